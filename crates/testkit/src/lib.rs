@@ -1,0 +1,1 @@
+//! Models, operations and failing stores for the tests.
