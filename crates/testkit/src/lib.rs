@@ -1,1 +1,3 @@
 //! Models, operations and failing stores for the tests.
+
+pub mod skip;
