@@ -1,2 +1,50 @@
-//! What a developer and CI run.
-fn main() {}
+//! What a developer and CI run: `tidy` checks facts about the sources and documents, `bench` measures.
+
+mod bench;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+/// The tasks of this workspace, run as `cargo xtask <task>`.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct CommandLine {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check what a machine can check about names, layout and documents.
+    Tidy,
+    /// Measure every row of design targets against its reference, interleaved in one run.
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    match run(CommandLine::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
+    let root = workspace_root().context("finding the workspace's root")?;
+    match command_line.task {
+        Task::Tidy => Ok(tidy::report(&tidy::check(&root)?)),
+        Task::Bench(options) => bench::run(&root, &options),
+    }
+}
+
+/// The directory that holds the workspace's `Cargo.toml`.
+fn workspace_root() -> anyhow::Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+    Ok(root.canonicalize()?)
+}

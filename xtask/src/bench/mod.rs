@@ -1,0 +1,67 @@
+//! Measures every target against its reference: both sides in one run, interleaved, placed alike.
+
+mod format;
+mod page;
+mod plot;
+mod report;
+mod row;
+mod statistics;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+
+use report::{Machine, Report, RowReport, print_row};
+use row::{Effort, Row};
+
+/// Every row, in the order of the targets they belong to.
+const ROWS: [&Row; 0] = [];
+
+/// What to measure and where to put it.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Take few samples: shows that a row works, not what it measures.
+    #[arg(long)]
+    quick: bool,
+    /// Write what was found to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure only this row; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    row: Vec<String>,
+    /// Measure only the rows that take seconds and need nothing of the machine.
+    #[arg(long)]
+    fast: bool,
+    /// Write docs/benchmarks.md and its pictures, which a full run of every row may do.
+    #[arg(long, conflicts_with_all = ["quick", "row", "fast"])]
+    write_docs: bool,
+}
+
+/// Measures what `options` ask for and prints each row as it is done.
+pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
+    for name in &options.row {
+        let known: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
+        ensure!(known.contains(&name.as_str()), "no row is named {name}; rows: {}", known.join(", "));
+    }
+    let effort = Effort { quick: options.quick };
+    let mut rows = Vec::new();
+    for row in ROWS.into_iter().filter(|row| wanted(row, options)) {
+        let parts = (row.measure)(effort).with_context(|| format!("measuring {}", row.name))?;
+        let found = RowReport::new(row, parts);
+        print_row(&found);
+        rows.push(found);
+    }
+    let report = Report { machine: Machine::here(), quick: options.quick, rows };
+    if let Some(path) = &options.json {
+        report.write_json(path)?;
+    }
+    if options.write_docs {
+        page::write(root, &report)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn wanted(row: &Row, options: &Options) -> bool {
+    (options.row.is_empty() || options.row.iter().any(|name| name == row.name)) && (row.fast || !options.fast)
+}

@@ -1,0 +1,190 @@
+//! What is measured: rows, their parts, and the targets they are held against.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::statistics::Interval;
+
+/// One thing that is measured and compared with a reference taken in the same run.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    /// What the row measures, in one sentence.
+    pub(crate) what: &'static str,
+    pub(crate) ours: &'static str,
+    pub(crate) reference: &'static str,
+    /// Whether the row takes seconds rather than minutes and needs nothing of the machine, so that CI runs it.
+    pub(crate) fast: bool,
+    pub(crate) measure: fn(Effort) -> anyhow::Result<Vec<Part>>,
+}
+
+/// How much work a run puts into each row.
+#[derive(Clone, Copy)]
+pub(crate) struct Effort {
+    pub(crate) quick: bool,
+}
+
+impl Effort {
+    /// Pairs of a latency row: at least 30, so that the median's interval means something.
+    pub(crate) fn pairs(self) -> u32 {
+        self.choose(40, 6)
+    }
+
+    /// `full`, or `quick` where the run is a quick one.
+    pub(crate) fn choose<T>(self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+}
+
+/// One measured line of a row, for instance one size.
+#[derive(Debug, Serialize)]
+pub(crate) struct Part {
+    pub(crate) label: String,
+    pub(crate) unit: Unit,
+    pub(crate) pairs: Pairs,
+    pub(crate) target: Target,
+}
+
+/// What samples are given in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Unit {
+    Seconds,
+    Bytes,
+    BytesPerSecond,
+    PagesPerSecond,
+}
+
+/// Samples of both sides; the two at one index were taken one right after the other.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Pairs {
+    pub(crate) ours: Vec<f64>,
+    pub(crate) reference: Vec<f64>,
+}
+
+/// What a part is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Target {
+    /// Ours divided by the reference.
+    RatioAtMost(f64),
+    /// Ours divided by the reference.
+    RatioAtLeast(f64),
+    /// Ours alone, in the part's unit.
+    OursAtMost(f64),
+    /// Ours less the reference, in the part's unit.
+    BeyondReferenceAtMost(f64),
+    /// Shown, held against nothing.
+    ShownOnly,
+}
+
+impl Part {
+    /// The samples the target speaks of: ratios, differences, or ours.
+    pub(crate) fn judged(&self) -> Vec<f64> {
+        let both = self.pairs.ours.iter().zip(&self.pairs.reference);
+        match self.target {
+            Target::RatioAtMost(_) | Target::RatioAtLeast(_) | Target::ShownOnly => {
+                both.map(|(ours, reference)| ours / reference).collect()
+            }
+            Target::BeyondReferenceAtMost(_) => both.map(|(ours, reference)| ours - reference).collect(),
+            Target::OursAtMost(_) => self.pairs.ours.clone(),
+        }
+    }
+
+    /// Whether the interval of the judged samples includes the target or lies on its better side.
+    pub(crate) fn verdict(&self) -> Verdict {
+        let Interval { low, high, .. } = Interval::of(&self.judged());
+        let met = match self.target {
+            Target::RatioAtMost(limit) | Target::OursAtMost(limit) | Target::BeyondReferenceAtMost(limit) => {
+                low <= limit
+            }
+            Target::RatioAtLeast(limit) => high >= limit,
+            Target::ShownOnly => return Verdict::Shown,
+        };
+        if met { Verdict::Met } else { Verdict::NotMet }
+    }
+}
+
+/// How a part, or a whole row, stands against its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Verdict {
+    Shown,
+    Met,
+    NotMet,
+}
+
+impl Verdict {
+    /// How tables say it.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Shown => "shown",
+            Self::Met => "met",
+            Self::NotMet => "not met",
+        }
+    }
+}
+
+/// Takes `pairs` samples of each side, one right after the other, the side that goes first changing each time.
+pub(crate) fn interleave(
+    pairs: u32,
+    mut ours: impl FnMut() -> anyhow::Result<f64>,
+    mut reference: impl FnMut() -> anyhow::Result<f64>,
+) -> anyhow::Result<Pairs> {
+    let mut taken = Pairs::default();
+    for pair in 0..pairs {
+        if pair % 2 == 0 {
+            taken.ours.push(ours()?);
+            taken.reference.push(reference()?);
+        } else {
+            taken.reference.push(reference()?);
+            taken.ours.push(ours()?);
+        }
+    }
+    Ok(taken)
+}
+
+/// Seconds that each of `operations` takes when `work` does them all.
+pub(crate) fn seconds_each(operations: u32, work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    per_operation(start.elapsed(), operations)
+}
+
+/// Seconds of one of `operations` that together took `elapsed`.
+pub(crate) fn per_operation(elapsed: Duration, operations: u32) -> f64 {
+    elapsed.as_secs_f64() / f64::from(operations)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(ours: &[f64], reference: &[f64], target: Target) -> Part {
+        let pairs = Pairs { ours: ours.to_vec(), reference: reference.to_vec() };
+        Part { label: String::new(), unit: Unit::Seconds, pairs, target }
+    }
+
+    #[test]
+    fn a_target_is_met_when_the_interval_includes_it_or_better() {
+        let (ours, reference) = ([2.0, 2.2, 2.4], [2.0, 2.0, 2.0]);
+        assert_eq!(part(&ours, &reference, Target::RatioAtMost(1.05)).verdict(), Verdict::Met);
+        assert_eq!(part(&ours, &reference, Target::RatioAtMost(0.99)).verdict(), Verdict::NotMet);
+        assert_eq!(part(&ours, &reference, Target::RatioAtLeast(1.15)).verdict(), Verdict::Met);
+        assert_eq!(part(&ours, &reference, Target::RatioAtLeast(1.25)).verdict(), Verdict::NotMet);
+        assert_eq!(part(&ours, &[], Target::OursAtMost(2.1)).verdict(), Verdict::Met);
+        assert_eq!(part(&ours, &reference, Target::BeyondReferenceAtMost(-0.1)).verdict(), Verdict::NotMet);
+    }
+
+    #[test]
+    fn the_side_that_goes_first_changes_with_each_pair() {
+        let order = std::cell::RefCell::new(String::new());
+        let take = |name| {
+            order.borrow_mut().push(name);
+            Ok(1.0)
+        };
+        let pairs = interleave(3, || take('o'), || take('r')).expect("both sides succeed");
+        assert_eq!((pairs.ours.len(), pairs.reference.len()), (3, 3));
+        assert_eq!(order.into_inner(), "orroor");
+    }
+}
