@@ -1,0 +1,271 @@
+//! What names things: snapshots, layers, frames, volumes, and the domains layers belong to.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::limits::NAME_BYTES_MAX;
+
+/// What a domain's name is hashed with, so that its key is used for nothing else.
+const DOMAIN_KEY_CONTEXT: &str = "rekindle 2026-01 layer domain key";
+
+/// The name of a snapshot: a UUID version 7, so names sort by the time of their pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotId(Uuid);
+
+impl SnapshotId {
+    /// A name nobody has used.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "a default that differs each time surprises")]
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The name with these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The name's bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for SnapshotId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let id = Uuid::try_parse(text).map_err(|_| NameError::NotAnId)?;
+        (id.hyphenated().to_string() == text).then_some(Self(id)).ok_or(NameError::NotAnId)
+    }
+}
+
+/// The name of a layer: the keyed hash of its canonical index, which commits to every byte of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId([u8; 32]);
+
+/// The BLAKE3 hash of one frame's uncompressed bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrameDigest([u8; 32]);
+
+macro_rules! digest {
+    ($digest:ident) => {
+        impl $digest {
+            /// The digest with these bytes.
+            #[must_use]
+            pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+
+            /// The digest's bytes.
+            #[must_use]
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $digest {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+            }
+        }
+
+        impl fmt::Debug for $digest {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($digest), "({})"), self)
+            }
+        }
+
+        impl FromStr for $digest {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                let digest = blake3::Hash::from_hex(text).map_err(|_| NameError::NotADigest)?;
+                (digest.to_hex().as_str() == text).then_some(Self(digest.into())).ok_or(NameError::NotADigest)
+            }
+        }
+    };
+}
+
+digest!(LayerId);
+digest!(FrameDigest);
+
+impl FrameDigest {
+    /// The digest of a frame's bytes.
+    #[must_use]
+    pub fn of(frame: &[u8]) -> Self {
+        Self(blake3::hash(frame).into())
+    }
+}
+
+/// Who may name a layer: one tenant, or everybody.
+///
+/// Its key enters every layer id, so equal bytes of two domains have different names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Domain {
+    name: Arc<str>,
+    key: [u8; 32],
+}
+
+impl Domain {
+    /// The domain of this name: 1 to 64 bytes of `a-z`, `0-9` and `-`.
+    pub fn named(name: &str) -> Result<Self, NameError> {
+        check_name(name)?;
+        Ok(Self { name: name.into(), key: blake3::derive_key(DOMAIN_KEY_CONTEXT, name.as_bytes()) })
+    }
+
+    /// The domain every tenant may name layers of.
+    #[must_use]
+    pub fn shared() -> Self {
+        Self::named("shared").expect("the word is a valid name")
+    }
+
+    /// The domain's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The key layer ids of this domain are hashed with.
+    #[must_use]
+    pub const fn key(&self) -> &[u8; 32] {
+        &self.key
+    }
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// The name of a volume of a snapshot, like `memory`: 1 to 64 bytes of `a-z`, `0-9` and `-`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeName(Arc<str>);
+
+impl VolumeName {
+    /// The name of a guest's memory.
+    #[must_use]
+    pub fn memory() -> Self {
+        Self("memory".into())
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        check_name(text)?;
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Text that names nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// A snapshot's name is a lower-case hyphenated UUID.
+    #[error("a snapshot's name is a lower-case UUID with hyphens")]
+    NotAnId,
+    /// A digest is 64 lower-case hexadecimal digits.
+    #[error("a digest is 64 lower-case hexadecimal digits")]
+    NotADigest,
+    /// A name has at least one byte.
+    #[error("a name must not be empty")]
+    Empty,
+    /// A name has at most 64 bytes.
+    #[error("a name of {bytes} bytes is longer than {NAME_BYTES_MAX}")]
+    TooLong {
+        /// How long it is.
+        bytes: usize,
+    },
+    /// A name is of lower-case letters, digits and hyphens.
+    #[error("byte {at} of the name is none of a-z, 0-9 and '-'")]
+    Character {
+        /// Where the byte is.
+        at: usize,
+    },
+}
+
+/// Whether `name` may name a domain, a volume or a blob.
+pub(crate) fn check_name(name: &str) -> Result<(), NameError> {
+    let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    match name.bytes().position(|byte| !allowed(byte)) {
+        _ if name.is_empty() => Err(NameError::Empty),
+        _ if name.len() > NAME_BYTES_MAX => Err(NameError::TooLong { bytes: name.len() }),
+        Some(at) => Err(NameError::Character { at }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back_from_what_they_display() {
+        let snapshot = SnapshotId::new();
+        assert_eq!(snapshot.to_string().parse(), Ok(snapshot));
+        assert_eq!(SnapshotId::from_bytes(*snapshot.as_bytes()), snapshot);
+        let layer = LayerId::from_bytes([0xa7; 32]);
+        assert_eq!(layer.to_string().parse(), Ok(layer));
+        assert_eq!(format!("{layer:?}"), format!("LayerId({layer})"));
+    }
+
+    #[test]
+    fn later_snapshots_sort_after_earlier_ones() {
+        let ids: Vec<_> = (0..100).map(|_| SnapshotId::new()).collect();
+        assert!(ids.is_sorted());
+    }
+
+    #[test]
+    fn one_thing_has_one_spelling() {
+        let snapshot = SnapshotId::from_bytes([0xab; 16]).to_string();
+        assert_eq!(snapshot.to_uppercase().parse::<SnapshotId>(), Err(NameError::NotAnId));
+        assert_eq!(snapshot.replace('-', "").parse::<SnapshotId>(), Err(NameError::NotAnId));
+        let layer = LayerId::from_bytes([0xab; 32]).to_string();
+        assert_eq!(layer.to_uppercase().parse::<LayerId>(), Err(NameError::NotADigest));
+        assert_eq!(layer[1..].parse::<LayerId>(), Err(NameError::NotADigest));
+    }
+
+    #[test]
+    fn a_name_that_could_leave_its_directory_is_refused() {
+        assert_eq!("a/b".parse::<VolumeName>(), Err(NameError::Character { at: 1 }));
+        assert_eq!("..".parse::<VolumeName>(), Err(NameError::Character { at: 0 }));
+        assert_eq!("Memory".parse::<VolumeName>(), Err(NameError::Character { at: 0 }));
+        assert_eq!("".parse::<VolumeName>(), Err(NameError::Empty));
+        assert_eq!("a".repeat(65).parse::<VolumeName>(), Err(NameError::TooLong { bytes: 65 }));
+        assert!("a".repeat(64).parse::<VolumeName>().is_ok());
+        assert_eq!("memory".parse(), Ok(VolumeName::memory()));
+    }
+
+    #[test]
+    fn domains_have_different_keys() {
+        let one = Domain::named("tenant-1").expect("valid");
+        assert_ne!(one.key(), Domain::shared().key());
+        assert_eq!(one, Domain::named("tenant-1").expect("valid"));
+        assert!(Domain::named("Tenant").is_err());
+    }
+}

@@ -1,0 +1,199 @@
+//! Which page of which layer holds each page of a volume, by name; shared structurally between generations.
+//!
+//! The map is cut in chunks of 512 pages. A chunk no generation touched is one `Arc` in all their maps.
+
+mod chunk;
+mod codec;
+mod overlay;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use crate::geometry::{GuestPage, GuestPages, LayerPage, usize_of};
+use crate::page_set::PageSet;
+use chunk::{CHUNK_PAGES, Chunk};
+use overlay::Overlay;
+
+/// A position in a manifest's list of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerSlot(u16);
+
+impl LayerSlot {
+    /// How many slots there can be; the last number stands for "no layer" inside a chunk.
+    pub const COUNT_MAX: u16 = u16::MAX;
+
+    /// The slot with this number; one past the last slot is a bug of the caller.
+    #[must_use]
+    pub fn new(number: u16) -> Self {
+        Self::checked(number).expect("a slot's number is below the most slots there can be")
+    }
+
+    /// The slot with this number, if there can be one.
+    #[must_use]
+    pub fn checked(number: u16) -> Option<Self> {
+        (number < Self::COUNT_MAX).then_some(Self(number))
+    }
+
+    /// The slot's number.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+
+    /// The slot's number as an index into memory.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
+/// Where the bytes of a page are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// Nowhere: the page is zero.
+    Zero,
+    /// In a layer.
+    Layer {
+        /// Which layer.
+        slot: LayerSlot,
+        /// Which of its pages.
+        page: LayerPage,
+    },
+}
+
+impl Place {
+    /// The place `pages` further on in the same run.
+    #[must_use]
+    pub fn plus(self, pages: u32) -> Self {
+        match self {
+            Self::Zero => Self::Zero,
+            Self::Layer { slot, page } => Self::Layer { slot, page: page.plus(pages) },
+        }
+    }
+}
+
+/// Where each page of a volume is.
+///
+/// A run is a maximal stretch of pages that are all zero, or lie one after another in one layer. Cloning is cheap.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PageMap {
+    chunks: Arc<[Chunk]>,
+    /// Pages in each slot, up to the last slot in use.
+    live: Arc<[u32]>,
+    pages: u32,
+    runs: u32,
+}
+
+impl PageMap {
+    /// The map of a volume of `pages`, all of them zero.
+    #[must_use]
+    pub fn zero(pages: u32) -> Self {
+        let chunks = vec![Chunk::Uniform(Place::Zero); usize_of(pages.div_ceil(CHUNK_PAGES))];
+        Self { chunks: chunks.into(), live: Arc::new([]), pages, runs: pages.min(1) }
+    }
+
+    /// How many pages the volume has.
+    #[must_use]
+    pub const fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// How many runs the map has.
+    #[must_use]
+    pub const fn runs_count(&self) -> u32 {
+        self.runs
+    }
+
+    /// Where `page` is; a page outside the volume is a bug of the caller.
+    #[must_use]
+    pub fn lookup(&self, page: GuestPage) -> Place {
+        self.assert_holds(page);
+        self.chunks[usize_of(page.number() / CHUNK_PAGES)].lookup(page.number() % CHUNK_PAGES)
+    }
+
+    /// Where `page` is, and how many pages from it, at most `limit`, are of the same run.
+    ///
+    /// The count ends at the volume's last page and is 0 only where `limit` is.
+    #[must_use]
+    pub fn run_at(&self, page: GuestPage, limit: u32) -> (Place, u32) {
+        let place = self.lookup(page);
+        let limit = limit.min(self.pages - page.number());
+        let offset = page.number() % CHUNK_PAGES;
+        let mut next = usize_of(page.number() / CHUNK_PAGES);
+        let mut count = self.chunks[next].run_end(offset) - offset;
+        while count < limit && (offset + count).is_multiple_of(CHUNK_PAGES) {
+            next += 1;
+            let chunk = &self.chunks[next];
+            if chunk.lookup(0) != place.plus(count) {
+                break;
+            }
+            count += chunk.run_end(0);
+        }
+        (place, count.min(limit))
+    }
+
+    /// All runs, in order.
+    pub fn runs(&self) -> impl Iterator<Item = (GuestPages, Place)> + '_ {
+        let mut rest = GuestPages::new(GuestPage::FIRST, self.pages);
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let (place, count) = self.run_at(rest.start(), rest.count());
+            let run = rest.first_pages(count);
+            rest = rest.after(count);
+            Some((run, place))
+        })
+    }
+
+    /// How many pages lie in `slot`.
+    #[must_use]
+    pub fn live_pages(&self, slot: LayerSlot) -> u32 {
+        self.live.get(slot.index()).copied().unwrap_or(0)
+    }
+
+    /// The slots some page lies in, in order.
+    pub fn live_slots(&self) -> impl Iterator<Item = LayerSlot> + '_ {
+        (0..).zip(self.live.iter()).filter(|(_, live)| **live > 0).map(|(number, _)| LayerSlot(number))
+    }
+
+    /// This map with the pages `kept` in the layer at `slot`, each at its rank in `kept`, and those of `zero` zero.
+    ///
+    /// Costs what the touched chunks cost; all others are shared. The slot is one no other page lies in.
+    #[must_use]
+    pub fn overlay(&self, kept: &PageSet, slot: LayerSlot, zero: &PageSet) -> Self {
+        assert_eq!(kept.pages(), self.pages, "the sets are of the volume that the map is of");
+        let map = Overlay::new(kept, slot, zero).over(self);
+        assert_eq!(map.live_pages(slot), kept.len(), "no other page lies in the slot of the new layer");
+        map
+    }
+
+    /// Bytes of heap the map holds, shared chunks included.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        let counts = 2 * size_of::<usize>();
+        let tables = size_of_val::<[Chunk]>(&self.chunks) + size_of_val::<[u32]>(&self.live) + 2 * counts;
+        tables + self.chunks.iter().map(Chunk::heap_bytes).sum::<usize>()
+    }
+
+    /// How many chunks of this map are the very ones of `other`, not only equal to them.
+    #[must_use]
+    pub fn chunks_shared_with(&self, other: &Self) -> usize {
+        self.chunks
+            .iter()
+            .zip(other.chunks.iter())
+            .filter(|(chunk, other)| chunk.is_the_same_as(other))
+            .count()
+    }
+
+    fn assert_holds(&self, page: GuestPage) {
+        assert!(page.number() < self.pages, "page {page} is outside a volume of {} pages", self.pages);
+    }
+}
+
+impl std::fmt::Debug for PageMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.runs().map(|(run, place)| (run.to_string(), place))).finish()
+    }
+}

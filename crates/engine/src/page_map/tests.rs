@@ -1,0 +1,1 @@
+//! The page map against a plain list of places.

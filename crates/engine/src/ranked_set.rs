@@ -1,0 +1,236 @@
+//! A set of pages that never changes and knows each member's rank, small where the set is sparse.
+
+use crate::geometry::{GuestPage, GuestPages, LayerPage, usize_of};
+use crate::page_set::PageSet;
+
+/// Words of 64 pages in a block.
+const BLOCK_WORDS: usize = 8;
+/// Pages of a block: one rank is kept for each.
+const BLOCK_PAGES: u32 = 512;
+
+/// A fixed set of pages of a volume in which every member has a rank: its place in the layer that packs them.
+///
+/// Blocks of 512 pages that are empty or full take 8 bytes, others 64 more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankedSet {
+    blocks: Box<[Block]>,
+    words: Box<[u64]>,
+    pages: u32,
+    len: u32,
+}
+
+/// One block: members before it, and where its words are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    rank: u32,
+    members: Members,
+}
+
+/// Where the words of a block are: nowhere if it is empty or full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Members(u32);
+
+impl Members {
+    const NONE: Self = Self(u32::MAX);
+    const ALL: Self = Self(u32::MAX - 1);
+}
+
+impl From<&PageSet> for RankedSet {
+    fn from(set: &PageSet) -> Self {
+        let mut blocks = Vec::with_capacity(set.words().len().div_ceil(BLOCK_WORDS));
+        let mut words = Vec::new();
+        let mut rank = 0;
+        let mut mixed = 0;
+        for block in set.words().chunks(BLOCK_WORDS) {
+            let count: u32 = block.iter().map(|word| word.count_ones()).sum();
+            let members = match count {
+                0 => Members::NONE,
+                BLOCK_PAGES => Members::ALL,
+                _ => {
+                    words.extend_from_slice(block);
+                    words.resize(words.len().next_multiple_of(BLOCK_WORDS), 0);
+                    mixed += 1;
+                    Members(mixed - 1)
+                }
+            };
+            blocks.push(Block { rank, members });
+            rank += count;
+        }
+        Self {
+            blocks: blocks.into_boxed_slice(),
+            words: words.into_boxed_slice(),
+            pages: set.pages(),
+            len: rank,
+        }
+    }
+}
+
+impl RankedSet {
+    /// How many pages the volume has, whether in the set or not.
+    #[must_use]
+    pub const fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// How many pages are in the set.
+    #[must_use]
+    pub const fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether no page is in the set.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many members come before `page`, if it is a member itself.
+    #[must_use]
+    pub fn rank(&self, page: GuestPage) -> Option<LayerPage> {
+        let block = self.block_of(page);
+        let offset = page.number() % BLOCK_PAGES;
+        match block.members {
+            Members::NONE => None,
+            Members::ALL => Some(LayerPage::new(block.rank + offset)),
+            members => {
+                let words = self.words_of(members);
+                let word = usize_of(offset / u64::BITS);
+                let bit = 1_u64 << (offset % u64::BITS);
+                let before: u32 = words[..word].iter().map(|word| word.count_ones()).sum();
+                let within = (words[word] & (bit - 1)).count_ones();
+                (words[word] & bit != 0).then(|| LayerPage::new(block.rank + before + within))
+            }
+        }
+    }
+
+    /// Whether `page` is in the set.
+    #[must_use]
+    pub fn contains(&self, page: GuestPage) -> bool {
+        self.rank(page).is_some()
+    }
+
+    /// The rank of `page`, and for how many pages from it, at most `limit`, members follow on, or are absent.
+    ///
+    /// The count ends at the volume's last page and is 0 only where `limit` is.
+    #[must_use]
+    pub fn run_at(&self, page: GuestPage, limit: u32) -> (Option<LayerPage>, u32) {
+        let rank = self.rank(page);
+        let limit = limit.min(self.pages - page.number());
+        let mut count = 0;
+        while count < limit {
+            let (same, room) = self.same_in_block(page.plus(count), rank.is_some());
+            count += same;
+            if same < room {
+                break;
+            }
+        }
+        (rank, count.min(limit))
+    }
+
+    /// The set as maximal runs, in order.
+    pub fn runs(&self) -> impl Iterator<Item = GuestPages> + '_ {
+        let mut rest = GuestPages::new(GuestPage::FIRST, self.pages);
+        std::iter::from_fn(move || {
+            while !rest.is_empty() {
+                let (rank, count) = self.run_at(rest.start(), rest.count());
+                let run = rest.first_pages(count);
+                rest = rest.after(count);
+                if rank.is_some() {
+                    return Some(run);
+                }
+            }
+            None
+        })
+    }
+
+    /// The same pages as a set that can change.
+    #[must_use]
+    pub fn to_set(&self) -> PageSet {
+        let mut set = PageSet::new(self.pages);
+        self.runs().for_each(|run| set.insert_run(run));
+        set
+    }
+
+    /// Bytes of heap the set holds.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        size_of_val::<[Block]>(&self.blocks) + size_of_val::<[u64]>(&self.words)
+    }
+
+    fn block_of(&self, page: GuestPage) -> Block {
+        assert!(page.number() < self.pages, "page {page} is outside a volume of {} pages", self.pages);
+        self.blocks[usize_of(page.number() / BLOCK_PAGES)]
+    }
+
+    fn words_of(&self, members: Members) -> &[u64] {
+        let first = usize_of(members.0) * BLOCK_WORDS;
+        &self.words[first..first + BLOCK_WORDS]
+    }
+
+    /// How many pages from `page` on are members (or not, as asked) in its word or uniform block, and how many
+    /// that word or block has from there.
+    fn same_in_block(&self, page: GuestPage, member: bool) -> (u32, u32) {
+        let offset = page.number() % BLOCK_PAGES;
+        let uniform = |all: bool| if all == member { BLOCK_PAGES - offset } else { 0 };
+        match self.block_of(page).members {
+            Members::NONE => (uniform(false), BLOCK_PAGES - offset),
+            Members::ALL => (uniform(true), BLOCK_PAGES - offset),
+            members => {
+                let word = self.words_of(members)[usize_of(offset / u64::BITS)];
+                let bit = offset % u64::BITS;
+                let differing = if member { !word } else { word };
+                ((differing >> bit).trailing_zeros().min(u64::BITS - bit), u64::BITS - bit)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn set() -> impl Strategy<Value = PageSet> {
+        (1_u32..3000)
+            .prop_flat_map(|pages| (Just(pages), prop::collection::vec((0..pages, 1_u32..1400), 0..20)))
+            .prop_map(|(pages, runs)| {
+                let mut set = PageSet::new(pages);
+                for (start, count) in runs {
+                    set.insert_run(GuestPages::new(GuestPage::new(start), count.min(pages - start)));
+                }
+                set
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn a_rank_counts_the_members_before(set in set()) {
+            let ranked = RankedSet::from(&set);
+            let mut before = 0;
+            for page in (0..set.pages()).map(GuestPage::new) {
+                let expected = set.contains(page).then_some(LayerPage::new(before));
+                prop_assert_eq!(ranked.rank(page), expected);
+                before += u32::from(set.contains(page));
+            }
+            prop_assert_eq!((ranked.len(), ranked.pages()), (before, set.pages()));
+        }
+
+        #[test]
+        fn runs_are_those_of_the_set(set in set(), limit in 1_u32..900) {
+            let ranked = RankedSet::from(&set);
+            prop_assert_eq!(ranked.runs().collect::<Vec<_>>(), set.runs().collect::<Vec<_>>());
+            prop_assert_eq!(&ranked.to_set(), &set);
+            for page in (0..set.pages()).step_by(7).map(GuestPage::new) {
+                let (rank, count) = ranked.run_at(page, limit);
+                prop_assert_eq!((rank.is_some(), count), set.run_at(page, limit));
+            }
+        }
+    }
+
+    #[test]
+    fn a_sparse_set_of_a_large_volume_is_small() {
+        let mut set = PageSet::new(4 << 20);
+        set.insert_run(GuestPages::new(GuestPage::new(1_000_000), 2000));
+        assert!(RankedSet::from(&set).heap_bytes() < set.heap_bytes() / 7);
+    }
+}

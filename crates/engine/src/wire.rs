@@ -1,0 +1,350 @@
+//! Reading and writing of little-endian formats: every read is bounded and every error says where it happened.
+
+use thiserror::Error;
+
+use crate::geometry::u64_of;
+
+/// Bytes of the longest varint: 64 bits in groups of 7.
+const VARINT_BYTES_MAX: u32 = 10;
+
+/// What is wrong with an encoding, in which field of it, and at which byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{field} at byte {offset}: {problem}")]
+pub struct WireError {
+    /// The field that could not be read.
+    pub field: &'static str,
+    /// Where the field starts.
+    pub offset: usize,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What can be wrong with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Problem {
+    /// The input ends within the field.
+    #[error("the input ends too early")]
+    Truncated,
+    /// The input goes on after its last field.
+    #[error("{bytes} bytes follow the last field")]
+    Trailing {
+        /// How many bytes follow.
+        bytes: usize,
+    },
+    /// A number is not in its shortest form, or does not fit 64 bits.
+    #[error("the number is not in its one form")]
+    NotCanonical,
+    /// A number is larger than its limit.
+    #[error("{value} is more than {max}")]
+    TooLarge {
+        /// The number found.
+        value: u64,
+        /// The largest number allowed.
+        max: u64,
+    },
+    /// The value contradicts the format or another field.
+    #[error("{0}")]
+    Invalid(&'static str),
+}
+
+/// Reads fields one after another from bytes that are not trusted.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    offset: usize,
+    field_offset: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader of `bytes` from their start.
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, offset: 0, field_offset: 0 }
+    }
+
+    /// Where the next field starts.
+    #[must_use]
+    pub const fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// How many bytes are left.
+    #[must_use]
+    pub const fn remaining(&self) -> usize {
+        self.bytes.len() - self.offset
+    }
+
+    /// The next `count` bytes.
+    pub fn bytes(&mut self, field: &'static str, count: usize) -> Result<&'a [u8], WireError> {
+        self.field_offset = self.offset;
+        self.take(field, count)
+    }
+
+    /// The next `N` bytes.
+    pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
+        let bytes = self.bytes(field, N)?;
+        Ok(bytes.try_into().expect("as many bytes were asked for"))
+    }
+
+    /// The next byte.
+    pub fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
+        self.array(field).map(u8::from_le_bytes)
+    }
+
+    /// The next two bytes as a number.
+    pub fn u16(&mut self, field: &'static str) -> Result<u16, WireError> {
+        self.array(field).map(u16::from_le_bytes)
+    }
+
+    /// The next four bytes as a number.
+    pub fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
+        self.array(field).map(u32::from_le_bytes)
+    }
+
+    /// The next eight bytes as a number.
+    pub fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
+        self.array(field).map(u64::from_le_bytes)
+    }
+
+    /// The next number in groups of 7 bits, lowest first, in its shortest form.
+    pub fn varint(&mut self, field: &'static str) -> Result<u64, WireError> {
+        self.field_offset = self.offset;
+        let mut value = 0_u64;
+        for group in 0..VARINT_BYTES_MAX {
+            let [byte] = self.take(field, 1)?.try_into().expect("one byte was asked for");
+            let bits = u64::from(byte & 0x7f);
+            let shifted = bits << (group * 7);
+            if shifted >> (group * 7) != bits || (byte == 0 && group > 0) {
+                return Err(self.error(field, Problem::NotCanonical));
+            }
+            value |= shifted;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(self.error(field, Problem::NotCanonical))
+    }
+
+    /// The next varint, at most `max`.
+    pub fn varint_u32(&mut self, field: &'static str, max: u32) -> Result<u32, WireError> {
+        let value = self.varint(field)?;
+        match u32::try_from(value) {
+            Ok(value) if value <= max => Ok(value),
+            _ => Err(self.error(field, Problem::TooLarge { value, max: max.into() })),
+        }
+    }
+
+    /// The next varint as a size in memory, at most `max`.
+    pub fn varint_usize(&mut self, field: &'static str, max: usize) -> Result<usize, WireError> {
+        let value = self.varint(field)?;
+        match usize::try_from(value) {
+            Ok(value) if value <= max => Ok(value),
+            _ => Err(self.error(field, Problem::TooLarge { value, max: u64_of(max) })),
+        }
+    }
+
+    /// The next text: its length as a varint, at most `bytes_max`, then UTF-8.
+    pub fn text(&mut self, field: &'static str, bytes_max: usize) -> Result<&'a str, WireError> {
+        let count = self.varint_usize(field, bytes_max)?;
+        let bytes = self.bytes(field, count)?;
+        std::str::from_utf8(bytes).map_err(|_| self.error(field, Problem::Invalid("the text is not UTF-8")))
+    }
+
+    /// Checks that nothing follows the last field.
+    pub fn finish(self) -> Result<(), WireError> {
+        match self.remaining() {
+            0 => Ok(()),
+            bytes => Err(WireError {
+                field: "end of input",
+                offset: self.offset,
+                problem: Problem::Trailing { bytes },
+            }),
+        }
+    }
+
+    /// An error about the field read last.
+    #[must_use]
+    pub const fn error(&self, field: &'static str, problem: Problem) -> WireError {
+        WireError { field, offset: self.field_offset, problem }
+    }
+
+    /// An error about the field read last: its value cannot be, for this reason.
+    #[must_use]
+    pub const fn invalid(&self, field: &'static str, reason: &'static str) -> WireError {
+        self.error(field, Problem::Invalid(reason))
+    }
+
+    fn take(&mut self, field: &'static str, count: usize) -> Result<&'a [u8], WireError> {
+        let end = self.offset.checked_add(count).filter(|end| *end <= self.bytes.len());
+        let end = end.ok_or(self.error(field, Problem::Truncated))?;
+        let taken = &self.bytes[self.offset..end];
+        self.offset = end;
+        Ok(taken)
+    }
+}
+
+/// Writes fields one after another.
+#[derive(Debug, Default)]
+pub struct Writer {
+    bytes: Vec<u8>,
+}
+
+impl Writer {
+    /// A writer that has written nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { bytes: Vec::new() }
+    }
+
+    /// How many bytes were written.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether nothing was written.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Writes bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Writes a byte.
+    pub fn u8(&mut self, value: u8) {
+        self.bytes.push(value);
+    }
+
+    /// Writes a number in two bytes.
+    pub fn u16(&mut self, value: u16) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// Writes a number in four bytes.
+    pub fn u32(&mut self, value: u32) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// Writes a number in eight bytes.
+    pub fn u64(&mut self, value: u64) {
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// Writes a number in groups of 7 bits, lowest first.
+    pub fn varint(&mut self, value: u64) {
+        let mut rest = value;
+        loop {
+            let [low, ..] = rest.to_le_bytes();
+            rest >>= 7;
+            if rest == 0 {
+                return self.u8(low & 0x7f);
+            }
+            self.u8(low | 0x80);
+        }
+    }
+
+    /// Writes a size in memory as a varint.
+    pub fn varint_usize(&mut self, value: usize) {
+        self.varint(u64_of(value));
+    }
+
+    /// Writes text: its length as a varint, then its bytes.
+    pub fn text(&mut self, text: &str) {
+        self.varint_usize(text.len());
+        self.bytes(text.as_bytes());
+    }
+
+    /// What was written.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn varint_bytes(value: u64) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.varint(value);
+        writer.into_bytes()
+    }
+
+    proptest! {
+        #[test]
+        fn a_varint_is_read_back(value: u64, shift in 0_u32..64) {
+            let value = value >> shift;
+            let bytes = varint_bytes(value);
+            let mut reader = Reader::new(&bytes);
+            prop_assert_eq!(reader.varint("number"), Ok(value));
+            prop_assert_eq!(reader.finish(), Ok(()));
+        }
+
+        #[test]
+        fn whatever_varint_is_read_has_no_other_form(bytes in prop::collection::vec(any::<u8>(), 0..12)) {
+            let mut reader = Reader::new(&bytes);
+            if let Ok(value) = reader.varint("number") {
+                prop_assert_eq!(&varint_bytes(value)[..], &bytes[..reader.offset()]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_overlong_varint_is_refused() {
+        let not_canonical = |bytes: &[u8]| Reader::new(bytes).varint("number").map_err(|error| error.problem);
+        assert_eq!(not_canonical(&[0x80, 0x00]), Err(Problem::NotCanonical));
+        assert_eq!(not_canonical(&[0xff, 0x80, 0x00]), Err(Problem::NotCanonical));
+        let mut eleven_groups = [0xff; 11];
+        eleven_groups[10] = 1;
+        assert_eq!(not_canonical(&eleven_groups), Err(Problem::NotCanonical));
+        assert_eq!(
+            not_canonical(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]),
+            Err(Problem::NotCanonical)
+        );
+        assert_eq!(not_canonical(&varint_bytes(u64::MAX)), Ok(u64::MAX));
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_where_it_starts() {
+        let mut reader = Reader::new(&[1, 2, 0x80, 0x80]);
+        assert_eq!(reader.u16("first"), Ok(0x0201));
+        let error = reader.varint("second").expect_err("no last group");
+        assert_eq!(error, WireError { field: "second", offset: 2, problem: Problem::Truncated });
+        assert_eq!(error.to_string(), "second at byte 2: the input ends too early");
+    }
+
+    #[test]
+    fn a_length_past_the_end_is_refused_without_overflow() {
+        let mut reader = Reader::new(&[1, 2, 3]);
+        assert!(reader.u8("first").is_ok());
+        assert_eq!(reader.bytes("rest", usize::MAX).map_err(|error| error.problem), Err(Problem::Truncated));
+        assert_eq!(reader.remaining(), 2);
+    }
+
+    #[test]
+    fn a_number_past_its_limit_is_refused() {
+        let bytes = varint_bytes(u64::from(u32::MAX) + 5);
+        let too_large = Err(Problem::TooLarge { value: u64::from(u32::MAX) + 5, max: u32::MAX.into() });
+        assert_eq!(Reader::new(&bytes).varint_u32("n", u32::MAX).map_err(|error| error.problem), too_large);
+        assert_eq!(Reader::new(&[65]).varint_usize("n", 65), Ok(65));
+        assert!(Reader::new(&[65]).varint_usize("n", 64).is_err());
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_is_refused() {
+        assert_eq!(Reader::new(&[1, b'a']).text("name", 1), Ok("a"));
+        assert!(Reader::new(&[1, 0xff]).text("name", 1).is_err());
+        assert!(Reader::new(&[2, b'a', b'b']).text("name", 1).is_err());
+    }
+
+    #[test]
+    fn bytes_after_the_last_field_are_refused() {
+        let error = Reader::new(&[0, 0]).finish().expect_err("two bytes follow");
+        assert_eq!(error.problem, Problem::Trailing { bytes: 2 });
+    }
+}
