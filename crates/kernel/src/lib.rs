@@ -1,1 +1,44 @@
-//! What Linux lends rekindle.
+//! What Linux lends rekindle: memory files, mappings, userfaultfd, page-table scans, fd passing, other processes.
+//!
+//! All the unsafe code of the engine and of the program is here, behind calls that cannot be misused; no policy is.
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!(
+    "rekindle runs on Linux on x86-64 only: its SIGBUS guard and its kernel ABI are written for that"
+);
+
+mod area;
+pub mod event_buffer;
+pub mod fd_passing;
+mod guard;
+pub mod guest_memory;
+pub mod guest_range;
+pub mod hugepages;
+mod ioctl;
+pub mod mapping;
+pub mod memfd;
+mod number;
+pub mod page;
+pub mod pagemap;
+pub mod placement;
+pub mod process;
+pub mod shared_buffer;
+pub mod source;
+pub mod userfaultfd;
+pub mod wakeup;
+pub mod writable;
+
+pub use event_buffer::{Event, EventBuffer, FaultKind};
+pub use guest_memory::{Backing, Discard, GuestMemory};
+pub use guest_range::GuestRange;
+pub use hugepages::HugepageReservation;
+pub use mapping::{LostBytes, Mapping};
+pub use memfd::Memfd;
+pub use page::{HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
+pub use pagemap::{PageClass, Pagemap};
+pub use placement::ThreadCpu;
+pub use process::{ProcessHandle, Signal};
+pub use shared_buffer::SharedBuffer;
+pub use source::Source;
+pub use userfaultfd::{FaultScope, Features, Install, Protect, RegisterMode, RegisteredIoctls, Userfaultfd};
+pub use writable::WritableMapping;

@@ -1,0 +1,300 @@
+//! Copies and comparisons of memory whose reading may raise SIGBUS, which then fails that one read.
+//!
+//! Each call goes through a few lines of assembly that note the stack pointer in a thread-local slot and call libc's
+//! `memcpy` or `memcmp`. The SIGBUS handler, finding the slot set and the address in a guarded range, sends the thread
+//! to the end of those lines: no Rust frame is skipped. A SIGBUS of anyone else goes to the handler before ours.
+
+use std::arch::global_asm;
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::{Once, OnceLock};
+
+use crate::page::{HUGE_PAGE_BYTES, PAGE_BYTES};
+
+/// A guarded range could not be read; the address is where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lost {
+    pub(crate) address: usize,
+}
+
+/// The calling thread's guarded read, where one is going on. The assembly knows the offset of `stack`: 0.
+#[repr(C)]
+struct Slot {
+    /// Stack pointer inside the assembly; 0 while nothing is guarded.
+    stack: Cell<usize>,
+    first: Cell<Span>,
+    second: Cell<Span>,
+    /// Address that could not be read; 0 while none.
+    lost: Cell<usize>,
+}
+
+/// Addresses `start..end`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+impl Span {
+    const NONE: Self = Self { start: 0, end: 0 };
+
+    fn of(start: *const u8, bytes: usize) -> Self {
+        Self { start: start.addr(), end: start.addr().saturating_add(bytes) }
+    }
+
+    /// Whether the block of `grain` bytes around `address`, which is all the kernel tells, touches the span.
+    fn touches(self, address: usize, grain: usize) -> bool {
+        let block = address & !(grain - 1);
+        block < self.end && block.saturating_add(grain) > self.start
+    }
+}
+
+thread_local! {
+    // Const and without drop, so that the signal handler reaches it without allocating.
+    static SLOT: Slot = const {
+        Slot { stack: Cell::new(0), first: Cell::new(Span::NONE), second: Cell::new(Span::NONE), lost: Cell::new(0) }
+    };
+}
+
+// Arguments: the slot, then those of the libc function. Every callee-saved register lies on the stack at the address
+// noted in the slot, so the landing restores them whatever the libc function did with them before it faulted.
+global_asm!(
+    ".pushsection .text.rekindle_guarded, \"ax\", @progbits",
+    ".balign 16",
+    ".globl rekindle_guarded_compare",
+    ".hidden rekindle_guarded_compare",
+    ".type rekindle_guarded_compare, @function",
+    ".globl rekindle_guarded_copy",
+    ".hidden rekindle_guarded_copy",
+    ".type rekindle_guarded_copy, @function",
+    ".globl rekindle_guarded_landing",
+    ".hidden rekindle_guarded_landing",
+    ".cfi_startproc",
+    "rekindle_guarded_compare:",
+    "mov rax, qword ptr [rip + memcmp@GOTPCREL]",
+    "jmp 2f",
+    "rekindle_guarded_copy:",
+    "mov rax, qword ptr [rip + memcpy@GOTPCREL]",
+    "2:",
+    "push rbx",
+    ".cfi_adjust_cfa_offset 8",
+    "push rbp",
+    ".cfi_adjust_cfa_offset 8",
+    "push r12",
+    ".cfi_adjust_cfa_offset 8",
+    "push r13",
+    ".cfi_adjust_cfa_offset 8",
+    "push r14",
+    ".cfi_adjust_cfa_offset 8",
+    "push r15",
+    ".cfi_adjust_cfa_offset 8",
+    "push rdi",
+    ".cfi_adjust_cfa_offset 8",
+    "mov qword ptr [rdi], rsp",
+    "mov rdi, rsi",
+    "mov rsi, rdx",
+    "mov rdx, rcx",
+    "call rax",
+    "rekindle_guarded_landing:",
+    "pop rdi",
+    ".cfi_adjust_cfa_offset -8",
+    "mov qword ptr [rdi], 0",
+    "pop r15",
+    ".cfi_adjust_cfa_offset -8",
+    "pop r14",
+    ".cfi_adjust_cfa_offset -8",
+    "pop r13",
+    ".cfi_adjust_cfa_offset -8",
+    "pop r12",
+    ".cfi_adjust_cfa_offset -8",
+    "pop rbp",
+    ".cfi_adjust_cfa_offset -8",
+    "pop rbx",
+    ".cfi_adjust_cfa_offset -8",
+    "ret",
+    ".cfi_endproc",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn rekindle_guarded_copy(slot: *const Slot, into: *mut u8, from: *const u8, bytes: usize) -> *mut u8;
+    fn rekindle_guarded_compare(slot: *const Slot, left: *const u8, right: *const u8, bytes: usize) -> c_int;
+    /// Not a function to call: where the handler sends a thread whose read failed.
+    fn rekindle_guarded_landing();
+}
+
+/// Copies `bytes` bytes; a SIGBUS while `from` is read ends the copy half-way.
+///
+/// # Safety
+/// `from` is `bytes` bytes of a mapping that stays until the call returns; `into` is `bytes` writable bytes that
+/// nothing else touches meanwhile, apart from `from`; [`install`] was called; no signal handler calls this.
+#[inline]
+pub(crate) unsafe fn copy(into: *mut u8, from: *const u8, bytes: usize) -> Result<(), Lost> {
+    SLOT.with(|slot| {
+        slot.arm(Span::of(from, bytes), Span::NONE);
+        // SAFETY: the caller's promise; the slot is this thread's, lives as long as it, and names what is read.
+        unsafe { rekindle_guarded_copy(ptr::from_ref(slot), into, from, bytes) };
+        slot.outcome()
+    })
+}
+
+/// Whether two stretches of `bytes` bytes are equal; a SIGBUS while either is read ends the comparison.
+///
+/// # Safety
+/// Both are `bytes` readable bytes of mappings that stay until the call returns; [`install`] was called; no signal
+/// handler calls this.
+#[inline]
+pub(crate) unsafe fn equal(left: *const u8, right: *const u8, bytes: usize) -> Result<bool, Lost> {
+    SLOT.with(|slot| {
+        slot.arm(Span::of(left, bytes), Span::of(right, bytes));
+        // SAFETY: the caller's promise; the slot is this thread's, lives as long as it, and names what is read.
+        let order = unsafe { rekindle_guarded_compare(ptr::from_ref(slot), left, right, bytes) };
+        slot.outcome().map(|()| order == 0)
+    })
+}
+
+impl Slot {
+    #[inline]
+    fn arm(&self, first: Span, second: Span) {
+        self.first.set(first);
+        self.second.set(second);
+        self.lost.set(0);
+    }
+
+    #[inline]
+    fn outcome(&self) -> Result<(), Lost> {
+        match self.lost.get() {
+            0 => Ok(()),
+            address => Err(Lost { address }),
+        }
+    }
+}
+
+/// Installs the SIGBUS handler, once in the life of the process; whoever handled SIGBUS before is called for the rest.
+pub(crate) fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        PREVIOUS.set(exchange_action(None)).expect("only this closure sets it, and it runs once");
+        let mut action = default_action();
+        action.sa_sigaction = address_of_handler();
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        exchange_action(Some(&action));
+    });
+}
+
+/// What was done about SIGBUS before us; set before our handler can run.
+static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// Sets the action for SIGBUS, if one is given, and returns the one that stood.
+fn exchange_action(action: Option<&libc::sigaction>) -> libc::sigaction {
+    let new = action.map_or(ptr::null(), ptr::from_ref);
+    let mut old = default_action();
+    // SAFETY: `new` is null or an initialised action whose handler is of the kind its flags say; `old` is writable.
+    let result = unsafe { libc::sigaction(libc::SIGBUS, new, &raw mut old) };
+    assert!(result == 0, "sigaction fails only for a bad signal number or a bad address");
+    old
+}
+
+fn default_action() -> libc::sigaction {
+    let action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: all zeroes is a valid sigaction: SIG_DFL, no flags, an empty mask, no restorer.
+    unsafe { action.assume_init() }
+}
+
+#[expect(clippy::as_conversions, reason = "sigaction wants the handler's address as a number")]
+fn address_of_handler() -> usize {
+    on_sigbus as *const () as usize
+}
+
+#[expect(clippy::as_conversions, reason = "the saved instruction pointer is a number")]
+fn address_of_landing() -> usize {
+    rekindle_guarded_landing as *const () as usize
+}
+
+extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel calls with SA_SIGINFO: both point to valid structures of this handler's frame.
+    let recovered = unsafe { recover(info, context.cast()) };
+    if !recovered {
+        // SAFETY: as above.
+        unsafe { pass_on(signal, info, context) };
+    }
+}
+
+/// Sends the interrupted thread to the landing if it was in a guarded read of the address that failed.
+///
+/// # Safety
+/// Called by the SIGBUS handler with its own arguments.
+unsafe fn recover(info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) -> bool {
+    // SAFETY: the caller's promise.
+    let code = unsafe { (*info).si_code };
+    let grain = match code {
+        libc::BUS_ADRERR | libc::BUS_OBJERR => PAGE_BYTES,
+        // A bad frame of memory; hugetlb loses the whole huge page.
+        libc::BUS_MCEERR_AR => HUGE_PAGE_BYTES,
+        _ => return false,
+    };
+    // SAFETY: the caller's promise.
+    let info = unsafe { &*info };
+    // SAFETY: a SIGBUS with one of these codes carries an address.
+    let address = unsafe { info.si_addr() }.addr();
+    SLOT.with(|slot| {
+        let stack = slot.stack.get();
+        let guarded = slot.first.get().touches(address, grain) || slot.second.get().touches(address, grain);
+        if stack == 0 || !guarded {
+            return false;
+        }
+        slot.lost.set(address.max(1));
+        // SAFETY: the caller's promise: these are the registers the thread goes on with.
+        let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+        set_register(registers, libc::REG_RSP, stack);
+        set_register(registers, libc::REG_RIP, address_of_landing());
+        // The landing is entered as if by a return: with the direction flag clear.
+        registers[register_index(libc::REG_EFL)] &= !0x400;
+        true
+    })
+}
+
+fn register_index(register: c_int) -> usize {
+    usize::try_from(register).expect("register numbers are small and positive")
+}
+
+fn set_register(registers: &mut [libc::greg_t], register: c_int, value: usize) {
+    registers[register_index(register)] = i64::try_from(value).expect("user addresses have 47 bits");
+}
+
+/// Does what was done about SIGBUS before us.
+///
+/// # Safety
+/// Called by the SIGBUS handler with its own arguments.
+unsafe fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let previous = PREVIOUS.get().copied().unwrap_or_else(default_action);
+    // SAFETY: the caller's promise.
+    let raised_by_access = unsafe { (*info).si_code } > 0;
+    match previous.sa_sigaction {
+        libc::SIG_IGN if !raised_by_access => {}
+        // The access is repeated when we return, or the signal delivered again, and ends the process.
+        libc::SIG_DFL | libc::SIG_IGN => {
+            exchange_action(Some(&default_action()));
+            if !raised_by_access {
+                // SAFETY: raises a signal in this thread, which is what there was before.
+                unsafe { libc::raise(signal) };
+            }
+        }
+        handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            let handler = ptr::with_exposed_provenance::<()>(handler);
+            // SAFETY: SA_SIGINFO says that the address is that of a function with these arguments.
+            let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
+                unsafe { std::mem::transmute(handler) };
+            handler(signal, info, context);
+        }
+        handler => {
+            let handler = ptr::with_exposed_provenance::<()>(handler);
+            // SAFETY: neither SIG_DFL, SIG_IGN nor SA_SIGINFO: a function that takes the signal's number.
+            let handler: extern "C" fn(c_int) = unsafe { std::mem::transmute(handler) };
+            handler(signal);
+        }
+    }
+}

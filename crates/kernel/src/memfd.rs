@@ -1,0 +1,233 @@
+//! A memory file: guest memory, or a volume's bytes frozen at a pause.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::area::Area;
+use crate::guard;
+use crate::number::{size, word};
+use crate::page::PageKind;
+
+/// An owned memfd or other tmpfs or hugetlbfs file that can be neither shortened nor lengthened.
+#[derive(Debug)]
+pub struct Memfd {
+    fd: OwnedFd,
+    bytes: u64,
+    kind: PageKind,
+}
+
+/// Why a descriptor that was handed over cannot be used as guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// It is not a file in memory.
+    #[error(
+        "not a memfd, tmpfs or hugetlbfs file (file system type {filesystem:#x}); give one made by memfd_create"
+    )]
+    NotMemory {
+        /// The type of its file system, as statfs has it.
+        filesystem: u64,
+    },
+    /// Its pages are of a size that is not served.
+    #[error("its pages have {page_bytes} bytes; 4096 and 2097152 are served")]
+    PageSize {
+        /// Bytes of a page of it.
+        page_bytes: u64,
+    },
+    /// It could be shortened under our mapping, and cannot be sealed against that.
+    #[error(
+        "it cannot be sealed against shrinking ({source}); make it with MFD_ALLOW_SEALING and pass it writable"
+    )]
+    Resizable {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel tells nothing about it.
+    #[error("cannot be looked at: {0}")]
+    Io(#[from] io::Error),
+}
+
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+impl Memfd {
+    /// A new memfd of `bytes` bytes, all holes, a multiple of the page size of `kind`.
+    pub fn create(name: &str, bytes: u64, kind: PageKind) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let flags = match kind {
+            PageKind::Small => flags,
+            PageKind::Huge => flags | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+        };
+        let fd = rustix::fs::memfd_create(name, flags)?;
+        rustix::fs::ftruncate(&fd, bytes)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)?;
+        Ok(Self { fd, bytes, kind })
+    }
+
+    /// Takes over a descriptor from outside, sealing its size.
+    pub fn adopt(fd: OwnedFd) -> Result<Self, AdoptError> {
+        let filesystem = rustix::fs::fstatfs(&fd).map_err(io::Error::from)?;
+        let page_bytes = word(usize::try_from(filesystem.f_bsize).unwrap_or(0));
+        let kind = match u64::try_from(filesystem.f_type).unwrap_or(0) {
+            TMPFS_MAGIC => PageKind::Small,
+            HUGETLBFS_MAGIC => PageKind::of_bytes(page_bytes).ok_or(AdoptError::PageSize { page_bytes })?,
+            filesystem => return Err(AdoptError::NotMemory { filesystem }),
+        };
+        let wanted = SealFlags::SHRINK | SealFlags::GROW;
+        let resizable = |errno: Errno| AdoptError::Resizable { source: errno.into() };
+        let present = rustix::fs::fcntl_get_seals(&fd).map_err(resizable)?;
+        if !present.contains(wanted) {
+            rustix::fs::fcntl_add_seals(&fd, wanted).map_err(resizable)?;
+        }
+        let length = rustix::fs::fstat(&fd).map_err(io::Error::from)?.st_size;
+        let bytes = u64::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Self { fd, bytes, kind })
+    }
+
+    /// Length in bytes, the same for ever.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What its pages are.
+    pub fn page_kind(&self) -> PageKind {
+        self.kind
+    }
+
+    /// Another handle of the same file.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, bytes: self.bytes, kind: self.kind })
+    }
+
+    /// Writes all of `from` at `offset`, allocating its pages; an error after some of it leaves that part written.
+    ///
+    /// hugetlb has no write call: there it goes through a mapping for the length of the call.
+    pub fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
+        self.check_inside(offset, from.len())?;
+        match self.kind {
+            PageKind::Small => self.write_small(from, offset),
+            PageKind::Huge => self.write_huge(from, offset),
+        }
+    }
+
+    fn write_small(&self, from: &[u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < from.len() {
+            match rustix::io::pwrite(&self.fd, &from[done..], offset + word(done)) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => done += written,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_huge(&self, from: &[u8], offset: u64) -> io::Result<()> {
+        let page = word(self.kind.bytes());
+        let start = offset - offset % page;
+        let end = (offset + word(from.len())).next_multiple_of(page);
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // Without NORESERVE: the kernel refuses the mapping, rather than the write, where pages are short.
+        let area = Area::of_fd(self.fd.as_fd(), start, size(end - start), protection, MapFlags::SHARED)?;
+        let into = area.at(size(offset - start), from.len());
+        // SAFETY: `into` is that many bytes of a writable area of our own, `from` is borrowed; mapping installed the
+        // guard.
+        unsafe { guard::copy(into, from.as_ptr(), from.len()) }.expect("private memory can be read");
+        Ok(())
+    }
+
+    /// Fills `into` from `offset`, allocating nothing: holes read as zeroes.
+    pub fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        self.check_inside(offset, into.len())?;
+        let mut done = 0;
+        while done < into.len() {
+            match rustix::io::pread(&self.fd, &mut into[done..], offset + word(done)) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees the pages that lie wholly in the range, and makes its other bytes zero.
+    pub fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.fd, flags, offset, bytes)?)
+    }
+
+    /// Bytes of memory that the file has taken.
+    pub fn allocated_bytes(&self) -> io::Result<u64> {
+        let blocks = rustix::fs::fstat(&self.fd)?.st_blocks;
+        Ok(u64::try_from(blocks).unwrap_or(0) * 512)
+    }
+
+    /// The stretches that have pages, in order; asking allocates nothing. A written page of zeroes counts.
+    ///
+    /// hugetlb calls everything data, so there this is an error of kind `Unsupported`.
+    pub fn data_runs(&self) -> io::Result<Vec<Range<u64>>> {
+        if self.kind == PageKind::Huge {
+            let why = "hugetlbfs does not tell its holes from its data";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
+        let mut runs = Vec::new();
+        let mut position = 0;
+        while position < self.bytes {
+            let start = match rustix::fs::seek(&self.fd, SeekFrom::Data(position)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => break,
+                Err(errno) => return Err(errno.into()),
+            };
+            let end = rustix::fs::seek(&self.fd, SeekFrom::Hole(start))?;
+            runs.push(start..end);
+            position = end;
+        }
+        Ok(runs)
+    }
+
+    /// Seals the file against writing, for ever; false while a writable mapping of it lives anywhere.
+    ///
+    /// True is the proof that no process can write it any more.
+    pub fn seal_writes(&self) -> io::Result<bool> {
+        match rustix::fs::fcntl_add_seals(&self.fd, SealFlags::WRITE) {
+            Ok(()) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Whether the file is sealed against writing.
+    pub fn is_write_sealed(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fcntl_get_seals(&self.fd)?.contains(SealFlags::WRITE))
+    }
+
+    /// A path by which this process can open the file again.
+    pub(crate) fn proc_path(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+    }
+
+    fn check_inside(&self, offset: u64, bytes: usize) -> io::Result<()> {
+        match offset.checked_add(word(bytes)) {
+            Some(end) if end <= self.bytes => Ok(()),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "the bytes lie outside the memory file")),
+        }
+    }
+}
+
+impl AsFd for Memfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<Memfd> for OwnedFd {
+    fn from(memfd: Memfd) -> Self {
+        memfd.fd
+    }
+}

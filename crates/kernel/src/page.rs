@@ -1,0 +1,49 @@
+//! The two sizes of page that guest memory is made of.
+
+/// Bytes of a small page: the unit of every page map and page set.
+pub const PAGE_BYTES: usize = 4096;
+
+/// Bytes of a huge page, where guest memory is hugetlb.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Which pages a piece of memory is made of, and so the unit in which its pages come and go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PageKind {
+    /// 4 KiB pages.
+    Small,
+    /// 2 MiB hugetlb pages.
+    Huge,
+}
+
+impl PageKind {
+    /// Bytes of one page of this kind.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Small => PAGE_BYTES,
+            Self::Huge => HUGE_PAGE_BYTES,
+        }
+    }
+
+    /// The kind whose pages have `bytes` bytes, where there is one.
+    pub const fn of_bytes(bytes: u64) -> Option<Self> {
+        match bytes {
+            0x1000 => Some(Self::Small),
+            0x20_0000 => Some(Self::Huge),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_and_its_size_name_each_other() {
+        for kind in [PageKind::Small, PageKind::Huge] {
+            assert_eq!(PageKind::of_bytes(crate::number::word(kind.bytes())), Some(kind));
+        }
+        assert_eq!(PageKind::of_bytes(0), None);
+        assert_eq!(PageKind::of_bytes(1 << 30), None);
+    }
+}

@@ -1,0 +1,213 @@
+//! Another process: whether it lives, signals to it, its open files, its memory.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+
+use crate::guest_range::GuestRange;
+use crate::number::{size, word};
+
+/// A process that cannot be mistaken for another that got its pid.
+#[derive(Debug)]
+pub struct ProcessHandle {
+    fd: OwnedFd,
+    pid: u32,
+}
+
+/// The signals that are sent to guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGSTOP.
+    Stop,
+    /// SIGCONT.
+    Continue,
+    /// SIGTERM.
+    Terminate,
+    /// SIGKILL.
+    Kill,
+}
+
+/// A part of another process's memory that could not be read; what was asked for before it was.
+#[derive(Debug, thiserror::Error)]
+#[error("memory {:#x}+{:#x} of process {pid} cannot be read: {source}", range.start, range.bytes)]
+pub struct UnreadableMemory {
+    /// The process.
+    pub pid: u32,
+    /// What is left of the range that could not be read whole.
+    pub range: GuestRange,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+/// Most ranges in one process_vm_readv (UIO_MAXIOV).
+const RANGES_MAX: usize = 1024;
+
+/// Most bytes asked for in one process_vm_readv; the kernel's limit is just under 2 GiB.
+const READ_BYTES_MAX: usize = 1 << 30;
+
+impl ProcessHandle {
+    /// The process that has `pid` now.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        let fd = rustix::process::pidfd_open(pid_of(pid)?, PidfdFlags::empty())?;
+        Ok(Self { fd, pid })
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let signal = match signal {
+            Signal::Stop => rustix::process::Signal::STOP,
+            Signal::Continue => rustix::process::Signal::CONT,
+            Signal::Terminate => rustix::process::Signal::TERM,
+            Signal::Kill => rustix::process::Signal::KILL,
+        };
+        Ok(rustix::process::pidfd_send_signal(&self.fd, signal)?)
+    }
+
+    /// Whether it has not ended; one that ended and was not waited for has.
+    pub fn is_alive(&self) -> bool {
+        !self.wait_exit(Duration::ZERO)
+    }
+
+    /// Waits until it has ended, at most `limit`; the answer is whether it has.
+    pub fn wait_exit(&self, limit: Duration) -> bool {
+        let started = Instant::now();
+        loop {
+            let left = Timespec::try_from(limit.saturating_sub(started.elapsed())).ok();
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, left.as_ref()) {
+                Ok(ready) => return ready > 0,
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// A handle of a file that it has open under `remote_fd`; needs the right to trace it.
+    pub fn duplicate_fd(&self, remote_fd: RawFd) -> io::Result<OwnedFd> {
+        Ok(rustix::process::pidfd_getfd(&self.fd, remote_fd, PidfdGetfdFlags::empty())?)
+    }
+}
+
+impl AsFd for ProcessHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Reads the `remote` ranges of process `pid`, one after the other, into `into`, which they fill exactly.
+///
+/// A range that cannot be read whole is an error that holds an [`UnreadableMemory`]. A page that is missing under a
+/// userfaultfd blocks the caller until it is served.
+pub fn read_memory(pid: u32, remote: &[GuestRange], into: &mut [u8]) -> io::Result<()> {
+    let wanted = remote.iter().try_fold(0_u64, |sum, range| sum.checked_add(range.bytes));
+    if wanted != Some(word(into.len())) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the ranges fill the buffer exactly"));
+    }
+    let process = pid_of(pid)?.as_raw_pid();
+    let mut pieces = Pieces { ranges: remote, first_done: 0 };
+    let mut vectors = Vec::with_capacity(RANGES_MAX.min(remote.len()));
+    let mut done = 0;
+    while done < into.len() {
+        let bytes = pieces.next_call(&mut vectors);
+        let local = libc::iovec { iov_base: into[done..done + bytes].as_mut_ptr().cast(), iov_len: bytes };
+        let count = libc::c_ulong::try_from(vectors.len()).expect("at most 1024");
+        // SAFETY: `local` is that many writable bytes of ours; the remote addresses are checked by the kernel.
+        let read =
+            unsafe { libc::process_vm_readv(process, &raw const local, 1, vectors.as_ptr(), count, 0) };
+        match usize::try_from(read) {
+            Ok(read) if read > 0 => {
+                done += read;
+                pieces.advance(read);
+            }
+            _ => {
+                let source = if read < 0 { io::Error::last_os_error() } else { Errno::FAULT.into() };
+                let unreadable = UnreadableMemory { pid, range: pieces.first(), source };
+                return Err(io::Error::new(unreadable.source.kind(), unreadable));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The ranges that are still to be read.
+struct Pieces<'a> {
+    ranges: &'a [GuestRange],
+    /// Bytes of the first range that have been read.
+    first_done: u64,
+}
+
+impl Pieces<'_> {
+    fn first(&self) -> GuestRange {
+        self.ranges.first().map_or(GuestRange { start: 0, bytes: 0 }, |first| GuestRange {
+            start: first.start + self.first_done,
+            bytes: first.bytes - self.first_done,
+        })
+    }
+
+    /// Fills `vectors` with what one call may ask for, and says how many bytes that is.
+    fn next_call(&self, vectors: &mut Vec<libc::iovec>) -> usize {
+        vectors.clear();
+        let mut bytes = 0;
+        let mut skip = self.first_done;
+        for range in self.ranges {
+            if vectors.len() == RANGES_MAX || bytes == READ_BYTES_MAX {
+                break;
+            }
+            let length = size(range.bytes - skip).min(READ_BYTES_MAX - bytes);
+            let start = std::ptr::without_provenance_mut(size(range.start + skip));
+            vectors.push(libc::iovec { iov_base: start, iov_len: length });
+            bytes += length;
+            skip = 0;
+        }
+        bytes
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.first_done += word(bytes);
+        while let Some(first) = self.ranges.first().filter(|first| first.bytes <= self.first_done) {
+            self.first_done -= first.bytes;
+            self.ranges = &self.ranges[1..];
+        }
+    }
+}
+
+/// Takes over a descriptor that this process inherited under `number`, once.
+///
+/// Meant for the start of a program, for a number it was given by whoever started it; an error if it is not open.
+/// The descriptor closes on exec from then on.
+pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    if number <= 2 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the standard streams are not taken over"));
+    }
+    // SAFETY: F_GETFD touches no memory.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a descriptor that closes on exec was not inherited",
+        ));
+    }
+    // SAFETY: it is open and, not closing on exec as all of Rust's own do, is nobody's here.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+pub(crate) fn pid_of(pid: u32) -> io::Result<Pid> {
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a pid is a positive number of 31 bits"))
+}

@@ -1,0 +1,89 @@
+//! Writable memory that another process may hold and write too: used by copy, never borrowed.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::area::Area;
+use crate::guard;
+use crate::memfd::Memfd;
+use crate::number::word;
+use crate::page::{PAGE_BYTES, PageKind};
+
+/// A prefaulted shared mapping of part of a memory file; what is in it outlives this process where another holds the file.
+#[derive(Debug)]
+pub struct SharedBuffer {
+    area: Area,
+    memfd: Memfd,
+}
+
+impl SharedBuffer {
+    /// A buffer of `bytes` bytes, rounded up to whole pages, in a memory file of its own.
+    pub fn create(bytes: usize) -> io::Result<Self> {
+        let bytes = bytes.next_multiple_of(PAGE_BYTES);
+        let memfd = Memfd::create("rekindle-shared-buffer", word(bytes), PageKind::Small)?;
+        Self::of_memfd(&memfd, 0, bytes)
+    }
+
+    /// Bytes `offset..offset + bytes` of a memory file; `offset` is a multiple of its page size.
+    pub fn of_memfd(memfd: &Memfd, offset: u64, bytes: usize) -> io::Result<Self> {
+        if offset.checked_add(word(bytes)).is_none_or(|end| end > memfd.bytes()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a shared buffer lies inside its memory file",
+            ));
+        }
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let area = Area::of_fd(memfd.as_fd(), offset, bytes, protection, MapFlags::SHARED)?;
+        // SAFETY: populating for writing changes no bytes.
+        unsafe { area.advise(0, bytes, Advice::LinuxPopulateWrite) }?;
+        Ok(Self { area, memfd: memfd.try_clone()? })
+    }
+
+    /// Length in bytes.
+    pub fn bytes(&self) -> usize {
+        self.area.bytes()
+    }
+
+    /// The memory file that the buffer is part of.
+    pub fn memfd(&self) -> &Memfd {
+        &self.memfd
+    }
+
+    /// Copies `from` to `offset`.
+    ///
+    /// # Panics
+    /// If it does not all fit there.
+    pub fn write(&self, offset: usize, from: &[u8]) {
+        let into = self.area.at(offset, from.len());
+        // SAFETY: `into` is that many bytes of our writable area; others see a mix until it ends, which is what
+        // shared memory is; `from` is borrowed, so it cannot raise SIGBUS on our account.
+        unsafe { guard::copy(into, from.as_ptr(), from.len()) }.expect("private memory can be read");
+    }
+
+    /// Copies the bytes from `offset` that fill `into`, as they are while nobody else writes them.
+    ///
+    /// # Panics
+    /// If they are not all in the buffer.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        let from = self.area.at(offset, into.len());
+        // SAFETY: `from` is that many bytes of our area, `into` is borrowed mutably; mapping installed the guard.
+        unsafe { guard::copy(into.as_mut_ptr(), from, into.len()) }
+            .expect("a memory file sealed against shrinking can be read");
+    }
+
+    /// The 64-bit word at `offset`, a multiple of 8, read at once.
+    #[inline]
+    pub(crate) fn word_at(&self, offset: usize) -> u64 {
+        let from = self.area.at(offset, 8).cast::<u64>();
+        assert!(from.is_aligned(), "a word is read at a multiple of its size");
+        // SAFETY: eight mapped, aligned bytes of our area; volatile, because others may write them.
+        unsafe { from.read_volatile() }
+    }
+
+    /// Where the kernel may write `bytes` bytes at `offset`.
+    pub(crate) fn address_of(&self, offset: usize, bytes: usize) -> *mut u8 {
+        self.area.at(offset, bytes)
+    }
+}

@@ -1,0 +1,93 @@
+//! Getting a userfaultfd: from the device, from the system call, or for user-mode faults only.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use linux_raw_sys::general::{UFFD_API, UFFD_USER_MODE_ONLY, uffdio_api};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mm::UserfaultfdFlags;
+
+use super::{FaultScope, Features};
+use crate::ioctl::{NewUserfaultfd, perform};
+use crate::number::{size, wide};
+
+/// Why no userfaultfd could be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// None of the ways to get one is open to this process.
+    #[error(
+        "no userfaultfd: /dev/userfaultfd: {device}; system call: {call}; system call for user-mode faults only: \
+         {user_only}. Give this user read and write access to /dev/userfaultfd, or CAP_SYS_PTRACE, or allow the \
+         userfaultfd system call"
+    )]
+    Refused {
+        /// What opening /dev/userfaultfd said.
+        device: io::Error,
+        /// What the system call said.
+        call: io::Error,
+        /// What the system call said when asked for user-mode faults only.
+        user_only: io::Error,
+    },
+    /// This kernel has not all of the features that were asked for.
+    #[error("this kernel's userfaultfd lacks {missing}; a newer kernel is needed for them")]
+    Features {
+        /// What it lacks.
+        missing: Features,
+    },
+    /// The kernel would not agree on how to talk.
+    #[error("the userfaultfd refused its first call: {0}")]
+    Handshake(io::Error),
+}
+
+/// The first of the three ways that works, with the scope it gives, before any handshake.
+pub(super) fn open_any() -> Result<(OwnedFd, FaultScope), OpenError> {
+    let device = match open_device() {
+        Ok(fd) => return Ok((fd, FaultScope::All)),
+        Err(errno) => errno.into(),
+    };
+    let call = match open_call(UserfaultfdFlags::empty()) {
+        Ok(fd) => return Ok((fd, FaultScope::All)),
+        Err(errno) => errno.into(),
+    };
+    match open_call(UserfaultfdFlags::from_bits_retain(UFFD_USER_MODE_ONLY)) {
+        Ok(fd) => Ok((fd, FaultScope::UserOnly)),
+        Err(errno) => Err(OpenError::Refused { device, call, user_only: errno.into() }),
+    }
+}
+
+fn open_device() -> Result<OwnedFd, Errno> {
+    let device = rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+    let request = NewUserfaultfd { flags: size(wide(flags.bits())) };
+    // SAFETY: the ioctl takes a number and touches no memory.
+    unsafe { rustix::ioctl::ioctl(&device, request) }
+}
+
+fn open_call(more: UserfaultfdFlags) -> Result<OwnedFd, Errno> {
+    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK | more;
+    // SAFETY: the call itself is safe; what the descriptor can do to memory is behind the methods of `Userfaultfd`.
+    unsafe { rustix::mm::userfaultfd(flags) }
+}
+
+/// Agrees with the kernel on `features`, once in a descriptor's life; the answer is all that the kernel has.
+pub(super) fn handshake(fd: &OwnedFd, features: Features) -> Result<Features, OpenError> {
+    let mut api = uffdio_api { api: wide(UFFD_API), features: features.bits(), ioctls: 0 };
+    // SAFETY: the structure has no addresses in it.
+    match unsafe { perform(fd, &mut api) } {
+        Ok(()) => Ok(Features::of_bits(api.features)),
+        Err(Errno::INVAL) if !features.is_empty() => Err(missing(features)),
+        Err(errno) => Err(OpenError::Handshake(errno.into())),
+    }
+}
+
+/// Which of the refused `features` the kernel has not, asked on a descriptor of its own.
+fn missing(features: Features) -> OpenError {
+    match super::Userfaultfd::offered() {
+        Ok(offered) if !offered.contains(features) => {
+            OpenError::Features { missing: features.without(offered) }
+        }
+        Ok(_) => OpenError::Handshake(Errno::INVAL.into()),
+        Err(error) => error,
+    }
+}
