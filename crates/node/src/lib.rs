@@ -1,1 +1,4 @@
 //! The program `rekindle`.
+
+pub mod guest;
+pub mod vmm;

@@ -1,0 +1,203 @@
+//! What is said on a process guest's control socket: one JSON line a message, a reply to each command.
+
+use rekindle_kernel::Discard;
+use serde::{Deserialize, Serialize};
+
+use super::content::Content;
+use super::history::{History, Rewrite, Share};
+use super::trace::Trace;
+
+/// The guest's first line, sent with its memfd where it has one that no handler serves.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// The guest's process id.
+    pub pid: u32,
+    /// Its memory, by offset.
+    pub regions: Vec<MemoryRegion>,
+    /// Whether its userfaultfd serves faults of user code alone; `None` without a hand-over.
+    pub user_faults_only: Option<bool>,
+}
+
+/// One region of a guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRegion {
+    /// Address in the guest's process.
+    pub start: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Position in guest memory.
+    pub offset: u64,
+}
+
+/// What a guest can be told to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// Write every page; answered by [`Written`].
+    Fill {
+        /// The seed of the content.
+        seed: u64,
+    },
+    /// Write a share of the pages; answered by [`Written`].
+    Rewrite(Rewrite),
+    /// Give a share of the pages back to the kernel; answered by [`Discarded`].
+    Discard {
+        /// The pages.
+        share: Share,
+        /// By which advice.
+        how: DiscardHow,
+    },
+    /// Compare every page with what it must hold; answered by [`Verified`].
+    Verify,
+    /// Answer the checksum of each page of a range, as a list; null where the bytes of a page are lost.
+    Checksums {
+        /// The first page.
+        first: u32,
+        /// How many, at most to the end of memory.
+        pages: u32,
+    },
+    /// Compare a few pages and count one step of progress; answered by [`Ticked`].
+    Tick {
+        /// How many pages.
+        pages: u32,
+    },
+    /// Touch pages and take the time; answered by [`super::trace::TraceTimes`].
+    TouchTrace(Trace),
+    /// Let the thread that runs commands run on one CPU alone, or anywhere; answered by null.
+    Place {
+        /// The CPU.
+        cpu: Option<usize>,
+    },
+    /// Answer the [`DeviceState`].
+    State,
+    /// Go on from this device state; answered by null.
+    Restore {
+        /// The state of the guest whose memory this one has.
+        state: DeviceState,
+    },
+    /// End the process; answered by null.
+    Exit,
+}
+
+/// How pages are given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiscardHow {
+    /// `MADV_DONTNEED`: private pages read zero; shared ones are only unmapped and keep their content.
+    DontNeed,
+    /// `MADV_REMOVE`: pages read zero; refused by private memory.
+    Remove,
+}
+
+/// The answer to a command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply<Answer> {
+    /// It is done.
+    Done(Answer),
+    /// It could not be done, and why.
+    Failed(String),
+}
+
+/// All of a guest that is not memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Steps of progress so far.
+    pub count: u64,
+    /// What has been done to memory.
+    pub history: History,
+}
+
+/// How many pages an operation wrote, by what it wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// With new content.
+    pub new_pages: u32,
+    /// With zeroes.
+    pub zero_pages: u32,
+    /// With the bytes they held.
+    pub same_pages: u32,
+    /// Time taken.
+    pub nanoseconds: u64,
+}
+
+/// How many pages were given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Discarded {
+    /// The pages.
+    pub pages: u32,
+    /// Time taken.
+    pub nanoseconds: u64,
+}
+
+/// What a comparison of pages with the history found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Pages compared.
+    pub pages: u32,
+    /// Pages that hold something else.
+    pub mismatches: u32,
+    /// The lowest of them.
+    pub first_mismatch: Option<Mismatch>,
+    /// Time taken.
+    pub nanoseconds: u64,
+}
+
+/// A page that does not hold what it must.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mismatch {
+    /// The page.
+    pub page: u32,
+    /// What the history says.
+    pub expected: Content,
+    /// What is there, if any operation can have written it.
+    pub found: Option<Content>,
+}
+
+/// One step of progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticked {
+    /// Steps so far, this one included.
+    pub count: u64,
+    /// The comparison of the pages touched.
+    pub verified: Verified,
+}
+
+impl Verified {
+    /// Both comparisons together; the time is the longer one, as they ran side by side.
+    pub fn join(self, other: Self) -> Self {
+        let lowest = |mismatch: &Mismatch| mismatch.page;
+        Self {
+            pages: self.pages + other.pages,
+            mismatches: self.mismatches + other.mismatches,
+            first_mismatch: self.first_mismatch.into_iter().chain(other.first_mismatch).min_by_key(lowest),
+            nanoseconds: self.nanoseconds.max(other.nanoseconds),
+        }
+    }
+}
+
+impl Written {
+    /// All pages written.
+    pub fn pages(&self) -> u32 {
+        self.new_pages + self.zero_pages + self.same_pages
+    }
+
+    /// Both counts together; the time is the longer one, as they ran side by side.
+    pub fn join(self, other: Self) -> Self {
+        Self {
+            new_pages: self.new_pages + other.new_pages,
+            zero_pages: self.zero_pages + other.zero_pages,
+            same_pages: self.same_pages + other.same_pages,
+            nanoseconds: self.nanoseconds.max(other.nanoseconds),
+        }
+    }
+}
+
+impl From<DiscardHow> for Discard {
+    fn from(how: DiscardHow) -> Self {
+        match how {
+            DiscardHow::DontNeed => Self::DontNeed,
+            DiscardHow::Remove => Self::Remove,
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Drivers of the programs guests run in.
+
+pub mod process;

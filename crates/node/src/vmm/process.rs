@@ -1,0 +1,226 @@
+//! The driver of the process guest: starts one, freezes and thaws it, ends it.
+
+mod control;
+mod error;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rekindle_kernel::{Memfd, ProcessHandle, Signal};
+use rustix::process::{Pid, WaitId, WaitIdOptions};
+
+use crate::guest::arguments::GuestArguments;
+use crate::guest::protocol::Hello;
+
+pub use control::{Awaited, GuestControl};
+pub use error::GuestError;
+
+/// How long a stopped guest may take until its last thread stands. Threads that wait for a remove to be read
+/// stand only after that, so the handler must be serving.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// How often a frozen guest is asked without a pause before it is waited for.
+const FREEZE_YIELDS: u32 = 1000;
+/// The pause between later questions, cut short when the guest ends.
+const FREEZE_PAUSE: Duration = Duration::from_millis(1);
+
+/// How a process guest is started.
+#[derive(Clone, Debug)]
+pub struct GuestOptions {
+    /// The program that can be a guest.
+    pub program: PathBuf,
+    /// Its words before the guest's own arguments.
+    pub leading: Vec<OsString>,
+    /// What guest it is to be.
+    pub guest: GuestArguments,
+    /// The user it runs as, where not ours; needs root.
+    pub user_id: Option<u32>,
+}
+
+/// A running process guest; killed and waited for on drop.
+///
+/// Its two sides are separate fields, so that one thread can freeze or kill the process while another waits
+/// for an answer.
+#[derive(Debug)]
+pub struct ProcessGuest {
+    /// What the guest is told and answers.
+    pub control: GuestControl,
+    /// The process it is.
+    pub process: GuestProcess,
+    hello: Hello,
+    memfd: Option<Memfd>,
+}
+
+/// The process of a guest; killed and waited for on drop.
+#[derive(Debug)]
+pub struct GuestProcess {
+    child: Child,
+    handle: ProcessHandle,
+}
+
+impl GuestOptions {
+    /// This very program as a guest, by its subcommand `guest`.
+    pub fn this_program(guest: GuestArguments) -> io::Result<Self> {
+        Ok(Self::program(std::env::current_exe()?, guest))
+    }
+
+    /// `program` as a guest, by its subcommand `guest`.
+    pub fn program(program: impl Into<PathBuf>, guest: GuestArguments) -> Self {
+        Self { program: program.into(), leading: vec![OsString::from("guest")], guest, user_id: None }
+    }
+}
+
+impl ProcessGuest {
+    /// Starts a guest and waits until its memory is mapped and, if it is to be served, handed over. The message
+    /// waits in the handler's socket until it is accepted, so the caller may listen, spawn, then accept.
+    pub fn spawn(options: &GuestOptions) -> Result<Self, GuestError> {
+        let failed = |source| GuestError::Start { program: options.program.clone(), source };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let mut command = Command::new(&options.program);
+        command.args(&options.leading).args(options.guest.to_words());
+        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        if let Some(user_id) = options.user_id {
+            command.uid(user_id);
+        }
+        let mut child = command.spawn().map_err(failed)?;
+        drop(command);
+        let handle = match ProcessHandle::open(child.id()) {
+            Ok(handle) => handle,
+            Err(error) => {
+                child.kill().and_then(|()| child.wait()).map_err(failed)?;
+                return Err(failed(error));
+            }
+        };
+        let process = GuestProcess { child, handle };
+        let (control, hello, memfd) = GuestControl::greet(process.id(), ours)?;
+        Ok(Self { control, process, hello, memfd })
+    }
+
+    /// The guest's process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What the guest said of itself at the start.
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// Takes over the guest's memfd: that of a guest with shared memory that nobody serves, once.
+    pub fn take_memfd(&mut self) -> Option<Memfd> {
+        self.memfd.take()
+    }
+
+    /// Stops every thread of the guest; returns when the last one stands.
+    pub fn freeze(&self) -> Result<(), GuestError> {
+        self.process.freeze()
+    }
+
+    /// Lets a frozen guest go on.
+    pub fn thaw(&self) -> Result<(), GuestError> {
+        self.process.thaw()
+    }
+
+    /// Ends the guest whatever it does, and waits for its end.
+    pub fn kill(&mut self) -> Result<ExitStatus, GuestError> {
+        self.process.kill()
+    }
+
+    /// Tells the guest to exit and waits for its end.
+    pub fn exit(&mut self) -> Result<ExitStatus, GuestError> {
+        self.control.exit()?;
+        self.process.wait()
+    }
+}
+
+impl GuestProcess {
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops every thread of the guest; returns when the last one stands.
+    pub fn freeze(&self) -> Result<(), GuestError> {
+        self.signal(Signal::Stop, "freezing")?;
+        let started = Instant::now();
+        let mut questions = 0;
+        while !self.has_stopped()? {
+            if started.elapsed() > FREEZE_LIMIT {
+                return Err(GuestError::NotFrozen { pid: self.id(), limit: FREEZE_LIMIT });
+            }
+            self.pause(questions)?;
+            questions += 1;
+        }
+        Ok(())
+    }
+
+    /// Lets a frozen guest go on.
+    pub fn thaw(&self) -> Result<(), GuestError> {
+        self.signal(Signal::Continue, "thawing")
+    }
+
+    /// Ends the guest whatever it does, and waits for its end.
+    pub fn kill(&mut self) -> Result<ExitStatus, GuestError> {
+        self.child.kill().map_err(|source| self.failed("killing", source))?;
+        self.wait()
+    }
+
+    /// Waits for the guest's end.
+    pub fn wait(&mut self) -> Result<ExitStatus, GuestError> {
+        self.child.wait().map_err(|source| self.failed("waiting for the end", source))
+    }
+
+    /// Bytes of the guest's memory that are in RAM now.
+    pub fn resident_bytes(&self) -> Result<u64, GuestError> {
+        let read = || {
+            let statm = io::read_to_string(File::open(format!("/proc/{}/statm", self.id()))?)?;
+            let pages = statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse::<u64>().ok());
+            pages.map(|pages| pages * 4096).ok_or_else(|| io::Error::other("statm is not numbers"))
+        };
+        read().map_err(|source| self.failed("reading the size", source))
+    }
+
+    /// The kernel reports a child as stopped once all its threads stand.
+    fn has_stopped(&self) -> Result<bool, GuestError> {
+        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+        let status = rustix::process::waitid(WaitId::Pid(pid), options)
+            .map_err(|error| self.failed("freezing", error.into()))?;
+        Ok(status.is_some())
+    }
+
+    /// Leaves the CPU to the guest's threads for a moment; an error if the guest has ended.
+    fn pause(&self, questions: u32) -> Result<(), GuestError> {
+        if questions < FREEZE_YIELDS {
+            thread::yield_now();
+            return Ok(());
+        }
+        if self.handle.wait_exit(FREEZE_PAUSE) {
+            return Err(GuestError::Gone { pid: self.id(), command: "freeze" });
+        }
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal, doing: &'static str) -> Result<(), GuestError> {
+        self.handle.signal(signal).map_err(|source| self.failed(doing, source))
+    }
+
+    fn failed(&self, doing: &'static str, source: io::Error) -> GuestError {
+        GuestError::Process { pid: self.id(), doing, source }
+    }
+}
+
+impl Drop for GuestProcess {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            tracing::warn!(%error, "a process guest may be left behind");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The driver's end of a guest's control socket: a typed call for each command.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::marker::PhantomData;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rekindle_kernel::{Memfd, fd_passing};
+use serde::de::DeserializeOwned;
+
+use super::error::GuestError;
+use crate::guest::history::{Rewrite, Share};
+use crate::guest::protocol::{
+    Command, DeviceState, DiscardHow, Discarded, Hello, Reply, Ticked, Verified, Written,
+};
+use crate::guest::trace::{Trace, TraceTimes};
+
+/// How long a guest may take to set up.
+const HELLO_LIMIT: Duration = Duration::from_secs(30);
+/// The longest hello: 128 regions of less than 100 bytes, with room to spare.
+const HELLO_BYTES_MAX: usize = 64 << 10;
+/// How long an answer may take unless the caller says otherwise.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// What a guest is told and answers, one command at a time.
+#[derive(Debug)]
+pub struct GuestControl {
+    pid: u32,
+    lines: BufReader<UnixStream>,
+    line: Vec<u8>,
+    answers_owed: u32,
+    answer_limit: Duration,
+}
+
+/// A command that was sent and whose answer has not been taken. Dropping it gives the answer up.
+#[must_use = "the guest's answer is taken by wait"]
+#[derive(Debug)]
+pub struct Awaited<'a, Answer> {
+    control: &'a mut GuestControl,
+    command: &'static str,
+    answer: PhantomData<fn() -> Answer>,
+}
+
+impl GuestControl {
+    /// Takes the guest's hello and the memfd that came with it.
+    pub(super) fn greet(pid: u32, stream: UnixStream) -> Result<(Self, Hello, Option<Memfd>), GuestError> {
+        let failed = |source| GuestError::Process { pid, doing: "greeting", source };
+        stream.set_read_timeout(Some(HELLO_LIMIT)).map_err(failed)?;
+        let mut control = Self {
+            pid,
+            lines: BufReader::new(stream),
+            line: Vec::new(),
+            answers_owed: 0,
+            answer_limit: ANSWER_LIMIT,
+        };
+        let mut buffer = vec![0; HELLO_BYTES_MAX];
+        let received = fd_passing::receive(control.lines.get_ref(), &mut buffer, 1);
+        let (bytes, fds) = received.map_err(|error| control.read_failed(error, "hello", HELLO_LIMIT))?;
+        control.line.extend_from_slice(&buffer[..bytes]);
+        if !control.line.ends_with(b"\n") {
+            control.read_line("hello", HELLO_LIMIT)?;
+        }
+        let hello = match control.take_answer("hello") {
+            Err(GuestError::Refused { reason, .. }) => return Err(GuestError::SetUp { pid, reason }),
+            answer => answer?,
+        };
+        let adopt = |fd| Memfd::adopt(fd).map_err(|error| failed(io::Error::other(error)));
+        let memfd = fds.into_iter().next().map(adopt).transpose()?;
+        Ok((control, hello, memfd))
+    }
+
+    /// Sets how long the typed calls wait for an answer.
+    pub fn set_answer_limit(&mut self, limit: Duration) {
+        self.answer_limit = limit;
+    }
+
+    /// Writes every page.
+    pub fn fill(&mut self, seed: u64) -> Result<Written, GuestError> {
+        self.begin_fill(seed)?.wait()
+    }
+
+    /// Begins to write every page.
+    pub fn begin_fill(&mut self, seed: u64) -> Result<Awaited<'_, Written>, GuestError> {
+        self.begin("fill", &Command::Fill { seed })
+    }
+
+    /// Writes a share of the pages.
+    pub fn rewrite(&mut self, rewrite: Rewrite) -> Result<Written, GuestError> {
+        self.begin_rewrite(rewrite)?.wait()
+    }
+
+    /// Begins to write a share of the pages.
+    pub fn begin_rewrite(&mut self, rewrite: Rewrite) -> Result<Awaited<'_, Written>, GuestError> {
+        self.begin("rewrite", &Command::Rewrite(rewrite))
+    }
+
+    /// Gives a share of the pages back to the kernel.
+    pub fn discard(&mut self, share: Share, how: DiscardHow) -> Result<Discarded, GuestError> {
+        self.begin("discard", &Command::Discard { share, how })?.wait()
+    }
+
+    /// Compares every page with what it must hold.
+    pub fn verify(&mut self) -> Result<Verified, GuestError> {
+        self.begin_verify()?.wait()
+    }
+
+    /// Begins to compare every page with what it must hold.
+    pub fn begin_verify(&mut self) -> Result<Awaited<'_, Verified>, GuestError> {
+        self.begin("verify", &Command::Verify)
+    }
+
+    /// The checksum of each page of a range, see [`crate::guest::content::checksum`]; `None` where bytes are lost.
+    pub fn checksums(&mut self, first: u32, pages: u32) -> Result<Vec<Option<u64>>, GuestError> {
+        self.begin("checksums", &Command::Checksums { first, pages })?.wait()
+    }
+
+    /// Compares `pages` pages and counts a step of progress.
+    pub fn tick(&mut self, pages: u32) -> Result<Ticked, GuestError> {
+        self.begin_tick(pages)?.wait()
+    }
+
+    /// Begins a step of progress: the way to see a guest stall.
+    pub fn begin_tick(&mut self, pages: u32) -> Result<Awaited<'_, Ticked>, GuestError> {
+        self.begin("tick", &Command::Tick { pages })
+    }
+
+    /// Touches pages in an order and takes the time.
+    pub fn touch_trace(&mut self, trace: Trace) -> Result<TraceTimes, GuestError> {
+        self.begin_touch_trace(trace)?.wait()
+    }
+
+    /// Begins to touch pages in an order.
+    pub fn begin_touch_trace(&mut self, trace: Trace) -> Result<Awaited<'_, TraceTimes>, GuestError> {
+        self.begin("touch_trace", &Command::TouchTrace(trace))
+    }
+
+    /// Lets the guest's main thread run on one CPU alone, or anywhere.
+    pub fn place(&mut self, cpu: Option<usize>) -> Result<(), GuestError> {
+        self.begin("place", &Command::Place { cpu })?.wait()
+    }
+
+    /// All of the guest that is not memory.
+    pub fn state(&mut self) -> Result<DeviceState, GuestError> {
+        self.begin("state", &Command::State)?.wait()
+    }
+
+    /// Lets the guest go on from a device state.
+    pub fn restore(&mut self, state: DeviceState) -> Result<(), GuestError> {
+        self.begin("restore", &Command::Restore { state })?.wait()
+    }
+
+    pub(super) fn exit(&mut self) -> Result<(), GuestError> {
+        self.begin("exit", &Command::Exit)?.wait()
+    }
+
+    fn begin<Answer: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+        command: &Command,
+    ) -> Result<Awaited<'_, Answer>, GuestError> {
+        let mut line = serde_json::to_vec(command).expect("commands are plain data");
+        line.push(b'\n');
+        let written = self.lines.get_ref().write_all(&line);
+        written.map_err(|error| self.read_failed(error, name, self.answer_limit))?;
+        self.answers_owed += 1;
+        Ok(Awaited { control: self, command: name, answer: PhantomData })
+    }
+
+    /// The newest answer, after those nobody took; an error if it takes longer than `limit`.
+    fn newest_answer<Answer: DeserializeOwned>(
+        &mut self,
+        command: &'static str,
+        limit: Duration,
+    ) -> Result<Answer, GuestError> {
+        let started = Instant::now();
+        loop {
+            self.read_line(command, limit.saturating_sub(started.elapsed()))?;
+            self.answers_owed -= 1;
+            if self.answers_owed == 0 {
+                return self.take_answer(command);
+            }
+            self.line.clear();
+        }
+    }
+
+    /// Reads up to the end of the line; what came before a limit ended the reading stays in `line`.
+    fn read_line(&mut self, command: &'static str, limit: Duration) -> Result<(), GuestError> {
+        let at_least = limit.max(Duration::from_millis(1));
+        let mut read = || {
+            self.lines.get_ref().set_read_timeout(Some(at_least))?;
+            self.lines.read_until(b'\n', &mut self.line)
+        };
+        read().map_err(|error| self.read_failed(error, command, limit))?;
+        if self.line.ends_with(b"\n") { Ok(()) } else { Err(GuestError::Gone { pid: self.pid, command }) }
+    }
+
+    fn take_answer<Answer: DeserializeOwned>(&mut self, command: &'static str) -> Result<Answer, GuestError> {
+        let reply = serde_json::from_slice(&std::mem::take(&mut self.line));
+        match reply.map_err(|source| GuestError::Answer { pid: self.pid, command, source })? {
+            Reply::Done(answer) => Ok(answer),
+            Reply::Failed(reason) => Err(GuestError::Refused { pid: self.pid, command, reason }),
+        }
+    }
+
+    fn read_failed(&self, error: io::Error, command: &'static str, limit: Duration) -> GuestError {
+        let pid = self.pid;
+        if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            GuestError::Silent { pid, command, limit }
+        } else if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+            GuestError::Gone { pid, command }
+        } else {
+            GuestError::Process { pid, doing: "talking to", source: error }
+        }
+    }
+}
+
+impl<Answer: DeserializeOwned> Awaited<'_, Answer> {
+    /// Waits for the answer as long as the guest's answer limit allows.
+    pub fn wait(self) -> Result<Answer, GuestError> {
+        let limit = self.control.answer_limit;
+        self.control.newest_answer(self.command, limit)
+    }
+
+    /// Waits for the answer; gives the command back if there is none within `limit`.
+    pub fn wait_for(self, limit: Duration) -> Result<Result<Answer, Self>, GuestError> {
+        match self.control.newest_answer(self.command, limit) {
+            Err(GuestError::Silent { .. }) => Ok(Err(self)),
+            answer => answer.map(Ok),
+        }
+    }
+}

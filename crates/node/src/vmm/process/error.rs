@@ -1,0 +1,84 @@
+//! What can go wrong with a process guest.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A process guest did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The program could not be run.
+    #[error("{} could not be started as a process guest: {source}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process ran but is no guest; the reason names what the host lacks.
+    #[error("process guest {pid} could not set up: {reason}")]
+    SetUp {
+        /// Its process id.
+        pid: u32,
+        /// Why, in the guest's words.
+        reason: String,
+    },
+    /// The guest could not run a command and said why.
+    #[error("process guest {pid} could not {command}: {reason}")]
+    Refused {
+        /// Its process id.
+        pid: u32,
+        /// The command.
+        command: &'static str,
+        /// Why, in the guest's words.
+        reason: String,
+    },
+    /// No answer came in time: the guest is frozen or waits for a page.
+    #[error(
+        "process guest {pid} did not answer {command} within {limit:?}: it is frozen or waits for a page"
+    )]
+    Silent {
+        /// Its process id.
+        pid: u32,
+        /// The command.
+        command: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The guest ended before it answered.
+    #[error("process guest {pid} ended before it answered {command}")]
+    Gone {
+        /// Its process id.
+        pid: u32,
+        /// The command.
+        command: &'static str,
+    },
+    /// The answer was not understood.
+    #[error("process guest {pid} answered {command} with something else: {source}")]
+    Answer {
+        /// Its process id.
+        pid: u32,
+        /// The command.
+        command: &'static str,
+        /// What did not fit.
+        source: serde_json::Error,
+    },
+    /// Some thread of the guest went on after it was told to stop.
+    #[error("process guest {pid} did not stop within {limit:?}: is its fault handler serving?")]
+    NotFrozen {
+        /// Its process id.
+        pid: u32,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The kernel refused something about the process.
+    #[error("{doing} process guest {pid}: {source}")]
+    Process {
+        /// Its process id.
+        pid: u32,
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
