@@ -66,6 +66,12 @@ macro_rules! page_index {
                 usize_of(self.0)
             }
 
+            /// Where the page starts in memory that holds all of them, in bytes.
+            #[must_use]
+            pub fn offset(self) -> usize {
+                usize::try_from(self.offset_bytes()).expect("addresses have 64 bits")
+            }
+
             /// Where the page starts, in bytes.
             #[must_use]
             pub fn offset_bytes(self) -> u64 {

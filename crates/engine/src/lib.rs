@@ -7,3 +7,5 @@ pub mod wire;
 pub mod page_set;
 pub mod ranked_set;
 pub mod page_map;
+pub mod frame;
+pub mod layer_index;

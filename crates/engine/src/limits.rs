@@ -25,8 +25,8 @@ pub const MANIFEST_BLOBS_MAX: usize = 16;
 /// Bytes of one blob: device state is kilobytes for a microVM and a few megabytes for QEMU.
 pub const BLOB_BYTES_MAX: usize = 32 << 20;
 
-/// Bytes of an encoded publication: what the limits above allow at most, so no legal one is refused when read.
-pub const PUBLICATION_BYTES_MAX: usize = 2 << 30;
+/// Bytes of a manifest object: what the limits above allow at most, so no legal one is refused when read.
+pub const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
 /// Bytes of an encoded layer index: what a layer of [`MANIFEST_PAGES_MAX`] pages can take at most.
 pub const LAYER_INDEX_BYTES_MAX: usize = 1 << 30;
@@ -64,3 +64,58 @@ pub const PREFETCH_FRAMES_MAX: usize = 32;
 
 /// Faults between two looks at where the faulting thread runs; a look costs about one fault.
 pub const PLACEMENT_FAULTS: u32 = 64;
+
+/// Layers a manifest names before a seal merges the smallest of them: half of what is legal, so that a merge that has
+/// to wait for the store leaves room for the pauses meanwhile.
+pub const MERGE_AT_LAYERS: usize = MANIFEST_LAYERS_MAX / 2;
+
+/// The zstd level of stored frames: the fastest, a cold fault waits for one of them.
+pub const ZSTD_LEVEL: i32 = 1;
+
+/// Bytes packed in one write: larger ones are slower on ext4, smaller ones cost calls.
+pub const PACK_WRITE_BYTES: usize = 1 << 20;
+
+/// Seals that compare and pack at once; each uses every core at idle priority.
+pub const SEALS_AT_ONCE: u64 = 2;
+
+/// Bytes of a stored layer that is fetched whole with its table: one request instead of two or more.
+pub const OBJECT_FETCHED_WHOLE_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of one part of an upload: the smallest that every store takes is 5 MiB.
+pub const UPLOAD_PART_BYTES: usize = 8 << 20;
+
+/// Parts of an upload under way at once.
+pub const UPLOAD_PARTS_AT_ONCE: usize = 4;
+
+/// Threads that carry requests to the store.
+pub const RUNTIME_THREADS: usize = 2;
+
+/// Pause before a failed fetch is tried again, the first time.
+pub const FETCH_RETRY_FIRST: Duration = Duration::from_millis(20);
+
+/// The longest pause between two tries of a failed fetch: a guest waits for it.
+pub const FETCH_RETRY_LAST: Duration = Duration::from_secs(2);
+
+/// Pause before a failed seal or publish is tried again, the first time.
+pub const WORK_RETRY_FIRST: Duration = Duration::from_millis(50);
+
+/// The longest pause between two tries of a failed seal or publish.
+pub const WORK_RETRY_LAST: Duration = Duration::from_secs(30);
+
+/// Pause between two questions whether a VMM that was told to end has let go of its memory, the first time.
+pub const FROZEN_ASK_FIRST: Duration = Duration::from_millis(1);
+
+/// The longest pause between two such questions: tearing memory down takes about 23 ms a GiB.
+pub const FROZEN_ASK_LAST: Duration = Duration::from_millis(50);
+
+/// How late background work that waits for something else may notice that the engine ends.
+pub const STOP_HEARD_WITHIN: Duration = Duration::from_millis(100);
+
+/// Bytes of RAM that captures may hold together where nothing else is said.
+pub const CAPTURE_BYTES_DEFAULT: u64 = 64 << 30;
+
+/// Unsealed snapshots in one line where nothing else is said: a read may have to look at each.
+pub const UNSEALED_DEFAULT: usize = 8;
+
+/// How long a pause waits for room, with the guest running, where nothing else is said.
+pub const PAUSE_WAIT_DEFAULT: Duration = Duration::from_secs(30);

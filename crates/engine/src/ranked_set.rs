@@ -35,8 +35,10 @@ impl Members {
     const ALL: Self = Self(u32::MAX - 1);
 }
 
-impl From<&PageSet> for RankedSet {
-    fn from(set: &PageSet) -> Self {
+impl RankedSet {
+    /// The same pages as `set`, ranked.
+    #[must_use]
+    pub fn new(set: &PageSet) -> Self {
         let mut blocks = Vec::with_capacity(set.words().len().div_ceil(BLOCK_WORDS));
         let mut words = Vec::new();
         let mut rank = 0;
@@ -63,9 +65,7 @@ impl From<&PageSet> for RankedSet {
             len: rank,
         }
     }
-}
 
-impl RankedSet {
     /// How many pages the volume has, whether in the set or not.
     #[must_use]
     pub const fn pages(&self) -> u32 {
@@ -205,7 +205,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_rank_counts_the_members_before(set in set()) {
-            let ranked = RankedSet::from(&set);
+            let ranked = RankedSet::new(&set);
             let mut before = 0;
             for page in (0..set.pages()).map(GuestPage::new) {
                 let expected = set.contains(page).then_some(LayerPage::new(before));
@@ -217,7 +217,7 @@ mod tests {
 
         #[test]
         fn runs_are_those_of_the_set(set in set(), limit in 1_u32..900) {
-            let ranked = RankedSet::from(&set);
+            let ranked = RankedSet::new(&set);
             prop_assert_eq!(ranked.runs().collect::<Vec<_>>(), set.runs().collect::<Vec<_>>());
             prop_assert_eq!(&ranked.to_set(), &set);
             for page in (0..set.pages()).step_by(7).map(GuestPage::new) {
@@ -231,6 +231,6 @@ mod tests {
     fn a_sparse_set_of_a_large_volume_is_small() {
         let mut set = PageSet::new(4 << 20);
         set.insert_run(GuestPages::new(GuestPage::new(1_000_000), 2000));
-        assert!(RankedSet::from(&set).heap_bytes() < set.heap_bytes() / 7);
+        assert!(RankedSet::new(&set).heap_bytes() < set.heap_bytes() / 7);
     }
 }

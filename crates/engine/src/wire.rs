@@ -127,26 +127,43 @@ impl<'a> Reader<'a> {
 
     /// The next varint, at most `max`.
     pub fn varint_u32(&mut self, field: &'static str, max: u32) -> Result<u32, WireError> {
-        let value = self.varint(field)?;
-        match u32::try_from(value) {
-            Ok(value) if value <= max => Ok(value),
-            _ => Err(self.error(field, Problem::TooLarge { value, max: max.into() })),
-        }
+        let value = self.varint_at_most(field, max.into())?;
+        Ok(u32::try_from(value).expect("the largest value allowed has 32 bits"))
     }
 
     /// The next varint as a size in memory, at most `max`.
     pub fn varint_usize(&mut self, field: &'static str, max: usize) -> Result<usize, WireError> {
+        let value = self.varint_at_most(field, u64_of(max))?;
+        Ok(usize::try_from(value).expect("the largest value allowed is a size in memory"))
+    }
+
+    /// The next varint, at most `max`.
+    pub fn varint_at_most(&mut self, field: &'static str, max: u64) -> Result<u64, WireError> {
         let value = self.varint(field)?;
-        match usize::try_from(value) {
-            Ok(value) if value <= max => Ok(value),
-            _ => Err(self.error(field, Problem::TooLarge { value, max: u64_of(max) })),
-        }
+        if value <= max { Ok(value) } else { Err(self.error(field, Problem::TooLarge { value, max })) }
+    }
+
+    /// The next bytes: their length as a varint, at most `bytes_max`, then the bytes.
+    pub fn length_prefixed(&mut self, field: &'static str, bytes_max: usize) -> Result<&'a [u8], WireError> {
+        let count = self.varint_usize(field, bytes_max)?;
+        self.bytes(field, count)
+    }
+
+    /// Reads the bytes that must stand here.
+    pub fn expect_bytes(&mut self, field: &'static str, expected: &[u8]) -> Result<(), WireError> {
+        let found = self.bytes(field, expected.len())?;
+        if found == expected { Ok(()) } else { Err(self.invalid(field, "the input is of another format")) }
+    }
+
+    /// Reads the number that must stand here.
+    pub fn expect_u16(&mut self, field: &'static str, expected: u16) -> Result<(), WireError> {
+        let found = self.u16(field)?;
+        if found == expected { Ok(()) } else { Err(self.invalid(field, "the format has another version")) }
     }
 
     /// The next text: its length as a varint, at most `bytes_max`, then UTF-8.
     pub fn text(&mut self, field: &'static str, bytes_max: usize) -> Result<&'a str, WireError> {
-        let count = self.varint_usize(field, bytes_max)?;
-        let bytes = self.bytes(field, count)?;
+        let bytes = self.length_prefixed(field, bytes_max)?;
         std::str::from_utf8(bytes).map_err(|_| self.error(field, Problem::Invalid("the text is not UTF-8")))
     }
 
@@ -251,10 +268,15 @@ impl Writer {
         self.varint(u64_of(value));
     }
 
+    /// Writes bytes after their length as a varint.
+    pub fn length_prefixed(&mut self, bytes: &[u8]) {
+        self.varint_usize(bytes.len());
+        self.bytes(bytes);
+    }
+
     /// Writes text: its length as a varint, then its bytes.
     pub fn text(&mut self, text: &str) {
-        self.varint_usize(text.len());
-        self.bytes(text.as_bytes());
+        self.length_prefixed(text.as_bytes());
     }
 
     /// What was written.
