@@ -187,10 +187,10 @@ impl GuestProcess {
         read().map_err(|source| self.failed("reading the size", source))
     }
 
-    /// The kernel reports a child as stopped once all its threads stand.
+    /// The kernel reports a child as stopped once all its threads stand, and with NOWAIT until it goes on.
     fn has_stopped(&self) -> Result<bool, GuestError> {
         let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
-        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = rustix::process::waitid(WaitId::Pid(pid), options)
             .map_err(|error| self.failed("freezing", error.into()))?;
         Ok(status.is_some())

@@ -97,6 +97,7 @@ fn a_frozen_guest_answers_after_thaw_and_a_killed_one_never() {
     assert!(filling.wait_for(A_MOMENT).is_ok());
     guest.thaw().expect("thaws");
     guest.freeze().expect("freezes again");
+    guest.freeze().expect("a frozen guest is frozen already");
     let ticking = guest.control.begin_tick(4).expect("told");
     let ticking = ticking.wait_for(A_MOMENT).expect("the guest lives").expect_err("a frozen guest is silent");
     guest.process.thaw().expect("thaws");
@@ -110,7 +111,7 @@ fn a_frozen_guest_answers_after_thaw_and_a_killed_one_never() {
 }
 
 /// Runs a guest restored from [`base_state`] through every kind of work while a handler serves it.
-fn served_guest(arguments: GuestArguments, user_id: Option<u32>) -> (Served, Option<bool>) {
+fn served_guest(arguments: &GuestArguments, user_id: Option<u32>) -> (Served, Option<bool>) {
     let directory = tempfile::tempdir().expect("a directory");
     let everyone = fs::Permissions::from_mode(0o777);
     fs::set_permissions(directory.path(), everyone.clone()).expect("the directory is ours");
@@ -119,7 +120,7 @@ fn served_guest(arguments: GuestArguments, user_id: Option<u32>) -> (Served, Opt
     let (kind, tracking) = (arguments.kind, arguments.tracking);
     let protect = if tracking == TrackingKind::Resident { Protect::Writable } else { Protect::Protected };
     let fds_with_memfd = arguments.send_memfd;
-    let arguments = GuestArguments { handover: Some(listening.path().to_owned()), ..arguments };
+    let arguments = GuestArguments { handover: Some(listening.path().to_owned()), ..arguments.clone() };
     let mut guest =
         ProcessGuest::spawn(&GuestOptions { user_id, ..options(arguments) }).expect("a guest starts");
     let received = listening.receive();
@@ -180,8 +181,8 @@ fn written_pages(guest: &ProcessGuest) -> u64 {
 fn a_shared_guest_in_three_regions_is_served_with_two_descriptors() {
     for tracking in [TrackingKind::Resident, TrackingKind::Events, TrackingKind::Scan] {
         let arguments = GuestArguments { regions: 3, tracking, ..GuestArguments::fresh(8 * MIB) };
-        served_guest(GuestArguments { send_memfd: true, ..arguments.clone() }, None);
-        served_guest(arguments, None);
+        served_guest(&GuestArguments { send_memfd: true, ..arguments.clone() }, None);
+        served_guest(&arguments, None);
     }
 }
 
@@ -191,7 +192,8 @@ fn a_private_guest_in_three_regions_is_served_with_one_descriptor() {
         let kind = MemoryKind::Private;
         let threads = NonZeroUsize::new(2).expect("not zero");
         let fresh = GuestArguments::fresh(8 * MIB);
-        let (served, _) = served_guest(GuestArguments { kind, regions: 3, tracking, threads, ..fresh }, None);
+        let (served, _) =
+            served_guest(&GuestArguments { kind, regions: 3, tracking, threads, ..fresh }, None);
         assert!(served.threads.len() >= 2, "two threads fault");
     }
 }
@@ -205,7 +207,7 @@ fn a_guest_of_huge_pages_is_served_by_the_huge_page() {
     for kind in [MemoryKind::Huge, MemoryKind::PrivateHuge] {
         for tracking in [TrackingKind::Resident, TrackingKind::Events, TrackingKind::Scan] {
             let fresh = GuestArguments::fresh(40 * MIB);
-            served_guest(GuestArguments { kind, regions: 3, tracking, ..fresh }, None);
+            served_guest(&GuestArguments { kind, regions: 3, tracking, ..fresh }, None);
         }
     }
     drop(reservation);
@@ -217,14 +219,14 @@ fn a_guest_without_root_is_served_its_user_faults() {
     let status = fs::read_to_string("/proc/self/status").expect("every process has one");
     let root = status.lines().any(|line| line.split_ascii_whitespace().take(2).eq(["Uid:", "0"]));
     if !root {
-        let (_, user_only) = served_guest(GuestArguments::fresh(8 * MIB), None);
+        let (_, user_only) = served_guest(&GuestArguments::fresh(8 * MIB), None);
         assert!(user_only.is_some());
         return;
     }
     match probe_as(NOBODY) {
         Err(error) => skipped("guest without root", &format!("the program cannot be run as nobody: {error}")),
         Ok(()) => {
-            let (_, user_only) = served_guest(GuestArguments::fresh(8 * MIB), Some(NOBODY));
+            let (_, user_only) = served_guest(&GuestArguments::fresh(8 * MIB), Some(NOBODY));
             assert_eq!(user_only, Some(true));
         }
     }
