@@ -9,3 +9,4 @@ pub mod ranked_set;
 pub mod page_map;
 pub mod frame;
 pub mod layer_index;
+pub mod manifest;

@@ -29,7 +29,10 @@ pub const BLOB_BYTES_MAX: usize = 32 << 20;
 pub const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
 /// Bytes of an encoded layer index: what a layer of [`MANIFEST_PAGES_MAX`] pages can take at most.
-pub const LAYER_INDEX_BYTES_MAX: usize = 1 << 30;
+pub const LAYER_INDEX_BYTES_MAX: usize = 512 << 20;
+
+/// Bytes of the table of a layer object: the index, the encoded length of each frame, and room to spare.
+pub const LAYER_TABLE_BYTES_MAX: u64 = 576 << 20;
 
 /// Memory regions of one guest: a few by address layout, the rest by memory hot-plug.
 pub const REGIONS_MAX: usize = 1024;
@@ -37,8 +40,8 @@ pub const REGIONS_MAX: usize = 1024;
 /// Bytes of a hand-over message: twice what [`REGIONS_MAX`] regions of about 115 bytes take.
 pub const HANDOVER_BYTES_MAX: usize = 256 << 10;
 
-/// Fault events read at once: as many as threads can usefully wait, and a batch stays within one page.
-pub const FAULT_EVENTS_MAX: usize = 64;
+/// Fault events read at once: as many as one page of buffer holds.
+pub const FAULT_EVENTS_MAX: usize = 128;
 
 /// Pages installed for one fault on a walk: 25 to 250 of them cost what one avoided fault does.
 pub const NEIGHBOUR_PAGES_MAX: u32 = 64;

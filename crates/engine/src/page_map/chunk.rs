@@ -88,6 +88,22 @@ impl Chunk {
         u32::try_from(count).expect("a chunk has at most 512 runs")
     }
 
+    /// The chunk with every slot replaced by what `moved` says; the same memory where that is nothing.
+    pub(super) fn renumbered(&self, moved: &impl Fn(LayerSlot) -> LayerSlot) -> Self {
+        let renumbered = |bytes: &Arc<[u8]>, entries_at| match renumbered_entries(bytes, entries_at, moved) {
+            Some(changed) => changed.into(),
+            None => Arc::clone(bytes),
+        };
+        match self {
+            Self::Uniform(Place::Zero) => Self::Uniform(Place::Zero),
+            Self::Uniform(Place::Layer { slot, page }) => {
+                Self::Uniform(Place::Layer { slot: moved(*slot), page: *page })
+            }
+            Self::Few(bytes) => Self::Few(renumbered(bytes, few_parts(bytes).0.len())),
+            Self::Many(bytes) => Self::Many(renumbered(bytes, HEADS_BYTES)),
+        }
+    }
+
     /// Bytes of heap behind the chunk.
     pub(super) fn heap_bytes(&self) -> usize {
         match self {
@@ -201,6 +217,24 @@ fn place_in(entries: &[u8], entry: usize, offset: u32) -> Place {
             Place::Layer { slot: LayerSlot(slot), page: LayerPage::new(at_chunk_start.wrapping_add(offset)) }
         }
     }
+}
+
+/// The bytes with the slot of every entry moved, if that changes any.
+fn renumbered_entries(
+    bytes: &[u8],
+    entries_at: usize,
+    moved: &impl Fn(LayerSlot) -> LayerSlot,
+) -> Option<Vec<u8>> {
+    let mut changed: Option<Vec<u8>> = None;
+    for slot_at in (entries_at..bytes.len()).step_by(ENTRY_BYTES).map(|entry| entry + 4) {
+        let slot = u16_at(bytes, slot_at);
+        let new = if slot == ZERO_SLOT { slot } else { moved(LayerSlot(slot)).number() };
+        if new != slot {
+            let changed = changed.get_or_insert_with(|| bytes.to_vec());
+            changed[slot_at..slot_at + 2].copy_from_slice(&new.to_le_bytes());
+        }
+    }
+    changed
 }
 
 /// The starts and the entries of a `Few`.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::geometry::{GuestPage, GuestPages, LayerPage, usize_of};
 use crate::page_set::PageSet;
 use chunk::{CHUNK_PAGES, Chunk};
-use overlay::Overlay;
+use overlay::{Overlay, count_in};
 
 /// A position in a manifest's list of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,6 +167,30 @@ impl PageMap {
         let map = Overlay::new(kept, slot, zero).over(self);
         assert_eq!(map.live_pages(slot), kept.len(), "no other page lies in the slot of the new layer");
         map
+    }
+
+    /// This map with the pages of each slot in the slot given for it; chunks that name no moved slot stay shared.
+    ///
+    /// Every slot in use has a new one, and no two have the same.
+    #[must_use]
+    pub fn renumber(&self, slots: &[Option<LayerSlot>]) -> Self {
+        let moved =
+            |slot: LayerSlot| slots.get(slot.index()).copied().flatten().expect("a slot in use stays in use");
+        let mut live = Vec::new();
+        for slot in self.live_slots() {
+            count_in(
+                &mut live,
+                Place::Layer { slot: moved(slot), page: LayerPage::FIRST },
+                self.live_pages(slot),
+            );
+        }
+        assert_eq!(
+            live.iter().filter(|live| **live > 0).count(),
+            self.live_slots().count(),
+            "slots stay apart"
+        );
+        let chunks = self.chunks.iter().map(|chunk| chunk.renumbered(&moved)).collect();
+        Self { chunks, live: live.into(), pages: self.pages, runs: self.runs }
     }
 
     /// Bytes of heap the map holds, shared chunks included.

@@ -1,0 +1,207 @@
+//! Publications as bytes.
+//!
+//! Layout, little-endian: magic `RKMF`, version u16, length of the body u64, its CRC-64/NVME u64, the body.
+//! The body is the manifest and then, for each of its layers, where that is stored; counts and lengths are varints.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use crc_fast::CrcAlgorithm;
+use rekindle_kernel::page::PageKind;
+use uuid::Uuid;
+
+use super::{LayerName, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeManifest};
+use crate::geometry::u64_of;
+use crate::identity::{Domain, LayerId, SnapshotId, check_name};
+use crate::limits::{
+    BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, MANIFEST_BYTES_MAX, MANIFEST_LAYERS_MAX, MANIFEST_PAGES_MAX,
+    MANIFEST_RUNS_MAX, MANIFEST_VOLUMES_MAX, NAME_BYTES_MAX,
+};
+use crate::page_map::PageMap;
+use crate::wire::{Reader, WireError, Writer};
+
+const MAGIC: &[u8] = b"RKMF";
+const VERSION: u16 = 1;
+
+impl Publication {
+    /// The one encoding of the publication.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Writer::new();
+        write_manifest(&mut body, self.manifest());
+        self.stored().iter().for_each(|layer| write_stored(&mut body, layer));
+        let body = body.into_bytes();
+        let mut object = Writer::new();
+        object.bytes(MAGIC);
+        object.u16(VERSION);
+        object.u64(u64_of(body.len()));
+        object.u64(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &body));
+        object.bytes(&body);
+        assert!(object.len() <= MANIFEST_BYTES_MAX, "a manifest within its limits is never too long");
+        object.into_bytes()
+    }
+
+    /// Reads a publication; refuses whatever [`Publication::encode`] does not write.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(bytes);
+        if bytes.len() > MANIFEST_BYTES_MAX {
+            return Err(reader.invalid("manifest", "it is longer than a manifest can be"));
+        }
+        reader.expect_bytes("manifest magic", MAGIC)?;
+        reader.expect_u16("manifest version", VERSION)?;
+        let length = reader.u64("manifest length")?;
+        if length != u64_of(reader.remaining().saturating_sub(size_of::<u64>())) {
+            return Err(reader.invalid("manifest length", "it is not the length of what follows"));
+        }
+        let checksum = reader.u64("manifest checksum")?;
+        if checksum != crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes[reader.offset()..]) {
+            return Err(reader.invalid("manifest checksum", "it is not that of what follows"));
+        }
+        let manifest = read_manifest(&mut reader)?;
+        let stored = manifest.layers().iter().map(|_| read_stored(&mut reader)).collect::<Result<_, _>>()?;
+        reader.finish()?;
+        Ok(Self::new(manifest, stored))
+    }
+}
+
+fn write_manifest(writer: &mut Writer, manifest: &Manifest) {
+    writer.bytes(manifest.snapshot().as_bytes());
+    writer.u8(manifest.parent().is_some().into());
+    if let Some(parent) = manifest.parent() {
+        writer.bytes(parent.as_bytes());
+    }
+    writer.varint(manifest.generation());
+    writer.varint(manifest.created_unix_ms());
+    writer.varint_usize(manifest.layers().len());
+    for layer in manifest.layers() {
+        writer.bytes(layer.id.as_bytes());
+        writer.text(layer.domain.name());
+        writer.varint(layer.pages.into());
+    }
+    writer.varint_usize(manifest.volumes().len());
+    for volume in manifest.volumes() {
+        writer.text(volume.name.as_str());
+        writer.u8(code_of(volume.page_kind));
+        writer.varint(volume.map.pages().into());
+        volume.map.encode(writer);
+    }
+    writer.varint_usize(manifest.blobs().len());
+    for (name, bytes) in manifest.blobs() {
+        writer.text(name);
+        writer.length_prefixed(bytes);
+    }
+}
+
+fn read_manifest(reader: &mut Reader<'_>) -> Result<Manifest, WireError> {
+    let snapshot = SnapshotId::from_bytes(reader.array("snapshot")?);
+    let parent = read_parent(reader)?;
+    let generation = reader.varint("generation")?;
+    let created_unix_ms = reader.varint("time of pause")?;
+    let layers = read_layers(reader)?;
+    let volumes = read_volumes(reader, &layers)?;
+    let facts = SnapshotFacts { snapshot, created_unix_ms, blobs: read_blobs(reader)? };
+    let manifest = Manifest { facts, parent, generation, layers, volumes };
+    if manifest.runs_count() > MANIFEST_RUNS_MAX.into() {
+        return Err(reader.invalid("map runs", "the maps have more runs than a manifest can have"));
+    }
+    Ok(manifest)
+}
+
+fn read_parent(reader: &mut Reader<'_>) -> Result<Option<SnapshotId>, WireError> {
+    match reader.u8("parent")? {
+        0 => Ok(None),
+        1 => reader.array("parent").map(SnapshotId::from_bytes).map(Some),
+        _ => Err(reader.invalid("parent", "it is neither there nor absent")),
+    }
+}
+
+fn read_layers(reader: &mut Reader<'_>) -> Result<Vec<LayerName>, WireError> {
+    let count = reader.varint_usize("layers", MANIFEST_LAYERS_MAX)?;
+    let mut layers: Vec<LayerName> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let id = LayerId::from_bytes(reader.array("layer id")?);
+        if layers.iter().any(|known| known.id == id) {
+            return Err(reader.invalid("layer id", "two layers have one name"));
+        }
+        let domain = Domain::named(reader.text("layer domain", NAME_BYTES_MAX)?)
+            .map_err(|_| reader.invalid("layer domain", "the text names no domain"))?;
+        layers.push(LayerName { id, domain, pages: reader.varint_u32("layer pages", MANIFEST_PAGES_MAX)? });
+    }
+    Ok(layers)
+}
+
+fn read_volumes(reader: &mut Reader<'_>, layers: &[LayerName]) -> Result<Vec<VolumeManifest>, WireError> {
+    let layer_pages: Vec<u32> = layers.iter().map(|layer| layer.pages).collect();
+    let count = reader.varint_usize("volumes", MANIFEST_VOLUMES_MAX)?;
+    let mut volumes: Vec<VolumeManifest> = Vec::with_capacity(count);
+    let mut pages_max = MANIFEST_PAGES_MAX;
+    for _ in 0..count {
+        let name = reader.text("volume name", NAME_BYTES_MAX)?;
+        let name = name.parse().map_err(|_| reader.invalid("volume name", "the text names no volume"))?;
+        if volumes.iter().any(|known| known.name == name) {
+            return Err(reader.invalid("volume name", "two volumes have one name"));
+        }
+        let page_kind = kind_of(reader.u8("volume page kind")?)
+            .ok_or(reader.invalid("volume page kind", "there is no such kind of page"))?;
+        let pages = reader.varint_u32("volume pages", pages_max)?;
+        pages_max -= pages;
+        volumes.push(VolumeManifest { name, page_kind, map: PageMap::decode(reader, pages, &layer_pages)? });
+    }
+    let is_live = |slot| volumes.iter().any(|volume| volume.map.live_pages(slot) > 0);
+    if (0..layers.len()).map(super::slot_at).all(is_live) {
+        Ok(volumes)
+    } else {
+        Err(reader.invalid("layers", "no page lies in one of the layers"))
+    }
+}
+
+fn read_blobs(reader: &mut Reader<'_>) -> Result<BTreeMap<String, Bytes>, WireError> {
+    let mut blobs: BTreeMap<String, Bytes> = BTreeMap::new();
+    for _ in 0..reader.varint_usize("blobs", MANIFEST_BLOBS_MAX)? {
+        let name = reader.text("blob name", NAME_BYTES_MAX)?;
+        check_name(name).map_err(|_| reader.invalid("blob name", "the text names no blob"))?;
+        if blobs.last_key_value().is_some_and(|(last, _)| last.as_str() >= name) {
+            return Err(reader.invalid("blob name", "names do not ascend"));
+        }
+        let bytes = reader.length_prefixed("blob", BLOB_BYTES_MAX)?;
+        blobs.insert(name.to_owned(), Bytes::copy_from_slice(bytes));
+    }
+    Ok(blobs)
+}
+
+fn write_stored(writer: &mut Writer, layer: &StoredLayer) {
+    writer.bytes(layer.object.publisher.as_bytes());
+    writer.bytes(layer.object.upload.as_bytes());
+    writer.bytes(&layer.table_digest);
+    writer.varint(layer.table_bytes);
+    writer.varint(layer.object_bytes);
+}
+
+fn read_stored(reader: &mut Reader<'_>) -> Result<StoredLayer, WireError> {
+    let publisher = SnapshotId::from_bytes(reader.array("layer publisher")?);
+    let upload = Uuid::from_bytes(reader.array("layer upload")?);
+    let layer = StoredLayer {
+        object: ObjectName { publisher, upload },
+        table_digest: reader.array("layer table digest")?,
+        table_bytes: reader.varint("layer table length")?,
+        object_bytes: reader.varint("layer object length")?,
+    };
+    let impossible =
+        reader.invalid("layer object length", "the object has no room for its table, or it is too long");
+    layer.is_possible().then_some(layer).ok_or(impossible)
+}
+
+const fn code_of(kind: PageKind) -> u8 {
+    match kind {
+        PageKind::Small => 0,
+        PageKind::Huge => 1,
+    }
+}
+
+const fn kind_of(code: u8) -> Option<PageKind> {
+    match code {
+        0 => Some(PageKind::Small),
+        1 => Some(PageKind::Huge),
+        _ => None,
+    }
+}

@@ -1,0 +1,87 @@
+//! A manifest with where its layers are stored: the object whose presence says that a snapshot is published.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::Manifest;
+use crate::identity::SnapshotId;
+use crate::limits::LAYER_TABLE_BYTES_MAX;
+
+/// A manifest whose every layer is in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    manifest: Manifest,
+    stored: Vec<StoredLayer>,
+}
+
+/// Where the object of a layer is and what its parts are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredLayer {
+    /// The name of the one upload that wrote it.
+    pub object: ObjectName,
+    /// The BLAKE3 hash of its table.
+    pub table_digest: [u8; 32],
+    /// The length of its table, which ends it.
+    pub table_bytes: u64,
+    /// Its whole length.
+    pub object_bytes: u64,
+}
+
+/// The name of one upload of one layer: no two uploads share one, so no object is written twice under one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    /// The snapshot that uploaded it.
+    pub publisher: SnapshotId,
+    /// Which of its uploads.
+    pub upload: Uuid,
+}
+
+impl ObjectName {
+    /// The name of a new upload by `publisher`.
+    #[must_use]
+    pub fn new(publisher: SnapshotId) -> Self {
+        Self { publisher, upload: Uuid::now_v7() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.publisher, self.upload)
+    }
+}
+
+impl Publication {
+    /// The publication of `manifest`, whose layers are stored so, in its order.
+    #[must_use]
+    pub fn new(manifest: Manifest, stored: Vec<StoredLayer>) -> Self {
+        assert_eq!(manifest.layers().len(), stored.len(), "each layer of a published manifest is stored");
+        assert!(stored.iter().all(StoredLayer::is_possible), "a stored layer has the length of its parts");
+        Self { manifest, stored }
+    }
+
+    /// The manifest.
+    #[must_use]
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Where its layers are stored, in its order.
+    #[must_use]
+    pub fn stored(&self) -> &[StoredLayer] {
+        &self.stored
+    }
+
+    /// The manifest, and where its layers are stored.
+    #[must_use]
+    pub fn into_parts(self) -> (Manifest, Vec<StoredLayer>) {
+        (self.manifest, self.stored)
+    }
+}
+
+impl StoredLayer {
+    /// Whether an object can have such a length with such a table at its end.
+    pub(super) const fn is_possible(&self) -> bool {
+        self.table_bytes <= self.object_bytes && self.table_bytes <= LAYER_TABLE_BYTES_MAX
+    }
+}

@@ -1,0 +1,1 @@
+//! Manifests against models, and publications against damage.
