@@ -3,6 +3,7 @@
 mod bench;
 mod tidy;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -23,6 +24,12 @@ enum Task {
     Tidy,
     /// Measure every row of design targets against its reference, interleaved in one run.
     Bench(bench::Options),
+    /// Be the guest of a row that measures page faults.
+    #[command(hide = true, disable_help_flag = true)]
+    Guest {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -40,6 +47,7 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
     match command_line.task {
         Task::Tidy => Ok(tidy::report(&tidy::check(&root)?)),
         Task::Bench(options) => bench::run(&root, &options),
+        Task::Guest { words } => rekindle::guest::run(words).map(|()| ExitCode::SUCCESS),
     }
 }
 

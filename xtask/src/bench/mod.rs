@@ -1,8 +1,10 @@
 //! Measures every target against its reference: both sides in one run, interleaved, placed alike.
 
 mod format;
+mod map;
 mod page;
 mod plot;
+mod random;
 mod report;
 mod row;
 mod statistics;
@@ -16,7 +18,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 0] = [];
+const ROWS: [&Row; 3] = [&map::LOOKUP, &map::RAM, &map::WIRE];
 
 /// What to measure and where to put it.
 #[derive(clap::Args)]

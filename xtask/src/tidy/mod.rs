@@ -1,6 +1,7 @@
 //! Facts about the sources and documents that a machine can check; taste is left to readers.
 
 mod architecture;
+mod dependencies;
 mod document;
 mod length;
 mod links;
@@ -36,6 +37,8 @@ impl fmt::Display for Finding {
 /// What the checks look at: every Rust source and every Markdown page of the workspace, read once.
 struct Workspace {
     root: PathBuf,
+    /// The text of the workspace's `Cargo.toml`.
+    manifest: String,
     sources: Vec<Source>,
     documents: Vec<Document>,
 }
@@ -44,6 +47,7 @@ struct Workspace {
 pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
     let workspace = Workspace {
         root: root.to_owned(),
+        manifest: source::read(root, Path::new("Cargo.toml"))?,
         sources: source::read_all(root)?,
         documents: document::read_all(root)?,
     };
@@ -53,6 +57,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
         unsafe_code::check,
         words::check,
         length::check,
+        dependencies::check,
         architecture::check,
         links::check,
         readme::check,

@@ -1,4 +1,4 @@
-//! Every numbered promise names a test that exists.
+//! Every numbered promise names a test that exists, or the file whose documentation shows what does not compile.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,8 @@ const PAGE: &str = "docs/promises.md";
 
 /// What stands before the name of a test that a promise cites.
 const TEST_MARK: &str = "test:";
+/// What stands before the path of a file with an example that must not compile.
+const TYPE_MARK: &str = "compile_fail:";
 
 pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
     let mut report = |line, what| findings.push(Finding { file: PathBuf::from(PAGE), line, what });
@@ -18,20 +20,30 @@ pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
         return report(0, "the page is missing".to_owned());
     };
     let tests: BTreeSet<&str> = workspace.sources.iter().flat_map(tests_of).collect();
+    let refusals: BTreeSet<&str> = workspace.sources.iter().filter_map(refusing_path).collect();
     for item in &page.numbered_items {
-        for what in complaints(item, &tests) {
+        for what in complaints(item, &tests, &refusals) {
             report(item.line, what);
         }
     }
 }
 
-fn complaints(item: &NumberedItem, tests: &BTreeSet<&str>) -> Vec<String> {
-    let cited: Vec<&str> = item.code_spans.iter().filter_map(|span| span.strip_prefix(TEST_MARK)).collect();
-    if cited.is_empty() {
-        return vec![format!("the promise cites no `{TEST_MARK}name`")];
+fn complaints(item: &NumberedItem, tests: &BTreeSet<&str>, refusals: &BTreeSet<&str>) -> Vec<String> {
+    let cited = |mark| item.code_spans.iter().filter_map(move |span| span.strip_prefix(mark));
+    if cited(TEST_MARK).chain(cited(TYPE_MARK)).next().is_none() {
+        return vec![format!("the promise cites no `{TEST_MARK}name` and no `{TYPE_MARK}path`")];
     }
-    let missing = cited.into_iter().filter(|name| !tests.contains(name));
-    missing.map(|name| format!("there is no test `{name}`")).collect()
+    let tests_missing = cited(TEST_MARK).filter(|name| !tests.contains(name));
+    let refusals_missing = cited(TYPE_MARK).filter(|path| !refusals.contains(path));
+    tests_missing
+        .map(|name| format!("there is no test `{name}`"))
+        .chain(refusals_missing.map(|path| format!("`{path}` shows nothing that does not compile")))
+        .collect()
+}
+
+/// The path of a file that documents something that does not compile.
+fn refusing_path(source: &Source) -> Option<&str> {
+    source.text.contains("```compile_fail").then(|| source.path.to_str())?
 }
 
 /// The functions of a file that stand after an attribute ending in `test`, or inside `proptest!`.
@@ -85,12 +97,14 @@ mod tests {
     #[test]
     fn a_promise_without_a_test_or_with_a_missing_one_is_found() {
         let tests = BTreeSet::from(["b"]);
+        let refusals = BTreeSet::from(["crates/a.rs"]);
+        let complaints = |item| complaints(&item, &tests, &refusals);
         let item = |spans: &[&str]| NumberedItem {
             line: 1,
             code_spans: spans.iter().map(|span| (*span).to_owned()).collect(),
         };
-        assert!(complaints(&item(&["View", "test:b"]), &tests).is_empty());
-        assert_eq!(complaints(&item(&["b"]), &tests).len(), 1);
-        assert_eq!(complaints(&item(&["test:b", "test:z"]), &tests).len(), 1);
+        assert!(complaints(item(&["View", "test:b", "compile_fail:crates/a.rs"])).is_empty());
+        assert_eq!(complaints(item(&["b"])).len(), 1);
+        assert_eq!(complaints(item(&["test:b", "test:z", "compile_fail:b.rs"])).len(), 2);
     }
 }

@@ -22,11 +22,12 @@ const WORDS: [&str; 14] = [
 ];
 
 /// Names that other people's interfaces force on us; they may be used, not defined.
-const FOREIGN_NAMES: [(&str, &str); 9] = [
+const FOREIGN_NAMES: [(&str, &str); 10] = [
     ("ArcSwap", "arc-swap's cell"),
     ("arc_swap", "the crate arc-swap"),
     ("compare_and_swap", "arc-swap's method"),
     ("swap", "a method of atomics, slices and cells of the standard library"),
+    ("swap_remove", "a method of the standard library's vectors"),
     ("drain", "a method of the standard library's collections"),
     ("build", "the last call of other crates' builders"),
     ("pin", "the standard library's module of `Pin`"),
