@@ -66,8 +66,8 @@ impl Workload {
         written.into_iter().fold(Written::default(), Written::join)
     }
 
-    /// Gives a share of the pages back, whole installed pages at a time. Pages that shared memory keeps are
-    /// read first: one that is not there yet would be told from a removed one by nobody.
+    /// Gives a share of the pages back, whole installed pages at a time. Where shared memory keeps their content
+    /// they are read first: a handler cannot tell an unmapped page that was never installed from a removed one.
     pub(super) fn discard(&mut self, share: &Share, how: DiscardHow) -> io::Result<Discarded> {
         let started = Instant::now();
         let share = Share { run_pages: self.whole_pages(share.run_pages), ..*share };
