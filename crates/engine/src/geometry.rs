@@ -66,16 +66,16 @@ macro_rules! page_index {
                 usize_of(self.0)
             }
 
-            /// Where the page starts in memory that holds all of them, in bytes.
-            #[must_use]
-            pub fn offset(self) -> usize {
-                usize::try_from(self.offset_bytes()).expect("addresses have 64 bits")
-            }
-
             /// Where the page starts, in bytes.
             #[must_use]
             pub fn offset_bytes(self) -> u64 {
                 bytes_of_pages(self.0)
+            }
+
+            /// Where the page starts in memory, in bytes.
+            #[must_use]
+            pub fn offset(self) -> usize {
+                usize_of(self.0) * PAGE_BYTES
             }
 
             /// The page `pages` further on; overflow is a bug of the caller.
