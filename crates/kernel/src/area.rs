@@ -75,6 +75,9 @@ impl Area {
 
     /// The page-aligned addresses around `bytes` bytes from `offset`, as far as the area goes.
     pub(crate) fn pages_around(&self, offset: usize, bytes: usize) -> (*mut u8, usize) {
+        if bytes == 0 {
+            return (self.at(offset, bytes), 0);
+        }
         let start = self.at(offset, bytes).addr() & !(PAGE_BYTES - 1);
         let end = (self.address.addr() + offset + bytes).next_multiple_of(PAGE_BYTES);
         (self.address.with_addr(start), end - start)

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use linux_raw_sys::general as raw;
 
 use crate::guest_range::GuestRange;
 use crate::ioctl::Scan;
-use crate::number::{wide, word};
+use crate::number::{size, wide, word};
+use crate::page::PAGE_BYTES;
 
 /// The page map of one process.
 #[derive(Debug)]
@@ -27,6 +29,9 @@ pub enum PageClass {
 }
 
 const PRESENT_OR_SWAPPED: u64 = wide(raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED);
+
+/// Page map entries read in one call.
+const ENTRIES_MAX: usize = 1024;
 
 /// Stretches taken from the kernel in one call.
 const REGIONS_MAX: usize = 1024;
@@ -49,8 +54,8 @@ impl Pagemap {
 
     /// Gives each stretch of pages in `range` that are of class `want` to `found`, in order.
     ///
-    /// The kernel may report the last stretch twice: collect into a set. Shared memory that was swapped out is not
-    /// in the page table and not found. `range` is whole pages; addresses where nothing is mapped are passed over.
+    /// The kernel may report the last stretch twice: collect into a set. Pages of a shared memory file that are not
+    /// mapped any more (MADV_DONTNEED, swapping) are not found. `range` is whole pages, mapped or not.
     pub fn scan(
         &self,
         range: GuestRange,
@@ -92,7 +97,13 @@ impl Pagemap {
             // SAFETY: the kernel writes at most `vec_len` regions at `vec`, which we own.
             let count = unsafe { rustix::ioctl::ioctl(&self.file, Scan(&mut argument)) }?;
             for region in &regions[..count.min(REGIONS_MAX)] {
-                found(GuestRange { start: region.start, bytes: region.end.saturating_sub(region.start) });
+                let range =
+                    GuestRange { start: region.start, bytes: region.end.saturating_sub(region.start) };
+                if region.categories & wide(raw::PAGE_IS_PRESENT) != 0 {
+                    found(range);
+                } else {
+                    self.without_markers(range, found)?;
+                }
             }
             // Less than full: the walk came to the end, whatever `walk_end` says.
             if count < REGIONS_MAX || argument.walk_end <= start || argument.walk_end >= range.end() {
@@ -100,6 +111,53 @@ impl Pagemap {
             }
             start = argument.walk_end;
         }
+    }
+}
+
+impl Pagemap {
+    /// Gives the pages of `range` that are really there to `found`: the scan calls swapped out also what is only a
+    /// marker of a protection or a poisoning, the page map entries do not.
+    fn without_markers(&self, range: GuestRange, found: &mut dyn FnMut(GuestRange)) -> io::Result<()> {
+        let page_bytes = word(PAGE_BYTES);
+        let mut bytes = [0; ENTRIES_MAX * 8];
+        let mut run = GuestRange { start: range.start, bytes: 0 };
+        let mut at = range.start;
+        while at < range.end() {
+            let entries = size((range.end() - at).div_ceil(page_bytes)).min(ENTRIES_MAX);
+            self.file.read_exact_at(&mut bytes[..entries * 8], at / page_bytes * 8)?;
+            let (entries, _) = bytes[..entries * 8].as_chunks::<8>();
+            for entry in entries {
+                if is_there(u64::from_ne_bytes(*entry)) {
+                    run.bytes += page_bytes;
+                } else {
+                    if run.bytes > 0 {
+                        found(run);
+                    }
+                    run = GuestRange { start: at + page_bytes, bytes: 0 };
+                }
+                at += page_bytes;
+            }
+        }
+        if run.bytes > 0 {
+            found(run);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a page map entry (admin-guide/mm/pagemap.rst) is of a page, in memory or swapped out, and not a marker.
+///
+/// A marker is a swap entry of the highest type there is (include/linux/swap.h), or in hugetlb memory no entry but
+/// for its protection. Without CAP_SYS_ADMIN types read as 0, and markers of small pages pass for pages.
+fn is_there(entry: u64) -> bool {
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const PROTECTED: u64 = 1 << 57;
+    const TYPES: u64 = 31;
+    match entry {
+        entry if entry & PRESENT != 0 => true,
+        entry if entry & SWAPPED != 0 => entry & TYPES != TYPES,
+        entry => entry & PROTECTED == 0,
     }
 }
 
@@ -123,8 +181,23 @@ impl PageClass {
             category_inverted: inverted,
             category_mask: mask,
             category_anyof_mask: PRESENT_OR_SWAPPED,
-            // Nothing but the range is asked back, so that neighbours merge.
-            return_mask: 0,
+            return_mask: wide(raw::PAGE_IS_PRESENT),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Entries as Linux 6.18 writes them.
+    #[test]
+    fn a_marker_is_not_a_page() {
+        assert!(is_there(0x8300_0000_0000_0c89), "present");
+        assert!(is_there(0xc000_0000_0000_0123 & !(1 << 63)), "swapped out");
+        assert!(is_there(0x4000_0000_0000_0000), "swapped out, its place hidden from us");
+        assert!(!is_there(0x4200_0000_0000_003f), "marker of a protection");
+        assert!(!is_there(0x4000_0000_0000_005f), "marker of a poisoning");
+        assert!(!is_there(0x0200_0000_0000_0000), "marker in hugetlb memory");
     }
 }
