@@ -1,6 +1,7 @@
 //! Serving another process's page faults: registration, installs, protection, events.
 
 mod features;
+mod granted;
 mod install;
 mod open;
 
