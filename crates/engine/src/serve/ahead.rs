@@ -1,0 +1,129 @@
+//! Installing pages the guest has not asked for: beside a fault, and from a prefetch.
+
+use super::installer::{End, Landing};
+use super::server::Server;
+use super::unit::UnitInstall;
+use crate::frame::FRAME_PAGES;
+use crate::geometry::GuestPages;
+use crate::limits;
+use crate::view::{Piece, PieceSource};
+
+/// How far an install ahead of the guest came.
+#[derive(Debug)]
+enum Ahead {
+    /// It dealt with this many pages, at least one.
+    Dealt(u32),
+    /// The address space is changing: not now.
+    Interrupted,
+}
+
+impl Server {
+    /// Installs what of `run` is in memory, source by source; stops at the first page that is not, or fails.
+    pub(super) fn install_neighbours(&mut self, mut run: GuestPages) {
+        while !run.is_empty() {
+            let piece = self.view.piece_at(run.start(), run.count());
+            let ready = piece.readable_now();
+            if ready == 0 {
+                return;
+            }
+            let (pages, end) = self.install_piece(&piece, ready);
+            self.counters.pages_neighbour.add(pages);
+            if !matches!(end, End::Complete) {
+                return;
+            }
+            run = run.after(pages);
+        }
+    }
+
+    /// Installs a bounded number of the pages wanted ahead.
+    pub(super) fn prefetch_slice(&mut self) {
+        let Some(run) = self.prefetch.next_run(limits::PREFETCH_SLICE_PAGES) else { return };
+        let mut rest = run;
+        while !rest.is_empty() {
+            match self.prefetch_some(self.in_one_region(rest)) {
+                Ahead::Dealt(pages) => rest = rest.after(pages),
+                Ahead::Interrupted => {
+                    self.prefetch.put_back(rest);
+                    std::thread::yield_now();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Deals with the first pages of `run`, which lies in one region.
+    fn prefetch_some(&mut self, run: GuestPages) -> Ahead {
+        let page = run.start();
+        if self.pages.installed().contains(page) || self.pages.is_removed(page) {
+            return Ahead::Dealt(1);
+        }
+        let unit = self.installer.regions.unit_of(page);
+        if unit.count() > 1 {
+            return self.prefetch_unit(run, unit);
+        }
+        let free = self.pages.untouched(run, page);
+        let piece = self.view.piece_at(page, free.count());
+        let ready = piece.readable_now();
+        if ready > 0 {
+            let (pages, end) = self.install_piece(&piece, ready);
+            self.counters.pages_prefetched.add(pages);
+            return ahead(pages, &end);
+        }
+        let PieceSource::Layer(layer, first) = &piece.source else { return Ahead::Interrupted };
+        let in_frame = FRAME_PAGES - first.number() % FRAME_PAGES;
+        let waiting = piece.pages.first_pages(in_frame);
+        if let Some((_, frame)) = piece.missing_frame()
+            && self.prefetch.wait(waiting, (layer.id(), frame))
+        {
+            self.request(layer, frame);
+        }
+        Ahead::Dealt(waiting.count())
+    }
+
+    fn prefetch_unit(&mut self, run: GuestPages, unit: GuestPages) -> Ahead {
+        let protect = self.installer.unwritten();
+        let of_unit = unit.intersect(run).count();
+        match self.gatherer.install(&self.view, &self.installer, unit, protect) {
+            UnitInstall::Landed(landing) => {
+                self.note(unit, &landing);
+                self.counters.pages_prefetched.add(landing.pages);
+                self.count(&self.view.piece_at(unit.start(), 1).source, landing.pages);
+                match ahead(landing.pages, &landing.end) {
+                    Ahead::Dealt(_) => Ahead::Dealt(of_unit),
+                    Ahead::Interrupted => Ahead::Interrupted,
+                }
+            }
+            UnitInstall::Missing(frames) => {
+                let (layer, frame) = &frames[0];
+                self.prefetch.wait(unit.intersect(run), (layer.id(), *frame));
+                frames.iter().for_each(|(layer, frame)| self.request(layer, *frame));
+                Ahead::Dealt(of_unit)
+            }
+        }
+    }
+
+    /// Installs the first `ready` pages of a piece, as pages nobody wrote yet.
+    fn install_piece(&mut self, piece: &Piece, ready: u32) -> (u32, End) {
+        let run = piece.pages.first_pages(ready);
+        let protect = self.installer.unwritten();
+        let landing = match piece.source {
+            PieceSource::Zero => self.installer.zero(run, protect),
+            PieceSource::Capture(_) | PieceSource::Layer(..) => {
+                self.installer.copy(run, piece.bytes(0, ready), protect)
+            }
+        };
+        self.count(&piece.source, landing.pages);
+        self.note(run, &landing);
+        let Landing { pages, end, .. } = landing;
+        (pages, end)
+    }
+}
+
+/// A page that is there, gone or bad is dealt with: the guest will ask if it wants it.
+fn ahead(pages: u32, end: &End) -> Ahead {
+    match end {
+        End::Interrupted if pages == 0 => Ahead::Interrupted,
+        End::Complete | End::Interrupted => Ahead::Dealt(pages.max(1)),
+        End::Present | End::Gone | End::Failed(_) => Ahead::Dealt(pages + 1),
+    }
+}

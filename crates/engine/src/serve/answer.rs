@@ -1,0 +1,212 @@
+//! Answering one fault: from zeroes, from a source in memory, or later.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rekindle_kernel::Protect;
+
+use super::fault::{Access, Fault};
+use super::installer::{End, Landing};
+use super::pending::FrameKey;
+use super::retry::{Patience, RetriedFault, RetryCause};
+use super::server::Server;
+use super::status::{EndReason, ServeStatus};
+use super::unit::UnitInstall;
+use crate::fetch::FrameWaiter;
+use crate::frame::FrameNumber;
+use crate::geometry::{GuestPage, GuestPages};
+use crate::layer::Layer;
+use crate::view::PieceSource;
+
+/// What became of a fault.
+#[derive(Debug)]
+enum Outcome {
+    /// Its page is there.
+    Answered,
+    /// It waits for a frame.
+    Waiting,
+    /// It must be tried again.
+    Again(RetryCause),
+    /// Its memory is gone.
+    Gone,
+}
+
+impl Server {
+    /// Tries to answer a fault and puts it where it belongs if that fails.
+    pub(super) fn answer(&mut self, retried: RetriedFault) {
+        let fault = retried.fault;
+        match self.attempt(fault, retried.is_first_try()) {
+            Outcome::Answered => {
+                if self.stalls.end(fault.page) {
+                    self.tell();
+                }
+                self.counters.first_fault_at.get_or_init(Instant::now);
+            }
+            Outcome::Waiting => {
+                if self.stalls.end(fault.page) {
+                    self.tell();
+                }
+            }
+            Outcome::Again(cause) => {
+                if self.retries.put(retried, &cause, Instant::now()) == Patience::Stalled {
+                    self.stalls.put(fault.page, cause.words());
+                    self.tell();
+                }
+            }
+            Outcome::Gone => self.board.set(ServeStatus::Ended { why: EndReason::MemoryGone }),
+        }
+    }
+
+    /// One try, from the live view. With company only the first time: what was interrupted is tried alone.
+    fn attempt(&mut self, fault: Fault, first_try: bool) -> Outcome {
+        let Fault { page, access } = fault;
+        let unit = self.installer.regions.unit_of(page);
+        let protect = match access {
+            Access::Write => Protect::Writable,
+            Access::Read => self.installer.unwritten(),
+            Access::WriteProtected => return self.unprotect(unit),
+            Access::Unmapped => {
+                let landing = self.installer.map_present(unit);
+                return self.landed(unit, landing);
+            }
+        };
+        if self.pages.is_removed(page) {
+            return self.zero(unit);
+        }
+        if unit.count() > 1 {
+            return self.install_unit(fault, unit, protect);
+        }
+        let window = if first_try { self.window(page) } else { unit };
+        self.install_small(fault, window, protect)
+    }
+
+    /// The pages worth installing with `page`: on the guest's walk, in the same region, not touched yet.
+    fn window(&mut self, page: GuestPage) -> GuestPages {
+        let window = self.walks.window(page);
+        if window.count() == 1 {
+            return window;
+        }
+        let window = self.installer.regions.clip(window, page);
+        self.pages.untouched(window, page)
+    }
+
+    /// The faulting page first, and at once with what follows it in its source, unless it alone is to be writable.
+    fn install_small(&mut self, fault: Fault, window: GuestPages, protect: Protect) -> Outcome {
+        let alone = protect != self.installer.unwritten();
+        let upwards = window.start() == fault.page;
+        let limit = if upwards && !alone { window.count() } else { 1 };
+        let piece = self.view.piece_at(fault.page, limit);
+        let ready = piece.readable_now();
+        if ready == 0 {
+            return match piece.missing_frame() {
+                Some((layer, frame)) => self.wait_for(fault, &layer, frame),
+                None => Outcome::Again(RetryCause::Interrupted),
+            };
+        }
+        let run = piece.pages.first_pages(ready);
+        let landing = match piece.source {
+            PieceSource::Zero => self.installer.zero(run, protect),
+            PieceSource::Capture(_) | PieceSource::Layer(..) => {
+                self.installer.copy(run, piece.bytes(0, ready), protect)
+            }
+        };
+        self.count(&piece.source, landing.pages);
+        self.counters.pages_neighbour.add(landing.pages.saturating_sub(1));
+        let goes_on = matches!(landing.end, End::Complete) && window.count() > landing.pages;
+        let rest = if upwards { window.after(landing.pages) } else { window.first_pages(window.count() - 1) };
+        let outcome = self.landed(run, landing);
+        if goes_on {
+            self.install_neighbours(rest);
+        }
+        outcome
+    }
+
+    fn install_unit(&mut self, fault: Fault, unit: GuestPages, protect: Protect) -> Outcome {
+        match self.gatherer.install(&self.view, &self.installer, unit, protect) {
+            UnitInstall::Landed(landing) => {
+                self.count(&self.view.piece_at(unit.start(), 1).source, landing.pages);
+                self.landed(unit, landing)
+            }
+            UnitInstall::Missing(frames) => {
+                // All are asked for now; the page waits for one after the other.
+                for (layer, frame) in &frames[1..] {
+                    self.request(layer, *frame);
+                }
+                let (layer, frame) = &frames[0];
+                self.wait_for(fault, layer, *frame)
+            }
+        }
+    }
+
+    /// A page the guest gave back reads zero; it is a candidate of the next pause anyway, so it need not be protected.
+    fn zero(&mut self, unit: GuestPages) -> Outcome {
+        let landing = self.installer.zero(unit, Protect::Writable);
+        self.count(&PieceSource::Zero, landing.pages);
+        self.landed(unit, landing)
+    }
+
+    fn unprotect(&mut self, unit: GuestPages) -> Outcome {
+        self.counters.write_protect_faults.add(1);
+        // Noted before the guest can write.
+        self.pages.write(unit);
+        match self.installer.unprotect(unit) {
+            End::Complete | End::Present => Outcome::Answered,
+            End::Interrupted => Outcome::Again(RetryCause::Interrupted),
+            End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason)),
+            End::Gone => {
+                self.installer.wake(unit);
+                Outcome::Answered
+            }
+        }
+    }
+
+    /// Notes what an install of `run`, whose first page faults, has done.
+    fn landed(&mut self, run: GuestPages, landing: Landing) -> Outcome {
+        self.note(run, &landing);
+        if landing.pages > 0 {
+            return Outcome::Answered;
+        }
+        match landing.end {
+            End::Present | End::Complete => {
+                self.pages.install(run.first_pages(1));
+                self.installer.wake(self.installer.regions.unit_of(run.start()));
+                Outcome::Answered
+            }
+            End::Interrupted => Outcome::Again(RetryCause::Interrupted),
+            End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason)),
+            End::Gone => Outcome::Gone,
+        }
+    }
+
+    /// Keeps the epoch's page sets true.
+    pub(super) fn note(&mut self, run: GuestPages, landing: &Landing) {
+        let there = run.first_pages(landing.pages);
+        self.pages.install(there);
+        if landing.writable && self.installer.tracking().protects() {
+            self.pages.write(there);
+        }
+    }
+
+    pub(super) fn count(&self, source: &PieceSource, pages: u32) {
+        match source {
+            PieceSource::Zero => self.counters.pages_zero.add(pages),
+            PieceSource::Capture(_) => self.counters.pages_from_capture.add(pages),
+            PieceSource::Layer(..) => self.counters.pages_from_layer.add(pages),
+        }
+    }
+
+    fn wait_for(&mut self, fault: Fault, layer: &Arc<Layer>, frame: FrameNumber) -> Outcome {
+        self.counters.misses.add(1);
+        let key: FrameKey = (layer.id(), frame);
+        if self.pending.wait(fault, key) {
+            self.request(layer, frame);
+        }
+        Outcome::Waiting
+    }
+
+    /// Asks for a frame; the answer comes by mail.
+    pub(super) fn request(&self, layer: &Arc<Layer>, frame: FrameNumber) {
+        let waiter: Arc<dyn FrameWaiter> = Arc::clone(&self.mailbox) as _;
+        self.fetcher.request(layer, frame, Arc::downgrade(&waiter));
+    }
+}

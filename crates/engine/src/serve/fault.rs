@@ -1,0 +1,33 @@
+//! What a guest waits for.
+
+use crate::geometry::GuestPage;
+
+/// A page a guest thread waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) page: GuestPage,
+    pub(super) access: Access,
+}
+
+/// What it wants to do with the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Read a page that is missing.
+    Read,
+    /// Write a page that is missing.
+    Write,
+    /// Write a page that is there, but protected to learn of the first write.
+    WriteProtected,
+    /// Use a page that is in the memory file but not mapped, where the VMM asked for such faults.
+    Unmapped,
+}
+
+impl Access {
+    /// The access that satisfies both, of two threads that wait for one missing page.
+    pub(super) fn join(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Read, Self::Read) => Self::Read,
+            (Self::Read | Self::Write | Self::WriteProtected | Self::Unmapped, _) => Self::Write,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Putting pages into a guest: what the kernel's answers mean for the pages asked for.
+
+use std::io;
+
+use rekindle_kernel::{GuestRange, Install, Protect, RegisterMode, Source, Userfaultfd};
+
+use crate::geometry::{GuestPages, PAGE_BYTES, bytes_of_pages, usize_of};
+use crate::regions::Regions;
+use crate::tracking::Tracking;
+
+/// A guest's memory as its handler thread reaches it.
+#[derive(Debug)]
+pub(super) struct Installer {
+    pub(super) userfaultfd: Userfaultfd,
+    pub(super) regions: Regions,
+    tracking: Tracking,
+    /// Zero pages cost no memory of their own: private small pages.
+    shares_zeroes: bool,
+}
+
+/// How far an install came.
+#[derive(Debug)]
+pub(super) struct Landing {
+    /// Pages now there, from the first on.
+    pub(super) pages: u32,
+    /// Whether the guest can write them unseen.
+    pub(super) writable: bool,
+    pub(super) end: End,
+}
+
+/// Why an install ended where it did.
+#[derive(Debug)]
+pub(super) enum End {
+    /// All pages are there.
+    Complete,
+    /// The next page was there already.
+    Present,
+    /// The address space is changing; the next page may work later.
+    Interrupted,
+    /// There is no such memory any more.
+    Gone,
+    /// The next page failed.
+    Failed(String),
+}
+
+impl Installer {
+    /// Registers the guest's regions for what `tracking` needs; `shared` if a file is behind them.
+    pub(super) fn register(
+        userfaultfd: Userfaultfd,
+        regions: Regions,
+        tracking: Tracking,
+        shared: bool,
+    ) -> io::Result<Self> {
+        let mode = match tracking.protects() {
+            true => RegisterMode::MissingAndWriteProtect,
+            false => RegisterMode::Missing,
+        };
+        let mut shares_zeroes = !shared;
+        for region in regions.iter() {
+            shares_zeroes &= userfaultfd.register(region.range(), mode)?.zeropage();
+        }
+        Ok(Self { userfaultfd, regions, tracking, shares_zeroes })
+    }
+
+    /// How writes are learned of.
+    pub(super) fn tracking(&self) -> Tracking {
+        self.tracking
+    }
+
+    /// The protection of a page nobody is known to write yet.
+    pub(super) fn unwritten(&self) -> Protect {
+        if self.tracking.protects() { Protect::Protected } else { Protect::Writable }
+    }
+
+    /// Installs `pages`, which lie in one region, from `source`, which is as long.
+    pub(super) fn copy(&self, pages: GuestPages, source: Source<'_>, protect: Protect) -> Landing {
+        let install = self.userfaultfd.copy(self.range(pages).start, source, protect);
+        landing(install, pages, protect == Protect::Writable)
+    }
+
+    /// Installs zeroes; they may become writable even if they were asked for protected.
+    pub(super) fn zero(&self, pages: GuestPages, protect: Protect) -> Landing {
+        if self.shares_zeroes {
+            let install = self.userfaultfd.zero(self.range(pages));
+            // A marker of protection is in the way of shared zeroes though nothing is there; a copy goes over it.
+            if !matches!(install, Install::Present { installed_bytes: 0 }) {
+                return landing(install, pages, true);
+            }
+        }
+        self.copy(pages, Source::zeroes(usize_of(pages.count()) * PAGE_BYTES), protect)
+    }
+
+    /// Lets the guest write `pages` and wakes who waits to.
+    pub(super) fn unprotect(&self, pages: GuestPages) -> End {
+        match self.userfaultfd.write_protect(self.range(pages), Protect::Writable) {
+            Ok(()) => End::Complete,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => End::Interrupted,
+            // Unmapped since: there is nothing to write.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => End::Gone,
+            Err(error) => End::Failed(error.to_string()),
+        }
+    }
+
+    /// Maps pages that the memory file has.
+    pub(super) fn map_present(&self, pages: GuestPages) -> Landing {
+        landing(self.userfaultfd.continue_shared(self.range(pages), Protect::Writable), pages, true)
+    }
+
+    /// Lets whoever waits for `pages` look again.
+    pub(super) fn wake(&self, pages: GuestPages) {
+        self.wake_range(self.range(pages));
+    }
+
+    /// Lets whoever waits for any page look again.
+    pub(super) fn wake_all(&self) {
+        self.regions.iter().for_each(|region| self.wake_range(region.range()));
+    }
+
+    fn wake_range(&self, range: GuestRange) {
+        if let Err(error) = self.userfaultfd.wake(range) {
+            tracing::debug!(start = range.start, bytes = range.bytes, %error, "nobody to wake");
+        }
+    }
+
+    fn range(&self, pages: GuestPages) -> GuestRange {
+        self.regions.range_of(pages)
+    }
+}
+
+fn landing(install: Install, pages: GuestPages, writable: bool) -> Landing {
+    let landed = |pages: u32, end: End| Landing { pages, writable, end };
+    match install {
+        Install::Installed => landed(pages.count(), End::Complete),
+        Install::Present { installed_bytes } => landed(whole_pages(installed_bytes, pages), End::Present),
+        Install::Interrupted { installed_bytes } => {
+            landed(whole_pages(installed_bytes, pages), End::Interrupted)
+        }
+        Install::Gone => landed(0, End::Gone),
+        Install::SourceLost => landed(0, End::Failed("its bytes could not be read".into())),
+        Install::Failed(error) => landed(0, End::Failed(error.to_string())),
+    }
+}
+
+fn whole_pages(bytes: u64, of: GuestPages) -> u32 {
+    u32::try_from(bytes / bytes_of_pages(1)).unwrap_or(u32::MAX).min(of.count())
+}

@@ -1,0 +1,166 @@
+//! Answering a running guest's page faults from its snapshot's live view.
+//!
+//! One thread a guest reads its events and does all its installs. It never waits for a disk, a peer or the store: what
+//! is not in memory is asked for, and installed when it comes. Nothing is ever answered with bytes that are not the
+//! page's: a page that cannot be had leaves its guest stalled, with the reason on the server's status.
+
+mod ahead;
+mod answer;
+mod epoch;
+mod epoch_pages;
+mod fault;
+mod installer;
+mod mailbox;
+mod neighbours;
+mod pending;
+mod placement;
+mod prefetch;
+mod retry;
+mod server;
+mod stall;
+mod stats;
+mod status;
+mod unit;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rekindle_kernel::event_buffer::EVENT_BYTES;
+use rekindle_kernel::{EventBuffer, SharedBuffer};
+
+use crate::fetch::Fetcher;
+use crate::handover::Handover;
+use crate::limits;
+use crate::page_set::PageSet;
+use crate::tracking::Tracking;
+use crate::view::LiveView;
+
+pub use epoch::Epoch;
+pub use neighbours::Neighbours;
+pub use placement::Placement;
+pub use stats::ServeStats;
+pub use status::{EndReason, ServeStatus};
+
+use mailbox::{Mail, Mailbox};
+use server::Server;
+use stats::Counters;
+use status::StatusBoard;
+
+/// How a guest is to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// How the next pause is to learn what was written. What the userfaultfd cannot do gives way to what it can.
+    pub tracking: Tracking,
+    /// Where the handler thread runs.
+    pub placement: Placement,
+    /// Whether pages are installed beside faulting ones.
+    pub neighbours: Neighbours,
+}
+
+/// The server of one guest's faults. Dropped, it ends and closes the guest's userfaultfd: end the guest before.
+#[derive(Debug)]
+pub struct FaultServer {
+    mailbox: Arc<Mailbox>,
+    counters: Arc<Counters>,
+    board: Arc<StatusBoard>,
+    tracking: Tracking,
+    thread: Option<JoinHandle<Epoch>>,
+}
+
+impl FaultServer {
+    /// Serves a guest that was just handed over, from `view`.
+    pub fn start(
+        view: Arc<LiveView>,
+        handover: Handover,
+        fetcher: Fetcher,
+        options: ServeOptions,
+    ) -> io::Result<Self> {
+        Self::resume(view, Epoch::begin(handover, options.tracking)?, fetcher, options)
+    }
+
+    /// Serves a guest whose epoch was ended for a pause that did not come to pass. The epoch's tracking stays.
+    pub fn resume(
+        view: Arc<LiveView>,
+        epoch: Epoch,
+        fetcher: Fetcher,
+        options: ServeOptions,
+    ) -> io::Result<Self> {
+        assert_eq!(view.pages(), epoch.regions().pages(), "a guest is served from a view of its size");
+        let mailbox = Arc::new(Mailbox::new()?);
+        let counters = Arc::<Counters>::default();
+        let board = Arc::new(StatusBoard::new());
+        let tracking = epoch.tracking();
+        let events = EventBuffer::shared(SharedBuffer::create(limits::FAULT_EVENTS_MAX * EVENT_BYTES)?);
+        let served = Served { view, fetcher, options };
+        let side = (Arc::clone(&mailbox), Arc::clone(&counters), Arc::clone(&board));
+        let work = move || {
+            let ended = BoardGuard(Arc::clone(&side.2));
+            let epoch = Server::new(served, epoch, side).run(events);
+            drop(ended);
+            epoch
+        };
+        let thread = Some(std::thread::Builder::new().name("faults".into()).spawn(work)?);
+        Ok(Self { mailbox, counters, board, tracking, thread })
+    }
+
+    /// How the guest fares.
+    pub fn status(&self) -> ServeStatus {
+        self.board.get()
+    }
+
+    /// Waits until `wanted` accepts the status, at most `limit` long; the answer is the status then.
+    pub fn wait_status(&self, limit: Duration, wanted: impl Fn(&ServeStatus) -> bool) -> ServeStatus {
+        self.board.wait(limit, &wanted)
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> ServeStats {
+        self.counters.snapshot()
+    }
+
+    /// How writes are learned of: what was asked for, or what the guest's userfaultfd can do.
+    pub fn tracking(&self) -> Tracking {
+        self.tracking
+    }
+
+    /// Installs `pages` ahead of the guest, between its faults. Pages that are there or were given back are left.
+    pub fn prefetch(&self, pages: PageSet) {
+        self.mailbox.send(Mail::Prefetch(pages));
+    }
+
+    /// Ends the epoch of a guest that is frozen: no thread of it runs, and none waits for a remove to be read.
+    pub fn end_epoch(mut self) -> Epoch {
+        self.mailbox.send(Mail::EndEpoch);
+        let thread = self.thread.take().expect("only this and drop take the thread, and both end the server");
+        thread.join().expect("a handler thread does not panic")
+    }
+}
+
+impl Drop for FaultServer {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.mailbox.send(Mail::EndEpoch);
+            // A handler that panicked has said so on its board, and there is nobody here to tell.
+            drop(thread.join());
+        }
+    }
+}
+
+/// What a guest is served from.
+#[derive(Debug)]
+struct Served {
+    view: Arc<LiveView>,
+    fetcher: Fetcher,
+    options: ServeOptions,
+}
+
+/// Says so on the board if the thread ends in any other way than by the end of its epoch.
+struct BoardGuard(Arc<StatusBoard>);
+
+impl Drop for BoardGuard {
+    fn drop(&mut self) {
+        self.0.set(ServeStatus::Ended { why: EndReason::Failed });
+    }
+}

@@ -1,0 +1,122 @@
+//! Which processor a handler thread runs on. A fault served on the core it happened on costs a twentieth of one that
+//! has to wake another core.
+
+use rekindle_kernel::placement::{self, ThreadCpu};
+
+use crate::limits;
+
+/// Where the handler thread runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Where the faulting threads run, as far as the VMM lets us know them.
+    FollowFaults,
+    /// On this processor.
+    Cpu(usize),
+    /// Where the scheduler likes.
+    Anywhere,
+}
+
+/// Moves the calling thread after the threads that fault.
+#[derive(Debug)]
+pub(super) struct Placer {
+    follow: Option<Follow>,
+    pid: u32,
+    watched: Option<(u32, ThreadCpu)>,
+}
+
+/// When to look where a faulting thread runs, and when to move there.
+#[derive(Debug, Default)]
+struct Follow {
+    faults_until_look: u32,
+    here: Option<usize>,
+    seen: Option<usize>,
+}
+
+impl Placer {
+    /// Places the calling thread, which serves the process `pid`. A refusal of the system only costs speed.
+    pub(super) fn start(placement: Placement, pid: u32) -> Self {
+        let follow = match placement {
+            Placement::FollowFaults => Some(Follow::default()),
+            Placement::Anywhere => None,
+            Placement::Cpu(cpu) => {
+                run_on(cpu);
+                None
+            }
+        };
+        Self { follow, pid, watched: None }
+    }
+
+    /// Notes a fault of `thread`.
+    pub(super) fn fault(&mut self, thread: Option<u32>) {
+        let (Some(follow), Some(thread)) = (&mut self.follow, thread) else { return };
+        if !follow.fault() {
+            return;
+        }
+        let Some(cpu) = cpu_of(&mut self.watched, self.pid, thread) else { return };
+        if let Some(cpu) = follow.see(cpu) {
+            run_on(cpu);
+        }
+    }
+}
+
+fn cpu_of(watched: &mut Option<(u32, ThreadCpu)>, pid: u32, thread: u32) -> Option<usize> {
+    if watched.as_ref().is_none_or(|(known, _)| *known != thread) {
+        *watched = Some((thread, ThreadCpu::open(pid, thread).ok()?));
+    }
+    let (_, cpu) = watched.as_ref().expect("set above");
+    cpu.cpu().ok()
+}
+
+fn run_on(cpu: usize) {
+    if let Err(error) = placement::run_on(cpu) {
+        tracing::debug!(cpu, %error, "the fault handler stays where it is");
+    }
+}
+
+impl Follow {
+    /// Whether to look where this fault's thread runs: the first, then one of many.
+    fn fault(&mut self) -> bool {
+        if self.faults_until_look > 0 {
+            self.faults_until_look -= 1;
+            return false;
+        }
+        self.faults_until_look = limits::PLACEMENT_FAULTS - 1;
+        true
+    }
+
+    /// The processor to move to after a faulting thread was seen on `cpu`: the first time at once, later only when it
+    /// is seen there twice in a row, so that two threads do not throw the handler to and fro.
+    fn see(&mut self, cpu: usize) -> Option<usize> {
+        let settled = self.here.is_none() || self.seen == Some(cpu);
+        self.seen = Some(cpu);
+        if self.here == Some(cpu) || !settled {
+            return None;
+        }
+        self.here = Some(cpu);
+        self.here
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_looks_at_the_first_fault_and_then_rarely() {
+        let mut follow = Follow::default();
+        let looks: Vec<_> = (0..limits::PLACEMENT_FAULTS * 2 + 1).filter(|_| follow.fault()).collect();
+        assert_eq!(looks, [0, limits::PLACEMENT_FAULTS, limits::PLACEMENT_FAULTS * 2]);
+    }
+
+    #[test]
+    fn it_moves_at_once_at_first_and_then_only_when_sure() {
+        let mut follow = Follow::default();
+        assert_eq!(follow.see(1), Some(1));
+        assert_eq!(follow.see(1), None);
+        assert_eq!(follow.see(0), None);
+        assert_eq!(follow.see(1), None);
+        assert_eq!(follow.see(0), None);
+        assert_eq!(follow.see(0), Some(0));
+        assert_eq!(follow.see(0), None);
+    }
+}

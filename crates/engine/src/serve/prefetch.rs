@@ -1,0 +1,138 @@
+//! Pages to install before the guest asks for them.
+
+use std::collections::HashMap;
+
+use super::pending::FrameKey;
+use crate::geometry::{GuestPage, GuestPages};
+use crate::limits;
+use crate::page_set::PageSet;
+
+/// What is still to be installed ahead, and what of it waits for a frame.
+#[derive(Debug)]
+pub(super) struct Prefetch {
+    wanted: PageSet,
+    /// No page before this one is wanted.
+    cursor: GuestPage,
+    waiting: HashMap<FrameKey, Vec<GuestPages>>,
+    idle: bool,
+}
+
+impl Prefetch {
+    pub(super) fn new(pages: u32) -> Self {
+        Self { wanted: PageSet::new(pages), cursor: GuestPage::FIRST, waiting: HashMap::new(), idle: true }
+    }
+
+    /// Adds pages to those wanted.
+    pub(super) fn want(&mut self, pages: &PageSet) {
+        self.wanted.union_with(pages);
+        self.restart();
+    }
+
+    /// Whether there is something to install now.
+    pub(super) fn is_idle(&self) -> bool {
+        self.idle || self.waiting.len() >= limits::PREFETCH_FRAMES_MAX
+    }
+
+    /// Takes the next run, of at most `limit` pages.
+    pub(super) fn next_run(&mut self, limit: u32) -> Option<GuestPages> {
+        if self.is_idle() {
+            return None;
+        }
+        let rest = GuestPages::between(self.cursor, GuestPage::new(self.wanted.pages()));
+        let Some(run) = self.wanted.runs_in(rest).next() else {
+            self.idle = true;
+            return None;
+        };
+        let run = run.first_pages(limit);
+        self.wanted.remove_run(run);
+        self.cursor = run.end();
+        Some(run)
+    }
+
+    /// Puts `run` aside until `frame` is there. True if the frame must be requested.
+    pub(super) fn wait(&mut self, run: GuestPages, frame: FrameKey) -> bool {
+        let waiting = self.waiting.entry(frame).or_default();
+        waiting.push(run);
+        waiting.len() == 1
+    }
+
+    /// Puts `run` back: it could not be installed just now.
+    pub(super) fn put_back(&mut self, run: GuestPages) {
+        self.wanted.insert_run(run);
+        self.restart();
+    }
+
+    /// Wants the runs again that waited for `frame`.
+    pub(super) fn frame_ready(&mut self, frame: FrameKey) {
+        for run in self.waiting.remove(&frame).unwrap_or_default() {
+            self.put_back(run);
+        }
+        // Room for another frame may be what the rest waited for.
+        self.restart();
+    }
+
+    fn restart(&mut self) {
+        self.cursor = GuestPage::FIRST;
+        self.idle = self.wanted.is_empty();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::FrameNumber;
+    use crate::identity::LayerId;
+
+    fn run(start: u32, count: u32) -> GuestPages {
+        GuestPages::new(GuestPage::new(start), count)
+    }
+
+    fn wanting(runs: &[GuestPages]) -> Prefetch {
+        let mut pages = PageSet::new(1000);
+        runs.iter().for_each(|&run| pages.insert_run(run));
+        let mut prefetch = Prefetch::new(1000);
+        prefetch.want(&pages);
+        prefetch
+    }
+
+    fn frame(number: usize) -> FrameKey {
+        (LayerId::from_bytes([1; 32]), FrameNumber::new(number))
+    }
+
+    #[test]
+    fn every_wanted_page_is_taken_once_in_bounded_runs() {
+        let mut prefetch = wanting(&[run(3, 100), run(500, 1)]);
+        let mut taken = Vec::new();
+        while let Some(run) = prefetch.next_run(64) {
+            taken.push(run);
+        }
+        assert_eq!(taken, [run(3, 64), run(67, 36), run(500, 1)]);
+        assert!(prefetch.is_idle());
+    }
+
+    #[test]
+    fn a_run_waits_for_its_frame_and_comes_back() {
+        let mut prefetch = wanting(&[run(0, 10)]);
+        let first = prefetch.next_run(10).unwrap();
+        assert!(prefetch.wait(first, frame(0)));
+        assert!(!prefetch.wait(run(20, 1), frame(0)));
+        assert_eq!(prefetch.next_run(10), None);
+        prefetch.frame_ready(frame(1));
+        assert_eq!(prefetch.next_run(10), None);
+        prefetch.frame_ready(frame(0));
+        assert_eq!(prefetch.next_run(64), Some(first));
+        assert_eq!(prefetch.next_run(64), Some(run(20, 1)));
+    }
+
+    #[test]
+    fn only_so_many_frames_are_asked_for_at_once() {
+        let mut prefetch = wanting(&[run(0, 1000)]);
+        for number in 0..limits::PREFETCH_FRAMES_MAX {
+            let run = prefetch.next_run(1).unwrap();
+            prefetch.wait(run, frame(number));
+        }
+        assert!(prefetch.is_idle());
+        prefetch.frame_ready(frame(0));
+        assert_eq!(prefetch.next_run(1), Some(run(0, 1)));
+    }
+}

@@ -1,0 +1,264 @@
+//! The handler thread of one guest: it reads every event and does every install, so the two can never race.
+//!
+//! Order is what makes removes safe. The kernel lets a remove go on only when its event has been read, and fails every
+//! install until then; a batch's removes are noted before any of its faults is answered.
+
+use std::io;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rekindle_kernel::wakeup::wait_readable;
+use rekindle_kernel::{Event, EventBuffer, FaultKind, GuestRange};
+
+use super::Served;
+use super::epoch::{Epoch, Guest};
+use super::epoch_pages::EpochPages;
+use super::fault::{Access, Fault};
+use super::installer::Installer;
+use super::mailbox::{Mail, Mailbox};
+use super::neighbours::Walks;
+use super::pending::{FrameKey, Pending};
+use super::placement::Placer;
+use super::prefetch::Prefetch;
+use super::retry::{RetriedFault, Retries};
+use super::stall::Stalls;
+use super::stats::Counters;
+use super::status::{EndReason, ServeStatus, StatusBoard};
+use super::unit::Gatherer;
+use crate::fetch::Fetcher;
+use crate::geometry::GuestPages;
+use crate::limits;
+use crate::view::LiveView;
+
+/// What the thread shares with whoever watches it.
+pub(super) type ServerSide = (Arc<Mailbox>, Arc<Counters>, Arc<StatusBoard>);
+
+/// Everything the thread owns.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) view: Arc<LiveView>,
+    pub(super) fetcher: Fetcher,
+    pub(super) installer: Installer,
+    pub(super) gatherer: Gatherer,
+    pub(super) pages: EpochPages,
+    pub(super) walks: Walks,
+    pub(super) placer: Placer,
+    pub(super) pending: Pending,
+    pub(super) retries: Retries,
+    pub(super) prefetch: Prefetch,
+    pub(super) stalls: Stalls,
+    pub(super) guest: Guest,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) board: Arc<StatusBoard>,
+}
+
+impl Server {
+    /// The server of `epoch`, on the thread that is to serve it.
+    pub(super) fn new(served: Served, epoch: Epoch, side: ServerSide) -> Self {
+        let Served { view, fetcher, options } = served;
+        let Epoch { installer, guest, pages } = epoch;
+        let (mailbox, counters, board) = side;
+        Self {
+            walks: Walks::new(options.neighbours),
+            placer: Placer::start(options.placement, guest.pid),
+            prefetch: Prefetch::new(view.pages()),
+            gatherer: Gatherer::default(),
+            pending: Pending::default(),
+            retries: Retries::default(),
+            stalls: Stalls::default(),
+            view,
+            fetcher,
+            installer,
+            pages,
+            guest,
+            mailbox,
+            counters,
+            board,
+        }
+    }
+
+    /// Serves until the epoch is ended; `events` is where they are read into.
+    pub(super) fn run(mut self, mut events: EventBuffer) -> Epoch {
+        // Faults that an earlier handler read are not told again: whoever waits is made to fault anew.
+        self.installer.wake_all();
+        if let Err(error) = self.serve(&mut events) {
+            tracing::error!(%error, "a fault handler cannot go on");
+            self.board.set(ServeStatus::Ended { why: EndReason::Failed });
+        }
+        Epoch { installer: self.installer, guest: self.guest, pages: self.pages }
+    }
+
+    /// One turn after the other until the epoch is ended.
+    fn serve(&mut self, events: &mut EventBuffer) -> io::Result<()> {
+        loop {
+            let stream = self.guest.connected.then(|| self.guest.stream.as_fd());
+            let fds = [Some(self.installer.userfaultfd.as_fd()), Some(self.mailbox.as_fd()), stream];
+            let [faults, mail, stream] = wait_readable(fds, self.patience())?;
+            let retries = self.retries.soon_count().min(limits::RETRIES_PER_TURN);
+            if faults.readable {
+                self.read_events(events)?;
+            }
+            if stream.readable {
+                self.read_stream();
+            }
+            if mail.readable && self.read_mail() {
+                return self.read_last_removes(events);
+            }
+            self.retry(retries);
+            self.prefetch_slice();
+        }
+    }
+
+    /// How long a turn may wait: not at all while there is work, for ever when there is none.
+    fn patience(&self) -> Option<Duration> {
+        if !self.prefetch.is_idle() || self.retries.soon_count() > 0 {
+            return Some(Duration::ZERO);
+        }
+        if self.retries.is_empty() {
+            return None;
+        }
+        self.retries.next_in(Instant::now())
+    }
+
+    /// Reads one batch: removes first, then faults.
+    fn read_events(&mut self, events: &mut EventBuffer) -> io::Result<usize> {
+        let count = self.installer.userfaultfd.read_events(events)?;
+        let mut freed = Vec::new();
+        for event in events.events(count) {
+            match event {
+                Event::Remove(range) | Event::Unmap(range) => self.remove(range, &mut freed),
+                Event::Fault { .. } | Event::Other(_) => {}
+            }
+        }
+        for event in events.events(count) {
+            match event {
+                Event::Fault { address, kind, thread } => self.fault(address, kind, thread),
+                Event::Remove(_) | Event::Unmap(_) => {}
+                Event::Other(number) => tracing::debug!(number, "a userfaultfd event nobody asked for"),
+            }
+        }
+        freed.into_iter().for_each(|fault| self.answer(RetriedFault::fresh(fault)));
+        Ok(count)
+    }
+
+    /// Notes that pages were given back. Faults that waited for their content need none any more.
+    fn remove(&mut self, range: GuestRange, freed: &mut Vec<Fault>) {
+        for run in self.installer.regions.pages_in(range) {
+            self.pages.remove(run);
+            self.counters.pages_removed.add(run.count());
+            freed.extend(self.pending.take_pages(run));
+        }
+    }
+
+    fn fault(&mut self, address: u64, kind: FaultKind, thread: Option<u32>) {
+        let Some(page) = self.installer.regions.page_at(address) else {
+            tracing::error!(address, "a fault outside the regions that were handed over cannot be answered");
+            return;
+        };
+        self.placer.fault(thread);
+        let access = match kind {
+            FaultKind::Read => Access::Read,
+            FaultKind::Write => Access::Write,
+            FaultKind::WriteProtect => Access::WriteProtected,
+            FaultKind::Minor => Access::Unmapped,
+        };
+        self.counters.faults.add(1);
+        self.answer(RetriedFault::fresh(Fault {
+            page: self.installer.regions.unit_of(page).start(),
+            access,
+        }));
+    }
+
+    /// True when the epoch is to end.
+    fn read_mail(&mut self) -> bool {
+        let mut ends = false;
+        for mail in self.mailbox.take() {
+            match mail {
+                Mail::FrameReady(frame) => self.frame_ready(frame),
+                Mail::FrameFailing(frame, reason) => {
+                    if self.pending.fail(frame, &reason) {
+                        self.tell();
+                    }
+                }
+                Mail::Prefetch(pages) => self.prefetch.want(&pages),
+                Mail::EndEpoch => ends = true,
+            }
+        }
+        ends
+    }
+
+    /// Plans again, from the live view, for every page that waited for `frame`.
+    fn frame_ready(&mut self, frame: FrameKey) {
+        for fault in self.pending.take_frame(frame) {
+            self.answer(RetriedFault::fresh(fault));
+        }
+        self.prefetch.frame_ready(frame);
+        self.tell();
+    }
+
+    /// Tries `count` interrupted faults and every failed one that is due.
+    fn retry(&mut self, count: usize) {
+        let before = self.retries.soon_count();
+        for _ in 0..count {
+            let Some(retried) = self.retries.next_soon() else { break };
+            self.counters.retries.add(1);
+            self.answer(retried);
+        }
+        if count > 0 && self.retries.soon_count() >= before {
+            // Whoever changes the address space has to run for it to end.
+            std::thread::yield_now();
+        }
+        if self.retries.has_failed() {
+            let now = Instant::now();
+            while let Some(retried) = self.retries.next_due(now) {
+                self.counters.retries.add(1);
+                self.answer(retried);
+            }
+        }
+    }
+
+    /// The VMM says nothing after its one message; what counts is when its stream ends. Faults are answered on: a
+    /// thread of it may still be ending.
+    fn read_stream(&mut self) {
+        match self.guest.stream.read(&mut [0; 256]) {
+            Ok(0) => {}
+            Ok(_) => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => tracing::debug!(%error, "a hand-over stream broke"),
+        }
+        self.guest.connected = false;
+        self.board.set(ServeStatus::Ended { why: EndReason::HungUp });
+    }
+
+    /// After the guest is frozen: notes the removes still unread. Its faults come again when it is served again.
+    fn read_last_removes(&mut self, events: &mut EventBuffer) -> io::Result<()> {
+        self.board.set(ServeStatus::Ended { why: EndReason::EpochEnded });
+        loop {
+            let count = self.installer.userfaultfd.read_events(events)?;
+            if count == 0 {
+                return Ok(());
+            }
+            for event in events.events(count) {
+                if let Event::Remove(range) | Event::Unmap(range) = event {
+                    self.remove(range, &mut Vec::new());
+                }
+            }
+        }
+    }
+
+    /// Shows on the board how the guest fares.
+    pub(super) fn tell(&self) {
+        self.board.set(match self.pending.failing().or_else(|| self.stalls.first()) {
+            Some(failing) => ServeStatus::Stalled { page: failing.page, reason: failing.reason },
+            None => ServeStatus::Running,
+        });
+    }
+
+    /// The part of a run that one region has.
+    pub(super) fn in_one_region(&self, run: GuestPages) -> GuestPages {
+        self.installer.regions.clip(run, run.start())
+    }
+}

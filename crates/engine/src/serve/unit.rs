@@ -1,0 +1,88 @@
+//! Installing a 2 MiB page of a guest at once, from however many sources it has.
+
+use std::sync::Arc;
+
+use rekindle_kernel::{HUGE_PAGE_BYTES, Protect, Source};
+
+use super::installer::{End, Installer, Landing};
+use crate::frame::{FRAME_PAGES, FrameNumber};
+use crate::geometry::{GuestPages, PAGE_BYTES, usize_of};
+use crate::layer::Layer;
+use crate::view::{LiveView, Piece, PieceSource};
+
+/// Where the parts of a huge page are put together.
+#[derive(Debug, Default)]
+pub(super) struct Gatherer {
+    bytes: Vec<u8>,
+}
+
+/// What became of a huge page.
+#[derive(Debug)]
+pub(super) enum UnitInstall {
+    /// It was tried.
+    Landed(Landing),
+    /// These frames must be there first; at least one.
+    Missing(Vec<(Arc<Layer>, FrameNumber)>),
+}
+
+impl Gatherer {
+    /// Installs the huge page `unit`.
+    pub(super) fn install(
+        &mut self,
+        view: &LiveView,
+        installer: &Installer,
+        unit: GuestPages,
+        protect: Protect,
+    ) -> UnitInstall {
+        let whole = view.piece_at(unit.start(), unit.count());
+        if whole.pages == unit && whole.readable_now() == unit.count() {
+            return UnitInstall::Landed(match whole.source {
+                PieceSource::Zero => installer.zero(unit, protect),
+                PieceSource::Capture(_) | PieceSource::Layer(..) => {
+                    installer.copy(unit, whole.bytes(0, unit.count()), protect)
+                }
+            });
+        }
+        let (pieces, missing) = plan(view, unit);
+        if !missing.is_empty() {
+            return UnitInstall::Missing(missing);
+        }
+        self.bytes.resize(HUGE_PAGE_BYTES, 0);
+        for piece in pieces {
+            let from = usize_of(piece.pages.start().pages_since(unit.start())) * PAGE_BYTES;
+            let bytes = usize_of(piece.pages.count()) * PAGE_BYTES;
+            if let Err(error) = piece.copy_to(&mut self.bytes[from..from + bytes]) {
+                let end = End::Failed(error.to_string());
+                return UnitInstall::Landed(Landing { pages: 0, writable: false, end });
+            }
+        }
+        UnitInstall::Landed(installer.copy(unit, Source::from(self.bytes.as_slice()), protect))
+    }
+}
+
+/// The pieces of `unit` that can be read now, and the frames the others need.
+fn plan(view: &LiveView, unit: GuestPages) -> (Vec<Piece>, Vec<(Arc<Layer>, FrameNumber)>) {
+    let (mut pieces, mut missing) = (Vec::new(), Vec::new());
+    let mut rest = unit;
+    while !rest.is_empty() {
+        let piece = view.piece_at(rest.start(), rest.count());
+        let ready = piece.readable_now();
+        if ready > 0 {
+            // The view may have changed since; the same piece is cut, so that what was seen ready is what is read.
+            rest = rest.after(ready);
+            pieces.push(first_pages(piece, ready));
+            continue;
+        }
+        let in_frame = match &piece.source {
+            PieceSource::Zero | PieceSource::Capture(_) => piece.pages.count(),
+            PieceSource::Layer(_, first) => FRAME_PAGES - first.number() % FRAME_PAGES,
+        };
+        missing.extend(piece.missing_frame());
+        rest = rest.after(in_frame.min(piece.pages.count()));
+    }
+    (pieces, missing)
+}
+
+fn first_pages(piece: Piece, pages: u32) -> Piece {
+    Piece { pages: piece.pages.first_pages(pages), source: piece.source }
+}

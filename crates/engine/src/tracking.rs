@@ -1,0 +1,275 @@
+//! Which pages of a stopped guest a pause has to capture: those written or removed in its epoch.
+
+use std::io;
+use std::ops::Range;
+
+use rekindle_kernel::userfaultfd::Features;
+use rekindle_kernel::{GuestRange, HUGE_PAGE_BYTES, Memfd, PageClass, PageKind, Pagemap};
+
+use crate::capture::CapturedPages;
+use crate::geometry::{GuestPage, GuestPages, bytes_of_pages, usize_of};
+use crate::page_set::PageSet;
+use crate::regions::{HUGE_PAGES, Regions};
+
+/// How writes of a guest are learned of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// The kernel marks them in the page tables (`WP_ASYNC`), and they are scanned for.
+    Scan,
+    /// Each first write is an event, and they are counted.
+    Events,
+    /// Not at all: every page there may have been written.
+    Resident,
+}
+
+/// What a fault server learned of its guest's pages in one epoch.
+#[derive(Clone, Copy, Debug)]
+pub struct EpochSets<'a> {
+    /// Pages the guest gave back, whatever became of them since.
+    pub removed: &'a PageSet,
+    /// Pages known to have been written, or to have been open to unseen writes.
+    pub written: &'a PageSet,
+}
+
+/// A stopped guest's memory, to be asked about.
+#[derive(Debug)]
+pub struct StoppedMemory<'a> {
+    /// Where its pages are.
+    pub regions: &'a Regions,
+    /// The file behind them, where it is shared.
+    pub memfd: Option<&'a Memfd>,
+    /// Its process's page tables.
+    pub pagemap: Pagemap,
+}
+
+impl Tracking {
+    /// The same tracking, or the one that the features of a userfaultfd leave: with `WP_ASYNC` there are no events,
+    /// without it there is nothing but events.
+    #[must_use]
+    pub fn possible_with(self, granted: Features) -> Self {
+        match (self, granted.contains(Features::WP_ASYNC)) {
+            (Self::Events, true) => Self::Scan,
+            (Self::Scan, false) => Self::Events,
+            (Self::Scan | Self::Events | Self::Resident, _) => self,
+        }
+    }
+
+    /// Whether pages are installed protected, so that their first write is noticed.
+    pub fn protects(self) -> bool {
+        match self {
+            Self::Scan | Self::Events => true,
+            Self::Resident => false,
+        }
+    }
+}
+
+/// The pages to capture of a guest that was resumed from a snapshot, at the end of its epoch.
+pub fn changed_pages(
+    tracking: Tracking,
+    sets: &EpochSets<'_>,
+    memory: &StoppedMemory<'_>,
+) -> io::Result<CapturedPages> {
+    let mapped = memory.mapped_pages()?;
+    let resident = memory.resident_pages(&mapped, sets.removed)?;
+    let mut written = sets.written.clone();
+    match tracking {
+        Tracking::Scan => {
+            written.union_with(&memory.scan(PageClass::Written)?);
+            written.union_with(&memory.swapped_out(&mapped, &resident));
+        }
+        Tracking::Events => {}
+        Tracking::Resident => written = resident.clone(),
+    }
+    Ok(sort(written, sets.removed, &resident, memory.regions))
+}
+
+/// The pages to capture of a guest that no snapshot was under: everything there. The rest is zero.
+pub fn present_pages(memory: &StoppedMemory<'_>) -> io::Result<CapturedPages> {
+    let nothing = PageSet::new(memory.regions.pages());
+    let mapped = memory.mapped_pages()?;
+    let resident = memory.resident_pages(&mapped, &PageSet::full(memory.regions.pages()))?;
+    Ok(sort(resident.clone(), &nothing, &resident, memory.regions))
+}
+
+/// Kept is what is there of the written and the removed; zero is what was removed and is not there.
+fn sort(written: PageSet, removed: &PageSet, resident: &PageSet, regions: &Regions) -> CapturedPages {
+    let mut kept = written;
+    kept.union_with(removed);
+    kept.intersect_with(resident);
+    widen_to_units(&mut kept, regions);
+    let mut zero = removed.clone();
+    zero.subtract(resident);
+    zero.subtract(&kept);
+    CapturedPages { kept, zero }
+}
+
+/// A huge page of which a part is kept is kept whole.
+fn widen_to_units(pages: &mut PageSet, regions: &Regions) {
+    for region in regions.iter().filter(|region| region.page == PageKind::Huge) {
+        let units: Vec<_> = pages
+            .runs_in(region.pages())
+            .map(|run| {
+                GuestPages::between(regions.unit_of(run.start()).start(), last_unit(regions, run).end())
+            })
+            .collect();
+        units.into_iter().for_each(|unit| pages.insert_run(unit));
+    }
+}
+
+fn last_unit(regions: &Regions, run: GuestPages) -> GuestPages {
+    regions.unit_of(run.start().plus(run.count() - 1))
+}
+
+impl StoppedMemory<'_> {
+    /// The pages in the process's page tables, or where a marker keeps their protection.
+    fn mapped_pages(&self) -> io::Result<PageSet> {
+        self.scan(PageClass::Resident)
+    }
+
+    /// The pages with bytes of their own. `asked` are those whose answer matters where it is dear.
+    fn resident_pages(&self, mapped: &PageSet, asked: &PageSet) -> io::Result<PageSet> {
+        let Some(memfd) = self.memfd else { return Ok(mapped.clone()) };
+        match memfd.data_runs() {
+            Ok(runs) => Ok(pages_of(&runs, self.regions.pages())),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                huge_resident_pages(memfd, mapped, asked, self.regions)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Pages of shared memory that are in the file but not in the page table. A protected page leaves a marker when
+    /// it is swapped out, so these were written.
+    fn swapped_out(&self, mapped: &PageSet, resident: &PageSet) -> PageSet {
+        let mut swapped = PageSet::new(self.regions.pages());
+        if self.memfd.is_some() {
+            swapped.union_with(resident);
+            swapped.subtract(mapped);
+        }
+        swapped
+    }
+
+    fn scan(&self, class: PageClass) -> io::Result<PageSet> {
+        let mut found = PageSet::new(self.regions.pages());
+        for region in self.regions.iter() {
+            self.pagemap.scan(region.range(), class, &mut |range: GuestRange| {
+                self.regions.pages_in(range).for_each(|run| found.insert_run(run));
+            })?;
+        }
+        Ok(found)
+    }
+}
+
+/// The pages that byte ranges of a file touch.
+fn pages_of(ranges: &[Range<u64>], pages: u32) -> PageSet {
+    let mut found = PageSet::new(pages);
+    let page_of = |byte: u64| GuestPage::new(u32::try_from(byte).unwrap_or(pages).min(pages));
+    for range in ranges {
+        let start = page_of(range.start / bytes_of_pages(1));
+        let end = page_of(range.end.div_ceil(bytes_of_pages(1)));
+        found.insert_run(GuestPages::between(start, end));
+    }
+    found
+}
+
+/// hugetlb does not tell where its holes are. If the file has more pages than are mapped, those not mapped are read:
+/// reading allocates nothing, and one that is zero may as well be a hole.
+fn huge_resident_pages(
+    memfd: &Memfd,
+    mapped: &PageSet,
+    asked: &PageSet,
+    regions: &Regions,
+) -> io::Result<PageSet> {
+    let mut resident = mapped.clone();
+    if memfd.allocated_bytes()? <= bytes_of_pages(mapped.len()) {
+        return Ok(resident);
+    }
+    let mut unsure = asked.clone();
+    unsure.subtract(mapped);
+    widen_to_units(&mut unsure, regions);
+    let mut bytes = vec![0; HUGE_PAGE_BYTES];
+    for number in (0..regions.pages()).step_by(usize_of(HUGE_PAGES)) {
+        let pages = GuestPages::new(GuestPage::new(number), HUGE_PAGES);
+        if unsure.contains(pages.start()) && !resident.contains(pages.start()) {
+            memfd.read_at(&mut bytes, pages.start().offset_bytes())?;
+            if bytes.iter().any(|&byte| byte != 0) {
+                resident.insert_run(pages);
+            }
+        }
+    }
+    Ok(resident)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::regions::Region;
+    use proptest::prelude::*;
+
+    fn set(pages: u32, members: &[u32]) -> PageSet {
+        let mut set = PageSet::new(pages);
+        for &member in members {
+            set.insert(GuestPage::new(member));
+        }
+        set
+    }
+
+    fn regions(pages: u32, page: PageKind) -> Regions {
+        let region = Region { start: 2 << 40, bytes: bytes_of_pages(pages), offset: 0, page };
+        Regions::new(vec![region], pages).unwrap()
+    }
+
+    #[test]
+    fn a_tracking_that_cannot_work_gives_way_to_the_one_that_does() {
+        let asynchronous = Features::WP_ASYNC | Features::EVENT_REMOVE;
+        assert_eq!(Tracking::Events.possible_with(asynchronous), Tracking::Scan);
+        assert_eq!(Tracking::Scan.possible_with(asynchronous), Tracking::Scan);
+        assert_eq!(Tracking::Scan.possible_with(Features::EVENT_REMOVE), Tracking::Events);
+        assert_eq!(Tracking::Resident.possible_with(asynchronous), Tracking::Resident);
+    }
+
+    #[test]
+    fn case_53_a_page_removed_in_this_epoch_is_never_left_to_the_parent() {
+        let removed = set(10, &[1, 2, 3]);
+        let captured =
+            sort(set(10, &[3, 4]), &removed, &set(10, &[2, 3, 4, 5]), &regions(10, PageKind::Small));
+        assert_eq!(captured.kept, set(10, &[2, 3, 4]));
+        assert_eq!(captured.zero, set(10, &[1]));
+    }
+
+    #[test]
+    fn a_huge_page_is_kept_whole() {
+        let huge = regions(2048, PageKind::Huge);
+        let removed = set(2048, &[1030]);
+        let captured = sort(set(2048, &[600]), &removed, &PageSet::full(2048), &huge);
+        assert_eq!(captured.kept.runs().collect::<Vec<_>>(), [GuestPages::new(GuestPage::new(512), 1024)]);
+        assert!(captured.zero.is_empty());
+    }
+
+    #[test]
+    fn bytes_beyond_the_volume_are_nobodys_pages() {
+        assert_eq!(pages_of(&[4097..8193, 40959..1 << 60], 10), set(10, &[1, 2, 9]));
+    }
+
+    proptest! {
+        #[test]
+        fn kept_and_zero_follow_from_written_removed_and_resident(
+            written: [bool; 64],
+            removed: [bool; 64],
+            resident: [bool; 64],
+        ) {
+            let of = |flags: &[bool; 64]| {
+                set(64, &(0..64).filter(|&page| flags[usize::try_from(page).unwrap()]).collect::<Vec<_>>())
+            };
+            let small = regions(64, PageKind::Small);
+            let captured = sort(of(&written), &of(&removed), &of(&resident), &small);
+            for page in 0..64 {
+                let at = usize::try_from(page).unwrap();
+                let is_kept = captured.kept.contains(GuestPage::new(page));
+                let is_zero = captured.zero.contains(GuestPage::new(page));
+                prop_assert_eq!(is_kept, (written[at] || removed[at]) && resident[at]);
+                prop_assert_eq!(is_zero, removed[at] && !resident[at]);
+            }
+        }
+    }
+}
