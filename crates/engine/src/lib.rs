@@ -1,12 +1,42 @@
 //! What a snapshot is and how it lives.
+//!
+//! The modules, lowest first: each uses only those before it.
 
 pub mod limits;
+mod sync;
 pub mod geometry;
 pub mod identity;
+pub mod hooks;
 pub mod wire;
+pub mod stop;
+pub mod budget;
+pub mod reaper;
 pub mod page_set;
 pub mod ranked_set;
 pub mod page_map;
 pub mod frame;
 pub mod layer_index;
 pub mod manifest;
+pub mod capture;
+pub mod object;
+pub mod layer;
+pub mod cache;
+pub mod store;
+pub mod fetch;
+pub mod view;
+pub mod read_plan;
+pub mod compare;
+pub mod pack;
+pub mod publish;
+pub mod lifecycle;
+pub mod snapshot;
+mod merge;
+mod seal;
+mod life;
+pub mod pause;
+pub mod open;
+pub mod regions;
+pub mod tracking;
+pub mod handover;
+pub mod serve;
+pub mod engine;

@@ -292,7 +292,8 @@ fn slot_at(position: usize) -> LayerSlot {
     LayerSlot::new(u16::try_from(position).expect("a manifest has far less layers than there are slots"))
 }
 
-fn check_shapes(volumes: &[VolumeShape]) -> Result<(), ManifestError> {
+/// Whether a first manifest can start from these volumes.
+pub(crate) fn check_shapes(volumes: &[VolumeShape]) -> Result<(), ManifestError> {
     if volumes.len() > MANIFEST_VOLUMES_MAX {
         return Err(ManifestError::TooManyVolumes { volumes: volumes.len() });
     }
@@ -307,7 +308,8 @@ fn check_shapes(volumes: &[VolumeShape]) -> Result<(), ManifestError> {
     }
 }
 
-fn check_blobs(blobs: &BTreeMap<String, Bytes>) -> Result<(), ManifestError> {
+/// Whether a manifest can have these blobs: asked before a pause is answered, so that its seal cannot fail by them.
+pub(crate) fn check_blobs(blobs: &BTreeMap<String, Bytes>) -> Result<(), ManifestError> {
     if blobs.len() > MANIFEST_BLOBS_MAX {
         return Err(ManifestError::TooManyBlobs { blobs: blobs.len() });
     }

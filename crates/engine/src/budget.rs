@@ -1,0 +1,155 @@
+//! The right to hold bytes: a budget lends leases, and a lease gives its bytes back when it is dropped.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::sync::{Condvar, Mutex, lock};
+
+/// So many bytes, lent out as leases. Clones lend from the same bytes.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    bytes_max: u64,
+    bytes_held: Mutex<u64>,
+    returned: Condvar,
+}
+
+/// Why no lease was given; nothing was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BudgetError {
+    /// More bytes than the whole budget: waiting cannot help.
+    #[error("{asked} bytes were asked for, but the whole budget is {bytes_max}: raise it")]
+    NeverFits {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes of the whole budget.
+        bytes_max: u64,
+    },
+    /// The bytes did not come free within the limit.
+    #[error("{asked} bytes did not come free: {bytes_held} of {bytes_max} are held")]
+    Exhausted {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes held by others at the end of the wait.
+        bytes_held: u64,
+        /// Bytes of the whole budget.
+        bytes_max: u64,
+    },
+}
+
+impl Budget {
+    /// A budget of `bytes_max` bytes, none of them lent.
+    pub fn new(bytes_max: u64) -> Self {
+        Self(Arc::new(Shared { bytes_max, bytes_held: Mutex::new(0), returned: Condvar::new() }))
+    }
+
+    /// Bytes lent now.
+    pub fn bytes_held(&self) -> u64 {
+        *lock(&self.0.bytes_held)
+    }
+
+    /// Lends `bytes`, waiting up to `limit` for others to give theirs back.
+    pub fn lease(&self, bytes: u64, limit: Duration) -> Result<Lease, BudgetError> {
+        let bytes_max = self.0.bytes_max;
+        if bytes > bytes_max {
+            return Err(BudgetError::NeverFits { asked: bytes, bytes_max });
+        }
+        let deadline = Instant::now() + limit;
+        let mut held = lock(&self.0.bytes_held);
+        while *held > bytes_max - bytes {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(BudgetError::Exhausted { asked: bytes, bytes_held: *held, bytes_max });
+            }
+            held = self.0.returned.wait_timeout(held, left).expect("no thread panics while it holds a lock").0;
+        }
+        *held += bytes;
+        Ok(Lease { budget: self.clone(), bytes })
+    }
+}
+
+/// The right to hold some bytes of a budget until it is dropped.
+#[derive(Debug)]
+pub struct Lease {
+    budget: Budget,
+    bytes: u64,
+}
+
+impl Lease {
+    /// Bytes this lease stands for.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Gives back all but `bytes`; a larger number changes nothing.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let returned = self.bytes.saturating_sub(bytes);
+        self.bytes -= returned;
+        self.give_back(returned);
+    }
+
+    /// Takes `bytes` of this lease out as a lease of its own; at most what it stands for.
+    #[must_use]
+    pub fn split_off(&mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { budget: self.budget.clone(), bytes }
+    }
+
+    fn give_back(&self, bytes: u64) {
+        *lock(&self.budget.0.bytes_held) -= bytes;
+        self.budget.0.returned.notify_all();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_lease_gives_its_bytes_back() {
+        let budget = Budget::new(10);
+        let lease = budget.lease(7, Duration::ZERO).expect("7 of 10 fit");
+        assert_eq!(
+            budget.lease(4, Duration::ZERO).err(),
+            Some(BudgetError::Exhausted { asked: 4, bytes_held: 7, bytes_max: 10 })
+        );
+        drop(lease);
+        assert_eq!(budget.bytes_held(), 0);
+        assert!(budget.lease(10, Duration::ZERO).is_ok());
+    }
+
+    #[test]
+    fn shrinking_gives_back_the_difference_once() {
+        let budget = Budget::new(10);
+        let mut lease = budget.lease(10, Duration::ZERO).expect("all of it fits");
+        lease.shrink_to(4);
+        lease.shrink_to(9);
+        assert_eq!((lease.bytes(), budget.bytes_held()), (4, 4));
+        drop(lease);
+        assert_eq!(budget.bytes_held(), 0);
+    }
+
+    #[test]
+    fn a_split_lease_is_given_back_in_parts() {
+        let budget = Budget::new(10);
+        let mut lease = budget.lease(10, Duration::ZERO).expect("all of it fits");
+        let part = lease.split_off(6);
+        drop(lease);
+        assert_eq!((part.bytes(), budget.bytes_held()), (6, 6));
+    }
+
+    #[test]
+    fn what_can_never_fit_is_refused_at_once() {
+        let asked = Budget::new(10).lease(11, Duration::from_secs(3600));
+        assert_eq!(asked.err(), Some(BudgetError::NeverFits { asked: 11, bytes_max: 10 }));
+    }
+}

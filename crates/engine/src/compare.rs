@@ -1,0 +1,230 @@
+//! Which captured pages differ from the parent. Comparing saves room and can never fail a snapshot: a parent page
+//! that is not here, not proven, or not readable is kept.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rekindle_kernel::{LostBytes, Mapping, PAGE_BYTES};
+
+use crate::capture::Capture;
+use crate::frame::{FRAME_PAGES, frame_of};
+use crate::geometry::{GuestPage, GuestPages};
+use crate::hooks::Hooks;
+use crate::page_set::PageSet;
+use crate::view::{LiveView, Piece, PieceSource};
+
+/// Pages that one worker takes at a time: 2 MiB.
+const STRETCH_PAGES: u32 = 512;
+
+/// A capture with the verdict on each of its pages.
+#[derive(Debug)]
+#[must_use = "a comparison is for packing"]
+pub struct Compared {
+    /// The captured bytes.
+    pub capture: Arc<Capture>,
+    /// Pages to store.
+    pub kept: PageSet,
+    /// Pages that are zero.
+    pub zero: PageSet,
+    /// How the pages fell.
+    pub classes: PageClasses,
+}
+
+/// How the captured pages of a snapshot fell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PageClasses {
+    /// Pages captured: all the others together.
+    pub dirty: u32,
+    /// Zero now.
+    pub zero: u32,
+    /// Equal to the parent's.
+    pub equal: u32,
+    /// Stored.
+    pub kept: u32,
+    /// Of the stored ones, those kept because the parent's page could not be read here and now.
+    pub unread: u32,
+}
+
+impl PageClasses {
+    /// Adds the pages of another volume.
+    pub fn add(&mut self, other: Self) {
+        self.dirty += other.dirty;
+        self.zero += other.zero;
+        self.equal += other.equal;
+        self.kept += other.kept;
+        self.unread += other.unread;
+    }
+}
+
+/// Compares every captured page with `parent` on `workers` threads, all at idle priority.
+///
+/// The error is a captured page that cannot be read: memory itself failed.
+pub fn compare(
+    capture: &Arc<Capture>,
+    parent: Option<&LiveView>,
+    workers: usize,
+    hooks: &dyn Hooks,
+) -> Result<Compared, LostBytes> {
+    assert!(capture.is_frozen(), "only bytes that nobody can write any more are compared");
+    let comparison = Comparison { capture, parent, hooks, next: AtomicU32::new(0) };
+    let parts: Vec<Result<Part, LostBytes>> = std::thread::scope(|scope| {
+        let started: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(|| comparison.work())).collect();
+        started.into_iter().map(|worker| worker.join().expect("comparing does not panic")).collect()
+    });
+    let mut whole = Part::new(capture.pages());
+    whole.zero.union_with(capture.zero());
+    for part in parts {
+        let part = part?;
+        whole.kept.union_with(&part.kept);
+        whole.zero.union_with(&part.zero);
+        whole.unread += part.unread;
+    }
+    let dirty = capture.kept().len() + capture.zero().len();
+    let (kept, zero) = (whole.kept.len(), whole.zero.len());
+    let classes = PageClasses { dirty, zero, kept, equal: dirty - zero - kept, unread: whole.unread };
+    Ok(Compared { capture: Arc::clone(capture), kept: whole.kept, zero: whole.zero, classes })
+}
+
+struct Comparison<'a> {
+    capture: &'a Capture,
+    parent: Option<&'a LiveView>,
+    hooks: &'a dyn Hooks,
+    next: AtomicU32,
+}
+
+/// What one worker found.
+struct Part {
+    kept: PageSet,
+    zero: PageSet,
+    unread: u32,
+}
+
+impl Part {
+    fn new(pages: u32) -> Self {
+        Self { kept: PageSet::new(pages), zero: PageSet::new(pages), unread: 0 }
+    }
+}
+
+impl Comparison<'_> {
+    fn work(&self) -> Result<Part, LostBytes> {
+        if let Err(error) = rekindle_kernel::placement::idle_priority() {
+            tracing::debug!(%error, "comparing at normal priority");
+        }
+        let pages = self.capture.pages();
+        let mut part = Part::new(pages);
+        loop {
+            let start = self.next.fetch_add(STRETCH_PAGES, Ordering::Relaxed);
+            if start >= pages {
+                return Ok(part);
+            }
+            let stretch = GuestPages::new(GuestPage::new(start), STRETCH_PAGES.min(pages - start));
+            for run in self.capture.kept().runs_in(stretch) {
+                self.compare_run(run, &mut part)?;
+            }
+        }
+    }
+
+    fn compare_run(&self, run: GuestPages, part: &mut Part) -> Result<(), LostBytes> {
+        let Some(parent) = self.parent else { return self.compare_with_zeroes(run, part) };
+        let mut page = run.start();
+        while page < run.end() {
+            let piece = parent.piece_at(page, run.end().pages_since(page));
+            page = piece.pages.end();
+            match Theirs::of(&piece, self.hooks) {
+                Theirs::Zero => self.compare_with_zeroes(piece.pages, part)?,
+                Theirs::Bytes(mapping, offset) => self.compare_bytes(piece.pages, mapping, offset, part)?,
+                Theirs::Unreadable(readable) => self.keep_unread(&piece, readable, part)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the parent has zeroes, or there is no parent, a page is zero or kept.
+    fn compare_with_zeroes(&self, pages: GuestPages, part: &mut Part) -> Result<(), LostBytes> {
+        for page in pages.iter() {
+            self.place(page, part)?;
+        }
+        Ok(())
+    }
+
+    fn compare_bytes(
+        &self,
+        pages: GuestPages,
+        theirs: &Mapping,
+        offset: usize,
+        part: &mut Part,
+    ) -> Result<(), LostBytes> {
+        let ours = self.capture.mapping();
+        for (page, theirs_at) in pages.iter().zip((offset..).step_by(PAGE_BYTES)) {
+            match ours.equals(page.offset(), theirs, theirs_at, PAGE_BYTES) {
+                Ok(true) => {}
+                Ok(false) => self.place(page, part)?,
+                // Reading ours again tells whose bytes were lost: if it was ours, that fails.
+                Err(_) => {
+                    self.place(page, part)?;
+                    part.unread += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what can be read of a piece that is only partly here, and keeps the rest.
+    fn keep_unread(&self, piece: &Piece, readable: u32, part: &mut Part) -> Result<(), LostBytes> {
+        if let Some((theirs, offset)) = piece.place().filter(|_| readable > 0) {
+            self.compare_bytes(piece.pages.first_pages(readable), theirs, offset, part)?;
+        }
+        for page in piece.pages.iter().skip(crate::geometry::usize_of(readable)) {
+            self.place(page, part)?;
+            part.unread += 1;
+        }
+        Ok(())
+    }
+
+    /// Puts a page that differs from the parent's, or may, among the zero or the kept ones.
+    fn place(&self, page: GuestPage, part: &mut Part) -> Result<(), LostBytes> {
+        if self.capture.mapping().is_zero(page.offset(), PAGE_BYTES)? {
+            part.zero.insert(page);
+        } else {
+            part.kept.insert(page);
+        }
+        Ok(())
+    }
+}
+
+/// The parent's side of a piece.
+enum Theirs<'a> {
+    Zero,
+    Bytes(&'a Mapping, usize),
+    /// Only so many of its first pages can be read.
+    Unreadable(u32),
+}
+
+impl<'a> Theirs<'a> {
+    fn of(piece: &'a Piece, hooks: &dyn Hooks) -> Self {
+        if hooks.parent_read().is_err() {
+            return Self::Unreadable(0);
+        }
+        let readable = match &piece.source {
+            PieceSource::Zero => return Self::Zero,
+            PieceSource::Capture(capture) if capture.is_frozen() => piece.pages.count(),
+            PieceSource::Capture(_) => 0,
+            PieceSource::Layer(layer, first) => {
+                let count = piece.pages.count();
+                let mut page = layer.verified_run(*first, count);
+                while page < count {
+                    let next = first.plus(page);
+                    if !matches!(layer.load_local(frame_of(next)), Ok(true)) {
+                        break;
+                    }
+                    page = (page + FRAME_PAGES - next.number() % FRAME_PAGES).min(count);
+                }
+                page
+            }
+        };
+        match piece.place() {
+            Some((mapping, offset)) if readable == piece.pages.count() => Self::Bytes(mapping, offset),
+            Some(_) | None => Self::Unreadable(readable),
+        }
+    }
+}

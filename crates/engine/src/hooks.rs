@@ -1,0 +1,26 @@
+//! Where a test may stand in the way of background work; nothing in the program sets one.
+
+use std::fmt::Debug;
+use std::io;
+
+use crate::identity::SnapshotId;
+
+/// Called at the named points, on the thread that does the work, with no lock held.
+pub trait Hooks: Debug + Send + Sync {
+    /// Before a snapshot's captured pages are compared; may block for ever.
+    fn before_compare(&self, _snapshot: SnapshotId) {}
+
+    /// Before a page of the parent is read for comparison; an error stands for a failed read.
+    fn parent_read(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Before a snapshot waits for its parent's manifest.
+    fn before_manifest(&self, _snapshot: SnapshotId) {}
+}
+
+/// No hook at all.
+#[derive(Debug)]
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}

@@ -1,0 +1,334 @@
+//! A layer's handle: its raw pages in a local sparse file, filled frame by frame, each frame verified before its use.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rekindle_kernel::{Mapping, PAGE_BYTES};
+
+use crate::frame::{FRAME_PAGES, FrameNumber, frame_bytes, frame_of, frames_of};
+use crate::geometry::{LayerPage, u64_of, usize_of};
+use crate::identity::{Domain, FrameDigest, LayerId};
+use crate::layer_index::LayerIndex;
+use crate::manifest::{LayerName, StoredLayer};
+use crate::object::ObjectTable;
+use crate::ranked_set::RankedSet;
+
+/// One layer in live handles.
+#[derive(Debug)]
+pub struct Layer {
+    id: LayerId,
+    domain: Domain,
+    pages: u32,
+    path: PathBuf,
+    file: File,
+    mapping: Mapping,
+    /// Frames whose bytes in the file match their digest, as seen since the file was opened.
+    verified: FrameFlags,
+    /// Frames that the file may hold.
+    local: FrameFlags,
+    index: OnceLock<LayerIndex>,
+    stored: OnceLock<StoredLayer>,
+    table: OnceLock<ObjectTable>,
+    /// Held while the layer is uploaded, so that it is uploaded once.
+    upload: tokio::sync::Mutex<()>,
+    /// Set when the node ends: then files outlive their handles.
+    keeps_files: Arc<AtomicBool>,
+}
+
+/// The local file under a layer.
+#[derive(Debug)]
+pub struct LayerFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The file itself, open for reading and writing.
+    pub file: File,
+    /// Whether it outlives the layer's last handle; it does once this is set.
+    pub keeps_files: Arc<AtomicBool>,
+}
+
+/// Why a frame's bytes cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The bytes are not those the layer's name commits to.
+    #[error("frame {frame} of layer {layer} does not match its digest")]
+    Digest {
+        /// The layer.
+        layer: LayerId,
+        /// The frame.
+        frame: FrameNumber,
+    },
+    /// The local file failed.
+    #[error("local file of layer {layer}: {source}")]
+    Io {
+        /// The layer.
+        layer: LayerId,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Layer {
+    /// A layer just packed into `file`, every frame of which was digested from the bytes that were written.
+    pub fn packed(place: LayerFile, domain: Domain, index: LayerIndex) -> io::Result<Self> {
+        let layer = Self::over_file(index.id(&domain), domain, index.page_count(), place)?;
+        layer.verified.set_all();
+        layer.local.set_all();
+        layer.index.set(index).expect("a new layer has no index yet");
+        Ok(layer)
+    }
+
+    /// A stored layer over a local file that may hold some of its frames already, or none.
+    pub fn stored(name: &LayerName, place: LayerFile, stored: StoredLayer) -> io::Result<Self> {
+        let layer = Self::over_file(name.id, name.domain.clone(), name.pages, place)?;
+        layer.local.set_all();
+        layer.stored.set(stored).expect("a new layer is not known to be stored yet");
+        Ok(layer)
+    }
+
+    fn over_file(id: LayerId, domain: Domain, pages: u32, place: LayerFile) -> io::Result<Self> {
+        let LayerFile { path, file, keeps_files } = place;
+        let mapping = Mapping::of_file(&file, usize_of(pages) * PAGE_BYTES)?;
+        let frames = frames_of(pages);
+        Ok(Self {
+            id,
+            domain,
+            pages,
+            path,
+            file,
+            mapping,
+            verified: FrameFlags::new(frames),
+            local: FrameFlags::new(frames),
+            index: OnceLock::new(),
+            stored: OnceLock::new(),
+            table: OnceLock::new(),
+            upload: tokio::sync::Mutex::new(()),
+            keeps_files,
+        })
+    }
+
+    /// The layer as a manifest names it.
+    pub fn name(&self) -> LayerName {
+        LayerName { id: self.id, domain: self.domain.clone(), pages: self.pages }
+    }
+
+    /// The layer's id.
+    pub fn id(&self) -> LayerId {
+        self.id
+    }
+
+    /// Whose layer it is.
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// Packed pages.
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// The raw pages, layer page `p` at byte `p * 4096`; only verified frames may be used.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// How many pages from `first` on, at most `limit`, can be read without blocking: verified and in memory.
+    pub fn readable_now(&self, first: LayerPage, limit: u32) -> u32 {
+        let verified = self.verified_run(first, limit);
+        if verified == 0 {
+            return 0;
+        }
+        let bytes = self.mapping.resident_prefix_bytes(first.offset(), usize_of(verified) * PAGE_BYTES);
+        u32::try_from(bytes / PAGE_BYTES).expect("at most `verified` pages")
+    }
+
+    /// How many pages from `first` on, at most `limit`, are verified; reading them may wait for the disk.
+    pub fn verified_run(&self, first: LayerPage, limit: u32) -> u32 {
+        let end = first.number() + limit;
+        let mut page = first.number();
+        while page < end && self.verified.get(frame_of(LayerPage::new(page))) {
+            page = (page / FRAME_PAGES + 1) * FRAME_PAGES;
+        }
+        page.min(end).saturating_sub(first.number())
+    }
+
+    /// Whether the local file may hold `frame`.
+    pub fn is_local(&self, frame: FrameNumber) -> bool {
+        self.local.get(frame)
+    }
+
+    /// Whether `frame` has been verified since the file was opened.
+    pub fn is_verified(&self, frame: FrameNumber) -> bool {
+        self.verified.get(frame)
+    }
+
+    /// Brings a local frame into memory and verifies it if that was not done yet; blocks on the disk. False when the
+    /// file does not hold it, which is then remembered.
+    pub fn load_local(&self, frame: FrameNumber) -> Result<bool, LayerError> {
+        if !self.is_local(frame) {
+            return Ok(false);
+        }
+        let (offset, bytes) = self.frame_extent(frame);
+        if self.verified.get(frame) {
+            let populated = self.mapping.populate(offset, bytes);
+            return match populated {
+                Ok(()) => Ok(true),
+                Err(source) => {
+                    self.distrust(frame);
+                    Err(self.io(source))
+                }
+            };
+        }
+        let Some(digest) = self.digest(frame) else { return Ok(false) };
+        let mut raw = vec![0; bytes];
+        if let Err(source) = self.file.read_exact_at(&mut raw, u64_of(offset)) {
+            self.distrust(frame);
+            return Err(self.io(source));
+        }
+        let matches = FrameDigest::of(&raw) == digest;
+        if matches {
+            self.verified.set(frame);
+        } else {
+            self.local.clear(frame);
+        }
+        Ok(matches)
+    }
+
+    /// Takes in `raw` as the pages of `frame` if it is what the layer's name commits to.
+    pub fn accept_frame(&self, frame: FrameNumber, raw: &[u8]) -> Result<(), LayerError> {
+        let (offset, bytes) = self.frame_extent(frame);
+        let expected = self.digest(frame);
+        if raw.len() != bytes || expected != Some(FrameDigest::of(raw)) {
+            return Err(LayerError::Digest { layer: self.id, frame });
+        }
+        self.file.write_all_at(raw, u64_of(offset)).map_err(|source| self.io(source))?;
+        self.local.set(frame);
+        self.verified.set(frame);
+        Ok(())
+    }
+
+    /// Forgets that the frames of these pages were verified: reading them failed.
+    pub fn distrust_pages(&self, first: LayerPage, count: u32) {
+        let last = frame_of(first.plus(count.saturating_sub(1)));
+        for frame in frame_of(first).index()..=last.index() {
+            self.verified.clear(FrameNumber::new(frame));
+        }
+    }
+
+    /// Reads the raw bytes of `frame` from the local file, verified against its digest.
+    pub fn read_frame(&self, frame: FrameNumber) -> Result<Vec<u8>, LayerError> {
+        let (offset, bytes) = self.frame_extent(frame);
+        let mut raw = vec![0; bytes];
+        self.file.read_exact_at(&mut raw, u64_of(offset)).map_err(|source| self.io(source))?;
+        if self.digest(frame) == Some(FrameDigest::of(&raw)) {
+            Ok(raw)
+        } else {
+            Err(LayerError::Digest { layer: self.id, frame })
+        }
+    }
+
+    /// The index, once it is known: from packing, or from the store's table.
+    pub fn index(&self) -> Option<&LayerIndex> {
+        self.index.get().or_else(|| self.table.get().map(ObjectTable::index))
+    }
+
+    /// Which guest pages the layer holds, in its order; it was packed on this node.
+    pub fn packed_pages(&self) -> &RankedSet {
+        self.index().expect("a layer packed on this node has its index").pages()
+    }
+
+    /// Gives a layer that is open already the index of equal bytes that were packed again.
+    pub fn set_index(&self, index: LayerIndex) {
+        // The index it has, if any, is the same: the layer's name is the hash of it.
+        self.index.get_or_init(|| index);
+    }
+
+    /// Where the layer is stored, once that is known.
+    pub fn stored_at(&self) -> Option<&StoredLayer> {
+        self.stored.get()
+    }
+
+    /// Remembers where the layer was stored; the first answer stays.
+    pub fn set_stored_at(&self, stored: StoredLayer) -> &StoredLayer {
+        self.stored.get_or_init(|| stored)
+    }
+
+    /// The table of the stored object, once it was fetched.
+    pub fn table(&self) -> Option<&ObjectTable> {
+        self.table.get()
+    }
+
+    /// Remembers the table of the stored object; it must be this layer's, which the caller has checked by name.
+    pub fn set_table(&self, table: ObjectTable) -> &ObjectTable {
+        self.table.get_or_init(|| table)
+    }
+
+    /// The right to upload the layer; whoever gets it looks first whether it is stored by now.
+    pub async fn upload_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.upload.lock().await
+    }
+
+    fn digest(&self, frame: FrameNumber) -> Option<FrameDigest> {
+        self.index().map(|index| index.digest(frame))
+    }
+
+    fn distrust(&self, frame: FrameNumber) {
+        self.verified.clear(frame);
+        self.local.clear(frame);
+    }
+
+    fn frame_extent(&self, frame: FrameNumber) -> (usize, usize) {
+        let offset = frame.index() * usize_of(FRAME_PAGES) * PAGE_BYTES;
+        (offset, frame_bytes(frame, self.pages))
+    }
+
+    fn io(&self, source: io::Error) -> LayerError {
+        LayerError::Io { layer: self.id, source }
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        // The last owner is gone: no snapshot of this node names the layer.
+        if !self.keeps_files.load(Ordering::Acquire)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(layer = %self.id, %error, "a layer nobody names stays on the disk");
+        }
+    }
+}
+
+/// One bit per frame, set and read by many threads. Setting releases what was written before it.
+#[derive(Debug)]
+struct FrameFlags(Box<[AtomicU64]>);
+
+impl FrameFlags {
+    fn new(frames: usize) -> Self {
+        Self((0..frames.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn get(&self, frame: FrameNumber) -> bool {
+        self.0[frame.index() / 64].load(Ordering::Acquire) & Self::bit(frame) != 0
+    }
+
+    fn set(&self, frame: FrameNumber) {
+        self.0[frame.index() / 64].fetch_or(Self::bit(frame), Ordering::Release);
+    }
+
+    fn clear(&self, frame: FrameNumber) {
+        self.0[frame.index() / 64].fetch_and(!Self::bit(frame), Ordering::Release);
+    }
+
+    fn set_all(&self) {
+        for word in &self.0 {
+            word.store(u64::MAX, Ordering::Release);
+        }
+    }
+
+    fn bit(frame: FrameNumber) -> u64 {
+        1 << (frame.index() % 64)
+    }
+}

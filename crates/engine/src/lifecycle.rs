@@ -1,0 +1,98 @@
+//! The states of a snapshot and what each event makes of them: a table without any effect of its own.
+
+/// How far a snapshot has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SnapshotState {
+    /// Its bytes are frozen in RAM; it can be resumed, forked and paused over.
+    Captured,
+    /// Deleted before it was sealed; it still seals, for the children that stand on it.
+    CapturedForChildren,
+    /// Its layers are on this node's disk, and it has a manifest.
+    Sealed,
+    /// Its manifest is in the store.
+    Published,
+    /// It is gone.
+    Discarded,
+}
+
+/// What happens to a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SnapshotEvent {
+    /// Its seal succeeded.
+    SealSucceeded,
+    /// Its seal failed, by a full disk for instance.
+    SealFailed,
+    /// Its manifest is in the store.
+    PublishSucceeded,
+    /// The store failed.
+    PublishFailed,
+    /// Its owner deleted it.
+    Deleted,
+}
+
+/// What is to be done after a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SnapshotWork {
+    /// Nothing.
+    None,
+    /// Seal it again, after a pause.
+    SealAgain,
+    /// Upload it.
+    Publish,
+    /// Upload what is missing, after a pause.
+    PublishAgain,
+    /// Let go of its layers.
+    FreeLayers,
+    /// Remove its manifest from the store, then let go of its layers.
+    RemoveFromStore,
+}
+
+impl SnapshotState {
+    /// The state after `event` and the work it asks for; `None` where the event cannot happen.
+    pub fn after(self, event: SnapshotEvent) -> Option<(Self, SnapshotWork)> {
+        use SnapshotEvent as Event;
+        use SnapshotWork as Work;
+        match (self, event) {
+            (Self::Captured, Event::SealSucceeded) => Some((Self::Sealed, Work::Publish)),
+            (Self::Captured | Self::CapturedForChildren, Event::SealFailed) => Some((self, Work::SealAgain)),
+            (Self::Captured, Event::Deleted) => Some((Self::CapturedForChildren, Work::None)),
+            (Self::CapturedForChildren, Event::SealSucceeded) => Some((Self::Discarded, Work::FreeLayers)),
+            (Self::Sealed, Event::PublishSucceeded) => Some((Self::Published, Work::None)),
+            (Self::Sealed, Event::PublishFailed) => Some((Self::Sealed, Work::PublishAgain)),
+            // An upload may have been under way: its manifest may have reached the store.
+            (Self::Sealed | Self::Published, Event::Deleted) => Some((Self::Discarded, Work::RemoveFromStore)),
+            (Self::Discarded, Event::PublishSucceeded) => Some((Self::Discarded, Work::RemoveFromStore)),
+            (Self::Discarded, Event::PublishFailed) => Some((Self::Discarded, Work::None)),
+            (Self::CapturedForChildren | Self::Discarded, Event::Deleted) => Some((self, Work::None)),
+            (Self::Captured | Self::CapturedForChildren, Event::PublishSucceeded | Event::PublishFailed)
+            | (Self::Sealed | Self::Published | Self::Discarded, Event::SealSucceeded | Event::SealFailed)
+            | (Self::Published, Event::PublishSucceeded | Event::PublishFailed) => None,
+        }
+    }
+
+    /// Whether it has a manifest.
+    pub fn has_manifest(self) -> bool {
+        matches!(self, Self::Sealed | Self::Published)
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_table() {
+        use SnapshotEvent::{Deleted, PublishFailed, PublishSucceeded, SealFailed, SealSucceeded};
+        use SnapshotState::{Captured, CapturedForChildren, Discarded, Published, Sealed};
+        let mut table = String::new();
+        for state in [Captured, CapturedForChildren, Sealed, Published, Discarded] {
+            for event in [SealSucceeded, SealFailed, PublishSucceeded, PublishFailed, Deleted] {
+                let after = state
+                    .after(event)
+                    .map_or("cannot happen".into(), |(next, work)| format!("{next:?}, {work:?}"));
+                table += &format!("{state:?} + {event:?} -> {after}\n");
+            }
+        }
+        assert_eq!(table, include_str!("lifecycle_table.txt"));
+    }
+}

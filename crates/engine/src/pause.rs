@@ -1,0 +1,210 @@
+//! A pause: what must be had before the guest freezes, and the snapshot once it has.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use rekindle_kernel::{Memfd, PageKind};
+
+use crate::budget::{Budget, BudgetError, Lease};
+use crate::capture::{Capture, CaptureError, CapturedPages};
+use crate::geometry::u64_of;
+use crate::identity::{SnapshotId, VolumeName};
+use crate::manifest::{ManifestError, VolumeShape, check_blobs, check_shapes};
+use crate::reaper::ReaperHandle;
+use crate::snapshot::{Snapshot, SnapshotParts, Volume};
+use crate::view::{LiveView, View};
+
+/// The right to pause a guest now: room for its memory, and not too many unsealed snapshots under it. Taken while the
+/// guest still runs; dropped unused, everything is given back.
+#[derive(Debug)]
+#[must_use = "a permit holds RAM until it is used or dropped"]
+pub struct PausePermit {
+    parent: Option<Arc<Snapshot>>,
+    lease: Lease,
+    reaper: ReaperHandle,
+}
+
+/// What a frozen guest is taken over as.
+#[derive(Debug)]
+pub struct PausedGuest {
+    /// The volumes, memory first; each in a memfd of ours.
+    pub volumes: Vec<PausedVolume>,
+    /// Device state and metadata by name.
+    pub blobs: BTreeMap<String, Bytes>,
+}
+
+/// One volume of a frozen guest.
+#[derive(Debug)]
+pub struct PausedVolume {
+    /// Its name.
+    pub name: VolumeName,
+    /// The pages its guest maps it with.
+    pub page_kind: PageKind,
+    /// Its bytes, page `p` at byte `p * 4096`.
+    pub memfd: Memfd,
+    /// Which of them speak; every other page is the parent's.
+    pub pages: CapturedPages,
+}
+
+/// Why a guest cannot be paused now; it was not frozen for it.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// There is no room for its memory.
+    #[error("no RAM for the capture: {0}")]
+    Budget(#[from] BudgetError),
+    /// Earlier pauses of its line are still being sealed.
+    #[error("{unsealed} snapshots under this one are still being sealed, at most {unsealed_max} may be; the oldest is {oldest}")]
+    Unsealed {
+        /// How many.
+        unsealed: usize,
+        /// How many may be.
+        unsealed_max: usize,
+        /// The one that all others wait for.
+        oldest: SnapshotId,
+    },
+}
+
+/// Why a frozen guest could not be taken over; it is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// A volume cannot be a capture.
+    #[error("volume {volume}: {source}")]
+    Capture {
+        /// The volume.
+        volume: String,
+        /// What is wrong with it.
+        source: CaptureError,
+    },
+    /// A volume's size could not be asked for.
+    #[error("volume {volume}: {source}")]
+    Memfd {
+        /// The volume.
+        volume: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The guest cannot be named in a manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The volumes are not the parent's.
+    #[error("the parent's volumes are {expected:?}, the guest's are {found:?} (names and pages)")]
+    Volumes {
+        /// Names and pages of the parent.
+        expected: Vec<(String, u32)>,
+        /// Names and pages of the guest.
+        found: Vec<(String, u32)>,
+    },
+}
+
+/// Where permits come from.
+#[derive(Debug, Clone)]
+pub(crate) struct PauseRules {
+    pub(crate) budget: Budget,
+    pub(crate) unsealed_max: usize,
+    pub(crate) wait: Duration,
+    pub(crate) reaper: ReaperHandle,
+}
+
+impl PauseRules {
+    pub(crate) fn permit(
+        &self,
+        parent: Option<&Arc<Snapshot>>,
+        memory_bytes: u64,
+    ) -> Result<PausePermit, PauseError> {
+        let deadline = Instant::now() + self.wait;
+        if let Some(parent) = parent {
+            self.wait_for_line(parent, deadline)?;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let lease = self.budget.lease(memory_bytes, left)?;
+        Ok(PausePermit { parent: parent.cloned(), lease, reaper: self.reaper.clone() })
+    }
+
+    fn wait_for_line(&self, parent: &Arc<Snapshot>, deadline: Instant) -> Result<(), PauseError> {
+        loop {
+            let line = parent.unsealed_line();
+            if line.len() < self.unsealed_max {
+                return Ok(());
+            }
+            let oldest = line.last().expect("the line is not empty here");
+            let left = deadline.saturating_duration_since(Instant::now());
+            if oldest.wait_manifest(left).is_err() {
+                return Err(PauseError::Unsealed {
+                    unsealed: line.len(),
+                    unsealed_max: self.unsealed_max,
+                    oldest: oldest.id(),
+                });
+            }
+        }
+    }
+}
+
+impl PausePermit {
+    /// Makes the snapshot: from here on it can be read, resumed, forked and paused over. Its cost does not depend on
+    /// how much is dirty or how long its history is.
+    pub(crate) fn commit(mut self, guest: PausedGuest) -> Result<(Arc<Snapshot>, Vec<Arc<Capture>>), CommitError> {
+        self.check_volumes(&guest.volumes)?;
+        check_blobs(&guest.blobs)?;
+        let mut captures = Vec::with_capacity(guest.volumes.len());
+        let mut volumes = Vec::with_capacity(guest.volumes.len());
+        for (position, PausedVolume { name, page_kind, memfd, pages }) in guest.volumes.into_iter().enumerate() {
+            let capture = Arc::new(self.capture(&name, memfd, pages)?);
+            let base = self.parent.as_ref().map(|parent| Arc::clone(&parent.volumes()[position].view));
+            let view = Arc::new(LiveView::new(View::captured(Arc::clone(&capture), base)));
+            captures.push(capture);
+            volumes.push(Volume { name, page_kind, view });
+        }
+        let parts = SnapshotParts {
+            id: SnapshotId::new(),
+            parent_id: self.parent.as_ref().map(|parent| parent.id()),
+            generation: self.parent.as_ref().map_or(0, |parent| parent.generation() + 1),
+            created_unix_ms: unix_ms(),
+            volumes,
+            blobs: guest.blobs,
+        };
+        Ok((Arc::new(Snapshot::captured(parts, self.parent)), captures))
+    }
+
+    fn capture(
+        &mut self,
+        name: &VolumeName,
+        memfd: Memfd,
+        pages: CapturedPages,
+    ) -> Result<Capture, CommitError> {
+        let volume = || name.as_str().to_owned();
+        let held =
+            memfd.allocated_bytes().map_err(|source| CommitError::Memfd { volume: volume(), source })?;
+        let lease = self.lease.split_off(held);
+        Capture::adopt(memfd, pages, lease, self.reaper.clone())
+            .map_err(|source| CommitError::Capture { volume: volume(), source })
+    }
+
+    fn check_volumes(&self, volumes: &[PausedVolume]) -> Result<(), CommitError> {
+        let Some(parent) = &self.parent else {
+            let shape = |volume: &PausedVolume| VolumeShape {
+                name: volume.name.clone(),
+                page_kind: volume.page_kind,
+                pages: volume.pages.kept.pages(),
+            };
+            return Ok(check_shapes(&volumes.iter().map(shape).collect::<Vec<_>>())?);
+        };
+        let expected: Vec<(String, u32)> = parent
+            .volumes()
+            .iter()
+            .map(|volume| (volume.name.as_str().to_owned(), volume.view.pages()))
+            .collect();
+        let found: Vec<(String, u32)> = volumes
+            .iter()
+            .map(|volume| (volume.name.as_str().to_owned(), volume.pages.kept.pages()))
+            .collect();
+        if expected == found { Ok(()) } else { Err(CommitError::Volumes { expected, found }) }
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64_of(usize::try_from(since.as_millis()).expect("64 bits of milliseconds are 500 million years"))
+}

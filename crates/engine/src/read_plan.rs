@@ -1,0 +1,89 @@
+//! A read: first a plan that owns its sources, then the bytes. Nothing planned can be taken away before it is read.
+
+use rekindle_kernel::{LostBytes, PAGE_BYTES};
+
+use crate::fetch::{FetchError, Fetcher};
+use crate::frame::{FRAME_PAGES, frame_of};
+use crate::geometry::{GuestPage, GuestPages, u64_of, usize_of};
+use crate::view::{LiveView, Piece, PieceSource};
+
+/// The pieces of a run of guest pages, in order. Reading consumes it.
+#[derive(Debug)]
+#[must_use = "a plan holds its sources until it is read or dropped"]
+pub struct ReadPlan {
+    pages: GuestPages,
+    first: Piece,
+    rest: Vec<Piece>,
+}
+
+/// Why planned pages could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A frame could not be had.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// A source failed under the read.
+    #[error("guest pages from {page} on: {source}")]
+    Lost {
+        /// The first page of the piece that failed.
+        page: GuestPage,
+        /// What was lost.
+        source: LostBytes,
+    },
+}
+
+impl ReadPlan {
+    /// Plans a read of `pages`. Allocates nothing when they have one source.
+    pub fn new(view: &LiveView, pages: GuestPages) -> Self {
+        let first = view.piece_at(pages.start(), pages.count());
+        let mut rest = Vec::new();
+        let mut next = first.pages.end();
+        while next < pages.end() {
+            let piece = view.piece_at(next, pages.end().number() - next.number());
+            next = piece.pages.end();
+            rest.push(piece);
+        }
+        Self { pages, first, rest }
+    }
+
+    /// The guest pages planned.
+    pub fn pages(&self) -> GuestPages {
+        self.pages
+    }
+
+    /// Reads everything, fetching what is not in memory. `into` is as long as the planned pages.
+    pub fn read(self, fetcher: &Fetcher, into: &mut [u8]) -> Result<(), ReadError> {
+        let bytes = u64::from(self.pages.count()) * u64_of(PAGE_BYTES);
+        assert_eq!(u64_of(into.len()), bytes, "as long as the plan");
+        let mut left = into;
+        for piece in std::iter::once(self.first).chain(self.rest) {
+            let (here, after) = left.split_at_mut(usize_of(piece.pages.count()) * PAGE_BYTES);
+            left = after;
+            read_piece(&piece, fetcher, here)?;
+        }
+        Ok(())
+    }
+}
+
+fn read_piece(piece: &Piece, fetcher: &Fetcher, into: &mut [u8]) -> Result<(), ReadError> {
+    load_frames(piece, fetcher)?;
+    if piece.copy_to(into).is_ok() {
+        return Ok(());
+    }
+    // The local disk failed under the mapping; the store may have what it lost.
+    piece.source_failed();
+    load_frames(piece, fetcher)?;
+    piece.copy_to(into).map_err(|source| ReadError::Lost { page: piece.pages.start(), source })
+}
+
+fn load_frames(piece: &Piece, fetcher: &Fetcher) -> Result<(), FetchError> {
+    let PieceSource::Layer(layer, first) = &piece.source else { return Ok(()) };
+    let count = piece.pages.count();
+    let mut done = layer.verified_run(*first, count);
+    while done < count {
+        let page = first.plus(done);
+        fetcher.load(layer, frame_of(page))?;
+        done = (done + FRAME_PAGES - page.number() % FRAME_PAGES).min(count);
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! The one thread on which large memory is given back, so that no guest and no request pays for it.
+
+use std::any::Any;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+type Discarded = Box<dyn Any + Send>;
+
+enum Message {
+    Discard(Discarded),
+    Stop,
+}
+
+/// The reaper's owner: dropping it stops and joins the thread after everything handed in before is freed.
+#[derive(Debug)]
+pub struct Reaper {
+    handle: ReaperHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where to hand in what is to be freed. After the reaper has ended, things are freed where they are handed in.
+#[derive(Debug, Clone)]
+pub struct ReaperHandle(Sender<Message>);
+
+impl Reaper {
+    /// Starts the thread, at normal priority: a pause may be waiting for the bytes it frees.
+    pub fn start() -> std::io::Result<Self> {
+        let (sender, receiver) = channel();
+        let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || reap(&receiver))?;
+        Ok(Self { handle: ReaperHandle(sender), thread: Some(thread) })
+    }
+
+    /// A handle to hand things in by.
+    pub fn handle(&self) -> ReaperHandle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        // A failed send means that the thread has ended already, which is what is asked for.
+        self.handle.0.send(Message::Stop).ok();
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the reaper only drops values");
+        }
+    }
+}
+
+impl ReaperHandle {
+    /// Frees `thing` on the reaper's thread.
+    pub fn discard(&self, thing: impl Any + Send) {
+        self.0.send(Message::Discard(Box::new(thing))).ok();
+    }
+}
+
+fn reap(receiver: &Receiver<Message>) {
+    while let Ok(Message::Discard(thing)) = receiver.recv() {
+        drop(thing);
+    }
+}

@@ -1,0 +1,246 @@
+//! A capture becomes a layer, and the layer a name: compare, pack, then the manifest on top of the parent's.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::budget::{Budget, Lease};
+use crate::cache::Cache;
+use crate::capture::Capture;
+use crate::compare::{PageClasses, compare};
+use crate::fetch::Fetcher;
+use crate::hooks::Hooks;
+use crate::identity::{Domain, LayerId, VolumeName};
+use crate::layer::Layer;
+use crate::lifecycle::SnapshotWork;
+use crate::limits;
+use crate::manifest::{LayerName, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape};
+use crate::merge::merge;
+use crate::pack::{PackError, pack};
+use crate::page_set::PageSet;
+use crate::snapshot::{Snapshot, Volume};
+use crate::stop::{Stop, Stopped};
+use crate::view::{PackedPages, View};
+
+/// What sealing works with.
+#[derive(Debug)]
+pub(crate) struct Sealer {
+    cache: Arc<Cache>,
+    fetcher: Fetcher,
+    domain: Domain,
+    workers: usize,
+    hooks: Arc<dyn Hooks>,
+    /// One turn per seal that compares and packs.
+    turns: Budget,
+}
+
+/// Why a step of a seal did not succeed; nothing is lost by it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SealError {
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    #[error("asking for the proof that nobody writes the captured memory: {0}")]
+    Proof(io::Error),
+    #[error("comparing: {0}")]
+    Compare(#[from] rekindle_kernel::LostBytes),
+    #[error("packing: {0}")]
+    Pack(#[from] PackError),
+    #[error("naming: {0}")]
+    Manifest(#[from] ManifestError),
+}
+
+/// The layers of a snapshot's volumes, on the disk and in their views.
+#[derive(Debug)]
+#[must_use = "packed volumes are to get a manifest"]
+pub(crate) struct Packed {
+    volumes: Vec<PackedPages>,
+    frozen_at: Instant,
+}
+
+/// A snapshot's manifest, which its views are flat by already.
+#[must_use = "a sealed snapshot is to be recorded"]
+pub(crate) struct Sealed {
+    manifest: Arc<Manifest>,
+    seal_time: Duration,
+}
+
+impl Sealer {
+    pub(crate) fn new(
+        cache: Arc<Cache>,
+        fetcher: Fetcher,
+        domain: Domain,
+        workers: usize,
+        hooks: Arc<dyn Hooks>,
+    ) -> Self {
+        let turns = Budget::new(limits::SEALS_AT_ONCE);
+        Self { cache, fetcher, domain, workers, hooks, turns }
+    }
+
+    /// Compares and packs every volume and puts the layers into the views.
+    pub(crate) fn pack(
+        &self,
+        snapshot: &Snapshot,
+        captures: &[Arc<Capture>],
+        stop: &Stop,
+    ) -> Result<Packed, SealError> {
+        wait_until_frozen(captures, stop)?;
+        let frozen_at = Instant::now();
+        self.hooks.before_compare(snapshot.id());
+        let turn = self.wait_for_turn(stop)?;
+        let parent = snapshot.parent();
+        let mut classes = PageClasses::default();
+        let mut volumes = Vec::with_capacity(captures.len());
+        for (position, (capture, volume)) in captures.iter().zip(snapshot.volumes()).enumerate() {
+            let base = parent.as_ref().map(|parent| Arc::clone(&parent.volumes()[position].view));
+            let compared = compare(capture, base.as_deref(), self.workers, &*self.hooks)?;
+            classes.add(compared.classes);
+            let packed = pack(compared, &self.cache, &self.domain)?;
+            let captured = volume.view.load();
+            // False only when an earlier try came this far; the layer is the same one then.
+            volume.view.improve(&captured, View::packed(packed.clone(), base));
+            volumes.push(packed);
+        }
+        drop(turn);
+        snapshot.record_classes(classes);
+        Ok(Packed { volumes, frozen_at })
+    }
+
+    /// Waits for the parent's manifest, puts this snapshot's layers on top of it, and flattens the views.
+    pub(crate) fn name(&self, snapshot: &Snapshot, packed: &Packed, stop: &Stop) -> Result<Sealed, SealError> {
+        self.hooks.before_manifest(snapshot.id());
+        let Some(parent) = snapshot.parent() else {
+            let changes = own_changes(snapshot, packed);
+            let manifest = Manifest::first(facts(snapshot), shapes(snapshot), &borrowed(&changes))?;
+            return Ok(flatten(snapshot, manifest, packed, &[], &[]));
+        };
+        let names = parent.wait_manifest_or_stop(stop)?;
+        let merged = self.merge(&parent, &names)?;
+        let mut changes = merged_changes(snapshot, &merged);
+        changes.extend(own_changes(snapshot, packed));
+        let manifest = names.overlay(facts(snapshot), &borrowed(&changes))?;
+        Ok(flatten(snapshot, manifest, packed, &merged, parent.memory().load().layers()))
+    }
+
+    /// For each volume the layer that the smallest of the parent's were merged into, where there are too many.
+    fn merge(&self, parent: &Snapshot, names: &Manifest) -> Result<Vec<Option<Arc<Layer>>>, SealError> {
+        let layers = names.layers().len();
+        let tools = (&*self.cache, &self.fetcher, &self.domain);
+        parent
+            .volumes()
+            .iter()
+            .zip(names.volumes())
+            .map(|(volume, named)| Ok(merge(&named.map, &volume.view, layers, tools)?))
+            .collect()
+    }
+
+    fn wait_for_turn(&self, stop: &Stop) -> Result<Lease, Stopped> {
+        loop {
+            if let Ok(turn) = self.turns.lease(1, limits::STOP_HEARD_WITHIN) {
+                return Ok(turn);
+            }
+            if stop.is_said() {
+                return Err(Stopped);
+            }
+        }
+    }
+}
+
+impl Sealed {
+    /// Records the manifest; the work that is left.
+    pub(crate) fn record(self, snapshot: &Snapshot) -> SnapshotWork {
+        snapshot.record_sealed(self.manifest, self.seal_time)
+    }
+}
+
+/// The kernel's proof is asked for until it comes: the VMM was told to end, and takes its time.
+fn wait_until_frozen(captures: &[Arc<Capture>], stop: &Stop) -> Result<(), SealError> {
+    let mut pause = limits::FROZEN_ASK_FIRST;
+    for capture in captures {
+        while !capture.prove_frozen().map_err(SealError::Proof)? {
+            stop.wait(pause)?;
+            pause = (pause * 2).min(limits::FROZEN_ASK_LAST);
+        }
+    }
+    Ok(())
+}
+
+/// A change of one volume that owns its sets.
+struct Change {
+    volume: VolumeName,
+    layer: Option<(LayerName, PageSet)>,
+    zero: PageSet,
+}
+
+fn own_changes(snapshot: &Snapshot, packed: &Packed) -> Vec<Change> {
+    let change = |(volume, pages): (&Volume, &PackedPages)| Change {
+        volume: volume.name.clone(),
+        layer: pages.layer.as_ref().map(|layer| (layer.name(), layer.packed_pages().to_set())),
+        zero: pages.zero.clone(),
+    };
+    snapshot.volumes().iter().zip(&packed.volumes).map(change).collect()
+}
+
+fn merged_changes(snapshot: &Snapshot, merged: &[Option<Arc<Layer>>]) -> Vec<Change> {
+    let change = |(volume, merged): (&Volume, &Option<Arc<Layer>>)| {
+        merged.as_ref().map(|layer| Change {
+            volume: volume.name.clone(),
+            layer: Some((layer.name(), layer.packed_pages().to_set())),
+            zero: PageSet::new(volume.view.pages()),
+        })
+    };
+    snapshot.volumes().iter().zip(merged).filter_map(change).collect()
+}
+
+fn borrowed(changes: &[Change]) -> Vec<VolumeChange<'_>> {
+    changes.iter().map(Change::borrowed).collect()
+}
+
+impl Change {
+    fn borrowed(&self) -> VolumeChange<'_> {
+        VolumeChange {
+            volume: self.volume.clone(),
+            layer: self.layer.as_ref().map(|(name, pages)| (name.clone(), pages)),
+            zero: &self.zero,
+        }
+    }
+}
+
+fn facts(snapshot: &Snapshot) -> SnapshotFacts {
+    SnapshotFacts {
+        snapshot: snapshot.id(),
+        created_unix_ms: snapshot.created_unix_ms(),
+        blobs: snapshot.blobs().clone(),
+    }
+}
+
+fn shapes(snapshot: &Snapshot) -> Vec<VolumeShape> {
+    let shape = |volume: &Volume| VolumeShape {
+        name: volume.name.clone(),
+        page_kind: volume.page_kind,
+        pages: volume.view.pages(),
+    };
+    snapshot.volumes().iter().map(shape).collect()
+}
+
+/// Gives every volume a view of the manifest's map over the layers' handles, which are all here by now.
+fn flatten(
+    snapshot: &Snapshot,
+    manifest: Manifest,
+    packed: &Packed,
+    merged: &[Option<Arc<Layer>>],
+    parents: &[Arc<Layer>],
+) -> Sealed {
+    let own = packed.volumes.iter().filter_map(|pages| pages.layer.as_ref());
+    let new = own.chain(merged.iter().flatten());
+    let handles: HashMap<LayerId, &Arc<Layer>> =
+        parents.iter().chain(new).map(|layer| (layer.id(), layer)).collect();
+    let layers: Arc<[Arc<Layer>]> =
+        manifest.layers().iter().map(|name| Arc::clone(handles[&name.id])).collect();
+    for (volume, named) in snapshot.volumes().iter().zip(manifest.volumes()) {
+        let packed_view = volume.view.load();
+        // False only when an earlier try came this far; its view has the same content.
+        volume.view.improve(&packed_view, View::flat(named.map.clone(), Arc::clone(&layers)));
+    }
+    Sealed { manifest: Arc::new(manifest), seal_time: packed.frozen_at.elapsed() }
+}

@@ -1,0 +1,244 @@
+//! One pause and its life: volumes that can be read from the first moment on, and names once they exist.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rekindle_kernel::PageKind;
+
+use crate::compare::PageClasses;
+use crate::identity::{SnapshotId, VolumeName};
+use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
+use crate::limits;
+use crate::manifest::Manifest;
+use crate::stop::{Stop, Stopped};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+use crate::view::LiveView;
+
+/// A snapshot.
+#[derive(Debug)]
+pub struct Snapshot {
+    id: SnapshotId,
+    parent_id: Option<SnapshotId>,
+    generation: u64,
+    created_unix_ms: u64,
+    volumes: Vec<Volume>,
+    blobs: BTreeMap<String, Bytes>,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+/// One address space of a snapshot.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    /// Its name in the snapshot.
+    pub name: VolumeName,
+    /// The pages its guest maps it with.
+    pub page_kind: PageKind,
+    /// Its content.
+    pub view: Arc<LiveView>,
+}
+
+/// What a new snapshot is made of.
+#[derive(Debug)]
+pub(crate) struct SnapshotParts {
+    pub(crate) id: SnapshotId,
+    pub(crate) parent_id: Option<SnapshotId>,
+    pub(crate) generation: u64,
+    pub(crate) created_unix_ms: u64,
+    pub(crate) volumes: Vec<Volume>,
+    pub(crate) blobs: BTreeMap<String, Bytes>,
+}
+
+/// How a snapshot stands, at one moment.
+#[derive(Debug, Clone)]
+pub struct SnapshotStatus {
+    /// Its state.
+    pub state: SnapshotState,
+    /// How its captured pages fell, once they were compared.
+    pub classes: Option<PageClasses>,
+    /// How long its seal took from the proof that its memory is frozen, once it succeeded.
+    pub seal_time: Option<Duration>,
+    /// What the last failed try to seal or publish said; none after a success.
+    pub failure: Option<String>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    status: SnapshotStatus,
+    /// Until the snapshot is sealed.
+    parent: Option<Arc<Snapshot>>,
+    manifest: Option<Arc<Manifest>>,
+}
+
+/// The snapshot has no manifest yet, after as long a wait as the caller wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the snapshot was not sealed in time")]
+pub struct NoManifestYet;
+
+impl Snapshot {
+    /// A snapshot whose pages are frozen in RAM.
+    pub(crate) fn captured(parts: SnapshotParts, parent: Option<Arc<Self>>) -> Self {
+        Self::with_progress(parts, SnapshotState::Captured, parent, None)
+    }
+
+    /// A snapshot read from the store.
+    pub(crate) fn published(parts: SnapshotParts, manifest: Arc<Manifest>) -> Self {
+        Self::with_progress(parts, SnapshotState::Published, None, Some(manifest))
+    }
+
+    fn with_progress(
+        parts: SnapshotParts,
+        state: SnapshotState,
+        parent: Option<Arc<Self>>,
+        manifest: Option<Arc<Manifest>>,
+    ) -> Self {
+        let SnapshotParts { id, parent_id, generation, created_unix_ms, volumes, blobs } = parts;
+        let status = SnapshotStatus { state, classes: None, seal_time: None, failure: None };
+        let progress = Mutex::new(Progress { status, parent, manifest });
+        Self { id, parent_id, generation, created_unix_ms, volumes, blobs, progress, changed: Condvar::new() }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    /// The snapshot it was a change of.
+    pub fn parent_id(&self) -> Option<SnapshotId> {
+        self.parent_id
+    }
+
+    /// How many pauses came before it in its line.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// When it was made, in milliseconds since 1970.
+    pub fn created_unix_ms(&self) -> u64 {
+        self.created_unix_ms
+    }
+
+    /// Its volumes, memory first.
+    pub fn volumes(&self) -> &[Volume] {
+        &self.volumes
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &Arc<LiveView> {
+        &self.volumes[0].view
+    }
+
+    /// Device state and metadata by name.
+    pub fn blobs(&self) -> &BTreeMap<String, Bytes> {
+        &self.blobs
+    }
+
+    /// How it stands now.
+    pub fn status(&self) -> SnapshotStatus {
+        lock(&self.progress).status.clone()
+    }
+
+    /// Its state now.
+    pub fn state(&self) -> SnapshotState {
+        lock(&self.progress).status.state
+    }
+
+    /// The manifest if it exists by now; for callers that must not wait.
+    pub fn manifest_now(&self) -> Option<Arc<Manifest>> {
+        lock(&self.progress).manifest.clone()
+    }
+
+    /// Waits up to `limit` for the manifest.
+    pub fn wait_manifest(&self, limit: Duration) -> Result<Arc<Manifest>, NoManifestYet> {
+        self.wait(limit, |progress| progress.manifest.clone()).ok_or(NoManifestYet)
+    }
+
+    /// Waits up to `limit` for the state to be `state`; false if it was not.
+    pub fn wait_state(&self, state: SnapshotState, limit: Duration) -> bool {
+        self.wait(limit, |progress| (progress.status.state == state).then_some(())).is_some()
+    }
+
+    /// Waits for the manifest as long as it takes, unless the engine ends.
+    pub(crate) fn wait_manifest_or_stop(&self, stop: &Stop) -> Result<Arc<Manifest>, Stopped> {
+        loop {
+            if let Some(manifest) = self.wait(limits::STOP_HEARD_WITHIN, |progress| progress.manifest.clone()) {
+                return Ok(manifest);
+            }
+            if stop.is_said() {
+                return Err(Stopped);
+            }
+        }
+    }
+
+    /// The snapshot it was a change of, while this one is unsealed.
+    pub(crate) fn parent(&self) -> Option<Arc<Self>> {
+        lock(&self.progress).parent.clone()
+    }
+
+    /// The unsealed snapshots under this one and itself, if it is unsealed; the oldest last.
+    pub(crate) fn unsealed_line(self: &Arc<Self>) -> Vec<Arc<Self>> {
+        let mut line = Vec::new();
+        let mut next = Some(Arc::clone(self));
+        while let Some(snapshot) = next.filter(|snapshot| snapshot.manifest_now().is_none()) {
+            next = snapshot.parent();
+            line.push(snapshot);
+        }
+        line
+    }
+
+    /// Records an event and returns the work it asks for.
+    pub(crate) fn record(&self, event: SnapshotEvent) -> SnapshotWork {
+        self.record_with(event, |_| {})
+    }
+
+    /// Records that a try failed, and why.
+    pub(crate) fn record_failure(&self, event: SnapshotEvent, reason: String) -> SnapshotWork {
+        self.record_with(event, |progress| progress.status.failure = Some(reason))
+    }
+
+    /// Records the manifest and lets go of the parent.
+    pub(crate) fn record_sealed(&self, manifest: Arc<Manifest>, seal_time: Duration) -> SnapshotWork {
+        let mut parent = None;
+        let work = self.record_with(SnapshotEvent::SealSucceeded, |progress| {
+            progress.manifest = Some(manifest);
+            progress.status.seal_time = Some(seal_time);
+            progress.status.failure = None;
+            parent = progress.parent.take();
+        });
+        // Dropped without the lock: a deleted parent's layers may go with it.
+        drop(parent);
+        work
+    }
+
+    pub(crate) fn record_classes(&self, classes: PageClasses) {
+        lock(&self.progress).status.classes = Some(classes);
+    }
+
+    fn record_with(&self, event: SnapshotEvent, change: impl FnOnce(&mut Progress)) -> SnapshotWork {
+        let mut progress = lock(&self.progress);
+        let (state, work) =
+            progress.status.state.after(event).expect("an event is recorded only where the table has it");
+        progress.status.state = state;
+        change(&mut progress);
+        drop(progress);
+        self.changed.notify_all();
+        work
+    }
+
+    fn wait<T>(&self, limit: Duration, found: impl Fn(&Progress) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now().checked_add(limit);
+        let mut progress: MutexGuard<'_, Progress> = lock(&self.progress);
+        loop {
+            if let Some(value) = found(&progress) {
+                return Some(value);
+            }
+            let left = deadline.map_or(limit, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return None;
+            }
+            progress = self.changed.wait_timeout(progress, left).expect("no thread panics while it holds a lock").0;
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The word that ends background work, and the only way that work waits on time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::sync::{Condvar, Mutex, lock};
+
+/// Said once, heard by everybody. Clones are the same word.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<Said>);
+
+#[derive(Debug, Default)]
+struct Said {
+    said: Mutex<bool>,
+    heard: Condvar,
+}
+
+/// The work was told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the engine is ending")]
+pub struct Stopped;
+
+impl Stop {
+    /// Says it.
+    pub fn say(&self) {
+        *lock(&self.0.said) = true;
+        self.0.heard.notify_all();
+    }
+
+    /// Whether it was said.
+    pub fn is_said(&self) -> bool {
+        *lock(&self.0.said)
+    }
+
+    /// Waits for `pause`, or less if the word is said, which is the error.
+    pub fn wait(&self, pause: Duration) -> Result<(), Stopped> {
+        let said = lock(&self.0.said);
+        let (said, _) = self
+            .0
+            .heard
+            .wait_timeout_while(said, pause, |said| !*said)
+            .expect("no thread panics while it holds a lock");
+        if *said { Err(Stopped) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,224 @@
+//! Object storage in rekindle's terms: manifests and layer objects under names that are never written twice.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+
+use crate::geometry::u64_of;
+use crate::identity::{LayerId, SnapshotId};
+use crate::limits;
+use crate::manifest::ObjectName;
+
+/// A store and what was moved through it. Clones share both.
+#[derive(Debug, Clone)]
+pub struct Store {
+    objects: Arc<dyn ObjectStore>,
+    traffic: Arc<Counters>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    fetches: AtomicU64,
+    fetched_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
+}
+
+/// What was moved through a store since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests that read an object or a range of one.
+    pub fetches: u64,
+    /// Bytes those returned.
+    pub fetched_bytes: u64,
+    /// Bytes of objects written completely.
+    pub stored_bytes: u64,
+}
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The object does not exist.
+    #[error("{0} is not in the store")]
+    NotFound(ObjectPath),
+    /// The store answered with fewer or more bytes than the range asked for.
+    #[error("{path}: asked for {expected} bytes, got {found}")]
+    Length {
+        /// The object.
+        path: ObjectPath,
+        /// Bytes asked for.
+        expected: u64,
+        /// Bytes received.
+        found: u64,
+    },
+    /// The object is larger than any object of its kind may be.
+    #[error("{path} has {bytes} bytes, more than the {bytes_max} an object of its kind may have")]
+    TooLarge {
+        /// The object.
+        path: ObjectPath,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        bytes_max: u64,
+    },
+    /// Anything else that the store or the way to it said.
+    #[error("{path}: {source}")]
+    Other {
+        /// The object.
+        path: ObjectPath,
+        /// What was said.
+        source: object_store::Error,
+    },
+}
+
+impl Store {
+    /// A store over any implementation.
+    pub fn new(objects: Arc<dyn ObjectStore>) -> Self {
+        Self { objects, traffic: Arc::default() }
+    }
+
+    /// A store in a local directory, created if need be; every write is fsynced.
+    pub fn directory(path: &Path) -> std::io::Result<Self> {
+        std::fs::create_dir_all(path)?;
+        let files = LocalFileSystem::new_with_prefix(path)?;
+        Ok(Self::new(Arc::new(files.with_fsync(true))))
+    }
+
+    /// What was moved so far.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            fetches: self.traffic.fetches.load(Ordering::Relaxed),
+            fetched_bytes: self.traffic.fetched_bytes.load(Ordering::Relaxed),
+            stored_bytes: self.traffic.stored_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Writes a snapshot's manifest object: the commit.
+    pub async fn put_manifest(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
+        let path = manifest_path(snapshot);
+        let length = u64_of(bytes.len());
+        self.objects
+            .put(&path, PutPayload::from_bytes(bytes))
+            .await
+            .map_err(|source| StoreError::from_store(&path, source))?;
+        self.traffic.stored_bytes.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Reads a snapshot's manifest object.
+    pub async fn get_manifest(&self, snapshot: SnapshotId) -> Result<Bytes, StoreError> {
+        let path = manifest_path(snapshot);
+        let failed = |source| StoreError::from_store(&path, source);
+        let answer = self.objects.get(&path).await.map_err(failed)?;
+        let (bytes, bytes_max) = (answer.meta.size, u64_of(limits::MANIFEST_BYTES_MAX));
+        if bytes > bytes_max {
+            return Err(StoreError::TooLarge { path, bytes, bytes_max });
+        }
+        let body = answer.bytes().await.map_err(failed)?;
+        self.count_fetch(&body);
+        Ok(body)
+    }
+
+    /// Takes away a snapshot's manifest, and with it the snapshot. One that is not there is gone already.
+    pub async fn delete_manifest(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
+        let path = manifest_path(snapshot);
+        match self.objects.delete(&path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(StoreError::from_store(&path, source)),
+        }
+    }
+
+    /// Reads a range of a layer object, exactly as many bytes as were asked for.
+    pub async fn get_layer(
+        &self,
+        layer: LayerId,
+        at: &ObjectName,
+        range: Range<u64>,
+    ) -> Result<Bytes, StoreError> {
+        let path = layer_path(layer, at);
+        let expected = range.end - range.start;
+        let body = self
+            .objects
+            .get_range(&path, range)
+            .await
+            .map_err(|source| StoreError::from_store(&path, source))?;
+        self.count_fetch(&body);
+        let found = u64_of(body.len());
+        if found == expected { Ok(body) } else { Err(StoreError::Length { path, expected, found }) }
+    }
+
+    /// Begins a layer object; nothing of it can be read before it is finished.
+    pub async fn begin_layer(&self, layer: LayerId, at: &ObjectName) -> Result<LayerUpload, StoreError> {
+        let path = layer_path(layer, at);
+        let upload = self
+            .objects
+            .put_multipart(&path)
+            .await
+            .map_err(|source| StoreError::from_store(&path, source))?;
+        let parts = WriteMultipart::new_with_chunk_size(upload, limits::UPLOAD_PART_BYTES);
+        Ok(LayerUpload { parts, path, bytes: 0, traffic: Arc::clone(&self.traffic) })
+    }
+
+    fn count_fetch(&self, body: &Bytes) {
+        self.traffic.fetches.fetch_add(1, Ordering::Relaxed);
+        self.traffic.fetched_bytes.fetch_add(u64_of(body.len()), Ordering::Relaxed);
+    }
+}
+
+/// A layer object being written.
+#[derive(Debug)]
+pub struct LayerUpload {
+    parts: WriteMultipart,
+    path: ObjectPath,
+    bytes: u64,
+    traffic: Arc<Counters>,
+}
+
+impl LayerUpload {
+    /// Adds bytes at the end, waiting while too many parts are under way.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        self.parts
+            .wait_for_capacity(limits::UPLOAD_PARTS_AT_ONCE)
+            .await
+            .map_err(|source| StoreError::from_store(&self.path, source))?;
+        self.bytes += u64_of(bytes.len());
+        self.parts.put(bytes);
+        Ok(())
+    }
+
+    /// Gives the object up; nothing of it stays.
+    pub async fn abort(self) {
+        if let Err(error) = self.parts.abort().await {
+            tracing::warn!(path = %self.path, %error, "parts of a layer object that was given up may stay");
+        }
+    }
+
+    /// Makes the object exist.
+    pub async fn finish(self) -> Result<(), StoreError> {
+        self.parts.finish().await.map_err(|source| StoreError::from_store(&self.path, source))?;
+        self.traffic.stored_bytes.fetch_add(self.bytes, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl StoreError {
+    fn from_store(path: &ObjectPath, source: object_store::Error) -> Self {
+        if let object_store::Error::NotFound { .. } = source {
+            return Self::NotFound(path.clone());
+        }
+        Self::Other { path: path.clone(), source }
+    }
+}
+
+fn manifest_path(snapshot: SnapshotId) -> ObjectPath {
+    ObjectPath::from(format!("manifests/{snapshot}"))
+}
+
+fn layer_path(layer: LayerId, at: &ObjectName) -> ObjectPath {
+    ObjectPath::from(format!("layers/{layer}/{}-{}", at.publisher, at.upload))
+}

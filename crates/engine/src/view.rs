@@ -1,0 +1,250 @@
+//! A volume in live handles: what is read. Views are immutable; a [`LiveView`] is the one cell that is replaced.
+//!
+//! A view has no encoding, and nothing in it can become a name:
+//!
+//! ```compile_fail
+//! fn stored(view: &rekindle_engine::view::View) -> String { serde_json::to_string(view).expect("it has no encoding") }
+//! ```
+
+use std::sync::Arc;
+
+use rekindle_kernel::{LostBytes, Mapping, PAGE_BYTES, Source};
+
+use crate::capture::Capture;
+use crate::frame::{FrameNumber, frame_of};
+use crate::geometry::{GuestPage, GuestPages, LayerPage, u64_of, usize_of};
+use crate::layer::Layer;
+use crate::page_map::{PageMap, Place};
+use crate::page_set::PageSet;
+use crate::sync::Current;
+
+/// One volume's content at one moment, as handles.
+#[derive(Debug)]
+pub struct View {
+    pages: u32,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    Captured { top: Arc<Capture>, base: Base },
+    Packed { top: PackedPages, base: Base },
+    Flat { map: PageMap, layers: Arc<[Arc<Layer>]> },
+}
+
+/// What stands under the pages of a pause: the parent's present view, or nothing but zeroes.
+pub type Base = Option<Arc<LiveView>>;
+
+/// The pages of a pause once they are packed.
+#[derive(Debug, Clone)]
+pub struct PackedPages {
+    /// The layer; none when no page was kept.
+    pub layer: Option<Arc<Layer>>,
+    /// Pages that are zero.
+    pub zero: PageSet,
+}
+
+/// How far a view's sources have come; a cell only moves forward through these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ViewPhase {
+    /// The captured pages over the parent.
+    Captured,
+    /// The packed layer over the parent.
+    Packed,
+    /// A map of its own over layers.
+    Flat,
+}
+
+impl View {
+    /// Captured pages over the parent.
+    pub fn captured(top: Arc<Capture>, base: Base) -> Self {
+        Self { pages: top.pages(), body: Body::Captured { top, base } }
+    }
+
+    /// A packed layer over the parent.
+    pub fn packed(top: PackedPages, base: Base) -> Self {
+        Self { pages: top.zero.pages(), body: Body::Packed { top, base } }
+    }
+
+    /// Layers only: `layers` stand in the order of the manifest that `map` is of.
+    pub fn flat(map: PageMap, layers: Arc<[Arc<Layer>]>) -> Self {
+        Self { pages: map.pages(), body: Body::Flat { map, layers } }
+    }
+
+    /// Where this view stands.
+    pub fn phase(&self) -> ViewPhase {
+        match self.body {
+            Body::Captured { .. } => ViewPhase::Captured,
+            Body::Packed { .. } => ViewPhase::Packed,
+            Body::Flat { .. } => ViewPhase::Flat,
+        }
+    }
+
+    /// The layers this view reads by itself, in its map's order; empty unless it is flat.
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        match &self.body {
+            Body::Flat { layers, .. } => layers,
+            Body::Captured { .. } | Body::Packed { .. } => &[],
+        }
+    }
+
+    /// The run of one source that starts at `page`, at most `limit` pages long.
+    fn piece_at(&self, page: GuestPage, limit: u32) -> Piece {
+        match &self.body {
+            Body::Captured { top, base } => {
+                let (kept, run) = top.kept().run_at(page, limit);
+                if kept {
+                    return Piece::new(page, run, PieceSource::Capture(Arc::clone(top)));
+                }
+                under_zero(top.zero(), base, page, run)
+            }
+            Body::Packed { top, base } => {
+                let mut run = limit;
+                if let Some(layer) = &top.layer {
+                    let (rank, length) = layer.packed_pages().run_at(page, limit);
+                    if let Some(first) = rank {
+                        return Piece::new(page, length, PieceSource::Layer(Arc::clone(layer), first));
+                    }
+                    run = length;
+                }
+                under_zero(&top.zero, base, page, run)
+            }
+            Body::Flat { map, layers } => {
+                let (place, run) = map.run_at(page, limit);
+                let source = match place {
+                    Place::Zero => PieceSource::Zero,
+                    Place::Layer { slot, page } => PieceSource::Layer(Arc::clone(&layers[slot.index()]), page),
+                };
+                Piece::new(page, run, source)
+            }
+        }
+    }
+}
+
+fn under_zero(zero: &PageSet, base: &Base, page: GuestPage, limit: u32) -> Piece {
+    let (is_zero, run) = zero.run_at(page, limit);
+    match base {
+        Some(base) if !is_zero => base.piece_at(page, run),
+        Some(_) | None => Piece::new(page, run, PieceSource::Zero),
+    }
+}
+
+/// The one mutable cell of a snapshot's volume. Readers plan from it; its snapshot's seal improves it. All views it
+/// ever holds have equal content, so plans made from an older one stay right.
+#[derive(Debug)]
+pub struct LiveView {
+    pages: u32,
+    current: Current<View>,
+}
+
+impl LiveView {
+    /// A cell that holds `view`.
+    pub fn new(view: View) -> Self {
+        Self { pages: view.pages, current: Current::new(Arc::new(view)) }
+    }
+
+    /// Pages of the volume.
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// The view as it is now.
+    pub fn load(&self) -> Arc<View> {
+        self.current.load()
+    }
+
+    /// The run of one source that starts at `page`, at most `limit` pages long and at least one.
+    pub fn piece_at(&self, page: GuestPage, limit: u32) -> Piece {
+        assert!(page.number() < self.pages && limit > 0, "a piece lies within its volume");
+        let limit = limit.min(self.pages - page.number());
+        self.current.with(|view| view.piece_at(page, limit))
+    }
+
+    /// Puts `next` in the place of `expected` if it is further on; false if it is not, or if `expected` is not what
+    /// the cell holds. A late or repeated replacement thus changes nothing.
+    pub fn improve(&self, expected: &Arc<View>, next: View) -> bool {
+        assert_eq!(next.pages, self.pages, "all views of a volume have its size");
+        next.phase() > expected.phase() && self.current.replace(expected, Arc::new(next))
+    }
+}
+
+/// Consecutive guest pages with one source. It owns its source: what was planned can be read whatever happens since.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// The guest pages.
+    pub pages: GuestPages,
+    /// Where their bytes are.
+    pub source: PieceSource,
+}
+
+/// Where the bytes of a piece are.
+#[derive(Debug, Clone)]
+pub enum PieceSource {
+    /// Nowhere: they are zero.
+    Zero,
+    /// In a capture, at their own guest pages.
+    Capture(Arc<Capture>),
+    /// In a layer, from this page on.
+    Layer(Arc<Layer>, LayerPage),
+}
+
+impl Piece {
+    fn new(start: GuestPage, count: u32, source: PieceSource) -> Self {
+        Self { pages: GuestPages::new(start, count), source }
+    }
+
+    /// How many of its pages, from the first on, can be copied without blocking.
+    pub fn readable_now(&self) -> u32 {
+        let count = self.pages.count();
+        match &self.source {
+            PieceSource::Zero | PieceSource::Capture(_) => count,
+            PieceSource::Layer(layer, first) => layer.readable_now(*first, count),
+        }
+    }
+
+    /// The bytes of `pages` pages after the first `skip`, for the kernel to copy from.
+    pub fn bytes(&self, skip: u32, pages: u32) -> Source<'_> {
+        assert!(skip + pages <= self.pages.count(), "within the piece");
+        let bytes = usize_of(pages) * PAGE_BYTES;
+        match self.place() {
+            Some((mapping, offset)) => mapping.source(offset + usize_of(skip) * PAGE_BYTES, bytes),
+            None => Source::zeroes(bytes),
+        }
+    }
+
+    /// The mapping and the byte in it where this piece begins; none for zeroes.
+    pub fn place(&self) -> Option<(&Mapping, usize)> {
+        match &self.source {
+            PieceSource::Zero => None,
+            PieceSource::Capture(capture) => Some((capture.mapping(), self.pages.start().offset())),
+            PieceSource::Layer(layer, first) => Some((layer.mapping(), first.offset())),
+        }
+    }
+
+    /// The frame that must be there before the first page can be read; none for what is always in memory.
+    pub fn missing_frame(&self) -> Option<(Arc<Layer>, FrameNumber)> {
+        match &self.source {
+            PieceSource::Zero | PieceSource::Capture(_) => None,
+            PieceSource::Layer(layer, first) => Some((Arc::clone(layer), frame_of(*first))),
+        }
+    }
+
+    /// Says that reading the piece failed: its frames are verified anew, and fetched if the disk does not have them.
+    pub fn source_failed(&self) {
+        if let PieceSource::Layer(layer, first) = &self.source {
+            layer.distrust_pages(*first, self.pages.count());
+        }
+    }
+
+    /// Copies the piece; `into` is as long as the piece. Its frames must have been verified.
+    pub fn copy_to(&self, into: &mut [u8]) -> Result<(), LostBytes> {
+        assert_eq!(u64_of(into.len()), u64::from(self.pages.count()) * u64_of(PAGE_BYTES), "as long as the piece");
+        match self.place() {
+            Some((mapping, offset)) => mapping.copy_to(offset, into),
+            None => {
+                into.fill(0);
+                Ok(())
+            }
+        }
+    }
+}
