@@ -63,7 +63,8 @@ impl Budget {
             if left.is_zero() {
                 return Err(BudgetError::Exhausted { asked: bytes, bytes_held: *held, bytes_max });
             }
-            held = self.0.returned.wait_timeout(held, left).expect("no thread panics while it holds a lock").0;
+            held =
+                self.0.returned.wait_timeout(held, left).expect("no thread panics while it holds a lock").0;
         }
         *held += bytes;
         Ok(Lease { budget: self.clone(), bytes })

@@ -92,9 +92,9 @@ impl Engine {
         let reaper = Reaper::start()?;
         let cache = Arc::new(Cache::open(&cache_directory)?);
         let fetcher = Fetcher::new(runtime.handle().clone(), store.clone());
-        let sealer =
-            Sealer::new(Arc::clone(&cache), fetcher.clone(), domain.clone(), compare_workers, hooks);
-        let background = Background { sealer, store, runtime: runtime.handle().clone(), stop: Stop::default() };
+        let sealer = Sealer::new(Arc::clone(&cache), fetcher.clone(), domain.clone(), compare_workers, hooks);
+        let background =
+            Background { sealer, store, runtime: runtime.handle().clone(), stop: Stop::default() };
         let rules = PauseRules {
             budget: Budget::new(options.capture_bytes_max),
             unsealed_max: options.unsealed_max,
@@ -126,7 +126,11 @@ impl Engine {
 
     /// Takes a frozen guest over as a snapshot, which can be used at once. Its seal begins as soon as nobody can write
     /// the guest's memory any more: the caller ends the VMM after this.
-    pub fn commit_pause(&self, permit: PausePermit, guest: PausedGuest) -> Result<Arc<Snapshot>, CommitError> {
+    pub fn commit_pause(
+        &self,
+        permit: PausePermit,
+        guest: PausedGuest,
+    ) -> Result<Arc<Snapshot>, CommitError> {
         let (snapshot, captures) = permit.commit(guest)?;
         lock(&self.known).insert(snapshot.id(), Arc::clone(&snapshot));
         self.spawn_life(&snapshot, move |life| life.run(captures));

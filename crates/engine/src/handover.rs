@@ -246,3 +246,6 @@ fn receive_before(
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,7 +60,9 @@ impl SnapshotState {
             (Self::Sealed, Event::PublishSucceeded) => Some((Self::Published, Work::None)),
             (Self::Sealed, Event::PublishFailed) => Some((Self::Sealed, Work::PublishAgain)),
             // An upload may have been under way: its manifest may have reached the store.
-            (Self::Sealed | Self::Published, Event::Deleted) => Some((Self::Discarded, Work::RemoveFromStore)),
+            (Self::Sealed | Self::Published, Event::Deleted) => {
+                Some((Self::Discarded, Work::RemoveFromStore))
+            }
             (Self::Discarded, Event::PublishSucceeded) => Some((Self::Discarded, Work::RemoveFromStore)),
             (Self::Discarded, Event::PublishFailed) => Some((Self::Discarded, Work::None)),
             (Self::CapturedForChildren | Self::Discarded, Event::Deleted) => Some((self, Work::None)),

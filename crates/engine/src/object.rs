@@ -87,7 +87,8 @@ impl ObjectTable {
         let mut reader = Reader::new(bytes);
         reader.expect_bytes("object table magic", &MAGIC)?;
         reader.expect_u16("object table version", VERSION)?;
-        let index = LayerIndex::decode(reader.length_prefixed("layer index", limits::LAYER_INDEX_BYTES_MAX)?)?;
+        let index =
+            LayerIndex::decode(reader.length_prefixed("layer index", limits::LAYER_INDEX_BYTES_MAX)?)?;
         let mut ends = Vec::with_capacity(index.frames());
         let mut end = 0_u64;
         for position in 0..index.frames() {

@@ -66,8 +66,7 @@ pub(crate) async fn open(
     cache: &Cache,
     own: &Domain,
 ) -> Result<Snapshot, OpenError> {
-    let bytes =
-        store.get_manifest(snapshot).await.map_err(|source| OpenError::Store { snapshot, source })?;
+    let bytes = store.get_manifest(snapshot).await.map_err(|source| OpenError::Store { snapshot, source })?;
     let publication =
         Publication::decode(&bytes).map_err(|source| OpenError::Manifest { snapshot, source })?;
     let manifest = publication.manifest();

@@ -63,7 +63,8 @@ fn write_frames(
     file: &std::fs::File,
     mut read: impl FnMut(GuestPages, &mut [u8]) -> Result<(), PackError>,
 ) -> Result<Vec<FrameDigest>, PackError> {
-    let mut batch = Batch { buffer: vec![0; limits::PACK_WRITE_BYTES], filled: 0, written: 0, digests: Vec::new() };
+    let mut batch =
+        Batch { buffer: vec![0; limits::PACK_WRITE_BYTES], filled: 0, written: 0, digests: Vec::new() };
     for run in pages.runs() {
         let mut left = run;
         while left.count() > 0 {

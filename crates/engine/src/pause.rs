@@ -56,7 +56,9 @@ pub enum PauseError {
     #[error("no RAM for the capture: {0}")]
     Budget(#[from] BudgetError),
     /// Earlier pauses of its line are still being sealed.
-    #[error("{unsealed} snapshots under this one are still being sealed, at most {unsealed_max} may be; the oldest is {oldest}")]
+    #[error(
+        "{unsealed} snapshots under this one are still being sealed, at most {unsealed_max} may be; the oldest is {oldest}"
+    )]
     Unsealed {
         /// How many.
         unsealed: usize,
@@ -145,12 +147,17 @@ impl PauseRules {
 impl PausePermit {
     /// Makes the snapshot: from here on it can be read, resumed, forked and paused over. Its cost does not depend on
     /// how much is dirty or how long its history is.
-    pub(crate) fn commit(mut self, guest: PausedGuest) -> Result<(Arc<Snapshot>, Vec<Arc<Capture>>), CommitError> {
+    pub(crate) fn commit(
+        mut self,
+        guest: PausedGuest,
+    ) -> Result<(Arc<Snapshot>, Vec<Arc<Capture>>), CommitError> {
         self.check_volumes(&guest.volumes)?;
         check_blobs(&guest.blobs)?;
         let mut captures = Vec::with_capacity(guest.volumes.len());
         let mut volumes = Vec::with_capacity(guest.volumes.len());
-        for (position, PausedVolume { name, page_kind, memfd, pages }) in guest.volumes.into_iter().enumerate() {
+        for (position, PausedVolume { name, page_kind, memfd, pages }) in
+            guest.volumes.into_iter().enumerate()
+        {
             let capture = Arc::new(self.capture(&name, memfd, pages)?);
             let base = self.parent.as_ref().map(|parent| Arc::clone(&parent.volumes()[position].view));
             let view = Arc::new(LiveView::new(View::captured(Arc::clone(&capture), base)));

@@ -107,7 +107,12 @@ impl Sealer {
     }
 
     /// Waits for the parent's manifest, puts this snapshot's layers on top of it, and flattens the views.
-    pub(crate) fn name(&self, snapshot: &Snapshot, packed: &Packed, stop: &Stop) -> Result<Sealed, SealError> {
+    pub(crate) fn name(
+        &self,
+        snapshot: &Snapshot,
+        packed: &Packed,
+        stop: &Stop,
+    ) -> Result<Sealed, SealError> {
         self.hooks.before_manifest(snapshot.id());
         let Some(parent) = snapshot.parent() else {
             let changes = own_changes(snapshot, packed);

@@ -163,7 +163,8 @@ impl Snapshot {
     /// Waits for the manifest as long as it takes, unless the engine ends.
     pub(crate) fn wait_manifest_or_stop(&self, stop: &Stop) -> Result<Arc<Manifest>, Stopped> {
         loop {
-            if let Some(manifest) = self.wait(limits::STOP_HEARD_WITHIN, |progress| progress.manifest.clone()) {
+            if let Some(manifest) = self.wait(limits::STOP_HEARD_WITHIN, |progress| progress.manifest.clone())
+            {
                 return Ok(manifest);
             }
             if stop.is_said() {
@@ -238,7 +239,8 @@ impl Snapshot {
             if left.is_zero() {
                 return None;
             }
-            progress = self.changed.wait_timeout(progress, left).expect("no thread panics while it holds a lock").0;
+            progress =
+                self.changed.wait_timeout(progress, left).expect("no thread panics while it holds a lock").0;
         }
     }
 }

@@ -121,7 +121,7 @@ fn last_unit(regions: &Regions, run: GuestPages) -> GuestPages {
 }
 
 impl StoppedMemory<'_> {
-    /// The pages in the process's page tables, or where a marker keeps their protection.
+    /// The pages in the process's page tables.
     fn mapped_pages(&self) -> io::Result<PageSet> {
         self.scan(PageClass::Resident)
     }
@@ -138,8 +138,8 @@ impl StoppedMemory<'_> {
         }
     }
 
-    /// Pages of shared memory that are in the file but not in the page table. A protected page leaves a marker when
-    /// it is swapped out, so these were written.
+    /// Pages of shared memory that are in the file but not in the page table: what the table said of them is lost, so
+    /// they may have been written.
     fn swapped_out(&self, mapped: &PageSet, resident: &PageSet) -> PageSet {
         let mut swapped = PageSet::new(self.regions.pages());
         if self.memfd.is_some() {

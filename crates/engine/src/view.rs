@@ -113,7 +113,9 @@ impl View {
                 let (place, run) = map.run_at(page, limit);
                 let source = match place {
                     Place::Zero => PieceSource::Zero,
-                    Place::Layer { slot, page } => PieceSource::Layer(Arc::clone(&layers[slot.index()]), page),
+                    Place::Layer { slot, page } => {
+                        PieceSource::Layer(Arc::clone(&layers[slot.index()]), page)
+                    }
                 };
                 Piece::new(page, run, source)
             }
@@ -238,7 +240,11 @@ impl Piece {
 
     /// Copies the piece; `into` is as long as the piece. Its frames must have been verified.
     pub fn copy_to(&self, into: &mut [u8]) -> Result<(), LostBytes> {
-        assert_eq!(u64_of(into.len()), u64::from(self.pages.count()) * u64_of(PAGE_BYTES), "as long as the piece");
+        assert_eq!(
+            u64_of(into.len()),
+            u64::from(self.pages.count()) * u64_of(PAGE_BYTES),
+            "as long as the piece"
+        );
         match self.place() {
             Some((mapping, offset)) => mapping.copy_to(offset, into),
             None => {

@@ -2,3 +2,7 @@
 
 pub mod guest;
 pub mod vmm;
+pub mod copied_memory;
+pub mod sandbox;
+pub mod commands;
+pub mod cli;

@@ -1,11 +1,12 @@
-//! The program.
+//! The program `rekindle`.
 
-use std::env;
+use std::process::ExitCode;
 
-fn main() -> anyhow::Result<()> {
-    let mut words = env::args_os().skip(1);
-    match words.next() {
-        Some(word) if word == "guest" => rekindle::guest::run(words),
-        _ => anyhow::bail!("usage: rekindle guest"),
-    }
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    rekindle::cli::Cli::parse().run().unwrap_or_else(|error| {
+        eprintln!("rekindle: {error:#}");
+        ExitCode::from(2)
+    })
 }

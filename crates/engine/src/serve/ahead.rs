@@ -1,5 +1,6 @@
 //! Installing pages the guest has not asked for: beside a fault, and from a prefetch.
 
+use super::answer::distrust_if_lost;
 use super::installer::{End, Landing};
 use super::server::Server;
 use super::unit::UnitInstall;
@@ -112,6 +113,7 @@ impl Server {
                 self.installer.copy(run, piece.bytes(0, ready), protect)
             }
         };
+        distrust_if_lost(piece, &landing);
         self.count(&piece.source, landing.pages);
         self.note(run, &landing);
         let Landing { pages, end, .. } = landing;
@@ -124,6 +126,6 @@ fn ahead(pages: u32, end: &End) -> Ahead {
     match end {
         End::Interrupted if pages == 0 => Ahead::Interrupted,
         End::Complete | End::Interrupted => Ahead::Dealt(pages.max(1)),
-        End::Present | End::Gone | End::Failed(_) => Ahead::Dealt(pages + 1),
+        End::Present | End::SourceLost | End::Gone | End::Failed(_) => Ahead::Dealt(pages + 1),
     }
 }

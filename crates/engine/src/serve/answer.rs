@@ -16,7 +16,10 @@ use crate::fetch::FrameWaiter;
 use crate::frame::FrameNumber;
 use crate::geometry::{GuestPage, GuestPages};
 use crate::layer::Layer;
-use crate::view::PieceSource;
+use crate::view::{Piece, PieceSource};
+
+/// What is told of a page whose bytes are bad where they were thought to be good.
+const SOURCE_LOST: &str = "its bytes could not be read from memory or from this disk";
 
 /// What became of a fault.
 #[derive(Debug)]
@@ -110,6 +113,7 @@ impl Server {
                 self.installer.copy(run, piece.bytes(0, ready), protect)
             }
         };
+        distrust_if_lost(&piece, &landing);
         self.count(&piece.source, landing.pages);
         self.counters.pages_neighbour.add(landing.pages.saturating_sub(1));
         let goes_on = matches!(landing.end, End::Complete) && window.count() > landing.pages;
@@ -152,6 +156,7 @@ impl Server {
         match self.installer.unprotect(unit) {
             End::Complete | End::Present => Outcome::Answered,
             End::Interrupted => Outcome::Again(RetryCause::Interrupted),
+            End::SourceLost => Outcome::Again(RetryCause::Failed(SOURCE_LOST.into())),
             End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason)),
             End::Gone => {
                 self.installer.wake(unit);
@@ -173,6 +178,7 @@ impl Server {
                 Outcome::Answered
             }
             End::Interrupted => Outcome::Again(RetryCause::Interrupted),
+            End::SourceLost => Outcome::Again(RetryCause::Failed(SOURCE_LOST.into())),
             End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason)),
             End::Gone => Outcome::Gone,
         }
@@ -208,5 +214,12 @@ impl Server {
     pub(super) fn request(&self, layer: &Arc<Layer>, frame: FrameNumber) {
         let waiter: Arc<dyn FrameWaiter> = Arc::clone(&self.mailbox) as _;
         self.fetcher.request(layer, frame, Arc::downgrade(&waiter));
+    }
+}
+
+/// A layer that cannot be read is to be fetched again before the next try.
+pub(super) fn distrust_if_lost(piece: &Piece, landing: &Landing) {
+    if let (PieceSource::Layer(layer, first), End::SourceLost) = (&piece.source, &landing.end) {
+        layer.distrust_pages(*first, piece.pages.count());
     }
 }

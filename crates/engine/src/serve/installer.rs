@@ -39,6 +39,8 @@ pub(super) enum End {
     Interrupted,
     /// There is no such memory any more.
     Gone,
+    /// The bytes to install could not be read.
+    SourceLost,
     /// The next page failed.
     Failed(String),
 }
@@ -136,7 +138,7 @@ fn landing(install: Install, pages: GuestPages, writable: bool) -> Landing {
             landed(whole_pages(installed_bytes, pages), End::Interrupted)
         }
         Install::Gone => landed(0, End::Gone),
-        Install::SourceLost => landed(0, End::Failed("its bytes could not be read".into())),
+        Install::SourceLost => landed(0, End::SourceLost),
         Install::Failed(error) => landed(0, End::Failed(error.to_string())),
     }
 }

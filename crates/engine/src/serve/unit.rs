@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rekindle_kernel::{HUGE_PAGE_BYTES, Protect, Source};
 
+use super::answer::distrust_if_lost;
 use super::installer::{End, Installer, Landing};
 use crate::frame::{FRAME_PAGES, FrameNumber};
 use crate::geometry::{GuestPages, PAGE_BYTES, usize_of};
@@ -36,12 +37,14 @@ impl Gatherer {
     ) -> UnitInstall {
         let whole = view.piece_at(unit.start(), unit.count());
         if whole.pages == unit && whole.readable_now() == unit.count() {
-            return UnitInstall::Landed(match whole.source {
+            let landing = match whole.source {
                 PieceSource::Zero => installer.zero(unit, protect),
                 PieceSource::Capture(_) | PieceSource::Layer(..) => {
                     installer.copy(unit, whole.bytes(0, unit.count()), protect)
                 }
-            });
+            };
+            distrust_if_lost(&whole, &landing);
+            return UnitInstall::Landed(landing);
         }
         let (pieces, missing) = plan(view, unit);
         if !missing.is_empty() {
@@ -51,9 +54,10 @@ impl Gatherer {
         for piece in pieces {
             let from = usize_of(piece.pages.start().pages_since(unit.start())) * PAGE_BYTES;
             let bytes = usize_of(piece.pages.count()) * PAGE_BYTES;
-            if let Err(error) = piece.copy_to(&mut self.bytes[from..from + bytes]) {
-                let end = End::Failed(error.to_string());
-                return UnitInstall::Landed(Landing { pages: 0, writable: false, end });
+            if piece.copy_to(&mut self.bytes[from..from + bytes]).is_err() {
+                let lost = Landing { pages: 0, writable: false, end: End::SourceLost };
+                distrust_if_lost(&piece, &lost);
+                return UnitInstall::Landed(lost);
             }
         }
         UnitInstall::Landed(installer.copy(unit, Source::from(self.bytes.as_slice()), protect))

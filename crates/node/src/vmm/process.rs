@@ -113,9 +113,9 @@ impl ProcessGuest {
         &self.hello
     }
 
-    /// Takes over the guest's memfd: that of a guest with shared memory that nobody serves, once.
-    pub fn take_memfd(&mut self) -> Option<Memfd> {
-        self.memfd.take()
+    /// The guest's memfd, if its memory is shared and nobody serves it.
+    pub fn memfd(&self) -> Option<&Memfd> {
+        self.memfd.as_ref()
     }
 
     /// Stops every thread of the guest; returns when the last one stands.
@@ -164,6 +164,11 @@ impl GuestProcess {
     /// Lets a frozen guest go on.
     pub fn thaw(&self) -> Result<(), GuestError> {
         self.signal(Signal::Continue, "thawing")
+    }
+
+    /// Tells the guest to end whatever it does, without waiting for its end.
+    pub fn begin_kill(&self) -> Result<(), GuestError> {
+        self.signal(Signal::Kill, "killing")
     }
 
     /// Ends the guest whatever it does, and waits for its end.

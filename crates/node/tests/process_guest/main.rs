@@ -77,7 +77,7 @@ fn a_fresh_guest_works_and_its_memory_outlives_it() {
     guest.control.place(Some(0)).expect("CPU 0 exists");
     guest.control.place(None).expect("anywhere exists");
 
-    let memfd = guest.take_memfd().expect("shared memory has a memfd");
+    let memfd = guest.memfd().expect("shared memory has a memfd").try_clone().expect("a descriptor is free");
     let history = guest.control.state().expect("the guest has a state").history;
     assert!(!memfd.seal_writes().expect("asking is allowed"), "a living guest can write");
     assert!(guest.exit().expect("exits").success());
@@ -126,7 +126,7 @@ fn served_guest(arguments: &GuestArguments, user_id: Option<u32>) -> (Served, Op
     let received = listening.receive();
     assert_eq!(received.regions.len(), guest.hello().regions.len());
     assert_eq!(received.memfd.is_some(), fds_with_memfd);
-    assert!(guest.take_memfd().is_none(), "only the handler has the memfd");
+    assert!(guest.memfd().is_none(), "only the handler has the memfd");
     let serving = received.serve(base_state().history, protect);
 
     guest.control.restore(base_state()).expect("restores");

@@ -1,0 +1,145 @@
+//! What the demo measured, as one JSON object or as the last lines of its output.
+
+use bytesize::ByteSize;
+use serde::Serialize;
+
+/// Everything the demo measured. Times are seconds.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Bytes of guest memory.
+    pub memory_bytes: u64,
+    /// The second pause, of the guest with rewritten pages.
+    pub pause: Pause,
+    /// The resume that overlapped the seal.
+    pub overlap_resume: OverlapResume,
+    /// The same resume with early serving off.
+    pub waiting_resume: FirstProgress,
+    /// The fork that was paused again.
+    pub window_pause: WindowPause,
+    /// The seal of the second pause.
+    pub seal: Seal,
+    /// What went to the store.
+    pub publish: Publish,
+    /// The resume by a new engine that had nothing but the store.
+    pub cold_resume: ColdResume,
+    /// Every check of all guests together.
+    pub verified: Verified,
+}
+
+/// A pause.
+#[derive(Debug, Serialize)]
+pub struct Pause {
+    /// From the request to the answer.
+    pub answer_seconds: f64,
+    /// Of that, the time in which the guest stood still.
+    pub frozen_seconds: f64,
+}
+
+/// The resume that overlapped the seal.
+#[derive(Debug, Serialize)]
+pub struct OverlapResume {
+    /// From the request to the guest's first step.
+    pub first_progress_seconds: f64,
+    /// The same with nothing else running.
+    pub control_first_progress_seconds: f64,
+    /// The first over the second.
+    pub ratio: f64,
+    /// Pages that both forks were given from the capture.
+    pub pages_from_capture: u64,
+    /// Whether the seal was still under way at the guest's first step.
+    pub seal_was_running: bool,
+}
+
+/// Some resume.
+#[derive(Debug, Serialize)]
+pub struct FirstProgress {
+    /// From the request to the guest's first step.
+    pub first_progress_seconds: f64,
+}
+
+/// A fork paused again.
+#[derive(Debug, Serialize)]
+pub struct WindowPause {
+    /// From the request to the answer.
+    pub answer_seconds: f64,
+    /// Whether its parent was still unsealed at the answer.
+    pub parent_was_unsealed: bool,
+}
+
+/// A seal.
+#[derive(Debug, Serialize)]
+pub struct Seal {
+    /// From the proof that nobody writes the memory to the manifest.
+    pub seconds: f64,
+    /// Pages captured.
+    pub dirty_pages: u32,
+    /// Of those, zero.
+    pub zero_pages: u32,
+    /// Of those, equal to the parent's.
+    pub equal_pages: u32,
+    /// Of those, stored.
+    pub kept_pages: u32,
+}
+
+/// What went to the store.
+#[derive(Debug, Serialize)]
+pub struct Publish {
+    /// Bytes of all objects.
+    pub stored_bytes: u64,
+}
+
+/// A cold resume.
+#[derive(Debug, Serialize)]
+pub struct ColdResume {
+    /// From the request, which begins with the manifest, to the guest's first step.
+    pub first_progress_seconds: f64,
+    /// Bytes fetched until every page was verified.
+    pub fetched_bytes: u64,
+    /// Requests that took.
+    pub fetches: u64,
+}
+
+/// Checks of guest pages.
+#[derive(Debug, Default, Serialize)]
+pub struct Verified {
+    /// Pages compared with what they must hold.
+    pub pages: u64,
+    /// Of those, wrong.
+    pub mismatches: u64,
+}
+
+impl Report {
+    /// Prints the summary; the last line says how many pages were verified.
+    pub fn print(&self) {
+        let Self { overlap_resume: overlap, seal, .. } = self;
+        println!();
+        println!("pause answered in       {}", seconds(self.pause.answer_seconds));
+        println!(
+            "resume during the seal  {} to the first step ({:.2}x the same resume with nothing else running)",
+            seconds(overlap.first_progress_seconds),
+            overlap.ratio
+        );
+        println!("had it waited           {}", seconds(self.waiting_resume.first_progress_seconds));
+        println!(
+            "seal                    {}: {} dirty pages, {} zero, {} equal to the parent's, {} stored",
+            seconds(seal.seconds),
+            seal.dirty_pages,
+            seal.zero_pages,
+            seal.equal_pages,
+            seal.kept_pages
+        );
+        println!("in the store            {}", ByteSize::b(self.publish.stored_bytes));
+        println!(
+            "cold resume             {} to the first step; {} fetched in {} requests for every page",
+            seconds(self.cold_resume.first_progress_seconds),
+            ByteSize::b(self.cold_resume.fetched_bytes),
+            self.cold_resume.fetches
+        );
+        println!("{} pages verified, {} wrong", self.verified.pages, self.verified.mismatches);
+    }
+}
+
+/// A time as a person reads it.
+pub(super) fn seconds(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.1} ms", seconds * 1000.0) } else { format!("{seconds:.2} s") }
+}

@@ -1,0 +1,26 @@
+//! A stopped process's written pages, copied into a memfd of ours: for memory that cannot be adopted.
+
+use std::io;
+
+use rekindle_engine::geometry::{GuestPages, usize_of};
+use rekindle_engine::page_set::PageSet;
+use rekindle_engine::regions::Regions;
+use rekindle_kernel::{Memfd, PAGE_BYTES, PageKind, WritableMapping, process};
+
+/// Copies `kept` of the guest's pages; page `p` is at byte `p * 4096` of the result, the others are holes. The process
+/// must be stopped, and every page of `kept` present: reading a missing one would wait for its own fault handler.
+pub fn copy_pages(pid: u32, regions: &Regions, kept: &PageSet) -> io::Result<Memfd> {
+    let bytes = usize_of(regions.pages()) * PAGE_BYTES;
+    let mut copied = WritableMapping::create("rekindle-capture", bytes, PageKind::Small)?;
+    for run in kept.runs() {
+        let mut left = run;
+        while left.count() > 0 {
+            let here: GuestPages = regions.clip(left, left.start());
+            let start = here.start().offset();
+            let into = &mut copied.as_mut_slice()[start..start + usize_of(here.count()) * PAGE_BYTES];
+            process::read_memory(pid, &[regions.range_of(here)], into)?;
+            left = left.after(here.count());
+        }
+    }
+    Ok(copied.into_memfd())
+}

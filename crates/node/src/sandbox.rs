@@ -1,0 +1,303 @@
+//! A sandbox of the process guest: started fresh or from a snapshot, served, and paused into a snapshot.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rekindle_engine::capture::CapturedPages;
+use rekindle_engine::engine::Engine;
+use rekindle_engine::geometry::pages_covering;
+use rekindle_engine::handover::Handover;
+use rekindle_engine::identity::VolumeName;
+use rekindle_engine::pause::{PausedGuest, PausedVolume};
+use rekindle_engine::regions::{Region, Regions};
+use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions};
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::tracking::{StoppedMemory, Tracking, present_pages};
+use rekindle_kernel::{Memfd, Pagemap};
+
+use crate::copied_memory::copy_pages;
+use crate::guest::arguments::{GuestArguments, MemoryKind, TrackingKind};
+use crate::guest::protocol::{DeviceState, Hello};
+use crate::vmm::process::{GuestControl, GuestOptions, ProcessGuest};
+
+/// The blob that holds a process guest's device state.
+const DEVICE_STATE: &str = "device-state";
+
+/// How long a guest may take from its start to its hand-over message.
+const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a sandbox's guest is made of; the same for the guest it is resumed as.
+#[derive(Clone, Debug)]
+pub struct SandboxShape {
+    /// The program that can be a guest.
+    pub program: PathBuf,
+    /// Bytes of guest memory.
+    pub memory_bytes: u64,
+    /// What guest memory is made of; decides whether a pause adopts it or copies what was written.
+    pub kind: MemoryKind,
+    /// Regions guest memory is cut into.
+    pub regions: usize,
+    /// How written pages are found.
+    pub tracking: Tracking,
+    /// Where the fault thread runs.
+    pub placement: Placement,
+    /// Whether a fault installs the pages beside it.
+    pub neighbours: Neighbours,
+}
+
+/// A running guest with its memory served, if it came from a snapshot.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// The guest.
+    pub guest: ProcessGuest,
+    shape: SandboxShape,
+    origin: Option<Origin>,
+}
+
+/// Where a resumed guest's pages come from.
+#[derive(Debug)]
+struct Origin {
+    snapshot: Arc<Snapshot>,
+    server: FaultServer,
+}
+
+/// A pause that was answered: the snapshot, and the guest that is still to end.
+#[derive(Debug)]
+pub struct Paused {
+    /// The snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// From the request to the answer.
+    pub answer_time: Duration,
+    /// Of that, the time in which the guest stood still.
+    pub frozen_time: Duration,
+    /// Ends the guest.
+    pub ending: Ending,
+}
+
+/// A pause that did not come to pass; the guest goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("not paused: {error:#}")]
+pub struct NotPaused {
+    /// The sandbox, as it was.
+    pub sandbox: Box<Sandbox>,
+    /// Why.
+    pub error: anyhow::Error,
+}
+
+/// A guest whose pause was answered. It is told to end; dropping this waits until it has.
+#[derive(Debug)]
+pub struct Ending {
+    guest: ProcessGuest,
+    /// Held until the guest has ended: without any userfaultfd its faults would read zeroes.
+    _epoch: Option<Epoch>,
+}
+
+impl SandboxShape {
+    /// One region of shared memory, scanned for writes, its fault thread beside the guest.
+    pub fn new(program: PathBuf, memory_bytes: u64) -> Self {
+        Self {
+            program,
+            memory_bytes,
+            kind: MemoryKind::Shared,
+            regions: 1,
+            tracking: Tracking::Scan,
+            placement: Placement::FollowFaults,
+            neighbours: Neighbours::Adaptive,
+        }
+    }
+
+    fn guest(&self, handover: Option<PathBuf>) -> GuestOptions {
+        let mut arguments = GuestArguments::fresh(self.memory_bytes);
+        arguments.kind = self.kind;
+        arguments.regions = self.regions;
+        arguments.send_memfd = handover.is_some() && self.kind.is_shared();
+        arguments.handover = handover;
+        arguments.tracking = match self.tracking {
+            Tracking::Scan => TrackingKind::Scan,
+            Tracking::Events => TrackingKind::Events,
+            Tracking::Resident => TrackingKind::Resident,
+        };
+        GuestOptions::program(self.program.clone(), arguments)
+    }
+
+    fn serve_options(&self) -> ServeOptions {
+        let Self { tracking, placement, neighbours, .. } = *self;
+        ServeOptions { tracking, placement, neighbours }
+    }
+
+    fn volume_pages(&self) -> anyhow::Result<u32> {
+        pages_covering(self.memory_bytes)
+            .with_context(|| format!("{} bytes of memory are too many", self.memory_bytes))
+    }
+}
+
+impl Sandbox {
+    /// Starts a guest on empty memory.
+    pub fn start(shape: SandboxShape) -> anyhow::Result<Self> {
+        let guest = ProcessGuest::spawn(&shape.guest(None))?;
+        Ok(Self { guest, shape, origin: None })
+    }
+
+    /// Starts a guest on a snapshot's memory and device state; pages come as it touches them.
+    pub fn resume(engine: &Engine, snapshot: &Arc<Snapshot>, shape: SandboxShape) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir().context("a directory for the hand-over socket")?;
+        let socket = directory.path().join("handover");
+        let listener =
+            UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
+        let mut guest = ProcessGuest::spawn(&shape.guest(Some(socket)))?;
+        let (stream, _) = listener.accept().context("the guest's hand-over connection")?;
+        let handover = Handover::receive(stream, shape.volume_pages()?, HANDOVER_LIMIT)?;
+        let view = Arc::clone(snapshot.memory());
+        let server = FaultServer::start(view, handover, engine.fetcher().clone(), shape.serve_options())
+            .context("starting the fault server")?;
+        let state = snapshot.blobs().get(DEVICE_STATE).context("the snapshot has no device state")?;
+        guest.control.restore(serde_json::from_slice(state).context("the snapshot's device state")?)?;
+        Ok(Self { guest, shape, origin: Some(Origin { snapshot: Arc::clone(snapshot), server }) })
+    }
+
+    /// The server of its faults, if it came from a snapshot.
+    pub fn server(&self) -> Option<&FaultServer> {
+        self.origin.as_ref().map(|origin| &origin.server)
+    }
+
+    /// The guest's control, and how many bytes of its memory have been served so far.
+    pub fn control_and_progress(&mut self) -> (&mut GuestControl, impl Fn() -> u64 + Sync + '_) {
+        let Self { guest, origin, shape } = self;
+        let server = origin.as_ref().map(|origin| &origin.server);
+        let all = shape.memory_bytes;
+        let served = move || {
+            server.map_or(all, |server| {
+                let stats = server.stats();
+                (stats.pages_from_capture + stats.pages_from_layer + stats.pages_zero) * 4096
+            })
+        };
+        (&mut guest.control, served)
+    }
+
+    /// Pauses the guest into a snapshot, which answers at once; the guest is then told to end. If that fails, the guest
+    /// goes on as if nothing had been asked.
+    pub fn pause(mut self, engine: &Engine) -> Result<Paused, NotPaused> {
+        let asked = Instant::now();
+        let parent = self.origin.as_ref().map(|origin| &origin.snapshot);
+        let permit = match engine.permit_pause(parent, self.shape.memory_bytes) {
+            Ok(permit) => permit,
+            Err(error) => return Err(NotPaused { sandbox: Box::new(self), error: error.into() }),
+        };
+        let frozen = match self.freeze() {
+            Ok(state) => (Instant::now(), state),
+            Err(error) => return Err(NotPaused { sandbox: Box::new(self), error }),
+        };
+        let (frozen_at, state) = frozen;
+        let (epoch, parent) = match self.origin.take() {
+            Some(Origin { snapshot, server }) => (Some(server.end_epoch()), Some(snapshot)),
+            None => (None, None),
+        };
+        let taken = self.take_memory(epoch.as_ref());
+        let committed = taken.and_then(|memory| {
+            Ok(engine.commit_pause(permit, PausedGuest { volumes: vec![memory], blobs: blobs(&state) })?)
+        });
+        match committed {
+            Ok(snapshot) => {
+                let (answer_time, frozen_time) = (asked.elapsed(), frozen_at.elapsed());
+                let ending = Ending::begin(self.guest, epoch);
+                Ok(Paused { snapshot, answer_time, frozen_time, ending })
+            }
+            Err(error) => Err(self.go_on(engine, epoch, parent, error)),
+        }
+    }
+
+    /// Asks for the device state and stops every thread of the guest.
+    fn freeze(&mut self) -> anyhow::Result<DeviceState> {
+        let state = self.guest.control.state()?;
+        self.guest.freeze()?;
+        Ok(state)
+    }
+
+    /// The frozen guest's memory as a volume.
+    fn take_memory(&mut self, epoch: Option<&Epoch>) -> anyhow::Result<PausedVolume> {
+        let Some(epoch) = epoch else {
+            let regions = regions_of(self.guest.hello(), &self.shape)?;
+            let memfd = self.guest.memfd().map(Memfd::try_clone).transpose()?;
+            let pagemap = Pagemap::of(self.guest.id())?;
+            let memory = StoppedMemory { regions: &regions, memfd: memfd.as_ref(), pagemap };
+            let pages = present_pages(&memory).context("finding the guest's pages")?;
+            return self.volume(&regions, memfd, pages);
+        };
+        let pages = epoch.changed_pages().context("finding the guest's written pages")?;
+        let memfd = epoch.memfd().map(Memfd::try_clone).transpose()?;
+        self.volume(epoch.regions(), memfd, pages)
+    }
+
+    /// Adopts the guest's own memfd, or copies what was written into one of ours.
+    fn volume(
+        &self,
+        regions: &Regions,
+        memfd: Option<Memfd>,
+        pages: CapturedPages,
+    ) -> anyhow::Result<PausedVolume> {
+        let memfd = match memfd {
+            Some(memfd) => memfd,
+            None => copy_pages(self.guest.id(), regions, &pages.kept)
+                .context("copying the guest's written pages")?,
+        };
+        let page_kind = self.shape.kind.page_kind();
+        Ok(PausedVolume { name: VolumeName::memory(), page_kind, memfd, pages })
+    }
+
+    /// Serves the guest again and lets it go on, after a pause that did not come to pass.
+    fn go_on(
+        mut self,
+        engine: &Engine,
+        epoch: Option<Epoch>,
+        parent: Option<Arc<Snapshot>>,
+        error: anyhow::Error,
+    ) -> NotPaused {
+        let served = epoch.zip(parent).map(|(epoch, snapshot)| {
+            let view = Arc::clone(snapshot.memory());
+            FaultServer::resume(view, epoch, engine.fetcher().clone(), self.shape.serve_options())
+                .map(|server| Origin { snapshot, server })
+        });
+        let thawed = served.transpose().map_err(anyhow::Error::from).and_then(|origin| {
+            self.origin = origin;
+            Ok(self.guest.thaw()?)
+        });
+        let error = match thawed {
+            Ok(()) => error,
+            Err(second) => error.context(format!("and the guest could not go on: {second:#}")),
+        };
+        NotPaused { sandbox: Box::new(self), error }
+    }
+}
+
+impl Ending {
+    fn begin(guest: ProcessGuest, epoch: Option<Epoch>) -> Self {
+        if let Err(error) = guest.process.begin_kill() {
+            tracing::warn!(%error, "a paused guest is ended when its process is waited for");
+        }
+        Self { guest, _epoch: epoch }
+    }
+
+    /// The ended guest's process id.
+    pub fn id(&self) -> u32 {
+        self.guest.id()
+    }
+}
+
+fn regions_of(hello: &Hello, shape: &SandboxShape) -> anyhow::Result<Regions> {
+    let page = shape.kind.page_kind();
+    let regions = hello
+        .regions
+        .iter()
+        .map(|region| Region { start: region.start, bytes: region.bytes, offset: region.offset, page })
+        .collect();
+    Ok(Regions::new(regions, shape.volume_pages()?)?)
+}
+
+fn blobs(state: &DeviceState) -> BTreeMap<String, bytes::Bytes> {
+    let state = serde_json::to_vec(state).expect("device state is plain data");
+    BTreeMap::from([(DEVICE_STATE.to_owned(), state.into())])
+}
