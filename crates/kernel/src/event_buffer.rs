@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_decoded_as_the_kernel_header_lays_them_out() {
+    fn events_are_decoded_as_the_kernel_lays_them_out() {
         let fault = |flags, thread| decode([0x12, flags, 0x7000, thread]);
         let event = |kind, thread| Event::Fault { address: 0x7000, kind, thread };
         assert_eq!(fault(0, 0), event(FaultKind::Read, None));

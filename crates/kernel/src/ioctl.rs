@@ -148,7 +148,7 @@ mod tests {
 
     /// Numbers as a C compiler prints them from linux/userfaultfd.h and linux/fs.h of Linux 6.12 on x86-64.
     #[test]
-    fn ioctl_numbers_are_those_of_the_kernel_headers() {
+    fn ioctl_numbers_are_those_of_the_kernel() {
         assert_eq!(uffdio_api::OPCODE, 0xc018_aa3f);
         assert_eq!(uffdio_register::OPCODE, 0xc020_aa00);
         assert_eq!(Unregister::OPCODE, 0x8010_aa01);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn structures_have_the_sizes_of_the_kernel_headers() {
+    fn structures_have_the_sizes_of_the_kernel() {
         assert_eq!(size_of::<uffd_msg>(), 32);
         assert_eq!(size_of::<uffdio_copy>(), 40);
         assert_eq!(size_of::<pm_scan_arg>(), 96);

@@ -111,7 +111,8 @@ impl Mapping {
 
     /// Whether reading `bytes` bytes from `offset` needs no disk: every page of them is in memory now.
     ///
-    /// Of a file that this user may neither write nor owns, the kernel says that all of it is.
+    /// Of a file that this user may neither write nor owns, the kernel says that all of it is; of a hugetlb file, that
+    /// only what was read through this mapping is.
     pub fn is_resident(&self, offset: usize, bytes: usize) -> bool {
         self.resident_prefix_bytes(offset, bytes) == bytes
     }

@@ -1,4 +1,8 @@
 //! Page-table scans: what they find of written, resident and diverged pages, and what they miss.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails; clippy knows tests, but not what they call"
+)]
 
 mod support;
 
@@ -8,7 +12,9 @@ use rekindle_kernel::{
     Backing, Discard, Features, GuestMemory, GuestRange, Install, Memfd, PAGE_BYTES, PageClass, PageKind,
     Pagemap, Protect, RegisterMode, Source, Userfaultfd,
 };
-use support::{ChildProcess, child_role, filled, page, run_memory_child, skipped, userfaultfd};
+use support::{
+    ChildProcess, child_role, filled, markers_are_told, page, run_memory_child, skipped, userfaultfd,
+};
 
 const TRACKING: Features = Features::WP_ASYNC
     .union(Features::WP_UNPOPULATED)
@@ -118,6 +124,9 @@ fn protecting_by_scan_where_nothing_tracks_is_an_error() {
 #[test]
 fn a_page_armed_and_never_touched_is_neither_written_nor_resident() {
     let test = "armed pages";
+    if !markers_are_told(test) {
+        return;
+    }
     let Some(pagemap) = pagemap(test) else { return };
     for (uffd, memory) in armed(test, 3000) {
         let range = memory.range();
@@ -139,12 +148,13 @@ fn a_written_page_that_was_removed_and_installed_again_scans_as_not_written() {
         install(&uffd, range, 1, Protect::Protected);
         memory.touch_write(PAGE_BYTES, 2);
         assert_eq!(found(&pagemap, range, PageClass::Written), [1]);
-        let how = if memory.discard(PAGE_BYTES, PAGE_BYTES, Discard::Remove).is_ok() { 1 } else { 0 };
-        if how == 0 {
+        if memory.discard(PAGE_BYTES, PAGE_BYTES, Discard::Remove).is_err() {
             memory.discard(PAGE_BYTES, PAGE_BYTES, Discard::DontNeed).unwrap();
         }
         assert_eq!(found(&pagemap, range, PageClass::Written), []);
-        assert_eq!(found(&pagemap, range, PageClass::Resident), [0, 2, 3]);
+        if markers_are_told(test) {
+            assert_eq!(found(&pagemap, range, PageClass::Resident), [0, 2, 3]);
+        }
         install(&uffd, page(range, 1), 0, Protect::Protected);
         assert_eq!(found(&pagemap, range, PageClass::Written), []);
     }
@@ -197,8 +207,13 @@ fn a_private_mapping_of_a_file_has_diverged_where_it_was_written() {
     .cast::<u8>();
     for (at, write) in [(0, false), (3, true), (4, true)] {
         let there = start.wrapping_add(at * PAGE_BYTES);
-        // SAFETY: inside the mapping above.
-        unsafe { if write { there.write_volatile(9) } else { assert_eq!(there.read_volatile(), 1) } };
+        if write {
+            // SAFETY: inside the mapping above.
+            unsafe { there.write_volatile(9) };
+        } else {
+            // SAFETY: inside the mapping above.
+            assert_eq!(unsafe { there.read_volatile() }, 1);
+        }
     }
     let range = GuestRange::new(u64::try_from(start.addr()).unwrap(), 8 * 4096);
     assert_eq!(found(&pagemap, range, PageClass::Diverged), [3, 4]);

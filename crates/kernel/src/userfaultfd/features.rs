@@ -170,7 +170,7 @@ mod tests {
 
     /// Bits as linux/userfaultfd.h of Linux 6.12 has them.
     #[test]
-    fn feature_bits_are_those_of_the_kernel_header() {
+    fn feature_bits_are_those_of_the_kernel() {
         let bits = Features::NAMES.map(|(feature, _)| feature.bits().trailing_zeros());
         assert_eq!(bits, [0, 3, 6, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
     }

@@ -9,7 +9,7 @@ use super::{Features, Userfaultfd};
 const INITIALIZED: u64 = 1 << 31;
 
 impl Userfaultfd {
-    /// The features that were asked for by whoever opened it.
+    /// The features that were asked for by whoever opened it, and those that these imply.
     pub fn granted(&self) -> io::Result<Features> {
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
         parse(&text).ok_or_else(|| {
@@ -31,11 +31,23 @@ mod tests {
 
     #[test]
     fn the_features_asked_for_are_those_granted() {
-        for asked in [Features::NONE, Features::EVENT_REMOVE, Features::EVENT_REMOVE | Features::WP_ASYNC] {
+        for asked in
+            [Features::NONE, Features::EVENT_REMOVE, Features::EVENT_REMOVE | Features::WP_UNPOPULATED]
+        {
             match Userfaultfd::open(asked) {
                 Ok(userfaultfd) => assert_eq!(userfaultfd.granted().unwrap(), asked),
-                Err(error) => println!("skipped: {error}"),
+                Err(error) => eprintln!("skipped: kernel: granted features: {error}"),
             }
+        }
+    }
+
+    #[test]
+    fn tracking_by_scan_implies_that_untouched_pages_are_tracked() {
+        match Userfaultfd::open(Features::WP_ASYNC) {
+            Ok(userfaultfd) => {
+                assert_eq!(userfaultfd.granted().unwrap(), Features::WP_ASYNC | Features::WP_UNPOPULATED);
+            }
+            Err(error) => eprintln!("skipped: kernel: implied features: {error}"),
         }
     }
 

@@ -91,3 +91,40 @@ fn missing(features: Features) -> OpenError {
         Err(error) => error,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Userfaultfd;
+
+    #[test]
+    fn features_that_no_kernel_has_are_named_in_the_error() {
+        let unknown = Features::of_bits(1 << 60);
+        match Userfaultfd::open(Features::EVENT_REMOVE | unknown) {
+            Err(OpenError::Features { missing }) => assert!(missing.contains(unknown), "{missing}"),
+            Err(error @ OpenError::Refused { .. }) => eprintln!("skipped: kernel: unknown features: {error}"),
+            other => unreachable!("a bit without a meaning is refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_second_handshake_is_refused() {
+        match open_any() {
+            Ok((fd, _)) => {
+                handshake(&fd, Features::NONE).unwrap();
+                assert!(matches!(handshake(&fd, Features::NONE), Err(OpenError::Handshake(_))));
+            }
+            Err(error) => eprintln!("skipped: kernel: second handshake: {error}"),
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_was_tried_and_what_to_do() {
+        let why = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let text = OpenError::Refused { device: why(), call: why(), user_only: why() }.to_string();
+        assert!(
+            text.contains("/dev/userfaultfd: permission denied") && text.contains("CAP_SYS_PTRACE"),
+            "{text}"
+        );
+    }
+}

@@ -33,6 +33,15 @@ pub(crate) fn userfaultfd(test: &str, features: Features) -> Option<Userfaultfd>
     }
 }
 
+/// Whether page map entries tell this user what kind of marker stands in a page's place; says so if not.
+pub(crate) fn markers_are_told(test: &str) -> bool {
+    let told = rustix::process::geteuid().is_root();
+    if !told {
+        skipped(test, "without CAP_SYS_ADMIN a marker of protection looks like a page that was swapped out");
+    }
+    told
+}
+
 /// Page `page` of a range.
 pub(crate) fn page(range: GuestRange, page: u64) -> GuestRange {
     GuestRange::new(range.start + page * 4096, 4096)
