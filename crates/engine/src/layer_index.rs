@@ -134,3 +134,129 @@ fn decode_pages(
     }
     Ok(RankedSet::new(&pages))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::geometry::usize_of;
+    use crate::wire::Problem;
+
+    fn index_of(pages: u32, runs: &[(u32, u32)]) -> LayerIndex {
+        let mut set = PageSet::new(pages);
+        runs.iter()
+            .for_each(|(start, count)| set.insert_run(GuestPages::new(GuestPage::new(*start), *count)));
+        let digests = (0..frames_of(set.len())).map(|frame| FrameDigest::of(&frame.to_le_bytes())).collect();
+        LayerIndex::new(RankedSet::new(&set), digests)
+    }
+
+    fn index() -> impl Strategy<Value = LayerIndex> {
+        (1_u32..3000)
+            .prop_flat_map(|pages| (Just(pages), prop::collection::vec((0..pages, 1_u32..200), 1..30)))
+            .prop_map(|(pages, runs)| {
+                let clipped: Vec<_> =
+                    runs.iter().map(|(start, count)| (*start, *count.min(&(pages - start)))).collect();
+                index_of(pages, &clipped)
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn an_index_is_read_back_equal(index in index()) {
+            prop_assert_eq!(LayerIndex::decode(&index.encode()), Ok(index));
+        }
+
+        #[test]
+        fn whatever_is_read_is_written_the_same(index in index(), at: prop::sample::Index, byte: u8) {
+            let mut bytes = index.encode();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(read) = LayerIndex::decode(&bytes) {
+                prop_assert_eq!(read.encode(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_refused_or_is_another_layer() {
+        // Case 18: the name commits to every bit, and one index has one encoding.
+        let index = index_of(1000, &[(0, 1), (2, 1), (100, 300), (999, 1)]);
+        let (bytes, domain) = (index.encode(), Domain::shared());
+        let name = index.id(&domain);
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(read) = LayerIndex::decode(&damaged) {
+                assert_ne!(read.id(&domain), name, "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn equal_layers_of_two_domains_have_different_names() {
+        let index = index_of(10, &[(3, 2)]);
+        let tenant = Domain::named("tenant-1").expect("valid");
+        assert_ne!(index.id(&Domain::shared()), index.id(&tenant));
+        assert_eq!(index.id(&tenant), index_of(10, &[(3, 2)]).id(&tenant));
+    }
+
+    #[test]
+    fn the_format_is_the_one_that_is_stored_already() {
+        // One gap and length for each run, after the volume's 300 pages and the layer's 67.
+        let index = index_of(300, &[(1, 2), (200, 65)]);
+        let layout = [&b"RKLI"[..], &[1, 0], &[0xac, 2], &[67], &[1, 1], &[0xc5, 1, 64]].concat();
+        assert_eq!(index.encode()[..layout.len()], layout);
+        assert_eq!(index.encode().len(), layout.len() + 2 * 32);
+        let name = "0acd1241ccee830ec3fa5fdc7386b2349e1d7900c1e8434d91cc459f3939e6fa";
+        assert_eq!(index.id(&Domain::shared()).to_string(), name);
+    }
+
+    fn problem(fields: &[u8]) -> Problem {
+        let bytes = [MAGIC, &VERSION.to_le_bytes(), fields].concat();
+        LayerIndex::decode(&bytes).expect_err("no index writes this").problem
+    }
+
+    #[test]
+    fn pages_out_of_order_or_outside_the_volume_are_refused() {
+        // Case 19: a gap cannot be negative, so disorder and overlap have no encoding.
+        assert_eq!(problem(&[10, 2, 11, 0]), Problem::TooLarge { value: 11, max: 10 });
+        assert_eq!(problem(&[10, 2, 10, 0]), Problem::Invalid("the run starts after the volume"));
+        assert_eq!(problem(&[10, 2, 9, 1]), Problem::TooLarge { value: 1, max: 0 });
+        assert_eq!(problem(&[10, 2, 0, 2]), Problem::TooLarge { value: 2, max: 1 });
+        assert_eq!(problem(&[10, 2, 0, 0, 0, 0]), Problem::Invalid("the run goes on from the one before"));
+        assert_eq!(problem(&[10, 11]), Problem::TooLarge { value: 11, max: 10 });
+        assert_eq!(problem(&[10, 0]), Problem::Invalid("a layer packs at least one page"));
+    }
+
+    #[test]
+    fn missing_and_surplus_digests_are_refused() {
+        let mut bytes = index_of(100, &[(0, 65)]).encode();
+        bytes.push(0);
+        assert_eq!(
+            LayerIndex::decode(&bytes).map_err(|error| error.problem),
+            Err(Problem::Trailing { bytes: 1 })
+        );
+        bytes.truncate(bytes.len() - 2);
+        assert_eq!(LayerIndex::decode(&bytes).map_err(|error| error.problem), Err(Problem::Truncated));
+    }
+
+    #[test]
+    fn a_volume_past_its_limit_is_neither_read_nor_written() {
+        // Case 16: one constant on both sides.
+        let mut writer = Writer::new();
+        writer.varint(u64::from(MANIFEST_PAGES_MAX) + 1);
+        let too_large =
+            Problem::TooLarge { value: u64::from(MANIFEST_PAGES_MAX) + 1, max: MANIFEST_PAGES_MAX.into() };
+        assert_eq!(problem(&writer.into_bytes()), too_large);
+        let beyond = std::panic::catch_unwind(|| index_of(MANIFEST_PAGES_MAX + 1, &[(0, 1)]));
+        assert!(beyond.is_err());
+    }
+
+    #[test]
+    fn an_index_holds_its_digests_and_little_more() {
+        let index = index_of(1 << 20, &[(0, 1 << 18)]);
+        assert_eq!(index.frames(), 4096);
+        assert!(index.heap_bytes() <= 4096 * 32 + usize_of(1 << 20) / 512 * 8);
+    }
+}
