@@ -10,6 +10,7 @@ pub(crate) fn value(unit: Unit, value: f64) -> String {
         Unit::Bytes => scaled(value, &[("GiB", GIB), ("MiB", MIB), ("KiB", 1024.0), ("B", 1.0)]),
         Unit::BytesPerSecond => scaled(value, &[("GB/s", 1e9), ("MB/s", 1e6)]),
         Unit::PagesPerSecond => scaled(value, &[("M pages/s", 1e6), ("k pages/s", 1e3), ("pages/s", 1.0)]),
+        Unit::Count => digits(value),
     }
 }
 

@@ -1,13 +1,17 @@
 //! Measures every target against its reference: both sides in one run, interleaved, placed alike.
 
+mod faults;
 mod format;
 mod map;
 mod page;
 mod plot;
 mod random;
+mod reading;
 mod report;
 mod row;
+mod served;
 mod statistics;
+mod volume;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +22,17 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 3] = [&map::LOOKUP, &map::RAM, &map::WIRE];
+const ROWS: [&Row; 9] = [
+    &map::LOOKUP,
+    &map::RAM,
+    &map::WIRE,
+    &reading::COMPARE,
+    &reading::PAGE,
+    &reading::FRAGMENTED,
+    &faults::BARE,
+    &faults::THROUGHPUT,
+    &faults::BULK,
+];
 
 /// What to measure and where to put it.
 #[derive(clap::Args)]

@@ -53,6 +53,7 @@ pub(crate) enum Unit {
     Bytes,
     BytesPerSecond,
     PagesPerSecond,
+    Count,
 }
 
 /// Samples of both sides; the two at one index were taken one right after the other.
