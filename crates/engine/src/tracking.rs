@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use rekindle_kernel::userfaultfd::Features;
-use rekindle_kernel::{GuestRange, HUGE_PAGE_BYTES, Memfd, PageClass, PageKind, Pagemap};
+use rekindle_kernel::{GuestRange, HUGE_PAGE_BYTES, Memfd, PageClass, PageKind, Pagemap, Written};
 
 use crate::capture::CapturedPages;
 use crate::geometry::{GuestPage, GuestPages, bytes_of_pages, usize_of};
@@ -69,12 +69,12 @@ pub fn changed_pages(
     sets: &EpochSets<'_>,
     memory: &StoppedMemory<'_>,
 ) -> io::Result<CapturedPages> {
-    let mapped = memory.mapped_pages()?;
+    let Scanned { mapped, written: found } = memory.scan()?;
     let resident = memory.resident_pages(&mapped, sets.removed)?;
     let mut written = sets.written.clone();
     match tracking {
         Tracking::Scan => {
-            written.union_with(&memory.scan(PageClass::Written)?);
+            written.union_with(&found);
             written.union_with(&memory.swapped_out(&mapped, &resident));
         }
         Tracking::Events => {}
@@ -86,7 +86,7 @@ pub fn changed_pages(
 /// The pages to capture of a guest that no snapshot was under: everything there. The rest is zero.
 pub fn present_pages(memory: &StoppedMemory<'_>) -> io::Result<CapturedPages> {
     let nothing = PageSet::new(memory.regions.pages());
-    let mapped = memory.mapped_pages()?;
+    let mapped = memory.scan()?.mapped;
     let resident = memory.resident_pages(&mapped, &PageSet::full(memory.regions.pages()))?;
     Ok(sort(resident.clone(), &nothing, &resident, memory.regions))
 }
@@ -121,14 +121,13 @@ fn last_unit(regions: &Regions, run: GuestPages) -> GuestPages {
 }
 
 impl StoppedMemory<'_> {
-    /// The pages in the process's page tables.
-    fn mapped_pages(&self) -> io::Result<PageSet> {
-        self.scan(PageClass::Resident)
-    }
-
     /// The pages with bytes of their own. `asked` are those whose answer matters where it is dear.
     fn resident_pages(&self, mapped: &PageSet, asked: &PageSet) -> io::Result<PageSet> {
         let Some(memfd) = self.memfd else { return Ok(mapped.clone()) };
+        // As many pages are mapped as the file has: asking the file for its holes would only walk all of it again.
+        if memfd.allocated_bytes()? <= bytes_of_pages(mapped.len()) {
+            return Ok(mapped.clone());
+        }
         match memfd.data_runs() {
             Ok(runs) => Ok(pages_of(&runs, self.regions.pages())),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
@@ -149,15 +148,30 @@ impl StoppedMemory<'_> {
         swapped
     }
 
-    fn scan(&self, class: PageClass) -> io::Result<PageSet> {
-        let mut found = PageSet::new(self.regions.pages());
+    /// One walk of the page tables. Of a shared file only pages in memory count as mapped: what is said of others is no
+    /// proof that the file has a page.
+    fn scan(&self) -> io::Result<Scanned> {
+        let pages = self.regions.pages();
+        let (mut mapped, mut written) = (PageSet::new(pages), PageSet::new(pages));
+        let class = if self.memfd.is_some() { PageClass::Present } else { PageClass::Resident };
         for region in self.regions.iter() {
-            self.pagemap.scan(region.range(), class, &mut |range: GuestRange| {
-                self.regions.pages_in(range).for_each(|run| found.insert_run(run));
+            self.pagemap.scan_with_written(region.range(), class, &mut |range: GuestRange, is_written| {
+                for run in self.regions.pages_in(range) {
+                    mapped.insert_run(run);
+                    if is_written == Written::Yes {
+                        written.insert_run(run);
+                    }
+                }
             })?;
         }
-        Ok(found)
+        Ok(Scanned { mapped, written })
     }
+}
+
+/// What the page tables say.
+struct Scanned {
+    mapped: PageSet,
+    written: PageSet,
 }
 
 /// The pages that byte ranges of a file touch.
@@ -181,9 +195,6 @@ fn huge_resident_pages(
     regions: &Regions,
 ) -> io::Result<PageSet> {
     let mut resident = mapped.clone();
-    if memfd.allocated_bytes()? <= bytes_of_pages(mapped.len()) {
-        return Ok(resident);
-    }
     let mut unsure = asked.clone();
     unsure.subtract(mapped);
     widen_to_units(&mut unsure, regions);

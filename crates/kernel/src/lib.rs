@@ -35,7 +35,7 @@ pub use hugepages::HugepageReservation;
 pub use mapping::{LostBytes, Mapping};
 pub use memfd::Memfd;
 pub use page::{HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
-pub use pagemap::{PageClass, Pagemap};
+pub use pagemap::{PageClass, Pagemap, Written};
 pub use placement::ThreadCpu;
 pub use process::{ProcessHandle, Signal};
 pub use shared_buffer::SharedBuffer;

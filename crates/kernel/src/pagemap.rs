@@ -26,6 +26,17 @@ pub enum PageClass {
     Resident,
     /// There and not the file's: what a private mapping has changed.
     Diverged,
+    /// In memory and in the page table.
+    Present,
+}
+
+/// Whether a page that was found was written since it was last protected; one that never was counts as written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It was, or may have been.
+    Yes,
+    /// It was not.
+    No,
 }
 
 const PRESENT_OR_SWAPPED: u64 = wide(raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED);
@@ -62,6 +73,16 @@ impl Pagemap {
         want: PageClass,
         found: &mut dyn FnMut(GuestRange),
     ) -> io::Result<()> {
+        self.walk(range, want, 0, &mut |range, _| found(range))
+    }
+
+    /// Like [`Self::scan`], and says of each stretch whether it was written: both answers for one walk.
+    pub fn scan_with_written(
+        &self,
+        range: GuestRange,
+        want: PageClass,
+        found: &mut dyn FnMut(GuestRange, Written),
+    ) -> io::Result<()> {
         self.walk(range, want, 0, found)
     }
 
@@ -74,7 +95,9 @@ impl Pagemap {
         want: PageClass,
         found: &mut dyn FnMut(GuestRange),
     ) -> io::Result<()> {
-        self.walk(range, want, wide(raw::PM_SCAN_WP_MATCHING | raw::PM_SCAN_CHECK_WPASYNC), found)
+        self.walk(range, want, wide(raw::PM_SCAN_WP_MATCHING | raw::PM_SCAN_CHECK_WPASYNC), &mut |range, _| {
+            found(range);
+        })
     }
 
     fn walk(
@@ -82,7 +105,7 @@ impl Pagemap {
         range: GuestRange,
         want: PageClass,
         flags: u64,
-        found: &mut dyn FnMut(GuestRange),
+        found: &mut dyn FnMut(GuestRange, Written),
     ) -> io::Result<()> {
         let empty = raw::page_region { start: 0, end: 0, categories: 0 };
         let mut regions = vec![empty; REGIONS_MAX];
@@ -99,10 +122,12 @@ impl Pagemap {
             for region in &regions[..count.min(REGIONS_MAX)] {
                 let range =
                     GuestRange { start: region.start, bytes: region.end.saturating_sub(region.start) };
+                let is_written = region.categories & wide(raw::PAGE_IS_WRITTEN) != 0;
+                let written = if is_written { Written::Yes } else { Written::No };
                 if region.categories & wide(raw::PAGE_IS_PRESENT) != 0 {
-                    found(range);
+                    found(range, written);
                 } else {
-                    self.without_markers(range, found)?;
+                    self.without_markers(range, &mut |range| found(range, written))?;
                 }
             }
             // Less than full: the walk came to the end, whatever `walk_end` says.
@@ -168,6 +193,7 @@ impl PageClass {
             Self::Written => (0, wide(raw::PAGE_IS_WRITTEN)),
             Self::Resident => (wide(raw::PAGE_IS_PFNZERO), wide(raw::PAGE_IS_PFNZERO)),
             Self::Diverged => (wide(raw::PAGE_IS_FILE), wide(raw::PAGE_IS_FILE)),
+            Self::Present => (0, wide(raw::PAGE_IS_PRESENT)),
         };
         raw::pm_scan_arg {
             size: word(size_of::<raw::pm_scan_arg>()),
@@ -181,7 +207,7 @@ impl PageClass {
             category_inverted: inverted,
             category_mask: mask,
             category_anyof_mask: PRESENT_OR_SWAPPED,
-            return_mask: wide(raw::PAGE_IS_PRESENT),
+            return_mask: wide(raw::PAGE_IS_PRESENT | raw::PAGE_IS_WRITTEN),
         }
     }
 }
