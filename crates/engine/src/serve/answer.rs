@@ -1,12 +1,13 @@
 //! Answering one fault: from zeroes, from a source in memory, or later.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use rekindle_kernel::Protect;
 
 use super::fault::{Access, Fault};
 use super::installer::{End, Landing};
+use super::mailbox::Mailbox;
 use super::pending::FrameKey;
 use super::retry::{Patience, RetriedFault, RetryCause};
 use super::server::Server;
@@ -212,8 +213,8 @@ impl Server {
 
     /// Asks for a frame; the answer comes by mail.
     pub(super) fn request(&self, layer: &Arc<Layer>, frame: FrameNumber) {
-        let waiter: Arc<dyn FrameWaiter> = Arc::clone(&self.mailbox) as _;
-        self.fetcher.request(layer, frame, Arc::downgrade(&waiter));
+        let waiter: Weak<dyn FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
+        self.fetcher.request(layer, frame, waiter);
     }
 }
 

@@ -1,0 +1,228 @@
+//! Faults of a guest that runs from a snapshot: every page is the snapshot's, whatever stands in the way.
+
+mod support;
+
+use std::sync::Arc;
+
+use rekindle_engine::geometry::GuestPage;
+use rekindle_engine::serve::{
+    EndReason, FaultServer, Neighbours, Placement, ServeOptions, ServeStats, ServeStatus,
+};
+use rekindle_engine::tracking::Tracking;
+use support::{Guest, Kind, LIMIT, Node, counted, options, pages_of, serve, serve_with, stalled};
+
+const PAGES: usize = 2048;
+
+fn word_of(page: usize) -> u64 {
+    0x5eed_0000 + u64::try_from(page).unwrap()
+}
+
+/// A volume with runs of zero pages and runs of others.
+fn sparse(page: usize) -> Option<u64> {
+    (page / 5 % 3 != 0).then(|| word_of(page))
+}
+
+fn verify(guest: &Guest, word: impl Fn(usize) -> Option<u64>) {
+    for page in 0..guest.pages {
+        assert!(guest.has(page, word(page).unwrap_or(0)), "page {page} is {:#x}", guest.word(page));
+    }
+}
+
+#[test]
+fn every_page_is_the_snapshots_while_it_is_sealed_and_when_it_is_cold() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    let (engine, cold) = node.cold(&snapshot);
+    for kind in [Kind::Private, Kind::Shared, Kind::Huge] {
+        for tracking in [Tracking::Scan, Tracking::Events, Tracking::Resident] {
+            for (engine, snapshot) in [(&node.engine, &snapshot), (&engine, &cold)] {
+                let Some((guest, server)) = serve("every page", kind, tracking, engine, snapshot) else {
+                    continue;
+                };
+                verify(&guest, sparse);
+                let pages =
+                    |stats: &ServeStats| stats.pages_zero + stats.pages_from_layer + stats.pages_from_capture;
+                let stats = counted(&server, |stats| pages(stats) == u64::try_from(PAGES).unwrap());
+                assert!(stats.faults < pages(&stats) / 2, "neighbours come along: {stats:?}");
+                assert!(stats.first_fault_at.is_some());
+            }
+        }
+    }
+}
+
+#[test]
+fn random_faults_of_several_threads_find_their_pages() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    let follow = ServeOptions { placement: Placement::FollowFaults, ..options(Tracking::Scan) };
+    let Some((guest, server)) = serve_with("random", Kind::Shared, follow, &node.engine, &snapshot) else {
+        return;
+    };
+    std::thread::scope(|scope| {
+        for seed in 1..4 {
+            let guest = &guest;
+            scope.spawn(move || {
+                for step in 0..PAGES {
+                    let page = (step * 769 + seed * 501) % PAGES;
+                    assert!(guest.has(page, sparse(page).unwrap_or(0)), "page {page}");
+                }
+            });
+        }
+    });
+    assert_eq!(server.status(), ServeStatus::Running);
+}
+
+#[test]
+fn case_38_a_write_is_never_lost_between_install_and_arming() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    for kind in [Kind::Private, Kind::Shared, Kind::Huge] {
+        for tracking in [Tracking::Scan, Tracking::Events] {
+            let Some((guest, server)) = serve("case_38", kind, tracking, &node.engine, &snapshot) else {
+                continue;
+            };
+            std::thread::scope(|scope| {
+                // One thread reads every page while another writes every seventh one for the first time.
+                scope.spawn(|| (0..PAGES).for_each(|page| guest.touch(page)));
+                scope.spawn(|| (0..PAGES).step_by(7).for_each(|page| guest.write(page, 3)));
+            });
+            let captured = server.end_epoch().changed_pages().unwrap();
+            for page in (0..PAGES).step_by(7) {
+                let number = GuestPage::new(u32::try_from(page).unwrap());
+                assert!(captured.kept.contains(number), "{kind:?} {tracking:?} page {page}");
+            }
+        }
+    }
+}
+
+#[test]
+fn case_41_a_page_that_cannot_be_had_stalls_its_thread_and_no_other() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    let (engine, cold) = node.cold(&snapshot);
+    let Some((guest, server)) = serve("case_41", Kind::Private, Tracking::Scan, &engine, &cold) else {
+        return;
+    };
+    (0..256).for_each(|page| assert!(guest.has(page, word_of(page))));
+    let retries = server.stats().retries;
+    node.store_layers_there(false);
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> =
+            (0..3).map(|_| scope.spawn(|| assert!(guest.has(1999, word_of(1999))))).collect();
+        let reason = stalled(&server);
+        assert!(reason.contains("layer") || reason.contains("frame"), "it says what is missing: {reason}");
+        let status = server.status();
+        assert!(
+            matches!(status, ServeStatus::Stalled { page, .. } if page == GuestPage::new(1999)),
+            "{status:?}"
+        );
+        (0..256).for_each(|page| assert!(guest.has(page, word_of(page))));
+        assert!(server.stats().retries <= retries + 1, "a missing frame is waited for, not tried for");
+        node.store_layers_there(true);
+        waiting.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+    let running = server.wait_status(LIMIT, |status| *status == ServeStatus::Running);
+    assert_eq!(running, ServeStatus::Running);
+    verify(&guest, |page| Some(word_of(page)));
+}
+
+#[test]
+fn case_40_a_guest_is_served_on_by_another_handler() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    for kind in [Kind::Private, Kind::Shared] {
+        let Some((guest, server)) = serve("case_40", kind, Tracking::Scan, &node.engine, &snapshot) else {
+            return;
+        };
+        (0..100).for_each(|page| guest.touch(page));
+        guest.discard(50, 10, kind);
+        std::thread::scope(|scope| {
+            // Threads fault while nobody serves: they wait, and never see zeroes.
+            let epoch = server.end_epoch();
+            let faulting =
+                scope.spawn(|| verify(&guest, |page| Some(if page / 10 == 5 { 0 } else { word_of(page) })));
+            let view = Arc::clone(snapshot.memory());
+            let fetcher = node.engine.fetcher().clone();
+            let again = FaultServer::resume(view, epoch, fetcher, options(Tracking::Scan)).unwrap();
+            faulting.join().unwrap();
+            assert_eq!(again.end_epoch().removed().len(), 10);
+        });
+    }
+}
+
+#[test]
+fn case_39_the_userfaultfd_lives_as_long_as_anything_installs_by_it() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    let Some((guest, server)) = serve("case_39", Kind::Private, Tracking::Scan, &node.engine, &snapshot)
+    else {
+        return;
+    };
+    // A prefetch is under way when the server ends: the thread that does it owns the descriptor, and is joined.
+    server.prefetch(pages_of(&[(0, 2048)], 2048));
+    let epoch = server.end_epoch();
+    let installed = epoch.installed().clone();
+    for page in installed.iter() {
+        assert!(guest.has(page.index(), word_of(page.index())));
+    }
+}
+
+#[test]
+fn what_is_prefetched_does_not_fault() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    let (engine, cold) = node.cold(&snapshot);
+    for kind in [Kind::Private, Kind::Shared, Kind::Huge] {
+        for (engine, snapshot) in [(&node.engine, &snapshot), (&engine, &cold)] {
+            let Some((guest, server)) = serve("prefetch", kind, Tracking::Scan, engine, snapshot) else {
+                continue;
+            };
+            server.prefetch(pages_of(&[(0, 2048)], 2048));
+            counted(&server, |stats| stats.pages_prefetched == 2048);
+            verify(&guest, sparse);
+            assert_eq!(server.stats().faults, 0);
+        }
+    }
+}
+
+#[test]
+fn case_59_a_page_that_is_not_in_memory_is_never_copied_inline() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    let (engine, cold) = node.cold(&snapshot);
+    let Some((guest, server)) = serve("case_59", Kind::Private, Tracking::Resident, &engine, &cold) else {
+        return;
+    };
+    verify(&guest, |page| Some(word_of(page)));
+    let stats = server.stats();
+    // Every frame is missed at least once: nothing of it was installed before it was asked for and verified.
+    assert!(stats.misses >= u64::try_from(PAGES / 64).unwrap(), "{stats:?}");
+}
+
+#[test]
+fn a_vmm_that_hangs_up_has_ended() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    let Some((guest, server)) = serve("hang-up", Kind::Private, Tracking::Scan, &node.engine, &snapshot)
+    else {
+        return;
+    };
+    guest.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    let ended = ServeStatus::Ended { why: EndReason::HungUp };
+    assert_eq!(server.wait_status(LIMIT, |status| *status == ended), ended);
+    // A thread of it may still be ending: it is not left hanging.
+    assert!(guest.has(6, word_of(6)));
+}
+
+#[test]
+fn single_pages_are_installed_where_neighbours_are_not_wanted() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    let alone = ServeOptions { neighbours: Neighbours::None, ..options(Tracking::Scan) };
+    let Some((guest, server)) = serve_with("single", Kind::Private, alone, &node.engine, &snapshot) else {
+        return;
+    };
+    verify(&guest, sparse);
+    let stats = counted(&server, |stats| stats.faults == u64::try_from(PAGES).unwrap());
+    assert_eq!((stats.pages_neighbour, stats.faults), (0, u64::try_from(PAGES).unwrap()));
+}

@@ -1,0 +1,165 @@
+//! A guest that is a few threads of the test's own process: its memory is registered in a userfaultfd of its own, and
+//! handed over as a VMM would.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rekindle_engine::handover::Handover;
+use rekindle_kernel::{
+    Backing, Features, GuestMemory, HugepageReservation, Memfd, PAGE_BYTES, PageKind, RegisterMode,
+    Userfaultfd, fd_passing,
+};
+
+/// What the guest's memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Private,
+    Shared,
+    Huge,
+}
+
+/// Memory in two regions, the later one at the lower address where the kernel obliges.
+pub(crate) struct Guest {
+    regions: Vec<GuestMemory>,
+    region_pages: usize,
+    pub(crate) pages: usize,
+    /// What the VMM keeps open while it lives.
+    pub(crate) stream: UnixStream,
+    _huge_pages: Option<HugepageReservation>,
+}
+
+impl Guest {
+    /// A guest of `pages` pages that has just connected, or a line that says why there is none.
+    pub(crate) fn start(
+        test: &str,
+        kind: Kind,
+        pages: usize,
+        features: Features,
+    ) -> Option<(Self, Handover)> {
+        let features = features | Features::EVENT_REMOVE | Features::THREAD_ID;
+        let userfaultfd = match Userfaultfd::open(features) {
+            Ok(userfaultfd) => userfaultfd,
+            Err(error) => return skipped(test, &error),
+        };
+        let (page_kind, shift) = match kind {
+            Kind::Private | Kind::Shared => (PageKind::Small, PAGE_BYTES * 3),
+            Kind::Huge => (PageKind::Huge, 0),
+        };
+        let bytes = pages * PAGE_BYTES;
+        let reserved = (kind == Kind::Huge)
+            .then(|| HugepageReservation::reserve(u64::try_from(bytes / page_kind.bytes()).unwrap()));
+        let huge_pages = match reserved.transpose() {
+            Ok(huge_pages) => huge_pages,
+            Err(error) => return skipped(test, &error),
+        };
+        let memfd = match kind {
+            Kind::Private => None,
+            Kind::Shared | Kind::Huge => {
+                Some(Memfd::create("guest", u64::try_from(bytes).unwrap(), page_kind).unwrap())
+            }
+        };
+        let half = bytes / 2;
+        let mut regions = Vec::new();
+        for at in [0, half] {
+            let backing = match &memfd {
+                Some(memfd) => Backing::Shared(memfd, u64::try_from(at).unwrap()),
+                None => Backing::Private(page_kind),
+            };
+            match GuestMemory::map(backing, half, shift) {
+                Ok(memory) => regions.push(memory),
+                Err(error) => return skipped(test, &error),
+            }
+        }
+        let mode = match features.contains(Features::WP_ASYNC) {
+            true => RegisterMode::MissingAndWriteProtect,
+            false => RegisterMode::Missing,
+        };
+        for region in &regions {
+            userfaultfd.register(region.range(), mode).unwrap();
+        }
+        let message = message(&regions, page_kind, half);
+        let (stream, theirs) = UnixStream::pair().unwrap();
+        let mut fds = vec![userfaultfd.as_fd()];
+        fds.extend(memfd.as_ref().map(AsFd::as_fd));
+        fd_passing::send(&stream, message.as_bytes(), &fds).unwrap();
+        let volume_pages = u32::try_from(pages).unwrap();
+        let handover = Handover::receive(theirs, volume_pages, Duration::from_secs(10)).unwrap();
+        Some((Self { regions, region_pages: pages / 2, pages, stream, _huge_pages: huge_pages }, handover))
+    }
+
+    /// The first word of a page.
+    pub(crate) fn word(&self, page: usize) -> u64 {
+        let (region, offset) = self.place(page);
+        let mut word = [0; 8];
+        region.read(offset, &mut word).unwrap();
+        u64::from_le_bytes(word)
+    }
+
+    /// Whether the whole page has the content that `word` stands for.
+    pub(crate) fn has(&self, page: usize, word: u64) -> bool {
+        let (region, offset) = self.place(page);
+        region.equals(offset, &content(word)).unwrap()
+    }
+
+    /// Writes the content that `word` stands for.
+    pub(crate) fn write(&self, page: usize, word: u64) {
+        let (region, offset) = self.place(page);
+        region.write(offset, &content(word));
+    }
+
+    /// Gives pages back, in one region.
+    pub(crate) fn discard(&self, page: usize, pages: usize, kind: Kind) {
+        let how = match kind {
+            Kind::Private => rekindle_kernel::Discard::DontNeed,
+            Kind::Shared | Kind::Huge => rekindle_kernel::Discard::Remove,
+        };
+        let (region, offset) = self.place(page);
+        region.discard(offset, pages * PAGE_BYTES, how).unwrap();
+    }
+
+    /// Touches the page as the cheapest fault there is.
+    pub(crate) fn touch(&self, page: usize) {
+        let (region, offset) = self.place(page);
+        std::hint::black_box(region.touch(offset));
+    }
+
+    fn place(&self, page: usize) -> (&GuestMemory, usize) {
+        (&self.regions[page / self.region_pages], page % self.region_pages * PAGE_BYTES)
+    }
+}
+
+/// The page that `word` stands for: zeroes for zero, else bytes that do not compress and begin with it.
+pub(crate) fn content(word: u64) -> Vec<u8> {
+    let mut next = word;
+    let words = (0..PAGE_BYTES / 8).map(|_| {
+        let this = next;
+        next = next.wrapping_mul(0xd134_2543_de82_ef95).rotate_left(29);
+        this
+    });
+    words.flat_map(u64::to_le_bytes).collect()
+}
+
+fn message(regions: &[GuestMemory], kind: PageKind, half: usize) -> String {
+    let regions: Vec<_> = regions
+        .iter()
+        .enumerate()
+        .map(|(index, region)| {
+            let range = region.range();
+            format!(
+                r#"{{"base_host_virt_addr": {}, "size": {}, "offset": {}, "page_size": {}}}"#,
+                range.start,
+                range.bytes,
+                index * half,
+                kind.bytes()
+            )
+        })
+        .rev()
+        .collect();
+    format!("[{}]", regions.join(","))
+}
+
+fn skipped<T>(test: &str, why: &dyn std::fmt::Display) -> Option<T> {
+    rekindle_testkit::skip::skipped(&format!("engine: {test}"), &why.to_string());
+    None
+}

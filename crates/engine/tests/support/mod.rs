@@ -1,0 +1,148 @@
+//! What the serving tests share: a guest in this process, and an engine with a snapshot for it to run from.
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "only tests use this")]
+
+mod guest;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rekindle_engine::capture::CapturedPages;
+use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::geometry::{GuestPage, GuestPages};
+use rekindle_engine::identity::VolumeName;
+use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::page_set::PageSet;
+use rekindle_engine::pause::{PausedGuest, PausedVolume};
+use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions, ServeStats, ServeStatus};
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::store::Store;
+use rekindle_engine::tracking::Tracking;
+use rekindle_kernel::{Features, Memfd, PageKind};
+
+pub(crate) use guest::{Guest, Kind, content};
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// A node with its store, in a directory of its own.
+pub(crate) struct Node {
+    pub(crate) engine: Engine,
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl Node {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self { engine: engine(&directory, "first"), directory }
+    }
+
+    /// Another engine over the same store that has nothing local.
+    pub(crate) fn elsewhere(&self) -> Engine {
+        engine(&self.directory, "second")
+    }
+
+    /// A snapshot whose page `p` has the content of the word that `word(p)` names; pages without one are zero.
+    pub(crate) fn snapshot(&self, pages: usize, word: impl Fn(usize) -> Option<u64>) -> Arc<Snapshot> {
+        let bytes = u64::try_from(pages * 4096).unwrap();
+        let permit = self.engine.permit_pause(None, bytes).unwrap();
+        let memfd = Memfd::create("guest", bytes, PageKind::Small).unwrap();
+        let count = u32::try_from(pages).unwrap();
+        let mut kept = PageSet::new(count);
+        for page in 0..pages {
+            if let Some(word) = word(page) {
+                memfd.write_at(&content(word), u64::try_from(page * 4096).unwrap()).unwrap();
+                kept.insert(GuestPage::new(u32::try_from(page).unwrap()));
+            }
+        }
+        let pages = CapturedPages { kept, zero: PageSet::new(count) };
+        let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
+        let guest = PausedGuest { volumes: vec![volume], blobs: BTreeMap::new() };
+        self.engine.commit_pause(permit, guest).unwrap()
+    }
+
+    /// The same snapshot, known only from the store, on an engine that has nothing of it yet.
+    pub(crate) fn cold(&self, snapshot: &Arc<Snapshot>) -> (Engine, Arc<Snapshot>) {
+        assert!(snapshot.wait_state(SnapshotState::Published, LIMIT), "published in time");
+        let engine = self.elsewhere();
+        let cold = engine.open(snapshot.id()).unwrap();
+        (engine, cold)
+    }
+
+    /// Moves every stored layer away, or back.
+    pub(crate) fn store_layers_there(&self, there: bool) {
+        let (here, away) = (self.directory.path().join("store/layers"), self.directory.path().join("away"));
+        let (from, to) = if there { (away, here) } else { (here, away) };
+        std::fs::rename(from, to).unwrap();
+    }
+}
+
+fn engine(directory: &tempfile::TempDir, name: &str) -> Engine {
+    let store = Store::directory(&directory.path().join("store")).unwrap();
+    let cache: PathBuf = directory.path().join(name);
+    Engine::start(EngineOptions::new(cache, store)).unwrap()
+}
+
+/// A guest of `snapshot`'s size that runs from it.
+pub(crate) fn serve(
+    test: &str,
+    kind: Kind,
+    tracking: Tracking,
+    engine: &Engine,
+    snapshot: &Snapshot,
+) -> Option<(Guest, FaultServer)> {
+    serve_with(test, kind, options(tracking), engine, snapshot)
+}
+
+pub(crate) fn options(tracking: Tracking) -> ServeOptions {
+    ServeOptions { tracking, placement: Placement::Anywhere, neighbours: Neighbours::Adaptive }
+}
+
+pub(crate) fn serve_with(
+    test: &str,
+    kind: Kind,
+    options: ServeOptions,
+    engine: &Engine,
+    snapshot: &Snapshot,
+) -> Option<(Guest, FaultServer)> {
+    let features = match options.tracking {
+        Tracking::Scan => Features::WP_ASYNC | Features::WP_HUGETLBFS_SHMEM,
+        Tracking::Events => Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM,
+        Tracking::Resident => Features::NONE,
+    };
+    let view = Arc::clone(snapshot.memory());
+    let pages = usize::try_from(view.pages()).unwrap();
+    let (guest, handover) = Guest::start(test, kind, pages, features)?;
+    let server = FaultServer::start(view, handover, engine.fetcher().clone(), options).unwrap();
+    Some((guest, server))
+}
+
+/// Waits until the guest stalls; the reason.
+pub(crate) fn stalled(server: &FaultServer) -> String {
+    match server.wait_status(LIMIT, |status| matches!(status, ServeStatus::Stalled { .. })) {
+        ServeStatus::Stalled { reason, .. } => reason,
+        other => panic!("stalled in time, not {other:?}"),
+    }
+}
+
+/// Waits until the counts are as `wanted`: a guest runs on before its install is counted.
+pub(crate) fn counted(server: &FaultServer, wanted: impl Fn(&ServeStats) -> bool) -> ServeStats {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let stats = server.stats();
+        if wanted(&stats) {
+            return stats;
+        }
+        assert!(Instant::now() < deadline, "counted in time: {stats:?}");
+        std::thread::yield_now();
+    }
+}
+
+pub(crate) fn pages_of(runs: &[(u32, u32)], pages: u32) -> PageSet {
+    let mut set = PageSet::new(pages);
+    for &(start, count) in runs {
+        set.insert_run(GuestPages::new(GuestPage::new(start), count));
+    }
+    set
+}
