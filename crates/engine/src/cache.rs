@@ -4,16 +4,16 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use rekindle_kernel::PAGE_BYTES;
 
 use crate::geometry::u64_of;
 use crate::identity::{Domain, LayerId};
-use crate::layer::{Layer, LayerFile};
+use crate::layer::{Layer, LayerFile, LocalFrames};
 use crate::layer_index::LayerIndex;
 use crate::manifest::{LayerName, StoredLayer};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, lock};
 
 /// The directory and the handles that are alive.
@@ -78,10 +78,9 @@ impl Cache {
         let path = self.path_of(name.id);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let bytes = u64::from(name.pages) * u64_of(PAGE_BYTES);
-        if file.metadata()?.len() != bytes {
-            file.set_len(bytes)?;
-        }
-        let layer = Layer::stored(name, self.place(path, file), stored.clone())?;
+        let local = if file.metadata()?.len() == bytes { LocalFrames::Perhaps } else { LocalFrames::None };
+        file.set_len(bytes)?;
+        let layer = Layer::stored(name, self.place(path, file), local, stored.clone())?;
         Ok(self.register(layer))
     }
 

@@ -1,13 +1,13 @@
 //! A volume's bytes frozen at pause, in a memfd of ours, with the sets that say which pages they are.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rekindle_kernel::{Mapping, Memfd};
 
 use crate::budget::Lease;
 use crate::page_set::PageSet;
 use crate::reaper::ReaperHandle;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// The frozen bytes of one volume. Its memory goes to the reaper when the last owner drops it.
 #[derive(Debug)]

@@ -2,7 +2,6 @@
 //! that is not here, not proven, or not readable is kept.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use rekindle_kernel::{LostBytes, Mapping, PAGE_BYTES};
 
@@ -11,6 +10,8 @@ use crate::frame::{FRAME_PAGES, frame_of};
 use crate::geometry::{GuestPage, GuestPages};
 use crate::hooks::Hooks;
 use crate::page_set::PageSet;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{idle_priority, thread};
 use crate::view::{LiveView, Piece, PieceSource};
 
 /// Pages that one worker takes at a time: 2 MiB.
@@ -67,7 +68,7 @@ pub fn compare(
 ) -> Result<Compared, LostBytes> {
     assert!(capture.is_frozen(), "only bytes that nobody can write any more are compared");
     let comparison = Comparison { capture, parent, hooks, next: AtomicU32::new(0) };
-    let parts: Vec<Result<Part, LostBytes>> = std::thread::scope(|scope| {
+    let parts: Vec<Result<Part, LostBytes>> = thread::scope(|scope| {
         let started: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(|| comparison.work())).collect();
         started.into_iter().map(|worker| worker.join().expect("comparing does not panic")).collect()
     });
@@ -107,7 +108,7 @@ impl Part {
 
 impl Comparison<'_> {
     fn work(&self) -> Result<Part, LostBytes> {
-        if let Err(error) = rekindle_kernel::placement::idle_priority() {
+        if let Err(error) = idle_priority() {
             tracing::debug!(%error, "comparing at normal priority");
         }
         let pages = self.capture.pages();

@@ -1,7 +1,6 @@
 //! How a frame that is not in memory gets there: from the local file, else from the store. The only place that knows
 //! the order. Every frame is fetched once however many wait for it, and again until it is there or nobody waits.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
@@ -13,18 +12,10 @@ use crate::layer::{Layer, LayerError};
 use crate::limits;
 use crate::manifest::StoredLayer;
 use crate::object::{FrameError, ObjectTable, decode_frame};
+use crate::single_flight::{Answer, SingleFlight};
 use crate::store::{Store, StoreError};
-use crate::sync::{Condvar, Mutex, lock};
 
-/// Whoever waits for a frame. Called from a foreign thread, or from the asking one if the frame is there already;
-/// it must not block.
-pub trait FrameWaiter: Send + Sync {
-    /// The frame is verified; it was in memory a moment ago.
-    fn frame_ready(&self, layer: LayerId, frame: FrameNumber);
-
-    /// A try failed, and there will be another while the waiter lives.
-    fn frame_failing(&self, layer: LayerId, frame: FrameNumber, reason: &str);
-}
+pub use crate::single_flight::FrameWaiter;
 
 /// Fetches frames. Clones share the work under way.
 #[derive(Debug, Clone)]
@@ -34,14 +25,8 @@ pub struct Fetcher(Arc<Shared>);
 struct Shared {
     runtime: Handle,
     store: Store,
-    awaited: Mutex<Awaited>,
+    awaited: SingleFlight,
 }
-
-type Key = (LayerId, FrameNumber);
-
-/// The frames being fetched, each with those who wait for it.
-#[derive(Default)]
-struct Awaited(HashMap<Key, Vec<Weak<dyn FrameWaiter>>>);
 
 /// Why a frame could not be had in one try.
 #[derive(Debug, thiserror::Error)]
@@ -93,22 +78,19 @@ pub enum FetchError {
 impl Fetcher {
     /// A fetcher that works on `runtime` and reads from `store`.
     pub fn new(runtime: Handle, store: Store) -> Self {
-        Self(Arc::new(Shared { runtime, store, awaited: Mutex::default() }))
+        Self(Arc::new(Shared { runtime, store, awaited: SingleFlight::default() }))
     }
 
     /// Asks for a frame and returns at once; the waiter is called when it is there.
     pub fn request(&self, layer: &Arc<Layer>, frame: FrameNumber, waiter: Weak<dyn FrameWaiter>) {
-        let key = (layer.id(), frame);
-        let first = {
-            let mut awaited = lock(&self.0.awaited);
-            let first = !awaited.0.contains_key(&key);
-            awaited.0.entry(key).or_default().push(waiter);
-            first
-        };
-        if first {
-            let work = fetch_until_done(Arc::clone(&self.0), Arc::clone(layer), frame);
-            drop(self.0.runtime.spawn(work));
+        let Self(shared) = self;
+        if !shared.awaited.join((layer.id(), frame), waiter) {
+            return;
         }
+        let claimed = |number: &usize| shared.awaited.claim((layer.id(), FrameNumber::new(*number)));
+        let ahead = frame.index() + 1..frame.index() + layer.frames_ahead(frame);
+        let ahead = ahead.take_while(claimed).map(FrameNumber::new).collect();
+        drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(layer), frame, ahead)));
     }
 
     /// Waits until a frame is verified, or until the first failed try. Not for fault threads or async tasks.
@@ -116,104 +98,68 @@ impl Fetcher {
         if layer.is_verified(frame) {
             return Ok(());
         }
-        let outcome = Arc::new(Outcome::default());
-        let waiter: Weak<Outcome> = Arc::downgrade(&outcome);
+        let answer = Arc::new(Answer::default());
+        let waiter: Weak<Answer> = Arc::downgrade(&answer);
         self.request(layer, frame, waiter);
-        let failed = outcome.wait();
-        failed.map_or(Ok(()), |reason| Err(FetchError::Failed { layer: layer.id(), frame, reason }))
+        answer.wait().map_err(|reason| FetchError::Failed { layer: layer.id(), frame, reason })
     }
 
     /// Frames being fetched now.
     pub fn under_way(&self) -> usize {
-        lock(&self.0.awaited).0.len()
+        self.0.awaited.under_way()
     }
 }
 
-/// One blocking caller's answer: `None` inside means success.
-#[derive(Default)]
-struct Outcome {
-    answer: Mutex<Option<Option<String>>>,
-    answered: Condvar,
+/// Fetches a frame that somebody waits for, and in the same request those after it that may be wanted next.
+async fn fetch_run(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber, ahead: Vec<FrameNumber>) {
+    let left = fetch_together(&shared, &layer, frame, &ahead).await;
+    for after in left {
+        if shared.awaited.give_back((layer.id(), after)) {
+            drop(tokio::spawn(fetch_until_done(Arc::clone(&shared), Arc::clone(&layer), after)));
+        }
+    }
 }
 
-impl Outcome {
-    fn wait(&self) -> Option<String> {
-        let mut answer = lock(&self.answer);
-        loop {
-            if let Some(outcome) = answer.take() {
-                return outcome;
+/// One request for `first` and the frames `ahead` that follow it, where there are any. Those it did not bring are
+/// returned, to be fetched one by one.
+async fn fetch_together(
+    shared: &Arc<Shared>,
+    layer: &Arc<Layer>,
+    first: FrameNumber,
+    ahead: &[FrameNumber],
+) -> Vec<FrameNumber> {
+    let all = || std::iter::once(first).chain(ahead.iter().copied());
+    let (Some(last), Some(stored), Some(table)) = (ahead.last(), layer.stored_at(), layer.table()) else {
+        return all().collect();
+    };
+    let range = table.frame_range(first).start..table.frame_range(*last).end;
+    let Ok(body) = shared.store.get_layer(layer.id(), &stored.object, range.clone()).await else {
+        return all().collect();
+    };
+    let mut accepting = tokio::task::JoinSet::new();
+    for frame in all() {
+        let place = table.frame_range(frame);
+        let encoded = body.slice(size_of(place.start - range.start)..size_of(place.end - range.start));
+        let (shared, layer) = (Arc::clone(shared), Arc::clone(layer));
+        accepting.spawn_blocking(move || {
+            let accepted = accept(&layer, frame, &encoded).is_ok();
+            if accepted {
+                shared.awaited.succeeded((layer.id(), frame));
             }
-            answer = self.answered.wait(answer).expect("no thread panics while it holds a lock");
-        }
+            (!accepted).then_some(frame)
+        });
     }
-
-    fn set(&self, outcome: Option<String>) {
-        *lock(&self.answer) = Some(outcome);
-        self.answered.notify_all();
-    }
+    accepting.join_all().await.into_iter().flatten().collect()
 }
 
-impl FrameWaiter for Outcome {
-    fn frame_ready(&self, _: LayerId, _: FrameNumber) {
-        self.set(None);
-    }
-
-    fn frame_failing(&self, _: LayerId, _: FrameNumber, reason: &str) {
-        self.set(Some(reason.to_owned()));
-    }
-}
-
-impl Awaited {
-    /// Those who still wait for `key`; without any, the key is forgotten.
-    fn living(&mut self, key: Key) -> Vec<Arc<dyn FrameWaiter>> {
-        let living: Vec<_> = self.0.get(&key).into_iter().flatten().filter_map(Weak::upgrade).collect();
-        if living.is_empty() {
-            self.0.remove(&key);
-        }
-        living
-    }
-
-    fn finish(&mut self, key: Key) -> Vec<Arc<dyn FrameWaiter>> {
-        self.0.remove(&key).into_iter().flatten().filter_map(|waiter| waiter.upgrade()).collect()
-    }
-}
-
-impl std::fmt::Debug for Awaited {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_set().entries(self.0.keys()).finish()
-    }
+/// A length within an answer that is in memory.
+fn size_of(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("what is in memory has a size")
 }
 
 async fn fetch_until_done(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber) {
-    let key = (layer.id(), frame);
-    let mut pause = limits::FETCH_RETRY_FIRST;
-    loop {
-        match fetch(&shared.store, &layer, frame).await {
-            Ok(()) => {
-                let waiters = lock(&shared.awaited).finish(key);
-                for waiter in waiters {
-                    waiter.frame_ready(layer.id(), frame);
-                }
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(layer = %layer.id(), %frame, %error, "a frame could not be fetched");
-                let waiters = lock(&shared.awaited).living(key);
-                if waiters.is_empty() {
-                    return;
-                }
-                let reason = error.to_string();
-                for waiter in waiters {
-                    waiter.frame_failing(layer.id(), frame, &reason);
-                }
-            }
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(limits::FETCH_RETRY_LAST);
-        if lock(&shared.awaited).living(key).is_empty() {
-            return;
-        }
-    }
+    let (store, layer) = (&shared.store, &layer);
+    shared.awaited.fetch((layer.id(), frame), || fetch(store, layer, frame), tokio::time::sleep).await;
 }
 
 /// One try: the local file first, then the store.
@@ -261,8 +207,7 @@ async fn fetch_table(store: &Store, layer: &Arc<Layer>, stored: &StoredLayer) ->
     let whole = stored.object_bytes <= limits::OBJECT_FETCHED_WHOLE_BYTES_MAX;
     let start = if whole { 0 } else { frames_end };
     let body = store.get_layer(layer.id(), &stored.object, start..stored.object_bytes).await?;
-    let table_at = usize::try_from(frames_end - start).expect("within the answer");
-    let table = checked_table(layer, stored, &body[table_at..])?;
+    let table = checked_table(layer, stored, &body[size_of(frames_end - start)..])?;
     let table = layer.set_table(table);
     if !whole {
         return Ok(());
@@ -273,10 +218,8 @@ async fn fetch_table(store: &Store, layer: &Arc<Layer>, stored: &StoredLayer) ->
     blocking(move || {
         for (number, range) in ranges.into_iter().enumerate() {
             let frame = FrameNumber::new(number);
-            let bytes = usize::try_from(range.start).expect("checked with the table")
-                ..usize::try_from(range.end).expect("checked with the table");
             if !layer.is_verified(frame) {
-                accept(&layer, frame, &body[bytes])?;
+                accept(&layer, frame, &body[size_of(range.start)..size_of(range.end)])?;
             }
         }
         Ok(())

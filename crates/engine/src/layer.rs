@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rekindle_kernel::{Mapping, PAGE_BYTES};
 
@@ -16,6 +15,9 @@ use crate::layer_index::LayerIndex;
 use crate::manifest::{LayerName, StoredLayer};
 use crate::object::ObjectTable;
 use crate::ranked_set::RankedSet;
+use crate::read_ahead::ReadAhead;
+use crate::sync::{Mutex, OnceLock, lock};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// One layer in live handles.
 #[derive(Debug)]
@@ -33,6 +35,7 @@ pub struct Layer {
     index: OnceLock<LayerIndex>,
     stored: OnceLock<StoredLayer>,
     table: OnceLock<ObjectTable>,
+    read_ahead: Mutex<ReadAhead>,
     /// Held while the layer is uploaded, so that it is uploaded once.
     upload: tokio::sync::Mutex<()>,
     /// Set when the node ends: then files outlive their handles.
@@ -48,6 +51,15 @@ pub struct LayerFile {
     pub file: File,
     /// Whether it outlives the layer's last handle; it does once this is set.
     pub keeps_files: Arc<AtomicBool>,
+}
+
+/// What a local file holds when it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalFrames {
+    /// It is new.
+    None,
+    /// Frames that were fetched before; each is verified before its use.
+    Perhaps,
 }
 
 /// Why a frame's bytes cannot be used.
@@ -81,10 +93,13 @@ impl Layer {
         Ok(layer)
     }
 
-    /// A stored layer over a local file that may hold some of its frames already, or none.
-    pub fn stored(name: &LayerName, place: LayerFile, stored: StoredLayer) -> io::Result<Self> {
+    /// A stored layer over a local file; `local` says whether that is new or may hold some of the frames already.
+    pub fn stored(name: &LayerName, place: LayerFile, local: LocalFrames, stored: StoredLayer) -> io::Result<Self> {
         let layer = Self::over_file(name.id, name.domain.clone(), name.pages, place)?;
-        layer.local.set_all();
+        match local {
+            LocalFrames::None => {}
+            LocalFrames::Perhaps => layer.local.set_all(),
+        }
         layer.stored.set(stored).expect("a new layer is not known to be stored yet");
         Ok(layer)
     }
@@ -105,6 +120,7 @@ impl Layer {
             index: OnceLock::new(),
             stored: OnceLock::new(),
             table: OnceLock::new(),
+            read_ahead: Mutex::default(),
             upload: tokio::sync::Mutex::new(()),
             keeps_files,
         })
@@ -264,6 +280,17 @@ impl Layer {
     /// Remembers the table of the stored object; it must be this layer's, which the caller has checked by name.
     pub fn set_table(&self, table: ObjectTable) -> &ObjectTable {
         self.table.get_or_init(|| table)
+    }
+
+    /// How many frames from `frame` on are worth fetching at once; those after the first are not here.
+    pub fn frames_ahead(&self, frame: FrameNumber) -> usize {
+        let wanted = lock(&self.read_ahead).window(frame);
+        let last = frames_of(self.pages).min(frame.index() + wanted);
+        let absent = |number: &usize| {
+            let frame = FrameNumber::new(*number);
+            !self.is_local(frame) && !self.is_verified(frame)
+        };
+        1 + (frame.index() + 1..last).take_while(absent).count()
     }
 
     /// The right to upload the layer; whoever gets it looks first whether it is stored by now.

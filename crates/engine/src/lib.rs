@@ -18,10 +18,12 @@ pub mod frame;
 pub mod layer_index;
 pub mod manifest;
 pub mod capture;
+pub mod read_ahead;
 pub mod object;
 pub mod layer;
 pub mod cache;
 pub mod store;
+pub mod single_flight;
 pub mod fetch;
 pub mod view;
 pub mod read_plan;
@@ -40,3 +42,7 @@ pub mod tracking;
 pub mod handover;
 pub mod serve;
 pub mod engine;
+
+#[cfg(shuttle)]
+#[path = "../../interleavings/src/steps.rs"]
+pub mod steps;

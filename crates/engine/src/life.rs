@@ -16,6 +16,7 @@ use crate::seal::{SealError, Sealer};
 use crate::snapshot::Snapshot;
 use crate::stop::{Stop, Stopped};
 use crate::store::Store;
+use crate::sync::idle_priority;
 
 /// What background work stands on.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub(crate) struct Life {
 impl Life {
     /// Seals and publishes a new snapshot.
     pub(crate) fn run(&self, captures: Vec<Arc<Capture>>) {
-        if let Err(error) = rekindle_kernel::placement::idle_priority() {
+        if let Err(error) = idle_priority() {
             tracing::warn!(%error, "sealing at normal priority");
         }
         // Stopped means that the engine ends: what is sealed or published by then stays so.
@@ -60,7 +61,7 @@ impl Life {
     }
 
     /// Captured memory becomes a layer, then the layer gets a name; each step is tried until it succeeds.
-    fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
+    pub(crate) fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
         let Background { sealer, stop, .. } = &*self.background;
         let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, stop))?;
         // The layer is on the disk and in the view: from here on only readers hold the capture.

@@ -84,6 +84,9 @@ pub const SEALS_AT_ONCE: u64 = 2;
 /// Bytes of a stored layer that is fetched whole with its table: one request instead of two or more.
 pub const OBJECT_FETCHED_WHOLE_BYTES_MAX: u64 = 1 << 20;
 
+/// Frames fetched in one request on a walk through a layer: 4 MiB of pages.
+pub const READ_AHEAD_FRAMES_MAX: usize = 16;
+
 /// Bytes of one part of an upload: the smallest that every store takes is 5 MiB.
 pub const UPLOAD_PART_BYTES: usize = 8 << 20;
 

@@ -1,11 +1,13 @@
 //! The one thread on which large memory is given back, so that no guest and no request pays for it.
 
 use std::any::Any;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
+
+use crate::sync::mpsc::{Receiver, Sender, channel};
+use crate::sync::thread::{Builder, JoinHandle};
 
 type Discarded = Box<dyn Any + Send>;
 
+#[derive(Debug)]
 enum Message {
     Discard(Discarded),
     Stop,
@@ -26,7 +28,7 @@ impl Reaper {
     /// Starts the thread, at normal priority: a pause may be waiting for the bytes it frees.
     pub fn start() -> std::io::Result<Self> {
         let (sender, receiver) = channel();
-        let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || reap(&receiver))?;
+        let thread = Builder::new().name("reaper".into()).spawn(move || reap(&receiver))?;
         Ok(Self { handle: ReaperHandle(sender), thread: Some(thread) })
     }
 

@@ -129,13 +129,20 @@ impl Sealer {
 
     /// For each volume the layer that the smallest of the parent's were merged into, where there are too many.
     fn merge(&self, parent: &Snapshot, names: &Manifest) -> Result<Vec<Option<Arc<Layer>>>, SealError> {
-        let layers = names.layers().len();
+        let (layers, volumes) = (names.layers().len(), names.volumes().len());
         let tools = (&*self.cache, &self.fetcher, &self.domain);
         parent
             .volumes()
             .iter()
             .zip(names.volumes())
-            .map(|(volume, named)| Ok(merge(&named.map, &volume.view, layers, tools)?))
+            .map(|(volume, named)| match merge(&named.map, &volume.view, layers, tools) {
+                // There is room left: merging can wait for a pause at which the pages can be read.
+                Err(PackError::Merge(error)) if layers + volumes < limits::MANIFEST_LAYERS_MAX => {
+                    tracing::warn!(snapshot = %parent.id(), layers, %error, "layers are not merged now");
+                    Ok(None)
+                }
+                merged => Ok(merged?),
+            })
             .collect()
     }
 

@@ -1,12 +1,17 @@
 //! The primitives through which threads share state; under Shuttle they are Shuttle's, so that it can order them.
+//!
+//! What only counts, and decides nothing, may use the standard library's atomics.
 
 #[cfg(not(shuttle))]
 mod imp {
-    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, atomic, mpsc};
+    pub(crate) use std::thread;
 
     use std::sync::Arc;
 
     use arc_swap::ArcSwap;
+
+    pub(crate) use rekindle_kernel::placement::idle_priority;
 
     /// One immutable value that everybody reads and one writer replaces; reading takes no lock.
     #[derive(Debug)]
@@ -36,9 +41,12 @@ mod imp {
 
 #[cfg(shuttle)]
 mod imp {
-    pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard};
+    pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, atomic, mpsc};
+    pub(crate) use shuttle::thread;
 
     use std::sync::Arc;
+
+    use super::lock;
 
     /// The same cell with every read and replacement visible to Shuttle's scheduler.
     #[derive(Debug)]
@@ -60,17 +68,51 @@ mod imp {
         pub(crate) fn replace(&self, expected: &Arc<T>, next: Arc<T>) -> bool {
             let mut current = lock(&self.0);
             let unchanged = Arc::ptr_eq(&current, expected);
-            if unchanged {
-                *current = next;
-            }
+            let replaced = if unchanged { std::mem::replace(&mut *current, next) } else { next };
+            drop(current);
+            // Dropped without the lock, as the other cell does: it may be the last share of a capture.
+            drop(replaced);
             unchanged
         }
     }
 
-    use super::lock;
+    /// The standard library's, which Shuttle has none of, with a point at which it may switch before each use.
+    #[derive(Debug)]
+    pub(crate) struct OnceLock<T> {
+        value: std::sync::OnceLock<T>,
+        uses: atomic::AtomicU64,
+    }
+
+    impl<T> OnceLock<T> {
+        pub(crate) fn new() -> Self {
+            Self { value: std::sync::OnceLock::new(), uses: atomic::AtomicU64::new(0) }
+        }
+
+        pub(crate) fn get(&self) -> Option<&T> {
+            self.used().get()
+        }
+
+        pub(crate) fn set(&self, value: T) -> Result<(), T> {
+            self.used().set(value)
+        }
+
+        pub(crate) fn get_or_init(&self, value: impl FnOnce() -> T) -> &T {
+            self.used().get_or_init(value)
+        }
+
+        fn used(&self) -> &std::sync::OnceLock<T> {
+            self.uses.fetch_add(1, atomic::Ordering::Relaxed);
+            &self.value
+        }
+    }
+
+    /// Shuttle's threads are no threads of the system's: they have no priority.
+    pub(crate) fn idle_priority() -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
-pub(crate) use imp::{Condvar, Current, Mutex, MutexGuard};
+pub(crate) use imp::{Condvar, Current, Mutex, MutexGuard, OnceLock, atomic, idle_priority, mpsc, thread};
 
 /// Locks; a thread that panicked while it held the lock was a bug, and nothing it guarded can be trusted.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -32,11 +32,13 @@ pub fn run_anywhere() -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
-/// Gives the calling thread only the time that nobody else wants (SCHED_IDLE).
+/// Gives the calling thread only the time that nobody else wants (SCHED_IDLE). Threads it starts are normal ones again:
+/// a pool that grows on its behalf may serve others later.
 pub fn idle_priority() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
+    let policy = libc::SCHED_IDLE | libc::SCHED_RESET_ON_FORK;
     // SAFETY: `parameters` is read only; 0 is the calling thread.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
+use rekindle_kernel::hugepages;
 
 use story::Story;
 use timeline::Timeline;
@@ -23,7 +24,7 @@ pub struct DemoArguments {
     /// Percent of the guest's pages rewritten between the two pauses
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     dirty: u8,
-    /// Pages of guest memory; huge ones must be reserved first: echo 2048 > /proc/sys/vm/nr_hugepages
+    /// Pages of guest memory; huge ones of 2 MiB must be reserved first
     #[arg(long, value_enum, default_value_t = PageSize::Small)]
     pages: PageSize,
     /// How a pause takes the guest's memory: as it is, or by copying what was written
@@ -84,6 +85,20 @@ fn check(arguments: &DemoArguments) -> anyhow::Result<()> {
             ByteSize::b(needed),
             ByteSize::b(free),
             ByteSize::mib((free / 6 / ByteSize::mib(2).as_u64() * 2).max(64)),
+        );
+    }
+    if arguments.pages == PageSize::Huge {
+        check_huge_pages(needed)?;
+    }
+    Ok(())
+}
+
+fn check_huge_pages(needed_bytes: u64) -> anyhow::Result<()> {
+    let (free, needed) = (hugepages::pages_free()?, needed_bytes / ByteSize::mib(2).as_u64());
+    if free < needed {
+        bail!(
+            "--pages huge: {free} huge pages are free, {needed} are needed; reserve them, and give them back after \
+             it, with: echo {needed} | sudo tee /proc/sys/vm/nr_hugepages"
         );
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! The demo's story, told once with a real guest: filled, paused, rewritten, paused again, forked while that pause is
 //! being saved, and at last brought back from nothing but the store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,7 @@ struct Window {
 
 impl<'a> Story<'a> {
     pub(super) fn new(arguments: &'a DemoArguments, timeline: &'a Timeline) -> anyhow::Result<Self> {
+        arguments.store.as_deref().map(check_writable).transpose()?;
         let place = tempfile::tempdir().context("a temporary directory")?;
         let store = arguments.store.clone().unwrap_or_else(|| place.path().join("store"));
         let program = std::env::current_exe().context("finding this program")?;
@@ -256,6 +257,12 @@ impl<'a> Story<'a> {
         self.timeline.say(&format!("sealed and published; the store holds {}", ByteSize::b(total)));
         Ok(())
     }
+}
+
+/// A store that cannot be written would only be noticed when everything waits for it.
+fn check_writable(store: &Path) -> anyhow::Result<()> {
+    let probe = || std::fs::create_dir_all(store).and_then(|()| tempfile::tempfile_in(store));
+    probe().map(drop).with_context(|| format!("--store {}: it cannot be written", store.display()))
 }
 
 /// Resumes, and takes the time to the guest's first step.

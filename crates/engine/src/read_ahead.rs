@@ -1,0 +1,50 @@
+//! How many frames of a layer to fetch at once, learned from the frames asked for so far.
+
+use crate::frame::FrameNumber;
+use crate::limits;
+
+/// Where the fetches of a layer seem to go: ahead frame by frame, or nowhere in particular.
+#[derive(Debug, Default)]
+pub struct ReadAhead {
+    /// The frame after the last window.
+    next: usize,
+    /// Frames of the last window; 0 before there was one.
+    frames: usize,
+}
+
+impl ReadAhead {
+    /// How many frames to fetch from `frame` on: one at first and after a jump, then twice as many each time the
+    /// next one is just ahead.
+    pub fn window(&mut self, frame: FrameNumber) -> usize {
+        let ahead = frame.index().checked_sub(self.next);
+        let goes_on = self.frames > 0 && ahead.is_some_and(|ahead| ahead <= self.frames);
+        self.frames = if goes_on { (self.frames * 2).min(limits::READ_AHEAD_FRAMES_MAX) } else { 1 };
+        self.next = frame.index() + self.frames;
+        self.frames
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    fn windows(frames: &[usize]) -> Vec<usize> {
+        let mut ahead = ReadAhead::default();
+        frames.iter().map(|frame| ahead.window(FrameNumber::new(*frame))).collect()
+    }
+
+    #[test]
+    fn a_walk_soon_fetches_many_frames_at_once() {
+        assert_eq!(windows(&[0, 1, 3, 7, 15, 31]), [1, 2, 4, 8, 16, 16]);
+    }
+
+    #[test]
+    fn a_walk_may_leave_frames_out() {
+        assert_eq!(windows(&[10, 12, 15]), [1, 2, 4]);
+    }
+
+    #[test]
+    fn a_jump_fetches_one_frame() {
+        assert_eq!(windows(&[0, 1, 100, 50, 0]), [1, 2, 1, 1, 1]);
+    }
+}

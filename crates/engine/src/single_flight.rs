@@ -1,0 +1,174 @@
+//! One fetch a frame, however many wait for it: who waits for which frame, and the order in which they are told.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::frame::FrameNumber;
+use crate::identity::LayerId;
+use crate::limits;
+use crate::sync::{Condvar, Mutex, lock};
+
+/// Whoever waits for a frame. Called from a foreign thread, or from the asking one if the frame is there already;
+/// it must not block.
+pub trait FrameWaiter: Send + Sync {
+    /// The frame is verified; it was in memory a moment ago.
+    fn frame_ready(&self, layer: LayerId, frame: FrameNumber);
+
+    /// A try failed, and there will be another while the waiter lives.
+    fn frame_failing(&self, layer: LayerId, frame: FrameNumber, reason: &str);
+}
+
+/// A frame of a layer.
+pub type FrameKey = (LayerId, FrameNumber);
+
+type Waiters = Vec<Weak<dyn FrameWaiter>>;
+
+/// The frames being fetched, each with those who wait for it.
+#[derive(Default)]
+pub struct SingleFlight(Mutex<HashMap<FrameKey, Waiters>>);
+
+impl SingleFlight {
+    /// Adds one who waits. True if nobody fetches the frame yet: then the caller is to run [`Self::fetch`].
+    #[must_use = "the first who waits is to fetch"]
+    pub fn join(&self, key: FrameKey, waiter: Weak<dyn FrameWaiter>) -> bool {
+        let mut awaited = lock(&self.0);
+        let first = !awaited.contains_key(&key);
+        awaited.entry(key).or_default().push(waiter);
+        first
+    }
+
+    /// Takes a frame over that nobody asks for yet, to be fetched beside another. False if somebody fetches it.
+    #[must_use = "who claims is to fetch, or to give the frame back"]
+    pub fn claim(&self, key: FrameKey) -> bool {
+        let mut awaited = lock(&self.0);
+        let free = !awaited.contains_key(&key);
+        if free {
+            awaited.insert(key, Waiters::new());
+        }
+        free
+    }
+
+    /// Gives back a claimed frame that was not fetched. True if somebody has asked for it since: the caller is then to
+    /// run [`Self::fetch`].
+    #[must_use = "who is asked is to fetch"]
+    pub fn give_back(&self, key: FrameKey) -> bool {
+        self.is_awaited(key)
+    }
+
+    /// Tries until the frame is there or nobody waits for it any more, with a longer `pause` after each failure. Those
+    /// who wait are told of every failure, and of the success.
+    pub async fn fetch<A, P, E>(
+        &self,
+        key: FrameKey,
+        attempt: impl Fn() -> A,
+        pause: impl Fn(Duration) -> P,
+    ) where
+        A: Future<Output = Result<(), E>>,
+        P: Future<Output = ()>,
+        E: fmt::Display,
+    {
+        let mut pause_time = limits::FETCH_RETRY_FIRST;
+        loop {
+            match attempt().await {
+                Ok(()) => return self.succeeded(key),
+                Err(error) => {
+                    tracing::warn!(layer = %key.0, frame = %key.1, %error, "a frame could not be fetched");
+                    if !self.failed(key, &error.to_string()) {
+                        return;
+                    }
+                }
+            }
+            pause(pause_time).await;
+            pause_time = (pause_time * 2).min(limits::FETCH_RETRY_LAST);
+            if !self.is_awaited(key) {
+                return;
+            }
+        }
+    }
+
+    /// Frames being fetched now.
+    pub fn under_way(&self) -> usize {
+        lock(&self.0).len()
+    }
+
+    /// Forgets the frame before anybody is told: who asks from then on starts a new fetch, and is not lost.
+    pub fn succeeded(&self, key: FrameKey) {
+        let waiters = lock(&self.0).remove(&key).unwrap_or_default();
+        for waiter in waiters.iter().filter_map(Weak::upgrade) {
+            waiter.frame_ready(key.0, key.1);
+        }
+    }
+
+    /// False if there was nobody to tell.
+    fn failed(&self, key: FrameKey, reason: &str) -> bool {
+        let waiters = self.living(key);
+        for waiter in &waiters {
+            waiter.frame_failing(key.0, key.1, reason);
+        }
+        !waiters.is_empty()
+    }
+
+    fn is_awaited(&self, key: FrameKey) -> bool {
+        !self.living(key).is_empty()
+    }
+
+    /// Those who still wait; the others are forgotten, and the frame with the last of them.
+    fn living(&self, key: FrameKey) -> Vec<Arc<dyn FrameWaiter>> {
+        let mut awaited = lock(&self.0);
+        let Some(waiters) = awaited.get_mut(&key) else { return Vec::new() };
+        let mut living = Vec::with_capacity(waiters.len());
+        waiters.retain(|waiter| {
+            let upgraded = waiter.upgrade();
+            let lives = upgraded.is_some();
+            living.extend(upgraded);
+            lives
+        });
+        if living.is_empty() {
+            awaited.remove(&key);
+        }
+        living
+    }
+}
+
+impl fmt::Debug for SingleFlight {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_set().entries(lock(&self.0).keys()).finish()
+    }
+}
+
+/// One blocking caller's answer.
+#[derive(Debug, Default)]
+pub struct Answer {
+    outcome: Mutex<Option<Result<(), String>>>,
+    answered: Condvar,
+}
+
+impl Answer {
+    /// Waits for the first thing said: success, or why the first try failed.
+    pub fn wait(&self) -> Result<(), String> {
+        let mut outcome = lock(&self.outcome);
+        loop {
+            if let Some(outcome) = outcome.take() {
+                return outcome;
+            }
+            outcome = self.answered.wait(outcome).expect("no thread panics while it holds a lock");
+        }
+    }
+
+    fn set(&self, outcome: Result<(), String>) {
+        *lock(&self.outcome) = Some(outcome);
+        self.answered.notify_all();
+    }
+}
+
+impl FrameWaiter for Answer {
+    fn frame_ready(&self, _: LayerId, _: FrameNumber) {
+        self.set(Ok(()));
+    }
+
+    fn frame_failing(&self, _: LayerId, _: FrameNumber, reason: &str) {
+        self.set(Err(reason.to_owned()));
+    }
+}
