@@ -2,6 +2,7 @@
 //!
 //! `cargo test --release -p rekindle-engine --test serve_speed -- --ignored --nocapture` prints the ratios. They are
 //! not asserted on: they are only worth something on a machine with nothing else to do.
+#![allow(clippy::unwrap_used, reason = "only a test uses this")]
 
 mod support;
 
@@ -28,7 +29,8 @@ const ROUNDS: usize = 31;
 /// Where both sides run.
 struct Place {
     name: &'static str,
-    guest: usize,
+    /// Wherever the scheduler likes, if none.
+    guest: Option<usize>,
     handler: usize,
 }
 
@@ -56,10 +58,9 @@ impl Content {
     }
 
     /// Nanoseconds a page when served by us.
-    fn ours(&self, place: &Place, neighbours: Neighbours, trace: &[usize]) -> f64 {
+    fn ours(&self, place: &Place, placement: Placement, neighbours: Neighbours, trace: &[usize]) -> f64 {
         let (guest, handover) = guest();
-        let options =
-            ServeOptions { tracking: Tracking::Resident, placement: Placement::Cpu(place.handler), neighbours };
+        let options = ServeOptions { tracking: Tracking::Resident, placement, neighbours };
         let fetcher = self.node.engine.fetcher().clone();
         let server = FaultServer::start(Arc::clone(&self.view), handover, fetcher, options).unwrap();
         let cost = touch(&guest, place, trace);
@@ -102,7 +103,7 @@ fn guest() -> (Guest, Handover) {
 }
 
 fn touch(guest: &Guest, place: &Place, trace: &[usize]) -> f64 {
-    placement::run_on(place.guest).unwrap();
+    place.guest.map_or_else(placement::run_anywhere, placement::run_on).unwrap();
     guest.touch(trace[0]);
     let began = Instant::now();
     trace[1..].iter().for_each(|&page| guest.touch(page));
@@ -118,7 +119,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn compare(content: &Content, name: &str, place: &Place, neighbours: Neighbours, trace: &[usize]) {
     let (mut ours, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let (one, other) = (content.ours(place, neighbours, trace), content.bare(place, trace));
+        let placement = Placement::Cpu(place.handler);
+        let (one, other) = (content.ours(place, placement, neighbours, trace), content.bare(place, trace));
         ours.push(one);
         bare.push(other);
         ratios.push(one / other);
@@ -137,11 +139,31 @@ fn a_fault_against_a_bare_loop() {
     let random: Vec<_> = (0..PAGES).map(|step| step * 4099 % PAGES).collect();
     let walk: Vec<_> = (0..PAGES).collect();
     for place in [
-        Place { name: "same core", guest: 0, handler: 0 },
-        Place { name: "other core", guest: 0, handler: 1 },
+        Place { name: "same core", guest: Some(0), handler: 0 },
+        Place { name: "other core", guest: Some(0), handler: 1 },
     ] {
         compare(&content, "single pages", &place, Neighbours::None, &random);
         compare(&content, "random trace with neighbours", &place, Neighbours::Adaptive, &random);
         compare(&content, "walk with neighbours", &place, Neighbours::Adaptive, &walk);
+    }
+}
+
+#[test]
+#[ignore = "measures; run it alone, in release"]
+fn a_handler_that_follows_against_one_that_is_scheduled() {
+    if Guest::start("serve_speed", Kind::Private, PAGES, Features::NONE).is_none() {
+        return;
+    }
+    let content = Content::new();
+    let random: Vec<_> = (0..PAGES).map(|step| step * 4099 % PAGES).collect();
+    for guest in [None, Some(0), Some(1)] {
+        let place = Place { name: "", guest, handler: 0 };
+        let (mut follows, mut anywhere) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            follows.push(content.ours(&place, Placement::FollowFaults, Neighbours::None, &random));
+            anywhere.push(content.ours(&place, Placement::Anywhere, Neighbours::None, &random));
+        }
+        let (follows, anywhere) = (median(follows), median(anywhere));
+        println!("guest on {guest:?}: following {follows:.0} ns a page, scheduled {anywhere:.0} ns");
     }
 }
