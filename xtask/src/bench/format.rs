@@ -36,7 +36,7 @@ pub(crate) fn digits(value: f64) -> String {
 /// A judged value: a plain ratio, or a value in the part's unit.
 pub(crate) fn judged(target: Target, unit: Unit, judged: f64) -> String {
     match target {
-        Target::RatioAtMost(_) | Target::RatioAtLeast(_) | Target::ShownOnly => digits(judged),
+        Target::RatioAtMost(_) | Target::RatioAtLeast(_) => digits(judged),
         Target::OursAtMost(_) | Target::BeyondReferenceAtMost(_) => value(unit, judged),
     }
 }
@@ -54,7 +54,6 @@ pub(crate) fn target(target: Target, unit: Unit) -> String {
         Target::RatioAtLeast(limit) => format!("at least {}x", digits(limit)),
         Target::OursAtMost(limit) => format!("at most {}", value(unit, limit)),
         Target::BeyondReferenceAtMost(limit) => format!("at most {} beyond", value(unit, limit)),
-        Target::ShownOnly => "none".to_owned(),
     }
 }
 

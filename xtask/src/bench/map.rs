@@ -7,8 +7,8 @@ use rekindle_engine::limits;
 use rekindle_engine::page_map::{LayerSlot, PageMap, Place};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::wire::Writer;
+use rekindle_testkit::random::Random;
 
-use super::random::Random;
 use super::row::{Effort, Pairs, Part, Row, Target, Unit, interleave, seconds_each};
 use super::statistics::as_float;
 
@@ -88,28 +88,44 @@ pub(crate) fn fragmented_map(pages: u32, runs: u32, generations: u32) -> PageMap
     for generation in 1..=generations {
         let wanted = u32::try_from(u64::from(runs) * u64::from(generation) / u64::from(generations));
         let wanted = wanted.expect("a share of the runs is no more than all");
-        let mut kept = PageSet::new(pages);
         // A run inside another one makes two more; those that touch each other make up for themselves later.
-        for _ in 0..wanted.saturating_sub(map.runs_count()).div_ceil(2) {
-            let count = 1 + random.below(4);
-            kept.insert_run(GuestPages::new(GuestPage::new(random.below(pages - count)), count));
-        }
+        let kept = random_runs(&mut random, pages, wanted.saturating_sub(map.runs_count()).div_ceil(2));
         let slot = LayerSlot::new(u16::try_from(generation).expect("generations here are fewer than slots"));
         map = map.overlay(&kept, slot, &nothing);
     }
     map
 }
 
+/// The pages of `count` runs of one to four pages; some of them touch each other.
+pub(crate) fn random_runs(random: &mut Random, pages: u32, count: u32) -> PageSet {
+    let mut set = PageSet::new(pages);
+    for _ in 0..count {
+        let length = 1 + random.below(4);
+        set.insert_run(GuestPages::new(GuestPage::new(random.below(pages - length)), length));
+    }
+    set
+}
+
+/// The pages of `count` runs of one to four pages, none of which touches another: one in every eight pages.
+pub(crate) fn separate_runs(random: &mut Random, pages: u32, count: u32) -> PageSet {
+    let mut set = PageSet::new(pages);
+    for stretch in 0..count {
+        let start = 8 * stretch + random.below(4);
+        set.insert_run(GuestPages::new(GuestPage::new(start), 1 + random.below(4)));
+    }
+    set
+}
+
 /// Where a page of the reference's array is.
 #[derive(Clone, Copy)]
-struct ArrayRun {
+pub(crate) struct ArrayRun {
     start: u32,
     page: u32,
     slot: u16,
 }
 
 /// The reference: every run of `map` in one sorted array, zero pages in the slot after all others.
-fn sorted_runs(map: &PageMap) -> Vec<ArrayRun> {
+pub(crate) fn sorted_runs(map: &PageMap) -> Vec<ArrayRun> {
     map.runs()
         .map(|(run, place)| match place {
             Place::Zero => ArrayRun { start: run.start().number(), page: 0, slot: u16::MAX },
@@ -118,6 +134,30 @@ fn sorted_runs(map: &PageMap) -> Vec<ArrayRun> {
             }
         })
         .collect()
+}
+
+/// The reference's way to put pages on top of a map: a new array of all its runs, with those of `kept` in between.
+pub(crate) fn merge_runs(runs: &[ArrayRun], kept: &PageSet) -> Vec<ArrayRun> {
+    let mut merged = Vec::with_capacity(runs.len());
+    let mut below = runs.iter().copied().peekable();
+    let mut page = 0;
+    for run in kept.runs() {
+        let mut covering = None;
+        while let Some(older) = below.next_if(|older| older.start < run.end().number()) {
+            if older.start < run.start().number() {
+                merged.push(older);
+            }
+            covering = Some(older);
+        }
+        merged.push(ArrayRun { start: run.start().number(), page, slot: u16::MAX - 1 });
+        page += run.count();
+        if let Some(older) = covering {
+            let start = run.end().number();
+            merged.push(ArrayRun { start, page: older.page + (start - older.start), slot: older.slot });
+        }
+    }
+    merged.extend(below);
+    merged
 }
 
 fn measure_lookup(effort: Effort) -> anyhow::Result<Vec<Part>> {

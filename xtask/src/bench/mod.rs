@@ -3,11 +3,13 @@
 mod faults;
 mod format;
 mod map;
+mod node;
 mod page;
+mod pausing;
 mod plot;
-mod random;
 mod reading;
 mod report;
+mod resuming;
 mod row;
 mod served;
 mod statistics;
@@ -22,7 +24,9 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 9] = [
+const ROWS: [&Row; 13] = [
+    &resuming::OVERLAP,
+    &pausing::READABLE,
     &map::LOOKUP,
     &map::RAM,
     &map::WIRE,
@@ -32,6 +36,8 @@ const ROWS: [&Row; 9] = [
     &faults::BARE,
     &faults::THROUGHPUT,
     &faults::BULK,
+    &pausing::HELD,
+    &pausing::ANSWER,
 ];
 
 /// What to measure and where to put it.

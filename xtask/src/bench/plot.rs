@@ -1,10 +1,9 @@
 //! One row as an SVG picture: every judged sample, the median's interval, and the target.
 
-use std::fmt::Write;
-
 use super::format;
 use super::report::{PartReport, RowReport};
 use super::row::Target;
+use super::statistics::as_float;
 
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 240.0;
@@ -21,7 +20,7 @@ pub(crate) fn svg(row: &RowReport) -> String {
     let axis = Axis::over(row);
     let lanes: String =
         row.parts.iter().enumerate().map(|(lane, part)| draw_lane(&axis, lane, part)).collect();
-    let height = TOP + LANE * super::statistics::as_float(row.parts.len()) + BOTTOM;
+    let height = TOP + LANE * as_float(row.parts.len()) + BOTTOM;
     let ticks = draw_ticks(&axis, row, height);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" \
@@ -45,7 +44,7 @@ impl Axis {
     /// An axis that holds every judged sample and target of `row`.
     fn over(row: &RowReport) -> Self {
         let samples = row.parts.iter().flat_map(|part| part.part.judged());
-        let targets = row.parts.iter().filter_map(|part| limit(part.part.target));
+        let targets = row.parts.iter().map(|part| limit(part.part.target));
         let (low, high) = samples
             .chain(targets)
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
@@ -75,80 +74,48 @@ impl Axis {
     }
 }
 
-fn limit(target: Target) -> Option<f64> {
+fn limit(target: Target) -> f64 {
     match target {
         Target::RatioAtMost(limit)
         | Target::RatioAtLeast(limit)
         | Target::OursAtMost(limit)
-        | Target::BeyondReferenceAtMost(limit) => Some(limit),
-        Target::ShownOnly => None,
+        | Target::BeyondReferenceAtMost(limit) => limit,
     }
 }
 
 fn draw_lane(axis: &Axis, lane: usize, part: &PartReport) -> String {
-    let middle = TOP + LANE * (super::statistics::as_float(lane) + 0.5);
-    let mut drawn = format!(
-        "<text x=\"12\" y=\"{:.1}\" fill=\"#222222\">{}</text>\n",
+    let middle = TOP + LANE * (as_float(lane) + 0.5);
+    let label = part.part.label.replace('&', "&amp;").replace('<', "&lt;");
+    let samples = part.part.judged().into_iter().enumerate().map(|(index, sample)| {
+        let spread = 8.0 * (as_float(index % 5) / 2.0 - 1.0);
+        let (x, y) = (axis.place(sample), middle + spread);
+        format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.2\" fill=\"#3b6ea5\" fill-opacity=\"0.45\"/>\n")
+    });
+    let [low, median, high, target] =
+        [part.judged.low, part.judged.median, part.judged.high, limit(part.part.target)]
+            .map(|value| axis.place(value));
+    let (above, below, far_above, far_below) = (middle - 11.0, middle + 11.0, middle - 19.0, middle + 19.0);
+    format!(
+        "<text x=\"12\" y=\"{:.1}\" fill=\"#222222\">{label}</text>\n{}\
+         <path d=\"M{low:.1} {middle:.1}H{high:.1}\" stroke=\"#12355b\" stroke-width=\"4\"/>\n\
+         <path d=\"M{median:.1} {above:.1}V{below:.1}\" stroke=\"#12355b\" stroke-width=\"3\"/>\n\
+         <path d=\"M{target:.1} {far_above:.1}V{far_below:.1}\" stroke=\"#b5472f\" stroke-width=\"2\" \
+         stroke-dasharray=\"5 3\"/>\n",
         middle + 4.0,
-        part.part.label.replace('&', "&amp;").replace('<', "&lt;"),
-    );
-    for (index, sample) in part.part.judged().into_iter().enumerate() {
-        let spread = 8.0 * (super::statistics::as_float(index % 5) / 2.0 - 1.0);
-        write_to(
-            &mut drawn,
-            format_args!(
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.2\" fill=\"#3b6ea5\" fill-opacity=\"0.45\"/>\n",
-                axis.place(sample),
-                middle + spread,
-            ),
-        );
-    }
-    let [low, median, high] =
-        [part.judged.low, part.judged.median, part.judged.high].map(|value| axis.place(value));
-    write_to(
-        &mut drawn,
-        format_args!(
-            "<line x1=\"{low:.1}\" x2=\"{high:.1}\" y1=\"{middle:.1}\" y2=\"{middle:.1}\" stroke=\"#12355b\" \
-         stroke-width=\"4\"/>\n<line x1=\"{median:.1}\" x2=\"{median:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" \
-         stroke=\"#12355b\" stroke-width=\"3\"/>\n",
-            middle - 11.0,
-            middle + 11.0,
-        ),
-    );
-    if let Some(target) = limit(part.part.target).map(|value| axis.place(value)) {
-        write_to(
-            &mut drawn,
-            format_args!(
-                "<line x1=\"{target:.1}\" x2=\"{target:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"#b5472f\" \
-             stroke-width=\"2\" stroke-dasharray=\"5 3\"/>\n",
-                middle - 19.0,
-                middle + 19.0,
-            ),
-        );
-    }
-    drawn
+        samples.collect::<String>(),
+    )
 }
 
 fn draw_ticks(axis: &Axis, row: &RowReport, height: f64) -> String {
     let Some(first) = row.parts.first() else { return String::new() };
-    let mut drawn = String::new();
-    for share in [0.0, 0.25, 0.5, 0.75, 1.0] {
+    let tick = |share| {
         let value = axis.value_at(share);
-        let place = axis.place(value);
-        write_to(
-            &mut drawn,
-            format_args!(
-                "<line x1=\"{place:.1}\" x2=\"{place:.1}\" y1=\"{TOP}\" y2=\"{:.1}\" stroke=\"#dddddd\"/>\n\
-             <text x=\"{place:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#666666\">{}</text>\n",
-                height - BOTTOM,
-                height - 12.0,
-                format::judged(first.part.target, first.part.unit, value),
-            ),
-        );
-    }
-    drawn
-}
-
-fn write_to(text: &mut String, pieces: std::fmt::Arguments<'_>) {
-    text.write_fmt(pieces).expect("writing to a string succeeds");
+        let (x, bottom, text_at) = (axis.place(value), height - BOTTOM, height - 12.0);
+        let text = format::judged(first.part.target, first.part.unit, value);
+        format!(
+            "<path d=\"M{x:.1} {TOP}V{bottom:.1}\" stroke=\"#dddddd\"/>\n\
+             <text x=\"{x:.1}\" y=\"{text_at:.1}\" text-anchor=\"middle\" fill=\"#666666\">{text}</text>\n"
+        )
+    };
+    [0.0, 0.25, 0.5, 0.75, 1.0].into_iter().map(tick).collect()
 }

@@ -14,8 +14,8 @@ use rekindle_engine::page_set::PageSet;
 use rekindle_engine::store::Store;
 use rekindle_engine::view::{LiveView, View};
 use rekindle_kernel::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES, placement};
+use rekindle_testkit::random::Random;
 
-use super::random::Random;
 use super::row::{Effort, Pairs, Part, Row, Target, Unit, interleave, seconds_each};
 use super::statistics::as_float;
 use super::volume::Volumes;

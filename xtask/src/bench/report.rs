@@ -69,7 +69,7 @@ impl RowReport {
     /// What `row` found, given its parts.
     pub(crate) fn new(row: &Row, parts: Vec<Part>) -> Self {
         let parts: Vec<PartReport> = parts.into_iter().map(PartReport::new).collect();
-        let verdict = parts.iter().map(|part| part.verdict).max().unwrap_or(Verdict::Shown);
+        let verdict = parts.iter().map(|part| part.verdict).max().unwrap_or(Verdict::Met);
         let Row { name, what, ours, reference, .. } = *row;
         Self { name, what, ours, reference, verdict, parts }
     }

@@ -25,9 +25,14 @@ pub(crate) struct Effort {
 }
 
 impl Effort {
-    /// Pairs of a latency row: at least 30, so that the median's interval means something.
+    /// Pairs of a row: at least 30, so that the median's interval means something.
     pub(crate) fn pairs(self) -> u32 {
-        self.choose(40, 6)
+        self.choose(60, 6)
+    }
+
+    /// Pairs of a row in which each takes seconds.
+    pub(crate) fn heavy_pairs(self) -> u32 {
+        self.choose(30, 2)
     }
 
     /// `full`, or `quick` where the run is a quick one.
@@ -75,8 +80,6 @@ pub(crate) enum Target {
     OursAtMost(f64),
     /// Ours less the reference, in the part's unit.
     BeyondReferenceAtMost(f64),
-    /// Shown, held against nothing.
-    ShownOnly,
 }
 
 impl Part {
@@ -84,7 +87,7 @@ impl Part {
     pub(crate) fn judged(&self) -> Vec<f64> {
         let both = self.pairs.ours.iter().zip(&self.pairs.reference);
         match self.target {
-            Target::RatioAtMost(_) | Target::RatioAtLeast(_) | Target::ShownOnly => {
+            Target::RatioAtMost(_) | Target::RatioAtLeast(_) => {
                 both.map(|(ours, reference)| ours / reference).collect()
             }
             Target::BeyondReferenceAtMost(_) => both.map(|(ours, reference)| ours - reference).collect(),
@@ -100,7 +103,6 @@ impl Part {
                 low <= limit
             }
             Target::RatioAtLeast(limit) => high >= limit,
-            Target::ShownOnly => return Verdict::Shown,
         };
         if met { Verdict::Met } else { Verdict::NotMet }
     }
@@ -110,7 +112,6 @@ impl Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
-    Shown,
     Met,
     NotMet,
 }
@@ -119,7 +120,6 @@ impl Verdict {
     /// How tables say it.
     pub(crate) fn words(self) -> &'static str {
         match self {
-            Self::Shown => "shown",
             Self::Met => "met",
             Self::NotMet => "not met",
         }

@@ -16,9 +16,8 @@ use rekindle_engine::page_set::PageSet;
 use rekindle_engine::reaper::Reaper;
 use rekindle_engine::view::{LiveView, View};
 use rekindle_kernel::{Memfd, PAGE_BYTES, PageKind, WritableMapping};
+use rekindle_testkit::random::Random;
 use tempfile::TempDir;
-
-use super::random::Random;
 
 /// Where captures and layers are made.
 pub(crate) struct Volumes {
@@ -82,9 +81,6 @@ impl Volumes {
 pub(crate) fn random_memfd(pages: u32, seed: u64) -> anyhow::Result<Memfd> {
     let mut memory = WritableMapping::create("bench-volume", usize_of(pages) * PAGE_BYTES, PageKind::Small)
         .context("memory for a volume")?;
-    let mut random = Random::new(seed);
-    for word in memory.as_mut_slice().chunks_exact_mut(size_of::<u64>()) {
-        word.copy_from_slice(&random.next().to_le_bytes());
-    }
+    Random::new(seed).fill(memory.as_mut_slice());
     Ok(memory.into_memfd())
 }

@@ -41,14 +41,12 @@ const DEFINING: [&str; 11] =
 
 pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
     for source in &workspace.sources {
-        let stem =
-            source.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        if let Some(word) = forbidden_word(&stem) {
+        // `build.rs` beside a crate's `src` is Cargo's name for it.
+        let stem = source.path.file_stem().unwrap_or_default().to_string_lossy();
+        if let Some(word) = forbidden_word(&stem).filter(|_| !source.path.ends_with("build.rs")) {
             findings.push(finding(source, 0, &stem, word));
         }
-        if source.is_in("crates") || source.is_in("xtask") {
-            look(source, findings);
-        }
+        look(source, findings);
     }
 }
 

@@ -1,0 +1,105 @@
+//! One node in this process: an engine with a store of its own, and process guests on it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rekindle::guest::history::{Rewrite, Share};
+use rekindle::sandbox::{Paused, Sandbox, SandboxShape};
+use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::store::Store;
+use rekindle_testkit::hooks::{Held, Point, TestHooks};
+use tempfile::TempDir;
+
+/// How long anything in the background may take.
+const BACKGROUND_LIMIT: Duration = Duration::from_secs(300);
+/// Pages a guest touches in its first step.
+const STEP_PAGES: u32 = 64;
+
+/// An engine, and where it and its store keep their files.
+pub(crate) struct Node {
+    pub(crate) engine: Engine,
+    hooks: Arc<TestHooks>,
+    pub(crate) store_directory: PathBuf,
+    _directory: TempDir,
+}
+
+impl Node {
+    /// A node that knows nothing.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir().context("a directory for a node")?;
+        let store_directory = directory.path().join("store");
+        let hooks = Arc::<TestHooks>::default();
+        let mut options =
+            EngineOptions::new(directory.path().join("cache"), Store::directory(&store_directory)?);
+        options.hooks = hooks.clone();
+        Ok(Self { engine: Engine::start(options)?, hooks, store_directory, _directory: directory })
+    }
+
+    /// The published snapshot of a guest of `memory_bytes`, all of it filled.
+    pub(crate) fn filled(&self, memory_bytes: u64) -> anyhow::Result<Arc<Snapshot>> {
+        let mut sandbox = Sandbox::start(shape(memory_bytes)?)?;
+        sandbox.guest.control.fill(1)?;
+        let Paused { snapshot, ending, .. } = sandbox.pause(&self.engine).map_err(|not| not.error)?;
+        drop(ending);
+        wait_published(&snapshot)?;
+        Ok(snapshot)
+    }
+
+    /// Resumes `parent`, lets the guest write `share` of its pages, and pauses it.
+    pub(crate) fn changed(&self, parent: &Arc<Snapshot>, share: Share) -> anyhow::Result<Paused> {
+        let memory_bytes = u64::from(parent.memory().pages()) * 4096;
+        let mut sandbox = Sandbox::resume(&self.engine, parent, shape(memory_bytes)?)?;
+        sandbox.guest.control.rewrite(Rewrite { share, zero_percent: 10, same_percent: 10 })?;
+        sandbox.pause(&self.engine).map_err(|not| not.error)
+    }
+
+    /// Seconds from asking for a resume of `snapshot` to the end of its guest's first step.
+    pub(crate) fn first_step(&self, snapshot: &Arc<Snapshot>) -> anyhow::Result<f64> {
+        let memory_bytes = u64::from(snapshot.memory().pages()) * 4096;
+        let shape = shape(memory_bytes)?;
+        let asked = Instant::now();
+        let mut sandbox = Sandbox::resume(&self.engine, snapshot, shape)?;
+        let ticked = sandbox.guest.control.tick(STEP_PAGES)?;
+        let seconds = asked.elapsed().as_secs_f64();
+        ensure!(ticked.verified.mismatches == 0, "the guest found wrong pages in its first step");
+        Ok(seconds)
+    }
+
+    /// Holds every seal just before it compares.
+    pub(crate) fn hold_seals(&self) -> Held {
+        self.hooks.hold(Point::Compare)
+    }
+
+    /// Waits until the seal of `snapshot` stands where it is held.
+    pub(crate) fn wait_held(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        let held = self.hooks.wait_standing(Point::Compare, snapshot.id(), BACKGROUND_LIMIT);
+        ensure!(held, "the seal of {} did not begin", snapshot.id());
+        Ok(())
+    }
+
+    /// Waits until nothing is done for `snapshot` any more, then forgets it.
+    pub(crate) fn forget(&self, snapshot: &Arc<Snapshot>) -> anyhow::Result<()> {
+        wait_published(snapshot)?;
+        self.engine.delete(snapshot);
+        Ok(())
+    }
+}
+
+/// Waits until `snapshot` is in the store.
+pub(crate) fn wait_published(snapshot: &Snapshot) -> anyhow::Result<()> {
+    let published = snapshot.wait_state(SnapshotState::Published, BACKGROUND_LIMIT);
+    let status = snapshot.status();
+    ensure!(published, "{} was not published: {}", snapshot.id(), status.failure.unwrap_or_default());
+    Ok(())
+}
+
+fn shape(memory_bytes: u64) -> anyhow::Result<SandboxShape> {
+    Ok(SandboxShape::new(
+        std::env::current_exe().context("this very program, to be run as a guest")?,
+        memory_bytes,
+    ))
+}

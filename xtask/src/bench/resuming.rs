@@ -1,0 +1,96 @@
+//! The row on resuming a snapshot that is being saved.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::ensure;
+use rekindle::guest::history::Share;
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_kernel::placement;
+
+use super::node::Node;
+use super::row::{Effort, Part, Row, Target, Unit, interleave};
+
+const MIB: u64 = 1 << 20;
+
+pub(crate) const OVERLAP: Row = Row {
+    name: "overlap-resume",
+    what: "From asking for a resume to the end of the guest's first step, of a snapshot whose every page was written.",
+    ours: "the resume begins when comparing has begun, and ends before the seal has",
+    reference: "the same resume with the seal held back; first with nothing else running at all, then with threads of \
+                idle priority that keep the cores from halting, as the seal's do (waking a halted core costs more than \
+                a fault)",
+    fast: false,
+    measure: measure_overlap,
+};
+
+/// What else runs while a guest is resumed.
+#[derive(Clone, Copy)]
+enum Beside {
+    /// The snapshot's seal.
+    Seal,
+    /// Nothing.
+    Nothing,
+    /// Threads of idle priority that do nothing.
+    Spinning,
+}
+
+fn measure_overlap(effort: Effort) -> anyhow::Result<Vec<Part>> {
+    let node = Node::new()?;
+    let mut parts = Vec::new();
+    let kinds = [(256, Beside::Nothing), (256, Beside::Spinning), (1024, Beside::Nothing)];
+    for (memory_mib, reference) in kinds.into_iter().take(effort.choose(3, 2)) {
+        let base = node.filled(memory_mib * MIB)?;
+        let resume = |beside| seconds_to_first_step(&node, &base, beside);
+        let pairs = interleave(effort.heavy_pairs(), || resume(Beside::Seal), || resume(reference))?;
+        let against = match reference {
+            Beside::Seal | Beside::Nothing => "alone",
+            Beside::Spinning => "cores awake",
+        };
+        let label = format!("{memory_mib} MiB, against {against}");
+        parts.push(Part { label, unit: Unit::Seconds, pairs, target: Target::RatioAtMost(1.1) });
+        node.forget(&base)?;
+    }
+    Ok(parts)
+}
+
+/// Seconds to the first step on a snapshot just paused.
+fn seconds_to_first_step(node: &Node, base: &Arc<Snapshot>, beside: Beside) -> anyhow::Result<f64> {
+    let held = node.hold_seals();
+    let paused = node.changed(base, Share { seed: 2, percent: 100, run_pages: 8 })?;
+    drop(paused.ending);
+    node.wait_held(&paused.snapshot)?;
+    let step = || node.first_step(&paused.snapshot);
+    let (seconds, held) = match beside {
+        Beside::Seal => {
+            drop(held);
+            (step()?, None)
+        }
+        Beside::Nothing => (step()?, Some(held)),
+        Beside::Spinning => (while_spinning(step)?, Some(held)),
+    };
+    let is_sealed = paused.snapshot.manifest_now().is_some();
+    drop(held);
+    ensure!(!is_sealed, "the seal was over before the guest's first step: nothing overlapped");
+    node.forget(&paused.snapshot)?;
+    Ok(seconds)
+}
+
+/// Does `work` while every core has a thread of idle priority to run.
+fn while_spinning<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                if placement::idle_priority().is_ok() {
+                    while !over.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+        }
+        let done = work();
+        over.store(true, Ordering::Relaxed);
+        done
+    })
+}
