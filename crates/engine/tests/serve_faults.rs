@@ -15,12 +15,12 @@ use support::{Guest, Kind, LIMIT, Node, counted, options, pages_of, serve, serve
 const PAGES: usize = 2048;
 
 fn word_of(page: usize) -> u64 {
-    0x5eed_0000 + u64::try_from(page).unwrap()
+    0x5eed_0000 + u64::try_from(page).expect("a page number")
 }
 
 /// A volume with runs of zero pages and runs of others.
 fn sparse(page: usize) -> Option<u64> {
-    (page / 5 % 3 != 0).then(|| word_of(page))
+    (!(page / 5).is_multiple_of(3)).then(|| word_of(page))
 }
 
 fn verify(guest: &Guest, word: impl Fn(usize) -> Option<u64>) {

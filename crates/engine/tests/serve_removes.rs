@@ -12,7 +12,7 @@ use support::{Kind, LIMIT, Node, serve, stalled};
 const PAGES: usize = 2048;
 
 fn word_of(page: usize) -> u64 {
-    0x5eed_0000 + u64::try_from(page).unwrap()
+    0x5eed_0000 + u64::try_from(page).expect("a page number")
 }
 
 fn page(number: usize) -> GuestPage {
@@ -47,7 +47,7 @@ fn case_37_a_page_given_back_reads_zero_and_never_the_snapshot_again() {
 #[test]
 fn case_53_the_next_pause_has_what_was_written_and_what_was_given_back() {
     let node = Node::start();
-    let snapshot = node.snapshot(PAGES, |page| (page % 3 != 0).then(|| word_of(page)));
+    let snapshot = node.snapshot(PAGES, |page| (!page.is_multiple_of(3)).then(|| word_of(page)));
     for kind in [Kind::Private, Kind::Shared] {
         for tracking in [Tracking::Scan, Tracking::Events] {
             let Some((guest, server)) = serve("case_53", kind, tracking, &node.engine, &snapshot) else {
