@@ -1,26 +1,25 @@
 //! This node's disk: a directory of layer files, with one handle per layer however many ask for it.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use rekindle_kernel::PAGE_BYTES;
 
 use crate::geometry::u64_of;
+use crate::handles::{Found, HandleRight, Handles};
 use crate::identity::{Domain, LayerId};
 use crate::layer::{Layer, LayerFile, LocalFrames};
 use crate::layer_index::LayerIndex;
 use crate::manifest::{LayerName, StoredLayer};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Mutex, lock};
 
 /// The directory and the handles that are alive.
 #[derive(Debug)]
 pub struct Cache {
     directory: PathBuf,
-    alive: Mutex<HashMap<LayerId, Weak<Layer>>>,
+    handles: Arc<Handles<Layer>>,
     keeps_files: Arc<AtomicBool>,
 }
 
@@ -42,7 +41,7 @@ impl Cache {
                 std::fs::remove_file(path)?;
             }
         }
-        Ok(Self { directory: directory.to_owned(), alive: Mutex::default(), keeps_files: Arc::default() })
+        Ok(Self { directory: directory.to_owned(), handles: Arc::default(), keeps_files: Arc::default() })
     }
 
     /// A new file to pack a layer into.
@@ -61,44 +60,43 @@ impl Cache {
             return Ok(layer);
         }
         pack.file.sync_all()?;
+        let right = match self.handles.find(id) {
+            Found::Alive(layer) => {
+                layer.set_index(index);
+                return Ok(layer);
+            }
+            Found::Free(right) => right,
+        };
         let path = self.path_of(id);
         std::fs::rename(&pack.path, &path)?;
         pack.finished = true;
         File::open(&self.directory)?.sync_all()?;
         let file = pack.file.try_clone()?;
-        Ok(self.register(Layer::packed(self.place(path, file), domain.clone(), index)?))
+        let layer = Layer::packed(self.place(path, file, right), domain.clone(), index)?;
+        Ok(self.handles.made(id, layer))
     }
 
     /// A handle for a layer that is in the store, over a local file that fills as frames are fetched.
     pub fn open_stored(&self, name: &LayerName, stored: &StoredLayer) -> io::Result<Arc<Layer>> {
-        if let Some(layer) = self.handle(name.id) {
-            layer.set_stored_at(stored.clone());
-            return Ok(layer);
-        }
+        let right = match self.handles.find(name.id) {
+            Found::Alive(layer) => {
+                layer.set_stored_at(stored.clone());
+                return Ok(layer);
+            }
+            Found::Free(right) => right,
+        };
         let path = self.path_of(name.id);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let bytes = u64::from(name.pages) * u64_of(PAGE_BYTES);
         let local = if file.metadata()?.len() == bytes { LocalFrames::Perhaps } else { LocalFrames::None };
         file.set_len(bytes)?;
-        let layer = Layer::stored(name, self.place(path, file), local, stored.clone())?;
-        Ok(self.register(layer))
+        let layer = Layer::stored(name, self.place(path, file, right), local, stored.clone())?;
+        Ok(self.handles.made(name.id, layer))
     }
 
     /// The handle of a layer if one is alive.
     pub fn handle(&self, id: LayerId) -> Option<Arc<Layer>> {
-        lock(&self.alive).get(&id).and_then(Weak::upgrade)
-    }
-
-    /// Keeps the first of two handles made at the same time.
-    fn register(&self, layer: Layer) -> Arc<Layer> {
-        let mut alive = lock(&self.alive);
-        if let Some(first) = alive.get(&layer.id()).and_then(Weak::upgrade) {
-            return first;
-        }
-        alive.retain(|_, handle| handle.strong_count() > 0);
-        let layer = Arc::new(layer);
-        alive.insert(layer.id(), Arc::downgrade(&layer));
-        layer
+        self.handles.alive(id)
     }
 
     /// From now on files outlive their handles: the node ends, its snapshots do not.
@@ -106,8 +104,8 @@ impl Cache {
         self.keeps_files.store(true, Ordering::Release);
     }
 
-    fn place(&self, path: PathBuf, file: File) -> LayerFile {
-        LayerFile { path, file, keeps_files: Arc::clone(&self.keeps_files) }
+    fn place(&self, path: PathBuf, file: File, right: HandleRight<Layer>) -> LayerFile {
+        LayerFile { path, file, right, keeps_files: Arc::clone(&self.keeps_files) }
     }
 
     fn path_of(&self, id: LayerId) -> PathBuf {

@@ -20,6 +20,7 @@ use crate::lifecycle::SnapshotEvent;
 use crate::limits;
 use crate::open::{OpenError, open};
 use crate::pause::{CommitError, PauseError, PausePermit, PauseRules, PausedGuest};
+use crate::publish::Requests;
 use crate::read_plan::{ReadError, ReadPlan};
 use crate::reaper::Reaper;
 use crate::seal::Sealer;
@@ -93,8 +94,8 @@ impl Engine {
         let cache = Arc::new(Cache::open(&cache_directory)?);
         let fetcher = Fetcher::new(runtime.handle().clone(), store.clone());
         let sealer = Sealer::new(Arc::clone(&cache), fetcher.clone(), domain.clone(), compare_workers, hooks);
-        let background =
-            Background { sealer, store, runtime: runtime.handle().clone(), stop: Stop::default() };
+        let requests = Requests { store, runtime: runtime.handle().clone(), stop: Stop::default() };
+        let background = Background { sealer, requests };
         let rules = PauseRules {
             budget: Budget::new(options.capture_bytes_max),
             unsealed_max: options.unsealed_max,
@@ -142,7 +143,7 @@ impl Engine {
         if let Some(known) = self.snapshot(id) {
             return Ok(known);
         }
-        let opened = open(id, &self.background.store, &self.cache, &self.domain);
+        let opened = open(id, &self.background.requests.store, &self.cache, &self.domain);
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
         Ok(Arc::clone(lock(&self.known).entry(id).or_insert(snapshot)))
     }
@@ -178,7 +179,7 @@ impl Engine {
 
     /// What was moved to and from the store.
     pub fn traffic(&self) -> Traffic {
-        self.background.store.traffic()
+        self.background.requests.store.traffic()
     }
 
     fn spawn_life(&self, snapshot: &Arc<Snapshot>, work: impl FnOnce(&Life) + Send + 'static) {
@@ -195,7 +196,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.background.stop.say();
+        self.background.requests.stop.say();
         self.cache.keep_files();
         for life in std::mem::take(&mut *lock(&self.lives)) {
             life.join().expect("background work does not panic");

@@ -10,14 +10,15 @@ use rekindle_kernel::{Mapping, PAGE_BYTES};
 
 use crate::frame::{FRAME_PAGES, FrameNumber, frame_bytes, frame_of, frames_of};
 use crate::geometry::{LayerPage, u64_of, usize_of};
+use crate::handles::HandleRight;
 use crate::identity::{Domain, FrameDigest, LayerId};
 use crate::layer_index::LayerIndex;
 use crate::manifest::{LayerName, StoredLayer};
 use crate::object::ObjectTable;
 use crate::ranked_set::RankedSet;
 use crate::read_ahead::ReadAhead;
-use crate::sync::{Mutex, OnceLock, lock};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, OnceLock, lock};
 
 /// One layer in live handles.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct Layer {
     upload: tokio::sync::Mutex<()>,
     /// Set when the node ends: then files outlive their handles.
     keeps_files: Arc<AtomicBool>,
+    /// Dropped after the file is removed.
+    _right: HandleRight<Self>,
 }
 
 /// The local file under a layer.
@@ -49,6 +52,8 @@ pub struct LayerFile {
     pub path: PathBuf,
     /// The file itself, open for reading and writing.
     pub file: File,
+    /// The right to it.
+    pub right: HandleRight<Layer>,
     /// Whether it outlives the layer's last handle; it does once this is set.
     pub keeps_files: Arc<AtomicBool>,
 }
@@ -94,7 +99,12 @@ impl Layer {
     }
 
     /// A stored layer over a local file; `local` says whether that is new or may hold some of the frames already.
-    pub fn stored(name: &LayerName, place: LayerFile, local: LocalFrames, stored: StoredLayer) -> io::Result<Self> {
+    pub fn stored(
+        name: &LayerName,
+        place: LayerFile,
+        local: LocalFrames,
+        stored: StoredLayer,
+    ) -> io::Result<Self> {
         let layer = Self::over_file(name.id, name.domain.clone(), name.pages, place)?;
         match local {
             LocalFrames::None => {}
@@ -105,7 +115,7 @@ impl Layer {
     }
 
     fn over_file(id: LayerId, domain: Domain, pages: u32, place: LayerFile) -> io::Result<Self> {
-        let LayerFile { path, file, keeps_files } = place;
+        let LayerFile { path, file, right, keeps_files } = place;
         let mapping = Mapping::of_file(&file, usize_of(pages) * PAGE_BYTES)?;
         let frames = frames_of(pages);
         Ok(Self {
@@ -123,6 +133,7 @@ impl Layer {
             read_ahead: Mutex::default(),
             upload: tokio::sync::Mutex::new(()),
             keeps_files,
+            _right: right,
         })
     }
 

@@ -4,27 +4,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-
 use crate::capture::Capture;
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
 use crate::manifest::Manifest;
-use crate::publish::publish;
+use crate::publish::{PublishError, Requests, publish};
 use crate::seal::{SealError, Sealer};
 use crate::snapshot::Snapshot;
-use crate::stop::{Stop, Stopped};
-use crate::store::Store;
+use crate::stop::Stopped;
 use crate::sync::idle_priority;
 
 /// What background work stands on.
 #[derive(Debug)]
 pub(crate) struct Background {
     pub(crate) sealer: Sealer,
-    pub(crate) store: Store,
-    pub(crate) runtime: Handle,
-    pub(crate) stop: Stop,
+    pub(crate) requests: Requests,
 }
 
 /// One snapshot's way from its capture on.
@@ -56,13 +51,13 @@ impl Life {
                 SnapshotWork::PublishAgain | SnapshotWork::SealAgain => self.wait(&mut pause)?,
                 SnapshotWork::RemoveFromStore => return self.remove_from_store(),
             }
-            work = self.publish();
+            work = self.publish()?;
         }
     }
 
     /// Captured memory becomes a layer, then the layer gets a name; each step is tried until it succeeds.
     pub(crate) fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
-        let Background { sealer, stop, .. } = &*self.background;
+        let Background { sealer, requests: Requests { stop, .. } } = &*self.background;
         let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, stop))?;
         // The layer is on the disk and in the view: from here on only readers hold the capture.
         drop(captures);
@@ -85,14 +80,14 @@ impl Life {
         }
     }
 
-    fn publish(&self) -> SnapshotWork {
+    fn publish(&self) -> Result<SnapshotWork, Stopped> {
         let (manifest, layers) = self.names();
-        let Background { store, runtime, .. } = &*self.background;
-        match publish(&manifest, &layers, store, runtime) {
-            Ok(()) => self.snapshot.record(SnapshotEvent::PublishSucceeded),
+        match publish(&manifest, &layers, &self.background.requests) {
+            Ok(()) => Ok(self.snapshot.record(SnapshotEvent::PublishSucceeded)),
+            Err(PublishError::Stopped(stopped)) => Err(stopped),
             Err(error) => {
                 tracing::warn!(snapshot = %self.snapshot.id(), %error, "publishing failed, it will be tried again");
-                self.snapshot.record_failure(SnapshotEvent::PublishFailed, error.to_string())
+                Ok(self.snapshot.record_failure(SnapshotEvent::PublishFailed, error.to_string()))
             }
         }
     }
@@ -104,8 +99,8 @@ impl Life {
 
     fn remove_from_store(&self) -> Result<(), Stopped> {
         let mut pause = limits::WORK_RETRY_FIRST;
-        let Background { store, runtime, .. } = &*self.background;
-        while let Err(error) = runtime.block_on(store.delete_manifest(self.snapshot.id())) {
+        let requests = &self.background.requests;
+        while let Err(error) = requests.wait(requests.store.delete_manifest(self.snapshot.id()))? {
             tracing::warn!(snapshot = %self.snapshot.id(), %error, "deleting failed, it will be tried again");
             self.wait(&mut pause)?;
         }
@@ -113,7 +108,7 @@ impl Life {
     }
 
     fn wait(&self, pause: &mut Duration) -> Result<(), Stopped> {
-        self.background.stop.wait(*pause)?;
+        self.background.requests.stop.wait(*pause)?;
         *pause = (*pause * 2).min(limits::WORK_RETRY_LAST);
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::identity::SnapshotId;
 use crate::layer::{Layer, LayerError};
 use crate::manifest::{Manifest, ObjectName, Publication, StoredLayer};
 use crate::object::{ObjectTable, encode_frame};
+use crate::stop::{Stop, Stopped};
 use crate::store::{LayerUpload, Store, StoreError};
 
 /// Why a snapshot was not published; what was uploaded so far stays and is not uploaded again.
@@ -25,54 +26,65 @@ pub enum PublishError {
     /// A frame could not be compressed.
     #[error("compressing a frame: {0}")]
     Encode(#[from] std::io::Error),
+    /// The engine ends; the next one finds the snapshot unpublished.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// The store, and how requests to it are made from a thread that may wait.
+#[derive(Debug)]
+pub struct Requests {
+    /// The store.
+    pub store: Store,
+    /// Where requests run.
+    pub runtime: Handle,
+    /// What ends the wait for an answer.
+    pub stop: Stop,
+}
+
+impl Requests {
+    /// Waits for a request's answer, unless the engine ends.
+    pub fn wait<T>(&self, request: impl Future<Output = T>) -> Result<T, Stopped> {
+        self.runtime.block_on(self.stop.unless_said(request))
+    }
 }
 
 /// Publishes `manifest`, whose layers are `layers` in its order. Encoding runs on the calling thread, which is to be
-/// one of idle priority; requests run on `runtime`.
-pub fn publish(
-    manifest: &Manifest,
-    layers: &[Arc<Layer>],
-    store: &Store,
-    runtime: &Handle,
-) -> Result<(), PublishError> {
+/// one of idle priority.
+pub fn publish(manifest: &Manifest, layers: &[Arc<Layer>], requests: &Requests) -> Result<(), PublishError> {
     let stored = layers
         .iter()
-        .map(|layer| stored_layer(layer, manifest.snapshot(), store, runtime))
+        .map(|layer| stored_layer(layer, manifest.snapshot(), requests))
         .collect::<Result<Vec<_>, _>>()?;
     let publication = Publication::new(manifest.clone(), stored);
-    Ok(runtime.block_on(store.put_manifest(manifest.snapshot(), Bytes::from(publication.encode())))?)
+    let bytes = Bytes::from(publication.encode());
+    Ok(requests.wait(requests.store.put_manifest(manifest.snapshot(), bytes))??)
 }
 
 fn stored_layer(
     layer: &Layer,
     publisher: SnapshotId,
-    store: &Store,
-    runtime: &Handle,
+    requests: &Requests,
 ) -> Result<StoredLayer, PublishError> {
-    let turn = runtime.block_on(layer.upload_turn());
+    let turn = requests.wait(layer.upload_turn())?;
     let stored = match layer.stored_at() {
         Some(stored) => stored.clone(),
-        None => layer.set_stored_at(upload(layer, publisher, store, runtime)?).clone(),
+        None => layer.set_stored_at(upload(layer, publisher, requests)?).clone(),
     };
     drop(turn);
     Ok(stored)
 }
 
-fn upload(
-    layer: &Layer,
-    publisher: SnapshotId,
-    store: &Store,
-    runtime: &Handle,
-) -> Result<StoredLayer, PublishError> {
+fn upload(layer: &Layer, publisher: SnapshotId, requests: &Requests) -> Result<StoredLayer, PublishError> {
     let object = ObjectName::new(publisher);
-    let mut upload = runtime.block_on(store.begin_layer(layer.id(), &object))?;
-    match write_object(layer, &mut upload, runtime) {
+    let mut upload = requests.wait(requests.store.begin_layer(layer.id(), &object))??;
+    match write_object(layer, &mut upload, requests) {
         Ok((table_digest, table_bytes, object_bytes)) => {
-            runtime.block_on(upload.finish())?;
+            requests.wait(upload.finish())??;
             Ok(StoredLayer { object, table_digest, table_bytes, object_bytes })
         }
         Err(error) => {
-            runtime.block_on(upload.abort());
+            requests.wait(upload.abort())?;
             Err(error)
         }
     }
@@ -81,19 +93,19 @@ fn upload(
 fn write_object(
     layer: &Layer,
     upload: &mut LayerUpload,
-    runtime: &Handle,
+    requests: &Requests,
 ) -> Result<([u8; 32], u64, u64), PublishError> {
     let index = layer.index().expect("a layer that is not stored was packed here, with its index").clone();
     let mut lengths = Vec::with_capacity(index.frames());
     for number in 0..index.frames() {
         let encoded = encode_frame(&layer.read_frame(FrameNumber::new(number))?)?;
         lengths.push(u64_of(encoded.len()));
-        runtime.block_on(upload.write(Bytes::from(encoded)))?;
+        requests.wait(upload.write(Bytes::from(encoded)))??;
     }
     let table = ObjectTable::new(index, &lengths);
     let bytes = table.encode();
     let digest = *blake3::hash(&bytes).as_bytes();
     let (table_bytes, frames_bytes) = (u64_of(bytes.len()), table.frames_bytes());
-    runtime.block_on(upload.write(Bytes::from(bytes)))?;
+    requests.wait(upload.write(Bytes::from(bytes)))??;
     Ok((digest, table_bytes, frames_bytes + table_bytes))
 }

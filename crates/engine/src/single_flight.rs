@@ -59,12 +59,8 @@ impl SingleFlight {
 
     /// Tries until the frame is there or nobody waits for it any more, with a longer `pause` after each failure. Those
     /// who wait are told of every failure, and of the success.
-    pub async fn fetch<A, P, E>(
-        &self,
-        key: FrameKey,
-        attempt: impl Fn() -> A,
-        pause: impl Fn(Duration) -> P,
-    ) where
+    pub async fn fetch<A, P, E>(&self, key: FrameKey, attempt: impl Fn() -> A, pause: impl Fn(Duration) -> P)
+    where
         A: Future<Output = Result<(), E>>,
         P: Future<Output = ()>,
         E: fmt::Display,

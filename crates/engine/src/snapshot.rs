@@ -205,7 +205,6 @@ impl Snapshot {
         let work = self.record_with(SnapshotEvent::SealSucceeded, |progress| {
             progress.manifest = Some(manifest);
             progress.status.seal_time = Some(seal_time);
-            progress.status.failure = None;
             parent = progress.parent.take();
         });
         // Dropped without the lock: a deleted parent's layers may go with it.
@@ -222,6 +221,9 @@ impl Snapshot {
         let (state, work) =
             progress.status.state.after(event).expect("an event is recorded only where the table has it");
         progress.status.state = state;
+        if matches!(event, SnapshotEvent::SealSucceeded | SnapshotEvent::PublishSucceeded) {
+            progress.status.failure = None;
+        }
         change(&mut progress);
         drop(progress);
         self.changed.notify_all();

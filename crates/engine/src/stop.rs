@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::limits;
 use crate::sync::{Condvar, Mutex, lock};
 
 /// Said once, heard by everybody. Clones are the same word.
@@ -30,6 +31,18 @@ impl Stop {
     /// Whether it was said.
     pub fn is_said(&self) -> bool {
         *lock(&self.0.said)
+    }
+
+    /// Does `work` unless the word is said before it is done, which is the error; what of it was begun is dropped.
+    pub async fn unless_said<T>(&self, work: impl Future<Output = T>) -> Result<T, Stopped> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match tokio::time::timeout(limits::STOP_HEARD_WITHIN, &mut work).await {
+                Ok(done) => return Ok(done),
+                Err(_) if self.is_said() => return Err(Stopped),
+                Err(_) => {}
+            }
+        }
     }
 
     /// Waits for `pause`, or less if the word is said, which is the error.

@@ -1,0 +1,74 @@
+//! One handle a layer: whoever asks for a layer gets the handle that lives, or the right to make the only one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use crate::identity::LayerId;
+use crate::sync::{Condvar, Mutex, lock};
+
+/// The handles that live, by name.
+#[derive(Debug)]
+pub struct Handles<T> {
+    /// A name is here from when the right to it is given until that is dropped.
+    taken: Mutex<HashMap<LayerId, Weak<T>>>,
+    freed_or_made: Condvar,
+}
+
+/// What there is of a layer.
+#[derive(Debug)]
+pub enum Found<T> {
+    /// Its handle.
+    Alive(Arc<T>),
+    /// Nothing, and the asking one may make the handle.
+    Free(HandleRight<T>),
+}
+
+/// The right to be the handle of a layer, and to do with its file as one likes: the next one is given when this is
+/// dropped, after the file is removed.
+#[derive(Debug)]
+pub struct HandleRight<T> {
+    id: LayerId,
+    handles: Arc<Handles<T>>,
+}
+
+impl<T> Default for Handles<T> {
+    fn default() -> Self {
+        Self { taken: Mutex::default(), freed_or_made: Condvar::new() }
+    }
+}
+
+impl<T> Handles<T> {
+    /// The handle of a layer if it lives.
+    pub fn alive(&self, id: LayerId) -> Option<Arc<T>> {
+        lock(&self.taken).get(&id).and_then(Weak::upgrade)
+    }
+
+    /// The handle of a layer, or the right to make it; waits while another is being made, or goes.
+    pub fn find(self: &Arc<Self>, id: LayerId) -> Found<T> {
+        let mut taken = lock(&self.taken);
+        while let Some(handle) = taken.get(&id) {
+            if let Some(handle) = handle.upgrade() {
+                return Found::Alive(handle);
+            }
+            taken = self.freed_or_made.wait(taken).expect("no thread panics while it holds a lock");
+        }
+        taken.insert(id, Weak::new());
+        Found::Free(HandleRight { id, handles: Arc::clone(self) })
+    }
+
+    /// Makes a handle, which holds the right to its name, the one that is found.
+    pub fn made(&self, id: LayerId, handle: T) -> Arc<T> {
+        let handle = Arc::new(handle);
+        lock(&self.taken).insert(id, Arc::downgrade(&handle));
+        self.freed_or_made.notify_all();
+        handle
+    }
+}
+
+impl<T> Drop for HandleRight<T> {
+    fn drop(&mut self) {
+        let gone = lock(&self.handles.taken).remove(&self.id);
+        self.handles.freed_or_made.notify_all();
+        drop(gone);
+    }
+}
