@@ -16,7 +16,7 @@ fn word_of(page: usize) -> u64 {
 }
 
 fn page(number: usize) -> GuestPage {
-    GuestPage::new(u32::try_from(number).unwrap())
+    GuestPage::new(u32::try_from(number).expect("a page number"))
 }
 
 #[test]
