@@ -5,4 +5,3 @@ pub mod vmm;
 pub mod copied_memory;
 pub mod sandbox;
 pub mod commands;
-pub mod cli;

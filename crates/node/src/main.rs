@@ -1,14 +1,21 @@
-//! The program `rekindle`.
+//! The program `rekindle`: where each word of its command line leads.
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use rekindle::commands::{Cli, Command, demo};
+use rekindle::guest;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+/// The exit status is 0, 1 where a check failed, or 2 for an error.
 fn main() -> ExitCode {
     log_to_stderr();
-    rekindle::cli::Cli::parse().run().unwrap_or_else(|error| {
+    let done = match Cli::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Guest(arguments) => guest::run_with(&arguments).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
         eprintln!("rekindle: {error:#}");
         ExitCode::from(2)
     })

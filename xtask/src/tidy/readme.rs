@@ -55,7 +55,7 @@ fn check_command(root: &Path, line: &str) -> Result<(), String> {
 
 /// The command line of the program `rekindle`.
 fn program() -> clap::Command {
-    rekindle::cli::Cli::command()
+    rekindle::commands::Cli::command()
 }
 
 fn accepts(command: clap::Command, arguments: &[&str]) -> Result<(), String> {

@@ -1,67 +1,42 @@
-//! `rekindle demo`: the whole story with a real guest process, every page checked.
+//! `rekindle demo`: the whole story, told once with a real guest: filled, paused, rewritten, paused again, forked while
+//! that pause is being saved, and at last brought back from nothing but the store. Every page is checked.
 
+pub mod arguments;
 pub mod report;
-mod story;
 mod timeline;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
-use clap::{Args, ValueEnum};
-use rekindle_kernel::hugepages;
+use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::store::Store;
+use tempfile::TempDir;
 
-use story::Story;
+use crate::guest::arguments::MemoryKind;
+use crate::guest::history::{Rewrite, Share};
+use crate::sandbox::{Paused, Sandbox, SandboxShape};
+use arguments::{CaptureKind, DemoArguments, PageSize};
+use report::{
+    ColdResume, FirstProgress, OverlapResume, Pause, Publish, Report, Seal, Verified, WindowPause, seconds,
+};
 use timeline::Timeline;
 
-/// What the demo is to show.
-#[derive(Args, Clone, Debug)]
-pub struct DemoArguments {
-    /// Guest memory, from 64MiB on, a multiple of 2MiB
-    #[arg(long, default_value = "1GiB")]
-    memory: ByteSize,
-    /// Percent of the guest's pages rewritten between the two pauses
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
-    dirty: u8,
-    /// Pages of guest memory; huge ones of 2 MiB must be reserved first
-    #[arg(long, value_enum, default_value_t = PageSize::Small)]
-    pages: PageSize,
-    /// How a pause takes the guest's memory: as it is, or by copying what was written
-    #[arg(long, value_enum, default_value_t = CaptureKind::Adopt)]
-    capture: CaptureKind,
-    /// Make each resume wait until its snapshot is saved, for comparison
-    #[arg(long)]
-    no_early_serve: bool,
-    /// Directory of the object store; a temporary one unless given
-    #[arg(long)]
-    store: Option<PathBuf>,
-    /// Print one JSON object and nothing else
-    #[arg(long)]
-    json: bool,
-}
+/// Pages that a guest looks at in one step of progress.
+const STEP_PAGES: u32 = 64;
 
-/// Pages of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum PageSize {
-    /// 4 KiB
-    Small,
-    /// 2 MiB
-    Huge,
-}
-
-/// How a pause takes the guest's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum CaptureKind {
-    /// The guest's memory is a memfd, which is kept as it is
-    Adopt,
-    /// The guest's memory is its own; written pages are copied
-    Copy,
-}
+/// How long saving may take before the demo gives up.
+const SAVED_LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs the demo. Status 1 means that a page was wrong.
 pub fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
-    check(arguments)?;
+    arguments.check()?;
     let timeline = Timeline::new(arguments.json);
     let report = Story::new(arguments, &timeline)?.tell()?;
     if arguments.json {
@@ -72,41 +47,290 @@ pub fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(report.verified.mismatches > 0)))
 }
 
-fn check(arguments: &DemoArguments) -> anyhow::Result<()> {
-    let bytes = arguments.memory.as_u64();
-    if bytes < ByteSize::mib(64).as_u64() || bytes % ByteSize::mib(2).as_u64() != 0 {
-        bail!("--memory {}: at least 64MiB, and a multiple of 2MiB", arguments.memory);
-    }
-    let (free, needed) = (available_memory()?, bytes.saturating_mul(5));
-    if free < needed {
-        bail!(
-            "--memory {}: up to five guests' memory is held at once, {}, but {} is available; try --memory {}",
-            arguments.memory,
-            ByteSize::b(needed),
-            ByteSize::b(free),
-            ByteSize::mib((free / 6 / ByteSize::mib(2).as_u64() * 2).max(64)),
-        );
-    }
-    if arguments.pages == PageSize::Huge {
-        check_huge_pages(needed)?;
-    }
-    Ok(())
+/// The stage: an engine, what guests are made of, and what was seen so far.
+struct Story<'a> {
+    timeline: &'a Timeline,
+    arguments: &'a DemoArguments,
+    shape: SandboxShape,
+    place: TempDir,
+    store: PathBuf,
+    verified: Verified,
 }
 
-fn check_huge_pages(needed_bytes: u64) -> anyhow::Result<()> {
-    let (free, needed) = (hugepages::pages_free()?, needed_bytes / ByteSize::mib(2).as_u64());
-    if free < needed {
-        bail!(
-            "--pages huge: {free} huge pages are free, {needed} are needed; reserve them, and give them back after \
-             it, with: echo {needed} | sudo tee /proc/sys/vm/nr_hugepages"
-        );
-    }
-    Ok(())
+/// What the forks in the window did.
+struct Window {
+    overlap_seconds: f64,
+    waiting_seconds: f64,
+    seal_was_running: bool,
+    pages_from_capture: u64,
+    pause: WindowPause,
+    last: Arc<Snapshot>,
 }
 
-fn available_memory() -> anyhow::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: Option<u64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
-    Ok(kib.context("/proc/meminfo has no MemAvailable")? * 1024)
+impl<'a> Story<'a> {
+    fn new(arguments: &'a DemoArguments, timeline: &'a Timeline) -> anyhow::Result<Self> {
+        arguments.store.as_deref().map(check_writable).transpose()?;
+        let place = tempfile::tempdir().context("a temporary directory")?;
+        let store = arguments.store.clone().unwrap_or_else(|| place.path().join("store"));
+        let program = std::env::current_exe().context("finding this program")?;
+        let mut shape = SandboxShape::new(program, arguments.memory.as_u64());
+        shape.kind = match (arguments.capture, arguments.pages) {
+            (CaptureKind::Adopt, PageSize::Small) => MemoryKind::Shared,
+            (CaptureKind::Adopt, PageSize::Huge) => MemoryKind::Huge,
+            (CaptureKind::Copy, PageSize::Small) => MemoryKind::Private,
+            (CaptureKind::Copy, PageSize::Huge) => MemoryKind::PrivateHuge,
+        };
+        Ok(Self { timeline, arguments, shape, place, store, verified: Verified::default() })
+    }
+
+    fn tell(mut self) -> anyhow::Result<Report> {
+        let engine = self.engine("node")?;
+        let base = self.first_pause(&engine)?;
+        let changed = self.changed_pause(&engine, &base)?;
+        let (pause, snapshot) = (pause_of(&changed), Arc::clone(&changed.snapshot));
+        let window = self.window(&engine, &snapshot)?;
+        drop(changed);
+        self.wait_published(&engine, &[&base, &snapshot, &window.last])?;
+        let control_seconds = self.control(&engine, &snapshot)?;
+        let stored_bytes = engine.traffic().stored_bytes;
+        let seal = seal_of(&snapshot)?;
+        let last = window.last.id();
+        drop((base, snapshot, window.last, engine));
+        let cold_resume = self.cold(last)?;
+        Ok(Report {
+            memory_bytes: self.shape.memory_bytes,
+            pause,
+            overlap_resume: OverlapResume {
+                first_progress_seconds: window.overlap_seconds,
+                control_first_progress_seconds: control_seconds,
+                ratio: window.overlap_seconds / control_seconds,
+                pages_from_capture: window.pages_from_capture,
+                seal_was_running: window.seal_was_running,
+            },
+            waiting_resume: FirstProgress { first_progress_seconds: window.waiting_seconds },
+            window_pause: window.pause,
+            seal,
+            publish: Publish { stored_bytes },
+            cold_resume,
+            verified: self.verified,
+        })
+    }
+
+    fn engine(&self, name: &str) -> anyhow::Result<Engine> {
+        let store = Store::directory(&self.store)
+            .with_context(|| format!("opening the store in {}", self.store.display()))?;
+        let options = EngineOptions::new(self.place.path().join(name), store);
+        Engine::start(options).context("starting the engine")
+    }
+
+    /// A guest on empty memory fills it and is paused; its snapshot is saved.
+    fn first_pause(&mut self, engine: &Engine) -> anyhow::Result<Arc<Snapshot>> {
+        let mut sandbox = Sandbox::start(self.shape.clone())?;
+        let process = &sandbox.guest.process;
+        let resident = || process.resident_bytes().unwrap_or(0);
+        let control = &mut sandbox.guest.control;
+        let fill = || control.fill(1);
+        let written = self.timeline.during("filling memory", self.shape.memory_bytes, resident, fill)?;
+        self.timeline.say(&format!("a guest filled {} of memory", pages_as_bytes(written.pages())));
+        let paused = sandbox.pause(engine)?;
+        self.timeline.say(&format!("it was paused in {}", seconds(paused.answer_time.as_secs_f64())));
+        self.wait_published(engine, &[&paused.snapshot])?;
+        Ok(paused.snapshot)
+    }
+
+    /// The guest comes back, rewrites a share of its memory and is paused again.
+    fn changed_pause(&mut self, engine: &Engine, base: &Arc<Snapshot>) -> anyhow::Result<Paused> {
+        let (mut sandbox, took) = self.resume(engine, base)?;
+        self.timeline.say(&format!("resumed, first step after {}", seconds(took)));
+        let share = Share { seed: 2, percent: self.arguments.dirty, run_pages: 8 };
+        let written = sandbox.guest.control.rewrite(Rewrite { share, zero_percent: 10, same_percent: 10 })?;
+        self.timeline.say(&format!("it rewrote {} of it", pages_as_bytes(written.pages())));
+        let paused = sandbox.pause(engine)?;
+        self.timeline
+            .say(&format!("it was paused in {}; the seal begins", seconds(paused.answer_time.as_secs_f64())));
+        Ok(paused)
+    }
+
+    /// Two forks while the seal runs, a third that waits for it; one fork is paused and resumed again.
+    fn window(&mut self, engine: &Engine, snapshot: &Arc<Snapshot>) -> anyhow::Result<Window> {
+        let (shape, early) = (self.shape.clone(), !self.arguments.no_early_serve);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| first_step(engine, snapshot, shape, false));
+            let (first, overlap_seconds) = self.resume(engine, snapshot)?;
+            let seal_was_running = snapshot.manifest_now().is_none();
+            let (second, _) = self.resume(engine, snapshot)?;
+            self.timeline.say(&format!(
+                "forked twice while it was {}: first step after {}",
+                if seal_was_running { "being sealed" } else { "sealed already" },
+                seconds(overlap_seconds)
+            ));
+            let (pause, last, from_second) = self.fork_again(engine, snapshot, second)?;
+            let from_first = self.verify_and_write_on(first, "first fork")?;
+            let waited = waiting.join().map_err(|_| anyhow::anyhow!("the waiting resume panicked"))?;
+            let (waiter, waiting_seconds) = waited?;
+            drop(waiter);
+            let what = if early { "a resume that waits for the seal" } else { "the third fork" };
+            self.timeline.say(&format!("{what}: first step after {}", seconds(waiting_seconds)));
+            Ok(Window {
+                overlap_seconds,
+                waiting_seconds,
+                seal_was_running,
+                pages_from_capture: from_first + from_second,
+                pause,
+                last,
+            })
+        })
+    }
+
+    /// The second fork writes, is paused, resumed, and verifies everything.
+    fn fork_again(
+        &mut self,
+        engine: &Engine,
+        parent: &Arc<Snapshot>,
+        mut fork: Sandbox,
+    ) -> anyhow::Result<(WindowPause, Arc<Snapshot>, u64)> {
+        fork.guest.control.rewrite(small_rewrite(3))?;
+        let from_capture = pages_from_capture(&fork);
+        let paused = fork.pause(engine)?;
+        let parent_was_unsealed = parent.manifest_now().is_none();
+        let answer_seconds = paused.answer_time.as_secs_f64();
+        self.timeline.say(&format!(
+            "the second fork wrote on and was paused in {}{}",
+            seconds(answer_seconds),
+            if parent_was_unsealed { ", its parent still unsealed" } else { "" }
+        ));
+        let (resumed, _) = self.resume(engine, &paused.snapshot)?;
+        let more = self.verify_and_write_on(resumed, "second fork, resumed once more")?;
+        let pause = WindowPause { answer_seconds, parent_was_unsealed };
+        Ok((pause, paused.snapshot, from_capture + more))
+    }
+
+    /// Verifies every page, writes some, verifies again; the pages it was given from captures.
+    fn verify_and_write_on(&mut self, mut sandbox: Sandbox, who: &str) -> anyhow::Result<u64> {
+        self.verify(&mut sandbox, who)?;
+        sandbox.guest.control.rewrite(small_rewrite(4))?;
+        self.verify(&mut sandbox, who)?;
+        Ok(pages_from_capture(&sandbox))
+    }
+
+    fn verify(&mut self, sandbox: &mut Sandbox, who: &str) -> anyhow::Result<()> {
+        let total = self.shape.memory_bytes;
+        let (control, installed) = sandbox.control_and_progress();
+        let verify = || control.verify();
+        let verified = self.timeline.during(&format!("{who}: verifying"), total, installed, verify)?;
+        self.verified.pages += u64::from(verified.pages);
+        self.verified.mismatches += u64::from(verified.mismatches);
+        self.timeline.say(&format!(
+            "{who}: {} pages verified, {} wrong, in {}",
+            verified.pages,
+            verified.mismatches,
+            seconds(Duration::from_nanos(verified.nanoseconds).as_secs_f64())
+        ));
+        Ok(())
+    }
+
+    /// The same resume once more, with nothing else running.
+    fn control(&self, engine: &Engine, snapshot: &Arc<Snapshot>) -> anyhow::Result<f64> {
+        let (sandbox, took) = self.resume(engine, snapshot)?;
+        drop(sandbox);
+        self.timeline.say(&format!("the same resume with nothing else running: {}", seconds(took)));
+        Ok(took)
+    }
+
+    /// A new engine, with nothing but the store.
+    fn cold(&mut self, id: SnapshotId) -> anyhow::Result<ColdResume> {
+        let engine = self.engine("another-node")?;
+        let asked = Instant::now();
+        let snapshot = engine.open(id)?;
+        let (mut sandbox, _) = self.resume(&engine, &snapshot)?;
+        let first_progress_seconds = asked.elapsed().as_secs_f64();
+        self.timeline.say(&format!(
+            "everything local forgotten; resumed from the store, first step after {}",
+            seconds(first_progress_seconds)
+        ));
+        self.verify(&mut sandbox, "cold guest")?;
+        drop(sandbox);
+        let traffic = engine.traffic();
+        Ok(ColdResume {
+            first_progress_seconds,
+            fetched_bytes: traffic.fetched_bytes,
+            fetches: traffic.fetches,
+        })
+    }
+
+    fn resume(&self, engine: &Engine, snapshot: &Arc<Snapshot>) -> anyhow::Result<(Sandbox, f64)> {
+        first_step(engine, snapshot, self.shape.clone(), !self.arguments.no_early_serve)
+    }
+
+    fn wait_published(&self, engine: &Engine, snapshots: &[&Arc<Snapshot>]) -> anyhow::Result<()> {
+        let before = engine.traffic().stored_bytes;
+        let stored = || engine.traffic().stored_bytes - before;
+        let published =
+            || snapshots.iter().find(|snapshot| !snapshot.wait_state(SnapshotState::Published, SAVED_LIMIT));
+        if let Some(late) = self.timeline.during("saving", self.shape.memory_bytes, stored, published) {
+            let why = late.status().failure.unwrap_or_else(|| "it is still being saved".into());
+            bail!("snapshot {} was not published within {SAVED_LIMIT:?}: {why}", late.id());
+        }
+        let total = engine.traffic().stored_bytes;
+        self.timeline.say(&format!("sealed and published; the store holds {}", ByteSize::b(total)));
+        Ok(())
+    }
+}
+
+/// A store that cannot be written would only be noticed when everything waits for it.
+fn check_writable(store: &Path) -> anyhow::Result<()> {
+    let probe = || std::fs::create_dir_all(store).and_then(|()| tempfile::tempfile_in(store));
+    probe().map(drop).with_context(|| format!("--store {}: it cannot be written", store.display()))
+}
+
+/// Resumes, and takes the time to the guest's first step.
+fn first_step(
+    engine: &Engine,
+    snapshot: &Arc<Snapshot>,
+    shape: SandboxShape,
+    early: bool,
+) -> anyhow::Result<(Sandbox, f64)> {
+    let asked = Instant::now();
+    if !early {
+        snapshot.wait_manifest(SAVED_LIMIT).context("waiting for the seal, as asked")?;
+    }
+    let mut sandbox = Sandbox::resume(engine, snapshot, shape)?;
+    let ticked = sandbox.guest.control.tick(STEP_PAGES)?;
+    let took = asked.elapsed().as_secs_f64();
+    if ticked.verified.mismatches > 0 {
+        bail!("the guest's first step found {} wrong pages", ticked.verified.mismatches);
+    }
+    Ok((sandbox, took))
+}
+
+fn small_rewrite(seed: u64) -> Rewrite {
+    Rewrite { share: Share { seed, percent: 5, run_pages: 4 }, zero_percent: 10, same_percent: 0 }
+}
+
+fn pages_from_capture(sandbox: &Sandbox) -> u64 {
+    sandbox.server().map_or(0, |server| server.stats().pages_from_capture)
+}
+
+fn pause_of(paused: &Paused) -> Pause {
+    Pause {
+        answer_seconds: paused.answer_time.as_secs_f64(),
+        frozen_seconds: paused.frozen_time.as_secs_f64(),
+    }
+}
+
+fn seal_of(snapshot: &Snapshot) -> anyhow::Result<Seal> {
+    let status = snapshot.status();
+    let classes = status.classes.context("a published snapshot was compared")?;
+    let time = status.seal_time.context("a published snapshot was sealed")?;
+    Ok(Seal {
+        seconds: time.as_secs_f64(),
+        dirty_pages: classes.dirty,
+        zero_pages: classes.zero,
+        equal_pages: classes.equal,
+        kept_pages: classes.kept,
+    })
+}
+
+fn pages_as_bytes(pages: u32) -> ByteSize {
+    ByteSize::kib(u64::from(pages) * 4)
 }

@@ -1,0 +1,94 @@
+//! What the demo can be told, and what it needs of the machine for it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use rekindle_kernel::hugepages;
+
+/// What the demo is to show.
+#[derive(Args, Clone, Debug)]
+pub struct DemoArguments {
+    /// Guest memory, from 64MiB on, a multiple of 2MiB
+    #[arg(long, default_value = "1GiB")]
+    pub memory: ByteSize,
+    /// Percent of the guest's pages rewritten between the two pauses
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub dirty: u8,
+    /// Pages of guest memory; huge ones of 2 MiB must be reserved first
+    #[arg(long, value_enum, default_value_t = PageSize::Small)]
+    pub pages: PageSize,
+    /// How a pause takes the guest's memory: as it is, or by copying what was written
+    #[arg(long, value_enum, default_value_t = CaptureKind::Adopt)]
+    pub capture: CaptureKind,
+    /// Make each resume wait until its snapshot is saved, for comparison
+    #[arg(long)]
+    pub no_early_serve: bool,
+    /// Directory of the object store; a temporary one unless given
+    #[arg(long)]
+    pub store: Option<PathBuf>,
+    /// Print one JSON object and nothing else
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Pages of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PageSize {
+    /// 4 KiB
+    Small,
+    /// 2 MiB
+    Huge,
+}
+
+/// How a pause takes the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CaptureKind {
+    /// The guest's memory is a memfd, which is kept as it is
+    Adopt,
+    /// The guest's memory is its own; written pages are copied
+    Copy,
+}
+
+impl DemoArguments {
+    /// Whether this machine has what such a demo needs; the error says what to ask for instead.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let bytes = self.memory.as_u64();
+        if bytes < ByteSize::mib(64).as_u64() || !bytes.is_multiple_of(ByteSize::mib(2).as_u64()) {
+            bail!("--memory {}: at least 64MiB, and a multiple of 2MiB", self.memory);
+        }
+        let (free, needed) = (available_memory()?, bytes.saturating_mul(5));
+        if free < needed {
+            bail!(
+                "--memory {}: up to five guests' memory is held at once, {}, but {} is available; try --memory {}",
+                self.memory,
+                ByteSize::b(needed),
+                ByteSize::b(free),
+                ByteSize::mib((free / 6 / ByteSize::mib(2).as_u64() * 2).max(64)),
+            );
+        }
+        if self.pages == PageSize::Huge {
+            check_huge_pages(needed)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_huge_pages(needed_bytes: u64) -> anyhow::Result<()> {
+    let (free, needed) = (hugepages::pages_free()?, needed_bytes / ByteSize::mib(2).as_u64());
+    if free < needed {
+        bail!(
+            "--pages huge: {free} huge pages are free, {needed} are needed; reserve them, and give them back after \
+             it, with: echo {needed} | sudo tee /proc/sys/vm/nr_hugepages"
+        );
+    }
+    Ok(())
+}
+
+fn available_memory() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: Option<u64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+    Ok(kib.context("/proc/meminfo has no MemAvailable")? * 1024)
+}
