@@ -26,6 +26,7 @@ pub struct Store {
 struct Counters {
     fetches: AtomicU64,
     fetched_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
     stored_bytes: AtomicU64,
 }
 
@@ -36,6 +37,8 @@ pub struct Traffic {
     pub fetches: u64,
     /// Bytes those returned.
     pub fetched_bytes: u64,
+    /// Bytes given to uploads, those included that are under way or failed.
+    pub sent_bytes: u64,
     /// Bytes of objects written completely.
     pub stored_bytes: u64,
 }
@@ -94,6 +97,7 @@ impl Store {
         Traffic {
             fetches: self.traffic.fetches.load(Ordering::Relaxed),
             fetched_bytes: self.traffic.fetched_bytes.load(Ordering::Relaxed),
+            sent_bytes: self.traffic.sent_bytes.load(Ordering::Relaxed),
             stored_bytes: self.traffic.stored_bytes.load(Ordering::Relaxed),
         }
     }
@@ -102,6 +106,7 @@ impl Store {
     pub async fn put_manifest(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
         let path = manifest_path(snapshot);
         let length = u64_of(bytes.len());
+        self.traffic.sent_bytes.fetch_add(length, Ordering::Relaxed);
         self.objects
             .put(&path, PutPayload::from_bytes(bytes))
             .await
@@ -187,6 +192,7 @@ impl LayerUpload {
             .await
             .map_err(|source| StoreError::from_store(&self.path, source))?;
         self.bytes += u64_of(bytes.len());
+        self.traffic.sent_bytes.fetch_add(u64_of(bytes.len()), Ordering::Relaxed);
         self.parts.put(bytes);
         Ok(())
     }

@@ -263,11 +263,11 @@ impl<'a> Story<'a> {
     }
 
     fn wait_published(&self, engine: &Engine, snapshots: &[&Arc<Snapshot>]) -> anyhow::Result<()> {
-        let before = engine.traffic().stored_bytes;
-        let stored = || engine.traffic().stored_bytes - before;
+        let before = engine.traffic().sent_bytes;
+        let sent = || engine.traffic().sent_bytes - before;
         let published =
             || snapshots.iter().find(|snapshot| !snapshot.wait_state(SnapshotState::Published, SAVED_LIMIT));
-        if let Some(late) = self.timeline.during("saving", self.shape.memory_bytes, stored, published) {
+        if let Some(late) = self.timeline.during("saving", self.shape.memory_bytes / 2, sent, published) {
             let why = late.status().failure.unwrap_or_else(|| "it is still being saved".into());
             bail!("snapshot {} was not published within {SAVED_LIMIT:?}: {why}", late.id());
         }
