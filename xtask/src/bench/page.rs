@@ -51,3 +51,47 @@ fn section(pictures: &Path, row: &RowReport) -> anyhow::Result<String> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::report::Machine;
+    use crate::bench::row::{Pairs, Part, Row, Target, Unit};
+
+    fn report() -> Report {
+        let row = Row {
+            name: "some-row",
+            what: "What it measures.",
+            ours: "ours",
+            reference: "theirs",
+            fast: true,
+            measure: |_| Ok(Vec::new()),
+        };
+        let pairs = Pairs { ours: vec![2e-6, 2.2e-6, 2.1e-6], reference: vec![1e-6, 1e-6, 1e-6] };
+        let part =
+            Part { label: "a < b".to_owned(), unit: Unit::Seconds, pairs, target: Target::RatioAtMost(1.1) };
+        let rows = vec![RowReport::new(&row, vec![part])];
+        Report { machine: Machine::here(), quick: false, rows }
+    }
+
+    #[test]
+    fn the_page_holds_every_row_its_picture_and_its_note() {
+        let root = tempfile::tempdir().expect("a directory for the page");
+        let notes = root.path().join("docs/benchmarks/notes");
+        std::fs::create_dir_all(&notes).expect("the directory can be made");
+        std::fs::write(notes.join("some-row.md"), "Why it is missed.\n").expect("the note can be written");
+        write(root.path(), &report()).expect("the page can be written");
+        let read = |path| std::fs::read_to_string(root.path().join(path)).expect("the page was written");
+        let page = read("docs/benchmarks.md");
+        for piece in [
+            "| [some-row](#some-row) | a < b | 2.10 us | 1.00 us | 2.10 [2.00, 2.20] |",
+            "not met",
+            "Why it is",
+        ] {
+            assert!(page.contains(piece), "{piece} is not in\n{page}");
+        }
+        let picture = read("docs/benchmarks/some-row.svg");
+        assert_eq!(picture.matches("<circle").count(), 3, "a dot for each pair");
+        assert!(picture.contains("a &lt; b"), "labels are escaped");
+    }
+}

@@ -1,5 +1,6 @@
-//! Every library the workspace depends on stands in docs/decisions/dependencies.md, with its reason.
+//! Every library a crate of ours depends on stands in docs/decisions/dependencies.md, with its reason.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Workspace};
@@ -11,24 +12,29 @@ pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
     let Some(page) = workspace.documents.iter().find(|document| document.path == Path::new(PAGE)) else {
         return report("the page is missing".to_owned());
     };
-    for name in shared_dependencies(&workspace.manifest) {
-        if !page.code_spans.iter().any(|span| span.text == name) {
-            report(format!("`{name}` has no line"));
-        }
+    let named: BTreeSet<&str> = page.code_spans.iter().map(|span| span.text.as_str()).collect();
+    let used: BTreeSet<&str> =
+        workspace.manifests.iter().flat_map(|manifest| dependencies(manifest)).collect();
+    for name in used.difference(&named) {
+        report(format!("`{name}` has no line"));
     }
 }
 
-/// The names under `[workspace.dependencies]` that are not the workspace's own crates.
-fn shared_dependencies(manifest: &str) -> Vec<&str> {
-    manifest
-        .lines()
-        .skip_while(|line| line.trim() != "[workspace.dependencies]")
-        .skip(1)
-        .take_while(|line| !line.starts_with('['))
-        .filter_map(|line| line.split_once('='))
-        .filter(|(_, value)| !value.contains("path ="))
-        .map(|(name, _)| name.trim())
-        .collect()
+/// The names in a manifest's tables of dependencies that are not crates of ours.
+fn dependencies(manifest: &str) -> Vec<&str> {
+    let mut in_table = false;
+    let mut names = Vec::new();
+    for line in manifest.lines() {
+        if let Some(table) = line.strip_prefix('[') {
+            in_table = table.trim_end_matches(']').ends_with("dependencies");
+        } else if let (true, Some((key, _))) = (in_table, line.split_once('=')) {
+            let name = key.trim().trim_end_matches(".workspace");
+            if !name.starts_with('#') && !name.starts_with("rekindle") {
+                names.push(name);
+            }
+        }
+    }
+    names
 }
 
 #[cfg(test)]
@@ -37,7 +43,8 @@ mod tests {
 
     #[test]
     fn other_peoples_crates_are_listed_and_our_own_are_not() {
-        let manifest = "[a]\nb = 1\n[workspace.dependencies]\nrekindle = { path = \"x\" }\n\nserde = \"1\"\n[c]\nd = 1\n";
-        assert_eq!(shared_dependencies(manifest), ["serde"]);
+        let manifest = "[package]\nname = 1\n[dependencies]\nrekindle-kernel.workspace = true\n\nserde = \"1\"\n\
+                        # why = 1\n[dev-dependencies]\nproptest.workspace = true\n[lints]\nworkspace = true\n";
+        assert_eq!(dependencies(manifest), ["serde", "proptest"]);
     }
 }

@@ -37,8 +37,8 @@ impl fmt::Display for Finding {
 /// What the checks look at: every Rust source and every Markdown page of the workspace, read once.
 struct Workspace {
     root: PathBuf,
-    /// The text of the workspace's `Cargo.toml`.
-    manifest: String,
+    /// The text of every `Cargo.toml`.
+    manifests: Vec<String>,
     sources: Vec<Source>,
     documents: Vec<Document>,
 }
@@ -47,7 +47,7 @@ struct Workspace {
 pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
     let workspace = Workspace {
         root: root.to_owned(),
-        manifest: source::read(root, Path::new("Cargo.toml"))?,
+        manifests: manifests(root)?,
         sources: source::read_all(root)?,
         documents: document::read_all(root)?,
     };
@@ -67,6 +67,11 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
     }
     findings.sort();
     Ok(findings)
+}
+
+fn manifests(root: &Path) -> anyhow::Result<Vec<String>> {
+    let files = source::files_with_extension(root, "toml")?.into_iter();
+    files.filter(|path| path.ends_with("Cargo.toml")).map(|path| source::read(root, &path)).collect()
 }
 
 /// Prints the findings and says by its exit code whether there were any.
