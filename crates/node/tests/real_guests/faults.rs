@@ -218,7 +218,7 @@ fn a_store_that_goes_away_in_the_middle_of_a_publish_loses_nothing() {
     drop(snapshots);
     let elsewhere = node.elsewhere("second");
     for (id, history) in names {
-        assert_reads(&elsewhere, &*elsewhere.open(id).expect("it was published"), &history);
+        assert_reads(&elsewhere, &elsewhere.open(id).expect("it was published"), &history);
     }
 }
 

@@ -181,7 +181,7 @@ impl Story<'_> {
             self.snapshots.drain(..).map(|known| (known.snapshot.id(), known.expected.history)).collect();
         let elsewhere = self.node.elsewhere("at-last");
         for (id, history) in names {
-            assert_reads(&elsewhere, &*elsewhere.open(id).expect("it was published"), &history);
+            assert_reads(&elsewhere, &elsewhere.open(id).expect("it was published"), &history);
         }
     }
 }

@@ -8,7 +8,7 @@ mod stalled;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -186,8 +186,11 @@ pub(crate) fn ends<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Sen
         done.send(work()).ok();
     });
     let answer = is_done.recv_timeout(LIMIT);
-    if thread.is_finished() {
-        thread.join().expect("the work does not fail");
-    }
-    answer.unwrap_or_else(|_| panic!("{what} did not end within {LIMIT:?}"))
+    assert_ne!(
+        answer.as_ref().err(),
+        Some(&RecvTimeoutError::Timeout),
+        "{what} did not end within {LIMIT:?}"
+    );
+    thread.join().expect("the work does not fail");
+    answer.expect("work that does not fail sends its answer")
 }
