@@ -1,3 +1,6 @@
 //! Models, operations and failing stores for the tests.
 
+pub mod damage;
+pub mod decoders;
 pub mod skip;
+pub mod random;
