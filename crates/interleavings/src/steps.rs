@@ -1,0 +1,84 @@
+//! A snapshot's life in single steps, for tests under Shuttle: they take them on threads of their own.
+
+use std::sync::Arc;
+
+use crate::budget::Budget;
+use crate::cache::Cache;
+use crate::capture::Capture;
+use crate::fetch::Fetcher;
+use crate::hooks::NoHooks;
+use crate::identity::Domain;
+use crate::life::{Background, Life};
+use crate::lifecycle::{SnapshotEvent, SnapshotWork};
+use crate::limits;
+use crate::pause::{PauseError, PausePermit, PauseRules, PausedGuest};
+use crate::publish::Requests;
+use crate::reaper::ReaperHandle;
+use crate::seal::Sealer;
+use crate::snapshot::Snapshot;
+use crate::stop::Stop;
+use crate::store::Store;
+
+/// What an engine does with snapshots, without its threads and without a store behind it.
+#[derive(Debug)]
+pub struct Steps {
+    rules: PauseRules,
+    background: Arc<Background>,
+}
+
+/// What steps work on.
+#[derive(Debug)]
+pub struct Tools {
+    /// Where layer files lie.
+    pub cache: Arc<Cache>,
+    /// What reads fetch by.
+    pub fetcher: Fetcher,
+    /// RAM for captures.
+    pub budget: Budget,
+    /// Where captures are freed.
+    pub reaper: ReaperHandle,
+    /// A store that no step asks.
+    pub store: Store,
+    /// A runtime that no step uses.
+    pub runtime: tokio::runtime::Handle,
+    /// Snapshots in one line that may be unsealed at once.
+    pub unsealed_max: usize,
+}
+
+impl Steps {
+    /// Steps with these tools, each comparison on two threads.
+    pub fn new(tools: Tools) -> Self {
+        let Tools { cache, fetcher, budget, reaper, store, runtime, unsealed_max } = tools;
+        let domain = Domain::named("default").expect("a legal name");
+        let sealer = Sealer::new(cache, fetcher, domain, 2, Arc::new(NoHooks));
+        let requests = Requests { store, runtime, stop: Stop::default() };
+        let background = Arc::new(Background { sealer, requests });
+        let rules = PauseRules { budget, unsealed_max, wait: limits::PAUSE_WAIT_DEFAULT, reaper };
+        Self { rules, background }
+    }
+
+    /// The wait before a pause.
+    pub fn permit(
+        &self,
+        parent: Option<&Arc<Snapshot>>,
+        memory_bytes: u64,
+    ) -> Result<PausePermit, PauseError> {
+        self.rules.permit(parent, memory_bytes)
+    }
+
+    /// The pause.
+    pub fn commit(&self, permit: PausePermit, guest: PausedGuest) -> (Arc<Snapshot>, Vec<Arc<Capture>>) {
+        permit.commit(guest).expect("the test's guest can be taken over")
+    }
+
+    /// The whole seal, with the work it leaves.
+    pub fn seal(&self, snapshot: &Arc<Snapshot>, captures: Vec<Arc<Capture>>) -> SnapshotWork {
+        let life = Life { snapshot: Arc::clone(snapshot), background: Arc::clone(&self.background) };
+        life.seal(captures).expect("nobody tells the work to stop")
+    }
+
+    /// What the owner or the store has to say.
+    pub fn record(&self, snapshot: &Snapshot, event: SnapshotEvent) -> SnapshotWork {
+        snapshot.record(event)
+    }
+}
