@@ -231,18 +231,16 @@ impl Layer {
         if raw.len() != bytes || expected != Some(FrameDigest::of(raw)) {
             return Err(LayerError::Digest { layer: self.id, frame });
         }
+        self.make_whole().map_err(|source| self.io(source))?;
         self.file.write_all_at(raw, u64_of(offset)).map_err(|source| self.io(source))?;
         self.local.set(frame);
         self.verified.set(frame);
         Ok(())
     }
 
-    /// Forgets that the frames of these pages were verified: reading them failed.
-    pub fn distrust_pages(&self, first: LayerPage, count: u32) {
-        let last = frame_of(first.plus(count.saturating_sub(1)));
-        for frame in frame_of(first).index()..=last.index() {
-            self.verified.clear(FrameNumber::new(frame));
-        }
+    /// Forgets that any frame was verified: reading one of them failed, and a disk seldom loses one alone.
+    pub fn distrust_all(&self) {
+        self.verified.clear_all();
     }
 
     /// Reads the raw bytes of `frame` from the local file, verified against its digest.
@@ -313,6 +311,17 @@ impl Layer {
         self.index().map(|index| index.digest(frame))
     }
 
+    /// Before a frame is written into a file that somebody cut short: the write would make it long again, and what
+    /// was lost would read as zeroes without any error.
+    fn make_whole(&self) -> io::Result<()> {
+        let bytes = u64_of(self.mapping.bytes());
+        if self.file.metadata()?.len() < bytes {
+            self.distrust_all();
+            self.file.set_len(bytes)?;
+        }
+        Ok(())
+    }
+
     fn distrust(&self, frame: FrameNumber) {
         self.verified.clear(frame);
         self.local.clear(frame);
@@ -363,6 +372,12 @@ impl FrameFlags {
     fn set_all(&self) {
         for word in &self.0 {
             word.store(u64::MAX, Ordering::Release);
+        }
+    }
+
+    fn clear_all(&self) {
+        for word in &self.0 {
+            word.store(0, Ordering::Release);
         }
     }
 

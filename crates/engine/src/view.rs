@@ -231,10 +231,10 @@ impl Piece {
         }
     }
 
-    /// Says that reading the piece failed: its frames are verified anew, and fetched if the disk does not have them.
+    /// Says that reading the piece failed: its layer is verified anew, and what the disk lost of it is fetched.
     pub fn source_failed(&self) {
-        if let PieceSource::Layer(layer, first) = &self.source {
-            layer.distrust_pages(*first, self.pages.count());
+        if let PieceSource::Layer(layer, _) = &self.source {
+            layer.distrust_all();
         }
     }
 

@@ -220,7 +220,7 @@ impl Server {
 
 /// A layer that cannot be read is to be fetched again before the next try.
 pub(super) fn distrust_if_lost(piece: &Piece, landing: &Landing) {
-    if let (PieceSource::Layer(layer, first), End::SourceLost) = (&piece.source, &landing.end) {
-        layer.distrust_pages(*first, piece.pages.count());
+    if let (PieceSource::Layer(layer, _), End::SourceLost) = (&piece.source, &landing.end) {
+        layer.distrust_all();
     }
 }
