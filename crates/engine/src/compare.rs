@@ -7,7 +7,7 @@ use rekindle_kernel::{LostBytes, Mapping, PAGE_BYTES};
 
 use crate::capture::Capture;
 use crate::frame::{FRAME_PAGES, frame_of};
-use crate::geometry::{GuestPage, GuestPages};
+use crate::geometry::{GuestPage, GuestPages, usize_of};
 use crate::hooks::Hooks;
 use crate::page_set::PageSet;
 use crate::sync::atomic::{AtomicU32, Ordering};
@@ -131,10 +131,29 @@ impl Comparison<'_> {
         while page < run.end() {
             let piece = parent.piece_at(page, run.end().pages_since(page));
             page = piece.pages.end();
-            match Theirs::of(&piece, self.hooks) {
-                Theirs::Zero => self.compare_with_zeroes(piece.pages, part)?,
-                Theirs::Bytes(mapping, offset) => self.compare_bytes(piece.pages, mapping, offset, part)?,
-                Theirs::Unreadable(readable) => self.keep_unread(&piece, readable, part)?,
+            match self.hooks.parent_read() {
+                Ok(()) => self.compare_piece(&piece, part)?,
+                Err(_) => self.keep_unread(piece.pages, part)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what can be read of a piece here and now, and keeps the rest.
+    fn compare_piece(&self, piece: &Piece, part: &mut Part) -> Result<(), LostBytes> {
+        let Some((theirs, offset)) = piece.place() else {
+            return self.compare_with_zeroes(piece.pages, part);
+        };
+        let mut left = piece.pages;
+        while !left.is_empty() {
+            let done = left.start().pages_since(piece.pages.start());
+            let (readable, count) = readable_stretch(piece, done);
+            let pages = left.first_pages(count);
+            left = left.after(count);
+            if readable {
+                self.compare_bytes(pages, theirs, offset + usize_of(done) * PAGE_BYTES, part)?;
+            } else {
+                self.keep_unread(pages, part)?;
             }
         }
         Ok(())
@@ -170,12 +189,8 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Compares what can be read of a piece that is only partly here, and keeps the rest.
-    fn keep_unread(&self, piece: &Piece, readable: u32, part: &mut Part) -> Result<(), LostBytes> {
-        if let Some((theirs, offset)) = piece.place().filter(|_| readable > 0) {
-            self.compare_bytes(piece.pages.first_pages(readable), theirs, offset, part)?;
-        }
-        for page in piece.pages.iter().skip(crate::geometry::usize_of(readable)) {
+    fn keep_unread(&self, pages: GuestPages, part: &mut Part) -> Result<(), LostBytes> {
+        for page in pages.iter() {
             self.place(page, part)?;
             part.unread += 1;
         }
@@ -193,39 +208,21 @@ impl Comparison<'_> {
     }
 }
 
-/// The parent's side of a piece.
-enum Theirs<'a> {
-    Zero,
-    Bytes(&'a Mapping, usize),
-    /// Only so many of its first pages can be read.
-    Unreadable(u32),
-}
-
-impl<'a> Theirs<'a> {
-    fn of(piece: &'a Piece, hooks: &dyn Hooks) -> Self {
-        if hooks.parent_read().is_err() {
-            return Self::Unreadable(0);
-        }
-        let readable = match &piece.source {
-            PieceSource::Zero => return Self::Zero,
-            PieceSource::Capture(capture) if capture.is_frozen() => piece.pages.count(),
-            PieceSource::Capture(_) => 0,
-            PieceSource::Layer(layer, first) => {
-                let count = piece.pages.count();
-                let mut page = layer.verified_run(*first, count);
-                while page < count {
-                    let next = first.plus(page);
-                    if !matches!(layer.load_local(frame_of(next)), Ok(true)) {
-                        break;
-                    }
-                    page = (page + FRAME_PAGES - next.number() % FRAME_PAGES).min(count);
-                }
-                page
+/// Whether the parent's pages after the first `done` of a piece can be read here and now, and how many from there on
+/// have that answer in common: one frame that is not here costs no other its comparison.
+fn readable_stretch(piece: &Piece, done: u32) -> (bool, u32) {
+    let left = piece.pages.count() - done;
+    match &piece.source {
+        PieceSource::Zero => (true, left),
+        PieceSource::Capture(capture) => (capture.is_frozen(), left),
+        PieceSource::Layer(layer, first) => {
+            let next = first.plus(done);
+            let verified = layer.verified_run(next, left);
+            if verified > 0 {
+                return (true, verified);
             }
-        };
-        match piece.place() {
-            Some((mapping, offset)) if readable == piece.pages.count() => Self::Bytes(mapping, offset),
-            Some(_) | None => Self::Unreadable(readable),
+            let of_frame = left.min(FRAME_PAGES - next.number() % FRAME_PAGES);
+            (matches!(layer.load_local(frame_of(next)), Ok(true)), of_frame)
         }
     }
 }
