@@ -63,8 +63,10 @@ impl SnapshotState {
             (Self::Sealed | Self::Published, Event::Deleted) => {
                 Some((Self::Discarded, Work::RemoveFromStore))
             }
-            (Self::Discarded, Event::PublishSucceeded) => Some((Self::Discarded, Work::RemoveFromStore)),
-            (Self::Discarded, Event::PublishFailed) => Some((Self::Discarded, Work::None)),
+            // A put that reports failure may have succeeded, so the manifest is removed either way.
+            (Self::Discarded, Event::PublishSucceeded | Event::PublishFailed) => {
+                Some((Self::Discarded, Work::RemoveFromStore))
+            }
             (Self::CapturedForChildren | Self::Discarded, Event::Deleted) => Some((self, Work::None)),
             (Self::Captured | Self::CapturedForChildren, Event::PublishSucceeded | Event::PublishFailed)
             | (Self::Sealed | Self::Published | Self::Discarded, Event::SealSucceeded | Event::SealFailed)
