@@ -189,9 +189,13 @@ impl Snapshot {
         line
     }
 
-    /// Records an event and returns the work it asks for.
+    /// Records an event that is no failure, and returns the work it asks for. What failed before is over with a success.
     pub(crate) fn record(&self, event: SnapshotEvent) -> SnapshotWork {
-        self.record_with(event, |_| {})
+        self.record_with(event, |progress| {
+            if event != SnapshotEvent::Deleted {
+                progress.status.failure = None;
+            }
+        })
     }
 
     /// Records that a try failed, and why.
