@@ -90,7 +90,8 @@ impl Fetcher {
         let claimed = |number: &usize| shared.awaited.claim((layer.id(), FrameNumber::new(*number)));
         let ahead = frame.index() + 1..frame.index() + layer.frames_ahead(frame);
         let ahead = ahead.take_while(claimed).map(FrameNumber::new).collect();
-        drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(layer), frame, ahead)));
+        let work = fetch_run(Arc::clone(shared), Arc::clone(layer), frame, ahead);
+        drop(shared.runtime.spawn(told_when_dropped(Arc::clone(shared), work)));
     }
 
     /// Waits until a frame is verified, or until the first failed try. Not for fault threads or async tasks.
@@ -110,12 +111,35 @@ impl Fetcher {
     }
 }
 
+/// Does `work`; if the runtime ends before it, those who wait are told. The future is made when this is called, not
+/// when it is first polled: a runtime that has ended drops it unpolled.
+fn told_when_dropped(shared: Arc<Shared>, work: impl Future<Output = ()>) -> impl Future<Output = ()> {
+    let unfinished = Unfinished(Some(shared));
+    async move {
+        let mut unfinished = unfinished;
+        work.await;
+        unfinished.0 = None;
+    }
+}
+
+/// Work that somebody waits for, until it is done.
+struct Unfinished(Option<Arc<Shared>>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.awaited.give_up("the engine has ended");
+        }
+    }
+}
+
 /// Fetches a frame that somebody waits for, and in the same request those after it that may be wanted next.
 async fn fetch_run(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber, ahead: Vec<FrameNumber>) {
     let left = fetch_together(&shared, &layer, frame, &ahead).await;
     for after in left {
         if shared.awaited.give_back((layer.id(), after)) {
-            drop(tokio::spawn(fetch_until_done(Arc::clone(&shared), Arc::clone(&layer), after)));
+            let work = fetch_until_done(Arc::clone(&shared), Arc::clone(&layer), after);
+            drop(tokio::spawn(told_when_dropped(Arc::clone(&shared), work)));
         }
     }
 }

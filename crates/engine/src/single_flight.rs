@@ -84,6 +84,16 @@ impl SingleFlight {
         }
     }
 
+    /// Tells all who wait that nobody fetches any more.
+    pub fn give_up(&self, reason: &str) {
+        let awaited = std::mem::take(&mut *lock(&self.0));
+        for (key, waiters) in awaited {
+            for waiter in waiters.iter().filter_map(Weak::upgrade) {
+                waiter.frame_failing(key.0, key.1, reason);
+            }
+        }
+    }
+
     /// Frames being fetched now.
     pub fn under_way(&self) -> usize {
         lock(&self.0).len()
