@@ -1,0 +1,250 @@
+//! A guest in this process: memory of its own, mapped as a VMM maps it, and a model that judges every page it reads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rekindle_engine::capture::CapturedPages;
+use rekindle_engine::engine::Engine;
+use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages};
+use rekindle_engine::identity::VolumeName;
+use rekindle_engine::page_set::PageSet;
+use rekindle_engine::pause::{PauseError, PausedGuest, PausedVolume};
+use rekindle_engine::read_plan::ReadError;
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_kernel::{Backing, Discard, GuestMemory, Memfd, PAGE_BYTES, PageKind};
+
+use crate::model::{ModelMemory, WrongPage};
+use crate::random::Random;
+
+/// A running guest of one volume.
+#[derive(Debug)]
+pub struct Guest {
+    memfd: Memfd,
+    vmm: EndingVmm,
+    expected: ModelMemory,
+    parent: Option<Arc<Snapshot>>,
+    /// Pages in its memory.
+    installed: PageSet,
+    /// Pages written in this epoch.
+    written: PageSet,
+    /// Pages given back in this epoch, whatever became of them since.
+    removed: PageSet,
+}
+
+/// The writable mapping of a guest that was paused: until it is dropped, nothing is sealed.
+#[derive(Debug)]
+pub struct EndingVmm(GuestMemory);
+
+/// Which pages a pause captures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tracking {
+    /// The written and the removed ones.
+    Exact,
+    /// Everything in the guest's memory, and the removed ones.
+    Resident,
+}
+
+/// A guest that was paused.
+#[derive(Debug)]
+pub struct Paused {
+    /// Its snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// What every page of it must hold.
+    pub memory: ModelMemory,
+    /// Its VMM, which has not ended yet.
+    pub vmm: EndingVmm,
+}
+
+/// A guest that was not paused, and runs on.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest was not paused: {error}")]
+pub struct NotPaused {
+    /// The guest as it was.
+    pub guest: Box<Guest>,
+    /// Why.
+    pub error: PauseError,
+}
+
+/// Why a guest did not get on.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// A page could not be had: the guest is stalled, and can try again.
+    #[error("stalled: {0}")]
+    Stalled(#[from] ReadError),
+    /// A page was not what the model says.
+    #[error(transparent)]
+    Wrong(#[from] WrongPage),
+}
+
+impl Guest {
+    /// A guest that starts with so many pages of zeroes and no parent.
+    pub fn fresh(pages: u32) -> Self {
+        let mut guest = Self::with_empty_memory(ModelMemory::zeroes(pages), None);
+        guest.installed = PageSet::full(pages);
+        guest
+    }
+
+    /// A guest resumed from `snapshot`, whose pages the model says to be `expected`.
+    pub fn resume(snapshot: &Arc<Snapshot>, expected: ModelMemory) -> Self {
+        Self::with_empty_memory(expected, Some(Arc::clone(snapshot)))
+    }
+
+    fn with_empty_memory(expected: ModelMemory, parent: Option<Arc<Snapshot>>) -> Self {
+        let pages = expected.pages();
+        let memfd =
+            Memfd::create("guest", bytes_of_pages(pages), PageKind::Small).expect("memory for a guest");
+        let bytes = usize::try_from(memfd.bytes()).expect("64 bits");
+        let memory = GuestMemory::map(Backing::Shared(&memfd, 0), bytes, 0).expect("addresses for a guest");
+        let none = PageSet::new(pages);
+        Self {
+            memfd,
+            vmm: EndingVmm(memory),
+            expected,
+            parent,
+            installed: none.clone(),
+            written: none.clone(),
+            removed: none,
+        }
+    }
+
+    /// Pages of its memory.
+    pub fn pages(&self) -> u32 {
+        self.expected.pages()
+    }
+
+    /// The snapshot it runs from.
+    pub fn parent(&self) -> Option<&Arc<Snapshot>> {
+        self.parent.as_ref()
+    }
+
+    /// What every page of it must hold.
+    pub fn expected(&self) -> &ModelMemory {
+        &self.expected
+    }
+
+    /// Goes on from another handle of the snapshot it runs from: the node was started anew.
+    pub fn stand_on(&mut self, snapshot: &Arc<Snapshot>) {
+        self.parent = Some(Arc::clone(snapshot));
+    }
+
+    /// Reads pages, having those served that are not there yet, and judges them.
+    pub fn read(&mut self, engine: &Engine, pages: GuestPages) -> Result<(), GuestError> {
+        self.have_served(engine, pages)?;
+        let mut found = vec![0; PAGE_BYTES];
+        for page in pages.iter() {
+            self.vmm.0.read(page.offset(), &mut found).expect("a guest's own memory can be read");
+            self.expected.check(GuestPages::new(page, 1), &found)?;
+        }
+        Ok(())
+    }
+
+    /// Reads and judges everything.
+    pub fn verify(&mut self, engine: &Engine) -> Result<(), GuestError> {
+        self.read(engine, GuestPages::new(GuestPage::new(0), self.pages()))
+    }
+
+    /// Writes within one page, which is served first, as a fault does it.
+    pub fn write(
+        &mut self,
+        engine: &Engine,
+        page: GuestPage,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), GuestError> {
+        self.have_served(engine, GuestPages::new(page, 1))?;
+        self.vmm.0.write(page.offset() + offset, bytes);
+        self.expected.write(page, offset, bytes);
+        self.written.insert(page);
+        Ok(())
+    }
+
+    /// Writes whole pages that nothing else holds.
+    pub fn write_random(
+        &mut self,
+        engine: &Engine,
+        run: GuestPages,
+        random: &mut Random,
+    ) -> Result<(), GuestError> {
+        let mut bytes = vec![0; PAGE_BYTES];
+        run.iter().try_for_each(|page| {
+            random.fill(&mut bytes);
+            self.write(engine, page, 0, &bytes)
+        })
+    }
+
+    /// Gives pages back: they are zero from now on.
+    pub fn remove(&mut self, run: GuestPages) {
+        let bytes = usize::try_from(run.bytes()).expect("64 bits");
+        self.vmm.0.discard(run.start().offset(), bytes, Discard::Remove).expect("a memfd takes holes");
+        self.installed.remove_run(run);
+        self.removed.insert_run(run);
+        self.expected.remove(run);
+    }
+
+    /// Pauses it, if the engine permits it now.
+    pub fn pause(self, engine: &Engine, tracking: Tracking) -> Result<Paused, NotPaused> {
+        let permit = match engine.permit_pause(self.parent.as_ref(), bytes_of_pages(self.pages())) {
+            Ok(permit) => permit,
+            Err(error) => return Err(NotPaused { guest: Box::new(self), error }),
+        };
+        let pages = self.captured_pages(tracking);
+        let Self { memfd, vmm, expected, .. } = self;
+        let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
+        let guest = PausedGuest { volumes: vec![volume], blobs: BTreeMap::new() };
+        let snapshot =
+            engine.commit_pause(permit, guest).expect("a guest of its parent's shape is taken over");
+        Ok(Paused { snapshot, memory: expected, vmm })
+    }
+
+    fn captured_pages(&self, tracking: Tracking) -> CapturedPages {
+        let mut zero = self.removed.clone();
+        zero.subtract(&self.installed);
+        let mut kept = match tracking {
+            Tracking::Exact => self.written.clone(),
+            Tracking::Resident => self.installed.clone(),
+        };
+        kept.union_with(&self.removed);
+        kept.intersect_with(&self.installed);
+        CapturedPages { kept, zero }
+    }
+
+    fn have_served(&mut self, engine: &Engine, pages: GuestPages) -> Result<(), GuestError> {
+        let mut next = pages.start();
+        while next < pages.end() {
+            let left = pages.end().pages_since(next);
+            let (present, run) = self.installed.run_at(next, left);
+            if present {
+                next = next.plus(run);
+                continue;
+            }
+            let (removed, run) = self.removed.run_at(next, run);
+            let run = GuestPages::new(next, run);
+            match &self.parent {
+                Some(parent) if !removed => {
+                    let mut bytes = vec![0; usize::try_from(run.bytes()).expect("64 bits")];
+                    engine.read(parent.memory(), run, &mut bytes)?;
+                    self.vmm.0.write(run.start().offset(), &bytes);
+                }
+                Some(_) | None => {}
+            }
+            self.installed.insert_run(run);
+            next = run.end();
+        }
+        Ok(())
+    }
+}
+
+/// Reads and judges every page of a snapshot.
+pub fn judge(engine: &Engine, snapshot: &Snapshot, memory: &ModelMemory) -> Result<(), GuestError> {
+    let all = GuestPages::new(GuestPage::new(0), memory.pages());
+    let mut found = vec![0; usize::try_from(all.bytes()).expect("64 bits")];
+    engine.read(snapshot.memory(), all, &mut found)?;
+    Ok(memory.check(all, &found)?)
+}
+
+impl Paused {
+    /// Ends the VMM; from now on the snapshot can be sealed.
+    pub fn end_vmm(self) -> (Arc<Snapshot>, ModelMemory) {
+        (self.snapshot, self.memory)
+    }
+}

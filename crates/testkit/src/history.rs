@@ -1,0 +1,164 @@
+//! A random history: operations that follow from a seed, over the real engine, each page that is read judged by the
+//! model.
+
+use std::fmt;
+
+use rekindle_engine::engine::Engine;
+use rekindle_engine::geometry::{GuestPage, GuestPages};
+
+use crate::guest::{EndingVmm, Guest};
+use crate::hooks::{Failing, Held};
+use crate::random::Random;
+use crate::site::Site;
+use crate::stores::Injected;
+
+mod background;
+mod foreground;
+mod known;
+
+use known::{Known, Plan};
+
+/// Why a history is wrong.
+#[derive(Debug)]
+pub struct Failure {
+    /// The seed that leads to it again.
+    pub seed: u64,
+    /// What was done, in order; the last operation is the one that went wrong.
+    pub operations: Vec<String>,
+    /// What went wrong.
+    pub what: String,
+}
+
+/// What a history came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// Pages judged.
+    pub pages: u64,
+    /// Snapshots made.
+    pub pauses: u64,
+    /// Reads that the store's outage made fail, as they must.
+    pub stalls: u64,
+    /// Times the engine was started anew.
+    pub restarts: u64,
+}
+
+/// A history under way.
+struct History {
+    random: Random,
+    pages: u32,
+    site: Site,
+    guests: Vec<Guest>,
+    snapshots: Vec<Known>,
+    plans: Vec<Plan>,
+    vmms: Vec<EndingVmm>,
+    held: Vec<Held>,
+    outage: Vec<Injected>,
+    tally: Tally,
+    operations: Vec<String>,
+    /// Last: what above holds background work ends before the engine waits for it.
+    engine: Option<Engine>,
+}
+
+const GUESTS_MAX: usize = 4;
+const SNAPSHOTS_MAX: usize = 14;
+
+/// Runs the history of `seed`: `operations` of them, on volumes of a few hundred to a few thousand pages.
+pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
+    let mut random = Random::new(seed);
+    let pages = if random.percent(15) { 1 + random.below(3000) } else { 1 + random.below(700) };
+    let site = Site::new().expect("a temporary directory");
+    let mut history = History {
+        engine: Some(Engine::start(known::options(&site)).expect("threads for an engine")),
+        guests: vec![Guest::fresh(pages)],
+        random,
+        pages,
+        site,
+        snapshots: Vec::new(),
+        plans: Vec::new(),
+        vmms: Vec::new(),
+        held: Vec::new(),
+        outage: Vec::new(),
+        tally: Tally::default(),
+        operations: Vec::new(),
+    };
+    let done = (0..operations).try_for_each(|_| history.step()).and_then(|()| history.finish());
+    match done {
+        Ok(()) => Ok(history.tally),
+        Err(what) => Err(Failure { seed, operations: std::mem::take(&mut history.operations), what }),
+    }
+}
+
+impl History {
+    fn step(&mut self) -> Result<(), String> {
+        match self.random.below(100) {
+            0..28 => self.write_pages(),
+            28..34 => self.remove_pages(),
+            34..43 => self.guest_reads(),
+            43..53 => self.snapshot_is_read(),
+            53..57 => self.read_is_planned(),
+            57..61 => self.plan_is_read(),
+            61..72 => self.pause(),
+            72..79 => self.resume(),
+            79..82 => self.vmm_ends(),
+            82..85 => self.hold_or_release(),
+            85..88 => self.outage_begins_or_ends(),
+            88..90 => self.parent_reads_fail(),
+            90..93 => self.local_file_is_lost(),
+            93..95 => self.wait_sealed(),
+            95..97 => self.wait_published(),
+            97..99 => self.delete(),
+            _ => self.restart(),
+        }
+    }
+
+    /// In the end everything that was acknowledged is published, and right, also on a node that has nothing.
+    fn finish(&mut self) -> Result<(), String> {
+        self.say("the end");
+        self.wait_all_published()?;
+        for position in 0..self.guests.len() {
+            self.read_in_guest(position, GuestPages::new(GuestPage::new(0), self.pages))?;
+        }
+        for position in 0..self.snapshots.len() {
+            self.read_in_snapshot(position, GuestPages::new(GuestPage::new(0), self.pages))?;
+        }
+        while !self.plans.is_empty() {
+            self.plan_is_read()?;
+        }
+        self.read_elsewhere()
+    }
+
+    fn say(&mut self, operation: impl fmt::Display) {
+        self.operations.push(operation.to_string());
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().expect("there is none only while it is started anew")
+    }
+
+    fn some_run(&mut self, pages_max: u32) -> GuestPages {
+        let start = self.random.below(self.pages);
+        let count = (1 + self.random.below(pages_max)).min(self.pages - start);
+        GuestPages::new(GuestPage::new(start), count)
+    }
+
+    fn end_faults(&mut self) {
+        self.vmms.clear();
+        self.held.clear();
+        self.outage.clear();
+        self.site.hooks.fail_parent_reads(Failing::None);
+    }
+}
+
+impl Drop for History {
+    fn drop(&mut self) {
+        self.end_faults();
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, operations, what } = self;
+        writeln!(out, "history of seed {seed}: {what}; replay it with REKINDLE_SEED={seed}; what was done:")?;
+        operations.iter().try_for_each(|operation| writeln!(out, "  {operation}"))
+    }
+}

@@ -1,0 +1,161 @@
+//! What happens around guests: VMMs end, seals are held, the store goes and comes, local files are lost, the node is
+//! started anew.
+
+use std::fs::OpenOptions;
+use std::sync::Arc;
+
+use rekindle_engine::engine::Engine;
+use rekindle_engine::geometry::{GuestPage, GuestPages, u64_of};
+use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_kernel::PAGE_BYTES;
+
+use super::known::options;
+use super::{History, known::Known};
+use crate::hooks::{Failing, Point};
+use crate::site::{PATIENCE, Site};
+
+impl History {
+    pub(super) fn vmm_ends(&mut self) -> Result<(), String> {
+        if !self.vmms.is_empty() {
+            self.say("a VMM ends");
+            drop(self.vmms.swap_remove(0));
+        }
+        Ok(())
+    }
+
+    pub(super) fn hold_or_release(&mut self) -> Result<(), String> {
+        if self.held.is_empty() {
+            let point = if self.random.percent(60) { Point::Compare } else { Point::Manifest };
+            self.say(format_args!("seals are held at {point:?}"));
+            self.held.push(self.site.hooks.hold(point));
+        } else {
+            self.say("seals are let through");
+            self.held.clear();
+        }
+        Ok(())
+    }
+
+    pub(super) fn outage_begins_or_ends(&mut self) -> Result<(), String> {
+        if self.outage.is_empty() {
+            self.say("the store goes");
+            self.outage = self.site.faults.outage();
+        } else {
+            self.say("the store comes back");
+            self.outage.clear();
+        }
+        Ok(())
+    }
+
+    pub(super) fn parent_reads_fail(&mut self) -> Result<(), String> {
+        let failing = match self.random.below(3) {
+            0 => Failing::None,
+            1 => Failing::Nth(u64::from(self.random.below(4))),
+            _ => Failing::OneOf(u64::from(1 + self.random.below(5))),
+        };
+        self.say(format_args!("reads of parents fail: {failing:?}"));
+        self.site.hooks.fail_parent_reads(failing);
+        Ok(())
+    }
+
+    /// Cuts a local file short under its mapping, as a disk loses blocks: whole pages, and never the only copy.
+    pub(super) fn local_file_is_lost(&mut self) -> Result<(), String> {
+        let stored = |known: &Known| {
+            let view = known.snapshot.memory().load();
+            view.layers().iter().filter(|layer| layer.stored_at().is_some()).map(|layer| layer.id()).collect()
+        };
+        let layers: Vec<_> = self.snapshots.iter().flat_map::<Vec<_>, _>(stored).collect();
+        if layers.is_empty() {
+            return Ok(());
+        }
+        let layer = layers[self.random.position(layers.len())];
+        let path = self.site.cache_directory().join(format!("{layer}.raw"));
+        let file =
+            OpenOptions::new().write(true).open(&path).map_err(|error| format!("{path:?}: {error}"))?;
+        let pages = file.metadata().map_err(|error| error.to_string())?.len() / u64_of(PAGE_BYTES);
+        let left = self.random.number() % (pages + 1) * u64_of(PAGE_BYTES);
+        self.say(format_args!("the local file of layer {layer} is cut to {left} bytes"));
+        file.set_len(left).map_err(|error| error.to_string())
+    }
+
+    pub(super) fn wait_sealed(&mut self) -> Result<(), String> {
+        if self.snapshots.is_empty() {
+            return Ok(());
+        }
+        let position = self.random.position(self.snapshots.len());
+        self.say(format_args!("snapshot {position} is waited for until it is sealed"));
+        self.vmms.clear();
+        self.held.clear();
+        let snapshot = &self.snapshots[position].snapshot;
+        snapshot.wait_manifest(PATIENCE).map(|_| ()).map_err(|_| status(snapshot))
+    }
+
+    pub(super) fn wait_published(&mut self) -> Result<(), String> {
+        if self.snapshots.is_empty() {
+            return Ok(());
+        }
+        let position = self.random.position(self.snapshots.len());
+        self.say(format_args!("snapshot {position} is waited for until it is published"));
+        self.end_faults();
+        published(&self.snapshots[position].snapshot)
+    }
+
+    pub(super) fn wait_all_published(&mut self) -> Result<(), String> {
+        self.end_faults();
+        self.snapshots.iter().try_for_each(|known| published(&known.snapshot))
+    }
+
+    /// Ends the engine and starts another one on what is left: the store and the local files.
+    pub(super) fn restart(&mut self) -> Result<(), String> {
+        self.say("the engine is started anew");
+        self.wait_all_published()?;
+        self.plans.clear();
+        let ended = self.engine.take();
+        drop(ended);
+        if self.random.percent(50) {
+            self.site = self.site.elsewhere().map_err(|error| error.to_string())?;
+        }
+        let engine = Engine::start(options(&self.site)).map_err(|error| error.to_string())?;
+        for known in &mut self.snapshots {
+            known.snapshot = engine.open(known.snapshot.id()).map_err(|error| error.to_string())?;
+        }
+        // A guest whose snapshot was deleted cannot go on: what it stands on was this engine's alone.
+        let snapshots = &self.snapshots;
+        self.guests.retain_mut(|guest| {
+            let Some(parent) = guest.parent().map(|parent| parent.id()) else { return true };
+            let again = snapshots.iter().find(|known| known.snapshot.id() == parent);
+            if let Some(known) = again {
+                guest.stand_on(&known.snapshot);
+            }
+            again.is_some()
+        });
+        self.engine = Some(engine);
+        self.tally.restarts += 1;
+        Ok(())
+    }
+
+    /// Opens every snapshot on a node that has nothing of it, and judges every page.
+    pub(super) fn read_elsewhere(&mut self) -> Result<(), String> {
+        self.say("everything is read on another node");
+        let site: Site = self.site.elsewhere().map_err(|error| error.to_string())?;
+        let engine = site.engine().map_err(|error| error.to_string())?;
+        let all = GuestPages::new(GuestPage::new(0), self.pages);
+        let mut found = vec![0; usize::try_from(all.bytes()).expect("64 bits")];
+        for known in &self.snapshots {
+            let opened = engine.open(known.snapshot.id()).map_err(|error| error.to_string())?;
+            engine.read(opened.memory(), all, &mut found).map_err(|error| error.to_string())?;
+            known.memory.check(all, &found).map_err(|error| error.to_string())?;
+            self.tally.pages += u64::from(self.pages);
+        }
+        Ok(())
+    }
+}
+
+fn published(snapshot: &Arc<Snapshot>) -> Result<(), String> {
+    let done = snapshot.wait_state(SnapshotState::Published, PATIENCE);
+    if done { Ok(()) } else { Err(status(snapshot)) }
+}
+
+fn status(snapshot: &Snapshot) -> String {
+    format!("snapshot {} does not get on: {:?}", snapshot.id(), snapshot.status())
+}

@@ -1,0 +1,186 @@
+//! What guests and their owners do: write, give back, read, pause, resume, fork, delete.
+
+use rekindle_engine::geometry::GuestPages;
+use rekindle_engine::read_plan::ReadPlan;
+use rekindle_kernel::PAGE_BYTES;
+
+use super::known::{Known, Plan};
+use super::{GUESTS_MAX, History, SNAPSHOTS_MAX};
+use crate::guest::{Guest, GuestError, Paused, Tracking};
+
+impl History {
+    pub(super) fn write_pages(&mut self) -> Result<(), String> {
+        let Some(guest) = self.some_guest() else { return self.resume() };
+        let run = self.some_run(40);
+        let kind = self.random.below(6);
+        self.say(format_args!("guest {guest} writes pages {run:?}, kind {kind}"));
+        for page in run.iter() {
+            let mut bytes = vec![0; PAGE_BYTES];
+            let (offset, length) = match kind {
+                // Zeroes; the same bytes that are there; one byte; half compressible; no pattern at all.
+                0 => (0, PAGE_BYTES),
+                1 => {
+                    bytes.copy_from_slice(self.guests[guest].expected().page(page));
+                    (0, PAGE_BYTES)
+                }
+                2 => {
+                    bytes[0] = 1;
+                    (self.random.position(PAGE_BYTES), 1)
+                }
+                3 => {
+                    self.random.fill(&mut bytes[..PAGE_BYTES / 2]);
+                    (0, PAGE_BYTES)
+                }
+                _ => {
+                    self.random.fill(&mut bytes);
+                    (0, PAGE_BYTES)
+                }
+            };
+            let engine = self.engine.as_ref().expect("there is none only while it is started anew");
+            let done = self.guests[guest].write(engine, page, offset, &bytes[..length]);
+            if self.went_on(done)? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_pages(&mut self) -> Result<(), String> {
+        let Some(guest) = self.some_guest() else { return self.resume() };
+        let run = self.some_run(60);
+        self.say(format_args!("guest {guest} gives back pages {run:?}"));
+        self.guests[guest].remove(run);
+        Ok(())
+    }
+
+    pub(super) fn guest_reads(&mut self) -> Result<(), String> {
+        let Some(guest) = self.some_guest() else { return self.resume() };
+        let run = self.some_run(300);
+        self.read_in_guest(guest, run)
+    }
+
+    pub(super) fn read_in_guest(&mut self, guest: usize, run: GuestPages) -> Result<(), String> {
+        self.say(format_args!("guest {guest} reads pages {run:?}"));
+        self.tally.pages += u64::from(run.count());
+        let engine = self.engine.as_ref().expect("there is none only while it is started anew");
+        let done = self.guests[guest].read(engine, run);
+        self.went_on(done).map(|_| ())
+    }
+
+    pub(super) fn snapshot_is_read(&mut self) -> Result<(), String> {
+        if self.snapshots.is_empty() {
+            return self.pause();
+        }
+        let snapshot = self.random.position(self.snapshots.len());
+        let run = self.some_run(300);
+        self.read_in_snapshot(snapshot, run)
+    }
+
+    pub(super) fn read_in_snapshot(&mut self, position: usize, run: GuestPages) -> Result<(), String> {
+        let Known { snapshot, memory } = &self.snapshots[position];
+        let plan = Plan { plan: ReadPlan::new(snapshot.memory(), run), memory: memory.clone(), pages: run };
+        self.say(format_args!("snapshot {position} is read, pages {run:?}"));
+        self.read(plan)
+    }
+
+    pub(super) fn read_is_planned(&mut self) -> Result<(), String> {
+        if self.snapshots.is_empty() || self.plans.len() > 3 {
+            return Ok(());
+        }
+        let position = self.random.position(self.snapshots.len());
+        let run = self.some_run(300);
+        self.say(format_args!("a read of snapshot {position} is planned, pages {run:?}"));
+        let Known { snapshot, memory } = &self.snapshots[position];
+        let plan = Plan { plan: ReadPlan::new(snapshot.memory(), run), memory: memory.clone(), pages: run };
+        self.plans.push(plan);
+        Ok(())
+    }
+
+    pub(super) fn plan_is_read(&mut self) -> Result<(), String> {
+        let Some(plan) = self.plans.pop() else { return Ok(()) };
+        self.say(format_args!("a planned read is done, pages {:?}", plan.pages));
+        self.read(plan)
+    }
+
+    fn read(&mut self, plan: Plan) -> Result<(), String> {
+        let mut found = vec![0; usize::try_from(plan.pages.bytes()).expect("64 bits")];
+        self.tally.pages += u64::from(plan.pages.count());
+        let done = plan.plan.read(self.engine().fetcher(), &mut found).map_err(GuestError::from);
+        let judged = done.and_then(|()| Ok(plan.memory.check(plan.pages, &found)?));
+        self.went_on(judged).map(|_| ())
+    }
+
+    pub(super) fn pause(&mut self) -> Result<(), String> {
+        let Some(position) = self.some_guest() else { return self.resume() };
+        if self.snapshots.len() >= SNAPSHOTS_MAX {
+            return self.delete();
+        }
+        let tracking = if self.random.percent(50) { Tracking::Exact } else { Tracking::Resident };
+        self.say(format_args!(
+            "guest {position} is paused as snapshot {}, {tracking:?}",
+            self.snapshots.len()
+        ));
+        match self.guests.swap_remove(position).pause(self.engine(), tracking) {
+            Ok(Paused { snapshot, memory, vmm }) => {
+                if self.random.percent(30) {
+                    self.vmms.push(vmm);
+                }
+                self.tally.pauses += 1;
+                self.snapshots.push(Known { snapshot, memory });
+                if self.random.percent(50) { self.resume_from(self.snapshots.len() - 1) } else { Ok(()) }
+            }
+            Err(refused) => {
+                self.say(format_args!("... refused: {}", refused.error));
+                self.guests.push(*refused.guest);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn resume(&mut self) -> Result<(), String> {
+        if self.snapshots.is_empty() {
+            return Ok(());
+        }
+        let position = self.random.position(self.snapshots.len());
+        self.resume_from(position)
+    }
+
+    fn resume_from(&mut self, position: usize) -> Result<(), String> {
+        if self.guests.len() >= GUESTS_MAX {
+            let killed = self.random.position(self.guests.len());
+            self.say(format_args!("guest {killed} is killed"));
+            drop(self.guests.swap_remove(killed));
+        }
+        self.say(format_args!("guest {} is resumed from snapshot {position}", self.guests.len()));
+        let Known { snapshot, memory } = &self.snapshots[position];
+        self.guests.push(Guest::resume(snapshot, memory.clone()));
+        Ok(())
+    }
+
+    pub(super) fn delete(&mut self) -> Result<(), String> {
+        if self.snapshots.len() < 2 {
+            return Ok(());
+        }
+        let position = self.random.position(self.snapshots.len());
+        self.say(format_args!("snapshot {position} is deleted"));
+        let deleted = self.snapshots.swap_remove(position);
+        self.engine().delete(&deleted.snapshot);
+        Ok(())
+    }
+
+    fn some_guest(&mut self) -> Option<usize> {
+        (!self.guests.is_empty()).then(|| self.random.position(self.guests.len()))
+    }
+
+    /// Whether the guest is stalled, which it may be only while the store is out.
+    fn went_on(&mut self, done: Result<(), GuestError>) -> Result<bool, String> {
+        match done {
+            Ok(()) => Ok(false),
+            Err(GuestError::Stalled(_)) if !self.outage.is_empty() => {
+                self.tally.stalls += 1;
+                Ok(true)
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}

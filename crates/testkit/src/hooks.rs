@@ -1,0 +1,147 @@
+//! The engine's hooks: gates that background work stands at until it is let through, and parent reads that fail.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rekindle_engine::hooks::Hooks;
+use rekindle_engine::identity::SnapshotId;
+
+/// Where background work can be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Point {
+    /// Before a snapshot's pages are compared.
+    Compare,
+    /// Before a snapshot waits for its parent's manifest.
+    Manifest,
+}
+
+/// The hooks of one engine.
+#[derive(Debug, Default)]
+pub struct TestHooks {
+    gates: Mutex<Gates>,
+    changed: Condvar,
+    reads: Mutex<ParentReads>,
+}
+
+#[derive(Debug, Default)]
+struct Gates {
+    /// How many holders each point has.
+    held: HashMap<Point, usize>,
+    let_through: HashSet<(Point, SnapshotId)>,
+    standing: HashSet<(Point, SnapshotId)>,
+}
+
+#[derive(Debug, Default)]
+struct ParentReads {
+    seen: u64,
+    failing: Failing,
+}
+
+/// Which reads of the parent fail, counted from the moment it is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Failing {
+    /// None.
+    #[default]
+    None,
+    /// Only this one, the first being 0.
+    Nth(u64),
+    /// The first of every so many; 1 is all of them.
+    OneOf(u64),
+}
+
+/// Holds a point until it is dropped.
+#[derive(Debug)]
+#[must_use = "dropped, it holds nothing"]
+pub struct Held {
+    hooks: Arc<TestHooks>,
+    point: Point,
+}
+
+impl TestHooks {
+    /// From now on all snapshots stop at `point`, for ever or until the answer is dropped.
+    pub fn hold(self: &Arc<Self>, point: Point) -> Held {
+        *self.gates().held.entry(point).or_default() += 1;
+        Held { hooks: Arc::clone(self), point }
+    }
+
+    /// Lets one snapshot through a held point.
+    pub fn let_through(&self, point: Point, snapshot: SnapshotId) {
+        self.gates().let_through.insert((point, snapshot));
+        self.changed.notify_all();
+    }
+
+    /// Waits until `snapshot` stands at `point`; false if it does not come there in time.
+    pub fn wait_standing(&self, point: Point, snapshot: SnapshotId, limit: Duration) -> bool {
+        let (gates, _) = self
+            .changed
+            .wait_timeout_while(self.gates(), limit, |gates| !gates.standing.contains(&(point, snapshot)))
+            .expect("no thread panics while it holds a lock");
+        gates.standing.contains(&(point, snapshot))
+    }
+
+    /// Says which reads of the parent fail from now on.
+    pub fn fail_parent_reads(&self, failing: Failing) {
+        *self.reads() = ParentReads { seen: 0, failing };
+    }
+
+    /// Reads of the parent since the last [`Self::fail_parent_reads`].
+    pub fn parent_reads(&self) -> u64 {
+        self.reads().seen
+    }
+
+    fn stand(&self, point: Point, snapshot: SnapshotId) {
+        let mut gates = self.gates();
+        gates.standing.insert((point, snapshot));
+        self.changed.notify_all();
+        while gates.held.contains_key(&point) && !gates.let_through.contains(&(point, snapshot)) {
+            gates = self.changed.wait(gates).expect("no thread panics while it holds a lock");
+        }
+        gates.standing.remove(&(point, snapshot));
+    }
+
+    fn gates(&self) -> MutexGuard<'_, Gates> {
+        self.gates.lock().expect("no thread panics while it holds a lock")
+    }
+
+    fn reads(&self) -> MutexGuard<'_, ParentReads> {
+        self.reads.lock().expect("no thread panics while it holds a lock")
+    }
+}
+
+impl Hooks for TestHooks {
+    fn before_compare(&self, snapshot: SnapshotId) {
+        self.stand(Point::Compare, snapshot);
+    }
+
+    fn parent_read(&self) -> io::Result<()> {
+        let mut reads = self.reads();
+        let number = reads.seen;
+        reads.seen += 1;
+        let fails = match reads.failing {
+            Failing::None => false,
+            Failing::Nth(nth) => number == nth,
+            Failing::OneOf(many) => number.is_multiple_of(many),
+        };
+        if fails { Err(io::Error::other("a test fails this read")) } else { Ok(()) }
+    }
+
+    fn before_manifest(&self, snapshot: SnapshotId) {
+        self.stand(Point::Manifest, snapshot);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut gates = self.hooks.gates();
+        if let Some(holders) = gates.held.get_mut(&self.point) {
+            *holders -= 1;
+            if *holders == 0 {
+                gates.held.remove(&self.point);
+            }
+        }
+        drop(gates);
+        self.hooks.changed.notify_all();
+    }
+}

@@ -1,0 +1,92 @@
+//! Limits: a pause waits for room before the guest is frozen, and says what it waited for.
+
+use std::time::Duration;
+
+use rekindle_engine::budget::BudgetError;
+use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::geometry::bytes_of_pages;
+use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::pause::PauseError;
+use rekindle_testkit::guest::{Guest, Tracking};
+use rekindle_testkit::hooks::Point;
+use rekindle_testkit::random::Random;
+use rekindle_testkit::site::PATIENCE;
+
+use crate::{check, child, first_pause, pause, run, site, wait_published, wait_sealed};
+
+#[test]
+fn a_pause_over_too_many_unsealed_snapshots_is_refused_and_its_guest_runs_on() {
+    let site = site();
+    let options = EngineOptions { unsealed_max: 2, pause_wait: Duration::ZERO, ..site.options() };
+    let engine = Engine::start(options).expect("threads for an engine");
+    let held = site.hooks.hold(Point::Compare);
+    let first = first_pause(&engine, 40);
+    let second = child(&engine, &first, run(5, 10), 2);
+    let mut guest = Guest::resume(&second.0, second.1.clone());
+    guest.verify(&engine).expect("every page is the model's");
+    let refused = guest.pause(&engine, Tracking::Exact).expect_err("two are unsealed");
+    let PauseError::Unsealed { unsealed: 2, unsealed_max: 2, oldest } = refused.error else {
+        panic!("{}", refused.error)
+    };
+    assert_eq!(oldest, first.0.id());
+    let mut guest = refused.guest;
+    guest.write_random(&engine, run(0, 40), &mut Random::new(3)).expect("it was not frozen");
+    drop(held);
+    wait_sealed(&first.0);
+    wait_sealed(&second.0);
+    let third = pause(&engine, *guest);
+    wait_published(&third.0);
+    check(&engine, &third);
+}
+
+#[test]
+fn a_pause_over_too_many_unsealed_snapshots_goes_on_when_the_oldest_is_sealed() {
+    let site = site();
+    let options = EngineOptions { unsealed_max: 1, pause_wait: PATIENCE, ..site.options() };
+    let engine = Engine::start(options).expect("threads for an engine");
+    let held = site.hooks.hold(Point::Compare);
+    let first = first_pause(&engine, 40);
+    assert!(site.hooks.wait_standing(Point::Compare, first.0.id(), PATIENCE));
+    std::thread::scope(|scope| {
+        let permit = scope.spawn(|| engine.permit_pause(Some(&first.0), 4096));
+        drop(held);
+        drop(permit.join().expect("no panic").expect("the wait ends with the seal"));
+    });
+    assert!(first.0.manifest_now().is_some());
+}
+
+#[test]
+fn memory_beyond_the_budget_is_refused_before_the_freeze_and_found_when_it_returns() {
+    let site = site();
+    let bytes = bytes_of_pages(30);
+    let options = EngineOptions { capture_bytes_max: bytes, pause_wait: Duration::ZERO, ..site.options() };
+    let engine = Engine::start(options).expect("threads for an engine");
+    let never = engine.permit_pause(None, bytes + 1).expect_err("more than there is");
+    assert!(matches!(never, PauseError::Budget(BudgetError::NeverFits { .. })), "{never}");
+    let held = site.hooks.hold(Point::Compare);
+    let first = first_pause(&engine, 30);
+    let full = engine.permit_pause(None, 4096).expect_err("all of it is held");
+    let PauseError::Budget(BudgetError::Exhausted { asked: 4096, bytes_held, .. }) = full else {
+        panic!("{full}")
+    };
+    assert_eq!(bytes_held, bytes);
+    drop(held);
+    wait_published(&first.0);
+    assert_eq!(first.0.state(), SnapshotState::Published);
+}
+
+#[test]
+fn a_line_of_any_length_names_a_bounded_number_of_layers() {
+    let site = site();
+    let engine = site.engine().expect("threads for an engine");
+    let mut last = first_pause(&engine, 200);
+    for seed in 0..70_u32 {
+        last = child(&engine, &last, run(seed * 2, 3), u64::from(seed) + 2);
+        wait_sealed(&last.0);
+    }
+    check(&engine, &last);
+    wait_published(&last.0);
+    let layers = last.0.manifest_now().expect("it is published").layers().len();
+    assert!(layers <= rekindle_engine::limits::MERGE_AT_LAYERS + 1, "{layers} layers");
+    crate::check_elsewhere(&site, &last);
+}

@@ -1,0 +1,149 @@
+//! The local disk fills, loses blocks and hands out wrong bytes.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_testkit::guest::{Guest, GuestError, Tracking, judge};
+use rekindle_testkit::site::Site;
+use rekindle_testkit::skip::skipped;
+
+use crate::{check, check_elsewhere, child, first_pause, run, site, start, wait_published, wait_sealed};
+
+fn local_files(site: &Site, snapshot: &Snapshot) -> Vec<PathBuf> {
+    let names = snapshot.memory().load();
+    names.layers().iter().map(|layer| site.cache_directory().join(format!("{}.raw", layer.id()))).collect()
+}
+
+fn cut(path: &Path, bytes: u64) {
+    OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(bytes)).expect("a local file");
+}
+
+#[test]
+fn case_33_blocks_lost_under_the_mapping_come_from_the_store() {
+    let site = site();
+    let engine = start(&site);
+    let snapshot = first_pause(&engine, 600);
+    wait_published(&snapshot.0);
+    cut(&local_files(&site, &snapshot.0)[0], 0);
+    // The last page first: bringing it back makes the file as long as it was, with a hole before it.
+    let mut last = vec![0; 4096];
+    engine.read(snapshot.0.memory(), run(599, 1), &mut last).expect("the store has it");
+    snapshot.1.check(run(599, 1), &last).expect("the model's page");
+    check(&engine, &snapshot);
+}
+
+#[test]
+fn case_33_a_lost_block_that_was_never_stored_is_an_error_that_names_the_layer() {
+    let site = site();
+    let engine = start(&site);
+    let outage = site.faults.outage();
+    let snapshot = first_pause(&engine, 100);
+    wait_sealed(&snapshot.0);
+    let layer = snapshot.0.manifest_now().expect("it is sealed").layers()[0].id;
+    cut(&local_files(&site, &snapshot.0)[0], 4096 * 40);
+    for _ in 0..2 {
+        let error = judge(&engine, &snapshot.0, &snapshot.1).expect_err("the only copy is lost");
+        let GuestError::Stalled(error) = error else { panic!("bytes were invented: {error}") };
+        assert!(error.to_string().contains(&layer.to_string()), "{error}");
+    }
+    drop(outage);
+    let other = first_pause(&engine, 20);
+    wait_published(&other.0);
+    assert_eq!(snapshot.0.state(), SnapshotState::Sealed, "what cannot be read is not published");
+}
+
+#[test]
+fn case_33_a_parent_lost_under_compare_is_kept_instead() {
+    let site = site();
+    let engine = start(&site);
+    let first = first_pause(&engine, 100);
+    wait_published(&first.0);
+    let mut guest = Guest::resume(&first.0, first.1.clone());
+    guest.verify(&engine).expect("the parent can be read");
+    cut(&local_files(&site, &first.0)[0], 0);
+    let second = guest.pause(&engine, Tracking::Resident).expect("nothing stands against it").end_vmm();
+    wait_published(&second.0);
+    let classes = second.0.status().classes.expect("compared");
+    assert_eq!((classes.kept, classes.unread), (100, 100));
+    check(&engine, &second);
+    check_elsewhere(&site, &second);
+}
+
+#[test]
+fn case_25_and_26_damaged_or_short_local_files_are_never_believed() {
+    let site = site();
+    let engine = start(&site);
+    let first = first_pause(&engine, 300);
+    let second = child(&engine, &first, run(100, 90), 2);
+    wait_published(&second.0);
+    let files = local_files(&site, &second.0);
+    drop(engine);
+    let file = OpenOptions::new().write(true).open(&files[0]).expect("a local file");
+    file.write_all_at(&[0xff; 512], 4096 * 70).expect("a disk");
+    cut(&files[1], 4096 * 10);
+    let engine = start(&site);
+    let opened = engine.open(second.0.id()).expect("it is published");
+    judge(&engine, &opened, &second.1).expect("every page is the model's");
+    judge(&engine, &opened, &second.1).expect("what was fetched stays good");
+}
+
+#[test]
+fn a_disk_that_is_full_while_packing_loses_nothing() {
+    let site = site();
+    let Some(small) = SmallDisk::mount(site.cache_directory()) else {
+        skipped("a full disk", "mounting a small tmpfs needs root and CAP_SYS_ADMIN");
+        return;
+    };
+    let options = EngineOptions { cache_directory: small.0.clone(), ..site.options() };
+    let engine = Engine::start(options).expect("threads for an engine");
+    let first = first_pause(&engine, 700);
+    while first.0.status().failure.is_none() {
+        assert!(
+            !first.0.wait_state(SnapshotState::Sealed, Duration::from_millis(10)),
+            "the disk is too small"
+        );
+    }
+    let failure = first.0.status().failure.expect("just seen");
+    assert!(failure.contains("No space left"), "{failure}");
+    assert_eq!(first.0.state(), SnapshotState::Captured);
+    check(&engine, &first);
+    let second = child(&engine, &first, run(3, 4), 2);
+    check(&engine, &second);
+    small.enlarge();
+    wait_published(&first.0);
+    wait_published(&second.0);
+    check(&engine, &second);
+    check_elsewhere(&site, &second);
+    drop(engine);
+}
+
+/// A file system of one megabyte, until it is enlarged.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(under: &Path) -> Option<Self> {
+        let path = under.join("small");
+        std::fs::create_dir(&path).expect("a directory of ours");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&path);
+        mount.output().ok()?.status.success().then_some(Self(path))
+    }
+
+    fn enlarge(&self) {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "remount,size=64m"]).arg(&self.0);
+        assert!(mount.status().expect("mount was found before").success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}

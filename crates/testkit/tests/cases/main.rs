@@ -1,0 +1,76 @@
+//! The faults that hurt others, each by its number, against the real engine.
+
+mod handover;
+mod limits;
+mod local_disk;
+mod reading;
+mod store;
+mod window;
+
+use std::sync::Arc;
+
+use rekindle_engine::engine::Engine;
+use rekindle_engine::geometry::{GuestPage, GuestPages};
+use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_testkit::guest::{Guest, Tracking, judge};
+use rekindle_testkit::model::ModelMemory;
+use rekindle_testkit::random::Random;
+use rekindle_testkit::site::{PATIENCE, Site};
+
+fn site() -> Site {
+    Site::new().expect("a temporary directory")
+}
+
+fn start(site: &Site) -> Engine {
+    site.engine().expect("threads for an engine")
+}
+
+fn run(start: u32, count: u32) -> GuestPages {
+    GuestPages::new(GuestPage::new(start), count)
+}
+
+/// A snapshot of a guest all of whose pages are written; its VMM has ended.
+fn first_pause(engine: &Engine, pages: u32) -> (Arc<Snapshot>, ModelMemory) {
+    let mut guest = Guest::fresh(pages);
+    guest.write_random(engine, run(0, pages), &mut Random::new(1)).expect("its own pages");
+    pause(engine, guest)
+}
+
+fn pause(engine: &Engine, guest: Guest) -> (Arc<Snapshot>, ModelMemory) {
+    guest.pause(engine, Tracking::Exact).expect("nothing stands against it").end_vmm()
+}
+
+/// A child of `parent` that rewrote some pages.
+fn child(
+    engine: &Engine,
+    parent: &(Arc<Snapshot>, ModelMemory),
+    written: GuestPages,
+    seed: u64,
+) -> (Arc<Snapshot>, ModelMemory) {
+    let mut guest = Guest::resume(&parent.0, parent.1.clone());
+    guest.write_random(engine, written, &mut Random::new(seed)).expect("the parent can be read");
+    pause(engine, guest)
+}
+
+fn check(engine: &Engine, (snapshot, memory): &(Arc<Snapshot>, ModelMemory)) {
+    judge(engine, snapshot, memory).expect("every page is the model's");
+}
+
+fn wait_published(snapshot: &Snapshot) {
+    let published = snapshot.wait_state(SnapshotState::Published, PATIENCE);
+    assert!(published, "it is not published: {:?}", snapshot.status());
+}
+
+fn wait_sealed(snapshot: &Snapshot) {
+    let sealed = snapshot.wait_manifest(PATIENCE).is_ok();
+    assert!(sealed, "it is not sealed: {:?}", snapshot.status());
+}
+
+/// Opens a snapshot on a node that has nothing of it, and judges every page.
+fn check_elsewhere(site: &Site, (snapshot, memory): &(Arc<Snapshot>, ModelMemory)) {
+    let elsewhere = site.elsewhere().expect("a temporary directory");
+    let engine = start(&elsewhere);
+    let opened = engine.open(snapshot.id()).expect("it is published");
+    judge(&engine, &opened, memory).expect("every page is the model's");
+}
