@@ -148,15 +148,19 @@ impl Sandbox {
         let socket = directory.path().join("handover");
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
-        let mut guest = ProcessGuest::spawn(&shape.guest(Some(socket)))?;
+        let guest = ProcessGuest::spawn(&shape.guest(Some(socket)))?;
         let (stream, _) = listener.accept().context("the guest's hand-over connection")?;
         let handover = Handover::receive(stream, shape.volume_pages()?, HANDOVER_LIMIT)?;
+        let state = snapshot.blobs().get(DEVICE_STATE).context("the snapshot has no device state")?;
+        let state = serde_json::from_slice(state).context("the snapshot's device state")?;
         let view = Arc::clone(snapshot.memory());
         let server = FaultServer::start(view, handover, engine.fetcher().clone(), shape.serve_options())
             .context("starting the fault server")?;
-        let state = snapshot.blobs().get(DEVICE_STATE).context("the snapshot has no device state")?;
-        guest.control.restore(serde_json::from_slice(state).context("the snapshot's device state")?)?;
-        Ok(Self { guest, shape, origin: Some(Origin { snapshot: Arc::clone(snapshot), server }) })
+        // From here on the guest ends before its server does, whatever fails.
+        let origin = Some(Origin { snapshot: Arc::clone(snapshot), server });
+        let mut sandbox = Self { guest, shape, origin };
+        sandbox.guest.control.restore(state)?;
+        Ok(sandbox)
     }
 
     /// The server of its faults, if it came from a snapshot.
