@@ -189,13 +189,9 @@ impl Snapshot {
         line
     }
 
-    /// Records an event that is no failure, and returns the work it asks for. What failed before is over with a success.
+    /// Records an event and returns the work it asks for.
     pub(crate) fn record(&self, event: SnapshotEvent) -> SnapshotWork {
-        self.record_with(event, |progress| {
-            if event != SnapshotEvent::Deleted {
-                progress.status.failure = None;
-            }
-        })
+        self.record_with(event, |_| {})
     }
 
     /// Records that a try failed, and why.
