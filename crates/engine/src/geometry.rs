@@ -13,8 +13,12 @@ pub const PAGE_BYTES: usize = rekindle_kernel::page::PAGE_BYTES;
 /// use rekindle_engine::geometry::{GuestPage, LayerPage};
 /// let page: GuestPage = GuestPage::new(7);
 /// let packed: LayerPage = LayerPage::new(page.number());
-/// # let _ = packed;
+/// let page: GuestPage = GuestPage::new(packed.number());
+/// let same = GuestPage::new(7) == page;
+/// # let _ = same;
 /// ```
+///
+/// Each of these is one of the lines above with one of the types changed:
 ///
 /// ```compile_fail,E0277
 /// use rekindle_engine::geometry::{GuestPage, LayerPage};

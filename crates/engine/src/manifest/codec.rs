@@ -95,7 +95,13 @@ fn write_manifest(writer: &mut Writer, manifest: &Manifest) {
 fn read_manifest(reader: &mut Reader<'_>) -> Result<Manifest, WireError> {
     let snapshot = SnapshotId::from_bytes(reader.array("snapshot")?);
     let parent = read_parent(reader)?;
+    if parent == Some(snapshot) {
+        return Err(reader.invalid("parent", "the snapshot is its own parent"));
+    }
     let generation = reader.varint("generation")?;
+    if parent.is_some() != (generation > 0) {
+        return Err(reader.invalid("generation", "only a snapshot without parent is the first of its line"));
+    }
     let created_unix_ms = reader.varint("time of pause")?;
     let layers = read_layers(reader)?;
     let volumes = read_volumes(reader, &layers)?;

@@ -165,6 +165,7 @@ impl Manifest {
     /// The manifest of a snapshot that changed this one's volumes so. Costs what the changes cost.
     pub fn overlay(&self, facts: SnapshotFacts, changes: &[VolumeChange<'_>]) -> Result<Self, ManifestError> {
         let generation = self.generation.checked_add(1).expect("nobody pauses 2^64 times");
+        assert_ne!(facts.snapshot, self.facts.snapshot, "a snapshot is not its own parent");
         let parent = Some(self.facts.snapshot);
         Self { facts, parent, generation, layers: self.layers.clone(), volumes: self.volumes.clone() }
             .changed(changes)

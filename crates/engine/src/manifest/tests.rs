@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::geometry::{GuestPage, GuestPages, usize_of};
 use crate::identity::FrameDigest;
+use crate::limits::{MANIFEST_BYTES_MAX, NAME_BYTES_MAX};
 use crate::page_map::Place;
 use crate::wire::{Problem, WireError};
 
@@ -301,6 +302,29 @@ fn contradictions_with_a_right_checksum_are_refused() {
         tampered(&publication, b"tenant-1\x14", b"tenant-1\x13"),
         invalid("the run ends after its layer")
     );
+}
+
+#[test]
+fn a_snapshot_under_itself_is_refused() {
+    // Case 19.
+    let publication = published(small());
+    let (snapshot, parent) = (publication.manifest().snapshot(), facts(1).snapshot);
+    let parent_field = [&[1], &parent.as_bytes()[..], &[1]].concat();
+    let itself = [&[1], &snapshot.as_bytes()[..], &[1]].concat();
+    let own_parent = Problem::Invalid("the snapshot is its own parent");
+    assert_eq!(tampered(&publication, &parent_field, &itself), own_parent);
+    let first_of_line = Problem::Invalid("only a snapshot without parent is the first of its line");
+    assert_eq!(tampered(&publication, &parent_field, &[0, 1]), first_of_line);
+}
+
+#[test]
+fn no_manifest_within_its_limits_is_too_long_to_be_read() {
+    // Case 16. A run takes at most 12 bytes: a token, and varints of 32 bits for its skip and its pages.
+    let maps = 12 * usize_of(MANIFEST_RUNS_MAX);
+    let blobs = MANIFEST_BLOBS_MAX * (BLOB_BYTES_MAX + NAME_BYTES_MAX + 8);
+    let layers = MANIFEST_LAYERS_MAX * (NAME_BYTES_MAX + 200);
+    let volumes = MANIFEST_VOLUMES_MAX * (NAME_BYTES_MAX + 16);
+    assert!(maps + blobs + layers + volumes + 1000 < MANIFEST_BYTES_MAX);
 }
 
 #[test]
