@@ -120,7 +120,7 @@ impl Handover {
     /// `volume_pages`. Blocks the calling thread.
     pub fn receive(stream: UnixStream, volume_pages: u32, limit: Duration) -> Result<Self, HandoverError> {
         let message = Message::read(&stream, limit)?;
-        let regions = Regions::new(message.regions()?, volume_pages)?;
+        let regions = checked(&message.regions, volume_pages)?;
         let count = message.fds.len();
         let mut fds = message.fds.into_iter();
         let first = fds.next().ok_or(HandoverError::NoDescriptor)?;
@@ -133,6 +133,17 @@ impl Handover {
         let pid = fd_passing::peer_pid(&stream).map_err(HandoverError::HiddenProcess)?;
         Ok(Self { regions, userfaultfd, memfd, pid, stream })
     }
+}
+
+/// The regions that a whole message names, checked against a volume of `volume_pages`; `None` while `message` is only
+/// the beginning of one.
+pub fn regions_of(message: &[u8], volume_pages: u32) -> Result<Option<Regions>, HandoverError> {
+    parse(message)?.map(|regions| checked(&regions, volume_pages)).transpose()
+}
+
+fn checked(regions: &[RegionMessage], volume_pages: u32) -> Result<Regions, HandoverError> {
+    let regions = regions.iter().map(RegionMessage::region).collect::<Result<_, _>>()?;
+    Ok(Regions::new(regions, volume_pages)?)
 }
 
 fn adopt_memory(fd: OwnedFd, regions: &Regions) -> Result<Memfd, HandoverError> {
@@ -189,10 +200,6 @@ impl Message {
                 return Ok(Self { regions, fds });
             }
         }
-    }
-
-    fn regions(&self) -> Result<Vec<Region>, HandoverError> {
-        self.regions.iter().map(RegionMessage::region).collect()
     }
 }
 

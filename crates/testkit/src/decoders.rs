@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use rekindle_engine::frame::frames_of;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
+use rekindle_engine::handover;
 use rekindle_engine::identity::{Domain, FrameDigest, LayerId, SnapshotId};
 use rekindle_engine::layer_index::LayerIndex;
 use rekindle_engine::manifest::{
@@ -18,7 +19,7 @@ use rekindle_engine::page_set::PageSet;
 use rekindle_engine::ranked_set::RankedSet;
 use rekindle_kernel::PageKind;
 
-/// One decoder of a stored format.
+/// One decoder of a stored format or of a peer's message.
 #[derive(Debug)]
 pub struct Decoder {
     /// Its name: that of its fuzz target and of the directory of its corpus.
@@ -30,10 +31,11 @@ pub struct Decoder {
 }
 
 /// All of them.
-pub const DECODERS: [Decoder; 3] = [
+pub const DECODERS: [Decoder; 4] = [
     Decoder { name: "publication", accepts: publication, samples: publication_samples },
     Decoder { name: "layer_index", accepts: layer_index, samples: layer_index_samples },
     Decoder { name: "object_table", accepts: object_table, samples: object_table_samples },
+    Decoder { name: "handover", accepts: handover, samples: handover_samples },
 ];
 
 /// Bytes of a publication before its body: magic, version, length, checksum.
@@ -81,6 +83,49 @@ pub fn object_table(bytes: &[u8]) -> bool {
     assert_eq!(table.encode(), &bytes[size_of::<u64>()..], "a table has one encoding");
     assert_eq!(table.frames_bytes(), frames_bytes, "the frames fill the object up to the table");
     true
+}
+
+/// Pages of the volume that hand-over messages are checked against.
+const HANDOVER_PAGES: u32 = 1 << 20;
+
+/// Decodes the message by which a VMM hands its memory over.
+pub fn handover(bytes: &[u8]) -> bool {
+    let Ok(Some(regions)) = handover::regions_of(bytes, HANDOVER_PAGES) else { return false };
+    assert_eq!(regions.pages(), HANDOVER_PAGES, "the regions are the volume");
+    for region in regions.iter() {
+        let first = region.pages().start();
+        assert_eq!(regions.page_at(region.start), Some(first), "an address leads to its page");
+        assert_eq!(
+            regions.range_of(regions.unit_of(first)).start,
+            region.start,
+            "and the page to its address"
+        );
+    }
+    true
+}
+
+fn handover_samples() -> BTreeMap<&'static str, Vec<u8>> {
+    let message = |text: &str| text.as_bytes().to_vec();
+    BTreeMap::from([
+        (
+            "one-region",
+            message(
+                r#"[{"base_host_virt_addr":139637976727552,"size":4294967296,"offset":0,"page_size":4096}]"#,
+            ),
+        ),
+        (
+            "two-regions-reversed",
+            message(
+                r#"[{"base_host_virt_addr":140000000000000,"size":3221225472,"offset":0,"page_size":4096,"page_size_kib":4096},{"base_host_virt_addr":138998026604544,"size":1073741824,"offset":3221225472,"page_size":4096,"page_size_kib":4096}]"#,
+            ),
+        ),
+        (
+            "huge-pages-in-the-older-words",
+            message(
+                r#"[{"base_host_virt_addr":35184372088832,"size":4294967296,"offset":0,"page_size_kib":2097152,"unknown":{"a":[1]}}]"#,
+            ),
+        ),
+    ])
 }
 
 /// The pages of `runs`, first page and length, of a volume of `pages`.
