@@ -180,19 +180,17 @@ impl Comparison<'_> {
                 Ok(true) => {}
                 Ok(false) => self.place(page, part)?,
                 // Reading ours again tells whose bytes were lost: if it was ours, that fails.
-                Err(_) => {
-                    self.place(page, part)?;
-                    part.unread += 1;
-                }
+                Err(_) => self.keep_unread(GuestPages::new(page, 1), part)?,
             }
         }
         Ok(())
     }
 
+    /// Keeps pages whose parent cannot be read, but for those that are zero.
     fn keep_unread(&self, pages: GuestPages, part: &mut Part) -> Result<(), LostBytes> {
         for page in pages.iter() {
             self.place(page, part)?;
-            part.unread += 1;
+            part.unread += u32::from(part.kept.contains(page));
         }
         Ok(())
     }

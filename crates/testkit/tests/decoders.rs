@@ -95,7 +95,7 @@ fn no_damage_under_a_right_checksum_breaks_the_decoder_of_publications() {
 }
 
 #[test]
-fn a_flipped_bit_of_a_stored_publication_is_refused() {
+fn case_18_a_flipped_bit_of_a_stored_publication_is_refused() {
     for (name, bytes) in (DECODERS[0].samples)() {
         for (bit, flipped) in flipped(&bytes) {
             assert!(!decoders::publication(&flipped), "bit {bit} of {name}");
@@ -104,7 +104,7 @@ fn a_flipped_bit_of_a_stored_publication_is_refused() {
 }
 
 #[test]
-fn a_flipped_bit_of_a_stored_layer_index_is_refused_by_the_layers_name() {
+fn case_18_a_flipped_bit_of_a_stored_layer_index_is_refused_by_the_layers_name() {
     let domain = Domain::shared();
     for (name, bytes) in (DECODERS[1].samples)() {
         let id = LayerIndex::decode(&bytes).expect("samples are read").id(&domain);

@@ -282,7 +282,7 @@ fn tampered(publication: &Publication, from: &[u8], to: &[u8]) -> Problem {
 }
 
 #[test]
-fn contradictions_with_a_right_checksum_are_refused() {
+fn case_19_contradictions_with_a_right_checksum_are_refused() {
     // Case 19.
     let publication = published(small());
     let [first, second] = [0, 1].map(|slot| publication.manifest().layers()[slot].id);

@@ -215,7 +215,7 @@ fn overwritten() -> PageMap {
 }
 
 #[test]
-fn adjacent_runs_are_joined_only_where_their_storage_is_adjacent() {
+fn case_15_adjacent_runs_are_joined_only_where_their_storage_is_adjacent() {
     // Case 15: pages 9 and 20 are neighbours in the layer but not in the guest, and 4 and 25 the other way around.
     let kept = runs_set(40, &[(0, 10), (20, 10)]);
     let map = PageMap::zero(40).overlay(&kept, LayerSlot::new(0), &PageSet::new(40));
@@ -232,7 +232,7 @@ fn adjacent_runs_are_joined_only_where_their_storage_is_adjacent() {
 }
 
 #[test]
-fn zero_pages_change_no_set_and_no_other_generation() {
+fn case_20_zero_pages_change_no_set_and_no_other_generation() {
     // Case 20: page sets are read only, and the map that was overlaid stays what it was.
     let before = overwritten();
     let zero = runs_set(40, &[(0, 40)]);
@@ -252,7 +252,7 @@ fn a_map_of_no_pages_has_no_runs() {
 }
 
 #[test]
-fn alternating_single_pages_of_a_whole_volume_are_each_a_run() {
+fn case_17_alternating_single_pages_of_a_whole_volume_are_each_a_run() {
     let pages = 8 * CHUNK_PAGES + 77;
     let kept = set_of(pages, &[Comb { start: 1, width: 1, stride: 2, teeth: pages }]);
     let map = PageMap::zero(pages).overlay(&kept, LayerSlot::new(0), &PageSet::new(pages));
@@ -278,7 +278,7 @@ fn pages_kept_equal_again_leave_their_chunk_shared() {
 }
 
 #[test]
-fn nothing_is_allocated_beyond_what_is_held() {
+fn case_21_nothing_is_allocated_beyond_what_is_held() {
     // Case 21: every chunk is one allocation of exactly its bytes.
     let pages = 4 * CHUNK_PAGES;
     let combs = [
