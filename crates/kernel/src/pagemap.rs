@@ -95,9 +95,14 @@ impl Pagemap {
         want: PageClass,
         found: &mut dyn FnMut(GuestRange),
     ) -> io::Result<()> {
-        self.walk(range, want, wide(raw::PM_SCAN_WP_MATCHING | raw::PM_SCAN_CHECK_WPASYNC), &mut |range, _| {
-            found(range);
-        })
+        self.walk(
+            range,
+            want,
+            wide(raw::PM_SCAN_WP_MATCHING | raw::PM_SCAN_CHECK_WPASYNC),
+            &mut |range, _| {
+                found(range);
+            },
+        )
     }
 
     fn walk(
