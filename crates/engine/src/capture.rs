@@ -71,9 +71,9 @@ impl Capture {
         if memfd.bytes() != u64::from(universe) * 4096 || zero.pages() != universe {
             return Err(CaptureError::WrongSize { bytes: memfd.bytes(), pages: universe });
         }
-        let mut both = kept.clone();
-        both.intersect_with(&zero);
-        if !both.is_empty() {
+        if !kept.is_disjoint_from(&zero) {
+            let mut both = kept;
+            both.intersect_with(&zero);
             return Err(CaptureError::Overlap { pages: both.len() });
         }
         let mapping = Mapping::of_memfd(&memfd)?;

@@ -59,8 +59,8 @@ pub const INSTALL_RETRY_FIRST: Duration = Duration::from_millis(10);
 /// The longest pause between two tries of a failed install.
 pub const INSTALL_RETRY_LAST: Duration = Duration::from_secs(1);
 
-/// Pages installed ahead before new events are looked at: 0.1 ms of copying.
-pub const PREFETCH_SLICE_PAGES: u32 = 64;
+/// Pages installed ahead before new events are looked at: 0.4 ms of copying.
+pub const PREFETCH_SLICE_PAGES: u32 = 256;
 
 /// Frames asked for ahead of the guest at once.
 pub const PREFETCH_FRAMES_MAX: usize = 32;

@@ -49,7 +49,7 @@ pub(crate) const BULK: Row = Row {
     name: "bulk-install",
     what: "Installing a working set of 64 MiB that is in a capture ahead of its guest.",
     ours: "`FaultServer::prefetch`, until the last page is counted",
-    reference: "UFFDIO_COPY in 2 MiB pieces, nothing else, on the same processor",
+    reference: "UFFDIO_COPY in 2 MiB pieces, nothing else, on the same processor, watched by a thread as ours is",
     fast: false,
     measure: measure_bulk,
 };
@@ -196,6 +196,10 @@ fn copy_all(served: &Served) -> anyhow::Result<f64> {
             }
             Ok(start.elapsed().as_secs_f64())
         });
+        // The other side has a thread that watches its counter; it takes from the handler what the cores share.
+        while !copying.is_finished() {
+            std::hint::spin_loop();
+        }
         copying.join().expect("copying does not panic")
     });
     guest.kill()?;
