@@ -61,10 +61,17 @@ impl EngineOptions {
             capture_bytes_max: limits::CAPTURE_BYTES_DEFAULT,
             unsealed_max: limits::UNSEALED_DEFAULT,
             pause_wait: limits::PAUSE_WAIT_DEFAULT,
-            compare_workers: std::thread::available_parallelism().map_or(1, usize::from),
+            compare_workers: compare_workers(),
             hooks: Arc::new(NoHooks),
         }
     }
+}
+
+/// So many that all seals at once take half of the cores: idle priority leaves guests their time, but not their share of
+/// the memory's bandwidth.
+fn compare_workers() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / (2 * limits::SEALS_AT_ONCE)).max(1)
 }
 
 /// A node's snapshots. Dropping it ends all background work and leaves every file that a snapshot needs.

@@ -78,8 +78,8 @@ pub const ZSTD_LEVEL: i32 = 1;
 /// Bytes packed in one write: larger ones are slower on ext4, smaller ones cost calls.
 pub const PACK_WRITE_BYTES: usize = 1 << 20;
 
-/// Seals that compare and pack at once; each uses every core at idle priority.
-pub const SEALS_AT_ONCE: u64 = 2;
+/// Seals that compare and pack at once, at idle priority.
+pub const SEALS_AT_ONCE: usize = 2;
 
 /// Bytes of a stored layer that is fetched whole with its table: one request instead of two or more.
 pub const OBJECT_FETCHED_WHOLE_BYTES_MAX: u64 = 1 << 20;

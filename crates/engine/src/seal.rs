@@ -10,6 +10,7 @@ use crate::cache::Cache;
 use crate::capture::Capture;
 use crate::compare::{PageClasses, compare};
 use crate::fetch::Fetcher;
+use crate::geometry::u64_of;
 use crate::hooks::Hooks;
 use crate::identity::{Domain, LayerId, VolumeName};
 use crate::layer::Layer;
@@ -73,7 +74,7 @@ impl Sealer {
         workers: usize,
         hooks: Arc<dyn Hooks>,
     ) -> Self {
-        let turns = Budget::new(limits::SEALS_AT_ONCE);
+        let turns = Budget::new(u64_of(limits::SEALS_AT_ONCE));
         Self { cache, fetcher, domain, workers, hooks, turns }
     }
 
