@@ -5,3 +5,4 @@ pub mod vmm;
 pub mod copied_memory;
 pub mod sandbox;
 pub mod commands;
+pub mod api;
