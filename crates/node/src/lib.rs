@@ -6,3 +6,5 @@ pub mod copied_memory;
 pub mod sandbox;
 pub mod commands;
 pub mod api;
+pub mod metrics;
+pub mod telemetry;
