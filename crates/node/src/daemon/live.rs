@@ -13,7 +13,7 @@ use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::pause::{PausePermit, PausedGuest};
 use rekindle_engine::serve::{Epoch, EpochFacts, FaultServer, KeptEpoch, ServeStatus, ServerWatch};
 use rekindle_engine::snapshot::Snapshot;
-use rekindle_kernel::{Memfd, ProcessHandle, Signal, placement};
+use rekindle_kernel::{ProcessHandle, Signal, placement};
 use uuid::Uuid;
 
 use super::Daemon;
@@ -23,9 +23,9 @@ use super::keeping::{GuestNote, Keeping, guest_key, take_fd};
 use super::record::{RecordedGuest, RecordedServing};
 use super::uses::Use;
 use crate::api::problem::Problem;
-use crate::keeper::{Held, PROCESS};
+use crate::keeper::Held;
 use crate::sandbox::{DEVICE_STATE, SandboxShape, StoppedGuest};
-use crate::vmm::process::KeptGuest;
+use crate::vmm::process::{KeptParts, MEMORY, ProcessGuest};
 
 /// How long a guest may take from its start to its hand-over message.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
@@ -34,14 +34,13 @@ const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 const USERFAULTFD: &str = "userfaultfd";
 const STREAM: &str = "stream";
 const JOURNAL: &str = "journal";
-const MEMORY: &str = "memory";
 
 /// A running guest and, if it came from a snapshot, the server of its faults. Dropped, it runs on under the keeper.
 #[derive(Debug)]
 pub(super) struct Live {
     /// Which guest it is: its key at the keeper.
     pub(super) id: Uuid,
-    pub(super) guest: KeptGuest,
+    pub(super) guest: ProcessGuest,
     pub(super) shape: SandboxShape,
     serving: Option<Serving>,
 }
@@ -74,10 +73,7 @@ struct Between {
 impl Live {
     /// Starts a guest on empty memory.
     pub(super) fn start(keeping: &Keeping, id: Uuid, shape: SandboxShape) -> anyhow::Result<Self> {
-        let guest = KeptGuest::spawn(&keeping.client(), &guest_key(id), &shape.guest(None))?;
-        if let Some(memfd) = guest.memfd() {
-            keeping.client().add(&guest_key(id), &[(MEMORY, memfd.as_fd())])?;
-        }
+        let guest = ProcessGuest::spawn_under(&keeping.client(), &guest_key(id), &shape.guest(None))?;
         Ok(Self { id, guest, shape, serving: None })
     }
 
@@ -94,7 +90,7 @@ impl Live {
         let socket = daemon.run_directory.join(format!("handover-{id}.sock"));
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
-        let spawned = KeptGuest::spawn(&daemon.keeping.client(), &guest_key(id), &shape.guest(Some(socket.clone())));
+        let spawned = ProcessGuest::spawn_under(&daemon.keeping.client(), &guest_key(id), &shape.guest(Some(socket.clone())));
         let accepted = spawned.map_err(anyhow::Error::from).and_then(|guest| {
             let (stream, _) = listener.accept().context("the guest's hand-over connection")?;
             Ok((guest, stream))
@@ -126,13 +122,8 @@ impl Live {
                 Some(serve(daemon, &snapshot, epoch, facts.clone(), used, &shape)?)
             }
         };
-        let memfd = held.fds.remove(MEMORY).filter(|_| serving.is_none());
-        let guest = KeptGuest::attach(
-            take_fd(&mut held, PROCESS)?,
-            take_fd(&mut held, crate::vmm::process::CONTROL)?,
-            recorded.hello.clone(),
-            memfd.map(Memfd::adopt).transpose()?,
-        )?;
+        let parts = KeptParts::take(&mut held, recorded.hello.clone());
+        let guest = ProcessGuest::attach(parts.context("the keeper holds only a part of the guest")?)?;
         Ok(Self { id: recorded.id, guest, shape, serving })
     }
 
@@ -158,13 +149,9 @@ impl Live {
     /// Hands everything to the keeper that a new daemon needs, after the one that had it died.
     pub(super) fn keep_again(&self, keeping: &Keeping) -> anyhow::Result<()> {
         let key = guest_key(self.id);
-        keeping.client().add(&key, &self.guest.descriptors())?;
-        if let Some(serving) = &self.serving {
-            put_epoch(keeping, &key, &serving.server.kept()?)?;
-        } else if let Some(memfd) = self.guest.memfd() {
-            keeping.client().add(&key, &[(MEMORY, memfd.as_fd())])?;
-        }
-        Ok(())
+        self.guest.keep_under(&keeping.client(), &key)?;
+        let served = self.serving.as_ref();
+        served.map_or(Ok(()), |serving| put_epoch(keeping, &key, &serving.server.kept()?))
     }
 
     /// Tells the guest to end; its end is to be waited for.
