@@ -11,7 +11,7 @@ use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::handover::Handover;
-use rekindle_engine::identity::VolumeName;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::regions::{Region, Regions};
 use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions};
@@ -202,7 +202,8 @@ impl Sandbox {
         };
         let taken = self.take_memory(epoch.as_ref());
         let committed = taken.and_then(|memory| {
-            Ok(engine.commit_pause(permit, PausedGuest { volumes: vec![memory], blobs: blobs(&state) })?)
+            let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![memory], blobs: blobs(&state) };
+            Ok(engine.commit_pause(permit, guest)?)
         });
         match committed {
             Ok(snapshot) => {
