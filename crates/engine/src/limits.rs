@@ -114,6 +114,9 @@ pub const FROZEN_ASK_FIRST: Duration = Duration::from_millis(1);
 /// The longest pause between two such questions: tearing memory down takes about 23 ms a GiB.
 pub const FROZEN_ASK_LAST: Duration = Duration::from_millis(50);
 
+/// Bytes of the catalog that stay in memory: records are small, and manifests are read at the start.
+pub const CATALOG_CACHE_BYTES: usize = 16 << 20;
+
 /// How late background work that waits for something else may notice that the engine ends.
 pub const STOP_HEARD_WITHIN: Duration = Duration::from_millis(100);
 

@@ -11,7 +11,7 @@ use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::handover::Handover;
-use rekindle_engine::identity::VolumeName;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::regions::{Region, Regions};
 use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions};
@@ -206,7 +206,8 @@ impl Sandbox {
         let stopped = StoppedGuest { pid: self.guest.id(), hello: self.guest.hello(), memfd: self.guest.memfd() };
         let taken = stopped.memory(&self.shape, epoch.as_ref());
         let committed = taken.and_then(|memory| {
-            Ok(engine.commit_pause(permit, PausedGuest { volumes: vec![memory], blobs: blobs(&state) })?)
+            let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![memory], blobs: blobs(&state) };
+            Ok(engine.commit_pause(permit, guest)?)
         });
         match committed {
             Ok(snapshot) => {
