@@ -7,3 +7,4 @@ pub mod copied_memory;
 pub mod sandbox;
 pub mod commands;
 pub mod api;
+pub mod client;
