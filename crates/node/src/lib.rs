@@ -8,3 +8,5 @@ pub mod sandbox;
 pub mod commands;
 pub mod api;
 pub mod client;
+pub mod metrics;
+pub mod telemetry;

@@ -88,7 +88,7 @@ impl Server {
             UnitInstall::Landed(landing) => {
                 self.note(unit, &landing);
                 self.counters.pages_prefetched.add(landing.pages);
-                self.count(&self.view.piece_at(unit.start(), 1).source, landing.pages);
+                self.count(&self.view.piece_at(unit.start(), 1), landing.pages);
                 match ahead(landing.pages, &landing.end) {
                     Ahead::Dealt(_) => Ahead::Dealt(of_unit),
                     Ahead::Interrupted => Ahead::Interrupted,
@@ -114,7 +114,7 @@ impl Server {
             }
         };
         distrust_if_lost(piece, &landing);
-        self.count(&piece.source, landing.pages);
+        self.count(piece, landing.pages);
         self.note(run, &landing);
         let Landing { pages, end, .. } = landing;
         (pages, end)

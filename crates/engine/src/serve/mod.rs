@@ -10,6 +10,7 @@ mod epoch;
 mod epoch_pages;
 mod fault;
 mod installer;
+mod latency;
 mod mailbox;
 mod neighbours;
 mod pending;
@@ -38,9 +39,10 @@ use crate::tracking::Tracking;
 use crate::view::LiveView;
 
 pub use epoch::Epoch;
+pub use latency::{LATENCY_CLASSES, Latencies};
 pub use neighbours::Neighbours;
 pub use placement::Placement;
-pub use stats::ServeStats;
+pub use stats::{PagesByPhase, ServeStats};
 pub use status::{EndReason, ServeStatus};
 
 use mailbox::{Mail, Mailbox};

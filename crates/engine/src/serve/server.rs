@@ -17,6 +17,7 @@ use super::epoch::{Epoch, Guest};
 use super::epoch_pages::EpochPages;
 use super::fault::{Access, Fault};
 use super::installer::Installer;
+use super::latency::Stopwatch;
 use super::mailbox::{Mail, Mailbox};
 use super::neighbours::Walks;
 use super::pending::{FrameKey, Pending};
@@ -49,6 +50,7 @@ pub(super) struct Server {
     pub(super) retries: Retries,
     pub(super) prefetch: Prefetch,
     pub(super) stalls: Stalls,
+    pub(super) stopwatch: Stopwatch,
     pub(super) guest: Guest,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) counters: Arc<Counters>,
@@ -69,6 +71,7 @@ impl Server {
             pending: Pending::default(),
             retries: Retries::default(),
             stalls: Stalls::default(),
+            stopwatch: Stopwatch::default(),
             view,
             fetcher,
             installer,
