@@ -2,6 +2,7 @@
 
 pub mod guest;
 pub mod settings;
+pub mod keeper;
 pub mod vmm;
 pub mod copied_memory;
 pub mod sandbox;
