@@ -127,6 +127,11 @@ impl Guest {
         self.parent = Some(Arc::clone(snapshot));
     }
 
+    /// Lets go of its parent's handle, as the end of the node's process does; says which snapshot it was.
+    pub fn let_go_of_parent(&mut self) -> Option<SnapshotId> {
+        self.parent.take().map(|parent| parent.id())
+    }
+
     /// Reads pages, having those served that are not there yet, and judges them.
     pub fn read(&mut self, engine: &Engine, pages: GuestPages) -> Result<(), GuestError> {
         self.have_served(engine, pages)?;
