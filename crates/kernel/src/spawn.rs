@@ -120,7 +120,7 @@ mod tests {
         let _alone = NUMBERS.lock().unwrap();
         let spawner = Spawner::prepare().unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
-        let number = CHILD_NUMBERS.into_iter().find(|number| spawner.has_reserved(*number)).unwrap();
+        let number = { CHILD_NUMBERS }.find(|number| spawner.has_reserved(*number)).unwrap();
         let fd = file.as_fd();
         for wrong in [&[(0, fd)][..], &[(-1, fd)], &[(CHILD_NUMBERS.end, fd)], &[(number, fd), (number, fd)]]
         {
@@ -136,7 +136,7 @@ mod tests {
     fn a_child_has_its_standard_streams_and_what_it_was_given() {
         let _alone = NUMBERS.lock().unwrap();
         let spawner = Spawner::prepare().unwrap();
-        let number = CHILD_NUMBERS.into_iter().rev().find(|number| spawner.has_reserved(*number)).unwrap();
+        let number = CHILD_NUMBERS.rev().find(|number| spawner.has_reserved(*number)).unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
         // As a program that was careless leaves it.
         rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
