@@ -62,6 +62,7 @@ pub struct Sandbox {
     /// Its name, unique among sandboxes.
     pub name: Option<String>,
     /// Its labels.
+    #[schema(inline)]
     pub labels: Labels,
     /// How it stands.
     pub state: SandboxState,
@@ -122,6 +123,7 @@ pub struct Snapshot {
     /// Its name, unique among snapshots.
     pub name: Option<String>,
     /// Its labels.
+    #[schema(inline)]
     pub labels: Labels,
     /// How far it has come.
     pub state: SnapshotState,
@@ -203,6 +205,7 @@ pub struct CreateSandbox {
     pub name: Option<String>,
     /// Its labels.
     #[serde(default)]
+    #[schema(inline)]
     pub labels: Labels,
     /// What it runs in.
     #[serde(default)]
@@ -225,6 +228,7 @@ pub struct PauseSandbox {
     pub name: Option<String>,
     /// The snapshot's labels.
     #[serde(default)]
+    #[schema(inline)]
     pub labels: Labels,
 }
 
@@ -251,6 +255,7 @@ pub struct ResumeSnapshot {
     pub name: Option<String>,
     /// Their labels.
     #[serde(default)]
+    #[schema(inline)]
     pub labels: Labels,
     /// Whether to serve them before the snapshot is sealed; the setting where it is not said.
     #[serde(default)]
@@ -281,6 +286,7 @@ pub struct ForkSandbox {
     pub name: Option<String>,
     /// Their labels.
     #[serde(default)]
+    #[schema(inline)]
     pub labels: Labels,
 }
 
