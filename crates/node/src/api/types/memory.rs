@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Labels, ServedPages};
+use super::{Labels, ServedPages, schemas};
 
 /// A socket at which a VMM that others start is served with a snapshot's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,10 +66,11 @@ pub struct CaptureMemory {
     pub name: Option<String>,
     /// The snapshot's labels.
     #[serde(default)]
-    #[schema(inline)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// Device state and the like, by name, as base64 of bytes.
     #[serde(default)]
+    #[schema(schema_with = schemas::blobs)]
     pub blobs: BTreeMap<String, String>,
 }
 
@@ -107,7 +108,7 @@ pub enum CaptureSource {
 #[serde(deny_unknown_fields)]
 pub struct MemoryRegion {
     /// Address in the process.
-    #[schema(multiple_of = 4096)]
+    #[schema(maximum = 72_057_594_037_927_936_i64, multiple_of = 4096)]
     pub start: u64,
     /// Length.
     #[schema(minimum = 4096, maximum = 1_099_511_627_776_i64, multiple_of = 4096)]
