@@ -28,7 +28,7 @@ fn every_series_is_there_before_anything_happened() {
         "rekindle_sandboxes{state=\"stalled\"} 0",
         "rekindle_snapshots{state=\"lost\"} 0",
         "rekindle_served_pages_total{source=\"capture\",phase=\"captured\"} 0",
-        "rekindle_fault_seconds_bucket{le=\"1.024e-6\",answered=\"at_once\"} 0",
+        "rekindle_fault_seconds_bucket{le=\"0.000001024\",answered=\"at_once\"} 0",
         "rekindle_fault_seconds_bucket{le=\"+Inf\",answered=\"after_fetch\"} 0",
         "rekindle_captures_held_bytes 0",
         "rekindle_store_sent_bytes_total 0",
