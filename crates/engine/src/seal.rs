@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::budget::{Budget, Lease};
 use crate::cache::Cache;
 use crate::capture::Capture;
+use crate::catalog::CatalogError;
 use crate::compare::{PageClasses, compare};
 use crate::fetch::Fetcher;
 use crate::geometry::u64_of;
@@ -16,11 +17,15 @@ use crate::identity::{Domain, LayerId, VolumeName};
 use crate::layer::Layer;
 use crate::lifecycle::SnapshotWork;
 use crate::limits;
-use crate::manifest::{LayerName, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape};
+use crate::manifest::{
+    LayerName, LocalManifest, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape,
+};
 use crate::merge::merge;
 use crate::pack::{PackError, pack};
 use crate::page_set::PageSet;
+use crate::records::Records;
 use crate::snapshot::{Snapshot, Volume};
+use crate::snapshot_record::SealFacts;
 use crate::stop::{Stop, Stopped};
 use crate::view::{PackedPages, View};
 
@@ -49,6 +54,8 @@ pub(crate) enum SealError {
     Pack(#[from] PackError),
     #[error("naming: {0}")]
     Manifest(#[from] ManifestError),
+    #[error("recording: {0}")]
+    Catalog(#[from] CatalogError),
 }
 
 /// The layers of a snapshot's volumes, on the disk and in their views.
@@ -76,6 +83,11 @@ impl Sealer {
     ) -> Self {
         let turns = Budget::new(u64_of(limits::SEALS_AT_ONCE));
         Self { cache, fetcher, domain, workers, hooks, turns }
+    }
+
+    /// Where tests stand in the way.
+    pub(crate) fn hooks(&self) -> &dyn Hooks {
+        &*self.hooks
     }
 
     /// Compares and packs every volume and puts the layers into the views.
@@ -160,6 +172,25 @@ impl Sealer {
 }
 
 impl Sealed {
+    /// Writes the manifest into the catalog, with the layers that the snapshot's flat views are over.
+    pub(crate) fn write(
+        &self,
+        snapshot: &Snapshot,
+        records: &Records,
+        hooks: &dyn Hooks,
+        stop: &Stop,
+    ) -> Result<(), SealError> {
+        hooks.before_record(snapshot.id());
+        if stop.is_said() {
+            return Err(Stopped.into());
+        }
+        let view = snapshot.memory().load();
+        let stored = view.layers().iter().map(|layer| layer.stored_at().cloned()).collect();
+        let facts = SealFacts { seal_time: Some(self.seal_time), ..snapshot.seal_facts() };
+        let manifest = LocalManifest::new((*self.manifest).clone(), stored);
+        Ok(records.sealed(snapshot.id(), facts, &manifest)?)
+    }
+
     /// Records the manifest; the work that is left.
     pub(crate) fn record(self, snapshot: &Snapshot) -> SnapshotWork {
         snapshot.record_sealed(self.manifest, self.seal_time)

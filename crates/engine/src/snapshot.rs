@@ -8,10 +8,14 @@ use bytes::Bytes;
 use rekindle_kernel::PageKind;
 
 use crate::compare::PageClasses;
-use crate::identity::{SnapshotId, VolumeName};
+use crate::geometry::bytes_of_pages;
+use crate::identity::{LayerId, SnapshotId, VolumeName};
+use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
 use crate::manifest::Manifest;
+use crate::records::Records;
+use crate::snapshot_record::SealFacts;
 use crate::stop::{Stop, Stopped};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 use crate::view::LiveView;
@@ -25,6 +29,8 @@ pub struct Snapshot {
     created_unix_ms: u64,
     volumes: Vec<Volume>,
     blobs: BTreeMap<String, Bytes>,
+    /// Where it is recorded, if this node has a catalog.
+    records: Option<Records>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -49,6 +55,20 @@ pub(crate) struct SnapshotParts {
     pub(crate) created_unix_ms: u64,
     pub(crate) volumes: Vec<Volume>,
     pub(crate) blobs: BTreeMap<String, Bytes>,
+    pub(crate) records: Option<Records>,
+}
+
+/// A layer of a snapshot, and how much of it is where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedLayer {
+    /// Its name.
+    pub id: LayerId,
+    /// Bytes of its pages.
+    pub bytes: u64,
+    /// Of those, bytes that this node's disk may hold.
+    pub local_bytes: u64,
+    /// Bytes of its object, once it is stored.
+    pub stored_bytes: Option<u64>,
 }
 
 /// How a snapshot stands, at one moment.
@@ -60,7 +80,7 @@ pub struct SnapshotStatus {
     pub classes: Option<PageClasses>,
     /// How long its seal took from the proof that its memory is frozen, once it succeeded.
     pub seal_time: Option<Duration>,
-    /// What the last failed try to seal or publish said; none after a success.
+    /// What the last failed try to seal or publish said; none after a success. Of a lost one, why it is lost.
     pub failure: Option<String>,
 }
 
@@ -70,6 +90,8 @@ struct Progress {
     /// Until the snapshot is sealed.
     parent: Option<Arc<Snapshot>>,
     manifest: Option<Arc<Manifest>>,
+    /// Lives that have begun and not come to their end: none of them may find its record gone.
+    lives: usize,
 }
 
 /// The snapshot has no manifest yet, after as long a wait as the caller wanted.
@@ -80,24 +102,43 @@ pub struct NoManifestYet;
 impl Snapshot {
     /// A snapshot whose pages are frozen in RAM.
     pub(crate) fn captured(parts: SnapshotParts, parent: Option<Arc<Self>>) -> Self {
-        Self::with_progress(parts, SnapshotState::Captured, parent, None)
+        let progress = Progress::new(SnapshotState::Captured);
+        Self::with_progress(parts, Progress { parent, ..progress })
     }
 
-    /// A snapshot read from the store.
-    pub(crate) fn published(parts: SnapshotParts, manifest: Arc<Manifest>) -> Self {
-        Self::with_progress(parts, SnapshotState::Published, None, Some(manifest))
-    }
-
-    fn with_progress(
+    /// A snapshot that has a manifest; `state` is one of those that do, or `Discarded`.
+    pub(crate) fn named(
         parts: SnapshotParts,
         state: SnapshotState,
-        parent: Option<Arc<Self>>,
-        manifest: Option<Arc<Manifest>>,
+        manifest: Arc<Manifest>,
+        facts: SealFacts,
     ) -> Self {
-        let SnapshotParts { id, parent_id, generation, created_unix_ms, volumes, blobs } = parts;
-        let status = SnapshotStatus { state, classes: None, seal_time: None, failure: None };
-        let progress = Mutex::new(Progress { status, parent, manifest });
-        Self { id, parent_id, generation, created_unix_ms, volumes, blobs, progress, changed: Condvar::new() }
+        let mut progress = Progress::new(state);
+        progress.manifest = Some(manifest);
+        (progress.status.classes, progress.status.seal_time) = (facts.classes, facts.seal_time);
+        Self::with_progress(parts, progress)
+    }
+
+    /// A snapshot whose pages are nowhere, with the reason; its views fail whenever they are read.
+    pub(crate) fn lost(parts: SnapshotParts, reason: String) -> Self {
+        let mut progress = Progress::new(SnapshotState::Lost);
+        progress.status.failure = Some(reason);
+        Self::with_progress(parts, progress)
+    }
+
+    fn with_progress(parts: SnapshotParts, progress: Progress) -> Self {
+        let SnapshotParts { id, parent_id, generation, created_unix_ms, volumes, blobs, records } = parts;
+        Self {
+            id,
+            parent_id,
+            generation,
+            created_unix_ms,
+            volumes,
+            blobs,
+            records,
+            progress: Mutex::new(progress),
+            changed: Condvar::new(),
+        }
     }
 
     /// Its name.
@@ -150,6 +191,26 @@ impl Snapshot {
         lock(&self.progress).manifest.clone()
     }
 
+    /// Its layers and how much of each is where; empty until it has a manifest. Waits for nothing.
+    pub fn layers_now(&self) -> Vec<PlacedLayer> {
+        if self.manifest_now().is_none() {
+            return Vec::new();
+        }
+        let placed = |layer: &Arc<Layer>| PlacedLayer {
+            id: layer.id(),
+            bytes: bytes_of_pages(layer.pages()),
+            local_bytes: layer.local_bytes(),
+            stored_bytes: layer.stored_at().map(|stored| stored.object_bytes),
+        };
+        self.memory().load().layers().iter().map(placed).collect()
+    }
+
+    /// What is recorded of its seal.
+    pub(crate) fn seal_facts(&self) -> SealFacts {
+        let SnapshotStatus { classes, seal_time, .. } = self.status();
+        SealFacts { classes, seal_time }
+    }
+
     /// Waits up to `limit` for the manifest.
     pub fn wait_manifest(&self, limit: Duration) -> Result<Arc<Manifest>, NoManifestYet> {
         self.wait(limit, |progress| progress.manifest.clone()).ok_or(NoManifestYet)
@@ -187,6 +248,16 @@ impl Snapshot {
             line.push(snapshot);
         }
         line
+    }
+
+    /// A life begins, which writes its record and works by it.
+    pub(crate) fn life_begins(&self) {
+        lock(&self.progress).lives += 1;
+    }
+
+    /// A life has come to its end; one that the engine's end cut short has not.
+    pub(crate) fn life_ends(&self) {
+        lock(&self.progress).lives -= 1;
     }
 
     /// Records an event and returns the work it asks for.
@@ -243,6 +314,25 @@ impl Snapshot {
             }
             progress =
                 self.changed.wait_timeout(progress, left).expect("no thread panics while it holds a lock").0;
+        }
+    }
+}
+
+impl Progress {
+    fn new(state: SnapshotState) -> Self {
+        let status = SnapshotStatus { state, classes: None, seal_time: None, failure: None };
+        Self { status, parent: None, manifest: None, lives: 0 }
+    }
+}
+
+impl Drop for Snapshot {
+    /// Nobody stands on it any more: of one that was deleted, and is out of the store, nothing needs to stay.
+    fn drop(&mut self) {
+        let progress = lock(&self.progress);
+        let is_over = progress.status.state == SnapshotState::Discarded && progress.lives == 0;
+        drop(progress);
+        if let Some(records) = self.records.as_ref().filter(|_| is_over) {
+            records.gone(self.id);
         }
     }
 }

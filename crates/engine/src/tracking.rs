@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use rekindle_kernel::userfaultfd::Features;
 use rekindle_kernel::{GuestRange, HUGE_PAGE_BYTES, Memfd, PageClass, PageKind, Pagemap, Written};
+use serde::{Deserialize, Serialize};
 
 use crate::capture::CapturedPages;
 use crate::geometry::{GuestPage, GuestPages, bytes_of_pages, usize_of};
@@ -12,7 +13,8 @@ use crate::page_set::PageSet;
 use crate::regions::{HUGE_PAGES, Regions};
 
 /// How writes of a guest are learned of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Tracking {
     /// The kernel marks them in the page tables (`WP_ASYNC`), and they are scanned for.
     Scan,

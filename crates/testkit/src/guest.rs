@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages};
-use rekindle_engine::identity::VolumeName;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{PauseError, PausedGuest, PausedVolume};
 use rekindle_engine::read_plan::ReadError;
@@ -190,7 +190,7 @@ impl Guest {
         let pages = self.captured_pages(tracking);
         let Self { memfd, vmm, expected, .. } = self;
         let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-        let guest = PausedGuest { volumes: vec![volume], blobs: BTreeMap::new() };
+        let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs: BTreeMap::new() };
         let snapshot =
             engine.commit_pause(permit, guest).expect("a guest of its parent's shape is taken over");
         Ok(Paused { snapshot, memory: expected, vmm })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
-use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::engine::{Engine, EngineOptions, StartError};
 use rekindle_engine::hooks::Hooks;
 use rekindle_engine::store::Store;
 use tempfile::TempDir;
@@ -58,7 +58,7 @@ impl Site {
     }
 
     /// An engine with those options.
-    pub fn engine(&self) -> io::Result<Engine> {
+    pub fn engine(&self) -> Result<Engine, StartError> {
         Engine::start(self.options())
     }
 

@@ -10,6 +10,8 @@ mod epoch;
 mod epoch_pages;
 mod fault;
 mod installer;
+mod journal;
+mod kept;
 mod latency;
 mod mailbox;
 mod neighbours;
@@ -28,17 +30,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rekindle_kernel::event_buffer::EVENT_BYTES;
-use rekindle_kernel::{EventBuffer, SharedBuffer};
-
 use crate::fetch::Fetcher;
 use crate::handover::Handover;
-use crate::limits;
 use crate::page_set::PageSet;
 use crate::tracking::Tracking;
 use crate::view::LiveView;
 
 pub use epoch::Epoch;
+pub use kept::{EpochFacts, JournalError, KeptEpoch, RecoverError};
 pub use latency::{LATENCY_CLASSES, Latencies};
 pub use neighbours::Neighbours;
 pub use placement::Placement;
@@ -82,7 +81,8 @@ impl FaultServer {
         Self::resume(view, Epoch::begin(handover, options.tracking)?, fetcher, options)
     }
 
-    /// Serves a guest whose epoch was ended for a pause that did not come to pass. The epoch's tracking stays.
+    /// Serves a guest whose epoch was begun or recovered, or ended for a pause that did not come to pass. The epoch's
+    /// tracking stays.
     pub fn resume(
         view: Arc<LiveView>,
         epoch: Epoch,
@@ -94,12 +94,11 @@ impl FaultServer {
         let counters = Arc::<Counters>::default();
         let board = Arc::new(StatusBoard::new());
         let tracking = epoch.tracking();
-        let events = EventBuffer::shared(SharedBuffer::create(limits::FAULT_EVENTS_MAX * EVENT_BYTES)?);
         let served = Served { view, fetcher, options };
         let side = (Arc::clone(&mailbox), Arc::clone(&counters), Arc::clone(&board));
         let work = move || {
             let ended = BoardGuard(Arc::clone(&side.2));
-            let epoch = Server::new(served, epoch, side).run(events);
+            let epoch = Server::run(served, epoch, side);
             drop(ended);
             epoch
         };
