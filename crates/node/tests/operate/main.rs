@@ -3,6 +3,7 @@
 mod metrics;
 mod packaging;
 mod promql;
+mod settings;
 
 use std::path::{Path, PathBuf};
 
