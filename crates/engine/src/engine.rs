@@ -177,6 +177,7 @@ impl Engine {
         parent: Option<&Arc<Snapshot>>,
         memory_bytes: u64,
     ) -> Result<PausePermit, PauseError> {
+        let _span = tracing::info_span!("permit pause", memory_bytes).entered();
         self.rules.permit(parent, memory_bytes)
     }
 
@@ -188,6 +189,7 @@ impl Engine {
         permit: PausePermit,
         guest: PausedGuest,
     ) -> Result<Arc<Snapshot>, CommitError> {
+        let _span = tracing::info_span!("commit pause", snapshot = %guest.id).entered();
         if self.snapshot(guest.id).is_some() {
             return Err(CommitError::SameNameTwice { snapshot: guest.id });
         }
@@ -214,6 +216,7 @@ impl Engine {
             };
         }
         let Background { requests, records, .. } = &*self.background;
+        let _span = tracing::info_span!("open", snapshot = %id).entered();
         let opened = open(id, &requests.store, &self.cache, &self.domain, records.as_ref());
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
         Ok(Arc::clone(lock(&self.known).entry(id).or_insert(snapshot)))
@@ -342,6 +345,7 @@ fn replay(
     budget: &Budget,
     reaper: ReaperHandle,
 ) -> Result<Replayed, ReplayError> {
+    let _span = tracing::info_span!("replay").entered();
     cache.keep_files();
     let replayed = Replaying { records, cache, budget, reaper }.replay()?;
     cache.let_files_go();

@@ -41,6 +41,7 @@ impl Life {
         if let Err(error) = idle_priority() {
             tracing::warn!(%error, "sealing at normal priority");
         }
+        let _span = tracing::info_span!("save", snapshot = %self.snapshot.id()).entered();
         let work = self.seal(captures)?;
         self.carry_on(work)
     }
@@ -61,6 +62,7 @@ impl Life {
 
     /// Captured memory becomes a layer, then the layer gets a name; each step is tried until it succeeds.
     pub(crate) fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
+        let _span = tracing::info_span!("seal", snapshot = %self.snapshot.id()).entered();
         let Background { sealer, requests: Requests { stop, .. }, records, .. } = &*self.background;
         let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, stop))?;
         // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper, whose
@@ -103,6 +105,7 @@ impl Life {
         let Background { requests, records, .. } = &*self.background;
         let (manifest, layers) = self.names();
         let id = self.snapshot.id();
+        let _span = tracing::info_span!("publish", snapshot = %id).entered();
         let done = publish(&manifest, &layers, requests, |publication| match records {
             Some(records) => records.uploaded(id, &LocalManifest::from(publication)),
             None => Ok(()),

@@ -203,7 +203,8 @@ impl Sandbox {
             Some(Origin { snapshot, server }) => (Some(server.end_epoch()), Some(snapshot)),
             None => (None, None),
         };
-        let stopped = StoppedGuest { pid: self.guest.id(), hello: self.guest.hello(), memfd: self.guest.memfd() };
+        let stopped =
+            StoppedGuest { pid: self.guest.id(), hello: self.guest.hello(), memfd: self.guest.memfd() };
         let taken = stopped.memory(&self.shape, epoch.as_ref());
         let committed = taken.and_then(|memory| {
             let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![memory], blobs: blobs(&state), alongside: Vec::new() };
@@ -285,7 +286,9 @@ impl StoppedGuest<'_> {
     ) -> anyhow::Result<PausedVolume> {
         let memfd = match memfd {
             Some(memfd) => memfd.try_clone()?,
-            None => copy_pages(self.pid, regions, &pages.kept).context("copying the guest's written pages")?,
+            None => {
+                copy_pages(self.pid, regions, &pages.kept).context("copying the guest's written pages")?
+            }
         };
         Ok(PausedVolume { name: VolumeName::memory(), page_kind: shape.kind.page_kind(), memfd, pages })
     }

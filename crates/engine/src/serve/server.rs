@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rekindle_kernel::wakeup::wait_readable;
 use rekindle_kernel::{Event, EventBuffer, FaultKind, GuestRange};
+use tracing::field;
 
 use super::Served;
 use super::epoch::{Epoch, Guest};
@@ -24,7 +25,7 @@ use super::placement::Placer;
 use super::prefetch::Prefetch;
 use super::retry::{RetriedFault, Retries};
 use super::stall::Stalls;
-use super::stats::Counters;
+use super::stats::{Counters, ServeStats};
 use super::status::{EndReason, ServeStatus, StatusBoard};
 use super::unit::Gatherer;
 use crate::fetch::Fetcher;
@@ -81,6 +82,9 @@ impl Server {
     /// Serves `epoch` on this thread until it is ended.
     pub(super) fn run(served: Served, epoch: Epoch, side: ServerSide) -> Epoch {
         let Epoch { installer, guest, mut events } = epoch;
+        let span =
+            tracing::info_span!("serve", pid = guest.pid, faults = field::Empty, misses = field::Empty);
+        let _entered = span.clone().entered();
         let mut server = Self::new(served, installer, guest, side);
         // Faults that an earlier handler read are not told again: whoever waits is made to fault anew.
         server.installer.wake_all();
@@ -88,6 +92,8 @@ impl Server {
             tracing::error!(%error, "a fault handler cannot go on");
             server.board.set(ServeStatus::Ended { why: EndReason::Failed });
         }
+        let ServeStats { faults, misses, .. } = server.counters.snapshot();
+        span.record("faults", faults).record("misses", misses);
         Epoch { installer: server.installer, guest: server.guest, events }
     }
 
