@@ -8,7 +8,10 @@ use rekindle_testkit::guest::judge;
 use rekindle_testkit::site::PATIENCE;
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
-use crate::{check, check_elsewhere, child, first_pause, run, site, start, wait_published, wait_sealed};
+use crate::{
+    check, check_elsewhere, child, first_pause, open_elsewhere, published, run, site, start, wait_published,
+    wait_sealed,
+};
 
 fn wait_failure(snapshot: &Snapshot) {
     while snapshot.status().failure.is_none() {
@@ -114,20 +117,15 @@ fn case_47_a_snapshot_deleted_while_its_manifest_is_put_does_not_come_back() {
 
 #[test]
 fn case_58_an_outage_stalls_a_cold_reader_and_no_other() {
-    let site = site();
-    let engine = start(&site);
-    let first = first_pause(&engine, 600);
-    wait_published(&first.0);
-    let elsewhere = site.elsewhere().expect("a temporary directory");
-    let cold = start(&elsewhere);
-    let opened = cold.open(first.0.id()).expect("it is published");
+    let (site, engine, first) = published(600);
+    let cold = open_elsewhere(&site, &first.0);
     let outage = site.faults.outage();
-    judge(&cold, &opened, &first.1).expect_err("nothing of it is here, and nothing is made up");
-    let own = first_pause(&cold, 40);
+    judge(&cold.engine, &cold.snapshot, &first.1).expect_err("nothing of it is here, and nothing is made up");
+    let own = first_pause(&cold.engine, 40);
     wait_sealed(&own.0);
-    check(&cold, &own);
+    check(&cold.engine, &own);
     check(&engine, &first);
     drop(outage);
-    judge(&cold, &opened, &first.1).expect("the store is back");
+    judge(&cold.engine, &cold.snapshot, &first.1).expect("the store is back");
     assert!(own.0.wait_state(SnapshotState::Published, PATIENCE));
 }
