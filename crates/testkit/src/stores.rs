@@ -357,8 +357,12 @@ impl MultipartUpload for UnreliableUpload {
         let (faults, path) = (self.faults.clone(), self.path.clone());
         Box::pin(async move {
             match faults.strike(Operation::Put, &path).await {
-                None => part.await,
-                Some(_) => Err(refused()),
+                None | Some(Fault::Stall) => part.await,
+                Some(Fault::Lie) => {
+                    part.await?;
+                    Err(refused())
+                }
+                Some(Fault::Fail | Fault::Truncate | Fault::Corrupt) => Err(refused()),
             }
         })
     }

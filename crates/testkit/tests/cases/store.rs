@@ -84,13 +84,15 @@ fn case_08_and_35_the_only_copy_of_a_layer_stays_on_the_disk() {
 
 #[test]
 fn case_47_a_put_that_reports_failure_but_succeeded_is_done_again_and_right() {
-    for under in ["manifests/", "layers/"] {
+    // The second write of a small layer completes it.
+    for (under, after) in [("manifests/", 0), ("layers/", 0), ("layers/", 1)] {
         let site = site();
         let engine = start(&site);
-        let lying = site.faults.inject(Rule::once(Operation::Put, under, Fault::Lie));
+        let lying = site.faults.inject(Rule { after, ..Rule::once(Operation::Put, under, Fault::Lie) });
         let first = first_pause(&engine, 100);
         wait_published(&first.0);
         check_elsewhere(&site, &first);
+        assert_eq!(site.faults.struck(), 1);
         drop(lying);
     }
 }
