@@ -52,17 +52,17 @@ impl Cache {
     }
 
     /// Makes a completely written pack file durable under its layer's name. A layer of the same bytes that is open
-    /// already is used instead.
+    /// already is used instead, and takes in what it has not here.
     pub fn finish(&self, mut pack: PackFile, domain: &Domain, index: LayerIndex) -> io::Result<Arc<Layer>> {
         let id = index.id(domain);
         if let Some(layer) = self.handle(id) {
-            layer.set_index(index);
+            layer.take_in(index, &pack.file)?;
             return Ok(layer);
         }
         pack.file.sync_all()?;
         let right = match self.handles.find(id) {
             Found::Alive(layer) => {
-                layer.set_index(index);
+                layer.take_in(index, &pack.file)?;
                 return Ok(layer);
             }
             Found::Free(right) => right,
