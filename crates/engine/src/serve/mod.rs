@@ -28,7 +28,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rekindle_kernel::event_buffer::EVENT_BYTES;
-use rekindle_kernel::{EventBuffer, SharedBuffer};
+use rekindle_kernel::{EventBuffer, SharedBuffer, Userfaultfd};
 
 use crate::fetch::Fetcher;
 use crate::handover::Handover;
@@ -66,6 +66,9 @@ pub struct FaultServer {
     counters: Arc<Counters>,
     board: Arc<StatusBoard>,
     tracking: Tracking,
+    pages: u32,
+    /// Without any userfaultfd missing pages read as zeroes: the guest of a handler that panics is to wait instead.
+    _userfaultfd: Userfaultfd,
     thread: Option<JoinHandle<Epoch>>,
 }
 
@@ -91,7 +94,8 @@ impl FaultServer {
         let mailbox = Arc::new(Mailbox::new()?);
         let counters = Arc::<Counters>::default();
         let board = Arc::new(StatusBoard::new());
-        let tracking = epoch.tracking();
+        let (tracking, pages) = (epoch.tracking(), view.pages());
+        let userfaultfd = epoch.installer.userfaultfd.try_clone()?;
         let events = EventBuffer::shared(SharedBuffer::create(limits::FAULT_EVENTS_MAX * EVENT_BYTES)?);
         let served = Served { view, fetcher, options };
         let side = (Arc::clone(&mailbox), Arc::clone(&counters), Arc::clone(&board));
@@ -102,7 +106,7 @@ impl FaultServer {
             epoch
         };
         let thread = Some(std::thread::Builder::new().name("faults".into()).spawn(work)?);
-        Ok(Self { mailbox, counters, board, tracking, thread })
+        Ok(Self { mailbox, counters, board, tracking, pages, _userfaultfd: userfaultfd, thread })
     }
 
     /// How the guest fares.
@@ -127,6 +131,7 @@ impl FaultServer {
 
     /// Installs `pages` ahead of the guest, between its faults. Pages that are there or were given back are left.
     pub fn prefetch(&self, pages: PageSet) {
+        assert_eq!(pages.pages(), self.pages, "what is prefetched is of the guest's size");
         self.mailbox.send(Mail::Prefetch(pages));
     }
 
