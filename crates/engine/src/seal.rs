@@ -98,7 +98,7 @@ impl Sealer {
             classes.add(compared.classes);
             let packed = pack(compared, &self.cache, &self.domain)?;
             let captured = volume.view.load();
-            // False only when an earlier try came this far; the layer is the same one then.
+            // False only when an earlier try came this far; its view has the same content.
             volume.view.improve(&captured, View::packed(packed.clone(), base));
             volumes.push(packed);
         }
