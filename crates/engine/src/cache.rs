@@ -79,9 +79,13 @@ impl Cache {
     /// A handle for a layer that is in the store, over a local file that fills as frames are fetched.
     pub fn open_stored(&self, name: &LayerName, stored: &StoredLayer) -> io::Result<Arc<Layer>> {
         let right = match self.handles.find(name.id) {
-            Found::Alive(layer) => {
+            Found::Alive(layer) if layer.name() == *name => {
                 layer.set_stored_at(stored.clone());
                 return Ok(layer);
+            }
+            Found::Alive(layer) => {
+                let why = format!("one manifest has it as {name:?}, another one as {:?}", layer.name());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
             Found::Free(right) => right,
         };

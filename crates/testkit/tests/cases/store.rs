@@ -1,11 +1,21 @@
 //! The store goes in the middle, lies, and comes back.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use rekindle_engine::engine::Engine;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::manifest::{LayerName, Manifest, Publication, SnapshotFacts, VolumeChange, VolumeShape};
+use rekindle_engine::open::OpenError;
+use rekindle_engine::page_set::PageSet;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_kernel::PageKind;
 use rekindle_testkit::guest::judge;
-use rekindle_testkit::site::PATIENCE;
+use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
 use crate::{
@@ -115,6 +125,47 @@ fn case_47_a_snapshot_deleted_while_its_manifest_is_put_does_not_come_back() {
         let again = start(&site);
         assert!(again.open(first.0.id()).is_err(), "it was deleted");
     }
+}
+
+/// Opens a snapshot whose stored manifest somebody else wrote.
+fn open_foreign(site: &Site, engine: &Engine, foreign: &Publication) -> Result<Arc<Snapshot>, OpenError> {
+    let id = foreign.manifest().snapshot();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    let path = Path::from(format!("manifests/{id}"));
+    runtime.block_on(site.objects.put(&path, foreign.encode().into())).expect("into memory");
+    engine.open(id)
+}
+
+/// The facts and the memory of a snapshot of so many pages that nobody paused.
+fn unheard_of(pages: u32) -> (SnapshotFacts, VolumeShape) {
+    let facts = SnapshotFacts { snapshot: SnapshotId::new(), created_unix_ms: 0, blobs: BTreeMap::new() };
+    (facts, VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages })
+}
+
+#[test]
+fn a_stored_manifest_without_memory_is_refused() {
+    let site = site();
+    let nothing = Manifest::first(unheard_of(0).0, Vec::new(), &[]).expect("within limits");
+    let opened = open_foreign(&site, &start(&site), &Publication::new(nothing, Vec::new()));
+    assert!(matches!(opened, Err(OpenError::NoMemory { .. })), "{opened:?}");
+}
+
+#[test]
+fn a_stored_manifest_that_contradicts_an_open_layer_is_refused() {
+    let (site, engine, (snapshot, memory)) = published(100);
+    let layer = Arc::clone(&snapshot.memory().load().layers()[0]);
+    let stored = layer.stored_at().expect("it is published").clone();
+    let (facts, shape) = unheard_of(200);
+    let pages = PageSet::full(200);
+    let change = VolumeChange {
+        volume: shape.name.clone(),
+        layer: Some((LayerName { pages: 200, ..layer.name() }, &pages)),
+        zero: &PageSet::new(200),
+    };
+    let larger = Manifest::first(facts, vec![shape], &[change]).expect("within limits");
+    let opened = open_foreign(&site, &engine, &Publication::new(larger, vec![stored]));
+    assert!(matches!(opened, Err(OpenError::Cache { .. })), "{opened:?}");
+    check(&engine, &(snapshot, memory));
 }
 
 #[test]
