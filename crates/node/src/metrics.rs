@@ -59,13 +59,9 @@ impl Metrics {
         }
     }
 
-    /// A pause was answered this long after it was asked for.
-    pub fn pause_answered(&self, answer: Duration) {
+    /// A pause was answered `answer` after it was asked for; its guest stood still for `frozen` of that.
+    pub fn pause_answered(&self, answer: Duration, frozen: Duration) {
         self.pauses.pause.observe(answer.as_secs_f64());
-    }
-
-    /// A guest that was paused stood still for this long until its pause was answered.
-    pub fn guest_frozen(&self, frozen: Duration) {
         self.pauses.frozen.observe(frozen.as_secs_f64());
     }
 

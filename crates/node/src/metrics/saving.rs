@@ -4,17 +4,21 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use rekindle_engine::snapshot::SnapshotStatus;
+use rekindle_engine::snapshot::{SealParts, SnapshotStatus};
 
 use super::series::{Label, work_seconds};
 
 /// What captured pages turn out to be.
 const CLASSES: [&str; 3] = ["zero", "equal", "kept"];
 
+/// What a seal consists of.
+const PARTS: [&str; 5] = ["proof", "turn", "compare", "pack", "name"];
+
 /// What happens to a snapshot after its pause was answered.
 #[derive(Debug)]
 pub(super) struct Saving {
     seal: Histogram,
+    parts: Family<[Label; 1], Histogram, fn() -> Histogram>,
     classes: Family<[Label; 1], Counter>,
     unread: Counter,
     pub(super) seal_failures: Counter,
@@ -30,6 +34,16 @@ impl Saving {
             "From the proof that captured memory is frozen to its manifest",
             Unit::Seconds,
             seal.clone(),
+        );
+        let parts = Family::<[Label; 1], Histogram, fn() -> Histogram>::new_with_constructor(work_seconds);
+        for part in PARTS {
+            drop(parts.get_or_create(&[("part", part)]));
+        }
+        registry.register_with_unit(
+            "seal_part",
+            "Parts of seals: waiting for the proof that memory is frozen and for a turn, comparing, packing, naming",
+            Unit::Seconds,
+            parts.clone(),
         );
         let classes = Family::<[Label; 1], Counter>::default();
         for class in CLASSES {
@@ -57,12 +71,17 @@ impl Saving {
             Unit::Seconds,
             lag.clone(),
         );
-        Self { seal, classes, unread, seal_failures, publish_failures, lag }
+        Self { seal, parts, classes, unread, seal_failures, publish_failures, lag }
     }
 
     pub(super) fn sealed(&self, status: &SnapshotStatus) {
         if let Some(time) = status.seal_time {
             self.seal.observe(time.as_secs_f64());
+        }
+        if let Some(SealParts { proof, turn, compare, pack, name }) = status.seal_parts {
+            for (part, time) in PARTS.into_iter().zip([proof, turn, compare, pack, name]) {
+                self.parts.get_or_create(&[("part", part)]).observe(time.as_secs_f64());
+            }
         }
         if let Some(classes) = status.classes {
             let found = [classes.zero, classes.equal, classes.kept];

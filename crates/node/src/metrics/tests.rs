@@ -1,5 +1,6 @@
 use rekindle_engine::compare::PageClasses;
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::snapshot::SealParts;
 
 use super::*;
 
@@ -12,6 +13,7 @@ fn sealed() -> SnapshotStatus {
         state: SnapshotState::Sealed,
         classes: Some(PageClasses { dirty: 10, zero: 2, equal: 3, kept: 5, ..PageClasses::default() }),
         seal_time: Some(Duration::from_millis(1500)),
+        seal_parts: Some(SealParts { pack: Duration::from_millis(700), ..SealParts::default() }),
         failure: None,
     }
 }
@@ -28,7 +30,7 @@ fn every_series_is_there_before_anything_happened() {
         "rekindle_sandboxes{state=\"stalled\"} 0",
         "rekindle_snapshots{state=\"lost\"} 0",
         "rekindle_served_pages_total{source=\"capture\",phase=\"captured\"} 0",
-        "rekindle_fault_seconds_bucket{le=\"1.024e-6\",answered=\"at_once\"} 0",
+        "rekindle_fault_seconds_bucket{le=\"0.000001024\",answered=\"at_once\"} 0",
         "rekindle_fault_seconds_bucket{le=\"+Inf\",answered=\"after_fetch\"} 0",
         "rekindle_captures_held_bytes 0",
         "rekindle_store_sent_bytes_total 0",
@@ -46,8 +48,7 @@ fn every_series_is_there_before_anything_happened() {
 #[test]
 fn what_is_recorded_is_rendered() {
     let metrics = Metrics::new();
-    metrics.pause_answered(Duration::from_millis(3));
-    metrics.guest_frozen(Duration::from_millis(2));
+    metrics.pause_answered(Duration::from_millis(3), Duration::from_millis(2));
     metrics.refused(Code::NoRam);
     metrics.snapshot_sealed(&sealed());
     metrics.snapshot_published(Duration::from_secs(9));
@@ -61,6 +62,8 @@ fn what_is_recorded_is_rendered() {
         "rekindle_pause_frozen_seconds_sum 0.002",
         "rekindle_requests_refused_total{code=\"no_ram\"} 1",
         "rekindle_seal_seconds_sum 1.5",
+        "rekindle_seal_part_seconds_sum{part=\"pack\"} 0.7",
+        "rekindle_seal_part_seconds_count{part=\"proof\"} 1",
         "rekindle_captured_pages_total{class=\"zero\"} 2",
         "rekindle_captured_pages_total{class=\"equal\"} 3",
         "rekindle_captured_pages_total{class=\"kept\"} 5",
