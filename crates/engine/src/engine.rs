@@ -265,6 +265,16 @@ impl Engine {
         Ok(())
     }
 
+    /// Hands the memory of every unsealed snapshot to a keeper that does not have it: the one that did is gone.
+    pub fn keep_again(&self) {
+        for snapshot in self.snapshots().iter().flat_map(Snapshot::unsealed_line) {
+            if let Err(error) = snapshot.keep_again() {
+                let id = snapshot.id();
+                tracing::error!(snapshot = %id, %error, "it would not outlive this process: the keeper does not have it");
+            }
+        }
+    }
+
     /// Reads every page of a snapshot anew and checks what can be checked. Takes as long as reading it all.
     pub fn verify(&self, snapshot: &Snapshot) -> Verification {
         verify(snapshot, &self.fetcher)

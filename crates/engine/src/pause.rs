@@ -10,7 +10,7 @@ use rekindle_kernel::{Memfd, PageKind};
 
 use crate::budget::{Budget, BudgetError, Lease};
 use crate::capture::{Capture, CaptureError, CapturedPages};
-use crate::catalog::CatalogError;
+use crate::catalog::{CatalogError, Change};
 use crate::geometry::u64_of;
 use crate::identity::{SnapshotId, VolumeName};
 use crate::keep::KeptVolume;
@@ -41,6 +41,8 @@ pub struct PausedGuest {
     pub volumes: Vec<PausedVolume>,
     /// Device state and metadata by name.
     pub blobs: BTreeMap<String, Bytes>,
+    /// What else the catalog is to know from the same instant on.
+    pub alongside: Vec<Change>,
 }
 
 /// One volume of a frozen guest.
@@ -208,7 +210,7 @@ impl PausePermit {
             records: records.cloned(),
         };
         if let Some(records) = records {
-            keep_and_record(records, &parts, &kept)?;
+            keep_and_record(records, &parts, &kept, guest.alongside)?;
         }
         Ok((Arc::new(Snapshot::captured(parts, self.parent)), captures))
     }
@@ -249,7 +251,12 @@ impl PausePermit {
     }
 }
 
-fn keep_and_record(records: &Records, parts: &SnapshotParts, kept: &[KeptVolume]) -> Result<(), CommitError> {
+fn keep_and_record(
+    records: &Records,
+    parts: &SnapshotParts,
+    kept: &[KeptVolume],
+    alongside: Vec<Change>,
+) -> Result<(), CommitError> {
     let shape = |volume: &Volume| VolumeShape {
         name: volume.name.clone(),
         page_kind: volume.page_kind,
@@ -265,7 +272,7 @@ fn keep_and_record(records: &Records, parts: &SnapshotParts, kept: &[KeptVolume]
     let done = records
         .keep(parts.id, kept)
         .map_err(CommitError::Keeper)
-        .and_then(|()| Ok(records.captured(parts.id, facts)?));
+        .and_then(|()| Ok(records.captured(parts.id, facts, alongside)?));
     if done.is_err() {
         records.undo(parts.id);
     }

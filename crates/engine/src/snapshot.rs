@@ -1,6 +1,7 @@
 //! One pause and its life: volumes that can be read from the first moment on, and names once they exist.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use rekindle_kernel::PageKind;
 use crate::compare::PageClasses;
 use crate::geometry::bytes_of_pages;
 use crate::identity::{LayerId, SnapshotId, VolumeName};
+use crate::keep::KeptVolume;
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
@@ -265,6 +267,18 @@ impl Snapshot {
             line.push(snapshot);
         }
         line
+    }
+
+    /// Hands what is not packed yet to the keeper, in the place of whatever it has.
+    pub(crate) fn keep_again(&self) -> io::Result<()> {
+        let Some(records) = &self.records else { return Ok(()) };
+        let mut kept = Vec::with_capacity(self.volumes.len());
+        for volume in &self.volumes {
+            // A packed volume is on the disk, with its record or about to get it.
+            let Some(capture) = volume.view.load().capture().cloned() else { return Ok(()) };
+            kept.push(KeptVolume::new(volume.name.clone(), capture.memfd(), &capture.captured_pages())?);
+        }
+        records.keep(self.id, &kept)
     }
 
     /// A life begins, which writes its record and works by it.

@@ -11,3 +11,4 @@ pub mod api;
 pub mod client;
 pub mod metrics;
 pub mod telemetry;
+pub mod daemon;

@@ -174,3 +174,68 @@ fn landing(install: Install, pages: GuestPages) -> Landing {
 fn whole_pages(bytes: u64, of: GuestPages) -> u32 {
     u32::try_from(bytes / bytes_of_pages(1)).unwrap_or(u32::MAX).min(of.count())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page_set::PageSet;
+    use crate::regions::Region;
+    use rekindle_kernel::{Backing, Features, GuestMemory, PageKind};
+
+    /// The installer of eight private pages, with the memory, or a line that says why there is none.
+    fn installer(tracking: Tracking) -> Option<(GuestMemory, Installer)> {
+        let userfaultfd = match Userfaultfd::open(Features::PAGEFAULT_FLAG_WP | Features::EVENT_REMOVE) {
+            Ok(userfaultfd) => userfaultfd,
+            Err(error) => {
+                eprintln!("skipped: engine: installer: {error}");
+                return None;
+            }
+        };
+        let memory = GuestMemory::map(Backing::Private(PageKind::Small), 8 * PAGE_BYTES, 0).unwrap();
+        let range = memory.range();
+        let region = Region { start: range.start, bytes: range.bytes, offset: 0, page: PageKind::Small };
+        let regions = Regions::new(vec![region], 8).unwrap();
+        let (installer, _) = Installer::register(1, userfaultfd, regions, tracking, false).unwrap();
+        Some((memory, installer))
+    }
+
+    fn set(members: &[u32]) -> PageSet {
+        let mut set = PageSet::new(8);
+        members.iter().for_each(|&page| set.insert_run(run(page, 1)));
+        set
+    }
+
+    fn run(start: u32, count: u32) -> GuestPages {
+        GuestPages::new(crate::geometry::GuestPage::new(start), count)
+    }
+
+    #[test]
+    fn a_page_is_noted_as_written_before_it_is_opened_whatever_comes_of_that() {
+        let Some((memory, mut installer)) = installer(Tracking::Events) else { return };
+        // Nothing can be installed there any more, so what is noted was noted before.
+        installer.userfaultfd.unregister(memory.range()).unwrap();
+        let zeroes = || Source::zeroes(PAGE_BYTES);
+        for landing in [
+            installer.copy(run(0, 1), zeroes(), Protect::Writable),
+            installer.copy(run(1, 1), zeroes(), Protect::Protected),
+            installer.zero(run(2, 1), Protect::Protected),
+            installer.zero(run(3, 2), Protect::Writable),
+            installer.map_present(run(5, 1)),
+        ] {
+            assert_eq!(landing.pages, 0, "{landing:?}");
+        }
+        assert!(!matches!(installer.unprotect(run(7, 1)), End::Complete));
+        assert_eq!(*installer.pages.written(), set(&[0, 2, 3, 4, 5, 7]));
+        assert!(installer.pages.installed().is_empty());
+    }
+
+    #[test]
+    fn nothing_is_noted_as_written_where_every_page_counts_as_written() {
+        let Some((memory, mut installer)) = installer(Tracking::Resident) else { return };
+        installer.copy(run(0, 2), Source::zeroes(2 * PAGE_BYTES), Protect::Writable);
+        installer.zero(run(2, 1), Protect::Writable);
+        assert_eq!(memory.touch(2 * PAGE_BYTES), 0);
+        assert!(installer.pages.written().is_empty());
+        assert_eq!(*installer.pages.installed(), set(&[0, 1, 2]));
+    }
+}

@@ -67,7 +67,15 @@ pub struct FaultServer {
     counters: Arc<Counters>,
     board: Arc<StatusBoard>,
     tracking: Tracking,
+    kept: KeptEpoch,
     thread: Option<JoinHandle<Epoch>>,
+}
+
+/// How a guest is served, to be asked by others than the one who has its server.
+#[derive(Clone, Debug)]
+pub struct ServerWatch {
+    counters: Arc<Counters>,
+    board: Arc<StatusBoard>,
 }
 
 impl FaultServer {
@@ -93,7 +101,7 @@ impl FaultServer {
         let mailbox = Arc::new(Mailbox::new()?);
         let counters = Arc::<Counters>::default();
         let board = Arc::new(StatusBoard::new());
-        let tracking = epoch.tracking();
+        let (tracking, kept) = (epoch.tracking(), epoch.kept()?);
         let served = Served { view, fetcher, options };
         let side = (Arc::clone(&mailbox), Arc::clone(&counters), Arc::clone(&board));
         let work = move || {
@@ -103,7 +111,17 @@ impl FaultServer {
             epoch
         };
         let thread = Some(std::thread::Builder::new().name("faults".into()).spawn(work)?);
-        Ok(Self { mailbox, counters, board, tracking, thread })
+        Ok(Self { mailbox, counters, board, tracking, kept, thread })
+    }
+
+    /// What shows how the guest is served.
+    pub fn watch(&self) -> ServerWatch {
+        ServerWatch { counters: Arc::clone(&self.counters), board: Arc::clone(&self.board) }
+    }
+
+    /// All that another process needs to serve the guest after this one.
+    pub fn kept(&self) -> &KeptEpoch {
+        &self.kept
     }
 
     /// How the guest fares.
@@ -136,6 +154,18 @@ impl FaultServer {
         self.mailbox.send(Mail::EndEpoch);
         let thread = self.thread.take().expect("only this and drop take the thread, and both end the server");
         thread.join().expect("a handler thread does not panic")
+    }
+}
+
+impl ServerWatch {
+    /// How the guest fares.
+    pub fn status(&self) -> ServeStatus {
+        self.board.get()
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> ServeStats {
+        self.counters.snapshot()
     }
 }
 

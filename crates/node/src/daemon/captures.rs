@@ -48,7 +48,7 @@ impl Daemon {
         };
         drop(reserved);
         self.metrics.pause_answered(asked.elapsed(), asked.elapsed());
-        Ok(Known::of(snapshot).show(self))
+        Ok(Known::of(snapshot).show())
     }
 
     /// Takes a name for a new snapshot.
@@ -101,7 +101,8 @@ fn file_volume(pid: u32, fd: i32) -> anyhow::Result<PausedVolume> {
     let process = ProcessHandle::open(pid).with_context(|| format!("process {pid}"))?;
     let file = process.duplicate_fd(fd).with_context(|| format!("descriptor {fd} of process {pid}"))?;
     let memfd = Memfd::adopt(file).with_context(|| format!("descriptor {fd} of process {pid}"))?;
-    let pages = file_pages(&memfd).context("finding the file's pages")?;
+    let pages = pages_covering(memfd.bytes()).context("the file is more memory than a volume can have")?;
+    let pages = file_pages(&memfd, pages).context("finding the file's pages")?;
     Ok(PausedVolume { name: VolumeName::memory(), page_kind: memfd.page_kind(), memfd, pages })
 }
 

@@ -10,7 +10,6 @@ use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
 use super::keeping::{Keeping, guest_key, take_fd};
-use super::uses::Use;
 use crate::keeper::PROCESS;
 
 /// How long a killed process may take to end; a process in the kernel's hands can take longer, and is then left to it.
@@ -32,7 +31,6 @@ pub(super) enum Ending {
         process: Arc<ProcessHandle>,
         /// Held until the guest has ended: without any userfaultfd its faults would read zeroes.
         epoch: Option<Epoch>,
-        used: Option<Use>,
     },
     /// Whatever the keeper holds for a guest that never came to be.
     Unborn(Uuid),
@@ -72,9 +70,9 @@ impl Endings {
 fn wait_for_all(endings: &Receiver<Ending>, keeping: &Keeping) {
     for ending in endings {
         let guest = match ending {
-            Ending::Guest { guest, process, epoch, used } => {
+            Ending::Guest { guest, process, epoch } => {
                 wait_for(&process, guest);
-                drop((epoch, used));
+                drop(epoch);
                 guest
             }
             Ending::Unborn(guest) => {

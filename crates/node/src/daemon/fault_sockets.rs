@@ -27,7 +27,6 @@ use super::Daemon;
 use super::entry::served_pages;
 use super::keeping::{Keeping, socket_key, take_fd};
 use super::live::put_epoch;
-use super::uses::Use;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, FaultSocketState, OpenFaultSocket};
@@ -58,8 +57,8 @@ pub(super) struct Socket {
 #[derive(Debug)]
 enum State {
     /// A thread waits for somebody to connect; dropping the wakeup's other end ends it.
-    Listening { listener: UnixListener, cancelled: Arc<Wakeup>, used: Use },
-    Serving { server: FaultServer, used: Use },
+    Listening { listener: UnixListener, cancelled: Arc<Wakeup> },
+    Serving { server: FaultServer },
     /// The epoch is held until the socket is closed: without any userfaultfd the VMM's faults would read zeroes.
     Captured { epoch: Epoch },
     Ended { reason: String },
@@ -103,9 +102,6 @@ impl Daemon {
     pub(super) fn open_socket(&self, wanted: &OpenFaultSocket) -> Answer<FaultSocket> {
         let known = self.readable_snapshot(&wanted.snapshot)?;
         self.wait_if_asked(&known, wanted.serve_before_seal)?;
-        let Some(used) = self.uses.begin(known.snapshot.id().uuid()) else {
-            return Err(Problem::new(Code::NotFound, format!("{} is deleted", known.called())));
-        };
         if self.fault_sockets.lock().len() >= SOCKETS_MAX {
             return Err(Problem::new(Code::TooMany, format!("{SOCKETS_MAX} fault sockets are open already")));
         }
@@ -116,7 +112,7 @@ impl Daemon {
             id,
             path,
             snapshot: known.snapshot,
-            state: Mutex::new(State::Listening { listener, cancelled: Arc::new(Wakeup::new()?), used }),
+            state: Mutex::new(State::Listening { listener, cancelled: Arc::new(Wakeup::new()?) }),
         });
         socket.keep(&self.keeping).map_err(super::problems::guest_failed)?;
         self.write_socket(&socket, None)?;
@@ -132,7 +128,6 @@ impl Daemon {
         self.fault_sockets.lock().remove(&id);
         socket.end("it was closed");
         self.keeping.client().forget(&socket_key(id))?;
-        self.finish_deletions();
         Ok(())
     }
 }
@@ -162,11 +157,11 @@ impl Daemon {
                 continue;
             }
             let record: SocketRecord = serde_json::from_slice(&value)?;
-            let (id, snapshot) = (record.id, self.engine.open(SnapshotId::from(record.snapshot)));
+            let (id, snapshot) = (record.id, self.engine.origin(SnapshotId::from(record.snapshot)));
             let taken = match snapshot {
-                Ok(snapshot) if held.contains_key(&socket_key(id)) => self.recover_socket(&record, snapshot),
-                Ok(_) => Err(anyhow::anyhow!("the keeper that held it is gone")),
-                Err(error) => Err(error.into()),
+                Some(snapshot) if held.contains_key(&socket_key(id)) => self.recover_socket(&record, snapshot),
+                Some(_) => Err(anyhow::anyhow!("the keeper that held it is gone")),
+                None => Err(anyhow::anyhow!("there is no snapshot {} any more", record.snapshot)),
             };
             if let Err(error) = taken {
                 tracing::error!(socket = %id, error = format!("{error:#}"), "a fault socket is lost");
@@ -178,19 +173,18 @@ impl Daemon {
     }
 
     fn recover_socket(&self, record: &SocketRecord, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {
-        let used = self.uses.go_on(record.snapshot);
         let held = self.keeping.client().get(&socket_key(record.id))?;
         let mut held = held.context("the keeper holds nothing of it any more")?;
         let state = match &record.facts {
             None => {
                 let listener = UnixListener::from(take_fd(&mut held, LISTENER)?);
-                State::Listening { listener, cancelled: Arc::new(Wakeup::new()?), used }
+                State::Listening { listener, cancelled: Arc::new(Wakeup::new()?) }
             }
             Some(facts) => {
                 let epoch = Epoch::recover(super::live::kept_epoch(&mut held, facts.clone())?)?;
                 let view = Arc::clone(snapshot.memory());
                 let server = FaultServer::resume(view, epoch, self.engine.fetcher().clone(), options())?;
-                State::Serving { server, used }
+                State::Serving { server }
             }
         };
         let socket = Arc::new(Socket {
@@ -260,7 +254,7 @@ impl Socket {
             id: self.id,
             snapshot: self.snapshot.id().uuid(),
             path: self.path.display().to_string(),
-            pid: server.map(FaultServer::pid),
+            pid: server.map(|server| server.kept().facts.pid),
             state: shown,
             reason,
             served: server.map(|server| served_pages(&server.stats())),
@@ -276,7 +270,7 @@ impl Socket {
     ) -> Answer<T> {
         let mut state = self.lock();
         let before = std::mem::replace(&mut *state, State::Ended { reason: "its VMM is being captured".to_owned() });
-        let State::Serving { server, used } = before else {
+        let State::Serving { server } = before else {
             *state = before;
             drop(state);
             let why = format!("fault socket {} serves nobody: there is nothing to capture", self.id);
@@ -292,7 +286,7 @@ impl Socket {
             Err(error) => {
                 let view = Arc::clone(self.snapshot.memory());
                 *self.lock() = match FaultServer::resume(view, epoch, fetcher.clone(), options()) {
-                    Ok(server) => State::Serving { server, used },
+                    Ok(server) => State::Serving { server },
                     Err(error) => State::Ended { reason: format!("it could not be served on: {error}") },
                 };
                 Err(super::problems::guest_failed(error))
@@ -317,7 +311,7 @@ impl Socket {
         let mut state = self.lock();
         let before = std::mem::replace(&mut *state, State::Ended { reason: "it was closed".to_owned() });
         if let State::Listening { used, .. } = before {
-            *state = State::Serving { server, used };
+            *state = State::Serving { server };
         }
         std::fs::remove_file(&self.path).ok();
     }
@@ -338,7 +332,7 @@ impl Socket {
             State::Listening { listener, .. } => {
                 Ok(keeping.client().put(&key, &Value::Null, &[(LISTENER, listener.as_fd())])?)
             }
-            State::Serving { server, .. } => put_epoch(keeping, &key, &server.kept()?),
+            State::Serving { server, .. } => put_epoch(keeping, &key, server.kept()),
             State::Captured { epoch } => put_epoch(keeping, &key, &epoch.kept()?),
             State::Ended { .. } => Ok(()),
         }

@@ -132,6 +132,15 @@ impl Keeper for Keeping {
     fn forget(&self, snapshot: SnapshotId) -> io::Result<()> {
         self.client().forget(&format!("{SNAPSHOT}{snapshot}")).map_err(io::Error::other)
     }
+
+    fn held(&self) -> io::Result<Vec<SnapshotId>> {
+        let entries = self.client().list().map_err(io::Error::other)?;
+        let snapshot = |entry: &crate::keeper::HeldEntry| match KeyOf::parse(&entry.key) {
+            Some(KeyOf::Snapshot(id)) => Some(SnapshotId::from(id)),
+            Some(KeyOf::Guest(_) | KeyOf::Socket(_)) | None => None,
+        };
+        Ok(entries.iter().filter_map(snapshot).collect())
+    }
 }
 
 fn volumes_of(mut fds: BTreeMap<String, OwnedFd>) -> io::Result<Vec<KeptVolume>> {

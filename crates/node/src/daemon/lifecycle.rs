@@ -19,7 +19,6 @@ use super::problems::guest_failed;
 use super::record::{RecordedGuest, RecordedLife, SandboxRecord};
 use super::references::{Named, numbered};
 use super::snapshots::Known;
-use super::uses::Use;
 use crate::api::control::{Answer, IdempotencyKey};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
@@ -73,13 +72,13 @@ impl Daemon {
         let chosen = self.requests.choose(key, &("pause", entry.id(), &how), 1)?;
         let id = SnapshotId::from(chosen.ids[0]);
         if let Some(snapshot) = self.engine.snapshot(id) {
-            return Ok(Known::of(snapshot).show(self));
+            return Ok(Known::of(snapshot).show());
         }
         let name = self.reserve_snapshot_name(how.name.as_deref(), &how.labels)?;
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
         let snapshot = self.pause_in_turn(&mut turn, id, how)?;
         drop((turn, name));
-        Ok(Known::of(snapshot).show(self))
+        Ok(Known::of(snapshot).show())
     }
 
     /// Pauses the guest of a turn: on success the turn has none any more.
@@ -236,9 +235,6 @@ impl Daemon {
 
     /// A guest on a snapshot's memory and device state.
     fn bring_back(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<Box<Live>> {
-        let Some(used) = self.uses.begin(known.id()) else {
-            return Err(Problem::new(Code::NotFound, format!("{} is deleted", known.called())));
-        };
         if known.about.vmm.is_none() {
             let why = format!("{} is of a VMM that rekindle did not start: open a fault socket for it", known.called());
             return Err(Problem::new(Code::WrongState, why).snapshot(known.snapshot.id()));
@@ -246,7 +242,7 @@ impl Daemon {
         self.wait_if_asked(known, serve_before_seal)?;
         let memory_bytes = u64::from(known.snapshot.memory().pages()) * 4096;
         let shape = self.shape(memory_bytes, known.about.backing);
-        self.born(|guest| Live::resume(self, guest, &known.snapshot, used, shape))
+        self.born(|guest| Live::resume(self, guest, &known.snapshot, shape))
     }
 
     /// Waits for the seal where a guest is not to be served before it.
@@ -276,7 +272,6 @@ impl Daemon {
             self.events.say("sandbox.stopped", EventAbout::sandbox(record.id), None);
         }
         drop(turn);
-        self.finish_deletions();
         Ok(entry.show())
     }
 
@@ -292,7 +287,6 @@ impl Daemon {
         self.sandboxes.remove(id);
         turn.remove();
         self.events.say("sandbox.removed", EventAbout::sandbox(id), None);
-        self.finish_deletions();
         Ok(())
     }
 

@@ -21,7 +21,6 @@ use super::about::About;
 use super::endings::Ending;
 use super::keeping::{GuestNote, Keeping, guest_key, take_fd};
 use super::record::{RecordedGuest, RecordedServing};
-use super::uses::Use;
 use crate::api::problem::Problem;
 use crate::keeper::Held;
 use crate::sandbox::{DEVICE_STATE, SandboxShape, StoppedGuest};
@@ -51,7 +50,6 @@ struct Serving {
     snapshot: Arc<Snapshot>,
     server: FaultServer,
     facts: EpochFacts,
-    used: Use,
 }
 
 /// A pause that was answered.
@@ -67,7 +65,6 @@ struct Between {
     snapshot: Arc<Snapshot>,
     epoch: Epoch,
     facts: EpochFacts,
-    used: Use,
 }
 
 impl Live {
@@ -82,8 +79,7 @@ impl Live {
         daemon: &Daemon,
         id: Uuid,
         snapshot: &Arc<Snapshot>,
-        used: Use,
-        shape: SandboxShape,
+            shape: SandboxShape,
     ) -> anyhow::Result<Self> {
         let state = snapshot.blobs().get(DEVICE_STATE).context("the snapshot has no device state")?;
         let state = serde_json::from_slice(state).context("the snapshot's device state")?;
@@ -100,7 +96,7 @@ impl Live {
         let handover = Handover::receive(stream, shape.volume_pages()?, HANDOVER_LIMIT)?;
         let epoch = Epoch::begin(handover, shape.tracking).context("beginning to serve the guest")?;
         let facts = keep_epoch(&daemon.keeping, id, &epoch)?;
-        let serving = serve(daemon, snapshot, epoch, facts, used, &shape)?;
+        let serving = serve(daemon, snapshot, epoch, facts, &shape)?;
         let mut live = Self { id, guest, shape, serving: Some(serving) };
         live.guest.control.restore(state)?;
         Ok(live)
@@ -116,10 +112,10 @@ impl Live {
         let serving = match &recorded.served {
             None => None,
             Some(RecordedServing { origin, facts }) => {
-                let snapshot = daemon.engine.open(SnapshotId::from(*origin))?;
+                let snapshot = daemon.engine.origin(SnapshotId::from(*origin));
+                let snapshot = snapshot.with_context(|| format!("there is no snapshot {origin} any more"))?;
                 let epoch = Epoch::recover(kept_epoch(&mut held, facts.clone())?)?;
-                let used = daemon.uses.go_on(*origin);
-                Some(serve(daemon, &snapshot, epoch, facts.clone(), used, &shape)?)
+                Some(serve(daemon, &snapshot, epoch, facts.clone(), &shape)?)
             }
         };
         let parts = KeptParts::take(&mut held, recorded.hello.clone());
@@ -151,7 +147,7 @@ impl Live {
         let key = guest_key(self.id);
         self.guest.keep_under(&keeping.client(), &key)?;
         let served = self.serving.as_ref();
-        served.map_or(Ok(()), |serving| put_epoch(keeping, &key, &serving.server.kept()?))
+        served.map_or(Ok(()), |serving| put_epoch(keeping, &key, serving.server.kept()))
     }
 
     /// Tells the guest to end; its end is to be waited for.
@@ -159,8 +155,8 @@ impl Live {
         let process = self.process();
         // An error says that it has ended already.
         process.signal(Signal::Kill).ok();
-        let (epoch, used) = self.serving.map(|serving| (serving.server.end_epoch(), serving.used)).unzip();
-        Ending::Guest { guest: self.id, process, epoch, used }
+        let epoch = self.serving.map(|serving| serving.server.end_epoch());
+        Ending::Guest { guest: self.id, process, epoch }
     }
 
     /// Pauses the guest into snapshot `id`, which answers at once, with `alongside` in the catalog; the guest is told to
@@ -194,8 +190,8 @@ impl Live {
             Ok(snapshot) => {
                 let process = self.process();
                 begin_end(&process);
-                let (epoch, used) = between.map(|between| (between.epoch, between.used)).unzip();
-                let ending = Ending::Guest { guest: self.id, process, epoch, used };
+                let epoch = between.map(|between| between.epoch);
+                let ending = Ending::Guest { guest: self.id, process, epoch };
                 Ok(Paused { snapshot, frozen: frozen_at.elapsed(), ending })
             }
             Err(error) => {
@@ -232,8 +228,8 @@ impl Live {
     /// Serves the guest again and lets it go on, after a pause that did not come to pass.
     fn go_on(mut self: Box<Self>, daemon: &Daemon, between: Option<Between>) -> Box<Self> {
         let served = between.map(|between| {
-            let Between { snapshot, epoch, facts, used } = between;
-            serve(daemon, &snapshot, epoch, facts, used, &self.shape)
+            let Between { snapshot, epoch, facts } = between;
+            serve(daemon, &snapshot, epoch, facts, &self.shape)
         });
         let gone_on = served.transpose().and_then(|serving| {
             self.serving = serving.or(self.serving.take());
@@ -249,8 +245,8 @@ impl Live {
 
 impl Serving {
     fn end(self) -> Between {
-        let Self { snapshot, server, facts, used } = self;
-        Between { snapshot, epoch: server.end_epoch(), facts, used }
+        let Self { snapshot, server, facts } = self;
+        Between { snapshot, epoch: server.end_epoch(), facts }
     }
 }
 
@@ -267,13 +263,12 @@ fn serve(
     snapshot: &Arc<Snapshot>,
     epoch: Epoch,
     facts: EpochFacts,
-    used: Use,
     shape: &SandboxShape,
 ) -> anyhow::Result<Serving> {
     let view = Arc::clone(snapshot.memory());
     let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), shape.serve_options())
         .context("starting the fault server")?;
-    Ok(Serving { snapshot: Arc::clone(snapshot), server, facts, used })
+    Ok(Serving { snapshot: Arc::clone(snapshot), server, facts })
 }
 
 /// Hands to the keeper what the guest's faults reach us by, before the first of them is answered.

@@ -24,7 +24,6 @@ mod recovery;
 mod references;
 mod registry;
 mod snapshots;
-mod uses;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -49,7 +48,6 @@ use idempotency::Requests;
 use keeping::Keeping;
 use names::Names;
 use registry::Registry;
-use uses::Uses;
 use watch::{Lookout, SnapshotNews};
 
 /// A node's sandboxes and snapshots, and what is done with them.
@@ -65,7 +63,6 @@ pub struct Daemon {
     keeping: Arc<Keeping>,
     requests: Requests,
     snapshot_names: Names,
-    uses: Arc<Uses>,
     sandboxes: Registry,
     fault_sockets: FaultSockets,
     endings: Endings,
@@ -95,7 +92,6 @@ impl Daemon {
             events,
             requests: Requests::new(catalog.clone())?,
             snapshot_names: Names::default(),
-            uses: Uses::new(Self::deletions_in(&catalog)?),
             sandboxes: Registry::default(),
             fault_sockets: FaultSockets::default(),
             endings: Endings::start(Arc::clone(&keeping))?,
@@ -121,6 +117,7 @@ impl Daemon {
             lookout.finish();
         }
         self.endings.finish();
+        self.engine.stop();
     }
 
     fn settings(&self) -> Arc<Settings> {

@@ -22,7 +22,7 @@ impl Daemon {
         }
         let mut oldest = None;
         for known in self.known_snapshots() {
-            let shown = known.show(self);
+            let shown = known.show();
             observed.snapshots.count(shown.state);
             match shown.state {
                 SnapshotState::Captured => {

@@ -30,8 +30,9 @@ impl Daemon {
         }
         self.recover_sockets(&held)?;
         recovery.until_served = started.elapsed();
+        self.engine.end_replay();
         self.let_go_of_the_rest(&held);
-        recovery.snapshots = self.recover_snapshots();
+        recovery.snapshots = self.snapshots_found();
         self.metrics.recovered(&recovery);
         let keeper = match found {
             Found::Running => "the keeper was there",
@@ -42,23 +43,17 @@ impl Daemon {
             recovery.sandboxes, recovery.snapshots
         );
         self.events.say("daemon.started", About::default(), Some(detail));
-        self.finish_deletions();
         Ok(())
     }
 
     /// Says which snapshots are lost; how many are not.
-    fn recover_snapshots(&self) -> u64 {
-        let mut found = 0;
-        for known in self.known_snapshots() {
-            if known.snapshot.state() == rekindle_engine::lifecycle::SnapshotState::Lost {
-                self.metrics.snapshot_lost();
-                let reason = known.snapshot.status().failure;
-                self.events.say("snapshot.lost", About::snapshot(known.snapshot.id().uuid()), reason);
-            } else {
-                found += 1;
-            }
+    fn snapshots_found(&self) -> u64 {
+        let replay = self.engine.replayed();
+        for lost in &replay.lost {
+            self.metrics.snapshot_lost();
+            self.events.say("snapshot.lost", About::snapshot(lost.id.uuid()), Some(lost.reason.clone()));
         }
-        found
+        u64::try_from(replay.captured + replay.sealed + replay.published).expect("they are in memory")
     }
 
     /// Takes one sandbox over; whether its guest runs.

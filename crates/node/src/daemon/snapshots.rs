@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rekindle_engine::catalog::{Change, Kind};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
@@ -20,9 +19,6 @@ use crate::api::types::{
     ListQuery, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, Verification, Volume,
 };
 
-/// The catalog's key under which a deletion waits for the last sandbox that runs from the snapshot.
-const DELETED: &str = "deleted/";
-
 /// A snapshot with what it says of itself.
 #[derive(Debug, Clone)]
 pub(super) struct Known {
@@ -36,12 +32,8 @@ impl Known {
         Self { snapshot, about }
     }
 
-    /// Its state as the API shows it; a deletion that waits for running sandboxes counts.
-    fn state(&self, daemon: &Daemon) -> SnapshotState {
-        if daemon.uses.is_deleted(self.id()) { SnapshotState::Discarded } else { shown(self.snapshot.state()) }
-    }
-
-    pub(super) fn show(&self, daemon: &Daemon) -> Snapshot {
+    /// The snapshot as the API shows it.
+    pub(super) fn show(&self) -> Snapshot {
         let status = self.snapshot.status();
         let classes = status.classes.map(|classes| PageClasses {
             dirty: classes.dirty,
@@ -53,7 +45,7 @@ impl Known {
             id: self.id(),
             name: self.about.name.clone(),
             labels: self.about.labels.clone(),
-            state: self.state(daemon),
+            state: shown(self.snapshot.state()),
             reason: status.failure,
             parent: self.snapshot.parent_id().map(|id| id.uuid()),
             sandbox: self.about.sandbox,
@@ -87,10 +79,7 @@ impl Named for Known {
 impl Daemon {
     /// The snapshots that are listed, oldest first.
     pub(super) fn known_snapshots(&self) -> Vec<Known> {
-        let mut known: Vec<_> = self.engine.snapshots().into_iter().map(Known::of).collect();
-        known.retain(|known| known.state(self) != SnapshotState::Discarded);
-        known.sort_by_key(Named::id);
-        known
+        self.engine.snapshots().into_iter().map(Known::of).collect()
     }
 
     /// The snapshot that `reference` means; one that only the store knows must be named by its whole id.
@@ -99,7 +88,7 @@ impl Daemon {
         match find("snapshot", reference, known.iter()) {
             Ok(found) => Ok(found.clone()),
             Err(problem) => match Uuid::try_parse(reference) {
-                Ok(id) if problem.code == Code::NotFound && !self.uses.is_deleted(id) => {
+                Ok(id) if problem.code == Code::NotFound => {
                     Ok(Known::of(self.engine.open(SnapshotId::from(id))?))
                 }
                 Ok(_) | Err(_) => Err(problem),
@@ -121,7 +110,7 @@ impl Daemon {
     pub(super) fn list_snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
         let all = self.known_snapshots().into_iter();
         let (snapshots, next) = super::paging::page(all, query, |known| (known.id(), known.about.labels.clone()))?;
-        Ok(SnapshotList { snapshots: snapshots.iter().map(|known| known.show(self)).collect(), next })
+        Ok(SnapshotList { snapshots: snapshots.iter().map(|known| known.show()).collect(), next })
     }
 
     pub(super) fn wait_for_snapshot(
@@ -144,14 +133,14 @@ impl Daemon {
             }
         };
         if reached {
-            return Ok(known.show(self));
+            return Ok(known.show());
         }
         let failure = known.snapshot.status().failure.map_or_else(String::new, |failure| format!("; last: {failure}"));
         let why = format!("{} was not {wanted:?} after {:?}{failure}", known.called(), asked.elapsed());
         Err(Problem::new(Code::NotYet, why).snapshot(known.snapshot.id()))
     }
 
-    /// Deletes a snapshot, once no guest is served from it: until then it is listed no more.
+    /// Deletes a snapshot; guests that are served from it go on.
     pub(super) fn delete(&self, reference: &str) -> Answer<()> {
         let known = self.find_snapshot(reference)?;
         let id = known.id();
@@ -159,37 +148,9 @@ impl Daemon {
             let why = format!("{} is paused in {}; remove it or resume it first", entry.called(), known.called());
             return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()).snapshot(known.snapshot.id()));
         }
-        let (key, value) = (format!("{DELETED}{id}").into_bytes(), Vec::new());
-        self.catalog.write(&[Change::Put { kind: Kind::Meta, key, value }])?;
-        self.uses.delete(id);
+        self.engine.delete(&known.snapshot)?;
         self.events.say("snapshot.deleted", EventAbout::snapshot(id), None);
-        self.finish_deletions();
         Ok(())
-    }
-
-    /// Lets the engine delete what nobody is served from any more.
-    pub(super) fn finish_deletions(&self) {
-        for id in self.uses.unused_deleted() {
-            if let Some(snapshot) = self.engine.snapshot(SnapshotId::from(id)) {
-                self.engine.delete(&snapshot);
-            }
-            let key = format!("{DELETED}{id}").into_bytes();
-            match self.catalog.write(&[Change::Remove { kind: Kind::Meta, key }]) {
-                Ok(()) => self.uses.forget(id),
-                Err(error) => tracing::warn!(snapshot = %id, %error, "a deletion is finished later"),
-            }
-        }
-    }
-
-    /// The deletions that were waiting when the last daemon ended.
-    pub(super) fn deletions_in(
-        catalog: &rekindle_engine::catalog::Catalog,
-    ) -> Result<Vec<Uuid>, rekindle_engine::catalog::CatalogError> {
-        let waiting = |key: Vec<u8>| {
-            let key = String::from_utf8(key).ok()?;
-            Uuid::try_parse(key.strip_prefix(DELETED)?).ok()
-        };
-        Ok(catalog.all(Kind::Meta)?.into_iter().filter_map(|(key, _)| waiting(key)).collect())
     }
 
     pub(super) fn verify(&self, reference: &str) -> Answer<Verification> {
@@ -211,7 +172,7 @@ impl Daemon {
             local_bytes: layer.local_bytes,
             stored_bytes: layer.stored_bytes,
         });
-        let state = known.state(self);
+        let state = shown(known.snapshot.state());
         let origin = matches!(state, SnapshotState::Captured | SnapshotState::Sealed)
             .then(|| self.node_name.clone());
         Ok(Placement { snapshot: known.id(), state, origin, layers: layers.collect() })

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rekindle_engine::hooks::Watcher;
+use rekindle_engine::watch::Watcher;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
@@ -27,8 +27,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Tells of snapshots that come further.
 #[derive(Debug)]
 pub(super) struct SnapshotNews {
-    pub(super) events: Arc<EventLog>,
-    pub(super) metrics: Arc<Metrics>,
+    events: Arc<EventLog>,
+    metrics: Arc<Metrics>,
     /// The failure that was told last of each snapshot, so that each is told once.
     told: Mutex<HashMap<SnapshotId, String>>,
 }
@@ -105,7 +105,6 @@ fn look(daemon: &Weak<Daemon>, (over, changed): &(Mutex<bool>, Condvar)) {
         let Some(daemon) = daemon.upgrade() else { return };
         daemon.look_at_guests(&mut stalled);
         daemon.look_at_keeper();
-        daemon.finish_deletions();
         drop(daemon);
         is_over = over.lock().unwrap_or_else(PoisonError::into_inner);
         is_over = changed.wait_timeout_while(is_over, LOOK_EVERY, |over| !*over).unwrap_or_else(PoisonError::into_inner).0;
@@ -177,7 +176,3 @@ impl Daemon {
         self.fault_sockets.keep_again(&self.keeping);
     }
 }
-
-/// Keeps the time from a pause's answer to the first fault that a resumed guest was served.
-#[derive(Debug, Default)]
-pub(super) struct Answered(Mutex<HashMap<SnapshotId, Instant>>);

@@ -172,7 +172,7 @@ impl GuestProcess {
 
     /// Stops every thread of the guest; returns when the last one stands.
     pub fn freeze(&self) -> Result<(), GuestError> {
-        self.signal(Signal::Stop, "freezing")?;
+        self.signal(Signal::Stop, "freeze")?;
         let started = Instant::now();
         let mut questions = 0;
         while !self.has_stopped()? {
@@ -187,15 +187,14 @@ impl GuestProcess {
 
     /// Lets a frozen guest go on.
     pub fn thaw(&self) -> Result<(), GuestError> {
-        self.signal(Signal::Continue, "thawing")
+        self.signal(Signal::Continue, "thaw")
     }
 
     /// Tells the guest to end whatever it does, without waiting for its end.
     pub fn begin_kill(&self) -> Result<(), GuestError> {
-        match self.handle.signal(Signal::Kill) {
-            // It has ended already.
-            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(()),
-            sent => sent.map_err(|source| self.failed("killing", source)),
+        match self.signal(Signal::Kill, "kill") {
+            Err(GuestError::Gone { .. }) => Ok(()),
+            sent => sent,
         }
     }
 
@@ -238,7 +237,7 @@ impl GuestProcess {
     fn has_stopped(&self) -> Result<bool, GuestError> {
         let stands = standing::all_threads_stand(self.id());
         if !self.handle.is_alive() {
-            return Err(self.gone());
+            return Err(GuestError::Gone { pid: self.id(), command: "freeze" });
         }
         stands.map_err(|error| self.failed("freezing", error))
     }
@@ -250,17 +249,18 @@ impl GuestProcess {
             return Ok(());
         }
         if self.handle.wait_exit(FREEZE_PAUSE) {
-            return Err(self.gone());
+            return Err(GuestError::Gone { pid: self.id(), command: "freeze" });
         }
         Ok(())
     }
 
-    fn signal(&self, signal: Signal, doing: &'static str) -> Result<(), GuestError> {
-        self.handle.signal(signal).map_err(|source| self.failed(doing, source))
-    }
-
-    fn gone(&self) -> GuestError {
-        GuestError::Gone { pid: self.id(), command: "freeze" }
+    fn signal(&self, signal: Signal, command: &'static str) -> Result<(), GuestError> {
+        self.handle.signal(signal).map_err(|source| {
+            match source.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::SRCH) => GuestError::Gone { pid: self.id(), command },
+                _ => self.failed("signalling", source),
+            }
+        })
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> GuestError {

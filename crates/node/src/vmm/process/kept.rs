@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rekindle_kernel::wakeup::wait_readable;
-use rekindle_kernel::{Memfd, ProcessHandle, Signal};
+use rekindle_kernel::{Memfd, ProcessHandle};
+use rustix::process::Signal;
 
 use super::{GuestControl, GuestError, GuestOptions, GuestProcess, Owner, ProcessGuest};
 use crate::guest::protocol::Hello;
@@ -68,12 +69,14 @@ impl ProcessGuest {
             })?;
         drop(theirs);
         // From here on the guest is ended if anything fails.
-        let unfinished = Unfinished(Some(handle_of(spawned.pid, spawned.process.as_fd())?));
+        let mut guest = Unfinished { pidfd: spawned.process, is_finished: false };
         let (control, hello, memfd) = GuestControl::greet(spawned.pid, ours)?;
+        let handle = handle_of(spawned.pid, guest.pidfd.as_fd())?;
         if let Some(memfd) = &memfd {
             keeper.add(key, &[(MEMORY, memfd.as_fd())]).map_err(kept)?;
         }
-        let process = GuestProcess { handle: Arc::new(unfinished.finish()), owner: Owner::Keeper };
+        guest.is_finished = true;
+        let process = GuestProcess { handle: Arc::new(handle), owner: Owner::Keeper };
         Ok(Self { control, process, hello, memfd })
     }
 
@@ -112,19 +115,16 @@ impl GuestOptions {
 }
 
 /// A guest under the keeper that is not all there yet; killed on drop.
-struct Unfinished(Option<ProcessHandle>);
-
-impl Unfinished {
-    fn finish(mut self) -> ProcessHandle {
-        self.0.take().expect("it is taken once, here")
-    }
+struct Unfinished {
+    pidfd: OwnedFd,
+    is_finished: bool,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if let Some(handle) = &self.0 {
+        if !self.is_finished {
             // A guest that has ended by itself cannot be told to.
-            handle.signal(Signal::Kill).ok();
+            rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).ok();
         }
     }
 }
