@@ -70,7 +70,7 @@ impl Control for Daemon {
     }
 
     fn snapshot(&self, reference: &str) -> Answer<Snapshot> {
-        Ok(self.find_snapshot(reference)?.show(self))
+        Ok(self.find_snapshot(reference)?.show())
     }
 
     fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot> {

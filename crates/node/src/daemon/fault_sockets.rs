@@ -14,7 +14,7 @@ use rekindle_engine::fetch::Fetcher;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::serve::{
-    EndReason, Epoch, EpochFacts, FaultServer, KeptEpoch, Neighbours, Placement, ServeOptions, ServeStatus,
+    EndReason, Epoch, EpochFacts, FaultServer, Neighbours, Placement, ServeOptions, ServeStatus,
 };
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
@@ -108,11 +108,12 @@ impl Daemon {
         let id = Uuid::now_v7();
         let path = self.run_directory.join(format!("faults-{id}.sock"));
         let listener = listen(&path).map_err(super::problems::guest_failed)?;
+        let cancelled = Arc::new(Wakeup::new().map_err(|error| super::problems::guest_failed(error.into()))?);
         let socket = Arc::new(Socket {
             id,
             path,
             snapshot: known.snapshot,
-            state: Mutex::new(State::Listening { listener, cancelled: Arc::new(Wakeup::new()?) }),
+            state: Mutex::new(State::Listening { listener, cancelled, }),
         });
         socket.keep(&self.keeping).map_err(super::problems::guest_failed)?;
         self.write_socket(&socket, None)?;
@@ -130,7 +131,6 @@ impl Daemon {
         self.keeping.client().forget(&socket_key(id))?;
         Ok(())
     }
-}
 
     /// Waits for a VMM in a thread of its own, which ends with the hand-over, whatever comes of it.
     fn accept_in_background(&self, socket: &Arc<Socket>) -> Answer<()> {
@@ -310,7 +310,7 @@ impl Socket {
     fn serve(&self, server: FaultServer) {
         let mut state = self.lock();
         let before = std::mem::replace(&mut *state, State::Ended { reason: "it was closed".to_owned() });
-        if let State::Listening { used, .. } = before {
+        if matches!(before, State::Listening { .. }) {
             *state = State::Serving { server };
         }
         std::fs::remove_file(&self.path).ok();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rekindle_engine::identity::{SnapshotId, VolumeName};
@@ -153,7 +154,7 @@ fn volumes_of(mut fds: BTreeMap<String, OwnedFd>) -> io::Result<Vec<KeptVolume>>
             let sets = fds
                 .remove(&format!("{name}{SETS}"))
                 .ok_or_else(|| invalid(format!("the keeper holds volume {name} without its page sets")))?;
-            let name = VolumeName::new(&name).map_err(|error| invalid(error.to_string()))?;
+            let name = VolumeName::from_str(&name).map_err(|error| invalid(error.to_string()))?;
             Ok(KeptVolume { name, memory, sets })
         })
         .collect()

@@ -16,7 +16,7 @@ use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
-use super::record::{RecordedGuest, RecordedLife, SandboxRecord};
+use super::record::{RecordedLife, SandboxRecord};
 use super::references::{Named, numbered};
 use super::snapshots::Known;
 use crate::api::control::{Answer, IdempotencyKey};

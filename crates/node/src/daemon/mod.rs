@@ -33,7 +33,6 @@ use std::time::Instant;
 use anyhow::Context as _;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
-use rekindle_engine::store::Store;
 
 use crate::api::types::MemoryBacking;
 use crate::guest::arguments::MemoryKind;
@@ -78,7 +77,7 @@ impl Daemon {
         private_directory(&settings.state_directory)?;
         private_directory(&settings.run_directory)?;
         let catalog = Catalog::open(&settings.state_directory.join("catalog.redb"))?;
-        let (keeping, found) = Keeping::find(settings.run_directory.join("keeper.sock"), program)?;
+        let (keeping, found) = Keeping::find(settings.keeper_socket(), program)?;
         let keeping = Arc::new(keeping);
         let events = Arc::new(EventLog::open(&catalog, settings.events_kept)?);
         let metrics = Arc::new(Metrics::new());
@@ -141,8 +140,7 @@ fn engine_options(
     events: &Arc<EventLog>,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<EngineOptions> {
-    let store = Store::directory(&settings.store)
-        .with_context(|| format!("opening the store in {}", settings.store.display()))?;
+    let store = settings.store.open().with_context(|| format!("opening the store {}", settings.store))?;
     let mut options = EngineOptions::new(settings.state_directory.join("layers"), store);
     options.domain = settings.domain.clone();
     options.capture_bytes_max = settings.capture_bytes_max;

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use rekindle_engine::serve::ServeStats;
-
 use super::Daemon;
 use super::clock::unix_ms;
 use crate::api::types::SnapshotState;

@@ -30,6 +30,7 @@ impl From<GuestError> for Problem {
 impl From<PauseError> for Problem {
     fn from(error: PauseError) -> Self {
         match &error {
+            PauseError::Lost { parent } => Self::new(Code::Lost, error.to_string()).snapshot(*parent),
             PauseError::Budget(_) => Self::new(Code::NoRam, format!("{error}; the guest runs on")),
             PauseError::Unsealed { oldest, .. } => {
                 Self::new(Code::TooManyUnsealed, format!("{error}; the guest runs on")).snapshot(*oldest)
@@ -50,7 +51,9 @@ impl From<OpenError> for Problem {
             | OpenError::Domain { snapshot, .. } => {
                 Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
             }
-            OpenError::Cache { snapshot, .. } => {
+            OpenError::Deleted { snapshot } => Self::new(Code::NotFound, error.to_string()).snapshot(*snapshot),
+            OpenError::Lost { snapshot, .. } => Self::new(Code::Lost, error.to_string()).snapshot(*snapshot),
+            OpenError::Cache { snapshot, .. } | OpenError::Catalog { snapshot, .. } => {
                 Self::new(Code::DiskFailed, error.to_string()).snapshot(*snapshot)
             }
         }

@@ -36,10 +36,10 @@ impl Known {
     pub(super) fn show(&self) -> Snapshot {
         let status = self.snapshot.status();
         let classes = status.classes.map(|classes| PageClasses {
-            dirty: classes.dirty,
-            zero: classes.zero,
-            equal: classes.equal,
-            kept: classes.kept,
+            dirty: classes.dirty.into(),
+            zero: classes.zero.into(),
+            equal: classes.equal.into(),
+            kept: classes.kept.into(),
         });
         Snapshot {
             id: self.id(),
