@@ -54,7 +54,7 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList>;
     /// One snapshot.
     fn snapshot(&self, reference: &str) -> Answer<Snapshot>;
-    /// Waits until a snapshot has come as far as `state`.
+    /// Waits until a snapshot has come as far as `state`. A long wait is asked for in short turns.
     fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot>;
     /// Deletes a snapshot; sandboxes that run from it and its children go on.
     fn delete_snapshot(&self, reference: &str) -> Answer<()>;
@@ -79,8 +79,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn close_fault_socket(&self, id: Uuid) -> Answer<()>;
     /// Captures memory of a process that others manage.
     fn capture_memory(&self, wanted: CaptureMemory) -> Answer<Snapshot>;
-    /// Events after `after` that are still known, oldest first, and those to come. An id before the oldest known one
-    /// is answered from the oldest on.
+    /// Events after `after` that are still known, oldest first, and those to come; without it only those to come. An
+    /// id before the oldest known one is answered from the oldest on.
     fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>);
     /// Who answers.
     fn version(&self) -> Version;
