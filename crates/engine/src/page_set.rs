@@ -39,6 +39,18 @@ impl PageSet {
         set
     }
 
+    /// The set whose [`PageSet::words`] these are; none if they are not as many as a volume of `pages` has, or have a
+    /// page past its last.
+    #[must_use]
+    pub fn from_words(pages: u32, words: Vec<u64>) -> Option<Self> {
+        let past_last = match (words.last(), pages % WORD_PAGES) {
+            (Some(last), used) if used > 0 => last >> used,
+            (Some(_) | None, _) => 0,
+        };
+        let fits = words.len() == word_count(pages) && past_last == 0;
+        fits.then(|| Self { words: words.into_boxed_slice(), pages })
+    }
+
     /// How many pages the volume has, whether in the set or not.
     #[must_use]
     pub const fn pages(&self) -> u32 {

@@ -93,6 +93,17 @@ pub fn present_pages(memory: &StoppedMemory<'_>) -> io::Result<CapturedPages> {
     Ok(sort(resident.clone(), &nothing, &resident, memory.regions))
 }
 
+/// The pages to capture of a memory file alone: all that it has. The rest is zero.
+pub fn file_pages(memfd: &Memfd, pages: u32) -> io::Result<CapturedPages> {
+    let kept = match memfd.data_runs() {
+        Ok(runs) => pages_of(&runs, pages),
+        // hugetlb does not tell where its holes are, and reading one allocates nothing.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => PageSet::full(pages),
+        Err(error) => return Err(error),
+    };
+    Ok(CapturedPages { kept, zero: PageSet::new(pages) })
+}
+
 /// Kept is what is there of the written and the removed; zero is what was removed and is not there.
 fn sort(written: PageSet, removed: &PageSet, resident: &PageSet, regions: &Regions) -> CapturedPages {
     let mut kept = written;

@@ -86,7 +86,7 @@ impl Server {
         match self.gatherer.install(&self.view, &mut self.installer, unit, protect) {
             UnitInstall::Landed(landing) => {
                 self.counters.pages_prefetched.add(landing.pages);
-                self.count(&self.view.piece_at(unit.start(), 1).source, landing.pages);
+                self.count(&self.view.piece_at(unit.start(), 1), landing.pages);
                 match ahead(landing.pages, &landing.end) {
                     Ahead::Dealt(_) => Ahead::Dealt(of_unit),
                     Ahead::Interrupted => Ahead::Interrupted,

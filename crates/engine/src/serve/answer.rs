@@ -39,14 +39,18 @@ impl Server {
     /// Tries to answer a fault and puts it where it belongs if that fails.
     pub(super) fn answer(&mut self, retried: RetriedFault) {
         let fault = retried.fault;
-        match self.attempt(fault, retried.is_first_try()) {
+        let first_try = retried.is_first_try();
+        let taken_up = if first_try { self.stopwatch.take_up() } else { None };
+        match self.attempt(fault, first_try) {
             Outcome::Answered => {
+                self.note_latency(fault.page, taken_up);
                 if self.stalls.end(fault.page) {
                     self.tell();
                 }
                 self.counters.first_fault_at.get_or_init(Instant::now);
             }
             Outcome::Waiting => {
+                self.stopwatch.wait(fault.page);
                 if self.stalls.end(fault.page) {
                     self.tell();
                 }
@@ -58,6 +62,15 @@ impl Server {
                 }
             }
             Outcome::Gone => self.board.set(ServeStatus::Ended { why: EndReason::MemoryGone }),
+        }
+    }
+
+    /// How long a page took: from when it began to wait for a frame, else from `taken_up`.
+    fn note_latency(&mut self, page: GuestPage, taken_up: Option<Instant>) {
+        if let Some(waited) = self.stopwatch.end_wait(page) {
+            self.counters.after_fetch.note(waited);
+        } else if let Some(taken_up) = taken_up {
+            self.counters.at_once.note(taken_up.elapsed());
         }
     }
 
@@ -121,7 +134,7 @@ impl Server {
     fn install_unit(&mut self, fault: Fault, unit: GuestPages, protect: Protect) -> Outcome {
         match self.gatherer.install(&self.view, &mut self.installer, unit, protect) {
             UnitInstall::Landed(landing) => {
-                self.count(&self.view.piece_at(unit.start(), 1).source, landing.pages);
+                self.count(&self.view.piece_at(unit.start(), 1), landing.pages);
                 self.landed(unit, &landing)
             }
             UnitInstall::Missing(frames) => {
@@ -138,7 +151,7 @@ impl Server {
     /// A page the guest gave back reads zero; it is a candidate of the next pause anyway, so it need not be protected.
     fn zero(&mut self, unit: GuestPages) -> Outcome {
         let landing = self.installer.zero(unit, Protect::Writable);
-        self.count(&PieceSource::Zero, landing.pages);
+        self.counters.zero.add(self.view.phase(), landing.pages);
         self.landed(unit, &landing)
     }
 
@@ -184,16 +197,17 @@ impl Server {
             }
         };
         distrust_if_lost(piece, &landing);
-        self.count(&piece.source, landing.pages);
+        self.count(piece, landing.pages);
         landing
     }
 
-    pub(super) fn count(&self, source: &PieceSource, pages: u32) {
-        match source {
-            PieceSource::Zero => self.counters.pages_zero.add(pages),
-            PieceSource::Capture(_) => self.counters.pages_from_capture.add(pages),
-            PieceSource::Layer(..) => self.counters.pages_from_layer.add(pages),
-        }
+    pub(super) fn count(&self, piece: &Piece, pages: u32) {
+        let counters = match piece.source {
+            PieceSource::Zero => &self.counters.zero,
+            PieceSource::Capture(_) => &self.counters.capture,
+            PieceSource::Layer(..) => &self.counters.layer,
+        };
+        counters.add(piece.phase, pages);
     }
 
     fn wait_for(&mut self, fault: Fault, layer: &Arc<Layer>, frame: FrameNumber) -> Outcome {

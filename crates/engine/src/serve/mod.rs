@@ -12,6 +12,7 @@ mod fault;
 mod installer;
 mod journal;
 mod kept;
+mod latency;
 mod mailbox;
 mod neighbours;
 mod pending;
@@ -37,9 +38,10 @@ use crate::view::LiveView;
 
 pub use epoch::Epoch;
 pub use kept::{EpochFacts, JournalError, KeptEpoch, RecoverError};
+pub use latency::{LATENCY_CLASSES, Latencies};
 pub use neighbours::Neighbours;
 pub use placement::Placement;
-pub use stats::ServeStats;
+pub use stats::{PagesByPhase, ServeStats};
 pub use status::{EndReason, ServeStatus};
 
 use mailbox::{Mail, Mailbox};
@@ -65,7 +67,17 @@ pub struct FaultServer {
     counters: Arc<Counters>,
     board: Arc<StatusBoard>,
     tracking: Tracking,
+    pages: u32,
+    /// Also what keeps missing pages from reading as zeroes if the handler panics: its guest is to wait instead.
+    kept: KeptEpoch,
     thread: Option<JoinHandle<Epoch>>,
+}
+
+/// How a guest is served, to be asked by others than the one who has its server.
+#[derive(Clone, Debug)]
+pub struct ServerWatch {
+    counters: Arc<Counters>,
+    board: Arc<StatusBoard>,
 }
 
 impl FaultServer {
@@ -91,7 +103,7 @@ impl FaultServer {
         let mailbox = Arc::new(Mailbox::new()?);
         let counters = Arc::<Counters>::default();
         let board = Arc::new(StatusBoard::new());
-        let tracking = epoch.tracking();
+        let (tracking, pages, kept) = (epoch.tracking(), view.pages(), epoch.kept()?);
         let served = Served { view, fetcher, options };
         let side = (Arc::clone(&mailbox), Arc::clone(&counters), Arc::clone(&board));
         let work = move || {
@@ -101,7 +113,17 @@ impl FaultServer {
             epoch
         };
         let thread = Some(std::thread::Builder::new().name("faults".into()).spawn(work)?);
-        Ok(Self { mailbox, counters, board, tracking, thread })
+        Ok(Self { mailbox, counters, board, tracking, pages, kept, thread })
+    }
+
+    /// What shows how the guest is served.
+    pub fn watch(&self) -> ServerWatch {
+        ServerWatch { counters: Arc::clone(&self.counters), board: Arc::clone(&self.board) }
+    }
+
+    /// All that another process needs to serve the guest after this one.
+    pub fn kept(&self) -> &KeptEpoch {
+        &self.kept
     }
 
     /// How the guest fares.
@@ -126,6 +148,7 @@ impl FaultServer {
 
     /// Installs `pages` ahead of the guest, between its faults. Pages that are there or were given back are left.
     pub fn prefetch(&self, pages: PageSet) {
+        assert_eq!(pages.pages(), self.pages, "what is prefetched is of the guest's size");
         self.mailbox.send(Mail::Prefetch(pages));
     }
 
@@ -134,6 +157,18 @@ impl FaultServer {
         self.mailbox.send(Mail::EndEpoch);
         let thread = self.thread.take().expect("only this and drop take the thread, and both end the server");
         thread.join().expect("a handler thread does not panic")
+    }
+}
+
+impl ServerWatch {
+    /// How the guest fares.
+    pub fn status(&self) -> ServeStatus {
+        self.board.get()
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> ServeStats {
+        self.counters.snapshot()
     }
 }
 

@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use rekindle_kernel::wakeup::wait_readable;
 use rekindle_kernel::{Event, EventBuffer, FaultKind, GuestRange};
+use tracing::field;
 
 use super::Served;
 use super::epoch::{Epoch, Guest};
 use super::fault::{Access, Fault};
 use super::installer::Installer;
+use super::latency::Stopwatch;
 use super::mailbox::{Mail, Mailbox};
 use super::neighbours::Walks;
 use super::pending::{FrameKey, Pending};
@@ -23,7 +25,7 @@ use super::placement::Placer;
 use super::prefetch::Prefetch;
 use super::retry::{RetriedFault, Retries};
 use super::stall::Stalls;
-use super::stats::Counters;
+use super::stats::{Counters, ServeStats};
 use super::status::{EndReason, ServeStatus, StatusBoard};
 use super::unit::Gatherer;
 use crate::fetch::Fetcher;
@@ -47,6 +49,7 @@ pub(super) struct Server {
     pub(super) retries: Retries,
     pub(super) prefetch: Prefetch,
     pub(super) stalls: Stalls,
+    pub(super) stopwatch: Stopwatch,
     pub(super) guest: Guest,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) counters: Arc<Counters>,
@@ -65,6 +68,7 @@ impl Server {
             pending: Pending::default(),
             retries: Retries::default(),
             stalls: Stalls::default(),
+            stopwatch: Stopwatch::default(),
             view,
             fetcher,
             installer,
@@ -78,6 +82,9 @@ impl Server {
     /// Serves `epoch` on this thread until it is ended.
     pub(super) fn run(served: Served, epoch: Epoch, side: ServerSide) -> Epoch {
         let Epoch { installer, guest, mut events } = epoch;
+        let span =
+            tracing::info_span!("serve", pid = guest.pid, faults = field::Empty, misses = field::Empty);
+        let _entered = span.clone().entered();
         let mut server = Self::new(served, installer, guest, side);
         // Faults that an earlier handler read are not told again: whoever waits is made to fault anew.
         server.installer.wake_all();
@@ -85,6 +92,8 @@ impl Server {
             tracing::error!(%error, "a fault handler cannot go on");
             server.board.set(ServeStatus::Ended { why: EndReason::Failed });
         }
+        let ServeStats { faults, misses, .. } = server.counters.snapshot();
+        span.record("faults", faults).record("misses", misses);
         Epoch { installer: server.installer, guest: server.guest, events }
     }
 

@@ -88,5 +88,5 @@ fn plan(view: &LiveView, unit: GuestPages) -> (Vec<Piece>, Vec<(Arc<Layer>, Fram
 }
 
 fn first_pages(piece: Piece, pages: u32) -> Piece {
-    Piece { pages: piece.pages.first_pages(pages), source: piece.source }
+    Piece { pages: piece.pages.first_pages(pages), ..piece }
 }

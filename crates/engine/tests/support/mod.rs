@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
-use rekindle_engine::identity::VolumeName;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::layer::Layer;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::page_set::PageSet;
@@ -59,7 +59,7 @@ impl Node {
         }
         let pages = CapturedPages { kept, zero: PageSet::new(count) };
         let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-        let guest = PausedGuest { volumes: vec![volume], blobs: BTreeMap::new() };
+        let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs: BTreeMap::new(), alongside: Vec::new() };
         self.engine.commit_pause(permit, guest).unwrap()
     }
 
