@@ -3,7 +3,6 @@
 mod control;
 mod error;
 mod kept;
-mod standing;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -233,13 +232,11 @@ impl GuestProcess {
         read().map_err(|source| self.failed("reading the size", source))
     }
 
-    /// An error if the guest has ended; what was read of its threads is then of nobody, or of another process.
     fn has_stopped(&self) -> Result<bool, GuestError> {
-        let stands = standing::all_threads_stand(self.id());
-        if !self.handle.is_alive() {
-            return Err(GuestError::Gone { pid: self.id(), command: "freeze" });
-        }
-        stands.map_err(|error| self.failed("freezing", error))
+        self.handle.is_stopped().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => GuestError::Gone { pid: self.id(), command: "freeze" },
+            _ => self.failed("freezing", error),
+        })
     }
 
     /// Leaves the CPU to the guest's threads for a moment; an error if the guest has ended.
