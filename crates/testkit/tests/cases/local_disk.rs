@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rekindle_engine::catalog::{Catalog, Change, Kind};
 use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::keep::Keeper;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_testkit::guest::{Guest, GuestError, Tracking, judge};
-use rekindle_testkit::site::Site;
+use rekindle_testkit::hooks::Point;
+use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::skip::skipped;
 
 use crate::{check, check_elsewhere, child, first_pause, run, site, start, wait_published, wait_sealed};
@@ -120,6 +123,60 @@ fn a_disk_that_is_full_while_packing_loses_nothing() {
     wait_published(&second.0);
     check(&engine, &second);
     check_elsewhere(&site, &second);
+    drop(engine);
+}
+
+#[test]
+fn a_catalog_on_a_full_disk_changes_nothing_and_takes_the_next_write_when_there_is_room() {
+    let site = site();
+    let Some(small) = SmallDisk::mount(site.cache_directory()) else {
+        skipped("a full disk", "mounting a small tmpfs needs root and CAP_SYS_ADMIN");
+        return;
+    };
+    let put = |number: usize| Change::Put {
+        kind: Kind::Sandbox,
+        key: number.to_le_bytes().to_vec(),
+        value: vec![1; 20_000],
+    };
+    let catalog = Catalog::open(&small.0.join("catalog.redb")).expect("there is room for an empty one");
+    let mut written = 0;
+    let refused = loop {
+        match catalog.write(&[put(written), put(written + 1)]) {
+            Ok(()) => written += 2,
+            Err(error) => break error,
+        }
+    };
+    assert!(refused.to_string().contains("No space left"), "{refused}");
+    assert_eq!(catalog.all(Kind::Sandbox).expect("it can be read").len(), written);
+    small.enlarge();
+    catalog.write(&[put(written)]).expect("there is room again");
+    assert_eq!(catalog.all(Kind::Sandbox).expect("it can be read").len(), written + 1);
+}
+
+#[test]
+fn a_catalog_that_cannot_be_written_refuses_pauses_and_loses_no_seal() {
+    let site = site();
+    let Some(small) = SmallDisk::mount(site.cache_directory()) else {
+        skipped("a full disk", "mounting a small tmpfs needs root and CAP_SYS_ADMIN");
+        return;
+    };
+    let path = small.0.join("catalog.redb");
+    let recording = |catalog| EngineOptions { catalog: Some(catalog), ..site.recording().expect("its own") };
+    let engine =
+        Engine::start(recording(Catalog::open(&path).expect("room for an empty one"))).expect("threads");
+    let held = site.hooks.hold(Point::Record);
+    let first = first_pause(&engine, 40);
+    assert!(site.hooks.wait_standing(Point::Record, first.0.id(), PATIENCE));
+    std::fs::write(small.0.join("filling"), vec![1; 1 << 20]).expect_err("it is smaller");
+    drop(held);
+    while first.0.status().failure.is_none() {
+        assert!(!first.0.wait_state(SnapshotState::Sealed, Duration::from_millis(10)), "the disk is full");
+    }
+    assert!(!site.keeper.held().expect("it answers").is_empty(), "its memory is still kept");
+    check(&engine, &first);
+    std::fs::remove_file(small.0.join("filling")).expect("it was cut short");
+    wait_published(&first.0);
+    check_elsewhere(&site, &first);
     drop(engine);
 }
 
