@@ -10,9 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::limits;
 use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, lock};
@@ -247,7 +245,7 @@ impl Turn<'_> {
             Some(database) => database,
             None => open_database(path)?,
         };
-        let done = work(&database).map_err(|error| failure(path, error))?;
+        let done = work(&database).map_err(|error| failure(path, &error))?;
         self.database = Some(database);
         Ok(done)
     }
@@ -287,8 +285,8 @@ fn open_database(path: &Path) -> Result<Database, CatalogError> {
         // Every page's checksum: damage is told here, and not by a read in the middle of something.
         .set_check_integrity_on_open(true)
         .create(path)
-        .map_err(|error| open_failure(path, error))?;
-    let found = format_of(&database).map_err(|error| failure(path, error))?;
+        .map_err(|error| failure(path, &error.into()))?;
+    let found = format_of(&database).map_err(|error| failure(path, &error))?;
     if found > FORMAT {
         return Err(CatalogError::Newer { path: path.to_owned(), found });
     }
@@ -341,22 +339,16 @@ const fn table_of(kind: Kind) -> TableDefinition<'static, &'static [u8], &'stati
     })
 }
 
-fn open_failure(path: &Path, error: DatabaseError) -> CatalogError {
-    match error {
-        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
-            CatalogError::Held { path: path.to_owned() }
-        }
-        // How redb reports a file that is not its own.
-        DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-            CatalogError::Damaged { path: path.to_owned(), reason: error.to_string() }
-        }
-        error => failure(path, error.into()),
+fn failure(path: &Path, error: &redb::Error) -> CatalogError {
+    use redb::Error::{Corrupted, DatabaseAlreadyOpen, Io, LockProtocolMismatch, UpgradeRequired};
+    let path = path.to_owned();
+    if matches!(error, DatabaseAlreadyOpen | LockProtocolMismatch) {
+        return CatalogError::Held { path };
     }
-}
-
-fn failure(path: &Path, error: redb::Error) -> CatalogError {
-    let (path, reason) = (path.to_owned(), error.to_string());
-    if matches!(error, redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_)) {
+    // Invalid data is what redb calls a file that is not its own.
+    let foreign = matches!(error, Io(error) if error.kind() == io::ErrorKind::InvalidData);
+    let reason = error.to_string();
+    if foreign || matches!(error, Corrupted(_) | UpgradeRequired(_)) {
         CatalogError::Damaged { path, reason }
     } else {
         CatalogError::Disk { path, reason }
