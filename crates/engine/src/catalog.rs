@@ -233,8 +233,9 @@ impl Turn<'_> {
             let mut state = lock(&self.shared.state);
             (std::mem::take(&mut state.waiting), std::mem::replace(&mut state.next, Arc::new(Batch::new())))
         };
+        let telling = Telling { batch, path: &self.shared.path };
         let outcome = self.with(|database| commit(database, &changes));
-        batch.set(outcome).expect("a batch is committed once");
+        telling.batch.set(outcome).expect("a batch is committed once");
     }
 
     /// Uses the database, opening it if need be. After a failure it is closed: it refuses all work until it is opened
@@ -255,6 +256,21 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         lock(&self.shared.state).place = self.database.take().map_or(Place::Closed, Place::Here);
         self.shared.put_back.notify_all();
+    }
+}
+
+/// Sees to it that those who wait for a transaction hear of it, also if committing it panicked.
+struct Telling<'a> {
+    batch: Arc<Batch>,
+    path: &'a Path,
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        let cut_short = || {
+            Err(CatalogError::Disk { path: self.path.to_owned(), reason: "the write was cut short".into() })
+        };
+        self.batch.get_or_init(cut_short).as_ref().ok();
     }
 }
 

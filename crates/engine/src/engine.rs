@@ -249,6 +249,13 @@ impl Engine {
         drop(deleted);
     }
 
+    /// Hands all memory of unsealed snapshots to the keeper once more: another one has taken the place of the one that
+    /// had it.
+    pub fn keep_again(&self) -> io::Result<()> {
+        let unsealed = self.snapshots().into_iter().flat_map(|snapshot| snapshot.unsealed_line());
+        unsealed.into_iter().try_for_each(|snapshot| snapshot.keep_again())
+    }
+
     /// Deletes a snapshot, for good once this has returned. Sandboxes that run from it go on, and children keep what
     /// they stand on.
     pub fn delete(&self, snapshot: &Arc<Snapshot>) -> Result<(), CatalogError> {

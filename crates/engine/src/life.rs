@@ -63,23 +63,21 @@ impl Life {
     pub(crate) fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
         let Background { sealer, requests: Requests { stop, .. }, records, .. } = &*self.background;
         let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, stop))?;
-        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper, whose
-        // share of it counts until it forgets it.
-        let kept = records.is_some().then_some(captures);
+        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper.
+        drop(captures);
         let sealed = self.until_done(|| sealer.name(&self.snapshot, &packed, stop))?;
         if let Some(records) = records {
             self.until_done(|| sealed.write(&self.snapshot, records, sealer.hooks(), stop))?;
         }
         let work = sealed.record(&self.snapshot);
         self.changed();
-        if let Some(records) = records {
+        if records.is_some() {
             sealer.hooks().before_forget(self.snapshot.id());
             if stop.is_said() {
                 return Err(Stopped);
             }
-            records.forget(self.snapshot.id());
+            self.snapshot.forget_kept();
         }
-        drop(kept);
         Ok(work)
     }
 

@@ -222,7 +222,7 @@ impl Replaying<'_> {
             volumes.push(Volume { name, page_kind, view });
         }
         let parts = SnapshotParts { volumes, ..unread_parts_of(id, facts.clone(), self.records) };
-        Ok((Snapshot::captured(parts, parent.cloned()), captures))
+        Ok((Snapshot::captured(parts, parent.cloned(), &captures), captures))
     }
 
     fn capture(&self, volume: KeptVolume, pages: u32) -> Result<Arc<Capture>, Obstacle> {

@@ -11,6 +11,7 @@ use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::keep::Keeper;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::verify::Verification;
 use rekindle_testkit::guest::{Guest, GuestError, Tracking, judge};
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::site::{PATIENCE, Site};
@@ -94,6 +95,40 @@ fn case_25_and_26_damaged_or_short_local_files_are_never_believed() {
     let opened = engine.open(second.0.id()).expect("it is published");
     judge(&engine, &opened, &second.1).expect("every page is the model's");
     judge(&engine, &opened, &second.1).expect("what was fetched stays good");
+}
+
+#[test]
+fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_help() {
+    let site = site();
+    let engine = start(&site);
+    let held = site.hooks.hold(Point::Compare);
+    let first = first_pause(&engine, 300);
+    let sound = Verification { pages: 300, wrong_pages: 0, first: None };
+    assert_eq!(engine.verify(&first.0), sound, "captured");
+    assert_eq!(first.0.layers_now(), []);
+    let outage = site.faults.outage();
+    drop(held);
+    wait_sealed(&first.0);
+    assert_eq!(engine.verify(&first.0), sound, "sealed");
+    let placed = first.0.layers_now();
+    let bytes = 300 * 4096;
+    assert_eq!((placed[0].bytes, placed[0].local_bytes, placed[0].stored_bytes), (bytes, bytes, None));
+    let path = &local_files(&site, &first.0)[0];
+    let file = OpenOptions::new().write(true).open(path).expect("a local file");
+    file.write_all_at(&[0xff; 512], 4096 * 70).expect("a disk");
+    // Page 70 is in the second frame of 64 pages.
+    let found = engine.verify(&first.0);
+    assert_eq!((found.pages, found.wrong_pages), (300, 64));
+    let what = found.first.expect("something is wrong");
+    assert!(what.starts_with("page 64 of volume memory: ") && what.contains("never stored"), "{what}");
+    drop(outage);
+    let second = first_pause(&engine, 200);
+    wait_published(&second.0);
+    let file = OpenOptions::new().write(true).open(&local_files(&site, &second.0)[0]).expect("a local file");
+    file.write_all_at(&[0xff; 512], 4096 * 70).expect("a disk");
+    assert_eq!(engine.verify(&second.0).wrong_pages, 0, "the store has it");
+    assert!(second.0.layers_now()[0].stored_bytes.is_some());
+    check(&engine, &second);
 }
 
 #[test]
