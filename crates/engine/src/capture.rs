@@ -101,8 +101,8 @@ impl Capture {
         &self.memory().mapping
     }
 
-    /// The file that holds the bytes.
-    pub fn memfd(&self) -> &Memfd {
+    /// The memory file itself, to be held by others too.
+    pub(crate) fn memfd(&self) -> &Memfd {
         &self.memory().memfd
     }
 

@@ -177,6 +177,7 @@ impl Engine {
         parent: Option<&Arc<Snapshot>>,
         memory_bytes: u64,
     ) -> Result<PausePermit, PauseError> {
+        let _span = tracing::info_span!("permit pause", memory_bytes).entered();
         self.rules.permit(parent, memory_bytes)
     }
 
@@ -188,6 +189,7 @@ impl Engine {
         permit: PausePermit,
         guest: PausedGuest,
     ) -> Result<Arc<Snapshot>, CommitError> {
+        let _span = tracing::info_span!("commit pause", snapshot = %guest.id).entered();
         if self.snapshot(guest.id).is_some() {
             return Err(CommitError::SameNameTwice { snapshot: guest.id });
         }
@@ -214,6 +216,7 @@ impl Engine {
             };
         }
         let Background { requests, records, .. } = &*self.background;
+        let _span = tracing::info_span!("open", snapshot = %id).entered();
         let opened = open(id, &requests.store, &self.cache, &self.domain, records.as_ref());
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
         Ok(Arc::clone(lock(&self.known).entry(id).or_insert(snapshot)))
@@ -249,13 +252,6 @@ impl Engine {
         drop(deleted);
     }
 
-    /// Hands all memory of unsealed snapshots to the keeper once more: another one has taken the place of the one that
-    /// had it.
-    pub fn keep_again(&self) -> io::Result<()> {
-        let unsealed = self.snapshots().into_iter().flat_map(|snapshot| snapshot.unsealed_line());
-        unsealed.into_iter().try_for_each(|snapshot| snapshot.keep_again())
-    }
-
     /// Deletes a snapshot, for good once this has returned. Sandboxes that run from it go on, and children keep what
     /// they stand on.
     pub fn delete(&self, snapshot: &Arc<Snapshot>) -> Result<(), CatalogError> {
@@ -267,6 +263,16 @@ impl Engine {
         self.background.watcher.changed(snapshot);
         self.spawn_life(snapshot, move |life| life.carry_on(work));
         Ok(())
+    }
+
+    /// Hands the memory of every unsealed snapshot to a keeper that does not have it: the one that did is gone.
+    pub fn keep_again(&self) {
+        for snapshot in self.snapshots().iter().flat_map(Snapshot::unsealed_line) {
+            if let Err(error) = snapshot.keep_again() {
+                let id = snapshot.id();
+                tracing::error!(snapshot = %id, %error, "it would not outlive this process: the keeper does not have it");
+            }
+        }
     }
 
     /// Reads every page of a snapshot anew and checks what can be checked. Takes as long as reading it all.
@@ -339,6 +345,7 @@ fn replay(
     budget: &Budget,
     reaper: ReaperHandle,
 ) -> Result<Replayed, ReplayError> {
+    let _span = tracing::info_span!("replay").entered();
     cache.keep_files();
     let replayed = Replaying { records, cache, budget, reaper }.replay()?;
     cache.let_files_go();

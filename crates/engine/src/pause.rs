@@ -10,7 +10,7 @@ use rekindle_kernel::{Memfd, PageKind};
 
 use crate::budget::{Budget, BudgetError, Lease};
 use crate::capture::{Capture, CaptureError, CapturedPages};
-use crate::catalog::CatalogError;
+use crate::catalog::{CatalogError, Change};
 use crate::geometry::u64_of;
 use crate::identity::{SnapshotId, VolumeName};
 use crate::lifecycle::SnapshotState;
@@ -40,6 +40,8 @@ pub struct PausedGuest {
     pub volumes: Vec<PausedVolume>,
     /// Device state and metadata by name.
     pub blobs: BTreeMap<String, Bytes>,
+    /// What else the catalog is to know from the same instant on.
+    pub alongside: Vec<Change>,
 }
 
 /// One volume of a frozen guest.
@@ -203,7 +205,7 @@ impl PausePermit {
             records: records.cloned(),
         };
         if let Some(records) = records {
-            keep_and_record(records, &parts, &captures)?;
+            keep_and_record(records, &parts, &captures, guest.alongside)?;
         }
         Ok((Arc::new(Snapshot::captured(parts, self.parent, &captures)), captures))
     }
@@ -248,6 +250,7 @@ fn keep_and_record(
     records: &Records,
     parts: &SnapshotParts,
     captures: &[Arc<Capture>],
+    alongside: Vec<Change>,
 ) -> Result<(), CommitError> {
     let shape = |volume: &Volume| VolumeShape {
         name: volume.name.clone(),
@@ -264,7 +267,7 @@ fn keep_and_record(
     let done = records
         .keep(parts.id, parts.volumes.iter().map(|volume| &volume.name), captures)
         .map_err(CommitError::Keeper)
-        .and_then(|()| Ok(records.captured(parts.id, facts)?));
+        .and_then(|()| Ok(records.captured(parts.id, facts, alongside)?));
     if done.is_err() {
         records.undo(parts.id);
     }

@@ -58,9 +58,16 @@ impl Records {
         self.0.keeper.keep(id, &kept.collect::<io::Result<Vec<_>>>()?)
     }
 
-    /// Records a pause whose memory the keeper has: from here on it is acknowledged.
-    pub(crate) fn captured(&self, id: SnapshotId, facts: CapturedFacts) -> Result<(), CatalogError> {
-        self.0.catalog.write(&[put(Kind::Snapshot, id, SnapshotRecord::Captured(facts).encode())])
+    /// Records a pause whose memory the keeper has, and what its owner says of the same instant: from here on it is
+    /// acknowledged.
+    pub(crate) fn captured(
+        &self,
+        id: SnapshotId,
+        facts: CapturedFacts,
+        mut alongside: Vec<Change>,
+    ) -> Result<(), CatalogError> {
+        alongside.push(put(Kind::Snapshot, id, SnapshotRecord::Captured(facts).encode()));
+        self.0.catalog.write(&alongside)
     }
 
     /// Takes a pause back that was not acknowledged. A failed write may have reached the disk, so its record is removed

@@ -82,8 +82,25 @@ pub struct SnapshotStatus {
     pub classes: Option<PageClasses>,
     /// How long its seal took from the proof that its memory is frozen, once it succeeded.
     pub seal_time: Option<Duration>,
+    /// Where that time went, if it was sealed since this engine started.
+    pub seal_parts: Option<SealParts>,
     /// What the last failed try to seal or publish said; none after a success. Of a lost one, why it is lost.
     pub failure: Option<String>,
+}
+
+/// Where the time of a seal went. Of a seal that was tried again, what the last try of each part took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SealParts {
+    /// Waiting for the proof that nobody can write the captured memory; the seal's own time begins after it.
+    pub proof: Duration,
+    /// Waiting for other seals that compare.
+    pub turn: Duration,
+    /// Comparing with the parent.
+    pub compare: Duration,
+    /// Writing the layer.
+    pub pack: Duration,
+    /// Waiting for the parent's manifest, merging layers where they are many, and making the manifest.
+    pub name: Duration,
 }
 
 #[derive(Debug)]
@@ -301,11 +318,17 @@ impl Snapshot {
     }
 
     /// Records the manifest and lets go of the parent.
-    pub(crate) fn record_sealed(&self, manifest: Arc<Manifest>, seal_time: Duration) -> SnapshotWork {
+    pub(crate) fn record_sealed(
+        &self,
+        manifest: Arc<Manifest>,
+        seal_time: Duration,
+        parts: SealParts,
+    ) -> SnapshotWork {
         let mut parent = None;
         let work = self.record_with(SnapshotEvent::SealSucceeded, |progress| {
             progress.manifest = Some(manifest);
             progress.status.seal_time = Some(seal_time);
+            progress.status.seal_parts = Some(parts);
             parent = progress.parent.take();
         });
         // Dropped without the lock: a deleted parent's layers may go with it.
@@ -350,7 +373,8 @@ impl Snapshot {
 
 impl Progress {
     fn new(state: SnapshotState) -> Self {
-        let status = SnapshotStatus { state, classes: None, seal_time: None, failure: None };
+        let status =
+            SnapshotStatus { state, classes: None, seal_time: None, seal_parts: None, failure: None };
         Self { status, parent: None, manifest: None, kept: Vec::new(), lives: 0 }
     }
 }

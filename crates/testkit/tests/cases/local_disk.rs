@@ -17,7 +17,10 @@ use rekindle_testkit::hooks::Point;
 use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::skip::skipped;
 
-use crate::{check, check_elsewhere, child, first_pause, run, site, start, wait_published, wait_sealed};
+use crate::{
+    check, check_elsewhere, child, first_pause, open_elsewhere, published, run, site, start, wait_published,
+    wait_sealed,
+};
 
 fn local_files(site: &Site, snapshot: &Snapshot) -> Vec<PathBuf> {
     let names = snapshot.memory().load();
@@ -129,6 +132,17 @@ fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_h
     assert_eq!(engine.verify(&second.0).wrong_pages, 0, "the store has it");
     assert!(second.0.layers_now()[0].stored_bytes.is_some());
     check(&engine, &second);
+}
+
+#[test]
+fn a_layer_packed_here_is_on_this_disk_though_the_store_has_the_same() {
+    let (site, _engine, first) = published(100);
+    let cold = open_elsewhere(&site, &first.0);
+    let _outage = site.faults.outage();
+    let same = first_pause(&cold.engine, 100);
+    wait_sealed(&same.0);
+    check(&cold.engine, &same);
+    check(&cold.engine, &(cold.snapshot, first.1));
 }
 
 #[test]
