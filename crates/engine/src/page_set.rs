@@ -355,4 +355,15 @@ mod tests {
     fn a_page_outside_the_volume_is_a_bug() {
         PageSet::new(65).insert(GuestPage::new(65));
     }
+
+    #[test]
+    fn words_are_read_back_unless_they_are_another_volumes() {
+        for pages in [0, 1, 63, 64, 65, 130] {
+            let set = PageSet::full(pages);
+            assert_eq!(PageSet::from_words(pages, set.words().to_vec()), Some(set.clone()));
+            let longer = [set.words(), &[0]].concat();
+            assert_eq!(PageSet::from_words(pages, longer), None);
+        }
+        assert_eq!(PageSet::from_words(70, vec![0, 1 << 6]), None, "a page past the last");
+    }
 }
