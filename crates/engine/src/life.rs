@@ -6,20 +6,25 @@ use std::time::Duration;
 
 use crate::capture::Capture;
 use crate::layer::Layer;
-use crate::lifecycle::{SnapshotEvent, SnapshotWork};
+use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
-use crate::manifest::Manifest;
+use crate::manifest::{LocalManifest, Manifest};
 use crate::publish::{PublishError, Requests, publish};
+use crate::records::Records;
 use crate::seal::{SealError, Sealer};
 use crate::snapshot::Snapshot;
 use crate::stop::Stopped;
 use crate::sync::idle_priority;
+use crate::watch::Watcher;
 
 /// What background work stands on.
 #[derive(Debug)]
 pub(crate) struct Background {
     pub(crate) sealer: Sealer,
     pub(crate) requests: Requests,
+    /// Where snapshots are recorded, if this node has a catalog.
+    pub(crate) records: Option<Records>,
+    pub(crate) watcher: Arc<dyn Watcher>,
 }
 
 /// One snapshot's way from its capture on.
@@ -30,15 +35,15 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Seals and publishes a new snapshot.
-    pub(crate) fn run(&self, captures: Vec<Arc<Capture>>) {
+    /// Seals and publishes a captured snapshot. Stopped means that the engine ends: what is sealed or published by then
+    /// stays so.
+    pub(crate) fn run(&self, captures: Vec<Arc<Capture>>) -> Result<(), Stopped> {
         if let Err(error) = idle_priority() {
             tracing::warn!(%error, "sealing at normal priority");
         }
-        // Stopped means that the engine ends: what is sealed or published by then stays so.
-        if let Ok(work) = self.seal(captures) {
-            self.carry_on(work).ok();
-        }
+        let _span = tracing::info_span!("save", snapshot = %self.snapshot.id()).entered();
+        let work = self.seal(captures)?;
+        self.carry_on(work)
     }
 
     /// Does `work` and what follows from it.
@@ -51,18 +56,37 @@ impl Life {
                 SnapshotWork::PublishAgain | SnapshotWork::SealAgain => self.wait(&mut pause)?,
                 SnapshotWork::RemoveFromStore => return self.remove_from_store(),
             }
+            // Deleted before this try began: whoever deletes it takes it out of the store, where it must not come back.
+            if self.snapshot.state() == SnapshotState::Discarded {
+                return Ok(());
+            }
             work = self.publish()?;
         }
     }
 
     /// Captured memory becomes a layer, then the layer gets a name; each step is tried until it succeeds.
     pub(crate) fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
-        let Background { sealer, requests: Requests { stop, .. } } = &*self.background;
+        let _span = tracing::info_span!("seal", snapshot = %self.snapshot.id()).entered();
+        let Background { sealer, requests: Requests { stop, .. }, records, .. } = &*self.background;
         let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, stop))?;
-        // The layer is on the disk and in the view: from here on only readers hold the capture.
-        drop(captures);
+        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper, whose
+        // share of it counts until it forgets it.
+        let kept = records.is_some().then_some(captures);
         let sealed = self.until_done(|| sealer.name(&self.snapshot, &packed, stop))?;
-        Ok(sealed.record(&self.snapshot))
+        if let Some(records) = records {
+            self.until_done(|| sealed.write(&self.snapshot, records, sealer.hooks(), stop))?;
+        }
+        let work = sealed.record(&self.snapshot);
+        self.changed();
+        if let Some(records) = records {
+            sealer.hooks().before_forget(self.snapshot.id());
+            if stop.is_said() {
+                return Err(Stopped);
+            }
+            records.forget(self.snapshot.id());
+        }
+        drop(kept);
+        Ok(work)
     }
 
     fn until_done<T>(&self, mut attempt: impl FnMut() -> Result<T, SealError>) -> Result<T, Stopped> {
@@ -74,6 +98,7 @@ impl Life {
                 Err(error) => {
                     tracing::warn!(snapshot = %self.snapshot.id(), %error, "sealing failed, it will be tried again");
                     self.snapshot.record_failure(SnapshotEvent::SealFailed, error.to_string());
+                    self.changed();
                     self.wait(&mut pause)?;
                 }
             }
@@ -81,15 +106,32 @@ impl Life {
     }
 
     fn publish(&self) -> Result<SnapshotWork, Stopped> {
+        let Background { requests, records, .. } = &*self.background;
         let (manifest, layers) = self.names();
-        match publish(&manifest, &layers, &self.background.requests) {
-            Ok(()) => Ok(self.snapshot.record(SnapshotEvent::PublishSucceeded)),
-            Err(PublishError::Stopped(stopped)) => Err(stopped),
+        let id = self.snapshot.id();
+        let _span = tracing::info_span!("publish", snapshot = %id).entered();
+        let done = publish(&manifest, &layers, requests, |publication| match records {
+            Some(records) => records.uploaded(id, &LocalManifest::from(publication)),
+            None => Ok(()),
+        });
+        let recorded = done.and_then(|()| match records {
+            Some(records) => Ok(records.published(id, self.snapshot.seal_facts())?),
+            None => Ok(()),
+        });
+        let work = match recorded {
+            Ok(()) => self.snapshot.record(SnapshotEvent::PublishSucceeded),
+            Err(PublishError::Stopped(stopped)) => return Err(stopped),
             Err(error) => {
-                tracing::warn!(snapshot = %self.snapshot.id(), %error, "publishing failed, it will be tried again");
-                Ok(self.snapshot.record_failure(SnapshotEvent::PublishFailed, error.to_string()))
+                tracing::warn!(snapshot = %id, %error, "publishing failed, it will be tried again");
+                self.snapshot.record_failure(SnapshotEvent::PublishFailed, error.to_string())
             }
-        }
+        };
+        self.changed();
+        Ok(work)
+    }
+
+    fn changed(&self) {
+        self.background.watcher.changed(&self.snapshot);
     }
 
     fn names(&self) -> (Arc<Manifest>, Vec<Arc<Layer>>) {
@@ -111,5 +153,60 @@ impl Life {
         self.background.requests.stop.wait(*pause)?;
         *pause = (*pause * 2).min(limits::WORK_RETRY_LAST);
         Ok(())
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::fetch::Fetcher;
+    use crate::hooks::NoHooks;
+    use crate::identity::{Domain, SnapshotId, VolumeName};
+    use crate::manifest::{SnapshotFacts, VolumeShape};
+    use crate::page_map::PageMap;
+    use crate::snapshot::{SnapshotParts, Volume};
+    use crate::stop::Stop;
+    use crate::store::Store;
+    use crate::view::{LiveView, View};
+    use rekindle_kernel::PageKind;
+
+    fn sealed() -> Snapshot {
+        let (id, name, page_kind) = (SnapshotId::new(), VolumeName::memory(), PageKind::Small);
+        let facts = SnapshotFacts { snapshot: id, created_unix_ms: 0, blobs: BTreeMap::new() };
+        let shape = VolumeShape { name: name.clone(), page_kind, pages: 1 };
+        let manifest = Manifest::first(facts, vec![shape], &[]).expect("within limits");
+        let view = Arc::new(LiveView::new(View::flat(PageMap::zero(1), Arc::from([]))));
+        let parts = SnapshotParts {
+            id,
+            parent_id: None,
+            generation: 0,
+            created_unix_ms: 0,
+            volumes: vec![Volume { name, page_kind, view }],
+            blobs: BTreeMap::new(),
+        };
+        let snapshot = Snapshot::captured(parts, None);
+        assert_eq!(snapshot.record_sealed(Arc::new(manifest), Duration::ZERO), SnapshotWork::Publish);
+        snapshot
+    }
+
+    #[test]
+    fn a_snapshot_that_was_deleted_before_its_next_try_is_not_published() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+        let store = Store::directory(&directory.path().join("store")).expect("a directory");
+        let cache = Arc::new(Cache::open(&directory.path().join("cache")).expect("a directory"));
+        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone());
+        let sealer = Sealer::new(cache, fetcher, Domain::shared(), 1, Arc::new(NoHooks));
+        let requests =
+            Requests { store: store.clone(), runtime: runtime.handle().clone(), stop: Stop::default() };
+        let life =
+            Life { snapshot: Arc::new(sealed()), background: Arc::new(Background { sealer, requests }) };
+        let again = life.snapshot.record(SnapshotEvent::PublishFailed);
+        life.snapshot.record(SnapshotEvent::Deleted);
+        assert_eq!(life.carry_on(again), Ok(()));
+        assert_eq!(store.traffic().sent_bytes, 0);
     }
 }

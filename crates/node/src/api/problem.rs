@@ -14,6 +14,8 @@ pub enum Code {
     Unauthorized,
     /// There is no such sandbox, snapshot, socket or route.
     NotFound,
+    /// The route is there, but not with this method.
+    WrongMethod,
     /// More than one id begins so.
     AmbiguousReference,
     /// Another resource has this name.
@@ -99,10 +101,11 @@ impl Problem {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
+        Self::WrongMethod,
         Self::AmbiguousReference,
         Self::NameTaken,
         Self::WrongState,
@@ -131,6 +134,19 @@ impl Code {
         self.facts().1
     }
 
+    /// The code that is sent as `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.name() == name)
+    }
+
+    /// Whether the same request may well be done a moment later.
+    pub fn passes(self) -> bool {
+        matches!(
+            self,
+            Self::TooMany | Self::NoRam | Self::TooManyUnsealed | Self::KeeperFailed | Self::Ending
+        )
+    }
+
     /// The code in words.
     pub fn title(self) -> &'static str {
         self.facts().2
@@ -141,6 +157,7 @@ impl Code {
             Self::InvalidRequest => ("invalid_request", 400, "The request cannot be understood"),
             Self::Unauthorized => ("unauthorized", 401, "The credentials are missing or wrong"),
             Self::NotFound => ("not_found", 404, "There is no such thing"),
+            Self::WrongMethod => ("wrong_method", 405, "The route has no such method"),
             Self::AmbiguousReference => ("ambiguous_reference", 409, "More than one id begins so"),
             Self::NameTaken => ("name_taken", 409, "The name is taken"),
             Self::WrongState => ("wrong_state", 409, "It cannot be done in this state"),

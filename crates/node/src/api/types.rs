@@ -1,11 +1,18 @@
 //! What the control API takes and gives, as JSON. Ids are UUIDs in lower case; times are milliseconds since 1970; sizes
 //! are bytes unless a name says pages of 4096 bytes.
 
+mod memory;
+mod schemas;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
+
+pub use memory::{
+    CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket,
+};
 
 /// Words a user puts on a resource.
 pub type Labels = BTreeMap<String, String>;
@@ -56,6 +63,7 @@ pub struct Sandbox {
     /// Its name, unique among sandboxes.
     pub name: Option<String>,
     /// Its labels.
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// How it stands.
     pub state: SandboxState,
@@ -116,6 +124,7 @@ pub struct Snapshot {
     /// Its name, unique among snapshots.
     pub name: Option<String>,
     /// Its labels.
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// How far it has come.
     pub state: SnapshotState,
@@ -193,14 +202,17 @@ pub struct PlacedLayer {
 pub struct CreateSandbox {
     /// Its name.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub name: Option<String>,
     /// Its labels.
     #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// What it runs in.
     #[serde(default)]
     pub vmm: VmmKind,
     /// Bytes of guest memory, a multiple of 4096 (of 2097152 for huge pages).
+    #[schema(minimum = 4096, maximum = 1_099_511_627_776_i64, multiple_of = 4096)]
     pub memory_bytes: u64,
     /// What its memory is made of.
     #[serde(default)]
@@ -213,9 +225,11 @@ pub struct CreateSandbox {
 pub struct PauseSandbox {
     /// The snapshot's name.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub name: Option<String>,
     /// The snapshot's labels.
     #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
 }
 
@@ -234,12 +248,15 @@ pub struct ResumeSandbox {
 pub struct ResumeSnapshot {
     /// How many; 1 where it is not said.
     #[serde(default = "one")]
+    #[schema(default = 1, minimum = 1, maximum = 256)]
     pub count: u32,
     /// Their name; with a number behind it where they are several.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub name: Option<String>,
     /// Their labels.
     #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// Whether to serve them before the snapshot is sealed; the setting where it is not said.
     #[serde(default)]
@@ -250,19 +267,34 @@ fn one() -> u32 {
     1
 }
 
+impl Default for ResumeSnapshot {
+    fn default() -> Self {
+        Self { count: one(), name: None, labels: Labels::new(), serve_before_seal: None }
+    }
+}
+
 /// How a sandbox is to be forked: a running one is paused for it and goes on from the same snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForkSandbox {
     /// How many forks.
     #[serde(default = "one")]
+    #[schema(default = 1, minimum = 1, maximum = 256)]
     pub count: u32,
     /// Their name; with a number behind it where they are several.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub name: Option<String>,
     /// Their labels.
     #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
+}
+
+impl Default for ForkSandbox {
+    fn default() -> Self {
+        Self { count: one(), name: None, labels: Labels::new() }
+    }
 }
 
 /// Sandboxes, oldest first.
@@ -285,24 +317,32 @@ pub struct SnapshotList {
 
 /// Which page of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
     /// At most so many, 1 to 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<u32>,
     /// Only those after this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Uuid>,
     /// Only those with this label, `name=value`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(pattern = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}=")]
     pub label: Option<String>,
 }
 
 /// How long to wait for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct WaitQuery {
     /// The state to wait for, or one beyond it.
+    #[param(inline)]
     pub state: SnapshotState,
     /// At most so many seconds, 0 to 600; 60 where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(minimum = 0, maximum = 600)]
     pub timeout_seconds: Option<u32>,
 }
@@ -320,103 +360,15 @@ pub struct Verification {
     pub first: Option<String>,
 }
 
-/// A socket at which a VMM that others start is served with a snapshot's memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct FaultSocket {
-    /// Its id, a UUID version 7.
-    pub id: Uuid,
-    /// The snapshot it serves.
-    pub snapshot: Uuid,
-    /// Where to connect and hand the memory over.
-    pub path: String,
-    /// The process that did, once one has.
-    pub pid: Option<u32>,
-    /// How it fares: `listening`, `running`, `stalled`, `ended`.
-    pub state: FaultSocketState,
-    /// Why it is stalled or has ended.
-    pub reason: Option<String>,
-    /// Pages served.
-    pub served: Option<ServedPages>,
-}
-
-/// How a fault socket fares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum FaultSocketState {
-    /// Nobody has handed memory over yet.
-    Listening,
-    /// Its VMM is served.
-    Running,
-    /// Its VMM waits for a page that cannot be had now.
-    Stalled,
-    /// Its VMM is gone, or the hand-over failed.
-    Ended,
-}
-
-/// Which snapshot a fault socket is to serve.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// From where on to be told what happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-pub struct OpenFaultSocket {
-    /// The snapshot: its id, a unique prefix of it, or its name.
-    pub snapshot: String,
-    /// Whether to serve before it is sealed; the setting where it is not said.
-    #[serde(default)]
-    pub serve_before_seal: Option<bool>,
-}
-
-/// Whose memory is to be captured. The caller has stopped every thread that could write it, and ends the process once
-/// this has answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CaptureMemory {
-    /// Where the memory is.
-    pub source: CaptureSource,
-    /// The snapshot's name.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// The snapshot's labels.
-    #[serde(default)]
-    pub labels: Labels,
-    /// Device state and the like, by name, as base64 of bytes.
-    #[serde(default)]
-    pub blobs: BTreeMap<String, String>,
-}
-
-/// Where memory to be captured is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum CaptureSource {
-    /// A VMM served at a fault socket: what it changed, as a child of the socket's snapshot.
-    FaultSocket {
-        /// The socket.
-        id: Uuid,
-    },
-    /// A memory file that a process has open: all that is in it, as a snapshot without a parent.
-    Memfd {
-        /// The process.
-        pid: u32,
-        /// The number of its descriptor.
-        fd: i32,
-    },
-    /// Private memory of a stopped process: all that is there, copied, as a snapshot without a parent.
-    Process {
-        /// The process.
-        pid: u32,
-        /// Where guest memory is in it.
-        regions: Vec<MemoryRegion>,
-    },
-}
-
-/// A region of guest memory in a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MemoryRegion {
-    /// Address in the process.
-    pub start: u64,
-    /// Length.
-    pub bytes: u64,
-    /// Position in guest memory.
-    pub offset: u64,
+#[into_params(parameter_in = Query)]
+pub struct EventsQuery {
+    /// Events after this id that are still known come first; without it, only those to come. A client that comes back
+    /// says the last id it had in the field `Last-Event-ID`, which counts before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
 }
 
 /// Something that happened.
@@ -436,6 +388,13 @@ pub struct Event {
     pub snapshot: Option<Uuid>,
     /// More for people.
     pub detail: Option<String>,
+}
+
+/// That the daemon answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// Always true: a daemon that is not healthy does not answer.
+    pub healthy: bool,
 }
 
 /// Who answers.

@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -68,7 +69,7 @@ pub struct ProcessGuest {
 /// The process of a guest. On drop one that is our child is killed and waited for; one under the keeper goes on.
 #[derive(Debug)]
 pub struct GuestProcess {
-    handle: ProcessHandle,
+    handle: Arc<ProcessHandle>,
     owner: Owner,
 }
 
@@ -118,7 +119,7 @@ impl ProcessGuest {
                 return Err(failed(error));
             }
         };
-        let process = GuestProcess { handle, owner: Owner::Us(child) };
+        let process = GuestProcess { handle: Arc::new(handle), owner: Owner::Us(child) };
         let (control, hello, memfd) = GuestControl::greet(process.id(), ours)?;
         Ok(Self { control, process, hello, memfd })
     }
@@ -164,6 +165,11 @@ impl GuestProcess {
     /// The process id.
     pub fn id(&self) -> u32 {
         self.handle.pid()
+    }
+
+    /// The process itself, to be asked and ended from anywhere.
+    pub fn handle(&self) -> Arc<ProcessHandle> {
+        Arc::clone(&self.handle)
     }
 
     /// Stops every thread of the guest; returns when the last one stands.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rekindle_kernel::wakeup::wait_readable;
@@ -42,7 +43,8 @@ impl KeptParts {
     ///
     /// The memfd is taken only where the guest's driver got it from the guest, not from its hand-over.
     pub fn take(held: &mut Held, hello: Hello) -> Option<Self> {
-        let pid = held.process?.pid;
+        // A keeper that was given a guest after its start knows only the pidfd.
+        let pid = held.process.as_ref().map_or(hello.pid, |process| process.pid);
         let process = held.fds.remove(PROCESS)?;
         let control = held.fds.remove(CONTROL)?;
         let memory = if hello.user_faults_only.is_none() { held.fds.remove(MEMORY) } else { None };
@@ -74,14 +76,21 @@ impl ProcessGuest {
             keeper.add(key, &[(MEMORY, memfd.as_fd())]).map_err(kept)?;
         }
         guest.is_finished = true;
-        let process = GuestProcess { handle, owner: Owner::Keeper };
+        let process = GuestProcess { handle: Arc::new(handle), owner: Owner::Keeper };
         Ok(Self { control, process, hello, memfd })
+    }
+
+    /// Hands a guest to a keeper that does not hold it: the one that did is gone.
+    pub fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
+        let mut fds = vec![(PROCESS, self.process.handle.as_fd()), (CONTROL, self.control.as_fd())];
+        fds.extend(self.memfd.as_ref().map(|memfd| (MEMORY, memfd.as_fd())));
+        keeper.add(key, &fds)
     }
 
     /// Goes on with a guest that another driver left under the keeper, whatever that one was about to say or hear.
     pub fn attach(parts: KeptParts) -> Result<Self, GuestError> {
         let KeptParts { pid, process, control, memory, hello } = parts;
-        let handle = handle_of(pid, process.as_fd())?;
+        let handle = Arc::new(handle_of(pid, process.as_fd())?);
         let control = GuestControl::take_over(pid, UnixStream::from(control));
         let adopt = |fd| Memfd::adopt(fd).map_err(io::Error::other);
         let memfd = memory.map(adopt).transpose();
