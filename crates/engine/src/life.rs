@@ -167,10 +167,11 @@ mod tests {
     use crate::identity::{Domain, SnapshotId, VolumeName};
     use crate::manifest::{SnapshotFacts, VolumeShape};
     use crate::page_map::PageMap;
-    use crate::snapshot::{SnapshotParts, Volume};
+    use crate::snapshot::{SealParts, SnapshotParts, Volume};
     use crate::stop::Stop;
     use crate::store::Store;
     use crate::view::{LiveView, View};
+    use crate::watch::NoWatcher;
     use rekindle_kernel::PageKind;
 
     fn sealed() -> Snapshot {
@@ -186,9 +187,11 @@ mod tests {
             created_unix_ms: 0,
             volumes: vec![Volume { name, page_kind, view }],
             blobs: BTreeMap::new(),
+            records: None,
         };
         let snapshot = Snapshot::captured(parts, None);
-        assert_eq!(snapshot.record_sealed(Arc::new(manifest), Duration::ZERO), SnapshotWork::Publish);
+        let work = snapshot.record_sealed(Arc::new(manifest), Duration::ZERO, SealParts::default());
+        assert_eq!(work, SnapshotWork::Publish);
         snapshot
     }
 
@@ -202,8 +205,9 @@ mod tests {
         let sealer = Sealer::new(cache, fetcher, Domain::shared(), 1, Arc::new(NoHooks));
         let requests =
             Requests { store: store.clone(), runtime: runtime.handle().clone(), stop: Stop::default() };
-        let life =
-            Life { snapshot: Arc::new(sealed()), background: Arc::new(Background { sealer, requests }) };
+        let background =
+            Arc::new(Background { sealer, requests, records: None, watcher: Arc::new(NoWatcher) });
+        let life = Life { snapshot: Arc::new(sealed()), background };
         let again = life.snapshot.record(SnapshotEvent::PublishFailed);
         life.snapshot.record(SnapshotEvent::Deleted);
         assert_eq!(life.carry_on(again), Ok(()));
