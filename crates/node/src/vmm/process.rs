@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rekindle_kernel::{Memfd, ProcessHandle, Signal};
 use rustix::io::Errno;
+use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use crate::guest::arguments::GuestArguments;
 use crate::guest::protocol::Hello;
@@ -232,11 +233,17 @@ impl GuestProcess {
         read().map_err(|source| self.failed("reading the size", source))
     }
 
+    /// The kernel tells the parent, and with NOWAIT until the guest goes on; of another's child each thread is asked.
     fn has_stopped(&self) -> Result<bool, GuestError> {
-        self.handle.is_stopped().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => GuestError::Gone { pid: self.id(), command: "freeze" },
-            _ => self.failed("freezing", error),
-        })
+        let stopped = match self.owner {
+            Owner::Us(_) => is_told_stopped(self.id()),
+            Owner::Keeper => self.handle.is_stopped(),
+        };
+        // What was read of a guest that has ended is of nobody, or of another process.
+        if !self.handle.is_alive() {
+            return Err(GuestError::Gone { pid: self.id(), command: "freeze" });
+        }
+        stopped.map_err(|error| self.failed("freezing", error))
     }
 
     /// Leaves the CPU to the guest's threads for a moment; an error if the guest has ended.
@@ -263,6 +270,13 @@ impl GuestProcess {
     fn failed(&self, doing: &'static str, source: io::Error) -> GuestError {
         GuestError::Process { pid: self.id(), doing, source }
     }
+}
+
+/// Whether a child was reported as stopped, which it is once all its threads stand.
+fn is_told_stopped(child: u32) -> io::Result<bool> {
+    let pid = i32::try_from(child).ok().and_then(Pid::from_raw).expect("a child has a process id");
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(rustix::process::waitid(WaitId::Pid(pid), options)?.is_some())
 }
 
 impl Drop for GuestProcess {
