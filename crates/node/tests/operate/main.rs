@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// A file of the repository.
 fn file(path: &str) -> String {
-    let path = repository().join(path);
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    std::fs::read_to_string(repository().join(path)).expect("the repository has the file")
 }
 
 fn repository() -> PathBuf {
