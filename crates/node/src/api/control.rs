@@ -13,6 +13,7 @@ use super::types::{
     Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
     SnapshotState, Verification, Version,
 };
+use crate::settings::Settings;
 
 /// What came of a request, or why nothing did.
 pub type Answer<T> = Result<T, Problem>;
@@ -88,4 +89,12 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn readiness(&self) -> Readiness;
     /// Measurements in Prometheus' text form.
     fn metrics(&self) -> String;
+}
+
+/// The daemon as the process that serves it sees it.
+pub trait Served: Control {
+    /// Takes over the settings that can change at run time.
+    fn reload(&self, settings: &Settings);
+    /// Ends what goes on beside requests; guests go on.
+    fn end(&self);
 }
