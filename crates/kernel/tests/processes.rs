@@ -238,9 +238,10 @@ fn a_message_longer_than_the_socket_takes_at_once_is_sent_whole() {
 }
 
 #[test]
-fn the_peer_of_a_stream_is_known_by_its_pid() {
+fn the_peer_of_a_stream_is_known_by_its_pid_and_its_user() {
     let (left, _right) = UnixStream::pair().unwrap();
     assert_eq!(fd_passing::peer_pid(&left).unwrap(), std::process::id());
+    assert_eq!(fd_passing::peer_user(&left).unwrap(), rustix::process::geteuid().as_raw());
 }
 
 #[test]

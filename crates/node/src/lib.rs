@@ -1,6 +1,7 @@
 //! The program `rekindle`.
 
 pub mod guest;
+pub mod keeper;
 pub mod vmm;
 pub mod copied_memory;
 pub mod sandbox;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use rekindle::commands::{Cli, Command, demo};
-use rekindle::guest;
+use rekindle::{guest, keeper};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Guest(arguments) => guest::run_with(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Keeper(arguments) => keeper::run(&arguments),
     };
     done.unwrap_or_else(|error| {
         eprintln!("rekindle: {error:#}");

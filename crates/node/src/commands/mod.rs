@@ -5,6 +5,7 @@ pub mod demo;
 use clap::{Parser, Subcommand};
 
 use crate::guest::arguments::GuestArguments;
+use crate::keeper::arguments::KeeperArguments;
 use demo::arguments::DemoArguments;
 
 /// Pauses microVM sandboxes and brings them back at once, even while the pause is still being saved.
@@ -24,4 +25,7 @@ pub enum Command {
     /// Be a process guest, driven by the program that starts it
     #[command(hide = true)]
     Guest(GuestArguments),
+    /// Hold open files for the daemon and be the parent of its VMMs, so that both outlive it
+    #[command(hide = true)]
+    Keeper(KeeperArguments),
 }

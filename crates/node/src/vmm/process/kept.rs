@@ -1,0 +1,148 @@
+//! Guests whose parent is the keeper: they outlive their driver, and another driver goes on with them.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rekindle_kernel::wakeup::wait_readable;
+use rekindle_kernel::{Memfd, ProcessHandle, Signal};
+
+use super::{GuestControl, GuestError, GuestOptions, GuestProcess, Owner, ProcessGuest};
+use crate::guest::protocol::Hello;
+use crate::keeper::{Held, KeeperClient, KeeperError, PROCESS, Refusal, Role, Spawn};
+
+/// The name of a guest's control socket among what the keeper holds.
+pub const CONTROL: &str = "control";
+/// The name of a guest's memfd among what the keeper holds.
+pub const MEMORY: &str = "memory";
+
+/// The words of the environment that a guest under the keeper shares with its driver.
+const SHARED_ENVIRONMENT: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
+
+/// What a guest is attached by that another driver left under the keeper.
+#[derive(Debug)]
+pub struct KeptParts {
+    /// Its process id.
+    pub pid: u32,
+    /// Its pidfd.
+    pub process: OwnedFd,
+    /// The driver's end of its control socket.
+    pub control: OwnedFd,
+    /// Its memfd, if its memory is shared and nobody serves it.
+    pub memory: Option<OwnedFd>,
+    /// What it said of itself at its start.
+    pub hello: Hello,
+}
+
+impl KeptParts {
+    /// Takes them out of what the keeper holds under a guest's key; none if that is not all of a guest.
+    ///
+    /// The memfd is taken only where the guest's driver got it from the guest, not from its hand-over.
+    pub fn take(held: &mut Held, hello: Hello) -> Option<Self> {
+        let pid = held.process?.pid;
+        let process = held.fds.remove(PROCESS)?;
+        let control = held.fds.remove(CONTROL)?;
+        let memory = if hello.user_faults_only.is_none() { held.fds.remove(MEMORY) } else { None };
+        Some(Self { pid, process, control, memory, hello })
+    }
+}
+
+impl ProcessGuest {
+    /// Starts a guest as a child of the keeper, and waits as [`Self::spawn`] does. Under `key` the keeper then holds
+    /// its pidfd, its control socket and, where it sent one, its memfd: all that [`Self::attach`] takes but the hello.
+    ///
+    /// Where this fails no guest runs, but what is held under `key` is the caller's to forget.
+    pub fn spawn_under(keeper: &KeeperClient, key: &str, options: &GuestOptions) -> Result<Self, GuestError> {
+        let kept = |source| GuestError::Keeper { key: key.to_owned(), source };
+        let started = |source| GuestError::Start { program: options.program.clone(), source };
+        let (ours, theirs) = UnixStream::pair().map_err(started)?;
+        let fds = [(Role::Child(0), theirs.as_fd()), (Role::Held(CONTROL), ours.as_fd())];
+        let spawned =
+            keeper.spawn(key, &options.under_keeper(), &fds).map_err(|error| match not_started(&error) {
+                Some(source) => started(source),
+                None => kept(error),
+            })?;
+        drop(theirs);
+        // From here on the guest is ended if anything fails.
+        let unfinished = Unfinished(Some(handle_of(spawned.pid, spawned.process.as_fd())?));
+        let (control, hello, memfd) = GuestControl::greet(spawned.pid, ours)?;
+        if let Some(memfd) = &memfd {
+            keeper.add(key, &[(MEMORY, memfd.as_fd())]).map_err(kept)?;
+        }
+        let process = GuestProcess { handle: unfinished.finish(), owner: Owner::Keeper };
+        Ok(Self { control, process, hello, memfd })
+    }
+
+    /// Goes on with a guest that another driver left under the keeper, whatever that one was about to say or hear.
+    pub fn attach(parts: KeptParts) -> Result<Self, GuestError> {
+        let KeptParts { pid, process, control, memory, hello } = parts;
+        let handle = handle_of(pid, process.as_fd())?;
+        let control = GuestControl::take_over(pid, UnixStream::from(control));
+        let adopt = |fd| Memfd::adopt(fd).map_err(io::Error::other);
+        let memfd = memory.map(adopt).transpose();
+        let memfd = memfd.map_err(|source| GuestError::Process { pid, doing: "attaching to", source })?;
+        let process = GuestProcess { handle, owner: Owner::Keeper };
+        Ok(Self { control, process, hello, memfd })
+    }
+}
+
+impl GuestOptions {
+    fn under_keeper(&self) -> Spawn {
+        let arguments = self.leading.iter().cloned().chain(self.guest.to_words()).collect();
+        let word = |name: &&str| Some((OsString::from(name), std::env::var_os(name)?));
+        Spawn {
+            program: self.program.clone(),
+            arguments,
+            environment: SHARED_ENVIRONMENT.iter().filter_map(word).collect(),
+            log: self.log.clone(),
+            user_id: self.user_id,
+        }
+    }
+}
+
+/// A guest under the keeper that is not all there yet; killed on drop.
+struct Unfinished(Option<ProcessHandle>);
+
+impl Unfinished {
+    fn finish(mut self) -> ProcessHandle {
+        self.0.take().expect("it is taken once, here")
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(handle) = &self.0 {
+            // A guest that has ended by itself cannot be told to.
+            handle.signal(Signal::Kill).ok();
+        }
+    }
+}
+
+/// The process that `pidfd` is of, which has `pid` as long as it has not ended.
+fn handle_of(pid: u32, pidfd: BorrowedFd<'_>) -> Result<ProcessHandle, GuestError> {
+    let handle = ProcessHandle::open(pid);
+    // Its pid was not another's when the handle was made, if it has not ended by now.
+    let ended = wait_readable([Some(pidfd)], Some(Duration::ZERO)).map(|[pidfd]| pidfd.readable);
+    match (handle, ended) {
+        (_, Ok(true)) => Err(GuestError::Gone { pid, command: "attach" }),
+        (Ok(handle), Ok(false)) => Ok(handle),
+        (Err(source), _) | (_, Err(source)) => {
+            Err(GuestError::Process { pid, doing: "attaching to", source })
+        }
+    }
+}
+
+/// What the kernel said where the keeper could not start a program.
+fn not_started(error: &KeeperError) -> Option<io::Error> {
+    match error.refusal()? {
+        Refusal::NotStarted { os_error: Some(number), .. } => Some(io::Error::from_raw_os_error(*number)),
+        Refusal::NotStarted { why, os_error: None } => Some(io::Error::other(why.clone())),
+        Refusal::Malformed { .. }
+        | Refusal::TooMuch { .. }
+        | Refusal::Unknown { .. }
+        | Refusal::ProcessThere { .. }
+        | Refusal::Holding { .. } => None,
+    }
+}
