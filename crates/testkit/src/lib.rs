@@ -10,3 +10,4 @@ pub mod hooks;
 pub mod site;
 pub mod guest;
 pub mod history;
+pub mod black_box;
