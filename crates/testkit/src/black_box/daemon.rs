@@ -28,9 +28,7 @@ impl RunningDaemon {
         command.stdin(Stdio::null()).stdout(output).stderr(log);
         let mut child = command.spawn().map_err(failed())?;
         match ProcessHandle::open(child.id()) {
-            Ok(handle) => {
-                Ok(Self { child, handle, client: place.client(), log: place.log_file() })
-            }
+            Ok(handle) => Ok(Self { child, handle, client: place.client(), log: place.log_file() }),
             Err(error) => {
                 child.kill().and_then(|()| child.wait()).map_err(failed())?;
                 Err(failed()(error))

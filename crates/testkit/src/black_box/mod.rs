@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ const ASK_EVERY: Duration = Duration::from_millis(2);
 /// Directories with all that one daemon after another has; every process that came of them ends with this.
 #[derive(Debug)]
 pub struct BlackBox {
-    directory: Option<TempDir>,
+    directory: Mutex<Option<TempDir>>,
     root: PathBuf,
     programs: TempDir,
     program: PathBuf,
@@ -97,7 +98,7 @@ impl BlackBox {
             let root = directory.path().canonicalize()?;
             let named = programs.path().join("rekindle");
             link(&program, &named)?;
-            let this = Self { directory: Some(directory), root, programs, program: named };
+            let this = Self { directory: Mutex::new(Some(directory)), root, programs, program: named };
             fs::create_dir(this.root.join("home"))?;
             fs::write(this.settings_file(), this.settings(settings))?;
             Ok(this)
@@ -240,8 +241,8 @@ impl BlackBox {
     }
 
     /// Leaves the directories where they are when this is dropped, and says where.
-    pub fn leave(&mut self) -> &Path {
-        if let Some(directory) = self.directory.take() {
+    pub fn leave(&self) -> &Path {
+        if let Some(directory) = self.directory.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _kept = directory.keep();
         }
         &self.root
