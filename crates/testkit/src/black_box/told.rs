@@ -14,8 +14,8 @@ pub struct Told<'a> {
 
 impl<'a> Told<'a> {
     /// The guest of `sandbox`: its id or its name.
-    pub fn new(client: &'a Client, sandbox: impl ToString) -> Self {
-        Self { client, sandbox: sandbox.to_string() }
+    pub fn new(client: &'a Client, sandbox: impl Into<String>) -> Self {
+        Self { client, sandbox: sandbox.into() }
     }
 
     /// Writes every page.
