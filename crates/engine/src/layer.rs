@@ -98,19 +98,14 @@ impl Layer {
         Ok(layer)
     }
 
-    /// A stored layer over a local file; `local` says whether that is new or may hold some of the frames already.
-    pub fn stored(
-        name: &LayerName,
-        place: LayerFile,
-        local: LocalFrames,
-        stored: StoredLayer,
-    ) -> io::Result<Self> {
+    /// A layer over a local file; `local` says whether that is new or may hold some of the frames already. Its index
+    /// and where it is stored can be told later.
+    pub fn over(name: &LayerName, place: LayerFile, local: LocalFrames) -> io::Result<Self> {
         let layer = Self::over_file(name.id, name.domain.clone(), name.pages, place)?;
         match local {
             LocalFrames::None => {}
             LocalFrames::Perhaps => layer.local.set_all(),
         }
-        layer.stored.set(stored).expect("a new layer is not known to be stored yet");
         Ok(layer)
     }
 
@@ -192,6 +187,12 @@ impl Layer {
         self.verified.get(frame)
     }
 
+    /// Bytes of the pages that the local file may hold.
+    pub fn local_bytes(&self) -> u64 {
+        let local = (0..frames_of(self.pages)).map(FrameNumber::new).filter(|frame| self.is_local(*frame));
+        local.map(|frame| u64_of(frame_bytes(frame, self.pages))).sum()
+    }
+
     /// Brings a local frame into memory and verifies it if that was not done yet; blocks on the disk. False when the
     /// file does not hold it, which is then remembered.
     pub fn load_local(&self, frame: FrameNumber) -> Result<bool, LayerError> {
@@ -241,6 +242,11 @@ impl Layer {
     /// Forgets that any frame was verified: reading one of them failed, and a disk seldom loses one alone.
     pub fn distrust_all(&self) {
         self.verified.clear_all();
+    }
+
+    /// Forgets that `frame` was verified: its next use reads and verifies it again.
+    pub fn forget_verified(&self, frame: FrameNumber) {
+        self.verified.clear(frame);
     }
 
     /// Reads the raw bytes of `frame` from the local file, verified against its digest.

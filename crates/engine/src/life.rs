@@ -8,18 +8,23 @@ use crate::capture::Capture;
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
-use crate::manifest::Manifest;
+use crate::manifest::{LocalManifest, Manifest};
 use crate::publish::{PublishError, Requests, publish};
+use crate::records::Records;
 use crate::seal::{SealError, Sealer};
 use crate::snapshot::Snapshot;
 use crate::stop::Stopped;
 use crate::sync::idle_priority;
+use crate::watch::Watcher;
 
 /// What background work stands on.
 #[derive(Debug)]
 pub(crate) struct Background {
     pub(crate) sealer: Sealer,
     pub(crate) requests: Requests,
+    /// Where snapshots are recorded, if this node has a catalog.
+    pub(crate) records: Option<Records>,
+    pub(crate) watcher: Arc<dyn Watcher>,
 }
 
 /// One snapshot's way from its capture on.
@@ -30,15 +35,15 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Seals and publishes a new snapshot.
-    pub(crate) fn run(&self, captures: Vec<Arc<Capture>>) {
+    /// Seals and publishes a captured snapshot. Stopped means that the engine ends: what is sealed or published by then
+    /// stays so.
+    pub(crate) fn run(&self, captures: Vec<Arc<Capture>>) -> Result<(), Stopped> {
         if let Err(error) = idle_priority() {
             tracing::warn!(%error, "sealing at normal priority");
         }
-        // Stopped means that the engine ends: what is sealed or published by then stays so.
-        if let Ok(work) = self.seal(captures) {
-            self.carry_on(work).ok();
-        }
+        let _span = tracing::info_span!("save", snapshot = %self.snapshot.id()).entered();
+        let work = self.seal(captures)?;
+        self.carry_on(work)
     }
 
     /// Does `work` and what follows from it.
@@ -57,12 +62,27 @@ impl Life {
 
     /// Captured memory becomes a layer, then the layer gets a name; each step is tried until it succeeds.
     pub(crate) fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
-        let Background { sealer, requests: Requests { stop, .. } } = &*self.background;
+        let _span = tracing::info_span!("seal", snapshot = %self.snapshot.id()).entered();
+        let Background { sealer, requests: Requests { stop, .. }, records, .. } = &*self.background;
         let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, stop))?;
-        // The layer is on the disk and in the view: from here on only readers hold the capture.
-        drop(captures);
+        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper, whose
+        // share of it counts until it forgets it.
+        let kept = records.is_some().then_some(captures);
         let sealed = self.until_done(|| sealer.name(&self.snapshot, &packed, stop))?;
-        Ok(sealed.record(&self.snapshot))
+        if let Some(records) = records {
+            self.until_done(|| sealed.write(&self.snapshot, records, sealer.hooks(), stop))?;
+        }
+        let work = sealed.record(&self.snapshot);
+        self.changed();
+        if let Some(records) = records {
+            sealer.hooks().before_forget(self.snapshot.id());
+            if stop.is_said() {
+                return Err(Stopped);
+            }
+            records.forget(self.snapshot.id());
+        }
+        drop(kept);
+        Ok(work)
     }
 
     fn until_done<T>(&self, mut attempt: impl FnMut() -> Result<T, SealError>) -> Result<T, Stopped> {
@@ -74,6 +94,7 @@ impl Life {
                 Err(error) => {
                     tracing::warn!(snapshot = %self.snapshot.id(), %error, "sealing failed, it will be tried again");
                     self.snapshot.record_failure(SnapshotEvent::SealFailed, error.to_string());
+                    self.changed();
                     self.wait(&mut pause)?;
                 }
             }
@@ -81,15 +102,32 @@ impl Life {
     }
 
     fn publish(&self) -> Result<SnapshotWork, Stopped> {
+        let Background { requests, records, .. } = &*self.background;
         let (manifest, layers) = self.names();
-        match publish(&manifest, &layers, &self.background.requests) {
-            Ok(()) => Ok(self.snapshot.record(SnapshotEvent::PublishSucceeded)),
-            Err(PublishError::Stopped(stopped)) => Err(stopped),
+        let id = self.snapshot.id();
+        let _span = tracing::info_span!("publish", snapshot = %id).entered();
+        let done = publish(&manifest, &layers, requests, |publication| match records {
+            Some(records) => records.uploaded(id, &LocalManifest::from(publication)),
+            None => Ok(()),
+        });
+        let recorded = done.and_then(|()| match records {
+            Some(records) => Ok(records.published(id, self.snapshot.seal_facts())?),
+            None => Ok(()),
+        });
+        let work = match recorded {
+            Ok(()) => self.snapshot.record(SnapshotEvent::PublishSucceeded),
+            Err(PublishError::Stopped(stopped)) => return Err(stopped),
             Err(error) => {
-                tracing::warn!(snapshot = %self.snapshot.id(), %error, "publishing failed, it will be tried again");
-                Ok(self.snapshot.record_failure(SnapshotEvent::PublishFailed, error.to_string()))
+                tracing::warn!(snapshot = %id, %error, "publishing failed, it will be tried again");
+                self.snapshot.record_failure(SnapshotEvent::PublishFailed, error.to_string())
             }
-        }
+        };
+        self.changed();
+        Ok(work)
+    }
+
+    fn changed(&self) {
+        self.background.watcher.changed(&self.snapshot);
     }
 
     fn names(&self) -> (Arc<Manifest>, Vec<Arc<Layer>>) {

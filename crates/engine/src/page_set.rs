@@ -19,12 +19,36 @@ impl PageSet {
         Self { words: vec![0; word_count(pages)].into_boxed_slice(), pages }
     }
 
+    /// The set of pages of a volume of `pages` whose words are `words`; none if they are too few or too many, or if a
+    /// bit past the last page is 1.
+    #[must_use]
+    pub fn of_words(words: Box<[u64]>, pages: u32) -> Option<Self> {
+        let in_last = match pages % WORD_PAGES {
+            0 => u64::MAX,
+            rest => (1 << rest) - 1,
+        };
+        let stray = words.last().is_some_and(|last| last & !in_last != 0);
+        (words.len() == word_count(pages) && !stray).then_some(Self { words, pages })
+    }
+
     /// The set of all pages of a volume of `pages`.
     #[must_use]
     pub fn full(pages: u32) -> Self {
         let mut set = Self::new(pages);
         set.insert_run(GuestPages::new(GuestPage::FIRST, pages));
         set
+    }
+
+    /// The set whose [`PageSet::words`] these are; none if they are not as many as a volume of `pages` has, or have a
+    /// page past its last.
+    #[must_use]
+    pub fn from_words(pages: u32, words: Vec<u64>) -> Option<Self> {
+        let past_last = match (words.last(), pages % WORD_PAGES) {
+            (Some(last), used) if used > 0 => last >> used,
+            (Some(_) | None, _) => 0,
+        };
+        let fits = words.len() == word_count(pages) && past_last == 0;
+        fits.then(|| Self { words: words.into_boxed_slice(), pages })
     }
 
     /// How many pages the volume has, whether in the set or not.
@@ -308,6 +332,19 @@ mod tests {
             }
             prop_assert_eq!(set.is_disjoint_from(&other), both.is_empty());
         }
+    }
+
+    #[test]
+    fn words_that_are_no_set_of_the_volume_are_refused() {
+        let of = |words: &[u64], pages| PageSet::of_words(words.into(), pages);
+        for pages in [0, 1, 63, 64, 65, 300] {
+            let full = PageSet::full(pages);
+            assert_eq!(of(full.words(), pages), Some(full.clone()));
+            assert_eq!(of(&[full.words(), &[0]].concat(), pages), None, "{pages} pages, a word too many");
+        }
+        assert_eq!(of(&[], 1), None);
+        assert_eq!(of(&[0, 2], 65), None, "page 65 of 65");
+        assert_eq!(of(&[1 << 63], 63), None, "page 63 of 63");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The program `rekindle`.
 
 pub mod guest;
+pub mod settings;
 pub mod keeper;
 pub mod vmm;
 pub mod copied_memory;
@@ -8,3 +9,6 @@ pub mod sandbox;
 pub mod commands;
 pub mod api;
 pub mod client;
+pub mod metrics;
+pub mod telemetry;
+pub mod daemon;

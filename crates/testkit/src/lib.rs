@@ -7,6 +7,7 @@ pub mod random;
 pub mod model;
 pub mod stores;
 pub mod hooks;
+pub mod keeper;
 pub mod site;
 pub mod guest;
 pub mod history;

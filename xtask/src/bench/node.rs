@@ -84,8 +84,7 @@ impl Node {
     /// Waits until nothing is done for `snapshot` any more, then forgets it.
     pub(crate) fn forget(&self, snapshot: &Arc<Snapshot>) -> anyhow::Result<()> {
         wait_published(snapshot)?;
-        self.engine.delete(snapshot);
-        Ok(())
+        Ok(self.engine.delete(snapshot)?)
     }
 }
 

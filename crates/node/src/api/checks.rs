@@ -158,10 +158,10 @@ fn check_labels(labels: &Labels) -> Result<(), Problem> {
                 name_rule(limits::NAME_LENGTH_MAX)
             )
         })?;
-        let fits = value.len() <= limits::LABEL_VALUE_BYTES_MAX && !value.chars().any(char::is_control);
+        let fits = value.chars().count() <= limits::LABEL_VALUE_LENGTH_MAX && !value.chars().any(char::is_control);
         must(fits, || {
-            let most = limits::LABEL_VALUE_BYTES_MAX;
-            format!("the value of label {name} must have at most {most} bytes and no control characters")
+            let most = limits::LABEL_VALUE_LENGTH_MAX;
+            format!("the value of label {name} must have at most {most} characters, no control characters among them")
         })
     })
 }
@@ -193,7 +193,7 @@ fn check_pid(pid: u32) -> Result<(), Problem> {
 fn check_region(region: &MemoryRegion) -> Result<(), Problem> {
     let MemoryRegion { start, bytes, offset } = *region;
     let whole_pages = [start, bytes, offset].iter().all(|number| number.is_multiple_of(4096));
-    let within = start.checked_add(bytes).is_some()
+    let within = start <= limits::ADDRESS_MAX
         && offset.checked_add(bytes).is_some_and(|end| end <= limits::MEMORY_BYTES_MAX);
     must(bytes > 0 && whole_pages && within, || {
         format!(

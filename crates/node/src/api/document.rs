@@ -2,6 +2,7 @@
 
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::Operation;
+use utoipa::openapi::schema::{AdditionalProperties, Schema};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder};
 use utoipa::{IntoParams, PartialSchema as _, ToSchema};
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use super::answer::PROBLEM_TYPE;
 use super::problem::Code;
-use super::types::ProblemBody;
+use super::types::{CaptureSource, ProblemBody};
 use super::{API_VERSION, routes};
 
 /// The name of the way in over TCP.
@@ -96,6 +97,9 @@ pub fn document() -> OpenApi {
         .build();
     let components = document.components.get_or_insert_default();
     components.schemas.insert(ProblemBody::name().into_owned(), ProblemBody::schema());
+    if let Some(RefOr::T(Schema::OneOf(sources))) = components.schemas.get_mut(&*CaptureSource::name()) {
+        sources.items.iter_mut().for_each(refuse_unknown);
+    }
     let by_token = SecurityScheme::Http(
         HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
@@ -126,6 +130,13 @@ fn complete(operation: &mut Operation) {
         .is_some_and(|operation| BODIES_THAT_MAY_BE_ABSENT.contains(&operation));
     if let Some(RefOr::T(body)) = operation.request_body.as_mut().filter(|_| may_be_absent) {
         body.required = Some(Required::False);
+    }
+}
+
+/// Says of an object that it has no other fields, as its type in Rust does.
+fn refuse_unknown(schema: &mut RefOr<Schema>) {
+    if let RefOr::T(Schema::Object(object)) = schema {
+        object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
     }
 }
 

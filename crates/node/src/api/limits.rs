@@ -80,14 +80,17 @@ pub const NAME_LENGTH_MAX: usize = 64;
 /// Labels of one resource.
 pub const LABELS_MAX: usize = 64;
 
-/// Bytes of a label's value.
-pub const LABEL_VALUE_BYTES_MAX: usize = 256;
+/// Characters of a label's value.
+pub const LABEL_VALUE_LENGTH_MAX: usize = 256;
 
 /// Characters of an idempotency key.
 pub const IDEMPOTENCY_KEY_LENGTH_MAX: usize = 255;
 
 /// Bytes of a guest's memory: what a manifest's pages cover at most.
 pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
+
+/// Where a process's memory ends: 57 bits of address, of which half are the kernel's.
+pub const ADDRESS_MAX: u64 = 1 << 56;
 
 /// Bytes a token has at least: 128 bits, written as letters.
 pub const TOKEN_BYTES_MIN: usize = 22;

@@ -2,6 +2,7 @@
 //! are bytes unless a name says pages of 4096 bytes.
 
 mod memory;
+mod schemas;
 
 use std::collections::BTreeMap;
 
@@ -62,6 +63,7 @@ pub struct Sandbox {
     /// Its name, unique among sandboxes.
     pub name: Option<String>,
     /// Its labels.
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// How it stands.
     pub state: SandboxState,
@@ -122,6 +124,7 @@ pub struct Snapshot {
     /// Its name, unique among snapshots.
     pub name: Option<String>,
     /// Its labels.
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// How far it has come.
     pub state: SnapshotState,
@@ -203,6 +206,7 @@ pub struct CreateSandbox {
     pub name: Option<String>,
     /// Its labels.
     #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// What it runs in.
     #[serde(default)]
@@ -225,6 +229,7 @@ pub struct PauseSandbox {
     pub name: Option<String>,
     /// The snapshot's labels.
     #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
 }
 
@@ -243,7 +248,7 @@ pub struct ResumeSandbox {
 pub struct ResumeSnapshot {
     /// How many; 1 where it is not said.
     #[serde(default = "one")]
-    #[schema(minimum = 1, maximum = 256)]
+    #[schema(default = 1, minimum = 1, maximum = 256)]
     pub count: u32,
     /// Their name; with a number behind it where they are several.
     #[serde(default)]
@@ -251,6 +256,7 @@ pub struct ResumeSnapshot {
     pub name: Option<String>,
     /// Their labels.
     #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// Whether to serve them before the snapshot is sealed; the setting where it is not said.
     #[serde(default)]
@@ -273,7 +279,7 @@ impl Default for ResumeSnapshot {
 pub struct ForkSandbox {
     /// How many forks.
     #[serde(default = "one")]
-    #[schema(minimum = 1, maximum = 256)]
+    #[schema(default = 1, minimum = 1, maximum = 256)]
     pub count: u32,
     /// Their name; with a number behind it where they are several.
     #[serde(default)]
@@ -281,6 +287,7 @@ pub struct ForkSandbox {
     pub name: Option<String>,
     /// Their labels.
     #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
 }
 

@@ -137,7 +137,7 @@ impl KeeperClient {
     /// Holds nothing under the key any more. A process under it goes on, and is still reaped at its end.
     pub fn forget(&self, key: &str) -> Result<(), KeeperError> {
         let request = Request::Forget { key: checked("forget", key)? };
-        Ok(self.ask("forget", &request, &[])?.0)
+        self.ask("forget", &request, &[]).map(|((), _)| ())
     }
 
     /// Everything that is held, in the order of keys. A key that others change meanwhile is told as before or after.
@@ -178,7 +178,7 @@ impl KeeperClient {
 
     /// Ends the keeper; unless `force`d, it refuses while it holds anything. Processes under it go on.
     pub fn shutdown(&self, force: bool) -> Result<(), KeeperError> {
-        Ok(self.ask("end", &Request::Shutdown { force }, &[])?.0)
+        self.ask("end", &Request::Shutdown { force }, &[]).map(|((), _)| ())
     }
 
     fn put_with(
@@ -196,7 +196,7 @@ impl KeeperClient {
         let names = fds.iter().map(|(name, _)| checked_name(doing, name)).collect::<Result<_, _>>()?;
         let request = Request::Put { key: checked(doing, key)?, note, names };
         let fds: Vec<_> = fds.iter().map(|(_, fd)| *fd).collect();
-        Ok(self.ask(doing, &request, &fds)?.0)
+        self.ask(doing, &request, &fds).map(|((), _)| ())
     }
 
     /// Asks once, or twice if the connection turns out to be broken: every request may be made again.
@@ -234,7 +234,8 @@ impl KeeperClient {
         Err(KeeperError::Replaced { socket: self.socket.clone(), before, now })
     }
 
-    /// A thread that panicked left no connection behind, so the cell is right whoever held it.
+    /// Held over the exchange: the keeper does one request at a time, so who waits here would wait there. A thread that
+    /// panicked left no connection behind, so the cell is right whoever held it.
     fn connection(&self) -> MutexGuard<'_, Option<UnixStream>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }

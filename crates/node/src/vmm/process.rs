@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,7 +67,7 @@ pub struct ProcessGuest {
 /// The process of a guest. On drop one that is our child is killed and waited for; one under the keeper goes on.
 #[derive(Debug)]
 pub struct GuestProcess {
-    handle: ProcessHandle,
+    handle: Arc<ProcessHandle>,
     owner: Owner,
 }
 
@@ -116,7 +117,7 @@ impl ProcessGuest {
                 return Err(failed(error));
             }
         };
-        let process = GuestProcess { handle, owner: Owner::Us(child) };
+        let process = GuestProcess { handle: Arc::new(handle), owner: Owner::Us(child) };
         let (control, hello, memfd) = GuestControl::greet(process.id(), ours)?;
         Ok(Self { control, process, hello, memfd })
     }
@@ -164,9 +165,14 @@ impl GuestProcess {
         self.handle.pid()
     }
 
+    /// The process itself, to be asked and ended from anywhere.
+    pub fn handle(&self) -> Arc<ProcessHandle> {
+        Arc::clone(&self.handle)
+    }
+
     /// Stops every thread of the guest; returns when the last one stands.
     pub fn freeze(&self) -> Result<(), GuestError> {
-        self.signal(Signal::Stop, "freezing")?;
+        self.signal(Signal::Stop, "freeze")?;
         let started = Instant::now();
         let mut questions = 0;
         while !self.has_stopped()? {
@@ -181,15 +187,14 @@ impl GuestProcess {
 
     /// Lets a frozen guest go on.
     pub fn thaw(&self) -> Result<(), GuestError> {
-        self.signal(Signal::Continue, "thawing")
+        self.signal(Signal::Continue, "thaw")
     }
 
     /// Tells the guest to end whatever it does, without waiting for its end.
     pub fn begin_kill(&self) -> Result<(), GuestError> {
-        match self.handle.signal(Signal::Kill) {
-            // It has ended already.
-            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(()),
-            sent => sent.map_err(|source| self.failed("killing", source)),
+        match self.signal(Signal::Kill, "kill") {
+            Err(GuestError::Gone { .. }) => Ok(()),
+            sent => sent,
         }
     }
 
@@ -232,7 +237,7 @@ impl GuestProcess {
     fn has_stopped(&self) -> Result<bool, GuestError> {
         let stands = standing::all_threads_stand(self.id());
         if !self.handle.is_alive() {
-            return Err(self.gone());
+            return Err(GuestError::Gone { pid: self.id(), command: "freeze" });
         }
         stands.map_err(|error| self.failed("freezing", error))
     }
@@ -244,17 +249,18 @@ impl GuestProcess {
             return Ok(());
         }
         if self.handle.wait_exit(FREEZE_PAUSE) {
-            return Err(self.gone());
+            return Err(GuestError::Gone { pid: self.id(), command: "freeze" });
         }
         Ok(())
     }
 
-    fn signal(&self, signal: Signal, doing: &'static str) -> Result<(), GuestError> {
-        self.handle.signal(signal).map_err(|source| self.failed(doing, source))
-    }
-
-    fn gone(&self) -> GuestError {
-        GuestError::Gone { pid: self.id(), command: "freeze" }
+    fn signal(&self, signal: Signal, command: &'static str) -> Result<(), GuestError> {
+        self.handle.signal(signal).map_err(|source| {
+            match source.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::SRCH) => GuestError::Gone { pid: self.id(), command },
+                _ => self.failed("signalling", source),
+            }
+        })
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> GuestError {

@@ -17,7 +17,7 @@ fn ids(events: &mut Events, count: usize) -> Vec<u64> {
 #[test]
 fn known_events_come_first_and_new_ones_follow() {
     let served = Served::new();
-    ["a", "b", "c"].map(|kind| served.fake.say(kind));
+    ["a", "b", "c"].iter().for_each(|kind| served.fake.say(kind));
     let mut all = served.client().events(Some(0)).unwrap();
     let mut later = served.client().events(Some(2)).unwrap();
     let mut new = served.client().events(None).unwrap();
@@ -32,7 +32,7 @@ fn known_events_come_first_and_new_ones_follow() {
 #[test]
 fn a_stream_goes_on_behind_the_last_event_its_client_had() {
     let served = Served::new();
-    ["a", "b", "c"].map(|kind| served.fake.say(kind));
+    ["a", "b", "c"].iter().for_each(|kind| served.fake.say(kind));
     let mut stream = raw::connect(&served.socket());
     let head = "GET /v1/events?after=0 HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 2\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();

@@ -81,7 +81,9 @@ fn several_requests_at_once_are_answered_in_order() {
     let served = Served::new();
     let ask = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
     let both = ask("/v1/version", "") + &ask("/v1/health", "Connection: close\r\n");
-    let answer = raw::send(&served.socket(), both.as_bytes()).unwrap();
+    let mut stream = raw::connect(&served.socket());
+    stream.write_all(both.as_bytes()).unwrap();
+    let answer = raw::read(stream).unwrap();
     let (version, health) = answer.body.split_once("HTTP/1.1 200").unwrap();
     assert!(version.contains("started_unix_ms") && health.contains("healthy"));
 }

@@ -61,7 +61,8 @@ fn a_place_is_kept_by_work_whose_client_is_gone() {
     served.fake.hold_pauses();
     let pause = b"POST /v1/sandboxes/web/pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
     for begun in 1..=limits::REQUESTS_MAX {
-        raw::connect(&served.socket()).write_all(pause).unwrap();
+        let mut stream = raw::connect(&served.socket());
+        stream.write_all(pause).unwrap();
         served.fake.until_pauses_begun(begun);
     }
     assert_eq!(served.client().sandbox("web").unwrap_err().code(), Some(Code::TooMany));

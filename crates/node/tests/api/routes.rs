@@ -20,7 +20,7 @@ fn sandboxes_are_made_shown_listed_and_removed() {
     let made = served.sandbox("web");
     assert_eq!(client.sandbox("web").unwrap(), made);
     assert_eq!(client.sandbox(&made.id.to_string()).unwrap(), made);
-    assert_eq!(client.all_sandboxes(None).unwrap(), [made.clone()]);
+    assert_eq!(client.all_sandboxes(None).unwrap(), std::slice::from_ref(&made));
     assert_eq!(client.stop_sandbox("web").unwrap().state, SandboxState::Stopped);
     client.remove_sandbox("web").unwrap();
     assert_eq!(client.sandbox("web").unwrap_err().code(), Some(Code::NotFound));
@@ -35,7 +35,7 @@ fn a_sandbox_is_paused_resumed_forked_and_told_things() {
     let pause = PauseSandbox { name: Some("first".to_owned()), labels };
     let snapshot = client.pause_sandbox("web", None, &pause).unwrap();
     assert_eq!((snapshot.name.as_deref(), &snapshot.labels), (Some("first"), &pause.labels));
-    assert_eq!(client.all_snapshots(Some("team=a b/ü")).unwrap(), [snapshot.clone()]);
+    assert_eq!(client.all_snapshots(Some("team=a b/ü")).unwrap(), std::slice::from_ref(&snapshot));
     assert_eq!(client.all_snapshots(Some("team=b")).unwrap(), []);
     let refused = client.pause_sandbox("web", None, &PauseSandbox::default()).unwrap_err();
     assert_eq!(
@@ -84,7 +84,7 @@ fn fault_sockets_are_opened_listed_captured_and_closed() {
     let snapshot = client.pause_sandbox("web", None, &PauseSandbox::default()).unwrap();
     let wanted = OpenFaultSocket { snapshot: snapshot.id.to_string(), serve_before_seal: Some(true) };
     let socket = client.open_fault_socket(&wanted).unwrap();
-    assert_eq!(client.fault_sockets().unwrap(), [socket.clone()]);
+    assert_eq!(client.fault_sockets().unwrap(), std::slice::from_ref(&socket));
     assert_eq!(client.fault_socket(socket.id).unwrap(), socket);
     let blobs = [("state".to_owned(), "AAEC".to_owned())].into();
     let source = CaptureSource::FaultSocket { id: socket.id };

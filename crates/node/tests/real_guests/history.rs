@@ -155,7 +155,7 @@ impl Story<'_> {
     fn delete_one(&mut self) {
         if self.snapshots.len() > 1 {
             let known = self.snapshots.swap_remove(self.random.index(self.snapshots.len()));
-            self.node.engine.delete(&known.snapshot);
+            self.node.engine.delete(&known.snapshot).expect("nothing to write");
         }
     }
 

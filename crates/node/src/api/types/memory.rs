@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Labels, ServedPages};
+use super::{Labels, ServedPages, schemas};
 
 /// A socket at which a VMM that others start is served with a snapshot's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,9 +66,11 @@ pub struct CaptureMemory {
     pub name: Option<String>,
     /// The snapshot's labels.
     #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// Device state and the like, by name, as base64 of bytes.
     #[serde(default)]
+    #[schema(schema_with = schemas::blobs)]
     pub blobs: BTreeMap<String, String>,
 }
 
@@ -84,15 +86,19 @@ pub enum CaptureSource {
     /// A memory file that a process has open: all that is in it, as a snapshot without a parent.
     Memfd {
         /// The process.
+        #[schema(minimum = 1, maximum = 2147483647)]
         pid: u32,
         /// The number of its descriptor.
+        #[schema(minimum = 0)]
         fd: i32,
     },
     /// Private memory of a stopped process: all that is there, copied, as a snapshot without a parent.
     Process {
         /// The process.
+        #[schema(minimum = 1, maximum = 2147483647)]
         pid: u32,
         /// Where guest memory is in it.
+        #[schema(min_items = 1, max_items = 1024)]
         regions: Vec<MemoryRegion>,
     },
 }
@@ -102,9 +108,12 @@ pub enum CaptureSource {
 #[serde(deny_unknown_fields)]
 pub struct MemoryRegion {
     /// Address in the process.
+    #[schema(maximum = 72_057_594_037_927_936_i64, multiple_of = 4096)]
     pub start: u64,
     /// Length.
+    #[schema(minimum = 4096, maximum = 1_099_511_627_776_i64, multiple_of = 4096)]
     pub bytes: u64,
     /// Position in guest memory.
+    #[schema(maximum = 1_099_511_623_680_i64, multiple_of = 4096)]
     pub offset: u64,
 }

@@ -42,7 +42,7 @@ impl Desk {
         let request = request.map_err(|error| Refusal::Malformed { why: error.to_string() })?;
         let letter = match request {
             Request::Put { key, note, names } => self.put(key, note.as_ref(), names, fds)?,
-            Request::Spawn { key, number, spawn, roles } => self.spawn(key, number, &spawn, roles, fds)?,
+            Request::Spawn { key, number, spawn, roles } => self.spawn(&key, number, &spawn, roles, fds)?,
             _ if !fds.is_empty() => {
                 return Err(Refusal::Malformed { why: "this request takes no descriptors".to_owned() });
             }
@@ -99,13 +99,13 @@ impl Desk {
 
     fn spawn(
         &mut self,
-        key: Key,
+        key: &Key,
         number: Uuid,
         spawn: &Spawn,
         roles: Vec<SentRole>,
         fds: Vec<OwnedFd>,
     ) -> Result<Letter<'_>, Refusal> {
-        if self.holdings.may_start(&key, number)?.is_none() {
+        if self.holdings.may_start(key, number)?.is_none() {
             if roles.len() != fds.len() {
                 let why = format!("{} descriptors came for {} roles", fds.len(), roles.len());
                 return Err(Refusal::Malformed { why });
@@ -125,7 +125,7 @@ impl Desk {
             let process = KeptProcess { number, pid: child.pid, pidfd: child.pidfd, exited: None };
             self.closer.close(self.holdings.started(addition, process));
         }
-        let process = self.holdings.may_start(&key, number)?;
+        let process = self.holdings.may_start(key, number)?;
         let process = process.ok_or_else(|| Refusal::Unknown { key: key.as_str().to_owned() })?;
         Ok(Letter::done_with(Started { pid: process.pid }, vec![process.pidfd.as_fd()]))
     }

@@ -55,13 +55,11 @@ impl Link {
                 self.bytes.extend_from_slice(&buffer[..bytes]);
                 self.fds.extend(fds);
             }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => return Arrival::Part,
-                io::ErrorKind::InvalidData => {
-                    return too_much("descriptors open in the keeper", open_files());
-                }
-                _ => return Arrival::Gone,
-            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Arrival::Part,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return too_much("descriptors open in the keeper", open_files());
+            }
+            Err(_) => return Arrival::Gone,
         }
         self.begun.get_or_insert(self.used);
         if self.fds.len() > 2 * FDS_PER_KEY_MAX {

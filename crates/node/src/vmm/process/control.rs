@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,12 @@ pub struct Awaited<'a, Answer> {
     command: &'static str,
     number: u64,
     answer: PhantomData<fn() -> Answer>,
+}
+
+impl AsFd for GuestControl {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lines.get_ref().as_fd()
+    }
 }
 
 impl GuestControl {

@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rekindle_kernel::wakeup::wait_readable;
-use rekindle_kernel::{Memfd, ProcessHandle, Signal};
+use rekindle_kernel::{Memfd, ProcessHandle};
+use rustix::process::Signal;
 
 use super::{GuestControl, GuestError, GuestOptions, GuestProcess, Owner, ProcessGuest};
 use crate::guest::protocol::Hello;
@@ -41,7 +43,8 @@ impl KeptParts {
     ///
     /// The memfd is taken only where the guest's driver got it from the guest, not from its hand-over.
     pub fn take(held: &mut Held, hello: Hello) -> Option<Self> {
-        let pid = held.process?.pid;
+        // A keeper that was given a guest after its start knows only the pidfd.
+        let pid = held.process.as_ref().map_or(hello.pid, |process| process.pid);
         let process = held.fds.remove(PROCESS)?;
         let control = held.fds.remove(CONTROL)?;
         let memory = if hello.user_faults_only.is_none() { held.fds.remove(MEMORY) } else { None };
@@ -66,19 +69,28 @@ impl ProcessGuest {
             })?;
         drop(theirs);
         // From here on the guest is ended if anything fails.
-        let unfinished = Unfinished(Some(handle_of(spawned.pid, spawned.process.as_fd())?));
+        let mut guest = Unfinished { pidfd: spawned.process, is_finished: false };
         let (control, hello, memfd) = GuestControl::greet(spawned.pid, ours)?;
+        let handle = handle_of(spawned.pid, guest.pidfd.as_fd())?;
         if let Some(memfd) = &memfd {
             keeper.add(key, &[(MEMORY, memfd.as_fd())]).map_err(kept)?;
         }
-        let process = GuestProcess { handle: unfinished.finish(), owner: Owner::Keeper };
+        guest.is_finished = true;
+        let process = GuestProcess { handle: Arc::new(handle), owner: Owner::Keeper };
         Ok(Self { control, process, hello, memfd })
+    }
+
+    /// Hands a guest to a keeper that does not hold it: the one that did is gone.
+    pub fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
+        let mut fds = vec![(PROCESS, self.process.handle.as_fd()), (CONTROL, self.control.as_fd())];
+        fds.extend(self.memfd.as_ref().map(|memfd| (MEMORY, memfd.as_fd())));
+        keeper.add(key, &fds)
     }
 
     /// Goes on with a guest that another driver left under the keeper, whatever that one was about to say or hear.
     pub fn attach(parts: KeptParts) -> Result<Self, GuestError> {
         let KeptParts { pid, process, control, memory, hello } = parts;
-        let handle = handle_of(pid, process.as_fd())?;
+        let handle = Arc::new(handle_of(pid, process.as_fd())?);
         let control = GuestControl::take_over(pid, UnixStream::from(control));
         let adopt = |fd| Memfd::adopt(fd).map_err(io::Error::other);
         let memfd = memory.map(adopt).transpose();
@@ -103,19 +115,16 @@ impl GuestOptions {
 }
 
 /// A guest under the keeper that is not all there yet; killed on drop.
-struct Unfinished(Option<ProcessHandle>);
-
-impl Unfinished {
-    fn finish(mut self) -> ProcessHandle {
-        self.0.take().expect("it is taken once, here")
-    }
+struct Unfinished {
+    pidfd: OwnedFd,
+    is_finished: bool,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if let Some(handle) = &self.0 {
+        if !self.is_finished {
             // A guest that has ended by itself cannot be told to.
-            handle.signal(Signal::Kill).ok();
+            rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).ok();
         }
     }
 }
