@@ -37,7 +37,7 @@ pub(super) enum SaidValue {
     Text(String),
     Number(i64),
     Truth(bool),
-    List(Vec<SaidValue>),
+    List(Vec<Self>),
     /// Something no setting can be, in words.
     Other(String),
 }
@@ -172,9 +172,10 @@ fn flatten(before: &str, table: &DeTable<'_>, found: &mut Vec<(String, usize, Sa
         } else {
             format!("{before}.{}", name.get_ref())
         };
-        match value.get_ref() {
-            DeValue::Table(inner) => flatten(&dotted, inner, found),
-            other => found.push((dotted, name.span().start, said(other))),
+        if let DeValue::Table(inner) = value.get_ref() {
+            flatten(&dotted, inner, found);
+        } else {
+            found.push((dotted, name.span().start, said(value.get_ref())));
         }
     }
 }
@@ -190,6 +191,16 @@ fn said(value: &DeValue<'_>) -> SaidValue {
         DeValue::Array(values) => SaidValue::List(values.iter().map(Spanned::get_ref).map(said).collect()),
         DeValue::Float(number) => SaidValue::Other(number.as_str().to_owned()),
         DeValue::Datetime(_) | DeValue::Table(_) => SaidValue::Other(format!("a {}", value.type_str())),
+    }
+}
+
+impl SaidValue {
+    /// The text, where it is one.
+    pub(super) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Number(_) | Self::Truth(_) | Self::List(_) | Self::Other(_) => None,
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub use error::{SettingsError, Source};
 pub use flags::SettingFlags;
 pub use keys::Key;
 pub use layers::Surroundings;
-pub use values::parse_time;
+pub use values::{parse_size, parse_time};
 
 use keys::KEYS;
 use layers::Layers;

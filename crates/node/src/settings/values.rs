@@ -73,13 +73,20 @@ pub fn parse_time(given: &str) -> Result<Duration, String> {
     }
 }
 
+/// A size such as `64MiB`, or a number of bytes.
+pub fn parse_size(given: &str) -> Result<u64, String> {
+    let size =
+        ByteSize::from_str(given).map_err(|_| "write a size such as 64MiB or 4GiB, or a number of bytes")?;
+    Ok(size.as_u64())
+}
+
 /// A time as [`parse_time`] reads it.
 fn show_time(time: Duration) -> String {
     if time.subsec_millis() == 0 { format!("{}s", time.as_secs()) } else { format!("{}ms", time.as_millis()) }
 }
 
 fn path(said: &Said) -> Result<PathBuf, String> {
-    let SaidValue::Text(given) = &said.value else { return Err("a path".to_owned()) };
+    let Some(given) = said.value.text() else { return Err("a path".to_owned()) };
     if given.is_empty() || given.starts_with('~') {
         return Err("a path, written in full (`~` is not expanded)".to_owned());
     }
@@ -97,7 +104,7 @@ fn absolute(path: &Path, source: &Source) -> Result<PathBuf, String> {
 }
 
 fn store(said: &Said) -> Result<StoreLocation, String> {
-    let SaidValue::Text(given) = &said.value else { return Err("a directory or a file:// URL".to_owned()) };
+    let Some(given) = said.value.text() else { return Err("a directory or a file:// URL".to_owned()) };
     if let Some(path) = given.strip_prefix("file://") {
         let whole = Path::new(path).is_absolute();
         return whole
@@ -114,7 +121,7 @@ fn store(said: &Said) -> Result<StoreLocation, String> {
 
 fn domain(said: &Said) -> Result<Domain, String> {
     let expected = || "a name of 1 to 64 of a-z, 0-9 and -".to_owned();
-    let SaidValue::Text(given) = &said.value else { return Err(expected()) };
+    let Some(given) = said.value.text() else { return Err(expected()) };
     Domain::named(given).map_err(|_| expected())
 }
 
@@ -152,7 +159,7 @@ fn count(said: &Said) -> Result<usize, String> {
 }
 
 fn workers(said: &Said) -> Result<Option<usize>, String> {
-    if said.value == SaidValue::Text("auto".to_owned()) {
+    if said.value.text() == Some("auto") {
         return Ok(None);
     }
     let workers = count(said).ok().filter(|workers| *workers <= 1024);
@@ -176,18 +183,18 @@ fn level(said: &Said) -> Result<String, String> {
     let expected = || {
         "error, warn, info, debug, trace or off, also by module as in info,rekindle_engine=debug".to_owned()
     };
-    let SaidValue::Text(given) = &said.value else { return Err(expected()) };
+    let Some(given) = said.value.text() else { return Err(expected()) };
     // A word alone that is no level would be taken for a module whose everything is logged.
     let words = given.split(',').map(str::trim);
     let understood = words.clone().all(|word| word.contains('=') || LevelFilter::from_str(word).is_ok());
-    if !understood || EnvFilter::try_new(given).is_err() { Err(expected()) } else { Ok(given.clone()) }
+    if !understood || EnvFilter::try_new(given).is_err() { Err(expected()) } else { Ok(given.to_owned()) }
 }
 
 fn format_of_log(said: &Said) -> Result<LogFormat, String> {
-    match &said.value {
-        SaidValue::Text(given) if given == "human" => Ok(LogFormat::Human),
-        SaidValue::Text(given) if given == "json" => Ok(LogFormat::Json),
-        _ => Err("human or json".to_owned()),
+    match said.value.text() {
+        Some("human") => Ok(LogFormat::Human),
+        Some("json") => Ok(LogFormat::Json),
+        Some(_) | None => Err("human or json".to_owned()),
     }
 }
 
@@ -202,27 +209,27 @@ fn users(said: &Said) -> Result<Vec<u32>, String> {
         SaidValue::List(values) => values.iter().map(one).collect(),
         SaidValue::Text(given) if given.is_empty() => Ok(Vec::new()),
         SaidValue::Text(given) => given.split(',').map(|id| one(&SaidValue::Text(id.to_owned()))).collect(),
-        single => one(single).map(|id| vec![id]),
+        SaidValue::Number(_) | SaidValue::Truth(_) | SaidValue::Other(_) => {
+            one(&said.value).map(|id| vec![id])
+        }
     }
 }
 
 fn address(said: &Said) -> Result<SocketAddr, String> {
     let expected = || "an address and a port, such as 127.0.0.1:7433 or [::]:7433".to_owned();
-    let SaidValue::Text(given) = &said.value else { return Err(expected()) };
+    let Some(given) = said.value.text() else { return Err(expected()) };
     given.parse().map_err(|_| expected())
 }
 
 fn http_url(said: &Said) -> Result<String, String> {
     let expected = || "an http:// or https:// URL".to_owned();
-    let SaidValue::Text(given) = &said.value else { return Err(expected()) };
+    let Some(given) = said.value.text() else { return Err(expected()) };
     let url: hyper::Uri = given.parse().map_err(|_| expected())?;
     let good = matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some();
-    if good { Ok(given.clone()) } else { Err(expected()) }
+    if good { Ok(given.to_owned()) } else { Err(expected()) }
 }
 
 fn name(said: &Said) -> Result<String, String> {
-    match &said.value {
-        SaidValue::Text(given) if !given.trim().is_empty() => Ok(given.clone()),
-        _ => Err("a name".to_owned()),
-    }
+    let given = said.value.text().filter(|given| !given.trim().is_empty());
+    given.map(str::to_owned).ok_or_else(|| "a name".to_owned())
 }
