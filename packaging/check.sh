@@ -1,24 +1,23 @@
 #!/usr/bin/env bash
-# Asks systemd and Prometheus about the files for them. Says what it could not ask; `--all` makes that a failure.
+# Asks systemd and Prometheus about the files for them. Says what it could not ask; with --all that is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+all=${1:-}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
 missing() {
-    echo "not checked: $1 is not here (Debian's package $2)" >&2
-    [ "${ALL:-}" = "" ] || exit 1
+    echo "not checked: $1 is not here (it is in Debian's package $2)" >&2
+    [ "$all" != --all ] || exit 1
 }
-[ "${1:-}" != --all ] || ALL=yes
 
 if command -v systemd-analyze >/dev/null; then
-    root=$(mktemp -d)
-    trap 'rm -rf "$root"' EXIT
-    # The units name an installed program: verify wants it to be there.
-    mkdir -p "$root/usr/bin" "$root/etc/systemd/system" "$root/bin"
-    install -m 755 /bin/true "$root/usr/bin/rekindle"
-    install -m 755 /bin/true "$root/bin/kill"
-    cp packaging/systemd/*.service "$root/etc/systemd/system/"
-    cp -a /lib/systemd/system/{multi-user,network-online,network,basic,sysinit,shutdown,system}* /dev/null 2>&1 || true
-    systemd-analyze verify --root="$root" --man=no --recursive-errors=no rekindle.service rekindle-keeper.service
+    for unit in packaging/systemd/*.service; do
+        # Verified with a program that is here.
+        sed 's#^ExecStart=/usr/bin/rekindle.*#ExecStart=/bin/true#' "$unit" >"$work/$(basename "$unit")"
+    done
+    systemd-analyze verify --man=no "$work"/*.service
     echo "systemd takes the units"
 else
     missing systemd-analyze systemd

@@ -92,19 +92,19 @@ impl Cache {
     }
 
     /// Makes a completely written pack file durable under its layer's name. A layer of the same bytes that is open
-    /// already is used instead.
+    /// already is used instead, and takes in what it has not here.
     pub fn finish(&self, mut pack: PackFile, domain: &Domain, index: LayerIndex) -> io::Result<Arc<Layer>> {
         let encoded = index.encode();
         let id = LayerIndex::id_of(&encoded, domain);
         if let Some(layer) = self.handle(id) {
-            layer.set_index(index);
+            layer.take_in(index, &encoded, &pack.file)?;
             return Ok(layer);
         }
         pack.file.write_all_at(&encoded, u64::from(index.page_count()) * u64_of(PAGE_BYTES))?;
         pack.file.sync_all()?;
         let right = match self.handles.find(id) {
             Found::Alive(layer) => {
-                layer.set_index(index);
+                layer.take_in(index, &encoded, &pack.file)?;
                 return Ok(layer);
             }
             Found::Free(right) => right,
@@ -121,9 +121,13 @@ impl Cache {
     /// A handle for a layer that is in the store, over a local file that fills as frames are fetched.
     pub fn open_stored(&self, name: &LayerName, stored: &StoredLayer) -> io::Result<Arc<Layer>> {
         let right = match self.handles.find(name.id) {
-            Found::Alive(layer) => {
+            Found::Alive(layer) if layer.name() == *name => {
                 layer.set_stored_at(stored.clone());
                 return Ok(layer);
+            }
+            Found::Alive(layer) => {
+                let why = format!("one manifest has it as {name:?}, another one as {:?}", layer.name());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
             Found::Free(right) => right,
         };

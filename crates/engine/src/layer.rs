@@ -271,10 +271,29 @@ impl Layer {
         self.index().expect("a layer packed on this node has its index").pages()
     }
 
-    /// Gives a layer that is open already the index of equal bytes that were packed again.
+    /// Remembers the index, which is this layer's: the layer's name is the hash of it.
     pub fn set_index(&self, index: LayerIndex) {
-        // The index it has, if any, is the same: the layer's name is the hash of it.
         self.index.get_or_init(|| index);
+    }
+
+    /// Takes in equal bytes that were packed again into `packed`, and their index as it is stored: a layer that was only
+    /// in the store is here then, and durable.
+    pub fn take_in(&self, index: LayerIndex, encoded: &[u8], packed: &File) -> io::Result<()> {
+        if index.page_count() != self.pages {
+            let why = format!("layer {} was opened with {} pages, which is wrong", self.id, self.pages);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        self.set_index(index);
+        for frame in (0..frames_of(self.pages)).map(FrameNumber::new) {
+            if !self.is_verified(frame) {
+                let (offset, bytes) = self.frame_extent(frame);
+                let mut raw = vec![0; bytes];
+                packed.read_exact_at(&mut raw, u64_of(offset))?;
+                self.accept_frame(frame, &raw).map_err(io::Error::other)?;
+            }
+        }
+        self.file.write_all_at(encoded, u64_of(self.mapping.bytes()))?;
+        self.file.sync_all()
     }
 
     /// Where the layer is stored, once that is known.

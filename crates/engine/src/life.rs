@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::capture::Capture;
 use crate::layer::Layer;
-use crate::lifecycle::{SnapshotEvent, SnapshotWork};
+use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
 use crate::manifest::{LocalManifest, Manifest};
 use crate::publish::{PublishError, Requests, publish};
@@ -55,6 +55,10 @@ impl Life {
                 SnapshotWork::Publish => {}
                 SnapshotWork::PublishAgain | SnapshotWork::SealAgain => self.wait(&mut pause)?,
                 SnapshotWork::RemoveFromStore => return self.remove_from_store(),
+            }
+            // Deleted before this try began: whoever deletes it takes it out of the store, where it must not come back.
+            if self.snapshot.state() == SnapshotState::Discarded {
+                return Ok(());
             }
             work = self.publish()?;
         }
@@ -149,5 +153,64 @@ impl Life {
         self.background.requests.stop.wait(*pause)?;
         *pause = (*pause * 2).min(limits::WORK_RETRY_LAST);
         Ok(())
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::fetch::Fetcher;
+    use crate::hooks::NoHooks;
+    use crate::identity::{Domain, SnapshotId, VolumeName};
+    use crate::manifest::{SnapshotFacts, VolumeShape};
+    use crate::page_map::PageMap;
+    use crate::snapshot::{SealParts, SnapshotParts, Volume};
+    use crate::stop::Stop;
+    use crate::store::Store;
+    use crate::view::{LiveView, View};
+    use crate::watch::NoWatcher;
+    use rekindle_kernel::PageKind;
+
+    fn sealed() -> Snapshot {
+        let (id, name, page_kind) = (SnapshotId::new(), VolumeName::memory(), PageKind::Small);
+        let facts = SnapshotFacts { snapshot: id, created_unix_ms: 0, blobs: BTreeMap::new() };
+        let shape = VolumeShape { name: name.clone(), page_kind, pages: 1 };
+        let manifest = Manifest::first(facts, vec![shape], &[]).expect("within limits");
+        let view = Arc::new(LiveView::new(View::flat(PageMap::zero(1), Arc::from([]))));
+        let parts = SnapshotParts {
+            id,
+            parent_id: None,
+            generation: 0,
+            created_unix_ms: 0,
+            volumes: vec![Volume { name, page_kind, view }],
+            blobs: BTreeMap::new(),
+            records: None,
+        };
+        let snapshot = Snapshot::captured(parts, None);
+        let work = snapshot.record_sealed(Arc::new(manifest), Duration::ZERO, SealParts::default());
+        assert_eq!(work, SnapshotWork::Publish);
+        snapshot
+    }
+
+    #[test]
+    fn a_snapshot_that_was_deleted_before_its_next_try_is_not_published() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+        let store = Store::directory(&directory.path().join("store")).expect("a directory");
+        let cache = Arc::new(Cache::open(&directory.path().join("cache")).expect("a directory"));
+        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone());
+        let sealer = Sealer::new(cache, fetcher, Domain::shared(), 1, Arc::new(NoHooks));
+        let requests =
+            Requests { store: store.clone(), runtime: runtime.handle().clone(), stop: Stop::default() };
+        let background =
+            Arc::new(Background { sealer, requests, records: None, watcher: Arc::new(NoWatcher) });
+        let life = Life { snapshot: Arc::new(sealed()), background };
+        let again = life.snapshot.record(SnapshotEvent::PublishFailed);
+        life.snapshot.record(SnapshotEvent::Deleted);
+        assert_eq!(life.carry_on(again), Ok(()));
+        assert_eq!(store.traffic().sent_bytes, 0);
     }
 }

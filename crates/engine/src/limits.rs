@@ -16,6 +16,9 @@ pub const MANIFEST_VOLUMES_MAX: usize = 16;
 /// Layers a manifest names: a cold resume opens each, so chains are merged before they get longer.
 pub const MANIFEST_LAYERS_MAX: usize = 64;
 
+/// Pauses of one line: one every microsecond for nine years.
+pub const MANIFEST_GENERATION_MAX: u64 = 1 << 48;
+
 /// Runs of all page maps of a manifest together: 64 times a map that is already called fragmented.
 pub const MANIFEST_RUNS_MAX: u32 = 1 << 26;
 

@@ -43,6 +43,12 @@ pub enum OpenError {
         /// The one found.
         found: SnapshotId,
     },
+    /// The manifest is of a snapshot without any volume, which nothing can run from.
+    #[error("snapshot {snapshot} has no memory")]
+    NoMemory {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
     /// The manifest names a layer of a domain that this engine may not read.
     #[error("snapshot {snapshot} names a layer of domain {domain:?}, which is neither {own:?} nor shared")]
     Domain {
@@ -105,6 +111,9 @@ pub(crate) async fn open(
     let manifest = publication.manifest();
     if manifest.snapshot() != snapshot {
         return Err(OpenError::OtherSnapshot { snapshot, found: manifest.snapshot() });
+    }
+    if manifest.volumes().is_empty() {
+        return Err(OpenError::NoMemory { snapshot });
     }
     let shared = Domain::shared();
     let mut layers: Vec<Arc<Layer>> = Vec::with_capacity(manifest.layers().len());

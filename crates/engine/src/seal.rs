@@ -115,7 +115,7 @@ impl Sealer {
             classes.add(compared.classes);
             let packed = timed("pack", &mut parts.pack, || pack(compared, &self.cache, &self.domain))?;
             let captured = volume.view.load();
-            // False only when an earlier try came this far; the layer is the same one then.
+            // False only when an earlier try came this far; its view has the same content.
             volume.view.improve(&captured, View::packed(packed.clone(), base));
             volumes.push(packed);
         }

@@ -2,14 +2,19 @@
 
 mod support;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rekindle_engine::geometry::GuestPage;
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::page_map::{LayerSlot, PageMap};
+use rekindle_engine::page_set::PageSet;
 use rekindle_engine::serve::{
-    EndReason, FaultServer, Neighbours, Placement, ServeOptions, ServeStats, ServeStatus,
+    EndReason, FaultServer, Latencies, Neighbours, Placement, ServeOptions, ServeStats, ServeStatus,
 };
 use rekindle_engine::tracking::Tracking;
+use rekindle_engine::view::{LiveView, View};
+use rekindle_kernel::Features;
 use support::{Guest, Kind, LIMIT, Node, counted, options, pages_of, serve, serve_with, stalled};
 
 const PAGES: usize = 2048;
@@ -49,6 +54,26 @@ fn every_page_is_the_snapshots_while_it_is_sealed_and_when_it_is_cold() {
             }
         }
     }
+}
+
+#[test]
+fn what_was_served_is_counted_by_how_far_its_snapshot_had_come_and_by_how_long_it_took() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    let (engine, cold) = node.cold(&snapshot);
+    let Some((guest, server)) = serve("phases", Kind::Private, Tracking::Scan, &engine, &cold) else {
+        return;
+    };
+    verify(&guest, sparse);
+    let all = |stats: &ServeStats| stats.pages_zero + stats.pages_from_layer + stats.pages_from_capture;
+    let stats = counted(&server, |stats| all(stats) == u64::try_from(PAGES).unwrap());
+    for by_phase in [stats.capture_by_phase, stats.layer_by_phase, stats.zero_by_phase] {
+        assert_eq!((by_phase.captured, by_phase.packed), (0, 0), "a published snapshot is flat: {stats:?}");
+    }
+    assert_eq!(stats.layer_by_phase.flat + stats.zero_by_phase.flat, all(&stats));
+    let timed = |latencies: Latencies| latencies.classes.iter().sum::<u64>();
+    assert!(timed(stats.after_fetch) > 0 && timed(stats.after_fetch) <= stats.misses, "{stats:?}");
+    assert!(timed(stats.at_once) <= stats.faults, "{stats:?}");
 }
 
 #[test]
@@ -166,6 +191,42 @@ fn case_39_the_userfaultfd_lives_as_long_as_anything_installs_by_it() {
     for page in installed.iter() {
         assert!(guest.has(page.index(), word_of(page.index())));
     }
+}
+
+#[test]
+fn a_guest_whose_handler_failed_waits_and_reads_no_zeroes() {
+    let node = Node::start();
+    let pages = u32::try_from(PAGES).unwrap();
+    // A bug of ours: the map names a layer that the view has not.
+    let map = PageMap::zero(pages).overlay(&PageSet::full(pages), LayerSlot::new(0), &PageSet::new(pages));
+    let view = Arc::new(LiveView::new(View::flat(map, Arc::from([]))));
+    let Some((guest, handover)) = Guest::start("failed handler", Kind::Private, PAGES, Features::NONE) else {
+        return;
+    };
+    let options = options(Tracking::Resident);
+    let server = FaultServer::start(view, handover, node.engine.fetcher().clone(), options).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| guest.touch(0));
+        let ended = server.wait_status(LIMIT, |status| matches!(status, ServeStatus::Ended { .. }));
+        assert_eq!(ended, ServeStatus::Ended { why: EndReason::Failed });
+        let waits = guest.is_registered(0);
+        drop(server);
+        assert!(waits);
+    });
+}
+
+#[test]
+fn a_prefetch_of_another_size_is_a_bug_of_who_asks_for_it() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    let Some((guest, server)) = serve("prefetch", Kind::Private, Tracking::Scan, &node.engine, &snapshot)
+    else {
+        return;
+    };
+    let asked = AssertUnwindSafe(|| server.prefetch(pages_of(&[(0, 1)], 3)));
+    assert!(catch_unwind(asked).is_err());
+    verify(&guest, |page| Some(word_of(page)));
+    assert_eq!(server.status(), ServeStatus::Running);
 }
 
 #[test]

@@ -17,6 +17,8 @@ use tokio::sync::watch;
 /// What is asked of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
+    /// An object that is written in parts is begun.
+    Begin,
     /// An object, or a part of one, is written, or a multipart object completed.
     Put,
     /// An object, or a range of one, is read.
@@ -39,6 +41,9 @@ pub enum Fault {
     /// One bit of the bytes read is wrong; a write fails.
     Corrupt,
 }
+
+/// What an operation says that a fault lets fail.
+pub const REFUSAL: &str = "a test lets this fail";
 
 /// A fault and where it strikes.
 #[derive(Debug, Clone, Copy)]
@@ -83,6 +88,7 @@ struct State {
     next: u64,
     active: Vec<Active>,
     calls: Vec<(Operation, Path)>,
+    struck: usize,
     stalled: usize,
 }
 
@@ -117,7 +123,7 @@ impl Faults {
 
     /// Lets everything that is asked of the store fail, until the answer is dropped.
     pub fn outage(&self) -> Vec<Injected> {
-        [Operation::Put, Operation::Get, Operation::Delete]
+        [Operation::Begin, Operation::Put, Operation::Get, Operation::Delete]
             .map(|on| self.inject(Rule::always(on, "", Fault::Fail)))
             .into()
     }
@@ -127,6 +133,11 @@ impl Faults {
         let called =
             |(operation, path): &&(Operation, Path)| *operation == on && path.as_ref().starts_with(under);
         self.state().calls.iter().filter(called).count()
+    }
+
+    /// How often a fault struck.
+    pub fn struck(&self) -> usize {
+        self.state().struck
     }
 
     /// Blocks until some operation is stalled.
@@ -197,6 +208,7 @@ impl State {
                 break;
             }
         }
+        self.struck += usize::from(struck.is_some());
         struck
     }
 }
@@ -234,7 +246,7 @@ impl fmt::Display for UnreliableStore {
 }
 
 fn refused() -> Error {
-    Error::Generic { store: "test", source: "a test lets this fail".into() }
+    Error::Generic { store: "test", source: REFUSAL.into() }
 }
 
 #[async_trait]
@@ -255,6 +267,10 @@ impl ObjectStore for UnreliableStore {
         path: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
+        let fault = self.faults.strike(Operation::Begin, path).await;
+        if !matches!(fault, None | Some(Fault::Stall)) {
+            return Err(refused());
+        }
         let inner = self.inner.put_multipart_opts(path, options).await?;
         Ok(Box::new(UnreliableUpload { inner, faults: self.faults(), path: path.clone() }))
     }
@@ -341,8 +357,12 @@ impl MultipartUpload for UnreliableUpload {
         let (faults, path) = (self.faults.clone(), self.path.clone());
         Box::pin(async move {
             match faults.strike(Operation::Put, &path).await {
-                None => part.await,
-                Some(_) => Err(refused()),
+                None | Some(Fault::Stall) => part.await,
+                Some(Fault::Lie) => {
+                    part.await?;
+                    Err(refused())
+                }
+                Some(Fault::Fail | Fault::Truncate | Fault::Corrupt) => Err(refused()),
             }
         })
     }

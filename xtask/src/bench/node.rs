@@ -81,10 +81,21 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until nothing is done for `snapshot` any more, then forgets it.
+    /// Waits until nothing is done for `snapshot` any more, then forgets it, and the objects it uploaded: rows that
+    /// save gigabytes again and again would fill the disk.
     pub(crate) fn forget(&self, snapshot: &Arc<Snapshot>) -> anyhow::Result<()> {
         wait_published(snapshot)?;
-        Ok(self.engine.delete(snapshot)?)
+        self.engine.delete(snapshot)?;
+        let uploads = snapshot.id().to_string();
+        for layer in std::fs::read_dir(self.store_directory.join("layers"))? {
+            for object in std::fs::read_dir(layer?.path())? {
+                let object = object?;
+                if object.file_name().to_string_lossy().starts_with(&uploads) {
+                    std::fs::remove_file(object.path())?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -16,8 +16,8 @@ use super::{
 use crate::geometry::u64_of;
 use crate::identity::{Domain, LayerId, SnapshotId, VolumeName, check_name};
 use crate::limits::{
-    BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, MANIFEST_BYTES_MAX, MANIFEST_LAYERS_MAX, MANIFEST_PAGES_MAX,
-    MANIFEST_RUNS_MAX, MANIFEST_VOLUMES_MAX, NAME_BYTES_MAX,
+    BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, MANIFEST_BYTES_MAX, MANIFEST_GENERATION_MAX, MANIFEST_LAYERS_MAX,
+    MANIFEST_PAGES_MAX, MANIFEST_RUNS_MAX, MANIFEST_VOLUMES_MAX, NAME_BYTES_MAX,
 };
 use crate::page_map::PageMap;
 use crate::wire::{Reader, WireError, Writer};
@@ -122,7 +122,7 @@ pub(super) fn read_manifest(reader: &mut Reader<'_>) -> Result<Manifest, WireErr
     if parent == Some(snapshot) {
         return Err(reader.invalid("parent", "the snapshot is its own parent"));
     }
-    let generation = reader.varint("generation")?;
+    let generation = reader.varint_at_most("generation", MANIFEST_GENERATION_MAX)?;
     if parent.is_some() != (generation > 0) {
         return Err(reader.invalid("generation", "only a snapshot without parent is the first of its line"));
     }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::geometry::{GuestPage, GuestPages, usize_of};
 use crate::identity::FrameDigest;
-use crate::limits::{MANIFEST_BYTES_MAX, NAME_BYTES_MAX};
+use crate::limits::{MANIFEST_BYTES_MAX, MANIFEST_GENERATION_MAX, NAME_BYTES_MAX};
 use crate::page_map::Place;
 use crate::wire::{Problem, WireError};
 
@@ -305,7 +305,7 @@ fn case_19_contradictions_with_a_right_checksum_are_refused() {
 }
 
 #[test]
-fn a_snapshot_under_itself_is_refused() {
+fn a_snapshot_under_itself_or_at_the_end_of_time_is_refused() {
     // Case 19.
     let publication = published(small());
     let (snapshot, parent) = (publication.manifest().snapshot(), facts(1).snapshot);
@@ -313,6 +313,9 @@ fn a_snapshot_under_itself_is_refused() {
     let itself = [&[1], &snapshot.as_bytes()[..], &[1]].concat();
     let own_parent = Problem::Invalid("the snapshot is its own parent");
     assert_eq!(tampered(&publication, &parent_field, &itself), own_parent);
+    let never = [&[1], &parent.as_bytes()[..], &[0xff; 9], &[1]].concat();
+    let too_late = Problem::TooLarge { value: u64::MAX, max: MANIFEST_GENERATION_MAX };
+    assert_eq!(tampered(&publication, &parent_field, &never), too_late);
     let first_of_line = Problem::Invalid("only a snapshot without parent is the first of its line");
     assert_eq!(tampered(&publication, &parent_field, &[0, 1]), first_of_line);
 }

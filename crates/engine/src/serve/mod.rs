@@ -67,6 +67,8 @@ pub struct FaultServer {
     counters: Arc<Counters>,
     board: Arc<StatusBoard>,
     tracking: Tracking,
+    pages: u32,
+    /// Also what keeps missing pages from reading as zeroes if the handler panics: its guest is to wait instead.
     kept: KeptEpoch,
     thread: Option<JoinHandle<Epoch>>,
 }
@@ -101,7 +103,7 @@ impl FaultServer {
         let mailbox = Arc::new(Mailbox::new()?);
         let counters = Arc::<Counters>::default();
         let board = Arc::new(StatusBoard::new());
-        let (tracking, kept) = (epoch.tracking(), epoch.kept()?);
+        let (tracking, pages, kept) = (epoch.tracking(), view.pages(), epoch.kept()?);
         let served = Served { view, fetcher, options };
         let side = (Arc::clone(&mailbox), Arc::clone(&counters), Arc::clone(&board));
         let work = move || {
@@ -111,7 +113,7 @@ impl FaultServer {
             epoch
         };
         let thread = Some(std::thread::Builder::new().name("faults".into()).spawn(work)?);
-        Ok(Self { mailbox, counters, board, tracking, kept, thread })
+        Ok(Self { mailbox, counters, board, tracking, pages, kept, thread })
     }
 
     /// What shows how the guest is served.
@@ -146,6 +148,7 @@ impl FaultServer {
 
     /// Installs `pages` ahead of the guest, between its faults. Pages that are there or were given back are left.
     pub fn prefetch(&self, pages: PageSet) {
+        assert_eq!(pages.pages(), self.pages, "what is prefetched is of the guest's size");
         self.mailbox.send(Mail::Prefetch(pages));
     }
 

@@ -19,9 +19,9 @@ pub(super) enum RetryCause {
 #[derive(Clone, Debug)]
 pub(super) struct RetriedFault {
     pub(super) fault: Fault,
-    /// Interrupted in a row; a failure starts the count again.
+    /// Interruptions so far; past the limit each one more counts as a failure.
     interruptions: u32,
-    /// Failures in a row.
+    /// Failures so far.
     failures: u32,
 }
 

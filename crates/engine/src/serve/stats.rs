@@ -10,7 +10,7 @@ use crate::view::ViewPhase;
 /// Counts since the server started; every page is counted once, under its source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServeStats {
-    /// Missing pages the guest waited for.
+    /// Pages the guest waited for, missing or protected.
     pub faults: u64,
     /// Pages installed from a capture.
     pub pages_from_capture: u64,

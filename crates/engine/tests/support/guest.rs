@@ -135,6 +135,20 @@ impl Guest {
         std::hint::black_box(region.touch(offset));
     }
 
+    /// Whether a page that is missing in the region of `page` still faults, rather than reads as zeroes.
+    pub(crate) fn is_registered(&self, page: usize) -> bool {
+        let (region, _) = self.place(page);
+        let first = format!("{:x}-", region.range().start);
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let flags = maps
+            .lines()
+            .skip_while(|line| !line.starts_with(&first))
+            .find_map(|line| line.strip_prefix("VmFlags:"))
+            .expect("the region is mapped");
+        // "um": missing pages are a userfaultfd's (proc(5)).
+        flags.split_ascii_whitespace().any(|flag| flag == "um")
+    }
+
     fn place(&self, page: usize) -> (&GuestMemory, usize) {
         (&self.regions[page / self.region_pages], page % self.region_pages * PAGE_BYTES)
     }

@@ -13,6 +13,7 @@ use super::types::{
     Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
     SnapshotState, Verification, Version,
 };
+use crate::settings::Settings;
 
 /// What came of a request, or why nothing did.
 pub type Answer<T> = Result<T, Problem>;
@@ -54,7 +55,7 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList>;
     /// One snapshot.
     fn snapshot(&self, reference: &str) -> Answer<Snapshot>;
-    /// Waits until a snapshot has come as far as `state`.
+    /// Waits until a snapshot has come as far as `state`. A long wait is asked for in short turns.
     fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot>;
     /// Deletes a snapshot; sandboxes that run from it and its children go on.
     fn delete_snapshot(&self, reference: &str) -> Answer<()>;
@@ -79,8 +80,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn close_fault_socket(&self, id: Uuid) -> Answer<()>;
     /// Captures memory of a process that others manage.
     fn capture_memory(&self, wanted: CaptureMemory) -> Answer<Snapshot>;
-    /// Events after `after` that are still known, oldest first, and those to come. An id before the oldest known one
-    /// is answered from the oldest on.
+    /// Events after `after` that are still known, oldest first, and those to come; without it only those to come. An
+    /// id before the oldest known one is answered from the oldest on.
     fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>);
     /// Who answers.
     fn version(&self) -> Version;
@@ -88,4 +89,12 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn readiness(&self) -> Readiness;
     /// Measurements in Prometheus' text form.
     fn metrics(&self) -> String;
+}
+
+/// The daemon as the process that serves it sees it.
+pub trait Served: Control {
+    /// Takes over the settings that can change at run time.
+    fn reload(&self, settings: &Settings);
+    /// Ends what goes on beside requests; guests go on.
+    fn end(&self);
 }

@@ -34,6 +34,7 @@ use anyhow::Context as _;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 
+use crate::api::control::Served;
 use crate::api::types::MemoryBacking;
 use crate::guest::arguments::MemoryKind;
 use crate::metrics::Metrics;
@@ -105,20 +106,6 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Takes over the settings that can change in a running daemon.
-    pub fn reload(&self, settings: &Settings) {
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.clone());
-    }
-
-    /// Ends this process's part: guests run on and wait, at most, for the next daemon.
-    pub fn end(&self) {
-        if let Some(lookout) = self.lookout.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            lookout.finish();
-        }
-        self.endings.finish();
-        self.engine.stop();
-    }
-
     fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -130,6 +117,20 @@ impl Daemon {
             MemoryBacking::Huge => MemoryKind::Huge,
         };
         SandboxShape { kind, ..SandboxShape::new(self.keeping.program().to_owned(), memory_bytes) }
+    }
+}
+
+impl Served for Daemon {
+    fn reload(&self, settings: &Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.clone());
+    }
+
+    fn end(&self) {
+        if let Some(lookout) = self.lookout.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            lookout.finish();
+        }
+        self.endings.finish();
+        self.engine.stop();
     }
 }
 

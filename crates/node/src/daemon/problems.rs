@@ -48,6 +48,7 @@ impl From<OpenError> for Problem {
             OpenError::Store { snapshot, .. } => Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot),
             OpenError::Manifest { snapshot, .. }
             | OpenError::OtherSnapshot { snapshot, .. }
+            | OpenError::NoMemory { snapshot, .. }
             | OpenError::Domain { snapshot, .. } => {
                 Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
             }

@@ -2,10 +2,11 @@
 
 use std::io::Write as _;
 use std::thread;
+use std::time::Duration;
 
 use rekindle::api::limits;
 use rekindle::api::problem::Code;
-use rekindle::api::types::PauseSandbox;
+use rekindle::api::types::{PauseSandbox, ResumeSandbox, SnapshotState};
 use rekindle::client::{ClientError, Events};
 
 use crate::raw;
@@ -66,6 +67,28 @@ fn a_place_is_kept_by_work_whose_client_is_gone() {
         served.fake.until_pauses_begun(begun);
     }
     assert_eq!(served.client().sandbox("web").unwrap_err().code(), Some(Code::TooMany));
+}
+
+#[test]
+fn waits_have_places_of_their_own_which_those_who_go_away_leave() {
+    let served = Served::new();
+    served.sandbox("web");
+    let client = served.client();
+    let id = client.pause_sandbox("web", None, &PauseSandbox::default()).unwrap().id.to_string();
+    let wait = || client.wait_snapshot(&id, SnapshotState::Sealed, Duration::ZERO).unwrap_err().code();
+    let line = format!("GET /v1/snapshots/{id}/wait?state=sealed HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let mut waiting = Vec::new();
+    while wait() == Some(Code::NotYet) {
+        let mut stream = raw::connect(&served.socket());
+        stream.write_all(line.as_bytes()).unwrap();
+        waiting.push(stream);
+    }
+    assert_eq!(wait(), Some(Code::TooMany));
+    assert!(waiting.len() >= limits::WAITS_MAX);
+    assert!(client.resume_sandbox("web", &ResumeSandbox::default()).is_ok());
+    drop(waiting);
+    // Their turns end soon.
+    assert!((0..1_000_000).any(|_| wait() == Some(Code::NotYet)));
 }
 
 #[test]

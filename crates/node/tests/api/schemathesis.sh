@@ -66,6 +66,10 @@ https://*)
 esac
 [ -z "${SEED:-}" ] || options+=(--seed "$SEED")
 
-"$python/bin/schemathesis" --config-file schemathesis.toml run ../../../../docs/openapi.json --url "$where" \
+# It keeps notes where it runs.
+tests=$PWD
+cd "$work"
+PYTHONPATH=$tests PYTHONDONTWRITEBYTECODE=1 "$python/bin/schemathesis" --config-file "$tests/schemathesis.toml" \
+    run "$tests/../../../../docs/openapi.json" --url "$where" \
     --checks all --exclude-checks ignored_auth --max-examples "${EXAMPLES:-30}" --request-timeout 60 \
     --workers 1 "${options[@]}"

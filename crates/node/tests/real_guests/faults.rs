@@ -12,14 +12,14 @@ use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions};
-use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
 use rekindle_engine::tracking::Tracking;
 use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_testkit::stores::{Fault, Injected, Operation, REFUSAL, Rule};
 
 use crate::support::{
-    Case, LIMIT, Node, Random, assert_reads, assert_resumes, each_case, each_kind, ends, eventually,
-    filled_snapshot, handed_over, pause, program, resume, rewrite, share, state_of, wait_published,
+    Case, FilledNode, LIMIT, Node, assert_reads, assert_resumes, each_case, each_kind, ends, eventually,
+    filled_snapshot, pause, program, random_of_this_run, resume, rewrite, share, state_of, wait_published,
 };
 
 /// Rounds of killing a guest.
@@ -37,7 +37,7 @@ fn kill_after(pid: u32, turns: u64) -> thread::JoinHandle<()> {
 
 #[test]
 fn killing_a_random_guest_at_a_random_moment_loses_no_acknowledged_snapshot() {
-    let mut random = Random::of_this_run("killed guests");
+    let mut random = random_of_this_run("killed guests");
     for kind in [MemoryKind::Shared, MemoryKind::Private] {
         let mut case = Case::new(kind, 3, Tracking::Scan);
         case.shape.memory_bytes /= 4;
@@ -46,15 +46,15 @@ fn killing_a_random_guest_at_a_random_moment_loses_no_acknowledged_snapshot() {
         let mut acknowledged = vec![filled_snapshot(engine, &case.shape, 1)];
         let mut refused = 0;
         for _ in 0..ROUNDS / 2 {
-            let parent = &acknowledged[random.index(acknowledged.len())];
+            let parent = &acknowledged[random.position(acknowledged.len())];
             let mut sandbox = resume(engine, parent, &case.shape);
             if random.below(3) > 0 {
-                sandbox.guest.control.rewrite(rewrite(random.next())).expect("rewrites");
+                sandbox.guest.control.rewrite(rewrite(random.number())).expect("rewrites");
             }
             // From at once to about as long as a pause takes.
             let turns = 1 << random.below(15);
             let killing = kill_after(sandbox.guest.id(), turns);
-            let working = sandbox.guest.control.rewrite(rewrite(random.next()));
+            let working = sandbox.guest.control.rewrite(rewrite(random.number()));
             let paused = match working {
                 Ok(_) => sandbox.pause(engine).map_err(drop),
                 Err(_) => Err(()),
@@ -74,26 +74,13 @@ fn killing_a_random_guest_at_a_random_moment_loses_no_acknowledged_snapshot() {
     }
 }
 
-/// A guest that has handed over its memory, and the server of it.
-fn served(engine: &Engine, snapshot: &Snapshot, case: &Case) -> (ProcessGuest, FaultServer) {
-    let (guest, handover) = handed_over(snapshot, case);
-    let options = ServeOptions {
-        tracking: case.shape.tracking,
-        placement: Placement::Anywhere,
-        neighbours: Neighbours::Adaptive,
-    };
-    let view = Arc::clone(snapshot.memory());
-    let server = FaultServer::start(view, handover, engine.fetcher().clone(), options).expect("serves");
-    (guest, server)
-}
-
 #[test]
 fn the_pages_of_a_guest_that_died_during_its_pause_are_not_taken_for_unwritten() {
     each_case(|case| {
-        let node = Node::start();
-        let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-        let (mut guest, server) = served(&node.engine, &snapshot, case);
-        guest.control.restore(state_of(&snapshot)).expect("restores");
+        let (tracking, placement) = (case.shape.tracking, Placement::Anywhere);
+        let options = ServeOptions { tracking, placement, neighbours: Neighbours::Adaptive };
+        let filled = FilledNode::of(case);
+        let (mut guest, server) = filled.restored(options);
         guest.control.rewrite(rewrite(2)).expect("rewrites");
         guest.freeze().expect("freezes");
         let epoch = server.end_epoch();
@@ -114,88 +101,87 @@ fn the_pages_of_a_guest_that_died_during_its_pause_are_not_taken_for_unwritten()
 
 #[test]
 fn killing_the_guest_while_it_hands_over_leaves_nothing_stuck() {
-    let case = Case::usual();
-    let node = Node::start();
-    let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
+    let filled = FilledNode::usual();
     // Before its handler begins, its message being read already.
-    let (mut guest, handover) = handed_over(&snapshot, &case);
+    let (mut guest, handover) = filled.handed_over();
     guest.kill().expect("ends");
-    let options = ServeOptions {
-        tracking: Tracking::Scan,
-        placement: Placement::Anywhere,
-        neighbours: Neighbours::None,
-    };
-    let view = Arc::clone(snapshot.memory());
-    let fetcher = node.engine.fetcher().clone();
+    let (tracking, placement) = (Tracking::Scan, Placement::Anywhere);
+    let options = ServeOptions { tracking, placement, neighbours: Neighbours::None };
+    let view = Arc::clone(filled.snapshot.memory());
+    let fetcher = filled.node.engine.fetcher().clone();
     ends("serving a dead guest", move || drop(FaultServer::start(view, handover, fetcher, options)));
     // Before its message is read: what was sent is there, and then nobody.
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("handover");
     let listener = UnixListener::bind(&socket).expect("the socket is new");
-    let arguments = case.guest_arguments(socket);
+    let arguments = filled.case.guest_arguments(socket);
     let mut guest =
         ProcessGuest::spawn(&GuestOptions::program(program(), arguments)).expect("a guest starts");
     guest.kill().expect("ends");
     let (stream, _) = listener.accept().expect("the guest had connected");
-    let pages = snapshot.memory().pages();
+    let pages = filled.snapshot.memory().pages();
     ends("receiving from a dead guest", move || drop(Handover::receive(stream, pages, LIMIT)));
-    assert_resumes(&node.engine, &snapshot, &case.shape);
+    filled.assert_resumes(&filled.snapshot);
 }
 
 #[test]
 fn killing_the_guest_while_it_is_served_leaves_nothing_stuck() {
     each_kind(|case| {
-        let node = Node::start();
-        let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
+        let filled = FilledNode::of(case);
         for _ in 0..3 {
-            let mut sandbox = resume(&node.engine, &snapshot, &case.shape);
+            let mut sandbox = filled.resume();
             drop(sandbox.guest.control.begin_verify().expect("told"));
             let server = sandbox.server().expect("it is served");
             eventually("a fault", || server.stats().faults > 0);
-            server.prefetch(rekindle_engine::page_set::PageSet::full(snapshot.memory().pages()));
+            server.prefetch(rekindle_engine::page_set::PageSet::full(filled.snapshot.memory().pages()));
             sandbox.guest.process.begin_kill().expect("it is ours to kill");
             ends("dropping a guest killed while it was served", move || drop(sandbox));
         }
-        assert_resumes(&node.engine, &snapshot, &case.shape);
+        filled.assert_resumes(&filled.snapshot);
     });
 }
 
 #[test]
 fn a_pause_of_a_dead_guest_fails_and_leaves_nothing_stuck() {
     each_kind(|case| {
-        let node = Node::start();
-        let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-        let mut sandbox = resume(&node.engine, &snapshot, &case.shape);
+        let filled = FilledNode::of(case);
+        let engine = &filled.node.engine;
+        let mut sandbox = filled.resume();
         sandbox.guest.control.rewrite(rewrite(2)).expect("rewrites");
         sandbox.guest.kill().expect("ends");
-        let refused = sandbox.pause(&node.engine).expect_err("there is nothing to pause");
+        let refused = sandbox.pause(engine).expect_err("there is nothing to pause");
         ends("dropping what could not be paused", move || drop(refused));
-        wait_published(&snapshot);
-        assert_resumes(&node.engine, &snapshot, &case.shape);
-        eventually("the permit's bytes come back", || node.engine.capture_bytes_held() == 0);
+        wait_published(&filled.snapshot);
+        filled.assert_resumes(&filled.snapshot);
+        eventually("the permit's bytes come back", || engine.capture_bytes_held() == 0);
     });
 }
 
 #[test]
 fn a_store_that_goes_away_in_the_middle_of_a_publish_loses_nothing() {
     let case = Case::usual();
-    let (node, outage) = Node::with_outage();
+    let (node, faults) = Node::with_faults();
     let engine = &node.engine;
-    outage.fail_writes_after(0);
+    let fail_writes_after = |after| -> Vec<Injected> {
+        let rule = |on| Rule { after, ..Rule::always(on, "", Fault::Fail) };
+        [Operation::Begin, Operation::Put].map(|on| faults.inject(rule(on))).into()
+    };
+    let mut failing = fail_writes_after(0);
     let base = filled_snapshot(engine, &case.shape, 1);
     let mut snapshots = vec![base];
     // Each try comes a little further, and is cut off.
-    for writes in 0..6 {
+    for writes in 0..6_u32 {
+        let seed = u64::from(writes);
         let parent = snapshots.last().expect("the first is there");
         let mut sandbox = resume(engine, parent, &case.shape);
-        sandbox.guest.control.rewrite(rewrite(10 + writes)).expect("rewrites");
-        sandbox.guest.control.discard(share(20 + writes, 10), case.discard).expect("discards");
+        sandbox.guest.control.rewrite(rewrite(10 + seed)).expect("rewrites");
+        sandbox.guest.control.discard(share(20 + seed, 10), case.discard).expect("discards");
         snapshots.push(pause(engine, sandbox).snapshot);
-        let failures = outage.failures();
-        outage.fail_writes_after(writes);
-        eventually("a failed upload", || outage.failures() > failures);
+        let struck = faults.struck();
+        drop(std::mem::replace(&mut failing, fail_writes_after(writes)));
+        eventually("a failed upload", || faults.struck() > struck);
     }
-    outage.fail_writes_after(0);
+    drop(std::mem::replace(&mut failing, fail_writes_after(0)));
     for snapshot in &snapshots {
         assert_resumes(engine, snapshot, &case.shape);
     }
@@ -203,10 +189,10 @@ fn a_store_that_goes_away_in_the_middle_of_a_publish_loses_nothing() {
     newest.wait_manifest(LIMIT).expect("a seal needs no store");
     eventually("the failure is told", || newest.status().failure.is_some());
     let failure = newest.status().failure.unwrap_or_default();
-    assert!(failure.contains("the store is away"), "{failure}");
+    assert!(failure.contains(REFUSAL), "{failure}");
     assert_eq!(newest.state(), SnapshotState::Sealed);
 
-    outage.end();
+    drop(failing);
     let names: Vec<_> = snapshots
         .iter()
         .map(|snapshot| {

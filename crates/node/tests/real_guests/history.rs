@@ -10,9 +10,10 @@ use rekindle::sandbox::Sandbox;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
+use rekindle_testkit::random::Random;
 
 use crate::support::{
-    Case, Node, Random, assert_reads, assert_verified, pause, resume, state_of, wait_published,
+    Case, Node, assert_reads, assert_verified, pause, random_of_this_run, resume, state_of, wait_published,
 };
 
 /// How long new histories are begun.
@@ -71,7 +72,7 @@ impl Story<'_> {
     /// A guest, and every one after it, begins here or in a snapshot.
     fn begin(&mut self) {
         let mut sandbox = Sandbox::start(self.case.shape.clone()).expect("a guest starts");
-        sandbox.guest.control.fill(self.random.next()).expect("fills");
+        sandbox.guest.control.fill(self.random.number()).expect("fills");
         let expected = sandbox.guest.control.state().expect("answers");
         self.guests.push(Guest { sandbox, expected });
         self.pause_one();
@@ -81,18 +82,22 @@ impl Story<'_> {
         if self.guests.is_empty() {
             return None;
         }
-        let index = self.random.index(self.guests.len());
+        let index = self.random.position(self.guests.len());
         self.guests.get_mut(index)
     }
 
     fn share(&mut self) -> Share {
-        let run_pages = [1, 3, 16, 600][self.random.index(4)];
-        Share { seed: self.random.next(), percent: self.random.percent() / 2, run_pages }
+        let run_pages = [1, 3, 16, 600][self.random.position(4)];
+        Share { seed: self.random.number(), percent: self.percent_below(50), run_pages }
+    }
+
+    fn percent_below(&mut self, end: u32) -> u8 {
+        u8::try_from(self.random.below(end)).expect("below a hundred")
     }
 
     fn rewrite(&mut self) {
         let share = self.share();
-        let (zero_percent, same_percent) = (self.random.percent() / 3, self.random.percent() / 3);
+        let (zero_percent, same_percent) = (self.percent_below(34), self.percent_below(34));
         let Some(guest) = self.one_guest() else { return };
         guest.change(|sandbox| {
             let rewrite = Rewrite { share, zero_percent, same_percent };
@@ -107,7 +112,7 @@ impl Story<'_> {
     }
 
     fn tick(&mut self) {
-        let pages = u32::try_from(self.random.below(200)).expect("small");
+        let pages = self.random.below(200);
         let Some(guest) = self.one_guest() else { return };
         guest.change(|sandbox| {
             let ticked = sandbox.guest.control.tick(pages).expect("ticks");
@@ -124,7 +129,7 @@ impl Story<'_> {
         if self.guests.is_empty() {
             return;
         }
-        let Guest { sandbox, expected } = self.guests.swap_remove(self.random.index(self.guests.len()));
+        let Guest { sandbox, expected } = self.guests.swap_remove(self.random.position(self.guests.len()));
         let snapshot = pause(&self.node.engine, sandbox).snapshot;
         assert_eq!(state_of(&snapshot), expected);
         self.snapshots.push(Known { snapshot, expected });
@@ -135,33 +140,33 @@ impl Story<'_> {
 
     fn resume_one(&mut self) {
         if self.guests.len() < GUESTS_MAX {
-            let known = &self.snapshots[self.random.index(self.snapshots.len())];
+            let known = &self.snapshots[self.random.position(self.snapshots.len())];
             self.guests.push(known.resume(&self.node.engine, &self.case));
         }
     }
 
     fn kill_one(&mut self) {
         if !self.guests.is_empty() {
-            drop(self.guests.swap_remove(self.random.index(self.guests.len())));
+            drop(self.guests.swap_remove(self.random.position(self.guests.len())));
         }
     }
 
     fn read_one(&mut self) {
-        let known = &self.snapshots[self.random.index(self.snapshots.len())];
+        let known = &self.snapshots[self.random.position(self.snapshots.len())];
         assert_reads(&self.node.engine, &known.snapshot, &known.expected.history);
     }
 
     /// Guests of it run on; the last snapshot stays.
     fn delete_one(&mut self) {
         if self.snapshots.len() > 1 {
-            let known = self.snapshots.swap_remove(self.random.index(self.snapshots.len()));
+            let known = self.snapshots.swap_remove(self.random.position(self.snapshots.len()));
             self.node.engine.delete(&known.snapshot).expect("nothing to write");
         }
     }
 
     /// A snapshot is resumed by another node that has nothing of it.
     fn publish_one(&mut self) {
-        let known = &self.snapshots[self.random.index(self.snapshots.len())];
+        let known = &self.snapshots[self.random.position(self.snapshots.len())];
         wait_published(&known.snapshot);
         self.colds += 1;
         let elsewhere = self.node.elsewhere(&format!("cold-{}", self.colds));
@@ -207,12 +212,12 @@ impl Known {
 
 #[test]
 fn random_histories_keep_every_page() {
-    let mut random = Random::of_this_run("random histories");
+    let mut random = random_of_this_run("random histories");
     let begun = Instant::now();
     while begun.elapsed() < TIME {
-        let kind = [MemoryKind::Shared, MemoryKind::Private][random.index(2)];
-        let tracking = [Tracking::Scan, Tracking::Events, Tracking::Resident][random.index(3)];
-        let mut case = Case::new(kind, 1 + random.index(4), tracking);
+        let kind = [MemoryKind::Shared, MemoryKind::Private][random.position(2)];
+        let tracking = [Tracking::Scan, Tracking::Events, Tracking::Resident][random.position(3)];
+        let mut case = Case::new(kind, 1 + random.position(4), tracking);
         case.shape.memory_bytes /= 4;
         eprintln!("{kind:?}, {} regions, {tracking:?}", case.shape.regions);
         let (guests, snapshots) = (Vec::new(), Vec::new());

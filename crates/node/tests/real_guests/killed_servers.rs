@@ -23,10 +23,11 @@ use rekindle_engine::serve::{
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
 use rekindle_kernel::fd_passing;
+use rekindle_testkit::random::Random;
 use serde::{Deserialize, Serialize};
 
 use crate::support::{
-    Case, LIMIT, Node, Random, assert_reads, assert_verified, each_case, filled_snapshot, handed_over, share,
+    Case, FilledNode, LIMIT, Node, assert_reads, assert_verified, each_case, random_of_this_run, share,
     state_of, wait_published,
 };
 
@@ -147,12 +148,12 @@ fn kill_servers(
     start: &dyn Fn(u64) -> ServerProcess,
 ) {
     let kills = std::env::var("REKINDLE_KILLS").map_or(KILLS, |kills| kills.parse().expect("a number"));
-    let seeds: Vec<u64> = (0..kills).map(|_| random.next()).collect();
+    let seeds: Vec<u64> = (0..kills).map(|_| random.number()).collect();
     thread::scope(|scope| {
         let working = scope.spawn(|| work(&mut guest.control, case, &seeds));
         let mut killed = 0;
         while killed < kills && !working.is_finished() {
-            let mut server = start(random.next());
+            let mut server = start(random.number());
             if random.below(8) > 0 {
                 server.wait_serving();
             }
@@ -164,7 +165,7 @@ fn kill_servers(
             server.kill();
             killed += 1;
         }
-        let last = start(random.next());
+        let last = start(random.number());
         working.join().expect("the guest's pages are right");
         last.kill();
     });
@@ -192,8 +193,8 @@ fn pause(
     let volume = PausedVolume { name: VolumeName::memory(), page_kind, memfd, pages };
     let blob = serde_json::to_vec(&state).expect("plain data");
     let blobs = [("device-state".to_owned(), blob.into())].into_iter().collect();
-    let snapshot =
-        node.engine.commit_pause(permit, PausedGuest { volumes: vec![volume], blobs }).expect("pauses");
+    let paused = PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs, alongside: Vec::new() };
+    let snapshot = node.engine.commit_pause(permit, paused).expect("pauses");
     guest.kill().expect("ends");
     snapshot
 }
@@ -210,28 +211,28 @@ fn order(kept: &KeptEpoch, snapshot: &Snapshot, node: &Node, seed: u64) -> Order
 
 #[test]
 fn case_54_a_guest_whose_servers_are_killed_has_every_page_and_so_has_its_next_snapshot() {
-    let mut random = Random::of_this_run("killed servers");
+    let mut random = random_of_this_run("killed servers");
     let random = std::cell::RefCell::new(&mut random);
     each_case(|case| {
         let random = &mut **random.borrow_mut();
-        let node = Node::start();
-        let snapshot = filled_snapshot(&node.engine, &case.shape, random.next());
-        wait_published(&snapshot);
-        let (mut guest, handover) = handed_over(&snapshot, case);
+        let filled = FilledNode::of(case);
+        let (node, snapshot) = (&filled.node, &filled.snapshot);
+        wait_published(snapshot);
+        let (mut guest, handover) = filled.handed_over();
         let epoch = Epoch::begin(handover, case.shape.tracking).expect("begins");
         let kept = epoch.kept().expect("kept");
         drop(epoch);
-        guest.control.restore(state_of(&snapshot)).expect("restores");
+        guest.control.restore(state_of(snapshot)).expect("restores");
         kill_servers(&mut guest, case, random, &|seed| {
-            ServerProcess::start(&order(&kept, &snapshot, &node, seed), &kept)
+            ServerProcess::start(&order(&kept, snapshot, node, seed), &kept)
         });
         // Half of the guests are paused with pages that nobody has touched since they were given back.
         if random.below(2) == 0 {
-            let server = ServerProcess::start(&order(&kept, &snapshot, &node, random.next()), &kept);
+            let server = ServerProcess::start(&order(&kept, snapshot, node, random.number()), &kept);
             assert_verified(&mut guest);
             server.kill();
         }
-        let paused = pause(&node, &mut guest, &snapshot, case, kept);
+        let paused = pause(node, &mut guest, snapshot, case, kept);
         assert_reads(&node.engine, &paused, &state_of(&paused).history);
         drop(guest);
         wait_published(&paused);

@@ -3,24 +3,22 @@
 use std::sync::Arc;
 
 use rekindle::guest::history::History;
-use rekindle_engine::engine::Engine;
+use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_testkit::hooks::{Held, Point, TestHooks};
 
 use crate::support::{
-    Case, Node, StalledCompare, assert_reads, assert_resumes, assert_verified, each_case, each_kind,
-    filled_snapshot, pause, resume, rewrite, share, state_of, wait_published,
+    Case, Node, assert_reads, assert_resumes, assert_verified, each_case, each_kind, filled_snapshot, pause,
+    resume, rewrite, share, state_of, wait_published,
 };
 
-/// A node on which no compare ends before the hold is dropped.
-fn stalled_node() -> (Node, StalledCompare) {
-    let (stalled, hooks) = StalledCompare::new();
-    let node = Node::start_with(|mut options| {
-        options.hooks = hooks;
-        options
-    });
-    (node, stalled)
+/// A node on which no compare begins before the hold is dropped.
+fn stalled_node() -> (Node, Held) {
+    let hooks = Arc::<TestHooks>::default();
+    let held = hooks.hold(Point::Compare);
+    (Node::start_with(|options| EngineOptions { hooks, ..options }), held)
 }
 
 /// A guest of `parent` verifies everything, writes, discards, verifies again, and is paused.

@@ -1,37 +1,28 @@
 //! Faults of real guests: removes beside installs, faults before anybody serves, a store that is away, a cold disk.
 
 use std::fs::File;
-use std::sync::Arc;
 
 use rekindle::guest::trace::{Access, Pattern, Timing, Trace};
 use rekindle::sandbox::SandboxShape;
 use rekindle::vmm::process::ProcessGuest;
-use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
-use rekindle_engine::handover::Handover;
 use rekindle_engine::page_set::PageSet;
-use rekindle_engine::serve::{EndReason, FaultServer, Neighbours, Placement, ServeOptions, ServeStatus};
+use rekindle_engine::serve::{EndReason, Neighbours, Placement, ServeOptions, ServeStatus};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
 use rekindle_testkit::skip::skipped;
+use rekindle_testkit::stores::REFUSAL;
 
 use crate::support::{
-    Case, LIMIT, Node, assert_resumes, assert_verified, each_case, each_kind, ends, eventually,
-    filled_snapshot, handed_over, pause, resume, rewrite, share, state_of, wait_published,
+    Case, FilledNode, LIMIT, Node, assert_resumes, assert_verified, each_case, each_kind, ends, eventually,
+    filled_snapshot, pause, resume, rewrite, share, state_of, wait_published,
 };
 
-fn single_pages() -> ServeOptions {
-    ServeOptions {
-        tracking: Tracking::Resident,
-        placement: Placement::Anywhere,
-        neighbours: Neighbours::None,
-    }
-}
-
-fn serve(engine: &Engine, snapshot: &Snapshot, handover: Handover) -> FaultServer {
-    let view = Arc::clone(snapshot.memory());
-    FaultServer::start(view, handover, engine.fetcher().clone(), single_pages()).expect("serves")
-}
+const SINGLE_PAGES: ServeOptions = ServeOptions {
+    tracking: Tracking::Resident,
+    placement: Placement::Anywhere,
+    neighbours: Neighbours::None,
+};
 
 fn touch(pages: impl IntoIterator<Item = u32>) -> Trace {
     let threads = std::num::NonZeroUsize::MIN;
@@ -50,34 +41,32 @@ fn everything(snapshot: &Snapshot) -> PageSet {
 #[test]
 fn case_36_removes_and_installs_race_and_every_page_is_right() {
     each_case(|case| {
-        let node = Node::start();
-        let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
+        let filled = FilledNode::of(case);
         for seed in [10, 20] {
-            let mut sandbox = resume(&node.engine, &snapshot, &case.shape);
-            sandbox.server().expect("it is served").prefetch(everything(&snapshot));
+            let mut sandbox = filled.resume();
+            sandbox.server().expect("it is served").prefetch(everything(&filled.snapshot));
             for part in 0..5 {
                 sandbox.guest.control.discard(share(seed + part, 20), case.discard).expect("discards");
             }
             assert_verified(&mut sandbox.guest);
-            let paused = pause(&node.engine, sandbox);
-            assert_resumes(&node.engine, &paused.snapshot, &case.shape);
+            filled.assert_resumes(&filled.pause(sandbox).snapshot);
         }
     });
 }
 
 #[test]
 fn case_36_a_remove_waits_for_no_page_that_the_store_has() {
-    let case = Case::usual();
-    let node = Node::start();
-    let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-    wait_published(&snapshot);
-    let (elsewhere, outage) = node.elsewhere_with_outage("second");
-    let cold = elsewhere.open(snapshot.id()).expect("it was published");
-    outage.fail_reads_after(0);
-    let mut sandbox = resume(&elsewhere, &cold, &case.shape);
-    sandbox.server().expect("it is served").prefetch(everything(&cold));
-    eventually("a failed fetch", || outage.failures() > 0);
-    sandbox.guest.control.discard(share(2, 100), case.discard).expect("discards while a fetch is under way");
+    let filled = FilledNode::usual();
+    let cold = filled.cold();
+    let _away = cold.away_after(0);
+    let mut sandbox = cold.resume();
+    sandbox.server().expect("it is served").prefetch(everything(&cold.snapshot));
+    eventually("a failed fetch", || cold.faults.struck() > 0);
+    sandbox
+        .guest
+        .control
+        .discard(share(2, 100), filled.case.discard)
+        .expect("discards while a fetch is under way");
     assert_verified(&mut sandbox.guest);
     assert_eq!(sandbox.server().expect("it is served").status(), ServeStatus::Running);
 }
@@ -85,19 +74,18 @@ fn case_36_a_remove_waits_for_no_page_that_the_store_has() {
 #[test]
 fn case_37_a_removed_page_is_zero_whatever_is_installed_after() {
     each_kind(|case| {
-        let node = Node::start();
-        let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-        let mut sandbox = resume(&node.engine, &snapshot, &case.shape);
+        let filled = FilledNode::of(case);
+        let mut sandbox = filled.resume();
         sandbox.guest.control.tick(200).expect("ticks");
         sandbox.guest.control.discard(share(2, 50), case.discard).expect("discards");
         let server = sandbox.server().expect("it is served");
         let removed = server.stats().pages_removed;
         assert!(removed > 0);
-        server.prefetch(everything(&snapshot));
+        server.prefetch(everything(&filled.snapshot));
         eventually("the rest is installed", || {
             let stats = server.stats();
             let there = stats.pages_from_capture + stats.pages_from_layer;
-            there + removed >= u64::from(snapshot.memory().pages())
+            there + removed >= u64::from(filled.snapshot.memory().pages())
         });
         assert_verified(&mut sandbox.guest);
     });
@@ -106,31 +94,25 @@ fn case_37_a_removed_page_is_zero_whatever_is_installed_after() {
 #[test]
 fn case_38_a_write_after_a_zero_page_was_installed_is_in_the_next_snapshot() {
     each_case(|case| {
-        let node = Node::start();
-        let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-        let mut sandbox = resume(&node.engine, &snapshot, &case.shape);
+        let filled = FilledNode::of(case);
+        let mut sandbox = filled.resume();
         sandbox.guest.control.discard(share(2, 50), case.discard).expect("discards");
         // Some removed pages are first read, others first written.
         sandbox.guest.control.tick(1000).expect("ticks");
         sandbox.guest.control.rewrite(rewrite(3)).expect("rewrites");
-        let paused = pause(&node.engine, sandbox);
-        let mut sandbox = resume(&node.engine, &paused.snapshot, &case.shape);
+        let paused = filled.pause(sandbox);
+        let mut sandbox = resume(&filled.node.engine, &paused.snapshot, &case.shape);
         // Zeroes of the snapshot itself, read and then written.
         assert_verified(&mut sandbox.guest);
         sandbox.guest.control.rewrite(rewrite(4)).expect("rewrites");
-        let paused = pause(&node.engine, sandbox);
-        assert_resumes(&node.engine, &paused.snapshot, &case.shape);
+        filled.assert_resumes(&filled.pause(sandbox).snapshot);
     });
 }
 
 #[test]
 fn case_40_a_guest_whose_handler_ended_waits_and_goes_on_when_it_is_served_again() {
-    let case = Case::usual();
-    let node = Node::start();
-    let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-    let (mut guest, handover) = handed_over(&snapshot, &case);
-    let server = serve(&node.engine, &snapshot, handover);
-    guest.control.restore(state_of(&snapshot)).expect("restores");
+    let filled = FilledNode::usual();
+    let (mut guest, server) = filled.restored(SINGLE_PAGES);
     guest.control.tick(8).expect("ticks");
     // Ended under the running guest, which is in the middle of its faults.
     let verifying = guest.control.begin_verify().expect("told");
@@ -138,21 +120,17 @@ fn case_40_a_guest_whose_handler_ended_waits_and_goes_on_when_it_is_served_again
     eventually("a fault", || server.stats().faults > before);
     let epoch = server.end_epoch();
     assert!(!epoch.installed().is_empty());
-    let view = Arc::clone(snapshot.memory());
-    let server = FaultServer::resume(view, epoch, node.engine.fetcher().clone(), single_pages());
-    let server = server.expect("serves again");
+    let server = filled.serve_again(epoch, SINGLE_PAGES);
     let verified = verifying.wait().expect("the guest goes on");
-    assert_eq!((verified.pages, verified.mismatches), (snapshot.memory().pages(), 0));
+    assert_eq!((verified.pages, verified.mismatches), (filled.snapshot.memory().pages(), 0));
     guest.kill().expect("ends");
     drop(server);
 }
 
 #[test]
 fn case_40_the_end_of_a_guest_and_of_its_server_are_seen_on_the_status() {
-    let case = Case::usual();
-    let node = Node::start();
-    let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-    let mut sandbox = resume(&node.engine, &snapshot, &case.shape);
+    let filled = FilledNode::usual();
+    let mut sandbox = filled.resume();
     sandbox.guest.control.tick(8).expect("ticks");
     assert_eq!(sandbox.server().expect("it is served").status(), ServeStatus::Running);
     sandbox.guest.kill().expect("ends");
@@ -161,40 +139,35 @@ fn case_40_the_end_of_a_guest_and_of_its_server_are_seen_on_the_status() {
     let gone = [EndReason::HungUp, EndReason::MemoryGone].map(|why| ServeStatus::Ended { why });
     assert!(gone.contains(&ended), "{ended:?}");
     ends("dropping the sandbox of a killed guest", move || drop(sandbox));
-    assert_resumes(&node.engine, &snapshot, &case.shape);
+    filled.assert_resumes(&filled.snapshot);
 }
 
 #[test]
 fn case_41_one_page_that_cannot_be_had_is_named_and_the_others_are_served() {
-    let case = Case::usual();
-    let node = Node::start();
-    let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-    wait_published(&snapshot);
-    let (elsewhere, outage) = node.elsewhere_with_outage("second");
-    let cold = elsewhere.open(snapshot.id()).expect("it was published");
-    let mut shape = case.shape.clone();
-    shape.neighbours = Neighbours::None;
-    let mut sandbox = resume(&elsewhere, &cold, &shape);
+    let filled = FilledNode::usual();
+    let mut cold = filled.cold();
+    cold.shape.neighbours = Neighbours::None;
+    let mut sandbox = cold.resume();
     // One page of the first frame, which is then verified as a whole.
     sandbox.guest.control.touch_trace(touch([0])).expect("touches");
-    outage.fail_reads_after(0);
-    let far = cold.memory().pages() - 1;
+    let away = cold.away_after(0);
+    let far = cold.snapshot.memory().pages() - 1;
     let waiting = Waiting::begin(&mut sandbox.guest, far);
     let server = sandbox.server().expect("it is served");
     let stalled = server.wait_status(LIMIT, is_stalled);
     assert!(
         matches!(&stalled, ServeStatus::Stalled { page, reason }
-            if page.number() == far && reason.contains("the store is away")),
+            if page.number() == far && reason.contains(REFUSAL)),
         "{stalled:?}"
     );
     let before = server.stats();
-    let mut near = PageSet::new(cold.memory().pages());
+    let mut near = PageSet::new(cold.snapshot.memory().pages());
     near.insert_run(GuestPages::new(GuestPage::new(1), 63));
     server.prefetch(near);
     eventually("the other pages", || server.stats().pages_prefetched == before.pages_prefetched + 63);
     assert!(is_stalled(&server.status()), "the page is still away");
     assert_eq!(server.stats().retries, 0, "waiting is no retry");
-    outage.end();
+    drop(away);
     let running = server.wait_status(LIMIT, |status| *status == ServeStatus::Running);
     assert_eq!(running, ServeStatus::Running);
     waiting.end(&mut sandbox.guest);
@@ -220,13 +193,11 @@ impl Waiting {
 
 #[test]
 fn case_42_faults_before_anybody_serves_are_answered() {
-    let case = Case::usual();
-    let node = Node::start();
-    let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-    let (mut guest, handover) = handed_over(&snapshot, &case);
-    guest.control.restore(state_of(&snapshot)).expect("restores");
+    let filled = FilledNode::usual();
+    let (mut guest, handover) = filled.handed_over();
+    guest.control.restore(state_of(&filled.snapshot)).expect("restores");
     let ticking = guest.control.begin_tick(8).expect("told");
-    let server = serve(&node.engine, &snapshot, handover);
+    let server = filled.serve(handover, SINGLE_PAGES);
     let ticked = ticking.wait().expect("the early faults are answered");
     assert_eq!((ticked.verified.pages, ticked.verified.mismatches), (8, 0));
     assert_verified(&mut guest);
@@ -253,30 +224,25 @@ fn case_42_memory_in_many_regions_at_odd_addresses_in_reverse_order_is_served() 
 #[test]
 fn case_53_a_page_given_back_in_this_epoch_is_zero_in_the_next_snapshot_too() {
     each_case(|case| {
-        let node = Node::start();
-        let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-        let mut sandbox = resume(&node.engine, &snapshot, &case.shape);
+        let filled = FilledNode::of(case);
+        let mut sandbox = filled.resume();
         // Of what is given back some was never touched, some only read, some written.
         sandbox.guest.control.tick(200).expect("ticks");
         sandbox.guest.control.rewrite(rewrite(2)).expect("rewrites");
         sandbox.guest.control.discard(share(3, 50), case.discard).expect("discards");
         // And some of it comes back as a zero page before the pause.
         sandbox.guest.control.tick(200).expect("ticks");
-        let paused = pause(&node.engine, sandbox);
-        assert_resumes(&node.engine, &paused.snapshot, &case.shape);
+        let paused = filled.pause(sandbox);
+        filled.assert_resumes(&paused.snapshot);
         wait_published(&paused.snapshot);
-        assert_resumes(&node.engine, &paused.snapshot, &case.shape);
+        filled.assert_resumes(&paused.snapshot);
     });
 }
 
 #[test]
 fn case_57_serving_and_pausing_allocate_nothing_in_the_guests_memory_file() {
-    let case = Case::usual();
-    let node = Node::start();
-    let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-    let (mut guest, handover) = handed_over(&snapshot, &case);
-    let server = serve(&node.engine, &snapshot, handover);
-    guest.control.restore(state_of(&snapshot)).expect("restores");
+    let filled = FilledNode::usual();
+    let (mut guest, server) = filled.restored(SINGLE_PAGES);
     guest.control.tick(8).expect("ticks");
     guest.freeze().expect("freezes");
     let epoch = server.end_epoch();
@@ -287,8 +253,7 @@ fn case_57_serving_and_pausing_allocate_nothing_in_the_guests_memory_file() {
     let changed = epoch.changed_pages().expect("the guest stands");
     assert_eq!(u64::from(changed.kept.len()), installed);
     assert_eq!(allocated(), installed, "looking for written pages made some");
-    let view = Arc::clone(snapshot.memory());
-    let server = FaultServer::resume(view, epoch, node.engine.fetcher().clone(), single_pages());
+    let server = filled.serve_again(epoch, SINGLE_PAGES);
     guest.thaw().expect("thaws");
     assert_verified(&mut guest);
     guest.kill().expect("ends");
@@ -298,19 +263,16 @@ fn case_57_serving_and_pausing_allocate_nothing_in_the_guests_memory_file() {
 #[test]
 fn case_58_a_store_outage_stalls_a_guest_with_a_reason_and_then_it_goes_on() {
     each_kind(|case| {
-        let node = Node::start();
-        let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-        wait_published(&snapshot);
-        let (elsewhere, outage) = node.elsewhere_with_outage("second");
-        let cold = elsewhere.open(snapshot.id()).expect("it was published");
-        outage.fail_reads_after(5);
-        let mut sandbox = resume(&elsewhere, &cold, &case.shape);
+        let filled = FilledNode::of(case);
+        let cold = filled.cold();
+        let away = cold.away_after(5);
+        let mut sandbox = cold.resume();
         drop(sandbox.guest.control.begin_verify().expect("told"));
         let server = sandbox.server().expect("it is served");
         let stalled = server.wait_status(LIMIT, is_stalled);
         let ServeStatus::Stalled { reason, .. } = &stalled else { panic!("{stalled:?}") };
-        assert!(reason.contains("the store is away"), "{reason}");
-        outage.end();
+        assert!(reason.contains(REFUSAL), "{reason}");
+        drop(away);
         let running = server.wait_status(LIMIT, |status| *status == ServeStatus::Running);
         assert_eq!(running, ServeStatus::Running);
         assert_verified(&mut sandbox.guest);
@@ -320,22 +282,18 @@ fn case_58_a_store_outage_stalls_a_guest_with_a_reason_and_then_it_goes_on() {
 
 #[test]
 fn a_guest_that_stalls_can_be_paused_and_its_snapshot_is_whole() {
-    let case = Case::usual();
-    let node = Node::start();
-    let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-    wait_published(&snapshot);
-    let (elsewhere, outage) = node.elsewhere_with_outage("second");
-    let cold = elsewhere.open(snapshot.id()).expect("it was published");
-    outage.fail_reads_after(5);
-    let mut sandbox = resume(&elsewhere, &cold, &case.shape);
+    let filled = FilledNode::usual();
+    let cold = filled.cold();
+    let away = cold.away_after(5);
+    let mut sandbox = cold.resume();
     // Written before the store went away: those pages are the guest's own.
-    sandbox.guest.control.discard(share(2, 30), case.discard).expect("discards");
-    sandbox.server().expect("it is served").prefetch(everything(&cold));
-    eventually("a failed fetch", || outage.failures() > 0);
-    let paused = pause(&elsewhere, sandbox);
+    sandbox.guest.control.discard(share(2, 30), filled.case.discard).expect("discards");
+    sandbox.server().expect("it is served").prefetch(everything(&cold.snapshot));
+    eventually("a failed fetch", || cold.faults.struck() > 0);
+    let paused = pause(&cold.engine, sandbox);
     assert!(paused.snapshot.manifest_now().is_none_or(|manifest| manifest.generation() == 1));
-    outage.end();
-    assert_resumes(&elsewhere, &paused.snapshot, &case.shape);
+    drop(away);
+    assert_resumes(&cold.engine, &paused.snapshot, &cold.shape);
     wait_published(&paused.snapshot);
 }
 
@@ -350,19 +308,17 @@ fn chill(directory: &std::path::Path) {
 
 #[test]
 fn case_59_a_cold_file_page_is_read_beside_the_other_faults() {
-    let case = Case::usual();
-    let node = Node::start();
-    let snapshot = filled_snapshot(&node.engine, &case.shape, 1);
-    wait_published(&snapshot);
-    chill(&node.directory.path().join("first"));
-    let view = snapshot.memory();
+    let filled = FilledNode::usual();
+    wait_published(&filled.snapshot);
+    chill(&filled.node.directory.path().join("first"));
+    let view = filled.snapshot.memory();
     let is_cold = |page| view.piece_at(GuestPage::new(page), 1).readable_now() == 0;
     if !(0..view.pages()).any(is_cold) {
         return skipped("cold layer files", "this file system keeps its pages in memory");
     }
-    let mut sandbox = resume(&node.engine, &snapshot, &case.shape);
+    let mut sandbox = filled.resume();
     assert_verified(&mut sandbox.guest);
     let stats = sandbox.server().expect("it is served").stats();
     assert!(stats.misses > 0, "cold pages are read elsewhere: {stats:?}");
-    assert_eq!(node.engine.traffic().fetches, 0, "and not from the store");
+    assert_eq!(filled.node.engine.traffic().fetches, 0, "and not from the store");
 }

@@ -13,7 +13,10 @@ use rekindle_testkit::guest::{Guest, GuestError, Tracking, judge};
 use rekindle_testkit::site::Site;
 use rekindle_testkit::skip::skipped;
 
-use crate::{check, check_elsewhere, child, first_pause, run, site, start, wait_published, wait_sealed};
+use crate::{
+    check, check_elsewhere, child, first_pause, open_elsewhere, published, run, site, start, wait_published,
+    wait_sealed,
+};
 
 fn local_files(site: &Site, snapshot: &Snapshot) -> Vec<PathBuf> {
     let names = snapshot.memory().load();
@@ -91,6 +94,17 @@ fn case_25_and_26_damaged_or_short_local_files_are_never_believed() {
     let opened = engine.open(second.0.id()).expect("it is published");
     judge(&engine, &opened, &second.1).expect("every page is the model's");
     judge(&engine, &opened, &second.1).expect("what was fetched stays good");
+}
+
+#[test]
+fn a_layer_packed_here_is_on_this_disk_though_the_store_has_the_same() {
+    let (site, _engine, first) = published(100);
+    let cold = open_elsewhere(&site, &first.0);
+    let _outage = site.faults.outage();
+    let same = first_pause(&cold.engine, 100);
+    wait_sealed(&same.0);
+    check(&cold.engine, &same);
+    check(&cold.engine, &(cold.snapshot, first.1));
 }
 
 #[test]

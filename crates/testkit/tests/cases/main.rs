@@ -68,10 +68,31 @@ fn wait_sealed(snapshot: &Snapshot) {
     assert!(sealed, "it is not sealed: {:?}", snapshot.status());
 }
 
-/// Opens a snapshot on a node that has nothing of it, and judges every page.
-fn check_elsewhere(site: &Site, (snapshot, memory): &(Arc<Snapshot>, ModelMemory)) {
+/// A node with a published snapshot of so many pages.
+fn published(pages: u32) -> (Site, Engine, (Arc<Snapshot>, ModelMemory)) {
+    let site = site();
+    let engine = start(&site);
+    let snapshot = first_pause(&engine, pages);
+    wait_published(&snapshot.0);
+    (site, engine, snapshot)
+}
+
+/// A published snapshot, opened on a node that has nothing of it.
+struct Cold {
+    snapshot: Arc<Snapshot>,
+    engine: Engine,
+    _site: Site,
+}
+
+fn open_elsewhere(site: &Site, snapshot: &Snapshot) -> Cold {
     let elsewhere = site.elsewhere().expect("a temporary directory");
     let engine = start(&elsewhere);
-    let opened = engine.open(snapshot.id()).expect("it is published");
-    judge(&engine, &opened, memory).expect("every page is the model's");
+    let snapshot = engine.open(snapshot.id()).expect("it is published");
+    Cold { snapshot, engine, _site: elsewhere }
+}
+
+/// Opens a snapshot on a node that has nothing of it, and judges every page.
+fn check_elsewhere(site: &Site, (snapshot, memory): &(Arc<Snapshot>, ModelMemory)) {
+    let cold = open_elsewhere(site, snapshot);
+    judge(&cold.engine, &cold.snapshot, memory).expect("every page is the model's");
 }

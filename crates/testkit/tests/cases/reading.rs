@@ -8,23 +8,18 @@ use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::site::PATIENCE;
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
-use crate::{check, check_elsewhere, first_pause, run, site, start, wait_published};
+use crate::{Cold, check, check_elsewhere, open_elsewhere, published, run, wait_published};
 
 #[test]
 fn case_24_a_cold_frame_that_many_want_is_fetched_once() {
-    let site = site();
-    let engine = start(&site);
-    let snapshot = first_pause(&engine, 600);
-    wait_published(&snapshot.0);
-    let elsewhere = site.elsewhere().expect("a temporary directory");
-    let cold = start(&elsewhere);
-    let opened = cold.open(snapshot.0.id()).expect("it is published");
+    let (site, _engine, snapshot) = published(600);
+    let cold = open_elsewhere(&site, &snapshot.0);
     let before = site.faults.calls(Operation::Get, "layers/");
     std::thread::scope(|scope| {
         for _ in 0..6 {
             scope.spawn(|| {
                 let mut page = vec![0; 4096];
-                cold.read(opened.memory(), run(599, 1), &mut page).expect("the store has it");
+                cold.engine.read(cold.snapshot.memory(), run(599, 1), &mut page).expect("the store has it");
                 snapshot.1.check(run(599, 1), &page).expect("the model's page");
             });
         }
@@ -35,37 +30,28 @@ fn case_24_a_cold_frame_that_many_want_is_fetched_once() {
 
 #[test]
 fn case_28_a_failed_fetch_answers_all_who_wait_for_it_and_is_not_remembered() {
-    let site = site();
-    let engine = start(&site);
-    let snapshot = first_pause(&engine, 600);
-    wait_published(&snapshot.0);
-    let elsewhere = site.elsewhere().expect("a temporary directory");
-    let cold = start(&elsewhere);
-    let opened = cold.open(snapshot.0.id()).expect("it is published");
+    let (site, _engine, snapshot) = published(600);
+    let cold = open_elsewhere(&site, &snapshot.0);
     for fault in [Fault::Fail, Fault::Truncate, Fault::Corrupt] {
         let failing = site.faults.inject(Rule::always(Operation::Get, "layers/", fault));
         std::thread::scope(|scope| {
             for _ in 0..6 {
                 scope.spawn(|| {
                     let mut page = vec![0; 4096];
-                    cold.read(opened.memory(), run(70, 1), &mut page).expect_err("the store is bad");
+                    let read = cold.engine.read(cold.snapshot.memory(), run(70, 1), &mut page);
+                    read.expect_err("the store is bad");
                 });
             }
         });
         drop(failing);
     }
-    judge(&cold, &opened, &snapshot.1).expect("every page is the model's");
+    judge(&cold.engine, &cold.snapshot, &snapshot.1).expect("every page is the model's");
 }
 
 #[test]
 fn case_28_who_waits_for_a_frame_is_answered_when_the_engine_ends() {
-    let site = site();
-    let engine = start(&site);
-    let snapshot = first_pause(&engine, 600);
-    wait_published(&snapshot.0);
-    let elsewhere = site.elsewhere().expect("a temporary directory");
-    let cold = start(&elsewhere);
-    let opened = cold.open(snapshot.0.id()).expect("it is published");
+    let (site, _engine, snapshot) = published(600);
+    let Cold { snapshot: opened, engine: cold, _site } = open_elsewhere(&site, &snapshot.0);
     let fetcher = cold.fetcher().clone();
     drop(cold);
     let (answer, answered) = channel();
@@ -79,31 +65,26 @@ fn case_28_who_waits_for_a_frame_is_answered_when_the_engine_ends() {
 
 #[test]
 fn case_29_one_cold_frame_keeps_only_its_own_pages() {
-    let site = site();
-    let engine = start(&site);
-    let snapshot = first_pause(&engine, 700);
-    wait_published(&snapshot.0);
+    let (site, engine, snapshot) = published(700);
     let mut guest = Guest::resume(&snapshot.0, snapshot.1.clone());
     guest.verify(&engine).expect("the parent can be read");
 
     // The guest goes on over a handle on another node, which has all but a few frames.
-    let elsewhere = site.elsewhere().expect("a temporary directory");
-    let cold = start(&elsewhere);
-    let opened = cold.open(snapshot.0.id()).expect("it is published");
+    let cold = open_elsewhere(&site, &snapshot.0);
     let mut some = vec![0; 64 * 4096];
     for frame in [1, 2, 5, 8] {
-        cold.read(opened.memory(), run(frame * 64, 64), &mut some).expect("the store has it");
+        cold.engine.read(cold.snapshot.memory(), run(frame * 64, 64), &mut some).expect("the store has it");
     }
-    let layer = opened.memory().load().layers()[0].clone();
+    let layer = cold.snapshot.memory().load().layers()[0].clone();
     let there = |frame: &u32| layer.is_verified(FrameNumber::new(usize::try_from(*frame).expect("64 bits")));
     let missing: u32 = (0..11).filter(|frame| !there(frame)).map(|frame| (700 - frame * 64).min(64)).sum();
     assert!(missing > 0, "something is cold");
-    guest.stand_on(&opened);
-    let paused = guest.pause(&cold, Tracking::Resident).expect("nothing stands against it").end_vmm();
+    guest.stand_on(&cold.snapshot);
+    let paused = guest.pause(&cold.engine, Tracking::Resident).expect("nothing stands against it").end_vmm();
     wait_published(&paused.0);
     let classes = paused.0.status().classes.expect("compared");
     assert_eq!((classes.kept, classes.unread, classes.equal), (missing, missing, 700 - missing));
-    check(&cold, &paused);
+    check(&cold.engine, &paused);
     check_elsewhere(&site, &paused);
     assert_eq!(paused.0.state(), SnapshotState::Published);
 }

@@ -1,14 +1,27 @@
 //! The store goes in the middle, lies, and comes back.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use rekindle_engine::engine::Engine;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::manifest::{LayerName, Manifest, Publication, SnapshotFacts, VolumeChange, VolumeShape};
+use rekindle_engine::open::OpenError;
+use rekindle_engine::page_set::PageSet;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_kernel::PageKind;
 use rekindle_testkit::guest::judge;
-use rekindle_testkit::site::PATIENCE;
+use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
-use crate::{check, check_elsewhere, child, first_pause, run, site, start, wait_published, wait_sealed};
+use crate::{
+    check, check_elsewhere, child, first_pause, open_elsewhere, published, run, site, start, wait_published,
+    wait_sealed,
+};
 
 fn wait_failure(snapshot: &Snapshot) {
     while snapshot.status().failure.is_none() {
@@ -81,13 +94,15 @@ fn case_08_and_35_the_only_copy_of_a_layer_stays_on_the_disk() {
 
 #[test]
 fn case_47_a_put_that_reports_failure_but_succeeded_is_done_again_and_right() {
-    for under in ["manifests/", "layers/"] {
+    // The second write of a small layer completes it.
+    for (under, after) in [("manifests/", 0), ("layers/", 0), ("layers/", 1)] {
         let site = site();
         let engine = start(&site);
-        let lying = site.faults.inject(Rule::once(Operation::Put, under, Fault::Lie));
+        let lying = site.faults.inject(Rule { after, ..Rule::once(Operation::Put, under, Fault::Lie) });
         let first = first_pause(&engine, 100);
         wait_published(&first.0);
         check_elsewhere(&site, &first);
+        assert_eq!(site.faults.struck(), 1);
         drop(lying);
     }
 }
@@ -112,22 +127,58 @@ fn case_47_a_snapshot_deleted_while_its_manifest_is_put_does_not_come_back() {
     }
 }
 
+/// Opens a snapshot whose stored manifest somebody else wrote.
+fn open_foreign(site: &Site, engine: &Engine, foreign: &Publication) -> Result<Arc<Snapshot>, OpenError> {
+    let id = foreign.manifest().snapshot();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    let path = Path::from(format!("manifests/{id}"));
+    runtime.block_on(site.objects.put(&path, foreign.encode().into())).expect("into memory");
+    engine.open(id)
+}
+
+/// The facts and the memory of a snapshot of so many pages that nobody paused.
+fn unheard_of(pages: u32) -> (SnapshotFacts, VolumeShape) {
+    let facts = SnapshotFacts { snapshot: SnapshotId::new(), created_unix_ms: 0, blobs: BTreeMap::new() };
+    (facts, VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages })
+}
+
+#[test]
+fn a_stored_manifest_without_memory_is_refused() {
+    let site = site();
+    let nothing = Manifest::first(unheard_of(0).0, Vec::new(), &[]).expect("within limits");
+    let opened = open_foreign(&site, &start(&site), &Publication::new(nothing, Vec::new()));
+    assert!(matches!(opened, Err(OpenError::NoMemory { .. })), "{opened:?}");
+}
+
+#[test]
+fn a_stored_manifest_that_contradicts_an_open_layer_is_refused() {
+    let (site, engine, (snapshot, memory)) = published(100);
+    let layer = Arc::clone(&snapshot.memory().load().layers()[0]);
+    let stored = layer.stored_at().expect("it is published").clone();
+    let (facts, shape) = unheard_of(200);
+    let pages = PageSet::full(200);
+    let change = VolumeChange {
+        volume: shape.name.clone(),
+        layer: Some((LayerName { pages: 200, ..layer.name() }, &pages)),
+        zero: &PageSet::new(200),
+    };
+    let larger = Manifest::first(facts, vec![shape], &[change]).expect("within limits");
+    let opened = open_foreign(&site, &engine, &Publication::new(larger, vec![stored]));
+    assert!(matches!(opened, Err(OpenError::Cache { .. })), "{opened:?}");
+    check(&engine, &(snapshot, memory));
+}
+
 #[test]
 fn case_58_an_outage_stalls_a_cold_reader_and_no_other() {
-    let site = site();
-    let engine = start(&site);
-    let first = first_pause(&engine, 600);
-    wait_published(&first.0);
-    let elsewhere = site.elsewhere().expect("a temporary directory");
-    let cold = start(&elsewhere);
-    let opened = cold.open(first.0.id()).expect("it is published");
+    let (site, engine, first) = published(600);
+    let cold = open_elsewhere(&site, &first.0);
     let outage = site.faults.outage();
-    judge(&cold, &opened, &first.1).expect_err("nothing of it is here, and nothing is made up");
-    let own = first_pause(&cold, 40);
+    judge(&cold.engine, &cold.snapshot, &first.1).expect_err("nothing of it is here, and nothing is made up");
+    let own = first_pause(&cold.engine, 40);
     wait_sealed(&own.0);
-    check(&cold, &own);
+    check(&cold.engine, &own);
     check(&engine, &first);
     drop(outage);
-    judge(&cold, &opened, &first.1).expect("the store is back");
+    judge(&cold.engine, &cold.snapshot, &first.1).expect("the store is back");
     assert!(own.0.wait_state(SnapshotState::Published, PATIENCE));
 }

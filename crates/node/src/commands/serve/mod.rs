@@ -14,8 +14,9 @@ use clap::Args;
 
 use super::session::Session;
 use super::status::Status;
-use crate::api::control::Control;
+use crate::api::control::{Control, Served};
 use crate::api::{ListenOptions, Listeners, TcpOptions};
+use crate::daemon::Daemon;
 use crate::settings::{LogFormat, SettingFlags, Settings};
 use crate::telemetry::{self, Telemetry, TelemetryOptions};
 use signals::{Signals, Wish};
@@ -32,20 +33,12 @@ pub struct ServeArguments {
     flags: SettingFlags,
 }
 
-/// What is served: a daemon.
-pub trait Served: Control {
-    /// Takes over the settings that can change at run time.
-    fn reload(&self, settings: &Settings);
-    /// Ends what goes on beside requests; guests go on.
-    fn end(&self);
-}
-
 /// How long requests that nobody waits for any more may take at the end.
 const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the daemon until it is told to end.
 pub fn run(session: &Session, arguments: &ServeArguments) -> anyhow::Result<Status> {
-    run_with(session, arguments, |_| anyhow::bail!("the daemon is not part of this program yet"))
+    run_with(session, arguments, |settings| Ok(Daemon::start(settings)?))
 }
 
 /// Runs what `start` starts until it is told to end.

@@ -1,33 +1,30 @@
-//! What these tests share: a node with its store, guests of every kind, and a compare that can be held up.
+//! What these tests share: nodes with their stores, guests of every kind, and waiting for what happens.
 
 mod cases;
-mod outage;
-mod random;
-mod stalled;
+mod filled_node;
 
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use object_store::local::LocalFileSystem;
 use rekindle::guest::history::{History, Rewrite, Share};
 use rekindle::guest::protocol::DeviceState;
 use rekindle::sandbox::{Paused, Sandbox, SandboxShape};
-use rekindle::vmm::process::{GuestOptions, ProcessGuest};
+use rekindle::vmm::process::ProcessGuest;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
-use rekindle_engine::handover::Handover;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
+use rekindle_testkit::random::Random;
+use rekindle_testkit::stores::{Faults, UnreliableStore};
 use tempfile::TempDir;
 
 pub(crate) use cases::{Case, each_case, each_kind};
-pub(crate) use outage::{Outage, OutageStore};
-pub(crate) use random::Random;
-pub(crate) use stalled::StalledCompare;
+pub(crate) use filled_node::FilledNode;
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -56,12 +53,12 @@ impl Node {
         Self { engine: Engine::start(options).expect("an engine starts"), directory }
     }
 
-    /// A node whose store can be told to fail.
-    pub(crate) fn with_outage() -> (Self, Arc<Outage>) {
+    /// A node whose store can be told to fail, and where it is told.
+    pub(crate) fn with_faults() -> (Self, Faults) {
         let directory = tempfile::tempdir().expect("a directory");
-        let (store, outage) = OutageStore::over(&directory.path().join("store"));
+        let (store, faults) = unreliable_store(directory.path());
         let options = options(directory.path(), "first", store);
-        (Self { engine: Engine::start(options).expect("an engine starts"), directory }, outage)
+        (Self { engine: Engine::start(options).expect("an engine starts"), directory }, faults)
     }
 
     /// Another engine over the same store that has nothing local.
@@ -70,11 +67,11 @@ impl Node {
         Engine::start(options).expect("an engine starts")
     }
 
-    /// Another engine that has nothing local, over the same store, which can be told to fail.
-    pub(crate) fn elsewhere_with_outage(&self, name: &str) -> (Engine, Arc<Outage>) {
-        let (store, outage) = OutageStore::over(&self.store_directory());
+    /// Another engine that has nothing local, over the same store, which can be told to fail, and where it is told.
+    pub(crate) fn elsewhere_with_faults(&self, name: &str) -> (Engine, Faults) {
+        let (store, faults) = unreliable_store(self.directory.path());
         let options = options(self.directory.path(), name, store);
-        (Engine::start(options).expect("an engine starts"), outage)
+        (Engine::start(options).expect("an engine starts"), faults)
     }
 
     pub(crate) fn store_directory(&self) -> PathBuf {
@@ -86,8 +83,28 @@ fn directory_store(directory: &Path) -> Store {
     Store::directory(&directory.join("store")).expect("a store in a directory")
 }
 
+/// What [`directory_store`] is, but for the faults it can be told.
+fn unreliable_store(directory: &Path) -> (Store, Faults) {
+    let path = directory.join("store");
+    std::fs::create_dir_all(&path).expect("the directory can be made");
+    let files = LocalFileSystem::new_with_prefix(&path).expect("a store in a directory").with_fsync(true);
+    let unreliable = UnreliableStore::new(Arc::new(files));
+    let faults = unreliable.faults();
+    (Store::new(Arc::new(unreliable)), faults)
+}
+
 fn options(directory: &Path, name: &str, store: Store) -> EngineOptions {
     EngineOptions::new(directory.join(name), store)
+}
+
+/// Choices of a new seed, or of the one in `REKINDLE_SEED`; says which.
+pub(crate) fn random_of_this_run(what: &str) -> Random {
+    let seed = match std::env::var("REKINDLE_SEED") {
+        Ok(seed) => seed.parse().expect("REKINDLE_SEED is a number"),
+        Err(_) => uuid::Uuid::now_v7().as_u64_pair().1,
+    };
+    eprintln!("{what}: REKINDLE_SEED={seed} replays this run");
+    Random::new(seed)
 }
 
 /// A share of single pages.
@@ -118,17 +135,6 @@ pub(crate) fn resume(engine: &Engine, snapshot: &Arc<Snapshot>, shape: &SandboxS
 
 pub(crate) fn pause(engine: &Engine, sandbox: Sandbox) -> Paused {
     sandbox.pause(engine).expect("pauses")
-}
-
-/// A guest that has handed its memory over, and is served by nobody yet.
-pub(crate) fn handed_over(snapshot: &Snapshot, case: &Case) -> (ProcessGuest, Handover) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let socket = directory.path().join("handover");
-    let listener = UnixListener::bind(&socket).expect("the socket is new");
-    let arguments = case.guest_arguments(socket);
-    let guest = ProcessGuest::spawn(&GuestOptions::program(program(), arguments)).expect("a guest starts");
-    let (stream, _) = listener.accept().expect("the guest has connected");
-    (guest, Handover::receive(stream, snapshot.memory().pages(), LIMIT).expect("one message"))
 }
 
 /// Every page of the guest holds what its history says.
