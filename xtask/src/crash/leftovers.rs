@@ -98,6 +98,15 @@ fn processes_left(place: &BlackBox, world: &World) -> anyhow::Result<Vec<String>
     Ok(left)
 }
 
+/// Waits until no layer is left, after everything was deleted.
+pub(crate) fn check_layers(place: &BlackBox, findings: &mut Findings) {
+    let layers = place.state_directory().join("layers");
+    let count = || fs::read_dir(&layers).map(Iterator::count);
+    if ask_until(GONE_WITHIN, || count().is_ok_and(|count| count == 0).then_some(())).is_none() {
+        findings.wrong(format!("{:?} layer files are left of deleted snapshots", count()));
+    }
+}
+
 /// Hand-over sockets are for a moment.
 fn files_left(place: &BlackBox) -> anyhow::Result<Vec<String>> {
     let mut left = Vec::new();

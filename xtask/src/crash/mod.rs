@@ -216,6 +216,7 @@ impl<'a> Campaign<'a> {
         for snapshot in world.snapshots.keys() {
             self.client.delete_snapshot(&snapshot.to_string())?;
         }
+        leftovers::check_layers(self.place, &mut self.tally.findings);
         self.keeper_own.check(self.place, &self.client, &mut self.tally.findings)
     }
 }

@@ -74,9 +74,11 @@ impl Round<'_> {
             heard.iter().for_each(|news| self.note(news));
             let saved = saving.finish(self.durations);
             self.count(&ended, &saved);
+            // The guest went with its keeper: nobody waits for its next tick.
+            told.over.store(self.with_keeper, Ordering::Release);
             let restarted = killed.and_then(|()| self.restart());
             told.killed.store(true, Ordering::Release);
-            if self.with_keeper || restarted.is_err() {
+            if restarted.is_err() {
                 told.over.store(true, Ordering::Release);
             }
             let (answered, findings) = joined(ticking);

@@ -3,7 +3,7 @@
 use std::process;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -19,7 +19,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Watches while it lives.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
-    alive: Sender<()>,
+    alive: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Watchdog {
@@ -28,14 +29,27 @@ impl Watchdog {
         let signals = SignalReader::block().context("taking signals")?;
         let (alive, heard) = channel();
         let place = Arc::clone(place);
-        thread::Builder::new().name("watchdog".to_owned()).spawn(move || watch(&place, &signals, &heard))?;
-        Ok(Self { alive })
+        let watching = move || watch(&place, &signals, &heard);
+        let thread = thread::Builder::new().name("watchdog".to_owned()).spawn(watching)?;
+        Ok(Self { alive: Some(alive), thread: Some(thread) })
     }
 
     /// Something was done.
     pub(crate) fn is_alive(&self) {
-        // The watchdog listens as long as this is there.
-        self.alive.send(()).ok();
+        if let Some(alive) = &self.alive {
+            // The watchdog listens as long as this is there.
+            alive.send(()).ok();
+        }
+    }
+}
+
+impl Drop for Watchdog {
+    /// Lets go of the place, so that it ends with its owner.
+    fn drop(&mut self) {
+        drop(self.alive.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the watchdog does not panic");
+        }
     }
 }
 

@@ -5,16 +5,18 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use rekindle::api::types::{ResumeSandbox, SandboxState};
+use rekindle::api::types::SandboxState;
 
-use crate::support::{Node, rewrite};
+use crate::support::{Node, pause_as, rewrite};
 
-/// Sends a request and goes away, at once or after a moment in which it is being done.
-fn ask_and_go(node: &Node, path: &str, body: &str, stay: Option<Duration>) {
+/// Asks for a pause and goes away, at once or after a moment in which it is being done.
+fn ask_and_go(node: &Node, name: &str, stay: Option<Duration>) {
     let socket = node.place.run_directory().join("api.sock");
     let mut stream = UnixStream::connect(socket).expect("the daemon listens");
+    let body = format!("{{\"name\":\"{name}\"}}");
     let request = format!(
-        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /v1/sandboxes/a/pause HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Idempotency-Key: {name}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).expect("the daemon takes it");
@@ -32,32 +34,25 @@ fn case_14_a_guest_whose_pauser_went_away_runs_or_is_paused_and_listed() {
     node.filled("a", 1);
     for round in 0..20_u64 {
         let name = format!("round-{round}");
-        let stay = (round % 4 != 0).then(|| Duration::from_micros(1 + 700 * round));
-        ask_and_go(&node, "/v1/sandboxes/a/pause", &format!("{{\"name\":\"{name}\"}}"), stay);
-        node.eventually("the sandbox being one or the other", || {
-            match node.client.sandbox("a").expect("it is listed") {
-                shown if shown.state == SandboxState::Paused => {
-                    let snapshot = shown.snapshot.expect("it is paused in a snapshot").to_string();
-                    let snapshot = node.client.snapshot(&snapshot).expect("it is listed");
-                    assert_eq!(snapshot.name.as_deref(), Some(name.as_str()));
-                    node.client.resume_sandbox("a", &ResumeSandbox::default()).is_ok()
-                }
-                // The request may still come, or may never have been read whole: its guest answers either way.
-                shown => shown.state == SandboxState::Running && node.told("a").tick(1).is_ok(),
+        ask_and_go(&node, &name, (round % 4 != 0).then(|| Duration::from_micros(1 + 700 * round)));
+        let shown = node.client.sandbox("a").expect("it is listed");
+        match shown.state {
+            SandboxState::Paused => {
+                let snapshot = node.client.snapshot(&name).expect("it is listed");
+                assert_eq!(shown.snapshot, Some(snapshot.id));
             }
-        });
-        if node.client.sandbox("a").expect("it is listed").state == SandboxState::Paused {
-            node.resume("a");
+            SandboxState::Running | SandboxState::Stalled => {}
+            SandboxState::Stopped | SandboxState::Lost => unreachable!("its guest was not ended: {shown:?}"),
         }
-        // A pause that comes only now is over before this is answered, or begins after it.
-        if node.told("a").rewrite(rewrite(round)).is_err() {
-            node.resume("a");
-        }
-    }
-    if node.client.sandbox("a").expect("it is listed").state == SandboxState::Paused {
+        // Asked again under its name it is done, whatever became of the first time: it is paused from here on.
+        let paused = node.client.pause_sandbox("a", Some(&name), &pause_as(&name)).expect("it is paused");
+        let shown = node.client.sandbox("a").expect("it is listed");
+        assert_eq!((shown.state, shown.snapshot), (SandboxState::Paused, Some(paused.id)));
         node.resume("a");
+        node.told("a").rewrite(rewrite(round)).expect("rewrites");
     }
     node.assert_verified("a");
+    assert_eq!(node.client.all_snapshots(None).expect("a list").len(), 20);
 }
 
 #[test]
@@ -65,7 +60,7 @@ fn a_daemon_killed_while_clients_come_and_go_has_what_it_answered() {
     let mut node = Node::start();
     node.filled("a", 1);
     let state = node.told("a").state().expect("answers");
-    ask_and_go(&node, "/v1/sandboxes/a/pause", "{\"name\":\"left\"}", Some(Duration::from_millis(3)));
+    ask_and_go(&node, "left", Some(Duration::from_millis(3)));
     node.crash();
     let shown = node.client.sandbox("a").expect("it is listed");
     let snapshot = node.client.snapshot("left");

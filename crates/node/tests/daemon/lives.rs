@@ -119,7 +119,10 @@ fn case_10_placement_never_waits_and_names_only_what_is_there() {
     for state in [SnapshotState::Captured, SnapshotState::Sealed, SnapshotState::Published] {
         node.wait("base", state);
         let placement = node.client.placement("base").expect("it is told");
-        assert_eq!(placement.layers.is_empty(), placement.state == SnapshotState::Captured, "{placement:?}");
+        // A captured one may be sealed by now; what was waited for is there.
+        let is_told = !placement.layers.is_empty();
+        assert!(is_told || state == SnapshotState::Captured, "{placement:?}");
+        assert!(!is_told || placement.state != SnapshotState::Captured, "{placement:?}");
         for layer in &placement.layers {
             assert!(layer.bytes > 0 && layer.local_bytes <= layer.bytes, "{layer:?}");
             if placement.state == SnapshotState::Published {
@@ -168,7 +171,7 @@ fn case_02_a_pause_that_is_refused_or_whose_guest_dies_holds_nothing() {
     node.eventually("the keeper letting go of everything", || {
         node.kept("snapshot/").is_empty() && node.kept("guest/").is_empty()
     });
-    assert_eq!(captures_held(&node.client), 0);
+    node.eventually("the RAM of captures going", || captures_held(&node.client) == 0);
     let known = node.client.all_snapshots(None).expect("a list");
     assert_eq!(known.len(), 1, "{known:?}");
 }

@@ -90,9 +90,9 @@ fn case_28_everyone_who_waits_for_a_page_gets_it_when_the_store_is_back() {
         fs::remove_file(layer).expect("it can be removed");
     }
     node.start_again();
-    let outage = Outage::of(&node.place.store_directory());
     node.resumed("base", "b");
     node.resumed("base", "c");
+    let outage = Outage::of(&node.place.store_directory());
     let waiting: Vec<_> = ["b", "c"]
         .into_iter()
         .map(|name| {
