@@ -9,8 +9,8 @@ use rekindle_engine::serve::Epoch;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
-use super::keeping::{Keeping, guest_key, take_fd};
-use crate::keeper::PROCESS;
+use super::keeping::{Keeping, guest_key};
+use crate::vmm::process::take_process;
 
 /// How long a killed process may take to end; a process in the kernel's hands can take longer, and is then left to it.
 const END_LIMIT: Duration = Duration::from_secs(60);
@@ -97,7 +97,7 @@ fn wait_for(process: &ProcessHandle, guest: Uuid) {
 /// Kills whatever process the keeper started as `guest`, and waits for its end.
 pub(super) fn kill_unborn(keeping: &Keeping, guest: Uuid) -> anyhow::Result<()> {
     let Some(mut held) = keeping.client().get(&guest_key(guest))? else { return Ok(()) };
-    if let Ok(process) = take_fd(&mut held, PROCESS) {
+    if let Some(process) = take_process(&mut held) {
         let process = ProcessHandle::adopt(process)?;
         // An error says that it has ended.
         process.signal(Signal::Kill).ok();

@@ -173,9 +173,11 @@ impl Daemon {
         for entry in self.sandboxes.all() {
             let kept = entry
                 .turn("is being kept", self.settings().pause_wait)
-                .map(|turn| turn.live.as_ref().map_or(Ok(()), |live| live.keep_again(&self.keeping)));
-            if !matches!(kept, Ok(Ok(()))) {
-                tracing::error!(sandbox = %entry.id(), "it would not outlive this daemon: the keeper could not be given its guest");
+                .map_err(anyhow::Error::from)
+                .and_then(|turn| turn.live.as_ref().map_or(Ok(()), |live| live.keep_again(&self.keeping)));
+            if let Err(error) = kept {
+                let error = format!("{error:#}");
+                tracing::error!(sandbox = %entry.id(), error, "it would not outlive this daemon: the keeper could not be given its guest");
             }
         }
         self.fault_sockets.keep_again(&self.keeping);

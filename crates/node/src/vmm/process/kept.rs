@@ -20,6 +20,9 @@ pub const CONTROL: &str = "control";
 /// The name of a guest's memfd among what the keeper holds.
 pub const MEMORY: &str = "memory";
 
+/// The name of a guest's pidfd at a keeper that is not its parent: the one that was is gone.
+const PIDFD: &str = "pidfd";
+
 /// The words of the environment that a guest under the keeper shares with its driver.
 const SHARED_ENVIRONMENT: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
 
@@ -45,11 +48,16 @@ impl KeptParts {
     pub fn take(held: &mut Held, hello: Hello) -> Option<Self> {
         // A keeper that was given a guest after its start knows only the pidfd.
         let pid = held.process.as_ref().map_or(hello.pid, |process| process.pid);
-        let process = held.fds.remove(PROCESS)?;
+        let process = take_process(held)?;
         let control = held.fds.remove(CONTROL)?;
         let memory = if hello.user_faults_only.is_none() { held.fds.remove(MEMORY) } else { None };
         Some(Self { pid, process, control, memory, hello })
     }
+}
+
+/// Takes the pidfd of a guest out of what the keeper holds under its key, whoever the guest's parent is.
+pub fn take_process(held: &mut Held) -> Option<OwnedFd> {
+    held.fds.remove(PROCESS).or_else(|| held.fds.remove(PIDFD))
 }
 
 impl ProcessGuest {
@@ -82,7 +90,7 @@ impl ProcessGuest {
 
     /// Hands a guest to a keeper that does not hold it: the one that did is gone.
     pub fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
-        let mut fds = vec![(PROCESS, self.process.handle.as_fd()), (CONTROL, self.control.as_fd())];
+        let mut fds = vec![(PIDFD, self.process.handle.as_fd()), (CONTROL, self.control.as_fd())];
         fds.extend(self.memfd.as_ref().map(|memfd| (MEMORY, memfd.as_fd())));
         keeper.add(key, &fds)
     }
