@@ -200,8 +200,7 @@ impl Guest {
         let pages = self.captured_pages(tracking);
         let Self { memfd, vmm, expected, .. } = self;
         let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-        let guest =
-            PausedGuest { id, volumes: vec![volume], blobs: BTreeMap::new(), alongside: Vec::new() };
+        let guest = PausedGuest { id, volumes: vec![volume], blobs: BTreeMap::new(), alongside: Vec::new() };
         let snapshot =
             engine.commit_pause(permit, guest).expect("a guest of its parent's shape is taken over");
         Ok(Paused { snapshot, memory: expected, vmm })

@@ -96,7 +96,7 @@ impl Control for Daemon {
         key: Option<IdempotencyKey>,
         how: ResumeSnapshot,
     ) -> Answer<SandboxList> {
-        self.resume_from(reference, key, how)
+        self.resume_from(reference, key, &how)
     }
 
     fn open_fault_socket(&self, wanted: OpenFaultSocket) -> Answer<FaultSocket> {

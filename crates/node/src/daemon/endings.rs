@@ -30,7 +30,7 @@ pub(super) enum Ending {
         guest: Uuid,
         process: Arc<ProcessHandle>,
         /// Held until the guest has ended: without any userfaultfd its faults would read zeroes.
-        epoch: Option<Epoch>,
+        epoch: Option<Box<Epoch>>,
     },
     /// Whatever the keeper holds for a guest that never came to be.
     Unborn(Uuid),

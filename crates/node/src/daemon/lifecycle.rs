@@ -177,11 +177,11 @@ impl Daemon {
         &self,
         reference: &str,
         key: Option<IdempotencyKey>,
-        how: ResumeSnapshot,
+        how: &ResumeSnapshot,
     ) -> Answer<SandboxList> {
         check_count(how.count)?;
         let known = self.readable_snapshot(reference)?;
-        let chosen = self.requests.choose(key, &("resume", known.id(), &how), ids_of(how.count))?;
+        let chosen = self.requests.choose(key, &("resume", known.id(), how), ids_of(how.count))?;
         self.make_from(&known, &chosen.ids, how.name.as_deref(), &how.labels, how.serve_before_seal)
     }
 

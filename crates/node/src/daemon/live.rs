@@ -159,7 +159,7 @@ impl Live {
         let process = self.process();
         // An error says that it has ended already.
         process.signal(Signal::Kill).ok();
-        let epoch = self.serving.map(|serving| serving.server.end_epoch());
+        let epoch = self.serving.map(|serving| Box::new(serving.server.end_epoch()));
         Ending::Guest { guest: self.id, process, epoch }
     }
 
@@ -194,7 +194,7 @@ impl Live {
             Ok(snapshot) => {
                 let process = self.process();
                 begin_end(&process);
-                let epoch = between.map(|between| between.epoch);
+                let epoch = between.map(|between| Box::new(between.epoch));
                 let ending = Ending::Guest { guest: self.id, process, epoch };
                 Ok(Paused { snapshot, frozen: frozen_at.elapsed(), ending })
             }

@@ -84,7 +84,8 @@ fn the_same_request_after_a_crash_is_answered_with_the_same_things() {
     assert_eq!(again.id, paused.id);
     let forks = node.client.resume_snapshot("base", Some("forks"), &resume_as("fork", 3)).expect("three");
     node.crash();
-    let again = node.client.resume_snapshot("base", Some("forks"), &resume_as("fork", 3)).expect("they are there");
+    let again =
+        node.client.resume_snapshot("base", Some("forks"), &resume_as("fork", 3)).expect("they are there");
     let ids = |all: &[rekindle::api::types::Sandbox]| all.iter().map(|one| one.id).collect::<Vec<_>>();
     assert_eq!(ids(&again), ids(&forks));
     assert_eq!(node.client.all_sandboxes(None).expect("a list").len(), 4);

@@ -64,10 +64,7 @@ fn a_snapshot_lost_with_the_keeper_is_listed_with_its_reason_until_it_is_deleted
         assert_eq!(refused.expect_err("there is nothing to resume").code(), Some(Code::Lost));
         node.client.remove_sandbox(&sandbox).expect("it is removed");
         node.client.delete_snapshot(&snapshot).expect("it is deleted");
-        assert_eq!(
-            node.client.snapshot(&snapshot).expect_err("it is deleted").code(),
-            Some(Code::NotFound)
-        );
+        assert_eq!(node.client.snapshot(&snapshot).expect_err("it is deleted").code(), Some(Code::NotFound));
     }
 }
 

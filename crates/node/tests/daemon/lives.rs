@@ -83,7 +83,10 @@ fn case_51_a_paused_sandbox_is_found_after_a_crash_by_name_id_and_the_beginning_
     let id = sandbox.id.to_string();
     for reference in ["findable", &id, &id[..23]] {
         let found = node.client.sandbox(reference).expect("it is found");
-        assert_eq!((found.id, found.state, found.snapshot), (sandbox.id, SandboxState::Paused, Some(snapshot.id)));
+        assert_eq!(
+            (found.id, found.state, found.snapshot),
+            (sandbox.id, SandboxState::Paused, Some(snapshot.id))
+        );
     }
     assert_eq!(node.client.snapshot("kept").expect("it is found").id, snapshot.id);
     let listed = node.client.all_sandboxes(None).expect("a list");
@@ -149,7 +152,10 @@ fn case_22_what_is_not_there_is_not_found_whatever_it_was() {
     for reference in ["deleted", "never", never.as_str()] {
         assert_eq!(code(node.client.snapshot(reference)), Some(Code::NotFound), "{reference}");
         assert_eq!(code(node.client.placement(reference)), Some(Code::NotFound));
-        assert_eq!(code(node.client.resume_snapshot(reference, None, &resume_as("y", 1))), Some(Code::NotFound));
+        assert_eq!(
+            code(node.client.resume_snapshot(reference, None, &resume_as("y", 1))),
+            Some(Code::NotFound)
+        );
         assert_eq!(code(node.client.delete_snapshot(reference)), Some(Code::NotFound));
     }
 }

@@ -22,7 +22,8 @@ fn marked_block(page: &str) -> Option<String> {
     let (_, after) = page.split_once(MARK)?;
     let mut lines = after.lines().skip_while(|line| line.trim().is_empty());
     let fence = lines.next()?.trim();
-    let ticks = fence.strip_suffix("sh").filter(|ticks| ticks.len() >= 3 && ticks.chars().all(|tick| tick == '`'))?;
+    let ticks =
+        fence.strip_suffix("sh").filter(|ticks| ticks.len() >= 3 && ticks.chars().all(|tick| tick == '`'))?;
     let block: Vec<&str> = lines.by_ref().take_while(|line| line.trim() != ticks).collect();
     Some(block.join("\n") + "\n")
 }
@@ -59,7 +60,8 @@ fn the_readmes_quickstart_does_what_it_says() {
 
 #[test]
 fn a_marked_block_is_found_and_no_other() {
-    let page = "# x\n\n```sh\nno\n```\n\n<!-- quickstart -->\n\n```sh\none\n  two\n```\n\n```sh\nthree\n```\n";
+    let page =
+        "# x\n\n```sh\nno\n```\n\n<!-- quickstart -->\n\n```sh\none\n  two\n```\n\n```sh\nthree\n```\n";
     assert_eq!(marked_block(page).as_deref(), Some("one\n  two\n"));
     assert_eq!(marked_block("```sh\nno\n```\n"), None);
     assert_eq!(marked_block("<!-- quickstart -->\nno block\n```sh\nno\n```\n"), None);

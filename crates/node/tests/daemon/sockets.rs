@@ -113,7 +113,11 @@ fn bad_handovers() -> Vec<(&'static str, Vec<u8>, Option<File>)> {
         ("a descriptor that is something else", region.into_bytes(), Some(null())),
         ("no JSON", b"\0\xff\xfe hello".to_vec(), Some(null())),
         ("a megabyte", vec![b'['; 1 << 20], Some(null())),
-        ("regions of another guest", b"[{\"base_host_virt_addr\":0,\"size\":1,\"offset\":7}]".to_vec(), Some(null())),
+        (
+            "regions of another guest",
+            b"[{\"base_host_virt_addr\":0,\"size\":1,\"offset\":7}]".to_vec(),
+            Some(null()),
+        ),
     ]
 }
 
