@@ -106,11 +106,6 @@ impl Capture {
         &self.memory().memfd
     }
 
-    /// The pages it speaks for.
-    pub(crate) fn captured_pages(&self) -> CapturedPages {
-        CapturedPages { kept: self.kept.clone(), zero: self.zero.clone() }
-    }
-
     /// Whether it is proven that nobody can write these bytes any more.
     pub fn is_frozen(&self) -> bool {
         self.frozen.load(Ordering::Acquire)

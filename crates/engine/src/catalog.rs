@@ -10,9 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::limits;
 use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, lock};
@@ -235,8 +233,9 @@ impl Turn<'_> {
             let mut state = lock(&self.shared.state);
             (std::mem::take(&mut state.waiting), std::mem::replace(&mut state.next, Arc::new(Batch::new())))
         };
+        let telling = Telling { batch, path: &self.shared.path };
         let outcome = self.with(|database| commit(database, &changes));
-        batch.set(outcome).expect("a batch is committed once");
+        telling.batch.set(outcome).expect("a batch is committed once");
     }
 
     /// Uses the database, opening it if need be. After a failure it is closed: it refuses all work until it is opened
@@ -247,7 +246,7 @@ impl Turn<'_> {
             Some(database) => database,
             None => open_database(path)?,
         };
-        let done = work(&database).map_err(|error| failure(path, error))?;
+        let done = work(&database).map_err(|error| failure(path, &error))?;
         self.database = Some(database);
         Ok(done)
     }
@@ -257,6 +256,21 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         lock(&self.shared.state).place = self.database.take().map_or(Place::Closed, Place::Here);
         self.shared.put_back.notify_all();
+    }
+}
+
+/// Sees to it that those who wait for a transaction hear of it, also if committing it panicked.
+struct Telling<'a> {
+    batch: Arc<Batch>,
+    path: &'a Path,
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        let cut_short = || {
+            Err(CatalogError::Disk { path: self.path.to_owned(), reason: "the write was cut short".into() })
+        };
+        self.batch.get_or_init(cut_short).as_ref().ok();
     }
 }
 
@@ -287,8 +301,8 @@ fn open_database(path: &Path) -> Result<Database, CatalogError> {
         // Every page's checksum: damage is told here, and not by a read in the middle of something.
         .set_check_integrity_on_open(true)
         .create(path)
-        .map_err(|error| open_failure(path, error))?;
-    let found = format_of(&database).map_err(|error| failure(path, error))?;
+        .map_err(|error| failure(path, &error.into()))?;
+    let found = format_of(&database).map_err(|error| failure(path, &error))?;
     if found > FORMAT {
         return Err(CatalogError::Newer { path: path.to_owned(), found });
     }
@@ -341,22 +355,16 @@ const fn table_of(kind: Kind) -> TableDefinition<'static, &'static [u8], &'stati
     })
 }
 
-fn open_failure(path: &Path, error: DatabaseError) -> CatalogError {
-    match error {
-        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
-            CatalogError::Held { path: path.to_owned() }
-        }
-        // How redb reports a file that is not its own.
-        DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-            CatalogError::Damaged { path: path.to_owned(), reason: error.to_string() }
-        }
-        error => failure(path, error.into()),
+fn failure(path: &Path, error: &redb::Error) -> CatalogError {
+    use redb::Error::{Corrupted, DatabaseAlreadyOpen, Io, LockProtocolMismatch, UpgradeRequired};
+    let path = path.to_owned();
+    if matches!(error, DatabaseAlreadyOpen | LockProtocolMismatch) {
+        return CatalogError::Held { path };
     }
-}
-
-fn failure(path: &Path, error: redb::Error) -> CatalogError {
-    let (path, reason) = (path.to_owned(), error.to_string());
-    if matches!(error, redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_)) {
+    // Invalid data is what redb calls a file that is not its own.
+    let foreign = matches!(error, Io(error) if error.kind() == io::ErrorKind::InvalidData);
+    let reason = error.to_string();
+    if foreign || matches!(error, Corrupted(_) | UpgradeRequired(_)) {
         CatalogError::Damaged { path, reason }
     } else {
         CatalogError::Disk { path, reason }

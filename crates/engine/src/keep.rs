@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use rekindle_kernel::memfd::AdoptError;
 use rekindle_kernel::{Memfd, PAGE_BYTES, PageKind};
 
-use crate::capture::CapturedPages;
+use crate::capture::{Capture, CapturedPages};
 use crate::geometry::{u64_of, usize_of};
 use crate::identity::{SnapshotId, VolumeName};
 use crate::limits::MANIFEST_PAGES_MAX;
@@ -85,8 +85,9 @@ pub enum KeptError {
 
 impl KeptVolume {
     /// A volume to be kept: another descriptor of its memory, and its page sets in a memory file of their own.
-    pub(crate) fn new(name: VolumeName, memory: &Memfd, pages: &CapturedPages) -> io::Result<Self> {
-        Ok(Self { name, memory: memory.try_clone()?.into(), sets: write_sets(pages)?.into() })
+    pub(crate) fn of(name: VolumeName, capture: &Capture) -> io::Result<Self> {
+        let memory = capture.memfd().try_clone()?.into();
+        Ok(Self { name, memory, sets: write_sets(capture.kept(), capture.zero())?.into() })
     }
 
     /// The memory and its page sets.
@@ -96,13 +97,13 @@ impl KeptVolume {
     }
 }
 
-fn write_sets(pages: &CapturedPages) -> io::Result<Memfd> {
+fn write_sets(kept: &PageSet, zero: &PageSet) -> io::Result<Memfd> {
     let mut front = Writer::new();
     front.bytes(MAGIC);
     front.u16(VERSION);
-    front.u32(pages.kept.pages());
-    let kept = bytes_of(pages.kept.words());
-    let zero = bytes_of(pages.zero.words());
+    front.u32(kept.pages());
+    let kept = bytes_of(kept.words());
+    let zero = bytes_of(zero.words());
     let bytes = (PAGE_BYTES + kept.len() + zero.len()).next_multiple_of(PAGE_BYTES);
     let file = Memfd::create("rekindle-captured-pages", u64_of(bytes), PageKind::Small)?;
     file.write_at(&front.into_bytes(), 0)?;
@@ -158,14 +159,16 @@ mod tests {
     fn page_sets_of_every_size_are_read_back_equal() {
         for pages in [2, 63, 64, 65, 32768, 40_000] {
             let written = captured(pages);
-            let read = read_sets(&write_sets(&written).expect("memory")).expect("as written");
+            let read =
+                read_sets(&write_sets(&written.kept, &written.zero).expect("memory")).expect("as written");
             assert_eq!((read.kept, read.zero), (written.kept, written.zero), "{pages} pages");
         }
     }
 
     #[test]
     fn what_is_no_page_set_is_refused() {
-        let file = write_sets(&captured(70)).expect("memory");
+        let CapturedPages { kept, zero } = captured(70);
+        let file = write_sets(&kept, &zero).expect("memory");
         file.write_at(&[0xff], u64_of(PAGE_BYTES + 15)).expect("within");
         assert!(matches!(read_sets(&file), Err(KeptError::Sets(_))), "a page past the volume");
         file.write_at(&u32::MAX.to_le_bytes(), 6).expect("within");

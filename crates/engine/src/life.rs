@@ -69,23 +69,21 @@ impl Life {
         let _span = tracing::info_span!("seal", snapshot = %self.snapshot.id()).entered();
         let Background { sealer, requests: Requests { stop, .. }, records, .. } = &*self.background;
         let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, stop))?;
-        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper, whose
-        // share of it counts until it forgets it.
-        let kept = records.is_some().then_some(captures);
+        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper.
+        drop(captures);
         let sealed = self.until_done(|| sealer.name(&self.snapshot, &packed, stop))?;
         if let Some(records) = records {
             self.until_done(|| sealed.write(&self.snapshot, records, sealer.hooks(), stop))?;
         }
         let work = sealed.record(&self.snapshot);
         self.changed();
-        if let Some(records) = records {
+        if records.is_some() {
             sealer.hooks().before_forget(self.snapshot.id());
             if stop.is_said() {
                 return Err(Stopped);
             }
-            records.forget(self.snapshot.id());
+            self.snapshot.forget_kept();
         }
-        drop(kept);
         Ok(work)
     }
 
@@ -189,7 +187,7 @@ mod tests {
             blobs: BTreeMap::new(),
             records: None,
         };
-        let snapshot = Snapshot::captured(parts, None);
+        let snapshot = Snapshot::captured(parts, None, &[]);
         let work = snapshot.record_sealed(Arc::new(manifest), Duration::ZERO, SealParts::default());
         assert_eq!(work, SnapshotWork::Publish);
         snapshot

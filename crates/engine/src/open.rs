@@ -129,7 +129,7 @@ pub(crate) async fn open(
     if let Some(records) = records {
         records.opened(snapshot, &LocalManifest::from(&publication)).map_err(unrecorded)?;
     }
-    let parts = parts_of(manifest, layers.into(), records);
+    let parts = parts_of(manifest, &layers.into(), records);
     let manifest = Arc::new(manifest.clone());
     Ok(Snapshot::named(parts, SnapshotState::Published, manifest, SealFacts::default()))
 }
@@ -137,13 +137,13 @@ pub(crate) async fn open(
 /// A snapshot over the layers of its manifest, which are in the manifest's order.
 pub(crate) fn parts_of(
     manifest: &Manifest,
-    layers: Arc<[Arc<Layer>]>,
+    layers: &Arc<[Arc<Layer>]>,
     records: Option<&Records>,
 ) -> SnapshotParts {
     let volume = |volume: &VolumeManifest| Volume {
         name: volume.name.clone(),
         page_kind: volume.page_kind,
-        view: Arc::new(LiveView::new(View::flat(volume.map.clone(), Arc::clone(&layers)))),
+        view: Arc::new(LiveView::new(View::flat(volume.map.clone(), Arc::clone(layers)))),
     };
     SnapshotParts {
         id: manifest.snapshot(),

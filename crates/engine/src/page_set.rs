@@ -19,18 +19,6 @@ impl PageSet {
         Self { words: vec![0; word_count(pages)].into_boxed_slice(), pages }
     }
 
-    /// The set of pages of a volume of `pages` whose words are `words`; none if they are too few or too many, or if a
-    /// bit past the last page is 1.
-    #[must_use]
-    pub fn of_words(words: Box<[u64]>, pages: u32) -> Option<Self> {
-        let in_last = match pages % WORD_PAGES {
-            0 => u64::MAX,
-            rest => (1 << rest) - 1,
-        };
-        let stray = words.last().is_some_and(|last| last & !in_last != 0);
-        (words.len() == word_count(pages) && !stray).then_some(Self { words, pages })
-    }
-
     /// The set of all pages of a volume of `pages`.
     #[must_use]
     pub fn full(pages: u32) -> Self {
@@ -336,7 +324,7 @@ mod tests {
 
     #[test]
     fn words_that_are_no_set_of_the_volume_are_refused() {
-        let of = |words: &[u64], pages| PageSet::of_words(words.into(), pages);
+        let of = |words: &[u64], pages| PageSet::from_words(pages, words.to_vec());
         for pages in [0, 1, 63, 64, 65, 300] {
             let full = PageSet::full(pages);
             assert_eq!(of(full.words(), pages), Some(full.clone()));
@@ -366,5 +354,16 @@ mod tests {
     #[should_panic(expected = "outside a volume")]
     fn a_page_outside_the_volume_is_a_bug() {
         PageSet::new(65).insert(GuestPage::new(65));
+    }
+
+    #[test]
+    fn words_are_read_back_unless_they_are_another_volumes() {
+        for pages in [0, 1, 63, 64, 65, 130] {
+            let set = PageSet::full(pages);
+            assert_eq!(PageSet::from_words(pages, set.words().to_vec()), Some(set.clone()));
+            let longer = [set.words(), &[0]].concat();
+            assert_eq!(PageSet::from_words(pages, longer), None);
+        }
+        assert_eq!(PageSet::from_words(70, vec![0, 1 << 6]), None, "a page past the last");
     }
 }

@@ -13,7 +13,6 @@ use crate::capture::{Capture, CaptureError, CapturedPages};
 use crate::catalog::{CatalogError, Change};
 use crate::geometry::u64_of;
 use crate::identity::{SnapshotId, VolumeName};
-use crate::keep::KeptVolume;
 use crate::lifecycle::SnapshotState;
 use crate::manifest::{ManifestError, VolumeShape, check_blobs, check_shapes};
 use crate::reaper::ReaperHandle;
@@ -187,13 +186,9 @@ impl PausePermit {
         check_blobs(&guest.blobs)?;
         let mut captures = Vec::with_capacity(guest.volumes.len());
         let mut volumes = Vec::with_capacity(guest.volumes.len());
-        let mut kept = Vec::with_capacity(guest.volumes.len());
         for (position, PausedVolume { name, page_kind, memfd, pages }) in
             guest.volumes.into_iter().enumerate()
         {
-            if records.is_some() {
-                kept.push(KeptVolume::new(name.clone(), &memfd, &pages).map_err(CommitError::Keeper)?);
-            }
             let capture = Arc::new(self.capture(&name, memfd, pages)?);
             let base = self.parent.as_ref().map(|parent| Arc::clone(&parent.volumes()[position].view));
             let view = Arc::new(LiveView::new(View::captured(Arc::clone(&capture), base)));
@@ -210,9 +205,9 @@ impl PausePermit {
             records: records.cloned(),
         };
         if let Some(records) = records {
-            keep_and_record(records, &parts, &kept, guest.alongside)?;
+            keep_and_record(records, &parts, &captures, guest.alongside)?;
         }
-        Ok((Arc::new(Snapshot::captured(parts, self.parent)), captures))
+        Ok((Arc::new(Snapshot::captured(parts, self.parent, &captures)), captures))
     }
 
     fn capture(
@@ -254,7 +249,7 @@ impl PausePermit {
 fn keep_and_record(
     records: &Records,
     parts: &SnapshotParts,
-    kept: &[KeptVolume],
+    captures: &[Arc<Capture>],
     alongside: Vec<Change>,
 ) -> Result<(), CommitError> {
     let shape = |volume: &Volume| VolumeShape {
@@ -270,7 +265,7 @@ fn keep_and_record(
         blobs: parts.blobs.clone(),
     };
     let done = records
-        .keep(parts.id, kept)
+        .keep(parts.id, parts.volumes.iter().map(|volume| &volume.name), captures)
         .map_err(CommitError::Keeper)
         .and_then(|()| Ok(records.captured(parts.id, facts, alongside)?));
     if done.is_err() {

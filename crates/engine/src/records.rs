@@ -7,8 +7,9 @@ use std::io;
 use std::sync::Arc;
 
 use crate::cache::Cache;
+use crate::capture::Capture;
 use crate::catalog::{Catalog, CatalogError, Change, Kind};
-use crate::identity::SnapshotId;
+use crate::identity::{SnapshotId, VolumeName};
 use crate::keep::{Keeper, KeptVolume};
 use crate::manifest::LocalManifest;
 use crate::reaper::ReaperHandle;
@@ -45,9 +46,16 @@ impl Records {
         &*self.0.keeper
     }
 
-    /// Hands a pause's memory to the keeper.
-    pub(crate) fn keep(&self, id: SnapshotId, volumes: &[KeptVolume]) -> io::Result<()> {
-        self.0.keeper.keep(id, volumes)
+    /// Hands the captured memory of volumes of these names to the keeper.
+    pub(crate) fn keep<'a>(
+        &self,
+        id: SnapshotId,
+        volumes: impl IntoIterator<Item = &'a VolumeName>,
+        captures: &[Arc<Capture>],
+    ) -> io::Result<()> {
+        let kept =
+            volumes.into_iter().zip(captures).map(|(name, capture)| KeptVolume::of(name.clone(), capture));
+        self.0.keeper.keep(id, &kept.collect::<io::Result<Vec<_>>>()?)
     }
 
     /// Records a pause whose memory the keeper has, and what its owner says of the same instant: from here on it is

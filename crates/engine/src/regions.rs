@@ -209,7 +209,6 @@ mod page_bytes {
     use rekindle_kernel::PageKind;
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
     pub(super) fn serialize<S: Serializer>(page: &PageKind, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(crate::geometry::u64_of(page.bytes()))
     }

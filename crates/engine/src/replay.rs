@@ -195,7 +195,7 @@ impl Replaying<'_> {
             },
         };
         let layers = manifest.layers().iter().map(open).collect::<Result<Arc<[_]>, Obstacle>>()?;
-        Ok(parts_of(manifest, layers, Some(self.records)))
+        Ok(parts_of(manifest, &layers, Some(self.records)))
     }
 
     /// Takes a captured snapshot's memory back from the keeper.
@@ -222,7 +222,7 @@ impl Replaying<'_> {
             volumes.push(Volume { name, page_kind, view });
         }
         let parts = SnapshotParts { volumes, ..unread_parts_of(id, facts.clone(), self.records) };
-        Ok((Snapshot::captured(parts, parent.cloned()), captures))
+        Ok((Snapshot::captured(parts, parent.cloned(), &captures), captures))
     }
 
     fn capture(&self, volume: KeptVolume, pages: u32) -> Result<Arc<Capture>, Obstacle> {
@@ -367,10 +367,8 @@ fn lost_parts_of(manifest: &Manifest, records: &Records) -> SnapshotParts {
         page_kind: volume.page_kind,
         pages: volume.map.pages(),
     });
-    SnapshotParts {
-        volumes: shapes.map(unread_volume).collect(),
-        ..parts_of(manifest, Arc::new([]), Some(records))
-    }
+    let none: Arc<[Arc<Layer>]> = Arc::new([]);
+    SnapshotParts { volumes: shapes.map(unread_volume).collect(), ..parts_of(manifest, &none, Some(records)) }
 }
 
 /// A volume until its view is known.

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rekindle_kernel::PageKind;
 
+use crate::capture::Capture;
 use crate::compare::PageClasses;
 use crate::geometry::bytes_of_pages;
 use crate::identity::{LayerId, SnapshotId, VolumeName};
-use crate::keep::KeptVolume;
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
@@ -109,6 +109,8 @@ struct Progress {
     /// Until the snapshot is sealed.
     parent: Option<Arc<Snapshot>>,
     manifest: Option<Arc<Manifest>>,
+    /// The captures that the keeper has: their bytes count until it forgets them.
+    kept: Vec<Arc<Capture>>,
     /// Lives that have begun and not come to their end: none of them may find its record gone.
     lives: usize,
 }
@@ -119,10 +121,15 @@ struct Progress {
 pub struct NoManifestYet;
 
 impl Snapshot {
-    /// A snapshot whose pages are frozen in RAM.
-    pub(crate) fn captured(parts: SnapshotParts, parent: Option<Arc<Self>>) -> Self {
+    /// A snapshot whose pages are frozen in RAM. Where it is recorded, they are held as long as the keeper has them.
+    pub(crate) fn captured(
+        parts: SnapshotParts,
+        parent: Option<Arc<Self>>,
+        captures: &[Arc<Capture>],
+    ) -> Self {
+        let kept = if parts.records.is_some() { captures.to_vec() } else { Vec::new() };
         let progress = Progress::new(SnapshotState::Captured);
-        Self::with_progress(parts, Progress { parent, ..progress })
+        Self::with_progress(parts, Progress { parent, kept, ..progress })
     }
 
     /// A snapshot that has a manifest; `state` is one of those that do, or `Discarded`.
@@ -224,6 +231,27 @@ impl Snapshot {
         self.memory().load().layers().iter().map(placed).collect()
     }
 
+    /// Hands what is only in memory to the keeper, which is not the one that had it.
+    pub(crate) fn keep_again(&self) -> io::Result<()> {
+        let kept = lock(&self.progress).kept.clone();
+        let Some(records) = self.records.as_ref().filter(|_| !kept.is_empty()) else { return Ok(()) };
+        records.keep(self.id, self.volumes.iter().map(|volume| &volume.name), &kept)?;
+        // It may have been forgotten meanwhile, before it was kept again.
+        if lock(&self.progress).kept.is_empty() {
+            records.forget(self.id);
+        }
+        Ok(())
+    }
+
+    /// Its layers are recorded: nobody needs to hold its captures for it any more.
+    pub(crate) fn forget_kept(&self) {
+        let kept = std::mem::take(&mut lock(&self.progress).kept);
+        if let Some(records) = &self.records {
+            records.forget(self.id);
+        }
+        drop(kept);
+    }
+
     /// What is recorded of its seal.
     pub(crate) fn seal_facts(&self) -> SealFacts {
         let SnapshotStatus { classes, seal_time, .. } = self.status();
@@ -267,18 +295,6 @@ impl Snapshot {
             line.push(snapshot);
         }
         line
-    }
-
-    /// Hands what is not packed yet to the keeper, in the place of whatever it has.
-    pub(crate) fn keep_again(&self) -> io::Result<()> {
-        let Some(records) = &self.records else { return Ok(()) };
-        let mut kept = Vec::with_capacity(self.volumes.len());
-        for volume in &self.volumes {
-            // A packed volume is on the disk, with its record or about to get it.
-            let Some(capture) = volume.view.load().capture().cloned() else { return Ok(()) };
-            kept.push(KeptVolume::new(volume.name.clone(), capture.memfd(), &capture.captured_pages())?);
-        }
-        records.keep(self.id, &kept)
     }
 
     /// A life begins, which writes its record and works by it.
@@ -359,7 +375,7 @@ impl Progress {
     fn new(state: SnapshotState) -> Self {
         let status =
             SnapshotStatus { state, classes: None, seal_time: None, seal_parts: None, failure: None };
-        Self { status, parent: None, manifest: None, lives: 0 }
+        Self { status, parent: None, manifest: None, kept: Vec::new(), lives: 0 }
     }
 }
 

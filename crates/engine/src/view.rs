@@ -80,14 +80,6 @@ impl View {
         }
     }
 
-    /// The capture this view reads, while it has one.
-    pub fn capture(&self) -> Option<&Arc<Capture>> {
-        match &self.body {
-            Body::Captured { top, .. } => Some(top),
-            Body::Packed { .. } | Body::Flat { .. } => None,
-        }
-    }
-
     /// The layers this view reads by itself, in its map's order; empty unless it is flat.
     pub fn layers(&self) -> &[Arc<Layer>] {
         match &self.body {

@@ -207,7 +207,12 @@ impl Sandbox {
             StoppedGuest { pid: self.guest.id(), hello: self.guest.hello(), memfd: self.guest.memfd() };
         let taken = stopped.memory(&self.shape, epoch.as_ref());
         let committed = taken.and_then(|memory| {
-            let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![memory], blobs: blobs(&state), alongside: Vec::new() };
+            let guest = PausedGuest {
+                id: SnapshotId::new(),
+                volumes: vec![memory],
+                blobs: blobs(&state),
+                alongside: Vec::new(),
+            };
             Ok(engine.commit_pause(permit, guest)?)
         });
         match committed {

@@ -188,6 +188,11 @@ impl Guest {
 
     /// Pauses it, if the engine permits it now.
     pub fn pause(self, engine: &Engine, tracking: Tracking) -> Result<Paused, NotPaused> {
+        self.pause_as(SnapshotId::new(), engine, tracking)
+    }
+
+    /// Pauses it as the snapshot of this name.
+    pub fn pause_as(self, id: SnapshotId, engine: &Engine, tracking: Tracking) -> Result<Paused, NotPaused> {
         let permit = match engine.permit_pause(self.parent.as_ref(), bytes_of_pages(self.pages())) {
             Ok(permit) => permit,
             Err(error) => return Err(NotPaused { guest: Box::new(self), error }),
@@ -195,7 +200,8 @@ impl Guest {
         let pages = self.captured_pages(tracking);
         let Self { memfd, vmm, expected, .. } = self;
         let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-        let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs: BTreeMap::new(), alongside: Vec::new() };
+        let guest =
+            PausedGuest { id, volumes: vec![volume], blobs: BTreeMap::new(), alongside: Vec::new() };
         let snapshot =
             engine.commit_pause(permit, guest).expect("a guest of its parent's shape is taken over");
         Ok(Paused { snapshot, memory: expected, vmm })

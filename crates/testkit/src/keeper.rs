@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::keep::{Keeper, KeptVolume};
@@ -11,12 +11,15 @@ use rekindle_engine::keep::{Keeper, KeptVolume};
 #[derive(Debug, Default)]
 pub struct TestKeeper {
     state: Mutex<State>,
+    forgotten: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     held: BTreeMap<SnapshotId, Vec<KeptVolume>>,
     refusing: bool,
+    /// Every time it was told to forget something.
+    forgets: Vec<SnapshotId>,
 }
 
 impl TestKeeper {
@@ -29,6 +32,18 @@ impl TestKeeper {
     /// From now on it refuses to keep anything, or no longer does.
     pub fn refuse(&self, refusing: bool) {
         self.state().refusing = refusing;
+    }
+
+    /// Waits until it was told so often to forget a snapshot, whether it held anything of it or not.
+    pub fn wait_forgets(&self, snapshot: SnapshotId, times: usize) {
+        let told = |state: &mut State| state.forgets.iter().filter(|id| **id == snapshot).count() < times;
+        let state = self.forgotten.wait_while(self.state(), told);
+        drop(state.expect("no thread panics while it holds a lock"));
+    }
+
+    /// How often it was told to forget a snapshot.
+    pub fn forgets(&self, snapshot: SnapshotId) -> usize {
+        self.state().forgets.iter().filter(|id| **id == snapshot).count()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -52,7 +67,12 @@ impl Keeper for TestKeeper {
     }
 
     fn forget(&self, snapshot: SnapshotId) -> io::Result<()> {
-        self.state().held.remove(&snapshot);
+        let mut state = self.state();
+        state.forgets.push(snapshot);
+        let held = state.held.remove(&snapshot);
+        drop(state);
+        drop(held);
+        self.forgotten.notify_all();
         Ok(())
     }
 

@@ -11,3 +11,4 @@ pub mod keeper;
 pub mod site;
 pub mod guest;
 pub mod history;
+pub mod black_box;

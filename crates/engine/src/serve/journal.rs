@@ -178,7 +178,7 @@ impl Journal {
         self.sets.read(set, &mut bytes);
         let (words, _) = bytes.as_chunks::<8>();
         let words = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        PageSet::of_words(words, self.pages).ok_or(JournalError::Pages { pages: self.pages })
+        PageSet::from_words(self.pages, words).ok_or(JournalError::Pages { pages: self.pages })
     }
 }
 

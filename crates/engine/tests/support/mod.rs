@@ -59,7 +59,12 @@ impl Node {
         }
         let pages = CapturedPages { kept, zero: PageSet::new(count) };
         let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-        let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs: BTreeMap::new(), alongside: Vec::new() };
+        let guest = PausedGuest {
+            id: SnapshotId::new(),
+            volumes: vec![volume],
+            blobs: BTreeMap::new(),
+            alongside: Vec::new(),
+        };
         self.engine.commit_pause(permit, guest).unwrap()
     }
 

@@ -104,7 +104,8 @@ impl Node {
         }
         let name = VolumeName::memory();
         let volumes = vec![PausedVolume { name, page_kind: PageKind::Small, memfd, pages }];
-        let guest = PausedGuest { id: SnapshotId::new(), volumes, blobs: BTreeMap::new(), alongside: Vec::new() };
+        let guest =
+            PausedGuest { id: SnapshotId::new(), volumes, blobs: BTreeMap::new(), alongside: Vec::new() };
         let (snapshot, captures) = self.steps.commit(permit, guest);
         Paused { snapshot, captures, model }
     }

@@ -81,7 +81,8 @@ impl Daemon {
     ) -> anyhow::Result<Arc<EngineSnapshot>> {
         let volume = take()?;
         let permit = self.engine.permit_pause(parent, volume.memfd.bytes()).map_err(Problem::from)?;
-        let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs, alongside: Vec::new() };
+        let guest =
+            PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs, alongside: Vec::new() };
         Ok(self.engine.commit_pause(permit, guest)?)
     }
 }
@@ -112,13 +113,15 @@ fn process_volume(pid: u32, regions: &[MemoryRegion]) -> anyhow::Result<PausedVo
     let memory = StoppedMemory { regions: &regions, memfd: None, pagemap: Pagemap::of(pid)? };
     let pages: CapturedPages =
         present_pages(&memory).with_context(|| format!("finding the pages of process {pid}"))?;
-    let memfd = copy_pages(pid, &regions, &pages.kept).with_context(|| format!("copying from process {pid}"))?;
+    let memfd =
+        copy_pages(pid, &regions, &pages.kept).with_context(|| format!("copying from process {pid}"))?;
     Ok(PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages })
 }
 
 fn regions_of(regions: &[MemoryRegion]) -> anyhow::Result<Regions> {
     let bytes = regions.iter().try_fold(0_u64, |sum, region| sum.checked_add(region.bytes));
-    let pages = bytes.and_then(pages_covering).context("the regions are more memory than a volume can have")?;
+    let pages =
+        bytes.and_then(pages_covering).context("the regions are more memory than a volume can have")?;
     let region = |region: &MemoryRegion| Region {
         start: region.start,
         bytes: region.bytes,

@@ -23,7 +23,8 @@ impl Control for Daemon {
 
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
         let all = self.sandboxes.all().into_iter().map(|entry| entry.show());
-        let (sandboxes, next) = super::paging::page(all, query, |sandbox| (sandbox.id, sandbox.labels.clone()))?;
+        let (sandboxes, next) =
+            super::paging::page(all, query, |sandbox| (sandbox.id, sandbox.labels.clone()))?;
         Ok(SandboxList { sandboxes, next })
     }
 

@@ -77,7 +77,10 @@ impl Entry {
         let mut state = self.lock();
         loop {
             if state.removed {
-                return Err(Problem::new(Code::NotFound, format!("there is no sandbox {} any more", self.id)));
+                return Err(Problem::new(
+                    Code::NotFound,
+                    format!("there is no sandbox {} any more", self.id),
+                ));
             }
             match &mut state.live {
                 Held::Here(live) => {
@@ -88,7 +91,10 @@ impl Entry {
                 Held::Taken(other) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
-                        let why = format!("{} is busy: its guest {other}; try again when that is over", self.called());
+                        let why = format!(
+                            "{} is busy: its guest {other}; try again when that is over",
+                            self.called()
+                        );
                         return Err(Problem::new(Code::WrongState, why).sandbox(self.id));
                     }
                     state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;

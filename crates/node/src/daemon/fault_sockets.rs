@@ -57,11 +57,20 @@ pub(super) struct Socket {
 #[derive(Debug)]
 enum State {
     /// A thread waits for somebody to connect; dropping the wakeup's other end ends it.
-    Listening { listener: UnixListener, cancelled: Arc<Wakeup> },
-    Serving { server: FaultServer },
+    Listening {
+        listener: UnixListener,
+        cancelled: Arc<Wakeup>,
+    },
+    Serving {
+        server: FaultServer,
+    },
     /// The epoch is held until the socket is closed: without any userfaultfd the VMM's faults would read zeroes.
-    Captured { epoch: Epoch },
-    Ended { reason: String },
+    Captured {
+        epoch: Epoch,
+    },
+    Ended {
+        reason: String,
+    },
 }
 
 /// What the catalog knows of a socket.
@@ -113,7 +122,7 @@ impl Daemon {
             id,
             path,
             snapshot: known.snapshot,
-            state: Mutex::new(State::Listening { listener, cancelled, }),
+            state: Mutex::new(State::Listening { listener, cancelled }),
         });
         socket.keep(&self.keeping).map_err(super::problems::guest_failed)?;
         self.write_socket(&socket, None)?;
@@ -159,7 +168,9 @@ impl Daemon {
             let record: SocketRecord = serde_json::from_slice(&value)?;
             let (id, snapshot) = (record.id, self.engine.origin(SnapshotId::from(record.snapshot)));
             let taken = match snapshot {
-                Some(snapshot) if held.contains_key(&socket_key(id)) => self.recover_socket(&record, snapshot),
+                Some(snapshot) if held.contains_key(&socket_key(id)) => {
+                    self.recover_socket(&record, snapshot)
+                }
                 Some(_) => Err(anyhow::anyhow!("the keeper that held it is gone")),
                 None => Err(anyhow::anyhow!("there is no snapshot {} any more", record.snapshot)),
             };
@@ -187,12 +198,8 @@ impl Daemon {
                 State::Serving { server }
             }
         };
-        let socket = Arc::new(Socket {
-            id: record.id,
-            path: record.path.clone(),
-            snapshot,
-            state: Mutex::new(state),
-        });
+        let socket =
+            Arc::new(Socket { id: record.id, path: record.path.clone(), snapshot, state: Mutex::new(state) });
         self.fault_sockets.lock().insert(record.id, Arc::clone(&socket));
         if record.facts.is_none() {
             self.accept_in_background(&socket).map_err(anyhow::Error::from)?;
@@ -247,7 +254,9 @@ impl Socket {
                 }
                 ServeStatus::Ended { why } => (FaultSocketState::Ended, Some(words(why)), Some(server)),
             },
-            State::Captured { .. } => (FaultSocketState::Ended, Some("its VMM was captured".to_owned()), None),
+            State::Captured { .. } => {
+                (FaultSocketState::Ended, Some("its VMM was captured".to_owned()), None)
+            }
             State::Ended { reason } => (FaultSocketState::Ended, Some(reason.clone()), None),
         };
         FaultSocket {
@@ -269,7 +278,8 @@ impl Socket {
         take: impl FnOnce(&Epoch) -> anyhow::Result<T>,
     ) -> Answer<T> {
         let mut state = self.lock();
-        let before = std::mem::replace(&mut *state, State::Ended { reason: "its VMM is being captured".to_owned() });
+        let before =
+            std::mem::replace(&mut *state, State::Ended { reason: "its VMM is being captured".to_owned() });
         let State::Serving { server } = before else {
             *state = before;
             drop(state);
@@ -339,12 +349,8 @@ impl Socket {
     }
 
     fn put(&self, facts: Option<EpochFacts>) -> Change {
-        let record = SocketRecord {
-            id: self.id,
-            path: self.path.clone(),
-            snapshot: self.snapshot.id().uuid(),
-            facts,
-        };
+        let record =
+            SocketRecord { id: self.id, path: self.path.clone(), snapshot: self.snapshot.id().uuid(), facts };
         let value = serde_json::to_vec(&record).expect("a record is plain data");
         Change::Put { kind: Kind::Meta, key: self.record_key(), value }
     }

@@ -73,7 +73,11 @@ impl Requests {
             None => {
                 let asked = Asked { request, ids: fresh(), unix_ms: unix_ms() };
                 let value = serde_json::to_vec(&asked).expect("it is plain data");
-                self.catalog.write(&[Change::Put { kind: Kind::Idempotency, key: key.into_bytes(), value }])?;
+                self.catalog.write(&[Change::Put {
+                    kind: Kind::Idempotency,
+                    key: key.into_bytes(),
+                    value,
+                }])?;
                 asked.ids
             }
         };
@@ -91,7 +95,8 @@ impl Requests {
     fn forget_old(&self) -> Answer<()> {
         let now = unix_ms();
         let old = |value: &[u8]| {
-            serde_json::from_slice::<Asked>(value).map_or(true, |asked| now.saturating_sub(asked.unix_ms) > REMEMBERED_MS)
+            serde_json::from_slice::<Asked>(value)
+                .map_or(true, |asked| now.saturating_sub(asked.unix_ms) > REMEMBERED_MS)
         };
         let all = self.catalog.all(Kind::Idempotency)?;
         let changes: Vec<_> = all

@@ -1,7 +1,7 @@
 //! What is done with sandboxes: created, paused, resumed, forked, stopped, removed.
 
-use std::time::{Duration, Instant};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rekindle_engine::catalog::{Change, Kind};
 use rekindle_engine::identity::SnapshotId;
@@ -236,7 +236,10 @@ impl Daemon {
     /// A guest on a snapshot's memory and device state.
     fn bring_back(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<Box<Live>> {
         if known.about.vmm.is_none() {
-            let why = format!("{} is of a VMM that rekindle did not start: open a fault socket for it", known.called());
+            let why = format!(
+                "{} is of a VMM that rekindle did not start: open a fault socket for it",
+                known.called()
+            );
             return Err(Problem::new(Code::WrongState, why).snapshot(known.snapshot.id()));
         }
         self.wait_if_asked(known, serve_before_seal)?;
@@ -251,7 +254,10 @@ impl Daemon {
             return Ok(());
         }
         known.snapshot.wait_manifest(SEAL_WAIT).map(drop).map_err(|_| {
-            let why = format!("{} was not sealed within {SEAL_WAIT:?}, and is not to be served before", known.called());
+            let why = format!(
+                "{} was not sealed within {SEAL_WAIT:?}, and is not to be served before",
+                known.called()
+            );
             Problem::new(Code::NotYet, why).snapshot(known.snapshot.id())
         })
     }
@@ -292,8 +298,9 @@ impl Daemon {
 
     pub(super) fn tell(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
         let entry = self.sandboxes.find(reference)?;
-        let command: Command = serde_json::from_value(command)
-            .map_err(|error| Problem::new(Code::InvalidRequest, format!("no command of a process guest: {error}")))?;
+        let command: Command = serde_json::from_value(command).map_err(|error| {
+            Problem::new(Code::InvalidRequest, format!("no command of a process guest: {error}"))
+        })?;
         if matches!(command, Command::Restore { .. } | Command::Exit | Command::Place { .. }) {
             let why = "a sandbox's guest is restored, placed and ended by the daemon alone";
             return Err(Problem::new(Code::InvalidRequest, why));
@@ -346,7 +353,8 @@ fn check_memory(bytes: u64, backing: MemoryBacking) -> Answer<()> {
     };
     let page = u64::try_from(page).expect("two megabytes at most");
     if bytes == 0 || bytes > MEMORY_BYTES_MAX || !bytes.is_multiple_of(page) {
-        let why = format!("memory_bytes={bytes}: it is to be a multiple of {page}, at most {MEMORY_BYTES_MAX}");
+        let why =
+            format!("memory_bytes={bytes}: it is to be a multiple of {page}, at most {MEMORY_BYTES_MAX}");
         return Err(Problem::new(Code::InvalidRequest, why));
     }
     Ok(())
@@ -356,7 +364,10 @@ fn check_count(count: u32) -> Answer<()> {
     if (1..=FORKS_MAX).contains(&count) {
         return Ok(());
     }
-    Err(Problem::new(Code::InvalidRequest, format!("count={count}: 1 to {FORKS_MAX} sandboxes are made at once")))
+    Err(Problem::new(
+        Code::InvalidRequest,
+        format!("count={count}: 1 to {FORKS_MAX} sandboxes are made at once"),
+    ))
 }
 
 fn ids_of(count: u32) -> usize {

@@ -79,14 +79,18 @@ impl Live {
         daemon: &Daemon,
         id: Uuid,
         snapshot: &Arc<Snapshot>,
-            shape: SandboxShape,
+        shape: SandboxShape,
     ) -> anyhow::Result<Self> {
         let state = snapshot.blobs().get(DEVICE_STATE).context("the snapshot has no device state")?;
         let state = serde_json::from_slice(state).context("the snapshot's device state")?;
         let socket = daemon.run_directory.join(format!("handover-{id}.sock"));
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
-        let spawned = ProcessGuest::spawn_under(&daemon.keeping.client(), &guest_key(id), &shape.guest(Some(socket.clone())));
+        let spawned = ProcessGuest::spawn_under(
+            &daemon.keeping.client(),
+            &guest_key(id),
+            &shape.guest(Some(socket.clone())),
+        );
         let accepted = spawned.map_err(anyhow::Error::from).and_then(|guest| {
             let (stream, _) = listener.accept().context("the guest's hand-over connection")?;
             Ok((guest, stream))

@@ -74,7 +74,8 @@ impl Daemon {
     /// Starts on what an earlier daemon left, if one did.
     pub fn start(settings: &Settings) -> anyhow::Result<Arc<Self>> {
         let started = Instant::now();
-        let program = std::env::current_exe().context("finding this program, which guests and the keeper are run by")?;
+        let program = std::env::current_exe()
+            .context("finding this program, which guests and the keeper are run by")?;
         private_directory(&settings.state_directory)?;
         private_directory(&settings.run_directory)?;
         let catalog = Catalog::open(&settings.state_directory.join("catalog.redb"))?;

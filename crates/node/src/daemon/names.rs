@@ -30,7 +30,8 @@ impl Names {
         holder: impl FnOnce(&str) -> Option<Uuid>,
     ) -> Result<Reserved<'_>, (Problem, Option<Uuid>)> {
         check_name(name).map_err(|problem| (problem, None))?;
-        let taken = |name: &str| Problem::new(Code::NameTaken, format!("there is a {what} called {name:?} already"));
+        let taken =
+            |name: &str| Problem::new(Code::NameTaken, format!("there is a {what} called {name:?} already"));
         let Some(name) = name else { return Ok(Reserved { names: self, name: None }) };
         if !self.reserved.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
             return Err((taken(name), None));
@@ -60,7 +61,9 @@ mod tests {
     fn a_name_is_given_once() {
         let names = Names::default();
         let code = |name, holder: Option<u128>| {
-            names.reserve("thing", Some(name), |_| holder.map(Uuid::from_u128)).map_err(|(problem, _)| problem.code)
+            names
+                .reserve("thing", Some(name), |_| holder.map(Uuid::from_u128))
+                .map_err(|(problem, _)| problem.code)
         };
         let first = code("a", None).expect("it is free");
         assert_eq!(code("a", None).err(), Some(Code::NameTaken));

@@ -34,9 +34,8 @@ impl Daemon {
         observed.captures = Captures {
             bytes_held: self.engine.capture_bytes_held(),
             bytes_max: self.settings().capture_bytes_max,
-            oldest_age: oldest.map_or(Duration::ZERO, |oldest| {
-                Duration::from_millis(unix_ms().saturating_sub(oldest))
-            }),
+            oldest_age: oldest
+                .map_or(Duration::ZERO, |oldest| Duration::from_millis(unix_ms().saturating_sub(oldest))),
         };
         observed
     }

@@ -28,7 +28,9 @@ pub(super) fn page<T>(
         .filter(|thing| {
             let (id, labels) = facts(thing);
             query.after.is_none_or(|after| id > after)
-                && label.as_ref().is_none_or(|(name, value)| labels.get(*name).map(String::as_str) == Some(*value))
+                && label
+                    .as_ref()
+                    .is_none_or(|(name, value)| labels.get(*name).map(String::as_str) == Some(*value))
         })
         .take(limit + 1)
         .collect();

@@ -45,14 +45,18 @@ impl From<OpenError> for Problem {
             OpenError::Store { snapshot, source: StoreError::NotFound { .. } } => {
                 Self::new(Code::NotFound, format!("there is no snapshot {snapshot}, here or in the store"))
             }
-            OpenError::Store { snapshot, .. } => Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot),
+            OpenError::Store { snapshot, .. } => {
+                Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
+            }
             OpenError::Manifest { snapshot, .. }
             | OpenError::OtherSnapshot { snapshot, .. }
             | OpenError::NoMemory { snapshot, .. }
             | OpenError::Domain { snapshot, .. } => {
                 Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
             }
-            OpenError::Deleted { snapshot } => Self::new(Code::NotFound, error.to_string()).snapshot(*snapshot),
+            OpenError::Deleted { snapshot } => {
+                Self::new(Code::NotFound, error.to_string()).snapshot(*snapshot)
+            }
             OpenError::Lost { snapshot, .. } => Self::new(Code::Lost, error.to_string()).snapshot(*snapshot),
             OpenError::Cache { snapshot, .. } | OpenError::Catalog { snapshot, .. } => {
                 Self::new(Code::DiskFailed, error.to_string()).snapshot(*snapshot)

@@ -98,7 +98,9 @@ impl Daemon {
     ) -> Result<Live, Gone> {
         let Some(entry) = held else {
             let pid = guest.hello.pid;
-            return Err(Gone::Lost(format!("the keeper that held its guest (pid {pid}) is gone, and so is the guest")));
+            return Err(Gone::Lost(format!(
+                "the keeper that held its guest (pid {pid}) is gone, and so is the guest"
+            )));
         };
         let note: GuestNote = serde_json::from_value(entry.note.clone()).unwrap_or_default();
         let live = self.take_over(record, guest).map_err(|error| Gone::of(guest, &error))?;
@@ -136,7 +138,9 @@ impl Daemon {
             match KeyOf::parse(&entry.key) {
                 Some(KeyOf::Guest(id)) if !named.contains(&id) => self.endings.end_unborn(id),
                 Some(KeyOf::Guest(_) | KeyOf::Socket(_) | KeyOf::Snapshot(_)) => {}
-                None => tracing::warn!(key = entry.key, "the keeper holds something that is not of this daemon"),
+                None => {
+                    tracing::warn!(key = entry.key, "the keeper holds something that is not of this daemon")
+                }
             }
         }
     }

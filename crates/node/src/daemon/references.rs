@@ -89,9 +89,7 @@ pub(super) fn check_labels(labels: &crate::api::types::Labels) -> Answer<()> {
 /// The names of `count` new things that were to be called `name`: with a number behind it where they are several.
 pub(super) fn numbered(name: Option<&str>, count: u32) -> Vec<Option<String>> {
     (1..=count)
-        .map(|number| {
-            name.map(|name| if count == 1 { name.to_owned() } else { format!("{name}-{number}") })
-        })
+        .map(|number| name.map(|name| if count == 1 { name.to_owned() } else { format!("{name}-{number}") }))
         .collect()
 }
 
@@ -114,7 +112,9 @@ mod tests {
     fn found(reference: &str) -> Result<u128, Code> {
         let id = |number: u128| Uuid::from_u128(0xaaaa_0000 << 96 | number);
         let things = [Thing(id(1), Some("one")), Thing(id(2), None), Thing(Uuid::from_u128(3), Some("aaaa"))];
-        find("thing", reference, things.iter()).map(|thing| thing.0.as_u128() & 0xff).map_err(|problem| problem.code)
+        find("thing", reference, things.iter())
+            .map(|thing| thing.0.as_u128() & 0xff)
+            .map_err(|problem| problem.code)
     }
 
     #[test]
@@ -131,7 +131,11 @@ mod tests {
     #[test]
     fn names_that_could_be_taken_for_something_else_are_refused() {
         for name in ["", "a b", "ä", "../x", "0000000000000000000000000000000a", &"x".repeat(65)] {
-            assert_eq!(check_name(Some(name)).map_err(|problem| problem.code), Err(Code::InvalidRequest), "{name}");
+            assert_eq!(
+                check_name(Some(name)).map_err(|problem| problem.code),
+                Err(Code::InvalidRequest),
+                "{name}"
+            );
         }
         assert_eq!(check_name(Some("agent-7.b_2")), Ok(()));
         assert_eq!(check_name(None), Ok(()));

@@ -9,14 +9,15 @@ use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_kernel::{HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
 use uuid::Uuid;
 
+use super::Daemon;
 use super::about::About;
 use super::events::About as EventAbout;
 use super::references::{Named, find};
-use super::Daemon;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
-    ListQuery, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, Verification, Volume,
+    ListQuery, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, Verification,
+    Volume,
 };
 
 /// A snapshot with what it says of itself.
@@ -109,7 +110,8 @@ impl Daemon {
 
     pub(super) fn list_snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
         let all = self.known_snapshots().into_iter();
-        let (snapshots, next) = super::paging::page(all, query, |known| (known.id(), known.about.labels.clone()))?;
+        let (snapshots, next) =
+            super::paging::page(all, query, |known| (known.id(), known.about.labels.clone()))?;
         Ok(SnapshotList { snapshots: snapshots.iter().map(|known| known.show()).collect(), next })
     }
 
@@ -124,9 +126,7 @@ impl Daemon {
         let reached = match wanted {
             SnapshotState::Captured => true,
             SnapshotState::Sealed => known.snapshot.wait_manifest(limit).is_ok(),
-            SnapshotState::Published => {
-                known.snapshot.wait_state(lifecycle::SnapshotState::Published, limit)
-            }
+            SnapshotState::Published => known.snapshot.wait_state(lifecycle::SnapshotState::Published, limit),
             SnapshotState::Discarded | SnapshotState::Lost => {
                 let why = format!("state={wanted:?}: captured, sealed and published can be waited for");
                 return Err(Problem::new(Code::InvalidRequest, why));
@@ -135,7 +135,8 @@ impl Daemon {
         if reached {
             return Ok(known.show());
         }
-        let failure = known.snapshot.status().failure.map_or_else(String::new, |failure| format!("; last: {failure}"));
+        let failure =
+            known.snapshot.status().failure.map_or_else(String::new, |failure| format!("; last: {failure}"));
         let why = format!("{} was not {wanted:?} after {:?}{failure}", known.called(), asked.elapsed());
         Err(Problem::new(Code::NotYet, why).snapshot(known.snapshot.id()))
     }
@@ -145,8 +146,11 @@ impl Daemon {
         let known = self.find_snapshot(reference)?;
         let id = known.id();
         if let Some(entry) = self.sandboxes.all().into_iter().find(|entry| entry.is_paused_in(id)) {
-            let why = format!("{} is paused in {}; remove it or resume it first", entry.called(), known.called());
-            return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()).snapshot(known.snapshot.id()));
+            let why =
+                format!("{} is paused in {}; remove it or resume it first", entry.called(), known.called());
+            return Err(Problem::new(Code::WrongState, why)
+                .sandbox(entry.id())
+                .snapshot(known.snapshot.id()));
         }
         self.engine.delete(&known.snapshot)?;
         self.events.say("snapshot.deleted", EventAbout::snapshot(id), None);
@@ -173,8 +177,8 @@ impl Daemon {
             stored_bytes: layer.stored_bytes,
         });
         let state = shown(known.snapshot.state());
-        let origin = matches!(state, SnapshotState::Captured | SnapshotState::Sealed)
-            .then(|| self.node_name.clone());
+        let origin =
+            matches!(state, SnapshotState::Captured | SnapshotState::Sealed).then(|| self.node_name.clone());
         Ok(Placement { snapshot: known.id(), state, origin, layers: layers.collect() })
     }
 }

@@ -5,10 +5,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rekindle_engine::watch::Watcher;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::watch::Watcher;
 use uuid::Uuid;
 
 use super::Daemon;
@@ -107,7 +107,10 @@ fn look(daemon: &Weak<Daemon>, (over, changed): &(Mutex<bool>, Condvar)) {
         daemon.look_at_keeper();
         drop(daemon);
         is_over = over.lock().unwrap_or_else(PoisonError::into_inner);
-        is_over = changed.wait_timeout_while(is_over, LOOK_EVERY, |over| !*over).unwrap_or_else(PoisonError::into_inner).0;
+        is_over = changed
+            .wait_timeout_while(is_over, LOOK_EVERY, |over| !*over)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
     }
 }
 
@@ -159,16 +162,18 @@ impl Daemon {
                 tracing::error!("the keeper died; another one was started and is given everything again");
                 self.keep_everything_again();
             }
-            Err(error) => tracing::error!(%error, "the keeper cannot be reached; guests would not outlive this daemon"),
+            Err(error) => {
+                tracing::error!(%error, "the keeper cannot be reached; guests would not outlive this daemon")
+            }
         }
     }
 
     fn keep_everything_again(&self) {
         self.engine.keep_again();
         for entry in self.sandboxes.all() {
-            let kept = entry.turn("is being kept", self.settings().pause_wait).map(|turn| {
-                turn.live.as_ref().map_or(Ok(()), |live| live.keep_again(&self.keeping))
-            });
+            let kept = entry
+                .turn("is being kept", self.settings().pause_wait)
+                .map(|turn| turn.live.as_ref().map_or(Ok(()), |live| live.keep_again(&self.keeping)));
             if !matches!(kept, Ok(Ok(()))) {
                 tracing::error!(sandbox = %entry.id(), "it would not outlive this daemon: the keeper could not be given its guest");
             }

@@ -3,7 +3,6 @@
 mod control;
 mod error;
 mod kept;
-mod standing;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rekindle_kernel::{Memfd, ProcessHandle, Signal};
 use rustix::io::Errno;
+use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use crate::guest::arguments::GuestArguments;
 use crate::guest::protocol::Hello;
@@ -233,13 +233,17 @@ impl GuestProcess {
         read().map_err(|source| self.failed("reading the size", source))
     }
 
-    /// An error if the guest has ended; what was read of its threads is then of nobody, or of another process.
+    /// The kernel tells the parent, and with NOWAIT until the guest goes on; of another's child each thread is asked.
     fn has_stopped(&self) -> Result<bool, GuestError> {
-        let stands = standing::all_threads_stand(self.id());
+        let stopped = match self.owner {
+            Owner::Us(_) => is_told_stopped(self.id()),
+            Owner::Keeper => self.handle.is_stopped(),
+        };
+        // What was read of a guest that has ended is of nobody, or of another process.
         if !self.handle.is_alive() {
             return Err(GuestError::Gone { pid: self.id(), command: "freeze" });
         }
-        stands.map_err(|error| self.failed("freezing", error))
+        stopped.map_err(|error| self.failed("freezing", error))
     }
 
     /// Leaves the CPU to the guest's threads for a moment; an error if the guest has ended.
@@ -266,6 +270,13 @@ impl GuestProcess {
     fn failed(&self, doing: &'static str, source: io::Error) -> GuestError {
         GuestError::Process { pid: self.id(), doing, source }
     }
+}
+
+/// Whether a child was reported as stopped, which it is once all its threads stand.
+fn is_told_stopped(child: u32) -> io::Result<bool> {
+    let pid = i32::try_from(child).ok().and_then(Pid::from_raw).expect("a child has a process id");
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(rustix::process::waitid(WaitId::Pid(pid), options)?.is_some())
 }
 
 impl Drop for GuestProcess {

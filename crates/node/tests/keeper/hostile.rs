@@ -106,10 +106,12 @@ fn clients_that_say_nothing_make_room_for_those_that_do() {
 #[test]
 fn clients_that_never_finish_a_request_are_given_up() {
     let keeper = TestKeeper::start();
-    let slow: Vec<UnixStream> = (0..20).map(|_| keeper.connect()).collect();
-    for mut stream in &slow {
+    let begin = |_| {
+        let mut stream = keeper.connect();
         stream.write_all(b"{").expect("the keeper listens");
-    }
+        stream
+    };
+    let slow: Vec<UnixStream> = (0..20).map(begin).collect();
     keeper.another_client().note("key", &json!(1)).expect("held once the others are given up");
     for mut stream in &slow {
         stream.set_read_timeout(Some(LIMIT)).expect("a limit can be set");

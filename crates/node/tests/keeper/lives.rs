@@ -151,7 +151,7 @@ fn a_program_that_is_no_keeper_is_an_error_that_says_so() {
 }
 
 #[test]
-fn the_service_manager_is_told_that_the_keeper_is_ready_and_then_that_it_lives() {
+fn whoever_supervises_the_keeper_is_told_that_it_is_ready_and_then_that_it_lives() {
     let directory = tempfile::tempdir().expect("a directory");
     let notify = UnixDatagram::bind(directory.path().join("notify")).expect("the socket is new");
     notify.set_read_timeout(Some(LIMIT)).expect("a limit can be set");

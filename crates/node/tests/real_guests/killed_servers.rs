@@ -193,8 +193,13 @@ fn pause(
     let volume = PausedVolume { name: VolumeName::memory(), page_kind, memfd, pages };
     let blob = serde_json::to_vec(&state).expect("plain data");
     let blobs = [("device-state".to_owned(), blob.into())].into_iter().collect();
-    let paused = PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs, alongside: Vec::new() };
-    let snapshot = node.engine.commit_pause(permit, paused).expect("pauses");
+    let snapshot = node
+        .engine
+        .commit_pause(
+            permit,
+            PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs, alongside: Vec::new() },
+        )
+        .expect("pauses");
     guest.kill().expect("ends");
     snapshot
 }
@@ -216,23 +221,23 @@ fn case_54_a_guest_whose_servers_are_killed_has_every_page_and_so_has_its_next_s
     each_case(|case| {
         let random = &mut **random.borrow_mut();
         let filled = FilledNode::of(case);
-        let (node, snapshot) = (&filled.node, &filled.snapshot);
-        wait_published(snapshot);
+        wait_published(&filled.snapshot);
         let (mut guest, handover) = filled.handed_over();
+        let FilledNode { snapshot, node, .. } = filled;
         let epoch = Epoch::begin(handover, case.shape.tracking).expect("begins");
         let kept = epoch.kept().expect("kept");
         drop(epoch);
-        guest.control.restore(state_of(snapshot)).expect("restores");
+        guest.control.restore(state_of(&snapshot)).expect("restores");
         kill_servers(&mut guest, case, random, &|seed| {
-            ServerProcess::start(&order(&kept, snapshot, node, seed), &kept)
+            ServerProcess::start(&order(&kept, &snapshot, &node, seed), &kept)
         });
         // Half of the guests are paused with pages that nobody has touched since they were given back.
         if random.below(2) == 0 {
-            let server = ServerProcess::start(&order(&kept, snapshot, node, random.number()), &kept);
+            let server = ServerProcess::start(&order(&kept, &snapshot, &node, random.number()), &kept);
             assert_verified(&mut guest);
             server.kill();
         }
-        let paused = pause(node, &mut guest, snapshot, case, kept);
+        let paused = pause(&node, &mut guest, &snapshot, case, kept);
         assert_reads(&node.engine, &paused, &state_of(&paused).history);
         drop(guest);
         wait_published(&paused);

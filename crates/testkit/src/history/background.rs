@@ -138,11 +138,12 @@ impl History {
     }
 
     fn start_anew(&mut self, moved: bool) -> Result<(), String> {
+        // First of all: a process that dies lets go of nothing.
+        self.engine().stop();
         self.plans.clear();
         let snapshots: Vec<(SnapshotId, ModelMemory)> =
             self.snapshots.drain(..).map(|Known { snapshot, memory }| (snapshot.id(), memory)).collect();
         let parents: Vec<_> = self.guests.iter_mut().map(Guest::let_go_of_parent).collect();
-        self.engine().stop();
         // What stood there is let through and finds that the engine has ended.
         self.held.clear();
         let ended = self.engine.take();

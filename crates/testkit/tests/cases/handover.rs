@@ -159,7 +159,12 @@ fn case_14_a_pause_that_is_given_up_leaves_nothing_behind() {
         memfd: Memfd::create("guest", 9 * 4096, PageKind::Small).expect("memory"),
         pages: CapturedPages { kept: PageSet::new(9), zero: PageSet::new(9) },
     };
-    let guest = PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs: BTreeMap::new(), alongside: Vec::new() };
+    let guest = PausedGuest {
+        id: SnapshotId::new(),
+        volumes: vec![volume],
+        blobs: BTreeMap::new(),
+        alongside: Vec::new(),
+    };
     let refused = engine.commit_pause(permit, guest);
     assert!(matches!(refused, Err(CommitError::Volumes { .. })));
     drop(engine.permit_pause(Some(&snapshot), 1 << 20).expect("room"));

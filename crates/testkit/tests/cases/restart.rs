@@ -1,6 +1,6 @@
 //! The node's process dies, at every step of a snapshot's life, and another one takes its place.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use object_store::ObjectStoreExt;
@@ -12,6 +12,7 @@ use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::open::OpenError;
 use rekindle_engine::pause::PauseError;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::watch::Watcher;
 use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::model::ModelMemory;
@@ -231,10 +232,13 @@ fn case_09_a_deletion_that_a_crash_cut_short_is_done_and_what_still_runs_from_it
     drop(outage);
     check_and_publish(&site, &engine, &known);
     // Nobody stands on the first any more: it goes, and stays gone.
-    site.faults.wait_calls(Operation::Delete, "manifests/", 1);
     let left = end(engine, known);
+    let forgets = site.keeper.forgets(id);
     let engine = start(&site);
     engine.end_replay();
+    if engine.replayed().deleted > 0 {
+        site.keeper.wait_forgets(id, forgets + 1);
+    }
     drop(engine);
     let engine = start(&site);
     assert_eq!(engine.replayed().deleted, 0);
@@ -370,4 +374,61 @@ fn memory_taken_back_counts_and_pauses_wait_for_it() {
 
 fn recording(site: &Site) -> EngineOptions {
     site.recording().expect("nobody else has the catalog")
+}
+
+#[test]
+fn a_keeper_that_takes_anothers_place_is_given_everything_again() {
+    let site = site();
+    let engine = start(&site);
+    let sealed = first_pause(&engine, 20);
+    wait_published(&sealed.0);
+    let held = site.hooks.hold(Point::Compare);
+    let first = child(&engine, &sealed, run(0, 9), 2);
+    let second = child(&engine, &first, run(4, 9), 3);
+    engine.delete(&first.0).expect("the disk has room");
+    site.keeper.die();
+    engine.keep_again();
+    assert_eq!(site.keeper.held().expect("it answers"), [first.0.id(), second.0.id()]);
+    engine.stop();
+    drop(held);
+    let [sealed, _, second] = end(engine, [sealed, first, second]);
+    let engine = start(&site);
+    let known = find(&engine, [sealed, second]);
+    check_and_publish(&site, &engine, &known);
+}
+
+/// Remembers the states it is told of.
+#[derive(Debug, Default)]
+struct States(Mutex<Vec<(SnapshotId, SnapshotState)>>);
+
+impl Watcher for States {
+    fn changed(&self, snapshot: &Arc<Snapshot>) {
+        self.0.lock().expect("no thread panics here").push((snapshot.id(), snapshot.state()));
+    }
+}
+
+#[test]
+fn a_watcher_is_told_of_every_state_before_and_after_a_crash() {
+    let site = site();
+    let watcher = Arc::new(States::default());
+    let options = EngineOptions { watcher: watcher.clone(), ..recording(&site) };
+    let engine = Engine::start(options).expect("threads for an engine");
+    let outage = site.faults.outage();
+    let first = first_pause(&engine, 20);
+    let id = first.0.id();
+    while first.0.status().failure.is_none() {
+        first.0.wait_state(SnapshotState::Published, Duration::from_millis(5));
+    }
+    let left = end(engine, [first]);
+    let told: Vec<_> = watcher.0.lock().expect("no thread panics here").drain(..).collect();
+    assert_eq!(told[..2], [(id, SnapshotState::Captured), (id, SnapshotState::Sealed)]);
+    drop(outage);
+    let options = EngineOptions { watcher: watcher.clone(), ..recording(&site) };
+    let engine = Engine::start(options).expect("threads for an engine");
+    let known = find(&engine, left);
+    wait_published(&known[0].0);
+    engine.delete(&known[0].0).expect("the disk has room");
+    drop(engine);
+    let told = watcher.0.lock().expect("no thread panics here").clone();
+    assert_eq!(told[..2], [(id, SnapshotState::Published), (id, SnapshotState::Discarded)]);
 }
