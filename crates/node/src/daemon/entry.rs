@@ -111,7 +111,7 @@ impl Entry {
     /// Whether it can only go on from `snapshot`.
     pub(super) fn is_paused_in(&self, snapshot: Uuid) -> bool {
         let state = self.lock();
-        matches!(state.record.life, RecordedLife::Paused) && state.record.snapshot == Some(snapshot)
+        state.record.life.is_paused() && state.record.snapshot == Some(snapshot)
     }
 
     /// Whether its guest's process has ended although the guest is said to run.
@@ -151,7 +151,7 @@ impl Entry {
                 let shown = if stalled.is_some() { SandboxState::Stalled } else { SandboxState::Running };
                 (shown, stalled, Some(guest.hello.pid))
             }
-            RecordedLife::Paused => (SandboxState::Paused, None, None),
+            RecordedLife::Paused | RecordedLife::Forked => (SandboxState::Paused, None, None),
             RecordedLife::Stopped { reason } => (SandboxState::Stopped, reason.clone(), None),
             RecordedLife::Lost { reason } => (SandboxState::Lost, Some(reason.clone()), None),
         };

@@ -49,7 +49,7 @@ pub(super) struct FaultSockets(Mutex<BTreeMap<Uuid, Arc<Socket>>>);
 #[derive(Debug)]
 pub(super) struct Socket {
     id: Uuid,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     pub(super) snapshot: Arc<Snapshot>,
     state: Mutex<State>,
 }

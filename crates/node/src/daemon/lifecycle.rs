@@ -76,7 +76,7 @@ impl Daemon {
         }
         let name = self.reserve_snapshot_name(how.name.as_deref(), &how.labels)?;
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
-        let snapshot = self.pause_in_turn(&mut turn, id, how)?;
+        let snapshot = self.pause_in_turn(&mut turn, id, how, RecordedLife::Paused)?;
         drop((turn, name));
         Ok(Known::of(snapshot).show())
     }
@@ -87,6 +87,7 @@ impl Daemon {
         turn: &mut Turn,
         id: SnapshotId,
         how: PauseSandbox,
+        paused: RecordedLife,
     ) -> Answer<Arc<EngineSnapshot>> {
         let asked = Instant::now();
         let mut record = turn.record();
@@ -99,7 +100,7 @@ impl Daemon {
             backing: record.backing,
         };
         record.snapshot = Some(id.uuid());
-        record.life = RecordedLife::Paused;
+        record.life = paused;
         let alongside = vec![put(&record)];
         match live.pause(self, id, &about, alongside) {
             Ok(Paused { snapshot, frozen, ending }) => {
@@ -127,7 +128,7 @@ impl Daemon {
     /// Resumes the paused sandbox of a turn from its last snapshot.
     fn resume_in_turn(&self, turn: &mut Turn, serve_before_seal: Option<bool>) -> Answer<()> {
         let mut record = turn.record();
-        let (RecordedLife::Paused, Some(snapshot)) = (&record.life, record.snapshot) else {
+        let (true, Some(snapshot)) = (record.life.is_paused(), record.snapshot) else {
             let shown = turn.entry().show().state;
             let why = format!("{} is {shown:?}, not paused: it cannot be resumed", turn.entry().called());
             return Err(Problem::new(Code::WrongState, why).sandbox(record.id));
@@ -164,11 +165,12 @@ impl Daemon {
     fn snapshot_to_fork(&self, entry: &Arc<Entry>, id: SnapshotId) -> Answer<Known> {
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
         if turn.live.is_none()
-            && let (RecordedLife::Paused, Some(snapshot)) = (turn.record().life, turn.record().snapshot)
+            && let (true, Some(snapshot)) = (turn.record().life.is_paused(), turn.record().snapshot)
         {
             return self.readable_snapshot(&snapshot.to_string());
         }
-        let snapshot = self.pause_in_turn(&mut turn, id, PauseSandbox::default())?;
+        let how = PauseSandbox::default();
+        let snapshot = self.pause_in_turn(&mut turn, id, how, RecordedLife::Forked)?;
         self.resume_in_turn(&mut turn, Some(true))?;
         Ok(Known::of(snapshot))
     }

@@ -30,6 +30,8 @@ pub(super) enum RecordedLife {
     Running(RecordedGuest),
     /// Its guest ended with the record's snapshot.
     Paused,
+    /// The same, but it was paused only to be forked: it is about to run again, in the next daemon if not in this one.
+    Forked,
     /// Its guest ended without one.
     Stopped { reason: Option<String> },
     /// It could not be found again.
@@ -56,6 +58,13 @@ pub(super) struct RecordedServing {
     pub(super) facts: EpochFacts,
 }
 
+impl RecordedLife {
+    /// Whether its guest ended with the record's snapshot.
+    pub(super) fn is_paused(&self) -> bool {
+        matches!(self, Self::Paused | Self::Forked)
+    }
+}
+
 impl SandboxRecord {
     /// The record's key in the catalog.
     pub(super) fn key(id: Uuid) -> Vec<u8> {
@@ -71,7 +80,10 @@ impl SandboxRecord {
     pub(super) fn origin(&self) -> Option<Uuid> {
         match &self.life {
             RecordedLife::Running(guest) => guest.served.as_ref().map(|served| served.origin),
-            RecordedLife::Paused | RecordedLife::Stopped { .. } | RecordedLife::Lost { .. } => None,
+            RecordedLife::Paused
+            | RecordedLife::Forked
+            | RecordedLife::Stopped { .. }
+            | RecordedLife::Lost { .. } => None,
         }
     }
 }

@@ -15,6 +15,7 @@ use super::keeping::{GuestNote, KeyOf, guest_key};
 use super::lifecycle::put;
 use super::live::Live;
 use super::record::{RecordedGuest, RecordedLife, SandboxRecord};
+use crate::api::types::ResumeSandbox;
 use crate::keeper::{Found, HeldEntry};
 use crate::metrics::Recovery;
 
@@ -32,6 +33,8 @@ impl Daemon {
         recovery.until_served = started.elapsed();
         self.engine.end_replay();
         self.let_go_of_the_rest(&held);
+        self.remove_stale_sockets()?;
+        self.resume_the_forked();
         recovery.snapshots = self.snapshots_found();
         self.metrics.recovered(&recovery);
         let keeper = match found {
@@ -131,16 +134,52 @@ impl Daemon {
             .iter()
             .filter_map(|entry| match entry.record().life {
                 RecordedLife::Running(guest) => Some(guest.id),
-                RecordedLife::Paused | RecordedLife::Stopped { .. } | RecordedLife::Lost { .. } => None,
+                RecordedLife::Paused
+                | RecordedLife::Forked
+                | RecordedLife::Stopped { .. }
+                | RecordedLife::Lost { .. } => None,
             })
             .collect();
         for entry in held.values() {
             match KeyOf::parse(&entry.key) {
                 Some(KeyOf::Guest(id)) if !named.contains(&id) => self.endings.end_unborn(id),
+                Some(KeyOf::Socket(id)) if self.fault_sockets.find(id).is_err() => self.forget(&entry.key),
+                // Those of snapshots the engine has gone through.
                 Some(KeyOf::Guest(_) | KeyOf::Socket(_) | KeyOf::Snapshot(_)) => {}
                 None => {
                     tracing::warn!(key = entry.key, "the keeper holds something that is not of this daemon")
                 }
+            }
+        }
+    }
+
+    /// Lets go of what was held for something that was not acknowledged.
+    fn forget(&self, key: &str) {
+        if let Err(error) = self.keeping.client().forget(key) {
+            tracing::warn!(key, %error, "the keeper holds something unacknowledged until the next start");
+        }
+    }
+
+    /// Removes sockets at which the last daemon waited, or was about to wait, for a VMM that nobody waits for now.
+    fn remove_stale_sockets(&self) -> anyhow::Result<()> {
+        for file in std::fs::read_dir(&self.run_directory)? {
+            let path = file?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_ours = (name.starts_with("handover-") || name.starts_with("faults-")) && name.ends_with(".sock");
+            if is_ours && !self.fault_sockets.all().iter().any(|socket| socket.path == path) {
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sandboxes that were paused only to be forked run again.
+    fn resume_the_forked(&self) {
+        for entry in self.sandboxes.all() {
+            if matches!(entry.record().life, RecordedLife::Forked)
+                && let Err(error) = self.resume(&entry.record().id.to_string(), ResumeSandbox::default())
+            {
+                tracing::error!(sandbox = %entry.record().id, %error, "it was being forked, and stays paused");
             }
         }
     }
