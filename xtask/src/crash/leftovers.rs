@@ -86,7 +86,8 @@ fn processes_left(place: &BlackBox, world: &World) -> anyhow::Result<Vec<String>
     let mut left = Vec::new();
     for process in &processes {
         if process.role == Role::Guest && !owned.contains(&process.pid) {
-            left.push(format!("guest {} is of no sandbox", process.pid));
+            let doing = process.doing().unwrap_or_default();
+            left.push(format!("guest {} is of no sandbox: {doing}", process.pid));
         }
     }
     for role in [Role::Daemon, Role::Keeper] {

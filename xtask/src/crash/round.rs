@@ -197,7 +197,8 @@ impl Round<'_> {
     fn restart(&mut self) -> anyhow::Result<RunningDaemon> {
         if self.target == Phase::Recovery {
             let first = self.place.begin()?;
-            let usual = self.durations.of(Phase::Recovery);
+            // Less than usual: a start is over some time before it is seen to be.
+            let usual = self.durations.of(Phase::Recovery).mul_f64(0.7);
             wait(self.part_of(usual));
             let phase = if self.client.health().is_ok() { Phase::Idle } else { Phase::Recovery };
             first.kill()?;
