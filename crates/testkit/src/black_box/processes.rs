@@ -1,5 +1,6 @@
 //! Processes, told by the path of the program they run.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -33,6 +34,19 @@ impl Process {
         Ok(u64::try_from(count).expect("usize is 64 bits"))
     }
 
+    /// What its descriptors are of, each kind with how many there are.
+    pub fn fd_kinds(&self) -> io::Result<BTreeMap<String, u64>> {
+        let mut kinds = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
+            // One that was closed meanwhile is none.
+            let Ok(target) = fs::read_link(entry?.path()) else { continue };
+            let target = target.to_string_lossy().into_owned();
+            let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind);
+            *kinds.entry(kind.to_owned()).or_default() += 1;
+        }
+        Ok(kinds)
+    }
+
     /// What it does, in the kernel's word for it: `R (running)`, `S (sleeping)`, `T (stopped)`.
     pub fn doing(&self) -> io::Result<String> {
         self.status("State:")
@@ -50,7 +64,8 @@ impl Process {
     fn status(&self, name: &str) -> io::Result<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let unknown = || io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in a process's status"));
+        let unknown =
+            || io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in a process's status"));
         line.map(|line| line.trim().to_owned()).ok_or_else(unknown)
     }
 }
