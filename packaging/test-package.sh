@@ -25,7 +25,8 @@ fail() {
 # The keeper ends with what it holds; its process is the one whose arguments name this socket.
 keeper_stop() {
     for arguments in /proc/[0-9]*/cmdline; do
-        if tr '\0' ' ' <"$arguments" 2>/dev/null | grep -qF "keeper --socket $root/run/keeper.sock"; then
+        # A process may have ended since it was listed.
+        if { tr '\0' ' ' <"$arguments"; } 2>/dev/null | grep -qF "keeper --socket $root/run/keeper.sock"; then
             kill -KILL "$(basename "$(dirname "$arguments")")" 2>/dev/null || true
         fi
     done

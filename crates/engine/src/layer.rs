@@ -284,6 +284,8 @@ impl Layer {
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         self.set_index(index);
+        // Before anything is written behind the pages: it would make a file long again that was cut short.
+        self.make_whole()?;
         for frame in (0..frames_of(self.pages)).map(FrameNumber::new) {
             if !self.is_verified(frame) {
                 let (offset, bytes) = self.frame_extent(frame);

@@ -176,7 +176,8 @@ impl Daemon {
         for file in std::fs::read_dir(&self.run_directory)? {
             let path = file?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let is_ours = (name.starts_with("handover-") || name.starts_with("faults-")) && name.ends_with(".sock");
+            let is_ours =
+                (name.starts_with("handover-") || name.starts_with("faults-")) && name.ends_with(".sock");
             if is_ours && !self.fault_sockets.all().iter().any(|socket| socket.path == path) {
                 std::fs::remove_file(&path)?;
             }

@@ -7,15 +7,16 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
+use rekindle_engine::catalog::CatalogError;
 
 use super::session::Session;
 use super::status::Status;
 use crate::api::control::{Control, Served};
-use crate::api::{ListenOptions, Listeners, TcpOptions};
+use crate::api::{ListenError, ListenOptions, Listeners, TcpOptions};
 use crate::daemon::Daemon;
 use crate::settings::{LogFormat, SettingFlags, Settings};
 use crate::telemetry::{self, Telemetry, TelemetryOptions};
@@ -33,6 +34,11 @@ pub struct ServeArguments {
     flags: SettingFlags,
 }
 
+/// How long a daemon that was told to end, or killed, may take to let go of its socket and its catalog.
+const LAST_DAEMON_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is asked whether it has.
+const LAST_DAEMON_ASK: Duration = Duration::from_millis(100);
+
 /// How long requests that nobody waits for any more may take at the end.
 const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -45,7 +51,7 @@ pub fn run(session: &Session, arguments: &ServeArguments) -> anyhow::Result<Stat
 pub fn run_with(
     session: &Session,
     arguments: &ServeArguments,
-    start: impl FnOnce(&Settings) -> anyhow::Result<Arc<dyn Served>>,
+    start: impl Fn(&Settings) -> anyhow::Result<Arc<dyn Served>>,
 ) -> anyhow::Result<Status> {
     let flags = session.setting_flags(arguments.flags.clone());
     let settings = Settings::load(&flags)?;
@@ -62,9 +68,9 @@ pub fn run_with(
     let mut signals = runtime.block_on(async { Signals::take() }).context("listening for signals")?;
     let listeners = {
         let _inside = runtime.enter();
-        listen(&settings)?
+        after_the_last(|| listen(&settings))?
     };
-    let daemon = start(&settings)?;
+    let daemon = after_the_last(|| start(&settings))?;
     let supervisor = Supervisor::of_process();
     say_where(&listeners);
     supervisor.ready();
@@ -76,6 +82,26 @@ pub fn run_with(
     served.context("serving the control API")?;
     tracing::info!("ended; guests that run go on and are found again at the next start");
     Ok(Status::Done)
+}
+
+/// Tries again while another daemon has what this one needs, for a bounded time: one that was just killed is still
+/// ending, and lets go of its socket and its catalog last.
+fn after_the_last<T>(attempt: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let deadline = Instant::now() + LAST_DAEMON_LIMIT;
+    loop {
+        match attempt() {
+            Err(error) if is_taken(&error) && Instant::now() < deadline => {
+                tracing::info!("waiting for another daemon to end: {error:#}");
+                std::thread::park_timeout(LAST_DAEMON_ASK);
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_taken(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ListenError::Taken { .. }))
+        || matches!(error.downcast_ref(), Some(CatalogError::Held { .. }))
 }
 
 /// A daemon that is being served.
