@@ -1,12 +1,13 @@
 //! What a daemon may have left behind: processes without a sandbox, descriptors without a use, files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use rekindle::api::types::{SandboxState, SnapshotState};
 use rekindle::client::Client;
+use rekindle::keeper::HeldEntry;
 use rekindle_testkit::black_box::{BlackBox, Process, Role, ask_until};
 
 use crate::load::{Findings, World};
@@ -64,20 +65,36 @@ impl KeeperOwn {
         if of("snapshot/") > captured {
             left.push(format!("the keeper holds {} snapshots, {captured} are not sealed", of("snapshot/")));
         }
-        let pid = keeper.identity().pid;
-        let fds = Process { pid, role: Role::Keeper }.fds()?;
+        let process = Process { pid: keeper.identity().pid, role: Role::Keeper };
+        let fds = process.fds()?;
+        if keeper.list()? != held {
+            left.push("the keeper does not come to rest".to_owned());
+            return Ok(left);
+        }
         let for_others: usize = held.iter().map(|entry| entry.names.len()).sum();
         let own = fds.saturating_sub(u64::try_from(for_others)?);
         match self.known {
-            Some((known, before)) if known == pid && own > before => {
-                left.push(format!("the keeper has {own} descriptors of its own, and had {before}"));
+            Some((known, before)) if known == process.pid && own > before => {
+                let (kinds, names) = (process.fd_kinds()?, names_of(&held));
+                left.push(format!(
+                    "the keeper has {own} descriptors of its own, and had {before}: {kinds:?} for {names:?}"
+                ));
             }
-            Some((known, before)) if known == pid && own == before => {}
-            // Fewer: a connection was being closed when they were counted first.
-            Some(_) | None => self.known = Some((pid, own)),
+            Some((known, _)) if known == process.pid => {}
+            Some(_) | None if left.is_empty() => self.known = Some((process.pid, own)),
+            Some(_) | None => {}
         }
         Ok(left)
     }
+}
+
+/// The names of held descriptors, each with how often it is there.
+fn names_of(held: &[HeldEntry]) -> BTreeMap<&str, u64> {
+    let mut names = BTreeMap::new();
+    for name in held.iter().flat_map(|entry| &entry.names) {
+        *names.entry(name.as_str()).or_default() += 1;
+    }
+    names
 }
 
 fn processes_left(place: &BlackBox, world: &World) -> anyhow::Result<Vec<String>> {
@@ -86,7 +103,8 @@ fn processes_left(place: &BlackBox, world: &World) -> anyhow::Result<Vec<String>
     let mut left = Vec::new();
     for process in &processes {
         if process.role == Role::Guest && !owned.contains(&process.pid) {
-            left.push(format!("guest {} is of no sandbox", process.pid));
+            let doing = process.doing().unwrap_or_default();
+            left.push(format!("guest {} is of no sandbox: {doing}", process.pid));
         }
     }
     for role in [Role::Daemon, Role::Keeper] {

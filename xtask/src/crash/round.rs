@@ -25,6 +25,9 @@ const KILLED: i32 = 9;
 /// How long a phase may take to come about; then the daemon is killed in whatever there is.
 const MOMENT_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long a daemon that is ready may take to say so.
+const AT_ONCE: Duration = Duration::from_millis(2);
+
 /// What a round works with.
 pub(crate) struct Round<'a> {
     pub(crate) place: &'a BlackBox,
@@ -199,7 +202,9 @@ impl Round<'_> {
             let first = self.place.begin()?;
             let usual = self.durations.of(Phase::Recovery);
             wait(self.part_of(usual));
-            let phase = if self.client.health().is_ok() { Phase::Idle } else { Phase::Recovery };
+            // A daemon that is not ready listens already, and answers when it is.
+            let at_once = self.client.clone().answered_within(AT_ONCE);
+            let phase = if at_once.health().is_ok() { Phase::Idle } else { Phase::Recovery };
             first.kill()?;
             self.tally.killed(phase);
         }

@@ -28,6 +28,8 @@ pub(crate) struct Sample {
     pub(crate) layers_bytes: u64,
     pub(crate) catalog_bytes: u64,
     pub(crate) store_bytes: u64,
+    /// Snapshots in the store.
+    pub(crate) manifests: u64,
 }
 
 impl Sample {
@@ -46,6 +48,7 @@ impl Sample {
             layers_bytes: bytes_in(&state.join("layers"))?,
             catalog_bytes: bytes_in(&state.join("catalog.redb"))?,
             store_bytes: bytes_in(&place.store_directory())?,
+            manifests: files_in(&place.store_directory().join("manifests"))?,
         })
     }
 
@@ -54,7 +57,7 @@ impl Sample {
         let mut last = Self::now(place, daemon, client)?;
         ask_until(RESTS_WITHIN, || {
             last = Self::now(place, daemon, client).ok()?;
-            (last.layers_bytes == 0 && last.captures_bytes == 0).then_some(())
+            (last.layers_bytes == 0 && last.captures_bytes == 0 && last.manifests == 0).then_some(())
         });
         Ok(last)
     }
@@ -70,6 +73,7 @@ impl Sample {
             layers_bytes: self.layers_bytes.max(other.layers_bytes),
             catalog_bytes: self.catalog_bytes.max(other.catalog_bytes),
             store_bytes: self.store_bytes.max(other.store_bytes),
+            manifests: self.manifests.max(other.manifests),
         }
     }
 }
@@ -80,7 +84,7 @@ impl fmt::Display for Sample {
         write!(
             f,
             "{} fds, {} at the keeper; {} MiB, {} at the keeper, {} in captures; {} MiB of layers, {} of catalog, {} \
-             in the store",
+             in the store with {} snapshots",
             self.daemon_fds,
             self.keeper_fds,
             mib(self.daemon_bytes),
@@ -88,7 +92,8 @@ impl fmt::Display for Sample {
             mib(self.captures_bytes),
             mib(self.layers_bytes),
             mib(self.catalog_bytes),
-            mib(self.store_bytes)
+            mib(self.store_bytes),
+            self.manifests
         )
     }
 }
@@ -97,6 +102,15 @@ impl fmt::Display for Sample {
 fn captures_bytes(metrics: &str) -> u64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix("rekindle_captures_held_bytes "));
     line.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
+}
+
+/// Files in a directory; none where it is not there.
+fn files_in(directory: &Path) -> io::Result<u64> {
+    match fs::read_dir(directory) {
+        Ok(entries) => Ok(u64::try_from(entries.count()).expect("usize is 64 bits")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 /// Bytes on the disk of a file, or of everything in a directory; none where it is not there.

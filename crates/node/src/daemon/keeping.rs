@@ -46,6 +46,11 @@ impl Keeping {
         Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Where the keeper listens.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The program that keepers and guests are.
     pub(super) fn program(&self) -> &Path {
         &self.program

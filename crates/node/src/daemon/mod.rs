@@ -17,6 +17,7 @@ mod lifecycle;
 mod live;
 mod names;
 mod observe;
+mod orphans;
 mod paging;
 mod problems;
 mod record;

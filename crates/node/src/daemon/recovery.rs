@@ -34,6 +34,7 @@ impl Daemon {
         self.engine.end_replay();
         self.let_go_of_the_rest(&held);
         self.remove_stale_sockets()?;
+        self.end_orphans(&held)?;
         self.resume_the_forked();
         recovery.snapshots = self.snapshots_found();
         self.metrics.recovered(&recovery);
@@ -151,6 +152,16 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Ends guests that a keeper left which is gone.
+    fn end_orphans(&self, held: &HashMap<String, HeldEntry>) -> anyhow::Result<()> {
+        let holds_guests = held.keys().any(|key| matches!(KeyOf::parse(key), Some(KeyOf::Guest(_))));
+        if holds_guests {
+            return Ok(());
+        }
+        let known = self.sandboxes.all().iter().filter_map(|entry| entry.show().pid).collect();
+        Ok(super::orphans::end(self.keeping.socket(), &known)?)
     }
 
     /// Lets go of what was held for something that was not acknowledged.

@@ -102,6 +102,11 @@ impl KeeperClient {
         Ok(Self { socket: socket.to_owned(), identity, connection: Mutex::new(Some(stream)) })
     }
 
+    /// Where the keeper listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The keeper that this client is for; calls fail once another one answers.
     pub fn identity(&self) -> KeeperIdentity {
         self.identity

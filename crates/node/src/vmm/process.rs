@@ -25,7 +25,7 @@ use crate::guest::protocol::Hello;
 
 pub use control::{Awaited, GuestControl};
 pub use error::GuestError;
-pub use kept::{CONTROL, KeptParts, MEMORY, take_process};
+pub use kept::{CONTROL, KEEPER, KeptParts, MEMORY, take_process};
 
 /// How long a stopped guest may take until its last thread stands. Threads that wait for a remove to be read
 /// stand only after that, so the handler must be serving.

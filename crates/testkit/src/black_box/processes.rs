@@ -1,5 +1,6 @@
 //! Processes, told by the path of the program they run.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -33,13 +34,39 @@ impl Process {
         Ok(u64::try_from(count).expect("usize is 64 bits"))
     }
 
+    /// What its descriptors are of, each kind with how many there are.
+    pub fn fd_kinds(&self) -> io::Result<BTreeMap<String, u64>> {
+        let mut kinds = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
+            // One that was closed meanwhile is none.
+            let Ok(target) = fs::read_link(entry?.path()) else { continue };
+            let target = target.to_string_lossy().into_owned();
+            let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind);
+            *kinds.entry(kind.to_owned()).or_default() += 1;
+        }
+        Ok(kinds)
+    }
+
+    /// What it does, in the kernel's word for it: `R (running)`, `S (sleeping)`, `T (stopped)`.
+    pub fn doing(&self) -> io::Result<String> {
+        self.status("State:")
+    }
+
     /// Bytes of RAM that are its own, shared memory files left out.
     pub fn own_ram_bytes(&self) -> io::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-        let unknown = || io::Error::new(io::ErrorKind::InvalidData, "no RssAnon in the process's status");
+        let words = self.status("RssAnon:")?;
+        let kibibytes = words.strip_suffix("kB").and_then(|number| number.trim().parse::<u64>().ok());
+        let unknown = || io::Error::new(io::ErrorKind::InvalidData, words.clone());
         kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(unknown)
+    }
+
+    /// What stands behind `name` in its status.
+    fn status(&self, name: &str) -> io::Result<String> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let unknown =
+            || io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in a process's status"));
+        line.map(|line| line.trim().to_owned()).ok_or_else(unknown)
     }
 }
 

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ pub const MEMORY: &str = "memory";
 
 /// The name of a guest's pidfd at a keeper that is not its parent: the one that was is gone.
 const PIDFD: &str = "pidfd";
+
+/// The word of a guest's environment that says at which socket its keeper listens.
+pub const KEEPER: &str = "REKINDLE_KEEPER";
 
 /// The words of the environment that a guest under the keeper shares with its driver.
 const SHARED_ENVIRONMENT: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
@@ -71,7 +75,7 @@ impl ProcessGuest {
         let (ours, theirs) = UnixStream::pair().map_err(started)?;
         let fds = [(Role::Child(0), theirs.as_fd()), (Role::Held(CONTROL), ours.as_fd())];
         let spawned =
-            keeper.spawn(key, &options.under_keeper(), &fds).map_err(|error| match not_started(&error) {
+            keeper.spawn(key, &options.under_keeper(keeper.socket()), &fds).map_err(|error| match not_started(&error) {
                 Some(source) => started(source),
                 None => kept(error),
             })?;
@@ -109,13 +113,14 @@ impl ProcessGuest {
 }
 
 impl GuestOptions {
-    fn under_keeper(&self) -> Spawn {
+    fn under_keeper(&self, keeper: &Path) -> Spawn {
         let arguments = self.leading.iter().cloned().chain(self.guest.to_words()).collect();
+        let of_keeper = (OsString::from(KEEPER), keeper.as_os_str().to_owned());
         let word = |name: &&str| Some((OsString::from(name), std::env::var_os(name)?));
         Spawn {
             program: self.program.clone(),
             arguments,
-            environment: SHARED_ENVIRONMENT.iter().filter_map(word).collect(),
+            environment: SHARED_ENVIRONMENT.iter().filter_map(word).chain([of_keeper]).collect(),
             log: self.log.clone(),
             user_id: self.user_id,
         }
