@@ -75,10 +75,12 @@ impl ProcessGuest {
         let (ours, theirs) = UnixStream::pair().map_err(started)?;
         let fds = [(Role::Child(0), theirs.as_fd()), (Role::Held(CONTROL), ours.as_fd())];
         let spawned =
-            keeper.spawn(key, &options.under_keeper(keeper.socket()), &fds).map_err(|error| match not_started(&error) {
-                Some(source) => started(source),
-                None => kept(error),
-            })?;
+            keeper.spawn(key, &options.under_keeper(keeper.socket()), &fds).map_err(
+                |error| match not_started(&error) {
+                    Some(source) => started(source),
+                    None => kept(error),
+                },
+            )?;
         drop(theirs);
         // From here on the guest is ended if anything fails.
         let mut guest = Unfinished { pidfd: spawned.process, is_finished: false };
