@@ -24,6 +24,9 @@ use super::wire::{
 /// How long the keeper may take to answer. It does nothing that waits, but starting a program reads it from a disk.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
+/// How often a connection that was reset is made again before there is said to be no keeper.
+const RESETS_MAX: usize = 16;
+
 /// A keeper, for any number of threads. Calls are made one after the other; one that fails changed nothing there,
 /// unless it says that the keeper did not answer: then it may have been done, and is safe to make again.
 #[derive(Debug)]
@@ -87,6 +90,18 @@ pub struct Spawned {
 impl KeeperClient {
     /// The keeper at `socket`; if none listens there, `program` is started as one, which outlives this process.
     pub fn connect_or_start(socket: &Path, program: &Path) -> Result<(Self, Found), KeeperError> {
+        // A child that a killed keeper had just forked has its socket until it runs its own program.
+        for _ in 0..RESETS_MAX {
+            match Self::connect_or_start_once(socket, program) {
+                Err(KeeperError::Unreachable { source, .. })
+                    if source.kind() == io::ErrorKind::ConnectionReset => {}
+                found => return found,
+            }
+        }
+        Self::connect_or_start_once(socket, program)
+    }
+
+    fn connect_or_start_once(socket: &Path, program: &Path) -> Result<(Self, Found), KeeperError> {
         match Self::connect(socket) {
             Err(KeeperError::Unreachable { source, .. }) if start::nobody_listens(&source) => {
                 let found = start::start(socket, program)?;
