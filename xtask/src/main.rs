@@ -1,6 +1,10 @@
-//! What a developer and CI run: `tidy` checks facts about the sources and documents, `bench` measures.
+//! What a developer and CI run: `tidy` checks facts about the sources and documents, `bench` measures, `crash` kills
+//! daemons, `soak` lets one work for long.
 
 mod bench;
+mod crash;
+mod load;
+mod soak;
 mod tidy;
 
 use std::ffi::OsString;
@@ -24,6 +28,10 @@ enum Task {
     Tidy,
     /// Measure every row of design targets against its reference, interleaved in one run.
     Bench(bench::Options),
+    /// Kill a daemon under load at random instants, start it again, and compare all it has with a model.
+    Crash(crash::Options),
+    /// Let a daemon work with fifty sandboxes and see that nothing grows.
+    Soak(soak::Options),
     /// Be the guest of a row that measures page faults.
     #[command(hide = true, disable_help_flag = true)]
     Guest {
@@ -47,6 +55,8 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
     match command_line.task {
         Task::Tidy => Ok(tidy::report(&tidy::check(&root)?)),
         Task::Bench(options) => bench::run(&root, &options),
+        Task::Crash(options) => crash::run(&root, &options),
+        Task::Soak(options) => soak::run(&root, &options),
         Task::Guest { words } => rekindle::guest::run(words).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -71,6 +71,14 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// Lends `bytes` that are held already, even if that is more than there are: later ones wait longer.
+    pub fn take(&self, bytes: u64) -> Lease {
+        *lock(&self.0.bytes_held) += bytes;
+        Lease { budget: self.clone(), bytes }
+    }
+}
+
 /// The right to hold some bytes of a budget until it is dropped.
 #[derive(Debug)]
 pub struct Lease {

@@ -1,7 +1,11 @@
 //! This node's disk: a directory of layer files, with one handle per layer however many ask for it.
+//!
+//! A file has a layer's raw pages and, where it was packed here, directly after them the layer's encoded index.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +16,7 @@ use crate::handles::{Found, HandleRight, Handles};
 use crate::identity::{Domain, LayerId};
 use crate::layer::{Layer, LayerFile, LocalFrames};
 use crate::layer_index::LayerIndex;
+use crate::limits::LAYER_INDEX_BYTES_MAX;
 use crate::manifest::{LayerName, StoredLayer};
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,6 +34,41 @@ pub struct PackFile {
     file: File,
     path: PathBuf,
     finished: bool,
+}
+
+/// Why the only copy of a layer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OnlyCopyError {
+    /// There is no file.
+    #[error("the file of layer {layer} is not there, and it was never stored")]
+    Absent {
+        /// The layer.
+        layer: LayerId,
+    },
+    /// The file is shorter than the layer.
+    #[error("the file of layer {layer} has {found} of {expected} bytes, and it was never stored")]
+    Short {
+        /// The layer.
+        layer: LayerId,
+        /// Bytes of the file.
+        found: u64,
+        /// Bytes of the layer's pages.
+        expected: u64,
+    },
+    /// The file does not end in the layer's index, without which no byte of it can be verified.
+    #[error("the file of layer {layer} does not have its index, and it was never stored")]
+    NoIndex {
+        /// The layer.
+        layer: LayerId,
+    },
+    /// The disk failed.
+    #[error("the file of layer {layer}: {source}")]
+    Io {
+        /// The layer.
+        layer: LayerId,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 impl Cache {
@@ -54,15 +94,17 @@ impl Cache {
     /// Makes a completely written pack file durable under its layer's name. A layer of the same bytes that is open
     /// already is used instead, and takes in what it has not here.
     pub fn finish(&self, mut pack: PackFile, domain: &Domain, index: LayerIndex) -> io::Result<Arc<Layer>> {
-        let id = index.id(domain);
+        let encoded = index.encode();
+        let id = LayerIndex::id_of(&encoded, domain);
         if let Some(layer) = self.handle(id) {
-            layer.take_in(index, &pack.file)?;
+            layer.take_in(index, &encoded, &pack.file)?;
             return Ok(layer);
         }
+        pack.file.write_all_at(&encoded, u64::from(index.page_count()) * u64_of(PAGE_BYTES))?;
         pack.file.sync_all()?;
         let right = match self.handles.find(id) {
             Found::Alive(layer) => {
-                layer.take_in(index, &pack.file)?;
+                layer.take_in(index, &encoded, &pack.file)?;
                 return Ok(layer);
             }
             Found::Free(right) => right,
@@ -91,11 +133,73 @@ impl Cache {
         };
         let path = self.path_of(name.id);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-        let bytes = u64::from(name.pages) * u64_of(PAGE_BYTES);
-        let local = if file.metadata()?.len() == bytes { LocalFrames::Perhaps } else { LocalFrames::None };
-        file.set_len(bytes)?;
-        let layer = Layer::stored(name, self.place(path, file, right), local, stored.clone())?;
+        let bytes = raw_bytes(name);
+        let local = if file.metadata()?.len() >= bytes {
+            LocalFrames::Perhaps
+        } else {
+            file.set_len(bytes)?;
+            LocalFrames::None
+        };
+        let index = read_index(&file, name)?;
+        let layer = Layer::over(name, self.place(path, file, right), local)?;
+        layer.set_stored_at(stored.clone());
+        if let Some(index) = index {
+            layer.set_index(index);
+        }
         Ok(self.handles.made(name.id, layer))
+    }
+
+    /// A handle for a layer that was packed here and is in no store yet; every frame is verified before its first use.
+    pub fn open_only_copy(&self, name: &LayerName) -> Result<Arc<Layer>, OnlyCopyError> {
+        let right = match self.handles.find(name.id) {
+            Found::Alive(layer) => return Ok(layer),
+            Found::Free(right) => right,
+        };
+        let (layer, path) = (name.id, self.path_of(name.id));
+        let io = |source| OnlyCopyError::Io { layer, source };
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(OnlyCopyError::Absent { layer });
+            }
+            opened => opened.map_err(io)?,
+        };
+        let (found, expected) = (file.metadata().map_err(io)?.len(), raw_bytes(name));
+        if found < expected {
+            return Err(OnlyCopyError::Short { layer, found, expected });
+        }
+        let index = read_index(&file, name).map_err(io)?.ok_or(OnlyCopyError::NoIndex { layer })?;
+        let opened = Layer::over(name, self.place(path, file, right), LocalFrames::Perhaps).map_err(io)?;
+        opened.set_index(index);
+        Ok(self.handles.made(layer, opened))
+    }
+
+    /// A handle for a layer that is nowhere: every read of it fails.
+    pub fn open_nowhere(&self, name: &LayerName) -> io::Result<Arc<Layer>> {
+        let right = match self.handles.find(name.id) {
+            Found::Alive(layer) => return Ok(layer),
+            Found::Free(right) => right,
+        };
+        let path = self.path_of(name.id);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let layer = Layer::over(name, self.place(path, file, right), LocalFrames::None)?;
+        Ok(self.handles.made(name.id, layer))
+    }
+
+    /// Removes the files of all layers that are neither among `named` nor open; says how many.
+    pub fn remove_unnamed(&self, named: &HashSet<LayerId>) -> io::Result<usize> {
+        let mut removed = 0;
+        for entry in std::fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            let Some(layer) = stem.filter(|_| path.extension().is_some_and(|end| end == "raw")) else {
+                continue;
+            };
+            if !named.contains(&layer) && self.handles.alive(layer).is_none() {
+                std::fs::remove_file(path)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     /// The handle of a layer if one is alive.
@@ -108,6 +212,16 @@ impl Cache {
         self.keeps_files.store(true, Ordering::Release);
     }
 
+    /// From now on a file goes with its last handle; this is how a cache begins.
+    pub fn let_files_go(&self) {
+        self.keeps_files.store(false, Ordering::Release);
+    }
+
+    /// Whether files outlive their handles.
+    pub fn keeps_files(&self) -> bool {
+        self.keeps_files.load(Ordering::Acquire)
+    }
+
     fn place(&self, path: PathBuf, file: File, right: HandleRight<Layer>) -> LayerFile {
         LayerFile { path, file, right, keeps_files: Arc::clone(&self.keeps_files) }
     }
@@ -115,6 +229,26 @@ impl Cache {
     fn path_of(&self, id: LayerId) -> PathBuf {
         self.directory.join(format!("{id}.raw"))
     }
+}
+
+fn raw_bytes(name: &LayerName) -> u64 {
+    u64::from(name.pages) * u64_of(PAGE_BYTES)
+}
+
+/// The index after the raw pages; none if what is there is not the one that the layer's name commits to.
+fn read_index(file: &File, name: &LayerName) -> io::Result<Option<LayerIndex>> {
+    let length = file.metadata()?.len().saturating_sub(raw_bytes(name));
+    let Some(length) =
+        usize::try_from(length).ok().filter(|length| (1..=LAYER_INDEX_BYTES_MAX).contains(length))
+    else {
+        return Ok(None);
+    };
+    let mut encoded = vec![0; length];
+    file.read_exact_at(&mut encoded, raw_bytes(name))?;
+    if LayerIndex::id_of(&encoded, &name.domain) != name.id {
+        return Ok(None);
+    }
+    Ok(LayerIndex::decode(&encoded).ok().filter(|index| index.page_count() == name.pages))
 }
 
 impl PackFile {

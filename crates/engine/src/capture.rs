@@ -101,6 +101,11 @@ impl Capture {
         &self.memory().mapping
     }
 
+    /// The memory file itself, to be held by others too.
+    pub(crate) fn memfd(&self) -> &Memfd {
+        &self.memory().memfd
+    }
+
     /// Whether it is proven that nobody can write these bytes any more.
     pub fn is_frozen(&self) -> bool {
         self.frozen.load(Ordering::Acquire)

@@ -11,24 +11,30 @@ use tokio::runtime::Runtime;
 
 use crate::budget::Budget;
 use crate::cache::Cache;
+use crate::catalog::{Catalog, CatalogError};
 use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
 use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{Domain, SnapshotId};
+use crate::keep::{Keeper, NoKeeper};
 use crate::life::{Background, Life};
-use crate::lifecycle::SnapshotEvent;
+use crate::lifecycle::{SnapshotEvent, SnapshotState};
 use crate::limits;
 use crate::open::{OpenError, open};
 use crate::pause::{CommitError, PauseError, PausePermit, PauseRules, PausedGuest};
 use crate::publish::Requests;
 use crate::read_plan::{ReadError, ReadPlan};
-use crate::reaper::Reaper;
+use crate::reaper::{Reaper, ReaperHandle};
+use crate::records::Records;
+use crate::replay::{Replay, ReplayError, Replayed, Replaying};
 use crate::seal::Sealer;
 use crate::snapshot::Snapshot;
-use crate::stop::Stop;
+use crate::stop::{Stop, Stopped};
 use crate::store::{Store, Traffic};
 use crate::sync::{Mutex, lock};
+use crate::verify::{Verification, verify};
 use crate::view::LiveView;
+use crate::watch::{NoWatcher, Watcher};
 
 /// What an engine is told at its start.
 #[derive(Debug, Clone)]
@@ -47,6 +53,13 @@ pub struct EngineOptions {
     pub pause_wait: Duration,
     /// Threads that compare one snapshot.
     pub compare_workers: usize,
+    /// Where snapshots are recorded, so that the next engine over the same directories has them; without one, only those
+    /// that were published can be opened again.
+    pub catalog: Option<Catalog>,
+    /// Who holds captured memory while this process is down; asked only where there is a catalog.
+    pub keeper: Arc<dyn Keeper>,
+    /// Who is told how snapshots get on.
+    pub watcher: Arc<dyn Watcher>,
     /// Where tests stand in the way.
     pub hooks: Arc<dyn Hooks>,
 }
@@ -62,6 +75,9 @@ impl EngineOptions {
             unsealed_max: limits::UNSEALED_DEFAULT,
             pause_wait: limits::PAUSE_WAIT_DEFAULT,
             compare_workers: compare_workers(),
+            catalog: None,
+            keeper: Arc::new(NoKeeper),
+            watcher: Arc::new(NoWatcher),
             hooks: Arc::new(NoHooks),
         }
     }
@@ -83,43 +99,75 @@ pub struct Engine {
     domain: Domain,
     rules: PauseRules,
     known: Mutex<HashMap<SnapshotId, Arc<Snapshot>>>,
+    /// Deleted before the start, until it is known whether a sandbox runs from them.
+    deleted: Mutex<Vec<Arc<Snapshot>>>,
+    replay: Replay,
     lives: Mutex<Vec<JoinHandle<()>>>,
     _reaper: Reaper,
     runtime: Runtime,
 }
 
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The system or the local disk refused something.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// What the catalog has could not be made again.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+}
+
 impl Engine {
-    /// Starts an engine.
-    pub fn start(options: EngineOptions) -> io::Result<Self> {
+    /// Starts an engine. Where there is a catalog, the snapshots in it are there again when this returns, and their
+    /// seals and uploads go on.
+    pub fn start(options: EngineOptions) -> Result<Self, StartError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(limits::RUNTIME_THREADS)
             .thread_name("store")
             .enable_all()
             .build()?;
-        let EngineOptions { cache_directory, store, domain, compare_workers, hooks, .. } = options;
+        let EngineOptions { cache_directory, store, domain, compare_workers, hooks, watcher, .. } = options;
         let reaper = Reaper::start()?;
         let cache = Arc::new(Cache::open(&cache_directory)?);
         let fetcher = Fetcher::new(runtime.handle().clone(), store.clone());
         let sealer = Sealer::new(Arc::clone(&cache), fetcher.clone(), domain.clone(), compare_workers, hooks);
         let requests = Requests { store, runtime: runtime.handle().clone(), stop: Stop::default() };
-        let background = Background { sealer, requests };
+        let (keeper, shared) = (options.keeper, Arc::clone(&cache));
+        let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
+        let budget = Budget::new(options.capture_bytes_max);
+        let replayed = match &records {
+            Some(records) => replay(records, &cache, &budget, reaper.handle())?,
+            None => Replayed::default(),
+        };
+        let background = Arc::new(Background { sealer, requests, records, watcher });
         let rules = PauseRules {
-            budget: Budget::new(options.capture_bytes_max),
+            budget,
             unsealed_max: options.unsealed_max,
             wait: options.pause_wait,
             reaper: reaper.handle(),
         };
-        Ok(Self {
-            background: Arc::new(background),
+        let Replayed { known, deleted, seals, work, replay } = replayed;
+        let engine = Self {
+            background,
             cache,
             fetcher,
             domain,
             rules,
-            known: Mutex::default(),
+            known: Mutex::new(known.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect()),
+            deleted: Mutex::new(deleted),
+            replay,
             lives: Mutex::default(),
             _reaper: reaper,
             runtime,
-        })
+        };
+        for (snapshot, captures) in seals {
+            engine.spawn_life(&snapshot, move |life| life.run(captures));
+        }
+        for (snapshot, work) in work {
+            engine.spawn_life(&snapshot, move |life| life.carry_on(work));
+        }
+        Ok(engine)
     }
 
     /// Waits, while the guest still runs, for room for `memory_bytes` and for snapshots under `parent` to be sealed,
@@ -129,18 +177,25 @@ impl Engine {
         parent: Option<&Arc<Snapshot>>,
         memory_bytes: u64,
     ) -> Result<PausePermit, PauseError> {
+        let _span = tracing::info_span!("permit pause", memory_bytes).entered();
         self.rules.permit(parent, memory_bytes)
     }
 
     /// Takes a frozen guest over as a snapshot, which can be used at once. Its seal begins as soon as nobody can write
-    /// the guest's memory any more: the caller ends the VMM after this.
+    /// the guest's memory any more: the caller ends the VMM after this. Where there is a catalog, the snapshot outlives
+    /// this process once this has returned, as long as the keeper lives.
     pub fn commit_pause(
         &self,
         permit: PausePermit,
         guest: PausedGuest,
     ) -> Result<Arc<Snapshot>, CommitError> {
-        let (snapshot, captures) = permit.commit(guest)?;
+        let _span = tracing::info_span!("commit pause", snapshot = %guest.id).entered();
+        if self.snapshot(guest.id).is_some() {
+            return Err(CommitError::SameNameTwice { snapshot: guest.id });
+        }
+        let (snapshot, captures) = permit.commit(guest, self.background.records.as_ref())?;
         lock(&self.known).insert(snapshot.id(), Arc::clone(&snapshot));
+        self.background.watcher.changed(&snapshot);
         self.spawn_life(&snapshot, move |life| life.run(captures));
         Ok(snapshot)
     }
@@ -148,9 +203,21 @@ impl Engine {
     /// Opens a snapshot by its name: one this engine knows, else from the store.
     pub fn open(&self, id: SnapshotId) -> Result<Arc<Snapshot>, OpenError> {
         if let Some(known) = self.snapshot(id) {
-            return Ok(known);
+            let status = known.status();
+            return match status.state {
+                SnapshotState::Lost => {
+                    Err(OpenError::Lost { snapshot: id, reason: status.failure.unwrap_or_default() })
+                }
+                SnapshotState::Captured
+                | SnapshotState::CapturedForChildren
+                | SnapshotState::Sealed
+                | SnapshotState::Published
+                | SnapshotState::Discarded => Ok(known),
+            };
         }
-        let opened = open(id, &self.background.requests.store, &self.cache, &self.domain);
+        let Background { requests, records, .. } = &*self.background;
+        let _span = tracing::info_span!("open", snapshot = %id).entered();
+        let opened = open(id, &requests.store, &self.cache, &self.domain, records.as_ref());
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
         Ok(Arc::clone(lock(&self.known).entry(id).or_insert(snapshot)))
     }
@@ -160,13 +227,64 @@ impl Engine {
         lock(&self.known).get(&id).cloned()
     }
 
-    /// Deletes a snapshot. Sandboxes that run from it go on, and children keep what they stand on.
-    pub fn delete(&self, snapshot: &Arc<Snapshot>) {
+    /// All snapshots this engine knows, those included that are lost, sorted by their names: the oldest first.
+    pub fn snapshots(&self) -> Vec<Arc<Snapshot>> {
+        let mut known: Vec<_> = lock(&self.known).values().cloned().collect();
+        known.sort_by_key(|snapshot| snapshot.id());
+        known
+    }
+
+    /// What the start found in the catalog.
+    pub fn replayed(&self) -> &Replay {
+        &self.replay
+    }
+
+    /// The snapshot a sandbox of the process before this one runs from: one that is known, or one that was deleted.
+    /// Deleted ones are there until [`Self::end_replay`].
+    pub fn origin(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
+        let deleted = || lock(&self.deleted).iter().find(|snapshot| snapshot.id() == id).cloned();
+        self.snapshot(id).or_else(deleted)
+    }
+
+    /// Every sandbox has its origin: the deleted snapshots that none runs from may go.
+    pub fn end_replay(&self) {
+        let deleted = std::mem::take(&mut *lock(&self.deleted));
+        drop(deleted);
+    }
+
+    /// Deletes a snapshot, for good once this has returned. Sandboxes that run from it go on, and children keep what
+    /// they stand on.
+    pub fn delete(&self, snapshot: &Arc<Snapshot>) -> Result<(), CatalogError> {
+        if let Some(records) = &self.background.records {
+            records.deleted(snapshot.id())?;
+        }
         lock(&self.known).remove(&snapshot.id());
         let work = snapshot.record(SnapshotEvent::Deleted);
-        self.spawn_life(snapshot, move |life| {
-            life.carry_on(work).ok();
-        });
+        self.background.watcher.changed(snapshot);
+        self.spawn_life(snapshot, move |life| life.carry_on(work));
+        Ok(())
+    }
+
+    /// Hands the memory of every unsealed snapshot to a keeper that does not have it: the one that did is gone.
+    pub fn keep_again(&self) {
+        for snapshot in self.snapshots().iter().flat_map(Snapshot::unsealed_line) {
+            if let Err(error) = snapshot.keep_again() {
+                let id = snapshot.id();
+                tracing::error!(snapshot = %id, %error, "it would not outlive this process: the keeper does not have it");
+            }
+        }
+    }
+
+    /// Reads every page of a snapshot anew and checks what can be checked. Takes as long as reading it all.
+    pub fn verify(&self, snapshot: &Snapshot) -> Verification {
+        verify(snapshot, &self.fetcher)
+    }
+
+    /// Tells background work to end. From here on nothing that is on the disk or in the catalog goes, whatever is
+    /// dropped: what sandboxes stand on that outlive this process stays. Dropping the engine says it too.
+    pub fn stop(&self) {
+        self.background.requests.stop.say();
+        self.cache.keep_files();
     }
 
     /// Reads guest pages, fetching what is not here. `into` is as long as they are.
@@ -189,11 +307,21 @@ impl Engine {
         self.background.requests.store.traffic()
     }
 
-    fn spawn_life(&self, snapshot: &Arc<Snapshot>, work: impl FnOnce(&Life) + Send + 'static) {
+    fn spawn_life(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        work: impl FnOnce(&Life) -> Result<(), Stopped> + Send + 'static,
+    ) {
         let life = Life { snapshot: Arc::clone(snapshot), background: Arc::clone(&self.background) };
+        snapshot.life_begins();
+        let live = move || {
+            if work(&life).is_ok() {
+                life.snapshot.life_ends();
+            }
+        };
         let thread = std::thread::Builder::new()
             .name("snapshot-life".into())
-            .spawn(move || work(&life))
+            .spawn(live)
             .expect("the system has a thread for each unpublished snapshot");
         let mut lives = lock(&self.lives);
         lives.retain(|life| !life.is_finished());
@@ -203,10 +331,23 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.background.requests.stop.say();
-        self.cache.keep_files();
+        self.stop();
         for life in std::mem::take(&mut *lock(&self.lives)) {
             life.join().expect("background work does not panic");
         }
     }
+}
+
+/// The snapshots of the catalog. No file goes before it is known which of them are needed.
+fn replay(
+    records: &Records,
+    cache: &Cache,
+    budget: &Budget,
+    reaper: ReaperHandle,
+) -> Result<Replayed, ReplayError> {
+    let _span = tracing::info_span!("replay").entered();
+    cache.keep_files();
+    let replayed = Replaying { records, cache, budget, reaper }.replay()?;
+    cache.let_files_go();
+    Ok(replayed)
 }

@@ -146,7 +146,8 @@ fn checked(regions: &[RegionMessage], volume_pages: u32) -> Result<Regions, Hand
     Ok(Regions::new(regions, volume_pages)?)
 }
 
-fn adopt_memory(fd: OwnedFd, regions: &Regions) -> Result<Memfd, HandoverError> {
+/// Takes over the memory file of a guest with these regions.
+pub(crate) fn adopt_memory(fd: OwnedFd, regions: &Regions) -> Result<Memfd, HandoverError> {
     let memfd = Memfd::adopt(fd).map_err(HandoverError::NotMemory)?;
     let bytes = bytes_of_pages(regions.pages());
     if memfd.bytes() != bytes {

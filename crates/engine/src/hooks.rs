@@ -17,6 +17,12 @@ pub trait Hooks: Debug + Send + Sync {
 
     /// Before a snapshot waits for its parent's manifest.
     fn before_manifest(&self, _snapshot: SnapshotId) {}
+
+    /// Before a sealed snapshot's manifest goes into the catalog.
+    fn before_record(&self, _snapshot: SnapshotId) {}
+
+    /// Before the keeper lets go of a sealed snapshot's memory.
+    fn before_forget(&self, _snapshot: SnapshotId) {}
 }
 
 /// No hook at all.

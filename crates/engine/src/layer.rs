@@ -98,19 +98,14 @@ impl Layer {
         Ok(layer)
     }
 
-    /// A stored layer over a local file; `local` says whether that is new or may hold some of the frames already.
-    pub fn stored(
-        name: &LayerName,
-        place: LayerFile,
-        local: LocalFrames,
-        stored: StoredLayer,
-    ) -> io::Result<Self> {
+    /// A layer over a local file; `local` says whether that is new or may hold some of the frames already. Its index
+    /// and where it is stored can be told later.
+    pub fn over(name: &LayerName, place: LayerFile, local: LocalFrames) -> io::Result<Self> {
         let layer = Self::over_file(name.id, name.domain.clone(), name.pages, place)?;
         match local {
             LocalFrames::None => {}
             LocalFrames::Perhaps => layer.local.set_all(),
         }
-        layer.stored.set(stored).expect("a new layer is not known to be stored yet");
         Ok(layer)
     }
 
@@ -192,6 +187,12 @@ impl Layer {
         self.verified.get(frame)
     }
 
+    /// Bytes of the pages that the local file may hold.
+    pub fn local_bytes(&self) -> u64 {
+        let local = (0..frames_of(self.pages)).map(FrameNumber::new).filter(|frame| self.is_local(*frame));
+        local.map(|frame| u64_of(frame_bytes(frame, self.pages))).sum()
+    }
+
     /// Brings a local frame into memory and verifies it if that was not done yet; blocks on the disk. False when the
     /// file does not hold it, which is then remembered.
     pub fn load_local(&self, frame: FrameNumber) -> Result<bool, LayerError> {
@@ -243,6 +244,11 @@ impl Layer {
         self.verified.clear_all();
     }
 
+    /// Forgets that `frame` was verified: its next use reads and verifies it again.
+    pub fn forget_verified(&self, frame: FrameNumber) {
+        self.verified.clear(frame);
+    }
+
     /// Reads the raw bytes of `frame` from the local file, verified against its digest.
     pub fn read_frame(&self, frame: FrameNumber) -> Result<Vec<u8>, LayerError> {
         let (offset, bytes) = self.frame_extent(frame);
@@ -265,15 +271,21 @@ impl Layer {
         self.index().expect("a layer packed on this node has its index").pages()
     }
 
-    /// Takes in equal bytes that were packed again into `packed`: a layer that was only in the store is here then, and
-    /// durable.
-    pub fn take_in(&self, index: LayerIndex, packed: &File) -> io::Result<()> {
+    /// Remembers the index, which is this layer's: the layer's name is the hash of it.
+    pub fn set_index(&self, index: LayerIndex) {
+        self.index.get_or_init(|| index);
+    }
+
+    /// Takes in equal bytes that were packed again into `packed`, and their index as it is stored: a layer that was only
+    /// in the store is here then, and durable.
+    pub fn take_in(&self, index: LayerIndex, encoded: &[u8], packed: &File) -> io::Result<()> {
         if index.page_count() != self.pages {
             let why = format!("layer {} was opened with {} pages, which is wrong", self.id, self.pages);
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        // The index it has, if any, is the same: the layer's name is the hash of it.
-        self.index.get_or_init(|| index);
+        self.set_index(index);
+        // Before anything is written behind the pages: it would make a file long again that was cut short.
+        self.make_whole()?;
         for frame in (0..frames_of(self.pages)).map(FrameNumber::new) {
             if !self.is_verified(frame) {
                 let (offset, bytes) = self.frame_extent(frame);
@@ -282,6 +294,7 @@ impl Layer {
                 self.accept_frame(frame, &raw).map_err(io::Error::other)?;
             }
         }
+        self.file.write_all_at(encoded, u64_of(self.mapping.bytes()))?;
         self.file.sync_all()
     }
 

@@ -58,7 +58,13 @@ impl LayerIndex {
     /// The layer's name in `domain`.
     #[must_use]
     pub fn id(&self, domain: &Domain) -> LayerId {
-        LayerId::from_bytes(blake3::keyed_hash(domain.key(), &self.encode()).into())
+        Self::id_of(&self.encode(), domain)
+    }
+
+    /// The name in `domain` of the layer whose encoded index this is.
+    #[must_use]
+    pub fn id_of(encoded: &[u8], domain: &Domain) -> LayerId {
+        LayerId::from_bytes(blake3::keyed_hash(domain.key(), encoded).into())
     }
 
     /// The one encoding of the index.

@@ -8,18 +8,23 @@ use crate::capture::Capture;
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
-use crate::manifest::Manifest;
+use crate::manifest::{LocalManifest, Manifest};
 use crate::publish::{PublishError, Requests, publish};
+use crate::records::Records;
 use crate::seal::{SealError, Sealer};
 use crate::snapshot::Snapshot;
 use crate::stop::Stopped;
 use crate::sync::idle_priority;
+use crate::watch::Watcher;
 
 /// What background work stands on.
 #[derive(Debug)]
 pub(crate) struct Background {
     pub(crate) sealer: Sealer,
     pub(crate) requests: Requests,
+    /// Where snapshots are recorded, if this node has a catalog.
+    pub(crate) records: Option<Records>,
+    pub(crate) watcher: Arc<dyn Watcher>,
 }
 
 /// One snapshot's way from its capture on.
@@ -30,15 +35,15 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Seals and publishes a new snapshot.
-    pub(crate) fn run(&self, captures: Vec<Arc<Capture>>) {
+    /// Seals and publishes a captured snapshot. Stopped means that the engine ends: what is sealed or published by then
+    /// stays so.
+    pub(crate) fn run(&self, captures: Vec<Arc<Capture>>) -> Result<(), Stopped> {
         if let Err(error) = idle_priority() {
             tracing::warn!(%error, "sealing at normal priority");
         }
-        // Stopped means that the engine ends: what is sealed or published by then stays so.
-        if let Ok(work) = self.seal(captures) {
-            self.carry_on(work).ok();
-        }
+        let _span = tracing::info_span!("save", snapshot = %self.snapshot.id()).entered();
+        let work = self.seal(captures)?;
+        self.carry_on(work)
     }
 
     /// Does `work` and what follows from it.
@@ -61,12 +66,25 @@ impl Life {
 
     /// Captured memory becomes a layer, then the layer gets a name; each step is tried until it succeeds.
     pub(crate) fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
-        let Background { sealer, requests: Requests { stop, .. } } = &*self.background;
+        let _span = tracing::info_span!("seal", snapshot = %self.snapshot.id()).entered();
+        let Background { sealer, requests: Requests { stop, .. }, records, .. } = &*self.background;
         let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, stop))?;
-        // The layer is on the disk and in the view: from here on only readers hold the capture.
+        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper.
         drop(captures);
         let sealed = self.until_done(|| sealer.name(&self.snapshot, &packed, stop))?;
-        Ok(sealed.record(&self.snapshot))
+        if let Some(records) = records {
+            self.until_done(|| sealed.write(&self.snapshot, records, sealer.hooks(), stop))?;
+        }
+        let work = sealed.record(&self.snapshot);
+        self.changed();
+        if records.is_some() {
+            sealer.hooks().before_forget(self.snapshot.id());
+            if stop.is_said() {
+                return Err(Stopped);
+            }
+            self.snapshot.forget_kept();
+        }
+        Ok(work)
     }
 
     fn until_done<T>(&self, mut attempt: impl FnMut() -> Result<T, SealError>) -> Result<T, Stopped> {
@@ -78,6 +96,7 @@ impl Life {
                 Err(error) => {
                     tracing::warn!(snapshot = %self.snapshot.id(), %error, "sealing failed, it will be tried again");
                     self.snapshot.record_failure(SnapshotEvent::SealFailed, error.to_string());
+                    self.changed();
                     self.wait(&mut pause)?;
                 }
             }
@@ -85,15 +104,32 @@ impl Life {
     }
 
     fn publish(&self) -> Result<SnapshotWork, Stopped> {
+        let Background { requests, records, .. } = &*self.background;
         let (manifest, layers) = self.names();
-        match publish(&manifest, &layers, &self.background.requests) {
-            Ok(()) => Ok(self.snapshot.record(SnapshotEvent::PublishSucceeded)),
-            Err(PublishError::Stopped(stopped)) => Err(stopped),
+        let id = self.snapshot.id();
+        let _span = tracing::info_span!("publish", snapshot = %id).entered();
+        let done = publish(&manifest, &layers, requests, |publication| match records {
+            Some(records) => records.uploaded(id, &LocalManifest::from(publication)),
+            None => Ok(()),
+        });
+        let recorded = done.and_then(|()| match records {
+            Some(records) => Ok(records.published(id, self.snapshot.seal_facts())?),
+            None => Ok(()),
+        });
+        let work = match recorded {
+            Ok(()) => self.snapshot.record(SnapshotEvent::PublishSucceeded),
+            Err(PublishError::Stopped(stopped)) => return Err(stopped),
             Err(error) => {
-                tracing::warn!(snapshot = %self.snapshot.id(), %error, "publishing failed, it will be tried again");
-                Ok(self.snapshot.record_failure(SnapshotEvent::PublishFailed, error.to_string()))
+                tracing::warn!(snapshot = %id, %error, "publishing failed, it will be tried again");
+                self.snapshot.record_failure(SnapshotEvent::PublishFailed, error.to_string())
             }
-        }
+        };
+        self.changed();
+        Ok(work)
+    }
+
+    fn changed(&self) {
+        self.background.watcher.changed(&self.snapshot);
     }
 
     fn names(&self) -> (Arc<Manifest>, Vec<Arc<Layer>>) {
@@ -129,10 +165,11 @@ mod tests {
     use crate::identity::{Domain, SnapshotId, VolumeName};
     use crate::manifest::{SnapshotFacts, VolumeShape};
     use crate::page_map::PageMap;
-    use crate::snapshot::{SnapshotParts, Volume};
+    use crate::snapshot::{SealParts, SnapshotParts, Volume};
     use crate::stop::Stop;
     use crate::store::Store;
     use crate::view::{LiveView, View};
+    use crate::watch::NoWatcher;
     use rekindle_kernel::PageKind;
 
     fn sealed() -> Snapshot {
@@ -148,9 +185,11 @@ mod tests {
             created_unix_ms: 0,
             volumes: vec![Volume { name, page_kind, view }],
             blobs: BTreeMap::new(),
+            records: None,
         };
-        let snapshot = Snapshot::captured(parts, None);
-        assert_eq!(snapshot.record_sealed(Arc::new(manifest), Duration::ZERO), SnapshotWork::Publish);
+        let snapshot = Snapshot::captured(parts, None, &[]);
+        let work = snapshot.record_sealed(Arc::new(manifest), Duration::ZERO, SealParts::default());
+        assert_eq!(work, SnapshotWork::Publish);
         snapshot
     }
 
@@ -164,8 +203,9 @@ mod tests {
         let sealer = Sealer::new(cache, fetcher, Domain::shared(), 1, Arc::new(NoHooks));
         let requests =
             Requests { store: store.clone(), runtime: runtime.handle().clone(), stop: Stop::default() };
-        let life =
-            Life { snapshot: Arc::new(sealed()), background: Arc::new(Background { sealer, requests }) };
+        let background =
+            Arc::new(Background { sealer, requests, records: None, watcher: Arc::new(NoWatcher) });
+        let life = Life { snapshot: Arc::new(sealed()), background };
         let again = life.snapshot.record(SnapshotEvent::PublishFailed);
         life.snapshot.record(SnapshotEvent::Deleted);
         assert_eq!(life.carry_on(again), Ok(()));

@@ -13,6 +13,8 @@ pub enum SnapshotState {
     Published,
     /// It is gone.
     Discarded,
+    /// Found lost at a start of the engine: its bytes were in RAM that nobody kept, or in a file that is not there.
+    Lost,
 }
 
 /// What happens to a snapshot.
@@ -60,7 +62,7 @@ impl SnapshotState {
             (Self::Sealed, Event::PublishSucceeded) => Some((Self::Published, Work::None)),
             (Self::Sealed, Event::PublishFailed) => Some((Self::Sealed, Work::PublishAgain)),
             // An upload may have been under way: its manifest may have reached the store.
-            (Self::Sealed | Self::Published, Event::Deleted) => {
+            (Self::Sealed | Self::Published | Self::Lost, Event::Deleted) => {
                 Some((Self::Discarded, Work::RemoveFromStore))
             }
             // A put that reports failure may have succeeded, so the manifest is removed either way.
@@ -70,7 +72,11 @@ impl SnapshotState {
             (Self::CapturedForChildren | Self::Discarded, Event::Deleted) => Some((self, Work::None)),
             (Self::Captured | Self::CapturedForChildren, Event::PublishSucceeded | Event::PublishFailed)
             | (Self::Sealed | Self::Published | Self::Discarded, Event::SealSucceeded | Event::SealFailed)
-            | (Self::Published, Event::PublishSucceeded | Event::PublishFailed) => None,
+            | (Self::Published, Event::PublishSucceeded | Event::PublishFailed)
+            | (
+                Self::Lost,
+                Event::SealSucceeded | Event::SealFailed | Event::PublishSucceeded | Event::PublishFailed,
+            ) => None,
         }
     }
 
@@ -87,9 +93,9 @@ mod tests {
     #[test]
     fn the_whole_table() {
         use SnapshotEvent::{Deleted, PublishFailed, PublishSucceeded, SealFailed, SealSucceeded};
-        use SnapshotState::{Captured, CapturedForChildren, Discarded, Published, Sealed};
+        use SnapshotState::{Captured, CapturedForChildren, Discarded, Lost, Published, Sealed};
         let mut table = String::new();
-        for state in [Captured, CapturedForChildren, Sealed, Published, Discarded] {
+        for state in [Captured, CapturedForChildren, Sealed, Published, Discarded, Lost] {
             for event in [SealSucceeded, SealFailed, PublishSucceeded, PublishFailed, Deleted] {
                 let after = state
                     .after(event)

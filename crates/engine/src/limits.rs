@@ -68,6 +68,12 @@ pub const PREFETCH_SLICE_PAGES: u32 = 256;
 /// Frames asked for ahead of the guest at once.
 pub const PREFETCH_FRAMES_MAX: usize = 32;
 
+/// How long a recovery waits for a killed server to leave the kernel: its process is being torn down.
+pub const SERVER_END_WAIT: Duration = Duration::from_secs(10);
+
+/// Pause between two questions whether it has.
+pub const SERVER_END_ASK: Duration = Duration::from_millis(1);
+
 /// Faults between two looks at where the faulting thread runs; a look costs about one fault.
 pub const PLACEMENT_FAULTS: u32 = 64;
 
@@ -116,6 +122,9 @@ pub const FROZEN_ASK_FIRST: Duration = Duration::from_millis(1);
 
 /// The longest pause between two such questions: tearing memory down takes about 23 ms a GiB.
 pub const FROZEN_ASK_LAST: Duration = Duration::from_millis(50);
+
+/// Bytes of the catalog that stay in memory: records are small, and manifests are read at the start.
+pub const CATALOG_CACHE_BYTES: usize = 16 << 20;
 
 /// How late background work that waits for something else may notice that the engine ends.
 pub const STOP_HEARD_WITHIN: Duration = Duration::from_millis(100);

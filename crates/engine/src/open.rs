@@ -4,10 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use crate::cache::Cache;
+use crate::catalog::CatalogError;
 use crate::identity::{Domain, SnapshotId};
 use crate::layer::Layer;
-use crate::manifest::Publication;
+use crate::lifecycle::SnapshotState;
+use crate::manifest::{LocalManifest, Manifest, Publication, VolumeManifest};
+use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
+use crate::snapshot_record::SealFacts;
 use crate::store::{Store, StoreError};
 use crate::view::{LiveView, View};
 use crate::wire::WireError;
@@ -55,6 +59,28 @@ pub enum OpenError {
         /// This engine's.
         own: String,
     },
+    /// It was deleted here, and is on its way out of the store.
+    #[error("snapshot {snapshot} was deleted")]
+    Deleted {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// Its pages are nowhere.
+    #[error("snapshot {snapshot} is lost: {reason}")]
+    Lost {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// Why.
+        reason: String,
+    },
+    /// It could not be recorded that it was opened.
+    #[error("recording snapshot {snapshot}: {source}")]
+    Catalog {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What the catalog said.
+        source: CatalogError,
+    },
     /// The local disk failed.
     #[error("local file for snapshot {snapshot}: {source}")]
     Cache {
@@ -71,7 +97,14 @@ pub(crate) async fn open(
     store: &Store,
     cache: &Cache,
     own: &Domain,
+    records: Option<&Records>,
 ) -> Result<Snapshot, OpenError> {
+    let unrecorded = |source| OpenError::Catalog { snapshot, source };
+    if let Some(records) = records
+        && records.is_deleted(snapshot).map_err(unrecorded)?
+    {
+        return Err(OpenError::Deleted { snapshot });
+    }
     let bytes = store.get_manifest(snapshot).await.map_err(|source| OpenError::Store { snapshot, source })?;
     let publication =
         Publication::decode(&bytes).map_err(|source| OpenError::Manifest { snapshot, source })?;
@@ -93,23 +126,32 @@ pub(crate) async fn open(
             cache.open_stored(name, stored).map_err(|source| OpenError::Cache { snapshot, source })?;
         layers.push(layer);
     }
-    let layers: Arc<[Arc<Layer>]> = layers.into();
-    let volumes = manifest
-        .volumes()
-        .iter()
-        .map(|volume| Volume {
-            name: volume.name.clone(),
-            page_kind: volume.page_kind,
-            view: Arc::new(LiveView::new(View::flat(volume.map.clone(), Arc::clone(&layers)))),
-        })
-        .collect();
-    let parts = SnapshotParts {
-        id: snapshot,
+    if let Some(records) = records {
+        records.opened(snapshot, &LocalManifest::from(&publication)).map_err(unrecorded)?;
+    }
+    let parts = parts_of(manifest, &layers.into(), records);
+    let manifest = Arc::new(manifest.clone());
+    Ok(Snapshot::named(parts, SnapshotState::Published, manifest, SealFacts::default()))
+}
+
+/// A snapshot over the layers of its manifest, which are in the manifest's order.
+pub(crate) fn parts_of(
+    manifest: &Manifest,
+    layers: &Arc<[Arc<Layer>]>,
+    records: Option<&Records>,
+) -> SnapshotParts {
+    let volume = |volume: &VolumeManifest| Volume {
+        name: volume.name.clone(),
+        page_kind: volume.page_kind,
+        view: Arc::new(LiveView::new(View::flat(volume.map.clone(), Arc::clone(layers)))),
+    };
+    SnapshotParts {
+        id: manifest.snapshot(),
         parent_id: manifest.parent(),
         generation: manifest.generation(),
         created_unix_ms: manifest.created_unix_ms(),
-        volumes,
+        volumes: manifest.volumes().iter().map(volume).collect(),
         blobs: manifest.blobs().clone(),
-    };
-    Ok(Snapshot::published(parts, Arc::new(manifest.clone())))
+        records: records.cloned(),
+    }
 }

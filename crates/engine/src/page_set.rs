@@ -27,6 +27,18 @@ impl PageSet {
         set
     }
 
+    /// The set whose [`PageSet::words`] these are; none if they are not as many as a volume of `pages` has, or have a
+    /// page past its last.
+    #[must_use]
+    pub fn from_words(pages: u32, words: Vec<u64>) -> Option<Self> {
+        let past_last = match (words.last(), pages % WORD_PAGES) {
+            (Some(last), used) if used > 0 => last >> used,
+            (Some(_) | None, _) => 0,
+        };
+        let fits = words.len() == word_count(pages) && past_last == 0;
+        fits.then(|| Self { words: words.into_boxed_slice(), pages })
+    }
+
     /// How many pages the volume has, whether in the set or not.
     #[must_use]
     pub const fn pages(&self) -> u32 {
@@ -311,6 +323,19 @@ mod tests {
     }
 
     #[test]
+    fn words_that_are_no_set_of_the_volume_are_refused() {
+        let of = |words: &[u64], pages| PageSet::from_words(pages, words.to_vec());
+        for pages in [0, 1, 63, 64, 65, 300] {
+            let full = PageSet::full(pages);
+            assert_eq!(of(full.words(), pages), Some(full.clone()));
+            assert_eq!(of(&[full.words(), &[0]].concat(), pages), None, "{pages} pages, a word too many");
+        }
+        assert_eq!(of(&[], 1), None);
+        assert_eq!(of(&[0, 2], 65), None, "page 65 of 65");
+        assert_eq!(of(&[1 << 63], 63), None, "page 63 of 63");
+    }
+
+    #[test]
     fn a_set_of_no_pages_has_no_runs() {
         assert_eq!(PageSet::full(0).runs().count(), 0);
         assert!(PageSet::full(0).is_empty());
@@ -329,5 +354,16 @@ mod tests {
     #[should_panic(expected = "outside a volume")]
     fn a_page_outside_the_volume_is_a_bug() {
         PageSet::new(65).insert(GuestPage::new(65));
+    }
+
+    #[test]
+    fn words_are_read_back_unless_they_are_another_volumes() {
+        for pages in [0, 1, 63, 64, 65, 130] {
+            let set = PageSet::full(pages);
+            assert_eq!(PageSet::from_words(pages, set.words().to_vec()), Some(set.clone()));
+            let longer = [set.words(), &[0]].concat();
+            assert_eq!(PageSet::from_words(pages, longer), None);
+        }
+        assert_eq!(PageSet::from_words(70, vec![0, 1 << 6]), None, "a page past the last");
     }
 }

@@ -10,11 +10,15 @@ use rekindle_kernel::{Memfd, PageKind};
 
 use crate::budget::{Budget, BudgetError, Lease};
 use crate::capture::{Capture, CaptureError, CapturedPages};
+use crate::catalog::{CatalogError, Change};
 use crate::geometry::u64_of;
 use crate::identity::{SnapshotId, VolumeName};
+use crate::lifecycle::SnapshotState;
 use crate::manifest::{ManifestError, VolumeShape, check_blobs, check_shapes};
 use crate::reaper::ReaperHandle;
+use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
+use crate::snapshot_record::CapturedFacts;
 use crate::view::{LiveView, View};
 
 /// The right to pause a guest now: room for its memory, and not too many unsealed snapshots under it. Taken while the
@@ -30,10 +34,14 @@ pub struct PausePermit {
 /// What a frozen guest is taken over as.
 #[derive(Debug)]
 pub struct PausedGuest {
+    /// The name of its snapshot, which the caller chose before it froze the guest; nobody else has used it.
+    pub id: SnapshotId,
     /// The volumes, memory first; each in a memfd of ours.
     pub volumes: Vec<PausedVolume>,
     /// Device state and metadata by name.
     pub blobs: BTreeMap<String, Bytes>,
+    /// What else the catalog is to know from the same instant on.
+    pub alongside: Vec<Change>,
 }
 
 /// One volume of a frozen guest.
@@ -55,6 +63,12 @@ pub enum PauseError {
     /// There is no room for its memory.
     #[error("no RAM for the capture: {0}")]
     Budget(#[from] BudgetError),
+    /// What the guest runs from was lost.
+    #[error("snapshot {parent} is lost, nothing can be made of it")]
+    Lost {
+        /// The snapshot it runs from.
+        parent: SnapshotId,
+    },
     /// Earlier pauses of its line are still being sealed.
     #[error(
         "{unsealed} snapshots under this one are still being sealed, at most {unsealed_max} may be; the oldest is {oldest}"
@@ -88,6 +102,18 @@ pub enum CommitError {
         /// What the system said.
         source: io::Error,
     },
+    /// There is a snapshot of this name already.
+    #[error("there is a snapshot {snapshot} already")]
+    SameNameTwice {
+        /// The name.
+        snapshot: SnapshotId,
+    },
+    /// The keeper did not take the captured memory.
+    #[error("handing the captured memory to the keeper: {0}")]
+    Keeper(#[source] io::Error),
+    /// The snapshot could not be recorded.
+    #[error("recording the snapshot: {0}")]
+    Catalog(#[from] CatalogError),
     /// The guest cannot be named in a manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -118,6 +144,9 @@ impl PauseRules {
     ) -> Result<PausePermit, PauseError> {
         let deadline = Instant::now() + self.wait;
         if let Some(parent) = parent {
+            if parent.state() == SnapshotState::Lost {
+                return Err(PauseError::Lost { parent: parent.id() });
+            }
             self.wait_for_line(parent, deadline)?;
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -145,11 +174,13 @@ impl PauseRules {
 }
 
 impl PausePermit {
-    /// Makes the snapshot: from here on it can be read, resumed, forked and paused over. Its cost does not depend on
-    /// how much is dirty or how long its history is.
+    /// Makes the snapshot: from here on it can be read, resumed, forked and paused over. Where there are `records`, the
+    /// keeper has its memory and the catalog its record by then; otherwise nothing of it stays. Its cost does not depend
+    /// on how much is dirty or how long its history is.
     pub(crate) fn commit(
         mut self,
         guest: PausedGuest,
+        records: Option<&Records>,
     ) -> Result<(Arc<Snapshot>, Vec<Arc<Capture>>), CommitError> {
         self.check_volumes(&guest.volumes)?;
         check_blobs(&guest.blobs)?;
@@ -165,14 +196,18 @@ impl PausePermit {
             volumes.push(Volume { name, page_kind, view });
         }
         let parts = SnapshotParts {
-            id: SnapshotId::new(),
+            id: guest.id,
             parent_id: self.parent.as_ref().map(|parent| parent.id()),
             generation: self.parent.as_ref().map_or(0, |parent| parent.generation() + 1),
             created_unix_ms: unix_ms(),
             volumes,
             blobs: guest.blobs,
+            records: records.cloned(),
         };
-        Ok((Arc::new(Snapshot::captured(parts, self.parent)), captures))
+        if let Some(records) = records {
+            keep_and_record(records, &parts, &captures, guest.alongside)?;
+        }
+        Ok((Arc::new(Snapshot::captured(parts, self.parent, &captures)), captures))
     }
 
     fn capture(
@@ -209,6 +244,34 @@ impl PausePermit {
             .collect();
         if expected == found { Ok(()) } else { Err(CommitError::Volumes { expected, found }) }
     }
+}
+
+fn keep_and_record(
+    records: &Records,
+    parts: &SnapshotParts,
+    captures: &[Arc<Capture>],
+    alongside: Vec<Change>,
+) -> Result<(), CommitError> {
+    let shape = |volume: &Volume| VolumeShape {
+        name: volume.name.clone(),
+        page_kind: volume.page_kind,
+        pages: volume.view.pages(),
+    };
+    let facts = CapturedFacts {
+        parent: parts.parent_id,
+        generation: parts.generation,
+        created_unix_ms: parts.created_unix_ms,
+        volumes: parts.volumes.iter().map(shape).collect(),
+        blobs: parts.blobs.clone(),
+    };
+    let done = records
+        .keep(parts.id, parts.volumes.iter().map(|volume| &volume.name), captures)
+        .map_err(CommitError::Keeper)
+        .and_then(|()| Ok(records.captured(parts.id, facts, alongside)?));
+    if done.is_err() {
+        records.undo(parts.id);
+    }
+    done
 }
 
 fn unix_ms() -> u64 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
+use crate::catalog::CatalogError;
 use crate::frame::FrameNumber;
 use crate::geometry::u64_of;
 use crate::identity::SnapshotId;
@@ -26,6 +27,9 @@ pub enum PublishError {
     /// A frame could not be compressed.
     #[error("compressing a frame: {0}")]
     Encode(#[from] std::io::Error),
+    /// The catalog could not be written.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
     /// The engine ends; the next one finds the snapshot unpublished.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -49,14 +53,20 @@ impl Requests {
     }
 }
 
-/// Publishes `manifest`, whose layers are `layers` in its order. Encoding runs on the calling thread, which is to be
-/// one of idle priority.
-pub fn publish(manifest: &Manifest, layers: &[Arc<Layer>], requests: &Requests) -> Result<(), PublishError> {
+/// Publishes `manifest`, whose layers are `layers` in its order. `uploaded` is told where they are before the manifest
+/// is put. Encoding runs on the calling thread, which is to be one of idle priority.
+pub fn publish(
+    manifest: &Manifest,
+    layers: &[Arc<Layer>],
+    requests: &Requests,
+    uploaded: impl FnOnce(&Publication) -> Result<(), CatalogError>,
+) -> Result<(), PublishError> {
     let stored = layers
         .iter()
         .map(|layer| stored_layer(layer, manifest.snapshot(), requests))
         .collect::<Result<Vec<_>, _>>()?;
     let publication = Publication::new(manifest.clone(), stored);
+    uploaded(&publication)?;
     let bytes = Bytes::from(publication.encode());
     Ok(requests.wait(requests.store.put_manifest(manifest.snapshot(), bytes))??)
 }

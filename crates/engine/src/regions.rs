@@ -1,12 +1,13 @@
 //! Where a volume's pages are in the address space of the VMM that runs on it.
 
 use rekindle_kernel::{GuestRange, HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
+use serde::{Deserialize, Serialize};
 
 use crate::geometry::{GuestPage, GuestPages, bytes_of_pages};
 use crate::limits;
 
 /// One stretch of guest memory with one page kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Region {
     /// Address of its first byte in the VMM.
     pub start: u64,
@@ -15,6 +16,7 @@ pub struct Region {
     /// Position of its first byte in the volume.
     pub offset: u64,
     /// The pages the kernel installs there.
+    #[serde(rename = "page_bytes", with = "page_bytes")]
     pub page: PageKind,
 }
 
@@ -202,6 +204,22 @@ impl Region {
 pub const HUGE_PAGES: u32 = 512;
 const _: () = assert!(HUGE_PAGE_BYTES == 512 * PAGE_BYTES, "a huge page is 512 pages");
 
+/// A page kind as the bytes of its pages.
+mod page_bytes {
+    use rekindle_kernel::PageKind;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(page: &PageKind, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(crate::geometry::u64_of(page.bytes()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PageKind, D::Error> {
+        let bytes = u64::deserialize(deserializer)?;
+        PageKind::of_bytes(bytes)
+            .ok_or_else(|| de::Error::custom(format_args!("pages of {bytes} bytes are not served")))
+    }
+}
+
 /// Bytes of regions that lie one after the other from offset zero on.
 fn contiguous_bytes(by_offset: &[Region]) -> Result<u64, RegionsError> {
     by_offset.iter().try_fold(0, |expected, region| {
@@ -269,6 +287,15 @@ mod tests {
         assert_eq!(sizes, RegionsError::WrongSize { bytes: 2 * PAGE, volume_bytes: 3 * PAGE });
         let odd_huge = Region { start: 0x1000, bytes: 2 << 20, offset: 0, page: PageKind::Huge };
         assert!(matches!(refused(vec![odd_huge], 512), RegionsError::Unaligned { .. }));
+    }
+
+    #[test]
+    fn a_region_is_written_down_in_numbers() {
+        let region = Region { start: 0x4000_0000, bytes: 4 << 20, offset: 0, page: PageKind::Huge };
+        let text = r#"{"start":1073741824,"bytes":4194304,"offset":0,"page_bytes":2097152}"#;
+        assert_eq!(serde_json::to_string(&region).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Region>(text).unwrap(), region);
+        assert!(serde_json::from_str::<Region>(&text.replace("2097152", "8192")).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::budget::{Budget, Lease};
 use crate::cache::Cache;
 use crate::capture::Capture;
+use crate::catalog::CatalogError;
 use crate::compare::{PageClasses, compare};
 use crate::fetch::Fetcher;
 use crate::geometry::u64_of;
@@ -16,11 +17,15 @@ use crate::identity::{Domain, LayerId, VolumeName};
 use crate::layer::Layer;
 use crate::lifecycle::SnapshotWork;
 use crate::limits;
-use crate::manifest::{LayerName, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape};
+use crate::manifest::{
+    LayerName, LocalManifest, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape,
+};
 use crate::merge::merge;
 use crate::pack::{PackError, pack};
 use crate::page_set::PageSet;
-use crate::snapshot::{Snapshot, Volume};
+use crate::records::Records;
+use crate::snapshot::{SealParts, Snapshot, Volume};
+use crate::snapshot_record::SealFacts;
 use crate::stop::{Stop, Stopped};
 use crate::view::{PackedPages, View};
 
@@ -49,6 +54,8 @@ pub(crate) enum SealError {
     Pack(#[from] PackError),
     #[error("naming: {0}")]
     Manifest(#[from] ManifestError),
+    #[error("recording: {0}")]
+    Catalog(#[from] CatalogError),
 }
 
 /// The layers of a snapshot's volumes, on the disk and in their views.
@@ -57,6 +64,7 @@ pub(crate) enum SealError {
 pub(crate) struct Packed {
     volumes: Vec<PackedPages>,
     frozen_at: Instant,
+    parts: SealParts,
 }
 
 /// A snapshot's manifest, which its views are flat by already.
@@ -64,6 +72,7 @@ pub(crate) struct Packed {
 pub(crate) struct Sealed {
     manifest: Arc<Manifest>,
     seal_time: Duration,
+    parts: SealParts,
 }
 
 impl Sealer {
@@ -78,6 +87,11 @@ impl Sealer {
         Self { cache, fetcher, domain, workers, hooks, turns }
     }
 
+    /// Where tests stand in the way.
+    pub(crate) fn hooks(&self) -> &dyn Hooks {
+        &*self.hooks
+    }
+
     /// Compares and packs every volume and puts the layers into the views.
     pub(crate) fn pack(
         &self,
@@ -85,18 +99,21 @@ impl Sealer {
         captures: &[Arc<Capture>],
         stop: &Stop,
     ) -> Result<Packed, SealError> {
-        wait_until_frozen(captures, stop)?;
+        let mut parts = SealParts::default();
+        timed("prove frozen", &mut parts.proof, || wait_until_frozen(captures, stop))?;
         let frozen_at = Instant::now();
         self.hooks.before_compare(snapshot.id());
-        let turn = self.wait_for_turn(stop)?;
+        let turn = timed("wait for turn", &mut parts.turn, || self.wait_for_turn(stop))?;
         let parent = snapshot.parent();
         let mut classes = PageClasses::default();
         let mut volumes = Vec::with_capacity(captures.len());
         for (position, (capture, volume)) in captures.iter().zip(snapshot.volumes()).enumerate() {
             let base = parent.as_ref().map(|parent| Arc::clone(&parent.volumes()[position].view));
-            let compared = compare(capture, base.as_deref(), self.workers, &*self.hooks)?;
+            let compared = timed("compare", &mut parts.compare, || {
+                compare(capture, base.as_deref(), self.workers, &*self.hooks)
+            })?;
             classes.add(compared.classes);
-            let packed = pack(compared, &self.cache, &self.domain)?;
+            let packed = timed("pack", &mut parts.pack, || pack(compared, &self.cache, &self.domain))?;
             let captured = volume.view.load();
             // False only when an earlier try came this far; its view has the same content.
             volume.view.improve(&captured, View::packed(packed.clone(), base));
@@ -104,7 +121,7 @@ impl Sealer {
         }
         drop(turn);
         snapshot.record_classes(classes);
-        Ok(Packed { volumes, frozen_at })
+        Ok(Packed { volumes, frozen_at, parts })
     }
 
     /// Waits for the parent's manifest, puts this snapshot's layers on top of it, and flattens the views.
@@ -115,6 +132,12 @@ impl Sealer {
         stop: &Stop,
     ) -> Result<Sealed, SealError> {
         self.hooks.before_manifest(snapshot.id());
+        let mut parts = packed.parts;
+        let sealed = timed("name", &mut parts.name, || self.overlay(snapshot, packed, stop))?;
+        Ok(Sealed { parts, ..sealed })
+    }
+
+    fn overlay(&self, snapshot: &Snapshot, packed: &Packed, stop: &Stop) -> Result<Sealed, SealError> {
         let Some(parent) = snapshot.parent() else {
             let changes = own_changes(snapshot, packed);
             let manifest = Manifest::first(facts(snapshot), shapes(snapshot), &borrowed(&changes))?;
@@ -160,10 +183,37 @@ impl Sealer {
 }
 
 impl Sealed {
+    /// Writes the manifest into the catalog, with the layers that the snapshot's flat views are over.
+    pub(crate) fn write(
+        &self,
+        snapshot: &Snapshot,
+        records: &Records,
+        hooks: &dyn Hooks,
+        stop: &Stop,
+    ) -> Result<(), SealError> {
+        hooks.before_record(snapshot.id());
+        if stop.is_said() {
+            return Err(Stopped.into());
+        }
+        let view = snapshot.memory().load();
+        let stored = view.layers().iter().map(|layer| layer.stored_at().cloned()).collect();
+        let facts = SealFacts { seal_time: Some(self.seal_time), ..snapshot.seal_facts() };
+        let manifest = LocalManifest::new((*self.manifest).clone(), stored);
+        Ok(records.sealed(snapshot.id(), facts, &manifest)?)
+    }
+
     /// Records the manifest; the work that is left.
     pub(crate) fn record(self, snapshot: &Snapshot) -> SnapshotWork {
-        snapshot.record_sealed(self.manifest, self.seal_time)
+        snapshot.record_sealed(self.manifest, self.seal_time, self.parts)
     }
+}
+
+/// Does a part of a seal in a span of its name, and adds the time it takes.
+fn timed<T>(name: &'static str, time: &mut Duration, part: impl FnOnce() -> T) -> T {
+    let (_span, begun) = (tracing::info_span!("seal part", part = name).entered(), Instant::now());
+    let done = part();
+    *time += begun.elapsed();
+    done
 }
 
 /// The kernel's proof is asked for until it comes: the VMM was told to end, and takes its time.
@@ -255,5 +305,5 @@ fn flatten(
         // False only when an earlier try came this far; its view has the same content.
         volume.view.improve(&packed_view, View::flat(named.map.clone(), Arc::clone(&layers)));
     }
-    Sealed { manifest: Arc::new(manifest), seal_time: packed.frozen_at.elapsed() }
+    Sealed { manifest: Arc::new(manifest), seal_time: packed.frozen_at.elapsed(), parts: packed.parts }
 }

@@ -1,17 +1,23 @@
 //! One pause and its life: volumes that can be read from the first moment on, and names once they exist.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rekindle_kernel::PageKind;
 
+use crate::capture::Capture;
 use crate::compare::PageClasses;
-use crate::identity::{SnapshotId, VolumeName};
+use crate::geometry::bytes_of_pages;
+use crate::identity::{LayerId, SnapshotId, VolumeName};
+use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
 use crate::manifest::Manifest;
+use crate::records::Records;
+use crate::snapshot_record::SealFacts;
 use crate::stop::{Stop, Stopped};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 use crate::view::LiveView;
@@ -25,6 +31,8 @@ pub struct Snapshot {
     created_unix_ms: u64,
     volumes: Vec<Volume>,
     blobs: BTreeMap<String, Bytes>,
+    /// Where it is recorded, if this node has a catalog.
+    records: Option<Records>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -49,6 +57,20 @@ pub(crate) struct SnapshotParts {
     pub(crate) created_unix_ms: u64,
     pub(crate) volumes: Vec<Volume>,
     pub(crate) blobs: BTreeMap<String, Bytes>,
+    pub(crate) records: Option<Records>,
+}
+
+/// A layer of a snapshot, and how much of it is where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedLayer {
+    /// Its name.
+    pub id: LayerId,
+    /// Bytes of its pages.
+    pub bytes: u64,
+    /// Of those, bytes that this node's disk may hold.
+    pub local_bytes: u64,
+    /// Bytes of its object, once it is stored.
+    pub stored_bytes: Option<u64>,
 }
 
 /// How a snapshot stands, at one moment.
@@ -60,8 +82,25 @@ pub struct SnapshotStatus {
     pub classes: Option<PageClasses>,
     /// How long its seal took from the proof that its memory is frozen, once it succeeded.
     pub seal_time: Option<Duration>,
-    /// What the last failed try to seal or publish said; none after a success.
+    /// Where that time went, if it was sealed since this engine started.
+    pub seal_parts: Option<SealParts>,
+    /// What the last failed try to seal or publish said; none after a success. Of a lost one, why it is lost.
     pub failure: Option<String>,
+}
+
+/// Where the time of a seal went. Of a seal that was tried again, what the last try of each part took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SealParts {
+    /// Waiting for the proof that nobody can write the captured memory; the seal's own time begins after it.
+    pub proof: Duration,
+    /// Waiting for other seals that compare.
+    pub turn: Duration,
+    /// Comparing with the parent.
+    pub compare: Duration,
+    /// Writing the layer.
+    pub pack: Duration,
+    /// Waiting for the parent's manifest, merging layers where they are many, and making the manifest.
+    pub name: Duration,
 }
 
 #[derive(Debug)]
@@ -70,6 +109,10 @@ struct Progress {
     /// Until the snapshot is sealed.
     parent: Option<Arc<Snapshot>>,
     manifest: Option<Arc<Manifest>>,
+    /// The captures that the keeper has: their bytes count until it forgets them.
+    kept: Vec<Arc<Capture>>,
+    /// Lives that have begun and not come to their end: none of them may find its record gone.
+    lives: usize,
 }
 
 /// The snapshot has no manifest yet, after as long a wait as the caller wanted.
@@ -78,26 +121,50 @@ struct Progress {
 pub struct NoManifestYet;
 
 impl Snapshot {
-    /// A snapshot whose pages are frozen in RAM.
-    pub(crate) fn captured(parts: SnapshotParts, parent: Option<Arc<Self>>) -> Self {
-        Self::with_progress(parts, SnapshotState::Captured, parent, None)
+    /// A snapshot whose pages are frozen in RAM. Where it is recorded, they are held as long as the keeper has them.
+    pub(crate) fn captured(
+        parts: SnapshotParts,
+        parent: Option<Arc<Self>>,
+        captures: &[Arc<Capture>],
+    ) -> Self {
+        let kept = if parts.records.is_some() { captures.to_vec() } else { Vec::new() };
+        let progress = Progress::new(SnapshotState::Captured);
+        Self::with_progress(parts, Progress { parent, kept, ..progress })
     }
 
-    /// A snapshot read from the store.
-    pub(crate) fn published(parts: SnapshotParts, manifest: Arc<Manifest>) -> Self {
-        Self::with_progress(parts, SnapshotState::Published, None, Some(manifest))
-    }
-
-    fn with_progress(
+    /// A snapshot that has a manifest; `state` is one of those that do, or `Discarded`.
+    pub(crate) fn named(
         parts: SnapshotParts,
         state: SnapshotState,
-        parent: Option<Arc<Self>>,
-        manifest: Option<Arc<Manifest>>,
+        manifest: Arc<Manifest>,
+        facts: SealFacts,
     ) -> Self {
-        let SnapshotParts { id, parent_id, generation, created_unix_ms, volumes, blobs } = parts;
-        let status = SnapshotStatus { state, classes: None, seal_time: None, failure: None };
-        let progress = Mutex::new(Progress { status, parent, manifest });
-        Self { id, parent_id, generation, created_unix_ms, volumes, blobs, progress, changed: Condvar::new() }
+        let mut progress = Progress::new(state);
+        progress.manifest = Some(manifest);
+        (progress.status.classes, progress.status.seal_time) = (facts.classes, facts.seal_time);
+        Self::with_progress(parts, progress)
+    }
+
+    /// A snapshot whose pages are nowhere, with the reason; its views fail whenever they are read.
+    pub(crate) fn lost(parts: SnapshotParts, reason: String) -> Self {
+        let mut progress = Progress::new(SnapshotState::Lost);
+        progress.status.failure = Some(reason);
+        Self::with_progress(parts, progress)
+    }
+
+    fn with_progress(parts: SnapshotParts, progress: Progress) -> Self {
+        let SnapshotParts { id, parent_id, generation, created_unix_ms, volumes, blobs, records } = parts;
+        Self {
+            id,
+            parent_id,
+            generation,
+            created_unix_ms,
+            volumes,
+            blobs,
+            records,
+            progress: Mutex::new(progress),
+            changed: Condvar::new(),
+        }
     }
 
     /// Its name.
@@ -150,6 +217,47 @@ impl Snapshot {
         lock(&self.progress).manifest.clone()
     }
 
+    /// Its layers and how much of each is where; empty until it has a manifest. Waits for nothing.
+    pub fn layers_now(&self) -> Vec<PlacedLayer> {
+        if self.manifest_now().is_none() {
+            return Vec::new();
+        }
+        let placed = |layer: &Arc<Layer>| PlacedLayer {
+            id: layer.id(),
+            bytes: bytes_of_pages(layer.pages()),
+            local_bytes: layer.local_bytes(),
+            stored_bytes: layer.stored_at().map(|stored| stored.object_bytes),
+        };
+        self.memory().load().layers().iter().map(placed).collect()
+    }
+
+    /// Hands what is only in memory to the keeper, which is not the one that had it.
+    pub(crate) fn keep_again(&self) -> io::Result<()> {
+        let kept = lock(&self.progress).kept.clone();
+        let Some(records) = self.records.as_ref().filter(|_| !kept.is_empty()) else { return Ok(()) };
+        records.keep(self.id, self.volumes.iter().map(|volume| &volume.name), &kept)?;
+        // It may have been forgotten meanwhile, before it was kept again.
+        if lock(&self.progress).kept.is_empty() {
+            records.forget(self.id);
+        }
+        Ok(())
+    }
+
+    /// Its layers are recorded: nobody needs to hold its captures for it any more.
+    pub(crate) fn forget_kept(&self) {
+        let kept = std::mem::take(&mut lock(&self.progress).kept);
+        if let Some(records) = &self.records {
+            records.forget(self.id);
+        }
+        drop(kept);
+    }
+
+    /// What is recorded of its seal.
+    pub(crate) fn seal_facts(&self) -> SealFacts {
+        let SnapshotStatus { classes, seal_time, .. } = self.status();
+        SealFacts { classes, seal_time }
+    }
+
     /// Waits up to `limit` for the manifest.
     pub fn wait_manifest(&self, limit: Duration) -> Result<Arc<Manifest>, NoManifestYet> {
         self.wait(limit, |progress| progress.manifest.clone()).ok_or(NoManifestYet)
@@ -189,6 +297,16 @@ impl Snapshot {
         line
     }
 
+    /// A life begins, which writes its record and works by it.
+    pub(crate) fn life_begins(&self) {
+        lock(&self.progress).lives += 1;
+    }
+
+    /// A life has come to its end; one that the engine's end cut short has not.
+    pub(crate) fn life_ends(&self) {
+        lock(&self.progress).lives -= 1;
+    }
+
     /// Records an event and returns the work it asks for.
     pub(crate) fn record(&self, event: SnapshotEvent) -> SnapshotWork {
         self.record_with(event, |_| {})
@@ -200,11 +318,17 @@ impl Snapshot {
     }
 
     /// Records the manifest and lets go of the parent.
-    pub(crate) fn record_sealed(&self, manifest: Arc<Manifest>, seal_time: Duration) -> SnapshotWork {
+    pub(crate) fn record_sealed(
+        &self,
+        manifest: Arc<Manifest>,
+        seal_time: Duration,
+        parts: SealParts,
+    ) -> SnapshotWork {
         let mut parent = None;
         let work = self.record_with(SnapshotEvent::SealSucceeded, |progress| {
             progress.manifest = Some(manifest);
             progress.status.seal_time = Some(seal_time);
+            progress.status.seal_parts = Some(parts);
             parent = progress.parent.take();
         });
         // Dropped without the lock: a deleted parent's layers may go with it.
@@ -243,6 +367,26 @@ impl Snapshot {
             }
             progress =
                 self.changed.wait_timeout(progress, left).expect("no thread panics while it holds a lock").0;
+        }
+    }
+}
+
+impl Progress {
+    fn new(state: SnapshotState) -> Self {
+        let status =
+            SnapshotStatus { state, classes: None, seal_time: None, seal_parts: None, failure: None };
+        Self { status, parent: None, manifest: None, kept: Vec::new(), lives: 0 }
+    }
+}
+
+impl Drop for Snapshot {
+    /// Nobody stands on it any more: of one that was deleted, and is out of the store, nothing needs to stay.
+    fn drop(&mut self) {
+        let progress = lock(&self.progress);
+        let is_over = progress.status.state == SnapshotState::Discarded && progress.lives == 0;
+        drop(progress);
+        if let Some(records) = self.records.as_ref().filter(|_| is_over) {
+            records.gone(self.id);
         }
     }
 }

@@ -31,7 +31,7 @@ struct Counters {
 }
 
 /// What was moved through a store since it was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Requests that read an object or a range of one.
     pub fetches: u64,

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use rekindle_kernel::userfaultfd::Features;
 use rekindle_kernel::{GuestRange, HUGE_PAGE_BYTES, Memfd, PageClass, PageKind, Pagemap, Written};
+use serde::{Deserialize, Serialize};
 
 use crate::capture::CapturedPages;
 use crate::geometry::{GuestPage, GuestPages, bytes_of_pages, usize_of};
@@ -12,7 +13,8 @@ use crate::page_set::PageSet;
 use crate::regions::{HUGE_PAGES, Regions};
 
 /// How writes of a guest are learned of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Tracking {
     /// The kernel marks them in the page tables (`WP_ASYNC`), and they are scanned for.
     Scan,
@@ -89,6 +91,17 @@ pub fn present_pages(memory: &StoppedMemory<'_>) -> io::Result<CapturedPages> {
     let mapped = memory.scan()?.mapped;
     let resident = memory.resident_pages(&mapped, &PageSet::full(memory.regions.pages()))?;
     Ok(sort(resident.clone(), &nothing, &resident, memory.regions))
+}
+
+/// The pages to capture of a memory file alone: all that it has. The rest is zero.
+pub fn file_pages(memfd: &Memfd, pages: u32) -> io::Result<CapturedPages> {
+    let kept = match memfd.data_runs() {
+        Ok(runs) => pages_of(&runs, pages),
+        // hugetlb does not tell where its holes are, and reading one allocates nothing.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => PageSet::full(pages),
+        Err(error) => return Err(error),
+    };
+    Ok(CapturedPages { kept, zero: PageSet::new(pages) })
 }
 
 /// Kept is what is there of the written and the removed; zero is what was removed and is not there.

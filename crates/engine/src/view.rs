@@ -90,24 +90,25 @@ impl View {
 
     /// The run of one source that starts at `page`, at most `limit` pages long.
     fn piece_at(&self, page: GuestPage, limit: u32) -> Piece {
+        let phase = self.phase();
         match &self.body {
             Body::Captured { top, base } => {
                 let (kept, run) = top.kept().run_at(page, limit);
                 if kept {
-                    return Piece::new(page, run, PieceSource::Capture(Arc::clone(top)));
+                    return Piece::new(page, run, phase, PieceSource::Capture(Arc::clone(top)));
                 }
-                under_zero(top.zero(), base, page, run)
+                under_zero(top.zero(), base, phase, page, run)
             }
             Body::Packed { top, base } => {
                 let mut run = limit;
                 if let Some(layer) = &top.layer {
                     let (rank, length) = layer.packed_pages().run_at(page, limit);
                     if let Some(first) = rank {
-                        return Piece::new(page, length, PieceSource::Layer(Arc::clone(layer), first));
+                        return Piece::new(page, length, phase, PieceSource::Layer(Arc::clone(layer), first));
                     }
                     run = length;
                 }
-                under_zero(&top.zero, base, page, run)
+                under_zero(&top.zero, base, phase, page, run)
             }
             Body::Flat { map, layers } => {
                 let (place, run) = map.run_at(page, limit);
@@ -117,17 +118,17 @@ impl View {
                         PieceSource::Layer(Arc::clone(&layers[slot.index()]), page)
                     }
                 };
-                Piece::new(page, run, source)
+                Piece::new(page, run, phase, source)
             }
         }
     }
 }
 
-fn under_zero(zero: &PageSet, base: &Base, page: GuestPage, limit: u32) -> Piece {
+fn under_zero(zero: &PageSet, base: &Base, phase: ViewPhase, page: GuestPage, limit: u32) -> Piece {
     let (is_zero, run) = zero.run_at(page, limit);
     match base {
-        Some(base) if !is_zero => base.piece_at(page, run),
-        Some(_) | None => Piece::new(page, run, PieceSource::Zero),
+        Some(base) if !is_zero => Piece { phase, ..base.piece_at(page, run) },
+        Some(_) | None => Piece::new(page, run, phase, PieceSource::Zero),
     }
 }
 
@@ -155,6 +156,11 @@ impl LiveView {
         self.current.load()
     }
 
+    /// How far the view has come.
+    pub fn phase(&self) -> ViewPhase {
+        self.current.with(View::phase)
+    }
+
     /// The run of one source that starts at `page`, at most `limit` pages long and at least one.
     pub fn piece_at(&self, page: GuestPage, limit: u32) -> Piece {
         assert!(page.number() < self.pages && limit > 0, "a piece lies within its volume");
@@ -177,6 +183,8 @@ pub struct Piece {
     pub pages: GuestPages,
     /// Where their bytes are.
     pub source: PieceSource,
+    /// How far the view they were asked of had come.
+    pub phase: ViewPhase,
 }
 
 /// Where the bytes of a piece are.
@@ -191,8 +199,8 @@ pub enum PieceSource {
 }
 
 impl Piece {
-    fn new(start: GuestPage, count: u32, source: PieceSource) -> Self {
-        Self { pages: GuestPages::new(start, count), source }
+    fn new(start: GuestPage, count: u32, phase: ViewPhase, source: PieceSource) -> Self {
+        Self { pages: GuestPages::new(start, count), source, phase }
     }
 
     /// How many of its pages, from the first on, can be copied without blocking.

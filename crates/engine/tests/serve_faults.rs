@@ -10,7 +10,7 @@ use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::page_map::{LayerSlot, PageMap};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::serve::{
-    EndReason, FaultServer, Neighbours, Placement, ServeOptions, ServeStats, ServeStatus,
+    EndReason, FaultServer, Latencies, Neighbours, Placement, ServeOptions, ServeStats, ServeStatus,
 };
 use rekindle_engine::tracking::Tracking;
 use rekindle_engine::view::{LiveView, View};
@@ -54,6 +54,26 @@ fn every_page_is_the_snapshots_while_it_is_sealed_and_when_it_is_cold() {
             }
         }
     }
+}
+
+#[test]
+fn what_was_served_is_counted_by_how_far_its_snapshot_had_come_and_by_how_long_it_took() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    let (engine, cold) = node.cold(&snapshot);
+    let Some((guest, server)) = serve("phases", Kind::Private, Tracking::Scan, &engine, &cold) else {
+        return;
+    };
+    verify(&guest, sparse);
+    let all = |stats: &ServeStats| stats.pages_zero + stats.pages_from_layer + stats.pages_from_capture;
+    let stats = counted(&server, |stats| all(stats) == u64::try_from(PAGES).unwrap());
+    for by_phase in [stats.capture_by_phase, stats.layer_by_phase, stats.zero_by_phase] {
+        assert_eq!((by_phase.captured, by_phase.packed), (0, 0), "a published snapshot is flat: {stats:?}");
+    }
+    assert_eq!(stats.layer_by_phase.flat + stats.zero_by_phase.flat, all(&stats));
+    let timed = |latencies: Latencies| latencies.classes.iter().sum::<u64>();
+    assert!(timed(stats.after_fetch) > 0 && timed(stats.after_fetch) <= stats.misses, "{stats:?}");
+    assert!(timed(stats.at_once) <= stats.faults, "{stats:?}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::seal::Sealer;
 use crate::snapshot::Snapshot;
 use crate::stop::Stop;
 use crate::store::Store;
+use crate::watch::NoWatcher;
 
 /// What an engine does with snapshots, without its threads and without a store behind it.
 #[derive(Debug)]
@@ -52,7 +53,8 @@ impl Steps {
         let domain = Domain::named("default").expect("a legal name");
         let sealer = Sealer::new(cache, fetcher, domain, 2, Arc::new(NoHooks));
         let requests = Requests { store, runtime, stop: Stop::default() };
-        let background = Arc::new(Background { sealer, requests });
+        let background =
+            Arc::new(Background { sealer, requests, records: None, watcher: Arc::new(NoWatcher) });
         let rules = PauseRules { budget, unsealed_max, wait: limits::PAUSE_WAIT_DEFAULT, reaper };
         Self { rules, background }
     }
@@ -68,7 +70,7 @@ impl Steps {
 
     /// The pause.
     pub fn commit(&self, permit: PausePermit, guest: PausedGuest) -> (Arc<Snapshot>, Vec<Arc<Capture>>) {
-        permit.commit(guest).expect("the test's guest can be taken over")
+        permit.commit(guest, None).expect("the test's guest can be taken over")
     }
 
     /// The whole seal, with the work it leaves.

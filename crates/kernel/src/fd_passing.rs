@@ -73,6 +73,18 @@ pub fn receive(stream: &UnixStream, buffer: &mut [u8], fds_max: usize) -> io::Re
 
 /// The process that was at the other end when the connection was made; an error where its pid is hidden from us.
 pub fn peer_pid(stream: &UnixStream) -> io::Result<u32> {
+    match u32::try_from(peer(stream)?.pid) {
+        Ok(pid) if pid != 0 => Ok(pid),
+        _ => Err(io::Error::new(io::ErrorKind::NotFound, "the peer's pid is hidden by its pid namespace")),
+    }
+}
+
+/// The user that the process at the other end was when the connection was made.
+pub fn peer_user(stream: &UnixStream) -> io::Result<u32> {
+    Ok(peer(stream)?.uid)
+}
+
+fn peer(stream: &UnixStream) -> io::Result<libc::ucred> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).expect("twelve bytes");
     // SAFETY: `peer` has the `length` writable bytes that SO_PEERCRED fills. Not by rustix, to which no pid is 0.
@@ -85,11 +97,5 @@ pub fn peer_pid(stream: &UnixStream) -> io::Result<u32> {
             &raw mut length,
         )
     };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    match u32::try_from(peer.pid) {
-        Ok(pid) if pid != 0 => Ok(pid),
-        _ => Err(io::Error::new(io::ErrorKind::NotFound, "the peer's pid is hidden by its pid namespace")),
-    }
+    if result == 0 { Ok(peer) } else { Err(io::Error::last_os_error()) }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -101,6 +101,24 @@ impl Memfd {
     /// Another handle of the same file.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { fd: self.fd.try_clone()?, bytes: self.bytes, kind: self.kind })
+    }
+
+    /// The same file opened anew: unlike a clone, it has a lock of its own.
+    pub fn reopen(&self) -> io::Result<Self> {
+        let fd = rustix::fs::open(self.proc_path(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { fd, bytes: self.bytes, kind: self.kind })
+    }
+
+    /// Locks the file; false where someone has it locked who opened it anew.
+    ///
+    /// The lock ends with the last clone and mapping of this opening: after a kill, when the last thread of the
+    /// process has left its last system call.
+    pub fn try_lock(&self) -> io::Result<bool> {
+        match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Writes all of `from` at `offset`, allocating its pages; an error after some of it leaves that part written.

@@ -1,7 +1,8 @@
 //! Another process: whether it lives, signals to it, its open files, its memory.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -56,6 +57,14 @@ impl ProcessHandle {
         Ok(Self { fd, pid })
     }
 
+    /// Takes over a pidfd that somebody else opened.
+    ///
+    /// An error of kind `NotFound` where the process has ended and was waited for, or cannot be seen from here.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+        Ok(Self { fd, pid: pid_told(&text)? })
+    }
+
     /// Its pid.
     pub fn pid(&self) -> u32 {
         self.pid
@@ -89,6 +98,38 @@ impl ProcessHandle {
                 Err(_) => return false,
             }
         }
+    }
+
+    /// Whether each of its threads stands still, after [`Signal::Stop`] or under a tracer; whose child it is does not
+    /// matter. An error of kind `NotFound` if it has ended.
+    pub fn is_stopped(&self) -> io::Result<bool> {
+        let stopped = self.threads_stand();
+        // It lives, so the pid was its own all the while.
+        if self.is_alive() {
+            stopped
+        } else {
+            Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended"))
+        }
+    }
+
+    fn threads_stand(&self) -> io::Result<bool> {
+        let before = self.threads()?;
+        for thread in &before {
+            match std::fs::read_to_string(thread.join("stat")) {
+                Ok(stat) if stands(&stat) => {}
+                Ok(_) => return Ok(false),
+                Err(error) if is_of_ended_thread(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        // A thread that still ran may have made another before it stopped, which then is in the list by now.
+        Ok(self.threads()? == before)
+    }
+
+    /// The directories of its threads.
+    fn threads(&self) -> io::Result<Vec<PathBuf>> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid))?;
+        tasks.map(|task| Ok(task?.path())).collect()
     }
 
     /// A handle of a file that it has open under `remote_fd`; needs the right to trace it.
@@ -205,9 +246,58 @@ pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// The pid in what /proc tells of a pidfd: -1 once the process was waited for, 0 if this pid namespace has it not.
+fn pid_told(fdinfo: &str) -> io::Result<u32> {
+    let not_a_pidfd = || io::Error::new(io::ErrorKind::InvalidData, "the descriptor is not a pidfd");
+    let pid = fdinfo.lines().find_map(|line| line.strip_prefix("Pid:")).ok_or_else(not_a_pidfd)?;
+    match pid.trim().parse::<i32>().map_err(|_| not_a_pidfd())? {
+        pid @ 1.. => Ok(pid.unsigned_abs()),
+        _ => {
+            let why = "the process of the pidfd has ended, or is hidden by its pid namespace";
+            Err(io::Error::new(io::ErrorKind::NotFound, why))
+        }
+    }
+}
+
+/// Whether the thread of this `/proc/<pid>/task/<thread>/stat` (proc_pid_stat(5)) can run no instruction: stopped,
+/// traced, or ended.
+fn stands(stat: &str) -> bool {
+    // The name in front may hold anything, parentheses too.
+    let state = stat.rsplit_once(") ").map(|(_, fields)| fields.chars().next());
+    matches!(state, Some(Some('T' | 't' | 'Z' | 'X')))
+}
+
+fn is_of_ended_thread(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::SRCH))
+}
+
 pub(crate) fn pid_of(pid: u32) -> io::Result<Pid> {
     i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a pid is a positive number of 31 bits"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pidfd_is_told_from_other_descriptors_and_from_those_of_ended_processes() {
+        assert_eq!(pid_told("pos:\t0\nPid:\t4711\nNSpid:\t4711\n").unwrap(), 4711);
+        for gone in ["Pid:\t-1\n", "Pid:\t0\n"] {
+            assert_eq!(pid_told(gone).unwrap_err().kind(), io::ErrorKind::NotFound);
+        }
+        for other in ["", "pos:\t0\n", "Pid:\tx\n"] {
+            assert_eq!(pid_told(other).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
+    fn a_threads_state_is_found_behind_any_name() {
+        assert!(stands("7 (a) T (b) T 1 7"));
+        assert!(stands("7 (x) t 1") && stands("7 (x) Z 1"));
+        assert!(!stands("7 (a) T (b) S 1 7"));
+        assert!(!stands("7 (x) R 1") && !stands("") && !stands("7 (x) "));
+    }
 }

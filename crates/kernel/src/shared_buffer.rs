@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
@@ -71,6 +72,31 @@ impl SharedBuffer {
         // SAFETY: `from` is that many bytes of our area, `into` is borrowed mutably; mapping installed the guard.
         unsafe { guard::copy(into.as_mut_ptr(), from, into.len()) }
             .expect("a memory file sealed against shrinking can be read");
+    }
+
+    /// Sets `bits` in the little-endian 64-bit word at `offset`, a multiple of 8 that nobody else changes meanwhile.
+    ///
+    /// The word is stored at once and after all that was stored before: if this process is killed, whoever holds the
+    /// file finds it whole, and never without what came before it.
+    ///
+    /// # Panics
+    /// If the word is not in the buffer, or not at a multiple of its size.
+    #[inline]
+    pub fn set_bits(&self, offset: usize, bits: u64) {
+        let at = self.area.at(offset, 8).cast::<u64>();
+        assert!(at.is_aligned(), "a word is written at a multiple of its size");
+        // SAFETY: eight mapped, aligned bytes of our writable area, which we only ever reach by copy or as words.
+        let word = unsafe { AtomicU64::from_ptr(at) };
+        word.store(word.load(Ordering::Relaxed) | bits.to_le(), Ordering::Release);
+    }
+
+    /// Keeps the whole buffer in RAM while it lives, as far as this user may lock memory.
+    ///
+    /// A system call that writes to it then never waits for a disk, where a kill would end the call half-way.
+    pub fn lock_in_ram(&self) -> io::Result<()> {
+        let start = self.area.at(0, self.area.bytes());
+        // SAFETY: the pages are our area's; locking changes no bytes, and unmapping unlocks.
+        Ok(unsafe { rustix::mm::mlock(start.cast(), self.area.bytes()) }?)
     }
 
     /// The 64-bit word at `offset`, a multiple of 8, read at once.

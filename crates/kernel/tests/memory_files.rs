@@ -219,6 +219,76 @@ fn a_write_past_a_shared_buffer_is_refused() {
 }
 
 #[test]
+fn bits_set_in_a_shared_buffer_are_in_its_file_in_little_endian_order() {
+    let buffer = SharedBuffer::create(PAGE_BYTES).unwrap();
+    buffer.set_bits(16, 1 << 8 | 1);
+    buffer.set_bits(16, 1 << 63);
+    let mut bytes = [9; 24];
+    buffer.memfd().read_at(&mut bytes, 8).unwrap();
+    assert_eq!(bytes, [[0; 8], [1, 1, 0, 0, 0, 0, 0, 0x80], [0; 8]].concat()[..]);
+    // Where the user may lock no memory at all, the buffer is as good as before.
+    buffer.lock_in_ram().ok();
+    buffer.set_bits(PAGE_BYTES - 8, u64::MAX);
+}
+
+#[test]
+#[should_panic(expected = "lie in a mapping")]
+fn bits_past_a_shared_buffer_are_refused() {
+    SharedBuffer::create(PAGE_BYTES).unwrap().set_bits(PAGE_BYTES, 1);
+}
+
+#[test]
+#[should_panic(expected = "at a multiple of its size")]
+fn bits_of_a_word_across_others_are_refused() {
+    SharedBuffer::create(PAGE_BYTES).unwrap().set_bits(4, 1);
+}
+
+/// Waits for a lock: a process that another test is just starting has all our descriptors for a moment.
+fn locked_in_time(memfd: &Memfd) -> bool {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while std::time::Instant::now() < deadline {
+        if memfd.try_lock().unwrap() {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
+#[test]
+fn a_lock_is_that_of_one_opening_and_all_its_clones_and_mappings() {
+    let memfd = sixteen_pages();
+    let other = memfd.reopen().unwrap();
+    assert_eq!((other.bytes(), other.page_kind()), (memfd.bytes(), memfd.page_kind()));
+    assert!(memfd.try_lock().unwrap());
+    assert!(memfd.try_clone().unwrap().try_lock().unwrap(), "a clone has the same lock");
+    assert!(!other.try_lock().unwrap());
+    let buffer = SharedBuffer::of_memfd(&memfd, 0, PAGE_BYTES).unwrap();
+    drop(memfd);
+    assert!(!other.try_lock().unwrap(), "a mapping holds the lock");
+    buffer.write(0, b"same file");
+    drop(buffer);
+    assert!(locked_in_time(&other));
+    let mut bytes = [0; 9];
+    other.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"same file");
+}
+
+#[test]
+fn a_killed_process_holds_no_lock() {
+    let mut child = ChildProcess::start("memory");
+    let theirs = child.memory();
+    let memfd = Memfd::adopt(theirs.memfd).unwrap();
+    // What it sent is the opening that it maps: the lock is the child's as much as ours.
+    assert!(memfd.try_lock().unwrap());
+    let other = memfd.reopen().unwrap();
+    drop(memfd);
+    assert!(!other.try_lock().unwrap());
+    child.kill();
+    assert!(locked_in_time(&other));
+}
+
+#[test]
 fn guest_memory_of_no_whole_pages_is_refused() {
     let private = Backing::Private(PageKind::Small);
     assert!(GuestMemory::map(private, 100, 0).is_err());

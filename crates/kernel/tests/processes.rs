@@ -160,6 +160,51 @@ fn a_process_is_alive_until_it_ends_waited_for_or_not() {
 }
 
 #[test]
+fn a_pidfd_from_elsewhere_is_taken_over() {
+    let mut child = ChildProcess::start("memory");
+    let process = ProcessHandle::open(child.pid()).unwrap();
+    let pidfd = || process.as_fd().try_clone_to_owned().unwrap();
+    let adopted = ProcessHandle::adopt(pidfd()).unwrap();
+    assert_eq!(adopted.pid(), child.pid());
+    assert!(adopted.is_alive());
+    adopted.signal(Signal::Kill).unwrap();
+    assert!(process.wait_exit(LONG));
+    assert_eq!(ProcessHandle::adopt(pidfd()).unwrap().pid(), child.pid(), "nobody has waited for it yet");
+    child.wait();
+    assert_eq!(ProcessHandle::adopt(pidfd()).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    assert!(!adopted.is_alive());
+    let other = ProcessHandle::adopt(std::fs::File::open("/dev/null").unwrap().into()).unwrap_err();
+    assert_eq!(other.kind(), std::io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn a_process_is_stopped_when_all_its_threads_stand_whosever_child_it_is() {
+    let mut child = ChildProcess::start("memory");
+    child.memory();
+    let process = ProcessHandle::open(child.pid()).unwrap();
+    let until_stopped = |wanted: bool| {
+        let deadline = std::time::Instant::now() + LONG;
+        while process.is_stopped().unwrap() != wanted {
+            assert!(std::time::Instant::now() < deadline, "stopped is not {wanted} in time");
+            std::thread::yield_now();
+        }
+    };
+    // The test that runs in it waits on a thread of its own, for something to read.
+    assert!(!process.is_stopped().unwrap());
+    for _ in 0..20 {
+        process.signal(Signal::Stop).unwrap();
+        until_stopped(true);
+        process.signal(Signal::Continue).unwrap();
+        until_stopped(false);
+    }
+    process.signal(Signal::Kill).unwrap();
+    assert!(process.wait_exit(LONG));
+    assert_eq!(process.is_stopped().unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    child.wait();
+    assert_eq!(process.is_stopped().unwrap_err().kind(), std::io::ErrorKind::NotFound);
+}
+
+#[test]
 fn every_thread_of_a_process_is_made_to_yield() {
     let child = ChildProcess::start("memory");
     let memory = child.memory();
@@ -238,9 +283,10 @@ fn a_message_longer_than_the_socket_takes_at_once_is_sent_whole() {
 }
 
 #[test]
-fn the_peer_of_a_stream_is_known_by_its_pid() {
+fn the_peer_of_a_stream_is_known_by_its_pid_and_its_user() {
     let (left, _right) = UnixStream::pair().unwrap();
     assert_eq!(fd_passing::peer_pid(&left).unwrap(), std::process::id());
+    assert_eq!(fd_passing::peer_user(&left).unwrap(), rustix::process::geteuid().as_raw());
 }
 
 #[test]

@@ -1,7 +1,14 @@
 //! The program `rekindle`.
 
 pub mod guest;
+pub mod settings;
+pub mod keeper;
 pub mod vmm;
 pub mod copied_memory;
 pub mod sandbox;
+pub mod api;
+pub mod client;
+pub mod metrics;
+pub mod telemetry;
+pub mod daemon;
 pub mod commands;

@@ -1,24 +1,30 @@
-//! The program `rekindle`: where each word of its command line leads.
+//! The program `rekindle`: its command line is understood, its command done, and what went wrong is said.
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use rekindle::commands::{Cli, Command, demo};
-use rekindle::guest;
+use rekindle::commands::status::Status;
+use rekindle::commands::{Cli, Command, failure, words};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-/// The exit status is 0, 1 where a check failed, or 2 for an error.
+/// The exit status is that of [`Status`].
 fn main() -> ExitCode {
-    log_to_stderr();
-    let done = match Cli::parse().command {
-        Command::Demo(arguments) => demo::run(&arguments),
-        Command::Guest(arguments) => guest::run_with(&arguments).map(|()| ExitCode::SUCCESS),
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => match words::explain(&error) {
+            Some(hint) => {
+                eprintln!("rekindle: {hint}");
+                return Status::Error.into();
+            }
+            None => error.exit(),
+        },
     };
-    done.unwrap_or_else(|error| {
-        eprintln!("rekindle: {error:#}");
-        ExitCode::from(2)
-    })
+    if !matches!(cli.command, Command::Serve(_)) {
+        log_to_stderr();
+    }
+    let json = cli.global.json;
+    rekindle::commands::run(cli).unwrap_or_else(|error| failure::tell(&error, json).into())
 }
 
 /// Warnings, or what `RUST_LOG` asks for.

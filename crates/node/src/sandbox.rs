@@ -11,7 +11,7 @@ use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::handover::Handover;
-use rekindle_engine::identity::VolumeName;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::regions::{Region, Regions};
 use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions};
@@ -25,7 +25,7 @@ use crate::guest::protocol::{DeviceState, Hello};
 use crate::vmm::process::{GuestControl, GuestOptions, ProcessGuest};
 
 /// The blob that holds a process guest's device state.
-const DEVICE_STATE: &str = "device-state";
+pub(crate) const DEVICE_STATE: &str = "device-state";
 
 /// How long a guest may take from its start to its hand-over message.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
@@ -110,7 +110,8 @@ impl SandboxShape {
         }
     }
 
-    fn guest(&self, handover: Option<PathBuf>) -> GuestOptions {
+    /// The guest it is, handed over at `handover` if it is to be served.
+    pub(crate) fn guest(&self, handover: Option<PathBuf>) -> GuestOptions {
         let mut arguments = GuestArguments::fresh(self.memory_bytes);
         arguments.kind = self.kind;
         arguments.regions = self.regions;
@@ -124,12 +125,14 @@ impl SandboxShape {
         GuestOptions::program(self.program.clone(), arguments)
     }
 
-    fn serve_options(&self) -> ServeOptions {
+    /// How it is served.
+    pub(crate) fn serve_options(&self) -> ServeOptions {
         let Self { tracking, placement, neighbours, .. } = *self;
         ServeOptions { tracking, placement, neighbours }
     }
 
-    fn volume_pages(&self) -> anyhow::Result<u32> {
+    /// Pages of its memory.
+    pub(crate) fn volume_pages(&self) -> anyhow::Result<u32> {
         pages_covering(self.memory_bytes)
             .with_context(|| format!("{} bytes of memory are too many", self.memory_bytes))
     }
@@ -200,9 +203,17 @@ impl Sandbox {
             Some(Origin { snapshot, server }) => (Some(server.end_epoch()), Some(snapshot)),
             None => (None, None),
         };
-        let taken = self.take_memory(epoch.as_ref());
+        let stopped =
+            StoppedGuest { pid: self.guest.id(), hello: self.guest.hello(), memfd: self.guest.memfd() };
+        let taken = stopped.memory(&self.shape, epoch.as_ref());
         let committed = taken.and_then(|memory| {
-            Ok(engine.commit_pause(permit, PausedGuest { volumes: vec![memory], blobs: blobs(&state) })?)
+            let guest = PausedGuest {
+                id: SnapshotId::new(),
+                volumes: vec![memory],
+                blobs: blobs(&state),
+                alongside: Vec::new(),
+            };
+            Ok(engine.commit_pause(permit, guest)?)
         });
         match committed {
             Ok(snapshot) => {
@@ -219,37 +230,6 @@ impl Sandbox {
         let state = self.guest.control.state()?;
         self.guest.freeze()?;
         Ok(state)
-    }
-
-    /// The frozen guest's memory as a volume.
-    fn take_memory(&mut self, epoch: Option<&Epoch>) -> anyhow::Result<PausedVolume> {
-        let Some(epoch) = epoch else {
-            let regions = regions_of(self.guest.hello(), &self.shape)?;
-            let memfd = self.guest.memfd().map(Memfd::try_clone).transpose()?;
-            let pagemap = Pagemap::of(self.guest.id())?;
-            let memory = StoppedMemory { regions: &regions, memfd: memfd.as_ref(), pagemap };
-            let pages = present_pages(&memory).context("finding the guest's pages")?;
-            return self.volume(&regions, memfd, pages);
-        };
-        let pages = epoch.changed_pages().context("finding the guest's written pages")?;
-        let memfd = epoch.memfd().map(Memfd::try_clone).transpose()?;
-        self.volume(epoch.regions(), memfd, pages)
-    }
-
-    /// Adopts the guest's own memfd, or copies what was written into one of ours.
-    fn volume(
-        &self,
-        regions: &Regions,
-        memfd: Option<Memfd>,
-        pages: CapturedPages,
-    ) -> anyhow::Result<PausedVolume> {
-        let memfd = match memfd {
-            Some(memfd) => memfd,
-            None => copy_pages(self.guest.id(), regions, &pages.kept)
-                .context("copying the guest's written pages")?,
-        };
-        let page_kind = self.shape.kind.page_kind();
-        Ok(PausedVolume { name: VolumeName::memory(), page_kind, memfd, pages })
     }
 
     /// Serves the guest again and lets it go on, after a pause that did not come to pass.
@@ -274,6 +254,48 @@ impl Sandbox {
             Err(second) => error.context(format!("and the guest could not go on: {second:#}")),
         };
         NotPaused { sandbox: Box::new(self), error }
+    }
+}
+
+/// A guest of which no thread runs, with its process still there.
+pub(crate) struct StoppedGuest<'a> {
+    /// Its process.
+    pub(crate) pid: u32,
+    /// What it said of itself.
+    pub(crate) hello: &'a Hello,
+    /// The file behind its memory, where nobody serves that and it is shared.
+    pub(crate) memfd: Option<&'a Memfd>,
+}
+
+impl StoppedGuest<'_> {
+    /// Its memory as a volume: what changed in `epoch`, or all that is there.
+    pub(crate) fn memory(&self, shape: &SandboxShape, epoch: Option<&Epoch>) -> anyhow::Result<PausedVolume> {
+        let Some(epoch) = epoch else {
+            let regions = regions_of(self.hello, shape)?;
+            let memory =
+                StoppedMemory { regions: &regions, memfd: self.memfd, pagemap: Pagemap::of(self.pid)? };
+            let pages = present_pages(&memory).context("finding the guest's pages")?;
+            return self.volume(shape, &regions, self.memfd, pages);
+        };
+        let pages = epoch.changed_pages().context("finding the guest's written pages")?;
+        self.volume(shape, epoch.regions(), epoch.memfd(), pages)
+    }
+
+    /// Adopts the guest's own memfd, or copies what was written into one of ours.
+    fn volume(
+        &self,
+        shape: &SandboxShape,
+        regions: &Regions,
+        memfd: Option<&Memfd>,
+        pages: CapturedPages,
+    ) -> anyhow::Result<PausedVolume> {
+        let memfd = match memfd {
+            Some(memfd) => memfd.try_clone()?,
+            None => {
+                copy_pages(self.pid, regions, &pages.kept).context("copying the guest's written pages")?
+            }
+        };
+        Ok(PausedVolume { name: VolumeName::memory(), page_kind: shape.kind.page_kind(), memfd, pages })
     }
 }
 

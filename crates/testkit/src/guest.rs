@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages};
-use rekindle_engine::identity::VolumeName;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{PauseError, PausedGuest, PausedVolume};
 use rekindle_engine::read_plan::ReadError;
@@ -127,6 +127,11 @@ impl Guest {
         self.parent = Some(Arc::clone(snapshot));
     }
 
+    /// Lets go of its parent's handle, as the end of the node's process does; says which snapshot it was.
+    pub fn let_go_of_parent(&mut self) -> Option<SnapshotId> {
+        self.parent.take().map(|parent| parent.id())
+    }
+
     /// Reads pages, having those served that are not there yet, and judges them.
     pub fn read(&mut self, engine: &Engine, pages: GuestPages) -> Result<(), GuestError> {
         self.have_served(engine, pages)?;
@@ -183,6 +188,11 @@ impl Guest {
 
     /// Pauses it, if the engine permits it now.
     pub fn pause(self, engine: &Engine, tracking: Tracking) -> Result<Paused, NotPaused> {
+        self.pause_as(SnapshotId::new(), engine, tracking)
+    }
+
+    /// Pauses it as the snapshot of this name.
+    pub fn pause_as(self, id: SnapshotId, engine: &Engine, tracking: Tracking) -> Result<Paused, NotPaused> {
         let permit = match engine.permit_pause(self.parent.as_ref(), bytes_of_pages(self.pages())) {
             Ok(permit) => permit,
             Err(error) => return Err(NotPaused { guest: Box::new(self), error }),
@@ -190,7 +200,7 @@ impl Guest {
         let pages = self.captured_pages(tracking);
         let Self { memfd, vmm, expected, .. } = self;
         let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-        let guest = PausedGuest { volumes: vec![volume], blobs: BTreeMap::new() };
+        let guest = PausedGuest { id, volumes: vec![volume], blobs: BTreeMap::new(), alongside: Vec::new() };
         let snapshot =
             engine.commit_pause(permit, guest).expect("a guest of its parent's shape is taken over");
         Ok(Paused { snapshot, memory: expected, vmm })

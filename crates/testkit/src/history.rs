@@ -40,6 +40,8 @@ pub struct Tally {
     pub stalls: u64,
     /// Times the engine was started anew.
     pub restarts: u64,
+    /// Of those, the times it had ended in the middle of everything.
+    pub crashes: u64,
 }
 
 /// A history under way.
@@ -47,6 +49,8 @@ struct History {
     random: Random,
     pages: u32,
     site: Site,
+    /// Whether the engines have a catalog and a keeper: then they may crash.
+    recording: bool,
     guests: Vec<Guest>,
     snapshots: Vec<Known>,
     plans: Vec<Plan>,
@@ -66,9 +70,12 @@ const SNAPSHOTS_MAX: usize = 14;
 pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
     let mut random = Random::new(seed);
     let pages = if random.percent(15) { 1 + random.below(3000) } else { 1 + random.below(700) };
+    let recording = random.percent(60);
     let site = Site::new().expect("a temporary directory");
+    let options = known::options(&site, recording).expect("a new catalog");
     let mut history = History {
-        engine: Some(Engine::start(known::options(&site)).expect("threads for an engine")),
+        engine: Some(Engine::start(options).expect("threads for an engine")),
+        recording,
         guests: vec![Guest::fresh(pages)],
         random,
         pages,
@@ -106,7 +113,8 @@ impl History {
             90..93 => self.local_file_is_lost(),
             93..95 => self.wait_sealed(),
             95..97 => self.wait_published(),
-            97..99 => self.delete(),
+            97..98 => self.delete(),
+            98..99 => self.crash(),
             _ => self.restart(),
         }
     }

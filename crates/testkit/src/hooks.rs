@@ -15,6 +15,10 @@ pub enum Point {
     Compare,
     /// Before a snapshot waits for its parent's manifest.
     Manifest,
+    /// Before a sealed snapshot's manifest goes into the catalog.
+    Record,
+    /// Before the keeper lets go of a sealed snapshot's memory.
+    Forget,
 }
 
 /// The hooks of one engine.
@@ -129,6 +133,14 @@ impl Hooks for TestHooks {
 
     fn before_manifest(&self, snapshot: SnapshotId) {
         self.stand(Point::Manifest, snapshot);
+    }
+
+    fn before_record(&self, snapshot: SnapshotId) {
+        self.stand(Point::Record, snapshot);
+    }
+
+    fn before_forget(&self, snapshot: SnapshotId) {
+        self.stand(Point::Forget, snapshot);
     }
 }
 

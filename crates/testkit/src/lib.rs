@@ -7,6 +7,8 @@ pub mod random;
 pub mod model;
 pub mod stores;
 pub mod hooks;
+pub mod keeper;
 pub mod site;
 pub mod guest;
 pub mod history;
+pub mod black_box;

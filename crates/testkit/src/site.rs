@@ -1,18 +1,21 @@
 //! What an engine stands on in a test: a store in memory that can fail, a cache directory, hooks.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
-use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::catalog::{Catalog, CatalogError};
+use rekindle_engine::engine::{Engine, EngineOptions, StartError};
 use rekindle_engine::hooks::Hooks;
+use rekindle_engine::keep::Keeper;
 use rekindle_engine::store::Store;
 use tempfile::TempDir;
 
 use crate::hooks::TestHooks;
+use crate::keeper::TestKeeper;
 use crate::stores::{Faults, UnreliableStore};
 
 /// How long a test waits for background work before it fails; long, since machines are slow at times.
@@ -27,8 +30,11 @@ pub struct Site {
     pub hooks: Arc<TestHooks>,
     /// The objects behind the faults.
     pub objects: Arc<InMemory>,
+    /// Who holds captured memory while no engine runs here.
+    pub keeper: Arc<TestKeeper>,
     store: Store,
     cache: TempDir,
+    state: TempDir,
 }
 
 impl Site {
@@ -39,7 +45,15 @@ impl Site {
         let unreliable = UnreliableStore::new(inner);
         let faults = unreliable.faults();
         let store = Store::new(Arc::new(unreliable));
-        Ok(Self { faults, hooks: Arc::default(), objects, store, cache: TempDir::new()? })
+        Ok(Self {
+            faults,
+            hooks: Arc::default(),
+            objects,
+            keeper: Arc::default(),
+            store,
+            cache: TempDir::new()?,
+            state: TempDir::new()?,
+        })
     }
 
     /// Where layer files lie.
@@ -57,8 +71,21 @@ impl Site {
         }
     }
 
+    /// Those options, and the catalog of this site and its keeper. The engine before, and every snapshot of it, must be
+    /// gone: a catalog has one user at a time.
+    pub fn recording(&self) -> Result<EngineOptions, CatalogError> {
+        let catalog = Some(Catalog::open(&self.catalog_path())?);
+        let keeper: Arc<dyn Keeper> = self.keeper.clone();
+        Ok(EngineOptions { catalog, keeper, ..self.options() })
+    }
+
+    /// The file of the catalog.
+    pub fn catalog_path(&self) -> PathBuf {
+        self.state.path().join("catalog.redb")
+    }
+
     /// An engine with those options.
-    pub fn engine(&self) -> io::Result<Engine> {
+    pub fn engine(&self) -> Result<Engine, StartError> {
         Engine::start(self.options())
     }
 
@@ -68,8 +95,10 @@ impl Site {
             faults: self.faults.clone(),
             hooks: Arc::default(),
             objects: Arc::clone(&self.objects),
+            keeper: Arc::default(),
             store: self.store.clone(),
             cache: TempDir::new()?,
+            state: TempDir::new()?,
         })
     }
 }

@@ -85,7 +85,7 @@ impl Node {
     /// save gigabytes again and again would fill the disk.
     pub(crate) fn forget(&self, snapshot: &Arc<Snapshot>) -> anyhow::Result<()> {
         wait_published(snapshot)?;
-        self.engine.delete(snapshot);
+        self.engine.delete(snapshot)?;
         let uploads = snapshot.id().to_string();
         for layer in std::fs::read_dir(self.store_directory.join("layers"))? {
             for object in std::fs::read_dir(layer?.path())? {

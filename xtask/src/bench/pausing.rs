@@ -129,7 +129,15 @@ fn frozen_guest(node: &Node, parent: &Arc<Snapshot>) -> anyhow::Result<(PausePer
     let permit = node.engine.permit_pause(Some(parent), memfd.bytes())?;
     let pages = CapturedPages { kept, zero: PageSet::new(MAP_PAGES) };
     let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-    Ok((permit, PausedGuest { volumes: vec![volume], blobs: BTreeMap::new() }))
+    Ok((
+        permit,
+        PausedGuest {
+            id: SnapshotId::new(),
+            volumes: vec![volume],
+            blobs: BTreeMap::new(),
+            alongside: Vec::new(),
+        },
+    ))
 }
 
 /// A published snapshot of 16 GiB with `kept` in one layer, of whose bytes the store has none: they are never read.
@@ -224,7 +232,12 @@ fn held(node: &Node) -> anyhow::Result<f64> {
     let permit = node.engine.permit_pause(None, memfd.bytes())?;
     let pages = CapturedPages { kept: PageSet::full(HELD_PAGES), zero: PageSet::new(HELD_PAGES) };
     let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-    let guest = PausedGuest { volumes: vec![volume], blobs: BTreeMap::new() };
+    let guest = PausedGuest {
+        id: SnapshotId::new(),
+        volumes: vec![volume],
+        blobs: BTreeMap::new(),
+        alongside: Vec::new(),
+    };
     let snapshot = node.engine.commit_pause(permit, guest)?;
     wait_until(|| snapshot.memory().load().phase() > ViewPhase::Captured)?;
     let packed = Instant::now();

@@ -22,7 +22,7 @@ const WORDS: [&str; 14] = [
 ];
 
 /// Names that other people's interfaces force on us; they may be used, not defined.
-const FOREIGN_NAMES: [(&str, &str); 10] = [
+const FOREIGN_NAMES: [(&str, &str); 16] = [
     ("ArcSwap", "arc-swap's cell"),
     ("arc_swap", "the crate arc-swap"),
     ("compare_and_swap", "arc-swap's method"),
@@ -32,6 +32,12 @@ const FOREIGN_NAMES: [(&str, &str); 10] = [
     ("build", "the last call of other crates' builders"),
     ("pin", "the standard library's module of `Pin`"),
     ("Pin", "the standard library's type of futures that may not move"),
+    ("header", "hyper's and axum's module of the names of a message's fields"),
+    ("header_read_timeout", "hyper's limit for a message's head"),
+    ("Header", "utoipa's word for a parameter that is a field of the request"),
+    ("HeaderMap", "the fields of a message in hyper and axum"),
+    ("HeaderName", "the name of such a field"),
+    ("HeaderValue", "the value of such a field"),
     ("with_template", "indicatif's constructor of a progress bar's style"),
 ];
 

@@ -10,9 +10,11 @@ use crc_fast::CrcAlgorithm;
 use rekindle_kernel::page::PageKind;
 use uuid::Uuid;
 
-use super::{LayerName, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeManifest};
+use super::{
+    LayerName, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeManifest, VolumeShape,
+};
 use crate::geometry::u64_of;
-use crate::identity::{Domain, LayerId, SnapshotId, check_name};
+use crate::identity::{Domain, LayerId, SnapshotId, VolumeName, check_name};
 use crate::limits::{
     BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, MANIFEST_BYTES_MAX, MANIFEST_GENERATION_MAX, MANIFEST_LAYERS_MAX,
     MANIFEST_PAGES_MAX, MANIFEST_RUNS_MAX, MANIFEST_VOLUMES_MAX, NAME_BYTES_MAX,
@@ -30,33 +32,12 @@ impl Publication {
         let mut body = Writer::new();
         write_manifest(&mut body, self.manifest());
         self.stored().iter().for_each(|layer| write_stored(&mut body, layer));
-        let body = body.into_bytes();
-        let mut object = Writer::new();
-        object.bytes(MAGIC);
-        object.u16(VERSION);
-        object.u64(u64_of(body.len()));
-        object.u64(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &body));
-        object.bytes(&body);
-        assert!(object.len() <= MANIFEST_BYTES_MAX, "a manifest within its limits is never too long");
-        object.into_bytes()
+        with_checksum(MAGIC, &body.into_bytes())
     }
 
     /// Reads a publication; refuses whatever [`Publication::encode`] does not write.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let mut reader = Reader::new(bytes);
-        if bytes.len() > MANIFEST_BYTES_MAX {
-            return Err(reader.invalid("manifest", "it is longer than a manifest can be"));
-        }
-        reader.expect_bytes("manifest magic", MAGIC)?;
-        reader.expect_u16("manifest version", VERSION)?;
-        let length = reader.u64("manifest length")?;
-        if length != u64_of(reader.remaining().saturating_sub(size_of::<u64>())) {
-            return Err(reader.invalid("manifest length", "it is not the length of what follows"));
-        }
-        let checksum = reader.u64("manifest checksum")?;
-        if checksum != crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes[reader.offset()..]) {
-            return Err(reader.invalid("manifest checksum", "it is not that of what follows"));
-        }
+        let mut reader = checked_body(MAGIC, bytes)?;
         let manifest = read_manifest(&mut reader)?;
         let stored = manifest.layers().iter().map(|_| read_stored(&mut reader)).collect::<Result<_, _>>()?;
         reader.finish()?;
@@ -64,12 +45,40 @@ impl Publication {
     }
 }
 
-fn write_manifest(writer: &mut Writer, manifest: &Manifest) {
-    writer.bytes(manifest.snapshot().as_bytes());
-    writer.u8(manifest.parent().is_some().into());
-    if let Some(parent) = manifest.parent() {
-        writer.bytes(parent.as_bytes());
+/// A body behind its magic, version, length and checksum.
+pub(super) fn with_checksum(magic: &[u8], body: &[u8]) -> Vec<u8> {
+    let mut object = Writer::new();
+    object.bytes(magic);
+    object.u16(VERSION);
+    object.u64(u64_of(body.len()));
+    object.u64(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, body));
+    object.bytes(body);
+    assert!(object.len() <= MANIFEST_BYTES_MAX, "a manifest within its limits is never too long");
+    object.into_bytes()
+}
+
+/// A reader of what [`with_checksum`] wrote, at the start of the body.
+pub(super) fn checked_body<'a>(magic: &[u8], bytes: &'a [u8]) -> Result<Reader<'a>, WireError> {
+    let mut reader = Reader::new(bytes);
+    if bytes.len() > MANIFEST_BYTES_MAX {
+        return Err(reader.invalid("manifest", "it is longer than a manifest can be"));
     }
+    reader.expect_bytes("manifest magic", magic)?;
+    reader.expect_u16("manifest version", VERSION)?;
+    let length = reader.u64("manifest length")?;
+    if length != u64_of(reader.remaining().saturating_sub(size_of::<u64>())) {
+        return Err(reader.invalid("manifest length", "it is not the length of what follows"));
+    }
+    let checksum = reader.u64("manifest checksum")?;
+    if checksum != crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes[reader.offset()..]) {
+        return Err(reader.invalid("manifest checksum", "it is not that of what follows"));
+    }
+    Ok(reader)
+}
+
+pub(super) fn write_manifest(writer: &mut Writer, manifest: &Manifest) {
+    writer.bytes(manifest.snapshot().as_bytes());
+    write_parent(writer, manifest.parent());
     writer.varint(manifest.generation());
     writer.varint(manifest.created_unix_ms());
     writer.varint_usize(manifest.layers().len());
@@ -80,19 +89,34 @@ fn write_manifest(writer: &mut Writer, manifest: &Manifest) {
     }
     writer.varint_usize(manifest.volumes().len());
     for volume in manifest.volumes() {
-        writer.text(volume.name.as_str());
-        writer.u8(code_of(volume.page_kind));
-        writer.varint(volume.map.pages().into());
+        write_shape(writer, &volume.name, volume.page_kind, volume.map.pages());
         volume.map.encode(writer);
     }
-    writer.varint_usize(manifest.blobs().len());
-    for (name, bytes) in manifest.blobs() {
+    write_blobs(writer, manifest.blobs());
+}
+
+pub(crate) fn write_parent(writer: &mut Writer, parent: Option<SnapshotId>) {
+    writer.u8(parent.is_some().into());
+    if let Some(parent) = parent {
+        writer.bytes(parent.as_bytes());
+    }
+}
+
+pub(crate) fn write_shape(writer: &mut Writer, name: &VolumeName, kind: PageKind, pages: u32) {
+    writer.text(name.as_str());
+    writer.u8(code_of(kind));
+    writer.varint(pages.into());
+}
+
+pub(crate) fn write_blobs(writer: &mut Writer, blobs: &BTreeMap<String, Bytes>) {
+    writer.varint_usize(blobs.len());
+    for (name, bytes) in blobs {
         writer.text(name);
         writer.length_prefixed(bytes);
     }
 }
 
-fn read_manifest(reader: &mut Reader<'_>) -> Result<Manifest, WireError> {
+pub(super) fn read_manifest(reader: &mut Reader<'_>) -> Result<Manifest, WireError> {
     let snapshot = SnapshotId::from_bytes(reader.array("snapshot")?);
     let parent = read_parent(reader)?;
     if parent == Some(snapshot) {
@@ -113,7 +137,7 @@ fn read_manifest(reader: &mut Reader<'_>) -> Result<Manifest, WireError> {
     Ok(manifest)
 }
 
-fn read_parent(reader: &mut Reader<'_>) -> Result<Option<SnapshotId>, WireError> {
+pub(crate) fn read_parent(reader: &mut Reader<'_>) -> Result<Option<SnapshotId>, WireError> {
     match reader.u8("parent")? {
         0 => Ok(None),
         1 => reader.array("parent").map(SnapshotId::from_bytes).map(Some),
@@ -142,14 +166,10 @@ fn read_volumes(reader: &mut Reader<'_>, layers: &[LayerName]) -> Result<Vec<Vol
     let mut volumes: Vec<VolumeManifest> = Vec::with_capacity(count);
     let mut pages_max = MANIFEST_PAGES_MAX;
     for _ in 0..count {
-        let name = reader.text("volume name", NAME_BYTES_MAX)?;
-        let name = name.parse().map_err(|_| reader.invalid("volume name", "the text names no volume"))?;
+        let VolumeShape { name, page_kind, pages } = read_shape(reader, pages_max)?;
         if volumes.iter().any(|known| known.name == name) {
             return Err(reader.invalid("volume name", "two volumes have one name"));
         }
-        let page_kind = kind_of(reader.u8("volume page kind")?)
-            .ok_or(reader.invalid("volume page kind", "there is no such kind of page"))?;
-        let pages = reader.varint_u32("volume pages", pages_max)?;
         pages_max -= pages;
         volumes.push(VolumeManifest { name, page_kind, map: PageMap::decode(reader, pages, &layer_pages)? });
     }
@@ -161,7 +181,15 @@ fn read_volumes(reader: &mut Reader<'_>, layers: &[LayerName]) -> Result<Vec<Vol
     }
 }
 
-fn read_blobs(reader: &mut Reader<'_>) -> Result<BTreeMap<String, Bytes>, WireError> {
+pub(crate) fn read_shape(reader: &mut Reader<'_>, pages_max: u32) -> Result<VolumeShape, WireError> {
+    let name = reader.text("volume name", NAME_BYTES_MAX)?;
+    let name = name.parse().map_err(|_| reader.invalid("volume name", "the text names no volume"))?;
+    let page_kind = kind_of(reader.u8("volume page kind")?)
+        .ok_or(reader.invalid("volume page kind", "there is no such kind of page"))?;
+    Ok(VolumeShape { name, page_kind, pages: reader.varint_u32("volume pages", pages_max)? })
+}
+
+pub(crate) fn read_blobs(reader: &mut Reader<'_>) -> Result<BTreeMap<String, Bytes>, WireError> {
     let mut blobs: BTreeMap<String, Bytes> = BTreeMap::new();
     for _ in 0..reader.varint_usize("blobs", MANIFEST_BLOBS_MAX)? {
         let name = reader.text("blob name", NAME_BYTES_MAX)?;
@@ -175,7 +203,7 @@ fn read_blobs(reader: &mut Reader<'_>) -> Result<BTreeMap<String, Bytes>, WireEr
     Ok(blobs)
 }
 
-fn write_stored(writer: &mut Writer, layer: &StoredLayer) {
+pub(super) fn write_stored(writer: &mut Writer, layer: &StoredLayer) {
     writer.bytes(layer.object.publisher.as_bytes());
     writer.bytes(layer.object.upload.as_bytes());
     writer.bytes(&layer.table_digest);
@@ -183,7 +211,7 @@ fn write_stored(writer: &mut Writer, layer: &StoredLayer) {
     writer.varint(layer.object_bytes);
 }
 
-fn read_stored(reader: &mut Reader<'_>) -> Result<StoredLayer, WireError> {
+pub(super) fn read_stored(reader: &mut Reader<'_>) -> Result<StoredLayer, WireError> {
     let publisher = SnapshotId::from_bytes(reader.array("layer publisher")?);
     let upload = Uuid::from_bytes(reader.array("layer upload")?);
     let layer = StoredLayer {

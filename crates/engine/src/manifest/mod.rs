@@ -3,6 +3,7 @@
 //! A manifest grows only by putting layers that exist over another one, so nothing unsealed can be named in it.
 
 mod codec;
+mod local;
 mod publication;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,8 @@ use crate::limits::{
 use crate::page_map::{LayerSlot, PageMap};
 use crate::page_set::PageSet;
 
+pub(crate) use codec::{read_blobs, read_parent, read_shape, write_blobs, write_parent, write_shape};
+pub use local::LocalManifest;
 pub use publication::{ObjectName, Publication, StoredLayer};
 
 /// A snapshot in names; every layer it lists holds at least one page of it.

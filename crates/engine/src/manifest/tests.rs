@@ -131,6 +131,19 @@ proptest! {
     }
 
     #[test]
+    fn a_local_manifest_is_read_back_equal_with_what_is_known_of_each_layer(steps in steps(), known: u64) {
+        let publication = published(play(&steps).0);
+        let stored = publication.stored().iter().zip(0..);
+        let stored = stored.map(|(stored, bit)| (known >> bit & 1 == 1).then(|| stored.clone())).collect();
+        let local = LocalManifest::new(publication.manifest().clone(), stored);
+        let bytes = local.encode();
+        let back = LocalManifest::decode(&bytes);
+        prop_assert_eq!(back.as_ref(), Ok(&local));
+        prop_assert_eq!(LocalManifest::decode(&publication.encode()).is_err(), true);
+        prop_assert_eq!(LocalManifest::decode(&bytes[..bytes.len() - 1]).is_err(), true);
+    }
+
+    #[test]
     fn a_publication_is_read_back_equal_and_writes_the_same_bytes(steps in steps()) {
         let publication = published(play(&steps).0);
         let bytes = publication.encode();

@@ -1,6 +1,5 @@
 //! Installing pages the guest has not asked for: beside a fault, and from a prefetch.
 
-use super::answer::distrust_if_lost;
 use super::installer::{End, Landing};
 use super::server::Server;
 use super::unit::UnitInstall;
@@ -55,14 +54,14 @@ impl Server {
     /// Deals with the first pages of `run`, which lies in one region.
     fn prefetch_some(&mut self, run: GuestPages) -> Ahead {
         let page = run.start();
-        if self.pages.installed().contains(page) || self.pages.is_removed(page) {
+        if self.installer.pages.installed().contains(page) || self.installer.pages.is_removed(page) {
             return Ahead::Dealt(1);
         }
         let unit = self.installer.regions.unit_of(page);
         if unit.count() > 1 {
             return self.prefetch_unit(run, unit);
         }
-        let free = self.pages.untouched(run, page);
+        let free = self.installer.pages.untouched(run, page);
         let piece = self.view.piece_at(page, free.count());
         let ready = piece.readable_now();
         if ready > 0 {
@@ -84,11 +83,10 @@ impl Server {
     fn prefetch_unit(&mut self, run: GuestPages, unit: GuestPages) -> Ahead {
         let protect = self.installer.unwritten();
         let of_unit = unit.intersect(run).count();
-        match self.gatherer.install(&self.view, &self.installer, unit, protect) {
+        match self.gatherer.install(&self.view, &mut self.installer, unit, protect) {
             UnitInstall::Landed(landing) => {
-                self.note(unit, &landing);
                 self.counters.pages_prefetched.add(landing.pages);
-                self.count(&self.view.piece_at(unit.start(), 1).source, landing.pages);
+                self.count(&self.view.piece_at(unit.start(), 1), landing.pages);
                 match ahead(landing.pages, &landing.end) {
                     Ahead::Dealt(_) => Ahead::Dealt(of_unit),
                     Ahead::Interrupted => Ahead::Interrupted,
@@ -105,18 +103,7 @@ impl Server {
 
     /// Installs the first `ready` pages of a piece, as pages nobody wrote yet.
     fn install_piece(&mut self, piece: &Piece, ready: u32) -> (u32, End) {
-        let run = piece.pages.first_pages(ready);
-        let protect = self.installer.unwritten();
-        let landing = match piece.source {
-            PieceSource::Zero => self.installer.zero(run, protect),
-            PieceSource::Capture(_) | PieceSource::Layer(..) => {
-                self.installer.copy(run, piece.bytes(0, ready), protect)
-            }
-        };
-        distrust_if_lost(piece, &landing);
-        self.count(&piece.source, landing.pages);
-        self.note(run, &landing);
-        let Landing { pages, end, .. } = landing;
+        let Landing { pages, end } = self.install_ready(piece, ready, self.installer.unwritten());
         (pages, end)
     }
 }

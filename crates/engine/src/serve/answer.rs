@@ -39,14 +39,18 @@ impl Server {
     /// Tries to answer a fault and puts it where it belongs if that fails.
     pub(super) fn answer(&mut self, retried: RetriedFault) {
         let fault = retried.fault;
-        match self.attempt(fault, retried.is_first_try()) {
+        let first_try = retried.is_first_try();
+        let taken_up = if first_try { self.stopwatch.take_up() } else { None };
+        match self.attempt(fault, first_try) {
             Outcome::Answered => {
+                self.note_latency(fault.page, taken_up);
                 if self.stalls.end(fault.page) {
                     self.tell();
                 }
                 self.counters.first_fault_at.get_or_init(Instant::now);
             }
             Outcome::Waiting => {
+                self.stopwatch.wait(fault.page);
                 if self.stalls.end(fault.page) {
                     self.tell();
                 }
@@ -61,6 +65,15 @@ impl Server {
         }
     }
 
+    /// How long a page took: from when it began to wait for a frame, else from `taken_up`.
+    fn note_latency(&mut self, page: GuestPage, taken_up: Option<Instant>) {
+        if let Some(waited) = self.stopwatch.end_wait(page) {
+            self.counters.after_fetch.note(waited);
+        } else if let Some(taken_up) = taken_up {
+            self.counters.at_once.note(taken_up.elapsed());
+        }
+    }
+
     /// One try, from the live view. With company only the first time: what was interrupted is tried alone.
     fn attempt(&mut self, fault: Fault, first_try: bool) -> Outcome {
         let Fault { page, access } = fault;
@@ -71,10 +84,10 @@ impl Server {
             Access::WriteProtected => return self.unprotect(unit),
             Access::Unmapped => {
                 let landing = self.installer.map_present(unit);
-                return self.landed(unit, landing);
+                return self.landed(unit, &landing);
             }
         };
-        if self.pages.is_removed(page) {
+        if self.installer.pages.is_removed(page) {
             return self.zero(unit);
         }
         if unit.count() > 1 {
@@ -91,7 +104,7 @@ impl Server {
             return window;
         }
         let window = self.installer.regions.clip(window, page);
-        self.pages.untouched(window, page)
+        self.installer.pages.untouched(window, page)
     }
 
     /// The faulting page first, and at once with what follows it in its source, unless it alone is to be writable.
@@ -107,19 +120,11 @@ impl Server {
                 None => Outcome::Again(RetryCause::Interrupted),
             };
         }
-        let run = piece.pages.first_pages(ready);
-        let landing = match piece.source {
-            PieceSource::Zero => self.installer.zero(run, protect),
-            PieceSource::Capture(_) | PieceSource::Layer(..) => {
-                self.installer.copy(run, piece.bytes(0, ready), protect)
-            }
-        };
-        distrust_if_lost(&piece, &landing);
-        self.count(&piece.source, landing.pages);
+        let landing = self.install_ready(&piece, ready, protect);
         self.counters.pages_neighbour.add(landing.pages.saturating_sub(1));
         let goes_on = matches!(landing.end, End::Complete) && window.count() > landing.pages;
         let rest = if upwards { window.after(landing.pages) } else { window.first_pages(window.count() - 1) };
-        let outcome = self.landed(run, landing);
+        let outcome = self.landed(piece.pages, &landing);
         if goes_on {
             self.install_neighbours(rest);
         }
@@ -127,10 +132,10 @@ impl Server {
     }
 
     fn install_unit(&mut self, fault: Fault, unit: GuestPages, protect: Protect) -> Outcome {
-        match self.gatherer.install(&self.view, &self.installer, unit, protect) {
+        match self.gatherer.install(&self.view, &mut self.installer, unit, protect) {
             UnitInstall::Landed(landing) => {
-                self.count(&self.view.piece_at(unit.start(), 1).source, landing.pages);
-                self.landed(unit, landing)
+                self.count(&self.view.piece_at(unit.start(), 1), landing.pages);
+                self.landed(unit, &landing)
             }
             UnitInstall::Missing(frames) => {
                 // All are asked for now; the page waits for one after the other.
@@ -146,14 +151,12 @@ impl Server {
     /// A page the guest gave back reads zero; it is a candidate of the next pause anyway, so it need not be protected.
     fn zero(&mut self, unit: GuestPages) -> Outcome {
         let landing = self.installer.zero(unit, Protect::Writable);
-        self.count(&PieceSource::Zero, landing.pages);
-        self.landed(unit, landing)
+        self.counters.zero.add(self.view.phase(), landing.pages);
+        self.landed(unit, &landing)
     }
 
     fn unprotect(&mut self, unit: GuestPages) -> Outcome {
         self.counters.write_protect_faults.add(1);
-        // Noted before the guest can write.
-        self.pages.write(unit);
         match self.installer.unprotect(unit) {
             End::Complete | End::Present => Outcome::Answered,
             End::Interrupted => Outcome::Again(RetryCause::Interrupted),
@@ -166,40 +169,45 @@ impl Server {
         }
     }
 
-    /// Notes what an install of `run`, whose first page faults, has done.
-    fn landed(&mut self, run: GuestPages, landing: Landing) -> Outcome {
-        self.note(run, &landing);
+    /// What an install of `run` means for the fault on its first page.
+    fn landed(&mut self, run: GuestPages, landing: &Landing) -> Outcome {
         if landing.pages > 0 {
             return Outcome::Answered;
         }
-        match landing.end {
+        match &landing.end {
             End::Present | End::Complete => {
-                self.pages.install(run.first_pages(1));
+                self.installer.pages.install(run.first_pages(1));
                 self.installer.wake(self.installer.regions.unit_of(run.start()));
                 Outcome::Answered
             }
             End::Interrupted => Outcome::Again(RetryCause::Interrupted),
             End::SourceLost => Outcome::Again(RetryCause::Failed(SOURCE_LOST.into())),
-            End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason)),
+            End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason.clone())),
             End::Gone => Outcome::Gone,
         }
     }
 
-    /// Keeps the epoch's page sets true.
-    pub(super) fn note(&mut self, run: GuestPages, landing: &Landing) {
-        let there = run.first_pages(landing.pages);
-        self.pages.install(there);
-        if landing.writable && self.installer.tracking().protects() {
-            self.pages.write(there);
-        }
+    /// Installs the first `ready` pages of a piece, which are in memory.
+    pub(super) fn install_ready(&mut self, piece: &Piece, ready: u32, protect: Protect) -> Landing {
+        let run = piece.pages.first_pages(ready);
+        let landing = match piece.source {
+            PieceSource::Zero => self.installer.zero(run, protect),
+            PieceSource::Capture(_) | PieceSource::Layer(..) => {
+                self.installer.copy(run, piece.bytes(0, ready), protect)
+            }
+        };
+        distrust_if_lost(piece, &landing);
+        self.count(piece, landing.pages);
+        landing
     }
 
-    pub(super) fn count(&self, source: &PieceSource, pages: u32) {
-        match source {
-            PieceSource::Zero => self.counters.pages_zero.add(pages),
-            PieceSource::Capture(_) => self.counters.pages_from_capture.add(pages),
-            PieceSource::Layer(..) => self.counters.pages_from_layer.add(pages),
-        }
+    pub(super) fn count(&self, piece: &Piece, pages: u32) {
+        let counters = match piece.source {
+            PieceSource::Zero => &self.counters.zero,
+            PieceSource::Capture(_) => &self.counters.capture,
+            PieceSource::Layer(..) => &self.counters.layer,
+        };
+        counters.add(piece.phase, pages);
     }
 
     fn wait_for(&mut self, fault: Fault, layer: &Arc<Layer>, frame: FrameNumber) -> Outcome {

@@ -3,9 +3,8 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
-use rekindle_kernel::{Memfd, Pagemap};
+use rekindle_kernel::{EventBuffer, Memfd, Pagemap};
 
-use super::epoch_pages::EpochPages;
 use super::installer::Installer;
 use crate::capture::CapturedPages;
 use crate::handover::Handover;
@@ -19,7 +18,8 @@ use crate::tracking::{EpochSets, StoppedMemory, Tracking, changed_pages};
 pub struct Epoch {
     pub(super) installer: Installer,
     pub(super) guest: Guest,
-    pub(super) pages: EpochPages,
+    /// Where events are read into.
+    pub(super) events: EventBuffer,
 }
 
 /// The VMM behind the memory.
@@ -33,14 +33,14 @@ pub(super) struct Guest {
 }
 
 impl Epoch {
-    /// Begins the first epoch of a guest that was handed over.
-    pub(super) fn begin(handover: Handover, tracking: Tracking) -> io::Result<Self> {
+    /// Begins the epoch of a guest that was handed over. What the userfaultfd cannot do of `tracking` gives way to what
+    /// it can.
+    pub fn begin(handover: Handover, tracking: Tracking) -> io::Result<Self> {
         let Handover { regions, userfaultfd, memfd, pid, stream } = handover;
         let tracking = tracking.possible_with(userfaultfd.granted()?);
         stream.set_nonblocking(true)?;
-        let pages = EpochPages::new(regions.pages());
-        let installer = Installer::register(userfaultfd, regions, tracking, memfd.is_some())?;
-        Ok(Self { installer, guest: Guest { memfd, pid, stream, connected: true }, pages })
+        let (installer, events) = Installer::register(pid, userfaultfd, regions, tracking, memfd.is_some())?;
+        Ok(Self { installer, guest: Guest { memfd, pid, stream, connected: true }, events })
     }
 
     /// Where the guest's pages are.
@@ -65,18 +65,18 @@ impl Epoch {
 
     /// The pages the guest gave back, whatever became of them since.
     pub fn removed(&self) -> &PageSet {
-        self.pages.removed()
+        self.installer.pages.removed()
     }
 
     /// The pages known to have been written, or to have been open to unseen writes. Alone it is all that was written
     /// only if writes were events.
     pub fn written(&self) -> &PageSet {
-        self.pages.written()
+        self.installer.pages.written()
     }
 
-    /// The pages installed and not given back since.
+    /// The pages installed by this process and not given back since.
     pub fn installed(&self) -> &PageSet {
-        self.pages.installed()
+        self.installer.pages.installed()
     }
 
     /// The pages a pause has to capture, asked of the kernel while the guest is stopped and its process still there.

@@ -1,23 +1,39 @@
 //! What happened to a guest's pages since its epoch began.
 
+use super::journal::Journal;
 use crate::geometry::{GuestPage, GuestPages};
 use crate::page_set::PageSet;
 
-/// Three facts about each page, kept by the one thread that reads events and installs pages.
-#[derive(Clone, Debug)]
+/// Three facts about each page, kept by the one thread that reads events and installs pages. The journal has the first
+/// two as well; the third only saves work, and may be wrong of any page.
+#[derive(Debug)]
 pub(super) struct EpochPages {
+    journal: Journal,
     removed: PageSet,
     written: PageSet,
     installed: PageSet,
 }
 
 impl EpochPages {
-    pub(super) fn new(pages: u32) -> Self {
-        Self { removed: PageSet::new(pages), written: PageSet::new(pages), installed: PageSet::new(pages) }
+    /// Nothing has happened yet, to the pages of an empty journal.
+    pub(super) fn new(journal: Journal) -> Self {
+        let none = PageSet::new(journal.pages());
+        Self::recovered(journal, none.clone(), none)
+    }
+
+    /// What a journal says has happened.
+    pub(super) fn recovered(journal: Journal, removed: PageSet, written: PageSet) -> Self {
+        let installed = PageSet::new(journal.pages());
+        Self { journal, removed, written, installed }
+    }
+
+    pub(super) fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// The guest gave `run` back: until the epoch ends it reads zeroes there, or what it writes.
     pub(super) fn remove(&mut self, run: GuestPages) {
+        self.journal.remove(run);
         self.removed.insert_run(run);
         self.installed.remove_run(run);
     }
@@ -28,6 +44,7 @@ impl EpochPages {
 
     /// The guest may write `run` without our learning of it any more.
     pub(super) fn write(&mut self, run: GuestPages) {
+        self.journal.write(run);
         self.written.insert_run(run);
     }
 
@@ -86,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_removed_page_stays_one_after_it_is_installed_again() {
-        let mut pages = EpochPages::new(100);
+        let mut pages = EpochPages::new(Journal::of_pages(100));
         pages.install(run(0, 50));
         pages.remove(run(10, 10));
         assert!(!pages.installed().contains(GuestPage::new(10)));
@@ -104,7 +121,7 @@ mod tests {
             count in 1..30_u32,
             upwards: bool,
         ) {
-            let mut pages = EpochPages::new(90);
+            let mut pages = EpochPages::new(Journal::of_pages(90));
             removed.iter().for_each(|&page| pages.remove(run(page, 1)));
             installed.iter().for_each(|&page| pages.install(run(page, 1)));
             let window = run(start, count);

@@ -2,20 +2,24 @@
 
 use std::io;
 
-use rekindle_kernel::{GuestRange, Install, Protect, RegisterMode, Source, Userfaultfd};
+use rekindle_kernel::{EventBuffer, GuestRange, Install, Protect, RegisterMode, Source, Userfaultfd};
 
+use super::epoch_pages::EpochPages;
+use super::journal::{Head, Journal};
+use super::kept::digest_of;
 use crate::geometry::{GuestPages, PAGE_BYTES, bytes_of_pages, usize_of};
 use crate::regions::Regions;
 use crate::tracking::Tracking;
 
-/// A guest's memory as its handler thread reaches it.
+/// A guest's memory as its handler thread reaches it: every call that changes it keeps the epoch's page sets true.
 #[derive(Debug)]
 pub(super) struct Installer {
     pub(super) userfaultfd: Userfaultfd,
     pub(super) regions: Regions,
-    tracking: Tracking,
+    pub(super) tracking: Tracking,
     /// Zero pages cost no memory of their own: private small pages.
-    shares_zeroes: bool,
+    pub(super) shares_zeroes: bool,
+    pub(super) pages: EpochPages,
 }
 
 /// How far an install came.
@@ -23,8 +27,6 @@ pub(super) struct Installer {
 pub(super) struct Landing {
     /// Pages now there, from the first on.
     pub(super) pages: u32,
-    /// Whether the guest can write them unseen.
-    pub(super) writable: bool,
     pub(super) end: End,
 }
 
@@ -46,13 +48,15 @@ pub(super) enum End {
 }
 
 impl Installer {
-    /// Registers the guest's regions for what `tracking` needs; `shared` if a file is behind them.
+    /// Registers the regions of process `pid` for what `tracking` needs, and begins its journal; `shared` if a file is
+    /// behind them.
     pub(super) fn register(
+        pid: u32,
         userfaultfd: Userfaultfd,
         regions: Regions,
         tracking: Tracking,
         shared: bool,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, EventBuffer)> {
         let mode = match tracking.protects() {
             true => RegisterMode::MissingAndWriteProtect,
             false => RegisterMode::Missing,
@@ -61,7 +65,10 @@ impl Installer {
         for region in regions.iter() {
             shares_zeroes &= userfaultfd.register(region.range(), mode)?.zeropage();
         }
-        Ok(Self { userfaultfd, regions, tracking, shares_zeroes })
+        let facts = digest_of(pid, &regions, tracking);
+        let (journal, events) = Journal::create(&Head { pages: regions.pages(), shares_zeroes, facts })?;
+        let pages = EpochPages::new(journal);
+        Ok((Self { userfaultfd, regions, tracking, shares_zeroes, pages }, events))
     }
 
     /// How writes are learned of.
@@ -75,25 +82,30 @@ impl Installer {
     }
 
     /// Installs `pages`, which lie in one region, from `source`, which is as long.
-    pub(super) fn copy(&self, pages: GuestPages, source: Source<'_>, protect: Protect) -> Landing {
+    pub(super) fn copy(&mut self, pages: GuestPages, source: Source<'_>, protect: Protect) -> Landing {
+        if protect == Protect::Writable {
+            self.open(pages);
+        }
         let install = self.userfaultfd.copy(self.range(pages).start, source, protect);
-        landing(install, pages, protect == Protect::Writable)
+        self.landed(install, pages)
     }
 
     /// Installs zeroes; they may become writable even if they were asked for protected.
-    pub(super) fn zero(&self, pages: GuestPages, protect: Protect) -> Landing {
+    pub(super) fn zero(&mut self, pages: GuestPages, protect: Protect) -> Landing {
         if self.shares_zeroes {
+            self.open(pages);
             let install = self.userfaultfd.zero(self.range(pages));
             // A marker of protection is in the way of shared zeroes though nothing is there; a copy goes over it.
             if !matches!(install, Install::Present { installed_bytes: 0 }) {
-                return landing(install, pages, true);
+                return self.landed(install, pages);
             }
         }
         self.copy(pages, Source::zeroes(usize_of(pages.count()) * PAGE_BYTES), protect)
     }
 
     /// Lets the guest write `pages` and wakes who waits to.
-    pub(super) fn unprotect(&self, pages: GuestPages) -> End {
+    pub(super) fn unprotect(&mut self, pages: GuestPages) -> End {
+        self.open(pages);
         match self.userfaultfd.write_protect(self.range(pages), Protect::Writable) {
             Ok(()) => End::Complete,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => End::Interrupted,
@@ -104,8 +116,24 @@ impl Installer {
     }
 
     /// Maps pages that the memory file has.
-    pub(super) fn map_present(&self, pages: GuestPages) -> Landing {
-        landing(self.userfaultfd.continue_shared(self.range(pages), Protect::Writable), pages, true)
+    pub(super) fn map_present(&mut self, pages: GuestPages) -> Landing {
+        self.open(pages);
+        let install = self.userfaultfd.continue_shared(self.range(pages), Protect::Writable);
+        self.landed(install, pages)
+    }
+
+    /// Notes pages as written that the next call opens to unseen writes: before it, so that a kill in between finds
+    /// too many pages noted, never too few.
+    fn open(&mut self, pages: GuestPages) {
+        if self.tracking.protects() {
+            self.pages.write(pages);
+        }
+    }
+
+    fn landed(&mut self, install: Install, pages: GuestPages) -> Landing {
+        let landing = landing(install, pages);
+        self.pages.install(pages.first_pages(landing.pages));
+        landing
     }
 
     /// Lets whoever waits for `pages` look again.
@@ -129,8 +157,8 @@ impl Installer {
     }
 }
 
-fn landing(install: Install, pages: GuestPages, writable: bool) -> Landing {
-    let landed = |pages: u32, end: End| Landing { pages, writable, end };
+fn landing(install: Install, pages: GuestPages) -> Landing {
+    let landed = |pages: u32, end: End| Landing { pages, end };
     match install {
         Install::Installed => landed(pages.count(), End::Complete),
         Install::Present { installed_bytes } => landed(whole_pages(installed_bytes, pages), End::Present),
@@ -145,4 +173,69 @@ fn landing(install: Install, pages: GuestPages, writable: bool) -> Landing {
 
 fn whole_pages(bytes: u64, of: GuestPages) -> u32 {
     u32::try_from(bytes / bytes_of_pages(1)).unwrap_or(u32::MAX).min(of.count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page_set::PageSet;
+    use crate::regions::Region;
+    use rekindle_kernel::{Backing, Features, GuestMemory, PageKind};
+
+    /// The installer of eight private pages, with the memory, or a line that says why there is none.
+    fn installer(tracking: Tracking) -> Option<(GuestMemory, Installer)> {
+        let userfaultfd = match Userfaultfd::open(Features::PAGEFAULT_FLAG_WP | Features::EVENT_REMOVE) {
+            Ok(userfaultfd) => userfaultfd,
+            Err(error) => {
+                eprintln!("skipped: engine: installer: {error}");
+                return None;
+            }
+        };
+        let memory = GuestMemory::map(Backing::Private(PageKind::Small), 8 * PAGE_BYTES, 0).unwrap();
+        let range = memory.range();
+        let region = Region { start: range.start, bytes: range.bytes, offset: 0, page: PageKind::Small };
+        let regions = Regions::new(vec![region], 8).unwrap();
+        let (installer, _) = Installer::register(1, userfaultfd, regions, tracking, false).unwrap();
+        Some((memory, installer))
+    }
+
+    fn set(members: &[u32]) -> PageSet {
+        let mut set = PageSet::new(8);
+        members.iter().for_each(|&page| set.insert_run(run(page, 1)));
+        set
+    }
+
+    fn run(start: u32, count: u32) -> GuestPages {
+        GuestPages::new(crate::geometry::GuestPage::new(start), count)
+    }
+
+    #[test]
+    fn a_page_is_noted_as_written_before_it_is_opened_whatever_comes_of_that() {
+        let Some((memory, mut installer)) = installer(Tracking::Events) else { return };
+        // Nothing can be installed there any more, so what is noted was noted before.
+        installer.userfaultfd.unregister(memory.range()).unwrap();
+        let zeroes = || Source::zeroes(PAGE_BYTES);
+        for landing in [
+            installer.copy(run(0, 1), zeroes(), Protect::Writable),
+            installer.copy(run(1, 1), zeroes(), Protect::Protected),
+            installer.zero(run(2, 1), Protect::Protected),
+            installer.zero(run(3, 2), Protect::Writable),
+            installer.map_present(run(5, 1)),
+        ] {
+            assert_eq!(landing.pages, 0, "{landing:?}");
+        }
+        assert!(!matches!(installer.unprotect(run(7, 1)), End::Complete));
+        assert_eq!(*installer.pages.written(), set(&[0, 2, 3, 4, 5, 7]));
+        assert!(installer.pages.installed().is_empty());
+    }
+
+    #[test]
+    fn nothing_is_noted_as_written_where_every_page_counts_as_written() {
+        let Some((memory, mut installer)) = installer(Tracking::Resident) else { return };
+        installer.copy(run(0, 2), Source::zeroes(2 * PAGE_BYTES), Protect::Writable);
+        installer.zero(run(2, 1), Protect::Writable);
+        assert_eq!(memory.touch(2 * PAGE_BYTES), 0);
+        assert!(installer.pages.written().is_empty());
+        assert_eq!(*installer.pages.installed(), set(&[0, 1, 2]));
+    }
 }

@@ -10,6 +10,9 @@ mod epoch;
 mod epoch_pages;
 mod fault;
 mod installer;
+mod journal;
+mod kept;
+mod latency;
 mod mailbox;
 mod neighbours;
 mod pending;
@@ -27,20 +30,18 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rekindle_kernel::event_buffer::EVENT_BYTES;
-use rekindle_kernel::{EventBuffer, SharedBuffer, Userfaultfd};
-
 use crate::fetch::Fetcher;
 use crate::handover::Handover;
-use crate::limits;
 use crate::page_set::PageSet;
 use crate::tracking::Tracking;
 use crate::view::LiveView;
 
 pub use epoch::Epoch;
+pub use kept::{EpochFacts, JournalError, KeptEpoch, RecoverError};
+pub use latency::{LATENCY_CLASSES, Latencies};
 pub use neighbours::Neighbours;
 pub use placement::Placement;
-pub use stats::ServeStats;
+pub use stats::{PagesByPhase, ServeStats};
 pub use status::{EndReason, ServeStatus};
 
 use mailbox::{Mail, Mailbox};
@@ -67,9 +68,16 @@ pub struct FaultServer {
     board: Arc<StatusBoard>,
     tracking: Tracking,
     pages: u32,
-    /// Without any userfaultfd missing pages read as zeroes: the guest of a handler that panics is to wait instead.
-    _userfaultfd: Userfaultfd,
+    /// Also what keeps missing pages from reading as zeroes if the handler panics: its guest is to wait instead.
+    kept: KeptEpoch,
     thread: Option<JoinHandle<Epoch>>,
+}
+
+/// How a guest is served, to be asked by others than the one who has its server.
+#[derive(Clone, Debug)]
+pub struct ServerWatch {
+    counters: Arc<Counters>,
+    board: Arc<StatusBoard>,
 }
 
 impl FaultServer {
@@ -83,7 +91,8 @@ impl FaultServer {
         Self::resume(view, Epoch::begin(handover, options.tracking)?, fetcher, options)
     }
 
-    /// Serves a guest whose epoch was ended for a pause that did not come to pass. The epoch's tracking stays.
+    /// Serves a guest whose epoch was begun or recovered, or ended for a pause that did not come to pass. The epoch's
+    /// tracking stays.
     pub fn resume(
         view: Arc<LiveView>,
         epoch: Epoch,
@@ -94,19 +103,27 @@ impl FaultServer {
         let mailbox = Arc::new(Mailbox::new()?);
         let counters = Arc::<Counters>::default();
         let board = Arc::new(StatusBoard::new());
-        let (tracking, pages) = (epoch.tracking(), view.pages());
-        let userfaultfd = epoch.installer.userfaultfd.try_clone()?;
-        let events = EventBuffer::shared(SharedBuffer::create(limits::FAULT_EVENTS_MAX * EVENT_BYTES)?);
+        let (tracking, pages, kept) = (epoch.tracking(), view.pages(), epoch.kept()?);
         let served = Served { view, fetcher, options };
         let side = (Arc::clone(&mailbox), Arc::clone(&counters), Arc::clone(&board));
         let work = move || {
             let ended = BoardGuard(Arc::clone(&side.2));
-            let epoch = Server::new(served, epoch, side).run(events);
+            let epoch = Server::run(served, epoch, side);
             drop(ended);
             epoch
         };
         let thread = Some(std::thread::Builder::new().name("faults".into()).spawn(work)?);
-        Ok(Self { mailbox, counters, board, tracking, pages, _userfaultfd: userfaultfd, thread })
+        Ok(Self { mailbox, counters, board, tracking, pages, kept, thread })
+    }
+
+    /// What shows how the guest is served.
+    pub fn watch(&self) -> ServerWatch {
+        ServerWatch { counters: Arc::clone(&self.counters), board: Arc::clone(&self.board) }
+    }
+
+    /// All that another process needs to serve the guest after this one.
+    pub fn kept(&self) -> &KeptEpoch {
+        &self.kept
     }
 
     /// How the guest fares.
@@ -140,6 +157,18 @@ impl FaultServer {
         self.mailbox.send(Mail::EndEpoch);
         let thread = self.thread.take().expect("only this and drop take the thread, and both end the server");
         thread.join().expect("a handler thread does not panic")
+    }
+}
+
+impl ServerWatch {
+    /// How the guest fares.
+    pub fn status(&self) -> ServeStatus {
+        self.board.get()
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> ServeStats {
+        self.counters.snapshot()
     }
 }
 

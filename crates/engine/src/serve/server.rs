@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use rekindle_kernel::wakeup::wait_readable;
 use rekindle_kernel::{Event, EventBuffer, FaultKind, GuestRange};
+use tracing::field;
 
 use super::Served;
 use super::epoch::{Epoch, Guest};
-use super::epoch_pages::EpochPages;
 use super::fault::{Access, Fault};
 use super::installer::Installer;
+use super::latency::Stopwatch;
 use super::mailbox::{Mail, Mailbox};
 use super::neighbours::Walks;
 use super::pending::{FrameKey, Pending};
@@ -24,7 +25,7 @@ use super::placement::Placer;
 use super::prefetch::Prefetch;
 use super::retry::{RetriedFault, Retries};
 use super::stall::Stalls;
-use super::stats::Counters;
+use super::stats::{Counters, ServeStats};
 use super::status::{EndReason, ServeStatus, StatusBoard};
 use super::unit::Gatherer;
 use crate::fetch::Fetcher;
@@ -42,13 +43,13 @@ pub(super) struct Server {
     pub(super) fetcher: Fetcher,
     pub(super) installer: Installer,
     pub(super) gatherer: Gatherer,
-    pub(super) pages: EpochPages,
     pub(super) walks: Walks,
     pub(super) placer: Placer,
     pub(super) pending: Pending,
     pub(super) retries: Retries,
     pub(super) prefetch: Prefetch,
     pub(super) stalls: Stalls,
+    pub(super) stopwatch: Stopwatch,
     pub(super) guest: Guest,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) counters: Arc<Counters>,
@@ -56,10 +57,8 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// The server of `epoch`, on the thread that is to serve it.
-    pub(super) fn new(served: Served, epoch: Epoch, side: ServerSide) -> Self {
+    fn new(served: Served, installer: Installer, guest: Guest, side: ServerSide) -> Self {
         let Served { view, fetcher, options } = served;
-        let Epoch { installer, guest, pages } = epoch;
         let (mailbox, counters, board) = side;
         Self {
             walks: Walks::new(options.neighbours),
@@ -69,10 +68,10 @@ impl Server {
             pending: Pending::default(),
             retries: Retries::default(),
             stalls: Stalls::default(),
+            stopwatch: Stopwatch::default(),
             view,
             fetcher,
             installer,
-            pages,
             guest,
             mailbox,
             counters,
@@ -80,15 +79,22 @@ impl Server {
         }
     }
 
-    /// Serves until the epoch is ended; `events` is where they are read into.
-    pub(super) fn run(mut self, mut events: EventBuffer) -> Epoch {
+    /// Serves `epoch` on this thread until it is ended.
+    pub(super) fn run(served: Served, epoch: Epoch, side: ServerSide) -> Epoch {
+        let Epoch { installer, guest, mut events } = epoch;
+        let span =
+            tracing::info_span!("serve", pid = guest.pid, faults = field::Empty, misses = field::Empty);
+        let _entered = span.clone().entered();
+        let mut server = Self::new(served, installer, guest, side);
         // Faults that an earlier handler read are not told again: whoever waits is made to fault anew.
-        self.installer.wake_all();
-        if let Err(error) = self.serve(&mut events) {
+        server.installer.wake_all();
+        if let Err(error) = server.serve(&mut events) {
             tracing::error!(%error, "a fault handler cannot go on");
-            self.board.set(ServeStatus::Ended { why: EndReason::Failed });
+            server.board.set(ServeStatus::Ended { why: EndReason::Failed });
         }
-        Epoch { installer: self.installer, guest: self.guest, pages: self.pages }
+        let ServeStats { faults, misses, .. } = server.counters.snapshot();
+        span.record("faults", faults).record("misses", misses);
+        Epoch { installer: server.installer, guest: server.guest, events }
     }
 
     /// One turn after the other until the epoch is ended.
@@ -123,7 +129,8 @@ impl Server {
         self.retries.next_in(Instant::now())
     }
 
-    /// Reads one batch: removes first, then faults.
+    /// Reads one batch: removes first, then faults. The removes are in the journal before the next batch is read over
+    /// them.
     fn read_events(&mut self, events: &mut EventBuffer) -> io::Result<usize> {
         let count = self.installer.userfaultfd.read_events(events)?;
         let mut freed = Vec::new();
@@ -147,7 +154,7 @@ impl Server {
     /// Notes that pages were given back. Faults that waited for their content need none any more.
     fn remove(&mut self, range: GuestRange, freed: &mut Vec<Fault>) {
         for run in self.installer.regions.pages_in(range) {
-            self.pages.remove(run);
+            self.installer.pages.remove(run);
             self.counters.pages_removed.add(run.count());
             freed.extend(self.pending.take_pages(run));
         }

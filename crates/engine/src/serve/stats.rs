@@ -4,6 +4,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::latency::{Latencies, LatencyCounters};
+use crate::view::ViewPhase;
+
 /// Counts since the server started; every page is counted once, under its source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServeStats {
@@ -15,6 +18,12 @@ pub struct ServeStats {
     pub pages_from_layer: u64,
     /// Pages installed as zeroes.
     pub pages_zero: u64,
+    /// The pages from captures, by how far their snapshot had come.
+    pub capture_by_phase: PagesByPhase,
+    /// The pages from layers, by how far their snapshot had come.
+    pub layer_by_phase: PagesByPhase,
+    /// The zero pages, by how far their snapshot had come.
+    pub zero_by_phase: PagesByPhase,
     /// Of all those, pages installed beside a faulting one.
     pub pages_neighbour: u64,
     /// Of all those, pages installed ahead by request.
@@ -27,23 +36,75 @@ pub struct ServeStats {
     pub retries: u64,
     /// First writes to protected pages.
     pub write_protect_faults: u64,
+    /// How long faults took that could be answered at once: one in sixteen of them.
+    pub at_once: Latencies,
+    /// How long faults took that had to wait for a frame: all of them.
+    pub after_fetch: Latencies,
     /// When the first fault was served.
     pub first_fault_at: Option<Instant>,
+}
+
+/// Pages by how far the snapshot they were served from had come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PagesByPhase {
+    /// Captured over its parent.
+    pub captured: u64,
+    /// Packed over its parent.
+    pub packed: u64,
+    /// Sealed, a map of its own over layers.
+    pub flat: u64,
+}
+
+impl PagesByPhase {
+    /// All of them.
+    pub fn sum(self) -> u64 {
+        self.captured + self.packed + self.flat
+    }
+
+    fn add(&mut self, other: Self) {
+        self.captured += other.captured;
+        self.packed += other.packed;
+        self.flat += other.flat;
+    }
+}
+
+impl ServeStats {
+    /// Adds what another server did; the earlier of the first faults stays.
+    pub fn add(&mut self, other: &Self) {
+        self.faults += other.faults;
+        self.pages_from_capture += other.pages_from_capture;
+        self.pages_from_layer += other.pages_from_layer;
+        self.pages_zero += other.pages_zero;
+        self.capture_by_phase.add(other.capture_by_phase);
+        self.layer_by_phase.add(other.layer_by_phase);
+        self.zero_by_phase.add(other.zero_by_phase);
+        self.pages_neighbour += other.pages_neighbour;
+        self.pages_prefetched += other.pages_prefetched;
+        self.pages_removed += other.pages_removed;
+        self.misses += other.misses;
+        self.retries += other.retries;
+        self.write_protect_faults += other.write_protect_faults;
+        self.at_once.add(&other.at_once);
+        self.after_fetch.add(&other.after_fetch);
+        self.first_fault_at = self.first_fault_at.into_iter().chain(other.first_fault_at).min();
+    }
 }
 
 /// The cells the handler thread counts in. It is their only writer, so relaxed loads and stores lose nothing.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) faults: Counter,
-    pub(super) pages_from_capture: Counter,
-    pub(super) pages_from_layer: Counter,
-    pub(super) pages_zero: Counter,
+    pub(super) capture: PhaseCounters,
+    pub(super) layer: PhaseCounters,
+    pub(super) zero: PhaseCounters,
     pub(super) pages_neighbour: Counter,
     pub(super) pages_prefetched: Counter,
     pub(super) pages_removed: Counter,
     pub(super) misses: Counter,
     pub(super) retries: Counter,
     pub(super) write_protect_faults: Counter,
+    pub(super) at_once: LatencyCounters,
+    pub(super) after_fetch: LatencyCounters,
     pub(super) first_fault_at: OnceLock<Instant>,
 }
 
@@ -56,24 +117,56 @@ impl Counter {
         self.0.store(self.get() + u64::from(count), Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(super) fn add_large(&self, count: u64) {
+        self.0.store(self.get().wrapping_add(count), Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts of pages by how far their snapshot has come.
+#[derive(Debug, Default)]
+pub(super) struct PhaseCounters {
+    captured: Counter,
+    packed: Counter,
+    flat: Counter,
+}
+
+impl PhaseCounters {
+    pub(super) fn add(&self, phase: ViewPhase, pages: u32) {
+        match phase {
+            ViewPhase::Captured => self.captured.add(pages),
+            ViewPhase::Packed => self.packed.add(pages),
+            ViewPhase::Flat => self.flat.add(pages),
+        }
+    }
+
+    fn snapshot(&self) -> PagesByPhase {
+        PagesByPhase { captured: self.captured.get(), packed: self.packed.get(), flat: self.flat.get() }
     }
 }
 
 impl Counters {
     pub(super) fn snapshot(&self) -> ServeStats {
+        let (capture, layer, zero) = (self.capture.snapshot(), self.layer.snapshot(), self.zero.snapshot());
         ServeStats {
             faults: self.faults.get(),
-            pages_from_capture: self.pages_from_capture.get(),
-            pages_from_layer: self.pages_from_layer.get(),
-            pages_zero: self.pages_zero.get(),
+            pages_from_capture: capture.sum(),
+            pages_from_layer: layer.sum(),
+            pages_zero: zero.sum(),
+            capture_by_phase: capture,
+            layer_by_phase: layer,
+            zero_by_phase: zero,
             pages_neighbour: self.pages_neighbour.get(),
             pages_prefetched: self.pages_prefetched.get(),
             pages_removed: self.pages_removed.get(),
             misses: self.misses.get(),
             retries: self.retries.get(),
             write_protect_faults: self.write_protect_faults.get(),
+            at_once: self.at_once.snapshot(),
+            after_fetch: self.after_fetch.snapshot(),
             first_fault_at: self.first_fault_at.get().copied(),
         }
     }

@@ -31,7 +31,7 @@ impl Gatherer {
     pub(super) fn install(
         &mut self,
         view: &LiveView,
-        installer: &Installer,
+        installer: &mut Installer,
         unit: GuestPages,
         protect: Protect,
     ) -> UnitInstall {
@@ -55,7 +55,7 @@ impl Gatherer {
             let from = usize_of(piece.pages.start().pages_since(unit.start())) * PAGE_BYTES;
             let bytes = usize_of(piece.pages.count()) * PAGE_BYTES;
             if piece.copy_to(&mut self.bytes[from..from + bytes]).is_err() {
-                let lost = Landing { pages: 0, writable: false, end: End::SourceLost };
+                let lost = Landing { pages: 0, end: End::SourceLost };
                 distrust_if_lost(&piece, &lost);
                 return UnitInstall::Landed(lost);
             }
@@ -88,5 +88,5 @@ fn plan(view: &LiveView, unit: GuestPages) -> (Vec<Piece>, Vec<(Arc<Layer>, Fram
 }
 
 fn first_pages(piece: Piece, pages: u32) -> Piece {
-    Piece { pages: piece.pages.first_pages(pages), source: piece.source }
+    Piece { pages: piece.pages.first_pages(pages), ..piece }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
-use rekindle_engine::identity::VolumeName;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::layer::Layer;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::page_set::PageSet;
@@ -59,7 +59,12 @@ impl Node {
         }
         let pages = CapturedPages { kept, zero: PageSet::new(count) };
         let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-        let guest = PausedGuest { volumes: vec![volume], blobs: BTreeMap::new() };
+        let guest = PausedGuest {
+            id: SnapshotId::new(),
+            volumes: vec![volume],
+            blobs: BTreeMap::new(),
+            alongside: Vec::new(),
+        };
         self.engine.commit_pause(permit, guest).unwrap()
     }
 
@@ -117,6 +122,15 @@ pub(crate) fn options(tracking: Tracking) -> ServeOptions {
     ServeOptions { tracking, placement: Placement::Anywhere, neighbours: Neighbours::Adaptive }
 }
 
+/// What a guest's userfaultfd needs for its writes to be tracked so.
+pub(crate) fn features(tracking: Tracking) -> Features {
+    match tracking {
+        Tracking::Scan => Features::WP_ASYNC | Features::WP_HUGETLBFS_SHMEM,
+        Tracking::Events => Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM,
+        Tracking::Resident => Features::NONE,
+    }
+}
+
 pub(crate) fn serve_with(
     test: &str,
     kind: Kind,
@@ -124,14 +138,9 @@ pub(crate) fn serve_with(
     engine: &Engine,
     snapshot: &Snapshot,
 ) -> Option<(Guest, FaultServer)> {
-    let features = match options.tracking {
-        Tracking::Scan => Features::WP_ASYNC | Features::WP_HUGETLBFS_SHMEM,
-        Tracking::Events => Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM,
-        Tracking::Resident => Features::NONE,
-    };
     let view = Arc::clone(snapshot.memory());
     let pages = usize::try_from(view.pages()).unwrap();
-    let (guest, handover) = Guest::start(test, kind, pages, features)?;
+    let (guest, handover) = Guest::start(test, kind, pages, features(options.tracking))?;
     let server = FaultServer::start(view, handover, engine.fetcher().clone(), options).unwrap();
     Some((guest, server))
 }

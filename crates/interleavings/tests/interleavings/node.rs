@@ -9,7 +9,7 @@ use engine_under_shuttle::cache::Cache;
 use engine_under_shuttle::capture::{Capture, CapturedPages};
 use engine_under_shuttle::fetch::Fetcher;
 use engine_under_shuttle::geometry::{GuestPage, GuestPages};
-use engine_under_shuttle::identity::VolumeName;
+use engine_under_shuttle::identity::{SnapshotId, VolumeName};
 use engine_under_shuttle::page_set::PageSet;
 use engine_under_shuttle::pause::{PausedGuest, PausedVolume};
 use engine_under_shuttle::read_plan::ReadPlan;
@@ -104,7 +104,9 @@ impl Node {
         }
         let name = VolumeName::memory();
         let volumes = vec![PausedVolume { name, page_kind: PageKind::Small, memfd, pages }];
-        let (snapshot, captures) = self.steps.commit(permit, PausedGuest { volumes, blobs: BTreeMap::new() });
+        let guest =
+            PausedGuest { id: SnapshotId::new(), volumes, blobs: BTreeMap::new(), alongside: Vec::new() };
+        let (snapshot, captures) = self.steps.commit(permit, guest);
         Paused { snapshot, captures, model }
     }
 

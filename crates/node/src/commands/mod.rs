@@ -1,16 +1,77 @@
 //! The words of the command line, and the commands, a module each.
 
+pub mod confirm;
+pub mod delete;
 pub mod demo;
+pub mod doctor;
+pub mod events;
+pub mod failure;
+pub mod list;
+pub mod output;
+pub mod pause;
+pub mod resume;
+pub mod run;
+pub mod serve;
+pub mod session;
+pub mod settings;
+pub mod shell;
+pub mod show;
+pub mod shown;
+pub mod status;
+pub mod target;
+pub mod tell;
+pub mod verify;
+pub mod wait;
+pub mod words;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::guest::arguments::GuestArguments;
+use crate::keeper::arguments::KeeperArguments;
+use delete::EndArguments;
 use demo::arguments::DemoArguments;
+use doctor::DoctorArguments;
+use events::EventsArguments;
+use list::ListArguments;
+use pause::PauseArguments;
+use resume::{ForkArguments, ResumeArguments};
+use run::RunArguments;
+use serve::ServeArguments;
+use session::{GlobalArguments, Session};
+use settings::SettingsArguments;
+use shell::{CompletionsArguments, ManArguments};
+use show::ShowArguments;
+use status::{EXIT_STATUSES, Status};
+use tell::TellArguments;
+use verify::VerifyArguments;
+use wait::WaitArguments;
+
+/// What is said below the list of commands.
+const AFTER_HELP: &str = "\
+First steps:
+  rekindle demo                    the whole story in one go; needs no daemon
+  rekindle serve                   start the daemon, in a terminal of its own
+  rekindle run web                 start a sandbox named web
+  rekindle tell web fill           have its guest write all of its memory
+  rekindle pause web               pause it; resume it at once, or fork it:
+  rekindle fork web --count 10
+  rekindle doctor                  when something does not work";
 
 /// Pauses microVM sandboxes and brings them back at once, even while the pause is still being saved.
 #[derive(Debug, Parser)]
-#[command(name = "rekindle", version, propagate_version = true)]
+#[command(
+    name = "rekindle",
+    version,
+    propagate_version = true,
+    after_help = AFTER_HELP,
+    after_long_help = format!("{AFTER_HELP}\n\n{EXIT_STATUSES}"),
+)]
 pub struct Cli {
+    /// What every command can be told.
+    #[command(flatten)]
+    pub global: GlobalArguments,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -19,9 +80,79 @@ pub struct Cli {
 /// The words.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Pause, resume and fork a real guest process on this machine, and check every byte
+    /// Pause, resume and fork a real guest process on this machine, and check every byte; needs no daemon
     Demo(DemoArguments),
+    /// Run the daemon, which keeps sandboxes and snapshots and answers the commands below
+    Serve(ServeArguments),
+    /// Start a sandbox
+    Run(RunArguments),
+    /// Pause a sandbox into a snapshot
+    Pause(PauseArguments),
+    /// Resume a paused sandbox, or make new ones of a snapshot
+    Resume(ResumeArguments),
+    /// Make new sandboxes that go on from where one is
+    Fork(ForkArguments),
+    /// List sandboxes and snapshots
+    #[command(visible_alias = "ls")]
+    List(ListArguments),
+    /// Show everything about a sandbox or a snapshot
+    Show(ShowArguments),
+    /// Wait until a snapshot is sealed or in the store
+    Wait(WaitArguments),
+    /// Read every page of a snapshot and check it
+    Verify(VerifyArguments),
+    /// Have a process guest fill, rewrite, verify or discard its memory
+    Tell(TellArguments),
+    /// End a sandbox's guest without a snapshot
+    Stop(EndArguments),
+    /// Delete sandboxes and snapshots
+    Delete(EndArguments),
+    /// Show what happens, as it happens
+    Events(EventsArguments),
+    /// Show every setting, its value, and where that came from
+    Settings(SettingsArguments),
+    /// Check what this machine and this user have of what rekindle needs
+    Doctor(DoctorArguments),
+    /// Print completions for a shell
+    Completions(CompletionsArguments),
+    /// Print a manual page, or write all of them
+    Man(ManArguments),
     /// Be a process guest, driven by the program that starts it
     #[command(hide = true)]
     Guest(GuestArguments),
+    /// Hold open files for the daemon and be the parent of its VMMs, so that both outlive it
+    #[command(hide = true)]
+    Keeper(KeeperArguments),
+    /// Print the OpenAPI document of the control API
+    #[command(hide = true)]
+    Openapi,
+}
+
+/// Does what a command line that was understood says.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let session = Session::new(cli.global);
+    let status = match &cli.command {
+        Command::Serve(arguments) => serve::run(&session, arguments),
+        Command::Run(arguments) => run::run(&session, arguments),
+        Command::Pause(arguments) => pause::run(&session, arguments),
+        Command::Resume(arguments) => resume::run(&session, arguments),
+        Command::Fork(arguments) => resume::fork(&session, arguments),
+        Command::List(arguments) => list::run(&session, arguments),
+        Command::Show(arguments) => show::run(&session, arguments),
+        Command::Wait(arguments) => wait::run(&session, arguments),
+        Command::Verify(arguments) => verify::run(&session, arguments),
+        Command::Tell(arguments) => tell::run(&session, arguments),
+        Command::Stop(arguments) => delete::stop(&session, arguments),
+        Command::Delete(arguments) => delete::run(&session, arguments),
+        Command::Events(arguments) => events::run(&session, arguments),
+        Command::Settings(arguments) => settings::run(&session, arguments),
+        Command::Doctor(arguments) => doctor::run(&session, arguments),
+        Command::Completions(arguments) => shell::completions(arguments),
+        Command::Man(arguments) => shell::man(arguments),
+        Command::Demo(arguments) => demo::run(arguments),
+        Command::Guest(arguments) => crate::guest::run_with(arguments).map(|()| Status::Done),
+        Command::Keeper(arguments) => return crate::keeper::run(arguments),
+        Command::Openapi => output::write(&crate::api::document_text()).map(|()| Status::Done),
+    };
+    status.map(ExitCode::from)
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::handover::HandedOver;
 use super::memory::GuestSpace;
-use super::protocol::{Command, Hello, Reply};
+use super::protocol::{Command, Hello, NOT_A_COMMAND, NumberOnly, Numbered, Reply};
 use super::workload::Workload;
 
 /// The guest's end of the control socket.
@@ -83,21 +83,36 @@ impl Control {
     /// Runs commands and answers them, one after the other, until told to exit or the other end is gone.
     pub(super) fn run(&self, workload: &mut Workload) -> anyhow::Result<()> {
         let mut lines = BufReader::new(&self.stream);
-        let mut line = String::new();
+        let mut line = Vec::new();
         loop {
             line.clear();
-            if lines.read_line(&mut line)? == 0 {
-                return Ok(());
+            match lines.read_until(b'\n', &mut line)? {
+                0 => return Ok(()),
+                // A driver that takes over ends what the one before it may have begun to say.
+                1 if line == b"\n" => continue,
+                _ => {}
             }
-            let (reply, next) = match serde_json::from_str(&line) {
+            let (number, command) = command_of(&line);
+            let (reply, next) = match command {
                 Ok(command) => answer(command, workload),
                 Err(error) => (Err(error.into()), Next::Continue),
             };
-            let reply = reply.map_or_else(|error| Reply::Failed(format!("{error:#}")), Reply::Done);
-            (&self.stream).write_all(&line_of(&reply)?)?;
+            let message = reply.map_or_else(|error| Reply::Failed(format!("{error:#}")), Reply::Done);
+            (&self.stream).write_all(&line_of(&Numbered { number, message })?)?;
             if matches!(next, Next::End) {
                 return Ok(());
             }
+        }
+    }
+}
+
+/// The command a line holds, and the number of its reply.
+fn command_of(line: &[u8]) -> (u64, Result<Command, serde_json::Error>) {
+    match serde_json::from_slice(line) {
+        Ok(Numbered { number, message }) => (number, Ok(message)),
+        Err(error) => {
+            let number = serde_json::from_slice(line).map_or(NOT_A_COMMAND, |NumberOnly { number }| number);
+            (number, Err(error))
         }
     }
 }

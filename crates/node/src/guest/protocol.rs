@@ -1,4 +1,7 @@
 //! What is said on a process guest's control socket: one JSON line a message, a reply to each command.
+//!
+//! The first line is the guest's hello. Then commands and replies have numbers, so that a driver that takes the socket
+//! over from another knows its own replies from those that nobody waits for any more.
 
 use rekindle_kernel::Discard;
 use serde::{Deserialize, Serialize};
@@ -88,6 +91,26 @@ pub enum DiscardHow {
     /// `MADV_REMOVE`: pages read zero; refused by private memory.
     Remove,
 }
+
+/// A command, or the reply to it, which has the same number.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Numbered<Message> {
+    /// Chosen by the driver, never [`NOT_A_COMMAND`].
+    pub number: u64,
+    /// The command or the reply.
+    #[serde(flatten)]
+    pub message: Message,
+}
+
+/// The number of a message, whatever the message is.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct NumberOnly {
+    /// The number.
+    pub number: u64,
+}
+
+/// The number of the reply to a line that has none. An empty line has no reply.
+pub const NOT_A_COMMAND: u64 = 0;
 
 /// The answer to a command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -199,5 +222,29 @@ impl From<DiscardHow> for Discard {
             DiscardHow::DontNeed => Self::DontNeed,
             DiscardHow::Remove => Self::Remove,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_and_replies_carry_their_number_beside_their_own_fields() {
+        let fill = Numbered { number: 7, message: Command::Fill { seed: u64::MAX } };
+        let line = serde_json::to_string(&fill).expect("plain data");
+        assert_eq!(line, format!(r#"{{"number":7,"command":"fill","seed":{}}}"#, u64::MAX));
+        for message in [Command::Verify, Command::Fill { seed: u64::MAX }, Command::Place { cpu: None }] {
+            let line = serde_json::to_string(&Numbered { number: 7, message }).expect("plain data");
+            let read: Numbered<Command> = serde_json::from_str(&line).expect("what was written");
+            assert_eq!(serde_json::to_string(&read).expect("plain data"), line);
+        }
+        let done = Numbered { number: 8, message: Reply::Done(()) };
+        assert_eq!(serde_json::to_string(&done).expect("plain data"), r#"{"number":8,"done":null}"#);
+        let read: Numbered<Reply<()>> = serde_json::from_str(r#"{"number":8,"done":null}"#).expect("a reply");
+        assert!(matches!(read, Numbered { number: 8, message: Reply::Done(()) }));
+        let read: Numbered<Reply<()>> =
+            serde_json::from_str(r#"{"number":9,"failed":"x"}"#).expect("a reply");
+        assert!(matches!(read.message, Reply::Failed(why) if why == "x"));
     }
 }

@@ -2,6 +2,7 @@
 
 mod control;
 mod error;
+mod kept;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,10 +12,12 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rekindle_kernel::{Memfd, ProcessHandle, Signal};
+use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use crate::guest::arguments::GuestArguments;
@@ -22,6 +25,7 @@ use crate::guest::protocol::Hello;
 
 pub use control::{Awaited, GuestControl};
 pub use error::GuestError;
+pub use kept::{CONTROL, KEEPER, KeptParts, MEMORY, take_process};
 
 /// How long a stopped guest may take until its last thread stands. Threads that wait for a remove to be read
 /// stand only after that, so the handler must be serving.
@@ -42,9 +46,11 @@ pub struct GuestOptions {
     pub guest: GuestArguments,
     /// The user it runs as, where not ours; needs root.
     pub user_id: Option<u32>,
+    /// The absolute path of a file that gets what it prints, if it is started under the keeper.
+    pub log: Option<PathBuf>,
 }
 
-/// A running process guest; killed and waited for on drop.
+/// A running process guest. On drop one that is our child is killed and waited for; one under the keeper goes on.
 ///
 /// Its two sides are separate fields, so that one thread can freeze or kill the process while another waits
 /// for an answer.
@@ -58,11 +64,18 @@ pub struct ProcessGuest {
     memfd: Option<Memfd>,
 }
 
-/// The process of a guest; killed and waited for on drop.
+/// The process of a guest. On drop one that is our child is killed and waited for; one under the keeper goes on.
 #[derive(Debug)]
 pub struct GuestProcess {
-    child: Child,
-    handle: ProcessHandle,
+    handle: Arc<ProcessHandle>,
+    owner: Owner,
+}
+
+/// Whose child a guest is, and with whom it ends.
+#[derive(Debug)]
+enum Owner {
+    Us(Child),
+    Keeper,
 }
 
 impl GuestOptions {
@@ -73,7 +86,13 @@ impl GuestOptions {
 
     /// `program` as a guest, by its subcommand `guest`.
     pub fn program(program: impl Into<PathBuf>, guest: GuestArguments) -> Self {
-        Self { program: program.into(), leading: vec![OsString::from("guest")], guest, user_id: None }
+        Self {
+            program: program.into(),
+            leading: vec![OsString::from("guest")],
+            guest,
+            user_id: None,
+            log: None,
+        }
     }
 }
 
@@ -98,7 +117,7 @@ impl ProcessGuest {
                 return Err(failed(error));
             }
         };
-        let process = GuestProcess { child, handle };
+        let process = GuestProcess { handle: Arc::new(handle), owner: Owner::Us(child) };
         let (control, hello, memfd) = GuestControl::greet(process.id(), ours)?;
         Ok(Self { control, process, hello, memfd })
     }
@@ -128,13 +147,13 @@ impl ProcessGuest {
         self.process.thaw()
     }
 
-    /// Ends the guest whatever it does, and waits for its end.
-    pub fn kill(&mut self) -> Result<ExitStatus, GuestError> {
+    /// Ends the guest whatever it does, and waits for its end; see [`GuestProcess::wait`].
+    pub fn kill(&mut self) -> Result<Option<ExitStatus>, GuestError> {
         self.process.kill()
     }
 
-    /// Tells the guest to exit and waits for its end.
-    pub fn exit(&mut self) -> Result<ExitStatus, GuestError> {
+    /// Tells the guest to exit and waits for its end; see [`GuestProcess::wait`].
+    pub fn exit(&mut self) -> Result<Option<ExitStatus>, GuestError> {
         self.control.exit()?;
         self.process.wait()
     }
@@ -143,12 +162,17 @@ impl ProcessGuest {
 impl GuestProcess {
     /// The process id.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.handle.pid()
+    }
+
+    /// The process itself, to be asked and ended from anywhere.
+    pub fn handle(&self) -> Arc<ProcessHandle> {
+        Arc::clone(&self.handle)
     }
 
     /// Stops every thread of the guest; returns when the last one stands.
     pub fn freeze(&self) -> Result<(), GuestError> {
-        self.signal(Signal::Stop, "freezing")?;
+        self.signal(Signal::Stop, "freeze")?;
         let started = Instant::now();
         let mut questions = 0;
         while !self.has_stopped()? {
@@ -163,23 +187,40 @@ impl GuestProcess {
 
     /// Lets a frozen guest go on.
     pub fn thaw(&self) -> Result<(), GuestError> {
-        self.signal(Signal::Continue, "thawing")
+        self.signal(Signal::Continue, "thaw")
     }
 
     /// Tells the guest to end whatever it does, without waiting for its end.
     pub fn begin_kill(&self) -> Result<(), GuestError> {
-        self.signal(Signal::Kill, "killing")
+        match self.signal(Signal::Kill, "kill") {
+            Err(GuestError::Gone { .. }) => Ok(()),
+            sent => sent,
+        }
     }
 
-    /// Ends the guest whatever it does, and waits for its end.
-    pub fn kill(&mut self) -> Result<ExitStatus, GuestError> {
-        self.child.kill().map_err(|source| self.failed("killing", source))?;
+    /// Ends the guest whatever it does, and waits for its end; see [`Self::wait`].
+    pub fn kill(&mut self) -> Result<Option<ExitStatus>, GuestError> {
+        self.begin_kill()?;
         self.wait()
     }
 
-    /// Waits for the guest's end.
-    pub fn wait(&mut self) -> Result<ExitStatus, GuestError> {
-        self.child.wait().map_err(|source| self.failed("waiting for the end", source))
+    /// Waits for the guest's end and says how it ended; the end of one under the keeper is told by the keeper alone.
+    pub fn wait(&mut self) -> Result<Option<ExitStatus>, GuestError> {
+        match &mut self.owner {
+            Owner::Us(child) => {
+                let waited = child.wait();
+                waited.map(Some).map_err(|source| self.failed("waiting for the end", source))
+            }
+            Owner::Keeper => {
+                while !self.ends_within(Duration::MAX) {}
+                Ok(None)
+            }
+        }
+    }
+
+    /// Waits for the guest's end, at most `limit`; the answer is whether it has ended.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        self.handle.wait_exit(limit)
     }
 
     /// Bytes of the guest's memory that are in RAM now.
@@ -192,13 +233,17 @@ impl GuestProcess {
         read().map_err(|source| self.failed("reading the size", source))
     }
 
-    /// The kernel reports a child as stopped once all its threads stand, and with NOWAIT until it goes on.
+    /// The kernel tells the parent, and with NOWAIT until the guest goes on; of another's child each thread is asked.
     fn has_stopped(&self) -> Result<bool, GuestError> {
-        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
-        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let status = rustix::process::waitid(WaitId::Pid(pid), options)
-            .map_err(|error| self.failed("freezing", error.into()))?;
-        Ok(status.is_some())
+        let stopped = match self.owner {
+            Owner::Us(_) => is_told_stopped(self.id()),
+            Owner::Keeper => self.handle.is_stopped(),
+        };
+        // What was read of a guest that has ended is of nobody, or of another process.
+        if !self.handle.is_alive() {
+            return Err(GuestError::Gone { pid: self.id(), command: "freeze" });
+        }
+        stopped.map_err(|error| self.failed("freezing", error))
     }
 
     /// Leaves the CPU to the guest's threads for a moment; an error if the guest has ended.
@@ -213,8 +258,13 @@ impl GuestProcess {
         Ok(())
     }
 
-    fn signal(&self, signal: Signal, doing: &'static str) -> Result<(), GuestError> {
-        self.handle.signal(signal).map_err(|source| self.failed(doing, source))
+    fn signal(&self, signal: Signal, command: &'static str) -> Result<(), GuestError> {
+        self.handle.signal(signal).map_err(|source| {
+            match source.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::SRCH) => GuestError::Gone { pid: self.id(), command },
+                _ => self.failed("signalling", source),
+            }
+        })
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> GuestError {
@@ -222,8 +272,18 @@ impl GuestProcess {
     }
 }
 
+/// Whether a child was reported as stopped, which it is once all its threads stand.
+fn is_told_stopped(child: u32) -> io::Result<bool> {
+    let pid = i32::try_from(child).ok().and_then(Pid::from_raw).expect("a child has a process id");
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(rustix::process::waitid(WaitId::Pid(pid), options)?.is_some())
+}
+
 impl Drop for GuestProcess {
     fn drop(&mut self) {
+        if matches!(self.owner, Owner::Keeper) {
+            return;
+        }
         if let Err(error) = self.kill() {
             tracing::warn!(%error, "a process guest may be left behind");
         }

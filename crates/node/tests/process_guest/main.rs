@@ -80,7 +80,7 @@ fn a_fresh_guest_works_and_its_memory_outlives_it() {
     let memfd = guest.memfd().expect("shared memory has a memfd").try_clone().expect("a descriptor is free");
     let history = guest.control.state().expect("the guest has a state").history;
     assert!(!memfd.seal_writes().expect("asking is allowed"), "a living guest can write");
-    assert!(guest.exit().expect("exits").success());
+    assert!(guest.exit().expect("exits").expect("a child").success());
     assert!(memfd.seal_writes().expect("asking is allowed"), "an ended guest cannot write");
     let mut bytes = [0; PAGE_BYTES];
     for page in 0..4096 {
@@ -105,7 +105,7 @@ fn a_frozen_guest_answers_after_thaw_and_a_killed_one_never() {
     assert_verified(&mut guest);
 
     guest.freeze().expect("freezes");
-    let status = guest.kill().expect("a frozen guest can be killed");
+    let status = guest.kill().expect("a frozen guest can be killed").expect("a child");
     assert_eq!(status.signal(), Some(9));
     assert!(matches!(guest.control.tick(1), Err(GuestError::Gone { .. })));
 }
@@ -152,7 +152,7 @@ fn served_guest(arguments: &GuestArguments, user_id: Option<u32>) -> (Served, Op
     guest.freeze().expect("freezes while it is served");
     guest.thaw().expect("thaws");
     let user_only = guest.hello().user_faults_only;
-    assert!(guest.exit().expect("exits").success());
+    assert!(guest.exit().expect("exits").expect("a child").success());
     let served = serving.wait_for_hang_up();
     assert!(served.guest_is_gone);
     assert!(served.faults > 0 && served.removed_pages > 0, "{served:?}");
@@ -279,7 +279,7 @@ fn a_guest_that_nobody_serves_is_silent_and_ends_with_its_driver() {
     guest.thaw().expect("thaws");
     let mut process = guest.process;
     drop(guest.control);
-    assert!(process.wait().expect("ends by itself").success());
+    assert!(process.wait().expect("ends by itself").expect("a child").success());
     drop(received);
 }
 

@@ -12,7 +12,7 @@ use crate::support::program;
 const MEMORY: [&str; 2] = ["--memory", "64MiB"];
 const MEMORY_PAGES: u64 = 16384;
 /// Huge pages for every guest and capture of a demo of 64 MiB.
-const HUGE_PAGES: u64 = 5 * 32;
+const HUGE_PAGES: u64 = 8 * 32;
 
 fn demo(words: &[&str]) -> Output {
     Command::new(program()).arg("demo").args(MEMORY).args(words).output().expect("the program runs")

@@ -160,7 +160,7 @@ impl Story<'_> {
     fn delete_one(&mut self) {
         if self.snapshots.len() > 1 {
             let known = self.snapshots.swap_remove(self.random.position(self.snapshots.len()));
-            self.node.engine.delete(&known.snapshot);
+            self.node.engine.delete(&known.snapshot).expect("nothing to write");
         }
     }
 

@@ -5,5 +5,6 @@ mod support;
 mod demo;
 mod faults;
 mod history;
+mod killed_servers;
 mod overlap;
 mod serving;

@@ -54,7 +54,7 @@ fn nothing_waits_for_compare(case: &Case) {
     let fork = next_generation(engine, &first, case, 30);
     let third = next_generation(engine, &second, case, 40);
     assert_unsealed(&[&base, &first, &second, &fork, &third]);
-    engine.delete(&second);
+    engine.delete(&second).expect("nothing to write");
     assert_eq!(second.state(), SnapshotState::CapturedForChildren);
     assert_resumes(engine, &third, &case.shape);
     assert_resumes(engine, &second, &case.shape);
@@ -92,7 +92,7 @@ fn case_13_a_line_in_the_window_outlives_every_deleted_ancestor() {
     let second = next_generation(engine, &first, &case, 20);
     let third = next_generation(engine, &second, &case, 30);
     for ancestor in [base, first, second] {
-        engine.delete(&ancestor);
+        engine.delete(&ancestor).expect("nothing to write");
     }
     assert_resumes(engine, &third, &case.shape);
     let running = resume(engine, &third, &case.shape);

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages, u64_of};
+use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::PAGE_BYTES;
 
 use super::known::options;
 use super::{History, known::Known};
+use crate::guest::Guest;
 use crate::hooks::{Failing, Point};
+use crate::model::ModelMemory;
 use crate::site::{PATIENCE, Site};
 
 impl History {
@@ -26,7 +29,12 @@ impl History {
 
     pub(super) fn hold_or_release(&mut self) -> Result<(), String> {
         if self.held.is_empty() {
-            let point = if self.random.percent(60) { Point::Compare } else { Point::Manifest };
+            let point = match self.random.below(10) {
+                0..5 => Point::Compare,
+                5..7 => Point::Manifest,
+                7..9 => Point::Record,
+                _ => Point::Forget,
+            };
             self.say(format_args!("seals are held at {point:?}"));
             self.held.push(self.site.hooks.hold(point));
         } else {
@@ -60,11 +68,17 @@ impl History {
 
     /// Cuts a local file short under its mapping, as a disk loses blocks: whole pages, and never the only copy.
     pub(super) fn local_file_is_lost(&mut self) -> Result<(), String> {
-        let stored = |known: &Known| {
+        let layers_of = |known: &Known| {
             let view = known.snapshot.memory().load();
-            view.layers().iter().filter(|layer| layer.stored_at().is_some()).map(|layer| layer.id()).collect()
+            let layers = view.layers().iter().filter(|layer| layer.stored_at().is_some());
+            layers.map(|layer| layer.id()).collect::<Vec<_>>()
         };
-        let layers: Vec<_> = self.snapshots.iter().flat_map::<Vec<_>, _>(stored).collect();
+        // Where a snapshot that is not published names a layer, the catalog may not know yet that it is stored.
+        let (published, others): (Vec<_>, Vec<_>) =
+            self.snapshots.iter().partition(|known| known.snapshot.state() == SnapshotState::Published);
+        let others: Vec<_> = others.into_iter().flat_map(layers_of).collect();
+        let mut layers: Vec<_> = published.into_iter().flat_map(layers_of).collect();
+        layers.retain(|layer| !self.recording || !others.contains(layer));
         if layers.is_empty() {
             return Ok(());
         }
@@ -105,31 +119,67 @@ impl History {
         self.snapshots.iter().try_for_each(|known| published(&known.snapshot))
     }
 
-    /// Ends the engine and starts another one on what is left: the store and the local files.
+    /// Ends the engine and starts another one on what is left: the store, and here or elsewhere the local files.
     pub(super) fn restart(&mut self) -> Result<(), String> {
         self.say("the engine is started anew");
         self.wait_all_published()?;
+        let moved = self.random.percent(50);
+        self.start_anew(moved)
+    }
+
+    /// Ends the engine in the middle of everything and starts another one: whatever was acknowledged is there.
+    pub(super) fn crash(&mut self) -> Result<(), String> {
+        if !self.recording {
+            return self.restart();
+        }
+        self.say("the engine crashes");
+        self.tally.crashes += 1;
+        self.start_anew(false)
+    }
+
+    fn start_anew(&mut self, moved: bool) -> Result<(), String> {
+        // First of all: a process that dies lets go of nothing.
+        self.engine().stop();
         self.plans.clear();
+        let snapshots: Vec<(SnapshotId, ModelMemory)> =
+            self.snapshots.drain(..).map(|Known { snapshot, memory }| (snapshot.id(), memory)).collect();
+        let parents: Vec<_> = self.guests.iter_mut().map(Guest::let_go_of_parent).collect();
+        // What stood there is let through and finds that the engine has ended.
+        self.held.clear();
         let ended = self.engine.take();
         drop(ended);
-        if self.random.percent(50) {
+        if moved {
             self.site = self.site.elsewhere().map_err(|error| error.to_string())?;
         }
-        let engine = Engine::start(options(&self.site)).map_err(|error| error.to_string())?;
-        for known in &mut self.snapshots {
-            known.snapshot = engine.open(known.snapshot.id()).map_err(|error| error.to_string())?;
-        }
-        // A guest whose snapshot was deleted cannot go on: what it stands on was this engine's alone.
-        let snapshots = &self.snapshots;
-        self.guests.retain_mut(|guest| {
-            let Some(parent) = guest.parent().map(|parent| parent.id()) else { return true };
-            let again = snapshots.iter().find(|known| known.snapshot.id() == parent);
-            if let Some(known) = again {
-                guest.stand_on(&known.snapshot);
+        let options = options(&self.site, self.recording).map_err(|error| error.to_string())?;
+        let engine = self.engine.insert(Engine::start(options).map_err(|error| error.to_string())?);
+        let replayed = self.recording && !moved;
+        if replayed {
+            let mut expected: Vec<_> = snapshots.iter().map(|(id, _)| *id).collect();
+            expected.sort();
+            let listed: Vec<_> = engine.snapshots().iter().map(|snapshot| snapshot.id()).collect();
+            if listed != expected || !engine.replayed().lost.is_empty() {
+                return Err(format!("{expected:?} were there, now {listed:?}: {:?}", engine.replayed()));
             }
-            again.is_some()
-        });
-        self.engine = Some(engine);
+        }
+        for (id, memory) in snapshots {
+            let snapshot = engine.open(id).map_err(|error| error.to_string())?;
+            self.snapshots.push(Known { snapshot, memory });
+        }
+        for (mut guest, parent) in std::mem::take(&mut self.guests).into_iter().zip(parents) {
+            let origin = parent.and_then(|parent| engine.origin(parent));
+            match (parent, origin) {
+                (Some(_), Some(origin)) => guest.stand_on(&origin),
+                (None, _) => {}
+                (Some(parent), None) if replayed => {
+                    return Err(format!("{parent}, which a guest runs from, is gone"));
+                }
+                // A guest whose snapshot was deleted cannot go on: what it stands on was that engine's alone.
+                (Some(_), None) => continue,
+            }
+            self.guests.push(guest);
+        }
+        engine.end_replay();
         self.tally.restarts += 1;
         Ok(())
     }

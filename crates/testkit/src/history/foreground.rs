@@ -164,8 +164,7 @@ impl History {
         let position = self.random.position(self.snapshots.len());
         self.say(format_args!("snapshot {position} is deleted"));
         let deleted = self.snapshots.swap_remove(position);
-        self.engine().delete(&deleted.snapshot);
-        Ok(())
+        self.engine().delete(&deleted.snapshot).map_err(|error| error.to_string())
     }
 
     fn some_guest(&mut self) -> Option<usize> {

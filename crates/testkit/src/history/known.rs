@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::engine::EngineOptions;
 use rekindle_engine::geometry::GuestPages;
 use rekindle_engine::read_plan::ReadPlan;
@@ -27,6 +28,7 @@ pub(super) struct Plan {
 }
 
 /// A pause waits for nothing: a history goes on with something else instead.
-pub(super) fn options(site: &Site) -> EngineOptions {
-    EngineOptions { pause_wait: Duration::ZERO, unsealed_max: 5, ..site.options() }
+pub(super) fn options(site: &Site, recording: bool) -> Result<EngineOptions, CatalogError> {
+    let options = if recording { site.recording()? } else { site.options() };
+    Ok(EngineOptions { pause_wait: Duration::ZERO, unsealed_max: 5, ..options })
 }

@@ -9,7 +9,7 @@ use rekindle_engine::capture::{Capture, CapturedPages};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::engine::EngineOptions;
 use rekindle_engine::geometry::bytes_of_pages;
-use rekindle_engine::identity::VolumeName;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{CommitError, PausedGuest, PausedVolume};
@@ -104,8 +104,8 @@ fn case_07_a_reader_between_planning_and_reading_never_falls_through_to_the_stor
     let second = child(&engine, &first, run(10, 100), 2);
     let plan = ReadPlan::new(second.0.memory(), run(0, 300));
     wait_published(&second.0);
-    engine.delete(&first.0);
-    engine.delete(&second.0);
+    engine.delete(&first.0).expect("nothing to write");
+    engine.delete(&second.0).expect("nothing to write");
     let _outage = site.faults.outage();
     let mut found = vec![0; 300 * 4096];
     plan.read(engine.fetcher(), &mut found).expect("the plan owns its sources");
@@ -159,7 +159,13 @@ fn case_14_a_pause_that_is_given_up_leaves_nothing_behind() {
         memfd: Memfd::create("guest", 9 * 4096, PageKind::Small).expect("memory"),
         pages: CapturedPages { kept: PageSet::new(9), zero: PageSet::new(9) },
     };
-    let refused = engine.commit_pause(permit, PausedGuest { volumes: vec![volume], blobs: BTreeMap::new() });
+    let guest = PausedGuest {
+        id: SnapshotId::new(),
+        volumes: vec![volume],
+        blobs: BTreeMap::new(),
+        alongside: Vec::new(),
+    };
+    let refused = engine.commit_pause(permit, guest);
     assert!(matches!(refused, Err(CommitError::Volumes { .. })));
     drop(engine.permit_pause(Some(&snapshot), 1 << 20).expect("room"));
     assert_eq!(site.faults.calls(Operation::Put, "manifests/"), 1, "nothing came of it");

@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rekindle_engine::catalog::{Catalog, Change, Kind};
 use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::keep::Keeper;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::verify::Verification;
 use rekindle_testkit::guest::{Guest, GuestError, Tracking, judge};
-use rekindle_testkit::site::Site;
+use rekindle_testkit::hooks::Point;
+use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::skip::skipped;
 
 use crate::{
@@ -97,6 +101,40 @@ fn case_25_and_26_damaged_or_short_local_files_are_never_believed() {
 }
 
 #[test]
+fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_help() {
+    let site = site();
+    let engine = start(&site);
+    let held = site.hooks.hold(Point::Compare);
+    let first = first_pause(&engine, 300);
+    let sound = Verification { pages: 300, wrong_pages: 0, first: None };
+    assert_eq!(engine.verify(&first.0), sound, "captured");
+    assert_eq!(first.0.layers_now(), []);
+    let outage = site.faults.outage();
+    drop(held);
+    wait_sealed(&first.0);
+    assert_eq!(engine.verify(&first.0), sound, "sealed");
+    let placed = first.0.layers_now();
+    let bytes = 300 * 4096;
+    assert_eq!((placed[0].bytes, placed[0].local_bytes, placed[0].stored_bytes), (bytes, bytes, None));
+    let path = &local_files(&site, &first.0)[0];
+    let file = OpenOptions::new().write(true).open(path).expect("a local file");
+    file.write_all_at(&[0xff; 512], 4096 * 70).expect("a disk");
+    // Page 70 is in the second frame of 64 pages.
+    let found = engine.verify(&first.0);
+    assert_eq!((found.pages, found.wrong_pages), (300, 64));
+    let what = found.first.expect("something is wrong");
+    assert!(what.starts_with("page 64 of volume memory: ") && what.contains("never stored"), "{what}");
+    drop(outage);
+    let second = first_pause(&engine, 200);
+    wait_published(&second.0);
+    let file = OpenOptions::new().write(true).open(&local_files(&site, &second.0)[0]).expect("a local file");
+    file.write_all_at(&[0xff; 512], 4096 * 70).expect("a disk");
+    assert_eq!(engine.verify(&second.0).wrong_pages, 0, "the store has it");
+    assert!(second.0.layers_now()[0].stored_bytes.is_some());
+    check(&engine, &second);
+}
+
+#[test]
 fn a_layer_packed_here_is_on_this_disk_though_the_store_has_the_same() {
     let (site, _engine, first) = published(100);
     let cold = open_elsewhere(&site, &first.0);
@@ -134,6 +172,60 @@ fn a_disk_that_is_full_while_packing_loses_nothing() {
     wait_published(&second.0);
     check(&engine, &second);
     check_elsewhere(&site, &second);
+    drop(engine);
+}
+
+#[test]
+fn a_catalog_on_a_full_disk_changes_nothing_and_takes_the_next_write_when_there_is_room() {
+    let site = site();
+    let Some(small) = SmallDisk::mount(site.cache_directory()) else {
+        skipped("a full disk", "mounting a small tmpfs needs root and CAP_SYS_ADMIN");
+        return;
+    };
+    let put = |number: usize| Change::Put {
+        kind: Kind::Sandbox,
+        key: number.to_le_bytes().to_vec(),
+        value: vec![1; 20_000],
+    };
+    let catalog = Catalog::open(&small.0.join("catalog.redb")).expect("there is room for an empty one");
+    let mut written = 0;
+    let refused = loop {
+        match catalog.write(&[put(written), put(written + 1)]) {
+            Ok(()) => written += 2,
+            Err(error) => break error,
+        }
+    };
+    assert!(refused.to_string().contains("No space left"), "{refused}");
+    assert_eq!(catalog.all(Kind::Sandbox).expect("it can be read").len(), written);
+    small.enlarge();
+    catalog.write(&[put(written)]).expect("there is room again");
+    assert_eq!(catalog.all(Kind::Sandbox).expect("it can be read").len(), written + 1);
+}
+
+#[test]
+fn a_catalog_that_cannot_be_written_refuses_pauses_and_loses_no_seal() {
+    let site = site();
+    let Some(small) = SmallDisk::mount(site.cache_directory()) else {
+        skipped("a full disk", "mounting a small tmpfs needs root and CAP_SYS_ADMIN");
+        return;
+    };
+    let path = small.0.join("catalog.redb");
+    let recording = |catalog| EngineOptions { catalog: Some(catalog), ..site.recording().expect("its own") };
+    let engine =
+        Engine::start(recording(Catalog::open(&path).expect("room for an empty one"))).expect("threads");
+    let held = site.hooks.hold(Point::Record);
+    let first = first_pause(&engine, 40);
+    assert!(site.hooks.wait_standing(Point::Record, first.0.id(), PATIENCE));
+    std::fs::write(small.0.join("filling"), vec![1; 1 << 20]).expect_err("it is smaller");
+    drop(held);
+    while first.0.status().failure.is_none() {
+        assert!(!first.0.wait_state(SnapshotState::Sealed, Duration::from_millis(10)), "the disk is full");
+    }
+    assert!(!site.keeper.held().expect("it answers").is_empty(), "its memory is still kept");
+    check(&engine, &first);
+    std::fs::remove_file(small.0.join("filling")).expect("it was cut short");
+    wait_published(&first.0);
+    check_elsewhere(&site, &first);
     drop(engine);
 }
 

@@ -4,6 +4,7 @@ mod handover;
 mod limits;
 mod local_disk;
 mod reading;
+mod restart;
 mod store;
 mod window;
 

@@ -64,7 +64,7 @@ fn case_30_a_manifest_is_not_written_before_its_layers() {
     wait_failure(&first.0);
     wait_failure(&second.0);
     assert_eq!(site.faults.calls(Operation::Put, "manifests/"), 0);
-    engine.delete(&first.0);
+    engine.delete(&first.0).expect("nothing to write");
     drop(gone);
     wait_published(&second.0);
     check_elsewhere(&site, &second);
@@ -80,7 +80,7 @@ fn case_08_and_35_the_only_copy_of_a_layer_stays_on_the_disk() {
     wait_sealed(&first.0);
     wait_sealed(&second.0);
     let layers = second.0.manifest_now().expect("it is sealed").layers().to_vec();
-    engine.delete(&first.0);
+    engine.delete(&first.0).expect("nothing to write");
     drop(first);
     for layer in &layers {
         let path = site.cache_directory().join(format!("{}.raw", layer.id));
@@ -116,7 +116,7 @@ fn case_47_a_snapshot_deleted_while_its_manifest_is_put_does_not_come_back() {
         let lying = end.map(|fault| site.faults.inject(Rule::once(Operation::Put, "manifests/", fault)));
         let first = first_pause(&engine, 10);
         site.faults.wait_stalled();
-        engine.delete(&first.0);
+        engine.delete(&first.0).expect("nothing to write");
         site.faults.wait_calls(Operation::Delete, "manifests/", 1);
         drop(stalled);
         site.faults.wait_calls(Operation::Delete, "manifests/", 2);

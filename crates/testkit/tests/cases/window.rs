@@ -46,8 +46,8 @@ fn case_13_three_pauses_deep_with_the_parent_deleted_meanwhile() {
     let first = first_pause(&engine, 300);
     let second = child(&engine, &first, run(20, 200), 2);
     let third = child(&engine, &second, run(100, 150), 3);
-    engine.delete(&first.0);
-    engine.delete(&second.0);
+    engine.delete(&first.0).expect("nothing to write");
+    engine.delete(&second.0).expect("nothing to write");
     let fork = child(&engine, &second, run(0, 10), 4);
     for snapshot in [&first, &second, &third, &fork] {
         check(&engine, snapshot);

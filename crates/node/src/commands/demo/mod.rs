@@ -6,7 +6,6 @@ pub mod report;
 mod timeline;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
 use tempfile::TempDir;
 
+use super::status::Status;
 use crate::guest::arguments::MemoryKind;
 use crate::guest::history::{Rewrite, Share};
 use crate::sandbox::{Paused, Sandbox, SandboxShape};
@@ -35,7 +35,7 @@ const STEP_PAGES: u32 = 64;
 const SAVED_LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs the demo. Status 1 means that a page was wrong.
-pub fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &DemoArguments) -> anyhow::Result<Status> {
     arguments.check()?;
     let timeline = Timeline::new(arguments.json);
     let report = Story::new(arguments, &timeline)?.tell()?;
@@ -44,7 +44,7 @@ pub fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     } else {
         report.print();
     }
-    Ok(ExitCode::from(u8::from(report.verified.mismatches > 0)))
+    Ok(if report.verified.mismatches > 0 { Status::CheckFailed } else { Status::Done })
 }
 
 /// The stage: an engine, what guests are made of, and what was seen so far.

@@ -1,17 +1,21 @@
 //! The driver's end of a guest's control socket: a typed call for each command.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rekindle_kernel::{Memfd, fd_passing};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use uuid::Uuid;
 
 use super::error::GuestError;
 use crate::guest::history::{Rewrite, Share};
 use crate::guest::protocol::{
-    Command, DeviceState, DiscardHow, Discarded, Hello, Reply, Ticked, Verified, Written,
+    Command, DeviceState, DiscardHow, Discarded, Hello, NOT_A_COMMAND, NumberOnly, Numbered, Reply, Ticked,
+    Verified, Written,
 };
 use crate::guest::trace::{Trace, TraceTimes};
 
@@ -21,6 +25,8 @@ const HELLO_LIMIT: Duration = Duration::from_secs(30);
 const HELLO_BYTES_MAX: usize = 64 << 10;
 /// How long an answer may take unless the caller says otherwise.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// The longest line a guest may answer: the checksums of 32 GiB.
+const LINE_BYTES_MAX: u64 = 256 << 20;
 
 /// What a guest is told and answers, one command at a time.
 #[derive(Debug)]
@@ -28,7 +34,9 @@ pub struct GuestControl {
     pid: u32,
     lines: BufReader<UnixStream>,
     line: Vec<u8>,
-    answers_owed: u32,
+    next_number: u64,
+    /// Whether the guest may have got a part of a line, which is to be ended before another begins.
+    line_is_open: bool,
     answer_limit: Duration,
 }
 
@@ -38,7 +46,14 @@ pub struct GuestControl {
 pub struct Awaited<'a, Answer> {
     control: &'a mut GuestControl,
     command: &'static str,
+    number: u64,
     answer: PhantomData<fn() -> Answer>,
+}
+
+impl AsFd for GuestControl {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lines.get_ref().as_fd()
+    }
 }
 
 impl GuestControl {
@@ -46,13 +61,7 @@ impl GuestControl {
     pub(super) fn greet(pid: u32, stream: UnixStream) -> Result<(Self, Hello, Option<Memfd>), GuestError> {
         let failed = |source| GuestError::Process { pid, doing: "greeting", source };
         stream.set_read_timeout(Some(HELLO_LIMIT)).map_err(failed)?;
-        let mut control = Self {
-            pid,
-            lines: BufReader::new(stream),
-            line: Vec::new(),
-            answers_owed: 0,
-            answer_limit: ANSWER_LIMIT,
-        };
+        let mut control = Self::of(pid, stream, NOT_A_COMMAND + 1);
         let mut buffer = vec![0; HELLO_BYTES_MAX];
         let received = fd_passing::receive(control.lines.get_ref(), &mut buffer, 1);
         let (bytes, fds) = received.map_err(|error| control.read_failed(error, "hello", HELLO_LIMIT))?;
@@ -60,13 +69,26 @@ impl GuestControl {
         if !control.line.ends_with(b"\n") {
             control.read_line("hello", HELLO_LIMIT)?;
         }
-        let hello = match control.take_answer("hello") {
-            Err(GuestError::Refused { reason, .. }) => return Err(GuestError::SetUp { pid, reason }),
-            answer => answer?,
+        let hello = serde_json::from_slice(&std::mem::take(&mut control.line));
+        let hello = match hello.map_err(|source| GuestError::Answer { pid, command: "hello", source })? {
+            Reply::Done(hello) => hello,
+            Reply::Failed(reason) => return Err(GuestError::SetUp { pid, reason }),
         };
         let adopt = |fd| Memfd::adopt(fd).map_err(|error| failed(io::Error::other(error)));
         let memfd = fds.into_iter().next().map(adopt).transpose()?;
         Ok((control, hello, memfd))
+    }
+
+    /// Takes over a guest whose hello another driver took. What that one began to say is ended, and what it was
+    /// answered is skipped: it began at another number, as no two drivers begin at one.
+    pub(super) fn take_over(pid: u32, stream: UnixStream) -> Self {
+        let (_, number) = Uuid::now_v7().as_u64_pair();
+        Self { line_is_open: true, ..Self::of(pid, stream, number >> 1) }
+    }
+
+    fn of(pid: u32, stream: UnixStream, next_number: u64) -> Self {
+        let (lines, line) = (BufReader::new(stream), Vec::new());
+        Self { pid, lines, line, next_number, line_is_open: false, answer_limit: ANSWER_LIMIT }
     }
 
     /// Sets how long the typed calls wait for an answer.
@@ -149,6 +171,11 @@ impl GuestControl {
         self.begin("restore", &Command::Restore { state })?.wait()
     }
 
+    /// Tells the guest any command, and takes what it answers as it is.
+    pub fn tell(&mut self, command: &Command) -> Result<Value, GuestError> {
+        self.begin("what it was told", command)?.wait()
+    }
+
     pub(super) fn exit(&mut self) -> Result<(), GuestError> {
         self.begin("exit", &Command::Exit)?.wait()
     }
@@ -158,45 +185,70 @@ impl GuestControl {
         name: &'static str,
         command: &Command,
     ) -> Result<Awaited<'_, Answer>, GuestError> {
-        let mut line = serde_json::to_vec(command).expect("commands are plain data");
+        let number = self.next_number;
+        self.next_number = number.wrapping_add(1).max(NOT_A_COMMAND + 1);
+        let mut line = if self.line_is_open { vec![b'\n'] } else { Vec::new() };
+        serde_json::to_writer(&mut line, &Numbered { number, message: command })
+            .expect("commands are plain data");
         line.push(b'\n');
-        let written = self.lines.get_ref().write_all(&line);
+        self.line_is_open = true;
+        let write = |mut stream: &UnixStream| {
+            stream.set_write_timeout(Some(self.answer_limit))?;
+            stream.write_all(&line)
+        };
+        let written = write(self.lines.get_ref());
         written.map_err(|error| self.read_failed(error, name, self.answer_limit))?;
-        self.answers_owed += 1;
-        Ok(Awaited { control: self, command: name, answer: PhantomData })
+        self.line_is_open = false;
+        Ok(Awaited { control: self, command: name, number, answer: PhantomData })
     }
 
-    /// The newest answer, after those nobody took; an error if it takes longer than `limit`.
-    fn newest_answer<Answer: DeserializeOwned>(
+    /// The answer of that number, after those nobody took; an error if it takes longer than `limit`.
+    fn answer_to<Answer: DeserializeOwned>(
         &mut self,
+        number: u64,
         command: &'static str,
         limit: Duration,
     ) -> Result<Answer, GuestError> {
         let started = Instant::now();
         loop {
-            self.read_line(command, limit.saturating_sub(started.elapsed()))?;
-            self.answers_owed -= 1;
-            if self.answers_owed == 0 {
-                return self.take_answer(command);
+            let left = limit.saturating_sub(started.elapsed());
+            self.read_line(command, left)?;
+            let line = std::mem::take(&mut self.line);
+            if serde_json::from_slice(&line).is_ok_and(|only: NumberOnly| only.number == number) {
+                return self.answer_in(&line, command);
             }
-            self.line.clear();
+            if left.is_zero() {
+                return Err(GuestError::Silent { pid: self.pid, command, limit });
+            }
         }
     }
 
     /// Reads up to the end of the line; what came before a limit ended the reading stays in `line`.
     fn read_line(&mut self, command: &'static str, limit: Duration) -> Result<(), GuestError> {
         let at_least = limit.max(Duration::from_millis(1));
+        let room = LINE_BYTES_MAX.saturating_sub(u64::try_from(self.line.len()).unwrap_or(u64::MAX));
         let mut read = || {
             self.lines.get_ref().set_read_timeout(Some(at_least))?;
-            self.lines.read_until(b'\n', &mut self.line)
+            (&mut self.lines).take(room).read_until(b'\n', &mut self.line)
         };
-        read().map_err(|error| self.read_failed(error, command, limit))?;
-        if self.line.ends_with(b"\n") { Ok(()) } else { Err(GuestError::Gone { pid: self.pid, command }) }
+        let read = read().map_err(|error| self.read_failed(error, command, limit))?;
+        if self.line.ends_with(b"\n") {
+            return Ok(());
+        }
+        if u64::try_from(read).is_ok_and(|read| read == room) {
+            let source = io::Error::new(io::ErrorKind::InvalidData, "its line has no end");
+            return Err(GuestError::Process { pid: self.pid, doing: "talking to", source });
+        }
+        Err(GuestError::Gone { pid: self.pid, command })
     }
 
-    fn take_answer<Answer: DeserializeOwned>(&mut self, command: &'static str) -> Result<Answer, GuestError> {
-        let reply = serde_json::from_slice(&std::mem::take(&mut self.line));
-        match reply.map_err(|source| GuestError::Answer { pid: self.pid, command, source })? {
+    fn answer_in<Answer: DeserializeOwned>(
+        &self,
+        line: &[u8],
+        command: &'static str,
+    ) -> Result<Answer, GuestError> {
+        let reply: Result<Numbered<Reply<Answer>>, _> = serde_json::from_slice(line);
+        match reply.map_err(|source| GuestError::Answer { pid: self.pid, command, source })?.message {
             Reply::Done(answer) => Ok(answer),
             Reply::Failed(reason) => Err(GuestError::Refused { pid: self.pid, command, reason }),
         }
@@ -218,12 +270,12 @@ impl<Answer: DeserializeOwned> Awaited<'_, Answer> {
     /// Waits for the answer as long as the guest's answer limit allows.
     pub fn wait(self) -> Result<Answer, GuestError> {
         let limit = self.control.answer_limit;
-        self.control.newest_answer(self.command, limit)
+        self.control.answer_to(self.number, self.command, limit)
     }
 
     /// Waits for the answer; gives the command back if there is none within `limit`.
     pub fn wait_for(self, limit: Duration) -> Result<Result<Answer, Self>, GuestError> {
-        match self.control.newest_answer(self.command, limit) {
+        match self.control.answer_to(self.number, self.command, limit) {
             Err(GuestError::Silent { .. }) => Ok(Err(self)),
             answer => answer.map(Ok),
         }

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::keeper::KeeperError;
+
 /// A process guest did not do what it was to do.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -70,6 +72,14 @@ pub enum GuestError {
         pid: u32,
         /// How long it was waited for.
         limit: Duration,
+    },
+    /// The keeper did not do its part.
+    #[error("process guest under {key}: {source}")]
+    Keeper {
+        /// The key it is held under.
+        key: String,
+        /// Why not.
+        source: KeeperError,
     },
     /// The kernel refused something about the process.
     #[error("{doing} process guest {pid}: {source}")]

@@ -16,7 +16,7 @@ const SMALL_BYTES: u64 = 16 * MIB;
 /// Bytes of a guest of huge pages.
 const HUGE_BYTES: u64 = 24 * MIB;
 /// Huge pages for every guest and capture that one test has at once.
-const HUGE_PAGES: u64 = 120;
+const HUGE_PAGES: u64 = 200;
 
 const KINDS: [MemoryKind; 4] =
     [MemoryKind::Shared, MemoryKind::Private, MemoryKind::Huge, MemoryKind::PrivateHuge];

@@ -1,0 +1,160 @@
+//! What a snapshot's life writes into the catalog, and when the keeper lets go of its memory.
+//!
+//! One thread at a time writes a snapshot's record: the pause, then its life, then whoever drops its last handle. That it
+//! was deleted stands under a key of its own, so the owner's word and the life's steps never overwrite each other.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::cache::Cache;
+use crate::capture::Capture;
+use crate::catalog::{Catalog, CatalogError, Change, Kind};
+use crate::identity::{SnapshotId, VolumeName};
+use crate::keep::{Keeper, KeptVolume};
+use crate::manifest::LocalManifest;
+use crate::reaper::ReaperHandle;
+use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord};
+
+/// Where snapshots are recorded. Clones are the same place.
+#[derive(Debug, Clone)]
+pub(crate) struct Records(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    catalog: Catalog,
+    keeper: Arc<dyn Keeper>,
+    /// While it keeps files, records are kept too.
+    cache: Arc<Cache>,
+    reaper: ReaperHandle,
+}
+
+impl Records {
+    pub(crate) fn new(
+        catalog: Catalog,
+        keeper: Arc<dyn Keeper>,
+        cache: Arc<Cache>,
+        reaper: ReaperHandle,
+    ) -> Self {
+        Self(Arc::new(Shared { catalog, keeper, cache, reaper }))
+    }
+
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.0.catalog
+    }
+
+    pub(crate) fn keeper(&self) -> &dyn Keeper {
+        &*self.0.keeper
+    }
+
+    /// Hands the captured memory of volumes of these names to the keeper.
+    pub(crate) fn keep<'a>(
+        &self,
+        id: SnapshotId,
+        volumes: impl IntoIterator<Item = &'a VolumeName>,
+        captures: &[Arc<Capture>],
+    ) -> io::Result<()> {
+        let kept =
+            volumes.into_iter().zip(captures).map(|(name, capture)| KeptVolume::of(name.clone(), capture));
+        self.0.keeper.keep(id, &kept.collect::<io::Result<Vec<_>>>()?)
+    }
+
+    /// Records a pause whose memory the keeper has, and what its owner says of the same instant: from here on it is
+    /// acknowledged.
+    pub(crate) fn captured(
+        &self,
+        id: SnapshotId,
+        facts: CapturedFacts,
+        mut alongside: Vec<Change>,
+    ) -> Result<(), CatalogError> {
+        alongside.push(put(Kind::Snapshot, id, SnapshotRecord::Captured(facts).encode()));
+        self.0.catalog.write(&alongside)
+    }
+
+    /// Takes a pause back that was not acknowledged. A failed write may have reached the disk, so its record is removed
+    /// too; if that cannot be done either, the snapshot is found lost at the next start.
+    pub(crate) fn undo(&self, id: SnapshotId) {
+        self.forget(id);
+        if let Err(error) = self.0.catalog.write(&[remove(Kind::Snapshot, id)]) {
+            tracing::warn!(snapshot = %id, %error, "the record of a pause that failed may stay");
+        }
+    }
+
+    /// Records that a snapshot's layers are on the disk, with what names them.
+    pub(crate) fn sealed(
+        &self,
+        id: SnapshotId,
+        facts: SealFacts,
+        manifest: &LocalManifest,
+    ) -> Result<(), CatalogError> {
+        let record = SnapshotRecord::Sealed(facts).encode();
+        self.0.catalog.write(&[put(Kind::Snapshot, id, record), put(Kind::Manifest, id, manifest.encode())])
+    }
+
+    /// Records where a snapshot's layers are stored, before its manifest is: so that it is put with the same bytes
+    /// however often the node is started anew.
+    pub(crate) fn uploaded(&self, id: SnapshotId, manifest: &LocalManifest) -> Result<(), CatalogError> {
+        self.0.catalog.write(&[put(Kind::Manifest, id, manifest.encode())])
+    }
+
+    /// Records that a snapshot's manifest is in the store.
+    pub(crate) fn published(&self, id: SnapshotId, facts: SealFacts) -> Result<(), CatalogError> {
+        self.0.catalog.write(&[put(Kind::Snapshot, id, SnapshotRecord::Published(facts).encode())])
+    }
+
+    /// Records a snapshot that was found in the store.
+    pub(crate) fn opened(&self, id: SnapshotId, manifest: &LocalManifest) -> Result<(), CatalogError> {
+        let record = SnapshotRecord::Published(SealFacts::default()).encode();
+        self.0.catalog.write(&[put(Kind::Snapshot, id, record), put(Kind::Manifest, id, manifest.encode())])
+    }
+
+    /// Records that the owner deleted a snapshot.
+    pub(crate) fn deleted(&self, id: SnapshotId) -> Result<(), CatalogError> {
+        self.0.catalog.write(&[put(Kind::Deletion, id, Vec::new())])
+    }
+
+    /// Whether a snapshot was deleted and is not gone yet.
+    pub(crate) fn is_deleted(&self, id: SnapshotId) -> Result<bool, CatalogError> {
+        Ok(self.0.catalog.get(Kind::Deletion, id.as_bytes())?.is_some())
+    }
+
+    /// Lets the keeper forget a snapshot's memory. Where that fails, the next start does it.
+    pub(crate) fn forget(&self, id: SnapshotId) {
+        if let Err(error) = self.0.keeper.forget(id) {
+            tracing::warn!(snapshot = %id, %error, "the keeper still holds memory that nobody needs");
+        }
+    }
+
+    /// Removes all that is recorded of a snapshot whose last handle goes, on the reaper's thread.
+    pub(crate) fn gone(&self, id: SnapshotId) {
+        self.0.reaper.discard(Removal { records: self.clone(), id });
+    }
+}
+
+/// The removal of a snapshot's records, done when it is dropped.
+struct Removal {
+    records: Records,
+    id: SnapshotId,
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        let Self { records, id } = self;
+        // The node ends, and with it every handle: what is needed is decided at its next start.
+        if records.0.cache.keeps_files() {
+            return;
+        }
+        records.forget(*id);
+        let kinds = [Kind::Snapshot, Kind::Manifest, Kind::Deletion];
+        if let Err(error) = records.0.catalog.write(&kinds.map(|kind| remove(kind, *id))) {
+            tracing::warn!(snapshot = %id, %error, "the record of a deleted snapshot stays until the next start");
+        }
+    }
+}
+
+fn put(kind: Kind, id: SnapshotId, value: Vec<u8>) -> Change {
+    Change::Put { kind, key: id.as_bytes().to_vec(), value }
+}
+
+fn remove(kind: Kind, id: SnapshotId) -> Change {
+    Change::Remove { kind, key: id.as_bytes().to_vec() }
+}

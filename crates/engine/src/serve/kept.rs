@@ -1,0 +1,147 @@
+//! An epoch as other processes know it: what is kept of it while its server lives, and the epoch made of that again.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rekindle_kernel::{Event, Userfaultfd, userfaultfd};
+use serde::{Deserialize, Serialize};
+
+use super::epoch::{Epoch, Guest};
+use super::epoch_pages::EpochPages;
+use super::installer::Installer;
+use super::journal::{Journal, Recovered};
+use crate::handover::{self, HandoverError};
+use crate::regions::{Region, Regions, RegionsError};
+use crate::tracking::Tracking;
+
+pub use super::journal::JournalError;
+
+/// What is written down of a served guest; all else of it is in the descriptors that are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochFacts {
+    /// The VMM's process.
+    pub pid: u32,
+    /// Where the guest's pages are in it.
+    pub regions: Vec<Region>,
+    /// How the guest's writes are learned of.
+    pub tracking: Tracking,
+}
+
+/// All that an epoch is recovered from.
+#[derive(Debug)]
+pub struct KeptEpoch {
+    /// What is written down.
+    pub facts: EpochFacts,
+    /// How the guest's faults are told.
+    pub userfaultfd: OwnedFd,
+    /// The file behind the guest's memory, where it shares it.
+    pub memfd: Option<OwnedFd>,
+    /// Open while the VMM lives.
+    pub stream: OwnedFd,
+    /// What a server notes of the guest's pages.
+    pub journal: OwnedFd,
+}
+
+/// Why a guest cannot be served on from what was kept of it.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The journal is damaged, or another's.
+    #[error("the kept epoch journal cannot be used: {0}")]
+    Journal(#[from] JournalError),
+    /// The facts and the journal were not made for each other.
+    #[error("the kept epoch journal is not that of process {pid} with the memory regions written down")]
+    OtherGuest {
+        /// The process written down.
+        pid: u32,
+    },
+    /// The regions are not the memory of the journal's volume.
+    #[error("the regions written down are not those of the kept epoch journal: {0}")]
+    Regions(#[from] RegionsError),
+    /// The userfaultfd is none.
+    #[error("the kept userfaultfd cannot be used: {0}")]
+    Userfaultfd(#[from] userfaultfd::AdoptError),
+    /// The userfaultfd cannot tell of writes in the way that is written down.
+    #[error("the kept userfaultfd tells of writes by {possible:?}, not by {tracking:?} as is written down")]
+    Tracking {
+        /// The tracking written down.
+        tracking: Tracking,
+        /// The one that the userfaultfd's features leave.
+        possible: Tracking,
+    },
+    /// The memory file is not that of the regions.
+    #[error("the kept memory file cannot be used: {0}")]
+    Memory(#[source] HandoverError),
+    /// A descriptor cannot be looked at or set up.
+    #[error("a kept descriptor cannot be used: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Epoch {
+    /// What is to be written down of the guest before it is served.
+    pub fn facts(&self) -> EpochFacts {
+        let regions = self.regions().iter().copied().collect();
+        EpochFacts { pid: self.pid(), regions, tracking: self.tracking() }
+    }
+
+    /// All that another process needs to go on after this one: to be held by a third before the guest is served.
+    pub fn kept(&self) -> io::Result<KeptEpoch> {
+        Ok(KeptEpoch {
+            facts: self.facts(),
+            userfaultfd: self.installer.userfaultfd.as_fd().try_clone_to_owned()?,
+            memfd: self.memfd().map(|memfd| memfd.as_fd().try_clone_to_owned()).transpose()?,
+            stream: self.guest.stream.as_fd().try_clone_to_owned()?,
+            journal: self.installer.pages.journal().kept()?,
+        })
+    }
+
+    /// The epoch of a guest whose server is gone, wherever it was killed; waits for a bounded time until it is.
+    ///
+    /// What was removed and written is known; which pages are there is not, and is found out by installing. Removes
+    /// that nobody has read yet are read when it is served.
+    pub fn recover(kept: KeptEpoch) -> Result<Self, RecoverError> {
+        let KeptEpoch { facts, userfaultfd, memfd, stream, journal } = kept;
+        let Recovered { head, journal, events, removed, written } = Journal::recover(journal)?;
+        let regions = Regions::new(facts.regions, head.pages)?;
+        if digest_of(facts.pid, &regions, facts.tracking) != head.facts {
+            return Err(RecoverError::OtherGuest { pid: facts.pid });
+        }
+        let userfaultfd = Userfaultfd::adopt(userfaultfd)?;
+        let (tracking, possible) = (facts.tracking, facts.tracking.possible_with(userfaultfd.granted()?));
+        if possible != tracking {
+            return Err(RecoverError::Tracking { tracking, possible });
+        }
+        let memfd = memfd.map(|fd| handover::adopt_memory(fd, &regions)).transpose();
+        let memfd = memfd.map_err(RecoverError::Memory)?;
+        let stream = UnixStream::from(stream);
+        stream.set_nonblocking(true)?;
+        let mut pages = EpochPages::recovered(journal, removed, written);
+        for event in events.events(events.events_max()) {
+            if let Event::Remove(range) | Event::Unmap(range) = event {
+                regions.pages_in(range).for_each(|run| pages.remove(run));
+            }
+        }
+        let installer =
+            Installer { userfaultfd, regions, tracking, shares_zeroes: head.shares_zeroes, pages };
+        Ok(Self { installer, guest: Guest { memfd, pid: facts.pid, stream, connected: true }, events })
+    }
+}
+
+/// A digest of an epoch's facts, the same for the same facts in every version.
+pub(super) fn digest_of(pid: u32, regions: &Regions, tracking: Tracking) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    let tracking: u64 = match tracking {
+        Tracking::Scan => 0,
+        Tracking::Events => 1,
+        Tracking::Resident => 2,
+    };
+    let mut add = |word: u64| {
+        hasher.update(&word.to_le_bytes());
+    };
+    [u64::from(pid), tracking].into_iter().for_each(&mut add);
+    for region in regions.iter() {
+        let pages = u64::from(region.unit_pages());
+        [region.start, region.bytes, region.offset, pages].into_iter().for_each(&mut add);
+    }
+    *hasher.finalize().as_bytes()
+}

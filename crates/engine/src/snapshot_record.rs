@@ -1,0 +1,210 @@
+//! What the catalog says of one snapshot besides its manifest: how far it has come, and what is needed to go on.
+//!
+//! Layout, little-endian: magic `RKSR`, version u16, state u8. A captured one goes on as a manifest does, without
+//! layers and maps; a sealed or published one with how its pages fell and how long its seal took.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::compare::PageClasses;
+use crate::identity::SnapshotId;
+use crate::limits::{MANIFEST_PAGES_MAX, MANIFEST_VOLUMES_MAX};
+use crate::manifest::{
+    VolumeShape, read_blobs, read_parent, read_shape, write_blobs, write_parent, write_shape,
+};
+use crate::wire::{Reader, WireError, Writer};
+
+const MAGIC: &[u8] = b"RKSR";
+const VERSION: u16 = 1;
+const CAPTURED: u8 = 0;
+const SEALED: u8 = 1;
+const PUBLISHED: u8 = 2;
+
+/// The record of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotRecord {
+    /// Its memory is with the keeper.
+    Captured(CapturedFacts),
+    /// Its layers are on this node's disk, its manifest is in the catalog.
+    Sealed(SealFacts),
+    /// Its manifest is in the store too.
+    Published(SealFacts),
+}
+
+/// What a captured snapshot is but for its pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CapturedFacts {
+    /// The snapshot it is a change of.
+    pub parent: Option<SnapshotId>,
+    /// How many pauses came before it in its line.
+    pub generation: u64,
+    /// When it was made, in milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// Its volumes, memory first.
+    pub volumes: Vec<VolumeShape>,
+    /// Device state and metadata by name.
+    pub blobs: BTreeMap<String, Bytes>,
+}
+
+/// What its seal was like; absent for one that was sealed elsewhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SealFacts {
+    /// How its captured pages fell.
+    pub classes: Option<PageClasses>,
+    /// How long it took.
+    pub seal_time: Option<Duration>,
+}
+
+impl SnapshotRecord {
+    /// The one encoding.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.bytes(MAGIC);
+        writer.u16(VERSION);
+        match self {
+            Self::Captured(facts) => {
+                writer.u8(CAPTURED);
+                facts.write(&mut writer);
+            }
+            Self::Sealed(facts) => {
+                writer.u8(SEALED);
+                facts.write(&mut writer);
+            }
+            Self::Published(facts) => {
+                writer.u8(PUBLISHED);
+                facts.write(&mut writer);
+            }
+        }
+        writer.into_bytes()
+    }
+
+    /// Reads what [`SnapshotRecord::encode`] wrote, and refuses all else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(bytes);
+        reader.expect_bytes("snapshot record magic", MAGIC)?;
+        reader.expect_u16("snapshot record version", VERSION)?;
+        let record = match reader.u8("snapshot state")? {
+            CAPTURED => Self::Captured(CapturedFacts::read(&mut reader)?),
+            SEALED => Self::Sealed(SealFacts::read(&mut reader)?),
+            PUBLISHED => Self::Published(SealFacts::read(&mut reader)?),
+            _ => return Err(reader.invalid("snapshot state", "there is no such state")),
+        };
+        reader.finish()?;
+        Ok(record)
+    }
+}
+
+impl CapturedFacts {
+    fn write(&self, writer: &mut Writer) {
+        write_parent(writer, self.parent);
+        writer.varint(self.generation);
+        writer.varint(self.created_unix_ms);
+        writer.varint_usize(self.volumes.len());
+        for volume in &self.volumes {
+            write_shape(writer, &volume.name, volume.page_kind, volume.pages);
+        }
+        write_blobs(writer, &self.blobs);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let parent = read_parent(reader)?;
+        let generation = reader.varint("generation")?;
+        let created_unix_ms = reader.varint("time of pause")?;
+        let count = reader.varint_usize("volumes", MANIFEST_VOLUMES_MAX)?;
+        let volumes = (0..count).map(|_| read_shape(reader, MANIFEST_PAGES_MAX)).collect::<Result<_, _>>()?;
+        Ok(Self { parent, generation, created_unix_ms, volumes, blobs: read_blobs(reader)? })
+    }
+}
+
+impl SealFacts {
+    fn write(&self, writer: &mut Writer) {
+        writer.u8(self.classes.is_some().into());
+        if let Some(PageClasses { dirty, zero, equal, kept, unread }) = self.classes {
+            [dirty, zero, equal, kept, unread].into_iter().for_each(|pages| writer.u32(pages));
+        }
+        writer.u8(self.seal_time.is_some().into());
+        if let Some(time) = self.seal_time {
+            writer.u64(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let mut facts = Self::default();
+        if is_there(reader, "page classes")? {
+            let mut next = || reader.u32("page classes");
+            facts.classes = Some(PageClasses {
+                dirty: next()?,
+                zero: next()?,
+                equal: next()?,
+                kept: next()?,
+                unread: next()?,
+            });
+        }
+        if is_there(reader, "seal time")? {
+            facts.seal_time = Some(Duration::from_micros(reader.u64("seal time")?));
+        }
+        Ok(facts)
+    }
+}
+
+fn is_there(reader: &mut Reader<'_>, field: &'static str) -> Result<bool, WireError> {
+    match reader.u8(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(reader.invalid(field, "it is neither there nor absent")),
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use rekindle_kernel::PageKind;
+
+    use super::*;
+    use crate::identity::VolumeName;
+
+    fn records() -> Vec<SnapshotRecord> {
+        let shape = |name: &str, pages| VolumeShape {
+            name: name.parse().expect("a name"),
+            page_kind: PageKind::Huge,
+            pages,
+        };
+        let first = CapturedFacts {
+            parent: None,
+            generation: 0,
+            created_unix_ms: 1_700_000_000_000,
+            volumes: vec![shape(VolumeName::memory().as_str(), 512), shape("disk-1", 7)],
+            blobs: BTreeMap::from([("device-state".to_owned(), Bytes::from_static(b"{}"))]),
+        };
+        let child = CapturedFacts { parent: Some(SnapshotId::new()), generation: 9, ..first.clone() };
+        let classes = PageClasses { dirty: 10, zero: 1, equal: 2, kept: 7, unread: 3 };
+        let sealed = SealFacts { classes: Some(classes), seal_time: Some(Duration::from_millis(31)) };
+        vec![
+            SnapshotRecord::Captured(first),
+            SnapshotRecord::Captured(child),
+            SnapshotRecord::Sealed(sealed),
+            SnapshotRecord::Published(sealed),
+            SnapshotRecord::Published(SealFacts::default()),
+        ]
+    }
+
+    #[test]
+    fn a_record_is_read_back_equal() {
+        for record in records() {
+            assert_eq!(SnapshotRecord::decode(&record.encode()), Ok(record));
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_cut_short_or_goes_on_is_refused() {
+        for record in records() {
+            let bytes = record.encode();
+            for end in 0..bytes.len() {
+                assert!(SnapshotRecord::decode(&bytes[..end]).is_err(), "{end} of {record:?}");
+            }
+            assert!(SnapshotRecord::decode(&[bytes, vec![0]].concat()).is_err());
+        }
+    }
+}

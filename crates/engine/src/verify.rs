@@ -1,0 +1,101 @@
+//! Whether every page of a snapshot can be read as it must be: each frame is read again and checked against the digest
+//! that its layer's name commits to.
+
+use std::collections::HashMap;
+
+use rekindle_kernel::PAGE_BYTES;
+
+use crate::capture::Capture;
+use crate::fetch::Fetcher;
+use crate::frame::{FRAME_PAGES, FrameNumber, frame_of};
+use crate::geometry::{GuestPage, GuestPages};
+use crate::identity::LayerId;
+use crate::lifecycle::SnapshotState;
+use crate::snapshot::{Snapshot, Volume};
+use crate::view::{Piece, PieceSource};
+
+/// What verifying a snapshot found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verification {
+    /// Pages looked at: all of the snapshot's.
+    pub pages: u64,
+    /// Those that cannot be read as they must be.
+    pub wrong_pages: u64,
+    /// What is wrong with the first of them.
+    pub first: Option<String>,
+}
+
+/// Reads everything: captured pages where they are, frames from the local disk, and from the store where that does not
+/// have them or has them wrong.
+pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher) -> Verification {
+    let mut verifying = Verifying { fetcher, frames: HashMap::new(), found: Verification::default() };
+    for volume in snapshot.volumes() {
+        verifying.volume(volume);
+    }
+    let mut found = verifying.found;
+    let status = snapshot.status();
+    if status.state == SnapshotState::Lost {
+        found.first = status.failure;
+    }
+    found
+}
+
+struct Verifying<'a> {
+    fetcher: &'a Fetcher,
+    /// What is wrong with each frame that was looked at, if something is.
+    frames: HashMap<(LayerId, FrameNumber), Option<String>>,
+    found: Verification,
+}
+
+impl Verifying<'_> {
+    fn volume(&mut self, volume: &Volume) {
+        let pages = volume.view.pages();
+        let mut page = GuestPage::FIRST;
+        while page.number() < pages {
+            let piece = volume.view.piece_at(page, pages - page.number());
+            self.piece(volume, &piece);
+            page = piece.pages.end();
+        }
+    }
+
+    fn piece(&mut self, volume: &Volume, piece: &Piece) {
+        self.found.pages += u64::from(piece.pages.count());
+        match &piece.source {
+            PieceSource::Zero => {}
+            PieceSource::Capture(capture) => self.captured(volume, capture, piece.pages),
+            PieceSource::Layer(layer, first) => {
+                let mut left = piece.pages;
+                while !left.is_empty() {
+                    let at = first.plus(left.start().pages_since(piece.pages.start()));
+                    let here = left.first_pages(left.count().min(FRAME_PAGES - at.number() % FRAME_PAGES));
+                    left = left.after(here.count());
+                    let frame = frame_of(at);
+                    let fetcher = self.fetcher;
+                    let wrong = self.frames.entry((layer.id(), frame)).or_insert_with(|| {
+                        layer.forget_verified(frame);
+                        fetcher.load(layer, frame).err().map(|error| error.to_string())
+                    });
+                    if let Some(reason) = wrong.clone() {
+                        self.wrong(volume, here, &reason);
+                    }
+                }
+            }
+        }
+    }
+
+    fn captured(&mut self, volume: &Volume, capture: &Capture, pages: GuestPages) {
+        let mut bytes = vec![0; PAGE_BYTES];
+        for page in pages.iter() {
+            if let Err(lost) = capture.mapping().copy_to(page.offset(), &mut bytes) {
+                self.wrong(volume, GuestPages::new(page, 1), &lost.to_string());
+            }
+        }
+    }
+
+    fn wrong(&mut self, volume: &Volume, pages: GuestPages, reason: &str) {
+        self.found.wrong_pages += u64::from(pages.count());
+        self.found
+            .first
+            .get_or_insert_with(|| format!("page {} of volume {}: {reason}", pages.start(), volume.name));
+    }
+}

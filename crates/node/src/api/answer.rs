@@ -1,0 +1,60 @@
+//! How answers are written: resources as JSON, new ones with where they are, problems as RFC 9457 says.
+
+use axum::Json;
+use axum::http::header::{ALLOW, CONTENT_TYPE, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::limits;
+use super::problem::{Code, Problem};
+
+/// The media type of a problem.
+pub(crate) const PROBLEM_TYPE: &str = "application/problem+json";
+
+/// Something that was made, and the path it has where it is one thing.
+#[derive(Debug)]
+pub(crate) struct Made<T> {
+    pub(crate) made: T,
+    pub(crate) path: Option<String>,
+}
+
+impl<T: Serialize> IntoResponse for Made<T> {
+    fn into_response(self) -> Response {
+        let mut response = (StatusCode::CREATED, Json(self.made)).into_response();
+        if let Some(path) = self.path.and_then(|path| HeaderValue::try_from(path).ok()) {
+            response.headers_mut().insert(LOCATION, path);
+        }
+        response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code.status()).expect("every code has a status of HTTP");
+        let body = serde_json::to_vec(&self.body()).expect("a problem is strings and numbers");
+        let mut response = (status, body).into_response();
+        let fields = response.headers_mut();
+        fields.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_TYPE));
+        if self.code == Code::Unauthorized {
+            fields.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.code.passes() {
+            fields.insert(RETRY_AFTER, HeaderValue::from(limits::ASK_AGAIN_AFTER_SECONDS));
+        }
+        response
+    }
+}
+
+/// The answer where there is no such route.
+pub(crate) async fn no_route(uri: Uri) -> Problem {
+    Problem::new(Code::NotFound, format!("there is no {}: /openapi.json lists what there is", uri.path()))
+}
+
+/// The answer where a route has no such method.
+pub(crate) async fn no_method(method: Method, uri: Uri) -> Problem {
+    Problem::new(
+        Code::WrongMethod,
+        format!("{} has no {method}: the field `{ALLOW}` says what it has", uri.path()),
+    )
+}

@@ -1,0 +1,318 @@
+//! What a request may say beyond the types of its fields; whatever passes here is asked of the daemon.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rekindle_engine::limits as engine_limits;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::limits;
+use super::problem::{Code, Problem};
+use super::types::{
+    CaptureMemory, CaptureSource, CreateSandbox, EventsQuery, ForkSandbox, Labels, ListQuery, MemoryBacking,
+    MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox, ResumeSnapshot, WaitQuery,
+};
+
+/// Characters kept free in the name of several, for the number behind each.
+const NUMBER_LENGTH_MAX: usize = 8;
+
+/// Something a request says.
+pub(crate) trait Checked: DeserializeOwned {
+    /// Bytes of a body that says it.
+    const BYTES_MAX: usize = limits::BODY_BYTES_MAX;
+
+    /// What about it cannot be.
+    fn check(&self) -> Result<(), Problem>;
+}
+
+impl Checked for CreateSandbox {
+    fn check(&self) -> Result<(), Problem> {
+        check_name(self.name.as_deref(), limits::NAME_LENGTH_MAX)?;
+        check_labels(&self.labels)?;
+        let unit = match self.backing {
+            MemoryBacking::Shared | MemoryBacking::Private => 4096,
+            MemoryBacking::Huge => 2 << 20,
+        };
+        let bytes = self.memory_bytes;
+        must(bytes > 0 && bytes.is_multiple_of(unit) && bytes <= limits::MEMORY_BYTES_MAX, || {
+            let most = limits::MEMORY_BYTES_MAX;
+            format!(
+                "`memory_bytes` is {bytes}: it must be a multiple of {unit}, at least {unit} and at most {most}"
+            )
+        })
+    }
+}
+
+impl Checked for PauseSandbox {
+    fn check(&self) -> Result<(), Problem> {
+        check_name(self.name.as_deref(), limits::NAME_LENGTH_MAX)?;
+        check_labels(&self.labels)
+    }
+}
+
+impl Checked for ResumeSandbox {
+    fn check(&self) -> Result<(), Problem> {
+        Ok(())
+    }
+}
+
+impl Checked for ResumeSnapshot {
+    fn check(&self) -> Result<(), Problem> {
+        check_several(self.count, self.name.as_deref())?;
+        check_labels(&self.labels)
+    }
+}
+
+impl Checked for ForkSandbox {
+    fn check(&self) -> Result<(), Problem> {
+        check_several(self.count, self.name.as_deref())?;
+        check_labels(&self.labels)
+    }
+}
+
+impl Checked for OpenFaultSocket {
+    fn check(&self) -> Result<(), Problem> {
+        check_reference(&self.snapshot)
+    }
+}
+
+impl Checked for CaptureMemory {
+    const BYTES_MAX: usize = limits::CAPTURE_BODY_BYTES_MAX;
+
+    fn check(&self) -> Result<(), Problem> {
+        check_name(self.name.as_deref(), limits::NAME_LENGTH_MAX)?;
+        check_labels(&self.labels)?;
+        check_source(&self.source)?;
+        let most = engine_limits::MANIFEST_BLOBS_MAX;
+        must(self.blobs.len() <= most, || {
+            format!("`blobs` are {}: at most {most} are kept", self.blobs.len())
+        })?;
+        self.blobs.iter().try_for_each(|(name, text)| check_blob(name, text))
+    }
+}
+
+/// What a process guest is told: the guest says itself what it does not understand.
+impl Checked for serde_json::Map<String, serde_json::Value> {
+    fn check(&self) -> Result<(), Problem> {
+        must(self.get("command").is_some_and(serde_json::Value::is_string), || {
+            "a guest is told a `command`, such as {\"command\":\"verify\"}".to_owned()
+        })
+    }
+}
+
+impl Checked for ListQuery {
+    fn check(&self) -> Result<(), Problem> {
+        let limit = self.limit.unwrap_or(1);
+        must((1..=limits::LIST_MAX).contains(&limit), || {
+            format!("`limit` is {limit}: a page has 1 to {} entries", limits::LIST_MAX)
+        })?;
+        let Some(label) = &self.label else { return Ok(()) };
+        must(label.split_once('=').is_some_and(|(name, _)| is_label_name(name)), || {
+            format!("`label` is {label:?}: it must be a label's name, `=` and its value")
+        })
+    }
+}
+
+impl Checked for WaitQuery {
+    fn check(&self) -> Result<(), Problem> {
+        let seconds = self.timeout_seconds.unwrap_or_default();
+        must(seconds <= limits::WAIT_SECONDS_MAX, || {
+            format!("`timeout_seconds` is {seconds}: one wait takes at most {}", limits::WAIT_SECONDS_MAX)
+        })
+    }
+}
+
+impl Checked for EventsQuery {
+    fn check(&self) -> Result<(), Problem> {
+        Ok(())
+    }
+}
+
+/// Whether `reference` can be an id, the beginning of one, or a name.
+pub(crate) fn check_reference(reference: &str) -> Result<(), Problem> {
+    must(is_name(reference, limits::NAME_LENGTH_MAX), || {
+        format!("{reference:?} is neither an id nor a name: {}", name_rule(limits::NAME_LENGTH_MAX))
+    })
+}
+
+fn check_name(name: Option<&str>, length_max: usize) -> Result<(), Problem> {
+    let Some(name) = name else { return Ok(()) };
+    must(is_name(name, length_max), || format!("{name:?} cannot be a name: {}", name_rule(length_max)))?;
+    must(Uuid::try_parse(name).is_err(), || format!("{name} cannot be a name: it is an id"))
+}
+
+fn check_several(count: u32, name: Option<&str>) -> Result<(), Problem> {
+    must((1..=limits::COUNT_MAX).contains(&count), || {
+        format!("`count` is {count}: one request makes 1 to {}", limits::COUNT_MAX)
+    })?;
+    check_name(name, limits::NAME_LENGTH_MAX - NUMBER_LENGTH_MAX)
+}
+
+fn check_labels(labels: &Labels) -> Result<(), Problem> {
+    let most = limits::LABELS_MAX;
+    must(labels.len() <= most, || format!("`labels` are {}: a resource has at most {most}", labels.len()))?;
+    labels.iter().try_for_each(|(name, value)| {
+        must(is_label_name(name), || {
+            format!(
+                "{name:?} cannot be a label's name: {}, or `/` inside",
+                name_rule(limits::NAME_LENGTH_MAX)
+            )
+        })?;
+        let fits = value.chars().count() <= limits::LABEL_VALUE_LENGTH_MAX && !value.chars().any(char::is_control);
+        must(fits, || {
+            let most = limits::LABEL_VALUE_LENGTH_MAX;
+            format!("the value of label {name} must have at most {most} characters, no control characters among them")
+        })
+    })
+}
+
+fn check_source(source: &CaptureSource) -> Result<(), Problem> {
+    match source {
+        CaptureSource::FaultSocket { .. } => Ok(()),
+        CaptureSource::Memfd { pid, fd } => {
+            check_pid(*pid)?;
+            must(*fd >= 0, || format!("`fd` is {fd}: it must be the number of a descriptor in process {pid}"))
+        }
+        CaptureSource::Process { pid, regions } => {
+            check_pid(*pid)?;
+            let most = engine_limits::REGIONS_MAX;
+            must((1..=most).contains(&regions.len()), || {
+                format!("`regions` are {}: memory has 1 to {most}", regions.len())
+            })?;
+            regions.iter().try_for_each(check_region)
+        }
+    }
+}
+
+fn check_pid(pid: u32) -> Result<(), Problem> {
+    must(i32::try_from(pid).is_ok_and(|pid| pid > 0), || {
+        format!("`pid` is {pid}: no process has that number")
+    })
+}
+
+fn check_region(region: &MemoryRegion) -> Result<(), Problem> {
+    let MemoryRegion { start, bytes, offset } = *region;
+    let whole_pages = [start, bytes, offset].iter().all(|number| number.is_multiple_of(4096));
+    let within = start <= limits::ADDRESS_MAX
+        && offset.checked_add(bytes).is_some_and(|end| end <= limits::MEMORY_BYTES_MAX);
+    must(bytes > 0 && whole_pages && within, || {
+        format!(
+            "the region of {bytes} bytes at {start:#x} for offset {offset} must be whole pages of 4096 bytes"
+        )
+    })
+}
+
+fn check_blob(name: &str, text: &str) -> Result<(), Problem> {
+    must(is_name(name, engine_limits::NAME_BYTES_MAX), || {
+        format!("{name:?} cannot be a blob's name: {}", name_rule(engine_limits::NAME_BYTES_MAX))
+    })?;
+    let bytes = BASE64_STANDARD.decode(text);
+    must(bytes.is_ok_and(|bytes| bytes.len() <= engine_limits::BLOB_BYTES_MAX), || {
+        let most = engine_limits::BLOB_BYTES_MAX;
+        format!("blob {name} must be base64, with `=` at its end, of at most {most} bytes")
+    })
+}
+
+fn is_name(text: &str, length_max: usize) -> bool {
+    is_made_of(text, length_max, "._-")
+}
+
+fn is_label_name(text: &str) -> bool {
+    is_made_of(text, limits::NAME_LENGTH_MAX, "._-/")
+}
+
+/// Whether `text` is letters and digits and, from the second on, also `marks`.
+fn is_made_of(text: &str, length_max: usize, marks: &str) -> bool {
+    let first_is_plain = text.starts_with(|first: char| first.is_ascii_alphanumeric());
+    let rest_fits = text.chars().all(|letter| letter.is_ascii_alphanumeric() || marks.contains(letter));
+    first_is_plain && rest_fits && text.len() <= length_max
+}
+
+fn name_rule(length_max: usize) -> String {
+    format!("it must be 1 to {length_max} of A-Z, a-z, 0-9 and, after the first, `.`, `_` and `-`")
+}
+
+fn must(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Problem> {
+    match holds {
+        true => Ok(()),
+        false => Err(Problem::new(Code::InvalidRequest, otherwise())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused<T: Checked>(json: &str) -> String {
+        let said: T = serde_json::from_str(json).unwrap();
+        let problem = said.check().expect_err(json);
+        assert_eq!(problem.code, Code::InvalidRequest);
+        problem.detail
+    }
+
+    fn taken<T: Checked>(json: &str) {
+        let said: T = serde_json::from_str(json).unwrap();
+        assert_eq!(said.check(), Ok(()), "{json}");
+    }
+
+    #[test]
+    fn memory_is_whole_pages_of_its_kind() {
+        taken::<CreateSandbox>(r#"{"memory_bytes":4096}"#);
+        taken::<CreateSandbox>(r#"{"memory_bytes":2097152,"backing":"huge"}"#);
+        for bytes in ["0", "4095", "1099511631872", "18446744073709551615"] {
+            assert!(refused::<CreateSandbox>(&format!(r#"{{"memory_bytes":{bytes}}}"#)).contains(bytes));
+        }
+        refused::<CreateSandbox>(r#"{"memory_bytes":4096,"backing":"huge"}"#);
+    }
+
+    #[test]
+    fn names_are_short_plain_and_no_ids() {
+        for name in ["a", "7", "cafe", "web-1.blue_green", &"x".repeat(64)] {
+            taken::<PauseSandbox>(&format!(r#"{{"name":"{name}"}}"#));
+        }
+        let id = "0192f3c8-7d1e-7abc-8def-0123456789ab";
+        for name in ["", "-a", "a b", "a/b", "ä", r"a\u0000", id, &"x".repeat(65)] {
+            refused::<PauseSandbox>(&format!(r#"{{"name":"{name}"}}"#));
+        }
+    }
+
+    #[test]
+    fn the_name_of_several_has_room_for_a_number() {
+        taken::<ForkSandbox>(&format!(r#"{{"count":256,"name":"{}"}}"#, "x".repeat(56)));
+        refused::<ForkSandbox>(&format!(r#"{{"count":256,"name":"{}"}}"#, "x".repeat(57)));
+        for count in ["0", "257"] {
+            assert!(refused::<ResumeSnapshot>(&format!(r#"{{"count":{count}}}"#)).contains(count));
+        }
+    }
+
+    #[test]
+    fn labels_are_few_and_short() {
+        taken::<PauseSandbox>(r#"{"labels":{"team/app":"","a":"b = c"}}"#);
+        refused::<PauseSandbox>(r#"{"labels":{"a=b":"c"}}"#);
+        refused::<PauseSandbox>(r#"{"labels":{"a":"\n"}}"#);
+        refused::<PauseSandbox>(&format!(r#"{{"labels":{{"a":"{}"}}}}"#, "x".repeat(257)));
+        let many: Labels = (0..65).map(|number| (format!("n{number}"), String::new())).collect();
+        refused::<PauseSandbox>(&serde_json::json!({ "labels": many }).to_string());
+    }
+
+    #[test]
+    fn a_capture_names_memory_that_can_be() {
+        taken::<CaptureMemory>(
+            r#"{"source":{"kind":"process","pid":7,"regions":[{"start":8192,"bytes":4096,"offset":0}]},
+                "blobs":{"state":"AAEC"}}"#,
+        );
+        for source in [
+            r#"{"kind":"process","pid":0,"regions":[{"start":8192,"bytes":4096,"offset":0}]}"#,
+            r#"{"kind":"process","pid":7,"regions":[]}"#,
+            r#"{"kind":"process","pid":7,"regions":[{"start":1,"bytes":4096,"offset":0}]}"#,
+            r#"{"kind":"process","pid":7,"regions":[{"start":18446744073709547520,"bytes":4096,"offset":0}]}"#,
+            r#"{"kind":"memfd","pid":4294967295,"fd":3}"#,
+            r#"{"kind":"memfd","pid":7,"fd":-1}"#,
+        ] {
+            refused::<CaptureMemory>(&format!(r#"{{"source":{source}}}"#));
+        }
+        refused::<CaptureMemory>(
+            r#"{"source":{"kind":"memfd","pid":7,"fd":3},"blobs":{"state":"not base64"}}"#,
+        );
+    }
+}

@@ -1,0 +1,100 @@
+//! What the daemon does for whoever asks: the methods behind the routes. All of them may block; none is cut short when
+//! the one who asked goes away.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use super::problem::Problem;
+use super::types::{
+    CaptureMemory, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket, PauseSandbox,
+    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
+    SnapshotState, Verification, Version,
+};
+use crate::settings::Settings;
+
+/// What came of a request, or why nothing did.
+pub type Answer<T> = Result<T, Problem>;
+
+/// A name for a request, chosen by who makes it: the same request under the same key is done once, also over a restart.
+pub type IdempotencyKey = String;
+
+/// The daemon as its interfaces see it. References are ids, unique prefixes of at least four letters of one, or names.
+pub trait Control: Debug + Send + Sync + 'static {
+    /// Starts a sandbox on empty memory.
+    fn create_sandbox(&self, key: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox>;
+    /// The sandboxes, oldest first.
+    fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList>;
+    /// One sandbox.
+    fn sandbox(&self, reference: &str) -> Answer<Sandbox>;
+    /// Pauses a sandbox into a snapshot.
+    fn pause_sandbox(
+        &self,
+        reference: &str,
+        key: Option<IdempotencyKey>,
+        how: PauseSandbox,
+    ) -> Answer<Snapshot>;
+    /// Resumes a paused sandbox from its last snapshot.
+    fn resume_sandbox(&self, reference: &str, how: ResumeSandbox) -> Answer<Sandbox>;
+    /// Makes new sandboxes that go on from where this one is.
+    fn fork_sandbox(
+        &self,
+        reference: &str,
+        key: Option<IdempotencyKey>,
+        how: ForkSandbox,
+    ) -> Answer<SandboxList>;
+    /// Ends a sandbox's guest; what it did since its last pause is gone.
+    fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox>;
+    /// Ends a sandbox's guest if it runs and forgets the sandbox; its snapshots stay.
+    fn remove_sandbox(&self, reference: &str) -> Answer<()>;
+    /// Tells a process guest to do something, and gives its answer.
+    fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value>;
+    /// The snapshots, oldest first.
+    fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList>;
+    /// One snapshot.
+    fn snapshot(&self, reference: &str) -> Answer<Snapshot>;
+    /// Waits until a snapshot has come as far as `state`. A long wait is asked for in short turns.
+    fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot>;
+    /// Deletes a snapshot; sandboxes that run from it and its children go on.
+    fn delete_snapshot(&self, reference: &str) -> Answer<()>;
+    /// Reads every page of a snapshot and checks it.
+    fn verify_snapshot(&self, reference: &str) -> Answer<Verification>;
+    /// Which layers a snapshot is made of and where they are; never waits for a seal.
+    fn placement(&self, reference: &str) -> Answer<Placement>;
+    /// Makes new sandboxes of a snapshot.
+    fn resume_snapshot(
+        &self,
+        reference: &str,
+        key: Option<IdempotencyKey>,
+        how: ResumeSnapshot,
+    ) -> Answer<SandboxList>;
+    /// Opens a socket at which a VMM is served with a snapshot's memory.
+    fn open_fault_socket(&self, wanted: OpenFaultSocket) -> Answer<FaultSocket>;
+    /// The fault sockets.
+    fn fault_sockets(&self) -> Answer<Vec<FaultSocket>>;
+    /// One fault socket.
+    fn fault_socket(&self, id: Uuid) -> Answer<FaultSocket>;
+    /// Closes a fault socket and ends its serving; the caller has ended the VMM.
+    fn close_fault_socket(&self, id: Uuid) -> Answer<()>;
+    /// Captures memory of a process that others manage.
+    fn capture_memory(&self, wanted: CaptureMemory) -> Answer<Snapshot>;
+    /// Events after `after` that are still known, oldest first, and those to come; without it only those to come. An
+    /// id before the oldest known one is answered from the oldest on.
+    fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>);
+    /// Who answers.
+    fn version(&self) -> Version;
+    /// Whether requests can be done.
+    fn readiness(&self) -> Readiness;
+    /// Measurements in Prometheus' text form.
+    fn metrics(&self) -> String;
+}
+
+/// The daemon as the process that serves it sees it.
+pub trait Served: Control {
+    /// Takes over the settings that can change at run time.
+    fn reload(&self, settings: &Settings);
+    /// Ends what goes on beside requests; guests go on.
+    fn end(&self);
+}

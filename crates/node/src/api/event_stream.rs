@@ -1,0 +1,105 @@
+//! One client's stream of events: first those that are known, then those to come, each once and in order.
+
+use std::convert::Infallible;
+use std::vec;
+
+use axum::response::sse;
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use serde::Serialize;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::bounded::Ending;
+use super::places::Place;
+use super::types::Event;
+
+/// The kind of the event that says that others were left out.
+pub(crate) const LOST: &str = "lost";
+
+/// The data of an event of kind [`LOST`].
+#[derive(Debug, Serialize, serde::Deserialize)]
+pub(crate) struct LostEvents {
+    /// How many were left out.
+    pub(crate) missed: u64,
+}
+
+/// Where one client's stream is.
+#[derive(Debug)]
+pub(crate) struct EventStream {
+    known: vec::IntoIter<Event>,
+    coming: broadcast::Receiver<Event>,
+    ending: Ending,
+    /// The last id that was sent.
+    sent: Option<u64>,
+    is_over: bool,
+    _place: Place,
+}
+
+impl EventStream {
+    pub(crate) fn new(
+        known: Vec<Event>,
+        coming: broadcast::Receiver<Event>,
+        ending: Ending,
+        place: Place,
+    ) -> Self {
+        Self { known: known.into_iter(), coming, ending, sent: None, is_over: false, _place: place }
+    }
+
+    pub(crate) fn into_stream(self) -> impl Stream<Item = Result<sse::Event, Infallible>> {
+        unfold(self, async |mut stream| {
+            let event = stream.next().await?;
+            Some((Ok(event), stream))
+        })
+    }
+
+    /// The next event; none when the daemon ends or events were lost.
+    async fn next(&mut self) -> Option<sse::Event> {
+        if self.is_over {
+            return None;
+        }
+        loop {
+            let event = match self.known.next() {
+                Some(event) => event,
+                None => match self.next_coming().await? {
+                    Ok(event) => event,
+                    Err(missed) => return Some(self.lost(missed)),
+                },
+            };
+            // An event may be among the known ones and come again.
+            if self.sent.is_none_or(|sent| event.id > sent) {
+                self.sent = Some(event.id);
+                return Some(written(&event));
+            }
+        }
+    }
+
+    /// The next event to come, or how many were missed.
+    async fn next_coming(&mut self) -> Option<Result<Event, u64>> {
+        let received = tokio::select! {
+            received = self.coming.recv() => received,
+            () = self.ending.comes() => return None,
+        };
+        match received {
+            Ok(event) => Some(Ok(event)),
+            Err(RecvError::Lagged(missed)) => Some(Err(missed)),
+            Err(RecvError::Closed) => None,
+        }
+    }
+
+    fn lost(&mut self, missed: u64) -> sse::Event {
+        self.is_over = true;
+        let data = serde_json::to_string(&LostEvents { missed }).expect("a number can be written");
+        sse::Event::default().event(LOST).data(data)
+    }
+}
+
+fn written(event: &Event) -> sse::Event {
+    let data = serde_json::to_string(event).expect("an event is strings and numbers");
+    sse::Event::default().id(event.id.to_string()).event(one_line(&event.kind)).data(data)
+}
+
+/// `kind` without what would end its line.
+fn one_line(kind: &str) -> String {
+    kind.replace(['\r', '\n'], " ")
+}

@@ -1,0 +1,147 @@
+//! What handlers take out of a request: checked, and refused in words that say what to change.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use uuid::Uuid;
+
+use super::checks::{self, Checked};
+use super::control::IdempotencyKey;
+use super::limits;
+use super::problem::{Code, Problem};
+
+/// The name of the field that carries an idempotency key.
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+
+/// The name of the field with which an event stream is resumed.
+const LAST_EVENT_ID: &str = "Last-Event-ID";
+
+/// A body of JSON; none at all is `{}`, and so is `null`. What the body's type is said to be does not matter.
+#[derive(Debug)]
+pub(crate) struct JsonBody<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: Checked> FromRequest<S> for JsonBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
+        let body = read_body(request, T::BYTES_MAX, limits::BODY_WITHIN).await?;
+        let text: &[u8] = if body.is_empty() || body.trim_ascii() == b"null" { b"{}" } else { &body };
+        let said: T = serde_json::from_slice(text).map_err(|error| invalid(format!("the body: {error}")))?;
+        said.check()?;
+        Ok(Self(said))
+    }
+}
+
+async fn read_body(request: Request, bytes_max: usize, within: Duration) -> Result<Bytes, Problem> {
+    let reading = Limited::new(request.into_body(), bytes_max).collect();
+    match tokio::time::timeout(within, reading).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Problem::new(Code::TooLarge, format!("the body has more than {bytes_max} bytes")))
+        }
+        Ok(Err(error)) => Err(invalid(format!("the body could not be read to its end: {error}"))),
+        Err(_elapsed) => Err(invalid(format!("the body did not arrive within {} s", within.as_secs()))),
+    }
+}
+
+/// What stands behind the `?`.
+#[derive(Debug)]
+pub(crate) struct CheckedQuery<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: Checked> FromRequestParts<S> for CheckedQuery<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Query(said) = Query::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(|refused| invalid(refused.body_text()))?;
+        said.check()?;
+        Ok(Self(said))
+    }
+}
+
+/// An id, the beginning of one, or a name, in the path.
+#[derive(Debug)]
+pub(crate) struct Reference(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Reference {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let found = Path::<String>::from_request_parts(parts, state).await;
+        let Path(reference) = found.map_err(|refused: PathRejection| invalid(refused.body_text()))?;
+        checks::check_reference(&reference)?;
+        Ok(Self(reference))
+    }
+}
+
+/// A whole id in the path.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WholeId(pub(crate) Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for WholeId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Reference(text) = Reference::from_request_parts(parts, state).await?;
+        let id = Uuid::try_parse(&text).map_err(|error| invalid(format!("{text:?} is no id: {error}")))?;
+        Ok(Self(id))
+    }
+}
+
+/// The request's idempotency key, if it has one.
+#[derive(Debug)]
+pub(crate) struct Key(pub(crate) Option<IdempotencyKey>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Key {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        let Some(key) = only_field(&parts.headers, IDEMPOTENCY_KEY)? else { return Ok(Self(None)) };
+        let length_max = limits::IDEMPOTENCY_KEY_LENGTH_MAX;
+        let fits = (1..=length_max).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+        match fits {
+            true => Ok(Self(Some(key))),
+            false => Err(invalid(format!(
+                "`{IDEMPOTENCY_KEY}` must be 1 to {length_max} visible ASCII characters"
+            ))),
+        }
+    }
+}
+
+/// The id of the last event a client had, if it says one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LastEventId(pub(crate) Option<u64>);
+
+impl<S: Send + Sync> FromRequestParts<S> for LastEventId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        let Some(text) = only_field(&parts.headers, LAST_EVENT_ID)? else { return Ok(Self(None)) };
+        let id = text.parse().map_err(|_not_a_number| {
+            invalid(format!("`{LAST_EVENT_ID}` is {text:?}: it must be the id of an event, a number"))
+        })?;
+        Ok(Self(Some(id)))
+    }
+}
+
+/// The value of a field that may come once.
+fn only_field(fields: &HeaderMap, name: &str) -> Result<Option<String>, Problem> {
+    let mut values = fields.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(invalid(format!("`{name}` comes twice")));
+    }
+    let text =
+        value.to_str().map_err(|_not_ascii| invalid(format!("`{name}` must be visible ASCII characters")))?;
+    Ok(Some(text.to_owned()))
+}
+
+fn invalid(detail: String) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}

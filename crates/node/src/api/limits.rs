@@ -1,0 +1,99 @@
+//! How much of everything the API takes, how often at once and for how long, each with its reason.
+
+use std::time::Duration;
+
+/// Requests worked on at once: each may hold a thread while the engine waits for RAM or a disk.
+pub const REQUESTS_MAX: usize = 256;
+
+/// Waits for a snapshot's state at once: beside [`REQUESTS_MAX`], so that waiting never keeps a pause out.
+pub const WAITS_MAX: usize = 128;
+
+/// Verifications at once: each reads a whole snapshot, and a disk gains nothing from more.
+pub const VERIFICATIONS_MAX: usize = 8;
+
+/// Captures of others' memory at once: each may bring a body of [`CAPTURE_BODY_BYTES_MAX`].
+pub const CAPTURES_MAX: usize = 4;
+
+/// Event streams at once.
+pub const EVENT_STREAMS_MAX: usize = 64;
+
+/// Requests for health, readiness, version, metrics and the document at once: answered also when all else is full.
+pub const PROBES_MAX: usize = 16;
+
+/// Connections to one listener: what all the places above can take, and as many that are idle.
+pub const CONNECTIONS_MAX: usize = 1024;
+
+/// Bytes of a request's body: a thousand labelled words, a hundred times over.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of a capture's body: the longest device state, as base64, and room to spare.
+pub const CAPTURE_BODY_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of a request's line and fields.
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Fields of a request.
+pub const HEAD_FIELDS_MAX: usize = 64;
+
+/// How long a request's line and fields may take, and a connection may idle.
+pub const HEAD_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a body may take to arrive.
+pub const BODY_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a peer may take not a single byte of an answer before its connection is closed.
+pub const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a TLS handshake may take.
+pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long requests that are being answered may still take when the daemon ends.
+pub const ANSWERED_WITHIN_AT_END: Duration = Duration::from_secs(30);
+
+/// How long no connection is taken after taking one failed, as it does when there are no descriptors left.
+pub const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// How long one turn of a wait lasts: whoever went away holds its place no longer than this.
+pub const WAIT_TURN: Duration = Duration::from_secs(1);
+
+/// How long a wait may take, in seconds.
+pub const WAIT_SECONDS_MAX: u32 = 600;
+
+/// How long a wait takes where it is not said, in seconds.
+pub const WAIT_SECONDS: u32 = 60;
+
+/// How often an idle event stream says that it is there.
+pub const EVENT_STREAM_SIGN_EVERY: Duration = Duration::from_secs(15);
+
+/// When to ask again after there was no place, in seconds.
+pub const ASK_AGAIN_AFTER_SECONDS: u16 = 1;
+
+/// Entries of one page of a list.
+pub const LIST_MAX: u32 = 1000;
+
+/// Sandboxes made by one request.
+pub const COUNT_MAX: u32 = 256;
+
+/// Characters of a name or a reference.
+pub const NAME_LENGTH_MAX: usize = 64;
+
+/// Labels of one resource.
+pub const LABELS_MAX: usize = 64;
+
+/// Characters of a label's value.
+pub const LABEL_VALUE_LENGTH_MAX: usize = 256;
+
+/// Characters of an idempotency key.
+pub const IDEMPOTENCY_KEY_LENGTH_MAX: usize = 255;
+
+/// Bytes of a guest's memory: what a manifest's pages cover at most.
+pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
+
+/// Where a process's memory ends: 57 bits of address, of which half are the kernel's.
+pub const ADDRESS_MAX: u64 = 1 << 56;
+
+/// Bytes a token has at least: 128 bits, written as letters.
+pub const TOKEN_BYTES_MIN: usize = 22;
+
+/// Bytes a token has at most.
+pub const TOKEN_BYTES_MAX: usize = 4096;

@@ -1,0 +1,162 @@
+//! Where the API listens: a socket of the local machine and, only when asked, TCP with TLS and a token.
+
+mod secrets;
+mod socket_file;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+
+use super::admission::{AllowedUsers, Token};
+use super::limits;
+use socket_file::SocketFile;
+
+/// Where to listen and who may ask.
+#[derive(Clone, Debug)]
+pub struct ListenOptions {
+    /// The path of the socket. A socket that a dead daemon left there is replaced.
+    pub socket: PathBuf,
+    /// Users who may ask on the socket, beside root and the daemon's own. With any, everybody may connect to the
+    /// socket, and those who are not listed get an answer that says so.
+    pub allowed_uids: Vec<u32>,
+    /// Where to listen for others than those on this machine, if at all.
+    pub tcp: Option<TcpOptions>,
+}
+
+/// How to listen on TCP.
+#[derive(Clone, Debug)]
+pub struct TcpOptions {
+    /// The address.
+    pub listen: SocketAddr,
+    /// The file with the certificate and those between it and an authority, as PEM. There must be one.
+    pub certificate: Option<PathBuf>,
+    /// The file with the certificate's key, as PEM. There must be one.
+    pub key: Option<PathBuf>,
+    /// The file with the token on its only line. There must be one.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Why the API cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another daemon answers there.
+    #[error("another daemon listens on {}: end it first, or set another api.socket", path.display())]
+    Taken {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something that is no socket is there.
+    #[error("{} is there and no socket: remove it, or set another api.socket", path.display())]
+    NoSocket {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// The socket could not be made.
+    #[error("the socket {} cannot be made: {source}", path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The address cannot be had.
+    #[error("api.tcp.listen: {address} cannot be listened on: {source}")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// TCP was asked for without what makes it safe.
+    #[error(
+        "api.tcp.listen is set without api.tcp.{setting}: the API listens on TCP only with TLS and a token"
+    )]
+    Unsafe {
+        /// The setting that is missing.
+        setting: &'static str,
+    },
+    /// A file that a setting names cannot be used.
+    #[error("api.tcp.{setting}: {} {reason}", path.display())]
+    Secret {
+        /// The setting.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is the matter with it, with its verb.
+        reason: String,
+    },
+}
+
+/// Sockets that listen already; [`serve`](super::serve()) answers on them.
+#[derive(Debug)]
+pub struct Listeners {
+    pub(super) socket: LocalListener,
+    pub(super) tcp: Option<SecuredListener>,
+}
+
+/// The local socket.
+#[derive(Debug)]
+pub(super) struct LocalListener {
+    pub(super) listener: UnixListener,
+    pub(super) allowed: AllowedUsers,
+    pub(super) file: SocketFile,
+}
+
+/// TCP with what makes it safe.
+#[derive(Debug)]
+pub(super) struct SecuredListener {
+    pub(super) listener: TcpListener,
+    pub(super) address: SocketAddr,
+    pub(super) tls: Arc<ServerConfig>,
+    pub(super) token: Arc<Token>,
+}
+
+impl Listeners {
+    /// Listens, so that whoever connects from now on is answered once [`serve`](super::serve()) runs.
+    pub fn bind(options: &ListenOptions) -> Result<Self, ListenError> {
+        // What cannot be had of TCP is found out before the socket replaces one.
+        let tcp = options.tcp.as_ref().map(SecuredListener::bind).transpose()?;
+        Ok(Self { socket: LocalListener::bind(&options.socket, &options.allowed_uids)?, tcp })
+    }
+
+    /// The socket's path.
+    pub fn socket(&self) -> &Path {
+        self.socket.file.path()
+    }
+
+    /// The address listened on, with the port the kernel chose where 0 was asked for.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().map(|tcp| tcp.address)
+    }
+}
+
+impl LocalListener {
+    fn bind(path: &Path, allowed_uids: &[u32]) -> Result<Self, ListenError> {
+        let everybody_connects = !allowed_uids.is_empty();
+        let mode = if everybody_connects { 0o666 } else { 0o600 };
+        let (listener, file) = socket_file::listen(path, mode)?;
+        Ok(Self { listener, allowed: AllowedUsers::new(allowed_uids.to_vec()), file })
+    }
+}
+
+impl SecuredListener {
+    fn bind(options: &TcpOptions) -> Result<Self, ListenError> {
+        let named = |setting: &'static str, path: &Option<PathBuf>| {
+            path.clone().ok_or(ListenError::Unsafe { setting })
+        };
+        let certificate = named("certificate", &options.certificate)?;
+        let key = named("key", &options.key)?;
+        let token = secrets::token(&named("token_file", &options.token_file)?)?;
+        let tls = secrets::tls(&certificate, &key)?;
+        let address = options.listen;
+        let refused = |source| ListenError::Address { address, source };
+        let listener = TcpListener::bind(address).map_err(refused)?;
+        listener.set_nonblocking(true).map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        Ok(Self { listener, address, tls: Arc::new(tls), token: Arc::new(token) })
+    }
+}

@@ -1,0 +1,133 @@
+//! The file of the local socket: made with its permissions, in place of a dead daemon's, removed by who made it.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen as start_listening, socket_with,
+};
+
+use super::ListenError;
+
+/// Connections the kernel keeps for us while we take others.
+const BACKLOG: i32 = 1024;
+
+/// The file of a socket, removed when this is dropped, unless another socket is there by then.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the API's socket could not be removed");
+        }
+    }
+}
+
+/// Listens on a socket at `path`, which nobody can connect to but whom `mode` lets.
+pub(super) fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), ListenError> {
+    let failed = |source: io::Error| ListenError::Socket { path: path.to_owned(), source };
+    make_way(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|error| failed(error.into()))?;
+    // The file takes its permissions from the socket (net/unix/af_unix.c, unix_bind_bsd), less the umask: it is never
+    // wider than asked for, and widened to that afterwards.
+    fchmod(&socket, Mode::from_raw_mode(mode)).map_err(|error| failed(error.into()))?;
+    let address = SocketAddrUnix::new(path).map_err(|error| failed(error.into()))?;
+    bind(&socket, &address).map_err(|error| failed(error.into()))?;
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
+    let made = fs::symlink_metadata(path).map_err(failed)?;
+    start_listening(&socket, BACKLOG).map_err(|error| failed(error.into()))?;
+    let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino() };
+    Ok((UnixListener::from(socket), file))
+}
+
+/// Removes what a dead daemon left at `path`. Two daemons do not come here at once for one state directory: its
+/// catalog is open in one of them alone.
+fn make_way(path: &Path) -> Result<(), ListenError> {
+    let failed = |source: io::Error| ListenError::Socket { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(ListenError::NoSocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(_answered) => Err(ListenError::Taken { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode_of(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn the_file_has_its_mode_and_goes_with_its_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        for mode in [0o600, 0o666] {
+            let (listener, file) = listen(&path, mode).unwrap();
+            assert_eq!(mode_of(&path), mode);
+            drop((listener, file));
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let (_listener, _file) = listen(&path, 0o600).unwrap();
+        assert!(matches!(listen(&path, 0o600), Err(ListenError::Taken { .. })));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_replaced_ours_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let (listener, file) = listen(&path, 0o600).unwrap();
+        fs::rename(&path, directory.path().join("old")).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop((listener, file));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_file_is_not_taken_for_a_socket_and_a_long_path_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        fs::write(&path, "notes").unwrap();
+        assert!(matches!(listen(&path, 0o600), Err(ListenError::NoSocket { .. })));
+        let long = directory.path().join("x".repeat(120));
+        assert!(matches!(listen(&long, 0o600), Err(ListenError::Socket { .. })));
+    }
+}

@@ -1,0 +1,26 @@
+//! The control API: HTTP and JSON over what the daemon does.
+
+pub mod limits;
+pub mod types;
+pub mod problem;
+pub mod control;
+mod checks;
+mod places;
+mod bounded;
+mod admission;
+mod extract;
+mod answer;
+pub(crate) mod event_stream;
+mod routes;
+pub mod document;
+pub mod listen;
+mod patient;
+pub mod serve;
+
+pub use document::document_text;
+pub use listen::{ListenError, ListenOptions, Listeners, TcpOptions};
+pub use serve::serve;
+
+/// The version of the routes and of what they take and give: it goes up when something is added, its first number when
+/// something is taken away.
+pub const API_VERSION: &str = "1.0";

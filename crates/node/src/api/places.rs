@@ -1,0 +1,65 @@
+//! Places for requests: how many of a kind are worked on at once. A place is held until the work is done, also when the
+//! one who asked has gone.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::problem::{Code, Problem};
+
+/// The places for one kind of requests.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// What is asked for, in words.
+    kind: &'static str,
+    count: usize,
+    free: Arc<Semaphore>,
+}
+
+/// A place that is taken until the last clone of it is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    _taken: Arc<OwnedSemaphorePermit>,
+}
+
+impl Places {
+    pub(crate) fn new(kind: &'static str, count: usize) -> Self {
+        Self { kind, count, free: Arc::new(Semaphore::new(count)) }
+    }
+
+    /// A place, or the problem that there is none now.
+    fn take(&self) -> Result<Place, Problem> {
+        let taken = Arc::clone(&self.free).try_acquire_owned().map_err(|_full| {
+            let Self { kind, count, .. } = self;
+            Problem::new(
+                Code::TooMany,
+                format!("{count} {kind} are being worked on, and no more at once: ask again"),
+            )
+        })?;
+        Ok(Place { _taken: Arc::new(taken) })
+    }
+}
+
+/// Takes a place for a request before its body is read; the handler finds it as a [`Place`].
+pub(crate) async fn with_place(State(places): State<Places>, mut request: Request, next: Next) -> Response {
+    match places.take() {
+        Ok(place) => {
+            request.extensions_mut().insert(place);
+            next.run(request).await
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Place {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        let place = parts.extensions.remove::<Self>();
+        place.ok_or_else(|| Problem::new(Code::Internal, "no place was taken for this request"))
+    }
+}

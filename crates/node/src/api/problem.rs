@@ -1,0 +1,181 @@
+//! Why something was not done: a stable code, words for people, and the ids it is about.
+
+use rekindle_engine::identity::SnapshotId;
+use uuid::Uuid;
+
+use super::types::ProblemBody;
+
+/// The kinds of problems. What a code means never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// The request says something that cannot be.
+    InvalidRequest,
+    /// No credentials, or wrong ones.
+    Unauthorized,
+    /// There is no such sandbox, snapshot, socket or route.
+    NotFound,
+    /// The route is there, but not with this method.
+    WrongMethod,
+    /// More than one id begins so.
+    AmbiguousReference,
+    /// Another resource has this name.
+    NameTaken,
+    /// It cannot be done in the state things are in.
+    WrongState,
+    /// The same idempotency key came with another request.
+    IdempotencyMismatch,
+    /// The wait ended before the state was reached.
+    NotYet,
+    /// The request's body is longer than is taken.
+    TooLarge,
+    /// More at once than is taken.
+    TooMany,
+    /// No RAM for a capture, even after waiting; the guest runs on.
+    NoRam,
+    /// Too many unsealed snapshots in this line, even after waiting; the guest runs on.
+    TooManyUnsealed,
+    /// The guest or its VMM failed.
+    GuestFailed,
+    /// The store did not answer as it must.
+    StoreFailed,
+    /// The snapshot was lost; the detail says how.
+    Lost,
+    /// The keeper cannot be reached.
+    KeeperFailed,
+    /// The local disk failed.
+    DiskFailed,
+    /// The daemon is ending.
+    Ending,
+    /// A bug.
+    Internal,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Problem {
+    /// Its kind.
+    pub code: Code,
+    /// What happened, to what, and what to do.
+    pub detail: String,
+    /// The sandboxes it is about.
+    pub sandboxes: Vec<Uuid>,
+    /// The snapshots it is about.
+    pub snapshots: Vec<Uuid>,
+}
+
+impl Problem {
+    /// A problem of a kind, with its words.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into(), sandboxes: Vec::new(), snapshots: Vec::new() }
+    }
+
+    /// The same, about a sandbox.
+    #[must_use]
+    pub fn sandbox(mut self, id: Uuid) -> Self {
+        self.sandboxes.push(id);
+        self
+    }
+
+    /// The same, about a snapshot.
+    #[must_use]
+    pub fn snapshot(mut self, id: SnapshotId) -> Self {
+        self.snapshots.push(id.uuid());
+        self
+    }
+
+    /// What is sent.
+    pub fn body(&self) -> ProblemBody {
+        let code = self.code.name();
+        ProblemBody {
+            kind: format!("urn:rekindle:problem:{code}"),
+            title: self.code.title().to_owned(),
+            status: self.code.status(),
+            code: code.to_owned(),
+            detail: self.detail.clone(),
+            sandboxes: self.sandboxes.clone(),
+            snapshots: self.snapshots.clone(),
+        }
+    }
+}
+
+impl Code {
+    /// All of them.
+    pub const ALL: [Self; 20] = [
+        Self::InvalidRequest,
+        Self::Unauthorized,
+        Self::NotFound,
+        Self::WrongMethod,
+        Self::AmbiguousReference,
+        Self::NameTaken,
+        Self::WrongState,
+        Self::IdempotencyMismatch,
+        Self::NotYet,
+        Self::TooLarge,
+        Self::TooMany,
+        Self::NoRam,
+        Self::TooManyUnsealed,
+        Self::GuestFailed,
+        Self::StoreFailed,
+        Self::Lost,
+        Self::KeeperFailed,
+        Self::DiskFailed,
+        Self::Ending,
+        Self::Internal,
+    ];
+
+    /// The code as it is sent.
+    pub fn name(self) -> &'static str {
+        self.facts().0
+    }
+
+    /// The HTTP status it goes with.
+    pub fn status(self) -> u16 {
+        self.facts().1
+    }
+
+    /// The code that is sent as `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.name() == name)
+    }
+
+    /// Whether the same request may well be done a moment later.
+    pub fn passes(self) -> bool {
+        matches!(
+            self,
+            Self::TooMany | Self::NoRam | Self::TooManyUnsealed | Self::KeeperFailed | Self::Ending
+        )
+    }
+
+    /// The code in words.
+    pub fn title(self) -> &'static str {
+        self.facts().2
+    }
+
+    fn facts(self) -> (&'static str, u16, &'static str) {
+        match self {
+            Self::InvalidRequest => ("invalid_request", 400, "The request cannot be understood"),
+            Self::Unauthorized => ("unauthorized", 401, "The credentials are missing or wrong"),
+            Self::NotFound => ("not_found", 404, "There is no such thing"),
+            Self::WrongMethod => ("wrong_method", 405, "The route has no such method"),
+            Self::AmbiguousReference => ("ambiguous_reference", 409, "More than one id begins so"),
+            Self::NameTaken => ("name_taken", 409, "The name is taken"),
+            Self::WrongState => ("wrong_state", 409, "It cannot be done in this state"),
+            Self::IdempotencyMismatch => {
+                ("idempotency_mismatch", 422, "The idempotency key belongs to another request")
+            }
+            Self::NotYet => ("not_yet", 504, "The state was not reached in time"),
+            Self::TooLarge => ("too_large", 413, "The request is too long"),
+            Self::TooMany => ("too_many", 429, "Too many at once"),
+            Self::NoRam => ("no_ram", 503, "There is no RAM for the capture"),
+            Self::TooManyUnsealed => ("too_many_unsealed", 503, "Earlier pauses are still being sealed"),
+            Self::GuestFailed => ("guest_failed", 502, "The guest failed"),
+            Self::StoreFailed => ("store_failed", 502, "The store failed"),
+            Self::Lost => ("lost", 410, "It was lost"),
+            Self::KeeperFailed => ("keeper_failed", 503, "The keeper cannot be reached"),
+            Self::DiskFailed => ("disk_failed", 507, "The local disk failed"),
+            Self::Ending => ("ending", 503, "The daemon is ending"),
+            Self::Internal => ("internal", 500, "A bug in rekindle"),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What happens, as server-sent events.
+
+use std::convert::Infallible;
+
+use axum::extract::State;
+use axum::response::sse::{self, KeepAlive, Sse};
+use futures_util::Stream;
+use utoipa_axum::routes;
+
+use super::Routes;
+use crate::api::bounded::BoundedControl;
+use crate::api::control::Answer;
+use crate::api::event_stream::EventStream;
+use crate::api::extract::{CheckedQuery, LastEventId};
+use crate::api::limits;
+use crate::api::places::Place;
+use crate::api::types::{Event, EventsQuery};
+
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(stream_events))
+}
+
+/// Streams what happens: `id` is the event's id, `event` its kind, `data` the event as JSON.
+///
+/// An event of kind `lost` says that the client read too slowly and events were left out; the stream ends with it.
+#[utoipa::path(
+    get,
+    path = "/v1/events",
+    tag = "events",
+    params(EventsQuery, crate::api::document::LastEventIdParameter),
+    responses((status = 200, description = "A stream without an end", body = Event, content_type = "text/event-stream"))
+)]
+async fn stream_events(
+    State(control): State<BoundedControl>,
+    place: Place,
+    CheckedQuery(query): CheckedQuery<EventsQuery>,
+    LastEventId(last): LastEventId,
+) -> Answer<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>> {
+    let after = last.or(query.after);
+    let (known, coming) = control.ask(place.clone(), move |control| Ok(control.events(after))).await?;
+    let events = EventStream::new(known, coming, control.ending(), place).into_stream();
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(limits::EVENT_STREAM_SIGN_EVERY)))
+}

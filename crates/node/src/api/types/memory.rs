@@ -1,0 +1,119 @@
+//! Memory of VMMs that others start: served at a fault socket, captured out of a process.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Labels, ServedPages, schemas};
+
+/// A socket at which a VMM that others start is served with a snapshot's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FaultSocket {
+    /// Its id, a UUID version 7.
+    pub id: Uuid,
+    /// The snapshot it serves.
+    pub snapshot: Uuid,
+    /// Where to connect and hand the memory over.
+    pub path: String,
+    /// The process that did, once one has.
+    pub pid: Option<u32>,
+    /// How it fares: `listening`, `running`, `stalled`, `ended`.
+    pub state: FaultSocketState,
+    /// Why it is stalled or has ended.
+    pub reason: Option<String>,
+    /// Pages served.
+    pub served: Option<ServedPages>,
+}
+
+/// How a fault socket fares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultSocketState {
+    /// Nobody has handed memory over yet.
+    Listening,
+    /// Its VMM is served.
+    Running,
+    /// Its VMM waits for a page that cannot be had now.
+    Stalled,
+    /// Its VMM is gone, or the hand-over failed.
+    Ended,
+}
+
+/// Which snapshot a fault socket is to serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OpenFaultSocket {
+    /// The snapshot: its id, a unique prefix of it, or its name.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub snapshot: String,
+    /// Whether to serve before it is sealed; the setting where it is not said.
+    #[serde(default)]
+    pub serve_before_seal: Option<bool>,
+}
+
+/// Whose memory is to be captured. The caller has stopped every thread that could write it, and ends the process once
+/// this has answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CaptureMemory {
+    /// Where the memory is.
+    pub source: CaptureSource,
+    /// The snapshot's name.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub name: Option<String>,
+    /// The snapshot's labels.
+    #[serde(default)]
+    #[schema(schema_with = schemas::labels)]
+    pub labels: Labels,
+    /// Device state and the like, by name, as base64 of bytes.
+    #[serde(default)]
+    #[schema(schema_with = schemas::blobs)]
+    pub blobs: BTreeMap<String, String>,
+}
+
+/// Where memory to be captured is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum CaptureSource {
+    /// A VMM served at a fault socket: what it changed, as a child of the socket's snapshot.
+    FaultSocket {
+        /// The socket.
+        id: Uuid,
+    },
+    /// A memory file that a process has open: all that is in it, as a snapshot without a parent.
+    Memfd {
+        /// The process.
+        #[schema(minimum = 1, maximum = 2147483647)]
+        pid: u32,
+        /// The number of its descriptor.
+        #[schema(minimum = 0)]
+        fd: i32,
+    },
+    /// Private memory of a stopped process: all that is there, copied, as a snapshot without a parent.
+    Process {
+        /// The process.
+        #[schema(minimum = 1, maximum = 2147483647)]
+        pid: u32,
+        /// Where guest memory is in it.
+        #[schema(min_items = 1, max_items = 1024)]
+        regions: Vec<MemoryRegion>,
+    },
+}
+
+/// A region of guest memory in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryRegion {
+    /// Address in the process.
+    #[schema(maximum = 72_057_594_037_927_936_i64, multiple_of = 4096)]
+    pub start: u64,
+    /// Length.
+    #[schema(minimum = 4096, maximum = 1_099_511_627_776_i64, multiple_of = 4096)]
+    pub bytes: u64,
+    /// Position in guest memory.
+    #[schema(maximum = 1_099_511_623_680_i64, multiple_of = 4096)]
+    pub offset: u64,
+}

@@ -1,0 +1,171 @@
+//! Where a daemon is, and how it is connected to.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Uri;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::error::ClientError;
+
+/// How long a connection may take to be made.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Where a daemon is.
+#[derive(Clone, Debug)]
+pub enum Endpoint {
+    /// At a socket of this machine.
+    Socket(PathBuf),
+    /// Elsewhere, over TLS.
+    Remote(Arc<Remote>),
+}
+
+/// How a daemon elsewhere is reached.
+#[derive(Clone, Debug)]
+pub struct RemoteOptions {
+    /// `https://host:port`.
+    pub url: String,
+    /// The file with the token.
+    pub token_file: PathBuf,
+    /// The file with the certificates of the authorities that vouch for the daemon, as PEM; its own, where it vouches
+    /// for itself.
+    pub authorities: PathBuf,
+}
+
+/// A daemon elsewhere, with what it takes to be let in and to know that it is the right one.
+pub struct Remote {
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
+    token: String,
+    tls: Arc<ClientConfig>,
+}
+
+/// A connection to a daemon.
+pub(super) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<C: AsyncRead + AsyncWrite + Send + Unpin> Connection for C {}
+
+impl Endpoint {
+    /// The daemon at `https://host:port`.
+    pub fn remote(options: &RemoteOptions) -> Result<Self, ClientError> {
+        let address = || ClientError::Address { given: options.url.clone() };
+        let url: Uri = options.url.parse().map_err(|_not_a_url| address())?;
+        let is_root = matches!(url.path_and_query().map(|rest| rest.as_str()), None | Some("/"));
+        let (Some("https"), Some(host), true) = (url.scheme_str(), url.host(), is_root) else {
+            return Err(address());
+        };
+        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let token = read(&options.token_file)?.trim().to_owned();
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(wrong(&options.token_file, "does not hold a token"));
+        }
+        Ok(Self::Remote(Arc::new(Remote {
+            host: name.clone(),
+            port: url.port_u16().unwrap_or(443),
+            name: ServerName::try_from(name).map_err(|_not_a_name| address())?,
+            token,
+            tls: Arc::new(trusting(&options.authorities)?),
+        })))
+    }
+
+    /// The host as HTTP wants it named.
+    pub(super) fn host(&self) -> String {
+        match self {
+            Self::Socket(_) => "localhost".to_owned(),
+            Self::Remote(remote) => format!("{}:{}", bracketed(&remote.host), remote.port),
+        }
+    }
+
+    /// The token that lets in, where one is needed.
+    pub(super) fn token(&self) -> Option<&str> {
+        match self {
+            Self::Socket(_) => None,
+            Self::Remote(remote) => Some(&remote.token),
+        }
+    }
+
+    /// Connects; an error says that nothing was sent.
+    pub(super) async fn connect(&self) -> Result<Box<dyn Connection>, ClientError> {
+        let connected = timeout(CONNECTED_WITHIN, self.open()).await.unwrap_or_else(|_elapsed| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECTED_WITHIN:?}")))
+        });
+        connected.map_err(|source| ClientError::Unreachable { endpoint: self.to_string(), source })
+    }
+
+    async fn open(&self) -> io::Result<Box<dyn Connection>> {
+        match self {
+            Self::Socket(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+            Self::Remote(remote) => {
+                let stream = TcpStream::connect((remote.host.as_str(), remote.port)).await?;
+                stream.set_nodelay(true)?;
+                let connector = TlsConnector::from(Arc::clone(&remote.tls));
+                Ok(Box::new(connector.connect(remote.name.clone(), stream).await?))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(formatter, "{}", path.display()),
+            Self::Remote(_) => write!(formatter, "https://{}", self.host()),
+        }
+    }
+}
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Remote")
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .finish_non_exhaustive()
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+fn trusting(authorities: &Path) -> Result<ClientConfig, ClientError> {
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(authorities)
+        .map_err(|error| wrong(authorities, format!("cannot be read as PEM: {error}")))?;
+    for certificate in certificates {
+        certificate
+            .map_err(|error| error.to_string())
+            .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()))
+            .map_err(|error| wrong(authorities, format!("holds no certificate that can be used: {error}")))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong(authorities, "holds no certificate"));
+    }
+    let mut tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has every version it comes with")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+fn read(path: &Path) -> Result<String, ClientError> {
+    fs::read_to_string(path).map_err(|error| wrong(path, format!("cannot be read: {error}")))
+}
+
+fn wrong(path: &Path, reason: impl Into<String>) -> ClientError {
+    ClientError::Secret { path: path.to_owned(), reason: reason.into() }
+}

@@ -1,0 +1,112 @@
+//! What can go wrong between a client and the daemon.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::api::problem::Code;
+use crate::api::types::ProblemBody;
+
+/// A call did not come to its answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The daemon says why it did not do it.
+    #[error("{}", .0.detail)]
+    Problem(Box<ProblemBody>),
+    /// Nobody can be reached there.
+    #[error("no rekindle daemon can be reached at {endpoint}: {source}; {}", hint(.source))]
+    Unreachable {
+        /// Where.
+        endpoint: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection broke before the answer came.
+    #[error(
+        "the connection to {endpoint} broke before the answer came ({reason}): it is not known whether the request \
+         was done"
+    )]
+    Broken {
+        /// Where.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
+    /// No answer came in time.
+    #[error("{endpoint} did not answer within {within:?}: it is not known whether the request was done")]
+    Silent {
+        /// Where.
+        endpoint: String,
+        /// How long it was waited for.
+        within: Duration,
+    },
+    /// Something answered that is not rekindle, or not this version of it.
+    #[error("{endpoint} answered {status} with something that is not rekindle's: {reason}")]
+    Strange {
+        /// Where.
+        endpoint: String,
+        /// The HTTP status.
+        status: u16,
+        /// What could not be understood.
+        reason: String,
+    },
+    /// Events came faster than they were taken.
+    #[error("{missed} events were left out because they came faster than they were taken")]
+    EventsLost {
+        /// How many.
+        missed: u64,
+    },
+    /// The address of a daemon cannot be understood.
+    #[error("{given:?} is no address of a daemon: write the path of its socket, or https://host:port")]
+    Address {
+        /// What was given.
+        given: String,
+    },
+    /// A file that TCP needs cannot be used.
+    #[error("{} {reason}", path.display())]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// What is the matter with it, with its verb.
+        reason: String,
+    },
+}
+
+impl ClientError {
+    /// The code of the problem the daemon answered with, if it did and it is known here.
+    pub fn code(&self) -> Option<Code> {
+        self.problem().and_then(|problem| Code::named(&problem.code))
+    }
+
+    /// The problem the daemon answered with, if it did.
+    pub fn problem(&self) -> Option<&ProblemBody> {
+        match self {
+            Self::Problem(problem) => Some(problem),
+            Self::Unreachable { .. }
+            | Self::Broken { .. }
+            | Self::Silent { .. }
+            | Self::Strange { .. }
+            | Self::EventsLost { .. }
+            | Self::Address { .. }
+            | Self::Secret { .. } => None,
+        }
+    }
+
+    /// Whether nobody was there: nothing was asked, and the same may be asked again.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+
+    /// Whether the daemon may have done what was asked although there is no answer: ask again with the same key.
+    pub fn is_undecided(&self) -> bool {
+        matches!(self, Self::Broken { .. } | Self::Silent { .. })
+    }
+}
+
+/// What to do about a connection that cannot be made.
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() == io::ErrorKind::PermissionDenied {
+        true => "ask as root or as the daemon's user, or have your user added to api.allowed_uids",
+        false => "is `rekindle serve` running?",
+    }
+}

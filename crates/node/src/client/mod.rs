@@ -1,0 +1,284 @@
+//! A client of the control API: each route as a call that blocks until it is answered.
+
+mod endpoint;
+mod error;
+mod events;
+mod exchange;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::api::limits;
+use crate::api::problem::Code;
+use crate::api::types::{
+    CaptureMemory, CreateSandbox, EventsQuery, FaultSocket, ForkSandbox, Health, ListQuery, OpenFaultSocket,
+    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
+    SnapshotList, SnapshotState, Verification, Version, WaitQuery,
+};
+pub use endpoint::{Endpoint, RemoteOptions};
+pub use error::ClientError;
+pub use events::Events;
+use exchange::{Call, Reply};
+
+/// What a call comes to.
+pub type Result<T> = std::result::Result<T, ClientError>;
+
+/// How long an answer is waited for: longer than the daemon itself waits for anything.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(20 * 60);
+
+/// How long a wait is waited for beyond its own limit.
+const WAIT_ANSWERED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A client of one daemon; every call connects anew, so that a daemon that was started again is found.
+///
+/// Calls block their thread and must not be made on a thread of an asynchronous runtime.
+#[derive(Clone, Debug)]
+pub struct Client {
+    endpoint: Endpoint,
+    answered_within: Duration,
+}
+
+impl Client {
+    /// A client of the daemon at `endpoint`.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, answered_within: ANSWERED_WITHIN }
+    }
+
+    /// A client of the daemon that listens on a socket of this machine.
+    pub fn of_socket(path: impl Into<PathBuf>) -> Self {
+        Self::new(Endpoint::Socket(path.into()))
+    }
+
+    /// The same client, for which an answer that takes longer is an error.
+    #[must_use]
+    pub fn answered_within(self, answered_within: Duration) -> Self {
+        Self { answered_within, ..self }
+    }
+
+    /// Where the daemon is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Starts a sandbox on empty memory.
+    pub fn create_sandbox(&self, key: Option<&str>, wanted: &CreateSandbox) -> Result<Sandbox> {
+        self.ask(Call::post("/v1/sandboxes").with_key(key).with_body(wanted))
+    }
+
+    /// A page of the sandboxes, oldest first.
+    pub fn sandboxes(&self, query: &ListQuery) -> Result<SandboxList> {
+        self.ask(Call::get("/v1/sandboxes").with_query(query))
+    }
+
+    /// All sandboxes, or those with a label `name=value`, oldest first.
+    pub fn all_sandboxes(&self, label: Option<&str>) -> Result<Vec<Sandbox>> {
+        all(label, |query| self.sandboxes(query).map(|page| (page.sandboxes, page.next)))
+    }
+
+    /// One sandbox.
+    pub fn sandbox(&self, reference: &str) -> Result<Sandbox> {
+        self.ask(Call::get("/v1/sandboxes").of(reference))
+    }
+
+    /// Pauses a sandbox into a snapshot.
+    pub fn pause_sandbox(&self, reference: &str, key: Option<&str>, how: &PauseSandbox) -> Result<Snapshot> {
+        self.ask(Call::post("/v1/sandboxes").of(reference).then("/pause").with_key(key).with_body(how))
+    }
+
+    /// Resumes a paused sandbox from its last snapshot.
+    pub fn resume_sandbox(&self, reference: &str, how: &ResumeSandbox) -> Result<Sandbox> {
+        self.ask(Call::post("/v1/sandboxes").of(reference).then("/resume").with_body(how))
+    }
+
+    /// Makes new sandboxes that go on from where this one is.
+    pub fn fork_sandbox(
+        &self,
+        reference: &str,
+        key: Option<&str>,
+        how: &ForkSandbox,
+    ) -> Result<Vec<Sandbox>> {
+        let call = Call::post("/v1/sandboxes").of(reference).then("/fork").with_key(key).with_body(how);
+        self.ask(call).map(|made: SandboxList| made.sandboxes)
+    }
+
+    /// Ends a sandbox's guest; what it did since its last pause is gone.
+    pub fn stop_sandbox(&self, reference: &str) -> Result<Sandbox> {
+        self.ask(Call::post("/v1/sandboxes").of(reference).then("/stop"))
+    }
+
+    /// Ends a sandbox's guest if it runs and forgets the sandbox; its snapshots stay.
+    pub fn remove_sandbox(&self, reference: &str) -> Result<()> {
+        self.tell(Call::delete("/v1/sandboxes").of(reference))
+    }
+
+    /// Tells a process guest to do something, and gives its answer.
+    pub fn tell_guest(&self, reference: &str, command: &Value) -> Result<Value> {
+        self.ask(Call::post("/v1/sandboxes").of(reference).then("/guest").with_body(command))
+    }
+
+    /// A page of the snapshots, oldest first.
+    pub fn snapshots(&self, query: &ListQuery) -> Result<SnapshotList> {
+        self.ask(Call::get("/v1/snapshots").with_query(query))
+    }
+
+    /// All snapshots, or those with a label `name=value`, oldest first.
+    pub fn all_snapshots(&self, label: Option<&str>) -> Result<Vec<Snapshot>> {
+        all(label, |query| self.snapshots(query).map(|page| (page.snapshots, page.next)))
+    }
+
+    /// One snapshot.
+    pub fn snapshot(&self, reference: &str) -> Result<Snapshot> {
+        self.ask(Call::get("/v1/snapshots").of(reference))
+    }
+
+    /// Waits until a snapshot has come as far as `state`; the problem `not_yet` says that it has not within `limit`.
+    pub fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Result<Snapshot> {
+        let until = Instant::now() + limit;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let seconds = whole_seconds(left).min(limits::WAIT_SECONDS_MAX);
+            let answer = self.wait_once(reference, WaitQuery { state, timeout_seconds: Some(seconds) });
+            match answer {
+                Err(error) if error.code() == Some(Code::NotYet) && Instant::now() < until => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    fn wait_once(&self, reference: &str, query: WaitQuery) -> Result<Snapshot> {
+        let call = Call::get("/v1/snapshots").of(reference).then("/wait").with_query(&query);
+        let seconds = query.timeout_seconds.unwrap_or(limits::WAIT_SECONDS);
+        let within = Duration::from_secs(seconds.into()) + WAIT_ANSWERED_WITHIN;
+        exchange::exchange(&self.endpoint, call, within).and_then(Reply::json)
+    }
+
+    /// Deletes a snapshot; sandboxes that run from it and its children go on.
+    pub fn delete_snapshot(&self, reference: &str) -> Result<()> {
+        self.tell(Call::delete("/v1/snapshots").of(reference))
+    }
+
+    /// Reads every page of a snapshot and checks it.
+    pub fn verify_snapshot(&self, reference: &str) -> Result<Verification> {
+        self.ask(Call::post("/v1/snapshots").of(reference).then("/verify"))
+    }
+
+    /// Which layers a snapshot is made of and where they are.
+    pub fn placement(&self, reference: &str) -> Result<Placement> {
+        self.ask(Call::get("/v1/snapshots").of(reference).then("/placement"))
+    }
+
+    /// Makes new sandboxes of a snapshot.
+    pub fn resume_snapshot(
+        &self,
+        reference: &str,
+        key: Option<&str>,
+        how: &ResumeSnapshot,
+    ) -> Result<Vec<Sandbox>> {
+        let call = Call::post("/v1/snapshots").of(reference).then("/resume").with_key(key).with_body(how);
+        self.ask(call).map(|made: SandboxList| made.sandboxes)
+    }
+
+    /// Opens a socket at which a VMM is served with a snapshot's memory.
+    pub fn open_fault_socket(&self, wanted: &OpenFaultSocket) -> Result<FaultSocket> {
+        self.ask(Call::post("/v1/fault-sockets").with_body(wanted))
+    }
+
+    /// The fault sockets.
+    pub fn fault_sockets(&self) -> Result<Vec<FaultSocket>> {
+        self.ask(Call::get("/v1/fault-sockets"))
+    }
+
+    /// One fault socket.
+    pub fn fault_socket(&self, id: Uuid) -> Result<FaultSocket> {
+        self.ask(Call::get("/v1/fault-sockets").of(&id.to_string()))
+    }
+
+    /// Closes a fault socket and ends its serving; the caller has ended the VMM.
+    pub fn close_fault_socket(&self, id: Uuid) -> Result<()> {
+        self.tell(Call::delete("/v1/fault-sockets").of(&id.to_string()))
+    }
+
+    /// Captures memory of a process that others manage.
+    pub fn capture_memory(&self, wanted: &CaptureMemory) -> Result<Snapshot> {
+        self.ask(Call::post("/v1/captures").with_body(wanted))
+    }
+
+    /// What happens: events after `after` that are still known, and those to come; without it only those to come.
+    ///
+    /// When this returns, the daemon has noted that events are wanted: none from here on is missed.
+    pub fn events(&self, after: Option<u64>) -> Result<Events> {
+        let call = Call::get("/v1/events").with_query(&EventsQuery { after });
+        Events::open(&self.endpoint, call, self.answered_within)
+    }
+
+    /// That the daemon answers.
+    pub fn health(&self) -> Result<Health> {
+        self.ask(Call::get("/v1/health"))
+    }
+
+    /// Whether requests can be done, and if not, why.
+    pub fn readiness(&self) -> Result<Readiness> {
+        let reply = exchange::exchange(&self.endpoint, Call::get("/v1/ready"), self.answered_within)?;
+        match reply.clone().json() {
+            // What stands in the way comes with a status of failure, but is what was asked for.
+            Err(error) => reply.any_json().map_err(|_other| error),
+            answer => answer,
+        }
+    }
+
+    /// Who answers.
+    pub fn version(&self) -> Result<Version> {
+        self.ask(Call::get("/v1/version"))
+    }
+
+    /// Measurements in a form Prometheus reads.
+    pub fn metrics(&self) -> Result<String> {
+        exchange::exchange(&self.endpoint, Call::get("/metrics"), self.answered_within)?.text()
+    }
+
+    /// A request that no call above makes: its answer as JSON, null where it is empty.
+    pub fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
+        let call = Call::new(method, path);
+        let call = match body {
+            Some(body) => call.with_body(body),
+            None => call,
+        };
+        self.ask(call)
+    }
+
+    fn ask<T: DeserializeOwned>(&self, call: Call) -> Result<T> {
+        exchange::exchange(&self.endpoint, call, self.answered_within)?.json()
+    }
+
+    fn tell(&self, call: Call) -> Result<()> {
+        exchange::exchange(&self.endpoint, call, self.answered_within)?.done()
+    }
+}
+
+/// Every entry of a list that comes in pages.
+fn all<T>(
+    label: Option<&str>,
+    page: impl Fn(&ListQuery) -> Result<(Vec<T>, Option<Uuid>)>,
+) -> Result<Vec<T>> {
+    let mut query = ListQuery { limit: Some(limits::LIST_MAX), after: None, label: label.map(str::to_owned) };
+    let mut entries = Vec::new();
+    loop {
+        let (more, next) = page(&query)?;
+        entries.extend(more);
+        match next {
+            Some(next) if Some(next) != query.after => query.after = Some(next),
+            Some(_) | None => return Ok(entries),
+        }
+    }
+}
+
+/// `duration` in seconds, rounded up.
+fn whole_seconds(duration: Duration) -> u32 {
+    let more = u64::from(duration.subsec_nanos() > 0);
+    u32::try_from(duration.as_secs() + more).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,246 @@
+//! The directories that settings name: whether they can be written, how much room they have, and whether the store does
+//! what a store must.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt as _;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
+use uuid::Uuid;
+
+use super::{Check, Outcome};
+use crate::commands::shown::{duration, size};
+use crate::settings::Settings;
+
+/// TMPFS_MAGIC (linux/magic.h).
+const TMPFS: u64 = 0x0102_1994;
+
+/// Room below which a warning is due: a snapshot's layer can be as large as its guest's memory.
+const ROOM_WANTED: u64 = 2 << 30;
+
+/// Room below which nothing can be saved for long.
+const ROOM_NEEDED: u64 = 64 << 20;
+
+/// Bytes of a unix socket's path, its end included (sun_path, unix(7)).
+const SOCKET_PATH_BYTES: usize = 108;
+
+/// How long the store may take for everything that is tried.
+const STORE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Looks at all of them.
+pub(super) fn look(settings: &Settings) -> Vec<Check> {
+    let from = settings.file.as_ref().map_or_else(
+        || "defaults, variables and flags; there is no settings file".to_owned(),
+        |path| path.display().to_string(),
+    );
+    vec![
+        Check::ok("settings", from),
+        state_directory(&settings.state_directory),
+        run_directory(settings),
+        store(settings),
+    ]
+}
+
+fn state_directory(path: &Path) -> Check {
+    let name = "state directory";
+    match room(path) {
+        Err(refused) => Check::fail(name, refused, "make it writable, or set state_directory to one that is"),
+        Ok(room) if room.filesystem == TMPFS => Check::warn(
+            name,
+            format!(
+                "{} is in RAM (tmpfs): what is sealed but not published is gone after a reboot",
+                path.display()
+            ),
+            "set state_directory to one on a disk",
+        ),
+        Ok(room) => room.check(name, path, "make room there, or set state_directory to a larger disk"),
+    }
+}
+
+fn run_directory(settings: &Settings) -> Check {
+    let (name, path) = ("run directory", &settings.run_directory);
+    let sockets = [settings.keeper_socket(), settings.api.socket.clone()];
+    if let Some(long) = sockets.iter().find(|path| path.as_os_str().as_bytes().len() >= SOCKET_PATH_BYTES) {
+        return Check::fail(
+            name,
+            format!(
+                "{} is longer than a socket's path can be ({} bytes)",
+                long.display(),
+                SOCKET_PATH_BYTES - 1
+            ),
+            "set run_directory to a shorter path",
+        );
+    }
+    match room(path) {
+        Err(refused) => Check::fail(name, refused, "make it writable, or set run_directory to one that is"),
+        Ok(room) => Check::ok(name, room.describe(path)),
+    }
+}
+
+fn store(settings: &Settings) -> Check {
+    let name = "store";
+    let directory = settings.store.directory();
+    let room = match room(directory) {
+        Ok(room) => room,
+        Err(refused) => return Check::fail(name, refused, "make it writable, or set store to one that is"),
+    };
+    if !room.exists {
+        return room.check(name, directory, "make room there, or set store to a larger disk");
+    }
+    match settings.store.objects().map_err(anyhow::Error::from).and_then(|objects| try_store(&objects)) {
+        Ok(write_time) => {
+            let tried = room.check(name, directory, "make room there, or set store to a larger disk");
+            let found = format!(
+                "{}; writing (in {}), reading, ranges, listing and deleting work",
+                tried.found,
+                duration(write_time)
+            );
+            Check { found, ..tried }
+        }
+        Err(error) => Check::fail(
+            name,
+            format!("{}: {error:#}", settings.store),
+            "nothing can be published until the store does this; the daemon tries again until it does",
+        ),
+    }
+}
+
+/// A place for files.
+struct Room {
+    exists: bool,
+    free: u64,
+    total: u64,
+    filesystem: u64,
+}
+
+/// What room `path` has, or will have once it is made; the error says that it cannot be written.
+fn room(path: &Path) -> Result<Room, String> {
+    let exists = path.exists();
+    let place = if exists { path.to_owned() } else { nearest_directory(path) };
+    let here = path.display();
+    tempfile::tempfile_in(&place).map_err(|error| {
+        let error = bare(&error);
+        if exists {
+            format!("{here} cannot be written: {error}")
+        } else {
+            format!("{here} is not there and cannot be made in {}: {error}", place.display())
+        }
+    })?;
+    let unreadable = |error: rustix::io::Errno| format!("{here}: its room cannot be told: {error}");
+    let space = rustix::fs::statvfs(&place).map_err(unreadable)?;
+    let filesystem = rustix::fs::statfs(&place).map_err(unreadable)?.f_type;
+    Ok(Room {
+        exists,
+        free: space.f_bavail.saturating_mul(space.f_frsize),
+        total: space.f_blocks.saturating_mul(space.f_frsize),
+        filesystem: u64::try_from(filesystem).unwrap_or(0),
+    })
+}
+
+/// What the system said, without the path of the file it was tried with.
+fn bare(error: &io::Error) -> io::Error {
+    let inner =
+        error.get_ref().and_then(|inner| std::error::Error::source(inner)?.downcast_ref::<io::Error>());
+    let code = inner.and_then(io::Error::raw_os_error).or_else(|| error.raw_os_error());
+    code.map_or_else(|| io::Error::from(error.kind()), io::Error::from_raw_os_error)
+}
+
+fn nearest_directory(path: &Path) -> PathBuf {
+    path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned()
+}
+
+impl Room {
+    fn describe(&self, path: &Path) -> String {
+        let made = if self.exists { "" } else { " (made when the daemon starts)" };
+        format!("{}{made}, {} of {} free", path.display(), size(self.free), size(self.total))
+    }
+
+    fn check(&self, name: &'static str, path: &Path, advice: &str) -> Check {
+        let found = self.describe(path);
+        let outcome = match self.free {
+            ..ROOM_NEEDED => Outcome::Fail,
+            ROOM_NEEDED..ROOM_WANTED => Outcome::Warn,
+            _ => Outcome::Ok,
+        };
+        let advice = (outcome != Outcome::Ok).then(|| advice.to_owned());
+        Check { name, outcome, found, advice }
+    }
+}
+
+/// Does with a store what the daemon does with it, and takes away what it wrote; the answer is how long a write took.
+fn try_store(objects: &Arc<dyn ObjectStore>) -> anyhow::Result<Duration> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let path = ObjectPath::from(format!("rekindle-doctor-{}", Uuid::now_v7()));
+    runtime.block_on(async {
+        let tried = tokio::time::timeout(STORE_LIMIT, try_object(objects, &path)).await;
+        let deleted = tokio::time::timeout(STORE_LIMIT, objects.delete(&path)).await;
+        let write_time =
+            tried.map_err(|_| anyhow::anyhow!("it does not answer within {STORE_LIMIT:?}"))??;
+        deleted
+            .map_err(|_| anyhow::anyhow!("deleting: it does not answer within {STORE_LIMIT:?}"))?
+            .map_err(|error| anyhow::anyhow!("deleting: {error}"))?;
+        match objects.head(&path).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(write_time),
+            Ok(_) => anyhow::bail!("deleting: the object is still there"),
+            Err(error) => anyhow::bail!("asking for what is not there: {error}"),
+        }
+    })
+}
+
+async fn try_object(objects: &Arc<dyn ObjectStore>, path: &ObjectPath) -> anyhow::Result<Duration> {
+    const CONTENT: &[u8] = b"written by rekindle doctor to see whether this store works; it can be deleted";
+    let begun = Instant::now();
+    let failed = |what: &'static str| move |error| anyhow::anyhow!("{what}: {error}");
+    objects.put(path, PutPayload::from_static(CONTENT)).await.map_err(failed("writing"))?;
+    let write_time = begun.elapsed();
+    let all = objects.get(path).await.map_err(failed("reading"))?.bytes().await.map_err(failed("reading"))?;
+    anyhow::ensure!(all == CONTENT, "reading: other bytes than were written");
+    let part = objects.get_range(path, 8..18).await.map_err(failed("reading a range"))?;
+    anyhow::ensure!(part == CONTENT[8..18], "reading a range: other bytes than were written");
+    let mut listing = objects.list(None);
+    while let Some(entry) = listing.try_next().await.map_err(failed("listing"))? {
+        if entry.location == *path {
+            return Ok(write_time);
+        }
+    }
+    anyhow::bail!("listing: the object that was written is not in it")
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_works_is_left_as_it_was() {
+        let objects: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        try_store(&objects).expect("it works");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let left: Vec<_> = runtime.block_on(objects.list(None).try_collect()).unwrap();
+        assert!(left.is_empty(), "{left:?}");
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_yet_has_the_room_of_the_one_above() {
+        let above = tempfile::tempdir().unwrap();
+        let room = room(&above.path().join("a/b")).unwrap();
+        assert!(!room.exists && room.total > 0);
+        assert!(!above.path().join("a").exists(), "looking makes nothing");
+    }
+
+    #[test]
+    fn little_room_is_warned_of_and_none_fails() {
+        let of = |free| {
+            Room { exists: true, free, total: 1 << 40, filesystem: 0 }.check("x", Path::new("/x"), "more")
+        };
+        assert_eq!(of(1 << 20).outcome, Outcome::Fail);
+        assert_eq!(of(1 << 30).outcome, Outcome::Warn);
+        assert_eq!(of(1 << 30).advice.as_deref(), Some("more"));
+        assert_eq!(of(1 << 33), Check::ok("x", "/x, 8.0 GiB of 1.0 TiB free"));
+    }
+}

@@ -1,0 +1,140 @@
+//! `rekindle resume` and `rekindle fork`: sandboxes that go on from where one was.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use clap::Args;
+use serde_json::json;
+
+use super::session::Session;
+use super::shown;
+use super::status::Status;
+use super::target::{LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of};
+use crate::api::types::{ForkSandbox, ResumeSandbox, ResumeSnapshot, Sandbox};
+use crate::client::Client;
+
+/// What to resume, and as what.
+#[derive(Args, Clone, Debug)]
+pub struct ResumeArguments {
+    #[command(flatten)]
+    target: Reference,
+    /// Make so many new sandboxes of the snapshot, instead of resuming the sandbox itself
+    #[arg(long, short = 'n', value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: Option<u32>,
+    /// The new sandbox's name; with a number behind it where they are several
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    labels: LabelArguments,
+    /// Whether to serve it before its snapshot is sealed [default: the daemon's setting]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    serve_before_seal: Option<bool>,
+    /// A key of your choice: the same request for new sandboxes under the same key is done once
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+}
+
+/// What to fork, and as what.
+#[derive(Args, Clone, Debug)]
+pub struct ForkArguments {
+    #[command(flatten)]
+    target: Reference,
+    /// How many forks
+    #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// Their name; with a number behind it where they are several
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    labels: LabelArguments,
+    /// A key of your choice: the same request under the same key is done once, however often it is sent
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+}
+
+/// Resumes it.
+pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Status> {
+    let client = session.client()?;
+    let target = Target::find(&client, &arguments.target.reference)?;
+    let wants_new =
+        arguments.count.is_some() || arguments.name.is_some() || !arguments.labels.labels().is_empty();
+    let asked = Instant::now();
+    match &target {
+        Target::Sandbox(sandbox) if !wants_new => {
+            if arguments.idempotency_key.is_some() {
+                bail!(
+                    "--idempotency-key is for new sandboxes, which --count, --name, --label or a snapshot make"
+                );
+            }
+            let how = ResumeSandbox { serve_before_seal: arguments.serve_before_seal };
+            let id = sandbox.id.to_string();
+            let resumed = session.output.during("resuming", || client.resume_sandbox(&id, &how))?;
+            tell_of_one(session, &resumed, asked.elapsed())
+        }
+        Target::Sandbox(_) | Target::Snapshot(_) => {
+            let how = ResumeSnapshot {
+                count: arguments.count.unwrap_or(1),
+                name: arguments.name.clone(),
+                labels: arguments.labels.labels(),
+                serve_before_seal: arguments.serve_before_seal,
+            };
+            let snapshot = snapshot_of(&target)?.to_string();
+            let key = arguments.idempotency_key.as_deref();
+            let made = session.output.during("resuming", || client.resume_snapshot(&snapshot, key, &how))?;
+            tell_of_several(session, &made, asked.elapsed(), "resumed")
+        }
+    }
+}
+
+/// Forks it.
+pub fn fork(session: &Session, arguments: &ForkArguments) -> anyhow::Result<Status> {
+    let client = session.client()?;
+    let target = Target::find(&client, &arguments.target.reference)?;
+    let asked = Instant::now();
+    let made = session.output.during("forking", || make_forks(&client, &target, arguments))?;
+    tell_of_several(session, &made, asked.elapsed(), "forked")
+}
+
+fn make_forks(client: &Client, target: &Target, arguments: &ForkArguments) -> anyhow::Result<Vec<Sandbox>> {
+    let ForkArguments { count, name, labels, idempotency_key, .. } = arguments;
+    let (id, key, labels) = (target.id().to_string(), idempotency_key.as_deref(), labels.labels());
+    let (count, name) = (*count, name.clone());
+    Ok(match target {
+        Target::Sandbox(_) => client.fork_sandbox(&id, key, &ForkSandbox { count, name, labels })?,
+        Target::Snapshot(_) => {
+            let how = ResumeSnapshot { count, name, labels, serve_before_seal: None };
+            client.resume_snapshot(&id, key, &how)?
+        }
+    })
+}
+
+fn tell_of_one(session: &Session, sandbox: &Sandbox, took: Duration) -> anyhow::Result<Status> {
+    if session.output.json {
+        session.output.value(sandbox)?;
+    } else {
+        let title = sandbox_title(sandbox);
+        let id = bracketed_id(sandbox.name.as_deref(), &sandbox.id);
+        session.output.line(&format!("{title} runs again after {}{id}", shown::duration(took)))?;
+    }
+    Ok(Status::Done)
+}
+
+fn tell_of_several(
+    session: &Session,
+    made: &[Sandbox],
+    took: Duration,
+    verb: &str,
+) -> anyhow::Result<Status> {
+    if session.output.json {
+        session.output.value(&json!({ "sandboxes": made }))?;
+        return Ok(Status::Done);
+    }
+    for sandbox in made {
+        let id = bracketed_id(sandbox.name.as_deref(), &sandbox.id);
+        session.output.line(&format!("{} runs{id}", sandbox_title(sandbox)))?;
+    }
+    if made.len() > 1 {
+        session.output.line(&format!("{} {verb} in {}", made.len(), shown::duration(took)))?;
+    }
+    Ok(Status::Done)
+}

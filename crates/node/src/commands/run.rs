@@ -1,0 +1,77 @@
+//! `rekindle run`: starts a sandbox.
+
+use clap::{Args, ValueEnum};
+
+use super::session::Session;
+use super::shown;
+use super::status::Status;
+use super::target::{LabelArguments, bracketed_id, sandbox_title};
+use crate::api::types::{CreateSandbox, MemoryBacking, VmmKind};
+use crate::settings::parse_size;
+
+/// What sandbox to start.
+#[derive(Args, Clone, Debug)]
+pub struct RunArguments {
+    /// Its name
+    #[arg(value_name = "NAME", conflicts_with = "name")]
+    word: Option<String>,
+    /// Its name, as a flag
+    #[arg(long)]
+    name: Option<String>,
+    /// Guest memory, a multiple of 4KiB (of 2MiB for huge pages)
+    #[arg(long, short, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
+    memory: u64,
+    /// What guest memory is made of
+    #[arg(long, value_enum, default_value_t = BackingWord::Shared)]
+    backing: BackingWord,
+    #[command(flatten)]
+    labels: LabelArguments,
+    /// A key of your choice: the same request under the same key is done once, however often it is sent
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+}
+
+/// What guest memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackingWord {
+    /// A shared memory file, which a pause takes over as it is
+    Shared,
+    /// Private memory, of which a pause copies what was written
+    Private,
+    /// A shared memory file of 2 MiB pages, which must be reserved first
+    Huge,
+}
+
+/// Starts it.
+pub fn run(session: &Session, arguments: &RunArguments) -> anyhow::Result<Status> {
+    let wanted = CreateSandbox {
+        name: arguments.word.clone().or_else(|| arguments.name.clone()),
+        labels: arguments.labels.labels(),
+        vmm: VmmKind::Process,
+        memory_bytes: arguments.memory,
+        backing: match arguments.backing {
+            BackingWord::Shared => MemoryBacking::Shared,
+            BackingWord::Private => MemoryBacking::Private,
+            BackingWord::Huge => MemoryBacking::Huge,
+        },
+    };
+    let client = session.client()?;
+    let sandbox = session
+        .output
+        .during("starting", || client.create_sandbox(arguments.idempotency_key.as_deref(), &wanted))?;
+    if session.output.json {
+        session.output.value(&sandbox)?;
+        return Ok(Status::Done);
+    }
+    let title = sandbox_title(&sandbox);
+    session.output.line(&format!(
+        "{title} runs with {} of memory{}",
+        shown::size(sandbox.memory_bytes),
+        bracketed_id(sandbox.name.as_deref(), &sandbox.id)
+    ))?;
+    let name = shown::name_or_id(sandbox.name.as_deref(), &sandbox.id);
+    session.output.hint(&format!(
+        "Write its memory with `rekindle tell {name} fill`, pause it with `rekindle pause {name}`."
+    ));
+    Ok(Status::Done)
+}

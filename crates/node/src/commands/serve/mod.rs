@@ -1,0 +1,225 @@
+//! `rekindle serve`: the daemon, from its first word to its last.
+
+mod signals;
+mod supervisor;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use rekindle_engine::catalog::CatalogError;
+
+use super::session::Session;
+use super::status::Status;
+use crate::api::control::{Control, Served};
+use crate::api::{ListenError, ListenOptions, Listeners, TcpOptions};
+use crate::daemon::Daemon;
+use crate::settings::{LogFormat, SettingFlags, Settings};
+use crate::telemetry::{self, Telemetry, TelemetryOptions};
+use signals::{Signals, Wish};
+use supervisor::Supervisor;
+
+/// With which settings.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+SIGTERM and SIGINT (Ctrl-C) end the daemon: requests are finished, guests run on without it and wait, at most, for the \
+next one. Killing it in any other way loses nothing either. SIGHUP reads settings again; those marked in `rekindle \
+settings` change at once.")]
+pub struct ServeArguments {
+    #[command(flatten)]
+    flags: SettingFlags,
+}
+
+/// How long a daemon that was told to end, or killed, may take to let go of its socket and its catalog.
+const LAST_DAEMON_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is asked whether it has.
+const LAST_DAEMON_ASK: Duration = Duration::from_millis(100);
+
+/// How long requests that nobody waits for any more may take at the end.
+const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Runs the daemon until it is told to end.
+pub fn run(session: &Session, arguments: &ServeArguments) -> anyhow::Result<Status> {
+    run_with(session, arguments, |settings| Ok(Daemon::start(settings)?))
+}
+
+/// Runs what `start` starts until it is told to end.
+pub fn run_with(
+    session: &Session,
+    arguments: &ServeArguments,
+    start: impl Fn(&Settings) -> anyhow::Result<Arc<dyn Served>>,
+) -> anyhow::Result<Status> {
+    let flags = session.setting_flags(arguments.flags.clone());
+    let settings = Settings::load(&flags)?;
+    let telemetry = Telemetry::start(&telemetry_options(&settings))?;
+    for name in &settings.ignored_variables {
+        tracing::warn!("the variable {name} sets nothing");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("api")
+        .build()
+        .context("starting the runtime of the control API")?;
+    // From here on a signal is a wish, not an end.
+    let mut signals = runtime.block_on(async { Signals::take() }).context("listening for signals")?;
+    let listeners = {
+        let _inside = runtime.enter();
+        after_the_last(|| listen(&settings))?
+    };
+    let daemon = after_the_last(|| start(&settings))?;
+    let supervisor = Supervisor::of_process();
+    say_where(&listeners);
+    supervisor.ready();
+    let mut serving = Serving { flags, settings, telemetry, daemon: Arc::clone(&daemon), supervisor };
+    let control: Arc<dyn Control> = daemon.clone();
+    let served = runtime.block_on(crate::api::serve(control, listeners, serving.until_end(&mut signals)));
+    daemon.end();
+    runtime.shutdown_timeout(LEFT_OVER_LIMIT);
+    served.context("serving the control API")?;
+    tracing::info!("ended; guests that run go on and are found again at the next start");
+    Ok(Status::Done)
+}
+
+/// Tries again while another daemon has what this one needs, for a bounded time: one that was just killed is still
+/// ending, and lets go of its socket and its catalog last.
+fn after_the_last<T>(attempt: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let deadline = Instant::now() + LAST_DAEMON_LIMIT;
+    loop {
+        match attempt() {
+            Err(error) if is_taken(&error) && Instant::now() < deadline => {
+                tracing::info!("waiting for another daemon to end: {error:#}");
+                std::thread::park_timeout(LAST_DAEMON_ASK);
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_taken(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ListenError::Taken { .. }))
+        || matches!(error.downcast_ref(), Some(CatalogError::Held { .. }))
+}
+
+/// A daemon that is being served.
+struct Serving {
+    flags: SettingFlags,
+    settings: Settings,
+    telemetry: Telemetry,
+    daemon: Arc<dyn Served>,
+    supervisor: Supervisor,
+}
+
+impl Serving {
+    /// Does what signals wish, and tells the supervisor that the daemon works, until the wish is to end.
+    async fn until_end(&mut self, signals: &mut Signals) {
+        loop {
+            let wish = tokio::select! {
+                wish = signals.next() => wish,
+                () = self.supervisor.due() => {
+                    self.report_alive().await;
+                    continue;
+                }
+            };
+            match wish {
+                Wish::Reload => self.reload().await,
+                Wish::End(signal) => {
+                    tracing::info!("{signal}: ending");
+                    self.supervisor.stopping();
+                    signals.end_at_once_on_the_next();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A daemon that answers, through the same threads as requests do, is alive.
+    async fn report_alive(&self) {
+        let daemon = Arc::clone(&self.daemon);
+        if tokio::task::spawn_blocking(move || daemon.version()).await.is_ok() {
+            self.supervisor.alive();
+        }
+    }
+
+    async fn reload(&mut self) {
+        self.supervisor.reloading();
+        let flags = self.flags.clone();
+        match tokio::task::spawn_blocking(move || Settings::load(&flags)).await {
+            Ok(Ok(newer)) => self.take_over(&newer),
+            Ok(Err(error)) => tracing::error!("settings were not changed: {error}"),
+            Err(error) => tracing::error!("settings were not changed: {error}"),
+        }
+        self.supervisor.ready();
+    }
+
+    fn take_over(&mut self, newer: &Settings) {
+        for change in self.settings.changes(newer) {
+            let (key, before, after) = (change.key.name, change.before, change.after);
+            if change.key.reloads {
+                tracing::info!("{key} is now {after}; it was {before}");
+            } else {
+                tracing::warn!(
+                    "{key} is {after} in the settings and stays {before} until the daemon is restarted"
+                );
+            }
+        }
+        if let Err(error) = self.telemetry.change_logging(&newer.log_level, log_format(newer.log_format)) {
+            tracing::error!("logging was not changed: {error}");
+        }
+        self.settings = self.settings.reloaded(newer);
+        self.daemon.reload(&self.settings);
+    }
+}
+
+fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
+    let api = &settings.api;
+    if let Some(directory) = api.socket.parent() {
+        // Who may use the socket has to get to it.
+        let mode = if api.allowed_uids.is_empty() { 0o700 } else { 0o755 };
+        make_directory(directory, mode)?;
+    }
+    let tcp = api.tcp.clone().map(|tcp| TcpOptions {
+        listen: tcp.listen,
+        certificate: Some(tcp.certificate),
+        key: Some(tcp.key),
+        token_file: Some(tcp.token_file),
+    });
+    let options = ListenOptions { socket: api.socket.clone(), allowed_uids: api.allowed_uids.clone(), tcp };
+    Ok(Listeners::bind(&options)?)
+}
+
+fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
+    DirBuilder::new().recursive(true).mode(mode).create(path).with_context(|| {
+        format!(
+            "making {}; run as a user who may, or set run_directory or api.socket to a place that can be written",
+            path.display()
+        )
+    })
+}
+
+fn say_where(listeners: &Listeners) {
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!("rekindle {version} listens on {}", listeners.socket().display());
+    if let Some(address) = listeners.tcp_address() {
+        tracing::info!("and on https://{address}");
+    }
+}
+
+fn telemetry_options(settings: &Settings) -> TelemetryOptions {
+    TelemetryOptions {
+        log_level: settings.log_level.clone(),
+        log_format: log_format(settings.log_format),
+        otlp_endpoint: settings.telemetry.otlp_endpoint.clone(),
+        service_name: settings.telemetry.service_name.clone(),
+    }
+}
+
+fn log_format(format: LogFormat) -> telemetry::LogFormat {
+    match format {
+        LogFormat::Human => telemetry::LogFormat::Human,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    }
+}

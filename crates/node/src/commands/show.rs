@@ -1,0 +1,170 @@
+//! `rekindle show`: everything about one sandbox or snapshot.
+
+use clap::Args;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::list::{sandbox_state, snapshot_state};
+use super::output::{Output, Rows, Tone, Word};
+use super::session::Session;
+use super::shown;
+use super::status::Status;
+use super::target::{Reference, Target};
+use crate::api::types::{Labels, MemoryBacking, Placement, Sandbox, Snapshot};
+
+/// What to show.
+#[derive(Args, Clone, Debug)]
+pub struct ShowArguments {
+    #[command(flatten)]
+    target: Reference,
+}
+
+/// What is shown of it.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Shown {
+    /// A sandbox.
+    Sandbox {
+        /// The sandbox.
+        sandbox: Box<Sandbox>,
+    },
+    /// A snapshot and where its bytes are.
+    Snapshot {
+        /// The snapshot.
+        snapshot: Box<Snapshot>,
+        /// Where its bytes are.
+        placement: Placement,
+    },
+}
+
+/// Shows it.
+pub fn run(session: &Session, arguments: &ShowArguments) -> anyhow::Result<Status> {
+    let client = session.client()?;
+    let shown = match Target::find(&client, &arguments.target.reference)? {
+        Target::Sandbox(sandbox) => Shown::Sandbox { sandbox },
+        Target::Snapshot(snapshot) => {
+            let placement = client.placement(&snapshot.id.to_string())?;
+            Shown::Snapshot { snapshot, placement }
+        }
+    };
+    if session.output.json {
+        session.output.value(&shown)?;
+    } else {
+        super::output::write(&shown.to_text(session.output, shown::now_ms()))?;
+    }
+    Ok(Status::Done)
+}
+
+impl Shown {
+    /// Facts, a line each, as of `now_ms`.
+    pub fn to_text(&self, output: Output, now_ms: u64) -> String {
+        match self {
+            Self::Sandbox { sandbox } => sandbox_facts(sandbox, now_ms).to_text(output),
+            Self::Snapshot { snapshot, placement } => {
+                let facts = snapshot_facts(snapshot, placement, now_ms).to_text(output);
+                if placement.layers.is_empty() {
+                    facts
+                } else {
+                    format!("{facts}\n{}", layer_rows(placement).to_text(output))
+                }
+            }
+        }
+    }
+}
+
+fn sandbox_facts(sandbox: &Sandbox, now_ms: u64) -> Rows {
+    let mut rows = Rows::bare();
+    first_facts(&mut rows, "sandbox", &sandbox.id, sandbox.name.as_deref());
+    rows.fact("state", sandbox_state(sandbox.state));
+    reason(&mut rows, sandbox.reason.as_deref());
+    let backing = match sandbox.backing {
+        MemoryBacking::Shared => "shared",
+        MemoryBacking::Private => "private",
+        MemoryBacking::Huge => "shared, huge pages",
+    };
+    rows.fact("memory", format!("{} ({backing})", shown::size(sandbox.memory_bytes)));
+    if let Some(pid) = sandbox.pid {
+        rows.fact("process", pid.to_string());
+    }
+    optional_id(&mut rows, "resumed from", sandbox.origin.as_ref());
+    optional_id(&mut rows, "paused into", sandbox.snapshot.as_ref());
+    if let Some(served) = sandbox.served {
+        rows.fact(
+            "pages served",
+            format!(
+                "{} from captures, {} from layers, {} zero; {} faults answered",
+                served.from_capture, served.from_layer, served.zero, served.faults
+            ),
+        );
+    }
+    last_facts(&mut rows, sandbox.created_unix_ms, &sandbox.labels, now_ms);
+    rows
+}
+
+fn snapshot_facts(snapshot: &Snapshot, placement: &Placement, now_ms: u64) -> Rows {
+    let mut rows = Rows::bare();
+    first_facts(&mut rows, "snapshot", &snapshot.id, snapshot.name.as_deref());
+    rows.fact("state", snapshot_state(snapshot.state));
+    reason(&mut rows, snapshot.reason.as_deref());
+    optional_id(&mut rows, "of sandbox", snapshot.sandbox.as_ref());
+    optional_id(&mut rows, "parent", snapshot.parent.as_ref());
+    rows.fact("generation", snapshot.generation.to_string());
+    for volume in &snapshot.volumes {
+        let pages = shown::size(volume.page_bytes);
+        rows.fact(&volume.name, format!("{} in pages of {pages}", shown::size(volume.bytes)));
+    }
+    if let Some(classes) = snapshot.classes {
+        rows.fact(
+            "pages",
+            format!(
+                "{} captured: {} kept, {} equal to the parent's, {} zero",
+                classes.dirty, classes.kept, classes.equal, classes.zero
+            ),
+        );
+    }
+    if let Some(seconds) = snapshot.seal_seconds.filter(|seconds| seconds.is_finite() && *seconds >= 0.0) {
+        rows.fact("sealed in", shown::duration(std::time::Duration::from_secs_f64(seconds)));
+    }
+    if let Some(origin) = &placement.origin {
+        rows.fact("served by", origin.as_str());
+    }
+    last_facts(&mut rows, snapshot.created_unix_ms, &snapshot.labels, now_ms);
+    rows
+}
+
+fn layer_rows(placement: &Placement) -> Rows {
+    let mut rows = Rows::new(&["LAYER", "BYTES", "HERE", "STORED"]);
+    for layer in &placement.layers {
+        let id: String = layer.id.chars().take(16).collect();
+        let stored = layer.stored_bytes.map_or_else(|| "not yet".to_owned(), shown::size);
+        rows.add([id, shown::size(layer.bytes), shown::size(layer.local_bytes), stored].map(Word::from));
+    }
+    rows
+}
+
+fn first_facts(rows: &mut Rows, kind: &str, id: &Uuid, name: Option<&str>) {
+    rows.fact(kind, id.to_string());
+    if let Some(name) = name {
+        rows.fact("name", name);
+    }
+}
+
+fn last_facts(rows: &mut Rows, created_unix_ms: u64, labels: &Labels, now_ms: u64) {
+    let age = shown::age(created_unix_ms, now_ms);
+    rows.fact("created", format!("{} ({age} ago)", shown::utc(created_unix_ms)));
+    for (name, value) in labels {
+        rows.fact("label", format!("{name}={value}"));
+    }
+}
+
+fn reason(rows: &mut Rows, reason: Option<&str>) {
+    if let Some(reason) = reason {
+        rows.fact("reason", Word::from(reason).tone(Tone::Doubtful));
+    }
+}
+
+fn optional_id(rows: &mut Rows, name: &str, id: Option<&Uuid>) {
+    if let Some(id) = id {
+        rows.fact(name, id.to_string());
+    }
+}

@@ -1,0 +1,125 @@
+//! Ids, sizes and times as people read them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytesize::ByteSize;
+use uuid::Uuid;
+
+/// Letters of an id that are always shown: those of its time, up to the millisecond.
+const ID_LETTERS_MIN: usize = 13;
+
+/// How many letters of each id tell them all apart.
+pub fn id_letters<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> usize {
+    let mut all: Vec<String> = ids.into_iter().map(Uuid::to_string).collect();
+    all.sort();
+    all.dedup();
+    let same = |pair: &[String]| {
+        pair[0].bytes().zip(pair[1].bytes()).take_while(|(one, other)| one == other).count()
+    };
+    all.windows(2).map(|pair| same(pair) + 1).max().unwrap_or(0).max(ID_LETTERS_MIN)
+}
+
+/// The beginning of an id.
+pub fn short_id(id: &Uuid, letters: usize) -> String {
+    id.to_string().chars().take(letters).collect()
+}
+
+/// `web`, or its id where it has no name.
+pub fn name_or_id(name: Option<&str>, id: &Uuid) -> String {
+    name.map_or_else(|| id.to_string(), str::to_owned)
+}
+
+/// A size.
+pub fn size(bytes: u64) -> String {
+    ByteSize::b(bytes).to_string()
+}
+
+/// Milliseconds since 1970, now.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long ago a time was, in one word: `12s`, `5m`, `3h`, `9d`.
+pub fn age(then_ms: u64, now_ms: u64) -> String {
+    let seconds = now_ms.saturating_sub(then_ms) / 1000;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// A duration, to two or three digits.
+pub fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    match seconds {
+        ..0.001 => format!("{:.0} µs", seconds * 1e6),
+        ..1.0 => format!("{:.1} ms", seconds * 1e3),
+        ..120.0 => format!("{seconds:.1} s"),
+        _ => format!("{:.0} min", seconds / 60.0),
+    }
+}
+
+/// A time as RFC 3339 has it, in UTC, to the millisecond.
+pub fn utc(unix_ms: u64) -> String {
+    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
+/// The date of a day since 1970: `civil_from_days` of Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+fn civil(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_shown_as_far_as_they_differ() {
+        let id = |text: &str| -> Uuid { text.parse().unwrap() };
+        let one = id("019a0000-1111-7aaa-8000-000000000001");
+        let near = id("019a0000-1111-7aab-8000-000000000001");
+        assert_eq!(id_letters([&one]), 13);
+        assert_eq!(id_letters([&one, &near, &one]), 18);
+        assert_eq!(short_id(&one, 18), "019a0000-1111-7aaa");
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(utc(951_782_399_999), "2000-02-28T23:59:59.999Z");
+        assert_eq!(utc(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(utc(1_763_850_000_123), "2025-11-22T22:20:00.123Z");
+        assert_eq!(utc(4_107_542_399_000), "2100-02-28T23:59:59.000Z");
+        assert_eq!(utc(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn ages_have_one_unit() {
+        let ages =
+            [0, 59, 60, 3599, 3600, 86_399, 86_400 * 9].map(|seconds| age(1000, 1000 + seconds * 1000));
+        assert_eq!(ages, ["0s", "59s", "1m", "59m", "1h", "23h", "9d"]);
+        assert_eq!(age(5000, 1000), "0s", "a clock that went back");
+    }
+
+    #[test]
+    fn durations_have_the_unit_that_fits() {
+        let of = |ms: u64| duration(Duration::from_millis(ms));
+        assert_eq!([of(2), of(1500), of(600_000)], ["2.0 ms", "1.5 s", "10 min"]);
+        assert_eq!(duration(Duration::from_micros(40)), "40 µs");
+    }
+}

@@ -1,0 +1,47 @@
+//! What a snapshot carries about itself beside its pages: a blob of its manifest, so it is known wherever that is read.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use rekindle_engine::snapshot::Snapshot;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::api::types::{Labels, MemoryBacking, VmmKind};
+
+/// The blob's name.
+const ABOUT: &str = "rekindle";
+
+/// What is said of a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct About {
+    /// Its name.
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub(super) labels: Labels,
+    /// The sandbox that was paused.
+    #[serde(default)]
+    pub(super) sandbox: Option<Uuid>,
+    /// What its guest ran in; `None` for a VMM that others manage.
+    #[serde(default)]
+    pub(super) vmm: Option<VmmKind>,
+    /// What guest memory was made of.
+    #[serde(default)]
+    pub(super) backing: MemoryBacking,
+}
+
+impl About {
+    /// What `snapshot` says of itself; nothing if it was made by something that says nothing.
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        let blob = snapshot.blobs().get(ABOUT);
+        blob.and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default()
+    }
+
+    /// Puts this among a snapshot's blobs.
+    pub(super) fn put_into(&self, blobs: &mut BTreeMap<String, Bytes>) {
+        let bytes = serde_json::to_vec(self).expect("it is plain data");
+        blobs.insert(ABOUT.to_owned(), bytes.into());
+    }
+}

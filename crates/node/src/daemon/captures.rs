@@ -1,0 +1,142 @@
+//! Captures of memory that others manage: of a VMM served at a fault socket, of a memory file, of a process.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use rekindle_engine::capture::CapturedPages;
+use rekindle_engine::geometry::pages_covering;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::pause::{PausedGuest, PausedVolume};
+use rekindle_engine::regions::{Region, Regions};
+use rekindle_engine::serve::Epoch;
+use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
+use rekindle_engine::tracking::{StoppedMemory, file_pages, present_pages};
+use rekindle_kernel::{Memfd, PageKind, Pagemap, ProcessHandle};
+
+use super::Daemon;
+use super::about::About;
+use super::names::Reserved;
+use super::problems::guest_failed;
+use super::references::{Named as _, check_labels};
+use super::snapshots::Known;
+use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{CaptureMemory, CaptureSource, Labels, MemoryRegion, Snapshot};
+use crate::copied_memory::copy_pages;
+
+impl Daemon {
+    /// Captures memory that others manage, as they ask for it.
+    pub(super) fn capture(&self, wanted: CaptureMemory) -> Answer<Snapshot> {
+        let asked = Instant::now();
+        let CaptureMemory { source, name, labels, blobs } = wanted;
+        let reserved = self.reserve_snapshot_name(name.as_deref(), &labels)?;
+        let mut blobs = decoded(blobs)?;
+        About { name, labels, ..About::default() }.put_into(&mut blobs);
+        let snapshot = match source {
+            CaptureSource::FaultSocket { id } => self.capture_served(id, blobs)?,
+            CaptureSource::Memfd { pid, fd } => {
+                self.capture_volume(None, blobs, || file_volume(pid, fd)).map_err(guest_failed)?
+            }
+            CaptureSource::Process { pid, regions } => {
+                self.capture_volume(None, blobs, || process_volume(pid, &regions)).map_err(guest_failed)?
+            }
+        };
+        drop(reserved);
+        self.metrics.pause_answered(asked.elapsed(), asked.elapsed());
+        Ok(Known::of(snapshot).show())
+    }
+
+    /// Takes a name for a new snapshot.
+    pub(super) fn reserve_snapshot_name(&self, name: Option<&str>, labels: &Labels) -> Answer<Reserved<'_>> {
+        check_labels(labels)?;
+        let holder = |name: &str| {
+            let known = self.known_snapshots();
+            known.iter().find(|known| known.name() == Some(name)).map(|known| known.id())
+        };
+        self.snapshot_names.reserve("snapshot", name, holder).map_err(|(problem, holder)| match holder {
+            Some(id) => problem.snapshot(SnapshotId::from(id)),
+            None => problem,
+        })
+    }
+
+    fn capture_served(&self, id: uuid::Uuid, blobs: BTreeMap<String, Bytes>) -> Answer<Arc<EngineSnapshot>> {
+        let socket = self.fault_sockets.find(id)?;
+        let parent = Arc::clone(&socket.snapshot);
+        socket.take_epoch(self.engine.fetcher(), |epoch| {
+            let page_kind = parent.volumes()[0].page_kind;
+            self.capture_volume(Some(&parent), blobs, || served_volume(epoch, page_kind))
+        })
+    }
+
+    fn capture_volume(
+        &self,
+        parent: Option<&Arc<EngineSnapshot>>,
+        blobs: BTreeMap<String, Bytes>,
+        take: impl FnOnce() -> anyhow::Result<PausedVolume>,
+    ) -> anyhow::Result<Arc<EngineSnapshot>> {
+        let volume = take()?;
+        let permit = self.engine.permit_pause(parent, volume.memfd.bytes()).map_err(Problem::from)?;
+        let guest =
+            PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs, alongside: Vec::new() };
+        Ok(self.engine.commit_pause(permit, guest)?)
+    }
+}
+
+/// What a VMM changed since it was served.
+fn served_volume(epoch: &Epoch, page_kind: PageKind) -> anyhow::Result<PausedVolume> {
+    let pages = epoch.changed_pages().context("finding the written pages")?;
+    let memfd = match epoch.memfd() {
+        Some(memfd) => memfd.try_clone()?,
+        None => copy_pages(epoch.pid(), epoch.regions(), &pages.kept).context("copying the written pages")?,
+    };
+    Ok(PausedVolume { name: VolumeName::memory(), page_kind, memfd, pages })
+}
+
+/// All that a memory file of another process has.
+fn file_volume(pid: u32, fd: i32) -> anyhow::Result<PausedVolume> {
+    let process = ProcessHandle::open(pid).with_context(|| format!("process {pid}"))?;
+    let file = process.duplicate_fd(fd).with_context(|| format!("descriptor {fd} of process {pid}"))?;
+    let memfd = Memfd::adopt(file).with_context(|| format!("descriptor {fd} of process {pid}"))?;
+    let pages = pages_covering(memfd.bytes()).context("the file is more memory than a volume can have")?;
+    let pages = file_pages(&memfd, pages).context("finding the file's pages")?;
+    Ok(PausedVolume { name: VolumeName::memory(), page_kind: memfd.page_kind(), memfd, pages })
+}
+
+/// All that is there of a process's private memory, copied.
+fn process_volume(pid: u32, regions: &[MemoryRegion]) -> anyhow::Result<PausedVolume> {
+    let regions = regions_of(regions)?;
+    let memory = StoppedMemory { regions: &regions, memfd: None, pagemap: Pagemap::of(pid)? };
+    let pages: CapturedPages =
+        present_pages(&memory).with_context(|| format!("finding the pages of process {pid}"))?;
+    let memfd =
+        copy_pages(pid, &regions, &pages.kept).with_context(|| format!("copying from process {pid}"))?;
+    Ok(PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages })
+}
+
+fn regions_of(regions: &[MemoryRegion]) -> anyhow::Result<Regions> {
+    let bytes = regions.iter().try_fold(0_u64, |sum, region| sum.checked_add(region.bytes));
+    let pages =
+        bytes.and_then(pages_covering).context("the regions are more memory than a volume can have")?;
+    let region = |region: &MemoryRegion| Region {
+        start: region.start,
+        bytes: region.bytes,
+        offset: region.offset,
+        page: PageKind::Small,
+    };
+    Ok(Regions::new(regions.iter().map(region).collect(), pages)?)
+}
+
+fn decoded(blobs: BTreeMap<String, String>) -> Answer<BTreeMap<String, Bytes>> {
+    let decode = |(name, text): (String, String)| match BASE64_STANDARD.decode(text) {
+        Ok(bytes) => Ok((name, Bytes::from(bytes))),
+        Err(error) => {
+            Err(Problem::new(Code::InvalidRequest, format!("the blob {name:?} is not base64: {error}")))
+        }
+    };
+    blobs.into_iter().map(decode).collect()
+}

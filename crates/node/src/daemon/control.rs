@@ -1,0 +1,143 @@
+//! What the daemon does for whoever asks, method by method; the work is in the modules beside this one.
+
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use super::Daemon;
+use crate::api::control::{Answer, Control, IdempotencyKey};
+use crate::api::types::{
+    CaptureMemory, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket, PauseSandbox,
+    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
+    SnapshotState, Verification, Version,
+};
+
+/// The version of the control API.
+const API_VERSION: &str = "v1";
+
+impl Control for Daemon {
+    fn create_sandbox(&self, key: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox> {
+        self.create(key, wanted)
+    }
+
+    fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
+        let all = self.sandboxes.all().into_iter().map(|entry| entry.show());
+        let (sandboxes, next) =
+            super::paging::page(all, query, |sandbox| (sandbox.id, sandbox.labels.clone()))?;
+        Ok(SandboxList { sandboxes, next })
+    }
+
+    fn sandbox(&self, reference: &str) -> Answer<Sandbox> {
+        Ok(self.sandboxes.find(reference)?.show())
+    }
+
+    fn pause_sandbox(
+        &self,
+        reference: &str,
+        key: Option<IdempotencyKey>,
+        how: PauseSandbox,
+    ) -> Answer<Snapshot> {
+        self.pause(reference, key, how)
+    }
+
+    fn resume_sandbox(&self, reference: &str, how: ResumeSandbox) -> Answer<Sandbox> {
+        self.resume(reference, how)
+    }
+
+    fn fork_sandbox(
+        &self,
+        reference: &str,
+        key: Option<IdempotencyKey>,
+        how: ForkSandbox,
+    ) -> Answer<SandboxList> {
+        self.fork(reference, key, how)
+    }
+
+    fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox> {
+        self.stop(reference)
+    }
+
+    fn remove_sandbox(&self, reference: &str) -> Answer<()> {
+        self.remove(reference)
+    }
+
+    fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
+        self.tell(reference, command)
+    }
+
+    fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
+        self.list_snapshots(query)
+    }
+
+    fn snapshot(&self, reference: &str) -> Answer<Snapshot> {
+        Ok(self.find_snapshot(reference)?.show())
+    }
+
+    fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot> {
+        self.wait_for_snapshot(reference, state, limit)
+    }
+
+    fn delete_snapshot(&self, reference: &str) -> Answer<()> {
+        self.delete(reference)
+    }
+
+    fn verify_snapshot(&self, reference: &str) -> Answer<Verification> {
+        self.verify(reference)
+    }
+
+    fn placement(&self, reference: &str) -> Answer<Placement> {
+        self.place(reference)
+    }
+
+    fn resume_snapshot(
+        &self,
+        reference: &str,
+        key: Option<IdempotencyKey>,
+        how: ResumeSnapshot,
+    ) -> Answer<SandboxList> {
+        self.resume_from(reference, key, &how)
+    }
+
+    fn open_fault_socket(&self, wanted: OpenFaultSocket) -> Answer<FaultSocket> {
+        self.open_socket(&wanted)
+    }
+
+    fn fault_sockets(&self) -> Answer<Vec<FaultSocket>> {
+        Ok(self.fault_sockets.all().iter().map(|socket| socket.show()).collect())
+    }
+
+    fn fault_socket(&self, id: Uuid) -> Answer<FaultSocket> {
+        Ok(self.fault_sockets.find(id)?.show())
+    }
+
+    fn close_fault_socket(&self, id: Uuid) -> Answer<()> {
+        self.close_socket(id)
+    }
+
+    fn capture_memory(&self, wanted: CaptureMemory) -> Answer<Snapshot> {
+        self.capture(wanted)
+    }
+
+    fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        self.events.since(after)
+    }
+
+    fn version(&self) -> Version {
+        Version {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            api: API_VERSION.to_owned(),
+            pid: std::process::id(),
+            started_unix_ms: self.started_unix_ms,
+        }
+    }
+
+    fn readiness(&self) -> Readiness {
+        let reasons = self.not_ready();
+        Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.render(&self.observe())
+    }
+}

@@ -1,0 +1,233 @@
+//! One sandbox: its record, and its live guest, which one operation at a time has.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rekindle_engine::serve::ServerWatch;
+use rekindle_kernel::{ProcessHandle, Signal};
+use uuid::Uuid;
+
+use super::live::Live;
+use super::record::{RecordedLife, SandboxRecord};
+use super::references::Named;
+use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{Sandbox, SandboxState, ServedPages};
+
+/// A sandbox as the daemon holds it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    id: Uuid,
+    name: Option<String>,
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    record: SandboxRecord,
+    live: Held,
+    /// What can be asked of the guest while an operation has it.
+    outside: Outside,
+    removed: bool,
+}
+
+/// A guest as it is seen from outside of any operation.
+#[derive(Debug, Clone, Default)]
+struct Outside {
+    process: Option<Arc<ProcessHandle>>,
+    watch: Option<ServerWatch>,
+}
+
+impl Outside {
+    fn of(live: Option<&Live>) -> Self {
+        Self { process: live.map(Live::process), watch: live.and_then(Live::watch) }
+    }
+}
+
+/// Where the live guest is.
+#[derive(Debug)]
+enum Held {
+    Here(Option<Box<Live>>),
+    /// An operation has it, called so.
+    Taken(&'static str),
+}
+
+/// The turn of one operation: it has the live guest, if there is one, and puts back what there is afterwards on drop.
+#[derive(Debug)]
+pub(super) struct Turn {
+    entry: Arc<Entry>,
+    pub(super) live: Option<Box<Live>>,
+}
+
+impl Entry {
+    pub(super) fn new(record: SandboxRecord, live: Option<Box<Live>>) -> Arc<Self> {
+        let outside = Outside::of(live.as_deref());
+        Arc::new(Self {
+            id: record.id,
+            name: record.name.clone(),
+            state: Mutex::new(State { record, live: Held::Here(live), outside, removed: false }),
+            freed: Condvar::new(),
+        })
+    }
+
+    /// Waits for the operation that has the guest to end, at most `limit`, then has it.
+    pub(super) fn turn(self: &Arc<Self>, operation: &'static str, limit: Duration) -> Answer<Turn> {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        loop {
+            if state.removed {
+                return Err(Problem::new(
+                    Code::NotFound,
+                    format!("there is no sandbox {} any more", self.id),
+                ));
+            }
+            match &mut state.live {
+                Held::Here(live) => {
+                    let live = live.take();
+                    state.live = Held::Taken(operation);
+                    return Ok(Turn { entry: Arc::clone(self), live });
+                }
+                Held::Taken(other) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        let why = format!(
+                            "{} is busy: its guest {other}; try again when that is over",
+                            self.called()
+                        );
+                        return Err(Problem::new(Code::WrongState, why).sandbox(self.id));
+                    }
+                    state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+
+    /// What the catalog knows of it.
+    pub(super) fn record(&self) -> SandboxRecord {
+        self.lock().record.clone()
+    }
+
+    /// Whether it can only go on from `snapshot`.
+    pub(super) fn is_paused_in(&self, snapshot: Uuid) -> bool {
+        let state = self.lock();
+        state.record.life.is_paused() && state.record.snapshot == Some(snapshot)
+    }
+
+    /// Whether its guest's process has ended although the guest is said to run.
+    pub(super) fn guest_has_ended(&self) -> bool {
+        let process = self.lock().outside.process.clone();
+        process.is_some_and(|process| !process.is_alive())
+    }
+
+    /// Tells its guest's process to end, whatever operation has it.
+    pub(super) fn kill(&self) {
+        if let Some(process) = self.lock().outside.process.clone() {
+            // An error says that it has ended.
+            process.signal(Signal::Kill).ok();
+        }
+    }
+
+    /// The sandbox with its name, for people.
+    pub(super) fn called(&self) -> String {
+        match &self.name {
+            Some(name) => format!("sandbox {name} ({})", self.id),
+            None => format!("sandbox {}", self.id),
+        }
+    }
+
+    /// How its guest fares, if one is served.
+    pub(super) fn watch(&self) -> Option<ServerWatch> {
+        self.lock().outside.watch.clone()
+    }
+
+    /// The sandbox as the API shows it.
+    pub(super) fn show(&self) -> Sandbox {
+        let state = self.lock();
+        let record = &state.record;
+        let stalled = state.outside.watch.as_ref().and_then(super::live::stalled_for);
+        let (shown, reason, pid) = match &record.life {
+            RecordedLife::Running(guest) => {
+                let shown = if stalled.is_some() { SandboxState::Stalled } else { SandboxState::Running };
+                (shown, stalled, Some(guest.hello.pid))
+            }
+            RecordedLife::Paused | RecordedLife::Forked => (SandboxState::Paused, None, None),
+            RecordedLife::Stopped { reason } => (SandboxState::Stopped, reason.clone(), None),
+            RecordedLife::Lost { reason } => (SandboxState::Lost, Some(reason.clone()), None),
+        };
+        Sandbox {
+            id: record.id,
+            name: record.name.clone(),
+            labels: record.labels.clone(),
+            state: shown,
+            reason,
+            vmm: record.vmm,
+            memory_bytes: record.memory_bytes,
+            backing: record.backing,
+            pid,
+            origin: record.origin(),
+            snapshot: record.snapshot,
+            created_unix_ms: record.created_unix_ms,
+            served: state.outside.watch.as_ref().map(|watch| served_pages(&watch.stats())),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn {
+    pub(super) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    pub(super) fn record(&self) -> SandboxRecord {
+        self.entry.record()
+    }
+
+    /// Shows `record`, which is in the catalog by now, and the guest of this turn from now on.
+    pub(super) fn show(&self, record: SandboxRecord) {
+        let outside = Outside::of(self.live.as_deref());
+        let mut state = self.entry.lock();
+        state.record = record;
+        state.outside = outside;
+    }
+
+    /// Nobody gets a turn after this one.
+    pub(super) fn remove(self) {
+        self.entry.lock().removed = true;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let live = self.live.take();
+        let outside = Outside::of(live.as_deref());
+        let mut state = self.entry.lock();
+        state.outside = outside;
+        state.live = Held::Here(live);
+        drop(state);
+        self.entry.freed.notify_all();
+    }
+}
+
+impl Named for Arc<Entry> {
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+}
+
+/// Pages served, as the API shows them.
+pub(super) fn served_pages(stats: &rekindle_engine::serve::ServeStats) -> ServedPages {
+    ServedPages {
+        from_capture: stats.pages_from_capture,
+        from_layer: stats.pages_from_layer,
+        zero: stats.pages_zero,
+        faults: stats.faults,
+    }
+}

@@ -1,0 +1,181 @@
+//! What the keeper holds for the daemon, and under which keys.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::keep::{Keeper, KeptVolume};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::keeper::{Found, Held, KeeperClient, KeeperError};
+
+/// The names of a volume's descriptors end so.
+const MEMORY: &str = ".memory";
+const SETS: &str = ".sets";
+
+/// The keeper of this daemon, whichever it is by now.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    socket: PathBuf,
+    program: PathBuf,
+    client: RwLock<Arc<KeeperClient>>,
+}
+
+/// What the keeper is told of a guest beside its descriptors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GuestNote {
+    /// The snapshot it is about to be paused into: until that is in the catalog, the pause did not come to pass.
+    #[serde(default)]
+    pub(super) pausing: Option<Uuid>,
+}
+
+impl Keeping {
+    /// Finds the keeper, or starts one.
+    pub(super) fn find(socket: PathBuf, program: PathBuf) -> Result<(Self, Found), KeeperError> {
+        let (client, found) = KeeperClient::connect_or_start(&socket, &program)?;
+        Ok((Self { socket, program, client: RwLock::new(Arc::new(client)) }, found))
+    }
+
+    /// The keeper.
+    pub(super) fn client(&self) -> Arc<KeeperClient> {
+        Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where the keeper listens.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The program that keepers and guests are.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Whether the keeper that was found is still there; if it is not, another one, which holds nothing yet, is now.
+    pub(super) fn find_again(&self) -> Result<bool, KeeperError> {
+        let known = self.client().identity();
+        let (client, _) = KeeperClient::connect_or_start(&self.socket, &self.program)?;
+        let is_same = client.identity() == known;
+        if !is_same {
+            *self.client.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(client);
+        }
+        Ok(is_same)
+    }
+
+    /// Tells the keeper what a guest is about to become.
+    pub(super) fn note(&self, guest: Uuid, note: GuestNote) -> Result<(), KeeperError> {
+        let note = serde_json::to_value(note).expect("a note is plain data");
+        self.client().note(&guest_key(guest), &note)
+    }
+}
+
+/// The key of one guest's process and descriptors: a sandbox has another guest after each resume.
+pub(super) fn guest_key(id: Uuid) -> String {
+    format!("{GUEST}{id}")
+}
+
+/// The key of a fault socket's descriptors.
+pub(super) fn socket_key(id: Uuid) -> String {
+    format!("{SOCKET}{id}")
+}
+
+const GUEST: &str = "guest/";
+const SOCKET: &str = "socket/";
+const SNAPSHOT: &str = "snapshot/";
+
+/// What a key is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyOf {
+    Guest(Uuid),
+    Socket(Uuid),
+    Snapshot(Uuid),
+}
+
+impl KeyOf {
+    pub(super) fn parse(key: &str) -> Option<Self> {
+        let of = |prefix: &str| Uuid::try_parse(key.strip_prefix(prefix)?).ok();
+        of(GUEST)
+            .map(Self::Guest)
+            .or_else(|| of(SOCKET).map(Self::Socket))
+            .or_else(|| of(SNAPSHOT).map(Self::Snapshot))
+    }
+}
+
+/// Takes the descriptor called `name` out of what is held.
+pub(super) fn take_fd(held: &mut Held, name: &str) -> io::Result<OwnedFd> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("the keeper holds no {name}"));
+    held.fds.remove(name).ok_or_else(missing)
+}
+
+impl Keeper for Keeping {
+    fn keep(&self, snapshot: SnapshotId, volumes: &[KeptVolume]) -> io::Result<()> {
+        let names: Vec<_> = volumes
+            .iter()
+            .map(|volume| {
+                let name = volume.name.as_str();
+                (format!("{name}{MEMORY}"), format!("{name}{SETS}"))
+            })
+            .collect();
+        let mut fds = Vec::with_capacity(2 * volumes.len());
+        for (volume, (memory, sets)) in volumes.iter().zip(&names) {
+            fds.push((memory.as_str(), volume.memory.as_fd()));
+            fds.push((sets.as_str(), volume.sets.as_fd()));
+        }
+        let key = format!("{SNAPSHOT}{snapshot}");
+        self.client().put(&key, &serde_json::Value::Null, &fds).map_err(io::Error::other)
+    }
+
+    fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>> {
+        let held = self.client().get(&format!("{SNAPSHOT}{snapshot}")).map_err(io::Error::other)?;
+        held.map(|held| volumes_of(held.fds)).transpose()
+    }
+
+    fn forget(&self, snapshot: SnapshotId) -> io::Result<()> {
+        self.client().forget(&format!("{SNAPSHOT}{snapshot}")).map_err(io::Error::other)
+    }
+
+    fn held(&self) -> io::Result<Vec<SnapshotId>> {
+        let entries = self.client().list().map_err(io::Error::other)?;
+        let snapshot = |entry: &crate::keeper::HeldEntry| match KeyOf::parse(&entry.key) {
+            Some(KeyOf::Snapshot(id)) => Some(SnapshotId::from(id)),
+            Some(KeyOf::Guest(_) | KeyOf::Socket(_)) | None => None,
+        };
+        Ok(entries.iter().filter_map(snapshot).collect())
+    }
+}
+
+fn volumes_of(mut fds: BTreeMap<String, OwnedFd>) -> io::Result<Vec<KeptVolume>> {
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let names: Vec<_> = fds.keys().filter_map(|name| Some(name.strip_suffix(MEMORY)?.to_owned())).collect();
+    names
+        .into_iter()
+        .map(|name| {
+            let memory = fds.remove(&format!("{name}{MEMORY}")).expect("its name was just read");
+            let sets = fds
+                .remove(&format!("{name}{SETS}"))
+                .ok_or_else(|| invalid(format!("the keeper holds volume {name} without its page sets")))?;
+            let name = VolumeName::from_str(&name).map_err(|error| invalid(error.to_string()))?;
+            Ok(KeptVolume { name, memory, sets })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_say_what_they_are_of() {
+        let id = Uuid::from_u128(7);
+        assert_eq!(KeyOf::parse(&guest_key(id)), Some(KeyOf::Guest(id)));
+        assert_eq!(KeyOf::parse(&socket_key(id)), Some(KeyOf::Socket(id)));
+        assert_eq!(KeyOf::parse(&format!("snapshot/{id}")), Some(KeyOf::Snapshot(id)));
+        assert_eq!(KeyOf::parse("guest/7"), None);
+        assert_eq!(KeyOf::parse("elsewhere"), None);
+    }
+}

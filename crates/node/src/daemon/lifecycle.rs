@@ -1,0 +1,377 @@
+//! What is done with sandboxes: created, paused, resumed, forked, stopped, removed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rekindle_engine::catalog::{Change, Kind};
+use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
+use rekindle_kernel::{HUGE_PAGE_BYTES, PAGE_BYTES};
+use uuid::Uuid;
+
+use super::Daemon;
+use super::about::About;
+use super::clock::unix_ms;
+use super::entry::{Entry, Turn};
+use super::events::About as EventAbout;
+use super::live::{Live, Paused};
+use super::problems::guest_failed;
+use super::record::{RecordedLife, SandboxRecord};
+use super::references::{Named, numbered};
+use super::snapshots::Known;
+use crate::api::control::{Answer, IdempotencyKey};
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{
+    CreateSandbox, ForkSandbox, Labels, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox,
+    SandboxList, Snapshot, VmmKind,
+};
+use crate::guest::protocol::Command;
+
+/// Sandboxes made by one request, at most.
+const FORKS_MAX: u32 = 256;
+/// Bytes of guest memory, at most: 1 TiB.
+const MEMORY_BYTES_MAX: u64 = 1 << 40;
+/// How long a resume that was asked to wait for the seal waits.
+pub(super) const SEAL_WAIT: Duration = Duration::from_secs(600);
+
+impl Daemon {
+    pub(super) fn create(&self, key: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox> {
+        check_memory(wanted.memory_bytes, wanted.backing)?;
+        let chosen = self.requests.choose(key, &("create", &wanted), 1)?;
+        let id = chosen.ids[0];
+        if let Some(entry) = self.sandboxes.get(id) {
+            return Ok(entry.show());
+        }
+        let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
+        let shape = self.shape(wanted.memory_bytes, wanted.backing);
+        let live = self.born(|guest| Live::start(&self.keeping, guest, shape))?;
+        let record = SandboxRecord {
+            id,
+            name: wanted.name,
+            labels: wanted.labels,
+            created_unix_ms: unix_ms(),
+            vmm: wanted.vmm,
+            memory_bytes: wanted.memory_bytes,
+            backing: wanted.backing,
+            snapshot: None,
+            life: RecordedLife::Running(live.recorded()),
+        };
+        let entry = self.take_in(record, live)?;
+        drop(name);
+        self.events.say("sandbox.created", EventAbout::sandbox(id), None);
+        Ok(entry.show())
+    }
+
+    pub(super) fn pause(
+        &self,
+        reference: &str,
+        key: Option<IdempotencyKey>,
+        how: PauseSandbox,
+    ) -> Answer<Snapshot> {
+        let entry = self.sandboxes.find(reference)?;
+        let chosen = self.requests.choose(key, &("pause", entry.id(), &how), 1)?;
+        let id = SnapshotId::from(chosen.ids[0]);
+        if let Some(snapshot) = self.engine.snapshot(id) {
+            return Ok(Known::of(snapshot).show());
+        }
+        let name = self.reserve_snapshot_name(how.name.as_deref(), &how.labels)?;
+        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        let snapshot = self.pause_in_turn(&mut turn, id, how, RecordedLife::Paused)?;
+        drop((turn, name));
+        Ok(Known::of(snapshot).show())
+    }
+
+    /// Pauses the guest of a turn: on success the turn has none any more.
+    pub(super) fn pause_in_turn(
+        &self,
+        turn: &mut Turn,
+        id: SnapshotId,
+        how: PauseSandbox,
+        paused: RecordedLife,
+    ) -> Answer<Arc<EngineSnapshot>> {
+        let asked = Instant::now();
+        let mut record = turn.record();
+        let Some(live) = turn.live.take() else { return Err(not_running(turn, "paused")) };
+        let about = About {
+            name: how.name,
+            labels: how.labels,
+            sandbox: Some(record.id),
+            vmm: Some(record.vmm),
+            backing: record.backing,
+        };
+        record.snapshot = Some(id.uuid());
+        record.life = paused;
+        let alongside = vec![put(&record)];
+        match live.pause(self, id, &about, alongside) {
+            Ok(Paused { snapshot, frozen, ending }) => {
+                self.metrics.pause_answered(asked.elapsed(), frozen);
+                turn.show(record.clone());
+                self.endings.end(ending);
+                self.events.say("sandbox.paused", EventAbout::both(record.id, id.uuid()), None);
+                Ok(snapshot)
+            }
+            Err((live, problem)) => {
+                turn.live = Some(live);
+                Err(problem.sandbox(record.id))
+            }
+        }
+    }
+
+    pub(super) fn resume(&self, reference: &str, how: ResumeSandbox) -> Answer<Sandbox> {
+        let entry = self.sandboxes.find(reference)?;
+        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        self.resume_in_turn(&mut turn, how.serve_before_seal)?;
+        drop(turn);
+        Ok(entry.show())
+    }
+
+    /// Resumes the paused sandbox of a turn from its last snapshot.
+    fn resume_in_turn(&self, turn: &mut Turn, serve_before_seal: Option<bool>) -> Answer<()> {
+        let mut record = turn.record();
+        let (true, Some(snapshot)) = (record.life.is_paused(), record.snapshot) else {
+            let shown = turn.entry().show().state;
+            let why = format!("{} is {shown:?}, not paused: it cannot be resumed", turn.entry().called());
+            return Err(Problem::new(Code::WrongState, why).sandbox(record.id));
+        };
+        let known = self.readable_snapshot(&snapshot.to_string())?;
+        let live = self.bring_back(&known, serve_before_seal)?;
+        record.life = RecordedLife::Running(live.recorded());
+        self.write_born(&record, &live)?;
+        turn.live = Some(live);
+        turn.show(record.clone());
+        self.events.say("sandbox.resumed", EventAbout::both(record.id, snapshot), None);
+        Ok(())
+    }
+
+    pub(super) fn fork(
+        &self,
+        reference: &str,
+        key: Option<IdempotencyKey>,
+        how: ForkSandbox,
+    ) -> Answer<SandboxList> {
+        check_count(how.count)?;
+        let entry = self.sandboxes.find(reference)?;
+        let chosen = self.requests.choose(key, &("fork", entry.id(), &how), ids_of(how.count) + 1)?;
+        let ForkSandbox { count: _, name, labels } = how;
+        let (pause_id, fork_ids) = chosen.ids.split_first().expect("one more than forks was asked for");
+        let known = match self.engine.snapshot(SnapshotId::from(*pause_id)) {
+            Some(snapshot) => Known::of(snapshot),
+            None => self.snapshot_to_fork(&entry, SnapshotId::from(*pause_id))?,
+        };
+        self.make_from(&known, fork_ids, name.as_deref(), &labels, None)
+    }
+
+    /// The snapshot a sandbox is forked from: a running one is paused for it and goes on.
+    fn snapshot_to_fork(&self, entry: &Arc<Entry>, id: SnapshotId) -> Answer<Known> {
+        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        if turn.live.is_none()
+            && let (true, Some(snapshot)) = (turn.record().life.is_paused(), turn.record().snapshot)
+        {
+            return self.readable_snapshot(&snapshot.to_string());
+        }
+        let how = PauseSandbox::default();
+        let snapshot = self.pause_in_turn(&mut turn, id, how, RecordedLife::Forked)?;
+        self.resume_in_turn(&mut turn, Some(true))?;
+        Ok(Known::of(snapshot))
+    }
+
+    pub(super) fn resume_from(
+        &self,
+        reference: &str,
+        key: Option<IdempotencyKey>,
+        how: &ResumeSnapshot,
+    ) -> Answer<SandboxList> {
+        check_count(how.count)?;
+        let known = self.readable_snapshot(reference)?;
+        let chosen = self.requests.choose(key, &("resume", known.id(), how), ids_of(how.count))?;
+        self.make_from(&known, &chosen.ids, how.name.as_deref(), &how.labels, how.serve_before_seal)
+    }
+
+    /// New sandboxes of a snapshot; those of them that are there already are as they are.
+    fn make_from(
+        &self,
+        known: &Known,
+        ids: &[Uuid],
+        name: Option<&str>,
+        labels: &Labels,
+        serve_before_seal: Option<bool>,
+    ) -> Answer<SandboxList> {
+        let names = numbered(name, u32::try_from(ids.len()).expect("as many as were asked for"));
+        let mut sandboxes = Vec::with_capacity(ids.len());
+        for (id, name) in ids.iter().zip(names) {
+            let made = match self.sandboxes.get(*id) {
+                Some(entry) => entry,
+                None => self.make_one(known, *id, name, labels, serve_before_seal)?,
+            };
+            sandboxes.push(made.show());
+        }
+        Ok(SandboxList { sandboxes, next: None })
+    }
+
+    fn make_one(
+        &self,
+        known: &Known,
+        id: Uuid,
+        name: Option<String>,
+        labels: &Labels,
+        serve_before_seal: Option<bool>,
+    ) -> Answer<Arc<Entry>> {
+        let reserved = self.sandboxes.reserve(name.as_deref(), labels)?;
+        let live = self.bring_back(known, serve_before_seal)?;
+        let record = SandboxRecord {
+            id,
+            name,
+            labels: labels.clone(),
+            created_unix_ms: unix_ms(),
+            vmm: VmmKind::Process,
+            memory_bytes: live.shape.memory_bytes,
+            backing: known.about.backing,
+            snapshot: None,
+            life: RecordedLife::Running(live.recorded()),
+        };
+        let entry = self.take_in(record, live)?;
+        drop(reserved);
+        self.events.say("sandbox.resumed", EventAbout::both(id, known.id()), None);
+        Ok(entry)
+    }
+
+    /// A guest on a snapshot's memory and device state.
+    fn bring_back(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<Box<Live>> {
+        if known.about.vmm.is_none() {
+            let why = format!(
+                "{} is of a VMM that rekindle did not start: open a fault socket for it",
+                known.called()
+            );
+            return Err(Problem::new(Code::WrongState, why).snapshot(known.snapshot.id()));
+        }
+        self.wait_if_asked(known, serve_before_seal)?;
+        let memory_bytes = u64::from(known.snapshot.memory().pages()) * 4096;
+        let shape = self.shape(memory_bytes, known.about.backing);
+        self.born(|guest| Live::resume(self, guest, &known.snapshot, shape))
+    }
+
+    /// Waits for the seal where a guest is not to be served before it.
+    pub(super) fn wait_if_asked(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<()> {
+        if serve_before_seal.unwrap_or_else(|| self.settings().serve_before_seal) {
+            return Ok(());
+        }
+        known.snapshot.wait_manifest(SEAL_WAIT).map(drop).map_err(|_| {
+            let why = format!(
+                "{} was not sealed within {SEAL_WAIT:?}, and is not to be served before",
+                known.called()
+            );
+            Problem::new(Code::NotYet, why).snapshot(known.snapshot.id())
+        })
+    }
+
+    pub(super) fn stop(&self, reference: &str) -> Answer<Sandbox> {
+        let entry = self.sandboxes.find(reference)?;
+        // Ended first: a command that its guest does not answer would never give its turn back.
+        entry.kill();
+        let mut turn = entry.turn("is being ended", self.settings().pause_wait)?;
+        let mut record = turn.record();
+        if matches!(record.life, RecordedLife::Running(_)) {
+            record.life = RecordedLife::Stopped { reason: None };
+            self.catalog.write(&[put(&record)])?;
+            if let Some(live) = turn.live.take() {
+                self.endings.end(live.end());
+            }
+            turn.show(record.clone());
+            self.events.say("sandbox.stopped", EventAbout::sandbox(record.id), None);
+        }
+        drop(turn);
+        Ok(entry.show())
+    }
+
+    pub(super) fn remove(&self, reference: &str) -> Answer<()> {
+        let entry = self.sandboxes.find(reference)?;
+        entry.kill();
+        let mut turn = entry.turn("is being ended", self.settings().pause_wait)?;
+        let id = entry.id();
+        self.catalog.write(&[Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) }])?;
+        if let Some(live) = turn.live.take() {
+            self.endings.end(live.end());
+        }
+        self.sandboxes.remove(id);
+        turn.remove();
+        self.events.say("sandbox.removed", EventAbout::sandbox(id), None);
+        Ok(())
+    }
+
+    pub(super) fn tell(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
+        let entry = self.sandboxes.find(reference)?;
+        let command: Command = serde_json::from_value(command).map_err(|error| {
+            Problem::new(Code::InvalidRequest, format!("no command of a process guest: {error}"))
+        })?;
+        if matches!(command, Command::Restore { .. } | Command::Exit | Command::Place { .. }) {
+            let why = "a sandbox's guest is restored, placed and ended by the daemon alone";
+            return Err(Problem::new(Code::InvalidRequest, why));
+        }
+        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        let Some(live) = &mut turn.live else { return Err(not_running(&turn, "told anything")) };
+        live.guest.control.tell(&command).map_err(|error| Problem::from(error).sandbox(entry.id()))
+    }
+
+    /// Starts a guest by `start`; whatever of it there is when that fails is ended.
+    fn born(&self, start: impl FnOnce(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
+        let guest = Uuid::now_v7();
+        start(guest).map(Box::new).map_err(|error| {
+            self.endings.end_unborn(guest);
+            guest_failed(error)
+        })
+    }
+
+    /// Makes a new sandbox known: from here on it is found again after a crash.
+    fn take_in(&self, record: SandboxRecord, live: Box<Live>) -> Answer<Arc<Entry>> {
+        self.write_born(&record, &live)?;
+        let entry = Entry::new(record, Some(live));
+        self.sandboxes.insert(Arc::clone(&entry));
+        Ok(entry)
+    }
+
+    fn write_born(&self, record: &SandboxRecord, live: &Live) -> Answer<()> {
+        self.catalog.write(&[put(record)]).map_err(|error| {
+            self.endings.end_unborn(live.id);
+            Problem::from(error)
+        })
+    }
+}
+
+/// The change that writes a record.
+pub(super) fn put(record: &SandboxRecord) -> Change {
+    Change::Put { kind: Kind::Sandbox, key: SandboxRecord::key(record.id), value: record.encode() }
+}
+
+fn not_running(turn: &Turn, wanted: &str) -> Problem {
+    let entry = turn.entry();
+    let why = format!("{} is {:?}: only a running one can be {wanted}", entry.called(), entry.show().state);
+    Problem::new(Code::WrongState, why).sandbox(entry.id())
+}
+
+fn check_memory(bytes: u64, backing: MemoryBacking) -> Answer<()> {
+    let page = match backing {
+        MemoryBacking::Shared | MemoryBacking::Private => PAGE_BYTES,
+        MemoryBacking::Huge => HUGE_PAGE_BYTES,
+    };
+    let page = u64::try_from(page).expect("two megabytes at most");
+    if bytes == 0 || bytes > MEMORY_BYTES_MAX || !bytes.is_multiple_of(page) {
+        let why =
+            format!("memory_bytes={bytes}: it is to be a multiple of {page}, at most {MEMORY_BYTES_MAX}");
+        return Err(Problem::new(Code::InvalidRequest, why));
+    }
+    Ok(())
+}
+
+fn check_count(count: u32) -> Answer<()> {
+    if (1..=FORKS_MAX).contains(&count) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Code::InvalidRequest,
+        format!("count={count}: 1 to {FORKS_MAX} sandboxes are made at once"),
+    ))
+}
+
+fn ids_of(count: u32) -> usize {
+    usize::try_from(count).expect("at most a few hundred")
+}

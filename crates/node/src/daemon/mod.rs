@@ -1,0 +1,169 @@
+//! The daemon: sandboxes and snapshots as things with names, over the engine, the catalog and the keeper.
+//!
+//! Whatever was acknowledged is in the catalog before the answer, and every descriptor that a guest lives by is at the
+//! keeper, so this process may be killed at any instant and another one takes over by [`Daemon::start`].
+
+mod about;
+mod captures;
+mod clock;
+mod control;
+mod endings;
+mod entry;
+mod events;
+mod fault_sockets;
+mod idempotency;
+mod keeping;
+mod lifecycle;
+mod live;
+mod names;
+mod observe;
+mod orphans;
+mod paging;
+mod problems;
+mod record;
+mod recovery;
+mod references;
+mod registry;
+mod snapshots;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use rekindle_engine::catalog::Catalog;
+use rekindle_engine::engine::{Engine, EngineOptions};
+
+use crate::api::control::Served;
+use crate::api::types::MemoryBacking;
+use crate::guest::arguments::MemoryKind;
+use crate::metrics::Metrics;
+use crate::sandbox::SandboxShape;
+use crate::settings::Settings;
+
+use endings::Endings;
+use events::EventLog;
+use fault_sockets::FaultSockets;
+use idempotency::Requests;
+use keeping::Keeping;
+use names::Names;
+use registry::Registry;
+use watch::{Lookout, SnapshotNews};
+
+/// A node's sandboxes and snapshots, and what is done with them.
+#[derive(Debug)]
+pub struct Daemon {
+    settings: RwLock<Arc<Settings>>,
+    run_directory: PathBuf,
+    node_name: String,
+    started_unix_ms: u64,
+    metrics: Arc<Metrics>,
+    events: Arc<EventLog>,
+    catalog: Catalog,
+    keeping: Arc<Keeping>,
+    requests: Requests,
+    snapshot_names: Names,
+    sandboxes: Registry,
+    fault_sockets: FaultSockets,
+    endings: Endings,
+    engine: Engine,
+    lookout: Mutex<Option<Lookout>>,
+}
+
+impl Daemon {
+    /// Starts on what an earlier daemon left, if one did.
+    pub fn start(settings: &Settings) -> anyhow::Result<Arc<Self>> {
+        let started = Instant::now();
+        let program = std::env::current_exe()
+            .context("finding this program, which guests and the keeper are run by")?;
+        private_directory(&settings.state_directory)?;
+        private_directory(&settings.run_directory)?;
+        let catalog = Catalog::open(&settings.state_directory.join("catalog.redb"))?;
+        let (keeping, found) = Keeping::find(settings.keeper_socket(), program)?;
+        let keeping = Arc::new(keeping);
+        let events = Arc::new(EventLog::open(&catalog, settings.events_kept)?);
+        let metrics = Arc::new(Metrics::new());
+        let engine = Engine::start(engine_options(settings, &catalog, &keeping, &events, &metrics)?)?;
+        let daemon = Arc::new(Self {
+            settings: RwLock::new(Arc::new(settings.clone())),
+            run_directory: settings.run_directory.clone(),
+            node_name: node_name(),
+            started_unix_ms: clock::unix_ms(),
+            metrics,
+            events,
+            requests: Requests::new(catalog.clone())?,
+            snapshot_names: Names::default(),
+            sandboxes: Registry::default(),
+            fault_sockets: FaultSockets::default(),
+            endings: Endings::start(Arc::clone(&keeping))?,
+            keeping,
+            catalog,
+            engine,
+            lookout: Mutex::default(),
+        });
+        daemon.recover(found, started)?;
+        let lookout = Lookout::start(&daemon)?;
+        *daemon.lookout.lock().unwrap_or_else(PoisonError::into_inner) = Some(lookout);
+        Ok(daemon)
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn shape(&self, memory_bytes: u64, backing: MemoryBacking) -> SandboxShape {
+        let kind = match backing {
+            MemoryBacking::Shared => MemoryKind::Shared,
+            MemoryBacking::Private => MemoryKind::Private,
+            MemoryBacking::Huge => MemoryKind::Huge,
+        };
+        SandboxShape { kind, ..SandboxShape::new(self.keeping.program().to_owned(), memory_bytes) }
+    }
+}
+
+impl Served for Daemon {
+    fn reload(&self, settings: &Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.clone());
+    }
+
+    fn end(&self) {
+        if let Some(lookout) = self.lookout.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            lookout.finish();
+        }
+        self.endings.finish();
+        self.engine.stop();
+    }
+}
+
+fn engine_options(
+    settings: &Settings,
+    catalog: &Catalog,
+    keeping: &Arc<Keeping>,
+    events: &Arc<EventLog>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<EngineOptions> {
+    let store = settings.store.open().with_context(|| format!("opening the store {}", settings.store))?;
+    let mut options = EngineOptions::new(settings.state_directory.join("layers"), store);
+    options.domain = settings.domain.clone();
+    options.capture_bytes_max = settings.capture_bytes_max;
+    options.unsealed_max = settings.unsealed_ancestors_max;
+    options.pause_wait = settings.pause_wait;
+    options.compare_workers = settings.compare_workers.unwrap_or(options.compare_workers);
+    options.catalog = Some(catalog.clone());
+    options.keeper = keeping.clone();
+    options.watcher = Arc::new(SnapshotNews::new(Arc::clone(events), Arc::clone(metrics)));
+    Ok(options)
+}
+
+/// A directory that only this user can enter.
+fn private_directory(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("making the directory {}", path.display()))
+}
+
+fn node_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}

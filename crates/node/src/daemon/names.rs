@@ -1,0 +1,75 @@
+//! Names that are being given: two requests at once cannot give one name to two things.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use uuid::Uuid;
+
+use super::references::check_name;
+use crate::api::problem::{Code, Problem};
+
+/// The names of things that are being made.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    reserved: Mutex<HashSet<String>>,
+}
+
+/// A name that nobody else gets, until the thing is there or this is dropped.
+#[derive(Debug)]
+pub(super) struct Reserved<'a> {
+    names: &'a Names,
+    name: Option<String>,
+}
+
+impl Names {
+    /// Takes `name` for a new `what` unless `holder` says who has it; the problem comes with that one.
+    pub(super) fn reserve(
+        &self,
+        what: &str,
+        name: Option<&str>,
+        holder: impl FnOnce(&str) -> Option<Uuid>,
+    ) -> Result<Reserved<'_>, (Problem, Option<Uuid>)> {
+        check_name(name).map_err(|problem| (problem, None))?;
+        let taken =
+            |name: &str| Problem::new(Code::NameTaken, format!("there is a {what} called {name:?} already"));
+        let Some(name) = name else { return Ok(Reserved { names: self, name: None }) };
+        if !self.reserved.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+            return Err((taken(name), None));
+        }
+        let reserved = Reserved { names: self, name: Some(name.to_owned()) };
+        // Asked after the name is ours: whoever had it reserved before has inserted its thing by now.
+        match holder(name) {
+            Some(holder) => Err((taken(name), Some(holder))),
+            None => Ok(reserved),
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            self.names.reserved.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_given_once() {
+        let names = Names::default();
+        let code = |name, holder: Option<u128>| {
+            names
+                .reserve("thing", Some(name), |_| holder.map(Uuid::from_u128))
+                .map_err(|(problem, _)| problem.code)
+        };
+        let first = code("a", None).expect("it is free");
+        assert_eq!(code("a", None).err(), Some(Code::NameTaken));
+        drop(first);
+        assert!(code("a", None).is_ok());
+        assert_eq!(code("b", Some(1)).err(), Some(Code::NameTaken));
+        assert!(code("b", None).is_ok(), "a refused name is not kept");
+    }
+}

@@ -1,0 +1,215 @@
+//! A start: what the catalog and the keeper know is put together again. What was acknowledged is found, what was half
+//! done is undone, and what is lost is said by name.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use rekindle_engine::catalog::Kind;
+use rekindle_kernel::ProcessHandle;
+use uuid::Uuid;
+
+use super::Daemon;
+use super::entry::Entry;
+use super::events::About;
+use super::keeping::{GuestNote, KeyOf, guest_key};
+use super::lifecycle::put;
+use super::live::Live;
+use super::record::{RecordedGuest, RecordedLife, SandboxRecord};
+use crate::api::types::ResumeSandbox;
+use crate::keeper::{Found, HeldEntry};
+use crate::metrics::Recovery;
+
+impl Daemon {
+    /// Puts sandboxes together again; snapshots the engine has put together by now.
+    pub(super) fn recover(&self, found: Found, started: Instant) -> anyhow::Result<()> {
+        let held: HashMap<String, HeldEntry> =
+            self.keeping.client().list()?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+        let mut recovery = Recovery::default();
+        for (_, value) in self.catalog.all(Kind::Sandbox)? {
+            let record: SandboxRecord = serde_json::from_slice(&value)?;
+            recovery.sandboxes += u64::from(self.recover_sandbox(record, &held)?);
+        }
+        self.recover_sockets(&held)?;
+        recovery.until_served = started.elapsed();
+        self.engine.end_replay();
+        self.let_go_of_the_rest(&held);
+        self.remove_stale_sockets()?;
+        self.end_orphans(&held)?;
+        self.resume_the_forked();
+        recovery.snapshots = self.snapshots_found();
+        self.metrics.recovered(&recovery);
+        let keeper = match found {
+            Found::Running => "the keeper was there",
+            Found::Started => "a new keeper was started",
+        };
+        let detail = format!(
+            "{keeper}; {} running sandboxes and {} snapshots were found again",
+            recovery.sandboxes, recovery.snapshots
+        );
+        self.events.say("daemon.started", About::default(), Some(detail));
+        Ok(())
+    }
+
+    /// Says which snapshots are lost; how many are not.
+    fn snapshots_found(&self) -> u64 {
+        let replay = self.engine.replayed();
+        for lost in &replay.lost {
+            self.metrics.snapshot_lost();
+            self.events.say("snapshot.lost", About::snapshot(lost.id.uuid()), Some(lost.reason.clone()));
+        }
+        u64::try_from(replay.captured + replay.sealed + replay.published).expect("they are in memory")
+    }
+
+    /// Takes one sandbox over; whether its guest runs.
+    fn recover_sandbox(
+        &self,
+        mut record: SandboxRecord,
+        held: &HashMap<String, HeldEntry>,
+    ) -> anyhow::Result<bool> {
+        let RecordedLife::Running(guest) = &record.life else {
+            self.sandboxes.insert(Entry::new(record, None));
+            return Ok(false);
+        };
+        let (id, guest) = (record.id, guest.clone());
+        match self.recover_guest(&record, &guest, held.get(&guest_key(guest.id))) {
+            Ok(live) => {
+                self.sandboxes.insert(Entry::new(record, Some(Box::new(live))));
+                Ok(true)
+            }
+            Err(gone) => {
+                let (kind, reason) = match &gone {
+                    Gone::Ended(reason) => ("sandbox.stopped", reason),
+                    Gone::Lost(reason) => ("sandbox.lost", reason),
+                };
+                self.events.say(kind, About::sandbox(id), Some(reason.clone()));
+                record.life = match gone {
+                    Gone::Ended(reason) => RecordedLife::Stopped { reason: Some(reason) },
+                    Gone::Lost(reason) => RecordedLife::Lost { reason },
+                };
+                self.catalog.write(&[put(&record)])?;
+                self.sandboxes.insert(Entry::new(record, None));
+                self.endings.end_unborn(guest.id);
+                Ok(false)
+            }
+        }
+    }
+
+    fn recover_guest(
+        &self,
+        record: &SandboxRecord,
+        guest: &RecordedGuest,
+        held: Option<&HeldEntry>,
+    ) -> Result<Live, Gone> {
+        let Some(entry) = held else {
+            let pid = guest.hello.pid;
+            return Err(Gone::Lost(format!(
+                "the keeper that held its guest (pid {pid}) is gone, and so is the guest"
+            )));
+        };
+        let note: GuestNote = serde_json::from_value(entry.note.clone()).unwrap_or_default();
+        let live = self.take_over(record, guest).map_err(|error| Gone::of(guest, &error))?;
+        if !live.process().is_alive() {
+            return Err(Gone::Ended("its guest ended while no daemon ran".to_owned()));
+        }
+        // A pause that is not in the catalog did not come to pass: its guest, frozen or not, goes on.
+        if note.pausing.is_some() {
+            let thawed = live.guest.process.thaw().map_err(anyhow::Error::from);
+            let noted = thawed.and_then(|()| Ok(self.keeping.note(live.id, GuestNote::default())?));
+            noted.map_err(|error| Gone::of(guest, &error))?;
+            tracing::info!(sandbox = %record.id, "its pause was not answered when the last daemon ended: it goes on");
+        }
+        Ok(live)
+    }
+
+    fn take_over(&self, record: &SandboxRecord, guest: &RecordedGuest) -> anyhow::Result<Live> {
+        let held = self.keeping.client().get(&guest_key(guest.id))?;
+        let held = held.ok_or_else(|| anyhow::anyhow!("the keeper holds nothing of it any more"))?;
+        Live::recover(self, guest, held, self.shape(record.memory_bytes, record.backing))
+    }
+
+    /// Ends guests that no record names, and lets go of what was held for them: they were being made, or being ended.
+    fn let_go_of_the_rest(&self, held: &HashMap<String, HeldEntry>) {
+        let named: Vec<Uuid> = self
+            .sandboxes
+            .all()
+            .iter()
+            .filter_map(|entry| match entry.record().life {
+                RecordedLife::Running(guest) => Some(guest.id),
+                RecordedLife::Paused
+                | RecordedLife::Forked
+                | RecordedLife::Stopped { .. }
+                | RecordedLife::Lost { .. } => None,
+            })
+            .collect();
+        for entry in held.values() {
+            match KeyOf::parse(&entry.key) {
+                Some(KeyOf::Guest(id)) if !named.contains(&id) => self.endings.end_unborn(id),
+                Some(KeyOf::Socket(id)) if self.fault_sockets.find(id).is_err() => self.forget(&entry.key),
+                // Those of snapshots the engine has gone through.
+                Some(KeyOf::Guest(_) | KeyOf::Socket(_) | KeyOf::Snapshot(_)) => {}
+                None => {
+                    tracing::warn!(key = entry.key, "the keeper holds something that is not of this daemon")
+                }
+            }
+        }
+    }
+
+    /// Ends guests that a keeper left which is gone.
+    fn end_orphans(&self, held: &HashMap<String, HeldEntry>) -> anyhow::Result<()> {
+        let holds_guests = held.keys().any(|key| matches!(KeyOf::parse(key), Some(KeyOf::Guest(_))));
+        if holds_guests {
+            return Ok(());
+        }
+        let known = self.sandboxes.all().iter().filter_map(|entry| entry.show().pid).collect();
+        Ok(super::orphans::end(self.keeping.socket(), &known)?)
+    }
+
+    /// Lets go of what was held for something that was not acknowledged.
+    fn forget(&self, key: &str) {
+        if let Err(error) = self.keeping.client().forget(key) {
+            tracing::warn!(key, %error, "the keeper holds something unacknowledged until the next start");
+        }
+    }
+
+    /// Removes sockets at which the last daemon waited, or was about to wait, for a VMM that nobody waits for now.
+    fn remove_stale_sockets(&self) -> anyhow::Result<()> {
+        for file in std::fs::read_dir(&self.run_directory)? {
+            let path = file?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_ours =
+                (name.starts_with("handover-") || name.starts_with("faults-")) && name.ends_with(".sock");
+            if is_ours && !self.fault_sockets.all().iter().any(|socket| socket.path == path) {
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sandboxes that were paused only to be forked run again.
+    fn resume_the_forked(&self) {
+        for entry in self.sandboxes.all() {
+            if matches!(entry.record().life, RecordedLife::Forked)
+                && let Err(error) = self.resume(&entry.record().id.to_string(), ResumeSandbox::default())
+            {
+                tracing::error!(sandbox = %entry.record().id, %error, "it was being forked, and stays paused");
+            }
+        }
+    }
+}
+
+/// Why a guest is not there any more.
+enum Gone {
+    Ended(String),
+    Lost(String),
+}
+
+impl Gone {
+    fn of(guest: &RecordedGuest, error: &anyhow::Error) -> Self {
+        let has_ended = ProcessHandle::open(guest.hello.pid).is_err();
+        if has_ended {
+            Self::Ended("its guest ended while no daemon ran".to_owned())
+        } else {
+            Self::Lost(format!("its guest could not be taken over: {error:#}"))
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! How people name things: by id, by the unique beginning of one, or by name.
+
+use uuid::Uuid;
+
+use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
+
+/// Letters of a prefix, at least.
+const PREFIX_LETTERS_MIN: usize = 4;
+/// Letters of a name, at most.
+const NAME_LETTERS_MAX: usize = 64;
+/// Labels of one resource, at most.
+const LABELS_MAX: usize = 64;
+/// Letters of a label's name and of its value, at most.
+const LABEL_LETTERS_MAX: usize = 256;
+
+/// A thing that can be referred to.
+pub(super) trait Named {
+    fn id(&self) -> Uuid;
+    fn name(&self) -> Option<&str>;
+}
+
+/// The one thing that `reference` means among `things`, which are called `what`.
+pub(super) fn find<'a, T: Named>(
+    what: &str,
+    reference: &str,
+    things: impl Iterator<Item = &'a T> + Clone,
+) -> Answer<&'a T> {
+    if let Ok(id) = Uuid::try_parse(reference)
+        && let Some(found) = things.clone().find(|thing| thing.id() == id)
+    {
+        return Ok(found);
+    }
+    if let Some(found) = things.clone().find(|thing| thing.name() == Some(reference)) {
+        return Ok(found);
+    }
+    let prefix = reference.to_ascii_lowercase();
+    let mut beginning = things.filter(|thing| {
+        prefix.len() >= PREFIX_LETTERS_MIN && thing.id().hyphenated().to_string().starts_with(&prefix)
+    });
+    match (beginning.next(), beginning.next()) {
+        (Some(found), None) => Ok(found),
+        (Some(first), Some(second)) => Err(Problem::new(
+            Code::AmbiguousReference,
+            format!(
+                "more than one {what} id begins with {reference:?}: {} and {} do; give more of it",
+                first.id(),
+                second.id()
+            ),
+        )),
+        (None, _) => Err(Problem::new(Code::NotFound, format!("there is no {what} {reference:?}"))),
+    }
+}
+
+/// Checks a name that somebody wants to give.
+pub(super) fn check_name(name: Option<&str>) -> Answer<()> {
+    let Some(name) = name else { return Ok(()) };
+    let legal = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
+    if name.is_empty() || name.len() > NAME_LETTERS_MAX || !name.chars().all(legal) {
+        return Err(Problem::new(
+            Code::InvalidRequest,
+            format!("the name {name:?} is not 1 to {NAME_LETTERS_MAX} letters, digits, '-', '_' or '.'"),
+        ));
+    }
+    if Uuid::try_parse(name).is_ok() {
+        let why = format!("the name {name:?} could be taken for an id");
+        return Err(Problem::new(Code::InvalidRequest, why));
+    }
+    Ok(())
+}
+
+/// Checks labels that somebody wants to put on something.
+pub(super) fn check_labels(labels: &crate::api::types::Labels) -> Answer<()> {
+    if labels.len() > LABELS_MAX {
+        let why = format!("{} labels are more than {LABELS_MAX}", labels.len());
+        return Err(Problem::new(Code::InvalidRequest, why));
+    }
+    match labels.iter().find(|(name, value)| {
+        name.is_empty() || name.contains('=') || name.len().max(value.len()) > LABEL_LETTERS_MAX
+    }) {
+        Some((name, _)) => Err(Problem::new(
+            Code::InvalidRequest,
+            format!("the label {name:?} is empty, has a '=' or is longer than {LABEL_LETTERS_MAX} letters"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The names of `count` new things that were to be called `name`: with a number behind it where they are several.
+pub(super) fn numbered(name: Option<&str>, count: u32) -> Vec<Option<String>> {
+    (1..=count)
+        .map(|number| name.map(|name| if count == 1 { name.to_owned() } else { format!("{name}-{number}") }))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Thing(Uuid, Option<&'static str>);
+
+    impl Named for Thing {
+        fn id(&self) -> Uuid {
+            self.0
+        }
+
+        fn name(&self) -> Option<&str> {
+            self.1
+        }
+    }
+
+    fn found(reference: &str) -> Result<u128, Code> {
+        let id = |number: u128| Uuid::from_u128(0xaaaa_0000 << 96 | number);
+        let things = [Thing(id(1), Some("one")), Thing(id(2), None), Thing(Uuid::from_u128(3), Some("aaaa"))];
+        find("thing", reference, things.iter())
+            .map(|thing| thing.0.as_u128() & 0xff)
+            .map_err(|problem| problem.code)
+    }
+
+    #[test]
+    fn a_reference_is_an_id_a_name_or_a_unique_beginning_of_an_id() {
+        assert_eq!(found("aaaa0000-0000-0000-0000-000000000001"), Ok(1));
+        assert_eq!(found("one"), Ok(1));
+        assert_eq!(found("aaaa"), Ok(3), "a name goes before a beginning");
+        assert_eq!(found("AAAA0"), Err(Code::AmbiguousReference));
+        assert_eq!(found("0000"), Ok(3));
+        assert_eq!(found("000"), Err(Code::NotFound), "three letters are too few to mean an id");
+        assert_eq!(found("two"), Err(Code::NotFound));
+    }
+
+    #[test]
+    fn names_that_could_be_taken_for_something_else_are_refused() {
+        for name in ["", "a b", "ä", "../x", "0000000000000000000000000000000a", &"x".repeat(65)] {
+            assert_eq!(
+                check_name(Some(name)).map_err(|problem| problem.code),
+                Err(Code::InvalidRequest),
+                "{name}"
+            );
+        }
+        assert_eq!(check_name(Some("agent-7.b_2")), Ok(()));
+        assert_eq!(check_name(None), Ok(()));
+    }
+
+    #[test]
+    fn several_new_things_get_numbers() {
+        assert_eq!(numbered(Some("a"), 1), [Some("a".to_owned())]);
+        assert_eq!(numbered(Some("a"), 2), [Some("a-1".to_owned()), Some("a-2".to_owned())]);
+        assert_eq!(numbered(None, 2), [None, None]);
+    }
+}

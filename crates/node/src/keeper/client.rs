@@ -1,0 +1,349 @@
+//! A keeper as its clients see it: a call for each request, over one connection that is made again when it breaks.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rekindle_kernel::fd_passing;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::error::{KeeperError, Refusal};
+use super::key::{FdName, Key};
+use super::start::{self, Found};
+use super::wire::{
+    ANSWER_BYTES_MAX, Answer, FDS_PER_KEY_MAX, HeldNow, Identified, Listed, PROTOCOL, ProcessNow, Request,
+    SentRole, Spawn, Started,
+};
+
+/// How long the keeper may take to answer. It does nothing that waits, but starting a program reads it from a disk.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often a connection that was reset is made again before there is said to be no keeper.
+const RESETS_MAX: usize = 16;
+
+/// A keeper, for any number of threads. Calls are made one after the other; one that fails changed nothing there,
+/// unless it says that the keeper did not answer: then it may have been done, and is safe to make again.
+#[derive(Debug)]
+pub struct KeeperClient {
+    socket: PathBuf,
+    identity: KeeperIdentity,
+    connection: Mutex<Option<UnixStream>>,
+}
+
+/// Which keeper it is. Another instance means that everything that was held is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeeperIdentity {
+    /// Its process id.
+    pub pid: u32,
+    /// Chosen at random when it started.
+    pub instance: Uuid,
+}
+
+/// What is held under a key.
+#[derive(Debug)]
+pub struct Held {
+    /// The note; null where none was given.
+    pub note: Value,
+    /// The descriptors by name; a process's pidfd is [`super::PROCESS`].
+    pub fds: BTreeMap<String, OwnedFd>,
+    /// The process under the key, if one was started.
+    pub process: Option<ProcessNow>,
+}
+
+/// What is held under a key, told without the descriptors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeldEntry {
+    /// The key.
+    pub key: String,
+    /// The note; null where none was given.
+    pub note: Value,
+    /// The names of the descriptors.
+    pub names: Vec<String>,
+    /// The process under the key, if one was started.
+    pub process: Option<ProcessNow>,
+}
+
+/// What a descriptor given to a new process is for. The same one may be given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role<'a> {
+    /// The process has it open under this number: 0, 1, 2, or 3 to 31.
+    Child(i32),
+    /// The keeper holds it under the key by this name from the start of the process on.
+    Held(&'a str),
+}
+
+/// A process that the keeper started.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its process id.
+    pub pid: u32,
+    /// Its pidfd.
+    pub process: OwnedFd,
+}
+
+impl KeeperClient {
+    /// The keeper at `socket`; if none listens there, `program` is started as one, which outlives this process.
+    pub fn connect_or_start(socket: &Path, program: &Path) -> Result<(Self, Found), KeeperError> {
+        // A child that a killed keeper had just forked has its socket until it runs its own program.
+        for _ in 0..RESETS_MAX {
+            match Self::connect_or_start_once(socket, program) {
+                Err(KeeperError::Unreachable { source, .. })
+                    if source.kind() == io::ErrorKind::ConnectionReset => {}
+                found => return found,
+            }
+        }
+        Self::connect_or_start_once(socket, program)
+    }
+
+    fn connect_or_start_once(socket: &Path, program: &Path) -> Result<(Self, Found), KeeperError> {
+        match Self::connect(socket) {
+            Err(KeeperError::Unreachable { source, .. }) if start::nobody_listens(&source) => {
+                let found = start::start(socket, program)?;
+                Ok((Self::connect(socket)?, found))
+            }
+            connected => Ok((connected?, Found::Running)),
+        }
+    }
+
+    /// The keeper at `socket`.
+    pub fn connect(socket: &Path) -> Result<Self, KeeperError> {
+        let (stream, identity) = identified(socket)?;
+        Ok(Self { socket: socket.to_owned(), identity, connection: Mutex::new(Some(stream)) })
+    }
+
+    /// Where the keeper listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The keeper that this client is for; calls fail once another one answers.
+    pub fn identity(&self) -> KeeperIdentity {
+        self.identity
+    }
+
+    /// Holds `fds` under the key by their names, in place of those that had these names, and the note in place of the
+    /// one before. Other descriptors under the key stay.
+    pub fn put(&self, key: &str, note: &Value, fds: &[(&str, BorrowedFd<'_>)]) -> Result<(), KeeperError> {
+        self.put_with("hold", key, Some(note.clone()), fds)
+    }
+
+    /// Holds `fds` under the key as [`Self::put`] does; the note stays as it is.
+    pub fn add(&self, key: &str, fds: &[(&str, BorrowedFd<'_>)]) -> Result<(), KeeperError> {
+        self.put_with("hold more", key, None, fds)
+    }
+
+    /// Changes the note under the key.
+    pub fn note(&self, key: &str, note: &Value) -> Result<(), KeeperError> {
+        self.put_with("note", key, Some(note.clone()), &[])
+    }
+
+    /// What is held under the key: duplicates of the descriptors; none where nothing is.
+    pub fn get(&self, key: &str) -> Result<Option<Held>, KeeperError> {
+        let request = Request::Get { key: checked("get", key)? };
+        let (held, fds): (Option<HeldNow>, _) = self.ask("get", &request, &[])?;
+        let Some(HeldNow { note, names, process, .. }) = held else { return Ok(None) };
+        if names.len() != fds.len() {
+            return Err(self.unreachable(invalid("an answer had other descriptors than it said")));
+        }
+        Ok(Some(Held { note, fds: names.into_iter().zip(fds).collect(), process }))
+    }
+
+    /// Holds nothing under the key any more. A process under it goes on, and is still reaped at its end.
+    pub fn forget(&self, key: &str) -> Result<(), KeeperError> {
+        let request = Request::Forget { key: checked("forget", key)? };
+        self.ask("forget", &request, &[]).map(|((), _)| ())
+    }
+
+    /// Everything that is held, in the order of keys. A key that others change meanwhile is told as before or after.
+    pub fn list(&self) -> Result<Vec<HeldEntry>, KeeperError> {
+        let mut all: Vec<HeldEntry> = Vec::new();
+        loop {
+            let after = all.last().map(|entry| checked("list", &entry.key)).transpose()?;
+            let (part, _): (Listed, _) = self.ask("list", &Request::List { after }, &[])?;
+            let part_is_empty = part.entries.is_empty();
+            all.extend(part.entries.into_iter().map(HeldEntry::from));
+            if !part.more || part_is_empty {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Starts a process under the key as a child of the keeper, in a session of its own, and holds its pidfd. Fails
+    /// where a process was started under the key before.
+    pub fn spawn(
+        &self,
+        key: &str,
+        spawn: &Spawn,
+        fds: &[(Role<'_>, BorrowedFd<'_>)],
+    ) -> Result<Spawned, KeeperError> {
+        let role = |role: Role<'_>| match role {
+            Role::Child(number) => Ok(SentRole::Child(number)),
+            Role::Held(name) => checked_name("spawn", name).map(SentRole::Held),
+        };
+        let roles = fds.iter().map(|(of, _)| role(*of)).collect::<Result<_, _>>()?;
+        let (key, number) = (checked("spawn", key)?, Uuid::now_v7());
+        let request = Request::Spawn { key, number, spawn: spawn.clone(), roles };
+        let fds: Vec<_> = fds.iter().map(|(_, fd)| *fd).collect();
+        let (started, fds): (Started, _) = self.ask("spawn", &request, &fds)?;
+        let process = fds.into_iter().next();
+        let process = process.ok_or_else(|| self.unreachable(invalid("a process came without its pidfd")))?;
+        Ok(Spawned { pid: started.pid, process })
+    }
+
+    /// Ends the keeper; unless `force`d, it refuses while it holds anything. Processes under it go on.
+    pub fn shutdown(&self, force: bool) -> Result<(), KeeperError> {
+        self.ask("end", &Request::Shutdown { force }, &[]).map(|((), _)| ())
+    }
+
+    fn put_with(
+        &self,
+        doing: &'static str,
+        key: &str,
+        note: Option<Value>,
+        fds: &[(&str, BorrowedFd<'_>)],
+    ) -> Result<(), KeeperError> {
+        if fds.len() > FDS_PER_KEY_MAX {
+            let what = "descriptors under a key".to_owned();
+            let max = u64::try_from(FDS_PER_KEY_MAX).expect("128");
+            return Err(refused(doing, Refusal::TooMuch { what, max }));
+        }
+        let names = fds.iter().map(|(name, _)| checked_name(doing, name)).collect::<Result<_, _>>()?;
+        let request = Request::Put { key: checked(doing, key)?, note, names };
+        let fds: Vec<_> = fds.iter().map(|(_, fd)| *fd).collect();
+        self.ask(doing, &request, &fds).map(|((), _)| ())
+    }
+
+    /// Asks once, or twice if the connection turns out to be broken: every request may be made again.
+    fn ask<T: DeserializeOwned>(
+        &self,
+        doing: &'static str,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(T, Vec<OwnedFd>), KeeperError> {
+        let mut line = serde_json::to_vec(request)
+            .map_err(|source| KeeperError::Unsendable { request: doing, source })?;
+        line.push(b'\n');
+        let mut connection = self.connection();
+        let first = connection.take().map(|stream| exchange(stream, &line, fds));
+        let exchanged = match first {
+            Some(Err(error)) if !is_broken(&error) => Err(error),
+            Some(Ok(exchanged)) => Ok(exchanged),
+            Some(Err(_)) | None => exchange(self.connect_again()?, &line, fds),
+        };
+        let Exchanged { stream, answer, fds } = exchanged.map_err(|source| self.unreachable(source))?;
+        *connection = Some(stream);
+        drop(connection);
+        match serde_json::from_slice(&answer).map_err(|error| self.unreachable(invalid(error)))? {
+            Answer::Done(done) => Ok((done, fds)),
+            Answer::Refused(refusal) => Err(refused(doing, refusal)),
+        }
+    }
+
+    fn connect_again(&self) -> Result<UnixStream, KeeperError> {
+        let (stream, now) = identified(&self.socket)?;
+        if now.instance == self.identity.instance {
+            return Ok(stream);
+        }
+        let (before, now) = (self.identity.instance, now.instance);
+        Err(KeeperError::Replaced { socket: self.socket.clone(), before, now })
+    }
+
+    /// Held over the exchange: the keeper does one request at a time, so who waits here would wait there. A thread that
+    /// panicked left no connection behind, so the cell is right whoever held it.
+    fn connection(&self) -> MutexGuard<'_, Option<UnixStream>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unreachable(&self, source: io::Error) -> KeeperError {
+        KeeperError::Unreachable { socket: self.socket.clone(), source }
+    }
+}
+
+impl From<HeldNow> for HeldEntry {
+    fn from(now: HeldNow) -> Self {
+        let HeldNow { key, note, names, process } = now;
+        Self { key, note, names, process }
+    }
+}
+
+/// An answer, and the connection it came over, on which nothing more is on its way.
+struct Exchanged {
+    stream: UnixStream,
+    answer: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+/// Sends a request and takes its answer.
+fn exchange(stream: UnixStream, line: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<Exchanged> {
+    // A keeper that refuses to read on has said why, so what it said is read even where writing failed.
+    let sent = fd_passing::send(&stream, line, fds);
+    match receive_line(&stream) {
+        Ok((answer, fds)) => Ok(Exchanged { stream, answer, fds }),
+        Err(error) => Err(sent.err().unwrap_or(error)),
+    }
+}
+
+fn receive_line(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let (mut answer, mut fds) = (Vec::new(), Vec::new());
+    let mut buffer = vec![0; 16 << 10];
+    while !answer.ends_with(b"\n") {
+        let (bytes, more) = fd_passing::receive(stream, &mut buffer, fd_passing::FDS_MAX)?;
+        if bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        answer.extend_from_slice(&buffer[..bytes]);
+        fds.extend(more);
+        if answer.len() > ANSWER_BYTES_MAX || fds.len() > fd_passing::FDS_MAX {
+            return Err(invalid("an answer is too long"));
+        }
+    }
+    Ok((answer, fds))
+}
+
+/// A new connection, and who is at its other end.
+fn identified(socket: &Path) -> Result<(UnixStream, KeeperIdentity), KeeperError> {
+    let failed = |source| KeeperError::Unreachable { socket: socket.to_owned(), source };
+    let connect = || {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+        exchange(stream, b"{\"request\":\"identify\"}\n", &[])
+    };
+    let Exchanged { stream, answer, .. } = connect().map_err(failed)?;
+    let answer = serde_json::from_slice(&answer).map_err(|error| failed(invalid(error)))?;
+    let Identified { pid, instance, protocol } = match answer {
+        Answer::Done(identified) => identified,
+        Answer::Refused(refusal) => return Err(refused("identify itself", refusal)),
+    };
+    if protocol != PROTOCOL {
+        return Err(KeeperError::Protocol { socket: socket.to_owned(), theirs: protocol, ours: PROTOCOL });
+    }
+    Ok((stream, KeeperIdentity { pid, instance }))
+}
+
+/// Whether the connection was at fault, rather than a keeper that takes too long.
+fn is_broken(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::InvalidData)
+}
+
+fn checked(doing: &'static str, key: &str) -> Result<Key, KeeperError> {
+    Key::try_from(key.to_owned()).map_err(|refusal| refused(doing, refusal))
+}
+
+fn checked_name(doing: &'static str, name: &str) -> Result<FdName, KeeperError> {
+    FdName::try_from(name.to_owned()).map_err(|refusal| refused(doing, refusal))
+}
+
+fn refused(request: &'static str, refusal: Refusal) -> KeeperError {
+    KeeperError::Refused { request, refusal }
+}
+
+fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}

@@ -1,0 +1,128 @@
+//! What can go wrong between a client and its keeper.
+
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A request that the keeper did not do, and that changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "refusal", rename_all = "snake_case")]
+pub enum Refusal {
+    /// It was not understood, or its parts do not fit together.
+    #[error("not a request: {why}")]
+    Malformed {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It would pass one of the keeper's limits.
+    #[error("{what} has a limit of {max}")]
+    TooMuch {
+        /// What there would be too much of.
+        what: String,
+        /// The limit.
+        max: u64,
+    },
+    /// Nothing is held under the key.
+    #[error("nothing is held under {key}")]
+    Unknown {
+        /// The key.
+        key: String,
+    },
+    /// There is a process under the key already.
+    #[error("process {pid} was started under {key} before")]
+    ProcessThere {
+        /// The key.
+        key: String,
+        /// The process.
+        pid: u32,
+    },
+    /// The program could not be started.
+    #[error("the program could not be started: {why}")]
+    NotStarted {
+        /// What the kernel said.
+        why: String,
+        /// Its number, where it has one.
+        os_error: Option<i32>,
+    },
+    /// It still holds something, and was not told to let go of it.
+    #[error("{keys} keys are held and {processes} processes run under the keeper")]
+    Holding {
+        /// Keys.
+        keys: u64,
+        /// Processes that have not ended.
+        processes: u64,
+    },
+}
+
+/// A call to the keeper that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// No keeper runs, and none could be started.
+    #[error("no keeper could be started as {}: {source}", program.display())]
+    NotStarted {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The keeper cannot be reached, or did not answer.
+    #[error("the keeper at {} does not answer: {source}", socket.display())]
+    Unreachable {
+        /// Its socket.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another keeper answers: what the one before it held is gone.
+    #[error("the keeper at {} is another one ({now}) than before ({before}): what it held is gone", socket.display())]
+    Replaced {
+        /// Its socket.
+        socket: PathBuf,
+        /// The instance that this client was made for.
+        before: Uuid,
+        /// The instance that answers now.
+        now: Uuid,
+    },
+    /// The keeper is of another version of rekindle, and they do not understand each other.
+    #[error("the keeper at {} speaks protocol {theirs}, this program {ours}", socket.display())]
+    Protocol {
+        /// Its socket.
+        socket: PathBuf,
+        /// Its protocol.
+        theirs: u32,
+        /// Ours.
+        ours: u32,
+    },
+    /// The keeper understood and did not do it; nothing changed.
+    #[error("the keeper refused to {request}: {refusal}")]
+    Refused {
+        /// What was asked.
+        request: &'static str,
+        /// Why not.
+        refusal: Refusal,
+    },
+    /// The request cannot be written down.
+    #[error("a request to the keeper to {request} cannot be written: {source}")]
+    Unsendable {
+        /// What was to be asked.
+        request: &'static str,
+        /// Why not.
+        source: serde_json::Error,
+    },
+}
+
+impl KeeperError {
+    /// Why the keeper refused, if that is what it did.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Refused { refusal, .. } => Some(refusal),
+            Self::NotStarted { .. }
+            | Self::Unreachable { .. }
+            | Self::Replaced { .. }
+            | Self::Protocol { .. }
+            | Self::Unsendable { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What each request does.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rekindle_kernel::Spawner;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::closer::Closer;
+use super::holdings::{Holdings, KeptProcess};
+use super::link::Letter;
+use super::processes;
+use crate::keeper::error::Refusal;
+use crate::keeper::key::{FdName, Key};
+use crate::keeper::wire::{Identified, PROTOCOL, Request, SentRole, Spawn, Started};
+
+/// What requests act on. Each is checked whole before it changes anything.
+#[derive(Debug)]
+pub(super) struct Desk {
+    instance: Uuid,
+    spawner: Spawner,
+    holdings: Holdings,
+    closer: Closer,
+}
+
+/// Whether the keeper goes on after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    GoOn,
+    End,
+}
+
+impl Desk {
+    pub(super) fn new(spawner: Spawner) -> Self {
+        let (holdings, closer) = (Holdings::default(), Closer::start());
+        Self { instance: Uuid::now_v7(), spawner, holdings, closer }
+    }
+
+    /// Does what a line asks, with the descriptors beside it, and says what to answer.
+    pub(super) fn answer(&mut self, line: &[u8], fds: Vec<OwnedFd>) -> Result<(Letter<'_>, Next), Refusal> {
+        let request = serde_json::from_slice(line);
+        let request = request.map_err(|error| Refusal::Malformed { why: error.to_string() })?;
+        let letter = match request {
+            Request::Put { key, note, names } => self.put(key, note.as_ref(), names, fds)?,
+            Request::Spawn { key, number, spawn, roles } => self.spawn(&key, number, &spawn, roles, fds)?,
+            _ if !fds.is_empty() => {
+                return Err(Refusal::Malformed { why: "this request takes no descriptors".to_owned() });
+            }
+            Request::Identify => {
+                let (pid, instance) = (std::process::id(), self.instance);
+                Letter::done(Identified { pid, instance, protocol: PROTOCOL })
+            }
+            Request::Get { key } => match self.holdings.get(&key) {
+                Some((held, fds)) => Letter::done_with(held, fds),
+                None => Letter::done(()),
+            },
+            Request::Forget { key } => {
+                self.closer.close(self.holdings.forget(&key));
+                Letter::done(())
+            }
+            Request::List { after } => Letter::done(self.holdings.list(after.as_ref())),
+            Request::Shutdown { force } => {
+                if !force {
+                    self.may_end()?;
+                }
+                return Ok((Letter::done(()), Next::End));
+            }
+        };
+        Ok((letter, Next::GoOn))
+    }
+
+    /// Notes that a child has ended and how.
+    pub(super) fn ended(&mut self, pid: u32, status: i32) {
+        self.holdings.ended(pid, status);
+    }
+
+    /// Whether nothing is lost if the keeper ends now.
+    pub(super) fn may_end(&self) -> Result<(), Refusal> {
+        match self.holdings.count() {
+            (0, 0) => Ok(()),
+            (keys, processes) => {
+                let count = |count| u64::try_from(count).unwrap_or(u64::MAX);
+                Err(Refusal::Holding { keys: count(keys), processes: count(processes) })
+            }
+        }
+    }
+
+    fn put(
+        &mut self,
+        key: Key,
+        note: Option<&Value>,
+        names: Vec<FdName>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Letter<'static>, Refusal> {
+        let addition = self.holdings.check(key, note, names, fds)?;
+        self.closer.close(self.holdings.put(addition));
+        Ok(Letter::done(()))
+    }
+
+    fn spawn(
+        &mut self,
+        key: &Key,
+        number: Uuid,
+        spawn: &Spawn,
+        roles: Vec<SentRole>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Letter<'_>, Refusal> {
+        if self.holdings.may_start(key, number)?.is_none() {
+            if roles.len() != fds.len() {
+                let why = format!("{} descriptors came for {} roles", fds.len(), roles.len());
+                return Err(Refusal::Malformed { why });
+            }
+            let (mut of_child, mut names, mut held) = (Vec::new(), Vec::new(), Vec::new());
+            for (role, fd) in roles.into_iter().zip(fds) {
+                match role {
+                    SentRole::Child(at) => of_child.push((at, fd)),
+                    SentRole::Held(name) => {
+                        names.push(name);
+                        held.push(fd);
+                    }
+                }
+            }
+            let addition = self.holdings.check(key.clone(), None, names, held)?;
+            let child = processes::start(&self.spawner, spawn, of_child)?;
+            let process = KeptProcess { number, pid: child.pid, pidfd: child.pidfd, exited: None };
+            self.closer.close(self.holdings.started(addition, process));
+        }
+        let process = self.holdings.may_start(key, number)?;
+        let process = process.ok_or_else(|| Refusal::Unknown { key: key.as_str().to_owned() })?;
+        Ok(Letter::done_with(Started { pid: process.pid }, vec![process.pidfd.as_fd()]))
+    }
+}

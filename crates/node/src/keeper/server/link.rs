@@ -1,0 +1,130 @@
+//! A client's connection: a request that arrives in parts, and answers that go whole or not at all.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rekindle_kernel::fd_passing;
+use serde::Serialize;
+
+use crate::keeper::error::Refusal;
+use crate::keeper::wire::{Answer, FDS_PER_KEY_MAX, REQUEST_BYTES_MAX, REQUEST_LIMIT};
+
+/// A connection. What it has received of a request is bounded, and is gone with it.
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: UnixStream,
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+    begun: Option<Instant>,
+    used: Instant,
+}
+
+/// What came of reading once.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// The request is not whole yet.
+    Part,
+    /// A request and its descriptors.
+    Whole(Vec<u8>, Vec<OwnedFd>),
+    /// What cannot become a request any more.
+    Wrong(Refusal),
+    /// The client is gone.
+    Gone,
+}
+
+/// What goes to a client in one message.
+#[derive(Debug)]
+pub(super) struct Letter<'a> {
+    line: Vec<u8>,
+    fds: Vec<BorrowedFd<'a>>,
+}
+
+impl Link {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, bytes: Vec::new(), fds: Vec::new(), begun: None, used: Instant::now() }
+    }
+
+    /// Reads once.
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Arrival {
+        self.used = Instant::now();
+        match fd_passing::receive(&self.stream, buffer, fd_passing::FDS_MAX) {
+            Ok((0, _)) => return Arrival::Gone,
+            Ok((bytes, fds)) => {
+                self.bytes.extend_from_slice(&buffer[..bytes]);
+                self.fds.extend(fds);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Arrival::Part,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return too_much("descriptors open in the keeper", open_files());
+            }
+            Err(_) => return Arrival::Gone,
+        }
+        self.begun.get_or_insert(self.used);
+        if self.fds.len() > 2 * FDS_PER_KEY_MAX {
+            return too_much("descriptors beside a request", 2 * FDS_PER_KEY_MAX);
+        }
+        if self.bytes.len() > REQUEST_BYTES_MAX {
+            return too_much("bytes of a request", REQUEST_BYTES_MAX);
+        }
+        match self.bytes.iter().position(|byte| *byte == b'\n') {
+            None => Arrival::Part,
+            Some(end) if end + 1 == self.bytes.len() => {
+                self.begun = None;
+                Arrival::Whole(std::mem::take(&mut self.bytes), std::mem::take(&mut self.fds))
+            }
+            Some(_) => Arrival::Wrong(Refusal::Malformed { why: "one request at a time".to_owned() }),
+        }
+    }
+
+    /// Sends a letter; an error if not all of it goes at once, as where the client does not read its answers.
+    pub(super) fn send(&self, letter: &Letter<'_>) -> io::Result<()> {
+        fd_passing::send(&self.stream, &letter.line, &letter.fds)
+    }
+
+    /// How long the request that has begun to arrive may still take; none where none has.
+    pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
+        self.begun.map(|begun| (begun + REQUEST_LIMIT).saturating_duration_since(now))
+    }
+
+    /// When it was last heard of, if nothing of a request has arrived.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        self.begun.is_none().then_some(self.used)
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl<'a> Letter<'a> {
+    pub(super) fn done<T: Serialize>(what: T) -> Self {
+        Self::of(&Answer::Done(what), Vec::new())
+    }
+
+    pub(super) fn done_with<T: Serialize>(what: T, fds: Vec<BorrowedFd<'a>>) -> Self {
+        Self::of(&Answer::Done(what), fds)
+    }
+
+    pub(super) fn refused(refusal: Refusal) -> Self {
+        Self::of(&Answer::<()>::Refused(refusal), Vec::new())
+    }
+
+    fn of<T: Serialize>(answer: &Answer<T>, fds: Vec<BorrowedFd<'a>>) -> Self {
+        let mut line = serde_json::to_vec(answer).expect("answers are plain data with text for keys");
+        line.push(b'\n');
+        Self { line, fds }
+    }
+}
+
+fn too_much(what: &str, max: usize) -> Arrival {
+    Arrival::Wrong(Refusal::TooMuch { what: what.to_owned(), max: u64::try_from(max).unwrap_or(u64::MAX) })
+}
+
+fn open_files() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,53 @@
+//! The keeper itself: one loop that waits, does what was asked, and answers.
+
+mod closer;
+mod desk;
+mod holdings;
+mod link;
+mod processes;
+mod socket;
+mod turns;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::{fmt, io};
+
+use anyhow::Context as _;
+use rekindle_kernel::{SignalReader, Spawner};
+
+use super::arguments::KeeperArguments;
+use desk::Desk;
+use socket::Listening;
+use turns::Keeper;
+
+/// The exit status of a keeper that found another one at its socket.
+const ANOTHER_RUNS: u8 = 4;
+
+/// Is the keeper until it is told to end and holds nothing, or is told to end whatever it holds.
+///
+/// It ends by nothing else: it ignores every signal that can be ignored, and answers what it cannot do.
+pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
+    let signals = SignalReader::block().context("taking signals")?;
+    let spawner = Spawner::prepare().context("preparing to start processes")?;
+    let socket = std::path::absolute(&arguments.socket).context("finding the socket")?;
+    // Fails where whoever started it gave it a session or a group of its own, which is as good.
+    rustix::process::setsid().ok();
+    rustix::process::chdir("/").context("leaving the directory it was started in")?;
+    let Some(listening) = Listening::at(&socket)? else {
+        log(format_args!("another keeper runs at {}", socket.display()));
+        return Ok(ExitCode::from(ANOTHER_RUNS));
+    };
+    let keeper = Keeper::new(listening, signals, Desk::new(spawner));
+    log(format_args!("listening at {}", socket.display()));
+    // Whoever started it may wait for this line, or may not be there any more.
+    writeln!(io::stdout(), "listening at {}", socket.display()).ok();
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    keeper.run();
+    log(format_args!("ended as it was told"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a line to standard error, if anybody takes it.
+fn log(what: fmt::Arguments<'_>) {
+    writeln!(io::stderr(), "rekindle keeper {}: {what}", std::process::id()).ok();
+}

@@ -1,0 +1,85 @@
+//! Starting a keeper where none runs.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rekindle_kernel::spawn::in_own_session;
+use rekindle_kernel::wakeup::wait_readable;
+use rustix::fs::FlockOperation;
+
+use super::error::KeeperError;
+
+/// How long a keeper may take from its start until it listens.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a service manager tells its service of itself, which is not the keeper.
+const OF_THE_SERVICE: [&str; 7] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "INVOCATION_ID",
+];
+
+/// How a keeper was come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It ran.
+    Running,
+    /// It was started.
+    Started,
+}
+
+/// Whether a connection failed because there is no keeper.
+pub(super) fn nobody_listens(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// Starts `program` as the keeper at `socket` and waits until it listens, unless another program did meanwhile.
+pub(super) fn start(socket: &Path, program: &Path) -> Result<Found, KeeperError> {
+    let start = || {
+        let socket = std::path::absolute(socket)?;
+        if let Some(directory) = socket.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        // One starts it at a time, so that the others find it.
+        let starting = File::create(socket.with_extension("starting"))?;
+        rustix::fs::flock(&starting, FlockOperation::LockExclusive)?;
+        match UnixStream::connect(&socket) {
+            Ok(_) => Ok(Found::Running),
+            Err(error) if nobody_listens(&error) => run(&socket, program),
+            Err(error) => Err(error),
+        }
+    };
+    start().map_err(|source| KeeperError::NotStarted { program: program.to_owned(), source })
+}
+
+/// The keeper says on its standard output that it listens; what it logs goes to a file beside its socket.
+fn run(socket: &Path, program: &Path) -> io::Result<Found> {
+    let log_path = socket.with_extension("log");
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log_path)?;
+    let (mut said, says) = io::pipe()?;
+    let mut command = Command::new(program);
+    command.args(["keeper", "--socket"]).arg(socket).current_dir("/");
+    command.stdin(Stdio::null()).stdout(says).stderr(log);
+    for name in OF_THE_SERVICE {
+        command.env_remove(name);
+    }
+    let mut keeper = in_own_session(command)?;
+    let [says_something] = wait_readable([Some(said.as_fd())], Some(START_LIMIT))?;
+    if !says_something.readable {
+        keeper.kill()?;
+    } else if said.read(&mut [0; 64])? > 0 {
+        return Ok(Found::Started);
+    }
+    let status = keeper.wait()?;
+    Err(io::Error::other(format!("it did not come to listen ({status}); see {}", log_path.display())))
+}

@@ -1,0 +1,149 @@
+//! What is measured: recorded where it happens, observed when asked, rendered in the text form that Prometheus scrapes.
+//!
+//! Every series exists from the start, at zero: a rate over a name that is not there yet says nothing, not zero.
+
+mod first_faults;
+mod observed;
+mod pauses;
+mod process;
+mod recovery;
+mod saving;
+mod series;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::registry::Registry;
+use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::serve::ServeStats;
+use rekindle_engine::snapshot::SnapshotStatus;
+
+use crate::api::problem::Code;
+
+pub use observed::{Captures, Observed, SandboxCounts, SnapshotCounts};
+pub use recovery::Recovery;
+
+use first_faults::FirstFaults;
+use pauses::Pauses;
+use recovery::Recoveries;
+use saving::Saving;
+use series::ServedBefore;
+
+/// What [`Metrics::render`] gives is of this media type.
+pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What was measured since this daemon started. Everything may be called from any thread.
+#[derive(Debug)]
+pub struct Metrics {
+    recorded: Registry,
+    pauses: Pauses,
+    first_faults: FirstFaults,
+    saving: Saving,
+    recoveries: Recoveries,
+    served_before: ServedBefore,
+    started: SystemTime,
+}
+
+impl Metrics {
+    /// Nothing measured yet.
+    pub fn new() -> Self {
+        let mut recorded = Registry::with_prefix("rekindle");
+        Self {
+            pauses: Pauses::register(&mut recorded),
+            first_faults: FirstFaults::default(),
+            saving: Saving::register(&mut recorded),
+            recoveries: Recoveries::register(&mut recorded),
+            served_before: ServedBefore::default(),
+            started: SystemTime::now(),
+            recorded,
+        }
+    }
+
+    /// A pause was answered `answer` after it was asked for; its guest stood still for `frozen` of that.
+    pub fn pause_answered(&self, answer: Duration, frozen: Duration) {
+        self.pauses.pause.observe(answer.as_secs_f64());
+        self.pauses.frozen.observe(frozen.as_secs_f64());
+    }
+
+    /// A snapshot's pause was answered just now: its first fault is measured from here.
+    pub fn snapshot_answered(&self, snapshot: SnapshotId) {
+        self.first_faults.answered(snapshot, Instant::now());
+    }
+
+    /// A resume or fork was answered, its guests running.
+    pub fn resume_answered(&self, answer: Duration) {
+        self.pauses.resume.observe(answer.as_secs_f64());
+    }
+
+    /// A fault server of this snapshot served its first fault at `at`. To be told for every server, as often as one
+    /// likes: at each scrape while it runs, and when it ends. Measured once for each snapshot.
+    pub fn first_fault(&self, snapshot: SnapshotId, at: Instant) {
+        if let Some(answered) = self.first_faults.take(snapshot, at) {
+            self.pauses.first_fault.observe(at.duration_since(answered).as_secs_f64());
+        }
+    }
+
+    /// A request was not done.
+    pub fn refused(&self, code: Code) {
+        self.pauses.refused(code);
+    }
+
+    /// A snapshot was sealed.
+    pub fn snapshot_sealed(&self, status: &SnapshotStatus) {
+        self.saving.sealed(status);
+    }
+
+    /// A snapshot's manifest reached the store this long after its pause.
+    pub fn snapshot_published(&self, after_pause: Duration) {
+        self.saving.lag.observe(after_pause.as_secs_f64());
+    }
+
+    /// A try to seal a snapshot failed; it will be tried again.
+    pub fn seal_failed(&self) {
+        self.saving.seal_failures.inc();
+    }
+
+    /// A try to publish a snapshot failed; it will be tried again.
+    pub fn publish_failed(&self) {
+        self.saving.publish_failures.inc();
+    }
+
+    /// A snapshot was found to be lost.
+    pub fn snapshot_lost(&self) {
+        self.recoveries.lost.inc();
+    }
+
+    /// A fault server ended: what it served stays counted. Until then it is part of [`Observed::serving`].
+    pub fn serving_ended(&self, stats: &ServeStats) {
+        self.served_before.add(stats);
+    }
+
+    /// A start found what an earlier daemon left.
+    pub fn recovered(&self, recovery: &Recovery) {
+        self.recoveries.recovered(recovery);
+    }
+
+    /// All of it as text, with what the daemon sees now.
+    pub fn render(&self, observed: &Observed) -> String {
+        let mut seen = Registry::with_prefix("rekindle");
+        observed.register(&self.served_before.with(&observed.serving), &mut seen);
+        let mut process = Registry::default();
+        process::register(self.started, &mut process);
+        let mut text = String::new();
+        [&self.recorded, &seen, &process]
+            .into_iter()
+            .try_for_each(|registry| encode_registry(&mut text, registry))
+            .and_then(|()| encode_eof(&mut text))
+            .expect("writing into a string does not fail");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests;

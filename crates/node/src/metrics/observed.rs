@@ -1,0 +1,224 @@
+//! What the daemon sees at the moment it is asked.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use rekindle_engine::serve::{PagesByPhase, ServeStats};
+use rekindle_engine::store::Traffic;
+
+use super::series::{FaultSeconds, Rows};
+use crate::api::types::{SandboxState, SnapshotState};
+
+/// How things stand now; the daemon fills it in for each scrape.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Sandboxes by state.
+    pub sandboxes: SandboxCounts,
+    /// Snapshots by state.
+    pub snapshots: SnapshotCounts,
+    /// What the fault servers that run now did, added up with [`ServeStats::add`].
+    pub serving: ServeStats,
+    /// Fault servers that run now.
+    pub fault_servers: u64,
+    /// Captures in RAM.
+    pub captures: Captures,
+    /// Snapshots that wait to be sealed or are being sealed.
+    pub seals_waiting: u64,
+    /// Sealed snapshots that are not in the store yet.
+    pub publishes_waiting: u64,
+    /// What was moved to and from the store since the start.
+    pub store: Traffic,
+}
+
+/// RAM that captures hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Captures {
+    /// Bytes held, those not freed yet included.
+    pub bytes_held: u64,
+    /// Bytes that may be held.
+    pub bytes_max: u64,
+    /// The age of the oldest snapshot that is not sealed; zero where all are.
+    pub oldest_age: Duration,
+}
+
+/// Sandboxes by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SandboxCounts {
+    /// Their guests run.
+    pub running: u64,
+    /// Their guests wait for pages that cannot be had now.
+    pub stalled: u64,
+    /// Their guests ended with a snapshot.
+    pub paused: u64,
+    /// Their guests ended without one.
+    pub stopped: u64,
+    /// What they need was lost.
+    pub lost: u64,
+}
+
+/// Snapshots by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotCounts {
+    /// Frozen in RAM.
+    pub captured: u64,
+    /// On this node's disk.
+    pub sealed: u64,
+    /// In the store.
+    pub published: u64,
+    /// Deleted, but stood upon.
+    pub discarded: u64,
+    /// Lost before they were sealed.
+    pub lost: u64,
+}
+
+impl SandboxCounts {
+    /// Counts one more.
+    pub fn count(&mut self, state: SandboxState) {
+        let counter = match state {
+            SandboxState::Running => &mut self.running,
+            SandboxState::Stalled => &mut self.stalled,
+            SandboxState::Paused => &mut self.paused,
+            SandboxState::Stopped => &mut self.stopped,
+            SandboxState::Lost => &mut self.lost,
+        };
+        *counter += 1;
+    }
+}
+
+impl SnapshotCounts {
+    /// Counts one more.
+    pub fn count(&mut self, state: SnapshotState) {
+        let counter = match state {
+            SnapshotState::Captured => &mut self.captured,
+            SnapshotState::Sealed => &mut self.sealed,
+            SnapshotState::Published => &mut self.published,
+            SnapshotState::Discarded => &mut self.discarded,
+            SnapshotState::Lost => &mut self.lost,
+        };
+        *counter += 1;
+    }
+}
+
+impl Observed {
+    /// Registers everything seen; `served` is what all fault servers did since the start.
+    pub(super) fn register(&self, served: &ServeStats, registry: &mut Registry) {
+        registry.register(
+            "version",
+            "The program's version",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        self.register_counts(registry);
+        self.register_captures(registry);
+        register_served(served, registry);
+        self.register_store(registry);
+    }
+
+    fn register_counts(&self, registry: &mut Registry) {
+        let SandboxCounts { running, stalled, paused, stopped, lost } = self.sandboxes;
+        let sandboxes = [
+            ([("state", "running")], running),
+            ([("state", "stalled")], stalled),
+            ([("state", "paused")], paused),
+            ([("state", "stopped")], stopped),
+            ([("state", "lost")], lost),
+        ];
+        registry.register("sandboxes", "Sandboxes by state", Rows::gauges(sandboxes));
+        let SnapshotCounts { captured, sealed, published, discarded, lost } = self.snapshots;
+        let snapshots = [
+            ([("state", "captured")], captured),
+            ([("state", "sealed")], sealed),
+            ([("state", "published")], published),
+            ([("state", "discarded")], discarded),
+            ([("state", "lost")], lost),
+        ];
+        registry.register("snapshots", "Snapshots by state", Rows::gauges(snapshots));
+        gauge(registry, "fault_servers", "Guests whose page faults are served", self.fault_servers);
+        gauge(
+            registry,
+            "seals_waiting",
+            "Snapshots that wait to be sealed or are being sealed",
+            self.seals_waiting,
+        );
+        gauge(
+            registry,
+            "publishes_waiting",
+            "Sealed snapshots that are not in the store yet",
+            self.publishes_waiting,
+        );
+    }
+
+    fn register_captures(&self, registry: &mut Registry) {
+        let Captures { bytes_held, bytes_max, oldest_age } = self.captures;
+        let held = ConstGauge::new(bytes_held);
+        registry.register_with_unit("captures_held", "RAM held by captures", Unit::Bytes, held);
+        let limit = ConstGauge::new(bytes_max);
+        registry.register_with_unit("captures_limit", "RAM that captures may hold", Unit::Bytes, limit);
+        registry.register_with_unit(
+            "captures_oldest_age",
+            "Age of the oldest snapshot that is not sealed",
+            Unit::Seconds,
+            ConstGauge::new(oldest_age.as_secs_f64()),
+        );
+    }
+
+    fn register_store(&self, registry: &mut Registry) {
+        let Traffic { fetches, fetched_bytes, sent_bytes, stored_bytes } = self.store;
+        counter(registry, "store_fetches", "Requests that read from the store", fetches);
+        let moved = [
+            ("store_fetched", "Bytes read from the store", fetched_bytes),
+            ("store_sent", "Bytes given to uploads, failed ones included", sent_bytes),
+            ("store_stored", "Bytes of objects written completely", stored_bytes),
+        ];
+        for (name, help, bytes) in moved {
+            registry.register_with_unit(name, help, Unit::Bytes, ConstCounter::new(bytes));
+        }
+    }
+}
+
+fn register_served(served: &ServeStats, registry: &mut Registry) {
+    let by_source = [
+        ("capture", served.capture_by_phase),
+        ("layer", served.layer_by_phase),
+        ("zero", served.zero_by_phase),
+    ];
+    let pages = by_source.into_iter().flat_map(|(source, PagesByPhase { captured, packed, flat })| {
+        [("captured", captured), ("packed", packed), ("flat", flat)]
+            .map(|(phase, pages)| ([("source", source), ("phase", phase)], pages))
+    });
+    registry.register(
+        "served_pages",
+        "Pages of 4096 bytes installed into guests, by where they came from and how far their snapshot was saved",
+        Rows::counters(pages),
+    );
+    registry.register_with_unit(
+        "fault",
+        "How long faults took: one in sixteen of those answered at once, all that waited for a frame",
+        Unit::Seconds,
+        FaultSeconds([("at_once", served.at_once), ("after_fetch", served.after_fetch)]),
+    );
+    let ahead = [
+        ([("reason", "neighbour")], served.pages_neighbour),
+        ([("reason", "prefetch")], served.pages_prefetched),
+    ];
+    registry.register(
+        "served_ahead_pages",
+        "Of those, pages installed before the guest asked for them",
+        Rows::counters(ahead),
+    );
+    counter(registry, "faults", "Missing pages that guests waited for", served.faults);
+    counter(registry, "fault_misses", "Faults that had to wait for a frame to be fetched", served.misses);
+    counter(registry, "fault_retries", "Installs that were tried again", served.retries);
+    counter(registry, "removed_pages", "Pages that guests gave back", served.pages_removed);
+    counter(registry, "write_protect_faults", "First writes to protected pages", served.write_protect_faults);
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    registry.register(name, help, ConstGauge::new(value));
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    registry.register(name, help, ConstCounter::new(value));
+}

@@ -1,0 +1,52 @@
+//! Answers to requests: how long they took, and which were refused.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::series::{Label, answer_seconds};
+use crate::api::problem::Code;
+
+/// Pauses, resumes, and requests that were not done.
+#[derive(Debug)]
+pub(super) struct Pauses {
+    pub(super) pause: Histogram,
+    pub(super) frozen: Histogram,
+    pub(super) resume: Histogram,
+    pub(super) first_fault: Histogram,
+    refused: Family<[Label; 1], Counter>,
+}
+
+impl Pauses {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let answers = |registry: &mut Registry, name: &str, help: &str| {
+            let histogram = answer_seconds();
+            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+            histogram
+        };
+        let pause = answers(registry, "pause_answer", "From a pause being asked for to its answer");
+        let frozen = answers(registry, "pause_frozen", "Of that, the time in which the guest stood still");
+        let resume =
+            answers(registry, "resume_answer", "From a resume or fork being asked for to its answer");
+        let first_fault = answers(
+            registry,
+            "pause_to_first_fault",
+            "From the answer of a pause to the first page fault served from its snapshot",
+        );
+        let refused = Family::<[Label; 1], Counter>::default();
+        for code in Code::ALL {
+            drop(refused.get_or_create(&[("code", code.name())]));
+        }
+        registry.register(
+            "requests_refused",
+            "Requests that were not done, by problem code",
+            refused.clone(),
+        );
+        Self { pause, frozen, resume, first_fault, refused }
+    }
+
+    pub(super) fn refused(&self, code: Code) {
+        self.refused.get_or_create(&[("code", code.name())]).inc();
+    }
+}

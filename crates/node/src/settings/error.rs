@@ -1,0 +1,111 @@
+//! Why settings could not be loaded: which one, where it was said, and what to write instead.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Where a setting's value was said.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Nowhere: it is the default.
+    Default,
+    /// In a line of a settings file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1 on.
+        line: usize,
+    },
+    /// In an environment variable.
+    Variable(String),
+    /// In a flag of the command line, with its dashes.
+    Flag(String),
+}
+
+/// Why settings could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A settings file that should be read cannot be.
+    #[error(
+        "settings file {} cannot be read: {source}; make it readable, or name another with --config",
+        path.display()
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A settings file is not TOML.
+    #[error("{}:{line}: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1 on.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A name in a settings file that no setting has.
+    #[error("{place}: there is no setting `{name}`; {}", did_you_mean(*suggestion))]
+    UnknownKey {
+        /// Where it was said.
+        place: Source,
+        /// The name.
+        name: String,
+        /// The setting that was probably meant.
+        suggestion: Option<&'static str>,
+    },
+    /// An environment variable that looks like a setting's and is none.
+    #[error("no setting is read from {name}; did you mean {suggestion}?")]
+    UnknownVariable {
+        /// The variable.
+        name: String,
+        /// The one that was probably meant.
+        suggestion: String,
+    },
+    /// A value that the setting cannot have.
+    #[error("{place}: {key} cannot be {given}: it must be {expected}")]
+    Value {
+        /// Where it was said.
+        place: Source,
+        /// The setting.
+        key: &'static str,
+        /// What was said.
+        given: String,
+        /// What can be said.
+        expected: String,
+    },
+    /// A setting that means nothing without another.
+    #[error("{place}: {key} needs {missing} as well")]
+    Incomplete {
+        /// Where the first was said.
+        place: Source,
+        /// The setting.
+        key: &'static str,
+        /// Those that are missing.
+        missing: String,
+    },
+    /// No home directory, and nothing said instead of the defaults that lie in it.
+    #[error(
+        "there is no default state directory: neither HOME nor XDG_STATE_HOME is set; give --state-directory PATH"
+    )]
+    NoHome,
+}
+
+fn did_you_mean(suggestion: Option<&str>) -> String {
+    match suggestion {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => "`rekindle settings` lists all there are".to_owned(),
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Variable(name) | Self::Flag(name) => f.write_str(name),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Every setting by name: what files, variables and flags are read for, and what help and documents say.
+
+/// A setting as it is named and told of.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Its name in a settings file, with dots between tables: `api.tcp.listen`.
+    pub name: &'static str,
+    /// The flag that sets it, without the dashes before it: `api-tcp-listen`.
+    pub flag: &'static str,
+    /// What stands for its value in help.
+    pub value: &'static str,
+    /// What it decides.
+    pub help: &'static str,
+    /// Its value where nothing is said, in words.
+    pub default: &'static str,
+    /// A value it could have, as a settings file has it.
+    pub example: &'static str,
+    /// Whether it changes in a running daemon on SIGHUP.
+    pub reloads: bool,
+}
+
+/// All of them, in the order in which they are shown.
+pub const KEYS: [Key; 20] = [
+    Key {
+        name: "state_directory",
+        flag: "state-directory",
+        value: "PATH",
+        help: "Where the catalog, layers and, unless said otherwise, the store lie",
+        default: "/var/lib/rekindle for root, else $XDG_STATE_HOME/rekindle",
+        example: "\"/var/lib/rekindle\"",
+        reloads: false,
+    },
+    Key {
+        name: "run_directory",
+        flag: "run-directory",
+        value: "PATH",
+        help: "Where sockets lie; best a directory that a reboot empties",
+        default: "/run/rekindle for root, else $XDG_RUNTIME_DIR/rekindle, else `run` in the state directory",
+        example: "\"/run/rekindle\"",
+        reloads: false,
+    },
+    Key {
+        name: "store",
+        flag: "store",
+        value: "PATH|URL",
+        help: "The store that snapshots are published to: a directory, or a file:// URL",
+        default: "`store` in the state directory",
+        example: "\"/srv/rekindle/store\"",
+        reloads: false,
+    },
+    Key {
+        name: "domain",
+        flag: "domain",
+        value: "NAME",
+        help: "Whose snapshots these are; layers of different domains never share a name",
+        default: "default",
+        example: "\"default\"",
+        reloads: false,
+    },
+    Key {
+        name: "capture_bytes_max",
+        flag: "capture-bytes-max",
+        value: "SIZE",
+        help: "RAM that captures may hold together; a pause that needs more waits with its guest running",
+        default: "half of this machine's RAM",
+        example: "\"64GiB\"",
+        reloads: false,
+    },
+    Key {
+        name: "unsealed_ancestors_max",
+        flag: "unsealed-ancestors-max",
+        value: "NUMBER",
+        help: "Unsealed snapshots in one line before a pause waits with its guest running",
+        default: "8",
+        example: "8",
+        reloads: false,
+    },
+    Key {
+        name: "pause_wait",
+        flag: "pause-wait",
+        value: "TIME",
+        help: "How long such a pause waits before it is refused",
+        default: "30s",
+        example: "\"30s\"",
+        reloads: false,
+    },
+    Key {
+        name: "compare_workers",
+        flag: "compare-workers",
+        value: "NUMBER|auto",
+        help: "Threads that compare the pages of one snapshot, at idle priority",
+        default: "auto: all seals together use half of the cores",
+        example: "\"auto\"",
+        reloads: false,
+    },
+    Key {
+        name: "serve_before_seal",
+        flag: "serve-before-seal",
+        value: "true|false",
+        help: "Whether a snapshot can be resumed before it is sealed; off only to see what waiting costs",
+        default: "true",
+        example: "true",
+        reloads: true,
+    },
+    Key {
+        name: "events_kept",
+        flag: "events-kept",
+        value: "NUMBER",
+        help: "Past events that a client can still ask for",
+        default: "10000",
+        example: "10000",
+        reloads: false,
+    },
+    Key {
+        name: "log_level",
+        flag: "log-level",
+        value: "LEVEL",
+        help: "What the daemon logs: error, warn, info, debug or trace, also by module (info,rekindle_engine=debug)",
+        default: "info",
+        example: "\"info\"",
+        reloads: true,
+    },
+    Key {
+        name: "log_format",
+        flag: "log-format",
+        value: "human|json",
+        help: "How the daemon logs: lines for people, or an object a line",
+        default: "human",
+        example: "\"human\"",
+        reloads: true,
+    },
+    Key {
+        name: "api.socket",
+        flag: "api-socket",
+        value: "PATH",
+        help: "The unix socket of the control API",
+        default: "`api.sock` in the run directory",
+        example: "\"/run/rekindle/api.sock\"",
+        reloads: false,
+    },
+    Key {
+        name: "api.allowed_uids",
+        flag: "api-allowed-uids",
+        value: "UID,...",
+        help: "Users who may use the socket, besides root and the daemon's own",
+        default: "none",
+        example: "[1000]",
+        reloads: false,
+    },
+    Key {
+        name: "api.tcp.listen",
+        flag: "api-tcp-listen",
+        value: "ADDRESS:PORT",
+        help: "Serve the control API over TCP too, with TLS and a token; needs the three settings below it",
+        default: "not served over TCP",
+        example: "\"127.0.0.1:7433\"",
+        reloads: false,
+    },
+    Key {
+        name: "api.tcp.certificate",
+        flag: "api-tcp-certificate",
+        value: "PATH",
+        help: "The certificate chain of the TCP listener, as PEM",
+        default: "none",
+        example: "\"/etc/rekindle/certificate.pem\"",
+        reloads: false,
+    },
+    Key {
+        name: "api.tcp.key",
+        flag: "api-tcp-key",
+        value: "PATH",
+        help: "The private key of that certificate, as PEM",
+        default: "none",
+        example: "\"/etc/rekindle/key.pem\"",
+        reloads: false,
+    },
+    Key {
+        name: "api.tcp.token_file",
+        flag: "api-tcp-token-file",
+        value: "PATH",
+        help: "A file that holds the token TCP clients have to show, readable by the daemon alone",
+        default: "none",
+        example: "\"/etc/rekindle/token\"",
+        reloads: false,
+    },
+    Key {
+        name: "telemetry.otlp_endpoint",
+        flag: "telemetry-otlp-endpoint",
+        value: "URL",
+        help: "Where spans are sent to, as OTLP over HTTP",
+        default: "nowhere",
+        example: "\"http://127.0.0.1:4318\"",
+        reloads: false,
+    },
+    Key {
+        name: "telemetry.service_name",
+        flag: "telemetry-service-name",
+        value: "NAME",
+        help: "The name under which they are sent",
+        default: "rekindle",
+        example: "\"rekindle\"",
+        reloads: false,
+    },
+];
+
+impl Key {
+    /// The key of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// The environment variable that sets it: `REKINDLE_API_TCP_LISTEN`.
+    pub fn variable(&self) -> String {
+        format!("REKINDLE_{}", self.name.replace('.', "_").to_uppercase())
+    }
+}
+
+/// How alike two names must be for one to be offered for the other.
+const ALIKE: f64 = 0.84;
+
+/// The name among `known` that `given` was probably meant to be.
+pub fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let likeness = |name: &str| {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        strsim::jaro_winkler(given, name).max(if given == last { 1.0 } else { 0.0 })
+    };
+    let ranked = known.into_iter().map(|name| (likeness(name), name));
+    let best = ranked.max_by(|one, other| one.0.total_cmp(&other.0))?;
+    (best.0 >= ALIKE).then_some(best.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_and_flags_follow_from_names_and_never_collide() {
+        let key = Key::named("api.tcp.token_file").expect("it is listed");
+        assert_eq!(key.variable(), "REKINDLE_API_TCP_TOKEN_FILE");
+        assert_eq!(key.flag, "api-tcp-token-file");
+        assert!(KEYS.iter().all(|key| key.flag == key.name.replace(['.', '_'], "-")));
+        let flags: std::collections::BTreeSet<&str> = KEYS.iter().map(|key| key.flag).collect();
+        assert_eq!(flags.len(), KEYS.len());
+    }
+
+    #[test]
+    fn a_slip_finds_the_name_that_was_meant_and_nonsense_finds_none() {
+        let names = || KEYS.iter().map(|key| key.name);
+        assert_eq!(closest("capture_byte_max", names()), Some("capture_bytes_max"));
+        assert_eq!(closest("state_dir", names()), Some("state_directory"));
+        assert_eq!(closest("socket", names()), Some("api.socket"));
+        assert_eq!(closest("loglevel", names()), Some("log_level"));
+        assert_eq!(closest("colour_of_the_sky", names()), None);
+    }
+}

@@ -1,0 +1,402 @@
+//! Settings: one file, over it the environment, over it flags; each value knows where it came from.
+
+mod error;
+mod flags;
+pub mod keys;
+mod layers;
+mod values;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use rekindle_engine::identity::Domain;
+use rekindle_engine::limits;
+use rekindle_engine::store::Store;
+use serde::Serialize;
+
+pub use error::{SettingsError, Source};
+pub use flags::SettingFlags;
+pub use keys::Key;
+pub use layers::Surroundings;
+pub use values::{parse_size, parse_time};
+
+use keys::KEYS;
+use layers::Layers;
+use values::Kind;
+
+/// Every setting, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the catalog and layers lie.
+    pub state_directory: PathBuf,
+    /// Where sockets lie.
+    pub run_directory: PathBuf,
+    /// The store.
+    pub store: StoreLocation,
+    /// Whose snapshots these are.
+    pub domain: Domain,
+    /// Bytes of RAM that captures may hold together.
+    pub capture_bytes_max: u64,
+    /// Unsealed snapshots in one line before a pause waits.
+    pub unsealed_ancestors_max: usize,
+    /// How long a pause waits for room.
+    pub pause_wait: Duration,
+    /// Threads that compare one snapshot; where it is `None`, as many as the engine finds right.
+    pub compare_workers: Option<usize>,
+    /// Whether a snapshot can be resumed before it is sealed. Reloads.
+    pub serve_before_seal: bool,
+    /// Past events that are kept.
+    pub events_kept: usize,
+    /// What is logged, as directives of `tracing`. Reloads.
+    pub log_level: String,
+    /// How it is logged. Reloads.
+    pub log_format: LogFormat,
+    /// The control API.
+    pub api: ApiSettings,
+    /// What is told to others about what happens here.
+    pub telemetry: TelemetrySettings,
+    /// The settings file that was read, if any.
+    pub file: Option<PathBuf>,
+    /// Environment variables that begin as settings do and are none.
+    pub ignored_variables: Vec<String>,
+    entries: Vec<Entry>,
+}
+
+/// How the control API can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiSettings {
+    /// Its unix socket.
+    pub socket: PathBuf,
+    /// Who may use the socket besides root and the daemon's own user.
+    pub allowed_uids: Vec<u32>,
+    /// Its TCP listener, if it has one.
+    pub tcp: Option<TcpSettings>,
+}
+
+/// The control API over TCP: always with TLS and a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpSettings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// The file with the token that clients must show.
+    pub token_file: PathBuf,
+}
+
+/// What is told to others about what happens here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TelemetrySettings {
+    /// Where spans are sent, as OTLP over HTTP.
+    pub otlp_endpoint: Option<String>,
+    /// Under which name.
+    pub service_name: String,
+}
+
+/// How the daemon logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Human,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Where the store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// A directory, local or mounted.
+    Directory(PathBuf),
+}
+
+/// A setting's value and where it came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The setting.
+    pub key: &'static Key,
+    /// Its value for people; `None` where there is none.
+    pub shown: Option<String>,
+    /// Its value for programs; null where there is none.
+    pub value: serde_json::Value,
+    /// Where it was said.
+    pub source: Source,
+}
+
+/// A setting that differs between two loads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The setting.
+    pub key: &'static Key,
+    /// Its value before.
+    pub before: String,
+    /// Its value after.
+    pub after: String,
+}
+
+/// An [`Entry`] as `rekindle settings --json` has it.
+#[derive(Debug, Serialize)]
+struct EntryJson<'a> {
+    key: &'a str,
+    value: &'a serde_json::Value,
+    source: String,
+    variable: String,
+    reloads: bool,
+}
+
+impl Settings {
+    /// The settings of this process: what flags say, else the environment, else the settings file, else defaults.
+    pub fn load(flags: &SettingFlags) -> Result<Self, SettingsError> {
+        Self::load_in(flags, &Surroundings::of_process())
+    }
+
+    /// The same in given surroundings.
+    pub fn load_in(flags: &SettingFlags, around: &Surroundings) -> Result<Self, SettingsError> {
+        let layers = Layers::gather(flags, around)?;
+        let mut read = Reader { layers, entries: Vec::with_capacity(KEYS.len()) };
+        let state_directory = match default_state_directory(around) {
+            Some(default) => read.value("state_directory", &values::PATH, default)?,
+            None => read.given("state_directory", &values::PATH)?.ok_or(SettingsError::NoHome)?,
+        };
+        let run_directory =
+            read.value("run_directory", &values::PATH, default_run_directory(around, &state_directory))?;
+        Ok(Self {
+            store: read.value(
+                "store",
+                &values::STORE,
+                StoreLocation::Directory(state_directory.join("store")),
+            )?,
+            domain: read.value("domain", &values::DOMAIN, Domain::named("default").expect("a legal name"))?,
+            capture_bytes_max: read.value("capture_bytes_max", &values::BYTES, default_capture_bytes())?,
+            unsealed_ancestors_max: read.value(
+                "unsealed_ancestors_max",
+                &values::COUNT,
+                limits::UNSEALED_DEFAULT,
+            )?,
+            pause_wait: read.value("pause_wait", &values::TIME, limits::PAUSE_WAIT_DEFAULT)?,
+            compare_workers: read.value("compare_workers", &values::WORKERS, None)?,
+            serve_before_seal: read.value("serve_before_seal", &values::SWITCH, true)?,
+            events_kept: read.value("events_kept", &values::COUNT, 10_000)?,
+            log_level: read.value("log_level", &values::LEVEL, "info".to_owned())?,
+            log_format: read.value("log_format", &values::FORMAT, LogFormat::Human)?,
+            api: ApiSettings {
+                socket: read.value("api.socket", &values::PATH, run_directory.join("api.sock"))?,
+                allowed_uids: read.value("api.allowed_uids", &values::USERS, Vec::new())?,
+                tcp: read.tcp()?,
+            },
+            telemetry: TelemetrySettings {
+                otlp_endpoint: read.given("telemetry.otlp_endpoint", &values::URL)?,
+                service_name: read.value("telemetry.service_name", &values::NAME, "rekindle".to_owned())?,
+            },
+            file: read.layers.file,
+            ignored_variables: read.layers.ignored,
+            entries: read.entries,
+            state_directory,
+            run_directory,
+        })
+    }
+
+    /// Every setting with its value and where that came from.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Where the keeper listens.
+    pub fn keeper_socket(&self) -> PathBuf {
+        self.run_directory.join("keeper.sock")
+    }
+
+    /// Where a setting's value came from.
+    pub fn source(&self, name: &str) -> &Source {
+        self.entries
+            .iter()
+            .find(|entry| entry.key.name == name)
+            .map_or(&Source::Default, |entry| &entry.source)
+    }
+
+    /// Settings that `newer` has other values for.
+    pub fn changes(&self, newer: &Self) -> Vec<Change> {
+        let shown = |entry: &Entry| entry.shown.clone().unwrap_or_else(|| "none".to_owned());
+        let pairs = self.entries.iter().zip(&newer.entries);
+        pairs
+            .filter(|(old, new)| old.value != new.value)
+            .map(|(old, new)| Change { key: old.key, before: shown(old), after: shown(new) })
+            .collect()
+    }
+
+    /// These settings as a running daemon can have them once `newer` was loaded: what reloads is the newer's.
+    #[must_use]
+    pub fn reloaded(&self, newer: &Self) -> Self {
+        let pairs = self.entries.iter().zip(&newer.entries);
+        Self {
+            serve_before_seal: newer.serve_before_seal,
+            log_level: newer.log_level.clone(),
+            log_format: newer.log_format,
+            entries: pairs.map(|(old, new)| if old.key.reloads { new } else { old }).cloned().collect(),
+            ..self.clone()
+        }
+    }
+}
+
+impl StoreLocation {
+    /// Opens the store, and makes its directory if there is none.
+    pub fn open(&self) -> std::io::Result<Store> {
+        match self {
+            Self::Directory(path) => Store::directory(path),
+        }
+    }
+
+    /// The bare objects of a store that exists.
+    pub fn objects(&self) -> object_store::Result<Arc<dyn ObjectStore>> {
+        match self {
+            Self::Directory(path) => Ok(Arc::new(LocalFileSystem::new_with_prefix(path)?.with_fsync(true))),
+        }
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        match self {
+            Self::Directory(path) => path,
+        }
+    }
+}
+
+impl fmt::Display for StoreLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Human => "human",
+            Self::Json => "json",
+        })
+    }
+}
+
+impl Serialize for Entry {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        EntryJson {
+            key: self.key.name,
+            value: &self.value,
+            source: self.source.to_string(),
+            variable: self.key.variable(),
+            reloads: self.key.reloads,
+        }
+        .serialize(serializer)
+    }
+}
+
+/// Takes values out of what was said, in the order of the keys, and notes each.
+struct Reader {
+    layers: Layers,
+    entries: Vec<Entry>,
+}
+
+impl Reader {
+    /// The value of a setting that has a default.
+    fn value<T>(&mut self, name: &str, kind: &Kind<T>, default: T) -> Result<T, SettingsError> {
+        let key = Key::named(name).expect("every setting is listed");
+        let (value, source) = match self.parsed(key, kind)? {
+            Some(found) => found,
+            None => (default, Source::Default),
+        };
+        self.note(key, Some((kind.show)(&value)), source);
+        Ok(value)
+    }
+
+    /// The value of a setting that may have none.
+    fn given<T>(&mut self, name: &str, kind: &Kind<T>) -> Result<Option<T>, SettingsError> {
+        let key = Key::named(name).expect("every setting is listed");
+        let found = self.parsed(key, kind)?;
+        let source = found.as_ref().map_or(Source::Default, |(_, source)| source.clone());
+        self.note(key, found.as_ref().map(|(value, _)| (kind.show)(value)), source);
+        Ok(found.map(|(value, _)| value))
+    }
+
+    fn parsed<T>(&self, key: &'static Key, kind: &Kind<T>) -> Result<Option<(T, Source)>, SettingsError> {
+        let Some(said) = self.layers.said.get(key.name) else { return Ok(None) };
+        let value = (kind.parse)(said).map_err(|expected| SettingsError::Value {
+            place: said.source.clone(),
+            key: key.name,
+            given: said.value.to_string(),
+            expected,
+        })?;
+        Ok(Some((value, said.source.clone())))
+    }
+
+    fn note(&mut self, key: &'static Key, shown: Option<(String, serde_json::Value)>, source: Source) {
+        let (shown, value) =
+            shown.map_or((None, serde_json::Value::Null), |(shown, value)| (Some(shown), value));
+        self.entries.push(Entry { key, shown, value, source });
+    }
+
+    /// The TCP listener: all four of its settings, or none.
+    fn tcp(&mut self) -> Result<Option<TcpSettings>, SettingsError> {
+        let listen = self.given("api.tcp.listen", &values::ADDRESS)?;
+        let certificate = self.given("api.tcp.certificate", &values::PATH)?;
+        let key = self.given("api.tcp.key", &values::PATH)?;
+        let token_file = self.given("api.tcp.token_file", &values::PATH)?;
+        let four = self.entries.iter().filter(|entry| entry.key.name.starts_with("api.tcp."));
+        let (said, missing): (Vec<&Entry>, Vec<&Entry>) = four.partition(|entry| entry.shown.is_some());
+        match (listen, certificate, key, token_file) {
+            (Some(listen), Some(certificate), Some(key), Some(token_file)) => {
+                Ok(Some(TcpSettings { listen, certificate, key, token_file }))
+            }
+            _ => match said.first() {
+                None => Ok(None),
+                Some(first) => Err(SettingsError::Incomplete {
+                    place: first.source.clone(),
+                    key: first.key.name,
+                    missing: missing.iter().map(|entry| entry.key.name).collect::<Vec<_>>().join(", "),
+                }),
+            },
+        }
+    }
+}
+
+fn default_state_directory(around: &Surroundings) -> Option<PathBuf> {
+    if around.is_root {
+        return Some(PathBuf::from("/var/lib/rekindle"));
+    }
+    let base = around
+        .directory("XDG_STATE_HOME")
+        .or_else(|| Some(around.directory("HOME")?.join(".local/state")))?;
+    Some(base.join("rekindle"))
+}
+
+fn default_run_directory(around: &Surroundings, state_directory: &Path) -> PathBuf {
+    if around.is_root {
+        return PathBuf::from("/run/rekindle");
+    }
+    around
+        .directory("XDG_RUNTIME_DIR")
+        .map_or_else(|| state_directory.join("run"), |directory| directory.join("rekindle"))
+}
+
+/// Half of this machine's RAM, in whole MiB.
+fn default_capture_bytes() -> u64 {
+    const MIB: u64 = 1 << 20;
+    memory_bytes("MemTotal").map_or(limits::CAPTURE_BYTES_DEFAULT, |total| (total / 2 / MIB).max(1) * MIB)
+}
+
+/// A figure of /proc/meminfo in bytes.
+pub(crate) fn memory_bytes(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests;

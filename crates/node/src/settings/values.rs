@@ -1,0 +1,235 @@
+//! What values settings can have: each kind is parsed and shown in one place.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use rekindle_engine::identity::Domain;
+use serde_json::{Value, json};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::error::Source;
+use super::layers::{Said, SaidValue};
+use super::{LogFormat, StoreLocation};
+
+/// A kind of value: how one is understood, and how it is shown to people and to programs. What is wrong with a value is
+/// said as what it must be instead.
+pub(super) struct Kind<T> {
+    pub(super) parse: fn(&Said) -> Result<T, String>,
+    pub(super) show: fn(&T) -> (String, Value),
+}
+
+pub(super) const PATH: Kind<PathBuf> = Kind { parse: path, show: |path| text(path.display().to_string()) };
+pub(super) const STORE: Kind<StoreLocation> = Kind { parse: store, show: |store| text(store.to_string()) };
+pub(super) const DOMAIN: Kind<Domain> = Kind { parse: domain, show: |domain| text(domain.name().to_owned()) };
+pub(super) const BYTES: Kind<u64> =
+    Kind { parse: bytes, show: |bytes| (ByteSize::b(*bytes).to_string(), json!(bytes)) };
+pub(super) const TIME: Kind<Duration> =
+    Kind { parse: time, show: |time| (show_time(*time), json!(time.as_secs_f64())) };
+pub(super) const COUNT: Kind<usize> = Kind { parse: count, show: |count| (count.to_string(), json!(count)) };
+pub(super) const WORKERS: Kind<Option<usize>> = Kind {
+    parse: workers,
+    show: |workers| {
+        workers.map_or_else(|| text("auto".to_owned()), |count| (count.to_string(), json!(count)))
+    },
+};
+pub(super) const SWITCH: Kind<bool> = Kind { parse: switch, show: |on| (on.to_string(), json!(on)) };
+pub(super) const LEVEL: Kind<String> = Kind { parse: level, show: |level| text(level.clone()) };
+pub(super) const FORMAT: Kind<LogFormat> =
+    Kind { parse: format_of_log, show: |format| text(format.to_string()) };
+pub(super) const USERS: Kind<Vec<u32>> = Kind {
+    parse: users,
+    show: |users| {
+        let shown: Vec<String> = users.iter().map(u32::to_string).collect();
+        (if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }, json!(users))
+    },
+};
+pub(super) const ADDRESS: Kind<SocketAddr> =
+    Kind { parse: address, show: |address| text(address.to_string()) };
+pub(super) const URL: Kind<String> = Kind { parse: http_url, show: |url| text(url.clone()) };
+pub(super) const NAME: Kind<String> = Kind { parse: name, show: |name| text(name.clone()) };
+
+fn text(shown: String) -> (String, Value) {
+    let value = Value::String(shown.clone());
+    (shown, value)
+}
+
+/// A time such as `500ms`, `30s`, `5m` or `1h`; a bare number is seconds.
+pub fn parse_time(given: &str) -> Result<Duration, String> {
+    let expected = || "a time such as 500ms, 30s, 5m or 1h".to_owned();
+    let digits = given.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(given.len());
+    let (number, unit) = given.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let seconds = |each: u64| number.checked_mul(each).map(Duration::from_secs).ok_or_else(expected);
+    match unit.trim() {
+        "ms" => Ok(Duration::from_millis(number)),
+        "" | "s" => seconds(1),
+        "m" | "min" => seconds(60),
+        "h" => seconds(3600),
+        _ => Err(expected()),
+    }
+}
+
+/// A size such as `64MiB`, or a number of bytes.
+pub fn parse_size(given: &str) -> Result<u64, String> {
+    let size =
+        ByteSize::from_str(given).map_err(|_| "write a size such as 64MiB or 4GiB, or a number of bytes")?;
+    Ok(size.as_u64())
+}
+
+/// A time as [`parse_time`] reads it.
+fn show_time(time: Duration) -> String {
+    if time.subsec_millis() == 0 { format!("{}s", time.as_secs()) } else { format!("{}ms", time.as_millis()) }
+}
+
+fn path(said: &Said) -> Result<PathBuf, String> {
+    let Some(given) = said.value.text() else { return Err("a path".to_owned()) };
+    if given.is_empty() || given.starts_with('~') {
+        return Err("a path, written in full (`~` is not expanded)".to_owned());
+    }
+    absolute(Path::new(given), &said.source)
+}
+
+/// Relative paths are relative to the settings file they stand in, else to the current directory.
+fn absolute(path: &Path, source: &Source) -> Result<PathBuf, String> {
+    let beside = match source {
+        Source::File { path: file, .. } => file.parent().map(|directory| directory.join(path)),
+        Source::Default | Source::Variable(_) | Source::Flag(_) => None,
+    };
+    std::path::absolute(beside.as_deref().unwrap_or(path))
+        .map_err(|error| format!("a path that exists: {error}"))
+}
+
+fn store(said: &Said) -> Result<StoreLocation, String> {
+    let Some(given) = said.value.text() else { return Err("a directory or a file:// URL".to_owned()) };
+    if let Some(path) = given.strip_prefix("file://") {
+        let whole = Path::new(path).is_absolute();
+        return whole
+            .then(|| StoreLocation::Directory(PathBuf::from(path)))
+            .ok_or_else(|| "a file:// URL with an absolute path, such as file:///srv/store".to_owned());
+    }
+    if let Some((scheme, _)) = given.split_once("://") {
+        return Err(format!(
+            "a directory or a file:// URL: this version has no {scheme} store (a mounted one can be given as a directory)"
+        ));
+    }
+    path(said).map(StoreLocation::Directory)
+}
+
+fn domain(said: &Said) -> Result<Domain, String> {
+    let expected = || "a name of 1 to 64 of a-z, 0-9 and -".to_owned();
+    let Some(given) = said.value.text() else { return Err(expected()) };
+    Domain::named(given).map_err(|_| expected())
+}
+
+fn bytes(said: &Said) -> Result<u64, String> {
+    let expected = || "a size such as 64GiB, or a number of bytes, at least 1MiB".to_owned();
+    let bytes = match &said.value {
+        SaidValue::Number(number) => u64::try_from(*number).map_err(|_| expected())?,
+        SaidValue::Text(given) => ByteSize::from_str(given).map_err(|_| expected())?.as_u64(),
+        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => return Err(expected()),
+    };
+    if bytes < ByteSize::mib(1).as_u64() { Err(expected()) } else { Ok(bytes) }
+}
+
+fn time(said: &Said) -> Result<Duration, String> {
+    let expected = || "a time such as 500ms, 30s, 5m or 1h".to_owned();
+    match &said.value {
+        SaidValue::Number(number) => u64::try_from(*number).map(Duration::from_secs).map_err(|_| expected()),
+        SaidValue::Text(given) => parse_time(given),
+        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => Err(expected()),
+    }
+}
+
+/// Counts are of things that are kept or waited for in RAM: a million is far beyond use.
+const COUNT_MAX: usize = 1_000_000;
+
+fn count(said: &Said) -> Result<usize, String> {
+    let number = match &said.value {
+        SaidValue::Number(number) => usize::try_from(*number).ok(),
+        SaidValue::Text(given) => given.parse().ok(),
+        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => None,
+    };
+    number
+        .filter(|number| (1..=COUNT_MAX).contains(number))
+        .ok_or_else(|| format!("a number from 1 to {COUNT_MAX}"))
+}
+
+fn workers(said: &Said) -> Result<Option<usize>, String> {
+    if said.value.text() == Some("auto") {
+        return Ok(None);
+    }
+    let workers = count(said).ok().filter(|workers| *workers <= 1024);
+    workers.map(Some).ok_or_else(|| "auto, or a number from 1 to 1024".to_owned())
+}
+
+fn switch(said: &Said) -> Result<bool, String> {
+    let given = match &said.value {
+        SaidValue::Truth(truth) => return Ok(*truth),
+        SaidValue::Text(given) => given.as_str(),
+        SaidValue::Number(_) | SaidValue::List(_) | SaidValue::Other(_) => "",
+    };
+    match given {
+        "true" | "on" | "yes" | "1" => Ok(true),
+        "false" | "off" | "no" | "0" => Ok(false),
+        _ => Err("true or false".to_owned()),
+    }
+}
+
+fn level(said: &Said) -> Result<String, String> {
+    let expected = || {
+        "error, warn, info, debug, trace or off, also by module as in info,rekindle_engine=debug".to_owned()
+    };
+    let Some(given) = said.value.text() else { return Err(expected()) };
+    // A word alone that is no level would be taken for a module whose everything is logged.
+    let words = given.split(',').map(str::trim);
+    let understood = words.clone().all(|word| word.contains('=') || LevelFilter::from_str(word).is_ok());
+    if !understood || EnvFilter::try_new(given).is_err() { Err(expected()) } else { Ok(given.to_owned()) }
+}
+
+fn format_of_log(said: &Said) -> Result<LogFormat, String> {
+    match said.value.text() {
+        Some("human") => Ok(LogFormat::Human),
+        Some("json") => Ok(LogFormat::Json),
+        Some(_) | None => Err("human or json".to_owned()),
+    }
+}
+
+fn users(said: &Said) -> Result<Vec<u32>, String> {
+    let expected = || "a list of user ids, such as [1000, 1001]".to_owned();
+    let one = |value: &SaidValue| match value {
+        SaidValue::Number(number) => u32::try_from(*number).map_err(|_| expected()),
+        SaidValue::Text(given) => given.trim().parse().map_err(|_| expected()),
+        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => Err(expected()),
+    };
+    match &said.value {
+        SaidValue::List(values) => values.iter().map(one).collect(),
+        SaidValue::Text(given) if given.is_empty() => Ok(Vec::new()),
+        SaidValue::Text(given) => given.split(',').map(|id| one(&SaidValue::Text(id.to_owned()))).collect(),
+        SaidValue::Number(_) | SaidValue::Truth(_) | SaidValue::Other(_) => {
+            one(&said.value).map(|id| vec![id])
+        }
+    }
+}
+
+fn address(said: &Said) -> Result<SocketAddr, String> {
+    let expected = || "an address and a port, such as 127.0.0.1:7433 or [::]:7433".to_owned();
+    let Some(given) = said.value.text() else { return Err(expected()) };
+    given.parse().map_err(|_| expected())
+}
+
+fn http_url(said: &Said) -> Result<String, String> {
+    let expected = || "an http:// or https:// URL".to_owned();
+    let Some(given) = said.value.text() else { return Err(expected()) };
+    let url: hyper::Uri = given.parse().map_err(|_| expected())?;
+    let good = matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some();
+    if good { Ok(given.to_owned()) } else { Err(expected()) }
+}
+
+fn name(said: &Said) -> Result<String, String> {
+    let given = said.value.text().filter(|given| !given.trim().is_empty());
+    given.map(str::to_owned).ok_or_else(|| "a name".to_owned())
+}

@@ -1,0 +1,57 @@
+//! Clients that go away, and a daemon that does.
+
+use std::io::Write as _;
+
+use rekindle::api::problem::Code;
+use rekindle::api::types::{PauseSandbox, SandboxState};
+
+use crate::raw;
+use crate::served::Served;
+
+/// Case 22: the caller goes away while its guest is frozen.
+#[test]
+fn a_client_that_goes_away_does_not_interrupt_its_pause() {
+    let served = Served::new();
+    let sandbox = served.sandbox("web");
+    served.fake.hold_pauses();
+    let mut stream = raw::connect(&served.socket());
+    stream
+        .write_all(b"POST /v1/sandboxes/web/pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+    served.fake.until_pauses_begun(1);
+    drop(stream);
+    assert_eq!(served.client().sandbox("web").unwrap().state, SandboxState::Running);
+    served.fake.release_pauses();
+    served.fake.until_sandbox(sandbox.id, SandboxState::Paused);
+}
+
+#[test]
+fn a_request_that_is_being_answered_is_answered_before_the_daemon_ends() {
+    let mut served = Served::new();
+    served.sandbox("web");
+    served.fake.hold_pauses();
+    let client = served.client();
+    let pausing = std::thread::spawn(move || client.pause_sandbox("web", None, &PauseSandbox::default()));
+    served.fake.until_pauses_begun(1);
+    served.end();
+    served.fake.release_pauses();
+    served.ended();
+    assert!(pausing.join().unwrap().is_ok());
+    assert!(!served.socket().exists());
+}
+
+#[test]
+fn a_wait_ends_with_the_daemon() {
+    let mut served = Served::new();
+    served.sandbox("web");
+    let client = served.client();
+    let id = client.pause_sandbox("web", None, &PauseSandbox::default()).unwrap().id.to_string();
+    let line = format!("GET /v1/snapshots/{id}/wait?state=sealed HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let mut waiting = raw::connect(&served.socket());
+    waiting.write_all(line.as_bytes()).unwrap();
+    // A connection made later is answered, so the wait is known to the daemon, or refused as it ends.
+    assert!(client.health().unwrap().healthy);
+    served.ended();
+    let answer = raw::read(waiting);
+    assert!(answer.is_none_or(|answer| answer.code() == Code::Ending.name()));
+}

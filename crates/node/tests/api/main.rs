@@ -1,0 +1,15 @@
+//! The control API over real sockets, before a daemon without an engine.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod admission;
+mod disconnects;
+mod document;
+mod events;
+mod fake;
+mod hostile;
+mod limits;
+mod raw;
+mod routes;
+mod schemathesis;
+mod served;

@@ -1,0 +1,189 @@
+//! What each command says of what the daemon answers: to people, to programs, and by its exit status.
+
+use std::os::unix::net::UnixListener;
+
+use serde_json::Value;
+
+use crate::fake_daemon::FakeDaemon;
+use crate::program::{Place, compare};
+
+/// Says each line of words in turn; what came of them, as one text.
+fn transcript(place: &Place, lines: &[&str]) -> String {
+    let told = lines.iter().map(|words| {
+        let said = place.says(words);
+        let status = if said.status == 0 { String::new() } else { format!("[status {}]\n", said.status) };
+        format!("$ rekindle {words}\n{}{}{status}\n", place.plain(&said.out), place.plain(&said.error))
+    });
+    told.collect()
+}
+
+#[test]
+fn a_day_with_a_daemon() {
+    let place = Place::new();
+    let _daemon = FakeDaemon::start(&place);
+    let told = transcript(
+        &place,
+        &[
+            "list",
+            "run web --memory 256MiB --label team=blue",
+            "run web",
+            "run --name other --backing private",
+            "tell web fill",
+            "tell web rewrite --percent 30",
+            "tell web verify",
+            "tell web tick",
+            "tell web tick --pages 13",
+            "tell web discard",
+            "tell web state",
+            "pause web --name base",
+            "pause web",
+            "show base",
+            "wait web --for sealed",
+            "show snapshot/base",
+            "verify base",
+            "resume web",
+            "show web",
+            "pause web --name damaged --wait published",
+            "verify damaged",
+            "wait damaged --timeout 0s",
+            "fork web --count 3 --name fork",
+            "fork base",
+            "resume base --count 2",
+            "resume web --name again",
+            "list",
+            "ls sandboxes --label team=blue",
+            "list snapshots",
+            "events --after 0 --count 3",
+            "events --after 0 --about web --count 1",
+        ],
+    );
+    compare("day.txt", &told);
+}
+
+#[test]
+fn what_is_not_there_or_cannot_be_done_is_said_with_its_status() {
+    let place = Place::new();
+    let _daemon = FakeDaemon::start(&place);
+    for words in ["run both", "pause both --name both", "run unpaused"] {
+        assert_eq!(place.says(words).status, 0, "{words}");
+    }
+    let told = transcript(
+        &place,
+        &[
+            "show nothing",
+            "pause nothing",
+            "pause base",
+            "tell nothing fill",
+            "show both",
+            "show sandbox/nothing",
+            "show snapshot/nothing",
+            "verify unpaused",
+            "wait unpaused",
+            "resume unpaused --count 2",
+            "resume sandbox/both --idempotency-key k",
+            "pause sandbox/both",
+        ],
+    );
+    compare("refusals.txt", &told);
+}
+
+#[test]
+fn what_cannot_be_undone_is_asked_about_and_refused_where_nobody_can_answer() {
+    let place = Place::new();
+    let _daemon = FakeDaemon::start(&place);
+    for words in ["run web", "run other", "pause other --name base"] {
+        assert_eq!(place.says(words).status, 0, "{words}");
+    }
+    let told = transcript(
+        &place,
+        &[
+            "delete web",
+            "delete other base",
+            "stop web",
+            "delete base nothing --yes",
+            "stop web web --yes",
+            "delete web sandbox/web base --yes",
+            "list",
+        ],
+    );
+    compare("destructive.txt", &told);
+}
+
+#[test]
+fn programs_are_answered_in_json_by_every_command() {
+    let place = Place::new();
+    let _daemon = FakeDaemon::start(&place);
+    let json = |words: &str| -> Value {
+        let said = place.says(&format!("{words} --json"));
+        assert_eq!((said.status, said.error.as_str()), (0, ""), "{words}");
+        serde_json::from_str(&said.out).unwrap_or_else(|error| unreachable!("{words}: {error}: {}", said.out))
+    };
+    let web = json("run web");
+    assert_eq!(web["state"], "running");
+    let snapshot = json("pause web --name base");
+    assert_eq!(snapshot["state"], "captured");
+    assert_eq!(json("list")["sandboxes"][0]["id"], web["id"]);
+    assert!(json("list snapshots").get("sandboxes").is_none());
+    assert_eq!(json("show web")["sandbox"]["snapshot"], snapshot["id"]);
+    assert_eq!(json("show base")["placement"]["snapshot"], snapshot["id"]);
+    assert_eq!(json("wait base")["state"], "published");
+    assert_eq!(json("verify base")["wrong_pages"], 0);
+    assert_eq!(json("resume web")["state"], "running");
+    assert_eq!(json("fork web -n 2")["sandboxes"].as_array().map(Vec::len), Some(2));
+    assert_eq!(json("tell web fill")["new_pages"], 65_536);
+    assert_eq!(json("events --after 0 -n 1")["kind"], "daemon.started");
+    assert_eq!(json("stop web --yes")["sandboxes"][0]["state"], "stopped");
+    assert_eq!(json("delete web base --yes")["deleted"][1]["kind"], "snapshot");
+    let said = place.says("show web --json");
+    assert_eq!((said.status, said.out.as_str()), (3, ""));
+    let error: Value = serde_json::from_str(&said.error).expect("errors are JSON too");
+    assert_eq!(error["code"], "not_found");
+}
+
+#[test]
+fn ids_alone_are_printed_whole_for_scripts() {
+    let place = Place::new();
+    let _daemon = FakeDaemon::start(&place);
+    let web: Value = serde_json::from_str(&place.says("run web --json").out).expect("JSON");
+    let ids = place.says("list sandboxes --quiet").out;
+    assert_eq!(Some(ids.trim_end()), web["id"].as_str());
+    let beginning: String = ids.chars().take(13).collect();
+    assert_eq!(place.says(&format!("pause {beginning}")).status, 0, "the beginning of an id names it");
+}
+
+#[test]
+fn without_a_daemon_it_is_said_how_to_start_one() {
+    let place = Place::new();
+    let told =
+        transcript(&place, &["list", "run web", "list --json", "events", "show web --socket elsewhere.sock"]);
+    compare("no_daemon.txt", &told);
+}
+
+#[test]
+fn who_answers_and_is_no_daemon_is_said_to_be_none() {
+    let place = Place::new();
+    let listener = UnixListener::bind(place.path("odd.sock")).expect("the place is empty");
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        std::io::Write::write_all(&mut stream, b"220 mail.example ESMTP\r\n")
+    });
+    let said = place.says("list --socket odd.sock");
+    assert_eq!((said.status, said.out.as_str()), (2, ""), "{}", said.error);
+    assert!(said.error.contains("odd.sock"), "{}", said.error);
+    answering.join().expect("it does not panic").expect("it answers");
+}
+
+#[test]
+fn a_daemon_elsewhere_wants_a_token_and_a_certificate() {
+    let place = Place::new();
+    let told = transcript(
+        &place,
+        &[
+            "list --url https://127.0.0.1:1",
+            "list --url https://127.0.0.1:1 --token-file token",
+            "list --url http://127.0.0.1:1 --token-file token --ca-file ca",
+            "list --url https://127.0.0.1:1 --socket s",
+        ],
+    );
+    compare("elsewhere.txt", &told);
+}

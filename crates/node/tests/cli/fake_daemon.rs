@@ -1,0 +1,377 @@
+//! A daemon that has what it is given and does what it is told at once; nothing runs under it.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rekindle::api::control::{Answer, Control, IdempotencyKey};
+use rekindle::api::problem::{Code, Problem};
+use rekindle::api::types::*;
+use rekindle::api::{ListenOptions, Listeners};
+use tokio::runtime::Runtime;
+use tokio::sync::{broadcast, oneshot};
+use uuid::Uuid;
+
+use crate::program::Place;
+
+/// A daemon that listens in a place until it is dropped.
+pub(crate) struct FakeDaemon {
+    runtime: Option<Runtime>,
+    end: Option<oneshot::Sender<()>>,
+}
+
+/// What it has.
+#[derive(Debug)]
+struct Fake {
+    things: Mutex<Things>,
+    events: broadcast::Sender<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Things {
+    sandboxes: Vec<Sandbox>,
+    snapshots: Vec<Snapshot>,
+    made: u128,
+}
+
+impl FakeDaemon {
+    /// Listens where the program looks for a daemon in this place.
+    pub(crate) fn start(place: &Place) -> Self {
+        let runtime = Runtime::new().expect("a runtime");
+        let socket = place.path("run/api.sock");
+        std::fs::create_dir_all(socket.parent().expect("a directory")).expect("it can be made");
+        let inside = runtime.enter();
+        let options = ListenOptions { socket, allowed_uids: Vec::new(), tcp: None };
+        let listeners = Listeners::bind(&options).expect("the place is empty");
+        drop(inside);
+        let (end, ended) = oneshot::channel();
+        let control = Arc::new(Fake { things: Mutex::default(), events: broadcast::channel(16).0 });
+        runtime.spawn(rekindle::api::serve(control, listeners, async { ended.await.unwrap_or_default() }));
+        Self { runtime: Some(runtime), end: Some(end) }
+    }
+}
+
+impl Drop for FakeDaemon {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(10));
+        }
+    }
+}
+
+impl Things {
+    /// Ids as a daemon of long ago would have made them, a millisecond apart.
+    fn next_id(&mut self) -> Uuid {
+        self.made += 1;
+        Uuid::from_u128(0x019a_0000_0000_7000_8000_0000_0000_0000 + (self.made << 80))
+    }
+
+    fn sandbox(&mut self, reference: &str) -> Answer<&mut Sandbox> {
+        let found =
+            self.sandboxes.iter_mut().find(|sandbox| is(reference, &sandbox.id, sandbox.name.as_deref()));
+        found.ok_or_else(|| Problem::new(Code::NotFound, format!("there is no sandbox {reference}")))
+    }
+
+    fn snapshot(&mut self, reference: &str) -> Answer<&mut Snapshot> {
+        let found =
+            self.snapshots.iter_mut().find(|snapshot| is(reference, &snapshot.id, snapshot.name.as_deref()));
+        found.ok_or_else(|| Problem::new(Code::NotFound, format!("there is no snapshot {reference}")))
+    }
+
+    fn make(
+        &mut self,
+        name: Option<String>,
+        labels: Labels,
+        memory_bytes: u64,
+        backing: MemoryBacking,
+    ) -> Answer<Sandbox> {
+        if name.is_some() && self.sandboxes.iter().any(|sandbox| sandbox.name == name) {
+            return Err(Problem::new(
+                Code::NameTaken,
+                format!("a sandbox is named {} already", name.unwrap_or_default()),
+            ));
+        }
+        let sandbox = Sandbox {
+            id: self.next_id(),
+            name,
+            labels,
+            state: SandboxState::Running,
+            reason: None,
+            vmm: VmmKind::Process,
+            memory_bytes,
+            backing,
+            pid: Some(4711),
+            origin: None,
+            snapshot: None,
+            created_unix_ms: two_hours_ago(),
+            served: None,
+        };
+        self.sandboxes.push(sandbox.clone());
+        Ok(sandbox)
+    }
+}
+
+fn is(reference: &str, id: &Uuid, name: Option<&str>) -> bool {
+    name == Some(reference) || reference.len() >= 4 && id.to_string().starts_with(reference)
+}
+
+fn two_hours_ago() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+    u64::try_from((now - Duration::from_secs(7230)).as_millis()).expect("it is before the end")
+}
+
+impl Fake {
+    fn things(&self) -> MutexGuard<'_, Things> {
+        self.things.lock().expect("no test panics with it")
+    }
+
+    fn several(
+        &self,
+        count: u32,
+        name: Option<&String>,
+        labels: &Labels,
+        of: &Snapshot,
+    ) -> Answer<SandboxList> {
+        let mut things = self.things();
+        let made = (1..=count).map(|number| {
+            let name = name.map(|name| if count == 1 { name.clone() } else { format!("{name}-{number}") });
+            let mut sandbox =
+                things.make(name, labels.clone(), of.volumes[0].bytes, MemoryBacking::Shared)?;
+            sandbox.origin = Some(of.id);
+            things.sandboxes.last_mut().expect("it was made").origin = Some(of.id);
+            Ok(sandbox)
+        });
+        Ok(SandboxList { sandboxes: made.collect::<Answer<_>>()?, next: None })
+    }
+}
+
+impl Control for Fake {
+    fn create_sandbox(&self, _: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox> {
+        self.things().make(wanted.name, wanted.labels, wanted.memory_bytes, wanted.backing)
+    }
+
+    fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
+        let things = self.things();
+        let wanted =
+            |sandbox: &&Sandbox| query.label.as_ref().is_none_or(|label| has(&sandbox.labels, label));
+        Ok(SandboxList { sandboxes: things.sandboxes.iter().filter(wanted).cloned().collect(), next: None })
+    }
+
+    fn sandbox(&self, reference: &str) -> Answer<Sandbox> {
+        self.things().sandbox(reference).cloned()
+    }
+
+    fn pause_sandbox(
+        &self,
+        reference: &str,
+        _: Option<IdempotencyKey>,
+        how: PauseSandbox,
+    ) -> Answer<Snapshot> {
+        let mut things = self.things();
+        let id = things.next_id();
+        let sandbox = things.sandbox(reference)?;
+        if sandbox.state != SandboxState::Running {
+            let detail = format!("sandbox {reference} is paused already: resume it first");
+            return Err(Problem::new(Code::WrongState, detail).sandbox(sandbox.id));
+        }
+        let snapshot = Snapshot {
+            id,
+            name: how.name,
+            labels: how.labels,
+            state: SnapshotState::Captured,
+            reason: None,
+            parent: sandbox.snapshot,
+            sandbox: Some(sandbox.id),
+            generation: u64::from(sandbox.snapshot.is_some()),
+            created_unix_ms: two_hours_ago(),
+            volumes: vec![Volume {
+                name: "memory".to_owned(),
+                bytes: sandbox.memory_bytes,
+                page_bytes: 4096,
+            }],
+            classes: None,
+            seal_seconds: None,
+        };
+        sandbox.state = SandboxState::Paused;
+        sandbox.snapshot = Some(id);
+        sandbox.pid = None;
+        things.snapshots.push(snapshot.clone());
+        Ok(snapshot)
+    }
+
+    fn resume_sandbox(&self, reference: &str, _: ResumeSandbox) -> Answer<Sandbox> {
+        let mut things = self.things();
+        let sandbox = things.sandbox(reference)?;
+        sandbox.state = SandboxState::Running;
+        sandbox.origin = sandbox.snapshot;
+        sandbox.pid = Some(4712);
+        Ok(sandbox.clone())
+    }
+
+    fn fork_sandbox(
+        &self,
+        reference: &str,
+        _: Option<IdempotencyKey>,
+        how: ForkSandbox,
+    ) -> Answer<SandboxList> {
+        let snapshot = self.things().sandbox(reference)?.snapshot.expect("tests fork paused ones");
+        let of = self.snapshot(&snapshot.to_string())?;
+        self.several(how.count, how.name.as_ref(), &how.labels, &of)
+    }
+
+    fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox> {
+        let mut things = self.things();
+        let sandbox = things.sandbox(reference)?;
+        sandbox.state = SandboxState::Stopped;
+        sandbox.pid = None;
+        Ok(sandbox.clone())
+    }
+
+    fn remove_sandbox(&self, reference: &str) -> Answer<()> {
+        let mut things = self.things();
+        let id = things.sandbox(reference)?.id;
+        things.sandboxes.retain(|sandbox| sandbox.id != id);
+        Ok(())
+    }
+
+    fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
+        self.things().sandbox(reference)?;
+        let wrong = u32::from(command["pages"] == 13);
+        let verified = serde_json::json!({
+            "pages": 65_536, "mismatches": wrong, "first_mismatch": null, "nanoseconds": 20_000_000,
+        });
+        Ok(match command["command"].as_str() {
+            Some("fill") => serde_json::json!({
+                "new_pages": 65_536, "zero_pages": 0, "same_pages": 0, "nanoseconds": 30_000_000,
+            }),
+            Some("rewrite") => serde_json::json!({
+                "new_pages": 26_000, "zero_pages": 3_300, "same_pages": 3_200, "nanoseconds": 30_000_000,
+            }),
+            Some("discard") => serde_json::json!({ "pages": 100, "nanoseconds": 40_000 }),
+            Some("tick") => serde_json::json!({ "count": 3, "verified": verified }),
+            Some("state") => serde_json::json!({ "count": 3, "history": [{ "fill": { "seed": 1 } }] }),
+            _ => verified,
+        })
+    }
+
+    fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
+        let things = self.things();
+        let wanted =
+            |snapshot: &&Snapshot| query.label.as_ref().is_none_or(|label| has(&snapshot.labels, label));
+        Ok(SnapshotList { snapshots: things.snapshots.iter().filter(wanted).cloned().collect(), next: None })
+    }
+
+    fn snapshot(&self, reference: &str) -> Answer<Snapshot> {
+        self.things().snapshot(reference).cloned()
+    }
+
+    fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot> {
+        let mut things = self.things();
+        let snapshot = things.snapshot(reference)?;
+        if limit.is_zero() {
+            return Err(Problem::new(Code::NotYet, format!("snapshot {reference} is not published yet")));
+        }
+        snapshot.state = state;
+        snapshot.seal_seconds = Some(1.25);
+        snapshot.classes = Some(PageClasses { dirty: 65_536, zero: 100, equal: 400, kept: 65_036 });
+        Ok(snapshot.clone())
+    }
+
+    fn delete_snapshot(&self, reference: &str) -> Answer<()> {
+        let mut things = self.things();
+        let id = things.snapshot(reference)?.id;
+        things.snapshots.retain(|snapshot| snapshot.id != id);
+        Ok(())
+    }
+
+    fn verify_snapshot(&self, reference: &str) -> Answer<Verification> {
+        let snapshot = self.things().snapshot(reference)?.clone();
+        let wrong = snapshot.name.as_deref() == Some("damaged");
+        Ok(Verification {
+            snapshot: snapshot.id,
+            pages: 65_536,
+            wrong_pages: u64::from(wrong),
+            first: wrong.then(|| "page 7 of memory: frame 0 of layer a7a7 has another digest".to_owned()),
+        })
+    }
+
+    fn placement(&self, reference: &str) -> Answer<Placement> {
+        let snapshot = self.things().snapshot(reference)?.clone();
+        let layer =
+            PlacedLayer { id: "a7".repeat(32), bytes: 1 << 28, local_bytes: 1 << 27, stored_bytes: None };
+        let layers = if snapshot.state == SnapshotState::Captured { Vec::new() } else { vec![layer] };
+        Ok(Placement { snapshot: snapshot.id, state: snapshot.state, origin: None, layers })
+    }
+
+    fn resume_snapshot(
+        &self,
+        reference: &str,
+        _: Option<IdempotencyKey>,
+        how: ResumeSnapshot,
+    ) -> Answer<SandboxList> {
+        let of = self.snapshot(reference)?;
+        self.several(how.count, how.name.as_ref(), &how.labels, &of)
+    }
+
+    fn open_fault_socket(&self, _: OpenFaultSocket) -> Answer<FaultSocket> {
+        Err(no_fault_sockets())
+    }
+
+    fn fault_sockets(&self) -> Answer<Vec<FaultSocket>> {
+        Ok(Vec::new())
+    }
+
+    fn fault_socket(&self, _: Uuid) -> Answer<FaultSocket> {
+        Err(no_fault_sockets())
+    }
+
+    fn close_fault_socket(&self, _: Uuid) -> Answer<()> {
+        Err(no_fault_sockets())
+    }
+
+    fn capture_memory(&self, _: CaptureMemory) -> Answer<Snapshot> {
+        Err(no_fault_sockets())
+    }
+
+    fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let event = |id: u64, kind: &str, sandbox| Event {
+            id,
+            unix_ms: 1_763_850_000_000 + id,
+            kind: kind.to_owned(),
+            sandbox,
+            snapshot: None,
+            detail: (id == 1).then(|| "version 0.1.0".to_owned()),
+        };
+        let id = self.things().sandboxes.first().map(|sandbox| sandbox.id);
+        let all = [
+            event(1, "daemon.started", None),
+            event(2, "sandbox.created", id),
+            event(3, "sandbox.paused", id),
+        ];
+        (
+            all.into_iter().filter(|event| after.is_some_and(|after| event.id > after)).collect(),
+            self.events.subscribe(),
+        )
+    }
+
+    fn version(&self) -> Version {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Version { version, api: "1.0".to_owned(), pid: 4700, started_unix_ms: two_hours_ago() }
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness { ready: true, reasons: Vec::new() }
+    }
+
+    fn metrics(&self) -> String {
+        String::new()
+    }
+}
+
+fn has(labels: &Labels, label: &str) -> bool {
+    label.split_once('=').is_some_and(|(name, value)| labels.get(name).is_some_and(|found| found == value))
+}
+
+fn no_fault_sockets() -> Problem {
+    Problem::new(Code::NotFound, "there are no fault sockets here")
+}

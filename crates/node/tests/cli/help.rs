@@ -1,0 +1,104 @@
+//! What is said to those who ask how to use it, or get it wrong.
+
+use crate::program::{Place, compare};
+
+const COMMANDS: [&str; 18] = [
+    "serve",
+    "run",
+    "pause",
+    "resume",
+    "fork",
+    "list",
+    "show",
+    "wait",
+    "verify",
+    "tell",
+    "stop",
+    "delete",
+    "events",
+    "settings",
+    "doctor",
+    "completions",
+    "man",
+    "demo",
+];
+
+#[test]
+fn help_of_the_program_and_of_every_command() {
+    let place = Place::new();
+    let mut all = place.says("--help").out;
+    for command in COMMANDS {
+        let said = place.says(&format!("{command} -h"));
+        assert_eq!((said.status, said.error.as_str()), (0, ""), "{command}");
+        all += &format!("\n==== rekindle {command} -h\n\n{}", said.out);
+    }
+    for what in ["fill", "rewrite", "verify", "tick", "discard", "state"] {
+        all += &format!(
+            "\n==== rekindle tell web {what} -h\n\n{}",
+            place.says(&format!("tell web {what} -h")).out
+        );
+    }
+    compare("help.txt", &all);
+}
+
+#[test]
+fn what_is_mistyped_is_answered_with_what_was_meant() {
+    let place = Place::new();
+    let mut all = String::new();
+    for words in [
+        "ps",
+        "rm web",
+        "kill web",
+        "start web",
+        "attach web",
+        "pasue web",
+        "frobnicate",
+        "run --memry 1GiB",
+        "run --memory lots",
+        "wait web --for stored",
+        "run --label novalue",
+        "fork web --count 0",
+        "tell web fil",
+        "delete",
+    ] {
+        let said = place.says(words);
+        assert_eq!((said.status, said.out.as_str()), (2, ""), "{words}");
+        all += &format!("$ rekindle {words}\n{}\n", said.error);
+    }
+    compare("mistyped.txt", &all);
+}
+
+#[test]
+fn hidden_commands_are_nowhere_in_help() {
+    let help = Place::new().says("--help").out;
+    for hidden in ["guest", "keeper", "openapi"] {
+        let listed = help.lines().any(|line| line.trim_start().starts_with(&format!("{hidden} ")));
+        assert!(!listed, "{hidden}");
+    }
+}
+
+#[test]
+fn completions_know_every_command() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let said = place.says(&format!("completions {shell}"));
+        assert_eq!(said.status, 0, "{shell}: {}", said.error);
+        assert!(COMMANDS.iter().all(|command| said.out.contains(command)), "{shell}");
+    }
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let place = Place::new();
+    let page = place.says("man").out;
+    assert!(page.starts_with(".ie") || page.contains(".TH rekindle 1"), "{page}");
+    assert!(place.says("man pause").out.contains("rekindle"));
+    assert_eq!(place.says("man --directory pages").status, 0);
+    for command in COMMANDS {
+        assert!(place.path(&format!("pages/rekindle-{command}.1")).exists(), "{command}");
+    }
+    assert!(!place.path("pages/rekindle-guest.1").exists());
+    let said = place.says("man frobnicate");
+    assert_eq!(said.status, 2);
+    assert!(said.error.contains("there is no command `frobnicate`"), "{}", said.error);
+}

@@ -1,0 +1,10 @@
+//! The command line as people and programs meet it: the program itself, with a daemon that does what it is told to.
+//!
+//! What it says is compared with files in `expected`; `UPDATE_EXPECTED=1` writes them anew.
+
+mod answers;
+mod doctor;
+mod fake_daemon;
+mod help;
+mod program;
+mod settings;

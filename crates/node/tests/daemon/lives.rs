@@ -1,0 +1,213 @@
+//! What users do with sandboxes and snapshots, with daemons that die in between.
+
+use rekindle::api::problem::Code;
+use rekindle::api::types::{MemoryBacking, PauseSandbox, SandboxState, SnapshotState};
+use rekindle::client::{Client, ClientError};
+use rekindle::guest::protocol::DiscardHow;
+use rekindle_kernel::{ProcessHandle, Signal};
+use uuid::Uuid;
+
+use crate::support::{Node, pause_as, resume_as, rewrite, share};
+
+fn code<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> Option<Code> {
+    answer.expect_err("it is refused").code()
+}
+
+#[test]
+fn case_48_changes_made_after_the_second_resume_are_there_after_a_crash_and_the_third() {
+    let mut node = Node::start();
+    node.filled("a", 1);
+    for (number, seed) in [(1, 11), (2, 12), (3, 13)] {
+        node.pause("a", &format!("pause-{number}"));
+        node.resume("a");
+        node.told("a").rewrite(rewrite(seed)).expect("rewrites");
+        node.crash();
+        node.assert_verified("a");
+    }
+    let written = node.told("a").state().expect("answers");
+    node.pause("a", "last");
+    node.crash();
+    node.resume("a");
+    assert_eq!(node.told("a").state().expect("answers"), written);
+    node.assert_verified("a");
+}
+
+#[test]
+fn case_49_a_snapshot_is_resumed_again_and_again_on_both_sides_of_a_crash() {
+    let mut node = Node::start();
+    node.filled("a", 1);
+    node.pause("a", "base");
+    for round in 0..3 {
+        let made = node.client.resume_snapshot("base", None, &resume_as(&format!("round-{round}"), 2));
+        for sandbox in made.expect("two sandboxes are made") {
+            let name = sandbox.name.expect("it was given one");
+            node.told(&name).rewrite(rewrite(round)).expect("rewrites");
+            node.assert_verified(&name);
+        }
+        node.crash();
+    }
+    for sandbox in node.client.all_sandboxes(None).expect("a list") {
+        if sandbox.state != SandboxState::Paused {
+            node.assert_verified(&sandbox.id.to_string());
+        }
+    }
+    let verification = node.client.verify_snapshot("base").expect("is verified");
+    assert_eq!((verification.wrong_pages, verification.first), (0, None));
+}
+
+#[test]
+fn case_50_what_was_written_last_before_a_pause_is_what_the_next_daemon_resumes() {
+    let mut node = Node::start();
+    for backing in [MemoryBacking::Shared, MemoryBacking::Private] {
+        let name = format!("{backing:?}");
+        node.filled_of(&name, 1, backing);
+        node.pause(&name, &format!("{name}-early"));
+        node.resume(&name);
+        node.told(&name).rewrite(rewrite(7)).expect("rewrites");
+        node.told(&name).tick(4).expect("ticks");
+        let written = node.told(&name).state().expect("answers");
+        node.pause(&name, &format!("{name}-latest"));
+        node.crash();
+        node.resume(&name);
+        assert_eq!(node.told(&name).state().expect("answers"), written, "{name}");
+        node.assert_verified(&name);
+    }
+}
+
+#[test]
+fn case_51_a_paused_sandbox_is_found_after_a_crash_by_name_id_and_the_beginning_of_one() {
+    let mut node = Node::start();
+    let sandbox = node.filled("findable", 1);
+    let snapshot = node.pause("findable", "kept");
+    node.crash();
+    let id = sandbox.id.to_string();
+    for reference in ["findable", &id, &id[..23]] {
+        let found = node.client.sandbox(reference).expect("it is found");
+        assert_eq!(
+            (found.id, found.state, found.snapshot),
+            (sandbox.id, SandboxState::Paused, Some(snapshot.id))
+        );
+    }
+    assert_eq!(node.client.snapshot("kept").expect("it is found").id, snapshot.id);
+    let listed = node.client.all_sandboxes(None).expect("a list");
+    assert_eq!(listed.iter().map(|sandbox| sandbox.id).collect::<Vec<_>>(), [sandbox.id]);
+    node.resume("findable");
+    node.assert_verified("findable");
+}
+
+#[test]
+fn case_09_a_deleted_snapshot_serves_the_guest_that_runs_from_it_over_a_crash_and_goes_with_it() {
+    let mut node = Node::start();
+    node.filled("a", 1);
+    node.pause("a", "base");
+    node.wait("base", SnapshotState::Published);
+    node.resume("a");
+    node.client.delete_snapshot("base").expect("it is deleted");
+    assert_eq!(code(node.client.snapshot("base")), Some(Code::NotFound));
+    node.crash();
+    assert_eq!(code(node.client.snapshot("base")), Some(Code::NotFound));
+    node.assert_verified("a");
+    node.client.remove_sandbox("a").expect("it is removed");
+    let layers = node.place.state_directory().join("layers");
+    node.eventually("the layers of the deleted snapshot going", || {
+        crate::support::files_in(&layers).is_empty()
+    });
+}
+
+#[test]
+fn case_10_placement_never_waits_and_names_only_what_is_there() {
+    let node = Node::start();
+    node.filled("a", 1);
+    node.pause("a", "base");
+    for state in [SnapshotState::Captured, SnapshotState::Sealed, SnapshotState::Published] {
+        node.wait("base", state);
+        let placement = node.client.placement("base").expect("it is told");
+        // A captured one may be sealed by now; what was waited for is there.
+        let is_told = !placement.layers.is_empty();
+        assert!(is_told || state == SnapshotState::Captured, "{placement:?}");
+        assert!(!is_told || placement.state != SnapshotState::Captured, "{placement:?}");
+        for layer in &placement.layers {
+            assert!(layer.bytes > 0 && layer.local_bytes <= layer.bytes, "{layer:?}");
+            if placement.state == SnapshotState::Published {
+                assert!(layer.stored_bytes.is_some_and(|stored| stored > 0), "{layer:?}");
+            }
+        }
+        assert_eq!(placement.origin.is_some(), placement.state != SnapshotState::Published);
+    }
+}
+
+#[test]
+fn case_22_what_is_not_there_is_not_found_whatever_it_was() {
+    let node = Node::start();
+    node.filled("gone", 1);
+    node.pause("gone", "deleted");
+    node.client.remove_sandbox("gone").expect("it is removed");
+    node.client.delete_snapshot("deleted").expect("it is deleted");
+    let never = Uuid::now_v7().to_string();
+    for reference in ["gone", "never", never.as_str()] {
+        assert_eq!(code(node.client.sandbox(reference)), Some(Code::NotFound), "{reference}");
+        assert_eq!(code(node.client.pause_sandbox(reference, None, &pause_as("x"))), Some(Code::NotFound));
+        assert_eq!(code(node.told(reference).verify()), Some(Code::NotFound));
+    }
+    for reference in ["deleted", "never", never.as_str()] {
+        assert_eq!(code(node.client.snapshot(reference)), Some(Code::NotFound), "{reference}");
+        assert_eq!(code(node.client.placement(reference)), Some(Code::NotFound));
+        assert_eq!(
+            code(node.client.resume_snapshot(reference, None, &resume_as("y", 1))),
+            Some(Code::NotFound)
+        );
+        assert_eq!(code(node.client.delete_snapshot(reference)), Some(Code::NotFound));
+    }
+}
+
+#[test]
+fn case_02_a_pause_that_is_refused_or_whose_guest_dies_holds_nothing() {
+    let node = Node::start();
+    node.filled("a", 1);
+    node.filled("b", 2);
+    node.pause("a", "taken");
+    assert_eq!(code(node.client.pause_sandbox("b", None, &pause_as("taken"))), Some(Code::NameTaken));
+    assert_eq!(code(node.client.pause_sandbox("a", None, &pause_as("again"))), Some(Code::WrongState));
+    node.assert_verified("b");
+    let pid = node.client.sandbox("b").expect("it runs").pid.expect("its guest has a process");
+    ProcessHandle::open(pid).and_then(|guest| guest.signal(Signal::Kill)).expect("it can be killed");
+    let paused = node.client.pause_sandbox("b", None, &PauseSandbox::default());
+    assert!(paused.is_err(), "a guest that was killed cannot be paused: {paused:?}");
+    node.wait("taken", SnapshotState::Published);
+    node.eventually("the keeper letting go of everything", || {
+        node.kept("snapshot/").is_empty() && node.kept("guest/").is_empty()
+    });
+    node.eventually("the RAM of captures going", || captures_held(&node.client) == 0);
+    let known = node.client.all_snapshots(None).expect("a list");
+    assert_eq!(known.len(), 1, "{known:?}");
+}
+
+/// Bytes of RAM that captures hold.
+fn captures_held(client: &Client) -> u64 {
+    let metrics = client.metrics().expect("metrics");
+    let line = metrics.lines().find_map(|line| line.strip_prefix("rekindle_captures_held_bytes "));
+    line.and_then(|value| value.trim().parse().ok()).expect("captures are measured")
+}
+
+#[test]
+fn case_54_pages_discarded_before_a_crash_are_zero_in_the_next_snapshot() {
+    let mut node = Node::start();
+    for (backing, how) in
+        [(MemoryBacking::Shared, DiscardHow::Remove), (MemoryBacking::Private, DiscardHow::DontNeed)]
+    {
+        let name = format!("{backing:?}");
+        node.filled_of(&name, 1, backing);
+        node.pause(&name, &format!("{name}-filled"));
+        node.resume(&name);
+        node.assert_verified(&name);
+        node.told(&name).discard(share(3, 30), how).expect("discards");
+        node.kill();
+        node.start_again();
+        node.told(&name).discard(share(4, 10), how).expect("discards");
+        node.assert_verified(&name);
+        node.pause(&name, &format!("{name}-discarded"));
+        node.crash();
+        node.resume(&name);
+        node.assert_verified(&name);
+    }
+}

@@ -1,0 +1,13 @@
+//! The program as its users have it: a real daemon in directories of its own, asked over its socket, killed and started
+//! again.
+
+mod support;
+
+mod crashes;
+mod disconnects;
+mod keeper_loss;
+mod lives;
+mod outages;
+mod quickstart;
+mod restarts;
+mod sockets;

@@ -1,0 +1,202 @@
+//! VMMs that others start, good ones and bad ones, at fault sockets.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rekindle::api::types::{
+    CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, OpenFaultSocket, SnapshotState,
+};
+use rekindle::guest::arguments::{GuestArguments, MemoryKind, TrackingKind};
+use rekindle::guest::protocol::{DeviceState, DiscardHow};
+use rekindle::vmm::process::{GuestOptions, ProcessGuest};
+use rekindle_kernel::fd_passing;
+use rekindle_testkit::black_box::{Process, Role};
+
+use crate::support::{MEMORY_BYTES, Node, rewrite, share};
+
+/// A snapshot and the state of the guest it was made of.
+fn base(node: &Node) -> DeviceState {
+    node.filled("a", 1);
+    let state = node.told("a").state().expect("answers");
+    node.pause("a", "base");
+    state
+}
+
+fn open(node: &Node) -> FaultSocket {
+    let wanted = OpenFaultSocket { snapshot: "base".to_owned(), serve_before_seal: None };
+    let socket = node.client.open_fault_socket(&wanted).expect("a socket is opened");
+    assert_eq!(socket.state, FaultSocketState::Listening);
+    socket
+}
+
+/// A VMM of ours that is served at the socket.
+fn vmm(node: &Node, socket: &FaultSocket, state: &DeviceState) -> ProcessGuest {
+    let arguments = GuestArguments {
+        kind: MemoryKind::Shared,
+        handover: Some(socket.path.clone().into()),
+        tracking: TrackingKind::Scan,
+        send_memfd: true,
+        ..GuestArguments::fresh(MEMORY_BYTES)
+    };
+    let mut guest =
+        ProcessGuest::spawn(&GuestOptions::program(node.place.program(), arguments)).expect("a VMM starts");
+    guest.control.restore(state.clone()).expect("it goes on from there");
+    guest
+}
+
+fn assert_right(guest: &mut ProcessGuest) {
+    let verified = guest.control.verify().expect("the VMM verifies");
+    assert_eq!(verified.mismatches, 0, "{verified:?}");
+}
+
+fn state_of(node: &Node, socket: &FaultSocket) -> FaultSocketState {
+    node.client.fault_socket(socket.id).expect("it is known").state
+}
+
+#[test]
+fn a_vmm_served_at_a_fault_socket_outlives_the_daemon_and_is_captured_as_a_child() {
+    let mut node = Node::start();
+    let state = base(&node);
+    let socket = open(&node);
+    let mut guest = vmm(&node, &socket, &state);
+    guest.control.rewrite(rewrite(2)).expect("rewrites");
+    guest.control.discard(share(3, 20), DiscardHow::Remove).expect("discards");
+    node.crash();
+    assert_right(&mut guest);
+    guest.control.rewrite(rewrite(4)).expect("rewrites");
+    let written = guest.control.state().expect("answers");
+    guest.freeze().expect("it stands");
+    let wanted = CaptureMemory {
+        source: CaptureSource::FaultSocket { id: socket.id },
+        name: Some("child".to_owned()),
+        labels: Default::default(),
+        blobs: Default::default(),
+    };
+    let child = node.client.capture_memory(&wanted).expect("it is captured");
+    assert_eq!(child.parent, Some(socket.snapshot));
+    guest.kill().expect("it can be killed");
+    node.client.close_fault_socket(socket.id).expect("it is closed");
+    node.crash();
+    let wanted = OpenFaultSocket { snapshot: "child".to_owned(), serve_before_seal: None };
+    let socket = node.client.open_fault_socket(&wanted).expect("a socket is opened");
+    let mut guest = vmm(&node, &socket, &written);
+    assert_right(&mut guest);
+}
+
+#[test]
+fn a_fault_socket_that_nobody_used_yet_is_there_after_a_crash() {
+    let mut node = Node::start();
+    let state = base(&node);
+    let socket = open(&node);
+    node.crash();
+    assert_eq!(state_of(&node, &socket), FaultSocketState::Listening);
+    let mut guest = vmm(&node, &socket, &state);
+    assert_right(&mut guest);
+    node.crash();
+    assert_right(&mut guest);
+}
+
+/// What bad VMMs send.
+fn bad_handovers() -> Vec<(&'static str, Vec<u8>, Option<File>)> {
+    let null = || File::open("/dev/null").expect("there is one");
+    let region = format!(
+        "[{{\"base_host_virt_addr\":4096,\"size\":{MEMORY_BYTES},\"offset\":0,\"page_size\":4096,\
+         \"page_size_kib\":4096}}]"
+    );
+    vec![
+        ("nothing", Vec::new(), None),
+        ("half a message", region.as_bytes()[..20].to_vec(), None),
+        ("a message without a descriptor", region.clone().into_bytes(), None),
+        ("a descriptor that is something else", region.into_bytes(), Some(null())),
+        ("no JSON", b"\0\xff\xfe hello".to_vec(), Some(null())),
+        ("a megabyte", vec![b'['; 1 << 20], Some(null())),
+        (
+            "regions of another guest",
+            b"[{\"base_host_virt_addr\":0,\"size\":1,\"offset\":7}]".to_vec(),
+            Some(null()),
+        ),
+    ]
+}
+
+fn send(path: &Path, message: &[u8], fd: Option<BorrowedFd<'_>>) -> UnixStream {
+    let mut stream = UnixStream::connect(path).expect("the socket listens");
+    let head = message.len().min(1024);
+    let fds: Vec<_> = fd.into_iter().collect();
+    if !message.is_empty() {
+        fd_passing::send(&stream, &message[..head], &fds).expect("it is taken");
+    }
+    // The daemon may have had enough before all of it has come.
+    stream.write_all(&message[head..]).ok();
+    stream
+}
+
+#[test]
+fn case_42_vmms_that_hand_over_nonsense_harm_only_themselves() {
+    let node = Node::start();
+    let state = base(&node);
+    let good = open(&node);
+    let mut guest = vmm(&node, &good, &state);
+    let silent = open(&node);
+    let _says_nothing = send(Path::new(&silent.path), b"", None);
+    for (what, message, fd) in bad_handovers() {
+        let socket = open(&node);
+        let stream = send(Path::new(&socket.path), &message, fd.as_ref().map(|file| file.as_fd()));
+        drop(stream);
+        node.eventually(what, || state_of(&node, &socket) == FaultSocketState::Ended);
+        let shown = node.client.fault_socket(socket.id).expect("it is known");
+        assert!(shown.reason.is_some(), "{what}: {shown:?}");
+        node.client.close_fault_socket(socket.id).expect("it is closed");
+    }
+    assert_right(&mut guest);
+    assert_eq!(state_of(&node, &good), FaultSocketState::Running);
+    node.client.close_fault_socket(silent.id).expect("one that is being waited for can be closed");
+    node.eventually("everything of the bad ones going", || node.kept("socket/").len() == 1);
+}
+
+#[test]
+fn case_39_vmms_that_die_while_they_are_served_harm_nobody_and_leave_no_descriptors() {
+    let node = Node::start();
+    let state = base(&node);
+    node.wait("base", SnapshotState::Published);
+    let good = open(&node);
+    let mut guest = vmm(&node, &good, &state);
+    let daemon = Process { pid: node.client.version().expect("it answers").pid, role: Role::Daemon };
+    let mut before = 0;
+    for round in 0..12 {
+        let socket = open(&node);
+        let mut dying = vmm(&node, &socket, &state);
+        let verifying = dying.control.begin_verify().expect("it begins");
+        drop(verifying);
+        dying.process.kill().expect("it can be killed");
+        node.eventually("the death being noticed", || state_of(&node, &socket) == FaultSocketState::Ended);
+        node.client.close_fault_socket(socket.id).expect("it is closed");
+        if round == 1 {
+            before = daemon.fds().expect("they are listed");
+        }
+    }
+    node.eventually("the daemon having no more descriptors than before", || {
+        daemon.fds().is_ok_and(|now| now <= before)
+    });
+    assert_right(&mut guest);
+}
+
+#[test]
+fn case_41_a_guest_that_storms_with_discards_and_faults_harms_only_itself() {
+    let node = Node::start();
+    let state = base(&node);
+    let (stormy, calm) = (open(&node), open(&node));
+    let mut stormy = vmm(&node, &stormy, &state);
+    let mut calm = vmm(&node, &calm, &state);
+    for seed in 0..30 {
+        stormy.control.discard(share(seed, 80), DiscardHow::Remove).expect("discards");
+        let writing = stormy.control.begin_rewrite(rewrite(seed)).expect("rewrites");
+        let ticked = calm.control.tick(256).expect("the other guest goes on");
+        assert_eq!(ticked.verified.mismatches, 0);
+        writing.wait().expect("rewrites");
+    }
+    assert_right(&mut stormy);
+    assert_right(&mut calm);
+}

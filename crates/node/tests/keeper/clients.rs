@@ -1,0 +1,83 @@
+//! Clients that are killed: what they asked for is done whole or not at all, and what was held stays.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rekindle::keeper::{KeeperClient, Role, Spawn};
+use serde_json::json;
+
+use super::support::{TestKeeper, eventually, file_of, program};
+
+const SOCKET: &str = "KEEPER_TEST_SOCKET";
+/// How many clients are killed.
+const ROUNDS: u64 = 20;
+
+#[test]
+#[ignore = "the child of other tests"]
+fn child() {
+    let Some(socket) = std::env::var_os(SOCKET) else { return };
+    let (client, _) =
+        KeeperClient::connect_or_start(Path::new(&socket), &program()).expect("the keeper answers");
+    let round = std::process::id();
+    for at in 0_u64.. {
+        let key = format!("pair/{round}-{at}");
+        let file = file_of(key.as_bytes());
+        let both = [("one", file.as_fd()), ("two", file.as_fd())];
+        client.put(&key, &json!(key), &both).expect("held");
+        if at % 3 == 0 {
+            client.forget(&key).expect("forgotten");
+        }
+        if at % 5 == 0 {
+            let key = format!("process/{round}-{at}");
+            let spawn = Spawn::new("/bin/true", vec![]);
+            client.spawn(&key, &spawn, &[(Role::Held("kept"), file.as_fd())]).expect("it starts");
+        }
+        println!("{at}");
+    }
+}
+
+/// Kills a client that works when it has done `steps`, in the middle of whatever it does then.
+fn kill_a_client_after(keeper: &TestKeeper, steps: u64) {
+    let mut child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "clients::child", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(SOCKET, keeper.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("this program runs");
+    let output = child.stdout.take().expect("it is piped");
+    let mut done = BufReader::new(output).lines().map_while(Result::ok).filter_map(|line| line.parse().ok());
+    assert!(done.any(|at: u64| at >= steps), "the client works until it is killed");
+    child.kill().expect("it is a child");
+    child.wait().expect("it is a child");
+}
+
+#[test]
+fn what_a_killed_client_asked_for_is_done_whole_or_not_at_all() {
+    let keeper = TestKeeper::start();
+    let fds_before = keeper.open_fds();
+    for round in 0..ROUNDS {
+        kill_a_client_after(&keeper, round * 7 % 23);
+    }
+    let listed = keeper.client.list().expect("answers");
+    let count = u64::try_from(listed.len()).expect("fits");
+    assert!(count >= ROUNDS, "{count}");
+    for entry in &listed {
+        if entry.key.starts_with("pair/") {
+            assert_eq!(
+                (&entry.note, &entry.names[..]),
+                (&json!(entry.key), &["one", "two"].map(str::to_owned)[..])
+            );
+        } else {
+            assert_eq!(entry.names, ["kept", "process"]);
+        }
+    }
+    let held: usize = listed.iter().map(|entry| entry.names.len()).sum();
+    eventually("nothing else is open", || keeper.open_fds() == fds_before + held);
+    let all_ended = || {
+        let processes = keeper.client.list().expect("answers").into_iter().filter_map(|entry| entry.process);
+        processes.into_iter().all(|process| process.exited == Some(0))
+    };
+    eventually("every process is reaped", all_ended);
+}

@@ -1,0 +1,17 @@
+//! What is shipped beside the program speaks of what the program has: metrics, settings, paths.
+
+mod metrics;
+mod packaging;
+mod promql;
+mod settings;
+
+use std::path::{Path, PathBuf};
+
+/// A file of the repository.
+fn file(path: &str) -> String {
+    std::fs::read_to_string(repository().join(path)).expect("the repository has the file")
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}

@@ -1,0 +1,286 @@
+//! The program as its users have it: a real `rekindle serve` in directories of its own, killed and started again.
+//!
+//! The program is run by a path of its own too, so every process that came of it can be told from all others, whoever
+//! its parent is by now: daemon, keeper and guests.
+
+mod daemon;
+mod processes;
+mod told;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rekindle::client::{Client, ClientError};
+use rekindle::keeper::{KeeperClient, KeeperError};
+use rekindle_kernel::{ProcessHandle, Signal};
+use tempfile::TempDir;
+
+pub use daemon::RunningDaemon;
+pub use processes::{Process, Role};
+pub use told::Told;
+
+/// How long anything may take that happens at all.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two questions to a process that tells nobody when it has changed.
+const ASK_EVERY: Duration = Duration::from_millis(2);
+
+/// Directories with all that one daemon after another has; every process that came of them ends with this.
+#[derive(Debug)]
+pub struct BlackBox {
+    directory: Mutex<Option<TempDir>>,
+    root: PathBuf,
+    programs: TempDir,
+    program: PathBuf,
+}
+
+/// The program did not do what it was run for.
+#[derive(Debug, thiserror::Error)]
+pub enum BlackBoxError {
+    /// The system failed.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The daemon ended instead of serving.
+    #[error("the daemon ended before it was ready ({status}); its log ends with:\n{log}")]
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// The end of its log.
+        log: String,
+    },
+    /// The daemon runs, and does not come to serve.
+    #[error("the daemon was not ready after {limit:?} ({last}); its log ends with:\n{log}")]
+    NotReady {
+        /// How long it was waited for.
+        limit: Duration,
+        /// What it answered last, if anything.
+        last: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// A process did not end.
+    #[error("process {pid} has not ended {limit:?} after it was told to")]
+    NotEnded {
+        /// Which.
+        pid: u32,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The daemon did not answer as it must.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+impl BlackBox {
+    /// New directories for `program`, with default settings.
+    pub fn new(program: &Path) -> Result<Self, BlackBoxError> {
+        Self::with_settings(program, "")
+    }
+
+    /// The same with these lines of settings as well.
+    pub fn with_settings(program: &Path, settings: &str) -> Result<Self, BlackBoxError> {
+        let made = || {
+            let program = program.canonicalize()?;
+            let beside = program.parent().unwrap_or(Path::new("/"));
+            let programs = tempfile::Builder::new().prefix("black-box-").tempdir_in(beside)?;
+            let directory = tempfile::Builder::new().prefix("rk-").tempdir()?;
+            let root = directory.path().canonicalize()?;
+            let named = programs.path().join("rekindle");
+            link(&program, &named)?;
+            let this = Self { directory: Mutex::new(Some(directory)), root, programs, program: named };
+            fs::create_dir(this.root.join("home"))?;
+            fs::write(this.settings_file(), this.settings(settings))?;
+            Ok(this)
+        };
+        made().map_err(system("making directories for a daemon"))
+    }
+
+    fn settings(&self, more: &str) -> String {
+        format!(
+            "state_directory = {:?}\nrun_directory = {:?}\nstore = {:?}\n{more}\n",
+            self.state_directory(),
+            self.run_directory(),
+            self.store_directory()
+        )
+    }
+
+    /// Where the daemon keeps what is to last.
+    pub fn state_directory(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    /// Where its sockets are.
+    pub fn run_directory(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    /// Where its store is.
+    pub fn store_directory(&self) -> PathBuf {
+        self.root.join("store")
+    }
+
+    /// Its settings.
+    pub fn settings_file(&self) -> PathBuf {
+        self.root.join("rekindle.toml")
+    }
+
+    /// What daemons here said on their standard error.
+    pub fn log_file(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
+    /// A directory with nothing in it that a user's home can be.
+    pub fn home_directory(&self) -> PathBuf {
+        self.root.join("home")
+    }
+
+    /// The program, under the path that it has here.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The program with these words, which finds the daemon here and nothing of the user's.
+    pub fn command(&self, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(words);
+        self.surround(&mut command);
+        command
+    }
+
+    /// Lets `command` find the settings here and nothing of the user's.
+    pub fn surround(&self, command: &mut Command) {
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("REKINDLE_") {
+                command.env_remove(name);
+            }
+        }
+        let home = self.home_directory();
+        command.env("REKINDLE_CONFIG", self.settings_file()).env("HOME", &home);
+        command.env("XDG_CONFIG_HOME", home.join("config")).env("XDG_STATE_HOME", home.join("state"));
+        command.env_remove("XDG_RUNTIME_DIR").env_remove("NOTIFY_SOCKET").current_dir(&self.root);
+    }
+
+    /// Starts a daemon, which may take its time to be ready.
+    pub fn begin(&self) -> Result<RunningDaemon, BlackBoxError> {
+        RunningDaemon::begin(self)
+    }
+
+    /// Starts a daemon and waits until it is ready.
+    pub fn start(&self) -> Result<RunningDaemon, BlackBoxError> {
+        let mut daemon = self.begin()?;
+        daemon.wait_ready(PATIENCE)?;
+        Ok(daemon)
+    }
+
+    /// A client of whichever daemon runs here.
+    pub fn client(&self) -> Client {
+        Client::of_socket(self.run_directory().join("api.sock")).answered_within(PATIENCE)
+    }
+
+    /// A client of the keeper that runs here.
+    pub fn keeper(&self) -> Result<KeeperClient, KeeperError> {
+        KeeperClient::connect(&self.run_directory().join("keeper.sock"))
+    }
+
+    /// From now on the program is another file with the same content: what an upgrade looks like.
+    pub fn upgrade(&mut self) -> Result<(), BlackBoxError> {
+        let upgraded = || {
+            let directory = self.programs.path().join("upgraded");
+            fs::create_dir(&directory)?;
+            fs::copy(&self.program, directory.join("rekindle"))?;
+            fs::remove_file(&self.program)?;
+            Ok(directory.join("rekindle"))
+        };
+        self.program = upgraded().map_err(system("putting another program in place"))?;
+        Ok(())
+    }
+
+    /// Every process that runs the program here.
+    pub fn processes(&self) -> Result<Vec<Process>, BlackBoxError> {
+        processes::of(self.programs.path()).map_err(system("listing processes"))
+    }
+
+    /// Kills the process with `pid`, if it is one of these, and waits for its end.
+    pub fn kill(&self, pid: u32) -> Result<(), BlackBoxError> {
+        let Ok(handle) = ProcessHandle::open(pid) else { return Ok(()) };
+        // The handle is of whoever has the pid now, so it is asked after the handle was made.
+        if !processes::runs_from(pid, self.programs.path()) {
+            return Ok(());
+        }
+        // An error says that it has ended.
+        handle.signal(Signal::Kill).ok();
+        match handle.wait_exit(PATIENCE) {
+            true => Ok(()),
+            false => Err(BlackBoxError::NotEnded { pid, limit: PATIENCE }),
+        }
+    }
+
+    /// Ends everything that runs here.
+    pub fn end_all(&self) -> Result<(), BlackBoxError> {
+        // A process may start another before it is killed, so it is looked again until there is none.
+        loop {
+            let processes = self.processes()?;
+            if processes.is_empty() {
+                return Ok(());
+            }
+            for process in processes {
+                self.kill(process.pid)?;
+            }
+        }
+    }
+
+    /// Leaves the directories where they are when this is dropped, and says where.
+    pub fn leave(&self) -> &Path {
+        if let Some(directory) = self.directory.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _kept = directory.keep();
+        }
+        &self.root
+    }
+
+    /// The end of the daemon's log.
+    pub fn log_end(&self) -> String {
+        daemon::log_end(&self.log_file())
+    }
+}
+
+impl Drop for BlackBox {
+    fn drop(&mut self) {
+        if let Err(error) = self.end_all() {
+            eprintln!("processes of {} may be left over: {error}", self.root.display());
+        }
+    }
+}
+
+/// Asks until there is an answer, at most `limit`: for what tells nobody when it has changed.
+pub fn ask_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if started.elapsed() >= limit {
+            return None;
+        }
+        thread::park_timeout(ASK_EVERY);
+    }
+}
+
+/// Another name for a file; a copy where the file system gives it none.
+fn link(file: &Path, name: &Path) -> io::Result<()> {
+    fs::hard_link(file, name).or_else(|_| fs::copy(file, name).map(drop))
+}
+
+fn system(doing: &'static str) -> impl FnOnce(io::Error) -> BlackBoxError {
+    move |source| BlackBoxError::System { doing, source }
+}

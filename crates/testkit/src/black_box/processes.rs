@@ -1,0 +1,99 @@
+//! Processes, told by the path of the program they run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// A process that runs the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its process id.
+    pub pid: u32,
+    /// What it is.
+    pub role: Role,
+}
+
+/// What a process is, by its first word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `rekindle serve`.
+    Daemon,
+    /// `rekindle keeper`.
+    Keeper,
+    /// `rekindle guest`.
+    Guest,
+    /// Another command.
+    Other,
+}
+
+impl Process {
+    /// How many descriptors it has open.
+    pub fn fds(&self) -> io::Result<u64> {
+        let count = fs::read_dir(format!("/proc/{}/fd", self.pid))?.count();
+        Ok(u64::try_from(count).expect("usize is 64 bits"))
+    }
+
+    /// What its descriptors are of, each kind with how many there are.
+    pub fn fd_kinds(&self) -> io::Result<BTreeMap<String, u64>> {
+        let mut kinds = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
+            // One that was closed meanwhile is none.
+            let Ok(target) = fs::read_link(entry?.path()) else { continue };
+            let target = target.to_string_lossy().into_owned();
+            let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind);
+            *kinds.entry(kind.to_owned()).or_default() += 1;
+        }
+        Ok(kinds)
+    }
+
+    /// What it does, in the kernel's word for it: `R (running)`, `S (sleeping)`, `T (stopped)`.
+    pub fn doing(&self) -> io::Result<String> {
+        self.status("State:")
+    }
+
+    /// Bytes of RAM that are its own, shared memory files left out.
+    pub fn own_ram_bytes(&self) -> io::Result<u64> {
+        let words = self.status("RssAnon:")?;
+        let kibibytes = words.strip_suffix("kB").and_then(|number| number.trim().parse::<u64>().ok());
+        let unknown = || io::Error::new(io::ErrorKind::InvalidData, words.clone());
+        kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(unknown)
+    }
+
+    /// What stands behind `name` in its status.
+    fn status(&self, name: &str) -> io::Result<String> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let unknown =
+            || io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in a process's status"));
+        line.map(|line| line.trim().to_owned()).ok_or_else(unknown)
+    }
+}
+
+/// The processes whose program lies in `programs`.
+pub(super) fn of(programs: &Path) -> io::Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if runs_from(pid, programs) {
+            found.push(Process { pid, role: role_of(pid) });
+        }
+    }
+    Ok(found)
+}
+
+/// Whether `pid` runs a program in `programs`; not once it has ended.
+pub(super) fn runs_from(pid: u32, programs: &Path) -> bool {
+    // The link of a process whose program was removed ends with a word about that.
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.starts_with(programs))
+}
+
+fn role_of(pid: u32) -> Role {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    match words.split(|byte| *byte == 0).nth(1) {
+        Some(b"serve") => Role::Daemon,
+        Some(b"keeper") => Role::Keeper,
+        Some(b"guest") => Role::Guest,
+        Some(_) | None => Role::Other,
+    }
+}

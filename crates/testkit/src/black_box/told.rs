@@ -1,0 +1,61 @@
+//! What a sandbox's guest is told through the daemon, with typed answers.
+
+use rekindle::client::{Client, ClientError};
+use rekindle::guest::history::{Rewrite, Share};
+use rekindle::guest::protocol::{Command, DeviceState, DiscardHow, Discarded, Ticked, Verified, Written};
+use serde::de::DeserializeOwned;
+
+/// The guest of one sandbox.
+#[derive(Clone, Debug)]
+pub struct Told<'a> {
+    client: &'a Client,
+    sandbox: String,
+}
+
+impl<'a> Told<'a> {
+    /// The guest of `sandbox`: its id or its name.
+    pub fn new(client: &'a Client, sandbox: impl Into<String>) -> Self {
+        Self { client, sandbox: sandbox.into() }
+    }
+
+    /// Writes every page.
+    pub fn fill(&self, seed: u64) -> Result<Written, ClientError> {
+        self.tell(&Command::Fill { seed })
+    }
+
+    /// Writes a share of the pages.
+    pub fn rewrite(&self, rewrite: Rewrite) -> Result<Written, ClientError> {
+        self.tell(&Command::Rewrite(rewrite))
+    }
+
+    /// Gives a share of the pages back to the kernel.
+    pub fn discard(&self, share: Share, how: DiscardHow) -> Result<Discarded, ClientError> {
+        self.tell(&Command::Discard { share, how })
+    }
+
+    /// Compares every page with what it must hold.
+    pub fn verify(&self) -> Result<Verified, ClientError> {
+        self.tell(&Command::Verify)
+    }
+
+    /// Compares `pages` pages and counts a step of progress.
+    pub fn tick(&self, pages: u32) -> Result<Ticked, ClientError> {
+        self.tell(&Command::Tick { pages })
+    }
+
+    /// All of the guest that is not memory.
+    pub fn state(&self) -> Result<DeviceState, ClientError> {
+        self.tell(&Command::State)
+    }
+
+    /// Any command, with an answer of its kind.
+    pub fn tell<Answer: DeserializeOwned>(&self, command: &Command) -> Result<Answer, ClientError> {
+        let words = serde_json::to_value(command).expect("commands are plain data");
+        let answer = self.client.tell_guest(&self.sandbox, &words)?;
+        serde_json::from_value(answer).map_err(|error| ClientError::Strange {
+            endpoint: self.client.endpoint().to_string(),
+            status: 200,
+            reason: format!("not the answer of {command:?}: {error}"),
+        })
+    }
+}

@@ -1,0 +1,93 @@
+//! A keeper in the test's own process: it outlives the engines that hand memory to it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::keep::{Keeper, KeptVolume};
+
+/// Holds what it is given until it is told to forget it.
+#[derive(Debug, Default)]
+pub struct TestKeeper {
+    state: Mutex<State>,
+    forgotten: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: BTreeMap<SnapshotId, Vec<KeptVolume>>,
+    refusing: bool,
+    /// Every time it was told to forget something.
+    forgets: Vec<SnapshotId>,
+}
+
+impl TestKeeper {
+    /// It dies: what it held is gone, and another one takes its place.
+    pub fn die(&self) {
+        let held = std::mem::take(&mut self.state().held);
+        drop(held);
+    }
+
+    /// From now on it refuses to keep anything, or no longer does.
+    pub fn refuse(&self, refusing: bool) {
+        self.state().refusing = refusing;
+    }
+
+    /// Waits until it was told so often to forget a snapshot, whether it held anything of it or not.
+    pub fn wait_forgets(&self, snapshot: SnapshotId, times: usize) {
+        let told = |state: &mut State| state.forgets.iter().filter(|id| **id == snapshot).count() < times;
+        let state = self.forgotten.wait_while(self.state(), told);
+        drop(state.expect("no thread panics while it holds a lock"));
+    }
+
+    /// How often it was told to forget a snapshot.
+    pub fn forgets(&self, snapshot: SnapshotId) -> usize {
+        self.state().forgets.iter().filter(|id| **id == snapshot).count()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds a lock")
+    }
+}
+
+impl Keeper for TestKeeper {
+    fn keep(&self, snapshot: SnapshotId, volumes: &[KeptVolume]) -> io::Result<()> {
+        let again = again(volumes)?;
+        let mut state = self.state();
+        if state.refusing {
+            return Err(io::Error::other("a test lets the keeper refuse"));
+        }
+        state.held.insert(snapshot, again);
+        Ok(())
+    }
+
+    fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>> {
+        self.state().held.get(&snapshot).map(|volumes| again(volumes)).transpose()
+    }
+
+    fn forget(&self, snapshot: SnapshotId) -> io::Result<()> {
+        let mut state = self.state();
+        state.forgets.push(snapshot);
+        let held = state.held.remove(&snapshot);
+        drop(state);
+        drop(held);
+        self.forgotten.notify_all();
+        Ok(())
+    }
+
+    fn held(&self) -> io::Result<Vec<SnapshotId>> {
+        Ok(self.state().held.keys().copied().collect())
+    }
+}
+
+fn again(volumes: &[KeptVolume]) -> io::Result<Vec<KeptVolume>> {
+    let again = |volume: &KeptVolume| {
+        Ok(KeptVolume {
+            name: volume.name.clone(),
+            memory: volume.memory.try_clone()?,
+            sets: volume.sets.try_clone()?,
+        })
+    };
+    volumes.iter().map(again).collect()
+}

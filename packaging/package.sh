@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Makes the Debian package: target/debian/rekindle_*.deb, or wherever CARGO_TARGET_DIR says.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CARGO_DEB_VERSION=3.8.0
+
+if [ "$(cargo deb --version 2>/dev/null)" != "$CARGO_DEB_VERSION" ]; then
+    cargo install cargo-deb --locked --version "$CARGO_DEB_VERSION" --debug --no-default-features --force
+fi
+cargo build --release --locked --package rekindle
+program=${CARGO_TARGET_DIR:-target}/release/rekindle
+
+# What the program says of itself: man pages and completions.
+made=target/package
+rm -rf "$made"
+mkdir -p "$made/man" "$made/completions"
+"$program" man --directory "$made/man"
+gzip -9n "$made"/man/*.1
+"$program" completions bash >"$made/completions/rekindle"
+"$program" completions zsh >"$made/completions/_rekindle"
+"$program" completions fish >"$made/completions/rekindle.fish"
+
+cargo deb --package rekindle --no-build --locked

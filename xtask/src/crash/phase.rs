@@ -1,0 +1,103 @@
+//! What a daemon can be killed in the middle of.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::load::Kind;
+
+/// What was going on. Where several things were, the first of them counts, unless another was aimed at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// A daemon was starting on what another had left.
+    Recovery,
+    Fork,
+    Create,
+    Delete,
+    Resume,
+    Pause,
+    /// A snapshot was being compared and packed.
+    Sealing,
+    /// A snapshot was being stored.
+    Publishing,
+    /// A guest that had been resumed was at work.
+    GuestFaulting,
+    /// Nothing was asked of the daemon.
+    Idle,
+}
+
+impl Phase {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Idle,
+        Self::GuestFaulting,
+        Self::Create,
+        Self::Pause,
+        Self::Sealing,
+        Self::Publishing,
+        Self::Resume,
+        Self::Fork,
+        Self::Delete,
+        Self::Recovery,
+    ];
+
+    /// Its name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Recovery => "recovery",
+            Self::Fork => "fork",
+            Self::Create => "create",
+            Self::Delete => "delete",
+            Self::Resume => "resume",
+            Self::Pause => "pause",
+            Self::Sealing => "sealing",
+            Self::Publishing => "publishing",
+            Self::GuestFaulting => "guest_faulting",
+            Self::Idle => "idle",
+        }
+    }
+
+    /// What a request of this kind is in the middle of; a guest that is not served works without the daemon.
+    pub(crate) fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Create => Self::Create,
+            Kind::Tell => Self::Idle,
+            Kind::TellServed => Self::GuestFaulting,
+            Kind::Pause => Self::Pause,
+            Kind::Resume => Self::Resume,
+            Kind::Fork => Self::Fork,
+            Kind::Delete => Self::Delete,
+        }
+    }
+
+    /// The kind of request that brings it about.
+    pub(crate) fn wish(self) -> Option<Kind> {
+        match self {
+            Self::Idle => None,
+            Self::GuestFaulting | Self::Recovery => Some(Kind::TellServed),
+            Self::Create => Some(Kind::Create),
+            Self::Pause | Self::Sealing | Self::Publishing => Some(Kind::Pause),
+            Self::Resume => Some(Kind::Resume),
+            Self::Fork => Some(Kind::Fork),
+            Self::Delete => Some(Kind::Delete),
+        }
+    }
+}
+
+/// How long each phase takes, lately.
+#[derive(Debug, Default)]
+pub(crate) struct Durations(BTreeMap<Phase, Duration>);
+
+/// What is thought of a phase that has not been seen.
+const UNSEEN: Duration = Duration::from_millis(30);
+
+impl Durations {
+    /// One took so long.
+    pub(crate) fn note(&mut self, phase: Phase, took: Duration) {
+        let lately = self.0.entry(phase).or_insert(took);
+        *lately = (*lately * 7 + took) / 8;
+    }
+
+    /// How long one takes.
+    pub(crate) fn of(&self, phase: Phase) -> Duration {
+        self.0.get(&phase).copied().unwrap_or(UNSEEN)
+    }
+}

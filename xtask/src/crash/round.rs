@@ -1,0 +1,238 @@
+//! One round: the daemon is killed under load, at a random instant of the phase aimed at, and started again.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rekindle::client::Client;
+use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_testkit::black_box::{BlackBox, PATIENCE, RunningDaemon};
+use rekindle_testkit::random::Random;
+
+use super::phase::{Durations, Phase};
+use super::report::Tally;
+use super::saving::{Saved, Saving};
+use super::ticker::{Ticker, Told};
+use crate::load::{Actor, Ended, Findings, Kind, News, Operation};
+
+/// SIGKILL.
+const KILLED: i32 = 9;
+/// How long a phase may take to come about; then the daemon is killed in whatever there is.
+const MOMENT_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a daemon that is ready may take to say so.
+const AT_ONCE: Duration = Duration::from_millis(2);
+
+/// What a round works with.
+pub(crate) struct Round<'a> {
+    pub(crate) place: &'a BlackBox,
+    pub(crate) client: &'a Client,
+    pub(crate) target: Phase,
+    /// Whether the keeper is killed too.
+    pub(crate) with_keeper: bool,
+    pub(crate) random: &'a mut Random,
+    pub(crate) durations: &'a mut Durations,
+    pub(crate) tally: &'a mut Tally,
+}
+
+/// What there is after the daemon was killed and another one has started.
+pub(crate) struct Restarted {
+    pub(crate) daemon: RunningDaemon,
+    pub(crate) actors: Vec<Actor>,
+    /// The requests whose answer was lost, by the actor that made them.
+    pub(crate) lost: Vec<(usize, Operation)>,
+    pub(crate) saved: Saved,
+}
+
+impl Round<'_> {
+    /// Kills `daemon` while `actors` work with it and starts another one.
+    pub(crate) fn kill(
+        &mut self,
+        daemon: RunningDaemon,
+        actors: Vec<Actor>,
+        ticker: &mut Ticker,
+    ) -> anyhow::Result<Restarted> {
+        let saving = Saving::follow(self.client).context("asking for events")?;
+        let (stop, told) = (AtomicBool::new(false), Told::default());
+        let client = self.client;
+        thread::scope(|scope| {
+            let ticking = scope.spawn(|| {
+                let mut findings = Findings::default();
+                let answered = ticker.tick(client, &told, &mut findings);
+                (answered, findings)
+            });
+            let (news, heard) = channel();
+            let working = self.begin(scope, actors, &stop, &news);
+            drop(news);
+            self.wait_for_moment(&heard, &saving);
+            let killed_at = Instant::now();
+            let killed = self.kill_now(daemon);
+            stop.store(true, Ordering::Release);
+            let ended: Vec<Ended> = working.into_iter().map(joined).collect();
+            heard.iter().for_each(|news| self.note(news));
+            let saved = saving.finish(self.durations);
+            self.count(&ended, &saved);
+            // The guest went with its keeper: nobody waits for its next tick.
+            told.over.store(self.with_keeper, Ordering::Release);
+            let restarted = killed.and_then(|()| self.restart());
+            told.killed.store(true, Ordering::Release);
+            if restarted.is_err() {
+                told.over.store(true, Ordering::Release);
+            }
+            let (answered, findings) = joined(ticking);
+            self.tally.findings.take_in(findings);
+            self.tally.stalls.extend(answered.map(|answered| answered.duration_since(killed_at)));
+            Ok(self.sorted(restarted?, ended, saved))
+        })
+    }
+
+    fn begin<'scope>(
+        &self,
+        scope: &'scope Scope<'scope, '_>,
+        actors: Vec<Actor>,
+        stop: &'scope AtomicBool,
+        news: &std::sync::mpsc::Sender<News>,
+    ) -> Vec<ScopedJoinHandle<'scope, Ended>> {
+        let is_idle = self.target == Phase::Idle;
+        actors
+            .into_iter()
+            .map(|actor| {
+                let (news, client) = (news.clone(), self.client.clone());
+                scope.spawn(move || match is_idle {
+                    true => Ended { actor, lost: None, findings: Findings::default(), answered: 0 },
+                    false => actor.work(&client, stop, Some(&news)),
+                })
+            })
+            .collect()
+    }
+
+    /// Waits until the phase aimed at has begun, and then a random part of what it takes.
+    fn wait_for_moment(&mut self, heard: &Receiver<News>, saving: &Saving) {
+        match self.target {
+            Phase::Idle => saving.wait_saved(MOMENT_WITHIN),
+            Phase::Publishing => saving.wait_sealed(MOMENT_WITHIN),
+            Phase::Sealing => self.wait_for(heard, |news| matches!(news, News::Answered(Kind::Pause, _))),
+            Phase::Recovery => self.wait_for(heard, |news| matches!(news, News::Begun(_))),
+            Phase::Fork
+            | Phase::Create
+            | Phase::Delete
+            | Phase::Resume
+            | Phase::Pause
+            | Phase::GuestFaulting => {
+                let target = self.target;
+                self.wait_for(
+                    heard,
+                    move |news| matches!(news, News::Begun(kind) if Phase::of(kind) == target),
+                );
+            }
+        }
+        let part = self.part_of(self.durations.of(self.target));
+        wait(part);
+    }
+
+    /// Waits for the first to third news that is wanted.
+    fn wait_for(&mut self, heard: &Receiver<News>, is_wanted: impl Fn(News) -> bool) {
+        let mut left = 1 + self.random.below(3);
+        let deadline = Instant::now() + MOMENT_WITHIN;
+        while left > 0 {
+            match heard.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(news) => {
+                    self.note(news);
+                    left -= u32::from(is_wanted(news));
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn note(&mut self, news: News) {
+        if let News::Answered(kind, took) = news {
+            self.durations.note(Phase::of(kind), took);
+        }
+    }
+
+    fn part_of(&mut self, whole: Duration) -> Duration {
+        whole.mul_f64(f64::from(self.random.below(1000)) / 1000.0)
+    }
+
+    /// Kills the daemon and, where that is to be, the keeper, one right after the other.
+    fn kill_now(&mut self, daemon: RunningDaemon) -> anyhow::Result<()> {
+        let status = match self.with_keeper {
+            true => self.kill_both(daemon)?,
+            false => daemon.kill()?,
+        };
+        if status.signal() != Some(KILLED) {
+            self.tally.findings.wrong(format!("the daemon ended by itself: {status}"));
+        }
+        Ok(())
+    }
+
+    fn kill_both(&mut self, daemon: RunningDaemon) -> anyhow::Result<ExitStatus> {
+        let pid = self.place.keeper().context("finding the keeper")?.identity().pid;
+        let keeper = ProcessHandle::open(pid).context("finding the keeper's process")?;
+        let keeper_first = self.random.percent(50);
+        if keeper_first {
+            keeper.signal(Signal::Kill)?;
+        }
+        let status = daemon.kill()?;
+        if !keeper_first {
+            keeper.signal(Signal::Kill)?;
+        }
+        anyhow::ensure!(keeper.wait_exit(PATIENCE), "a killed keeper did not end");
+        self.tally.keeper_kills += 1;
+        Ok(status)
+    }
+
+    /// Counts the kill by what was going on.
+    fn count(&mut self, ended: &[Ended], saved: &Saved) {
+        let lost = ended.iter().filter_map(|ended| ended.lost.as_ref().map(|(_, kind)| Phase::of(*kind)));
+        let seen: BTreeSet<Phase> = lost.chain(saved.phases()).collect();
+        let phase = if seen.contains(&self.target) { Some(self.target) } else { seen.first().copied() };
+        self.tally.killed(phase.unwrap_or(Phase::Idle));
+    }
+
+    /// Starts the next daemon; where recovery was aimed at, the one after the next.
+    fn restart(&mut self) -> anyhow::Result<RunningDaemon> {
+        if self.target == Phase::Recovery {
+            let first = self.place.begin()?;
+            let usual = self.durations.of(Phase::Recovery);
+            wait(self.part_of(usual));
+            // A daemon that is not ready listens already, and answers when it is.
+            let at_once = self.client.clone().answered_within(AT_ONCE);
+            let phase = if at_once.health().is_ok() { Phase::Idle } else { Phase::Recovery };
+            first.kill()?;
+            self.tally.killed(phase);
+        }
+        let begun = Instant::now();
+        let daemon = self.place.start().context("starting the daemon again")?;
+        self.durations.note(Phase::Recovery, begun.elapsed());
+        Ok(daemon)
+    }
+
+    fn sorted(&mut self, daemon: RunningDaemon, ended: Vec<Ended>, saved: Saved) -> Restarted {
+        let (mut actors, mut lost) = (Vec::new(), Vec::new());
+        for (number, ended) in ended.into_iter().enumerate() {
+            self.tally.findings.take_in(ended.findings);
+            lost.extend(ended.lost.map(|(operation, _)| (number, operation)));
+            actors.push(ended.actor);
+        }
+        Restarted { daemon, actors, lost, saved }
+    }
+}
+
+/// Waits for the random instant: the one thing here that no event tells of.
+fn wait(length: Duration) {
+    let started = Instant::now();
+    while let Some(left) = length.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+    }
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().expect("no thread of a round panics")
+}

@@ -1,0 +1,167 @@
+//! A request whose answer was lost: it was done or it was not, and whichever it is, it was done whole.
+
+use rekindle::api::problem::Code;
+use rekindle::api::types::{Sandbox, SandboxState};
+use rekindle::client::Client;
+use uuid::Uuid;
+
+use crate::load::{Findings, GuestModel, Life, Operation, Outcome, Shard, World};
+
+/// What a lost answer is found out with.
+pub(crate) struct Settling<'a> {
+    pub(crate) client: &'a Client,
+    /// What is listed after the restart.
+    pub(crate) world: &'a World,
+    pub(crate) shard: &'a mut Shard,
+    pub(crate) findings: &'a mut Findings,
+}
+
+impl Settling<'_> {
+    /// Brings the model to what the daemon made of `lost`.
+    pub(crate) fn settle(&mut self, lost: &Operation) {
+        match lost {
+            Operation::Tell { sandbox, command } => {
+                let Some(sandbox) = self.shard.sandboxes.get_mut(sandbox) else { return };
+                let backing = sandbox.backing;
+                if let Some(guest) = sandbox.guest() {
+                    guest.may_have_done(command, backing);
+                }
+            }
+            Operation::Create { name, memory_bytes, backing } => {
+                for made in self.world.called(name) {
+                    self.shard.adopt(&made, *memory_bytes, *backing, GuestModel::fresh(), false);
+                }
+            }
+            Operation::Pause { sandbox, name } => self.settle_pause(*sandbox, name),
+            Operation::Resume { sandbox } => {
+                if self.shown(*sandbox).is_some_and(runs) {
+                    self.shard.resumed(*sandbox);
+                }
+            }
+            Operation::ResumeSnapshot { snapshot, name, .. } => {
+                self.shard.resumed_into(*snapshot, &self.world.called(name));
+            }
+            Operation::Fork { sandbox, name, .. } => self.settle_fork(*sandbox, name),
+            Operation::RemoveSandbox { sandbox } => self.settle_remove(*sandbox),
+            Operation::DeleteSnapshot { snapshot } => {
+                if !self.world.snapshots.contains_key(snapshot) {
+                    self.shard.snapshots.remove(snapshot);
+                }
+            }
+        }
+    }
+
+    /// Asks once more, under the same key: now it is done, and nothing twice.
+    pub(crate) fn ask_again(&mut self, lost: &Operation) {
+        let is_keyed = match lost {
+            Operation::Create { .. }
+            | Operation::Pause { .. }
+            | Operation::ResumeSnapshot { .. }
+            | Operation::Fork { .. } => true,
+            Operation::Tell { .. }
+            | Operation::Resume { .. }
+            | Operation::RemoveSandbox { .. }
+            | Operation::DeleteSnapshot { .. } => false,
+        };
+        if !is_keyed {
+            return;
+        }
+        match lost.ask(self.client) {
+            Ok(outcome) => {
+                self.same_as_found(lost, &outcome);
+                self.shard.answered(lost, &outcome, self.findings);
+            }
+            Err(error) => self.findings.guest_failed(&format!("asked again for {lost:?}"), &error),
+        }
+    }
+
+    /// What was found after the restart is what the same request is answered with.
+    fn same_as_found(&mut self, lost: &Operation, outcome: &Outcome) {
+        let (found, answered): (Vec<Uuid>, Vec<Uuid>) = match (lost, outcome) {
+            (Operation::Pause { name, .. }, Outcome::Paused(snapshot)) => {
+                let found = self.world.snapshot_called(name).map(|snapshot| snapshot.id);
+                (found.into_iter().collect(), vec![snapshot.id])
+            }
+            (
+                Operation::Create { name, .. }
+                | Operation::ResumeSnapshot { name, .. }
+                | Operation::Fork { name, .. },
+                Outcome::Made(made),
+            ) => {
+                let ids = |all: &[Sandbox]| all.iter().map(|sandbox| sandbox.id).collect();
+                (ids(&self.world.called(name)), ids(made))
+            }
+            (_, _) => return,
+        };
+        if !found.iter().all(|id| answered.contains(id)) {
+            self.findings
+                .wrong(format!("{lost:?} had made {found:?}, and made {answered:?} when asked again"));
+        }
+    }
+
+    /// The snapshot and the sandbox that is paused in it are there together or not at all.
+    fn settle_pause(&mut self, sandbox: Uuid, name: &str) {
+        let Some(shown) = self.shown(sandbox).cloned() else { return };
+        let snapshot = self.world.snapshot_called(name).map(|snapshot| snapshot.id);
+        match (shown.state == SandboxState::Paused, snapshot) {
+            (true, Some(snapshot)) if shown.snapshot == Some(snapshot) => {
+                self.shard.paused(sandbox, snapshot)
+            }
+            (false, None) => {}
+            (_, snapshot) => self.findings.wrong(format!(
+                "a pause of {sandbox} is half there: it is {:?} in {:?}, and the snapshot is {snapshot:?}",
+                shown.state, shown.snapshot
+            )),
+        }
+    }
+
+    /// A running sandbox is paused for its forks and goes on, whatever became of them.
+    fn settle_fork(&mut self, sandbox: Uuid, name: &str) {
+        let made = self.world.called(name);
+        let Some(shown) = self.shown(sandbox).cloned() else { return };
+        let Some(model) = self.shard.sandboxes.get(&sandbox) else { return };
+        let source = match model.life {
+            Life::Paused(snapshot) => Some(snapshot),
+            Life::Running { .. } => {
+                let is_new = |id: &Uuid| {
+                    self.world.snapshots.contains_key(id) && !self.shard.snapshots.contains_key(id)
+                };
+                shown.snapshot.filter(is_new).inspect(|snapshot| {
+                    self.shard.paused(sandbox, *snapshot);
+                    self.shard.resumed(sandbox);
+                })
+            }
+        };
+        match source {
+            Some(snapshot) => self.shard.resumed_into(snapshot, &made),
+            None if made.is_empty() => {}
+            None => self.findings.wrong(format!("forks {name} of {sandbox} are there without a snapshot")),
+        }
+    }
+
+    /// A sandbox that was being removed is gone, or as before, or its guest has ended already.
+    fn settle_remove(&mut self, sandbox: Uuid) {
+        let state = self.shown(sandbox).map(|shown| shown.state);
+        if state == Some(SandboxState::Stopped) {
+            let again = Operation::RemoveSandbox { sandbox }.ask(self.client);
+            if let Err(error) = again.or_else(|error| match error.code() {
+                Some(Code::NotFound) => Ok(Outcome::Gone),
+                _ => Err(error),
+            }) {
+                self.findings.guest_failed("removing a stopped sandbox", &error);
+            }
+        }
+        if matches!(state, None | Some(SandboxState::Stopped)) {
+            self.shard.sandboxes.remove(&sandbox);
+        }
+    }
+
+    fn shown(&self, sandbox: Uuid) -> Option<&Sandbox> {
+        self.world.sandboxes.get(&sandbox)
+    }
+}
+
+/// Whether a sandbox is shown with a guest.
+pub(crate) fn runs(shown: &Sandbox) -> bool {
+    matches!(shown.state, SandboxState::Running | SandboxState::Stalled)
+}

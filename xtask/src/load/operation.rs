@@ -1,0 +1,97 @@
+//! One request to the daemon: asked, and, where its answer was lost, asked again.
+
+use rekindle::api::types::{
+    CreateSandbox, ForkSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, Snapshot,
+};
+use rekindle::client::{Client, ClientError};
+use rekindle::guest::protocol::{Command, Ticked, Verified};
+use rekindle_testkit::black_box::Told;
+use uuid::Uuid;
+
+/// A request. Those with a name use it as idempotency key too, so that asking again is asking the same.
+#[derive(Clone, Debug)]
+pub(crate) enum Operation {
+    Create { name: String, memory_bytes: u64, backing: MemoryBacking },
+    Tell { sandbox: Uuid, command: Command },
+    Pause { sandbox: Uuid, name: String },
+    Resume { sandbox: Uuid },
+    ResumeSnapshot { snapshot: Uuid, name: String, count: u32 },
+    Fork { sandbox: Uuid, name: String, count: u32 },
+    RemoveSandbox { sandbox: Uuid },
+    DeleteSnapshot { snapshot: Uuid },
+}
+
+/// What a request was answered.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    Made(Vec<Sandbox>),
+    Resumed,
+    Paused(Snapshot),
+    Verified(Verified),
+    Ticked(Ticked),
+    Told,
+    Gone,
+}
+
+impl Operation {
+    /// Asks for it.
+    pub(crate) fn ask(&self, client: &Client) -> Result<Outcome, ClientError> {
+        match self {
+            Self::Create { name, memory_bytes, backing } => {
+                let wanted = CreateSandbox {
+                    name: Some(name.clone()),
+                    labels: Default::default(),
+                    vmm: Default::default(),
+                    memory_bytes: *memory_bytes,
+                    backing: *backing,
+                };
+                client.create_sandbox(Some(name), &wanted).map(|sandbox| Outcome::Made(vec![sandbox]))
+            }
+            Self::Tell { sandbox, command } => tell(client, *sandbox, command),
+            Self::Pause { sandbox, name } => {
+                let how = PauseSandbox { name: Some(name.clone()), ..Default::default() };
+                client.pause_sandbox(&sandbox.to_string(), Some(name), &how).map(Outcome::Paused)
+            }
+            Self::Resume { sandbox } => {
+                let how = ResumeSandbox::default();
+                client.resume_sandbox(&sandbox.to_string(), &how).map(|_| Outcome::Resumed)
+            }
+            Self::ResumeSnapshot { snapshot, name, count } => {
+                let how = ResumeSnapshot {
+                    count: *count,
+                    name: Some(name.clone()),
+                    labels: Default::default(),
+                    serve_before_seal: None,
+                };
+                client.resume_snapshot(&snapshot.to_string(), Some(name), &how).map(Outcome::Made)
+            }
+            Self::Fork { sandbox, name, count } => {
+                let how = ForkSandbox { count: *count, name: Some(name.clone()), labels: Default::default() };
+                client.fork_sandbox(&sandbox.to_string(), Some(name), &how).map(Outcome::Made)
+            }
+            Self::RemoveSandbox { sandbox } => {
+                client.remove_sandbox(&sandbox.to_string()).map(|()| Outcome::Gone)
+            }
+            Self::DeleteSnapshot { snapshot } => {
+                client.delete_snapshot(&snapshot.to_string()).map(|()| Outcome::Gone)
+            }
+        }
+    }
+}
+
+fn tell(client: &Client, sandbox: Uuid, command: &Command) -> Result<Outcome, ClientError> {
+    let guest = Told::new(client, sandbox);
+    match command {
+        Command::Verify => guest.verify().map(Outcome::Verified),
+        Command::Tick { pages } => guest.tick(*pages).map(Outcome::Ticked),
+        Command::Fill { .. }
+        | Command::Rewrite(_)
+        | Command::Discard { .. }
+        | Command::Checksums { .. }
+        | Command::TouchTrace(_)
+        | Command::Place { .. }
+        | Command::State
+        | Command::Restore { .. }
+        | Command::Exit => guest.tell::<serde_json::Value>(command).map(|_| Outcome::Told),
+    }
+}
