@@ -10,7 +10,7 @@ use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
 use super::keeping::{Keeping, guest_key};
-use crate::vmm::process::take_process;
+use crate::vmm::vmm_process::take_process;
 
 /// How long a killed process may take to end; a process in the kernel's hands can take longer, and is then left to it.
 const END_LIMIT: Duration = Duration::from_secs(60);

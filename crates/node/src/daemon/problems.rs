@@ -8,6 +8,7 @@ use rekindle_engine::store::StoreError;
 use crate::api::problem::{Code, Problem};
 use crate::keeper::KeeperError;
 use crate::vmm::process::GuestError;
+use crate::vmm::vmm_process::ProcessError;
 
 impl From<CatalogError> for Problem {
     fn from(error: CatalogError) -> Self {
@@ -23,6 +24,12 @@ impl From<KeeperError> for Problem {
 
 impl From<GuestError> for Problem {
     fn from(error: GuestError) -> Self {
+        Self::new(Code::GuestFailed, error.to_string())
+    }
+}
+
+impl From<ProcessError> for Problem {
+    fn from(error: ProcessError) -> Self {
         Self::new(Code::GuestFailed, error.to_string())
     }
 }

@@ -1,3 +1,4 @@
 //! Drivers of the programs guests run in.
 
 pub mod process;
+pub mod vmm_process;

@@ -1,0 +1,1 @@
+//! Preloaded into an unmodified QEMU: hands its memory over to be served.
