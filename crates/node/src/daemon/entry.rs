@@ -149,7 +149,7 @@ impl Entry {
         let (shown, reason, pid) = match &record.life {
             RecordedLife::Running(guest) => {
                 let shown = if stalled.is_some() { SandboxState::Stalled } else { SandboxState::Running };
-                (shown, stalled, Some(guest.hello.pid))
+                (shown, stalled, Some(guest.vmm.pid()))
             }
             RecordedLife::Paused | RecordedLife::Forked => (SandboxState::Paused, None, None),
             RecordedLife::Stopped { reason } => (SandboxState::Stopped, reason.clone(), None),
@@ -161,9 +161,9 @@ impl Entry {
             labels: record.labels.clone(),
             state: shown,
             reason,
-            vmm: record.vmm,
-            memory_bytes: record.memory_bytes,
-            backing: record.backing,
+            vmm: record.spec.kind(),
+            memory_bytes: record.spec.memory_bytes(),
+            backing: record.spec.backing(),
             pid,
             origin: record.origin(),
             snapshot: record.snapshot,

@@ -11,6 +11,7 @@ mod endings;
 mod entry;
 mod events;
 mod fault_sockets;
+mod guests;
 mod idempotency;
 mod keeping;
 mod lifecycle;
@@ -36,10 +37,7 @@ use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 
 use crate::api::control::Served;
-use crate::api::types::MemoryBacking;
-use crate::guest::arguments::MemoryKind;
 use crate::metrics::Metrics;
-use crate::sandbox::SandboxShape;
 use crate::settings::Settings;
 
 use endings::Endings;
@@ -110,15 +108,6 @@ impl Daemon {
 
     fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn shape(&self, memory_bytes: u64, backing: MemoryBacking) -> SandboxShape {
-        let kind = match backing {
-            MemoryBacking::Shared => MemoryKind::Shared,
-            MemoryBacking::Private => MemoryKind::Private,
-            MemoryBacking::Huge => MemoryKind::Huge,
-        };
-        SandboxShape { kind, ..SandboxShape::new(self.keeping.program().to_owned(), memory_bytes) }
     }
 }
 
