@@ -76,7 +76,7 @@ fn end_keeper(place: &Place) {
 }
 
 #[test]
-fn a_service_manager_is_told_how_it_goes_and_the_next_daemon_begins_where_this_one_ended() {
+fn whoever_started_it_is_told_how_it_goes_and_the_next_daemon_begins_where_this_one_ended() {
     let place = Place::new();
     let served = Served::start(&place, "");
     served.wait_told("WATCHDOG=1");
