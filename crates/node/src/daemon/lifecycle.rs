@@ -82,6 +82,7 @@ impl Daemon {
     }
 
     /// Pauses the guest of a turn: on success the turn has none any more.
+    #[tracing::instrument(name = "pause", skip_all, fields(snapshot = %id))]
     pub(super) fn pause_in_turn(
         &self,
         turn: &mut Turn,
@@ -105,6 +106,7 @@ impl Daemon {
         match live.pause(self, id, &about, alongside) {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.metrics.pause_answered(asked.elapsed(), frozen);
+                self.metrics.snapshot_answered(id);
                 turn.show(record.clone());
                 self.endings.end(ending);
                 self.events.say("sandbox.paused", EventAbout::both(record.id, id.uuid()), None);
@@ -236,6 +238,7 @@ impl Daemon {
     }
 
     /// A guest on a snapshot's memory and device state.
+    #[tracing::instrument(name = "resume", skip_all, fields(snapshot = %known.id()))]
     fn bring_back(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<Box<Live>> {
         if known.about.vmm.is_none() {
             let why = format!(

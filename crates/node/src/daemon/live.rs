@@ -272,6 +272,7 @@ fn serve(
     let view = Arc::clone(snapshot.memory());
     let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), shape.serve_options())
         .context("starting the fault server")?;
+    daemon.metrics.serving(snapshot.id(), server.watch());
     Ok(Serving { snapshot: Arc::clone(snapshot), server, facts })
 }
 
