@@ -54,6 +54,7 @@ pub fn run(session: &Session, arguments: &RunArguments) -> anyhow::Result<Status
             BackingWord::Private => MemoryBacking::Private,
             BackingWord::Huge => MemoryBacking::Huge,
         },
+        machine: None,
     };
     let client = session.client()?;
     let sandbox = session

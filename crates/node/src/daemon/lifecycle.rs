@@ -81,6 +81,7 @@ impl Daemon {
     }
 
     /// Pauses the guest of a turn: on success the turn has none any more.
+    #[tracing::instrument(name = "pause", skip_all, fields(snapshot = %id))]
     pub(super) fn pause_in_turn(
         &self,
         turn: &mut Turn,
@@ -103,6 +104,7 @@ impl Daemon {
         match live.pause(self, id, &about, alongside) {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.metrics.pause_answered(asked.elapsed(), frozen);
+                self.metrics.snapshot_answered(id);
                 turn.show(record.clone());
                 self.endings.end(ending);
                 self.events.say("sandbox.paused", EventAbout::both(record.id, id.uuid()), None);
@@ -232,6 +234,7 @@ impl Daemon {
     }
 
     /// A guest on a snapshot's memory and device state, and what it is made of.
+    #[tracing::instrument(name = "resume", skip_all, fields(snapshot = %known.id()))]
     fn bring_back(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<(Box<Live>, GuestSpec)> {
         let Some(spec) = known.about.spec.clone() else {
             let why = format!(

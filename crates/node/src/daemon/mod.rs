@@ -6,6 +6,7 @@
 mod about;
 mod captures;
 mod clock;
+mod console;
 mod control;
 mod endings;
 mod entry;

@@ -4,6 +4,7 @@ mod process;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -76,6 +77,11 @@ pub(super) trait Guest: Debug + Send {
 
     /// Hands it to a keeper that does not hold it: the one that did is gone.
     fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError>;
+
+    /// Our end of its serial line, where it has one.
+    fn serial(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Where a process guest is told things.
     fn control(&mut self) -> Option<&mut GuestControl> {
