@@ -2,4 +2,5 @@
 
 pub mod guests;
 pub mod process;
+pub mod qemu;
 pub mod vmm_process;
