@@ -37,6 +37,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::store::Traffic;
 
 use crate::api::control::Served;
 use crate::metrics::Metrics;
@@ -111,6 +112,16 @@ impl Daemon {
         let lookout = Lookout::start(&daemon)?;
         *daemon.lookout.lock().unwrap_or_else(PoisonError::into_inner) = Some(lookout);
         Ok(daemon)
+    }
+
+    /// What went to the store and came from it.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.engine.traffic()
+    }
+
+    /// Ends the keeper, which holds nothing any more.
+    pub(crate) fn end_keeper(&self) -> anyhow::Result<()> {
+        Ok(self.keeping.client().shutdown(false)?)
     }
 
     fn settings(&self) -> Arc<Settings> {

@@ -24,15 +24,12 @@ use crate::daemon::keeping::guest_key;
 use crate::daemon::record::RecordedGuest;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::sandbox::DEVICE_STATE;
+use crate::vmm::guests::linux_command_line;
 use crate::vmm::qemu::{
     self, BootFile, DiskSpec, KeptParts, Launch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
     QemuSpec,
 };
 use crate::vmm::vmm_process::VmmProcess;
-
-/// What a kernel is told where nothing else is asked for: to talk at the console, and not to wait for hardware there is
-/// none of.
-const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 random.trust_cpu=on tsc=reliable no_timer_check";
 
 /// The QEMU of this host, asked what it can do once for each time it is installed.
 #[derive(Debug, Default)]
@@ -95,7 +92,7 @@ pub(in crate::daemon) fn settle(
         memory_bytes,
         kernel: keep(&machine.kernel)?,
         initrd: machine.initrd.as_deref().map(keep).transpose()?,
-        command_line: machine.command_line.clone().unwrap_or_else(|| COMMAND_LINE.to_owned()),
+        command_line: machine.command_line.clone().unwrap_or_else(linux_command_line),
         disks: disks.iter().map(|(name, bytes)| DiskSpec { name: name.to_string(), bytes: *bytes }).collect(),
         nics: machine
             .taps
