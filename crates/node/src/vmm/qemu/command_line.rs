@@ -12,12 +12,12 @@ use super::misfit::Misfit;
 use super::spec::{Accelerator, Machine};
 use crate::keeper::Spawn;
 
-/// The descriptor of the control connection in QEMU.
-pub(super) const CONTROL_FD: i32 = 3;
+/// The descriptor of the control connection in QEMU. Low numbers may be the keeper's own.
+pub(super) const CONTROL_FD: i32 = 20;
 /// The descriptor of the serial console in QEMU.
-pub(super) const SERIAL_FD: i32 = 4;
+pub(super) const SERIAL_FD: i32 = 21;
 /// The descriptor of the memory file in QEMU.
-pub(super) const MEMORY_FD: i32 = 5;
+pub(super) const MEMORY_FD: i32 = 22;
 
 /// How long a disk's requests wait, in seconds, for a server that was started anew, before they fail.
 const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
