@@ -12,7 +12,7 @@ use super::misfit::Misfit;
 use super::spec::{Accelerator, Machine};
 use crate::keeper::Spawn;
 
-/// The descriptor of the control connection in QEMU.
+/// The descriptor of the control connection in QEMU. Low numbers may be the keeper's own.
 pub(super) const CONTROL_FD: i32 = 20;
 /// The descriptor of the serial console in QEMU.
 pub(super) const SERIAL_FD: i32 = 21;
