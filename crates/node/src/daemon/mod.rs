@@ -6,15 +6,18 @@
 mod about;
 mod captures;
 mod clock;
+mod console;
 mod control;
 mod endings;
 mod entry;
 mod events;
 mod fault_sockets;
+mod guests;
 mod idempotency;
 mod keeping;
 mod lifecycle;
 mod live;
+mod machines;
 mod names;
 mod observe;
 mod orphans;
@@ -36,15 +39,13 @@ use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 
 use crate::api::control::Served;
-use crate::api::types::MemoryBacking;
-use crate::guest::arguments::MemoryKind;
 use crate::metrics::Metrics;
-use crate::sandbox::SandboxShape;
 use crate::settings::Settings;
 
 use endings::Endings;
 use events::EventLog;
 use fault_sockets::FaultSockets;
+use guests::qemu::HostQemu;
 use idempotency::Requests;
 use keeping::Keeping;
 use names::Names;
@@ -55,6 +56,7 @@ use watch::{Lookout, SnapshotNews};
 #[derive(Debug)]
 pub struct Daemon {
     settings: RwLock<Arc<Settings>>,
+    state_directory: PathBuf,
     run_directory: PathBuf,
     node_name: String,
     started_unix_ms: u64,
@@ -66,6 +68,7 @@ pub struct Daemon {
     snapshot_names: Names,
     sandboxes: Registry,
     fault_sockets: FaultSockets,
+    host_qemu: HostQemu,
     endings: Endings,
     engine: Engine,
     lookout: Mutex<Option<Lookout>>,
@@ -87,7 +90,9 @@ impl Daemon {
         let engine = Engine::start(engine_options(settings, &catalog, &keeping, &events, &metrics)?)?;
         let daemon = Arc::new(Self {
             settings: RwLock::new(Arc::new(settings.clone())),
+            state_directory: settings.state_directory.clone(),
             run_directory: settings.run_directory.clone(),
+            host_qemu: HostQemu::default(),
             node_name: node_name(),
             started_unix_ms: clock::unix_ms(),
             metrics,
@@ -96,7 +101,7 @@ impl Daemon {
             snapshot_names: Names::default(),
             sandboxes: Registry::default(),
             fault_sockets: FaultSockets::default(),
-            endings: Endings::start(Arc::clone(&keeping))?,
+            endings: Endings::start(Arc::clone(&keeping), settings.run_directory.clone())?,
             keeping,
             catalog,
             engine,
@@ -110,15 +115,6 @@ impl Daemon {
 
     fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn shape(&self, memory_bytes: u64, backing: MemoryBacking) -> SandboxShape {
-        let kind = match backing {
-            MemoryBacking::Shared => MemoryKind::Shared,
-            MemoryBacking::Private => MemoryKind::Private,
-            MemoryBacking::Huge => MemoryKind::Huge,
-        };
-        SandboxShape { kind, ..SandboxShape::new(self.keeping.program().to_owned(), memory_bytes) }
     }
 }
 
