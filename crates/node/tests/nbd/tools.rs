@@ -62,7 +62,7 @@ fn nbdinfo_understands_what_is_offered() {
     assert_eq!(export["is_read_only"], false);
     assert_eq!(export["contexts"], serde_json::json!(["base:allocation"]));
     assert_eq!(
-        (&export["block_minimum"], &export["block_preferred"], &export["block_maximum"]),
+        (&export["block_size_minimum"], &export["block_size_preferred"], &export["block_size_maximum"]),
         (&1.into(), &4096.into(), &(32 << 20).into())
     );
     assert!(text(&run("nbdinfo", &["--list", &uri])).contains("export=\"\""));
