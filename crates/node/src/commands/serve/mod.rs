@@ -37,7 +37,7 @@ pub struct ServeArguments {
 /// How long a daemon that was told to end, or killed, may take to let go of its socket and its catalog.
 const LAST_DAEMON_LIMIT: Duration = Duration::from_secs(10);
 /// How often it is asked whether it has.
-const LAST_DAEMON_ASK: Duration = Duration::from_millis(100);
+const LAST_DAEMON_ASK: Duration = Duration::from_millis(10);
 
 /// How long requests that nobody waits for any more may take at the end.
 const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
@@ -87,11 +87,14 @@ pub fn run_with(
 /// Tries again while another daemon has what this one needs, for a bounded time: one that was just killed is still
 /// ending, and lets go of its socket and its catalog last.
 fn after_the_last<T>(attempt: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let deadline = Instant::now() + LAST_DAEMON_LIMIT;
+    let begun = Instant::now();
+    let mut is_said = false;
     loop {
         match attempt() {
-            Err(error) if is_taken(&error) && Instant::now() < deadline => {
-                tracing::info!("waiting for another daemon to end: {error:#}");
+            Err(error) if is_taken(&error) && begun.elapsed() < LAST_DAEMON_LIMIT => {
+                if !std::mem::replace(&mut is_said, true) {
+                    tracing::info!("waiting for another daemon to end: {error:#}");
+                }
                 std::thread::park_timeout(LAST_DAEMON_ASK);
             }
             done => return done,
