@@ -10,7 +10,7 @@ use super::limits;
 use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, CaptureSource, CreateSandbox, EventsQuery, ForkSandbox, Labels, ListQuery, MemoryBacking,
-    MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox, ResumeSnapshot, WaitQuery,
+    MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox, ResumeSnapshot, SnapshotState, WaitQuery,
 };
 
 /// Characters kept free in the name of several, for the number behind each.
@@ -115,6 +115,9 @@ impl Checked for ListQuery {
 
 impl Checked for WaitQuery {
     fn check(&self) -> Result<(), Problem> {
+        must(!matches!(self.state, SnapshotState::Discarded | SnapshotState::Lost), || {
+            "`state`: captured, sealed and published can be waited for".to_owned()
+        })?;
         let seconds = self.timeout_seconds.unwrap_or_default();
         must(seconds <= limits::WAIT_SECONDS_MAX, || {
             format!("`timeout_seconds` is {seconds}: one wait takes at most {}", limits::WAIT_SECONDS_MAX)
