@@ -44,6 +44,7 @@ impl Operation {
                     vmm: Default::default(),
                     memory_bytes: *memory_bytes,
                     backing: *backing,
+                    machine: None,
                 };
                 client.create_sandbox(Some(name), &wanted).map(|sandbox| Outcome::Made(vec![sandbox]))
             }

@@ -1,6 +1,7 @@
 //! What the control API takes and gives, as JSON. Ids are UUIDs in lower case; times are milliseconds since 1970; sizes
 //! are bytes unless a name says pages of 4096 bytes.
 
+mod machine;
 mod memory;
 mod schemas;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+pub use machine::{Accelerator, Board, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine, Tap};
 pub use memory::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket,
 };
@@ -40,6 +42,10 @@ pub enum VmmKind {
     /// rekindle's own process guest: real memory and real page faults, no virtual machine.
     #[default]
     Process,
+    /// A virtual machine in an unmodified QEMU.
+    Qemu,
+    /// A virtual machine in an unmodified Firecracker.
+    Firecracker,
 }
 
 /// What guest memory is made of.
@@ -217,6 +223,9 @@ pub struct CreateSandbox {
     /// What its memory is made of.
     #[serde(default)]
     pub backing: MemoryBacking,
+    /// What its machine is started with; for virtual machines, which must have one, and for them only.
+    #[serde(default)]
+    pub machine: Option<Machine>,
 }
 
 /// How a sandbox is to be paused.

@@ -8,9 +8,9 @@ use uuid::Uuid;
 use super::Daemon;
 use crate::api::control::{Answer, Control, IdempotencyKey};
 use crate::api::types::{
-    CaptureMemory, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket, PauseSandbox,
-    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    SnapshotState, Verification, Version,
+    CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
+    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
+    SnapshotList, SnapshotState, Verification, Version,
 };
 
 /// The version of the control API.
@@ -64,6 +64,14 @@ impl Control for Daemon {
 
     fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
         self.counted(self.tell(reference, command))
+    }
+
+    fn console(&self, reference: &str, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput> {
+        self.read_console(reference, from, limit)
+    }
+
+    fn type_console(&self, reference: &str, bytes: &[u8]) -> Answer<()> {
+        self.type_at(reference, bytes)
     }
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {

@@ -14,6 +14,7 @@ use super::about::About;
 use super::clock::unix_ms;
 use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
+use super::guests::GuestSpec;
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
 use super::record::{RecordedLife, SandboxRecord};
@@ -23,7 +24,7 @@ use crate::api::control::{Answer, IdempotencyKey};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
     CreateSandbox, ForkSandbox, Labels, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList, Snapshot, VmmKind,
+    SandboxList, Snapshot,
 };
 use crate::guest::protocol::Command;
 
@@ -43,16 +44,14 @@ impl Daemon {
             return Ok(entry.show());
         }
         let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
-        let shape = self.shape(wanted.memory_bytes, wanted.backing);
-        let live = self.born(|guest| Live::start(&self.keeping, guest, shape))?;
+        let spec = GuestSpec::Process { memory_bytes: wanted.memory_bytes, backing: wanted.backing };
+        let live = self.born(|guest| Live::start(self, guest, &spec, None))?;
         let record = SandboxRecord {
             id,
             name: wanted.name,
             labels: wanted.labels,
             created_unix_ms: unix_ms(),
-            vmm: wanted.vmm,
-            memory_bytes: wanted.memory_bytes,
-            backing: wanted.backing,
+            spec,
             snapshot: None,
             life: RecordedLife::Running(live.recorded()),
         };
@@ -97,8 +96,7 @@ impl Daemon {
             name: how.name,
             labels: how.labels,
             sandbox: Some(record.id),
-            vmm: Some(record.vmm),
-            backing: record.backing,
+            spec: Some(record.spec.clone()),
         };
         record.snapshot = Some(id.uuid());
         record.life = paused;
@@ -136,7 +134,7 @@ impl Daemon {
             return Err(Problem::new(Code::WrongState, why).sandbox(record.id));
         };
         let known = self.readable_snapshot(&snapshot.to_string())?;
-        let live = self.bring_back(&known, serve_before_seal)?;
+        let (live, _) = self.bring_back(&known, serve_before_seal)?;
         record.life = RecordedLife::Running(live.recorded());
         self.write_born(&record, &live)?;
         turn.live = Some(live);
@@ -219,15 +217,13 @@ impl Daemon {
         serve_before_seal: Option<bool>,
     ) -> Answer<Arc<Entry>> {
         let reserved = self.sandboxes.reserve(name.as_deref(), labels)?;
-        let live = self.bring_back(known, serve_before_seal)?;
+        let (live, spec) = self.bring_back(known, serve_before_seal)?;
         let record = SandboxRecord {
             id,
             name,
             labels: labels.clone(),
             created_unix_ms: unix_ms(),
-            vmm: VmmKind::Process,
-            memory_bytes: live.shape.memory_bytes,
-            backing: known.about.backing,
+            spec,
             snapshot: None,
             life: RecordedLife::Running(live.recorded()),
         };
@@ -237,20 +233,19 @@ impl Daemon {
         Ok(entry)
     }
 
-    /// A guest on a snapshot's memory and device state.
+    /// A guest on a snapshot's memory and device state, and what it is made of.
     #[tracing::instrument(name = "resume", skip_all, fields(snapshot = %known.id()))]
-    fn bring_back(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<Box<Live>> {
-        if known.about.vmm.is_none() {
+    fn bring_back(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<(Box<Live>, GuestSpec)> {
+        let Some(spec) = known.about.spec.clone() else {
             let why = format!(
                 "{} is of a VMM that rekindle did not start: open a fault socket for it",
                 known.called()
             );
             return Err(Problem::new(Code::WrongState, why).snapshot(known.snapshot.id()));
-        }
+        };
         self.wait_if_asked(known, serve_before_seal)?;
-        let memory_bytes = u64::from(known.snapshot.memory().pages()) * 4096;
-        let shape = self.shape(memory_bytes, known.about.backing);
-        self.born(|guest| Live::resume(self, guest, &known.snapshot, shape))
+        let live = self.born(|guest| Live::resume(self, guest, &known.snapshot, &spec))?;
+        Ok((live, spec))
     }
 
     /// Waits for the seal where a guest is not to be served before it.
@@ -312,7 +307,11 @@ impl Daemon {
         }
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
         let Some(live) = &mut turn.live else { return Err(not_running(&turn, "told anything")) };
-        live.guest.control.tell(&command).map_err(|error| Problem::from(error).sandbox(entry.id()))
+        let Some(control) = live.control() else {
+            let why = format!("{} is a virtual machine: it is talked to at its console", entry.called());
+            return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()));
+        };
+        control.tell(&command).map_err(|error| Problem::from(error).sandbox(entry.id()))
     }
 
     /// Starts a guest by `start`; whatever of it there is when that fails is ended.

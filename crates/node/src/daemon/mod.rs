@@ -6,11 +6,13 @@
 mod about;
 mod captures;
 mod clock;
+mod console;
 mod control;
 mod endings;
 mod entry;
 mod events;
 mod fault_sockets;
+mod guests;
 mod idempotency;
 mod keeping;
 mod lifecycle;
@@ -36,10 +38,7 @@ use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 
 use crate::api::control::Served;
-use crate::api::types::MemoryBacking;
-use crate::guest::arguments::MemoryKind;
 use crate::metrics::Metrics;
-use crate::sandbox::SandboxShape;
 use crate::settings::Settings;
 
 use endings::Endings;
@@ -110,15 +109,6 @@ impl Daemon {
 
     fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn shape(&self, memory_bytes: u64, backing: MemoryBacking) -> SandboxShape {
-        let kind = match backing {
-            MemoryBacking::Shared => MemoryKind::Shared,
-            MemoryBacking::Private => MemoryKind::Private,
-            MemoryBacking::Huge => MemoryKind::Huge,
-        };
-        SandboxShape { kind, ..SandboxShape::new(self.keeping.program().to_owned(), memory_bytes) }
     }
 }
 

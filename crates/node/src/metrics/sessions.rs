@@ -93,7 +93,11 @@ impl<W: Watched> Sessions<W> {
                 seen.first_faults.push((session.snapshot, at));
             }
             seen.serving += u64::from(session.watch.is_serving());
-            if over { before.add(&stats) } else { running.add(&stats) }
+            if over {
+                before.add(&stats)
+            } else {
+                running.add(&stats)
+            }
             !over
         });
         *look_at = (sessions.len() * 2).max(SESSIONS_BEFORE_A_LOOK);

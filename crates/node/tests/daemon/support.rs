@@ -123,6 +123,7 @@ pub(crate) fn create(name: &str, backing: MemoryBacking) -> CreateSandbox {
         vmm: Default::default(),
         memory_bytes: MEMORY_BYTES,
         backing,
+        machine: None,
     }
 }
 

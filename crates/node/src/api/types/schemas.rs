@@ -40,6 +40,11 @@ pub(super) fn blobs() -> Schema {
     map("Device state and the like, by name, as base64 of bytes.", most, NAME, value)
 }
 
+/// Bytes as text.
+pub(super) fn base64_bytes() -> Schema {
+    Schema::Object(text(BASE64, Some(limits::CONSOLE_TEXT_MAX)))
+}
+
 fn map(description: &str, entries_max: usize, name: &str, value: Object) -> Schema {
     let values = AdditionalProperties::RefOr(Schema::Object(value).into());
     let object = ObjectBuilder::new()

@@ -1,0 +1,169 @@
+//! Guests as the daemon drives them, whatever they run in: one small trait, and one module for each kind of VMM.
+
+mod process;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rekindle_engine::pause::PausedVolume;
+use rekindle_engine::serve::{Epoch, ServeOptions};
+use rekindle_engine::snapshot::Snapshot;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Daemon;
+use super::record::RecordedGuest;
+use crate::api::types::{MemoryBacking, VmmKind};
+use crate::guest::protocol::Hello;
+use crate::keeper::{Held, KeeperClient, KeeperError};
+use crate::vmm::process::GuestControl;
+use crate::vmm::vmm_process::VmmProcess;
+
+/// Device state and metadata of a snapshot, by name.
+pub(super) type Blobs = BTreeMap<String, Bytes>;
+
+/// What a guest is made of: kept with its sandbox and with each of its snapshots, so that it is the same when resumed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "vmm", rename_all = "snake_case")]
+pub(super) enum GuestSpec {
+    /// rekindle's own process guest.
+    Process {
+        /// Bytes of guest memory.
+        memory_bytes: u64,
+        /// What it is made of.
+        backing: MemoryBacking,
+    },
+}
+
+/// What the catalog knows of a guest, so that a later daemon finds it again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "vmm", rename_all = "snake_case")]
+pub(super) enum RecordedVmm {
+    /// A process guest, by what it said of itself.
+    Process(Hello),
+}
+
+/// A running guest. Dropped, it runs on under the keeper.
+pub(super) trait Guest: Debug + Send {
+    /// Its VMM's process.
+    fn process(&self) -> &VmmProcess;
+
+    /// Makes vCPUs and devices stand still and takes their state. The guest's faults are served meanwhile.
+    fn suspend(&mut self) -> anyhow::Result<Blobs>;
+
+    /// Lets a thawed guest go on whose pause did not come to pass; nothing for one that runs.
+    fn go_on(&mut self) -> anyhow::Result<()>;
+
+    /// Gives a new guest its device state and lets it run. Its faults are served meanwhile.
+    fn load(&mut self, blobs: &Blobs) -> anyhow::Result<()>;
+
+    /// The volumes of the frozen guest, memory first: what changed in `epoch`, or all that is there.
+    fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>>;
+
+    /// Bytes of RAM that its disks hold beside its memory.
+    fn disk_bytes_held(&self) -> u64 {
+        0
+    }
+
+    /// How its faults are served.
+    fn serve_options(&self) -> ServeOptions;
+
+    /// What a later daemon has to know of it.
+    fn recorded(&self) -> RecordedVmm;
+
+    /// Hands it to a keeper that does not hold it: the one that did is gone.
+    fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError>;
+
+    /// Our end of its serial line, where it has one.
+    fn serial(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Where a process guest is told things.
+    fn control(&mut self) -> Option<&mut GuestControl> {
+        None
+    }
+}
+
+impl GuestSpec {
+    /// What it runs in.
+    pub(super) fn kind(&self) -> VmmKind {
+        match self {
+            Self::Process { .. } => VmmKind::Process,
+        }
+    }
+
+    /// Bytes of guest memory.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Process { memory_bytes, .. } => *memory_bytes,
+        }
+    }
+
+    /// What guest memory is made of.
+    pub(super) fn backing(&self) -> MemoryBacking {
+        match self {
+            Self::Process { backing, .. } => *backing,
+        }
+    }
+
+    /// Starts guest `id` on empty memory, its disks as they are in `base`.
+    pub(super) fn start(
+        &self,
+        daemon: &Daemon,
+        id: Uuid,
+        base: Option<&Arc<Snapshot>>,
+    ) -> anyhow::Result<Box<dyn Guest>> {
+        let _ = base;
+        match self {
+            Self::Process { memory_bytes, backing } => {
+                process::start(daemon, id, *memory_bytes, *backing, None)
+            }
+        }
+    }
+
+    /// Starts guest `id` with nothing in it yet: its memory comes from the handler at `handover`, its disks from `base`.
+    pub(super) fn start_served(
+        &self,
+        daemon: &Daemon,
+        id: Uuid,
+        base: &Arc<Snapshot>,
+        handover: &Path,
+    ) -> anyhow::Result<Box<dyn Guest>> {
+        let _ = base;
+        match self {
+            Self::Process { memory_bytes, backing } => {
+                process::start(daemon, id, *memory_bytes, *backing, Some(handover))
+            }
+        }
+    }
+
+    /// Takes over guest `id`, which an earlier daemon left with the keeper.
+    pub(super) fn attach(
+        &self,
+        daemon: &Daemon,
+        recorded: &RecordedGuest,
+        held: &mut Held,
+        base: Option<&Arc<Snapshot>>,
+    ) -> anyhow::Result<Box<dyn Guest>> {
+        let _ = base;
+        match (self, &recorded.vmm) {
+            (Self::Process { memory_bytes, backing }, RecordedVmm::Process(hello)) => {
+                process::attach(daemon, *memory_bytes, *backing, hello.clone(), held)
+            }
+        }
+    }
+}
+
+impl RecordedVmm {
+    /// The process it was when it was recorded.
+    pub(super) fn pid(&self) -> u32 {
+        match self {
+            Self::Process(hello) => hello.pid,
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The guests that the program carries, started in an unmodified QEMU.
+
+mod console;
+mod tiny;
