@@ -1,5 +1,6 @@
 //! Measures every target against its reference: both sides in one run, interleaved, placed alike.
 
+mod daemon;
 mod faults;
 mod format;
 mod map;
@@ -24,7 +25,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 13] = [
+const ROWS: [&Row; 16] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -38,6 +39,9 @@ const ROWS: [&Row; 13] = [
     &faults::BULK,
     &pausing::HELD,
     &pausing::ANSWER,
+    &daemon::RESUME,
+    &daemon::RESTART,
+    &daemon::SANDBOXES,
 ];
 
 /// What to measure and where to put it.
