@@ -11,11 +11,7 @@ use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, CaptureSource, ConsoleInput, ConsoleQuery, CreateSandbox, EventsQuery, ForkSandbox,
     Labels, ListQuery, Machine, MemoryBacking, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox,
-<<<<<<< HEAD
-    ResumeSnapshot, SnapshotState, Tap, VmmKind, WaitQuery,
-=======
-    ResumeSnapshot, Tap, TapName, VmmKind, WaitQuery,
->>>>>>> vm
+    ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery,
 };
 
 /// Characters kept free in the name of several, for the number behind each.
