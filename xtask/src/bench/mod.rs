@@ -1,5 +1,6 @@
 //! Measures every target against its reference: both sides in one run, interleaved, placed alike.
 
+mod daemon;
 mod disks;
 mod faults;
 mod format;
@@ -26,7 +27,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 14] = [
+const ROWS: [&Row; 17] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -40,6 +41,9 @@ const ROWS: [&Row; 14] = [
     &faults::BULK,
     &pausing::HELD,
     &pausing::ANSWER,
+    &daemon::RESUME,
+    &daemon::RESTART,
+    &daemon::SANDBOXES,
     &disks::NBD,
 ];
 

@@ -11,7 +11,7 @@ use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, CaptureSource, ConsoleInput, ConsoleQuery, CreateSandbox, EventsQuery, ForkSandbox,
     Labels, ListQuery, Machine, MemoryBacking, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox,
-    ResumeSnapshot, Tap, TapName, VmmKind, WaitQuery,
+    ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery,
 };
 
 /// Characters kept free in the name of several, for the number behind each.
@@ -128,6 +128,9 @@ impl Checked for ListQuery {
 
 impl Checked for WaitQuery {
     fn check(&self) -> Result<(), Problem> {
+        must(!matches!(self.state, SnapshotState::Discarded | SnapshotState::Lost), || {
+            "`state`: captured, sealed and published can be waited for".to_owned()
+        })?;
         let seconds = self.timeout_seconds.unwrap_or_default();
         must(seconds <= limits::WAIT_SECONDS_MAX, || {
             format!("`timeout_seconds` is {seconds}: one wait takes at most {}", limits::WAIT_SECONDS_MAX)

@@ -358,7 +358,7 @@ pub struct ListQuery {
 #[into_params(parameter_in = Query)]
 pub struct WaitQuery {
     /// The state to wait for, or one beyond it.
-    #[param(inline)]
+    #[param(inline, value_type = schemas::AwaitedState)]
     pub state: SnapshotState,
     /// At most so many seconds, 0 to 600; 60 where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]

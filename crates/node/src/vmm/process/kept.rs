@@ -59,12 +59,17 @@ impl ProcessGuest {
         let (ours, theirs) = UnixStream::pair().map_err(started)?;
         let fds = [(Role::Child(0), theirs.as_fd()), (Role::Held(CONTROL), ours.as_fd())];
         let spawned = VmmProcess::spawn_under(keeper, key, &options.under_keeper(), &fds);
-        // From here on the guest is ended if anything fails.
-        let process = spawned.map_err(|error| match error {
-            ProcessError::NotStarted { source } => started(source),
-            error => error.into(),
-        })?;
         drop(theirs);
+        // From here on the guest is ended if anything fails.
+        let process = match spawned {
+            Ok(process) => process,
+            Err(ProcessError::NotStarted { source }) => return Err(started(source)),
+            Err(gone @ ProcessError::Gone { pid, .. }) => {
+                // It ended at once; why is what it said before that.
+                return Err(GuestControl::greet(pid, ours).err().unwrap_or(gone.into()));
+            }
+            Err(error) => return Err(error.into()),
+        };
         let (control, hello, memfd) = GuestControl::greet(process.process().id(), ours)?;
         if let Some(memfd) = &memfd {
             let held = keeper.add(key, &[(MEMORY, memfd.as_fd())]);
