@@ -106,8 +106,7 @@ fn written() -> Rewrite {
 /// A resume of `base` and a pause of what was resumed, without a daemon.
 fn answers_here(node: &Node, base: &Arc<Snapshot>) -> anyhow::Result<Answers> {
     let asked = Instant::now();
-    let mut sandbox =
-        Sandbox::resume(&node.engine, base, shape(u64::from(base.memory().pages()) * 4096)?)?;
+    let mut sandbox = Sandbox::resume(&node.engine, base, shape(u64::from(base.memory().pages()) * 4096)?)?;
     let resume = asked.elapsed().as_secs_f64();
     sandbox.guest.control.rewrite(written())?;
     let paused = sandbox.pause(&node.engine).map_err(|not| not.error)?;

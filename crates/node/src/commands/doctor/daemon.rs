@@ -22,12 +22,15 @@ pub(super) fn look(session: &Session, settings: &Settings) -> Vec<Check> {
 fn monitors() -> Check {
     let name = "VMMs";
     let firecracker = monitor("firecracker");
-    let with = |qemu: String| [Some(qemu), firecracker.clone()].into_iter().flatten().collect::<Vec<_>>().join("; ");
+    let with =
+        |qemu: String| [Some(qemu), firecracker.clone()].into_iter().flatten().collect::<Vec<_>>().join("; ");
     match QemuProgram::find(None) {
         Ok(qemu) => {
             let found = with(format!("QEMU {} ({})", qemu.version, qemu.path.display()));
             match qemu.shim() {
-                Ok(shim) => Check::ok(name, format!("{found}; QEMU's memory is handed over by {}", shim.display())),
+                Ok(shim) => {
+                    Check::ok(name, format!("{found}; QEMU's memory is handed over by {}", shim.display()))
+                }
                 Err(misfit) => Check::warn(
                     name,
                     format!("{found}; {misfit}"),
@@ -95,9 +98,11 @@ fn unreachable_daemon(error: &anyhow::Error, socket: &Path) -> Check {
             format!("none answers on {}", socket.display()),
             "start it: rekindle serve; or ask one elsewhere with --socket",
         ),
-        Some(io::ErrorKind::PermissionDenied) => {
-            Check::warn(name, said, "ask as root or as the daemon's user, or have this user added to api.allowed_uids")
-        }
+        Some(io::ErrorKind::PermissionDenied) => Check::warn(
+            name,
+            said,
+            "ask as root or as the daemon's user, or have this user added to api.allowed_uids",
+        ),
         _ => Check::warn(name, said, "see its log, or start it again: rekindle serve"),
     }
 }

@@ -76,7 +76,8 @@ pub fn run_with(
     say_where(&listeners);
     supervisor.ready();
     let secrets = listeners.secrets();
-    let mut serving = Serving { flags, settings, secrets, telemetry, daemon: Arc::clone(&daemon), supervisor };
+    let mut serving =
+        Serving { flags, settings, secrets, telemetry, daemon: Arc::clone(&daemon), supervisor };
     let control: Arc<dyn Control> = daemon.clone();
     let served = runtime.block_on(crate::api::serve(control, listeners, serving.until_end(&mut signals)));
     daemon.end();
@@ -177,7 +178,9 @@ impl Serving {
         }
         match self.secrets.as_ref().map(Secrets::read_again) {
             Some(Ok(())) => tracing::info!("the certificate, its key and the token were read again"),
-            Some(Err(error)) => tracing::error!("the certificate, its key and the token stay as they were: {error}"),
+            Some(Err(error)) => {
+                tracing::error!("the certificate, its key and the token stay as they were: {error}")
+            }
             None => {}
         }
         self.settings = self.settings.reloaded(newer);
@@ -229,7 +232,9 @@ fn let_through(directory: &Path) -> anyhow::Result<()> {
     let shut = directory.ancestors().skip(1).find(|path| mode_of(path).is_ok_and(|mode| mode & 0o001 == 0));
     if let Some(shut) = shut {
         let shut = shut.display();
-        tracing::warn!("users of api.allowed_uids may not get through {shut}: chmod a+x it, or set run_directory");
+        tracing::warn!(
+            "users of api.allowed_uids may not get through {shut}: chmod a+x it, or set run_directory"
+        );
     }
     Ok(())
 }
