@@ -45,7 +45,8 @@ impl Daemon {
         }
         let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
         let (spec, images) = self.made_of(id, &wanted)?;
-        let live = self.born(|guest| Live::start(self, guest, &spec, images))?;
+        let live = self.born(|guest| Live::start(self, guest, &spec, images.clone()));
+        let live = live.inspect_err(|_| self.forget_images(images.as_ref()))?;
         let record = SandboxRecord {
             id,
             name: wanted.name,

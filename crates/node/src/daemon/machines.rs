@@ -87,6 +87,15 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// Lets go of images that no machine came to be of.
+    pub(super) fn forget_images(&self, images: Option<&Arc<EngineSnapshot>>) {
+        if let Some(Err(error)) = images.map(|images| self.engine.delete(images)) {
+            tracing::warn!(%error, "images of a machine that never came to be stay");
+        }
+    }
+}
+
 fn empty_memory(bytes: u64) -> anyhow::Result<PausedVolume> {
     let pages = pages_covering(bytes).context("it is more memory than a volume can have")?;
     Ok(PausedVolume {
