@@ -110,6 +110,12 @@ impl VmDirectory {
         }
     }
 
+    /// Where to listen in a jail with that root, which is made if it is not there.
+    pub(super) fn handover_in_jail(root: &Path) -> io::Result<PathBuf> {
+        DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+        Ok(root.join(HANDOVER_IN_JAIL))
+    }
+
     /// The path by which the process connects to the listener at `handover`.
     pub(super) fn handover(&self, handover: &Path) -> io::Result<PathBuf> {
         if self.jailed.is_none() {

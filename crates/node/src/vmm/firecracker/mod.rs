@@ -17,6 +17,7 @@ mod start;
 mod version;
 mod volumes;
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -70,6 +71,18 @@ pub enum Seccomp {
     Filtered,
     /// Not at all (`--no-seccomp`), as some kernels need.
     Unfiltered,
+}
+
+impl Places {
+    /// Where to listen for the hand-over of the VM that is resumed under `key`: short of being there it can be in the jail
+    /// only by a link, for which both have to be on one file system.
+    pub fn handover(&self, key: &str) -> io::Result<PathBuf> {
+        let id = start::id_of(key);
+        match &self.jailer {
+            None => Ok(self.run_directory.join(format!("handover-{id}.sock"))),
+            Some(jailer) => VmDirectory::handover_in_jail(&jailer.root(&self.program, &id)),
+        }
+    }
 }
 
 /// How a Firecracker's faults are served: it tracks writes itself, and its userfaultfd reports missing pages only.

@@ -268,7 +268,7 @@ fn read_only_files(spec: &FirecrackerSpec, origin: Origin) -> Vec<&BootFile> {
 }
 
 /// A process's name at Firecracker, of at most 64 letters, digits and hyphens: the end of its key.
-fn id_of(key: &str) -> String {
+pub(super) fn id_of(key: &str) -> String {
     let allowed = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
     let name: String = key.rsplit('/').next().unwrap_or_default().chars().map(allowed).collect();
     name.chars().take(64).collect()
