@@ -1,12 +1,14 @@
 //! The words of the command line, and the commands, a module each.
 
 pub mod confirm;
+pub mod console;
 pub mod delete;
 pub mod demo;
 pub mod doctor;
 pub mod events;
 pub mod failure;
 pub mod list;
+pub mod machine;
 pub mod output;
 pub mod pause;
 pub mod resume;
@@ -30,6 +32,7 @@ use clap::{Parser, Subcommand};
 
 use crate::guest::arguments::GuestArguments;
 use crate::keeper::arguments::KeeperArguments;
+use console::ConsoleArguments;
 use delete::EndArguments;
 use demo::arguments::DemoArguments;
 use doctor::DoctorArguments;
@@ -103,6 +106,8 @@ pub enum Command {
     Verify(VerifyArguments),
     /// Have a process guest fill, rewrite, verify or discard its memory
     Tell(TellArguments),
+    /// Show what a virtual machine prints at its console, and type there
+    Console(ConsoleArguments),
     /// End a sandbox's guest without a snapshot
     Stop(EndArguments),
     /// Delete sandboxes and snapshots
@@ -142,6 +147,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Wait(arguments) => wait::run(&session, arguments),
         Command::Verify(arguments) => verify::run(&session, arguments),
         Command::Tell(arguments) => tell::run(&session, arguments),
+        Command::Console(arguments) => console::run(&session, arguments),
         Command::Stop(arguments) => delete::stop(&session, arguments),
         Command::Delete(arguments) => delete::run(&session, arguments),
         Command::Events(arguments) => events::run(&session, arguments),

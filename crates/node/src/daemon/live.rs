@@ -1,6 +1,6 @@
 //! A guest that runs under the keeper: started, served, frozen, found again, ended.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -156,6 +156,11 @@ impl Live {
         self.guest.process().handle()
     }
 
+    /// Our end of its serial line, once more, where it has one.
+    pub(super) fn serial(&self) -> std::io::Result<Option<OwnedFd>> {
+        self.guest.serial().map(|serial| serial.try_clone_to_owned()).transpose()
+    }
+
     /// Where a process guest is told things.
     pub(super) fn control(&mut self) -> Option<&mut GuestControl> {
         self.guest.control()
@@ -165,6 +170,7 @@ impl Live {
     pub(super) fn keep_again(&self, keeping: &Keeping) -> anyhow::Result<()> {
         let key = guest_key(self.id);
         self.guest.keep_under(&keeping.client(), &key)?;
+        self.guest.keep_disks(&keeping.client(), &key)?;
         match &self.memory {
             Memory::Own => Ok(()),
             Memory::Served { server, .. } => put_epoch(keeping, &key, server.kept()),
@@ -307,8 +313,10 @@ fn serve(
     options: ServeOptions,
 ) -> anyhow::Result<FaultServer> {
     let view = Arc::clone(snapshot.memory());
-    FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), options)
-        .context("starting the fault server")
+    let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), options)
+        .context("starting the fault server")?;
+    daemon.metrics.serving(snapshot.id(), server.watch());
+    Ok(server)
 }
 
 /// Hands to the keeper what the guest's faults reach us by, before the first of them is answered.

@@ -21,6 +21,7 @@ use crate::metrics::Recovery;
 
 impl Daemon {
     /// Puts sandboxes together again; snapshots the engine has put together by now.
+    #[tracing::instrument(skip_all)]
     pub(super) fn recover(&self, found: Found, started: Instant) -> anyhow::Result<()> {
         let held: HashMap<String, HeldEntry> =
             self.keeping.client().list()?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();

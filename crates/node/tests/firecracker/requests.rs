@@ -4,9 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
 use rekindle::vmm::firecracker::{
-    Balloon, BootFile, Drive, DriveContent, FirecrackerError, FirecrackerSpec, MemoryPages, Seccomp,
-    SpecError,
+    Balloon, Drive, DriveContent, FirecrackerError, FirecrackerSpec, MemoryPages, Seccomp, SpecError,
 };
+use rekindle::vmm::qemu::BootFile;
 use serde_json::json;
 
 use crate::support::{Node, interface};

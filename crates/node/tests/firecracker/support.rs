@@ -13,9 +13,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use rekindle::keeper::{Held, KeeperClient, PROCESS};
 use rekindle::vmm::firecracker::{
-    BootFile, Drive, DriveContent, DriveSource, FileDigests, FirecrackerError, FirecrackerGuest,
-    FirecrackerSpec, Interface, MemoryPages, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
+    Drive, DriveContent, DriveSource, FileDigests, FirecrackerError, FirecrackerGuest, FirecrackerSpec,
+    Interface, MemoryPages, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
 };
+use rekindle::vmm::qemu::BootFile;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;

@@ -12,7 +12,7 @@ use rustix::fs::SeekFrom as SeekTo;
 use rustix::io::Errno;
 
 use super::error::FirecrackerError;
-use super::spec::BootFile;
+use crate::vmm::qemu::BootFile;
 
 /// The digests of files, each computed once while the file stays as it is.
 #[derive(Debug, Default)]

@@ -39,8 +39,7 @@ pub use found::{Found, Host, Misfit, NotFirecracker};
 pub use jailer::Jailer;
 pub use kept::{FirecrackerFacts, FirecrackerParts};
 pub use spec::{
-    Balloon, BootFile, Drive, DriveContent, FirecrackerSpec, Interface, MemoryPages, Saved, SpecError,
-    TrackFrom,
+    Balloon, Drive, DriveContent, FirecrackerSpec, Interface, MemoryPages, Saved, SpecError, TrackFrom,
 };
 pub use version::{Feature, NoVersion, Version};
 

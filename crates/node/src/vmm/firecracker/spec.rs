@@ -9,6 +9,7 @@ use rekindle_kernel::PageKind;
 use serde::{Deserialize, Serialize};
 
 use super::found::Found;
+use crate::vmm::qemu::BootFile;
 
 /// A Firecracker VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,15 +46,6 @@ pub struct FirecrackerSpec {
     /// What it was last saved by; none before its first pause.
     #[serde(default)]
     pub saved: Option<Saved>,
-}
-
-/// A file a VM is started with, found again by its content.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootFile {
-    /// Where it is, absolute.
-    pub path: PathBuf,
-    /// The BLAKE3 digest of its bytes, in lower-case hexadecimal digits.
-    pub blake3: String,
 }
 
 /// Pages of guest memory on the host.

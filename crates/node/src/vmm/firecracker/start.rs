@@ -14,9 +14,10 @@ use super::files;
 use super::found::Found;
 use super::jailer::Jailer;
 use super::kept::{CAPTURE, FirecrackerFacts, Origin, SERIAL, STATE};
-use super::spec::{BootFile, Drive, DriveContent, FirecrackerSpec};
+use super::spec::{Drive, DriveContent, FirecrackerSpec};
 use super::{CallError, FirecrackerError, FirecrackerGuest, Places, Seccomp};
 use crate::keeper::{KeeperClient, Role, Spawn};
+use crate::vmm::qemu::BootFile;
 use crate::vmm::vmm_process::{ProcessError, Unfinished, VmmProcess};
 
 /// How long Firecracker, or its jailer before it, may take until its API answers.
