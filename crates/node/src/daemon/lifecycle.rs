@@ -102,7 +102,7 @@ impl Daemon {
         record.snapshot = Some(id.uuid());
         record.life = paused;
         let alongside = vec![put(&record)];
-        match live.pause(self, id, &about, alongside) {
+        match live.pause(self, id, about, alongside) {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.metrics.pause_answered(asked.elapsed(), frozen);
                 self.metrics.snapshot_answered(id);
