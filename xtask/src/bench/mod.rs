@@ -4,6 +4,7 @@ mod daemon;
 mod disks;
 mod faults;
 mod format;
+mod machines;
 mod map;
 mod nbd_client;
 mod node;
@@ -27,7 +28,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 17] = [
+const ROWS: [&Row; 21] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -45,6 +46,10 @@ const ROWS: [&Row; 17] = [
     &daemon::RESTART,
     &daemon::SANDBOXES,
     &disks::NBD,
+    &machines::PAUSE,
+    &machines::OVERLAP,
+    &machines::COLD,
+    &machines::WORKING_SET,
 ];
 
 /// What to measure and where to put it.

@@ -2,20 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use rekindle::api::types::{Accelerator, Board, ConsoleQuery, CreateSandbox, DiskImage, Machine, VmmKind};
-use rekindle::client::{Client, ClientError};
+use rekindle::api::types::{Accelerator, Board, CreateSandbox, DiskImage, Machine, VmmKind};
+use rekindle::client::Client;
 use rekindle::vmm::guests::{linux_command_line, tiny_kernel};
+use rekindle_testkit::black_box;
 use rekindle_testkit::linux::kernel_or_skip;
 use rekindle_testkit::skip::skipped;
 
 use crate::support::{Node, create};
-
-/// How long a guest may take to answer, Linux to start included.
-const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 /// Whether machines can be run here; says so where they cannot.
 pub(crate) fn have_qemu(tier: &str) -> bool {
@@ -82,65 +77,38 @@ fn boot_file(node: &Node, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// The console of a sandbox's machine.
-pub(crate) struct Console<'a> {
-    client: &'a Client,
-    sandbox: String,
-    read_to: Option<u64>,
-    said: Vec<u8>,
-}
+/// The console of a sandbox's machine; whatever does not come fails the test.
+pub(crate) struct Console<'a>(black_box::Console<'a>);
 
 impl<'a> Console<'a> {
     /// All that was said and is known.
     pub(crate) fn of(client: &'a Client, sandbox: &str) -> Self {
-        Self { client, sandbox: sandbox.to_owned(), read_to: None, said: Vec::new() }
+        Self(black_box::Console::of(client, sandbox))
     }
 
     /// What is said from now on.
     pub(crate) fn from_now(client: &'a Client, sandbox: &str) -> Self {
-        let known = client.read_console(sandbox, ConsoleQuery::default()).expect("its console is read");
-        Self { read_to: Some(known.next), ..Self::of(client, sandbox) }
+        Self(black_box::Console::from_now(client, sandbox).expect("its console is read"))
     }
 
     /// The rest of the first line that begins so.
     pub(crate) fn line(&mut self, start: &str) -> String {
-        let deadline = Instant::now() + ANSWER_LIMIT;
-        loop {
-            while let Some(at) = self.said.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.said.drain(..=at).collect();
-                let line = String::from_utf8_lossy(&line).trim().to_owned();
-                if let Some(rest) = line.strip_prefix(start) {
-                    return rest.trim().to_owned();
-                }
-                assert!(!line.starts_with("error: "), "{}: {line}", self.sandbox);
-            }
-            assert!(Instant::now() < deadline, "{} never said {start:?}", self.sandbox);
-            let query = ConsoleQuery { from: self.read_to, wait_seconds: Some(1) };
-            let output = self.client.read_console(&self.sandbox, query).expect("its console is read");
-            self.read_to = Some(output.next);
-            self.said.extend(BASE64_STANDARD.decode(output.bytes).expect("it is base64"));
-        }
+        self.0.line(start).expect("it says so")
     }
 
     /// The rest of the answer to a line.
     pub(crate) fn ask(&mut self, line: &str, start: &str) -> String {
-        self.try_type(line).expect("it is typed");
-        self.line(start)
-    }
-
-    pub(crate) fn try_type(&self, line: &str) -> Result<(), ClientError> {
-        self.client.type_at_console(&self.sandbox, format!("{line}\n").as_bytes())
+        self.0.ask(line, start).expect("it answers")
     }
 
     /// One more step of the guest's counter.
     pub(crate) fn tick(&mut self) -> u64 {
-        self.ask("tick", "tick ").parse().expect("a number")
+        self.0.tick().expect("it counts")
     }
 
     /// The guest finds nothing wrong with its memory.
     pub(crate) fn assert_verified(&mut self) {
-        let verified = self.ask("verify", "verified ");
-        let (pages, wrong) = verified.split_once(' ').expect("two numbers");
-        assert!(pages != "0" && wrong == "0", "{}: verified {verified}", self.sandbox);
+        let (pages, wrong) = self.0.verify().expect("it verifies");
+        assert!(pages > 0 && wrong == 0, "{wrong} of {pages} pages are wrong");
     }
 }

@@ -3,6 +3,7 @@
 //! The program is run by a path of its own too, so every process that came of it can be told from all others, whoever
 //! its parent is by now: daemon, keeper and guests.
 
+mod console;
 mod daemon;
 mod processes;
 mod told;
@@ -21,6 +22,7 @@ use rekindle::keeper::{KeeperClient, KeeperError};
 use rekindle_kernel::{ProcessHandle, Signal};
 use tempfile::TempDir;
 
+pub use console::Console;
 pub use daemon::RunningDaemon;
 pub use processes::{Process, Role};
 pub use told::Told;
@@ -79,6 +81,14 @@ pub enum BlackBoxError {
         pid: u32,
         /// How long it was waited for.
         limit: Duration,
+    },
+    /// A guest did not answer as it must.
+    #[error("the guest of {sandbox}: {why}")]
+    Guest {
+        /// Its sandbox.
+        sandbox: String,
+        /// What it did.
+        why: String,
     },
     /// The daemon did not answer as it must.
     #[error(transparent)]

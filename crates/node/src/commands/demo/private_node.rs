@@ -14,6 +14,7 @@ use crate::api::types::{
 };
 use crate::daemon::Daemon;
 use crate::settings::{SettingFlags, Settings};
+use crate::vmm::guests::Said;
 
 /// How long a guest may take to answer a line.
 const ANSWER_LIMIT: Duration = Duration::from_secs(300);
@@ -32,7 +33,7 @@ pub(super) struct Machine<'a> {
     node: &'a PrivateNode,
     pub(super) sandbox: Sandbox,
     read_to: Option<u64>,
-    said: Vec<u8>,
+    said: Said,
 }
 
 impl PrivateNode {
@@ -98,7 +99,7 @@ impl PrivateNode {
     }
 
     fn machine(&self, sandbox: Sandbox) -> Machine<'_> {
-        Machine { node: self, sandbox, read_to: None, said: Vec::new() }
+        Machine { node: self, sandbox, read_to: None, said: Said::default() }
     }
 
     fn end(&self) -> anyhow::Result<()> {
@@ -124,19 +125,12 @@ impl Machine<'_> {
         let deadline = Instant::now() + ANSWER_LIMIT;
         let id = self.sandbox.id.to_string();
         loop {
-            while let Some(at) = self.said.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.said.drain(..=at).collect();
-                let line = String::from_utf8_lossy(&line).trim().to_owned();
-                if let Some(rest) = line.strip_prefix(start) {
-                    return Ok(rest.trim().to_owned());
-                }
-                if line.starts_with("error: ") {
-                    bail!("the guest answers {line:?}");
-                }
+            if let Some(rest) = self.said.answer(start)? {
+                return Ok(rest);
             }
             let output = self.node.daemon.console(&id, self.read_to, TURN)?;
             self.read_to = Some(output.next);
-            self.said.extend(BASE64_STANDARD.decode(&output.bytes)?);
+            self.said.add(&BASE64_STANDARD.decode(&output.bytes)?);
             if Instant::now() > deadline {
                 let state = self.node.daemon.sandbox(&id)?;
                 bail!(
