@@ -44,7 +44,7 @@ static int counting;
 static void put(char character);
 
 /* Writes the answer to a command that only this guest knows; 0 where it does not know it either. */
-static int answer_own(const char *command, const char *rest);
+static int answer_own(const char *command, char *rest);
 
 /* --- text --- */
 
@@ -229,8 +229,9 @@ static void count(const char *how) {
 
 /* Answers one line with one line. */
 static void answer(char *line) {
-    const char *rest = cut_word(line);
-    if (answer_own(line, rest)) return;
+    char *own = cut_word(line);
+    const char *rest = own;
+    if (answer_own(line, own)) return;
     if (same(line, "verify")) say_verdict(verify());
     else if (same(line, "dirty")) {
         u32 seed = take_number(&rest);

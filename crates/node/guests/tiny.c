@@ -206,9 +206,10 @@ static void take_memory(u32 end) {
     for (u32 page = 0; page < memory.pages; page++) memory.content[page] = UNKNOWN;
 }
 
-static int answer_own(const char *command, const char *rest) {
+static int answer_own(const char *command, char *rest) {
     if (!same(command, "fill")) return 0;
-    fill(take_number(&rest));
+    const char *seed = rest;
+    fill(take_number(&seed));
     say_line("filled", memory.pages);
     return 1;
 }

@@ -77,6 +77,12 @@ impl Console {
         self.line()
     }
 
+    /// Waits until the machine has ended by itself.
+    pub(crate) fn wait(&mut self) {
+        while self.lines.recv_timeout(ANSWER_MAX).is_ok() {}
+        self.qemu.wait().expect("a child of ours");
+    }
+
     /// Says `command` without waiting for the answer.
     pub(crate) fn say(&mut self, command: &str) {
         println!("> {command}");
