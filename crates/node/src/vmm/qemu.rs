@@ -21,6 +21,7 @@ use bytes::Bytes;
 use rekindle_kernel::wakeup::wait_readable;
 use rekindle_kernel::{Memfd, PageKind};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::vmm_process::{Unfinished, VmmProcess};
 use crate::keeper::{KeeperClient, Role};
@@ -41,10 +42,20 @@ pub struct QemuGuest {
     /// The process it is.
     pub process: VmmProcess,
     qmp: Qmp,
-    /// Nothing was said to it yet by this driver: another one may have stopped in the middle of a word.
-    is_strange: bool,
+    contact: Contact,
     serial: UnixStream,
     memory: Option<Memfd>,
+}
+
+/// How far a driver and its QEMU have come with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Contact {
+    /// It was started, and has not said yet that it is up.
+    New,
+    /// Another driver talked to it, and may have stopped in the middle of a word.
+    Strange,
+    /// It takes commands.
+    Known,
 }
 
 impl QemuGuest {
@@ -59,7 +70,7 @@ impl QemuGuest {
         let mut qmp = Qmp::new(process.process().id(), control, launch.places.log.clone());
         qmp.greet()?;
         device_state::prepare(&mut qmp)?;
-        Ok(Self { process: process.finish(), qmp, is_strange: false, serial, memory: Some(memory) })
+        Ok(Self { process: process.finish(), qmp, contact: Contact::Known, serial, memory: Some(memory) })
     }
 
     /// Starts a QEMU as a child of the keeper, whose memory is handed over at the socket `handover`, which listens
@@ -77,7 +88,7 @@ impl QemuGuest {
         let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Resume(handover))?;
         let Begun { process, control, serial } = begun;
         let qmp = Qmp::new(process.process().id(), control, launch.places.log.clone());
-        Ok(Self { process: process.finish(), qmp, is_strange: false, serial, memory: None })
+        Ok(Self { process: process.finish(), qmp, contact: Contact::New, serial, memory: None })
     }
 
     /// Waits for the connection over which a resumed guest hands over its memory, at most `limit`. A QEMU that ends
@@ -106,7 +117,7 @@ impl QemuGuest {
     /// Puts device state into a QEMU that was started by [`Self::resume`], and lets its guest go on from there. Its
     /// faults begin before this returns, so another thread is serving them.
     pub fn load(&mut self, state: &[u8]) -> Result<(), QemuError> {
-        self.qmp.greet()?;
+        self.become_known()?;
         device_state::prepare(&mut self.qmp)?;
         device_state::load(&mut self.qmp, state)?;
         self.qmp.execute("go on", "cont", &Value::Null).map(drop)
@@ -133,7 +144,25 @@ impl QemuGuest {
     fn try_go_on(&mut self) -> Result<(), QemuError> {
         self.become_known()?;
         device_state::give_up(&mut self.qmp)?;
+        let told = self.qmp.execute("go on", "query-status", &Value::Null)?;
+        if told["status"] == "inmigrate" {
+            return Err(QemuError::NotLoaded { pid: self.id() });
+        }
         self.qmp.execute("go on", "cont", &Value::Null).map(drop)
+    }
+
+    /// The generation id that the guest sees now: another one after each resume. None where the machine has no such
+    /// device.
+    pub fn generation_id(&mut self) -> Result<Option<Uuid>, QemuError> {
+        const DOING: &str = "tell its generation id";
+        self.become_known()?;
+        let told = match self.qmp.execute(DOING, "query-vm-generation-id", &Value::Null) {
+            Err(QemuError::Refused { .. }) => return Ok(None),
+            told => told?,
+        };
+        let id = told["guid"].as_str().and_then(|id| id.parse().ok());
+        let answer = || QemuError::Answer { pid: self.id(), doing: DOING, answer: told.to_string() };
+        id.map(Some).ok_or_else(answer)
     }
 
     /// The process id.
@@ -154,10 +183,12 @@ impl QemuGuest {
     }
 
     fn become_known(&mut self) -> Result<(), QemuError> {
-        if self.is_strange {
-            self.qmp.take_over()?;
-            self.is_strange = false;
+        match self.contact {
+            Contact::New => self.qmp.greet()?,
+            Contact::Strange => self.qmp.take_over()?,
+            Contact::Known => {}
         }
+        self.contact = Contact::Known;
         Ok(())
     }
 }

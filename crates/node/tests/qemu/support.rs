@@ -1,7 +1,6 @@
 //! What these tests share: a host with a keeper, an engine and a QEMU, and machines on it that are paused and resumed.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,13 +11,13 @@ use bytes::Bytes;
 use rekindle::keeper::{Found, KeeperClient, PROCESS};
 use rekindle::vmm::guests::tiny_kernel;
 use rekindle::vmm::qemu::{
-    BootFile, Launch, Places, QemuGuest, QemuOptions, QemuProgram, QemuSpec, SPEC_BLOB,
+    BootFile, CONTROL, KeptParts, Launch, Places, QemuGuest, QemuOptions, QemuProgram, QemuSpec, SPEC_BLOB,
 };
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
-use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions, ServeStats};
+use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::{Tracking, file_pages};
 use rekindle_kernel::{PageKind, ProcessHandle, Signal};
@@ -70,14 +69,24 @@ impl Host {
                 return None;
             }
         };
+        Some(Self::of(program, Site::new().expect("directories")))
+    }
+
+    /// Another host that has nothing but the same store.
+    pub(crate) fn elsewhere(&self) -> Self {
+        let other = Self::of(self.program.clone(), self.site.elsewhere().expect("directories"));
+        other.tiny(1);
+        other
+    }
+
+    fn of(program: QemuProgram, site: Site) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("keeper.sock");
         let rekindle = PathBuf::from(env!("CARGO_BIN_EXE_rekindle"));
         let (keeper, found) = KeeperClient::connect_or_start(&socket, &rekindle).expect("a keeper starts");
         assert_eq!(found, Found::Started);
-        let site = Site::new().expect("directories");
         let engine = site.engine().expect("an engine starts");
-        Some(Self { keeper, engine, program, site, directory, machines: AtomicU32::new(0) })
+        Self { keeper, engine, program, site, directory, machines: AtomicU32::new(0) }
     }
 
     pub(crate) fn new_key(&self) -> String {
@@ -116,15 +125,23 @@ impl Host {
         Running { key, guest, console, served: None, spec }
     }
 
+    /// Runs it from a snapshot.
     pub(crate) fn resume(&self, snapshot: &Arc<Snapshot>) -> Running {
-        let spec: QemuSpec = serde_json::from_slice(&snapshot.blobs()[SPEC_BLOB]).expect("it was put there");
+        let (mut guest, server, key, spec) = self.hand_over(snapshot);
+        assert_eq!(server.tracking(), Tracking::Scan, "this kernel scans for written pages");
+        guest.load(state_of(snapshot)).expect("it loads what was saved");
+        let console = Console::of(&guest);
+        Running { key, guest, console, served: Some(Served { snapshot: Arc::clone(snapshot), server }), spec }
+    }
+
+    /// A QEMU that is served from a snapshot and has not loaded its device state.
+    pub(crate) fn hand_over(&self, snapshot: &Arc<Snapshot>) -> (QemuGuest, FaultServer, String, QemuSpec) {
+        let spec = spec_of(snapshot);
         let key = self.new_key();
-        let socket = self.directory.path().join("handover");
-        let listener = UnixListener::bind(&socket).expect("a socket");
+        let (listener, socket) = self.listen();
         let guest = QemuGuest::resume(&self.keeper, &key, &self.launch(&key, &spec), &socket);
-        let mut guest = guest.expect("it starts");
+        let guest = guest.expect("it starts");
         let stream = guest.handed_over(&listener, LIMIT).expect("it hands its memory over");
-        std::fs::remove_file(&socket).expect("it is there");
         let handover = Handover::receive(stream, snapshot.memory().pages(), LIMIT).expect("all of it");
         let view = Arc::clone(snapshot.memory());
         let options = ServeOptions {
@@ -133,23 +150,47 @@ impl Host {
             neighbours: Neighbours::Adaptive,
         };
         let server = FaultServer::start(view, handover, self.engine.fetcher().clone(), options);
-        let server = server.expect("it can be served");
-        assert_eq!(server.tracking(), Tracking::Scan, "this kernel scans for written pages");
-        guest.load(&snapshot.blobs()[DEVICE_STATE]).expect("it loads what was saved");
-        let console = Console::of(&guest);
-        Running { key, guest, console, served: Some(Served { snapshot: Arc::clone(snapshot), server }), spec }
+        (guest, server.expect("it can be served"), key, spec)
     }
 
-    /// Processes under the keeper that have not ended.
-    pub(crate) fn living(&self) -> usize {
-        let entries = self.keeper.list().expect("the keeper answers");
-        entries.iter().filter(|entry| entry.process.is_some_and(|process| process.exited.is_none())).count()
+    /// A socket of its own at which memory is handed over.
+    pub(crate) fn listen(&self) -> (UnixListener, PathBuf) {
+        let number = self.machines.fetch_add(1, Ordering::Relaxed);
+        let socket = self.directory.path().join(format!("handover-{number}"));
+        (UnixListener::bind(&socket).expect("a socket"), socket)
     }
+
+    /// Waits until no process under the keeper lives.
+    pub(crate) fn wait_for_nobody(&self) {
+        for entry in self.keeper.list().expect("the keeper answers") {
+            let process = entry.process.expect("only processes are held");
+            if process.exited.is_none()
+                && let Ok(handle) = ProcessHandle::open(process.pid)
+            {
+                assert!(handle.wait_exit(LIMIT), "QEMU {} is left behind", process.pid);
+            }
+        }
+    }
+}
+
+/// The machine a snapshot is of.
+pub(crate) fn spec_of(snapshot: &Snapshot) -> QemuSpec {
+    serde_json::from_slice(&snapshot.blobs()[SPEC_BLOB]).expect("it was put there")
+}
+
+/// The device state of a snapshot.
+pub(crate) fn state_of(snapshot: &Snapshot) -> &[u8] {
+    &snapshot.blobs()[DEVICE_STATE]
 }
 
 impl Running {
     /// Pauses it into a snapshot, and ends it.
-    pub(crate) fn pause(mut self, host: &Host) -> Arc<Snapshot> {
+    pub(crate) fn pause(self, host: &Host) -> Arc<Snapshot> {
+        self.pause_counting(host).0
+    }
+
+    /// The same, and how many pages were captured.
+    pub(crate) fn pause_counting(mut self, host: &Host) -> (Arc<Snapshot>, u32) {
         let parent = self.served.as_ref().map(|served| Arc::clone(&served.snapshot));
         let bytes = self.spec.options.memory_bytes;
         let permit = host.engine.permit_pause(parent.as_ref(), bytes).expect("there is room");
@@ -157,6 +198,7 @@ impl Running {
         self.guest.process.freeze().expect("it freezes");
         let epoch = self.served.map(|served| served.server.end_epoch());
         let volume = memory(&self.guest, epoch.as_ref());
+        let kept = volume.pages.kept.len();
         let spec = serde_json::to_vec(&self.spec).expect("plain data");
         let blobs = [(SPEC_BLOB.to_owned(), Bytes::from(spec)), (DEVICE_STATE.to_owned(), state)];
         let paused = PausedGuest {
@@ -167,12 +209,21 @@ impl Running {
         };
         let snapshot = host.engine.commit_pause(permit, paused).expect("it is taken over");
         self.guest.process.kill().expect("it ends");
-        snapshot
+        (snapshot, kept)
     }
 
-    /// Pages that were asked of its server so far.
-    pub(crate) fn stats(&self) -> ServeStats {
-        self.served.as_ref().expect("it was resumed").server.stats()
+    /// Goes on with the driver that another process would have: by what the keeper holds.
+    pub(crate) fn attach_again(&mut self, host: &Host) {
+        let mut held = host.keeper.get(&self.key).expect("the keeper answers").expect("it is held");
+        let parts = KeptParts::take(&mut held, 0, host.log(&self.key)).expect("all of it is held");
+        let guest = QemuGuest::attach(parts).expect("it lives");
+        drop(std::mem::replace(&mut self.guest, guest));
+    }
+
+    /// The control connection, as the keeper holds it.
+    pub(crate) fn raw_control(&self, host: &Host) -> UnixStream {
+        let mut held = host.keeper.get(&self.key).expect("the keeper answers").expect("it is held");
+        UnixStream::from(held.fds.remove(CONTROL).expect("it is held"))
     }
 
     pub(crate) fn verify(&mut self) -> u64 {

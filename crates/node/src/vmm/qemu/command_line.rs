@@ -98,7 +98,8 @@ fn machine(launch: &Launch) -> String {
         Machine::Microvm => "acpi=on,rtc=on,isa-serial=on",
         Machine::Q35 => "vmport=off",
     };
-    format!("{},{more},memory-backend=memory", launch.spec.machine_type)
+    // Device state needs no description of itself: that is as long again, and only debuggers read it.
+    format!("{},{more},memory-backend=memory,suppress-vmdesc=on", launch.spec.machine_type)
 }
 
 /// The word of a virtio device on the machine's bus.
@@ -146,5 +147,65 @@ impl Words {
         self.0.push(name.into());
         self.0.push(value.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::qemu::{BootFile, DiskSpec, NicSpec, Places, QemuOptions, QemuProgram};
+
+    fn words(machine: Machine, beginning: Beginning<'_>) -> String {
+        let directory = tempfile::tempdir().expect("a directory");
+        let program = QemuProgram::of_tests();
+        let kernel = BootFile::keep_bytes(b"a kernel", directory.path()).expect("there is room");
+        let disk = |name: &str| DiskSpec { name: name.to_owned(), bytes: 1 << 20 };
+        let options = QemuOptions {
+            machine,
+            disks: vec![disk("root"), disk("a-disk-with-a-very-long-name")],
+            nics: vec![NicSpec { mac: "52:54:00:12:34:56".to_owned() }],
+            ..QemuOptions::new(64 << 20, kernel)
+        };
+        let places = Places {
+            boot_directory: directory.path().to_owned(),
+            log: "/run/log".into(),
+            disks: vec!["/run/a,b.sock".into(), "/run/c.sock".into()],
+            taps: vec!["tap0".to_owned()],
+        };
+        let spec = options.settle(&program).expect("it can be made");
+        let launch = Launch::new(&program, &spec, places).expect("it fits");
+        let words = arguments(&launch, beginning);
+        words
+            .into_iter()
+            .map(|word| word.into_string().expect("words are text"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    #[test]
+    fn disks_are_reached_over_nbd_and_wait_for_a_server_that_is_started_anew() {
+        let words = words(Machine::Microvm, Beginning::Boot);
+        let block = words.lines().find(|word| word.contains("\"disk0\"")).expect("the first disk");
+        let block: serde_json::Value = serde_json::from_str(block).expect("it is JSON");
+        assert_eq!(block["driver"], "nbd");
+        assert_eq!(block["server"], json!({ "type": "unix", "path": "/run/a,b.sock" }));
+        assert_eq!((&block["export"], &block["reconnect-delay"]), (&json!("root"), &json!(86400)));
+        assert!(words.contains("-device\nvirtio-blk-device,drive=disk0,serial=root\n"), "{words}");
+        assert!(words.contains("drive=disk1,serial=a-disk-with-a-very-l"), "{words}");
+        assert!(!words.contains("-incoming") && !words.contains("vmgenid"), "{words}");
+    }
+
+    #[test]
+    fn network_devices_are_taps_that_exist_already() {
+        let words = words(Machine::Q35, Beginning::Resume(Path::new("/run/handover")));
+        let tap = "-netdev\ntap,id=net0,ifname=tap0,script=no,downscript=no,vhost=off\n";
+        assert!(words.contains(tap), "{words}");
+        assert!(words.contains("-device\nvirtio-net-pci,netdev=net0,mac=52:54:00:12:34:56"), "{words}");
+        assert!(words.contains("-device\nvmgenid,guid=auto\n"), "{words}");
+        assert!(words.ends_with("-incoming\ndefer"), "{words}");
+        assert!(
+            words.contains("-machine\npc-q35-7.2,vmport=off,memory-backend=memory,suppress-vmdesc=on\n"),
+            "{words}"
+        );
     }
 }

@@ -73,6 +73,12 @@ pub enum QemuError {
         /// Why not.
         reason: String,
     },
+    /// It was resumed and never loaded: there is no guest in it that could run.
+    #[error("QEMU {pid} has no guest yet: its device state was not loaded")]
+    NotLoaded {
+        /// Its process id.
+        pid: u32,
+    },
     /// The connection to it failed.
     #[error("QEMU {pid} could not be asked to {doing}: {source}")]
     Connection {

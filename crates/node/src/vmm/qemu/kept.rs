@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use rekindle_kernel::Memfd;
 
-use super::QemuGuest;
 use super::error::QemuError;
 use super::qmp::Qmp;
+use super::{Contact, QemuGuest};
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::vmm::vmm_process::{VmmProcess, take_process};
 
@@ -67,6 +67,6 @@ impl QemuGuest {
         let memory =
             memory.map_err(|source| QemuError::Prepare { doing: "the guest's memory file", source })?;
         let qmp = Qmp::new(pid, UnixStream::from(control), log);
-        Ok(Self { process, qmp, is_strange: true, serial: UnixStream::from(serial), memory })
+        Ok(Self { process, qmp, contact: Contact::Strange, serial: UnixStream::from(serial), memory })
     }
 }

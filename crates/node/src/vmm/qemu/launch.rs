@@ -127,3 +127,151 @@ impl Places {
 fn check_count(what: &'static str, expected: usize, given: usize) -> Result<(), Misfit> {
     if expected == given { Ok(()) } else { Err(Misfit::Count { what, expected, given }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::qemu::{BootFile, DiskSpec, Machine, NicSpec, QemuOptions, Version};
+
+    struct Bench {
+        directory: tempfile::TempDir,
+        program: QemuProgram,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self { directory: tempfile::tempdir().expect("a directory"), program: QemuProgram::of_tests() }
+        }
+
+        fn options(&self) -> QemuOptions {
+            let kernel = BootFile::keep_bytes(b"a kernel", self.directory.path()).expect("there is room");
+            QemuOptions::new(64 << 20, kernel)
+        }
+
+        fn spec(&self, change: impl FnOnce(&mut QemuOptions)) -> QemuSpec {
+            let mut options = self.options();
+            change(&mut options);
+            options.settle(&self.program).expect("it can be made")
+        }
+
+        fn places(&self) -> Places {
+            let boot_directory = self.directory.path().to_owned();
+            Places { boot_directory, log: "/log".into(), disks: Vec::new(), taps: Vec::new() }
+        }
+
+        fn misfit(&self, spec: &QemuSpec) -> String {
+            Launch::new(&self.program, spec, self.places()).expect_err("it does not fit").to_string()
+        }
+    }
+
+    #[test]
+    fn a_spec_survives_its_blob() {
+        let bench = Bench::new();
+        let spec = bench.spec(|options| {
+            options.machine = Machine::Q35;
+            options.disks = vec![DiskSpec { name: "root".to_owned(), bytes: 4096 }];
+        });
+        let blob = serde_json::to_vec(&spec).expect("plain data");
+        assert_eq!(serde_json::from_slice::<QemuSpec>(&blob).expect("what was written"), spec);
+        assert_eq!(spec.machine_type, "pc-q35-7.2");
+    }
+
+    #[test]
+    fn a_machine_goes_on_under_a_qemu_that_makes_the_same_one() {
+        let mut bench = Bench::new();
+        let micro = bench.spec(|_| {});
+        let q35 = bench.spec(|options| options.machine = Machine::Q35);
+        for (version, micro_fits, q35_fits) in [
+            ((7, 2, 23), true, true),
+            ((7, 2, 21), false, false),
+            ((10, 0, 0), false, true),
+            ((6, 9, 9), false, false),
+        ] {
+            let (major, minor, micro_number) = version;
+            bench.program.version = Version { major, minor, micro: micro_number };
+            let fits = |spec: &QemuSpec| Launch::new(&bench.program, spec, bench.places()).is_ok();
+            assert_eq!((fits(&micro), fits(&q35)), (micro_fits, q35_fits), "{version:?}");
+        }
+        assert!(bench.misfit(&q35).contains("QEMU here is 6.9.9"), "{}", bench.misfit(&q35));
+        bench.program.version = Version { major: 10, minor: 0, micro: 0 };
+        assert!(bench.misfit(&micro).contains("only go on under QEMU 7.2.x"), "{}", bench.misfit(&micro));
+        let other = QemuSpec { machine_type: "pc-q35-9.1".to_owned(), ..q35.clone() };
+        assert!(bench.misfit(&other).contains("no machine pc-q35-9.1"));
+        let hostile = QemuSpec { machine_type: "pc-q35-7.2,x=y".to_owned(), ..q35.clone() };
+        assert!(bench.misfit(&hostile).contains("no machine"));
+        let elsewhere = QemuSpec { host_cpu: Some("Another 1/2/3".to_owned()), ..q35 };
+        assert!(bench.misfit(&elsewhere).contains("its host's, Another 1/2/3"));
+    }
+
+    #[test]
+    fn values_that_no_machine_has_are_told_whoever_says_them() {
+        let bench = Bench::new();
+        let disk = |name: &str, bytes| DiskSpec { name: name.to_owned(), bytes };
+        let wrong: [(&str, fn(&mut QemuOptions)); 6] = [
+            ("memory is 4097 bytes", |options| options.memory_bytes = 4097),
+            ("CPUs is 0", |options| options.cpus = 0),
+            ("the CPU model is a b", |options| options.cpu_model = "a b".to_owned()),
+            ("command line is 5000 bytes long", |options| options.command_line = "x".repeat(5000)),
+            ("address is tap,x", |options| options.nics = vec![NicSpec { mac: "tap,x".to_owned() }]),
+            ("CPUs is 1000", |options| options.cpus = 1000),
+        ];
+        for (why, change) in wrong {
+            let mut spec = bench.spec(|_| {});
+            change(&mut spec.options);
+            assert!(bench.misfit(&spec).contains(why), "{}", bench.misfit(&spec));
+            assert!(spec.options.settle(&bench.program).is_err());
+        }
+        for disks in [
+            vec![disk("memory", 4096)],
+            vec![disk("a,b", 4096)],
+            vec![disk("a", 4095)],
+            vec![disk("a", 4096), disk("a", 4096)],
+        ] {
+            let mut spec = bench.spec(|_| {});
+            spec.options.disks = disks;
+            assert!(bench.misfit(&spec).contains("disk"), "{}", bench.misfit(&spec));
+        }
+    }
+
+    #[test]
+    fn every_disk_and_network_device_has_its_place() {
+        let bench = Bench::new();
+        let spec = bench.spec(|options| {
+            options.disks = vec![DiskSpec { name: "root".to_owned(), bytes: 4096 }];
+            options.nics = vec![NicSpec { mac: "52:54:00:12:34:56".to_owned() }];
+        });
+        assert!(bench.misfit(&spec).contains("1 disks' sockets, 0 were named"), "{}", bench.misfit(&spec));
+        let with = |disk: &str, tap: &str| {
+            let (disks, taps) = (vec![disk.into()], vec![tap.to_owned()]);
+            Launch::new(&bench.program, &spec, Places { disks, taps, ..bench.places() })
+        };
+        assert!(with("/run/disk", "tap0").is_ok());
+        assert!(with("disk", "tap0").is_err());
+        assert!(with(&format!("/{}", "x".repeat(107)), "tap0").is_err());
+        assert!(with("/run/disk", "tap0,script=/x").is_err());
+        assert!(with("/run/disk", "a-name-of-16-let").is_err());
+    }
+
+    #[test]
+    fn volumes_of_other_sizes_are_of_another_machine() {
+        let bench = Bench::new();
+        let spec =
+            bench.spec(|options| options.disks = vec![DiskSpec { name: "root".to_owned(), bytes: 8192 }]);
+        assert!(spec.check_volumes(64 << 20, &[("root", 8192)]).is_ok());
+        let error = spec.check_volumes(32 << 20, &[("root", 8192)]).expect_err("half of the memory");
+        assert!(error.to_string().contains("the memory has 33554432 bytes"), "{error}");
+        assert!(spec.check_volumes(64 << 20, &[("root", 4096)]).is_err());
+        assert!(spec.check_volumes(64 << 20, &[("other", 8192)]).is_err());
+        assert!(spec.check_volumes(64 << 20, &[]).is_err());
+    }
+
+    #[test]
+    fn boot_files_that_changed_are_told_before_anything_starts() {
+        let bench = Bench::new();
+        let spec = bench.spec(|_| {});
+        std::fs::write(&spec.options.kernel.path, b"another").expect("there is room");
+        assert!(bench.misfit(&spec).contains("its kernel has changed"), "{}", bench.misfit(&spec));
+        std::fs::remove_file(&spec.options.kernel.path).expect("it is there");
+        assert!(bench.misfit(&spec).contains("its kernel is not here"), "{}", bench.misfit(&spec));
+    }
+}

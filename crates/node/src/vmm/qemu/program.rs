@@ -99,7 +99,13 @@ impl QemuProgram {
 
     /// The library that hands its memory over.
     pub fn shim(&self) -> Result<&Path, Misfit> {
-        self.shim.as_deref().map_err(|looked| Misfit::NoShim { looked: looked.clone() })
+        // The loader goes on without a library that is not there.
+        let found = self
+            .shim
+            .as_deref()
+            .map_err(Clone::clone)
+            .and_then(|path| if path.is_file() { Ok(path) } else { Err(path.display().to_string()) });
+        found.map_err(|looked| Misfit::NoShim { looked })
     }
 
     /// The machine with its version, as this QEMU makes it.
@@ -124,6 +130,16 @@ impl QemuProgram {
             Accelerator::Kvm => File::options().read(true).write(true).open("/dev/kvm").map(drop),
         };
         opened.map_err(|error| Misfit::NoAccelerator { accelerator, reason: format!("/dev/kvm: {error}") })
+    }
+}
+
+#[cfg(test)]
+impl QemuProgram {
+    /// One that nobody runs.
+    pub(super) fn of_tests() -> Self {
+        let machines = machines_in("\nmicrovm x\nq35 x (alias of pc-q35-7.2)\npc-q35-7.2 x\npc-q35-6.2 x");
+        let version = Version { major: 7, minor: 2, micro: 22 };
+        Self { path: "/bin/true".into(), version, machines, shim: Ok("/bin/true".into()) }
     }
 }
 
