@@ -63,6 +63,7 @@ impl Operation {
                     name: Some(name.clone()),
                     labels: Default::default(),
                     serve_before_seal: None,
+                    taps: None,
                 };
                 client.resume_snapshot(&snapshot.to_string(), Some(name), &how).map(Outcome::Made)
             }

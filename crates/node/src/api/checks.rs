@@ -11,7 +11,7 @@ use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, CaptureSource, ConsoleInput, ConsoleQuery, CreateSandbox, EventsQuery, ForkSandbox,
     Labels, ListQuery, Machine, MemoryBacking, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox,
-    ResumeSnapshot, Tap, VmmKind, WaitQuery,
+    ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery,
 };
 
 /// Characters kept free in the name of several, for the number behind each.
@@ -61,14 +61,18 @@ impl Checked for PauseSandbox {
 
 impl Checked for ResumeSandbox {
     fn check(&self) -> Result<(), Problem> {
-        Ok(())
+        self.taps.iter().flatten().try_for_each(check_tap_name)
     }
 }
 
 impl Checked for ResumeSnapshot {
     fn check(&self) -> Result<(), Problem> {
         check_several(self.count, self.name.as_deref())?;
-        check_labels(&self.labels)
+        check_labels(&self.labels)?;
+        must(self.taps.is_none() || self.count == 1, || {
+            "`taps` are those of one machine: ask for one sandbox at a time".to_owned()
+        })?;
+        self.taps.iter().flatten().try_for_each(check_tap_name)
     }
 }
 
@@ -124,6 +128,9 @@ impl Checked for ListQuery {
 
 impl Checked for WaitQuery {
     fn check(&self) -> Result<(), Problem> {
+        must(!matches!(self.state, SnapshotState::Discarded | SnapshotState::Lost), || {
+            "`state`: captured, sealed and published can be waited for".to_owned()
+        })?;
         let seconds = self.timeout_seconds.unwrap_or_default();
         must(seconds <= limits::WAIT_SECONDS_MAX, || {
             format!("`timeout_seconds` is {seconds}: one wait takes at most {}", limits::WAIT_SECONDS_MAX)
@@ -191,8 +198,12 @@ fn check_machine(machine: &Machine) -> Result<(), Problem> {
     machine.taps.iter().try_for_each(check_tap)
 }
 
+fn check_tap_name(TapName(name): &TapName) -> Result<(), Problem> {
+    must(is_name(name, 15), || format!("the tap {name:?} is no network device's name"))
+}
+
 fn check_tap(tap: &Tap) -> Result<(), Problem> {
-    must(is_name(&tap.device, 15), || format!("the tap {:?} is no network device's name", tap.device))?;
+    check_tap_name(&tap.device)?;
     let Some(mac) = &tap.mac else { return Ok(()) };
     let octets: Vec<&str> = mac.split(':').collect();
     let is_octet = |octet: &&str| octet.len() == 2 && u8::from_str_radix(octet, 16).is_ok();

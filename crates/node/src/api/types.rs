@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-pub use machine::{Accelerator, Board, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine, Tap};
+pub use machine::{
+    Accelerator, Board, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine, Tap, TapName,
+};
 pub use memory::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket,
 };
@@ -243,12 +245,16 @@ pub struct PauseSandbox {
 }
 
 /// How a paused sandbox is to be resumed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeSandbox {
     /// Whether to serve it before its snapshot is sealed; the setting where it is not said.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
+    /// The tap devices of its machine's network devices, in their order; those it had last where they are not said.
+    #[serde(default)]
+    #[schema(max_items = 8)]
+    pub taps: Option<Vec<TapName>>,
 }
 
 /// How new sandboxes are to be made of a snapshot.
@@ -270,6 +276,10 @@ pub struct ResumeSnapshot {
     /// Whether to serve them before the snapshot is sealed; the setting where it is not said.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
+    /// The tap devices of the one machine's network devices, in their order; those it had last where they are not said.
+    #[serde(default)]
+    #[schema(max_items = 8)]
+    pub taps: Option<Vec<TapName>>,
 }
 
 fn one() -> u32 {
@@ -278,7 +288,7 @@ fn one() -> u32 {
 
 impl Default for ResumeSnapshot {
     fn default() -> Self {
-        Self { count: one(), name: None, labels: Labels::new(), serve_before_seal: None }
+        Self { count: one(), name: None, labels: Labels::new(), serve_before_seal: None, taps: None }
     }
 }
 
@@ -348,7 +358,7 @@ pub struct ListQuery {
 #[into_params(parameter_in = Query)]
 pub struct WaitQuery {
     /// The state to wait for, or one beyond it.
-    #[param(inline)]
+    #[param(inline, value_type = schemas::AwaitedState)]
     pub state: SnapshotState,
     /// At most so many seconds, 0 to 600; 60 where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]

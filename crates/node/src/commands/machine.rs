@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use crate::api::types::{Accelerator, Board, DiskImage, Machine, Tap, VmmKind};
+use crate::api::types::{Accelerator, Board, DiskImage, Machine, Tap, TapName, VmmKind};
 
 /// What a virtual machine is started with; a sandbox without a kernel is a process guest.
 #[derive(Args, Clone, Debug)]
@@ -113,8 +113,10 @@ fn disk(at: usize, word: &str) -> anyhow::Result<DiskImage> {
 
 fn tap(word: &str) -> Tap {
     match word.split_once(',') {
-        Some((device, mac)) => Tap { device: device.to_owned(), mac: Some(mac.to_ascii_lowercase()) },
-        None => Tap { device: word.to_owned(), mac: None },
+        Some((device, mac)) => {
+            Tap { device: TapName(device.to_owned()), mac: Some(mac.to_ascii_lowercase()) }
+        }
+        None => Tap { device: TapName(word.to_owned()), mac: None },
     }
 }
 
@@ -133,8 +135,8 @@ mod tests {
         assert_eq!(disk(1, "/dev/null").expect("it is there").name, "disk1");
         assert_eq!(disk(1, "root=/dev/null").expect("it is there").name, "root");
         assert!(disk(0, "/no such=file").expect_err("it is not there").to_string().contains("/no such=file"));
-        assert_eq!(tap("tap0"), Tap { device: "tap0".to_owned(), mac: None });
+        assert_eq!(tap("tap0"), Tap { device: TapName("tap0".to_owned()), mac: None });
         let mac = Some("02:00:00:00:00:0a".to_owned());
-        assert_eq!(tap("tap0,02:00:00:00:00:0A"), Tap { device: "tap0".to_owned(), mac });
+        assert_eq!(tap("tap0,02:00:00:00:00:0A"), Tap { device: TapName("tap0".to_owned()), mac });
     }
 }

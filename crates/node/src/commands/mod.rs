@@ -7,6 +7,7 @@ pub mod demo;
 pub mod doctor;
 pub mod events;
 pub mod failure;
+pub mod guests;
 pub mod list;
 pub mod machine;
 pub mod output;
@@ -37,6 +38,7 @@ use delete::EndArguments;
 use demo::arguments::DemoArguments;
 use doctor::DoctorArguments;
 use events::EventsArguments;
+use guests::GuestsArguments;
 use list::ListArguments;
 use pause::PauseArguments;
 use resume::{ForkArguments, ResumeArguments};
@@ -118,6 +120,8 @@ pub enum Command {
     Settings(SettingsArguments),
     /// Check what this machine and this user have of what rekindle needs
     Doctor(DoctorArguments),
+    /// Write the demo's guests as files, to run them as machines of your own
+    Guests(GuestsArguments),
     /// Print completions for a shell
     Completions(CompletionsArguments),
     /// Print a manual page, or write all of them
@@ -153,6 +157,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(arguments) => events::run(&session, arguments),
         Command::Settings(arguments) => settings::run(&session, arguments),
         Command::Doctor(arguments) => doctor::run(&session, arguments),
+        Command::Guests(arguments) => guests::run(&session, arguments),
         Command::Completions(arguments) => shell::completions(arguments),
         Command::Man(arguments) => shell::man(arguments),
         Command::Demo(arguments) => demo::run(arguments),

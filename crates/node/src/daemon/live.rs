@@ -170,6 +170,7 @@ impl Live {
     pub(super) fn keep_again(&self, keeping: &Keeping) -> anyhow::Result<()> {
         let key = guest_key(self.id);
         self.guest.keep_under(&keeping.client(), &key)?;
+        self.guest.keep_disks(&keeping.client(), &key)?;
         match &self.memory {
             Memory::Own => Ok(()),
             Memory::Served { server, .. } => put_epoch(keeping, &key, server.kept()),

@@ -1,7 +1,9 @@
 //! `rekindle serve` as a service manager and a terminal meet it: it says when it serves, reads settings again, ends when
 //! it is told to, and leaves nothing where another could not begin.
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStderr, ExitStatus, Stdio};
 use std::time::Duration;
@@ -25,6 +27,15 @@ struct Served {
 impl Served {
     /// Starts one and waits until it says that it serves.
     fn start(place: &Place, settings: &str) -> Self {
+        Self::start_with(place, settings, None)
+    }
+
+    /// The same as systemd starts it, which sets one more variable.
+    fn start_by_systemd(place: &Place) -> Self {
+        Self::start_with(place, "", Some("INVOCATION_ID"))
+    }
+
+    fn start_with(place: &Place, settings: &str, variable: Option<&str>) -> Self {
         std::fs::write(place.path("rekindle.toml"), settings).expect("the place can be written");
         let told = place.path("told");
         if told.exists() {
@@ -34,6 +45,7 @@ impl Served {
         told.set_read_timeout(Some(LIMIT)).expect("a limit can be set");
         let mut program = place.program(["serve", "--config", "rekindle.toml"]);
         program.env("NOTIFY_SOCKET", place.path("told")).env("WATCHDOG_USEC", "400000");
+        program.envs(variable.map(|name| (name, "1")));
         let mut daemon = program.stderr(Stdio::piped()).spawn().expect("the program starts");
         let log = BufReader::new(daemon.stderr.take().expect("it was asked for"));
         let served = Self { daemon, told, log };
@@ -120,6 +132,42 @@ fn settings_are_read_again_on_sighup_and_what_needs_a_restart_is_said() {
         "{log}"
     );
     end_keeper(&place);
+}
+
+#[test]
+fn users_who_may_ask_get_to_the_socket_in_a_directory_that_was_shut() {
+    let place = Place::new();
+    let run = place.path("run");
+    std::fs::create_dir(&run).expect("the place can be written");
+    for shut in [run.as_path(), place.directory()] {
+        std::fs::set_permissions(shut, Permissions::from_mode(0o700)).expect("it is ours");
+    }
+    let served = Served::start(&place, "[api]\nallowed_uids = [65534]\n");
+    let mode = |path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    assert_eq!(mode(run), 0o711, "others get through it and see nothing in it");
+    assert_eq!(mode(place.path("run/keeper.sock")) & 0o077, 0, "the keeper is nobody else's");
+    let (_, log) = served.end();
+    assert!(log.contains("users of api.allowed_uids may not get through"), "the place itself is shut: {log}");
+    end_keeper(&place);
+}
+
+#[test]
+fn a_daemon_of_systemd_leaves_the_keeper_to_systemd() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("run")).expect("the place can be written");
+    let socket = place.path("run/keeper.sock");
+    let words = ["keeper", "--socket", socket.to_str().expect("plain letters")];
+    let mut systemds = place.program(words);
+    systemds.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let (mut keeper, served) = std::thread::scope(|scope| {
+        let served = scope.spawn(|| Served::start_by_systemd(&place));
+        (systemds.spawn().expect("the program starts"), served.join().expect("it serves"))
+    });
+    let found = KeeperClient::connect(&socket).expect("it listens");
+    assert_eq!(found.identity().pid, keeper.id());
+    served.end();
+    end_keeper(&place);
+    keeper.wait().expect("it is our child");
 }
 
 #[test]

@@ -86,13 +86,17 @@ pub struct DiskImage {
 #[serde(deny_unknown_fields)]
 pub struct Tap {
     /// The tap device of the daemon's machine.
-    #[schema(min_length = 1, max_length = 15, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    pub device: String,
+    pub device: TapName,
     /// The address the guest sees; one of the VMM's choice where it is not said.
     #[serde(default)]
     #[schema(pattern = "^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
     pub mac: Option<String>,
 }
+
+/// The name of a tap device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(min_length = 1, max_length = 15, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+pub struct TapName(pub String);
 
 /// Which part of a console's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]

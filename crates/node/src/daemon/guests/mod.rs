@@ -1,6 +1,8 @@
 //! Guests as the daemon drives them, whatever they run in: one small trait, and one module for each kind of VMM.
 
+mod disks;
 mod process;
+pub(super) mod qemu;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -17,10 +19,13 @@ use uuid::Uuid;
 
 use super::Daemon;
 use super::record::RecordedGuest;
-use crate::api::types::{MemoryBacking, VmmKind};
+use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{MemoryBacking, TapName, VmmKind};
 use crate::guest::protocol::Hello;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::vmm::process::GuestControl;
+use crate::vmm::qemu::QemuSpec;
 use crate::vmm::vmm_process::VmmProcess;
 
 /// Device state and metadata of a snapshot, by name.
@@ -37,6 +42,13 @@ pub(super) enum GuestSpec {
         /// What it is made of.
         backing: MemoryBacking,
     },
+    /// A machine in QEMU.
+    Qemu {
+        /// The machine.
+        machine: Box<QemuSpec>,
+        /// The tap devices it last had, in the machine's order.
+        taps: Vec<String>,
+    },
 }
 
 /// What the catalog knows of a guest, so that a later daemon finds it again.
@@ -45,6 +57,11 @@ pub(super) enum GuestSpec {
 pub(super) enum RecordedVmm {
     /// A process guest, by what it said of itself.
     Process(Hello),
+    /// A QEMU.
+    Qemu {
+        /// Its process.
+        pid: u32,
+    },
 }
 
 /// A running guest. Dropped, it runs on under the keeper.
@@ -78,6 +95,11 @@ pub(super) trait Guest: Debug + Send {
     /// Hands it to a keeper that does not hold it: the one that did is gone.
     fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError>;
 
+    /// Hands what its disks hold to a keeper that does not hold it.
+    fn keep_disks(&self, _keeper: &KeeperClient, _key: &str) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// Our end of its serial line, where it has one.
     fn serial(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -89,11 +111,17 @@ pub(super) trait Guest: Debug + Send {
     }
 }
 
+/// The name of the file, in the run directory, that gets what a guest's VMM prints.
+pub(super) fn log_name(guest: Uuid) -> String {
+    format!("vmm-{guest}.log")
+}
+
 impl GuestSpec {
     /// What it runs in.
     pub(super) fn kind(&self) -> VmmKind {
         match self {
             Self::Process { .. } => VmmKind::Process,
+            Self::Qemu { .. } => VmmKind::Qemu,
         }
     }
 
@@ -101,6 +129,7 @@ impl GuestSpec {
     pub(super) fn memory_bytes(&self) -> u64 {
         match self {
             Self::Process { memory_bytes, .. } => *memory_bytes,
+            Self::Qemu { machine, .. } => machine.options.memory_bytes,
         }
     }
 
@@ -108,7 +137,25 @@ impl GuestSpec {
     pub(super) fn backing(&self) -> MemoryBacking {
         match self {
             Self::Process { backing, .. } => *backing,
+            Self::Qemu { .. } => MemoryBacking::Shared,
         }
+    }
+
+    /// Has its network devices at other taps.
+    pub(super) fn attach_to(&mut self, wanted: &[TapName]) -> Answer<()> {
+        let had = match self {
+            Self::Process { .. } => 0,
+            Self::Qemu { taps, .. } => taps.len(),
+        };
+        if wanted.len() != had {
+            let why = format!("{} taps were named, and its machine has {had} network devices", wanted.len());
+            return Err(Problem::new(Code::InvalidRequest, why));
+        }
+        match self {
+            Self::Process { .. } => {}
+            Self::Qemu { taps, .. } => *taps = wanted.iter().map(|TapName(name)| name.clone()).collect(),
+        }
+        Ok(())
     }
 
     /// Starts guest `id` on empty memory, its disks as they are in `base`.
@@ -118,11 +165,11 @@ impl GuestSpec {
         id: Uuid,
         base: Option<&Arc<Snapshot>>,
     ) -> anyhow::Result<Box<dyn Guest>> {
-        let _ = base;
         match self {
             Self::Process { memory_bytes, backing } => {
                 process::start(daemon, id, *memory_bytes, *backing, None)
             }
+            Self::Qemu { machine, taps } => qemu::start(daemon, id, machine, taps, base),
         }
     }
 
@@ -134,11 +181,11 @@ impl GuestSpec {
         base: &Arc<Snapshot>,
         handover: &Path,
     ) -> anyhow::Result<Box<dyn Guest>> {
-        let _ = base;
         match self {
             Self::Process { memory_bytes, backing } => {
                 process::start(daemon, id, *memory_bytes, *backing, Some(handover))
             }
+            Self::Qemu { machine, taps } => qemu::start_served(daemon, id, machine, taps, base, handover),
         }
     }
 
@@ -150,10 +197,15 @@ impl GuestSpec {
         held: &mut Held,
         base: Option<&Arc<Snapshot>>,
     ) -> anyhow::Result<Box<dyn Guest>> {
-        let _ = base;
         match (self, &recorded.vmm) {
             (Self::Process { memory_bytes, backing }, RecordedVmm::Process(hello)) => {
                 process::attach(daemon, *memory_bytes, *backing, hello.clone(), held)
+            }
+            (Self::Qemu { machine, .. }, RecordedVmm::Qemu { pid }) => {
+                qemu::attach(daemon, recorded, *pid, machine, base, held)
+            }
+            (Self::Process { .. } | Self::Qemu { .. }, _) => {
+                anyhow::bail!("the catalog says of it both that it is a {:?} and another VMM", self.kind())
             }
         }
     }
@@ -164,6 +216,7 @@ impl RecordedVmm {
     pub(super) fn pid(&self) -> u32 {
         match self {
             Self::Process(hello) => hello.pid,
+            Self::Qemu { pid } => *pid,
         }
     }
 }

@@ -14,8 +14,9 @@ use super::spec::{Accelerator, Machine};
 const PROGRAM: &str = "qemu-system-x86_64";
 /// The library's name.
 const SHIM: &str = "librekindle_shim.so";
-/// Where the library may be, from the directory of our own program.
-const SHIM_PLACES: [&str; 3] = ["", "../lib/rekindle", "deps"];
+/// Where the library may be, from the directory of our own program. The first is Cargo's, whose copy next to the program
+/// may be an older one.
+const SHIM_PLACES: [&str; 3] = ["deps", "", "../lib/rekindle"];
 
 /// A version of QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -189,7 +190,7 @@ fn find_shim() -> Result<PathBuf, String> {
     let directories = [Some(directory), directory.parent().filter(|_| directory.ends_with("deps"))];
     let places = directories.into_iter().flatten();
     let mut places = places.flat_map(|directory| SHIM_PLACES.map(|place| directory.join(place).join(SHIM)));
-    let looked = || format!("{} and {}", directory.display(), directory.join(SHIM_PLACES[1]).display());
+    let looked = || format!("{} and {}", directory.display(), directory.join(SHIM_PLACES[2]).display());
     places.find(|path| path.is_file()).ok_or_else(looked)
 }
 
