@@ -28,6 +28,7 @@ pub mod source;
 pub mod spawn;
 pub mod tsc;
 pub mod userfaultfd;
+pub mod virtual_machine;
 pub mod wakeup;
 pub mod writable;
 
@@ -47,4 +48,5 @@ pub use source::Source;
 pub use spawn::Spawner;
 pub use tsc::tsc_khz;
 pub use userfaultfd::{FaultScope, Features, Install, Protect, RegisterMode, RegisteredIoctls, Userfaultfd};
+pub use virtual_machine::{Exit, VirtualMachine};
 pub use writable::WritableMapping;

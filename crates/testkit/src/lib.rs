@@ -11,5 +11,6 @@ pub mod hooks;
 pub mod keeper;
 pub mod site;
 pub mod guest;
+pub mod mini_guest;
 pub mod history;
 pub mod black_box;
