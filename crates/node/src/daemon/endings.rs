@@ -10,7 +10,7 @@ use rekindle_engine::serve::Epoch;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
-use super::guests::log_name;
+use super::guests::remove_files;
 use super::keeping::{Keeping, guest_key};
 use crate::vmm::vmm_process::take_process;
 
@@ -39,9 +39,12 @@ pub(super) enum Ending {
 }
 
 impl Endings {
-    pub(super) fn start(keeping: Arc<Keeping>, run_directory: PathBuf) -> std::io::Result<Self> {
+    pub(super) fn start(
+        keeping: Arc<Keeping>,
+        (state_directory, run_directory): (PathBuf, PathBuf),
+    ) -> std::io::Result<Self> {
         let (queue, endings) = channel();
-        let work = move || wait_for_all(&endings, &keeping, &run_directory);
+        let work = move || wait_for_all(&endings, &keeping, (&state_directory, &run_directory));
         let thread = std::thread::Builder::new().name("guest-endings".into()).spawn(work)?;
         Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
     }
@@ -69,7 +72,11 @@ impl Endings {
     }
 }
 
-fn wait_for_all(endings: &Receiver<Ending>, keeping: &Keeping, run_directory: &Path) {
+fn wait_for_all(
+    endings: &Receiver<Ending>,
+    keeping: &Keeping,
+    (state_directory, run_directory): (&Path, &Path),
+) {
     for ending in endings {
         let guest = match ending {
             Ending::Guest { guest, process, epoch } => {
@@ -84,8 +91,7 @@ fn wait_for_all(endings: &Receiver<Ending>, keeping: &Keeping, run_directory: &P
                 guest
             }
         };
-        // Not every VMM has one.
-        std::fs::remove_file(run_directory.join(log_name(guest))).ok();
+        remove_files(state_directory, run_directory, guest);
         if let Err(error) = keeping.client().forget(&guest_key(guest)) {
             tracing::warn!(%guest, %error, "the keeper holds an ended guest until the next start");
         }

@@ -45,7 +45,8 @@ impl Daemon {
         }
         let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
         let (spec, images) = self.made_of(id, &wanted)?;
-        let live = self.born(|guest| Live::start(self, guest, &spec, images))?;
+        let live = self.born(|guest| Live::start(self, guest, &spec, images.clone()));
+        let live = live.inspect_err(|_| self.forget_images(images.as_ref()))?;
         let record = SandboxRecord {
             id,
             name: wanted.name,
@@ -101,7 +102,7 @@ impl Daemon {
         record.snapshot = Some(id.uuid());
         record.life = paused;
         let alongside = vec![put(&record)];
-        match live.pause(self, id, &about, alongside) {
+        match live.pause(self, id, about, alongside) {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.metrics.pause_answered(asked.elapsed(), frozen);
                 self.metrics.snapshot_answered(id);

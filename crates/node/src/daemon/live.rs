@@ -85,16 +85,20 @@ impl Live {
         snapshot: &Arc<Snapshot>,
         spec: &GuestSpec,
     ) -> anyhow::Result<Self> {
-        let socket = daemon.run_directory.join(format!("handover-{id}.sock"));
+        let socket = spec.handover(daemon, id)?;
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
         let started = spec.start_served(daemon, id, snapshot, &socket);
         let accepted = started.and_then(|guest| {
-            let stream = accept(&listener, &guest.process().handle())?;
-            Ok((guest, stream))
+            let accepted = accept(&listener, &*guest)?;
+            Ok((guest, accepted))
         });
         std::fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
-        let (mut guest, stream) = accepted?;
+        let (mut guest, accepted) = accepted?;
+        let Some(stream) = accepted else {
+            guest.load(snapshot.blobs())?;
+            anyhow::bail!("the guest's VMM loaded its state without its memory");
+        };
         let pages = snapshot.memory().pages();
         let handover = Handover::receive(stream, pages, HANDOVER_LIMIT)?;
         let options = guest.serve_options();
@@ -193,10 +197,10 @@ impl Live {
         mut self: Box<Self>,
         daemon: &Daemon,
         id: SnapshotId,
-        about: &About,
+        mut about: About,
         alongside: Vec<Change>,
     ) -> Result<Paused, (Box<Self>, Problem)> {
-        let permit = match daemon.engine.permit_pause(self.base.as_ref(), self.capture_bytes(about)) {
+        let permit = match daemon.engine.permit_pause(self.base.as_ref(), self.capture_bytes(&about)) {
             Ok(permit) => permit,
             Err(error) => return Err((self, error.into())),
         };
@@ -208,6 +212,7 @@ impl Live {
                 return Err((self, super::problems::guest_failed(error)));
             }
         };
+        about.spec = self.guest.saved_spec().or(about.spec);
         about.put_into(&mut blobs);
         let epoch = self.end_serving();
         let committed = self.guest.volumes(epoch.as_ref()).and_then(|volumes| {
@@ -284,12 +289,16 @@ impl Live {
     }
 }
 
-/// The guest's hand-over connection, unless it ends or says nothing.
-fn accept(listener: &UnixListener, guest: &ProcessHandle) -> anyhow::Result<UnixStream> {
-    let [connection, end] =
-        wait_readable([Some(listener.as_fd()), Some(guest.as_fd())], Some(HANDOVER_LIMIT))?;
+/// The guest's hand-over connection; none where its VMM has refused. An error where it ends or says nothing.
+fn accept(listener: &UnixListener, guest: &dyn Guest) -> anyhow::Result<Option<UnixStream>> {
+    let process = guest.process().handle();
+    let waited_for = [Some(listener.as_fd()), Some(process.as_fd()), guest.refusal()];
+    let [connection, end, refusal] = wait_readable(waited_for, Some(HANDOVER_LIMIT))?;
     if connection.readable {
-        return Ok(listener.accept().context("the guest's hand-over connection")?.0);
+        return Ok(Some(listener.accept().context("the guest's hand-over connection")?.0));
+    }
+    if refusal.readable {
+        return Ok(None);
     }
     anyhow::ensure!(
         !end.readable,

@@ -17,11 +17,11 @@ use uuid::Uuid;
 
 use super::Daemon;
 use super::about::About;
-use super::guests::{GuestSpec, qemu};
+use super::guests::{GuestSpec, firecracker, qemu};
 use super::problems::guest_failed;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{CreateSandbox, DiskImage, Labels, Machine, MemoryBacking, VmmKind};
+use crate::api::types::{CreateSandbox, DiskImage, Labels, MemoryBacking, VmmKind};
 use crate::disk::{Imported, import};
 
 /// The label of a snapshot that is nothing but the images a machine's disks began as.
@@ -38,22 +38,30 @@ impl Daemon {
         let Some(machine) = &wanted.machine else {
             return Ok((GuestSpec::Process { memory_bytes, backing }, None));
         };
-        if backing != MemoryBacking::Shared {
-            let why = "a virtual machine's memory is `shared`: a pause takes it over as it is";
-            return Err(Problem::new(Code::InvalidRequest, why));
-        }
-        if wanted.vmm == VmmKind::Firecracker {
-            let why = "this daemon cannot start Firecracker yet: open a fault socket for one you started";
+        if backing != MemoryBacking::Shared && wanted.vmm != VmmKind::Firecracker {
+            let why = "the memory of a machine in QEMU is `shared`: a pause takes it over as it is";
             return Err(Problem::new(Code::InvalidRequest, why));
         }
         let images = self.images(&machine.disks)?;
         let disks: Vec<_> = images.iter().map(|(name, image)| (name.clone(), image.bytes)).collect();
-        let settled = qemu::settle(self, machine, memory_bytes, &disks).map_err(guest_failed)?;
+        let spec = match wanted.vmm {
+            VmmKind::Process | VmmKind::Qemu => {
+                qemu::settle(self, machine, memory_bytes, &disks).map(|settled| GuestSpec::Qemu {
+                    machine: Box::new(settled),
+                    taps: machine.taps.iter().map(|tap| tap.device.0.clone()).collect(),
+                })
+            }
+            VmmKind::Firecracker => firecracker::settle(self, machine, (memory_bytes, backing), &disks)
+                .map(|settled| GuestSpec::Firecracker { machine: Box::new(settled) }),
+        };
+        let spec = spec.map_err(guest_failed)?;
         let base = match images.is_empty() {
             true => None,
-            false => Some(self.first_snapshot(sandbox, memory_bytes, images).map_err(guest_failed)?),
+            false => {
+                Some(self.first_snapshot(sandbox, (memory_bytes, backing), images).map_err(guest_failed)?)
+            }
         };
-        Ok((GuestSpec::Qemu { machine: Box::new(settled), taps: taps_of(machine) }, base))
+        Ok((spec, base))
     }
 
     fn images(&self, disks: &[DiskImage]) -> Answer<Vec<(VolumeName, Imported)>> {
@@ -71,14 +79,14 @@ impl Daemon {
     fn first_snapshot(
         &self,
         sandbox: Uuid,
-        memory_bytes: u64,
+        (memory_bytes, backing): (u64, MemoryBacking),
         images: Vec<(VolumeName, Imported)>,
     ) -> anyhow::Result<Arc<EngineSnapshot>> {
         let held =
             images.iter().map(|(_, image)| image.memfd.allocated_bytes()).sum::<std::io::Result<u64>>()?;
         let permit = self.engine.permit_pause(None, held).map_err(Problem::from)?;
         let disks = images.into_iter().map(|(name, image)| image.into_volume(name));
-        let volumes = std::iter::once(empty_memory(memory_bytes)?).chain(disks).collect();
+        let volumes = std::iter::once(empty_memory(memory_bytes, backing)?).chain(disks).collect();
         let labels = Labels::from([(IMAGES_LABEL.to_owned(), sandbox.to_string())]);
         let mut blobs = BTreeMap::new();
         About { labels, ..About::default() }.put_into(&mut blobs);
@@ -87,16 +95,25 @@ impl Daemon {
     }
 }
 
-fn empty_memory(bytes: u64) -> anyhow::Result<PausedVolume> {
+impl Daemon {
+    /// Lets go of images that no machine came to be of.
+    pub(super) fn forget_images(&self, images: Option<&Arc<EngineSnapshot>>) {
+        if let Some(Err(error)) = images.map(|images| self.engine.delete(images)) {
+            tracing::warn!(%error, "images of a machine that never came to be stay");
+        }
+    }
+}
+
+fn empty_memory(bytes: u64, backing: MemoryBacking) -> anyhow::Result<PausedVolume> {
     let pages = pages_covering(bytes).context("it is more memory than a volume can have")?;
+    let page_kind = match backing {
+        MemoryBacking::Shared | MemoryBacking::Private => PageKind::Small,
+        MemoryBacking::Huge => PageKind::Huge,
+    };
     Ok(PausedVolume {
         name: VolumeName::memory(),
-        page_kind: PageKind::Small,
+        page_kind,
         memfd: Memfd::create("rekindle-empty-memory", bytes, PageKind::Small)?,
         pages: CapturedPages { kept: PageSet::new(pages), zero: PageSet::new(pages) },
     })
-}
-
-fn taps_of(machine: &Machine) -> Vec<String> {
-    machine.taps.iter().map(|tap| tap.device.0.clone()).collect()
 }

@@ -42,6 +42,7 @@ use rekindle_engine::store::Traffic;
 use crate::api::control::Served;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
+use crate::vmm::firecracker::FileDigests;
 
 use endings::Endings;
 use events::EventLog;
@@ -70,6 +71,7 @@ pub struct Daemon {
     sandboxes: Registry,
     fault_sockets: FaultSockets,
     host_qemu: HostQemu,
+    file_digests: Arc<FileDigests>,
     endings: Endings,
     engine: Engine,
     lookout: Mutex<Option<Lookout>>,
@@ -94,6 +96,7 @@ impl Daemon {
             state_directory: settings.state_directory.clone(),
             run_directory: settings.run_directory.clone(),
             host_qemu: HostQemu::default(),
+            file_digests: Arc::default(),
             node_name: node_name(),
             started_unix_ms: clock::unix_ms(),
             metrics,
@@ -102,7 +105,10 @@ impl Daemon {
             snapshot_names: Names::default(),
             sandboxes: Registry::default(),
             fault_sockets: FaultSockets::default(),
-            endings: Endings::start(Arc::clone(&keeping), settings.run_directory.clone())?,
+            endings: Endings::start(
+                Arc::clone(&keeping),
+                (settings.state_directory.clone(), settings.run_directory.clone()),
+            )?,
             keeping,
             catalog,
             engine,

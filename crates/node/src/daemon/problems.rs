@@ -7,6 +7,7 @@ use rekindle_engine::store::StoreError;
 
 use crate::api::problem::{Code, Problem};
 use crate::keeper::KeeperError;
+use crate::vmm::firecracker::{self, NotFirecracker, SpecError};
 use crate::vmm::process::GuestError;
 use crate::vmm::qemu::{Misfit, NoQemu};
 use crate::vmm::vmm_process::ProcessError;
@@ -73,12 +74,20 @@ impl From<OpenError> for Problem {
     }
 }
 
+fn is_misfit_itself(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<Misfit>()
+        || cause.is::<NoQemu>()
+        || cause.is::<firecracker::Misfit>()
+        || cause.is::<NotFirecracker>()
+        || cause.is::<SpecError>()
+}
+
 /// Whatever the system or a VMM said while something was done with a guest.
 pub(super) fn guest_failed(error: anyhow::Error) -> Problem {
     match error.downcast::<Problem>() {
         Ok(problem) => problem,
         Err(error) => {
-            let is_misfit = error.chain().any(|cause| cause.is::<Misfit>() || cause.is::<NoQemu>());
+            let is_misfit = error.chain().any(|cause| is_misfit_itself(cause));
             let code = if is_misfit { Code::Misfit } else { Code::GuestFailed };
             Problem::new(code, format!("{error:#}"))
         }

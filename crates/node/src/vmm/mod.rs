@@ -1,5 +1,6 @@
 //! Drivers of the programs guests run in.
 
+pub mod firecracker;
 pub mod guests;
 pub mod process;
 pub mod qemu;

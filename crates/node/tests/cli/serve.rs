@@ -139,7 +139,9 @@ fn users_who_may_ask_get_to_the_socket_in_a_directory_that_was_shut() {
     let place = Place::new();
     let run = place.path("run");
     std::fs::create_dir(&run).expect("the place can be written");
-    std::fs::set_permissions(&run, Permissions::from_mode(0o700)).expect("it is ours");
+    for shut in [run.as_path(), place.directory()] {
+        std::fs::set_permissions(shut, Permissions::from_mode(0o700)).expect("it is ours");
+    }
     let served = Served::start(&place, "[api]\nallowed_uids = [65534]\n");
     let mode = |path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
     assert_eq!(mode(run), 0o711, "others get through it and see nothing in it");

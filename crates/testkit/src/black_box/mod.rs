@@ -28,6 +28,9 @@ pub use told::Told;
 /// How long anything may take that happens at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The library that the program looks for beside itself.
+const SHIM: &str = "librekindle_shim.so";
+
 /// Between two questions to a process that tells nobody when it has changed.
 const ASK_EVERY: Duration = Duration::from_millis(2);
 
@@ -98,6 +101,10 @@ impl BlackBox {
             let root = directory.path().canonicalize()?;
             let named = programs.path().join("rekindle");
             link(&program, &named)?;
+            let shim = beside.join(SHIM);
+            if shim.exists() {
+                link(&shim, &programs.path().join(SHIM))?;
+            }
             let this = Self { directory: Mutex::new(Some(directory)), root, programs, program: named };
             fs::create_dir(this.root.join("home"))?;
             fs::write(this.settings_file(), this.settings(settings))?;

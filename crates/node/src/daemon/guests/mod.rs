@@ -2,12 +2,13 @@
 
 mod disks;
 mod process;
+pub(super) mod firecracker;
 pub(super) mod qemu;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use crate::api::problem::{Code, Problem};
 use crate::api::types::{MemoryBacking, TapName, VmmKind};
 use crate::guest::protocol::Hello;
 use crate::keeper::{Held, KeeperClient, KeeperError};
+use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages};
 use crate::vmm::process::GuestControl;
 use crate::vmm::qemu::QemuSpec;
 use crate::vmm::vmm_process::VmmProcess;
@@ -49,6 +51,11 @@ pub(super) enum GuestSpec {
         /// The tap devices it last had, in the machine's order.
         taps: Vec<String>,
     },
+    /// A machine in Firecracker.
+    Firecracker {
+        /// The machine.
+        machine: Box<FirecrackerSpec>,
+    },
 }
 
 /// What the catalog knows of a guest, so that a later daemon finds it again.
@@ -62,6 +69,8 @@ pub(super) enum RecordedVmm {
         /// Its process.
         pid: u32,
     },
+    /// A Firecracker.
+    Firecracker(Box<FirecrackerFacts>),
 }
 
 /// A running guest. Dropped, it runs on under the keeper.
@@ -77,6 +86,16 @@ pub(super) trait Guest: Debug + Send {
 
     /// Gives a new guest its device state and lets it run. Its faults are served meanwhile.
     fn load(&mut self, blobs: &Blobs) -> anyhow::Result<()>;
+
+    /// Readable once its VMM has said that it will not hand its memory over; [`Self::load`] then says why.
+    fn refusal(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// What it is made of once it is suspended, where that has become another thing than it was started as.
+    fn saved_spec(&self) -> Option<GuestSpec> {
+        None
+    }
 
     /// The volumes of the frozen guest, memory first: what changed in `epoch`, or all that is there.
     fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>>;
@@ -116,12 +135,28 @@ pub(super) fn log_name(guest: Uuid) -> String {
     format!("vmm-{guest}.log")
 }
 
+/// The directory in which Firecrackers have their files, each under its guest's id.
+pub(super) fn machine_directory(state_directory: &Path) -> PathBuf {
+    state_directory.join("machines")
+}
+
+/// Removes the files of a guest that has ended. Not every kind of VMM has each of them.
+pub(super) fn remove_files(state_directory: &Path, run_directory: &Path, guest: Uuid) {
+    let machines = machine_directory(state_directory);
+    std::fs::remove_file(run_directory.join(log_name(guest))).ok();
+    std::fs::remove_file(run_directory.join(format!("firecracker-{guest}.sock"))).ok();
+    for name in [format!("{guest}"), format!("{guest}.aside")] {
+        std::fs::remove_dir_all(machines.join(name)).ok();
+    }
+}
+
 impl GuestSpec {
     /// What it runs in.
     pub(super) fn kind(&self) -> VmmKind {
         match self {
             Self::Process { .. } => VmmKind::Process,
             Self::Qemu { .. } => VmmKind::Qemu,
+            Self::Firecracker { .. } => VmmKind::Firecracker,
         }
     }
 
@@ -130,6 +165,7 @@ impl GuestSpec {
         match self {
             Self::Process { memory_bytes, .. } => *memory_bytes,
             Self::Qemu { machine, .. } => machine.options.memory_bytes,
+            Self::Firecracker { machine } => machine.memory_bytes,
         }
     }
 
@@ -138,6 +174,10 @@ impl GuestSpec {
         match self {
             Self::Process { backing, .. } => *backing,
             Self::Qemu { .. } => MemoryBacking::Shared,
+            Self::Firecracker { machine } => match machine.pages {
+                MemoryPages::Small => MemoryBacking::Private,
+                MemoryPages::Huge => MemoryBacking::Huge,
+            },
         }
     }
 
@@ -146,6 +186,7 @@ impl GuestSpec {
         let had = match self {
             Self::Process { .. } => 0,
             Self::Qemu { taps, .. } => taps.len(),
+            Self::Firecracker { machine } => machine.interfaces.len(),
         };
         if wanted.len() != had {
             let why = format!("{} taps were named, and its machine has {had} network devices", wanted.len());
@@ -154,6 +195,11 @@ impl GuestSpec {
         match self {
             Self::Process { .. } => {}
             Self::Qemu { taps, .. } => *taps = wanted.iter().map(|TapName(name)| name.clone()).collect(),
+            Self::Firecracker { machine } => {
+                for (interface, TapName(name)) in machine.interfaces.iter_mut().zip(wanted) {
+                    interface.tap.clone_from(name);
+                }
+            }
         }
         Ok(())
     }
@@ -170,6 +216,17 @@ impl GuestSpec {
                 process::start(daemon, id, *memory_bytes, *backing, None)
             }
             Self::Qemu { machine, taps } => qemu::start(daemon, id, machine, taps, base),
+            Self::Firecracker { machine } => firecracker::start(daemon, id, machine, base),
+        }
+    }
+
+    /// Where guest `id` hands its memory over.
+    pub(super) fn handover(&self, daemon: &Daemon, id: Uuid) -> anyhow::Result<PathBuf> {
+        match self {
+            Self::Process { .. } | Self::Qemu { .. } => {
+                Ok(daemon.run_directory.join(format!("handover-{id}.sock")))
+            }
+            Self::Firecracker { .. } => firecracker::handover(daemon, id),
         }
     }
 
@@ -186,6 +243,7 @@ impl GuestSpec {
                 process::start(daemon, id, *memory_bytes, *backing, Some(handover))
             }
             Self::Qemu { machine, taps } => qemu::start_served(daemon, id, machine, taps, base, handover),
+            Self::Firecracker { machine } => firecracker::start_served(daemon, id, machine, base, handover),
         }
     }
 
@@ -204,7 +262,10 @@ impl GuestSpec {
             (Self::Qemu { machine, .. }, RecordedVmm::Qemu { pid }) => {
                 qemu::attach(daemon, recorded, *pid, machine, base, held)
             }
-            (Self::Process { .. } | Self::Qemu { .. }, _) => {
+            (Self::Firecracker { .. }, RecordedVmm::Firecracker(facts)) => {
+                firecracker::attach((**facts).clone(), held)
+            }
+            (Self::Process { .. } | Self::Qemu { .. } | Self::Firecracker { .. }, _) => {
                 anyhow::bail!("the catalog says of it both that it is a {:?} and another VMM", self.kind())
             }
         }
@@ -217,6 +278,7 @@ impl RecordedVmm {
         match self {
             Self::Process(hello) => hello.pid,
             Self::Qemu { pid } => *pid,
+            Self::Firecracker(facts) => facts.pid,
         }
     }
 }

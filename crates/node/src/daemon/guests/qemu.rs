@@ -173,7 +173,7 @@ fn launch(
     Ok(Launch::new(&daemon.host_qemu.get()?, spec, places)?)
 }
 
-fn boot_directory(daemon: &Daemon) -> PathBuf {
+pub(super) fn boot_directory(daemon: &Daemon) -> PathBuf {
     daemon.state_directory.join("boot")
 }
 

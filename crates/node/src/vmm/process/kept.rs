@@ -107,6 +107,7 @@ impl GuestOptions {
             environment: SHARED_ENVIRONMENT.iter().filter_map(word).collect(),
             log: self.log.clone(),
             user_id: self.user_id,
+            directory: None,
         }
     }
 }

@@ -91,10 +91,11 @@ fn arguments(launch: &Launch, beginning: Beginning<'_>) -> Vec<OsString> {
     words.0
 }
 
-/// What is not named is off: a microvm finds its disks by its kernel's command line, so it needs no ACPI.
+/// What is not named is off. A microvm says by ACPI where its devices are: distributions' kernels do not take it from
+/// their command line.
 fn machine(launch: &Launch) -> String {
     let more = match launch.spec.options.machine {
-        Machine::Microvm => "acpi=off,rtc=on,isa-serial=on",
+        Machine::Microvm => "acpi=on,rtc=on,isa-serial=on",
         Machine::Q35 => "vmport=off",
     };
     format!("{},{more},memory-backend=memory", launch.spec.machine_type)
@@ -115,7 +116,6 @@ fn disks(launch: &Launch, words: &mut Words) {
             "driver": "nbd",
             "node-name": format!("disk{number}"),
             "server": { "type": "unix", "path": socket },
-            "export": disk.name,
             "reconnect-delay": RECONNECT_SECONDS,
             "discard": "unmap",
         });
