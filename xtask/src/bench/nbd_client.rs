@@ -18,6 +18,8 @@ pub(crate) struct NbdClient {
     stream: UnixStream,
 }
 
+/// What is written has its offset every so many bytes.
+const STAMPED_BYTES: usize = 4096;
 /// Bytes of a request, and of an answer without its data.
 const REQUEST_BYTES: usize = 28;
 const ANSWER_BYTES: usize = 16;
@@ -35,8 +37,8 @@ impl NbdClient {
         Ok(Self { stream })
     }
 
-    /// Carries out a request of `bytes` bytes at each of `offsets`, `depth` of them under way at once. What is read or
-    /// written begins with its offset, and that is checked.
+    /// Carries out a request of `bytes` bytes at each of `offsets`, multiples of 4096, `depth` of them under way at once.
+    /// Every page that is written begins with its offset, and what is read is checked for that.
     pub(crate) fn run(
         &mut self,
         direction: Direction,
@@ -77,8 +79,9 @@ fn encode(
     request[8..16].copy_from_slice(&u64::try_from(number)?.to_be_bytes());
     request[16..24].copy_from_slice(&offset.to_be_bytes());
     request[24..28].copy_from_slice(&u32::try_from(bytes)?.to_be_bytes());
-    if let Some(data) = request[REQUEST_BYTES..].first_chunk_mut() {
-        *data = offset.to_le_bytes();
+    for (page, place) in request[REQUEST_BYTES..].chunks_mut(STAMPED_BYTES).zip(0_u64..) {
+        let stamp = offset + place * u64::try_from(STAMPED_BYTES)?;
+        page[..8].copy_from_slice(&stamp.to_le_bytes());
     }
     Ok(())
 }

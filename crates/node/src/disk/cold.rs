@@ -1,6 +1,7 @@
 //! Requests of one connection that wait for pages which are not in memory.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
 use rekindle_engine::fetch::{Fetcher, FrameWaiter};
@@ -73,13 +74,12 @@ impl Cold {
             state.news = true;
             self.changed.notify_all();
         }
-        let asked = |(layer, frame): &ColdFrame| {
-            let before = state.awaited.insert((layer.id(), *frame), None);
-            let is_new = before.is_none();
-            if let Some(failure) = before {
-                state.awaited.insert((layer.id(), *frame), failure);
+        let asked = |(layer, frame): &ColdFrame| match state.awaited.entry((layer.id(), *frame)) {
+            Entry::Vacant(free) => {
+                free.insert(None);
+                true
             }
-            is_new
+            Entry::Occupied(_) => false,
         };
         let new: Vec<_> = missing.into_iter().filter(asked).collect();
         drop(state);
@@ -93,7 +93,7 @@ impl Cold {
     /// The requests that are here, once something has come; none when the connection ends.
     pub(super) fn take(&self) -> Option<Vec<ColdRequest>> {
         let mut state = self.lock();
-        while !(state.news && !state.waiting.is_empty()) && !state.ended {
+        while (!state.news || state.waiting.is_empty()) && !state.ended {
             state = self.changed.wait(state).expect("no thread panics while it holds a lock");
         }
         state.news = false;

@@ -17,6 +17,9 @@ use rustix::fs::{Mode, OFlags};
 /// Bytes read at once.
 const STEP_BYTES: usize = 1 << 20;
 
+/// A page of nothing.
+static ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
 /// What a qcow2 image begins with.
 const QCOW2: &[u8] = b"QFI\xfb";
 
@@ -81,7 +84,13 @@ pub fn import(image: &Path, data_bytes_max: u64) -> Result<Imported, ImportError
         return Err(ImportError::Qcow2);
     }
     let memfd = Memfd::create("rekindle-imported-disk", bytes_of_pages(pages), PageKind::Small)?;
-    let mut taking = Taking { memfd, kept: PageSet::new(pages), bytes_left: data_bytes_max, data_bytes_max };
+    let mut taking = Taking {
+        memfd,
+        kept: PageSet::new(pages),
+        buffer: vec![0; STEP_BYTES],
+        bytes_left: data_bytes_max,
+        data_bytes_max,
+    };
     let mut position = 0;
     while let Some(data) = next_data(&file, position, bytes)? {
         taking.take(&mut file, data.clone(), bytes)?;
@@ -102,6 +111,7 @@ impl Imported {
 struct Taking {
     memfd: Memfd,
     kept: PageSet,
+    buffer: Vec<u8>,
     bytes_left: u64,
     data_bytes_max: u64,
 }
@@ -113,7 +123,7 @@ impl Taking {
         let start = data.start / page_bytes * page_bytes;
         file.seek(SeekFrom::Start(start))?;
         let mut position = start;
-        let mut buffer = vec![0; STEP_BYTES];
+        let mut buffer = std::mem::take(&mut self.buffer);
         while position < data.end {
             let wanted = (data.end.next_multiple_of(page_bytes) - position).min(u64_of(STEP_BYTES));
             let there = usize::try_from(wanted.min(end - position)).expect("at most a step");
@@ -123,6 +133,7 @@ impl Taking {
             self.take_step(position, &buffer[..there.next_multiple_of(PAGE_BYTES)])?;
             position += wanted;
         }
+        self.buffer = buffer;
         Ok(())
     }
 
@@ -130,7 +141,7 @@ impl Taking {
         let first = GuestPage::new(u32::try_from(position / u64_of(PAGE_BYTES)).expect("within the image"));
         let page = |index: u32| &bytes[usize_of(index) * PAGE_BYTES..][..PAGE_BYTES];
         let count = u32::try_from(bytes.len() / PAGE_BYTES).expect("a step is small");
-        let is_zero = |index: &u32| page(*index).iter().all(|byte| *byte == 0);
+        let is_zero = |index: &u32| page(*index) == ZEROES;
         let mut next = 0;
         while next < count {
             next += u32::try_from((next..count).take_while(is_zero).count()).expect("a step is small");

@@ -16,7 +16,7 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        Self { bytes: vec![0; limits::READ_AHEAD_BYTES], start: 0, end: 0 }
+        Self { bytes: vec![0; 2 * limits::READ_AHEAD_BYTES], start: 0, end: 0 }
     }
 
     /// The next request; none where the client has closed the connection between two of them.
@@ -82,13 +82,13 @@ impl Inbox {
     }
 
     /// Reads once towards `count` bytes from the start on; false at the end of the stream. Of a long stretch no byte more
-    /// is read than it has, so that what comes after it need not be moved.
+    /// is read than it has, and the buffer rather grows a little than that bytes are moved.
     fn read_some(&mut self, stream: &UnixStream, count: usize) -> io::Result<bool> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
         let until = self.start + count.max(limits::READ_AHEAD_BYTES);
-        if until > self.bytes.len() && self.start > 0 {
+        if until > self.bytes.len() && self.start > limits::READ_AHEAD_BYTES {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }

@@ -5,6 +5,7 @@ mod client;
 mod cold;
 mod hostile;
 mod images;
+mod killed;
 mod model;
 mod order;
 mod protocol;
