@@ -17,6 +17,7 @@ use crate::geometry::GuestPages;
 use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{Domain, SnapshotId};
 use crate::keep::{Keeper, NoKeeper};
+use crate::learning::Lesson;
 use crate::life::{Background, Life};
 use crate::lifecycle::{SnapshotEvent, SnapshotState};
 use crate::limits;
@@ -28,6 +29,7 @@ use crate::reaper::{Reaper, ReaperHandle};
 use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed, Replaying};
 use crate::seal::Sealer;
+use crate::serve::FaultServer;
 use crate::snapshot::Snapshot;
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, Traffic};
@@ -35,6 +37,7 @@ use crate::sync::{Mutex, lock};
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
 use crate::watch::{NoWatcher, Watcher};
+use crate::working_set::WorkingSet;
 
 /// What an engine is told at its start.
 #[derive(Debug, Clone)]
@@ -290,6 +293,20 @@ impl Engine {
     /// Reads guest pages, fetching what is not here. `into` is as long as they are.
     pub fn read(&self, view: &LiveView, pages: GuestPages, into: &mut [u8]) -> Result<(), ReadError> {
         ReadPlan::new(view, pages).read(&self.fetcher, into)
+    }
+
+    /// Lets `server`, just begun for a guest that was resumed from `snapshot` and does not run yet, install ahead what
+    /// earlier guests touched first, and notes for later ones what this guest does. Never waits; what it learns is kept
+    /// in the background. Not for a server that goes on with a guest that has been running.
+    pub fn learn(&self, snapshot: &Arc<Snapshot>, server: &FaultServer) {
+        let lesson = Lesson::begin(snapshot, server);
+        let store = self.background.requests.store.clone();
+        drop(self.runtime.spawn(async move { lesson.learn(&store).await }));
+    }
+
+    /// What guests of a snapshot touch first, as far as this engine has learned it.
+    pub fn working_set(&self, snapshot: &Snapshot) -> Option<Arc<WorkingSet>> {
+        snapshot.working_set().now()
     }
 
     /// What fault servers fetch by.

@@ -17,6 +17,7 @@ pub mod budget;
 pub mod reaper;
 pub mod page_set;
 pub mod ranked_set;
+pub mod working_set;
 pub mod page_map;
 pub mod frame;
 pub mod layer_index;
@@ -42,6 +43,7 @@ pub mod lifecycle;
 pub mod snapshot;
 pub mod watch;
 pub mod verify;
+mod working_sets;
 mod merge;
 mod seal;
 mod life;
@@ -52,6 +54,7 @@ pub mod regions;
 pub mod tracking;
 pub mod handover;
 pub mod serve;
+mod learning;
 pub mod engine;
 
 #[cfg(shuttle)]

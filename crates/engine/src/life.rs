@@ -16,6 +16,7 @@ use crate::snapshot::Snapshot;
 use crate::stop::Stopped;
 use crate::sync::idle_priority;
 use crate::watch::Watcher;
+use crate::working_sets;
 
 /// What background work stands on.
 #[derive(Debug)]
@@ -117,7 +118,11 @@ impl Life {
             None => Ok(()),
         });
         let work = match recorded {
-            Ok(()) => self.snapshot.record(SnapshotEvent::PublishSucceeded),
+            Ok(()) => {
+                let work = self.snapshot.record(SnapshotEvent::PublishSucceeded);
+                self.publish_working_set()?;
+                work
+            }
             Err(PublishError::Stopped(stopped)) => return Err(stopped),
             Err(error) => {
                 tracing::warn!(snapshot = %id, %error, "publishing failed, it will be tried again");
@@ -126,6 +131,13 @@ impl Life {
         };
         self.changed();
         Ok(work)
+    }
+
+    /// What was recorded before there was anything in the store. It is no part of the snapshot: if it cannot be put
+    /// there now, a later resume tries again.
+    fn publish_working_set(&self) -> Result<(), Stopped> {
+        let requests = &self.background.requests;
+        requests.wait(working_sets::publish(&self.snapshot, &requests.store))
     }
 
     fn changed(&self) {
@@ -139,9 +151,13 @@ impl Life {
 
     fn remove_from_store(&self) -> Result<(), Stopped> {
         let mut pause = limits::WORK_RETRY_FIRST;
-        let requests = &self.background.requests;
-        while let Err(error) = requests.wait(requests.store.delete_manifest(self.snapshot.id()))? {
-            tracing::warn!(snapshot = %self.snapshot.id(), %error, "deleting failed, it will be tried again");
+        let (requests, id) = (&self.background.requests, self.snapshot.id());
+        let delete = async || {
+            requests.store.delete_manifest(id).await?;
+            requests.store.delete_working_sets(id).await
+        };
+        while let Err(error) = requests.wait(delete())? {
+            tracing::warn!(snapshot = %id, %error, "deleting failed, it will be tried again");
             self.wait(&mut pause)?;
         }
         Ok(())

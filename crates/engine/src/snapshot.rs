@@ -21,6 +21,7 @@ use crate::snapshot_record::SealFacts;
 use crate::stop::{Stop, Stopped};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 use crate::view::LiveView;
+use crate::working_set::Known;
 
 /// A snapshot.
 #[derive(Debug)]
@@ -33,6 +34,7 @@ pub struct Snapshot {
     blobs: BTreeMap<String, Bytes>,
     /// Where it is recorded, if this node has a catalog.
     records: Option<Records>,
+    working_set: Known,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -162,6 +164,7 @@ impl Snapshot {
             volumes,
             blobs,
             records,
+            working_set: Known::new(),
             progress: Mutex::new(progress),
             changed: Condvar::new(),
         }
@@ -202,6 +205,16 @@ impl Snapshot {
         &self.blobs
     }
 
+    /// What is known of the pages its guests touch first.
+    pub(crate) fn working_set(&self) -> &Known {
+        &self.working_set
+    }
+
+    /// Where it is recorded, if this node has a catalog.
+    pub(crate) fn records(&self) -> Option<&Records> {
+        self.records.as_ref()
+    }
+
     /// How it stands now.
     pub fn status(&self) -> SnapshotStatus {
         lock(&self.progress).status.clone()
@@ -210,6 +223,11 @@ impl Snapshot {
     /// Its state now.
     pub fn state(&self) -> SnapshotState {
         lock(&self.progress).status.state
+    }
+
+    /// Whether its manifest is in the store.
+    pub(crate) fn is_published(&self) -> bool {
+        self.state() == SnapshotState::Published
     }
 
     /// The manifest if it exists by now; for callers that must not wait.

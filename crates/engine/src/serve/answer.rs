@@ -90,6 +90,9 @@ impl Server {
         if self.installer.pages.is_removed(page) {
             return self.zero(unit);
         }
+        if first_try && let Some(recording) = &mut self.recording {
+            recording.fault(page);
+        }
         if unit.count() > 1 {
             return self.install_unit(fault, unit, protect);
         }
@@ -122,6 +125,7 @@ impl Server {
         }
         let landing = self.install_ready(&piece, ready, protect);
         self.counters.pages_neighbour.add(landing.pages.saturating_sub(1));
+        self.note_beside(piece.pages.first_pages(landing.pages).after(1));
         let goes_on = matches!(landing.end, End::Complete) && window.count() > landing.pages;
         let rest = if upwards { window.after(landing.pages) } else { window.first_pages(window.count() - 1) };
         let outcome = self.landed(piece.pages, &landing);
@@ -135,6 +139,7 @@ impl Server {
         match self.gatherer.install(&self.view, &mut self.installer, unit, protect) {
             UnitInstall::Landed(landing) => {
                 self.count(&self.view.piece_at(unit.start(), 1), landing.pages);
+                self.note_beside(unit.first_pages(landing.pages).after(1));
                 self.landed(unit, &landing)
             }
             UnitInstall::Missing(frames) => {
@@ -145,6 +150,14 @@ impl Server {
                 let (layer, frame) = &frames[0];
                 self.wait_for(fault, layer, *frame)
             }
+        }
+    }
+
+    /// Pages that came with a faulting one: on its walk the guest would have waited for them.
+    #[inline]
+    pub(super) fn note_beside(&mut self, run: GuestPages) {
+        if let Some(recording) = &mut self.recording {
+            recording.beside(run);
         }
     }
 

@@ -23,6 +23,7 @@ mod server;
 mod stall;
 mod stats;
 mod status;
+mod touches;
 mod unit;
 
 use std::io;
@@ -35,6 +36,7 @@ use crate::handover::Handover;
 use crate::page_set::PageSet;
 use crate::tracking::Tracking;
 use crate::view::LiveView;
+use crate::working_set::WorkingSet;
 
 pub use epoch::Epoch;
 pub use kept::{EpochFacts, JournalError, KeptEpoch, RecoverError};
@@ -43,6 +45,7 @@ pub use neighbours::Neighbours;
 pub use placement::Placement;
 pub use stats::{PagesByPhase, ServeStats};
 pub use status::{EndReason, ServeStatus};
+pub(crate) use touches::Recorded;
 
 use mailbox::{Mail, Mailbox};
 use server::Server;
@@ -150,6 +153,17 @@ impl FaultServer {
     pub fn prefetch(&self, pages: PageSet) {
         assert_eq!(pages.pages(), self.pages, "what is prefetched is of the guest's size");
         self.mailbox.send(Mail::Prefetch(pages));
+    }
+
+    /// Installs the pages of a working set ahead of the guest, in their order, between its faults. It is advice: pages
+    /// that are there, were given back or are none of the guest's are left.
+    pub fn install_ahead(&self, set: &Arc<WorkingSet>) {
+        self.mailbox.send(Mail::Ahead(Arc::clone(set)));
+    }
+
+    /// Begins to note what the guest touches; what was noted before for somebody else is handed over as it is.
+    pub(crate) fn record(&self) -> Recorded {
+        Recorded::begin(&self.mailbox)
     }
 
     /// Ends the epoch of a guest that is frozen: no thread of it runs, and none waits for a remove to be read.
