@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -21,6 +20,7 @@ use crate::learning::Lesson;
 use crate::life::{Background, Life};
 use crate::lifecycle::{SnapshotEvent, SnapshotState};
 use crate::limits;
+use crate::lives::{Lives, Work};
 use crate::open::{OpenError, open};
 use crate::pause::{CommitError, PauseError, PausePermit, PauseRules, PausedGuest};
 use crate::publish::Requests;
@@ -105,7 +105,7 @@ pub struct Engine {
     /// Deleted before the start, until it is known whether a sandbox runs from them.
     deleted: Mutex<Vec<Arc<Snapshot>>>,
     replay: Replay,
-    lives: Mutex<Vec<JoinHandle<()>>>,
+    lives: Option<Lives>,
     _reaper: Reaper,
     runtime: Runtime,
 }
@@ -133,9 +133,11 @@ impl Engine {
         let EngineOptions { cache_directory, store, domain, compare_workers, hooks, watcher, .. } = options;
         let reaper = Reaper::start()?;
         let cache = Arc::new(Cache::open(&cache_directory)?);
-        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone());
+        let stop = Stop::default();
+        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), stop.clone());
+        let lives = Lives::start(stop.clone(), Arc::clone(&hooks))?;
         let sealer = Sealer::new(Arc::clone(&cache), fetcher.clone(), domain.clone(), compare_workers, hooks);
-        let requests = Requests { store, runtime: runtime.handle().clone(), stop: Stop::default() };
+        let requests = Requests { store, runtime: runtime.handle().clone(), stop };
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
         let budget = Budget::new(options.capture_bytes_max);
@@ -160,7 +162,7 @@ impl Engine {
             known: Mutex::new(known.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect()),
             deleted: Mutex::new(deleted),
             replay,
-            lives: Mutex::default(),
+            lives: Some(lives),
             _reaper: reaper,
             runtime,
         };
@@ -336,22 +338,15 @@ impl Engine {
                 life.snapshot.life_ends();
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("snapshot-life".into())
-            .spawn(live)
-            .expect("the system has a thread for each unpublished snapshot");
-        let mut lives = lock(&self.lives);
-        lives.retain(|life| !life.is_finished());
-        lives.push(thread);
+        let lives = self.lives.as_ref().expect("only drop takes them");
+        lives.begin(Work { snapshot: snapshot.id(), live: Box::new(live) });
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
         self.stop();
-        for life in std::mem::take(&mut *lock(&self.lives)) {
-            life.join().expect("background work does not panic");
-        }
+        drop(self.lives.take());
     }
 }
 

@@ -7,6 +7,8 @@
 
 pub mod limits;
 mod sync;
+mod deadline;
+mod threads;
 pub mod geometry;
 pub mod identity;
 pub mod hooks;
@@ -47,6 +49,7 @@ mod working_sets;
 mod merge;
 mod seal;
 mod life;
+mod lives;
 pub mod pause;
 pub mod open;
 pub mod replay;

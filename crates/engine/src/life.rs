@@ -215,7 +215,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
         let store = Store::directory(&directory.path().join("store")).expect("a directory");
         let cache = Arc::new(Cache::open(&directory.path().join("cache")).expect("a directory"));
-        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone());
+        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), Stop::default());
         let sealer = Sealer::new(cache, fetcher, Domain::shared(), 1, Arc::new(NoHooks));
         let requests =
             Requests { store: store.clone(), runtime: runtime.handle().clone(), stop: Stop::default() };

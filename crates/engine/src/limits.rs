@@ -132,6 +132,9 @@ pub const FETCH_RETRY_FIRST: Duration = Duration::from_millis(20);
 /// The longest pause between two tries of a failed fetch: a guest waits for it.
 pub const FETCH_RETRY_LAST: Duration = Duration::from_secs(2);
 
+/// Pause before a thread is asked for again that the system did not have.
+pub const THREAD_RETRY: Duration = Duration::from_millis(200);
+
 /// Pause before a failed seal or publish is tried again, the first time.
 pub const WORK_RETRY_FIRST: Duration = Duration::from_millis(50);
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rekindle_kernel::PageKind;
 
 use crate::capture::Capture;
 use crate::compare::PageClasses;
+use crate::deadline::Deadline;
 use crate::geometry::bytes_of_pages;
 use crate::identity::{LayerId, SnapshotId, VolumeName};
 use crate::layer::Layer;
@@ -373,13 +374,13 @@ impl Snapshot {
     }
 
     fn wait<T>(&self, limit: Duration, found: impl Fn(&Progress) -> Option<T>) -> Option<T> {
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = Deadline::after(limit);
         let mut progress: MutexGuard<'_, Progress> = lock(&self.progress);
         loop {
             if let Some(value) = found(&progress) {
                 return Some(value);
             }
-            let left = deadline.map_or(limit, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = deadline.left();
             if left.is_zero() {
                 return None;
             }

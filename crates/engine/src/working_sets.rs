@@ -75,10 +75,9 @@ pub(crate) async fn publish(snapshot: &Snapshot, store: &Store) {
 fn is_deleted(snapshot: &Snapshot) -> bool {
     match snapshot.state() {
         SnapshotState::CapturedForChildren | SnapshotState::Discarded => true,
-        SnapshotState::Captured
-        | SnapshotState::Sealed
-        | SnapshotState::Published
-        | SnapshotState::Lost => false,
+        SnapshotState::Captured | SnapshotState::Sealed | SnapshotState::Published | SnapshotState::Lost => {
+            false
+        }
     }
 }
 
@@ -122,7 +121,5 @@ async fn stored(snapshot: &Snapshot, store: &Store) -> Option<WorkingSet> {
         Err(_) => return None,
     };
     let decoded = WorkingSet::decode(&bytes);
-    decoded
-        .inspect_err(|error| tracing::warn!(snapshot = %id, %error, "a stored working set is none"))
-        .ok()
+    decoded.inspect_err(|error| tracing::warn!(snapshot = %id, %error, "a stored working set is none")).ok()
 }

@@ -130,6 +130,8 @@ fn ahead(pages: u32, end: &End) -> Ahead {
     match end {
         End::Interrupted if pages == 0 => Ahead::Interrupted,
         End::Complete | End::Interrupted => Ahead::Dealt(pages.max(1)),
-        End::Present | End::SourceLost | End::Gone | End::Failed(_) => Ahead::Dealt(pages + 1),
+        End::Present | End::SourceLost | End::Gone | End::Unmapped | End::Failed(_) => {
+            Ahead::Dealt(pages + 1)
+        }
     }
 }

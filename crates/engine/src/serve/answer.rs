@@ -31,7 +31,7 @@ enum Outcome {
     Waiting,
     /// It must be tried again.
     Again(RetryCause),
-    /// Its memory is gone.
+    /// The process is gone, and its memory.
     Gone,
 }
 
@@ -87,7 +87,7 @@ impl Server {
                 return self.landed(unit, &landing);
             }
         };
-        if self.installer.pages.is_removed(page) {
+        if self.installer.pages.is_all_removed(unit) {
             return self.zero(unit);
         }
         if first_try && let Some(recording) = &mut self.recording {
@@ -175,10 +175,8 @@ impl Server {
             End::Interrupted => Outcome::Again(RetryCause::Interrupted),
             End::SourceLost => Outcome::Again(RetryCause::Failed(SOURCE_LOST.into())),
             End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason)),
-            End::Gone => {
-                self.installer.wake(unit);
-                Outcome::Answered
-            }
+            End::Gone => Outcome::Gone,
+            End::Unmapped => self.let_fault_again(unit),
         }
     }
 
@@ -197,7 +195,18 @@ impl Server {
             End::SourceLost => Outcome::Again(RetryCause::Failed(SOURCE_LOST.into())),
             End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason.clone())),
             End::Gone => Outcome::Gone,
+            // Perhaps only a neighbour is not there any more: the page is tried alone.
+            End::Unmapped if run.count() > self.installer.regions.unit_of(run.start()).count() => {
+                Outcome::Again(RetryCause::Interrupted)
+            }
+            End::Unmapped => self.let_fault_again(run),
         }
+    }
+
+    /// The page is not the guest's as it was: whoever waits for it asks the kernel anew, which knows what is there now.
+    fn let_fault_again(&mut self, run: GuestPages) -> Outcome {
+        self.installer.wake(run);
+        Outcome::Answered
     }
 
     /// Installs the first `ready` pages of a piece, which are in memory.

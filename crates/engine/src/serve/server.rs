@@ -109,14 +109,15 @@ impl Server {
             let fds = [Some(self.installer.userfaultfd.as_fd()), Some(self.mailbox.as_fd()), stream];
             let [faults, mail, stream] = wait_readable(fds, self.patience())?;
             let retries = self.retries.soon_count().min(limits::RETRIES_PER_TURN);
+            // Mail first: what was asked for before a guest began to run holds for its first fault.
+            if mail.readable && self.read_mail() {
+                return self.read_last_removes(events);
+            }
             if faults.readable {
                 self.read_events(events)?;
             }
             if stream.readable {
                 self.read_stream();
-            }
-            if mail.readable && self.read_mail() {
-                return self.read_last_removes(events);
             }
             self.retry(retries);
             self.prefetch_slice();

@@ -125,7 +125,10 @@ mod tests {
 
     #[test]
     fn a_working_set_that_no_guest_has_is_refused() {
-        assert_eq!(WorkingSet::decode(&raw(100, &[run(90, 10), run(3, 1)]).encode()).map(|set| set.pages()), Ok(11));
+        assert_eq!(
+            WorkingSet::decode(&raw(100, &[run(90, 10), run(3, 1)]).encode()).map(|set| set.pages()),
+            Ok(11)
+        );
         assert_eq!(refused(&raw(100, &[run(90, 11)])), "run length");
         assert_eq!(refused(&raw(100, &[run(100, 1)])), "run start");
         assert_eq!(refused(&raw(100, &[run(3, 1), run(4, 1)])), "run start");

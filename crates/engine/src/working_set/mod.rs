@@ -32,11 +32,7 @@ impl WorkingSet {
     /// The recording of `touches` of a guest that ran from `snapshot`. Pages past the volume's last and those that come
     /// again are left out, and what goes beyond [`limits::WORKING_SET_PAGES_MAX`].
     #[must_use]
-    pub fn new(
-        snapshot: SnapshotId,
-        volume_pages: u32,
-        touches: impl IntoIterator<Item = Touch>,
-    ) -> Self {
+    pub fn new(snapshot: SnapshotId, volume_pages: u32, touches: impl IntoIterator<Item = Touch>) -> Self {
         let volume_pages = volume_pages.min(limits::MANIFEST_PAGES_MAX);
         let mut seen = PageSet::new(volume_pages);
         let mut set = Self { snapshot, volume_pages, faults: 0, runs: Vec::new() };
@@ -208,7 +204,10 @@ mod tests {
     fn a_recording_is_poor_when_the_guest_waits_for_much_that_it_does_not_have() {
         let recorded = set((0..200).map(fault));
         let others = |count: u32| (500..500 + count).map(fault).collect::<Vec<_>>();
-        assert!(!recorded.is_poor(&(0..200).map(fault).collect::<Vec<_>>()), "touched before it was installed");
+        assert!(
+            !recorded.is_poor(&(0..200).map(fault).collect::<Vec<_>>()),
+            "touched before it was installed"
+        );
         assert!(!recorded.is_poor(&others(50)));
         assert!(recorded.is_poor(&others(51)));
         let small = set([fault(1)]);
