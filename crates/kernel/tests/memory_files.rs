@@ -232,6 +232,29 @@ fn bits_set_in_a_shared_buffer_are_in_its_file_in_little_endian_order() {
 }
 
 #[test]
+fn a_word_stored_in_a_shared_buffer_is_read_from_every_mapping_of_it() {
+    let buffer = SharedBuffer::create(PAGE_BYTES).unwrap();
+    buffer.set_word(8, 0x0102_0304_0506_0708);
+    let other = SharedBuffer::of_memfd(buffer.memfd(), 0, PAGE_BYTES).unwrap();
+    assert_eq!((other.word(0), other.word(8)), (0, 0x0102_0304_0506_0708));
+    let mut bytes = [0; 8];
+    buffer.memfd().read_at(&mut bytes, 8).unwrap();
+    assert_eq!(bytes, [8, 7, 6, 5, 4, 3, 2, 1]);
+}
+
+#[test]
+#[should_panic(expected = "lie in a mapping")]
+fn a_word_past_a_shared_buffer_is_refused() {
+    SharedBuffer::create(PAGE_BYTES).unwrap().word(PAGE_BYTES);
+}
+
+#[test]
+#[should_panic(expected = "a multiple of its size")]
+fn a_word_across_words_of_a_shared_buffer_is_refused() {
+    SharedBuffer::create(PAGE_BYTES).unwrap().set_word(4, 1);
+}
+
+#[test]
 #[should_panic(expected = "lie in a mapping")]
 fn bits_past_a_shared_buffer_are_refused() {
     SharedBuffer::create(PAGE_BYTES).unwrap().set_bits(PAGE_BYTES, 1);

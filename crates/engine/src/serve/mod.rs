@@ -207,6 +207,11 @@ impl ServerWatch {
         self.board.get()
     }
 
+    /// Whether the server and all other watches of it are gone: what was done stays what it is.
+    pub fn is_last(&self) -> bool {
+        Arc::strong_count(&self.counters) == 1
+    }
+
     /// What was done so far.
     pub fn stats(&self) -> ServeStats {
         self.counters.snapshot()

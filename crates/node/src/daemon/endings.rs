@@ -1,5 +1,6 @@
 //! Guests that were told to end: one thread waits for them, then lets go of what the keeper holds for them.
 
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -9,6 +10,7 @@ use rekindle_engine::serve::Epoch;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
+use super::guests::log_name;
 use super::keeping::{Keeping, guest_key};
 use crate::vmm::vmm_process::take_process;
 
@@ -37,9 +39,9 @@ pub(super) enum Ending {
 }
 
 impl Endings {
-    pub(super) fn start(keeping: Arc<Keeping>) -> std::io::Result<Self> {
+    pub(super) fn start(keeping: Arc<Keeping>, run_directory: PathBuf) -> std::io::Result<Self> {
         let (queue, endings) = channel();
-        let work = move || wait_for_all(&endings, &keeping);
+        let work = move || wait_for_all(&endings, &keeping, &run_directory);
         let thread = std::thread::Builder::new().name("guest-endings".into()).spawn(work)?;
         Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
     }
@@ -67,7 +69,7 @@ impl Endings {
     }
 }
 
-fn wait_for_all(endings: &Receiver<Ending>, keeping: &Keeping) {
+fn wait_for_all(endings: &Receiver<Ending>, keeping: &Keeping, run_directory: &Path) {
     for ending in endings {
         let guest = match ending {
             Ending::Guest { guest, process, epoch } => {
@@ -82,6 +84,8 @@ fn wait_for_all(endings: &Receiver<Ending>, keeping: &Keeping) {
                 guest
             }
         };
+        // Not every VMM has one.
+        std::fs::remove_file(run_directory.join(log_name(guest))).ok();
         if let Err(error) = keeping.client().forget(&guest_key(guest)) {
             tracing::warn!(%guest, %error, "the keeper holds an ended guest until the next start");
         }

@@ -31,6 +31,7 @@ use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, FaultSocketState, OpenFaultSocket};
 use crate::keeper::HeldEntry;
+use crate::metrics::Metrics;
 
 /// How long a VMM that has connected may take to hand its memory over.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
@@ -149,6 +150,7 @@ impl Daemon {
             keeping: Arc::clone(&self.keeping),
             catalog: self.catalog.clone(),
             fetcher: self.engine.fetcher().clone(),
+            metrics: Arc::clone(&self.metrics),
             socket: Arc::clone(socket),
         };
         let name = "hand-over".to_owned();
@@ -197,6 +199,7 @@ impl Daemon {
                 let epoch = Epoch::recover(super::live::kept_epoch(&mut held, facts.clone())?)?;
                 let view = Arc::clone(snapshot.memory());
                 let server = FaultServer::resume(view, epoch, self.engine.fetcher().clone(), options())?;
+                self.metrics.serving(snapshot.id(), server.watch());
                 State::Serving { server }
             }
         };
@@ -215,6 +218,7 @@ struct Host {
     keeping: Arc<Keeping>,
     catalog: Catalog,
     fetcher: Fetcher,
+    metrics: Arc<Metrics>,
     socket: Arc<Socket>,
 }
 
@@ -238,6 +242,7 @@ impl Host {
         self.catalog.write(&[self.socket.put(Some(kept.facts))])?;
         let view = Arc::clone(self.socket.snapshot.memory());
         let server = FaultServer::resume(view, epoch, self.fetcher.clone(), options())?;
+        self.metrics.serving(self.socket.snapshot.id(), server.watch());
         self.socket.serve(server);
         Ok(())
     }

@@ -8,6 +8,7 @@ use rekindle_engine::store::StoreError;
 use crate::api::problem::{Code, Problem};
 use crate::keeper::KeeperError;
 use crate::vmm::process::GuestError;
+use crate::vmm::qemu::{Misfit, NoQemu};
 use crate::vmm::vmm_process::ProcessError;
 
 impl From<CatalogError> for Problem {
@@ -76,6 +77,10 @@ impl From<OpenError> for Problem {
 pub(super) fn guest_failed(error: anyhow::Error) -> Problem {
     match error.downcast::<Problem>() {
         Ok(problem) => problem,
-        Err(error) => Problem::new(Code::GuestFailed, format!("{error:#}")),
+        Err(error) => {
+            let is_misfit = error.chain().any(|cause| cause.is::<Misfit>() || cause.is::<NoQemu>());
+            let code = if is_misfit { Code::Misfit } else { Code::GuestFailed };
+            Problem::new(code, format!("{error:#}"))
+        }
     }
 }

@@ -25,6 +25,7 @@ pub use keys::Key;
 pub use layers::Surroundings;
 pub use values::{parse_size, parse_time};
 
+use crate::telemetry::LogFormat;
 use keys::KEYS;
 use layers::Layers;
 use values::Kind;
@@ -98,15 +99,6 @@ pub struct TelemetrySettings {
     pub otlp_endpoint: Option<String>,
     /// Under which name.
     pub service_name: String,
-}
-
-/// How the daemon logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines for people.
-    Human,
-    /// A JSON object a line.
-    Json,
 }
 
 /// Where the store is.
@@ -272,15 +264,6 @@ impl fmt::Display for StoreLocation {
         match self {
             Self::Directory(path) => path.display().fmt(f),
         }
-    }
-}
-
-impl fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Human => "human",
-            Self::Json => "json",
-        })
     }
 }
 

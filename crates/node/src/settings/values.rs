@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::StoreLocation;
 use super::error::Source;
 use super::layers::{Said, SaidValue};
-use super::{LogFormat, StoreLocation};
+use crate::telemetry::LogFormat;
 
 /// A kind of value: how one is understood, and how it is shown to people and to programs. What is wrong with a value is
 /// said as what it must be instead.

@@ -1,4 +1,6 @@
 //! Drivers of the programs guests run in.
 
+pub mod guests;
 pub mod process;
+pub mod qemu;
 pub mod vmm_process;

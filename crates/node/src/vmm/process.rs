@@ -20,7 +20,7 @@ use crate::guest::protocol::Hello;
 
 pub use control::{Awaited, GuestControl};
 pub use error::GuestError;
-pub use kept::{CONTROL, KEEPER, KeptParts, MEMORY};
+pub use kept::{CONTROL, KeptParts, MEMORY};
 
 /// How a process guest is started.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! The process of a VMM: started under the keeper or by us, frozen, thawed, ended, found again.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -17,6 +18,9 @@ use crate::keeper::{Held, KeeperClient, KeeperError, PROCESS, Refusal, Role, Spa
 
 /// The name of a VMM's pidfd at a keeper that is not its parent: the one that was is gone.
 const PIDFD: &str = "pidfd";
+
+/// The word of a VMM's environment that says at which socket its keeper listens.
+pub const KEEPER: &str = "REKINDLE_KEEPER";
 
 /// How long a stopped VMM may take until its last thread stands. Threads that wait for a remove to be read
 /// stand only after that, so the handler must be serving.
@@ -115,7 +119,9 @@ impl VmmProcess {
         spawn: &Spawn,
         fds: &[(Role<'_>, BorrowedFd<'_>)],
     ) -> Result<Unfinished, ProcessError> {
-        let spawned = keeper.spawn(key, spawn, fds).map_err(|error| match not_started(&error) {
+        let mut spawn = spawn.clone();
+        spawn.environment.push((OsString::from(KEEPER), keeper.socket().as_os_str().to_owned()));
+        let spawned = keeper.spawn(key, &spawn, fds).map_err(|error| match not_started(&error) {
             Some(source) => ProcessError::NotStarted { source },
             None => ProcessError::Keeper { key: key.to_owned(), source: error },
         })?;

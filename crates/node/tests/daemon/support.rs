@@ -123,6 +123,7 @@ pub(crate) fn create(name: &str, backing: MemoryBacking) -> CreateSandbox {
         vmm: Default::default(),
         memory_bytes: MEMORY_BYTES,
         backing,
+        machine: None,
     }
 }
 
@@ -132,7 +133,7 @@ pub(crate) fn pause_as(name: &str) -> PauseSandbox {
 
 pub(crate) fn resume_as(name: &str, count: u32) -> ResumeSnapshot {
     let name = Some(name.to_owned());
-    ResumeSnapshot { count, name, labels: Default::default(), serve_before_seal: None }
+    ResumeSnapshot { count, name, labels: Default::default(), serve_before_seal: None, taps: None }
 }
 
 /// A share of single pages.

@@ -49,25 +49,33 @@ impl Process {
 
     /// What it does, in the kernel's word for it: `R (running)`, `S (sleeping)`, `T (stopped)`.
     pub fn doing(&self) -> io::Result<String> {
-        self.status("State:")
+        self.told_in("status", "State:")
     }
 
     /// Bytes of RAM that are its own, shared memory files left out.
     pub fn own_ram_bytes(&self) -> io::Result<u64> {
-        let words = self.status("RssAnon:")?;
-        let kibibytes = words.strip_suffix("kB").and_then(|number| number.trim().parse::<u64>().ok());
-        let unknown = || io::Error::new(io::ErrorKind::InvalidData, words.clone());
-        kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(unknown)
+        bytes_of(&self.told_in("status", "RssAnon:")?)
     }
 
-    /// What stands behind `name` in its status.
-    fn status(&self, name: &str) -> io::Result<String> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
+    /// Bytes of RAM it has mapped, those that others have mapped too divided among them.
+    pub fn ram_share_bytes(&self) -> io::Result<u64> {
+        bytes_of(&self.told_in("smaps_rollup", "Pss:")?)
+    }
+
+    /// What stands behind `name` in a file of its directory.
+    fn told_in(&self, file: &str, name: &str) -> io::Result<String> {
+        let text = fs::read_to_string(format!("/proc/{}/{file}", self.pid))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
         let unknown =
-            || io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in a process's status"));
+            || io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in a process's {file}"));
         line.map(|line| line.trim().to_owned()).ok_or_else(unknown)
     }
+}
+
+fn bytes_of(words: &str) -> io::Result<u64> {
+    let kibibytes = words.strip_suffix("kB").and_then(|number| number.trim().parse::<u64>().ok());
+    let unknown = || io::Error::new(io::ErrorKind::InvalidData, words.to_owned());
+    kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(unknown)
 }
 
 /// The processes whose program lies in `programs`.

@@ -67,6 +67,7 @@ fn started(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> io::Re
     }
     let others: Vec<_> = others.iter().map(|(number, fd)| (*number, fd.as_fd())).collect();
     let mut child = spawner.spawn(command, &others)?;
+    let_be_chosen(child.id());
     match pidfd_of(child.id()) {
         Ok(pidfd) => Ok(NewChild { pid: child.id(), pidfd }),
         Err(error) => {
@@ -74,6 +75,15 @@ fn started(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> io::Re
             child.wait()?;
             Err(error)
         }
+    }
+}
+
+/// Where the keeper is protected when memory runs out (`oom_score_adj`, proc(5)), lets a child be chosen before it.
+fn let_be_chosen(child: u32) {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj");
+    if own.is_ok_and(|own| own.starts_with('-')) {
+        // A child that cannot be told runs as protected as the keeper.
+        std::fs::write(format!("/proc/{child}/oom_score_adj"), "0").ok();
     }
 }
 

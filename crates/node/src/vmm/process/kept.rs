@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 
 use rekindle_kernel::Memfd;
 
@@ -17,9 +16,6 @@ use crate::vmm::vmm_process::{ProcessError, VmmProcess, take_process};
 pub const CONTROL: &str = "control";
 /// The name of a guest's memfd among what the keeper holds.
 pub const MEMORY: &str = "memory";
-
-/// The word of a guest's environment that says at which socket its keeper listens.
-pub const KEEPER: &str = "REKINDLE_KEEPER";
 
 /// The words of the environment that a guest under the keeper shares with its driver.
 const SHARED_ENVIRONMENT: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
@@ -62,13 +58,18 @@ impl ProcessGuest {
         let started = |source| GuestError::Start { program: options.program.clone(), source };
         let (ours, theirs) = UnixStream::pair().map_err(started)?;
         let fds = [(Role::Child(0), theirs.as_fd()), (Role::Held(CONTROL), ours.as_fd())];
-        let spawned = VmmProcess::spawn_under(keeper, key, &options.under_keeper(keeper.socket()), &fds);
-        // From here on the guest is ended if anything fails.
-        let process = spawned.map_err(|error| match error {
-            ProcessError::NotStarted { source } => started(source),
-            error => error.into(),
-        })?;
+        let spawned = VmmProcess::spawn_under(keeper, key, &options.under_keeper(), &fds);
         drop(theirs);
+        // From here on the guest is ended if anything fails.
+        let process = match spawned {
+            Ok(process) => process,
+            Err(ProcessError::NotStarted { source }) => return Err(started(source)),
+            Err(gone @ ProcessError::Gone { pid, .. }) => {
+                // It ended at once; why is what it said before that.
+                return Err(GuestControl::greet(pid, ours).err().unwrap_or(gone.into()));
+            }
+            Err(error) => return Err(error.into()),
+        };
         let (control, hello, memfd) = GuestControl::greet(process.process().id(), ours)?;
         if let Some(memfd) = &memfd {
             let held = keeper.add(key, &[(MEMORY, memfd.as_fd())]);
@@ -97,14 +98,13 @@ impl ProcessGuest {
 }
 
 impl GuestOptions {
-    fn under_keeper(&self, keeper: &Path) -> Spawn {
+    fn under_keeper(&self) -> Spawn {
         let arguments = self.leading.iter().cloned().chain(self.guest.to_words()).collect();
-        let of_keeper = (OsString::from(KEEPER), keeper.as_os_str().to_owned());
         let word = |name: &&str| Some((OsString::from(name), std::env::var_os(name)?));
         Spawn {
             program: self.program.clone(),
             arguments,
-            environment: SHARED_ENVIRONMENT.iter().filter_map(word).chain([of_keeper]).collect(),
+            environment: SHARED_ENVIRONMENT.iter().filter_map(word).collect(),
             log: self.log.clone(),
             user_id: self.user_id,
         }

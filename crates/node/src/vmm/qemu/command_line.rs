@@ -1,0 +1,150 @@
+//! How QEMU is run: its words, its environment, and the descriptors it finds under fixed numbers.
+
+use std::ffi::OsString;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use rekindle_kernel::Memfd;
+use serde_json::json;
+
+use super::launch::Launch;
+use super::misfit::Misfit;
+use super::spec::{Accelerator, Machine};
+use crate::keeper::Spawn;
+
+/// The descriptor of the control connection in QEMU. Low numbers may be the keeper's own.
+pub(super) const CONTROL_FD: i32 = 20;
+/// The descriptor of the serial console in QEMU.
+pub(super) const SERIAL_FD: i32 = 21;
+/// The descriptor of the memory file in QEMU.
+pub(super) const MEMORY_FD: i32 = 22;
+
+/// How long a disk's requests wait, in seconds, for a server that was started anew, before they fail.
+const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
+
+/// The variable with the socket at which the preloaded library hands memory over.
+const HANDOVER: &str = "REKINDLE_HANDOVER";
+/// The variable with the device, inode and length of the memory file.
+const MEMORY: &str = "REKINDLE_MEMORY";
+/// The variable that says that the kernel itself never touches guest memory.
+const USER_FAULTS: &str = "REKINDLE_USER_FAULTS";
+
+/// What a QEMU does once it is up.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Beginning<'a> {
+    /// Boots.
+    Boot,
+    /// Waits for device state; its memory is handed over at this socket.
+    Resume(&'a Path),
+}
+
+/// How the machine is run.
+pub(super) fn spawn(launch: &Launch, memory: &Memfd, beginning: Beginning<'_>) -> Result<Spawn, Misfit> {
+    let mut spawn = Spawn::new(&launch.program.path, arguments(launch, beginning));
+    spawn.log = Some(launch.places.log.clone());
+    if let Beginning::Resume(handover) = beginning {
+        spawn.environment = vec![
+            ("LD_PRELOAD".into(), launch.program.shim()?.into()),
+            (HANDOVER.into(), handover.into()),
+            (MEMORY.into(), numbers_of(memory)),
+        ];
+        let options = &launch.spec.options;
+        if options.accelerator == Accelerator::Tcg && options.disks.is_empty() && options.nics.is_empty() {
+            spawn.environment.push((USER_FAULTS.into(), "1".into()));
+        }
+    }
+    Ok(spawn)
+}
+
+fn numbers_of(memory: &Memfd) -> OsString {
+    let status = rustix::fs::fstat(memory.as_fd()).expect("an open file has a device and an inode");
+    format!("{}:{}:{}", status.st_dev, status.st_ino, memory.bytes()).into()
+}
+
+fn arguments(launch: &Launch, beginning: Beginning<'_>) -> Vec<OsString> {
+    let options = &launch.spec.options;
+    let memory = options.memory_bytes;
+    let mut words = Words(Vec::new());
+    words.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
+    words.option("-machine", machine(launch)).option("-accel", options.accelerator.word());
+    words.option("-cpu", &options.cpu_model).option("-smp", options.cpus.to_string());
+    words.option("-m", format!("{memory}B"));
+    let file = format!("mem-path=/proc/self/fd/{MEMORY_FD},share=on,dump=off,merge=off");
+    words.option("-object", format!("memory-backend-file,id=memory,size={memory},{file}"));
+    words.option("-kernel", &launch.kernel).option("-append", &options.command_line);
+    if let Some(initrd) = &launch.initrd {
+        words.option("-initrd", initrd);
+    }
+    words.option("-chardev", format!("socket,id=control,fd={CONTROL_FD}"));
+    words.option("-mon", "chardev=control,mode=control");
+    words.option("-chardev", format!("socket,id=serial,fd={SERIAL_FD}")).option("-serial", "chardev:serial");
+    // The clock goes on while the machine does not run: a resumed guest reads the time that it is.
+    words.option("-rtc", "base=utc,clock=host");
+    if options.machine.has_generation_id() {
+        words.option("-device", "vmgenid,guid=auto");
+    }
+    disks(launch, &mut words);
+    nics(launch, &mut words);
+    if let Beginning::Resume(_) = beginning {
+        words.option("-incoming", "defer");
+    }
+    words.0
+}
+
+/// What is not named is off: a microvm finds its disks by its kernel's command line, so it needs no ACPI.
+fn machine(launch: &Launch) -> String {
+    let more = match launch.spec.options.machine {
+        Machine::Microvm => "acpi=off,rtc=on,isa-serial=on",
+        Machine::Q35 => "vmport=off",
+    };
+    format!("{},{more},memory-backend=memory", launch.spec.machine_type)
+}
+
+/// The word of a virtio device on the machine's bus.
+fn bus(launch: &Launch) -> &'static str {
+    match launch.spec.options.machine {
+        Machine::Microvm => "device",
+        Machine::Q35 => "pci",
+    }
+}
+
+fn disks(launch: &Launch, words: &mut Words) {
+    let bus = bus(launch);
+    for (number, (disk, socket)) in launch.spec.options.disks.iter().zip(&launch.places.disks).enumerate() {
+        let block = json!({
+            "driver": "nbd",
+            "node-name": format!("disk{number}"),
+            "server": { "type": "unix", "path": socket },
+            "export": disk.name,
+            "reconnect-delay": RECONNECT_SECONDS,
+            "discard": "unmap",
+        });
+        words.option("-blockdev", block.to_string());
+        let serial: String = disk.name.chars().take(20).collect();
+        words.option("-device", format!("virtio-blk-{bus},drive=disk{number},serial={serial}"));
+    }
+}
+
+fn nics(launch: &Launch, words: &mut Words) {
+    let bus = bus(launch);
+    for (number, (nic, tap)) in launch.spec.options.nics.iter().zip(&launch.places.taps).enumerate() {
+        let scripts = "script=no,downscript=no,vhost=off";
+        words.option("-netdev", format!("tap,id=net{number},ifname={tap},{scripts}"));
+        words.option("-device", format!("virtio-net-{bus},netdev=net{number},mac={}", nic.mac));
+    }
+}
+
+struct Words(Vec<OsString>);
+
+impl Words {
+    fn flag(&mut self, flag: &str) -> &mut Self {
+        self.0.push(flag.into());
+        self
+    }
+
+    fn option(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.push(name.into());
+        self.0.push(value.into());
+        self
+    }
+}
