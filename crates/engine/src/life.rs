@@ -118,11 +118,7 @@ impl Life {
             None => Ok(()),
         });
         let work = match recorded {
-            Ok(()) => {
-                let work = self.snapshot.record(SnapshotEvent::PublishSucceeded);
-                self.publish_working_set()?;
-                work
-            }
+            Ok(()) => self.snapshot.record(SnapshotEvent::PublishSucceeded),
             Err(PublishError::Stopped(stopped)) => return Err(stopped),
             Err(error) => {
                 tracing::warn!(snapshot = %id, %error, "publishing failed, it will be tried again");
@@ -130,6 +126,9 @@ impl Life {
             }
         };
         self.changed();
+        if self.snapshot.is_published() {
+            self.publish_working_set()?;
+        }
         Ok(work)
     }
 

@@ -83,6 +83,9 @@ pub const WORKING_SET_USES_MAX: u32 = 64;
 /// Pages a guest waited for in spite of its working set before that is worth writing another one: 0.1 ms of faults.
 pub const WORKING_SET_MISSES_MIN: u32 = 32;
 
+/// How long after its last note a working set is written down: a pause that ended it has answered by then.
+pub const WORKING_SET_WRITTEN_AFTER: Duration = Duration::from_secs(1);
+
 /// How long a working set is looked for in the store, or is put there: it is wanted in the first seconds or not at all.
 pub const WORKING_SET_STORE_WAIT: Duration = Duration::from_secs(10);
 

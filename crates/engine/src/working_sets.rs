@@ -39,13 +39,20 @@ pub(crate) async fn keep(
     expected: Option<&Arc<WorkingSet>>,
     set: Arc<WorkingSet>,
 ) {
+    if is_deleted(snapshot) || !snapshot.working_set().replace(expected, Arc::clone(&set)) {
+        return;
+    }
+    // The next resume has it from here on. What ended the recording may be a pause, whose own record is not to wait
+    // for this one.
+    tokio::time::sleep(limits::WORKING_SET_WRITTEN_AFTER).await;
     let turn = snapshot.working_set().turn().await;
-    let kept = !is_deleted(snapshot) && snapshot.working_set().replace(expected, Arc::clone(&set));
-    if kept {
+    let is_wanted = !is_deleted(snapshot)
+        && snapshot.working_set().unstored().is_some_and(|present| Arc::ptr_eq(&present, &set));
+    if is_wanted {
         record(snapshot, set, false).await;
     }
     drop(turn);
-    if kept && snapshot.is_published() {
+    if is_wanted && snapshot.is_published() {
         publish(snapshot, store).await;
     }
 }

@@ -1,6 +1,8 @@
 //! A guest that is resumed a second time: what the first one touched is there before it asks, and nothing is wrong if
 //! what was recorded is.
 
+#![allow(clippy::unwrap_used, reason = "only tests use this")]
+
 mod support;
 
 use std::fs;
