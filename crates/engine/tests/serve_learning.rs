@@ -66,7 +66,8 @@ fn wait_for<T>(what: &str, found: impl Fn() -> Option<T>) -> T {
             return found;
         }
         assert!(Instant::now() < deadline, "{what} in time");
-        std::thread::yield_now();
+        // Whoever asks a catalog again and again keeps others from writing it.
+        std::thread::park_timeout(limits::SERVER_END_ASK);
     }
 }
 
