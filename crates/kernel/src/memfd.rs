@@ -220,6 +220,14 @@ impl Memfd {
         }
     }
 
+    /// Whether it is sealed against writing or can still be: it is open for writing, and its seals are not themselves
+    /// sealed.
+    pub fn can_seal_writes(&self) -> io::Result<bool> {
+        let seals = rustix::fs::fcntl_get_seals(&self.fd)?;
+        let mode = rustix::fs::fcntl_getfl(&self.fd)? & OFlags::RWMODE;
+        Ok(seals.contains(SealFlags::WRITE) || (!seals.contains(SealFlags::SEAL) && mode != OFlags::RDONLY))
+    }
+
     /// Whether the file is sealed against writing.
     pub fn is_write_sealed(&self) -> io::Result<bool> {
         Ok(rustix::fs::fcntl_get_seals(&self.fd)?.contains(SealFlags::WRITE))
