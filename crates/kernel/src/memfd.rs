@@ -216,6 +216,8 @@ impl Memfd {
         match rustix::fs::fcntl_add_seals(&self.fd, SealFlags::WRITE) {
             Ok(()) => Ok(true),
             Err(Errno::BUSY) => Ok(false),
+            // No seal can be added to a file with F_SEAL_SEAL, not even one that it has.
+            Err(Errno::PERM) if self.is_write_sealed()? => Ok(true),
             Err(errno) => Err(errno.into()),
         }
     }

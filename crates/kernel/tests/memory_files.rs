@@ -157,6 +157,22 @@ fn a_file_sealed_against_further_seals_is_refused_unless_its_size_is_sealed() {
 }
 
 #[test]
+fn whether_writes_can_be_sealed_is_known_before_it_is_tried() {
+    let open = sixteen_pages();
+    assert!(open.can_seal_writes().unwrap());
+    let read_only = File::open(format!("/proc/self/fd/{}", open.as_fd().as_raw_fd())).unwrap();
+    assert!(!Memfd::adopt(read_only.into()).unwrap().can_seal_writes().unwrap());
+    let closed = sixteen_pages();
+    rustix::fs::fcntl_add_seals(closed.as_fd(), SealFlags::SEAL).unwrap();
+    assert!(!closed.can_seal_writes().unwrap());
+    assert!(closed.seal_writes().is_err());
+    let sealed = sixteen_pages();
+    rustix::fs::fcntl_add_seals(sealed.as_fd(), SealFlags::WRITE | SealFlags::SEAL).unwrap();
+    assert!(sealed.can_seal_writes().unwrap());
+    assert!(sealed.seal_writes().unwrap(), "it is sealed already");
+}
+
+#[test]
 fn bytes_outside_a_file_are_refused() {
     let memfd = sixteen_pages();
     let mut two = [0; 2];
