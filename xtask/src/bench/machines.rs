@@ -138,7 +138,8 @@ fn part(label: &str, unit: Unit, pairs: Pairs, target: Target) -> Vec<Part> {
 fn measure_pause(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let host = Host::start()?;
     host.filled_tiny("vm")?;
-    let process: CreateSandbox = serde_json::from_value(json!({ "name": "process", "memory_bytes": MEMORY }))?;
+    let process: CreateSandbox =
+        serde_json::from_value(json!({ "name": "process", "memory_bytes": MEMORY }))?;
     host.client.create_sandbox(None, &process)?;
     Told::new(&host.client, "process").fill(1)?;
     host.pause("process", "process")?;
@@ -157,11 +158,8 @@ fn measure_pause(effort: Effort) -> anyhow::Result<Vec<Part>> {
                               "zero_percent": 10, "same_percent": 10 });
         Ok(host.client.tell_guest("pausing", &command).map(drop)?)
     };
-    let pairs = interleave(
-        effort.heavy_pairs(),
-        || paused("vm", &of_machine),
-        || paused("process", &of_process),
-    )?;
+    let pairs =
+        interleave(effort.heavy_pairs(), || paused("vm", &of_machine), || paused("process", &of_process))?;
     Ok(part("64 MiB", Unit::Seconds, pairs, Target::BeyondReferenceAtMost(DEVICE_STATE_SECONDS)))
 }
 

@@ -42,7 +42,7 @@ impl Control for Daemon {
     }
 
     fn resume_sandbox(&self, reference: &str, how: ResumeSandbox) -> Answer<Sandbox> {
-        self.timed(|| self.resume(reference, how))
+        self.timed(|| self.resume(reference, &how))
     }
 
     fn fork_sandbox(

@@ -118,10 +118,10 @@ impl Daemon {
         }
     }
 
-    pub(super) fn resume(&self, reference: &str, how: ResumeSandbox) -> Answer<Sandbox> {
+    pub(super) fn resume(&self, reference: &str, how: &ResumeSandbox) -> Answer<Sandbox> {
         let entry = self.sandboxes.find(reference)?;
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
-        self.resume_in_turn(&mut turn, &how)?;
+        self.resume_in_turn(&mut turn, how)?;
         drop(turn);
         Ok(entry.show())
     }

@@ -105,6 +105,7 @@ impl Live {
         let epoch = Epoch::begin(handover, options.tracking).context("beginning to serve the guest")?;
         let facts = keep_epoch(&daemon.keeping, id, &epoch)?;
         let server = serve(daemon, snapshot, epoch, options)?;
+        daemon.engine.learn(snapshot, &server);
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
         Ok(Self { id, guest, base: Some(Arc::clone(snapshot)), memory })
@@ -323,6 +324,8 @@ fn serve(
 ) -> anyhow::Result<FaultServer> {
     let view = Arc::clone(snapshot.memory());
     let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), options)
+        // With the epoch gone it can be made again from what the keeper holds.
+        .map_err(|not_served| not_served.error)
         .context("starting the fault server")?;
     daemon.metrics.serving(snapshot.id(), server.watch());
     Ok(server)

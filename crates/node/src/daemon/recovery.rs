@@ -188,7 +188,7 @@ impl Daemon {
     fn resume_the_forked(&self) {
         for entry in self.sandboxes.all() {
             if matches!(entry.record().life, RecordedLife::Forked)
-                && let Err(error) = self.resume(&entry.record().id.to_string(), ResumeSandbox::default())
+                && let Err(error) = self.resume(&entry.record().id.to_string(), &ResumeSandbox::default())
             {
                 tracing::error!(sandbox = %entry.record().id, %error, "it was being forked, and stays paused");
             }

@@ -19,8 +19,8 @@ mod linux_kernel;
 mod said;
 
 pub use initrd::initrd;
-pub use said::{GuestRefuses, Said};
 pub use linux_kernel::{LinuxKernel, LinuxKernelError};
+pub use said::{GuestRefuses, Said};
 
 /// The tiny guest: a 32-bit ELF program with a multiboot word and a note for PVH's direct entry, a few KB.
 ///

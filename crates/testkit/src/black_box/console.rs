@@ -70,7 +70,8 @@ impl<'a> Console<'a> {
         let answer = self.ask("verify", "verified ")?;
         let mut numbers = answer.split_whitespace().map(|word| word.parse().ok());
         let mut next = || numbers.next().flatten();
-        let wrong = || BlackBoxError::Guest { sandbox: self.sandbox.clone(), why: format!("verified {answer}") };
+        let wrong =
+            || BlackBoxError::Guest { sandbox: self.sandbox.clone(), why: format!("verified {answer}") };
         next().zip(next()).ok_or_else(wrong)
     }
 }

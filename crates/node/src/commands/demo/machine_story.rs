@@ -170,7 +170,7 @@ impl<'a> MachineStory<'a> {
         };
         let filled: u64 = machine.ask(&fill, "filled ")?.parse()?;
         self.timeline.say(&format!("it filled {}", ByteSize::kib(4 * filled)));
-        let (snapshot, answer) = node.pause(machine)?;
+        let (snapshot, answer) = node.pause(&machine)?;
         self.timeline.say(&format!("it was paused in {}", seconds(answer.as_secs_f64())));
         self.wait_published(node, &[&snapshot])?;
         Ok(snapshot)
@@ -189,7 +189,7 @@ impl<'a> MachineStory<'a> {
         let dirtied = machine.ask(&format!("dirty 2 {}", self.arguments.dirty), "dirtied ")?;
         self.timeline.say(&format!("it rewrote {dirtied} pages of it"));
         let counted = machine.tick()?;
-        let (snapshot, answer) = node.pause(machine)?;
+        let (snapshot, answer) = node.pause(&machine)?;
         self.timeline.say(&format!("it was paused in {}; the seal begins", seconds(answer.as_secs_f64())));
         Ok((snapshot, counted, answer))
     }
@@ -229,7 +229,7 @@ impl<'a> MachineStory<'a> {
         fork.ask("dirty 3 5", "dirtied ")?;
         let from_capture = fork.pages_from_capture()?;
         let counted = fork.tick()?;
-        let (snapshot, answer) = node.pause(fork)?;
+        let (snapshot, answer) = node.pause(&fork)?;
         let parent_was_unsealed = node.is_unsealed(parent)?;
         self.timeline.say(&format!(
             "the second fork wrote on and was paused in {}{}",

@@ -56,7 +56,7 @@ impl PrivateNode {
     }
 
     /// Pauses a machine; the snapshot, and how long that took.
-    pub(super) fn pause(&self, machine: Machine<'_>) -> anyhow::Result<(Snapshot, Duration)> {
+    pub(super) fn pause(&self, machine: &Machine<'_>) -> anyhow::Result<(Snapshot, Duration)> {
         let asked = Instant::now();
         let snapshot =
             self.daemon.pause_sandbox(&machine.sandbox.id.to_string(), None, PauseSandbox::default())?;
@@ -167,7 +167,7 @@ impl Machine<'_> {
     }
 
     /// Ends it.
-    pub(super) fn end(self) -> anyhow::Result<()> {
+    pub(super) fn end(&self) -> anyhow::Result<()> {
         Ok(self.node.daemon.remove_sandbox(&self.sandbox.id.to_string())?)
     }
 }
