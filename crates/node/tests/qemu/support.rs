@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rekindle::disk::{Access, Disk, DiskSource, Overlay};
 use rekindle::keeper::{Found, KeeperClient, PROCESS};
 use rekindle::vmm::guests::tiny_kernel;
 use rekindle::vmm::qemu::{
-    BootFile, CONTROL, KeptParts, Launch, Places, QemuGuest, QemuOptions, QemuProgram, QemuSpec, SPEC_BLOB,
+    BootFile, CONTROL, DiskSpec, KeptParts, Launch, Places, QemuGuest, QemuOptions, QemuProgram, QemuSpec,
+    SPEC_BLOB,
 };
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
@@ -47,13 +49,11 @@ pub(crate) struct Running {
     pub(crate) key: String,
     pub(crate) guest: QemuGuest,
     pub(crate) console: Console,
-    pub(crate) served: Option<Served>,
+    /// The snapshot it runs on.
+    pub(crate) origin: Option<Arc<Snapshot>>,
+    pub(crate) served: Option<FaultServer>,
+    pub(crate) disks: Vec<Disk>,
     pub(crate) spec: QemuSpec,
-}
-
-pub(crate) struct Served {
-    pub(crate) snapshot: Arc<Snapshot>,
-    pub(crate) server: FaultServer,
 }
 
 /// The serial console.
@@ -113,8 +113,39 @@ impl Host {
 
     pub(crate) fn launch(&self, key: &str, spec: &QemuSpec) -> Launch {
         let (boot_directory, log) = (self.boot_directory(), self.log(key));
-        let places = Places { boot_directory, log, disks: Vec::new(), taps: Vec::new() };
+        let disks = spec.options.disks.iter().map(|disk| self.disk_socket(key, &disk.name)).collect();
+        let places = Places { boot_directory, log, disks, taps: Vec::new() };
         Launch::new(&self.program, spec, places).expect("it fits this host")
+    }
+
+    /// Where a disk of a machine is served.
+    fn disk_socket(&self, key: &str, disk: &str) -> PathBuf {
+        self.directory.path().join(format!("{}-{disk}.sock", key.replace('/', "-")))
+    }
+
+    /// Serves the disks of a machine from the volumes of a snapshot.
+    fn serve_disks(&self, key: &str, spec: &QemuSpec, origin: &Snapshot) -> Vec<Disk> {
+        let serve = |(number, disk): (usize, &DiskSpec)| {
+            let base = Arc::clone(&origin.volumes()[number + 1].view);
+            let source = DiskSource {
+                base: Some(base),
+                fetcher: self.engine.fetcher().clone(),
+                overlay: Overlay::create(disk.bytes).expect("memory for what is written"),
+                bytes: disk.bytes,
+                access: Access::ReadWrite,
+            };
+            Disk::serve(&self.disk_socket(key, &disk.name), source).expect("a socket")
+        };
+        spec.options.disks.iter().enumerate().map(serve).collect()
+    }
+
+    /// Boots a machine whose disks begin as in `origin`, and whose memory is empty there.
+    pub(crate) fn boot_on(&self, options: QemuOptions, origin: &Arc<Snapshot>) -> Running {
+        let (key, spec) = (self.new_key(), self.settle(options));
+        let disks = self.serve_disks(&key, &spec, origin);
+        let guest = QemuGuest::start(&self.keeper, &key, &self.launch(&key, &spec)).expect("it starts");
+        let console = Console::of(&guest);
+        Running { key, guest, console, origin: Some(Arc::clone(origin)), served: None, disks, spec }
     }
 
     pub(crate) fn boot(&self, options: QemuOptions) -> Running {
@@ -122,22 +153,24 @@ impl Host {
         let guest = QemuGuest::start(&self.keeper, &key, &self.launch(&key, &spec)).expect("it starts");
         let mut console = Console::of(&guest);
         console.wait_for("rekindle tiny guest");
-        Running { key, guest, console, served: None, spec }
+        Running { key, guest, console, origin: None, served: None, disks: Vec::new(), spec }
     }
 
     /// Runs it from a snapshot.
     pub(crate) fn resume(&self, snapshot: &Arc<Snapshot>) -> Running {
-        let (mut guest, server, key, spec) = self.hand_over(snapshot);
+        let (mut guest, server, disks, key) = self.hand_over(snapshot);
         assert_eq!(server.tracking(), Tracking::Scan, "this kernel scans for written pages");
         guest.load(state_of(snapshot)).expect("it loads what was saved");
         let console = Console::of(&guest);
-        Running { key, guest, console, served: Some(Served { snapshot: Arc::clone(snapshot), server }), spec }
+        let (origin, spec) = (Some(Arc::clone(snapshot)), spec_of(snapshot));
+        Running { key, guest, console, origin, served: Some(server), disks, spec }
     }
 
     /// A QEMU that is served from a snapshot and has not loaded its device state.
-    pub(crate) fn hand_over(&self, snapshot: &Arc<Snapshot>) -> (QemuGuest, FaultServer, String, QemuSpec) {
+    pub(crate) fn hand_over(&self, snapshot: &Arc<Snapshot>) -> (QemuGuest, FaultServer, Vec<Disk>, String) {
         let spec = spec_of(snapshot);
         let key = self.new_key();
+        let disks = self.serve_disks(&key, &spec, snapshot);
         let (listener, socket) = self.listen();
         let guest = QemuGuest::resume(&self.keeper, &key, &self.launch(&key, &spec), &socket);
         let guest = guest.expect("it starts");
@@ -150,7 +183,7 @@ impl Host {
             neighbours: Neighbours::Adaptive,
         };
         let server = FaultServer::start(view, handover, self.engine.fetcher().clone(), options);
-        (guest, server.expect("it can be served"), key, spec)
+        (guest, server.expect("it can be served"), disks, key)
     }
 
     /// A socket of its own at which memory is handed over.
@@ -191,22 +224,22 @@ impl Running {
 
     /// The same, and how many pages were captured.
     pub(crate) fn pause_counting(mut self, host: &Host) -> (Arc<Snapshot>, u32) {
-        let parent = self.served.as_ref().map(|served| Arc::clone(&served.snapshot));
         let bytes = self.spec.options.memory_bytes;
-        let permit = host.engine.permit_pause(parent.as_ref(), bytes).expect("there is room");
+        let permit = host.engine.permit_pause(self.origin.as_ref(), bytes).expect("there is room");
         let state = self.guest.suspend().expect("it stands");
         self.guest.process.freeze().expect("it freezes");
-        let epoch = self.served.map(|served| served.server.end_epoch());
+        let epoch = self.served.map(FaultServer::end_epoch);
         let volume = memory(&self.guest, epoch.as_ref());
         let kept = volume.pages.kept.len();
+        let mut volumes = vec![volume];
+        for (disk, served) in self.spec.options.disks.iter().zip(&self.disks) {
+            let name = disk.name.parse().expect("it was checked");
+            volumes.push(served.freeze().volume(name).expect("all of it is in memory"));
+        }
         let spec = serde_json::to_vec(&self.spec).expect("plain data");
         let blobs = [(SPEC_BLOB.to_owned(), Bytes::from(spec)), (DEVICE_STATE.to_owned(), state)];
-        let paused = PausedGuest {
-            id: SnapshotId::new(),
-            volumes: vec![volume],
-            blobs: blobs.into(),
-            alongside: Vec::new(),
-        };
+        let paused =
+            PausedGuest { id: SnapshotId::new(), volumes, blobs: blobs.into(), alongside: Vec::new() };
         let snapshot = host.engine.commit_pause(permit, paused).expect("it is taken over");
         self.guest.process.kill().expect("it ends");
         (snapshot, kept)

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use rekindle::vmm::qemu::QemuError;
 use rekindle_kernel::fd_passing;
 
-use super::support::{Host, Running, state_of};
+use super::support::{Console, Host, Running, spec_of, state_of};
 
 const STOP: &[u8] = b"{\"execute\":\"stop\",\"id\":5}\n";
 
@@ -112,9 +112,9 @@ fn a_pause_that_was_given_up_is_made_again() {
 fn a_guest_that_was_never_loaded_is_not_said_to_run() {
     let Some(host) = Host::start() else { return };
     let snapshot = host.boot(host.tiny(16)).pause(&host);
-    let (guest, server, key, spec) = host.hand_over(&snapshot);
-    let console = super::support::Console::of(&guest);
-    let mut running = Running { key, guest, console, served: None, spec };
+    let (guest, server, disks, key) = host.hand_over(&snapshot);
+    let (console, spec) = (Console::of(&guest), spec_of(&snapshot));
+    let mut running = Running { key, guest, console, origin: None, served: None, disks, spec };
     running.attach_again(&host);
     let error = running.guest.go_on().expect_err("there is nothing to run");
     assert!(matches!(error, QemuError::NotLoaded { .. }), "{error}");

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rekindle_kernel::PAGE_BYTES;
+
 use super::misfit::Misfit;
 use super::program::{QemuProgram, host_cpu};
 use super::spec::QemuSpec;
@@ -82,7 +84,7 @@ impl QemuSpec {
         }
     }
 
-    /// Whether the volumes of a snapshot, each with its name and bytes, are those of the machine.
+    /// Whether the volumes of a snapshot, each with its name and the bytes of its whole pages, are those of the machine.
     pub fn check_volumes(&self, memory_bytes: u64, disks: &[(&str, u64)]) -> Result<(), Misfit> {
         let expected = self.options.memory_bytes;
         if memory_bytes != expected {
@@ -95,9 +97,10 @@ impl QemuSpec {
         check_count("disk volumes", self.options.disks.len(), disks.len())?;
         for disk in &self.options.disks {
             let found = disks.iter().find(|(name, _)| *name == disk.name).map_or(0, |(_, bytes)| *bytes);
-            if found != disk.bytes {
+            let expected = disk.bytes.next_multiple_of(u64::try_from(PAGE_BYTES).expect("4096"));
+            if found != expected {
                 let volume = format!("disk {}", disk.name);
-                return Err(Misfit::VolumeSize { volume, expected: disk.bytes, found });
+                return Err(Misfit::VolumeSize { volume, expected, found });
             }
         }
         Ok(())
@@ -224,7 +227,7 @@ mod tests {
         for disks in [
             vec![disk("memory", 4096)],
             vec![disk("a,b", 4096)],
-            vec![disk("a", 4095)],
+            vec![disk("a", 0)],
             vec![disk("a", 4096), disk("a", 4096)],
         ] {
             let mut spec = bench.spec(|_| {});
@@ -256,7 +259,7 @@ mod tests {
     fn volumes_of_other_sizes_are_of_another_machine() {
         let bench = Bench::new();
         let spec =
-            bench.spec(|options| options.disks = vec![DiskSpec { name: "root".to_owned(), bytes: 8192 }]);
+            bench.spec(|options| options.disks = vec![DiskSpec { name: "root".to_owned(), bytes: 8191 }]);
         assert!(spec.check_volumes(64 << 20, &[("root", 8192)]).is_ok());
         let error = spec.check_volumes(32 << 20, &[("root", 8192)]).expect_err("half of the memory");
         assert!(error.to_string().contains("the memory has 33554432 bytes"), "{error}");

@@ -255,12 +255,12 @@ impl Qmp {
     }
 
     fn failed(&self, doing: &'static str, error: io::Error, limit: Duration) -> QemuError {
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                QemuError::Silent { pid: self.pid, doing, limit }
-            }
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.ended(doing),
-            _ => QemuError::Connection { pid: self.pid, doing, source: error },
+        if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            QemuError::Silent { pid: self.pid, doing, limit }
+        } else if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+            self.ended(doing)
+        } else {
+            QemuError::Connection { pid: self.pid, doing, source: error }
         }
     }
 }
