@@ -45,14 +45,23 @@ fn converse(machine: &str, device: &str) {
     know_the_time(&mut guest);
     assert_eq!(guest.ask("end"), "ending");
     guest.wait();
-    let checked = Command::new("e2fsck").arg("-fn").arg(&disk).output().expect("it is where mkfs.ext4 is");
+    let checked = file_system_tool("e2fsck").arg("-fn").arg(&disk).output();
+    let checked = checked.expect("it is where mkfs.ext4 is");
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
 fn make_file_system(disk: &Path) -> bool {
     File::create(disk).and_then(|file| file.set_len(64 << 20)).expect("a sparse file");
-    let made = Command::new("mkfs.ext4").arg("-q").arg(disk).stdin(Stdio::null()).status();
+    let made = file_system_tool("mkfs.ext4").arg("-q").arg(disk).stdin(Stdio::null()).status();
     made.is_ok_and(|status| status.success())
+}
+
+/// A program of e2fsprogs, which users other than root have to look for.
+fn file_system_tool(name: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("env");
+    command.arg(format!("PATH={path}:/usr/sbin:/sbin")).arg(name);
+    command
 }
 
 fn judge_memory(guest: &mut Console) {
