@@ -11,6 +11,9 @@ use serde_json::json;
 
 use crate::support::{Node, interface};
 
+/// Whether an error is the one that is meant.
+type IsIt = fn(&SpecError) -> bool;
+
 /// What a server answers to one request with a body.
 pub(crate) fn raw(mut stream: &UnixStream, call: &str, body: &str) -> String {
     let request = format!("{call} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len());
@@ -27,7 +30,7 @@ fn a_fresh_vm_is_configured_by_the_documented_calls_in_order() {
     std::fs::write(node.file("base.img"), [7; 8192]).expect("there is room");
     let mut spec = node.spec(8);
     spec.initrd = Some(node.boot_file("initrd"));
-    spec.cpu_template = Some("T2".to_owned());
+    spec.cpu_profile = Some("T2".to_owned());
     spec.balloon = Some(Balloon { mib: 1, deflates: false });
     spec.interfaces = vec![interface("eth0", "tap3")];
     spec.drives = vec![
@@ -149,7 +152,7 @@ fn what_there_cannot_be_is_refused_before_anything_is_asked() {
         is_root: false,
         content: DriveContent::Writable("/image".into()),
     };
-    let wrong: [(FirecrackerSpec, fn(&SpecError) -> bool); 9] = [
+    let wrong: [(FirecrackerSpec, IsIt); 9] = [
         (FirecrackerSpec { cpus: 0, ..good.clone() }, |error| matches!(error, SpecError::Cpus { cpus: 0 })),
         (FirecrackerSpec { cpus: 33, ..good.clone() }, |error| matches!(error, SpecError::Cpus { .. })),
         (FirecrackerSpec { memory_bytes: 5000, ..good.clone() }, |error| {

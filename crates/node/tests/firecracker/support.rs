@@ -156,7 +156,7 @@ impl Node {
             drives: Vec::new(),
             interfaces: Vec::new(),
             balloon: None,
-            cpu_template: None,
+            cpu_profile: None,
             tracking: TrackFrom::Start,
             saved: None,
         }
@@ -252,12 +252,12 @@ impl Node {
     pub(crate) fn try_pause(
         &self,
         mut running: Running,
-    ) -> Result<Arc<Snapshot>, (Running, FirecrackerError)> {
+    ) -> Result<Arc<Snapshot>, (Box<Running>, FirecrackerError)> {
         let bytes = running.guest.facts().spec.memory_bytes + running.guest.disk_bytes_held();
         let permit = self.engine.permit_pause(running.base.as_ref(), bytes).expect("there is room");
         let state = match running.guest.suspend() {
             Ok(state) => state,
-            Err(error) => return Err((running, error)),
+            Err(error) => return Err((Box::new(running), error)),
         };
         running.guest.process.freeze().expect("freezes");
         let epoch = running.server.take().map(FaultServer::end_epoch);

@@ -123,7 +123,7 @@ fn another_cpu_or_an_older_kernel_is_refused_by_name() {
     found.host.cpu_model = "another (6/1/2)".to_owned();
     assert!(matches!(spec.check(&found), Err(Misfit::CpuModel { found, .. }) if found == "another (6/1/2)"));
     let mut alike = spec.clone();
-    alike.cpu_template = Some("T2".to_owned());
+    alike.cpu_profile = Some("T2".to_owned());
     assert_eq!(alike.check(&found), Ok(()), "a template makes CPUs of one vendor alike");
     let mut found = here.clone();
     found.host.kernel = (5, 10);

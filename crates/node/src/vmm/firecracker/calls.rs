@@ -169,8 +169,8 @@ fn machine(spec: &FirecrackerSpec) -> Value {
     if spec.pages == MemoryPages::Huge {
         machine["huge_pages"] = json!("2M");
     }
-    if let Some(template) = &spec.cpu_template {
-        machine["cpu_template"] = json!(template);
+    if let Some(profile) = &spec.cpu_profile {
+        machine["cpu_template"] = json!(profile);
     }
     machine
 }

@@ -50,10 +50,8 @@ impl ApiSocket {
     pub(super) fn is_there(&self) -> io::Result<bool> {
         match UnixStream::connect(&self.path) {
             Ok(_stream) => Ok(true),
-            Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(false),
-                _ => Err(error),
-            },
+            Err(error) if is_nobody(&error) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -213,6 +211,10 @@ fn parse(lines: &[u8]) -> Result<(u16, usize), &'static str> {
     Ok((status, length))
 }
 
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
 fn is_broken(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
@@ -253,6 +255,22 @@ mod tests {
         );
         let Err(CallError::Refused { call, status: 400, fault }) = refused else { panic!("{refused:?}") };
         assert_eq!((call.as_str(), fault.as_str()), ("GET /version", "not today"));
+    }
+
+    #[test]
+    fn an_answer_that_does_not_come_is_waited_for_no_longer_than_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let asked = ApiSocket::at(&path).begin("GET /version", None, LIMIT).unwrap();
+        let silent = asked.done(Duration::from_millis(1));
+        assert!(
+            matches!(&silent, Err(CallError::Silent { call, .. }) if call == "GET /version"),
+            "{silent:?}"
+        );
+        drop(listener);
+        let nobody = ApiSocket::at(&path).begin("GET /version", None, LIMIT);
+        assert!(matches!(nobody, Err(CallError::Unreachable { .. })), "{nobody:?}");
     }
 
     #[test]

@@ -197,7 +197,7 @@ impl FirecrackerSpec {
             let (saved, found) = (saved.cpu_vendor.clone(), found.cpu_vendor.clone());
             return Err(Misfit::CpuVendor { saved, found });
         }
-        if saved.cpu_model != found.cpu_model && self.cpu_template.is_none() {
+        if saved.cpu_model != found.cpu_model && self.cpu_profile.is_none() {
             let (saved, found) = (saved.cpu_model.clone(), found.cpu_model.clone());
             return Err(Misfit::CpuModel { saved, found });
         }

@@ -37,9 +37,9 @@ pub struct FirecrackerSpec {
     /// The balloon, by which memory can be taken back from the guest.
     #[serde(default)]
     pub balloon: Option<Balloon>,
-    /// Firecracker's own CPU template, which makes CPUs of one vendor alike.
+    /// Firecracker's own list of CPU features (its `cpu_template`), which makes CPUs of one vendor alike.
     #[serde(default)]
-    pub cpu_template: Option<String>,
+    pub cpu_profile: Option<String>,
     /// When the guest's writes begin to be tracked.
     #[serde(default)]
     pub tracking: TrackFrom,

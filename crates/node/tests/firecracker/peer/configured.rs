@@ -24,8 +24,8 @@ pub(super) struct Machine {
     pub(super) track_dirty_pages: bool,
     #[serde(default)]
     pub(super) huge_pages: Option<String>,
-    #[serde(default)]
-    pub(super) cpu_template: Option<String>,
+    #[serde(default, rename = "cpu_template")]
+    pub(super) cpu_profile: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
