@@ -157,8 +157,8 @@ mod tests {
     use rustix::fs::SealFlags;
 
     fn adopted(memfd: Memfd) -> Result<Capture, CaptureError> {
-        let reaper = Reaper::start().unwrap();
-        let lease = Budget::new(4096).lease(4096, Duration::ZERO).unwrap();
+        let reaper = Reaper::start().expect("a thread can be started");
+        let lease = Budget::new(4096).lease(4096, Duration::ZERO).expect("there is room");
         let pages = CapturedPages { kept: PageSet::full(1), zero: PageSet::new(1) };
         Capture::adopt(memfd, pages, lease, reaper.handle())
     }

@@ -221,7 +221,9 @@ fn until<T>(ask: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
 }
 
 /// How sandboxes that do nothing are made.
-const IDLE_KINDS: [(&str, fn(&Served) -> anyhow::Result<()>); 2] =
+type MakeIdle = fn(&Served) -> anyhow::Result<()>;
+
+const IDLE_KINDS: [(&str, MakeIdle); 2] =
     [("200 new sandboxes", create_idle), ("200 resumed sandboxes", resume_idle)];
 
 fn create_idle(served: &Served) -> anyhow::Result<()> {

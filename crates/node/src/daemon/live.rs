@@ -93,7 +93,13 @@ impl Live {
             let accepted = accept(&listener, &*guest)?;
             Ok((guest, accepted))
         });
-        std::fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
+        match std::fs::remove_file(&socket) {
+            // One in a jail goes with the jail, where a start has failed.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", socket.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
         let (mut guest, accepted) = accepted?;
         let Some(stream) = accepted else {
             guest.load(snapshot.blobs())?;

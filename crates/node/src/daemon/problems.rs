@@ -87,7 +87,7 @@ pub(super) fn guest_failed(error: anyhow::Error) -> Problem {
     match error.downcast::<Problem>() {
         Ok(problem) => problem,
         Err(error) => {
-            let is_misfit = error.chain().any(|cause| is_misfit_itself(cause));
+            let is_misfit = error.chain().any(is_misfit_itself);
             let code = if is_misfit { Code::Misfit } else { Code::GuestFailed };
             Problem::new(code, format!("{error:#}"))
         }

@@ -24,7 +24,7 @@ pub(crate) fn have_qemu(tier: &str) -> bool {
 /// A machine with the tiny guest.
 pub(crate) fn tiny(node: &Node, name: &str, board: Board, accelerator: Accelerator) -> CreateSandbox {
     let kernel = boot_file(node, "tiny.elf", tiny_kernel());
-    machine(name, 24 << 20, kernel, None, (board, accelerator))
+    machine(name, 24 << 20, &kernel, None, (board, accelerator))
 }
 
 /// A machine with Linux and a disk; none where that cannot be had, which is said.
@@ -38,7 +38,8 @@ pub(crate) fn linux(node: &Node, name: &str, tier: &str) -> Option<CreateSandbox
         return None;
     }
     let initrd = boot_file(node, "initrd", &kernel.initrd());
-    let mut wanted = machine(name, 160 << 20, kernel.image, Some(initrd), (Board::Microvm, Accelerator::Tcg));
+    let mut wanted =
+        machine(name, 160 << 20, &kernel.image, Some(&initrd), (Board::Microvm, Accelerator::Tcg));
     let disk = DiskImage { name: "data".to_owned(), image: disk.display().to_string() };
     wanted.machine.as_mut().expect("it is a machine").disks.push(disk);
     Some(wanted)
@@ -47,11 +48,11 @@ pub(crate) fn linux(node: &Node, name: &str, tier: &str) -> Option<CreateSandbox
 fn machine(
     name: &str,
     memory_bytes: u64,
-    kernel: PathBuf,
-    initrd: Option<PathBuf>,
+    kernel: &Path,
+    initrd: Option<&Path>,
     (board, accelerator): (Board, Accelerator),
 ) -> CreateSandbox {
-    let command_line = initrd.as_ref().map_or_else(String::new, |_| linux_command_line());
+    let command_line = initrd.map_or_else(String::new, |_| linux_command_line());
     let machine = Machine {
         kernel: kernel.display().to_string(),
         initrd: initrd.map(|path| path.display().to_string()),

@@ -73,7 +73,7 @@ pub(in crate::daemon) fn settle(
             })
             .collect(),
         balloon: None,
-        cpu_template: machine.cpu.clone(),
+        cpu_profile: machine.cpu.clone(),
         tracking: TrackFrom::Start,
         saved: None,
     };
