@@ -73,14 +73,3 @@ fn a_program_that_leaves_its_memory_gets_nothing_of_ours() {
     assert!(matches!(exit, Exit::WriteAddress(0xffff1, [9])), "{exit:?}");
     assert!(matches!(machine.run().unwrap(), Exit::Halt));
 }
-
-#[test]
-fn a_machine_whose_program_fails_is_stuck() {
-    // Two bytes that are no instruction, and nobody to be told of it.
-    let Some(mut machine) = machine("machines without a program", &[0x0f, 0x0b]) else { return };
-    let mut segments = machine.processor().get_sregs().unwrap();
-    segments.idt.limit = 0;
-    machine.processor().set_sregs(&segments).unwrap();
-    let exit = machine.run().unwrap();
-    assert!(matches!(exit, Exit::Stuck(_)), "{exit:?}");
-}
