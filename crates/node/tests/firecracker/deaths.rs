@@ -55,10 +55,10 @@ fn a_death_during_a_pause_is_said_and_the_last_snapshot_resumes() {
         let mut vm = node.resume(&snapshot);
         vm.say("dirty 4 20");
         node.set(|settings| settings.dies_at = Some(step));
-        let (vm, error) = node.try_pause(vm).map(drop).expect_err("it died");
+        let (vm, error) = *node.try_pause(vm).map(drop).expect_err("it died");
         assert!(is_gone(&error), "{step:?}: {error}");
         assert!(vm.guest.process.ends_within(LIMIT));
-        node.end(*vm);
+        node.end(vm);
         node.set(|_| {});
         let mut vm = node.resume(&snapshot);
         assert_eq!(vm.verify(), 2048, "{step:?}");
@@ -78,14 +78,14 @@ fn a_vm_whose_pause_was_refused_goes_on_and_its_next_pause_is_whole() {
         node.set(|settings| {
             settings.refuses.insert(refused.to_owned(), "not now".to_owned());
         });
-        let (mut vm, error) = node.try_pause(vm).map(drop).expect_err("it was refused");
+        let (mut vm, error) = *node.try_pause(vm).map(drop).expect_err("it was refused");
         assert!(error.to_string().contains("not now"), "{error}");
         node.set(|_| {});
         vm.guest.go_on().expect("it goes on");
         vm.guest.go_on().expect("it runs already");
         assert!(vm.say("tick").starts_with("tick "));
         vm.say("dirty 5 10");
-        snapshot = node.pause(*vm);
+        snapshot = node.pause(vm);
         let mut vm = node.resume(&snapshot);
         assert_eq!(vm.verify(), 2048);
         node.end(vm);

@@ -245,19 +245,19 @@ impl Node {
 
     /// Pauses a VM into a snapshot and ends it.
     pub(crate) fn pause(&self, running: Running) -> Arc<Snapshot> {
-        self.try_pause(running).map_err(|(_, error)| error).expect("the VM is paused")
+        self.try_pause(running).map_err(|failed| failed.1).expect("the VM is paused")
     }
 
     /// As the daemon does it.
     pub(crate) fn try_pause(
         &self,
         mut running: Running,
-    ) -> Result<Arc<Snapshot>, (Box<Running>, FirecrackerError)> {
+    ) -> Result<Arc<Snapshot>, Box<(Running, FirecrackerError)>> {
         let bytes = running.guest.facts().spec.memory_bytes + running.guest.disk_bytes_held();
         let permit = self.engine.permit_pause(running.base.as_ref(), bytes).expect("there is room");
         let state = match running.guest.suspend() {
             Ok(state) => state,
-            Err(error) => return Err((Box::new(running), error)),
+            Err(error) => return Err(Box::new((running, error))),
         };
         running.guest.process.freeze().expect("freezes");
         let epoch = running.server.take().map(FaultServer::end_epoch);

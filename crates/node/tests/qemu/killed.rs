@@ -13,10 +13,8 @@ use super::support::{Host, LIMIT, spec_of, state_of};
 
 /// The log of a QEMU that ended.
 fn log_of(error: &QemuError) -> &str {
-    match error {
-        QemuError::Ended { log, .. } => log,
-        other => unreachable!("it ended by itself: {other}"),
-    }
+    let QemuError::Ended { log, .. } = error else { unreachable!("it ended by itself: {error}") };
+    log
 }
 
 /// Whether the error says that the process is gone.

@@ -230,11 +230,17 @@ mod tests {
         let CaptureFiles::Inherited { memory, .. } = &files else { unreachable!("just made") };
         let memory = File::from(memory.try_clone().unwrap());
         memory.write_all_at(&[1; 4096], 8192).unwrap();
-        assert_eq!(files.memory(1 << 20).unwrap().data_runs().unwrap(), [8192..12288]);
+        assert_eq!(
+            files.memory(1 << 20).unwrap().data_runs().unwrap(),
+            vec![std::ops::Range { start: 8192, end: 12288 }]
+        );
         files.give_back_memory(1 << 20).unwrap();
         assert_eq!(files.memory(1 << 20).unwrap().data_runs().unwrap(), []);
         memory.write_all_at(&[1; 4096], 0).unwrap();
-        assert_eq!(files.memory(1 << 20).unwrap().data_runs().unwrap(), [0..4096]);
+        assert_eq!(
+            files.memory(1 << 20).unwrap().data_runs().unwrap(),
+            vec![std::ops::Range { start: 0, end: 4096 }]
+        );
         let error = files.memory(2 << 20).unwrap_err();
         assert!(matches!(error, FirecrackerError::CaptureSize { .. }), "{error}");
     }

@@ -210,7 +210,8 @@ mod tests {
     fn values_that_no_machine_has_are_told_whoever_says_them() {
         let bench = Bench::new();
         let disk = |name: &str, bytes| DiskSpec { name: name.to_owned(), bytes };
-        let wrong: [(&str, fn(&mut QemuOptions)); 6] = [
+        type Change = fn(&mut QemuOptions);
+        let wrong: [(&str, Change); 6] = [
             ("memory is 4097 bytes", |options| options.memory_bytes = 4097),
             ("CPUs is 0", |options| options.cpus = 0),
             ("the CPU model is a b", |options| options.cpu_model = "a b".to_owned()),

@@ -48,7 +48,7 @@ fn is_firecracker() {
     let words: Vec<String> = words.lines().map(str::to_owned).collect();
     let (name, words) = words.split_first().expect("the script says its name");
     match name.as_str() {
-        "jailer" => jail::run(settings, words),
+        "jailer" => jail::run(&settings, words),
         _ => run(settings, words),
     }
 }
