@@ -122,9 +122,10 @@ fn a_qemu_killed_while_it_resumes_is_said_to_be_gone() {
             Ok(stream) => {
                 // Nobody serves it: it ends while it waits for a page, if it comes to that.
                 let handover = Handover::receive(stream, snapshot.memory().pages(), LIMIT);
-                let error = guest.load(state_of(&snapshot)).and_then(|()| guest.suspend().map(drop));
+                let loaded = guest.load(state_of(&snapshot));
+                assert!(guest.process.ends_within(LIMIT), "it is killed in the end");
                 drop(handover);
-                error.expect_err("it was killed")
+                loaded.and_then(|()| guest.suspend().map(drop)).expect_err("it was killed")
             }
         };
         assert!(says_gone(&error), "{milliseconds} ms: {error}");

@@ -320,6 +320,8 @@ impl Console {
         let answer = match word {
             "verify" => "verified",
             "dirty" => "dirtied",
+            "write" => "written",
+            "forget" => "forgot",
             word => word,
         };
         self.wait_for(answer)
