@@ -26,7 +26,12 @@ pub(crate) fn tiny(node: &Node, name: &str, board: Board, accelerator: Accelerat
     let kernel = boot_file(node, "tiny.elf", tiny_kernel());
     // Where KVM itself is emulated a page takes milliseconds.
     let mib = if accelerator == Accelerator::Kvm { 3 } else { 24 };
-    machine(name, mib << 20, &kernel, None, (board, accelerator))
+    let mut wanted = machine(name, mib << 20, &kernel, None, (board, accelerator));
+    if accelerator == Accelerator::Kvm {
+        // A host that is a virtual machine itself may not have what QEMU takes for granted of it.
+        wanted.machine.as_mut().expect("it is a machine").cpu = Some("host,-arch-capabilities".to_owned());
+    }
+    wanted
 }
 
 /// A machine with Linux and a disk; none where that cannot be had, which is said.
