@@ -261,6 +261,7 @@ impl Settings {
             serve_before_seal: newer.serve_before_seal,
             log_level: newer.log_level.clone(),
             log_format: newer.log_format,
+            firecracker: newer.firecracker.clone(),
             entries: pairs.map(|(old, new)| if old.key.reloads { new } else { old }).cloned().collect(),
             ..self.clone()
         }

@@ -83,11 +83,12 @@ fn started(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> io::Re
     }
 }
 
-/// Where the keeper is protected when memory runs out (`oom_score_adj`, proc(5)), lets a child be chosen before it.
+/// Where the keeper is more or less protected than others when memory runs out (`oom_score_adj`, proc(5)), a child is
+/// not.
 fn let_be_chosen(child: u32) {
     let own = std::fs::read_to_string("/proc/self/oom_score_adj");
-    if own.is_ok_and(|own| own.starts_with('-')) {
-        // A child that cannot be told runs as protected as the keeper.
+    if own.is_ok_and(|own| own.trim() != "0") {
+        // A child that cannot be told runs as the keeper does.
         std::fs::write(format!("/proc/{child}/oom_score_adj"), "0").ok();
     }
 }
