@@ -64,7 +64,7 @@ impl<'a> MachineStory<'a> {
         let frozen_seconds = node.frozen_seconds() - frozen_before;
         let window = self.window(&node, &snapshot, counted)?;
         let saved = self.wait_published(&node, &[&base, &snapshot, &window.last])?;
-        let control_seconds = self.control(&node, &snapshot, counted)?;
+        let control_seconds = self.control(&node, &base)?;
         let stored_bytes = node.traffic().stored_bytes;
         drop(node);
         let cold_resume = self.cold(&window.last)?;
@@ -262,9 +262,15 @@ impl<'a> MachineStory<'a> {
         Ok(())
     }
 
-    /// The same resume once more, with nothing else running.
-    fn control(&self, node: &PrivateNode, snapshot: &Snapshot, counted: u64) -> anyhow::Result<f64> {
-        let (machine, took) = first_tick(node, snapshot, self.is_early(), counted)?;
+    /// The same resume once more, with nothing else running: of a snapshot that was made as the other was, so that as
+    /// little is known of what its guest touches first.
+    fn control(&self, node: &PrivateNode, base: &Snapshot) -> anyhow::Result<f64> {
+        let mut machine = node.resume(base, self.is_early())?;
+        machine.ask(&format!("dirty 2 {}", self.arguments.dirty), "dirtied ")?;
+        let counted = machine.tick()?;
+        let (twin, _) = node.pause(&machine)?;
+        node.wait_published(&twin, SAVED_LIMIT)?;
+        let (machine, took) = first_tick(node, &twin, self.is_early(), counted)?;
         machine.end()?;
         self.timeline.say(&format!("the same resume with nothing else running: {}", seconds(took)));
         Ok(took)
