@@ -5,10 +5,10 @@ cd "$(dirname "$0")/.."
 
 CARGO_DEB_VERSION=3.8.0
 
-if [ "$(cargo deb --version 2>/dev/null)" != "$CARGO_DEB_VERSION" ]; then
+cargo deb --version 2>/dev/null | grep -qwF "$CARGO_DEB_VERSION" ||
     cargo install cargo-deb --locked --version "$CARGO_DEB_VERSION" --debug --no-default-features --force
-fi
-cargo build --release --locked --package rekindle
+# The default members: the program, and the library that is preloaded into QEMU.
+cargo build --release --locked
 program=${CARGO_TARGET_DIR:-target}/release/rekindle
 
 # What the program says of itself: man pages and completions.

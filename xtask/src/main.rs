@@ -32,6 +32,8 @@ enum Task {
     Crash(crash::Options),
     /// Let a daemon work with fifty sandboxes and see that nothing grows.
     Soak(soak::Options),
+    /// Get Debian's kernel for virtual machines, which tests and `bench` start guests with, and say where it is.
+    Guests,
     /// Be the guest of a row that measures page faults.
     #[command(hide = true, disable_help_flag = true)]
     Guest {
@@ -57,8 +59,20 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
         Task::Bench(options) => bench::run(&root, &options),
         Task::Crash(options) => crash::run(&root, &options),
         Task::Soak(options) => soak::run(&root, &options),
+        Task::Guests => guests(),
         Task::Guest { words } => rekindle::guest::run(words).map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// Gets the guests' kernel, unless it is there, and prints what is where.
+fn guests() -> anyhow::Result<ExitCode> {
+    let directory = rekindle_testkit::linux::directory();
+    let kernel = rekindle::vmm::guests::LinuxKernel::of_debian(&directory)?;
+    println!("{}: {}", kernel.name, kernel.image.display());
+    for (name, bytes) in &kernel.modules {
+        println!("{name}: {} bytes", bytes.len());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The directory that holds the workspace's `Cargo.toml`.

@@ -1,8 +1,9 @@
 //! The right to hold bytes: a budget lends leases, and a lease gives its bytes back when it is dropped.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::deadline::Deadline;
 use crate::sync::{Condvar, Mutex, lock};
 
 /// So many bytes, lent out as leases. Clones lend from the same bytes.
@@ -56,10 +57,10 @@ impl Budget {
         if bytes > bytes_max {
             return Err(BudgetError::NeverFits { asked: bytes, bytes_max });
         }
-        let deadline = Instant::now() + limit;
+        let deadline = Deadline::after(limit);
         let mut held = lock(&self.0.bytes_held);
         while *held > bytes_max - bytes {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.left();
             if left.is_zero() {
                 return Err(BudgetError::Exhausted { asked: bytes, bytes_held: *held, bytes_max });
             }

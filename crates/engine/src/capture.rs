@@ -53,6 +53,11 @@ pub enum CaptureError {
         /// How many.
         pages: u32,
     },
+    /// It can never be proven that nobody writes it any more, so it could never be sealed.
+    #[error(
+        "the captured memory can never be sealed against writing: it is open for reading only or has F_SEAL_SEAL; hand over a writable memfd made with MFD_ALLOW_SEALING"
+    )]
+    NeverFrozen,
     /// The memory could not be mapped.
     #[error("the captured memory could not be mapped: {0}")]
     Map(#[from] io::Error),
@@ -75,6 +80,9 @@ impl Capture {
             let mut both = kept;
             both.intersect_with(&zero);
             return Err(CaptureError::Overlap { pages: both.len() });
+        }
+        if !memfd.can_seal_writes()? {
+            return Err(CaptureError::NeverFrozen);
         }
         let mapping = Mapping::of_memfd(&memfd)?;
         let memory = Some(Memory { mapping, memfd, _lease: lease });
@@ -134,5 +142,42 @@ impl Drop for Capture {
         if let Some(memory) = self.memory.take() {
             self.reaper.discard(memory);
         }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::budget::Budget;
+    use crate::reaper::Reaper;
+    use rekindle_kernel::PageKind;
+    use rustix::fs::SealFlags;
+
+    fn adopted(memfd: Memfd) -> Result<Capture, CaptureError> {
+        let reaper = Reaper::start().expect("a thread can be started");
+        let lease = Budget::new(4096).lease(4096, Duration::ZERO).expect("there is room");
+        let pages = CapturedPages { kept: PageSet::full(1), zero: PageSet::new(1) };
+        Capture::adopt(memfd, pages, lease, reaper.handle())
+    }
+
+    #[test]
+    fn memory_that_can_never_be_sealed_against_writing_is_no_capture() {
+        let memfd = || Memfd::create("guest", 4096, PageKind::Small).unwrap();
+        let sealed = memfd();
+        rustix::fs::fcntl_add_seals(sealed.as_fd(), SealFlags::SEAL).unwrap();
+        assert!(matches!(adopted(sealed), Err(CaptureError::NeverFrozen)));
+        let frozen = memfd();
+        rustix::fs::fcntl_add_seals(frozen.as_fd(), SealFlags::WRITE | SealFlags::SEAL).unwrap();
+        assert!(adopted(frozen).unwrap().prove_frozen().unwrap(), "it is sealed already");
+        let path =
+            |memfd: &Memfd| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memfd.as_fd()));
+        let writable = memfd();
+        let read_only: OwnedFd = std::fs::File::open(path(&writable)).unwrap().into();
+        let read_only = Memfd::adopt(read_only).unwrap();
+        assert!(matches!(adopted(read_only), Err(CaptureError::NeverFrozen)));
+        assert!(adopted(writable).unwrap().prove_frozen().unwrap());
     }
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::limits;
 use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, lock};
@@ -19,6 +19,8 @@ use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, lock};
 const FORMAT: u64 = 1;
 const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
 const FORMAT_KEY: &str = "format";
+
+type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 /// A catalog. Clones are the same one.
 #[derive(Debug, Clone)]
@@ -33,6 +35,8 @@ pub enum Kind {
     Manifest,
     /// The snapshots that were deleted and are not gone yet.
     Deletion,
+    /// What guests resumed from a snapshot touched first.
+    WorkingSet,
     /// The sandboxes.
     Sandbox,
     /// Answers to requests that may be repeated.
@@ -40,6 +44,16 @@ pub enum Kind {
     /// Whatever there is one of.
     Meta,
 }
+
+const KINDS: [Kind; 7] = [
+    Kind::Snapshot,
+    Kind::Manifest,
+    Kind::Deletion,
+    Kind::WorkingSet,
+    Kind::Sandbox,
+    Kind::Idempotency,
+    Kind::Meta,
+];
 
 /// One change of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,7 +183,7 @@ impl Catalog {
     /// The value of a key.
     pub fn get(&self, kind: Kind, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
         self.read(|database| {
-            let table = database.begin_read()?.open_table(table_of(kind))?;
+            let Some(table) = table(database, kind)? else { return Ok(None) };
             let value = table.get(key)?;
             Ok(value.map(|value| value.value().to_vec()))
         })
@@ -178,7 +192,7 @@ impl Catalog {
     /// All keys of a table with their values, sorted by key.
     pub fn all(&self, kind: Kind) -> Result<Vec<Entry>, CatalogError> {
         self.read(|database| {
-            let table = database.begin_read()?.open_table(table_of(kind))?;
+            let Some(table) = table(database, kind)? else { return Ok(Vec::new()) };
             let mut entries = Vec::new();
             for entry in table.iter()? {
                 let (key, value) = entry?;
@@ -321,12 +335,20 @@ fn format_of(database: &Database) -> Result<u64, redb::Error> {
     }
     let transaction = database.begin_write()?;
     transaction.open_table(ABOUT)?.insert(FORMAT_KEY, FORMAT)?;
-    for kind in [Kind::Snapshot, Kind::Manifest, Kind::Deletion, Kind::Sandbox, Kind::Idempotency, Kind::Meta]
-    {
+    for kind in KINDS {
         transaction.open_table(table_of(kind))?;
     }
     transaction.commit()?;
     Ok(FORMAT)
+}
+
+/// A table as it is; none where the catalog is older than what it is for, and nothing was written there yet.
+fn table(database: &Database, kind: Kind) -> Result<Option<Table>, redb::Error> {
+    match database.begin_read()?.open_table(table_of(kind)) {
+        Ok(table) => Ok(Some(table)),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn commit(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
@@ -349,6 +371,7 @@ const fn table_of(kind: Kind) -> TableDefinition<'static, &'static [u8], &'stati
         Kind::Snapshot => "snapshot",
         Kind::Manifest => "manifest",
         Kind::Deletion => "deletion",
+        Kind::WorkingSet => "working-set",
         Kind::Sandbox => "sandbox",
         Kind::Idempotency => "idempotency",
         Kind::Meta => "meta",

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -17,9 +16,11 @@ use crate::geometry::GuestPages;
 use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{Domain, SnapshotId};
 use crate::keep::{Keeper, NoKeeper};
+use crate::learning::Lesson;
 use crate::life::{Background, Life};
 use crate::lifecycle::{SnapshotEvent, SnapshotState};
 use crate::limits;
+use crate::lives::{Lives, Work};
 use crate::open::{OpenError, open};
 use crate::pause::{CommitError, PauseError, PausePermit, PauseRules, PausedGuest};
 use crate::publish::Requests;
@@ -28,6 +29,7 @@ use crate::reaper::{Reaper, ReaperHandle};
 use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed, Replaying};
 use crate::seal::Sealer;
+use crate::serve::FaultServer;
 use crate::snapshot::Snapshot;
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, Traffic};
@@ -35,6 +37,7 @@ use crate::sync::{Mutex, lock};
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
 use crate::watch::{NoWatcher, Watcher};
+use crate::working_set::WorkingSet;
 
 /// What an engine is told at its start.
 #[derive(Debug, Clone)]
@@ -102,7 +105,7 @@ pub struct Engine {
     /// Deleted before the start, until it is known whether a sandbox runs from them.
     deleted: Mutex<Vec<Arc<Snapshot>>>,
     replay: Replay,
-    lives: Mutex<Vec<JoinHandle<()>>>,
+    lives: Option<Lives>,
     _reaper: Reaper,
     runtime: Runtime,
 }
@@ -130,9 +133,11 @@ impl Engine {
         let EngineOptions { cache_directory, store, domain, compare_workers, hooks, watcher, .. } = options;
         let reaper = Reaper::start()?;
         let cache = Arc::new(Cache::open(&cache_directory)?);
-        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone());
+        let stop = Stop::default();
+        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), stop.clone());
+        let lives = Lives::start(stop.clone(), Arc::clone(&hooks))?;
         let sealer = Sealer::new(Arc::clone(&cache), fetcher.clone(), domain.clone(), compare_workers, hooks);
-        let requests = Requests { store, runtime: runtime.handle().clone(), stop: Stop::default() };
+        let requests = Requests { store, runtime: runtime.handle().clone(), stop };
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
         let budget = Budget::new(options.capture_bytes_max);
@@ -157,7 +162,7 @@ impl Engine {
             known: Mutex::new(known.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect()),
             deleted: Mutex::new(deleted),
             replay,
-            lives: Mutex::default(),
+            lives: Some(lives),
             _reaper: reaper,
             runtime,
         };
@@ -292,6 +297,20 @@ impl Engine {
         ReadPlan::new(view, pages).read(&self.fetcher, into)
     }
 
+    /// Lets `server`, just begun for a guest that was resumed from `snapshot` and does not run yet, install ahead what
+    /// earlier guests touched first, and notes for later ones what this guest does. Never waits; what it learns is kept
+    /// in the background. Not for a server that goes on with a guest that has been running.
+    pub fn learn(&self, snapshot: &Arc<Snapshot>, server: &FaultServer) {
+        let lesson = Lesson::begin(snapshot, server);
+        let store = self.background.requests.store.clone();
+        drop(self.runtime.spawn(async move { lesson.learn(&store).await }));
+    }
+
+    /// What guests of a snapshot touch first, as far as this engine has learned it.
+    pub fn working_set(&self, snapshot: &Snapshot) -> Option<Arc<WorkingSet>> {
+        snapshot.working_set().now()
+    }
+
     /// What fault servers fetch by.
     pub fn fetcher(&self) -> &Fetcher {
         &self.fetcher
@@ -319,22 +338,15 @@ impl Engine {
                 life.snapshot.life_ends();
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("snapshot-life".into())
-            .spawn(live)
-            .expect("the system has a thread for each unpublished snapshot");
-        let mut lives = lock(&self.lives);
-        lives.retain(|life| !life.is_finished());
-        lives.push(thread);
+        let lives = self.lives.as_ref().expect("only drop takes them");
+        lives.begin(Work { snapshot: snapshot.id(), live: Box::new(live) });
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
         self.stop();
-        for life in std::mem::take(&mut *lock(&self.lives)) {
-            life.join().expect("background work does not panic");
-        }
+        drop(self.lives.take());
     }
 }
 

@@ -13,6 +13,7 @@ use crate::limits;
 use crate::manifest::StoredLayer;
 use crate::object::{FrameError, ObjectTable, decode_frame};
 use crate::single_flight::{Answer, SingleFlight};
+use crate::stop::Stop;
 use crate::store::{Store, StoreError};
 
 pub use crate::single_flight::FrameWaiter;
@@ -26,6 +27,7 @@ struct Shared {
     runtime: Handle,
     store: Store,
     awaited: SingleFlight,
+    stop: Stop,
 }
 
 /// Why a frame could not be had in one try.
@@ -76,9 +78,10 @@ pub enum FetchError {
 }
 
 impl Fetcher {
-    /// A fetcher that works on `runtime` and reads from `store`.
-    pub fn new(runtime: Handle, store: Store) -> Self {
-        Self(Arc::new(Shared { runtime, store, awaited: SingleFlight::default() }))
+    /// A fetcher that works on `runtime` and reads from `store`. Once `stop` is said nobody is kept waiting in
+    /// [`Self::load`]; what is asked for without waiting is fetched on.
+    pub fn new(runtime: Handle, store: Store, stop: Stop) -> Self {
+        Self(Arc::new(Shared { runtime, store, awaited: SingleFlight::default(), stop }))
     }
 
     /// Asks for a frame and returns at once; the waiter is called when it is there.
@@ -94,7 +97,7 @@ impl Fetcher {
         drop(shared.runtime.spawn(told_when_dropped(Arc::clone(shared), work)));
     }
 
-    /// Waits until a frame is verified, or until the first failed try. Not for fault threads or async tasks.
+    /// Waits until a frame is verified, until the first failed try, or until the engine ends. Not for fault threads or async tasks.
     pub fn load(&self, layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
         if layer.is_verified(frame) {
             return Ok(());
@@ -102,7 +105,7 @@ impl Fetcher {
         let answer = Arc::new(Answer::default());
         let waiter: Weak<Answer> = Arc::downgrade(&answer);
         self.request(layer, frame, waiter);
-        answer.wait().map_err(|reason| FetchError::Failed { layer: layer.id(), frame, reason })
+        answer.wait(&self.0.stop).map_err(|reason| FetchError::Failed { layer: layer.id(), frame, reason })
     }
 
     /// Frames being fetched now.

@@ -6,11 +6,12 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rekindle_kernel::{Memfd, PageKind, Userfaultfd, fd_passing, memfd, userfaultfd};
 use serde::Deserialize;
 
+use crate::deadline::Deadline;
 use crate::geometry::bytes_of_pages;
 use crate::limits;
 use crate::regions::{Region, Regions, RegionsError};
@@ -180,7 +181,7 @@ struct RegionMessage {
 impl Message {
     /// Reads until the bytes so far are a whole JSON value: nothing else says where the message ends.
     fn read(stream: &UnixStream, limit: Duration) -> Result<Self, HandoverError> {
-        let deadline = Instant::now() + limit;
+        let deadline = Deadline::after(limit);
         let mut bytes = vec![0; limits::HANDOVER_BYTES_MAX + 1];
         let mut filled = 0;
         let mut fds = Vec::new();
@@ -232,7 +233,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Vec<RegionMessage>>, HandoverError> {
 
 /// One receive that ends at `deadline`; `filled` is what came before, for the error.
 fn receive_before(
-    deadline: Instant,
+    deadline: Deadline,
     limit: Duration,
     stream: &UnixStream,
     buffer: &mut [u8],
@@ -242,7 +243,7 @@ fn receive_before(
         0 => HandoverError::Silent { limit },
         bytes => HandoverError::Unfinished { bytes, limit },
     };
-    let left = deadline.saturating_duration_since(Instant::now());
+    let left = deadline.left();
     if left.is_zero() {
         return Err(late());
     }

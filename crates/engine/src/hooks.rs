@@ -15,6 +15,11 @@ pub trait Hooks: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Before a thread is asked for to save a snapshot on; an error stands for a system that has none.
+    fn before_thread(&self, _snapshot: SnapshotId) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Before a snapshot waits for its parent's manifest.
     fn before_manifest(&self, _snapshot: SnapshotId) {}
 

@@ -7,6 +7,8 @@
 
 pub mod limits;
 mod sync;
+mod deadline;
+mod threads;
 pub mod geometry;
 pub mod identity;
 pub mod hooks;
@@ -17,6 +19,7 @@ pub mod budget;
 pub mod reaper;
 pub mod page_set;
 pub mod ranked_set;
+pub mod working_set;
 pub mod page_map;
 pub mod frame;
 pub mod layer_index;
@@ -42,9 +45,11 @@ pub mod lifecycle;
 pub mod snapshot;
 pub mod watch;
 pub mod verify;
+mod working_sets;
 mod merge;
 mod seal;
 mod life;
+mod lives;
 pub mod pause;
 pub mod open;
 pub mod replay;
@@ -52,6 +57,7 @@ pub mod regions;
 pub mod tracking;
 pub mod handover;
 pub mod serve;
+mod learning;
 pub mod engine;
 
 #[cfg(shuttle)]

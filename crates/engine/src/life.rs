@@ -16,6 +16,7 @@ use crate::snapshot::Snapshot;
 use crate::stop::Stopped;
 use crate::sync::idle_priority;
 use crate::watch::Watcher;
+use crate::working_sets;
 
 /// What background work stands on.
 #[derive(Debug)]
@@ -125,7 +126,17 @@ impl Life {
             }
         };
         self.changed();
+        if self.snapshot.is_published() {
+            self.publish_working_set()?;
+        }
         Ok(work)
+    }
+
+    /// What was recorded before there was anything in the store. It is no part of the snapshot: if it cannot be put
+    /// there now, a later resume tries again.
+    fn publish_working_set(&self) -> Result<(), Stopped> {
+        let requests = &self.background.requests;
+        requests.wait(working_sets::publish(&self.snapshot, &requests.store))
     }
 
     fn changed(&self) {
@@ -139,9 +150,13 @@ impl Life {
 
     fn remove_from_store(&self) -> Result<(), Stopped> {
         let mut pause = limits::WORK_RETRY_FIRST;
-        let requests = &self.background.requests;
-        while let Err(error) = requests.wait(requests.store.delete_manifest(self.snapshot.id()))? {
-            tracing::warn!(snapshot = %self.snapshot.id(), %error, "deleting failed, it will be tried again");
+        let (requests, id) = (&self.background.requests, self.snapshot.id());
+        let delete = async || {
+            requests.store.delete_manifest(id).await?;
+            requests.store.delete_working_sets(id).await
+        };
+        while let Err(error) = requests.wait(delete())? {
+            tracing::warn!(snapshot = %id, %error, "deleting failed, it will be tried again");
             self.wait(&mut pause)?;
         }
         Ok(())
@@ -199,7 +214,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
         let store = Store::directory(&directory.path().join("store")).expect("a directory");
         let cache = Arc::new(Cache::open(&directory.path().join("cache")).expect("a directory"));
-        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone());
+        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), Stop::default());
         let sealer = Sealer::new(cache, fetcher, Domain::shared(), 1, Arc::new(NoHooks));
         let requests =
             Requests { store: store.clone(), runtime: runtime.handle().clone(), stop: Stop::default() };

@@ -68,6 +68,30 @@ pub const PREFETCH_SLICE_PAGES: u32 = 256;
 /// Frames asked for ahead of the guest at once.
 pub const PREFETCH_FRAMES_MAX: usize = 32;
 
+/// How long after a resume is recorded which pages the guest touches: what it needs first, not all that it ever does.
+pub const WORKING_SET_TIME: Duration = Duration::from_secs(5);
+
+/// Pages of a working set: 256 MiB, a tenth of a second of installing, or what a bad one can make a resume fetch.
+pub const WORKING_SET_PAGES_MAX: u32 = 1 << 16;
+
+/// Bytes of an encoded working set: twice what as many runs of one page can take.
+pub const WORKING_SET_BYTES_MAX: usize = 1 << 20;
+
+/// Resumes with one working set before one is made without it, to see what is touched at all.
+pub const WORKING_SET_USES_MAX: u32 = 64;
+
+/// Pages a guest waited for in spite of its working set before that is worth writing another one: 0.1 ms of faults.
+pub const WORKING_SET_MISSES_MIN: u32 = 32;
+
+/// How long after its last note a working set is written down: a pause that ended it has answered by then.
+pub const WORKING_SET_WRITTEN_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a working set is looked for in the store, or is put there: it is wanted in the first seconds or not at all.
+pub const WORKING_SET_STORE_WAIT: Duration = Duration::from_secs(10);
+
+/// Objects looked at to find the newest working set of a snapshot: one, and a few more where nodes wrote at once.
+pub const WORKING_SET_OBJECTS_MAX: usize = 64;
+
 /// How long a recovery waits for a killed server to leave the kernel: its process is being torn down.
 pub const SERVER_END_WAIT: Duration = Duration::from_secs(10);
 
@@ -110,6 +134,9 @@ pub const FETCH_RETRY_FIRST: Duration = Duration::from_millis(20);
 
 /// The longest pause between two tries of a failed fetch: a guest waits for it.
 pub const FETCH_RETRY_LAST: Duration = Duration::from_secs(2);
+
+/// Pause before a thread is asked for again that the system did not have.
+pub const THREAD_RETRY: Duration = Duration::from_millis(200);
 
 /// Pause before a failed seal or publish is tried again, the first time.
 pub const WORK_RETRY_FIRST: Duration = Duration::from_millis(50);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use rekindle_kernel::{Memfd, PageKind};
@@ -11,6 +11,7 @@ use rekindle_kernel::{Memfd, PageKind};
 use crate::budget::{Budget, BudgetError, Lease};
 use crate::capture::{Capture, CaptureError, CapturedPages};
 use crate::catalog::{CatalogError, Change};
+use crate::deadline::Deadline;
 use crate::geometry::u64_of;
 use crate::identity::{SnapshotId, VolumeName};
 use crate::lifecycle::SnapshotState;
@@ -142,27 +143,25 @@ impl PauseRules {
         parent: Option<&Arc<Snapshot>>,
         memory_bytes: u64,
     ) -> Result<PausePermit, PauseError> {
-        let deadline = Instant::now() + self.wait;
+        let deadline = Deadline::after(self.wait);
         if let Some(parent) = parent {
             if parent.state() == SnapshotState::Lost {
                 return Err(PauseError::Lost { parent: parent.id() });
             }
             self.wait_for_line(parent, deadline)?;
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let lease = self.budget.lease(memory_bytes, left)?;
+        let lease = self.budget.lease(memory_bytes, deadline.left())?;
         Ok(PausePermit { parent: parent.cloned(), lease, reaper: self.reaper.clone() })
     }
 
-    fn wait_for_line(&self, parent: &Arc<Snapshot>, deadline: Instant) -> Result<(), PauseError> {
+    fn wait_for_line(&self, parent: &Arc<Snapshot>, deadline: Deadline) -> Result<(), PauseError> {
         loop {
             let line = parent.unsealed_line();
-            if line.len() < self.unsealed_max {
+            // Where nothing unsealed may be in the line, a pause still waits for what is there, and no longer.
+            let Some(oldest) = line.last().filter(|_| line.len() >= self.unsealed_max) else {
                 return Ok(());
-            }
-            let oldest = line.last().expect("the line is not empty here");
-            let left = deadline.saturating_duration_since(Instant::now());
-            if oldest.wait_manifest(left).is_err() {
+            };
+            if oldest.wait_manifest(deadline.left()).is_err() {
                 return Err(PauseError::Unsealed {
                     unsealed: line.len(),
                     unsealed_max: self.unsealed_max,

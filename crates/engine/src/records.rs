@@ -14,6 +14,7 @@ use crate::keep::{Keeper, KeptVolume};
 use crate::manifest::LocalManifest;
 use crate::reaper::ReaperHandle;
 use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord};
+use crate::working_set::WorkingSet;
 
 /// Where snapshots are recorded. Clones are the same place.
 #[derive(Debug, Clone)]
@@ -107,6 +108,27 @@ impl Records {
         self.0.catalog.write(&[put(Kind::Snapshot, id, record), put(Kind::Manifest, id, manifest.encode())])
     }
 
+    /// Records a snapshot's working set, and whether the store has it.
+    pub(crate) fn keep_working_set(
+        &self,
+        id: SnapshotId,
+        set: &WorkingSet,
+        stored: bool,
+    ) -> Result<(), CatalogError> {
+        let value = [vec![u8::from(stored)], set.encode()].concat();
+        self.0.catalog.write(&[put(Kind::WorkingSet, id, value)])
+    }
+
+    /// A snapshot's working set, and whether the store has it; none if what is recorded is not one of it.
+    pub(crate) fn working_set(&self, id: SnapshotId) -> Result<Option<(WorkingSet, bool)>, CatalogError> {
+        let value = self.0.catalog.get(Kind::WorkingSet, id.as_bytes())?;
+        let read = value.as_deref().and_then(<[u8]>::split_first).and_then(|(stored, encoded)| {
+            let set = WorkingSet::decode(encoded).ok().filter(|set| set.snapshot() == id)?;
+            Some((set, *stored != 0))
+        });
+        Ok(read)
+    }
+
     /// Records that the owner deleted a snapshot.
     pub(crate) fn deleted(&self, id: SnapshotId) -> Result<(), CatalogError> {
         self.0.catalog.write(&[put(Kind::Deletion, id, Vec::new())])
@@ -144,7 +166,7 @@ impl Drop for Removal {
             return;
         }
         records.forget(*id);
-        let kinds = [Kind::Snapshot, Kind::Manifest, Kind::Deletion];
+        let kinds = [Kind::Snapshot, Kind::Manifest, Kind::WorkingSet, Kind::Deletion];
         if let Err(error) = records.0.catalog.write(&kinds.map(|kind| remove(kind, *id))) {
             tracing::warn!(snapshot = %id, %error, "the record of a deleted snapshot stays until the next start");
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::frame::FrameNumber;
 use crate::identity::LayerId;
 use crate::limits;
+use crate::stop::{Stop, Stopped};
 use crate::sync::{Condvar, Mutex, lock};
 
 /// Whoever waits for a frame. Called from a foreign thread, or from the asking one if the frame is there already;
@@ -152,14 +153,18 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Waits for the first thing said: success, or why the first try failed.
-    pub fn wait(&self) -> Result<(), String> {
+    /// Waits for the first thing said: success, or why the first try failed; or until the engine ends.
+    pub fn wait(&self, stop: &Stop) -> Result<(), String> {
         let mut outcome = lock(&self.outcome);
         loop {
             if let Some(outcome) = outcome.take() {
                 return outcome;
             }
-            outcome = self.answered.wait(outcome).expect("no thread panics while it holds a lock");
+            if stop.is_said() {
+                return Err(Stopped.to_string());
+            }
+            let woken = self.answered.wait_timeout(outcome, limits::STOP_HEARD_WITHIN);
+            outcome = woken.expect("no thread panics while it holds a lock").0;
         }
     }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rekindle_kernel::PageKind;
 
 use crate::capture::Capture;
 use crate::compare::PageClasses;
+use crate::deadline::Deadline;
 use crate::geometry::bytes_of_pages;
 use crate::identity::{LayerId, SnapshotId, VolumeName};
 use crate::layer::Layer;
@@ -21,6 +22,7 @@ use crate::snapshot_record::SealFacts;
 use crate::stop::{Stop, Stopped};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 use crate::view::LiveView;
+use crate::working_set::Known;
 
 /// A snapshot.
 #[derive(Debug)]
@@ -33,6 +35,7 @@ pub struct Snapshot {
     blobs: BTreeMap<String, Bytes>,
     /// Where it is recorded, if this node has a catalog.
     records: Option<Records>,
+    working_set: Known,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -162,6 +165,7 @@ impl Snapshot {
             volumes,
             blobs,
             records,
+            working_set: Known::new(),
             progress: Mutex::new(progress),
             changed: Condvar::new(),
         }
@@ -202,6 +206,16 @@ impl Snapshot {
         &self.blobs
     }
 
+    /// What is known of the pages its guests touch first.
+    pub(crate) fn working_set(&self) -> &Known {
+        &self.working_set
+    }
+
+    /// Where it is recorded, if this node has a catalog.
+    pub(crate) fn records(&self) -> Option<&Records> {
+        self.records.as_ref()
+    }
+
     /// How it stands now.
     pub fn status(&self) -> SnapshotStatus {
         lock(&self.progress).status.clone()
@@ -210,6 +224,11 @@ impl Snapshot {
     /// Its state now.
     pub fn state(&self) -> SnapshotState {
         lock(&self.progress).status.state
+    }
+
+    /// Whether its manifest is in the store.
+    pub(crate) fn is_published(&self) -> bool {
+        self.state() == SnapshotState::Published
     }
 
     /// The manifest if it exists by now; for callers that must not wait.
@@ -355,13 +374,13 @@ impl Snapshot {
     }
 
     fn wait<T>(&self, limit: Duration, found: impl Fn(&Progress) -> Option<T>) -> Option<T> {
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = Deadline::after(limit);
         let mut progress: MutexGuard<'_, Progress> = lock(&self.progress);
         loop {
             if let Some(value) = found(&progress) {
                 return Some(value);
             }
-            let left = deadline.map_or(limit, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = deadline.left();
             if left.is_zero() {
                 return None;
             }

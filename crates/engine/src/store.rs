@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use futures_util::stream::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use uuid::Uuid;
 
 use crate::geometry::u64_of;
 use crate::identity::{LayerId, SnapshotId};
@@ -117,10 +119,13 @@ impl Store {
 
     /// Reads a snapshot's manifest object.
     pub async fn get_manifest(&self, snapshot: SnapshotId) -> Result<Bytes, StoreError> {
-        let path = manifest_path(snapshot);
+        self.get_whole(manifest_path(snapshot), limits::MANIFEST_BYTES_MAX).await
+    }
+
+    async fn get_whole(&self, path: ObjectPath, bytes_max: usize) -> Result<Bytes, StoreError> {
         let failed = |source| StoreError::from_store(&path, source);
         let answer = self.objects.get(&path).await.map_err(failed)?;
-        let (bytes, bytes_max) = (answer.meta.size, u64_of(limits::MANIFEST_BYTES_MAX));
+        let (bytes, bytes_max) = (answer.meta.size, u64_of(bytes_max));
         if bytes > bytes_max {
             return Err(StoreError::TooLarge { path, bytes, bytes_max });
         }
@@ -131,11 +136,55 @@ impl Store {
 
     /// Takes away a snapshot's manifest, and with it the snapshot. One that is not there is gone already.
     pub async fn delete_manifest(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
-        let path = manifest_path(snapshot);
+        self.delete(manifest_path(snapshot)).await
+    }
+
+    async fn delete(&self, path: ObjectPath) -> Result<(), StoreError> {
         match self.objects.delete(&path).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(StoreError::from_store(&path, source)),
         }
+    }
+
+    /// Writes a working set under a name of its own, and takes those away that are older.
+    pub async fn put_working_set(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
+        let path = working_sets_path(snapshot).join(Uuid::now_v7().to_string());
+        let length = u64_of(bytes.len());
+        self.traffic.sent_bytes.fetch_add(length, Ordering::Relaxed);
+        self.objects
+            .put(&path, PutPayload::from_bytes(bytes))
+            .await
+            .map_err(|source| StoreError::from_store(&path, source))?;
+        self.traffic.stored_bytes.fetch_add(length, Ordering::Relaxed);
+        let there = self.working_sets(snapshot).await?;
+        self.delete_all(there.into_iter().filter(|other| *other < path)).await
+    }
+
+    /// Reads the newest working set of a snapshot, if there is one.
+    pub async fn get_working_set(&self, snapshot: SnapshotId) -> Result<Option<Bytes>, StoreError> {
+        // Names have the time at their front.
+        let Some(path) = self.working_sets(snapshot).await?.into_iter().max() else { return Ok(None) };
+        let body = self.get_whole(path, limits::WORKING_SET_BYTES_MAX).await?;
+        Ok(Some(body))
+    }
+
+    /// Takes all working sets of a snapshot away.
+    pub async fn delete_working_sets(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
+        self.delete_all(self.working_sets(snapshot).await?).await
+    }
+
+    async fn working_sets(&self, snapshot: SnapshotId) -> Result<Vec<ObjectPath>, StoreError> {
+        let under = working_sets_path(snapshot);
+        let listed = self.objects.list(Some(&under)).take(limits::WORKING_SET_OBJECTS_MAX);
+        let named = listed.map_ok(|object| object.location).try_collect().await;
+        named.map_err(|source| StoreError::from_store(&under, source))
+    }
+
+    async fn delete_all(&self, paths: impl IntoIterator<Item = ObjectPath>) -> Result<(), StoreError> {
+        for path in paths {
+            self.delete(path).await?;
+        }
+        Ok(())
     }
 
     /// Reads a range of a layer object, exactly as many bytes as were asked for.
@@ -223,6 +272,10 @@ impl StoreError {
 
 fn manifest_path(snapshot: SnapshotId) -> ObjectPath {
     ObjectPath::from(format!("manifests/{snapshot}"))
+}
+
+fn working_sets_path(snapshot: SnapshotId) -> ObjectPath {
+    ObjectPath::from(format!("working-sets/{snapshot}"))
 }
 
 fn layer_path(layer: LayerId, at: &ObjectName) -> ObjectPath {

@@ -104,6 +104,26 @@ pub fn file_pages(memfd: &Memfd, pages: u32) -> io::Result<CapturedPages> {
     Ok(CapturedPages { kept, zero: PageSet::new(pages) })
 }
 
+/// The pages to capture of a guest whose VMM wrote those it knows to be changed into a file of their own: these, and as
+/// zero those that were removed and have not been written since.
+pub fn diff_pages(written: &Memfd, removed: &PageSet) -> io::Result<CapturedPages> {
+    let CapturedPages { kept, .. } = file_pages(written, removed.pages())?;
+    let mut zero = removed.clone();
+    zero.subtract(&kept);
+    Ok(CapturedPages { kept, zero })
+}
+
+/// The same of a guest that shares its memory, whose bytes are taken from there: what it has no page for is zero.
+pub fn shared_diff_pages(written: &Memfd, removed: &PageSet, shared: &Memfd) -> io::Result<CapturedPages> {
+    let CapturedPages { mut kept, mut zero } = diff_pages(written, removed)?;
+    let there = file_pages(shared, removed.pages())?.kept;
+    let mut gone = kept.clone();
+    gone.subtract(&there);
+    kept.intersect_with(&there);
+    zero.union_with(&gone);
+    Ok(CapturedPages { kept, zero })
+}
+
 /// Kept is what is there of the written and the removed; zero is what was removed and is not there.
 fn sort(written: PageSet, removed: &PageSet, resident: &PageSet, regions: &Regions) -> CapturedPages {
     let mut kept = written;
@@ -268,6 +288,28 @@ mod tests {
         let captured = sort(set(2048, &[600]), &removed, &PageSet::full(2048), &huge);
         assert_eq!(captured.kept.runs().collect::<Vec<_>>(), [GuestPages::new(GuestPage::new(512), 1024)]);
         assert!(captured.zero.is_empty());
+    }
+
+    fn file(pages: u32, written: &[u32]) -> Memfd {
+        let file = Memfd::create("written", bytes_of_pages(pages), PageKind::Small).unwrap();
+        written.iter().for_each(|&page| file.write_at(&[1], u64::from(page) * 4096).unwrap());
+        file
+    }
+
+    #[test]
+    fn a_removed_page_that_a_diff_does_not_have_is_zero_and_not_the_parents() {
+        let captured = diff_pages(&file(10, &[2, 3]), &set(10, &[1, 2])).unwrap();
+        assert_eq!(captured.kept, set(10, &[2, 3]));
+        assert_eq!(captured.zero, set(10, &[1]));
+    }
+
+    #[test]
+    fn a_page_of_a_diff_that_shared_memory_does_not_have_is_zero() {
+        let shared = file(10, &[3, 4, 5]);
+        let captured = shared_diff_pages(&file(10, &[2, 3]), &set(10, &[1, 2]), &shared).unwrap();
+        assert_eq!(captured.kept, set(10, &[3]));
+        assert_eq!(captured.zero, set(10, &[1, 2]));
+        assert_eq!(shared.allocated_bytes().unwrap(), 3 * 4096, "asking allocates nothing");
     }
 
     #[test]

@@ -5,13 +5,15 @@ mod support;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use rekindle_engine::geometry::GuestPage;
+use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::page_map::{LayerSlot, PageMap};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::serve::{
-    EndReason, FaultServer, Latencies, Neighbours, Placement, ServeOptions, ServeStats, ServeStatus,
+    EndReason, FaultServer, Latencies, Neighbours, NotServed, Placement, ServeOptions, ServeStats,
+    ServeStatus,
 };
+use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
 use rekindle_engine::view::{LiveView, View};
 use rekindle_kernel::Features;
@@ -290,4 +292,50 @@ fn single_pages_are_installed_where_neighbours_are_not_wanted() {
     verify(&guest, sparse);
     let stats = counted(&server, |stats| stats.faults == u64::try_from(PAGES).unwrap());
     assert_eq!((stats.pages_neighbour, stats.faults), (0, u64::try_from(PAGES).unwrap()));
+}
+
+#[test]
+fn memory_that_is_not_served_any_more_is_no_end_of_the_guest() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    let Some((guest, handover)) = Guest::start("unmapped", Kind::Private, PAGES, Features::NONE) else {
+        return;
+    };
+    let gone = GuestPages::new(GuestPage::new(100), 20);
+    handover.userfaultfd.unregister(handover.regions.range_of(gone)).unwrap();
+    let view = Arc::clone(snapshot.memory());
+    let options = options(Tracking::Resident);
+    let server = FaultServer::start(view, handover, node.engine.fetcher().clone(), options).unwrap();
+    server.prefetch(pages_of(&[(90, 40)], 2048));
+    // A walk whose neighbours reach into it, and back again.
+    for page in (0..100).chain((120..PAGES).rev()) {
+        assert!(guest.has(page, sparse(page).unwrap_or(0)), "page {page}");
+    }
+    assert_eq!(server.status(), ServeStatus::Running);
+}
+
+#[test]
+fn a_guest_that_cannot_be_served_waits_until_it_is() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    let other = node.snapshot(PAGES / 2, |page| Some(word_of(page)));
+    let Some((guest, server)) = serve("not served", Kind::Shared, Tracking::Scan, &node.engine, &snapshot)
+    else {
+        return;
+    };
+    assert!(guest.has(7, word_of(7)));
+    let epoch = server.end_epoch();
+    let again = |snapshot: &Snapshot, epoch| {
+        let (view, fetcher) = (Arc::clone(snapshot.memory()), node.engine.fetcher().clone());
+        FaultServer::resume(view, epoch, fetcher, options(Tracking::Scan))
+    };
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| guest.has(1999, word_of(1999)));
+        let NotServed { epoch, error } = again(&other, epoch).unwrap_err();
+        assert!(error.to_string().contains("2048"), "{error}");
+        let server = again(&snapshot, *epoch).unwrap();
+        assert!(waiting.join().unwrap());
+        assert_eq!(server.wait_status(std::time::Duration::MAX, |_| true), ServeStatus::Running);
+        verify(&guest, |page| Some(word_of(page)));
+    });
 }

@@ -143,3 +143,29 @@ fn case_36_a_remove_is_read_while_a_page_waits_for_the_store() {
     assert_eq!(status, ServeStatus::Running);
     assert!(server.stats().misses >= 2);
 }
+
+#[test]
+fn a_part_of_a_huge_page_that_was_given_back_reads_zero_and_the_rest_is_the_snapshots() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    let Some((guest, server)) = serve("part", Kind::Huge, Tracking::Scan, &node.engine, &snapshot) else {
+        return;
+    };
+    assert!(guest.has(1024, word_of(1024)), "one huge page is there before");
+    // The first part of one that is missing, a later part of another, all of a third, a part of the one that is there.
+    let given_back = [(0, 3), (600, 5), (1536, 512), (1100, 2)];
+    for (page, pages) in given_back {
+        guest.discard(page, pages, Kind::Huge);
+    }
+    server.prefetch(support::pages_of(&[(512, 512)], 2048));
+    let is_removed =
+        |page: usize| given_back.iter().any(|(first, pages)| (*first..first + pages).contains(&page));
+    for page in 0..PAGES {
+        let word = if is_removed(page) { 0 } else { word_of(page) };
+        assert!(guest.has(page, word), "page {page} is {:#x}", guest.word(page));
+    }
+    let captured = server.end_epoch().changed_pages().unwrap();
+    for removed in (0..PAGES).filter(|page| is_removed(*page)).map(page) {
+        assert!(captured.kept.contains(removed) || captured.zero.contains(removed), "page {removed}");
+    }
+}

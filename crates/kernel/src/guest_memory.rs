@@ -10,7 +10,7 @@ use crate::guard;
 use crate::guest_range::GuestRange;
 use crate::mapping::LostBytes;
 use crate::memfd::Memfd;
-use crate::page::{HUGE_PAGE_BYTES, PageKind};
+use crate::page::{HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
 
 /// One region of guest memory; its pages may be missing, and a userfaultfd may serve them.
 #[derive(Debug)]
@@ -131,7 +131,11 @@ impl GuestMemory {
 
     /// Gives pages back; where a userfaultfd asked for remove events, returns only when its owner has read the event.
     pub fn discard(&self, offset: usize, bytes: usize, how: Discard) -> io::Result<()> {
-        let page = self.kind.bytes();
+        // The kernel makes holes of less than a huge page by zeroing that part of it.
+        let page = match how {
+            Discard::DontNeed => self.kind.bytes(),
+            Discard::Remove => PAGE_BYTES,
+        };
         if !offset.is_multiple_of(page) || !bytes.is_multiple_of(page) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "whole pages are discarded"));
         }

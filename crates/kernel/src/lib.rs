@@ -26,7 +26,9 @@ pub mod shared_buffer;
 pub mod signals;
 pub mod source;
 pub mod spawn;
+pub mod tsc;
 pub mod userfaultfd;
+pub mod virtual_machine;
 pub mod wakeup;
 pub mod writable;
 
@@ -44,5 +46,7 @@ pub use shared_buffer::SharedBuffer;
 pub use signals::SignalReader;
 pub use source::Source;
 pub use spawn::Spawner;
+pub use tsc::tsc_khz;
 pub use userfaultfd::{FaultScope, Features, Install, Protect, RegisterMode, RegisteredIoctls, Userfaultfd};
+pub use virtual_machine::{Exit, VirtualMachine};
 pub use writable::WritableMapping;

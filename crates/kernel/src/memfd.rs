@@ -216,8 +216,18 @@ impl Memfd {
         match rustix::fs::fcntl_add_seals(&self.fd, SealFlags::WRITE) {
             Ok(()) => Ok(true),
             Err(Errno::BUSY) => Ok(false),
+            // No seal can be added to a file with F_SEAL_SEAL, not even one that it has.
+            Err(Errno::PERM) if self.is_write_sealed()? => Ok(true),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Whether it is sealed against writing or can still be: it is open for writing, and its seals are not themselves
+    /// sealed.
+    pub fn can_seal_writes(&self) -> io::Result<bool> {
+        let seals = rustix::fs::fcntl_get_seals(&self.fd)?;
+        let mode = rustix::fs::fcntl_getfl(&self.fd)? & OFlags::RWMODE;
+        Ok(seals.contains(SealFlags::WRITE) || (!seals.contains(SealFlags::SEAL) && mode != OFlags::RDONLY))
     }
 
     /// Whether the file is sealed against writing.

@@ -1,8 +1,9 @@
 //! Another process: whether it lives, signals to it, its open files, its memory.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -113,23 +114,31 @@ impl ProcessHandle {
     }
 
     fn threads_stand(&self) -> io::Result<bool> {
-        let before = self.threads()?;
-        for thread in &before {
-            match std::fs::read_to_string(thread.join("stat")) {
-                Ok(stat) if stands(&stat) => {}
-                Ok(_) => return Ok(false),
-                Err(error) if is_of_ended_thread(&error) => return Ok(false),
-                Err(error) => return Err(error),
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.pid));
+        let first = OsString::from(self.pid.to_string());
+        let mut last = stat_of(&tasks.join(&first))?;
+        let mut listed = 1;
+        if last.stands && last.of_threads > 1 {
+            for task in std::fs::read_dir(&tasks)? {
+                let task = task?;
+                if task.file_name() == first {
+                    continue;
+                }
+                listed += 1;
+                match stat_of(&task.path()) {
+                    Ok(stat) => last = stat,
+                    // The next list is without it.
+                    Err(error) if is_of_ended_thread(&error) => return Ok(false),
+                    Err(error) => return Err(error),
+                }
+                if !last.stands {
+                    break;
+                }
             }
         }
-        // A thread that still ran may have made another before it stopped, which then is in the list by now.
-        Ok(self.threads()? == before)
-    }
-
-    /// The directories of its threads.
-    fn threads(&self) -> io::Result<Vec<PathBuf>> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid))?;
-        tasks.map(|task| Ok(task?.path())).collect()
+        // A thread that is not in the list was made by one that still ran when the list was read. So a list that is as
+        // long as the process has threads in the end, when all in it stood, misses none.
+        Ok(last.stands && last.of_threads == listed)
     }
 
     /// A handle of a file that it has open under `remote_fd`; needs the right to trace it.
@@ -259,12 +268,27 @@ fn pid_told(fdinfo: &str) -> io::Result<u32> {
     }
 }
 
-/// Whether the thread of this `/proc/<pid>/task/<thread>/stat` (proc_pid_stat(5)) can run no instruction: stopped,
-/// traced, or ended.
-fn stands(stat: &str) -> bool {
-    // The name in front may hold anything, parentheses too.
-    let state = stat.rsplit_once(") ").map(|(_, fields)| fields.chars().next());
-    matches!(state, Some(Some('T' | 't' | 'Z' | 'X')))
+/// What the stat file of a thread (proc_pid_stat(5)) says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ThreadStat {
+    /// Whether it can run no instruction: stopped, traced, or ended.
+    stands: bool,
+    /// How many threads its process has.
+    of_threads: usize,
+}
+
+fn stat_of(thread: &Path) -> io::Result<ThreadStat> {
+    let stat = std::fs::read(thread.join("stat"))?;
+    thread_stat(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Fields 3 and 20. The name in front of them may hold anything: parentheses, and bytes that are no text.
+fn thread_stat(stat: &[u8]) -> Option<ThreadStat> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = stat.get(name_end + 2..)?.split(|byte| *byte == b' ');
+    let stands = matches!(fields.next()?, b"T" | b"t" | b"Z" | b"X");
+    let of_threads = std::str::from_utf8(fields.nth(20 - 4)?).ok()?.parse().ok()?;
+    Some(ThreadStat { stands, of_threads })
 }
 
 fn is_of_ended_thread(error: &io::Error) -> bool {
@@ -295,9 +319,19 @@ mod tests {
 
     #[test]
     fn a_threads_state_is_found_behind_any_name() {
-        assert!(stands("7 (a) T (b) T 1 7"));
-        assert!(stands("7 (x) t 1") && stands("7 (x) Z 1"));
-        assert!(!stands("7 (a) T (b) S 1 7"));
-        assert!(!stands("7 (x) R 1") && !stands("") && !stands("7 (x) "));
+        let line = |state: &str| {
+            let fields: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
+            thread_stat(format!("7 (a) T (b) {state} {}\n", fields.join(" ")).as_bytes())
+        };
+        for (state, stands) in
+            [("T", true), ("t", true), ("Z", true), ("R", false), ("S", false), ("D", false)]
+        {
+            assert_eq!(line(state), Some(ThreadStat { stands, of_threads: 20 }), "{state}");
+        }
+        let not_text = [&b"7 (\xff\xfe) T"[..], &b" 1".repeat(30)[..]].concat();
+        assert_eq!(thread_stat(&not_text), Some(ThreadStat { stands: true, of_threads: 1 }));
+        for cut in [&b""[..], b"7 (x)", b"7 (x) ", b"7 (x) T 1 2"] {
+            assert_eq!(thread_stat(cut), None);
+        }
     }
 }

@@ -83,11 +83,35 @@ impl SharedBuffer {
     /// If the word is not in the buffer, or not at a multiple of its size.
     #[inline]
     pub fn set_bits(&self, offset: usize, bits: u64) {
-        let at = self.area.at(offset, 8).cast::<u64>();
-        assert!(at.is_aligned(), "a word is written at a multiple of its size");
-        // SAFETY: eight mapped, aligned bytes of our writable area, which we only ever reach by copy or as words.
-        let word = unsafe { AtomicU64::from_ptr(at) };
+        let word = self.atomic_at(offset);
         word.store(word.load(Ordering::Relaxed) | bits.to_le(), Ordering::Release);
+    }
+
+    /// The little-endian 64-bit word at `offset`, a multiple of 8, read at once; what was stored before it is seen after.
+    ///
+    /// # Panics
+    /// If the word is not in the buffer, or not at a multiple of its size.
+    #[inline]
+    pub fn word(&self, offset: usize) -> u64 {
+        u64::from_le(self.atomic_at(offset).load(Ordering::Acquire))
+    }
+
+    /// Stores the little-endian 64-bit word at `offset`, a multiple of 8, at once and after all that was stored before:
+    /// if this process is killed, whoever holds the file finds either word whole.
+    ///
+    /// # Panics
+    /// If the word is not in the buffer, or not at a multiple of its size.
+    #[inline]
+    pub fn set_word(&self, offset: usize, word: u64) {
+        self.atomic_at(offset).store(word.to_le(), Ordering::Release);
+    }
+
+    fn atomic_at(&self, offset: usize) -> &AtomicU64 {
+        let at = self.area.at(offset, 8).cast::<u64>();
+        assert!(at.is_aligned(), "a word lies at a multiple of its size");
+        // SAFETY: eight mapped, aligned bytes of our writable area, which we only ever reach by copy or as words, for as
+        // long as `self` is borrowed.
+        unsafe { AtomicU64::from_ptr(at) }
     }
 
     /// Keeps the whole buffer in RAM while it lives, as far as this user may lock memory.

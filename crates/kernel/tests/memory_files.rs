@@ -157,6 +157,22 @@ fn a_file_sealed_against_further_seals_is_refused_unless_its_size_is_sealed() {
 }
 
 #[test]
+fn whether_writes_can_be_sealed_is_known_before_it_is_tried() {
+    let open = sixteen_pages();
+    assert!(open.can_seal_writes().unwrap());
+    let read_only = File::open(format!("/proc/self/fd/{}", open.as_fd().as_raw_fd())).unwrap();
+    assert!(!Memfd::adopt(read_only.into()).unwrap().can_seal_writes().unwrap());
+    let closed = sixteen_pages();
+    rustix::fs::fcntl_add_seals(closed.as_fd(), SealFlags::SEAL).unwrap();
+    assert!(!closed.can_seal_writes().unwrap());
+    assert!(closed.seal_writes().is_err());
+    let sealed = sixteen_pages();
+    rustix::fs::fcntl_add_seals(sealed.as_fd(), SealFlags::WRITE | SealFlags::SEAL).unwrap();
+    assert!(sealed.can_seal_writes().unwrap());
+    assert!(sealed.seal_writes().unwrap(), "it is sealed already");
+}
+
+#[test]
 fn bytes_outside_a_file_are_refused() {
     let memfd = sixteen_pages();
     let mut two = [0; 2];
@@ -229,6 +245,29 @@ fn bits_set_in_a_shared_buffer_are_in_its_file_in_little_endian_order() {
     // Where the user may lock no memory at all, the buffer is as good as before.
     buffer.lock_in_ram().ok();
     buffer.set_bits(PAGE_BYTES - 8, u64::MAX);
+}
+
+#[test]
+fn a_word_stored_in_a_shared_buffer_is_read_from_every_mapping_of_it() {
+    let buffer = SharedBuffer::create(PAGE_BYTES).unwrap();
+    buffer.set_word(8, 0x0102_0304_0506_0708);
+    let other = SharedBuffer::of_memfd(buffer.memfd(), 0, PAGE_BYTES).unwrap();
+    assert_eq!((other.word(0), other.word(8)), (0, 0x0102_0304_0506_0708));
+    let mut bytes = [0; 8];
+    buffer.memfd().read_at(&mut bytes, 8).unwrap();
+    assert_eq!(bytes, [8, 7, 6, 5, 4, 3, 2, 1]);
+}
+
+#[test]
+#[should_panic(expected = "lie in a mapping")]
+fn a_word_past_a_shared_buffer_is_refused() {
+    SharedBuffer::create(PAGE_BYTES).unwrap().word(PAGE_BYTES);
+}
+
+#[test]
+#[should_panic(expected = "a multiple of its size")]
+fn a_word_across_words_of_a_shared_buffer_is_refused() {
+    SharedBuffer::create(PAGE_BYTES).unwrap().set_word(4, 1);
 }
 
 #[test]

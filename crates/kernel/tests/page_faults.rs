@@ -238,14 +238,14 @@ fn installs_into_a_process_that_ended_find_it_gone() {
 }
 
 #[test]
-fn installs_where_nothing_is_registered_find_it_gone() {
+fn installs_where_nothing_is_registered_find_it_unmapped() {
     let Some((uffd, memory)) = served("ENOENT", Features::NONE, RegisterMode::Missing) else { return };
     let elsewhere = private_memory();
     let source = filled(1);
     let gone = uffd.copy(elsewhere.range().start, Source::from(&source[..]), Protect::Writable);
-    assert!(matches!(gone, Install::Gone), "{gone:?}");
+    assert!(matches!(gone, Install::Unmapped), "{gone:?}");
     uffd.unregister(memory.range()).unwrap();
-    assert!(matches!(uffd.zero(memory.range()), Install::Gone));
+    assert!(matches!(uffd.zero(memory.range()), Install::Unmapped));
     assert_eq!(memory.touch(0), 0, "after that its missing pages are zeroes");
 }
 

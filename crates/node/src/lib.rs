@@ -5,6 +5,7 @@ pub mod settings;
 pub mod keeper;
 pub mod vmm;
 pub mod copied_memory;
+pub mod disk;
 pub mod sandbox;
 pub mod api;
 pub mod client;

@@ -9,13 +9,14 @@ mod process;
 mod recovery;
 mod saving;
 mod series;
+mod sessions;
 
 use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::registry::Registry;
 use rekindle_engine::identity::SnapshotId;
-use rekindle_engine::serve::ServeStats;
+use rekindle_engine::serve::ServerWatch;
 use rekindle_engine::snapshot::SnapshotStatus;
 
 use crate::api::problem::Code;
@@ -27,7 +28,7 @@ use first_faults::FirstFaults;
 use pauses::Pauses;
 use recovery::Recoveries;
 use saving::Saving;
-use series::ServedBefore;
+use sessions::{Seen, Sessions};
 
 /// What [`Metrics::render`] gives is of this media type.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -40,7 +41,7 @@ pub struct Metrics {
     first_faults: FirstFaults,
     saving: Saving,
     recoveries: Recoveries,
-    served_before: ServedBefore,
+    sessions: Sessions<ServerWatch>,
     started: SystemTime,
 }
 
@@ -53,7 +54,7 @@ impl Metrics {
             first_faults: FirstFaults::default(),
             saving: Saving::register(&mut recorded),
             recoveries: Recoveries::register(&mut recorded),
-            served_before: ServedBefore::default(),
+            sessions: Sessions::default(),
             started: SystemTime::now(),
             recorded,
         }
@@ -75,11 +76,10 @@ impl Metrics {
         self.pauses.resume.observe(answer.as_secs_f64());
     }
 
-    /// A fault server of this snapshot served its first fault at `at`. To be told for every server, as often as one
-    /// likes: at each scrape while it runs, and when it ends. Measured once for each snapshot.
-    pub fn first_fault(&self, snapshot: SnapshotId, at: Instant) {
-        if let Some(answered) = self.first_faults.take(snapshot, at) {
-            self.pauses.first_fault.observe(at.duration_since(answered).as_secs_f64());
+    /// A guest is served from a snapshot; what is done for it is counted from here on, also when it is over.
+    pub fn serving(&self, snapshot: SnapshotId, watch: ServerWatch) {
+        if self.sessions.begin(snapshot, watch) {
+            drop(self.look_at_sessions());
         }
     }
 
@@ -113,11 +113,6 @@ impl Metrics {
         self.recoveries.lost.inc();
     }
 
-    /// A fault server ended: what it served stays counted. Until then it is part of [`Observed::serving`].
-    pub fn serving_ended(&self, stats: &ServeStats) {
-        self.served_before.add(stats);
-    }
-
     /// A start found what an earlier daemon left.
     pub fn recovered(&self, recovery: &Recovery) {
         self.recoveries.recovered(recovery);
@@ -125,8 +120,9 @@ impl Metrics {
 
     /// All of it as text, with what the daemon sees now.
     pub fn render(&self, observed: &Observed) -> String {
+        let sessions = self.look_at_sessions();
         let mut seen = Registry::with_prefix("rekindle");
-        observed.register(&self.served_before.with(&observed.serving), &mut seen);
+        observed.register(&sessions, &mut seen);
         let mut process = Registry::default();
         process::register(self.started, &mut process);
         let mut text = String::new();
@@ -136,6 +132,21 @@ impl Metrics {
             .and_then(|()| encode_eof(&mut text))
             .expect("writing into a string does not fail");
         text
+    }
+
+    fn look_at_sessions(&self) -> Seen {
+        let seen = self.sessions.look();
+        for &(snapshot, at) in &seen.first_faults {
+            self.first_fault(snapshot, at);
+        }
+        seen
+    }
+
+    /// Measured once for each snapshot: its first fault after the answer of its pause.
+    fn first_fault(&self, snapshot: SnapshotId, at: Instant) {
+        if let Some(answered) = self.first_faults.take(snapshot, at) {
+            self.pauses.first_fault.observe(at.duration_since(answered).as_secs_f64());
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::regions::{Region, Regions};
-use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions};
+use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, NotServed, Placement, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::{StoppedMemory, Tracking, present_pages};
 use rekindle_kernel::{Memfd, Pagemap, placement};
@@ -47,6 +47,17 @@ pub struct SandboxShape {
     pub placement: Placement,
     /// Whether a fault installs the pages beside it.
     pub neighbours: Neighbours,
+    /// Whether a resume learns from the ones before it.
+    pub working_sets: WorkingSets,
+}
+
+/// Whether what earlier guests of a snapshot touched first is installed ahead of a resumed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkingSets {
+    /// It is, and what this one touches is noted for later ones.
+    Used,
+    /// Each resume is like the first.
+    Ignored,
 }
 
 /// A running guest with its memory served, if it came from a snapshot.
@@ -62,7 +73,15 @@ pub struct Sandbox {
 #[derive(Debug)]
 struct Origin {
     snapshot: Arc<Snapshot>,
-    server: FaultServer,
+    serving: Serving,
+}
+
+/// Whether somebody answers a resumed guest's faults.
+#[derive(Debug)]
+enum Serving {
+    Served(FaultServer),
+    /// Nobody does, since a pause and then the way back from it failed: the guest stands still.
+    Unserved(Box<Epoch>),
 }
 
 /// A pause that was answered: the snapshot, and the guest that is still to end.
@@ -93,7 +112,7 @@ pub struct NotPaused {
 pub struct Ending {
     guest: ProcessGuest,
     /// Held until the guest has ended: without any userfaultfd its faults would read zeroes.
-    _epoch: Option<Epoch>,
+    _origin: Option<Origin>,
 }
 
 impl SandboxShape {
@@ -107,6 +126,7 @@ impl SandboxShape {
             tracking: Tracking::Scan,
             placement: Placement::FollowFaults,
             neighbours: Neighbours::Adaptive,
+            working_sets: WorkingSets::Ignored,
         }
     }
 
@@ -160,7 +180,11 @@ impl Sandbox {
         let server = FaultServer::start(view, handover, engine.fetcher().clone(), shape.serve_options())
             .context("starting the fault server")?;
         // From here on the guest ends before its server does, whatever fails.
-        let origin = Some(Origin { snapshot: Arc::clone(snapshot), server });
+        match shape.working_sets {
+            WorkingSets::Used => engine.learn(snapshot, &server),
+            WorkingSets::Ignored => {}
+        }
+        let origin = Some(Origin { snapshot: Arc::clone(snapshot), serving: Serving::Served(server) });
         let mut sandbox = Self { guest, shape, origin };
         sandbox.guest.control.restore(state)?;
         Ok(sandbox)
@@ -168,13 +192,13 @@ impl Sandbox {
 
     /// The server of its faults, if it came from a snapshot.
     pub fn server(&self) -> Option<&FaultServer> {
-        self.origin.as_ref().map(|origin| &origin.server)
+        self.origin.as_ref().and_then(Origin::server)
     }
 
     /// The guest's control, and how many bytes of its memory have been served so far.
     pub fn control_and_progress(&mut self) -> (&mut GuestControl, impl Fn() -> u64 + Sync + '_) {
         let Self { guest, origin, shape } = self;
-        let server = origin.as_ref().map(|origin| &origin.server);
+        let server = origin.as_ref().and_then(Origin::server);
         let all = shape.memory_bytes;
         let served = move || {
             server.map_or(all, |server| {
@@ -189,6 +213,9 @@ impl Sandbox {
     /// goes on as if nothing had been asked.
     pub fn pause(mut self, engine: &Engine) -> Result<Paused, NotPaused> {
         let asked = Instant::now();
+        if let Err(error) = self.serve_again(engine) {
+            return Err(NotPaused { sandbox: Box::new(self), error });
+        }
         let parent = self.origin.as_ref().map(|origin| &origin.snapshot);
         let permit = match engine.permit_pause(parent, self.shape.memory_bytes) {
             Ok(permit) => permit,
@@ -196,16 +223,13 @@ impl Sandbox {
         };
         let frozen = match self.freeze() {
             Ok(state) => (Instant::now(), state),
-            Err(error) => return Err(NotPaused { sandbox: Box::new(self), error }),
+            Err(error) => return Err(self.go_on(engine, error)),
         };
         let (frozen_at, state) = frozen;
-        let (epoch, parent) = match self.origin.take() {
-            Some(Origin { snapshot, server }) => (Some(server.end_epoch()), Some(snapshot)),
-            None => (None, None),
-        };
+        self.end_epoch();
         let stopped =
             StoppedGuest { pid: self.guest.id(), hello: self.guest.hello(), memfd: self.guest.memfd() };
-        let taken = stopped.memory(&self.shape, epoch.as_ref());
+        let taken = stopped.memory(&self.shape, self.epoch());
         let committed = taken.and_then(|memory| {
             let guest = PausedGuest {
                 id: SnapshotId::new(),
@@ -218,10 +242,10 @@ impl Sandbox {
         match committed {
             Ok(snapshot) => {
                 let (answer_time, frozen_time) = (asked.elapsed(), frozen_at.elapsed());
-                let ending = Ending::begin(self.guest, epoch);
+                let ending = Ending::begin(self.guest, self.origin);
                 Ok(Paused { snapshot, answer_time, frozen_time, ending })
             }
-            Err(error) => Err(self.go_on(engine, epoch, parent, error)),
+            Err(error) => Err(self.go_on(engine, error)),
         }
     }
 
@@ -232,28 +256,59 @@ impl Sandbox {
         Ok(state)
     }
 
-    /// Serves the guest again and lets it go on, after a pause that did not come to pass.
-    fn go_on(
-        mut self,
-        engine: &Engine,
-        epoch: Option<Epoch>,
-        parent: Option<Arc<Snapshot>>,
-        error: anyhow::Error,
-    ) -> NotPaused {
-        let served = epoch.zip(parent).map(|(epoch, snapshot)| {
-            let view = Arc::clone(snapshot.memory());
-            FaultServer::resume(view, epoch, engine.fetcher().clone(), self.shape.serve_options())
-                .map(|server| Origin { snapshot, server })
-        });
-        let thawed = served.transpose().map_err(anyhow::Error::from).and_then(|origin| {
-            self.origin = origin;
-            Ok(self.guest.thaw()?)
-        });
-        let error = match thawed {
+    /// Serves the guest again and lets it go on, after a pause that did not come to pass. If that fails too it stands
+    /// still, nothing of it is lost, and the next pause begins with another try.
+    fn go_on(mut self, engine: &Engine, error: anyhow::Error) -> NotPaused {
+        let gone_on = self.serve_again(engine).and_then(|()| Ok(self.guest.thaw()?));
+        let error = match gone_on {
             Ok(()) => error,
             Err(second) => error.context(format!("and the guest could not go on: {second:#}")),
         };
         NotPaused { sandbox: Box::new(self), error }
+    }
+
+    /// Nobody serves the frozen guest from here on.
+    fn end_epoch(&mut self) {
+        self.origin = self.origin.take().map(|Origin { snapshot, serving }| {
+            let epoch = match serving {
+                Serving::Served(server) => Box::new(server.end_epoch()),
+                Serving::Unserved(epoch) => epoch,
+            };
+            Origin { snapshot, serving: Serving::Unserved(epoch) }
+        });
+    }
+
+    fn epoch(&self) -> Option<&Epoch> {
+        match &self.origin.as_ref()?.serving {
+            Serving::Unserved(epoch) => Some(epoch),
+            Serving::Served(_) => None,
+        }
+    }
+
+    /// Serves a guest that nobody serves, and lets it run.
+    fn serve_again(&mut self, engine: &Engine) -> anyhow::Result<()> {
+        let Some(Origin { snapshot, serving }) = self.origin.take() else { return Ok(()) };
+        let (serving, done) = match serving {
+            served @ Serving::Served(_) => (served, Ok(())),
+            Serving::Unserved(epoch) => {
+                let (view, options) = (Arc::clone(snapshot.memory()), self.shape.serve_options());
+                match FaultServer::resume(view, *epoch, engine.fetcher().clone(), options) {
+                    Ok(server) => (Serving::Served(server), self.guest.thaw().map_err(Into::into)),
+                    Err(NotServed { epoch, error }) => (Serving::Unserved(epoch), Err(error.into())),
+                }
+            }
+        };
+        self.origin = Some(Origin { snapshot, serving });
+        done
+    }
+}
+
+impl Origin {
+    fn server(&self) -> Option<&FaultServer> {
+        match &self.serving {
+            Serving::Served(server) => Some(server),
+            Serving::Unserved(_) => None,
+        }
     }
 }
 
@@ -300,7 +355,7 @@ impl StoppedGuest<'_> {
 }
 
 impl Ending {
-    fn begin(guest: ProcessGuest, epoch: Option<Epoch>) -> Self {
+    fn begin(guest: ProcessGuest, origin: Option<Origin>) -> Self {
         // Tearing a GiB down takes 23 ms of a core, which the guests that run want more.
         if let Err(error) = placement::lower_priority(guest.id()) {
             tracing::debug!(%error, "a paused guest is torn down at normal priority");
@@ -308,7 +363,7 @@ impl Ending {
         if let Err(error) = guest.process.begin_kill() {
             tracing::warn!(%error, "a paused guest is ended when its process is waited for");
         }
-        Self { guest, _epoch: epoch }
+        Self { guest, _origin: origin }
     }
 
     /// The ended guest's process id.

@@ -2,27 +2,34 @@
 
 mod spans;
 
+use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use tracing::Dispatch;
 use tracing_subscriber::filter::ParseError;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::{self as lines, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
-use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
+use tracing_subscriber::{EnvFilter, Layer, reload};
 
 use spans::SpanExport;
 
 /// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// A line for people.
-    #[default]
     Human,
     /// An object a line.
     Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Human => "human",
+            Self::Json => "json",
+        })
+    }
 }
 
 /// What is told, and to whom.
@@ -102,8 +109,8 @@ impl Telemetry {
         let (human_filter, human) = reload::Layer::new(human_level);
         let (json_filter, json) = reload::Layer::new(json_level);
         let mut layers: Vec<BoxedLayer> = vec![
-            fmt::layer().with_writer(writer.clone()).with_filter(human_filter).boxed(),
-            fmt::layer().json().with_writer(writer).with_filter(json_filter).boxed(),
+            lines::layer().with_writer(writer.clone()).with_filter(human_filter).boxed(),
+            lines::layer().json().with_writer(writer).with_filter(json_filter).boxed(),
         ];
         let start = |endpoint| SpanExport::start(endpoint, &options.service_name);
         let spans = options.otlp_endpoint.as_deref().map(start).transpose()?;

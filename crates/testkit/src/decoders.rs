@@ -11,12 +11,14 @@ use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::handover;
 use rekindle_engine::identity::{Domain, FrameDigest, LayerId, SnapshotId};
 use rekindle_engine::layer_index::LayerIndex;
+use rekindle_engine::limits;
 use rekindle_engine::manifest::{
     LayerName, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeChange, VolumeShape,
 };
 use rekindle_engine::object::ObjectTable;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::ranked_set::RankedSet;
+use rekindle_engine::working_set::{Touch, WorkingSet};
 use rekindle_kernel::PageKind;
 
 /// One decoder of a stored format or of a peer's message.
@@ -31,11 +33,12 @@ pub struct Decoder {
 }
 
 /// All of them.
-pub const DECODERS: [Decoder; 4] = [
+pub const DECODERS: [Decoder; 5] = [
     Decoder { name: "publication", accepts: publication, samples: publication_samples },
     Decoder { name: "layer_index", accepts: layer_index, samples: layer_index_samples },
     Decoder { name: "object_table", accepts: object_table, samples: object_table_samples },
     Decoder { name: "handover", accepts: handover, samples: handover_samples },
+    Decoder { name: "working_set", accepts: working_set, samples: working_set_samples },
 ];
 
 /// Bytes of a publication before its body: magic, version, length, checksum.
@@ -102,6 +105,48 @@ pub fn handover(bytes: &[u8]) -> bool {
         );
     }
     true
+}
+
+/// Bytes of a working set before what its checksum is of: magic, version, checksum.
+const WORKING_SET_FRONT_BYTES: usize = 14;
+/// Where the checksum is in it.
+const WORKING_SET_CHECKSUM_AT: usize = 6;
+
+/// Decodes a working set, as it is and with the checksum that it should have.
+pub fn working_set(bytes: &[u8]) -> bool {
+    let mut resealed = bytes.to_vec();
+    if let Some(body) = bytes.get(WORKING_SET_FRONT_BYTES..) {
+        let checksum = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, body);
+        resealed[WORKING_SET_CHECKSUM_AT..WORKING_SET_FRONT_BYTES].copy_from_slice(&checksum.to_le_bytes());
+    }
+    checked_working_set(&resealed);
+    checked_working_set(bytes)
+}
+
+fn checked_working_set(bytes: &[u8]) -> bool {
+    let Ok(set) = WorkingSet::decode(bytes) else { return false };
+    assert_eq!(set.encode(), bytes, "a working set has one encoding");
+    assert!(set.pages() <= limits::WORKING_SET_PAGES_MAX, "it is bounded");
+    let mut runs = set.runs().to_vec();
+    runs.sort_by_key(|run| run.start());
+    assert!(runs.windows(2).all(|pair| pair[0].end() <= pair[1].start()), "a page comes once");
+    true
+}
+
+fn working_set_samples() -> BTreeMap<&'static str, Vec<u8>> {
+    let of = |pages: u32, touches: &[Touch]| {
+        WorkingSet::new(SnapshotId::from_bytes([7; 16]), pages, touches.iter().copied()).encode()
+    };
+    let fault = |page: u32| Touch::Fault(GuestPage::new(page));
+    let beside = |start: u32, count: u32| Touch::Beside(GuestPages::new(GuestPage::new(start), count));
+    let scattered: Vec<_> = (0..300).map(|step| fault(step * 7919 % 100_000)).collect();
+    BTreeMap::from([
+        ("nothing", of(1, &[])),
+        ("one-page", of(1 << 28, &[fault((1 << 28) - 1)])),
+        ("walks", of(100_000, &[fault(5000), beside(5001, 1), fault(90), beside(91, 63), fault(5002)])),
+        ("scattered", of(100_000, &scattered)),
+        ("as-much-as-may-be", of(1 << 20, &[fault(1 << 19), beside(0, limits::WORKING_SET_PAGES_MAX)])),
+    ])
 }
 
 fn handover_samples() -> BTreeMap<&'static str, Vec<u8>> {

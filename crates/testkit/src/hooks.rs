@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub struct TestHooks {
     gates: Mutex<Gates>,
     changed: Condvar,
     reads: Mutex<ParentReads>,
+    without_threads: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +92,11 @@ impl TestHooks {
         *self.reads() = ParentReads { seen: 0, failing };
     }
 
+    /// From now on the system has no thread to save snapshots on, or has one again.
+    pub fn refuse_threads(&self, refusing: bool) {
+        self.without_threads.store(refusing, Ordering::SeqCst);
+    }
+
     /// Reads of the parent since the last [`Self::fail_parent_reads`].
     pub fn parent_reads(&self) -> u64 {
         self.reads().seen
@@ -129,6 +136,13 @@ impl Hooks for TestHooks {
             Failing::OneOf(many) => number.is_multiple_of(many),
         };
         if fails { Err(io::Error::other("a test fails this read")) } else { Ok(()) }
+    }
+
+    fn before_thread(&self, _: SnapshotId) -> io::Result<()> {
+        match self.without_threads.load(Ordering::SeqCst) {
+            true => Err(io::Error::other("a test refuses this thread")),
+            false => Ok(()),
+        }
     }
 
     fn before_manifest(&self, snapshot: SnapshotId) {

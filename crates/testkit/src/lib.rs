@@ -3,6 +3,7 @@
 pub mod damage;
 pub mod decoders;
 pub mod skip;
+pub mod linux;
 pub mod random;
 pub mod model;
 pub mod stores;
@@ -10,5 +11,6 @@ pub mod hooks;
 pub mod keeper;
 pub mod site;
 pub mod guest;
+pub mod mini_guest;
 pub mod history;
 pub mod black_box;

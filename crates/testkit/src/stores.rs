@@ -25,6 +25,8 @@ pub enum Operation {
     Get,
     /// An object is deleted.
     Delete,
+    /// The objects under a name are listed.
+    List,
 }
 
 /// What goes wrong.
@@ -123,7 +125,7 @@ impl Faults {
 
     /// Lets everything that is asked of the store fail, until the answer is dropped.
     pub fn outage(&self) -> Vec<Injected> {
-        [Operation::Begin, Operation::Put, Operation::Get, Operation::Delete]
+        [Operation::Begin, Operation::Put, Operation::Get, Operation::Delete, Operation::List]
             .map(|on| self.inject(Rule::always(on, "", Fault::Fail)))
             .into()
     }
@@ -322,7 +324,17 @@ impl ObjectStore for UnreliableStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        let (inner, faults) = (Arc::clone(&self.inner), self.faults());
+        let prefix = prefix.cloned().unwrap_or_default();
+        let listed = async move {
+            match faults.strike(Operation::List, &prefix).await {
+                None | Some(Fault::Stall) => inner.list(Some(&prefix)),
+                Some(Fault::Fail | Fault::Lie | Fault::Truncate | Fault::Corrupt) => {
+                    futures_util::stream::once(async { Err(refused()) }).boxed()
+                }
+            }
+        };
+        futures_util::stream::once(listed).flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

@@ -1,8 +1,12 @@
 //! Measures every target against its reference: both sides in one run, interleaved, placed alike.
 
+mod daemon;
+mod disks;
 mod faults;
 mod format;
+mod machines;
 mod map;
+mod nbd_client;
 mod node;
 mod page;
 mod pausing;
@@ -24,7 +28,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 13] = [
+const ROWS: [&Row; 21] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -38,6 +42,14 @@ const ROWS: [&Row; 13] = [
     &faults::BULK,
     &pausing::HELD,
     &pausing::ANSWER,
+    &daemon::RESUME,
+    &daemon::RESTART,
+    &daemon::SANDBOXES,
+    &disks::NBD,
+    &machines::PAUSE,
+    &machines::OVERLAP,
+    &machines::COLD,
+    &machines::WORKING_SET,
 ];
 
 /// What to measure and where to put it.

@@ -107,7 +107,8 @@ pub(crate) fn wait_published(snapshot: &Snapshot) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn shape(memory_bytes: u64) -> anyhow::Result<SandboxShape> {
+/// A process guest that this very program is.
+pub(crate) fn shape(memory_bytes: u64) -> anyhow::Result<SandboxShape> {
     Ok(SandboxShape::new(
         std::env::current_exe().context("this very program, to be run as a guest")?,
         memory_bytes,

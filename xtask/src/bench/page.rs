@@ -13,6 +13,9 @@ const OPENING: &str = "# Benchmarks\n\n\
     on the same cores; what counts is the ratio, not the seconds. Medians stand with their 95 % interval (order\n\
     statistics). A target is met when the interval includes it or better.\n\n";
 
+/// What stands below this line is written by people and stays.
+const BY_PEOPLE: &str = "<!-- What follows is not written by `cargo xtask bench` and stays as it is. -->";
+
 /// Writes the page and its pictures under `root`'s `docs`.
 pub(crate) fn write(root: &Path, report: &Report) -> anyhow::Result<()> {
     let pictures = root.join("docs/benchmarks");
@@ -33,7 +36,18 @@ pub(crate) fn write(root: &Path, report: &Report) -> anyhow::Result<()> {
         std::fs::write(&picture, plot::svg(row)).with_context(|| format!("writing {}", picture.display()))?;
         page.push_str(&section(&pictures, row)?);
     }
-    std::fs::write(root.join("docs/benchmarks.md"), page).context("writing docs/benchmarks.md")
+    let path = root.join("docs/benchmarks.md");
+    page.push_str(&by_people(&path)?);
+    std::fs::write(&path, page).context("writing docs/benchmarks.md")
+}
+
+/// The part of the page at `path` that people wrote, with the line that it begins with.
+fn by_people(path: &Path) -> anyhow::Result<String> {
+    if !path.exists() {
+        return Ok(String::new());
+    }
+    let page = std::fs::read_to_string(path).context("reading docs/benchmarks.md")?;
+    Ok(page.find(BY_PEOPLE).map_or_else(String::new, |start| format!("\n{}", &page[start..])))
 }
 
 /// The section of one row; `notes/<row>.md`, written by people, ends it where it exists.
@@ -80,7 +94,10 @@ mod tests {
         let notes = root.path().join("docs/benchmarks/notes");
         std::fs::create_dir_all(&notes).expect("the directory can be made");
         std::fs::write(notes.join("some-row.md"), "Why it is missed.\n").expect("the note can be written");
+        let before = format!("# Benchmarks\n\nOld.\n\n{BY_PEOPLE}\n\n## The soak\n\nNothing grew.\n");
+        std::fs::write(root.path().join("docs/benchmarks.md"), before).expect("the page can be written");
         write(root.path(), &report()).expect("the page can be written");
+        write(root.path(), &report()).expect("it can be written again");
         let read = |path| std::fs::read_to_string(root.path().join(path)).expect("the page was written");
         let page = read("docs/benchmarks.md");
         for piece in [
@@ -90,6 +107,9 @@ mod tests {
         ] {
             assert!(page.contains(piece), "{piece} is not in\n{page}");
         }
+        assert!(!page.contains("Old."), "{page}");
+        let kept = format!("Why it is missed.\n\n{BY_PEOPLE}\n\n## The soak\n\nNothing grew.\n");
+        assert!(page.ends_with(&kept), "what people wrote stays as it is:\n{page}");
         let picture = read("docs/benchmarks/some-row.svg");
         assert_eq!(picture.matches("<circle").count(), 3, "a dot for each pair");
         assert!(picture.contains("a &lt; b"), "labels are escaped");

@@ -23,6 +23,7 @@ use rekindle_engine::view::ViewPhase;
 use rekindle_kernel::{Mapping, Memfd, PAGE_BYTES, PageKind};
 use rekindle_testkit::random::Random;
 
+use super::daemon;
 use super::map::{MAP_PAGES, MAP_RUNS, merge_runs, random_runs, separate_runs, sorted_runs};
 use super::node::{Node, wait_published};
 use super::row::{Effort, Pairs, Part, Row, Target, Unit, interleave};
@@ -49,9 +50,10 @@ pub(crate) const READABLE: Row = Row {
 pub(crate) const ANSWER: Row = Row {
     name: "pause-answer",
     what: "From asking for a pause of a served process guest to its answer, over sizes of memory and of the parent's map.",
-    ours: "`Sandbox::pause`, memory adopted, writes found by a scan",
-    reference: "the same pause until its layer is sealed, what a pause that saves first waits for; for the last part, \
-                ours over a parent map of few runs",
+    ours: "`Sandbox::pause`, memory adopted, writes found by a scan; where a daemon is asked, \
+           `POST /v1/sandboxes/{reference}/pause` at a real one, 10 % written",
+    reference: "the same pause until its layer is sealed, what a pause that saves first waits for; over many runs, ours \
+                over a parent map of few; where a daemon is asked, `Sandbox::pause` in this process",
     fast: false,
     measure: measure_answer,
 };
@@ -181,6 +183,7 @@ fn measure_answer(effort: Effort) -> anyhow::Result<Vec<Part>> {
         node.forget(&base)?;
     }
     parts.push(measure_answer_over_maps(&node, effort)?);
+    parts.extend(daemon::pause_parts(effort)?);
     Ok(parts)
 }
 

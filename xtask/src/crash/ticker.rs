@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rekindle::client::{Client, ClientError};
-use rekindle::guest::protocol::Command;
+use rekindle::guest::history::Share;
+use rekindle::guest::protocol::{Command, DiscardHow};
 use uuid::Uuid;
 
 use crate::load::{Findings, Operation, Shard};
@@ -15,6 +16,8 @@ use crate::load::{Findings, Operation, Shard};
 pub(crate) struct Ticker {
     pub(crate) shard: Shard,
     sandbox: Option<Uuid>,
+    /// How often it was resumed.
+    resumes: u64,
 }
 
 /// What is told to a thread that ticks.
@@ -35,10 +38,11 @@ const TRY_EVERY: Duration = Duration::from_millis(1);
 
 impl Ticker {
     pub(crate) fn new() -> Self {
-        Self { shard: Shard::new("ticker".to_owned()), sandbox: None }
+        Self { shard: Shard::new("ticker".to_owned()), sandbox: None, resumes: 0 }
     }
 
-    /// Brings the guest into a state in which its pages are yet to be served: it was just resumed.
+    /// Brings the guest into a state in which its pages are yet to be served, and some of them are given back and not
+    /// touched since: after a kill it is the epoch's journal alone that knows of those.
     pub(crate) fn resume(&mut self, client: &Client, findings: &mut Findings) -> Result<(), ClientError> {
         let known = self.sandbox.filter(|sandbox| self.shard.sandboxes.contains_key(sandbox));
         let sandbox = match known {
@@ -49,6 +53,10 @@ impl Ticker {
         let name = self.shard.new_name("snapshot");
         self.ask(client, &Operation::Pause { sandbox, name }, findings)?;
         self.ask(client, &Operation::Resume { sandbox }, findings)?;
+        self.resumes += 1;
+        let share = Share { seed: self.resumes, percent: 10, run_pages: 4 };
+        let command = Command::Discard { share, how: DiscardHow::Remove };
+        self.ask(client, &Operation::Tell { sandbox, command }, findings)?;
         for snapshot in before {
             self.ask(client, &Operation::DeleteSnapshot { snapshot }, findings)?;
         }

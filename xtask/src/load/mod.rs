@@ -25,7 +25,8 @@ use anyhow::{Context as _, ensure};
 pub(crate) fn program(root: &Path) -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let made = Command::new(cargo)
-        .args(["build", "--release", "--package", "rekindle", "--bin", "rekindle", "--message-format=json"])
+        // The workspace's default members: the program, and the library that belongs beside it.
+        .args(["build", "--release", "--message-format=json"])
         .current_dir(root)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

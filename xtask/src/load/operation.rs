@@ -44,6 +44,7 @@ impl Operation {
                     vmm: Default::default(),
                     memory_bytes: *memory_bytes,
                     backing: *backing,
+                    machine: None,
                 };
                 client.create_sandbox(Some(name), &wanted).map(|sandbox| Outcome::Made(vec![sandbox]))
             }
@@ -62,6 +63,7 @@ impl Operation {
                     name: Some(name.clone()),
                     labels: Default::default(),
                     serve_before_seal: None,
+                    taps: None,
                 };
                 client.resume_snapshot(&snapshot.to_string(), Some(name), &how).map(Outcome::Made)
             }

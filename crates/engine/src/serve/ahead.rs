@@ -28,6 +28,7 @@ impl Server {
             }
             let (pages, end) = self.install_piece(&piece, ready);
             self.counters.pages_neighbour.add(pages);
+            self.note_beside(piece.pages.first_pages(pages));
             if !matches!(end, End::Complete) {
                 return;
             }
@@ -37,18 +38,34 @@ impl Server {
 
     /// Installs a bounded number of the pages wanted ahead.
     pub(super) fn prefetch_slice(&mut self) {
-        let Some(run) = self.prefetch.next_run(limits::PREFETCH_SLICE_PAGES) else { return };
-        let mut rest = run;
-        while !rest.is_empty() {
-            match self.prefetch_some(self.in_one_region(rest)) {
-                Ahead::Dealt(pages) => rest = rest.after(pages),
-                Ahead::Interrupted => {
-                    self.prefetch.put_back(rest);
-                    std::thread::yield_now();
-                    return;
-                }
+        let mut left = limits::PREFETCH_SLICE_PAGES;
+        while left > 0
+            && let Some(run) = self.prefetch.next_run(left)
+        {
+            left -= run.count();
+            if let Some(rest) = self.prefetch_run(run) {
+                self.prefetch.put_back(rest);
+                std::thread::yield_now();
+                return;
             }
         }
+    }
+
+    /// Deals with `run`; what is left of it if the address space is changing.
+    fn prefetch_run(&mut self, run: GuestPages) -> Option<GuestPages> {
+        let mut rest = run;
+        while !rest.is_empty() {
+            // As many frames as may be are asked for: the rest comes after one of them.
+            if self.prefetch.is_full() {
+                self.prefetch.put_back(rest);
+                return None;
+            }
+            match self.prefetch_some(self.in_one_region(rest)) {
+                Ahead::Dealt(pages) => rest = rest.after(pages),
+                Ahead::Interrupted => return Some(rest),
+            }
+        }
+        None
     }
 
     /// Deals with the first pages of `run`, which lies in one region.
@@ -113,6 +130,8 @@ fn ahead(pages: u32, end: &End) -> Ahead {
     match end {
         End::Interrupted if pages == 0 => Ahead::Interrupted,
         End::Complete | End::Interrupted => Ahead::Dealt(pages.max(1)),
-        End::Present | End::SourceLost | End::Gone | End::Failed(_) => Ahead::Dealt(pages + 1),
+        End::Present | End::SourceLost | End::Gone | End::Unmapped | End::Failed(_) => {
+            Ahead::Dealt(pages + 1)
+        }
     }
 }

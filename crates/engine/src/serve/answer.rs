@@ -31,7 +31,7 @@ enum Outcome {
     Waiting,
     /// It must be tried again.
     Again(RetryCause),
-    /// Its memory is gone.
+    /// The process is gone, and its memory.
     Gone,
 }
 
@@ -87,8 +87,11 @@ impl Server {
                 return self.landed(unit, &landing);
             }
         };
-        if self.installer.pages.is_removed(page) {
+        if self.installer.pages.is_all_removed(unit) {
             return self.zero(unit);
+        }
+        if first_try && let Some(recording) = &mut self.recording {
+            recording.fault(page);
         }
         if unit.count() > 1 {
             return self.install_unit(fault, unit, protect);
@@ -122,6 +125,7 @@ impl Server {
         }
         let landing = self.install_ready(&piece, ready, protect);
         self.counters.pages_neighbour.add(landing.pages.saturating_sub(1));
+        self.note_beside(piece.pages.first_pages(landing.pages).after(1));
         let goes_on = matches!(landing.end, End::Complete) && window.count() > landing.pages;
         let rest = if upwards { window.after(landing.pages) } else { window.first_pages(window.count() - 1) };
         let outcome = self.landed(piece.pages, &landing);
@@ -135,6 +139,7 @@ impl Server {
         match self.gatherer.install(&self.view, &mut self.installer, unit, protect) {
             UnitInstall::Landed(landing) => {
                 self.count(&self.view.piece_at(unit.start(), 1), landing.pages);
+                self.note_beside(unit.first_pages(landing.pages).after(1));
                 self.landed(unit, &landing)
             }
             UnitInstall::Missing(frames) => {
@@ -145,6 +150,14 @@ impl Server {
                 let (layer, frame) = &frames[0];
                 self.wait_for(fault, layer, *frame)
             }
+        }
+    }
+
+    /// Pages that came with a faulting one: on its walk the guest would have waited for them.
+    #[inline]
+    pub(super) fn note_beside(&mut self, run: GuestPages) {
+        if let Some(recording) = &mut self.recording {
+            recording.beside(run);
         }
     }
 
@@ -162,10 +175,8 @@ impl Server {
             End::Interrupted => Outcome::Again(RetryCause::Interrupted),
             End::SourceLost => Outcome::Again(RetryCause::Failed(SOURCE_LOST.into())),
             End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason)),
-            End::Gone => {
-                self.installer.wake(unit);
-                Outcome::Answered
-            }
+            End::Gone => Outcome::Gone,
+            End::Unmapped => self.let_fault_again(unit),
         }
     }
 
@@ -184,7 +195,18 @@ impl Server {
             End::SourceLost => Outcome::Again(RetryCause::Failed(SOURCE_LOST.into())),
             End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason.clone())),
             End::Gone => Outcome::Gone,
+            // Perhaps only a neighbour is not there any more: the page is tried alone.
+            End::Unmapped if run.count() > self.installer.regions.unit_of(run.start()).count() => {
+                Outcome::Again(RetryCause::Interrupted)
+            }
+            End::Unmapped => self.let_fault_again(run),
         }
+    }
+
+    /// The page is not the guest's as it was: whoever waits for it asks the kernel anew, which knows what is there now.
+    fn let_fault_again(&mut self, run: GuestPages) -> Outcome {
+        self.installer.wake(run);
+        Outcome::Answered
     }
 
     /// Installs the first `ready` pages of a piece, which are in memory.

@@ -52,6 +52,11 @@ impl EpochPages {
         self.removed.contains(page)
     }
 
+    /// Whether every page of `run` was given back.
+    pub(super) fn is_all_removed(&self, run: GuestPages) -> bool {
+        self.removed.run_at(run.start(), run.count()) == (true, run.count())
+    }
+
     /// The pages given back in this epoch, whatever became of them since.
     pub(super) fn removed(&self) -> &PageSet {
         &self.removed

@@ -39,8 +39,10 @@ pub(super) enum End {
     Present,
     /// The address space is changing; the next page may work later.
     Interrupted,
-    /// There is no such memory any more.
+    /// The process and its memory are gone.
     Gone,
+    /// Not all of it is in one registered mapping any more.
+    Unmapped,
     /// The bytes to install could not be read.
     SourceLost,
     /// The next page failed.
@@ -109,8 +111,8 @@ impl Installer {
         match self.userfaultfd.write_protect(self.range(pages), Protect::Writable) {
             Ok(()) => End::Complete,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => End::Interrupted,
-            // Unmapped since: there is nothing to write.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => End::Gone,
+            // There is nothing to write any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => End::Unmapped,
             Err(error) => End::Failed(error.to_string()),
         }
     }
@@ -166,6 +168,7 @@ fn landing(install: Install, pages: GuestPages) -> Landing {
             landed(whole_pages(installed_bytes, pages), End::Interrupted)
         }
         Install::Gone => landed(0, End::Gone),
+        Install::Unmapped => landed(0, End::Unmapped),
         Install::SourceLost => landed(0, End::SourceLost),
         Install::Failed(error) => landed(0, End::Failed(error.to_string())),
     }

@@ -14,11 +14,12 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rekindle_kernel::event_buffer::EVENT_BYTES;
 use rekindle_kernel::{EventBuffer, Memfd, PageKind, SharedBuffer, memfd};
 
+use crate::deadline::Deadline;
 use crate::geometry::{GuestPages, PAGE_BYTES, u64_of, usize_of};
 use crate::limits;
 use crate::page_set::PageSet;
@@ -184,9 +185,9 @@ impl Journal {
 
 /// A killed process holds its lock until its last thread is out of the kernel, which may take it a moment.
 fn lock(memfd: &Memfd, limit: Duration) -> Result<(), JournalError> {
-    let deadline = Instant::now() + limit;
+    let deadline = Deadline::after(limit);
     while !memfd.try_lock()? {
-        if Instant::now() >= deadline {
+        if deadline.is_over() {
             return Err(JournalError::Served);
         }
         std::thread::park_timeout(limits::SERVER_END_ASK);

@@ -2,15 +2,18 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use rekindle_kernel::wakeup::Wakeup;
 
 use super::pending::FrameKey;
+use super::touches::Recording;
 use crate::fetch::FrameWaiter;
 use crate::frame::FrameNumber;
 use crate::identity::LayerId;
 use crate::page_set::PageSet;
 use crate::sync::{Mutex, lock};
+use crate::working_set::WorkingSet;
 
 /// One thing to tell.
 #[derive(Debug)]
@@ -21,6 +24,12 @@ pub(super) enum Mail {
     FrameFailing(FrameKey, String),
     /// Pages to install ahead.
     Prefetch(PageSet),
+    /// Runs to install ahead, in their order.
+    Ahead(Arc<WorkingSet>),
+    /// Note from now on what the guest touches.
+    Record(Recording),
+    /// Hand over what was noted.
+    EndRecording,
     /// Read what events there are, and end.
     EndEpoch,
 }

@@ -23,6 +23,7 @@ mod server;
 mod stall;
 mod stats;
 mod status;
+mod touches;
 mod unit;
 
 use std::io;
@@ -33,8 +34,10 @@ use std::time::Duration;
 use crate::fetch::Fetcher;
 use crate::handover::Handover;
 use crate::page_set::PageSet;
+use crate::threads;
 use crate::tracking::Tracking;
 use crate::view::LiveView;
+use crate::working_set::WorkingSet;
 
 pub use epoch::Epoch;
 pub use kept::{EpochFacts, JournalError, KeptEpoch, RecoverError};
@@ -43,6 +46,7 @@ pub use neighbours::Neighbours;
 pub use placement::Placement;
 pub use stats::{PagesByPhase, ServeStats};
 pub use status::{EndReason, ServeStatus};
+pub(crate) use touches::Recorded;
 
 use mailbox::{Mail, Mailbox};
 use server::Server;
@@ -73,6 +77,16 @@ pub struct FaultServer {
     thread: Option<JoinHandle<Epoch>>,
 }
 
+/// A guest that could not be served.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest cannot be served: {error}")]
+pub struct NotServed {
+    /// Its epoch as it was. While it lives, nothing that the guest misses reads as zeroes.
+    pub epoch: Box<Epoch>,
+    /// Why not.
+    pub error: io::Error,
+}
+
 /// How a guest is served, to be asked by others than the one who has its server.
 #[derive(Clone, Debug)]
 pub struct ServerWatch {
@@ -88,32 +102,38 @@ impl FaultServer {
         fetcher: Fetcher,
         options: ServeOptions,
     ) -> io::Result<Self> {
-        Self::resume(view, Epoch::begin(handover, options.tracking)?, fetcher, options)
+        let epoch = Epoch::begin(handover, options.tracking)?;
+        Self::resume(view, epoch, fetcher, options).map_err(|not_served| not_served.error)
     }
 
     /// Serves a guest whose epoch was begun or recovered, or ended for a pause that did not come to pass. The epoch's
-    /// tracking stays.
+    /// tracking stays. If it cannot be served, its epoch comes back, and until that drops the guest waits.
     pub fn resume(
         view: Arc<LiveView>,
         epoch: Epoch,
         fetcher: Fetcher,
         options: ServeOptions,
-    ) -> io::Result<Self> {
-        assert_eq!(view.pages(), epoch.regions().pages(), "a guest is served from a view of its size");
-        let mailbox = Arc::new(Mailbox::new()?);
+    ) -> Result<Self, NotServed> {
+        let not_served = |epoch, error| NotServed { epoch: Box::new(epoch), error };
+        let (mailbox, kept) = match prepare(&view, &epoch) {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(not_served(epoch, error)),
+        };
         let counters = Arc::<Counters>::default();
         let board = Arc::new(StatusBoard::new());
-        let (tracking, pages, kept) = (epoch.tracking(), view.pages(), epoch.kept()?);
+        let (tracking, pages) = (epoch.tracking(), view.pages());
         let served = Served { view, fetcher, options };
         let side = (Arc::clone(&mailbox), Arc::clone(&counters), Arc::clone(&board));
-        let work = move || {
+        let begun = threads::begin("faults", epoch, move |epoch| {
             let ended = BoardGuard(Arc::clone(&side.2));
             let epoch = Server::run(served, epoch, side);
             drop(ended);
             epoch
-        };
-        let thread = Some(std::thread::Builder::new().name("faults".into()).spawn(work)?);
-        Ok(Self { mailbox, counters, board, tracking, pages, kept, thread })
+        });
+        match begun {
+            Ok(thread) => Ok(Self { mailbox, counters, board, tracking, pages, kept, thread: Some(thread) }),
+            Err((epoch, error)) => Err(not_served(epoch, error)),
+        }
     }
 
     /// What shows how the guest is served.
@@ -152,6 +172,17 @@ impl FaultServer {
         self.mailbox.send(Mail::Prefetch(pages));
     }
 
+    /// Installs the pages of a working set ahead of the guest, in their order, between its faults. It is advice: pages
+    /// that are there, were given back or are none of the guest's are left.
+    pub fn install_ahead(&self, set: &Arc<WorkingSet>) {
+        self.mailbox.send(Mail::Ahead(Arc::clone(set)));
+    }
+
+    /// Begins to note what the guest touches; what was noted before for somebody else is handed over as it is.
+    pub(crate) fn record(&self) -> Recorded {
+        Recorded::begin(&self.mailbox)
+    }
+
     /// Ends the epoch of a guest that is frozen: no thread of it runs, and none waits for a remove to be read.
     pub fn end_epoch(mut self) -> Epoch {
         self.mailbox.send(Mail::EndEpoch);
@@ -160,10 +191,25 @@ impl FaultServer {
     }
 }
 
+/// What can fail before there is a thread.
+fn prepare(view: &LiveView, epoch: &Epoch) -> io::Result<(Arc<Mailbox>, KeptEpoch)> {
+    let (pages, guest) = (view.pages(), epoch.regions().pages());
+    if pages != guest {
+        let why = format!("a guest of {guest} pages cannot be served from a volume of {pages}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    Ok((Arc::new(Mailbox::new()?), epoch.kept()?))
+}
+
 impl ServerWatch {
     /// How the guest fares.
     pub fn status(&self) -> ServeStatus {
         self.board.get()
+    }
+
+    /// Whether the server and all other watches of it are gone: what was done stays what it is.
+    pub fn is_last(&self) -> bool {
+        Arc::strong_count(&self.counters) == 1
     }
 
     /// What was done so far.

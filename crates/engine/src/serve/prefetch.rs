@@ -1,6 +1,6 @@
 //! Pages to install before the guest asks for them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use super::pending::FrameKey;
 use crate::geometry::{GuestPage, GuestPages};
@@ -10,8 +10,10 @@ use crate::page_set::PageSet;
 /// What is still to be installed ahead, and what of it waits for a frame.
 #[derive(Debug)]
 pub(super) struct Prefetch {
+    /// Runs in the order they are wanted in, all before the pages of the set.
+    first: VecDeque<GuestPages>,
     wanted: PageSet,
-    /// No page before this one is wanted.
+    /// No page of the set before this one is wanted.
     cursor: GuestPage,
     waiting: HashMap<FrameKey, Vec<GuestPages>>,
     idle: bool,
@@ -19,7 +21,13 @@ pub(super) struct Prefetch {
 
 impl Prefetch {
     pub(super) fn new(pages: u32) -> Self {
-        Self { wanted: PageSet::new(pages), cursor: GuestPage::FIRST, waiting: HashMap::new(), idle: true }
+        Self {
+            first: VecDeque::new(),
+            wanted: PageSet::new(pages),
+            cursor: GuestPage::FIRST,
+            waiting: HashMap::new(),
+            idle: true,
+        }
     }
 
     /// Adds pages to those wanted.
@@ -28,15 +36,33 @@ impl Prefetch {
         self.restart();
     }
 
-    /// Whether there is something to install now.
+    /// Adds runs, the first of them first, behind those added so before.
+    pub(super) fn want_in_order(&mut self, runs: impl IntoIterator<Item = GuestPages>) {
+        self.first.extend(runs);
+        self.restart();
+    }
+
+    /// Whether there is nothing to install now.
     pub(super) fn is_idle(&self) -> bool {
-        self.idle || self.waiting.len() >= limits::PREFETCH_FRAMES_MAX
+        self.idle || self.is_full()
+    }
+
+    /// Whether as many frames are awaited as may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= limits::PREFETCH_FRAMES_MAX
     }
 
     /// Takes the next run, of at most `limit` pages.
     pub(super) fn next_run(&mut self, limit: u32) -> Option<GuestPages> {
         if self.is_idle() {
             return None;
+        }
+        if let Some(run) = self.first.pop_front() {
+            let rest = run.after(limit);
+            if !rest.is_empty() {
+                self.first.push_front(rest);
+            }
+            return Some(run.first_pages(limit));
         }
         let rest = GuestPages::between(self.cursor, GuestPage::new(self.wanted.pages()));
         let Some(run) = self.wanted.runs_in(rest).next() else {
@@ -56,15 +82,15 @@ impl Prefetch {
         waiting.len() == 1
     }
 
-    /// Puts `run` back: it could not be installed just now.
+    /// Puts `run` back, to be the next: it could not be installed just now.
     pub(super) fn put_back(&mut self, run: GuestPages) {
-        self.wanted.insert_run(run);
+        self.first.push_front(run);
         self.restart();
     }
 
-    /// Wants the runs again that waited for `frame`.
+    /// Wants the runs again, before all others, that waited for `frame`.
     pub(super) fn frame_ready(&mut self, frame: FrameKey) {
-        for run in self.waiting.remove(&frame).unwrap_or_default() {
+        for run in self.waiting.remove(&frame).unwrap_or_default().into_iter().rev() {
             self.put_back(run);
         }
         // Room for another frame may be what the rest waited for.
@@ -73,7 +99,7 @@ impl Prefetch {
 
     fn restart(&mut self) {
         self.cursor = GuestPage::FIRST;
-        self.idle = self.wanted.is_empty();
+        self.idle = self.first.is_empty() && self.wanted.is_empty();
     }
 }
 
@@ -122,6 +148,28 @@ mod tests {
         prefetch.frame_ready(frame(0));
         assert_eq!(prefetch.next_run(64), Some(first));
         assert_eq!(prefetch.next_run(64), Some(run(20, 1)));
+    }
+
+    #[test]
+    fn runs_in_order_come_before_pages_of_a_set_and_the_first_of_them_first() {
+        let mut prefetch = wanting(&[run(0, 2)]);
+        prefetch.want_in_order([run(500, 10), run(30, 1)]);
+        prefetch.want_in_order([run(7, 1)]);
+        let taken: Vec<_> = std::iter::from_fn(|| prefetch.next_run(6)).collect();
+        assert_eq!(taken, [run(500, 6), run(506, 4), run(30, 1), run(7, 1), run(0, 2)]);
+    }
+
+    #[test]
+    fn what_waited_for_a_frame_is_next_in_its_order() {
+        let mut prefetch = wanting(&[]);
+        prefetch.want_in_order([run(1, 1), run(2, 1), run(3, 1), run(4, 1)]);
+        for number in [0, 1, 0] {
+            let taken = prefetch.next_run(9).unwrap();
+            prefetch.wait(taken, frame(number));
+        }
+        prefetch.frame_ready(frame(0));
+        let taken: Vec<_> = std::iter::from_fn(|| prefetch.next_run(9)).collect();
+        assert_eq!(taken, [run(1, 1), run(3, 1), run(4, 1)]);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use super::retry::{RetriedFault, Retries};
 use super::stall::Stalls;
 use super::stats::{Counters, ServeStats};
 use super::status::{EndReason, ServeStatus, StatusBoard};
+use super::touches::Recording;
 use super::unit::Gatherer;
 use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
@@ -48,6 +49,8 @@ pub(super) struct Server {
     pub(super) pending: Pending,
     pub(super) retries: Retries,
     pub(super) prefetch: Prefetch,
+    /// While it is recorded what the guest touches.
+    pub(super) recording: Option<Recording>,
     pub(super) stalls: Stalls,
     pub(super) stopwatch: Stopwatch,
     pub(super) guest: Guest,
@@ -64,6 +67,7 @@ impl Server {
             walks: Walks::new(options.neighbours),
             placer: Placer::start(options.placement, guest.pid),
             prefetch: Prefetch::new(view.pages()),
+            recording: None,
             gatherer: Gatherer::default(),
             pending: Pending::default(),
             retries: Retries::default(),
@@ -92,6 +96,7 @@ impl Server {
             tracing::error!(%error, "a fault handler cannot go on");
             server.board.set(ServeStatus::Ended { why: EndReason::Failed });
         }
+        server.end_recording();
         let ServeStats { faults, misses, .. } = server.counters.snapshot();
         span.record("faults", faults).record("misses", misses);
         Epoch { installer: server.installer, guest: server.guest, events }
@@ -104,14 +109,15 @@ impl Server {
             let fds = [Some(self.installer.userfaultfd.as_fd()), Some(self.mailbox.as_fd()), stream];
             let [faults, mail, stream] = wait_readable(fds, self.patience())?;
             let retries = self.retries.soon_count().min(limits::RETRIES_PER_TURN);
+            // Mail first: what was asked for before a guest began to run holds for its first fault.
+            if mail.readable && self.read_mail() {
+                return self.read_last_removes(events);
+            }
             if faults.readable {
                 self.read_events(events)?;
             }
             if stream.readable {
                 self.read_stream();
-            }
-            if mail.readable && self.read_mail() {
-                return self.read_last_removes(events);
             }
             self.retry(retries);
             self.prefetch_slice();
@@ -191,10 +197,23 @@ impl Server {
                     }
                 }
                 Mail::Prefetch(pages) => self.prefetch.want(&pages),
+                Mail::Ahead(set) => self.prefetch.want_in_order(set.runs_within(self.view.pages())),
+                Mail::Record(recording) => {
+                    if let Some(before) = self.recording.replace(recording) {
+                        before.end();
+                    }
+                }
+                Mail::EndRecording => self.end_recording(),
                 Mail::EndEpoch => ends = true,
             }
         }
         ends
+    }
+
+    fn end_recording(&mut self) {
+        if let Some(recording) = self.recording.take() {
+            recording.end();
+        }
     }
 
     /// Plans again, from the live view, for every page that waited for `frame`.

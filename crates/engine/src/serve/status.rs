@@ -1,7 +1,8 @@
 //! How a fault server fares, for whoever watches it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::deadline::Deadline;
 use crate::geometry::GuestPage;
 use crate::sync::{Condvar, Mutex, lock};
 
@@ -66,10 +67,10 @@ impl StatusBoard {
 
     /// Waits until `wanted` accepts the status, at most `limit` long; the status it then has.
     pub(super) fn wait(&self, limit: Duration, wanted: &dyn Fn(&ServeStatus) -> bool) -> ServeStatus {
-        let deadline = Instant::now() + limit;
+        let deadline = Deadline::after(limit);
         let mut status = lock(&self.status);
         while !wanted(&status) {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.left();
             if left.is_zero() {
                 break;
             }

@@ -35,8 +35,9 @@ impl Gatherer {
         unit: GuestPages,
         protect: Protect,
     ) -> UnitInstall {
+        let removed: Vec<_> = installer.pages.removed().runs_in(unit).collect();
         let whole = view.piece_at(unit.start(), unit.count());
-        if whole.pages == unit && whole.readable_now() == unit.count() {
+        if removed.is_empty() && whole.pages == unit && whole.readable_now() == unit.count() {
             let landing = match whole.source {
                 PieceSource::Zero => installer.zero(unit, protect),
                 PieceSource::Capture(_) | PieceSource::Layer(..) => {
@@ -59,6 +60,11 @@ impl Gatherer {
                 distrust_if_lost(&piece, &lost);
                 return UnitInstall::Landed(lost);
             }
+        }
+        // Parts of it that the guest gave back: the kernel removes only whole huge pages.
+        for run in removed {
+            let from = usize_of(run.start().pages_since(unit.start())) * PAGE_BYTES;
+            self.bytes[from..from + usize_of(run.count()) * PAGE_BYTES].fill(0);
         }
         UnitInstall::Landed(installer.copy(unit, Source::from(self.bytes.as_slice()), protect))
     }

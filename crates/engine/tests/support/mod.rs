@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rekindle_engine::capture::CapturedPages;
+use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
@@ -31,12 +32,40 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Node {
     pub(crate) engine: Engine,
     pub(crate) directory: tempfile::TempDir,
+    catalog: Option<Catalog>,
 }
 
 impl Node {
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Self { engine: engine(&directory, "first"), directory }
+        Self { engine: engine(&directory, "first"), directory, catalog: None }
+    }
+
+    /// A node that has a catalog, and no keeper.
+    pub(crate) fn recording() -> Self {
+        Self::recording_in(tempfile::tempdir().unwrap())
+    }
+
+    /// The same node after its process has ended and begun anew.
+    pub(crate) fn restarted(self) -> Self {
+        let Self { engine, directory, catalog } = self;
+        drop((engine, catalog));
+        Self::recording_in(directory)
+    }
+
+    fn recording_in(directory: tempfile::TempDir) -> Self {
+        let catalog = Catalog::open(&directory.path().join("catalog.redb")).unwrap();
+        let store = Store::directory(&directory.path().join("store")).unwrap();
+        let options = EngineOptions {
+            catalog: Some(catalog.clone()),
+            ..EngineOptions::new(directory.path().join("first"), store)
+        };
+        Self { engine: Engine::start(options).unwrap(), directory, catalog: Some(catalog) }
+    }
+
+    /// What the node has written down.
+    pub(crate) fn catalog(&self) -> &Catalog {
+        self.catalog.as_ref().unwrap()
     }
 
     /// Another engine over the same store that has nothing local.

@@ -16,6 +16,7 @@ use engine_under_shuttle::read_plan::ReadPlan;
 use engine_under_shuttle::reaper::Reaper;
 use engine_under_shuttle::snapshot::Snapshot;
 use engine_under_shuttle::steps::{Steps, Tools};
+use engine_under_shuttle::stop::Stop;
 use engine_under_shuttle::store::Store;
 use engine_under_shuttle::view::LiveView;
 use object_store::memory::InMemory;
@@ -71,7 +72,7 @@ impl Node {
         let cache = Arc::new(Cache::open(directory).expect("the directory is there"));
         let store = Store::new(Arc::new(InMemory::new()));
         let runtime = RUNTIME.handle().clone();
-        let fetcher = Fetcher::new(runtime.clone(), store.clone());
+        let fetcher = Fetcher::new(runtime.clone(), store.clone(), Stop::default());
         let budget = Budget::new(budget);
         let tools = Tools {
             cache,

@@ -23,8 +23,11 @@ pub enum Install {
         /// Bytes installed so far, whose waiters run.
         installed_bytes: u64,
     },
-    /// The process has ended or nothing of it is registered there any more.
+    /// The process has ended, and its memory with it.
     Gone,
+    /// No one mapping that is registered holds all of it any more: a part was unmapped, remapped, or given up, or it
+    /// lies in several mappings by now. The process lives.
+    Unmapped,
     /// The bytes to install cannot be read.
     SourceLost,
     /// Something else.
@@ -40,7 +43,8 @@ impl Install {
             Ok(()) if installed_bytes == wanted => Self::Installed,
             Ok(()) | Err(Errno::AGAIN) => Self::Interrupted { installed_bytes },
             Err(Errno::EXIST) => Self::Present { installed_bytes },
-            Err(Errno::SRCH | Errno::NOENT) => Self::Gone,
+            Err(Errno::SRCH) => Self::Gone,
+            Err(Errno::NOENT) => Self::Unmapped,
             Err(Errno::FAULT | Errno::HWPOISON) => Self::SourceLost,
             Err(errno) => Self::Failed(errno.into()),
         }
@@ -51,7 +55,7 @@ impl Install {
         match self {
             Self::Installed => word(wanted),
             Self::Present { installed_bytes } | Self::Interrupted { installed_bytes } => *installed_bytes,
-            Self::Gone | Self::SourceLost | Self::Failed(_) => 0,
+            Self::Gone | Self::Unmapped | Self::SourceLost | Self::Failed(_) => 0,
         }
     }
 }
@@ -78,7 +82,7 @@ mod tests {
     fn every_errno_keeps_its_meaning() {
         assert!(matches!(Install::of(Ok(()), 4096, 4096), Install::Installed));
         assert!(matches!(Install::of(Err(Errno::SRCH), -3, 1), Install::Gone));
-        assert!(matches!(Install::of(Err(Errno::NOENT), -2, 1), Install::Gone));
+        assert!(matches!(Install::of(Err(Errno::NOENT), -2, 1), Install::Unmapped));
         assert!(matches!(Install::of(Err(Errno::FAULT), -14, 1), Install::SourceLost));
         assert!(matches!(Install::of(Err(Errno::INVAL), 0, 1), Install::Failed(_)));
     }

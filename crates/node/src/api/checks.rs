@@ -9,8 +9,9 @@ use uuid::Uuid;
 use super::limits;
 use super::problem::{Code, Problem};
 use super::types::{
-    CaptureMemory, CaptureSource, CreateSandbox, EventsQuery, ForkSandbox, Labels, ListQuery, MemoryBacking,
-    MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox, ResumeSnapshot, WaitQuery,
+    CaptureMemory, CaptureSource, ConsoleInput, ConsoleQuery, CreateSandbox, EventsQuery, ForkSandbox,
+    Labels, ListQuery, Machine, MemoryBacking, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox,
+    ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery,
 };
 
 /// Characters kept free in the name of several, for the number behind each.
@@ -39,7 +40,15 @@ impl Checked for CreateSandbox {
             format!(
                 "`memory_bytes` is {bytes}: it must be a multiple of {unit}, at least {unit} and at most {most}"
             )
-        })
+        })?;
+        match (&self.machine, self.vmm) {
+            (None, VmmKind::Process) => Ok(()),
+            (Some(machine), VmmKind::Qemu | VmmKind::Firecracker) => check_machine(machine),
+            (Some(_), VmmKind::Process) => refuse("`machine` is for virtual machines: say `vmm` too"),
+            (None, VmmKind::Qemu | VmmKind::Firecracker) => {
+                refuse("`machine` is missing: a virtual machine needs a kernel")
+            }
+        }
     }
 }
 
@@ -52,14 +61,18 @@ impl Checked for PauseSandbox {
 
 impl Checked for ResumeSandbox {
     fn check(&self) -> Result<(), Problem> {
-        Ok(())
+        self.taps.iter().flatten().try_for_each(check_tap_name)
     }
 }
 
 impl Checked for ResumeSnapshot {
     fn check(&self) -> Result<(), Problem> {
         check_several(self.count, self.name.as_deref())?;
-        check_labels(&self.labels)
+        check_labels(&self.labels)?;
+        must(self.taps.is_none() || self.count == 1, || {
+            "`taps` are those of one machine: ask for one sandbox at a time".to_owned()
+        })?;
+        self.taps.iter().flatten().try_for_each(check_tap_name)
     }
 }
 
@@ -115,6 +128,9 @@ impl Checked for ListQuery {
 
 impl Checked for WaitQuery {
     fn check(&self) -> Result<(), Problem> {
+        must(!matches!(self.state, SnapshotState::Discarded | SnapshotState::Lost), || {
+            "`state`: captured, sealed and published can be waited for".to_owned()
+        })?;
         let seconds = self.timeout_seconds.unwrap_or_default();
         must(seconds <= limits::WAIT_SECONDS_MAX, || {
             format!("`timeout_seconds` is {seconds}: one wait takes at most {}", limits::WAIT_SECONDS_MAX)
@@ -122,10 +138,84 @@ impl Checked for WaitQuery {
     }
 }
 
+impl Checked for ConsoleQuery {
+    fn check(&self) -> Result<(), Problem> {
+        let seconds = self.wait_seconds.unwrap_or_default();
+        let most = limits::CONSOLE_WAIT_SECONDS_MAX;
+        must(seconds <= most, || format!("`wait_seconds` is {seconds}: one read waits at most {most}"))
+    }
+}
+
+impl Checked for ConsoleInput {
+    const BYTES_MAX: usize = 2 * limits::CONSOLE_TEXT_MAX;
+
+    fn check(&self) -> Result<(), Problem> {
+        let most = limits::CONSOLE_TEXT_MAX;
+        must(self.bytes.len() <= most, || format!("`bytes` are more than {most} letters: type less at once"))
+    }
+}
+
 impl Checked for EventsQuery {
     fn check(&self) -> Result<(), Problem> {
         Ok(())
     }
+}
+
+fn refuse(why: &str) -> Result<(), Problem> {
+    must(false, || why.to_owned())
+}
+
+fn check_machine(machine: &Machine) -> Result<(), Problem> {
+    let images = machine.disks.iter().map(|disk| ("image", &disk.image));
+    let initrd = machine.initrd.iter().map(|path| ("initrd", path));
+    for (field, path) in [("kernel", &machine.kernel)].into_iter().chain(initrd).chain(images) {
+        must(path.starts_with('/') && path.len() <= limits::PATH_BYTES_MAX && !path.contains('\0'), || {
+            format!("`{field}` is {path:?}: it must be the absolute path of a file on the daemon's machine")
+        })?;
+    }
+    let line = machine.command_line.as_deref().unwrap_or_default();
+    must(line.len() <= limits::COMMAND_LINE_BYTES_MAX && !line.contains(['\0', '\n']), || {
+        format!("`command_line` must be one line of at most {} bytes", limits::COMMAND_LINE_BYTES_MAX)
+    })?;
+    must((1..=limits::CPUS_MAX).contains(&machine.cpus), || {
+        format!("`cpus` is {}: a machine has 1 to {}", machine.cpus, limits::CPUS_MAX)
+    })?;
+    let cpu = machine.cpu.as_deref().unwrap_or("max");
+    must(is_plain_word(cpu, 256), || format!("`cpu` is {cpu:?}: it must be a model's name"))?;
+    let most = limits::DEVICES_MAX;
+    must(machine.disks.len() <= most && machine.taps.len() <= most, || {
+        format!("a machine has at most {most} disks and {most} taps")
+    })?;
+    for (at, disk) in machine.disks.iter().enumerate() {
+        let name = &disk.name;
+        let is_name = is_plain_word(name, 32) && name != "memory";
+        must(is_name && machine.disks[..at].iter().all(|other| other.name != *name), || {
+            format!(
+                "the disk's name {name:?} must be a word of small letters, digits and -, each once, and not memory"
+            )
+        })?;
+    }
+    machine.taps.iter().try_for_each(check_tap)
+}
+
+fn check_tap_name(TapName(name): &TapName) -> Result<(), Problem> {
+    must(is_name(name, 15), || format!("the tap {name:?} is no network device's name"))
+}
+
+fn check_tap(tap: &Tap) -> Result<(), Problem> {
+    check_tap_name(&tap.device)?;
+    let Some(mac) = &tap.mac else { return Ok(()) };
+    let octets: Vec<&str> = mac.split(':').collect();
+    let is_octet = |octet: &&str| octet.len() == 2 && u8::from_str_radix(octet, 16).is_ok();
+    must(octets.len() == 6 && octets.iter().all(is_octet), || {
+        format!("`mac` is {mac:?}: it must be six pairs of hexadecimal digits with colons between")
+    })
+}
+
+/// Whether `word` can stand in a VMM's arguments without being taken for more than one word.
+fn is_plain_word(word: &str, length_max: usize) -> bool {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.+=,".contains(letter);
+    (1..=length_max).contains(&word.len()) && word.chars().all(is_plain)
 }
 
 /// Whether `reference` can be an id, the beginning of one, or a name.

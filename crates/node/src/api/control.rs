@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::problem::Problem;
 use super::types::{
-    CaptureMemory, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket, PauseSandbox,
-    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    SnapshotState, Verification, Version,
+    CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
+    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
+    SnapshotList, SnapshotState, Verification, Version,
 };
 use crate::settings::Settings;
 
@@ -51,6 +51,11 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn remove_sandbox(&self, reference: &str) -> Answer<()>;
     /// Tells a process guest to do something, and gives its answer.
     fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value>;
+    /// What the sandbox's guests printed at their console, from `from` on; waits for it at most `limit`. A long wait is
+    /// asked for in short turns.
+    fn console(&self, reference: &str, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput>;
+    /// Types at the console of a sandbox's guest.
+    fn type_console(&self, reference: &str, bytes: &[u8]) -> Answer<()>;
     /// The snapshots, oldest first.
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList>;
     /// One snapshot.

@@ -53,6 +53,30 @@ pub const ANSWERED_WITHIN_AT_END: Duration = Duration::from_secs(30);
 /// How long no connection is taken after taking one failed, as it does when there are no descriptors left.
 pub const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
+/// Bytes of a file's path, as the kernel has it.
+pub const PATH_BYTES_MAX: usize = 4096;
+
+/// Bytes of a kernel's command line, as x86 has it.
+pub const COMMAND_LINE_BYTES_MAX: usize = 2048;
+
+/// Processors of a machine.
+pub const CPUS_MAX: u32 = 64;
+
+/// Disks of a machine, and taps.
+pub const DEVICES_MAX: usize = 8;
+
+/// Reads of consoles that wait for output at once.
+pub const CONSOLE_WAITS_MAX: usize = 128;
+
+/// Bytes of a console's output that are known, and of one answer: some hundred screens.
+pub const CONSOLE_BYTES_MAX: usize = 256 << 10;
+
+/// Letters of the same as base64.
+pub const CONSOLE_TEXT_MAX: usize = CONSOLE_BYTES_MAX.div_ceil(3) * 4;
+
+/// How long one read of a console may wait for output, in seconds.
+pub const CONSOLE_WAIT_SECONDS_MAX: u32 = 60;
+
 /// How long one turn of a wait lasts: whoever went away holds its place no longer than this.
 pub const WAIT_TURN: Duration = Duration::from_secs(1);
 

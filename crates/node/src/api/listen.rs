@@ -7,7 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::ServerConfig;
 
@@ -111,6 +111,27 @@ pub(super) struct LocalListener {
 pub(super) struct SecuredListener {
     pub(super) listener: TcpListener,
     pub(super) address: SocketAddr,
+    pub(super) secrets: Secrets,
+}
+
+/// What makes TCP safe, as its files last had it: every connection is let in by what they hold when it comes.
+#[derive(Clone, Debug)]
+pub struct Secrets {
+    files: Arc<SecretFiles>,
+    read: Arc<RwLock<ReadSecrets>>,
+}
+
+/// Where the certificate, its key and the token are.
+#[derive(Debug)]
+struct SecretFiles {
+    certificate: PathBuf,
+    key: PathBuf,
+    token: PathBuf,
+}
+
+/// What the files hold.
+#[derive(Clone, Debug)]
+pub(super) struct ReadSecrets {
     pub(super) tls: Arc<ServerConfig>,
     pub(super) token: Arc<Token>,
 }
@@ -126,6 +147,11 @@ impl Listeners {
     /// The socket's path.
     pub fn socket(&self) -> &Path {
         self.socket.file.path()
+    }
+
+    /// What makes TCP safe, to be read again when its files have changed; none without TCP.
+    pub fn secrets(&self) -> Option<Secrets> {
+        self.tcp.as_ref().map(|tcp| tcp.secrets.clone())
     }
 
     /// The address listened on, with the port the kernel chose where 0 was asked for.
@@ -150,13 +176,39 @@ impl SecuredListener {
         };
         let certificate = named("certificate", &options.certificate)?;
         let key = named("key", &options.key)?;
-        let token = secrets::token(&named("token_file", &options.token_file)?)?;
-        let tls = secrets::tls(&certificate, &key)?;
+        let token = named("token_file", &options.token_file)?;
+        let secrets = Secrets::read(SecretFiles { certificate, key, token })?;
         let address = options.listen;
         let refused = |source| ListenError::Address { address, source };
         let listener = TcpListener::bind(address).map_err(refused)?;
         listener.set_nonblocking(true).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
-        Ok(Self { listener, address, tls: Arc::new(tls), token: Arc::new(token) })
+        Ok(Self { listener, address, secrets })
+    }
+}
+
+impl Secrets {
+    fn read(files: SecretFiles) -> Result<Self, ListenError> {
+        let read = RwLock::new(files.read()?);
+        Ok(Self { files: Arc::new(files), read: Arc::new(read) })
+    }
+
+    /// Reads the files again; where one of them cannot be used, everything stays as it was.
+    pub fn read_again(&self) -> Result<(), ListenError> {
+        let read = self.files.read()?;
+        *self.read.write().unwrap_or_else(PoisonError::into_inner) = read;
+        Ok(())
+    }
+
+    /// What they hold now.
+    pub(super) fn now(&self) -> ReadSecrets {
+        self.read.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl SecretFiles {
+    fn read(&self) -> Result<ReadSecrets, ListenError> {
+        let tls = secrets::tls(&self.certificate, &self.key)?;
+        Ok(ReadSecrets { tls: Arc::new(tls), token: Arc::new(secrets::token(&self.token)?) })
     }
 }

@@ -18,7 +18,7 @@ mod patient;
 pub mod serve;
 
 pub use document::document_text;
-pub use listen::{ListenError, ListenOptions, Listeners, TcpOptions};
+pub use listen::{ListenError, ListenOptions, Listeners, Secrets, TcpOptions};
 pub use serve::serve;
 
 /// The version of the routes and of what they take and give: it goes up when something is added, its first number when

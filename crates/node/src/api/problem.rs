@@ -34,6 +34,8 @@ pub enum Code {
     NoRam,
     /// Too many unsealed snapshots in this line, even after waiting; the guest runs on.
     TooManyUnsealed,
+    /// This machine has not what the guest's machine needs; nothing was started.
+    Misfit,
     /// The guest or its VMM failed.
     GuestFailed,
     /// The store did not answer as it must.
@@ -101,7 +103,7 @@ impl Problem {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
@@ -115,6 +117,7 @@ impl Code {
         Self::TooMany,
         Self::NoRam,
         Self::TooManyUnsealed,
+        Self::Misfit,
         Self::GuestFailed,
         Self::StoreFailed,
         Self::Lost,
@@ -169,6 +172,7 @@ impl Code {
             Self::TooMany => ("too_many", 429, "Too many at once"),
             Self::NoRam => ("no_ram", 503, "There is no RAM for the capture"),
             Self::TooManyUnsealed => ("too_many_unsealed", 503, "Earlier pauses are still being sealed"),
+            Self::Misfit => ("misfit", 409, "It does not fit this machine"),
             Self::GuestFailed => ("guest_failed", 502, "The guest failed"),
             Self::StoreFailed => ("store_failed", 502, "The store failed"),
             Self::Lost => ("lost", 410, "It was lost"),

@@ -19,11 +19,11 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
-use super::admission::{Admission, AllowedUsers, Token};
+use super::admission::{Admission, AllowedUsers};
 use super::bounded::{BoundedControl, Ending};
 use super::control::Control;
 use super::limits;
-use super::listen::{Listeners, LocalListener};
+use super::listen::{Listeners, LocalListener, ReadSecrets, Secrets};
 use super::patient::Patient;
 use super::routes;
 
@@ -46,7 +46,7 @@ pub async fn serve(
     let mut accepting = JoinSet::new();
     if let Some(tcp) = tcp {
         let listener = TcpListener::from_std(tcp.listener)?;
-        accepting.spawn(answering.clone().over_tcp(listener, TlsAcceptor::from(tcp.tls), tcp.token));
+        accepting.spawn(answering.clone().over_tcp(listener, tcp.secrets));
     }
     accepting.spawn(answering.on_socket(UnixListener::from_std(listener)?, allowed));
     end.await;
@@ -82,11 +82,12 @@ impl Answering {
         all_joined(&mut connections.tasks).await;
     }
 
-    async fn over_tcp(mut self, listener: TcpListener, acceptor: TlsAcceptor, token: Arc<Token>) {
+    async fn over_tcp(mut self, listener: TcpListener, secrets: Secrets) {
         let mut connections = Connections::new();
         while let Some((stream, place)) = connections.next(&mut self.ending, &listener).await {
-            let admission = Admission::ByToken(Arc::clone(&token));
-            connections.tasks.spawn(self.clone().shake_hands(stream, acceptor.clone(), admission, place));
+            let ReadSecrets { tls, token } = secrets.now();
+            let (acceptor, admission) = (TlsAcceptor::from(tls), Admission::ByToken(token));
+            connections.tasks.spawn(self.clone().shake_hands(stream, acceptor, admission, place));
         }
         drop(listener);
         all_joined(&mut connections.tasks).await;

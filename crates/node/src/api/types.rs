@@ -1,6 +1,7 @@
 //! What the control API takes and gives, as JSON. Ids are UUIDs in lower case; times are milliseconds since 1970; sizes
 //! are bytes unless a name says pages of 4096 bytes.
 
+mod machine;
 mod memory;
 mod schemas;
 
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+pub use machine::{
+    Accelerator, Board, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine, Tap, TapName,
+};
 pub use memory::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket,
 };
@@ -40,6 +44,10 @@ pub enum VmmKind {
     /// rekindle's own process guest: real memory and real page faults, no virtual machine.
     #[default]
     Process,
+    /// A virtual machine in an unmodified QEMU.
+    Qemu,
+    /// A virtual machine in an unmodified Firecracker.
+    Firecracker,
 }
 
 /// What guest memory is made of.
@@ -217,6 +225,9 @@ pub struct CreateSandbox {
     /// What its memory is made of.
     #[serde(default)]
     pub backing: MemoryBacking,
+    /// What its machine is started with; for virtual machines, which must have one, and for them only.
+    #[serde(default)]
+    pub machine: Option<Machine>,
 }
 
 /// How a sandbox is to be paused.
@@ -234,12 +245,16 @@ pub struct PauseSandbox {
 }
 
 /// How a paused sandbox is to be resumed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeSandbox {
     /// Whether to serve it before its snapshot is sealed; the setting where it is not said.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
+    /// The tap devices of its machine's network devices, in their order; those it had last where they are not said.
+    #[serde(default)]
+    #[schema(max_items = 8)]
+    pub taps: Option<Vec<TapName>>,
 }
 
 /// How new sandboxes are to be made of a snapshot.
@@ -261,6 +276,10 @@ pub struct ResumeSnapshot {
     /// Whether to serve them before the snapshot is sealed; the setting where it is not said.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
+    /// The tap devices of the one machine's network devices, in their order; those it had last where they are not said.
+    #[serde(default)]
+    #[schema(max_items = 8)]
+    pub taps: Option<Vec<TapName>>,
 }
 
 fn one() -> u32 {
@@ -269,7 +288,7 @@ fn one() -> u32 {
 
 impl Default for ResumeSnapshot {
     fn default() -> Self {
-        Self { count: one(), name: None, labels: Labels::new(), serve_before_seal: None }
+        Self { count: one(), name: None, labels: Labels::new(), serve_before_seal: None, taps: None }
     }
 }
 
@@ -339,7 +358,7 @@ pub struct ListQuery {
 #[into_params(parameter_in = Query)]
 pub struct WaitQuery {
     /// The state to wait for, or one beyond it.
-    #[param(inline)]
+    #[param(inline, value_type = schemas::AwaitedState)]
     pub state: SnapshotState,
     /// At most so many seconds, 0 to 600; 60 where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]

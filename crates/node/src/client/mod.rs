@@ -8,6 +8,8 @@ mod exchange;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use hyper::Method;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -16,9 +18,10 @@ use uuid::Uuid;
 use crate::api::limits;
 use crate::api::problem::Code;
 use crate::api::types::{
-    CaptureMemory, CreateSandbox, EventsQuery, FaultSocket, ForkSandbox, Health, ListQuery, OpenFaultSocket,
-    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
-    SnapshotList, SnapshotState, Verification, Version, WaitQuery,
+    CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, EventsQuery, FaultSocket,
+    ForkSandbox, Health, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox,
+    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, Verification, Version,
+    WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -119,6 +122,19 @@ impl Client {
     /// Tells a process guest to do something, and gives its answer.
     pub fn tell_guest(&self, reference: &str, command: &Value) -> Result<Value> {
         self.ask(Call::post("/v1/sandboxes").of(reference).then("/guest").with_body(command))
+    }
+
+    /// What a sandbox's guests printed at their console, from `from` on; waits for it at most `wait_seconds`.
+    pub fn read_console(&self, reference: &str, query: ConsoleQuery) -> Result<ConsoleOutput> {
+        let wait = Duration::from_secs(query.wait_seconds.unwrap_or_default().into());
+        let patient = self.clone().answered_within(self.answered_within + wait);
+        patient.ask(Call::get("/v1/sandboxes").of(reference).then("/console").with_query(&query))
+    }
+
+    /// Types at the console of a sandbox's guest.
+    pub fn type_at_console(&self, reference: &str, bytes: &[u8]) -> Result<()> {
+        let input = ConsoleInput { bytes: BASE64_STANDARD.encode(bytes) };
+        self.tell(Call::post("/v1/sandboxes").of(reference).then("/console").with_body(&input))
     }
 
     /// A page of the snapshots, oldest first.

@@ -1,4 +1,4 @@
-//! `rekindle events`: what happens, as it happens.
+//! `rekindle events`: what happened, and what happens, as it happens.
 
 use clap::Args;
 use uuid::Uuid;
@@ -12,9 +12,12 @@ use crate::api::types::Event;
 /// Which events.
 #[derive(Args, Clone, Debug)]
 pub struct EventsArguments {
-    /// Begin after this event instead of with what happens from now on; 0 for all that are still known
-    #[arg(long, value_name = "ID")]
+    /// Begin after this event instead of with the first that is still known
+    #[arg(long, value_name = "ID", conflicts_with = "new")]
     after: Option<u64>,
+    /// Only what happens from now on
+    #[arg(long)]
+    new: bool,
     /// Only those about this sandbox or snapshot
     #[arg(long, value_name = "NAME|ID")]
     about: Option<String>,
@@ -34,7 +37,8 @@ pub fn run(session: &Session, arguments: &EventsArguments) -> anyhow::Result<Sta
     if left == 0 {
         return Ok(Status::Done);
     }
-    for event in client.events(arguments.after)? {
+    let after = if arguments.new { None } else { Some(arguments.after.unwrap_or(0)) };
+    for event in client.events(after)? {
         let event = event?;
         if about.is_some_and(|id| !is_about(&event, id)) {
             continue;

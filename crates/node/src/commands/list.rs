@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::output::{Output, Rows, Tone, Word};
 use super::session::Session;
-use super::shown;
+use super::shown::{self, ShortIds};
 use super::status::Status;
 use super::wait::state_word;
 use crate::api::types::{Sandbox, SandboxState, Snapshot, SnapshotState};
@@ -79,32 +79,32 @@ impl Listed {
 
     /// Tables of what there is, as of `now_ms`.
     pub fn to_text(&self, output: Output, now_ms: u64) -> String {
-        let letters = shown::id_letters(self.ids());
+        let short = ShortIds::new(self.ids());
         let mut tables = Vec::new();
         if let Some(sandboxes) = &self.sandboxes {
             tables.push(match sandboxes.as_slice() {
                 [] => "No sandboxes. `rekindle run` starts one.\n".to_owned(),
-                some => self.sandbox_rows(some, letters, now_ms).to_text(output),
+                some => self.sandbox_rows(some, &short, now_ms).to_text(output),
             });
         }
         if let Some(snapshots) = &self.snapshots {
             tables.push(match snapshots.as_slice() {
                 [] => "No snapshots. `rekindle pause` makes one of a sandbox.\n".to_owned(),
-                some => self.snapshot_rows(some, letters, now_ms).to_text(output),
+                some => self.snapshot_rows(some, &short, now_ms).to_text(output),
             });
         }
         tables.join("\n")
     }
 
-    fn sandbox_rows(&self, sandboxes: &[Sandbox], letters: usize, now_ms: u64) -> Rows {
+    fn sandbox_rows(&self, sandboxes: &[Sandbox], short: &ShortIds, now_ms: u64) -> Rows {
         let mut rows = Rows::new(&["SANDBOX", "NAME", "STATE", "MEMORY", "LAST SNAPSHOT", "AGE", ""]);
         for sandbox in sandboxes {
             rows.add([
-                shown::short_id(&sandbox.id, letters).into(),
+                short.of(&sandbox.id).into(),
                 name_or_dash(sandbox.name.as_deref()),
                 sandbox_state(sandbox.state),
                 shown::size(sandbox.memory_bytes).into(),
-                self.snapshot_name(sandbox.snapshot.or(sandbox.origin).as_ref(), letters),
+                self.snapshot_name(sandbox.snapshot.or(sandbox.origin).as_ref(), short),
                 shown::age(sandbox.created_unix_ms, now_ms).into(),
                 Word::from(sandbox.reason.as_deref().unwrap_or_default()).tone(Tone::Faint),
             ]);
@@ -112,7 +112,7 @@ impl Listed {
         rows
     }
 
-    fn snapshot_rows(&self, snapshots: &[Snapshot], letters: usize, now_ms: u64) -> Rows {
+    fn snapshot_rows(&self, snapshots: &[Snapshot], short: &ShortIds, now_ms: u64) -> Rows {
         let mut rows =
             Rows::new(&["SNAPSHOT", "NAME", "STATE", "SIZE", "KEPT", "OF SANDBOX", "PARENT", "AGE", ""]);
         for snapshot in snapshots {
@@ -120,13 +120,13 @@ impl Listed {
             let kept =
                 snapshot.classes.map_or_else(|| "-".to_owned(), |classes| shown::size(classes.kept * 4096));
             rows.add([
-                shown::short_id(&snapshot.id, letters).into(),
+                short.of(&snapshot.id).into(),
                 name_or_dash(snapshot.name.as_deref()),
                 snapshot_state(snapshot.state),
                 shown::size(bytes).into(),
                 kept.into(),
-                self.sandbox_name(snapshot.sandbox.as_ref(), letters),
-                self.snapshot_name(snapshot.parent.as_ref(), letters),
+                self.sandbox_name(snapshot.sandbox.as_ref(), short),
+                self.snapshot_name(snapshot.parent.as_ref(), short),
                 shown::age(snapshot.created_unix_ms, now_ms).into(),
                 Word::from(snapshot.reason.as_deref().unwrap_or_default()).tone(Tone::Faint),
             ]);
@@ -134,22 +134,22 @@ impl Listed {
         rows
     }
 
-    fn snapshot_name(&self, id: Option<&Uuid>, letters: usize) -> Word {
+    fn snapshot_name(&self, id: Option<&Uuid>, short: &ShortIds) -> Word {
         let named =
             |id: &Uuid| self.snapshots.iter().flatten().find(|snapshot| snapshot.id == *id)?.name.clone();
-        related(id, named, letters)
+        related(id, named, short)
     }
 
-    fn sandbox_name(&self, id: Option<&Uuid>, letters: usize) -> Word {
+    fn sandbox_name(&self, id: Option<&Uuid>, short: &ShortIds) -> Word {
         let named =
             |id: &Uuid| self.sandboxes.iter().flatten().find(|sandbox| sandbox.id == *id)?.name.clone();
-        related(id, named, letters)
+        related(id, named, short)
     }
 }
 
-fn related(id: Option<&Uuid>, named: impl Fn(&Uuid) -> Option<String>, letters: usize) -> Word {
+fn related(id: Option<&Uuid>, named: impl Fn(&Uuid) -> Option<String>, short: &ShortIds) -> Word {
     match id {
-        Some(id) => named(id).unwrap_or_else(|| shown::short_id(id, letters)).into(),
+        Some(id) => named(id).unwrap_or_else(|| short.of(id)).into(),
         None => Word::from("-").tone(Tone::Faint),
     }
 }

@@ -1,12 +1,15 @@
 //! The words of the command line, and the commands, a module each.
 
 pub mod confirm;
+pub mod console;
 pub mod delete;
 pub mod demo;
 pub mod doctor;
 pub mod events;
 pub mod failure;
+pub mod guests;
 pub mod list;
+pub mod machine;
 pub mod output;
 pub mod pause;
 pub mod resume;
@@ -30,10 +33,12 @@ use clap::{Parser, Subcommand};
 
 use crate::guest::arguments::GuestArguments;
 use crate::keeper::arguments::KeeperArguments;
+use console::ConsoleArguments;
 use delete::EndArguments;
 use demo::arguments::DemoArguments;
 use doctor::DoctorArguments;
 use events::EventsArguments;
+use guests::GuestsArguments;
 use list::ListArguments;
 use pause::PauseArguments;
 use resume::{ForkArguments, ResumeArguments};
@@ -103,6 +108,8 @@ pub enum Command {
     Verify(VerifyArguments),
     /// Have a process guest fill, rewrite, verify or discard its memory
     Tell(TellArguments),
+    /// Show what a virtual machine prints at its console, and type there
+    Console(ConsoleArguments),
     /// End a sandbox's guest without a snapshot
     Stop(EndArguments),
     /// Delete sandboxes and snapshots
@@ -113,6 +120,8 @@ pub enum Command {
     Settings(SettingsArguments),
     /// Check what this machine and this user have of what rekindle needs
     Doctor(DoctorArguments),
+    /// Write the demo's guests as files, to run them as machines of your own
+    Guests(GuestsArguments),
     /// Print completions for a shell
     Completions(CompletionsArguments),
     /// Print a manual page, or write all of them
@@ -142,11 +151,13 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Wait(arguments) => wait::run(&session, arguments),
         Command::Verify(arguments) => verify::run(&session, arguments),
         Command::Tell(arguments) => tell::run(&session, arguments),
+        Command::Console(arguments) => console::run(&session, arguments),
         Command::Stop(arguments) => delete::stop(&session, arguments),
         Command::Delete(arguments) => delete::run(&session, arguments),
         Command::Events(arguments) => events::run(&session, arguments),
         Command::Settings(arguments) => settings::run(&session, arguments),
         Command::Doctor(arguments) => doctor::run(&session, arguments),
+        Command::Guests(arguments) => guests::run(&session, arguments),
         Command::Completions(arguments) => shell::completions(arguments),
         Command::Man(arguments) => shell::man(arguments),
         Command::Demo(arguments) => demo::run(arguments),

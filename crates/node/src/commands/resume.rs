@@ -10,7 +10,7 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of};
-use crate::api::types::{ForkSandbox, ResumeSandbox, ResumeSnapshot, Sandbox};
+use crate::api::types::{ForkSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, TapName};
 use crate::client::Client;
 
 /// What to resume, and as what.
@@ -29,6 +29,9 @@ pub struct ResumeArguments {
     /// Whether to serve it before its snapshot is sealed [default: the daemon's setting]
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     serve_before_seal: Option<bool>,
+    /// A tap device of its machine, instead of the one it had; again for each of its network devices
+    #[arg(long = "tap", value_name = "DEVICE")]
+    taps: Vec<String>,
     /// A key of your choice: the same request for new sandboxes under the same key is done once
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -66,7 +69,7 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
                     "--idempotency-key is for new sandboxes, which --count, --name, --label or a snapshot make"
                 );
             }
-            let how = ResumeSandbox { serve_before_seal: arguments.serve_before_seal };
+            let how = ResumeSandbox { serve_before_seal: arguments.serve_before_seal, taps: taps(arguments) };
             let id = sandbox.id.to_string();
             let resumed = session.output.during("resuming", || client.resume_sandbox(&id, &how))?;
             tell_of_one(session, &resumed, asked.elapsed())
@@ -77,6 +80,7 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
                 name: arguments.name.clone(),
                 labels: arguments.labels.labels(),
                 serve_before_seal: arguments.serve_before_seal,
+                taps: taps(arguments),
             };
             let snapshot = snapshot_of(&target)?.to_string();
             let key = arguments.idempotency_key.as_deref();
@@ -84,6 +88,10 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
             tell_of_several(session, &made, asked.elapsed(), "resumed")
         }
     }
+}
+
+fn taps(arguments: &ResumeArguments) -> Option<Vec<TapName>> {
+    (!arguments.taps.is_empty()).then(|| arguments.taps.iter().cloned().map(TapName).collect())
 }
 
 /// Forks it.
@@ -102,7 +110,7 @@ fn make_forks(client: &Client, target: &Target, arguments: &ForkArguments) -> an
     Ok(match target {
         Target::Sandbox(_) => client.fork_sandbox(&id, key, &ForkSandbox { count, name, labels })?,
         Target::Snapshot(_) => {
-            let how = ResumeSnapshot { count, name, labels, serve_before_seal: None };
+            let how = ResumeSnapshot { count, name, labels, serve_before_seal: None, taps: None };
             client.resume_snapshot(&id, key, &how)?
         }
     })

@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
+use super::machine::MachineArguments;
 use super::session::Session;
 use super::shown;
 use super::status::Status;
@@ -25,6 +26,8 @@ pub struct RunArguments {
     #[arg(long, value_enum, default_value_t = BackingWord::Shared)]
     backing: BackingWord,
     #[command(flatten)]
+    machine: MachineArguments,
+    #[command(flatten)]
     labels: LabelArguments,
     /// A key of your choice: the same request under the same key is done once, however often it is sent
     #[arg(long, value_name = "KEY")]
@@ -44,16 +47,18 @@ pub enum BackingWord {
 
 /// Starts it.
 pub fn run(session: &Session, arguments: &RunArguments) -> anyhow::Result<Status> {
+    let (vmm, machine) = arguments.machine.machine()?;
     let wanted = CreateSandbox {
         name: arguments.word.clone().or_else(|| arguments.name.clone()),
         labels: arguments.labels.labels(),
-        vmm: VmmKind::Process,
+        vmm,
         memory_bytes: arguments.memory,
         backing: match arguments.backing {
             BackingWord::Shared => MemoryBacking::Shared,
             BackingWord::Private => MemoryBacking::Private,
             BackingWord::Huge => MemoryBacking::Huge,
         },
+        machine,
     };
     let client = session.client()?;
     let sandbox = session
@@ -70,8 +75,15 @@ pub fn run(session: &Session, arguments: &RunArguments) -> anyhow::Result<Status
         bracketed_id(sandbox.name.as_deref(), &sandbox.id)
     ))?;
     let name = shown::name_or_id(sandbox.name.as_deref(), &sandbox.id);
-    session.output.hint(&format!(
-        "Write its memory with `rekindle tell {name} fill`, pause it with `rekindle pause {name}`."
-    ));
+    session.output.hint(&match vmm {
+        VmmKind::Process => {
+            format!(
+                "Write its memory with `rekindle tell {name} fill`, pause it with `rekindle pause {name}`."
+            )
+        }
+        VmmKind::Qemu | VmmKind::Firecracker => {
+            format!("Its console is at `rekindle console {name}`; pause it with `rekindle pause {name}`.")
+        }
+    });
     Ok(Status::Done)
 }

@@ -8,20 +8,33 @@ use uuid::Uuid;
 /// Letters of an id that are always shown: those of its time, up to the millisecond.
 const ID_LETTERS_MIN: usize = 13;
 
-/// How many letters of each id tell them all apart.
-pub fn id_letters<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> usize {
-    let mut all: Vec<String> = ids.into_iter().map(Uuid::to_string).collect();
-    all.sort();
-    all.dedup();
-    let same = |pair: &[String]| {
-        pair[0].bytes().zip(pair[1].bytes()).take_while(|(one, other)| one == other).count()
-    };
-    all.windows(2).map(|pair| same(pair) + 1).max().unwrap_or(0).max(ID_LETTERS_MIN)
+/// Ids of a list, each shown as far as it takes to tell it from the others.
+#[derive(Debug)]
+pub struct ShortIds(Vec<String>);
+
+impl ShortIds {
+    /// The ids of a list.
+    pub fn new<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
+        let mut all: Vec<String> = ids.into_iter().map(Uuid::to_string).collect();
+        all.sort();
+        all.dedup();
+        Self(all)
+    }
+
+    /// The beginning of an id, in the list or not.
+    pub fn of(&self, id: &Uuid) -> String {
+        let whole = id.to_string();
+        let before = self.0.partition_point(|other| *other < whole);
+        let after = self.0.partition_point(|other| *other <= whole);
+        let beside = before.checked_sub(1).and_then(|before| self.0.get(before)).into_iter();
+        let same = beside.chain(self.0.get(after)).map(|other| letters_shared(&whole, other));
+        let letters = same.max().map_or(0, |same| same + 1).max(ID_LETTERS_MIN);
+        whole.chars().take(letters).collect()
+    }
 }
 
-/// The beginning of an id.
-pub fn short_id(id: &Uuid, letters: usize) -> String {
-    id.to_string().chars().take(letters).collect()
+fn letters_shared(one: &str, other: &str) -> usize {
+    one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count()
 }
 
 /// `web`, or its id where it has no name.
@@ -89,13 +102,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_shown_as_far_as_they_differ() {
+    fn each_id_is_shown_as_far_as_it_differs_from_the_others() {
         let id = |text: &str| -> Uuid { text.parse().unwrap() };
         let one = id("019a0000-1111-7aaa-8000-000000000001");
         let near = id("019a0000-1111-7aab-8000-000000000001");
-        assert_eq!(id_letters([&one]), 13);
-        assert_eq!(id_letters([&one, &near, &one]), 18);
-        assert_eq!(short_id(&one, 18), "019a0000-1111-7aaa");
+        let other = id("019a0000-2222-7aaa-8000-000000000001");
+        let ids = ShortIds::new([&one, &other, &near, &one]);
+        assert_eq!(
+            [&one, &near, &other].map(|id| ids.of(id)),
+            ["019a0000-1111-7aaa", "019a0000-1111-7aab", "019a0000-2222"]
+        );
+        assert_eq!(
+            ids.of(&id("019a0000-3333-7aaa-8000-000000000001")),
+            "019a0000-3333",
+            "one that is not listed"
+        );
+        assert_eq!(ShortIds::new([]).of(&one), "019a0000-1111");
     }
 
     #[test]

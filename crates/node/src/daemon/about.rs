@@ -7,7 +7,8 @@ use rekindle_engine::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::api::types::{Labels, MemoryBacking, VmmKind};
+use super::guests::GuestSpec;
+use crate::api::types::Labels;
 
 /// The blob's name.
 const ABOUT: &str = "rekindle";
@@ -24,12 +25,9 @@ pub(super) struct About {
     /// The sandbox that was paused.
     #[serde(default)]
     pub(super) sandbox: Option<Uuid>,
-    /// What its guest ran in; `None` for a VMM that others manage.
+    /// What its guest was made of; `None` for a VMM that others manage.
     #[serde(default)]
-    pub(super) vmm: Option<VmmKind>,
-    /// What guest memory was made of.
-    #[serde(default)]
-    pub(super) backing: MemoryBacking,
+    pub(super) spec: Option<GuestSpec>,
 }
 
 impl About {

@@ -48,6 +48,7 @@ impl Daemon {
         };
         drop(reserved);
         self.metrics.pause_answered(asked.elapsed(), asked.elapsed());
+        self.metrics.snapshot_answered(snapshot.id());
         Ok(Known::of(snapshot).show())
     }
 

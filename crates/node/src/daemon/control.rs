@@ -1,6 +1,6 @@
 //! What the daemon does for whoever asks, method by method; the work is in the modules beside this one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -8,9 +8,9 @@ use uuid::Uuid;
 use super::Daemon;
 use crate::api::control::{Answer, Control, IdempotencyKey};
 use crate::api::types::{
-    CaptureMemory, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket, PauseSandbox,
-    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    SnapshotState, Verification, Version,
+    CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
+    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
+    SnapshotList, SnapshotState, Verification, Version,
 };
 
 /// The version of the control API.
@@ -18,7 +18,7 @@ const API_VERSION: &str = "v1";
 
 impl Control for Daemon {
     fn create_sandbox(&self, key: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox> {
-        self.create(key, wanted)
+        self.counted(self.create(key, wanted))
     }
 
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
@@ -29,7 +29,7 @@ impl Control for Daemon {
     }
 
     fn sandbox(&self, reference: &str) -> Answer<Sandbox> {
-        Ok(self.sandboxes.find(reference)?.show())
+        self.counted(self.sandboxes.find(reference).map(|entry| entry.show()))
     }
 
     fn pause_sandbox(
@@ -38,11 +38,11 @@ impl Control for Daemon {
         key: Option<IdempotencyKey>,
         how: PauseSandbox,
     ) -> Answer<Snapshot> {
-        self.pause(reference, key, how)
+        self.counted(self.pause(reference, key, how))
     }
 
     fn resume_sandbox(&self, reference: &str, how: ResumeSandbox) -> Answer<Sandbox> {
-        self.resume(reference, how)
+        self.timed(|| self.resume(reference, &how))
     }
 
     fn fork_sandbox(
@@ -51,43 +51,51 @@ impl Control for Daemon {
         key: Option<IdempotencyKey>,
         how: ForkSandbox,
     ) -> Answer<SandboxList> {
-        self.fork(reference, key, how)
+        self.timed(|| self.fork(reference, key, how))
     }
 
     fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox> {
-        self.stop(reference)
+        self.counted(self.stop(reference))
     }
 
     fn remove_sandbox(&self, reference: &str) -> Answer<()> {
-        self.remove(reference)
+        self.counted(self.remove(reference))
     }
 
     fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
-        self.tell(reference, command)
+        self.counted(self.tell(reference, command))
+    }
+
+    fn console(&self, reference: &str, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput> {
+        self.read_console(reference, from, limit)
+    }
+
+    fn type_console(&self, reference: &str, bytes: &[u8]) -> Answer<()> {
+        self.type_at(reference, bytes)
     }
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
-        self.list_snapshots(query)
+        self.counted(self.list_snapshots(query))
     }
 
     fn snapshot(&self, reference: &str) -> Answer<Snapshot> {
-        Ok(self.find_snapshot(reference)?.show())
+        self.counted(self.find_snapshot(reference).map(|known| known.show()))
     }
 
     fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot> {
-        self.wait_for_snapshot(reference, state, limit)
+        self.counted(self.wait_for_snapshot(reference, state, limit))
     }
 
     fn delete_snapshot(&self, reference: &str) -> Answer<()> {
-        self.delete(reference)
+        self.counted(self.delete(reference))
     }
 
     fn verify_snapshot(&self, reference: &str) -> Answer<Verification> {
-        self.verify(reference)
+        self.counted(self.verify(reference))
     }
 
     fn placement(&self, reference: &str) -> Answer<Placement> {
-        self.place(reference)
+        self.counted(self.place(reference))
     }
 
     fn resume_snapshot(
@@ -96,11 +104,11 @@ impl Control for Daemon {
         key: Option<IdempotencyKey>,
         how: ResumeSnapshot,
     ) -> Answer<SandboxList> {
-        self.resume_from(reference, key, &how)
+        self.timed(|| self.resume_from(reference, key, &how))
     }
 
     fn open_fault_socket(&self, wanted: OpenFaultSocket) -> Answer<FaultSocket> {
-        self.open_socket(&wanted)
+        self.counted(self.open_socket(&wanted))
     }
 
     fn fault_sockets(&self) -> Answer<Vec<FaultSocket>> {
@@ -108,15 +116,15 @@ impl Control for Daemon {
     }
 
     fn fault_socket(&self, id: Uuid) -> Answer<FaultSocket> {
-        Ok(self.fault_sockets.find(id)?.show())
+        self.counted(self.fault_sockets.find(id).map(|socket| socket.show()))
     }
 
     fn close_fault_socket(&self, id: Uuid) -> Answer<()> {
-        self.close_socket(id)
+        self.counted(self.close_socket(id))
     }
 
     fn capture_memory(&self, wanted: CaptureMemory) -> Answer<Snapshot> {
-        self.capture(wanted)
+        self.counted(self.capture(wanted))
     }
 
     fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
@@ -139,5 +147,20 @@ impl Control for Daemon {
 
     fn metrics(&self) -> String {
         self.metrics.render(&self.observe())
+    }
+}
+
+impl Daemon {
+    /// An answer that is not one is counted.
+    fn counted<T>(&self, answer: Answer<T>) -> Answer<T> {
+        answer.inspect_err(|problem| self.metrics.refused(problem.code))
+    }
+
+    /// The same, and an answer to a resume is timed.
+    fn timed<T>(&self, work: impl FnOnce() -> Answer<T>) -> Answer<T> {
+        let asked = Instant::now();
+        let answer = self.counted(work())?;
+        self.metrics.resume_answered(asked.elapsed());
+        Ok(answer)
     }
 }

@@ -1,5 +1,6 @@
 //! Guests that were told to end: one thread waits for them, then lets go of what the keeper holds for them.
 
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -9,8 +10,9 @@ use rekindle_engine::serve::Epoch;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
+use super::guests::remove_files;
 use super::keeping::{Keeping, guest_key};
-use crate::vmm::process::take_process;
+use crate::vmm::vmm_process::take_process;
 
 /// How long a killed process may take to end; a process in the kernel's hands can take longer, and is then left to it.
 const END_LIMIT: Duration = Duration::from_secs(60);
@@ -37,9 +39,12 @@ pub(super) enum Ending {
 }
 
 impl Endings {
-    pub(super) fn start(keeping: Arc<Keeping>) -> std::io::Result<Self> {
+    pub(super) fn start(
+        keeping: Arc<Keeping>,
+        (state_directory, run_directory): (PathBuf, PathBuf),
+    ) -> std::io::Result<Self> {
         let (queue, endings) = channel();
-        let work = move || wait_for_all(&endings, &keeping);
+        let work = move || wait_for_all(&endings, &keeping, (&state_directory, &run_directory));
         let thread = std::thread::Builder::new().name("guest-endings".into()).spawn(work)?;
         Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
     }
@@ -67,7 +72,11 @@ impl Endings {
     }
 }
 
-fn wait_for_all(endings: &Receiver<Ending>, keeping: &Keeping) {
+fn wait_for_all(
+    endings: &Receiver<Ending>,
+    keeping: &Keeping,
+    (state_directory, run_directory): (&Path, &Path),
+) {
     for ending in endings {
         let guest = match ending {
             Ending::Guest { guest, process, epoch } => {
@@ -82,6 +91,7 @@ fn wait_for_all(endings: &Receiver<Ending>, keeping: &Keeping) {
                 guest
             }
         };
+        remove_files(state_directory, run_directory, guest);
         if let Err(error) = keeping.client().forget(&guest_key(guest)) {
             tracing::warn!(%guest, %error, "the keeper holds an ended guest until the next start");
         }

@@ -7,6 +7,7 @@ use rekindle_engine::serve::ServerWatch;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
+use super::console::Console;
 use super::live::Live;
 use super::record::{RecordedLife, SandboxRecord};
 use super::references::Named;
@@ -21,6 +22,7 @@ pub(super) struct Entry {
     name: Option<String>,
     state: Mutex<State>,
     freed: Condvar,
+    console: Console,
 }
 
 #[derive(Debug)]
@@ -63,7 +65,10 @@ pub(super) struct Turn {
 impl Entry {
     pub(super) fn new(record: SandboxRecord, live: Option<Box<Live>>) -> Arc<Self> {
         let outside = Outside::of(live.as_deref());
+        let console = Console::default();
+        follow(&console, live.as_deref());
         Arc::new(Self {
+            console,
             id: record.id,
             name: record.name.clone(),
             state: Mutex::new(State { record, live: Held::Here(live), outside, removed: false }),
@@ -128,6 +133,11 @@ impl Entry {
         }
     }
 
+    /// Where its guests print, and read what is typed.
+    pub(super) fn console(&self) -> &Console {
+        &self.console
+    }
+
     /// The sandbox with its name, for people.
     pub(super) fn called(&self) -> String {
         match &self.name {
@@ -149,7 +159,7 @@ impl Entry {
         let (shown, reason, pid) = match &record.life {
             RecordedLife::Running(guest) => {
                 let shown = if stalled.is_some() { SandboxState::Stalled } else { SandboxState::Running };
-                (shown, stalled, Some(guest.hello.pid))
+                (shown, stalled, Some(guest.vmm.pid()))
             }
             RecordedLife::Paused | RecordedLife::Forked => (SandboxState::Paused, None, None),
             RecordedLife::Stopped { reason } => (SandboxState::Stopped, reason.clone(), None),
@@ -161,9 +171,9 @@ impl Entry {
             labels: record.labels.clone(),
             state: shown,
             reason,
-            vmm: record.vmm,
-            memory_bytes: record.memory_bytes,
-            backing: record.backing,
+            vmm: record.spec.kind(),
+            memory_bytes: record.spec.memory_bytes(),
+            backing: record.spec.backing(),
             pid,
             origin: record.origin(),
             snapshot: record.snapshot,
@@ -204,11 +214,24 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let live = self.live.take();
         let outside = Outside::of(live.as_deref());
+        follow(&self.entry.console, live.as_deref());
         let mut state = self.entry.lock();
         state.outside = outside;
         state.live = Held::Here(live);
         drop(state);
         self.entry.freed.notify_all();
+    }
+}
+
+/// Lets a console follow the guest of its sandbox, if there is one now.
+fn follow(console: &Console, live: Option<&Live>) {
+    let followed = live.map_or(Ok(()), |live| match live.serial() {
+        Ok(Some(serial)) => console.follow(live.id, serial),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    });
+    if let Err(error) = followed {
+        tracing::warn!(%error, "a guest's console cannot be read");
     }
 }
 

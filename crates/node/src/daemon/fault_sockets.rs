@@ -14,7 +14,7 @@ use rekindle_engine::fetch::Fetcher;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::serve::{
-    EndReason, Epoch, EpochFacts, FaultServer, Neighbours, Placement, ServeOptions, ServeStatus,
+    EndReason, Epoch, EpochFacts, FaultServer, Neighbours, NotServed, Placement, ServeOptions, ServeStatus,
 };
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
@@ -31,6 +31,7 @@ use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, FaultSocketState, OpenFaultSocket};
 use crate::keeper::HeldEntry;
+use crate::metrics::Metrics;
 
 /// How long a VMM that has connected may take to hand its memory over.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
@@ -64,9 +65,11 @@ enum State {
     Serving {
         server: FaultServer,
     },
-    /// The epoch is held until the socket is closed: without any userfaultfd the VMM's faults would read zeroes.
-    Captured {
-        epoch: Epoch,
+    /// Nobody serves its VMM any more. The epoch is held until the socket is closed: without any userfaultfd the VMM's
+    /// faults would read zeroes.
+    Unserved {
+        epoch: Box<Epoch>,
+        reason: String,
     },
     Ended {
         reason: String,
@@ -147,6 +150,7 @@ impl Daemon {
             keeping: Arc::clone(&self.keeping),
             catalog: self.catalog.clone(),
             fetcher: self.engine.fetcher().clone(),
+            metrics: Arc::clone(&self.metrics),
             socket: Arc::clone(socket),
         };
         let name = "hand-over".to_owned();
@@ -195,6 +199,7 @@ impl Daemon {
                 let epoch = Epoch::recover(super::live::kept_epoch(&mut held, facts.clone())?)?;
                 let view = Arc::clone(snapshot.memory());
                 let server = FaultServer::resume(view, epoch, self.engine.fetcher().clone(), options())?;
+                self.metrics.serving(snapshot.id(), server.watch());
                 State::Serving { server }
             }
         };
@@ -213,6 +218,7 @@ struct Host {
     keeping: Arc<Keeping>,
     catalog: Catalog,
     fetcher: Fetcher,
+    metrics: Arc<Metrics>,
     socket: Arc<Socket>,
 }
 
@@ -236,6 +242,7 @@ impl Host {
         self.catalog.write(&[self.socket.put(Some(kept.facts))])?;
         let view = Arc::clone(self.socket.snapshot.memory());
         let server = FaultServer::resume(view, epoch, self.fetcher.clone(), options())?;
+        self.metrics.serving(self.socket.snapshot.id(), server.watch());
         self.socket.serve(server);
         Ok(())
     }
@@ -254,10 +261,9 @@ impl Socket {
                 }
                 ServeStatus::Ended { why } => (FaultSocketState::Ended, Some(words(why)), Some(server)),
             },
-            State::Captured { .. } => {
-                (FaultSocketState::Ended, Some("its VMM was captured".to_owned()), None)
+            State::Unserved { reason, .. } | State::Ended { reason } => {
+                (FaultSocketState::Ended, Some(reason.clone()), None)
             }
-            State::Ended { reason } => (FaultSocketState::Ended, Some(reason.clone()), None),
         };
         FaultSocket {
             id: self.id,
@@ -290,14 +296,17 @@ impl Socket {
         let epoch = server.end_epoch();
         match take(&epoch) {
             Ok(taken) => {
-                *self.lock() = State::Captured { epoch };
+                let reason = "its VMM was captured".to_owned();
+                *self.lock() = State::Unserved { epoch: Box::new(epoch), reason };
                 Ok(taken)
             }
             Err(error) => {
                 let view = Arc::clone(self.snapshot.memory());
                 *self.lock() = match FaultServer::resume(view, epoch, fetcher.clone(), options()) {
                     Ok(server) => State::Serving { server },
-                    Err(error) => State::Ended { reason: format!("it could not be served on: {error}") },
+                    Err(NotServed { epoch, error }) => {
+                        State::Unserved { epoch, reason: format!("it could not be served on: {error}") }
+                    }
                 };
                 Err(super::problems::guest_failed(error))
             }
@@ -308,7 +317,7 @@ impl Socket {
     fn accept(&self) -> anyhow::Result<Option<UnixStream>> {
         let (listener, cancelled) = match &*self.lock() {
             State::Listening { listener, cancelled, .. } => (listener.try_clone()?, Arc::clone(cancelled)),
-            State::Serving { .. } | State::Captured { .. } | State::Ended { .. } => return Ok(None),
+            State::Serving { .. } | State::Unserved { .. } | State::Ended { .. } => return Ok(None),
         };
         let [connected, cancelled] = wait_readable([Some(listener.as_fd()), Some(cancelled.as_fd())], None)?;
         if cancelled.readable || !connected.readable {
@@ -343,7 +352,7 @@ impl Socket {
                 Ok(keeping.client().put(&key, &Value::Null, &[(LISTENER, listener.as_fd())])?)
             }
             State::Serving { server, .. } => put_epoch(keeping, &key, server.kept()),
-            State::Captured { epoch } => put_epoch(keeping, &key, &epoch.kept()?),
+            State::Unserved { epoch, .. } => put_epoch(keeping, &key, &epoch.kept()?),
             State::Ended { .. } => Ok(()),
         }
     }

@@ -14,6 +14,7 @@ use super::about::About;
 use super::clock::unix_ms;
 use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
+use super::guests::GuestSpec;
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
 use super::record::{RecordedLife, SandboxRecord};
@@ -23,7 +24,7 @@ use crate::api::control::{Answer, IdempotencyKey};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
     CreateSandbox, ForkSandbox, Labels, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList, Snapshot, VmmKind,
+    SandboxList, Snapshot,
 };
 use crate::guest::protocol::Command;
 
@@ -43,16 +44,15 @@ impl Daemon {
             return Ok(entry.show());
         }
         let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
-        let shape = self.shape(wanted.memory_bytes, wanted.backing);
-        let live = self.born(|guest| Live::start(&self.keeping, guest, shape))?;
+        let (spec, images) = self.made_of(id, &wanted)?;
+        let live = self.born(|guest| Live::start(self, guest, &spec, images.clone()));
+        let live = live.inspect_err(|_| self.forget_images(images.as_ref()))?;
         let record = SandboxRecord {
             id,
             name: wanted.name,
             labels: wanted.labels,
             created_unix_ms: unix_ms(),
-            vmm: wanted.vmm,
-            memory_bytes: wanted.memory_bytes,
-            backing: wanted.backing,
+            spec,
             snapshot: None,
             life: RecordedLife::Running(live.recorded()),
         };
@@ -82,6 +82,7 @@ impl Daemon {
     }
 
     /// Pauses the guest of a turn: on success the turn has none any more.
+    #[tracing::instrument(name = "pause", skip_all, fields(snapshot = %id))]
     pub(super) fn pause_in_turn(
         &self,
         turn: &mut Turn,
@@ -96,15 +97,15 @@ impl Daemon {
             name: how.name,
             labels: how.labels,
             sandbox: Some(record.id),
-            vmm: Some(record.vmm),
-            backing: record.backing,
+            spec: Some(record.spec.clone()),
         };
         record.snapshot = Some(id.uuid());
         record.life = paused;
         let alongside = vec![put(&record)];
-        match live.pause(self, id, &about, alongside) {
+        match live.pause(self, id, about, alongside) {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.metrics.pause_answered(asked.elapsed(), frozen);
+                self.metrics.snapshot_answered(id);
                 turn.show(record.clone());
                 self.endings.end(ending);
                 self.events.say("sandbox.paused", EventAbout::both(record.id, id.uuid()), None);
@@ -117,16 +118,16 @@ impl Daemon {
         }
     }
 
-    pub(super) fn resume(&self, reference: &str, how: ResumeSandbox) -> Answer<Sandbox> {
+    pub(super) fn resume(&self, reference: &str, how: &ResumeSandbox) -> Answer<Sandbox> {
         let entry = self.sandboxes.find(reference)?;
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
-        self.resume_in_turn(&mut turn, how.serve_before_seal)?;
+        self.resume_in_turn(&mut turn, how)?;
         drop(turn);
         Ok(entry.show())
     }
 
     /// Resumes the paused sandbox of a turn from its last snapshot.
-    fn resume_in_turn(&self, turn: &mut Turn, serve_before_seal: Option<bool>) -> Answer<()> {
+    fn resume_in_turn(&self, turn: &mut Turn, how: &ResumeSandbox) -> Answer<()> {
         let mut record = turn.record();
         let (true, Some(snapshot)) = (record.life.is_paused(), record.snapshot) else {
             let shown = turn.entry().show().state;
@@ -134,7 +135,8 @@ impl Daemon {
             return Err(Problem::new(Code::WrongState, why).sandbox(record.id));
         };
         let known = self.readable_snapshot(&snapshot.to_string())?;
-        let live = self.bring_back(&known, serve_before_seal)?;
+        let (live, spec) = self.bring_back(&known, how)?;
+        record.spec = spec;
         record.life = RecordedLife::Running(live.recorded());
         self.write_born(&record, &live)?;
         turn.live = Some(live);
@@ -158,7 +160,7 @@ impl Daemon {
             Some(snapshot) => Known::of(snapshot),
             None => self.snapshot_to_fork(&entry, SnapshotId::from(*pause_id))?,
         };
-        self.make_from(&known, fork_ids, name.as_deref(), &labels, None)
+        self.make_from(&known, fork_ids, name.as_deref(), &labels, &ResumeSandbox::default())
     }
 
     /// The snapshot a sandbox is forked from: a running one is paused for it and goes on.
@@ -171,7 +173,8 @@ impl Daemon {
         }
         let how = PauseSandbox::default();
         let snapshot = self.pause_in_turn(&mut turn, id, how, RecordedLife::Forked)?;
-        self.resume_in_turn(&mut turn, Some(true))?;
+        let at_once = ResumeSandbox { serve_before_seal: Some(true), taps: None };
+        self.resume_in_turn(&mut turn, &at_once)?;
         Ok(Known::of(snapshot))
     }
 
@@ -184,7 +187,8 @@ impl Daemon {
         check_count(how.count)?;
         let known = self.readable_snapshot(reference)?;
         let chosen = self.requests.choose(key, &("resume", known.id(), how), ids_of(how.count))?;
-        self.make_from(&known, &chosen.ids, how.name.as_deref(), &how.labels, how.serve_before_seal)
+        let each = ResumeSandbox { serve_before_seal: how.serve_before_seal, taps: how.taps.clone() };
+        self.make_from(&known, &chosen.ids, how.name.as_deref(), &how.labels, &each)
     }
 
     /// New sandboxes of a snapshot; those of them that are there already are as they are.
@@ -194,14 +198,14 @@ impl Daemon {
         ids: &[Uuid],
         name: Option<&str>,
         labels: &Labels,
-        serve_before_seal: Option<bool>,
+        how: &ResumeSandbox,
     ) -> Answer<SandboxList> {
         let names = numbered(name, u32::try_from(ids.len()).expect("as many as were asked for"));
         let mut sandboxes = Vec::with_capacity(ids.len());
         for (id, name) in ids.iter().zip(names) {
             let made = match self.sandboxes.get(*id) {
                 Some(entry) => entry,
-                None => self.make_one(known, *id, name, labels, serve_before_seal)?,
+                None => self.make_one(known, *id, name, labels, how)?,
             };
             sandboxes.push(made.show());
         }
@@ -214,18 +218,16 @@ impl Daemon {
         id: Uuid,
         name: Option<String>,
         labels: &Labels,
-        serve_before_seal: Option<bool>,
+        how: &ResumeSandbox,
     ) -> Answer<Arc<Entry>> {
         let reserved = self.sandboxes.reserve(name.as_deref(), labels)?;
-        let live = self.bring_back(known, serve_before_seal)?;
+        let (live, spec) = self.bring_back(known, how)?;
         let record = SandboxRecord {
             id,
             name,
             labels: labels.clone(),
             created_unix_ms: unix_ms(),
-            vmm: VmmKind::Process,
-            memory_bytes: live.shape.memory_bytes,
-            backing: known.about.backing,
+            spec,
             snapshot: None,
             life: RecordedLife::Running(live.recorded()),
         };
@@ -235,19 +237,22 @@ impl Daemon {
         Ok(entry)
     }
 
-    /// A guest on a snapshot's memory and device state.
-    fn bring_back(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<Box<Live>> {
-        if known.about.vmm.is_none() {
+    /// A guest on a snapshot's memory and device state, and what it is made of.
+    #[tracing::instrument(name = "resume", skip_all, fields(snapshot = %known.id()))]
+    fn bring_back(&self, known: &Known, how: &ResumeSandbox) -> Answer<(Box<Live>, GuestSpec)> {
+        let Some(mut spec) = known.about.spec.clone() else {
             let why = format!(
                 "{} is of a VMM that rekindle did not start: open a fault socket for it",
                 known.called()
             );
             return Err(Problem::new(Code::WrongState, why).snapshot(known.snapshot.id()));
+        };
+        if let Some(taps) = &how.taps {
+            spec.attach_to(taps).map_err(|problem| problem.snapshot(known.snapshot.id()))?;
         }
-        self.wait_if_asked(known, serve_before_seal)?;
-        let memory_bytes = u64::from(known.snapshot.memory().pages()) * 4096;
-        let shape = self.shape(memory_bytes, known.about.backing);
-        self.born(|guest| Live::resume(self, guest, &known.snapshot, shape))
+        self.wait_if_asked(known, how.serve_before_seal)?;
+        let live = self.born(|guest| Live::resume(self, guest, &known.snapshot, &spec))?;
+        Ok((live, spec))
     }
 
     /// Waits for the seal where a guest is not to be served before it.
@@ -309,7 +314,11 @@ impl Daemon {
         }
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
         let Some(live) = &mut turn.live else { return Err(not_running(&turn, "told anything")) };
-        live.guest.control.tell(&command).map_err(|error| Problem::from(error).sandbox(entry.id()))
+        let Some(control) = live.control() else {
+            let why = format!("{} is a virtual machine: it is talked to at its console", entry.called());
+            return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()));
+        };
+        control.tell(&command).map_err(|error| Problem::from(error).sandbox(entry.id()))
     }
 
     /// Starts a guest by `start`; whatever of it there is when that fails is ended.

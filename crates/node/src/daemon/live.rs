@@ -1,8 +1,7 @@
 //! A guest that runs under the keeper: started, served, frozen, found again, ended.
 
-use std::collections::BTreeMap;
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,21 +9,24 @@ use anyhow::Context as _;
 use rekindle_engine::catalog::Change;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
-use rekindle_engine::pause::{PausePermit, PausedGuest};
-use rekindle_engine::serve::{Epoch, EpochFacts, FaultServer, KeptEpoch, ServeStatus, ServerWatch};
+use rekindle_engine::pause::PausedGuest;
+use rekindle_engine::serve::{
+    Epoch, EpochFacts, FaultServer, KeptEpoch, ServeOptions, ServeStatus, ServerWatch,
+};
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_kernel::wakeup::wait_readable;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
 use uuid::Uuid;
 
 use super::Daemon;
 use super::about::About;
 use super::endings::Ending;
+use super::guests::{Blobs, Guest, GuestSpec};
 use super::keeping::{GuestNote, Keeping, guest_key, take_fd};
-use super::record::{RecordedGuest, RecordedServing};
+use super::record::RecordedGuest;
 use crate::api::problem::Problem;
 use crate::keeper::Held;
-use crate::sandbox::{DEVICE_STATE, SandboxShape, StoppedGuest};
-use crate::vmm::process::{KeptParts, MEMORY, ProcessGuest};
+use crate::vmm::process::{GuestControl, MEMORY};
 
 /// How long a guest may take from its start to its hand-over message.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
@@ -39,17 +41,21 @@ const JOURNAL: &str = "journal";
 pub(super) struct Live {
     /// Which guest it is: its key at the keeper.
     pub(super) id: Uuid,
-    pub(super) guest: ProcessGuest,
-    pub(super) shape: SandboxShape,
-    serving: Option<Serving>,
+    guest: Box<dyn Guest>,
+    /// The snapshot that its volumes are changes of.
+    base: Option<Arc<Snapshot>>,
+    memory: Memory,
 }
 
 /// Where a guest's pages come from.
 #[derive(Debug)]
-struct Serving {
-    snapshot: Arc<Snapshot>,
-    server: FaultServer,
-    facts: EpochFacts,
+enum Memory {
+    /// It began empty.
+    Own,
+    /// The base.
+    Served { server: FaultServer, facts: EpochFacts },
+    /// The base, but nobody serves it: what that takes is at the keeper. The guest stands.
+    Unserved { facts: EpochFacts },
 }
 
 /// A pause that was answered.
@@ -60,18 +66,16 @@ pub(super) struct Paused {
     pub(super) ending: Ending,
 }
 
-/// A guest between the end of its serving and what comes next.
-struct Between {
-    snapshot: Arc<Snapshot>,
-    epoch: Epoch,
-    facts: EpochFacts,
-}
-
 impl Live {
-    /// Starts a guest on empty memory.
-    pub(super) fn start(keeping: &Keeping, id: Uuid, shape: SandboxShape) -> anyhow::Result<Self> {
-        let guest = ProcessGuest::spawn_under(&keeping.client(), &guest_key(id), &shape.guest(None))?;
-        Ok(Self { id, guest, shape, serving: None })
+    /// Starts a guest on empty memory, with its disks as they are in `base`.
+    pub(super) fn start(
+        daemon: &Daemon,
+        id: Uuid,
+        spec: &GuestSpec,
+        base: Option<Arc<Snapshot>>,
+    ) -> anyhow::Result<Self> {
+        let guest = spec.start(daemon, id, base.as_ref())?;
+        Ok(Self { id, guest, base, memory: Memory::Own })
     }
 
     /// Starts a guest on a snapshot's memory and device state; pages come as it touches them.
@@ -79,31 +83,38 @@ impl Live {
         daemon: &Daemon,
         id: Uuid,
         snapshot: &Arc<Snapshot>,
-        shape: SandboxShape,
+        spec: &GuestSpec,
     ) -> anyhow::Result<Self> {
-        let state = snapshot.blobs().get(DEVICE_STATE).context("the snapshot has no device state")?;
-        let state = serde_json::from_slice(state).context("the snapshot's device state")?;
-        let socket = daemon.run_directory.join(format!("handover-{id}.sock"));
+        let socket = spec.handover(daemon, id)?;
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
-        let spawned = ProcessGuest::spawn_under(
-            &daemon.keeping.client(),
-            &guest_key(id),
-            &shape.guest(Some(socket.clone())),
-        );
-        let accepted = spawned.map_err(anyhow::Error::from).and_then(|guest| {
-            let (stream, _) = listener.accept().context("the guest's hand-over connection")?;
-            Ok((guest, stream))
+        let started = spec.start_served(daemon, id, snapshot, &socket);
+        let accepted = started.and_then(|guest| {
+            let accepted = accept(&listener, &*guest)?;
+            Ok((guest, accepted))
         });
-        std::fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
-        let (guest, stream) = accepted?;
-        let handover = Handover::receive(stream, shape.volume_pages()?, HANDOVER_LIMIT)?;
-        let epoch = Epoch::begin(handover, shape.tracking).context("beginning to serve the guest")?;
+        match std::fs::remove_file(&socket) {
+            // One in a jail goes with the jail, where a start has failed.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", socket.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let (mut guest, accepted) = accepted?;
+        let Some(stream) = accepted else {
+            guest.load(snapshot.blobs())?;
+            anyhow::bail!("the guest's VMM loaded its state without its memory");
+        };
+        let pages = snapshot.memory().pages();
+        let handover = Handover::receive(stream, pages, HANDOVER_LIMIT)?;
+        let options = guest.serve_options();
+        let epoch = Epoch::begin(handover, options.tracking).context("beginning to serve the guest")?;
         let facts = keep_epoch(&daemon.keeping, id, &epoch)?;
-        let serving = serve(daemon, snapshot, epoch, facts, &shape)?;
-        let mut live = Self { id, guest, shape, serving: Some(serving) };
-        live.guest.control.restore(state)?;
-        Ok(live)
+        let server = serve(daemon, snapshot, epoch, options)?;
+        daemon.engine.learn(snapshot, &server);
+        let memory = Memory::Served { server, facts };
+        guest.load(snapshot.blobs())?;
+        Ok(Self { id, guest, base: Some(Arc::clone(snapshot)), memory })
     }
 
     /// Finds a guest again that an earlier daemon left with the keeper, and serves it on.
@@ -111,55 +122,79 @@ impl Live {
         daemon: &Daemon,
         recorded: &RecordedGuest,
         mut held: Held,
-        shape: SandboxShape,
+        spec: &GuestSpec,
     ) -> anyhow::Result<Self> {
-        let serving = match &recorded.served {
-            None => None,
-            Some(RecordedServing { origin, facts }) => {
-                let snapshot = daemon.engine.origin(SnapshotId::from(*origin));
-                let snapshot = snapshot.with_context(|| format!("there is no snapshot {origin} any more"))?;
-                let epoch = Epoch::recover(kept_epoch(&mut held, facts.clone())?)?;
-                Some(serve(daemon, &snapshot, epoch, facts.clone(), &shape)?)
-            }
+        let find = |base: Uuid| {
+            let snapshot = daemon.engine.origin(SnapshotId::from(base));
+            snapshot.with_context(|| format!("there is no snapshot {base} any more"))
         };
-        let parts = KeptParts::take(&mut held, recorded.hello.clone());
-        let guest = ProcessGuest::attach(parts.context("the keeper holds only a part of the guest")?)?;
-        Ok(Self { id: recorded.id, guest, shape, serving })
+        let base = recorded.base.map(find).transpose()?;
+        let epoch = match &recorded.served {
+            Some(facts) => Some((Epoch::recover(kept_epoch(&mut held, facts.clone())?)?, facts.clone())),
+            None => None,
+        };
+        let guest = spec.attach(daemon, recorded, &mut held, base.as_ref())?;
+        let memory = match (epoch, &base) {
+            (Some((epoch, facts)), Some(base)) => {
+                Memory::Served { server: serve(daemon, base, epoch, guest.serve_options())?, facts }
+            }
+            (Some(_), None) => anyhow::bail!("nothing says which snapshot it is served from"),
+            (None, _) => Memory::Own,
+        };
+        Ok(Self { id: recorded.id, guest, base, memory })
     }
 
     /// What the catalog is to know of it.
     pub(super) fn recorded(&self) -> RecordedGuest {
-        let served = self.serving.as_ref().map(|serving| RecordedServing {
-            origin: serving.snapshot.id().uuid(),
-            facts: serving.facts.clone(),
-        });
-        RecordedGuest { id: self.id, hello: self.guest.hello().clone(), served }
+        let served = match &self.memory {
+            Memory::Own => None,
+            Memory::Served { facts, .. } | Memory::Unserved { facts } => Some(facts.clone()),
+        };
+        let base = self.base.as_ref().map(|base| base.id().uuid());
+        RecordedGuest { id: self.id, vmm: self.guest.recorded(), base, served }
     }
 
     /// How its faults are served, to be asked from anywhere.
     pub(super) fn watch(&self) -> Option<ServerWatch> {
-        self.serving.as_ref().map(|serving| serving.server.watch())
+        match &self.memory {
+            Memory::Served { server, .. } => Some(server.watch()),
+            Memory::Own | Memory::Unserved { .. } => None,
+        }
     }
 
     /// Its process, to be asked and ended from anywhere.
     pub(super) fn process(&self) -> Arc<ProcessHandle> {
-        self.guest.process.handle()
+        self.guest.process().handle()
+    }
+
+    /// Our end of its serial line, once more, where it has one.
+    pub(super) fn serial(&self) -> std::io::Result<Option<OwnedFd>> {
+        self.guest.serial().map(|serial| serial.try_clone_to_owned()).transpose()
+    }
+
+    /// Where a process guest is told things.
+    pub(super) fn control(&mut self) -> Option<&mut GuestControl> {
+        self.guest.control()
     }
 
     /// Hands everything to the keeper that a new daemon needs, after the one that had it died.
     pub(super) fn keep_again(&self, keeping: &Keeping) -> anyhow::Result<()> {
         let key = guest_key(self.id);
         self.guest.keep_under(&keeping.client(), &key)?;
-        let served = self.serving.as_ref();
-        served.map_or(Ok(()), |serving| put_epoch(keeping, &key, serving.server.kept()))
+        self.guest.keep_disks(&keeping.client(), &key)?;
+        match &self.memory {
+            Memory::Own => Ok(()),
+            Memory::Served { server, .. } => put_epoch(keeping, &key, server.kept()),
+            Memory::Unserved { .. } => anyhow::bail!("what its memory was served by is gone with the keeper"),
+        }
     }
 
     /// Tells the guest to end; its end is to be waited for.
-    pub(super) fn end(self) -> Ending {
+    pub(super) fn end(mut self) -> Ending {
         let process = self.process();
         // An error says that it has ended already.
         process.signal(Signal::Kill).ok();
-        let epoch = self.serving.map(|serving| Box::new(serving.server.end_epoch()));
+        let epoch = self.end_serving().map(Box::new);
         Ending::Guest { guest: self.id, process, epoch }
     }
 
@@ -169,89 +204,114 @@ impl Live {
         mut self: Box<Self>,
         daemon: &Daemon,
         id: SnapshotId,
-        about: &About,
+        mut about: About,
         alongside: Vec<Change>,
     ) -> Result<Paused, (Box<Self>, Problem)> {
-        let parent = self.serving.as_ref().map(|serving| &serving.snapshot);
-        let permit = match daemon.engine.permit_pause(parent, self.shape.memory_bytes) {
+        let permit = match daemon.engine.permit_pause(self.base.as_ref(), self.capture_bytes(&about)) {
             Ok(permit) => permit,
             Err(error) => return Err((self, error.into())),
         };
-        let mut blobs = match self.prepare(daemon, id) {
+        let frozen_at = Instant::now();
+        let mut blobs = match self.freeze(daemon, id) {
             Ok(blobs) => blobs,
             Err(error) => {
-                let problem = super::problems::guest_failed(error);
-                return Err((self.go_on(daemon, None), problem));
+                self.go_on_or_say(daemon);
+                return Err((self, super::problems::guest_failed(error)));
             }
         };
+        about.spec = self.guest.saved_spec().or(about.spec);
         about.put_into(&mut blobs);
-        let frozen_at = Instant::now();
-        if let Err(error) = self.guest.process.freeze() {
-            return Err((self.go_on(daemon, None), error.into()));
-        }
-        let between = self.serving.take().map(Serving::end);
-        match self.commit(daemon, permit, id, between.as_ref(), blobs, alongside) {
+        let epoch = self.end_serving();
+        let committed = self.guest.volumes(epoch.as_ref()).and_then(|volumes| {
+            Ok(daemon.engine.commit_pause(permit, PausedGuest { id, volumes, blobs, alongside })?)
+        });
+        match committed {
             Ok(snapshot) => {
                 let process = self.process();
                 begin_end(&process);
-                let epoch = between.map(|between| Box::new(between.epoch));
-                let ending = Ending::Guest { guest: self.id, process, epoch };
+                let ending = Ending::Guest { guest: self.id, process, epoch: epoch.map(Box::new) };
                 Ok(Paused { snapshot, frozen: frozen_at.elapsed(), ending })
             }
             Err(error) => {
-                let problem = super::problems::guest_failed(error);
-                Err((self.go_on(daemon, between), problem))
+                drop(epoch);
+                self.go_on_or_say(daemon);
+                Err((self, super::problems::guest_failed(error)))
             }
         }
     }
 
-    /// Asks for the device state, and tells the keeper what is about to happen.
-    fn prepare(&mut self, daemon: &Daemon, id: SnapshotId) -> anyhow::Result<BTreeMap<String, bytes::Bytes>> {
-        let state = self.guest.control.state()?;
+    /// RAM that a capture of it can take.
+    fn capture_bytes(&self, about: &About) -> u64 {
+        about.spec.as_ref().map_or(0, GuestSpec::memory_bytes) + self.guest.disk_bytes_held()
+    }
+
+    /// Tells the keeper what is about to happen, takes the device state, and stops every thread that could write memory.
+    fn freeze(&mut self, daemon: &Daemon, id: SnapshotId) -> anyhow::Result<Blobs> {
+        self.serve_again(daemon)?;
         daemon.keeping.note(self.id, GuestNote { pausing: Some(id.uuid()) })?;
-        let state = serde_json::to_vec(&state).expect("device state is plain data");
-        Ok(BTreeMap::from([(DEVICE_STATE.to_owned(), state.into())]))
+        let blobs = self.guest.suspend()?;
+        self.guest.process().freeze()?;
+        Ok(blobs)
     }
 
-    fn commit(
-        &self,
-        daemon: &Daemon,
-        permit: PausePermit,
-        id: SnapshotId,
-        between: Option<&Between>,
-        blobs: BTreeMap<String, bytes::Bytes>,
-        alongside: Vec<Change>,
-    ) -> anyhow::Result<Arc<Snapshot>> {
-        let stopped =
-            StoppedGuest { pid: self.guest.id(), hello: self.guest.hello(), memfd: self.guest.memfd() };
-        let epoch = between.map(|between| &between.epoch);
-        let volumes = vec![stopped.memory(&self.shape, epoch)?];
-        Ok(daemon.engine.commit_pause(permit, PausedGuest { id, volumes, blobs, alongside })?)
+    /// Lets a guest go on, frozen or not, whose pause did not come to pass.
+    pub(super) fn go_on(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
+        self.serve_again(daemon)?;
+        self.guest.process().thaw()?;
+        self.guest.go_on()?;
+        Ok(daemon.keeping.note(self.id, GuestNote::default())?)
     }
 
-    /// Serves the guest again and lets it go on, after a pause that did not come to pass.
-    fn go_on(mut self: Box<Self>, daemon: &Daemon, between: Option<Between>) -> Box<Self> {
-        let served = between.map(|between| {
-            let Between { snapshot, epoch, facts } = between;
-            serve(daemon, &snapshot, epoch, facts, &self.shape)
-        });
-        let gone_on = served.transpose().and_then(|serving| {
-            self.serving = serving.or(self.serving.take());
-            self.guest.process.thaw()?;
-            Ok(daemon.keeping.note(self.id, GuestNote::default())?)
-        });
-        if let Err(error) = gone_on {
-            tracing::error!(guest = %self.id, error = format!("{error:#}"), "a guest cannot go on after a failed pause");
+    fn go_on_or_say(&mut self, daemon: &Daemon) {
+        if let Err(error) = self.go_on(daemon) {
+            let error = format!("{error:#}");
+            tracing::error!(guest = %self.id, error, "a guest cannot go on after a failed pause");
         }
-        self
+    }
+
+    /// Serves the guest again where nobody does, by what the keeper holds, as a new daemon would.
+    fn serve_again(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
+        let (Memory::Unserved { facts }, Some(base)) = (&self.memory, &self.base) else { return Ok(()) };
+        let held = daemon.keeping.client().get(&guest_key(self.id))?;
+        let mut held = held.context("the keeper holds nothing of the guest any more")?;
+        let epoch = Epoch::recover(kept_epoch(&mut held, facts.clone())?)?;
+        let server = serve(daemon, base, epoch, self.guest.serve_options())?;
+        self.memory = Memory::Served { server, facts: facts.clone() };
+        Ok(())
+    }
+
+    /// Ends the serving, if there is any.
+    fn end_serving(&mut self) -> Option<Epoch> {
+        match std::mem::replace(&mut self.memory, Memory::Own) {
+            Memory::Own => None,
+            Memory::Served { server, facts } => {
+                self.memory = Memory::Unserved { facts };
+                Some(server.end_epoch())
+            }
+            unserved @ Memory::Unserved { .. } => {
+                self.memory = unserved;
+                None
+            }
+        }
     }
 }
 
-impl Serving {
-    fn end(self) -> Between {
-        let Self { snapshot, server, facts } = self;
-        Between { snapshot, epoch: server.end_epoch(), facts }
+/// The guest's hand-over connection; none where its VMM has refused. An error where it ends or says nothing.
+fn accept(listener: &UnixListener, guest: &dyn Guest) -> anyhow::Result<Option<UnixStream>> {
+    let process = guest.process().handle();
+    let waited_for = [Some(listener.as_fd()), Some(process.as_fd()), guest.refusal()];
+    let [connection, end, refusal] = wait_readable(waited_for, Some(HANDOVER_LIMIT))?;
+    if connection.readable {
+        return Ok(Some(listener.accept().context("the guest's hand-over connection")?.0));
     }
+    if refusal.readable {
+        return Ok(None);
+    }
+    anyhow::ensure!(
+        !end.readable,
+        "the guest's VMM ended before it handed its memory over: its log says why"
+    );
+    anyhow::bail!("the guest's VMM did not hand its memory over within {HANDOVER_LIMIT:?}")
 }
 
 /// Why a guest is stalled, if it is.
@@ -266,13 +326,15 @@ fn serve(
     daemon: &Daemon,
     snapshot: &Arc<Snapshot>,
     epoch: Epoch,
-    facts: EpochFacts,
-    shape: &SandboxShape,
-) -> anyhow::Result<Serving> {
+    options: ServeOptions,
+) -> anyhow::Result<FaultServer> {
     let view = Arc::clone(snapshot.memory());
-    let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), shape.serve_options())
+    let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), options)
+        // With the epoch gone it can be made again from what the keeper holds.
+        .map_err(|not_served| not_served.error)
         .context("starting the fault server")?;
-    Ok(Serving { snapshot: Arc::clone(snapshot), server, facts })
+    daemon.metrics.serving(snapshot.id(), server.watch());
+    Ok(server)
 }
 
 /// Hands to the keeper what the guest's faults reach us by, before the first of them is answered.

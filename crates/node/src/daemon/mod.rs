@@ -6,15 +6,18 @@
 mod about;
 mod captures;
 mod clock;
+mod console;
 mod control;
 mod endings;
 mod entry;
 mod events;
 mod fault_sockets;
+mod guests;
 mod idempotency;
 mod keeping;
 mod lifecycle;
 mod live;
+mod machines;
 mod names;
 mod observe;
 mod orphans;
@@ -34,17 +37,17 @@ use std::time::Instant;
 use anyhow::Context as _;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::store::Traffic;
 
 use crate::api::control::Served;
-use crate::api::types::MemoryBacking;
-use crate::guest::arguments::MemoryKind;
 use crate::metrics::Metrics;
-use crate::sandbox::SandboxShape;
 use crate::settings::Settings;
+use crate::vmm::firecracker::FileDigests;
 
 use endings::Endings;
 use events::EventLog;
 use fault_sockets::FaultSockets;
+use guests::qemu::HostQemu;
 use idempotency::Requests;
 use keeping::Keeping;
 use names::Names;
@@ -55,6 +58,7 @@ use watch::{Lookout, SnapshotNews};
 #[derive(Debug)]
 pub struct Daemon {
     settings: RwLock<Arc<Settings>>,
+    state_directory: PathBuf,
     run_directory: PathBuf,
     node_name: String,
     started_unix_ms: u64,
@@ -66,6 +70,8 @@ pub struct Daemon {
     snapshot_names: Names,
     sandboxes: Registry,
     fault_sockets: FaultSockets,
+    host_qemu: HostQemu,
+    file_digests: Arc<FileDigests>,
     endings: Endings,
     engine: Engine,
     lookout: Mutex<Option<Lookout>>,
@@ -87,7 +93,10 @@ impl Daemon {
         let engine = Engine::start(engine_options(settings, &catalog, &keeping, &events, &metrics)?)?;
         let daemon = Arc::new(Self {
             settings: RwLock::new(Arc::new(settings.clone())),
+            state_directory: settings.state_directory.clone(),
             run_directory: settings.run_directory.clone(),
+            host_qemu: HostQemu::default(),
+            file_digests: Arc::default(),
             node_name: node_name(),
             started_unix_ms: clock::unix_ms(),
             metrics,
@@ -96,7 +105,10 @@ impl Daemon {
             snapshot_names: Names::default(),
             sandboxes: Registry::default(),
             fault_sockets: FaultSockets::default(),
-            endings: Endings::start(Arc::clone(&keeping))?,
+            endings: Endings::start(
+                Arc::clone(&keeping),
+                (settings.state_directory.clone(), settings.run_directory.clone()),
+            )?,
             keeping,
             catalog,
             engine,
@@ -108,17 +120,18 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    /// What went to the store and came from it.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.engine.traffic()
     }
 
-    fn shape(&self, memory_bytes: u64, backing: MemoryBacking) -> SandboxShape {
-        let kind = match backing {
-            MemoryBacking::Shared => MemoryKind::Shared,
-            MemoryBacking::Private => MemoryKind::Private,
-            MemoryBacking::Huge => MemoryKind::Huge,
-        };
-        SandboxShape { kind, ..SandboxShape::new(self.keeping.program().to_owned(), memory_bytes) }
+    /// Ends the keeper, which holds nothing any more.
+    pub(crate) fn end_keeper(&self) -> anyhow::Result<()> {
+        Ok(self.keeping.client().shutdown(false)?)
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

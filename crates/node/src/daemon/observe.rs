@@ -13,10 +13,6 @@ impl Daemon {
         let mut observed = Observed { store: self.engine.traffic(), ..Observed::default() };
         for entry in self.sandboxes.all() {
             observed.sandboxes.count(entry.show().state);
-            if let Some(watch) = entry.watch() {
-                observed.fault_servers += 1;
-                observed.serving.add(&watch.stats());
-            }
         }
         let mut oldest = None;
         for known in self.known_snapshots() {

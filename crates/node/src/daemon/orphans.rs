@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rekindle_kernel::{ProcessHandle, Signal};
 
-use crate::vmm::process::KEEPER;
+use crate::vmm::vmm_process::KEEPER;
 
 /// Kills every guest of the keeper at `socket` whose pid is not among `known`.
 pub(super) fn end(socket: &Path, known: &BTreeSet<u32>) -> io::Result<()> {

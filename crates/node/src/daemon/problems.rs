@@ -7,7 +7,10 @@ use rekindle_engine::store::StoreError;
 
 use crate::api::problem::{Code, Problem};
 use crate::keeper::KeeperError;
+use crate::vmm::firecracker::{self, NotFirecracker, SpecError};
 use crate::vmm::process::GuestError;
+use crate::vmm::qemu::{Misfit, NoQemu};
+use crate::vmm::vmm_process::ProcessError;
 
 impl From<CatalogError> for Problem {
     fn from(error: CatalogError) -> Self {
@@ -23,6 +26,12 @@ impl From<KeeperError> for Problem {
 
 impl From<GuestError> for Problem {
     fn from(error: GuestError) -> Self {
+        Self::new(Code::GuestFailed, error.to_string())
+    }
+}
+
+impl From<ProcessError> for Problem {
+    fn from(error: ProcessError) -> Self {
         Self::new(Code::GuestFailed, error.to_string())
     }
 }
@@ -65,10 +74,22 @@ impl From<OpenError> for Problem {
     }
 }
 
+fn is_misfit_itself(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<Misfit>()
+        || cause.is::<NoQemu>()
+        || cause.is::<firecracker::Misfit>()
+        || cause.is::<NotFirecracker>()
+        || cause.is::<SpecError>()
+}
+
 /// Whatever the system or a VMM said while something was done with a guest.
 pub(super) fn guest_failed(error: anyhow::Error) -> Problem {
     match error.downcast::<Problem>() {
         Ok(problem) => problem,
-        Err(error) => Problem::new(Code::GuestFailed, format!("{error:#}")),
+        Err(error) => {
+            let is_misfit = error.chain().any(is_misfit_itself);
+            let code = if is_misfit { Code::Misfit } else { Code::GuestFailed };
+            Problem::new(code, format!("{error:#}"))
+        }
     }
 }

@@ -4,8 +4,8 @@ use rekindle_engine::serve::EpochFacts;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::api::types::{Labels, MemoryBacking, VmmKind};
-use crate::guest::protocol::Hello;
+use super::guests::{GuestSpec, RecordedVmm};
+use crate::api::types::Labels;
 
 /// A sandbox as it was last acknowledged.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -14,9 +14,8 @@ pub(super) struct SandboxRecord {
     pub(super) name: Option<String>,
     pub(super) labels: Labels,
     pub(super) created_unix_ms: u64,
-    pub(super) vmm: VmmKind,
-    pub(super) memory_bytes: u64,
-    pub(super) backing: MemoryBacking,
+    /// What its guest is made of.
+    pub(super) spec: GuestSpec,
     /// The snapshot of its last pause.
     pub(super) snapshot: Option<Uuid>,
     pub(super) life: RecordedLife,
@@ -43,19 +42,12 @@ pub(super) enum RecordedLife {
 pub(super) struct RecordedGuest {
     /// Which of the sandbox's guests: what the keeper holds for it is under this id.
     pub(super) id: Uuid,
-    /// What it said of itself.
-    pub(super) hello: Hello,
-    /// What it is served from and how, unless it runs on memory of its own.
-    pub(super) served: Option<RecordedServing>,
-}
-
-/// How a guest is served.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct RecordedServing {
-    /// The snapshot its pages come from.
-    pub(super) origin: Uuid,
-    /// Where they go.
-    pub(super) facts: EpochFacts,
+    /// Its VMM.
+    pub(super) vmm: RecordedVmm,
+    /// The snapshot that its volumes are changes of.
+    pub(super) base: Option<Uuid>,
+    /// Where the base's pages go, unless its memory began empty.
+    pub(super) served: Option<EpochFacts>,
 }
 
 impl RecordedLife {
@@ -76,10 +68,10 @@ impl SandboxRecord {
         serde_json::to_vec(self).expect("a record is plain data")
     }
 
-    /// The snapshot its running guest is served from.
+    /// The snapshot its running guest came from.
     pub(super) fn origin(&self) -> Option<Uuid> {
         match &self.life {
-            RecordedLife::Running(guest) => guest.served.as_ref().map(|served| served.origin),
+            RecordedLife::Running(guest) => guest.base,
             RecordedLife::Paused
             | RecordedLife::Forked
             | RecordedLife::Stopped { .. }

@@ -21,6 +21,7 @@ use crate::metrics::Recovery;
 
 impl Daemon {
     /// Puts sandboxes together again; snapshots the engine has put together by now.
+    #[tracing::instrument(skip_all)]
     pub(super) fn recover(&self, found: Found, started: Instant) -> anyhow::Result<()> {
         let held: HashMap<String, HeldEntry> =
             self.keeping.client().list()?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
@@ -101,21 +102,19 @@ impl Daemon {
         held: Option<&HeldEntry>,
     ) -> Result<Live, Gone> {
         let Some(entry) = held else {
-            let pid = guest.hello.pid;
+            let pid = guest.vmm.pid();
             return Err(Gone::Lost(format!(
                 "the keeper that held its guest (pid {pid}) is gone, and so is the guest"
             )));
         };
         let note: GuestNote = serde_json::from_value(entry.note.clone()).unwrap_or_default();
-        let live = self.take_over(record, guest).map_err(|error| Gone::of(guest, &error))?;
+        let mut live = self.take_over(record, guest).map_err(|error| Gone::of(guest, &error))?;
         if !live.process().is_alive() {
             return Err(Gone::Ended("its guest ended while no daemon ran".to_owned()));
         }
         // A pause that is not in the catalog did not come to pass: its guest, frozen or not, goes on.
         if note.pausing.is_some() {
-            let thawed = live.guest.process.thaw().map_err(anyhow::Error::from);
-            let noted = thawed.and_then(|()| Ok(self.keeping.note(live.id, GuestNote::default())?));
-            noted.map_err(|error| Gone::of(guest, &error))?;
+            live.go_on(self).map_err(|error| Gone::of(guest, &error))?;
             tracing::info!(sandbox = %record.id, "its pause was not answered when the last daemon ended: it goes on");
         }
         Ok(live)
@@ -124,7 +123,7 @@ impl Daemon {
     fn take_over(&self, record: &SandboxRecord, guest: &RecordedGuest) -> anyhow::Result<Live> {
         let held = self.keeping.client().get(&guest_key(guest.id))?;
         let held = held.ok_or_else(|| anyhow::anyhow!("the keeper holds nothing of it any more"))?;
-        Live::recover(self, guest, held, self.shape(record.memory_bytes, record.backing))
+        Live::recover(self, guest, held, &record.spec)
     }
 
     /// Ends guests that no record names, and lets go of what was held for them: they were being made, or being ended.
@@ -189,7 +188,7 @@ impl Daemon {
     fn resume_the_forked(&self) {
         for entry in self.sandboxes.all() {
             if matches!(entry.record().life, RecordedLife::Forked)
-                && let Err(error) = self.resume(&entry.record().id.to_string(), ResumeSandbox::default())
+                && let Err(error) = self.resume(&entry.record().id.to_string(), &ResumeSandbox::default())
             {
                 tracing::error!(sandbox = %entry.record().id, %error, "it was being forked, and stays paused");
             }
@@ -205,7 +204,7 @@ enum Gone {
 
 impl Gone {
     fn of(guest: &RecordedGuest, error: &anyhow::Error) -> Self {
-        let has_ended = ProcessHandle::open(guest.hello.pid).is_err();
+        let has_ended = ProcessHandle::open(guest.vmm.pid()).is_err();
         if has_ended {
             Self::Ended("its guest ended while no daemon ran".to_owned())
         } else {

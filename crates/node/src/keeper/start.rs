@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rekindle_kernel::spawn::in_own_session;
 use rekindle_kernel::wakeup::wait_readable;
@@ -17,6 +17,11 @@ use super::error::KeeperError;
 
 /// How long a keeper may take from its start until it listens.
 const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a service manager may take until it has started the keeper again.
+const SUPERVISED_LIMIT: Duration = Duration::from_secs(5);
+/// How often it is asked whether it has.
+const SUPERVISED_ASK: Duration = Duration::from_millis(20);
 
 /// What a service manager tells its service of itself, which is not the keeper.
 const OF_THE_SERVICE: [&str; 7] = [
@@ -53,13 +58,32 @@ pub(super) fn start(socket: &Path, program: &Path) -> Result<Found, KeeperError>
         // One starts it at a time, so that the others find it.
         let starting = File::create(socket.with_extension("starting"))?;
         rustix::fs::flock(&starting, FlockOperation::LockExclusive)?;
-        match UnixStream::connect(&socket) {
+        match connect(&socket, supervised().then_some(SUPERVISED_LIMIT)) {
             Ok(_) => Ok(Found::Running),
             Err(error) if nobody_listens(&error) => run(&socket, program),
             Err(error) => Err(error),
         }
     };
     start().map_err(|source| KeeperError::NotStarted { program: program.to_owned(), source })
+}
+
+/// Whether systemd started this program as a service, and so, most likely, starts the keeper again too: one that we
+/// started would be in our control group, and in the way of that one.
+fn supervised() -> bool {
+    ["NOTIFY_SOCKET", "INVOCATION_ID"].iter().all(|name| std::env::var_os(name).is_some())
+}
+
+/// A connection to whoever listens at `socket`, or comes to within `limit`.
+fn connect(socket: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
+    let begun = Instant::now();
+    loop {
+        match UnixStream::connect(socket) {
+            Err(error) if nobody_listens(&error) && limit.is_some_and(|limit| begun.elapsed() < limit) => {
+                std::thread::park_timeout(SUPERVISED_ASK);
+            }
+            connected => return connected,
+        }
+    }
 }
 
 /// The keeper says on its standard output that it listens; what it logs goes to a file beside its socket.

@@ -78,7 +78,7 @@ pub(super) enum SentRole {
     Held(FdName),
 }
 
-/// A program to be started, with no environment but this one, in `/`, as a session of its own.
+/// A program to be started, with no environment but this one, as a session of its own.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Spawn {
     /// Its absolute path.
@@ -91,6 +91,9 @@ pub struct Spawn {
     pub log: Option<PathBuf>,
     /// The user it runs as, where not the keeper's; needs root.
     pub user_id: Option<u32>,
+    /// The absolute path of the directory it starts in; none: `/`. A keeper from before this was said takes no notice.
+    #[serde(default)]
+    pub directory: Option<PathBuf>,
 }
 
 /// The answer to a request.
@@ -144,6 +147,7 @@ pub(super) struct Started {
 impl Spawn {
     /// `program` with `arguments`, and nothing else.
     pub fn new(program: impl Into<PathBuf>, arguments: Vec<OsString>) -> Self {
-        Self { program: program.into(), arguments, environment: Vec::new(), log: None, user_id: None }
+        let program = program.into();
+        Self { program, arguments, environment: Vec::new(), log: None, user_id: None, directory: None }
     }
 }

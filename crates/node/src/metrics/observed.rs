@@ -10,6 +10,7 @@ use rekindle_engine::serve::{PagesByPhase, ServeStats};
 use rekindle_engine::store::Traffic;
 
 use super::series::{FaultSeconds, Rows};
+use super::sessions::Seen;
 use crate::api::types::{SandboxState, SnapshotState};
 
 /// How things stand now; the daemon fills it in for each scrape.
@@ -19,10 +20,6 @@ pub struct Observed {
     pub sandboxes: SandboxCounts,
     /// Snapshots by state.
     pub snapshots: SnapshotCounts,
-    /// What the fault servers that run now did, added up with [`ServeStats::add`].
-    pub serving: ServeStats,
-    /// Fault servers that run now.
-    pub fault_servers: u64,
     /// Captures in RAM.
     pub captures: Captures,
     /// Snapshots that wait to be sealed or are being sealed.
@@ -103,8 +100,8 @@ impl SnapshotCounts {
 }
 
 impl Observed {
-    /// Registers everything seen; `served` is what all fault servers did since the start.
-    pub(super) fn register(&self, served: &ServeStats, registry: &mut Registry) {
+    /// Registers everything seen, with the sessions of fault serving.
+    pub(super) fn register(&self, sessions: &Seen, registry: &mut Registry) {
         registry.register(
             "version",
             "The program's version",
@@ -112,7 +109,8 @@ impl Observed {
         );
         self.register_counts(registry);
         self.register_captures(registry);
-        register_served(served, registry);
+        gauge(registry, "fault_servers", "Guests whose page faults are served", sessions.serving);
+        register_served(&sessions.stats, registry);
         self.register_store(registry);
     }
 
@@ -135,7 +133,6 @@ impl Observed {
             ([("state", "lost")], lost),
         ];
         registry.register("snapshots", "Snapshots by state", Rows::gauges(snapshots));
-        gauge(registry, "fault_servers", "Guests whose page faults are served", self.fault_servers);
         gauge(
             registry,
             "seals_waiting",

@@ -1,14 +1,13 @@
 //! The forms a measurement is rendered in.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
-use rekindle_engine::serve::{Latencies, ServeStats};
+use rekindle_engine::serve::Latencies;
 
 /// Seconds from half a millisecond to two minutes: answers a person or a platform waits for.
 const ANSWER_SECONDS: [f64; 16] =
@@ -98,22 +97,5 @@ impl EncodeMetric for FaultSeconds {
 
     fn metric_type(&self) -> MetricType {
         MetricType::Histogram
-    }
-}
-
-/// What fault servers that have ended did.
-#[derive(Debug, Default)]
-pub(super) struct ServedBefore(Mutex<ServeStats>);
-
-impl ServedBefore {
-    pub(super) fn add(&self, stats: &ServeStats) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(stats);
-    }
-
-    /// The same and `serving` in one.
-    pub(super) fn with(&self, serving: &ServeStats) -> ServeStats {
-        let mut all = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.add(serving);
-        all
     }
 }

@@ -79,17 +79,6 @@ fn what_is_recorded_is_rendered() {
 }
 
 #[test]
-fn what_ended_servers_did_stays_counted() {
-    let metrics = Metrics::new();
-    let stats = ServeStats { faults: 5, pages_from_layer: 20, ..ServeStats::default() };
-    let observed = Observed { serving: stats, fault_servers: 1, ..Observed::default() };
-    line(&metrics.render(&observed), "rekindle_faults_total 5");
-    metrics.serving_ended(&stats);
-    line(&metrics.render(&Observed::default()), "rekindle_faults_total 5");
-    line(&metrics.render(&observed), "rekindle_faults_total 10");
-}
-
-#[test]
 fn no_series_is_told_twice() {
     let text = Metrics::new().render(&Observed::default());
     let mut names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();

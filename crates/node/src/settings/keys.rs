@@ -20,7 +20,7 @@ pub struct Key {
 }
 
 /// All of them, in the order in which they are shown.
-pub const KEYS: [Key; 20] = [
+pub const KEYS: [Key; 26] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -182,6 +182,60 @@ pub const KEYS: [Key; 20] = [
         default: "none",
         example: "\"/etc/rekindle/token\"",
         reloads: false,
+    },
+    Key {
+        name: "firecracker.program",
+        flag: "firecracker-program",
+        value: "PATH",
+        help: "The Firecracker that machines are run by",
+        default: "`firecracker` where PATH has it",
+        example: "\"/usr/local/bin/firecracker\"",
+        reloads: true,
+    },
+    Key {
+        name: "firecracker.seccomp",
+        flag: "firecracker-seccomp",
+        value: "true|false",
+        help: "Whether Firecracker filters its system calls; unusual kernels need it off",
+        default: "true",
+        example: "true",
+        reloads: true,
+    },
+    Key {
+        name: "firecracker.jailer.program",
+        flag: "firecracker-jailer-program",
+        value: "PATH",
+        help: "The jailer that Firecracker is started by",
+        default: "none",
+        example: "\"/usr/local/bin/jailer\"",
+        reloads: true,
+    },
+    Key {
+        name: "firecracker.jailer.base",
+        flag: "firecracker-jailer-base",
+        value: "PATH",
+        help: "The directory in which jails are made; best a tmpfs",
+        default: "none",
+        example: "\"/run/rekindle/jails\"",
+        reloads: true,
+    },
+    Key {
+        name: "firecracker.jailer.uid",
+        flag: "firecracker-jailer-uid",
+        value: "NUMBER",
+        help: "The user that a jailed Firecracker becomes",
+        default: "none",
+        example: "10000",
+        reloads: true,
+    },
+    Key {
+        name: "firecracker.jailer.gid",
+        flag: "firecracker-jailer-gid",
+        value: "NUMBER",
+        help: "Its group",
+        default: "none",
+        example: "10000",
+        reloads: true,
     },
     Key {
         name: "telemetry.otlp_endpoint",

@@ -25,6 +25,7 @@ pub use keys::Key;
 pub use layers::Surroundings;
 pub use values::{parse_size, parse_time};
 
+use crate::telemetry::LogFormat;
 use keys::KEYS;
 use layers::Layers;
 use values::Kind;
@@ -58,6 +59,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// The control API.
     pub api: ApiSettings,
+    /// How Firecracker is run.
+    pub firecracker: FirecrackerSettings,
     /// What is told to others about what happens here.
     pub telemetry: TelemetrySettings,
     /// The settings file that was read, if any.
@@ -91,6 +94,30 @@ pub struct TcpSettings {
     pub token_file: PathBuf,
 }
 
+/// How Firecracker is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirecrackerSettings {
+    /// The program; the one that the search path has where it is not said.
+    pub program: Option<PathBuf>,
+    /// How it is jailed, if it is.
+    pub jailer: Option<JailerSettings>,
+    /// Whether it filters its system calls.
+    pub seccomp: bool,
+}
+
+/// How Firecracker is jailed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JailerSettings {
+    /// The jailer.
+    pub program: PathBuf,
+    /// The directory in which jails are made.
+    pub base: PathBuf,
+    /// The user that the process becomes.
+    pub user_id: u32,
+    /// Its group.
+    pub group_id: u32,
+}
+
 /// What is told to others about what happens here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TelemetrySettings {
@@ -98,15 +125,6 @@ pub struct TelemetrySettings {
     pub otlp_endpoint: Option<String>,
     /// Under which name.
     pub service_name: String,
-}
-
-/// How the daemon logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines for people.
-    Human,
-    /// A JSON object a line.
-    Json,
 }
 
 /// Where the store is.
@@ -190,6 +208,11 @@ impl Settings {
                 allowed_uids: read.value("api.allowed_uids", &values::USERS, Vec::new())?,
                 tcp: read.tcp()?,
             },
+            firecracker: FirecrackerSettings {
+                program: read.given("firecracker.program", &values::PATH)?,
+                seccomp: read.value("firecracker.seccomp", &values::SWITCH, true)?,
+                jailer: read.jailer()?,
+            },
             telemetry: TelemetrySettings {
                 otlp_endpoint: read.given("telemetry.otlp_endpoint", &values::URL)?,
                 service_name: read.value("telemetry.service_name", &values::NAME, "rekindle".to_owned())?,
@@ -238,6 +261,7 @@ impl Settings {
             serve_before_seal: newer.serve_before_seal,
             log_level: newer.log_level.clone(),
             log_format: newer.log_format,
+            firecracker: newer.firecracker.clone(),
             entries: pairs.map(|(old, new)| if old.key.reloads { new } else { old }).cloned().collect(),
             ..self.clone()
         }
@@ -272,15 +296,6 @@ impl fmt::Display for StoreLocation {
         match self {
             Self::Directory(path) => path.display().fmt(f),
         }
-    }
-}
-
-impl fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Human => "human",
-            Self::Json => "json",
-        })
     }
 }
 
@@ -347,20 +362,38 @@ impl Reader {
         let certificate = self.given("api.tcp.certificate", &values::PATH)?;
         let key = self.given("api.tcp.key", &values::PATH)?;
         let token_file = self.given("api.tcp.token_file", &values::PATH)?;
-        let four = self.entries.iter().filter(|entry| entry.key.name.starts_with("api.tcp."));
-        let (said, missing): (Vec<&Entry>, Vec<&Entry>) = four.partition(|entry| entry.shown.is_some());
         match (listen, certificate, key, token_file) {
             (Some(listen), Some(certificate), Some(key), Some(token_file)) => {
                 Ok(Some(TcpSettings { listen, certificate, key, token_file }))
             }
-            _ => match said.first() {
-                None => Ok(None),
-                Some(first) => Err(SettingsError::Incomplete {
-                    place: first.source.clone(),
-                    key: first.key.name,
-                    missing: missing.iter().map(|entry| entry.key.name).collect::<Vec<_>>().join(", "),
-                }),
-            },
+            _ => self.none_of("api.tcp.").map(|()| None),
+        }
+    }
+
+    fn jailer(&mut self) -> Result<Option<JailerSettings>, SettingsError> {
+        let program = self.given("firecracker.jailer.program", &values::PATH)?;
+        let base = self.given("firecracker.jailer.base", &values::PATH)?;
+        let user_id = self.given("firecracker.jailer.uid", &values::USER)?;
+        let group_id = self.given("firecracker.jailer.gid", &values::USER)?;
+        match (program, base, user_id, group_id) {
+            (Some(program), Some(base), Some(user_id), Some(group_id)) => {
+                Ok(Some(JailerSettings { program, base, user_id, group_id }))
+            }
+            _ => self.none_of("firecracker.jailer.").map(|()| None),
+        }
+    }
+
+    /// An error where some of the settings that begin so were given: they are given together or not at all.
+    fn none_of(&self, group: &str) -> Result<(), SettingsError> {
+        let all = self.entries.iter().filter(|entry| entry.key.name.starts_with(group));
+        let (said, missing): (Vec<&Entry>, Vec<&Entry>) = all.partition(|entry| entry.shown.is_some());
+        match said.first() {
+            None => Ok(()),
+            Some(first) => Err(SettingsError::Incomplete {
+                place: first.source.clone(),
+                key: first.key.name,
+                missing: missing.iter().map(|entry| entry.key.name).collect::<Vec<_>>().join(", "),
+            }),
         }
     }
 }

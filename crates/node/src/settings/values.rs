@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::StoreLocation;
 use super::error::Source;
 use super::layers::{Said, SaidValue};
-use super::{LogFormat, StoreLocation};
+use crate::telemetry::LogFormat;
 
 /// A kind of value: how one is understood, and how it is shown to people and to programs. What is wrong with a value is
 /// said as what it must be instead.
@@ -47,6 +48,7 @@ pub(super) const USERS: Kind<Vec<u32>> = Kind {
         (if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }, json!(users))
     },
 };
+pub(super) const USER: Kind<u32> = Kind { parse: user, show: |user| (user.to_string(), json!(user)) };
 pub(super) const ADDRESS: Kind<SocketAddr> =
     Kind { parse: address, show: |address| text(address.to_string()) };
 pub(super) const URL: Kind<String> = Kind { parse: http_url, show: |url| text(url.clone()) };
@@ -195,6 +197,13 @@ fn format_of_log(said: &Said) -> Result<LogFormat, String> {
         Some("human") => Ok(LogFormat::Human),
         Some("json") => Ok(LogFormat::Json),
         Some(_) | None => Err("human or json".to_owned()),
+    }
+}
+
+fn user(said: &Said) -> Result<u32, String> {
+    match users(said).as_deref() {
+        Ok([id]) => Ok(*id),
+        Ok(_) | Err(_) => Err("one id, a number such as 1000".to_owned()),
     }
 }
 

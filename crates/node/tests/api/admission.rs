@@ -151,6 +151,35 @@ fn secrets_that_are_none_are_refused() {
 }
 
 #[test]
+fn secrets_are_replaced_while_it_serves_and_stay_where_their_files_cannot_be_used() {
+    let run = tempfile::tempdir().unwrap();
+    let (directory, options) = secrets();
+    let listeners = bind(run.path(), &[], Some(options.clone())).unwrap();
+    let (address, held) = (listeners.tcp_address().unwrap(), listeners.secrets().unwrap());
+    let _served = Served::on(run, listeners);
+    let [certificate, key, token] =
+        [options.certificate, options.key, options.token_file].map(Option::unwrap);
+    let [old_certificate, old_token] = ["old.pem", "old-token"].map(|name| directory.path().join(name));
+    fs::copy(&certificate, &old_certificate).unwrap();
+    fs::copy(&token, &old_token).unwrap();
+
+    let (_others, newer) = secrets();
+    fs::copy(newer.certificate.unwrap(), &certificate).unwrap();
+    fs::copy(newer.key.unwrap(), &key).unwrap();
+    write(&token, "short", 0o600);
+    let refused = held.read_again().unwrap_err();
+    assert!(matches!(refused, ListenError::Secret { setting: "token_file", .. }), "{refused}");
+    assert!(remote(address, &old_token, &old_certificate).health().is_ok(), "all stays as it was");
+
+    write(&token, &format!("new-{TOKEN}"), 0o600);
+    held.read_again().unwrap();
+    assert!(remote(address, &token, &certificate).health().is_ok());
+    assert!(remote(address, &token, &old_certificate).health().is_err(), "it has another certificate now");
+    let refused = remote(address, &old_token, &certificate).health().unwrap_err();
+    assert_eq!(refused.code(), Some(Code::Unauthorized));
+}
+
+#[test]
 fn the_socket_is_for_its_user_alone() {
     let served = Served::new();
     assert_eq!(fs::metadata(served.socket()).unwrap().permissions().mode() & 0o777, 0o600);

@@ -5,14 +5,16 @@ mod kept;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use kept::{Kept, page};
 use rekindle::api::control::{Answer, Control, IdempotencyKey};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
-    CaptureMemory, CaptureSource, CreateSandbox, Event, FaultSocket, FaultSocketState, ForkSandbox, Labels,
-    ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, PlacedLayer, Placement, Readiness,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList, SnapshotState,
-    Verification, Version, VmmKind,
+    CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Event, FaultSocket, FaultSocketState,
+    ForkSandbox, Labels, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, PlacedLayer, Placement,
+    Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList,
+    SnapshotState, Verification, Version, VmmKind,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -239,6 +241,18 @@ impl Control for Fake {
     fn tell_guest(&self, reference: &str, command: Value) -> Answer<Value> {
         let sandbox = self.asked()?.sandbox(reference)?;
         Ok(serde_json::json!({ "sandbox": sandbox.id, "told": command }))
+    }
+
+    fn console(&self, reference: &str, from: Option<u64>, _: Duration) -> Answer<ConsoleOutput> {
+        self.sandbox(reference)?;
+        let from = from.unwrap_or(0).min(6);
+        let bytes = BASE64_STANDARD.encode(&b"tick 1"[usize::try_from(from).expect("6 at most")..]);
+        Ok(ConsoleOutput { from, next: 6, bytes })
+    }
+
+    fn type_console(&self, reference: &str, _: &[u8]) -> Answer<()> {
+        self.sandbox(reference)?;
+        Ok(())
     }
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {

@@ -68,6 +68,10 @@ fn snapshots_are_waited_for_verified_placed_resumed_and_deleted() {
         waiting.join().unwrap().unwrap()
     });
     assert_eq!(waiting.state, SnapshotState::Published);
+    for state in [SnapshotState::Discarded, SnapshotState::Lost] {
+        let refused = client.wait_snapshot(&reference, state, Duration::ZERO).unwrap_err();
+        assert_eq!(refused.code(), Some(Code::InvalidRequest), "{state:?}");
+    }
     assert_eq!(client.placement(&reference).unwrap().layers.len(), 1);
     assert_eq!(client.verify_snapshot(&reference).unwrap().wrong_pages, 0);
     let resumed = client.resume_snapshot(&reference, None, &ResumeSnapshot::default()).unwrap();

@@ -26,7 +26,7 @@ end() {
 # The test binary serves as long as its input is open.
 start_daemon() {
     mkfifo "$work/daemon"
-    REKINDLE_TEST_SERVE_AT=$1 cargo test -q -p rekindle --test api -- --exact schemathesis::serves_until_its_input_ends \
+    REKINDLE_TEST_SERVE_AT=$1 cargo test -q --workspace --test api -- --exact schemathesis::serves_until_its_input_ends \
         <"$work/daemon" >"$work/daemon.log" 2>&1 &
     children+=($!)
     exec {to_daemon}>"$work/daemon"

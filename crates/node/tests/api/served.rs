@@ -93,6 +93,7 @@ pub(crate) fn wanted(name: &str) -> CreateSandbox {
         vmm: VmmKind::Process,
         memory_bytes: 4096,
         backing: MemoryBacking::Shared,
+        machine: None,
     }
 }
 

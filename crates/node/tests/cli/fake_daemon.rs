@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rekindle::api::control::{Answer, Control, IdempotencyKey};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::*;
@@ -252,6 +254,18 @@ impl Control for Fake {
             Some("state") => serde_json::json!({ "count": 3, "history": [{ "fill": { "seed": 1 } }] }),
             _ => verified,
         })
+    }
+
+    fn console(&self, reference: &str, from: Option<u64>, _: Duration) -> Answer<ConsoleOutput> {
+        self.things().sandbox(reference)?;
+        let from = from.unwrap_or(0).min(6);
+        let bytes = BASE64_STANDARD.encode(&b"tick 1"[usize::try_from(from).expect("6 at most")..]);
+        Ok(ConsoleOutput { from, next: 6, bytes })
+    }
+
+    fn type_console(&self, reference: &str, _: &[u8]) -> Answer<()> {
+        self.things().sandbox(reference)?;
+        Ok(())
     }
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {

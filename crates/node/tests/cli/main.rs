@@ -7,4 +7,5 @@ mod doctor;
 mod fake_daemon;
 mod help;
 mod program;
+mod serve;
 mod settings;

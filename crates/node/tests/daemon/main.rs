@@ -7,6 +7,8 @@ mod crashes;
 mod disconnects;
 mod keeper_loss;
 mod lives;
+mod machine_console;
+mod machines;
 mod outages;
 mod quickstart;
 mod restarts;

@@ -7,19 +7,22 @@ use std::time::Duration;
 
 use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::black_box::BlackBox;
+use rekindle_testkit::linux::kernel_or_skip;
 use rekindle_testkit::skip::skipped;
 
+use crate::machine_console::have_qemu;
 use crate::support::program;
 
-/// What stands before the block that is run.
+/// What stands before the blocks that are run.
 const MARK: &str = "<!-- quickstart -->";
+const MACHINES_MARK: &str = "<!-- quickstart: machines -->";
 
 /// How long all of it may take.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// The shell block after the mark, if the page has one.
-fn marked_block(page: &str) -> Option<String> {
-    let (_, after) = page.split_once(MARK)?;
+fn marked_block(page: &str, mark: &str) -> Option<String> {
+    let (_, after) = page.split_once(mark)?;
     let mut lines = after.lines().skip_while(|line| line.trim().is_empty());
     let fence = lines.next()?.trim();
     let ticks =
@@ -30,10 +33,22 @@ fn marked_block(page: &str) -> Option<String> {
 
 #[test]
 fn the_readmes_quickstart_does_what_it_says() {
+    run_block(MARK);
+}
+
+#[test]
+fn the_readmes_quickstart_with_machines_does_what_it_says() {
+    const TIER: &str = "the quickstart with machines";
+    if have_qemu(TIER) && kernel_or_skip(TIER).is_some() {
+        run_block(MACHINES_MARK);
+    }
+}
+
+fn run_block(mark: &str) {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
     let page = fs::read_to_string(readme).expect("there is one");
-    let Some(block) = marked_block(&page) else {
-        return skipped("quickstart", "README.md has no shell block after <!-- quickstart -->");
+    let Some(block) = marked_block(&page, mark) else {
+        return skipped("quickstart", &format!("README.md has no shell block after {mark}"));
     };
     let place = BlackBox::new(&program()).expect("directories");
     let output = place.home_directory().join("output");
@@ -62,8 +77,8 @@ fn the_readmes_quickstart_does_what_it_says() {
 fn a_marked_block_is_found_and_no_other() {
     let page =
         "# x\n\n```sh\nno\n```\n\n<!-- quickstart -->\n\n```sh\none\n  two\n```\n\n```sh\nthree\n```\n";
-    assert_eq!(marked_block(page).as_deref(), Some("one\n  two\n"));
-    assert_eq!(marked_block("```sh\nno\n```\n"), None);
-    assert_eq!(marked_block("<!-- quickstart -->\nno block\n```sh\nno\n```\n"), None);
-    assert_eq!(marked_block("<!-- quickstart -->\n```text\nno\n```\n"), None);
+    assert_eq!(marked_block(page, MARK).as_deref(), Some("one\n  two\n"));
+    assert_eq!(marked_block("```sh\nno\n```\n", MARK), None);
+    assert_eq!(marked_block("<!-- quickstart -->\nno block\n```sh\nno\n```\n", MARK), None);
+    assert_eq!(marked_block("<!-- quickstart -->\n```text\nno\n```\n", MARK), None);
 }

@@ -110,6 +110,13 @@ impl Node {
         held.into_iter().map(|entry| entry.key).filter(|key| key.starts_with(prefix)).collect()
     }
 
+    /// Everything that is in the store of `other` is in this one's as well.
+    pub(crate) fn copy_store(&self, other: &Self) {
+        let (from, to) = (other.place.store_directory().join("."), self.place.store_directory());
+        let copied = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status();
+        assert!(copied.expect("there is cp").success());
+    }
+
     pub(crate) fn eventually(&self, what: &str, mut happened: impl FnMut() -> bool) {
         let done = ask_until(PATIENCE, || happened().then_some(()));
         assert!(done.is_some(), "{what} did not happen within {PATIENCE:?}");
@@ -123,6 +130,7 @@ pub(crate) fn create(name: &str, backing: MemoryBacking) -> CreateSandbox {
         vmm: Default::default(),
         memory_bytes: MEMORY_BYTES,
         backing,
+        machine: None,
     }
 }
 
@@ -132,7 +140,7 @@ pub(crate) fn pause_as(name: &str) -> PauseSandbox {
 
 pub(crate) fn resume_as(name: &str, count: u32) -> ResumeSnapshot {
     let name = Some(name.to_owned());
-    ResumeSnapshot { count, name, labels: Default::default(), serve_before_seal: None }
+    ResumeSnapshot { count, name, labels: Default::default(), serve_before_seal: None, taps: None }
 }
 
 /// A share of single pages.

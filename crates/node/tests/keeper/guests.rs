@@ -10,6 +10,7 @@ use rekindle::guest::history::{Rewrite, Share};
 use rekindle::guest::protocol::{self, Hello};
 use rekindle::keeper::{KeeperClient, PROCESS, ProcessNow};
 use rekindle::vmm::process::{CONTROL, GuestError, GuestOptions, KeptParts, MEMORY, ProcessGuest};
+use rekindle::vmm::vmm_process::ProcessError;
 use rekindle_kernel::{ProcessHandle, Signal};
 use serde_json::json;
 
@@ -92,12 +93,12 @@ fn a_guest_of_another_parent_is_frozen_thawed_and_killed() {
     let mut guest = attached(&keeper.client, &guest.hello().clone());
     assert!(guest.kill().expect("a frozen guest can be killed").is_none());
     assert!(guest.kill().expect("an ended guest is not killed again").is_none());
-    assert!(matches!(guest.freeze(), Err(GuestError::Gone { .. })));
+    assert!(matches!(guest.freeze(), Err(GuestError::Vmm(ProcessError::Gone { .. }))));
     let held = keeper.client.get(KEY).expect("answers").expect("it is held");
     assert_eq!(held.process.and_then(|process| process.exited), Some(9));
     let mut held = keeper.client.get(KEY).expect("answers").expect("it is held");
     let parts = KeptParts::take(&mut held, guest.hello().clone()).expect("all of a guest is held");
-    assert!(matches!(ProcessGuest::attach(parts), Err(GuestError::Gone { .. })));
+    assert!(matches!(ProcessGuest::attach(parts), Err(GuestError::Vmm(ProcessError::Gone { .. }))));
 }
 
 #[test]

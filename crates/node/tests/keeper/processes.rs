@@ -190,3 +190,13 @@ fn a_pipe_as_a_log_does_not_hold_the_keeper_up() {
     end.read_to_string(&mut told).expect("it prints");
     assert_eq!(told, "told\n");
 }
+
+#[test]
+fn what_a_keeper_is_when_memory_runs_out_the_processes_it_starts_are_not() {
+    let keeper = TestKeeper::start();
+    let score = |pid: u32| format!("/proc/{pid}/oom_score_adj");
+    // Less protected, as more takes a right that root may not have; what is undone for its children is the same.
+    std::fs::write(score(keeper.client.identity().pid), "500").expect("anyone may give protection up");
+    let (spawned, _input) = waiting(&keeper, "key");
+    assert_eq!(std::fs::read_to_string(score(spawned.pid)).expect("it lives").trim(), "0");
+}

@@ -182,7 +182,7 @@ impl Handler {
             bytes.extend_from_slice(&content.bytes());
         }
         match self.received.userfaultfd.copy(address, Source::from(&bytes[..]), protect) {
-            Install::Installed | Install::Gone => true,
+            Install::Installed | Install::Gone | Install::Unmapped => true,
             Install::Present { .. } => self.received.userfaultfd.wake(range).is_ok(),
             Install::Interrupted { .. } => false,
             Install::SourceLost | Install::Failed(_) => unreachable!("our own bytes can be installed"),

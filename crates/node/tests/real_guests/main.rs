@@ -6,5 +6,6 @@ mod demo;
 mod faults;
 mod history;
 mod killed_servers;
+mod learning;
 mod overlap;
 mod serving;

@@ -3,6 +3,7 @@
 //! The program is run by a path of its own too, so every process that came of it can be told from all others, whoever
 //! its parent is by now: daemon, keeper and guests.
 
+mod console;
 mod daemon;
 mod processes;
 mod told;
@@ -21,12 +22,16 @@ use rekindle::keeper::{KeeperClient, KeeperError};
 use rekindle_kernel::{ProcessHandle, Signal};
 use tempfile::TempDir;
 
+pub use console::Console;
 pub use daemon::RunningDaemon;
 pub use processes::{Process, Role};
 pub use told::Told;
 
 /// How long anything may take that happens at all.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The library that the program looks for beside itself.
+const SHIM: &str = "librekindle_shim.so";
 
 /// Between two questions to a process that tells nobody when it has changed.
 const ASK_EVERY: Duration = Duration::from_millis(2);
@@ -77,6 +82,14 @@ pub enum BlackBoxError {
         /// How long it was waited for.
         limit: Duration,
     },
+    /// A guest did not answer as it must.
+    #[error("the guest of {sandbox}: {why}")]
+    Guest {
+        /// Its sandbox.
+        sandbox: String,
+        /// What it did.
+        why: String,
+    },
     /// The daemon did not answer as it must.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -98,6 +111,10 @@ impl BlackBox {
             let root = directory.path().canonicalize()?;
             let named = programs.path().join("rekindle");
             link(&program, &named)?;
+            let shim = beside.join(SHIM);
+            if shim.exists() {
+                link(&shim, &programs.path().join(SHIM))?;
+            }
             let this = Self { directory: Mutex::new(Some(directory)), root, programs, program: named };
             fs::create_dir(this.root.join("home"))?;
             fs::write(this.settings_file(), this.settings(settings))?;

@@ -12,7 +12,7 @@ use rekindle_testkit::hooks::Point;
 use rekindle_testkit::random::Random;
 use rekindle_testkit::site::PATIENCE;
 
-use crate::{check, child, first_pause, pause, run, site, wait_published, wait_sealed};
+use crate::{check, child, first_pause, pause, run, site, start, wait_published, wait_sealed};
 
 #[test]
 fn a_pause_over_too_many_unsealed_snapshots_is_refused_and_its_guest_runs_on() {
@@ -89,4 +89,52 @@ fn a_line_of_any_length_names_a_bounded_number_of_layers() {
     let layers = last.0.manifest_now().expect("it is published").layers().len();
     assert!(layers <= rekindle_engine::limits::MERGE_AT_LAYERS + 1, "{layers} layers");
     crate::check_elsewhere(&site, &last);
+}
+
+#[test]
+fn a_pause_without_a_limit_of_time_and_with_none_unsealed_waits_for_its_parent() {
+    let site = site();
+    let options = EngineOptions { unsealed_max: 0, pause_wait: Duration::MAX, ..site.options() };
+    let engine = Engine::start(options).expect("threads for an engine");
+    let held = site.hooks.hold(Point::Compare);
+    let first = first_pause(&engine, 40);
+    assert!(site.hooks.wait_standing(Point::Compare, first.0.id(), PATIENCE));
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| child(&engine, &first, run(3, 4), 2));
+        drop(held);
+        check(&engine, &second.join().expect("no panic"));
+    });
+    assert!(first.0.manifest_now().is_some());
+}
+
+#[test]
+fn a_snapshot_for_which_there_is_no_thread_is_saved_when_there_is_one() {
+    let site = site();
+    let engine = start(&site);
+    site.hooks.refuse_threads(true);
+    let first = first_pause(&engine, 40);
+    let second = child(&engine, &first, run(3, 4), 2);
+    check(&engine, &second);
+    assert_eq!(second.0.state(), SnapshotState::Captured);
+    site.hooks.refuse_threads(false);
+    wait_published(&first.0);
+    wait_published(&second.0);
+    check(&engine, &second);
+}
+
+#[test]
+fn a_snapshot_for_which_there_never_was_a_thread_is_saved_by_the_next_engine() {
+    let site = site();
+    let recording = || Engine::start(site.recording().expect("nobody else has the catalog"));
+    let engine = recording().expect("an engine starts");
+    site.hooks.refuse_threads(true);
+    let (snapshot, memory) = first_pause(&engine, 40);
+    let id = snapshot.id();
+    engine.stop();
+    drop((snapshot, engine));
+    site.hooks.refuse_threads(false);
+    let engine = recording().expect("an engine starts");
+    let found = (engine.snapshot(id).expect("it was acknowledged"), memory);
+    wait_published(&found.0);
+    check(&engine, &found);
 }

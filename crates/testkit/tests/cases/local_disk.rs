@@ -135,6 +135,17 @@ fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_h
 }
 
 #[test]
+fn case_33_equal_bytes_packed_again_over_a_file_that_was_cut_short_are_all_there() {
+    let (site, engine, first) = published(100);
+    check(&engine, &first);
+    cut(&local_files(&site, &first.0)[0], 0);
+    let same = first_pause(&engine, 100);
+    wait_sealed(&same.0);
+    check(&engine, &same);
+    check(&engine, &first);
+}
+
+#[test]
 fn a_layer_packed_here_is_on_this_disk_though_the_store_has_the_same() {
     let (site, _engine, first) = published(100);
     let cold = open_elsewhere(&site, &first.0);

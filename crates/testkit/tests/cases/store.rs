@@ -9,18 +9,19 @@ use object_store::path::Path;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::limits;
 use rekindle_engine::manifest::{LayerName, Manifest, Publication, SnapshotFacts, VolumeChange, VolumeShape};
 use rekindle_engine::open::OpenError;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::PageKind;
-use rekindle_testkit::guest::judge;
+use rekindle_testkit::guest::{Guest, judge};
 use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
 use crate::{
-    check, check_elsewhere, child, first_pause, open_elsewhere, published, run, site, start, wait_published,
-    wait_sealed,
+    check, check_elsewhere, child, first_pause, open_elsewhere, pause, published, run, site, start,
+    wait_published, wait_sealed,
 };
 
 fn wait_failure(snapshot: &Snapshot) {
@@ -181,4 +182,21 @@ fn case_58_an_outage_stalls_a_cold_reader_and_no_other() {
     drop(outage);
     judge(&cold.engine, &cold.snapshot, &first.1).expect("the store is back");
     assert!(own.0.wait_state(SnapshotState::Published, PATIENCE));
+}
+
+#[test]
+fn an_engine_ends_though_layers_to_merge_wait_for_a_store_that_hangs() {
+    let (site, engine, mut last) = published(200);
+    for generation in 1..u32::try_from(limits::MERGE_AT_LAYERS).expect("a small number") {
+        last = child(&engine, &last, run(2 * generation, 1), u64::from(generation));
+    }
+    wait_published(&last.0);
+    let cold = open_elsewhere(&site, &last.0);
+    let guest = Guest::resume(&cold.snapshot, last.1);
+    let hanging = site.faults.inject(Rule::always(Operation::Get, "layers", Fault::Stall));
+    let (snapshot, _) = pause(&cold.engine, guest);
+    site.faults.wait_stalled();
+    assert!(snapshot.manifest_now().is_none(), "it waits for what is to be merged");
+    drop(cold);
+    drop(hanging);
 }

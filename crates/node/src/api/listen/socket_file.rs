@@ -1,12 +1,16 @@
 //! The file of the local socket: made with its permissions, in place of a dead daemon's, removed by who made it.
+//!
+//! Whose socket it is says a lock on a file beside it, not who answers there: of a daemon that was killed, a process it
+//! had just forked may still have the socket, and answers nobody.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, fchmod};
+use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen as start_listening, socket_with,
 };
@@ -22,6 +26,8 @@ pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// Locked as long as it is open, so until the socket's file is gone.
+    _lock: File,
 }
 
 impl SocketFile {
@@ -43,6 +49,7 @@ impl Drop for SocketFile {
 /// Listens on a socket at `path`, which nobody can connect to but whom `mode` lets.
 pub(super) fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), ListenError> {
     let failed = |source: io::Error| ListenError::Socket { path: path.to_owned(), source };
+    let lock = lock(path)?;
     make_way(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -55,28 +62,32 @@ pub(super) fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
     let made = fs::symlink_metadata(path).map_err(failed)?;
     start_listening(&socket, BACKLOG).map_err(|error| failed(error.into()))?;
-    let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino() };
+    let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino(), _lock: lock };
     Ok((UnixListener::from(socket), file))
 }
 
-/// Removes what a dead daemon left at `path`. Two daemons do not come here at once for one state directory: its
-/// catalog is open in one of them alone.
+/// The right to listen at `path`, which one daemon has at a time. The file stays, as a lock's must.
+fn lock(path: &Path) -> Result<File, ListenError> {
+    let failed = |source: io::Error| ListenError::Socket { path: path.to_owned(), source };
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(name);
+    let file = file.map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(ListenError::Taken { path: path.to_owned() }),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// Removes the socket that a dead daemon left at `path`; whoever holds the lock may.
 fn make_way(path: &Path) -> Result<(), ListenError> {
     let failed = |source: io::Error| ListenError::Socket { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(ListenError::NoSocket { path: path.to_owned() });
-        }
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path) {
-        Ok(_answered) => Err(ListenError::Taken { path: path.to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed)
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => Err(ListenError::NoSocket { path: path.to_owned() }),
+        Ok(_) => fs::remove_file(path).map_err(failed),
     }
 }
 
@@ -108,6 +119,17 @@ mod tests {
         let (_listener, _file) = listen(&path, 0o600).unwrap();
         assert!(matches!(listen(&path, 0o600), Err(ListenError::Taken { .. })));
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_dead_daemons_socket_is_replaced_although_a_process_that_it_forked_still_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let _inherited = UnixListener::bind(&path).unwrap();
+        let (listener, _file) = listen(&path, 0o600).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert!(listener.accept().is_ok(), "who connects now reaches the one that took its place");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The routes, a module for each kind of resource, and how many requests of each are worked on at once.
 
 mod captures;
+mod console;
 mod daemon;
 mod events;
 mod fault_sockets;
@@ -52,9 +53,13 @@ fn all() -> Routes {
     let placed = |routes: Routes, kind: &'static str, count: usize| {
         routes.route_layer(from_fn_with_state(Places::new(kind, count), with_place))
     };
-    let requests = sandboxes::routes().merge(snapshots::routes()).merge(fault_sockets::routes());
+    let requests = sandboxes::routes()
+        .merge(console::writes())
+        .merge(snapshots::routes())
+        .merge(fault_sockets::routes());
     placed(requests, "requests", limits::REQUESTS_MAX)
         .merge(placed(snapshots::waits(), "waits", limits::WAITS_MAX))
+        .merge(placed(console::reads(), "console reads", limits::CONSOLE_WAITS_MAX))
         .merge(placed(snapshots::verifications(), "verifications", limits::VERIFICATIONS_MAX))
         .merge(placed(captures::routes(), "captures", limits::CAPTURES_MAX))
         .merge(placed(events::routes(), "event streams", limits::EVENT_STREAMS_MAX))

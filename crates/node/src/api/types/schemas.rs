@@ -1,8 +1,19 @@
 //! How maps are said to be in the document: what their names and values may be.
 
+use utoipa::ToSchema;
 use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Schema, SchemaType, Type};
 
 use crate::api::limits;
+
+/// How far a snapshot is to have come.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "the document alone reads it")]
+pub(super) enum AwaitedState {
+    Captured,
+    Sealed,
+    Published,
+}
 
 /// What a label's name is like.
 pub(crate) const LABEL_NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._/-]*$";
@@ -27,6 +38,11 @@ pub(super) fn blobs() -> Schema {
     let value = text(BASE64, None);
     let most = rekindle_engine::limits::MANIFEST_BLOBS_MAX;
     map("Device state and the like, by name, as base64 of bytes.", most, NAME, value)
+}
+
+/// Bytes as text.
+pub(super) fn base64_bytes() -> Schema {
+    Schema::Object(text(BASE64, Some(limits::CONSOLE_TEXT_MAX)))
 }
 
 fn map(description: &str, entries_max: usize, name: &str, value: Object) -> Schema {

@@ -4,14 +4,26 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
+use clap::builder::ArgPredicate;
 use clap::{Args, ValueEnum};
 use rekindle_kernel::hugepages;
+
+use crate::api::types::Accelerator;
 
 /// What the demo is to show.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArguments {
+    /// Use a virtual machine, in QEMU, with this guest in it
+    #[arg(long, value_enum, value_name = "GUEST", num_args = 0..=1, default_missing_value = "tiny")]
+    pub vm: Option<MachineWord>,
+    /// The kernel of a Linux guest; Debian's, downloaded with apt-get, unless given
+    #[arg(long, value_name = "FILE", requires = "vm")]
+    pub kernel: Option<PathBuf>,
+    /// How the machine's instructions are run
+    #[arg(long, value_enum, default_value_t = AcceleratorWord::Tcg, requires = "vm")]
+    pub accelerator: AcceleratorWord,
     /// Guest memory, from 64MiB on, a multiple of 2MiB
-    #[arg(long, default_value = "1GiB")]
+    #[arg(long, default_value = "1GiB", default_value_if("vm", ArgPredicate::IsPresent, "256MiB"))]
     pub memory: ByteSize,
     /// Percent of the guest's pages rewritten between the two pauses
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
@@ -31,6 +43,43 @@ pub struct DemoArguments {
     /// Print one JSON object and nothing else
     #[arg(long)]
     pub json: bool,
+}
+
+/// What runs in a virtual machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MachineWord {
+    /// A guest of a few KB that needs no operating system
+    Tiny,
+    /// Linux
+    Linux,
+}
+
+/// How a machine's instructions are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AcceleratorWord {
+    /// By translation; works everywhere
+    Tcg,
+    /// By the processor
+    Kvm,
+}
+
+impl MachineWord {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Linux => "linux",
+        }
+    }
+}
+
+impl From<AcceleratorWord> for Accelerator {
+    fn from(word: AcceleratorWord) -> Self {
+        match word {
+            AcceleratorWord::Tcg => Self::Tcg,
+            AcceleratorWord::Kvm => Self::Kvm,
+        }
+    }
 }
 
 /// Pages of guest memory.
@@ -57,6 +106,12 @@ impl DemoArguments {
         let bytes = self.memory.as_u64();
         if bytes < ByteSize::mib(64).as_u64() || !bytes.is_multiple_of(ByteSize::mib(2).as_u64()) {
             bail!("--memory {}: at least 64MiB, and a multiple of 2MiB", self.memory);
+        }
+        if self.vm.is_some() && (self.pages == PageSize::Huge || self.capture == CaptureKind::Copy) {
+            bail!("--vm: a machine's memory is a memfd of 4 KiB pages; leave --pages and --capture out");
+        }
+        if self.vm == Some(MachineWord::Linux) && bytes < ByteSize::mib(192).as_u64() {
+            bail!("--memory {}: Linux and its check of memory need 192MiB", self.memory);
         }
         let (free, needed) = (available_memory()?, bytes.saturating_mul(5));
         if free < needed {

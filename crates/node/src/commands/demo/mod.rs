@@ -2,6 +2,8 @@
 //! that pause is being saved, and at last brought back from nothing but the store. Every page is checked.
 
 pub mod arguments;
+mod machine_story;
+mod private_node;
 pub mod report;
 mod timeline;
 
@@ -23,6 +25,7 @@ use crate::guest::arguments::MemoryKind;
 use crate::guest::history::{Rewrite, Share};
 use crate::sandbox::{Paused, Sandbox, SandboxShape};
 use arguments::{CaptureKind, DemoArguments, PageSize};
+use machine_story::MachineStory;
 use report::{
     ColdResume, FirstProgress, OverlapResume, Pause, Publish, Report, Seal, Verified, WindowPause, seconds,
 };
@@ -38,7 +41,11 @@ const SAVED_LIMIT: Duration = Duration::from_secs(600);
 pub fn run(arguments: &DemoArguments) -> anyhow::Result<Status> {
     arguments.check()?;
     let timeline = Timeline::new(arguments.json);
-    let report = Story::new(arguments, &timeline)?.tell()?;
+    arguments.store.as_deref().map(check_writable).transpose()?;
+    let report = match arguments.vm {
+        Some(guest) => MachineStory::new(arguments, guest, &timeline)?.tell()?,
+        None => Story::new(arguments, &timeline)?.tell()?,
+    };
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report).context("the report as JSON")?);
     } else {
@@ -69,7 +76,6 @@ struct Window {
 
 impl<'a> Story<'a> {
     fn new(arguments: &'a DemoArguments, timeline: &'a Timeline) -> anyhow::Result<Self> {
-        arguments.store.as_deref().map(check_writable).transpose()?;
         let place = tempfile::tempdir().context("a temporary directory")?;
         let store = arguments.store.clone().unwrap_or_else(|| place.path().join("store"));
         let program = std::env::current_exe().context("finding this program")?;
@@ -113,6 +119,7 @@ impl<'a> Story<'a> {
             publish: Publish { stored_bytes },
             cold_resume,
             verified: self.verified,
+            guest: None,
         })
     }
 

@@ -24,6 +24,20 @@ pub struct Report {
     pub cold_resume: ColdResume,
     /// Every check of all guests together.
     pub verified: Verified,
+    /// The virtual machine, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestReport>,
+}
+
+/// What a virtual machine was.
+#[derive(Debug, Serialize)]
+pub struct GuestReport {
+    /// What ran it.
+    pub vmm: &'static str,
+    /// What ran in it.
+    pub kernel: &'static str,
+    /// How its instructions were run.
+    pub accelerator: &'static str,
 }
 
 /// A pause.

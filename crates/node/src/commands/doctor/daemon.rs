@@ -1,16 +1,16 @@
 //! Who is there: the daemon, its keeper, and virtual machine monitors.
 
+use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::Check;
+use crate::client::ClientError;
 use crate::commands::failure::sentence;
 use crate::commands::session::Session;
 use crate::settings::Settings;
-
-/// Programs that run virtual machines.
-const MONITORS: [&str; 2] = ["qemu-system-x86_64", "firecracker"];
+use crate::vmm::qemu::{NoQemu, QemuProgram};
 
 /// Looks for all of them.
 pub(super) fn look(session: &Session, settings: &Settings) -> Vec<Check> {
@@ -20,16 +20,34 @@ pub(super) fn look(session: &Session, settings: &Settings) -> Vec<Check> {
 }
 
 fn monitors() -> Check {
-    let found: Vec<String> = MONITORS.iter().filter_map(|name| monitor(name)).collect();
-    let words = if found.is_empty() {
-        format!("none found in PATH ({}); process guests need none", MONITORS.join(", "))
-    } else {
-        format!(
-            "{}; this version starts process guests only, and serves others at fault sockets",
-            found.join("; ")
-        )
-    };
-    Check::ok("VMMs", words)
+    let name = "VMMs";
+    let firecracker = monitor("firecracker");
+    let with =
+        |qemu: String| [Some(qemu), firecracker.clone()].into_iter().flatten().collect::<Vec<_>>().join("; ");
+    match QemuProgram::find(None) {
+        Ok(qemu) => {
+            let found = with(format!("QEMU {} ({})", qemu.version, qemu.path.display()));
+            match qemu.shim() {
+                Ok(shim) => {
+                    Check::ok(name, format!("{found}; QEMU's memory is handed over by {}", shim.display()))
+                }
+                Err(misfit) => Check::warn(
+                    name,
+                    format!("{found}; {misfit}"),
+                    "without it a virtual machine in QEMU can be paused, and not resumed",
+                ),
+            }
+        }
+        Err(NoQemu::NotFound { looked_for }) => Check::ok(
+            name,
+            firecracker.unwrap_or_else(|| {
+                format!("none found in PATH ({looked_for}, firecracker); process guests need none")
+            }),
+        ),
+        Err(error @ (NoQemu::NotRun { .. } | NoQemu::NotQemu { .. })) => {
+            Check::warn(name, with(error.to_string()), "install it again, or take it out of PATH")
+        }
+    }
 }
 
 fn monitor(name: &str) -> Option<String> {
@@ -49,14 +67,7 @@ fn daemon(session: &Session, settings: &Settings) -> Check {
     let asked = session.client().and_then(|client| Ok((client.version()?, client.readiness()?)));
     let (version, readiness) = match asked {
         Ok(answers) => answers,
-        Err(error) => {
-            let socket = session.socket(settings);
-            return Check::warn(
-                name,
-                sentence(&error),
-                format!("start it with `rekindle serve`; it listens on {}", socket.display()),
-            );
-        }
+        Err(error) => return unreachable_daemon(&error, &session.socket(settings)),
     };
     let found = format!("version {} answers (process {})", version.version, version.pid);
     if !readiness.ready {
@@ -72,6 +83,28 @@ fn daemon(session: &Session, settings: &Settings) -> Check {
         );
     }
     Check::ok(name, found)
+}
+
+/// A daemon that cannot be asked: none runs, or this user may not.
+fn unreachable_daemon(error: &anyhow::Error, socket: &Path) -> Check {
+    let (name, said) = ("daemon", sentence(error));
+    let unreachable = match error.downcast_ref() {
+        Some(ClientError::Unreachable { source, .. }) => Some(source.kind()),
+        _ => None,
+    };
+    match unreachable {
+        Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Check::warn(
+            name,
+            format!("none answers on {}", socket.display()),
+            "start it: rekindle serve; or ask one elsewhere with --socket",
+        ),
+        Some(io::ErrorKind::PermissionDenied) => Check::warn(
+            name,
+            said,
+            "ask as root or as the daemon's user, or have this user added to api.allowed_uids",
+        ),
+        _ => Check::warn(name, said, "see its log, or start it again: rekindle serve"),
+    }
 }
 
 fn keeper(settings: &Settings, daemon_runs: bool) -> Check {

@@ -58,7 +58,7 @@ fn page_faults() -> Check {
         Ok(Some(FaultScope::UserOnly) | None) => Check::warn(
             name,
             "of user code alone are served (userfaultfd): process guests work, virtual machines under KVM do not",
-            "for those, give this user access: sudo setfacl -m u:$USER:rw /dev/userfaultfd, or run as root",
+            "for those, run as root, or let every user: sudo sysctl vm.unprivileged_userfaultfd=1",
         ),
         Err(error) => Check::fail(name, error.to_string(), refused_advice(&error)),
     }
@@ -202,8 +202,20 @@ fn kvm() -> Check {
         }
         Err(error) => Check::warn(
             name,
-            format!("/dev/kvm cannot be opened: {error}; process guests need none"),
-            "for virtual machines, add this user to its group: sudo usermod -aG kvm $USER, and log in again",
+            format!("/dev/kvm cannot be opened: {error}; process guests and QEMU's own emulation need none"),
+            kvm_advice(),
         ),
+    }
+}
+
+/// A group can be joined only where the device has one.
+fn kvm_advice() -> &'static str {
+    use std::os::unix::fs::MetadataExt as _;
+    match std::fs::metadata("/dev/kvm") {
+        Ok(about) if about.gid() != 0 && about.mode() & 0o060 == 0o060 => {
+            "for virtual machines, add this user to the device's group: sudo usermod -aG $(stat -c %G /dev/kvm) \
+             $USER, and log in again"
+        }
+        Ok(_) | Err(_) => "for virtual machines, run as root, or: sudo setfacl -m u:$USER:rw /dev/kvm",
     }
 }

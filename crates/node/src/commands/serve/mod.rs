@@ -3,8 +3,9 @@
 mod signals;
 mod supervisor;
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +17,10 @@ use rekindle_engine::catalog::CatalogError;
 use super::session::Session;
 use super::status::Status;
 use crate::api::control::{Control, Served};
-use crate::api::{ListenError, ListenOptions, Listeners, TcpOptions};
+use crate::api::{ListenError, ListenOptions, Listeners, Secrets, TcpOptions};
 use crate::daemon::Daemon;
-use crate::settings::{LogFormat, SettingFlags, Settings};
-use crate::telemetry::{self, Telemetry, TelemetryOptions};
+use crate::settings::{SettingFlags, Settings};
+use crate::telemetry::{Telemetry, TelemetryOptions};
 use signals::{Signals, Wish};
 use supervisor::Supervisor;
 
@@ -37,7 +38,7 @@ pub struct ServeArguments {
 /// How long a daemon that was told to end, or killed, may take to let go of its socket and its catalog.
 const LAST_DAEMON_LIMIT: Duration = Duration::from_secs(10);
 /// How often it is asked whether it has.
-const LAST_DAEMON_ASK: Duration = Duration::from_millis(100);
+const LAST_DAEMON_ASK: Duration = Duration::from_millis(10);
 
 /// How long requests that nobody waits for any more may take at the end.
 const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
@@ -74,7 +75,9 @@ pub fn run_with(
     let supervisor = Supervisor::of_process();
     say_where(&listeners);
     supervisor.ready();
-    let mut serving = Serving { flags, settings, telemetry, daemon: Arc::clone(&daemon), supervisor };
+    let secrets = listeners.secrets();
+    let mut serving =
+        Serving { flags, settings, secrets, telemetry, daemon: Arc::clone(&daemon), supervisor };
     let control: Arc<dyn Control> = daemon.clone();
     let served = runtime.block_on(crate::api::serve(control, listeners, serving.until_end(&mut signals)));
     daemon.end();
@@ -87,11 +90,14 @@ pub fn run_with(
 /// Tries again while another daemon has what this one needs, for a bounded time: one that was just killed is still
 /// ending, and lets go of its socket and its catalog last.
 fn after_the_last<T>(attempt: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let deadline = Instant::now() + LAST_DAEMON_LIMIT;
+    let begun = Instant::now();
+    let mut is_said = false;
     loop {
         match attempt() {
-            Err(error) if is_taken(&error) && Instant::now() < deadline => {
-                tracing::info!("waiting for another daemon to end: {error:#}");
+            Err(error) if is_taken(&error) && begun.elapsed() < LAST_DAEMON_LIMIT => {
+                if !std::mem::replace(&mut is_said, true) {
+                    tracing::info!("waiting for another daemon to end: {error:#}");
+                }
                 std::thread::park_timeout(LAST_DAEMON_ASK);
             }
             done => return done,
@@ -108,6 +114,7 @@ fn is_taken(error: &anyhow::Error) -> bool {
 struct Serving {
     flags: SettingFlags,
     settings: Settings,
+    secrets: Option<Secrets>,
     telemetry: Telemetry,
     daemon: Arc<dyn Served>,
     supervisor: Supervisor,
@@ -166,8 +173,15 @@ impl Serving {
                 );
             }
         }
-        if let Err(error) = self.telemetry.change_logging(&newer.log_level, log_format(newer.log_format)) {
+        if let Err(error) = self.telemetry.change_logging(&newer.log_level, newer.log_format) {
             tracing::error!("logging was not changed: {error}");
+        }
+        match self.secrets.as_ref().map(Secrets::read_again) {
+            Some(Ok(())) => tracing::info!("the certificate, its key and the token were read again"),
+            Some(Err(error)) => {
+                tracing::error!("the certificate, its key and the token stay as they were: {error}")
+            }
+            None => {}
         }
         self.settings = self.settings.reloaded(newer);
         self.daemon.reload(&self.settings);
@@ -177,9 +191,10 @@ impl Serving {
 fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
     let api = &settings.api;
     if let Some(directory) = api.socket.parent() {
-        // Who may use the socket has to get to it.
-        let mode = if api.allowed_uids.is_empty() { 0o700 } else { 0o755 };
-        make_directory(directory, mode)?;
+        make_directory(directory, 0o700)?;
+        if !api.allowed_uids.is_empty() {
+            let_through(directory)?;
+        }
     }
     let tcp = api.tcp.clone().map(|tcp| TcpOptions {
         listen: tcp.listen,
@@ -200,6 +215,30 @@ fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
     })
 }
 
+/// Opens the socket's directory to users who may use the socket; those above it are not ours to open.
+fn let_through(directory: &Path) -> anyhow::Result<()> {
+    let directory = directory.canonicalize().with_context(|| format!("finding {}", directory.display()))?;
+    let mode_of = |path: &Path| Ok::<_, io::Error>(path.metadata()?.permissions().mode() & 0o7777);
+    let opened = mode_of(&directory).and_then(|mode| match mode & 0o001 {
+        0 => fs::set_permissions(&directory, Permissions::from_mode(mode | 0o011)),
+        _ => Ok(()),
+    });
+    opened.with_context(|| {
+        format!(
+            "opening {} to the users of api.allowed_uids; chmod a+x it, or set api.socket to another place",
+            directory.display()
+        )
+    })?;
+    let shut = directory.ancestors().skip(1).find(|path| mode_of(path).is_ok_and(|mode| mode & 0o001 == 0));
+    if let Some(shut) = shut {
+        let shut = shut.display();
+        tracing::warn!(
+            "users of api.allowed_uids may not get through {shut}: chmod a+x it, or set run_directory"
+        );
+    }
+    Ok(())
+}
+
 fn say_where(listeners: &Listeners) {
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!("rekindle {version} listens on {}", listeners.socket().display());
@@ -211,15 +250,8 @@ fn say_where(listeners: &Listeners) {
 fn telemetry_options(settings: &Settings) -> TelemetryOptions {
     TelemetryOptions {
         log_level: settings.log_level.clone(),
-        log_format: log_format(settings.log_format),
+        log_format: settings.log_format,
         otlp_endpoint: settings.telemetry.otlp_endpoint.clone(),
         service_name: settings.telemetry.service_name.clone(),
-    }
-}
-
-fn log_format(format: LogFormat) -> telemetry::LogFormat {
-    match format {
-        LogFormat::Human => telemetry::LogFormat::Human,
-        LogFormat::Json => telemetry::LogFormat::Json,
     }
 }

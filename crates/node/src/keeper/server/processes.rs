@@ -31,8 +31,10 @@ pub(super) fn start(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) 
         let why = "a child's descriptors have different numbers from 0 to 31, free when the keeper started";
         return Err(Refusal::Malformed { why: why.to_owned() });
     }
-    if !spawn.program.is_absolute() || spawn.log.as_ref().is_some_and(|log| !log.is_absolute()) {
-        return Err(Refusal::Malformed { why: "programs and logs have absolute paths".to_owned() });
+    let paths = [Some(&spawn.program), spawn.log.as_ref(), spawn.directory.as_ref()];
+    if paths.into_iter().flatten().any(|path| !path.is_absolute()) {
+        let why = "programs, logs and directories have absolute paths";
+        return Err(Refusal::Malformed { why: why.to_owned() });
     }
     let failed =
         |error: io::Error| Refusal::NotStarted { why: error.to_string(), os_error: error.raw_os_error() };
@@ -44,6 +46,9 @@ fn started(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> io::Re
     command.args(&spawn.arguments).env_clear().envs(spawn.environment.iter().cloned());
     if let Some(user_id) = spawn.user_id {
         command.uid(user_id);
+    }
+    if let Some(directory) = &spawn.directory {
+        command.current_dir(directory);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     if let Some(path) = &spawn.log {
@@ -67,6 +72,7 @@ fn started(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> io::Re
     }
     let others: Vec<_> = others.iter().map(|(number, fd)| (*number, fd.as_fd())).collect();
     let mut child = spawner.spawn(command, &others)?;
+    let_be_chosen(child.id());
     match pidfd_of(child.id()) {
         Ok(pidfd) => Ok(NewChild { pid: child.id(), pidfd }),
         Err(error) => {
@@ -74,6 +80,16 @@ fn started(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> io::Re
             child.wait()?;
             Err(error)
         }
+    }
+}
+
+/// Where the keeper is more or less protected than others when memory runs out (`oom_score_adj`, proc(5)), a child is
+/// not.
+fn let_be_chosen(child: u32) {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj");
+    if own.is_ok_and(|own| own.trim() != "0") {
+        // A child that cannot be told runs as the keeper does.
+        std::fs::write(format!("/proc/{child}/oom_score_adj"), "0").ok();
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::keeper::KeeperError;
+use crate::vmm::vmm_process::ProcessError;
 
 /// A process guest did not do what it was to do.
 #[derive(Debug, thiserror::Error)]
@@ -65,22 +65,9 @@ pub enum GuestError {
         /// What did not fit.
         source: serde_json::Error,
     },
-    /// Some thread of the guest went on after it was told to stop.
-    #[error("process guest {pid} did not stop within {limit:?}: is its fault handler serving?")]
-    NotFrozen {
-        /// Its process id.
-        pid: u32,
-        /// How long it was waited for.
-        limit: Duration,
-    },
-    /// The keeper did not do its part.
-    #[error("process guest under {key}: {source}")]
-    Keeper {
-        /// The key it is held under.
-        key: String,
-        /// Why not.
-        source: KeeperError,
-    },
+    /// Its process did not do what it was told to.
+    #[error("process guest: {0}")]
+    Vmm(#[from] ProcessError),
     /// The kernel refused something about the process.
     #[error("{doing} process guest {pid}: {source}")]
     Process {

@@ -2,30 +2,20 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use rekindle_kernel::wakeup::wait_readable;
-use rekindle_kernel::{Memfd, ProcessHandle};
-use rustix::process::Signal;
+use rekindle_kernel::Memfd;
 
-use super::{GuestControl, GuestError, GuestOptions, GuestProcess, Owner, ProcessGuest};
+use super::{GuestControl, GuestError, GuestOptions, ProcessGuest};
 use crate::guest::protocol::Hello;
-use crate::keeper::{Held, KeeperClient, KeeperError, PROCESS, Refusal, Role, Spawn};
+use crate::keeper::{Held, KeeperClient, KeeperError, Role, Spawn};
+use crate::vmm::vmm_process::{ProcessError, VmmProcess, take_process};
 
 /// The name of a guest's control socket among what the keeper holds.
 pub const CONTROL: &str = "control";
 /// The name of a guest's memfd among what the keeper holds.
 pub const MEMORY: &str = "memory";
-
-/// The name of a guest's pidfd at a keeper that is not its parent: the one that was is gone.
-const PIDFD: &str = "pidfd";
-
-/// The word of a guest's environment that says at which socket its keeper listens.
-pub const KEEPER: &str = "REKINDLE_KEEPER";
 
 /// The words of the environment that a guest under the keeper shares with its driver.
 const SHARED_ENVIRONMENT: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
@@ -59,114 +49,65 @@ impl KeptParts {
     }
 }
 
-/// Takes the pidfd of a guest out of what the keeper holds under its key, whoever the guest's parent is.
-pub fn take_process(held: &mut Held) -> Option<OwnedFd> {
-    held.fds.remove(PROCESS).or_else(|| held.fds.remove(PIDFD))
-}
-
 impl ProcessGuest {
     /// Starts a guest as a child of the keeper, and waits as [`Self::spawn`] does. Under `key` the keeper then holds
     /// its pidfd, its control socket and, where it sent one, its memfd: all that [`Self::attach`] takes but the hello.
     ///
     /// Where this fails no guest runs, but what is held under `key` is the caller's to forget.
     pub fn spawn_under(keeper: &KeeperClient, key: &str, options: &GuestOptions) -> Result<Self, GuestError> {
-        let kept = |source| GuestError::Keeper { key: key.to_owned(), source };
         let started = |source| GuestError::Start { program: options.program.clone(), source };
         let (ours, theirs) = UnixStream::pair().map_err(started)?;
         let fds = [(Role::Child(0), theirs.as_fd()), (Role::Held(CONTROL), ours.as_fd())];
-        let spawned =
-            keeper.spawn(key, &options.under_keeper(keeper.socket()), &fds).map_err(
-                |error| match not_started(&error) {
-                    Some(source) => started(source),
-                    None => kept(error),
-                },
-            )?;
+        let spawned = VmmProcess::spawn_under(keeper, key, &options.under_keeper(), &fds);
         drop(theirs);
         // From here on the guest is ended if anything fails.
-        let mut guest = Unfinished { pidfd: spawned.process, is_finished: false };
-        let (control, hello, memfd) = GuestControl::greet(spawned.pid, ours)?;
-        let handle = handle_of(spawned.pid, guest.pidfd.as_fd())?;
+        let process = match spawned {
+            Ok(process) => process,
+            Err(ProcessError::NotStarted { source }) => return Err(started(source)),
+            Err(gone @ ProcessError::Gone { pid, .. }) => {
+                // It ended at once; why is what it said before that.
+                return Err(GuestControl::greet(pid, ours).err().unwrap_or(gone.into()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let (control, hello, memfd) = GuestControl::greet(process.process().id(), ours)?;
         if let Some(memfd) = &memfd {
-            keeper.add(key, &[(MEMORY, memfd.as_fd())]).map_err(kept)?;
+            let held = keeper.add(key, &[(MEMORY, memfd.as_fd())]);
+            held.map_err(|source| ProcessError::Keeper { key: key.to_owned(), source })?;
         }
-        guest.is_finished = true;
-        let process = GuestProcess { handle: Arc::new(handle), owner: Owner::Keeper };
-        Ok(Self { control, process, hello, memfd })
+        Ok(Self { control, process: process.finish(), hello, memfd })
     }
 
     /// Hands a guest to a keeper that does not hold it: the one that did is gone.
     pub fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
-        let mut fds = vec![(PIDFD, self.process.handle.as_fd()), (CONTROL, self.control.as_fd())];
+        let mut fds = vec![(CONTROL, self.control.as_fd())];
         fds.extend(self.memfd.as_ref().map(|memfd| (MEMORY, memfd.as_fd())));
-        keeper.add(key, &fds)
+        self.process.keep_under(keeper, key, &fds)
     }
 
     /// Goes on with a guest that another driver left under the keeper, whatever that one was about to say or hear.
     pub fn attach(parts: KeptParts) -> Result<Self, GuestError> {
         let KeptParts { pid, process, control, memory, hello } = parts;
-        let handle = Arc::new(handle_of(pid, process.as_fd())?);
+        let process = VmmProcess::attach(pid, process.as_fd())?;
         let control = GuestControl::take_over(pid, UnixStream::from(control));
         let adopt = |fd| Memfd::adopt(fd).map_err(io::Error::other);
         let memfd = memory.map(adopt).transpose();
         let memfd = memfd.map_err(|source| GuestError::Process { pid, doing: "attaching to", source })?;
-        let process = GuestProcess { handle, owner: Owner::Keeper };
         Ok(Self { control, process, hello, memfd })
     }
 }
 
 impl GuestOptions {
-    fn under_keeper(&self, keeper: &Path) -> Spawn {
+    fn under_keeper(&self) -> Spawn {
         let arguments = self.leading.iter().cloned().chain(self.guest.to_words()).collect();
-        let of_keeper = (OsString::from(KEEPER), keeper.as_os_str().to_owned());
         let word = |name: &&str| Some((OsString::from(name), std::env::var_os(name)?));
         Spawn {
             program: self.program.clone(),
             arguments,
-            environment: SHARED_ENVIRONMENT.iter().filter_map(word).chain([of_keeper]).collect(),
+            environment: SHARED_ENVIRONMENT.iter().filter_map(word).collect(),
             log: self.log.clone(),
             user_id: self.user_id,
+            directory: None,
         }
-    }
-}
-
-/// A guest under the keeper that is not all there yet; killed on drop.
-struct Unfinished {
-    pidfd: OwnedFd,
-    is_finished: bool,
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.is_finished {
-            // A guest that has ended by itself cannot be told to.
-            rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).ok();
-        }
-    }
-}
-
-/// The process that `pidfd` is of, which has `pid` as long as it has not ended.
-fn handle_of(pid: u32, pidfd: BorrowedFd<'_>) -> Result<ProcessHandle, GuestError> {
-    let handle = ProcessHandle::open(pid);
-    // Its pid was not another's when the handle was made, if it has not ended by now.
-    let ended = wait_readable([Some(pidfd)], Some(Duration::ZERO)).map(|[pidfd]| pidfd.readable);
-    match (handle, ended) {
-        (_, Ok(true)) => Err(GuestError::Gone { pid, command: "attach" }),
-        (Ok(handle), Ok(false)) => Ok(handle),
-        (Err(source), _) | (_, Err(source)) => {
-            Err(GuestError::Process { pid, doing: "attaching to", source })
-        }
-    }
-}
-
-/// What the kernel said where the keeper could not start a program.
-fn not_started(error: &KeeperError) -> Option<io::Error> {
-    match error.refusal()? {
-        Refusal::NotStarted { os_error: Some(number), .. } => Some(io::Error::from_raw_os_error(*number)),
-        Refusal::NotStarted { why, os_error: None } => Some(io::Error::other(why.clone())),
-        Refusal::Malformed { .. }
-        | Refusal::TooMuch { .. }
-        | Refusal::Unknown { .. }
-        | Refusal::ProcessThere { .. }
-        | Refusal::Holding { .. } => None,
     }
 }

@@ -1,0 +1,37 @@
+//! When a wait ends: at an instant, or never where its limit reaches beyond all that can be counted.
+
+use std::time::{Duration, Instant};
+
+/// The end of a wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// `limit` from now.
+    pub(crate) fn after(limit: Duration) -> Self {
+        Self(Instant::now().checked_add(limit))
+    }
+
+    /// How long it is until then; zero from then on.
+    pub(crate) fn left(self) -> Duration {
+        self.0.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether it has come.
+    pub(crate) fn is_over(self) -> bool {
+        self.left().is_zero()
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_without_end_has_no_last_instant() {
+        assert_eq!(Deadline::after(Duration::MAX).left(), Duration::MAX);
+        assert!(!Deadline::after(Duration::MAX).is_over());
+        assert!(Deadline::after(Duration::ZERO).is_over());
+        assert!(Deadline::after(Duration::from_secs(3600)).left() > Duration::from_secs(3000));
+    }
+}

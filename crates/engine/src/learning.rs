@@ -1,0 +1,62 @@
+//! What one resume learns for the next: which pages the guest touches first, installed ahead of the next guest.
+
+use std::sync::Arc;
+
+use crate::limits;
+use crate::serve::{FaultServer, Recorded};
+use crate::snapshot::Snapshot;
+use crate::store::Store;
+use crate::working_set::{Use, WorkingSet};
+use crate::working_sets;
+
+/// One resume of a snapshot that is learned from.
+#[derive(Debug)]
+pub(crate) struct Lesson {
+    snapshot: Arc<Snapshot>,
+    recorded: Recorded,
+    /// What was decided before the guest ran.
+    first: Use,
+}
+
+impl Lesson {
+    /// Begins one with a server whose guest does not run yet. What is known of the snapshot is installed from now on.
+    pub(crate) fn begin(snapshot: &Arc<Snapshot>, server: &FaultServer) -> Self {
+        let recorded = server.record();
+        let first = snapshot.working_set().begin_use();
+        if let Use::Ahead(set) = &first {
+            recorded.install_ahead(set);
+        }
+        Self { snapshot: Arc::clone(snapshot), recorded, first }
+    }
+
+    /// Takes it to its end: a recording that is kept, if there was none, or none that is any good.
+    pub(crate) async fn learn(self, store: &Store) {
+        let Self { snapshot, recorded, first } = self;
+        let known = snapshot.working_set();
+        let decided = match first {
+            Use::Ask => {
+                working_sets::find(&snapshot, store).await;
+                let decided = known.begin_use();
+                if let Use::Ahead(set) = &decided {
+                    recorded.install_ahead(set);
+                }
+                decided
+            }
+            decided @ (Use::Record(_) | Use::Ahead(_)) => decided,
+        };
+        if known.unstored().is_some() && snapshot.is_published() {
+            // An earlier try failed, or was cut short.
+            working_sets::publish(&snapshot, store).await;
+        }
+        let Some(touches) = recorded.after(limits::WORKING_SET_TIME).await else { return };
+        let pages = snapshot.memory().pages();
+        let (expected, set) = match decided {
+            Use::Ahead(set) if set.is_poor(&touches) => (Some(Arc::clone(&set)), set.grown_by(touches)),
+            Use::Ahead(_) | Use::Ask => return,
+            Use::Record(expected) => (expected, WorkingSet::new(snapshot.id(), pages, touches)),
+        };
+        if !set.is_empty() {
+            working_sets::keep(&snapshot, store, expected.as_ref(), Arc::new(set)).await;
+        }
+    }
+}

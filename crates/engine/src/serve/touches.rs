@@ -1,0 +1,82 @@
+//! What a guest touches in the first seconds after a resume, as its handler thread sees it: one note a fault.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::mailbox::{Mail, Mailbox};
+use crate::geometry::{GuestPage, GuestPages};
+use crate::limits;
+use crate::working_set::{Touch, WorkingSet};
+
+/// The notes of a handler thread, until it is told to hand them over or its epoch ends.
+#[derive(Debug)]
+pub(super) struct Recording {
+    touches: Vec<Touch>,
+    /// Pages noted, those noted twice counted twice.
+    pages: u32,
+    to: oneshot::Sender<Vec<Touch>>,
+}
+
+/// The other end of a recording.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    from: oneshot::Receiver<Vec<Touch>>,
+    /// Of a server that may have ended.
+    mailbox: Weak<Mailbox>,
+}
+
+impl Recording {
+    #[inline]
+    pub(super) fn fault(&mut self, page: GuestPage) {
+        self.note(Touch::Fault(page), 1);
+    }
+
+    #[inline]
+    pub(super) fn beside(&mut self, run: GuestPages) {
+        if !run.is_empty() {
+            self.note(Touch::Beside(run), run.count());
+        }
+    }
+
+    /// Hands the notes over; if nobody wants them any more they are dropped.
+    pub(super) fn end(self) {
+        self.to.send(self.touches).ok();
+    }
+
+    #[inline]
+    fn note(&mut self, touch: Touch, pages: u32) {
+        if self.pages < limits::WORKING_SET_PAGES_MAX {
+            self.pages = self.pages.saturating_add(pages);
+            self.touches.push(touch);
+        }
+    }
+}
+
+impl Recorded {
+    /// Tells the server behind `mailbox` to begin.
+    pub(super) fn begin(mailbox: &Arc<Mailbox>) -> Self {
+        let (to, from) = oneshot::channel();
+        mailbox.send(Mail::Record(Recording { touches: Vec::new(), pages: 0, to }));
+        Self { from, mailbox: Arc::downgrade(mailbox) }
+    }
+
+    /// Tells the server to install a working set ahead of its guest.
+    pub(crate) fn install_ahead(&self, set: &Arc<WorkingSet>) {
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            mailbox.send(Mail::Ahead(Arc::clone(set)));
+        }
+    }
+
+    /// What the guest touched in `time`, or until its epoch ended; none if its server failed.
+    pub(crate) async fn after(mut self, time: Duration) -> Option<Vec<Touch>> {
+        if let Ok(ended) = tokio::time::timeout(time, &mut self.from).await {
+            return ended.ok();
+        }
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            mailbox.send(Mail::EndRecording);
+        }
+        self.from.await.ok()
+    }
+}

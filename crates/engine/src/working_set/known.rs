@@ -1,0 +1,169 @@
+//! What this node knows of a snapshot's working set while it has the snapshot.
+
+use std::sync::Arc;
+
+use super::WorkingSet;
+use crate::limits;
+use crate::sync::{Mutex, lock};
+
+/// The present recording of a snapshot, if it has one and that was found out.
+#[derive(Debug)]
+pub(crate) struct Known {
+    found: Mutex<Found>,
+    /// Whoever looks for a recording or writes one has it, so that each is done once.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+enum Found {
+    /// Nobody has looked.
+    Unasked,
+    /// There is none.
+    Absent,
+    /// This one.
+    Present {
+        set: Arc<WorkingSet>,
+        /// It is in the store.
+        stored: bool,
+        /// Resumes it was installed ahead of.
+        uses: u32,
+    },
+}
+
+/// What a resume is to do.
+#[derive(Debug)]
+pub(crate) enum Use {
+    /// Look for a recording first.
+    Ask,
+    /// Nothing is installed ahead, and what the guest touches is to come in the place of this recording.
+    Record(Option<Arc<WorkingSet>>),
+    /// Install this one ahead.
+    Ahead(Arc<WorkingSet>),
+}
+
+impl Known {
+    pub(crate) fn new() -> Self {
+        Self { found: Mutex::new(Found::Unasked), turn: tokio::sync::Mutex::new(()) }
+    }
+
+    /// The recording, if there is one and that is known.
+    pub(crate) fn now(&self) -> Option<Arc<WorkingSet>> {
+        match &*lock(&self.found) {
+            Found::Unasked | Found::Absent => None,
+            Found::Present { set, .. } => Some(Arc::clone(set)),
+        }
+    }
+
+    /// The recording if it is to be put into the store yet.
+    pub(crate) fn unstored(&self) -> Option<Arc<WorkingSet>> {
+        match &*lock(&self.found) {
+            Found::Present { set, stored: false, .. } => Some(Arc::clone(set)),
+            Found::Present { .. } | Found::Unasked | Found::Absent => None,
+        }
+    }
+
+    /// Begins a resume. Which pages a guest reads of those that were installed ahead nobody can tell, so now and then
+    /// one is resumed without, and its recording has only what is touched these days.
+    pub(crate) fn begin_use(&self) -> Use {
+        match &mut *lock(&self.found) {
+            Found::Unasked => Use::Ask,
+            Found::Absent => Use::Record(None),
+            Found::Present { set, uses, .. } if *uses >= limits::WORKING_SET_USES_MAX => {
+                *uses = 0;
+                Use::Record(Some(Arc::clone(set)))
+            }
+            Found::Present { set, uses, .. } => {
+                *uses += 1;
+                Use::Ahead(Arc::clone(set))
+            }
+        }
+    }
+
+    /// What a search has found; nothing changes if somebody was faster.
+    pub(crate) fn found(&self, set: Option<(WorkingSet, bool)>) {
+        let mut found = lock(&self.found);
+        if matches!(*found, Found::Unasked) {
+            *found = match set {
+                Some((set, stored)) => Found::Present { set: Arc::new(set), stored, uses: 0 },
+                None => Found::Absent,
+            };
+        }
+    }
+
+    /// Puts `set` in the place of `expected`; false if that is not the recording any more.
+    pub(crate) fn replace(&self, expected: Option<&Arc<WorkingSet>>, set: Arc<WorkingSet>) -> bool {
+        let mut found = lock(&self.found);
+        let is_expected = match (&*found, expected) {
+            (Found::Present { set, .. }, Some(expected)) => Arc::ptr_eq(set, expected),
+            (Found::Unasked | Found::Absent, None) => true,
+            (Found::Present { .. }, None) | (Found::Unasked | Found::Absent, Some(_)) => false,
+        };
+        if is_expected {
+            *found = Found::Present { set, stored: false, uses: 0 };
+        }
+        is_expected
+    }
+
+    /// `set` is in the store; false if it is not the recording any more.
+    pub(crate) fn is_stored(&self, of: &Arc<WorkingSet>) -> bool {
+        match &mut *lock(&self.found) {
+            Found::Present { set, stored, .. } if Arc::ptr_eq(set, of) => {
+                *stored = true;
+                true
+            }
+            Found::Present { .. } | Found::Unasked | Found::Absent => false,
+        }
+    }
+
+    /// The right to look for a recording or to write one.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::identity::SnapshotId;
+
+    fn set(faults: u32) -> Arc<WorkingSet> {
+        Arc::new(WorkingSet {
+            snapshot: SnapshotId::from_bytes([1; 16]),
+            volume_pages: 9,
+            faults,
+            runs: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn a_recording_is_used_so_often_and_then_made_anew() {
+        let known = Known::new();
+        assert!(matches!(known.begin_use(), Use::Ask));
+        known.found(None);
+        assert!(matches!(known.begin_use(), Use::Record(None)));
+        let first = set(1);
+        assert!(known.replace(None, Arc::clone(&first)));
+        assert!(!known.replace(None, set(2)), "the first of several recordings stays");
+        for _ in 0..limits::WORKING_SET_USES_MAX {
+            assert!(matches!(known.begin_use(), Use::Ahead(set) if Arc::ptr_eq(&set, &first)));
+        }
+        assert!(matches!(known.begin_use(), Use::Record(Some(set)) if Arc::ptr_eq(&set, &first)));
+        assert!(matches!(known.begin_use(), Use::Ahead(_)), "others go on with the old one meanwhile");
+        assert!(known.replace(Some(&first), set(3)));
+        assert!(!known.replace(Some(&first), set(4)));
+        assert_eq!(known.now().map(|set| set.faults()), Some(3));
+    }
+
+    #[test]
+    fn a_recording_is_stored_once() {
+        let known = Known::new();
+        let first = set(1);
+        known.replace(None, Arc::clone(&first));
+        known.found(None);
+        assert!(known.unstored().is_some_and(|set| Arc::ptr_eq(&set, &first)));
+        assert!(known.is_stored(&first));
+        assert!(known.unstored().is_none());
+        known.replace(Some(&first), set(2));
+        assert!(!known.is_stored(&first) && known.unstored().is_some());
+    }
+}

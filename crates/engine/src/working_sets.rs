@@ -1,0 +1,132 @@
+//! Where a snapshot's working set is kept: with its handle, in the catalog, and in the store once the snapshot is there.
+//!
+//! All of it is advice, and best effort: what fails is said in the log, and the next resume does without or tries again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::catalog::CatalogError;
+use crate::lifecycle::SnapshotState;
+use crate::limits;
+use crate::records::Records;
+use crate::snapshot::Snapshot;
+use crate::store::Store;
+use crate::working_set::WorkingSet;
+
+/// Looks for the working set of a snapshot of which nothing is known yet.
+pub(crate) async fn find(snapshot: &Snapshot, store: &Store) -> Option<Arc<WorkingSet>> {
+    let known = snapshot.working_set();
+    let turn = known.turn().await;
+    // Whoever had the turn before may have looked.
+    if known.now().is_none() {
+        let set = match recorded(snapshot).await {
+            Some(recorded) => Some(recorded),
+            None => stored(snapshot, store).await.map(|set| (set, true)),
+        };
+        known.found(set.filter(|(set, _)| set.snapshot() == snapshot.id()));
+    }
+    drop(turn);
+    known.now()
+}
+
+/// Keeps `set` in the place of `expected`, on this node and, if its snapshot is there, in the store.
+pub(crate) async fn keep(
+    snapshot: &Snapshot,
+    store: &Store,
+    expected: Option<&Arc<WorkingSet>>,
+    set: Arc<WorkingSet>,
+) {
+    if is_deleted(snapshot) || !snapshot.working_set().replace(expected, Arc::clone(&set)) {
+        return;
+    }
+    // The next resume has it from here on. What ended the recording may be a pause, whose own record is not to wait
+    // for this one.
+    tokio::time::sleep(limits::WORKING_SET_WRITTEN_AFTER).await;
+    let turn = snapshot.working_set().turn().await;
+    let is_wanted = !is_deleted(snapshot)
+        && snapshot.working_set().unstored().is_some_and(|present| Arc::ptr_eq(&present, &set));
+    if is_wanted {
+        record(snapshot, set, false).await;
+    }
+    drop(turn);
+    if is_wanted && snapshot.is_published() {
+        publish(snapshot, store).await;
+    }
+}
+
+/// Puts a working set into the store that is not there yet.
+pub(crate) async fn publish(snapshot: &Snapshot, store: &Store) {
+    let (id, known) = (snapshot.id(), snapshot.working_set());
+    let turn = known.turn().await;
+    if let Some(set) = known.unstored() {
+        let put = store.put_working_set(id, Bytes::from(set.encode()));
+        match timeout(limits::WORKING_SET_STORE_WAIT, put).await {
+            Ok(Ok(())) if known.is_stored(&set) => record(snapshot, set, true).await,
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(snapshot = %id, %error, "a working set is not stored now"),
+            Err(_) => tracing::warn!(snapshot = %id, "a working set is not stored now: the store is slow"),
+        }
+    }
+    drop(turn);
+    // Deleted meanwhile: whoever takes the snapshot out of the store may have looked before this was there.
+    if is_deleted(snapshot)
+        && let Err(error) = store.delete_working_sets(id).await
+    {
+        tracing::warn!(snapshot = %id, %error, "the working set of a deleted snapshot may stay in the store");
+    }
+}
+
+fn is_deleted(snapshot: &Snapshot) -> bool {
+    match snapshot.state() {
+        SnapshotState::CapturedForChildren | SnapshotState::Discarded => true,
+        SnapshotState::Captured | SnapshotState::Sealed | SnapshotState::Published | SnapshotState::Lost => {
+            false
+        }
+    }
+}
+
+async fn recorded(snapshot: &Snapshot) -> Option<(WorkingSet, bool)> {
+    let id = snapshot.id();
+    in_catalog(snapshot, move |records| records.working_set(id)).await.flatten()
+}
+
+async fn record(snapshot: &Snapshot, set: Arc<WorkingSet>, stored: bool) {
+    let id = snapshot.id();
+    in_catalog(snapshot, move |records| records.keep_working_set(id, &set, stored)).await;
+}
+
+/// Asks the catalog where asking may wait; nothing where there is none, or where it fails.
+async fn in_catalog<T: Send + 'static>(
+    snapshot: &Snapshot,
+    ask: impl FnOnce(&Records) -> Result<T, CatalogError> + Send + 'static,
+) -> Option<T> {
+    let records = snapshot.records()?.clone();
+    // Cancelled: the engine ends.
+    match spawn_blocking(move || ask(&records)).await.ok()? {
+        Ok(answer) => Some(answer),
+        Err(error) => {
+            tracing::warn!(snapshot = %snapshot.id(), %error, "the working set in the catalog");
+            None
+        }
+    }
+}
+
+async fn stored(snapshot: &Snapshot, store: &Store) -> Option<WorkingSet> {
+    if !snapshot.is_published() {
+        return None;
+    }
+    let id = snapshot.id();
+    let bytes = match timeout(limits::WORKING_SET_STORE_WAIT, store.get_working_set(id)).await {
+        Ok(Ok(bytes)) => bytes?,
+        Ok(Err(error)) => {
+            tracing::debug!(snapshot = %id, %error, "a working set in the store cannot be had");
+            return None;
+        }
+        Err(_) => return None,
+    };
+    let decoded = WorkingSet::decode(&bytes);
+    decoded.inspect_err(|error| tracing::warn!(snapshot = %id, %error, "a stored working set is none")).ok()
+}

@@ -1,0 +1,134 @@
+//! Virtual machines: what one is started with, and its console.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::schemas;
+
+/// What a virtual machine is started with. Paths are those of the daemon's machine, and absolute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// The kernel image it boots.
+    #[schema(min_length = 1, max_length = 4096, pattern = "^/")]
+    pub kernel: String,
+    /// The first file system of its kernel.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 4096, pattern = "^/")]
+    pub initrd: Option<String>,
+    /// What its kernel is told; what lets it talk at the console where it is not said.
+    #[serde(default)]
+    #[schema(max_length = 2048)]
+    pub command_line: Option<String>,
+    /// Virtual processors.
+    #[serde(default = "one")]
+    #[schema(default = 1, minimum = 1, maximum = 64)]
+    pub cpus: u32,
+    /// The kind of machine; QEMU only.
+    #[serde(default)]
+    pub board: Board,
+    /// How its instructions are run; by KVM where that works if it is not said.
+    #[serde(default)]
+    pub accelerator: Option<Accelerator>,
+    /// The model of its processors, in the VMM's words.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 256)]
+    pub cpu: Option<String>,
+    /// Its disks, in this order; each is a volume of its snapshots.
+    #[serde(default)]
+    #[schema(max_items = 8)]
+    pub disks: Vec<DiskImage>,
+    /// Its network devices: tap devices that are there already.
+    #[serde(default)]
+    #[schema(max_items = 8)]
+    pub taps: Vec<Tap>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Kinds of machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Board {
+    /// No firmware tables, no PCI: the quickest to start.
+    #[default]
+    Microvm,
+    /// A PC, whose guest is told by its generation id when it is a clone.
+    Q35,
+}
+
+/// How a guest's instructions are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    /// By the processor.
+    Kvm,
+    /// By translation: slower, and works everywhere.
+    Tcg,
+}
+
+/// The image a disk begins as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskImage {
+    /// Its name: that of a volume of the sandbox's snapshots.
+    #[schema(min_length = 1, max_length = 32, pattern = "^[a-z0-9][a-z0-9-]*$")]
+    pub name: String,
+    /// A raw image file. It is read once and never written.
+    #[schema(min_length = 1, max_length = 4096, pattern = "^/")]
+    pub image: String,
+}
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tap {
+    /// The tap device of the daemon's machine.
+    pub device: TapName,
+    /// The address the guest sees; one of the VMM's choice where it is not said.
+    #[serde(default)]
+    #[schema(pattern = "^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
+    pub mac: Option<String>,
+}
+
+/// The name of a tap device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(min_length = 1, max_length = 15, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+pub struct TapName(pub String);
+
+/// Which part of a console's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ConsoleQuery {
+    /// From this byte on; where it is not said, or that is no longer known, from the oldest that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
+    /// Where there is nothing yet, wait at most so many seconds for it, 0 to 60; 0 where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(minimum = 0, maximum = 60)]
+    pub wait_seconds: Option<u32>,
+}
+
+/// What a guest printed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConsoleOutput {
+    /// The place of the first byte: all that the sandbox's guests printed since the daemon started is counted.
+    pub from: u64,
+    /// The place after the last byte: what `from` is to be to go on.
+    pub next: u64,
+    /// The bytes, as base64.
+    #[schema(schema_with = schemas::base64_bytes)]
+    pub bytes: String,
+}
+
+/// What is typed at a console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleInput {
+    /// The bytes, as base64.
+    #[schema(schema_with = schemas::base64_bytes)]
+    pub bytes: String,
+}

@@ -1,0 +1,142 @@
+//! The flags of `rekindle run` that describe a virtual machine.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use crate::api::types::{Accelerator, Board, DiskImage, Machine, Tap, TapName, VmmKind};
+
+/// What a virtual machine is started with; a sandbox without a kernel is a process guest.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Virtual machine")]
+pub struct MachineArguments {
+    /// What runs it; qemu where a kernel is given and this is not
+    #[arg(long, value_enum, requires = "kernel")]
+    vmm: Option<VmmWord>,
+    /// The kernel it boots
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The first file system of its kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// What its kernel is told; by default what makes Linux talk at the console
+    #[arg(long, value_name = "WORDS", requires = "kernel", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// Virtual processors
+    #[arg(long, value_name = "COUNT", default_value_t = 1, requires = "kernel")]
+    cpus: u32,
+    /// The kind of machine, under QEMU
+    #[arg(long, value_enum, default_value_t = BoardWord::Microvm, requires = "kernel")]
+    board: BoardWord,
+    /// How its instructions are run; KVM where that works if it is not said
+    #[arg(long, value_enum, requires = "kernel")]
+    accelerator: Option<AcceleratorWord>,
+    /// The model of its processors, in the VMM's words
+    #[arg(long, value_name = "MODEL", requires = "kernel")]
+    cpu: Option<String>,
+    /// A disk that begins as a raw image, which is read once and never written; can be given again
+    #[arg(long = "disk", value_name = "[NAME=]FILE", requires = "kernel")]
+    disks: Vec<String>,
+    /// A network device at a tap device that is there already; can be given again
+    #[arg(long = "tap", value_name = "DEVICE[,MAC]", requires = "kernel")]
+    taps: Vec<String>,
+}
+
+/// What runs a virtual machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum VmmWord {
+    /// QEMU, as the distribution has it
+    Qemu,
+    /// Firecracker
+    Firecracker,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BoardWord {
+    /// Few devices, no PCI, no firmware tables: the quickest to start
+    Microvm,
+    /// A PC
+    Q35,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AcceleratorWord {
+    /// By the processor
+    Kvm,
+    /// By translation: slower, and works everywhere
+    Tcg,
+}
+
+impl MachineArguments {
+    /// What runs the guest, and the machine if it is a virtual one. Paths are made absolute.
+    pub fn machine(&self) -> anyhow::Result<(VmmKind, Option<Machine>)> {
+        let Some(kernel) = &self.kernel else { return Ok((VmmKind::Process, None)) };
+        let vmm = match self.vmm {
+            None | Some(VmmWord::Qemu) => VmmKind::Qemu,
+            Some(VmmWord::Firecracker) => VmmKind::Firecracker,
+        };
+        let machine = Machine {
+            kernel: absolute(kernel)?,
+            initrd: self.initrd.as_deref().map(absolute).transpose()?,
+            command_line: self.append.clone(),
+            cpus: self.cpus,
+            board: match self.board {
+                BoardWord::Microvm => Board::Microvm,
+                BoardWord::Q35 => Board::Q35,
+            },
+            accelerator: self.accelerator.map(|word| match word {
+                AcceleratorWord::Kvm => Accelerator::Kvm,
+                AcceleratorWord::Tcg => Accelerator::Tcg,
+            }),
+            cpu: self.cpu.clone(),
+            disks: self
+                .disks
+                .iter()
+                .enumerate()
+                .map(|(at, word)| disk(at, word))
+                .collect::<Result<_, _>>()?,
+            taps: self.taps.iter().map(|word| tap(word)).collect(),
+        };
+        Ok((vmm, Some(machine)))
+    }
+}
+
+/// `NAME=FILE`, or a file whose disk is named by its place.
+fn disk(at: usize, word: &str) -> anyhow::Result<DiskImage> {
+    let (name, file) = match word.split_once('=') {
+        Some((name, file)) if !name.contains('/') => (name.to_owned(), file),
+        Some(_) | None => (format!("disk{at}"), word),
+    };
+    Ok(DiskImage { name, image: absolute(Path::new(file))? })
+}
+
+fn tap(word: &str) -> Tap {
+    match word.split_once(',') {
+        Some((device, mac)) => {
+            Tap { device: TapName(device.to_owned()), mac: Some(mac.to_ascii_lowercase()) }
+        }
+        None => Tap { device: TapName(word.to_owned()), mac: None },
+    }
+}
+
+/// The daemon has another directory than this program.
+fn absolute(path: &Path) -> anyhow::Result<String> {
+    let found = path.canonicalize().with_context(|| format!("there is no file {}", path.display()))?;
+    found.into_os_string().into_string().ok().with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_and_taps_are_named_as_they_are_given() {
+        assert_eq!(disk(1, "/dev/null").expect("it is there").name, "disk1");
+        assert_eq!(disk(1, "root=/dev/null").expect("it is there").name, "root");
+        assert!(disk(0, "/no such=file").expect_err("it is not there").to_string().contains("/no such=file"));
+        assert_eq!(tap("tap0"), Tap { device: TapName("tap0".to_owned()), mac: None });
+        let mac = Some("02:00:00:00:00:0a".to_owned());
+        assert_eq!(tap("tap0,02:00:00:00:00:0A"), Tap { device: TapName("tap0".to_owned()), mac });
+    }
+}

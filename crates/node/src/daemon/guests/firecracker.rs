@@ -1,0 +1,201 @@
+//! A guest in Firecracker as the daemon drives it.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rekindle_engine::identity::VolumeName;
+use rekindle_engine::pause::PausedVolume;
+use rekindle_engine::serve::{Epoch, ServeOptions};
+use rekindle_engine::snapshot::Snapshot;
+use uuid::Uuid;
+
+use super::{Blobs, Guest, GuestSpec, RecordedVmm, qemu};
+use crate::api::types::{DiskImage, Machine, MemoryBacking};
+use crate::daemon::Daemon;
+use crate::daemon::keeping::guest_key;
+use crate::keeper::{Held, KeeperClient, KeeperError};
+use crate::sandbox::DEVICE_STATE;
+use crate::settings::FirecrackerSettings;
+use crate::vmm::firecracker::{
+    Drive, DriveContent, DriveSource, FirecrackerFacts, FirecrackerGuest, FirecrackerParts, FirecrackerSpec,
+    Interface, Jailer, MemoryPages, NotFirecracker, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
+};
+use crate::vmm::qemu::BootFile;
+use crate::vmm::vmm_process::VmmProcess;
+
+/// The program, where the settings name none.
+const PROGRAM: &str = "firecracker";
+
+/// What a kernel is told where nothing else is asked for, as Firecracker's own documentation has it.
+const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=1 pci=off";
+
+#[derive(Debug)]
+struct DrivenFirecracker(FirecrackerGuest);
+
+/// The machine that was asked for; its boot files are kept from here on.
+pub(in crate::daemon) fn settle(
+    daemon: &Daemon,
+    machine: &Machine,
+    (memory_bytes, backing): (u64, MemoryBacking),
+    disks: &[(VolumeName, u64)],
+) -> anyhow::Result<FirecrackerSpec> {
+    let keep = |path: &str| {
+        BootFile::keep(Path::new(path), &qemu::boot_directory(daemon))
+            .with_context(|| format!("reading {path}"))
+    };
+    let drive = |(at, (disk, (_, bytes))): (usize, (&DiskImage, &(VolumeName, u64)))| Drive {
+        id: disk.name.clone(),
+        bytes: *bytes,
+        is_root: at == 0 && machine.initrd.is_none(),
+        content: DriveContent::Writable(PathBuf::from(&disk.image)),
+    };
+    let spec = FirecrackerSpec {
+        cpus: u8::try_from(machine.cpus).unwrap_or(u8::MAX),
+        memory_bytes,
+        pages: match backing {
+            MemoryBacking::Shared | MemoryBacking::Private => MemoryPages::Small,
+            MemoryBacking::Huge => MemoryPages::Huge,
+        },
+        kernel: keep(&machine.kernel)?,
+        initrd: machine.initrd.as_deref().map(keep).transpose()?,
+        command_line: machine.command_line.clone().unwrap_or_else(|| COMMAND_LINE.to_owned()),
+        drives: machine.disks.iter().zip(disks).enumerate().map(drive).collect(),
+        interfaces: machine
+            .taps
+            .iter()
+            .enumerate()
+            .map(|(at, tap)| Interface {
+                id: format!("eth{at}"),
+                tap: tap.device.0.clone(),
+                guest_mac: tap.mac.clone(),
+            })
+            .collect(),
+        balloon: None,
+        cpu_profile: machine.cpu.clone(),
+        tracking: TrackFrom::Start,
+        saved: None,
+    };
+    spec.validate()?;
+    Ok(spec)
+}
+
+pub(super) fn start(
+    daemon: &Daemon,
+    id: Uuid,
+    spec: &FirecrackerSpec,
+    base: Option<&Arc<Snapshot>>,
+) -> anyhow::Result<Box<dyn Guest>> {
+    let places = places(daemon, id)?;
+    let disks = base.map(|base| DriveSource { snapshot: base, fetcher: daemon.engine.fetcher() });
+    let guest = FirecrackerGuest::start(&daemon.keeping.client(), &guest_key(id), spec, &places, disks)?;
+    Ok(Box::new(DrivenFirecracker(guest)))
+}
+
+pub(super) fn start_served(
+    daemon: &Daemon,
+    id: Uuid,
+    spec: &FirecrackerSpec,
+    base: &Arc<Snapshot>,
+    handover: &Path,
+) -> anyhow::Result<Box<dyn Guest>> {
+    let state = base.blobs().get(DEVICE_STATE).context("the snapshot has no device state")?;
+    let (places, keeper) = (places(daemon, id)?, daemon.keeping.client());
+    let disks = DriveSource { snapshot: base, fetcher: daemon.engine.fetcher() };
+    let guest =
+        FirecrackerGuest::resume(&keeper, &guest_key(id), spec, &places, disks, (handover, &state[..]))?;
+    Ok(Box::new(DrivenFirecracker(guest)))
+}
+
+pub(super) fn attach(facts: FirecrackerFacts, held: &mut Held) -> anyhow::Result<Box<dyn Guest>> {
+    let parts = FirecrackerParts::take(held, facts).context("the keeper holds only a part of the guest")?;
+    Ok(Box::new(DrivenFirecracker(FirecrackerGuest::attach(parts)?)))
+}
+
+/// Where a guest that is resumed hands its memory over.
+pub(super) fn handover(daemon: &Daemon, id: Uuid) -> anyhow::Result<PathBuf> {
+    Ok(places(daemon, id)?.handover(&guest_key(id))?)
+}
+
+fn places(daemon: &Daemon, id: Uuid) -> anyhow::Result<Places> {
+    let FirecrackerSettings { program, jailer, seccomp } = &daemon.settings().firecracker;
+    let jailer = jailer.as_ref().map(|jailer| Jailer {
+        program: jailer.program.clone(),
+        base: jailer.base.clone(),
+        user_id: jailer.user_id,
+        group_id: jailer.group_id,
+        arguments: Vec::new(),
+    });
+    Ok(Places {
+        program: program.clone().map_or_else(find, Ok)?,
+        jailer,
+        run_directory: daemon.run_directory.clone(),
+        disk_directory: super::machine_directory(&daemon.state_directory),
+        log: Some(daemon.run_directory.join(super::log_name(id))),
+        seccomp: if *seccomp { Seccomp::Filtered } else { Seccomp::Unfiltered },
+        digests: Arc::clone(&daemon.file_digests),
+    })
+}
+
+/// The program, where the search path has it.
+fn find() -> Result<PathBuf, NotFirecracker> {
+    let searched = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&searched).map(|place| place.join(PROGRAM)).find(|path| path.is_file());
+    let missing = || {
+        std::io::Error::new(std::io::ErrorKind::NotFound, "it is not in PATH; name it by firecracker.program")
+    };
+    found.ok_or_else(|| NotFirecracker::NotRun { program: PathBuf::from(PROGRAM), source: missing() })
+}
+
+impl Guest for DrivenFirecracker {
+    fn process(&self) -> &VmmProcess {
+        &self.0.process
+    }
+
+    fn suspend(&mut self) -> anyhow::Result<Blobs> {
+        Ok(Blobs::from([(DEVICE_STATE.to_owned(), self.0.suspend()?.into())]))
+    }
+
+    fn go_on(&mut self) -> anyhow::Result<()> {
+        Ok(self.0.go_on()?)
+    }
+
+    fn load(&mut self, _blobs: &Blobs) -> anyhow::Result<()> {
+        Ok(self.0.finish_load()?)
+    }
+
+    fn refusal(&self) -> Option<BorrowedFd<'_>> {
+        self.0.loading()
+    }
+
+    fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
+        Ok(self.0.volumes(epoch)?)
+    }
+
+    fn saved_spec(&self) -> Option<GuestSpec> {
+        let mut machine = self.0.facts().spec.clone();
+        machine.saved = Some(self.0.saved());
+        Some(GuestSpec::Firecracker { machine: Box::new(machine) })
+    }
+
+    fn disk_bytes_held(&self) -> u64 {
+        self.0.disk_bytes_held()
+    }
+
+    fn serve_options(&self) -> ServeOptions {
+        SERVE_OPTIONS
+    }
+
+    fn recorded(&self) -> RecordedVmm {
+        RecordedVmm::Firecracker(Box::new(self.0.facts().clone()))
+    }
+
+    fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
+        self.0.keep_under(keeper, key)
+    }
+
+    fn serial(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.serial().as_fd())
+    }
+}

@@ -1,0 +1,284 @@
+//! Guests as the daemon drives them, whatever they run in: one small trait, and one module for each kind of VMM.
+
+mod disks;
+mod process;
+pub(super) mod firecracker;
+pub(super) mod qemu;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rekindle_engine::pause::PausedVolume;
+use rekindle_engine::serve::{Epoch, ServeOptions};
+use rekindle_engine::snapshot::Snapshot;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Daemon;
+use super::record::RecordedGuest;
+use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{MemoryBacking, TapName, VmmKind};
+use crate::guest::protocol::Hello;
+use crate::keeper::{Held, KeeperClient, KeeperError};
+use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages};
+use crate::vmm::process::GuestControl;
+use crate::vmm::qemu::QemuSpec;
+use crate::vmm::vmm_process::VmmProcess;
+
+/// Device state and metadata of a snapshot, by name.
+pub(super) type Blobs = BTreeMap<String, Bytes>;
+
+/// What a guest is made of: kept with its sandbox and with each of its snapshots, so that it is the same when resumed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "vmm", rename_all = "snake_case")]
+pub(super) enum GuestSpec {
+    /// rekindle's own process guest.
+    Process {
+        /// Bytes of guest memory.
+        memory_bytes: u64,
+        /// What it is made of.
+        backing: MemoryBacking,
+    },
+    /// A machine in QEMU.
+    Qemu {
+        /// The machine.
+        machine: Box<QemuSpec>,
+        /// The tap devices it last had, in the machine's order.
+        taps: Vec<String>,
+    },
+    /// A machine in Firecracker.
+    Firecracker {
+        /// The machine.
+        machine: Box<FirecrackerSpec>,
+    },
+}
+
+/// What the catalog knows of a guest, so that a later daemon finds it again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "vmm", rename_all = "snake_case")]
+pub(super) enum RecordedVmm {
+    /// A process guest, by what it said of itself.
+    Process(Hello),
+    /// A QEMU.
+    Qemu {
+        /// Its process.
+        pid: u32,
+    },
+    /// A Firecracker.
+    Firecracker(Box<FirecrackerFacts>),
+}
+
+/// A running guest. Dropped, it runs on under the keeper.
+pub(super) trait Guest: Debug + Send {
+    /// Its VMM's process.
+    fn process(&self) -> &VmmProcess;
+
+    /// Makes vCPUs and devices stand still and takes their state. The guest's faults are served meanwhile.
+    fn suspend(&mut self) -> anyhow::Result<Blobs>;
+
+    /// Lets a thawed guest go on whose pause did not come to pass; nothing for one that runs.
+    fn go_on(&mut self) -> anyhow::Result<()>;
+
+    /// Gives a new guest its device state and lets it run. Its faults are served meanwhile.
+    fn load(&mut self, blobs: &Blobs) -> anyhow::Result<()>;
+
+    /// Readable once its VMM has said that it will not hand its memory over; [`Self::load`] then says why.
+    fn refusal(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// What it is made of once it is suspended, where that has become another thing than it was started as.
+    fn saved_spec(&self) -> Option<GuestSpec> {
+        None
+    }
+
+    /// The volumes of the frozen guest, memory first: what changed in `epoch`, or all that is there.
+    fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>>;
+
+    /// Bytes of RAM that its disks hold beside its memory.
+    fn disk_bytes_held(&self) -> u64 {
+        0
+    }
+
+    /// How its faults are served.
+    fn serve_options(&self) -> ServeOptions;
+
+    /// What a later daemon has to know of it.
+    fn recorded(&self) -> RecordedVmm;
+
+    /// Hands it to a keeper that does not hold it: the one that did is gone.
+    fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError>;
+
+    /// Hands what its disks hold to a keeper that does not hold it.
+    fn keep_disks(&self, _keeper: &KeeperClient, _key: &str) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Our end of its serial line, where it has one.
+    fn serial(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Where a process guest is told things.
+    fn control(&mut self) -> Option<&mut GuestControl> {
+        None
+    }
+}
+
+/// The name of the file, in the run directory, that gets what a guest's VMM prints.
+pub(super) fn log_name(guest: Uuid) -> String {
+    format!("vmm-{guest}.log")
+}
+
+/// The directory in which Firecrackers have their files, each under its guest's id.
+pub(super) fn machine_directory(state_directory: &Path) -> PathBuf {
+    state_directory.join("machines")
+}
+
+/// Removes the files of a guest that has ended. Not every kind of VMM has each of them.
+pub(super) fn remove_files(state_directory: &Path, run_directory: &Path, guest: Uuid) {
+    let machines = machine_directory(state_directory);
+    std::fs::remove_file(run_directory.join(log_name(guest))).ok();
+    std::fs::remove_file(run_directory.join(format!("firecracker-{guest}.sock"))).ok();
+    for name in [format!("{guest}"), format!("{guest}.aside")] {
+        std::fs::remove_dir_all(machines.join(name)).ok();
+    }
+}
+
+impl GuestSpec {
+    /// What it runs in.
+    pub(super) fn kind(&self) -> VmmKind {
+        match self {
+            Self::Process { .. } => VmmKind::Process,
+            Self::Qemu { .. } => VmmKind::Qemu,
+            Self::Firecracker { .. } => VmmKind::Firecracker,
+        }
+    }
+
+    /// Bytes of guest memory.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Process { memory_bytes, .. } => *memory_bytes,
+            Self::Qemu { machine, .. } => machine.options.memory_bytes,
+            Self::Firecracker { machine } => machine.memory_bytes,
+        }
+    }
+
+    /// What guest memory is made of.
+    pub(super) fn backing(&self) -> MemoryBacking {
+        match self {
+            Self::Process { backing, .. } => *backing,
+            Self::Qemu { .. } => MemoryBacking::Shared,
+            Self::Firecracker { machine } => match machine.pages {
+                MemoryPages::Small => MemoryBacking::Private,
+                MemoryPages::Huge => MemoryBacking::Huge,
+            },
+        }
+    }
+
+    /// Has its network devices at other taps.
+    pub(super) fn attach_to(&mut self, wanted: &[TapName]) -> Answer<()> {
+        let had = match self {
+            Self::Process { .. } => 0,
+            Self::Qemu { taps, .. } => taps.len(),
+            Self::Firecracker { machine } => machine.interfaces.len(),
+        };
+        if wanted.len() != had {
+            let why = format!("{} taps were named, and its machine has {had} network devices", wanted.len());
+            return Err(Problem::new(Code::InvalidRequest, why));
+        }
+        match self {
+            Self::Process { .. } => {}
+            Self::Qemu { taps, .. } => *taps = wanted.iter().map(|TapName(name)| name.clone()).collect(),
+            Self::Firecracker { machine } => {
+                for (interface, TapName(name)) in machine.interfaces.iter_mut().zip(wanted) {
+                    interface.tap.clone_from(name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts guest `id` on empty memory, its disks as they are in `base`.
+    pub(super) fn start(
+        &self,
+        daemon: &Daemon,
+        id: Uuid,
+        base: Option<&Arc<Snapshot>>,
+    ) -> anyhow::Result<Box<dyn Guest>> {
+        match self {
+            Self::Process { memory_bytes, backing } => {
+                process::start(daemon, id, *memory_bytes, *backing, None)
+            }
+            Self::Qemu { machine, taps } => qemu::start(daemon, id, machine, taps, base),
+            Self::Firecracker { machine } => firecracker::start(daemon, id, machine, base),
+        }
+    }
+
+    /// Where guest `id` hands its memory over.
+    pub(super) fn handover(&self, daemon: &Daemon, id: Uuid) -> anyhow::Result<PathBuf> {
+        match self {
+            Self::Process { .. } | Self::Qemu { .. } => {
+                Ok(daemon.run_directory.join(format!("handover-{id}.sock")))
+            }
+            Self::Firecracker { .. } => firecracker::handover(daemon, id),
+        }
+    }
+
+    /// Starts guest `id` with nothing in it yet: its memory comes from the handler at `handover`, its disks from `base`.
+    pub(super) fn start_served(
+        &self,
+        daemon: &Daemon,
+        id: Uuid,
+        base: &Arc<Snapshot>,
+        handover: &Path,
+    ) -> anyhow::Result<Box<dyn Guest>> {
+        match self {
+            Self::Process { memory_bytes, backing } => {
+                process::start(daemon, id, *memory_bytes, *backing, Some(handover))
+            }
+            Self::Qemu { machine, taps } => qemu::start_served(daemon, id, machine, taps, base, handover),
+            Self::Firecracker { machine } => firecracker::start_served(daemon, id, machine, base, handover),
+        }
+    }
+
+    /// Takes over guest `id`, which an earlier daemon left with the keeper.
+    pub(super) fn attach(
+        &self,
+        daemon: &Daemon,
+        recorded: &RecordedGuest,
+        held: &mut Held,
+        base: Option<&Arc<Snapshot>>,
+    ) -> anyhow::Result<Box<dyn Guest>> {
+        match (self, &recorded.vmm) {
+            (Self::Process { memory_bytes, backing }, RecordedVmm::Process(hello)) => {
+                process::attach(daemon, *memory_bytes, *backing, hello.clone(), held)
+            }
+            (Self::Qemu { machine, .. }, RecordedVmm::Qemu { pid }) => {
+                qemu::attach(daemon, recorded, *pid, machine, base, held)
+            }
+            (Self::Firecracker { .. }, RecordedVmm::Firecracker(facts)) => {
+                firecracker::attach((**facts).clone(), held)
+            }
+            (Self::Process { .. } | Self::Qemu { .. } | Self::Firecracker { .. }, _) => {
+                anyhow::bail!("the catalog says of it both that it is a {:?} and another VMM", self.kind())
+            }
+        }
+    }
+}
+
+impl RecordedVmm {
+    /// The process it was when it was recorded.
+    pub(super) fn pid(&self) -> u32 {
+        match self {
+            Self::Process(hello) => hello.pid,
+            Self::Qemu { pid } => *pid,
+            Self::Firecracker(facts) => facts.pid,
+        }
+    }
+}

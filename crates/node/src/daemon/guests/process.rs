@@ -1,0 +1,103 @@
+//! The process guest as the daemon drives it.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use rekindle_engine::pause::PausedVolume;
+use rekindle_engine::serve::{Epoch, ServeOptions};
+use uuid::Uuid;
+
+use super::{Blobs, Guest, RecordedVmm};
+use crate::api::types::MemoryBacking;
+use crate::daemon::Daemon;
+use crate::daemon::keeping::guest_key;
+use crate::guest::arguments::MemoryKind;
+use crate::guest::protocol::Hello;
+use crate::keeper::{Held, KeeperClient, KeeperError};
+use crate::sandbox::{DEVICE_STATE, SandboxShape, StoppedGuest};
+use crate::vmm::process::{GuestControl, KeptParts, ProcessGuest};
+use crate::vmm::vmm_process::VmmProcess;
+
+#[derive(Debug)]
+struct DrivenProcess {
+    guest: ProcessGuest,
+    shape: SandboxShape,
+}
+
+pub(super) fn start(
+    daemon: &Daemon,
+    id: Uuid,
+    memory_bytes: u64,
+    backing: MemoryBacking,
+    handover: Option<&Path>,
+) -> anyhow::Result<Box<dyn Guest>> {
+    let shape = shape(daemon, memory_bytes, backing);
+    let options = shape.guest(handover.map(Path::to_owned));
+    let guest = ProcessGuest::spawn_under(&daemon.keeping.client(), &guest_key(id), &options)?;
+    Ok(Box::new(DrivenProcess { guest, shape }))
+}
+
+pub(super) fn attach(
+    daemon: &Daemon,
+    memory_bytes: u64,
+    backing: MemoryBacking,
+    hello: Hello,
+    held: &mut Held,
+) -> anyhow::Result<Box<dyn Guest>> {
+    let parts = KeptParts::take(held, hello).context("the keeper holds only a part of the guest")?;
+    let guest = ProcessGuest::attach(parts)?;
+    Ok(Box::new(DrivenProcess { guest, shape: shape(daemon, memory_bytes, backing) }))
+}
+
+fn shape(daemon: &Daemon, memory_bytes: u64, backing: MemoryBacking) -> SandboxShape {
+    let kind = match backing {
+        MemoryBacking::Shared => MemoryKind::Shared,
+        MemoryBacking::Private => MemoryKind::Private,
+        MemoryBacking::Huge => MemoryKind::Huge,
+    };
+    SandboxShape { kind, ..SandboxShape::new(daemon.keeping.program().to_owned(), memory_bytes) }
+}
+
+impl Guest for DrivenProcess {
+    fn process(&self) -> &VmmProcess {
+        &self.guest.process
+    }
+
+    fn suspend(&mut self) -> anyhow::Result<Blobs> {
+        let state = self.guest.control.state()?;
+        let state = serde_json::to_vec(&state).expect("device state is plain data");
+        Ok(Blobs::from([(DEVICE_STATE.to_owned(), state.into())]))
+    }
+
+    fn go_on(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn load(&mut self, blobs: &Blobs) -> anyhow::Result<()> {
+        let state = blobs.get(DEVICE_STATE).context("the snapshot has no device state")?;
+        let state = serde_json::from_slice(state).context("the snapshot's device state")?;
+        Ok(self.guest.control.restore(state)?)
+    }
+
+    fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
+        let stopped =
+            StoppedGuest { pid: self.guest.id(), hello: self.guest.hello(), memfd: self.guest.memfd() };
+        Ok(vec![stopped.memory(&self.shape, epoch)?])
+    }
+
+    fn serve_options(&self) -> ServeOptions {
+        self.shape.serve_options()
+    }
+
+    fn recorded(&self) -> RecordedVmm {
+        RecordedVmm::Process(self.guest.hello().clone())
+    }
+
+    fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
+        self.guest.keep_under(keeper, key)
+    }
+
+    fn control(&mut self) -> Option<&mut GuestControl> {
+        Some(&mut self.guest.control)
+    }
+}

@@ -1,0 +1,266 @@
+//! A guest in QEMU as the daemon drives it.
+
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use rekindle_engine::geometry::pages_covering;
+use rekindle_engine::identity::VolumeName;
+use rekindle_engine::pause::PausedVolume;
+use rekindle_engine::serve::{Epoch, Neighbours, Placement, ServeOptions};
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::tracking::{Tracking, file_pages};
+use rekindle_kernel::PageKind;
+use uuid::Uuid;
+
+use super::disks::{self, NamedDisk};
+use super::{Blobs, Guest, RecordedVmm};
+use crate::api::types::{Accelerator, Board, Machine};
+use crate::daemon::Daemon;
+use crate::daemon::keeping::guest_key;
+use crate::daemon::record::RecordedGuest;
+use crate::keeper::{Held, KeeperClient, KeeperError};
+use crate::sandbox::DEVICE_STATE;
+use crate::vmm::guests::linux_command_line;
+use crate::vmm::qemu::{
+    self, BootFile, DiskSpec, KeptParts, Launch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
+    QemuSpec,
+};
+use crate::vmm::vmm_process::VmmProcess;
+
+/// The QEMU of this host, asked what it can do once for each time it is installed.
+#[derive(Debug, Default)]
+pub(in crate::daemon) struct HostQemu(Mutex<Option<(FileStamp, QemuProgram)>>);
+
+/// Which file a program was.
+type FileStamp = (u64, u64, i64);
+
+impl HostQemu {
+    fn get(&self) -> anyhow::Result<QemuProgram> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((stamp, program)) = &*known
+            && stamp_of(&program.path).is_ok_and(|now| now == *stamp)
+        {
+            return Ok(program.clone());
+        }
+        let program = QemuProgram::find(None)?;
+        *known = Some((stamp_of(&program.path)?, program.clone()));
+        Ok(program)
+    }
+}
+
+fn stamp_of(path: &Path) -> std::io::Result<FileStamp> {
+    let metadata = std::fs::metadata(path)?;
+    Ok((metadata.dev(), metadata.ino(), metadata.mtime()))
+}
+
+#[derive(Debug)]
+struct DrivenQemu {
+    guest: QemuGuest,
+    disks: Vec<NamedDisk>,
+}
+
+/// The machine that was asked for, as the QEMU of this host makes it; its boot files are kept from here on.
+pub(in crate::daemon) fn settle(
+    daemon: &Daemon,
+    machine: &Machine,
+    memory_bytes: u64,
+    disks: &[(VolumeName, u64)],
+) -> anyhow::Result<QemuSpec> {
+    let program = daemon.host_qemu.get()?;
+    let keep = |path: &str| {
+        BootFile::keep(Path::new(path), &boot_directory(daemon)).with_context(|| format!("reading {path}"))
+    };
+    let by_kvm = program.check_accelerator(qemu::Accelerator::Kvm).is_ok();
+    let accelerator = match machine.accelerator {
+        Some(Accelerator::Tcg) => qemu::Accelerator::Tcg,
+        Some(Accelerator::Kvm) => qemu::Accelerator::Kvm,
+        None if by_kvm => qemu::Accelerator::Kvm,
+        None => qemu::Accelerator::Tcg,
+    };
+    let options = QemuOptions {
+        machine: match machine.board {
+            Board::Microvm => qemu::Machine::Microvm,
+            Board::Q35 => qemu::Machine::Q35,
+        },
+        accelerator,
+        cpu_model: machine.cpu.clone().unwrap_or_else(|| accelerator.default_cpu_model().to_owned()),
+        cpus: machine.cpus,
+        memory_bytes,
+        kernel: keep(&machine.kernel)?,
+        initrd: machine.initrd.as_deref().map(keep).transpose()?,
+        command_line: machine.command_line.clone().unwrap_or_else(linux_command_line),
+        disks: disks.iter().map(|(name, bytes)| DiskSpec { name: name.to_string(), bytes: *bytes }).collect(),
+        nics: machine
+            .taps
+            .iter()
+            .map(|tap| NicSpec { mac: tap.mac.clone().unwrap_or_else(any_mac) })
+            .collect(),
+    };
+    Ok(options.settle(&program)?)
+}
+
+/// An address of the kind that anyone may give.
+fn any_mac() -> String {
+    let [.., third, second, first] = Uuid::now_v7().into_bytes();
+    format!("52:54:00:{first:02x}:{second:02x}:{third:02x}")
+}
+
+pub(super) fn start(
+    daemon: &Daemon,
+    id: Uuid,
+    spec: &QemuSpec,
+    taps: &[String],
+    base: Option<&Arc<Snapshot>>,
+) -> anyhow::Result<Box<dyn Guest>> {
+    let disks = disks::begin(daemon, id, &volumes(spec)?, base)?;
+    let launch = launch(daemon, id, spec, taps, &disks)?;
+    let guest = QemuGuest::start(&daemon.keeping.client(), &guest_key(id), &launch)?;
+    Ok(Box::new(DrivenQemu { guest, disks }))
+}
+
+pub(super) fn start_served(
+    daemon: &Daemon,
+    id: Uuid,
+    spec: &QemuSpec,
+    taps: &[String],
+    base: &Arc<Snapshot>,
+    handover: &Path,
+) -> anyhow::Result<Box<dyn Guest>> {
+    let found: Vec<(&str, u64)> = base.volumes()[1..]
+        .iter()
+        .map(|volume| (volume.name.as_str(), u64::from(volume.view.pages()) * 4096))
+        .collect();
+    let rounded = whole_pages(spec);
+    rounded.check_volumes(u64::from(base.memory().pages()) * 4096, &found)?;
+    let disks = disks::begin(daemon, id, &volumes(spec)?, Some(base))?;
+    let launch = launch(daemon, id, spec, taps, &disks)?;
+    let guest = QemuGuest::resume(&daemon.keeping.client(), &guest_key(id), &launch, handover)?;
+    Ok(Box::new(DrivenQemu { guest, disks }))
+}
+
+pub(super) fn attach(
+    daemon: &Daemon,
+    recorded: &RecordedGuest,
+    pid: u32,
+    spec: &QemuSpec,
+    base: Option<&Arc<Snapshot>>,
+    held: &mut Held,
+) -> anyhow::Result<Box<dyn Guest>> {
+    // First, so that it does not wait for its disks longer than it must.
+    let disks = disks::recover(daemon, recorded.id, &volumes(spec)?, base, held)?;
+    let parts = KeptParts::take(held, pid, log(daemon, recorded.id));
+    let guest = QemuGuest::attach(parts.context("the keeper holds only a part of the guest")?)?;
+    Ok(Box::new(DrivenQemu { guest, disks }))
+}
+
+fn launch(
+    daemon: &Daemon,
+    id: Uuid,
+    spec: &QemuSpec,
+    taps: &[String],
+    disks: &[NamedDisk],
+) -> anyhow::Result<Launch> {
+    let places = Places {
+        boot_directory: boot_directory(daemon),
+        log: log(daemon, id),
+        disks: disks.iter().map(|disk| disk.socket().to_owned()).collect(),
+        taps: taps.to_vec(),
+    };
+    Ok(Launch::new(&daemon.host_qemu.get()?, spec, places)?)
+}
+
+pub(super) fn boot_directory(daemon: &Daemon) -> PathBuf {
+    daemon.state_directory.join("boot")
+}
+
+/// Where a guest's VMM says what it has to say.
+fn log(daemon: &Daemon, id: Uuid) -> PathBuf {
+    daemon.run_directory.join(super::log_name(id))
+}
+
+fn volumes(spec: &QemuSpec) -> anyhow::Result<Vec<(VolumeName, u64)>> {
+    let volume = |disk: &DiskSpec| Ok((VolumeName::from_str(&disk.name)?, disk.bytes));
+    spec.options.disks.iter().map(volume).collect()
+}
+
+/// The machine with disks as long as their volumes are.
+fn whole_pages(spec: &QemuSpec) -> QemuSpec {
+    let mut spec = spec.clone();
+    for disk in &mut spec.options.disks {
+        disk.bytes = pages_covering(disk.bytes).map_or(disk.bytes, |pages| u64::from(pages) * 4096);
+    }
+    spec
+}
+
+impl Guest for DrivenQemu {
+    fn process(&self) -> &VmmProcess {
+        &self.guest.process
+    }
+
+    fn suspend(&mut self) -> anyhow::Result<Blobs> {
+        Ok(Blobs::from([(DEVICE_STATE.to_owned(), self.guest.suspend()?)]))
+    }
+
+    fn go_on(&mut self) -> anyhow::Result<()> {
+        self.disks.iter().for_each(NamedDisk::thaw);
+        Ok(self.guest.go_on()?)
+    }
+
+    fn load(&mut self, blobs: &Blobs) -> anyhow::Result<()> {
+        Ok(self.guest.load(blobs.get(DEVICE_STATE).context("the snapshot has no device state")?)?)
+    }
+
+    fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
+        let (memfd, pages) = match epoch {
+            Some(epoch) => {
+                let memfd = epoch.memfd().context("QEMU handed its memory over without its file")?;
+                (memfd, epoch.changed_pages().context("finding the guest's written pages")?)
+            }
+            None => {
+                let memfd = self.guest.memory().context("the guest's memory file is not at hand")?;
+                let pages = pages_covering(memfd.bytes()).context("the guest's memory is too large")?;
+                (memfd, file_pages(memfd, pages).context("finding the guest's pages")?)
+            }
+        };
+        let memory = PausedVolume {
+            name: VolumeName::memory(),
+            page_kind: PageKind::Small,
+            memfd: memfd.try_clone()?,
+            pages,
+        };
+        let disks = self.disks.iter().map(NamedDisk::freeze);
+        std::iter::once(Ok(memory)).chain(disks).collect()
+    }
+
+    fn disk_bytes_held(&self) -> u64 {
+        self.disks.iter().map(NamedDisk::bytes_held).sum()
+    }
+
+    fn serve_options(&self) -> ServeOptions {
+        ServeOptions {
+            tracking: Tracking::Scan,
+            placement: Placement::FollowFaults,
+            neighbours: Neighbours::Adaptive,
+        }
+    }
+
+    fn recorded(&self) -> RecordedVmm {
+        RecordedVmm::Qemu { pid: self.guest.id() }
+    }
+
+    fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
+        self.guest.keep_under(keeper, key)
+    }
+
+    fn keep_disks(&self, keeper: &KeeperClient, key: &str) -> anyhow::Result<()> {
+        self.disks.iter().try_for_each(|disk| disk.keep_under(keeper, key))
+    }
+
+    fn serial(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.guest.serial())
+    }
+}

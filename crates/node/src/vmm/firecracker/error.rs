@@ -1,0 +1,166 @@
+//! What can go wrong with a Firecracker VM.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rekindle_engine::read_plan::ReadError;
+use rekindle_kernel::memfd::AdoptError;
+
+use super::found::{Misfit, NotFirecracker};
+use super::spec::SpecError;
+use crate::vmm::vmm_process::ProcessError;
+
+/// A Firecracker VM did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub enum FirecrackerError {
+    /// There can be no such VM.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The program is no Firecracker.
+    #[error(transparent)]
+    Program(#[from] NotFirecracker),
+    /// The VM does not fit what is here.
+    #[error("the VM cannot run here: {0}")]
+    Misfit(#[from] Misfit),
+    /// Its process did not do what it was told to.
+    #[error("Firecracker: {0}")]
+    Process(#[from] ProcessError),
+    /// A call of its API did not succeed.
+    #[error("Firecracker: {0}")]
+    Call(#[from] CallError),
+    /// A file it needs is not what its spec says.
+    #[error("{}: its bytes are not those that the VM was made with (BLAKE3 {expected}, found {found})", path.display())]
+    OtherBytes {
+        /// The file.
+        path: PathBuf,
+        /// The digest the spec has.
+        expected: String,
+        /// The digest of what is there.
+        found: String,
+    },
+    /// A disk's file is of another size than its spec says.
+    #[error("disk {drive}: {} has {found} bytes, not {expected}", path.display())]
+    OtherSize {
+        /// The disk.
+        drive: String,
+        /// Its file.
+        path: PathBuf,
+        /// The size the spec has.
+        expected: u64,
+        /// The size of what is there.
+        found: u64,
+    },
+    /// A file could not be handled.
+    #[error("{doing} {}: {source}", path.display())]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The system refused something else.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// What Firecracker wrote as memory is none that can be captured.
+    #[error("the memory that Firecracker wrote cannot be captured: {0}")]
+    Capture(#[from] AdoptError),
+    /// What Firecracker wrote as memory has another size than the VM's.
+    #[error("Firecracker wrote {found} bytes of memory, the VM has {expected}")]
+    CaptureSize {
+        /// Bytes of the VM's memory.
+        expected: u64,
+        /// Bytes of what was written.
+        found: u64,
+    },
+    /// The state is longer than a snapshot takes.
+    #[error("Firecracker's state has {bytes} bytes, more than {bytes_max}")]
+    StateTooLong {
+        /// How long it is.
+        bytes: u64,
+        /// How long it may be.
+        bytes_max: u64,
+    },
+    /// The snapshot has no such volume.
+    #[error("the snapshot has no volume for disk {drive}")]
+    NoVolume {
+        /// The disk.
+        drive: String,
+    },
+    /// A disk's bytes could not be had from its snapshot.
+    #[error("disk {drive}: {source}")]
+    Content {
+        /// The disk.
+        drive: String,
+        /// Why not.
+        source: ReadError,
+    },
+    /// Nothing is being loaded.
+    #[error("the VM was not told to load anything")]
+    NotLoading,
+}
+
+/// Why a call of the API did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// Nobody answers at the socket.
+    #[error("its API cannot be reached at {}: {source}", socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It ended, or closed the connection, before it answered.
+    #[error("it ended before it answered {call}: its log says why")]
+    Gone {
+        /// The call.
+        call: String,
+    },
+    /// It did not answer in time.
+    #[error("it did not answer {call} within {} s", limit.as_secs())]
+    Silent {
+        /// The call.
+        call: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// It refused, and said why.
+    #[error("it refused {call} ({status}): {fault}")]
+    Refused {
+        /// The call.
+        call: String,
+        /// The status of its answer.
+        status: u16,
+        /// Its own words.
+        fault: String,
+    },
+    /// It answered something that is no answer of Firecracker.
+    #[error("it answered {call} with something else: {reason}")]
+    Strange {
+        /// The call.
+        call: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl FirecrackerError {
+    /// Makes an error about a file out of what the system said.
+    pub(super) fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { doing, path, source }
+    }
+
+    /// Makes an error out of what the system said.
+    pub(super) fn system(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { doing, source }
+    }
+}

@@ -1,0 +1,104 @@
+//! Firecrackers that outlive their driver: what another driver needs to go on with them.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use serde::{Deserialize, Serialize};
+
+use super::calls::Calls;
+use super::capture::CaptureFiles;
+use super::directory::VmDirectory;
+use super::found::Found;
+use super::spec::{FirecrackerSpec, TrackFrom};
+use super::{FirecrackerError, FirecrackerGuest};
+use crate::keeper::{Held, KeeperClient, KeeperError};
+use crate::vmm::vmm_process::{VmmProcess, take_process};
+
+/// The names of its descriptors among what the keeper holds.
+pub(super) const CAPTURE: &str = "capture";
+pub(super) const STATE: &str = "state";
+pub(super) const SERIAL: &str = "serial";
+
+/// What is known of a running Firecracker beside its descriptors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirecrackerFacts {
+    /// Its process id.
+    pub pid: u32,
+    /// Where its files are.
+    pub directory: VmDirectory,
+    /// What the VM is made of.
+    pub spec: FirecrackerSpec,
+    /// The program it is, and the host.
+    pub found: Found,
+    /// Where its VM began.
+    pub origin: Origin,
+}
+
+/// Where a VM began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// On empty memory, its disks copies of their images.
+    Images,
+    /// On empty memory, its disks out of a snapshot.
+    Disks,
+    /// On a snapshot.
+    Snapshot,
+}
+
+/// What a Firecracker is attached by that another driver left under the keeper.
+#[derive(Debug)]
+pub struct FirecrackerParts {
+    facts: FirecrackerFacts,
+    process: OwnedFd,
+    serial: OwnedFd,
+    files: CaptureFiles,
+}
+
+impl FirecrackerFacts {
+    /// Whether Firecracker knows all pages that were written.
+    pub(super) fn is_tracked(&self) -> bool {
+        match self.origin {
+            Origin::Snapshot => true,
+            Origin::Images | Origin::Disks => self.spec.tracking == TrackFrom::Start,
+        }
+    }
+}
+
+impl FirecrackerParts {
+    /// Takes them out of what the keeper holds under the guest's key; none if that is not all of it.
+    pub fn take(held: &mut Held, facts: FirecrackerFacts) -> Option<Self> {
+        let process = take_process(held)?;
+        let serial = held.fds.remove(SERIAL)?;
+        let files = if facts.directory.is_jailed() {
+            CaptureFiles::InJail(facts.directory.clone())
+        } else {
+            CaptureFiles::Inherited { memory: held.fds.remove(CAPTURE)?, state: held.fds.remove(STATE)? }
+        };
+        Some(Self { facts, process, serial, files })
+    }
+}
+
+impl FirecrackerGuest {
+    /// Hands it to a keeper that does not hold it: the one that did is gone.
+    pub fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
+        self.process.keep_under(keeper, key, &kept_fds(&self.serial, &self.files))
+    }
+
+    /// Goes on with one that another driver left, whatever that one was about to ask: each call has a connection of its
+    /// own, and Firecracker does one after the other.
+    pub fn attach(parts: FirecrackerParts) -> Result<Self, FirecrackerError> {
+        let FirecrackerParts { facts, process, serial, files } = parts;
+        let process = VmmProcess::attach(facts.pid, process.as_fd())?;
+        let calls = Calls::at(facts.directory.api());
+        Ok(Self { process, facts, calls, files, serial: UnixStream::from(serial), loading: None })
+    }
+}
+
+fn kept_fds<'a>(serial: &'a UnixStream, files: &'a CaptureFiles) -> Vec<(&'static str, BorrowedFd<'a>)> {
+    let mut fds = vec![(SERIAL, serial.as_fd())];
+    if let Some((memory, state)) = files.fds() {
+        fds.extend([(CAPTURE, memory), (STATE, state)]);
+    }
+    fds
+}

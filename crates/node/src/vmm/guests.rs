@@ -1,0 +1,45 @@
+//! Guests that the program carries: a tiny one without an operating system, and the init of a Linux one.
+//!
+//! Both answer lines on their serial console with lines, and judge their own memory. A command is answered by one line:
+//! `fill SEED` (`filled PAGES`), `verify` (`verified PAGES WRONG`, and where any are wrong ` first PAGE`),
+//! `dirty SEED PERCENT` (`dirtied PAGES`), `touch PERCENT` (`touched PAGES`), `tick` (`tick N`), `count on`,
+//! `count every TURNS`, `count off` (`counting`, `not counting`; from time to time, about every 50 ms or TURNS times
+//! 10 ms, there is a `tick N` between the answers), `echo TEXT` (`echo TEXT`). What is no command, or does not succeed,
+//! is answered by a line that starts with `error: `. Nothing typed is echoed; lines end in CR LF.
+//!
+//! The Linux guest takes the memory to fill at the first `fill SEED MIB`, and has a disk at `/disk` if it finds one:
+//! `write NAME TEXT` (`written BYTES`, when it is on the disk), `read NAME` (`read TEXT`), `store NAME SEED MIB`
+//! (`stored PAGES`), `check NAME SEED` (`checked PAGES WRONG`), `forget` (`forgot`: the next reads are of the disk),
+//! `sync` (`synced`), `time` (`time SECONDS up SECONDS`, with milliseconds), `random` (`random` and 32 digits),
+//! `end` (`ending`, then the machine is reset).
+
+mod initrd;
+mod kernel_modules;
+mod linux_kernel;
+mod said;
+
+pub use initrd::initrd;
+pub use linux_kernel::{LinuxKernel, LinuxKernelError};
+pub use said::{GuestRefuses, Said};
+
+/// The tiny guest: a 32-bit ELF program with a multiboot word and a note for PVH's direct entry, a few KB.
+///
+/// It says `rekindle tiny guest, N pages` when it is up; `fill SEED` writes these pages.
+pub fn tiny_kernel() -> &'static [u8] {
+    include_bytes!(concat!(env!("OUT_DIR"), "/tiny.elf"))
+}
+
+/// The first process of the Linux guest, a static 64-bit program: see [`initrd()`].
+///
+/// It says `rekindle linux guest, N pages, ` and `no disk` or `/dev/vda at /disk` when it is up; N pages are free.
+pub fn linux_init() -> &'static [u8] {
+    include_bytes!(concat!(env!("OUT_DIR"), "/init"))
+}
+
+/// What the Linux guest's kernel has to be told for its console to be the serial line and its start to be quick.
+///
+/// A microvm has no clock that the speed of the processor's counter could be measured with, so it is told that as well.
+pub fn linux_command_line() -> String {
+    let khz = rekindle_kernel::tsc_khz();
+    format!("console=ttyS0 reboot=t random.trust_cpu=on no_timer_check tsc=reliable tsc_early_khz={khz}")
+}

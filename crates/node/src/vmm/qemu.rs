@@ -1,0 +1,238 @@
+//! The driver of QEMU: an unmodified one whose memory is a file of ours, started, served, paused and resumed.
+
+mod error;
+mod misfit;
+mod program;
+mod boot_file;
+mod spec;
+mod launch;
+mod command_line;
+mod qmp;
+mod device_state;
+mod kept;
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rekindle_kernel::wakeup::wait_readable;
+use rekindle_kernel::{Memfd, PageKind};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::vmm_process::{Unfinished, VmmProcess};
+use crate::keeper::{KeeperClient, Role};
+use command_line::{Beginning, CONTROL_FD, MEMORY_FD, SERIAL_FD};
+use qmp::Qmp;
+
+pub use boot_file::BootFile;
+pub use error::QemuError;
+pub use kept::{CONTROL, KeptParts, MEMORY, SERIAL};
+pub use launch::{Launch, Places};
+pub use misfit::Misfit;
+pub use program::{NoQemu, QemuProgram, Version};
+pub use spec::{Accelerator, DiskSpec, Machine, NicSpec, QemuOptions, QemuSpec, SPEC_BLOB};
+
+/// A QEMU with its guest. Dropped, it runs on under the keeper.
+#[derive(Debug)]
+pub struct QemuGuest {
+    /// The process it is.
+    pub process: VmmProcess,
+    qmp: Qmp,
+    contact: Contact,
+    serial: UnixStream,
+    memory: Option<Memfd>,
+}
+
+/// How far a driver and its QEMU have come with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Contact {
+    /// It was started, and has not said yet that it is up.
+    New,
+    /// Another driver talked to it, and may have stopped in the middle of a word.
+    Strange,
+    /// It takes commands.
+    Known,
+}
+
+impl QemuGuest {
+    /// Starts a guest on empty memory as a child of the keeper, which holds under `key` its pidfd, [`CONTROL`],
+    /// [`SERIAL`] and [`MEMORY`]. It runs when this returns.
+    ///
+    /// Where this fails no QEMU runs, but what is held under `key` is the caller's to forget.
+    pub fn start(keeper: &KeeperClient, key: &str, launch: &Launch) -> Result<Self, QemuError> {
+        let memory = empty_memory(launch)?;
+        let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Boot)?;
+        let Begun { process, control, serial } = begun;
+        let mut qmp = Qmp::new(process.process().id(), control, launch.places.log.clone());
+        qmp.greet()?;
+        device_state::prepare(&mut qmp)?;
+        Ok(Self { process: process.finish(), qmp, contact: Contact::Known, serial, memory: Some(memory) })
+    }
+
+    /// Starts a QEMU as a child of the keeper, whose memory is handed over at the socket `handover`, which listens
+    /// already; see [`Self::handed_over`]. Its guest stands until [`Self::load`]. The keeper holds under `key` its
+    /// pidfd, [`CONTROL`] and [`SERIAL`]; the memory comes with the hand-over.
+    ///
+    /// Once this has returned, ending the process is the caller's, whatever fails.
+    pub fn resume(
+        keeper: &KeeperClient,
+        key: &str,
+        launch: &Launch,
+        handover: &Path,
+    ) -> Result<Self, QemuError> {
+        let memory = empty_memory(launch)?;
+        let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Resume(handover))?;
+        let Begun { process, control, serial } = begun;
+        let qmp = Qmp::new(process.process().id(), control, launch.places.log.clone());
+        Ok(Self { process: process.finish(), qmp, contact: Contact::New, serial, memory: None })
+    }
+
+    /// Waits for the connection over which a resumed guest hands over its memory, at most `limit`. A QEMU that ends
+    /// instead has said why, which is in the error.
+    pub fn handed_over(&self, listener: &UnixListener, limit: Duration) -> Result<UnixStream, QemuError> {
+        const DOING: &str = "hand over its memory";
+        let failed = |source| QemuError::Connection { pid: self.id(), doing: DOING, source };
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let process = self.process.handle();
+            let fds = [Some(listener.as_fd()), Some(process.as_fd())];
+            let [connected, ended] = wait_readable(fds, Some(left)).map_err(failed)?;
+            if connected.readable {
+                return Ok(listener.accept().map_err(failed)?.0);
+            }
+            if ended.readable {
+                return Err(self.qmp.ended(DOING));
+            }
+            if left.is_zero() {
+                return Err(QemuError::Silent { pid: self.id(), doing: DOING, limit });
+            }
+        }
+    }
+
+    /// Puts device state into a QEMU that was started by [`Self::resume`], and lets its guest go on from there. Its
+    /// faults begin before this returns, so another thread is serving them.
+    pub fn load(&mut self, state: &[u8]) -> Result<(), QemuError> {
+        self.become_known()?;
+        device_state::prepare(&mut self.qmp)?;
+        device_state::load(&mut self.qmp, state)?;
+        self.qmp.execute("go on", "cont", &Value::Null).map(drop)
+    }
+
+    /// Has every CPU and device of the guest stand, and takes its device state. The guest is still served meanwhile:
+    /// a CPU stands once it has the page it waits for. Where this fails, [`Self::go_on`].
+    pub fn suspend(&mut self) -> Result<Bytes, QemuError> {
+        self.become_known()?;
+        self.qmp.execute("stop", "stop", &Value::Null)?;
+        Ok(device_state::save(&mut self.qmp)?.into())
+    }
+
+    /// Has the guest run again after a pause that did not come to pass, wherever that stopped. One that runs goes on.
+    pub fn go_on(&mut self) -> Result<(), QemuError> {
+        let gone_on = self.try_go_on();
+        if let Err(QemuError::Silent { .. }) = &gone_on {
+            // It may yet come to do what it was told before; then this is to be the last of it.
+            self.qmp.tell("go on", "cont", &Value::Null, &[])?;
+        }
+        gone_on
+    }
+
+    fn try_go_on(&mut self) -> Result<(), QemuError> {
+        self.become_known()?;
+        device_state::give_up(&mut self.qmp)?;
+        let told = self.qmp.execute("go on", "query-status", &Value::Null)?;
+        if told["status"] == "inmigrate" {
+            return Err(QemuError::NotLoaded { pid: self.id() });
+        }
+        self.qmp.execute("go on", "cont", &Value::Null).map(drop)
+    }
+
+    /// The generation id that the guest sees now: another one after each resume. None where the machine has no such
+    /// device.
+    pub fn generation_id(&mut self) -> Result<Option<Uuid>, QemuError> {
+        const DOING: &str = "tell its generation id";
+        self.become_known()?;
+        let told = match self.qmp.execute(DOING, "query-vm-generation-id", &Value::Null) {
+            Err(QemuError::Refused { .. }) => return Ok(None),
+            told => told?,
+        };
+        let id = told["guid"].as_str().and_then(|id| id.parse().ok());
+        let answer = || QemuError::Answer { pid: self.id(), doing: DOING, answer: told.to_string() };
+        id.map(Some).ok_or_else(answer)
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Our end of the serial console: what the guest prints, and what is typed to it. The guest stands where it prints
+    /// and nobody reads.
+    pub fn serial(&self) -> BorrowedFd<'_> {
+        self.serial.as_fd()
+    }
+
+    /// The file behind the memory of a guest that was started on empty memory; once nobody runs, all that it has is all
+    /// there is to capture (`rekindle_engine::tracking::file_pages`).
+    pub fn memory(&self) -> Option<&Memfd> {
+        self.memory.as_ref()
+    }
+
+    fn become_known(&mut self) -> Result<(), QemuError> {
+        match self.contact {
+            Contact::New => self.qmp.greet()?,
+            Contact::Strange => self.qmp.take_over()?,
+            Contact::Known => {}
+        }
+        self.contact = Contact::Known;
+        Ok(())
+    }
+}
+
+/// A QEMU that was started and is killed on drop, with our ends of its connections.
+struct Begun {
+    process: Unfinished,
+    control: UnixStream,
+    serial: UnixStream,
+}
+
+impl Begun {
+    fn spawn(
+        keeper: &KeeperClient,
+        key: &str,
+        launch: &Launch,
+        memory: &Memfd,
+        beginning: Beginning<'_>,
+    ) -> Result<Self, QemuError> {
+        let spawn = command_line::spawn(launch, memory, beginning)?;
+        let (control, their_control) = pair()?;
+        let (serial, their_serial) = pair()?;
+        let mut fds = vec![
+            (Role::Child(CONTROL_FD), their_control.as_fd()),
+            (Role::Child(SERIAL_FD), their_serial.as_fd()),
+            (Role::Child(MEMORY_FD), memory.as_fd()),
+            (Role::Held(CONTROL), control.as_fd()),
+            (Role::Held(SERIAL), serial.as_fd()),
+        ];
+        match beginning {
+            Beginning::Boot => fds.push((Role::Held(MEMORY), memory.as_fd())),
+            Beginning::Resume(_) => {}
+        }
+        let process = VmmProcess::spawn_under(keeper, key, &spawn, &fds)?;
+        Ok(Self { process, control, serial })
+    }
+}
+
+fn pair() -> Result<(UnixStream, UnixStream), QemuError> {
+    UnixStream::pair().map_err(|source| QemuError::Prepare { doing: "a connection to QEMU", source })
+}
+
+fn empty_memory(launch: &Launch) -> Result<Memfd, QemuError> {
+    let bytes = launch.spec.options.memory_bytes;
+    let memory = Memfd::create("guest-memory", bytes, PageKind::Small);
+    memory.map_err(|source: io::Error| QemuError::Prepare { doing: "memory for the guest", source })
+}

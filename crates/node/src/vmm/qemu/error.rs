@@ -1,0 +1,96 @@
+//! What can go wrong with a QEMU.
+
+use std::io;
+use std::time::Duration;
+
+use super::misfit::Misfit;
+use crate::vmm::vmm_process::ProcessError;
+
+/// A QEMU did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub enum QemuError {
+    /// Nothing was started: it could not have worked.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
+    /// Something it needs could not be made.
+    #[error("{doing}: {source}")]
+    Prepare {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its process did not do what it was told to.
+    #[error("QEMU: {0}")]
+    Process(#[from] ProcessError),
+    /// It ended before it had answered.
+    #[error("QEMU {pid} ended before it could {doing}{}", said(log))]
+    Ended {
+        /// Its process id.
+        pid: u32,
+        /// What it was to do.
+        doing: &'static str,
+        /// The last lines it printed; empty where it printed nothing or nobody kept it.
+        log: String,
+    },
+    /// No answer came in time: it is frozen, or waits for a page.
+    #[error("QEMU {pid} did not {doing} within {limit:?}: it is frozen or waits for a page")]
+    Silent {
+        /// Its process id.
+        pid: u32,
+        /// What it was to do.
+        doing: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// It refused a command and said why.
+    #[error("QEMU {pid} refused to {doing}: {reason}")]
+    Refused {
+        /// Its process id.
+        pid: u32,
+        /// What it was to do.
+        doing: &'static str,
+        /// Why, in its words.
+        reason: String,
+    },
+    /// What it answered was not understood.
+    #[error("QEMU {pid} was to {doing} and answered something else: {answer}")]
+    Answer {
+        /// Its process id.
+        pid: u32,
+        /// What it was to do.
+        doing: &'static str,
+        /// The beginning of its answer.
+        answer: String,
+    },
+    /// The device state could not be moved in or out.
+    #[error("QEMU {pid}: device state was not {moved}: {reason}")]
+    DeviceState {
+        /// Its process id.
+        pid: u32,
+        /// `saved` or `loaded`.
+        moved: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// It was resumed and never loaded: there is no guest in it that could run.
+    #[error("QEMU {pid} has no guest yet: its device state was not loaded")]
+    NotLoaded {
+        /// Its process id.
+        pid: u32,
+    },
+    /// The connection to it failed.
+    #[error("QEMU {pid} could not be asked to {doing}: {source}")]
+    Connection {
+        /// Its process id.
+        pid: u32,
+        /// What it was to do.
+        doing: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn said(log: &str) -> String {
+    if log.is_empty() { String::new() } else { format!("; it said: {log}") }
+}

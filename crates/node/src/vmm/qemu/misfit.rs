@@ -1,0 +1,120 @@
+//! What keeps a machine from being started here, found before anything is started.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::program::Version;
+use super::spec::{Accelerator, Machine};
+
+/// A machine does not fit this host, or makes no sense anywhere.
+#[derive(Debug, thiserror::Error)]
+pub enum Misfit {
+    /// A value that no machine can have.
+    #[error("{what} is {value}, but {must}")]
+    Value {
+        /// What has the value.
+        what: &'static str,
+        /// The value.
+        value: String,
+        /// What it must be.
+        must: &'static str,
+    },
+    /// QEMU here is older than the one that made the machine.
+    #[error("it was made by QEMU {made_by}, and QEMU here is {found}: install QEMU {made_by} or a later one")]
+    OlderQemu {
+        /// What made it.
+        made_by: Version,
+        /// What is here.
+        found: Version,
+    },
+    /// The machine's devices are not the same from one QEMU to the next.
+    #[error(
+        "it was made by QEMU {made_by}, and QEMU here is {found}: a {} can only go on under QEMU {}.{}.x; q35 is the \
+         machine that later ones can take over",
+        machine.word(), made_by.major, made_by.minor
+    )]
+    OtherQemu {
+        /// The machine.
+        machine: Machine,
+        /// What made it.
+        made_by: Version,
+        /// What is here.
+        found: Version,
+    },
+    /// QEMU here does not know the machine.
+    #[error("QEMU {found} has no machine {machine_type}")]
+    NoSuchMachine {
+        /// The machine with its version.
+        machine_type: String,
+        /// What is here.
+        found: Version,
+    },
+    /// The accelerator does not work here.
+    #[error("it needs {}, which does not work here: {reason}", accelerator.word())]
+    NoAccelerator {
+        /// What it needs.
+        accelerator: Accelerator,
+        /// Why it does not work.
+        reason: String,
+    },
+    /// The machine has the CPU of the host it was started on, and this is another.
+    #[error("its CPU is its host's, {made_on}, and the CPU here is {found}")]
+    OtherCpu {
+        /// The CPU it was started on.
+        made_on: String,
+        /// The CPU here.
+        found: String,
+    },
+    /// A file the machine boots from is not here.
+    #[error("its {role} is not here: {} cannot be read: {source}; its BLAKE3 is {blake3}", path.display())]
+    BootFileMissing {
+        /// Kernel or initrd.
+        role: &'static str,
+        /// Where it was looked for last.
+        path: PathBuf,
+        /// The digest of the bytes that are needed.
+        blake3: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file the machine boots from has other bytes.
+    #[error("its {role} has changed: {} has BLAKE3 {found}, {blake3} is needed", path.display())]
+    BootFileChanged {
+        /// Kernel or initrd.
+        role: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The digest of the bytes that are needed.
+        blake3: String,
+        /// The digest of the bytes there are.
+        found: String,
+    },
+    /// The volumes of a snapshot are not those of its machine.
+    #[error("{volume} has {found} bytes, but the machine's has {expected}")]
+    VolumeSize {
+        /// The memory or a disk.
+        volume: String,
+        /// Bytes of the machine's.
+        expected: u64,
+        /// Bytes of the snapshot's; 0 where it has none.
+        found: u64,
+    },
+    /// Sockets or network devices were not named for all of the machine's.
+    #[error("the machine has {expected} {what}, {given} were named")]
+    Count {
+        /// Disks' sockets or network devices.
+        what: &'static str,
+        /// How many the machine has.
+        expected: usize,
+        /// How many were named.
+        given: usize,
+    },
+    /// The library that hands QEMU's memory over is not installed.
+    #[error(
+        "librekindle_shim.so is missing: it was looked for at {looked}; it belongs next to the program or in ../lib/rekindle"
+    )]
+    NoShim {
+        /// Where it was looked for.
+        looked: String,
+    },
+}

@@ -1,0 +1,244 @@
+//! The QEMU of this host: where it is, what it can do, and the library that is preloaded into it.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+use super::misfit::Misfit;
+use super::spec::{Accelerator, Machine};
+
+/// The program's name, where no path is given.
+const PROGRAM: &str = "qemu-system-x86_64";
+/// The library's name.
+const SHIM: &str = "librekindle_shim.so";
+/// Where the library may be, from the directory of our own program. The first is Cargo's, whose copy next to the program
+/// may be an older one.
+const SHIM_PLACES: [&str; 3] = ["deps", "", "../lib/rekindle"];
+
+/// A version of QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Version {
+    /// The first number.
+    pub major: u32,
+    /// The second number.
+    pub minor: u32,
+    /// The third number.
+    pub micro: u32,
+}
+
+/// A QEMU that was asked what it can do.
+#[derive(Clone, Debug)]
+pub struct QemuProgram {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// Its version.
+    pub version: Version,
+    /// Its machines: each with what it stands for, where it is another's name.
+    machines: Vec<(String, Option<String>)>,
+    /// The library that hands its memory over, or where it was looked for.
+    shim: Result<PathBuf, String>,
+}
+
+/// Why there is no QEMU to be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NoQemu {
+    /// It is not installed.
+    #[error("{looked_for} is not here; install it with: apt-get install qemu-system-x86")]
+    NotFound {
+        /// What was looked for.
+        looked_for: String,
+    },
+    /// It cannot be run.
+    #[error("{} cannot be run: {source}", path.display())]
+    NotRun {
+        /// Where it is.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It says something about itself that no QEMU says.
+    #[error("{} is no QEMU: asked for {asked} it said {said:?}", path.display())]
+    NotQemu {
+        /// Where it is.
+        path: PathBuf,
+        /// What it was asked for.
+        asked: &'static str,
+        /// The beginning of its answer.
+        said: String,
+    },
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+impl QemuProgram {
+    /// The QEMU at `path`, or the one that the search path has, asked what it can do: two runs of 30 ms.
+    pub fn find(path: Option<&Path>) -> Result<Self, NoQemu> {
+        let path = located(path)?;
+        let said = ask(&path, "--version")?;
+        let version = version_in(&said).ok_or_else(|| NoQemu::NotQemu {
+            path: path.clone(),
+            asked: "--version",
+            said: start_of(&said),
+        })?;
+        let machines = machines_in(&ask(&path, "-machine help")?);
+        Ok(Self { path, version, machines, shim: find_shim() })
+    }
+
+    /// The same with another library to be preloaded.
+    #[must_use]
+    pub fn with_shim(self, shim: PathBuf) -> Self {
+        Self { shim: Ok(shim), ..self }
+    }
+
+    /// The library that hands its memory over.
+    pub fn shim(&self) -> Result<&Path, Misfit> {
+        // The loader goes on without a library that is not there.
+        let found = self
+            .shim
+            .as_deref()
+            .map_err(Clone::clone)
+            .and_then(|path| if path.is_file() { Ok(path) } else { Err(path.display().to_string()) });
+        found.map_err(|looked| Misfit::NoShim { looked })
+    }
+
+    /// The machine with its version, as this QEMU makes it.
+    pub fn machine_type(&self, machine: Machine) -> Result<String, Misfit> {
+        let found = self.machines.iter().find(|(name, _)| name == machine.word());
+        let found = found.map(|(name, stands_for)| stands_for.clone().unwrap_or_else(|| name.clone()));
+        found.ok_or_else(|| Misfit::NoSuchMachine {
+            machine_type: machine.word().to_owned(),
+            found: self.version,
+        })
+    }
+
+    /// Whether this QEMU can make a machine of that type.
+    pub fn has_machine_type(&self, machine_type: &str) -> bool {
+        self.machines.iter().any(|(name, _)| name == machine_type)
+    }
+
+    /// Whether an accelerator works here, as far as can be told without starting a machine.
+    pub fn check_accelerator(&self, accelerator: Accelerator) -> Result<(), Misfit> {
+        let opened = match accelerator {
+            Accelerator::Tcg => Ok(()),
+            Accelerator::Kvm => File::options().read(true).write(true).open("/dev/kvm").map(drop),
+        };
+        opened.map_err(|error| Misfit::NoAccelerator { accelerator, reason: format!("/dev/kvm: {error}") })
+    }
+}
+
+#[cfg(test)]
+impl QemuProgram {
+    /// One that nobody runs.
+    pub(super) fn of_tests() -> Self {
+        let machines = machines_in("\nmicrovm x\nq35 x (alias of pc-q35-7.2)\npc-q35-7.2 x\npc-q35-6.2 x");
+        let version = Version { major: 7, minor: 2, micro: 22 };
+        Self { path: "/bin/true".into(), version, machines, shim: Ok("/bin/true".into()) }
+    }
+}
+
+/// The maker, family, model and stepping of this host's CPU.
+pub(super) fn host_cpu() -> String {
+    let all = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let of = |field: &str| {
+        let line = all.lines().find(|line| line.split(':').next().is_some_and(|name| name.trim() == field));
+        line.and_then(|line| line.split(':').nth(1)).unwrap_or_default().trim().to_owned()
+    };
+    format!("{} {}/{}/{}", of("vendor_id"), of("cpu family"), of("model"), of("stepping"))
+}
+
+fn located(path: Option<&Path>) -> Result<PathBuf, NoQemu> {
+    let name = path.unwrap_or(Path::new(PROGRAM));
+    let is_file = |path: &PathBuf| path.is_file();
+    let found = match name.components().count() {
+        1 => {
+            let searched = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&searched).map(|directory| directory.join(name)).find(is_file)
+        }
+        _ => Some(name.to_owned()).filter(is_file),
+    };
+    let absolute = found.and_then(|path| std::path::absolute(path).ok());
+    absolute.ok_or_else(|| NoQemu::NotFound { looked_for: name.display().to_string() })
+}
+
+fn ask(path: &Path, what: &'static str) -> Result<String, NoQemu> {
+    let asked = Command::new(path).args(what.split(' ')).output();
+    let output = asked.map_err(|source| NoQemu::NotRun { path: path.to_owned(), source })?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(said);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(NoQemu::NotQemu { path: path.to_owned(), asked: what, said: start_of(&said) })
+}
+
+fn start_of(said: &str) -> String {
+    said.chars().take(200).collect()
+}
+
+fn version_in(said: &str) -> Option<Version> {
+    let numbers = said.strip_prefix("QEMU emulator version ")?.split_whitespace().next()?;
+    let mut numbers = numbers.split('.').map(|number| number.parse().ok());
+    let (major, minor) = (numbers.next()??, numbers.next()??);
+    Some(Version { major, minor, micro: numbers.next().flatten().unwrap_or(0) })
+}
+
+/// Lines like `q35    Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)`.
+fn machines_in(said: &str) -> Vec<(String, Option<String>)> {
+    let machine = |line: &str| {
+        let name = line.split_whitespace().next()?;
+        let stands_for = line.split_once("(alias of ").and_then(|(_, rest)| rest.split(')').next());
+        Some((name.to_owned(), stands_for.map(str::to_owned)))
+    };
+    said.lines().skip(1).filter_map(machine).collect()
+}
+
+fn find_shim() -> Result<PathBuf, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let directory = program.parent().unwrap_or(Path::new("/"));
+    // A test's program is in cargo's `deps`, one below ours.
+    let directories = [Some(directory), directory.parent().filter(|_| directory.ends_with("deps"))];
+    let places = directories.into_iter().flatten();
+    let mut places = places.flat_map(|directory| SHIM_PLACES.map(|place| directory.join(place).join(SHIM)));
+    let looked = || format!("{} and {}", directory.display(), directory.join(SHIM_PLACES[2]).display());
+    places.find(|path| path.is_file()).ok_or_else(looked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_and_ordered() {
+        let said = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright (c)";
+        let version = version_in(said).expect("a version");
+        assert_eq!(version.to_string(), "7.2.22");
+        assert!(version < Version { major: 10, minor: 0, micro: 0 });
+        assert_eq!(version_in("QEMU emulator version 10.0\n").map(|version| version.micro), Some(0));
+        assert_eq!(version_in("something else"), None);
+    }
+
+    #[test]
+    fn machines_are_listed_with_what_they_stand_for() {
+        let said = "Supported machines are:\nmicrovm   microvm (i386)\n\
+                    q35   Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\npc-q35-7.2  Standard PC";
+        let machines = machines_in(said);
+        assert_eq!(machines[0], ("microvm".to_owned(), None));
+        assert_eq!(machines[1], ("q35".to_owned(), Some("pc-q35-7.2".to_owned())));
+        assert_eq!(machines.len(), 3);
+    }
+
+    #[test]
+    fn a_qemu_that_is_not_there_is_told_with_what_to_do() {
+        let error = QemuProgram::find(Some(Path::new("/no/such/qemu"))).expect_err("there is none");
+        assert!(error.to_string().contains("apt-get install qemu-system-x86"), "{error}");
+        let error = QemuProgram::find(Some(Path::new("/bin/cat"))).expect_err("cat is no QEMU");
+        assert!(matches!(error, NoQemu::NotQemu { .. }), "{error}");
+    }
+}

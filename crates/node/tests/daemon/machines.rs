@@ -1,0 +1,229 @@
+//! Virtual machines through the daemon: real QEMUs, whose guests count and judge their memory themselves.
+
+use std::time::Duration;
+
+use rekindle::api::problem::Code;
+use rekindle::api::types::{Accelerator, Board, ForkSandbox, SandboxState, SnapshotState};
+use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_testkit::random::Random;
+use rekindle_testkit::skip::skipped;
+
+use crate::machine_console::{Console, have_qemu, linux, tiny};
+use crate::support::{Node, pause_as};
+
+const TIER: &str = "machines in QEMU";
+
+/// A machine with the tiny guest that has filled its memory.
+fn filled(node: &Node, name: &str, board: Board, accelerator: Accelerator) {
+    node.client.create_sandbox(None, &tiny(node, name, board, accelerator)).expect("a machine is made");
+    let mut console = Console::of(&node.client, name);
+    console.line("rekindle tiny guest, ");
+    console.ask("fill 1", "filled ");
+}
+
+/// Pauses, resumes while that is being saved, forks and pauses forks: everything goes on where it stood.
+fn live_through(board: Board, accelerator: Accelerator) {
+    let node = Node::start();
+    filled(&node, "vm", board, accelerator);
+    let counted = Console::from_now(&node.client, "vm").tick();
+    let first = node.pause("vm", "first");
+    node.resume("vm");
+    let mut console = Console::from_now(&node.client, "vm");
+    assert_eq!(console.tick(), counted + 1);
+    console.assert_verified();
+    console.ask("dirty 2 30", "dirtied ");
+    let forks = ForkSandbox { count: 2, name: Some("fork".to_owned()), ..Default::default() };
+    node.client.fork_sandbox("vm", None, &forks).expect("it is forked");
+    for name in ["vm", "fork-1", "fork-2"] {
+        let mut console = Console::from_now(&node.client, name);
+        assert_eq!(console.tick(), counted + 2);
+        console.ask("dirty 3 10", "dirtied ");
+        console.assert_verified();
+    }
+    node.pause("fork-1", "second");
+    node.resume("fork-1");
+    Console::from_now(&node.client, "fork-1").assert_verified();
+    node.resumed("first", "old");
+    let mut old = Console::from_now(&node.client, "old");
+    assert_eq!(old.tick(), counted + 1);
+    old.assert_verified();
+    node.wait("second", SnapshotState::Published);
+    assert_eq!(node.client.verify_snapshot("second").expect("it is verified").wrong_pages, 0);
+    assert_eq!(node.client.snapshot("first").expect("it is there").id, first.id);
+}
+
+#[test]
+fn a_microvm_goes_on_where_it_stood_also_forked_and_while_its_pause_is_being_saved() {
+    if have_qemu(TIER) {
+        live_through(Board::Microvm, Accelerator::Tcg);
+    }
+}
+
+#[test]
+fn a_pc_goes_on_where_it_stood_also_forked_and_while_its_pause_is_being_saved() {
+    if have_qemu(TIER) {
+        live_through(Board::Q35, Accelerator::Tcg);
+    }
+}
+
+#[test]
+fn a_machine_under_kvm_goes_on_where_it_stood() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    if !std::path::Path::new("/dev/kvm").exists() {
+        return skipped("KVM", "there is no /dev/kvm");
+    }
+    live_through(Board::Microvm, Accelerator::Kvm);
+}
+
+#[test]
+fn machines_run_on_while_their_daemon_is_killed_and_the_next_one_has_them() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let mut node = Node::start();
+    filled(&node, "fresh", Board::Microvm, Accelerator::Tcg);
+    filled(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    node.pause("vm", "first");
+    node.resume("vm");
+    let counted = Console::from_now(&node.client, "vm").tick();
+    node.crash();
+    let mut console = Console::from_now(&node.client, "vm");
+    assert_eq!(console.tick(), counted + 1);
+    console.assert_verified();
+    console.ask("dirty 5 20", "dirtied ");
+    Console::from_now(&node.client, "fresh").assert_verified();
+    node.pause("vm", "second");
+    node.pause("fresh", "third");
+    node.crash();
+    for name in ["vm", "fresh"] {
+        node.resume(name);
+        Console::from_now(&node.client, name).assert_verified();
+    }
+}
+
+/// Whatever is being done to a machine when the daemon dies, the next one finds it running, or paused and resumable.
+#[test]
+fn a_daemon_killed_in_any_step_leaves_a_machine_running_or_paused() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let seed = 4;
+    eprintln!("seed {seed}");
+    let mut random = Random::new(seed);
+    let mut node = Node::start();
+    filled(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    for round in 0..8 {
+        let is_running = node.client.sandbox("vm").expect("it is there").state == SandboxState::Running;
+        let client = node.client.clone();
+        let asking = std::thread::spawn(move || {
+            // What comes of it is seen by the next daemon.
+            if is_running {
+                client.pause_sandbox("vm", None, &pause_as(&format!("round-{round}"))).map(drop).ok();
+            } else {
+                client.resume_sandbox("vm", &Default::default()).map(drop).ok();
+            }
+        });
+        std::thread::park_timeout(Duration::from_millis(u64::from(random.below(if is_running {
+            60
+        } else {
+            300
+        }))));
+        node.crash();
+        asking.join().expect("the request ends with its daemon");
+        let state = node.client.sandbox("vm").expect("it is there").state;
+        match state {
+            SandboxState::Running => {}
+            SandboxState::Paused => drop(node.resume("vm")),
+            SandboxState::Stalled | SandboxState::Stopped | SandboxState::Lost => {
+                unreachable!("round {round}: it is {state:?}")
+            }
+        }
+        let mut console = Console::from_now(&node.client, "vm");
+        console.tick();
+        console.assert_verified();
+        console.ask(&format!("dirty {round} 10"), "dirtied ");
+        if round % 2 == 1 {
+            node.pause("vm", &format!("between-{round}"));
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_is_killed_is_stopped_by_name_and_its_snapshots_go_on() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let node = Node::start();
+    filled(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    node.pause("vm", "first");
+    let pid = node.resume("vm").pid.expect("it runs");
+    let process = ProcessHandle::open(pid).expect("it runs");
+    process.signal(Signal::Kill).expect("it can be killed");
+    node.eventually("the end of the machine", || {
+        node.client.sandbox("vm").expect("it is there").state == SandboxState::Stopped
+    });
+    node.resumed("first", "again");
+    Console::from_now(&node.client, "again").assert_verified();
+}
+
+#[test]
+fn a_machine_that_cannot_be_made_is_refused_with_what_is_missing_and_leaves_nothing() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let node = Node::start();
+    let mut wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    wanted.machine.as_mut().expect("it is one").kernel = "/no such kernel".to_owned();
+    let error = node.client.create_sandbox(None, &wanted).expect_err("there is no kernel");
+    assert!(error.to_string().contains("/no such kernel"), "{error}");
+    let mut wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    wanted.memory_bytes = 4096;
+    let error = node.client.create_sandbox(None, &wanted).expect_err("no machine is so small");
+    assert_eq!(error.code(), Some(Code::Misfit), "{error}");
+    assert!(node.client.all_sandboxes(None).expect("they are listed").is_empty());
+    assert!(node.kept("guest/").is_empty());
+}
+
+/// The story of a Linux machine with a disk: what was written is there in forks, after a crash, and on another node.
+#[test]
+fn linux_with_a_disk_has_its_files_in_forks_after_a_crash_and_on_another_node() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let mut node = Node::start();
+    let Some(wanted) = linux(&node, "vm", TIER) else { return };
+    node.client.create_sandbox(None, &wanted).expect("a machine is made");
+    let mut console = Console::of(&node.client, "vm");
+    assert!(console.line("rekindle linux guest, ").ends_with("/dev/vda at /disk"));
+    console.ask("write note one", "written ");
+    console.ask("fill 1 40", "filled ");
+    node.pause("vm", "first");
+    node.resume("vm");
+    let mut console = Console::from_now(&node.client, "vm");
+    console.ask("forget", "forgot");
+    assert_eq!(console.ask("read note", "read "), "one");
+    let fork = ForkSandbox { count: 1, name: Some("fork".to_owned()), ..Default::default() };
+    node.client.fork_sandbox("vm", None, &fork).expect("it is forked");
+    let mut forked = Console::from_now(&node.client, "fork");
+    forked.ask("write note two", "written ");
+    node.crash();
+    let mut forked = Console::from_now(&node.client, "fork");
+    forked.ask("write more three", "written ");
+    forked.assert_verified();
+    let last = node.pause("fork", "last");
+    let mut console = Console::from_now(&node.client, "vm");
+    console.ask("forget", "forgot");
+    assert_eq!(console.ask("read note", "read "), "one");
+    console.assert_verified();
+    node.wait("last", SnapshotState::Published);
+    let elsewhere = Node::start_with("");
+    node.terminate();
+    elsewhere.copy_store(&node);
+    elsewhere.resumed(&last.id.to_string(), "cold");
+    let mut cold = Console::from_now(&elsewhere.client, "cold");
+    assert_eq!(cold.ask("read note", "read "), "two");
+    assert_eq!(cold.ask("read more", "read "), "three");
+    cold.assert_verified();
+}

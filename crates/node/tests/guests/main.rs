@@ -1,0 +1,5 @@
+//! The guests that the program carries, started in an unmodified QEMU.
+
+mod console;
+mod linux;
+mod tiny;

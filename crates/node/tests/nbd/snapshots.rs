@@ -1,0 +1,58 @@
+//! What a disk takes and gives back.
+
+use rekindle::disk::{Overlay, OverlayError};
+use rekindle_engine::limits::MANIFEST_PAGES_MAX;
+
+use crate::client::{Client, Style, TRIM, WRITE_ZEROES};
+use crate::stand::{PAGE, Stand, content, disk_name, word};
+
+#[test]
+fn a_disk_takes_memory_for_what_is_written_and_gives_back_what_is_discarded() {
+    let stand = Stand::new();
+    let bytes = 4096 * PAGE;
+    let disk = stand.disk(bytes, None);
+    let held = || disk.overlay().bytes_held().unwrap();
+    let mut client = Client::connect(&stand.socket(), Style::Oldest).unwrap();
+    client.without_data(WRITE_ZEROES, 0, 0, word(bytes)).unwrap();
+    client.read(0, bytes).unwrap();
+    assert_eq!(held(), 0, "zeroes and reads take none");
+    client.write(0, &vec![1; 100 * PAGE]).unwrap();
+    client.write(200 * 4096 + 10, b"a part of a page").unwrap();
+    assert_eq!(held(), 101 * 4096);
+    client.without_data(TRIM, 0, 100, 50 * 4096).unwrap();
+    assert_eq!(held(), 52 * 4096);
+    client.without_data(WRITE_ZEROES, 0, 0, word(bytes)).unwrap();
+    assert_eq!(held(), 0);
+    let stats = disk.stats();
+    assert_eq!((stats.requests, stats.connections, stats.cold_requests), (6, 1, 0));
+    assert_eq!((stats.bytes_read, stats.bytes_written), (word(bytes), 100 * 4096 + 16));
+    assert_eq!(stats.bytes_zeroed, 2 * word(bytes) + 50 * 4096);
+}
+
+#[test]
+fn a_child_has_only_what_was_written() {
+    let stand = Stand::new();
+    let mut model = content(21, 600 * PAGE);
+    let parent = stand.snapshot(&model);
+    let disk = stand.disk(600 * PAGE, Some(&parent));
+    let mut client = Client::connect(&stand.socket(), Style::Structured).unwrap();
+    let new = vec![0x5a; 3 * PAGE];
+    client.write(word(70 * PAGE), &new).unwrap();
+    client.without_data(WRITE_ZEROES, 0, word(200 * PAGE), word(10 * PAGE)).unwrap();
+    model[70 * PAGE..73 * PAGE].copy_from_slice(&new);
+    model[200 * PAGE..210 * PAGE].fill(0);
+    let volume = disk.freeze().volume(disk_name()).unwrap();
+    assert_eq!((volume.pages.kept.len(), volume.pages.zero.len()), (3, 10));
+    let child = stand.commit(Some(&parent), volume);
+    disk.end();
+    assert!(stand.read(&child, model.len()) == model);
+    let (elsewhere, cold) = stand.cold(&child);
+    assert!(elsewhere.read(&cold, model.len()) == model, "from the store");
+}
+
+#[test]
+fn a_disk_that_no_volume_can_be_is_refused() {
+    for bytes in [0, u64::from(MANIFEST_PAGES_MAX) * 4096 + 1, u64::MAX] {
+        assert!(matches!(Overlay::create(bytes), Err(OverlayError::Size { .. })), "{bytes}");
+    }
+}

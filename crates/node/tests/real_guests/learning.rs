@@ -1,0 +1,46 @@
+//! Real guests that are resumed again: what the first one touched is there before the next one asks.
+
+use rekindle::guest::trace::{Access, Pattern, Timing, Trace};
+use rekindle::sandbox::{Sandbox, SandboxShape, WorkingSets};
+
+use crate::support::{Node, assert_verified, each_case, eventually, filled_snapshot, resume};
+
+/// Touches pages far apart, always the same; the faults so far.
+fn touch(sandbox: &mut Sandbox, pages: u32) -> u64 {
+    let threads = std::num::NonZeroUsize::MIN;
+    let far = (0..pages / 4).map(|step| step * 769 % pages).collect();
+    let trace = Trace {
+        pattern: Pattern::List(far),
+        access: Access::Read,
+        threads,
+        cpus: Vec::new(),
+        timing: Timing::Whole,
+    };
+    sandbox.guest.control.touch_trace(trace).expect("touches");
+    sandbox.server().expect("it is served").stats().faults
+}
+
+#[test]
+fn a_real_guest_that_is_resumed_again_waits_for_at_most_a_twentieth_of_the_pages() {
+    each_case(|case| {
+        let node = Node::start();
+        let engine = &node.engine;
+        let snapshot = filled_snapshot(engine, &case.shape, 1);
+        let shape = SandboxShape { working_sets: WorkingSets::Used, ..case.shape.clone() };
+        let pages = snapshot.memory().pages();
+        let mut first = resume(engine, &snapshot, &shape);
+        let before = touch(&mut first, pages);
+        drop(first);
+        eventually("a recording", || engine.working_set(&snapshot).is_some());
+        let set = engine.working_set(&snapshot).expect("seen just now");
+        let mut second = resume(engine, &snapshot, &shape);
+        eventually("an install of the working set", || {
+            let stats = second.server().expect("it is served").stats();
+            // What the guest touched before its turn came was not installed ahead.
+            stats.pages_prefetched + stats.faults >= u64::from(set.pages())
+        });
+        let after = touch(&mut second, pages);
+        assert!(after * 20 <= before, "{before} faults before, then {after}");
+        assert_verified(&mut second.guest);
+    });
+}

@@ -1,0 +1,62 @@
+//! What the environment asks of this library.
+
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+
+use libc::c_int;
+
+use crate::refusal::Refusal;
+
+/// The variable with the path of the socket at which the handler listens.
+const HANDOVER: &str = "REKINDLE_HANDOVER";
+/// The variable with the device, inode and length of the memory file: three numbers with colons between them.
+const MEMORY: &str = "REKINDLE_MEMORY";
+/// The variable that says, by being there, that the kernel itself never touches guest memory.
+const USER_FAULTS: &str = "REKINDLE_USER_FAULTS";
+
+/// The memory file, and where it is to be handed over.
+pub(crate) struct Asked {
+    pub(crate) socket: PathBuf,
+    pub(crate) bytes: u64,
+    /// Whether a userfaultfd that gets no faults of the kernel is good enough.
+    pub(crate) user_faults_suffice: bool,
+    device: u64,
+    inode: u64,
+}
+
+impl Asked {
+    /// None where neither variable is set.
+    pub(crate) fn of_environment() -> Result<Option<Self>, Refusal> {
+        let (socket, memory) = (std::env::var_os(HANDOVER), std::env::var_os(MEMORY));
+        if socket.is_none() && memory.is_none() {
+            return Ok(None);
+        }
+        let socket = socket.map(PathBuf::from).filter(|socket| socket.is_absolute());
+        let socket = socket.ok_or(Refusal::Variable { name: HANDOVER })?;
+        let numbers = memory.as_ref().and_then(|memory| numbers(memory.to_str()?));
+        let [device, inode, bytes] = numbers.ok_or(Refusal::Variable { name: MEMORY })?;
+        let user_faults_suffice = std::env::var_os(USER_FAULTS).is_some();
+        Ok(Some(Self { socket, bytes, user_faults_suffice, device, inode }))
+    }
+
+    /// Whether `fd` is the memory file, by whatever path it was opened.
+    pub(crate) fn is_behind(&self, fd: c_int) -> bool {
+        if fd < 0 {
+            return false;
+        }
+        let mut status = MaybeUninit::<libc::stat64>::uninit();
+        // SAFETY: the kernel fills the structure, or says that it did not.
+        let result = unsafe { libc::fstat64(fd, status.as_mut_ptr()) };
+        if result != 0 {
+            return false;
+        }
+        // SAFETY: the call succeeded.
+        let status = unsafe { status.assume_init_ref() };
+        (status.st_dev, status.st_ino) == (self.device, self.inode)
+    }
+}
+
+fn numbers(text: &str) -> Option<[u64; 3]> {
+    let numbers: Option<Vec<u64>> = text.split(':').map(|number| number.parse().ok()).collect();
+    numbers?.try_into().ok()
+}

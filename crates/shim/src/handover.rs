@@ -1,0 +1,78 @@
+//! Giving the memory to the handler, in Firecracker's words: one message, a userfaultfd, the memory file.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+
+use libc::c_int;
+use rekindle_kernel::{FaultScope, Features, GuestRange, RegisterMode, Userfaultfd, fd_passing};
+
+use crate::asked::Asked;
+use crate::refusal::Refusal;
+
+/// What stays open as long as the program lives: without any userfaultfd its missing pages would read zeroes, and the
+/// handler takes the end of the stream for the end of the program.
+static KEPT_OPEN: OnceLock<(Userfaultfd, UnixStream)> = OnceLock::new();
+
+/// A mapping of the whole memory file.
+#[derive(Clone, Copy)]
+pub(crate) struct Mapped {
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+    pub(crate) fd: c_int,
+}
+
+/// Registers the mapping and sends it to the handler, which may take it whenever it likes.
+pub(crate) fn send(asked: &Asked, mapped: Mapped) -> Result<(), Refusal> {
+    let (userfaultfd, mode) = open(asked.user_faults_suffice)?;
+    let range = GuestRange::new(mapped.start, mapped.bytes);
+    userfaultfd.register(range, mode).map_err(|source| Refusal::NotRegistered { source })?;
+    let sent = UnixStream::connect(&asked.socket).and_then(|stream| {
+        // SAFETY: it is open: the program has just mapped it, in this very call.
+        let memory = unsafe { BorrowedFd::borrow_raw(mapped.fd) };
+        fd_passing::send(&stream, message(mapped).as_bytes(), &[userfaultfd.as_fd(), memory])?;
+        Ok(stream)
+    });
+    let stream = sent.map_err(|source| Refusal::NotSent { socket: asked.socket.clone(), source })?;
+    KEPT_OPEN.set((userfaultfd, stream)).map_err(|_| Refusal::Twice)
+}
+
+/// The best userfaultfd this kernel has for shared memory: with page-table scans for written pages, with events for
+/// them, without either. Thread ids are a courtesy to the handler, which places its own thread by them.
+fn open(user_faults_suffice: bool) -> Result<(Userfaultfd, RegisterMode), Refusal> {
+    let missing = Features::EVENT_REMOVE | Features::MISSING_SHMEM;
+    let events = missing | Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM;
+    let scans = events | Features::WP_UNPOPULATED | Features::WP_ASYNC;
+    let protecting = RegisterMode::MissingAndWriteProtect;
+    let ways = [
+        (scans | Features::THREAD_ID, protecting),
+        (scans, protecting),
+        (events, protecting),
+        (missing, RegisterMode::Missing),
+    ];
+    let mut refused = None;
+    for (features, mode) in ways {
+        match Userfaultfd::open(features) {
+            Ok(userfaultfd) => {
+                return enough(&userfaultfd, user_faults_suffice).map(|()| (userfaultfd, mode));
+            }
+            Err(source) => refused = Some(Refusal::NoUserfaultfd { source }),
+        }
+    }
+    Err(refused.expect("there are ways"))
+}
+
+/// A page that only the kernel touches, for a disk or for KVM, makes a call fail where its faults are not ours to serve.
+fn enough(userfaultfd: &Userfaultfd, user_faults_suffice: bool) -> Result<(), Refusal> {
+    match userfaultfd.scope() {
+        Some(FaultScope::UserOnly) if !user_faults_suffice => Err(Refusal::UserFaultsOnly),
+        Some(FaultScope::UserOnly | FaultScope::All) | None => Ok(()),
+    }
+}
+
+/// One region: the whole file. Both names of the page size are in bytes.
+fn message(mapped: Mapped) -> String {
+    let Mapped { start, bytes, .. } = mapped;
+    let pages = "\"page_size\":4096,\"page_size_kib\":4096";
+    format!("[{{\"base_host_virt_addr\":{start},\"size\":{bytes},\"offset\":0,{pages}}}]")
+}

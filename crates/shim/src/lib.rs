@@ -1,0 +1,114 @@
+//! Preloaded into an unmodified QEMU: hands its memory over to be served.
+//!
+//! It stands before `mmap`. The one mapping of the memory file that the environment names gets a userfaultfd, which is
+//! sent, with the file, to the handler that listens; every other mapping is the kernel's alone. What does not fit is
+//! said in one line, and ends the program before its guest runs.
+
+mod asked;
+mod handover;
+mod refusal;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use libc::{c_int, c_void, off64_t};
+
+use asked::Asked;
+use handover::Mapped;
+use refusal::{Refusal, end};
+
+/// Whether the memory was handed over: a second mapping of it would see other pages than the first.
+static HANDED_OVER: AtomicBool = AtomicBool::new(false);
+
+/// mmap(2), by the name that programs with 64-bit file offsets call.
+///
+/// # Safety
+///
+/// As mmap(2): what `MAP_FIXED` replaces must be nobody's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmap64(
+    address: *mut c_void,
+    bytes: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off64_t,
+) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { map(Request { address, bytes, protection, flags, fd, offset }) }
+}
+
+/// mmap(2), by its own name.
+///
+/// # Safety
+///
+/// As mmap(2): what `MAP_FIXED` replaces must be nobody's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmap(
+    address: *mut c_void,
+    bytes: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off64_t,
+) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { map(Request { address, bytes, protection, flags, fd, offset }) }
+}
+
+/// The arguments of one call.
+#[derive(Clone, Copy)]
+struct Request {
+    address: *mut c_void,
+    bytes: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off64_t,
+}
+
+/// Maps as the kernel does; memory that is to be served is handed over before its caller knows its address.
+///
+/// # Safety
+///
+/// As mmap(2).
+unsafe fn map(request: Request) -> *mut c_void {
+    let asked = asked();
+    let is_memory = asked.is_some_and(|asked| asked.is_behind(request.fd));
+    if let (Some(asked), true) = (asked, is_memory)
+        && let Err(refusal) = check(asked, request)
+    {
+        end(&refusal);
+    }
+    let Request { address, bytes, protection, flags, fd, offset } = request;
+    // SAFETY: the caller's promise; the call behind `mmap` is this one.
+    let result = unsafe { libc::syscall(libc::SYS_mmap, address, bytes, protection, flags, fd, offset) };
+    if let (Some(asked), true, Ok(start @ 1..)) = (asked, is_memory, u64::try_from(result)) {
+        let mapped = Mapped { start, bytes: asked.bytes, fd };
+        if let Err(refusal) = handover::send(asked, mapped) {
+            end(&refusal);
+        }
+    }
+    std::ptr::with_exposed_provenance_mut(usize::try_from(result).unwrap_or(usize::MAX))
+}
+
+/// What the environment asks for, read once; none where nobody asks.
+fn asked() -> Option<&'static Asked> {
+    static ASKED: OnceLock<Option<Asked>> = OnceLock::new();
+    ASKED.get_or_init(|| Asked::of_environment().unwrap_or_else(|refusal| end(&refusal))).as_ref()
+}
+
+/// Whether this is the mapping the handler expects: all of the file, writable, seen by the file, and the only one.
+fn check(asked: &Asked, request: Request) -> Result<(), Refusal> {
+    let writable = request.protection & libc::PROT_WRITE != 0;
+    if !writable || request.flags & libc::MAP_TYPE == libc::MAP_PRIVATE {
+        return Err(Refusal::NotShared);
+    }
+    if u64::try_from(request.bytes) != Ok(asked.bytes) || request.offset != 0 {
+        return Err(Refusal::Size { asked: asked.bytes, mapped: request.bytes, offset: request.offset });
+    }
+    match HANDED_OVER.swap(true, Ordering::SeqCst) {
+        true => Err(Refusal::Twice),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,79 @@
+//! A 32-bit program put into a machine's memory, with what PVH's direct entry says of that memory
+//! (xen/include/public/arch-x86/hvm/start_info.h).
+
+use rekindle_kernel::GuestMemory;
+
+/// Where the loader's knowledge lies in guest memory, and the map of memory it points to.
+const KNOWLEDGE: usize = 0x6000;
+const MAP: usize = 0x6100;
+
+const MAGIC: u32 = 0x336e_c578;
+const VERSION: u32 = 1;
+const USABLE: u32 = 1;
+
+/// The program's kind of stretch that is to be in memory.
+const LOADED: u32 = 1;
+const STRETCH_BYTES: usize = 32;
+
+/// Where the first MiB ends that a personal computer has holes in, and where those begin.
+const LOW_END: u64 = 0xa_0000;
+const HIGH_START: u64 = 0x10_0000;
+
+/// Where the processor is to begin, and what it is to have in EBX.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) address: u64,
+    pub(super) knowledge: u64,
+}
+
+/// Puts the ELF program `kernel` into `memory`.
+///
+/// # Panics
+/// If it is no program of ours; this is no loader for others.
+pub(super) fn load(memory: &GuestMemory, kernel: &[u8]) -> Entry {
+    assert_eq!(&kernel[..5], b"\x7fELF\x01", "the guest is a 32-bit program");
+    let (table, entries) = (usize_at(kernel, 28), usize::from(u16_at(kernel, 44)));
+    for entry in 0..entries {
+        let stretch = &kernel[table + entry * STRETCH_BYTES..][..STRETCH_BYTES];
+        if u32_at(stretch, 0) == LOADED {
+            let (offset, address, bytes) =
+                (usize_at(stretch, 4), usize_at(stretch, 12), usize_at(stretch, 16));
+            memory.write(address, &kernel[offset..offset + bytes]);
+        }
+    }
+    tell_memory(memory);
+    Entry { address: u64::from(u32_at(kernel, 24)), knowledge: word(KNOWLEDGE) }
+}
+
+fn tell_memory(memory: &GuestMemory) {
+    let stretches = [(0, LOW_END), (HIGH_START, word(memory.bytes()) - HIGH_START)];
+    let mut knowledge = Vec::new();
+    knowledge.extend([MAGIC, VERSION, 0, 0].into_iter().flat_map(u32::to_le_bytes));
+    // No modules, no command line, no ACPI.
+    knowledge.extend([0, 0, 0, word(MAP)].into_iter().flat_map(u64::to_le_bytes));
+    let count = u32::try_from(stretches.len()).expect("two");
+    knowledge.extend([count, 0].into_iter().flat_map(u32::to_le_bytes));
+    memory.write(KNOWLEDGE, &knowledge);
+    let mut map = Vec::new();
+    for (start, bytes) in stretches {
+        map.extend([start, bytes].into_iter().flat_map(u64::to_le_bytes));
+        map.extend([USABLE, 0].into_iter().flat_map(u32::to_le_bytes));
+    }
+    memory.write(MAP, &map);
+}
+
+fn word(number: usize) -> u64 {
+    u64::try_from(number).expect("64 bits")
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn usize_at(bytes: &[u8], at: usize) -> usize {
+    usize::try_from(u32_at(bytes, at)).expect("64 bits")
+}
