@@ -2,6 +2,7 @@
 
 mod daemon;
 mod disks;
+mod eager;
 mod faults;
 mod format;
 mod machines;
@@ -28,7 +29,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 21] = [
+const ROWS: [&Row; 22] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -50,6 +51,7 @@ const ROWS: [&Row; 21] = [
     &machines::OVERLAP,
     &machines::COLD,
     &machines::WORKING_SET,
+    &machines::FULL,
 ];
 
 /// What to measure and where to put it.

@@ -145,6 +145,7 @@ impl Daemon {
         Ok(())
     }
 
+    #[tracing::instrument(name = "fork", skip_all, fields(count = how.count))]
     pub(super) fn fork(
         &self,
         reference: &str,

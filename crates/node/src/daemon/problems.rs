@@ -9,7 +9,7 @@ use crate::api::problem::{Code, Problem};
 use crate::keeper::KeeperError;
 use crate::vmm::firecracker::{self, NotFirecracker, SpecError};
 use crate::vmm::process::GuestError;
-use crate::vmm::qemu::{Misfit, NoQemu};
+use crate::vmm::qemu::{Misfit, NoQemu, QemuError};
 use crate::vmm::vmm_process::ProcessError;
 
 impl From<CatalogError> for Problem {
@@ -75,7 +75,9 @@ impl From<OpenError> for Problem {
 }
 
 fn is_misfit_itself(cause: &(dyn std::error::Error + 'static)) -> bool {
-    cause.is::<Misfit>()
+    // The drivers' errors say what theirs do, and are not among their causes.
+    matches!(cause.downcast_ref(), Some(QemuError::Misfit(_)))
+        || cause.is::<Misfit>()
         || cause.is::<NoQemu>()
         || cause.is::<firecracker::Misfit>()
         || cause.is::<NotFirecracker>()

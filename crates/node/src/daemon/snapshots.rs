@@ -142,6 +142,7 @@ impl Daemon {
     }
 
     /// Deletes a snapshot; guests that are served from it go on.
+    #[tracing::instrument(name = "delete", skip(self))]
     pub(super) fn delete(&self, reference: &str) -> Answer<()> {
         let known = self.find_snapshot(reference)?;
         let id = known.id();

@@ -111,9 +111,10 @@ impl BlackBox {
             let root = directory.path().canonicalize()?;
             let named = programs.path().join("rekindle");
             link(&program, &named)?;
-            let shim = beside.join(SHIM);
-            if shim.exists() {
-                link(&shim, &programs.path().join(SHIM))?;
+            // Cargo makes it in `deps`, and only some of its commands put it beside the program as well.
+            let shims = [beside.join("deps").join(SHIM), beside.join(SHIM)];
+            if let Some(shim) = shims.iter().find(|shim| shim.exists()) {
+                link(shim, &programs.path().join(SHIM))?;
             }
             let this = Self { directory: Mutex::new(Some(directory)), root, programs, program: named };
             fs::create_dir(this.root.join("home"))?;
