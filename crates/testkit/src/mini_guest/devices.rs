@@ -77,6 +77,11 @@ impl Devices {
         self.typed.extend(text.bytes());
     }
 
+    /// Whether something was typed that the guest has not read.
+    pub(super) fn has_input(&self) -> bool {
+        !self.typed.is_empty()
+    }
+
     /// Whether the guest wants to be woken from time to time.
     pub(super) fn wants_timer(&self) -> bool {
         self.interrupt_mask & TIMER == 0

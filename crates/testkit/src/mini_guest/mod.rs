@@ -207,7 +207,8 @@ impl Drop for Runner {
 fn run(machine: &mut Machine, orders: &Receiver<Order>, lines: &Sender<String>) {
     loop {
         let turn = machine.turn();
-        let halted = turn == Turn::Halted;
+        // What was typed between its last look and its halt wakes it, as the interrupt of a serial port does.
+        let halted = turn == Turn::Halted && !machine.devices.has_input();
         if let Turn::Said(line) = turn {
             // Whoever is not there any more does not read either.
             drop(lines.send(line));
