@@ -190,7 +190,7 @@ impl GuestSpec {
         };
         if wanted.len() != had {
             let why = format!("{} taps were named, and its machine has {had} network devices", wanted.len());
-            return Err(Problem::new(Code::InvalidRequest, why));
+            return Err(Problem::new(Code::WrongState, why));
         }
         match self {
             Self::Process { .. } => {}
