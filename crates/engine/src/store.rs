@@ -106,13 +106,15 @@ impl Store {
 
     /// Writes a snapshot's manifest object: the commit.
     pub async fn put_manifest(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
-        let path = manifest_path(snapshot);
+        self.put_whole(&manifest_path(snapshot), bytes).await
+    }
+
+    /// Writes a small object at once, and counts it.
+    async fn put_whole(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), StoreError> {
         let length = u64_of(bytes.len());
         self.traffic.sent_bytes.fetch_add(length, Ordering::Relaxed);
-        self.objects
-            .put(&path, PutPayload::from_bytes(bytes))
-            .await
-            .map_err(|source| StoreError::from_store(&path, source))?;
+        let put = self.objects.put(path, PutPayload::from_bytes(bytes)).await;
+        put.map_err(|source| StoreError::from_store(path, source))?;
         self.traffic.stored_bytes.fetch_add(length, Ordering::Relaxed);
         Ok(())
     }
@@ -149,13 +151,7 @@ impl Store {
     /// Writes a working set under a name of its own, and takes those away that are older.
     pub async fn put_working_set(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
         let path = working_sets_path(snapshot).join(Uuid::now_v7().to_string());
-        let length = u64_of(bytes.len());
-        self.traffic.sent_bytes.fetch_add(length, Ordering::Relaxed);
-        self.objects
-            .put(&path, PutPayload::from_bytes(bytes))
-            .await
-            .map_err(|source| StoreError::from_store(&path, source))?;
-        self.traffic.stored_bytes.fetch_add(length, Ordering::Relaxed);
+        self.put_whole(&path, bytes).await?;
         let there = self.working_sets(snapshot).await?;
         self.delete_all(there.into_iter().filter(|other| *other < path)).await
     }
