@@ -49,7 +49,7 @@ fn a_process_is_a_child_of_the_keeper_in_a_session_of_its_own_and_its_end_is_tol
     wait_end(&spawned);
     let exited = process_under(&keeper, "sandbox/1").expect("it was started").exited.expect("it has ended");
     assert_eq!(ExitStatus::from_raw(exited).code(), Some(1), "read found the end of its input");
-    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it was reaped");
+    eventually("it is reaped", || !Path::new(&format!("/proc/{pid}")).exists());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The keeper itself: one loop that waits, does what was asked, and answers.
 
-mod closer;
+mod aside;
 mod desk;
 mod holdings;
 mod link;
@@ -17,6 +17,7 @@ use rekindle_kernel::{SignalReader, Spawner};
 
 use super::arguments::KeeperArguments;
 use desk::Desk;
+use processes::Ends;
 use socket::Listening;
 use turns::Keeper;
 
@@ -29,6 +30,7 @@ const ANOTHER_RUNS: u8 = 4;
 pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
     let signals = SignalReader::block().context("taking signals")?;
     let spawner = Spawner::prepare().context("preparing to start processes")?;
+    let ends = Ends::new().context("preparing to hear of their ends")?;
     let socket = std::path::absolute(&arguments.socket).context("finding the socket")?;
     // Fails where whoever started it gave it a session or a group of its own, which is as good.
     rustix::process::setsid().ok();
@@ -37,7 +39,7 @@ pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
         log(format_args!("another keeper runs at {}", socket.display()));
         return Ok(ExitCode::from(ANOTHER_RUNS));
     };
-    let keeper = Keeper::new(listening, signals, Desk::new(spawner));
+    let keeper = Keeper::new(listening, signals, Desk::new(spawner, ends));
     log(format_args!("listening at {}", socket.display()));
     // Whoever started it may wait for this line, or may not be there any more.
     writeln!(io::stdout(), "listening at {}", socket.display()).ok();

@@ -3,16 +3,19 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rekindle_kernel::Spawner;
+use rekindle_kernel::{Spawner, placement};
+use rustix::event::{Timespec, epoll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitOptions};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
 
+use super::aside::Aside;
 use crate::keeper::error::Refusal;
 use crate::keeper::wire::Spawn;
 
@@ -24,7 +27,12 @@ pub(super) struct NewChild {
 }
 
 /// Starts a program with `fds` open under their numbers. Fails without a child.
-pub(super) fn start(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> Result<NewChild, Refusal> {
+pub(super) fn start(
+    spawner: &Spawner,
+    ends: &Ends,
+    spawn: &Spawn,
+    fds: Vec<(i32, OwnedFd)>,
+) -> Result<NewChild, Refusal> {
     let numbers: BTreeSet<i32> = fds.iter().map(|(number, _)| *number).collect();
     let possible = |number: &i32| (0..=2).contains(number) || spawner.has_reserved(*number);
     if numbers.len() < fds.len() || !numbers.iter().all(possible) {
@@ -38,10 +46,10 @@ pub(super) fn start(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) 
     }
     let failed =
         |error: io::Error| Refusal::NotStarted { why: error.to_string(), os_error: error.raw_os_error() };
-    started(spawner, spawn, fds).map_err(failed)
+    started(spawner, ends, spawn, fds).map_err(failed)
 }
 
-fn started(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> io::Result<NewChild> {
+fn started(spawner: &Spawner, ends: &Ends, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> io::Result<NewChild> {
     let mut command = Command::new(&spawn.program);
     command.args(&spawn.arguments).env_clear().envs(spawn.environment.iter().cloned());
     if let Some(user_id) = spawn.user_id {
@@ -73,8 +81,12 @@ fn started(spawner: &Spawner, spawn: &Spawn, fds: Vec<(i32, OwnedFd)>) -> io::Re
     let others: Vec<_> = others.iter().map(|(number, fd)| (*number, fd.as_fd())).collect();
     let mut child = spawner.spawn(command, &others)?;
     let_be_chosen(child.id());
-    match pidfd_of(child.id()) {
-        Ok(pidfd) => Ok(NewChild { pid: child.id(), pidfd }),
+    let watched = pidfd_of(child.id()).and_then(|pidfd| {
+        let child = NewChild { pid: child.id(), pidfd };
+        ends.watch(&child).map(|()| child)
+    });
+    match watched {
+        Ok(child) => Ok(child),
         Err(error) => {
             child.kill()?;
             child.wait()?;
@@ -104,16 +116,56 @@ fn pidfd_of(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// A child that has ended, with how: its process id is free from now on.
-pub(super) fn next_ended() -> Option<(u32, i32)> {
-    loop {
-        match rustix::process::wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, status))) => {
-                let pid = u32::try_from(pid.as_raw_nonzero().get()).ok()?;
-                return Some((pid, status.as_raw()));
+/// The ends of children: noted as soon as each has ended, reaped on a thread that is in nobody's way.
+///
+/// A parent that reaps a process while the last of its threads still take their entries out of /proc spins until they
+/// have; and those of a paused guest run behind everybody else.
+#[derive(Debug)]
+pub(super) struct Ends {
+    epoll: OwnedFd,
+    undertaker: Aside<Pid>,
+}
+
+impl Ends {
+    pub(super) fn new() -> io::Result<Self> {
+        // What cannot be lowered reaps as the keeper does.
+        let undertaker = Aside::start("undertaker", || drop(placement::idle_priority()), reap);
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, undertaker })
+    }
+
+    fn watch(&self, child: &NewChild) -> io::Result<()> {
+        // Told once: another tracer's child is not waited for until that lets go of it, which is told again.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(&self.epoll, &child.pidfd, epoll::EventData::new_u64(child.pid.into()), flags)?)
+    }
+
+    /// A child that has ended, with how.
+    pub(super) fn next(&self) -> Option<(u32, i32)> {
+        loop {
+            let mut event = [MaybeUninit::uninit()];
+            let (events, _) = epoll::wait(&self.epoll, &mut event, Some(&Timespec::default())).ok()?;
+            let pid = i32::try_from(events.first()?.data.u64()).ok().and_then(Pid::from_raw)?;
+            let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            if let Ok(Some(status)) = rustix::process::waitid(WaitId::Pid(pid), how) {
+                self.undertaker.hand(pid);
+                return Some((u32::try_from(pid.as_raw_nonzero().get()).ok()?, raw_status(&status)));
             }
-            Err(Errno::INTR) => {}
-            Ok(None) | Err(_) => return None,
         }
     }
+}
+
+impl AsFd for Ends {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+fn reap(pid: Pid) {
+    while matches!(rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED), Err(Errno::INTR)) {}
+}
+
+/// As wait(2) tells it.
+fn raw_status(status: &WaitIdStatus) -> i32 {
+    let core = if status.dumped() { 0x80 } else { 0 };
+    status.exit_status().map(|code| code << 8).or(status.terminating_signal()).unwrap_or_default() | core
 }

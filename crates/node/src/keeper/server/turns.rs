@@ -11,8 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::desk::{Desk, Next};
 use super::link::{Arrival, Letter, Link};
+use super::log;
 use super::socket::Listening;
-use super::{log, processes};
 use crate::keeper::wire::CONNECTIONS_MAX;
 
 /// How long no client is let in after that failed, as where no descriptor is free.
@@ -68,9 +68,7 @@ impl Keeper {
 
     fn turn(&mut self) -> Next {
         let ready = self.wait();
-        while let Some((pid, status)) = processes::next_ended() {
-            self.desk.ended(pid, status);
-        }
+        self.desk.note_ends();
         if ready.signals && self.take_signals() == Next::End {
             return Next::End;
         }
@@ -100,14 +98,21 @@ impl Keeper {
         let limit =
             limits.chain(watchdog).chain(pause).min().and_then(|limit| Timespec::try_from(limit).ok());
         let wanted = if paused.is_none() { PollFlags::IN } else { PollFlags::empty() };
+        let ends = self.desk.ends();
         let mut polled =
             vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listening.listener, wanted)];
         polled.extend(self.links.iter().map(|link| PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN)));
+        // Only to wake up: ends are noted at every turn.
+        polled.push(PollFd::new(&ends, PollFlags::IN));
         // A poll that fails, as for want of memory, has nothing ready: it is tried again.
         let answered = rustix::event::poll(&mut polled, limit.as_ref()).is_ok();
         let mut ready = polled.iter().map(|fd| answered && !fd.revents().is_empty());
         let (signals, listener) = (ready.next().unwrap_or(false), ready.next().unwrap_or(false));
-        Ready { signals, listener: listener && paused.is_none(), links: ready.collect() }
+        Ready {
+            signals,
+            listener: listener && paused.is_none(),
+            links: ready.take(self.links.len()).collect(),
+        }
     }
 
     fn take_signals(&self) -> Next {
