@@ -10,6 +10,7 @@ use crate::frame::{FRAME_PAGES, frame_of};
 use crate::geometry::{GuestPage, GuestPages, usize_of};
 use crate::hooks::Hooks;
 use crate::page_set::PageSet;
+use crate::precedence::Courtesy;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{idle_priority, thread};
 use crate::view::{LiveView, Piece, PieceSource};
@@ -57,17 +58,18 @@ impl PageClasses {
     }
 }
 
-/// Compares every captured page with `parent` on `workers` threads, all at idle priority.
+/// Compares every captured page with `parent` on `workers` threads, all at idle priority, giving way as `courtesy` says.
 ///
 /// The error is a captured page that cannot be read: memory itself failed.
 pub fn compare(
     capture: &Arc<Capture>,
     parent: Option<&LiveView>,
     workers: usize,
+    courtesy: &Courtesy,
     hooks: &dyn Hooks,
 ) -> Result<Compared, LostBytes> {
     assert!(capture.is_frozen(), "only bytes that nobody can write any more are compared");
-    let comparison = Comparison { capture, parent, hooks, next: AtomicU32::new(0) };
+    let comparison = Comparison { capture, parent, courtesy, hooks, next: AtomicU32::new(0) };
     let parts: Vec<Result<Part, LostBytes>> = thread::scope(|scope| {
         let started: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(|| comparison.work())).collect();
         started.into_iter().map(|worker| worker.join().expect("comparing does not panic")).collect()
@@ -89,6 +91,7 @@ pub fn compare(
 struct Comparison<'a> {
     capture: &'a Capture,
     parent: Option<&'a LiveView>,
+    courtesy: &'a Courtesy,
     hooks: &'a dyn Hooks,
     next: AtomicU32,
 }
@@ -114,6 +117,7 @@ impl Comparison<'_> {
         let pages = self.capture.pages();
         let mut part = Part::new(pages);
         loop {
+            self.courtesy.give_way();
             let start = self.next.fetch_add(STRETCH_PAGES, Ordering::Relaxed);
             if start >= pages {
                 return Ok(part);

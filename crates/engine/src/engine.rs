@@ -23,6 +23,7 @@ use crate::limits;
 use crate::lives::{Lives, Work};
 use crate::open::{OpenError, open};
 use crate::pause::{CommitError, PauseError, PausePermit, PauseRules, PausedGuest};
+use crate::precedence::{BringingUp, Precedence};
 use crate::publish::Requests;
 use crate::read_plan::{ReadError, ReadPlan};
 use crate::reaper::{Reaper, ReaperHandle};
@@ -101,6 +102,7 @@ pub struct Engine {
     fetcher: Fetcher,
     domain: Domain,
     rules: PauseRules,
+    precedence: Precedence,
     known: Mutex<HashMap<SnapshotId, Arc<Snapshot>>>,
     /// Deleted before the start, until it is known whether a sandbox runs from them.
     deleted: Mutex<Vec<Arc<Snapshot>>>,
@@ -136,7 +138,9 @@ impl Engine {
         let stop = Stop::default();
         let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), stop.clone());
         let lives = Lives::start(stop.clone(), Arc::clone(&hooks))?;
-        let sealer = Sealer::new(Arc::clone(&cache), fetcher.clone(), domain.clone(), compare_workers, hooks);
+        let (precedence, shared) = (Precedence::default(), Arc::clone(&cache));
+        let sealer =
+            Sealer::new(shared, fetcher.clone(), domain.clone(), compare_workers, precedence.clone(), hooks);
         let requests = Requests { store, runtime: runtime.handle().clone(), stop };
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
@@ -159,6 +163,7 @@ impl Engine {
             fetcher,
             domain,
             rules,
+            precedence,
             known: Mutex::new(known.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect()),
             deleted: Mutex::new(deleted),
             replay,
@@ -309,6 +314,11 @@ impl Engine {
     /// What guests of a snapshot touch first, as far as this engine has learned it.
     pub fn working_set(&self, snapshot: &Snapshot) -> Option<Arc<WorkingSet>> {
         snapshot.working_set().now()
+    }
+
+    /// For the moment in which a guest is brought up: until what is returned is dropped, seals give way, for a while.
+    pub fn bring_up(&self) -> BringingUp {
+        self.precedence.take()
     }
 
     /// What fault servers fetch by.

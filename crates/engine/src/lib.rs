@@ -12,6 +12,7 @@ mod threads;
 pub mod geometry;
 pub mod identity;
 pub mod hooks;
+pub mod precedence;
 pub mod wire;
 pub mod catalog;
 pub mod stop;

@@ -180,6 +180,7 @@ mod tests {
     use crate::identity::{Domain, SnapshotId, VolumeName};
     use crate::manifest::{SnapshotFacts, VolumeShape};
     use crate::page_map::PageMap;
+    use crate::precedence::Precedence;
     use crate::snapshot::{SealParts, SnapshotParts, Volume};
     use crate::stop::Stop;
     use crate::store::Store;
@@ -215,7 +216,8 @@ mod tests {
         let store = Store::directory(&directory.path().join("store")).expect("a directory");
         let cache = Arc::new(Cache::open(&directory.path().join("cache")).expect("a directory"));
         let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), Stop::default());
-        let sealer = Sealer::new(cache, fetcher, Domain::shared(), 1, Arc::new(NoHooks));
+        let sealer =
+            Sealer::new(cache, fetcher, Domain::shared(), 1, Precedence::default(), Arc::new(NoHooks));
         let requests =
             Requests { store: store.clone(), runtime: runtime.handle().clone(), stop: Stop::default() };
         let background =

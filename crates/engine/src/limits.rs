@@ -111,6 +111,9 @@ pub const ZSTD_LEVEL: i32 = 1;
 /// Bytes packed in one write: larger ones are slower on ext4, smaller ones cost calls.
 pub const PACK_WRITE_BYTES: usize = 1 << 20;
 
+/// How long a seal gives way altogether to guests that are being brought up, each of which takes some 50 ms.
+pub const GIVE_WAY_MAX: Duration = Duration::from_millis(200);
+
 /// Seals that compare and pack at once, at idle priority.
 pub const SEALS_AT_ONCE: usize = 2;
 

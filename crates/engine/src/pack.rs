@@ -15,6 +15,7 @@ use crate::layer::Layer;
 use crate::layer_index::LayerIndex;
 use crate::limits;
 use crate::page_set::PageSet;
+use crate::precedence::Courtesy;
 use crate::ranked_set::RankedSet;
 use crate::read_plan::ReadError;
 use crate::view::PackedPages;
@@ -33,10 +34,16 @@ pub enum PackError {
     Merge(#[from] ReadError),
 }
 
-/// Packs what was kept; a snapshot that kept nothing has no layer.
-pub fn pack(compared: Compared, cache: &Cache, domain: &Domain) -> Result<PackedPages, PackError> {
+/// Packs what was kept, giving way as `courtesy` says; a snapshot that kept nothing has no layer.
+pub fn pack(
+    compared: Compared,
+    cache: &Cache,
+    domain: &Domain,
+    courtesy: &Courtesy,
+) -> Result<PackedPages, PackError> {
     let Compared { capture, kept, zero, classes: _ } = compared;
     let layer = pack_pages(&kept, cache, domain, |pages, into| {
+        courtesy.give_way();
         Ok(capture.mapping().copy_to(pages.start().offset(), into)?)
     })?;
     Ok(PackedPages { layer, zero })

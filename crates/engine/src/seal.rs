@@ -23,6 +23,7 @@ use crate::manifest::{
 use crate::merge::merge;
 use crate::pack::{PackError, pack};
 use crate::page_set::PageSet;
+use crate::precedence::{Courtesy, Precedence};
 use crate::records::Records;
 use crate::snapshot::{SealParts, Snapshot, Volume};
 use crate::snapshot_record::SealFacts;
@@ -36,6 +37,7 @@ pub(crate) struct Sealer {
     fetcher: Fetcher,
     domain: Domain,
     workers: usize,
+    precedence: Precedence,
     hooks: Arc<dyn Hooks>,
     /// One turn per seal that compares and packs.
     turns: Budget,
@@ -81,10 +83,11 @@ impl Sealer {
         fetcher: Fetcher,
         domain: Domain,
         workers: usize,
+        precedence: Precedence,
         hooks: Arc<dyn Hooks>,
     ) -> Self {
         let turns = Budget::new(u64_of(limits::SEALS_AT_ONCE));
-        Self { cache, fetcher, domain, workers, hooks, turns }
+        Self { cache, fetcher, domain, workers, precedence, hooks, turns }
     }
 
     /// Where tests stand in the way.
@@ -104,16 +107,18 @@ impl Sealer {
         let frozen_at = Instant::now();
         self.hooks.before_compare(snapshot.id());
         let turn = timed("wait for turn", &mut parts.turn, || self.wait_for_turn(stop))?;
+        let courtesy = Courtesy::new(&self.precedence);
         let parent = snapshot.parent();
         let mut classes = PageClasses::default();
         let mut volumes = Vec::with_capacity(captures.len());
         for (position, (capture, volume)) in captures.iter().zip(snapshot.volumes()).enumerate() {
             let base = parent.as_ref().map(|parent| Arc::clone(&parent.volumes()[position].view));
             let compared = timed("compare", &mut parts.compare, || {
-                compare(capture, base.as_deref(), self.workers, &*self.hooks)
+                compare(capture, base.as_deref(), self.workers, &courtesy, &*self.hooks)
             })?;
             classes.add(compared.classes);
-            let packed = timed("pack", &mut parts.pack, || pack(compared, &self.cache, &self.domain))?;
+            let packed =
+                timed("pack", &mut parts.pack, || pack(compared, &self.cache, &self.domain, &courtesy))?;
             let captured = volume.view.load();
             // False only when an earlier try came this far; its view has the same content.
             volume.view.improve(&captured, View::packed(packed.clone(), base));

@@ -12,6 +12,7 @@ use crate::life::{Background, Life};
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
 use crate::pause::{PauseError, PausePermit, PauseRules, PausedGuest};
+use crate::precedence::Precedence;
 use crate::publish::Requests;
 use crate::reaper::ReaperHandle;
 use crate::seal::Sealer;
@@ -51,7 +52,7 @@ impl Steps {
     pub fn new(tools: Tools) -> Self {
         let Tools { cache, fetcher, budget, reaper, store, runtime, unsealed_max } = tools;
         let domain = Domain::named("default").expect("a legal name");
-        let sealer = Sealer::new(cache, fetcher, domain, 2, Arc::new(NoHooks));
+        let sealer = Sealer::new(cache, fetcher, domain, 2, Precedence::default(), Arc::new(NoHooks));
         let requests = Requests { store, runtime, stop: Stop::default() };
         let background =
             Arc::new(Background { sealer, requests, records: None, watcher: Arc::new(NoWatcher) });
