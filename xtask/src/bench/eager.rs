@@ -36,6 +36,7 @@ impl Saved {
         let directory = tempfile::tempdir()?;
         let saved = Self { directory, kernel: kernel.to_owned(), memory_bytes };
         let mut machine = saved.start(&[])?;
+        machine.execute("cont", &Value::Null)?;
         machine.line("rekindle tiny guest, ")?;
         machine.ask("fill 1", "filled ")?;
         machine.execute("stop", &Value::Null)?;
@@ -84,7 +85,8 @@ impl Saved {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-cpu", "max"]);
         command.args(["-machine", "microvm,rtc=on,isa-serial=on", "-m", &memory, "-kernel", &kernel]);
-        command.args(["-qmp", &control_words, "-serial", &serial_words]).args(more);
+        // Stopped at first: what a guest says before somebody is connected is lost.
+        command.args(["-S", "-qmp", &control_words, "-serial", &serial_words]).args(more);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(socket("log"))?);
         let process = command.spawn().context("starting qemu-system-x86_64")?;
