@@ -3,12 +3,11 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rekindle_engine::serve::ServerWatch;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
 use super::console::Console;
-use super::live::Live;
+use super::live::{GuestWatch, Live};
 use super::record::{RecordedLife, SandboxRecord};
 use super::references::Named;
 use crate::api::control::Answer;
@@ -38,12 +37,12 @@ struct State {
 #[derive(Debug, Clone, Default)]
 struct Outside {
     process: Option<Arc<ProcessHandle>>,
-    watch: Option<ServerWatch>,
+    watch: GuestWatch,
 }
 
 impl Outside {
     fn of(live: Option<&Live>) -> Self {
-        Self { process: live.map(Live::process), watch: live.and_then(Live::watch) }
+        Self { process: live.map(Live::process), watch: live.map(Live::watch).unwrap_or_default() }
     }
 }
 
@@ -146,16 +145,16 @@ impl Entry {
         }
     }
 
-    /// How its guest fares, if one is served.
-    pub(super) fn watch(&self) -> Option<ServerWatch> {
-        self.lock().outside.watch.clone()
+    /// What its guest waits for in vain so far, if it does.
+    pub(super) fn stalled(&self) -> Option<String> {
+        self.lock().outside.watch.stalled()
     }
 
     /// The sandbox as the API shows it.
     pub(super) fn show(&self) -> Sandbox {
         let state = self.lock();
         let record = &state.record;
-        let stalled = state.outside.watch.as_ref().and_then(super::live::stalled_for);
+        let stalled = state.outside.watch.stalled();
         let (shown, reason, pid) = match &record.life {
             RecordedLife::Running(guest) => {
                 let shown = if stalled.is_some() { SandboxState::Stalled } else { SandboxState::Running };
@@ -178,7 +177,7 @@ impl Entry {
             origin: record.origin(),
             snapshot: record.snapshot,
             created_unix_ms: record.created_unix_ms,
-            served: state.outside.watch.as_ref().map(|watch| served_pages(&watch.stats())),
+            served: state.outside.watch.memory.as_ref().map(|watch| served_pages(&watch.stats())),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rekindle_engine::catalog::Change;
 use rekindle_engine::handover::Handover;
-use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::pause::PausedGuest;
 use rekindle_engine::serve::{
     Epoch, EpochFacts, FaultServer, KeptEpoch, ServeOptions, ServeStatus, ServerWatch,
@@ -24,7 +24,8 @@ use super::endings::Ending;
 use super::guests::{Blobs, Guest, GuestSpec};
 use super::keeping::{GuestNote, Keeping, guest_key, take_fd};
 use super::record::RecordedGuest;
-use crate::api::problem::Problem;
+use crate::api::problem::{Code, Problem};
+use crate::disk::DiskWatch;
 use crate::keeper::Held;
 use crate::vmm::process::{GuestControl, MEMORY};
 
@@ -56,6 +57,14 @@ enum Memory {
     Served { server: FaultServer, facts: EpochFacts },
     /// The base, but nobody serves it: what that takes is at the keeper. The guest stands.
     Unserved { facts: EpochFacts },
+}
+
+/// How a guest is served, seen from outside of any operation.
+#[derive(Debug, Clone, Default)]
+pub(super) struct GuestWatch {
+    /// None for memory that began empty.
+    pub(super) memory: Option<ServerWatch>,
+    disks: Vec<(VolumeName, DiskWatch)>,
 }
 
 /// A pause that was answered.
@@ -155,11 +164,12 @@ impl Live {
     }
 
     /// How its faults are served, to be asked from anywhere.
-    pub(super) fn watch(&self) -> Option<ServerWatch> {
-        match &self.memory {
+    pub(super) fn watch(&self) -> GuestWatch {
+        let memory = match &self.memory {
             Memory::Served { server, .. } => Some(server.watch()),
             Memory::Own | Memory::Unserved { .. } => None,
-        }
+        };
+        GuestWatch { memory, disks: self.guest.disk_watches() }
     }
 
     /// Its process, to be asked and ended from anywhere.
@@ -207,6 +217,12 @@ impl Live {
         mut about: About,
         alongside: Vec<Change>,
     ) -> Result<Paused, (Box<Self>, Problem)> {
+        // Neither vCPUs nor devices stand before they have what they wait for.
+        if let Some(page) = self.watch().stalled() {
+            let why =
+                format!("the guest waits for {page}; it goes on once that is there, and can be paused then");
+            return Err((self, Problem::new(Code::StoreFailed, why)));
+        }
         let permit = match daemon.engine.permit_pause(self.base.as_ref(), self.capture_bytes(&about)) {
             Ok(permit) => permit,
             Err(error) => return Err((self, error.into())),
@@ -314,11 +330,17 @@ fn accept(listener: &UnixListener, guest: &dyn Guest) -> anyhow::Result<Option<U
     anyhow::bail!("the guest's VMM did not hand its memory over within {HANDOVER_LIMIT:?}")
 }
 
-/// Why a guest is stalled, if it is.
-pub(super) fn stalled_for(watch: &ServerWatch) -> Option<String> {
-    match watch.status() {
-        ServeStatus::Stalled { page, reason } => Some(format!("page {page}: {reason}")),
-        ServeStatus::Running | ServeStatus::Ended { .. } => None,
+impl GuestWatch {
+    /// What the guest waits for in vain so far, if it does.
+    pub(super) fn stalled(&self) -> Option<String> {
+        let memory = self.memory.as_ref().and_then(|memory| match memory.status() {
+            ServeStatus::Stalled { page, reason } => Some(format!("page {page}: {reason}")),
+            ServeStatus::Running | ServeStatus::Ended { .. } => None,
+        });
+        let disk = |(name, watch): &(VolumeName, DiskWatch)| {
+            watch.stalled().map(|reason| format!("a page of disk {name}: {reason}"))
+        };
+        memory.or_else(|| self.disks.iter().find_map(disk))
     }
 }
 

@@ -16,7 +16,6 @@ use super::clock::unix_ms;
 use super::entry::Entry;
 use super::events::{About, EventLog};
 use super::lifecycle::put;
-use super::live::stalled_for;
 use super::record::RecordedLife;
 use super::references::Named as _;
 use crate::metrics::Metrics;
@@ -120,7 +119,7 @@ impl Daemon {
             if entry.guest_has_ended() {
                 self.guest_ended(&entry);
             }
-            let now = entry.watch().as_ref().and_then(stalled_for);
+            let now = entry.stalled();
             let before = stalled.get(&entry.id());
             match (before, now) {
                 (None, Some(reason)) => {

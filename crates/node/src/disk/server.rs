@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 
 use rekindle_engine::fetch::Fetcher;
@@ -57,6 +57,10 @@ pub struct Disk {
     /// Device and inode of the socket, to remove no other's.
     socket: Option<(u64, u64)>,
 }
+
+/// Whether a disk gets its pages, seen from anywhere. It keeps nothing of the disk alive.
+#[derive(Debug, Clone)]
+pub struct DiskWatch(Weak<Shared>);
 
 /// A disk that stands still: no request is half done, and none is begun before [`Self::thaw`], whatever becomes of this.
 #[derive(Debug)]
@@ -159,9 +163,9 @@ impl Disk {
         self.shared.gate.open();
     }
 
-    /// Why a request waits in vain for a cold page so far, if one does.
-    pub fn stalled(&self) -> Option<String> {
-        self.shared.lock().connections.iter().find_map(|connected| connected.cold.failing())
+    /// Whether it gets its pages.
+    pub fn watch(&self) -> DiskWatch {
+        DiskWatch(Arc::downgrade(&self.shared))
     }
 
     /// What the disk has done.
@@ -182,6 +186,13 @@ impl Disk {
 
     /// Ends the server, without opening a frozen disk again. Dropping does the same.
     pub fn end(self) {}
+}
+
+impl DiskWatch {
+    /// Why a request waits in vain for a cold page so far, if one does.
+    pub fn stalled(&self) -> Option<String> {
+        self.0.upgrade()?.lock().connections.iter().find_map(|connected| connected.cold.failing())
+    }
 }
 
 impl Frozen<'_> {

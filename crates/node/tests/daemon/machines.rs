@@ -9,7 +9,7 @@ use rekindle_testkit::random::Random;
 use rekindle_testkit::skip::skipped;
 
 use crate::machine_console::{Console, have_qemu, linux, tiny};
-use crate::support::{Node, pause_as};
+use crate::support::{Node, Outage, pause_as};
 
 const TIER: &str = "machines in QEMU";
 
@@ -19,6 +19,17 @@ fn filled(node: &Node, name: &str, board: Board, accelerator: Accelerator) {
     let mut console = Console::of(&node.client, name);
     console.line("rekindle tiny guest, ");
     console.ask("fill 1", "filled ");
+}
+
+/// Waits until a machine waits for a page that cannot be had, and tries to pause it.
+fn assert_not_paused_while_stalled(node: &Node, name: &str) {
+    node.eventually("a page being waited for", || {
+        node.client.sandbox(name).expect("it is there").state == SandboxState::Stalled
+    });
+    let refused = node.client.pause_sandbox(name, None, &pause_as("refused"));
+    let refused = refused.expect_err("what waits for pages cannot stand");
+    assert_eq!(refused.code(), Some(Code::StoreFailed), "{refused}");
+    assert!(refused.to_string().contains("the guest waits for page "), "{refused}");
 }
 
 /// Pauses, resumes while that is being saved, forks and pauses forks: everything goes on where it stood.
@@ -223,7 +234,39 @@ fn linux_with_a_disk_has_its_files_in_forks_after_a_crash_and_on_another_node() 
     elsewhere.copy_store(&node);
     elsewhere.resumed(&last.id.to_string(), "cold");
     let mut cold = Console::from_now(&elsewhere.client, "cold");
-    assert_eq!(cold.ask("read note", "read "), "two");
-    assert_eq!(cold.ask("read more", "read "), "three");
     cold.assert_verified();
+    // Of its disk nothing is here yet, and what reads it is not either.
+    let outage = Outage::of(&elsewhere.place.store_directory());
+    elsewhere.client.type_at_console("cold", b"forget\nread note\n").expect("it is typed");
+    assert_not_paused_while_stalled(&elsewhere, "cold");
+    outage.end();
+    assert_eq!(cold.line("read "), "two");
+    assert_eq!(cold.ask("read more", "read "), "three");
+    elsewhere.pause("cold", "paused");
+    elsewhere.resume("cold");
+    Console::from_now(&elsewhere.client, "cold").assert_verified();
+}
+
+/// A machine that waits for pages that cannot be had is not paused, and goes on once they can.
+#[test]
+fn a_machine_that_waits_for_pages_that_cannot_be_had_is_not_paused_and_goes_on() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let node = Node::start();
+    filled(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    let first = node.pause("vm", "first");
+    node.wait("first", SnapshotState::Published);
+    let elsewhere = Node::start();
+    elsewhere.copy_store(&node);
+    elsewhere.resumed(&first.id.to_string(), "cold");
+    let mut console = Console::from_now(&elsewhere.client, "cold");
+    let outage = Outage::of(&elsewhere.place.store_directory());
+    elsewhere.client.type_at_console("cold", b"verify\n").expect("it is typed");
+    assert_not_paused_while_stalled(&elsewhere, "cold");
+    outage.end();
+    assert!(console.line("verified ").ends_with(" 0"));
+    elsewhere.pause("cold", "second");
+    elsewhere.resume("cold");
+    Console::from_now(&elsewhere.client, "cold").assert_verified();
 }

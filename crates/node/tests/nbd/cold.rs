@@ -20,7 +20,7 @@ fn cold_pages_are_fetched_when_they_are_read() {
     }
     let cold_requests = disk.stats().cold_requests;
     assert!(cold_requests > 0, "something was cold");
-    assert_eq!(disk.stalled(), None);
+    assert_eq!(disk.watch().stalled(), None);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_store_that_fails_makes_requests_wait_and_says_why() {
     let mut client = Client::connect(&cold.socket(), Style::Structured).unwrap();
     let cookie = client.send(READ, 0, 0, u32::try_from(PAGES * PAGE).unwrap(), &[]);
     let reason = loop {
-        if let Some(reason) = disk.stalled() {
+        if let Some(reason) = disk.watch().stalled() {
             break reason;
         }
         std::thread::yield_now();
@@ -96,7 +96,7 @@ fn a_store_that_fails_makes_requests_wait_and_says_why() {
     assert!(!reason.is_empty());
     drop(failing);
     assert!(client.data(cookie, 0, PAGES * PAGE).unwrap() == model, "never an error, never a wrong byte");
-    assert_eq!(disk.stalled(), None);
+    assert_eq!(disk.watch().stalled(), None);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::daemon::Daemon;
 use crate::daemon::keeping::{guest_key, take_fd};
-use crate::disk::{Access, Disk, DiskSource, Overlay, OverlayFiles};
+use crate::disk::{Access, Disk, DiskSource, DiskWatch, Overlay, OverlayFiles};
 use crate::keeper::{Held, KeeperClient};
 
 /// A disk as it is known by name.
@@ -116,6 +116,11 @@ impl NamedDisk {
     /// Bytes of RAM that hold what was written.
     pub(super) fn bytes_held(&self) -> u64 {
         self.disk.overlay().bytes_held().unwrap_or(0)
+    }
+
+    /// Whether it gets its pages.
+    pub(super) fn watch(&self) -> (VolumeName, DiskWatch) {
+        (self.name.clone(), self.disk.watch())
     }
 
     /// Hands what was written to a keeper that does not hold it.

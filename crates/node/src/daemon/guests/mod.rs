@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rekindle_engine::identity::VolumeName;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
@@ -23,6 +24,7 @@ use super::record::RecordedGuest;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{MemoryBacking, TapName, VmmKind};
+use crate::disk::DiskWatch;
 use crate::guest::protocol::Hello;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages};
@@ -103,6 +105,11 @@ pub(super) trait Guest: Debug + Send {
     /// Bytes of RAM that its disks hold beside its memory.
     fn disk_bytes_held(&self) -> u64 {
         0
+    }
+
+    /// Whether its disks get their pages, each with its name.
+    fn disk_watches(&self) -> Vec<(VolumeName, DiskWatch)> {
+        Vec::new()
     }
 
     /// How its faults are served.

@@ -22,6 +22,7 @@ use crate::api::types::{Accelerator, Board, Machine};
 use crate::daemon::Daemon;
 use crate::daemon::keeping::guest_key;
 use crate::daemon::record::RecordedGuest;
+use crate::disk::DiskWatch;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::sandbox::DEVICE_STATE;
 use crate::vmm::guests::linux_command_line;
@@ -238,6 +239,10 @@ impl Guest for DrivenQemu {
 
     fn disk_bytes_held(&self) -> u64 {
         self.disks.iter().map(NamedDisk::bytes_held).sum()
+    }
+
+    fn disk_watches(&self) -> Vec<(VolumeName, DiskWatch)> {
+        self.disks.iter().map(NamedDisk::watch).collect()
     }
 
     fn serve_options(&self) -> ServeOptions {
