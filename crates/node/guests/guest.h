@@ -46,6 +46,18 @@ static void put(char character);
 /* Writes the answer to a command that only this guest knows; 0 where it does not know it either. */
 static int answer_own(const char *command, char *rest);
 
+/* --- ports --- */
+
+static void out(u32 port, u8 value) {
+    __asm__ volatile("outb %0, %w1" : : "a"(value), "Nd"(port));
+}
+
+static u8 in(u32 port) {
+    u8 value;
+    __asm__ volatile("inb %w1, %0" : "=a"(value) : "Nd"(port));
+    return value;
+}
+
 /* --- text --- */
 
 static void say(const char *text) {

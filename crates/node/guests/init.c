@@ -22,9 +22,11 @@ enum {
     SYS_SYSINFO = 99,
     SYS_SYSLOG = 103,
     SYS_SYNC = 162,
+    SYS_SETTIMEOFDAY = 164,
     SYS_MOUNT = 165,
     SYS_UMOUNT = 166,
     SYS_REBOOT = 169,
+    SYS_IOPL = 172,
     SYS_FADVISE = 221,
     SYS_CLOCK_GETTIME = 228,
     SYS_FINIT_MODULE = 313,
@@ -293,6 +295,42 @@ static void say_time(void) {
     end_line();
 }
 
+/* A number of the hardware clock, which has two decimal digits in a byte. */
+static u32 of_hardware_clock(u8 place) {
+    enum { PLACE = 0x70, VALUE = 0x71 };
+    out(PLACE, place);
+    u8 digits = in(VALUE);
+    return (digits >> 4) * 10 + (digits & 15);
+}
+
+/* Seconds since 1970 by the hardware clock. */
+static u64 hardware_time(void) {
+    enum { SECOND = 0, MINUTE = 2, HOUR = 4, DAY = 7, MONTH = 8, YEAR = 9, CENTURY = 0x32 };
+    u32 second = of_hardware_clock(SECOND), minute = of_hardware_clock(MINUTE), hour = of_hardware_clock(HOUR);
+    u32 day = of_hardware_clock(DAY), month = of_hardware_clock(MONTH);
+    u32 year = of_hardware_clock(CENTURY) * 100 + of_hardware_clock(YEAR);
+    /* Years begin in March: what is leapt comes last. */
+    if (month < 3) month += 12, year--;
+    u64 days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * (month - 3) + 2) / 5 + day - 719469;
+    return ((days * 24 + hour) * 60 + minute) * 60 + second;
+}
+
+/* `clock`: sets the kernel's clock by the hardware clock, as a guest has to after a resume. */
+static void set_clock(void) {
+    enum { ALL_PORTS = 3 };
+    struct {
+        long seconds, microseconds;
+    } now;
+    long error = call(SYS_IOPL, ALL_PORTS, 0, 0, 0, 0);
+    /* Twice the same: it was not read in the middle of a step. */
+    do now.seconds = (long)hardware_time();
+    while (!error && now.seconds != (long)hardware_time());
+    now.microseconds = 0;
+    if (!error) error = call(SYS_SETTIMEOFDAY, (word)&now, 0, 0, 0, 0);
+    if (error) say_error("clock", error);
+    else say("clock ok\r\n");
+}
+
 /* `random`: 16 bytes of the kernel's, by which clones can be told apart. */
 static void say_random(void) {
     u8 bytes[16];
@@ -322,6 +360,7 @@ static int answer_own(const char *command, char *rest) {
     else if (same(command, "forget")) forget();
     else if (same(command, "sync")) call(SYS_SYNC, 0, 0, 0, 0, 0), say("synced\r\n");
     else if (same(command, "time")) say_time();
+    else if (same(command, "clock")) set_clock();
     else if (same(command, "random")) say_random();
     else if (same(command, "end")) end();
     else return 0;

@@ -103,16 +103,6 @@ enum { LINE_STATUS = COM1 + 5, CAN_READ = 1, CAN_WRITE = 0x20 };
 enum { LOCAL_SPURIOUS = 0xfee000f0, LOCAL_LINT0 = 0xfee00350, LOCAL_ON = 0x1ff, FROM_CONTROLLER = 0x700 };
 enum { CONSOLE_ONLY = 0xef, CONSOLE_AND_TIMER = 0xee, TIMER_DIVISOR = 11932 };
 
-static void out(u32 port, u8 value) {
-    __asm__ volatile("outb %0, %w1" : : "a"(value), "Nd"(port));
-}
-
-static u8 in(u32 port) {
-    u8 value;
-    __asm__ volatile("inb %w1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-
 static void put(char character) {
     while (!(in(LINE_STATUS) & CAN_WRITE)) {}
     out(COM1, (u8)character);

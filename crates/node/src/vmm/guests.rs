@@ -10,8 +10,8 @@
 //! The Linux guest takes the memory to fill at the first `fill SEED MIB`, and has a disk at `/disk` if it finds one:
 //! `write NAME TEXT` (`written BYTES`, when it is on the disk), `read NAME` (`read TEXT`), `store NAME SEED MIB`
 //! (`stored PAGES`), `check NAME SEED` (`checked PAGES WRONG`), `forget` (`forgot`: the next reads are of the disk),
-//! `sync` (`synced`), `time` (`time SECONDS up SECONDS`, with milliseconds), `random` (`random` and 32 digits),
-//! `end` (`ending`, then the machine is reset).
+//! `sync` (`synced`), `time` (`time SECONDS up SECONDS`, with milliseconds), `clock` (`clock ok`: set by the hardware
+//! clock), `random` (`random` and 32 digits), `end` (`ending`, then the machine is reset).
 
 mod initrd;
 mod kernel_modules;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rekindle::disk::import;
 use rekindle::vmm::guests::linux_command_line;
@@ -19,7 +20,7 @@ use rekindle_testkit::hooks::Point;
 use rekindle_testkit::linux::kernel_or_skip;
 use rekindle_testkit::skip::skipped;
 
-use super::support::{Host, LIMIT, MIB};
+use super::support::{Host, LIMIT, MIB, Running};
 
 const TIER: &str = "QEMU with Linux";
 const DISK_BYTES: u64 = 64 * MIB;
@@ -85,6 +86,20 @@ fn linux_with_a_disk_goes_on_while_its_pause_is_saved_and_elsewhere_from_the_sto
     third.console.ask("forget");
     assert_eq!(third.console.ask("read before"), "read the-first-pause");
     assert_eq!(third.console.ask("read after"), "read the-first-resume");
-    // The kernel's own clock stood still with the guest; the one of the machine went on.
-    println!("{} at {:?}", third.console.ask("time"), std::time::SystemTime::now());
+    assert_sets_its_clock(&mut third);
+}
+
+/// The kernel's own clock stood still with the guest; the one of the machine went on.
+fn assert_sets_its_clock(guest: &mut Running) {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_secs_f64();
+    let shown = |guest: &mut Running| {
+        let time = guest.console.ask("time");
+        time.split(' ').nth(1).and_then(|seconds| seconds.parse::<f64>().ok()).expect("seconds")
+    };
+    let asked = now();
+    assert!(shown(guest) < asked, "it was not told that time had passed");
+    assert_eq!(guest.console.ask("clock"), "clock ok");
+    // QEMU starts it in whole seconds, and it is read in whole seconds.
+    let (set, late) = (shown(guest), now());
+    assert!((asked - 2.0..=late).contains(&set), "{set} lies between {asked} and {late}");
 }
