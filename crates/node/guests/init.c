@@ -271,6 +271,10 @@ static void forget(void) {
     else say("forgot\r\n");
 }
 
+/* --- network --- */
+
+#include "network.h"
+
 /* --- commands --- */
 
 static void say_clock(long clock) {
@@ -361,6 +365,8 @@ static int answer_own(const char *command, char *rest) {
     else if (same(command, "sync")) call(SYS_SYNC, 0, 0, 0, 0, 0), say("synced\r\n");
     else if (same(command, "time")) say_time();
     else if (same(command, "clock")) set_clock();
+    else if (same(command, "network")) set_up_network(rest);
+    else if (same(command, "send")) send_text(rest);
     else if (same(command, "random")) say_random();
     else if (same(command, "end")) end();
     else return 0;

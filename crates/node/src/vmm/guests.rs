@@ -11,7 +11,8 @@
 //! `write NAME TEXT` (`written BYTES`, when it is on the disk), `read NAME` (`read TEXT`), `store NAME SEED MIB`
 //! (`stored PAGES`), `check NAME SEED` (`checked PAGES WRONG`), `forget` (`forgot`: the next reads are of the disk),
 //! `sync` (`synced`), `time` (`time SECONDS up SECONDS`, with milliseconds), `clock` (`clock ok`: set by the hardware
-//! clock), `random` (`random` and 32 digits), `end` (`ending`, then the machine is reset).
+//! clock), `network A.B.C.D` (`network ok`), `send A.B.C.D PORT TEXT` (`heard TEXT`: what came back, over UDP), `random`
+//! (`random` and 32 digits), `end` (`ending`, then the machine is reset).
 
 mod initrd;
 mod kernel_modules;

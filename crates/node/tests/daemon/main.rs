@@ -8,6 +8,7 @@ mod disconnects;
 mod keeper_loss;
 mod lives;
 mod machine_console;
+mod machine_network;
 mod machines;
 mod outages;
 mod quickstart;
