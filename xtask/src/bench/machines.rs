@@ -61,7 +61,7 @@ pub(crate) const FULL: Row = Row {
 
 pub(crate) const WORKING_SET: Row = Row {
     name: "vm-faults-with-working-set",
-    what: "Page faults of a Linux guest from its resume until it has read 48 MiB of its memory.",
+    what: "Page faults of a Linux guest from its resume until it has read 48 MiB of its memory, and how long that takes.",
     ours: "with the pages installed ahead that its first resume touched",
     reference: "its first resume, which had nothing to go by",
     fast: false,
@@ -226,30 +226,40 @@ fn measure_working_set(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let wanted = machine("vm", LINUX_MEMORY, &rest)?;
     let fill = format!("fill 1 {LINUX_FILLED_MIB}");
     host.filled("vm", &wanted, "rekindle linux guest, ", &fill)?;
-    let mut pairs = Pairs::default();
+    let (mut faults, mut seconds) = (Pairs::default(), Pairs::default());
     for round in 0..effort.choose(5, 1) {
         // A snapshot of its own each time, so that nothing is known of it.
         host.resume("vm", "making")?;
         Console::of(&host.client, "making").ask(&format!("dirty {round} 1"), "dirtied ")?;
         host.pause("making", "made")?;
         host.client.wait_snapshot("made", SnapshotState::Published, PATIENCE)?;
-        let reference = faults(&host)?;
-        let ours = faults(&host)?;
+        let (first, second) = (read_through(&host)?, read_through(&host)?);
         host.forget("making", "made")?;
-        pairs.ours.push(ours);
-        pairs.reference.push(reference);
+        faults.reference.push(first.faults);
+        faults.ours.push(second.faults);
+        seconds.reference.push(first.seconds);
+        seconds.ours.push(second.seconds);
     }
-    Ok(part("Linux, 48 MiB read", Unit::Count, pairs, Target::RatioAtMost(0.05)))
+    let mut parts = part("faults", Unit::Count, faults, Target::RatioAtMost(0.05));
+    parts.extend(part("time", Unit::Seconds, seconds, Target::RatioAtMost(1.0)));
+    Ok(parts)
 }
 
-/// Faults of a machine until it has verified what it filled.
-fn faults(host: &Host) -> anyhow::Result<f64> {
+/// What it takes a machine to verify what it filled.
+struct ReadThrough {
+    faults: f64,
+    seconds: f64,
+}
+
+fn read_through(host: &Host) -> anyhow::Result<ReadThrough> {
+    let asked = Instant::now();
     host.resume("made", "faulting")?;
     let (pages, wrong) = Console::of(&host.client, "faulting").verify()?;
     ensure!(pages > 0 && wrong == 0, "{wrong} of {pages} pages are wrong");
+    let seconds = asked.elapsed().as_secs_f64();
     let served = host.client.sandbox("faulting")?.served.context("it is served")?;
     // A recording is made in the first seconds, and written down after them or at the end.
     std::thread::park_timeout(std::time::Duration::from_secs(6));
     host.client.remove_sandbox("faulting")?;
-    Ok(f64::from(u32::try_from(served.faults)?))
+    Ok(ReadThrough { faults: f64::from(u32::try_from(served.faults)?), seconds })
 }

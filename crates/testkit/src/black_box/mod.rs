@@ -224,16 +224,16 @@ impl BlackBox {
         Ok(())
     }
 
-    /// Every process that runs the program here.
+    /// Every process that runs the program here, and every VMM that it started.
     pub fn processes(&self) -> Result<Vec<Process>, BlackBoxError> {
-        processes::of(self.programs.path()).map_err(system("listing processes"))
+        processes::of(self.programs.path(), &self.root).map_err(system("listing processes"))
     }
 
     /// Kills the process with `pid`, if it is one of these, and waits for its end.
     pub fn kill(&self, pid: u32) -> Result<(), BlackBoxError> {
         let Ok(handle) = ProcessHandle::open(pid) else { return Ok(()) };
         // The handle is of whoever has the pid now, so it is asked after the handle was made.
-        if !processes::runs_from(pid, self.programs.path()) {
+        if !processes::belongs(pid, self.programs.path(), &self.root) {
             return Ok(());
         }
         // An error says that it has ended.

@@ -1,11 +1,11 @@
-//! Processes, told by the path of the program they run.
+//! Processes, told by the path of the program they run, or by what they were told to use.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-/// A process that runs the program.
+/// A process that runs the program, or that it started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
     /// Its process id.
@@ -23,7 +23,7 @@ pub enum Role {
     Keeper,
     /// `rekindle guest`.
     Guest,
-    /// Another command.
+    /// Another command, or the VMM of a machine.
     Other,
 }
 
@@ -70,22 +70,25 @@ impl Process {
     }
 }
 
-/// The processes whose program lies in `programs`.
-pub(super) fn of(programs: &Path) -> io::Result<Vec<Process>> {
+/// The processes whose program lies in `programs`, and those that were told of something in `root`.
+pub(super) fn of(programs: &Path, root: &Path) -> io::Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if runs_from(pid, programs) {
+        if belongs(pid, programs, root) {
             found.push(Process { pid, role: role_of(pid) });
         }
     }
     Ok(found)
 }
 
-/// Whether `pid` runs a program in `programs`; not once it has ended.
-pub(super) fn runs_from(pid: u32, programs: &Path) -> bool {
+/// Whether `pid` runs a program in `programs`, or was told of something in `root`; not once it has ended.
+pub(super) fn belongs(pid: u32, programs: &Path, root: &Path) -> bool {
     // The link of a process whose program was removed ends with a word about that.
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.starts_with(programs))
+    let runs_from =
+        fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.starts_with(programs));
+    let words = || fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    runs_from || String::from_utf8_lossy(&words()).contains(&*root.to_string_lossy())
 }
 
 fn role_of(pid: u32) -> Role {
