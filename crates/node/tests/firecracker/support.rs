@@ -81,7 +81,8 @@ impl Node {
         let started = KeeperClient::connect_or_start(&directory.path().join("keeper.sock"), &program);
         let (keeper, _) = started.expect("a keeper starts");
         let engine = site.engine().expect("an engine starts");
-        let firecracker = peer::install(directory.path());
+        let this = std::env::current_exe().expect("a test has a program");
+        let firecracker = peer::install(directory.path(), &this);
         let places = Places {
             program: firecracker,
             jailer: None,
