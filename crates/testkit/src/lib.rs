@@ -10,6 +10,7 @@ pub mod stores;
 pub mod hooks;
 pub mod keeper;
 pub mod site;
+pub mod started_keeper;
 pub mod guest;
 pub mod mini_guest;
 pub mod history;

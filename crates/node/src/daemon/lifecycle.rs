@@ -14,7 +14,7 @@ use super::about::About;
 use super::clock::unix_ms;
 use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
-use super::guests::GuestSpec;
+use super::guests::{GuestSpec, log_name};
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
 use super::record::{RecordedLife, SandboxRecord};
@@ -27,6 +27,7 @@ use crate::api::types::{
     SandboxList, Snapshot,
 };
 use crate::guest::protocol::Command;
+use crate::vmm::last_words::last_words;
 
 /// Sandboxes made by one request, at most.
 const FORKS_MAX: u32 = 256;
@@ -327,8 +328,14 @@ impl Daemon {
     fn born(&self, start: impl FnOnce(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
         let guest = Uuid::now_v7();
         start(guest).map(Box::new).map_err(|error| {
+            let mut problem = guest_failed(error);
+            // Its log goes with it.
+            let words = last_words(&self.run_directory.join(log_name(guest)));
+            if !problem.detail.contains(&words) {
+                problem.detail = format!("{}; its VMM said: {words}", problem.detail);
+            }
             self.endings.end_unborn(guest);
-            guest_failed(error)
+            problem
         })
     }
 

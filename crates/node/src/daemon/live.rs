@@ -323,10 +323,7 @@ fn accept(listener: &UnixListener, guest: &dyn Guest) -> anyhow::Result<Option<U
     if refusal.readable {
         return Ok(None);
     }
-    anyhow::ensure!(
-        !end.readable,
-        "the guest's VMM ended before it handed its memory over: its log says why"
-    );
+    anyhow::ensure!(!end.readable, "the guest's VMM ended before it handed its memory over");
     anyhow::bail!("the guest's VMM did not hand its memory over within {HANDOVER_LIMIT:?}")
 }
 

@@ -7,7 +7,7 @@ use rekindle_engine::store::StoreError;
 
 use crate::api::problem::{Code, Problem};
 use crate::keeper::KeeperError;
-use crate::vmm::firecracker::{self, NotFirecracker, SpecError};
+use crate::vmm::firecracker::{self, FirecrackerError, NotFirecracker, SpecError};
 use crate::vmm::process::GuestError;
 use crate::vmm::qemu::{Misfit, NoQemu, QemuError};
 use crate::vmm::vmm_process::ProcessError;
@@ -76,7 +76,12 @@ impl From<OpenError> for Problem {
 
 fn is_misfit_itself(cause: &(dyn std::error::Error + 'static)) -> bool {
     // The drivers' errors say what theirs do, and are not among their causes.
+    let is_of_firecracker = |error: &FirecrackerError| {
+        use FirecrackerError::{Misfit, OtherBytes, Program, Spec};
+        matches!(error, Misfit(_) | OtherBytes { .. } | Program(_) | Spec(_))
+    };
     matches!(cause.downcast_ref(), Some(QemuError::Misfit(_)))
+        || cause.downcast_ref().is_some_and(is_of_firecracker)
         || cause.is::<Misfit>()
         || cause.is::<NoQemu>()
         || cause.is::<firecracker::Misfit>()
@@ -91,7 +96,63 @@ pub(super) fn guest_failed(error: anyhow::Error) -> Problem {
         Err(error) => {
             let is_misfit = error.chain().any(is_misfit_itself);
             let code = if is_misfit { Code::Misfit } else { Code::GuestFailed };
-            Problem::new(code, format!("{error:#}"))
+            Problem::new(code, told(&error))
         }
+    }
+}
+
+/// An error with its causes, each once: some errors have the words of theirs among their own.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_told_by_its_kind_whichever_driver_says_it() {
+        let none = || NotFirecracker::NoVersion { program: "/bin/true".into(), said: String::new() };
+        let misfit = || firecracker::Misfit::CpuVendor { saved: "one".to_owned(), found: "two".to_owned() };
+        let bytes = FirecrackerError::OtherBytes {
+            path: "/disk".into(),
+            expected: "1".to_owned(),
+            found: "2".to_owned(),
+        };
+        let misfits: [anyhow::Error; 6] = [
+            FirecrackerError::Program(none()).into(),
+            FirecrackerError::Misfit(misfit()).into(),
+            bytes.into(),
+            none().into(),
+            misfit().into(),
+            QemuError::Misfit(Misfit::NoShim { looked: String::new() }).into(),
+        ];
+        for error in misfits {
+            assert_eq!(guest_failed(error).code, Code::Misfit);
+        }
+        let other = FirecrackerError::System { doing: "looking", source: io::Error::other("no") };
+        assert_eq!(guest_failed(other.into()).code, Code::GuestFailed);
+    }
+
+    #[test]
+    fn a_cause_whose_words_were_said_is_not_said_again() {
+        let cause = firecracker::Misfit::CpuVendor { saved: "one".to_owned(), found: "two".to_owned() };
+        let words = cause.to_string();
+        let error = anyhow::Error::from(FirecrackerError::Misfit(cause)).context("resuming");
+        assert_eq!(guest_failed(error).detail, format!("resuming: the VM cannot run here: {words}"));
+        let error = Err::<(), _>(io::Error::other("no")).context("looking").expect_err("it is one");
+        assert_eq!(guest_failed(error).detail, "looking: no");
     }
 }

@@ -1,7 +1,7 @@
 //! A start: what the catalog and the keeper know is put together again. What was acknowledged is found, what was half
 //! done is undone, and what is lost is said by name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use rekindle_engine::catalog::Kind;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::Daemon;
 use super::entry::Entry;
 use super::events::About;
+use super::guests::with_files;
 use super::keeping::{GuestNote, KeyOf, guest_key};
 use super::lifecycle::put;
 use super::live::Live;
@@ -33,7 +34,7 @@ impl Daemon {
         self.recover_sockets(&held)?;
         recovery.until_served = started.elapsed();
         self.engine.end_replay();
-        self.let_go_of_the_rest(&held);
+        self.let_go_of_the_rest(&held)?;
         self.remove_stale_sockets()?;
         self.end_orphans(&held)?;
         self.resume_the_forked();
@@ -127,8 +128,8 @@ impl Daemon {
     }
 
     /// Ends guests that no record names, and lets go of what was held for them: they were being made, or being ended.
-    fn let_go_of_the_rest(&self, held: &HashMap<String, HeldEntry>) {
-        let named: Vec<Uuid> = self
+    fn let_go_of_the_rest(&self, held: &HashMap<String, HeldEntry>) -> anyhow::Result<()> {
+        let named: BTreeSet<Uuid> = self
             .sandboxes
             .all()
             .iter()
@@ -140,17 +141,23 @@ impl Daemon {
                 | RecordedLife::Lost { .. } => None,
             })
             .collect();
+        // One whose daemon died before the keeper had anything of it has files at most.
+        let mut begun = with_files(&self.state_directory)?;
         for entry in held.values() {
             match KeyOf::parse(&entry.key) {
-                Some(KeyOf::Guest(id)) if !named.contains(&id) => self.endings.end_unborn(id),
+                Some(KeyOf::Guest(id)) => {
+                    begun.insert(id);
+                }
                 Some(KeyOf::Socket(id)) if self.fault_sockets.find(id).is_err() => self.forget(&entry.key),
                 // Those of snapshots the engine has gone through.
-                Some(KeyOf::Guest(_) | KeyOf::Socket(_) | KeyOf::Snapshot(_)) => {}
+                Some(KeyOf::Socket(_) | KeyOf::Snapshot(_)) => {}
                 None => {
                     tracing::warn!(key = entry.key, "the keeper holds something that is not of this daemon")
                 }
             }
         }
+        begun.difference(&named).for_each(|guest| self.endings.end_unborn(*guest));
+        Ok(())
     }
 
     /// Ends guests that a keeper left which is gone.

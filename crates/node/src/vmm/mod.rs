@@ -2,6 +2,7 @@
 
 pub mod firecracker;
 pub mod guests;
+pub(crate) mod last_words;
 pub mod process;
 pub mod qemu;
 pub mod vmm_process;

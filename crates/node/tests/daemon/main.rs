@@ -1,16 +1,21 @@
 //! The program as its users have it: a real daemon in directories of its own, asked over its socket, killed and started
 //! again.
 
+#[path = "../firecracker/peer/mod.rs"]
+mod peer;
 mod support;
 
 mod crashes;
 mod disconnects;
+mod firecracker;
+mod jails;
 mod keeper_loss;
 mod lives;
 mod machine_console;
 mod machine_network;
 mod machines;
 mod outages;
+mod peers;
 mod quickstart;
 mod restarts;
 mod sockets;

@@ -31,7 +31,10 @@ impl Node {
     }
 
     pub(crate) fn start_with(settings: &str) -> Self {
-        let place = BlackBox::with_settings(&program(), settings).expect("directories");
+        Self::start_in(BlackBox::with_settings(&program(), settings).expect("directories"))
+    }
+
+    pub(crate) fn start_in(place: BlackBox) -> Self {
         let daemon = place.start().expect("a daemon starts");
         Self { client: place.client(), place, daemon: Some(daemon) }
     }

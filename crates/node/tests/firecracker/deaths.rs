@@ -31,26 +31,20 @@ fn a_death_during_a_start_is_said_and_nothing_is_left() {
 #[test]
 fn a_death_during_a_load_is_said_and_the_snapshot_resumes_after() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&node.spec(8)));
     for step in [Step::Start, Step::LoadBegins, Step::LoadHandedOver, Step::LoadTouched] {
         node.set(|settings| settings.dies_at = Some(step));
         let error = node.try_resume(&snapshot, &node.spec_of(&snapshot)).map(drop).expect_err("it died");
         assert!(is_gone(&error), "{step:?}: {error}");
         node.set(|_| {});
-        let mut vm = node.resume(&snapshot);
-        assert_eq!(vm.verify(), 2048, "{step:?}");
-        node.end(vm);
+        node.assert_resumes(&snapshot);
     }
 }
 
 #[test]
 fn a_death_during_a_pause_is_said_and_the_last_snapshot_resumes() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&node.spec(8)));
     for step in [Step::Pause, Step::CreateBegins, Step::CreateState, Step::CreateMemory] {
         let mut vm = node.resume(&snapshot);
         vm.say("dirty 4 20");
@@ -60,18 +54,14 @@ fn a_death_during_a_pause_is_said_and_the_last_snapshot_resumes() {
         assert!(vm.guest.process.ends_within(LIMIT));
         node.end(vm);
         node.set(|_| {});
-        let mut vm = node.resume(&snapshot);
-        assert_eq!(vm.verify(), 2048, "{step:?}");
-        node.end(vm);
+        node.assert_resumes(&snapshot);
     }
 }
 
 #[test]
 fn a_vm_whose_pause_was_refused_goes_on_and_its_next_pause_is_whole() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let mut snapshot = node.pause(vm);
+    let mut snapshot = node.pause(node.filled(&node.spec(8)));
     for refused in ["PATCH /vm", "PUT /snapshot/create"] {
         let mut vm = node.resume(&snapshot);
         vm.say("dirty 4 20");
@@ -86,9 +76,7 @@ fn a_vm_whose_pause_was_refused_goes_on_and_its_next_pause_is_whole() {
         assert!(vm.say("tick").starts_with("tick "));
         vm.say("dirty 5 10");
         snapshot = node.pause(vm);
-        let mut vm = node.resume(&snapshot);
-        assert_eq!(vm.verify(), 2048);
-        node.end(vm);
+        node.assert_resumes(&snapshot);
     }
 }
 
@@ -97,9 +85,7 @@ fn a_pause_after_one_that_was_written_and_not_committed_writes_everything() {
     let node = Node::start();
     let mut spec = node.spec(16);
     spec.balloon = Some(rekindle::vmm::firecracker::Balloon { mib: 0, deflates: true });
-    let mut vm = node.run(&spec);
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&spec));
     let mut vm = node.resume(&snapshot);
     vm.say("put 4095 9");
     vm.say("put 5 9");
@@ -119,13 +105,9 @@ fn a_pause_after_one_that_was_written_and_not_committed_writes_everything() {
 fn a_firecracker_that_cuts_the_memory_file_before_it_writes_it_is_captured_as_well() {
     let node = Node::start();
     node.set(|settings| settings.cuts_files = true);
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let mut snapshot = node.pause(vm);
+    let mut snapshot = node.pause(node.filled(&node.spec(8)));
     let mut vm = node.resume(&snapshot);
     vm.say("dirty 4 20");
     snapshot = node.pause(vm);
-    let mut vm = node.resume(&snapshot);
-    assert_eq!(vm.verify(), 2048);
-    node.end(vm);
+    node.assert_resumes(&snapshot);
 }

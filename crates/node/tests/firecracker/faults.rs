@@ -13,9 +13,7 @@ use crate::support::{LIMIT, Node, let_go_on, pipe};
 #[test]
 fn faults_come_before_the_load_is_answered_and_are_served_meanwhile() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&node.spec(8)));
     let gate = node.file("gate");
     pipe(&gate);
     node.set(|settings| settings.stands_at = Some((Step::LoadTouched, gate.clone())));
@@ -31,9 +29,7 @@ fn faults_come_before_the_load_is_answered_and_are_served_meanwhile() {
 #[test]
 fn a_slow_answer_is_waited_for_and_the_guest_is_served_meanwhile() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&node.spec(8)));
     let mut vm = node.resume(&snapshot);
     let gate = node.file("gate");
     pipe(&gate);
@@ -43,17 +39,13 @@ fn a_slow_answer_is_waited_for_and_the_guest_is_served_meanwhile() {
     let snapshot = node.pause(vm);
     opened.join().expect("it stood there");
     node.set(|_| {});
-    let mut vm = node.resume(&snapshot);
-    assert_eq!(vm.verify(), 2048);
-    node.end(vm);
+    node.assert_resumes(&snapshot);
 }
 
 #[test]
 fn the_socket_stays_open_as_long_as_the_vmm_lives_and_no_longer() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&node.spec(8)));
     let mut vm = node.resume(&snapshot);
     vm.verify();
     let server = vm.server.as_ref().expect("it is served");
@@ -69,9 +61,7 @@ fn the_socket_stays_open_as_long_as_the_vmm_lives_and_no_longer() {
 #[test]
 fn a_load_that_fails_before_the_hand_over_says_why() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&node.spec(8)));
     // What a resume has been given, but for the state.
     let socket = node.file("h.sock");
     let listener = UnixListener::bind(&socket).expect("the socket is new");

@@ -64,18 +64,14 @@ fn a_jailed_vm_is_started_paused_and_resumed_by_paths_of_its_jail() {
 #[test]
 fn a_jailed_vm_whose_pause_failed_goes_on_and_is_captured_whole_later() {
     let Some(node) = jailing() else { return };
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&node.spec(8)));
     let mut vm = node.resume(&snapshot);
     vm.say("dirty 4 20");
     vm.guest.suspend().expect("it is written");
     vm.guest.go_on().expect("it goes on");
     vm.say("dirty 5 20");
     let snapshot = node.pause(vm);
-    let mut vm = node.resume(&snapshot);
-    assert_eq!(vm.verify(), 2048);
-    node.end(vm);
+    node.assert_resumes(&snapshot);
 }
 
 #[test]
@@ -84,8 +80,7 @@ fn a_vm_saved_outside_a_jail_resumes_inside_one() {
     let jailer = node.places.jailer.take();
     let mut spec = node.spec(8);
     spec.drives = vec![node.disk("data", MIB, b"image")];
-    let mut vm = node.run(&spec);
-    vm.say("fill 3");
+    let mut vm = node.filled(&spec);
     vm.say("disk data write 3 4");
     let snapshot = node.pause(vm);
     node.places.jailer = jailer;

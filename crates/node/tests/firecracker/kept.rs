@@ -26,14 +26,11 @@ fn after_the_driver(node: &Node, running: Running) -> Running {
 #[test]
 fn a_fresh_vm_outlives_its_driver_and_is_paused_by_the_next() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
+    let vm = node.filled(&node.spec(8));
     let mut vm = after_the_driver(&node, vm);
     assert_eq!(vm.say("tick"), "tick 1");
     let snapshot = node.pause(vm);
-    let mut vm = node.resume(&snapshot);
-    assert_eq!(vm.verify(), 2048);
-    node.end(vm);
+    node.assert_resumes(&snapshot);
 }
 
 #[test]
@@ -41,9 +38,7 @@ fn a_resumed_vm_outlives_its_driver_with_its_disk_and_what_it_wrote() {
     let node = Node::start();
     let mut spec = node.spec(8);
     spec.drives = vec![node.disk("data", 1 << 20, b"image")];
-    let mut vm = node.run(&spec);
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&spec));
     let mut vm = node.resume(&snapshot);
     vm.say("dirty 4 20");
     vm.say("disk data write 3 4");
@@ -59,9 +54,7 @@ fn a_resumed_vm_outlives_its_driver_with_its_disk_and_what_it_wrote() {
 #[test]
 fn a_driver_that_ended_in_the_middle_of_a_pause_leaves_a_vm_that_goes_on() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&node.spec(8)));
     let mut vm = node.resume(&snapshot);
     vm.say("dirty 4 20");
     vm.guest.suspend().expect("it is written");
@@ -73,16 +66,13 @@ fn a_driver_that_ended_in_the_middle_of_a_pause_leaves_a_vm_that_goes_on() {
     vm.say("dirty 5 20");
     let snapshot = node.pause(vm);
     assert_eq!(node.last_request("PUT /snapshot/create")["snapshot_type"], "Full");
-    let mut vm = node.resume(&snapshot);
-    assert_eq!(vm.verify(), 2048);
-    node.end(vm);
+    node.assert_resumes(&snapshot);
 }
 
 #[test]
 fn a_driver_that_comes_while_firecracker_answers_another_waits_its_turn() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
+    let vm = node.filled(&node.spec(8));
     let gate = node.file("gate");
     pipe(&gate);
     node.set(|settings| settings.stands_at = Some((Step::CreateState, gate.clone())));
@@ -105,21 +95,16 @@ fn a_driver_that_comes_while_firecracker_answers_another_waits_its_turn() {
     node.set(|_| {});
     assert_eq!(vm.verify(), 2048);
     let snapshot = node.pause(vm);
-    let mut vm = node.resume(&snapshot);
-    assert_eq!(vm.verify(), 2048);
-    node.end(vm);
+    node.assert_resumes(&snapshot);
 }
 
 #[test]
 fn a_vm_is_handed_to_another_keeper() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
+    let vm = node.filled(&node.spec(8));
     let key = "guest/again";
     vm.guest.keep_under(&node.keeper, key).expect("the keeper takes it");
     let vm = after_the_driver(&node, Running { key: key.to_owned(), ..vm });
     let snapshot = node.pause(vm);
-    let mut vm = node.resume(&snapshot);
-    assert_eq!(vm.verify(), 2048);
-    node.end(vm);
+    node.assert_resumes(&snapshot);
 }

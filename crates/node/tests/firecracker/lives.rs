@@ -23,9 +23,7 @@ fn a_vm_goes_on_where_it_was_paused_three_generations_long() {
         snapshot = node.pause(vm);
         assert_eq!(snapshot.generation(), generation);
     }
-    let mut vm = node.resume(&snapshot);
-    assert_eq!(vm.verify(), 2048);
-    node.end(vm);
+    node.assert_resumes(&snapshot);
     assert!(node.left_behind().is_empty(), "{:?}", node.left_behind());
 }
 
@@ -75,9 +73,7 @@ fn a_vm_resumes_and_forks_while_its_pause_is_not_sealed() {
 #[test]
 fn a_vm_resumes_cold_on_another_node() {
     let node = Node::start();
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let snapshot = node.pause(vm);
+    let snapshot = node.pause(node.filled(&node.spec(8)));
     assert!(snapshot.wait_state(SnapshotState::Published, LIMIT));
     let there = node.elsewhere();
     let snapshot = there.engine.open(snapshot.id()).expect("it is published");
@@ -101,9 +97,7 @@ fn a_vm_that_is_tracked_from_its_first_resume_is_written_whole_once() {
     vm.say("put 4 1");
     let snapshot = node.pause(vm);
     assert_eq!(node.last_request("PUT /snapshot/create")["snapshot_type"], "Diff");
-    let mut vm = node.resume(&snapshot);
-    assert_eq!(vm.verify(), 2048);
-    node.end(vm);
+    node.assert_resumes(&snapshot);
 }
 
 #[test]
@@ -156,9 +150,7 @@ fn what_a_balloon_took_is_zero_in_the_next_snapshot_and_not_the_parents() {
     let node = Node::start();
     let mut spec = node.spec(16);
     spec.balloon = Some(Balloon { mib: 0, deflates: true });
-    let mut vm = node.run(&spec);
-    vm.say("fill 3");
-    let mut snapshot = node.pause(vm);
+    let mut snapshot = node.pause(node.filled(&spec));
     for mib in [2, 5] {
         let mut vm = node.resume(&snapshot);
         vm.say("dirty 9 10");
@@ -178,9 +170,7 @@ fn what_a_balloon_took_is_zero_in_the_next_snapshot_and_not_the_parents() {
 fn memory_that_a_vmm_shares_is_captured_without_a_copy() {
     let node = Node::start();
     node.set(|settings| settings.shares_memory = true);
-    let mut vm = node.run(&node.spec(8));
-    vm.say("fill 3");
-    let mut snapshot = node.pause(vm);
+    let mut snapshot = node.pause(node.filled(&node.spec(8)));
     for seed in [4, 5] {
         let mut vm = node.resume(&snapshot);
         let kept = vm.server.as_ref().expect("it is served").kept();

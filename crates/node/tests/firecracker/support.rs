@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rekindle::keeper::{Held, KeeperClient, PROCESS};
+use rekindle::keeper::Held;
 use rekindle::vmm::firecracker::{
     Drive, DriveContent, DriveSource, FileDigests, FirecrackerError, FirecrackerGuest, FirecrackerSpec,
     Interface, MemoryPages, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
@@ -24,8 +24,8 @@ use rekindle_engine::pause::PausedGuest;
 use rekindle_engine::serve::{Epoch, FaultServer};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::wakeup::wait_readable;
-use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::site::Site;
+use rekindle_testkit::started_keeper::StartedKeeper;
 use tempfile::TempDir;
 
 use crate::peer::{self, Settings};
@@ -40,7 +40,7 @@ const SPEC: &str = "firecracker";
 
 /// A node with a keeper, an engine and a Firecracker that is a peer.
 pub(crate) struct Node {
-    pub(crate) keeper: KeeperClient,
+    pub(crate) keeper: StartedKeeper,
     pub(crate) site: Site,
     pub(crate) engine: Engine,
     pub(crate) places: Places,
@@ -77,11 +77,11 @@ impl Node {
 
     fn start_at(site: Site) -> Self {
         let directory = tempfile::Builder::new().prefix("fc-").tempdir().expect("a directory");
-        let program = PathBuf::from(env!("CARGO_BIN_EXE_rekindle"));
-        let started = KeeperClient::connect_or_start(&directory.path().join("keeper.sock"), &program);
-        let (keeper, _) = started.expect("a keeper starts");
+        let program = Path::new(env!("CARGO_BIN_EXE_rekindle"));
+        let keeper = StartedKeeper::start(program, directory.path()).expect("a keeper starts");
         let engine = site.engine().expect("an engine starts");
-        let firecracker = peer::install(directory.path());
+        let this = std::env::current_exe().expect("a test has a program");
+        let firecracker = peer::install(directory.path(), &this);
         let places = Places {
             program: firecracker,
             jailer: None,
@@ -183,6 +183,20 @@ impl Node {
 
     pub(crate) fn run(&self, spec: &FirecrackerSpec) -> Running {
         self.try_start(spec).expect("the VM starts")
+    }
+
+    /// A VM whose guest has filled its memory.
+    pub(crate) fn filled(&self, spec: &FirecrackerSpec) -> Running {
+        let mut running = self.run(spec);
+        running.say("fill 3");
+        running
+    }
+
+    /// A guest with 8 MiB finds all of them as they were at the pause.
+    pub(crate) fn assert_resumes(&self, snapshot: &Arc<Snapshot>) {
+        let mut running = self.resume(snapshot);
+        assert_eq!(running.verify(), 2048);
+        self.end(running);
     }
 
     pub(crate) fn spec_of(&self, snapshot: &Snapshot) -> FirecrackerSpec {
@@ -346,22 +360,6 @@ impl Console {
                 return answer.trim_end().to_owned();
             }
         }
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        for entry in self.keeper.list().unwrap_or_default() {
-            let held = self.keeper.get(&entry.key).ok().flatten();
-            if let Some(true) = held.map(|held| held.fds.contains_key(PROCESS))
-                && let Some(process) = entry.process.filter(|process| process.exited.is_none())
-                && let Ok(handle) = ProcessHandle::open(process.pid)
-            {
-                handle.signal(Signal::Kill).ok();
-                handle.wait_exit(LIMIT);
-            }
-        }
-        self.keeper.shutdown(true).ok();
     }
 }
 

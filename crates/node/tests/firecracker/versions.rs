@@ -20,9 +20,7 @@ fn a_version_is_sent_no_field_that_it_does_not_know() {
         node.set(|settings| settings.version = is.to_owned());
         let mut spec = node.spec(8);
         spec.interfaces = vec![interface("eth0", "tap0")];
-        let mut vm = node.run(&spec);
-        vm.say("fill 3");
-        let snapshot = node.pause(vm);
+        let snapshot = node.pause(node.filled(&spec));
         let mut vm = node.resume(&snapshot);
         assert_eq!(vm.verify(), 2048);
         let load = node.last_request("PUT /snapshot/load");

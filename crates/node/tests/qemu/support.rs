@@ -2,14 +2,13 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rekindle::disk::{Access, Disk, DiskSource, Overlay};
-use rekindle::keeper::{Found, KeeperClient, PROCESS};
 use rekindle::vmm::guests::tiny_kernel;
 use rekindle::vmm::qemu::{
     BootFile, CONTROL, DiskSpec, KeptParts, Launch, Places, QemuGuest, QemuOptions, QemuProgram, QemuSpec,
@@ -22,9 +21,10 @@ use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::{Tracking, file_pages};
-use rekindle_kernel::{PageKind, ProcessHandle, Signal};
+use rekindle_kernel::PageKind;
 use rekindle_testkit::site::Site;
 use rekindle_testkit::skip::skipped;
+use rekindle_testkit::started_keeper::StartedKeeper;
 use tempfile::TempDir;
 
 /// Long enough for anything that happens at all.
@@ -34,9 +34,9 @@ pub(crate) const MIB: u64 = 1 << 20;
 
 const DEVICE_STATE: &str = "device-state";
 
-/// A keeper, an engine, and a QEMU. On drop every process of it is killed.
+/// A keeper, an engine, and a QEMU.
 pub(crate) struct Host {
-    pub(crate) keeper: KeeperClient,
+    pub(crate) keeper: StartedKeeper,
     pub(crate) engine: Engine,
     pub(crate) program: QemuProgram,
     pub(crate) site: Site,
@@ -81,10 +81,8 @@ impl Host {
 
     fn of(program: QemuProgram, site: Site) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let socket = directory.path().join("keeper.sock");
-        let rekindle = PathBuf::from(env!("CARGO_BIN_EXE_rekindle"));
-        let (keeper, found) = KeeperClient::connect_or_start(&socket, &rekindle).expect("a keeper starts");
-        assert_eq!(found, Found::Started);
+        let rekindle = Path::new(env!("CARGO_BIN_EXE_rekindle"));
+        let keeper = StartedKeeper::start(rekindle, directory.path()).expect("a keeper starts");
         let engine = site.engine().expect("an engine starts");
         Self { keeper, engine, program, site, directory, machines: AtomicU32::new(0) }
     }
@@ -195,13 +193,8 @@ impl Host {
 
     /// Waits until no process under the keeper lives.
     pub(crate) fn wait_for_nobody(&self) {
-        for entry in self.keeper.list().expect("the keeper answers") {
-            let process = entry.process.expect("only processes are held");
-            if process.exited.is_none()
-                && let Ok(handle) = ProcessHandle::open(process.pid)
-            {
-                assert!(handle.wait_exit(LIMIT), "QEMU {} is left behind", process.pid);
-            }
+        for process in self.keeper.living().expect("the keeper answers") {
+            assert!(process.wait_exit(LIMIT), "QEMU {} is left behind", process.pid());
         }
     }
 }
@@ -329,20 +322,5 @@ impl Console {
 
     pub(crate) fn say(&mut self, command: &str) {
         self.0.get_ref().write_all(format!("{command}\n").as_bytes()).expect("it listens");
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        for entry in self.keeper.list().unwrap_or_default() {
-            let held = self.keeper.get(&entry.key).ok().flatten();
-            if let Some(true) = held.map(|held| held.fds.contains_key(PROCESS))
-                && let Some(process) = entry.process.filter(|process| process.exited.is_none())
-                && let Ok(handle) = ProcessHandle::open(process.pid)
-            {
-                handle.signal(Signal::Kill).ok();
-            }
-        }
-        self.keeper.shutdown(true).ok();
     }
 }

@@ -5,7 +5,7 @@ mod process;
 pub(super) mod firecracker;
 pub(super) mod qemu;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use crate::api::types::{MemoryBacking, TapName, VmmKind};
 use crate::disk::DiskWatch;
 use crate::guest::protocol::Hello;
 use crate::keeper::{Held, KeeperClient, KeeperError};
-use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages};
+use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages, VmDirectory};
 use crate::vmm::process::GuestControl;
 use crate::vmm::qemu::QemuSpec;
 use crate::vmm::vmm_process::VmmProcess;
@@ -149,12 +149,17 @@ pub(super) fn machine_directory(state_directory: &Path) -> PathBuf {
 
 /// Removes the files of a guest that has ended. Not every kind of VMM has each of them.
 pub(super) fn remove_files(state_directory: &Path, run_directory: &Path, guest: Uuid) {
-    let machines = machine_directory(state_directory);
     std::fs::remove_file(run_directory.join(log_name(guest))).ok();
-    std::fs::remove_file(run_directory.join(format!("firecracker-{guest}.sock"))).ok();
-    for name in [format!("{guest}"), format!("{guest}.aside")] {
-        std::fs::remove_dir_all(machines.join(name)).ok();
+    let machines = machine_directory(state_directory);
+    if let Err(error) = VmDirectory::remove_of(&machines, run_directory, &guest.to_string()) {
+        tracing::warn!(%guest, %error, "files of an ended guest stay until the next start");
     }
+}
+
+/// The guests that have files in the directory of machines.
+pub(super) fn with_files(state_directory: &Path) -> std::io::Result<BTreeSet<Uuid>> {
+    let ids = VmDirectory::ids(&machine_directory(state_directory))?;
+    Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
 }
 
 impl GuestSpec {

@@ -1,5 +1,6 @@
 //! The directory that one Firecracker process starts in: its disks by name, its socket, and what lies beside it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -31,35 +32,70 @@ struct JailOwner {
     group_id: u32,
 }
 
+/// What the name of the directory ends with that a process does not see.
+const ASIDE: &str = ".aside";
 /// The API socket's name in a jail.
 pub(super) const API_IN_JAIL: &str = "api.sock";
 /// The hand-over socket's name in a jail.
 const HANDOVER_IN_JAIL: &str = "handover.sock";
+/// Beside the jail: a link to all of it, there before the jail is and gone after it, for whoever knows but the id.
+const JAIL: &str = "jail";
 
 impl VmDirectory {
     /// A directory for process `id` under `disks`, its socket under `run`.
     pub(super) fn create(disks: &Path, run: &Path, id: &str) -> io::Result<Self> {
-        let root = disks.join(id);
-        let aside = disks.join(format!("{id}.aside"));
-        let directory = Self { api: run.join(format!("firecracker-{id}.sock")), root, aside, jailed: None };
+        let directory = Self::free(disks, run, id);
         directory.make()?;
         Ok(directory)
     }
 
+    fn free(disks: &Path, run: &Path, id: &str) -> Self {
+        let (root, aside) = (disks.join(id), disks.join(format!("{id}{ASIDE}")));
+        Self { api: run.join(format!("firecracker-{id}.sock")), root, aside, jailed: None }
+    }
+
+    /// The ids of processes that have, or had, files under `disks`.
+    pub fn ids(disks: &Path) -> io::Result<BTreeSet<String>> {
+        let entries = match fs::read_dir(disks) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            entries => entries?,
+        };
+        let id = |entry: io::Result<fs::DirEntry>| {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            Ok(name.strip_suffix(ASIDE).unwrap_or(&name).to_owned())
+        };
+        entries.map(id).collect()
+    }
+
     /// The root of a jail for process `id`, which runs `program`.
     pub(super) fn create_jail(disks: &Path, jailer: &Jailer, program: &Path, id: &str) -> io::Result<Self> {
-        let root = jailer.root(program, id);
-        let aside = disks.join(format!("{id}.aside"));
-        let jailed = Some(JailOwner { user_id: jailer.user_id, group_id: jailer.group_id });
-        let directory = Self { api: root.join(API_IN_JAIL), root, aside, jailed };
+        let directory = Self::jail(disks, jailer, program, id);
         directory.make()?;
         directory.give(&directory.root)?;
         Ok(directory)
     }
 
+    fn jail(disks: &Path, jailer: &Jailer, program: &Path, id: &str) -> Self {
+        let root = jailer.root(program, id);
+        let aside = disks.join(format!("{id}{ASIDE}"));
+        let jailed = Some(JailOwner { user_id: jailer.user_id, group_id: jailer.group_id });
+        Self { api: root.join(API_IN_JAIL), root, aside, jailed }
+    }
+
     fn make(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.root)?;
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.aside)
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.aside)?;
+        if self.is_jailed() {
+            match std::os::unix::fs::symlink(self.all(), self.beside(JAIL)) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.root)
+    }
+
+    /// The directory with all that the process sees: the jailer makes its root in one of the process's own.
+    fn all(&self) -> &Path {
+        if self.is_jailed() { self.root.parent().unwrap_or(&self.root) } else { &self.root }
     }
 
     /// Where it starts.
@@ -110,10 +146,16 @@ impl VmDirectory {
         }
     }
 
-    /// Where to listen in a jail with that root, which is made if it is not there.
-    pub(super) fn handover_in_jail(root: &Path) -> io::Result<PathBuf> {
-        DirBuilder::new().recursive(true).mode(0o700).create(root)?;
-        Ok(root.join(HANDOVER_IN_JAIL))
+    /// Where to listen in the jail of process `id`, which is made if it is not there.
+    pub(super) fn handover_in_jail(
+        disks: &Path,
+        jailer: &Jailer,
+        program: &Path,
+        id: &str,
+    ) -> io::Result<PathBuf> {
+        let jail = Self::jail(disks, jailer, program, id);
+        jail.make()?;
+        Ok(jail.file(HANDOVER_IN_JAIL))
     }
 
     /// The path by which the process connects to the listener at `handover`.
@@ -132,11 +174,24 @@ impl VmDirectory {
 
     /// Removes everything, once the process has ended.
     pub fn remove(&self) -> io::Result<()> {
-        // The jailer makes its root in a directory of the process's own.
-        let all = if self.is_jailed() { self.root.parent().unwrap_or(&self.root) } else { &self.root };
-        for directory in [all, &self.aside] {
-            files::if_there(fs::remove_dir_all(directory))?;
-        }
-        files::if_there(fs::remove_file(&self.api)).map(drop)
+        remove_all(self.all(), &self.aside, &self.api)
     }
+
+    /// The same for process `id` under `disks` and `run`, of which nothing else is known.
+    pub fn remove_of(disks: &Path, run: &Path, id: &str) -> io::Result<()> {
+        let free = Self::free(disks, run, id);
+        match fs::read_link(free.beside(JAIL)) {
+            Ok(jail) => remove_all(&jail, &free.aside, &free.api),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => free.remove(),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What lies aside goes last but the socket: it says where the rest is.
+fn remove_all(all: &Path, aside: &Path, api: &Path) -> io::Result<()> {
+    for directory in [all, aside] {
+        files::if_there(fs::remove_dir_all(directory))?;
+    }
+    files::if_there(fs::remove_file(api)).map(drop)
 }

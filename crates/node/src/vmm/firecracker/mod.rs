@@ -79,7 +79,7 @@ impl Places {
         let id = start::id_of(key);
         match &self.jailer {
             None => Ok(self.run_directory.join(format!("handover-{id}.sock"))),
-            Some(jailer) => VmDirectory::handover_in_jail(&jailer.root(&self.program, &id)),
+            Some(jailer) => VmDirectory::handover_in_jail(&self.disk_directory, jailer, &self.program, &id),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! A program that plays Firecracker as its API documents it and as its hand-over protocol is on the wire, with real
-//! memory and a real userfaultfd. It is this test program, started by a script that stands for Firecracker's own.
+//! memory and a real userfaultfd. It is the test program that has it, started by a script that stands for Firecracker's.
 
 mod api;
 mod configured;
@@ -24,9 +24,9 @@ use vm::Peer;
 const SETTINGS: &str = "REKINDLE_TEST_PEER";
 const WORDS: &str = "REKINDLE_TEST_PEER_WORDS";
 
-/// Writes scripts `firecracker` and `jailer` that are peers with the settings in that directory.
-pub(crate) fn install(directory: &Path) -> PathBuf {
-    let this = std::env::current_exe().expect("a test has a program");
+/// Writes scripts `firecracker` and `jailer` that are peers with the settings in that directory, by running `this` test
+/// program.
+pub(crate) fn install(directory: &Path, this: &Path) -> PathBuf {
     for name in ["firecracker", "jailer"] {
         let path = directory.join(name);
         let script = format!(

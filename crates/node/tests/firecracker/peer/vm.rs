@@ -60,6 +60,7 @@ impl Peer {
     pub(super) fn step(&self, step: Step) {
         let settings = self.settings();
         if settings.dies_at == Some(step) {
+            eprintln!("Firecracker dies at {step:?}, as it was told");
             std::process::exit(148);
         }
         if let Some((_, pipe)) = settings.stands_at.filter(|(at, _)| *at == step) {
