@@ -14,7 +14,7 @@ use super::about::About;
 use super::clock::unix_ms;
 use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
-use super::guests::GuestSpec;
+use super::guests::{GuestSpec, log_name};
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
 use super::record::{RecordedLife, SandboxRecord};
@@ -27,6 +27,7 @@ use crate::api::types::{
     SandboxList, Snapshot,
 };
 use crate::guest::protocol::Command;
+use crate::vmm::vmm_process::last_words;
 
 /// Sandboxes made by one request, at most.
 const FORKS_MAX: u32 = 256;
@@ -323,12 +324,18 @@ impl Daemon {
         control.tell(&command).map_err(|error| Problem::from(error).sandbox(entry.id()))
     }
 
-    /// Starts a guest by `start`; whatever of it there is when that fails is ended.
+    /// Starts a guest by `start`; whatever of it there is when that fails is ended. The error has what its VMM printed
+    /// last: its log goes with it.
     fn born(&self, start: impl FnOnce(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
         let guest = Uuid::now_v7();
         start(guest).map(Box::new).map_err(|error| {
+            let said = last_words(&self.run_directory.join(log_name(guest)));
             self.endings.end_unborn(guest);
-            guest_failed(error)
+            let mut problem = guest_failed(error);
+            if !problem.detail.contains(&said) {
+                problem.detail = format!("{}; its VMM said: {said}", problem.detail);
+            }
+            problem
         })
     }
 

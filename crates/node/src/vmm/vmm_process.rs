@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::thread;
@@ -29,6 +30,9 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const FREEZE_YIELDS: u32 = 1000;
 /// The pause between later questions, cut short when the VMM ends.
 const FREEZE_PAUSE: Duration = Duration::from_millis(1);
+
+/// How much of the end of its log is told of a VMM that ended.
+const LOG_BYTES: u64 = 2048;
 
 /// The process of a VMM. On drop one that is our child is killed and waited for; one under the keeper goes on.
 #[derive(Debug)]
@@ -308,6 +312,21 @@ impl Drop for Unfinished {
             process.begin_kill().ok();
         }
     }
+}
+
+/// The last lines of what a VMM printed to `log`, as one; empty where it printed nothing or nobody kept it.
+pub fn last_words(log: &Path) -> String {
+    let end = || {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES)))?;
+        let mut end = Vec::new();
+        file.take(LOG_BYTES).read_to_end(&mut end).map(|_| end)
+    };
+    let end: io::Result<Vec<u8>> = end();
+    let end = String::from_utf8_lossy(&end.unwrap_or_default()).into_owned();
+    let lines: Vec<_> = end.lines().rev().take(3).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("; ")
 }
 
 /// What the kernel said where the keeper could not start a program.

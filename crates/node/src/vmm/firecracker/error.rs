@@ -119,7 +119,7 @@ pub enum CallError {
         source: io::Error,
     },
     /// It ended, or closed the connection, before it answered.
-    #[error("it ended before it answered {call}: its log says why")]
+    #[error("it ended before it answered {call}")]
     Gone {
         /// The call.
         call: String,

@@ -1,7 +1,6 @@
 //! Our end of QEMU's control connection (QMP): one command at a time, each answered by a line; events between.
 
-use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::error::QemuError;
+use crate::vmm::vmm_process::last_words;
 
 /// How long QEMU may take from its start to its greeting.
 const GREETING_LIMIT: Duration = Duration::from_secs(30);
@@ -23,8 +23,6 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const LINE_BYTES_MAX: u64 = 1 << 20;
 /// How much of an answer that is not understood is told.
 const TOLD_BYTES: usize = 300;
-/// How much of the log's end is told of a QEMU that ended.
-const LOG_BYTES: u64 = 2048;
 
 /// A byte that is in no command: QEMU forgets the part of a command that came before it (QMP specification, 2.6).
 const FORGET: &[u8] = b"\xff\n";
@@ -193,18 +191,7 @@ impl Qmp {
 
     /// The error of a QEMU that has ended while it was `doing` something.
     pub(super) fn ended(&self, doing: &'static str) -> QemuError {
-        let end = || {
-            let mut file = File::open(&self.log)?;
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES)))?;
-            let mut end = Vec::new();
-            file.take(LOG_BYTES).read_to_end(&mut end).map(|_| end)
-        };
-        let end: io::Result<Vec<u8>> = end();
-        let end = String::from_utf8_lossy(&end.unwrap_or_default()).into_owned();
-        let lines: Vec<_> = end.lines().rev().take(3).collect();
-        let log = lines.into_iter().rev().collect::<Vec<_>>().join("; ");
-        QemuError::Ended { pid: self.pid, doing, log }
+        QemuError::Ended { pid: self.pid, doing, log: last_words(&self.log) }
     }
 
     fn send(&mut self, doing: &'static str, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), QemuError> {
