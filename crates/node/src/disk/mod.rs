@@ -14,4 +14,4 @@ mod server;
 
 pub use import::{ImportError, Imported, import};
 pub use overlay::{Overlay, OverlayError, OverlayFiles};
-pub use server::{Access, Disk, DiskSource, DiskStats, Frozen};
+pub use server::{Access, Disk, DiskSource, DiskStats, DiskWatch, Frozen};

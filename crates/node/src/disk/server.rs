@@ -74,11 +74,15 @@ pub struct DiskStats {
     pub bytes_zeroed: u64,
     /// Requests answered.
     pub requests: u64,
+    /// Of those, answered with an error.
+    pub failed_requests: u64,
     /// Requests that had to wait for pages that were not in memory.
     pub cold_requests: u64,
-    /// Connections open now.
-    pub connections: u64,
 }
+
+/// What a disk has done, to be asked also when it is ended.
+#[derive(Clone, Debug)]
+pub struct DiskWatch(Arc<Counters>);
 
 /// What the threads of one disk share.
 #[derive(Debug)]
@@ -87,7 +91,7 @@ pub(super) struct Shared {
     pub(super) fetcher: Fetcher,
     pub(super) access: Access,
     pub(super) gate: Gate,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
     ending: Wakeup,
     open: Mutex<Open>,
 }
@@ -99,6 +103,7 @@ pub(super) struct Counters {
     pub(super) bytes_written: AtomicU64,
     pub(super) bytes_zeroed: AtomicU64,
     pub(super) requests: AtomicU64,
+    pub(super) failed_requests: AtomicU64,
     pub(super) cold_requests: AtomicU64,
 }
 
@@ -124,7 +129,7 @@ impl Disk {
             fetcher,
             access,
             gate: Gate::default(),
-            counters: Counters::default(),
+            counters: Arc::default(),
             ending: Wakeup::new()?,
             open: Mutex::default(),
         });
@@ -166,22 +171,50 @@ impl Disk {
 
     /// What the disk has done.
     pub fn stats(&self) -> DiskStats {
-        let counters = &self.shared.counters;
-        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let open = self.shared.lock();
-        let connections = open.connections.iter().filter(|connected| !connected.thread.is_finished()).count();
-        DiskStats {
-            bytes_read: of(&counters.bytes_read),
-            bytes_written: of(&counters.bytes_written),
-            bytes_zeroed: of(&counters.bytes_zeroed),
-            requests: of(&counters.requests),
-            cold_requests: of(&counters.cold_requests),
-            connections: u64::try_from(connections).expect("few"),
-        }
+        self.watch().stats()
+    }
+
+    /// What the disk does, to be asked from anywhere.
+    pub fn watch(&self) -> DiskWatch {
+        DiskWatch(Arc::clone(&self.shared.counters))
     }
 
     /// Ends the server, without opening a frozen disk again. Dropping does the same.
     pub fn end(self) {}
+}
+
+impl DiskWatch {
+    /// What the disk has done so far.
+    pub fn stats(&self) -> DiskStats {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        DiskStats {
+            bytes_read: of(&self.0.bytes_read),
+            bytes_written: of(&self.0.bytes_written),
+            bytes_zeroed: of(&self.0.bytes_zeroed),
+            requests: of(&self.0.requests),
+            failed_requests: of(&self.0.failed_requests),
+            cold_requests: of(&self.0.cold_requests),
+        }
+    }
+
+    /// Whether the disk is gone, and nobody else watches it: what it did stays as it is.
+    pub fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
+impl DiskStats {
+    /// Adds what another disk did.
+    pub fn add(&mut self, other: &Self) {
+        let Self { bytes_read, bytes_written, bytes_zeroed, requests, failed_requests, cold_requests } =
+            other;
+        self.bytes_read += bytes_read;
+        self.bytes_written += bytes_written;
+        self.bytes_zeroed += bytes_zeroed;
+        self.requests += requests;
+        self.failed_requests += failed_requests;
+        self.cold_requests += cold_requests;
+    }
 }
 
 impl Frozen<'_> {
