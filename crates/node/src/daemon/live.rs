@@ -107,7 +107,7 @@ impl Live {
         let epoch = Epoch::begin(handover, options.tracking).context("beginning to serve the guest")?;
         let facts = keep_epoch(&daemon.keeping, id, &epoch)?;
         let server = serve(daemon, snapshot, epoch, options)?;
-        daemon.engine.learn(snapshot, &server);
+        daemon.engine.learner().learn(snapshot, &server);
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
         Ok(Self { id, guest, base: Some(Arc::clone(snapshot)), memory })
