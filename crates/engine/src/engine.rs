@@ -16,7 +16,7 @@ use crate::geometry::GuestPages;
 use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{Domain, SnapshotId};
 use crate::keep::{Keeper, NoKeeper};
-use crate::learning::Lesson;
+use crate::learning::Learner;
 use crate::life::{Background, Life};
 use crate::lifecycle::{SnapshotEvent, SnapshotState};
 use crate::limits;
@@ -30,7 +30,6 @@ use crate::reaper::{Reaper, ReaperHandle};
 use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed, Replaying};
 use crate::seal::Sealer;
-use crate::serve::FaultServer;
 use crate::snapshot::Snapshot;
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, Traffic};
@@ -302,13 +301,9 @@ impl Engine {
         ReadPlan::new(view, pages).read(&self.fetcher, into)
     }
 
-    /// Lets `server`, just begun for a guest that was resumed from `snapshot` and does not run yet, install ahead what
-    /// earlier guests touched first, and notes for later ones what this guest does. Never waits; what it learns is kept
-    /// in the background. Not for a server that goes on with a guest that has been running.
-    pub fn learn(&self, snapshot: &Arc<Snapshot>, server: &FaultServer) {
-        let lesson = Lesson::begin(snapshot, server);
-        let store = self.background.requests.store.clone();
-        drop(self.runtime.spawn(async move { lesson.learn(&store).await }));
+    /// What resumes are learned from by.
+    pub fn learner(&self) -> Learner {
+        Learner { store: self.background.requests.store.clone(), runtime: self.runtime.handle().clone() }
     }
 
     /// What guests of a snapshot touch first, as far as this engine has learned it.

@@ -2,12 +2,31 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
 use crate::limits;
 use crate::serve::{FaultServer, Recorded};
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::working_set::{Use, WorkingSet};
 use crate::working_sets;
+
+/// What resumes are learned from by, wherever their servers begin.
+#[derive(Debug, Clone)]
+pub struct Learner {
+    pub(crate) store: Store,
+    pub(crate) runtime: Handle,
+}
+
+impl Learner {
+    /// Lets `server`, just begun for a guest that was resumed from `snapshot` and does not run yet, install ahead what
+    /// earlier guests touched first, and notes for later ones what this guest does. Never waits; what it learns is kept
+    /// in the background. Not for a server that goes on with a guest that has been running.
+    pub fn learn(&self, snapshot: &Arc<Snapshot>, server: &FaultServer) {
+        let (lesson, store) = (Lesson::begin(snapshot, server), self.store.clone());
+        drop(self.runtime.spawn(async move { lesson.learn(&store).await }));
+    }
+}
 
 /// One resume of a snapshot that is learned from.
 #[derive(Debug)]

@@ -58,7 +58,7 @@ pub mod regions;
 pub mod tracking;
 pub mod handover;
 pub mod serve;
-mod learning;
+pub mod learning;
 pub mod engine;
 
 #[cfg(shuttle)]

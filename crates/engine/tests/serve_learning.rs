@@ -54,7 +54,7 @@ fn verify(guest: &Guest) {
 /// A guest that is learned from.
 fn resume(test: &str, kind: Kind, engine: &Engine, snapshot: &Arc<Snapshot>) -> Option<(Guest, FaultServer)> {
     let (guest, server) = serve(test, kind, Tracking::Scan, engine, snapshot)?;
-    engine.learn(snapshot, &server);
+    engine.learner().learn(snapshot, &server);
     Some((guest, server))
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Every series exists from the start, at zero: a rate over a name that is not there yet says nothing, not zero.
 
+mod disks;
 mod first_faults;
 mod observed;
 mod pauses;
@@ -20,10 +21,12 @@ use rekindle_engine::serve::ServerWatch;
 use rekindle_engine::snapshot::SnapshotStatus;
 
 use crate::api::problem::Code;
+use crate::disk::DiskWatch;
 
 pub use observed::{Captures, Observed, SandboxCounts, SnapshotCounts};
 pub use recovery::Recovery;
 
+use disks::Disks;
 use first_faults::FirstFaults;
 use pauses::Pauses;
 use recovery::Recoveries;
@@ -42,6 +45,7 @@ pub struct Metrics {
     saving: Saving,
     recoveries: Recoveries,
     sessions: Sessions<ServerWatch>,
+    disks: Disks,
     started: SystemTime,
 }
 
@@ -55,6 +59,7 @@ impl Metrics {
             saving: Saving::register(&mut recorded),
             recoveries: Recoveries::register(&mut recorded),
             sessions: Sessions::default(),
+            disks: Disks::default(),
             started: SystemTime::now(),
             recorded,
         }
@@ -81,6 +86,11 @@ impl Metrics {
         if self.sessions.begin(snapshot, watch) {
             drop(self.look_at_sessions());
         }
+    }
+
+    /// A disk is served; what it does is counted from here on, also when it is gone.
+    pub fn disk_served(&self, watch: DiskWatch) {
+        self.disks.begin(watch);
     }
 
     /// A request was not done.
@@ -123,6 +133,7 @@ impl Metrics {
         let sessions = self.look_at_sessions();
         let mut seen = Registry::with_prefix("rekindle");
         observed.register(&sessions, &mut seen);
+        observed::register_disks(&self.disks.look(), &mut seen);
         let mut process = Registry::default();
         process::register(self.started, &mut process);
         let mut text = String::new();

@@ -181,7 +181,7 @@ impl Sandbox {
             .context("starting the fault server")?;
         // From here on the guest ends before its server does, whatever fails.
         match shape.working_sets {
-            WorkingSets::Used => engine.learn(snapshot, &server),
+            WorkingSets::Used => engine.learner().learn(snapshot, &server),
             WorkingSets::Ignored => {}
         }
         let origin = Some(Origin { snapshot: Arc::clone(snapshot), serving: Serving::Served(server) });

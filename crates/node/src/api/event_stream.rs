@@ -20,7 +20,7 @@ pub(crate) const LOST: &str = "lost";
 /// The data of an event of kind [`LOST`].
 #[derive(Debug, Serialize, serde::Deserialize)]
 pub(crate) struct LostEvents {
-    /// How many were left out.
+    /// How many were left out: at most so many, where a restart lies between, which leaves ids unused.
     pub(crate) missed: u64,
 }
 
@@ -30,6 +30,8 @@ pub(crate) struct EventStream {
     known: vec::IntoIter<Event>,
     coming: broadcast::Receiver<Event>,
     ending: Ending,
+    /// The last id that the client had before, until the first event was compared with it.
+    had: Option<u64>,
     /// The last id that was sent.
     sent: Option<u64>,
     is_over: bool,
@@ -37,13 +39,15 @@ pub(crate) struct EventStream {
 }
 
 impl EventStream {
+    /// A stream behind the event `had`; zero is before all others, and what is known of those is enough.
     pub(crate) fn new(
-        known: Vec<Event>,
-        coming: broadcast::Receiver<Event>,
+        had: Option<u64>,
+        (known, coming): (Vec<Event>, broadcast::Receiver<Event>),
         ending: Ending,
         place: Place,
     ) -> Self {
-        Self { known: known.into_iter(), coming, ending, sent: None, is_over: false, _place: place }
+        let (known, had) = (known.into_iter(), had.filter(|&id| id > 0));
+        Self { known, coming, ending, had, sent: None, is_over: false, _place: place }
     }
 
     pub(crate) fn into_stream(self) -> impl Stream<Item = Result<sse::Event, Infallible>> {
@@ -66,6 +70,14 @@ impl EventStream {
                     Err(missed) => return Some(self.lost(missed)),
                 },
             };
+            // A daemon's ids follow each other. Lower ones are of other directories, whose events are all new.
+            let before = event.id.saturating_sub(1);
+            if let Some(had) = self.had.take()
+                && had != before
+            {
+                let missed = before.checked_sub(had).unwrap_or(before);
+                return Some(self.lost(missed).id(before.to_string()));
+            }
             // An event may be among the known ones and come again.
             if self.sent.is_none_or(|sent| event.id > sent) {
                 self.sent = Some(event.id);

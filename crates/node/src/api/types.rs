@@ -384,8 +384,8 @@ pub struct Verification {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct EventsQuery {
-    /// Events after this id that are still known come first; without it, only those to come. A client that comes back
-    /// says the last id it had in the field `Last-Event-ID`, which counts before this.
+    /// Events after this id that are still known come first, all that are where it is 0; without it, only those to come.
+    /// A client that comes back says the last id it had in the field `Last-Event-ID`, which counts before this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
 }

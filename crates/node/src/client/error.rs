@@ -50,10 +50,13 @@ pub enum ClientError {
         /// What could not be understood.
         reason: String,
     },
-    /// Events came faster than they were taken.
-    #[error("{missed} events were left out because they came faster than they were taken")]
+    /// Events came faster than they were taken, or the daemon does not know them any more.
+    #[error(
+        "up to {missed} events were left out: they came faster than they were taken, or the daemon has forgotten them, \
+         as after a restart; those it still knows are had without an id to begin after"
+    )]
     EventsLost {
-        /// How many.
+        /// How many, at most.
         missed: u64,
     },
     /// The address of a daemon cannot be understood.

@@ -54,7 +54,7 @@ pub fn run(session: &Session, arguments: &EventsArguments) -> anyhow::Result<Sta
         }
     }
     anyhow::bail!(
-        "the daemon ended the stream; events that come later are had with --after and the last id shown"
+        "the daemon ended the stream: ask again once it is back, for what has happened since its start"
     )
 }
 

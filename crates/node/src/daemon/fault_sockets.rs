@@ -13,6 +13,7 @@ use rekindle_engine::catalog::{Catalog, Change, Kind};
 use rekindle_engine::fetch::Fetcher;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::learning::Learner;
 use rekindle_engine::serve::{
     EndReason, Epoch, EpochFacts, FaultServer, Neighbours, NotServed, Placement, ServeOptions, ServeStatus,
 };
@@ -150,6 +151,7 @@ impl Daemon {
             keeping: Arc::clone(&self.keeping),
             catalog: self.catalog.clone(),
             fetcher: self.engine.fetcher().clone(),
+            learner: self.engine.learner(),
             metrics: Arc::clone(&self.metrics),
             socket: Arc::clone(socket),
         };
@@ -218,6 +220,7 @@ struct Host {
     keeping: Arc<Keeping>,
     catalog: Catalog,
     fetcher: Fetcher,
+    learner: Learner,
     metrics: Arc<Metrics>,
     socket: Arc<Socket>,
 }
@@ -240,9 +243,11 @@ impl Host {
         let kept = epoch.kept().context("duplicating the VMM's descriptors")?;
         put_epoch(&self.keeping, &socket_key(self.socket.id), &kept)?;
         self.catalog.write(&[self.socket.put(Some(kept.facts))])?;
-        let view = Arc::clone(self.socket.snapshot.memory());
+        let snapshot = &self.socket.snapshot;
+        let view = Arc::clone(snapshot.memory());
         let server = FaultServer::resume(view, epoch, self.fetcher.clone(), options())?;
-        self.metrics.serving(self.socket.snapshot.id(), server.watch());
+        self.metrics.serving(snapshot.id(), server.watch());
+        self.learner.learn(snapshot, &server);
         self.socket.serve(server);
         Ok(())
     }

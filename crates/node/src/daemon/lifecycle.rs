@@ -324,7 +324,8 @@ impl Daemon {
         control.tell(&command).map_err(|error| Problem::from(error).sandbox(entry.id()))
     }
 
-    /// Starts a guest by `start`; whatever of it there is when that fails is ended.
+    /// Starts a guest by `start`; whatever of it there is when that fails is ended. The error has what its VMM printed
+    /// last: its log goes with it.
     fn born(&self, start: impl FnOnce(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
         let guest = Uuid::now_v7();
         start(guest).map(Box::new).map_err(|error| {

@@ -1,7 +1,7 @@
 //! A guest that runs under the keeper: started, served, frozen, found again, ended.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,23 +14,19 @@ use rekindle_engine::serve::{
     Epoch, EpochFacts, FaultServer, KeptEpoch, ServeOptions, ServeStatus, ServerWatch,
 };
 use rekindle_engine::snapshot::Snapshot;
-use rekindle_kernel::wakeup::wait_readable;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
 use uuid::Uuid;
 
 use super::Daemon;
 use super::about::About;
 use super::endings::Ending;
-use super::guests::{Blobs, Guest, GuestSpec};
+use super::guests::{Blobs, Guest, GuestSpec, HANDOVER_LIMIT};
 use super::keeping::{GuestNote, Keeping, guest_key, take_fd};
 use super::record::RecordedGuest;
 use crate::api::problem::{Code, Problem};
 use crate::disk::DiskWatch;
 use crate::keeper::Held;
 use crate::vmm::process::{GuestControl, MEMORY};
-
-/// How long a guest may take from its start to its hand-over message.
-const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 
 /// The names of descriptors under a guest's key.
 const USERFAULTFD: &str = "userfaultfd";
@@ -99,7 +95,7 @@ impl Live {
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
         let started = spec.start_served(daemon, id, snapshot, &socket);
         let accepted = started.and_then(|guest| {
-            let accepted = accept(&listener, &*guest)?;
+            let accepted = guest.handed_over(&listener)?;
             Ok((guest, accepted))
         });
         match std::fs::remove_file(&socket) {
@@ -120,7 +116,7 @@ impl Live {
         let epoch = Epoch::begin(handover, options.tracking).context("beginning to serve the guest")?;
         let facts = keep_epoch(&daemon.keeping, id, &epoch)?;
         let server = serve(daemon, snapshot, epoch, options)?;
-        daemon.engine.learn(snapshot, &server);
+        daemon.engine.learner().learn(snapshot, &server);
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
         Ok(Self { id, guest, base: Some(Arc::clone(snapshot)), memory })
@@ -310,21 +306,6 @@ impl Live {
             }
         }
     }
-}
-
-/// The guest's hand-over connection; none where its VMM has refused. An error where it ends or says nothing.
-fn accept(listener: &UnixListener, guest: &dyn Guest) -> anyhow::Result<Option<UnixStream>> {
-    let process = guest.process().handle();
-    let waited_for = [Some(listener.as_fd()), Some(process.as_fd()), guest.refusal()];
-    let [connection, end, refusal] = wait_readable(waited_for, Some(HANDOVER_LIMIT))?;
-    if connection.readable {
-        return Ok(Some(listener.accept().context("the guest's hand-over connection")?.0));
-    }
-    if refusal.readable {
-        return Ok(None);
-    }
-    anyhow::ensure!(!end.readable, "the guest's VMM ended before it handed its memory over");
-    anyhow::bail!("the guest's VMM did not hand its memory over within {HANDOVER_LIMIT:?}")
 }
 
 impl GuestWatch {

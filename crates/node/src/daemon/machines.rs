@@ -93,9 +93,7 @@ impl Daemon {
         let guest = PausedGuest { id: SnapshotId::new(), volumes, blobs, alongside: Vec::new() };
         Ok(self.engine.commit_pause(permit, guest)?)
     }
-}
 
-impl Daemon {
     /// Lets go of images that no machine came to be of.
     pub(super) fn forget_images(&self, images: Option<&Arc<EngineSnapshot>>) {
         if let Some(Err(error)) = images.map(|images| self.engine.delete(images)) {

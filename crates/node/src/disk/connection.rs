@@ -157,6 +157,7 @@ impl Session<'_> {
         if let Some(error) = refused {
             outbox.return_to(place);
             self.refuse(request, error, outbox);
+            self.shared.counters.failed_requests.fetch_add(1, Ordering::Relaxed);
         }
         self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         Outcome::Answered

@@ -58,10 +58,6 @@ pub struct Disk {
     socket: Option<(u64, u64)>,
 }
 
-/// Whether a disk gets its pages, seen from anywhere. It keeps nothing of the disk alive.
-#[derive(Debug, Clone)]
-pub struct DiskWatch(Weak<Shared>);
-
 /// A disk that stands still: no request is half done, and none is begun before [`Self::thaw`], whatever becomes of this.
 #[derive(Debug)]
 #[must_use = "a frozen disk stays so until it is told to go on"]
@@ -78,10 +74,17 @@ pub struct DiskStats {
     pub bytes_zeroed: u64,
     /// Requests answered.
     pub requests: u64,
+    /// Of those, answered with an error.
+    pub failed_requests: u64,
     /// Requests that had to wait for pages that were not in memory.
     pub cold_requests: u64,
-    /// Connections open now.
-    pub connections: u64,
+}
+
+/// What a disk has done, to be asked also when it is ended, and whether it gets its pages. It keeps nothing of it alive.
+#[derive(Clone, Debug)]
+pub struct DiskWatch {
+    counters: Arc<Counters>,
+    served: Weak<Shared>,
 }
 
 /// What the threads of one disk share.
@@ -91,7 +94,7 @@ pub(super) struct Shared {
     pub(super) fetcher: Fetcher,
     pub(super) access: Access,
     pub(super) gate: Gate,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
     ending: Wakeup,
     open: Mutex<Open>,
 }
@@ -103,6 +106,7 @@ pub(super) struct Counters {
     pub(super) bytes_written: AtomicU64,
     pub(super) bytes_zeroed: AtomicU64,
     pub(super) requests: AtomicU64,
+    pub(super) failed_requests: AtomicU64,
     pub(super) cold_requests: AtomicU64,
 }
 
@@ -128,7 +132,7 @@ impl Disk {
             fetcher,
             access,
             gate: Gate::default(),
-            counters: Counters::default(),
+            counters: Arc::default(),
             ending: Wakeup::new()?,
             open: Mutex::default(),
         });
@@ -163,25 +167,14 @@ impl Disk {
         self.shared.gate.open();
     }
 
-    /// Whether it gets its pages.
-    pub fn watch(&self) -> DiskWatch {
-        DiskWatch(Arc::downgrade(&self.shared))
-    }
-
     /// What the disk has done.
     pub fn stats(&self) -> DiskStats {
-        let counters = &self.shared.counters;
-        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let open = self.shared.lock();
-        let connections = open.connections.iter().filter(|connected| !connected.thread.is_finished()).count();
-        DiskStats {
-            bytes_read: of(&counters.bytes_read),
-            bytes_written: of(&counters.bytes_written),
-            bytes_zeroed: of(&counters.bytes_zeroed),
-            requests: of(&counters.requests),
-            cold_requests: of(&counters.cold_requests),
-            connections: u64::try_from(connections).expect("few"),
-        }
+        self.watch().stats()
+    }
+
+    /// What the disk does, to be asked from anywhere.
+    pub fn watch(&self) -> DiskWatch {
+        DiskWatch { counters: Arc::clone(&self.shared.counters), served: Arc::downgrade(&self.shared) }
     }
 
     /// Ends the server, without opening a frozen disk again. Dropping does the same.
@@ -191,7 +184,39 @@ impl Disk {
 impl DiskWatch {
     /// Why a request waits in vain for a cold page so far, if one does.
     pub fn stalled(&self) -> Option<String> {
-        self.0.upgrade()?.lock().connections.iter().find_map(|connected| connected.cold.failing())
+        self.served.upgrade()?.lock().connections.iter().find_map(|connected| connected.cold.failing())
+    }
+
+    /// What the disk has done so far.
+    pub fn stats(&self) -> DiskStats {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        DiskStats {
+            bytes_read: of(&self.counters.bytes_read),
+            bytes_written: of(&self.counters.bytes_written),
+            bytes_zeroed: of(&self.counters.bytes_zeroed),
+            requests: of(&self.counters.requests),
+            failed_requests: of(&self.counters.failed_requests),
+            cold_requests: of(&self.counters.cold_requests),
+        }
+    }
+
+    /// Whether the disk is gone, and nobody else watches it: what it did stays as it is.
+    pub fn is_last(&self) -> bool {
+        Arc::strong_count(&self.counters) == 1
+    }
+}
+
+impl DiskStats {
+    /// Adds what another disk did.
+    pub fn add(&mut self, other: &Self) {
+        let Self { bytes_read, bytes_written, bytes_zeroed, requests, failed_requests, cold_requests } =
+            other;
+        self.bytes_read += bytes_read;
+        self.bytes_written += bytes_written;
+        self.bytes_zeroed += bytes_zeroed;
+        self.requests += requests;
+        self.failed_requests += failed_requests;
+        self.cold_requests += cold_requests;
     }
 }
 

@@ -12,6 +12,7 @@ use rekindle_engine::store::Traffic;
 use super::series::{FaultSeconds, Rows};
 use super::sessions::Seen;
 use crate::api::types::{SandboxState, SnapshotState};
+use crate::disk::DiskStats;
 
 /// How things stand now; the daemon fills it in for each scrape.
 #[derive(Clone, Debug, Default)]
@@ -210,6 +211,28 @@ fn register_served(served: &ServeStats, registry: &mut Registry) {
     counter(registry, "fault_retries", "Installs that were tried again", served.retries);
     counter(registry, "removed_pages", "Pages that guests gave back", served.pages_removed);
     counter(registry, "write_protect_faults", "First writes to protected pages", served.write_protect_faults);
+}
+
+/// Registers what all disks did.
+pub(super) fn register_disks(disks: &DiskStats, registry: &mut Registry) {
+    let DiskStats { bytes_read, bytes_written, bytes_zeroed, requests, failed_requests, cold_requests } =
+        disks;
+    counter(registry, "disk_requests", "Requests of guests that their disks answered", *requests);
+    counter(registry, "disk_failed_requests", "Of those, answered with an error", *failed_requests);
+    counter(
+        registry,
+        "disk_cold_requests",
+        "Requests that had to wait for a frame to be fetched",
+        *cold_requests,
+    );
+    let moved = [
+        ("disk_read", "Bytes that guests read from their disks", bytes_read),
+        ("disk_written", "Bytes that guests wrote to their disks", bytes_written),
+        ("disk_zeroed", "Bytes that guests made zero or discarded on their disks", bytes_zeroed),
+    ];
+    for (name, help, bytes) in moved {
+        registry.register_with_unit(name, help, Unit::Bytes, ConstCounter::new(*bytes));
+    }
 }
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {

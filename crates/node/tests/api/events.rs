@@ -58,6 +58,19 @@ fn a_client_that_is_too_slow_is_told_what_it_missed() {
 }
 
 #[test]
+fn a_client_is_told_where_what_is_known_does_not_follow_on_what_it_had() {
+    let served = Served::new();
+    let mut stream = raw::connect(&served.socket());
+    stream.write_all(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 7\r\n\r\n").unwrap();
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.is_empty()), "the stream has begun");
+    ["a", "b"].iter().for_each(|kind| served.fake.say(kind));
+    let mut message = lines.skip_while(|line| !line.starts_with("event:"));
+    let told: Vec<_> = message.by_ref().take(3).collect();
+    assert_eq!(told, ["event: lost", "data: {\"missed\":0}", "id: 0"]);
+}
+
+#[test]
 fn a_stream_ends_with_the_daemon() {
     let mut served = Served::new();
     served.fake.say("a");

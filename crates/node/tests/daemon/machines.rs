@@ -1,5 +1,7 @@
 //! Virtual machines through the daemon: real QEMUs, whose guests count and judge their memory themselves.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rekindle::api::problem::Code;
@@ -195,6 +197,39 @@ fn a_machine_that_cannot_be_made_is_refused_with_what_is_missing_and_leaves_noth
     assert_eq!(error.code(), Some(Code::Misfit), "{error}");
     assert!(node.client.all_sandboxes(None).expect("they are listed").is_empty());
     assert!(node.kept("guest/").is_empty());
+}
+
+#[test]
+fn a_machine_that_cannot_be_resumed_is_refused_with_the_last_words_of_its_qemu() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let node = Node::start();
+    // A QEMU that, once it is told so, does not start; the daemon finds it before the system's.
+    let beside = node.place.program().parent().expect("it is in a directory");
+    let (qemu, is_broken) = (beside.join("qemu-system-x86_64"), beside.join("broken"));
+    let script = format!(
+        "#!/bin/sh\n[ -e {is_broken:?} ] && set -- -no-such-option\nexec {:?} \"$@\"\n",
+        system_qemu()
+    );
+    std::fs::write(&qemu, script).expect("a script is written");
+    std::fs::set_permissions(&qemu, std::fs::Permissions::from_mode(0o755)).expect("it can be run");
+    filled(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    node.pause("vm", "first");
+    std::fs::write(&is_broken, "").expect("there is room");
+    let error = node.client.resume_sandbox("vm", &Default::default()).expect_err("it cannot start");
+    assert_eq!(error.code(), Some(Code::GuestFailed), "{error}");
+    assert!(error.to_string().contains("-no-such-option: invalid option"), "{error}");
+    node.eventually("its end", || node.kept("guest/").is_empty());
+    std::fs::remove_file(&is_broken).expect("it is there");
+    node.resume("vm");
+    Console::from_now(&node.client, "vm").assert_verified();
+}
+
+fn system_qemu() -> PathBuf {
+    let searched = std::env::var_os("PATH").expect("there is a search path");
+    let mut places = std::env::split_paths(&searched).map(|place| place.join("qemu-system-x86_64"));
+    places.find(|path| path.is_file()).expect("it was run before")
 }
 
 /// The story of a Linux machine with a disk: what was written is there in forks, after a crash, and on another node.

@@ -1,6 +1,7 @@
 //! Daemons that are ended and replaced on purpose.
 
 use rekindle::api::types::{SandboxState, SnapshotState};
+use rekindle::client::ClientError;
 use rekindle_testkit::black_box::Role;
 
 use crate::support::{Node, rewrite};
@@ -22,6 +23,22 @@ fn guests_run_on_while_their_daemon_is_ended_and_started_again() {
     assert_eq!(node.client.sandbox("a").expect("it is listed").pid, before);
     assert_eq!(node.told("a").tick(16).expect("ticks").count, ticked + 1);
     node.assert_verified("a");
+}
+
+#[test]
+fn a_client_that_goes_on_behind_an_event_of_an_earlier_daemon_is_told_that_it_may_have_missed_some() {
+    let mut node = Node::start();
+    let last = |node: &Node| {
+        let mut events = node.client.events(Some(0)).expect("they are streamed");
+        events.next().expect("there is one").expect("the first that is known").id
+    };
+    let had = last(&node);
+    node.crash();
+    let mut events = node.client.events(Some(had)).expect("they are streamed");
+    let told = events.next().expect("it is told").expect_err("not what comes after");
+    assert!(matches!(told, ClientError::EventsLost { .. }), "{told}");
+    assert!(events.next().is_none());
+    assert!(last(&node) > had, "those that are known begin anew");
 }
 
 #[test]

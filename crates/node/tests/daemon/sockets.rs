@@ -99,6 +99,35 @@ fn a_fault_socket_that_nobody_used_yet_is_there_after_a_crash() {
     assert_right(&mut guest);
 }
 
+/// What the first VMM at a snapshot touched is there before the second one asks for it.
+#[test]
+fn a_second_vmm_at_fault_sockets_of_one_snapshot_is_given_ahead_what_the_first_one_touched() {
+    let node = Node::start();
+    let state = base(&node);
+    let ahead = || {
+        let metrics = node.client.metrics().expect("it is measured");
+        let of = "rekindle_served_ahead_pages_total{reason=\"prefetch\"} ";
+        let line =
+            metrics.lines().find_map(|line| line.strip_prefix(of)).expect("it is there from the start");
+        line.parse::<u64>().expect("a number")
+    };
+    let first = open(&node);
+    let mut guest = vmm(&node, &first, &state);
+    guest.control.tick(64).expect("touches");
+    assert_eq!(ahead(), 0, "nothing is known yet");
+    // Its end is the end of what is learned from it.
+    guest.kill().expect("it can be killed");
+    node.client.close_fault_socket(first.id).expect("it is closed");
+    node.eventually("a VMM that is given pages ahead", || {
+        let second = open(&node);
+        let mut guest = vmm(&node, &second, &state);
+        guest.control.tick(64).expect("touches");
+        guest.kill().expect("it can be killed");
+        node.client.close_fault_socket(second.id).expect("it is closed");
+        ahead() > 0
+    });
+}
+
 /// What bad VMMs send.
 fn bad_handovers() -> Vec<(&'static str, Vec<u8>, Option<File>)> {
     let null = || File::open("/dev/null").expect("there is one");

@@ -1,6 +1,7 @@
 //! What a disk takes and gives back.
 
 use rekindle::disk::{Overlay, OverlayError};
+use rekindle::metrics::{Metrics, Observed};
 use rekindle_engine::limits::MANIFEST_PAGES_MAX;
 
 use crate::client::{Client, Style, TRIM, WRITE_ZEROES};
@@ -24,9 +25,32 @@ fn a_disk_takes_memory_for_what_is_written_and_gives_back_what_is_discarded() {
     client.without_data(WRITE_ZEROES, 0, 0, word(bytes)).unwrap();
     assert_eq!(held(), 0);
     let stats = disk.stats();
-    assert_eq!((stats.requests, stats.connections, stats.cold_requests), (6, 1, 0));
+    assert_eq!((stats.requests, stats.failed_requests, stats.cold_requests), (6, 0, 0));
     assert_eq!((stats.bytes_read, stats.bytes_written), (word(bytes), 100 * 4096 + 16));
     assert_eq!(stats.bytes_zeroed, 2 * word(bytes) + 50 * 4096);
+}
+
+#[test]
+fn what_a_disk_did_is_measured_once_also_when_it_is_gone() {
+    let (stand, metrics) = (Stand::new(), Metrics::new());
+    let disk = stand.disk(PAGE, None);
+    metrics.disk_served(disk.watch());
+    let mut client = Client::connect(&stand.socket(), Style::Oldest).unwrap();
+    client.write(0, &[1; 500]).unwrap();
+    client.read(0, 300).unwrap();
+    client.read(word(PAGE), 1).unwrap_err();
+    let assert_measured = || {
+        let text = metrics.render(&Observed::default());
+        for line in
+            ["requests_total 3", "failed_requests_total 1", "read_bytes_total 300", "written_bytes_total 500"]
+        {
+            assert!(text.contains(&format!("\nrekindle_disk_{line}\n")), "{line}: {text}");
+        }
+    };
+    assert_measured();
+    disk.end();
+    assert_measured();
+    assert_measured();
 }
 
 #[test]

@@ -176,13 +176,16 @@ impl BlackBox {
         command
     }
 
-    /// Lets `command` find the settings here and nothing of the user's.
+    /// Lets `command` find the settings here and nothing of the user's, and programs beside ours before all others.
     pub fn surround(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("REKINDLE_") {
                 command.env_remove(name);
             }
         }
+        let mut searched = vec![self.programs.path().to_owned()];
+        searched.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
+        command.env("PATH", std::env::join_paths(searched).expect("they were split just now"));
         let home = self.home_directory();
         command.env("REKINDLE_CONFIG", self.settings_file()).env("HOME", &home);
         command.env("XDG_CONFIG_HOME", home.join("config")).env("XDG_STATE_HOME", home.join("state"));

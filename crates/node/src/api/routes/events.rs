@@ -22,7 +22,10 @@ pub(super) fn routes() -> Routes {
 
 /// Streams what happens: `id` is the event's id, `event` its kind, `data` the event as JSON.
 ///
-/// An event of kind `lost` says that the client read too slowly and events were left out; the stream ends with it.
+/// An event of kind `lost` says that events were left out, as its `missed` at most; the stream ends with it. The client
+/// read too slowly, or the event it had last is not followed by those that are still known. That is so after a restart
+/// of the daemon, which forgets all events: whoever asks for those after one of an earlier daemon is told `lost` first.
+/// A client that is told so looks at everything anew. The `id` of this `lost` is what to go on behind.
 #[utoipa::path(
     get,
     path = "/v1/events",
@@ -37,7 +40,7 @@ async fn stream_events(
     LastEventId(last): LastEventId,
 ) -> Answer<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>> {
     let after = last.or(query.after);
-    let (known, coming) = control.ask(place.clone(), move |control| Ok(control.events(after))).await?;
-    let events = EventStream::new(known, coming, control.ending(), place).into_stream();
+    let events = control.ask(place.clone(), move |control| Ok(control.events(after))).await?;
+    let events = EventStream::new(after, events, control.ending(), place).into_stream();
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(limits::EVENT_STREAM_SIGN_EVERY)))
 }

@@ -8,18 +8,17 @@ use anyhow::{Context as _, ensure};
 use bytesize::ByteSize;
 use tempfile::TempDir;
 
+use super::SAVED_LIMIT;
 use super::arguments::{DemoArguments, MachineWord};
 use super::private_node::{Machine, PrivateNode};
 use super::report::{
-    ColdResume, FirstProgress, GuestReport, OverlapResume, Pause, Publish, Report, Seal, Verified,
-    WindowPause, seconds,
+    ColdResume, FirstProgress, GuestReport, Pause, Publish, Report, Seal, Verified, Window, WindowPause,
+    seconds,
 };
 use super::timeline::Timeline;
 use crate::api::types::{self, Accelerator, CreateSandbox, Labels, MemoryBacking, Snapshot, VmmKind};
 use crate::vmm::guests::{self, LinuxKernel};
 
-/// How long saving may take before the demo gives up.
-const SAVED_LIMIT: Duration = Duration::from_secs(600);
 /// Memory that a Linux guest is left for itself.
 const LINUX_OWN_MIB: u64 = 96;
 
@@ -31,16 +30,6 @@ pub(super) struct MachineStory<'a> {
     place: TempDir,
     store: PathBuf,
     verified: Verified,
-}
-
-/// What the forks in the window did.
-struct Window {
-    overlap_seconds: f64,
-    waiting_seconds: f64,
-    seal_was_running: bool,
-    pages_from_capture: u64,
-    pause: WindowPause,
-    last: Snapshot,
 }
 
 impl<'a> MachineStory<'a> {
@@ -71,14 +60,8 @@ impl<'a> MachineStory<'a> {
         Ok(Report {
             memory_bytes: self.memory_bytes(),
             pause: Pause { answer_seconds: answer.as_secs_f64(), frozen_seconds },
-            overlap_resume: OverlapResume {
-                first_progress_seconds: window.overlap_seconds,
-                control_first_progress_seconds: control_seconds,
-                ratio: window.overlap_seconds / control_seconds,
-                pages_from_capture: window.pages_from_capture,
-                seal_was_running: window.seal_was_running,
-            },
-            waiting_resume: FirstProgress { first_progress_seconds: window.waiting_seconds },
+            overlap_resume: window.overlap_resume(control_seconds),
+            waiting_resume: window.waiting,
             window_pause: window.pause,
             seal: seal_of(&saved[1])?,
             publish: Publish { stored_bytes },
@@ -195,7 +178,12 @@ impl<'a> MachineStory<'a> {
     }
 
     /// Two forks while the seal runs, a third that waits for it; one fork is paused and resumed again.
-    fn window(&mut self, node: &PrivateNode, snapshot: &Snapshot, counted: u64) -> anyhow::Result<Window> {
+    fn window(
+        &mut self,
+        node: &PrivateNode,
+        snapshot: &Snapshot,
+        counted: u64,
+    ) -> anyhow::Result<Window<Snapshot>> {
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 let (machine, took) = first_tick(node, snapshot, false, counted)?;
@@ -212,10 +200,11 @@ impl<'a> MachineStory<'a> {
             let (pause, last, from_second) = self.fork_again(node, snapshot, second)?;
             let from_first = self.verify_and_write_on(first, "first fork")?;
             let waited = waiting.join().map_err(|_| anyhow::anyhow!("the waiting resume panicked"))?;
-            let waiting_seconds = waited?;
-            self.timeline.say(&format!("a resume that waits for the seal: {}", seconds(waiting_seconds)));
+            let waiting = FirstProgress { first_progress_seconds: waited? };
+            let took = seconds(waiting.first_progress_seconds);
+            self.timeline.say(&format!("a resume that waits for the seal: {took}"));
             let pages_from_capture = from_first + from_second;
-            Ok(Window { overlap_seconds, waiting_seconds, seal_was_running, pages_from_capture, pause, last })
+            Ok(Window { overlap_seconds, waiting, seal_was_running, pages_from_capture, pause, last })
         })
     }
 

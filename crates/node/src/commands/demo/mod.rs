@@ -27,7 +27,7 @@ use crate::sandbox::{Paused, Sandbox, SandboxShape};
 use arguments::{CaptureKind, DemoArguments, PageSize};
 use machine_story::MachineStory;
 use report::{
-    ColdResume, FirstProgress, OverlapResume, Pause, Publish, Report, Seal, Verified, WindowPause, seconds,
+    ColdResume, FirstProgress, Pause, Publish, Report, Seal, Verified, Window, WindowPause, seconds,
 };
 use timeline::Timeline;
 
@@ -64,16 +64,6 @@ struct Story<'a> {
     verified: Verified,
 }
 
-/// What the forks in the window did.
-struct Window {
-    overlap_seconds: f64,
-    waiting_seconds: f64,
-    seal_was_running: bool,
-    pages_from_capture: u64,
-    pause: WindowPause,
-    last: Arc<Snapshot>,
-}
-
 impl<'a> Story<'a> {
     fn new(arguments: &'a DemoArguments, timeline: &'a Timeline) -> anyhow::Result<Self> {
         let place = tempfile::tempdir().context("a temporary directory")?;
@@ -100,20 +90,14 @@ impl<'a> Story<'a> {
         let control_seconds = self.control(&engine, &snapshot)?;
         let stored_bytes = engine.traffic().stored_bytes;
         let seal = seal_of(&snapshot)?;
-        let last = window.last.id();
+        let (overlap_resume, last) = (window.overlap_resume(control_seconds), window.last.id());
         drop((base, snapshot, window.last, engine));
         let cold_resume = self.cold(last)?;
         Ok(Report {
             memory_bytes: self.shape.memory_bytes,
             pause,
-            overlap_resume: OverlapResume {
-                first_progress_seconds: window.overlap_seconds,
-                control_first_progress_seconds: control_seconds,
-                ratio: window.overlap_seconds / control_seconds,
-                pages_from_capture: window.pages_from_capture,
-                seal_was_running: window.seal_was_running,
-            },
-            waiting_resume: FirstProgress { first_progress_seconds: window.waiting_seconds },
+            overlap_resume,
+            waiting_resume: window.waiting,
             window_pause: window.pause,
             seal,
             publish: Publish { stored_bytes },
@@ -159,7 +143,7 @@ impl<'a> Story<'a> {
     }
 
     /// Two forks while the seal runs, a third that waits for it; one fork is paused and resumed again.
-    fn window(&mut self, engine: &Engine, snapshot: &Arc<Snapshot>) -> anyhow::Result<Window> {
+    fn window(&mut self, engine: &Engine, snapshot: &Arc<Snapshot>) -> anyhow::Result<Window<Arc<Snapshot>>> {
         let (shape, early) = (self.shape.clone(), !self.arguments.no_early_serve);
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| first_step(engine, snapshot, shape, false));
@@ -180,7 +164,7 @@ impl<'a> Story<'a> {
             self.timeline.say(&format!("{what}: first step after {}", seconds(waiting_seconds)));
             Ok(Window {
                 overlap_seconds,
-                waiting_seconds,
+                waiting: FirstProgress { first_progress_seconds: waiting_seconds },
                 seal_was_running,
                 pages_from_capture: from_first + from_second,
                 pause,

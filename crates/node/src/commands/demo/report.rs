@@ -122,6 +122,29 @@ pub struct Verified {
     pub mismatches: u64,
 }
 
+/// What forks did while their snapshot was being saved; `last` is the snapshot that one of them became.
+pub(super) struct Window<S> {
+    pub(super) overlap_seconds: f64,
+    pub(super) waiting: FirstProgress,
+    pub(super) seal_was_running: bool,
+    pub(super) pages_from_capture: u64,
+    pub(super) pause: WindowPause,
+    pub(super) last: S,
+}
+
+impl<S> Window<S> {
+    /// The first fork's resume beside the same with nothing else running.
+    pub(super) fn overlap_resume(&self, control_seconds: f64) -> OverlapResume {
+        OverlapResume {
+            first_progress_seconds: self.overlap_seconds,
+            control_first_progress_seconds: control_seconds,
+            ratio: self.overlap_seconds / control_seconds,
+            pages_from_capture: self.pages_from_capture,
+            seal_was_running: self.seal_was_running,
+        }
+    }
+}
+
 impl Report {
     /// Prints the summary; the last line says how many pages were verified.
     pub fn print(&self) {

@@ -71,6 +71,7 @@ fn serve(
     let fetcher = daemon.engine.fetcher().clone();
     let source = DiskSource { base, fetcher, overlay, bytes, access: Access::ReadWrite };
     let disk = Disk::serve(&socket, source).with_context(|| format!("serving disk {name}"))?;
+    daemon.metrics.disk_served(disk.watch());
     Ok(NamedDisk { name: name.clone(), disk, socket })
 }
 

@@ -7,15 +7,19 @@ pub(super) mod qemu;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use rekindle_engine::identity::VolumeName;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_kernel::wakeup::wait_readable;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -31,6 +35,9 @@ use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages, Vm
 use crate::vmm::process::GuestControl;
 use crate::vmm::qemu::QemuSpec;
 use crate::vmm::vmm_process::VmmProcess;
+
+/// How long a guest may take from its start to its hand-over message.
+pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Device state and metadata of a snapshot, by name.
 pub(super) type Blobs = BTreeMap<String, Bytes>;
@@ -88,6 +95,22 @@ pub(super) trait Guest: Debug + Send {
 
     /// Gives a new guest its device state and lets it run. Its faults are served meanwhile.
     fn load(&mut self, blobs: &Blobs) -> anyhow::Result<()>;
+
+    /// The connection by which a new guest hands its memory over, which it makes at `listener`; none where its VMM has
+    /// refused. An error where it ends or says nothing.
+    fn handed_over(&self, listener: &UnixListener) -> anyhow::Result<Option<UnixStream>> {
+        let process = self.process().handle();
+        let waited_for = [Some(listener.as_fd()), Some(process.as_fd()), self.refusal()];
+        let [connection, end, refusal] = wait_readable(waited_for, Some(HANDOVER_LIMIT))?;
+        if connection.readable {
+            return Ok(Some(listener.accept().context("the guest's hand-over connection")?.0));
+        }
+        if refusal.readable {
+            return Ok(None);
+        }
+        anyhow::ensure!(!end.readable, "the guest's VMM ended before it handed its memory over");
+        anyhow::bail!("the guest's VMM did not hand its memory over within {HANDOVER_LIMIT:?}")
+    }
 
     /// Readable once its VMM has said that it will not hand its memory over; [`Self::load`] then says why.
     fn refusal(&self) -> Option<BorrowedFd<'_>> {

@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,7 @@ use rekindle_kernel::PageKind;
 use uuid::Uuid;
 
 use super::disks::{self, NamedDisk};
-use super::{Blobs, Guest, RecordedVmm};
+use super::{Blobs, Guest, HANDOVER_LIMIT, RecordedVmm};
 use crate::api::types::{Accelerator, Board, Machine};
 use crate::daemon::Daemon;
 use crate::daemon::keeping::guest_key;
@@ -213,6 +214,10 @@ impl Guest for DrivenQemu {
 
     fn load(&mut self, blobs: &Blobs) -> anyhow::Result<()> {
         Ok(self.guest.load(blobs.get(DEVICE_STATE).context("the snapshot has no device state")?)?)
+    }
+
+    fn handed_over(&self, listener: &UnixListener) -> anyhow::Result<Option<UnixStream>> {
+        Ok(Some(self.guest.handed_over(listener, HANDOVER_LIMIT)?))
     }
 
     fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {

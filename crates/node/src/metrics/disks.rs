@@ -1,0 +1,50 @@
+//! What disks do: those that are served now, and those that were.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::disk::{DiskStats, DiskWatch};
+
+/// The disks of this process.
+#[derive(Debug, Default)]
+pub(super) struct Disks(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    served: Vec<DiskWatch>,
+    /// What those did that are gone.
+    before: DiskStats,
+}
+
+impl Disks {
+    /// A disk is served from now on.
+    pub(super) fn begin(&self, watch: DiskWatch) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.look();
+        known.served.push(watch);
+    }
+
+    /// What all of them did together.
+    pub(super) fn look(&self) -> DiskStats {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).look()
+    }
+}
+
+impl Known {
+    /// Adds everything up, and forgets those that are gone.
+    fn look(&mut self) -> DiskStats {
+        let Self { served, before } = self;
+        let mut running = DiskStats::default();
+        served.retain(|watch| {
+            // Asked before the counts are read: gone, they stay as they are.
+            let is_gone = watch.is_last();
+            if is_gone {
+                before.add(&watch.stats())
+            } else {
+                running.add(&watch.stats())
+            }
+            !is_gone
+        });
+        running.add(before);
+        running
+    }
+}
