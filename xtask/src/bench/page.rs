@@ -1,4 +1,4 @@
-//! `docs/benchmarks.md`: the last full run, with a picture a row and the reasons for what was missed.
+//! `docs/benchmarks.md`: the last full run of every row, with a picture a row and the reasons for what was missed.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,45 +9,67 @@ use super::plot;
 use super::report::{Report, RowReport};
 
 const OPENING: &str = "# Benchmarks\n\n\
-    The last full run of `cargo xtask bench`. Both sides of a row are measured in that run, one right after the other,\n\
-    on the same cores; what counts is the ratio, not the seconds. Medians stand with their 95 % interval (order\n\
+    The last full run of each row of `cargo xtask bench`. Both sides of a row are measured in one run, one right after the\n\
+    other, on the same cores; what counts is the ratio, not the seconds. Medians stand with their 95 % interval (order\n\
     statistics). A target is met when the interval includes it or better.\n\n";
 
 /// What stands below this line is written by people and stays.
 const BY_PEOPLE: &str = "<!-- What follows is not written by `cargo xtask bench` and stays as it is. -->";
 
-/// Writes the page and its pictures under `root`'s `docs`.
-pub(crate) fn write(root: &Path, report: &Report) -> anyhow::Result<()> {
+/// Writes the page and its pictures under `root`'s `docs`: of the rows called `names`, in this order, those that were
+/// measured now as they are now, and the others as they stand there.
+pub(crate) fn write(root: &Path, report: &Report, names: &[&str]) -> anyhow::Result<()> {
     let pictures = root.join("docs/benchmarks");
     std::fs::create_dir_all(&pictures).context("making docs/benchmarks")?;
+    let path = root.join("docs/benchmarks.md");
+    let before = if path.exists() { std::fs::read_to_string(&path)? } else { String::new() };
+    let measured = |name: &str| report.rows.iter().find(|row| row.name == name);
     let mut page = String::from(OPENING);
     let machine = &report.machine;
     let (processor, cores, kernel) = (&machine.processor, machine.cores, &machine.kernel);
     write!(page, "Measured on {processor}, {cores} cores, Linux {kernel}.\n\n")?;
     page.push_str("| row | part | ours | reference | judged: median [low, high] | target | |\n");
     page.push_str("| --- | --- | ---: | ---: | ---: | --- | --- |\n");
-    for row in &report.rows {
-        for part in &row.parts {
-            writeln!(page, "| [{0}](#{0}) | {1} |", row.name, part.cells().join(" | "))?;
+    for name in names {
+        let start = format!("| [{name}](#{name}) | ");
+        match measured(name) {
+            Some(row) => {
+                for part in &row.parts {
+                    writeln!(page, "{start}{} |", part.cells().join(" | "))?;
+                }
+            }
+            None => before.lines().filter(|line| line.starts_with(&start)).for_each(|line| {
+                page.push_str(line);
+                page.push('\n');
+            }),
         }
     }
-    for row in &report.rows {
-        let picture = pictures.join(format!("{}.svg", row.name));
-        std::fs::write(&picture, plot::svg(row)).with_context(|| format!("writing {}", picture.display()))?;
-        page.push_str(&section(&pictures, row)?);
+    for name in names {
+        match measured(name) {
+            Some(row) => {
+                let picture = pictures.join(format!("{name}.svg"));
+                std::fs::write(&picture, plot::svg(row))
+                    .with_context(|| format!("writing {}", picture.display()))?;
+                page.push_str(&section(&pictures, row)?);
+            }
+            None => page.push_str(section_before(&before, name)),
+        }
     }
-    let path = root.join("docs/benchmarks.md");
-    page.push_str(&by_people(&path)?);
+    page.push_str(&by_people(&before));
     std::fs::write(&path, page).context("writing docs/benchmarks.md")
 }
 
-/// The part of the page at `path` that people wrote, with the line that it begins with.
-fn by_people(path: &Path) -> anyhow::Result<String> {
-    if !path.exists() {
-        return Ok(String::new());
-    }
-    let page = std::fs::read_to_string(path).context("reading docs/benchmarks.md")?;
-    Ok(page.find(BY_PEOPLE).map_or_else(String::new, |start| format!("\n{}", &page[start..])))
+/// The section of a row as it stands in the page, with the empty line before it; empty where there is none.
+fn section_before<'a>(page: &'a str, name: &str) -> &'a str {
+    let Some(start) = page.find(&format!("\n## {name}\n")) else { return "" };
+    let rest = &page[start..];
+    let end = [rest[1..].find("\n## "), rest.find(&format!("\n{BY_PEOPLE}")).map(|end| end - 1)];
+    end.into_iter().flatten().min().map_or(rest, |end| &rest[..=end])
+}
+
+/// The part of the page that people wrote, with the line that it begins with.
+fn by_people(page: &str) -> String {
+    page.find(BY_PEOPLE).map_or_else(String::new, |start| format!("\n{}", &page[start..]))
 }
 
 /// The section of one row; `notes/<row>.md`, written by people, ends it where it exists.
@@ -96,8 +118,10 @@ mod tests {
         std::fs::write(notes.join("some-row.md"), "Why it is missed.\n").expect("the note can be written");
         let before = format!("# Benchmarks\n\nOld.\n\n{BY_PEOPLE}\n\n## The soak\n\nNothing grew.\n");
         std::fs::write(root.path().join("docs/benchmarks.md"), before).expect("the page can be written");
-        write(root.path(), &report()).expect("the page can be written");
-        write(root.path(), &report()).expect("it can be written again");
+        write(root.path(), &report(), &["some-row"]).expect("the page can be written");
+        let nothing = Report { rows: Vec::new(), ..report() };
+        write(root.path(), &nothing, &["no-row", "some-row"])
+            .expect("a row that is not measured again stays");
         let read = |path| std::fs::read_to_string(root.path().join(path)).expect("the page was written");
         let page = read("docs/benchmarks.md");
         for piece in [
