@@ -28,7 +28,6 @@ pub mod source;
 pub mod spawn;
 pub mod tsc;
 pub mod userfaultfd;
-#[cfg(feature = "virtual-machine")]
 pub mod virtual_machine;
 pub mod wakeup;
 pub mod writable;
@@ -49,6 +48,5 @@ pub use source::Source;
 pub use spawn::Spawner;
 pub use tsc::tsc_khz;
 pub use userfaultfd::{FaultScope, Features, Install, Protect, RegisterMode, RegisteredIoctls, Userfaultfd};
-#[cfg(feature = "virtual-machine")]
 pub use virtual_machine::{Exit, VirtualMachine};
 pub use writable::WritableMapping;
