@@ -23,7 +23,7 @@ const RANDOM_BYTES: usize = 4 << 10;
 /// Requests under way at once, as QEMU has them.
 const DEPTH: usize = 16;
 /// Requests of one sample of random ones.
-const RANDOM_REQUESTS: usize = 20_000;
+const RANDOM_REQUESTS: usize = 4000;
 /// How long QEMU's server may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
