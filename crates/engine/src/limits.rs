@@ -114,6 +114,9 @@ pub const PACK_WRITE_BYTES: usize = 1 << 20;
 /// How long a seal gives way altogether to guests that are being brought up, each of which takes some 50 ms.
 pub const GIVE_WAY_MAX: Duration = Duration::from_millis(200);
 
+/// How long a guest that was brought up takes its first steps, for which seals give way as well.
+pub const FIRST_STEPS: Duration = Duration::from_millis(20);
+
 /// Seals that compare and pack at once, at idle priority.
 pub const SEALS_AT_ONCE: usize = 2;
 

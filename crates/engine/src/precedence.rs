@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crate::deadline::Deadline;
 use crate::limits;
-use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Condvar, Mutex, lock};
 
 /// Who goes first on this node. Clones are the same.
@@ -15,25 +14,43 @@ pub struct Precedence(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Also read without the lock, by work that asks often.
-    guests: AtomicU32,
-    lock: Mutex<()>,
+    state: Mutex<State>,
     none_left: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    /// Guests that are being brought up.
+    guests: u32,
+    /// Until when the last of them takes its first steps.
+    first_steps: Option<Deadline>,
+}
+
+impl State {
+    /// How long to wait for what is known to end; none where nobody goes first.
+    fn wait(&self) -> Option<Duration> {
+        if self.guests > 0 {
+            return Some(Duration::MAX);
+        }
+        self.first_steps.map(Deadline::left).filter(|left| !left.is_zero())
+    }
+}
+
 impl Precedence {
-    /// A guest is being brought up until what is returned is dropped.
+    /// A guest is being brought up until what is returned is dropped, and takes its first steps for
+    /// [`limits::FIRST_STEPS`] after that.
     pub fn take(&self) -> BringingUp {
-        self.0.guests.fetch_add(1, Ordering::Relaxed);
+        lock(&self.0.state).guests += 1;
         BringingUp(self.clone())
     }
 
-    /// Waits while guests are being brought up, until `deadline`.
-    fn wait_for_none(&self, deadline: Deadline) {
-        let mut locked = lock(&self.0.lock);
-        while self.0.guests.load(Ordering::Relaxed) > 0 && !deadline.is_over() {
-            let waited = self.0.none_left.wait_timeout(locked, deadline.left());
-            locked = waited.expect("no thread panics while it holds a lock").0;
+    /// Waits while somebody goes first, at most `limit`.
+    fn wait_for_none(&self, limit: Duration) {
+        let deadline = Deadline::after(limit);
+        let mut state = lock(&self.0.state);
+        while let Some(wait) = state.wait().filter(|_| !deadline.is_over()) {
+            let waited = self.0.none_left.wait_timeout(state, wait.min(deadline.left()));
+            state = waited.expect("no thread panics while it holds a lock").0;
         }
     }
 }
@@ -46,9 +63,10 @@ pub struct BringingUp(Precedence);
 impl Drop for BringingUp {
     fn drop(&mut self) {
         let shared = &self.0.0;
-        let locked = lock(&shared.lock);
-        shared.guests.fetch_sub(1, Ordering::Relaxed);
-        drop(locked);
+        let mut state = lock(&shared.state);
+        state.guests -= 1;
+        state.first_steps = Some(Deadline::after(limits::FIRST_STEPS));
+        drop(state);
         shared.none_left.notify_all();
     }
 }
@@ -69,13 +87,13 @@ impl Courtesy {
 
     /// Waits while guests are being brought up. Cheap where there are none.
     pub fn give_way(&self) {
-        if self.precedence.0.guests.load(Ordering::Relaxed) == 0 {
+        if lock(&self.precedence.0.state).wait().is_none() {
             return;
         }
         // Other threads of the same work wait for the lock, which comes to the same.
         let mut left = lock(&self.left);
         let begun = Instant::now();
-        self.precedence.wait_for_none(Deadline::after(*left));
+        self.precedence.wait_for_none(*left);
         *left = left.saturating_sub(begun.elapsed());
     }
 }
