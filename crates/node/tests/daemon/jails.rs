@@ -72,9 +72,10 @@ fn a_jail_made_before_its_daemon_was_killed_goes_whether_the_keeper_knows_of_it_
     peers.filled("vm");
     peers.node.pause("vm", "first");
     peers.node.eventually("the jail going", || peers.jails().is_empty());
-    let gate = peers.stand_aside();
     // The first is asked for its version once the jail is there, the second is what the keeper starts.
     for name in ["firecracker", "jailer"] {
+        // One of its own each time: what stood at the last may not have gone yet.
+        let gate = peers.stand_aside();
         let script = format!("#!/bin/sh\nread line < {gate:?}\n");
         let before = peers.replace(name, &script);
         let client = peers.node.client.clone();
@@ -88,6 +89,7 @@ fn a_jail_made_before_its_daemon_was_killed_goes_whether_the_keeper_knows_of_it_
         peers.put(name, &before);
         peers.node.start_again();
         drop(standing);
+        fs::remove_file(&gate).expect("it is there");
         peers
             .node
             .eventually("all files going", || peers.jails().is_empty() && peers.machine_files().is_empty());
