@@ -330,7 +330,6 @@ impl Daemon {
         let guest = Uuid::now_v7();
         start(guest).map(Box::new).map_err(|error| {
             let mut problem = guest_failed(error);
-            // Its log goes with it.
             let words = last_words(&self.run_directory.join(log_name(guest)));
             if !problem.detail.contains(&words) {
                 problem.detail = format!("{}; its VMM said: {words}", problem.detail);

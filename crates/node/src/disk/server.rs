@@ -200,9 +200,9 @@ impl DiskWatch {
         }
     }
 
-    /// Whether the disk is gone, and nobody else watches it: what it did stays as it is.
-    pub fn is_last(&self) -> bool {
-        Arc::strong_count(&self.counters) == 1
+    /// Whether the disk is gone: what it did stays as it is.
+    pub fn is_gone(&self) -> bool {
+        self.served.strong_count() == 0
     }
 }
 

@@ -36,7 +36,7 @@ impl Known {
         let mut running = DiskStats::default();
         served.retain(|watch| {
             // Asked before the counts are read: gone, they stay as they are.
-            let is_gone = watch.is_last();
+            let is_gone = watch.is_gone();
             if is_gone {
                 before.add(&watch.stats())
             } else {
