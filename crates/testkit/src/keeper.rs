@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::keep::{Keeper, KeptVolume};
@@ -39,6 +40,13 @@ impl TestKeeper {
         let told = |state: &mut State| state.forgets.iter().filter(|id| **id == snapshot).count() < times;
         let state = self.forgotten.wait_while(self.state(), told);
         drop(state.expect("no thread panics while it holds a lock"));
+    }
+
+    /// Waits until it holds nothing; false if it still does after `limit`. What was deleted is forgotten by and by, and
+    /// nothing says when.
+    pub fn wait_empty(&self, limit: Duration) -> bool {
+        let waited = self.forgotten.wait_timeout_while(self.state(), limit, |state| !state.held.is_empty());
+        !waited.expect("no thread panics while it holds a lock").1.timed_out()
     }
 
     /// How often it was told to forget a snapshot.
