@@ -166,7 +166,8 @@ fn a_forgotten_process_goes_on_and_is_reaped_at_its_end() {
     drop(input);
     wait_end(&spawned);
     assert_eq!(keeper.client.list().expect("answers"), []);
-    assert!(!Path::new(&format!("/proc/{}", spawned.pid)).exists(), "it was reaped");
+    let entry = format!("/proc/{}", spawned.pid);
+    eventually("it is reaped", || !Path::new(&entry).exists());
     eventually("its pidfd is closed", || keeper.open_fds() == fds_before);
 }
 

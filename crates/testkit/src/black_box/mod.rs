@@ -27,8 +27,8 @@ pub use daemon::RunningDaemon;
 pub use processes::{Process, Role};
 pub use told::Told;
 
-/// How long anything may take that happens at all.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long anything may take that happens at all. Seals run at idle priority, behind whatever else a machine does.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The library that the program looks for beside itself.
 const SHIM: &str = "librekindle_shim.so";
