@@ -23,7 +23,7 @@ use crate::limits;
 use crate::lives::{Lives, Work};
 use crate::open::{OpenError, open};
 use crate::pause::{CommitError, PauseError, PausePermit, PauseRules, PausedGuest};
-use crate::precedence::{BringingUp, Precedence};
+use crate::precedence::Precedence;
 use crate::publish::Requests;
 use crate::read_plan::{ReadError, ReadPlan};
 use crate::reaper::{Reaper, ReaperHandle};
@@ -311,9 +311,9 @@ impl Engine {
         snapshot.working_set().now()
     }
 
-    /// For the moment in which a guest is brought up: until what is returned is dropped, seals give way, for a while.
-    pub fn bring_up(&self) -> BringingUp {
-        self.precedence.take()
+    /// What seals give way by to guests that are being brought up.
+    pub fn precedence(&self) -> &Precedence {
+        &self.precedence
     }
 
     /// What fault servers fetch by.

@@ -39,7 +39,7 @@ impl State {
 impl Precedence {
     /// A guest is being brought up until what is returned is dropped, and takes its first steps for
     /// [`limits::FIRST_STEPS`] after that.
-    pub fn take(&self) -> BringingUp {
+    pub fn bring_up(&self) -> BringingUp {
         lock(&self.0.state).guests += 1;
         BringingUp(self.clone())
     }
@@ -108,7 +108,7 @@ mod tests {
     fn work_waits_until_the_last_guest_is_up() {
         let precedence = Precedence::default();
         let courtesy = Courtesy { precedence: precedence.clone(), left: Mutex::new(Duration::MAX) };
-        let (first, second) = (precedence.take(), precedence.take());
+        let (first, second) = (precedence.bring_up(), precedence.bring_up());
         thread::scope(|scope| {
             let work = scope.spawn(|| courtesy.give_way());
             drop(first);
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn work_gives_way_no_longer_than_it_may_altogether() {
         let precedence = Precedence::default();
-        let _guest = precedence.take();
+        let _guest = precedence.bring_up();
         let courtesy =
             Courtesy { precedence: precedence.clone(), left: Mutex::new(Duration::from_millis(2)) };
         for _ in 0..1000 {

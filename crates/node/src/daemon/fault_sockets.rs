@@ -14,6 +14,7 @@ use rekindle_engine::fetch::Fetcher;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::learning::Learner;
+use rekindle_engine::precedence::Precedence;
 use rekindle_engine::serve::{
     EndReason, Epoch, EpochFacts, FaultServer, Neighbours, NotServed, Placement, ServeOptions, ServeStatus,
 };
@@ -152,6 +153,7 @@ impl Daemon {
             catalog: self.catalog.clone(),
             fetcher: self.engine.fetcher().clone(),
             learner: self.engine.learner(),
+            precedence: self.engine.precedence().clone(),
             metrics: Arc::clone(&self.metrics),
             socket: Arc::clone(socket),
         };
@@ -221,6 +223,7 @@ struct Host {
     catalog: Catalog,
     fetcher: Fetcher,
     learner: Learner,
+    precedence: Precedence,
     metrics: Arc<Metrics>,
     socket: Arc<Socket>,
 }
@@ -239,6 +242,7 @@ impl Host {
     fn serve(&self, stream: UnixStream) -> anyhow::Result<()> {
         let pages = self.socket.snapshot.memory().pages();
         let handover = Handover::receive(stream, pages, HANDOVER_LIMIT)?;
+        let _first = self.precedence.bring_up();
         let epoch = Epoch::begin(handover, options().tracking).context("beginning to serve the VMM")?;
         let kept = epoch.kept().context("duplicating the VMM's descriptors")?;
         put_epoch(&self.keeping, &socket_key(self.socket.id), &kept)?;

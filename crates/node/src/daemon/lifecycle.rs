@@ -253,7 +253,7 @@ impl Daemon {
             spec.attach_to(taps).map_err(|problem| problem.snapshot(known.snapshot.id()))?;
         }
         self.wait_if_asked(known, how.serve_before_seal)?;
-        let _first = self.engine.bring_up();
+        let _first = self.engine.precedence().bring_up();
         let live = self.born(|guest| Live::resume(self, guest, &known.snapshot, &spec))?;
         Ok((live, spec))
     }
