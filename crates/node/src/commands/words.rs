@@ -3,8 +3,8 @@
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// What people type, and what does that here.
-const ELSEWHERE: [(&str, &str); 52] = [
-    ("attach", "tell"),
+const ELSEWHERE: [(&str, &str); 54] = [
+    ("attach", "console"),
     ("boot", "run"),
     ("check", "doctor"),
     ("checkpoint", "pause"),
@@ -31,8 +31,8 @@ const ELSEWHERE: [(&str, &str); 52] = [
     ("inspect", "show"),
     ("kill", "stop"),
     ("launch", "run"),
-    ("log", "events"),
-    ("logs", "events"),
+    ("log", "console` or `rekindle events"),
+    ("logs", "console` or `rekindle events"),
     ("monitor", "events"),
     ("new", "run"),
     ("options", "settings"),
@@ -55,6 +55,8 @@ const ELSEWHERE: [(&str, &str); 52] = [
     ("top", "list"),
     ("unpause", "resume"),
     ("up", "serve"),
+    ("ver", "--version"),
+    ("version", "--version"),
     ("watch", "events"),
 ];
 
@@ -84,7 +86,8 @@ mod tests {
 
     #[test]
     fn each_word_of_elsewhere_leads_to_a_command_and_is_none_itself() {
-        let command = Cli::command();
+        let mut command = Cli::command();
+        command.build();
         let known: Vec<String> = command
             .get_subcommands()
             .flat_map(|command| command.get_name_and_visible_aliases().into_iter().map(str::to_owned))
@@ -93,7 +96,12 @@ mod tests {
             assert!(!known.iter().any(|name| name == elsewhere), "{elsewhere}");
             for suggestion in here.split("` ").filter_map(|part| part.split_whitespace().next()) {
                 let word = suggestion.trim_matches('`');
-                assert!(word == "for" || word == "or" || known.iter().any(|name| name == word), "{here}");
+                let is_option = |long| command.get_arguments().any(|option| option.get_long() == Some(long));
+                let is_option = word.strip_prefix("--").is_some_and(is_option);
+                assert!(
+                    word == "for" || word == "or" || is_option || known.iter().any(|name| name == word),
+                    "{here}"
+                );
             }
         }
         assert!(ELSEWHERE.is_sorted());
