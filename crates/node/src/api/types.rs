@@ -6,6 +6,7 @@ mod memory;
 mod schemas;
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -35,6 +36,18 @@ pub enum SandboxState {
     Stopped,
     /// What it needs was lost; the reason is beside it.
     Lost,
+}
+
+impl fmt::Display for SandboxState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Stalled => "stalled",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Lost => "lost",
+        })
+    }
 }
 
 /// What a sandbox's guest runs in.
@@ -122,6 +135,18 @@ pub enum SnapshotState {
     Discarded,
     /// Its memory was lost before it was sealed.
     Lost,
+}
+
+impl fmt::Display for SnapshotState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Captured => "captured",
+            Self::Sealed => "sealed",
+            Self::Published => "published",
+            Self::Discarded => "discarded",
+            Self::Lost => "lost",
+        })
+    }
 }
 
 /// A snapshot.

@@ -8,7 +8,6 @@ use super::output::{Output, Rows, Tone, Word};
 use super::session::Session;
 use super::shown::{self, ShortIds};
 use super::status::Status;
-use super::wait::state_word;
 use crate::api::types::{Sandbox, SandboxState, Snapshot, SnapshotState};
 
 /// What to list.
@@ -160,13 +159,14 @@ fn name_or_dash(name: Option<&str>) -> Word {
 
 /// A sandbox's state, coloured.
 pub fn sandbox_state(state: SandboxState) -> Word {
-    match state {
-        SandboxState::Running => Word::from("running").tone(Tone::Good),
-        SandboxState::Stalled => Word::from("stalled").tone(Tone::Doubtful),
-        SandboxState::Paused => Word::from("paused"),
-        SandboxState::Stopped => Word::from("stopped").tone(Tone::Faint),
-        SandboxState::Lost => Word::from("lost").tone(Tone::Bad),
-    }
+    let tone = match state {
+        SandboxState::Running => Tone::Good,
+        SandboxState::Stalled => Tone::Doubtful,
+        SandboxState::Paused => Tone::Plain,
+        SandboxState::Stopped => Tone::Faint,
+        SandboxState::Lost => Tone::Bad,
+    };
+    Word::from(state.to_string()).tone(tone)
 }
 
 /// A snapshot's state, coloured.
@@ -177,5 +177,5 @@ pub fn snapshot_state(state: SnapshotState) -> Word {
         SnapshotState::Discarded => Tone::Faint,
         SnapshotState::Lost => Tone::Bad,
     };
-    Word::from(state_word(state)).tone(tone)
+    Word::from(state.to_string()).tone(tone)
 }

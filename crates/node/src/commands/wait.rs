@@ -57,7 +57,7 @@ pub fn run(session: &Session, arguments: &WaitArguments) -> anyhow::Result<Statu
     if session.output.json {
         session.output.value(&snapshot)?;
     } else {
-        let state = state_word(snapshot.state);
+        let state = snapshot.state;
         let took = shown::duration(asked.elapsed());
         session.output.line(&format!("{} is {state} after {took}", snapshot_title(&snapshot)))?;
     }
@@ -72,17 +72,6 @@ pub fn wait_for(
     state: SnapshotState,
     limit: Duration,
 ) -> Result<Snapshot, ClientError> {
-    let text = format!("waiting until it is {}", state_word(state));
+    let text = format!("waiting until it is {state}");
     session.output.during(&text, || client.wait_snapshot(&snapshot.to_string(), state, limit))
-}
-
-/// A state as it is called.
-pub fn state_word(state: SnapshotState) -> &'static str {
-    match state {
-        SnapshotState::Captured => "captured",
-        SnapshotState::Sealed => "sealed",
-        SnapshotState::Published => "published",
-        SnapshotState::Discarded => "discarded",
-        SnapshotState::Lost => "lost",
-    }
 }

@@ -362,7 +362,7 @@ pub(super) fn put(record: &SandboxRecord) -> Change {
 
 fn not_running(turn: &Turn, wanted: &str) -> Problem {
     let entry = turn.entry();
-    let why = format!("{} is {:?}: only a running one can be {wanted}", entry.called(), entry.show().state);
+    let why = format!("{} is {}: only a running one can be {wanted}", entry.called(), entry.show().state);
     Problem::new(Code::WrongState, why).sandbox(entry.id())
 }
 

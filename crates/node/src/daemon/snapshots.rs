@@ -1,7 +1,7 @@
 //! Snapshots as the API shows them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle;
@@ -122,13 +122,12 @@ impl Daemon {
         limit: Duration,
     ) -> Answer<Snapshot> {
         let known = self.readable_snapshot(reference)?;
-        let asked = Instant::now();
         let reached = match wanted {
             SnapshotState::Captured => true,
             SnapshotState::Sealed => known.snapshot.wait_manifest(limit).is_ok(),
             SnapshotState::Published => known.snapshot.wait_state(lifecycle::SnapshotState::Published, limit),
             SnapshotState::Discarded | SnapshotState::Lost => {
-                let why = format!("state={wanted:?}: captured, sealed and published can be waited for");
+                let why = format!("state={wanted}: captured, sealed and published can be waited for");
                 return Err(Problem::new(Code::InvalidRequest, why));
             }
         };
@@ -137,7 +136,7 @@ impl Daemon {
         }
         let failure =
             known.snapshot.status().failure.map_or_else(String::new, |failure| format!("; last: {failure}"));
-        let why = format!("{} was not {wanted:?} after {:?}{failure}", known.called(), asked.elapsed());
+        let why = format!("{} is {} and not yet {wanted}{failure}", known.called(), known.show().state);
         Err(Problem::new(Code::NotYet, why).snapshot(known.snapshot.id()))
     }
 
