@@ -55,7 +55,7 @@ pub(super) struct FaultSocketParameter {
 #[expect(dead_code, reason = "it stands for what handlers take as `Key`")]
 pub(super) struct KeyParameter {
     /// A name the caller chooses for this request: the same request under the same key is done once, also over a
-    /// restart of the daemon, and answered alike.
+    /// restart of the daemon, and answered alike. It is remembered for a day, if it is among the newest 100,000.
     #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255, pattern = "^[!-~]+$")]
     key: Option<String>,
 }

@@ -1,8 +1,8 @@
 //! The same request under the same key is done once: the ids of what it makes are chosen, and written down, before
 //! anything is made, so a request that is asked for again finds what came of it, or makes that and nothing else.
 
-use std::collections::HashSet;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rekindle_engine::catalog::{Catalog, Change, Kind};
 use serde::{Deserialize, Serialize};
@@ -12,10 +12,12 @@ use super::clock::unix_ms;
 use crate::api::control::{Answer, IdempotencyKey};
 use crate::api::problem::{Code, Problem};
 
-/// Letters of a key, at most.
-const KEY_LETTERS_MAX: usize = 256;
 /// How long a key is remembered, in milliseconds: a day.
 const REMEMBERED_MS: u64 = 24 * 60 * 60 * 1000;
+/// Keys that are remembered, at most: the newest.
+const REMEMBERED_MAX: usize = 100_000;
+/// Keys that one new key makes forgotten, at most: as many more go with the next.
+const FORGOTTEN_AT_ONCE: usize = 4;
 
 /// The keys that requests came with.
 #[derive(Debug)]
@@ -23,6 +25,20 @@ pub(super) struct Requests {
     catalog: Catalog,
     under_way: Mutex<HashSet<IdempotencyKey>>,
     ended: Condvar,
+    remembered: Mutex<Remembered>,
+}
+
+/// The keys that are in the catalog, the oldest first.
+#[derive(Debug)]
+struct Remembered {
+    keys: VecDeque<Known>,
+    max: usize,
+}
+
+#[derive(Debug)]
+struct Known {
+    unix_ms: u64,
+    key: Vec<u8>,
 }
 
 /// What is written down of a request.
@@ -42,9 +58,24 @@ pub(super) struct Chosen<'a> {
 
 impl Requests {
     pub(super) fn new(catalog: Catalog) -> Answer<Self> {
-        let requests = Self { catalog, under_way: Mutex::default(), ended: Condvar::new() };
-        requests.forget_old()?;
-        Ok(requests)
+        Self::remembering(catalog, REMEMBERED_MAX)
+    }
+
+    fn remembering(catalog: Catalog, max: usize) -> Answer<Self> {
+        let known = |(key, value): (Vec<u8>, Vec<u8>)| {
+            // What cannot be read was never answered, and is the first to go.
+            let unix_ms = serde_json::from_slice::<Asked>(&value).map_or(0, |asked| asked.unix_ms);
+            Known { unix_ms, key }
+        };
+        let mut keys: Vec<Known> = catalog.all(Kind::Idempotency)?.into_iter().map(known).collect();
+        keys.sort_by_key(|known| known.unix_ms);
+        let mut remembered = Remembered { keys: keys.into(), max };
+        let old = remembered.take_old(unix_ms(), usize::MAX);
+        if !old.is_empty() {
+            catalog.write(&old.iter().map(Known::forgotten).collect::<Vec<_>>())?;
+        }
+        let remembered = Mutex::new(remembered);
+        Ok(Self { catalog, under_way: Mutex::default(), ended: Condvar::new(), remembered })
     }
 
     /// The ids for the `count` things that a request makes; the same as before where its key is known. `request` is
@@ -57,10 +88,6 @@ impl Requests {
     ) -> Answer<Chosen<'_>> {
         let fresh = || (0..count).map(|_| Uuid::now_v7()).collect::<Vec<_>>();
         let Some(key) = key else { return Ok(Chosen { ids: fresh(), turn: None }) };
-        if key.is_empty() || key.len() > KEY_LETTERS_MAX {
-            let why = format!("an idempotency key has 1 to {KEY_LETTERS_MAX} letters");
-            return Err(Problem::new(Code::InvalidRequest, why));
-        }
         let request = serde_json::to_string(request).expect("a request is plain data");
         let mut chosen = Chosen { ids: Vec::new(), turn: Some((self, self.wait_for_turn(key.clone()))) };
         let known = self.catalog.get(Kind::Idempotency, key.as_bytes())?;
@@ -72,12 +99,7 @@ impl Requests {
             }
             None => {
                 let asked = Asked { request, ids: fresh(), unix_ms: unix_ms() };
-                let value = serde_json::to_vec(&asked).expect("it is plain data");
-                self.catalog.write(&[Change::Put {
-                    kind: Kind::Idempotency,
-                    key: key.into_bytes(),
-                    value,
-                }])?;
+                self.remember(key.into_bytes(), &asked)?;
                 asked.ids
             }
         };
@@ -92,19 +114,47 @@ impl Requests {
         key
     }
 
-    fn forget_old(&self) -> Answer<()> {
-        let now = unix_ms();
-        let old = |value: &[u8]| {
-            serde_json::from_slice::<Asked>(value)
-                .map_or(true, |asked| now.saturating_sub(asked.unix_ms) > REMEMBERED_MS)
-        };
-        let all = self.catalog.all(Kind::Idempotency)?;
-        let changes: Vec<_> = all
-            .into_iter()
-            .filter(|(_, value)| old(value))
-            .map(|(key, _)| Change::Remove { kind: Kind::Idempotency, key })
-            .collect();
-        if changes.is_empty() { Ok(()) } else { Ok(self.catalog.write(&changes)?) }
+    /// Writes down what came under a key, and forgets the oldest where it is their time.
+    fn remember(&self, key: Vec<u8>, asked: &Asked) -> Answer<()> {
+        let mut old = self.remembered().take_old(asked.unix_ms, FORGOTTEN_AT_ONCE);
+        let value = serde_json::to_vec(asked).expect("it is plain data");
+        let mut changes: Vec<_> = old.iter().map(Known::forgotten).collect();
+        changes.push(Change::Put { kind: Kind::Idempotency, key: key.clone(), value });
+        let written = self.catalog.write(&changes);
+        let mut remembered = self.remembered();
+        match written {
+            Ok(()) => remembered.keys.push_back(Known { unix_ms: asked.unix_ms, key }),
+            Err(_) => {
+                while let Some(known) = old.pop() {
+                    remembered.keys.push_front(known);
+                }
+            }
+        }
+        Ok(written?)
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Remembered {
+    /// Takes out up to `count` that are too old or too many, one more being about to come.
+    fn take_old(&mut self, now_ms: u64, count: usize) -> Vec<Known> {
+        let mut old = Vec::new();
+        while old.len() < count
+            && let Some(first) = self.keys.front()
+            && (self.keys.len() >= self.max || now_ms.saturating_sub(first.unix_ms) > REMEMBERED_MS)
+        {
+            old.extend(self.keys.pop_front());
+        }
+        old
+    }
+}
+
+impl Known {
+    fn forgotten(&self) -> Change {
+        Change::Remove { kind: Kind::Idempotency, key: self.key.clone() }
     }
 }
 
@@ -134,6 +184,37 @@ mod tests {
         assert_eq!(ids("a", "pause x"), first);
         assert_ne!(ids("b", "pause x"), first);
         assert_eq!(ids("a", "pause y"), Err(Code::IdempotencyMismatch));
-        assert_eq!(ids("", "pause y"), Err(Code::InvalidRequest));
+    }
+
+    #[test]
+    fn the_newest_keys_are_remembered_and_no_more_over_a_restart_too() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
+        let start = |max| Requests::remembering(catalog.clone(), max).expect("a catalog that can be read");
+        let ids = |requests: &Requests, key: &str| {
+            requests.choose(Some(key.to_owned()), &"run", 1).expect("there is room on the disk").ids.clone()
+        };
+        let count = || catalog.all(Kind::Idempotency).expect("it can be read").len();
+        let requests = start(3);
+        let [first, _, third, fourth] = ["a", "b", "c", "d"].map(|key| ids(&requests, key));
+        assert_eq!(count(), 3);
+        assert_eq!(ids(&requests, "d"), fourth);
+        assert_ne!(ids(&requests, "a"), first, "it is forgotten, and now the newest");
+        drop(requests);
+        let requests = start(4);
+        assert_eq!((count(), ids(&requests, "c")), (3, third));
+        drop(requests);
+        start(2);
+        assert_eq!(count(), 1, "one more is about to come");
+    }
+
+    #[test]
+    fn keys_of_yesterday_are_forgotten_while_the_daemon_runs() {
+        let known = |unix_ms| Known { unix_ms, key: Vec::new() };
+        let mut remembered = Remembered { keys: [1, 2, 3, 4].map(known).into(), max: 100 };
+        assert!(remembered.take_old(REMEMBERED_MS + 1, 9).is_empty());
+        assert_eq!(remembered.take_old(REMEMBERED_MS + 4, 2).len(), 2);
+        assert_eq!(remembered.take_old(REMEMBERED_MS + 4, 2).len(), 1);
+        assert_eq!(remembered.keys.len(), 1);
     }
 }
