@@ -43,7 +43,9 @@ impl Watcher for SnapshotNews {
         let about = About::snapshot(snapshot.id().uuid());
         let status = snapshot.status();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(failure) = status.failure {
+        // What was deleted while it failed is nobody's worry any more.
+        let failure = status.failure.filter(|_| status.state != SnapshotState::Discarded);
+        if let Some(failure) = failure {
             match status.state {
                 SnapshotState::Captured | SnapshotState::CapturedForChildren => self.metrics.seal_failed(),
                 SnapshotState::Sealed => self.metrics.publish_failed(),

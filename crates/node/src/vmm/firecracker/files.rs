@@ -14,6 +14,9 @@ use rustix::io::Errno;
 use super::error::FirecrackerError;
 use crate::vmm::qemu::BootFile;
 
+/// Files whose digests are known at once: beyond it all of them are computed anew.
+const KNOWN_FILES_MAX: usize = 1024;
+
 /// The digests of files, each computed once while the file stays as it is.
 #[derive(Debug, Default)]
 pub struct FileDigests {
@@ -55,7 +58,11 @@ impl FileDigests {
         let digest = hasher.finalize().to_hex().to_string();
         // One that was written meanwhile is asked for again.
         if Stamp::of(&file)? == stamp {
-            known().insert(path.to_owned(), (stamp, digest.clone()));
+            let mut known = known();
+            if known.len() >= KNOWN_FILES_MAX {
+                known.clear();
+            }
+            known.insert(path.to_owned(), (stamp, digest.clone()));
         }
         Ok(digest)
     }
