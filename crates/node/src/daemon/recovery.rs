@@ -211,11 +211,12 @@ enum Gone {
 
 impl Gone {
     fn of(guest: &RecordedGuest, error: &anyhow::Error) -> Self {
-        let has_ended = ProcessHandle::open(guest.vmm.pid()).is_err();
-        if has_ended {
-            Self::Ended("its guest ended while no daemon ran".to_owned())
-        } else {
+        // One that has ended keeps its pid until the keeper has reaped it.
+        let is_alive = ProcessHandle::open(guest.vmm.pid()).is_ok_and(|process| process.is_alive());
+        if is_alive {
             Self::Lost(format!("its guest could not be taken over: {error:#}"))
+        } else {
+            Self::Ended("its guest ended while no daemon ran".to_owned())
         }
     }
 }
