@@ -1,5 +1,6 @@
 //! The program `rekindle`.
 
+pub mod asker;
 pub mod guest;
 pub mod settings;
 pub mod keeper;

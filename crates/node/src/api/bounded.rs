@@ -1,4 +1,4 @@
-//! The daemon as the routes ask it: on threads of their own, so that a client that goes away interrupts nothing.
+//! The daemon as the routes ask it: on threads of their own, so that a client that goes away interrupts no step half-way.
 
 use std::sync::Arc;
 
@@ -6,9 +6,10 @@ use tokio::sync::watch;
 use tokio::task::JoinError;
 use tracing::Span;
 
-use super::control::{Answer, Control};
+use super::control::{Answer, Asked, Control, IdempotencyKey};
 use super::places::Place;
 use super::problem::{Code, Problem};
+use crate::asker::Asker;
 
 /// What every handler has: the daemon, and whether it ends.
 #[derive(Clone, Debug)]
@@ -20,6 +21,19 @@ pub(crate) struct BoundedControl {
 impl BoundedControl {
     pub(crate) fn new(control: Arc<dyn Control>, ending: Ending) -> Self {
         Self { control, ending }
+    }
+
+    /// The same for a request that makes something: the question hears when the one who asked goes away.
+    pub(crate) async fn make<T, Q>(&self, place: Place, key: Option<IdempotencyKey>, question: Q) -> Answer<T>
+    where
+        T: Send + 'static,
+        Q: FnOnce(&dyn Control, Asked) -> Answer<T> + Send + 'static,
+    {
+        let asked = Asked { key, asker: Asker::default() };
+        let waiting = asked.asker.waits();
+        let answer = self.ask(place, move |control| question(control, asked)).await;
+        drop(waiting);
+        answer
     }
 
     /// Asks on a thread that may block. The question is asked to its end and keeps its place until then, whatever

@@ -1,5 +1,4 @@
-//! What the daemon does for whoever asks: the methods behind the routes. All of them may block; none is cut short when
-//! the one who asked goes away.
+//! What the daemon does for whoever asks: the methods behind the routes. All of them may block.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -7,12 +6,13 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-use super::problem::Problem;
+use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
     PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
     SnapshotList, SnapshotState, Verification, Version,
 };
+use crate::asker::Asker;
 use crate::settings::Settings;
 
 /// What came of a request, or why nothing did.
@@ -21,30 +21,41 @@ pub type Answer<T> = Result<T, Problem>;
 /// A name for a request, chosen by who makes it: the same request under the same key is done once, also over a restart.
 pub type IdempotencyKey = String;
 
+/// How a request came: under which key, and whether whoever made it still waits for the answer.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// The key it came with.
+    pub key: Option<IdempotencyKey>,
+    /// Who waits for its answer.
+    pub asker: Asker,
+}
+
+impl Asked {
+    /// The problem of a request whose client went away before anything was acknowledged: what it made is to be undone.
+    /// One with a key is done to its end, as its client can ask for the answer again.
+    pub fn check(&self) -> Answer<()> {
+        if self.key.is_some() || !self.asker.is_gone() {
+            return Ok(());
+        }
+        let why = "the client went away before it was answered, and the request has no idempotency key: it is undone";
+        Err(Problem::new(Code::Abandoned, why))
+    }
+}
+
 /// The daemon as its interfaces see it. References are ids, unique prefixes of at least four letters of one, or names.
 pub trait Control: Debug + Send + Sync + 'static {
     /// Starts a sandbox on empty memory.
-    fn create_sandbox(&self, key: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox>;
+    fn create_sandbox(&self, asked: Asked, wanted: CreateSandbox) -> Answer<Sandbox>;
     /// The sandboxes, oldest first.
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList>;
     /// One sandbox.
     fn sandbox(&self, reference: &str) -> Answer<Sandbox>;
     /// Pauses a sandbox into a snapshot.
-    fn pause_sandbox(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: PauseSandbox,
-    ) -> Answer<Snapshot>;
+    fn pause_sandbox(&self, reference: &str, asked: Asked, how: PauseSandbox) -> Answer<Snapshot>;
     /// Resumes a paused sandbox from its last snapshot.
-    fn resume_sandbox(&self, reference: &str, how: ResumeSandbox) -> Answer<Sandbox>;
+    fn resume_sandbox(&self, reference: &str, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox>;
     /// Makes new sandboxes that go on from where this one is.
-    fn fork_sandbox(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: ForkSandbox,
-    ) -> Answer<SandboxList>;
+    fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList>;
     /// Ends a sandbox's guest; what it did since its last pause is gone.
     fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox>;
     /// Ends a sandbox's guest if it runs and forgets the sandbox; its snapshots stay.
@@ -69,14 +80,9 @@ pub trait Control: Debug + Send + Sync + 'static {
     /// Which layers a snapshot is made of and where they are; never waits for a seal.
     fn placement(&self, reference: &str) -> Answer<Placement>;
     /// Makes new sandboxes of a snapshot.
-    fn resume_snapshot(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: ResumeSnapshot,
-    ) -> Answer<SandboxList>;
+    fn resume_snapshot(&self, reference: &str, asked: Asked, how: ResumeSnapshot) -> Answer<SandboxList>;
     /// Opens a socket at which a VMM is served with a snapshot's memory.
-    fn open_fault_socket(&self, wanted: OpenFaultSocket) -> Answer<FaultSocket>;
+    fn open_fault_socket(&self, asked: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket>;
     /// The fault sockets.
     fn fault_sockets(&self) -> Answer<Vec<FaultSocket>>;
     /// One fault socket.

@@ -142,8 +142,9 @@ fn refuse_unknown(schema: &mut RefOr<Schema>) {
 
 fn description() -> String {
     let mut text = String::from(
-        "Pauses sandboxes and brings them back at once. A request that was taken is done to its end, also when the \
-         client goes away; `Idempotency-Key` makes asking again safe.\n\nThe codes of problems:\n\n",
+        "Pauses sandboxes and brings them back at once. A request is done whole or not at all. If its client goes away \
+         before it is answered, what it began to make is undone; a pause that has begun, and a request with an \
+         `Idempotency-Key`, which makes asking again safe, are done to their end.\n\nThe codes of problems:\n\n",
     );
     for code in Code::ALL {
         text.push_str(&format!("- `{}` ({}): {}\n", code.name(), code.status(), code.title()));

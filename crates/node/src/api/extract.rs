@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use uuid::Uuid;
 
+use super::bounded::Ending;
 use super::checks::{self, Checked};
 use super::control::IdempotencyKey;
 use super::limits;
@@ -29,12 +30,28 @@ impl<S: Send + Sync, T: Checked> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
-        let body = read_body(request, T::BYTES_MAX, limits::BODY_WITHIN).await?;
+        let ending = request.extensions().get::<Ending>().cloned();
+        let reading = read_body(request, T::BYTES_MAX, limits::BODY_WITHIN);
+        let body = match ending {
+            Some(mut ending) => tokio::select! {
+                biased;
+                body = reading => body?,
+                () = ending.comes() => return Err(half_a_request()),
+            },
+            None => reading.await?,
+        };
         let text: &[u8] = if body.is_empty() || body.trim_ascii() == b"null" { b"{}" } else { &body };
         let said: T = serde_json::from_slice(text).map_err(|error| invalid(format!("the body: {error}")))?;
         said.check()?;
         Ok(Self(said))
     }
+}
+
+fn half_a_request() -> Problem {
+    Problem::new(
+        Code::Ending,
+        "the daemon is ending, and the request had not come whole: ask again when it is back",
+    )
 }
 
 async fn read_body(request: Request, bytes_max: usize, within: Duration) -> Result<Bytes, Problem> {

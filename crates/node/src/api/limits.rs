@@ -50,6 +50,10 @@ pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long requests that are being answered may still take when the daemon ends.
 pub const ANSWERED_WITHIN_AT_END: Duration = Duration::from_secs(30);
 
+/// How long an answer may take to be sent when the daemon ends, on a connection whose request is answered or never came
+/// whole.
+pub const ANSWER_SENT_WITHIN_AT_END: Duration = Duration::from_secs(1);
+
 /// How long no connection is taken after taking one failed, as it does when there are no descriptors left.
 pub const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(200);
 

@@ -48,6 +48,8 @@ pub enum Code {
     DiskFailed,
     /// The daemon is ending.
     Ending,
+    /// The client went away before its request was done, which was undone.
+    Abandoned,
     /// A bug.
     Internal,
 }
@@ -103,7 +105,7 @@ impl Problem {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
@@ -124,6 +126,7 @@ impl Code {
         Self::KeeperFailed,
         Self::DiskFailed,
         Self::Ending,
+        Self::Abandoned,
         Self::Internal,
     ];
 
@@ -179,6 +182,7 @@ impl Code {
             Self::KeeperFailed => ("keeper_failed", 503, "The keeper cannot be reached"),
             Self::DiskFailed => ("disk_failed", 507, "The local disk failed"),
             Self::Ending => ("ending", 503, "The daemon is ending"),
+            Self::Abandoned => ("abandoned", 499, "The client went away"),
             Self::Internal => ("internal", 500, "A bug in rekindle"),
         }
     }

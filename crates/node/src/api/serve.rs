@@ -1,11 +1,13 @@
 //! Answering on listening sockets until the daemon ends.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::Body;
+use http_body_util::BodyExt as _;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -28,7 +30,7 @@ use super::patient::Patient;
 use super::routes;
 
 /// Answers what is asked of `control` until `end` comes; then takes no more connections, ends event streams and waits,
-/// and gives requests that are being answered [`limits::ANSWERED_WITHIN_AT_END`].
+/// and gives requests that came whole [`limits::ANSWERED_WITHIN_AT_END`]. Half a request is not waited for.
 ///
 /// Runs on a runtime with I/O and time. Each request that is worked on takes one of its threads for blocking calls;
 /// the runtime must have more of them than [`limits`] allows requests, as it has by default. Work whose client is gone
@@ -115,11 +117,26 @@ impl Answering {
     where
         C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let router = self.router;
+        let (router, ending) = (self.router, self.ending.clone());
+        let working = Arc::new(AtomicBool::new(false));
+        let works = Arc::clone(&working);
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(admission.clone());
-            router.clone().oneshot(request)
+            request.extensions_mut().insert(ending.clone());
+            let (router, work) = (router.clone(), Working::begin(&works));
+            async move {
+                let answer = router.oneshot(request).await;
+                // Its last bytes are with the connection once the body is dropped.
+                answer.map(|answer| {
+                    answer.map(|body| {
+                        Body::new(body.map_frame(move |frame| {
+                            let _work = &work;
+                            frame
+                        }))
+                    })
+                })
+            }
         });
         let patient = Patient::new(connection, limits::ANSWER_TAKEN_WITHIN);
         let answering = http1::Builder::new()
@@ -133,13 +150,41 @@ impl Answering {
             ended = answering.as_mut() => ended,
             () = self.ending.comes() => {
                 answering.as_mut().graceful_shutdown();
-                answering.await
+                tokio::select! {
+                    ended = answering.as_mut() => ended,
+                    () = unless_working(&working) => Ok(()),
+                }
             }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection broke");
         }
         drop(place);
+    }
+}
+
+/// A request that is worked on until this is dropped, one at a time on a connection.
+struct Working(Arc<AtomicBool>);
+
+impl Working {
+    fn begin(working: &Arc<AtomicBool>) -> Self {
+        working.store(true, Ordering::Relaxed);
+        Self(Arc::clone(working))
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Returns, once a connection has had time to send what was answered, if no request is being worked on: what may still
+/// come is half a request.
+async fn unless_working(working: &AtomicBool) {
+    sleep(limits::ANSWER_SENT_WITHIN_AT_END).await;
+    if working.load(Ordering::Relaxed) {
+        pending::<()>().await;
     }
 }
 

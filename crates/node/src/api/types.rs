@@ -269,7 +269,7 @@ pub struct PauseSandbox {
     pub labels: Labels,
 }
 
-/// How a paused sandbox is to be resumed.
+/// How a sandbox is to be resumed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeSandbox {
@@ -280,6 +280,9 @@ pub struct ResumeSandbox {
     #[serde(default)]
     #[schema(max_items = 8)]
     pub taps: Option<Vec<TapName>>,
+    /// Whether one that is `stopped` or `lost` goes on from its last snapshot: what its guest did after that is gone.
+    #[serde(default)]
+    pub from_last_snapshot: bool,
 }
 
 /// How new sandboxes are to be made of a snapshot.

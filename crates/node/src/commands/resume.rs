@@ -32,6 +32,9 @@ pub struct ResumeArguments {
     /// A tap device of its machine, instead of the one it had; again for each of its network devices
     #[arg(long = "tap", value_name = "DEVICE")]
     taps: Vec<String>,
+    /// Let a stopped or lost sandbox go on from its last snapshot: what its guest did after that is gone
+    #[arg(long, conflicts_with_all = ["count", "name", "labels"])]
+    from_last_snapshot: bool,
     /// A key of your choice: the same request for new sandboxes under the same key is done once
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -69,7 +72,11 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
                     "--idempotency-key is for new sandboxes, which --count, --name, --label or a snapshot make"
                 );
             }
-            let how = ResumeSandbox { serve_before_seal: arguments.serve_before_seal, taps: taps(arguments) };
+            let how = ResumeSandbox {
+                serve_before_seal: arguments.serve_before_seal,
+                taps: taps(arguments),
+                from_last_snapshot: arguments.from_last_snapshot,
+            };
             let id = sandbox.id.to_string();
             let resumed = session.output.during("resuming", || client.resume_sandbox(&id, &how))?;
             tell_of_one(session, &resumed, asked.elapsed())

@@ -32,7 +32,7 @@ use crate::copied_memory::copy_pages;
 impl Daemon {
     /// Captures memory that others manage, as they ask for it.
     pub(super) fn capture(&self, wanted: CaptureMemory) -> Answer<Snapshot> {
-        let asked = Instant::now();
+        let began = Instant::now();
         let CaptureMemory { source, name, labels, blobs } = wanted;
         let reserved = self.reserve_snapshot_name(name.as_deref(), &labels)?;
         let mut blobs = decoded(blobs)?;
@@ -47,7 +47,7 @@ impl Daemon {
             }
         };
         drop(reserved);
-        self.metrics.pause_answered(asked.elapsed(), asked.elapsed());
+        self.metrics.pause_answered(began.elapsed(), began.elapsed());
         self.metrics.snapshot_answered(snapshot.id());
         Ok(Known::of(snapshot).show())
     }

@@ -6,7 +6,7 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use super::Daemon;
-use crate::api::control::{Answer, Control, IdempotencyKey};
+use crate::api::control::{Answer, Asked, Control};
 use crate::api::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
     PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
@@ -17,8 +17,8 @@ use crate::api::types::{
 const API_VERSION: &str = "v1";
 
 impl Control for Daemon {
-    fn create_sandbox(&self, key: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox> {
-        self.counted(self.create(key, wanted))
+    fn create_sandbox(&self, asked: Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
+        self.counted(self.create(&asked, wanted))
     }
 
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
@@ -32,26 +32,16 @@ impl Control for Daemon {
         self.counted(self.sandboxes.find(reference).map(|entry| entry.show()))
     }
 
-    fn pause_sandbox(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: PauseSandbox,
-    ) -> Answer<Snapshot> {
-        self.counted(self.pause(reference, key, how))
+    fn pause_sandbox(&self, reference: &str, asked: Asked, how: PauseSandbox) -> Answer<Snapshot> {
+        self.counted(self.pause(reference, &asked, how))
     }
 
-    fn resume_sandbox(&self, reference: &str, how: ResumeSandbox) -> Answer<Sandbox> {
-        self.timed(|| self.resume(reference, &how))
+    fn resume_sandbox(&self, reference: &str, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox> {
+        self.timed(|| self.resume(reference, &asked, &how))
     }
 
-    fn fork_sandbox(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: ForkSandbox,
-    ) -> Answer<SandboxList> {
-        self.timed(|| self.fork(reference, key, how))
+    fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList> {
+        self.timed(|| self.fork(reference, &asked, &how))
     }
 
     fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox> {
@@ -98,17 +88,12 @@ impl Control for Daemon {
         self.counted(self.place(reference))
     }
 
-    fn resume_snapshot(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: ResumeSnapshot,
-    ) -> Answer<SandboxList> {
-        self.timed(|| self.resume_from(reference, key, &how))
+    fn resume_snapshot(&self, reference: &str, asked: Asked, how: ResumeSnapshot) -> Answer<SandboxList> {
+        self.timed(|| self.resume_from(reference, &asked, &how))
     }
 
-    fn open_fault_socket(&self, wanted: OpenFaultSocket) -> Answer<FaultSocket> {
-        self.counted(self.open_socket(&wanted))
+    fn open_fault_socket(&self, asked: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket> {
+        self.counted(self.open_socket(&asked, &wanted))
     }
 
     fn fault_sockets(&self) -> Answer<Vec<FaultSocket>> {

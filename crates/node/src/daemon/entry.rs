@@ -145,6 +145,11 @@ impl Entry {
         }
     }
 
+    /// What a command calls it by: its name, or its id where it has none.
+    pub(super) fn reference(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.id.to_string())
+    }
+
     /// What its guest waits for in vain so far, if it does.
     pub(super) fn stalled(&self) -> Option<String> {
         self.lock().outside.watch.stalled()

@@ -61,7 +61,13 @@ impl EventLog {
             snapshot: about.snapshot,
             detail,
         };
-        tracing::info!(kind, sandbox = ?about.sandbox, snapshot = ?about.snapshot, detail = event.detail, "event");
+        tracing::info!(
+            kind,
+            sandbox = about.sandbox.map(tracing::field::display),
+            snapshot = about.snapshot.map(tracing::field::display),
+            detail = event.detail,
+            "event"
+        );
         recent.next_id += 1;
         if recent.events.len() == self.remembered_max {
             recent.events.pop_front();

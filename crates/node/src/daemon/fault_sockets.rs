@@ -29,7 +29,7 @@ use super::Daemon;
 use super::entry::served_pages;
 use super::keeping::{Keeping, socket_key, take_fd};
 use super::live::put_epoch;
-use crate::api::control::Answer;
+use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, FaultSocketState, OpenFaultSocket};
 use crate::keeper::HeldEntry;
@@ -113,9 +113,10 @@ impl FaultSockets {
 }
 
 impl Daemon {
-    pub(super) fn open_socket(&self, wanted: &OpenFaultSocket) -> Answer<FaultSocket> {
+    pub(super) fn open_socket(&self, asked: &Asked, wanted: &OpenFaultSocket) -> Answer<FaultSocket> {
         let known = self.readable_snapshot(&wanted.snapshot)?;
-        self.wait_if_asked(&known, wanted.serve_before_seal)?;
+        self.wait_if_asked(&known, asked, wanted.serve_before_seal)?;
+        asked.check()?;
         if self.fault_sockets.lock().len() >= SOCKETS_MAX {
             return Err(Problem::new(Code::TooMany, format!("{SOCKETS_MAX} fault sockets are open already")));
         }

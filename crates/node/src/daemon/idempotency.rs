@@ -133,6 +133,17 @@ impl Requests {
         Ok(written?)
     }
 
+    /// Forgets a key under which nothing was made.
+    fn forget(&self, key: &IdempotencyKey) -> Answer<()> {
+        let key = key.as_bytes();
+        self.catalog.write(&[Change::Remove { kind: Kind::Idempotency, key: key.to_vec() }])?;
+        let mut remembered = self.remembered();
+        if let Some(place) = remembered.keys.iter().rposition(|known| known.key == key) {
+            remembered.keys.remove(place);
+        }
+        Ok(())
+    }
+
     fn remembered(&self) -> MutexGuard<'_, Remembered> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,6 +166,17 @@ impl Remembered {
 impl Known {
     fn forgotten(&self) -> Change {
         Change::Remove { kind: Kind::Idempotency, key: self.key.clone() }
+    }
+}
+
+impl Chosen<'_> {
+    /// What was made was undone: the same request under the same key is another one from here on, with ids of its own.
+    pub(super) fn forget(&self) {
+        if let Some((requests, key)) = &self.turn
+            && let Err(error) = requests.forget(key)
+        {
+            tracing::warn!(%error, "the idempotency key of a request that failed is remembered");
+        }
     }
 }
 
@@ -206,6 +228,20 @@ mod tests {
         drop(requests);
         start(2);
         assert_eq!(count(), 1, "one more is about to come");
+    }
+
+    #[test]
+    fn a_key_whose_request_was_undone_is_free_and_its_ids_do_not_come_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
+        let requests = Requests::remembering(catalog.clone(), 9).expect("a catalog that can be read");
+        let choose = || requests.choose(Some("a".to_owned()), &"fork", 2).expect("there is room");
+        let first = choose();
+        let ids = first.ids.clone();
+        first.forget();
+        drop(first);
+        assert_ne!(choose().ids, ids);
+        assert_eq!(catalog.all(Kind::Idempotency).expect("it can be read").len(), 1);
     }
 
     #[test]

@@ -18,36 +18,52 @@ use super::guests::{GuestSpec, log_name};
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
 use super::record::{RecordedLife, SandboxRecord};
-use super::references::{Named, numbered};
+use super::references::Named as _;
 use super::snapshots::Known;
-use crate::api::control::{Answer, IdempotencyKey};
+use crate::api::control::{Answer, Asked};
+use crate::api::limits;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
-    CreateSandbox, ForkSandbox, Labels, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList, Snapshot,
+    CreateSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, Sandbox, Snapshot, TapName,
 };
 use crate::guest::protocol::Command;
 use crate::vmm::last_words::last_words;
 
-/// Sandboxes made by one request, at most.
-const FORKS_MAX: u32 = 256;
 /// Bytes of guest memory, at most: 1 TiB.
 const MEMORY_BYTES_MAX: u64 = 1 << 40;
 /// How long a resume that was asked to wait for the seal waits.
 pub(super) const SEAL_WAIT: Duration = Duration::from_secs(600);
 
 impl Daemon {
-    pub(super) fn create(&self, key: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox> {
+    pub(super) fn create(&self, asked: &Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
         check_memory(wanted.memory_bytes, wanted.backing)?;
-        let chosen = self.requests.choose(key, &("create", &wanted), 1)?;
+        let chosen = self.requests.choose(asked.key.clone(), &("create", &wanted), 1)?;
         let id = chosen.ids[0];
         if let Some(entry) = self.sandboxes.get(id) {
             return Ok(entry.show());
         }
         let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
+        let taps = wanted.machine.iter().flat_map(|machine| &machine.taps);
+        self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
         let (spec, images) = self.made_of(id, &wanted)?;
-        let live = self.born(|guest| Live::start(self, guest, &spec, images.clone()));
-        let live = live.inspect_err(|_| self.forget_images(images.as_ref()))?;
+        let made = self.create_of(id, wanted, spec, asked, images.as_ref());
+        let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
+        drop(name);
+        self.events.say("sandbox.created", EventAbout::sandbox(id), None);
+        Ok(entry.show())
+    }
+
+    /// A new sandbox of what was settled; an error has left nothing of it.
+    fn create_of(
+        &self,
+        id: Uuid,
+        wanted: CreateSandbox,
+        spec: GuestSpec,
+        asked: &Asked,
+        images: Option<&Arc<EngineSnapshot>>,
+    ) -> Answer<Arc<Entry>> {
+        asked.check()?;
+        let live = self.born(|guest| Live::start(self, guest, &spec, images.cloned()))?;
         let record = SandboxRecord {
             id,
             name: wanted.name,
@@ -57,26 +73,23 @@ impl Daemon {
             snapshot: None,
             life: RecordedLife::Running(live.recorded()),
         };
-        let entry = self.take_in(record, live)?;
-        drop(name);
-        self.events.say("sandbox.created", EventAbout::sandbox(id), None);
-        Ok(entry.show())
+        if let Err(problem) = asked.check() {
+            self.endings.end(live.end());
+            return Err(problem);
+        }
+        self.take_in(record, live)
     }
 
-    pub(super) fn pause(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: PauseSandbox,
-    ) -> Answer<Snapshot> {
+    pub(super) fn pause(&self, reference: &str, asked: &Asked, how: PauseSandbox) -> Answer<Snapshot> {
         let entry = self.sandboxes.find(reference)?;
-        let chosen = self.requests.choose(key, &("pause", entry.id(), &how), 1)?;
+        let chosen = self.requests.choose(asked.key.clone(), &("pause", entry.id(), &how), 1)?;
         let id = SnapshotId::from(chosen.ids[0]);
         if let Some(snapshot) = self.engine.snapshot(id) {
             return Ok(Known::of(snapshot).show());
         }
         let name = self.reserve_snapshot_name(how.name.as_deref(), &how.labels)?;
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        asked.check()?;
         let snapshot = self.pause_in_turn(&mut turn, id, how, RecordedLife::Paused)?;
         drop((turn, name));
         Ok(Known::of(snapshot).show())
@@ -119,24 +132,22 @@ impl Daemon {
         }
     }
 
-    pub(super) fn resume(&self, reference: &str, how: &ResumeSandbox) -> Answer<Sandbox> {
+    pub(super) fn resume(&self, reference: &str, asked: &Asked, how: &ResumeSandbox) -> Answer<Sandbox> {
         let entry = self.sandboxes.find(reference)?;
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
-        self.resume_in_turn(&mut turn, how)?;
+        self.resume_in_turn(&mut turn, asked, how)?;
         drop(turn);
         Ok(entry.show())
     }
 
-    /// Resumes the paused sandbox of a turn from its last snapshot.
-    fn resume_in_turn(&self, turn: &mut Turn, how: &ResumeSandbox) -> Answer<()> {
+    /// Resumes the sandbox of a turn, whose guest has ended, from its last snapshot.
+    pub(super) fn resume_in_turn(&self, turn: &mut Turn, asked: &Asked, how: &ResumeSandbox) -> Answer<()> {
         let mut record = turn.record();
-        let (true, Some(snapshot)) = (record.life.is_paused(), record.snapshot) else {
-            let shown = turn.entry().show().state;
-            let why = format!("{} is {shown:?}, not paused: it cannot be resumed", turn.entry().called());
-            return Err(Problem::new(Code::WrongState, why).sandbox(record.id));
-        };
+        let snapshot = resumed_from(turn.entry(), &record, how)?;
         let known = self.readable_snapshot(&snapshot.to_string())?;
-        let (live, spec) = self.bring_back(&known, how)?;
+        let taps = how.taps.as_deref().map_or_else(|| record.spec.taps(), tap_names);
+        self.check_taps(&taps, 1)?;
+        let (live, spec) = self.bring_back(&known, asked, how)?;
         record.spec = spec;
         record.life = RecordedLife::Running(live.recorded());
         self.write_born(&record, &live)?;
@@ -146,102 +157,14 @@ impl Daemon {
         Ok(())
     }
 
-    #[tracing::instrument(name = "fork", skip_all, fields(count = how.count))]
-    pub(super) fn fork(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: ForkSandbox,
-    ) -> Answer<SandboxList> {
-        check_count(how.count)?;
-        let entry = self.sandboxes.find(reference)?;
-        let chosen = self.requests.choose(key, &("fork", entry.id(), &how), ids_of(how.count) + 1)?;
-        let ForkSandbox { count: _, name, labels } = how;
-        let (pause_id, fork_ids) = chosen.ids.split_first().expect("one more than forks was asked for");
-        let known = match self.engine.snapshot(SnapshotId::from(*pause_id)) {
-            Some(snapshot) => Known::of(snapshot),
-            None => self.snapshot_to_fork(&entry, SnapshotId::from(*pause_id))?,
-        };
-        self.make_from(&known, fork_ids, name.as_deref(), &labels, &ResumeSandbox::default())
-    }
-
-    /// The snapshot a sandbox is forked from: a running one is paused for it and goes on.
-    fn snapshot_to_fork(&self, entry: &Arc<Entry>, id: SnapshotId) -> Answer<Known> {
-        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
-        if turn.live.is_none()
-            && let (true, Some(snapshot)) = (turn.record().life.is_paused(), turn.record().snapshot)
-        {
-            return self.readable_snapshot(&snapshot.to_string());
-        }
-        let how = PauseSandbox::default();
-        let snapshot = self.pause_in_turn(&mut turn, id, how, RecordedLife::Forked)?;
-        let at_once = ResumeSandbox { serve_before_seal: Some(true), taps: None };
-        self.resume_in_turn(&mut turn, &at_once)?;
-        Ok(Known::of(snapshot))
-    }
-
-    pub(super) fn resume_from(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: &ResumeSnapshot,
-    ) -> Answer<SandboxList> {
-        check_count(how.count)?;
-        let known = self.readable_snapshot(reference)?;
-        let chosen = self.requests.choose(key, &("resume", known.id(), how), ids_of(how.count))?;
-        let each = ResumeSandbox { serve_before_seal: how.serve_before_seal, taps: how.taps.clone() };
-        self.make_from(&known, &chosen.ids, how.name.as_deref(), &how.labels, &each)
-    }
-
-    /// New sandboxes of a snapshot; those of them that are there already are as they are.
-    fn make_from(
-        &self,
-        known: &Known,
-        ids: &[Uuid],
-        name: Option<&str>,
-        labels: &Labels,
-        how: &ResumeSandbox,
-    ) -> Answer<SandboxList> {
-        let names = numbered(name, u32::try_from(ids.len()).expect("as many as were asked for"));
-        let mut sandboxes = Vec::with_capacity(ids.len());
-        for (id, name) in ids.iter().zip(names) {
-            let made = match self.sandboxes.get(*id) {
-                Some(entry) => entry,
-                None => self.make_one(known, *id, name, labels, how)?,
-            };
-            sandboxes.push(made.show());
-        }
-        Ok(SandboxList { sandboxes, next: None })
-    }
-
-    fn make_one(
-        &self,
-        known: &Known,
-        id: Uuid,
-        name: Option<String>,
-        labels: &Labels,
-        how: &ResumeSandbox,
-    ) -> Answer<Arc<Entry>> {
-        let reserved = self.sandboxes.reserve(name.as_deref(), labels)?;
-        let (live, spec) = self.bring_back(known, how)?;
-        let record = SandboxRecord {
-            id,
-            name,
-            labels: labels.clone(),
-            created_unix_ms: unix_ms(),
-            spec,
-            snapshot: None,
-            life: RecordedLife::Running(live.recorded()),
-        };
-        let entry = self.take_in(record, live)?;
-        drop(reserved);
-        self.events.say("sandbox.resumed", EventAbout::both(id, known.id()), None);
-        Ok(entry)
-    }
-
     /// A guest on a snapshot's memory and device state, and what it is made of.
     #[tracing::instrument(name = "resume", skip_all, fields(snapshot = %known.id()))]
-    fn bring_back(&self, known: &Known, how: &ResumeSandbox) -> Answer<(Box<Live>, GuestSpec)> {
+    pub(super) fn bring_back(
+        &self,
+        known: &Known,
+        asked: &Asked,
+        how: &ResumeSandbox,
+    ) -> Answer<(Box<Live>, GuestSpec)> {
         let Some(mut spec) = known.about.spec.clone() else {
             let why = format!(
                 "{} is of a VMM that rekindle did not start: open a fault socket for it",
@@ -252,24 +175,40 @@ impl Daemon {
         if let Some(taps) = &how.taps {
             spec.attach_to(taps).map_err(|problem| problem.snapshot(known.snapshot.id()))?;
         }
-        self.wait_if_asked(known, how.serve_before_seal)?;
+        self.wait_if_asked(known, asked, how.serve_before_seal)?;
+        asked.check()?;
         let _first = self.engine.precedence().bring_up();
         let live = self.born(|guest| Live::resume(self, guest, &known.snapshot, &spec))?;
         Ok((live, spec))
     }
 
     /// Waits for the seal where a guest is not to be served before it.
-    pub(super) fn wait_if_asked(&self, known: &Known, serve_before_seal: Option<bool>) -> Answer<()> {
+    pub(super) fn wait_if_asked(
+        &self,
+        known: &Known,
+        asked: &Asked,
+        serve_before_seal: Option<bool>,
+    ) -> Answer<()> {
         if serve_before_seal.unwrap_or_else(|| self.settings().serve_before_seal) {
             return Ok(());
         }
-        known.snapshot.wait_manifest(SEAL_WAIT).map(drop).map_err(|_| {
-            let why = format!(
-                "{} was not sealed within {SEAL_WAIT:?}, and is not to be served before",
-                known.called()
-            );
-            Problem::new(Code::NotYet, why).snapshot(known.snapshot.id())
-        })
+        let until = Instant::now() + SEAL_WAIT;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let turn = left.min(limits::WAIT_TURN);
+            if known.snapshot.wait_manifest(turn).is_ok() {
+                return Ok(());
+            }
+            asked.check()?;
+            if left == turn {
+                let why = format!(
+                    "{} was not sealed within {} s, and must not be served before",
+                    known.called(),
+                    SEAL_WAIT.as_secs()
+                );
+                return Err(Problem::new(Code::NotYet, why).snapshot(known.snapshot.id()));
+            }
+        }
     }
 
     pub(super) fn stop(&self, reference: &str) -> Answer<Sandbox> {
@@ -366,6 +305,36 @@ fn not_running(turn: &Turn, wanted: &str) -> Problem {
     Problem::new(Code::WrongState, why).sandbox(entry.id())
 }
 
+/// The snapshot that a sandbox goes on from.
+fn resumed_from(entry: &Entry, record: &SandboxRecord, how: &ResumeSandbox) -> Answer<Uuid> {
+    let (called, shown, reference) = (entry.called(), entry.show().state, entry.reference());
+    let refused = |why: String| Err(Problem::new(Code::WrongState, why).sandbox(record.id));
+    match (&record.life, record.snapshot) {
+        (RecordedLife::Running(_), _) => refused(format!(
+            "{called} is {shown}: there is nothing to resume. `rekindle fork {reference}` makes another one like it"
+        )),
+        (RecordedLife::Paused | RecordedLife::Forked, Some(snapshot)) => Ok(snapshot),
+        (RecordedLife::Stopped { .. } | RecordedLife::Lost { .. }, Some(snapshot)) => {
+            if how.from_last_snapshot {
+                return Ok(snapshot);
+            }
+            let problem = refused(format!(
+                "{called} is {shown}: what its guest did since its last pause is gone. `rekindle resume {reference} \
+                 --from-last-snapshot` goes on from snapshot {snapshot}"
+            ));
+            problem.map_err(|problem: Problem| problem.snapshot(snapshot.into()))
+        }
+        (_, None) => refused(format!(
+            "{called} is {shown} and was never paused: it has no snapshot to go on from. `rekindle delete {reference}` \
+             removes it"
+        )),
+    }
+}
+
+pub(super) fn tap_names(taps: &[TapName]) -> Vec<&str> {
+    taps.iter().map(|TapName(name)| name.as_str()).collect()
+}
+
 fn check_memory(bytes: u64, backing: MemoryBacking) -> Answer<()> {
     let page = match backing {
         MemoryBacking::Shared | MemoryBacking::Private => PAGE_BYTES,
@@ -378,18 +347,4 @@ fn check_memory(bytes: u64, backing: MemoryBacking) -> Answer<()> {
         return Err(Problem::new(Code::InvalidRequest, why));
     }
     Ok(())
-}
-
-fn check_count(count: u32) -> Answer<()> {
-    if (1..=FORKS_MAX).contains(&count) {
-        return Ok(());
-    }
-    Err(Problem::new(
-        Code::InvalidRequest,
-        format!("count={count}: 1 to {FORKS_MAX} sandboxes are made at once"),
-    ))
-}
-
-fn ids_of(count: u32) -> usize {
-    usize::try_from(count).expect("at most a few hundred")
 }

@@ -12,6 +12,7 @@ mod endings;
 mod entry;
 mod events;
 mod fault_sockets;
+mod forks;
 mod guests;
 mod idempotency;
 mod keeping;

@@ -45,6 +45,13 @@ impl Names {
     }
 }
 
+impl Reserved<'_> {
+    /// The name, if there is one.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+}
+
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         if let Some(name) = &self.name {

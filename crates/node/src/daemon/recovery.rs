@@ -16,6 +16,7 @@ use super::keeping::{GuestNote, KeyOf, guest_key};
 use super::lifecycle::put;
 use super::live::Live;
 use super::record::{RecordedGuest, RecordedLife, SandboxRecord};
+use crate::api::control::Asked;
 use crate::api::types::ResumeSandbox;
 use crate::keeper::{Found, HeldEntry};
 use crate::metrics::Recovery;
@@ -195,7 +196,8 @@ impl Daemon {
     fn resume_the_forked(&self) {
         for entry in self.sandboxes.all() {
             if matches!(entry.record().life, RecordedLife::Forked)
-                && let Err(error) = self.resume(&entry.record().id.to_string(), &ResumeSandbox::default())
+                && let Err(error) =
+                    self.resume(&entry.record().id.to_string(), &Asked::default(), &ResumeSandbox::default())
             {
                 tracing::error!(sandbox = %entry.record().id, %error, "it was being forked, and stays paused");
             }

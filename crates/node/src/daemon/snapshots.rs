@@ -143,7 +143,11 @@ impl Daemon {
     /// Deletes a snapshot; guests that are served from it go on.
     #[tracing::instrument(name = "delete", skip(self))]
     pub(super) fn delete(&self, reference: &str) -> Answer<()> {
-        let known = self.find_snapshot(reference)?;
+        self.delete_known(&self.find_snapshot(reference)?)
+    }
+
+    /// The same with a snapshot that was found.
+    pub(super) fn delete_known(&self, known: &Known) -> Answer<()> {
         let id = known.id();
         if let Some(entry) = self.sandboxes.all().into_iter().find(|entry| entry.is_paused_in(id)) {
             let why =

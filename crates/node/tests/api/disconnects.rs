@@ -41,6 +41,23 @@ fn a_request_that_is_being_answered_is_answered_before_the_daemon_ends() {
 }
 
 #[test]
+fn half_a_request_does_not_hold_the_daemons_end() {
+    let mut served = Served::new();
+    let mut half_a_head = raw::connect(&served.socket());
+    half_a_head.write_all(b"POST /v1/sandboxes HTTP/1.1\r\nHost: loc").unwrap();
+    let mut half_a_body = raw::connect(&served.socket());
+    half_a_body
+        .write_all(b"POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        .unwrap();
+    // A connection made later is answered, so both are known to the daemon.
+    assert!(served.client().health().unwrap().healthy);
+    served.ended();
+    let answer = raw::read(half_a_body);
+    assert!(answer.is_none_or(|answer| answer.code() == Code::Ending.name()));
+    assert!(raw::read(half_a_head).is_none());
+}
+
+#[test]
 fn a_wait_ends_with_the_daemon() {
     let mut served = Served::new();
     served.sandbox("web");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use kept::{Kept, page};
-use rekindle::api::control::{Answer, Control, IdempotencyKey};
+use rekindle::api::control::{Answer, Asked, Control};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
     CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Event, FaultSocket, FaultSocketState,
@@ -131,9 +131,9 @@ fn wrong_state(sandbox: &Sandbox) -> Problem {
 }
 
 impl Control for Fake {
-    fn create_sandbox(&self, key: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox> {
+    fn create_sandbox(&self, asked: Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
         let mut kept = self.asked()?;
-        if let Some(answer) = kept.answered(key.as_ref(), &wanted)? {
+        if let Some(answer) = kept.answered(asked.key.as_ref(), &wanted)? {
             return Ok(answer);
         }
         let request = wanted.clone();
@@ -152,7 +152,7 @@ impl Control for Fake {
             created_unix_ms: 1,
             served: None,
         })?;
-        kept.note(key, &request, &made);
+        kept.note(asked.key, &request, &made);
         self.tell(&mut kept, "sandbox.created", Some(made.id), None);
         Ok(made)
     }
@@ -167,14 +167,9 @@ impl Control for Fake {
         self.asked()?.sandbox(reference)
     }
 
-    fn pause_sandbox(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: PauseSandbox,
-    ) -> Answer<Snapshot> {
+    fn pause_sandbox(&self, reference: &str, asked: Asked, how: PauseSandbox) -> Answer<Snapshot> {
         let mut kept = self.asked()?;
-        if let Some(answer) = kept.answered(key.as_ref(), &how)? {
+        if let Some(answer) = kept.answered(asked.key.as_ref(), &how)? {
             return Ok(answer);
         }
         let sandbox = kept.sandbox(reference)?;
@@ -188,13 +183,13 @@ impl Control for Fake {
         let made = kept.add_snapshot(&sandbox, how.name, how.labels)?;
         let paused = Sandbox { state: SandboxState::Paused, pid: None, snapshot: Some(made.id), ..sandbox };
         kept.sandboxes.insert(paused.id, paused);
-        kept.note(key, &request, &made);
+        kept.note(asked.key, &request, &made);
         self.tell(&mut kept, "sandbox.paused", made.sandbox, Some(made.id));
         self.changed.notify_all();
         Ok(made)
     }
 
-    fn resume_sandbox(&self, reference: &str, _how: ResumeSandbox) -> Answer<Sandbox> {
+    fn resume_sandbox(&self, reference: &str, _: Asked, _how: ResumeSandbox) -> Answer<Sandbox> {
         let mut kept = self.asked()?;
         let sandbox = kept.sandbox(reference)?;
         if sandbox.state != SandboxState::Paused {
@@ -205,21 +200,16 @@ impl Control for Fake {
         Ok(resumed)
     }
 
-    fn fork_sandbox(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: ForkSandbox,
-    ) -> Answer<SandboxList> {
+    fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList> {
         let mut kept = self.asked()?;
-        if let Some(answer) = kept.answered(key.as_ref(), &how)? {
+        if let Some(answer) = kept.answered(asked.key.as_ref(), &how)? {
             return Ok(answer);
         }
         let sandbox = kept.sandbox(reference)?;
         let request = how.clone();
         let origin = kept.add_snapshot(&sandbox, None, Labels::new())?.id;
         let made = kept.add_several(&sandbox, origin, (how.count, how.name, how.labels))?;
-        kept.note(key, &request, &made);
+        kept.note(asked.key, &request, &made);
         Ok(made)
     }
 
@@ -308,14 +298,9 @@ impl Control for Fake {
         })
     }
 
-    fn resume_snapshot(
-        &self,
-        reference: &str,
-        key: Option<IdempotencyKey>,
-        how: ResumeSnapshot,
-    ) -> Answer<SandboxList> {
+    fn resume_snapshot(&self, reference: &str, asked: Asked, how: ResumeSnapshot) -> Answer<SandboxList> {
         let mut kept = self.asked()?;
-        if let Some(answer) = kept.answered(key.as_ref(), &how)? {
+        if let Some(answer) = kept.answered(asked.key.as_ref(), &how)? {
             return Ok(answer);
         }
         let snapshot = kept.snapshot(reference)?;
@@ -323,11 +308,11 @@ impl Control for Fake {
         let of = of.ok_or_else(|| Problem::new(Code::WrongState, "its sandbox is gone"))?;
         let request = how.clone();
         let made = kept.add_several(&of, snapshot.id, (how.count, how.name, how.labels))?;
-        kept.note(key, &request, &made);
+        kept.note(asked.key, &request, &made);
         Ok(made)
     }
 
-    fn open_fault_socket(&self, wanted: OpenFaultSocket) -> Answer<FaultSocket> {
+    fn open_fault_socket(&self, _: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket> {
         let mut kept = self.asked()?;
         let snapshot = kept.snapshot(&wanted.snapshot)?.id;
         let (id, state) = (Uuid::now_v7(), FaultSocketState::Listening);

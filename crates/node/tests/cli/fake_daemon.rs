@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use rekindle::api::control::{Answer, Control, IdempotencyKey};
+use rekindle::api::control::{Answer, Asked, Control};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::*;
 use rekindle::api::{ListenOptions, Listeners};
@@ -148,7 +148,7 @@ impl Fake {
 }
 
 impl Control for Fake {
-    fn create_sandbox(&self, _: Option<IdempotencyKey>, wanted: CreateSandbox) -> Answer<Sandbox> {
+    fn create_sandbox(&self, _: Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
         self.things().make(wanted.name, wanted.labels, wanted.memory_bytes, wanted.backing)
     }
 
@@ -163,12 +163,7 @@ impl Control for Fake {
         self.things().sandbox(reference).cloned()
     }
 
-    fn pause_sandbox(
-        &self,
-        reference: &str,
-        _: Option<IdempotencyKey>,
-        how: PauseSandbox,
-    ) -> Answer<Snapshot> {
+    fn pause_sandbox(&self, reference: &str, _: Asked, how: PauseSandbox) -> Answer<Snapshot> {
         let mut things = self.things();
         let id = things.next_id();
         let sandbox = things.sandbox(reference)?;
@@ -201,7 +196,7 @@ impl Control for Fake {
         Ok(snapshot)
     }
 
-    fn resume_sandbox(&self, reference: &str, _: ResumeSandbox) -> Answer<Sandbox> {
+    fn resume_sandbox(&self, reference: &str, _: Asked, _: ResumeSandbox) -> Answer<Sandbox> {
         let mut things = self.things();
         let sandbox = things.sandbox(reference)?;
         sandbox.state = SandboxState::Running;
@@ -210,12 +205,7 @@ impl Control for Fake {
         Ok(sandbox.clone())
     }
 
-    fn fork_sandbox(
-        &self,
-        reference: &str,
-        _: Option<IdempotencyKey>,
-        how: ForkSandbox,
-    ) -> Answer<SandboxList> {
+    fn fork_sandbox(&self, reference: &str, _: Asked, how: ForkSandbox) -> Answer<SandboxList> {
         let snapshot = self.things().sandbox(reference)?.snapshot.expect("tests fork paused ones");
         let of = self.snapshot(&snapshot.to_string())?;
         self.several(how.count, how.name.as_ref(), &how.labels, &of)
@@ -317,17 +307,12 @@ impl Control for Fake {
         Ok(Placement { snapshot: snapshot.id, state: snapshot.state, origin: None, layers })
     }
 
-    fn resume_snapshot(
-        &self,
-        reference: &str,
-        _: Option<IdempotencyKey>,
-        how: ResumeSnapshot,
-    ) -> Answer<SandboxList> {
+    fn resume_snapshot(&self, reference: &str, _: Asked, how: ResumeSnapshot) -> Answer<SandboxList> {
         let of = self.snapshot(reference)?;
         self.several(how.count, how.name.as_ref(), &how.labels, &of)
     }
 
-    fn open_fault_socket(&self, _: OpenFaultSocket) -> Answer<FaultSocket> {
+    fn open_fault_socket(&self, _: Asked, _: OpenFaultSocket) -> Answer<FaultSocket> {
         Err(no_fault_sockets())
     }
 

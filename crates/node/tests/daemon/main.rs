@@ -19,3 +19,4 @@ mod peers;
 mod quickstart;
 mod restarts;
 mod sockets;
+mod whole_requests;

@@ -32,7 +32,8 @@ async fn open_fault_socket(
     place: Place,
     JsonBody(wanted): JsonBody<OpenFaultSocket>,
 ) -> Answer<Made<FaultSocket>> {
-    let made = control.ask(place, move |control| control.open_fault_socket(wanted)).await?;
+    let made =
+        control.make(place, None, move |control, asked| control.open_fault_socket(asked, wanted)).await?;
     let path = Some(format!("/v1/fault-sockets/{}", made.id));
     Ok(Made { made, path })
 }

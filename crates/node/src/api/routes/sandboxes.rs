@@ -41,7 +41,7 @@ async fn create_sandbox(
     Key(key): Key,
     JsonBody(wanted): JsonBody<CreateSandbox>,
 ) -> Answer<Made<Sandbox>> {
-    let made = control.ask(place, move |control| control.create_sandbox(key, wanted)).await?;
+    let made = control.make(place, key, move |control, asked| control.create_sandbox(asked, wanted)).await?;
     let path = Some(format!("/v1/sandboxes/{}", made.id));
     Ok(Made { made, path })
 }
@@ -111,7 +111,8 @@ async fn pause_sandbox(
     Key(key): Key,
     JsonBody(how): JsonBody<PauseSandbox>,
 ) -> Answer<Made<Snapshot>> {
-    let made = control.ask(place, move |control| control.pause_sandbox(&reference, key, how)).await?;
+    let made =
+        control.make(place, key, move |control, asked| control.pause_sandbox(&reference, asked, how)).await?;
     let path = Some(format!("/v1/snapshots/{}", made.id));
     Ok(Made { made, path })
 }
@@ -131,7 +132,10 @@ async fn resume_sandbox(
     Reference(reference): Reference,
     JsonBody(how): JsonBody<ResumeSandbox>,
 ) -> Answer<Json<Sandbox>> {
-    control.ask(place, move |control| control.resume_sandbox(&reference, how)).await.map(Json)
+    control
+        .make(place, None, move |control, asked| control.resume_sandbox(&reference, asked, how))
+        .await
+        .map(Json)
 }
 
 /// Makes new sandboxes that go on from where this one is.
@@ -152,7 +156,8 @@ async fn fork_sandbox(
     Key(key): Key,
     JsonBody(how): JsonBody<ForkSandbox>,
 ) -> Answer<Made<SandboxList>> {
-    let made = control.ask(place, move |control| control.fork_sandbox(&reference, key, how)).await?;
+    let made =
+        control.make(place, key, move |control, asked| control.fork_sandbox(&reference, asked, how)).await?;
     Ok(Made { made, path: None })
 }
 

@@ -179,6 +179,8 @@ async fn resume_snapshot(
     Key(key): Key,
     JsonBody(how): JsonBody<ResumeSnapshot>,
 ) -> Answer<Made<SandboxList>> {
-    let made = control.ask(place, move |control| control.resume_snapshot(&reference, key, how)).await?;
+    let made = control
+        .make(place, key, move |control, asked| control.resume_snapshot(&reference, asked, how))
+        .await?;
     Ok(Made { made, path: None })
 }

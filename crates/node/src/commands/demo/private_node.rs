@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::api::control::{Control as _, Served as _};
+use crate::api::control::{Asked, Control as _, Served as _};
 use crate::api::types::{
     CreateSandbox, ListQuery, PauseSandbox, ResumeSnapshot, Sandbox, Snapshot, SnapshotState,
 };
@@ -51,22 +51,25 @@ impl PrivateNode {
 
     /// Starts a machine.
     pub(super) fn create(&self, wanted: CreateSandbox) -> anyhow::Result<Machine<'_>> {
-        let sandbox = self.daemon.create_sandbox(None, wanted)?;
+        let sandbox = self.daemon.create_sandbox(Asked::default(), wanted)?;
         Ok(self.machine(sandbox))
     }
 
     /// Pauses a machine; the snapshot, and how long that took.
     pub(super) fn pause(&self, machine: &Machine<'_>) -> anyhow::Result<(Snapshot, Duration)> {
         let asked = Instant::now();
-        let snapshot =
-            self.daemon.pause_sandbox(&machine.sandbox.id.to_string(), None, PauseSandbox::default())?;
+        let snapshot = self.daemon.pause_sandbox(
+            &machine.sandbox.id.to_string(),
+            Asked::default(),
+            PauseSandbox::default(),
+        )?;
         Ok((snapshot, asked.elapsed()))
     }
 
     /// A new machine that goes on from a snapshot.
     pub(super) fn resume(&self, snapshot: &Snapshot, early: bool) -> anyhow::Result<Machine<'_>> {
         let how = ResumeSnapshot { serve_before_seal: Some(early), ..ResumeSnapshot::default() };
-        let made = self.daemon.resume_snapshot(&snapshot.id.to_string(), None, how)?;
+        let made = self.daemon.resume_snapshot(&snapshot.id.to_string(), Asked::default(), how)?;
         let sandbox = made.sandboxes.into_iter().next().context("one sandbox was asked for")?;
         Ok(self.machine(sandbox))
     }

@@ -216,6 +216,17 @@ impl GuestSpec {
         }
     }
 
+    /// The tap devices that its network devices are at.
+    pub(super) fn taps(&self) -> Vec<&str> {
+        match self {
+            Self::Process { .. } => Vec::new(),
+            Self::Qemu { taps, .. } => taps.iter().map(String::as_str).collect(),
+            Self::Firecracker { machine } => {
+                machine.interfaces.iter().map(|interface| interface.tap.as_str()).collect()
+            }
+        }
+    }
+
     /// Has its network devices at other taps.
     pub(super) fn attach_to(&mut self, wanted: &[TapName]) -> Answer<()> {
         let had = match self {

@@ -1,0 +1,47 @@
+//! The client of a request, as long work for it sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether the client that asked for some work still waits for it. Copying ends once it is gone.
+#[derive(Clone, Debug, Default)]
+pub struct Asker {
+    gone: Arc<AtomicBool>,
+}
+
+/// Held while the client waits: dropped, it is gone.
+#[derive(Debug)]
+#[must_use = "dropped at once, it says that the client is gone"]
+pub struct Waiting(Asker);
+
+impl Asker {
+    /// The client waits from now on, until the answer is dropped.
+    pub fn waits(&self) -> Waiting {
+        Waiting(self.clone())
+    }
+
+    /// Whether the client is gone.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_gone_once_it_waits_no_longer() {
+        let asker = Asker::default();
+        let waiting = asker.waits();
+        assert!(!asker.is_gone());
+        drop(waiting);
+        assert!(asker.is_gone());
+    }
+}

@@ -1,0 +1,287 @@
+//! Several new sandboxes by one request: all of them are made, or none.
+
+use std::sync::Arc;
+
+use rekindle_engine::catalog::Change;
+use rekindle_engine::identity::SnapshotId;
+use uuid::Uuid;
+
+use super::Daemon;
+use super::clock::unix_ms;
+use super::entry::{Entry, Turn};
+use super::events::About as EventAbout;
+use super::guests::GuestSpec;
+use super::lifecycle::{put, tap_names};
+use super::live::Live;
+use super::names::Reserved;
+use super::record::{RecordedLife, SandboxRecord};
+use super::references::{Named as _, numbered};
+use super::snapshots::Known;
+use crate::api::control::{Answer, Asked};
+use crate::api::limits;
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{
+    ForkSandbox, Labels, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
+};
+use crate::keeper::KeeperIdentity;
+
+/// New sandboxes that a request asks for, with their names taken.
+struct Wanted<'a> {
+    ids: &'a [Uuid],
+    names: Vec<Reserved<'a>>,
+    labels: &'a Labels,
+    how: ResumeSandbox,
+}
+
+/// Guests that no record names yet: dropped, they are ended, and were never there.
+struct Born<'a> {
+    daemon: &'a Daemon,
+    keeper: KeeperIdentity,
+    guests: Vec<(SandboxRecord, Box<Live>)>,
+}
+
+/// The snapshot that forks are made of.
+struct Source {
+    known: Known,
+    /// The snapshot of the sandbox's last pause before this one, where it was paused for the forks.
+    before: Option<Option<Uuid>>,
+}
+
+impl Daemon {
+    /// Makes new sandboxes of a snapshot.
+    pub(super) fn resume_from(
+        &self,
+        reference: &str,
+        asked: &Asked,
+        how: &ResumeSnapshot,
+    ) -> Answer<SandboxList> {
+        let count = count_of(how.count)?;
+        let known = self.readable_snapshot(reference)?;
+        let chosen = self.requests.choose(asked.key.clone(), &("resume", known.id(), how), count)?;
+        if let Some(made) = self.made_before(&chosen.ids) {
+            return Ok(made);
+        }
+        let had = || known.about.spec.as_ref().map(GuestSpec::taps).unwrap_or_default();
+        self.check_taps(&how.taps.as_deref().map_or_else(had, tap_names), count)?;
+        let names = self.reserve_several(how.name.as_deref(), &how.labels, how.count)?;
+        let each = ResumeSandbox {
+            serve_before_seal: how.serve_before_seal,
+            taps: how.taps.clone(),
+            from_last_snapshot: false,
+        };
+        let wanted = Wanted { ids: &chosen.ids, names, labels: &how.labels, how: each };
+        self.make_all(&known, &wanted, asked)
+    }
+
+    /// Makes new sandboxes that go on from where this one is. One that runs is paused for it and goes on.
+    #[tracing::instrument(name = "fork", skip_all, fields(count = how.count))]
+    pub(super) fn fork(&self, reference: &str, asked: &Asked, how: &ForkSandbox) -> Answer<SandboxList> {
+        let count = count_of(how.count)?;
+        let entry = self.sandboxes.find(reference)?;
+        let chosen = self.requests.choose(asked.key.clone(), &("fork", entry.id(), how), count + 1)?;
+        let (pause, ids) = chosen.ids.split_first().expect("one more than forks was asked for");
+        if let Some(made) = self.made_before(ids) {
+            return Ok(made);
+        }
+        let names = self.reserve_several(how.name.as_deref(), &how.labels, how.count)?;
+        let source = match self.engine.snapshot(SnapshotId::from(*pause)) {
+            Some(snapshot) => Source { known: Known::of(snapshot), before: None },
+            None => self.source_of_forks(&entry, SnapshotId::from(*pause), count, asked)?,
+        };
+        let wanted = Wanted { ids, names, labels: &how.labels, how: ResumeSandbox::default() };
+        match self.make_all(&source.known, &wanted, asked) {
+            Ok(made) => Ok(made),
+            Err(problem) => {
+                drop(wanted);
+                if let Some(before) = source.before {
+                    self.take_pause_back(&entry, &source.known, before);
+                    chosen.forget();
+                }
+                Err(problem)
+            }
+        }
+    }
+
+    /// What an earlier request under the same key made: all of it, as all are made together.
+    fn made_before(&self, ids: &[Uuid]) -> Option<SandboxList> {
+        let made: Option<Vec<Sandbox>> =
+            ids.iter().map(|id| self.sandboxes.get(*id).map(|entry| entry.show())).collect();
+        made.map(|sandboxes| SandboxList { sandboxes, next: None })
+    }
+
+    /// Takes the names of `count` new sandboxes, so that none of them is refused once something was done.
+    fn reserve_several(&self, name: Option<&str>, labels: &Labels, count: u32) -> Answer<Vec<Reserved<'_>>> {
+        numbered(name, count).iter().map(|name| self.sandboxes.reserve(name.as_deref(), labels)).collect()
+    }
+
+    /// The snapshot a sandbox is forked from: one that runs is paused for it and goes on.
+    fn source_of_forks(
+        &self,
+        entry: &Arc<Entry>,
+        id: SnapshotId,
+        count: usize,
+        asked: &Asked,
+    ) -> Answer<Source> {
+        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        asked.check()?;
+        let record = turn.record();
+        if turn.live.is_none()
+            && let (true, Some(snapshot)) = (record.life.is_paused(), record.snapshot)
+        {
+            let known = self.readable_snapshot(&snapshot.to_string())?;
+            self.check_taps(&record.spec.taps(), count)?;
+            return Ok(Source { known, before: None });
+        }
+        check_fork_needs_no_tap(entry, &record.spec)?;
+        let snapshot = self.pause_in_turn(&mut turn, id, PauseSandbox::default(), RecordedLife::Forked)?;
+        let known = Known::of(snapshot);
+        self.go_on_after_fork(&mut turn, &known)?;
+        Ok(Source { known, before: Some(record.snapshot) })
+    }
+
+    fn go_on_after_fork(&self, turn: &mut Turn, known: &Known) -> Answer<()> {
+        let at_once = ResumeSandbox { serve_before_seal: Some(true), ..ResumeSandbox::default() };
+        self.resume_in_turn(turn, &Asked::default(), &at_once).map_err(|problem| {
+            let called = turn.entry().called();
+            let detail = format!(
+                "{called} was paused into {} to be forked and cannot go on now: {}; it stays paused, no fork was \
+                 made: `rekindle resume {}` tries again",
+                known.called(),
+                problem.detail,
+                turn.entry().reference()
+            );
+            Problem { detail, ..problem }.sandbox(turn.entry().id()).snapshot(known.snapshot.id())
+        })
+    }
+
+    /// Undoes the pause for forks that were not made. The sandbox goes on, and what its pages need stays until it ends.
+    fn take_pause_back(&self, entry: &Arc<Entry>, known: &Known, before: Option<Uuid>) {
+        let undone = || -> Answer<()> {
+            let turn = entry.turn("is being used", self.settings().pause_wait)?;
+            let mut record = turn.record();
+            if record.snapshot == Some(known.id()) {
+                if record.life.is_paused() {
+                    // It was paused again meanwhile by somebody who was answered so.
+                    return Ok(());
+                }
+                record.snapshot = before;
+                self.catalog.write(&[put(&record)])?;
+                turn.show(record);
+            }
+            drop(turn);
+            self.delete_known(known)
+        };
+        if let Err(error) = undone() {
+            tracing::warn!(snapshot = %known.id(), %error, "the snapshot of a fork that failed stays");
+        }
+    }
+
+    /// Makes all of the sandboxes, or none: they become known together, once each of their guests runs.
+    fn make_all(&self, known: &Known, wanted: &Wanted<'_>, asked: &Asked) -> Answer<SandboxList> {
+        let mut born = Born { daemon: self, keeper: self.keeping.client().identity(), guests: Vec::new() };
+        for (id, name) in wanted.ids.iter().zip(&wanted.names) {
+            let (live, spec) = self
+                .bring_back(known, asked, &wanted.how)
+                .map_err(|problem| none_was_made(problem, born.guests.len(), wanted.ids.len()))?;
+            let record = SandboxRecord {
+                id: *id,
+                name: name.name().map(str::to_owned),
+                labels: wanted.labels.clone(),
+                created_unix_ms: unix_ms(),
+                spec,
+                snapshot: None,
+                life: RecordedLife::Running(live.recorded()),
+            };
+            born.guests.push((record, live));
+        }
+        asked.check()?;
+        let entries = born.become_known()?;
+        for entry in &entries {
+            self.events.say("sandbox.resumed", EventAbout::both(entry.id(), known.id()), None);
+        }
+        Ok(SandboxList { sandboxes: entries.iter().map(|entry| entry.show()).collect(), next: None })
+    }
+
+    /// Whether `count` more machines can be at `taps`: a tap has one machine at a time.
+    pub(super) fn check_taps(&self, taps: &[&str], count: usize) -> Answer<()> {
+        if count > 1 && !taps.is_empty() {
+            let why = format!(
+                "{count} machines cannot be at the same tap {}: resume them one at a time, each with a tap of its own \
+                 (--tap DEVICE)",
+                taps.join(", ")
+            );
+            return Err(Problem::new(Code::WrongState, why));
+        }
+        for entry in self.sandboxes.all() {
+            let record = entry.record();
+            if let (RecordedLife::Running(_), Some(tap)) =
+                (&record.life, record.spec.taps().into_iter().find(|tap| taps.contains(tap)))
+            {
+                let why = format!(
+                    "tap {tap} is in use by {}: name another one (--tap DEVICE), or pause or stop that sandbox first",
+                    entry.called()
+                );
+                return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Born<'_> {
+    /// Writes all of them down at once: from here on they are found again after a crash.
+    fn become_known(mut self) -> Answer<Vec<Arc<Entry>>> {
+        // Guests that nobody knew of were not given to a keeper that came meanwhile.
+        if self.daemon.keeping.client().identity() != self.keeper {
+            let why = "the keeper died while the sandboxes were being made; none was made: ask again";
+            return Err(Problem::new(Code::KeeperFailed, why));
+        }
+        let records: Vec<Change> = self.guests.iter().map(|(record, _)| put(record)).collect();
+        self.daemon.catalog.write(&records)?;
+        let entries = self.guests.drain(..).map(|(record, live)| Entry::new(record, Some(live)));
+        let entries: Vec<_> = entries.collect();
+        entries.iter().for_each(|entry| self.daemon.sandboxes.insert(Arc::clone(entry)));
+        Ok(entries)
+    }
+}
+
+impl Drop for Born<'_> {
+    fn drop(&mut self) {
+        for (_, live) in self.guests.drain(..) {
+            self.daemon.endings.end(live.end());
+        }
+    }
+}
+
+/// A fork of a running machine would be at the tap of the machine itself.
+fn check_fork_needs_no_tap(entry: &Arc<Entry>, spec: &GuestSpec) -> Answer<()> {
+    let taps = spec.taps();
+    if taps.is_empty() {
+        return Ok(());
+    }
+    let why = format!(
+        "{} is at tap {}, where no fork of it can be too: pause it, and make each clone with `rekindle resume SNAPSHOT \
+         --name NAME --tap DEVICE`",
+        entry.called(),
+        taps.join(", ")
+    );
+    Err(Problem::new(Code::WrongState, why).sandbox(entry.id()))
+}
+
+fn none_was_made(problem: Problem, made: usize, wanted: usize) -> Problem {
+    if wanted == 1 {
+        return problem;
+    }
+    let detail =
+        format!("sandbox {} of {wanted} could not be made, so none was: {}", made + 1, problem.detail);
+    Problem { detail, ..problem }
+}
+
+fn count_of(count: u32) -> Answer<usize> {
+    let most = limits::COUNT_MAX;
+    if !(1..=most).contains(&count) {
+        let why = format!("`count` is {count}: one request makes 1 to {most}");
+        return Err(Problem::new(Code::InvalidRequest, why));
+    }
+    Ok(usize::try_from(count).expect("at most a few hundred"))
+}
