@@ -20,6 +20,7 @@ use crate::api::control::Answer;
 use crate::api::limits::CONSOLE_BYTES_MAX;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::ConsoleOutput;
+use crate::vmm::serial_line::SerialLine;
 
 /// How long a guest may take to read what is typed before that is given up.
 const TYPED_WITHIN: Duration = Duration::from_secs(10);
@@ -50,24 +51,28 @@ struct Printed {
 #[derive(Debug)]
 struct Line {
     guest: Uuid,
-    serial: Arc<OwnedFd>,
+    input: Arc<OwnedFd>,
     over: Arc<Wakeup>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Console {
     /// Reads the serial line of `guest` from now on, unless it is read already.
-    pub(super) fn follow(&self, guest: Uuid, serial: OwnedFd) -> io::Result<()> {
+    pub(super) fn follow(&self, guest: Uuid, serial: SerialLine) -> io::Result<()> {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         if line.as_ref().is_some_and(|line| line.guest == guest) {
             return Ok(());
         }
-        rustix::io::ioctl_fionbio(&serial, true)?;
-        let (serial, over) = (Arc::new(serial), Arc::new(Wakeup::new()?));
-        let (shared, read, end) = (Arc::clone(&self.shared), Arc::clone(&serial), Arc::clone(&over));
-        let reader =
-            std::thread::Builder::new().name("console".into()).spawn(move || shared.take_all(&read, &end))?;
-        *line = Some(Line { guest, serial, over, reader: Some(reader) });
+        let SerialLine { output, input } = serial;
+        for end in [&output, &input] {
+            rustix::io::ioctl_fionbio(end, true)?;
+        }
+        let over = Arc::new(Wakeup::new()?);
+        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&over));
+        let reader = std::thread::Builder::new()
+            .name("console".into())
+            .spawn(move || shared.take_all(&output, &end))?;
+        *line = Some(Line { guest, input: Arc::new(input), over, reader: Some(reader) });
         Ok(())
     }
 
@@ -87,17 +92,17 @@ impl Console {
 
     /// Types at the guest that is followed; an error where there is none, or it does not read.
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        let serial = {
+        let input = {
             let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
             let line = line.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-            Arc::clone(&line.serial)
+            Arc::clone(&line.input)
         };
         let until = Instant::now() + TYPED_WITHIN;
         let mut left = bytes;
         while !left.is_empty() {
-            match rustix::io::write(&*serial, left) {
+            match rustix::io::write(&*input, left) {
                 Ok(count) => left = &left[count..],
-                Err(Errno::AGAIN) => wait_writable(&serial, until)?,
+                Err(Errno::AGAIN) => wait_writable(&input, until)?,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -112,15 +117,15 @@ impl Shared {
     }
 
     /// Takes what the guest prints until its line ends or that is `over`.
-    fn take_all(&self, serial: &OwnedFd, over: &Wakeup) {
+    fn take_all(&self, output: &OwnedFd, over: &Wakeup) {
         let mut bytes = vec![0; 16 << 10];
         loop {
-            let waited = wait_readable([Some(serial.as_fd()), Some(over.as_fd())], None);
+            let waited = wait_readable([Some(output.as_fd()), Some(over.as_fd())], None);
             let Ok([line, end]) = waited else { return };
             if end.readable {
                 return;
             }
-            match rustix::io::read(serial, &mut bytes) {
+            match rustix::io::read(output, &mut bytes) {
                 Ok(0) => return,
                 Ok(count) => {
                     self.lock().add(&bytes[..count]);
@@ -161,10 +166,10 @@ impl Drop for Line {
     }
 }
 
-fn wait_writable(serial: &OwnedFd, until: Instant) -> io::Result<()> {
+fn wait_writable(input: &OwnedFd, until: Instant) -> io::Result<()> {
     let left = until.saturating_duration_since(Instant::now());
     let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut polled = [PollFd::new(serial, PollFlags::OUT)];
+    let mut polled = [PollFd::new(input, PollFlags::OUT)];
     match rustix::event::poll(&mut polled, Some(&left)) {
         Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "the guest does not read what is typed")),
         Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -197,6 +202,10 @@ mod tests {
 
     use super::*;
 
+    fn line_of(socket: &UnixStream) -> SerialLine {
+        SerialLine::of_socket(socket.as_fd()).expect("a descriptor is free")
+    }
+
     fn text(output: &ConsoleOutput) -> String {
         String::from_utf8(BASE64_STANDARD.decode(&output.bytes).expect("it is base64")).expect("it is text")
     }
@@ -206,7 +215,7 @@ mod tests {
         let console = Console::default();
         for (guest, said) in [(1, "first\n"), (2, "second\n")] {
             let (ours, theirs) = UnixStream::pair().expect("a pair");
-            console.follow(Uuid::from_u128(guest), ours.into()).expect("it is followed");
+            console.follow(Uuid::from_u128(guest), line_of(&ours)).expect("it is followed");
             let before = console.read(None, Duration::ZERO).next;
             rustix::io::write(&theirs, said.as_bytes()).expect("printed");
             let output = console.read(Some(before), Duration::from_secs(60));
@@ -234,7 +243,7 @@ mod tests {
         let console = Console::default();
         assert_eq!(console.write(b"x").expect_err("nobody").kind(), io::ErrorKind::NotConnected);
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        console.follow(Uuid::nil(), ours.into()).expect("it is followed");
+        console.follow(Uuid::nil(), line_of(&ours)).expect("it is followed");
         console.write(b"tick\n").expect("typed");
         let mut read = [0; 5];
         rustix::io::read(&theirs, &mut read).expect("read");

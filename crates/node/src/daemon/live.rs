@@ -1,6 +1,6 @@
 //! A guest that runs under the keeper: started, served, frozen, found again, ended.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ use crate::api::problem::{Code, Problem};
 use crate::disk::DiskWatch;
 use crate::keeper::Held;
 use crate::vmm::process::{GuestControl, MEMORY};
+use crate::vmm::serial_line::SerialLine;
 
 /// The names of descriptors under a guest's key.
 const USERFAULTFD: &str = "userfaultfd";
@@ -173,9 +174,9 @@ impl Live {
         self.guest.process().handle()
     }
 
-    /// Our end of its serial line, once more, where it has one.
-    pub(super) fn serial(&self) -> std::io::Result<Option<OwnedFd>> {
-        self.guest.serial().map(|serial| serial.try_clone_to_owned()).transpose()
+    /// Our ends of its serial line, once more, where it has one.
+    pub(super) fn serial(&self) -> std::io::Result<Option<SerialLine>> {
+        self.guest.serial()
     }
 
     /// Where a process guest is told things.

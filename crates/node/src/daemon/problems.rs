@@ -77,8 +77,8 @@ impl From<OpenError> for Problem {
 fn is_misfit_itself(cause: &(dyn std::error::Error + 'static)) -> bool {
     // The drivers' errors say what theirs do, and are not among their causes.
     let is_of_firecracker = |error: &FirecrackerError| {
-        use FirecrackerError::{Misfit, OtherBytes, Program, Spec};
-        matches!(error, Misfit(_) | OtherBytes { .. } | Program(_) | Spec(_))
+        use FirecrackerError::{Jail, Misfit, OtherBytes, Program, Spec};
+        matches!(error, Jail(_) | Misfit(_) | OtherBytes { .. } | Program(_) | Spec(_))
     };
     matches!(cause.downcast_ref(), Some(QemuError::Misfit(_)))
         || cause.downcast_ref().is_some_and(is_of_firecracker)

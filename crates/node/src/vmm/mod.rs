@@ -5,4 +5,5 @@ pub mod guests;
 pub(crate) mod last_words;
 pub mod process;
 pub mod qemu;
+pub mod serial_line;
 pub mod vmm_process;

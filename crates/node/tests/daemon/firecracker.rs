@@ -186,7 +186,7 @@ fn a_snapshot_of_another_firecracker_is_refused_with_what_differs_and_nothing_is
 }
 
 #[test]
-fn a_program_that_is_no_firecracker_or_too_old_does_not_fit_and_leaves_nothing() {
+fn a_program_that_is_no_firecracker_or_no_known_one_does_not_fit_and_leaves_nothing() {
     let peers = Peers::start();
     let node = &peers.node;
     let refused = || {
@@ -194,8 +194,10 @@ fn a_program_that_is_no_firecracker_or_too_old_does_not_fit_and_leaves_nothing()
         assert_eq!(refused.code(), Some(Code::Misfit), "{refused}");
         refused.to_string()
     };
-    peers.set(|settings| settings.version = "1.6.9".to_owned());
-    assert!(refused().contains("1.6.9"));
+    for version in ["1.7.0", "2.0.0"] {
+        peers.set(|settings| settings.version = version.to_owned());
+        assert!(refused().contains(version));
+    }
     let script = fs::read(peers.file("firecracker")).expect("it is there");
     fs::write(peers.file("firecracker"), "#!/bin/sh\necho something else\n").expect("there is room");
     assert!(refused().contains("does not say which version"));

@@ -7,11 +7,14 @@ use crate::peer::Step;
 use crate::support::{LIMIT, Node};
 
 fn is_gone(error: &FirecrackerError) -> bool {
-    matches!(
-        error,
-        FirecrackerError::Call(CallError::Gone { .. } | CallError::Unreachable { .. })
-            | FirecrackerError::Process(ProcessError::Gone { .. })
-    )
+    // What it logged is told with what went wrong.
+    let FirecrackerError::Logged { source, words } = error else { return false };
+    words.contains("about to die")
+        && matches!(
+            &**source,
+            FirecrackerError::Call(CallError::Gone { .. } | CallError::Unreachable { .. })
+                | FirecrackerError::Process(ProcessError::Gone { .. })
+        )
 }
 
 #[test]

@@ -1,13 +1,35 @@
 //! Firecracker in its jailer's jail: its paths are the jail's, and it has no `/proc`.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::process::Command;
 
-use rekindle::vmm::firecracker::{Drive, DriveContent, Jailer};
+use rekindle::vmm::firecracker::{Drive, DriveContent, FirecrackerError, Jailer, NoJail};
 use rekindle_testkit::skip::skipped;
 
 use crate::support::{Listens, MIB, Node};
 
 const USER: u32 = 61_234;
+
+/// A tmpfs that is unmounted with this.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn without_devices(at: PathBuf) -> Self {
+        std::fs::create_dir(&at).expect("there is room");
+        let words = ["-t", "tmpfs", "-o", "nodev,size=1m", "rekindle-test"];
+        let mounted = Command::new("mount").args(words).arg(&at).status().expect("there is a mount program");
+        assert!(mounted.success(), "root may mount a tmpfs");
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()), "{} stays mounted", self.0.display());
+    }
+}
 
 /// A node whose Firecrackers are jailed; none where that cannot be.
 fn jailing() -> Option<Node> {
@@ -59,6 +81,22 @@ fn a_jailed_vm_is_started_paused_and_resumed_by_paths_of_its_jail() {
     assert_eq!(load["mem_backend"]["backend_path"], "handover.sock");
     node.end(vm);
     assert!(!root.exists());
+}
+
+#[test]
+fn a_jail_that_cannot_be_is_refused_by_the_path_that_is_wrong_and_nothing_is_made() {
+    let Some(mut node) = jailing() else { return };
+    let jailer = node.places.jailer.clone().expect("it jails");
+    node.places.jailer = Some(Jailer { program: "/no/such/jailer".into(), ..jailer.clone() });
+    let error = node.try_start(&node.spec(8)).map(drop).expect_err("there is no jailer");
+    assert!(matches!(error, FirecrackerError::Jail(NoJail::Program { .. })), "{error}");
+    assert!(error.to_string().contains("/no/such/jailer"), "{error}");
+    let mounted = Mounted::without_devices(node.file("nodev"));
+    node.places.jailer = Some(Jailer { base: mounted.0.join("jails"), ..jailer });
+    let error = node.try_start(&node.spec(8)).map(drop).expect_err("there would be no /dev/kvm");
+    assert!(matches!(error, FirecrackerError::Jail(NoJail::WithoutDevices { .. })), "{error}");
+    assert!(error.to_string().contains("firecracker.jailer.base"), "{error}");
+    assert!(node.left_behind().is_empty());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod peer;
 mod support;
 
+mod console;
 mod deaths;
 mod disks;
 mod faults;

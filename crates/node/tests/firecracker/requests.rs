@@ -119,7 +119,10 @@ fn the_process_gets_its_socket_its_id_and_no_filter_where_that_is_wanted() {
     let environment = std::fs::read(format!("/proc/{}/environ", vm.guest.process.id())).expect("it lives");
     let environment = String::from_utf8(environment).expect("it is text");
     let socket = vm.guest.facts().directory.api().display().to_string();
-    let words = format!("firecracker\n--api-sock\n{socket}\n--id\nvm-0\n--no-seccomp\n");
+    let log = node.file("firecracker-vm-0.log").display().to_string();
+    let words = format!(
+        "firecracker\n--api-sock\n{socket}\n--id\nvm-0\n--log-path\n{log}\n--level\nWarning\n--no-seccomp\n"
+    );
     assert!(environment.contains(&words), "{environment}");
     let started_in = std::fs::read_link(format!("/proc/{}/cwd", vm.guest.process.id())).expect("it lives");
     assert_eq!(started_in, vm.guest.facts().directory.root());

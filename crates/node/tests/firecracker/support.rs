@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,6 +17,7 @@ use rekindle::vmm::firecracker::{
     Interface, MemoryPages, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
 };
 use rekindle::vmm::qemu::BootFile;
+use rekindle::vmm::serial_line::SerialLine;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
@@ -68,7 +69,13 @@ pub(crate) struct Running {
 }
 
 /// The guest's end of the conversation on its console.
-pub(crate) struct Console(BufReader<UnixStream>);
+pub(crate) struct Console {
+    printed: BufReader<Printed>,
+    typed: File,
+}
+
+/// What the guest prints, waited for no longer than [`LIMIT`].
+struct Printed(File);
 
 impl Node {
     pub(crate) fn start() -> Self {
@@ -338,9 +345,8 @@ impl Running {
 
 impl Console {
     pub(crate) fn of(guest: &FirecrackerGuest) -> Self {
-        let stream = guest.serial().try_clone().expect("a socket can be duplicated");
-        stream.set_read_timeout(Some(LIMIT)).expect("a limit can be set");
-        Self(BufReader::new(stream))
+        let SerialLine { output, input } = guest.serial().try_clone().expect("pipes can be duplicated");
+        Self { printed: BufReader::new(Printed(output.into())), typed: input.into() }
     }
 
     pub(crate) fn say(&mut self, line: &str) -> String {
@@ -349,17 +355,31 @@ impl Console {
     }
 
     pub(crate) fn begin(&mut self, line: &str) {
-        writeln!(self.0.get_ref(), "{line}").expect("the VMM lives");
+        writeln!(self.typed, "{line}").expect("the VMM lives");
+    }
+
+    /// The next line that the guest, or anything else, prints there.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(self.printed.read_line(&mut line).expect("the VMM lives"), 0, "the VMM ended");
+        line
     }
 
     pub(crate) fn answer(&mut self) -> String {
         loop {
-            let mut line = String::new();
-            assert_ne!(self.0.read_line(&mut line).expect("the VMM lives"), 0, "the VMM ended");
+            let line = self.line();
             if let Some((_, answer)) = line.split_once("guest: ") {
                 return answer.trim_end().to_owned();
             }
         }
+    }
+}
+
+impl Read for Printed {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let [printed] = wait_readable([Some(self.0.as_fd())], Some(LIMIT))?;
+        assert!(printed.readable || printed.hung_up, "the guest prints nothing");
+        self.0.read(into)
     }
 }
 

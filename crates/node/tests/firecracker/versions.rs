@@ -12,7 +12,7 @@ fn version(text: &str) -> Version {
 fn a_version_is_sent_no_field_that_it_does_not_know() {
     let node = Node::start();
     for (is, fields) in [
-        ("1.7.0", &["enable_diff_snapshots"][..]),
+        ("1.8.0", &["enable_diff_snapshots"][..]),
         ("1.12.1", &["enable_diff_snapshots", "network_overrides"]),
         ("1.13.0", &["network_overrides", "track_dirty_pages"]),
         ("1.16.0", &["clock_realtime", "network_overrides", "track_dirty_pages"]),
@@ -90,14 +90,21 @@ fn a_state_of_another_format_is_refused_with_both_versions_before_anything_start
 }
 
 #[test]
-fn a_firecracker_that_is_too_old_is_refused_and_so_is_what_is_none() {
+fn a_firecracker_that_is_too_old_or_not_known_is_refused_and_so_is_what_is_none() {
     let mut node = Node::start();
-    node.set(|settings| settings.version = "1.6.9".to_owned());
+    node.set(|settings| settings.version = "1.7.9".to_owned());
     let error = node.try_start(&node.spec(8)).map(drop).expect_err("it is too old");
     assert!(
-        matches!(&error, FirecrackerError::Misfit(Misfit::TooOld { found }) if *found == version("1.6.9")),
+        matches!(&error, FirecrackerError::Misfit(Misfit::TooOld { found }) if *found == version("1.7.9")),
         "{error}"
     );
+    node.set(|settings| settings.version = "2.0.0-dev".to_owned());
+    let error = node.try_start(&node.spec(8)).map(drop).expect_err("nothing is known of it");
+    assert!(
+        matches!(&error, FirecrackerError::Misfit(Misfit::TooNew { found }) if *found == version("2.0.0")),
+        "{error}"
+    );
+    assert!(error.to_string().contains("tried: 1.8.0"), "{error}");
     node.places.program = "/bin/true".into();
     let error = node.try_start(&node.spec(8)).map(drop).expect_err("it is none");
     assert!(matches!(error, FirecrackerError::Program(NotFirecracker::NoVersion { .. })), "{error}");

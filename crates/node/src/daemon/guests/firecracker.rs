@@ -1,6 +1,6 @@
 //! A guest in Firecracker as the daemon drives it.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ use crate::vmm::firecracker::{
     Interface, Jailer, MemoryPages, NotFirecracker, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
 };
 use crate::vmm::qemu::BootFile;
+use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
 
 /// The program, where the settings name none.
@@ -195,7 +196,7 @@ impl Guest for DrivenFirecracker {
         self.0.keep_under(keeper, key)
     }
 
-    fn serial(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.0.serial().as_fd())
+    fn serial(&self) -> std::io::Result<Option<SerialLine>> {
+        self.0.serial().try_clone().map(Some)
     }
 }

@@ -34,6 +34,7 @@ use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages, VmDirectory};
 use crate::vmm::process::GuestControl;
 use crate::vmm::qemu::QemuSpec;
+use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
 
 /// How long a guest may take from its start to its hand-over message.
@@ -149,9 +150,9 @@ pub(super) trait Guest: Debug + Send {
         Ok(())
     }
 
-    /// Our end of its serial line, where it has one.
-    fn serial(&self) -> Option<BorrowedFd<'_>> {
-        None
+    /// Further handles of our ends of its serial line, where it has one.
+    fn serial(&self) -> std::io::Result<Option<SerialLine>> {
+        Ok(None)
     }
 
     /// Where a process guest is told things.

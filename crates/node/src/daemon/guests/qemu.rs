@@ -1,6 +1,5 @@
 //! A guest in QEMU as the daemon drives it.
 
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -31,6 +30,7 @@ use crate::vmm::qemu::{
     self, BootFile, DiskSpec, KeptParts, Launch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
     QemuSpec,
 };
+use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
 
 /// The QEMU of this host, asked what it can do once for each time it is installed.
@@ -270,7 +270,7 @@ impl Guest for DrivenQemu {
         self.disks.iter().try_for_each(|disk| disk.keep_under(keeper, key))
     }
 
-    fn serial(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.guest.serial())
+    fn serial(&self) -> std::io::Result<Option<SerialLine>> {
+        SerialLine::of_socket(self.guest.serial()).map(Some)
     }
 }

@@ -21,6 +21,9 @@ pub struct VmDirectory {
     aside: PathBuf,
     /// Its API socket.
     api: PathBuf,
+    /// Where it logs; empty for one that release 0.1 started, which logged to its console.
+    #[serde(default)]
+    log: PathBuf,
     /// Who owns its files, where it is jailed.
     jailed: Option<JailOwner>,
 }
@@ -38,6 +41,8 @@ const ASIDE: &str = ".aside";
 pub(super) const API_IN_JAIL: &str = "api.sock";
 /// The hand-over socket's name in a jail.
 const HANDOVER_IN_JAIL: &str = "handover.sock";
+/// The log's name in a jail.
+pub(super) const LOG_IN_JAIL: &str = "firecracker.log";
 /// Beside the jail: a link to all of it, there before the jail is and gone after it, for whoever knows but the id.
 const JAIL: &str = "jail";
 
@@ -51,7 +56,8 @@ impl VmDirectory {
 
     fn free(disks: &Path, run: &Path, id: &str) -> Self {
         let (root, aside) = (disks.join(id), disks.join(format!("{id}{ASIDE}")));
-        Self { api: run.join(format!("firecracker-{id}.sock")), root, aside, jailed: None }
+        let [api, log] = ["sock", "log"].map(|kind| run.join(format!("firecracker-{id}.{kind}")));
+        Self { api, log, root, aside, jailed: None }
     }
 
     /// The ids of processes that have, or had, files under `disks`.
@@ -79,7 +85,7 @@ impl VmDirectory {
         let root = jailer.root(program, id);
         let aside = disks.join(format!("{id}{ASIDE}"));
         let jailed = Some(JailOwner { user_id: jailer.user_id, group_id: jailer.group_id });
-        Self { api: root.join(API_IN_JAIL), root, aside, jailed }
+        Self { api: root.join(API_IN_JAIL), log: root.join(LOG_IN_JAIL), root, aside, jailed }
     }
 
     fn make(&self) -> io::Result<()> {
@@ -106,6 +112,11 @@ impl VmDirectory {
     /// Its API socket, as this process reaches it.
     pub fn api(&self) -> &Path {
         &self.api
+    }
+
+    /// Where it logs, as this process reaches it. A jailed one may have put anything there.
+    pub(super) fn log(&self) -> &Path {
+        &self.log
     }
 
     /// Whether the process sees nothing but its root.
@@ -174,24 +185,24 @@ impl VmDirectory {
 
     /// Removes everything, once the process has ended.
     pub fn remove(&self) -> io::Result<()> {
-        remove_all(self.all(), &self.aside, &self.api)
+        remove_all(self.all(), &self.aside, [&self.api, &self.log])
     }
 
     /// The same for process `id` under `disks` and `run`, of which nothing else is known.
     pub fn remove_of(disks: &Path, run: &Path, id: &str) -> io::Result<()> {
         let free = Self::free(disks, run, id);
         match fs::read_link(free.beside(JAIL)) {
-            Ok(jail) => remove_all(&jail, &free.aside, &free.api),
+            Ok(jail) => remove_all(&jail, &free.aside, [&free.api, &free.log]),
             Err(error) if error.kind() == io::ErrorKind::NotFound => free.remove(),
             Err(error) => Err(error),
         }
     }
 }
 
-/// What lies aside goes last but the socket: it says where the rest is.
-fn remove_all(all: &Path, aside: &Path, api: &Path) -> io::Result<()> {
+/// What lies aside goes last but socket and log: it says where the rest is.
+fn remove_all(all: &Path, aside: &Path, in_run_directory: [&Path; 2]) -> io::Result<()> {
     for directory in [all, aside] {
         files::if_there(fs::remove_dir_all(directory))?;
     }
-    files::if_there(fs::remove_file(api)).map(drop)
+    in_run_directory.into_iter().try_for_each(|file| files::if_there(fs::remove_file(file)).map(drop))
 }

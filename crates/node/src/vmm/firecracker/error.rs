@@ -1,14 +1,16 @@
 //! What can go wrong with a Firecracker VM.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rekindle_engine::read_plan::ReadError;
 use rekindle_kernel::memfd::AdoptError;
 
 use super::found::{Misfit, NotFirecracker};
+use super::jailer::NoJail;
 use super::spec::SpecError;
+use crate::vmm::last_words::last_words;
 use crate::vmm::vmm_process::ProcessError;
 
 /// A Firecracker VM did not do what it was to do.
@@ -20,6 +22,9 @@ pub enum FirecrackerError {
     /// The program is no Firecracker.
     #[error(transparent)]
     Program(#[from] NotFirecracker),
+    /// It cannot be jailed as it is to be.
+    #[error(transparent)]
+    Jail(#[from] NoJail),
     /// The VM does not fit what is here.
     #[error("the VM cannot run here: {0}")]
     Misfit(#[from] Misfit),
@@ -29,6 +34,14 @@ pub enum FirecrackerError {
     /// A call of its API did not succeed.
     #[error("Firecracker: {0}")]
     Call(#[from] CallError),
+    /// It did not do what it was to do, and its log has words about it.
+    #[error("{source}; its log says: {words}")]
+    Logged {
+        /// What went wrong.
+        source: Box<Self>,
+        /// The last lines of its log.
+        words: String,
+    },
     /// A file it needs is not what its spec says.
     #[error("{}: its bytes are not those that the VM was made with (BLAKE3 {expected}, found {found})", path.display())]
     OtherBytes {
@@ -153,6 +166,33 @@ pub enum CallError {
 }
 
 impl FirecrackerError {
+    /// The same with the last lines of the log of the process that it is about, if it is about one.
+    pub(super) fn with_words(self, log: &Path) -> Self {
+        match self {
+            // What it refuses it says in its answer as well.
+            Self::Call(CallError::Refused { .. }) => self,
+            Self::Process(_) | Self::Call(_) => match last_words(log) {
+                words if words.is_empty() => self,
+                words => Self::Logged { source: Box::new(self), words },
+            },
+            Self::Spec(_)
+            | Self::Program(_)
+            | Self::Jail(_)
+            | Self::Misfit(_)
+            | Self::Logged { .. }
+            | Self::OtherBytes { .. }
+            | Self::OtherSize { .. }
+            | Self::File { .. }
+            | Self::System { .. }
+            | Self::Capture(_)
+            | Self::CaptureSize { .. }
+            | Self::StateTooLong { .. }
+            | Self::NoVolume { .. }
+            | Self::Content { .. }
+            | Self::NotLoading => self,
+        }
+    }
+
     /// Makes an error about a file out of what the system said.
     pub(super) fn file(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

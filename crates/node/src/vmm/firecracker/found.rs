@@ -72,6 +72,17 @@ pub enum Misfit {
         /// The program's version.
         found: Version,
     },
+    /// The program is of a major version that is not known.
+    #[error(
+        "Firecracker {found} is not known to rekindle, which drives {} up to, and not including, {} (tried: {}): install one of these",
+        Version::OLDEST,
+        Version::UNKNOWN,
+        Version::TRIED
+    )]
+    TooNew {
+        /// The program's version.
+        found: Version,
+    },
     /// Its state format is another one.
     #[error(
         "the VM was saved by Firecracker {saved_by} (state format {saved}); Firecracker {found_by}, which is here, loads format {found}: install one that loads {saved}"
@@ -174,6 +185,9 @@ impl FirecrackerSpec {
     pub fn check(&self, found: &Found) -> Result<(), Misfit> {
         if found.version < Version::OLDEST {
             return Err(Misfit::TooOld { found: found.version });
+        }
+        if found.version >= Version::UNKNOWN {
+            return Err(Misfit::TooNew { found: found.version });
         }
         let Some(saved) = &self.saved else { return Ok(()) };
         check_format(&saved.by, found)?;

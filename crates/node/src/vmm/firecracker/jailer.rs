@@ -1,14 +1,17 @@
 //! Firecracker's jailer: a process that sees nothing but a directory, as a user of its own.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, StatVfsMountFlags};
 use serde::{Deserialize, Serialize};
 
-use super::directory::API_IN_JAIL;
+use super::directory::{API_IN_JAIL, LOG_IN_JAIL};
 
 /// How Firecracker is jailed. The base is best a tmpfs: a pause writes the guest's changed memory into the jail, which
-/// has no `/proc` through which a memory file of ours could be opened.
+/// has no `/proc` through which a memory file of ours could be opened. It must not be mounted `nodev`: the jail has a
+/// `/dev/kvm` of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Jailer {
     /// The jailer program.
@@ -24,7 +27,51 @@ pub struct Jailer {
     pub arguments: Vec<OsString>,
 }
 
+/// Why nothing can be jailed so.
+#[derive(Debug, thiserror::Error)]
+pub enum NoJail {
+    /// The jailer cannot be run.
+    #[error("the jailer {} cannot be run: {source}; set firecracker.jailer.program to one that can", program.display())]
+    Program {
+        /// The jailer.
+        program: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Devices do not work where jails are made.
+    #[error(
+        "{} is on a file system that is mounted nodev, where a jail's /dev/kvm does not work: set firecracker.jailer.base to a directory on another one, or mount a tmpfs there",
+        base.display()
+    )]
+    WithoutDevices {
+        /// Where jails are made.
+        base: PathBuf,
+    },
+    /// Nothing can be told of where jails are made.
+    #[error("the jails' directory {}: {source}; set firecracker.jailer.base to another one", base.display())]
+    Base {
+        /// Where jails are made.
+        base: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
 impl Jailer {
+    /// Whether a Firecracker can be jailed so; looked at before anything is made.
+    pub fn check(&self) -> Result<(), NoJail> {
+        let runs = rustix::fs::access(&self.program, Access::EXEC_OK);
+        runs.map_err(|error| NoJail::Program { program: self.program.clone(), source: error.into() })?;
+        let base = || self.base.clone();
+        let there = self.base.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+        let mount = rustix::fs::statvfs(there);
+        let mount = mount.map_err(|error| NoJail::Base { base: base(), source: error.into() })?;
+        match mount.f_flag.contains(StatVfsMountFlags::NODEV) {
+            true => Err(NoJail::WithoutDevices { base: base() }),
+            false => Ok(()),
+        }
+    }
+
     /// The root of process `id`: the jailer's own rule.
     pub(super) fn root(&self, program: &Path, id: &str) -> PathBuf {
         self.base.join(program.file_name().unwrap_or_default()).join(id).join("root")
@@ -38,6 +85,11 @@ impl Jailer {
         words.extend(["--chroot-base-dir".into(), self.base.clone().into()]);
         words.extend(self.arguments.iter().cloned());
         words
+    }
+
+    /// The log as the jailed process names it.
+    pub(super) fn log() -> OsString {
+        format!("/{LOG_IN_JAIL}").into()
     }
 
     /// The API socket as the jailed process names it.

@@ -1,7 +1,6 @@
 //! Firecrackers that outlive their driver: what another driver needs to go on with them.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +11,16 @@ use super::found::Found;
 use super::spec::{FirecrackerSpec, TrackFrom};
 use super::{FirecrackerError, FirecrackerGuest};
 use crate::keeper::{Held, KeeperClient, KeeperError};
+use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::{VmmProcess, take_process};
 
 /// The names of its descriptors among what the keeper holds.
 pub(super) const CAPTURE: &str = "capture";
 pub(super) const STATE: &str = "state";
-pub(super) const SERIAL: &str = "serial";
+pub(super) const PRINTED: &str = "printed";
+pub(super) const TYPED: &str = "typed";
+/// Both ends of the serial line of one that release 0.1 started.
+const SERIAL: &str = "serial";
 
 /// What is known of a running Firecracker beside its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +54,7 @@ pub enum Origin {
 pub struct FirecrackerParts {
     facts: FirecrackerFacts,
     process: OwnedFd,
-    serial: OwnedFd,
+    serial: SerialLine,
     files: CaptureFiles,
 }
 
@@ -69,7 +72,7 @@ impl FirecrackerParts {
     /// Takes them out of what the keeper holds under the guest's key; none if that is not all of it.
     pub fn take(held: &mut Held, facts: FirecrackerFacts) -> Option<Self> {
         let process = take_process(held)?;
-        let serial = held.fds.remove(SERIAL)?;
+        let serial = take_serial(held)?;
         let files = if facts.directory.is_jailed() {
             CaptureFiles::InJail(facts.directory.clone())
         } else {
@@ -91,14 +94,21 @@ impl FirecrackerGuest {
         let FirecrackerParts { facts, process, serial, files } = parts;
         let process = VmmProcess::attach(facts.pid, process.as_fd())?;
         let calls = Calls::at(facts.directory.api());
-        Ok(Self { process, facts, calls, files, serial: UnixStream::from(serial), loading: None })
+        Ok(Self { process, facts, calls, files, serial, loading: None })
     }
 }
 
-fn kept_fds<'a>(serial: &'a UnixStream, files: &'a CaptureFiles) -> Vec<(&'static str, BorrowedFd<'a>)> {
-    let mut fds = vec![(SERIAL, serial.as_fd())];
+fn kept_fds<'a>(serial: &'a SerialLine, files: &'a CaptureFiles) -> Vec<(&'static str, BorrowedFd<'a>)> {
+    let mut fds = vec![(PRINTED, serial.output.as_fd()), (TYPED, serial.input.as_fd())];
     if let Some((memory, state)) = files.fds() {
         fds.extend([(CAPTURE, memory), (STATE, state)]);
     }
     fds
+}
+
+fn take_serial(held: &mut Held) -> Option<SerialLine> {
+    match held.fds.remove(SERIAL) {
+        Some(socket) => SerialLine::of_socket(socket.as_fd()).ok(),
+        None => Some(SerialLine { output: held.fds.remove(PRINTED)?, input: held.fds.remove(TYPED)? }),
+    }
 }

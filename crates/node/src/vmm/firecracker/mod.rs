@@ -19,13 +19,13 @@ mod volumes;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use rekindle_engine::serve::{Neighbours, Placement, ServeOptions};
 use rekindle_engine::tracking::Tracking;
 
+use super::serial_line::SerialLine;
 use super::vmm_process::VmmProcess;
 use calls::{Calls, InstanceState, SnapshotKind};
 use capture::{Begun, CaptureFiles};
@@ -36,7 +36,7 @@ pub use drives::DriveSource;
 pub use error::{CallError, FirecrackerError};
 pub use files::FileDigests;
 pub use found::{Found, Host, Misfit, NotFirecracker};
-pub use jailer::Jailer;
+pub use jailer::{Jailer, NoJail};
 pub use kept::{FirecrackerFacts, FirecrackerParts};
 pub use spec::{
     Balloon, Drive, DriveContent, FirecrackerSpec, Interface, MemoryPages, Saved, SpecError, TrackFrom,
@@ -101,7 +101,7 @@ pub struct FirecrackerGuest {
     facts: FirecrackerFacts,
     calls: Calls,
     files: CaptureFiles,
-    serial: UnixStream,
+    serial: SerialLine,
     /// The load whose answer was not taken yet.
     loading: Option<Asked>,
 }
@@ -112,8 +112,8 @@ impl FirecrackerGuest {
         &self.facts
     }
 
-    /// The guest's serial console: what it prints can be read, and what is written it reads.
-    pub fn serial(&self) -> &UnixStream {
+    /// The guest's serial console.
+    pub fn serial(&self) -> &SerialLine {
         &self.serial
     }
 
@@ -133,13 +133,18 @@ impl FirecrackerGuest {
     /// Waits until the state is loaded and the guest runs. Its faults are served meanwhile, by another thread.
     pub fn finish_load(&mut self) -> Result<(), FirecrackerError> {
         let asked = self.loading.take().ok_or(FirecrackerError::NotLoading)?;
-        asked.done(calls::LOAD_LIMIT)?;
+        let log = self.facts.directory.log();
+        asked.done(calls::LOAD_LIMIT).map_err(|error| FirecrackerError::from(error).with_words(log))?;
         self.files.loaded().map_err(FirecrackerError::system("putting the loaded state away"))
     }
 
     /// Makes vCPUs and devices stand, and takes their state; the guest's changed memory is written along with it. Its
     /// faults are served meanwhile. Where this fails, the guest may stand: [`Self::go_on`].
     pub fn suspend(&mut self) -> Result<Vec<u8>, FirecrackerError> {
+        self.take_state().map_err(|error| error.with_words(self.facts.directory.log()))
+    }
+
+    fn take_state(&self) -> Result<Vec<u8>, FirecrackerError> {
         self.calls.pause()?;
         let noted = self.files.begin().map_err(FirecrackerError::system("noting that a capture begins"))?;
         let kind = match noted {

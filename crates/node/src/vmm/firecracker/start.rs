@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,17 +12,21 @@ use super::drives::DriveSource;
 use super::files;
 use super::found::Found;
 use super::jailer::Jailer;
-use super::kept::{CAPTURE, FirecrackerFacts, Origin, SERIAL, STATE};
+use super::kept::{CAPTURE, FirecrackerFacts, Origin, PRINTED, STATE, TYPED};
 use super::spec::{Drive, DriveContent, FirecrackerSpec};
 use super::{CallError, FirecrackerError, FirecrackerGuest, Places, Seccomp};
 use crate::keeper::{KeeperClient, Role, Spawn};
 use crate::vmm::qemu::BootFile;
+use crate::vmm::serial_line::{SerialLine, VmmEnds};
 use crate::vmm::vmm_process::{ProcessError, Unfinished, VmmProcess};
 
 /// How long Firecracker, or its jailer before it, may take until its API answers.
 const SOCKET_LIMIT: Duration = Duration::from_secs(30);
 /// The pause between two looks for its socket, cut short when it ends.
 const SOCKET_PAUSE: Duration = Duration::from_millis(1);
+
+/// What Firecracker logs: the lines about what went wrong.
+const LOG_LEVEL: &str = "Warning";
 
 /// The names of the boot files in the directory.
 const KERNEL: &str = "kernel";
@@ -90,7 +93,7 @@ struct Started {
     facts: FirecrackerFacts,
     calls: Calls,
     files: CaptureFiles,
-    serial: UnixStream,
+    serial: SerialLine,
     loading: Option<super::exchange::Asked>,
 }
 
@@ -106,6 +109,9 @@ impl<'a> Prepared<'a> {
         spec.validate()?;
         let found = Found::look(&places.program)?;
         spec.check(&found)?;
+        if let Some(jailer) = &places.jailer {
+            jailer.check()?;
+        }
         for file in read_only_files(spec, origin) {
             places.digests.check(file)?;
         }
@@ -121,12 +127,12 @@ impl<'a> Prepared<'a> {
         Ok(prepared)
     }
 
-    /// Removes the directory again where `work` fails.
+    /// Removes the directory again where `work` fails; the error has what was logged.
     fn tidy_on_failure<T>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, FirecrackerError>,
     ) -> Result<T, FirecrackerError> {
-        let done = work(self);
+        let done = work(self).map_err(|error| error.with_words(self.directory.log()));
         if done.is_err()
             && let Err(error) = self.directory.remove()
         {
@@ -191,11 +197,13 @@ impl<'a> Prepared<'a> {
         } else {
             CaptureFiles::inherited(self.spec.memory_bytes).map_err(system())?
         };
-        let (serial, theirs) = UnixStream::pair().map_err(system())?;
+        self.make_log()?;
+        let (serial, VmmEnds { input, output }) = SerialLine::pipes().map_err(system())?;
         let mut fds = vec![
-            (Role::Child(0), theirs.as_fd()),
-            (Role::Child(1), theirs.as_fd()),
-            (Role::Held(SERIAL), serial.as_fd()),
+            (Role::Child(0), input.as_fd()),
+            (Role::Child(1), output.as_fd()),
+            (Role::Held(PRINTED), serial.output.as_fd()),
+            (Role::Held(TYPED), serial.input.as_fd()),
         ];
         if let Some((memory, state)) = files.fds() {
             fds.extend([(Role::Child(MEMORY_FD), memory), (Role::Held(CAPTURE), memory)]);
@@ -218,10 +226,18 @@ impl<'a> Prepared<'a> {
         Ok(Started { process, facts, calls, files, serial, loading: None })
     }
 
+    /// Makes the log, so that it is private whatever Firecracker would make it.
+    fn make_log(&self) -> Result<(), FirecrackerError> {
+        let log = self.directory.log();
+        let made = files::create(log).and_then(|_file| self.directory.give(log));
+        made.map_err(FirecrackerError::file("making", log))
+    }
+
     fn spawn(&self) -> Spawn {
-        let of_firecracker = |socket: OsString| {
+        let of_firecracker = |socket: OsString, log: OsString| {
             let mut words: Vec<OsString> =
                 vec!["--api-sock".into(), socket, "--id".into(), self.id.clone().into()];
+            words.extend(["--log-path".into(), log, "--level".into(), LOG_LEVEL.into()]);
             if self.places.seccomp == Seccomp::Unfiltered {
                 words.push("--no-seccomp".into());
             }
@@ -230,7 +246,7 @@ impl<'a> Prepared<'a> {
         let log = self.places.log.clone();
         match &self.places.jailer {
             None => {
-                let words = of_firecracker(self.directory.api().into());
+                let words = of_firecracker(self.directory.api().into(), self.directory.log().into());
                 let directory = Some(self.directory.root().to_owned());
                 Spawn { log, directory, ..Spawn::new(&self.places.program, words) }
             }
@@ -238,7 +254,7 @@ impl<'a> Prepared<'a> {
                 let mut words = jailer.words(&self.places.program, &self.id);
                 words.push("--".into());
                 // The jailer hands the id on.
-                let own = of_firecracker(Jailer::api()).into_iter();
+                let own = of_firecracker(Jailer::api(), Jailer::log()).into_iter();
                 let id_at = 2..4;
                 words.extend(own.enumerate().filter(|(at, _)| !id_at.contains(at)).map(|(_, word)| word));
                 Spawn { log, ..Spawn::new(&jailer.program, words) }

@@ -41,7 +41,10 @@ fn answer_one(peer: &Peer, stream: &mut BufReader<&UnixStream>) -> Option<()> {
     let (status, body) = match done {
         Ok(Value::Null) => (204, String::new()),
         Ok(body) => (200, body.to_string()),
-        Err(why) => (400, json!({ "fault_message": why }).to_string()),
+        Err(why) => {
+            peer.log(&format!("Received Error. Status code: 400 Bad Request. Message: {why}"));
+            (400, json!({ "fault_message": why }).to_string())
+        }
     };
     let mut answer = format!("HTTP/1.1 {status} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n");
     if !body.is_empty() {

@@ -46,6 +46,7 @@ impl Guest {
                 format!("put {page}")
             }
             ["verify"] => self.verify(),
+            ["print", bytes] => "x".repeat(usize::try_from(number(bytes)).expect("64 bits")),
             ["tick"] => {
                 self.mind.ticks += 1;
                 format!("tick {}", self.mind.ticks)

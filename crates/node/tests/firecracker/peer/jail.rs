@@ -1,13 +1,11 @@
 //! The jailer: a root of its own, no descriptors but the standard streams, and the user it was told.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rekindle_kernel::{Features, Userfaultfd};
 
 use super::settings::Settings;
-use super::vm::Peer;
-use super::{Arguments, play_with_console};
+use super::{Arguments, play};
 
 /// Plays the jailer, then Firecracker in the jail.
 pub(super) fn run(settings: &Path, words: &[String]) {
@@ -30,6 +28,5 @@ pub(super) fn run(settings: &Path, words: &[String]) {
     std::env::set_current_dir("/").expect("a root can be entered");
     assert!(!Path::new("/proc").exists(), "a jail has no /proc");
     let arguments = Arguments::of(&own);
-    let peer = Arc::new(Peer::new(PathBuf::from("/settings.json"), Some(userfaultfd)));
-    play_with_console(&peer, &arguments.socket);
+    play(PathBuf::from("/settings.json"), Some(userfaultfd), arguments);
 }

@@ -3,6 +3,7 @@
 
 mod api;
 mod configured;
+mod console;
 mod guest;
 mod jail;
 mod memory;
@@ -10,11 +11,11 @@ mod settings;
 mod snapshot;
 mod vm;
 
-use std::io::BufRead as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
+
+use rekindle_kernel::Userfaultfd;
 
 pub(crate) use settings::{Settings, Step};
 
@@ -56,16 +57,23 @@ fn is_firecracker() {
 /// What Firecracker is started with.
 struct Arguments {
     socket: PathBuf,
+    /// Where it logs; among what the guest prints where it is told no place.
+    log: Option<PathBuf>,
 }
 
 impl Arguments {
     fn of(words: &[String]) -> Self {
         let mut words = words.iter();
-        let (mut socket, mut id) = (None, None);
+        let (mut socket, mut id, mut log) = (None, None, None);
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--api-sock" => socket = words.next().map(PathBuf::from),
                 "--id" => id = words.next().cloned(),
+                "--log-path" => log = words.next().map(PathBuf::from),
+                "--level" => match words.next().map(String::as_str) {
+                    Some("Error" | "Warning" | "Info") => {}
+                    other => fail(&format!("Could not parse log level: {other:?}")),
+                },
                 "--no-seccomp" => {}
                 other => {
                     fail(&format!("Arguments parsing error: Found argument '{other}' which wasn't expected"))
@@ -80,7 +88,7 @@ impl Arguments {
             fail("Invalid instance ID");
         }
         match socket {
-            Some(socket) => Self { socket },
+            Some(socket) => Self { socket, log },
             None => fail("no API socket"),
         }
     }
@@ -98,22 +106,15 @@ fn run(settings: PathBuf, words: &[String]) {
 /// Serves the API, and plays the guest on the serial console, until the process ends.
 fn serve(settings: PathBuf, words: &[String]) {
     let arguments = Arguments::of(words);
-    let peer = Arc::new(Peer::new(settings, None));
-    peer.step(Step::Start);
-    play_with_console(&peer, &arguments.socket);
+    play(settings, None, arguments);
 }
 
-fn play_with_console(peer: &Arc<Peer>, socket: &Path) {
-    let console = Arc::clone(peer);
-    // It ends with the process, as everything of a VMM does.
-    thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            let Ok(line) = line else { return };
-            let answer = console.guest_runs(&line);
-            println!("guest: {answer}");
-        }
-    });
-    api::serve(peer, socket);
+fn play(settings: PathBuf, userfaultfd: Option<Userfaultfd>, Arguments { socket, log }: Arguments) {
+    let peer = Arc::new(Peer::new(settings, userfaultfd, log));
+    peer.log(&format!("Running Firecracker v{}", peer.settings().version));
+    peer.step(Step::Start);
+    console::begin(&peer);
+    api::serve(&peer, &socket);
 }
 
 fn say(text: &str) -> ! {

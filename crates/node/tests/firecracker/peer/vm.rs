@@ -19,6 +19,7 @@ pub(super) struct Peer {
     life_changed: Condvar,
     /// Opened before a jailed process gave its rights up.
     userfaultfd: Mutex<Option<Userfaultfd>>,
+    log: Option<PathBuf>,
 }
 
 pub(super) struct Vm {
@@ -36,7 +37,7 @@ pub(super) enum Life {
 }
 
 impl Peer {
-    pub(super) fn new(settings: PathBuf, userfaultfd: Option<Userfaultfd>) -> Self {
+    pub(super) fn new(settings: PathBuf, userfaultfd: Option<Userfaultfd>, log: Option<PathBuf>) -> Self {
         let vm =
             Vm { configured: Configured::default(), life: Life::NotStarted, tracked: false, guest: None };
         Self {
@@ -44,6 +45,7 @@ impl Peer {
             vm: Mutex::new(vm),
             life_changed: Condvar::new(),
             userfaultfd: Mutex::new(userfaultfd),
+            log,
         }
     }
 
@@ -56,11 +58,24 @@ impl Peer {
         self.vm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Logs a line: where it was told, else among what the guest prints.
+    pub(super) fn log(&self, line: &str) {
+        let line = format!("2026-01-01T00:00:00.000000000 [peer:main] {line}\n");
+        match &self.log {
+            Some(path) => {
+                let file = std::fs::OpenOptions::new().append(true).open(path);
+                write!(file.expect("the log was made before"), "{line}").expect("it can be written");
+            }
+            None => super::console::print(&line),
+        }
+    }
+
     /// Dies or stands here, if it is to.
     pub(super) fn step(&self, step: Step) {
         let settings = self.settings();
         if settings.dies_at == Some(step) {
             eprintln!("Firecracker dies at {step:?}, as it was told");
+            self.log(&format!("about to die at {step:?}"));
             std::process::exit(148);
         }
         if let Some((_, pipe)) = settings.stands_at.filter(|(at, _)| *at == step) {
