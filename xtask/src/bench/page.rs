@@ -11,7 +11,8 @@ use super::report::{Report, RowReport};
 const OPENING: &str = "# Benchmarks\n\n\
     The last full run of each row of `cargo xtask bench`. Both sides of a row are measured in one run, one right after the\n\
     other, on the same cores; what counts is the ratio, not the seconds. Medians stand with their 95 % interval (order\n\
-    statistics). A target is met when the interval includes it or better.\n\n";
+    statistics). A target is *met* when the whole interval is at the target or better, *missed* when none of it is, and\n\
+    *not shown* when the interval straddles the target.\n\n";
 
 /// What stands below this line is written by people and stays.
 const BY_PEOPLE: &str = "<!-- What follows is not written by `cargo xtask bench` and stays as it is. -->";
@@ -126,7 +127,8 @@ mod tests {
         let page = read("docs/benchmarks.md");
         for piece in [
             "| [some-row](#some-row) | a < b | 2.10 us | 1.00 us | 2.10 [2.00, 2.20] |",
-            "not met",
+            "| missed |",
+            "Target: **missed**",
             "Why it is",
         ] {
             assert!(page.contains(piece), "{piece} is not in\n{page}");

@@ -95,33 +95,45 @@ impl Part {
         }
     }
 
-    /// Whether the interval of the judged samples includes the target or lies on its better side.
+    /// How the interval of the judged samples lies to the target.
     pub(crate) fn verdict(&self) -> Verdict {
         let Interval { low, high, .. } = Interval::of(&self.judged());
-        let met = match self.target {
+        let (best, worst, limit) = match self.target {
             Target::RatioAtMost(limit) | Target::OursAtMost(limit) | Target::BeyondReferenceAtMost(limit) => {
-                low <= limit
+                (low, high, limit)
             }
-            Target::RatioAtLeast(limit) => high >= limit,
+            // Turned round, so that less is better here too.
+            Target::RatioAtLeast(limit) => (-high, -low, -limit),
         };
-        if met { Verdict::Met } else { Verdict::NotMet }
+        if worst <= limit {
+            Verdict::Met
+        } else if best <= limit {
+            Verdict::NotShown
+        } else {
+            Verdict::Missed
+        }
     }
 }
 
-/// How a part, or a whole row, stands against its target.
+/// How a part, or a whole row, stands against its target; the worst part's verdict is the row's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
+    /// The whole interval is at the target or better.
     Met,
-    NotMet,
+    /// The interval straddles the target: this run does not say which.
+    NotShown,
+    /// No part of the interval reaches the target.
+    Missed,
 }
 
 impl Verdict {
-    /// How tables say it.
+    /// The verdict as tables show it.
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Met => "met",
-            Self::NotMet => "not met",
+            Self::NotShown => "not shown",
+            Self::Missed => "missed",
         }
     }
 }
@@ -167,14 +179,28 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_met_when_the_interval_includes_it_or_better() {
+    fn a_verdict_tells_whether_the_whole_interval_part_of_it_or_none_reaches_the_target() {
         let (ours, reference) = ([2.0, 2.2, 2.4], [2.0, 2.0, 2.0]);
-        assert_eq!(part(&ours, &reference, Target::RatioAtMost(1.05)).verdict(), Verdict::Met);
-        assert_eq!(part(&ours, &reference, Target::RatioAtMost(0.99)).verdict(), Verdict::NotMet);
-        assert_eq!(part(&ours, &reference, Target::RatioAtLeast(1.15)).verdict(), Verdict::Met);
-        assert_eq!(part(&ours, &reference, Target::RatioAtLeast(1.25)).verdict(), Verdict::NotMet);
-        assert_eq!(part(&ours, &[], Target::OursAtMost(2.1)).verdict(), Verdict::Met);
-        assert_eq!(part(&ours, &reference, Target::BeyondReferenceAtMost(-0.1)).verdict(), Verdict::NotMet);
+        let verdict = |target| part(&ours, &reference, target).verdict();
+        for (met, not_shown, missed) in [
+            (Target::RatioAtMost(1.2), Target::RatioAtMost(1.05), Target::RatioAtMost(0.99)),
+            (Target::RatioAtLeast(1.0), Target::RatioAtLeast(1.15), Target::RatioAtLeast(1.25)),
+            (Target::OursAtMost(2.4), Target::OursAtMost(2.1), Target::OursAtMost(1.9)),
+            (
+                Target::BeyondReferenceAtMost(0.5),
+                Target::BeyondReferenceAtMost(0.1),
+                Target::BeyondReferenceAtMost(-0.1),
+            ),
+        ] {
+            assert_eq!(verdict(met), Verdict::Met, "{met:?}");
+            assert_eq!(verdict(not_shown), Verdict::NotShown, "{not_shown:?}");
+            assert_eq!(verdict(missed), Verdict::Missed, "{missed:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_stands_as_its_worst_part_does() {
+        assert!(Verdict::Met < Verdict::NotShown && Verdict::NotShown < Verdict::Missed);
     }
 
     #[test]
