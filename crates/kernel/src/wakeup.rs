@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll};
 use rustix::io::Errno;
 
 /// An eventfd: readable from `wake` until `clear`.
@@ -82,6 +82,57 @@ pub fn wait_readable<const N: usize>(
     }))
 }
 
+/// A set of `N` descriptors that one thread waits on again and again: what is waited on is told to the kernel once, not
+/// at every wait as with [`wait_readable`].
+///
+/// A descriptor that is closed everywhere is never ready again; the set does not own any.
+#[derive(Debug)]
+pub struct WaitSet<const N: usize> {
+    epoll: OwnedFd,
+}
+
+impl<const N: usize> WaitSet<N> {
+    /// A set of `fds`; each answer of [`Self::wait`] stands where its descriptor stands here.
+    pub fn new(fds: [BorrowedFd<'_>; N]) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        for (position, fd) in (0..).zip(fds) {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(position), flags)?;
+        }
+        Ok(Self { epoll })
+    }
+
+    /// Takes `fd`, one of the set's, out of it: its answers are that nothing is ready.
+    pub fn leave_out(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, fd)?)
+    }
+
+    /// Waits until a descriptor is readable or hung up, or `limit` is over (`None`: no limit). An interrupted wait
+    /// answers that nothing is ready.
+    pub fn wait(&self, limit: Option<Duration>) -> io::Result<[Readiness; N]> {
+        let limit =
+            limit.map(|limit| Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }));
+        let nothing = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+        let mut found = [nothing; N];
+        let count = match epoll::wait(&self.epoll, &mut found, limit.as_ref()) {
+            Ok(count) => count,
+            Err(Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let mut answers = [Readiness { readable: false, hung_up: false }; N];
+        for event in &found[..count] {
+            let (position, flags) = (event.data.u64(), event.flags);
+            let gone = epoll::EventFlags::HUP | epoll::EventFlags::RDHUP | epoll::EventFlags::ERR;
+            let answer = usize::try_from(position).ok().and_then(|position| answers.get_mut(position));
+            *answer.expect("the kernel gives back the positions it was given") = Readiness {
+                readable: flags.intersects(epoll::EventFlags::IN | gone),
+                hung_up: flags.intersects(gone),
+            };
+        }
+        Ok(answers)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +173,34 @@ mod tests {
         assert_eq!(answers, [IDLE, IDLE, Readiness { readable: true, hung_up: false }]);
         drop(here);
         assert!(wait_readable([Some(there.as_fd())], None).unwrap()[0].hung_up);
+    }
+
+    #[test]
+    fn a_set_answers_for_each_of_its_descriptors_until_it_is_left_out() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let wakeup = Wakeup::new().unwrap();
+        let set = WaitSet::new([wakeup.as_fd(), there.as_fd()]).unwrap();
+        assert_eq!(set.wait(AT_ONCE).unwrap(), [IDLE, IDLE]);
+        here.write_all(b"x").unwrap();
+        let written = Readiness { readable: true, hung_up: false };
+        assert_eq!(set.wait(None).unwrap(), [IDLE, written]);
+        assert_eq!(set.wait(None).unwrap(), [IDLE, written], "it is readable until it is read");
+        drop(here);
+        wakeup.wake();
+        assert_eq!(set.wait(None).unwrap(), [written, Readiness { readable: true, hung_up: true }]);
+        set.leave_out(there.as_fd()).unwrap();
+        assert_eq!(set.wait(AT_ONCE).unwrap(), [written, IDLE]);
+        wakeup.clear();
+        assert_eq!(set.wait(Some(Duration::from_millis(1))).unwrap(), [IDLE, IDLE]);
+        assert!(set.leave_out(there.as_fd()).is_err(), "it is not in the set any more");
+    }
+
+    #[test]
+    fn a_set_never_has_a_closed_descriptor_ready() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let set = WaitSet::new([there.as_fd()]).unwrap();
+        drop((here, there));
+        assert_eq!(set.wait(AT_ONCE).unwrap(), [IDLE]);
     }
 
     #[test]

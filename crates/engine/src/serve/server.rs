@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rekindle_kernel::wakeup::wait_readable;
+use rekindle_kernel::wakeup::WaitSet;
 use rekindle_kernel::{Event, EventBuffer, FaultKind, GuestRange};
 use tracing::field;
 
@@ -104,10 +104,13 @@ impl Server {
 
     /// One turn after the other until the epoch is ended.
     fn serve(&mut self, events: &mut EventBuffer) -> io::Result<()> {
+        let stream = self.guest.stream.as_fd();
+        let waits = WaitSet::new([self.installer.userfaultfd.as_fd(), self.mailbox.as_fd(), stream])?;
+        if !self.guest.connected {
+            waits.leave_out(stream)?;
+        }
         loop {
-            let stream = self.guest.connected.then(|| self.guest.stream.as_fd());
-            let fds = [Some(self.installer.userfaultfd.as_fd()), Some(self.mailbox.as_fd()), stream];
-            let [faults, mail, stream] = wait_readable(fds, self.patience())?;
+            let [faults, mail, stream] = waits.wait(self.patience())?;
             let retries = self.retries.soon_count().min(limits::RETRIES_PER_TURN);
             // Mail first: what was asked for before a guest began to run holds for its first fault.
             if mail.readable && self.read_mail() {
@@ -116,8 +119,8 @@ impl Server {
             if faults.readable {
                 self.read_events(events)?;
             }
-            if stream.readable {
-                self.read_stream();
+            if stream.readable && self.stream_ended() {
+                waits.leave_out(self.guest.stream.as_fd())?;
             }
             self.retry(retries);
             self.prefetch_slice();
@@ -246,17 +249,18 @@ impl Server {
         }
     }
 
-    /// The VMM says nothing after its one message; what counts is when its stream ends. Faults are answered on: a
-    /// thread of it may still be ending.
-    fn read_stream(&mut self) {
+    /// Whether the VMM's stream has ended; it says nothing after its one message. Faults are answered on: a thread of
+    /// it may still be ending.
+    fn stream_ended(&mut self) -> bool {
         match self.guest.stream.read(&mut [0; 256]) {
             Ok(0) => {}
-            Ok(_) => return,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(_) => return false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(error) => tracing::debug!(%error, "a hand-over stream broke"),
         }
         self.guest.connected = false;
         self.board.set(ServeStatus::Ended { why: EndReason::HungUp });
+        true
     }
 
     /// After the guest is frozen: notes the removes still unread. Its faults come again when it is served again.
