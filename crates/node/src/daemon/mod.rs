@@ -71,7 +71,7 @@ pub struct Daemon {
     snapshot_names: Names,
     sandboxes: Registry,
     fault_sockets: FaultSockets,
-    host_qemu: HostQemu,
+    host_qemu: Arc<HostQemu>,
     file_digests: Arc<FileDigests>,
     endings: Endings,
     engine: Engine,
@@ -96,7 +96,7 @@ impl Daemon {
             settings: RwLock::new(Arc::new(settings.clone())),
             state_directory: settings.state_directory.clone(),
             run_directory: settings.run_directory.clone(),
-            host_qemu: HostQemu::default(),
+            host_qemu: Arc::default(),
             file_digests: Arc::default(),
             node_name: node_name(),
             started_unix_ms: clock::unix_ms(),
@@ -116,6 +116,7 @@ impl Daemon {
             lookout: Mutex::default(),
         });
         daemon.recover(found, started)?;
+        daemon.host_qemu.ask_ahead()?;
         let lookout = Lookout::start(&daemon)?;
         *daemon.lookout.lock().unwrap_or_else(PoisonError::into_inner) = Some(lookout);
         Ok(daemon)
@@ -145,6 +146,7 @@ impl Served for Daemon {
         if let Some(lookout) = self.lookout.lock().unwrap_or_else(PoisonError::into_inner).take() {
             lookout.finish();
         }
+        self.host_qemu.finish();
         self.endings.finish();
         self.engine.stop();
     }

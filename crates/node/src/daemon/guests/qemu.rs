@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use anyhow::Context as _;
 use rekindle_engine::geometry::pages_covering;
@@ -35,14 +36,34 @@ use crate::vmm::vmm_process::VmmProcess;
 
 /// The QEMU of this host, asked what it can do once for each time it is installed.
 #[derive(Debug, Default)]
-pub(in crate::daemon) struct HostQemu(Mutex<Option<(FileStamp, QemuProgram)>>);
+pub(in crate::daemon) struct HostQemu {
+    known: Mutex<Option<(FileStamp, QemuProgram)>>,
+    asking: Mutex<Option<JoinHandle<()>>>,
+}
 
 /// Which file a program was.
 type FileStamp = (u64, u64, i64);
 
 impl HostQemu {
+    /// Asks in the background, so that the first machine does not wait for the 60 ms that the answers take.
+    pub(in crate::daemon) fn ask_ahead(self: &Arc<Self>) -> std::io::Result<()> {
+        let asked = Arc::clone(self);
+        // A host without QEMU is told when a machine is asked for.
+        let ask = move || drop(asked.get());
+        let thread = std::thread::Builder::new().name("host-qemu".into()).spawn(ask)?;
+        *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    /// Waits until nothing is asked any more.
+    pub(in crate::daemon) fn finish(&self) {
+        if let Some(thread) = self.asking.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            drop(thread.join());
+        }
+    }
+
     fn get(&self) -> anyhow::Result<QemuProgram> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((stamp, program)) = &*known
             && stamp_of(&program.path).is_ok_and(|now| now == *stamp)
         {
