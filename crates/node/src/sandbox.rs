@@ -167,6 +167,7 @@ impl Sandbox {
 
     /// Starts a guest on a snapshot's memory and device state; pages come as it touches them.
     pub fn resume(engine: &Engine, snapshot: &Arc<Snapshot>, shape: SandboxShape) -> anyhow::Result<Self> {
+        let _first = engine.precedence().bring_up();
         let directory = tempfile::tempdir().context("a directory for the hand-over socket")?;
         let socket = directory.path().join("handover");
         let listener =
