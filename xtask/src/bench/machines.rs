@@ -206,7 +206,7 @@ fn measure_cold(effort: Effort) -> anyhow::Result<Vec<Part>> {
         ensure!(copied.success(), "the store could not be copied");
         elsewhere.first_tick(&id)
     };
-    let pairs = interleave(effort.choose(10, 2), cold, || host.first_tick("vm"))?;
+    let pairs = interleave(effort.choose(30, 2), cold, || host.first_tick("vm"))?;
     Ok(part("64 MiB", Unit::Seconds, pairs, Target::RatioAtMost(2.0)))
 }
 
@@ -227,7 +227,7 @@ fn measure_working_set(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let fill = format!("fill 1 {LINUX_FILLED_MIB}");
     host.filled("vm", &wanted, "rekindle linux guest, ", &fill)?;
     let (mut faults, mut seconds) = (Pairs::default(), Pairs::default());
-    for round in 0..effort.choose(5, 1) {
+    for round in 0..effort.choose(8, 1) {
         // A snapshot of its own each time, so that nothing is known of it.
         host.resume("vm", "making")?;
         Console::of(&host.client, "making").ask(&format!("dirty {round} 1"), "dirtied ")?;

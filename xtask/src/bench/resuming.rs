@@ -42,7 +42,7 @@ fn measure_overlap(effort: Effort) -> anyhow::Result<Vec<Part>> {
     for (memory_mib, reference) in kinds.into_iter().take(effort.choose(3, 2)) {
         let base = node.filled(memory_mib * MIB)?;
         let resume = |beside| seconds_to_first_step(&node, &base, beside);
-        let pairs = interleave(effort.heavy_pairs(), || resume(Beside::Seal), || resume(reference))?;
+        let pairs = interleave(effort.choose(60, 2), || resume(Beside::Seal), || resume(reference))?;
         let against = match reference {
             Beside::Seal | Beside::Nothing => "alone",
             Beside::Spinning => "cores awake",
