@@ -1,12 +1,12 @@
-//! How people name things: by id, by the unique beginning of one, or by name.
+//! How people name things: by id, by the unique beginning or end of one, or by name.
 
 use uuid::Uuid;
 
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 
-/// Letters of a prefix, at least.
-const PREFIX_LETTERS_MIN: usize = 4;
+/// Letters of a part of an id, at least.
+const PART_LETTERS_MIN: usize = 4;
 /// Letters of a name, at most.
 const NAME_LETTERS_MAX: usize = 64;
 /// Labels of one resource, at most.
@@ -34,22 +34,26 @@ pub(super) fn find<'a, T: Named>(
     if let Some(found) = things.clone().find(|thing| thing.name() == Some(reference)) {
         return Ok(found);
     }
-    let prefix = reference.to_ascii_lowercase();
-    let mut beginning = things.filter(|thing| {
-        prefix.len() >= PREFIX_LETTERS_MIN && thing.id().hyphenated().to_string().starts_with(&prefix)
-    });
-    match (beginning.next(), beginning.next()) {
+    let part = reference.to_ascii_lowercase();
+    let mut meant = things.filter(|thing| is_part_of(&part, thing.id()));
+    match (meant.next(), meant.next()) {
         (Some(found), None) => Ok(found),
         (Some(first), Some(second)) => Err(Problem::new(
             Code::AmbiguousReference,
             format!(
-                "more than one {what} id begins with {reference:?}: {} and {} do; give more of it",
+                "more than one {what} id begins or ends with {reference:?}: {} and {} do; give more of it",
                 first.id(),
                 second.id()
             ),
         )),
         (None, _) => Err(Problem::new(Code::NotFound, format!("there is no {what} {reference:?}"))),
     }
+}
+
+/// Whether `part`, in lower case, is the beginning or the end of an id: enough of it to mean one.
+fn is_part_of(part: &str, id: Uuid) -> bool {
+    let id = id.hyphenated().to_string();
+    part.len() >= PART_LETTERS_MIN && (id.starts_with(part) || id.ends_with(part))
 }
 
 /// Checks a name that somebody wants to give.
@@ -118,12 +122,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_is_an_id_a_name_or_a_unique_beginning_of_an_id() {
+    fn a_reference_is_an_id_a_name_or_a_unique_beginning_or_end_of_an_id() {
         assert_eq!(found("aaaa0000-0000-0000-0000-000000000001"), Ok(1));
         assert_eq!(found("one"), Ok(1));
         assert_eq!(found("aaaa"), Ok(3), "a name goes before a beginning");
         assert_eq!(found("AAAA0"), Err(Code::AmbiguousReference));
         assert_eq!(found("0000"), Ok(3));
+        assert_eq!(found("00000002"), Ok(2));
+        assert_eq!(found("0000-000000000001"), Ok(1));
+        assert_eq!(found("00-0000-0000-0000-0000"), Err(Code::NotFound), "the middle of an id means nothing");
         assert_eq!(found("000"), Err(Code::NotFound), "three letters are too few to mean an id");
         assert_eq!(found("two"), Err(Code::NotFound));
     }
