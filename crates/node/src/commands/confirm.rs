@@ -11,7 +11,7 @@ pub fn confirmed(question: &str, said_yes: bool) -> anyhow::Result<bool> {
         return Ok(true);
     }
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        bail!("{question} There is no terminal to ask at: say it with --yes; nothing was done");
+        bail!("{question} No terminal to ask on; use --yes to confirm. Nothing was done");
     }
     eprint!("{question} [y/N] ");
     let mut answer = String::new();
@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_already_is_not_asked() {
+    fn a_question_that_was_answered_with_yes_is_not_asked() {
         assert!(confirmed("Delete it?", true).is_ok_and(|yes| yes));
     }
 }

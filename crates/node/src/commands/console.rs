@@ -13,6 +13,7 @@ use super::session::Session;
 use super::status::Status;
 use crate::api::types::ConsoleQuery;
 use crate::client::Client;
+use crate::settings::parse_time;
 
 /// What ends an interactive console: control and ].
 const END: u8 = 0x1d;
@@ -22,7 +23,7 @@ const TURN_SECONDS: u32 = 30;
 /// Whose console.
 #[derive(Args, Clone, Debug)]
 pub struct ConsoleArguments {
-    /// The sandbox: its name, its id, or a unique beginning of that
+    /// The sandbox: its name, its id, or the beginning or end of that
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// Print what is known of its output and end
@@ -34,9 +35,9 @@ pub struct ConsoleArguments {
     /// End after the first line with this text in it; status 1 if none comes in time
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     until: Option<String>,
-    /// How long to wait for that line, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "until")]
-    timeout: u32,
+    /// How long to wait for that line: 30s, 5m
+    #[arg(long, value_name = "TIME", default_value = "60s", requires = "until", value_parser = parse_time)]
+    timeout: Duration,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,7 +78,7 @@ fn until(
     from: u64,
     text: &str,
 ) -> anyhow::Result<Status> {
-    let deadline = Instant::now() + Duration::from_secs(arguments.timeout.into());
+    let deadline = Instant::now() + arguments.timeout;
     let (mut next, mut bytes, mut printed) = (from, Vec::new(), 0);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -122,7 +123,7 @@ fn talk(session: &Session, client: &Client, name: &str, mut next: u64) -> anyhow
     let typed_at = name.to_owned();
     let is_terminal = io::stdin().is_terminal();
     if is_terminal {
-        session.output.hint("Connected; control and ] end this.");
+        session.output.hint("Connected. Press Ctrl-] to disconnect.");
         crossterm::terminal::enable_raw_mode().context("making the terminal give every key")?;
     }
     let input =

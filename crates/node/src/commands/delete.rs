@@ -16,7 +16,7 @@ use crate::api::types::{Sandbox, SandboxState};
 /// What to delete or stop.
 #[derive(Args, Clone, Debug)]
 pub struct EndArguments {
-    /// Names, ids or unique beginnings of ids; sandbox/NAME or snapshot/NAME where both have it
+    /// Names, ids, or their beginnings or ends; sandbox/NAME or snapshot/NAME where both have the name
     #[arg(value_name = "NAME|ID", required = true)]
     references: Vec<String>,
     /// Do not ask first

@@ -3,6 +3,7 @@
 use clap::Args;
 use uuid::Uuid;
 
+use super::numbers::number;
 use super::session::Session;
 use super::shown;
 use super::status::Status;
@@ -13,7 +14,7 @@ use crate::api::types::Event;
 #[derive(Args, Clone, Debug)]
 pub struct EventsArguments {
     /// Begin after this event instead of with the first that is still known
-    #[arg(long, value_name = "ID", conflicts_with = "new")]
+    #[arg(long, value_name = "ID", conflicts_with = "new", value_parser = number::<u64>(0..=u64::MAX))]
     after: Option<u64>,
     /// Only what happens from now on
     #[arg(long)]

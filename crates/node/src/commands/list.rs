@@ -4,21 +4,27 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::output::{Output, Rows, Tone, Word};
+use super::output::{Column, Output, Rows, Tone, Word};
 use super::session::Session;
 use super::shown::{self, ShortIds};
 use super::status::Status;
-use crate::api::types::{Sandbox, SandboxState, Snapshot, SnapshotState};
+use super::target::label;
+use crate::api::types::{Labels, Sandbox, SandboxState, Snapshot, SnapshotState};
+use crate::client::Client;
 
 /// What to list.
 #[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+Ids are shown by their ends, each as long as it takes to mean one sandbox or snapshot; every command takes them so. At \
+a terminal names and reasons are cut to its width, and columns without room are left out. Elsewhere nothing is cut; \
+--quiet prints whole ids for scripts, --json everything.")]
 pub struct ListArguments {
     /// Which of them
     #[arg(value_enum, default_value_t = Which::All)]
     which: Which,
-    /// Only those with this label
-    #[arg(long, value_name = "NAME=VALUE")]
-    label: Option<String>,
+    /// Only those with this label; where it is given again, with all of them
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
     /// Print ids only, whole, one a line
     #[arg(long, short)]
     quiet: bool,
@@ -48,26 +54,86 @@ pub struct Listed {
     pub snapshots: Option<Vec<Snapshot>>,
 }
 
+/// Everything that a reference may mean, and how each is called in a table.
+struct Known {
+    sandboxes: Vec<Sandbox>,
+    snapshots: Vec<Snapshot>,
+    short: ShortIds,
+}
+
 /// Lists them.
 pub fn run(session: &Session, arguments: &ListArguments) -> anyhow::Result<Status> {
     let client = session.client()?;
-    let label = arguments.label.as_deref();
-    let mut listed = Listed::default();
-    if arguments.which != Which::Snapshots {
-        listed.sandboxes = Some(client.all_sandboxes(label)?);
-    }
-    if arguments.which != Which::Sandboxes {
-        listed.snapshots = Some(client.all_snapshots(label)?);
-    }
     if session.output.json {
-        session.output.value(&listed)?;
+        session.output.value(&arguments.listed(&client)?)?;
     } else if arguments.quiet {
-        let ids: String = listed.ids().map(|id| format!("{id}\n")).collect();
+        let ids: String = arguments.listed(&client)?.ids().map(|id| format!("{id}\n")).collect();
         super::output::write(&ids)?;
     } else {
-        super::output::write(&listed.to_text(session.output, shown::now_ms()))?;
+        let known = Known::new(client.all_sandboxes(None)?, client.all_snapshots(None)?);
+        super::output::write(&arguments.to_text(&known, session.output, shown::now_ms()))?;
     }
     Ok(Status::Done)
+}
+
+impl ListArguments {
+    /// What is asked for.
+    fn listed(&self, client: &Client) -> anyhow::Result<Listed> {
+        // The daemon looks at one label; all are looked at here.
+        let label = self.labels.first().map(|(name, value)| format!("{name}={value}"));
+        let mut listed = Listed::default();
+        if self.which != Which::Snapshots {
+            let mut sandboxes = client.all_sandboxes(label.as_deref())?;
+            sandboxes.retain(|sandbox| self.has_labels(&sandbox.labels));
+            listed.sandboxes = Some(sandboxes);
+        }
+        if self.which != Which::Sandboxes {
+            let mut snapshots = client.all_snapshots(label.as_deref())?;
+            snapshots.retain(|snapshot| self.has_labels(&snapshot.labels));
+            listed.snapshots = Some(snapshots);
+        }
+        Ok(listed)
+    }
+
+    fn has_labels(&self, labels: &Labels) -> bool {
+        self.labels.iter().all(|(name, value)| labels.get(name) == Some(value))
+    }
+
+    /// Tables of what is asked for, as of `now_ms`.
+    fn to_text(&self, known: &Known, output: Output, now_ms: u64) -> String {
+        let mut tables = Vec::new();
+        if self.which != Which::Snapshots {
+            let mut rows = sandbox_columns();
+            let wanted = known.sandboxes.iter().filter(|sandbox| self.has_labels(&sandbox.labels));
+            wanted.for_each(|sandbox| rows.add(known.sandbox_row(sandbox, now_ms)));
+            tables.push(match rows.is_empty() {
+                true => self.nothing("sandboxes", known.sandboxes.len(), "`rekindle run` starts one."),
+                false => rows.to_text(output),
+            });
+        }
+        if self.which != Which::Sandboxes {
+            let mut rows = snapshot_columns();
+            let wanted = known.snapshots.iter().filter(|snapshot| self.has_labels(&snapshot.labels));
+            wanted.for_each(|snapshot| rows.add(known.snapshot_row(snapshot, now_ms)));
+            let advice = "`rekindle pause` makes one of a sandbox.";
+            tables.push(match rows.is_empty() {
+                true => self.nothing("snapshots", known.snapshots.len(), advice),
+                false => rows.to_text(output),
+            });
+        }
+        tables.join("\n")
+    }
+
+    fn nothing(&self, what: &str, there_are: usize, advice: &str) -> String {
+        match there_are {
+            0 => format!("No {what}. {advice}\n"),
+            _ => {
+                let labels: String =
+                    self.labels.iter().map(|(name, value)| format!(" --label {name}={value}")).collect();
+                format!("No {what} match{labels}; without it there are {there_are}.\n")
+            }
+        }
+    }
 }
 
 impl Listed {
@@ -75,74 +141,82 @@ impl Listed {
         let sandboxes = self.sandboxes.iter().flatten().map(|sandbox| &sandbox.id);
         sandboxes.chain(self.snapshots.iter().flatten().map(|snapshot| &snapshot.id))
     }
+}
 
-    /// Tables of what there is, as of `now_ms`.
-    pub fn to_text(&self, output: Output, now_ms: u64) -> String {
-        let short = ShortIds::new(self.ids());
-        let mut tables = Vec::new();
-        if let Some(sandboxes) = &self.sandboxes {
-            tables.push(match sandboxes.as_slice() {
-                [] => "No sandboxes. `rekindle run` starts one.\n".to_owned(),
-                some => self.sandbox_rows(some, &short, now_ms).to_text(output),
-            });
-        }
-        if let Some(snapshots) = &self.snapshots {
-            tables.push(match snapshots.as_slice() {
-                [] => "No snapshots. `rekindle pause` makes one of a sandbox.\n".to_owned(),
-                some => self.snapshot_rows(some, &short, now_ms).to_text(output),
-            });
-        }
-        tables.join("\n")
+fn sandbox_columns() -> Rows {
+    Rows::of_columns([
+        Column::new("SANDBOX"),
+        Column::new("NAME").cut_to(16),
+        Column::new("STATE"),
+        Column::new("MEMORY").left_out(2),
+        Column::new("LAST SNAPSHOT").cut_to(8),
+        Column::new("AGE").left_out(1),
+        Column::new("").cut_to(20).left_out(3),
+    ])
+}
+
+fn snapshot_columns() -> Rows {
+    Rows::of_columns([
+        Column::new("SNAPSHOT"),
+        Column::new("NAME").cut_to(16),
+        Column::new("STATE"),
+        Column::new("SIZE").left_out(3),
+        Column::new("UNIQUE").left_out(4),
+        Column::new("FROM").cut_to(8),
+        Column::new("PARENT").cut_to(8).left_out(1),
+        Column::new("AGE").left_out(2),
+        Column::new("").cut_to(20).left_out(5),
+    ])
+}
+
+impl Known {
+    fn new(sandboxes: Vec<Sandbox>, snapshots: Vec<Snapshot>) -> Self {
+        let ids = sandboxes.iter().map(|sandbox| &sandbox.id);
+        let names = sandboxes.iter().filter_map(|sandbox| sandbox.name.as_deref());
+        let short = ShortIds::new(
+            ids.chain(snapshots.iter().map(|snapshot| &snapshot.id)),
+            names.chain(snapshots.iter().filter_map(|snapshot| snapshot.name.as_deref())),
+        );
+        Self { sandboxes, snapshots, short }
     }
 
-    fn sandbox_rows(&self, sandboxes: &[Sandbox], short: &ShortIds, now_ms: u64) -> Rows {
-        let mut rows = Rows::new(&["SANDBOX", "NAME", "STATE", "MEMORY", "LAST SNAPSHOT", "AGE", ""]);
-        for sandbox in sandboxes {
-            rows.add([
-                short.of(&sandbox.id).into(),
-                name_or_dash(sandbox.name.as_deref()),
-                sandbox_state(sandbox.state),
-                shown::size(sandbox.memory_bytes).into(),
-                self.snapshot_name(sandbox.snapshot.or(sandbox.origin).as_ref(), short),
-                shown::age(sandbox.created_unix_ms, now_ms).into(),
-                Word::from(sandbox.reason.as_deref().unwrap_or_default()).tone(Tone::Faint),
-            ]);
-        }
-        rows
+    fn sandbox_row(&self, sandbox: &Sandbox, now_ms: u64) -> [Word; 7] {
+        [
+            self.short.of(&sandbox.id).into(),
+            name_or_dash(sandbox.name.as_deref()),
+            sandbox_state(sandbox.state),
+            shown::size(sandbox.memory_bytes).into(),
+            self.snapshot_name(sandbox.snapshot.or(sandbox.origin).as_ref()),
+            shown::age(sandbox.created_unix_ms, now_ms).into(),
+            Word::from(sandbox.reason.as_deref().unwrap_or_default()).tone(Tone::Faint),
+        ]
     }
 
-    fn snapshot_rows(&self, snapshots: &[Snapshot], short: &ShortIds, now_ms: u64) -> Rows {
-        let mut rows =
-            Rows::new(&["SNAPSHOT", "NAME", "STATE", "SIZE", "KEPT", "OF SANDBOX", "PARENT", "AGE", ""]);
-        for snapshot in snapshots {
-            let bytes = snapshot.volumes.iter().map(|volume| volume.bytes).sum();
-            let kept =
-                snapshot.classes.map_or_else(|| "-".to_owned(), |classes| shown::size(classes.kept * 4096));
-            rows.add([
-                short.of(&snapshot.id).into(),
-                name_or_dash(snapshot.name.as_deref()),
-                snapshot_state(snapshot.state),
-                shown::size(bytes).into(),
-                kept.into(),
-                self.sandbox_name(snapshot.sandbox.as_ref(), short),
-                self.snapshot_name(snapshot.parent.as_ref(), short),
-                shown::age(snapshot.created_unix_ms, now_ms).into(),
-                Word::from(snapshot.reason.as_deref().unwrap_or_default()).tone(Tone::Faint),
-            ]);
-        }
-        rows
+    fn snapshot_row(&self, snapshot: &Snapshot, now_ms: u64) -> [Word; 9] {
+        let bytes = snapshot.volumes.iter().map(|volume| volume.bytes).sum();
+        let kept =
+            snapshot.classes.map_or_else(|| "-".to_owned(), |classes| shown::size(classes.kept * 4096));
+        [
+            self.short.of(&snapshot.id).into(),
+            name_or_dash(snapshot.name.as_deref()),
+            snapshot_state(snapshot.state),
+            shown::size(bytes).into(),
+            kept.into(),
+            self.sandbox_name(snapshot.sandbox.as_ref()),
+            self.snapshot_name(snapshot.parent.as_ref()),
+            shown::age(snapshot.created_unix_ms, now_ms).into(),
+            Word::from(snapshot.reason.as_deref().unwrap_or_default()).tone(Tone::Faint),
+        ]
     }
 
-    fn snapshot_name(&self, id: Option<&Uuid>, short: &ShortIds) -> Word {
-        let named =
-            |id: &Uuid| self.snapshots.iter().flatten().find(|snapshot| snapshot.id == *id)?.name.clone();
-        related(id, named, short)
+    fn snapshot_name(&self, id: Option<&Uuid>) -> Word {
+        let named = |id: &Uuid| self.snapshots.iter().find(|snapshot| snapshot.id == *id)?.name.clone();
+        related(id, named, &self.short)
     }
 
-    fn sandbox_name(&self, id: Option<&Uuid>, short: &ShortIds) -> Word {
-        let named =
-            |id: &Uuid| self.sandboxes.iter().flatten().find(|sandbox| sandbox.id == *id)?.name.clone();
-        related(id, named, short)
+    fn sandbox_name(&self, id: Option<&Uuid>) -> Word {
+        let named = |id: &Uuid| self.sandboxes.iter().find(|sandbox| sandbox.id == *id)?.name.clone();
+        related(id, named, &self.short)
     }
 }
 

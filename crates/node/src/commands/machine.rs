@@ -5,40 +5,42 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
+use super::numbers::number;
+use crate::api::limits;
 use crate::api::types::{Accelerator, Board, DiskImage, Machine, Tap, TapName, VmmKind};
 
 /// What a virtual machine is started with; a sandbox without a kernel is a process guest.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Virtual machine")]
 pub struct MachineArguments {
-    /// What runs it; qemu where a kernel is given and this is not
+    /// VMM to use; qemu unless given
     #[arg(long, value_enum, requires = "kernel")]
     vmm: Option<VmmWord>,
-    /// The kernel it boots
+    /// Kernel to boot
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// The first file system of its kernel
+    /// Initrd: the first file system of the kernel
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
-    /// What its kernel is told; by default what makes Linux talk at the console
+    /// Kernel command line; by default what makes Linux use the console
     #[arg(long, value_name = "WORDS", requires = "kernel", allow_hyphen_values = true)]
     append: Option<String>,
     /// Virtual processors
-    #[arg(long, value_name = "COUNT", default_value_t = 1, requires = "kernel")]
+    #[arg(long, value_name = "COUNT", default_value_t = 1, requires = "kernel", value_parser = number::<u32>(1..=limits::CPUS_MAX.into()))]
     cpus: u32,
-    /// The kind of machine, under QEMU
+    /// Machine type, under QEMU
     #[arg(long, value_enum, default_value_t = BoardWord::Microvm, requires = "kernel")]
     board: BoardWord,
-    /// How its instructions are run; KVM where that works if it is not said
+    /// How instructions are run; kvm if this host can, unless given
     #[arg(long, value_enum, requires = "kernel")]
     accelerator: Option<AcceleratorWord>,
-    /// The model of its processors, in the VMM's words
+    /// CPU model, by the VMM's name for it
     #[arg(long, value_name = "MODEL", requires = "kernel")]
     cpu: Option<String>,
-    /// A disk that begins as a raw image, which is read once and never written; can be given again
+    /// A disk that begins as a copy of a raw image; can be given again
     #[arg(long = "disk", value_name = "[NAME=]FILE", requires = "kernel")]
     disks: Vec<String>,
-    /// A network device at a tap device that is there already; can be given again
+    /// A network device at this existing tap device; can be given again
     #[arg(long = "tap", value_name = "DEVICE[,MAC]", requires = "kernel")]
     taps: Vec<String>,
 }

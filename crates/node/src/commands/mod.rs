@@ -10,6 +10,7 @@ pub mod failure;
 pub mod guests;
 pub mod list;
 pub mod machine;
+pub mod numbers;
 pub mod output;
 pub mod pause;
 pub mod resume;
@@ -59,7 +60,7 @@ First steps:
   rekindle demo                    the whole story in one go; needs no daemon
   rekindle serve                   start the daemon, in a terminal of its own
   rekindle run web                 start a sandbox named web
-  rekindle tell web fill           have its guest write all of its memory
+  rekindle tell web fill           have its test guest write all of its memory
   rekindle pause web               pause it; resume it at once, or fork it:
   rekindle fork web --count 10
   rekindle doctor                  when something does not work";
@@ -87,7 +88,7 @@ pub struct Cli {
 pub enum Command {
     /// Pause, resume and fork a real guest process on this machine, and check every byte; needs no daemon
     Demo(DemoArguments),
-    /// Run the daemon, which keeps sandboxes and snapshots and answers the commands below
+    /// Run the daemon, which keeps sandboxes and snapshots and answers all other commands
     Serve(ServeArguments),
     /// Start a sandbox
     Run(RunArguments),
@@ -106,7 +107,7 @@ pub enum Command {
     Wait(WaitArguments),
     /// Read every page of a snapshot and check it
     Verify(VerifyArguments),
-    /// Have a process guest fill, rewrite, verify or discard its memory
+    /// Have a test guest fill, rewrite, verify or discard its memory (test guests only)
     Tell(TellArguments),
     /// Show what a virtual machine prints at its console, and type there
     Console(ConsoleArguments),
@@ -118,7 +119,7 @@ pub enum Command {
     Events(EventsArguments),
     /// Show every setting, its value, and where that came from
     Settings(SettingsArguments),
-    /// Check what this machine and this user have of what rekindle needs
+    /// Check whether this machine and this user have what rekindle needs
     Doctor(DoctorArguments),
     /// Write the demo's guests as files, to run them as machines of your own
     Guests(GuestsArguments),

@@ -21,7 +21,7 @@ pub struct PauseArguments {
     name: Option<String>,
     #[command(flatten)]
     labels: LabelArguments,
-    /// Also wait until the snapshot has come so far
+    /// Then wait until the snapshot is in this state
     #[arg(long, value_enum, value_name = "STATE")]
     wait: Option<StateWord>,
     /// A key of your choice: the same request under the same key is done once, however often it is sent
@@ -36,7 +36,7 @@ const WAIT_LIMIT: Duration = Duration::from_secs(600);
 pub fn run(session: &Session, arguments: &PauseArguments) -> anyhow::Result<Status> {
     let client = session.client()?;
     let sandbox = target::sandbox(&client, &arguments.sandbox.reference)?;
-    let how = PauseSandbox { name: arguments.name.clone(), labels: arguments.labels.labels() };
+    let how = PauseSandbox { name: arguments.name.clone(), labels: arguments.labels.labels()? };
     let (id, key) = (sandbox.id.to_string(), arguments.idempotency_key.as_deref());
     let asked = Instant::now();
     let mut snapshot = session.output.during("pausing", || client.pause_sandbox(&id, key, &how))?;

@@ -6,10 +6,12 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
+use super::numbers::number;
 use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of};
+use crate::api::limits;
 use crate::api::types::{ForkSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, TapName};
 use crate::client::Client;
 
@@ -18,10 +20,10 @@ use crate::client::Client;
 pub struct ResumeArguments {
     #[command(flatten)]
     target: Reference,
-    /// Make so many new sandboxes of the snapshot, instead of resuming the sandbox itself
-    #[arg(long, short = 'n', value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Start this many new sandboxes from the snapshot instead of resuming the original
+    #[arg(long, short = 'n', value_name = "NUMBER", value_parser = number::<u32>(1..=limits::COUNT_MAX.into()))]
     count: Option<u32>,
-    /// The new sandbox's name; with a number behind it where they are several
+    /// The new sandbox's name; several get a number behind it
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
@@ -46,9 +48,9 @@ pub struct ForkArguments {
     #[command(flatten)]
     target: Reference,
     /// How many forks
-    #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 1, value_parser = number::<u32>(1..=limits::COUNT_MAX.into()))]
     count: u32,
-    /// Their name; with a number behind it where they are several
+    /// Their name; several get a number behind it
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
@@ -63,7 +65,7 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
     let client = session.client()?;
     let target = Target::find(&client, &arguments.target.reference)?;
     let wants_new =
-        arguments.count.is_some() || arguments.name.is_some() || !arguments.labels.labels().is_empty();
+        arguments.count.is_some() || arguments.name.is_some() || !arguments.labels.labels()?.is_empty();
     let asked = Instant::now();
     match &target {
         Target::Sandbox(sandbox) if !wants_new => {
@@ -85,7 +87,7 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
             let how = ResumeSnapshot {
                 count: arguments.count.unwrap_or(1),
                 name: arguments.name.clone(),
-                labels: arguments.labels.labels(),
+                labels: arguments.labels.labels()?,
                 serve_before_seal: arguments.serve_before_seal,
                 taps: taps(arguments),
             };
@@ -112,7 +114,7 @@ pub fn fork(session: &Session, arguments: &ForkArguments) -> anyhow::Result<Stat
 
 fn make_forks(client: &Client, target: &Target, arguments: &ForkArguments) -> anyhow::Result<Vec<Sandbox>> {
     let ForkArguments { count, name, labels, idempotency_key, .. } = arguments;
-    let (id, key, labels) = (target.id().to_string(), idempotency_key.as_deref(), labels.labels());
+    let (id, key, labels) = (target.id().to_string(), idempotency_key.as_deref(), labels.labels()?);
     let (count, name) = (*count, name.clone());
     Ok(match target {
         Target::Sandbox(_) => client.fork_sandbox(&id, key, &ForkSandbox { count, name, labels })?,

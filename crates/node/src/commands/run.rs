@@ -1,5 +1,6 @@
 //! `rekindle run`: starts a sandbox.
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 
 use super::machine::MachineArguments;
@@ -7,6 +8,7 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, bracketed_id, sandbox_title};
+use crate::api::limits;
 use crate::api::types::{CreateSandbox, MemoryBacking, VmmKind};
 use crate::settings::parse_size;
 
@@ -19,7 +21,7 @@ pub struct RunArguments {
     /// Its name, as a flag
     #[arg(long)]
     name: Option<String>,
-    /// Guest memory, a multiple of 4KiB (of 2MiB for huge pages)
+    /// Guest memory, such as 512MiB: a multiple of 4KiB (of 2MiB for huge pages)
     #[arg(long, short, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     memory: u64,
     /// What guest memory is made of
@@ -45,12 +47,33 @@ pub enum BackingWord {
     Huge,
 }
 
+impl RunArguments {
+    /// Whether a guest can have so much memory.
+    fn check_memory(&self) -> anyhow::Result<()> {
+        let (unit, word) = match self.backing {
+            BackingWord::Shared | BackingWord::Private => (4 << 10, "4KiB"),
+            BackingWord::Huge => (2 << 20, "2MiB, as --backing huge needs"),
+        };
+        let (bytes, most) = (self.memory, limits::MEMORY_BYTES_MAX);
+        if (1..=most).contains(&bytes) && bytes.is_multiple_of(unit) {
+            return Ok(());
+        }
+        bail!(
+            "--memory: {bytes} bytes ({}) cannot be guest memory, which is a multiple of {word}, at most {}; write a \
+             size such as 64MiB or 1GiB (1GB is 1000000000 bytes)",
+            shown::size(bytes),
+            shown::size(most)
+        )
+    }
+}
+
 /// Starts it.
 pub fn run(session: &Session, arguments: &RunArguments) -> anyhow::Result<Status> {
+    arguments.check_memory()?;
     let (vmm, machine) = arguments.machine.machine()?;
     let wanted = CreateSandbox {
         name: arguments.word.clone().or_else(|| arguments.name.clone()),
-        labels: arguments.labels.labels(),
+        labels: arguments.labels.labels()?,
         vmm,
         memory_bytes: arguments.memory,
         backing: match arguments.backing {

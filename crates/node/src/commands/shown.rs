@@ -1,45 +1,73 @@
 //! Ids, sizes and times as people read them.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 use uuid::Uuid;
 
-/// Letters of an id that are always shown: those of its time, up to the millisecond.
-const ID_LETTERS_MIN: usize = 13;
+/// Letters of an id that are always shown: its last ones, which are random. The first ones are its time.
+const ID_LETTERS_MIN: usize = 8;
 
-/// Ids of a list, each shown as far as it takes to tell it from the others.
-#[derive(Debug)]
-pub struct ShortIds(Vec<String>);
+/// The ends of ids, each as long as it takes to mean that id alone among everything a reference may mean.
+#[derive(Debug, Default)]
+pub struct ShortIds {
+    /// All ids in order, and their letters from last to first in order.
+    forwards: Vec<String>,
+    backwards: Vec<String>,
+    names: BTreeSet<String>,
+}
 
 impl ShortIds {
-    /// The ids of a list.
-    pub fn new<'a>(ids: impl IntoIterator<Item = &'a Uuid>) -> Self {
-        let mut all: Vec<String> = ids.into_iter().map(Uuid::to_string).collect();
-        all.sort();
-        all.dedup();
-        Self(all)
+    /// For all ids there are, and all names: a name goes before an id when a reference is looked up.
+    pub fn new<'a>(
+        ids: impl IntoIterator<Item = &'a Uuid>,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let mut forwards: Vec<String> = ids.into_iter().map(Uuid::to_string).collect();
+        let mut backwards: Vec<String> = forwards.iter().map(|id| reversed(id)).collect();
+        forwards.sort();
+        backwards.sort();
+        Self { forwards, backwards, names: names.into_iter().map(str::to_owned).collect() }
     }
 
-    /// The beginning of an id, in the list or not.
+    /// The end of an id, whether it is among the others or not.
     pub fn of(&self, id: &Uuid) -> String {
         let whole = id.to_string();
-        let before = self.0.partition_point(|other| *other < whole);
-        let after = self.0.partition_point(|other| *other <= whole);
-        let beside = before.checked_sub(1).and_then(|before| self.0.get(before)).into_iter();
-        let same = beside.chain(self.0.get(after)).map(|other| letters_shared(&whole, other));
-        let letters = same.max().map_or(0, |same| same + 1).max(ID_LETTERS_MIN);
-        whole.chars().take(letters).collect()
+        let ends = (ID_LETTERS_MIN..whole.len()).map(|letters| &whole[whole.len() - letters..]);
+        let end = ends.into_iter().find(|end| !end.starts_with('-') && self.means_only(end, &whole));
+        end.unwrap_or(&whole).to_owned()
+    }
+
+    fn means_only(&self, part: &str, whole: &str) -> bool {
+        let (part_backwards, whole_backwards) = (reversed(part), reversed(whole));
+        !self.names.contains(part)
+            && beginning_with(&self.forwards, part).all(|id| id == whole)
+            && beginning_with(&self.backwards, &part_backwards).all(|id| *id == whole_backwards)
     }
 }
 
-fn letters_shared(one: &str, other: &str) -> usize {
-    one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count()
+/// Those of `sorted` that begin with `part`.
+fn beginning_with<'a>(sorted: &'a [String], part: &'a str) -> impl Iterator<Item = &'a String> {
+    let first = sorted.partition_point(|id| id.as_str() < part);
+    sorted[first..].iter().take_while(move |id| id.starts_with(part))
+}
+
+fn reversed(text: &str) -> String {
+    text.chars().rev().collect()
 }
 
 /// `web`, or its id where it has no name.
 pub fn name_or_id(name: Option<&str>, id: &Uuid) -> String {
     name.map_or_else(|| id.to_string(), str::to_owned)
+}
+
+/// A text of at most so many letters, the last of them `…` where it was longer.
+pub fn cut(text: &str, letters_max: usize) -> String {
+    match text.char_indices().nth(letters_max) {
+        Some(_) => text.chars().take(letters_max.saturating_sub(1)).chain(['…']).collect(),
+        None => text.to_owned(),
+    }
 }
 
 /// A size.
@@ -101,23 +129,33 @@ fn civil(days: u64) -> (u64, u64, u64) {
 mod tests {
     use super::*;
 
+    fn id(text: &str) -> Uuid {
+        text.parse().expect("it is an id")
+    }
+
     #[test]
-    fn each_id_is_shown_as_far_as_it_differs_from_the_others() {
-        let id = |text: &str| -> Uuid { text.parse().unwrap() };
-        let one = id("019a0000-1111-7aaa-8000-000000000001");
-        let near = id("019a0000-1111-7aab-8000-000000000001");
-        let other = id("019a0000-2222-7aaa-8000-000000000001");
-        let ids = ShortIds::new([&one, &other, &near, &one]);
+    fn an_id_is_shown_by_its_end_as_far_as_that_means_no_other() {
+        let one = id("019a0000-1111-7aaa-8000-000aaaaaaaaa");
+        let near = id("019a0000-1111-7aaa-8001-000aaaaaaaaa");
+        let other = id("019a0000-1111-7aaa-8000-0000bbbbbbbb");
+        let ids = ShortIds::new([&one, &other, &near, &one], []);
         assert_eq!(
             [&one, &near, &other].map(|id| ids.of(id)),
-            ["019a0000-1111-7aaa", "019a0000-1111-7aab", "019a0000-2222"]
+            ["0-000aaaaaaaaa", "1-000aaaaaaaaa", "bbbbbbbb"]
         );
-        assert_eq!(
-            ids.of(&id("019a0000-3333-7aaa-8000-000000000001")),
-            "019a0000-3333",
-            "one that is not listed"
-        );
-        assert_eq!(ShortIds::new([]).of(&one), "019a0000-1111");
+        let absent = id("019a0000-1111-7aaa-8000-0001bbbbbbbb");
+        assert_eq!(ids.of(&absent), "1bbbbbbbb", "one that is not listed");
+        assert_eq!(ShortIds::default().of(&one), "aaaaaaaa");
+    }
+
+    #[test]
+    fn what_is_shown_of_an_id_is_no_name_and_begins_no_other_id() {
+        let one = id("019a0000-1111-7aaa-8000-00000badcafe");
+        let ids = ShortIds::new([&one], ["0badcafe"]);
+        assert_eq!(ids.of(&one), "00badcafe");
+        let other = id("0badcafe-1111-7aaa-8000-000000000001");
+        let ids = ShortIds::new([&one, &other], ["00badcafe"]);
+        assert_eq!(ids.of(&one), "000badcafe");
     }
 
     #[test]

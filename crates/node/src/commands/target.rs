@@ -1,4 +1,4 @@
-//! What a word on the command line names: a sandbox or a snapshot, by name, id, or a beginning of its id.
+//! What a word on the command line names: a sandbox or a snapshot, by name, id, or a part of its id as lists show it.
 
 use anyhow::bail;
 use clap::Args;
@@ -22,7 +22,7 @@ pub enum Target {
 /// A word that names a sandbox or a snapshot.
 #[derive(Args, Clone, Debug)]
 pub struct Reference {
-    /// A name, an id or a unique beginning of one; sandbox/NAME or snapshot/NAME where both have it
+    /// A name, an id, or its beginning or end; sandbox/NAME or snapshot/NAME where both have the name
     #[arg(value_name = "NAME|ID")]
     pub reference: String,
 }
@@ -36,14 +36,22 @@ pub struct LabelArguments {
 }
 
 impl LabelArguments {
-    /// The labels.
-    pub fn labels(&self) -> Labels {
-        self.labels.iter().cloned().collect()
+    /// The labels; an error where one name has two values.
+    pub fn labels(&self) -> anyhow::Result<Labels> {
+        let mut labels = Labels::new();
+        for (name, value) in &self.labels {
+            let before = labels.insert(name.clone(), value.clone());
+            if let Some(before) = before.filter(|before| before != value) {
+                bail!("--label {name}: it is both {before} and {value}; give each label one value");
+            }
+        }
+        Ok(labels)
     }
 }
 
-fn label(word: &str) -> Result<(String, String), String> {
-    let (name, value) = word.split_once('=').ok_or("a label is NAME=VALUE")?;
+/// A label as the command line has it.
+pub fn label(word: &str) -> Result<(String, String), String> {
+    let (name, value) = word.split_once('=').ok_or("a label is NAME=VALUE, such as team=blue")?;
     if name.is_empty() {
         Err("a label has a name before its =".to_owned())
     } else {

@@ -5,17 +5,18 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::numbers::number;
 use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{self, sandbox_title};
-use crate::guest::history::{Rewrite, Share};
+use crate::guest::history::{Operation, Rewrite, Share};
 use crate::guest::protocol::{Command, DeviceState, DiscardHow, Discarded, Ticked, Verified, Written};
 
 /// Whom to tell what.
 #[derive(Args, Clone, Debug)]
 pub struct TellArguments {
-    /// The sandbox: its name, its id, or a unique beginning of that
+    /// The sandbox: its name, its id, or the beginning or end of that
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
     /// What it is to do
@@ -29,7 +30,7 @@ pub enum Tell {
     /// Write every page
     Fill {
         /// Decides what is written
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = number::<u64>(0..=u64::MAX))]
         seed: u64,
     },
     /// Write some of the pages
@@ -38,10 +39,10 @@ pub enum Tell {
         #[command(flatten)]
         share: ShareArguments,
         /// Of these pages, how many of a hundred get zeroes
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=100))]
+        #[arg(long, default_value_t = 10, value_parser = number::<u8>(0..=100))]
         zero_percent: u8,
         /// Of these pages, how many of a hundred get the bytes they have
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=100))]
+        #[arg(long, default_value_t = 10, value_parser = number::<u8>(0..=100))]
         same_percent: u8,
     },
     /// Compare every page with what it must hold; status 1 where one is wrong
@@ -49,7 +50,7 @@ pub enum Tell {
     /// Compare a few pages and count a step; status 1 where one is wrong
     Tick {
         /// How many pages
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 64, value_parser = number::<u32>(0..=u32::MAX.into()))]
         pages: u32,
     },
     /// Give some of the pages back to the kernel
@@ -69,13 +70,13 @@ pub enum Tell {
 #[derive(Args, Clone, Copy, Debug)]
 pub struct ShareArguments {
     /// Chooses the pages and what is written
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = number::<u64>(0..=u64::MAX))]
     seed: u64,
     /// How many of a hundred runs of pages
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(long, default_value_t = 50, value_parser = number::<u8>(0..=100))]
     percent: u8,
     /// Pages of a run
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 8, value_parser = number::<u32>(1..=u32::MAX.into()))]
     run_pages: u32,
 }
 
@@ -141,8 +142,9 @@ impl Tell {
             }
             Self::State => {
                 let state: DeviceState = read(answer)?;
-                let history = serde_json::to_string(&state.history)?;
-                (format!("{} steps; done to memory: {history}", state.count), Status::Done)
+                let done: Vec<String> = state.history.operations().iter().map(in_words).collect();
+                let done = if done.is_empty() { "nothing".to_owned() } else { done.join(", then ") };
+                (format!("{} steps; done to memory: {done}", state.count), Status::Done)
             }
         })
     }
@@ -156,6 +158,17 @@ fn explain_verified(verified: &Verified, before: &str) -> (String, Status) {
     });
     let words = format!("{before}{pages} pages verified, {mismatches} wrong{}{first}", within(*nanoseconds));
     (words, if *mismatches == 0 { Status::Done } else { Status::CheckFailed })
+}
+
+fn in_words(operation: &Operation) -> String {
+    let share = |Share { seed, percent, run_pages }: &Share| {
+        format!("{percent} % in runs of {run_pages} pages, seed {seed}")
+    };
+    match operation {
+        Operation::Fill { seed } => format!("fill with seed {seed}"),
+        Operation::Rewrite(rewrite) => format!("rewrite of {}", share(&rewrite.share)),
+        Operation::Clear(cleared) => format!("discard of {}", share(cleared)),
+    }
 }
 
 fn within(nanoseconds: u64) -> String {

@@ -7,7 +7,7 @@ use clap::Args;
 use super::session::Session;
 use super::shown;
 use super::status::Status;
-use super::target::{Reference, Target, snapshot_of};
+use super::target::{Reference, Target, snapshot_of, snapshot_title};
 
 /// What to verify.
 #[derive(Args, Clone, Debug)]
@@ -19,8 +19,11 @@ pub struct VerifyArguments {
 /// Verifies it; of a sandbox, the snapshot of its last pause.
 pub fn run(session: &Session, arguments: &VerifyArguments) -> anyhow::Result<Status> {
     let client = session.client()?;
-    let target = Target::find(&client, &arguments.target.reference)?;
-    let id = snapshot_of(&target)?.to_string();
+    let snapshot = match Target::find(&client, &arguments.target.reference)? {
+        Target::Snapshot(snapshot) => *snapshot,
+        sandbox @ Target::Sandbox(_) => client.snapshot(&snapshot_of(&sandbox)?.to_string())?,
+    };
+    let id = snapshot.id.to_string();
     let asked = Instant::now();
     let found = session.output.during("reading every page", || client.verify_snapshot(&id))?;
     if session.output.json {
@@ -28,8 +31,10 @@ pub fn run(session: &Session, arguments: &VerifyArguments) -> anyhow::Result<Sta
     } else {
         let took = shown::duration(asked.elapsed());
         session.output.line(&format!(
-            "snapshot {id}: {} pages read in {took}, {} wrong",
-            found.pages, found.wrong_pages
+            "{}: {} pages read in {took}, {} wrong",
+            snapshot_title(&snapshot),
+            found.pages,
+            found.wrong_pages
         ))?;
         if let Some(first) = &found.first {
             session.output.line(&format!("the first of them: {first}"))?;

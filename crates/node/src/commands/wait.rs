@@ -18,8 +18,8 @@ use crate::settings::parse_time;
 pub struct WaitArguments {
     #[command(flatten)]
     target: Reference,
-    /// How far it must have come
-    #[arg(long = "for", value_enum, value_name = "STATE", default_value_t = StateWord::Published)]
+    /// The state to wait for, or one beyond it
+    #[arg(long, alias = "for", value_enum, value_name = "STATE", default_value_t = StateWord::Published)]
     state: StateWord,
     /// Wait no longer than this: 30s, 5m, 1h
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_time)]

@@ -102,6 +102,11 @@ impl History {
         newest_first.filter_map(|operation| operation.leaves(page)).next().unwrap_or(Content::Zero)
     }
 
+    /// The operations, oldest first.
+    pub fn operations(&self) -> &[Operation] {
+        &self.operations
+    }
+
     /// Adds the newest operation; a fill makes all older ones invisible and drops them.
     pub fn push(&mut self, operation: Operation) {
         if matches!(operation, Operation::Fill { .. }) {

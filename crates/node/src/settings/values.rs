@@ -75,10 +75,15 @@ pub fn parse_time(given: &str) -> Result<Duration, String> {
     }
 }
 
-/// A size such as `64MiB`, or a number of bytes.
+/// A size such as `64MiB`, or a number of bytes. `1G` is 1GiB, as to QEMU and truncate; `1GB` is 1000000000 bytes.
 pub fn parse_size(given: &str) -> Result<u64, String> {
+    let given = given.trim();
+    let is_bare_unit = given
+        .strip_suffix(['k', 'K', 'm', 'M', 'g', 'G', 't', 'T'])
+        .is_some_and(|number| number.ends_with(|letter: char| letter.is_ascii_digit()));
+    let whole = if is_bare_unit { format!("{given}iB") } else { given.to_owned() };
     let size =
-        ByteSize::from_str(given).map_err(|_| "write a size such as 64MiB or 4GiB, or a number of bytes")?;
+        ByteSize::from_str(&whole).map_err(|_| "write a size such as 64MiB or 4GiB, or a number of bytes")?;
     Ok(size.as_u64())
 }
 
@@ -131,7 +136,7 @@ fn bytes(said: &Said) -> Result<u64, String> {
     let expected = || "a size such as 64GiB, or a number of bytes, at least 1MiB".to_owned();
     let bytes = match &said.value {
         SaidValue::Number(number) => u64::try_from(*number).map_err(|_| expected())?,
-        SaidValue::Text(given) => ByteSize::from_str(given).map_err(|_| expected())?.as_u64(),
+        SaidValue::Text(given) => parse_size(given).map_err(|_| expected())?,
         SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => return Err(expected()),
     };
     if bytes < ByteSize::mib(1).as_u64() { Err(expected()) } else { Ok(bytes) }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use serde_json::Value;
 
 use crate::fake_daemon::FakeDaemon;
-use crate::program::{Place, compare};
+use crate::program::{Place, compare, said};
 
 /// Says each line of words in turn; what came of them, as one text.
 fn transcript(place: &Place, lines: &[&str]) -> String {
@@ -38,7 +38,7 @@ fn a_day_with_a_daemon() {
             "pause web --name base",
             "pause web",
             "show base",
-            "wait web --for sealed",
+            "wait web --state sealed",
             "show snapshot/base",
             "verify base",
             "resume web",
@@ -55,6 +55,8 @@ fn a_day_with_a_daemon() {
             "list snapshots",
             "events --after 0 --count 3",
             "events --after 0 --about web --count 1",
+            "list sandboxes --label team=blue --label team=red",
+            "list snapshots --label team=blue",
         ],
     );
     compare("day.txt", &told);
@@ -149,6 +151,27 @@ fn ids_alone_are_printed_whole_for_scripts() {
     assert_eq!(Some(ids.trim_end()), web["id"].as_str());
     let beginning: String = ids.chars().take(13).collect();
     assert_eq!(place.says(&format!("pause {beginning}")).status, 0, "the beginning of an id names it");
+    let shown = place.says("list").out;
+    for id in shown.lines().filter_map(|line| line.split(' ').next()).filter(|word| word.len() == 8) {
+        let known = place.says(&format!("show {id}"));
+        assert!(id == "SNAPSHOT" || known.status == 0, "what is shown of an id names it: {id}: {known:?}");
+    }
+}
+
+#[test]
+fn a_list_fits_a_terminal_of_eighty_columns_whatever_names_are_in_it() {
+    let place = Place::new();
+    let _daemon = FakeDaemon::start(&place);
+    let long = "n".repeat(64);
+    for words in [format!("run {long}"), format!("pause {long} --name {long}"), "run short".to_owned()] {
+        assert_eq!(place.says(&words).status, 0, "{words}");
+    }
+    let mut program = place.program(["list"]);
+    program.env("COLUMNS", "80");
+    let listed = said(program).out;
+    assert!(listed.lines().all(|line| line.chars().count() <= 80), "{listed}");
+    assert!(listed.contains("nnn…") && listed.contains("running"), "{listed}");
+    assert!(place.says("list").out.contains(&long), "nothing is cut where nobody says how wide it may be");
 }
 
 #[test]
@@ -182,6 +205,7 @@ fn a_daemon_elsewhere_wants_a_token_and_a_certificate() {
             "list --url https://127.0.0.1:1",
             "list --url https://127.0.0.1:1 --token-file token",
             "list --url http://127.0.0.1:1 --token-file token --ca-file ca",
+            "list --url http://127.0.0.1:1",
             "list --url https://127.0.0.1:1 --socket s",
         ],
     );

@@ -65,7 +65,8 @@ impl Things {
     /// Ids as a daemon of long ago would have made them, a millisecond apart.
     fn next_id(&mut self) -> Uuid {
         self.made += 1;
-        Uuid::from_u128(0x019a_0000_0000_7000_8000_0000_0000_0000 + (self.made << 80))
+        let tail = self.made * 0x9e37_79b1 % (1 << 32);
+        Uuid::from_u128(0x019a_0000_0000_7000_8000_0000_0000_0000 + (self.made << 80) + tail)
     }
 
     fn sandbox(&mut self, reference: &str) -> Answer<&mut Sandbox> {
@@ -114,7 +115,8 @@ impl Things {
 }
 
 fn is(reference: &str, id: &Uuid, name: Option<&str>) -> bool {
-    name == Some(reference) || reference.len() >= 4 && id.to_string().starts_with(reference)
+    let id = id.to_string();
+    name == Some(reference) || reference.len() >= 4 && (id.starts_with(reference) || id.ends_with(reference))
 }
 
 fn two_hours_ago() -> u64 {

@@ -9,6 +9,8 @@ use clap::{Args, ValueEnum};
 use rekindle_kernel::hugepages;
 
 use crate::api::types::Accelerator;
+use crate::commands::numbers::number;
+use crate::settings::parse_size;
 
 /// What the demo is to show.
 #[derive(Args, Clone, Debug)]
@@ -24,9 +26,10 @@ pub struct DemoArguments {
     pub accelerator: AcceleratorWord,
     /// Guest memory, from 64MiB on, a multiple of 2MiB
     #[arg(long, default_value = "1GiB", default_value_if("vm", ArgPredicate::IsPresent, "256MiB"))]
+    #[arg(value_name = "SIZE", value_parser = memory)]
     pub memory: ByteSize,
     /// Percent of the guest's pages rewritten between the two pauses
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(long, default_value_t = 50, value_name = "PERCENT", value_parser = number::<u8>(0..=100))]
     pub dirty: u8,
     /// Pages of guest memory; huge ones of 2 MiB must be reserved first
     #[arg(long, value_enum, default_value_t = PageSize::Small)]
@@ -116,11 +119,11 @@ impl DemoArguments {
         let (free, needed) = (available_memory()?, bytes.saturating_mul(5));
         if free < needed {
             bail!(
-                "--memory {}: up to five guests' memory is held at once, {}, but {} is available; try --memory {}",
+                "--memory {}: up to five guests' memory is held at once, {}, but {} is available; try --memory {}MiB",
                 self.memory,
                 ByteSize::b(needed),
                 ByteSize::b(free),
-                ByteSize::mib((free / 6 / ByteSize::mib(2).as_u64() * 2).max(64)),
+                (free / 6 / ByteSize::mib(2).as_u64() * 2).max(64),
             );
         }
         if self.pages == PageSize::Huge {
@@ -128,6 +131,10 @@ impl DemoArguments {
         }
         Ok(())
     }
+}
+
+fn memory(given: &str) -> Result<ByteSize, String> {
+    parse_size(given).map(ByteSize::b)
 }
 
 fn check_huge_pages(needed_bytes: u64) -> anyhow::Result<()> {
