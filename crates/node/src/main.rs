@@ -17,7 +17,7 @@ fn main() -> ExitCode {
                 eprintln!("rekindle: {hint}");
                 return Status::Error.into();
             }
-            None => error.exit(),
+            None => words::in_short(error).exit(),
         },
     };
     if !matches!(cli.command, Command::Serve(_)) {

@@ -60,13 +60,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin> Connection for C {}
 impl Endpoint {
     /// The daemon at `https://host:port`.
     pub fn remote(options: &RemoteOptions) -> Result<Self, ClientError> {
-        let address = || ClientError::Address { given: options.url.clone() };
-        let url: Uri = options.url.parse().map_err(|_not_a_url| address())?;
-        let is_root = matches!(url.path_and_query().map(|rest| rest.as_str()), None | Some("/"));
-        let (Some("https"), Some(host), true) = (url.scheme_str(), url.host(), is_root) else {
-            return Err(address());
-        };
-        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let (url, name) = address(&options.url)?;
         let token = read(&options.token_file)?.trim().to_owned();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(wrong(&options.token_file, "does not hold a token"));
@@ -74,10 +68,15 @@ impl Endpoint {
         Ok(Self::Remote(Arc::new(Remote {
             host: name.clone(),
             port: url.port_u16().unwrap_or(443),
-            name: ServerName::try_from(name).map_err(|_not_a_name| address())?,
+            name: server_name(&options.url, name)?,
             token,
             tls: Arc::new(trusting(&options.authorities)?),
         })))
+    }
+
+    /// Whether `url` can be the address of a daemon.
+    pub fn check_url(url: &str) -> Result<(), ClientError> {
+        address(url).map(drop)
     }
 
     /// The host as HTTP wants it named.
@@ -134,6 +133,22 @@ impl fmt::Debug for Remote {
             .field("port", &self.port)
             .finish_non_exhaustive()
     }
+}
+
+/// The parts of `https://host:port`; the host without its brackets.
+fn address(given: &str) -> Result<(Uri, String), ClientError> {
+    let wrong = || ClientError::Address { given: given.to_owned() };
+    let url: Uri = given.parse().map_err(|_not_a_url| wrong())?;
+    let is_root = matches!(url.path_and_query().map(|rest| rest.as_str()), None | Some("/"));
+    let (Some("https"), Some(host), true) = (url.scheme_str(), url.host(), is_root) else {
+        return Err(wrong());
+    };
+    let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok((url, name))
+}
+
+fn server_name(url: &str, name: String) -> Result<ServerName<'static>, ClientError> {
+    ServerName::try_from(name).map_err(|_not_a_name| ClientError::Address { given: url.to_owned() })
 }
 
 fn bracketed(host: &str) -> String {

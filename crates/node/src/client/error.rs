@@ -59,8 +59,8 @@ pub enum ClientError {
         /// How many, at most.
         missed: u64,
     },
-    /// The address of a daemon cannot be understood.
-    #[error("{given:?} is no address of a daemon: write the path of its socket, or https://host:port")]
+    /// The URL of a daemon cannot be understood.
+    #[error("{given:?} is no address of a daemon: write https://host:port, such as https://node1:7433")]
     Address {
         /// What was given.
         given: String,

@@ -3,8 +3,12 @@
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::shown;
 use super::status::Status;
 use crate::client::ClientError;
+
+/// Letters of a word that are shown.
+const WORD_LETTERS_MAX: usize = 400;
 
 /// An error as programs read it, on standard error.
 #[derive(Debug, Serialize)]
@@ -43,11 +47,17 @@ fn to_json(error: &anyhow::Error, status: Status) -> String {
 
 /// An error and its causes in one sentence, nothing twice.
 pub fn sentence(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |said, cause| match cause.to_string() {
+    error.chain().fold(String::new(), |said, cause| match without_long_words(&cause.to_string()) {
         cause if said.is_empty() => cause,
         cause if said.contains(&cause) => said,
         cause => format!("{said}: {cause}"),
     })
+}
+
+/// A text in which words that are far longer than any name or path are cut.
+fn without_long_words(text: &str) -> String {
+    let cut = |word: &str| shown::cut(word, WORD_LETTERS_MAX);
+    text.split_inclusive(' ').map(cut).collect()
 }
 
 fn own_code(status: Status) -> &'static str {
@@ -93,6 +103,13 @@ mod tests {
         assert_eq!(sentence(&told.into()).matches(&text).count(), 1);
         let nested = Err::<(), _>(anyhow::anyhow!("inner")).context("outer").expect_err("it is an error");
         assert_eq!(sentence(&nested), "outer: inner");
+    }
+
+    #[test]
+    fn a_word_that_is_far_too_long_is_cut() {
+        let missing = NoSuchThing { what: "sandbox", reference: "x".repeat(100_000) };
+        let said = sentence(&missing.into());
+        assert!(said.len() < 600 && said.ends_with("`rekindle list` shows what there is"), "{said}");
     }
 
     #[test]

@@ -21,19 +21,19 @@ pub struct GlobalArguments {
     /// Print JSON, for programs
     #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
-    /// The settings file [default: the first there is of ~/.config/rekindle/ and /etc/rekindle/rekindle.toml]
+    /// The settings file [default: first found of ~/.config/rekindle/rekindle.toml, /etc/rekindle/rekindle.toml]
     #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "PATH")]
     pub config: Option<PathBuf>,
     /// The daemon's unix socket [default: the setting api.socket]
     #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Reach the daemon over TCP at https://HOST:PORT instead [env: REKINDLE_URL]
+    /// The daemon at https://HOST:PORT, over TCP [env: REKINDLE_URL]
     #[arg(long, global = true, hide_short_help = true, help_heading = EVERYWHERE, value_name = "URL", conflicts_with = "socket")]
     pub url: Option<String>,
-    /// The file with the token to show there [env: REKINDLE_TOKEN_FILE]
+    /// The file with the token for --url [env: REKINDLE_TOKEN_FILE]
     #[arg(long, global = true, hide_short_help = true, help_heading = EVERYWHERE, value_name = "PATH")]
     pub token_file: Option<PathBuf>,
-    /// The file with the certificate to trust there, PEM [env: REKINDLE_CA_FILE]
+    /// The file with the certificate to trust for --url, PEM [env: REKINDLE_CA_FILE]
     #[arg(long, global = true, hide_short_help = true, help_heading = EVERYWHERE, value_name = "PATH")]
     pub ca_file: Option<PathBuf>,
 }
@@ -64,14 +64,15 @@ impl Session {
         let url = self.arguments.url.clone().or_else(|| variable("REKINDLE_URL")?.into_string().ok());
         match url.filter(|_| self.arguments.socket.is_none()) {
             Some(url) => {
+                Endpoint::check_url(&url)?;
                 let file = |given: &Option<PathBuf>, name: &str| {
                     given.clone().or_else(|| variable(name).map(PathBuf::from))
                 };
                 let token_file = file(&self.arguments.token_file, "REKINDLE_TOKEN_FILE").context(
-                    "a daemon at a URL wants a token: give --token-file PATH or REKINDLE_TOKEN_FILE",
+                    "the daemon at a URL asks for its token: give --token-file PATH, or set REKINDLE_TOKEN_FILE",
                 )?;
                 let authorities = file(&self.arguments.ca_file, "REKINDLE_CA_FILE").context(
-                    "give the certificate to trust at that URL: --ca-file PATH or REKINDLE_CA_FILE",
+                    "the daemon at a URL is known by its certificate: give --ca-file PATH, or set REKINDLE_CA_FILE",
                 )?;
                 Ok(Client::new(Endpoint::remote(&RemoteOptions { url, token_file, authorities })?))
             }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command, CommandFactory as _};
 use clap_complete::Shell;
 
 use super::Cli;
@@ -36,9 +36,14 @@ pub fn completions(arguments: &CompletionsArguments) -> anyhow::Result<Status> {
     Ok(Status::Done)
 }
 
+/// The command line as manual pages show it: with the text of options that short help leaves out.
+fn in_full(command: Command) -> Command {
+    command.mut_args(|argument| argument.hide_short_help(false)).mut_subcommands(in_full)
+}
+
 /// Prints one page, or writes all.
 pub fn man(arguments: &ManArguments) -> anyhow::Result<Status> {
-    let mut program = Cli::command();
+    let mut program = in_full(Cli::command());
     if let Some(directory) = &arguments.directory {
         let written = std::fs::create_dir_all(directory)
             .and_then(|()| clap_mangen::generate_to(program.disable_help_subcommand(true), directory));

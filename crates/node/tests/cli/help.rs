@@ -55,7 +55,14 @@ fn what_is_mistyped_is_answered_with_what_was_meant() {
         "frobnicate",
         "run --memry 1GiB",
         "run --memory lots",
-        "wait web --for stored",
+        "wait web --state stored",
+        "run --memory 1GB",
+        "events --after x",
+        "list -a",
+        "exec web ls",
+        "lst",
+        "run --label team=blue --label team=red",
+        "demo --memory banana",
         "run --label novalue",
         "fork web --count 0",
         "tell web fil",
@@ -85,6 +92,24 @@ fn completions_know_every_command() {
         assert_eq!(said.status, 0, "{shell}: {}", said.error);
         assert!(COMMANDS.iter().all(|command| said.out.contains(command)), "{shell}");
     }
+}
+
+#[test]
+fn every_option_in_every_manual_page_has_its_text() {
+    let place = Place::new();
+    assert_eq!(place.says("man --directory pages").status, 0);
+    let pages = std::fs::read_dir(place.path("pages")).expect("they were written");
+    let mut options = 0;
+    for page in pages.map(|page| page.expect("it is listed").path()) {
+        let text = std::fs::read_to_string(&page).expect("it is text");
+        let (_, after) = text.split_once(".SH OPTIONS").unwrap_or(("", ""));
+        for option in after.split(".TP\n").skip(1) {
+            let said = option.lines().skip(1).find(|line| !line.starts_with('.'));
+            assert!(said.is_some_and(|line| line.len() > 5), "{}: {option}", page.display());
+            options += 1;
+        }
+    }
+    assert!(options > 200, "{options} options were seen");
 }
 
 #[test]

@@ -96,7 +96,9 @@ fn after_the_last<T>(attempt: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<
         match attempt() {
             Err(error) if is_taken(&error) && begun.elapsed() < LAST_DAEMON_LIMIT => {
                 if !std::mem::replace(&mut is_said, true) {
-                    tracing::info!("waiting for another daemon to end: {error:#}");
+                    tracing::warn!(
+                        "waiting up to {LAST_DAEMON_LIMIT:?} for another daemon to end: {error:#}"
+                    );
                 }
                 std::thread::park_timeout(LAST_DAEMON_ASK);
             }
