@@ -100,12 +100,15 @@ impl Lease {
         self.give_back(returned);
     }
 
-    /// Takes `bytes` of this lease out as a lease of its own; at most what it stands for.
+    /// Takes `bytes` of this lease out as a lease of its own. What they are more than this one stands for is taken from
+    /// the budget, even if that has less: held bytes are always counted.
     #[must_use]
     pub fn split_off(&mut self, bytes: u64) -> Self {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        Self { budget: self.budget.clone(), bytes }
+        let own = bytes.min(self.bytes);
+        let mut lease = self.budget.take(bytes - own);
+        self.bytes -= own;
+        lease.bytes = bytes;
+        lease
     }
 
     fn give_back(&self, bytes: u64) {

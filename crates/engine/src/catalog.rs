@@ -10,10 +10,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 
+use crate::change::{CatalogHook, Fate, ValuesBefore, table_of};
 use crate::limits;
 use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, lock};
+
+pub use crate::change::{Change, Entry, Kind};
 
 /// The format that is written, and the newest one that is read.
 const FORMAT: u64 = 1;
@@ -26,60 +31,7 @@ type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 #[derive(Debug, Clone)]
 pub struct Catalog(Arc<Shared>);
 
-/// The tables of a catalog: each from key bytes to value bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// How far each snapshot has come.
-    Snapshot,
-    /// The manifest of each sealed snapshot.
-    Manifest,
-    /// The snapshots that were deleted and are not gone yet.
-    Deletion,
-    /// What guests resumed from a snapshot touched first.
-    WorkingSet,
-    /// The sandboxes.
-    Sandbox,
-    /// Answers to requests that may be repeated.
-    Idempotency,
-    /// Whatever there is one of.
-    Meta,
-}
-
-const KINDS: [Kind; 7] = [
-    Kind::Snapshot,
-    Kind::Manifest,
-    Kind::Deletion,
-    Kind::WorkingSet,
-    Kind::Sandbox,
-    Kind::Idempotency,
-    Kind::Meta,
-];
-
-/// One change of a transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// The value of a key, whatever it was before.
-    Put {
-        /// The table.
-        kind: Kind,
-        /// The key.
-        key: Vec<u8>,
-        /// The value.
-        value: Vec<u8>,
-    },
-    /// A key goes, if it is there.
-    Remove {
-        /// The table.
-        kind: Kind,
-        /// The key.
-        key: Vec<u8>,
-    },
-}
-
-/// A key with its value.
-pub type Entry = (Vec<u8>, Vec<u8>);
-
-/// Why a catalog did not do what it was asked; nothing of the change was made.
+/// Why a catalog could not be opened, read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
     /// Another daemon has it.
@@ -114,9 +66,61 @@ pub enum CatalogError {
     },
 }
 
+/// Why a change was not reported as made.
+///
+/// There is no conversion into other errors: a caller says what becomes of a change whose outcome is unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// Nothing of it was made, also for the process that starts after a crash.
+    #[error(transparent)]
+    NotMade(CatalogError),
+    /// The disk failed in the middle of it.
+    #[error("{0}; a crash of this process now may leave the change made")]
+    Unknown(Unsettled),
+}
+
+impl WriteError {
+    /// The reason, for a caller that leaves nothing behind which contradicts the change: a crash may find it made.
+    pub fn either_way(self) -> CatalogError {
+        match self {
+            Self::NotMade(reason) | Self::Unknown(Unsettled { reason, .. }) => reason,
+        }
+    }
+}
+
+/// A change that may be on the disk, all of it or nothing.
+///
+/// The catalog takes it back before it reads or writes anything else, so this process never sees it. Until that has
+/// succeeded a crash may leave it to the next start: its owner keeps whatever that start needs for both outcomes.
+#[derive(Debug, Clone)]
+#[must_use = "the next start may find the change made: keep what it needs for both outcomes"]
+pub struct Unsettled {
+    catalog: Catalog,
+    reason: CatalogError,
+}
+
+impl Unsettled {
+    /// Why it was not reported as made.
+    pub fn into_reason(self) -> CatalogError {
+        self.reason
+    }
+
+    /// Tries to take the change back; when this has succeeded, nothing of it is on the disk.
+    pub fn settle(&self) -> Result<(), CatalogError> {
+        self.catalog.read(|_| Ok(()))
+    }
+}
+
+impl std::fmt::Display for Unsettled {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.reason.fmt(out)
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
+    hook: Option<Arc<dyn CatalogHook>>,
     /// Locked as long as the catalog lives, also while the database is opened anew.
     _lock: File,
     state: Mutex<State>,
@@ -129,6 +133,8 @@ struct State {
     /// What goes into the next transaction.
     waiting: Vec<Change>,
     next: Arc<Batch>,
+    /// What a transaction of unknown outcome is taken back by.
+    unsettled: ValuesBefore,
 }
 
 /// Where the database is.
@@ -142,16 +148,38 @@ enum Place {
 }
 
 /// The outcome of a transaction, for all who wait for it.
-type Batch = OnceLock<Result<(), CatalogError>>;
+type Batch = OnceLock<Result<(), Failed>>;
+
+/// Why a transaction was not reported as made.
+#[derive(Debug, Clone)]
+enum Failed {
+    NotMade(CatalogError),
+    Unknown(CatalogError),
+}
 
 impl Catalog {
     /// Opens the catalog in a file, which is made if it is not there.
     pub fn open(path: &Path) -> Result<Self, CatalogError> {
+        Self::opened(path, None)
+    }
+
+    /// The same, with a test's hand on its transactions.
+    pub fn open_with(path: &Path, hook: Arc<dyn CatalogHook>) -> Result<Self, CatalogError> {
+        Self::opened(path, Some(hook))
+    }
+
+    fn opened(path: &Path, hook: Option<Arc<dyn CatalogHook>>) -> Result<Self, CatalogError> {
         let guard = locked(path)?;
         let database = open_database(path)?;
-        let state = State { place: Place::Here(database), waiting: Vec::new(), next: Arc::new(Batch::new()) };
+        let state = State {
+            place: Place::Here(database),
+            waiting: Vec::new(),
+            next: Arc::new(Batch::new()),
+            unsettled: ValuesBefore::default(),
+        };
         let shared = Shared {
             path: path.to_owned(),
+            hook,
             _lock: guard,
             state: Mutex::new(state),
             put_back: Condvar::new(),
@@ -159,15 +187,16 @@ impl Catalog {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// Makes all of the changes, in their order, or none; they are on the disk when this returns.
-    pub fn write(&self, changes: &[Change]) -> Result<(), CatalogError> {
+    /// Makes all of the changes, in their order, or none; they are on the disk when this has succeeded. After a failure
+    /// this catalog reads as before; whether the next start may still find the changes made is what the error says.
+    pub fn write(&self, changes: &[Change]) -> Result<(), WriteError> {
         let shared = &*self.0;
         let mut state = lock(&shared.state);
         state.waiting.extend_from_slice(changes);
         let batch = Arc::clone(&state.next);
         loop {
             if let Some(outcome) = batch.get() {
-                return outcome.clone();
+                return outcome.clone().map_err(|failed| self.write_error(failed));
             }
             state = match shared.take_turn(state) {
                 Ok(mut turn) => {
@@ -202,9 +231,30 @@ impl Catalog {
         })
     }
 
+    /// Whether any of these tables has the key.
+    pub fn has(&self, kinds: &[Kind], key: &[u8]) -> Result<bool, CatalogError> {
+        self.read(|database| {
+            for kind in kinds {
+                if let Some(table) = table(database, *kind)?
+                    && table.get(key)?.is_some()
+                {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.0.path
+    }
+
+    fn write_error(&self, failed: Failed) -> WriteError {
+        match failed {
+            Failed::NotMade(reason) => WriteError::NotMade(reason),
+            Failed::Unknown(reason) => WriteError::Unknown(Unsettled { catalog: self.clone(), reason }),
+        }
     }
 
     fn read<T>(&self, read: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, CatalogError> {
@@ -248,21 +298,70 @@ impl Turn<'_> {
             (std::mem::take(&mut state.waiting), std::mem::replace(&mut state.next, Arc::new(Batch::new())))
         };
         let telling = Telling { batch, path: &self.shared.path };
-        let outcome = self.with(|database| commit(database, &changes));
+        let outcome = self.commit(&changes);
         telling.batch.set(outcome).expect("a batch is committed once");
     }
 
-    /// Uses the database, opening it if need be. After a failure it is closed: it refuses all work until it is opened
-    /// anew, and only then is it known what of a failed write is on the disk.
-    fn with<T>(&mut self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, CatalogError> {
+    /// Makes changes in one transaction. A failure of the last step leaves its outcome unknown, until the database was
+    /// opened anew and the values before were written again.
+    fn commit(&mut self, changes: &[Change]) -> Result<(), Failed> {
         let path = &self.shared.path;
+        let database = self.settled_database().map_err(Failed::NotMade)?;
+        let fate = self.shared.hook.as_ref().map_or(Fate::Made, |hook| hook.fate(changes));
+        if matches!(fate, Fate::Refused | Fate::Forgotten) {
+            self.database = Some(database);
+            return if fate == Fate::Forgotten { Ok(()) } else { Err(Failed::NotMade(by_test(path))) };
+        }
+        let not_made = |error: &redb::Error| Failed::NotMade(failure(path, error));
+        let (transaction, before) = prepare(&database, changes).map_err(|error| not_made(&error))?;
+        // Before the last step: if that ends in a panic, the next turn still takes it back.
+        lock(&self.shared.state).unsettled = before;
+        let reason = match (fate, end(transaction, fate)) {
+            (Fate::Made, Ok(())) => {
+                lock(&self.shared.state).unsettled = ValuesBefore::default();
+                self.database = Some(database);
+                return Ok(());
+            }
+            (_, Err(error)) => failure(path, &error),
+            (_, Ok(())) => by_test(path),
+        };
+        drop(database);
+        match self.settled_database() {
+            Ok(database) => {
+                self.database = Some(database);
+                Err(Failed::NotMade(reason))
+            }
+            Err(_) => Err(Failed::Unknown(reason)),
+        }
+    }
+
+    /// Uses the database. After a failure it is closed: it refuses all work until it is opened anew.
+    fn with<T>(&mut self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, CatalogError> {
+        let database = self.settled_database()?;
+        let done = work(&database).map_err(|error| failure(&self.shared.path, &error))?;
+        self.database = Some(database);
+        Ok(done)
+    }
+
+    /// The database, opened if need be, with nothing of a change that was not reported as made.
+    fn settled_database(&mut self) -> Result<Database, CatalogError> {
+        let Shared { path, hook, state, .. } = self.shared;
         let database = match self.database.take() {
             Some(database) => database,
             None => open_database(path)?,
         };
-        let done = work(&database).map_err(|error| failure(path, &error))?;
-        self.database = Some(database);
-        Ok(done)
+        // This turn alone changes it.
+        let unsettled = lock(state).unsettled.clone();
+        if !unsettled.is_empty() {
+            if hook.as_ref().is_some_and(|hook| !hook.can_settle()) {
+                return Err(by_test(path));
+            }
+            let settled = prepare(&database, &unsettled.changes())
+                .and_then(|(transaction, _)| Ok(transaction.commit()?));
+            settled.map_err(|error| failure(path, &error))?;
+            lock(state).unsettled = ValuesBefore::default();
+        }
+        Ok(database)
     }
 }
 
@@ -282,7 +381,8 @@ struct Telling<'a> {
 impl Drop for Telling<'_> {
     fn drop(&mut self) {
         let cut_short = || {
-            Err(CatalogError::Disk { path: self.path.to_owned(), reason: "the write was cut short".into() })
+            let reason = "the write was cut short".into();
+            Err(Failed::Unknown(CatalogError::Disk { path: self.path.to_owned(), reason }))
         };
         self.batch.get_or_init(cut_short).as_ref().ok();
     }
@@ -335,7 +435,7 @@ fn format_of(database: &Database) -> Result<u64, redb::Error> {
     }
     let transaction = database.begin_write()?;
     transaction.open_table(ABOUT)?.insert(FORMAT_KEY, FORMAT)?;
-    for kind in KINDS {
+    for kind in Kind::ALL {
         transaction.open_table(table_of(kind))?;
     }
     transaction.commit()?;
@@ -351,31 +451,32 @@ fn table(database: &Database, kind: Kind) -> Result<Option<Table>, redb::Error> 
     }
 }
 
-fn commit(database: &Database, changes: &[Change]) -> Result<(), redb::Error> {
+/// A transaction with these changes, before its last step, and the values before it.
+fn prepare(database: &Database, changes: &[Change]) -> Result<(WriteTransaction, ValuesBefore), redb::Error> {
     let transaction = database.begin_write()?;
+    let mut values = ValuesBefore::default();
     for change in changes {
-        match change {
-            Change::Put { kind, key, value } => {
-                transaction.open_table(table_of(*kind))?.insert(&**key, &**value)?;
-            }
-            Change::Remove { kind, key } => {
-                transaction.open_table(table_of(*kind))?.remove(&**key)?;
-            }
-        }
+        let (Change::Put { kind, key, .. } | Change::Remove { kind, key }) = change;
+        let mut table = transaction.open_table(table_of(*kind))?;
+        let before = match change {
+            Change::Put { value, .. } => table.insert(&**key, &**value)?.map(|value| value.value().to_vec()),
+            Change::Remove { .. } => table.remove(&**key)?.map(|value| value.value().to_vec()),
+        };
+        values.note(*kind, key, before);
     }
-    Ok(transaction.commit()?)
+    Ok((transaction, values))
 }
 
-const fn table_of(kind: Kind) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
-    TableDefinition::new(match kind {
-        Kind::Snapshot => "snapshot",
-        Kind::Manifest => "manifest",
-        Kind::Deletion => "deletion",
-        Kind::WorkingSet => "working-set",
-        Kind::Sandbox => "sandbox",
-        Kind::Idempotency => "idempotency",
-        Kind::Meta => "meta",
-    })
+/// The last step of a transaction.
+fn end(transaction: WriteTransaction, fate: Fate) -> Result<(), redb::Error> {
+    match fate {
+        Fate::Made | Fate::UnknownMade => Ok(transaction.commit()?),
+        Fate::UnknownNotMade | Fate::Refused | Fate::Forgotten => Ok(transaction.abort()?),
+    }
+}
+
+fn by_test(path: &Path) -> CatalogError {
+    CatalogError::Disk { path: path.to_owned(), reason: "a test lets this fail".to_owned() }
 }
 
 fn failure(path: &Path, error: &redb::Error) -> CatalogError {

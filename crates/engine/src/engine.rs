@@ -199,10 +199,12 @@ impl Engine {
         guest: PausedGuest,
     ) -> Result<Arc<Snapshot>, CommitError> {
         let _span = tracing::info_span!("commit pause", snapshot = %guest.id).entered();
-        if self.snapshot(guest.id).is_some() {
-            return Err(CommitError::SameNameTwice { snapshot: guest.id });
+        let records = self.background.records.as_ref();
+        let is_recorded = records.map_or(Ok(false), |records| records.knows(guest.id))?;
+        if is_recorded || self.snapshot(guest.id).is_some() {
+            return Err(CommitError::IdUsed { snapshot: guest.id });
         }
-        let (snapshot, captures) = permit.commit(guest, self.background.records.as_ref())?;
+        let (snapshot, captures) = permit.commit(guest, records)?;
         lock(&self.known).insert(snapshot.id(), Arc::clone(&snapshot));
         self.background.watcher.changed(&snapshot);
         self.spawn_life(&snapshot, move |life| life.run(captures));

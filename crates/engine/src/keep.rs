@@ -26,7 +26,12 @@ pub trait Keeper: Debug + Send + Sync {
     /// Holds the volumes of a snapshot from now on, in the place of any it held of it before.
     fn keep(&self, snapshot: SnapshotId, volumes: &[KeptVolume]) -> io::Result<()>;
 
-    /// The volumes it holds of a snapshot, as further descriptors of the same files; none if it holds none.
+    /// Notes that a snapshot's pause was taken back: from now on, until it is told to forget the snapshot, it says that it
+    /// holds no volume of it. Done whole or not at all.
+    fn take_back(&self, snapshot: SnapshotId) -> io::Result<()>;
+
+    /// The volumes it holds of a snapshot, as further descriptors of the same files; none if it holds nothing of it, and
+    /// no volume if its pause was taken back.
     fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>>;
 
     /// Lets go of a snapshot's volumes, if it holds any.
@@ -53,6 +58,10 @@ pub struct NoKeeper;
 
 impl Keeper for NoKeeper {
     fn keep(&self, _: SnapshotId, _: &[KeptVolume]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn take_back(&self, _: SnapshotId) -> io::Result<()> {
         Ok(())
     }
 

@@ -14,6 +14,7 @@ pub mod identity;
 pub mod hooks;
 pub mod precedence;
 pub mod wire;
+pub mod change;
 pub mod catalog;
 pub mod stop;
 pub mod budget;

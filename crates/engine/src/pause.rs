@@ -10,7 +10,7 @@ use rekindle_kernel::{Memfd, PageKind};
 
 use crate::budget::{Budget, BudgetError, Lease};
 use crate::capture::{Capture, CaptureError, CapturedPages};
-use crate::catalog::{CatalogError, Change};
+use crate::catalog::{CatalogError, Change, WriteError};
 use crate::deadline::Deadline;
 use crate::geometry::u64_of;
 use crate::identity::{SnapshotId, VolumeName};
@@ -21,6 +21,8 @@ use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::CapturedFacts;
 use crate::view::{LiveView, View};
+
+pub use crate::records::UnsettledPause;
 
 /// The right to pause a guest now: room for its memory, and not too many unsealed snapshots under it. Taken while the
 /// guest still runs; dropped unused, everything is given back.
@@ -103,18 +105,22 @@ pub enum CommitError {
         /// What the system said.
         source: io::Error,
     },
-    /// There is a snapshot of this name already.
-    #[error("there is a snapshot {snapshot} already")]
-    SameNameTwice {
-        /// The name.
+    /// The snapshot's id was used before: an id is used once, also when its snapshot is gone.
+    #[error("the id {snapshot} belongs to another snapshot, which is here or was deleted; choose a new id")]
+    IdUsed {
+        /// The id.
         snapshot: SnapshotId,
     },
     /// The keeper did not take the captured memory.
     #[error("handing the captured memory to the keeper: {0}")]
     Keeper(#[source] io::Error),
-    /// The snapshot could not be recorded.
+    /// The snapshot could not be recorded, and nothing of it is.
     #[error("recording the snapshot: {0}")]
     Catalog(#[from] CatalogError),
+    /// Whether the snapshot was recorded is unknown, with all that was to be recorded alongside. The guest stands until
+    /// this is dropped.
+    #[error("recording the snapshot: {0}")]
+    Unsettled(UnsettledPause),
     /// The guest cannot be named in a manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -218,6 +224,10 @@ impl PausePermit {
         let volume = || name.as_str().to_owned();
         let held =
             memfd.allocated_bytes().map_err(|source| CommitError::Memfd { volume: volume(), source })?;
+        let beyond = held.saturating_sub(self.lease.bytes());
+        if beyond > 0 {
+            tracing::warn!(volume = %name, held, beyond, "a capture has grown beyond the RAM its pause was permitted; it is counted, and later pauses wait longer");
+        }
         let lease = self.lease.split_off(held);
         Capture::adopt(memfd, pages, lease, self.reaper.clone())
             .map_err(|source| CommitError::Capture { volume: volume(), source })
@@ -263,14 +273,21 @@ fn keep_and_record(
         volumes: parts.volumes.iter().map(shape).collect(),
         blobs: parts.blobs.clone(),
     };
-    let done = records
-        .keep(parts.id, parts.volumes.iter().map(|volume| &volume.name), captures)
-        .map_err(CommitError::Keeper)
-        .and_then(|()| Ok(records.captured(parts.id, facts, alongside)?));
-    if done.is_err() {
-        records.undo(parts.id);
+    let names = parts.volumes.iter().map(|volume| &volume.name);
+    if let Err(error) = records.keep(parts.id, names, captures) {
+        records.forget(parts.id);
+        return Err(CommitError::Keeper(error));
     }
-    done
+    match records.captured(parts.id, facts, alongside) {
+        Ok(()) => Ok(()),
+        Err(WriteError::NotMade(error)) => {
+            records.forget(parts.id);
+            Err(error.into())
+        }
+        Err(WriteError::Unknown(unsettled)) => {
+            Err(CommitError::Unsettled(UnsettledPause::new(records.clone(), parts.id, unsettled)))
+        }
+    }
 }
 
 fn unix_ms() -> u64 {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::cache::Cache;
 use crate::capture::Capture;
-use crate::catalog::{Catalog, CatalogError, Change, Kind};
+use crate::catalog::{Catalog, CatalogError, Change, Kind, Unsettled, WriteError};
 use crate::identity::{SnapshotId, VolumeName};
 use crate::keep::{Keeper, KeptVolume};
 use crate::manifest::LocalManifest;
@@ -66,18 +66,37 @@ impl Records {
         id: SnapshotId,
         facts: CapturedFacts,
         mut alongside: Vec<Change>,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<(), WriteError> {
         alongside.push(put(Kind::Snapshot, id, SnapshotRecord::Captured(facts).encode()));
         self.0.catalog.write(&alongside)
     }
 
-    /// Takes a pause back that was not acknowledged. A failed write may have reached the disk, so its record is removed
-    /// too; if that cannot be done either, the snapshot is found lost at the next start.
-    pub(crate) fn undo(&self, id: SnapshotId) {
-        self.forget(id);
-        if let Err(error) = self.0.catalog.write(&[remove(Kind::Snapshot, id)]) {
-            tracing::warn!(snapshot = %id, %error, "the record of a pause that failed may stay");
+    /// Whether anything is recorded of a snapshot: then its id is used.
+    pub(crate) fn knows(&self, id: SnapshotId) -> Result<bool, CatalogError> {
+        self.0.catalog.has(&OF_A_SNAPSHOT, id.as_bytes())
+    }
+
+    /// Leaves word at the keeper that a pause was taken back: a start that finds its record removes it.
+    fn take_back(&self, id: SnapshotId) {
+        if let Err(error) = self.0.keeper.take_back(id) {
+            tracing::error!(snapshot = %id, %error, "a pause that failed may be found lost at the next start");
         }
+    }
+
+    /// Whether the keeper has word that a pause was taken back: every other one has volumes.
+    pub(crate) fn is_taken_back(kept: &[KeptVolume]) -> bool {
+        kept.is_empty()
+    }
+
+    /// Removes what is recorded of a snapshot that was never acknowledged.
+    pub(crate) fn remove(&self, id: SnapshotId) -> Result<(), CatalogError> {
+        self.write(&OF_A_SNAPSHOT.map(|kind| remove(kind, id)))
+    }
+
+    /// Makes changes that are right whether they are found made after a crash or not: a life does them again, and what a
+    /// deletion leaves is deleted again.
+    fn write(&self, changes: &[Change]) -> Result<(), CatalogError> {
+        self.0.catalog.write(changes).map_err(WriteError::either_way)
     }
 
     /// Records that a snapshot's layers are on the disk, with what names them.
@@ -88,24 +107,24 @@ impl Records {
         manifest: &LocalManifest,
     ) -> Result<(), CatalogError> {
         let record = SnapshotRecord::Sealed(facts).encode();
-        self.0.catalog.write(&[put(Kind::Snapshot, id, record), put(Kind::Manifest, id, manifest.encode())])
+        self.write(&[put(Kind::Snapshot, id, record), put(Kind::Manifest, id, manifest.encode())])
     }
 
     /// Records where a snapshot's layers are stored, before its manifest is: so that it is put with the same bytes
     /// however often the node is started anew.
     pub(crate) fn uploaded(&self, id: SnapshotId, manifest: &LocalManifest) -> Result<(), CatalogError> {
-        self.0.catalog.write(&[put(Kind::Manifest, id, manifest.encode())])
+        self.write(&[put(Kind::Manifest, id, manifest.encode())])
     }
 
     /// Records that a snapshot's manifest is in the store.
     pub(crate) fn published(&self, id: SnapshotId, facts: SealFacts) -> Result<(), CatalogError> {
-        self.0.catalog.write(&[put(Kind::Snapshot, id, SnapshotRecord::Published(facts).encode())])
+        self.write(&[put(Kind::Snapshot, id, SnapshotRecord::Published(facts).encode())])
     }
 
     /// Records a snapshot that was found in the store.
     pub(crate) fn opened(&self, id: SnapshotId, manifest: &LocalManifest) -> Result<(), CatalogError> {
         let record = SnapshotRecord::Published(SealFacts::default()).encode();
-        self.0.catalog.write(&[put(Kind::Snapshot, id, record), put(Kind::Manifest, id, manifest.encode())])
+        self.write(&[put(Kind::Snapshot, id, record), put(Kind::Manifest, id, manifest.encode())])
     }
 
     /// Records a snapshot's working set, and whether the store has it.
@@ -116,7 +135,7 @@ impl Records {
         stored: bool,
     ) -> Result<(), CatalogError> {
         let value = [vec![u8::from(stored)], set.encode()].concat();
-        self.0.catalog.write(&[put(Kind::WorkingSet, id, value)])
+        self.write(&[put(Kind::WorkingSet, id, value)])
     }
 
     /// A snapshot's working set, and whether the store has it; none if what is recorded is not one of it.
@@ -131,7 +150,7 @@ impl Records {
 
     /// Records that the owner deleted a snapshot.
     pub(crate) fn deleted(&self, id: SnapshotId) -> Result<(), CatalogError> {
-        self.0.catalog.write(&[put(Kind::Deletion, id, Vec::new())])
+        self.write(&[put(Kind::Deletion, id, Vec::new())])
     }
 
     /// Whether a snapshot was deleted and is not gone yet.
@@ -166,12 +185,48 @@ impl Drop for Removal {
             return;
         }
         records.forget(*id);
-        let kinds = [Kind::Snapshot, Kind::Manifest, Kind::WorkingSet, Kind::Deletion];
-        if let Err(error) = records.0.catalog.write(&kinds.map(|kind| remove(kind, *id))) {
+        if let Err(error) = records.remove(*id) {
             tracing::warn!(snapshot = %id, %error, "the record of a deleted snapshot stays until the next start");
         }
     }
 }
+
+/// A pause that may be in the catalog although it was not acknowledged, with all that was to be recorded in the same
+/// instant.
+///
+/// While it lives, a crash leaves a start that is right for both outcomes: the guest stands, and the keeper has its
+/// memory. Dropped, the pause is taken back, and the guest may go on.
+#[derive(Debug)]
+#[must_use = "dropped, the pause is taken back: what else was recorded with it has to be settled before"]
+pub struct UnsettledPause {
+    records: Records,
+    snapshot: SnapshotId,
+    unsettled: Unsettled,
+}
+
+impl UnsettledPause {
+    pub(crate) fn new(records: Records, snapshot: SnapshotId, unsettled: Unsettled) -> Self {
+        Self { records, snapshot, unsettled }
+    }
+}
+
+impl std::fmt::Display for UnsettledPause {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.unsettled.fmt(out)
+    }
+}
+
+impl Drop for UnsettledPause {
+    fn drop(&mut self) {
+        match self.unsettled.settle() {
+            Ok(()) => self.records.forget(self.snapshot),
+            Err(_) => self.records.take_back(self.snapshot),
+        }
+    }
+}
+
+/// The tables that have something of a snapshot, under its id.
+const OF_A_SNAPSHOT: [Kind; 4] = [Kind::Snapshot, Kind::Manifest, Kind::WorkingSet, Kind::Deletion];
 
 fn put(kind: Kind, id: SnapshotId, value: Vec<u8>) -> Change {
     Change::Put { kind, key: id.as_bytes().to_vec(), value }

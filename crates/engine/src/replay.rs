@@ -121,7 +121,7 @@ impl Replaying<'_> {
         let layers =
             named.iter().flat_map(|(local, ..)| local.manifest().layers().iter().map(|name| name.id));
         let layers: HashSet<LayerId> = layers.collect();
-        let held: HashSet<SnapshotId> = captured.iter().map(|(id, _)| *id).collect();
+        let mut held: HashSet<SnapshotId> = captured.iter().map(|(id, _)| *id).collect();
         let mut made =
             Made { all: HashMap::new(), lost: HashSet::new(), deletions, replayed: Replayed::default() };
         for (local, facts, state) in named {
@@ -135,7 +135,12 @@ impl Replaying<'_> {
         }
         captured.sort_by_key(|(id, facts)| (facts.generation, *id));
         for (id, facts) in captured {
-            match self.adopt(id, &facts, &made) {
+            let kept = self.records.keeper().kept(id).map_err(ReplayError::Keeper)?;
+            if kept.as_deref().is_some_and(Records::is_taken_back) {
+                self.take_back(id, &mut held);
+                continue;
+            }
+            match self.adopt(id, &facts, kept, &made) {
                 Ok((snapshot, captures)) => made.add_captured(snapshot, captures),
                 Err(Obstacle::Lost(reason)) => {
                     made.add_lost(self.lost(unread_parts_of(id, facts, self.records), reason)?);
@@ -198,15 +203,25 @@ impl Replaying<'_> {
         Ok(parts_of(manifest, &layers, Some(self.records)))
     }
 
+    /// Removes the record of a pause that was taken back; where that fails, the keeper's word stays for the next start.
+    fn take_back(&self, id: SnapshotId, held: &mut HashSet<SnapshotId>) {
+        match self.records.remove(id) {
+            Ok(()) => drop(held.remove(&id)),
+            Err(error) => {
+                tracing::warn!(snapshot = %id, %error, "the record of a pause that was taken back stays until the next start");
+            }
+        }
+    }
+
     /// Takes a captured snapshot's memory back from the keeper.
     fn adopt(
         &self,
         id: SnapshotId,
         facts: &CapturedFacts,
+        kept: Option<Vec<KeptVolume>>,
         made: &Made,
     ) -> Result<(Snapshot, Vec<Arc<Capture>>), Obstacle> {
         let parent = facts.parent.map(|parent| made.parent(parent)).transpose()?;
-        let kept = self.records.keeper().kept(id).map_err(ReplayError::Keeper)?;
         let mut kept = kept.ok_or_else(|| Obstacle::Lost("the keeper does not have its memory".into()))?;
         let mut volumes = Vec::with_capacity(facts.volumes.len());
         let mut captures = Vec::with_capacity(facts.volumes.len());

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rekindle_engine::capture::CapturedPages;
+use rekindle_engine::catalog::Change;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::page_set::PageSet;
-use rekindle_engine::pause::{PauseError, PausedGuest, PausedVolume};
+use rekindle_engine::pause::{CommitError, PauseError, PausePermit, PausedGuest, PausedVolume};
 use rekindle_engine::read_plan::ReadError;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{Backing, Discard, GuestMemory, Memfd, PAGE_BYTES, PageKind};
@@ -197,13 +198,27 @@ impl Guest {
             Ok(permit) => permit,
             Err(error) => return Err(NotPaused { guest: Box::new(self), error }),
         };
+        let paused = self.commit_as(id, engine, permit, (tracking, Vec::new()));
+        Ok(paused.map_err(|(_, error)| error).expect("a guest of its parent's shape is taken over"))
+    }
+
+    /// Takes it over as the snapshot of this name, with changes that the catalog makes alongside. If that fails it is as
+    /// it was, and may go on once the error was dropped.
+    pub fn commit_as(
+        self,
+        id: SnapshotId,
+        engine: &Engine,
+        permit: PausePermit,
+        (tracking, alongside): (Tracking, Vec<Change>),
+    ) -> Result<Paused, (Box<Self>, CommitError)> {
         let pages = self.captured_pages(tracking);
-        let Self { memfd, vmm, expected, .. } = self;
+        let memfd = self.memfd.try_clone().expect("a descriptor for a guest's memory");
         let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-        let guest = PausedGuest { id, volumes: vec![volume], blobs: BTreeMap::new(), alongside: Vec::new() };
-        let snapshot =
-            engine.commit_pause(permit, guest).expect("a guest of its parent's shape is taken over");
-        Ok(Paused { snapshot, memory: expected, vmm })
+        let guest = PausedGuest { id, volumes: vec![volume], blobs: BTreeMap::new(), alongside };
+        match engine.commit_pause(permit, guest) {
+            Ok(snapshot) => Ok(Paused { snapshot, memory: self.expected, vmm: self.vmm }),
+            Err(error) => Err((Box::new(self), error)),
+        }
     }
 
     fn captured_pages(&self, tracking: Tracking) -> CapturedPages {

@@ -70,6 +70,12 @@ impl Keeper for TestKeeper {
         Ok(())
     }
 
+    fn take_back(&self, snapshot: SnapshotId) -> io::Result<()> {
+        let held = self.state().held.insert(snapshot, Vec::new());
+        drop(held);
+        Ok(())
+    }
+
     fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>> {
         self.state().held.get(&snapshot).map(|volumes| again(volumes)).transpose()
     }

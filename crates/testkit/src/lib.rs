@@ -7,6 +7,7 @@ pub mod linux;
 pub mod random;
 pub mod model;
 pub mod stores;
+pub mod catalogs;
 pub mod hooks;
 pub mod keeper;
 pub mod site;

@@ -14,6 +14,7 @@ use rekindle_engine::keep::Keeper;
 use rekindle_engine::store::Store;
 use tempfile::TempDir;
 
+use crate::catalogs::CatalogFaults;
 use crate::hooks::TestHooks;
 use crate::keeper::TestKeeper;
 use crate::stores::{Faults, UnreliableStore};
@@ -26,6 +27,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Site {
     /// Where the store's faults are told.
     pub faults: Faults,
+    /// Where the catalog's faults are told.
+    pub catalog_faults: CatalogFaults,
     /// The hooks of every engine started here.
     pub hooks: Arc<TestHooks>,
     /// The objects behind the faults.
@@ -47,6 +50,7 @@ impl Site {
         let store = Store::new(Arc::new(unreliable));
         Ok(Self {
             faults,
+            catalog_faults: CatalogFaults::default(),
             hooks: Arc::default(),
             objects,
             keeper: Arc::default(),
@@ -74,7 +78,8 @@ impl Site {
     /// Those options, and the catalog of this site and its keeper. The engine before, and every snapshot of it, must be
     /// gone: a catalog has one user at a time.
     pub fn recording(&self) -> Result<EngineOptions, CatalogError> {
-        let catalog = Some(Catalog::open(&self.catalog_path())?);
+        let faults = Arc::new(self.catalog_faults.clone());
+        let catalog = Some(Catalog::open_with(&self.catalog_path(), faults)?);
         let keeper: Arc<dyn Keeper> = self.keeper.clone();
         Ok(EngineOptions { catalog, keeper, ..self.options() })
     }
@@ -93,6 +98,7 @@ impl Site {
     pub fn elsewhere(&self) -> io::Result<Self> {
         Ok(Self {
             faults: self.faults.clone(),
+            catalog_faults: CatalogFaults::default(),
             hooks: Arc::default(),
             objects: Arc::clone(&self.objects),
             keeper: Arc::default(),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rekindle_engine::catalog::Unsettled;
 use rekindle_engine::serve::Epoch;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
@@ -36,6 +37,9 @@ pub(super) enum Ending {
     },
     /// Whatever the keeper holds for a guest that never came to be.
     Unborn(Uuid),
+    /// A guest that never came to be, although the catalog may say that it did: until that was taken back, the keeper's
+    /// note on it stays for the next start.
+    Unsettled { guest: Uuid, unsettled: Unsettled },
 }
 
 impl Endings {
@@ -77,7 +81,9 @@ fn wait_for_all(
     keeping: &Keeping,
     (state_directory, run_directory): (&Path, &Path),
 ) {
+    let mut later = Vec::new();
     for ending in endings {
+        settle(&mut later, keeping);
         let guest = match ending {
             Ending::Guest { guest, process, epoch } => {
                 wait_for(&process, guest);
@@ -90,11 +96,39 @@ fn wait_for_all(
                 }
                 guest
             }
+            Ending::Unsettled { guest, unsettled } => {
+                if let Err(error) = kill_unborn(keeping, guest) {
+                    tracing::warn!(%guest, %error, "a guest that never came to be may be left over");
+                }
+                remove_files(state_directory, run_directory, guest);
+                later.push((guest, unsettled));
+                settle(&mut later, keeping);
+                continue;
+            }
         };
         remove_files(state_directory, run_directory, guest);
-        if let Err(error) = keeping.client().forget(&guest_key(guest)) {
-            tracing::warn!(%guest, %error, "the keeper holds an ended guest until the next start");
+        forget(keeping, guest);
+    }
+    settle(&mut later, keeping);
+}
+
+/// Lets go of guests whose births the catalog has taken back by now.
+fn settle(later: &mut Vec<(Uuid, Unsettled)>, keeping: &Keeping) {
+    later.retain(|(guest, unsettled)| match unsettled.settle() {
+        Ok(()) => {
+            forget(keeping, *guest);
+            false
         }
+        Err(error) => {
+            tracing::warn!(%guest, %error, "a guest that never came to be is held until the catalog can be written");
+            true
+        }
+    });
+}
+
+fn forget(keeping: &Keeping, guest: Uuid) {
+    if let Err(error) = keeping.client().forget(&guest_key(guest)) {
+        tracing::warn!(%guest, %error, "the keeper holds an ended guest until the next start");
     }
 }
 

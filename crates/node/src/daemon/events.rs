@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-use rekindle_engine::catalog::{Catalog, CatalogError, Change, Kind};
+use rekindle_engine::catalog::{Catalog, CatalogError, Change, Kind, WriteError};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
@@ -44,7 +44,8 @@ impl EventLog {
         let stored = catalog.get(Kind::Meta, NEXT_ID_KEY)?;
         let next_id = stored.and_then(|bytes| bytes.try_into().ok()).map_or(1, u64::from_le_bytes);
         let value = (next_id + IDS_AT_ONCE).to_le_bytes().to_vec();
-        catalog.write(&[Change::Put { kind: Kind::Meta, key: NEXT_ID_KEY.to_vec(), value }])?;
+        let change = Change::Put { kind: Kind::Meta, key: NEXT_ID_KEY.to_vec(), value };
+        catalog.write(&[change]).map_err(WriteError::either_way)?;
         let (listeners, _) = broadcast::channel(LISTENER_EVENTS_MAX);
         let recent = Mutex::new(Recent { next_id, events: VecDeque::new() });
         Ok(Self { recent, listeners, remembered_max })

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rekindle_engine::catalog::{Catalog, Change, Kind};
+use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
 use rekindle_engine::fetch::Fetcher;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
@@ -131,7 +131,12 @@ impl Daemon {
             state: Mutex::new(State::Listening { listener, cancelled }),
         });
         socket.keep(&self.keeping).map_err(super::problems::guest_failed)?;
-        self.write_socket(&socket, None)?;
+        if let Err(problem) = self.write_socket(&socket, None) {
+            // A start that finds it recorded all the same finds that the keeper holds nothing of it.
+            socket.end("it could not be recorded");
+            self.keeping.client().forget(&socket_key(id))?;
+            return Err(problem);
+        }
         self.fault_sockets.lock().insert(id, Arc::clone(&socket));
         self.accept_in_background(&socket)?;
         Ok(socket.show())
@@ -140,7 +145,7 @@ impl Daemon {
     pub(super) fn close_socket(&self, id: Uuid) -> Answer<()> {
         let socket = self.fault_sockets.find(id)?;
         let key = socket.record_key();
-        self.catalog.write(&[Change::Remove { kind: Kind::Meta, key }])?;
+        self.catalog.write(&[Change::Remove { kind: Kind::Meta, key }]).map_err(WriteError::either_way)?;
         self.fault_sockets.lock().remove(&id);
         socket.end("it was closed");
         self.keeping.client().forget(&socket_key(id))?;
@@ -165,7 +170,7 @@ impl Daemon {
     }
 
     fn write_socket(&self, socket: &Socket, facts: Option<EpochFacts>) -> Answer<()> {
-        Ok(self.catalog.write(&[socket.put(facts)])?)
+        Ok(self.catalog.write(&[socket.put(facts)]).map_err(WriteError::either_way)?)
     }
 
     /// Takes over the sockets that an earlier daemon left.
@@ -185,7 +190,8 @@ impl Daemon {
             };
             if let Err(error) = taken {
                 tracing::error!(socket = %id, error = format!("{error:#}"), "a fault socket is lost");
-                self.catalog.write(&[Change::Remove { kind: Kind::Meta, key }])?;
+                let removal = Change::Remove { kind: Kind::Meta, key };
+                self.catalog.write(&[removal]).map_err(WriteError::either_way)?;
                 self.keeping.client().forget(&socket_key(id))?;
             }
         }
@@ -247,7 +253,7 @@ impl Host {
         let epoch = Epoch::begin(handover, options().tracking).context("beginning to serve the VMM")?;
         let kept = epoch.kept().context("duplicating the VMM's descriptors")?;
         put_epoch(&self.keeping, &socket_key(self.socket.id), &kept)?;
-        self.catalog.write(&[self.socket.put(Some(kept.facts))])?;
+        self.catalog.write(&[self.socket.put(Some(kept.facts))]).map_err(WriteError::either_way)?;
         let snapshot = &self.socket.snapshot;
         let view = Arc::clone(snapshot.memory());
         let server = FaultServer::resume(view, epoch, self.fetcher.clone(), options())?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rekindle_engine::catalog::Change;
+use rekindle_engine::catalog::{Change, WriteError};
 use rekindle_engine::identity::SnapshotId;
 use uuid::Uuid;
 
@@ -165,7 +165,7 @@ impl Daemon {
                     return Ok(());
                 }
                 record.snapshot = before;
-                self.catalog.write(&[put(&record)])?;
+                self.catalog.write(&[put(&record)]).map_err(WriteError::either_way)?;
                 turn.show(record);
             }
             drop(turn);
@@ -237,7 +237,16 @@ impl Born<'_> {
             return Err(Problem::new(Code::KeeperFailed, why));
         }
         let records: Vec<Change> = self.guests.iter().map(|(record, _)| put(record)).collect();
-        self.daemon.catalog.write(&records)?;
+        match self.daemon.catalog.write(&records) {
+            Ok(()) => {}
+            Err(WriteError::NotMade(reason)) => return Err(reason.into()),
+            Err(WriteError::Unknown(unsettled)) => {
+                for (_, live) in self.guests.drain(..) {
+                    self.daemon.end_unsettled(&live, None, unsettled.clone());
+                }
+                return Err(unsettled.into_reason().into());
+            }
+        }
         let entries = self.guests.drain(..).map(|(record, live)| Entry::new(record, Some(live)));
         let entries: Vec<_> = entries.collect();
         entries.iter().for_each(|entry| self.daemon.sandboxes.insert(Arc::clone(entry)));

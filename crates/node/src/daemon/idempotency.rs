@@ -4,7 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use rekindle_engine::catalog::{Catalog, Change, Kind};
+use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -72,7 +72,8 @@ impl Requests {
         let mut remembered = Remembered { keys: keys.into(), max };
         let old = remembered.take_old(unix_ms(), usize::MAX);
         if !old.is_empty() {
-            catalog.write(&old.iter().map(Known::forgotten).collect::<Vec<_>>())?;
+            let forgotten: Vec<_> = old.iter().map(Known::forgotten).collect();
+            catalog.write(&forgotten).map_err(WriteError::either_way)?;
         }
         let remembered = Mutex::new(remembered);
         Ok(Self { catalog, under_way: Mutex::default(), ended: Condvar::new(), remembered })
@@ -120,7 +121,8 @@ impl Requests {
         let value = serde_json::to_vec(asked).expect("it is plain data");
         let mut changes: Vec<_> = old.iter().map(Known::forgotten).collect();
         changes.push(Change::Put { kind: Kind::Idempotency, key: key.clone(), value });
-        let written = self.catalog.write(&changes);
+        // Nothing was made with the ids yet.
+        let written = self.catalog.write(&changes).map_err(WriteError::either_way);
         let mut remembered = self.remembered();
         match written {
             Ok(()) => remembered.keys.push_back(Known { unix_ms: asked.unix_ms, key }),
@@ -136,7 +138,8 @@ impl Requests {
     /// Forgets a key under which nothing was made.
     fn forget(&self, key: &IdempotencyKey) -> Answer<()> {
         let key = key.as_bytes();
-        self.catalog.write(&[Change::Remove { kind: Kind::Idempotency, key: key.to_vec() }])?;
+        let removal = Change::Remove { kind: Kind::Idempotency, key: key.to_vec() };
+        self.catalog.write(&[removal]).map_err(WriteError::either_way)?;
         let mut remembered = self.remembered();
         if let Some(place) = remembered.keys.iter().rposition(|known| known.key == key) {
             remembered.keys.remove(place);

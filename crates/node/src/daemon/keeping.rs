@@ -12,11 +12,14 @@ use rekindle_engine::keep::{Keeper, KeptVolume};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::record::SandboxRecord;
 use crate::keeper::{Found, Held, KeeperClient, KeeperError};
 
 /// The names of a volume's descriptors end so.
 const MEMORY: &str = ".memory";
 const SETS: &str = ".sets";
+/// The note on a snapshot whose pause was taken back.
+const TAKEN_BACK: &str = "taken-back";
 
 /// The keeper of this daemon, whichever it is by now.
 #[derive(Debug)]
@@ -27,11 +30,44 @@ pub(super) struct Keeping {
 }
 
 /// What the keeper is told of a guest beside its descriptors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct GuestNote {
     /// The snapshot it is about to be paused into: until that is in the catalog, the pause did not come to pass.
     #[serde(default)]
     pub(super) pausing: Option<Uuid>,
+    /// A change of its sandbox that the catalog may have although it was not acknowledged.
+    #[serde(default)]
+    pub(super) unsettled: Option<UnsettledChange>,
+}
+
+/// A change of a sandbox that was not acknowledged, and may be in the catalog.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum UnsettledChange {
+    /// The pause into `snapshot`: the guest went on, and `before` is the sandbox's record.
+    Pause { snapshot: Uuid, before: Box<SandboxRecord> },
+    /// The guest's birth: it was ended, and `before` is the sandbox's record; none of a sandbox that was new.
+    Birth { before: Option<Box<SandboxRecord>> },
+}
+
+impl UnsettledChange {
+    /// Whether a sandbox's record is what this change, which is noted under `key`, made of it. A pause whose snapshot is
+    /// there was not taken back: its guest still stands.
+    pub(super) fn is_in(&self, record: &SandboxRecord, key: &str, is_there: impl Fn(Uuid) -> bool) -> bool {
+        match self {
+            Self::Pause { snapshot, .. } => {
+                record.life.is_paused() && record.snapshot == Some(*snapshot) && !is_there(*snapshot)
+            }
+            Self::Birth { .. } => record.guest().is_some_and(|guest| guest_key(guest.id) == key),
+        }
+    }
+
+    /// The record before it.
+    pub(super) fn before(self) -> Option<SandboxRecord> {
+        match self {
+            Self::Pause { before, .. } => Some(*before),
+            Self::Birth { before } => before.map(|before| *before),
+        }
+    }
 }
 
 impl Keeping {
@@ -67,8 +103,17 @@ impl Keeping {
         Ok(is_same)
     }
 
+    /// Tells the keeper of a change that the catalog may have although it was not acknowledged. Until the catalog has
+    /// taken it back, the next start does it by this note.
+    pub(super) fn note_unsettled(&self, guest: Uuid, pausing: Option<Uuid>, change: UnsettledChange) {
+        let note = GuestNote { pausing, unsettled: Some(change) };
+        if let Err(error) = self.note(guest, &note) {
+            tracing::error!(%guest, %error, "a change of a sandbox that failed may be found made at the next start");
+        }
+    }
+
     /// Tells the keeper what a guest is about to become.
-    pub(super) fn note(&self, guest: Uuid, note: GuestNote) -> Result<(), KeeperError> {
+    pub(super) fn note(&self, guest: Uuid, note: &GuestNote) -> Result<(), KeeperError> {
         let note = serde_json::to_value(note).expect("a note is plain data");
         self.client().note(&guest_key(guest), &note)
     }
@@ -130,9 +175,17 @@ impl Keeper for Keeping {
         self.client().put(&key, &serde_json::Value::Null, &fds).map_err(io::Error::other)
     }
 
+    fn take_back(&self, snapshot: SnapshotId) -> io::Result<()> {
+        let key = format!("{SNAPSHOT}{snapshot}");
+        self.client().note(&key, &serde_json::Value::from(TAKEN_BACK)).map_err(io::Error::other)
+    }
+
     fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>> {
         let held = self.client().get(&format!("{SNAPSHOT}{snapshot}")).map_err(io::Error::other)?;
-        held.map(|held| volumes_of(held.fds)).transpose()
+        match held {
+            Some(held) if held.note == TAKEN_BACK => Ok(Some(Vec::new())),
+            held => held.map(|held| volumes_of(held.fds)).transpose(),
+        }
     }
 
     fn forget(&self, snapshot: SnapshotId) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rekindle_engine::catalog::{Change, Kind};
+use rekindle_engine::catalog::{Change, Kind, Unsettled, WriteError};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_kernel::{HUGE_PAGE_BYTES, PAGE_BYTES};
@@ -12,9 +12,11 @@ use uuid::Uuid;
 use super::Daemon;
 use super::about::About;
 use super::clock::unix_ms;
+use super::endings::Ending;
 use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
 use super::guests::{GuestSpec, log_name};
+use super::keeping::UnsettledChange;
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
 use super::record::{RecordedLife, SandboxRecord};
@@ -116,7 +118,7 @@ impl Daemon {
         record.snapshot = Some(id.uuid());
         record.life = paused;
         let alongside = vec![put(&record)];
-        match live.pause(self, id, about, alongside) {
+        match live.pause(self, id, about, alongside, turn.record()) {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.metrics.pause_answered(asked.elapsed(), frozen);
                 self.metrics.snapshot_answered(id);
@@ -150,7 +152,7 @@ impl Daemon {
         let (live, spec) = self.bring_back(&known, asked, how)?;
         record.spec = spec;
         record.life = RecordedLife::Running(live.recorded());
-        self.write_born(&record, &live)?;
+        self.write_born(&record, &live, Some(turn.record()))?;
         turn.live = Some(live);
         turn.show(record.clone());
         self.events.say("sandbox.resumed", EventAbout::both(record.id, snapshot), None);
@@ -219,7 +221,7 @@ impl Daemon {
         let mut record = turn.record();
         if matches!(record.life, RecordedLife::Running(_)) {
             record.life = RecordedLife::Stopped { reason: None };
-            self.catalog.write(&[put(&record)])?;
+            self.catalog.write(&[put(&record)]).map_err(WriteError::either_way)?;
             if let Some(live) = turn.live.take() {
                 self.endings.end(live.end());
             }
@@ -235,7 +237,8 @@ impl Daemon {
         entry.kill();
         let mut turn = entry.turn("is being ended", self.settings().pause_wait)?;
         let id = entry.id();
-        self.catalog.write(&[Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) }])?;
+        let removal = Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) };
+        self.catalog.write(&[removal]).map_err(WriteError::either_way)?;
         if let Some(live) = turn.live.take() {
             self.endings.end(live.end());
         }
@@ -280,17 +283,33 @@ impl Daemon {
 
     /// Makes a new sandbox known: from here on it is found again after a crash.
     fn take_in(&self, record: SandboxRecord, live: Box<Live>) -> Answer<Arc<Entry>> {
-        self.write_born(&record, &live)?;
+        self.write_born(&record, &live, None)?;
         let entry = Entry::new(record, Some(live));
         self.sandboxes.insert(Arc::clone(&entry));
         Ok(entry)
     }
 
-    fn write_born(&self, record: &SandboxRecord, live: &Live) -> Answer<()> {
-        self.catalog.write(&[put(record)]).map_err(|error| {
-            self.endings.end_unborn(live.id);
-            Problem::from(error)
-        })
+    /// Records a guest that was started, or ends it; `before` is the record of its sandbox as it was, if there was one.
+    fn write_born(&self, record: &SandboxRecord, live: &Live, before: Option<SandboxRecord>) -> Answer<()> {
+        let reason = match self.catalog.write(&[put(record)]) {
+            Ok(()) => return Ok(()),
+            Err(WriteError::NotMade(reason)) => {
+                self.endings.end_unborn(live.id);
+                reason
+            }
+            Err(WriteError::Unknown(unsettled)) => {
+                self.end_unsettled(live, before, unsettled.clone());
+                unsettled.into_reason()
+            }
+        };
+        Err(reason.into())
+    }
+
+    /// Ends a guest that the catalog may have as its sandbox's although it was not acknowledged.
+    pub(super) fn end_unsettled(&self, live: &Live, before: Option<SandboxRecord>, unsettled: Unsettled) {
+        let change = UnsettledChange::Birth { before: before.map(Box::new) };
+        self.keeping.note_unsettled(live.id, None, change);
+        self.endings.end(Ending::Unsettled { guest: live.id, unsettled });
     }
 }
 

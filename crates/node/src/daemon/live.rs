@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use rekindle_engine::catalog::Change;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
-use rekindle_engine::pause::PausedGuest;
+use rekindle_engine::pause::{CommitError, PausedGuest};
 use rekindle_engine::serve::{
     Epoch, EpochFacts, FaultServer, KeptEpoch, ServeOptions, ServeStatus, ServerWatch,
 };
@@ -21,8 +21,8 @@ use super::Daemon;
 use super::about::About;
 use super::endings::Ending;
 use super::guests::{Blobs, Guest, GuestSpec, HANDOVER_LIMIT};
-use super::keeping::{GuestNote, Keeping, guest_key, take_fd};
-use super::record::RecordedGuest;
+use super::keeping::{GuestNote, Keeping, UnsettledChange, guest_key, take_fd};
+use super::record::{RecordedGuest, SandboxRecord};
 use crate::api::problem::{Code, Problem};
 use crate::disk::DiskWatch;
 use crate::keeper::Held;
@@ -43,6 +43,8 @@ pub(super) struct Live {
     /// The snapshot that its volumes are changes of.
     base: Option<Arc<Snapshot>>,
     memory: Memory,
+    /// A pause of it that the catalog may have although it was not acknowledged.
+    unsettled: Option<UnsettledChange>,
 }
 
 /// Where a guest's pages come from.
@@ -81,7 +83,7 @@ impl Live {
         base: Option<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
         let guest = spec.start(daemon, id, base.as_ref())?;
-        Ok(Self { id, guest, base, memory: Memory::Own })
+        Ok(Self { id, guest, base, memory: Memory::Own, unsettled: None })
     }
 
     /// Starts a guest on a snapshot's memory and device state; pages come as it touches them.
@@ -120,7 +122,7 @@ impl Live {
         daemon.engine.learner().learn(snapshot, &server);
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
-        Ok(Self { id, guest, base: Some(Arc::clone(snapshot)), memory })
+        Ok(Self { id, guest, base: Some(Arc::clone(snapshot)), memory, unsettled: None })
     }
 
     /// Finds a guest again that an earlier daemon left with the keeper, and serves it on.
@@ -147,7 +149,7 @@ impl Live {
             (Some(_), None) => anyhow::bail!("nothing says which snapshot it is served from"),
             (None, _) => Memory::Own,
         };
-        Ok(Self { id: recorded.id, guest, base, memory })
+        Ok(Self { id: recorded.id, guest, base, memory, unsettled: None })
     }
 
     /// What the catalog is to know of it.
@@ -205,14 +207,15 @@ impl Live {
         Ending::Guest { guest: self.id, process, epoch }
     }
 
-    /// Pauses the guest into snapshot `id`, which answers at once, with `alongside` in the catalog; the guest is told to
-    /// end. If that fails the guest goes on as if nothing had been asked, unless it is none any more.
+    /// Pauses the guest into snapshot `id`, which answers at once, with `alongside` in the catalog in the place of the
+    /// sandbox's record `before`; the guest is told to end. If that fails the guest goes on as if nothing had been asked, unless it is none any more.
     pub(super) fn pause(
         mut self: Box<Self>,
         daemon: &Daemon,
         id: SnapshotId,
         mut about: About,
         alongside: Vec<Change>,
+        before: SandboxRecord,
     ) -> Result<Paused, (Box<Self>, Problem)> {
         // Neither vCPUs nor devices stand before they have what they wait for.
         if let Some(page) = self.watch().stalled() {
@@ -247,8 +250,16 @@ impl Live {
             }
             Err(error) => {
                 drop(epoch);
+                if let Some(CommitError::Unsettled(_)) = error.downcast_ref() {
+                    // Before the guest goes on: until then the next start is right whatever the catalog has.
+                    let before = Box::new(before);
+                    let change = UnsettledChange::Pause { snapshot: id.uuid(), before };
+                    daemon.keeping.note_unsettled(self.id, Some(id.uuid()), change.clone());
+                    self.unsettled = Some(change);
+                }
+                let problem = super::problems::guest_failed(error);
                 self.go_on_or_say(daemon);
-                Err((self, super::problems::guest_failed(error)))
+                Err((self, problem))
             }
         }
     }
@@ -261,7 +272,8 @@ impl Live {
     /// Tells the keeper what is about to happen, takes the device state, and stops every thread that could write memory.
     fn freeze(&mut self, daemon: &Daemon, id: SnapshotId) -> anyhow::Result<Blobs> {
         self.serve_again(daemon)?;
-        daemon.keeping.note(self.id, GuestNote { pausing: Some(id.uuid()) })?;
+        let note = GuestNote { pausing: Some(id.uuid()), unsettled: self.unsettled.clone() };
+        daemon.keeping.note(self.id, &note)?;
         let blobs = self.guest.suspend()?;
         self.guest.process().freeze()?;
         Ok(blobs)
@@ -272,7 +284,8 @@ impl Live {
         self.serve_again(daemon)?;
         self.guest.process().thaw()?;
         self.guest.go_on()?;
-        Ok(daemon.keeping.note(self.id, GuestNote::default())?)
+        let note = GuestNote { pausing: None, unsettled: self.unsettled.clone() };
+        Ok(daemon.keeping.note(self.id, &note)?)
     }
 
     fn go_on_or_say(&mut self, daemon: &Daemon) {

@@ -70,8 +70,13 @@ impl SandboxRecord {
 
     /// The snapshot its running guest came from.
     pub(super) fn origin(&self) -> Option<Uuid> {
+        self.guest().and_then(|guest| guest.base)
+    }
+
+    /// Its running guest.
+    pub(super) fn guest(&self) -> Option<&RecordedGuest> {
         match &self.life {
-            RecordedLife::Running(guest) => guest.base,
+            RecordedLife::Running(guest) => Some(guest),
             RecordedLife::Paused
             | RecordedLife::Forked
             | RecordedLife::Stopped { .. }

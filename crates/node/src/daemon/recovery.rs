@@ -4,7 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use rekindle_engine::catalog::Kind;
+use rekindle_engine::catalog::{Change, Kind, WriteError};
+use rekindle_engine::identity::SnapshotId;
 use rekindle_kernel::ProcessHandle;
 use uuid::Uuid;
 
@@ -30,6 +31,7 @@ impl Daemon {
         let mut recovery = Recovery::default();
         for (_, value) in self.catalog.all(Kind::Sandbox)? {
             let record: SandboxRecord = serde_json::from_slice(&value)?;
+            let Some(record) = self.settled(record, &held)? else { continue };
             recovery.sandboxes += u64::from(self.recover_sandbox(record, &held)?);
         }
         self.recover_sockets(&held)?;
@@ -51,6 +53,31 @@ impl Daemon {
         );
         self.events.say("daemon.started", About::default(), Some(detail));
         Ok(())
+    }
+
+    /// The record of a sandbox as it was acknowledged last: a change of unknown outcome is taken back where the keeper has
+    /// word of it. None if the sandbox never was.
+    fn settled(
+        &self,
+        record: SandboxRecord,
+        held: &HashMap<String, HeldEntry>,
+    ) -> anyhow::Result<Option<SandboxRecord>> {
+        let notes = held.iter().filter(|(key, _)| matches!(KeyOf::parse(key), Some(KeyOf::Guest(_))));
+        let is_there = |snapshot| self.engine.snapshot(SnapshotId::from(snapshot)).is_some();
+        let mut changes = notes.filter_map(|(key, entry)| {
+            let note: GuestNote = serde_json::from_value(entry.note.clone()).ok()?;
+            note.unsettled.filter(|change| change.is_in(&record, key, is_there))
+        });
+        let Some(change) = changes.next() else { return Ok(Some(record)) };
+        drop(changes);
+        tracing::warn!(sandbox = %record.id, "a change of it that was not acknowledged is taken back");
+        let before = change.before();
+        let change = match &before {
+            Some(before) => put(before),
+            None => Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(record.id) },
+        };
+        self.catalog.write(&[change]).map_err(WriteError::either_way)?;
+        Ok(before)
     }
 
     /// Says which snapshots are lost; how many are not.
@@ -89,7 +116,7 @@ impl Daemon {
                     Gone::Ended(reason) => RecordedLife::Stopped { reason: Some(reason) },
                     Gone::Lost(reason) => RecordedLife::Lost { reason },
                 };
-                self.catalog.write(&[put(&record)])?;
+                self.catalog.write(&[put(&record)]).map_err(WriteError::either_way)?;
                 self.sandboxes.insert(Entry::new(record, None));
                 self.endings.end_unborn(guest.id);
                 Ok(false)

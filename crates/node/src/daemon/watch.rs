@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rekindle_engine::catalog::WriteError;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
@@ -145,7 +146,7 @@ impl Daemon {
         let Some(live) = turn.live.take_if(|live| !live.process().is_alive()) else { return };
         let reason = "its guest ended by itself, or was killed by others".to_owned();
         record.life = RecordedLife::Stopped { reason: Some(reason.clone()) };
-        if let Err(error) = self.catalog.write(&[put(&record)]) {
+        if let Err(error) = self.catalog.write(&[put(&record)]).map_err(WriteError::either_way) {
             tracing::warn!(sandbox = %record.id, %error, "the end of a guest is written down later");
             turn.live = Some(live);
             return;

@@ -1,5 +1,6 @@
 //! The faults that hurt others, each by its number, against the real engine.
 
+mod catalog;
 mod handover;
 mod limits;
 mod local_disk;

@@ -1,0 +1,123 @@
+//! Changes of a catalog: which table, which key, which value, and what takes them back.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use redb::TableDefinition;
+
+/// The tables of a catalog: each from key bytes to value bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// How far each snapshot has come.
+    Snapshot,
+    /// The manifest of each sealed snapshot.
+    Manifest,
+    /// The snapshots that were deleted and are not gone yet.
+    Deletion,
+    /// What guests resumed from a snapshot touched first.
+    WorkingSet,
+    /// The sandboxes.
+    Sandbox,
+    /// Answers to requests that may be repeated.
+    Idempotency,
+    /// Single values.
+    Meta,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Snapshot,
+        Self::Manifest,
+        Self::Deletion,
+        Self::WorkingSet,
+        Self::Sandbox,
+        Self::Idempotency,
+        Self::Meta,
+    ];
+}
+
+/// One change of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The value of a key, whatever it was before.
+    Put {
+        /// The table.
+        kind: Kind,
+        /// The key.
+        key: Vec<u8>,
+        /// The value.
+        value: Vec<u8>,
+    },
+    /// A key goes, if it is there.
+    Remove {
+        /// The table.
+        kind: Kind,
+        /// The key.
+        key: Vec<u8>,
+    },
+}
+
+/// A key with its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
+/// The values that the keys of a transaction had before it; none where the key was not there.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ValuesBefore(BTreeMap<(Kind, Vec<u8>), Option<Vec<u8>>>);
+
+impl ValuesBefore {
+    /// Notes a key's value; the first one stays.
+    pub(crate) fn note(&mut self, kind: Kind, key: &[u8], value: Option<Vec<u8>>) {
+        self.0.entry((kind, key.to_vec())).or_insert(value);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The changes that give every key its value again.
+    pub(crate) fn changes(&self) -> Vec<Change> {
+        let change = |((kind, key), value): (&(Kind, Vec<u8>), &Option<Vec<u8>>)| match value.clone() {
+            Some(value) => Change::Put { kind: *kind, key: key.clone(), value },
+            None => Change::Remove { kind: *kind, key: key.clone() },
+        };
+        self.0.iter().map(change).collect()
+    }
+}
+
+/// The table of a kind in the catalog's file.
+pub(crate) const fn table_of(kind: Kind) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+    TableDefinition::new(match kind {
+        Kind::Snapshot => "snapshot",
+        Kind::Manifest => "manifest",
+        Kind::Deletion => "deletion",
+        Kind::WorkingSet => "working-set",
+        Kind::Sandbox => "sandbox",
+        Kind::Idempotency => "idempotency",
+        Kind::Meta => "meta",
+    })
+}
+
+/// What a test makes of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is made and reported, as the disk does it.
+    Made,
+    /// It is not made, and reported so.
+    Refused,
+    /// It is not made, and its outcome is reported as unknown.
+    UnknownNotMade,
+    /// It is made, and its outcome is reported as unknown.
+    UnknownMade,
+    /// It is not made, and reported as made.
+    Forgotten,
+}
+
+/// A test's hand on the transactions of a catalog; called with no lock held. Nothing in the program sets one.
+pub trait CatalogHook: Debug + Send + Sync {
+    /// The fate of the next transaction, which makes these changes.
+    fn fate(&self, changes: &[Change]) -> Fate;
+
+    /// Whether a transaction of unknown outcome can be taken back now.
+    fn can_settle(&self) -> bool;
+}
