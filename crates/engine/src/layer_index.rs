@@ -7,7 +7,6 @@ use crate::frame::{FrameNumber, frames_of};
 use crate::geometry::{GuestPage, GuestPages};
 use crate::identity::{Domain, FrameDigest, LayerId};
 use crate::limits::{LAYER_INDEX_BYTES_MAX, MANIFEST_PAGES_MAX};
-use crate::page_set::PageSet;
 use crate::ranked_set::RankedSet;
 use crate::wire::{Reader, WireError, Writer};
 
@@ -98,11 +97,13 @@ impl LayerIndex {
         reader.expect_u16("layer index version", VERSION)?;
         let volume_pages = reader.varint_u32("volume pages", MANIFEST_PAGES_MAX)?;
         let packed_pages = reader.varint_u32("packed pages", volume_pages)?;
-        let pages = decode_pages(&mut reader, volume_pages, packed_pages)?;
+        let runs = decode_runs(&mut reader, volume_pages, packed_pages)?;
         let digests = reader.bytes("frame digests", frames_of(packed_pages) * size_of::<FrameDigest>())?;
         reader.finish()?;
         let (digests, _) = digests.as_chunks();
-        Ok(Self { pages, digests: digests.iter().map(|digest| FrameDigest::from_bytes(*digest)).collect() })
+        let digests = digests.iter().map(|digest| FrameDigest::from_bytes(*digest)).collect();
+        // Only now: a few bytes may speak of a large volume, and most that do are refused above.
+        Ok(Self { pages: RankedSet::of_runs(volume_pages, &runs), digests })
     }
 
     /// Bytes of heap the index holds.
@@ -112,16 +113,16 @@ impl LayerIndex {
     }
 }
 
-/// Reads runs until they have `packed_pages` pages, which must be all of them and some.
-fn decode_pages(
+/// Reads runs until they have `packed_pages` pages, which must be all of them and some. Holds as many as were encoded.
+fn decode_runs(
     reader: &mut Reader<'_>,
     volume_pages: u32,
     packed_pages: u32,
-) -> Result<RankedSet, WireError> {
+) -> Result<Vec<GuestPages>, WireError> {
     if packed_pages == 0 {
         return Err(reader.invalid("packed pages", "a layer packs at least one page"));
     }
-    let mut pages = PageSet::new(volume_pages);
+    let mut runs = Vec::new();
     let (mut end, mut missing) = (GuestPage::FIRST, packed_pages);
     while missing > 0 {
         let gap = reader.varint_u32("packed run gap", volume_pages - end.number())?;
@@ -134,11 +135,11 @@ fn decode_pages(
             return Err(reader.invalid("packed run gap", "the run starts after the volume"));
         };
         let run = GuestPages::new(start, reader.varint_u32("packed run pages", count_max)? + 1);
-        pages.insert_run(run);
+        runs.push(run);
         end = run.end();
         missing -= run.count();
     }
-    Ok(RankedSet::new(&pages))
+    Ok(runs)
 }
 
 #[cfg(test)]
@@ -147,6 +148,7 @@ mod tests {
 
     use super::*;
     use crate::geometry::usize_of;
+    use crate::page_set::PageSet;
     use crate::wire::Problem;
 
     fn index_of(pages: u32, runs: &[(u32, u32)]) -> LayerIndex {

@@ -39,31 +39,27 @@ impl RankedSet {
     /// The same pages as `set`, ranked.
     #[must_use]
     pub fn new(set: &PageSet) -> Self {
-        let mut blocks = Vec::with_capacity(set.words().len().div_ceil(BLOCK_WORDS));
-        let mut words = Vec::new();
-        let mut rank = 0;
-        let mut mixed = 0;
-        for block in set.words().chunks(BLOCK_WORDS) {
-            let count: u32 = block.iter().map(|word| word.count_ones()).sum();
-            let members = match count {
-                0 => Members::NONE,
-                BLOCK_PAGES => Members::ALL,
-                _ => {
-                    words.extend_from_slice(block);
-                    words.resize(words.len().next_multiple_of(BLOCK_WORDS), 0);
-                    mixed += 1;
-                    Members(mixed - 1)
-                }
-            };
-            blocks.push(Block { rank, members });
-            rank += count;
+        let mut ranking = Ranking::of(set.pages());
+        for words in set.words().chunks(BLOCK_WORDS) {
+            let mut block = [0; BLOCK_WORDS];
+            block[..words.len()].copy_from_slice(words);
+            ranking.push(&block);
         }
-        Self {
-            blocks: blocks.into_boxed_slice(),
-            words: words.into_boxed_slice(),
-            pages: set.pages(),
-            len: rank,
+        ranking.done()
+    }
+
+    /// The pages of `runs`, which are in order and within a volume of `pages`, ranked.
+    #[must_use]
+    pub fn of_runs(pages: u32, runs: &[GuestPages]) -> Self {
+        let mut ranking = Ranking::of(pages);
+        let mut rest = runs;
+        while let Some(first) = rest.first() {
+            // A run may go on from the block before.
+            let block = usize_of(first.start().number() / BLOCK_PAGES).max(ranking.blocks.len());
+            ranking.leave_empty_to(block);
+            ranking.push(&take_block(&mut rest, block));
         }
+        ranking.done()
     }
 
     /// How many pages the volume has, whether in the set or not.
@@ -185,6 +181,68 @@ impl RankedSet {
     }
 }
 
+/// A set that is ranked block by block.
+struct Ranking {
+    blocks: Vec<Block>,
+    words: Vec<u64>,
+    rank: u32,
+    pages: u32,
+}
+
+impl Ranking {
+    fn of(pages: u32) -> Self {
+        let blocks = Vec::with_capacity(usize_of(pages.div_ceil(BLOCK_PAGES)));
+        Self { blocks, words: Vec::new(), rank: 0, pages }
+    }
+
+    fn push(&mut self, block: &[u64; BLOCK_WORDS]) {
+        let count: u32 = block.iter().map(|word| word.count_ones()).sum();
+        let members = match count {
+            0 => Members::NONE,
+            BLOCK_PAGES => Members::ALL,
+            _ => {
+                let before = self.words.len() / BLOCK_WORDS;
+                self.words.extend_from_slice(block);
+                Members(u32::try_from(before).expect("a volume has fewer blocks than pages"))
+            }
+        };
+        self.blocks.push(Block { rank: self.rank, members });
+        self.rank += count;
+    }
+
+    fn leave_empty_to(&mut self, block: usize) {
+        self.blocks.resize(block, Block { rank: self.rank, members: Members::NONE });
+    }
+
+    fn done(mut self) -> RankedSet {
+        self.leave_empty_to(usize_of(self.pages.div_ceil(BLOCK_PAGES)));
+        let Self { blocks, words, rank, pages } = self;
+        RankedSet { blocks: blocks.into_boxed_slice(), words: words.into_boxed_slice(), pages, len: rank }
+    }
+}
+
+/// The words of a block, with the pages that the first of `runs` have in it; runs that end in it are taken off.
+fn take_block(runs: &mut &[GuestPages], block: usize) -> [u64; BLOCK_WORDS] {
+    let first = u32::try_from(block).expect("a volume has fewer blocks than pages") * BLOCK_PAGES;
+    let block = GuestPages::new(GuestPage::new(first), BLOCK_PAGES);
+    let mut words = [0; BLOCK_WORDS];
+    while let Some((run, later)) = runs.split_first() {
+        let mut rest = run.intersect(block);
+        while !rest.is_empty() {
+            let offset = rest.start().pages_since(block.start());
+            let bit = offset % u64::BITS;
+            let count = rest.count().min(u64::BITS - bit);
+            words[usize_of(offset / u64::BITS)] |= (u64::MAX >> (u64::BITS - count)) << bit;
+            rest = rest.after(count);
+        }
+        if run.end() > block.end() {
+            break;
+        }
+        *runs = later;
+    }
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +276,8 @@ mod tests {
         #[test]
         fn runs_are_those_of_the_set(set in set(), limit in 1_u32..900) {
             let ranked = RankedSet::new(&set);
+            let runs: Vec<_> = set.runs().collect();
+            prop_assert_eq!(&RankedSet::of_runs(set.pages(), &runs), &ranked);
             prop_assert_eq!(ranked.runs().collect::<Vec<_>>(), set.runs().collect::<Vec<_>>());
             prop_assert_eq!(&ranked.to_set(), &set);
             for page in (0..set.pages()).step_by(7).map(GuestPage::new) {
