@@ -29,7 +29,7 @@ use crate::read_plan::{ReadError, ReadPlan};
 use crate::reaper::{Reaper, ReaperHandle};
 use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed, Replaying};
-use crate::seal::Sealer;
+use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, Traffic};
@@ -56,6 +56,8 @@ pub struct EngineOptions {
     pub pause_wait: Duration,
     /// Threads that compare one snapshot.
     pub compare_workers: usize,
+    /// Layers that a manifest names before the next seal of its line merges some of them.
+    pub merge_at_layers: usize,
     /// Where snapshots are recorded, so that the next engine over the same directories has them; without one, only those
     /// that were published can be opened again.
     pub catalog: Option<Catalog>,
@@ -78,6 +80,7 @@ impl EngineOptions {
             unsealed_max: limits::UNSEALED_DEFAULT,
             pause_wait: limits::PAUSE_WAIT_DEFAULT,
             compare_workers: compare_workers(),
+            merge_at_layers: limits::MERGE_AT_LAYERS,
             catalog: None,
             keeper: Arc::new(NoKeeper),
             watcher: Arc::new(NoWatcher),
@@ -131,15 +134,16 @@ impl Engine {
             .thread_name("store")
             .enable_all()
             .build()?;
-        let EngineOptions { cache_directory, store, domain, compare_workers, hooks, watcher, .. } = options;
+        let EngineOptions { cache_directory, store, domain, compare_workers, merge_at_layers, .. } = options;
+        let (hooks, watcher) = (options.hooks, options.watcher);
         let reaper = Reaper::start()?;
         let cache = Arc::new(Cache::open(&cache_directory)?);
         let stop = Stop::default();
         let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), stop.clone());
         let lives = Lives::start(stop.clone(), Arc::clone(&hooks))?;
         let (precedence, shared) = (Precedence::default(), Arc::clone(&cache));
-        let sealer =
-            Sealer::new(shared, fetcher.clone(), domain.clone(), compare_workers, precedence.clone(), hooks);
+        let sealing = Sealing { workers: compare_workers, merge_at_layers };
+        let sealer = Sealer::new(shared, fetcher.clone(), domain.clone(), sealing, precedence.clone(), hooks);
         let requests = Requests { store, runtime: runtime.handle().clone(), stop };
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));

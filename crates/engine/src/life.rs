@@ -181,6 +181,7 @@ mod tests {
     use crate::manifest::{SnapshotFacts, VolumeShape};
     use crate::page_map::PageMap;
     use crate::precedence::Precedence;
+    use crate::seal::Sealing;
     use crate::snapshot::{SealParts, SnapshotParts, Volume};
     use crate::stop::Stop;
     use crate::store::Store;
@@ -216,8 +217,9 @@ mod tests {
         let store = Store::directory(&directory.path().join("store")).expect("a directory");
         let cache = Arc::new(Cache::open(&directory.path().join("cache")).expect("a directory"));
         let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), Stop::default());
+        let sealing = Sealing { workers: 1, merge_at_layers: limits::MERGE_AT_LAYERS };
         let sealer =
-            Sealer::new(cache, fetcher, Domain::shared(), 1, Precedence::default(), Arc::new(NoHooks));
+            Sealer::new(cache, fetcher, Domain::shared(), sealing, Precedence::default(), Arc::new(NoHooks));
         let requests =
             Requests { store: store.clone(), runtime: runtime.handle().clone(), stop: Stop::default() };
         let background =

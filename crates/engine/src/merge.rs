@@ -6,24 +6,19 @@ use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::identity::Domain;
 use crate::layer::Layer;
-use crate::limits;
 use crate::pack::{PackError, pack_pages};
 use crate::page_map::{LayerSlot, PageMap, Place};
 use crate::page_set::PageSet;
 use crate::read_plan::ReadPlan;
 use crate::view::LiveView;
 
-/// Merges layers of `map` if it has grown to too many; `view` reads the same pages. Half of the layers, those with the
+/// Merges layers of `map`, whose manifest has too many; `view` reads the same pages. Half of the layers, those with the
 /// fewest live pages, go into one, so a page is written again about once per doubling of what lies above it.
 pub(crate) fn merge(
     map: &PageMap,
     view: &LiveView,
-    layers: usize,
     (cache, fetcher, domain): (&Cache, &Fetcher, &Domain),
 ) -> Result<Option<Arc<Layer>>, PackError> {
-    if layers < limits::MERGE_AT_LAYERS {
-        return Ok(None);
-    }
     let pages = pages_in(map, &smallest_half(map));
     pack_pages(&pages, cache, domain, |run, into| Ok(ReadPlan::new(view, run).read(fetcher, into)?))
 }

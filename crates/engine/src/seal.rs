@@ -36,11 +36,20 @@ pub(crate) struct Sealer {
     cache: Arc<Cache>,
     fetcher: Fetcher,
     domain: Domain,
-    workers: usize,
+    sealing: Sealing,
     precedence: Precedence,
     hooks: Arc<dyn Hooks>,
     /// One turn per seal that compares and packs.
     turns: Budget,
+}
+
+/// How seals are done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sealing {
+    /// Threads that compare one snapshot.
+    pub(crate) workers: usize,
+    /// Layers of a parent's manifest from which on some are merged.
+    pub(crate) merge_at_layers: usize,
 }
 
 /// Why a step of a seal did not succeed; nothing is lost by it.
@@ -82,12 +91,12 @@ impl Sealer {
         cache: Arc<Cache>,
         fetcher: Fetcher,
         domain: Domain,
-        workers: usize,
+        sealing: Sealing,
         precedence: Precedence,
         hooks: Arc<dyn Hooks>,
     ) -> Self {
         let turns = Budget::new(u64_of(limits::SEALS_AT_ONCE));
-        Self { cache, fetcher, domain, workers, precedence, hooks, turns }
+        Self { cache, fetcher, domain, sealing, precedence, hooks, turns }
     }
 
     /// Where tests stand in the way.
@@ -114,7 +123,7 @@ impl Sealer {
         for (position, (capture, volume)) in captures.iter().zip(snapshot.volumes()).enumerate() {
             let base = parent.as_ref().map(|parent| Arc::clone(&parent.volumes()[position].view));
             let compared = timed("compare", &mut parts.compare, || {
-                compare(capture, base.as_deref(), self.workers, &courtesy, &*self.hooks)
+                compare(capture, base.as_deref(), self.sealing.workers, &courtesy, &*self.hooks)
             })?;
             classes.add(compared.classes);
             let packed =
@@ -159,12 +168,15 @@ impl Sealer {
     /// For each volume the layer that the smallest of the parent's were merged into, where there are too many.
     fn merge(&self, parent: &Snapshot, names: &Manifest) -> Result<Vec<Option<Arc<Layer>>>, SealError> {
         let (layers, volumes) = (names.layers().len(), names.volumes().len());
+        if layers < self.sealing.merge_at_layers {
+            return Ok(vec![None; volumes]);
+        }
         let tools = (&*self.cache, &self.fetcher, &self.domain);
         parent
             .volumes()
             .iter()
             .zip(names.volumes())
-            .map(|(volume, named)| match merge(&named.map, &volume.view, layers, tools) {
+            .map(|(volume, named)| match merge(&named.map, &volume.view, tools) {
                 // There is room left: merging can wait for a pause at which the pages can be read.
                 Err(PackError::Merge(error)) if layers + volumes < limits::MANIFEST_LAYERS_MAX => {
                     tracing::warn!(snapshot = %parent.id(), layers, %error, "layers are not merged now");

@@ -15,7 +15,7 @@ use crate::pause::{PauseError, PausePermit, PauseRules, PausedGuest};
 use crate::precedence::Precedence;
 use crate::publish::Requests;
 use crate::reaper::ReaperHandle;
-use crate::seal::Sealer;
+use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::stop::Stop;
 use crate::store::Store;
@@ -52,7 +52,8 @@ impl Steps {
     pub fn new(tools: Tools) -> Self {
         let Tools { cache, fetcher, budget, reaper, store, runtime, unsealed_max } = tools;
         let domain = Domain::named("default").expect("a legal name");
-        let sealer = Sealer::new(cache, fetcher, domain, 2, Precedence::default(), Arc::new(NoHooks));
+        let sealing = Sealing { workers: 2, merge_at_layers: limits::MERGE_AT_LAYERS };
+        let sealer = Sealer::new(cache, fetcher, domain, sealing, Precedence::default(), Arc::new(NoHooks));
         let requests = Requests { store, runtime, stop: Stop::default() };
         let background =
             Arc::new(Background { sealer, requests, records: None, watcher: Arc::new(NoWatcher) });
