@@ -228,3 +228,48 @@ fn readable_stretch(piece: &Piece, done: u32) -> (bool, u32) {
         }
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::time::Duration;
+
+    use rekindle_kernel::{Memfd, PageKind};
+
+    use super::*;
+    use crate::budget::Budget;
+    use crate::capture::CapturedPages;
+    use crate::geometry::{bytes_of_pages, u64_of};
+    use crate::hooks::NoHooks;
+    use crate::precedence::Precedence;
+    use crate::reaper::Reaper;
+    use crate::view::View;
+
+    const PAGES: u32 = 8;
+
+    /// A capture of pages that are each filled with their number, and 1.
+    fn captured(reaper: &Reaper) -> Arc<Capture> {
+        let bytes = bytes_of_pages(PAGES);
+        let memfd = Memfd::create("guest", bytes, PageKind::Small).unwrap();
+        for page in 0..PAGES {
+            let fill = u8::try_from(page).unwrap() + 1;
+            memfd.write_at(&[fill; PAGE_BYTES], u64::from(page) * u64_of(PAGE_BYTES)).unwrap();
+        }
+        let pages = CapturedPages { kept: PageSet::full(PAGES), zero: PageSet::new(PAGES) };
+        let lease = Budget::new(bytes).lease(bytes, Duration::ZERO).unwrap();
+        Arc::new(Capture::adopt(memfd, pages, lease, reaper.handle()).unwrap())
+    }
+
+    #[test]
+    fn pages_are_equal_to_a_parents_capture_only_when_nobody_can_write_that_any_more() {
+        let reaper = Reaper::start().unwrap();
+        let (capture, parent) = (captured(&reaper), captured(&reaper));
+        assert!(capture.prove_frozen().unwrap());
+        let view = LiveView::new(View::captured(Arc::clone(&parent), None));
+        let courtesy = Courtesy::new(&Precedence::default());
+        let classes = || compare(&capture, Some(&view), 1, &courtesy, &NoHooks).unwrap().classes;
+        let kept = PageClasses { dirty: 8, kept: 8, unread: 8, ..PageClasses::default() };
+        assert_eq!(classes(), kept, "the parent's bytes may still change");
+        assert!(parent.prove_frozen().unwrap());
+        assert_eq!(classes(), PageClasses { dirty: 8, equal: 8, ..PageClasses::default() });
+    }
+}

@@ -272,3 +272,106 @@ fn accept(layer: &Layer, frame: FrameNumber, encoded: &[u8]) -> Result<(), Fetch
         .map_err(|source| FetchError::Frame { layer: layer.id(), frame, source })?;
     Ok(layer.accept_frame(frame, &raw)?)
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::frame::FRAME_PAGES;
+    use crate::identity::{Domain, SnapshotId};
+    use crate::manifest::ObjectName;
+    use crate::pack::pack_pages;
+    use crate::page_set::PageSet;
+
+    const PAGES: u32 = 3 * FRAME_PAGES;
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A layer of three frames, packed in `directory`, whose pages are filled with `fill`.
+    fn packed(directory: &tempfile::TempDir, fill: u8) -> Arc<Layer> {
+        let cache = Cache::open(directory.path()).unwrap();
+        let bytes = |_, into: &mut [u8]| {
+            into.fill(fill);
+            Ok(())
+        };
+        pack_pages(&PageSet::full(PAGES), &cache, &Domain::shared(), bytes).unwrap().unwrap()
+    }
+
+    /// The table of a layer stored in frames of these lengths, and where that is.
+    fn stored(layer: &Layer, lengths: [u64; 3]) -> (Vec<u8>, StoredLayer) {
+        let table = ObjectTable::new(layer.index().unwrap().clone(), &lengths);
+        let bytes = table.encode();
+        let table_bytes = u64::try_from(bytes.len()).unwrap();
+        let stored = StoredLayer {
+            object: ObjectName::new(SnapshotId::new()),
+            table_digest: *blake3::hash(&bytes).as_bytes(),
+            table_bytes,
+            object_bytes: table.frames_bytes() + table_bytes,
+        };
+        (bytes, stored)
+    }
+
+    fn refusal(layer: &Layer, stored: &StoredLayer, table: &[u8]) -> String {
+        checked_table(layer, stored, table).expect_err("it is not this layer's").to_string()
+    }
+
+    #[test]
+    fn a_table_with_the_layers_index_is_refused_where_its_digest_is_not_the_manifests() {
+        let directory = tempfile::tempdir().unwrap();
+        let layer = packed(&directory, 1);
+        let (right, place) = stored(&layer, [10, 20, 30]);
+        checked_table(&layer, &place, &right).unwrap();
+        let (other, _) = stored(&layer, [20, 10, 30]);
+        let refused = refusal(&layer, &place, &other);
+        assert!(refused.contains("its digest differs"), "{refused}");
+    }
+
+    #[test]
+    fn a_table_with_the_manifests_digest_is_refused_where_it_is_another_layers() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (layer, other) = (packed(&here, 1), packed(&there, 2));
+        let (table, place) = stored(&other, [10, 20, 30]);
+        checked_table(&other, &place, &table).unwrap();
+        let refused = refusal(&layer, &place, &table);
+        assert!(refused.contains("another layer's"), "{refused}");
+    }
+
+    /// Says which frames came.
+    struct Told(Sender<FrameNumber>);
+
+    impl FrameWaiter for Told {
+        fn frame_ready(&self, _: LayerId, frame: FrameNumber) {
+            self.0.send(frame).ok();
+        }
+
+        fn frame_failing(&self, _: LayerId, _: FrameNumber, _: &str) {}
+    }
+
+    #[test]
+    fn frames_that_were_to_be_read_ahead_and_did_not_come_are_fetched_for_those_who_joined_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let layer = packed(&directory, 1);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.unwrap();
+        let store = Store::directory(&directory.path().join("store")).unwrap();
+        let Fetcher(shared) = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+        let (tell, told) = channel();
+        let waiter = Arc::new(Told(tell));
+        let joined: Weak<Told> = Arc::downgrade(&waiter);
+        let [first, claimed, unwanted] = [0, 1, 2].map(FrameNumber::new);
+        assert!(shared.awaited.join((layer.id(), first), joined.clone()));
+        for ahead in [claimed, unwanted] {
+            assert!(shared.awaited.claim((layer.id(), ahead)));
+        }
+        assert!(!shared.awaited.join((layer.id(), claimed), joined), "it is on its way");
+        // The layer is in no store, so no request brings them together.
+        let shared_by_work = Arc::clone(&shared);
+        runtime.block_on(fetch_run(shared_by_work, Arc::clone(&layer), first, vec![claimed, unwanted]));
+        let mut came: Vec<_> = (0..2).map(|_| told.recv_timeout(LIMIT).expect("both come")).collect();
+        came.sort();
+        assert_eq!(came, [first, claimed]);
+        assert_eq!(shared.awaited.under_way(), 0, "what nobody asked for is forgotten");
+    }
+}

@@ -249,6 +249,7 @@ mod tests {
     use super::*;
     use crate::regions::Region;
     use proptest::prelude::*;
+    use rekindle_kernel::{Backing, GuestMemory, PAGE_BYTES};
 
     fn set(pages: u32, members: &[u32]) -> PageSet {
         let mut set = PageSet::new(pages);
@@ -294,6 +295,27 @@ mod tests {
         let file = Memfd::create("written", bytes_of_pages(pages), PageKind::Small).unwrap();
         written.iter().for_each(|&page| file.write_at(&[1], u64::from(page) * 4096).unwrap());
         file
+    }
+
+    #[test]
+    fn a_shared_page_that_left_the_page_table_counts_as_written() {
+        let pagemap = Pagemap::of_self().unwrap();
+        if !pagemap.offers_scan() {
+            eprintln!("skipped: engine: tracking: this kernel has no PAGEMAP_SCAN (Linux 6.7)");
+            return;
+        }
+        // As swapping leaves it: the file has the pages, and the page table says nothing of them.
+        let memfd = file(10, &[3, 7]);
+        let memory = GuestMemory::map(Backing::Shared(&memfd, 0), 10 * PAGE_BYTES, 0).unwrap();
+        let GuestRange { start, bytes } = memory.range();
+        let regions =
+            Regions::new(vec![Region { start, bytes, offset: 0, page: PageKind::Small }], 10).unwrap();
+        let stopped = StoppedMemory { regions: &regions, memfd: Some(&memfd), pagemap };
+        let (removed, written) = (set(10, &[5, 7]), set(10, &[]));
+        let sets = EpochSets { removed: &removed, written: &written };
+        let captured = changed_pages(Tracking::Scan, &sets, &stopped).unwrap();
+        assert_eq!(captured.kept, set(10, &[3, 7]));
+        assert_eq!(captured.zero, set(10, &[5]));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::lifecycle::SnapshotState;
@@ -338,4 +339,67 @@ fn a_guest_that_cannot_be_served_waits_until_it_is() {
         assert_eq!(server.wait_status(std::time::Duration::MAX, |_| true), ServeStatus::Running);
         verify(&guest, |page| Some(word_of(page)));
     });
+}
+
+/// Waits until all of `threads` have said that they went on. Not scoped threads: one that hangs would never end.
+fn all_go_on(threads: usize, went_on: &Receiver<usize>) -> Vec<usize> {
+    let mut pages: Vec<_> =
+        (0..threads).map(|_| went_on.recv_timeout(LIMIT).expect("each thread goes on")).collect();
+    pages.sort_unstable();
+    pages
+}
+
+/// Starts a thread for each page, which says so when it has seen the page right.
+fn touching(guest: &Arc<Guest>, pages: &[usize]) -> Receiver<usize> {
+    let (tell, went_on) = channel();
+    for &page in pages {
+        let (guest, tell) = (Arc::clone(guest), tell.clone());
+        drop(std::thread::spawn(move || {
+            if guest.has(page, word_of(page)) {
+                tell.send(page).ok();
+            }
+        }));
+    }
+    went_on
+}
+
+#[test]
+fn threads_that_wait_on_pages_of_one_cold_frame_all_go_on_when_it_comes() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    let (engine, cold) = node.cold(&snapshot);
+    let alone = ServeOptions { neighbours: Neighbours::None, ..options(Tracking::Scan) };
+    let Some((guest, server)) = serve_with("one frame", Kind::Private, alone, &engine, &cold) else {
+        return;
+    };
+    node.store_layers_there(false);
+    let pages = [1990, 1995, 2000, 2005, 2010];
+    let guest = Arc::new(guest);
+    let went_on = touching(&guest, &pages);
+    counted(&server, |stats| stats.misses == 5);
+    stalled(&server);
+    node.store_layers_there(true);
+    assert_eq!(all_go_on(5, &went_on), pages);
+}
+
+#[test]
+fn a_thread_whose_page_came_by_another_way_while_it_waited_goes_on() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    let (engine, cold) = node.cold(&snapshot);
+    let Some((guest, handover)) = Guest::start("present", Kind::Shared, PAGES, Features::NONE) else {
+        return;
+    };
+    let memory = handover.memfd.as_ref().expect("it is shared").try_clone().unwrap();
+    let view = Arc::clone(cold.memory());
+    let fetcher = engine.fetcher().clone();
+    let server = FaultServer::start(view, handover, fetcher, options(Tracking::Resident)).unwrap();
+    node.store_layers_there(false);
+    let guest = Arc::new(guest);
+    let went_on = touching(&guest, &[1999]);
+    stalled(&server);
+    // As another mapping of the same memory would: no wake comes with it.
+    memory.write_at(&support::content(word_of(1999)), 1999 * 4096).unwrap();
+    node.store_layers_there(true);
+    assert_eq!(all_go_on(1, &went_on), [1999]);
 }

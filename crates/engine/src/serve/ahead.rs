@@ -71,6 +71,7 @@ impl Server {
     /// Deals with the first pages of `run`, which lies in one region.
     fn prefetch_some(&mut self, run: GuestPages) -> Ahead {
         let page = run.start();
+        // For removed pages this is needed; installed ones the kernel would refuse itself, one call later.
         if self.installer.pages.installed().contains(page) || self.installer.pages.is_removed(page) {
             return Ahead::Dealt(1);
         }

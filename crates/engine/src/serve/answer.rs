@@ -250,7 +250,74 @@ impl Server {
 
 /// A layer that cannot be read is to be fetched again before the next try.
 pub(super) fn distrust_if_lost(piece: &Piece, landing: &Landing) {
-    if let (PieceSource::Layer(layer, _), End::SourceLost) = (&piece.source, &landing.end) {
-        layer.distrust_all();
+    if matches!(landing.end, End::SourceLost) {
+        piece.source_failed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::fetch::Fetcher;
+    use crate::identity::Domain;
+    use crate::pack::pack_pages;
+    use crate::page_map::{LayerSlot, PageMap};
+    use crate::page_set::PageSet;
+    use crate::serve::epoch::Guest;
+    use crate::serve::installer::Installer;
+    use crate::serve::stats::Counters;
+    use crate::serve::status::StatusBoard;
+    use crate::serve::{Neighbours, Placement, ServeOptions, Served};
+    use crate::stop::Stop;
+    use crate::store::Store;
+    use crate::tracking::Tracking;
+    use crate::view::{LiveView, View};
+
+    const PAGES: u32 = 8;
+
+    /// The server of a guest that runs from one layer of its size.
+    fn server(installer: Installer, layer: &Arc<Layer>, fetcher: Fetcher) -> Server {
+        let (all, none) = (PageSet::full(PAGES), PageSet::new(PAGES));
+        let map = PageMap::zero(PAGES).overlay(&all, LayerSlot::new(0), &none);
+        let view = Arc::new(LiveView::new(View::flat(map, Arc::from([Arc::clone(layer)]))));
+        let options = ServeOptions {
+            tracking: Tracking::Resident,
+            placement: Placement::Anywhere,
+            neighbours: Neighbours::None,
+        };
+        let (stream, _) = UnixStream::pair().unwrap();
+        let guest = Guest { memfd: None, pid: std::process::id(), stream, connected: true };
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        let side = (mailbox, Arc::<Counters>::default(), Arc::new(StatusBoard::new()));
+        Server::new(Served { view, fetcher, options }, installer, guest, side)
+    }
+
+    #[test]
+    fn a_layer_whose_bytes_are_lost_at_a_fault_is_verified_anew_before_the_next_try() {
+        let Some((_memory, installer)) = Installer::of_private_pages(Tracking::Resident, PAGES, PAGES) else {
+            return;
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let store = Store::directory(&directory.path().join("store")).unwrap();
+        let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+        let cache = Cache::open(&directory.path().join("layers")).unwrap();
+        let bytes = |_, into: &mut [u8]| {
+            into.fill(7);
+            Ok(())
+        };
+        let layer = pack_pages(&PageSet::full(PAGES), &cache, &Domain::shared(), bytes).unwrap().unwrap();
+        let mut server = server(installer, &layer, fetcher);
+        let piece = server.view.piece_at(GuestPage::FIRST, PAGES);
+        // The disk loses them after they were seen in memory.
+        let path = directory.path().join(format!("layers/{}.raw", layer.id()));
+        OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
+        let landing = server.install_ready(&piece, PAGES, Protect::Writable);
+        assert!(matches!(landing, Landing { pages: 0, end: End::SourceLost }), "{landing:?}");
+        assert!(!layer.is_verified(FrameNumber::new(0)));
     }
 }

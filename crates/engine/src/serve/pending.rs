@@ -131,6 +131,15 @@ mod tests {
     }
 
     #[test]
+    fn every_page_that_waits_for_a_frame_is_taken_with_it_however_many_there_are() {
+        let mut pending = Pending::default();
+        (0..9).for_each(|page| assert_eq!(pending.wait(fault(page, Access::Read), frame(0)), page == 0));
+        let taken: Vec<_> = (0..9).map(|page| fault(page, Access::Read)).collect();
+        assert_eq!(pending.take_frame(frame(0)), taken);
+        assert!(pending.pages.is_empty());
+    }
+
+    #[test]
     fn a_page_that_moves_to_another_frame_leaves_the_first() {
         let mut pending = Pending::default();
         pending.wait(fault(5, Access::Read), frame(0));

@@ -60,7 +60,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    fn new(served: Served, installer: Installer, guest: Guest, side: ServerSide) -> Self {
+    pub(super) fn new(served: Served, installer: Installer, guest: Guest, side: ServerSide) -> Self {
         let Served { view, fetcher, options } = served;
         let (mailbox, counters, board) = side;
         Self {
@@ -264,6 +264,9 @@ impl Server {
     }
 
     /// After the guest is frozen: notes the removes still unread. Its faults come again when it is served again.
+    ///
+    /// A thread that gives pages back waits in the kernel until its event is read, so a frozen guest has none; only a
+    /// thread that was killed in that wait leaves one behind. No test can tell this from reading nothing.
     fn read_last_removes(&mut self, events: &mut EventBuffer) -> io::Result<()> {
         self.board.set(ServeStatus::Ended { why: EndReason::EpochEnded });
         loop {

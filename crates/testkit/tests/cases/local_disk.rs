@@ -16,6 +16,7 @@ use rekindle_testkit::guest::{Guest, GuestError, Tracking, judge};
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::skip::skipped;
+use rekindle_testkit::stores::Operation;
 
 use crate::{
     check, check_elsewhere, child, first_pause, open_elsewhere, published, run, site, start, wait_published,
@@ -132,6 +133,30 @@ fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_h
     assert_eq!(engine.verify(&second.0).wrong_pages, 0, "the store has it");
     assert!(second.0.layers_now()[0].stored_bytes.is_some());
     check(&engine, &second);
+}
+
+#[test]
+fn a_local_file_that_rotted_before_it_was_stored_is_not_published_until_it_is_right_again() {
+    let site = site();
+    let engine = start(&site);
+    let outage = site.faults.outage();
+    let first = first_pause(&engine, 100);
+    wait_sealed(&first.0);
+    let file = OpenOptions::new().read(true).write(true).open(&local_files(&site, &first.0)[0]);
+    let file = file.expect("a local file");
+    let (mut right, mut wrong) = ([0; 4096], [0; 4096]);
+    file.read_exact_at(&mut right, 4096 * 70).expect("a disk");
+    file.read_exact_at(&mut wrong, 4096 * 71).expect("a disk");
+    file.write_all_at(&wrong, 4096 * 70).expect("a disk");
+    drop(outage);
+    while !first.0.status().failure.is_some_and(|failure| failure.contains("does not match its digest")) {
+        let published = first.0.wait_state(SnapshotState::Published, Duration::from_millis(10));
+        assert!(!published, "a rotten frame would be the only durable copy");
+    }
+    assert_eq!(site.faults.calls(Operation::Put, "manifests/"), 0);
+    file.write_all_at(&right, 4096 * 70).expect("a disk");
+    wait_published(&first.0);
+    check_elsewhere(&site, &first);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod reading;
 mod restart;
 mod store;
 mod window;
+mod wrong_bytes;
 
 use std::sync::Arc;
 

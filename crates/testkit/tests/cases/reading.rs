@@ -1,8 +1,11 @@
 //! Fetching and comparing what is partly here.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Weak};
 
+use rekindle_engine::fetch::FrameWaiter;
 use rekindle_engine::frame::FrameNumber;
+use rekindle_engine::identity::LayerId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::site::PATIENCE;
@@ -46,6 +49,51 @@ fn case_28_a_failed_fetch_answers_all_who_wait_for_it_and_is_not_remembered() {
         drop(failing);
     }
     judge(&cold.engine, &cold.snapshot, &snapshot.1).expect("every page is the model's");
+}
+
+/// Says which frames came.
+#[derive(Debug)]
+struct Told(Sender<FrameNumber>);
+
+impl FrameWaiter for Told {
+    fn frame_ready(&self, _: LayerId, frame: FrameNumber) {
+        self.0.send(frame).ok();
+    }
+
+    fn frame_failing(&self, _: LayerId, _: FrameNumber, _: &str) {}
+}
+
+#[test]
+fn who_joined_a_frame_that_a_read_ahead_did_not_bring_gets_it_all_the_same() {
+    // The whole request fails; or its middle is damaged, where the third of its four frames begins.
+    for fault in [Fault::Fail, Fault::Corrupt] {
+        let (site, _engine, snapshot) = published(700);
+        let cold = open_elsewhere(&site, &snapshot.0);
+        let layer = cold.snapshot.memory().load().layers()[0].clone();
+        // A walk, so that the next request is for four frames.
+        for frame in [0, 1] {
+            cold.engine.fetcher().load(&layer, FrameNumber::new(frame)).expect("the store has it");
+        }
+        while cold.engine.fetcher().under_way() > 0 {
+            std::thread::yield_now();
+        }
+        let stalled = site.faults.inject(Rule::once(Operation::Get, "layers/", Fault::Stall));
+        let failing = site.faults.inject(Rule::once(Operation::Get, "layers/", fault));
+        let (tell, told) = channel();
+        let waiter = Arc::new(Told(tell));
+        let joined: Weak<Told> = Arc::downgrade(&waiter);
+        for frame in [3, 5] {
+            cold.engine.fetcher().request(&layer, FrameNumber::new(frame), joined.clone());
+            site.faults.wait_stalled();
+        }
+        assert_eq!(cold.engine.fetcher().under_way(), 4, "frame 5 is part of the first request");
+        drop(stalled);
+        let mut came: Vec<_> = (0..2).map(|_| told.recv_timeout(PATIENCE).expect("both come")).collect();
+        came.sort();
+        assert_eq!(came, [3, 5].map(FrameNumber::new));
+        drop(failing);
+        judge(&cold.engine, &cold.snapshot, &snapshot.1).expect("every page is the model's");
+    }
 }
 
 #[test]

@@ -168,3 +168,30 @@ fn case_16_whatever_is_published_is_read_back_by_the_same_rules() {
     });
     assert_eq!(Publication::decode(&bytes).expect("we wrote it").encode(), bytes);
 }
+
+#[test]
+fn a_parent_whose_memory_may_still_be_written_is_not_compared_with() {
+    let site = site();
+    let engine = start(&site);
+    let mut guest = Guest::fresh(40);
+    guest.write_random(&engine, run(0, 40), &mut Random::new(1)).expect("its own pages");
+    let parent = guest.pause(&engine, Tracking::Exact).expect("nothing stands against it");
+    let mut guest = Guest::resume(&parent.snapshot, parent.memory.clone());
+    // The same bytes again: equal, as long as the parent's VMM leaves its own alone.
+    for page in run(3, 5).iter() {
+        let same = guest.expected().page(page).to_vec();
+        guest.write(&engine, page, 0, &same).expect("a guest that runs");
+    }
+    let held = site.hooks.hold(Point::Manifest);
+    let child = pause(&engine, guest);
+    assert!(site.hooks.wait_standing(Point::Manifest, child.0.id(), PATIENCE));
+    let classes = child.0.status().classes.expect("compared");
+    assert_eq!((classes.equal, classes.kept, classes.unread), (0, 5, 5));
+    drop(held);
+    let parent = parent.end_vmm();
+    for snapshot in [&parent, &child] {
+        wait_published(&snapshot.0);
+        check(&engine, snapshot);
+        check_elsewhere(&site, snapshot);
+    }
+}

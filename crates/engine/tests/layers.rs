@@ -1,0 +1,82 @@
+//! A layer's local file: bytes go in and out of it only if they are those that the layer's name commits to.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rekindle_engine::cache::Cache;
+use rekindle_engine::frame::{FRAME_PAGES, FrameNumber};
+use rekindle_engine::identity::Domain;
+use rekindle_engine::layer::{Layer, LayerError};
+use rekindle_engine::pack::pack_pages;
+use rekindle_engine::page_set::PageSet;
+use tempfile::TempDir;
+
+/// Three frames, the last of them short.
+const PAGES: u32 = 2 * FRAME_PAGES + 5;
+
+/// A layer just packed, page `p` of which is filled with `p + first`.
+fn packed(directory: &TempDir, first: u32) -> Arc<Layer> {
+    let cache = Cache::open(directory.path()).expect("a directory of ours");
+    let mut next = first;
+    let fill = |_, into: &mut [u8]| {
+        for page in into.chunks_mut(4096) {
+            page.fill(u8::try_from(next % 251).expect("small"));
+            next += 1;
+        }
+        Ok(())
+    };
+    let packed = pack_pages(&PageSet::full(PAGES), &cache, &Domain::shared(), fill);
+    packed.expect("a disk").expect("it has pages")
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir().expect("a directory can be made")
+}
+
+fn frame(number: usize) -> FrameNumber {
+    FrameNumber::new(number)
+}
+
+fn local_file(directory: &TempDir, layer: &Layer) -> std::fs::File {
+    let path = directory.path().join(format!("{}.raw", layer.id()));
+    OpenOptions::new().write(true).open(path).expect("the layer's file")
+}
+
+#[test]
+fn a_frame_of_other_bytes_is_not_taken_in_however_well_formed_they_are() {
+    let (here, there) = (directory(), directory());
+    let (layer, other) = (packed(&here, 0), packed(&there, 1));
+    let bytes = |layer: &Layer, number| layer.read_frame(frame(number)).expect("it is whole");
+    for wrong in [bytes(&layer, 0), bytes(&other, 1)] {
+        let refused = layer.accept_frame(frame(1), &wrong);
+        assert!(matches!(refused, Err(LayerError::Digest { .. })), "{refused:?}");
+    }
+    layer.accept_frame(frame(1), &bytes(&layer, 1)).expect("its own bytes");
+    assert_eq!(bytes(&layer, 1)[0], 64);
+}
+
+#[test]
+fn a_frame_that_rotted_on_the_disk_is_not_read_for_others() {
+    let here = directory();
+    let layer = packed(&here, 0);
+    let first_page = layer.read_frame(frame(0)).expect("it is whole")[..4096].to_vec();
+    local_file(&here, &layer).write_all_at(&first_page, 4096 * 70).expect("a disk");
+    let refused = layer.read_frame(frame(1));
+    assert!(matches!(refused, Err(LayerError::Digest { .. })), "{refused:?}");
+    layer.read_frame(frame(0)).expect("this one did not rot");
+}
+
+#[test]
+fn a_frame_taken_into_a_file_that_was_cut_short_brings_back_no_other_as_zeroes() {
+    let here = directory();
+    let layer = packed(&here, 0);
+    let last = layer.read_frame(frame(2)).expect("it is whole");
+    local_file(&here, &layer).set_len(4096).expect("a disk");
+    layer.accept_frame(frame(2), &last).expect("its own bytes");
+    assert!(layer.is_verified(frame(2)));
+    for lost in [frame(0), frame(1)] {
+        assert!(!layer.is_verified(lost), "frame {lost} is a hole by now");
+        assert!(!matches!(layer.load_local(lost), Ok(true)), "frame {lost} is a hole by now");
+    }
+}
