@@ -262,3 +262,43 @@ impl Piece {
         }
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::time::Duration;
+
+    use rekindle_kernel::{Memfd, PageKind};
+
+    use super::*;
+    use crate::budget::Budget;
+    use crate::capture::CapturedPages;
+    use crate::geometry::bytes_of_pages;
+    use crate::reaper::Reaper;
+
+    const PAGES: u32 = 8;
+
+    fn captured(reaper: &Reaper, kept: PageSet, zero: PageSet) -> Arc<Capture> {
+        let bytes = bytes_of_pages(PAGES);
+        let memfd = Memfd::create("guest", bytes, PageKind::Small).unwrap();
+        let lease = Budget::new(bytes).lease(bytes, Duration::ZERO).unwrap();
+        Arc::new(Capture::adopt(memfd, CapturedPages { kept, zero }, lease, reaper.handle()).unwrap())
+    }
+
+    #[test]
+    fn pages_that_a_pause_knows_to_be_zero_are_zero_whatever_its_parent_has() {
+        let reaper = Reaper::start().unwrap();
+        let none = PageSet::new(PAGES);
+        let mut zero = none.clone();
+        zero.insert(GuestPage::new(2));
+        let parent = captured(&reaper, PageSet::full(PAGES), none.clone());
+        let parent = Arc::new(LiveView::new(View::captured(parent, None)));
+        let over = || Some(Arc::clone(&parent));
+        let unsealed = View::captured(captured(&reaper, none, zero.clone()), over());
+        let packed = View::packed(PackedPages { layer: None, zero }, over());
+        for view in [unsealed, packed] {
+            let at = |page| view.piece_at(GuestPage::new(page), 1).source;
+            assert!(matches!(at(2), PieceSource::Zero), "{view:?}");
+            assert!(matches!(at(1), PieceSource::Capture(_)) && matches!(at(3), PieceSource::Capture(_)));
+        }
+    }
+}
