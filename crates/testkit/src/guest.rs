@@ -17,9 +17,11 @@ use rekindle_kernel::{Backing, Discard, GuestMemory, Memfd, PAGE_BYTES, PageKind
 use crate::model::{ModelMemory, WrongPage};
 use crate::random::Random;
 
-/// A running guest of one volume.
+/// A running guest of one volume, or one volume of a guest.
 #[derive(Debug)]
 pub struct Guest {
+    /// Which of its parent's volumes it is.
+    volume: usize,
     memfd: Memfd,
     vmm: EndingVmm,
     expected: ModelMemory,
@@ -80,17 +82,22 @@ pub enum GuestError {
 impl Guest {
     /// A guest that starts with so many pages of zeroes and no parent.
     pub fn fresh(pages: u32) -> Self {
-        let mut guest = Self::with_empty_memory(ModelMemory::zeroes(pages), None);
+        let mut guest = Self::with_empty_memory(ModelMemory::zeroes(pages), 0, None);
         guest.installed = PageSet::full(pages);
         guest
     }
 
     /// A guest resumed from `snapshot`, whose pages the model says to be `expected`.
     pub fn resume(snapshot: &Arc<Snapshot>, expected: ModelMemory) -> Self {
-        Self::with_empty_memory(expected, Some(Arc::clone(snapshot)))
+        Self::resume_volume(snapshot, 0, expected)
     }
 
-    fn with_empty_memory(expected: ModelMemory, parent: Option<Arc<Snapshot>>) -> Self {
+    /// One volume of a guest resumed from `snapshot`, by its position there.
+    pub fn resume_volume(snapshot: &Arc<Snapshot>, volume: usize, expected: ModelMemory) -> Self {
+        Self::with_empty_memory(expected, volume, Some(Arc::clone(snapshot)))
+    }
+
+    fn with_empty_memory(expected: ModelMemory, volume: usize, parent: Option<Arc<Snapshot>>) -> Self {
         let pages = expected.pages();
         let memfd =
             Memfd::create("guest", bytes_of_pages(pages), PageKind::Small).expect("memory for a guest");
@@ -98,6 +105,7 @@ impl Guest {
         let memory = GuestMemory::map(Backing::Shared(&memfd, 0), bytes, 0).expect("addresses for a guest");
         let none = PageSet::new(pages);
         Self {
+            volume,
             memfd,
             vmm: EndingVmm(memory),
             expected,
@@ -211,14 +219,23 @@ impl Guest {
         permit: PausePermit,
         (tracking, alongside): (Tracking, Vec<Change>),
     ) -> Result<Paused, (Box<Self>, CommitError)> {
-        let pages = self.captured_pages(tracking);
-        let memfd = self.memfd.try_clone().expect("a descriptor for a guest's memory");
-        let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-        let guest = PausedGuest { id, volumes: vec![volume], blobs: BTreeMap::new(), alongside };
+        let volumes = vec![self.paused_volume(VolumeName::memory(), tracking)];
+        let guest = PausedGuest { id, volumes, blobs: BTreeMap::new(), alongside };
         match engine.commit_pause(permit, guest) {
             Ok(snapshot) => Ok(Paused { snapshot, memory: self.expected, vmm: self.vmm }),
             Err(error) => Err((Box::new(self), error)),
         }
+    }
+
+    /// What a pause takes over of it, under this name. The guest can go on if the pause does not come to pass.
+    pub fn paused_volume(&self, name: VolumeName, tracking: Tracking) -> PausedVolume {
+        let memfd = self.memfd.try_clone().expect("a descriptor for a guest's memory");
+        PausedVolume { name, page_kind: PageKind::Small, memfd, pages: self.captured_pages(tracking) }
+    }
+
+    /// A paused guest's content, and its VMM, which has not ended yet.
+    pub fn into_ending(self) -> (ModelMemory, EndingVmm) {
+        (self.expected, self.vmm)
     }
 
     fn captured_pages(&self, tracking: Tracking) -> CapturedPages {
@@ -247,7 +264,7 @@ impl Guest {
             match &self.parent {
                 Some(parent) if !removed => {
                     let mut bytes = vec![0; usize::try_from(run.bytes()).expect("64 bits")];
-                    engine.read(parent.memory(), run, &mut bytes)?;
+                    engine.read(&parent.volumes()[self.volume].view, run, &mut bytes)?;
                     self.vmm.0.write(run.start().offset(), &bytes);
                 }
                 Some(_) | None => {}

@@ -6,7 +6,7 @@ use std::fmt;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 
-use crate::guest::{EndingVmm, Guest};
+use crate::guest::EndingVmm;
 use crate::hooks::{Failing, Held};
 use crate::random::Random;
 use crate::site::Site;
@@ -15,8 +15,13 @@ use crate::stores::Injected;
 mod background;
 mod foreground;
 mod known;
+mod machine;
+mod threads;
+mod wrong_bytes;
 
-use known::{Known, Plan};
+use known::{Known, Plan, Rules};
+use machine::Machine;
+use wrong_bytes::WrongObject;
 
 /// Why a history is wrong.
 #[derive(Debug)]
@@ -36,7 +41,9 @@ pub struct Tally {
     pub pages: u64,
     /// Snapshots made.
     pub pauses: u64,
-    /// Reads that the store's outage made fail, as they must.
+    /// Guests whose three threads ran.
+    pub served: u64,
+    /// Reads that the store's outage, or its wrong bytes, made fail, as they must.
     pub stalls: u64,
     /// Times the engine was started anew.
     pub restarts: u64,
@@ -44,19 +51,34 @@ pub struct Tally {
     pub crashes: u64,
 }
 
+impl Tally {
+    /// Adds what another history came to.
+    pub fn add(&mut self, other: Self) {
+        let Self { pages, pauses, served, stalls, restarts, crashes } = other;
+        self.pages += pages;
+        self.pauses += pauses;
+        self.served += served;
+        self.stalls += stalls;
+        self.restarts += restarts;
+        self.crashes += crashes;
+    }
+}
+
 /// A history under way.
 struct History {
+    seed: u64,
     random: Random,
-    pages: u32,
+    /// Pages of each volume, memory first.
+    shape: Vec<u32>,
     site: Site,
-    /// Whether the engines have a catalog and a keeper: then they may crash.
-    recording: bool,
-    guests: Vec<Guest>,
+    rules: Rules,
+    guests: Vec<Machine>,
     snapshots: Vec<Known>,
     plans: Vec<Plan>,
     vmms: Vec<EndingVmm>,
     held: Vec<Held>,
     outage: Vec<Injected>,
+    wrong_objects: Vec<WrongObject>,
     tally: Tally,
     operations: Vec<String>,
     /// Last: what above holds background work ends before the engine waits for it.
@@ -69,24 +91,27 @@ const SNAPSHOTS_MAX: usize = 14;
 /// Runs the history of `seed`: `operations` of them, on volumes of a few hundred to a few thousand pages.
 pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
     let mut random = Random::new(seed);
-    let pages = if random.percent(15) { 1 + random.below(3000) } else { 1 + random.below(700) };
-    let recording = random.percent(60);
+    let shape = shape(&mut random);
+    let merge_at_layers = if random.percent(80) { 2 + random.position(6) } else { 32 };
+    let rules = Rules { recording: random.percent(60), merge_at_layers };
     let site = Site::new().expect("a temporary directory");
-    let options = known::options(&site, recording).expect("a new catalog");
+    let options = rules.options(&site).expect("a new catalog");
     let mut history = History {
         engine: Some(Engine::start(options).expect("threads for an engine")),
-        recording,
-        guests: vec![Guest::fresh(pages)],
+        rules,
+        guests: vec![Machine::fresh(&shape)],
+        operations: vec![format!("volumes of {shape:?} pages, {rules:?}")],
+        seed,
         random,
-        pages,
+        shape,
         site,
         snapshots: Vec::new(),
         plans: Vec::new(),
         vmms: Vec::new(),
         held: Vec::new(),
         outage: Vec::new(),
+        wrong_objects: Vec::new(),
         tally: Tally::default(),
-        operations: Vec::new(),
     };
     let done = (0..operations).try_for_each(|_| history.step()).and_then(|()| history.finish());
     match done {
@@ -95,12 +120,22 @@ pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
     }
 }
 
+/// Memory, and at times a disk or two.
+fn shape(random: &mut Random) -> Vec<u32> {
+    let disks = if random.percent(50) { 0 } else { 1 + random.below(2) };
+    let mut pages = || if random.percent(15) { 1 + random.below(3000) } else { 1 + random.below(700) };
+    let memory = pages();
+    std::iter::once(memory).chain((0..disks).map(|_| pages() / 2 + 1)).collect()
+}
+
 impl History {
     fn step(&mut self) -> Result<(), String> {
         match self.random.below(100) {
-            0..28 => self.write_pages(),
-            28..34 => self.remove_pages(),
-            34..43 => self.guest_reads(),
+            0..25 => self.write_pages(),
+            25..31 => self.remove_pages(),
+            31..38 => self.guest_reads(),
+            38..41 => self.three_threads_run(),
+            41..43 => self.store_is_wrong_or_right(),
             43..53 => self.snapshot_is_read(),
             53..57 => self.read_is_planned(),
             57..61 => self.plan_is_read(),
@@ -123,11 +158,13 @@ impl History {
     fn finish(&mut self) -> Result<(), String> {
         self.say("the end");
         self.wait_all_published()?;
-        for position in 0..self.guests.len() {
-            self.read_in_guest(position, GuestPages::new(GuestPage::new(0), self.pages))?;
-        }
-        for position in 0..self.snapshots.len() {
-            self.read_in_snapshot(position, GuestPages::new(GuestPage::new(0), self.pages))?;
+        for volume in 0..self.shape.len() {
+            for position in 0..self.guests.len() {
+                self.read_in_guest(position, volume, self.all_of(volume))?;
+            }
+            for position in 0..self.snapshots.len() {
+                self.read_in_snapshot(position, volume, self.all_of(volume))?;
+            }
         }
         while !self.plans.is_empty() {
             self.plan_is_read()?;
@@ -143,22 +180,34 @@ impl History {
         self.engine.as_ref().expect("there is none only while it is started anew")
     }
 
-    fn some_run(&mut self, pages_max: u32) -> GuestPages {
-        let start = self.random.below(self.pages);
-        let count = (1 + self.random.below(pages_max)).min(self.pages - start);
-        GuestPages::new(GuestPage::new(start), count)
+    /// A volume, and a run of its pages.
+    fn some_run(&mut self, pages_max: u32) -> (usize, GuestPages) {
+        let volume = self.random.position(self.shape.len());
+        let pages = self.shape[volume];
+        let start = self.random.below(pages);
+        let count = (1 + self.random.below(pages_max)).min(pages - start);
+        (volume, GuestPages::new(GuestPage::new(start), count))
+    }
+
+    fn all_of(&self, volume: usize) -> GuestPages {
+        GuestPages::new(GuestPage::FIRST, self.shape[volume])
     }
 
     fn end_faults(&mut self) {
         self.vmms.clear();
         self.held.clear();
         self.outage.clear();
+        self.mend_store();
         self.site.hooks.fail_parent_reads(Failing::None);
     }
 }
 
 impl Drop for History {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (seed, operations) = (self.seed, std::mem::take(&mut self.operations));
+            eprintln!("{}", Failure { seed, operations, what: "it panicked".into() });
+        }
         self.end_faults();
     }
 }

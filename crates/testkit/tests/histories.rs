@@ -1,9 +1,21 @@
-//! Random histories over the real engine, judged page by page. `REKINDLE_SEED` replays one, `REKINDLE_HISTORIES` says
-//! how many are run otherwise.
+//! Random histories over the real engine, judged page by page, other ones each time. `REKINDLE_SEED` replays one;
+//! `REKINDLE_HISTORIES` says how many are run, however long that takes.
 
-use rekindle_testkit::history;
+use std::io::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rekindle_testkit::history::{self, Tally};
 
 const OPERATIONS: u32 = 160;
+
+/// Histories where nothing else is said, and how long new ones are begun.
+const HISTORIES: u64 = 120;
+const BEGUN_WITHIN: Duration = Duration::from_secs(60);
+
+/// Histories at once: most of their time they wait.
+const WORKERS: usize = 8;
 
 #[test]
 fn random_histories_give_every_guest_the_pages_of_the_model() {
@@ -11,13 +23,42 @@ fn random_histories_give_every_guest_the_pages_of_the_model() {
         run(seed);
         return;
     }
-    let histories = number("REKINDLE_HISTORIES").unwrap_or(40);
-    (0..histories).for_each(run);
+    let asked = number("REKINDLE_HISTORIES");
+    let (first, begun, done) = (fresh_seed(), Instant::now(), AtomicU64::new(0));
+    let sum = Mutex::new(Tally::default());
+    let work = || loop {
+        let next = done.fetch_add(1, Ordering::Relaxed);
+        let over = asked.is_none() && begun.elapsed() > BEGUN_WITHIN;
+        if over || next >= asked.unwrap_or(HISTORIES) {
+            return;
+        }
+        let tally = run(first.wrapping_add(next));
+        sum.lock().expect("whoever panics ends the test").add(tally);
+    };
+    say(&format!("histories from seed {first} on; replay one with REKINDLE_SEED"));
+    std::thread::scope(|scope| (0..WORKERS).for_each(|_| drop(scope.spawn(work))));
+    say(&format!("{:?}", sum.into_inner().expect("whoever panics ends the test")));
 }
 
-fn run(seed: u64) {
-    let outcome = history::run(seed, OPERATIONS);
-    assert!(outcome.is_ok(), "{}", outcome.err().map_or_else(String::new, |failure| failure.to_string()));
+fn run(seed: u64) -> Tally {
+    match history::run(seed, OPERATIONS) {
+        Ok(tally) => tally,
+        Err(failure) => {
+            say(&failure.to_string());
+            panic!("{failure}");
+        }
+    }
+}
+
+/// Also where output is captured: a history that hangs is known by its seed.
+fn say(what: &str) {
+    writeln!(std::io::stderr(), "{what}").ok();
+}
+
+fn fresh_seed() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Far apart, so that the histories of two runs are others.
+    since.as_secs() << 32 | u64::from(since.subsec_nanos())
 }
 
 fn number(variable: &str) -> Option<u64> {

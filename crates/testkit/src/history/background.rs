@@ -11,9 +11,9 @@ use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::PAGE_BYTES;
 
-use super::known::options;
-use super::{History, known::Known};
-use crate::guest::Guest;
+use super::History;
+use super::known::Known;
+use super::machine::Machine;
 use crate::hooks::{Failing, Point};
 use crate::model::ModelMemory;
 use crate::site::{PATIENCE, Site};
@@ -68,21 +68,11 @@ impl History {
 
     /// Cuts a local file short under its mapping, as a disk loses blocks: whole pages, and never the only copy.
     pub(super) fn local_file_is_lost(&mut self) -> Result<(), String> {
-        let layers_of = |known: &Known| {
-            let view = known.snapshot.memory().load();
-            let layers = view.layers().iter().filter(|layer| layer.stored_at().is_some());
-            layers.map(|layer| layer.id()).collect::<Vec<_>>()
-        };
-        // Where a snapshot that is not published names a layer, the catalog may not know yet that it is stored.
-        let (published, others): (Vec<_>, Vec<_>) =
-            self.snapshots.iter().partition(|known| known.snapshot.state() == SnapshotState::Published);
-        let others: Vec<_> = others.into_iter().flat_map(layers_of).collect();
-        let mut layers: Vec<_> = published.into_iter().flat_map(layers_of).collect();
-        layers.retain(|layer| !self.recording || !others.contains(layer));
+        let layers = self.stored_layers();
         if layers.is_empty() {
             return Ok(());
         }
-        let layer = layers[self.random.position(layers.len())];
+        let layer = layers[self.random.position(layers.len())].id();
         let path = self.site.cache_directory().join(format!("{layer}.raw"));
         let file =
             OpenOptions::new().write(true).open(&path).map_err(|error| format!("{path:?}: {error}"))?;
@@ -129,7 +119,7 @@ impl History {
 
     /// Ends the engine in the middle of everything and starts another one: whatever was acknowledged is there.
     pub(super) fn crash(&mut self) -> Result<(), String> {
-        if !self.recording {
+        if !self.rules.recording {
             return self.restart();
         }
         self.say("the engine crashes");
@@ -141,19 +131,23 @@ impl History {
         // First of all: a process that dies lets go of nothing.
         self.engine().stop();
         self.plans.clear();
-        let snapshots: Vec<(SnapshotId, ModelMemory)> =
-            self.snapshots.drain(..).map(|Known { snapshot, memory }| (snapshot.id(), memory)).collect();
-        let parents: Vec<_> = self.guests.iter_mut().map(Guest::let_go_of_parent).collect();
+        let files = self.stored_files();
+        let snapshots: Vec<(SnapshotId, Vec<ModelMemory>)> =
+            self.snapshots.drain(..).map(|Known { snapshot, contents }| (snapshot.id(), contents)).collect();
+        let parents: Vec<_> = self.guests.iter_mut().map(Machine::let_go_of_parent).collect();
         // What stood there is let through and finds that the engine has ended.
         self.held.clear();
         let ended = self.engine.take();
         drop(ended);
         if moved {
             self.site = self.site.elsewhere().map_err(|error| error.to_string())?;
+        } else if !files.is_empty() && self.random.percent(30) {
+            let rotten = files[self.random.position(files.len())].clone();
+            self.rot(&rotten)?;
         }
-        let options = options(&self.site, self.recording).map_err(|error| error.to_string())?;
+        let options = self.rules.options(&self.site).map_err(|error| error.to_string())?;
         let engine = self.engine.insert(Engine::start(options).map_err(|error| error.to_string())?);
-        let replayed = self.recording && !moved;
+        let replayed = self.rules.recording && !moved;
         if replayed {
             let mut expected: Vec<_> = snapshots.iter().map(|(id, _)| *id).collect();
             expected.sort();
@@ -162,9 +156,9 @@ impl History {
                 return Err(format!("{expected:?} were there, now {listed:?}: {:?}", engine.replayed()));
             }
         }
-        for (id, memory) in snapshots {
+        for (id, contents) in snapshots {
             let snapshot = engine.open(id).map_err(|error| error.to_string())?;
-            self.snapshots.push(Known { snapshot, memory });
+            self.snapshots.push(Known { snapshot, contents });
         }
         for (mut guest, parent) in std::mem::take(&mut self.guests).into_iter().zip(parents) {
             let origin = parent.and_then(|parent| engine.origin(parent));
@@ -189,13 +183,15 @@ impl History {
         self.say("everything is read on another node");
         let site: Site = self.site.elsewhere().map_err(|error| error.to_string())?;
         let engine = site.engine().map_err(|error| error.to_string())?;
-        let all = GuestPages::new(GuestPage::new(0), self.pages);
-        let mut found = vec![0; usize::try_from(all.bytes()).expect("64 bits")];
         for known in &self.snapshots {
             let opened = engine.open(known.snapshot.id()).map_err(|error| error.to_string())?;
-            engine.read(opened.memory(), all, &mut found).map_err(|error| error.to_string())?;
-            known.memory.check(all, &found).map_err(|error| error.to_string())?;
-            self.tally.pages += u64::from(self.pages);
+            for (volume, content) in opened.volumes().iter().zip(&known.contents) {
+                let all = GuestPages::new(GuestPage::FIRST, content.pages());
+                let mut found = vec![0; usize::try_from(all.bytes()).expect("64 bits")];
+                engine.read(&volume.view, all, &mut found).map_err(|error| error.to_string())?;
+                content.check(all, &found).map_err(|error| error.to_string())?;
+                self.tally.pages += u64::from(content.pages());
+            }
         }
         Ok(())
     }

@@ -5,22 +5,23 @@ use rekindle_engine::read_plan::ReadPlan;
 use rekindle_kernel::PAGE_BYTES;
 
 use super::known::{Known, Plan};
+use super::machine::{Machine, PausedMachine};
 use super::{GUESTS_MAX, History, SNAPSHOTS_MAX};
-use crate::guest::{Guest, GuestError, Paused, Tracking};
+use crate::guest::{GuestError, Tracking};
 
 impl History {
     pub(super) fn write_pages(&mut self) -> Result<(), String> {
         let Some(guest) = self.some_guest() else { return self.resume() };
-        let run = self.some_run(40);
+        let (volume, run) = self.some_run(40);
         let kind = self.random.below(6);
-        self.say(format_args!("guest {guest} writes pages {run:?}, kind {kind}"));
+        self.say(format_args!("guest {guest} writes pages {run:?} of volume {volume}, kind {kind}"));
         for page in run.iter() {
             let mut bytes = vec![0; PAGE_BYTES];
             let (offset, length) = match kind {
                 // Zeroes; the same bytes that are there; one byte; half compressible; no pattern at all.
                 0 => (0, PAGE_BYTES),
                 1 => {
-                    bytes.copy_from_slice(self.guests[guest].expected().page(page));
+                    bytes.copy_from_slice(self.guests[guest].volume(volume).expected().page(page));
                     (0, PAGE_BYTES)
                 }
                 2 => {
@@ -37,7 +38,7 @@ impl History {
                 }
             };
             let engine = self.engine.as_ref().expect("there is none only while it is started anew");
-            let done = self.guests[guest].write(engine, page, offset, &bytes[..length]);
+            let done = self.guests[guest].volume(volume).write(engine, page, offset, &bytes[..length]);
             if self.went_on(done)? {
                 return Ok(());
             }
@@ -47,23 +48,28 @@ impl History {
 
     pub(super) fn remove_pages(&mut self) -> Result<(), String> {
         let Some(guest) = self.some_guest() else { return self.resume() };
-        let run = self.some_run(60);
-        self.say(format_args!("guest {guest} gives back pages {run:?}"));
-        self.guests[guest].remove(run);
+        let (volume, run) = self.some_run(60);
+        self.say(format_args!("guest {guest} gives back pages {run:?} of volume {volume}"));
+        self.guests[guest].volume(volume).remove(run);
         Ok(())
     }
 
     pub(super) fn guest_reads(&mut self) -> Result<(), String> {
         let Some(guest) = self.some_guest() else { return self.resume() };
-        let run = self.some_run(300);
-        self.read_in_guest(guest, run)
+        let (volume, run) = self.some_run(300);
+        self.read_in_guest(guest, volume, run)
     }
 
-    pub(super) fn read_in_guest(&mut self, guest: usize, run: GuestPages) -> Result<(), String> {
-        self.say(format_args!("guest {guest} reads pages {run:?}"));
+    pub(super) fn read_in_guest(
+        &mut self,
+        guest: usize,
+        volume: usize,
+        run: GuestPages,
+    ) -> Result<(), String> {
+        self.say(format_args!("guest {guest} reads pages {run:?} of volume {volume}"));
         self.tally.pages += u64::from(run.count());
         let engine = self.engine.as_ref().expect("there is none only while it is started anew");
-        let done = self.guests[guest].read(engine, run);
+        let done = self.guests[guest].volume(volume).read(engine, run);
         self.went_on(done).map(|_| ())
     }
 
@@ -72,15 +78,24 @@ impl History {
             return self.pause();
         }
         let snapshot = self.random.position(self.snapshots.len());
-        let run = self.some_run(300);
-        self.read_in_snapshot(snapshot, run)
+        let (volume, run) = self.some_run(300);
+        self.read_in_snapshot(snapshot, volume, run)
     }
 
-    pub(super) fn read_in_snapshot(&mut self, position: usize, run: GuestPages) -> Result<(), String> {
-        let Known { snapshot, memory } = &self.snapshots[position];
-        let plan = Plan { plan: ReadPlan::new(snapshot.memory(), run), memory: memory.clone(), pages: run };
-        self.say(format_args!("snapshot {position} is read, pages {run:?}"));
-        self.read(plan)
+    pub(super) fn read_in_snapshot(
+        &mut self,
+        position: usize,
+        volume: usize,
+        run: GuestPages,
+    ) -> Result<(), String> {
+        self.say(format_args!("snapshot {position} is read, pages {run:?} of volume {volume}"));
+        self.read(self.planned(position, volume, run))
+    }
+
+    fn planned(&self, position: usize, volume: usize, pages: GuestPages) -> Plan {
+        let Known { snapshot, contents } = &self.snapshots[position];
+        let plan = ReadPlan::new(&snapshot.volumes()[volume].view, pages);
+        Plan { plan, content: contents[volume].clone(), pages }
     }
 
     pub(super) fn read_is_planned(&mut self) -> Result<(), String> {
@@ -88,10 +103,9 @@ impl History {
             return Ok(());
         }
         let position = self.random.position(self.snapshots.len());
-        let run = self.some_run(300);
-        self.say(format_args!("a read of snapshot {position} is planned, pages {run:?}"));
-        let Known { snapshot, memory } = &self.snapshots[position];
-        let plan = Plan { plan: ReadPlan::new(snapshot.memory(), run), memory: memory.clone(), pages: run };
+        let (volume, run) = self.some_run(300);
+        self.say(format_args!("a read of snapshot {position} is planned, pages {run:?} of volume {volume}"));
+        let plan = self.planned(position, volume, run);
         self.plans.push(plan);
         Ok(())
     }
@@ -106,7 +120,7 @@ impl History {
         let mut found = vec![0; usize::try_from(plan.pages.bytes()).expect("64 bits")];
         self.tally.pages += u64::from(plan.pages.count());
         let done = plan.plan.read(self.engine().fetcher(), &mut found).map_err(GuestError::from);
-        let judged = done.and_then(|()| Ok(plan.memory.check(plan.pages, &found)?));
+        let judged = done.and_then(|()| Ok(plan.content.check(plan.pages, &found)?));
         self.went_on(judged).map(|_| ())
     }
 
@@ -121,20 +135,29 @@ impl History {
             self.snapshots.len()
         ));
         match self.guests.swap_remove(position).pause(self.engine(), tracking) {
-            Ok(Paused { snapshot, memory, vmm }) => {
+            Ok(PausedMachine { snapshot, contents, vmms }) => {
                 if self.random.percent(30) {
-                    self.vmms.push(vmm);
+                    self.vmms.extend(vmms);
                 }
                 self.tally.pauses += 1;
-                self.snapshots.push(Known { snapshot, memory });
+                self.remember(Known { snapshot, contents })?;
                 if self.random.percent(50) { self.resume_from(self.snapshots.len() - 1) } else { Ok(()) }
             }
-            Err(refused) => {
-                self.say(format_args!("... refused: {}", refused.error));
-                self.guests.push(*refused.guest);
+            Err((guest, why)) => {
+                self.say(format_args!("... refused: {why}"));
+                self.guests.push(guest);
                 Ok(())
             }
         }
+    }
+
+    /// Takes a new snapshot up, for another one if there are many.
+    pub(super) fn remember(&mut self, known: Known) -> Result<(), String> {
+        if self.snapshots.len() >= SNAPSHOTS_MAX {
+            self.delete()?;
+        }
+        self.snapshots.push(known);
+        Ok(())
     }
 
     pub(super) fn resume(&mut self) -> Result<(), String> {
@@ -152,8 +175,8 @@ impl History {
             drop(self.guests.swap_remove(killed));
         }
         self.say(format_args!("guest {} is resumed from snapshot {position}", self.guests.len()));
-        let Known { snapshot, memory } = &self.snapshots[position];
-        self.guests.push(Guest::resume(snapshot, memory.clone()));
+        let Known { snapshot, contents } = &self.snapshots[position];
+        self.guests.push(Machine::resume(snapshot, contents));
         Ok(())
     }
 
@@ -171,11 +194,11 @@ impl History {
         (!self.guests.is_empty()).then(|| self.random.position(self.guests.len()))
     }
 
-    /// Whether the guest is stalled, which it may be only while the store is out.
+    /// Whether the guest is stalled, which it may be only while the store is out or wrong.
     fn went_on(&mut self, done: Result<(), GuestError>) -> Result<bool, String> {
         match done {
             Ok(()) => Ok(false),
-            Err(GuestError::Stalled(_)) if !self.outage.is_empty() => {
+            Err(GuestError::Stalled(_)) if !self.outage.is_empty() || !self.wrong_objects.is_empty() => {
                 self.tally.stalls += 1;
                 Ok(true)
             }

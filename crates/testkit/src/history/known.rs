@@ -12,23 +12,35 @@ use rekindle_engine::snapshot::Snapshot;
 use crate::model::ModelMemory;
 use crate::site::Site;
 
-/// A snapshot with what every page of it must hold.
-#[derive(Debug)]
+/// A snapshot with what every page of each of its volumes must hold.
+#[derive(Debug, Clone)]
 pub(super) struct Known {
     pub(super) snapshot: Arc<Snapshot>,
-    pub(super) memory: ModelMemory,
+    pub(super) contents: Vec<ModelMemory>,
 }
 
 /// A read that was planned and not done yet, with what it must give.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) plan: ReadPlan,
-    pub(super) memory: ModelMemory,
+    pub(super) content: ModelMemory,
     pub(super) pages: GuestPages,
 }
 
-/// A pause waits for nothing: a history goes on with something else instead.
-pub(super) fn options(site: &Site, recording: bool) -> Result<EngineOptions, CatalogError> {
-    let options = if recording { site.recording()? } else { site.options() };
-    Ok(EngineOptions { pause_wait: Duration::ZERO, unsealed_max: 5, ..options })
+/// How all engines of a history are started.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    /// Whether they have a catalog and a keeper: then they may crash.
+    pub(super) recording: bool,
+    /// Layers of a manifest from which on some are merged.
+    pub(super) merge_at_layers: usize,
+}
+
+impl Rules {
+    /// A pause waits for nothing: a history goes on with something else instead.
+    pub(super) fn options(self, site: &Site) -> Result<EngineOptions, CatalogError> {
+        let options = if self.recording { site.recording()? } else { site.options() };
+        let merge_at_layers = self.merge_at_layers;
+        Ok(EngineOptions { pause_wait: Duration::ZERO, unsealed_max: 5, merge_at_layers, ..options })
+    }
 }

@@ -1,0 +1,92 @@
+//! A guest of several volumes: its memory and its disks are paused together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rekindle_engine::engine::Engine;
+use rekindle_engine::geometry::bytes_of_pages;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::pause::{PausedGuest, PausedVolume};
+use rekindle_engine::snapshot::Snapshot;
+
+use crate::guest::{EndingVmm, Guest, Tracking};
+use crate::model::ModelMemory;
+
+/// A running guest.
+#[derive(Debug)]
+pub(super) struct Machine(Vec<Guest>);
+
+/// A machine that was paused.
+pub(super) struct PausedMachine {
+    pub(super) snapshot: Arc<Snapshot>,
+    /// What every page of each volume must hold.
+    pub(super) contents: Vec<ModelMemory>,
+    pub(super) vmms: Vec<EndingVmm>,
+}
+
+impl Machine {
+    /// A machine whose volumes have so many pages of zeroes.
+    pub(super) fn fresh(shape: &[u32]) -> Self {
+        Self(shape.iter().map(|pages| Guest::fresh(*pages)).collect())
+    }
+
+    /// A machine resumed from `snapshot`, whose volumes the model says to be `contents`.
+    pub(super) fn resume(snapshot: &Arc<Snapshot>, contents: &[ModelMemory]) -> Self {
+        let volume = |(position, content): (usize, &ModelMemory)| {
+            Guest::resume_volume(snapshot, position, content.clone())
+        };
+        Self(contents.iter().enumerate().map(volume).collect())
+    }
+
+    pub(super) fn volume(&mut self, position: usize) -> &mut Guest {
+        &mut self.0[position]
+    }
+
+    /// Goes on from another handle of the snapshot it runs from.
+    pub(super) fn stand_on(&mut self, snapshot: &Arc<Snapshot>) {
+        self.0.iter_mut().for_each(|volume| volume.stand_on(snapshot));
+    }
+
+    /// Lets go of its parent's handle; says which snapshot it was.
+    pub(super) fn let_go_of_parent(&mut self) -> Option<SnapshotId> {
+        self.0.iter_mut().filter_map(Guest::let_go_of_parent).last()
+    }
+
+    /// Pauses it; or it goes on as it was, with the reason.
+    pub(super) fn pause(self, engine: &Engine, tracking: Tracking) -> Result<PausedMachine, (Self, String)> {
+        let parent = self.0.first().and_then(Guest::parent).cloned();
+        let volumes = self
+            .0
+            .iter()
+            .enumerate()
+            .map(|(position, volume)| volume.paused_volume(volume_name(position), tracking));
+        match commit(engine, parent.as_ref(), volumes.collect()) {
+            Ok(snapshot) => {
+                let (contents, vmms) = self.0.into_iter().map(Guest::into_ending).unzip();
+                Ok(PausedMachine { snapshot, contents, vmms })
+            }
+            Err(why) => Err((self, why)),
+        }
+    }
+}
+
+/// The name of the volume at a position.
+pub(super) fn volume_name(position: usize) -> VolumeName {
+    match position {
+        0 => VolumeName::memory(),
+        disk => format!("disk-{disk}").parse().expect("a legal name"),
+    }
+}
+
+/// Makes a snapshot of volumes, if the engine permits it now.
+pub(super) fn commit(
+    engine: &Engine,
+    parent: Option<&Arc<Snapshot>>,
+    volumes: Vec<PausedVolume>,
+) -> Result<Arc<Snapshot>, String> {
+    let pages: u32 = volumes.iter().map(|volume| volume.pages.kept.pages()).sum();
+    let permit = engine.permit_pause(parent, bytes_of_pages(pages)).map_err(|error| error.to_string())?;
+    let (id, blobs) = (SnapshotId::new(), BTreeMap::new());
+    let guest = PausedGuest { id, volumes, blobs, alongside: Vec::new() };
+    engine.commit_pause(permit, guest).map_err(|error| error.to_string())
+}

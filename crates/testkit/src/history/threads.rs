@@ -1,0 +1,205 @@
+//! A guest with three threads: its faults are answered by a fault server, and each thread judges the pages it owns.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use rekindle_engine::geometry::{GuestPage, GuestPages};
+use rekindle_engine::handover::Handover;
+use rekindle_engine::page_set::PageSet;
+use rekindle_engine::pause::PausedVolume;
+use rekindle_engine::regions::{Region, Regions};
+use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions, ServeStatus};
+use rekindle_engine::tracking::Tracking;
+use rekindle_kernel::{
+    Backing, Discard, Features, GuestMemory, Memfd, PAGE_BYTES, PageKind, RegisterMode, Userfaultfd,
+};
+
+use super::History;
+use super::known::Known;
+use super::machine::{commit, volume_name};
+use crate::guest::{self, Guest};
+use crate::model::ModelMemory;
+use crate::random::Random;
+use crate::site::PATIENCE;
+
+const THREADS: u32 = 3;
+/// What one thread does in one such operation.
+const STEPS: u32 = 60;
+/// How often it is looked whether the guest is stalled.
+const LOOK_AFTER: Duration = Duration::from_millis(5);
+
+/// A guest that runs, with its server.
+struct Served {
+    memory: Arc<GuestMemory>,
+    memfd: Memfd,
+    server: FaultServer,
+    /// What a VMM keeps open while it lives.
+    _stream: UnixStream,
+}
+
+/// A thread of the guest: of every three pages one is its own.
+struct Thread {
+    number: u32,
+    random: Random,
+    expected: ModelMemory,
+}
+
+/// What a thread found: its own pages as it left them.
+type Found = Result<(u32, ModelMemory), String>;
+
+impl History {
+    /// Three threads read, write and give back pages of a resumed guest, which is paused then. They may begin while the
+    /// store is out or wrong; it is right again when they wait for it.
+    pub(super) fn three_threads_run(&mut self) -> Result<(), String> {
+        if self.snapshots.is_empty() {
+            return self.pause();
+        }
+        let position = self.random.position(self.snapshots.len());
+        let tracking = [Tracking::Scan, Tracking::Events, Tracking::Resident][self.random.position(3)];
+        let ahead = self.random.percent(20);
+        self.say(format_args!("three threads run from snapshot {position}, {tracking:?}, ahead: {ahead}"));
+        let Some(served) = self.served(position, tracking)? else { return Ok(()) };
+        if self.outage.is_empty() && self.random.percent(30) {
+            self.say("... and the store goes until they wait for it");
+            self.outage = self.site.faults.outage();
+        }
+        if ahead {
+            served.server.prefetch(PageSet::full(self.shape[0]));
+        }
+        let told = self.start_threads(&served, position);
+        let memory = self.wait_for_threads(&served, &told)?;
+        self.tally.pages += u64::from(THREADS * STEPS);
+        self.tally.served += 1;
+        self.pause_served(served, position, memory)
+    }
+
+    /// A guest that runs from a snapshot's memory; none where this system has no userfaultfd for us.
+    fn served(&self, position: usize, tracking: Tracking) -> Result<Option<Served>, String> {
+        let features = Features::EVENT_REMOVE
+            | match tracking {
+                Tracking::Scan => Features::WP_ASYNC | Features::WP_HUGETLBFS_SHMEM,
+                Tracking::Events => Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM,
+                Tracking::Resident => Features::NONE,
+            };
+        let Ok(userfaultfd) = Userfaultfd::open(features) else { return Ok(None) };
+        let said = |error: std::io::Error| error.to_string();
+        let pages = self.shape[0];
+        let bytes = usize::try_from(GuestPages::new(GuestPage::FIRST, pages).bytes()).expect("64 bits");
+        let memfd = Memfd::create("guest", u64::try_from(bytes).expect("64 bits"), PageKind::Small);
+        let memfd = memfd.map_err(said)?;
+        let memory = GuestMemory::map(Backing::Shared(&memfd, 0), bytes, 0).map_err(said)?;
+        userfaultfd.register(memory.range(), RegisterMode::Missing).map_err(said)?;
+        let (start, bytes) = (memory.range().start, memory.range().bytes);
+        let region = Region { start, bytes, offset: 0, page: PageKind::Small };
+        let regions = Regions::new(vec![region], pages).map_err(|error| error.to_string())?;
+        let (stream, theirs) = UnixStream::pair().map_err(said)?;
+        let shared = Some(memfd.try_clone().map_err(said)?);
+        let pid = std::process::id();
+        let handover = Handover { regions, userfaultfd, memfd: shared, pid, stream: theirs };
+        let view = Arc::clone(self.snapshots[position].snapshot.memory());
+        let (placement, neighbours) = (Placement::Anywhere, Neighbours::Adaptive);
+        let options = ServeOptions { tracking, placement, neighbours };
+        let server = FaultServer::start(view, handover, self.engine().fetcher().clone(), options);
+        let server = server.map_err(said)?;
+        Ok(Some(Served { memory: Arc::new(memory), memfd, server, _stream: stream }))
+    }
+
+    /// Not scoped threads: one that hangs would never end.
+    fn start_threads(&mut self, served: &Served, position: usize) -> Receiver<Found> {
+        let (tell, told) = channel();
+        for number in 0..THREADS {
+            let expected = self.snapshots[position].contents[0].clone();
+            let mut thread = Thread { number, random: Random::new(self.random.number()), expected };
+            let (memory, tell) = (Arc::clone(&served.memory), tell.clone());
+            drop(std::thread::spawn(move || {
+                let found = thread.run(&memory).map(|()| (thread.number, thread.expected));
+                drop(memory);
+                tell.send(found).ok();
+            }));
+        }
+        told
+    }
+
+    /// What the threads left in memory.
+    fn wait_for_threads(&mut self, served: &Served, told: &Receiver<Found>) -> Result<ModelMemory, String> {
+        let begun = Instant::now();
+        let mut found = Vec::new();
+        while found.len() < usize::try_from(THREADS).expect("64 bits") {
+            match told.recv_timeout(LOOK_AFTER) {
+                Ok(thread) => found.push(thread?),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err("a guest's thread panicked".into()),
+            }
+            let status = served.server.status();
+            if matches!(status, ServeStatus::Stalled { .. }) {
+                self.outage.clear();
+                self.mend_store();
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("a guest's thread hangs: {status:?}"));
+            }
+        }
+        let (_, mut memory) = found[0].clone();
+        for (number, of_thread) in &found {
+            let own = (0..memory.pages()).filter(|page| page % THREADS == *number).map(GuestPage::new);
+            own.for_each(|page| memory.write(page, 0, of_thread.page(page)));
+        }
+        Ok(memory)
+    }
+
+    /// Pauses the guest; its other volumes are as they were.
+    fn pause_served(&mut self, served: Served, position: usize, memory: ModelMemory) -> Result<(), String> {
+        let Served { memory: mapped, memfd, server, _stream } = served;
+        let pages = server.end_epoch().changed_pages().map_err(|error| error.to_string())?;
+        drop(mapped);
+        let Known { snapshot, contents } = &self.snapshots[position];
+        let mut contents = contents.clone();
+        contents[0] = memory;
+        let name = volume_name(0);
+        let mut volumes = vec![PausedVolume { name, page_kind: PageKind::Small, memfd, pages }];
+        for (disk, content) in contents.iter().enumerate().skip(1) {
+            let unchanged = Guest::resume_volume(snapshot, disk, content.clone());
+            volumes.push(unchanged.paused_volume(volume_name(disk), guest::Tracking::Exact));
+        }
+        match commit(self.engine(), Some(snapshot), volumes) {
+            Ok(snapshot) => {
+                self.tally.pauses += 1;
+                self.remember(Known { snapshot, contents })
+            }
+            Err(why) => {
+                self.say(format_args!("... its pause was refused, and it is killed: {why}"));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Thread {
+    fn run(&mut self, memory: &GuestMemory) -> Result<(), String> {
+        let own = (self.expected.pages() + THREADS - 1 - self.number) / THREADS;
+        for _ in 0..STEPS.min(own * 4) {
+            let page = GuestPage::new(self.random.below(own) * THREADS + self.number);
+            let mut bytes = vec![0; PAGE_BYTES];
+            match self.random.below(10) {
+                0..6 => {
+                    memory.read(page.offset(), &mut bytes).map_err(|error| error.to_string())?;
+                    let run = GuestPages::new(page, 1);
+                    self.expected.check(run, &bytes).map_err(|wrong| format!("in a thread: {wrong}"))?;
+                }
+                6..9 => {
+                    self.random.fill(&mut bytes);
+                    memory.write(page.offset(), &bytes);
+                    self.expected.write(page, 0, &bytes);
+                }
+                _ => {
+                    let given_back = memory.discard(page.offset(), PAGE_BYTES, Discard::Remove);
+                    given_back.map_err(|error| error.to_string())?;
+                    self.expected.remove(GuestPages::new(page, 1));
+                }
+            }
+        }
+        Ok(())
+    }
+}
