@@ -1,9 +1,10 @@
 //! What a developer and CI run: `tidy` checks facts about the sources and documents, `bench` measures, `crash` kills
-//! daemons, `soak` lets one work for long.
+//! daemons, `soak` lets one work for long, `mutate` puts faults into the engine that tests must notice.
 
 mod bench;
 mod crash;
 mod load;
+mod mutate;
 mod soak;
 mod tidy;
 
@@ -32,6 +33,8 @@ enum Task {
     Crash(crash::Options),
     /// Let a daemon work with fifty sandboxes and see that nothing grows.
     Soak(soak::Options),
+    /// Put faults into a copy of the engine, one at a time, and see that its tests notice each.
+    Mutate(mutate::Options),
     /// Get Debian's kernel for virtual machines, which tests and `bench` start guests with, and say where it is.
     Guests,
     /// Be the guest of a row that measures page faults.
@@ -59,6 +62,7 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
         Task::Bench(options) => bench::run(&root, &options),
         Task::Crash(options) => crash::run(&root, &options),
         Task::Soak(options) => soak::run(&root, &options),
+        Task::Mutate(options) => mutate::run(&root, &options),
         Task::Guests => guests(),
         Task::Guest { words } => rekindle::guest::run(words).map(|()| ExitCode::SUCCESS),
     }
