@@ -90,6 +90,12 @@ pub const WAIT_SECONDS_MAX: u32 = 600;
 /// How long a wait takes where it is not said, in seconds.
 pub const WAIT_SECONDS: u32 = 60;
 
+/// How often it is looked whether the local socket's file is there still: who removes it tells nobody.
+pub const SOCKET_LOOKED_FOR_EVERY: Duration = Duration::from_secs(1);
+
+/// How long after it could not be made again that is tried once more.
+pub const SOCKET_MADE_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
 /// How often an idle event stream says that it is there.
 pub const EVENT_STREAM_SIGN_EVERY: Duration = Duration::from_secs(15);
 

@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 
 use super::admission::{AllowedUsers, Token};
 use super::limits;
-use socket_file::SocketFile;
+pub(super) use socket_file::SocketFile;
 
 /// Where to listen and who may ask.
 #[derive(Clone, Debug)]

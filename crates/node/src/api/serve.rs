@@ -25,7 +25,7 @@ use super::admission::{Admission, AllowedUsers};
 use super::bounded::{BoundedControl, Ending};
 use super::control::Control;
 use super::limits;
-use super::listen::{Listeners, LocalListener, ReadSecrets, Secrets};
+use super::listen::{Listeners, LocalListener, ReadSecrets, Secrets, SocketFile};
 use super::patient::Patient;
 use super::routes;
 
@@ -45,16 +45,15 @@ pub async fn serve(
     let router = routes::router(BoundedControl::new(control, ending.clone()));
     let answering = Answering { router, ending };
     let Listeners { socket: LocalListener { listener, allowed, file }, tcp } = listeners;
+    let socket = Listening { listener: UnixListener::from_std(listener)?, file, is_lost: false };
     let mut accepting = JoinSet::new();
     if let Some(tcp) = tcp {
         let listener = TcpListener::from_std(tcp.listener)?;
         accepting.spawn(answering.clone().over_tcp(listener, tcp.secrets));
     }
-    accepting.spawn(answering.on_socket(UnixListener::from_std(listener)?, allowed));
+    accepting.spawn(answering.on_socket(socket, allowed));
     end.await;
     ends.send_replace(true);
-    // Connecting fails from here on, instead of waiting for an answer that does not come.
-    drop(file);
     if timeout(limits::ANSWERED_WITHIN_AT_END, all_joined(&mut accepting)).await.is_err() {
         tracing::warn!("some requests were not answered before the daemon ended");
     }
@@ -69,9 +68,17 @@ struct Answering {
 }
 
 impl Answering {
-    async fn on_socket(mut self, listener: UnixListener, allowed: AllowedUsers) {
+    async fn on_socket(mut self, mut socket: Listening, allowed: AllowedUsers) {
         let mut connections = Connections::new();
-        while let Some((stream, place)) = connections.next(&mut self.ending, &listener).await {
+        loop {
+            let next = tokio::select! {
+                next = connections.next(&mut self.ending, &socket.listener) => next,
+                () = socket.is_gone() => {
+                    socket.listen_again();
+                    continue;
+                }
+            };
+            let Some((stream, place)) = next else { break };
             match stream.peer_cred() {
                 Ok(peer) => {
                     let admission = allowed.admission(peer.uid());
@@ -80,7 +87,8 @@ impl Answering {
                 Err(error) => tracing::warn!(%error, "the kernel does not say who connected"),
             }
         }
-        drop(listener);
+        // Connecting fails from here on, instead of waiting for an answer that does not come.
+        drop(socket);
         all_joined(&mut connections.tasks).await;
     }
 
@@ -185,6 +193,44 @@ async fn unless_working(working: &AtomicBool) {
     sleep(limits::ANSWER_SENT_WITHIN_AT_END).await;
     if working.load(Ordering::Relaxed) {
         pending::<()>().await;
+    }
+}
+
+/// The local socket while it is answered on.
+#[derive(Debug)]
+struct Listening {
+    listener: UnixListener,
+    file: SocketFile,
+    /// Its file is gone, and could not be made again.
+    is_lost: bool,
+}
+
+impl Listening {
+    /// Waits until nobody can find the socket any more: its directory was removed, or another file is in its place.
+    async fn is_gone(&self) {
+        if self.is_lost {
+            sleep(limits::SOCKET_MADE_AGAIN_AFTER).await;
+        }
+        while self.file.is_there() {
+            sleep(limits::SOCKET_LOOKED_FOR_EVERY).await;
+        }
+    }
+
+    /// Listens at the same path again; where that fails, a later look finds it gone still.
+    fn listen_again(&mut self) {
+        let path = self.file.path().to_owned();
+        let made = self.file.make_again().map_err(io::Error::other);
+        let listening = made.and_then(|(listener, file)| Ok((UnixListener::from_std(listener)?, file)));
+        match listening {
+            Ok((listener, file)) => {
+                tracing::warn!(path = %path.display(), "the API's socket was removed; it was made again");
+                *self = Self { listener, file, is_lost: false };
+            }
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the API's socket was removed, and cannot be made again yet");
+                self.is_lost = true;
+            }
+        }
     }
 }
 

@@ -3,9 +3,11 @@
 //! Whose socket it is says a lock on a file beside it, not who answers there: of a daemon that was killed, a process it
 //! had just forked may still have the socket, and answers nobody.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -24,23 +26,46 @@ const BACKLOG: i32 = 1024;
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
+    mode: u32,
     device: u64,
     inode: u64,
     /// Locked as long as it is open, so until the socket's file is gone.
-    _lock: File,
+    lock: File,
 }
 
 impl SocketFile {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Whether whoever connects to the path reaches the socket that it was made for.
+    pub(crate) fn is_there(&self) -> bool {
+        let found = fs::symlink_metadata(&self.path);
+        found.is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode))
+    }
+
+    /// Listens at the same path with the same permissions once more, in a directory that is made where it is gone.
+    pub(crate) fn make_again(&self) -> Result<(UnixListener, Self), ListenError> {
+        if let Some(directory) = self.path.parent() {
+            // Those whom the socket lets connect are let through to it.
+            let mode = if self.mode & 0o006 == 0 { 0o700 } else { 0o711 };
+            let made = DirBuilder::new().recursive(true).mode(mode).create(directory);
+            made.map_err(|source| ListenError::Socket { path: self.path.clone(), source })?;
+        }
+        let failed = |source| ListenError::Socket { path: self.path.clone(), source };
+        let held = self.lock.metadata().map_err(failed)?;
+        let has_lock = fs::symlink_metadata(lock_path(&self.path))
+            .is_ok_and(|found| (found.dev(), found.ino()) == (held.dev(), held.ino()));
+        let lock = if has_lock { self.lock.try_clone().map_err(failed)? } else { lock(&self.path)? };
+        listen_under(lock, &self.path, self.mode)
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let is_ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
-        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+        if self.is_there()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             tracing::warn!(path = %self.path.display(), %error, "the API's socket could not be removed");
         }
     }
@@ -48,8 +73,11 @@ impl Drop for SocketFile {
 
 /// Listens on a socket at `path`, which nobody can connect to but whom `mode` lets.
 pub(super) fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), ListenError> {
+    listen_under(lock(path)?, path, mode)
+}
+
+fn listen_under(lock: File, path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), ListenError> {
     let failed = |source: io::Error| ListenError::Socket { path: path.to_owned(), source };
-    let lock = lock(path)?;
     make_way(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -62,22 +90,26 @@ pub(super) fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
     let made = fs::symlink_metadata(path).map_err(failed)?;
     start_listening(&socket, BACKLOG).map_err(|error| failed(error.into()))?;
-    let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino(), _lock: lock };
+    let file = SocketFile { path: path.to_owned(), mode, device: made.dev(), inode: made.ino(), lock };
     Ok((UnixListener::from(socket), file))
 }
 
 /// The right to listen at `path`, which one daemon has at a time. The file stays, as a lock's must.
 fn lock(path: &Path) -> Result<File, ListenError> {
     let failed = |source: io::Error| ListenError::Socket { path: path.to_owned(), source };
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(name);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(lock_path(path));
     let file = file.map_err(failed)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(ListenError::Taken { path: path.to_owned() }),
         Err(error) => Err(failed(error.into())),
     }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    name.into()
 }
 
 /// Removes the socket that a dead daemon left at `path`; whoever holds the lock may.
@@ -130,6 +162,30 @@ mod tests {
         listener.set_nonblocking(false).unwrap();
         let _client = std::os::unix::net::UnixStream::connect(&path).unwrap();
         assert!(listener.accept().is_ok(), "who connects now reaches the one that took its place");
+    }
+
+    #[test]
+    fn a_socket_whose_directory_was_removed_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/api.sock");
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        let (listener, file) = listen(&path, 0o600).unwrap();
+        assert!(file.is_there());
+        fs::remove_file(&path).unwrap();
+        let (_listener, file) = {
+            let again = file.make_again().unwrap();
+            drop((listener, file));
+            again
+        };
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        assert!(!file.is_there());
+        let (again, made) = file.make_again().unwrap();
+        drop(file);
+        assert!(made.is_there());
+        assert_eq!((mode_of(&path), mode_of(path.parent().unwrap())), (0o600, 0o700));
+        again.set_nonblocking(false).unwrap();
+        let _client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert!(again.accept().is_ok());
     }
 
     #[test]
