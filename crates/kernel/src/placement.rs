@@ -56,6 +56,17 @@ pub fn lower_priority(pid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the kernel end this process after others when memory runs out: `score` is its `oom_score_adj` (proc(5)), unless
+/// it has a lower one already. Lowering takes a privilege (CAP_SYS_RESOURCE).
+pub fn outlive_others(score: i16) -> io::Result<()> {
+    const OWN: &str = "/proc/self/oom_score_adj";
+    let now = std::fs::read_to_string(OWN)?;
+    if now.trim().parse().is_ok_and(|now: i16| now <= score) {
+        return Ok(());
+    }
+    std::fs::write(OWN, score.to_string())
+}
+
 /// The CPU that thread `tid` of process `pid` ran on last.
 pub fn cpu_of_thread(pid: u32, tid: u32) -> io::Result<usize> {
     ThreadCpu::open(pid, tid)?.cpu()

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 
 /// The numbers that may be reserved for children's descriptors.
@@ -19,6 +20,7 @@ pub const CHILD_NUMBERS: Range<RawFd> = 3..32;
 pub struct Spawner {
     reserved: Vec<OwnedFd>,
     open_files: Rlimit,
+    oom_score: Option<i16>,
 }
 
 impl Spawner {
@@ -40,7 +42,14 @@ impl Spawner {
         if CHILD_NUMBERS.contains(&null.as_raw_fd()) {
             reserved.push(null);
         }
-        Ok(Self { reserved, open_files })
+        Ok(Self { reserved, open_files, oom_score: None })
+    }
+
+    /// Has children begin with this `oom_score_adj` (proc(5)), by which the kernel chooses what it ends when memory runs
+    /// out. Raising it takes no privilege.
+    #[must_use]
+    pub fn with_oom_score(self, score: i16) -> Self {
+        Self { oom_score: Some(score), ..self }
     }
 
     /// Whether a child can be given a descriptor under `number`, beside the standard streams.
@@ -58,8 +67,12 @@ impl Spawner {
         }
         let moves: Vec<(RawFd, RawFd)> = fds.iter().map(|(to, fd)| (fd.as_raw_fd(), *to)).collect();
         let open_files = self.open_files;
+        let oom_score = self.oom_score.map(|score| score.to_string().into_bytes());
         let enter = move || {
             begin_session()?;
+            if let Some(score) = &oom_score {
+                take_oom_score(score);
+            }
             for (from, to) in &moves {
                 place_fd(*from, *to)?;
             }
@@ -78,6 +91,14 @@ pub fn in_own_session(mut command: Command) -> io::Result<Child> {
     // SAFETY: between fork and exec it makes system calls and nothing else.
     unsafe { command.pre_exec(begin_session) };
     command.spawn()
+}
+
+/// Done before exec, so that what the program starts at once has the same score. A child that may not begin all the same.
+fn take_oom_score(score: &[u8]) {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
+        rustix::io::write(&file, score).ok();
+    }
 }
 
 /// Opens `from` under the number `to` as well, where it stays open on exec.

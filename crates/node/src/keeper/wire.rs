@@ -31,7 +31,7 @@ pub(super) const LIST_BYTES: usize = 32 << 10;
 /// Longest answer a client reads: a list's last entry may be a long note with many names.
 pub(super) const ANSWER_BYTES_MAX: usize = 256 << 10;
 /// Clients connected at once.
-pub(super) const CONNECTIONS_MAX: usize = 16;
+pub(super) const CONNECTIONS_MAX: usize = 64;
 /// How long a request may take from its first byte to its last.
 pub(super) const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 

@@ -104,6 +104,25 @@ fn clients_that_say_nothing_make_room_for_those_that_do() {
 }
 
 #[test]
+fn a_client_that_has_asked_keeps_its_connection_whatever_hundreds_of_others_do() {
+    let keeper = TestKeeper::start();
+    let asks = keeper.connect();
+    let ask = || raw_answer(&asks, b"{\"request\":\"get\",\"key\":\"k\"}\n", &[]);
+    assert_eq!(ask(), Some(json!({ "done": Value::Null })));
+    let silent: Vec<UnixStream> = (0..300).map(|_| keeper.connect()).collect();
+    let begin = |_| {
+        let mut stream = keeper.connect();
+        // One that is closed already takes nothing.
+        stream.write_all(b"{").ok();
+        stream
+    };
+    let begun: Vec<UnixStream> = (0..300).map(begin).collect();
+    assert_eq!(ask(), Some(json!({ "done": Value::Null })), "its connection is still the same");
+    keeper.another_client().note("key", &json!(1)).expect("a newcomer is let in as well");
+    drop((silent, begun));
+}
+
+#[test]
 fn clients_that_never_finish_a_request_are_given_up() {
     let keeper = TestKeeper::start();
     let begin = |_| {

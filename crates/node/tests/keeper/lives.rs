@@ -169,3 +169,22 @@ fn whoever_supervises_the_keeper_is_told_that_it_is_ready_and_then_that_it_lives
     KeeperClient::connect(&socket).and_then(|client| client.shutdown(false)).expect("it holds nothing");
     assert_eq!(ended(child), Some(0));
 }
+
+#[test]
+fn a_keeper_whose_directory_is_removed_can_be_found_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("run/keeper.sock");
+    let (client, _) = KeeperClient::connect_or_start(&socket, &program()).expect("a keeper starts");
+    client.note("key", &json!(1)).expect("held");
+    for removed in [socket.clone(), directory.path().join("run")] {
+        match removed.is_dir() {
+            true => std::fs::remove_dir_all(&removed).expect("it is removed"),
+            false => std::fs::remove_file(&removed).expect("it is removed"),
+        }
+        eventually("the keeper listening again", || {
+            KeeperClient::connect(&socket).is_ok_and(|again| again.identity() == client.identity())
+        });
+    }
+    assert_eq!(client.list().expect("answers").len(), 1);
+    client.shutdown(true).expect("it ends");
+}

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 use rekindle::keeper::{KeeperError, PROCESS, ProcessNow, Refusal, Role, Spawn, Spawned};
-use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_kernel::{Memfd, PageKind, ProcessHandle, Signal};
 use rustix::process::Resource;
 
 use super::support::{LIMIT, TestKeeper, bytes_of, eventually, file_of, status_of};
@@ -193,11 +193,34 @@ fn a_pipe_as_a_log_does_not_hold_the_keeper_up() {
 }
 
 #[test]
-fn what_a_keeper_is_when_memory_runs_out_the_processes_it_starts_are_not() {
+fn the_kernel_ends_a_process_before_the_keeper_when_memory_runs_out() {
     let keeper = TestKeeper::start();
-    let score = |pid: u32| format!("/proc/{pid}/oom_score_adj");
-    // Less protected, as more takes a right that root may not have; what is undone for its children is the same.
-    std::fs::write(score(keeper.client.identity().pid), "500").expect("anyone may give protection up");
-    let (spawned, _input) = waiting(&keeper, "key");
-    assert_eq!(std::fs::read_to_string(score(spawned.pid)).expect("it lives").trim(), "0");
+    let (spawned, _input) = waiting(&keeper, "sandbox/1");
+    let score_of = |pid: u32| {
+        let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it lives");
+        score.trim().parse::<i32>().expect("a number")
+    };
+    let (own, keepers) = (score_of(std::process::id()), score_of(keeper.client.identity().pid));
+    assert!(score_of(spawned.pid) > 0, "it is above all processes that set no score");
+    assert!(score_of(spawned.pid) > own && keepers <= own, "{keepers} {own}");
+}
+
+#[test]
+fn the_memory_of_a_process_that_has_ended_is_given_back_and_all_else_stays_under_its_key() {
+    let keeper = TestKeeper::start();
+    let (spawned, input) = waiting(&keeper, "guest/1");
+    let memory = Memfd::create("guest", 1 << 20, PageKind::Small).expect("memory");
+    let (other, stays) = (memory.try_clone().expect("a descriptor"), file_of(b"stays"));
+    keeper.client.add("guest/1", &[("memory", memory.as_fd()), ("stays", stays.as_fd())]).expect("held");
+    keeper.client.add("snapshot/1", &[("root.memory", other.as_fd())]).expect("held");
+    keeper.client.note("guest/1", &serde_json::json!("note")).expect("held");
+    drop(input);
+    wait_end(&spawned);
+    let held = keeper.client.get("guest/1").expect("answers").expect("it is held");
+    assert_eq!(held.fds.keys().collect::<Vec<_>>(), [PROCESS, "stays"]);
+    assert_eq!(held.note, serde_json::json!("note"));
+    let exited = held.process.and_then(|process| process.exited).expect("it has ended");
+    assert_eq!(ExitStatus::from_raw(exited).code(), Some(1));
+    let captured = keeper.client.get("snapshot/1").expect("answers").expect("it is held");
+    assert_eq!(captured.fds.len(), 1, "what is held under other keys is no memory of the process");
 }

@@ -76,10 +76,11 @@ impl Desk {
         self.ends.as_fd()
     }
 
-    /// Notes which children have ended and how.
+    /// Notes which children have ended and how, and closes what was their memory: here and now, as the kernel may be
+    /// about to end another one for want of it.
     pub(super) fn note_ends(&mut self) {
         while let Some((pid, status)) = self.ends.next() {
-            self.holdings.ended(pid, status);
+            drop(self.holdings.ended(pid, status));
         }
     }
 

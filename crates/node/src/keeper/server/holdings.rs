@@ -113,13 +113,19 @@ impl Holdings {
         replaced
     }
 
-    /// Notes that a child has ended and how.
-    pub(super) fn ended(&mut self, pid: u32, status: i32) {
+    /// Notes that a child has ended and how. The memory files held under its key come back, to be closed: they were its
+    /// memory, of no use to anybody without it. All else under the key stays.
+    pub(super) fn ended(&mut self, pid: u32, status: i32) -> Vec<OwnedFd> {
         let key = self.running.remove(&pid).flatten();
         let entry = key.and_then(|key| self.entries.get_mut(&key));
-        if let Some(process) = entry.and_then(|entry| entry.process.as_mut()).filter(|one| one.pid == pid) {
+        let Some(entry) = entry.filter(|entry| entry.process.as_ref().is_some_and(|one| one.pid == pid))
+        else {
+            return Vec::new();
+        };
+        if let Some(process) = &mut entry.process {
             process.exited = Some(status);
         }
+        entry.fds.extract_if(.., |_, fd| is_memory_file(fd)).map(|(_, fd)| fd).collect()
     }
 
     /// What is held under the key, its descriptors in the order of the names.
@@ -177,6 +183,11 @@ impl Entry {
         let names: usize = self.fds.keys().map(|name| name.as_str().len() + 3).sum();
         self.note.as_ref().map_or(4, String::len) + names + 300
     }
+}
+
+/// Whether a descriptor is of memory that no file system has a name for: only such files have seals (fcntl(2)).
+fn is_memory_file(fd: &OwnedFd) -> bool {
+    rustix::fs::fcntl_get_seals(fd).is_ok()
 }
 
 pub(super) fn too_much(what: &str, max: usize) -> Refusal {

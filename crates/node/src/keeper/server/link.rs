@@ -19,6 +19,10 @@ pub(super) struct Link {
     fds: Vec<OwnedFd>,
     begun: Option<Instant>,
     used: Instant,
+    /// The process at its other end.
+    peer: u32,
+    /// Whether a whole request came over it.
+    has_asked: bool,
 }
 
 /// What came of reading once.
@@ -42,8 +46,9 @@ pub(super) struct Letter<'a> {
 }
 
 impl Link {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, bytes: Vec::new(), fds: Vec::new(), begun: None, used: Instant::now() }
+    pub(super) fn new(stream: UnixStream, peer: u32) -> Self {
+        let (begun, used, has_asked) = (None, Instant::now(), false);
+        Self { stream, bytes: Vec::new(), fds: Vec::new(), begun, used, peer, has_asked }
     }
 
     /// Reads once.
@@ -72,6 +77,7 @@ impl Link {
             None => Arrival::Part,
             Some(end) if end + 1 == self.bytes.len() => {
                 self.begun = None;
+                self.has_asked = true;
                 Arrival::Whole(std::mem::take(&mut self.bytes), std::mem::take(&mut self.fds))
             }
             Some(_) => Arrival::Wrong(Refusal::Malformed { why: "one request at a time".to_owned() }),
@@ -88,9 +94,15 @@ impl Link {
         self.begun.map(|begun| (begun + REQUEST_LIMIT).saturating_duration_since(now))
     }
 
-    /// When it was last heard of, if nothing of a request has arrived.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
-        self.begun.is_none().then_some(self.used)
+    /// The process at its other end.
+    pub(super) fn peer(&self) -> u32 {
+        self.peer
+    }
+
+    /// How much it is worth to be kept: one over which something was asked more than any other, then the one that was
+    /// heard of last.
+    pub(super) fn worth(&self) -> (bool, Instant) {
+        (self.has_asked, self.used)
     }
 }
 

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::{fmt, io};
 
 use anyhow::Context as _;
-use rekindle_kernel::{SignalReader, Spawner};
+use rekindle_kernel::{SignalReader, Spawner, placement};
 
 use super::arguments::KeeperArguments;
 use desk::Desk;
@@ -24,12 +24,17 @@ use turns::Keeper;
 /// The exit status of a keeper that found another one at its socket.
 const ANOTHER_RUNS: u8 = 4;
 
+/// When memory runs out the kernel never ends the keeper, where that may be said: all guests would be lost with it.
+const OOM_SCORE: i16 = -1000;
+/// It ends guests before the keeper, the daemon and whatever else says nothing of itself.
+const CHILD_OOM_SCORE: i16 = 800;
+
 /// Is the keeper until it is told to end and holds nothing, or is told to end whatever it holds.
 ///
 /// It ends by nothing else: it ignores every signal that can be ignored, and answers what it cannot do.
 pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
     let signals = SignalReader::block().context("taking signals")?;
-    let spawner = Spawner::prepare().context("preparing to start processes")?;
+    let spawner = Spawner::prepare().context("preparing to start processes")?.with_oom_score(CHILD_OOM_SCORE);
     let ends = Ends::new().context("preparing to hear of their ends")?;
     let socket = std::path::absolute(&arguments.socket).context("finding the socket")?;
     // Fails where whoever started it gave it a session or a group of its own, which is as good.
@@ -39,6 +44,8 @@ pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
         log(format_args!("another keeper runs at {}", socket.display()));
         return Ok(ExitCode::from(ANOTHER_RUNS));
     };
+    // One that may not is as likely to be ended as its user's other processes, and later than its children.
+    placement::outlive_others(OOM_SCORE).ok();
     let keeper = Keeper::new(listening, signals, Desk::new(spawner, ends));
     log(format_args!("listening at {}", socket.display()));
     // Whoever started it may wait for this line, or may not be there any more.

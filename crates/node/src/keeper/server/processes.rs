@@ -80,7 +80,6 @@ fn started(spawner: &Spawner, ends: &Ends, spawn: &Spawn, fds: Vec<(i32, OwnedFd
     }
     let others: Vec<_> = others.iter().map(|(number, fd)| (*number, fd.as_fd())).collect();
     let mut child = spawner.spawn(command, &others)?;
-    let_be_chosen(child.id());
     let watched = pidfd_of(child.id()).and_then(|pidfd| {
         let child = NewChild { pid: child.id(), pidfd };
         ends.watch(&child).map(|()| child)
@@ -92,16 +91,6 @@ fn started(spawner: &Spawner, ends: &Ends, spawn: &Spawn, fds: Vec<(i32, OwnedFd
             child.wait()?;
             Err(error)
         }
-    }
-}
-
-/// Where the keeper is more or less protected than others when memory runs out (`oom_score_adj`, proc(5)), a child is
-/// not.
-fn let_be_chosen(child: u32) {
-    let own = std::fs::read_to_string("/proc/self/oom_score_adj");
-    if own.is_ok_and(|own| own.trim() != "0") {
-        // A child that cannot be told runs as the keeper does.
-        std::fs::write(format!("/proc/{child}/oom_score_adj"), "0").ok();
     }
 }
 

@@ -1,8 +1,8 @@
 //! The keeper's socket, and the lock that makes it the only one there.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -16,27 +16,44 @@ use rustix::io::Errno;
 pub(super) struct Listening {
     pub(super) listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of the socket's file.
+    file: (u64, u64),
     /// Locked as long as it is open.
-    _lock: File,
+    lock: File,
 }
 
 impl Listening {
     /// Listens at `path`; none if another keeper does.
     pub(super) fn at(path: &Path) -> anyhow::Result<Option<Self>> {
-        let lock_path = path.with_extension("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
-        let lock = lock.with_context(|| format!("opening {}", lock_path.display()))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            Err(errno) => return Err(errno).with_context(|| format!("locking {}", lock_path.display())),
-        }
-        let listener = listen(path).with_context(|| format!("listening at {}", path.display()))?;
-        Ok(Some(Self { listener, path: path.to_owned(), _lock: lock }))
+        lock_of(path)?.map(|lock| Self::with(lock, path)).transpose()
     }
 
-    /// A client that waits to be let in, if it may be; never waits.
-    pub(super) fn accept(&self) -> io::Result<UnixStream> {
+    fn with(lock: File, path: &Path) -> anyhow::Result<Self> {
+        let listener = listen(path).with_context(|| format!("listening at {}", path.display()))?;
+        let file = file_at(path).with_context(|| format!("finding {}", path.display()))?;
+        Ok(Self { listener, path: path.to_owned(), file, lock })
+    }
+
+    /// Listens at the same path again where nobody can find the socket any more, as whoever removes a directory tells
+    /// nobody; the answer is whether it had to.
+    pub(super) fn stay(&mut self) -> anyhow::Result<bool> {
+        if file_at(&self.path).is_ok_and(|file| file == self.file) {
+            return Ok(false);
+        }
+        if let Some(directory) = self.path.parent() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.with_context(|| format!("making {}", directory.display()))?;
+        }
+        let held = self.lock.metadata().context("looking at the lock")?;
+        let is_ours = file_at(&lock_path(&self.path)).is_ok_and(|file| file == (held.dev(), held.ino()));
+        let lock = if is_ours { Some(self.lock.try_clone()?) } else { lock_of(&self.path)? };
+        let lock = lock.with_context(|| format!("another keeper listens at {} now", self.path.display()))?;
+        *self = Self::with(lock, &self.path)?;
+        Ok(true)
+    }
+
+    /// A client that waits to be let in, if it may be, with its process; never waits.
+    pub(super) fn accept(&self) -> io::Result<(UnixStream, u32)> {
         let (stream, _) = self.listener.accept()?;
         let user = fd_passing::peer_user(&stream)?;
         if user != 0 && user != rustix::process::geteuid().as_raw() {
@@ -44,15 +61,39 @@ impl Listening {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         stream.set_nonblocking(true)?;
-        Ok(stream)
+        let process = fd_passing::peer_pid(&stream)?;
+        Ok((stream, process))
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        // The lock is still held, so the file is this keeper's own.
-        std::fs::remove_file(&self.path).ok();
+        // Another one may be in its place by now, where the lock's file was removed too.
+        if file_at(&self.path).is_ok_and(|file| file == self.file) {
+            std::fs::remove_file(&self.path).ok();
+        }
     }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    path.with_extension("lock")
+}
+
+/// The right to listen at `path`; none if another keeper has it.
+fn lock_of(path: &Path) -> anyhow::Result<Option<File>> {
+    let lock_path = lock_path(path);
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+    let lock = lock.with_context(|| format!("opening {}", lock_path.display()))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(lock)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno).with_context(|| format!("locking {}", lock_path.display())),
+    }
+}
+
+fn file_at(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = std::fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Whoever holds the lock may take the place of a socket that a keeper before it left.

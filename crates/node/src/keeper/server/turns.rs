@@ -1,5 +1,6 @@
 //! The keeper's loop.
 
+use std::cmp::Reverse;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +18,8 @@ use crate::keeper::wire::CONNECTIONS_MAX;
 
 /// How long no client is let in after that failed, as where no descriptor is free.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether the socket is there still: who removes it tells nobody.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Read at once from a client.
 const READ_BYTES: usize = 64 << 10;
 
@@ -28,6 +31,10 @@ pub(super) struct Keeper {
     links: Vec<Link>,
     /// Until when no client is let in.
     accept_at: Option<Instant>,
+    /// When to look next whether the socket is there.
+    look_at: Instant,
+    /// Why it is not, as was said.
+    cannot_stay: Option<String>,
     watchdog: Option<Watchdog>,
     buffer: Vec<u8>,
     desk: Desk,
@@ -55,6 +62,8 @@ impl Keeper {
             signals,
             links: Vec::new(),
             accept_at: None,
+            look_at: Instant::now() + LOOK_EVERY,
+            cannot_stay: None,
             watchdog: every.map(|every| Watchdog { every, at: Instant::now() }),
             buffer: vec![0; READ_BYTES],
             desk,
@@ -85,6 +94,7 @@ impl Keeper {
         if ready.listener {
             self.accept(now);
         }
+        self.stay(now);
         Next::GoOn
     }
 
@@ -94,7 +104,8 @@ impl Keeper {
         let paused = self.accept_at.filter(|at| *at > now);
         let watchdog = self.watchdog.as_mut().map(|watchdog| watchdog.tell(now));
         let pause = paused.map(|at| at.saturating_duration_since(now));
-        let limits = self.links.iter().filter_map(|link| link.time_left(now));
+        let look = self.look_at.saturating_duration_since(now);
+        let limits = self.links.iter().filter_map(|link| link.time_left(now)).chain([look]);
         let limit =
             limits.chain(watchdog).chain(pause).min().and_then(|limit| Timespec::try_from(limit).ok());
         let wanted = if paused.is_none() { PollFlags::IN } else { PollFlags::empty() };
@@ -130,22 +141,52 @@ impl Keeper {
         }
     }
 
-    /// Lets one client in; where there are too many, the one that was silent longest makes room, and connects again
-    /// when it has something to say. Where all are asking, it waits: no request takes long.
+    /// Lets one client in; where there are too many, another one makes room, and connects again when it has something to
+    /// say.
     fn accept(&mut self, now: Instant) {
-        if self.links.len() >= CONNECTIONS_MAX {
-            let idle = self.links.iter().enumerate().filter_map(|(at, link)| Some((link.idle_since()?, at)));
-            match idle.min() {
-                Some((_, at)) => drop(self.links.swap_remove(at)),
-                None => return self.accept_at = Some(now + ACCEPT_PAUSE),
-            }
-        }
         match self.listening.accept() {
-            Ok(stream) => self.links.push(Link::new(stream)),
+            Ok((stream, peer)) => {
+                if self.links.len() >= CONNECTIONS_MAX {
+                    self.make_room();
+                }
+                self.links.push(Link::new(stream, peer));
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 log(format_args!("a client was not let in: {error}"));
                 self.accept_at = Some(now + ACCEPT_PAUSE);
+            }
+        }
+    }
+
+    /// Closes a connection of the process that has most of them: of those the one that is worth least. So whoever connects
+    /// again and again, and says nothing or never ends what it says, takes room from itself alone.
+    fn make_room(&mut self) {
+        let of_peer = |peer: u32| self.links.iter().filter(|link| link.peer() == peer).count();
+        let least = (0..self.links.len()).min_by_key(|at| {
+            let link = &self.links[*at];
+            (Reverse(of_peer(link.peer())), link.worth())
+        });
+        if let Some(at) = least {
+            drop(self.links.swap_remove(at));
+        }
+    }
+
+    /// Listens again where the socket was removed.
+    fn stay(&mut self, now: Instant) {
+        if self.look_at > now {
+            return;
+        }
+        self.look_at = now + LOOK_EVERY;
+        match self.listening.stay() {
+            Ok(true) => log(format_args!("the socket was removed; listening again")),
+            Ok(false) => self.cannot_stay = None,
+            Err(error) => {
+                let error = format!("{error:#}");
+                if self.cannot_stay.as_ref() != Some(&error) {
+                    log(format_args!("the socket was removed, and nobody can connect: {error}"));
+                    self.cannot_stay = Some(error);
+                }
             }
         }
     }
