@@ -14,6 +14,7 @@ use rekindle_engine::keep::{Keeper, KeptVolume};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
+use rekindle_testkit::black_box::ask_until;
 use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::random::Random;
@@ -40,6 +41,9 @@ pub(crate) fn run(directory: &Path) {
     if last == "true" {
         known.iter().for_each(|(snapshot, _)| publish(snapshot));
         known.iter().for_each(|known| judge(&engine, &known.0, &known.1).expect("every page is the model's"));
+        // What was deleted goes on a thread of its own, and stays for the next node where this one ends before.
+        let nothing_is_held = ask_until(PATIENCE, || link.ask("held", &[]).0.is_empty().then_some(()));
+        assert!(nothing_is_held.is_some(), "memory of deleted or published snapshots is kept");
         return;
     }
     let mut random = Random::new(seed.parse().expect("a number"));
