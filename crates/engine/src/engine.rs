@@ -1,6 +1,6 @@
 //! The engine: what a node does with snapshots, behind one door. The work itself is in the modules below.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -280,14 +280,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Hands the memory of every unsealed snapshot to a keeper that does not have it: the one that did is gone.
-    pub fn keep_again(&self) {
-        for snapshot in self.snapshots().iter().flat_map(Snapshot::unsealed_line) {
-            if let Err(error) = snapshot.keep_again() {
-                let id = snapshot.id();
-                tracing::error!(snapshot = %id, %error, "it would not outlive this process: the keeper does not have it");
-            }
-        }
+    /// Hands the memory of those of `wanted` that are not sealed to a keeper that does not have it: the one that did is
+    /// gone. They are looked for among the known ones and `origins`, which may be deleted, and what these stand on. The
+    /// answer is what could not be handed over, with the reason.
+    pub fn keep_again(
+        &self,
+        wanted: &BTreeSet<SnapshotId>,
+        origins: Vec<Arc<Snapshot>>,
+    ) -> Vec<(SnapshotId, io::Error)> {
+        let known = self.snapshots().into_iter().chain(origins);
+        let unsealed: BTreeMap<SnapshotId, Arc<Snapshot>> = known
+            .flat_map(|snapshot| snapshot.unsealed_line())
+            .filter(|snapshot| wanted.contains(&snapshot.id()))
+            .map(|snapshot| (snapshot.id(), snapshot))
+            .collect();
+        let keep = |(id, snapshot): (SnapshotId, Arc<Snapshot>)| Some((id, snapshot.keep_again().err()?));
+        unsealed.into_iter().filter_map(keep).collect()
     }
 
     /// Reads every page of a snapshot anew and checks what can be checked. Takes as long as reading it all.

@@ -133,6 +133,17 @@ impl<const N: usize> WaitSet<N> {
     }
 }
 
+/// Waits until any of `fds` is readable or hung up, or `limit` is over (`None`: no limit); an interrupted wait returns.
+pub fn wait_any(fds: &[BorrowedFd<'_>], limit: Option<Duration>) -> io::Result<()> {
+    let flags = PollFlags::IN | PollFlags::RDHUP;
+    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, flags)).collect();
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    match rustix::event::poll(&mut polled, limit.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +212,16 @@ mod tests {
         let set = WaitSet::new([there.as_fd()]).unwrap();
         drop((here, there));
         assert_eq!(set.wait(AT_ONCE).unwrap(), [IDLE]);
+    }
+
+    #[test]
+    fn any_of_many_ends_a_wait() {
+        let wakeups: Vec<_> = (0..300).map(|_| Wakeup::new().unwrap()).collect();
+        wakeups[299].wake();
+        let fds: Vec<_> = wakeups.iter().map(|wakeup| wakeup.as_fd()).collect();
+        wait_any(&fds, None).unwrap();
+        wait_any(&fds[..299], AT_ONCE).unwrap();
+        wait_any(&[], AT_ONCE).unwrap();
     }
 
     #[test]

@@ -77,6 +77,19 @@ pub enum RecoverError {
     Io(#[from] io::Error),
 }
 
+impl KeptEpoch {
+    /// The same by further descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            facts: self.facts.clone(),
+            userfaultfd: self.userfaultfd.try_clone()?,
+            memfd: self.memfd.as_ref().map(OwnedFd::try_clone).transpose()?,
+            stream: self.stream.try_clone()?,
+            journal: self.journal.try_clone()?,
+        })
+    }
+}
+
 impl Epoch {
     /// What is to be written down of the guest before it is served.
     pub fn facts(&self) -> EpochFacts {

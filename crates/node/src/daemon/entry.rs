@@ -3,6 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
@@ -13,6 +14,7 @@ use super::references::Named;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{Sandbox, SandboxState, ServedPages};
+use crate::keeper::KeeperIdentity;
 
 /// A sandbox as the daemon holds it.
 #[derive(Debug)]
@@ -38,11 +40,18 @@ struct State {
 struct Outside {
     process: Option<Arc<ProcessHandle>>,
     watch: GuestWatch,
+    kept_by: Option<KeeperIdentity>,
+    base: Option<Arc<Snapshot>>,
 }
 
 impl Outside {
     fn of(live: Option<&Live>) -> Self {
-        Self { process: live.map(Live::process), watch: live.map(Live::watch).unwrap_or_default() }
+        Self {
+            process: live.map(Live::process),
+            watch: live.map(Live::watch).unwrap_or_default(),
+            kept_by: live.map(Live::kept_by),
+            base: live.and_then(Live::base),
+        }
     }
 }
 
@@ -120,8 +129,27 @@ impl Entry {
 
     /// Whether its guest's process has ended although the guest is said to run.
     pub(super) fn guest_has_ended(&self) -> bool {
-        let process = self.lock().outside.process.clone();
-        process.is_some_and(|process| !process.is_alive())
+        self.process().is_some_and(|process| !process.is_alive())
+    }
+
+    /// Whether it has a guest of which another keeper than `keeper` was given everything.
+    pub(super) fn is_kept_elsewhere(&self, keeper: KeeperIdentity) -> bool {
+        self.lock().outside.kept_by.is_some_and(|kept_by| kept_by != keeper)
+    }
+
+    /// The snapshot that its guest's pages come from.
+    pub(super) fn base(&self) -> Option<Arc<Snapshot>> {
+        self.lock().outside.base.clone()
+    }
+
+    /// Its guest's process, if there is one.
+    pub(super) fn process(&self) -> Option<Arc<ProcessHandle>> {
+        self.lock().outside.process.clone()
+    }
+
+    /// Whether its guest stands although nothing is done with it.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.lock().outside.watch.is_stuck()
     }
 
     /// Tells its guest's process to end, whatever operation has it.

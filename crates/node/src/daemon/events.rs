@@ -53,6 +53,13 @@ impl EventLog {
 
     /// Something happened.
     pub(super) fn say(&self, kind: &str, about: About, detail: Option<String>) {
+        tracing::info!(
+            kind,
+            sandbox = about.sandbox.map(tracing::field::display),
+            snapshot = about.snapshot.map(tracing::field::display),
+            detail,
+            "event"
+        );
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let event = Event {
             id: recent.next_id,
@@ -62,13 +69,6 @@ impl EventLog {
             snapshot: about.snapshot,
             detail,
         };
-        tracing::info!(
-            kind,
-            sandbox = about.sandbox.map(tracing::field::display),
-            snapshot = about.snapshot.map(tracing::field::display),
-            detail = event.detail,
-            "event"
-        );
         recent.next_id += 1;
         if recent.events.len() == self.remembered_max {
             recent.events.pop_front();

@@ -1,19 +1,20 @@
 //! What the keeper holds for the daemon, and under which keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::keep::{Keeper, KeptVolume};
+use rekindle_kernel::ProcessHandle;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::record::SandboxRecord;
-use crate::keeper::{Found, Held, KeeperClient, KeeperError};
+use crate::keeper::{Found, Held, KeeperClient, KeeperError, KeeperIdentity};
 
 /// The names of a volume's descriptors end so.
 const MEMORY: &str = ".memory";
@@ -27,6 +28,10 @@ pub(super) struct Keeping {
     socket: PathBuf,
     program: PathBuf,
     client: RwLock<Arc<KeeperClient>>,
+    /// The keeper's process, where it could be looked at.
+    process: Mutex<Option<Arc<ProcessHandle>>>,
+    /// The keeper that was given each snapshot's memory, until it is told to forget that.
+    snapshots: Mutex<BTreeMap<SnapshotId, KeeperIdentity>>,
 }
 
 /// What the keeper is told of a guest beside its descriptors.
@@ -74,7 +79,9 @@ impl Keeping {
     /// Finds the keeper, or starts one.
     pub(super) fn find(socket: PathBuf, program: PathBuf) -> Result<(Self, Found), KeeperError> {
         let (client, found) = KeeperClient::connect_or_start(&socket, &program)?;
-        Ok((Self { socket, program, client: RwLock::new(Arc::new(client)) }, found))
+        let process = Mutex::new(process_of(&client));
+        let client = RwLock::new(Arc::new(client));
+        Ok((Self { socket, program, client, process, snapshots: Mutex::default() }, found))
     }
 
     /// The keeper.
@@ -97,7 +104,9 @@ impl Keeping {
         let known = self.client().identity();
         let (client, _) = KeeperClient::connect_or_start(&self.socket, &self.program)?;
         let is_same = client.identity() == known;
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process_of(&client);
         if !is_same {
+            tracing::error!("the keeper died; another one is there and is given everything again");
             *self.client.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(client);
         }
         Ok(is_same)
@@ -112,11 +121,41 @@ impl Keeping {
         }
     }
 
+    /// How the process of a guest that has ended did; none where the keeper is not its parent, or cannot be asked.
+    pub(super) fn how_ended(&self, guest: Uuid) -> Option<i32> {
+        self.client().get(&guest_key(guest)).ok()??.process?.exited
+    }
+
+    /// Whether the keeper's process has not ended.
+    pub(super) fn is_there(&self) -> bool {
+        self.process().is_some_and(|process| process.is_alive())
+    }
+
+    /// The keeper's process.
+    pub(super) fn process(&self) -> Option<Arc<ProcessHandle>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The snapshots whose memory a keeper was given that is gone by now.
+    pub(super) fn snapshots_elsewhere(&self) -> BTreeSet<SnapshotId> {
+        let here = self.client().identity();
+        self.snapshots().iter().filter(|(_, keeper)| **keeper != here).map(|(id, _)| *id).collect()
+    }
+
+    fn snapshots(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, KeeperIdentity>> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells the keeper what a guest is about to become.
     pub(super) fn note(&self, guest: Uuid, note: &GuestNote) -> Result<(), KeeperError> {
         let note = serde_json::to_value(note).expect("a note is plain data");
         self.client().note(&guest_key(guest), &note)
     }
+}
+
+/// The process of a keeper that has just answered, if it has not ended since.
+fn process_of(client: &KeeperClient) -> Option<Arc<ProcessHandle>> {
+    ProcessHandle::open(client.identity().pid).ok().map(Arc::new)
 }
 
 /// The key of one guest's process and descriptors: a sandbox has another guest after each resume.
@@ -171,24 +210,33 @@ impl Keeper for Keeping {
             fds.push((memory.as_str(), volume.memory.as_fd()));
             fds.push((sets.as_str(), volume.sets.as_fd()));
         }
-        let key = format!("{SNAPSHOT}{snapshot}");
-        self.client().put(&key, &serde_json::Value::Null, &fds).map_err(io::Error::other)
+        let (key, keeper) = (format!("{SNAPSHOT}{snapshot}"), self.client());
+        keeper.put(&key, &serde_json::Value::Null, &fds).map_err(io::Error::other)?;
+        self.snapshots().insert(snapshot, keeper.identity());
+        Ok(())
     }
 
     fn take_back(&self, snapshot: SnapshotId) -> io::Result<()> {
+        self.snapshots().remove(&snapshot);
         let key = format!("{SNAPSHOT}{snapshot}");
         self.client().note(&key, &serde_json::Value::from(TAKEN_BACK)).map_err(io::Error::other)
     }
 
     fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>> {
-        let held = self.client().get(&format!("{SNAPSHOT}{snapshot}")).map_err(io::Error::other)?;
+        let keeper = self.client();
+        let held = keeper.get(&format!("{SNAPSHOT}{snapshot}")).map_err(io::Error::other)?;
         match held {
             Some(held) if held.note == TAKEN_BACK => Ok(Some(Vec::new())),
-            held => held.map(|held| volumes_of(held.fds)).transpose(),
+            None => Ok(None),
+            Some(held) => {
+                self.snapshots().insert(snapshot, keeper.identity());
+                volumes_of(held.fds).map(Some)
+            }
         }
     }
 
     fn forget(&self, snapshot: SnapshotId) -> io::Result<()> {
+        self.snapshots().remove(&snapshot);
         self.client().forget(&format!("{SNAPSHOT}{snapshot}")).map_err(io::Error::other)
     }
 

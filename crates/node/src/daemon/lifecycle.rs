@@ -259,6 +259,7 @@ impl Daemon {
         }
         let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
         let Some(live) = &mut turn.live else { return Err(not_running(&turn, "told anything")) };
+        live.go_on_if_stuck(self).map_err(|problem| problem.sandbox(entry.id()))?;
         let Some(control) = live.control() else {
             let why = format!("{} is a virtual machine: it is talked to at its console", entry.called());
             return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()));
@@ -266,9 +267,21 @@ impl Daemon {
         control.tell(&command).map_err(|error| Problem::from(error).sandbox(entry.id()))
     }
 
-    /// Starts a guest by `start`; whatever of it there is when that fails is ended. The error has what its VMM printed
-    /// last: its log goes with it.
-    fn born(&self, start: impl FnOnce(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
+    /// Starts a guest by `start`; if its keeper dies meanwhile, once more under the next one.
+    fn born(&self, start: impl Fn(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
+        let keeper = self.keeping.client().identity();
+        self.born_once(&start).or_else(|problem| {
+            let is_there = self.keeping.is_there() || self.keeping.find_again().is_ok();
+            match is_there && self.keeping.client().identity() != keeper {
+                true => self.born_once(&start),
+                false => Err(problem),
+            }
+        })
+    }
+
+    /// Starts a guest; whatever of it there is when that fails is ended. The error has what its VMM printed last: its
+    /// log goes with it.
+    fn born_once(&self, start: impl Fn(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
         let guest = Uuid::now_v7();
         start(guest).map(Box::new).map_err(|error| {
             let mut problem = guest_failed(error);

@@ -11,7 +11,7 @@ use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::pause::{CommitError, PausedGuest};
 use rekindle_engine::serve::{
-    Epoch, EpochFacts, FaultServer, KeptEpoch, ServeOptions, ServeStatus, ServerWatch,
+    Epoch, EpochFacts, FaultServer, KeptEpoch, NotServed, ServeOptions, ServeStatus, ServerWatch,
 };
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
@@ -25,7 +25,7 @@ use super::keeping::{GuestNote, Keeping, UnsettledChange, guest_key, take_fd};
 use super::record::{RecordedGuest, SandboxRecord};
 use crate::api::problem::{Code, Problem};
 use crate::disk::DiskWatch;
-use crate::keeper::Held;
+use crate::keeper::{Held, KeeperClient, KeeperError, KeeperIdentity};
 use crate::vmm::process::{GuestControl, MEMORY};
 use crate::vmm::serial_line::SerialLine;
 
@@ -45,6 +45,10 @@ pub(super) struct Live {
     memory: Memory,
     /// A pause of it that the catalog may have although it was not acknowledged.
     unsettled: Option<UnsettledChange>,
+    /// The keeper that was given everything a later daemon needs of it.
+    kept_by: KeeperIdentity,
+    /// Why it cannot go on, where it stands although nothing is done with it.
+    stuck: Option<String>,
 }
 
 /// Where a guest's pages come from.
@@ -54,8 +58,9 @@ enum Memory {
     Own,
     /// The base.
     Served { server: FaultServer, facts: EpochFacts },
-    /// The base, but nobody serves it: what that takes is at the keeper. The guest stands.
-    Unserved { facts: EpochFacts },
+    /// The base, but nobody serves it now: the guest stands or waits. Its epoch is in hand, for the keeper that holds
+    /// the same may be gone.
+    Unserved { epoch: Box<Epoch> },
 }
 
 /// How a guest is served, seen from outside of any operation.
@@ -64,6 +69,8 @@ pub(super) struct GuestWatch {
     /// None for memory that began empty.
     pub(super) memory: Option<ServerWatch>,
     disks: Vec<(VolumeName, DiskWatch)>,
+    /// Why the guest stands, where only another try can let it go on.
+    stuck: Option<String>,
 }
 
 /// A pause that was answered.
@@ -82,8 +89,9 @@ impl Live {
         spec: &GuestSpec,
         base: Option<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
+        let kept_by = daemon.keeping.client().identity();
         let guest = spec.start(daemon, id, base.as_ref())?;
-        Ok(Self { id, guest, base, memory: Memory::Own, unsettled: None })
+        Ok(Self { id, guest, base, memory: Memory::Own, kept_by, unsettled: None, stuck: None })
     }
 
     /// Starts a guest on a snapshot's memory and device state; pages come as it touches them.
@@ -93,13 +101,14 @@ impl Live {
         snapshot: &Arc<Snapshot>,
         spec: &GuestSpec,
     ) -> anyhow::Result<Self> {
+        let kept_by = daemon.keeping.client().identity();
         let socket = spec.handover(daemon, id)?;
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
-        let started = spec.start_served(daemon, id, snapshot, &socket);
-        let accepted = started.and_then(|guest| {
-            let accepted = guest.handed_over(&listener)?;
-            Ok((guest, accepted))
+        let started = spec.start_served(daemon, id, snapshot, &socket).map(|guest| Unborn(Some(guest)));
+        let accepted = started.and_then(|mut unborn| {
+            let accepted = unborn.guest().handed_over(&listener)?;
+            Ok((unborn, accepted))
         });
         match std::fs::remove_file(&socket) {
             // One in a jail goes with the jail, where a start has failed.
@@ -108,7 +117,8 @@ impl Live {
             }
             Ok(()) | Err(_) => {}
         }
-        let (mut guest, accepted) = accepted?;
+        let (mut unborn, accepted) = accepted?;
+        let guest = unborn.guest();
         let Some(stream) = accepted else {
             guest.load(snapshot.blobs())?;
             anyhow::bail!("the guest's VMM loaded its state without its memory");
@@ -122,7 +132,16 @@ impl Live {
         daemon.engine.learner().learn(snapshot, &server);
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
-        Ok(Self { id, guest, base: Some(Arc::clone(snapshot)), memory, unsettled: None })
+        let guest = unborn.born();
+        Ok(Self {
+            id,
+            guest,
+            base: Some(Arc::clone(snapshot)),
+            memory,
+            kept_by,
+            unsettled: None,
+            stuck: None,
+        })
     }
 
     /// Finds a guest again that an earlier daemon left with the keeper, and serves it on.
@@ -136,27 +155,29 @@ impl Live {
             let snapshot = daemon.engine.origin(SnapshotId::from(base));
             snapshot.with_context(|| format!("there is no snapshot {base} any more"))
         };
+        let kept_by = daemon.keeping.client().identity();
         let base = recorded.base.map(find).transpose()?;
         let epoch = match &recorded.served {
-            Some(facts) => Some((Epoch::recover(kept_epoch(&mut held, facts.clone())?)?, facts.clone())),
+            Some(facts) => Some(Epoch::recover(kept_epoch(&mut held, facts.clone())?)?),
             None => None,
         };
         let guest = spec.attach(daemon, recorded, &mut held, base.as_ref())?;
         let memory = match (epoch, &base) {
-            (Some((epoch, facts)), Some(base)) => {
-                Memory::Served { server: serve(daemon, base, epoch, guest.serve_options())?, facts }
-            }
+            (Some(epoch), Some(_)) => Memory::Unserved { epoch: Box::new(epoch) },
             (Some(_), None) => anyhow::bail!("nothing says which snapshot it is served from"),
             (None, _) => Memory::Own,
         };
-        Ok(Self { id: recorded.id, guest, base, memory, unsettled: None })
+        let mut found = Self { id: recorded.id, guest, base, memory, kept_by, unsettled: None, stuck: None };
+        found.stuck = found.serve_again(daemon).err().map(|error| format!("{error:#}"));
+        Ok(found)
     }
 
     /// What the catalog is to know of it.
     pub(super) fn recorded(&self) -> RecordedGuest {
         let served = match &self.memory {
             Memory::Own => None,
-            Memory::Served { facts, .. } | Memory::Unserved { facts } => Some(facts.clone()),
+            Memory::Served { facts, .. } => Some(facts.clone()),
+            Memory::Unserved { epoch } => Some(epoch.facts()),
         };
         let base = self.base.as_ref().map(|base| base.id().uuid());
         RecordedGuest { id: self.id, vmm: self.guest.recorded(), base, served }
@@ -168,7 +189,17 @@ impl Live {
             Memory::Served { server, .. } => Some(server.watch()),
             Memory::Own | Memory::Unserved { .. } => None,
         };
-        GuestWatch { memory, disks: self.guest.disk_watches() }
+        GuestWatch { memory, disks: self.guest.disk_watches(), stuck: self.stuck.clone() }
+    }
+
+    /// The snapshot that its pages come from, if they come from one.
+    pub(super) fn base(&self) -> Option<Arc<Snapshot>> {
+        self.base.clone()
+    }
+
+    /// The keeper that has everything of it.
+    pub(super) fn kept_by(&self) -> KeeperIdentity {
+        self.kept_by
     }
 
     /// Its process, to be asked and ended from anywhere.
@@ -187,15 +218,20 @@ impl Live {
     }
 
     /// Hands everything to the keeper that a new daemon needs, after the one that had it died.
-    pub(super) fn keep_again(&self, keeping: &Keeping) -> anyhow::Result<()> {
-        let key = guest_key(self.id);
-        self.guest.keep_under(&keeping.client(), &key)?;
-        self.guest.keep_disks(&keeping.client(), &key)?;
+    pub(super) fn keep_again(&mut self, keeping: &Keeping) -> anyhow::Result<()> {
+        let (key, keeper) = (guest_key(self.id), keeping.client());
+        self.guest.keep_under(&keeper, &key)?;
+        self.guest.keep_disks(&keeper, &key)?;
         match &self.memory {
-            Memory::Own => Ok(()),
-            Memory::Served { server, .. } => put_epoch(keeping, &key, server.kept()),
-            Memory::Unserved { .. } => anyhow::bail!("what its memory was served by is gone with the keeper"),
+            Memory::Own => {}
+            Memory::Served { server, .. } => put_epoch(&keeper, &key, server.kept())?,
+            Memory::Unserved { epoch } => put_epoch(&keeper, &key, &epoch.kept()?)?,
         }
+        if self.unsettled.is_some() {
+            keeping.note(self.id, &GuestNote { pausing: None, unsettled: self.unsettled.clone() })?;
+        }
+        self.kept_by = keeper.identity();
+        Ok(())
     }
 
     /// Tells the guest to end; its end is to be waited for.
@@ -203,12 +239,20 @@ impl Live {
         let process = self.process();
         // An error says that it has ended already.
         process.signal(Signal::Kill).ok();
-        let epoch = self.end_serving().map(Box::new);
-        Ending::Guest { guest: self.id, process, epoch }
+        self.end_serving();
+        Ending::Guest { guest: self.id, process, epoch: self.take_epoch() }
+    }
+
+    /// Lets go of a guest whose process has ended by itself, its memory first.
+    pub(super) fn ended(self) -> Ending {
+        let (guest, process) = (self.id, self.process());
+        drop(self);
+        Ending::Guest { guest, process, epoch: None }
     }
 
     /// Pauses the guest into snapshot `id`, which answers at once, with `alongside` in the catalog in the place of the
-    /// sandbox's record `before`; the guest is told to end. If that fails the guest goes on as if nothing had been asked, unless it is none any more.
+    /// sandbox's record `before`; the guest is told to end. If that fails the guest goes on as if nothing had been asked,
+    /// unless it is none any more.
     pub(super) fn pause(
         mut self: Box<Self>,
         daemon: &Daemon,
@@ -217,6 +261,9 @@ impl Live {
         alongside: Vec<Change>,
         before: SandboxRecord,
     ) -> Result<Paused, (Box<Self>, Problem)> {
+        if let Err(problem) = self.go_on_if_stuck(daemon) {
+            return Err((self, problem));
+        }
         // Neither vCPUs nor devices stand before they have what they wait for.
         if let Some(page) = self.watch().stalled() {
             let why =
@@ -237,19 +284,18 @@ impl Live {
         };
         about.spec = self.guest.saved_spec().or(about.spec);
         about.put_into(&mut blobs);
-        let epoch = self.end_serving();
-        let committed = self.guest.volumes(epoch.as_ref()).and_then(|volumes| {
+        self.end_serving();
+        let committed = self.guest.volumes(self.epoch()).and_then(|volumes| {
             Ok(daemon.engine.commit_pause(permit, PausedGuest { id, volumes, blobs, alongside })?)
         });
         match committed {
             Ok(snapshot) => {
                 let process = self.process();
                 begin_end(&process);
-                let ending = Ending::Guest { guest: self.id, process, epoch: epoch.map(Box::new) };
+                let ending = Ending::Guest { guest: self.id, process, epoch: self.take_epoch() };
                 Ok(Paused { snapshot, frozen: frozen_at.elapsed(), ending })
             }
             Err(error) => {
-                drop(epoch);
                 if let Some(CommitError::Unsettled(_)) = error.downcast_ref() {
                     // Before the guest goes on: until then the next start is right whatever the catalog has.
                     let before = Box::new(before);
@@ -279,52 +325,118 @@ impl Live {
         Ok(blobs)
     }
 
-    /// Lets a guest go on, frozen or not, whose pause did not come to pass.
+    /// Lets a guest go on, frozen or not, whose pause did not come to pass. One that cannot says why it stands.
     pub(super) fn go_on(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
+        let went_on = self.thaw_served(daemon);
+        self.stuck = went_on.as_ref().err().map(|error| format!("it could not go on: {error:#}"));
+        went_on?;
+        // The next daemon thaws a guest whose note stays, which does nothing to one that runs.
+        let note = GuestNote { pausing: None, unsettled: self.unsettled.clone() };
+        if let Err(error) = daemon.keeping.note(self.id, &note) {
+            tracing::warn!(guest = %self.id, %error, "the keeper was not told that a guest goes on");
+        }
+        Ok(())
+    }
+
+    fn thaw_served(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
         self.serve_again(daemon)?;
         self.guest.process().thaw()?;
-        self.guest.go_on()?;
-        let note = GuestNote { pausing: None, unsettled: self.unsettled.clone() };
-        Ok(daemon.keeping.note(self.id, &note)?)
+        self.guest.go_on()
     }
 
     fn go_on_or_say(&mut self, daemon: &Daemon) {
         if let Err(error) = self.go_on(daemon) {
             let error = format!("{error:#}");
-            tracing::error!(guest = %self.id, error, "a guest cannot go on after a failed pause");
+            tracing::error!(guest = %self.id, error, "a guest cannot go on after a failed pause; it is tried again");
         }
     }
 
-    /// Serves the guest again where nobody does, by what the keeper holds, as a new daemon would.
+    /// Tries again to let a guest go on that could not; the error says why it still stands.
+    pub(super) fn go_on_if_stuck(&mut self, daemon: &Daemon) -> Result<(), Problem> {
+        if self.stuck.is_none() {
+            return Ok(());
+        }
+        self.go_on(daemon).map_err(|error| {
+            Problem::new(Code::GuestFailed, format!("the guest stands, and cannot go on yet: {error:#}"))
+        })
+    }
+
+    /// Serves the guest again where nobody does, from the epoch in hand.
     fn serve_again(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
-        let (Memory::Unserved { facts }, Some(base)) = (&self.memory, &self.base) else { return Ok(()) };
-        let held = daemon.keeping.client().get(&guest_key(self.id))?;
-        let mut held = held.context("the keeper holds nothing of the guest any more")?;
-        let epoch = Epoch::recover(kept_epoch(&mut held, facts.clone())?)?;
-        let server = serve(daemon, base, epoch, self.guest.serve_options())?;
-        self.memory = Memory::Served { server, facts: facts.clone() };
+        let Some(base) = &self.base else { return Ok(()) };
+        match std::mem::replace(&mut self.memory, Memory::Own) {
+            Memory::Unserved { epoch } => {
+                let facts = epoch.facts();
+                match serve(daemon, base, *epoch, self.guest.serve_options()) {
+                    Ok(server) => self.memory = Memory::Served { server, facts },
+                    Err(NotServed { epoch, error }) => {
+                        self.memory = Memory::Unserved { epoch };
+                        return Err(error).context("starting the fault server");
+                    }
+                }
+            }
+            memory @ (Memory::Own | Memory::Served { .. }) => self.memory = memory,
+        }
         Ok(())
     }
 
-    /// Ends the serving, if there is any.
-    fn end_serving(&mut self) -> Option<Epoch> {
+    /// Ends the serving, if there is any; the epoch stays in hand.
+    fn end_serving(&mut self) {
+        self.memory = match std::mem::replace(&mut self.memory, Memory::Own) {
+            Memory::Served { server, .. } => Memory::Unserved { epoch: Box::new(server.end_epoch()) },
+            memory @ (Memory::Own | Memory::Unserved { .. }) => memory,
+        };
+    }
+
+    fn epoch(&self) -> Option<&Epoch> {
+        match &self.memory {
+            Memory::Unserved { epoch } => Some(epoch),
+            Memory::Own | Memory::Served { .. } => None,
+        }
+    }
+
+    /// Takes the epoch out of a guest that ends.
+    fn take_epoch(&mut self) -> Option<Box<Epoch>> {
         match std::mem::replace(&mut self.memory, Memory::Own) {
-            Memory::Own => None,
-            Memory::Served { server, facts } => {
-                self.memory = Memory::Unserved { facts };
-                Some(server.end_epoch())
-            }
-            unserved @ Memory::Unserved { .. } => {
-                self.memory = unserved;
-                None
-            }
+            Memory::Unserved { epoch } => Some(epoch),
+            Memory::Own | Memory::Served { .. } => None,
+        }
+    }
+}
+
+/// A guest that is being brought up; killed on drop, as its keeper may be gone and can then be asked for it no more.
+struct Unborn(Option<Box<dyn Guest>>);
+
+impl Unborn {
+    fn guest(&mut self) -> &mut dyn Guest {
+        &mut **self.0.as_mut().expect("it is there until it is born")
+    }
+
+    fn born(mut self) -> Box<dyn Guest> {
+        self.0.take().expect("it is there until it is born")
+    }
+}
+
+impl Drop for Unborn {
+    fn drop(&mut self) {
+        if let Some(guest) = &self.0 {
+            // An error says that it has ended.
+            guest.process().begin_kill().ok();
         }
     }
 }
 
 impl GuestWatch {
+    /// Whether the guest stands although nothing is done with it.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.stuck.is_some()
+    }
+
     /// What the guest waits for in vain so far, if it does.
     pub(super) fn stalled(&self) -> Option<String> {
+        if self.stuck.is_some() {
+            return self.stuck.clone();
+        }
         let memory = self.memory.as_ref().and_then(|memory| match memory.status() {
             ServeStatus::Stalled { page, reason } => Some(format!("page {page}: {reason}")),
             ServeStatus::Running | ServeStatus::Ended { .. } => None,
@@ -341,12 +453,9 @@ fn serve(
     snapshot: &Arc<Snapshot>,
     epoch: Epoch,
     options: ServeOptions,
-) -> anyhow::Result<FaultServer> {
+) -> Result<FaultServer, NotServed> {
     let view = Arc::clone(snapshot.memory());
-    let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), options)
-        // With the epoch gone it can be made again from what the keeper holds.
-        .map_err(|not_served| not_served.error)
-        .context("starting the fault server")?;
+    let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), options)?;
     daemon.metrics.serving(snapshot.id(), server.watch());
     Ok(server)
 }
@@ -354,19 +463,19 @@ fn serve(
 /// Hands to the keeper what the guest's faults reach us by, before the first of them is answered.
 fn keep_epoch(keeping: &Keeping, guest: Uuid, epoch: &Epoch) -> anyhow::Result<EpochFacts> {
     let kept = epoch.kept().context("duplicating the guest's descriptors")?;
-    put_epoch(keeping, &guest_key(guest), &kept)?;
+    put_epoch(&keeping.client(), &guest_key(guest), &kept)?;
     Ok(kept.facts)
 }
 
 /// Hands to the keeper what a guest's faults reach us by.
-pub(super) fn put_epoch(keeping: &Keeping, key: &str, kept: &KeptEpoch) -> anyhow::Result<()> {
+pub(super) fn put_epoch(keeper: &KeeperClient, key: &str, kept: &KeptEpoch) -> Result<(), KeeperError> {
     let mut fds = vec![
         (USERFAULTFD, kept.userfaultfd.as_fd()),
         (STREAM, kept.stream.as_fd()),
         (JOURNAL, kept.journal.as_fd()),
     ];
     fds.extend(kept.memfd.as_ref().map(|memfd| (MEMORY, memfd.as_fd())));
-    Ok(keeping.client().add(key, &fds)?)
+    keeper.add(key, &fds)
 }
 
 /// What the keeper holds of a guest that is served.

@@ -11,6 +11,7 @@ mod control;
 mod endings;
 mod entry;
 mod events;
+mod fault_socket;
 mod fault_sockets;
 mod forks;
 mod guests;
@@ -146,6 +147,7 @@ impl Served for Daemon {
         if let Some(lookout) = self.lookout.lock().unwrap_or_else(PoisonError::into_inner).take() {
             lookout.finish();
         }
+        self.fault_sockets.finish();
         self.host_qemu.finish();
         self.endings.finish();
         self.engine.stop();

@@ -2,7 +2,7 @@
 
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::open::OpenError;
-use rekindle_engine::pause::PauseError;
+use rekindle_engine::pause::{CommitError, PauseError};
 use rekindle_engine::store::StoreError;
 
 use crate::api::problem::{Code, Problem};
@@ -89,13 +89,24 @@ fn is_misfit_itself(cause: &(dyn std::error::Error + 'static)) -> bool {
         || cause.is::<SpecError>()
 }
 
+/// The code of a cause that is not the guest's or its VMM's own failure.
+fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<Code> {
+    let is_of_keeper = cause.is::<KeeperError>()
+        || matches!(cause.downcast_ref(), Some(CommitError::Keeper(_)))
+        || matches!(cause.downcast_ref(), Some(ProcessError::Keeper { .. }));
+    let is_of_disk = cause.is::<CatalogError>();
+    is_misfit_itself(cause)
+        .then_some(Code::Misfit)
+        .or(is_of_keeper.then_some(Code::KeeperFailed))
+        .or(is_of_disk.then_some(Code::DiskFailed))
+}
+
 /// Whatever the system or a VMM said while something was done with a guest.
 pub(super) fn guest_failed(error: anyhow::Error) -> Problem {
     match error.downcast::<Problem>() {
         Ok(problem) => problem,
         Err(error) => {
-            let is_misfit = error.chain().any(is_misfit_itself);
-            let code = if is_misfit { Code::Misfit } else { Code::GuestFailed };
+            let code = error.chain().find_map(code_of).unwrap_or(Code::GuestFailed);
             Problem::new(code, told(&error))
         }
     }

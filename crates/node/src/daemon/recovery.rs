@@ -21,6 +21,7 @@ use crate::api::control::Asked;
 use crate::api::types::ResumeSandbox;
 use crate::keeper::{Found, HeldEntry};
 use crate::metrics::Recovery;
+use crate::vmm::how_ended::how_ended;
 
 impl Daemon {
     /// Puts sandboxes together again; snapshots the engine has put together by now.
@@ -136,6 +137,9 @@ impl Daemon {
                 "the keeper that held its guest (pid {pid}) is gone, and so is the guest"
             )));
         };
+        if let Some(status) = entry.process.and_then(|process| process.exited) {
+            return Err(Gone::Ended(format!("its guest {} while no daemon ran", how_ended(status))));
+        }
         let note: GuestNote = serde_json::from_value(entry.note.clone()).unwrap_or_default();
         let mut live = self.take_over(record, guest).map_err(|error| Gone::of(guest, &error))?;
         if !live.process().is_alive() {
@@ -143,8 +147,11 @@ impl Daemon {
         }
         // A pause that is not in the catalog did not come to pass: its guest, frozen or not, goes on.
         if note.pausing.is_some() {
-            live.go_on(self).map_err(|error| Gone::of(guest, &error))?;
             tracing::info!(sandbox = %record.id, "its pause was not answered when the last daemon ended: it goes on");
+            if let Err(error) = live.go_on(self) {
+                let error = format!("{error:#}");
+                tracing::error!(sandbox = %record.id, error, "its guest cannot go on yet; it is tried again");
+            }
         }
         Ok(live)
     }

@@ -1,7 +1,9 @@
 //! What happens without anyone asking: snapshots that come further, guests that end or stall, a keeper that dies.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::watch::Watcher;
+use rekindle_kernel::ProcessHandle;
+use rekindle_kernel::wakeup::{Wakeup, wait_any};
 use uuid::Uuid;
 
 use super::Daemon;
@@ -20,9 +24,13 @@ use super::lifecycle::put;
 use super::record::RecordedLife;
 use super::references::Named as _;
 use crate::metrics::Metrics;
+use crate::vmm::how_ended::how_ended;
 
-/// How often guests and the keeper are looked at: they are the world outside, and tell nobody when they end.
+/// How often it is looked at what guests wait for, which tells nobody when it changes.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What is said of a thing that the keeper has not.
+const UNKEPT: &str = "it would not outlive this daemon: it could not be given to the keeper";
 
 /// Tells of snapshots that come further.
 #[derive(Debug)]
@@ -37,13 +45,16 @@ impl SnapshotNews {
     pub(super) fn new(events: Arc<EventLog>, metrics: Arc<Metrics>) -> Self {
         Self { events, metrics, told: Mutex::default() }
     }
+
+    fn told(&self) -> MutexGuard<'_, HashMap<SnapshotId, String>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Watcher for SnapshotNews {
     fn changed(&self, snapshot: &Arc<Snapshot>) {
         let about = About::snapshot(snapshot.id().uuid());
         let status = snapshot.status();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         // What was deleted while it failed is nobody's worry any more.
         let failure = status.failure.filter(|_| status.state != SnapshotState::Discarded);
         if let Some(failure) = failure {
@@ -52,12 +63,13 @@ impl Watcher for SnapshotNews {
                 SnapshotState::Sealed => self.metrics.publish_failed(),
                 SnapshotState::Published | SnapshotState::Discarded | SnapshotState::Lost => {}
             }
-            if told.insert(snapshot.id(), failure.clone()).as_ref() != Some(&failure) {
+            let told = self.told().insert(snapshot.id(), failure.clone());
+            if told.as_ref() != Some(&failure) {
                 self.events.say("snapshot.failing", about, Some(failure));
             }
             return;
         }
-        told.remove(&snapshot.id());
+        self.told().remove(&snapshot.id());
         match status.state {
             SnapshotState::Captured => self.events.say("snapshot.captured", about, None),
             SnapshotState::Sealed => {
@@ -77,13 +89,50 @@ impl Watcher for SnapshotNews {
 /// The thread that looks at guests and the keeper.
 #[derive(Debug)]
 pub(super) struct Lookout {
-    over: Arc<(Mutex<bool>, Condvar)>,
+    over: Arc<Over>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Says that it is over, and wakes the thread.
+#[derive(Debug)]
+struct Over {
+    is_over: AtomicBool,
+    wakeup: Wakeup,
+}
+
+/// What the looks before this one found.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The sandboxes that were told to be stalled.
+    stalled: HashSet<Uuid>,
+    /// What the last look and this one found wrong, and with what: it is told once as long as it stays so.
+    wrong_before: HashMap<Wrong, String>,
+    wrong: HashMap<Wrong, String>,
+    /// Guests that have ended and are still had by an operation: only the next look finds out about them.
+    ended: HashSet<Uuid>,
+    /// Sandboxes whose guest has ended, which the catalog could not be told.
+    unwritten: HashSet<Uuid>,
+}
+
+/// What is wrong, and with which thing.
+type Wrong = (&'static str, Option<Uuid>);
+
+impl Seen {
+    fn begin(&mut self) {
+        self.wrong_before = std::mem::take(&mut self.wrong);
+    }
+
+    fn tell(&mut self, what: &'static str, id: Option<Uuid>, error: String) {
+        if self.wrong_before.get(&(what, id)) != Some(&error) {
+            tracing::error!(id = id.map(tracing::field::display), error, "{what}");
+        }
+        self.wrong.insert((what, id), error);
+    }
 }
 
 impl Lookout {
     pub(super) fn start(daemon: &Arc<Daemon>) -> std::io::Result<Self> {
-        let over = Arc::new((Mutex::new(false), Condvar::new()));
+        let over = Arc::new(Over { is_over: AtomicBool::new(false), wakeup: Wakeup::new()? });
         let (daemon, heard) = (Arc::downgrade(daemon), Arc::clone(&over));
         let work = move || look(&daemon, &heard);
         let thread = std::thread::Builder::new().name("lookout".into()).spawn(work)?;
@@ -91,97 +140,160 @@ impl Lookout {
     }
 
     pub(super) fn finish(&self) {
-        *self.over.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.over.1.notify_all();
+        self.over.is_over.store(true, Ordering::Release);
+        self.over.wakeup.wake();
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             drop(thread.join());
         }
     }
 }
 
-fn look(daemon: &Weak<Daemon>, (over, changed): &(Mutex<bool>, Condvar)) {
-    let mut stalled = HashMap::new();
-    let mut is_over = over.lock().unwrap_or_else(PoisonError::into_inner);
-    while !*is_over {
-        drop(is_over);
+fn look(daemon: &Weak<Daemon>, over: &Over) {
+    let mut seen = Seen::default();
+    while !over.is_over.load(Ordering::Acquire) {
         let Some(daemon) = daemon.upgrade() else { return };
-        daemon.look_at_guests(&mut stalled);
-        daemon.look_at_keeper();
+        seen.begin();
+        daemon.look_at_keeper(&mut seen);
+        daemon.look_at_guests(&mut seen);
+        daemon.keep_again(&mut seen);
+        daemon.stay(&mut seen);
+        let watched = daemon.watched(&seen);
         drop(daemon);
-        is_over = over.lock().unwrap_or_else(PoisonError::into_inner);
-        is_over = changed
-            .wait_timeout_while(is_over, LOOK_EVERY, |over| !*over)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0;
+        let fds = watched.iter().map(|process| process.as_fd()).chain([over.wakeup.as_fd()]);
+        if let Err(error) = wait_any(&fds.collect::<Vec<_>>(), Some(LOOK_EVERY)) {
+            tracing::debug!(%error, "ends of guests are noticed late");
+            std::thread::park_timeout(LOOK_EVERY);
+        }
     }
 }
 
 impl Daemon {
-    fn look_at_guests(&self, stalled: &mut HashMap<Uuid, String>) {
-        for entry in self.sandboxes.all() {
-            if entry.guest_has_ended() {
-                self.guest_ended(&entry);
+    /// The processes whose ends are to be noticed at once.
+    fn watched(&self, seen: &Seen) -> Vec<Arc<ProcessHandle>> {
+        let guests = self.sandboxes.all().into_iter().filter(|entry| !seen.ended.contains(&entry.id()));
+        let guests = guests.filter_map(|entry| entry.process());
+        guests.chain(self.keeping.process().filter(|keeper| keeper.is_alive())).collect()
+    }
+
+    fn look_at_guests(&self, seen: &mut Seen) {
+        let entries = self.sandboxes.all();
+        let there: HashSet<Uuid> = entries.iter().map(|entry| entry.id()).collect();
+        seen.stalled.retain(|id| there.contains(id));
+        seen.ended.clear();
+        self.write_ends(&mut seen.unwritten);
+        for entry in entries {
+            if entry.guest_has_ended() && !self.guest_ended(&entry, &mut seen.unwritten) {
+                seen.ended.insert(entry.id());
             }
-            let now = entry.stalled();
-            let before = stalled.get(&entry.id());
-            match (before, now) {
-                (None, Some(reason)) => {
-                    self.events.say("sandbox.stalled", About::sandbox(entry.id()), Some(reason.clone()));
-                    stalled.insert(entry.id(), reason);
+            if entry.is_stuck() {
+                self.let_go_on(&entry);
+            }
+            match (seen.stalled.contains(&entry.id()), entry.stalled()) {
+                (false, Some(reason)) => {
+                    self.events.say("sandbox.stalled", About::sandbox(entry.id()), Some(reason));
+                    seen.stalled.insert(entry.id());
                 }
-                (Some(_), None) => {
+                (true, None) => {
                     self.events.say("sandbox.running", About::sandbox(entry.id()), None);
-                    stalled.remove(&entry.id());
+                    seen.stalled.remove(&entry.id());
                 }
-                (Some(_), Some(_)) | (None, None) => {}
+                (true, Some(_)) | (false, None) => {}
             }
         }
     }
 
-    /// A guest ended that nobody ended.
-    fn guest_ended(&self, entry: &Arc<Entry>) {
+    /// A guest ended that nobody ended; whether that is settled.
+    fn guest_ended(&self, entry: &Arc<Entry>, unwritten: &mut HashSet<Uuid>) -> bool {
         // Whoever has the guest now finds out by itself; otherwise the next look does.
-        let Ok(mut turn) = entry.turn("has ended", Duration::ZERO) else { return };
+        let Ok(mut turn) = entry.turn("has ended", Duration::ZERO) else { return false };
         let mut record = turn.record();
-        let Some(live) = turn.live.take_if(|live| !live.process().is_alive()) else { return };
-        let reason = "its guest ended by itself, or was killed by others".to_owned();
+        let Some(live) = turn.live.take_if(|live| !live.process().is_alive()) else { return true };
+        let guest = live.id;
+        // Its memory goes before anything else is done: the kernel may be about to end another guest for want of it.
+        let ending = live.ended();
+        let how =
+            self.keeping.how_ended(guest).map_or_else(|| "ended, nobody knows how".to_owned(), how_ended);
+        let reason = format!("its guest {how}");
         record.life = RecordedLife::Stopped { reason: Some(reason.clone()) };
         if let Err(error) = self.catalog.write(&[put(&record)]).map_err(WriteError::either_way) {
             tracing::warn!(sandbox = %record.id, %error, "the end of a guest is written down later");
-            turn.live = Some(live);
-            return;
+            unwritten.insert(record.id);
         }
-        self.endings.end(live.end());
         turn.show(record);
         self.events.say("sandbox.stopped", About::sandbox(entry.id()), Some(reason));
+        drop(turn);
+        self.endings.end(ending);
+        true
     }
 
-    /// A keeper that died is replaced, and given again what this daemon has.
-    fn look_at_keeper(&self) {
-        match self.keeping.find_again() {
-            Ok(true) => {}
-            Ok(false) => {
-                tracing::error!("the keeper died; another one was started and is given everything again");
-                self.keep_everything_again();
-            }
-            Err(error) => {
-                tracing::error!(%error, "the keeper cannot be reached; guests would not outlive this daemon")
-            }
+    /// Writes down again which guests have ended, where that failed; until then the next daemon finds it out anew.
+    fn write_ends(&self, unwritten: &mut HashSet<Uuid>) {
+        unwritten.retain(|id| {
+            let Some(entry) = self.sandboxes.get(*id) else { return false };
+            let Ok(turn) = entry.turn("has ended", Duration::ZERO) else { return true };
+            let record = turn.record();
+            matches!(record.life, RecordedLife::Stopped { .. })
+                && self.catalog.write(&[put(&record)]).is_err()
+        });
+    }
+
+    /// Tries again to let a guest go on that stands although nothing is done with it.
+    fn let_go_on(&self, entry: &Arc<Entry>) {
+        let Ok(mut turn) = entry.turn("is let go on", Duration::ZERO) else { return };
+        if let Some(live) = &mut turn.live
+            && live.go_on_if_stuck(self).is_ok()
+        {
+            tracing::info!(sandbox = %entry.id(), "its guest goes on");
         }
     }
 
-    fn keep_everything_again(&self) {
-        self.engine.keep_again();
+    /// A keeper that died is replaced.
+    fn look_at_keeper(&self, seen: &mut Seen) {
+        if self.keeping.is_there() {
+            return;
+        }
+        if let Err(error) = self.keeping.find_again() {
+            let what = "the keeper cannot be reached; guests would not outlive this daemon";
+            seen.tell(what, None, error.to_string());
+        }
+    }
+
+    /// Makes the run directory and the sockets in it again where somebody removed them.
+    fn stay(&self, seen: &mut Seen) {
+        if let Err(error) = super::private_directory(&self.run_directory) {
+            seen.tell("the run directory is gone, and cannot be made again", None, format!("{error:#}"));
+            return;
+        }
+        for (id, error) in self.fault_sockets.stay() {
+            seen.tell("a fault socket was removed, and cannot be made again", Some(id), format!("{error:#}"));
+        }
+    }
+
+    /// Hands to the keeper what another one was given that is gone. What cannot be handed over now, as somebody uses it
+    /// or it was made while the keeper died, is at the next look.
+    fn keep_again(&self, seen: &mut Seen) {
+        let keeper = self.keeping.client();
+        let mut unkept: Vec<(Uuid, String)> = Vec::new();
+        let snapshots = self.keeping.snapshots_elsewhere();
+        if !snapshots.is_empty() {
+            let origins = self.sandboxes.all().into_iter().filter_map(|entry| entry.base());
+            let served = self.fault_sockets.all().into_iter().map(|socket| Arc::clone(&socket.snapshot));
+            let failed = self.engine.keep_again(&snapshots, origins.chain(served).collect());
+            unkept.extend(failed.into_iter().map(|(id, error)| (id.uuid(), error.to_string())));
+        }
         for entry in self.sandboxes.all() {
-            let kept = entry
-                .turn("is being kept", self.settings().pause_wait)
-                .map_err(anyhow::Error::from)
-                .and_then(|turn| turn.live.as_ref().map_or(Ok(()), |live| live.keep_again(&self.keeping)));
-            if let Err(error) = kept {
-                let error = format!("{error:#}");
-                tracing::error!(sandbox = %entry.id(), error, "it would not outlive this daemon: the keeper could not be given its guest");
+            if entry.is_kept_elsewhere(keeper.identity())
+                && let Ok(mut turn) = entry.turn("is being kept", Duration::ZERO)
+                && let Some(live) = &mut turn.live
+                && let Err(error) = live.keep_again(&self.keeping)
+            {
+                unkept.push((entry.id(), format!("{error:#}")));
             }
         }
-        self.fault_sockets.keep_again(&self.keeping);
+        let sockets = self.fault_sockets.keep_again(&keeper).into_iter();
+        unkept.extend(sockets.map(|(id, error)| (id, format!("{error:#}"))));
+        for (id, error) in unkept {
+            seen.tell(UNKEPT, Some(id), error);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod firecracker;
 pub mod guests;
+pub(crate) mod how_ended;
 pub(crate) mod last_words;
 pub mod process;
 pub mod qemu;

@@ -1,10 +1,13 @@
 //! Keepers that die, with their daemon and without it.
 
+use std::thread;
+
 use rekindle::api::problem::Code;
 use rekindle::api::types::{ResumeSandbox, SandboxState, SnapshotState};
+use rekindle::keeper::HeldEntry;
 use rekindle_testkit::black_box::Role;
 
-use crate::support::{Node, Outage};
+use crate::support::{Node, Outage, pause_as, resume_as, rewrite};
 
 fn kill_keeper(node: &Node) {
     let pid = node.place.keeper().expect("a keeper runs").identity().pid;
@@ -86,4 +89,75 @@ fn a_keeper_that_dies_alone_is_replaced_and_the_next_crash_loses_nothing() {
     node.assert_verified("runs");
     node.resume("paused");
     node.assert_verified("paused");
+}
+
+/// The keeper is killed as soon as it has been told of a pause: between that and the snapshot's record the guest is
+/// frozen, and its faults are served by nobody.
+#[test]
+fn a_guest_whose_pause_meets_the_keepers_death_goes_on() {
+    const GUESTS: u64 = 8;
+    let mut node = Node::start();
+    let names: Vec<String> = (0..GUESTS).map(|number| format!("sandbox-{number}")).collect();
+    for (seed, name) in (0..).zip(&names) {
+        node.filled(name, seed);
+        node.pause(name, &format!("{name}-base"));
+        node.resume(name);
+        node.told(name).rewrite(rewrite(seed)).expect("rewrites");
+    }
+    let keeper = node.place.keeper().expect("a keeper runs");
+    let refused: Vec<bool> = thread::scope(|scope| {
+        let pause = |name: &String| node.client.pause_sandbox(name, None, &pause_as(&format!("{name}-next")));
+        let pausing: Vec<_> = names.iter().map(|name| scope.spawn(move || pause(name))).collect();
+        node.eventually("a pause being noted", || {
+            let held = keeper.list().expect("it answers");
+            held.iter().any(|entry| entry.note.get("pausing").is_some_and(|pausing| !pausing.is_null()))
+        });
+        kill_keeper(&node);
+        pausing.into_iter().map(|pausing| pausing.join().expect("asking does not panic").is_err()).collect()
+    });
+    node.eventually("another keeper having every guest that runs", || {
+        let is_whole = |entry: &HeldEntry| entry.key.starts_with("guest/") && entry.names.len() >= 4;
+        let held = node.place.keeper().and_then(|keeper| keeper.list()).unwrap_or_default();
+        held.iter().filter(|entry| is_whole(entry)).count() >= refused.iter().filter(|is| **is).count()
+    });
+    let check = |node: &Node| {
+        for (name, refused) in names.iter().zip(&refused).filter(|(_, refused)| **refused) {
+            let shown = node.client.sandbox(name).expect("it is listed");
+            assert_eq!(shown.state, SandboxState::Running, "{refused}: {shown:?}");
+            node.assert_verified(name);
+        }
+    };
+    check(&node);
+    node.crash();
+    check(&node);
+    for name in &names {
+        if node.client.sandbox(name).expect("it is listed").state == SandboxState::Running {
+            node.pause(name, &format!("{name}-last"));
+        }
+        node.resume(name);
+        node.assert_verified(name);
+    }
+}
+
+#[test]
+fn a_sandbox_made_while_the_keeper_dies_is_given_to_the_next_one() {
+    let mut node = Node::start();
+    node.filled("base", 1);
+    node.pause("base", "base");
+    for round in 0..4 {
+        let name = format!("made-{round}");
+        thread::scope(|scope| {
+            let made = scope.spawn(|| node.client.resume_snapshot("base", None, &resume_as(&name, 1)));
+            kill_keeper(&node);
+            made.join().expect("asking does not panic").expect("it is made under the next keeper")
+        });
+        node.eventually("another keeper having it", || {
+            let held = node.place.keeper().and_then(|keeper| keeper.list()).unwrap_or_default();
+            let guests =
+                held.iter().filter(|entry| entry.key.starts_with("guest/") && entry.names.len() >= 4);
+            guests.count() == round + 1
+        });
+        node.crash();
+        node.assert_verified(&name);
+    }
 }

@@ -5,6 +5,7 @@ use rekindle::api::types::{MemoryBacking, PauseSandbox, SandboxState, SnapshotSt
 use rekindle::client::{Client, ClientError};
 use rekindle::guest::protocol::DiscardHow;
 use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_testkit::black_box::{Process, Role};
 use uuid::Uuid;
 
 use crate::support::{Node, pause_as, resume_as, rewrite, share};
@@ -210,4 +211,23 @@ fn case_54_pages_discarded_before_a_crash_are_zero_in_the_next_snapshot() {
         node.resume(&name);
         node.assert_verified(&name);
     }
+}
+
+#[test]
+fn a_guest_that_is_killed_says_by_which_signal_and_its_memory_is_given_back() {
+    let node = Node::start();
+    let daemon = Process { pid: node.client.version().expect("it answers").pid, role: Role::Daemon };
+    node.filled("others", 1);
+    let before = daemon.fds().expect("they are listed");
+    let killed = node.filled("killed", 2);
+    node.place.kill(killed.pid.expect("it runs")).expect("it can be killed");
+    node.eventually("its end being told", || {
+        node.client.sandbox("killed").is_ok_and(|shown| shown.state == SandboxState::Stopped)
+    });
+    let reason = node.client.sandbox("killed").expect("it is listed").reason.expect("it says why");
+    assert!(reason.contains("signal 9 (SIGKILL)"), "{reason}");
+    node.eventually("everything of it going", || {
+        node.kept("guest/").len() == 1 && daemon.fds().is_ok_and(|now| now <= before)
+    });
+    node.assert_verified("others");
 }

@@ -18,5 +18,6 @@ mod outages;
 mod peers;
 mod quickstart;
 mod restarts;
+mod run_directory;
 mod sockets;
 mod whole_requests;

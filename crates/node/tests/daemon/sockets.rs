@@ -5,7 +5,9 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
 
+use rekindle::api::problem::Code;
 use rekindle::api::types::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, OpenFaultSocket, SnapshotState,
 };
@@ -32,17 +34,21 @@ fn open(node: &Node) -> FaultSocket {
     socket
 }
 
-/// A VMM of ours that is served at the socket.
-fn vmm(node: &Node, socket: &FaultSocket, state: &DeviceState) -> ProcessGuest {
-    let arguments = GuestArguments {
+/// How a VMM of ours is started that is to be served at the socket.
+fn arguments(socket: &FaultSocket) -> GuestArguments {
+    GuestArguments {
         kind: MemoryKind::Shared,
         handover: Some(socket.path.clone().into()),
         tracking: TrackingKind::Scan,
         send_memfd: true,
         ..GuestArguments::fresh(MEMORY_BYTES)
-    };
-    let mut guest =
-        ProcessGuest::spawn(&GuestOptions::program(node.place.program(), arguments)).expect("a VMM starts");
+    }
+}
+
+/// A VMM of ours that is served at the socket.
+fn vmm(node: &Node, socket: &FaultSocket, state: &DeviceState) -> ProcessGuest {
+    let options = GuestOptions::program(node.place.program(), arguments(socket));
+    let mut guest = ProcessGuest::spawn(&options).expect("a VMM starts");
     guest.control.restore(state.clone()).expect("it goes on from there");
     guest
 }
@@ -97,6 +103,33 @@ fn a_fault_socket_that_nobody_used_yet_is_there_after_a_crash() {
     assert_right(&mut guest);
     node.crash();
     assert_right(&mut guest);
+}
+
+#[test]
+fn a_fault_socket_that_is_closed_during_its_hand_over_stays_closed() {
+    let mut node = Node::start();
+    base(&node);
+    for round in 0..10 {
+        let socket = open(&node);
+        let arguments = arguments(&socket);
+        thread::scope(|scope| {
+            // Whether it is served before the socket goes, or finds nobody there, is up to the machine.
+            let starting =
+                scope.spawn(|| ProcessGuest::spawn(&GuestOptions::program(node.place.program(), arguments)));
+            if round % 2 == 0 {
+                node.eventually("the VMM being served", || {
+                    state_of(&node, &socket) == FaultSocketState::Running
+                });
+            }
+            node.client.close_fault_socket(socket.id).expect("it is closed");
+            drop(starting.join().expect("starting does not panic"));
+        });
+        let gone = node.client.fault_socket(socket.id).expect_err("it is closed");
+        assert_eq!(gone.code(), Some(Code::NotFound));
+        assert_eq!(node.kept("socket/"), Vec::<String>::new());
+    }
+    node.crash();
+    assert_eq!(node.client.fault_sockets().expect("they are listed").len(), 0);
 }
 
 /// What the first VMM at a snapshot touched is there before the second one asks for it.

@@ -386,7 +386,8 @@ fn a_keeper_that_takes_anothers_place_is_given_everything_again() {
     let second = child(&engine, &first, run(4, 9), 3);
     engine.delete(&first.0).expect("the disk has room");
     site.keeper.die();
-    engine.keep_again();
+    let lost = [first.0.id(), second.0.id()].into();
+    assert!(engine.keep_again(&lost, Vec::new()).is_empty());
     assert_eq!(site.keeper.held().expect("it answers"), [first.0.id(), second.0.id()]);
     engine.stop();
     drop(held);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use rekindle_engine::catalog::CatalogError;
+use rekindle_kernel::placement;
 
 use super::session::Session;
 use super::status::Status;
@@ -40,6 +41,10 @@ const LAST_DAEMON_LIMIT: Duration = Duration::from_secs(10);
 /// How often it is asked whether it has.
 const LAST_DAEMON_ASK: Duration = Duration::from_millis(10);
 
+/// When memory runs out the kernel ends the daemon after guests and after what says nothing of itself, where it may ask
+/// for that; the keeper, without which it could not go on, it ends later still.
+const OOM_SCORE: i16 = -900;
+
 /// How long requests that nobody waits for any more may take at the end.
 const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -60,6 +65,8 @@ pub fn run_with(
     for name in &settings.ignored_variables {
         tracing::warn!("the variable {name} sets nothing");
     }
+    // One that may not is as likely to be ended as its user's other processes, and later than guests.
+    placement::outlive_others(OOM_SCORE).ok();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("api")

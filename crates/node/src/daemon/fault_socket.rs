@@ -1,0 +1,367 @@
+//! One socket at which a VMM that others start is served, from its first wait to its end.
+
+use std::net::Shutdown;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::Context as _;
+use rekindle_engine::catalog::{Change, Kind};
+use rekindle_engine::fetch::Fetcher;
+use rekindle_engine::serve::{
+    EndReason, Epoch, EpochFacts, FaultServer, KeptEpoch, Neighbours, NotServed, Placement, ServeOptions,
+    ServeStatus,
+};
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::tracking::Tracking;
+use rekindle_kernel::wakeup::{Wakeup, wait_readable};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::entry::served_pages;
+use super::keeping::socket_key;
+use super::live::put_epoch;
+use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{FaultSocket, FaultSocketState};
+use crate::keeper::{KeeperClient, KeeperIdentity};
+
+/// The listening descriptor's name at the keeper.
+pub(super) const LISTENER: &str = "listener";
+/// Where a socket's record is in the catalog.
+pub(super) const RECORD: &str = "fault-socket/";
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) id: Uuid,
+    pub(super) path: PathBuf,
+    pub(super) snapshot: Arc<Snapshot>,
+    standing: Mutex<Standing>,
+    /// Waits for a VMM and its hand-over, then ends.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Standing {
+    state: State,
+    /// The keeper that was given what the state lives by.
+    kept_by: Option<KeeperIdentity>,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    /// A thread waits for somebody to connect; the wakeup ends that wait.
+    Listening {
+        listener: UnixListener,
+        cancelled: Arc<Wakeup>,
+    },
+    /// The thread takes a VMM over, whose connection this is.
+    HandingOver {
+        stream: UnixStream,
+    },
+    Serving {
+        server: FaultServer,
+    },
+    /// Its VMM stands while its memory is captured.
+    Capturing,
+    /// Nobody serves its VMM any more. The epoch is held until the socket is closed: without any userfaultfd the VMM's
+    /// faults would read zeroes.
+    Unserved {
+        epoch: Box<Epoch>,
+        reason: String,
+    },
+    /// It stays so, whatever was still being done with it.
+    Ended {
+        reason: String,
+    },
+}
+
+/// What a state lives by, as further descriptors.
+enum Lifeline {
+    Listener(UnixListener),
+    Epoch(KeptEpoch),
+    /// Nothing that could be given to a keeper.
+    None,
+    /// Somebody has it for a moment.
+    Away,
+}
+
+/// What the catalog knows of a socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SocketRecord {
+    pub(super) id: Uuid,
+    pub(super) path: PathBuf,
+    pub(super) snapshot: Uuid,
+    /// Where the memory of its VMM is, once one has handed it over.
+    pub(super) facts: Option<EpochFacts>,
+}
+
+impl Socket {
+    /// A socket of which `kept_by`, if any keeper, was given what `state` lives by.
+    pub(super) fn new(
+        id: Uuid,
+        path: PathBuf,
+        snapshot: Arc<Snapshot>,
+        state: State,
+        kept_by: Option<KeeperIdentity>,
+    ) -> Arc<Self> {
+        let standing = Mutex::new(Standing { state, kept_by });
+        Arc::new(Self { id, path, snapshot, standing, thread: Mutex::default() })
+    }
+
+    /// The thread that waits for its VMM from now on.
+    pub(super) fn is_waited_for_by(&self, thread: JoinHandle<()>) {
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    }
+
+    /// The socket as the API shows it.
+    pub(super) fn show(&self) -> FaultSocket {
+        let standing = self.standing();
+        let (shown, reason, server) = match &standing.state {
+            State::Listening { .. } | State::HandingOver { .. } => (FaultSocketState::Listening, None, None),
+            State::Capturing => {
+                (FaultSocketState::Running, Some("its memory is being captured".to_owned()), None)
+            }
+            State::Serving { server, .. } => match server.status() {
+                ServeStatus::Running => (FaultSocketState::Running, None, Some(server)),
+                ServeStatus::Stalled { page, reason } => {
+                    (FaultSocketState::Stalled, Some(format!("page {page}: {reason}")), Some(server))
+                }
+                ServeStatus::Ended { why } => (FaultSocketState::Ended, Some(words(why)), Some(server)),
+            },
+            State::Unserved { reason, .. } | State::Ended { reason } => {
+                (FaultSocketState::Ended, Some(reason.clone()), None)
+            }
+        };
+        FaultSocket {
+            id: self.id,
+            snapshot: self.snapshot.id().uuid(),
+            path: self.path.display().to_string(),
+            pid: server.map(|server| server.kept().facts.pid),
+            state: shown,
+            reason,
+            served: server.map(|server| served_pages(&server.stats())),
+        }
+    }
+
+    /// Takes the epoch of the served VMM, which the caller stopped, makes something of it by `take`, and serves it on if
+    /// that fails.
+    pub(super) fn take_epoch<T>(
+        &self,
+        fetcher: &Fetcher,
+        take: impl FnOnce(&Epoch) -> anyhow::Result<T>,
+    ) -> Answer<T> {
+        let mut standing = self.standing();
+        let before = std::mem::replace(&mut standing.state, State::Capturing);
+        let State::Serving { server } = before else {
+            standing.state = before;
+            drop(standing);
+            let why = format!("fault socket {} serves nobody: there is nothing to capture", self.id);
+            return Err(Problem::new(Code::WrongState, why));
+        };
+        drop(standing);
+        let epoch = server.end_epoch();
+        let (taken, next) = match take(&epoch) {
+            Ok(taken) => {
+                let reason = "its VMM was captured".to_owned();
+                (Ok(taken), State::Unserved { epoch: Box::new(epoch), reason })
+            }
+            Err(error) => (Err(super::problems::guest_failed(error)), served(&self.snapshot, epoch, fetcher)),
+        };
+        self.replace(next, |state| matches!(state, State::Capturing));
+        taken
+    }
+
+    /// Waits for a VMM to connect; `None` when the socket was closed.
+    pub(super) fn accept(&self) -> anyhow::Result<Option<UnixStream>> {
+        let mut woken: Option<Arc<Wakeup>> = None;
+        loop {
+            let (listener, cancelled) = match &self.standing().state {
+                State::Listening { listener, cancelled, .. } => {
+                    (listener.try_clone()?, Arc::clone(cancelled))
+                }
+                State::HandingOver { .. }
+                | State::Serving { .. }
+                | State::Capturing
+                | State::Unserved { .. }
+                | State::Ended { .. } => return Ok(None),
+            };
+            // Woken without another socket to wait at: it is over.
+            if woken.is_some_and(|woken| Arc::ptr_eq(&woken, &cancelled)) {
+                return Ok(None);
+            }
+            let waited_for = [Some(listener.as_fd()), Some(cancelled.as_fd())];
+            let [connected, is_cancelled] = wait_readable(waited_for, None)?;
+            woken = is_cancelled.readable.then_some(cancelled);
+            if connected.readable && woken.is_none() {
+                let stream = listener.accept()?.0;
+                let next = State::HandingOver { stream: stream.try_clone()? };
+                let is_listening = |state: &State| matches!(state, State::Listening { .. });
+                return Ok(self.replace(next, is_listening).then_some(stream));
+            }
+        }
+    }
+
+    /// Listens again where no VMM came yet and the socket's file was removed; whether it had to.
+    pub(super) fn stay(&self) -> anyhow::Result<bool> {
+        let is_listening = |state: &State| matches!(state, State::Listening { .. });
+        if !is_listening(&self.standing().state) || self.path.exists() {
+            return Ok(false);
+        }
+        let next = State::Listening { listener: listen(&self.path)?, cancelled: Arc::new(Wakeup::new()?) };
+        let mut standing = self.standing();
+        if !is_listening(&standing.state) {
+            return Ok(false);
+        }
+        let before = std::mem::replace(&mut standing.state, next);
+        standing.kept_by = None;
+        drop(standing);
+        if let State::Listening { cancelled, .. } = before {
+            cancelled.wake();
+        }
+        Ok(true)
+    }
+
+    /// The hand-over has come to its end.
+    pub(super) fn taken_over(&self, state: State, kept_by: Option<KeeperIdentity>) {
+        if self.replace(state, |state| matches!(state, State::HandingOver { .. })) {
+            self.standing().kept_by = kept_by;
+        }
+        std::fs::remove_file(&self.path).ok();
+    }
+
+    /// Puts `next` in the place of the state, if it is still one of those that are `expected`.
+    fn replace(&self, next: State, expected: impl FnOnce(&State) -> bool) -> bool {
+        let mut standing = self.standing();
+        let is_expected = expected(&standing.state);
+        let over = if is_expected { std::mem::replace(&mut standing.state, next) } else { next };
+        drop(standing);
+        // A server's end is waited for without the lock.
+        drop(over);
+        is_expected
+    }
+
+    pub(super) fn end(&self, reason: &str) {
+        self.interrupt();
+        self.replace(State::Ended { reason: reason.to_owned() }, |_| true);
+        std::fs::remove_file(&self.path).ok();
+    }
+
+    /// Ends it where no VMM was taken over yet, and with it what its thread does.
+    pub(super) fn give_up_waiting(&self) {
+        self.interrupt();
+        let next = State::Ended { reason: "it was closed".to_owned() };
+        self.replace(next, |state| matches!(state, State::Listening { .. } | State::HandingOver { .. }));
+    }
+
+    /// Ends what its thread waits for.
+    pub(super) fn interrupt(&self) {
+        match &self.standing().state {
+            State::Listening { cancelled, .. } => cancelled.wake(),
+            // An error says that the VMM has hung up.
+            State::HandingOver { stream } => drop(stream.shutdown(Shutdown::Both)),
+            State::Serving { .. } | State::Capturing | State::Unserved { .. } | State::Ended { .. } => {}
+        }
+    }
+
+    /// Waits for the end of its thread.
+    pub(super) fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(socket = %self.id, "the thread of a fault socket panicked");
+        }
+    }
+
+    /// Hands its descriptors to `keeper`, unless it has them.
+    pub(super) fn keep(&self, keeper: &KeeperClient) -> anyhow::Result<()> {
+        let (lifeline, identity) = (self.lifeline(keeper.identity())?, keeper.identity());
+        let key = socket_key(self.id);
+        match &lifeline {
+            Lifeline::Listener(listener) => {
+                keeper.put(&key, &Value::Null, &[(LISTENER, listener.as_fd())])?;
+            }
+            Lifeline::Epoch(kept) => put_epoch(keeper, &key, kept)?,
+            Lifeline::None | Lifeline::Away => return Ok(()),
+        }
+        let mut standing = self.standing();
+        let is_the_same = match &standing.state {
+            State::Listening { .. } => matches!(lifeline, Lifeline::Listener(_)),
+            State::Serving { .. } | State::Unserved { .. } => matches!(lifeline, Lifeline::Epoch(_)),
+            State::HandingOver { .. } | State::Capturing | State::Ended { .. } => false,
+        };
+        if is_the_same {
+            standing.kept_by = Some(identity);
+        }
+        Ok(())
+    }
+
+    /// What it lives by, if `keeper` was not given that.
+    fn lifeline(&self, keeper: KeeperIdentity) -> std::io::Result<Lifeline> {
+        let standing = self.standing();
+        if standing.kept_by == Some(keeper) {
+            return Ok(Lifeline::None);
+        }
+        Ok(match &standing.state {
+            State::Listening { listener, .. } => Lifeline::Listener(listener.try_clone()?),
+            State::Serving { server } => Lifeline::Epoch(server.kept().try_clone()?),
+            State::Unserved { epoch, .. } => Lifeline::Epoch(epoch.kept()?),
+            State::HandingOver { .. } | State::Capturing => Lifeline::Away,
+            State::Ended { .. } => Lifeline::None,
+        })
+    }
+
+    pub(super) fn put(&self, facts: Option<EpochFacts>) -> Change {
+        let record =
+            SocketRecord { id: self.id, path: self.path.clone(), snapshot: self.snapshot.id().uuid(), facts };
+        let value = serde_json::to_vec(&record).expect("a record is plain data");
+        Change::Put { kind: Kind::Meta, key: self.record_key(), value }
+    }
+
+    pub(super) fn record_key(&self) -> Vec<u8> {
+        format!("{RECORD}{}", self.id).into_bytes()
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A VMM whose faults are served from `snapshot`, or which waits until the socket is closed, if they cannot be.
+pub(super) fn served(snapshot: &Arc<Snapshot>, epoch: Epoch, fetcher: &Fetcher) -> State {
+    match FaultServer::resume(Arc::clone(snapshot.memory()), epoch, fetcher.clone(), options()) {
+        Ok(server) => State::Serving { server },
+        Err(NotServed { epoch, error }) => {
+            State::Unserved { epoch, reason: format!("it could not be served: {error}") }
+        }
+    }
+}
+
+pub(super) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    let listener = UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// How VMMs of others are served: their writes are noticed as well as their userfaultfd allows.
+pub(super) fn options() -> ServeOptions {
+    ServeOptions {
+        tracking: Tracking::Scan,
+        placement: Placement::FollowFaults,
+        neighbours: Neighbours::Adaptive,
+    }
+}
+
+fn words(why: EndReason) -> String {
+    match why {
+        EndReason::EpochEnded => "it was ended for a pause",
+        EndReason::HungUp => "its VMM hung up",
+        EndReason::MemoryGone => "its VMM's memory is gone",
+        EndReason::Failed => "serving it failed; the daemon's log says why",
+    }
+    .to_owned()
+}

@@ -1,0 +1,51 @@
+//! How a process ended, in words.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+
+/// Words for a status of wait(2), with the exit status or the signal: "was killed by signal 9 (SIGKILL), ...".
+pub(crate) fn how_ended(status: i32) -> String {
+    let status = ExitStatus::from_raw(status);
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended by itself with status {code}"),
+        (None, Some(signal)) => match named(signal) {
+            Some((name, perhaps)) => format!("was killed by signal {signal} ({name}){perhaps}"),
+            None => format!("was killed by signal {signal}"),
+        },
+        (None, None) => format!("ended ({status})"),
+    }
+}
+
+/// The name of a signal that ends processes, and what it mostly means where that is known.
+fn named(signal: i32) -> Option<(&'static str, &'static str)> {
+    let named = [
+        (1, "SIGHUP", ""),
+        (2, "SIGINT", ""),
+        (3, "SIGQUIT", ""),
+        (4, "SIGILL", ""),
+        (6, "SIGABRT", ", by a failed check of its own"),
+        (7, "SIGBUS", ""),
+        (8, "SIGFPE", ""),
+        (9, "SIGKILL", ", perhaps out of memory (`dmesg` says so)"),
+        (11, "SIGSEGV", ""),
+        (13, "SIGPIPE", ""),
+        (15, "SIGTERM", ""),
+        (24, "SIGXCPU", ", by a limit of its processor time"),
+        (25, "SIGXFSZ", ", by a limit of file size"),
+        (31, "SIGSYS", ", perhaps by its seccomp filter"),
+    ];
+    named.into_iter().find(|(number, ..)| *number == signal).map(|(_, name, perhaps)| (name, perhaps))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_with_its_status_or_signal() {
+        assert_eq!(how_ended(3 << 8), "ended by itself with status 3");
+        assert_eq!(how_ended(9), "was killed by signal 9 (SIGKILL), perhaps out of memory (`dmesg` says so)");
+        assert_eq!(how_ended(11 | 0x80), "was killed by signal 11 (SIGSEGV)");
+        assert_eq!(how_ended(40), "was killed by signal 40");
+    }
+}
