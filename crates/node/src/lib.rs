@@ -1,6 +1,7 @@
 //! The program `rekindle`.
 
 pub mod asker;
+pub mod regular_file;
 pub mod guest;
 pub mod settings;
 pub mod keeper;

@@ -44,7 +44,7 @@ impl Asked {
 
 /// The daemon as its interfaces see it. References are ids, unique prefixes of at least four letters of one, or names.
 pub trait Control: Debug + Send + Sync + 'static {
-    /// Starts a sandbox on empty memory.
+    /// Starts a sandbox on empty memory. Files are no longer copied for it once its asker is gone.
     fn create_sandbox(&self, asked: Asked, wanted: CreateSandbox) -> Answer<Sandbox>;
     /// The sandboxes, oldest first.
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList>;

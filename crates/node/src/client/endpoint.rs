@@ -1,7 +1,6 @@
 //! Where a daemon is, and how it is connected to.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::error::ClientError;
+use crate::regular_file::read_text;
 
 /// How long a connection may take to be made.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(15);
@@ -157,9 +157,8 @@ fn bracketed(host: &str) -> String {
 
 fn trusting(authorities: &Path) -> Result<ClientConfig, ClientError> {
     let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(authorities)
-        .map_err(|error| wrong(authorities, format!("cannot be read as PEM: {error}")))?;
-    for certificate in certificates {
+    let text = read(authorities)?;
+    for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
         certificate
             .map_err(|error| error.to_string())
             .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()))
@@ -178,7 +177,7 @@ fn trusting(authorities: &Path) -> Result<ClientConfig, ClientError> {
 }
 
 fn read(path: &Path) -> Result<String, ClientError> {
-    fs::read_to_string(path).map_err(|error| wrong(path, format!("cannot be read: {error}")))
+    read_text(path).map_err(|error| wrong(path, format!("cannot be read: {error}")))
 }
 
 fn wrong(path: &Path, reason: impl Into<String>) -> ClientError {

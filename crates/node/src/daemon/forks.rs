@@ -24,6 +24,7 @@ use crate::api::types::{
     ForkSandbox, Labels, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
 };
 use crate::keeper::KeeperIdentity;
+use crate::vmm::taps;
 
 /// New sandboxes that a request asks for, with their names taken.
 struct Wanted<'a> {
@@ -202,7 +203,7 @@ impl Daemon {
         Ok(SandboxList { sandboxes: entries.iter().map(|entry| entry.show()).collect(), next: None })
     }
 
-    /// Whether `count` more machines can be at `taps`: a tap has one machine at a time.
+    /// Whether `count` more machines can be at `taps`: those are there, and a tap has one machine at a time.
     pub(super) fn check_taps(&self, taps: &[&str], count: usize) -> Answer<()> {
         if count > 1 && !taps.is_empty() {
             let why = format!(
@@ -212,6 +213,7 @@ impl Daemon {
             );
             return Err(Problem::new(Code::WrongState, why));
         }
+        taps::check(taps.iter().copied()).map_err(|error| Problem::new(Code::Misfit, error.to_string()))?;
         for entry in self.sandboxes.all() {
             let record = entry.record();
             if let (RecordedLife::Running(_), Some(tap)) =

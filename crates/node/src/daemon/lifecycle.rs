@@ -47,7 +47,7 @@ impl Daemon {
         let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
         let taps = wanted.machine.iter().flat_map(|machine| &machine.taps);
         self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
-        let (spec, images) = self.made_of(id, &wanted)?;
+        let (spec, images) = self.made_of(id, &wanted, &asked.asker)?;
         let made = self.create_of(id, wanted, spec, asked, images.as_ref());
         let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
         drop(name);

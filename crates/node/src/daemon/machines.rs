@@ -22,7 +22,9 @@ use super::problems::guest_failed;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{CreateSandbox, DiskImage, Labels, MemoryBacking, VmmKind};
-use crate::disk::{Imported, import};
+use crate::asker::Asker;
+use crate::disk::{ImageFile, ImportError};
+use crate::vmm::qemu::{BootFile, BootRole};
 
 /// The label of a snapshot that is nothing but the images a machine's disks began as.
 const IMAGES_LABEL: &str = "rekindle/images-of";
@@ -33,6 +35,7 @@ impl Daemon {
         &self,
         sandbox: Uuid,
         wanted: &CreateSandbox,
+        asker: &Asker,
     ) -> Answer<(GuestSpec, Option<Arc<EngineSnapshot>>)> {
         let (memory_bytes, backing) = (wanted.memory_bytes, wanted.backing);
         let Some(machine) = &wanted.machine else {
@@ -42,56 +45,67 @@ impl Daemon {
             let why = "the memory of a machine in QEMU is `shared`: a pause takes it over as it is";
             return Err(Problem::new(Code::InvalidRequest, why));
         }
-        let images = self.images(&machine.disks)?;
-        let disks: Vec<_> = images.iter().map(|(name, image)| (name.clone(), image.bytes)).collect();
+        let images = machine.disks.iter().map(open_image).collect::<Answer<Vec<_>>>()?;
+        let disks: Vec<_> = images.iter().map(|image| (image.name.clone(), image.file.bytes())).collect();
         let spec = match wanted.vmm {
             VmmKind::Process | VmmKind::Qemu => {
-                qemu::settle(self, machine, memory_bytes, &disks).map(|settled| GuestSpec::Qemu {
+                qemu::settle(self, machine, memory_bytes, &disks, asker).map(|settled| GuestSpec::Qemu {
                     machine: Box::new(settled),
                     taps: machine.taps.iter().map(|tap| tap.device.0.clone()).collect(),
                 })
             }
-            VmmKind::Firecracker => firecracker::settle(self, machine, (memory_bytes, backing), &disks)
-                .map(|settled| GuestSpec::Firecracker { machine: Box::new(settled) }),
+            VmmKind::Firecracker => {
+                firecracker::settle(self, machine, (memory_bytes, backing), &disks, asker)
+                    .map(|settled| GuestSpec::Firecracker { machine: Box::new(settled) })
+            }
         };
         let spec = spec.map_err(guest_failed)?;
         let base = match images.is_empty() {
             true => None,
-            false => {
-                Some(self.first_snapshot(sandbox, (memory_bytes, backing), images).map_err(guest_failed)?)
-            }
+            false => Some(self.first_snapshot(sandbox, (memory_bytes, backing), images, asker)?),
         };
         Ok((spec, base))
     }
 
-    fn images(&self, disks: &[DiskImage]) -> Answer<Vec<(VolumeName, Imported)>> {
-        let take = |disk: &DiskImage| {
-            let wrong =
-                |why: String| Problem::new(Code::InvalidRequest, format!("disk {}: {why}", disk.name));
-            let name = VolumeName::from_str(&disk.name).map_err(|error| wrong(error.to_string()))?;
-            let image = import(Path::new(&disk.image), self.settings().capture_bytes_max);
-            Ok((name, image.map_err(|error| wrong(format!("{}: {error}", disk.image)))?))
-        };
-        disks.iter().map(take).collect()
-    }
-
-    /// A snapshot with empty memory and these disks.
+    /// A snapshot with empty memory and these disks. Their RAM is leased before the first of them is read.
     fn first_snapshot(
         &self,
         sandbox: Uuid,
         (memory_bytes, backing): (u64, MemoryBacking),
-        images: Vec<(VolumeName, Imported)>,
-    ) -> anyhow::Result<Arc<EngineSnapshot>> {
-        let held =
-            images.iter().map(|(_, image)| image.memfd.allocated_bytes()).sum::<std::io::Result<u64>>()?;
-        let permit = self.engine.permit_pause(None, held).map_err(Problem::from)?;
-        let disks = images.into_iter().map(|(name, image)| image.into_volume(name));
-        let volumes = std::iter::once(empty_memory(memory_bytes, backing)?).chain(disks).collect();
+        images: Vec<NamedImage>,
+        asker: &Asker,
+    ) -> Answer<Arc<EngineSnapshot>> {
+        let images =
+            images.into_iter().map(|image| self.measured(image, asker)).collect::<Answer<Vec<_>>>()?;
+        let needed = images.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let permit = self.engine.permit_pause(None, needed).map_err(Problem::from)?;
+        let import = |(image, bytes): (NamedImage, u64)| {
+            let NamedImage { name, path, file } = image;
+            let imported =
+                file.import(bytes, asker).map_err(|error| wrong_image(name.as_str(), &path, &error))?;
+            Ok(imported.into_volume(name))
+        };
+        let disks = images.into_iter().map(import).collect::<Answer<Vec<_>>>()?;
+        let memory = empty_memory(memory_bytes, backing).map_err(guest_failed)?;
+        let volumes = std::iter::once(memory).chain(disks).collect();
         let labels = Labels::from([(IMAGES_LABEL.to_owned(), sandbox.to_string())]);
         let mut blobs = BTreeMap::new();
         About { labels, ..About::default() }.put_into(&mut blobs);
         let guest = PausedGuest { id: SnapshotId::new(), volumes, blobs, alongside: Vec::new() };
-        Ok(self.engine.commit_pause(permit, guest)?)
+        self.engine.commit_pause(permit, guest).map_err(|error| guest_failed(error.into()))
+    }
+
+    /// An image with the bytes of RAM that importing it takes at most. One whose data is more than may be held at all is
+    /// read for it: its zeroes take none.
+    fn measured(&self, mut image: NamedImage, asker: &Asker) -> Answer<(NamedImage, u64)> {
+        let measured = match image.file.data_bytes() {
+            Ok(bytes) if bytes > self.settings().capture_bytes_max => image.file.count_bytes(asker),
+            measured => measured.map_err(ImportError::from),
+        };
+        match measured {
+            Ok(bytes) => Ok((image, bytes)),
+            Err(error) => Err(wrong_image(image.name.as_str(), &image.path, &error)),
+        }
     }
 
     /// Lets go of images that no machine came to be of.
@@ -100,6 +114,36 @@ impl Daemon {
             tracing::warn!(%error, "images of a machine that never came to be stay");
         }
     }
+}
+
+/// An image that is to be a disk.
+struct NamedImage {
+    name: VolumeName,
+    path: String,
+    file: ImageFile,
+}
+
+fn open_image(disk: &DiskImage) -> Answer<NamedImage> {
+    let name = VolumeName::from_str(&disk.name)
+        .map_err(|error| Problem::new(Code::InvalidRequest, format!("disk {}: {error}", disk.name)))?;
+    let file = ImageFile::open(Path::new(&disk.image))
+        .map_err(|error| wrong_image(&disk.name, &disk.image, &error))?;
+    Ok(NamedImage { name, path: disk.image.clone(), file })
+}
+
+fn wrong_image(disk: &str, path: &str, error: &ImportError) -> Problem {
+    Problem::new(Code::InvalidRequest, format!("disk {disk}: {path}: {error}"))
+}
+
+/// Keeps a file that a machine boots from; `role` is its name in the request.
+pub(super) fn keep_boot_file(
+    directory: &Path,
+    (role, path): (&str, &str),
+    boot_role: BootRole,
+    asker: &Asker,
+) -> anyhow::Result<BootFile> {
+    let kept = BootFile::keep(Path::new(path), directory, boot_role, asker);
+    Ok(kept.map_err(|error| Problem::new(Code::InvalidRequest, format!("{role} {path}: {error}")))?)
 }
 
 fn empty_memory(bytes: u64, backing: MemoryBacking) -> anyhow::Result<PausedVolume> {

@@ -12,9 +12,9 @@ use rekindle_engine::layer::Layer;
 use rekindle_engine::view::{LiveView, Piece, PieceSource};
 use rekindle_kernel::PAGE_BYTES;
 
-use super::limits;
 use super::marks::PageState;
 use super::overlay::{Overlay, PageBytes};
+use super::{SECTOR_BYTES, limits};
 
 /// A disk's bytes.
 #[derive(Debug)]
@@ -76,9 +76,12 @@ impl From<io::Error> for Obstacle {
 }
 
 impl Content {
-    /// A disk of `bytes` bytes; overlay and base have exactly the pages it takes.
+    /// A disk of `bytes` bytes, whole sectors; overlay and base have exactly the pages it takes.
     pub(super) fn new(base: Option<Arc<LiveView>>, overlay: Overlay, bytes: u64) -> io::Result<Self> {
         let invalid = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
+        if !bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(invalid("the disk is not whole sectors of 512 bytes"));
+        }
         let pages = bytes.div_ceil(u64_of(PAGE_BYTES));
         if pages != u64::from(overlay.pages()) {
             return Err(invalid("the overlay has not as many pages as the disk"));

@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
+use bytesize::ByteSize;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages, pages_covering, u64_of, usize_of};
 use rekindle_engine::identity::VolumeName;
@@ -12,7 +13,10 @@ use rekindle_engine::limits::MANIFEST_PAGES_MAX;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_kernel::{Memfd, PAGE_BYTES, PageKind};
-use rustix::fs::{Mode, OFlags};
+
+use super::whole_sectors;
+use crate::asker::Asker;
+use crate::regular_file::{FileError, RegularFile};
 
 /// Bytes read at once.
 const STEP_BYTES: usize = 1 << 20;
@@ -30,16 +34,16 @@ pub struct Imported {
     pub memfd: Memfd,
     /// The pages that are not zero.
     pub pages: CapturedPages,
-    /// Bytes of the disk: exactly those of the image.
+    /// Bytes of the disk: those of the image, rounded up to whole sectors.
     pub bytes: u64,
 }
 
 /// Why an image was not imported; nothing of it stays.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// It is no file that has all its bytes now.
-    #[error("it is not a regular file")]
-    NotAFile,
+    /// It is no file that can be read whole.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// It is not raw.
     #[error("it is a qcow2 image; convert it first: qemu-img convert -O raw IMAGE RAW")]
     Qcow2,
@@ -52,52 +56,115 @@ pub enum ImportError {
         bytes: u64,
     },
     /// It has more data than may be taken into memory.
-    #[error(
-        "it has more than {data_bytes_max} bytes that are not zero, which is all that may be taken into memory"
-    )]
+    #[error("it has more than the {} that it had when it was opened: try again once nobody writes to it",
+        ByteSize::b(*data_bytes_max))]
     TooMuchData {
         /// Bytes that may be.
         data_bytes_max: u64,
     },
+    /// Whoever asked for it is gone.
+    #[error("whoever asked for it is gone")]
+    AskerGone,
     /// It could not be read, or there is no memory for it.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Takes a raw image into memory, at most `data_bytes_max` bytes of pages that are not zero.
-pub fn import(image: &Path, data_bytes_max: u64) -> Result<Imported, ImportError> {
-    // NONBLOCK: opening a pipe does not wait for somebody to write to it.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let mut file = File::from(rustix::fs::open(image, flags, Mode::empty()).map_err(io::Error::from)?);
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(ImportError::NotAFile);
+/// A raw image that was opened and not read yet.
+#[derive(Debug)]
+pub struct ImageFile {
+    file: File,
+    file_bytes: u64,
+    pages: u32,
+}
+
+impl ImageFile {
+    /// Opens an image.
+    pub fn open(image: &Path) -> Result<Self, ImportError> {
+        let file = RegularFile::open(image, u64::MAX)?;
+        let file_bytes = file.size_bytes();
+        let pages = match pages_covering(file_bytes) {
+            Some(pages @ 1..=MANIFEST_PAGES_MAX) => pages,
+            Some(_) | None => return Err(ImportError::Size { bytes: file_bytes }),
+        };
+        let mut file = file.into_file();
+        let mut front = Vec::new();
+        io::Read::by_ref(&mut file).take(u64_of(QCOW2.len())).read_to_end(&mut front)?;
+        if front == QCOW2 {
+            return Err(ImportError::Qcow2);
+        }
+        Ok(Self { file, file_bytes, pages })
     }
-    let bytes = metadata.len();
-    let pages = match pages_covering(bytes) {
-        Some(pages @ 1..=MANIFEST_PAGES_MAX) => pages,
-        Some(_) | None => return Err(ImportError::Size { bytes }),
-    };
-    let mut front = Vec::new();
-    io::Read::by_ref(&mut file).take(u64_of(QCOW2.len())).read_to_end(&mut front)?;
-    if front == QCOW2 {
-        return Err(ImportError::Qcow2);
+
+    /// Bytes of the disk: those of the image, rounded up to whole sectors.
+    pub fn bytes(&self) -> u64 {
+        whole_sectors(self.file_bytes)
     }
-    let memfd = Memfd::create("rekindle-imported-disk", bytes_of_pages(pages), PageKind::Small)?;
-    let mut taking = Taking {
-        memfd,
-        kept: PageSet::new(pages),
-        buffer: vec![0; STEP_BYTES],
-        bytes_left: data_bytes_max,
-        data_bytes_max,
-    };
-    let mut position = 0;
-    while let Some(data) = next_data(&file, position, bytes)? {
-        taking.take(&mut file, data.clone(), bytes)?;
-        position = data.end;
+
+    /// Bytes of the pages that are no holes: what it takes at most to import it as it is now.
+    pub fn data_bytes(&self) -> io::Result<u64> {
+        let (mut position, mut sum) = (0, 0);
+        while let Some(data) = next_data(&self.file, position, self.file_bytes)? {
+            let whole = whole_pages(&data);
+            sum += whole.end - whole.start.max(position);
+            position = whole.end;
+        }
+        Ok(sum)
     }
-    let pages = CapturedPages { kept: taking.kept, zero: PageSet::new(pages) };
-    Ok(Imported { memfd: taking.memfd, pages, bytes })
+
+    /// Bytes of the pages that are not zero; the image is read for it.
+    pub fn count_bytes(&mut self, asker: &Asker) -> Result<u64, ImportError> {
+        let mut sum = 0;
+        self.each_run(asker, |run, _| {
+            sum += run.bytes();
+            Ok(())
+        })?;
+        Ok(sum)
+    }
+
+    /// Takes the image into memory, at most `data_bytes_max` bytes of pages that are not zero.
+    pub fn import(mut self, data_bytes_max: u64, asker: &Asker) -> Result<Imported, ImportError> {
+        let memfd = Memfd::create("rekindle-imported-disk", bytes_of_pages(self.pages), PageKind::Small)?;
+        let mut kept = PageSet::new(self.pages);
+        let mut bytes_left = data_bytes_max;
+        self.each_run(asker, |run, bytes| {
+            let left = bytes_left.checked_sub(run.bytes());
+            bytes_left = left.ok_or(ImportError::TooMuchData { data_bytes_max })?;
+            memfd.write_at(bytes, run.start().offset_bytes())?;
+            kept.insert_run(run);
+            Ok(())
+        })?;
+        let pages = CapturedPages { kept, zero: PageSet::new(self.pages) };
+        Ok(Imported { memfd, pages, bytes: self.bytes() })
+    }
+
+    /// Reads the image, and gives each run of pages that are not zero with its bytes.
+    fn each_run(
+        &mut self,
+        asker: &Asker,
+        mut take: impl FnMut(GuestPages, &[u8]) -> Result<(), ImportError>,
+    ) -> Result<(), ImportError> {
+        let mut buffer = vec![0; STEP_BYTES];
+        let mut position = 0;
+        while let Some(data) = next_data(&self.file, position, self.file_bytes)? {
+            let data = whole_pages(&data);
+            position = data.start.max(position);
+            self.file.seek(SeekFrom::Start(position))?;
+            while position < data.end {
+                if asker.is_gone() {
+                    return Err(ImportError::AskerGone);
+                }
+                let wanted = (data.end - position).min(u64_of(STEP_BYTES));
+                let there = usize::try_from(wanted.min(self.file_bytes - position)).expect("at most a step");
+                // A file that was cut since is an error: what it had is not zero.
+                self.file.read_exact(&mut buffer[..there])?;
+                buffer[there..].fill(0);
+                each_run_in(position, &buffer[..there.next_multiple_of(PAGE_BYTES)], &mut take)?;
+                position += wanted;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Imported {
@@ -107,59 +174,34 @@ impl Imported {
     }
 }
 
-/// An image that is being taken in.
-struct Taking {
-    memfd: Memfd,
-    kept: PageSet,
-    buffer: Vec<u8>,
-    bytes_left: u64,
-    data_bytes_max: u64,
+/// Gives each run of pages that are not zero among `bytes`, which stand at `position` of an image.
+fn each_run_in(
+    position: u64,
+    bytes: &[u8],
+    take: &mut impl FnMut(GuestPages, &[u8]) -> Result<(), ImportError>,
+) -> Result<(), ImportError> {
+    let first = GuestPage::new(u32::try_from(position / u64_of(PAGE_BYTES)).expect("within the image"));
+    let page = |index: u32| &bytes[usize_of(index) * PAGE_BYTES..][..PAGE_BYTES];
+    let count = u32::try_from(bytes.len() / PAGE_BYTES).expect("a step is small");
+    let is_zero = |index: &u32| page(*index) == ZEROES;
+    let mut next = 0;
+    while next < count {
+        next += u32::try_from((next..count).take_while(is_zero).count()).expect("a step is small");
+        let run = u32::try_from((next..count).take_while(|index| !is_zero(index)).count())
+            .expect("a step is small");
+        if run > 0 {
+            let run_bytes = &bytes[usize_of(next) * PAGE_BYTES..][..usize_of(run) * PAGE_BYTES];
+            take(GuestPages::new(first.plus(next), run), run_bytes)?;
+        }
+        next += run;
+    }
+    Ok(())
 }
 
-impl Taking {
-    /// Takes the pages that `data` touches, of an image of `end` bytes.
-    fn take(&mut self, file: &mut File, data: Range<u64>, end: u64) -> Result<(), ImportError> {
-        let page_bytes = u64_of(PAGE_BYTES);
-        let start = data.start / page_bytes * page_bytes;
-        file.seek(SeekFrom::Start(start))?;
-        let mut position = start;
-        let mut buffer = std::mem::take(&mut self.buffer);
-        while position < data.end {
-            let wanted = (data.end.next_multiple_of(page_bytes) - position).min(u64_of(STEP_BYTES));
-            let there = usize::try_from(wanted.min(end - position)).expect("at most a step");
-            // A file that was cut since is an error: what it had is not zero.
-            file.read_exact(&mut buffer[..there])?;
-            buffer[there..].fill(0);
-            self.take_step(position, &buffer[..there.next_multiple_of(PAGE_BYTES)])?;
-            position += wanted;
-        }
-        self.buffer = buffer;
-        Ok(())
-    }
-
-    fn take_step(&mut self, position: u64, bytes: &[u8]) -> Result<(), ImportError> {
-        let first = GuestPage::new(u32::try_from(position / u64_of(PAGE_BYTES)).expect("within the image"));
-        let page = |index: u32| &bytes[usize_of(index) * PAGE_BYTES..][..PAGE_BYTES];
-        let count = u32::try_from(bytes.len() / PAGE_BYTES).expect("a step is small");
-        let is_zero = |index: &u32| page(*index) == ZEROES;
-        let mut next = 0;
-        while next < count {
-            next += u32::try_from((next..count).take_while(is_zero).count()).expect("a step is small");
-            let run = u32::try_from((next..count).take_while(|index| !is_zero(index)).count())
-                .expect("a step is small");
-            self.keep(GuestPages::new(first.plus(next), run), &bytes[usize_of(next) * PAGE_BYTES..])?;
-            next += run;
-        }
-        Ok(())
-    }
-
-    fn keep(&mut self, run: GuestPages, bytes: &[u8]) -> Result<(), ImportError> {
-        let too_much = ImportError::TooMuchData { data_bytes_max: self.data_bytes_max };
-        self.bytes_left = self.bytes_left.checked_sub(run.bytes()).ok_or(too_much)?;
-        self.memfd.write_at(&bytes[..usize_of(run.count()) * PAGE_BYTES], run.start().offset_bytes())?;
-        self.kept.insert_run(run);
-        Ok(())
-    }
+/// A stretch of bytes with the rest of its first and last page.
+fn whole_pages(data: &Range<u64>) -> Range<u64> {
+    let page_bytes = u64_of(PAGE_BYTES);
+    data.start / page_bytes * page_bytes..data.end.next_multiple_of(page_bytes)
 }
 
 /// The next stretch of a file that is no hole, from `position` on and before `end`.

@@ -12,6 +12,14 @@ mod nbd;
 mod overlay;
 mod server;
 
-pub use import::{ImportError, Imported, import};
+pub use import::{ImageFile, ImportError, Imported};
 pub use overlay::{Overlay, OverlayError, OverlayFiles};
 pub use server::{Access, Disk, DiskSource, DiskStats, DiskWatch, Frozen};
+
+/// Bytes of a sector: what guests count a disk in.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// The length of a disk that has room for `bytes` bytes: whole sectors.
+pub fn whole_sectors(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(u64::MAX)
+}

@@ -33,7 +33,7 @@ pub struct DiskSource {
     pub fetcher: Fetcher,
     /// What the guest wrote since.
     pub overlay: Overlay,
-    /// Bytes of the disk; the overlay has the pages they take.
+    /// Bytes of the disk, whole sectors; the overlay has the pages they take.
     pub bytes: u64,
     /// Whether the guest may write.
     pub access: Access,

@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::{SettingsError, Source};
 use super::flags::SettingFlags;
 use super::keys::{KEYS, closest};
+use crate::regular_file::read_text;
 
 /// What settings are looked for in, besides flags.
 #[derive(Clone, Debug)]
@@ -146,12 +147,12 @@ fn read_file(
 ) -> Result<Option<(PathBuf, String)>, SettingsError> {
     let named = around.variables.get("REKINDLE_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
     if let Some(path) = flags.config.clone().or(named) {
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| SettingsError::Unreadable { path: path.clone(), source })?;
+        let text =
+            read_text(&path).map_err(|source| SettingsError::Unreadable { path: path.clone(), source })?;
         return Ok(Some((path, text)));
     }
     for path in around.user_file().into_iter().chain([around.system_file.clone()]) {
-        match std::fs::read_to_string(&path) {
+        match read_text(&path) {
             Ok(text) => return Ok(Some((path, text))),
             Err(error) if is_absent(&error) => {}
             Err(source) => return Err(SettingsError::Unreadable { path, source }),

@@ -3,8 +3,10 @@
 pub mod firecracker;
 pub mod guests;
 pub(crate) mod how_ended;
+pub mod kernel_format;
 pub(crate) mod last_words;
 pub mod process;
 pub mod qemu;
 pub mod serial_line;
+pub mod taps;
 pub mod vmm_process;

@@ -28,7 +28,7 @@ use crate::keeper::{KeeperClient, Role};
 use command_line::{Beginning, CONTROL_FD, MEMORY_FD, SERIAL_FD};
 use qmp::Qmp;
 
-pub use boot_file::BootFile;
+pub use boot_file::{BootFile, BootFileError, BootRole};
 pub use error::QemuError;
 pub use kept::{CONTROL, KeptParts, MEMORY, SERIAL};
 pub use launch::{Launch, Places};

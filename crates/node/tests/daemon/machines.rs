@@ -1,11 +1,11 @@
 //! Virtual machines through the daemon: real QEMUs, whose guests count and judge their memory themselves.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rekindle::api::problem::Code;
-use rekindle::api::types::{Accelerator, Board, ForkSandbox, SandboxState, SnapshotState};
+use rekindle::api::types::{Accelerator, Board, ForkSandbox, SandboxState, SnapshotState, Tap, TapName};
 use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::random::Random;
 use rekindle_testkit::skip::skipped;
@@ -191,6 +191,29 @@ fn a_machine_that_cannot_be_made_is_refused_with_what_is_missing_and_leaves_noth
     wanted.machine.as_mut().expect("it is one").kernel = "/no such kernel".to_owned();
     let error = node.client.create_sandbox(None, &wanted).expect_err("there is no kernel");
     assert!(error.to_string().contains("/no such kernel"), "{error}");
+    let disk = node.place.home_directory().join("disk.img");
+    std::fs::File::create(&disk).and_then(|file| file.set_len(8 << 20)).expect("a sparse file");
+    for (kernel, why) in [
+        (disk.as_path(), "it is no kernel: QEMU boots"),
+        (Path::new("/dev/zero"), "it is a character device, and must be a regular file"),
+    ] {
+        let mut wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
+        wanted.machine.as_mut().expect("it is one").kernel = kernel.display().to_string();
+        let error = node.client.create_sandbox(None, &wanted).expect_err("nothing boots that");
+        assert_eq!(error.code(), Some(Code::InvalidRequest), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let mut wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    wanted.machine.as_mut().expect("it is one").initrd = Some(disk.display().to_string());
+    wanted.memory_bytes = 4 << 20;
+    let error = node.client.create_sandbox(None, &wanted).expect_err("it does not fit into memory");
+    assert!(error.to_string().contains("it has 8.0 MiB, and may have 4.0 MiB at most"), "{error}");
+    let mut wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    let device = TapName("rk-is-not-here".to_owned());
+    wanted.machine.as_mut().expect("it is one").taps.push(Tap { device, mac: None });
+    let error = node.client.create_sandbox(None, &wanted).expect_err("there is no such tap");
+    assert_eq!(error.code(), Some(Code::Misfit), "{error}");
+    assert!(error.to_string().contains("there is no tap device rk-is-not-here"), "{error}");
     let mut wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
     wanted.memory_bytes = 4096;
     let error = node.client.create_sandbox(None, &wanted).expect_err("no machine is so small");

@@ -104,7 +104,10 @@ fn qemu_img_converts_and_compares() {
     let (image, packed) = (stand.file("image.raw"), stand.file("image.qcow2"));
     std::fs::write(&image, &model).unwrap();
     let (image, packed, uri) = (image.to_str().unwrap(), packed.to_str().unwrap(), uri(&stand.socket()));
-    let imported = rekindle::disk::import(image.as_ref(), 1 << 30).unwrap();
+    let imported = rekindle::disk::ImageFile::open(image.as_ref())
+        .unwrap()
+        .import(1 << 30, &Default::default())
+        .unwrap();
     let snapshot = stand.commit(None, imported.into_volume(disk_name()));
     let disk = stand.disk(BYTES, Some(&snapshot));
     run("qemu-img", &["compare", "-f", "raw", "-F", "raw", image, &uri]);

@@ -6,9 +6,11 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rekindle::disk::import;
+use rekindle::asker::Asker;
+use rekindle::disk::ImageFile;
 use rekindle::vmm::guests::linux_command_line;
-use rekindle::vmm::qemu::{BootFile, DiskSpec, Machine, QemuOptions};
+use rekindle::vmm::kernel_format::KernelFormats;
+use rekindle::vmm::qemu::{BootFile, BootRole, DiskSpec, Machine, QemuOptions};
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::lifecycle::SnapshotState;
@@ -34,7 +36,8 @@ fn with_file_system(host: &Host, memory_bytes: u64) -> Option<Arc<Snapshot>> {
         skipped(TIER, "there is no mkfs.ext4");
         return None;
     }
-    let disk = import(&image, DISK_BYTES).expect("a raw image");
+    let disk = ImageFile::open(&image).expect("an image");
+    let disk = disk.import(DISK_BYTES, &Asker::default()).expect("a raw image");
     let memfd = Memfd::create("empty", memory_bytes, PageKind::Small).expect("memory");
     let pages = file_pages(&memfd, pages_covering(memory_bytes).expect("a small machine")).expect("a memfd");
     let memory = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
@@ -49,7 +52,13 @@ fn linux_with_a_disk_goes_on_while_its_pause_is_saved_and_elsewhere_from_the_sto
     let Some(host) = Host::start() else { return };
     let Some(kernel) = kernel_or_skip(TIER) else { return };
     let keep = |bytes: &[u8]| BootFile::keep_bytes(bytes, &host.boot_directory()).expect("there is room");
-    let image = BootFile::keep(&kernel.image, &host.boot_directory()).expect("there is room");
+    let image = BootFile::keep(
+        &kernel.image,
+        &host.boot_directory(),
+        BootRole::Kernel(KernelFormats::QEMU),
+        &Asker::default(),
+    )
+    .expect("there is room");
     let options = QemuOptions {
         machine: Machine::Q35,
         initrd: Some(keep(&kernel.initrd())),

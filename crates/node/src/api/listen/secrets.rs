@@ -1,9 +1,9 @@
 //! The files that make TCP safe: certificate, key and token.
 
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::{fs, io};
 
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{ListenError, limits};
 use crate::api::admission::Token;
+use crate::regular_file::{RegularFile, TEXT_BYTES_MAX, read_text};
 
 /// The token in a file that not everybody may read.
 pub(super) fn token(path: &Path) -> Result<Token, ListenError> {
@@ -32,8 +33,10 @@ pub(super) fn token(path: &Path) -> Result<Token, ListenError> {
 /// What TLS needs of a certificate and its key.
 pub(super) fn tls(certificate: &Path, key: &Path) -> Result<ServerConfig, ListenError> {
     let wrong_certificate = |reason: String| wrong("certificate", certificate, reason);
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
+    let text =
+        read_text(certificate).map_err(|error| wrong_certificate(format!("cannot be read: {error}")))?;
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(text.as_bytes())
+        .collect::<Result<_, _>>()
         .map_err(|error| wrong_certificate(format!("cannot be read as PEM: {error}")))?;
     if chain.is_empty() {
         return Err(wrong_certificate("holds no certificate".to_owned()));
@@ -55,15 +58,12 @@ pub(super) fn tls(certificate: &Path, key: &Path) -> Result<ServerConfig, Listen
 /// The text of a file that others than its user and group may not read; else what is the matter with it.
 fn read_secret(path: &Path) -> Result<String, String> {
     let cannot_be_read = |error: io::Error| format!("cannot be read: {error}");
-    let metadata = fs::metadata(path).map_err(cannot_be_read)?;
-    let mode = metadata.permissions().mode();
+    let file = RegularFile::open(path, TEXT_BYTES_MAX).map_err(|error| cannot_be_read(error.into()))?;
+    let mode = file.file().metadata().map_err(cannot_be_read)?.permissions().mode();
     if mode & 0o007 != 0 {
         return Err(format!("can be used by everybody (mode {:o}): `chmod o=` it", mode & 0o777));
     }
-    if metadata.len() > 1 << 20 {
-        return Err("is longer than a secret can be".to_owned());
-    }
-    fs::read_to_string(path).map_err(cannot_be_read)
+    io::read_to_string(file).map_err(cannot_be_read)
 }
 
 fn wrong(setting: &'static str, path: &Path, reason: String) -> ListenError {

@@ -13,8 +13,10 @@ use uuid::Uuid;
 
 use super::{Blobs, Guest, GuestSpec, RecordedVmm, qemu};
 use crate::api::types::{DiskImage, Machine, MemoryBacking};
+use crate::asker::Asker;
 use crate::daemon::Daemon;
 use crate::daemon::keeping::guest_key;
+use crate::daemon::machines::keep_boot_file;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::sandbox::DEVICE_STATE;
 use crate::settings::FirecrackerSettings;
@@ -22,7 +24,8 @@ use crate::vmm::firecracker::{
     Drive, DriveContent, DriveSource, FirecrackerFacts, FirecrackerGuest, FirecrackerParts, FirecrackerSpec,
     Interface, Jailer, MemoryPages, NotFirecracker, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
 };
-use crate::vmm::qemu::BootFile;
+use crate::vmm::kernel_format::KernelFormats;
+use crate::vmm::qemu::BootRole;
 use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
 
@@ -41,11 +44,11 @@ pub(in crate::daemon) fn settle(
     machine: &Machine,
     (memory_bytes, backing): (u64, MemoryBacking),
     disks: &[(VolumeName, u64)],
+    asker: &Asker,
 ) -> anyhow::Result<FirecrackerSpec> {
-    let keep = |path: &str| {
-        BootFile::keep(Path::new(path), &qemu::boot_directory(daemon))
-            .with_context(|| format!("reading {path}"))
-    };
+    let directory = qemu::boot_directory(daemon);
+    let kernel = BootRole::Kernel(KernelFormats::FIRECRACKER);
+    let initrd = BootRole::Initrd { memory_bytes };
     let drive = |(at, (disk, (_, bytes))): (usize, (&DiskImage, &(VolumeName, u64)))| Drive {
         id: disk.name.clone(),
         bytes: *bytes,
@@ -59,8 +62,12 @@ pub(in crate::daemon) fn settle(
             MemoryBacking::Shared | MemoryBacking::Private => MemoryPages::Small,
             MemoryBacking::Huge => MemoryPages::Huge,
         },
-        kernel: keep(&machine.kernel)?,
-        initrd: machine.initrd.as_deref().map(keep).transpose()?,
+        kernel: keep_boot_file(&directory, ("kernel", &machine.kernel), kernel, asker)?,
+        initrd: machine
+            .initrd
+            .as_deref()
+            .map(|path| keep_boot_file(&directory, ("initrd", path), initrd, asker))
+            .transpose()?,
         command_line: machine.command_line.clone().unwrap_or_else(|| COMMAND_LINE.to_owned()),
         drives: machine.disks.iter().zip(disks).enumerate().map(drive).collect(),
         interfaces: machine

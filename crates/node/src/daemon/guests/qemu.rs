@@ -20,15 +20,18 @@ use uuid::Uuid;
 use super::disks::{self, NamedDisk};
 use super::{Blobs, Guest, HANDOVER_LIMIT, RecordedVmm};
 use crate::api::types::{Accelerator, Board, Machine};
+use crate::asker::Asker;
 use crate::daemon::Daemon;
 use crate::daemon::keeping::guest_key;
+use crate::daemon::machines::keep_boot_file;
 use crate::daemon::record::RecordedGuest;
-use crate::disk::DiskWatch;
+use crate::disk::{DiskWatch, whole_sectors};
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::sandbox::DEVICE_STATE;
 use crate::vmm::guests::linux_command_line;
+use crate::vmm::kernel_format::KernelFormats;
 use crate::vmm::qemu::{
-    self, BootFile, DiskSpec, KeptParts, Launch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
+    self, BootRole, DiskSpec, KeptParts, Launch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
     QemuSpec,
 };
 use crate::vmm::serial_line::SerialLine;
@@ -92,11 +95,12 @@ pub(in crate::daemon) fn settle(
     machine: &Machine,
     memory_bytes: u64,
     disks: &[(VolumeName, u64)],
+    asker: &Asker,
 ) -> anyhow::Result<QemuSpec> {
     let program = daemon.host_qemu.get()?;
-    let keep = |path: &str| {
-        BootFile::keep(Path::new(path), &boot_directory(daemon)).with_context(|| format!("reading {path}"))
-    };
+    let directory = boot_directory(daemon);
+    let kernel = BootRole::Kernel(KernelFormats::QEMU);
+    let initrd = BootRole::Initrd { memory_bytes };
     let by_kvm = program.check_accelerator(qemu::Accelerator::Kvm).is_ok();
     let accelerator = match machine.accelerator {
         Some(Accelerator::Tcg) => qemu::Accelerator::Tcg,
@@ -113,8 +117,12 @@ pub(in crate::daemon) fn settle(
         cpu_model: machine.cpu.clone().unwrap_or_else(|| accelerator.default_cpu_model().to_owned()),
         cpus: machine.cpus,
         memory_bytes,
-        kernel: keep(&machine.kernel)?,
-        initrd: machine.initrd.as_deref().map(keep).transpose()?,
+        kernel: keep_boot_file(&directory, ("kernel", &machine.kernel), kernel, asker)?,
+        initrd: machine
+            .initrd
+            .as_deref()
+            .map(|path| keep_boot_file(&directory, ("initrd", path), initrd, asker))
+            .transpose()?,
         command_line: machine.command_line.clone().unwrap_or_else(linux_command_line),
         disks: disks.iter().map(|(name, bytes)| DiskSpec { name: name.to_string(), bytes: *bytes }).collect(),
         nics: machine
@@ -205,8 +213,9 @@ fn log(daemon: &Daemon, id: Uuid) -> PathBuf {
     daemon.run_directory.join(super::log_name(id))
 }
 
+/// The disks by name, each with its bytes: whole sectors, as QEMU counts them, also where an older rekindle made the machine.
 fn volumes(spec: &QemuSpec) -> anyhow::Result<Vec<(VolumeName, u64)>> {
-    let volume = |disk: &DiskSpec| Ok((VolumeName::from_str(&disk.name)?, disk.bytes));
+    let volume = |disk: &DiskSpec| Ok((VolumeName::from_str(&disk.name)?, whole_sectors(disk.bytes)));
     spec.options.disks.iter().map(volume).collect()
 }
 

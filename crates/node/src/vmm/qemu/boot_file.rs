@@ -1,12 +1,22 @@
 //! A file a machine boots from, known by its bytes: the same wherever a snapshot of the machine is resumed.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, Read, Seek as _, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::misfit::Misfit;
+use crate::asker::Asker;
+use crate::regular_file::{FileError, RegularFile};
+use crate::vmm::kernel_format::{KernelFormat, KernelFormats};
+
+/// Bytes of a kernel or an initrd: x86 Linux is loaded, with its initrd, below this address (`initrd_addr_max`,
+/// Documentation/arch/x86/boot.rst).
+const BOOT_FILE_BYTES_MAX: u64 = 2 << 30;
+
+/// Bytes copied at once.
+const STEP_BYTES: usize = 1 << 20;
 
 /// A kernel or an initrd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,10 +27,85 @@ pub struct BootFile {
     pub blake3: String,
 }
 
+/// What a machine boots a file as.
+#[derive(Clone, Copy, Debug)]
+pub enum BootRole {
+    /// Its kernel, in one of these formats.
+    Kernel(KernelFormats),
+    /// What the kernel unpacks first, in a machine with so much memory.
+    Initrd {
+        /// Bytes of the machine's memory.
+        memory_bytes: u64,
+    },
+}
+
+/// Why a file cannot be booted from.
+#[derive(Debug, thiserror::Error)]
+pub enum BootFileError {
+    /// It is no file that can be read whole.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It is no kernel, or none that the VMM boots.
+    #[error("it is {}: {wanted}", KernelFormat::called(*found))]
+    NotAKernel {
+        /// What it is.
+        found: Option<KernelFormat>,
+        /// What the VMM boots.
+        wanted: KernelFormats,
+    },
+    /// It was written to while it was read.
+    #[error("it changed while it was copied: try again once nobody writes to it")]
+    Changed,
+    /// Whoever asked for the machine is gone.
+    #[error("whoever asked for it is gone")]
+    AskerGone,
+    /// It cannot be read, or its copy not be written.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl BootRole {
+    fn bytes_max(self) -> u64 {
+        match self {
+            Self::Kernel(_) => BOOT_FILE_BYTES_MAX,
+            // It is in the machine's memory, whole.
+            Self::Initrd { memory_bytes } => memory_bytes.min(BOOT_FILE_BYTES_MAX),
+        }
+    }
+
+    fn check(self, file: &File) -> Result<(), BootFileError> {
+        match self {
+            Self::Kernel(wanted) => {
+                let found = KernelFormat::of(file)?;
+                let is_wanted = found.is_some_and(|found| wanted.have(found));
+                if is_wanted { Ok(()) } else { Err(BootFileError::NotAKernel { found, wanted }) }
+            }
+            Self::Initrd { .. } => Ok(()),
+        }
+    }
+}
+
 impl BootFile {
-    /// Copies a file into `directory`, under its digest, where it stays whatever becomes of the original.
-    pub fn keep(file: &Path, directory: &Path) -> io::Result<Self> {
-        Self::keep_bytes(&fs::read(file)?, directory)
+    /// Copies a file into `directory`, under its digest, where it stays whatever becomes of the original. The copying
+    /// takes no memory, and ends when `asker` is gone.
+    pub fn keep(file: &Path, directory: &Path, role: BootRole, asker: &Asker) -> Result<Self, BootFileError> {
+        let source = RegularFile::open(file, role.bytes_max())?;
+        role.check(source.file())?;
+        let bytes = source.size_bytes();
+        let mut source = source.into_file();
+        let blake3 = copy(&mut source, bytes, &mut io::sink(), asker)?;
+        let path = directory.join(&blake3);
+        if digest_of(&path).is_ok_and(|found| found == blake3) {
+            return Ok(Self { path, blake3 });
+        }
+        source.rewind()?;
+        fs::create_dir_all(directory)?;
+        let mut copied = tempfile::NamedTempFile::new_in(directory)?;
+        if copy(&mut source, bytes, &mut copied, asker)? != blake3 {
+            return Err(BootFileError::Changed);
+        }
+        persist(copied, &path, directory)?;
+        Ok(Self { path, blake3 })
     }
 
     /// Writes `bytes` into `directory`, under their digest.
@@ -33,9 +118,7 @@ impl BootFile {
         fs::create_dir_all(directory)?;
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(&path).map_err(|error| error.error)?;
-        File::open(directory)?.sync_all()?;
+        persist(file, &path, directory)?;
         Ok(Self { path, blake3 })
     }
 
@@ -61,11 +144,41 @@ impl BootFile {
     }
 }
 
-fn digest_of(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+/// Copies exactly `bytes` bytes and gives their digest.
+fn copy(
+    source: &mut File,
+    bytes: u64,
+    into: &mut impl Write,
+    asker: &Asker,
+) -> Result<String, BootFileError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut step = vec![0; STEP_BYTES];
+    let mut source = source.take(bytes);
+    loop {
+        if asker.is_gone() {
+            return Err(BootFileError::AskerGone);
+        }
+        let count = match source.read(&mut step) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        hasher.update(&step[..count]);
+        into.write_all(&step[..count])?;
     }
+    // What is left of the bound is what the file lost since it was opened.
+    if source.limit() > 0 { Err(BootFileError::Changed) } else { Ok(hasher.finalize().to_hex().to_string()) }
+}
+
+fn persist(file: tempfile::NamedTempFile, path: &Path, directory: &Path) -> io::Result<()> {
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(directory)?.sync_all()
+}
+
+fn digest_of(path: &Path) -> io::Result<String> {
+    let file = RegularFile::open(path, BOOT_FILE_BYTES_MAX)?;
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(file)?;
     Ok(hasher.finalize().to_hex().to_string())
@@ -80,12 +193,58 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (original, boot) = (directory.path().join("vmlinuz"), directory.path().join("boot"));
         fs::write(&original, b"a kernel").expect("there is room");
-        let kept = BootFile::keep(&original, &boot).expect("there is room");
+        let keep = |file: &Path| {
+            BootFile::keep(file, &boot, BootRole::Initrd { memory_bytes: 100 }, &Asker::default())
+        };
+        let kept = keep(&original).expect("there is room");
         fs::write(&original, b"a newer kernel").expect("there is room");
         assert_eq!(kept.find(&boot, "kernel").expect("it was kept"), kept.path);
         assert_eq!(BootFile::keep_bytes(b"a kernel", &boot).expect("it is there"), kept);
         let elsewhere = directory.path().join("elsewhere");
         assert_eq!(kept.find(&elsewhere, "kernel").expect("it is where it was"), kept.path);
+    }
+
+    #[test]
+    fn an_initrd_that_is_larger_than_memory_is_refused_before_it_is_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let image = directory.path().join("disk.img");
+        File::create(&image).and_then(|file| file.set_len(700 << 20)).expect("a sparse file");
+        let role = BootRole::Initrd { memory_bytes: 64 << 20 };
+        let boot = directory.path().join("boot");
+        let error = BootFile::keep(&image, &boot, role, &Asker::default()).expect_err("it does not fit");
+        assert_eq!(error.to_string(), "it has 700.0 MiB, and may have 64.0 MiB at most");
+        assert!(!boot.exists());
+    }
+
+    #[test]
+    fn a_kernel_is_a_regular_file_in_a_format_that_its_vmm_boots() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let boot = directory.path().join("boot");
+        let keep =
+            |path: &Path, formats| BootFile::keep(path, &boot, BootRole::Kernel(formats), &Asker::default());
+        let error = keep(Path::new("/dev/zero"), KernelFormats::QEMU).expect_err("it has no end");
+        assert!(error.to_string().contains("a character device"), "{error}");
+        let image = directory.path().join("disk.img");
+        File::create(&image).and_then(|file| file.set_len(8 << 20)).expect("a sparse file");
+        let error = keep(&image, KernelFormats::QEMU).expect_err("it is a disk");
+        assert!(error.to_string().starts_with("it is no kernel: QEMU boots"), "{error}");
+        fs::write(&image, crate::vmm::guests::tiny_kernel()).expect("there is room");
+        keep(&image, KernelFormats::QEMU).expect("QEMU boots the tiny guest");
+        let error = keep(&image, KernelFormats::FIRECRACKER).expect_err("it has 32 bits");
+        assert!(error.to_string().starts_with("it is a 32-bit ELF file: Firecracker boots"), "{error}");
+    }
+
+    #[test]
+    fn copying_ends_when_its_asker_is_gone_and_nothing_of_it_stays() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (original, boot) = (directory.path().join("initrd"), directory.path().join("boot"));
+        fs::write(&original, b"an initrd").expect("there is room");
+        let asker = Asker::default();
+        drop(asker.waits());
+        let role = BootRole::Initrd { memory_bytes: 1 << 20 };
+        let error = BootFile::keep(&original, &boot, role, &asker).expect_err("nobody waits for it");
+        assert!(matches!(error, BootFileError::AskerGone), "{error}");
+        assert!(!boot.exists());
     }
 
     #[test]

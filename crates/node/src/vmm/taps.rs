@@ -1,0 +1,57 @@
+//! Tap devices that a machine is to have: there already, in this network namespace.
+
+use std::io;
+
+use rekindle_kernel::NetworkDevice;
+
+/// Why a machine cannot have a tap device.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// No network device has the name.
+    #[error(
+        "there is no tap device {name} in the daemon's network namespace: make it with \
+         `ip tuntap add dev {name} mode tap`"
+    )]
+    Missing {
+        /// The name.
+        name: String,
+    },
+    /// The device of that name is something else.
+    #[error("the network device {name} is no tap device: `ip tuntap` lists those that are")]
+    NotATap {
+        /// The name.
+        name: String,
+    },
+    /// The system does not say what the device is.
+    #[error("asking what the network device {name} is: {source}")]
+    Asked {
+        /// The name.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Checks that each of these is a tap device: QEMU would make one that nothing is connected to.
+pub fn check<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(), TapError> {
+    names.into_iter().try_for_each(|name| match NetworkDevice::find(name) {
+        Ok(Some(NetworkDevice::Tap)) => Ok(()),
+        Ok(Some(NetworkDevice::Other)) => Err(TapError::NotATap { name: name.to_owned() }),
+        Ok(None) => Err(TapError::Missing { name: name.to_owned() }),
+        Err(source) => Err(TapError::Asked { name: name.to_owned(), source }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_or_is_no_tap_is_refused_by_name() {
+        let error = check(["lo"]).expect_err("the loopback is no tap");
+        assert!(matches!(&error, TapError::NotATap { name } if name == "lo"), "{error}");
+        let error = check(["rk-is-not-here"]).expect_err("there is none");
+        assert!(matches!(&error, TapError::Missing { name } if name == "rk-is-not-here"), "{error}");
+        assert!(check([]).is_ok());
+    }
+}
