@@ -28,7 +28,7 @@ pub type Labels = BTreeMap<String, String>;
 pub enum SandboxState {
     /// Its guest runs.
     Running,
-    /// Its guest waits for a page that cannot be had now.
+    /// Its guest waits for a page that cannot be had now, or its VMM has stopped it; the reason is beside it.
     Stalled,
     /// Its guest ended with a snapshot, from which it can be resumed.
     Paused,
@@ -426,7 +426,7 @@ pub struct Event {
     /// When.
     pub unix_ms: u64,
     /// What: `sandbox.created`, `sandbox.paused`, `sandbox.resumed`, `sandbox.stalled`, `sandbox.running`,
-    /// `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `snapshot.captured`, `snapshot.sealed`,
+    /// `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `snapshot.captured`, `snapshot.sealed`,
     /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.lost`, `daemon.started`.
     pub kind: String,
     /// The sandbox it is about.

@@ -183,6 +183,11 @@ impl Entry {
         self.lock().outside.watch.stalled()
     }
 
+    /// What its guest's VMM did to it since the last call that did not stop it.
+    pub(super) fn take_news(&self) -> Vec<String> {
+        self.lock().outside.watch.take_news()
+    }
+
     /// The sandbox as the API shows it.
     pub(super) fn show(&self) -> Sandbox {
         let state = self.lock();

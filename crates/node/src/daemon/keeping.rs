@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::keep::{Keeper, KeptVolume};
@@ -21,6 +22,10 @@ const MEMORY: &str = ".memory";
 const SETS: &str = ".sets";
 /// The note on a snapshot whose pause was taken back.
 const TAKEN_BACK: &str = "taken-back";
+
+/// How often the keeper is asked how a process ended, and the pause between two questions.
+const END_QUESTIONS: u32 = 50;
+const END_QUESTION_PAUSE: Duration = Duration::from_millis(10);
 
 /// The keeper of this daemon, whichever it is by now.
 #[derive(Debug)]
@@ -123,7 +128,15 @@ impl Keeping {
 
     /// How the process of a guest that has ended did; none where the keeper is not its parent, or cannot be asked.
     pub(super) fn how_ended(&self, guest: Uuid) -> Option<i32> {
-        self.client().get(&guest_key(guest)).ok()??.process?.exited
+        // The keeper takes note of an end at about the time at which everybody else sees it.
+        for _ in 0..END_QUESTIONS {
+            let exited = self.client().get(&guest_key(guest)).ok()??.process?.exited;
+            if exited.is_some() {
+                return exited;
+            }
+            std::thread::park_timeout(END_QUESTION_PAUSE);
+        }
+        None
     }
 
     /// Whether the keeper's process has not ended.

@@ -27,6 +27,7 @@ use crate::api::problem::{Code, Problem};
 use crate::disk::DiskWatch;
 use crate::keeper::{Held, KeeperClient, KeeperError, KeeperIdentity};
 use crate::vmm::process::{GuestControl, MEMORY};
+use crate::vmm::qemu::MachineWatch;
 use crate::vmm::serial_line::SerialLine;
 
 /// The names of descriptors under a guest's key.
@@ -71,6 +72,8 @@ pub(super) struct GuestWatch {
     disks: Vec<(VolumeName, DiskWatch)>,
     /// Why the guest stands, where only another try can let it go on.
     stuck: Option<String>,
+    /// What its VMM does to it by itself, where it tells.
+    machine: Option<MachineWatch>,
 }
 
 /// A pause that was answered.
@@ -189,7 +192,12 @@ impl Live {
             Memory::Served { server, .. } => Some(server.watch()),
             Memory::Own | Memory::Unserved { .. } => None,
         };
-        GuestWatch { memory, disks: self.guest.disk_watches(), stuck: self.stuck.clone() }
+        GuestWatch {
+            memory,
+            disks: self.guest.disk_watches(),
+            stuck: self.stuck.clone(),
+            machine: self.guest.machine_watch(),
+        }
     }
 
     /// The snapshot that its pages come from, if they come from one.
@@ -205,6 +213,11 @@ impl Live {
     /// Its process, to be asked and ended from anywhere.
     pub(super) fn process(&self) -> Arc<ProcessHandle> {
         self.guest.process().handle()
+    }
+
+    /// Why its VMM, which has ended, did so, where it said that.
+    pub(super) fn told_end(&self) -> Option<String> {
+        self.guest.machine_watch().and_then(|watch| watch.ending())
     }
 
     /// Our ends of its serial line, once more, where it has one.
@@ -263,6 +276,11 @@ impl Live {
     ) -> Result<Paused, (Box<Self>, Problem)> {
         if let Err(problem) = self.go_on_if_stuck(daemon) {
             return Err((self, problem));
+        }
+        if let Some(why) = self.watch().stopped() {
+            let why =
+                format!("{why}: it cannot be paused as it stands; end it, and resume its last snapshot");
+            return Err((self, Problem::new(Code::WrongState, why)));
         }
         // Neither vCPUs nor devices stand before they have what they wait for.
         if let Some(page) = self.watch().stalled() {
@@ -432,7 +450,17 @@ impl GuestWatch {
         self.stuck.is_some()
     }
 
-    /// What the guest waits for in vain so far, if it does.
+    /// Why the guest stands, where its VMM stopped it by itself.
+    pub(super) fn stopped(&self) -> Option<String> {
+        self.machine.as_ref().and_then(MachineWatch::stopped)
+    }
+
+    /// What its VMM did to it since the last call that did not stop it.
+    pub(super) fn take_news(&self) -> Vec<String> {
+        self.machine.as_ref().map(MachineWatch::take_news).unwrap_or_default()
+    }
+
+    /// What the guest waits for in vain so far, if it does, or why its VMM stopped it.
     pub(super) fn stalled(&self) -> Option<String> {
         if self.stuck.is_some() {
             return self.stuck.clone();
@@ -444,7 +472,7 @@ impl GuestWatch {
         let disk = |(name, watch): &(VolumeName, DiskWatch)| {
             watch.stalled().map(|reason| format!("a page of disk {name}: {reason}"))
         };
-        memory.or_else(|| self.disks.iter().find_map(disk))
+        memory.or_else(|| self.disks.iter().find_map(disk)).or_else(|| self.stopped())
     }
 }
 

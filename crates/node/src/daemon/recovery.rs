@@ -21,7 +21,6 @@ use crate::api::control::Asked;
 use crate::api::types::ResumeSandbox;
 use crate::keeper::{Found, HeldEntry};
 use crate::metrics::Recovery;
-use crate::vmm::how_ended::how_ended;
 
 impl Daemon {
     /// Puts sandboxes together again; snapshots the engine has put together by now.
@@ -137,13 +136,13 @@ impl Daemon {
                 "the keeper that held its guest (pid {pid}) is gone, and so is the guest"
             )));
         };
-        if let Some(status) = entry.process.and_then(|process| process.exited) {
-            return Err(Gone::Ended(format!("its guest {} while no daemon ran", how_ended(status))));
+        if entry.process.and_then(|process| process.exited).is_some() {
+            return Err(self.ended_without_us(guest, self.told_end(guest).as_deref()));
         }
         let note: GuestNote = serde_json::from_value(entry.note.clone()).unwrap_or_default();
-        let mut live = self.take_over(record, guest).map_err(|error| Gone::of(guest, &error))?;
+        let mut live = self.take_over(record, guest).map_err(|error| self.gone(guest, &error))?;
         if !live.process().is_alive() {
-            return Err(Gone::Ended("its guest ended while no daemon ran".to_owned()));
+            return Err(self.ended_without_us(guest, live.told_end().as_deref()));
         }
         // A pause that is not in the catalog did not come to pass: its guest, frozen or not, goes on.
         if note.pausing.is_some() {
@@ -154,6 +153,26 @@ impl Daemon {
             }
         }
         Ok(live)
+    }
+
+    /// What the VMM of a guest told of its end, where the keeper still holds that.
+    fn told_end(&self, guest: &RecordedGuest) -> Option<String> {
+        let mut held = self.keeping.client().get(&guest_key(guest.id)).ok()??;
+        guest.vmm.told_end(&mut held)
+    }
+
+    fn ended_without_us(&self, guest: &RecordedGuest, told: Option<&str>) -> Gone {
+        Gone::Ended(format!("{}, while no daemon ran", self.reason_of_end(guest.id, told)))
+    }
+
+    /// Why a guest could not be taken over.
+    fn gone(&self, guest: &RecordedGuest, error: &anyhow::Error) -> Gone {
+        // One that has ended keeps its pid until the keeper has reaped it.
+        let is_alive = ProcessHandle::open(guest.vmm.pid()).is_ok_and(|process| process.is_alive());
+        if is_alive {
+            return Gone::Lost(format!("its guest could not be taken over: {error:#}"));
+        }
+        self.ended_without_us(guest, self.told_end(guest).as_deref())
     }
 
     fn take_over(&self, record: &SandboxRecord, guest: &RecordedGuest) -> anyhow::Result<Live> {
@@ -243,16 +262,4 @@ impl Daemon {
 enum Gone {
     Ended(String),
     Lost(String),
-}
-
-impl Gone {
-    fn of(guest: &RecordedGuest, error: &anyhow::Error) -> Self {
-        // One that has ended keeps its pid until the keeper has reaped it.
-        let is_alive = ProcessHandle::open(guest.vmm.pid()).is_ok_and(|process| process.is_alive());
-        if is_alive {
-            Self::Lost(format!("its guest could not be taken over: {error:#}"))
-        } else {
-            Self::Ended("its guest ended while no daemon ran".to_owned())
-        }
-    }
 }

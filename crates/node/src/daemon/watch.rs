@@ -20,11 +20,13 @@ use super::Daemon;
 use super::clock::unix_ms;
 use super::entry::Entry;
 use super::events::{About, EventLog};
+use super::guests::log_name;
 use super::lifecycle::put;
 use super::record::RecordedLife;
 use super::references::Named as _;
 use crate::metrics::Metrics;
-use crate::vmm::how_ended::how_ended;
+use crate::vmm::how_ended::reason_of_end;
+use crate::vmm::last_words::last_words;
 
 /// How often it is looked at what guests wait for, which tells nobody when it changes.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -188,6 +190,9 @@ impl Daemon {
             if entry.is_stuck() {
                 self.let_go_on(&entry);
             }
+            for news in entry.take_news() {
+                self.events.say("sandbox.reset", About::sandbox(entry.id()), Some(news));
+            }
             match (seen.stalled.contains(&entry.id()), entry.stalled()) {
                 (false, Some(reason)) => {
                     self.events.say("sandbox.stalled", About::sandbox(entry.id()), Some(reason));
@@ -208,12 +213,10 @@ impl Daemon {
         let Ok(mut turn) = entry.turn("has ended", Duration::ZERO) else { return false };
         let mut record = turn.record();
         let Some(live) = turn.live.take_if(|live| !live.process().is_alive()) else { return true };
-        let guest = live.id;
+        let (guest, told) = (live.id, live.told_end());
         // Its memory goes before anything else is done: the kernel may be about to end another guest for want of it.
         let ending = live.ended();
-        let how =
-            self.keeping.how_ended(guest).map_or_else(|| "ended, nobody knows how".to_owned(), how_ended);
-        let reason = format!("its guest {how}");
+        let reason = self.reason_of_end(guest, told.as_deref());
         record.life = RecordedLife::Stopped { reason: Some(reason.clone()) };
         if let Err(error) = self.catalog.write(&[put(&record)]).map_err(WriteError::either_way) {
             tracing::warn!(sandbox = %record.id, %error, "the end of a guest is written down later");
@@ -224,6 +227,12 @@ impl Daemon {
         drop(turn);
         self.endings.end(ending);
         true
+    }
+
+    /// Why a guest that has ended did, for people: what its VMM told of that, its status or signal, its last words.
+    pub(super) fn reason_of_end(&self, guest: Uuid, told: Option<&str>) -> String {
+        let words = last_words(&self.run_directory.join(log_name(guest)));
+        reason_of_end(self.keeping.how_ended(guest), told, &words)
     }
 
     /// Writes down again which guests have ended, where that failed; until then the next daemon finds it out anew.

@@ -3,6 +3,16 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
+/// Why a guest ended: what its VMM `told` of that, the status of wait(2) where it is known, and what it printed last.
+pub(crate) fn reason_of_end(status: Option<i32>, told: Option<&str>, last_words: &str) -> String {
+    let how = status.map_or_else(|| "ended, and its keeper does not know how".to_owned(), how_ended);
+    match (told, last_words) {
+        (Some(told), _) => format!("{told}; its VMM {how}"),
+        (None, "") => format!("its guest {how}"),
+        (None, words) => format!("its guest {how}; its VMM said: {words}"),
+    }
+}
+
 /// Words for a status of wait(2), with the exit status or the signal: "was killed by signal 9 (SIGKILL), ...".
 pub(crate) fn how_ended(status: i32) -> String {
     let status = ExitStatus::from_raw(status);
@@ -40,6 +50,15 @@ fn named(signal: i32) -> Option<(&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reason_of_an_end_has_what_the_vmm_told_or_its_last_words() {
+        let off = reason_of_end(Some(0), Some("its guest powered off"), "a line");
+        assert_eq!(off, "its guest powered off; its VMM ended by itself with status 0");
+        let said = reason_of_end(Some(256), None, "no such option");
+        assert_eq!(said, "its guest ended by itself with status 1; its VMM said: no such option");
+        assert_eq!(reason_of_end(None, None, ""), "its guest ended, and its keeper does not know how");
+    }
 
     #[test]
     fn an_end_is_told_with_its_status_or_signal() {

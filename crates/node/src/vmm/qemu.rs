@@ -8,6 +8,7 @@ mod spec;
 mod launch;
 mod command_line;
 mod qmp;
+mod events;
 mod device_state;
 mod kept;
 
@@ -25,12 +26,14 @@ use uuid::Uuid;
 
 use super::vmm_process::{Unfinished, VmmProcess};
 use crate::keeper::{KeeperClient, Role};
-use command_line::{Beginning, CONTROL_FD, MEMORY_FD, SERIAL_FD};
+use command_line::{Beginning, CONTROL_FD, EVENTS_FD, MEMORY_FD, SERIAL_FD};
+use events::QemuEvents;
 use qmp::Qmp;
 
 pub use boot_file::{BootFile, BootFileError, BootRole};
 pub use error::QemuError;
-pub use kept::{CONTROL, KeptParts, MEMORY, SERIAL};
+pub use events::{MachineWatch, told_end};
+pub use kept::{CONTROL, EVENTS, KeptParts, MEMORY, SERIAL};
 pub use launch::{Launch, Places};
 pub use misfit::Misfit;
 pub use program::{NoQemu, QemuProgram, Version};
@@ -44,6 +47,7 @@ pub struct QemuGuest {
     qmp: Qmp,
     contact: Contact,
     serial: UnixStream,
+    events: Option<QemuEvents>,
     memory: Option<Memfd>,
 }
 
@@ -60,22 +64,23 @@ enum Contact {
 
 impl QemuGuest {
     /// Starts a guest on empty memory as a child of the keeper, which holds under `key` its pidfd, [`CONTROL`],
-    /// [`SERIAL`] and [`MEMORY`]. It runs when this returns.
+    /// [`SERIAL`], [`EVENTS`] and [`MEMORY`]. It runs when this returns.
     ///
     /// Where this fails no QEMU runs, but what is held under `key` is the caller's to forget.
     pub fn start(keeper: &KeeperClient, key: &str, launch: &Launch) -> Result<Self, QemuError> {
         let memory = empty_memory(launch)?;
         let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Boot)?;
-        let Begun { process, control, serial } = begun;
+        let Begun { process, control, serial, events } = begun;
         let mut qmp = Qmp::new(process.process().id(), control, launch.places.log.clone());
         qmp.greet()?;
         device_state::prepare(&mut qmp)?;
-        Ok(Self { process: process.finish(), qmp, contact: Contact::Known, serial, memory: Some(memory) })
+        let (contact, memory) = (Contact::Known, Some(memory));
+        Ok(Self { process: process.finish(), qmp, contact, serial, events: Some(events), memory })
     }
 
     /// Starts a QEMU as a child of the keeper, whose memory is handed over at the socket `handover`, which listens
     /// already; see [`Self::handed_over`]. Its guest stands until [`Self::load`]. The keeper holds under `key` its
-    /// pidfd, [`CONTROL`] and [`SERIAL`]; the memory comes with the hand-over.
+    /// pidfd, [`CONTROL`], [`SERIAL`] and [`EVENTS`]; the memory comes with the hand-over.
     ///
     /// Once this has returned, ending the process is the caller's, whatever fails.
     pub fn resume(
@@ -86,9 +91,10 @@ impl QemuGuest {
     ) -> Result<Self, QemuError> {
         let memory = empty_memory(launch)?;
         let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Resume(handover))?;
-        let Begun { process, control, serial } = begun;
+        let Begun { process, control, serial, events } = begun;
         let qmp = Qmp::new(process.process().id(), control, launch.places.log.clone());
-        Ok(Self { process: process.finish(), qmp, contact: Contact::New, serial, memory: None })
+        let (contact, events) = (Contact::New, Some(events));
+        Ok(Self { process: process.finish(), qmp, contact, serial, events, memory: None })
     }
 
     /// Waits for the connection over which a resumed guest hands over its memory, at most `limit`. A QEMU that ends
@@ -127,7 +133,14 @@ impl QemuGuest {
     /// a CPU stands once it has the page it waits for. Where this fails, [`Self::go_on`].
     pub fn suspend(&mut self) -> Result<Bytes, QemuError> {
         self.become_known()?;
-        self.qmp.execute("stop", "stop", &Value::Null)?;
+        // Asked for both at once: a machine that QEMU stopped before is no other for being told to stop.
+        let [stop, status] =
+            ["stop", "query-status"].map(|word| self.qmp.tell("stop", word, &Value::Null, &[]));
+        self.qmp.answer("stop", stop?)?;
+        let told = self.qmp.answer("stop", status?)?;
+        if let Some(why) = events::stopped_by_itself(told["status"].as_str().unwrap_or_default()) {
+            return Err(QemuError::Stopped { pid: self.id(), why });
+        }
         Ok(device_state::save(&mut self.qmp)?.into())
     }
 
@@ -165,6 +178,11 @@ impl QemuGuest {
         id.map(Some).ok_or_else(answer)
     }
 
+    /// What QEMU does to the machine by itself; nothing is known of one that an older rekindle started.
+    pub fn watch(&self) -> Option<MachineWatch> {
+        self.events.as_ref().map(QemuEvents::watch)
+    }
+
     /// The process id.
     pub fn id(&self) -> u32 {
         self.process.id()
@@ -198,6 +216,7 @@ struct Begun {
     process: Unfinished,
     control: UnixStream,
     serial: UnixStream,
+    events: QemuEvents,
 }
 
 impl Begun {
@@ -211,20 +230,32 @@ impl Begun {
         let spawn = command_line::spawn(launch, memory, beginning)?;
         let (control, their_control) = pair()?;
         let (serial, their_serial) = pair()?;
+        let (events, their_events) = pair()?;
         let mut fds = vec![
             (Role::Child(CONTROL_FD), their_control.as_fd()),
             (Role::Child(SERIAL_FD), their_serial.as_fd()),
             (Role::Child(MEMORY_FD), memory.as_fd()),
+            (Role::Child(EVENTS_FD), their_events.as_fd()),
             (Role::Held(CONTROL), control.as_fd()),
             (Role::Held(SERIAL), serial.as_fd()),
+            (Role::Held(EVENTS), events.as_fd()),
         ];
         match beginning {
             Beginning::Boot => fds.push((Role::Held(MEMORY), memory.as_fd())),
             Beginning::Resume(_) => {}
         }
         let process = VmmProcess::spawn_under(keeper, key, &spawn, &fds)?;
-        Ok(Self { process, control, serial })
+        // Their ends are QEMU's alone: so its end is the end of what is read.
+        drop((their_control, their_serial, their_events));
+        let disks = launch.spec.options.disks.iter().map(|disk| disk.name.clone()).collect();
+        let log = launch.places.log.clone();
+        let events = QemuEvents::follow(process.process().id(), events, log, disks).map_err(not_followed)?;
+        Ok(Self { process, control, serial, events })
     }
+}
+
+fn not_followed(source: io::Error) -> QemuError {
+    QemuError::Prepare { doing: "a reader of QEMU's events", source }
 }
 
 fn pair() -> Result<(UnixStream, UnixStream), QemuError> {

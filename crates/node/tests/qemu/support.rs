@@ -241,7 +241,8 @@ impl Running {
     /// Goes on with the driver that another process would have: by what the keeper holds.
     pub(crate) fn attach_again(&mut self, host: &Host) {
         let mut held = host.keeper.get(&self.key).expect("the keeper answers").expect("it is held");
-        let parts = KeptParts::take(&mut held, 0, host.log(&self.key)).expect("all of it is held");
+        let parts =
+            KeptParts::take(&mut held, 0, host.log(&self.key), Vec::new()).expect("all of it is held");
         let guest = QemuGuest::attach(parts).expect("it lives");
         drop(std::mem::replace(&mut self.guest, guest));
     }

@@ -33,7 +33,7 @@ use crate::guest::protocol::Hello;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages, VmDirectory};
 use crate::vmm::process::GuestControl;
-use crate::vmm::qemu::QemuSpec;
+use crate::vmm::qemu::{EVENTS, MachineWatch, QemuSpec, told_end};
 use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
 
@@ -134,6 +134,11 @@ pub(super) trait Guest: Debug + Send {
     /// Whether its disks get their pages, each with its name.
     fn disk_watches(&self) -> Vec<(VolumeName, DiskWatch)> {
         Vec::new()
+    }
+
+    /// What its VMM does to it by itself, where that can be told while the VMM lives.
+    fn machine_watch(&self) -> Option<MachineWatch> {
+        None
     }
 
     /// How its faults are served.
@@ -320,6 +325,14 @@ impl GuestSpec {
 }
 
 impl RecordedVmm {
+    /// Why it ended, where it said so and what the keeper holds of it still tells.
+    pub(super) fn told_end(&self, held: &mut Held) -> Option<String> {
+        match self {
+            Self::Qemu { pid } => told_end(*pid, held.fds.remove(EVENTS)?),
+            Self::Process(_) | Self::Firecracker(_) => None,
+        }
+    }
+
     /// The process it was when it was recorded.
     pub(super) fn pid(&self) -> u32 {
         match self {

@@ -31,8 +31,8 @@ use crate::sandbox::DEVICE_STATE;
 use crate::vmm::guests::linux_command_line;
 use crate::vmm::kernel_format::KernelFormats;
 use crate::vmm::qemu::{
-    self, BootRole, DiskSpec, KeptParts, Launch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
-    QemuSpec,
+    self, BootRole, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, Places, QemuGuest, QemuOptions,
+    QemuProgram, QemuSpec,
 };
 use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
@@ -183,7 +183,8 @@ pub(super) fn attach(
 ) -> anyhow::Result<Box<dyn Guest>> {
     // First, so that it does not wait for its disks longer than it must.
     let disks = disks::recover(daemon, recorded.id, &volumes(spec)?, base, held)?;
-    let parts = KeptParts::take(held, pid, log(daemon, recorded.id));
+    let names = spec.options.disks.iter().map(|disk| disk.name.clone()).collect();
+    let parts = KeptParts::take(held, pid, log(daemon, recorded.id), names);
     let guest = QemuGuest::attach(parts.context("the keeper holds only a part of the guest")?)?;
     Ok(Box::new(DrivenQemu { guest, disks }))
 }
@@ -278,6 +279,10 @@ impl Guest for DrivenQemu {
 
     fn disk_watches(&self) -> Vec<(VolumeName, DiskWatch)> {
         self.disks.iter().map(NamedDisk::watch).collect()
+    }
+
+    fn machine_watch(&self) -> Option<MachineWatch> {
+        self.guest.watch()
     }
 
     fn serve_options(&self) -> ServeOptions {

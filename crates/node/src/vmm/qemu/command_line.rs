@@ -19,6 +19,9 @@ pub(super) const SERIAL_FD: i32 = 21;
 /// The descriptor of the memory file in QEMU.
 pub(super) const MEMORY_FD: i32 = 22;
 
+/// The descriptor of the connection for events in QEMU.
+pub(super) const EVENTS_FD: i32 = 23;
+
 /// How long a disk's requests wait, in seconds, for a server that was started anew, before they fail.
 const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
 
@@ -77,6 +80,8 @@ fn arguments(launch: &Launch, beginning: Beginning<'_>) -> Vec<OsString> {
     }
     words.option("-chardev", format!("socket,id=control,fd={CONTROL_FD}"));
     words.option("-mon", "chardev=control,mode=control");
+    words.option("-chardev", format!("socket,id=events,fd={EVENTS_FD}"));
+    words.option("-mon", "chardev=events,mode=control");
     words.option("-chardev", format!("socket,id=serial,fd={SERIAL_FD}")).option("-serial", "chardev:serial");
     // The clock goes on while the machine does not run: a resumed guest reads the time that it is.
     words.option("-rtc", "base=utc,clock=host");

@@ -73,6 +73,14 @@ pub enum QemuError {
         /// Why not.
         reason: String,
     },
+    /// It stopped the machine by itself, so that there is none that could go on.
+    #[error("{why}: QEMU {pid} is not paused as it stands; end it, and resume its last snapshot")]
+    Stopped {
+        /// Its process id.
+        pid: u32,
+        /// Why it stopped the machine.
+        why: String,
+    },
     /// It was resumed and never loaded: there is no guest in it that could run.
     #[error("QEMU {pid} has no guest yet: its device state was not loaded")]
     NotLoaded {

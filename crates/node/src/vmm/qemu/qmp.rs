@@ -39,7 +39,7 @@ pub(super) struct Qmp {
 
 /// What QEMU says.
 #[derive(Debug, Deserialize)]
-enum Said {
+pub(super) enum Said {
     #[serde(rename = "QMP")]
     Greeting(IgnoredAny),
     #[serde(untagged)]
@@ -51,17 +51,17 @@ enum Said {
 /// Something that happened by itself.
 #[derive(Debug, Deserialize)]
 pub(super) struct Event {
-    event: String,
+    pub(super) event: String,
     #[serde(default)]
-    data: Value,
+    pub(super) data: Value,
 }
 
 /// The answer to the command of that number; to none where QEMU understood none.
 #[derive(Debug, Deserialize)]
-struct Answer {
-    id: Option<u64>,
+pub(super) struct Answer {
+    pub(super) id: Option<u64>,
     #[serde(rename = "return")]
-    done: Option<Value>,
+    pub(super) done: Option<Value>,
     error: Option<Refusal>,
 }
 
@@ -105,6 +105,17 @@ impl Qmp {
             }
         }
         self.execute("get ready", "qmp_capabilities", &Value::Null).map(drop)
+    }
+
+    /// Begins to be told what happens, whoever was before and whether QEMU is up yet; nothing is waited for.
+    pub(super) fn begin(&mut self, doing: &'static str) -> Result<(), QemuError> {
+        self.send(doing, FORGET, &[])?;
+        self.tell(doing, "qmp_capabilities", &Value::Null, &[]).map(drop)
+    }
+
+    /// Whether something of what QEMU said was received and not looked at.
+    pub(super) fn has_read_ahead(&self) -> bool {
+        !self.lines.buffer().is_empty()
     }
 
     /// Takes over from a driver that is gone, whatever it was about to say or hear.
@@ -202,7 +213,12 @@ impl Qmp {
     }
 
     /// The next line that says anything.
-    fn next(&mut self, doing: &'static str, deadline: Instant, limit: Duration) -> Result<Said, QemuError> {
+    pub(super) fn next(
+        &mut self,
+        doing: &'static str,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Said, QemuError> {
         loop {
             self.read_line(doing, deadline, limit)?;
             let line = std::mem::take(&mut self.line);
