@@ -11,7 +11,7 @@ use bytes::Bytes;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
-use rekindle_engine::pause::{PausedGuest, PausedVolume};
+use rekindle_engine::pause::{PausePermit, PausedGuest, PausedVolume};
 use rekindle_engine::regions::{Region, Regions};
 use rekindle_engine::serve::Epoch;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
@@ -29,6 +29,9 @@ use crate::api::problem::{Code, Problem};
 use crate::api::types::{CaptureMemory, CaptureSource, Labels, MemoryRegion, Snapshot};
 use crate::copied_memory::copy_pages;
 
+/// Bytes of a page of a volume.
+const PAGE: u64 = 4096;
+
 impl Daemon {
     /// Captures memory that others manage, as they ask for it.
     pub(super) fn capture(&self, wanted: CaptureMemory) -> Answer<Snapshot> {
@@ -39,11 +42,9 @@ impl Daemon {
         About { name, labels, ..About::default() }.put_into(&mut blobs);
         let snapshot = match source {
             CaptureSource::FaultSocket { id } => self.capture_served(id, blobs)?,
-            CaptureSource::Memfd { pid, fd } => {
-                self.capture_volume(None, blobs, || file_volume(pid, fd)).map_err(guest_failed)?
-            }
+            CaptureSource::Memfd { pid, fd } => self.capture_file(pid, fd, blobs).map_err(guest_failed)?,
             CaptureSource::Process { pid, regions } => {
-                self.capture_volume(None, blobs, || process_volume(pid, &regions)).map_err(guest_failed)?
+                self.capture_process(pid, &regions, blobs).map_err(guest_failed)?
             }
         };
         drop(reserved);
@@ -68,23 +69,61 @@ impl Daemon {
     fn capture_served(&self, id: uuid::Uuid, blobs: BTreeMap<String, Bytes>) -> Answer<Arc<EngineSnapshot>> {
         let socket = self.fault_sockets.find(id)?;
         let parent = Arc::clone(&socket.snapshot);
+        // Room is waited for while the VMM is served: it stands from the end of its epoch on.
+        let room = self.engine.permit_pause(Some(&parent), u64::from(parent.memory().pages()) * PAGE)?;
         socket.take_epoch(self.engine.fetcher(), |epoch| {
             let page_kind = parent.volumes()[0].page_kind;
-            self.capture_volume(Some(&parent), blobs, || served_volume(epoch, page_kind))
+            self.commit_volume(room, served_volume(epoch, page_kind)?, blobs)
         })
     }
 
-    fn capture_volume(
+    /// Captures all that a memory file of another process has; it takes no more RAM than that has already.
+    fn capture_file(
         &self,
-        parent: Option<&Arc<EngineSnapshot>>,
+        pid: u32,
+        fd: i32,
         blobs: BTreeMap<String, Bytes>,
-        take: impl FnOnce() -> anyhow::Result<PausedVolume>,
     ) -> anyhow::Result<Arc<EngineSnapshot>> {
-        let volume = take()?;
-        let permit = self.engine.permit_pause(parent, volume.memfd.bytes()).map_err(Problem::from)?;
+        let process = ProcessHandle::open(pid).with_context(|| format!("process {pid}"))?;
+        let file = process.duplicate_fd(fd).with_context(|| format!("descriptor {fd} of process {pid}"))?;
+        let memfd = Memfd::adopt(file).with_context(|| format!("descriptor {fd} of process {pid}"))?;
+        let room = self.engine.permit_pause(None, memfd.bytes()).map_err(Problem::from)?;
+        let pages =
+            pages_covering(memfd.bytes()).context("the file is more memory than a volume can have")?;
+        let pages = file_pages(&memfd, pages).context("finding the file's pages")?;
+        let page_kind = memfd.page_kind();
+        let volume = PausedVolume { name: VolumeName::memory(), page_kind, memfd, pages };
+        self.commit_volume(room, volume, blobs)
+    }
+
+    /// Captures all that is there of a process's private memory, copied once there is room for it.
+    fn capture_process(
+        &self,
+        pid: u32,
+        regions: &[MemoryRegion],
+        blobs: BTreeMap<String, Bytes>,
+    ) -> anyhow::Result<Arc<EngineSnapshot>> {
+        let regions = regions_of(regions)?;
+        let memory = StoppedMemory { regions: &regions, memfd: None, pagemap: Pagemap::of(pid)? };
+        let pages: CapturedPages =
+            present_pages(&memory).with_context(|| format!("finding the pages of process {pid}"))?;
+        let bytes = u64::from(pages.kept.len()) * PAGE;
+        let room = self.engine.permit_pause(None, bytes).map_err(Problem::from)?;
+        let memfd =
+            copy_pages(pid, &regions, &pages.kept).with_context(|| format!("copying from process {pid}"))?;
+        let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
+        self.commit_volume(room, volume, blobs)
+    }
+
+    fn commit_volume(
+        &self,
+        room: PausePermit,
+        volume: PausedVolume,
+        blobs: BTreeMap<String, Bytes>,
+    ) -> anyhow::Result<Arc<EngineSnapshot>> {
         let guest =
             PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs, alongside: Vec::new() };
-        Ok(self.engine.commit_pause(permit, guest)?)
+        Ok(self.engine.commit_pause(room, guest)?)
     }
 }
 
@@ -96,27 +135,6 @@ fn served_volume(epoch: &Epoch, page_kind: PageKind) -> anyhow::Result<PausedVol
         None => copy_pages(epoch.pid(), epoch.regions(), &pages.kept).context("copying the written pages")?,
     };
     Ok(PausedVolume { name: VolumeName::memory(), page_kind, memfd, pages })
-}
-
-/// All that a memory file of another process has.
-fn file_volume(pid: u32, fd: i32) -> anyhow::Result<PausedVolume> {
-    let process = ProcessHandle::open(pid).with_context(|| format!("process {pid}"))?;
-    let file = process.duplicate_fd(fd).with_context(|| format!("descriptor {fd} of process {pid}"))?;
-    let memfd = Memfd::adopt(file).with_context(|| format!("descriptor {fd} of process {pid}"))?;
-    let pages = pages_covering(memfd.bytes()).context("the file is more memory than a volume can have")?;
-    let pages = file_pages(&memfd, pages).context("finding the file's pages")?;
-    Ok(PausedVolume { name: VolumeName::memory(), page_kind: memfd.page_kind(), memfd, pages })
-}
-
-/// All that is there of a process's private memory, copied.
-fn process_volume(pid: u32, regions: &[MemoryRegion]) -> anyhow::Result<PausedVolume> {
-    let regions = regions_of(regions)?;
-    let memory = StoppedMemory { regions: &regions, memfd: None, pagemap: Pagemap::of(pid)? };
-    let pages: CapturedPages =
-        present_pages(&memory).with_context(|| format!("finding the pages of process {pid}"))?;
-    let memfd =
-        copy_pages(pid, &regions, &pages.kept).with_context(|| format!("copying from process {pid}"))?;
-    Ok(PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages })
 }
 
 fn regions_of(regions: &[MemoryRegion]) -> anyhow::Result<Regions> {

@@ -16,6 +16,7 @@ use super::live::Live;
 use super::names::Reserved;
 use super::record::{RecordedLife, SandboxRecord};
 use super::references::{Named as _, numbered};
+use super::room::Needed;
 use super::snapshots::Known;
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
@@ -64,6 +65,7 @@ impl Daemon {
         }
         let had = || known.about.spec.as_ref().map(GuestSpec::taps).unwrap_or_default();
         self.check_taps(&how.taps.as_deref().map_or_else(had, tap_names), count)?;
+        known.about.spec.as_ref().map_or(Ok(()), |spec| self.check_room(Needed::by(spec), count))?;
         let names = self.reserve_several(how.name.as_deref(), &how.labels, how.count)?;
         let each = ResumeSandbox {
             serve_before_seal: how.serve_before_seal,
@@ -131,9 +133,12 @@ impl Daemon {
         {
             let known = self.readable_snapshot(&snapshot.to_string())?;
             self.check_taps(&record.spec.taps(), count)?;
+            self.check_room(Needed::by(&record.spec), count)?;
             return Ok(Source { known, before: None });
         }
         check_fork_needs_no_tap(entry, &record.spec)?;
+        // The source itself goes on as one more.
+        self.check_room(Needed::by(&record.spec), count + 1)?;
         let snapshot = self.pause_in_turn(&mut turn, id, PauseSandbox::default(), RecordedLife::Forked)?;
         let known = Known::of(snapshot);
         self.go_on_after_fork(&mut turn, &known)?;

@@ -21,6 +21,7 @@ use super::live::{Live, Paused};
 use super::problems::guest_failed;
 use super::record::{RecordedLife, SandboxRecord};
 use super::references::Named as _;
+use super::room::Needed;
 use super::snapshots::Known;
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
@@ -47,6 +48,9 @@ impl Daemon {
         let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
         let taps = wanted.machine.iter().flat_map(|machine| &machine.taps);
         self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
+        self.check_pausable(wanted.memory_bytes)?;
+        let disks = wanted.machine.as_ref().map_or(0, |machine| machine.disks.len());
+        self.check_room(Needed::of(wanted.memory_bytes, wanted.backing, disks), 1)?;
         let (spec, images) = self.made_of(id, &wanted, &asked.asker)?;
         let made = self.create_of(id, wanted, spec, asked, images.as_ref());
         let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
@@ -149,6 +153,7 @@ impl Daemon {
         let known = self.readable_snapshot(&snapshot.to_string())?;
         let taps = how.taps.as_deref().map_or_else(|| record.spec.taps(), tap_names);
         self.check_taps(&taps, 1)?;
+        self.check_room(Needed::by(&record.spec), 1)?;
         let (live, spec) = self.bring_back(&known, asked, how)?;
         record.spec = spec;
         record.life = RecordedLife::Running(live.recorded());

@@ -19,6 +19,7 @@ use super::Daemon;
 use super::about::About;
 use super::guests::{GuestSpec, firecracker, qemu};
 use super::problems::guest_failed;
+use super::room::no_room_for_disks;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{CreateSandbox, DiskImage, Labels, MemoryBacking, VmmKind};
@@ -78,7 +79,7 @@ impl Daemon {
         let images =
             images.into_iter().map(|image| self.measured(image, asker)).collect::<Answer<Vec<_>>>()?;
         let needed = images.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-        let permit = self.engine.permit_pause(None, needed).map_err(Problem::from)?;
+        let permit = self.engine.permit_pause(None, needed).map_err(no_room_for_disks)?;
         let import = |(image, bytes): (NamedImage, u64)| {
             let NamedImage { name, path, file } = image;
             let imported =

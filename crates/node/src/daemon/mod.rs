@@ -29,6 +29,7 @@ mod record;
 mod recovery;
 mod references;
 mod registry;
+mod room;
 mod snapshots;
 mod watch;
 

@@ -5,6 +5,7 @@ use rekindle_engine::open::OpenError;
 use rekindle_engine::pause::{CommitError, PauseError};
 use rekindle_engine::store::StoreError;
 
+use super::room::no_ram;
 use crate::api::problem::{Code, Problem};
 use crate::keeper::KeeperError;
 use crate::vmm::firecracker::{self, FirecrackerError, NotFirecracker, SpecError};
@@ -40,7 +41,10 @@ impl From<PauseError> for Problem {
     fn from(error: PauseError) -> Self {
         match &error {
             PauseError::Lost { parent } => Self::new(Code::Lost, error.to_string()).snapshot(*parent),
-            PauseError::Budget(_) => Self::new(Code::NoRam, format!("{error}; the guest runs on")),
+            PauseError::Budget(budget) => Self::new(
+                Code::NoRam,
+                format!("no RAM for the capture: {}; the guest runs on", no_ram(budget)),
+            ),
             PauseError::Unsealed { oldest, .. } => {
                 Self::new(Code::TooManyUnsealed, format!("{error}; the guest runs on")).snapshot(*oldest)
             }
@@ -148,7 +152,7 @@ mod tests {
             bytes.into(),
             none().into(),
             misfit().into(),
-            QemuError::Misfit(Misfit::NoShim { looked: String::new() }).into(),
+            QemuError::Misfit(Misfit::OtherCpu { made_on: "one".to_owned(), found: "two".to_owned() }).into(),
         ];
         for error in misfits {
             assert_eq!(guest_failed(error).code, Code::Misfit);

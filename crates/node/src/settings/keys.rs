@@ -20,7 +20,7 @@ pub struct Key {
 }
 
 /// All of them, in the order in which they are shown.
-pub const KEYS: [Key; 26] = [
+pub const KEYS: [Key; 28] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -65,6 +65,24 @@ pub const KEYS: [Key; 26] = [
         default: "half of this machine's RAM",
         example: "\"64GiB\"",
         reloads: false,
+    },
+    Key {
+        name: "run_unpausable",
+        flag: "run-unpausable",
+        value: "true|false",
+        help: "Whether a sandbox is made that could never be paused, its memory being more than capture_bytes_max",
+        default: "false",
+        example: "false",
+        reloads: true,
+    },
+    Key {
+        name: "memory_overcommit",
+        flag: "memory-overcommit",
+        value: "NUMBER",
+        help: "How many times the available RAM the memory of a new guest may be; guests take it as they touch it",
+        default: "4",
+        example: "4",
+        reloads: true,
     },
     Key {
         name: "unsealed_ancestors_max",

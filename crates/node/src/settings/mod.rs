@@ -43,6 +43,10 @@ pub struct Settings {
     pub domain: Domain,
     /// Bytes of RAM that captures may hold together.
     pub capture_bytes_max: u64,
+    /// Whether a sandbox is made that could never be paused. Reloads.
+    pub run_unpausable: bool,
+    /// How many times the available RAM the memory of a new guest may be. Reloads.
+    pub memory_overcommit: usize,
     /// Unsealed snapshots in one line before a pause waits.
     pub unsealed_ancestors_max: usize,
     /// How long a pause waits for room.
@@ -192,6 +196,8 @@ impl Settings {
             )?,
             domain: read.value("domain", &values::DOMAIN, Domain::named("default").expect("a legal name"))?,
             capture_bytes_max: read.value("capture_bytes_max", &values::BYTES, default_capture_bytes())?,
+            run_unpausable: read.value("run_unpausable", &values::SWITCH, false)?,
+            memory_overcommit: read.value("memory_overcommit", &values::COUNT, 4)?,
             unsealed_ancestors_max: read.value(
                 "unsealed_ancestors_max",
                 &values::COUNT,
@@ -258,6 +264,8 @@ impl Settings {
     pub fn reloaded(&self, newer: &Self) -> Self {
         let pairs = self.entries.iter().zip(&newer.entries);
         Self {
+            run_unpausable: newer.run_unpausable,
+            memory_overcommit: newer.memory_overcommit,
             serve_before_seal: newer.serve_before_seal,
             log_level: newer.log_level.clone(),
             log_format: newer.log_format,

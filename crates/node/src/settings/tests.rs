@@ -260,7 +260,10 @@ fn a_reload_says_what_changed_and_what_of_it_can_change_now() {
     let reloading = KEYS.iter().filter(|key| key.reloads).map(|key| key.name);
     let (others, firecracker): (Vec<_>, Vec<_>) =
         reloading.partition(|name| !name.starts_with("firecracker."));
-    assert_eq!(others, ["serve_before_seal", "log_level", "log_format"]);
+    assert_eq!(
+        others,
+        ["run_unpausable", "memory_overcommit", "serve_before_seal", "log_level", "log_format"]
+    );
     assert_eq!(firecracker.len(), KEYS.iter().filter(|key| key.name.starts_with("firecracker.")).count());
 }
 

@@ -222,6 +222,15 @@ impl GuestSpec {
         }
     }
 
+    /// How many disks it has.
+    pub(super) fn disks(&self) -> usize {
+        match self {
+            Self::Process { .. } => 0,
+            Self::Qemu { machine, .. } => machine.options.disks.len(),
+            Self::Firecracker { machine } => machine.drives.len(),
+        }
+    }
+
     /// The tap devices that its network devices are at.
     pub(super) fn taps(&self) -> Vec<&str> {
         match self {
