@@ -41,7 +41,7 @@ mkdir -p "$root/var/lib/dpkg/"{info,updates}
 dpkg --root="$root" --force-depends --force-not-root --force-script-chrootless \
     --unpack "$package" >/dev/null 2>"$root/dpkg.log" || { cat "$root/dpkg.log" >&2; fail "unpacking"; }
 
-for path in usr/bin/rekindle usr/lib/rekindle/librekindle_shim.so \
+for path in usr/bin/rekindle \
     lib/systemd/system/rekindle.service lib/systemd/system/rekindle-keeper.service \
     usr/share/man/man1/rekindle.1.gz usr/share/man/man1/rekindle-serve.1.gz \
     usr/share/bash-completion/completions/rekindle usr/share/zsh/vendor-completions/_rekindle \
@@ -66,9 +66,7 @@ export REKINDLE_STATE_DIRECTORY=$root/state REKINDLE_RUN_DIRECTORY=$root/run
 export REKINDLE_CONFIG=$root/etc/rekindle/rekindle.toml
 [ -s "$REKINDLE_CONFIG" ] || REKINDLE_CONFIG=$root/etc/rekindle/rekindle.toml.dpkg-new
 "$program" settings >/dev/null
-# QEMU may be absent, the library for it not.
 "$program" doctor >"$root/doctor" || true
-! grep -q "librekindle_shim.so is missing" "$root/doctor" || fail "the library for QEMU is not found"
 
 start() {
     "$program" serve 2>>"$root/daemon.log" &

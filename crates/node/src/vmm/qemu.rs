@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use super::vmm_process::{Unfinished, VmmProcess};
 use crate::keeper::{KeeperClient, Role};
-use command_line::{Beginning, CONTROL_FD, EVENTS_FD, MEMORY_FD, SERIAL_FD};
+use command_line::{Beginning, CONTROL_FD, EVENTS_FD, MEMORY_FD, SERIAL_FD, SHIM_FD};
 use events::QemuEvents;
 use qmp::Qmp;
 
@@ -227,7 +227,7 @@ impl Begun {
         memory: &Memfd,
         beginning: Beginning<'_>,
     ) -> Result<Self, QemuError> {
-        let spawn = command_line::spawn(launch, memory, beginning)?;
+        let spawn = command_line::spawn(launch, memory, beginning);
         let (control, their_control) = pair()?;
         let (serial, their_serial) = pair()?;
         let (events, their_events) = pair()?;
@@ -242,7 +242,7 @@ impl Begun {
         ];
         match beginning {
             Beginning::Boot => fds.push((Role::Held(MEMORY), memory.as_fd())),
-            Beginning::Resume(_) => {}
+            Beginning::Resume(_) => fds.push((Role::Child(SHIM_FD), launch.program.shim().as_fd())),
         }
         let process = VmmProcess::spawn_under(keeper, key, &spawn, &fds)?;
         // Their ends are QEMU's alone: so its end is the end of what is read.

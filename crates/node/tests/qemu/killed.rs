@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use rekindle::vmm::qemu::{Launch, Misfit, Places, QemuError, QemuGuest, QemuOptions};
+use rekindle::vmm::qemu::{QemuError, QemuGuest, QemuOptions};
 use rekindle::vmm::vmm_process::ProcessError;
 use rekindle_engine::handover::Handover;
 use rekindle_kernel::{ProcessHandle, Signal};
@@ -53,14 +53,6 @@ fn a_qemu_that_nobody_would_serve_does_not_start() {
     let error = guest.handed_over(&listener, LIMIT).expect_err("it ends");
     assert!(log_of(&error).contains("rekindle: not started: guest memory cannot be handed over"), "{error}");
     host.wait_for_nobody();
-
-    let program = host.program.clone().with_shim("/no/such/library".into());
-    let places =
-        Places { boot_directory: host.boot_directory(), log: host.log(&key), disks: vec![], taps: vec![] };
-    let launch = Launch::new(&program, &spec, places).expect("a start needs no library");
-    let error = QemuGuest::resume(&host.keeper, "other", &launch, nobody).expect_err("a resume does");
-    assert!(matches!(error, QemuError::Misfit(Misfit::NoShim { .. })), "{error}");
-    assert!(host.keeper.get("other").expect("the keeper answers").is_none());
 }
 
 #[test]

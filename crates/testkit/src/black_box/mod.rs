@@ -30,9 +30,6 @@ pub use told::Told;
 /// How long anything may take that happens at all. Seals run at idle priority, behind whatever else a machine does.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The library that the program looks for beside itself.
-const SHIM: &str = "librekindle_shim.so";
-
 /// Between two questions to a process that tells nobody when it has changed.
 const ASK_EVERY: Duration = Duration::from_millis(2);
 
@@ -111,11 +108,6 @@ impl BlackBox {
             let root = directory.path().canonicalize()?;
             let named = programs.path().join("rekindle");
             link(&program, &named)?;
-            // Cargo makes it in `deps`, and only some of its commands put it beside the program as well.
-            let shims = [beside.join("deps").join(SHIM), beside.join(SHIM)];
-            if let Some(shim) = shims.iter().find(|shim| shim.exists()) {
-                link(shim, &programs.path().join(SHIM))?;
-            }
             let this = Self { directory: Mutex::new(Some(directory)), root, programs, program: named };
             fs::create_dir(this.root.join("home"))?;
             fs::write(this.settings_file(), this.settings(settings))?;

@@ -25,26 +25,14 @@ fn monitors() -> Check {
     let with =
         |qemu: String| [Some(qemu), firecracker.clone()].into_iter().flatten().collect::<Vec<_>>().join("; ");
     match QemuProgram::find(None) {
-        Ok(qemu) => {
-            let found = with(format!("QEMU {} ({})", qemu.version, qemu.path.display()));
-            match qemu.shim() {
-                Ok(shim) => {
-                    Check::ok(name, format!("{found}; QEMU's memory is handed over by {}", shim.display()))
-                }
-                Err(misfit) => Check::warn(
-                    name,
-                    format!("{found}; {misfit}"),
-                    "without it a virtual machine in QEMU can be paused, and not resumed",
-                ),
-            }
-        }
+        Ok(qemu) => Check::ok(name, with(format!("QEMU {} ({})", qemu.version, qemu.path.display()))),
         Err(NoQemu::NotFound { looked_for }) => Check::ok(
             name,
             firecracker.unwrap_or_else(|| {
                 format!("none found in PATH ({looked_for}, firecracker); process guests need none")
             }),
         ),
-        Err(error @ (NoQemu::NotRun { .. } | NoQemu::NotQemu { .. })) => {
+        Err(error @ (NoQemu::NotRun { .. } | NoQemu::NotQemu { .. } | NoQemu::NoShim(_))) => {
             Check::warn(name, with(error.to_string()), "install it again, or take it out of PATH")
         }
     }

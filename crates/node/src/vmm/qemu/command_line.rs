@@ -8,7 +8,6 @@ use rekindle_kernel::Memfd;
 use serde_json::json;
 
 use super::launch::Launch;
-use super::misfit::Misfit;
 use super::spec::{Accelerator, Machine};
 use crate::keeper::Spawn;
 
@@ -21,6 +20,9 @@ pub(super) const MEMORY_FD: i32 = 22;
 
 /// The descriptor of the connection for events in QEMU.
 pub(super) const EVENTS_FD: i32 = 23;
+
+/// The descriptor of the preloaded library in QEMU.
+pub(super) const SHIM_FD: i32 = 24;
 
 /// How long a disk's requests wait, in seconds, for a server that was started anew, before they fail.
 const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
@@ -42,12 +44,12 @@ pub(super) enum Beginning<'a> {
 }
 
 /// How the machine is run.
-pub(super) fn spawn(launch: &Launch, memory: &Memfd, beginning: Beginning<'_>) -> Result<Spawn, Misfit> {
+pub(super) fn spawn(launch: &Launch, memory: &Memfd, beginning: Beginning<'_>) -> Spawn {
     let mut spawn = Spawn::new(&launch.program.path, arguments(launch, beginning));
     spawn.log = Some(launch.places.log.clone());
     if let Beginning::Resume(handover) = beginning {
         spawn.environment = vec![
-            ("LD_PRELOAD".into(), launch.program.shim()?.into()),
+            ("LD_PRELOAD".into(), format!("/proc/self/fd/{SHIM_FD}").into()),
             (HANDOVER.into(), handover.into()),
             (MEMORY.into(), numbers_of(memory)),
         ];
@@ -56,7 +58,7 @@ pub(super) fn spawn(launch: &Launch, memory: &Memfd, beginning: Beginning<'_>) -
             spawn.environment.push((USER_FAULTS.into(), "1".into()));
         }
     }
-    Ok(spawn)
+    spawn
 }
 
 fn numbers_of(memory: &Memfd) -> OsString {

@@ -109,12 +109,4 @@ pub enum Misfit {
         /// How many were named.
         given: usize,
     },
-    /// The library that hands QEMU's memory over is not installed.
-    #[error(
-        "librekindle_shim.so is missing: it was looked for at {looked}; it belongs next to the program or in ../lib/rekindle"
-    )]
-    NoShim {
-        /// Where it was looked for.
-        looked: String,
-    },
 }

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
+use rekindle_kernel::{Memfd, PageKind};
 use serde::{Deserialize, Serialize};
 
 use super::misfit::Misfit;
@@ -12,11 +14,8 @@ use super::spec::{Accelerator, Machine};
 
 /// The program's name, where no path is given.
 const PROGRAM: &str = "qemu-system-x86_64";
-/// The library's name.
-const SHIM: &str = "librekindle_shim.so";
-/// Where the library may be, from the directory of our own program. The first is Cargo's, whose copy next to the program
-/// may be an older one.
-const SHIM_PLACES: [&str; 3] = ["deps", "", "../lib/rekindle"];
+/// The library that hands QEMU's memory over, as this program carries it.
+const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/librekindle_shim.so"));
 
 /// A version of QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -38,8 +37,8 @@ pub struct QemuProgram {
     pub version: Version,
     /// Its machines: each with what it stands for, where it is another's name.
     machines: Vec<(String, Option<String>)>,
-    /// The library that hands its memory over, or where it was looked for.
-    shim: Result<PathBuf, String>,
+    /// The library that hands its memory over; one file for all of its processes.
+    shim: Arc<Memfd>,
 }
 
 /// Why there is no QEMU to be used.
@@ -59,6 +58,9 @@ pub enum NoQemu {
         /// Why not.
         source: io::Error,
     },
+    /// There is no memory for the library that is preloaded into it.
+    #[error("making a file in memory for the library that hands QEMU's memory over: {0}")]
+    NoShim(#[source] io::Error),
     /// It says something about itself that no QEMU says.
     #[error("{} is no QEMU: asked for {asked} it said {said:?}", path.display())]
     NotQemu {
@@ -88,24 +90,12 @@ impl QemuProgram {
             said: start_of(&said),
         })?;
         let machines = machines_in(&ask(&path, "-machine help")?);
-        Ok(Self { path, version, machines, shim: find_shim() })
-    }
-
-    /// The same with another library to be preloaded.
-    #[must_use]
-    pub fn with_shim(self, shim: PathBuf) -> Self {
-        Self { shim: Ok(shim), ..self }
+        Ok(Self { path, version, machines, shim: Arc::new(shim_file().map_err(NoQemu::NoShim)?) })
     }
 
     /// The library that hands its memory over.
-    pub fn shim(&self) -> Result<&Path, Misfit> {
-        // The loader goes on without a library that is not there.
-        let found = self
-            .shim
-            .as_deref()
-            .map_err(Clone::clone)
-            .and_then(|path| if path.is_file() { Ok(path) } else { Err(path.display().to_string()) });
-        found.map_err(|looked| Misfit::NoShim { looked })
+    pub(super) fn shim(&self) -> &Memfd {
+        &self.shim
     }
 
     /// The machine with its version, as this QEMU makes it.
@@ -139,7 +129,8 @@ impl QemuProgram {
     pub(super) fn of_tests() -> Self {
         let machines = machines_in("\nmicrovm x\nq35 x (alias of pc-q35-7.2)\npc-q35-7.2 x\npc-q35-6.2 x");
         let version = Version { major: 7, minor: 2, micro: 22 };
-        Self { path: "/bin/true".into(), version, machines, shim: Ok("/bin/true".into()) }
+        let shim = Arc::new(shim_file().expect("there is memory"));
+        Self { path: "/bin/true".into(), version, machines, shim }
     }
 }
 
@@ -199,15 +190,16 @@ fn machines_in(said: &str) -> Vec<(String, Option<String>)> {
     said.lines().skip(1).filter_map(machine).collect()
 }
 
-fn find_shim() -> Result<PathBuf, String> {
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let directory = program.parent().unwrap_or(Path::new("/"));
-    // A test's program is in cargo's `deps`, one below ours.
-    let directories = [Some(directory), directory.parent().filter(|_| directory.ends_with("deps"))];
-    let places = directories.into_iter().flatten();
-    let mut places = places.flat_map(|directory| SHIM_PLACES.map(|place| directory.join(place).join(SHIM)));
-    let looked = || format!("{} and {}", directory.display(), directory.join(SHIM_PLACES[2]).display());
-    places.find(|path| path.is_file()).ok_or_else(looked)
+/// The library in a file that the loader finds wherever programs may not be run from, as some run directories are.
+fn shim_file() -> io::Result<Memfd> {
+    let bytes = u64::try_from(SHIM.len()).expect("64 bits");
+    let file = Memfd::create("librekindle_shim.so", bytes, PageKind::Small)?;
+    file.write_at(SHIM, 0)?;
+    // One QEMU cannot change what the next one loads.
+    match file.seal_writes()? {
+        true => Ok(file),
+        false => Err(io::Error::other("the file is still written to")),
+    }
 }
 
 #[cfg(test)]
