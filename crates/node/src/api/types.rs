@@ -13,7 +13,8 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 pub use machine::{
-    Accelerator, Board, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine, Tap, TapName,
+    Accelerator, Board, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine, ShownBootFile,
+    ShownDisk, ShownMachine, Tap, TapName,
 };
 pub use memory::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket,
@@ -96,6 +97,9 @@ pub struct Sandbox {
     pub memory_bytes: u64,
     /// What its memory is made of.
     pub backing: MemoryBacking,
+    /// Its machine, where it is a virtual one.
+    #[serde(default)]
+    pub machine: Option<ShownMachine>,
     /// The process of its VMM while it runs.
     pub pid: Option<u32>,
     /// The snapshot its memory came from, if any.

@@ -10,7 +10,9 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{Reference, Target};
-use crate::api::types::{Labels, MemoryBacking, Placement, Sandbox, Snapshot};
+use crate::api::types::{
+    Accelerator, Board, Labels, MemoryBacking, Placement, Sandbox, ShownBootFile, Snapshot, VmmKind,
+};
 
 /// What to show.
 #[derive(Args, Clone, Debug)]
@@ -83,6 +85,7 @@ fn sandbox_facts(sandbox: &Sandbox, now_ms: u64) -> Rows {
         MemoryBacking::Huge => "shared, huge pages",
     };
     rows.fact("memory", format!("{} ({backing})", shown::size(sandbox.memory_bytes)));
+    machine_facts(&mut rows, sandbox);
     if let Some(pid) = sandbox.pid {
         rows.fact("process", pid.to_string());
     }
@@ -99,6 +102,44 @@ fn sandbox_facts(sandbox: &Sandbox, now_ms: u64) -> Rows {
     }
     last_facts(&mut rows, sandbox.created_unix_ms, &sandbox.labels, now_ms);
     rows
+}
+
+fn machine_facts(rows: &mut Rows, sandbox: &Sandbox) {
+    let vmm = match sandbox.vmm {
+        VmmKind::Process => "process guest",
+        VmmKind::Qemu => "QEMU",
+        VmmKind::Firecracker => "Firecracker",
+    };
+    let Some(machine) = &sandbox.machine else { return rows.fact("runs in", vmm) };
+    let version = machine.vmm_version.as_ref().map_or_else(String::new, |version| format!(" {version}"));
+    let board = match machine.board {
+        Some(Board::Microvm) => ", microvm",
+        Some(Board::Q35) => ", q35",
+        None => "",
+    };
+    let accelerator = match machine.accelerator {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "tcg",
+    };
+    rows.fact("runs in", format!("{vmm}{version}{board}, {accelerator}"));
+    let model = machine.cpu.as_ref().map_or_else(String::new, |model| format!(" ({model})"));
+    rows.fact("CPUs", format!("{}{model}", machine.cpus));
+    rows.fact("kernel", boot_file(&machine.kernel));
+    if let Some(initrd) = &machine.initrd {
+        rows.fact("initrd", boot_file(initrd));
+    }
+    rows.fact("command line", machine.command_line.as_str());
+    for disk in &machine.disks {
+        rows.fact("disk", format!("{}, {}", disk.name, shown::size(disk.bytes)));
+    }
+    for tap in &machine.taps {
+        rows.fact("tap", tap.as_str());
+    }
+}
+
+fn boot_file(file: &ShownBootFile) -> String {
+    let digest: String = file.blake3.chars().take(12).collect();
+    format!("{} (BLAKE3 {digest})", file.path)
 }
 
 fn snapshot_facts(snapshot: &Snapshot, placement: &Placement, now_ms: u64) -> Rows {

@@ -15,11 +15,12 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::Daemon;
+use super::entry::Entry;
 use super::references::Named as _;
 use crate::api::control::Answer;
 use crate::api::limits::CONSOLE_BYTES_MAX;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::ConsoleOutput;
+use crate::api::types::{ConsoleOutput, VmmKind};
 use crate::vmm::serial_line::SerialLine;
 
 /// How long a guest may take to read what is typed before that is given up.
@@ -184,15 +185,28 @@ impl Daemon {
         from: Option<u64>,
         limit: Duration,
     ) -> Answer<ConsoleOutput> {
-        Ok(self.sandboxes.find(reference)?.console().read(from, limit))
+        let entry = self.sandboxes.find(reference)?;
+        check_has_console(&entry)?;
+        Ok(entry.console().read(from, limit))
     }
 
     pub(super) fn type_at(&self, reference: &str, bytes: &[u8]) -> Answer<()> {
         let entry = self.sandboxes.find(reference)?;
+        check_has_console(&entry)?;
         entry.console().write(bytes).map_err(|error| {
             let why = format!("{} has nobody at its console: {error}", entry.called());
             Problem::new(Code::WrongState, why).sandbox(entry.id())
         })
+    }
+}
+
+fn check_has_console(entry: &Arc<Entry>) -> Answer<()> {
+    match entry.record().spec.kind() {
+        VmmKind::Qemu | VmmKind::Firecracker => Ok(()),
+        VmmKind::Process => {
+            let why = format!("{} is a process guest and has no console", entry.called());
+            Err(Problem::new(Code::WrongState, why).sandbox(entry.id()))
+        }
     }
 }
 

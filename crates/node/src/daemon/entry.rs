@@ -202,6 +202,13 @@ impl Entry {
             RecordedLife::Stopped { reason } => (SandboxState::Stopped, reason.clone(), None),
             RecordedLife::Lost { reason } => (SandboxState::Lost, Some(reason.clone()), None),
         };
+        let running = match &record.life {
+            RecordedLife::Running(guest) => Some(&guest.vmm),
+            RecordedLife::Paused
+            | RecordedLife::Forked
+            | RecordedLife::Stopped { .. }
+            | RecordedLife::Lost { .. } => None,
+        };
         Sandbox {
             id: record.id,
             name: record.name.clone(),
@@ -211,6 +218,7 @@ impl Entry {
             vmm: record.spec.kind(),
             memory_bytes: record.spec.memory_bytes(),
             backing: record.spec.backing(),
+            machine: record.spec.shown_machine(running),
             pid,
             origin: record.origin(),
             snapshot: record.snapshot,

@@ -103,6 +103,7 @@ impl Things {
             vmm: VmmKind::Process,
             memory_bytes,
             backing,
+            machine: None,
             pid: Some(4711),
             origin: None,
             snapshot: None,

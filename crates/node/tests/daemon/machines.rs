@@ -7,6 +7,7 @@ use std::time::Duration;
 use rekindle::api::problem::Code;
 use rekindle::api::types::{Accelerator, Board, ForkSandbox, SandboxState, SnapshotState, Tap, TapName};
 use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_testkit::black_box::PATIENCE;
 use rekindle_testkit::random::Random;
 use rekindle_testkit::skip::skipped;
 
@@ -177,8 +178,41 @@ fn a_machine_that_is_killed_is_stopped_by_name_and_its_snapshots_go_on() {
     node.eventually("the end of the machine", || {
         node.client.sandbox("vm").expect("it is there").state == SandboxState::Stopped
     });
+    let reason = node.client.sandbox("vm").expect("it is there").reason.expect("it is told why");
+    assert!(reason.contains("signal 9 (SIGKILL)"), "{reason}");
     node.resumed("first", "again");
     Console::from_now(&node.client, "again").assert_verified();
+}
+
+/// What a machine does by itself is told, also when it did so while there was no daemon.
+#[test]
+fn a_machine_that_resets_itself_is_told_of_and_one_that_ended_without_a_daemon_says_how() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let mut node = Node::start();
+    let Some(wanted) = linux(&node, "vm", TIER) else { return };
+    node.client.create_sandbox(None, &wanted).expect("a machine is made");
+    let mut console = Console::of(&node.client, "vm");
+    console.line("rekindle linux guest, ");
+    console.ask("end", "ending");
+    let mut events = node.client.events(Some(0)).expect("they are streamed");
+    loop {
+        let event = events.next_within(PATIENCE).expect("they are streamed").expect("a reset is told");
+        if event.kind == "sandbox.reset" {
+            break assert!(event.detail.is_some_and(|detail| detail.contains("guest-reset")));
+        }
+    }
+    console.line("rekindle linux guest, ");
+    let pid = node.client.sandbox("vm").expect("it is there").pid.expect("it runs");
+    node.kill();
+    let process = ProcessHandle::open(pid).expect("it runs");
+    process.signal(Signal::Kill).expect("it can be killed");
+    assert!(process.wait_exit(Duration::from_secs(60)));
+    node.start_again();
+    let shown = node.client.sandbox("vm").expect("it is there");
+    assert_eq!(shown.state, SandboxState::Stopped);
+    assert!(shown.reason.expect("it is told why").contains("signal 9 (SIGKILL)"));
 }
 
 #[test]

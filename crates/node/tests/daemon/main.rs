@@ -18,6 +18,7 @@ mod outages;
 mod peers;
 mod quickstart;
 mod restarts;
+mod room;
 mod run_directory;
 mod sockets;
 mod whole_requests;

@@ -20,14 +20,14 @@ use rekindle_testkit::black_box::{Process, Role};
 use crate::support::{MEMORY_BYTES, Node, rewrite, share};
 
 /// A snapshot and the state of the guest it was made of.
-fn base(node: &Node) -> DeviceState {
+pub(crate) fn base(node: &Node) -> DeviceState {
     node.filled("a", 1);
     let state = node.told("a").state().expect("answers");
     node.pause("a", "base");
     state
 }
 
-fn open(node: &Node) -> FaultSocket {
+pub(crate) fn open(node: &Node) -> FaultSocket {
     let wanted = OpenFaultSocket { snapshot: "base".to_owned(), serve_before_seal: None };
     let socket = node.client.open_fault_socket(&wanted).expect("a socket is opened");
     assert_eq!(socket.state, FaultSocketState::Listening);
@@ -46,14 +46,14 @@ fn arguments(socket: &FaultSocket) -> GuestArguments {
 }
 
 /// A VMM of ours that is served at the socket.
-fn vmm(node: &Node, socket: &FaultSocket, state: &DeviceState) -> ProcessGuest {
+pub(crate) fn vmm(node: &Node, socket: &FaultSocket, state: &DeviceState) -> ProcessGuest {
     let options = GuestOptions::program(node.place.program(), arguments(socket));
     let mut guest = ProcessGuest::spawn(&options).expect("a VMM starts");
     guest.control.restore(state.clone()).expect("it goes on from there");
     guest
 }
 
-fn assert_right(guest: &mut ProcessGuest) {
+pub(crate) fn assert_right(guest: &mut ProcessGuest) {
     let verified = guest.control.verify().expect("the VMM verifies");
     assert_eq!(verified.mismatches, 0, "{verified:?}");
 }

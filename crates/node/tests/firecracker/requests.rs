@@ -183,7 +183,7 @@ fn what_there_cannot_be_is_refused_before_anything_is_asked() {
         }),
         (
             FirecrackerSpec {
-                kernel: BootFile { path: "vmlinux".into(), blake3: String::new() },
+                kernel: BootFile { path: "vmlinux".into(), blake3: String::new(), named: None },
                 ..good.clone()
             },
             |error| matches!(error, SpecError::RelativePath { .. }),

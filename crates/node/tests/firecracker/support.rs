@@ -148,7 +148,7 @@ impl Node {
     pub(crate) fn boot_file(&self, name: &str) -> BootFile {
         let path = self.file(name);
         let blake3 = self.places.digests.of(&path).expect("the file is there");
-        BootFile { path, blake3 }
+        BootFile { path, blake3, named: None }
     }
 
     /// A VM with so much memory and nothing else.

@@ -98,6 +98,49 @@ pub struct Tap {
 #[schema(min_length = 1, max_length = 15, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 pub struct TapName(pub String);
 
+/// A sandbox's machine, as it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ShownMachine {
+    /// The version of the VMM that made it; of the one that runs it, for Firecracker.
+    pub vmm_version: Option<String>,
+    /// The kernel image it boots.
+    pub kernel: ShownBootFile,
+    /// The first file system of its kernel.
+    pub initrd: Option<ShownBootFile>,
+    /// What its kernel is told.
+    pub command_line: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// The model of its processors, in the VMM's words.
+    pub cpu: Option<String>,
+    /// The kind of machine; QEMU only.
+    pub board: Option<Board>,
+    /// How its instructions are run.
+    pub accelerator: Accelerator,
+    /// Its disks, in their order.
+    pub disks: Vec<ShownDisk>,
+    /// The tap devices that its network devices are at, in their order.
+    pub taps: Vec<String>,
+}
+
+/// A file that a machine was booted from. The daemon keeps a copy of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ShownBootFile {
+    /// Where it was when the machine was made.
+    pub path: String,
+    /// The BLAKE3 digest of its bytes, in hexadecimal.
+    pub blake3: String,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ShownDisk {
+    /// Its name: that of a volume of the sandbox's snapshots.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
 /// Which part of a console's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]

@@ -4,6 +4,7 @@ mod disks;
 mod process;
 pub(super) mod firecracker;
 pub(super) mod qemu;
+mod shown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;

@@ -162,7 +162,7 @@ mod tests {
         let path = directory.path().join("kernel");
         std::fs::write(&path, b"a kernel").unwrap();
         let digests = FileDigests::default();
-        let file = BootFile { path: path.clone(), blake3: digests.of(&path).unwrap() };
+        let file = BootFile { path: path.clone(), blake3: digests.of(&path).unwrap(), named: None };
         digests.check(&file).unwrap();
         std::fs::write(&path, b"another").unwrap();
         let error = digests.check(&file).unwrap_err();

@@ -25,6 +25,9 @@ pub struct BootFile {
     pub path: PathBuf,
     /// The BLAKE3 of its bytes, in hexadecimal.
     pub blake3: String,
+    /// Where it was when it was named, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named: Option<PathBuf>,
 }
 
 /// What a machine boots a file as.
@@ -96,7 +99,7 @@ impl BootFile {
         let blake3 = copy(&mut source, bytes, &mut io::sink(), asker)?;
         let path = directory.join(&blake3);
         if digest_of(&path).is_ok_and(|found| found == blake3) {
-            return Ok(Self { path, blake3 });
+            return Ok(Self { path, blake3, named: Some(file.to_owned()) });
         }
         source.rewind()?;
         fs::create_dir_all(directory)?;
@@ -105,7 +108,7 @@ impl BootFile {
             return Err(BootFileError::Changed);
         }
         persist(copied, &path, directory)?;
-        Ok(Self { path, blake3 })
+        Ok(Self { path, blake3, named: Some(file.to_owned()) })
     }
 
     /// Writes `bytes` into `directory`, under their digest.
@@ -113,13 +116,13 @@ impl BootFile {
         let blake3 = blake3::hash(bytes).to_hex().to_string();
         let path = directory.join(&blake3);
         if digest_of(&path).is_ok_and(|found| found == blake3) {
-            return Ok(Self { path, blake3 });
+            return Ok(Self { path, blake3, named: None });
         }
         fs::create_dir_all(directory)?;
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         file.write_all(bytes)?;
         persist(file, &path, directory)?;
-        Ok(Self { path, blake3 })
+        Ok(Self { path, blake3, named: None })
     }
 
     /// A file with these very bytes: the one in `directory`, else the one where it was. `role` is for the error.
@@ -199,7 +202,9 @@ mod tests {
         let kept = keep(&original).expect("there is room");
         fs::write(&original, b"a newer kernel").expect("there is room");
         assert_eq!(kept.find(&boot, "kernel").expect("it was kept"), kept.path);
-        assert_eq!(BootFile::keep_bytes(b"a kernel", &boot).expect("it is there"), kept);
+        let again = BootFile::keep_bytes(b"a kernel", &boot).expect("it is there");
+        assert_eq!((again.path, again.blake3), (kept.path.clone(), kept.blake3.clone()));
+        assert_eq!(kept.named.as_ref(), Some(&original));
         let elsewhere = directory.path().join("elsewhere");
         assert_eq!(kept.find(&elsewhere, "kernel").expect("it is where it was"), kept.path);
     }
@@ -258,7 +263,11 @@ mod tests {
         fs::remove_file(&kept.path).expect("it is there");
         let error = kept.find(directory.path(), "initrd").expect_err("it is gone");
         assert!(matches!(error, Misfit::BootFileMissing { .. }), "{error}");
-        let hostile = BootFile { path: directory.path().to_owned(), blake3: "../../etc/passwd".to_owned() };
+        let hostile = BootFile {
+            path: directory.path().to_owned(),
+            blake3: "../../etc/passwd".to_owned(),
+            named: None,
+        };
         assert!(hostile.find(directory.path(), "initrd").is_err());
     }
 }

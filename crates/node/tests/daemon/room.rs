@@ -1,0 +1,87 @@
+//! Sandboxes and captures for which there is no room: refused with the setting that says so, and nothing is changed.
+
+use std::fs;
+
+use rekindle::api::problem::Code;
+use rekindle::api::types::{Accelerator, Board, CaptureMemory, CaptureSource, DiskImage, SnapshotState};
+
+use crate::machine_console::{have_qemu, tiny};
+use crate::sockets;
+use crate::support::{Node, create, pause_as, rewrite};
+
+/// Captures may hold less RAM than a sandbox of these tests has.
+const TOO_SMALL: &str = "capture_bytes_max = \"8MiB\"\n";
+
+/// Starts the daemon again, with other settings beside those of its directories.
+fn start_again_with(node: &mut Node, settings: &str) {
+    let path = node.place.settings_file();
+    let before = fs::read_to_string(&path).expect("settings are there");
+    fs::write(&path, format!("{before}{settings}")).expect("there is room");
+    node.crash();
+}
+
+#[test]
+fn a_sandbox_that_could_never_be_paused_is_refused_with_the_setting_and_human_sizes() {
+    let mut node = Node::start_with(TOO_SMALL);
+    let error =
+        node.client.create_sandbox(None, &create("a", Default::default())).expect_err("it is too large");
+    assert_eq!(error.code(), Some(Code::Misfit), "{error}");
+    for told in ["16.0 MiB is needed", "capture_bytes_max is 8.0 MiB", "run_unpausable"] {
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    assert!(node.client.all_sandboxes(None).expect("they are listed").is_empty());
+    start_again_with(&mut node, "run_unpausable = true\n");
+    node.filled("a", 1);
+    let error = node.client.pause_sandbox("a", None, &pause_as("never")).expect_err("it never fits");
+    assert_eq!(error.code(), Some(Code::NoRam), "{error}");
+    assert!(error.to_string().contains("16.0 MiB is needed, capture_bytes_max is 8.0 MiB: raise"), "{error}");
+    node.assert_verified("a");
+}
+
+#[test]
+fn a_vmm_whose_capture_has_no_room_is_served_on_as_if_nothing_had_been_asked() {
+    let mut node = Node::start();
+    let state = sockets::base(&node);
+    node.wait("base", SnapshotState::Published);
+    start_again_with(&mut node, TOO_SMALL);
+    let socket = sockets::open(&node);
+    let mut guest = sockets::vmm(&node, &socket, &state);
+    guest.control.rewrite(rewrite(2)).expect("rewrites");
+    let faults = || {
+        let shown = node.client.fault_socket(socket.id).expect("it is known");
+        shown.served.expect("it is served").faults
+    };
+    let before = faults();
+    assert!(before > 0);
+    let wanted = CaptureMemory {
+        source: CaptureSource::FaultSocket { id: socket.id },
+        name: None,
+        labels: Default::default(),
+        blobs: Default::default(),
+    };
+    let error = node.client.capture_memory(&wanted).expect_err("it is more than captures may hold");
+    assert_eq!(error.code(), Some(Code::NoRam), "{error}");
+    assert!(faults() >= before, "the server that it had serves it on");
+    sockets::assert_right(&mut guest);
+}
+
+#[test]
+fn images_that_are_more_than_captures_may_hold_are_refused_before_they_are_read() {
+    if !have_qemu("machines in QEMU") {
+        return;
+    }
+    let node = Node::start_with(TOO_SMALL);
+    let mut wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    wanted.memory_bytes = 4 << 20;
+    let machine = wanted.machine.as_mut().expect("it is a machine");
+    for name in ["one", "two"] {
+        let image = node.place.home_directory().join(name);
+        fs::write(&image, vec![7; 5 << 20]).expect("there is room");
+        let image = image.display().to_string();
+        machine.disks.push(DiskImage { name: name.to_owned(), image });
+    }
+    let error = node.client.create_sandbox(None, &wanted).expect_err("they are more together");
+    assert_eq!(error.code(), Some(Code::NoRam), "{error}");
+    assert!(error.to_string().contains("10.0 MiB is needed, capture_bytes_max is 8.0 MiB"), "{error}");
+    assert!(node.client.all_snapshots(None).expect("they are listed").is_empty());
+}
