@@ -54,7 +54,10 @@ impl KeeperOwn {
     fn keys_left(&mut self, place: &BlackBox, world: &World) -> anyhow::Result<Vec<String>> {
         let keeper = place.keeper()?;
         let held = keeper.list()?;
-        let of = |prefix: &str| held.iter().filter(|entry| entry.key.starts_with(prefix)).count();
+        // What a keeper was told of without being given anything is not held.
+        let is_held = |entry: &&HeldEntry| !entry.names.is_empty();
+        let of =
+            |prefix: &str| held.iter().filter(is_held).filter(|entry| entry.key.starts_with(prefix)).count();
         let running = world.sandboxes.values().filter(|sandbox| is_running(sandbox.state)).count();
         let captured =
             world.snapshots.values().filter(|shown| shown.state == SnapshotState::Captured).count();

@@ -1,5 +1,5 @@
-//! The crash campaign: a real daemon with real guests under load is killed at random instants and started again, and
-//! what it acknowledged is compared with a model, every page of it.
+//! The crash campaign: a real daemon with real guests under load, or its keeper, is killed at random instants, its disk
+//! fills up, its store goes away, and what it acknowledged is compared with a model, every page of it.
 //!
 //! The seed decides what is asked, which phase is aimed at and which part of it is waited for. It replays the choices;
 //! what the machine makes of them is its own.
@@ -12,7 +12,9 @@ mod report;
 mod round;
 mod saving;
 mod settle;
+mod small_disk;
 mod ticker;
+mod trouble;
 mod watchdog;
 
 use std::path::{Path, PathBuf};
@@ -32,14 +34,18 @@ pub(crate) use leftovers::KeeperOwn;
 use phase::{Durations, Phase};
 use report::Tally;
 use round::{Restarted, Round};
+use saving::Saving;
 use settle::Settling;
+use small_disk::SmallDisk;
 use ticker::Ticker;
+use trouble::Trouble;
 pub(crate) use watchdog::Watchdog;
 
 /// How often and by which choices the daemon is killed.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Kill the daemon so many times, and the keeper with it every tenth time.
+    /// So many rounds: in each the daemon is killed, in some the keeper too, or it alone, or the daemon is stopped for a
+    /// while, the store is away, or the disk is full.
     #[arg(long, default_value_t = 20)]
     rounds: u64,
     /// Make the choices of an earlier campaign.
@@ -56,9 +62,6 @@ pub(crate) struct Options {
 /// Actors that only let guests work, and those that do everything else too.
 const WORKERS: usize = 2;
 const ACTORS: usize = 4;
-/// The last of so many rounds kills the keeper too.
-const KEEPER_EVERY: u64 = 10;
-
 const MIB: u64 = 1 << 20;
 
 /// Kills, starts again and compares, as `options` ask for.
@@ -80,6 +83,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
         done?;
         if !campaign.tally.findings.is_clean() {
             println!("round {number} found something; what there is is left in {}", place.leave().display());
+            campaign.leave_disk();
             break;
         }
     }
@@ -106,12 +110,17 @@ struct Campaign<'a> {
     targets: Vec<Phase>,
     keeper_own: KeeperOwn,
     tally: Tally,
+    /// Where the state directory is, unless this user may not mount one; unmounted last.
+    disk: Option<SmallDisk>,
 }
 
 impl<'a> Campaign<'a> {
     fn new(place: &'a BlackBox, seed: u64) -> anyhow::Result<Self> {
         let mut random = Random::new(seed);
         let actors = (0..ACTORS).map(|number| actor(number, &mut random)).collect();
+        let disk = SmallDisk::mount(place.state_directory())
+            .inspect_err(|error| println!("the disk is never full here, as it cannot be mounted: {error:#}"))
+            .ok();
         let daemon = Some(place.start()?);
         Ok(Self {
             place,
@@ -124,13 +133,24 @@ impl<'a> Campaign<'a> {
             targets: Vec::new(),
             keeper_own: KeeperOwn::default(),
             tally: Tally::default(),
+            disk,
         })
     }
 
+    /// Leaves the disk where it is, with all that is on it.
+    fn leave_disk(&mut self) {
+        if let Some(disk) = &mut self.disk {
+            disk.leave();
+        }
+    }
+
     fn round(&mut self, number: u64) -> anyhow::Result<()> {
-        let target = self.next_target();
-        let with_keeper = number % KEEPER_EVERY == KEEPER_EVERY - 1;
+        let trouble = Trouble::of_round(number, self.disk.is_some());
+        let target = self.next_target(trouble);
         self.ticker.resume(&self.client, &mut self.tally.findings).context("resuming the ticking guest")?;
+        for actor in &mut self.actors {
+            actor.may_fail = trouble.may_fail();
+        }
         self.actors.iter_mut().skip(WORKERS).for_each(|actor| actor.wish = target.wish());
         let actors = std::mem::take(&mut self.actors);
         let daemon = self.daemon.take().context("there is no daemon")?;
@@ -138,26 +158,50 @@ impl<'a> Campaign<'a> {
             place: self.place,
             client: &self.client,
             target,
-            with_keeper,
+            trouble,
+            disk: self.disk.as_ref(),
             random: &mut self.random,
             durations: &mut self.durations,
             tally: &mut self.tally,
         };
-        let Restarted { daemon, actors, lost, saved } = round.kill(daemon, actors, &mut self.ticker)?;
-        (self.daemon, self.actors) = (Some(daemon), actors);
+        let Restarted { daemon, actors, lost, saved, saving } =
+            round.run(daemon, actors, &mut self.ticker)?;
+        self.actors = actors;
         self.tally.rounds += 1;
         self.tally.answers_lost += u64::try_from(lost.len())?;
-        if with_keeper {
+        if trouble == Trouble::BothKilled {
+            self.daemon = Some(daemon);
             self.check_without_keeper(&saved, &lost)?;
         } else {
+            if saving.is_some() {
+                // Until the next keeper has everything, what is asked again may fail again.
+                self.keeper_own.check(self.place, &self.client, &mut self.tally.findings)?;
+            }
             self.settle(lost)?;
             self.check()?;
+            self.daemon = Some(match saving {
+                None => daemon,
+                Some(saving) => self.outlive(daemon, saving)?,
+            });
         }
         self.keeper_own.check(self.place, &self.client, &mut self.tally.findings)
     }
 
-    /// Every phase once in ten rounds, in an order of its own.
-    fn next_target(&mut self) -> Phase {
+    /// What the daemon lived through is outlived by everything once more when the daemon itself is killed.
+    fn outlive(&mut self, daemon: RunningDaemon, saving: Saving) -> anyhow::Result<RunningDaemon> {
+        self.keeper_own.check(self.place, &self.client, &mut self.tally.findings)?;
+        daemon.kill()?;
+        drop(saving.finish(&mut self.durations));
+        let daemon = self.place.start().context("starting the daemon again")?;
+        self.check()?;
+        Ok(daemon)
+    }
+
+    /// Every phase once in ten rounds, in an order of its own; a keeper dies alone where something is handed to it.
+    fn next_target(&mut self, trouble: Trouble) -> Phase {
+        if trouble == Trouble::KeeperKilled {
+            return Phase::OF_KEEPER[self.random.position(Phase::OF_KEEPER.len())];
+        }
         if self.targets.is_empty() {
             self.targets = Phase::ALL.to_vec();
         }
@@ -236,5 +280,6 @@ fn actor(number: usize, random: &mut Random) -> Actor {
         random: Random::new(random.number()),
         limits,
         wish: is_worker.then_some(Kind::TellServed),
+        may_fail: &[],
     }
 }

@@ -39,6 +39,18 @@ impl Phase {
         Self::Recovery,
     ];
 
+    /// Those in which something is handed to the keeper, most often the one in which the guest stands meanwhile.
+    pub(crate) const OF_KEEPER: [Self; 8] = [
+        Self::Pause,
+        Self::Pause,
+        Self::Pause,
+        Self::Resume,
+        Self::Resume,
+        Self::Fork,
+        Self::Create,
+        Self::GuestFaulting,
+    ];
+
     /// Its name in reports.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::phase::Phase;
+use super::trouble::Trouble;
 use crate::load::Findings;
 
 /// Everything that is counted while the campaign goes on.
@@ -16,6 +17,7 @@ use crate::load::Findings;
 pub(crate) struct Tally {
     pub(crate) rounds: u64,
     pub(crate) kills: BTreeMap<Phase, u64>,
+    pub(crate) troubles: BTreeMap<Trouble, u64>,
     pub(crate) keeper_kills: u64,
     pub(crate) stalls: Vec<Duration>,
     /// Snapshots and sandboxes that were lost with the keeper, as they may, and said to be.
@@ -32,6 +34,7 @@ pub(crate) struct Report {
     rounds: u64,
     seed: u64,
     kills_by_phase: BTreeMap<&'static str, u64>,
+    troubles: BTreeMap<&'static str, u64>,
     keeper_kills: u64,
     wrong_pages: u64,
     lost_snapshots: u64,
@@ -45,20 +48,24 @@ pub(crate) struct Report {
 }
 
 impl Tally {
-    /// One kill in this phase.
-    pub(crate) fn killed(&mut self, phase: Phase) {
+    /// Something was done in this phase.
+    pub(crate) fn killed(&mut self, trouble: Trouble, phase: Phase) {
+        *self.troubles.entry(trouble).or_default() += 1;
         *self.kills.entry(phase).or_default() += 1;
     }
 
     /// All of it as numbers.
     pub(crate) fn report(&self, seed: u64) -> Report {
         let kills = |phase: Phase| (phase.name(), self.kills.get(&phase).copied().unwrap_or_default());
+        let troubles =
+            |trouble: Trouble| (trouble.name(), self.troubles.get(&trouble).copied().unwrap_or_default());
         let mut stalls = self.stalls.clone();
         stalls.sort_unstable();
         Report {
             rounds: self.rounds,
             seed,
             kills_by_phase: Phase::ALL.into_iter().map(kills).collect(),
+            troubles: Trouble::ALL.into_iter().map(troubles).collect(),
             keeper_kills: self.keeper_kills,
             wrong_pages: self.findings.wrong_pages,
             lost_snapshots: self.findings.lost_snapshots,
@@ -84,7 +91,10 @@ impl Report {
     pub(crate) fn print(&self) {
         let kills: Vec<String> =
             self.kills_by_phase.iter().map(|(phase, count)| format!("{phase} {count}")).collect();
-        println!("{} rounds with seed {}; kills: {}", self.rounds, self.seed, kills.join(", "));
+        let troubles: Vec<String> =
+            self.troubles.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        println!("{} rounds with seed {}: {}", self.rounds, self.seed, troubles.join(", "));
+        println!("in the middle of: {}", kills.join(", "));
         println!(
             "{} answers lost, {} keepers killed, {} things lost with them and said to be",
             self.answers_lost, self.keeper_kills, self.lost_with_keeper
@@ -110,12 +120,14 @@ mod tests {
     #[test]
     fn the_report_has_every_phase_and_the_median_of_stalls() {
         let mut tally = Tally { rounds: 3, ..Tally::default() };
-        tally.killed(Phase::Pause);
-        tally.killed(Phase::Pause);
+        tally.killed(Trouble::DaemonKilled, Phase::Pause);
+        tally.killed(Trouble::KeeperKilled, Phase::Pause);
         tally.stalls = [3, 1, 2].map(Duration::from_secs).to_vec();
         let report = serde_json::to_value(tally.report(7)).expect("numbers");
         assert_eq!(report["kills_by_phase"].as_object().expect("an object").len(), Phase::ALL.len());
         assert_eq!(report["kills_by_phase"]["pause"], 2);
+        assert_eq!(report["troubles"].as_object().expect("an object").len(), Trouble::ALL.len());
+        assert_eq!(report["troubles"]["keeper_killed"], 1);
         assert_eq!(report["stall_seconds_p50"], 2.0);
         assert_eq!(report["stall_seconds_max"], 3.0);
         assert_eq!(report["seed"], 7);

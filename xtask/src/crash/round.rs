@@ -1,4 +1,4 @@
-//! One round: the daemon is killed under load, at a random instant of the phase aimed at, and started again.
+//! One round: something is done to a node under load, at a random instant of the phase aimed at.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
@@ -11,19 +11,24 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rekindle::client::Client;
 use rekindle_kernel::{ProcessHandle, Signal};
-use rekindle_testkit::black_box::{BlackBox, PATIENCE, RunningDaemon};
+use rekindle_testkit::black_box::{BlackBox, Outage, PATIENCE, RunningDaemon, ask_until};
 use rekindle_testkit::random::Random;
 
 use super::phase::{Durations, Phase};
 use super::report::Tally;
 use super::saving::{Saved, Saving};
+use super::small_disk::SmallDisk;
 use super::ticker::{Ticker, Told};
+use super::trouble::Trouble;
 use crate::load::{Actor, Ended, Findings, Kind, News, Operation};
 
 /// SIGKILL.
 const KILLED: i32 = 9;
 /// How long a phase may take to come about; then the daemon is killed in whatever there is.
 const MOMENT_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a keeper is gone, a daemon stopped or a disk full, at most, before the load ends.
+const WHILE: Duration = Duration::from_millis(400);
 
 /// How long a daemon that is ready may take to say so.
 const AT_ONCE: Duration = Duration::from_millis(2);
@@ -33,31 +38,41 @@ pub(crate) struct Round<'a> {
     pub(crate) place: &'a BlackBox,
     pub(crate) client: &'a Client,
     pub(crate) target: Phase,
-    /// Whether the keeper is killed too.
-    pub(crate) with_keeper: bool,
+    pub(crate) trouble: Trouble,
+    /// Where the state directory is, if it can be made full.
+    pub(crate) disk: Option<&'a SmallDisk>,
     pub(crate) random: &'a mut Random,
     pub(crate) durations: &'a mut Durations,
     pub(crate) tally: &'a mut Tally,
 }
 
-/// What there is after the daemon was killed and another one has started.
+/// What there is after a round: a daemon that was started when the one before was killed, or the same one.
 pub(crate) struct Restarted {
     pub(crate) daemon: RunningDaemon,
     pub(crate) actors: Vec<Actor>,
     /// The requests whose answer was lost, by the actor that made them.
     pub(crate) lost: Vec<(usize, Operation)>,
     pub(crate) saved: Saved,
+    /// The events of a daemon that lives on.
+    pub(crate) saving: Option<Saving>,
+}
+
+/// What has become of the daemon.
+enum Fate {
+    Killed,
+    Alive(RunningDaemon),
 }
 
 impl Round<'_> {
-    /// Kills `daemon` while `actors` work with it and starts another one.
-    pub(crate) fn kill(
+    /// Does to `daemon` and what is around it what the round is for, while `actors` work with it.
+    pub(crate) fn run(
         &mut self,
         daemon: RunningDaemon,
         actors: Vec<Actor>,
         ticker: &mut Ticker,
     ) -> anyhow::Result<Restarted> {
         let saving = Saving::follow(self.client).context("asking for events")?;
+        let outage = (self.trouble == Trouble::StoreAway).then(|| Outage::of(&self.place.store_directory()));
         let (stop, told) = (AtomicBool::new(false), Told::default());
         let client = self.client;
         thread::scope(|scope| {
@@ -70,25 +85,83 @@ impl Round<'_> {
             let working = self.begin(scope, actors, &stop, &news);
             drop(news);
             self.wait_for_moment(&heard, &saving);
-            let killed_at = Instant::now();
-            let killed = self.kill_now(daemon);
+            let begun_at = Instant::now();
+            let fate = self.make_trouble(daemon);
             stop.store(true, Ordering::Release);
             let ended: Vec<Ended> = working.into_iter().map(joined).collect();
             heard.iter().for_each(|news| self.note(news));
-            let saved = saving.finish(self.durations);
-            self.count(&ended, &saved);
-            // The guest went with its keeper: nobody waits for its next tick.
-            told.over.store(self.with_keeper, Ordering::Release);
-            let restarted = killed.and_then(|()| self.restart());
+            // The guest went with its keeper, or nobody knows: nobody waits for its next tick.
+            let is_over = self.trouble == Trouble::BothKilled || fate.is_err();
+            told.over.store(is_over, Ordering::Release);
+            let went_on = fate.and_then(|fate| self.go_on(fate, saving, outage, &ended));
             told.killed.store(true, Ordering::Release);
-            if restarted.is_err() {
+            if went_on.is_err() {
                 told.over.store(true, Ordering::Release);
             }
             let (answered, findings) = joined(ticking);
             self.tally.findings.take_in(findings);
-            self.tally.stalls.extend(answered.map(|answered| answered.duration_since(killed_at)));
-            Ok(self.sorted(restarted?, ended, saved))
+            self.tally.stalls.extend(answered.map(|answered| answered.duration_since(begun_at)));
+            let (daemon, saved, saving) = went_on?;
+            let (actors, lost) = self.sorted(ended);
+            Ok(Restarted { daemon, actors, lost, saved, saving })
         })
+    }
+
+    /// Starts another daemon where the one before was killed, when nobody asks it anything any more.
+    fn go_on(
+        &mut self,
+        fate: Fate,
+        saving: Saving,
+        outage: Option<Outage>,
+        ended: &[Ended],
+    ) -> anyhow::Result<(RunningDaemon, Saved, Option<Saving>)> {
+        let (daemon, saved, saving) = match fate {
+            Fate::Alive(daemon) => (Some(daemon), saving.so_far(), Some(saving)),
+            Fate::Killed => (None, saving.finish(self.durations), None),
+        };
+        self.count(ended, &saved);
+        let daemon = match daemon {
+            Some(daemon) => daemon,
+            None => self.restart(outage)?,
+        };
+        Ok((daemon, saved, saving))
+    }
+
+    /// Does it, all of it that is done under load.
+    fn make_trouble(&mut self, daemon: RunningDaemon) -> anyhow::Result<Fate> {
+        match self.trouble {
+            Trouble::DaemonKilled | Trouble::StoreAway => self.kill_now(daemon),
+            Trouble::BothKilled => {
+                let status = self.kill_both(daemon)?;
+                Ok(self.was_killed(status))
+            }
+            Trouble::KeeperKilled => {
+                let pid = self.place.keeper().context("finding the keeper")?.identity().pid;
+                self.place.kill(pid)?;
+                self.tally.keeper_kills += 1;
+                self.wait_a_while();
+                Ok(Fate::Alive(daemon))
+            }
+            Trouble::DaemonStopped => {
+                let process = ProcessHandle::open(daemon.pid()).context("finding the daemon's process")?;
+                process.signal(Signal::Stop)?;
+                self.wait_a_while();
+                process.signal(Signal::Continue)?;
+                Ok(Fate::Alive(daemon))
+            }
+            Trouble::DiskFull => {
+                let disk = self.disk.context("there is a disk that can be full")?;
+                disk.fill()?;
+                self.wait_a_while();
+                disk.free()?;
+                self.kill_now(daemon)
+            }
+        }
+    }
+
+    /// Lets a random part of [`WHILE`] go by.
+    fn wait_a_while(&mut self) {
+        wait(self.part_of(WHILE));
     }
 
     fn begin<'scope>(
@@ -160,16 +233,16 @@ impl Round<'_> {
         whole.mul_f64(f64::from(self.random.below(1000)) / 1000.0)
     }
 
-    /// Kills the daemon and, where that is to be, the keeper, one right after the other.
-    fn kill_now(&mut self, daemon: RunningDaemon) -> anyhow::Result<()> {
-        let status = match self.with_keeper {
-            true => self.kill_both(daemon)?,
-            false => daemon.kill()?,
-        };
+    fn kill_now(&mut self, daemon: RunningDaemon) -> anyhow::Result<Fate> {
+        let status = daemon.kill()?;
+        Ok(self.was_killed(status))
+    }
+
+    fn was_killed(&mut self, status: ExitStatus) -> Fate {
         if status.signal() != Some(KILLED) {
             self.tally.findings.wrong(format!("the daemon ended by itself: {status}"));
         }
-        Ok(())
+        Fate::Killed
     }
 
     fn kill_both(&mut self, daemon: RunningDaemon) -> anyhow::Result<ExitStatus> {
@@ -193,11 +266,13 @@ impl Round<'_> {
         let lost = ended.iter().filter_map(|ended| ended.lost.as_ref().map(|(_, kind)| Phase::of(*kind)));
         let seen: BTreeSet<Phase> = lost.chain(saved.phases()).collect();
         let phase = if seen.contains(&self.target) { Some(self.target) } else { seen.first().copied() };
-        self.tally.killed(phase.unwrap_or(Phase::Idle));
+        // Where nobody's answer was lost, what was aimed at was going on.
+        let phase = phase.unwrap_or(if self.trouble.ends_daemon() { Phase::Idle } else { self.target });
+        self.tally.killed(self.trouble, phase);
     }
 
     /// Starts the next daemon; where recovery was aimed at, the one after the next.
-    fn restart(&mut self) -> anyhow::Result<RunningDaemon> {
+    fn restart(&mut self, outage: Option<Outage>) -> anyhow::Result<RunningDaemon> {
         if self.target == Phase::Recovery {
             let first = self.place.begin()?;
             let usual = self.durations.of(Phase::Recovery);
@@ -206,22 +281,29 @@ impl Round<'_> {
             let at_once = self.client.clone().answered_within(AT_ONCE);
             let phase = if at_once.health().is_ok() { Phase::Idle } else { Phase::Recovery };
             first.kill()?;
-            self.tally.killed(phase);
+            self.tally.killed(Trouble::DaemonKilled, phase);
         }
         let begun = Instant::now();
-        let daemon = self.place.start().context("starting the daemon again")?;
+        let mut daemon = self.place.begin().context("starting the daemon again")?;
+        if let Some(outage) = outage {
+            // Without its store it may say that it is not ready, but it answers.
+            let answers = ask_until(PATIENCE, || self.client.all_sandboxes(None).ok().map(drop));
+            anyhow::ensure!(answers.is_some(), "a daemon does not start without its store");
+            outage.end();
+        }
+        daemon.wait_ready(PATIENCE).context("starting the daemon again")?;
         self.durations.note(Phase::Recovery, begun.elapsed());
         Ok(daemon)
     }
 
-    fn sorted(&mut self, daemon: RunningDaemon, ended: Vec<Ended>, saved: Saved) -> Restarted {
+    fn sorted(&mut self, ended: Vec<Ended>) -> (Vec<Actor>, Vec<(usize, Operation)>) {
         let (mut actors, mut lost) = (Vec::new(), Vec::new());
         for (number, ended) in ended.into_iter().enumerate() {
             self.tally.findings.take_in(ended.findings);
             lost.extend(ended.lost.map(|(operation, _)| (number, operation)));
             actors.push(ended.actor);
         }
-        Restarted { daemon, actors, lost, saved }
+        (actors, lost)
     }
 }
 

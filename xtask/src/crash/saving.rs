@@ -68,6 +68,11 @@ impl Saving {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// What the daemon has told so far.
+    pub(crate) fn so_far(&self) -> Saved {
+        Saved { states: lock(&self.known.0).states.clone() }
+    }
+
     /// What the daemon told before it ended, which it has.
     pub(crate) fn finish(mut self, durations: &mut Durations) -> Saved {
         if let Some(thread) = self.thread.take() {

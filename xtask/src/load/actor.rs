@@ -21,6 +21,8 @@ pub(crate) struct Actor {
     pub(crate) limits: Limits,
     /// The kind of request it makes mostly.
     pub(crate) wish: Option<Kind>,
+    /// How requests may fail although the daemon lives, by what is done to it: such a one is lost like its answer.
+    pub(crate) may_fail: &'static [Code],
 }
 
 /// What an actor tells while it works.
@@ -66,6 +68,9 @@ impl Actor {
                     tell(News::Answered(kind, asked.elapsed()));
                 }
                 Err(error) if may_be_refused(&error) => {}
+                Err(error) if error.code().is_some_and(|code| self.may_fail.contains(&code)) => {
+                    return Ended { actor: self, lost: Some((operation, kind)), findings, answered };
+                }
                 // Nothing was asked: the daemon is gone.
                 Err(error) if error.is_unreachable() => break,
                 Err(ClientError::Broken { .. }) => {

@@ -133,6 +133,7 @@ impl<'a> Soak<'a> {
                 memory_bytes: vec![4 * MIB, 8 * MIB, 16 * MIB],
             },
             wish: None,
+            may_fail: &[],
         });
         Self {
             place,

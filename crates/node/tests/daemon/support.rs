@@ -9,6 +9,7 @@ use rekindle::api::types::{
 };
 use rekindle::client::Client;
 use rekindle::guest::history::{Rewrite, Share};
+pub(crate) use rekindle_testkit::black_box::Outage;
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, RunningDaemon, Told, ask_until};
 
 pub(crate) const MEMORY_BYTES: u64 = 16 << 20;
@@ -154,38 +155,6 @@ pub(crate) fn share(seed: u64, percent: u8) -> Share {
 /// Four of ten pages written, some of them with zeroes, some with what they held.
 pub(crate) fn rewrite(seed: u64) -> Rewrite {
     Rewrite { share: share(seed, 40), zero_percent: 20, same_percent: 20 }
-}
-
-/// A store that nothing can be read from or written to: where its directories were, there are files.
-pub(crate) struct Outage {
-    store: PathBuf,
-}
-
-const STORE_DIRECTORIES: [&str; 2] = ["layers", "manifests"];
-
-impl Outage {
-    /// Begins now.
-    pub(crate) fn of(store: &Path) -> Self {
-        for name in STORE_DIRECTORIES {
-            let directory = store.join(name);
-            if directory.exists() {
-                fs::rename(&directory, store.join(format!("{name}-away"))).expect("a directory is moved");
-            }
-            fs::write(&directory, "").expect("a file takes its place");
-        }
-        Self { store: store.to_owned() }
-    }
-
-    /// The store is back.
-    pub(crate) fn end(self) {
-        for name in STORE_DIRECTORIES {
-            let (directory, away) = (self.store.join(name), self.store.join(format!("{name}-away")));
-            fs::remove_file(&directory).expect("the file goes");
-            if away.exists() {
-                fs::rename(away, directory).expect("the directory comes back");
-            }
-        }
-    }
 }
 
 /// Every file below `directory`.

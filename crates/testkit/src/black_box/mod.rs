@@ -5,6 +5,7 @@
 
 mod console;
 mod daemon;
+mod outage;
 mod processes;
 mod told;
 
@@ -24,6 +25,7 @@ use tempfile::TempDir;
 
 pub use console::Console;
 pub use daemon::RunningDaemon;
+pub use outage::Outage;
 pub use processes::{Process, Role};
 pub use told::Told;
 

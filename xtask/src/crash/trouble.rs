@@ -1,0 +1,80 @@
+//! What is done to a node in a round.
+
+use rekindle::api::problem::Code;
+
+/// What is done, at a random instant of the phase aimed at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Trouble {
+    /// The daemon is killed.
+    DaemonKilled,
+    /// The daemon and the keeper are killed, one right after the other.
+    BothKilled,
+    /// The keeper is killed; the daemon gives everything to the next one.
+    KeeperKilled,
+    /// The daemon is stopped for a while, and goes on.
+    DaemonStopped,
+    /// The daemon is killed and started again while nothing can be read from the store or written to it.
+    StoreAway,
+    /// The disk is full for a while, at whose end the daemon is killed.
+    DiskFull,
+}
+
+/// What ten rounds do.
+const ROUNDS: [Trouble; 10] = [
+    Trouble::DaemonKilled,
+    Trouble::KeeperKilled,
+    Trouble::DaemonKilled,
+    Trouble::DaemonStopped,
+    Trouble::StoreAway,
+    Trouble::DaemonKilled,
+    Trouble::KeeperKilled,
+    Trouble::DiskFull,
+    Trouble::DaemonKilled,
+    Trouble::BothKilled,
+];
+
+impl Trouble {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::DaemonKilled,
+        Self::BothKilled,
+        Self::KeeperKilled,
+        Self::DaemonStopped,
+        Self::StoreAway,
+        Self::DiskFull,
+    ];
+
+    /// What is done in a round, by its number; the disk can be full only where it may be made so.
+    pub(crate) fn of_round(number: u64, disk_can_be_full: bool) -> Self {
+        let position = usize::try_from(number % 10).expect("less than ten");
+        match ROUNDS[position] {
+            Self::DiskFull if !disk_can_be_full => Self::DaemonKilled,
+            trouble => trouble,
+        }
+    }
+
+    /// Its name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::DaemonKilled => "daemon_killed",
+            Self::BothKilled => "both_killed",
+            Self::KeeperKilled => "keeper_killed",
+            Self::DaemonStopped => "daemon_stopped",
+            Self::StoreAway => "store_away",
+            Self::DiskFull => "disk_full",
+        }
+    }
+
+    /// Whether the daemon does not outlive it.
+    pub(crate) fn ends_daemon(self) -> bool {
+        !matches!(self, Self::KeeperKilled | Self::DaemonStopped)
+    }
+
+    /// How requests may fail for it. One that does was done whole or not at all, like one whose answer is lost.
+    pub(crate) fn may_fail(self) -> &'static [Code] {
+        match self {
+            Self::DaemonKilled | Self::BothKilled | Self::DaemonStopped | Self::StoreAway => &[],
+            Self::KeeperKilled => &[Code::KeeperFailed],
+            Self::DiskFull => &[Code::DiskFailed],
+        }
+    }
+}
