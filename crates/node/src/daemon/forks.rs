@@ -24,7 +24,6 @@ use crate::api::problem::{Code, Problem};
 use crate::api::types::{
     ForkSandbox, Labels, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
 };
-use crate::keeper::KeeperIdentity;
 use crate::vmm::taps;
 
 /// New sandboxes that a request asks for, with their names taken.
@@ -38,7 +37,6 @@ struct Wanted<'a> {
 /// Guests that no record names yet: dropped, they are ended, and were never there.
 struct Born<'a> {
     daemon: &'a Daemon,
-    keeper: KeeperIdentity,
     guests: Vec<(SandboxRecord, Box<Live>)>,
 }
 
@@ -184,7 +182,7 @@ impl Daemon {
 
     /// Makes all of the sandboxes, or none: they become known together, once each of their guests runs.
     fn make_all(&self, known: &Known, wanted: &Wanted<'_>, asked: &Asked) -> Answer<SandboxList> {
-        let mut born = Born { daemon: self, keeper: self.keeping.client().identity(), guests: Vec::new() };
+        let mut born = Born { daemon: self, guests: Vec::new() };
         for (id, name) in wanted.ids.iter().zip(&wanted.names) {
             let (live, spec) = self
                 .bring_back(known, asked, &wanted.how)
@@ -238,11 +236,6 @@ impl Daemon {
 impl Born<'_> {
     /// Writes all of them down at once: from here on they are found again after a crash.
     fn become_known(mut self) -> Answer<Vec<Arc<Entry>>> {
-        // Guests that nobody knew of were not given to a keeper that came meanwhile.
-        if self.daemon.keeping.client().identity() != self.keeper {
-            let why = "the keeper died while the sandboxes were being made; none was made: ask again";
-            return Err(Problem::new(Code::KeeperFailed, why));
-        }
         let records: Vec<Change> = self.guests.iter().map(|(record, _)| put(record)).collect();
         match self.daemon.catalog.write(&records) {
             Ok(()) => {}
