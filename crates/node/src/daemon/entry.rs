@@ -178,9 +178,27 @@ impl Entry {
         self.name.clone().unwrap_or_else(|| self.id.to_string())
     }
 
-    /// What its guest waits for in vain so far, if it does.
+    /// What its guest waits for in vain so far, if it does, or who stopped it.
     pub(super) fn stalled(&self) -> Option<String> {
-        self.lock().outside.watch.stalled()
+        let waits = self.lock().outside.watch.stalled();
+        waits.or_else(|| self.stopped_by_signal())
+    }
+
+    /// That somebody stopped its VMM by a signal, if that is so.
+    fn stopped_by_signal(&self) -> Option<String> {
+        let process = self.process_at_rest()?;
+        let stopped = stopped_by_signal(&process)?;
+        // An operation that came meanwhile may have stopped it.
+        self.process_at_rest().is_some_and(|now| Arc::ptr_eq(&now, &process)).then_some(stopped)
+    }
+
+    /// The process of its guest while no operation has that.
+    fn process_at_rest(&self) -> Option<Arc<ProcessHandle>> {
+        let state = self.lock();
+        match &state.live {
+            Held::Here(Some(_)) => state.outside.process.clone(),
+            Held::Here(None) | Held::Taken(_) => None,
+        }
     }
 
     /// What its guest's VMM did to it since the last call that did not stop it.
@@ -190,9 +208,9 @@ impl Entry {
 
     /// The sandbox as the API shows it.
     pub(super) fn show(&self) -> Sandbox {
+        let stalled = self.stalled();
         let state = self.lock();
         let record = &state.record;
-        let stalled = state.outside.watch.stalled();
         let (shown, reason, pid) = match &record.life {
             RecordedLife::Running(guest) => {
                 let shown = if stalled.is_some() { SandboxState::Stalled } else { SandboxState::Running };
@@ -288,6 +306,14 @@ impl Named for Arc<Entry> {
     fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
+}
+
+/// That a VMM was stopped by a signal, and what lets it go on.
+pub(super) fn stopped_by_signal(process: &ProcessHandle) -> Option<String> {
+    // An error says that it has ended.
+    let is_stopped = process.is_stopped().unwrap_or(false);
+    let pid = process.pid();
+    is_stopped.then(|| format!("its VMM was stopped by a signal (SIGSTOP): `kill -CONT {pid}` lets it go on"))
 }
 
 /// Pages served, as the API shows them.

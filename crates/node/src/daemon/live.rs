@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::Daemon;
 use super::about::About;
 use super::endings::Ending;
+use super::entry::stopped_by_signal;
 use super::guests::{Blobs, Guest, GuestSpec, HANDOVER_LIMIT};
 use super::keeping::{GuestNote, Keeping, UnsettledChange, guest_key, take_fd};
 use super::record::{RecordedGuest, SandboxRecord};
@@ -276,6 +277,9 @@ impl Live {
     ) -> Result<Paused, (Box<Self>, Problem)> {
         if let Err(problem) = self.go_on_if_stuck(daemon) {
             return Err((self, problem));
+        }
+        if let Some(why) = stopped_by_signal(&self.process()) {
+            return Err((self, Problem::new(Code::WrongState, format!("{why}, and it can be paused then"))));
         }
         if let Some(why) = self.watch().stopped() {
             let why =

@@ -183,6 +183,38 @@ fn case_02_a_pause_that_is_refused_or_whose_guest_dies_holds_nothing() {
     assert_eq!(known.len(), 1, "{known:?}");
 }
 
+#[test]
+fn a_process_guest_says_that_it_has_no_console() {
+    let node = Node::start();
+    node.filled("a", 1);
+    let read = node.client.read_console("a", Default::default()).expect_err("it has none");
+    let typed = node.client.type_at_console("a", b"x").expect_err("it has none");
+    for error in [read, typed] {
+        assert_eq!(error.code(), Some(Code::WrongState), "{error}");
+        assert!(error.to_string().ends_with("is a process guest and has no console"), "{error}");
+    }
+    assert_eq!(node.client.sandbox("a").expect("it is listed").machine, None);
+}
+
+#[test]
+fn a_guest_whose_vmm_was_stopped_by_a_signal_says_so_and_goes_on_when_it_is_let_to() {
+    let node = Node::start();
+    let pid = node.filled("a", 1).pid.expect("its guest has a process");
+    let vmm = ProcessHandle::open(pid).expect("it runs");
+    vmm.signal(Signal::Stop).expect("it can be stopped");
+    node.eventually("the guest being stalled", || {
+        let shown = node.client.sandbox("a").expect("it is listed");
+        shown.state == SandboxState::Stalled && shown.reason.is_some_and(|why| why.contains("SIGSTOP"))
+    });
+    assert_eq!(code(node.client.pause_sandbox("a", None, &pause_as("no"))), Some(Code::WrongState));
+    vmm.signal(Signal::Continue).expect("it can go on");
+    node.eventually("the guest going on", || {
+        node.client.sandbox("a").expect("it is listed").state == SandboxState::Running
+    });
+    node.assert_verified("a");
+    node.pause("a", "yes");
+}
+
 /// Bytes of RAM that captures hold.
 fn captures_held(client: &Client) -> u64 {
     let metrics = client.metrics().expect("metrics");

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rekindle::api::problem::Code;
-use rekindle::api::types::{Accelerator, Board, ForkSandbox, SandboxState, SnapshotState, Tap, TapName};
+use rekindle::api::types::{
+    Accelerator, Board, DiskImage, ForkSandbox, SandboxState, SnapshotState, Tap, TapName,
+};
 use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::black_box::PATIENCE;
 use rekindle_testkit::random::Random;
@@ -182,6 +184,29 @@ fn a_machine_that_is_killed_is_stopped_by_name_and_its_snapshots_go_on() {
     assert!(reason.contains("signal 9 (SIGKILL)"), "{reason}");
     node.resumed("first", "again");
     Console::from_now(&node.client, "again").assert_verified();
+}
+
+#[test]
+fn a_machine_is_shown_with_what_it_was_made_of_also_while_it_is_paused() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let node = Node::start();
+    let mut wanted = tiny(&node, "vm", Board::Q35, Accelerator::Tcg);
+    let asked = wanted.machine.as_mut().expect("it is one");
+    let image = node.place.home_directory().join("odd.img");
+    std::fs::write(&image, [7; 1000]).expect("there is room");
+    asked.disks.push(DiskImage { name: "odd".to_owned(), image: image.display().to_string() });
+    let kernel = asked.kernel.clone();
+    node.client.create_sandbox(None, &wanted).expect("a machine is made");
+    let shown = || node.client.sandbox("vm").expect("it is listed").machine.expect("it is a machine");
+    let running = shown();
+    assert_eq!((running.kernel.path.clone(), running.kernel.blake3.len()), (kernel, 64));
+    assert_eq!((running.cpus, running.board, running.accelerator), (1, Some(Board::Q35), Accelerator::Tcg));
+    assert_eq!((running.disks[0].name.as_str(), running.disks[0].bytes), ("odd", 1024));
+    assert!(running.vmm_version.is_some_and(|version| version.contains('.')));
+    node.pause("vm", "first");
+    assert_eq!(shown().disks, running.disks);
 }
 
 /// What a machine does by itself is told, also when it did so while there was no daemon.

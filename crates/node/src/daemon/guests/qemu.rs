@@ -67,12 +67,15 @@ impl HostQemu {
 
     fn get(&self) -> anyhow::Result<QemuProgram> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another one may have come before it in the search path.
+        let path = QemuProgram::locate()?;
         if let Some((stamp, program)) = &*known
-            && stamp_of(&program.path).is_ok_and(|now| now == *stamp)
+            && program.path == path
+            && stamp_of(&path).is_ok_and(|now| now == *stamp)
         {
             return Ok(program.clone());
         }
-        let program = QemuProgram::find(None)?;
+        let program = QemuProgram::find(Some(&path))?;
         *known = Some((stamp_of(&program.path)?, program.clone()));
         Ok(program)
     }

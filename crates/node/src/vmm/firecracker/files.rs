@@ -12,6 +12,7 @@ use rustix::fs::SeekFrom as SeekTo;
 use rustix::io::Errno;
 
 use super::error::FirecrackerError;
+use crate::regular_file::RegularFile;
 use crate::vmm::qemu::BootFile;
 
 /// Files whose digests are known at once: beyond it all of them are computed anew.
@@ -45,7 +46,7 @@ impl FileDigests {
 
     /// The BLAKE3 digest of a file's bytes, in lower-case hexadecimal digits.
     pub fn of(&self, path: &Path) -> io::Result<String> {
-        let file = File::open(path)?;
+        let file = RegularFile::open(path, u64::MAX)?.into_file();
         let stamp = Stamp::of(&file)?;
         let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((before, digest)) = known().get(path)

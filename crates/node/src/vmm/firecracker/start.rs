@@ -16,6 +16,7 @@ use super::kept::{CAPTURE, FirecrackerFacts, Origin, PRINTED, STATE, TYPED};
 use super::spec::{Drive, DriveContent, FirecrackerSpec};
 use super::{CallError, FirecrackerError, FirecrackerGuest, Places, Seccomp};
 use crate::keeper::{KeeperClient, Role, Spawn};
+use crate::regular_file::RegularFile;
 use crate::vmm::qemu::BootFile;
 use crate::vmm::serial_line::{SerialLine, VmmEnds};
 use crate::vmm::vmm_process::{ProcessError, Unfinished, VmmProcess};
@@ -168,7 +169,8 @@ impl<'a> Prepared<'a> {
             let beside = self.directory.beside(&drive.file_name());
             chunks.save(&beside).map_err(FirecrackerError::file("writing", beside))?;
         } else {
-            let source = std::fs::File::open(image).map_err(FirecrackerError::file("opening", image))?;
+            let source = RegularFile::open(image, u64::MAX).map_err(std::io::Error::from);
+            let source = source.map_err(FirecrackerError::file("opening", image))?.into_file();
             let found =
                 source.metadata().map_err(FirecrackerError::file("asking for the size of", image))?.len();
             if found != drive.bytes {

@@ -80,6 +80,11 @@ impl std::fmt::Display for Version {
 }
 
 impl QemuProgram {
+    /// Where the search path has QEMU now.
+    pub fn locate() -> Result<PathBuf, NoQemu> {
+        located(None)
+    }
+
     /// The QEMU at `path`, or the one that the search path has, asked what it can do: two runs of 30 ms.
     pub fn find(path: Option<&Path>) -> Result<Self, NoQemu> {
         let path = located(path)?;
