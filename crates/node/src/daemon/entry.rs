@@ -8,7 +8,8 @@ use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
 use super::console::Console;
-use super::live::{GuestWatch, Live};
+use super::guest_watch::GuestWatch;
+use super::live::Live;
 use super::record::{RecordedLife, SandboxRecord};
 use super::references::Named;
 use crate::api::control::Answer;

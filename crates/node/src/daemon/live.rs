@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use rekindle_engine::catalog::Change;
 use rekindle_engine::handover::Handover;
-use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::pause::{CommitError, PausedGuest};
-use rekindle_engine::serve::{
-    Epoch, EpochFacts, FaultServer, KeptEpoch, NotServed, ServeOptions, ServeStatus, ServerWatch,
-};
+use rekindle_engine::serve::{Epoch, EpochFacts, FaultServer, KeptEpoch, NotServed, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
 use uuid::Uuid;
@@ -21,14 +19,13 @@ use super::Daemon;
 use super::about::About;
 use super::endings::Ending;
 use super::entry::stopped_by_signal;
+use super::guest_watch::GuestWatch;
 use super::guests::{Blobs, Guest, GuestSpec, HANDOVER_LIMIT};
 use super::keeping::{GuestNote, Keeping, UnsettledChange, guest_key, take_fd};
 use super::record::{RecordedGuest, SandboxRecord};
 use crate::api::problem::{Code, Problem};
-use crate::disk::DiskWatch;
 use crate::keeper::{Held, KeeperClient, KeeperError, KeeperIdentity};
 use crate::vmm::process::{GuestControl, MEMORY};
-use crate::vmm::qemu::MachineWatch;
 use crate::vmm::serial_line::SerialLine;
 
 /// The names of descriptors under a guest's key.
@@ -63,18 +60,6 @@ enum Memory {
     /// The base, but nobody serves it now: the guest stands or waits. Its epoch is in hand, for the keeper that holds
     /// the same may be gone.
     Unserved { epoch: Box<Epoch> },
-}
-
-/// How a guest is served, seen from outside of any operation.
-#[derive(Debug, Clone, Default)]
-pub(super) struct GuestWatch {
-    /// None for memory that began empty.
-    pub(super) memory: Option<ServerWatch>,
-    disks: Vec<(VolumeName, DiskWatch)>,
-    /// Why the guest stands, where only another try can let it go on.
-    stuck: Option<String>,
-    /// What its VMM does to it by itself, where it tells.
-    machine: Option<MachineWatch>,
 }
 
 /// A pause that was answered.
@@ -445,38 +430,6 @@ impl Drop for Unborn {
             // An error says that it has ended.
             guest.process().begin_kill().ok();
         }
-    }
-}
-
-impl GuestWatch {
-    /// Whether the guest stands although nothing is done with it.
-    pub(super) fn is_stuck(&self) -> bool {
-        self.stuck.is_some()
-    }
-
-    /// Why the guest stands, where its VMM stopped it by itself.
-    pub(super) fn stopped(&self) -> Option<String> {
-        self.machine.as_ref().and_then(MachineWatch::stopped)
-    }
-
-    /// What its VMM did to it since the last call that did not stop it.
-    pub(super) fn take_news(&self) -> Vec<String> {
-        self.machine.as_ref().map(MachineWatch::take_news).unwrap_or_default()
-    }
-
-    /// What the guest waits for in vain so far, if it does, or why its VMM stopped it.
-    pub(super) fn stalled(&self) -> Option<String> {
-        if self.stuck.is_some() {
-            return self.stuck.clone();
-        }
-        let memory = self.memory.as_ref().and_then(|memory| match memory.status() {
-            ServeStatus::Stalled { page, reason } => Some(format!("page {page}: {reason}")),
-            ServeStatus::Running | ServeStatus::Ended { .. } => None,
-        });
-        let disk = |(name, watch): &(VolumeName, DiskWatch)| {
-            watch.stalled().map(|reason| format!("a page of disk {name}: {reason}"))
-        };
-        memory.or_else(|| self.disks.iter().find_map(disk)).or_else(|| self.stopped())
     }
 }
 

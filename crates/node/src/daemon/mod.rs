@@ -14,6 +14,7 @@ mod events;
 mod fault_socket;
 mod fault_sockets;
 mod forks;
+mod guest_watch;
 mod guests;
 mod idempotency;
 mod keeping;

@@ -44,7 +44,7 @@ impl Peers {
         );
         let file = fs::OpenOptions::new().append(true).open(place.settings_file());
         write!(file.expect("it is there"), "{more}").expect("there is room");
-        fs::write(place.home_directory().join("vmlinux"), elf_header()).expect("there is room");
+        fs::write(place.home_directory().join("vmlinux"), elf_start()).expect("there is room");
         Settings::default().write(&directory.join("settings.json"));
         let peers = Self { node: Node::start_in(place), directory };
         peers.set(|_| {});
@@ -173,7 +173,7 @@ fn pipe_at(path: &Path) {
 }
 
 /// What a file begins with that Firecracker would boot; the peer boots anything.
-fn elf_header() -> Vec<u8> {
+fn elf_start() -> Vec<u8> {
     let mut bytes = vec![0; 64];
     bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
     bytes[18] = 62;
