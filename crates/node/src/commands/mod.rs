@@ -21,6 +21,7 @@ pub mod settings;
 pub mod shell;
 pub mod show;
 pub mod shown;
+pub mod shutdown;
 pub mod status;
 pub mod target;
 pub mod tell;
@@ -49,6 +50,7 @@ use session::{GlobalArguments, Session};
 use settings::SettingsArguments;
 use shell::{CompletionsArguments, ManArguments};
 use show::ShowArguments;
+use shutdown::ShutdownArguments;
 use status::{EXIT_STATUSES, Status};
 use tell::TellArguments;
 use verify::VerifyArguments;
@@ -115,6 +117,8 @@ pub enum Command {
     Stop(EndArguments),
     /// Delete sandboxes and snapshots
     Delete(EndArguments),
+    /// End the guests and the keeper that a daemon left when it ended
+    Shutdown(ShutdownArguments),
     /// Show what happens, as it happens
     Events(EventsArguments),
     /// Show every setting, its value, and where that came from
@@ -155,13 +159,14 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(arguments) => console::run(&session, arguments),
         Command::Stop(arguments) => delete::stop(&session, arguments),
         Command::Delete(arguments) => delete::run(&session, arguments),
+        Command::Shutdown(arguments) => shutdown::run(&session, arguments),
         Command::Events(arguments) => events::run(&session, arguments),
         Command::Settings(arguments) => settings::run(&session, arguments),
         Command::Doctor(arguments) => doctor::run(&session, arguments),
         Command::Guests(arguments) => guests::run(&session, arguments),
         Command::Completions(arguments) => shell::completions(arguments),
         Command::Man(arguments) => shell::man(arguments),
-        Command::Demo(arguments) => demo::run(arguments),
+        Command::Demo(arguments) => return demo::run(arguments),
         Command::Guest(arguments) => crate::guest::run_with(arguments).map(|()| Status::Done),
         Command::Keeper(arguments) => return crate::keeper::run(arguments),
         Command::Openapi => output::write(&crate::api::document_text()).map(|()| Status::Done),

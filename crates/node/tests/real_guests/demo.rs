@@ -1,10 +1,12 @@
 //! `rekindle demo` as a user runs it.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use rekindle_kernel::HugepageReservation;
 use rekindle_testkit::skip::skipped;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::program;
@@ -35,6 +37,8 @@ fn assert_fields(report: &Value) {
         ["overlap_resume", "first_progress_seconds"],
         ["overlap_resume", "control_first_progress_seconds"],
         ["overlap_resume", "ratio"],
+        ["overlap_resume", "ratio_min"],
+        ["overlap_resume", "ratio_max"],
         ["waiting_resume", "first_progress_seconds"],
         ["seal", "seconds"],
         ["cold_resume", "first_progress_seconds"],
@@ -57,6 +61,7 @@ fn assert_fields(report: &Value) {
         assert!(report[of][name].is_u64(), "{of}.{name}: {report}");
     }
     assert!(report["overlap_resume"]["seal_was_running"].is_boolean(), "{report}");
+    assert_eq!(report["overlap_resume"]["pairs"].as_array().map(Vec::len), Some(5), "{report}");
     let seal = |name: &str| report["seal"][name].as_u64().expect("checked above");
     assert_eq!(
         seal("dirty_pages"),
@@ -129,6 +134,42 @@ fn the_last_line_says_how_many_pages_were_verified() {
     let pages = last.strip_suffix(" pages verified, 0 wrong").expect(last);
     assert!(pages.parse::<u64>().is_ok_and(|pages| pages >= 4 * MEMORY_PAGES), "{last}");
     assert!(!text.contains('\u{1b}'), "no terminal, no colours");
+}
+
+/// A demo whose temporary directory is `directory`, once its guest has filled its memory.
+fn begun_in(directory: &Path) -> Child {
+    let mut program = Command::new(program());
+    program.arg("demo").args(MEMORY).env("TMPDIR", directory).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut demo = program.spawn().expect("the program runs");
+    let mut first = String::new();
+    BufReader::new(demo.stdout.as_mut().expect("it was asked for")).read_line(&mut first).expect("text");
+    assert!(first.contains("filled"), "{first}");
+    demo
+}
+
+fn entries(directory: &Path) -> usize {
+    std::fs::read_dir(directory).expect("it is there").count()
+}
+
+#[test]
+fn the_demo_leaves_nothing_behind_whatever_ends_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let mut demo = begun_in(directory.path());
+        assert_eq!(entries(directory.path()), 1);
+        kill_process(Pid::from_child(&demo), signal).expect("it runs");
+        let status = demo.wait().expect("it ends");
+        assert_eq!(status.code(), Some(128 + signal.as_raw()), "{signal:?}");
+        assert_eq!(entries(directory.path()), 0, "{signal:?}");
+    }
+    let mut killed = begun_in(directory.path());
+    killed.kill().expect("it runs");
+    killed.wait().expect("it ends");
+    let next = Command::new(program()).arg("demo").args(MEMORY).env("TMPDIR", directory.path()).output();
+    let next = next.expect("the program runs");
+    assert!(next.status.success(), "{next:?}");
+    assert!(String::from_utf8_lossy(&next.stderr).contains("which a killed demo left"), "{next:?}");
+    assert_eq!(entries(directory.path()), 0, "a killed one's goes with the next one");
 }
 
 /// The demo refuses, and says why naming each of `named`.

@@ -43,6 +43,9 @@ pub struct DemoArguments {
     /// Directory of the object store; a temporary one unless given
     #[arg(long)]
     pub store: Option<PathBuf>,
+    /// The directory that this process works in, made by the one that watches it
+    #[arg(long, hide = true)]
+    pub place: Option<PathBuf>,
     /// Print one JSON object and nothing else
     #[arg(long)]
     pub json: bool,

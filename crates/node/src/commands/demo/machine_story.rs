@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bytesize::ByteSize;
-use tempfile::TempDir;
 
 use super::SAVED_LIMIT;
 use super::arguments::{DemoArguments, MachineWord};
 use super::private_node::{Machine, PrivateNode};
 use super::report::{
-    ColdResume, FirstProgress, GuestReport, Pause, Publish, Report, Seal, Verified, Window, WindowPause,
-    seconds,
+    Beside, ColdResume, FirstProgress, GuestReport, Pair, Pause, Publish, Report, Seal, Verified, Window,
+    WindowPause, seconds,
 };
 use super::timeline::Timeline;
 use crate::api::types::{self, Accelerator, CreateSandbox, Labels, MemoryBacking, Snapshot, VmmKind};
@@ -22,12 +21,18 @@ use crate::vmm::guests::{self, LinuxKernel};
 /// Memory that a Linux guest is left for itself.
 const LINUX_OWN_MIB: u64 = 96;
 
+/// Resumes during a seal that are compared with as many with nothing else running: each starts a VMM twice.
+const PAIRS: u32 = 3;
+
+/// Percent of the memory that is rewritten for each of them.
+const PAIR_PERCENT: u8 = 10;
+
 /// What is shown, and what was seen so far.
 pub(super) struct MachineStory<'a> {
     timeline: &'a Timeline,
     arguments: &'a DemoArguments,
     guest: MachineWord,
-    place: TempDir,
+    place: &'a Path,
     store: PathBuf,
     verified: Verified,
 }
@@ -36,11 +41,11 @@ impl<'a> MachineStory<'a> {
     pub(super) fn new(
         arguments: &'a DemoArguments,
         guest: MachineWord,
+        place: &'a Path,
         timeline: &'a Timeline,
-    ) -> anyhow::Result<Self> {
-        let place = tempfile::tempdir().context("a temporary directory")?;
-        let store = arguments.store.clone().unwrap_or_else(|| place.path().join("store"));
-        Ok(Self { timeline, arguments, guest, place, store, verified: Verified::default() })
+    ) -> Self {
+        let store = arguments.store.clone().unwrap_or_else(|| place.join("store"));
+        Self { timeline, arguments, guest, place, store, verified: Verified::default() }
     }
 
     pub(super) fn tell(mut self) -> anyhow::Result<Report> {
@@ -53,14 +58,14 @@ impl<'a> MachineStory<'a> {
         let frozen_seconds = node.frozen_seconds() - frozen_before;
         let window = self.window(&node, &snapshot, counted)?;
         let saved = self.wait_published(&node, &[&base, &snapshot, &window.last])?;
-        let control_seconds = self.control(&node, &base)?;
         let stored_bytes = node.traffic().stored_bytes;
+        let pairs = self.pairs(&node, &base)?;
         drop(node);
         let cold_resume = self.cold(&window.last)?;
         Ok(Report {
             memory_bytes: self.memory_bytes(),
             pause: Pause { answer_seconds: answer.as_secs_f64(), frozen_seconds },
-            overlap_resume: window.overlap_resume(control_seconds),
+            overlap_resume: window.overlap_resume(pairs),
             waiting_resume: window.waiting,
             window_pause: window.pause,
             seal: seal_of(&saved[1])?,
@@ -79,7 +84,7 @@ impl<'a> MachineStory<'a> {
     }
 
     fn node(&self, name: &str) -> anyhow::Result<PrivateNode> {
-        PrivateNode::start(&self.place.path().join(name), &self.store)
+        PrivateNode::start(&self.place.join(name), &self.store)
     }
 
     fn memory_bytes(&self) -> u64 {
@@ -132,7 +137,7 @@ impl<'a> MachineStory<'a> {
     }
 
     fn boot_file(&self, name: &str, bytes: &[u8]) -> anyhow::Result<PathBuf> {
-        let path = self.place.path().join(name);
+        let path = self.place.join(name);
         std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
     }
@@ -226,16 +231,16 @@ impl<'a> MachineStory<'a> {
             if parent_was_unsealed { ", its parent still unsealed" } else { "" }
         ));
         let (resumed, _) = first_tick(node, &snapshot, self.is_early(), counted)?;
-        let more = self.verify_and_write_on(resumed, "second fork, resumed once more")?;
+        let more = self.verify_and_write_on(resumed, "second fork, paused and resumed")?;
         let pause = WindowPause { answer_seconds: answer.as_secs_f64(), parent_was_unsealed };
         Ok((pause, snapshot, from_capture + more))
     }
 
     /// Has a guest verify every page, write some, and verify again; the pages it was given from captures.
     fn verify_and_write_on(&mut self, mut machine: Machine<'_>, who: &str) -> anyhow::Result<u64> {
-        self.verify(&mut machine, who)?;
+        self.verify(&mut machine, &format!("{who}, as it was resumed"))?;
         machine.ask("dirty 4 5", "dirtied ")?;
-        self.verify(&mut machine, who)?;
+        self.verify(&mut machine, &format!("{who}, after writing on"))?;
         let from_capture = machine.pages_from_capture()?;
         machine.end()?;
         Ok(from_capture)
@@ -251,18 +256,40 @@ impl<'a> MachineStory<'a> {
         Ok(())
     }
 
-    /// The same resume once more, with nothing else running: of a snapshot that was made as the other was, so that as
-    /// little is known of what its guest touches first.
-    fn control(&self, node: &PrivateNode, base: &Snapshot) -> anyhow::Result<f64> {
+    /// Small resumes in turns: one while its snapshot is being sealed, one with nothing else running. Each is of a
+    /// snapshot of its own, so that as little is known of what its guest touches first.
+    fn pairs(&self, node: &PrivateNode, base: &Snapshot) -> anyhow::Result<Vec<Pair>> {
+        let mut pairs = Vec::new();
+        for _ in 0..PAIRS {
+            let (during_seconds, seal_was_running) = self.small_resume(node, base, Beside::Seal)?;
+            let (alone_seconds, _) = self.small_resume(node, base, Beside::Nothing)?;
+            pairs.push(Pair { during_seconds, alone_seconds, seal_was_running });
+        }
+        self.timeline
+            .say(&format!("{PAIRS} smaller resumes during seals, {PAIRS} with nothing else running"));
+        Ok(pairs)
+    }
+
+    /// Pauses a machine that rewrote a little of `base`, resumes it once, and takes the time to its first tick; also
+    /// whether its snapshot was being sealed then.
+    fn small_resume(
+        &self,
+        node: &PrivateNode,
+        base: &Snapshot,
+        beside: Beside,
+    ) -> anyhow::Result<(f64, bool)> {
         let mut machine = node.resume(base, self.is_early())?;
-        machine.ask(&format!("dirty 2 {}", self.arguments.dirty), "dirtied ")?;
+        machine.ask(&format!("dirty 2 {}", self.arguments.dirty.min(PAIR_PERCENT)), "dirtied ")?;
         let counted = machine.tick()?;
         let (twin, _) = node.pause(&machine)?;
+        if beside == Beside::Nothing {
+            node.wait_published(&twin, SAVED_LIMIT)?;
+        }
+        let (resumed, took) = first_tick(node, &twin, self.is_early(), counted)?;
+        let seal_was_running = node.is_unsealed(&twin)?;
+        resumed.end()?;
         node.wait_published(&twin, SAVED_LIMIT)?;
-        let (machine, took) = first_tick(node, &twin, self.is_early(), counted)?;
-        machine.end()?;
-        self.timeline.say(&format!("the same resume with nothing else running: {}", seconds(took)));
-        Ok(took)
+        Ok((took, seal_was_running))
     }
 
     /// A new node, with nothing but the store.

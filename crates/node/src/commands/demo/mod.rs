@@ -3,22 +3,23 @@
 
 pub mod arguments;
 mod machine_story;
+mod place;
 mod private_node;
 pub mod report;
 mod timeline;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytesize::ByteSize;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
-use tempfile::TempDir;
 
 use super::status::Status;
 use crate::guest::arguments::MemoryKind;
@@ -26,8 +27,10 @@ use crate::guest::history::{Rewrite, Share};
 use crate::sandbox::{Paused, Sandbox, SandboxShape};
 use arguments::{CaptureKind, DemoArguments, PageSize};
 use machine_story::MachineStory;
+use place::Place;
 use report::{
-    ColdResume, FirstProgress, Pause, Publish, Report, Seal, Verified, Window, WindowPause, seconds,
+    Beside, ColdResume, FirstProgress, Pair, Pause, Publish, Report, Seal, Verified, Window, WindowPause,
+    seconds,
 };
 use timeline::Timeline;
 
@@ -37,14 +40,30 @@ const STEP_PAGES: u32 = 64;
 /// How long saving may take before the demo gives up.
 const SAVED_LIMIT: Duration = Duration::from_secs(600);
 
-/// Runs the demo. Status 1 means that a page was wrong.
-pub fn run(arguments: &DemoArguments) -> anyhow::Result<Status> {
+/// Resumes during a seal that are compared with as many of the same kind with nothing else running.
+const PAIRS: u64 = 5;
+
+/// Memory that is rewritten for each of them.
+const PAIR_BYTES: u64 = 32 << 20;
+
+/// Runs the demo in a process of its own, and ends as that does. Status 1 means that a page was wrong.
+pub fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
+    if let Some(place) = &arguments.place {
+        place::end_with_the_watcher()?;
+        return tell(arguments, place).map(ExitCode::from);
+    }
     arguments.check()?;
-    let timeline = Timeline::new(arguments.json);
     arguments.store.as_deref().map(check_writable).transpose()?;
+    let ended = Place::make()?.run_demo()?;
+    Ok(ExitCode::from(ended.status()))
+}
+
+/// Tells the story in `place`.
+fn tell(arguments: &DemoArguments, place: &Path) -> anyhow::Result<Status> {
+    let timeline = Timeline::new(arguments.json);
     let report = match arguments.vm {
-        Some(guest) => MachineStory::new(arguments, guest, &timeline)?.tell()?,
-        None => Story::new(arguments, &timeline)?.tell()?,
+        Some(guest) => MachineStory::new(arguments, guest, place, &timeline).tell()?,
+        None => Story::new(arguments, place, &timeline)?.tell()?,
     };
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report).context("the report as JSON")?);
@@ -59,15 +78,14 @@ struct Story<'a> {
     timeline: &'a Timeline,
     arguments: &'a DemoArguments,
     shape: SandboxShape,
-    place: TempDir,
+    place: &'a Path,
     store: PathBuf,
     verified: Verified,
 }
 
 impl<'a> Story<'a> {
-    fn new(arguments: &'a DemoArguments, timeline: &'a Timeline) -> anyhow::Result<Self> {
-        let place = tempfile::tempdir().context("a temporary directory")?;
-        let store = arguments.store.clone().unwrap_or_else(|| place.path().join("store"));
+    fn new(arguments: &'a DemoArguments, place: &'a Path, timeline: &'a Timeline) -> anyhow::Result<Self> {
+        let store = arguments.store.clone().unwrap_or_else(|| place.join("store"));
         let program = std::env::current_exe().context("finding this program")?;
         let mut shape = SandboxShape::new(program, arguments.memory.as_u64());
         shape.kind = match (arguments.capture, arguments.pages) {
@@ -87,10 +105,10 @@ impl<'a> Story<'a> {
         let window = self.window(&engine, &snapshot)?;
         drop(changed);
         self.wait_published(&engine, &[&base, &snapshot, &window.last])?;
-        let control_seconds = self.control(&engine, &snapshot)?;
         let stored_bytes = engine.traffic().stored_bytes;
+        let pairs = self.pairs(&engine, &base)?;
         let seal = seal_of(&snapshot)?;
-        let (overlap_resume, last) = (window.overlap_resume(control_seconds), window.last.id());
+        let (overlap_resume, last) = (window.overlap_resume(pairs), window.last.id());
         drop((base, snapshot, window.last, engine));
         let cold_resume = self.cold(last)?;
         Ok(Report {
@@ -110,7 +128,7 @@ impl<'a> Story<'a> {
     fn engine(&self, name: &str) -> anyhow::Result<Engine> {
         let store = Store::directory(&self.store)
             .with_context(|| format!("opening the store in {}", self.store.display()))?;
-        let options = EngineOptions::new(self.place.path().join(name), store);
+        let options = EngineOptions::new(self.place.join(name), store);
         Engine::start(options).context("starting the engine")
     }
 
@@ -191,16 +209,16 @@ impl<'a> Story<'a> {
             if parent_was_unsealed { ", its parent still unsealed" } else { "" }
         ));
         let (resumed, _) = self.resume(engine, &paused.snapshot)?;
-        let more = self.verify_and_write_on(resumed, "second fork, resumed once more")?;
+        let more = self.verify_and_write_on(resumed, "second fork, paused and resumed")?;
         let pause = WindowPause { answer_seconds, parent_was_unsealed };
         Ok((pause, paused.snapshot, from_capture + more))
     }
 
     /// Verifies every page, writes some, verifies again; the pages it was given from captures.
     fn verify_and_write_on(&mut self, mut sandbox: Sandbox, who: &str) -> anyhow::Result<u64> {
-        self.verify(&mut sandbox, who)?;
+        self.verify(&mut sandbox, &format!("{who}, as it was resumed"))?;
         sandbox.guest.control.rewrite(small_rewrite(4))?;
-        self.verify(&mut sandbox, who)?;
+        self.verify(&mut sandbox, &format!("{who}, after writing on"))?;
         Ok(pages_from_capture(&sandbox))
     }
 
@@ -220,12 +238,45 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    /// The same resume once more, with nothing else running.
-    fn control(&self, engine: &Engine, snapshot: &Arc<Snapshot>) -> anyhow::Result<f64> {
-        let (sandbox, took) = self.resume(engine, snapshot)?;
-        drop(sandbox);
-        self.timeline.say(&format!("the same resume with nothing else running: {}", seconds(took)));
-        Ok(took)
+    /// Small resumes in turns: one while its snapshot is being sealed, one with nothing else running. Each is of a
+    /// snapshot of its own, so that as little is known of what its guest touches first.
+    fn pairs(&self, engine: &Engine, base: &Arc<Snapshot>) -> anyhow::Result<Vec<Pair>> {
+        let mut pairs = Vec::new();
+        for seed in 0..PAIRS {
+            let (during_seconds, seal_was_running) =
+                self.small_resume(engine, base, 10 + seed, Beside::Seal)?;
+            let (alone_seconds, _) = self.small_resume(engine, base, 100 + seed, Beside::Nothing)?;
+            pairs.push(Pair { during_seconds, alone_seconds, seal_was_running });
+        }
+        self.timeline
+            .say(&format!("{PAIRS} smaller resumes during seals, {PAIRS} with nothing else running"));
+        Ok(pairs)
+    }
+
+    /// Pauses a guest that rewrote a little of `base`, resumes it once, and takes the time to its first step; also
+    /// whether its snapshot was being sealed then.
+    fn small_resume(
+        &self,
+        engine: &Engine,
+        base: &Arc<Snapshot>,
+        seed: u64,
+        beside: Beside,
+    ) -> anyhow::Result<(f64, bool)> {
+        let (mut sandbox, _) = self.resume(engine, base)?;
+        let share = (PAIR_BYTES * 100).div_ceil(self.shape.memory_bytes);
+        let percent = u8::try_from(share).unwrap_or(100).min(self.arguments.dirty);
+        let share = Share { seed, percent, run_pages: 8 };
+        sandbox.guest.control.rewrite(Rewrite { share, zero_percent: 10, same_percent: 10 })?;
+        let paused = sandbox.pause(engine)?;
+        let saved = || paused.snapshot.wait_state(SnapshotState::Published, SAVED_LIMIT);
+        if beside == Beside::Nothing {
+            ensure!(saved(), "snapshot {} was not published within {SAVED_LIMIT:?}", paused.snapshot.id());
+        }
+        let (resumed, took) = self.resume(engine, &paused.snapshot)?;
+        let seal_was_running = paused.snapshot.manifest_now().is_none();
+        drop(resumed);
+        ensure!(saved(), "snapshot {} was not published within {SAVED_LIMIT:?}", paused.snapshot.id());
+        Ok((took, seal_was_running))
     }
 
     /// A new engine, with nothing but the store.

@@ -54,14 +54,40 @@ pub struct Pause {
 pub struct OverlapResume {
     /// From the request to the guest's first step.
     pub first_progress_seconds: f64,
-    /// The same with nothing else running.
+    /// The median of smaller resumes with nothing else running.
     pub control_first_progress_seconds: f64,
-    /// The first over the second.
+    /// The median of the pairs' ratios: during a seal over with nothing else running.
     pub ratio: f64,
+    /// The least of them.
+    pub ratio_min: f64,
+    /// The greatest of them.
+    pub ratio_max: f64,
+    /// The pairs.
+    pub pairs: Vec<Pair>,
     /// Pages that both forks were given from the capture.
     pub pages_from_capture: u64,
     /// Whether the seal was still under way at the guest's first step.
     pub seal_was_running: bool,
+}
+
+/// Two smaller resumes of the same kind, one after the other.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Pair {
+    /// To the first step, while the snapshot was being sealed.
+    pub during_seconds: f64,
+    /// To the first step, with nothing else running.
+    pub alone_seconds: f64,
+    /// Whether the seal was still under way at the first one's first step.
+    pub seal_was_running: bool,
+}
+
+/// What goes on beside a resume whose time is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// The seal of its own snapshot.
+    Seal,
+    /// Nothing.
+    Nothing,
 }
 
 /// Some resume.
@@ -133,12 +159,22 @@ pub(super) struct Window<S> {
 }
 
 impl<S> Window<S> {
-    /// The first fork's resume beside the same with nothing else running.
-    pub(super) fn overlap_resume(&self, control_seconds: f64) -> OverlapResume {
+    /// The first fork's resume, and how smaller ones compare with those with nothing else running.
+    pub(super) fn overlap_resume(&self, pairs: Vec<Pair>) -> OverlapResume {
+        let sorted = |of: fn(&Pair) -> f64| {
+            let mut values: Vec<f64> = pairs.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let ratios = sorted(|pair| pair.during_seconds / pair.alone_seconds);
+        let median = |values: &[f64]| values.get(values.len() / 2).copied().unwrap_or(f64::NAN);
         OverlapResume {
             first_progress_seconds: self.overlap_seconds,
-            control_first_progress_seconds: control_seconds,
-            ratio: self.overlap_seconds / control_seconds,
+            control_first_progress_seconds: median(&sorted(|pair| pair.alone_seconds)),
+            ratio: median(&ratios),
+            ratio_min: ratios.first().copied().unwrap_or(f64::NAN),
+            ratio_max: ratios.last().copied().unwrap_or(f64::NAN),
+            pairs,
             pages_from_capture: self.pages_from_capture,
             seal_was_running: self.seal_was_running,
         }
@@ -151,10 +187,13 @@ impl Report {
         let Self { overlap_resume: overlap, seal, .. } = self;
         println!();
         println!("pause answered in       {}", seconds(self.pause.answer_seconds));
+        println!("resume during the seal  {} to the first step", seconds(overlap.first_progress_seconds));
         println!(
-            "resume during the seal  {} to the first step ({:.2}x the same resume with nothing else running)",
-            seconds(overlap.first_progress_seconds),
-            overlap.ratio
+            "beside a quiet resume   {:.2}x as long: the median of {} pairs of smaller resumes, {:.2}x to {:.2}x",
+            overlap.ratio,
+            overlap.pairs.len(),
+            overlap.ratio_min,
+            overlap.ratio_max
         );
         println!("had it waited           {}", seconds(self.waiting_resume.first_progress_seconds));
         println!(
@@ -167,7 +206,7 @@ impl Report {
         );
         println!("in the store            {}", ByteSize::b(self.publish.stored_bytes));
         println!(
-            "cold resume             {} to the first step; {} fetched in {} requests for every page",
+            "cold resume             {} to the first step; {} fetched in {} requests to read every page",
             seconds(self.cold_resume.first_progress_seconds),
             ByteSize::b(self.cold_resume.fetched_bytes),
             self.cold_resume.fetches
