@@ -28,7 +28,8 @@ pub(crate) struct LostEvents {
 #[derive(Debug)]
 pub(crate) struct EventStream {
     known: vec::IntoIter<Event>,
-    coming: broadcast::Receiver<Event>,
+    /// Those to come, where they are asked for.
+    coming: Option<broadcast::Receiver<Event>>,
     ending: Ending,
     /// The last id that the client had before, until the first event was compared with it.
     had: Option<u64>,
@@ -42,7 +43,7 @@ impl EventStream {
     /// A stream behind the event `had`; zero is before all others, and what is known of those is enough.
     pub(crate) fn new(
         had: Option<u64>,
-        (known, coming): (Vec<Event>, broadcast::Receiver<Event>),
+        (known, coming): (Vec<Event>, Option<broadcast::Receiver<Event>>),
         ending: Ending,
         place: Place,
     ) -> Self {
@@ -57,7 +58,7 @@ impl EventStream {
         })
     }
 
-    /// The next event; none when the daemon ends or events were lost.
+    /// The next event; none when the daemon ends, events were lost, or only known ones are asked for.
     async fn next(&mut self) -> Option<sse::Event> {
         if self.is_over {
             return None;
@@ -86,10 +87,11 @@ impl EventStream {
         }
     }
 
-    /// The next event to come, or how many were missed.
+    /// The next event to come, or how many were missed; none where none is asked for.
     async fn next_coming(&mut self) -> Option<Result<Event, u64>> {
+        let coming = self.coming.as_mut()?;
         let received = tokio::select! {
-            received = self.coming.recv() => received,
+            received = coming.recv() => received,
             () = self.ending.comes() => return None,
         };
         match received {

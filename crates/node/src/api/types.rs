@@ -420,6 +420,9 @@ pub struct EventsQuery {
     /// A client that comes back says the last id it had in the field `Last-Event-ID`, which counts before this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
+    /// Whether those to come follow: the stream ends with the events that are known where it is false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<bool>,
 }
 
 /// Something that happened.

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::error::ClientError;
+use super::trust::{Trust, complaint};
 use crate::regular_file::read_text;
 
 /// How long a connection may take to be made.
@@ -110,7 +111,8 @@ impl Endpoint {
                 let stream = TcpStream::connect((remote.host.as_str(), remote.port)).await?;
                 stream.set_nodelay(true)?;
                 let connector = TlsConnector::from(Arc::clone(&remote.tls));
-                Ok(Box::new(connector.connect(remote.name.clone(), stream).await?))
+                let connected = connector.connect(remote.name.clone(), stream).await;
+                Ok(Box::new(connected.map_err(|error| in_words(error, &remote.host))?))
             }
         }
     }
@@ -155,22 +157,38 @@ fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
+/// What went wrong in a handshake; about a certificate in words that say what to do.
+fn in_words(error: io::Error, host: &str) -> io::Error {
+    let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match refused.and_then(|refused| complaint(refused, host)) {
+        Some(complaint) => io::Error::new(io::ErrorKind::InvalidData, complaint),
+        None => error,
+    }
+}
+
 fn trusting(authorities: &Path) -> Result<ClientConfig, ClientError> {
-    let mut roots = RootCertStore::empty();
+    let (mut roots, mut given) = (RootCertStore::empty(), Vec::new());
     let text = read(authorities)?;
     for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
         certificate
             .map_err(|error| error.to_string())
-            .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()))
+            .and_then(|certificate| {
+                given.push(certificate.clone());
+                roots.add(certificate).map_err(|error| error.to_string())
+            })
             .map_err(|error| wrong(authorities, format!("holds no certificate that can be used: {error}")))?;
     }
     if roots.is_empty() {
         return Err(wrong(authorities, "holds no certificate"));
     }
-    let mut tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let trust = Trust::new(roots, given, Arc::clone(&provider))
+        .map_err(|error| wrong(authorities, format!("holds no certificate that can be used: {error}")))?;
+    let mut tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has every version it comes with")
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(trust))
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(tls)

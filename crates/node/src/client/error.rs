@@ -14,7 +14,7 @@ pub enum ClientError {
     #[error("{}", .0.detail)]
     Problem(Box<ProblemBody>),
     /// Nobody can be reached there.
-    #[error("no rekindle daemon can be reached at {endpoint}: {source}; {}", hint(.source))]
+    #[error("no rekindle daemon can be reached at {endpoint}: {source}{}", hint(.source))]
     Unreachable {
         /// Where.
         endpoint: String,
@@ -58,6 +58,8 @@ pub enum ClientError {
     EventsLost {
         /// How many, at most.
         missed: u64,
+        /// The event to go on behind, where that is not the last one that came.
+        go_on_behind: Option<u64>,
     },
     /// The URL of a daemon cannot be understood.
     #[error("{given:?} is no address of a daemon: write https://host:port, such as https://node1:7433")]
@@ -108,8 +110,12 @@ impl ClientError {
 
 /// What to do about a connection that cannot be made.
 fn hint(source: &io::Error) -> &'static str {
-    match source.kind() == io::ErrorKind::PermissionDenied {
-        true => "ask as root or as the daemon's user, or have your user added to api.allowed_uids",
-        false => "is `rekindle serve` running?",
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        "; ask as root or as the daemon's user, or have your user added to api.allowed_uids"
+    } else if source.kind() == io::ErrorKind::InvalidData {
+        // It answered, and the words of the error say what to do.
+        ""
+    } else {
+        "; is `rekindle serve` running?"
     }
 }

@@ -130,6 +130,7 @@ async fn next(
 /// One message of the stream.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Message {
+    id: Option<u64>,
     kind: String,
     data: String,
 }
@@ -139,7 +140,7 @@ impl Message {
         if self.kind == LOST {
             let lost: LostEvents =
                 serde_json::from_str(&self.data).map_err(|error| strange(error.to_string()))?;
-            return Err(ClientError::EventsLost { missed: lost.missed });
+            return Err(ClientError::EventsLost { missed: lost.missed, go_on_behind: self.id });
         }
         serde_json::from_str(&self.data).map_err(|error| strange(error.to_string()))
     }
@@ -191,7 +192,9 @@ impl Reader {
                 self.message.data.push('\n');
                 self.message.data.push_str(value);
             }
-            // Ids are in the data too, and the rest is for browsers.
+            // The id of an event is in its data too; that of a message about lost ones is not.
+            "id" => self.message.id = value.parse().ok(),
+            // The rest is for browsers.
             _ => {}
         }
     }
@@ -201,8 +204,8 @@ impl Reader {
 mod tests {
     use super::*;
 
-    fn message(kind: &str, data: &str) -> Message {
-        Message { kind: kind.to_owned(), data: data.to_owned() }
+    fn message(id: Option<u64>, kind: &str, data: &str) -> Message {
+        Message { id, kind: kind.to_owned(), data: data.to_owned() }
     }
 
     #[test]
@@ -212,7 +215,7 @@ mod tests {
         for piece in 1..stream.len() {
             let mut reader = Reader::default();
             stream.as_bytes().chunks(piece).for_each(|bytes| reader.take(bytes).unwrap());
-            let expected = [message("a.b", "{\"x\":\n1}"), message("", "2")];
+            let expected = [message(Some(7), "a.b", "{\"x\":\n1}"), message(None, "", "2")];
             assert_eq!(Vec::from(reader.messages), expected);
         }
     }

@@ -4,6 +4,7 @@ mod endpoint;
 mod error;
 mod events;
 mod exchange;
+mod trust;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -228,7 +229,14 @@ impl Client {
     ///
     /// When this returns, the daemon has noted that events are wanted: none from here on is missed.
     pub fn events(&self, after: Option<u64>) -> Result<Events> {
-        let call = Call::get("/v1/events").with_query(&EventsQuery { after });
+        let call = Call::get("/v1/events").with_query(&EventsQuery { after, follow: None });
+        Events::open(&self.endpoint, call, self.answered_within)
+    }
+
+    /// The events after `after` that are known, and then the end.
+    pub fn known_events(&self, after: u64) -> Result<Events> {
+        let call =
+            Call::get("/v1/events").with_query(&EventsQuery { after: Some(after), follow: Some(false) });
         Events::open(&self.endpoint, call, self.answered_within)
     }
 

@@ -1,5 +1,8 @@
 //! `rekindle events`: what happened, and what happens, as it happens.
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use uuid::Uuid;
 
@@ -8,10 +11,21 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::Target;
+use crate::api::problem::Code;
 use crate::api::types::Event;
+use crate::client::{Client, ClientError, Events};
+
+/// How long a daemon that ended is waited for.
+const BACK_WITHIN: Duration = Duration::from_secs(600);
+/// How often it is asked whether it is back.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Which events.
 #[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+Without options it prints the events that the daemon knows, oldest first, and then those to come, until Ctrl-C. A daemon \
+that is started again is found again; what was missed meanwhile is said on standard error. \
+`rekindle events -n 20` prints the newest 20 and ends.")]
 pub struct EventsArguments {
     /// Begin after this event instead of with the first that is still known
     #[arg(long, value_name = "ID", conflicts_with = "new", value_parser = number::<u64>(0..=u64::MAX))]
@@ -22,41 +36,128 @@ pub struct EventsArguments {
     /// Only those about this sandbox or snapshot
     #[arg(long, value_name = "NAME|ID")]
     about: Option<String>,
-    /// End after so many
-    #[arg(long, short = 'n', value_name = "NUMBER")]
-    count: Option<u64>,
+    /// Print what is known and end
+    #[arg(long, conflicts_with = "new")]
+    known: bool,
+    /// Print the newest that are known, at most this many, and end; with --new, the first this many to come
+    #[arg(long, short = 'n', value_name = "NUMBER", value_parser = number::<usize>(0..=u64::MAX))]
+    count: Option<usize>,
+    /// With --known or --count, go on with those to come
+    #[arg(long, short, conflicts_with = "new")]
+    follow: bool,
 }
 
-/// Shows them until there are enough, or the daemon ends.
+/// Prints events about one thing, or about all.
+struct Printer<'a> {
+    session: &'a Session,
+    about: Option<Uuid>,
+}
+
+/// Shows them until there are enough, or it is interrupted.
 pub fn run(session: &Session, arguments: &EventsArguments) -> anyhow::Result<Status> {
     let client = session.client()?;
     let about = match &arguments.about {
         Some(word) => Some(Target::find(&client, word)?.id()),
         None => None,
     };
-    let mut left = arguments.count.unwrap_or(u64::MAX);
-    if left == 0 {
-        return Ok(Status::Done);
+    let printer = Printer { session, about };
+    if arguments.new {
+        return printer.follow(&client, None, arguments.count.unwrap_or(usize::MAX));
     }
-    let after = if arguments.new { None } else { Some(arguments.after.unwrap_or(0)) };
-    for event in client.events(after)? {
-        let event = event?;
-        if about.is_some_and(|id| !is_about(&event, id)) {
-            continue;
-        }
-        if session.output.json {
-            session.output.value_line(&event)?;
-        } else {
-            super::output::write(&line(&event))?;
-        }
-        left -= 1;
-        if left == 0 {
+    let mut after = arguments.after.unwrap_or(0);
+    if arguments.known || arguments.count.is_some() {
+        after = printer.print_known(&client, after, arguments.count.unwrap_or(usize::MAX))?;
+        if !arguments.follow {
             return Ok(Status::Done);
         }
     }
-    anyhow::bail!(
-        "the daemon ended the stream: ask again once it is back, for what has happened since its start"
-    )
+    printer.follow(&client, Some(after), usize::MAX)
+}
+
+impl Printer<'_> {
+    /// Prints the newest `count` of the known events after `after`; the id of the last one that is known.
+    fn print_known(&self, client: &Client, after: u64, count: usize) -> anyhow::Result<u64> {
+        let mut known = VecDeque::new();
+        let (mut last, mut events) = (after, client.known_events(after)?);
+        loop {
+            match events.next() {
+                Some(Ok(event)) => {
+                    last = event.id;
+                    if self.is_wanted(&event) {
+                        known.push_back(event);
+                        known.drain(..known.len().saturating_sub(count));
+                    }
+                }
+                Some(Err(ClientError::EventsLost { missed, go_on_behind })) => {
+                    say_missed(missed);
+                    last = go_on_behind.unwrap_or(last);
+                    events = client.known_events(last)?;
+                }
+                Some(Err(error)) => return Err(error.into()),
+                None => break,
+            }
+        }
+        known.iter().try_for_each(|event| self.print(event))?;
+        Ok(last)
+    }
+
+    /// Prints events after `after` as they come, until there were `left`; a daemon that ends is waited for.
+    fn follow(&self, client: &Client, mut after: Option<u64>, mut left: usize) -> anyhow::Result<Status> {
+        let mut events = client.events(after)?;
+        while left > 0 {
+            match events.next() {
+                Some(Ok(event)) => {
+                    after = Some(event.id);
+                    if self.is_wanted(&event) {
+                        self.print(&event)?;
+                        left -= 1;
+                    }
+                }
+                Some(Err(ClientError::EventsLost { missed, go_on_behind })) => {
+                    say_missed(missed);
+                    after = go_on_behind.or(after);
+                    events = wait_back(client, after)?;
+                }
+                Some(Err(error)) if !error.is_undecided() => return Err(error.into()),
+                Some(Err(_)) | None => {
+                    eprintln!("rekindle: the daemon has ended; waiting until it is back");
+                    events = wait_back(client, after)?;
+                }
+            }
+        }
+        Ok(Status::Done)
+    }
+
+    fn is_wanted(&self, event: &Event) -> bool {
+        self.about.is_none_or(|id| is_about(event, id))
+    }
+
+    fn print(&self, event: &Event) -> anyhow::Result<()> {
+        if self.session.output.json {
+            self.session.output.value_line(event)
+        } else {
+            super::output::write(&line(event))
+        }
+    }
+}
+
+/// The events of a daemon that may still have to be started again.
+fn wait_back(client: &Client, after: Option<u64>) -> Result<Events, ClientError> {
+    let until = Instant::now() + BACK_WITHIN;
+    loop {
+        match client.events(after) {
+            Err(error) if is_away(&error) && Instant::now() < until => std::thread::park_timeout(ASK_EVERY),
+            answer => return answer,
+        }
+    }
+}
+
+fn is_away(error: &ClientError) -> bool {
+    error.is_unreachable() || error.is_undecided() || error.code() == Some(Code::Ending)
+}
+
+fn say_missed(missed: u64) {
+    eprintln!("rekindle: up to {missed} events were missed: `rekindle list` shows how things are now");
 }
 
 fn is_about(event: &Event, id: Uuid) -> bool {

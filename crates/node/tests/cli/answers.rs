@@ -1,6 +1,8 @@
 //! What each command says of what the daemon answers: to people, to programs, and by its exit status.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixListener;
+use std::process::Stdio;
 
 use serde_json::Value;
 
@@ -55,6 +57,8 @@ fn a_day_with_a_daemon() {
             "list snapshots",
             "events --after 0 --count 3",
             "events --after 0 --about web --count 1",
+            "events -n 5",
+            "events --known --after 2",
             "list sandboxes --label team=blue --label team=red",
             "list snapshots --label team=blue",
         ],
@@ -133,7 +137,7 @@ fn programs_are_answered_in_json_by_every_command() {
     assert_eq!(json("resume web")["state"], "running");
     assert_eq!(json("fork web -n 2")["sandboxes"].as_array().map(Vec::len), Some(2));
     assert_eq!(json("tell web fill")["new_pages"], 65_536);
-    assert_eq!(json("events --after 0 -n 1")["kind"], "daemon.started");
+    assert_eq!(json("events -n 1")["kind"], "sandbox.paused");
     assert_eq!(json("stop web --yes")["sandboxes"][0]["state"], "stopped");
     assert_eq!(json("delete web base --yes")["deleted"][1]["kind"], "snapshot");
     let said = place.says("show web --json");
@@ -172,6 +176,35 @@ fn a_list_fits_a_terminal_of_eighty_columns_whatever_names_are_in_it() {
     assert!(listed.lines().all(|line| line.chars().count() <= 80), "{listed}");
     assert!(listed.contains("nnn…") && listed.contains("running"), "{listed}");
     assert!(place.says("list").out.contains(&long), "nothing is cut where nobody says how wide it may be");
+}
+
+#[test]
+fn events_go_on_when_the_daemon_is_started_again_and_what_was_missed_is_said() {
+    let place = Place::new();
+    let mut daemon = FakeDaemon::start(&place);
+    let mut program = place.program(["events", "--json"]);
+    program.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut following = program.spawn().expect("the program starts");
+    let printed = BufReader::new(following.stdout.take().expect("it was asked for")).lines();
+    let ids = printed.map_while(|line| {
+        let event: Value = serde_json::from_str(&line.ok()?).expect("an event a line");
+        event["id"].as_u64()
+    });
+    let mut ids = ids.fuse();
+    for first in [1, 4, 20] {
+        if first > 1 {
+            drop(daemon);
+            daemon = FakeDaemon::start_at(&place, first);
+        }
+        let next: Vec<u64> = ids.by_ref().take(3).collect();
+        assert_eq!(next, [first, first + 1, first + 2]);
+    }
+    following.kill().expect("it runs");
+    let said = following.wait_with_output().expect("it ends").stderr;
+    let said = String::from_utf8(said).expect("it speaks UTF-8");
+    assert_eq!(said.matches("waiting until it is back").count(), 2, "{said}");
+    assert!(said.contains("up to 13 events were missed"), "{said}");
+    drop(daemon);
 }
 
 #[test]

@@ -26,6 +26,7 @@ pub(crate) struct FakeDaemon {
 struct Fake {
     things: Mutex<Things>,
     events: broadcast::Sender<Event>,
+    first_event: u64,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +39,11 @@ struct Things {
 impl FakeDaemon {
     /// Listens where the program looks for a daemon in this place.
     pub(crate) fn start(place: &Place) -> Self {
+        Self::start_at(place, 1)
+    }
+
+    /// The same with events whose ids begin with this one.
+    pub(crate) fn start_at(place: &Place, first_event: u64) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let socket = place.path("run/api.sock");
         std::fs::create_dir_all(socket.parent().expect("a directory")).expect("it can be made");
@@ -46,7 +52,8 @@ impl FakeDaemon {
         let listeners = Listeners::bind(&options).expect("the place is empty");
         drop(inside);
         let (end, ended) = oneshot::channel();
-        let control = Arc::new(Fake { things: Mutex::default(), events: broadcast::channel(16).0 });
+        let control =
+            Arc::new(Fake { things: Mutex::default(), events: broadcast::channel(16).0, first_event });
         runtime.spawn(rekindle::api::serve(control, listeners, async { ended.await.unwrap_or_default() }));
         Self { runtime: Some(runtime), end: Some(end) }
     }
@@ -336,13 +343,13 @@ impl Control for Fake {
     }
 
     fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
-        let event = |id: u64, kind: &str, sandbox| Event {
-            id,
-            unix_ms: 1_763_850_000_000 + id,
+        let event = |number: u64, kind: &str, sandbox| Event {
+            id: self.first_event + number - 1,
+            unix_ms: 1_763_850_000_000 + number,
             kind: kind.to_owned(),
             sandbox,
             snapshot: None,
-            detail: (id == 1).then(|| "version 0.1.0".to_owned()),
+            detail: (number == 1).then(|| "version 0.1.0".to_owned()),
         };
         let id = self.things().sandboxes.first().map(|sandbox| sandbox.id);
         let all = [

@@ -31,7 +31,7 @@ pub(super) fn routes() -> Routes {
     path = "/v1/events",
     tag = "events",
     params(EventsQuery, crate::api::document::LastEventIdParameter),
-    responses((status = 200, description = "A stream without an end", body = Event, content_type = "text/event-stream"))
+    responses((status = 200, description = "A stream without an end, unless `follow` is false", body = Event, content_type = "text/event-stream"))
 )]
 async fn stream_events(
     State(control): State<BoundedControl>,
@@ -40,7 +40,8 @@ async fn stream_events(
     LastEventId(last): LastEventId,
 ) -> Answer<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>> {
     let after = last.or(query.after);
-    let events = control.ask(place.clone(), move |control| Ok(control.events(after))).await?;
-    let events = EventStream::new(after, events, control.ending(), place).into_stream();
+    let (known, coming) = control.ask(place.clone(), move |control| Ok(control.events(after))).await?;
+    let coming = query.follow.unwrap_or(true).then_some(coming);
+    let events = EventStream::new(after, (known, coming), control.ending(), place).into_stream();
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(limits::EVENT_STREAM_SIGN_EVERY)))
 }
