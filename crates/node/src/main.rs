@@ -3,13 +3,16 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use clap_complete::CompleteEnv;
 use rekindle::commands::status::Status;
-use rekindle::commands::{Cli, Command, failure, words};
+use rekindle::commands::{Cli, Command, failure, shell, words};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 /// The exit status is that of [`Status`].
 fn main() -> ExitCode {
+    // Where a shell asks what can come next, it is told, and nothing else is done.
+    CompleteEnv::with_factory(shell::offered).var(shell::COMPLETE).complete();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => match words::explain(&error) {

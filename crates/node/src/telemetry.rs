@@ -13,6 +13,7 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::{EnvFilter, Layer, reload};
 
 use spans::SpanExport;
+pub(crate) use spans::spans_url;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

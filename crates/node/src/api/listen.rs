@@ -169,15 +169,26 @@ impl LocalListener {
     }
 }
 
-impl SecuredListener {
-    fn bind(options: &TcpOptions) -> Result<Self, ListenError> {
+impl TcpOptions {
+    /// Whether the files that make TCP safe can be used.
+    pub fn check(&self) -> Result<(), ListenError> {
+        self.secrets().map(drop)
+    }
+
+    fn secrets(&self) -> Result<Secrets, ListenError> {
         let named = |setting: &'static str, path: &Option<PathBuf>| {
             path.clone().ok_or(ListenError::Unsafe { setting })
         };
-        let certificate = named("certificate", &options.certificate)?;
-        let key = named("key", &options.key)?;
-        let token = named("token_file", &options.token_file)?;
-        let secrets = Secrets::read(SecretFiles { certificate, key, token })?;
+        let certificate = named("certificate", &self.certificate)?;
+        let key = named("key", &self.key)?;
+        let token = named("token_file", &self.token_file)?;
+        Secrets::read(SecretFiles { certificate, key, token })
+    }
+}
+
+impl SecuredListener {
+    fn bind(options: &TcpOptions) -> Result<Self, ListenError> {
+        let secrets = options.secrets()?;
         let address = options.listen;
         let refused = |source| ListenError::Address { address, source };
         let listener = TcpListener::bind(address).map_err(refused)?;

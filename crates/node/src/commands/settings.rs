@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::output::{Rows, Tone, Word};
+use super::serve;
 use super::session::Session;
 use super::status::Status;
 use crate::settings::keys::KEYS;
@@ -25,6 +26,8 @@ pub fn run(session: &Session, arguments: &SettingsArguments) -> anyhow::Result<S
         return Ok(Status::Done);
     }
     let settings = Settings::load(&session.setting_flags(arguments.flags.clone()))?;
+    // The files that they name must do as well: a daemon would not start with others.
+    serve::tcp_options(&settings).map(|tcp| tcp.check()).transpose()?;
     if session.output.json {
         session.output.value(&settings.entries())?;
         return Ok(Status::Done);

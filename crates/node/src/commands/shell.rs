@@ -1,13 +1,18 @@
 //! `rekindle completions` and `rekindle man`: what shells and `man` read.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Command, CommandFactory as _};
 use clap_complete::Shell;
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::env::Shells;
 
 use super::Cli;
+use super::session::{GlobalArguments, Session};
 use super::status::Status;
+use crate::client::{Client, ClientError};
 
 /// For which shell.
 #[derive(Args, Clone, Debug)]
@@ -28,12 +33,70 @@ pub struct ManArguments {
     directory: Option<PathBuf>,
 }
 
-/// Prints completions.
+/// Prints what has a shell ask this program what can come next.
 pub fn completions(arguments: &CompletionsArguments) -> anyhow::Result<Status> {
+    let shells = Shells::builtins();
+    let name = arguments.shell.to_string();
+    let shell = shells.completer(&name).with_context(|| format!("there are no completions for {name}"))?;
     let mut text = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "rekindle", &mut text);
+    shell.write_registration(COMPLETE, "rekindle", "rekindle", "rekindle", &mut text)?;
     super::output::write(&String::from_utf8(text).context("completions are text")?)?;
     Ok(Status::Done)
+}
+
+/// The variable by which a shell asks what can come next.
+pub const COMPLETE: &str = "COMPLETE";
+
+/// The command line as completions offer it: without commands and options that are hidden.
+pub fn offered() -> Command {
+    let whole = Cli::command();
+    let commands = whole.get_subcommands().filter(|command| !command.is_hide_set());
+    let commands = commands.cloned().map(|command| {
+        let names = completer_of(command.get_name());
+        command.mut_args(|argument| match (&names, argument.get_id().as_str()) {
+            (Some(names), "reference" | "references" | "sandbox" | "about") => {
+                argument.add(ArgValueCandidates::new(*names))
+            }
+            _ => argument,
+        })
+    });
+    let arguments = whole.get_arguments().filter(|argument| !argument.is_hide_set());
+    Command::new("rekindle").args(arguments).subcommands(commands)
+}
+
+/// What the names of are offered to a command.
+fn completer_of(command: &str) -> Option<fn() -> Vec<CompletionCandidate>> {
+    match command {
+        "pause" | "stop" | "tell" | "console" => Some(sandbox_names),
+        "resume" | "fork" | "show" | "wait" | "verify" | "delete" | "events" => Some(all_names),
+        _ => None,
+    }
+}
+
+fn all_names() -> Vec<CompletionCandidate> {
+    let mut names = sandbox_names();
+    let snapshots = asked(|client| client.all_snapshots(None));
+    names.extend(snapshots.into_iter().filter_map(|snapshot| {
+        Some(CompletionCandidate::new(snapshot.name?).help(Some(snapshot.state.to_string().into())))
+    }));
+    names
+}
+
+fn sandbox_names() -> Vec<CompletionCandidate> {
+    let sandboxes = asked(|client| client.all_sandboxes(None));
+    let named = sandboxes.into_iter().filter_map(|sandbox| {
+        Some(CompletionCandidate::new(sandbox.name?).help(Some(sandbox.state.to_string().into())))
+    });
+    named.collect()
+}
+
+/// How long a person at a shell waits for names.
+const NAMES_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the usual daemon answers; nothing where it does not.
+fn asked<T>(question: impl FnOnce(&Client) -> Result<Vec<T>, ClientError>) -> Vec<T> {
+    let client = Session::new(GlobalArguments::default()).client();
+    client.ok().and_then(|client| question(&client.answered_within(NAMES_WITHIN)).ok()).unwrap_or_default()
 }
 
 /// The command line as manual pages show it: with the text of options that short help leaves out.

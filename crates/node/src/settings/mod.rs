@@ -220,7 +220,7 @@ impl Settings {
                 jailer: read.jailer()?,
             },
             telemetry: TelemetrySettings {
-                otlp_endpoint: read.given("telemetry.otlp_endpoint", &values::URL)?,
+                otlp_endpoint: read.given("telemetry.otlp_endpoint", &values::COLLECTOR)?,
                 service_name: read.value("telemetry.service_name", &values::NAME, "rekindle".to_owned())?,
             },
             file: read.layers.file,

@@ -14,7 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::StoreLocation;
 use super::error::Source;
 use super::layers::{Said, SaidValue};
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFormat, spans_url};
 
 /// A kind of value: how one is understood, and how it is shown to people and to programs. What is wrong with a value is
 /// said as what it must be instead.
@@ -51,7 +51,7 @@ pub(super) const USERS: Kind<Vec<u32>> = Kind {
 pub(super) const USER: Kind<u32> = Kind { parse: user, show: |user| (user.to_string(), json!(user)) };
 pub(super) const ADDRESS: Kind<SocketAddr> =
     Kind { parse: address, show: |address| text(address.to_string()) };
-pub(super) const URL: Kind<String> = Kind { parse: http_url, show: |url| text(url.clone()) };
+pub(super) const COLLECTOR: Kind<String> = Kind { parse: collector, show: |url| text(url.clone()) };
 pub(super) const NAME: Kind<String> = Kind { parse: name, show: |name| text(name.clone()) };
 
 fn text(shown: String) -> (String, Value) {
@@ -235,12 +235,15 @@ fn address(said: &Said) -> Result<SocketAddr, String> {
     given.parse().map_err(|_| expected())
 }
 
-fn http_url(said: &Said) -> Result<String, String> {
-    let expected = || "an http:// or https:// URL".to_owned();
+fn collector(said: &Said) -> Result<String, String> {
+    let expected =
+        || "the address of a collector on this node, without TLS, such as http://127.0.0.1:4318".to_owned();
     let Some(given) = said.value.text() else { return Err(expected()) };
-    let url: hyper::Uri = given.parse().map_err(|_| expected())?;
-    let good = matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some();
-    if good { Ok(given.to_owned()) } else { Err(expected()) }
+    let is_url = given.parse::<hyper::Uri>().is_ok_and(|url| url.host().is_some());
+    match spans_url(given) {
+        Ok(_) if is_url => Ok(given.to_owned()),
+        Ok(_) | Err(_) => Err(expected()),
+    }
 }
 
 fn name(said: &Said) -> Result<String, String> {

@@ -79,7 +79,7 @@ impl Drop for SpanExport {
 }
 
 /// `http://HOST[:PORT][/PATH]`, with the usual path where none is given.
-fn spans_url(endpoint: &str) -> Result<String, String> {
+pub(crate) fn spans_url(endpoint: &str) -> Result<String, String> {
     let Some(rest) = endpoint.strip_prefix("http://") else {
         return Err("it does not begin with http:// (a collector on this node takes TLS from there)".into());
     };

@@ -1,8 +1,9 @@
 //! What is said to those who ask how to use it, or get it wrong.
 
-use crate::program::{Place, compare};
+use crate::fake_daemon::FakeDaemon;
+use crate::program::{Place, compare, said};
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "serve",
     "run",
     "pause",
@@ -15,6 +16,7 @@ const COMMANDS: [&str; 18] = [
     "tell",
     "stop",
     "delete",
+    "shutdown",
     "events",
     "settings",
     "doctor",
@@ -90,8 +92,37 @@ fn completions_know_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let said = place.says(&format!("completions {shell}"));
         assert_eq!(said.status, 0, "{shell}: {}", said.error);
-        assert!(COMMANDS.iter().all(|command| said.out.contains(command)), "{shell}");
+        assert!(said.out.contains("COMPLETE"), "{shell}: {}", said.out);
     }
+    let offered = offered(&place, &["rekindle", ""]);
+    assert!(COMMANDS.iter().all(|command| offered.contains(&(*command).to_owned())), "{offered:?}");
+    for hidden in ["guest", "keeper", "openapi"] {
+        assert!(!offered.contains(&hidden.to_owned()), "{hidden}");
+    }
+}
+
+/// What bash is told that can come in place of the last of these words.
+fn offered(place: &Place, words: &[&str]) -> Vec<String> {
+    let mut program = place.program(["--"].iter().chain(words));
+    let at = (words.len() - 1).to_string();
+    program.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", at).env("_CLAP_IFS", "\n");
+    let said = said(program);
+    assert_eq!(said.status, 0, "{}", said.error);
+    said.out.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn completions_offer_the_names_of_sandboxes_and_snapshots() {
+    let place = Place::new();
+    assert_eq!(offered(&place, &["rekindle", "show", "w"]), Vec::<String>::new(), "without a daemon");
+    let _daemon = FakeDaemon::start(&place);
+    for words in ["run web", "run other", "pause web --name base"] {
+        assert_eq!(place.says(words).status, 0, "{words}");
+    }
+    assert_eq!(offered(&place, &["rekindle", "show", "w"]), ["web"]);
+    assert_eq!(offered(&place, &["rekindle", "delete", "other", "ba"]), ["base"]);
+    let pausable = offered(&place, &["rekindle", "pause", ""]);
+    assert!(pausable.contains(&"other".to_owned()) && !pausable.contains(&"base".to_owned()));
 }
 
 #[test]

@@ -107,6 +107,24 @@ fn whoever_started_it_is_told_how_it_goes_and_the_next_daemon_begins_where_this_
 }
 
 #[test]
+fn a_shutdown_ends_guests_and_keeper_once_their_daemon_has_ended() {
+    let place = Place::new();
+    let served = Served::start(&place, "");
+    assert_eq!(place.says("run web --memory 4MiB").status, 0);
+    let early = place.says("shutdown --yes");
+    assert!(early.status == 2 && early.error.contains("end it first"), "{early:?}");
+    served.end();
+    let unasked = place.says("shutdown");
+    assert!(unasked.status == 2 && unasked.error.contains("--yes"), "{unasked:?}");
+    let keeper = KeeperClient::connect(&place.path("run/keeper.sock")).expect("it outlives the daemon");
+    let process = ProcessHandle::open(keeper.identity().pid).expect("it runs");
+    let ended = place.says("shutdown --yes");
+    assert_eq!(ended.status, 0, "{}", ended.error);
+    assert!(!process.is_alive());
+    assert!(place.says("shutdown --yes").out.contains("nothing is left to end"));
+}
+
+#[test]
 fn settings_are_read_again_on_sighup_and_what_needs_a_restart_is_said() {
     let place = Place::new();
     let served = Served::start(&place, "domain = \"one\"\n");

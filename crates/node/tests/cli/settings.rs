@@ -49,13 +49,34 @@ fn the_example_is_a_settings_file_and_says_nothing_until_it_is_uncommented() {
     let uncommented: Vec<&str> = example
         .lines()
         .filter_map(|line| {
-            line.strip_prefix('#').filter(|rest| rest.contains(" = ") && !rest.starts_with(' '))
+            let line = line.strip_prefix('#').filter(|rest| rest.contains(" = ") && !rest.starts_with(' '));
+            // Files of secrets must be there, and are not.
+            line.filter(|line| !line.starts_with("api.tcp."))
         })
         .collect();
     std::fs::write(place.path("said.toml"), uncommented.join("\n")).unwrap();
     let said = place.says("settings --config said.toml --json");
     assert_eq!((said.status, said.error.as_str()), (0, ""));
-    assert!(!said.out.contains("\"default\",\n    \"variable\""), "every line says something: {}", said.out);
+    let unsaid = said.out.matches("\"default\",\n    \"variable\"").count();
+    assert_eq!(unsaid, 4, "every line but those of api.tcp says something: {}", said.out);
+}
+
+#[test]
+fn settings_refuses_what_serve_refuses_in_the_same_words() {
+    let place = Place::new();
+    std::fs::write(place.path("empty.pem"), "").unwrap();
+    for flags in [
+        "--telemetry-otlp-endpoint https://127.0.0.1:4318",
+        "--telemetry-otlp-endpoint http:///v1/traces",
+        "--api-tcp-listen 127.0.0.1:0 --api-tcp-certificate no.pem --api-tcp-key no.pem --api-tcp-token-file no",
+        "--api-tcp-listen 127.0.0.1:0 --api-tcp-certificate empty.pem --api-tcp-key no.pem --api-tcp-token-file no",
+        "--api-tcp-listen 127.0.0.1:0",
+    ] {
+        let (shown, served) =
+            (place.says(&format!("settings {flags}")), place.says(&format!("serve {flags}")));
+        assert_eq!((shown.status, shown.out.as_str()), (2, ""), "{flags}: {}", shown.error);
+        assert_eq!(shown.error, served.error, "{flags}");
+    }
 }
 
 #[test]

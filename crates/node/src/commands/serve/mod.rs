@@ -205,13 +205,8 @@ fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
             let_through(directory)?;
         }
     }
-    let tcp = api.tcp.clone().map(|tcp| TcpOptions {
-        listen: tcp.listen,
-        certificate: Some(tcp.certificate),
-        key: Some(tcp.key),
-        token_file: Some(tcp.token_file),
-    });
-    let options = ListenOptions { socket: api.socket.clone(), allowed_uids: api.allowed_uids.clone(), tcp };
+    let (socket, allowed_uids) = (api.socket.clone(), api.allowed_uids.clone());
+    let options = ListenOptions { socket, allowed_uids, tcp: tcp_options(settings) };
     Ok(Listeners::bind(&options)?)
 }
 
@@ -254,6 +249,16 @@ fn say_where(listeners: &Listeners) {
     if let Some(address) = listeners.tcp_address() {
         tracing::info!("and on https://{address}");
     }
+}
+
+/// How to listen on TCP, if at all.
+pub fn tcp_options(settings: &Settings) -> Option<TcpOptions> {
+    settings.api.tcp.clone().map(|tcp| TcpOptions {
+        listen: tcp.listen,
+        certificate: Some(tcp.certificate),
+        key: Some(tcp.key),
+        token_file: Some(tcp.token_file),
+    })
 }
 
 fn telemetry_options(settings: &Settings) -> TelemetryOptions {
