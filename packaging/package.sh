@@ -21,4 +21,5 @@ gzip -9n "$made"/man/*.1
 "$program" completions zsh >"$made/completions/_rekindle"
 "$program" completions fish >"$made/completions/rekindle.fish"
 
-cargo deb --package rekindle --no-build --locked
+# Without debug information, which is four fifths of the program; it stays in the program that was built.
+cargo deb --package rekindle --no-build --locked --strip

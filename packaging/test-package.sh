@@ -46,7 +46,7 @@ for path in usr/bin/rekindle \
     usr/share/man/man1/rekindle.1.gz usr/share/man/man1/rekindle-serve.1.gz \
     usr/share/bash-completion/completions/rekindle usr/share/zsh/vendor-completions/_rekindle \
     usr/share/fish/vendor_completions.d/rekindle.fish \
-    usr/share/doc/rekindle/operations.md usr/share/doc/rekindle/copyright \
+    usr/share/doc/rekindle/README.md usr/share/doc/rekindle/docs/operations.md usr/share/doc/rekindle/copyright \
     usr/share/doc/rekindle/prometheus/alerts.yml usr/share/doc/rekindle/grafana/rekindle.json; do
     [ -s "$root/$path" ] || [ -s "$root/usr/$path" ] || fail "$path is missing"
 done
@@ -61,6 +61,8 @@ done
 
 echo "== the program as it was installed"
 program=$root/usr/bin/rekindle
+bytes=$(stat -c %s "$program")
+[ "$bytes" -lt 60000000 ] || fail "the program has $bytes bytes: it was not stripped"
 "$program" --version
 export REKINDLE_STATE_DIRECTORY=$root/state REKINDLE_RUN_DIRECTORY=$root/run
 export REKINDLE_CONFIG=$root/etc/rekindle/rekindle.toml

@@ -1,9 +1,12 @@
-//! Every command that README.md and CONTRIBUTING.md show can be given: its program, subcommand and options exist.
+//! Every command that the pages show can be given: its program, subcommand and options exist. Those of README.md and
+//! CONTRIBUTING.md are looked at whole; in all pages, each call of `rekindle` is, in blocks and in the text.
 
 use std::path::Path;
 
 use clap::CommandFactory;
+use clap::error::ErrorKind;
 
+use super::document::Document;
 use super::{Finding, Workspace};
 
 /// The pages whose shell blocks a reader is told to run.
@@ -13,6 +16,7 @@ const PAGES: [&str; 2] = ["README.md", "CONTRIBUTING.md"];
 const CARGO_COMMANDS: [&str; 5] = ["test", "build", "fmt", "clippy", "install"];
 
 pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
+    check_calls(workspace, findings);
     for page in &workspace.documents {
         if !PAGES.iter().any(|name| page.path == Path::new(name)) {
             continue;
@@ -29,6 +33,81 @@ pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
         if !workspace.documents.iter().any(|page| page.path == Path::new(name)) {
             findings.push(Finding { file: name.into(), line: 0, what: "the page is missing".to_owned() });
         }
+    }
+}
+
+/// Looks at each call of `rekindle` in every page but the ones that tell of the past.
+fn check_calls(workspace: &Workspace, findings: &mut Vec<Finding>) {
+    let tells_of_the_past = |page: &Document| page.path == Path::new("CHANGELOG.md");
+    for page in workspace.documents.iter().filter(|page| !tells_of_the_past(page)) {
+        let in_blocks = page.shell_blocks.iter().map(|block| (block, false));
+        let in_text = page.code_spans.iter().filter(|span| span.text.starts_with("rekindle "));
+        for (piece, is_mention) in in_blocks.chain(in_text.map(|span| (span, true))) {
+            for call in calls(&piece.text) {
+                let words: Vec<&str> = call.iter().map(String::as_str).collect();
+                if let Err(what) = accepts_call(&words, is_mention) {
+                    findings.push(Finding { file: page.path.clone(), line: piece.line, what });
+                }
+            }
+        }
+    }
+}
+
+/// The words behind `rekindle` of each call in some shell text.
+fn calls(text: &str) -> Vec<Vec<String>> {
+    let joined = text.replace("\\\n", " ");
+    joined
+        .lines()
+        .flat_map(simple_commands)
+        .filter_map(|words| {
+            let at = words.iter().position(|word| word == "rekindle" || word.ends_with("/rekindle"))?;
+            let before = ["$", "until", "while", "if", "!", "do", "then", "sudo", "xargs", "-r"];
+            let is_call =
+                words[..at].iter().all(|word| before.contains(&word.as_str()) || word.contains('='));
+            is_call
+                .then(|| words[at + 1..].iter().filter(|word| !word.contains(['<', '>'])).cloned().collect())
+        })
+        .collect()
+}
+
+/// The simple commands of a line, each as its words; a comment ends the line.
+fn simple_commands(line: &str) -> Vec<Vec<String>> {
+    let (mut commands, mut words) = (Vec::new(), Vec::new());
+    let (mut word, mut quote, mut last) = (String::new(), None, ' ');
+    for letter in line.chars() {
+        match (quote, letter) {
+            (Some(open), _) if letter == open => quote = None,
+            (None, '"' | '\'') => quote = Some(letter),
+            (None, '#') if word.is_empty() && last.is_whitespace() => break,
+            (None, '&') if last == '>' => word.push(letter),
+            (None, '|' | ';' | '&' | '(' | ')') => {
+                // `$(` begins a command in the middle of another one's words.
+                words.push(std::mem::take(&mut word));
+                commands.push(std::mem::take(&mut words));
+            }
+            (None, _) if letter.is_whitespace() => words.push(std::mem::take(&mut word)),
+            _ => word.push(letter),
+        }
+        last = letter;
+    }
+    words.push(word);
+    commands.push(words);
+    commands.iter_mut().for_each(|words| words.retain(|word| !word.is_empty()));
+    commands
+}
+
+/// Says what is wrong with a call of `rekindle`; one that is only mentioned may lack what it needs.
+fn accepts_call(words: &[&str], is_mention: bool) -> Result<(), String> {
+    let incomplete = [
+        ErrorKind::MissingRequiredArgument,
+        ErrorKind::MissingSubcommand,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+    ];
+    let all = std::iter::once("rekindle").chain(words.iter().copied().filter(|word| *word != "..."));
+    match program().try_get_matches_from(all) {
+        Ok(_) => Ok(()),
+        Err(error) if !error.use_stderr() || is_mention && incomplete.contains(&error.kind()) => Ok(()),
+        Err(error) => Err(format!("`rekindle {}`: {}", words.join(" "), error.kind())),
     }
 }
 
@@ -87,5 +166,28 @@ mod tests {
         for line in ["cargo xtask polish", "cargo xtask bench --sloppy", "./no/such/file", "make"] {
             assert!(check_command(&root, line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn calls_are_found_wherever_a_shell_has_them_and_wrong_ones_are_told() {
+        let text = "until rekindle list >/dev/null 2>&1; do sleep 0.1; done\n$ rekindle wait web --state sealed # why\n\
+                    rekindle delete $(rekindle list --quiet) --yes\nkill $daemon && rekindle serve \\\n  --store x 2>log &\n\
+                    rekindle console vm --until \"two words\"\necho rekindle\n";
+        let found = calls(text);
+        let found: Vec<String> = found.iter().map(|words| words.join(" ")).collect();
+        assert_eq!(
+            found,
+            [
+                "list",
+                "wait web --state sealed",
+                "delete $",
+                "list --quiet",
+                "serve --store x",
+                "console vm --until two words"
+            ]
+        );
+        assert!(accepts_call(&["wait", "web", "--for-how-long", "1s"], false).is_err());
+        assert!(accepts_call(&["wait"], false).is_err() && accepts_call(&["wait"], true).is_ok());
+        assert!(accepts_call(&["polish"], true).is_err());
     }
 }

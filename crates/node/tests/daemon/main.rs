@@ -16,7 +16,7 @@ mod machine_network;
 mod machines;
 mod outages;
 mod peers;
-mod quickstart;
+mod documents;
 mod restarts;
 mod room;
 mod run_directory;

@@ -32,8 +32,30 @@ fn every_file_the_package_names_is_there_or_made_by_its_script() {
             let kind = made.split('/').next().unwrap();
             assert!(script.contains(kind), "{asset} is made by packaging/package.sh");
         } else if !asset.starts_with("target/release/") {
-            let path = repository().join("crates/node").join(asset);
+            let named = asset.split_once('*').map_or(asset, |(directory, _)| directory);
+            let path = repository().join("crates/node").join(named);
             assert!(path.exists(), "{asset} is in the repository");
         }
+    }
+}
+
+#[test]
+fn every_page_that_the_packaged_readme_links_to_is_in_the_package_at_that_place() {
+    let manifest = file("crates/node/Cargo.toml");
+    let readme = file("README.md");
+    let links = readme.split("](").skip(1).filter_map(|after| after.split([')', '#']).next());
+    let pages: Vec<&str> = links.filter(|link| !link.is_empty() && !link.contains("://")).collect();
+    assert!(pages.len() > 5, "{pages:?}");
+    for page in pages {
+        let (directory, name) =
+            page.rsplit_once('/').map_or(("", page), |(directory, name)| (directory, name));
+        let slash = if directory.is_empty() { "" } else { "/" };
+        let place = format!("usr/share/doc/rekindle/{directory}{slash}");
+        let whole = format!("[\"../../{page}\", \"{place}\"");
+        let all = format!("[\"../../{directory}{slash}*.md\", \"{place}\"");
+        assert!(
+            manifest.contains(&whole) || name.ends_with(".md") && manifest.contains(&all),
+            "{page} is linked to and not in the package"
+        );
     }
 }
