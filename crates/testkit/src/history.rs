@@ -5,7 +5,9 @@ use std::fmt;
 
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
+use rekindle_engine::identity::SnapshotId;
 
+use crate::catalogs::InjectedFate;
 use crate::guest::EndingVmm;
 use crate::hooks::{Failing, Held};
 use crate::random::Random;
@@ -79,6 +81,12 @@ struct History {
     held: Vec<Held>,
     outage: Vec<Injected>,
     wrong_objects: Vec<WrongObject>,
+    /// While the catalog fails.
+    catalog_fault: Option<InjectedFate>,
+    /// The catalog has reported something as written that is not: what it acknowledged may be gone after a crash.
+    catalog_lied: bool,
+    /// Snapshots whose deletion was refused: the next start may find them deleted.
+    perhaps_deleted: Vec<SnapshotId>,
     tally: Tally,
     operations: Vec<String>,
     /// Last: what above holds background work ends before the engine waits for it.
@@ -111,6 +119,9 @@ pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
         held: Vec::new(),
         outage: Vec::new(),
         wrong_objects: Vec::new(),
+        catalog_fault: None,
+        catalog_lied: false,
+        perhaps_deleted: Vec::new(),
         tally: Tally::default(),
     };
     let done = (0..operations).try_for_each(|_| history.step()).and_then(|()| history.finish());
@@ -135,7 +146,8 @@ impl History {
             25..31 => self.remove_pages(),
             31..38 => self.guest_reads(),
             38..41 => self.three_threads_run(),
-            41..43 => self.store_is_wrong_or_right(),
+            41..42 => self.store_is_wrong_or_right(),
+            42..43 => self.catalog_fails_or_not(),
             43..53 => self.snapshot_is_read(),
             53..57 => self.read_is_planned(),
             57..61 => self.plan_is_read(),
@@ -198,6 +210,7 @@ impl History {
         self.held.clear();
         self.outage.clear();
         self.mend_store();
+        self.catalog_fault = None;
         self.site.hooks.fail_parent_reads(Failing::None);
     }
 }

@@ -14,6 +14,7 @@ use rekindle_kernel::PAGE_BYTES;
 use super::History;
 use super::known::Known;
 use super::machine::Machine;
+use crate::catalogs::{CatalogRule, Fate};
 use crate::hooks::{Failing, Point};
 use crate::model::ModelMemory;
 use crate::site::{PATIENCE, Site};
@@ -55,6 +56,32 @@ impl History {
         Ok(())
     }
 
+    /// The catalog fails at one of its next writes, with a known outcome or an unknown one, or without saying so; what is
+    /// unknown stays so until it works again, or until the engine crashes.
+    pub(super) fn catalog_fails_or_not(&mut self) -> Result<(), String> {
+        if !self.rules.recording {
+            return Ok(());
+        }
+        if self.catalog_fault.take().is_some() {
+            self.say("the catalog works again");
+            return Ok(());
+        }
+        let fate = match self.random.below(10) {
+            0..3 => Fate::Refused,
+            3..6 => Fate::UnknownMade,
+            6..9 => Fate::UnknownNotMade,
+            _ => Fate::Forgotten,
+        };
+        let rule = CatalogRule {
+            times: 1 + self.random.position(2),
+            ..CatalogRule::nth(self.random.position(4), fate)
+        };
+        self.say(format_args!("the catalog fails: {rule:?}"));
+        self.catalog_lied |= fate == Fate::Forgotten;
+        self.catalog_fault = Some(self.site.catalog_faults.inject(rule));
+        Ok(())
+    }
+
     pub(super) fn parent_reads_fail(&mut self) -> Result<(), String> {
         let failing = match self.random.below(3) {
             0 => Failing::None,
@@ -90,6 +117,7 @@ impl History {
         self.say(format_args!("snapshot {position} is waited for until it is sealed"));
         self.vmms.clear();
         self.held.clear();
+        self.catalog_fault = None;
         let snapshot = &self.snapshots[position].snapshot;
         snapshot.wait_manifest(PATIENCE).map(|_| ()).map_err(|_| status(snapshot))
     }
@@ -132,13 +160,15 @@ impl History {
         self.engine().stop();
         self.plans.clear();
         let files = self.stored_files();
-        let snapshots: Vec<(SnapshotId, Vec<ModelMemory>)> =
+        let mut snapshots: Vec<(SnapshotId, Vec<ModelMemory>)> =
             self.snapshots.drain(..).map(|Known { snapshot, contents }| (snapshot.id(), contents)).collect();
         let parents: Vec<_> = self.guests.iter_mut().map(Machine::let_go_of_parent).collect();
         // What stood there is let through and finds that the engine has ended.
         self.held.clear();
         let ended = self.engine.take();
         drop(ended);
+        // What was unknown until now is found made or not made.
+        self.catalog_fault = None;
         if moved {
             self.site = self.site.elsewhere().map_err(|error| error.to_string())?;
         } else if !files.is_empty() && self.random.percent(30) {
@@ -148,13 +178,18 @@ impl History {
         let options = self.rules.options(&self.site).map_err(|error| error.to_string())?;
         let engine = self.engine.insert(Engine::start(options).map_err(|error| error.to_string())?);
         let replayed = self.rules.recording && !moved;
+        let perhaps_deleted = std::mem::take(&mut self.perhaps_deleted);
         if replayed {
-            let mut expected: Vec<_> = snapshots.iter().map(|(id, _)| *id).collect();
-            expected.sort();
+            let expected: Vec<_> = snapshots.iter().map(|(id, _)| *id).collect();
             let listed: Vec<_> = engine.snapshots().iter().map(|snapshot| snapshot.id()).collect();
-            if listed != expected || !engine.replayed().lost.is_empty() {
+            let lost: Vec<_> = engine.replayed().lost.iter().map(|lost| lost.id).collect();
+            let gone = |id: &SnapshotId| !listed.contains(id) && !perhaps_deleted.contains(id);
+            let unheard_of = |id: &SnapshotId| !expected.contains(id);
+            let wrong = expected.iter().any(gone) || listed.iter().any(unheard_of) || !lost.is_empty();
+            if wrong && !self.catalog_lied {
                 return Err(format!("{expected:?} were there, now {listed:?}: {:?}", engine.replayed()));
             }
+            snapshots.retain(|(id, _)| listed.contains(id) && !lost.contains(id));
         }
         for (id, contents) in snapshots {
             let snapshot = engine.open(id).map_err(|error| error.to_string())?;
@@ -163,9 +198,11 @@ impl History {
         for (mut guest, parent) in std::mem::take(&mut self.guests).into_iter().zip(parents) {
             let origin = parent.and_then(|parent| engine.origin(parent));
             match (parent, origin) {
+                // Only after the catalog lied: everything else that was lost has ended the history.
+                (Some(_), Some(origin)) if origin.state() == SnapshotState::Lost => continue,
                 (Some(_), Some(origin)) => guest.stand_on(&origin),
                 (None, _) => {}
-                (Some(parent), None) if replayed => {
+                (Some(parent), None) if replayed && !self.catalog_lied => {
                     return Err(format!("{parent}, which a guest runs from, is gone"));
                 }
                 // A guest whose snapshot was deleted cannot go on: what it stands on was that engine's alone.

@@ -82,6 +82,10 @@ impl History {
 
     /// Layers whose local files are not the only copies.
     pub(super) fn stored_layers(&self) -> Vec<Arc<Layer>> {
+        if self.catalog_lied {
+            // It may not know that they are stored.
+            return Vec::new();
+        }
         let layers_of = |known: &Known| {
             let views = known.snapshot.volumes().iter().map(|volume| volume.view.load());
             let layers = views.flat_map(|view| view.layers().to_vec());
