@@ -249,14 +249,14 @@ mod tests {
     /// A capture of pages that are each filled with their number, and 1.
     fn captured(reaper: &Reaper) -> Arc<Capture> {
         let bytes = bytes_of_pages(PAGES);
-        let memfd = Memfd::create("guest", bytes, PageKind::Small).unwrap();
+        let memfd = Memfd::create("guest", bytes, PageKind::Small).expect("memory");
         for page in 0..PAGES {
-            let fill = u8::try_from(page).unwrap() + 1;
-            memfd.write_at(&[fill; PAGE_BYTES], u64::from(page) * u64_of(PAGE_BYTES)).unwrap();
+            let fill = u8::try_from(page).expect("small") + 1;
+            memfd.write_at(&[fill; PAGE_BYTES], u64::from(page) * u64_of(PAGE_BYTES)).expect("memory");
         }
         let pages = CapturedPages { kept: PageSet::full(PAGES), zero: PageSet::new(PAGES) };
-        let lease = Budget::new(bytes).lease(bytes, Duration::ZERO).unwrap();
-        Arc::new(Capture::adopt(memfd, pages, lease, reaper.handle()).unwrap())
+        let lease = Budget::new(bytes).lease(bytes, Duration::ZERO).expect("there is room");
+        Arc::new(Capture::adopt(memfd, pages, lease, reaper.handle()).expect("memory of its size"))
     }
 
     #[test]

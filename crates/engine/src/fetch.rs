@@ -275,35 +275,38 @@ fn accept(layer: &Layer, frame: FrameNumber, encoded: &[u8]) -> Result<(), Fetch
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {
+    use std::os::unix::fs::FileExt;
     use std::sync::mpsc::{Sender, channel};
     use std::time::Duration;
 
     use super::*;
     use crate::cache::Cache;
     use crate::frame::FRAME_PAGES;
-    use crate::identity::{Domain, SnapshotId};
+    use crate::identity::{Domain, FrameDigest, SnapshotId};
+    use crate::layer_index::LayerIndex;
     use crate::manifest::ObjectName;
-    use crate::pack::pack_pages;
     use crate::page_set::PageSet;
+    use crate::ranked_set::RankedSet;
 
     const PAGES: u32 = 3 * FRAME_PAGES;
     const LIMIT: Duration = Duration::from_secs(60);
 
     /// A layer of three frames, packed in `directory`, whose pages are filled with `fill`.
     fn packed(directory: &tempfile::TempDir, fill: u8) -> Arc<Layer> {
-        let cache = Cache::open(directory.path()).unwrap();
-        let bytes = |_, into: &mut [u8]| {
-            into.fill(fill);
-            Ok(())
-        };
-        pack_pages(&PageSet::full(PAGES), &cache, &Domain::shared(), bytes).unwrap().unwrap()
+        let cache = Cache::open(directory.path()).expect("a directory of ours");
+        let file = cache.pack_file().expect("a disk");
+        let raw = vec![fill; 3 * frame_bytes(FrameNumber::new(0), PAGES)];
+        file.file().write_all_at(&raw, 0).expect("a disk");
+        let digests = raw.chunks(raw.len() / 3).map(FrameDigest::of).collect();
+        let index = LayerIndex::new(RankedSet::new(&PageSet::full(PAGES)), digests);
+        cache.finish(file, &Domain::shared(), index).expect("a disk")
     }
 
     /// The table of a layer stored in frames of these lengths, and where that is.
     fn stored(layer: &Layer, lengths: [u64; 3]) -> (Vec<u8>, StoredLayer) {
-        let table = ObjectTable::new(layer.index().unwrap().clone(), &lengths);
+        let table = ObjectTable::new(layer.index().expect("it was packed here").clone(), &lengths);
         let bytes = table.encode();
-        let table_bytes = u64::try_from(bytes.len()).unwrap();
+        let table_bytes = u64::try_from(bytes.len()).expect("64 bits");
         let stored = StoredLayer {
             object: ObjectName::new(SnapshotId::new()),
             table_digest: *blake3::hash(&bytes).as_bytes(),

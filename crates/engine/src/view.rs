@@ -279,9 +279,10 @@ mod tests {
 
     fn captured(reaper: &Reaper, kept: PageSet, zero: PageSet) -> Arc<Capture> {
         let bytes = bytes_of_pages(PAGES);
-        let memfd = Memfd::create("guest", bytes, PageKind::Small).unwrap();
-        let lease = Budget::new(bytes).lease(bytes, Duration::ZERO).unwrap();
-        Arc::new(Capture::adopt(memfd, CapturedPages { kept, zero }, lease, reaper.handle()).unwrap())
+        let memfd = Memfd::create("guest", bytes, PageKind::Small).expect("memory");
+        let lease = Budget::new(bytes).lease(bytes, Duration::ZERO).expect("there is room");
+        let adopted = Capture::adopt(memfd, CapturedPages { kept, zero }, lease, reaper.handle());
+        Arc::new(adopted.expect("memory of its size"))
     }
 
     #[test]

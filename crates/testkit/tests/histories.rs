@@ -41,13 +41,11 @@ fn random_histories_give_every_guest_the_pages_of_the_model() {
 }
 
 fn run(seed: u64) -> Tally {
-    match history::run(seed, OPERATIONS) {
-        Ok(tally) => tally,
-        Err(failure) => {
-            say(&failure.to_string());
-            panic!("{failure}");
-        }
+    let outcome = history::run(seed, OPERATIONS);
+    if let Err(failure) = &outcome {
+        say(&failure.to_string());
     }
+    outcome.expect("every page is the model's")
 }
 
 /// Also where output is captured: a history that hangs is known by its seed.

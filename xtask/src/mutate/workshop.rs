@@ -57,7 +57,7 @@ impl Workshop {
     /// Fails unless there are such tests and they pass in the sources as they are: a test that always fails proves
     /// nothing.
     pub(super) fn pass_unchanged(&self, tests: &str) -> anyhow::Result<()> {
-        self.build(tests).with_context(|| format!("building `cargo test {tests}`"))?;
+        self.compile(tests).with_context(|| format!("building `cargo test {tests}`"))?;
         let output = self.test(tests)?;
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "`cargo test {tests}` fails without any mutation:\n{said}");
@@ -76,7 +76,7 @@ impl Workshop {
     }
 
     fn outcome(&self, tests: &str) -> anyhow::Result<Outcome> {
-        self.build(tests).context("a mutation must compile, or it proves nothing")?;
+        self.compile(tests).context("a mutation must compile, or it proves nothing")?;
         let output = self.test(tests)?;
         Ok(match output.status.code() {
             Some(0) => Outcome::Survived,
@@ -85,7 +85,7 @@ impl Workshop {
         })
     }
 
-    fn build(&self, tests: &str) -> anyhow::Result<()> {
+    fn compile(&self, tests: &str) -> anyhow::Result<()> {
         let mut cargo = Command::new("cargo");
         let output = self.within(cargo.arg("test").arg("--no-run").args(tests.split_whitespace()))?;
         if !output.status.success() {

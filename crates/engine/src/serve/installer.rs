@@ -216,6 +216,9 @@ mod tests {
     use super::*;
     use crate::page_set::PageSet;
 
+    /// A call that opens pages to writes.
+    type Open = fn(&mut Installer, GuestPages);
+
     fn set(members: &[u32]) -> PageSet {
         let mut set = PageSet::new(8);
         members.iter().for_each(|&page| set.insert_run(run(page, 1)));
@@ -252,7 +255,7 @@ mod tests {
     fn a_page_is_noted_as_written_before_the_call_that_opens_it_is_made() {
         // No call is made for pages of two regions: whoever asks for that has a bug, and what is noted was noted before.
         let two_regions = run(3, 2);
-        let opens: [(&str, fn(&mut Installer, GuestPages)); 4] = [
+        let opens: [(&str, Open); 4] = [
             ("copy", |installer, pages| {
                 installer.copy(pages, Source::zeroes(2 * PAGE_BYTES), Protect::Writable);
             }),

@@ -56,7 +56,7 @@ fn table_of(object: &[u8], stored: &StoredLayer) -> ObjectTable {
 fn refusal(engine: &Engine, snapshot: &Snapshot, memory: &ModelMemory) -> String {
     match judge(engine, snapshot, memory).expect_err("what is stored is not the snapshot's") {
         GuestError::Stalled(error) => error.to_string(),
-        GuestError::Wrong(page) => panic!("wrong bytes were read: {page}"),
+        GuestError::Wrong(page) => unreachable!("wrong bytes were read: {page}"),
     }
 }
 
