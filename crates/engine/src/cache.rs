@@ -3,7 +3,7 @@
 //! A file has a layer's raw pages and, where it was packed here, directly after them the layer's encoded index.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use crate::layer::{Layer, LayerFile, LocalFrames};
 use crate::layer_index::LayerIndex;
 use crate::limits::LAYER_INDEX_BYTES_MAX;
 use crate::manifest::{LayerName, StoredLayer};
+use crate::private;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// The directory and the handles that are alive.
@@ -74,11 +75,13 @@ pub enum OnlyCopyError {
 impl Cache {
     /// Opens the directory, creating it if need be, and removes what an interrupted packing left.
     pub fn open(directory: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        for entry in std::fs::read_dir(directory)? {
-            let path = entry?.path();
+        private::make_directory(directory)?;
+        private::close(directory)?;
+        let unreadable = |error: io::Error| private::at(directory, "reading", &error);
+        for entry in std::fs::read_dir(directory).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
             if path.extension().is_some_and(|extension| extension == "packing") {
-                std::fs::remove_file(path)?;
+                std::fs::remove_file(&path).map_err(|error| private::at(&path, "removing", &error))?;
             }
         }
         Ok(Self { directory: directory.to_owned(), handles: Arc::default(), keeps_files: Arc::default() })
@@ -87,7 +90,7 @@ impl Cache {
     /// A new file to pack a layer into.
     pub fn pack_file(&self) -> io::Result<PackFile> {
         let path = self.directory.join(format!("{}.packing", uuid::Uuid::now_v7()));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        let file = private::options().create_new(true).open(&path)?;
         Ok(PackFile { file, path, finished: false })
     }
 
@@ -132,7 +135,7 @@ impl Cache {
             Found::Free(right) => right,
         };
         let path = self.path_of(name.id);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file = private::options().create(true).truncate(false).open(&path)?;
         let bytes = raw_bytes(name);
         let local = if file.metadata()?.len() >= bytes {
             LocalFrames::Perhaps
@@ -157,7 +160,7 @@ impl Cache {
         };
         let (layer, path) = (name.id, self.path_of(name.id));
         let io = |source| OnlyCopyError::Io { layer, source };
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        let file = match private::options().open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(OnlyCopyError::Absent { layer });
             }
@@ -180,7 +183,7 @@ impl Cache {
             Found::Free(right) => right,
         };
         let path = self.path_of(name.id);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let file = private::options().create(true).truncate(true).open(&path)?;
         let layer = Layer::over(name, self.place(path, file, right), LocalFrames::None)?;
         Ok(self.handles.made(name.id, layer))
     }

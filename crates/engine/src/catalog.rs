@@ -4,9 +4,8 @@
 //! The file has one user at a time. No lock is held while it is read or written: whoever uses the database takes it out
 //! of its place and puts it back. Writers that wait meanwhile go together in the next transaction.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use redb::{
 
 use crate::change::{CatalogHook, Fate, ValuesBefore, table_of};
 use crate::limits;
+use crate::private;
 use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, lock};
 
 pub use crate::change::{Change, Entry, Kind};
@@ -392,7 +392,7 @@ impl Drop for Telling<'_> {
 fn locked(path: &Path) -> Result<File, CatalogError> {
     let disk = |error: io::Error| CatalogError::Disk { path: path.to_owned(), reason: error.to_string() };
     let beside = path.with_extension("lock");
-    let file = private().open(beside).map_err(disk)?;
+    let file = private::options().create(true).truncate(false).open(beside).map_err(disk)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(CatalogError::Held { path: path.to_owned() }),
@@ -400,16 +400,11 @@ fn locked(path: &Path) -> Result<File, CatalogError> {
     }
 }
 
-/// Device states are in it: nobody else may read it.
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options
-}
-
 fn open_database(path: &Path) -> Result<Database, CatalogError> {
     let disk = |error: io::Error| CatalogError::Disk { path: path.to_owned(), reason: error.to_string() };
-    private().open(path).map_err(disk)?;
+    // Device states are in it: no other user may read it.
+    private::options().create(true).truncate(false).open(path).map_err(disk)?;
+    private::restrict(path, private::OTHERS).map_err(disk)?;
     let database = Builder::new()
         .set_cache_size(limits::CATALOG_CACHE_BYTES)
         // Every page's checksum: damage is told here, and not by a read in the middle of something.

@@ -15,6 +15,7 @@ pub mod hooks;
 pub mod precedence;
 pub mod wire;
 pub mod change;
+pub mod private;
 pub mod catalog;
 pub mod stop;
 pub mod budget;

@@ -16,6 +16,7 @@ use crate::geometry::u64_of;
 use crate::identity::{LayerId, SnapshotId};
 use crate::limits;
 use crate::manifest::ObjectName;
+use crate::private;
 
 /// A store and what was moved through it. Clones share both.
 #[derive(Debug, Clone)]
@@ -89,7 +90,7 @@ impl Store {
 
     /// A store in a local directory, created if need be; every write is fsynced.
     pub fn directory(path: &Path) -> std::io::Result<Self> {
-        std::fs::create_dir_all(path)?;
+        private::make_directory(path)?;
         let files = LocalFileSystem::new_with_prefix(path)?;
         Ok(Self::new(Arc::new(files.with_fsync(true))))
     }

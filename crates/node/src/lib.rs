@@ -4,6 +4,7 @@ pub mod asker;
 pub mod regular_file;
 pub mod guest;
 pub mod settings;
+pub mod privacy;
 pub mod keeper;
 pub mod vmm;
 pub mod copied_memory;

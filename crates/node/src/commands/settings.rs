@@ -28,6 +28,7 @@ pub fn run(session: &Session, arguments: &SettingsArguments) -> anyhow::Result<S
     let settings = Settings::load(&session.setting_flags(arguments.flags.clone()))?;
     // The files that they name must do as well: a daemon would not start with others.
     serve::tcp_options(&settings).map(|tcp| tcp.check()).transpose()?;
+    settings.check_sockets()?;
     if session.output.json {
         session.output.value(&settings.entries())?;
         return Ok(Status::Done);

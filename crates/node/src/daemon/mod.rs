@@ -34,13 +34,14 @@ mod room;
 mod snapshots;
 mod watch;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::Context as _;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::private::make_directory;
 use rekindle_engine::store::Traffic;
 
 use crate::api::control::Served;
@@ -87,8 +88,8 @@ impl Daemon {
         let started = Instant::now();
         let program = std::env::current_exe()
             .context("finding this program, which guests and the keeper are run by")?;
-        private_directory(&settings.state_directory)?;
-        private_directory(&settings.run_directory)?;
+        make_directory(&settings.state_directory)?;
+        make_directory(&settings.run_directory)?;
         let catalog = Catalog::open(&settings.state_directory.join("catalog.redb"))?;
         let (keeping, found) = Keeping::find(settings.keeper_socket(), program)?;
         let keeping = Arc::new(keeping);
@@ -174,13 +175,6 @@ fn engine_options(
     options.keeper = keeping.clone();
     options.watcher = Arc::new(SnapshotNews::new(Arc::clone(events), Arc::clone(metrics)));
     Ok(options)
-}
-
-/// A directory that only this user can enter.
-fn private_directory(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("making the directory {}", path.display()))
 }
 
 fn node_name() -> String {

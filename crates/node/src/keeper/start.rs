@@ -1,14 +1,15 @@
 //! Starting a keeper where none runs.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rekindle_engine::private::{self, make_directory};
 use rekindle_kernel::spawn::in_own_session;
 use rekindle_kernel::wakeup::wait_readable;
 use rustix::fs::FlockOperation;
@@ -53,10 +54,12 @@ pub(super) fn start(socket: &Path, program: &Path) -> Result<Found, KeeperError>
     let start = || {
         let socket = std::path::absolute(socket)?;
         if let Some(directory) = socket.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            make_directory(directory)?;
         }
         // One starts it at a time, so that the others find it.
-        let starting = File::create(socket.with_extension("starting"))?;
+        let path = socket.with_extension("starting");
+        let starting = private::options().create(true).truncate(false).open(&path);
+        let starting = starting.map_err(|error| private::at(&path, "opening", &error))?;
         rustix::fs::flock(&starting, FlockOperation::LockExclusive)?;
         match connect(&socket, supervised().then_some(SUPERVISED_LIMIT)) {
             Ok(_) => Ok(Found::Running),
@@ -89,7 +92,9 @@ fn connect(socket: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
 /// The keeper says on its standard output that it listens; what it logs goes to a file beside its socket.
 fn run(socket: &Path, program: &Path) -> io::Result<Found> {
     let log_path = socket.with_extension("log");
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log_path)?;
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log_path);
+    let log = log.map_err(|error| private::at(&log_path, "opening", &error))?;
+    private::restrict(&log_path, private::OTHERS)?;
     let (mut said, says) = io::pipe()?;
     let mut command = Command::new(program);
     command.args(["keeper", "--socket"]).arg(socket).current_dir("/");

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::sockets::SOCKET_PATH_BYTES_MAX;
+
 /// Where a setting's value was said.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
@@ -85,6 +87,27 @@ pub enum SettingsError {
         key: &'static str,
         /// Those that are missing.
         missing: String,
+    },
+    /// A directory whose sockets would have longer paths than Linux binds.
+    #[error(
+        "{place}: {key} is {}, which has {} bytes: the socket {} in it would have a path of {bytes} bytes, and Linux \
+         allows {SOCKET_PATH_BYTES_MAX}; set {key} to a path of at most {} bytes",
+        path.display(),
+        path.as_os_str().len(),
+        file.display(),
+        (SOCKET_PATH_BYTES_MAX + path.as_os_str().len()).saturating_sub(*bytes)
+    )]
+    LongSocket {
+        /// Where it was said.
+        place: Source,
+        /// The setting.
+        key: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// The socket, below it.
+        file: PathBuf,
+        /// Bytes of the socket's path.
+        bytes: usize,
     },
     /// No home directory, and nothing said instead of the defaults that lie in it.
     #[error(

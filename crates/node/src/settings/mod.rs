@@ -4,6 +4,7 @@ mod error;
 mod flags;
 pub mod keys;
 mod layers;
+mod sockets;
 mod values;
 
 use std::fmt;

@@ -274,3 +274,41 @@ fn every_example_is_a_value_its_setting_can_have() {
     let settings = machine.load(&[]).unwrap();
     assert!(settings.entries().iter().all(|entry| entry.source != Source::Default));
 }
+
+#[test]
+fn a_file_url_is_decoded_and_one_that_is_not_of_this_machine_is_refused() {
+    let store = |url: &str| {
+        let settings = Machine::of_user().load(&["--store", url])?;
+        Ok::<_, SettingsError>(settings.store.directory().to_owned())
+    };
+    assert_eq!(store("file:///srv/st%20ore").unwrap(), Path::new("/srv/st ore"));
+    assert_eq!(store("FILE://localhost/srv/100%25%c3%a9").unwrap(), Path::new("/srv/100%é"));
+    for refused in
+        ["file://srv/store", "file:///a%2", "file:///a%zz", "file:///a?b", "file:///a#b", "file:///a%00b"]
+    {
+        let error = store(refused).expect_err("it is refused").to_string();
+        assert!(error.contains("file:///srv/store"), "{refused}: {error}");
+    }
+}
+
+#[test]
+fn directories_are_refused_in_which_a_later_socket_would_have_too_long_a_path() {
+    let of_length = |bytes: usize| format!("/{}", "x".repeat(bytes - 1));
+    let check = |words: &[&str]| Machine::of_user().load(words).unwrap().check_sockets();
+    let refused = |words: &[&str]| check(words).expect_err("a path is too long").to_string();
+    check(&["--run-directory", &of_length(53)]).unwrap();
+    let error = refused(&["--run-directory", &of_length(54)]);
+    assert!(error.starts_with("--run-directory: run_directory is /xx"), "{error}");
+    assert!(error.ends_with("set run_directory to a path of at most 53 bytes"), "{error}");
+    check(&["--run-directory", "/r", "--api-socket", &of_length(107)]).unwrap();
+    let error = refused(&["--run-directory", "/r", "--api-socket", &format!("/a{}", of_length(106))]);
+    assert!(error.contains("api.socket"), "{error}");
+    let jail = |bytes| {
+        let base = of_length(bytes);
+        let words =
+            ["--run-directory", "/r", "--firecracker-jailer-program", "/j", "--firecracker-jailer-uid", "1"];
+        check(&[&words[..], &["--firecracker-jailer-gid", "1", "--firecracker-jailer-base", &base]].concat())
+    };
+    jail(39).unwrap();
+    assert!(jail(40).expect_err("a path is too long").to_string().contains("firecracker.jailer.base"));
+}

@@ -1,11 +1,14 @@
 //! What values settings can have: each kind is parsed and shown in one place.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use percent_encoding::percent_decode_str;
 use rekindle_engine::identity::Domain;
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
@@ -112,11 +115,8 @@ fn absolute(path: &Path, source: &Source) -> Result<PathBuf, String> {
 
 fn store(said: &Said) -> Result<StoreLocation, String> {
     let Some(given) = said.value.text() else { return Err("a directory or a file:// URL".to_owned()) };
-    if let Some(path) = given.strip_prefix("file://") {
-        let whole = Path::new(path).is_absolute();
-        return whole
-            .then(|| StoreLocation::Directory(PathBuf::from(path)))
-            .ok_or_else(|| "a file:// URL with an absolute path, such as file:///srv/store".to_owned());
+    if given.get(..FILE_URL.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(FILE_URL)) {
+        return file_url(&given[FILE_URL.len()..]).map(StoreLocation::Directory);
     }
     if let Some((scheme, _)) = given.split_once("://") {
         return Err(format!(
@@ -124,6 +124,30 @@ fn store(said: &Said) -> Result<StoreLocation, String> {
         ));
     }
     path(said).map(StoreLocation::Directory)
+}
+
+/// How a URL of a file begins.
+const FILE_URL: &str = "file://";
+
+/// The path of a file:// URL (RFC 8089): on this machine, and with every `%XX` decoded.
+fn file_url(rest: &str) -> Result<PathBuf, String> {
+    let expected = || {
+        "a file:// URL with an absolute path, such as file:///srv/store, in which ?, # and % are written %3F, %23 and %25"
+            .to_owned()
+    };
+    let path = rest.strip_prefix("localhost").unwrap_or(rest);
+    if !path.starts_with('/') || path.contains(['?', '#']) {
+        return Err(expected());
+    }
+    let mut parts = path.split('%');
+    let is_encoded =
+        |part: &str| part.len() >= 2 && part.bytes().take(2).all(|digit| digit.is_ascii_hexdigit());
+    let first = parts.next();
+    if first.is_none() || !parts.all(is_encoded) {
+        return Err(expected());
+    }
+    let bytes: Vec<u8> = percent_decode_str(path).collect();
+    if bytes.contains(&0) { Err(expected()) } else { Ok(PathBuf::from(OsString::from_vec(bytes))) }
 }
 
 fn domain(said: &Said) -> Result<Domain, String> {

@@ -17,6 +17,7 @@ mod machines;
 mod outages;
 mod peers;
 mod documents;
+mod privacy;
 mod restarts;
 mod room;
 mod run_directory;

@@ -2,7 +2,6 @@
 //! what a store must.
 
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use uuid::Uuid;
 
 use super::{Check, Outcome};
 use crate::commands::shown::{duration, size};
+use crate::privacy::open_places;
 use crate::settings::Settings;
 
 /// TMPFS_MAGIC (linux/magic.h).
@@ -24,9 +24,6 @@ const ROOM_WANTED: u64 = 2 << 30;
 
 /// Room below which nothing can be saved for long.
 const ROOM_NEEDED: u64 = 64 << 20;
-
-/// Bytes of a unix socket's path, its end included (sun_path, unix(7)).
-const SOCKET_PATH_BYTES: usize = 108;
 
 /// How long the store may take for everything that is tried.
 const STORE_LIMIT: Duration = Duration::from_secs(30);
@@ -42,7 +39,24 @@ pub(super) fn look(settings: &Settings) -> Vec<Check> {
         state_directory(&settings.state_directory),
         run_directory(settings),
         store(settings),
+        privacy(settings),
     ]
+}
+
+/// Which of the places that guests' memory is in other users can read.
+fn privacy(settings: &Settings) -> Check {
+    let name = "privacy";
+    let open = open_places(settings);
+    let Some((first, _)) = open.first() else {
+        return Check::ok(name, "no other user can enter the directories that guests' memory is in");
+    };
+    let shown: Vec<String> =
+        open.iter().map(|(path, mode)| format!("{} (mode {mode:04o})", path.display())).collect();
+    Check::warn(
+        name,
+        format!("other users can enter {}", shown.join(", ")),
+        format!("chmod go-rwx {}", first.display()),
+    )
 }
 
 fn state_directory(path: &Path) -> Check {
@@ -63,17 +77,8 @@ fn state_directory(path: &Path) -> Check {
 
 fn run_directory(settings: &Settings) -> Check {
     let (name, path) = ("run directory", &settings.run_directory);
-    let sockets = [settings.keeper_socket(), settings.api.socket.clone()];
-    if let Some(long) = sockets.iter().find(|path| path.as_os_str().as_bytes().len() >= SOCKET_PATH_BYTES) {
-        return Check::fail(
-            name,
-            format!(
-                "{} is longer than a socket's path can be ({} bytes)",
-                long.display(),
-                SOCKET_PATH_BYTES - 1
-            ),
-            "set run_directory to a shorter path",
-        );
+    if let Err(error) = settings.check_sockets() {
+        return Check::fail(name, error.to_string(), "the daemon does not start like this");
     }
     match room(path) {
         Err(refused) => Check::fail(name, refused, "make it writable, or set run_directory to one that is"),

@@ -3,9 +3,9 @@
 mod signals;
 mod supervisor;
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,13 +13,16 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use rekindle_engine::catalog::CatalogError;
+use rekindle_engine::private::make_directory;
 use rekindle_kernel::placement;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::session::Session;
 use super::status::Status;
 use crate::api::control::{Control, Served};
 use crate::api::{ListenError, ListenOptions, Listeners, Secrets, TcpOptions};
 use crate::daemon::Daemon;
+use crate::privacy;
 use crate::settings::{SettingFlags, Settings};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use signals::{Signals, Wish};
@@ -45,6 +48,9 @@ const LAST_DAEMON_ASK: Duration = Duration::from_millis(10);
 /// for that; the keeper, without which it could not go on, it ends later still.
 const OOM_SCORE: i16 = -900;
 
+/// Open files with which a daemon serves a few sandboxes.
+const OPEN_FILES_MIN: u64 = 256;
+
 /// How long requests that nobody waits for any more may take at the end.
 const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -61,6 +67,9 @@ pub fn run_with(
 ) -> anyhow::Result<Status> {
     let flags = session.setting_flags(arguments.flags.clone());
     let settings = Settings::load(&flags)?;
+    settings.check_sockets()?;
+    privacy::keep_to_this_user();
+    open_as_many_files_as_allowed()?;
     let telemetry = Telemetry::start(&telemetry_options(&settings))?;
     for name in &settings.ignored_variables {
         tracing::warn!("the variable {name} sets nothing");
@@ -74,6 +83,10 @@ pub fn run_with(
         .context("starting the runtime of the control API")?;
     // From here on a signal is a wish, not an end.
     let mut signals = runtime.block_on(async { Signals::take() }).context("listening for signals")?;
+    privacy::close_places(&settings).context(
+        "preparing the directories of the daemon; run as a user who may write there, or set state_directory and \
+         run_directory to other places",
+    )?;
     let listeners = {
         let _inside = runtime.enter();
         after_the_last(|| listen(&settings))?
@@ -92,6 +105,19 @@ pub fn run_with(
     served.context("serving the control API")?;
     tracing::info!("ended; guests that run go on and are found again at the next start");
     Ok(Status::Done)
+}
+
+/// Raises this process's limit of open files to the most that it may: each sandbox and each open layer takes some.
+fn open_as_many_files_as_allowed() -> anyhow::Result<()> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    anyhow::ensure!(
+        maximum.is_none_or(|maximum| maximum >= OPEN_FILES_MIN),
+        "this process may open {} files, and the daemon needs {OPEN_FILES_MIN} or more: raise the hard limit \
+         (LimitNOFILE in the unit, `ulimit -Hn` in a shell)",
+        maximum.unwrap_or_default()
+    );
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .context("raising the limit of open files")
 }
 
 /// Tries again while another daemon has what this one needs, for a bounded time: one that was just killed is still
@@ -200,7 +226,9 @@ impl Serving {
 fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
     let api = &settings.api;
     if let Some(directory) = api.socket.parent() {
-        make_directory(directory, 0o700)?;
+        make_directory(directory).context(
+            "run as a user who may write there, or set run_directory or api.socket to another place",
+        )?;
         if !api.allowed_uids.is_empty() {
             let_through(directory)?;
         }
@@ -208,15 +236,6 @@ fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
     let (socket, allowed_uids) = (api.socket.clone(), api.allowed_uids.clone());
     let options = ListenOptions { socket, allowed_uids, tcp: tcp_options(settings) };
     Ok(Listeners::bind(&options)?)
-}
-
-fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
-    DirBuilder::new().recursive(true).mode(mode).create(path).with_context(|| {
-        format!(
-            "making {}; run as a user who may, or set run_directory or api.socket to a place that can be written",
-            path.display()
-        )
-    })
 }
 
 /// Opens the socket's directory to users who may use the socket; those above it are not ours to open.

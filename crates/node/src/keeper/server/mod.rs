@@ -33,6 +33,7 @@ const CHILD_OOM_SCORE: i16 = 800;
 ///
 /// It ends by nothing else: it ignores every signal that can be ignored, and answers what it cannot do.
 pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
+    crate::privacy::keep_to_this_user();
     let signals = SignalReader::block().context("taking signals")?;
     let spawner = Spawner::prepare().context("preparing to start processes")?.with_oom_score(CHILD_OOM_SCORE);
     let ends = Ends::new().context("preparing to hear of their ends")?;

@@ -1,0 +1,135 @@
+//! Files and directories that no other user can open, whatever the umask is and whatever stood there before.
+
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// The permissions of a group and of all others, as bits of a mode.
+pub const OTHERS: u32 = 0o077;
+
+/// Options that open a file for reading and writing, and make it for this user alone where they make it.
+pub fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+/// Makes a directory for this user alone, and those above it, unless it is there.
+pub fn make_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let why = format!("{} is there and no directory: move it away", path.display());
+            Err(io::Error::new(error.kind(), why))
+        }
+        made => made.map_err(|error| at(path, "making", &error)),
+    }
+}
+
+/// Takes away what other users may do with a directory and all that is in it, as far as it is this user's.
+///
+/// The directory itself is closed last, so one that is closed already has nothing open in it and is not looked into.
+pub fn close(directory: &Path) -> io::Result<()> {
+    let found = directory.symlink_metadata().map_err(|error| at(directory, "looking at", &error))?;
+    if !found.is_dir() || !allows(&found, OTHERS) {
+        return Ok(());
+    }
+    let unreadable = |error: io::Error| at(directory, "reading", &error);
+    for entry in directory.read_dir().map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        match path.symlink_metadata() {
+            Ok(entry) if entry.is_dir() => close(&path)?,
+            Ok(entry) if entry.is_file() => close_one(&path, &entry, OTHERS)?,
+            // Sockets and links are in a directory that is closed in the end; what is gone needs nothing.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    close_one(directory, &found, OTHERS)
+}
+
+/// Takes the permissions `forbidden` (bits of a mode) from one file or directory, if it is there and this user's; what is
+/// in it stays as it is.
+pub fn restrict(path: &Path, forbidden: u32) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        found => close_one(path, &found.map_err(|error| at(path, "looking at", &error))?, forbidden),
+    }
+}
+
+/// An error of the system with the path that it is of.
+pub fn at(path: &Path, doing: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{doing} {}: {error}", path.display()))
+}
+
+/// Whether anything of `forbidden` is allowed, of what is this user's.
+fn allows(found: &Metadata, forbidden: u32) -> bool {
+    found.mode() & forbidden != 0 && found.uid() == rustix::process::geteuid().as_raw()
+}
+
+fn close_one(path: &Path, found: &Metadata, forbidden: u32) -> io::Result<()> {
+    if found.is_symlink() || !allows(found, forbidden) {
+        return Ok(());
+    }
+    // Not by path: what stands there by then might be another's.
+    let changed = File::open(path).and_then(|file| {
+        let now = file.metadata()?;
+        let is_same = (now.dev(), now.ino()) == (found.dev(), found.ino());
+        let left = Permissions::from_mode(now.mode() & 0o7777 & !forbidden);
+        if is_same { file.set_permissions(left) } else { Ok(()) }
+    });
+    match changed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        changed => changed.map_err(|error| at(path, "closing to other users", &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn mode_of(path: &Path) -> u32 {
+        path.symlink_metadata().expect("it is there").mode() & 0o777
+    }
+
+    fn opened(path: PathBuf, mode: u32) -> PathBuf {
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("it is this user's");
+        path
+    }
+
+    #[test]
+    fn what_stood_open_is_closed_with_all_that_is_in_it_and_a_link_leads_nowhere() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (layers, inner) = (place.path().join("layers"), place.path().join("layers/inner"));
+        fs::create_dir_all(&inner).expect("a directory");
+        let (file, outside) = (inner.join("a.raw"), place.path().join("outside"));
+        for path in [&file, &outside] {
+            fs::write(path, b"memory").expect("there is room");
+        }
+        std::os::unix::fs::symlink(&outside, inner.join("link")).expect("there is room");
+        for path in [&outside, &file] {
+            opened(path.clone(), 0o644);
+        }
+        for path in [&inner, &layers] {
+            opened(path.clone(), 0o755);
+        }
+        close(&layers).expect("they are this user's");
+        assert_eq!([&layers, &inner, &file].map(|path| mode_of(path)), [0o700, 0o700, 0o600]);
+        assert_eq!(mode_of(&outside), 0o644, "it is not in the directory");
+    }
+
+    #[test]
+    fn what_is_made_is_private_and_a_file_in_a_directorys_place_is_named() {
+        let place = tempfile::tempdir().expect("a directory");
+        let made = place.path().join("a/b");
+        make_directory(&made).expect("there is room");
+        make_directory(&made).expect("it is there");
+        let file = made.join("file");
+        options().create(true).truncate(false).open(&file).expect("there is room");
+        assert_eq!((mode_of(&made), mode_of(&file) & 0o077), (0o700, 0));
+        let error = make_directory(&file).expect_err("it is a file");
+        assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+    }
+}

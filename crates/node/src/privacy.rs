@@ -1,0 +1,106 @@
+//! The directories of a daemon, closed to all other users: guests' memory is in them.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rekindle_engine::private::{self, OTHERS, at, make_directory};
+use rustix::fs::Mode;
+
+use crate::settings::Settings;
+
+/// What rekindle makes in a state directory, and what a disk of its own has there.
+const IN_STATE_DIRECTORY: [&str; 8] =
+    ["boot", "catalog.lock", "catalog.redb", "catalog.room", "layers", LOST_AND_FOUND, "machines", "store"];
+/// What rekindle makes in a store.
+const IN_STORE: [&str; 5] = ["layers", LOST_AND_FOUND, "manifests", "store", "working-sets"];
+/// What the names of all files in a run directory end with.
+const IN_RUN_DIRECTORY: [&str; 4] = ["lock", "log", "sock", "starting"];
+/// What a new file system begins with.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// To read and to write; entering stays.
+const READ_AND_WRITE: u32 = 0o066;
+
+/// From here on no file that this process makes, or one it starts, is for other users, unless its maker says so.
+pub fn keep_to_this_user() {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+}
+
+/// Makes the state and run directories where they are not there, and closes them to other users.
+///
+/// A directory of this user in which there are only files of rekindle is closed itself; in another one, what rekindle made
+/// is. [`open_places`] says what stays open.
+pub fn close_places(settings: &Settings) -> io::Result<()> {
+    let Settings { state_directory, run_directory, store, .. } = settings;
+    make_directory(state_directory)?;
+    make_directory(run_directory)?;
+    close(state_directory, &IN_STATE_DIRECTORY, &[run_directory, store.directory()])?;
+    if holds_only(run_directory, |path| is_of_run_directory(settings, path))? {
+        private::restrict(run_directory, forbidden_in_run_directory(settings))?;
+    }
+    Ok(())
+}
+
+/// Closes the directory of a store, as [`close_places`] does.
+pub fn close_store(directory: &Path) -> io::Result<()> {
+    close(directory, &IN_STORE, &[])
+}
+
+/// The places that users besides this one may read or enter although guests' memory is in them, each with its mode.
+pub fn open_places(settings: &Settings) -> Vec<(PathBuf, u32)> {
+    let Settings { state_directory, run_directory, .. } = settings;
+    let mut open = Vec::new();
+    let mut look = |path: &Path, forbidden: u32| {
+        let mode = path.symlink_metadata().map_or(0, |found| found.mode() & 0o7777);
+        if mode & forbidden != 0 {
+            open.push((path.to_owned(), mode));
+        }
+        mode & forbidden != 0
+    };
+    for (place, names) in
+        [(state_directory.as_path(), &IN_STATE_DIRECTORY[..]), (settings.store.directory(), &IN_STORE[..])]
+    {
+        // In a place that no other user may enter, nothing is open.
+        if look(place, OTHERS) {
+            inside(place, names).for_each(|path| _ = look(&path, OTHERS));
+        }
+    }
+    look(run_directory, forbidden_in_run_directory(settings));
+    open.sort();
+    open.dedup();
+    open
+}
+
+/// Users of `api.allowed_uids` enter it on their way to the socket.
+fn forbidden_in_run_directory(settings: &Settings) -> u32 {
+    if settings.api.allowed_uids.is_empty() { OTHERS } else { READ_AND_WRITE }
+}
+
+fn close(place: &Path, names: &[&str], also: &[&Path]) -> io::Result<()> {
+    for path in inside(place, names).filter(|path| path.exists()) {
+        private::close(&path)?;
+        private::restrict(&path, OTHERS)?;
+    }
+    let is_ours = |path: &Path| names.iter().any(|name| path.ends_with(name)) || also.contains(&path);
+    if holds_only(place, is_ours)? { private::restrict(place, OTHERS) } else { Ok(()) }
+}
+
+fn inside(place: &Path, names: &[&str]) -> impl Iterator<Item = PathBuf> {
+    names.iter().filter(|name| **name != LOST_AND_FOUND).map(|name| place.join(name))
+}
+
+fn holds_only(directory: &Path, is_ours: impl Fn(&Path) -> bool) -> io::Result<bool> {
+    let unreadable = |error: io::Error| at(directory, "reading", &error);
+    for entry in directory.read_dir().map_err(unreadable)? {
+        if !is_ours(&entry.map_err(unreadable)?.path()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn is_of_run_directory(settings: &Settings, path: &Path) -> bool {
+    let is_known = path.extension().is_some_and(|end| IN_RUN_DIRECTORY.iter().any(|known| end == *known));
+    is_known || path == settings.api.socket
+}
