@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rekindle_kernel::PAGE_BYTES;
+use rustix::fs::{MemfdFlags, memfd_create};
 
+use crate::aside::Aside;
 use crate::geometry::u64_of;
 use crate::handles::{Found, HandleRight, Handles};
 use crate::identity::{Domain, LayerId};
@@ -25,6 +27,7 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug)]
 pub struct Cache {
     directory: PathBuf,
+    aside: Aside,
     handles: Arc<Handles<Layer>>,
     keeps_files: Arc<AtomicBool>,
 }
@@ -80,11 +83,18 @@ impl Cache {
         let unreadable = |error: io::Error| private::at(directory, "reading", &error);
         for entry in std::fs::read_dir(directory).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
-            if path.extension().is_some_and(|extension| extension == "packing") {
-                std::fs::remove_file(&path).map_err(|error| private::at(&path, "removing", &error))?;
+            if path.extension().is_some_and(|extension| extension == "packing")
+                && let Err(error) = std::fs::remove_file(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "what an interrupted packing left stays");
             }
         }
-        Ok(Self { directory: directory.to_owned(), handles: Arc::default(), keeps_files: Arc::default() })
+        Ok(Self {
+            directory: directory.to_owned(),
+            aside: Aside::below(directory),
+            handles: Arc::default(),
+            keeps_files: Arc::default(),
+        })
     }
 
     /// A new file to pack a layer into.
@@ -135,7 +145,12 @@ impl Cache {
             Found::Free(right) => right,
         };
         let path = self.path_of(name.id);
-        let file = private::options().create(true).truncate(false).open(&path)?;
+        let file = match self.open_there(name.id, &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                private::options().create(true).truncate(false).open(&path)?
+            }
+            opened => opened?,
+        };
         let bytes = raw_bytes(name);
         let local = if file.metadata()?.len() >= bytes {
             LocalFrames::Perhaps
@@ -160,7 +175,7 @@ impl Cache {
         };
         let (layer, path) = (name.id, self.path_of(name.id));
         let io = |source| OnlyCopyError::Io { layer, source };
-        let file = match private::options().open(&path) {
+        let file = match self.open_there(layer, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(OnlyCopyError::Absent { layer });
             }
@@ -176,33 +191,62 @@ impl Cache {
         Ok(self.handles.made(layer, opened))
     }
 
-    /// A handle for a layer that is nowhere: every read of it fails.
+    /// A handle for a layer that is nowhere: every read of it fails. It needs no room on the disk.
     pub fn open_nowhere(&self, name: &LayerName) -> io::Result<Arc<Layer>> {
         let right = match self.handles.find(name.id) {
             Found::Alive(layer) => return Ok(layer),
             Found::Free(right) => right,
         };
-        let path = self.path_of(name.id);
-        let file = private::options().create(true).truncate(true).open(&path)?;
-        let layer = Layer::over(name, self.place(path, file, right), LocalFrames::None)?;
+        let nothing = File::from(memfd_create("nowhere", MemfdFlags::CLOEXEC)?);
+        let layer = Layer::over(name, self.place(self.path_of(name.id), nothing, right), LocalFrames::None)?;
         Ok(self.handles.made(name.id, layer))
     }
 
-    /// Removes the files of all layers that are neither among `named` nor open; says how many.
-    pub fn remove_unnamed(&self, named: &HashSet<LayerId>) -> io::Result<usize> {
-        let mut removed = 0;
-        for entry in std::fs::read_dir(&self.directory)? {
-            let path = entry?.path();
+    /// Sets the files of all layers aside that are neither among `named` nor open; says how many. One that cannot be
+    /// moved stays where it is.
+    pub fn set_unnamed_aside(&self, named: &HashSet<LayerId>) -> io::Result<usize> {
+        let mut moved = 0;
+        let unreadable = |error: io::Error| private::at(&self.directory, "reading", &error);
+        for entry in std::fs::read_dir(&self.directory).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
             let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
             let Some(layer) = stem.filter(|_| path.extension().is_some_and(|end| end == "raw")) else {
                 continue;
             };
-            if !named.contains(&layer) && self.handles.alive(layer).is_none() {
-                std::fs::remove_file(path)?;
-                removed += 1;
+            if named.contains(&layer) || self.handles.alive(layer).is_some() {
+                continue;
+            }
+            match self.set_aside(&path) {
+                Ok(is_moved) => moved += usize::from(is_moved),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a layer file that nothing names stays where it is");
+                }
             }
         }
-        Ok(removed)
+        Ok(moved)
+    }
+
+    /// Whether the file had anything in it; an empty one is removed.
+    fn set_aside(&self, path: &Path) -> io::Result<bool> {
+        if path.symlink_metadata()?.len() == 0 {
+            return std::fs::remove_file(path).map(|()| false);
+        }
+        self.aside.take(path).map(|()| true)
+    }
+
+    /// The files that were set aside.
+    pub fn aside(&self) -> &Aside {
+        &self.aside
+    }
+
+    /// Opens the file of a layer, which may have been set aside by a start whose catalog did not name it.
+    fn open_there(&self, layer: LayerId, path: &Path) -> io::Result<File> {
+        match private::options().open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.aside.give_back(layer, path)? => {
+                private::options().open(path)
+            }
+            opened => opened,
+        }
     }
 
     /// The handle of a layer if one is alive.

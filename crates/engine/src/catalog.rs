@@ -13,6 +13,7 @@ use redb::{
     Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
+use crate::catalog_room::Room;
 use crate::change::{CatalogHook, Fate, ValuesBefore, table_of};
 use crate::limits;
 use crate::private;
@@ -49,7 +50,7 @@ pub enum CatalogError {
         found: u64,
     },
     /// Its bytes are not a catalog, or not a sound one.
-    #[error("{} is damaged: {reason}; restore it, or move it away to begin an empty one", path.display())]
+    #[error("{} is damaged: {reason}; restore it from a back-up; to begin anew, move the whole state directory away", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -86,6 +87,11 @@ impl WriteError {
             Self::NotMade(reason) | Self::Unknown(Unsettled { reason, .. }) => reason,
         }
     }
+
+    fn is_of_disk(&self) -> bool {
+        let (Self::NotMade(reason) | Self::Unknown(Unsettled { reason, .. })) = self;
+        matches!(reason, CatalogError::Disk { .. })
+    }
 }
 
 /// A change that may be on the disk, all of it or nothing.
@@ -121,6 +127,7 @@ impl std::fmt::Display for Unsettled {
 struct Shared {
     path: PathBuf,
     hook: Option<Arc<dyn CatalogHook>>,
+    room: Room,
     /// Locked as long as the catalog lives, also while the database is opened anew.
     _lock: File,
     state: Mutex<State>,
@@ -170,7 +177,13 @@ impl Catalog {
 
     fn opened(path: &Path, hook: Option<Arc<dyn CatalogHook>>) -> Result<Self, CatalogError> {
         let guard = locked(path)?;
-        let database = open_database(path)?;
+        let room = Room::of(path);
+        let database = match open_database(path) {
+            Err(CatalogError::Disk { .. }) if room.release() => open_database(path)?,
+            opened => opened?,
+        };
+        // Where the disk has no room now, the first write asks again.
+        room.hold().ok();
         let state = State {
             place: Place::Here(database),
             waiting: Vec::new(),
@@ -180,6 +193,7 @@ impl Catalog {
         let shared = Shared {
             path: path.to_owned(),
             hook,
+            room,
             _lock: guard,
             state: Mutex::new(state),
             put_back: Condvar::new(),
@@ -189,7 +203,31 @@ impl Catalog {
 
     /// Makes all of the changes, in their order, or none; they are on the disk when this has succeeded. After a failure
     /// this catalog reads as before; whether the next start may still find the changes made is what the error says.
+    ///
+    /// Refused on a disk that has no room left but what is held back for [`Self::write_with_last_room`].
     pub fn write(&self, changes: &[Change]) -> Result<(), WriteError> {
+        let Shared { path, room, .. } = &*self.0;
+        room.hold().map_err(|error| {
+            let reason = format!(
+                "{error}; the last room is kept for deleting: delete what is not needed, or make room"
+            );
+            WriteError::NotMade(CatalogError::Disk { path: path.clone(), reason })
+        })?;
+        self.write_now(changes)
+    }
+
+    /// The same for changes that give something back or say how things are, which a full disk must not refuse.
+    pub fn write_with_last_room(&self, changes: &[Change]) -> Result<(), WriteError> {
+        match self.write_now(changes) {
+            Err(error) if error.is_of_disk() && self.0.hook.is_none() => {
+                self.0.room.release();
+                self.write_now(changes)
+            }
+            done => done,
+        }
+    }
+
+    fn write_now(&self, changes: &[Change]) -> Result<(), WriteError> {
         let shared = &*self.0;
         let mut state = lock(&shared.state);
         state.waiting.extend_from_slice(changes);
@@ -343,8 +381,18 @@ impl Turn<'_> {
         Ok(done)
     }
 
-    /// The database, opened if need be, with nothing of a change that was not reported as made.
+    /// The database, opened if need be, with nothing of a change that was not reported as made. On a full disk it takes the
+    /// room that is held back: nothing can be read before it is settled.
     fn settled_database(&mut self) -> Result<Database, CatalogError> {
+        match self.try_settled_database() {
+            Err(CatalogError::Disk { .. }) if self.shared.hook.is_none() && self.shared.room.release() => {
+                self.try_settled_database()
+            }
+            settled => settled,
+        }
+    }
+
+    fn try_settled_database(&mut self) -> Result<Database, CatalogError> {
         let Shared { path, hook, state, .. } = self.shared;
         let database = match self.database.take() {
             Some(database) => database,

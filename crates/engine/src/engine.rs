@@ -1,6 +1,7 @@
 //! The engine: what a node does with snapshots, behind one door. The work itself is in the modules below.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,8 +9,10 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
+use crate::aside::Aside;
 use crate::budget::Budget;
 use crate::cache::Cache;
+use crate::capture::Capture;
 use crate::catalog::{Catalog, CatalogError};
 use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
@@ -18,7 +21,7 @@ use crate::identity::{Domain, SnapshotId};
 use crate::keep::{Keeper, NoKeeper};
 use crate::learning::Learner;
 use crate::life::{Background, Life};
-use crate::lifecycle::{SnapshotEvent, SnapshotState};
+use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
 use crate::lives::{Lives, Work};
 use crate::open::{OpenError, open};
@@ -33,6 +36,7 @@ use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, Traffic};
+use crate::store_gate::Away;
 use crate::sync::{Mutex, lock};
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
@@ -140,6 +144,7 @@ impl Engine {
         let cache = Arc::new(Cache::open(&cache_directory)?);
         let stop = Stop::default();
         let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), stop.clone());
+        runtime.spawn(store.clone().keep_looking());
         let lives = Lives::start(stop.clone(), Arc::clone(&hooks))?;
         let (precedence, shared) = (Precedence::default(), Arc::clone(&cache));
         let sealing = Sealing { workers: compare_workers, merge_at_layers };
@@ -174,13 +179,45 @@ impl Engine {
             _reaper: reaper,
             runtime,
         };
+        engine.go_on_with(seals, work);
+        Ok(engine)
+    }
+
+    /// Tries again to make those snapshots of which the start could not say how they are; how many are left.
+    pub fn decide(&self) -> Result<usize, ReplayError> {
+        let Some(records) = &self.background.records else { return Ok(0) };
+        let known = self.snapshots();
+        if known.iter().all(|snapshot| !snapshot.status().is_undecided) {
+            return Ok(0);
+        }
+        let (cache, budget, reaper) = (&self.cache, &self.rules.budget, self.rules.reaper.clone());
+        let spare = SpareFiles::held();
+        let replayed = Replaying { records, cache, budget, reaper }.decide(&known)?;
+        drop(spare);
+        for snapshot in replayed.known.iter().filter(|snapshot| !snapshot.status().is_undecided) {
+            tracing::info!(snapshot = %snapshot.id(), "a snapshot that could not be read can be by now");
+            self.background.watcher.changed(snapshot);
+        }
+        self.go_on_with(replayed.seals, replayed.work);
+        Ok(replayed.replay.undecided)
+    }
+
+    /// The layer files that a start set aside, as its catalog did not name them.
+    pub fn aside(&self) -> &Aside {
+        self.cache.aside()
+    }
+
+    fn go_on_with(
+        &self,
+        seals: Vec<(Arc<Snapshot>, Vec<Arc<Capture>>)>,
+        work: Vec<(Arc<Snapshot>, SnapshotWork)>,
+    ) {
         for (snapshot, captures) in seals {
-            engine.spawn_life(&snapshot, move |life| life.run(captures));
+            self.spawn_life(&snapshot, move |life| life.run(captures));
         }
         for (snapshot, work) in work {
-            engine.spawn_life(&snapshot, move |life| life.carry_on(work));
+            self.spawn_life(&snapshot, move |life| life.carry_on(work));
         }
-        Ok(engine)
     }
 
     /// Waits, while the guest still runs, for room for `memory_bytes` and for snapshots under `parent` to be sealed,
@@ -340,6 +377,11 @@ impl Engine {
         self.rules.budget.bytes_held()
     }
 
+    /// Why the store is away, if it is.
+    pub fn store_away(&self) -> Option<Away> {
+        self.background.requests.store.away()
+    }
+
     /// What was moved to and from the store.
     pub fn traffic(&self) -> Traffic {
         self.background.requests.store.traffic()
@@ -369,6 +411,17 @@ impl Drop for Engine {
     }
 }
 
+/// Descriptors held back while snapshots are opened, however many those take: the rest of the program needs some.
+struct SpareFiles {
+    _files: Vec<File>,
+}
+
+impl SpareFiles {
+    fn held() -> Self {
+        Self { _files: (0..limits::SPARE_FILES).map_while(|_| File::open("/dev/null").ok()).collect() }
+    }
+}
+
 /// The snapshots of the catalog. No file goes before it is known which of them are needed.
 fn replay(
     records: &Records,
@@ -378,6 +431,7 @@ fn replay(
 ) -> Result<Replayed, ReplayError> {
     let _span = tracing::info_span!("replay").entered();
     cache.keep_files();
+    let _spare = SpareFiles::held();
     let replayed = Replaying { records, cache, budget, reaper }.replay()?;
     cache.let_files_go();
     Ok(replayed)

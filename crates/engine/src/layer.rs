@@ -369,6 +369,7 @@ impl Drop for Layer {
         // The last owner is gone: no snapshot of this node names the layer.
         if !self.keeps_files.load(Ordering::Acquire)
             && let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(layer = %self.id, %error, "a layer nobody names stays on the disk");
         }

@@ -37,6 +37,24 @@ pub const LAYER_INDEX_BYTES_MAX: usize = 512 << 20;
 /// Bytes of the table of a layer object: the index, the encoded length of each frame, and room to spare.
 pub const LAYER_TABLE_BYTES_MAX: u64 = 576 << 20;
 
+/// Open files that a start leaves to the rest of the program, however many snapshots it opens.
+pub const SPARE_FILES: usize = 96;
+
+/// Bytes of a store's identity.
+pub const STORE_IDENTITY_BYTES_MAX: u64 = 4096;
+
+/// Pause before a store that is away is tried again, the first time.
+pub const STORE_RETRY_FIRST: Duration = Duration::from_secs(1);
+
+/// The longest such pause.
+pub const STORE_RETRY_LAST: Duration = Duration::from_secs(30);
+
+/// How often a store that is in use is looked at, also where nothing is written to it.
+pub const STORE_LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Room on the disk that is held back for the catalog: a deletion writes some 100 KiB before it gives anything back.
+pub const CATALOG_ROOM_BYTES: u64 = 4 << 20;
+
 /// Memory regions of one guest: a few by address layout, the rest by memory hot-plug.
 pub const REGIONS_MAX: usize = 1024;
 

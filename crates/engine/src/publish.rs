@@ -65,6 +65,9 @@ pub fn publish(
         .iter()
         .map(|layer| stored_layer(layer, manifest.snapshot(), requests))
         .collect::<Result<Vec<_>, _>>()?;
+    for (layer, at) in layers.iter().zip(&stored) {
+        requests.wait(requests.store.see_layer(layer.id(), &at.object))??;
+    }
     let publication = Publication::new(manifest.clone(), stored);
     uploaded(&publication)?;
     let bytes = Bytes::from(publication.encode());

@@ -90,7 +90,11 @@ impl Records {
 
     /// Removes what is recorded of a snapshot that was never acknowledged.
     pub(crate) fn remove(&self, id: SnapshotId) -> Result<(), CatalogError> {
-        self.write(&OF_A_SNAPSHOT.map(|kind| remove(kind, id)))
+        self.write_with_last_room(&OF_A_SNAPSHOT.map(|kind| remove(kind, id)))
+    }
+
+    fn write_with_last_room(&self, changes: &[Change]) -> Result<(), CatalogError> {
+        self.0.catalog.write_with_last_room(changes).map_err(WriteError::either_way)
     }
 
     /// Makes changes that are right whether they are found made after a crash or not: a life does them again, and what a
@@ -150,7 +154,7 @@ impl Records {
 
     /// Records that the owner deleted a snapshot.
     pub(crate) fn deleted(&self, id: SnapshotId) -> Result<(), CatalogError> {
-        self.write(&[put(Kind::Deletion, id, Vec::new())])
+        self.write_with_last_room(&[put(Kind::Deletion, id, Vec::new())])
     }
 
     /// Whether a snapshot was deleted and is not gone yet.

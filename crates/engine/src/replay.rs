@@ -3,15 +3,17 @@
 //! Nothing is asked of the store. Sealed and published ones come from their manifests, captured ones from the keeper,
 //! parents before children. What cannot be had again is lost, by name and with the reason, and stays listed so.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
+
+use rekindle_kernel::PageKind;
 
 use crate::budget::Budget;
 use crate::cache::{Cache, OnlyCopyError};
 use crate::capture::Capture;
-use crate::catalog::{CatalogError, Kind};
-use crate::identity::{Domain, LayerId, SnapshotId};
+use crate::catalog::{Catalog, CatalogError, Kind};
+use crate::identity::{Domain, LayerId, SnapshotId, VolumeName};
 use crate::keep::KeptVolume;
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
@@ -38,8 +40,10 @@ pub struct Replay {
     pub deleted: usize,
     /// Snapshots that were lost.
     pub lost: Vec<LostSnapshot>,
-    /// Files of layers that nobody named, which were removed.
-    pub files_removed: usize,
+    /// Snapshots of which it cannot be said now how they are.
+    pub undecided: usize,
+    /// Files of layers that the catalog does not name, which were set aside.
+    pub files_set_aside: usize,
 }
 
 /// A snapshot that was lost.
@@ -89,12 +93,12 @@ enum Obstacle {
     /// It is lost.
     Lost(String),
     /// That cannot be said now.
-    Unknown(ReplayError),
+    Unknown(String),
 }
 
 impl<E: Into<ReplayError>> From<E> for Obstacle {
     fn from(error: E) -> Self {
-        Self::Unknown(error.into())
+        Self::Unknown(error.into().to_string())
     }
 }
 
@@ -102,6 +106,8 @@ impl<E: Into<ReplayError>> From<E> for Obstacle {
 struct Found {
     captured: Vec<(SnapshotId, CapturedFacts)>,
     named: Vec<(LocalManifest, SealFacts, SnapshotState)>,
+    /// Records that cannot be read, each with the reason.
+    unreadable: Vec<(SnapshotId, String)>,
     deletions: HashSet<SnapshotId>,
     /// Where layers are stored, whichever snapshot knows it.
     stored: HashMap<LayerId, StoredLayer>,
@@ -111,102 +117,153 @@ struct Found {
 struct Made {
     all: HashMap<SnapshotId, Arc<Snapshot>>,
     lost: HashSet<SnapshotId>,
+    undecided: HashSet<SnapshotId>,
     deletions: HashSet<SnapshotId>,
+    /// What stands for those that were undecided until now.
+    before: HashMap<SnapshotId, Arc<Snapshot>>,
+    /// Pauses that were taken back before they were acknowledged, and are removed by now.
+    taken_back: HashSet<SnapshotId>,
     replayed: Replayed,
 }
 
 impl Replaying<'_> {
     pub(crate) fn replay(&self) -> Result<Replayed, ReplayError> {
-        let Found { mut captured, named, deletions, stored } = self.find()?;
+        let found = self.find()?;
         let layers =
-            named.iter().flat_map(|(local, ..)| local.manifest().layers().iter().map(|name| name.id));
+            found.named.iter().flat_map(|(local, ..)| local.manifest().layers().iter().map(|name| name.id));
         let layers: HashSet<LayerId> = layers.collect();
-        let mut held: HashSet<SnapshotId> = captured.iter().map(|(id, _)| *id).collect();
-        let mut made =
-            Made { all: HashMap::new(), lost: HashSet::new(), deletions, replayed: Replayed::default() };
-        for (local, facts, state) in named {
-            match self.reopen(local.manifest(), &stored) {
-                Ok(parts) => made.add_named(parts, state, local.manifest(), facts),
-                Err(Obstacle::Lost(reason)) => {
-                    made.add_lost(self.lost(lost_parts_of(local.manifest(), self.records), reason)?);
-                }
-                Err(Obstacle::Unknown(error)) => return Err(error),
-            }
-        }
-        captured.sort_by_key(|(id, facts)| (facts.generation, *id));
-        for (id, facts) in captured {
-            let kept = self.records.keeper().kept(id).map_err(ReplayError::Keeper)?;
-            if kept.as_deref().is_some_and(Records::is_taken_back) {
-                self.take_back(id, &mut held);
-                continue;
-            }
-            match self.adopt(id, &facts, kept, &made) {
-                Ok((snapshot, captures)) => made.add_captured(snapshot, captures),
-                Err(Obstacle::Lost(reason)) => {
-                    made.add_lost(self.lost(unread_parts_of(id, facts, self.records), reason)?);
-                }
-                Err(Obstacle::Unknown(error)) => return Err(error),
-            }
-        }
-        made.replayed.replay.files_removed = self.cache.remove_unnamed(&layers)?;
+        let captured = found.captured.iter().map(|(id, _)| *id);
+        let mut held: HashSet<SnapshotId> =
+            captured.chain(found.unreadable.iter().map(|(id, _)| *id)).collect();
+        let made = Made::new(found.deletions.clone());
+        let mut made = self.make(found, made)?;
+        held.retain(|id| !made.taken_back.contains(id));
+        made.replayed.replay.files_set_aside = self.cache.set_unnamed_aside(&layers)?;
         self.forget_all_but(&held)?;
         Ok(made.replayed)
     }
 
+    /// Makes those of the undecided snapshots again that can be by now. All others of the catalog are `known`.
+    pub(crate) fn decide(&self, known: &[Arc<Snapshot>]) -> Result<Replayed, ReplayError> {
+        let (undecided, decided): (Vec<_>, Vec<_>) =
+            known.iter().cloned().partition(|snapshot| snapshot.status().is_undecided);
+        let mut made = Made::new(HashSet::new());
+        made.before = undecided.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect();
+        made.undecided = made.before.keys().copied().collect();
+        for snapshot in decided {
+            if snapshot.state() == SnapshotState::Lost {
+                made.lost.insert(snapshot.id());
+            }
+            made.all.insert(snapshot.id(), snapshot);
+        }
+        let mut found = self.find()?;
+        found.captured.retain(|(id, _)| made.before.contains_key(id));
+        found.named.retain(|(local, ..)| made.before.contains_key(&local.manifest().snapshot()));
+        // What the catalog has of them does not change; a later program may read it.
+        found.unreadable.clear();
+        self.make(found, made).map(|made| made.replayed)
+    }
+
+    fn make(&self, found: Found, mut made: Made) -> Result<Made, ReplayError> {
+        let Found { mut captured, named, unreadable, deletions: _, stored } = found;
+        for (id, reason) in unreadable {
+            let parts = unknown_parts_of(id, self.records);
+            made.add_unread(self.unread(parts, Obstacle::Unknown(reason), &[])?);
+        }
+        for (local, facts, state) in named {
+            match self.reopen(local.manifest(), &stored) {
+                Ok(parts) => made.add_named(parts, state, local.manifest(), facts),
+                Err((obstacle, opened)) => {
+                    made.add_unread(self.unread(
+                        lost_parts_of(local.manifest(), self.records),
+                        obstacle,
+                        &opened,
+                    )?);
+                }
+            }
+        }
+        captured.sort_by_key(|(id, facts)| (facts.generation, *id));
+        for (id, facts) in captured {
+            let kept = self.records.keeper().kept(id).map_err(|error| ReplayError::Keeper(error).into());
+            if let Ok(Some(kept)) = &kept
+                && Records::is_taken_back(kept)
+            {
+                self.take_back(id, &mut made.taken_back);
+                continue;
+            }
+            match kept.and_then(|kept| self.adopt(id, &facts, kept, &made)) {
+                Ok((snapshot, captures)) => made.add_captured(snapshot, captures),
+                Err(obstacle) => {
+                    made.add_unread(self.unread(unread_parts_of(id, facts, self.records), obstacle, &[])?);
+                }
+            }
+        }
+        Ok(made)
+    }
+
     fn find(&self) -> Result<Found, ReplayError> {
         let catalog = self.records.catalog();
-        let damaged = |reason: String| CatalogError::Damaged { path: catalog.path().to_owned(), reason };
-        let id_of = |key: &[u8]| {
-            let bytes = key.try_into().map_err(|_| damaged(format!("{key:02x?} names no snapshot")))?;
-            Ok::<_, CatalogError>(SnapshotId::from_bytes(bytes))
+        let mut found = Found {
+            captured: vec![],
+            named: vec![],
+            unreadable: vec![],
+            deletions: HashSet::new(),
+            stored: HashMap::new(),
         };
-        let mut found =
-            Found { captured: vec![], named: vec![], deletions: HashSet::new(), stored: HashMap::new() };
         for (key, _) in catalog.all(Kind::Deletion)? {
-            found.deletions.insert(id_of(&key)?);
+            found.deletions.extend(id_of(&key));
         }
         for (key, value) in catalog.all(Kind::Snapshot)? {
-            let id = id_of(&key)?;
-            let unreadable = |error| damaged(format!("the record of snapshot {id}: {error}"));
-            let (facts, state) = match SnapshotRecord::decode(&value).map_err(unreadable)? {
-                SnapshotRecord::Captured(facts) => {
-                    found.captured.push((id, facts));
-                    continue;
+            let Some(id) = id_of(&key) else { continue };
+            match SnapshotRecord::decode(&value) {
+                Ok(SnapshotRecord::Captured(facts)) => found.captured.push((id, facts)),
+                Ok(SnapshotRecord::Sealed(facts)) => {
+                    found.add_named(catalog, id, facts, SnapshotState::Sealed)?
                 }
-                SnapshotRecord::Sealed(facts) => (facts, SnapshotState::Sealed),
-                SnapshotRecord::Published(facts) => (facts, SnapshotState::Published),
-            };
-            let bytes = catalog.get(Kind::Manifest, &key)?;
-            let bytes = bytes.ok_or_else(|| damaged(format!("snapshot {id} has no manifest")))?;
-            let local = LocalManifest::decode(&bytes).map_err(unreadable)?;
-            let known = local.manifest().layers().iter().zip(local.stored());
-            found.stored.extend(known.filter_map(|(name, stored)| Some((name.id, stored.clone()?))));
-            found.named.push((local, facts, state));
+                Ok(SnapshotRecord::Published(facts)) => {
+                    found.add_named(catalog, id, facts, SnapshotState::Published)?;
+                }
+                Err(error) => found.unreadable.push((id, format!("its record cannot be read: {error}"))),
+            }
         }
         Ok(found)
     }
 
-    /// Opens every layer of a manifest.
+    /// Opens every layer of a manifest. Where that fails, those that were opened come with the reason: the last handle of a
+    /// layer must not go while the catalog names it.
     fn reopen(
         &self,
         manifest: &Manifest,
         stored: &HashMap<LayerId, StoredLayer>,
-    ) -> Result<SnapshotParts, Obstacle> {
-        let open = |name: &LayerName| match stored.get(&name.id) {
-            Some(stored) => Ok(self.cache.open_stored(name, stored)?),
-            None => match self.cache.open_only_copy(name) {
-                Err(OnlyCopyError::Io { source, .. }) => Err(source.into()),
-                opened => opened.map_err(|error| Obstacle::Lost(error.to_string())),
-            },
-        };
-        let layers = manifest.layers().iter().map(open).collect::<Result<Arc<[_]>, Obstacle>>()?;
-        Ok(parts_of(manifest, &layers, Some(self.records)))
+    ) -> Result<SnapshotParts, (Obstacle, Vec<Arc<Layer>>)> {
+        let mut opened = Vec::with_capacity(manifest.layers().len());
+        for name in manifest.layers() {
+            match self.open_layer(name, stored.get(&name.id)) {
+                Ok(layer) => opened.push(layer),
+                Err(obstacle) => return Err((obstacle, opened)),
+            }
+        }
+        Ok(parts_of(manifest, &opened.into(), Some(self.records)))
+    }
+
+    fn open_layer(&self, name: &LayerName, stored: Option<&StoredLayer>) -> Result<Arc<Layer>, Obstacle> {
+        let unknown =
+            |error: &io::Error| Obstacle::Unknown(format!("the file of layer {}: {error}", name.id));
+        match stored {
+            Some(stored) => self.cache.open_stored(name, stored).map_err(|error| unknown(&error)),
+            None => self.cache.open_only_copy(name).map_err(|error| match &error {
+                OnlyCopyError::Io { source, .. } => unknown(source),
+                OnlyCopyError::Absent { .. }
+                | OnlyCopyError::Short { .. }
+                | OnlyCopyError::NoIndex { .. } => Obstacle::Lost(error.to_string()),
+            }),
+        }
     }
 
     /// Removes the record of a pause that was taken back; where that fails, the keeper's word stays for the next start.
-    fn take_back(&self, id: SnapshotId, held: &mut HashSet<SnapshotId>) {
+    fn take_back(&self, id: SnapshotId, taken_back: &mut HashSet<SnapshotId>) {
         match self.records.remove(id) {
-            Ok(()) => drop(held.remove(&id)),
+            Ok(()) => drop(taken_back.insert(id)),
             Err(error) => {
                 tracing::warn!(snapshot = %id, %error, "the record of a pause that was taken back stays until the next start");
             }
@@ -252,21 +309,36 @@ impl Replaying<'_> {
         Ok(Arc::new(capture.map_err(|error| unusable(&error))?))
     }
 
-    /// A lost snapshot: its volumes are listed, and every read of them fails.
-    fn lost(&self, parts: SnapshotParts, reason: String) -> Result<Snapshot, ReplayError> {
+    /// A snapshot without its bytes: its volumes are listed, and every read of them fails. It holds the layers that were
+    /// opened for it.
+    fn unread(
+        &self,
+        parts: SnapshotParts,
+        obstacle: Obstacle,
+        opened: &[Arc<Layer>],
+    ) -> Result<Snapshot, ReplayError> {
         let mut parts = parts;
         for (position, volume) in parts.volumes.iter_mut().enumerate() {
             let pages = volume.view.pages();
             let nowhere = [parts.id.as_bytes().as_slice(), &position.to_le_bytes()].concat();
             let id = LayerId::from_bytes(blake3::hash(&nowhere).into());
             let name = LayerName { id, domain: Domain::shared(), pages };
-            let layers: Arc<[Arc<Layer>]> = [self.cache.open_nowhere(&name)?].into();
+            let layers = [&[self.cache.open_nowhere(&name)?], opened].concat();
             let all = PageSet::full(pages);
             let map = PageMap::zero(pages).overlay(&all, LayerSlot::new(0), &PageSet::new(pages));
-            volume.view = Arc::new(LiveView::new(View::flat(map, layers)));
+            volume.view = Arc::new(LiveView::new(View::flat(map, layers.into())));
         }
-        tracing::error!(snapshot = %parts.id, %reason, "a snapshot is lost");
-        Ok(Snapshot::lost(parts, reason))
+        let snapshot = parts.id;
+        Ok(match obstacle {
+            Obstacle::Lost(reason) => {
+                tracing::error!(%snapshot, %reason, "a snapshot is lost");
+                Snapshot::lost(parts, reason)
+            }
+            Obstacle::Unknown(reason) => {
+                tracing::error!(%snapshot, %reason, "a snapshot cannot be read now; it is tried again");
+                Snapshot::undecided(parts, reason)
+            }
+        })
     }
 
     /// A pause that was not acknowledged, or a seal that was recorded, may have left memory with the keeper.
@@ -277,8 +349,47 @@ impl Replaying<'_> {
     }
 }
 
+impl Found {
+    fn add_named(
+        &mut self,
+        catalog: &Catalog,
+        id: SnapshotId,
+        facts: SealFacts,
+        state: SnapshotState,
+    ) -> Result<(), CatalogError> {
+        let Some(bytes) = catalog.get(Kind::Manifest, id.as_bytes())? else {
+            self.unreadable.push((id, "its manifest is not in the catalog".to_owned()));
+            return Ok(());
+        };
+        match LocalManifest::decode(&bytes) {
+            Ok(local) => {
+                let known = local.manifest().layers().iter().zip(local.stored());
+                self.stored.extend(known.filter_map(|(name, stored)| Some((name.id, stored.clone()?))));
+                self.named.push((local, facts, state));
+            }
+            Err(error) => self.unreadable.push((id, format!("its manifest cannot be read: {error}"))),
+        }
+        Ok(())
+    }
+}
+
 impl Made {
+    fn new(deletions: HashSet<SnapshotId>) -> Self {
+        Self {
+            all: HashMap::new(),
+            lost: HashSet::new(),
+            undecided: HashSet::new(),
+            deletions,
+            before: HashMap::new(),
+            taken_back: HashSet::new(),
+            replayed: Replayed::default(),
+        }
+    }
+
     fn parent(&self, parent: SnapshotId) -> Result<&Arc<Snapshot>, Obstacle> {
+        if self.undecided.contains(&parent) {
+            return Err(Obstacle::Unknown(format!("its parent {parent} cannot be read now")));
+        }
         if self.lost.contains(&parent) {
             return Err(Obstacle::Lost(format!("its parent {parent} is lost")));
         }
@@ -303,7 +414,7 @@ impl Made {
             | SnapshotState::Discarded
             | SnapshotState::Lost => (state, SnapshotWork::None),
         };
-        let snapshot = Arc::new(Snapshot::named(parts, state, Arc::new(manifest.clone()), facts));
+        let snapshot = Snapshot::named(parts, state, Arc::new(manifest.clone()), facts);
         let replay = &mut self.replayed.replay;
         if !deleted {
             let count =
@@ -320,37 +431,49 @@ impl Made {
         } else {
             self.replayed.replay.captured += 1;
         }
-        let snapshot = Arc::new(snapshot);
-        self.replayed.seals.push((Arc::clone(&snapshot), captures));
-        self.add(snapshot, deleted, SnapshotWork::None);
+        if let Some(snapshot) = self.add(snapshot, deleted, SnapshotWork::None) {
+            self.replayed.seals.push((snapshot, captures));
+        }
     }
 
-    fn add_lost(&mut self, snapshot: Snapshot) {
-        let id = snapshot.id();
-        self.lost.insert(id);
+    /// Adds a snapshot without its bytes.
+    fn add_unread(&mut self, snapshot: Snapshot) {
+        let (id, status) = (snapshot.id(), snapshot.status());
         let deleted = self.deletions.contains(&id);
         let mut work = SnapshotWork::None;
         if deleted {
             work = snapshot.record(SnapshotEvent::Deleted);
+        } else if status.is_undecided {
+            self.replayed.replay.undecided += 1;
         } else {
-            let reason = snapshot.status().failure.unwrap_or_default();
+            let reason = status.failure.unwrap_or_default();
             self.replayed.replay.lost.push(LostSnapshot { id, reason });
         }
-        self.add(Arc::new(snapshot), deleted, work);
+        self.add(snapshot, deleted, work);
+        let unread = if status.is_undecided { &mut self.undecided } else { &mut self.lost };
+        unread.insert(id);
     }
 
-    fn add(&mut self, snapshot: Arc<Snapshot>, deleted: bool, work: SnapshotWork) {
-        self.all.insert(snapshot.id(), Arc::clone(&snapshot));
+    /// Adds a snapshot; none where it was undecided and is deleted by now.
+    fn add(&mut self, snapshot: Snapshot, deleted: bool, work: SnapshotWork) -> Option<Arc<Snapshot>> {
+        let id = snapshot.id();
+        let snapshot = match self.before.get(&id) {
+            Some(before) => before.decide(&snapshot).then(|| Arc::clone(before))?,
+            None => Arc::new(snapshot),
+        };
+        self.undecided.remove(&id);
+        self.all.insert(id, Arc::clone(&snapshot));
         if work != SnapshotWork::None {
             self.replayed.work.push((Arc::clone(&snapshot), work));
         }
         let Replayed { known, deleted: gone, replay, .. } = &mut self.replayed;
         if deleted {
             replay.deleted += 1;
-            gone.push(snapshot);
+            gone.push(Arc::clone(&snapshot));
         } else {
-            known.push(snapshot);
+            known.push(Arc::clone(&snapshot));
         }
+        Some(snapshot)
     }
 }
 
@@ -360,6 +483,41 @@ fn base_of(parent: &Snapshot, position: usize, shape: &VolumeShape) -> Result<Ar
     let base = base.filter(|base| base.name == shape.name && base.view.pages() == shape.pages);
     let base = base.ok_or_else(|| Obstacle::Lost(format!("volume {} is not its parent's", shape.name)))?;
     Ok(Arc::clone(&base.view))
+}
+
+/// The newest snapshot that a catalog calls published, and that was not deleted.
+pub fn newest_published(catalog: &Catalog) -> Result<Option<SnapshotId>, CatalogError> {
+    let mut newest = None;
+    for (key, value) in catalog.all(Kind::Snapshot)? {
+        let is_published = matches!(SnapshotRecord::decode(&value), Ok(SnapshotRecord::Published(_)));
+        if is_published && catalog.get(Kind::Deletion, &key)?.is_none() {
+            newest = newest.max(id_of(&key));
+        }
+    }
+    Ok(newest)
+}
+
+/// The id that a key of the catalog is.
+fn id_of(key: &[u8]) -> Option<SnapshotId> {
+    let id = key.try_into().ok().map(SnapshotId::from_bytes);
+    if id.is_none() {
+        tracing::error!(key = ?key, "a record of the catalog is of no snapshot");
+    }
+    id
+}
+
+/// A snapshot whose record cannot be read: its memory is of a page that cannot be had.
+fn unknown_parts_of(id: SnapshotId, records: &Records) -> SnapshotParts {
+    let shape = VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages: 1 };
+    SnapshotParts {
+        id,
+        parent_id: None,
+        generation: 0,
+        created_unix_ms: 0,
+        volumes: vec![unread_volume(shape)],
+        blobs: BTreeMap::new(),
+        records: Some(records.clone()),
+    }
 }
 
 /// A captured snapshot without its bytes.

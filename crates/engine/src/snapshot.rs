@@ -89,6 +89,8 @@ pub struct SnapshotStatus {
     pub seal_parts: Option<SealParts>,
     /// What the last failed try to seal or publish said; none after a success. Of a lost one, why it is lost.
     pub failure: Option<String>,
+    /// Whether it is called lost only until what is known of it can be read again.
+    pub is_undecided: bool,
 }
 
 /// Where the time of a seal went. Of a seal that was tried again, what the last try of each part took.
@@ -153,6 +155,34 @@ impl Snapshot {
         let mut progress = Progress::new(SnapshotState::Lost);
         progress.status.failure = Some(reason);
         Self::with_progress(parts, progress)
+    }
+
+    /// A snapshot of which it cannot be said now how it is, with the reason; it is taken for lost until it can.
+    pub(crate) fn undecided(parts: SnapshotParts, reason: String) -> Self {
+        let mut progress = Progress::new(SnapshotState::Lost);
+        progress.status.failure = Some(reason);
+        progress.status.is_undecided = true;
+        Self::with_progress(parts, progress)
+    }
+
+    /// Makes this undecided snapshot what `made` is, for all who hold it; false where it was deleted meanwhile.
+    pub(crate) fn decide(&self, made: &Self) -> bool {
+        let made_progress = {
+            let mut progress = lock(&made.progress);
+            std::mem::replace(&mut *progress, Progress::new(SnapshotState::Lost))
+        };
+        let mut progress = lock(&self.progress);
+        if !(progress.status.is_undecided && progress.status.state == SnapshotState::Lost) {
+            return false;
+        }
+        let before = std::mem::replace(&mut *progress, made_progress);
+        progress.lives = before.lives;
+        drop(progress);
+        for (volume, made) in self.volumes.iter().zip(&made.volumes) {
+            volume.view.replace_unread(&made.view.load());
+        }
+        self.changed.notify_all();
+        true
     }
 
     fn with_progress(parts: SnapshotParts, progress: Progress) -> Self {
@@ -392,8 +422,14 @@ impl Snapshot {
 
 impl Progress {
     fn new(state: SnapshotState) -> Self {
-        let status =
-            SnapshotStatus { state, classes: None, seal_time: None, seal_parts: None, failure: None };
+        let status = SnapshotStatus {
+            state,
+            classes: None,
+            seal_time: None,
+            seal_parts: None,
+            failure: None,
+            is_undecided: false,
+        };
         Self { status, parent: None, manifest: None, kept: Vec::new(), lives: 0 }
     }
 }

@@ -17,12 +17,22 @@ use crate::identity::{LayerId, SnapshotId};
 use crate::limits;
 use crate::manifest::ObjectName;
 use crate::private;
+use crate::store_gate::{Away, StoreGate};
 
 /// A store and what was moved through it. Clones share both.
 #[derive(Debug, Clone)]
 pub struct Store {
-    objects: Arc<dyn ObjectStore>,
+    access: Access,
     traffic: Arc<Counters>,
+}
+
+/// How the objects of a store are come by.
+#[derive(Debug, Clone)]
+enum Access {
+    /// They are there.
+    Open(Arc<dyn ObjectStore>),
+    /// Its gate says whether they are there, and those of the right store.
+    Gated(Arc<StoreGate>),
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +62,9 @@ pub enum StoreError {
     /// The object does not exist.
     #[error("{0} is not in the store")]
     NotFound(ObjectPath),
+    /// The store is not there, or another one is in its place.
+    #[error(transparent)]
+    Away(#[from] Away),
     /// The store answered with fewer or more bytes than the range asked for.
     #[error("{path}: asked for {expected} bytes, got {found}")]
     Length {
@@ -85,7 +98,59 @@ pub enum StoreError {
 impl Store {
     /// A store over any implementation.
     pub fn new(objects: Arc<dyn ObjectStore>) -> Self {
-        Self { objects, traffic: Arc::default() }
+        Self { access: Access::Open(objects), traffic: Arc::default() }
+    }
+
+    /// A store that is opened when it is first used, and used only while its gate finds it there.
+    pub fn gated(gate: StoreGate) -> Self {
+        Self { access: Access::Gated(Arc::new(gate)), traffic: Arc::default() }
+    }
+
+    /// Why the store is away, if it is.
+    pub fn away(&self) -> Option<Away> {
+        match &self.access {
+            Access::Open(_) => None,
+            Access::Gated(gate) => gate.away(),
+        }
+    }
+
+    /// Looks from time to time whether the store is there and the right one; for a store that has no gate it ends at once.
+    pub(crate) async fn keep_looking(self) {
+        let Access::Gated(gate) = &self.access else { return };
+        loop {
+            // The gate notes what it finds.
+            let pause = match gate.checked().await {
+                Ok(_) => limits::STORE_LOOK_EVERY,
+                Err(_) => limits::STORE_RETRY_FIRST,
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn objects(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        match &self.access {
+            Access::Open(objects) => Ok(Arc::clone(objects)),
+            Access::Gated(gate) => Ok(gate.objects().await?),
+        }
+    }
+
+    /// The objects of a store that was looked at just now: what is written goes to the right one.
+    async fn checked(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        match &self.access {
+            Access::Open(objects) => Ok(Arc::clone(objects)),
+            Access::Gated(gate) => Ok(gate.checked().await?),
+        }
+    }
+
+    /// An error of the store; that something is not there is believed only of the right one.
+    async fn failure(&self, path: &ObjectPath, source: object_store::Error) -> StoreError {
+        match StoreError::from_store(path, source) {
+            StoreError::NotFound(path) => match self.checked().await {
+                Ok(_) => StoreError::NotFound(path),
+                Err(away) => away,
+            },
+            other => other,
+        }
     }
 
     /// A store in a local directory, created if need be; every write is fsynced.
@@ -112,9 +177,10 @@ impl Store {
 
     /// Writes a small object at once, and counts it.
     async fn put_whole(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), StoreError> {
+        let objects = self.checked().await?;
         let length = u64_of(bytes.len());
         self.traffic.sent_bytes.fetch_add(length, Ordering::Relaxed);
-        let put = self.objects.put(path, PutPayload::from_bytes(bytes)).await;
+        let put = objects.put(path, PutPayload::from_bytes(bytes)).await;
         put.map_err(|source| StoreError::from_store(path, source))?;
         self.traffic.stored_bytes.fetch_add(length, Ordering::Relaxed);
         Ok(())
@@ -126,13 +192,15 @@ impl Store {
     }
 
     async fn get_whole(&self, path: ObjectPath, bytes_max: usize) -> Result<Bytes, StoreError> {
-        let failed = |source| StoreError::from_store(&path, source);
-        let answer = self.objects.get(&path).await.map_err(failed)?;
+        let answer = match self.objects().await?.get(&path).await {
+            Ok(answer) => answer,
+            Err(source) => return Err(self.failure(&path, source).await),
+        };
         let (bytes, bytes_max) = (answer.meta.size, u64_of(bytes_max));
         if bytes > bytes_max {
             return Err(StoreError::TooLarge { path, bytes, bytes_max });
         }
-        let body = answer.bytes().await.map_err(failed)?;
+        let body = answer.bytes().await.map_err(|source| StoreError::from_store(&path, source))?;
         self.count_fetch(&body);
         Ok(body)
     }
@@ -143,7 +211,7 @@ impl Store {
     }
 
     async fn delete(&self, path: ObjectPath) -> Result<(), StoreError> {
-        match self.objects.delete(&path).await {
+        match self.checked().await?.delete(&path).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(StoreError::from_store(&path, source)),
         }
@@ -172,7 +240,8 @@ impl Store {
 
     async fn working_sets(&self, snapshot: SnapshotId) -> Result<Vec<ObjectPath>, StoreError> {
         let under = working_sets_path(snapshot);
-        let listed = self.objects.list(Some(&under)).take(limits::WORKING_SET_OBJECTS_MAX);
+        let objects = self.objects().await?;
+        let listed = objects.list(Some(&under)).take(limits::WORKING_SET_OBJECTS_MAX);
         let named = listed.map_ok(|object| object.location).try_collect().await;
         named.map_err(|source| StoreError::from_store(&under, source))
     }
@@ -193,11 +262,10 @@ impl Store {
     ) -> Result<Bytes, StoreError> {
         let path = layer_path(layer, at);
         let expected = range.end - range.start;
-        let body = self
-            .objects
-            .get_range(&path, range)
-            .await
-            .map_err(|source| StoreError::from_store(&path, source))?;
+        let body = match self.objects().await?.get_range(&path, range).await {
+            Ok(body) => body,
+            Err(source) => return Err(self.failure(&path, source).await),
+        };
         self.count_fetch(&body);
         let found = u64_of(body.len());
         if found == expected { Ok(body) } else { Err(StoreError::Length { path, expected, found }) }
@@ -206,13 +274,21 @@ impl Store {
     /// Begins a layer object; nothing of it can be read before it is finished.
     pub async fn begin_layer(&self, layer: LayerId, at: &ObjectName) -> Result<LayerUpload, StoreError> {
         let path = layer_path(layer, at);
-        let upload = self
-            .objects
-            .put_multipart(&path)
-            .await
-            .map_err(|source| StoreError::from_store(&path, source))?;
+        let objects = self.checked().await?;
+        let upload = objects.put_multipart(&path).await;
+        let upload = upload.map_err(|source| StoreError::from_store(&path, source))?;
         let parts = WriteMultipart::new_with_chunk_size(upload, limits::UPLOAD_PART_BYTES);
         Ok(LayerUpload { parts, path, bytes: 0, traffic: Arc::clone(&self.traffic) })
+    }
+
+    /// Sees that a layer's object is there, as far as the store could have been another one when it was uploaded.
+    pub(crate) async fn see_layer(&self, layer: LayerId, at: &ObjectName) -> Result<(), StoreError> {
+        let Access::Gated(gate) = &self.access else { return Ok(()) };
+        let path = layer_path(layer, at);
+        match gate.objects().await?.head(&path).await {
+            Ok(_) => Ok(()),
+            Err(source) => Err(self.failure(&path, source).await),
+        }
     }
 
     fn count_fetch(&self, body: &Bytes) {

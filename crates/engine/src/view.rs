@@ -174,6 +174,12 @@ impl LiveView {
         assert_eq!(next.pages, self.pages, "all views of a volume have its size");
         next.phase() > expected.phase() && self.current.replace(expected, Arc::new(next))
     }
+
+    /// Puts another view in the place of one whose every read fails: what it stands for could be read by now.
+    pub(crate) fn replace_unread(&self, next: &Arc<View>) {
+        assert_eq!(next.pages, self.pages, "all views of a volume have its size");
+        self.current.replace(&self.load(), Arc::clone(next));
+    }
 }
 
 /// Consecutive guest pages with one source. It owns its source: what was planned can be read whatever happens since.

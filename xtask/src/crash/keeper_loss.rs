@@ -69,6 +69,9 @@ impl Campaign<'_> {
             // A daemon that outlived the keeper by a moment may have started another one and given it everything.
             SandboxState::Running | SandboxState::Stalled => check_pages(&self.client, id, findings),
             SandboxState::Paused => {}
+            SandboxState::Undecided => {
+                findings.wrong(format!("sandbox {id} is undecided: {:?}", shown.reason));
+            }
         }
     }
 

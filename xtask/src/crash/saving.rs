@@ -90,7 +90,10 @@ impl Saved {
         self.states.values().filter_map(|(state, _)| match state {
             SnapshotState::Captured => Some(Phase::Sealing),
             SnapshotState::Sealed => Some(Phase::Publishing),
-            SnapshotState::Published | SnapshotState::Discarded | SnapshotState::Lost => None,
+            SnapshotState::Published
+            | SnapshotState::Discarded
+            | SnapshotState::Lost
+            | SnapshotState::Undecided => None,
         })
     }
 
@@ -135,7 +138,8 @@ impl Known {
                 SnapshotState::Captured
                 | SnapshotState::Published
                 | SnapshotState::Discarded
-                | SnapshotState::Lost,
+                | SnapshotState::Lost
+                | SnapshotState::Undecided,
                 _,
             ) => {}
         }

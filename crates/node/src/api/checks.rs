@@ -128,9 +128,10 @@ impl Checked for ListQuery {
 
 impl Checked for WaitQuery {
     fn check(&self) -> Result<(), Problem> {
-        must(!matches!(self.state, SnapshotState::Discarded | SnapshotState::Lost), || {
-            "`state`: captured, sealed and published can be waited for".to_owned()
-        })?;
+        must(
+            !matches!(self.state, SnapshotState::Discarded | SnapshotState::Lost | SnapshotState::Undecided),
+            || "`state`: captured, sealed and published can be waited for".to_owned(),
+        )?;
         let seconds = self.timeout_seconds.unwrap_or_default();
         must(seconds <= limits::WAIT_SECONDS_MAX, || {
             format!("`timeout_seconds` is {seconds}: one wait takes at most {}", limits::WAIT_SECONDS_MAX)

@@ -37,6 +37,8 @@ pub enum SandboxState {
     Stopped,
     /// What it needs was lost; the reason is beside it.
     Lost,
+    /// How it is cannot be said now; the reason is beside it, and it is tried again.
+    Undecided,
 }
 
 impl fmt::Display for SandboxState {
@@ -47,6 +49,7 @@ impl fmt::Display for SandboxState {
             Self::Paused => "paused",
             Self::Stopped => "stopped",
             Self::Lost => "lost",
+            Self::Undecided => "undecided",
         })
     }
 }
@@ -139,6 +142,8 @@ pub enum SnapshotState {
     Discarded,
     /// Its memory was lost before it was sealed.
     Lost,
+    /// How it is cannot be said now; the reason is beside it, and it is tried again.
+    Undecided,
 }
 
 impl fmt::Display for SnapshotState {
@@ -149,6 +154,7 @@ impl fmt::Display for SnapshotState {
             Self::Published => "published",
             Self::Discarded => "discarded",
             Self::Lost => "lost",
+            Self::Undecided => "undecided",
         })
     }
 }

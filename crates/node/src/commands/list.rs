@@ -235,7 +235,7 @@ fn name_or_dash(name: Option<&str>) -> Word {
 pub fn sandbox_state(state: SandboxState) -> Word {
     let tone = match state {
         SandboxState::Running => Tone::Good,
-        SandboxState::Stalled => Tone::Doubtful,
+        SandboxState::Stalled | SandboxState::Undecided => Tone::Doubtful,
         SandboxState::Paused => Tone::Plain,
         SandboxState::Stopped => Tone::Faint,
         SandboxState::Lost => Tone::Bad,
@@ -249,6 +249,7 @@ pub fn snapshot_state(state: SnapshotState) -> Word {
         SnapshotState::Captured | SnapshotState::Sealed => Tone::Plain,
         SnapshotState::Published => Tone::Good,
         SnapshotState::Discarded => Tone::Faint,
+        SnapshotState::Undecided => Tone::Doubtful,
         SnapshotState::Lost => Tone::Bad,
     };
     Word::from(state.to_string()).tone(tone)

@@ -220,13 +220,15 @@ impl Entry {
             RecordedLife::Paused | RecordedLife::Forked => (SandboxState::Paused, None, None),
             RecordedLife::Stopped { reason } => (SandboxState::Stopped, reason.clone(), None),
             RecordedLife::Lost { reason } => (SandboxState::Lost, Some(reason.clone()), None),
+            RecordedLife::Undecided { reason, .. } => (SandboxState::Undecided, Some(reason.clone()), None),
         };
         let running = match &record.life {
             RecordedLife::Running(guest) => Some(&guest.vmm),
             RecordedLife::Paused
             | RecordedLife::Forked
             | RecordedLife::Stopped { .. }
-            | RecordedLife::Lost { .. } => None,
+            | RecordedLife::Lost { .. }
+            | RecordedLife::Undecided { .. } => None,
         };
         Sandbox {
             id: record.id,

@@ -45,7 +45,7 @@ impl EventLog {
         let next_id = stored.and_then(|bytes| bytes.try_into().ok()).map_or(1, u64::from_le_bytes);
         let value = (next_id + IDS_AT_ONCE).to_le_bytes().to_vec();
         let change = Change::Put { kind: Kind::Meta, key: NEXT_ID_KEY.to_vec(), value };
-        catalog.write(&[change]).map_err(WriteError::either_way)?;
+        catalog.write_with_last_room(&[change]).map_err(WriteError::either_way)?;
         let (listeners, _) = broadcast::channel(LISTENER_EVENTS_MAX);
         let recent = Mutex::new(Recent { next_id, events: VecDeque::new() });
         Ok(Self { recent, listeners, remembered_max })

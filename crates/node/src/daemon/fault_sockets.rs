@@ -1,6 +1,6 @@
 //! Sockets at which VMMs that others start are served with a snapshot's memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use super::Daemon;
 use super::fault_socket::{LISTENER, RECORD, Socket, SocketRecord, State, listen, options, served};
 use super::keeping::{Keeping, socket_key, take_fd};
 use super::live::{kept_epoch, put_epoch};
+use super::undecided::is_of_the_moment;
 use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, OpenFaultSocket};
@@ -118,7 +119,7 @@ impl Daemon {
     /// Removes what is written down and kept of a socket that no thread works for, and ends it.
     fn let_go_of_socket(&self, socket: &Socket) -> Answer<()> {
         self.catalog
-            .write(&[Change::Remove { kind: Kind::Meta, key: socket.record_key() }])
+            .write_with_last_room(&[Change::Remove { kind: Kind::Meta, key: socket.record_key() }])
             .map_err(WriteError::either_way)?;
         self.fault_sockets.lock().remove(&socket.id);
         socket.end("it was closed");
@@ -145,12 +146,24 @@ impl Daemon {
     }
 
     /// Takes over the sockets that an earlier daemon left.
-    pub(super) fn recover_sockets(&self, held: &HashMap<String, HeldEntry>) -> anyhow::Result<()> {
+    pub(super) fn recover_sockets(
+        &self,
+        held: &HashMap<String, HeldEntry>,
+    ) -> anyhow::Result<BTreeSet<Uuid>> {
+        let mut undecided = BTreeSet::new();
         for (key, value) in self.catalog.all(Kind::Meta)? {
             if !key.starts_with(RECORD.as_bytes()) {
                 continue;
             }
-            let record: SocketRecord = serde_json::from_slice(&value)?;
+            let record: SocketRecord = match serde_json::from_slice(&value) {
+                Ok(record) => record,
+                Err(error) => {
+                    let name = String::from_utf8_lossy(&key[RECORD.len()..]).into_owned();
+                    tracing::error!(socket = name, %error, "the record of a fault socket cannot be read; it is left as it is");
+                    undecided.extend(Uuid::try_parse(&name));
+                    continue;
+                }
+            };
             let (id, snapshot) = (record.id, self.engine.origin(SnapshotId::from(record.snapshot)));
             let taken = match snapshot {
                 Some(snapshot) if held.contains_key(&socket_key(id)) => {
@@ -160,13 +173,19 @@ impl Daemon {
                 None => Err(anyhow::anyhow!("there is no snapshot {} any more", record.snapshot)),
             };
             if let Err(error) = taken {
-                tracing::error!(socket = %id, error = format!("{error:#}"), "a fault socket is lost");
+                let reason = format!("{error:#}");
+                if is_of_the_moment(&error) {
+                    tracing::error!(socket = %id, reason, "a fault socket cannot be served now; the next start tries again");
+                    undecided.insert(id);
+                    continue;
+                }
+                tracing::error!(socket = %id, reason, "a fault socket is lost");
                 let removal = Change::Remove { kind: Kind::Meta, key };
-                self.catalog.write(&[removal]).map_err(WriteError::either_way)?;
+                self.catalog.write_with_last_room(&[removal]).map_err(WriteError::either_way)?;
                 self.keeping.client().forget(&socket_key(id))?;
             }
         }
-        Ok(())
+        Ok(undecided)
     }
 
     fn recover_socket(&self, record: &SocketRecord, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {

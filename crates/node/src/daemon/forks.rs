@@ -7,14 +7,13 @@ use rekindle_engine::identity::SnapshotId;
 use uuid::Uuid;
 
 use super::Daemon;
-use super::clock::unix_ms;
 use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
 use super::guests::GuestSpec;
 use super::lifecycle::{put, tap_names};
 use super::live::Live;
 use super::names::Reserved;
-use super::record::{RecordedLife, SandboxRecord};
+use super::record::{NewSandbox, RecordedLife, SandboxRecord};
 use super::references::{Named as _, numbered};
 use super::room::Needed;
 use super::snapshots::Known;
@@ -187,15 +186,9 @@ impl Daemon {
             let (live, spec) = self
                 .bring_back(known, asked, &wanted.how)
                 .map_err(|problem| none_was_made(problem, born.guests.len(), wanted.ids.len()))?;
-            let record = SandboxRecord {
-                id: *id,
-                name: name.name().map(str::to_owned),
-                labels: wanted.labels.clone(),
-                created_unix_ms: unix_ms(),
-                spec,
-                snapshot: None,
-                life: RecordedLife::Running(live.recorded()),
-            };
+            let name = name.name().map(str::to_owned);
+            let sandbox = NewSandbox { id: *id, name, labels: wanted.labels.clone(), spec };
+            let record = SandboxRecord::new(sandbox, live.recorded());
             born.guests.push((record, live));
         }
         asked.check()?;

@@ -73,7 +73,7 @@ impl Requests {
         let old = remembered.take_old(unix_ms(), usize::MAX);
         if !old.is_empty() {
             let forgotten: Vec<_> = old.iter().map(Known::forgotten).collect();
-            catalog.write(&forgotten).map_err(WriteError::either_way)?;
+            catalog.write_with_last_room(&forgotten).map_err(WriteError::either_way)?;
         }
         let remembered = Mutex::new(remembered);
         Ok(Self { catalog, under_way: Mutex::default(), ended: Condvar::new(), remembered })

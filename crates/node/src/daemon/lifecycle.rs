@@ -11,7 +11,6 @@ use uuid::Uuid;
 
 use super::Daemon;
 use super::about::About;
-use super::clock::unix_ms;
 use super::endings::Ending;
 use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
@@ -19,7 +18,7 @@ use super::guests::{GuestSpec, log_name};
 use super::keeping::UnsettledChange;
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
-use super::record::{RecordedLife, SandboxRecord};
+use super::record::{NewSandbox, RecordedLife, SandboxRecord};
 use super::references::Named as _;
 use super::room::Needed;
 use super::snapshots::Known;
@@ -70,15 +69,8 @@ impl Daemon {
     ) -> Answer<Arc<Entry>> {
         asked.check()?;
         let live = self.born(|guest| Live::start(self, guest, &spec, images.cloned()))?;
-        let record = SandboxRecord {
-            id,
-            name: wanted.name,
-            labels: wanted.labels,
-            created_unix_ms: unix_ms(),
-            spec,
-            snapshot: None,
-            life: RecordedLife::Running(live.recorded()),
-        };
+        let sandbox = NewSandbox { id, name: wanted.name, labels: wanted.labels, spec };
+        let record = SandboxRecord::new(sandbox, live.recorded());
         if let Err(problem) = asked.check() {
             self.endings.end(live.end());
             return Err(problem);
@@ -220,13 +212,11 @@ impl Daemon {
 
     pub(super) fn stop(&self, reference: &str) -> Answer<Sandbox> {
         let entry = self.sandboxes.find(reference)?;
-        // Ended first: a command that its guest does not answer would never give its turn back.
-        entry.kill();
-        let mut turn = entry.turn("is being ended", self.settings().pause_wait)?;
+        let mut turn = self.turn_to_end(&entry)?;
         let mut record = turn.record();
         if matches!(record.life, RecordedLife::Running(_)) {
             record.life = RecordedLife::Stopped { reason: None };
-            self.catalog.write(&[put(&record)]).map_err(WriteError::either_way)?;
+            self.catalog.write_with_last_room(&[put(&record)]).map_err(WriteError::either_way)?;
             if let Some(live) = turn.live.take() {
                 self.endings.end(live.end());
             }
@@ -239,18 +229,32 @@ impl Daemon {
 
     pub(super) fn remove(&self, reference: &str) -> Answer<()> {
         let entry = self.sandboxes.find(reference)?;
-        entry.kill();
-        let mut turn = entry.turn("is being ended", self.settings().pause_wait)?;
+        let mut turn = self.turn_to_end(&entry)?;
         let id = entry.id();
         let removal = Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) };
-        self.catalog.write(&[removal]).map_err(WriteError::either_way)?;
+        self.catalog.write_with_last_room(&[removal]).map_err(WriteError::either_way)?;
         if let Some(live) = turn.live.take() {
             self.endings.end(live.end());
+        }
+        if let RecordedLife::Undecided { guest: Some(guest), .. } = turn.record().life {
+            self.endings.end_unborn(guest);
         }
         self.sandboxes.remove(id);
         turn.remove();
         self.events.say("sandbox.removed", EventAbout::sandbox(id), None);
         Ok(())
+    }
+
+    /// The turn in which a sandbox's guest is ended. An idle guest is left running until its end is recorded; one that an
+    /// operation has is ended first, as that may wait for an answer of the guest, but only while the catalog can be written.
+    fn turn_to_end(&self, entry: &Arc<Entry>) -> Answer<Turn> {
+        if let Ok(turn) = entry.turn("is being ended", Duration::ZERO) {
+            return Ok(turn);
+        }
+        let probe = Change::Remove { kind: Kind::Meta, key: b"probe".to_vec() };
+        self.catalog.write_with_last_room(&[probe]).map_err(WriteError::either_way)?;
+        entry.kill();
+        entry.turn("is being ended", self.settings().pause_wait)
     }
 
     pub(super) fn tell(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
@@ -360,6 +364,9 @@ fn resumed_from(entry: &Entry, record: &SandboxRecord, how: &ResumeSandbox) -> A
                  --from-last-snapshot` goes on from snapshot {snapshot}"
             ));
             problem.map_err(|problem: Problem| problem.snapshot(snapshot.into()))
+        }
+        (RecordedLife::Undecided { reason, .. }, _) => {
+            refused(format!("{called} is {shown}, and is tried again: {reason}"))
         }
         (_, None) => refused(format!(
             "{called} is {shown} and was never paused: it has no snapshot to go on from. `rekindle delete {reference}` \

@@ -4,6 +4,7 @@
 //! keeper, so this process may be killed at any instant and another one takes over by [`Daemon::start`].
 
 mod about;
+mod beginning;
 mod captures;
 mod clock;
 mod console;
@@ -32,6 +33,8 @@ mod references;
 mod registry;
 mod room;
 mod snapshots;
+mod store_place;
+mod undecided;
 mod watch;
 
 use std::path::PathBuf;
@@ -42,7 +45,8 @@ use anyhow::Context as _;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::private::make_directory;
-use rekindle_engine::store::Traffic;
+use rekindle_engine::store::{Store, Traffic};
+use rekindle_engine::store_gate::OtherStore;
 
 use crate::api::control::Served;
 use crate::metrics::Metrics;
@@ -57,6 +61,8 @@ use idempotency::Requests;
 use keeping::Keeping;
 use names::Names;
 use registry::Registry;
+use store_place::store_of;
+use undecided::Deciding;
 use watch::{Lookout, SnapshotNews};
 
 /// A node's sandboxes and snapshots, and what is done with them.
@@ -80,22 +86,33 @@ pub struct Daemon {
     endings: Endings,
     engine: Engine,
     lookout: Mutex<Option<Lookout>>,
+    deciding: Mutex<Option<Deciding>>,
 }
 
 impl Daemon {
     /// Starts on what an earlier daemon left, if one did.
     pub fn start(settings: &Settings) -> anyhow::Result<Arc<Self>> {
+        Self::start_with(settings, OtherStore::Refused)
+    }
+
+    /// The same, and says whether another store may take the place of the one that is remembered.
+    pub fn start_with(settings: &Settings, other: OtherStore) -> anyhow::Result<Arc<Self>> {
         let started = Instant::now();
         let program = std::env::current_exe()
             .context("finding this program, which guests and the keeper are run by")?;
         make_directory(&settings.state_directory)?;
         make_directory(&settings.run_directory)?;
-        let catalog = Catalog::open(&settings.state_directory.join("catalog.redb"))?;
-        let (keeping, found) = Keeping::find(settings.keeper_socket(), program)?;
+        let catalog_path = settings.state_directory.join("catalog.redb");
+        let begins = beginning::check_files(&settings.state_directory, &catalog_path)?;
+        let find_keeper = || Keeping::find(settings.keeper_socket(), program.clone());
+        let early = begins.map(|begins| begins.check_keeper(find_keeper()?)).transpose()?;
+        let catalog = Catalog::open(&catalog_path)?;
+        let (keeping, found) = early.map_or_else(find_keeper, Ok)?;
         let keeping = Arc::new(keeping);
         let events = Arc::new(EventLog::open(&catalog, settings.events_kept)?);
         let metrics = Arc::new(Metrics::new());
-        let engine = Engine::start(engine_options(settings, &catalog, &keeping, &events, &metrics)?)?;
+        let store = store_of(settings, &catalog, other)?;
+        let engine = Engine::start(engine_options(settings, store, &catalog, &keeping, &events, &metrics))?;
         let daemon = Arc::new(Self {
             settings: RwLock::new(Arc::new(settings.clone())),
             state_directory: settings.state_directory.clone(),
@@ -118,11 +135,14 @@ impl Daemon {
             catalog,
             engine,
             lookout: Mutex::default(),
+            deciding: Mutex::default(),
         });
         daemon.recover(found, started)?;
         daemon.host_qemu.ask_ahead()?;
         let lookout = Lookout::start(&daemon)?;
         *daemon.lookout.lock().unwrap_or_else(PoisonError::into_inner) = Some(lookout);
+        let deciding = Deciding::start(&daemon)?;
+        *daemon.deciding.lock().unwrap_or_else(PoisonError::into_inner) = Some(deciding);
         Ok(daemon)
     }
 
@@ -152,6 +172,7 @@ impl Served for Daemon {
         }
         self.fault_sockets.finish();
         self.host_qemu.finish();
+        drop(self.deciding.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.endings.finish();
         self.engine.stop();
     }
@@ -159,12 +180,12 @@ impl Served for Daemon {
 
 fn engine_options(
     settings: &Settings,
+    store: Store,
     catalog: &Catalog,
     keeping: &Arc<Keeping>,
     events: &Arc<EventLog>,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<EngineOptions> {
-    let store = settings.store.open().with_context(|| format!("opening the store {}", settings.store))?;
+) -> EngineOptions {
     let mut options = EngineOptions::new(settings.state_directory.join("layers"), store);
     options.domain = settings.domain.clone();
     options.capture_bytes_max = settings.capture_bytes_max;
@@ -174,7 +195,7 @@ fn engine_options(
     options.catalog = Some(catalog.clone());
     options.keeper = keeping.clone();
     options.watcher = Arc::new(SnapshotNews::new(Arc::clone(events), Arc::clone(metrics)));
-    Ok(options)
+    options
 }
 
 fn node_name() -> String {

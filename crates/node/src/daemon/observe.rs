@@ -10,7 +10,13 @@ use crate::metrics::{Captures, Observed};
 impl Daemon {
     /// What metrics show of this moment.
     pub(super) fn observe(&self) -> Observed {
-        let mut observed = Observed { store: self.engine.traffic(), ..Observed::default() };
+        let mut observed = Observed {
+            store: self.engine.traffic(),
+            store_away: self.engine.store_away().is_some(),
+            // What cannot be counted now is counted at the next look.
+            set_aside: self.engine.aside().count().unwrap_or_default(),
+            ..Observed::default()
+        };
         for entry in self.sandboxes.all() {
             observed.sandboxes.count(entry.show().state);
         }
@@ -24,7 +30,10 @@ impl Daemon {
                     oldest = oldest.min(Some(shown.created_unix_ms)).or(Some(shown.created_unix_ms));
                 }
                 SnapshotState::Sealed => observed.publishes_waiting += 1,
-                SnapshotState::Published | SnapshotState::Discarded | SnapshotState::Lost => {}
+                SnapshotState::Published
+                | SnapshotState::Discarded
+                | SnapshotState::Lost
+                | SnapshotState::Undecided => {}
             }
         }
         observed.captures = Captures {
@@ -39,6 +48,8 @@ impl Daemon {
     /// What stands in the way of requests.
     pub(super) fn not_ready(&self) -> Vec<String> {
         let keeper = self.keeping.client().list().err();
-        keeper.map(|error| format!("the keeper cannot be reached: {error}")).into_iter().collect()
+        let keeper = keeper.map(|error| format!("the keeper cannot be reached: {error}"));
+        let store = self.engine.store_away().map(|away| format!("{away}; what is published waits for it"));
+        keeper.into_iter().chain(store).collect()
     }
 }

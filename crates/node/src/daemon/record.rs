@@ -1,15 +1,21 @@
 //! What the catalog knows of a sandbox: all that is needed to find its guest again.
 
 use rekindle_engine::serve::EpochFacts;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
+use super::clock::unix_ms;
 use super::guests::{GuestSpec, RecordedVmm};
-use crate::api::types::Labels;
+use crate::api::types::{Labels, MemoryBacking};
 
 /// A sandbox as it was last acknowledged.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct SandboxRecord {
+    /// Of which form it is; the first had none.
+    #[serde(default = "first_version")]
+    version: u32,
     pub(super) id: Uuid,
     pub(super) name: Option<String>,
     pub(super) labels: Labels,
@@ -35,6 +41,29 @@ pub(super) enum RecordedLife {
     Stopped { reason: Option<String> },
     /// It could not be found again.
     Lost { reason: String },
+    /// It cannot be said now; the catalog says it, and is asked again. Never written.
+    #[serde(skip)]
+    Undecided {
+        reason: String,
+        /// The guest that it may have.
+        guest: Option<Uuid>,
+    },
+}
+
+/// What a new sandbox is recorded as.
+#[derive(Debug)]
+pub(super) struct NewSandbox {
+    pub(super) id: Uuid,
+    pub(super) name: Option<String>,
+    pub(super) labels: Labels,
+    pub(super) spec: GuestSpec,
+}
+
+/// The version that is written, and the newest one that is read.
+const VERSION: u32 = 1;
+
+fn first_version() -> u32 {
+    1
 }
 
 /// A running guest.
@@ -63,6 +92,60 @@ impl SandboxRecord {
         id.as_bytes().to_vec()
     }
 
+    /// The record of a new sandbox whose guest runs.
+    pub(super) fn new(sandbox: NewSandbox, guest: RecordedGuest) -> Self {
+        let NewSandbox { id, name, labels, spec } = sandbox;
+        Self {
+            version: VERSION,
+            id,
+            name,
+            labels,
+            created_unix_ms: unix_ms(),
+            spec,
+            snapshot: None,
+            life: RecordedLife::Running(guest),
+        }
+    }
+
+    /// The record that the catalog has under `key`. One that cannot be read is undecided, with what can be read of it.
+    pub(super) fn decode(key: &[u8], value: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Form {
+            #[serde(default = "first_version")]
+            version: u32,
+        }
+        let form = serde_json::from_slice::<Form>(value).map(|form| form.version);
+        let reason = match (form, serde_json::from_slice::<Self>(value)) {
+            (Ok(version), _) if version > VERSION => {
+                format!(
+                    "its record is of version {version}, this program knows up to {VERSION}: run a newer one"
+                )
+            }
+            (Ok(_), Ok(record)) => return record,
+            (Err(error), _) | (_, Err(error)) => format!("its record cannot be read: {error}"),
+        };
+        tracing::error!(sandbox = ?Uuid::from_slice(key), reason, "a sandbox is undecided");
+        Self::undecided(key, value, reason)
+    }
+
+    fn undecided(key: &[u8], value: &[u8], reason: String) -> Self {
+        fn read<T: DeserializeOwned>(value: &Value) -> Option<T> {
+            T::deserialize(value).ok()
+        }
+        let value: Value = serde_json::from_slice(value).unwrap_or_default();
+        let unknown = GuestSpec::Process { memory_bytes: 0, backing: MemoryBacking::Shared };
+        Self {
+            version: VERSION,
+            id: Uuid::from_slice(key).unwrap_or_default(),
+            name: read(&value["name"]),
+            labels: read(&value["labels"]).unwrap_or_default(),
+            created_unix_ms: read(&value["created_unix_ms"]).unwrap_or_default(),
+            spec: read(&value["spec"]).unwrap_or(unknown),
+            snapshot: read(&value["snapshot"]),
+            life: RecordedLife::Undecided { reason, guest: read(&value["life"]["id"]) },
+        }
+    }
+
     /// The record's value in the catalog.
     pub(super) fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a record is plain data")
@@ -80,7 +163,44 @@ impl SandboxRecord {
             RecordedLife::Paused
             | RecordedLife::Forked
             | RecordedLife::Stopped { .. }
-            | RecordedLife::Lost { .. } => None,
+            | RecordedLife::Lost { .. }
+            | RecordedLife::Undecided { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_undecided_with_what_can_be_read_of_it() {
+        let (id, guest) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let newer = serde_json::json!({
+            "version": 2, "id": id, "name": "a", "labels": {"x": "y"}, "created_unix_ms": 7, "spec": {"vmm": "newest"},
+            "snapshot": null, "life": {"state": "running", "id": guest},
+        });
+        let record = SandboxRecord::decode(id.as_bytes(), newer.to_string().as_bytes());
+        assert_eq!((record.id, record.name.as_deref(), record.created_unix_ms), (id, Some("a"), 7));
+        let RecordedLife::Undecided { reason, guest: found } = record.life else {
+            unreachable!("it is newer")
+        };
+        assert!(reason.contains("version 2") && found == Some(guest), "{reason}");
+        let record = SandboxRecord::decode(id.as_bytes(), b"nonsense");
+        assert_eq!(record.id, id);
+        assert!(matches!(record.life, RecordedLife::Undecided { guest: None, .. }));
+    }
+
+    #[test]
+    fn a_record_of_the_first_version_which_did_not_say_so_is_read() {
+        let id = Uuid::from_u128(1);
+        let first = serde_json::json!({
+            "id": id, "name": null, "labels": {}, "created_unix_ms": 7, "snapshot": null, "life": {"state": "paused"},
+            "spec": {"vmm": "process", "memory_bytes": 4096, "backing": "shared"},
+        });
+        let record = SandboxRecord::decode(id.as_bytes(), first.to_string().as_bytes());
+        assert!(matches!(record.life, RecordedLife::Paused), "{record:?}");
+        let again = SandboxRecord::decode(id.as_bytes(), &record.encode());
+        assert!(matches!(again.life, RecordedLife::Paused), "{again:?}");
     }
 }

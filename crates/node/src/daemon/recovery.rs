@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
+use anyhow::Context as _;
 use rekindle_engine::catalog::{Change, Kind, WriteError};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_kernel::ProcessHandle;
@@ -17,6 +18,7 @@ use super::keeping::{GuestNote, KeyOf, guest_key};
 use super::lifecycle::put;
 use super::live::Live;
 use super::record::{RecordedGuest, RecordedLife, SandboxRecord};
+use super::undecided::is_of_the_moment;
 use crate::api::control::Asked;
 use crate::api::types::ResumeSandbox;
 use crate::keeper::{Found, HeldEntry};
@@ -29,15 +31,15 @@ impl Daemon {
         let held: HashMap<String, HeldEntry> =
             self.keeping.client().list()?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
         let mut recovery = Recovery::default();
-        for (_, value) in self.catalog.all(Kind::Sandbox)? {
-            let record: SandboxRecord = serde_json::from_slice(&value)?;
+        for (key, value) in self.catalog.all(Kind::Sandbox)? {
+            let record = SandboxRecord::decode(&key, &value);
             let Some(record) = self.settled(record, &held)? else { continue };
             recovery.sandboxes += u64::from(self.recover_sandbox(record, &held)?);
         }
-        self.recover_sockets(&held)?;
+        let undecided_sockets = self.recover_sockets(&held)?;
         recovery.until_served = started.elapsed();
         self.engine.end_replay();
-        self.let_go_of_the_rest(&held)?;
+        self.let_go_of_the_rest(&held, &undecided_sockets)?;
         self.remove_stale_sockets()?;
         self.end_orphans(&held)?;
         self.resume_the_forked();
@@ -62,6 +64,9 @@ impl Daemon {
         record: SandboxRecord,
         held: &HashMap<String, HeldEntry>,
     ) -> anyhow::Result<Option<SandboxRecord>> {
+        if matches!(record.life, RecordedLife::Undecided { .. }) {
+            return Ok(Some(record));
+        }
         let notes = held.iter().filter(|(key, _)| matches!(KeyOf::parse(key), Some(KeyOf::Guest(_))));
         let is_there = |snapshot| self.engine.snapshot(SnapshotId::from(snapshot)).is_some();
         let mut changes = notes.filter_map(|(key, entry)| {
@@ -76,7 +81,7 @@ impl Daemon {
             Some(before) => put(before),
             None => Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(record.id) },
         };
-        self.catalog.write(&[change]).map_err(WriteError::either_way)?;
+        self.catalog.write_with_last_room(&[change]).map_err(WriteError::either_way)?;
         Ok(before)
     }
 
@@ -91,7 +96,7 @@ impl Daemon {
     }
 
     /// Takes one sandbox over; whether its guest runs.
-    fn recover_sandbox(
+    pub(super) fn recover_sandbox(
         &self,
         mut record: SandboxRecord,
         held: &HashMap<String, HeldEntry>,
@@ -106,17 +111,23 @@ impl Daemon {
                 self.sandboxes.insert(Entry::new(record, Some(Box::new(live))));
                 Ok(true)
             }
+            Err(Gone::Unknown(reason)) => {
+                tracing::error!(sandbox = %id, reason, "a sandbox is undecided; it is tried again");
+                record.life = RecordedLife::Undecided { reason, guest: Some(guest.id) };
+                self.sandboxes.insert(Entry::new(record, None));
+                Ok(false)
+            }
             Err(gone) => {
                 let (kind, reason) = match &gone {
                     Gone::Ended(reason) => ("sandbox.stopped", reason),
-                    Gone::Lost(reason) => ("sandbox.lost", reason),
+                    Gone::Lost(reason) | Gone::Unknown(reason) => ("sandbox.lost", reason),
                 };
                 self.events.say(kind, About::sandbox(id), Some(reason.clone()));
                 record.life = match gone {
                     Gone::Ended(reason) => RecordedLife::Stopped { reason: Some(reason) },
-                    Gone::Lost(reason) => RecordedLife::Lost { reason },
+                    Gone::Lost(reason) | Gone::Unknown(reason) => RecordedLife::Lost { reason },
                 };
-                self.catalog.write(&[put(&record)]).map_err(WriteError::either_way)?;
+                self.catalog.write_with_last_room(&[put(&record)]).map_err(WriteError::either_way)?;
                 self.sandboxes.insert(Entry::new(record, None));
                 self.endings.end_unborn(guest.id);
                 Ok(false)
@@ -169,6 +180,9 @@ impl Daemon {
     fn gone(&self, guest: &RecordedGuest, error: &anyhow::Error) -> Gone {
         // One that has ended keeps its pid until the keeper has reaped it.
         let is_alive = ProcessHandle::open(guest.vmm.pid()).is_ok_and(|process| process.is_alive());
+        if is_alive && is_of_the_moment(error) {
+            return Gone::Unknown(format!("its guest cannot be taken over now: {error:#}"));
+        }
         if is_alive {
             return Gone::Lost(format!("its guest could not be taken over: {error:#}"));
         }
@@ -182,13 +196,18 @@ impl Daemon {
     }
 
     /// Ends guests that no record names, and lets go of what was held for them: they were being made, or being ended.
-    fn let_go_of_the_rest(&self, held: &HashMap<String, HeldEntry>) -> anyhow::Result<()> {
+    fn let_go_of_the_rest(
+        &self,
+        held: &HashMap<String, HeldEntry>,
+        undecided_sockets: &BTreeSet<Uuid>,
+    ) -> anyhow::Result<()> {
         let named: BTreeSet<Uuid> = self
             .sandboxes
             .all()
             .iter()
             .filter_map(|entry| match entry.record().life {
                 RecordedLife::Running(guest) => Some(guest.id),
+                RecordedLife::Undecided { guest, .. } => guest,
                 RecordedLife::Paused
                 | RecordedLife::Forked
                 | RecordedLife::Stopped { .. }
@@ -202,13 +221,22 @@ impl Daemon {
                 Some(KeyOf::Guest(id)) => {
                     begun.insert(id);
                 }
-                Some(KeyOf::Socket(id)) if self.fault_sockets.find(id).is_err() => self.forget(&entry.key),
+                Some(KeyOf::Socket(id))
+                    if self.fault_sockets.find(id).is_err() && !undecided_sockets.contains(&id) =>
+                {
+                    self.forget(&entry.key);
+                }
                 // Those of snapshots the engine has gone through.
                 Some(KeyOf::Socket(_) | KeyOf::Snapshot(_)) => {}
                 None => {
                     tracing::warn!(key = entry.key, "the keeper holds something that is not of this daemon")
                 }
             }
+        }
+        let is_unknown = |life: &RecordedLife| matches!(life, RecordedLife::Undecided { guest: None, .. });
+        if self.sandboxes.all().iter().any(|entry| is_unknown(&entry.record().life)) {
+            tracing::error!("a sandbox's record cannot be read, and any guest may be its own: none is ended");
+            return Ok(());
         }
         begun.difference(&named).for_each(|guest| self.endings.end_unborn(*guest));
         Ok(())
@@ -233,13 +261,14 @@ impl Daemon {
 
     /// Removes sockets at which the last daemon waited, or was about to wait, for a VMM that nobody waits for now.
     fn remove_stale_sockets(&self) -> anyhow::Result<()> {
-        for file in std::fs::read_dir(&self.run_directory)? {
-            let path = file?.path();
+        let unreadable = || format!("reading {}", self.run_directory.display());
+        for file in std::fs::read_dir(&self.run_directory).with_context(unreadable)? {
+            let path = file.with_context(unreadable)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let is_ours =
                 (name.starts_with("handover-") || name.starts_with("faults-")) && name.ends_with(".sock");
             if is_ours && !self.fault_sockets.all().iter().any(|socket| socket.path == path) {
-                std::fs::remove_file(&path)?;
+                std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
             }
         }
         Ok(())
@@ -262,4 +291,6 @@ impl Daemon {
 enum Gone {
     Ended(String),
     Lost(String),
+    /// That cannot be said now.
+    Unknown(String),
 }

@@ -46,7 +46,7 @@ impl Known {
             id: self.id(),
             name: self.about.name.clone(),
             labels: self.about.labels.clone(),
-            state: shown(self.snapshot.state()),
+            state: if status.is_undecided { SnapshotState::Undecided } else { shown(status.state) },
             reason: status.failure,
             parent: self.snapshot.parent_id().map(|id| id.uuid()),
             sandbox: self.about.sandbox,
@@ -100,6 +100,12 @@ impl Daemon {
     /// The snapshot, which can still be read.
     pub(super) fn readable_snapshot(&self, reference: &str) -> Answer<Known> {
         let known = self.find_snapshot(reference)?;
+        let status = known.snapshot.status();
+        if status.is_undecided {
+            let reason = status.failure.unwrap_or_default();
+            let why = format!("{} cannot be read now, and is tried again: {reason}", known.called());
+            return Err(Problem::new(Code::NotYet, why).snapshot(known.snapshot.id()));
+        }
         if known.snapshot.state() == lifecycle::SnapshotState::Lost {
             let reason = known.snapshot.status().failure.unwrap_or_default();
             let why = format!("{} was lost: {reason}", known.called());
@@ -126,7 +132,7 @@ impl Daemon {
             SnapshotState::Captured => true,
             SnapshotState::Sealed => known.snapshot.wait_manifest(limit).is_ok(),
             SnapshotState::Published => known.snapshot.wait_state(lifecycle::SnapshotState::Published, limit),
-            SnapshotState::Discarded | SnapshotState::Lost => {
+            SnapshotState::Discarded | SnapshotState::Lost | SnapshotState::Undecided => {
                 let why = format!("state={wanted}: captured, sealed and published can be waited for");
                 return Err(Problem::new(Code::InvalidRequest, why));
             }

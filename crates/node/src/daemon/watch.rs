@@ -218,7 +218,8 @@ impl Daemon {
         let ending = live.ended();
         let reason = self.reason_of_end(guest, told.as_deref());
         record.life = RecordedLife::Stopped { reason: Some(reason.clone()) };
-        if let Err(error) = self.catalog.write(&[put(&record)]).map_err(WriteError::either_way) {
+        let written = self.catalog.write_with_last_room(&[put(&record)]);
+        if let Err(error) = written.map_err(WriteError::either_way) {
             tracing::warn!(sandbox = %record.id, %error, "the end of a guest is written down later");
             unwritten.insert(record.id);
         }
@@ -269,8 +270,8 @@ impl Daemon {
 
     /// Makes the run directory and the sockets in it again where somebody removed them.
     fn stay(&self, seen: &mut Seen) {
-        if let Err(error) = super::private_directory(&self.run_directory) {
-            seen.tell("the run directory is gone, and cannot be made again", None, format!("{error:#}"));
+        if let Err(error) = rekindle_engine::private::make_directory(&self.run_directory) {
+            seen.tell("the run directory is gone, and cannot be made again", None, error.to_string());
             return;
         }
         for (id, error) in self.fault_sockets.stay() {

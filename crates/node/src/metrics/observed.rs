@@ -6,6 +6,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use rekindle_engine::aside::SetAside;
 use rekindle_engine::serve::{PagesByPhase, ServeStats};
 use rekindle_engine::store::Traffic;
 
@@ -29,6 +30,10 @@ pub struct Observed {
     pub publishes_waiting: u64,
     /// What was moved to and from the store since the start.
     pub store: Traffic,
+    /// Whether the store is away.
+    pub store_away: bool,
+    /// Layer files that a start set aside.
+    pub set_aside: SetAside,
 }
 
 /// RAM that captures hold.
@@ -55,6 +60,8 @@ pub struct SandboxCounts {
     pub stopped: u64,
     /// What they need was lost.
     pub lost: u64,
+    /// How they are cannot be said now.
+    pub undecided: u64,
 }
 
 /// Snapshots by state.
@@ -70,6 +77,8 @@ pub struct SnapshotCounts {
     pub discarded: u64,
     /// Lost before they were sealed.
     pub lost: u64,
+    /// How they are cannot be said now.
+    pub undecided: u64,
 }
 
 impl SandboxCounts {
@@ -81,6 +90,7 @@ impl SandboxCounts {
             SandboxState::Paused => &mut self.paused,
             SandboxState::Stopped => &mut self.stopped,
             SandboxState::Lost => &mut self.lost,
+            SandboxState::Undecided => &mut self.undecided,
         };
         *counter += 1;
     }
@@ -95,6 +105,7 @@ impl SnapshotCounts {
             SnapshotState::Published => &mut self.published,
             SnapshotState::Discarded => &mut self.discarded,
             SnapshotState::Lost => &mut self.lost,
+            SnapshotState::Undecided => &mut self.undecided,
         };
         *counter += 1;
     }
@@ -116,22 +127,24 @@ impl Observed {
     }
 
     fn register_counts(&self, registry: &mut Registry) {
-        let SandboxCounts { running, stalled, paused, stopped, lost } = self.sandboxes;
+        let SandboxCounts { running, stalled, paused, stopped, lost, undecided } = self.sandboxes;
         let sandboxes = [
             ([("state", "running")], running),
             ([("state", "stalled")], stalled),
             ([("state", "paused")], paused),
             ([("state", "stopped")], stopped),
             ([("state", "lost")], lost),
+            ([("state", "undecided")], undecided),
         ];
         registry.register("sandboxes", "Sandboxes by state", Rows::gauges(sandboxes));
-        let SnapshotCounts { captured, sealed, published, discarded, lost } = self.snapshots;
+        let SnapshotCounts { captured, sealed, published, discarded, lost, undecided } = self.snapshots;
         let snapshots = [
             ([("state", "captured")], captured),
             ([("state", "sealed")], sealed),
             ([("state", "published")], published),
             ([("state", "discarded")], discarded),
             ([("state", "lost")], lost),
+            ([("state", "undecided")], undecided),
         ];
         registry.register("snapshots", "Snapshots by state", Rows::gauges(snapshots));
         gauge(
@@ -163,6 +176,21 @@ impl Observed {
     }
 
     fn register_store(&self, registry: &mut Registry) {
+        gauge(
+            registry,
+            "store_away",
+            "1 while the store is not there, or another one is in its place",
+            self.store_away.into(),
+        );
+        let SetAside { files, bytes } = self.set_aside;
+        gauge(
+            registry,
+            "set_aside_files",
+            "Layer files that a start set aside, as its catalog did not name them",
+            files,
+        );
+        let held = ConstGauge::new(bytes);
+        registry.register_with_unit("set_aside", "Bytes on the disk of those files", Unit::Bytes, held);
         let Traffic { fetches, fetched_bytes, sent_bytes, stored_bytes } = self.store;
         counter(registry, "store_fetches", "Requests that read from the store", fetches);
         let moved = [

@@ -15,6 +15,7 @@ fn sealed() -> SnapshotStatus {
         seal_time: Some(Duration::from_millis(1500)),
         seal_parts: Some(SealParts { pack: Duration::from_millis(700), ..SealParts::default() }),
         failure: None,
+        is_undecided: false,
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Key {
 }
 
 /// All of them, in the order in which they are shown.
-pub const KEYS: [Key; 28] = [
+pub const KEYS: [Key; 29] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -118,6 +118,15 @@ pub const KEYS: [Key; 28] = [
         help: "Whether a snapshot can be resumed before it is sealed; off only to see what waiting costs",
         default: "true",
         example: "true",
+        reloads: true,
+    },
+    Key {
+        name: "set_aside_kept",
+        flag: "set-aside-kept",
+        value: "TIME",
+        help: "How long layer files are kept that a start set aside, as its catalog did not name them",
+        default: "30d",
+        example: "\"30d\"",
         reloads: true,
     },
     Key {

@@ -17,7 +17,6 @@ use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use rekindle_engine::identity::Domain;
 use rekindle_engine::limits;
-use rekindle_engine::store::Store;
 use serde::Serialize;
 
 pub use error::{SettingsError, Source};
@@ -56,6 +55,8 @@ pub struct Settings {
     pub compare_workers: Option<usize>,
     /// Whether a snapshot can be resumed before it is sealed. Reloads.
     pub serve_before_seal: bool,
+    /// How long files that a start set aside are kept. Reloads.
+    pub set_aside_kept: Duration,
     /// Past events that are kept.
     pub events_kept: usize,
     /// What is logged, as directives of `tracing`. Reloads.
@@ -207,6 +208,7 @@ impl Settings {
             pause_wait: read.value("pause_wait", &values::TIME, limits::PAUSE_WAIT_DEFAULT)?,
             compare_workers: read.value("compare_workers", &values::WORKERS, None)?,
             serve_before_seal: read.value("serve_before_seal", &values::SWITCH, true)?,
+            set_aside_kept: read.value("set_aside_kept", &values::TIME, SET_ASIDE_KEPT)?,
             events_kept: read.value("events_kept", &values::COUNT, 10_000)?,
             log_level: read.value("log_level", &values::LEVEL, "info".to_owned())?,
             log_format: read.value("log_format", &values::FORMAT, LogFormat::Human)?,
@@ -268,6 +270,7 @@ impl Settings {
             run_unpausable: newer.run_unpausable,
             memory_overcommit: newer.memory_overcommit,
             serve_before_seal: newer.serve_before_seal,
+            set_aside_kept: newer.set_aside_kept,
             log_level: newer.log_level.clone(),
             log_format: newer.log_format,
             firecracker: newer.firecracker.clone(),
@@ -278,13 +281,6 @@ impl Settings {
 }
 
 impl StoreLocation {
-    /// Opens the store, and makes its directory if there is none.
-    pub fn open(&self) -> std::io::Result<Store> {
-        match self {
-            Self::Directory(path) => Store::directory(path),
-        }
-    }
-
     /// The bare objects of a store that exists.
     pub fn objects(&self) -> object_store::Result<Arc<dyn ObjectStore>> {
         match self {
@@ -406,6 +402,9 @@ impl Reader {
         }
     }
 }
+
+/// A month: as long as somebody may take to find the catalog that names the files.
+const SET_ASIDE_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 fn default_state_directory(around: &Surroundings) -> Option<PathBuf> {
     if around.is_root {

@@ -62,9 +62,11 @@ fn text(shown: String) -> (String, Value) {
     (shown, value)
 }
 
-/// A time such as `500ms`, `30s`, `5m` or `1h`; a bare number is seconds.
+const DAY_SECONDS: u64 = 24 * 3600;
+
+/// A time such as `500ms`, `30s`, `5m`, `1h` or `7d`; a bare number is seconds.
 pub fn parse_time(given: &str) -> Result<Duration, String> {
-    let expected = || "a time such as 500ms, 30s, 5m or 1h".to_owned();
+    let expected = || "a time such as 500ms, 30s, 5m, 1h or 7d".to_owned();
     let digits = given.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(given.len());
     let (number, unit) = given.split_at(digits);
     let number: u64 = number.parse().map_err(|_| expected())?;
@@ -74,6 +76,7 @@ pub fn parse_time(given: &str) -> Result<Duration, String> {
         "" | "s" => seconds(1),
         "m" | "min" => seconds(60),
         "h" => seconds(3600),
+        "d" => seconds(DAY_SECONDS),
         _ => Err(expected()),
     }
 }
@@ -92,6 +95,10 @@ pub fn parse_size(given: &str) -> Result<u64, String> {
 
 /// A time as [`parse_time`] reads it.
 fn show_time(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if time.subsec_millis() == 0 && seconds > 0 && seconds.is_multiple_of(DAY_SECONDS) {
+        return format!("{}d", seconds / DAY_SECONDS);
+    }
     if time.subsec_millis() == 0 { format!("{}s", time.as_secs()) } else { format!("{}ms", time.as_millis()) }
 }
 
@@ -167,7 +174,7 @@ fn bytes(said: &Said) -> Result<u64, String> {
 }
 
 fn time(said: &Said) -> Result<Duration, String> {
-    let expected = || "a time such as 500ms, 30s, 5m or 1h".to_owned();
+    let expected = || "a time such as 500ms, 30s, 5m, 1h or 7d".to_owned();
     match &said.value {
         SaidValue::Number(number) => u64::try_from(*number).map(Duration::from_secs).map_err(|_| expected()),
         SaidValue::Text(given) => parse_time(given),

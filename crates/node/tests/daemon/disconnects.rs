@@ -42,7 +42,9 @@ fn case_14_a_guest_whose_pauser_went_away_runs_or_is_paused_and_listed() {
                 assert_eq!(shown.snapshot, Some(snapshot.id));
             }
             SandboxState::Running | SandboxState::Stalled => {}
-            SandboxState::Stopped | SandboxState::Lost => unreachable!("its guest was not ended: {shown:?}"),
+            SandboxState::Stopped | SandboxState::Lost | SandboxState::Undecided => {
+                unreachable!("its guest was not ended: {shown:?}")
+            }
         }
         // Asked again under its name it is done, whatever became of the first time: it is paused from here on.
         let paused = node.client.pause_sandbox("a", Some(&name), &pause_as(&name)).expect("it is paused");
@@ -72,7 +74,9 @@ fn a_daemon_killed_while_clients_come_and_go_has_what_it_answered() {
         SandboxState::Running | SandboxState::Stalled => {
             assert!(snapshot.is_err(), "nothing of a pause that was not done: {snapshot:?}");
         }
-        SandboxState::Stopped | SandboxState::Lost => unreachable!("its guest was not ended: {shown:?}"),
+        SandboxState::Stopped | SandboxState::Lost | SandboxState::Undecided => {
+            unreachable!("its guest was not ended: {shown:?}")
+        }
     }
     assert_eq!(node.told("a").state().expect("answers"), state);
     node.assert_verified("a");

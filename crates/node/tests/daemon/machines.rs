@@ -152,7 +152,7 @@ fn a_daemon_killed_in_any_step_leaves_a_machine_running_or_paused() {
         match state {
             SandboxState::Running => {}
             SandboxState::Paused => drop(node.resume("vm")),
-            SandboxState::Stalled | SandboxState::Stopped | SandboxState::Lost => {
+            SandboxState::Stalled | SandboxState::Stopped | SandboxState::Lost | SandboxState::Undecided => {
                 unreachable!("round {round}: it is {state:?}")
             }
         }

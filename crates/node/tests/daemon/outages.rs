@@ -1,12 +1,16 @@
 //! Stores and disks that fail, and daemons that start while they do.
 
 use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 
-use rekindle::api::types::{SandboxState, SnapshotState};
-use rekindle_testkit::black_box::Told;
+use rekindle::api::types::{CreateSandbox, MemoryBacking, SandboxState, SnapshotState};
+use rekindle_testkit::black_box::{BlackBox, Told};
+use rekindle_testkit::skip::skipped;
 
-use crate::support::{Node, Outage, files_in, rewrite};
+use crate::support::{Node, Outage, create, files_in, program, rewrite};
 
 #[test]
 fn case_31_an_upload_that_failed_is_tried_again_by_the_next_daemon() {
@@ -65,6 +69,155 @@ fn case_25_layer_files_that_were_cut_short_or_damaged_are_not_taken_for_good() {
         node.start_again();
         node.resume("a");
         node.assert_verified("a");
+    }
+}
+
+#[test]
+fn a_daemon_starts_while_its_store_is_away_and_publishes_when_it_is_back() {
+    let mut node = Node::start();
+    let (store, away) = (node.place.store_directory(), node.place.state_directory().join("away"));
+    node.filled("a", 1);
+    node.pause("a", "first");
+    node.wait("first", SnapshotState::Published);
+    node.kill();
+    fs::rename(&store, &away).expect("a directory is moved");
+    node.begin_again();
+    node.eventually("the daemon saying that its store is away", || {
+        let readiness = node.client.readiness();
+        readiness
+            .is_ok_and(|said| !said.ready && said.reasons.iter().any(|why| why.contains("is it mounted?")))
+    });
+    node.resume("a");
+    node.assert_verified("a");
+    node.told("a").rewrite(rewrite(2)).expect("rewrites");
+    node.pause("a", "second");
+    node.wait("second", SnapshotState::Sealed);
+    assert!(!store.exists(), "nothing is made in its place");
+    fs::rename(&away, &store).expect("a directory is moved");
+    node.wait("second", SnapshotState::Published);
+    node.eventually("the daemon being ready", || node.client.readiness().is_ok_and(|said| said.ready));
+    node.resume("a");
+    node.assert_verified("a");
+}
+
+#[test]
+fn a_store_that_was_swapped_is_published_to_by_nobody() {
+    let mut node = Node::start();
+    let (store, away) = (node.place.store_directory(), node.place.state_directory().join("away"));
+    node.filled("a", 1);
+    node.pause("a", "first");
+    node.wait("first", SnapshotState::Published);
+    // While it runs, and while it does not.
+    for (name, restart) in [("second", false), ("third", true)] {
+        fs::rename(&store, &away).expect("a directory is moved");
+        fs::create_dir(&store).expect("a directory");
+        if restart {
+            node.kill();
+            node.begin_again();
+        }
+        node.resume("a");
+        node.told("a").rewrite(rewrite(3)).expect("rewrites");
+        node.pause("a", name);
+        node.eventually("a publish that failed for the store", || {
+            let shown = node.client.snapshot(name);
+            shown.is_ok_and(|shown| shown.reason.is_some_and(|why| why.contains("the store is away")))
+        });
+        assert!(files_in(&store).is_empty(), "nothing is written to it");
+        fs::remove_dir(&store).expect("nothing is in it");
+        fs::rename(&away, &store).expect("a directory is moved");
+        node.wait(name, SnapshotState::Published);
+    }
+}
+
+#[test]
+fn a_catalog_that_is_empty_or_gone_beside_layer_files_or_guests_is_refused_and_costs_nothing() {
+    let mut node = Node::start();
+    node.filled("a", 1);
+    let state = node.place.state_directory();
+    let (catalog, saved) = (state.join("catalog.redb"), state.join("saved"));
+    let refused = |node: &mut Node, what: &str| {
+        fs::rename(&catalog, &saved).expect("it is there");
+        for empty in [false, true] {
+            if empty {
+                fs::write(&catalog, b"").expect("there is room");
+            }
+            let error = node.place.start().expect_err("it is refused").to_string();
+            assert!(error.contains("which is damage") && error.contains(what), "{error}");
+        }
+        fs::rename(&saved, &catalog).expect("it is there");
+    };
+    node.kill();
+    refused(&mut node, "guests and captured snapshots");
+    node.start_again();
+    node.assert_verified("a");
+    node.pause("a", "base");
+    node.wait("base", SnapshotState::Published);
+    let layers = files_in(&state.join("layers")).len();
+    node.kill();
+    refused(&mut node, "layer files");
+    assert_eq!(files_in(&state.join("layers")).len(), layers);
+    node.start_again();
+    node.resume("a");
+    node.assert_verified("a");
+}
+
+#[test]
+fn on_a_full_disk_a_node_starts_and_deletes_and_refuses_what_needs_room() {
+    let place = BlackBox::new(&program()).expect("directories");
+    let Some(disk) = SmallDisk::at(place.state_directory()) else { return };
+    let mut node = Node::start_in(place);
+    node.filled("a", 1);
+    node.filled("b", 2);
+    disk.fill();
+    let wanted = |number: u32| CreateSandbox {
+        memory_bytes: 4096,
+        labels: (0..8).map(|label| (format!("label-{label}"), "x".repeat(60))).collect(),
+        ..create(&format!("more-{number}"), MemoryBacking::Shared)
+    };
+    let refused = (0..1000).find_map(|number| node.client.create_sandbox(None, &wanted(number)).err());
+    let refused = refused.expect("the disk is full at last").to_string();
+    assert!(refused.contains("No space left"), "{refused}");
+    node.client.remove_sandbox("a").expect("what gives room back is never refused");
+    node.crash();
+    node.assert_verified("b");
+    node.client.remove_sandbox("b").expect("what gives room back is never refused");
+    assert!(node.client.sandbox("b").is_err());
+    node.kill();
+    node.place.end_all().expect("they can be killed");
+}
+
+/// A file system of its own with little room.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn at(path: PathBuf) -> Option<Self> {
+        fs::create_dir(&path).expect("a directory");
+        let mut mount = Command::new("mount");
+        let made =
+            mount.args(["-t", "tmpfs", "-o", "size=24m,mode=0700", "rekindle-test"]).arg(&path).status();
+        if !made.is_ok_and(|status| status.success()) {
+            skipped("a full disk", "only root can mount a file system");
+            return None;
+        }
+        Some(Self(path))
+    }
+
+    /// Leaves no room.
+    fn fill(&self) {
+        let mut ballast = fs::File::create(self.0.join("ballast")).expect("there is room");
+        let mut bytes = vec![1; 1 << 20];
+        while !bytes.is_empty() {
+            if ballast.write_all(&bytes).is_err() {
+                bytes.truncate(bytes.len() / 2);
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let ended = Command::new("umount").arg("-l").arg(&self.0).status();
+        assert!(ended.is_ok_and(|status| status.success()), "{} is still mounted", self.0.display());
     }
 }
 

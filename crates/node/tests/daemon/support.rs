@@ -58,6 +58,12 @@ impl Node {
         self.daemon = Some(self.place.start().expect("a daemon starts on what another left"));
     }
 
+    /// The same, of a daemon that answers and need not say that it is ready.
+    pub(crate) fn begin_again(&mut self) {
+        self.daemon = Some(self.place.begin().expect("a daemon begins"));
+        self.eventually("the daemon answering", || self.client.readiness().is_ok());
+    }
+
     /// The daemon dies, and another one starts.
     pub(crate) fn crash(&mut self) {
         self.kill();

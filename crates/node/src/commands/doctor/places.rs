@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::TryStreamExt as _;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
+use rekindle_engine::aside::{Aside, SetAside};
 use uuid::Uuid;
 
 use super::{Check, Outcome};
@@ -40,7 +41,27 @@ pub(super) fn look(settings: &Settings) -> Vec<Check> {
         run_directory(settings),
         store(settings),
         privacy(settings),
+        set_aside(settings),
     ]
+}
+
+/// Layer files that a start set aside.
+fn set_aside(settings: &Settings) -> Check {
+    let name = "set aside";
+    let aside = Aside::below(&settings.state_directory.join("layers"));
+    match aside.count() {
+        Ok(SetAside { files: 0, .. }) => Check::ok(name, "nothing: the catalog names every layer file"),
+        Ok(SetAside { files, bytes }) => Check::warn(
+            name,
+            format!(
+                "{files} layer files ({}) that the catalog does not name, in {}",
+                size(bytes),
+                aside.directory().display()
+            ),
+            "restore the catalog that names them, or remove them; they go by themselves after set_aside_kept",
+        ),
+        Err(error) => Check::ok(name, format!("cannot be looked at by this user: {error}")),
+    }
 }
 
 /// Which of the places that guests' memory is in other users can read.
@@ -93,6 +114,14 @@ fn store(settings: &Settings) -> Check {
         Ok(room) => room,
         Err(refused) => return Check::fail(name, refused, "make it writable, or set store to one that is"),
     };
+    let is_own = directory.starts_with(&settings.state_directory);
+    if !room.exists && !is_own && !directory.parent().is_some_and(Path::is_dir) {
+        return Check::fail(
+            name,
+            format!("{} is not there, and neither is the directory above it", directory.display()),
+            "mount the store, make its directory, or set store to another; until then nothing is published",
+        );
+    }
     if !room.exists {
         return room.check(name, directory, "make room there, or set store to a larger disk");
     }

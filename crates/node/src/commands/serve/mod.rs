@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use clap::Args;
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::private::make_directory;
+use rekindle_engine::store_gate::OtherStore;
 use rekindle_kernel::placement;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -35,6 +36,10 @@ SIGTERM and SIGINT (Ctrl-C) end the daemon: requests are finished, guests run on
 next one. Killing it in any other way loses nothing either. SIGHUP reads settings again; those marked in `rekindle \
 settings` change at once.")]
 pub struct ServeArguments {
+    /// Take the store that `store` names now for this node's, though another one has its snapshots: those of the other
+    /// one cannot be read until its objects are copied
+    #[arg(long)]
+    accept_store: bool,
     #[command(flatten)]
     flags: SettingFlags,
 }
@@ -56,7 +61,8 @@ const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the daemon until it is told to end.
 pub fn run(session: &Session, arguments: &ServeArguments) -> anyhow::Result<Status> {
-    run_with(session, arguments, |settings| Ok(Daemon::start(settings)?))
+    let other = if arguments.accept_store { OtherStore::Accepted } else { OtherStore::Refused };
+    run_with(session, arguments, |settings| Ok(Daemon::start_with(settings, other)?))
 }
 
 /// Runs what `start` starts until it is told to end.

@@ -19,6 +19,8 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    /// A file would have become larger than the limit of this process: taken, so that it is the error of one write.
+    _file_size: Signal,
 }
 
 impl Signals {
@@ -28,12 +30,13 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            _file_size: signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
         })
     }
 
     /// The next wish.
     pub(super) async fn next(&mut self) -> Wish {
-        let Self { terminate, interrupt, hang_up } = self;
+        let Self { terminate, interrupt, hang_up, _file_size: _ } = self;
         tokio::select! {
             _ = terminate.recv() => Wish::End("SIGTERM"),
             _ = interrupt.recv() => Wish::End("SIGINT"),

@@ -1,0 +1,451 @@
+//! Whether the store can be used: it is there, and it is the one that this node's snapshots are in.
+//!
+//! A store carries its identity in the object `store`, made once. The catalog remembers it. A store that is not there, or
+//! is another one, is *away*: nothing is written to it or believed of it, and it is tried again.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::catalog::{Catalog, Change, Kind};
+use crate::identity::SnapshotId;
+use crate::limits;
+use crate::sync::{Mutex, lock};
+
+/// How a store is opened. It may block.
+pub trait StoreOpener: fmt::Debug + Send + Sync {
+    /// Opens it; the error is for people. Where `holds` says that snapshots are in it, nothing is made in its place.
+    fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String>;
+}
+
+/// What the catalog knows of a store before it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// This node never used one.
+    Nothing,
+    /// This node used one, which may have its snapshots.
+    Snapshots,
+}
+
+/// Who a store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreIdentity {
+    version: u32,
+    /// Made once.
+    pub id: Uuid,
+    /// Grows when a person accepts an earlier state of the store, and never falls.
+    pub epoch: u64,
+}
+
+/// What becomes of a store that is not the one the catalog remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtherStore {
+    /// It is away.
+    Refused,
+    /// A person said that it takes the other one's place.
+    Accepted,
+}
+
+/// Why a store is away, for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the store is away: {0}")]
+pub struct Away(pub String);
+
+/// A store that is opened, looked at and looked at again.
+#[derive(Debug)]
+pub struct StoreGate {
+    opener: Box<dyn StoreOpener>,
+    catalog: Catalog,
+    /// The newest snapshot that the catalog calls published, at the start.
+    published: Option<SnapshotId>,
+    accepts_another: AtomicBool,
+    standing: Mutex<Standing>,
+    /// Held by whoever opens it.
+    opening: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Standing {
+    objects: Option<Arc<dyn ObjectStore>>,
+    /// Why it is away; none before it was first tried.
+    away: Option<Away>,
+    again: Instant,
+    pause: Duration,
+}
+
+/// The version of the identity that is written, and the newest one that is read.
+const VERSION: u32 = 1;
+/// The object that says who a store is.
+const OBJECT: &str = "store";
+/// Where the catalog remembers it.
+const REMEMBERED: &[u8] = b"store";
+
+impl StoreGate {
+    /// A gate to the store that `opener` opens; nothing is opened yet. `published` is the newest snapshot that the catalog
+    /// calls published.
+    pub fn new(
+        opener: Box<dyn StoreOpener>,
+        catalog: Catalog,
+        published: Option<SnapshotId>,
+        other: OtherStore,
+    ) -> Self {
+        let standing =
+            Standing { objects: None, away: None, again: Instant::now(), pause: limits::STORE_RETRY_FIRST };
+        Self {
+            opener,
+            catalog,
+            published,
+            accepts_another: AtomicBool::new(other == OtherStore::Accepted),
+            standing: Mutex::new(standing),
+            opening: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// The store, opened and looked at if that was not done, or if it was away and it is time to try again.
+    pub async fn objects(&self) -> Result<Arc<dyn ObjectStore>, Away> {
+        if let Some(objects) = self.open_now() {
+            return Ok(objects);
+        }
+        let _turn = self.opening.lock().await;
+        if let Some(objects) = self.open_now() {
+            return Ok(objects);
+        }
+        if let Some(away) = self.away_until_later() {
+            return Err(away);
+        }
+        let opened = self.open().await;
+        self.stand(opened)
+    }
+
+    /// The store, looked at now: it is still the one that the catalog remembers.
+    pub async fn checked(&self) -> Result<Arc<dyn ObjectStore>, Away> {
+        let objects = self.objects().await?;
+        match self.identify(&objects).await {
+            Ok(()) => Ok(objects),
+            Err(reason) => self.stand(Err(reason)),
+        }
+    }
+
+    /// Why the store is away, if it is.
+    pub fn away(&self) -> Option<Away> {
+        lock(&self.standing).away.clone()
+    }
+
+    fn open_now(&self) -> Option<Arc<dyn ObjectStore>> {
+        lock(&self.standing).objects.clone()
+    }
+
+    fn away_until_later(&self) -> Option<Away> {
+        let standing = lock(&self.standing);
+        standing.away.clone().filter(|_| Instant::now() < standing.again)
+    }
+
+    /// Notes how an attempt came out.
+    fn stand(&self, opened: Result<Arc<dyn ObjectStore>, String>) -> Result<Arc<dyn ObjectStore>, Away> {
+        let mut standing = lock(&self.standing);
+        match opened {
+            Ok(objects) => {
+                standing.objects = Some(Arc::clone(&objects));
+                standing.pause = limits::STORE_RETRY_FIRST;
+                let was_away = standing.away.take().is_some();
+                drop(standing);
+                if was_away {
+                    tracing::info!("the store is back");
+                }
+                Ok(objects)
+            }
+            Err(reason) => {
+                let away = Away(reason);
+                standing.objects = None;
+                standing.again = Instant::now() + standing.pause;
+                standing.pause = (standing.pause * 2).min(limits::STORE_RETRY_LAST);
+                let is_news = standing.away.replace(away.clone()).as_ref() != Some(&away);
+                drop(standing);
+                if is_news {
+                    tracing::error!("{away}; what is published waits for it");
+                }
+                Err(away)
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Arc<dyn ObjectStore>, String> {
+        let holds = match (self.remembered()?, self.published) {
+            (None, None) => Holds::Nothing,
+            (Some(_), _) | (_, Some(_)) => Holds::Snapshots,
+        };
+        let holds = if self.accepts_another() { Holds::Nothing } else { holds };
+        // Not on a thread of the runtime: a mount can hang.
+        let objects = tokio::task::block_in_place(|| self.opener.open(holds))?;
+        self.identify(&objects).await?;
+        Ok(objects)
+    }
+
+    /// Sees that a store is the one that is remembered; one that this node uses for the first time is remembered.
+    async fn identify(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
+        let (remembered, found) = (self.remembered()?, read(objects).await?);
+        match (remembered, found) {
+            (Some(known), Some(found)) if found.id == known.id && found.epoch == known.epoch => Ok(()),
+            (Some(known), Some(found)) if found.id == known.id && found.epoch > known.epoch => {
+                self.remember(found)
+            }
+            (Some(known), Some(found)) if self.accepts_another() => {
+                let epoch = if found.id == known.id { known.epoch + 1 } else { found.epoch };
+                let accepted = StoreIdentity { epoch, ..found };
+                if accepted != found {
+                    write(objects, accepted, PutMode::Overwrite).await?;
+                }
+                self.remember(accepted)
+            }
+            (Some(known), Some(found)) if found.id == known.id => Err(format!(
+                "it is an earlier state of the store (epoch {} instead of {}), such as an old back-up; bring the \
+                 newer one back, or accept this one: `rekindle serve --accept-store`",
+                found.epoch, known.epoch
+            )),
+            (Some(known), Some(found)) => Err(format!(
+                "it is another store ({}) than the one that has this node's snapshots ({}); set `store` to that one, \
+                 or accept this one: `rekindle serve --accept-store`",
+                found.id, known.id
+            )),
+            (Some(known), None) if !self.accepts_another() => Err(format!(
+                "there is no store in its place (it has no object `{OBJECT}`), and this node's snapshots are in store \
+                 {}; mount that one, or accept the new place: `rekindle serve --accept-store`",
+                known.id
+            )),
+            (None, found) => {
+                self.see_published(objects).await?;
+                self.begin(objects, found).await
+            }
+            (Some(_), None) => self.begin(objects, found).await,
+        }
+    }
+
+    /// A node that published before stores had identities finds what it published last.
+    async fn see_published(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
+        let Some(snapshot) = self.published.filter(|_| !self.accepts_another()) else { return Ok(()) };
+        match objects.head(&ObjectPath::from(format!("manifests/{snapshot}"))).await {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::NotFound { .. }) => Err(format!(
+                "snapshot {snapshot} is published and not in it; mount the store that has it, or accept this one: \
+                 `rekindle serve --accept-store`"
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Remembers a store that this node uses for the first time, which gets an identity if it has none.
+    async fn begin(
+        &self,
+        objects: &Arc<dyn ObjectStore>,
+        found: Option<StoreIdentity>,
+    ) -> Result<(), String> {
+        if let Some(found) = found {
+            return self.remember(found);
+        }
+        let made = StoreIdentity { version: VERSION, id: Uuid::now_v7(), epoch: 1 };
+        write(objects, made, PutMode::Create).await?;
+        // Another node may have been first.
+        let found = read(objects).await?;
+        self.remember(found.ok_or("its identity is gone right after it was written")?)
+    }
+
+    fn accepts_another(&self) -> bool {
+        self.accepts_another.load(Ordering::Relaxed)
+    }
+
+    fn remembered(&self) -> Result<Option<StoreIdentity>, String> {
+        let value = self.catalog.get(Kind::Meta, REMEMBERED).map_err(|error| error.to_string())?;
+        value.map(|value| decode(&value, "the catalog's record of it")).transpose()
+    }
+
+    fn remember(&self, identity: StoreIdentity) -> Result<(), String> {
+        let value = serde_json::to_vec(&identity).expect("it is plain data");
+        let put = Change::Put { kind: Kind::Meta, key: REMEMBERED.to_vec(), value };
+        self.catalog.write(&[put]).map_err(|error| error.to_string())?;
+        self.accepts_another.store(false, Ordering::Relaxed);
+        tracing::info!(store = %identity.id, epoch = identity.epoch, "this node's snapshots go to this store");
+        Ok(())
+    }
+}
+
+async fn read(objects: &Arc<dyn ObjectStore>) -> Result<Option<StoreIdentity>, String> {
+    let unreadable = |error: object_store::Error| format!("its object `{OBJECT}` cannot be read: {error}");
+    let answer = match objects.get(&ObjectPath::from(OBJECT)).await {
+        Err(object_store::Error::NotFound { .. }) => return Ok(None),
+        answer => answer.map_err(unreadable)?,
+    };
+    if answer.meta.size > limits::STORE_IDENTITY_BYTES_MAX {
+        return Err(format!("its object `{OBJECT}` has {} bytes, and is no identity", answer.meta.size));
+    }
+    let bytes = answer.bytes().await.map_err(unreadable)?;
+    decode(&bytes, "its object `store`").map(Some)
+}
+
+fn decode(bytes: &[u8], what: &str) -> Result<StoreIdentity, String> {
+    let identity: StoreIdentity =
+        serde_json::from_slice(bytes).map_err(|error| format!("{what} cannot be understood: {error}"))?;
+    if identity.version > VERSION {
+        let version = identity.version;
+        return Err(format!(
+            "{what} is of version {version}, this program knows up to {VERSION}: run a newer one"
+        ));
+    }
+    Ok(identity)
+}
+
+/// One that is there already is left as it is where it was to be made.
+async fn write(objects: &Arc<dyn ObjectStore>, identity: StoreIdentity, mode: PutMode) -> Result<(), String> {
+    let value = serde_json::to_vec(&identity).expect("it is plain data");
+    let (path, payload) = (ObjectPath::from(OBJECT), PutPayload::from(value));
+    let put = objects.put_opts(&path, payload, PutOptions::from(mode));
+    match put.await {
+        Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+        Err(error) => Err(format!("its object `{OBJECT}` cannot be written: {error}")),
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    /// A place in which there is one store, another, or none.
+    #[derive(Debug, Clone, Default)]
+    struct Place(Arc<Mutex<Option<Arc<InMemory>>>>);
+
+    impl Place {
+        fn mount(&self, store: Option<&Arc<InMemory>>) {
+            *lock(&self.0) = store.cloned();
+        }
+    }
+
+    impl StoreOpener for Place {
+        fn open(&self, _: Holds) -> Result<Arc<dyn ObjectStore>, String> {
+            let there = lock(&self.0).clone();
+            there.map(|there| there as Arc<dyn ObjectStore>).ok_or_else(|| "it is not there".to_owned())
+        }
+    }
+
+    struct Node {
+        place: Place,
+        catalog: Catalog,
+        runtime: tokio::runtime::Runtime,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Node {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            let catalog = Catalog::open(&directory.path().join("catalog")).expect("a disk");
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+            Self { place: Place::default(), catalog, runtime, _directory: directory }
+        }
+
+        /// The gate of a start.
+        fn gate(&self, published: Option<SnapshotId>, other: OtherStore) -> StoreGate {
+            StoreGate::new(Box::new(self.place.clone()), self.catalog.clone(), published, other)
+        }
+
+        fn check(&self, gate: &StoreGate) -> Result<(), String> {
+            self.runtime.block_on(gate.checked()).map(drop).map_err(|Away(reason)| reason)
+        }
+
+        /// What a start says of the store that is mounted.
+        fn start(&self, other: OtherStore) -> Result<(), String> {
+            self.check(&self.gate(None, other))
+        }
+    }
+
+    fn identity_of(node: &Node, store: &Arc<InMemory>) -> StoreIdentity {
+        let store: Arc<dyn ObjectStore> = store.clone();
+        node.runtime.block_on(read(&store)).expect("it can be read").expect("it has one")
+    }
+
+    #[test]
+    fn a_store_that_takes_anothers_place_is_away_until_the_first_is_back_or_a_person_accepts_it() {
+        let (node, other_node) = (Node::new(), Node::new());
+        let (first, empty, other) = (Arc::default(), Arc::default(), Arc::default());
+        node.place.mount(Some(&first));
+        node.start(OtherStore::Refused).expect("an empty place becomes a store");
+        other_node.place.mount(Some(&other));
+        other_node.start(OtherStore::Refused).expect("an empty place becomes a store");
+        node.place.mount(Some(&empty));
+        let reason = node.start(OtherStore::Refused).expect_err("nothing is in it");
+        assert!(reason.contains("there is no store in its place"), "{reason}");
+        node.place.mount(Some(&other));
+        let reason = node.start(OtherStore::Refused).expect_err("it is another one");
+        assert!(reason.contains(&identity_of(&node, &first).id.to_string()), "{reason}");
+        node.place.mount(Some(&first));
+        node.start(OtherStore::Refused).expect("it is back");
+        node.place.mount(Some(&other));
+        node.start(OtherStore::Accepted).expect("a person said so");
+        node.start(OtherStore::Refused).expect("it was accepted for good");
+        assert_eq!(
+            identity_of(&node, &other),
+            identity_of(&other_node, &other),
+            "it is the other node's too"
+        );
+    }
+
+    #[test]
+    fn a_store_that_is_swapped_while_it_is_used_is_away_at_the_next_look_and_tried_again_later() {
+        let node = Node::new();
+        let first: Arc<InMemory> = Arc::default();
+        node.place.mount(Some(&first));
+        let gate = node.gate(None, OtherStore::Refused);
+        node.check(&gate).expect("an empty place becomes a store");
+        node.runtime.block_on(first.delete(&ObjectPath::from(OBJECT))).expect("it is there");
+        let reason = node.check(&gate).expect_err("nobody says who it is");
+        assert_eq!(gate.away().map(|Away(reason)| reason), Some(reason.clone()));
+        assert_eq!(node.check(&gate), Err(reason), "it is not time to try again");
+        assert!(node.runtime.block_on(first.head(&ObjectPath::from(OBJECT))).is_err(), "nothing was written");
+    }
+
+    #[test]
+    fn a_node_that_published_before_stores_had_identities_takes_only_the_store_that_has_what_it_published() {
+        let node = Node::new();
+        let (store, empty): (Arc<InMemory>, Arc<InMemory>) = Default::default();
+        let published = SnapshotId::new();
+        let manifest = ObjectPath::from(format!("manifests/{published}"));
+        node.runtime.block_on(store.put(&manifest, PutPayload::from_static(b"a manifest"))).expect("RAM");
+        node.place.mount(Some(&empty));
+        let reason = node.check(&node.gate(Some(published), OtherStore::Refused)).expect_err("it is empty");
+        assert!(reason.contains(&published.to_string()), "{reason}");
+        node.place.mount(Some(&store));
+        node.check(&node.gate(Some(published), OtherStore::Refused)).expect("it has the snapshot");
+        assert_eq!(identity_of(&node, &store).epoch, 1);
+    }
+
+    #[test]
+    fn an_earlier_state_of_a_store_is_away_and_one_that_was_accepted_is_taken_by_all() {
+        let (node, peer) = (Node::new(), Node::new());
+        let (store, earlier): (Arc<InMemory>, Arc<InMemory>) = Default::default();
+        for node in [&node, &peer] {
+            node.place.mount(Some(&store));
+            node.start(OtherStore::Refused).expect("it is the store of both");
+        }
+        let now = identity_of(&node, &store);
+        let set = |store: &Arc<InMemory>, epoch| {
+            let store: Arc<dyn ObjectStore> = store.clone();
+            let put = write(&store, StoreIdentity { epoch, ..now }, PutMode::Overwrite);
+            node.runtime.block_on(put).expect("RAM");
+        };
+        set(&store, 5);
+        node.start(OtherStore::Refused).expect("an epoch may grow");
+        set(&earlier, 4);
+        node.place.mount(Some(&earlier));
+        let reason = node.start(OtherStore::Refused).expect_err("its epoch fell");
+        assert!(reason.contains("epoch 4 instead of 5"), "{reason}");
+        node.start(OtherStore::Accepted).expect("a person said so");
+        assert_eq!(identity_of(&node, &earlier).epoch, 6);
+        peer.place.mount(Some(&earlier));
+        peer.start(OtherStore::Refused).expect("its epoch grew");
+    }
+}

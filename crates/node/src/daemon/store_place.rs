@@ -1,0 +1,67 @@
+//! The directory of a store, as the daemon opens it: a place that is not there is made only where nothing was ever kept.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use rekindle_engine::catalog::Catalog;
+use rekindle_engine::private::make_directory;
+use rekindle_engine::replay::newest_published;
+use rekindle_engine::store::Store;
+use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
+
+use crate::privacy::close_store;
+use crate::settings::{Settings, StoreLocation};
+
+/// Where a store is to be.
+#[derive(Debug)]
+struct Place {
+    location: StoreLocation,
+    /// The one below it is the daemon's own, and made with all above it.
+    state_directory: PathBuf,
+}
+
+/// The store of these settings, which is opened when it is first used.
+pub(super) fn store_of(settings: &Settings, catalog: &Catalog, other: OtherStore) -> anyhow::Result<Store> {
+    let place = Place { location: settings.store.clone(), state_directory: settings.state_directory.clone() };
+    let published = newest_published(catalog)?;
+    Ok(Store::gated(StoreGate::new(Box::new(place), catalog.clone(), published, other)))
+}
+
+impl StoreOpener for Place {
+    fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String> {
+        let directory = self.location.directory();
+        self.find(directory, holds)?;
+        if let Err(error) = close_store(directory) {
+            tracing::warn!(%error, "other users may be able to read the store");
+        }
+        self.location.objects().map_err(|error| error.to_string())
+    }
+}
+
+impl Place {
+    fn find(&self, directory: &Path, holds: Holds) -> Result<(), String> {
+        let shown = directory.display();
+        match directory.metadata() {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(_) => return Err(format!("{shown} is no directory; set `store` to one")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("{shown}: {error}")),
+        }
+        if holds == Holds::Snapshots {
+            return Err(format!("{shown} is not there, and this node's snapshots are in it: is it mounted?"));
+        }
+        if directory.starts_with(&self.state_directory) {
+            return make_directory(directory).map_err(|error| error.to_string());
+        }
+        let made = DirBuilder::new().mode(0o700).create(directory);
+        made.map_err(|error| {
+            format!(
+                "{shown} cannot be made ({error}); make the directory, mount it, or set `store` to another"
+            )
+        })
+    }
+}
