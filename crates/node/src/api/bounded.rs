@@ -6,6 +6,7 @@ use tokio::sync::watch;
 use tokio::task::JoinError;
 use tracing::Span;
 
+use super::audit::About;
 use super::control::{Answer, Asked, Control, IdempotencyKey};
 use super::places::Place;
 use super::problem::{Code, Problem};
@@ -23,15 +24,29 @@ impl BoundedControl {
         Self { control, ending }
     }
 
-    /// The same for a request that makes something: the question hears when the one who asked goes away.
-    pub(crate) async fn make<T, Q>(&self, place: Place, key: Option<IdempotencyKey>, question: Q) -> Answer<T>
+    /// The same for a request that changes something: the question hears when the one who asked goes away, and a line
+    /// in the log says what came of it.
+    pub(crate) async fn change<T, Q>(
+        &self,
+        place: Place,
+        key: Option<IdempotencyKey>,
+        question: Q,
+    ) -> Answer<T>
     where
-        T: Send + 'static,
+        T: About + Send + 'static,
         Q: FnOnce(&dyn Control, Asked) -> Answer<T> + Send + 'static,
     {
         let asked = Asked { key, asker: Asker::default() };
         let waiting = asked.asker.waits();
-        let answer = self.ask(place, move |control| question(control, asked)).await;
+        let audit = place.audit().cloned();
+        let noted = move |control: &dyn Control| {
+            let answer = question(control, asked);
+            if let Some(audit) = audit {
+                audit.came_to(&answer);
+            }
+            answer
+        };
+        let answer = self.ask(place, noted).await;
         drop(waiting);
         answer
     }

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::limits;
-use super::problem::{Code, Problem};
+use super::problem::{Code, Problem, quoted};
 use super::types::{
     CaptureMemory, CaptureSource, ConsoleInput, ConsoleQuery, CreateSandbox, EventsQuery, ForkSandbox,
     Labels, ListQuery, Machine, MemoryBacking, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox,
@@ -16,6 +16,9 @@ use super::types::{
 
 /// Characters kept free in the name of several, for the number behind each.
 const NUMBER_LENGTH_MAX: usize = 8;
+
+/// How the names of labels begin that rekindle gives itself.
+const OWN_LABELS: &str = "rekindle/";
 
 /// Something a request says.
 pub(crate) trait Checked: DeserializeOwned {
@@ -119,9 +122,14 @@ impl Checked for ListQuery {
         must((1..=limits::LIST_MAX).contains(&limit), || {
             format!("`limit` is {limit}: a page has 1 to {} entries", limits::LIST_MAX)
         })?;
-        let Some(label) = &self.label else { return Ok(()) };
-        must(label.split_once('=').is_some_and(|(name, _)| is_label_name(name)), || {
-            format!("`label` is {label:?}: it must be a label's name, `=` and its value")
+        let most = limits::LABELS_MAX;
+        must(self.labels.len() <= most, || {
+            format!("`label` comes {} times: a resource has at most {most}", self.labels.len())
+        })?;
+        self.labels.iter().try_for_each(|label| {
+            must(label.split_once('=').is_some_and(|(name, _)| is_label_name(name)), || {
+                format!("`label` is {}: it must be a label's name, `=` and its value", quoted(label))
+            })
         })
     }
 }
@@ -222,13 +230,15 @@ fn is_plain_word(word: &str, length_max: usize) -> bool {
 /// Whether `reference` can be an id, the beginning of one, or a name.
 pub(crate) fn check_reference(reference: &str) -> Result<(), Problem> {
     must(is_name(reference, limits::NAME_LENGTH_MAX), || {
-        format!("{reference:?} is neither an id nor a name: {}", name_rule(limits::NAME_LENGTH_MAX))
+        format!("{} is neither an id nor a name: {}", quoted(reference), name_rule(limits::NAME_LENGTH_MAX))
     })
 }
 
 fn check_name(name: Option<&str>, length_max: usize) -> Result<(), Problem> {
     let Some(name) = name else { return Ok(()) };
-    must(is_name(name, length_max), || format!("{name:?} cannot be a name: {}", name_rule(length_max)))?;
+    must(is_name(name, length_max), || {
+        format!("{} cannot be a name: {}", quoted(name), name_rule(length_max))
+    })?;
     must(Uuid::try_parse(name).is_err(), || format!("{name} cannot be a name: it is an id"))
 }
 
@@ -243,9 +253,13 @@ fn check_labels(labels: &Labels) -> Result<(), Problem> {
     let most = limits::LABELS_MAX;
     must(labels.len() <= most, || format!("`labels` are {}: a resource has at most {most}", labels.len()))?;
     labels.iter().try_for_each(|(name, value)| {
+        must(!name.starts_with(OWN_LABELS), || {
+            format!("the label {} cannot be given: rekindle gives those that begin with `{OWN_LABELS}`", quoted(name))
+        })?;
         must(is_label_name(name), || {
             format!(
-                "{name:?} cannot be a label's name: {}, or `/` inside",
+                "{} cannot be a label's name: {}, or `/` inside",
+                quoted(name),
                 name_rule(limits::NAME_LENGTH_MAX)
             )
         })?;
@@ -295,7 +309,7 @@ fn check_region(region: &MemoryRegion) -> Result<(), Problem> {
 
 fn check_blob(name: &str, text: &str) -> Result<(), Problem> {
     must(is_name(name, engine_limits::NAME_BYTES_MAX), || {
-        format!("{name:?} cannot be a blob's name: {}", name_rule(engine_limits::NAME_BYTES_MAX))
+        format!("{} cannot be a blob's name: {}", quoted(name), name_rule(engine_limits::NAME_BYTES_MAX))
     })?;
     let bytes = BASE64_STANDARD.decode(text);
     must(bytes.is_ok_and(|bytes| bytes.len() <= engine_limits::BLOB_BYTES_MAX), || {

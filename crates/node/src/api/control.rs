@@ -58,8 +58,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList>;
     /// Ends a sandbox's guest; what it did since its last pause is gone.
     fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox>;
-    /// Ends a sandbox's guest if it runs and forgets the sandbox; its snapshots stay.
-    fn remove_sandbox(&self, reference: &str) -> Answer<()>;
+    /// Ends a sandbox's guest if it runs and forgets the sandbox, of which it gives the id; its snapshots stay.
+    fn remove_sandbox(&self, reference: &str) -> Answer<Uuid>;
     /// Tells a process guest to do something, and gives its answer.
     fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value>;
     /// What the sandbox's guests printed at their console, from `from` on; waits for it at most `limit`. A long wait is
@@ -73,8 +73,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn snapshot(&self, reference: &str) -> Answer<Snapshot>;
     /// Waits until a snapshot has come as far as `state`. A long wait is asked for in short turns.
     fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot>;
-    /// Deletes a snapshot; sandboxes that run from it and its children go on.
-    fn delete_snapshot(&self, reference: &str) -> Answer<()>;
+    /// Deletes a snapshot, of which it gives the id; sandboxes that run from it and its children go on.
+    fn delete_snapshot(&self, reference: &str) -> Answer<Uuid>;
     /// Reads every page of a snapshot and checks it.
     fn verify_snapshot(&self, reference: &str) -> Answer<Verification>;
     /// Which layers a snapshot is made of and where they are; never waits for a seal.

@@ -14,7 +14,9 @@ use super::bounded::Ending;
 use super::checks::{self, Checked};
 use super::control::IdempotencyKey;
 use super::limits;
-use super::problem::{Code, Problem};
+use super::problem::{Code, Problem, quoted};
+use super::query::{Fields, Queried};
+use super::types::shapes::Object;
 
 /// The name of the field that carries an idempotency key.
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
@@ -41,7 +43,8 @@ impl<S: Send + Sync, T: Checked> FromRequest<S> for JsonBody<T> {
             None => reading.await?,
         };
         let text: &[u8] = if body.is_empty() || body.trim_ascii() == b"null" { b"{}" } else { &body };
-        let said: T = serde_json::from_slice(text).map_err(|error| invalid(format!("the body: {error}")))?;
+        let Object(said) = serde_json::from_slice::<Object<T>>(text)
+            .map_err(|error| invalid(format!("the body: {error}")))?;
         said.check()?;
         Ok(Self(said))
     }
@@ -70,13 +73,14 @@ async fn read_body(request: Request, bytes_max: usize, within: Duration) -> Resu
 #[derive(Debug)]
 pub(crate) struct CheckedQuery<T>(pub(crate) T);
 
-impl<S: Send + Sync, T: Checked> FromRequestParts<S> for CheckedQuery<T> {
+impl<S: Send + Sync, T: Checked + Queried> FromRequestParts<S> for CheckedQuery<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Query(said) = Query::<T>::from_request_parts(parts, state)
-            .await
-            .map_err(|refused| invalid(refused.body_text()))?;
+        let read = Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
+        let Query(pairs) =
+            read.map_err(|_refused| invalid("the query is not `name=value` with `&` between".to_owned()))?;
+        let said = T::of(&Fields::read::<T>(pairs)?)?;
         said.check()?;
         Ok(Self(said))
     }
@@ -106,7 +110,8 @@ impl<S: Send + Sync> FromRequestParts<S> for WholeId {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Reference(text) = Reference::from_request_parts(parts, state).await?;
-        let id = Uuid::try_parse(&text).map_err(|error| invalid(format!("{text:?} is no id: {error}")))?;
+        let id = Uuid::try_parse(&text)
+            .map_err(|error| invalid(format!("{} is no id: {error}", quoted(&text))))?;
         Ok(Self(id))
     }
 }
@@ -141,7 +146,10 @@ impl<S: Send + Sync> FromRequestParts<S> for LastEventId {
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
         let Some(text) = only_field(&parts.headers, LAST_EVENT_ID)? else { return Ok(Self(None)) };
         let id = text.parse().map_err(|_not_a_number| {
-            invalid(format!("`{LAST_EVENT_ID}` is {text:?}: it must be the id of an event, a number"))
+            invalid(format!(
+                "`{LAST_EVENT_ID}` is {}: it must be the id of an event, a number",
+                quoted(&text)
+            ))
         })?;
         Ok(Self(Some(id)))
     }

@@ -20,8 +20,15 @@ pub const EVENT_STREAMS_MAX: usize = 64;
 /// Requests for health, readiness, version, metrics and the document at once: answered also when all else is full.
 pub const PROBES_MAX: usize = 16;
 
-/// Connections to one listener: what all the places above can take, and as many that are idle.
-pub const CONNECTIONS_MAX: usize = 1024;
+/// Connections to one listener where the settings do not say it: what all the places above can take, and as many that
+/// are idle.
+pub const CONNECTIONS_DEFAULT: usize = 1024;
+
+/// Connections beyond those that are told so at once; more wait for their turn to be told.
+pub const REFUSALS_MAX: usize = 64;
+
+/// How long the line and the fields of a request may take that is refused in any case.
+pub const REFUSED_HEAD_WITHIN: Duration = Duration::from_secs(5);
 
 /// Bytes of a request's body: a thousand labelled words, a hundred times over.
 pub const BODY_BYTES_MAX: usize = 1 << 20;

@@ -23,6 +23,8 @@ pub struct ListenOptions {
     /// Users who may ask on the socket, beside root and the daemon's own. With any, everybody may connect to the
     /// socket, and those who are not listed get an answer that says so.
     pub allowed_uids: Vec<u32>,
+    /// Connections to each listener, at most.
+    pub connections_max: usize,
     /// Where to listen for others than those on this machine, if at all.
     pub tcp: Option<TcpOptions>,
 }
@@ -96,6 +98,7 @@ pub enum ListenError {
 pub struct Listeners {
     pub(super) socket: LocalListener,
     pub(super) tcp: Option<SecuredListener>,
+    pub(super) connections_max: usize,
 }
 
 /// The local socket.
@@ -141,7 +144,8 @@ impl Listeners {
     pub fn bind(options: &ListenOptions) -> Result<Self, ListenError> {
         // What cannot be had of TCP is found out before the socket replaces one.
         let tcp = options.tcp.as_ref().map(SecuredListener::bind).transpose()?;
-        Ok(Self { socket: LocalListener::bind(&options.socket, &options.allowed_uids)?, tcp })
+        let socket = LocalListener::bind(&options.socket, &options.allowed_uids)?;
+        Ok(Self { socket, tcp, connections_max: options.connections_max })
     }
 
     /// The socket's path.

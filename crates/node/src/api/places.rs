@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::audit::Audit;
 use super::problem::{Code, Problem};
 
 /// The places for one kind of requests.
@@ -24,6 +25,14 @@ pub(crate) struct Places {
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     _taken: Arc<OwnedSemaphorePermit>,
+    audit: Option<Audit>,
+}
+
+impl Place {
+    /// Where it is noted what came of a change.
+    pub(crate) fn audit(&self) -> Option<&Audit> {
+        self.audit.as_ref()
+    }
 }
 
 impl Places {
@@ -40,14 +49,15 @@ impl Places {
                 format!("{count} {kind} are being worked on, and no more at once: ask again"),
             )
         })?;
-        Ok(Place { _taken: Arc::new(taken) })
+        Ok(Place { _taken: Arc::new(taken), audit: None })
     }
 }
 
 /// Takes a place for a request before its body is read; the handler finds it as a [`Place`].
 pub(crate) async fn with_place(State(places): State<Places>, mut request: Request, next: Next) -> Response {
     match places.take() {
-        Ok(place) => {
+        Ok(mut place) => {
+            place.audit = request.extensions().get::<Audit>().cloned();
             request.extensions_mut().insert(place);
             next.run(request).await
         }

@@ -5,6 +5,12 @@ use uuid::Uuid;
 
 use super::types::ProblemBody;
 
+/// Characters that are shown of what a request says.
+const QUOTED_CHARACTERS_MAX: usize = 100;
+
+/// Characters of a problem's words, so that nothing that is sent comes back whole.
+const DETAIL_CHARACTERS_MAX: usize = 2000;
+
 /// The kinds of problems. What a code means never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
@@ -96,11 +102,31 @@ impl Problem {
             title: self.code.title().to_owned(),
             status: self.code.status(),
             code: code.to_owned(),
-            detail: self.detail.clone(),
+            detail: shortened(&self.detail),
             sandboxes: self.sandboxes.clone(),
             snapshots: self.snapshots.clone(),
         }
     }
+}
+
+/// Text that was sent, in quotation marks, without most of it where it is long.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED_CHARACTERS_MAX) {
+        Some((end, _)) => format!("{:?} and {} bytes more", &text[..end], text.len() - end),
+        None => format!("{text:?}"),
+    }
+}
+
+/// `detail` without its middle where it is longer than anybody reads.
+fn shortened(detail: &str) -> String {
+    let characters = detail.chars().count();
+    if characters <= DETAIL_CHARACTERS_MAX {
+        return detail.to_owned();
+    }
+    let half = DETAIL_CHARACTERS_MAX / 2;
+    let beginning: String = detail.chars().take(half).collect();
+    let end: String = detail.chars().skip(characters - half).collect();
+    format!("{beginning} ... {end}")
 }
 
 impl Code {
@@ -185,5 +211,19 @@ impl Code {
             Self::Abandoned => ("abandoned", 499, "The client went away"),
             Self::Internal => ("internal", 500, "A bug in rekindle"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_word_of_a_request_is_not_said_again_whole() {
+        assert_eq!(quoted("a b"), "\"a b\"");
+        assert_eq!(quoted(&"ä".repeat(101)), format!("{:?} and 2 bytes more", "ä".repeat(100)));
+        let detail = format!("{} is none: say another", "x".repeat(100_000));
+        let told = Problem::new(Code::InvalidRequest, detail).body().detail;
+        assert!(told.len() < 2100 && told.ends_with("is none: say another"), "{told}");
     }
 }

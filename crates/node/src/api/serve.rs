@@ -22,6 +22,8 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use super::admission::{Admission, AllowedUsers};
+use super::answer;
+use super::audit::Caller;
 use super::bounded::{BoundedControl, Ending};
 use super::control::Control;
 use super::limits;
@@ -43,8 +45,10 @@ pub async fn serve(
     let (ends, ending) = watch::channel(false);
     let ending = Ending::new(ending);
     let router = routes::router(BoundedControl::new(control, ending.clone()));
-    let answering = Answering { router, ending };
-    let Listeners { socket: LocalListener { listener, allowed, file }, tcp } = listeners;
+    let Listeners { socket: LocalListener { listener, allowed, file }, tcp, connections_max } = listeners;
+    let refusing =
+        Router::new().fallback(move || async move { answer::too_many_connections(connections_max) });
+    let answering = Answering { router, refusing, ending, connections_max };
     let socket = Listening { listener: UnixListener::from_std(listener)?, file, is_lost: false };
     let mut accepting = JoinSet::new();
     if let Some(tcp) = tcp {
@@ -64,12 +68,30 @@ pub async fn serve(
 #[derive(Clone, Debug)]
 struct Answering {
     router: Router,
+    /// What connections beyond the bound are answered with.
+    refusing: Router,
     ending: Ending,
+    connections_max: usize,
+}
+
+/// The place of a connection; free again when this is dropped.
+#[derive(Debug)]
+struct Seat {
+    kind: SeatKind,
+    _taken: OwnedSemaphorePermit,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum SeatKind {
+    /// Its requests are answered.
+    Place,
+    /// There was no place: it is told so.
+    Refusal,
 }
 
 impl Answering {
     async fn on_socket(mut self, mut socket: Listening, allowed: AllowedUsers) {
-        let mut connections = Connections::new();
+        let mut connections = Connections::new(self.connections_max);
         loop {
             let next = tokio::select! {
                 next = connections.next(&mut self.ending, &socket.listener) => next,
@@ -78,11 +100,12 @@ impl Answering {
                     continue;
                 }
             };
-            let Some((stream, place)) = next else { break };
+            let Some((stream, seat)) = next else { break };
             match stream.peer_cred() {
                 Ok(peer) => {
                     let admission = allowed.admission(peer.uid());
-                    connections.tasks.spawn(self.clone().answer(stream, admission, place));
+                    let caller = Caller::Local { uid: peer.uid(), pid: peer.pid() };
+                    connections.tasks.spawn(self.clone().answer(stream, admission, caller, seat));
                 }
                 Err(error) => tracing::warn!(%error, "the kernel does not say who connected"),
             }
@@ -93,11 +116,11 @@ impl Answering {
     }
 
     async fn over_tcp(mut self, listener: TcpListener, secrets: Secrets) {
-        let mut connections = Connections::new();
-        while let Some((stream, place)) = connections.next(&mut self.ending, &listener).await {
+        let mut connections = Connections::new(self.connections_max);
+        while let Some((stream, seat)) = connections.next(&mut self.ending, &listener).await {
             let ReadSecrets { tls, token } = secrets.now();
             let (acceptor, admission) = (TlsAcceptor::from(tls), Admission::ByToken(token));
-            connections.tasks.spawn(self.clone().shake_hands(stream, acceptor, admission, place));
+            connections.tasks.spawn(self.clone().shake_hands(stream, acceptor, admission, seat));
         }
         drop(listener);
         all_joined(&mut connections.tasks).await;
@@ -108,29 +131,35 @@ impl Answering {
         stream: TcpStream,
         acceptor: TlsAcceptor,
         admission: Admission,
-        place: OwnedSemaphorePermit,
+        seat: Seat,
     ) {
+        let caller = Caller::Remote { address: stream.peer_addr().ok() };
         let shaken = tokio::select! {
             shaken = timeout(limits::HANDSHAKE_WITHIN, acceptor.accept(stream)) => shaken,
             () = self.ending.comes() => return,
         };
         match shaken {
-            Ok(Ok(stream)) => self.answer(stream, admission, place).await,
+            Ok(Ok(stream)) => self.answer(stream, admission, caller, seat).await,
             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             Err(_elapsed) => tracing::debug!("a TLS handshake took too long"),
         }
     }
 
-    async fn answer<C>(mut self, connection: C, admission: Admission, place: OwnedSemaphorePermit)
+    async fn answer<C>(mut self, connection: C, admission: Admission, caller: Caller, seat: Seat)
     where
         C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (router, ending) = (self.router, self.ending.clone());
+        let ending = self.ending.clone();
+        let (router, head_within) = match seat.kind {
+            SeatKind::Place => (self.router, limits::HEAD_WITHIN),
+            SeatKind::Refusal => (self.refusing, limits::REFUSED_HEAD_WITHIN),
+        };
         let working = Arc::new(AtomicBool::new(false));
         let works = Arc::clone(&working);
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(admission.clone());
+            request.extensions_mut().insert(caller);
             request.extensions_mut().insert(ending.clone());
             let (router, work) = (router.clone(), Working::begin(&works));
             async move {
@@ -149,7 +178,7 @@ impl Answering {
         let patient = Patient::new(connection, limits::ANSWER_TAKEN_WITHIN);
         let answering = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(limits::HEAD_WITHIN)
+            .header_read_timeout(head_within)
             .max_buf_size(limits::HEAD_BYTES_MAX)
             .max_headers(limits::HEAD_FIELDS_MAX)
             .serve_connection(TokioIo::new(patient), service);
@@ -167,7 +196,7 @@ impl Answering {
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection broke");
         }
-        drop(place);
+        drop(seat);
     }
 }
 
@@ -264,28 +293,33 @@ impl Accept for TcpListener {
 struct Connections {
     tasks: JoinSet<()>,
     places: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
 }
 
 impl Connections {
-    fn new() -> Self {
-        Self { tasks: JoinSet::new(), places: Arc::new(Semaphore::new(limits::CONNECTIONS_MAX)) }
+    fn new(connections_max: usize) -> Self {
+        let places = Arc::new(Semaphore::new(connections_max));
+        Self { tasks: JoinSet::new(), places, refusals: Arc::new(Semaphore::new(limits::REFUSALS_MAX)) }
     }
 
-    /// The next connection with a place for it; none when the daemon ends.
-    async fn next<A: Accept>(
-        &mut self,
-        ending: &mut Ending,
-        listener: &A,
-    ) -> Option<(A::Connection, OwnedSemaphorePermit)> {
+    /// The next connection with a seat for it; none when the daemon ends.
+    async fn next<A: Accept>(&mut self, ending: &mut Ending, listener: &A) -> Option<(A::Connection, Seat)> {
         loop {
-            let free = Arc::clone(&self.places).acquire_owned();
-            let place = tokio::select! {
-                place = free => place.expect("the places are never closed"),
+            let free = Arc::clone(&self.refusals).acquire_owned();
+            let refusal = tokio::select! {
+                refusal = free => refusal.expect("the seats are never closed"),
                 () = ending.comes() => return None,
             };
             tokio::select! {
                 accepted = listener.connection() => match accepted {
-                    Ok(connection) => return Some((connection, place)),
+                    Ok(connection) => {
+                        let place = Arc::clone(&self.places).try_acquire_owned();
+                        let seat = match place {
+                            Ok(place) => Seat { kind: SeatKind::Place, _taken: place },
+                            Err(_full) => Seat { kind: SeatKind::Refusal, _taken: refusal },
+                        };
+                        return Some((connection, seat));
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be taken");
                         sleep(limits::ACCEPT_AGAIN_AFTER).await;

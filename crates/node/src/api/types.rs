@@ -4,6 +4,7 @@
 mod machine;
 mod memory;
 mod schemas;
+pub(crate) mod shapes;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -248,20 +249,20 @@ pub struct CreateSandbox {
     #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub name: Option<String>,
     /// Its labels.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::texts")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// What it runs in.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::word")]
     pub vmm: VmmKind,
     /// Bytes of guest memory, a multiple of 4096 (of 2097152 for huge pages).
     #[schema(minimum = 4096, maximum = 1_099_511_627_776_i64, multiple_of = 4096)]
     pub memory_bytes: u64,
     /// What its memory is made of.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::word")]
     pub backing: MemoryBacking,
     /// What its machine is started with; for virtual machines, which must have one, and for them only.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::object_or_none")]
     pub machine: Option<Machine>,
 }
 
@@ -274,7 +275,7 @@ pub struct PauseSandbox {
     #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub name: Option<String>,
     /// The snapshot's labels.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::texts")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
 }
@@ -308,7 +309,7 @@ pub struct ResumeSnapshot {
     #[schema(min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub name: Option<String>,
     /// Their labels.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::texts")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// Whether to serve them before the snapshot is sealed; the setting where it is not said.
@@ -343,7 +344,7 @@ pub struct ForkSandbox {
     #[schema(min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub name: Option<String>,
     /// Their labels.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::texts")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
 }
@@ -384,10 +385,10 @@ pub struct ListQuery {
     /// Only those after this id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Uuid>,
-    /// Only those with this label, `name=value`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[param(pattern = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}=")]
-    pub label: Option<String>,
+    /// Only those with this label, `name=value`; said again, only those with all of them.
+    #[serde(default, rename = "label", skip_serializing_if = "Vec::is_empty")]
+    #[param(inline, max_items = 64, value_type = Vec<schemas::LabelFilter>)]
+    pub labels: Vec<String>,
 }
 
 /// How long to wait for what.
@@ -475,7 +476,7 @@ pub struct Version {
 pub struct Readiness {
     /// Whether they can.
     pub ready: bool,
-    /// What stands in the way.
+    /// What stands in the way of them; where they can, of saving what was paused.
     pub reasons: Vec<String>,
 }
 

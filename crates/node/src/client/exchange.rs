@@ -73,7 +73,11 @@ impl Call {
         let fields = serde_json::to_value(query).expect("a query is strings and numbers");
         let fields = fields.as_object().expect("a query has fields");
         let mut mark = '?';
-        for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+        let all = fields.iter().flat_map(|(name, value)| match value {
+            serde_json::Value::Array(values) => values.iter().map(|value| (name, value)).collect(),
+            value => vec![(name, value)],
+        });
+        for (name, value) in all.filter(|(_, value)| !value.is_null()) {
             self.path.push(mark);
             self.path.push_str(name);
             self.path.push('=');

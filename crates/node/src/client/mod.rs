@@ -289,7 +289,11 @@ fn all<T>(
     label: Option<&str>,
     page: impl Fn(&ListQuery) -> Result<(Vec<T>, Option<Uuid>)>,
 ) -> Result<Vec<T>> {
-    let mut query = ListQuery { limit: Some(limits::LIST_MAX), after: None, label: label.map(str::to_owned) };
+    let mut query = ListQuery {
+        limit: Some(limits::LIST_MAX),
+        after: None,
+        labels: label.map(str::to_owned).into_iter().collect(),
+    };
     let mut entries = Vec::new();
     loop {
         let (more, next) = page(&query)?;

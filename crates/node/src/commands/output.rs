@@ -108,6 +108,13 @@ impl Output {
         }
     }
 
+    /// Says something that matters now, on standard error.
+    pub fn note(&self, text: &str) {
+        if !self.json {
+            eprintln!("{text}");
+        }
+    }
+
     /// Does `work`, and shows that it goes on where a person may watch.
     pub fn during<T>(&self, text: &str, work: impl FnOnce() -> T) -> T {
         let bar = self.spinner(text);

@@ -10,6 +10,7 @@ use super::status::Status;
 use super::target::{self, LabelArguments, Reference, bracketed_id, sandbox_title, snapshot_title};
 use super::wait::{StateWord, wait_for};
 use crate::api::types::PauseSandbox;
+use crate::settings::parse_time;
 
 /// What to pause, and how.
 #[derive(Args, Clone, Debug)]
@@ -24,13 +25,13 @@ pub struct PauseArguments {
     /// Then wait until the snapshot is in this state
     #[arg(long, value_enum, value_name = "STATE")]
     wait: Option<StateWord>,
+    /// Wait no longer than this: 30s, 5m, 1h; the snapshot goes on being saved after that
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_time, requires = "wait")]
+    timeout: Duration,
     /// A key of your choice: the same request under the same key is done once, however often it is sent
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 }
-
-/// How long `--wait` waits; `rekindle wait` can be told otherwise.
-const WAIT_LIMIT: Duration = Duration::from_secs(600);
 
 /// Pauses it.
 pub fn run(session: &Session, arguments: &PauseArguments) -> anyhow::Result<Status> {
@@ -42,7 +43,7 @@ pub fn run(session: &Session, arguments: &PauseArguments) -> anyhow::Result<Stat
     let mut snapshot = session.output.during("pausing", || client.pause_sandbox(&id, key, &how))?;
     let took = asked.elapsed();
     if let Some(state) = arguments.wait {
-        snapshot = wait_for(session, &client, snapshot.id, state.into(), WAIT_LIMIT)?;
+        snapshot = wait_for(session, &client, snapshot.id, state.into(), arguments.timeout)?;
     }
     if session.output.json {
         session.output.value(&snapshot)?;

@@ -9,6 +9,7 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{Reference, Target, snapshot_of, snapshot_title};
+use crate::api::problem::Code;
 use crate::api::types::{Snapshot, SnapshotState};
 use crate::client::{Client, ClientError};
 use crate::settings::parse_time;
@@ -64,7 +65,10 @@ pub fn run(session: &Session, arguments: &WaitArguments) -> anyhow::Result<Statu
     Ok(Status::Done)
 }
 
-/// Waits at most `limit`, and shows that it does.
+/// Between two looks at why a snapshot does not get on.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Waits at most `limit`, shows that it does, and says why the snapshot does not get on when that is known or changes.
 pub fn wait_for(
     session: &Session,
     client: &Client,
@@ -72,6 +76,20 @@ pub fn wait_for(
     state: SnapshotState,
     limit: Duration,
 ) -> Result<Snapshot, ClientError> {
+    let (until, reference) = (Instant::now() + limit, snapshot.to_string());
     let text = format!("waiting until it is {state}");
-    session.output.during(&text, || client.wait_snapshot(&snapshot.to_string(), state, limit))
+    let mut told = None;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let turn = left.min(LOOK_EVERY);
+        match session.output.during(&text, || client.wait_snapshot(&reference, state, turn)) {
+            Err(error) if error.code() == Some(Code::NotYet) && turn < left => {}
+            answer => return answer,
+        }
+        let reason = client.snapshot(&reference)?.reason;
+        if reason.is_some() && reason != told {
+            session.output.note(&format!("it is not {state} yet: {}", reason.as_deref().unwrap_or_default()));
+            told = reason;
+        }
+    }
 }

@@ -22,7 +22,7 @@ use super::Daemon;
 use super::about::About;
 use super::names::Reserved;
 use super::problems::guest_failed;
-use super::references::{Named as _, check_labels};
+use super::references::check_labels;
 use super::snapshots::Known;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
@@ -56,14 +56,12 @@ impl Daemon {
     /// Takes a name for a new snapshot.
     pub(super) fn reserve_snapshot_name(&self, name: Option<&str>, labels: &Labels) -> Answer<Reserved<'_>> {
         check_labels(labels)?;
-        let holder = |name: &str| {
-            let known = self.known_snapshots();
-            known.iter().find(|known| known.name() == Some(name)).map(|known| known.id())
-        };
-        self.snapshot_names.reserve("snapshot", name, holder).map_err(|(problem, holder)| match holder {
-            Some(id) => problem.snapshot(SnapshotId::from(id)),
-            None => problem,
-        })
+        self.snapshot_names.reserve("snapshot", name, |name| self.snapshots.holder(name)).map_err(
+            |(problem, holder)| match holder {
+                Some(id) => problem.snapshot(SnapshotId::from(id)),
+                None => problem,
+            },
+        )
     }
 
     fn capture_served(&self, id: uuid::Uuid, blobs: BTreeMap<String, Bytes>) -> Answer<Arc<EngineSnapshot>> {

@@ -22,10 +22,8 @@ impl Control for Daemon {
     }
 
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
-        let all = self.sandboxes.all().into_iter().map(|entry| entry.show());
-        let (sandboxes, next) =
-            super::paging::page(all, query, |sandbox| (sandbox.id, sandbox.labels.clone()))?;
-        Ok(SandboxList { sandboxes, next })
+        let (entries, next) = self.counted(self.sandboxes.page(query))?;
+        Ok(SandboxList { sandboxes: entries.iter().map(|entry| entry.show()).collect(), next })
     }
 
     fn sandbox(&self, reference: &str) -> Answer<Sandbox> {
@@ -48,7 +46,7 @@ impl Control for Daemon {
         self.counted(self.stop(reference))
     }
 
-    fn remove_sandbox(&self, reference: &str) -> Answer<()> {
+    fn remove_sandbox(&self, reference: &str) -> Answer<Uuid> {
         self.counted(self.remove(reference))
     }
 
@@ -76,7 +74,7 @@ impl Control for Daemon {
         self.counted(self.wait_for_snapshot(reference, state, limit))
     }
 
-    fn delete_snapshot(&self, reference: &str) -> Answer<()> {
+    fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
         self.counted(self.delete(reference))
     }
 
@@ -126,8 +124,7 @@ impl Control for Daemon {
     }
 
     fn readiness(&self) -> Readiness {
-        let reasons = self.not_ready();
-        Readiness { ready: reasons.is_empty(), reasons }
+        self.ready()
     }
 
     fn metrics(&self) -> String {

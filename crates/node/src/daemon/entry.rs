@@ -10,11 +10,12 @@ use uuid::Uuid;
 use super::console::Console;
 use super::guest_watch::GuestWatch;
 use super::live::Live;
+use super::paging::Listed;
 use super::record::{RecordedLife, SandboxRecord};
 use super::references::Named;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{Sandbox, SandboxState, ServedPages};
+use crate::api::types::{Labels, Sandbox, SandboxState, ServedPages};
 use crate::keeper::KeeperIdentity;
 
 /// A sandbox as the daemon holds it.
@@ -22,6 +23,7 @@ use crate::keeper::KeeperIdentity;
 pub(super) struct Entry {
     id: Uuid,
     name: Option<String>,
+    labels: Labels,
     state: Mutex<State>,
     freed: Condvar,
     console: Console,
@@ -34,7 +36,12 @@ struct State {
     /// What can be asked of the guest while an operation has it.
     outside: Outside,
     removed: bool,
+    /// Its guest was told to end by whoever waits for its turn.
+    is_ending: bool,
 }
+
+/// The operation that is waited for before its guest is ended: it takes a bounded time, and makes a snapshot.
+pub(super) const PAUSING: &str = "is being paused";
 
 /// A guest as it is seen from outside of any operation.
 #[derive(Debug, Clone, Default)]
@@ -80,7 +87,14 @@ impl Entry {
             console,
             id: record.id,
             name: record.name.clone(),
-            state: Mutex::new(State { record, live: Held::Here(live), outside, removed: false }),
+            labels: record.labels.clone(),
+            state: Mutex::new(State {
+                record,
+                live: Held::Here(live),
+                outside,
+                removed: false,
+                is_ending: false,
+            }),
             freed: Condvar::new(),
         })
     }
@@ -153,12 +167,23 @@ impl Entry {
         self.lock().outside.watch.is_stuck()
     }
 
-    /// Tells its guest's process to end, whatever operation has it.
+    /// Tells its guest's process to end, whatever operation has it but a pause.
     pub(super) fn kill(&self) {
-        if let Some(process) = self.lock().outside.process.clone() {
+        let mut state = self.lock();
+        if matches!(state.live, Held::Taken(PAUSING)) {
+            return;
+        }
+        if let Some(process) = state.outside.process.clone() {
+            state.is_ending = true;
             // An error says that it has ended.
             process.signal(Signal::Kill).ok();
         }
+    }
+
+    /// The problem of an operation whose guest was ended by another request.
+    pub(super) fn ended_meanwhile(&self, operation: &str) -> Option<Problem> {
+        let why = || format!("{} was stopped or removed while it was being {operation}", self.called());
+        self.lock().is_ending.then(|| Problem::new(Code::WrongState, why()))
     }
 
     /// Where its guests print, and read what is typed.
@@ -266,6 +291,7 @@ impl Turn {
     pub(super) fn show(&self, record: SandboxRecord) {
         let outside = Outside::of(self.live.as_deref());
         let mut state = self.entry.lock();
+        state.is_ending &= matches!(record.life, RecordedLife::Running(_));
         state.record = record;
         state.outside = outside;
     }
@@ -311,6 +337,12 @@ impl Named for Arc<Entry> {
     }
 }
 
+impl Listed for Arc<Entry> {
+    fn labels(&self) -> &Labels {
+        &self.labels
+    }
+}
+
 /// That a VMM was stopped by a signal, and what lets it go on.
 pub(super) fn stopped_by_signal(process: &ProcessHandle) -> Option<String> {
     // An error says that it has ended.
@@ -326,5 +358,48 @@ pub(super) fn served_pages(stats: &rekindle_engine::serve::ServeStats) -> Served
         from_layer: stats.pages_from_layer,
         zero: stats.pages_zero,
         faults: stats.faults,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::api::types::MemoryBacking;
+    use crate::daemon::guests::GuestSpec;
+
+    fn entry() -> (Arc<Entry>, Child) {
+        let id = Uuid::from_u128(1);
+        let record = serde_json::json!({
+            "id": id,
+            "labels": {},
+            "created_unix_ms": 1,
+            "spec": GuestSpec::Process { memory_bytes: 4096, backing: MemoryBacking::Shared },
+            "life": { "state": "stopped" },
+        });
+        let record = SandboxRecord::decode(&SandboxRecord::key(id), record.to_string().as_bytes());
+        let guest = Command::new("sleep").arg("1000").spawn().expect("it runs");
+        let entry = Entry::new(record, None);
+        let process = ProcessHandle::open(guest.id()).expect("it runs");
+        entry.lock().outside.process = Some(Arc::new(process));
+        (entry, guest)
+    }
+
+    #[test]
+    fn a_pause_is_waited_for_and_any_other_operation_loses_its_guest_with_words_for_it() {
+        let (entry, mut guest) = entry();
+        let pausing = entry.turn(PAUSING, Duration::ZERO).expect("nobody has it");
+        entry.kill();
+        assert_eq!(entry.ended_meanwhile("paused"), None);
+        let process = entry.lock().outside.process.clone();
+        drop(pausing);
+        entry.lock().outside.process = process;
+        let turn = entry.turn("is being used", Duration::ZERO).expect("nobody has it");
+        entry.kill();
+        let problem = entry.ended_meanwhile("told something").expect("it was ended");
+        assert_eq!(problem.code, Code::WrongState);
+        drop(turn);
+        assert!(!guest.wait().expect("it is ours").success());
     }
 }

@@ -92,10 +92,6 @@ impl About {
         Self { sandbox: Some(id), snapshot: None }
     }
 
-    pub(super) fn snapshot(id: Uuid) -> Self {
-        Self { sandbox: None, snapshot: Some(id) }
-    }
-
     pub(super) fn both(sandbox: Uuid, snapshot: Uuid) -> Self {
         Self { sandbox: Some(sandbox), snapshot: Some(snapshot) }
     }

@@ -7,7 +7,7 @@ use rekindle_engine::identity::SnapshotId;
 use uuid::Uuid;
 
 use super::Daemon;
-use super::entry::{Entry, Turn};
+use super::entry::{Entry, PAUSING, Turn};
 use super::events::About as EventAbout;
 use super::guests::GuestSpec;
 use super::lifecycle::{put, tap_names};
@@ -122,7 +122,7 @@ impl Daemon {
         count: usize,
         asked: &Asked,
     ) -> Answer<Source> {
-        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        let mut turn = entry.turn(PAUSING, self.settings().pause_wait)?;
         asked.check()?;
         let record = turn.record();
         if turn.live.is_none()

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::Daemon;
 use super::about::About;
 use super::endings::Ending;
-use super::entry::{Entry, Turn};
+use super::entry::{Entry, PAUSING, Turn};
 use super::events::About as EventAbout;
 use super::guests::{GuestSpec, log_name};
 use super::keeping::UnsettledChange;
@@ -86,7 +86,7 @@ impl Daemon {
             return Ok(Known::of(snapshot).show());
         }
         let name = self.reserve_snapshot_name(how.name.as_deref(), &how.labels)?;
-        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        let mut turn = entry.turn(PAUSING, self.settings().pause_wait)?;
         asked.check()?;
         let snapshot = self.pause_in_turn(&mut turn, id, how, RecordedLife::Paused)?;
         drop((turn, name));
@@ -120,12 +120,13 @@ impl Daemon {
                 self.metrics.snapshot_answered(id);
                 turn.show(record.clone());
                 self.endings.end(ending);
+                self.let_go_of_images(record.id);
                 self.events.say("sandbox.paused", EventAbout::both(record.id, id.uuid()), None);
                 Ok(snapshot)
             }
             Err((live, problem)) => {
                 turn.live = Some(live);
-                Err(problem.sandbox(record.id))
+                Err(turn.entry().ended_meanwhile("paused").unwrap_or(problem).sandbox(record.id))
             }
         }
     }
@@ -221,13 +222,14 @@ impl Daemon {
                 self.endings.end(live.end());
             }
             turn.show(record.clone());
+            self.let_go_of_images(record.id);
             self.events.say("sandbox.stopped", EventAbout::sandbox(record.id), None);
         }
         drop(turn);
         Ok(entry.show())
     }
 
-    pub(super) fn remove(&self, reference: &str) -> Answer<()> {
+    pub(super) fn remove(&self, reference: &str) -> Answer<Uuid> {
         let entry = self.sandboxes.find(reference)?;
         let mut turn = self.turn_to_end(&entry)?;
         let id = entry.id();
@@ -241,8 +243,9 @@ impl Daemon {
         }
         self.sandboxes.remove(id);
         turn.remove();
+        self.let_go_of_images(id);
         self.events.say("sandbox.removed", EventAbout::sandbox(id), None);
-        Ok(())
+        Ok(id)
     }
 
     /// The turn in which a sandbox's guest is ended. An idle guest is left running until its end is recorded; one that an
@@ -273,7 +276,8 @@ impl Daemon {
             let why = format!("{} is a virtual machine: it is talked to at its console", entry.called());
             return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()));
         };
-        control.tell(&command).map_err(|error| Problem::from(error).sandbox(entry.id()))
+        let ended = |error| entry.ended_meanwhile("told something").unwrap_or_else(|| Problem::from(error));
+        control.tell(&command).map_err(|error| ended(error).sandbox(entry.id()))
     }
 
     /// Starts a guest by `start`; if its keeper dies meanwhile, once more under the next one.

@@ -28,7 +28,7 @@ use crate::disk::{ImageFile, ImportError};
 use crate::vmm::qemu::{BootFile, BootRole};
 
 /// The label of a snapshot that is nothing but the images a machine's disks began as.
-const IMAGES_LABEL: &str = "rekindle/images-of";
+pub(super) const IMAGES_LABEL: &str = "rekindle/images-of";
 
 impl Daemon {
     /// What a new sandbox is made of and, where it has disks, the snapshot in which they are as their images were.

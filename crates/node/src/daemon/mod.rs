@@ -18,6 +18,8 @@ mod forks;
 mod guest_watch;
 mod guests;
 mod idempotency;
+mod images;
+mod index;
 mod keeping;
 mod lifecycle;
 mod live;
@@ -61,6 +63,7 @@ use idempotency::Requests;
 use keeping::Keeping;
 use names::Names;
 use registry::Registry;
+use snapshots::Snapshots;
 use store_place::store_of;
 use undecided::Deciding;
 use watch::{Lookout, SnapshotNews};
@@ -79,6 +82,7 @@ pub struct Daemon {
     keeping: Arc<Keeping>,
     requests: Requests,
     snapshot_names: Names,
+    snapshots: Arc<Snapshots>,
     sandboxes: Registry,
     fault_sockets: FaultSockets,
     host_qemu: Arc<HostQemu>,
@@ -112,7 +116,10 @@ impl Daemon {
         let events = Arc::new(EventLog::open(&catalog, settings.events_kept)?);
         let metrics = Arc::new(Metrics::new());
         let store = store_of(settings, &catalog, other)?;
-        let engine = Engine::start(engine_options(settings, store, &catalog, &keeping, &events, &metrics))?;
+        let snapshots = Arc::new(Snapshots::default());
+        let news = SnapshotNews::new(Arc::clone(&events), Arc::clone(&metrics), Arc::clone(&snapshots));
+        let engine = Engine::start(engine_options(settings, store, &catalog, &keeping, Arc::new(news)))?;
+        engine.snapshots().iter().for_each(|snapshot| drop(snapshots.changed(snapshot)));
         let daemon = Arc::new(Self {
             settings: RwLock::new(Arc::new(settings.clone())),
             state_directory: settings.state_directory.clone(),
@@ -125,6 +132,7 @@ impl Daemon {
             events,
             requests: Requests::new(catalog.clone())?,
             snapshot_names: Names::default(),
+            snapshots,
             sandboxes: Registry::default(),
             fault_sockets: FaultSockets::default(),
             endings: Endings::start(
@@ -183,8 +191,7 @@ fn engine_options(
     store: Store,
     catalog: &Catalog,
     keeping: &Arc<Keeping>,
-    events: &Arc<EventLog>,
-    metrics: &Arc<Metrics>,
+    watcher: Arc<SnapshotNews>,
 ) -> EngineOptions {
     let mut options = EngineOptions::new(settings.state_directory.join("layers"), store);
     options.domain = settings.domain.clone();
@@ -194,7 +201,7 @@ fn engine_options(
     options.compare_workers = settings.compare_workers.unwrap_or(options.compare_workers);
     options.catalog = Some(catalog.clone());
     options.keeper = keeping.clone();
-    options.watcher = Arc::new(SnapshotNews::new(Arc::clone(events), Arc::clone(metrics)));
+    options.watcher = watcher;
     options
 }
 

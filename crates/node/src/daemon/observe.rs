@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use super::Daemon;
 use super::clock::unix_ms;
-use crate::api::types::SnapshotState;
+use super::snapshots::Known;
+use crate::api::types::{Readiness, SnapshotState};
 use crate::metrics::{Captures, Observed};
+
+/// Bytes of the state directory's disk below which it is full: some writes of the catalog.
+const ROOM_MIN: u64 = 16 << 20;
 
 impl Daemon {
     /// What metrics show of this moment.
@@ -21,13 +25,14 @@ impl Daemon {
             observed.sandboxes.count(entry.show().state);
         }
         let mut oldest = None;
-        for known in self.known_snapshots() {
-            let shown = known.show();
-            observed.snapshots.count(shown.state);
-            match shown.state {
+        for known in self.snapshots.all() {
+            let state = known.state();
+            observed.snapshots.count(state);
+            match state {
                 SnapshotState::Captured => {
                     observed.seals_waiting += 1;
-                    oldest = oldest.min(Some(shown.created_unix_ms)).or(Some(shown.created_unix_ms));
+                    let created = known.snapshot.created_unix_ms();
+                    oldest = oldest.min(Some(created)).or(Some(created));
                 }
                 SnapshotState::Sealed => observed.publishes_waiting += 1,
                 SnapshotState::Published
@@ -45,11 +50,50 @@ impl Daemon {
         observed
     }
 
-    /// What stands in the way of requests.
-    pub(super) fn not_ready(&self) -> Vec<String> {
+    /// Whether requests can be done, and what stands in the way of them or of saving what is paused.
+    pub(super) fn ready(&self) -> Readiness {
         let keeper = self.keeping.client().list().err();
         let keeper = keeper.map(|error| format!("the keeper cannot be reached: {error}"));
+        let mut reasons: Vec<String> = keeper.into_iter().chain(self.no_room()).collect();
+        let ready = reasons.is_empty();
         let store = self.engine.store_away().map(|away| format!("{away}; what is published waits for it"));
-        keeper.into_iter().chain(store).collect()
+        reasons.extend(store);
+        reasons.extend(self.not_saved());
+        Readiness { ready, reasons }
+    }
+
+    /// That the disk is full, if it is.
+    fn no_room(&self) -> Option<String> {
+        let directory = self.state_directory.display();
+        match rustix::fs::statvfs(&self.state_directory) {
+            Ok(disk) => {
+                let left = disk.f_bavail.saturating_mul(disk.f_frsize);
+                (left < ROOM_MIN).then(|| {
+                    format!(
+                        "the disk of state_directory ({directory}) is full, {} are left: make room",
+                        bytesize::ByteSize(left)
+                    )
+                })
+            }
+            Err(error) => Some(format!("the disk of state_directory ({directory}) cannot be asked: {error}")),
+        }
+    }
+
+    /// Why snapshots do not get on: the oldest of those that are not on the disk, and of those not in the store.
+    fn not_saved(&self) -> Vec<String> {
+        let all = self.snapshots.all();
+        let failing = |wanted: SnapshotState, verb: &str| {
+            let failing =
+                |known: &&Known| known.state() == wanted && known.snapshot.status().failure.is_some();
+            let count = all.iter().filter(failing).count();
+            let oldest = all.iter().find(failing)?;
+            let failure = oldest.snapshot.status().failure.unwrap_or_default();
+            Some(format!(
+                "{count} snapshots cannot be {verb} now; the oldest is {}: {failure}",
+                oldest.called()
+            ))
+        };
+        let sealed = failing(SnapshotState::Captured, "sealed");
+        sealed.into_iter().chain(failing(SnapshotState::Sealed, "published")).collect()
     }
 }

@@ -2,46 +2,48 @@
 
 use uuid::Uuid;
 
+use super::references::Named;
 use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
+use crate::api::limits;
+use crate::api::problem::{Code, Problem, quoted};
 use crate::api::types::{Labels, ListQuery};
 
 /// Entries of a page where nothing is said.
 const LIMIT_DEFAULT: u32 = 200;
-/// Entries of a page, at most.
-const LIMIT_MAX: u32 = 1000;
 
-/// The page of `all`, which is in the order of ids, that `query` asks for, and what comes after it.
-pub(super) fn page<T>(
-    all: impl Iterator<Item = T>,
+/// Something that lists can be of.
+pub(super) trait Listed: Named {
+    fn labels(&self) -> &Labels;
+}
+
+/// The page that `query` asks for of `all`, which are in the order of ids and after the query's, and what comes after it.
+pub(super) fn page<'a, T: Listed + Clone + 'a>(
+    all: impl Iterator<Item = &'a T>,
     query: &ListQuery,
-    facts: impl Fn(&T) -> (Uuid, Labels),
 ) -> Answer<(Vec<T>, Option<Uuid>)> {
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
-    if !(1..=LIMIT_MAX).contains(&limit) {
-        let why = format!("limit={limit}: a page of a list has 1 to {LIMIT_MAX} entries");
+    if !(1..=limits::LIST_MAX).contains(&limit) {
+        let why = format!("`limit` is {limit}: a page of a list has 1 to {} entries", limits::LIST_MAX);
         return Err(Problem::new(Code::InvalidRequest, why));
     }
-    let label = query.label.as_deref().map(label_of).transpose()?;
+    let wanted = query.labels.iter().map(|label| label_of(label)).collect::<Answer<Vec<_>>>()?;
+    let has = |thing: &T, (name, value): &(&str, &str)| {
+        thing.labels().get(*name).is_some_and(|found| found == value)
+    };
     let limit = usize::try_from(limit).expect("at most a thousand");
-    let mut found: Vec<T> = all
-        .filter(|thing| {
-            let (id, labels) = facts(thing);
-            query.after.is_none_or(|after| id > after)
-                && label
-                    .as_ref()
-                    .is_none_or(|(name, value)| labels.get(*name).map(String::as_str) == Some(*value))
-        })
-        .take(limit + 1)
-        .collect();
+    let matching = all.filter(|thing| wanted.iter().all(|label| has(thing, label)));
+    let mut found: Vec<T> = matching.take(limit + 1).cloned().collect();
     let more = found.len() > limit;
     found.truncate(limit);
-    let next = found.last().filter(|_| more).map(|last| facts(last).0);
+    let next = found.last().filter(|_| more).map(Named::id);
     Ok((found, next))
 }
 
 fn label_of(text: &str) -> Answer<(&str, &str)> {
-    let why = || Problem::new(Code::InvalidRequest, format!("label={text}: it is to be name=value"));
+    let why = || {
+        let why = format!("`label` is {}: it must be a label's name, `=` and its value", quoted(text));
+        Problem::new(Code::InvalidRequest, why)
+    };
     text.split_once('=').ok_or_else(why)
 }
 
@@ -49,24 +51,60 @@ fn label_of(text: &str) -> Answer<(&str, &str)> {
 mod tests {
     use super::*;
 
+    #[derive(Clone, Debug, PartialEq)]
+    struct Thing(Uuid, Labels);
+
+    impl Named for Thing {
+        fn id(&self) -> Uuid {
+            self.0
+        }
+
+        fn name(&self) -> Option<&str> {
+            None
+        }
+    }
+
+    impl Listed for Thing {
+        fn labels(&self) -> &Labels {
+            &self.1
+        }
+    }
+
+    fn things() -> Vec<Thing> {
+        let label = |name: &str, number: u128| (name.to_owned(), number.to_string());
+        let thing = |number| {
+            let labels = Labels::from([label("parity", number % 2), label("third", number % 3)]);
+            Thing(Uuid::from_u128(number), labels)
+        };
+        (1..=6).map(thing).collect()
+    }
+
+    fn numbers(query: &ListQuery) -> Result<(Vec<u128>, Option<u128>), Code> {
+        let all = things();
+        let after = all.iter().filter(|thing| query.after.is_none_or(|after| thing.0 > after));
+        let (found, next) = page(after, query).map_err(|problem| problem.code)?;
+        Ok((found.iter().map(|thing| thing.0.as_u128()).collect(), next.map(|id| id.as_u128())))
+    }
+
     #[test]
     fn a_list_is_given_page_by_page() {
-        let ids: Vec<Uuid> = (1..=5).map(Uuid::from_u128).collect();
-        let ask = |after, limit| {
-            let query = ListQuery { limit: Some(limit), after, label: None };
-            page(ids.iter().copied(), &query, |id| (*id, Labels::new())).map_err(|problem| problem.code)
+        let ask = |after: Option<u128>, limit| {
+            let after = after.map(Uuid::from_u128);
+            numbers(&ListQuery { limit: Some(limit), after, labels: Vec::new() })
         };
-        assert_eq!(ask(None, 2), Ok((ids[..2].to_vec(), Some(ids[1]))));
-        assert_eq!(ask(Some(ids[3]), 2), Ok((ids[4..].to_vec(), None)));
+        assert_eq!(ask(None, 2), Ok((vec![1, 2], Some(2))));
+        assert_eq!(ask(Some(4), 2), Ok((vec![5, 6], None)));
         assert_eq!(ask(None, 0), Err(Code::InvalidRequest));
     }
 
     #[test]
-    fn a_list_can_be_of_one_label() {
-        let labels = |id: &Uuid| Labels::from([("parity".to_owned(), (id.as_u128() % 2).to_string())]);
-        let ids: Vec<Uuid> = (1..=4).map(Uuid::from_u128).collect();
-        let query = ListQuery { limit: None, after: None, label: Some("parity=0".to_owned()) };
-        let found = page(ids.iter().copied(), &query, |id| (*id, labels(id))).expect("a legal question");
-        assert_eq!(found, (vec![ids[1], ids[3]], None));
+    fn a_list_can_be_of_those_that_have_all_of_several_labels() {
+        let of = |labels: &[&str]| {
+            let labels = labels.iter().map(|&label| label.to_owned()).collect();
+            numbers(&ListQuery { limit: None, after: None, labels })
+        };
+        assert_eq!(of(&["parity=0"]), Ok((vec![2, 4, 6], None)));
+        assert_eq!(of(&["parity=0", "third=1"]), Ok((vec![4], None)));
+        assert_eq!(of(&["parity=0", "parity=1"]), Ok((vec![], None)));
     }
 }

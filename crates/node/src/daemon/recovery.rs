@@ -43,6 +43,7 @@ impl Daemon {
         self.remove_stale_sockets()?;
         self.end_orphans(&held)?;
         self.resume_the_forked();
+        self.let_go_of_all_images();
         recovery.snapshots = self.snapshots_found();
         self.metrics.recovered(&recovery);
         let keeper = match found {
@@ -90,7 +91,14 @@ impl Daemon {
         let replay = self.engine.replayed();
         for lost in &replay.lost {
             self.metrics.snapshot_lost();
-            self.events.say("snapshot.lost", About::snapshot(lost.id.uuid()), Some(lost.reason.clone()));
+            let id = lost.id.uuid();
+            let sandbox =
+                self.engine.snapshot(lost.id).and_then(|lost| self.snapshots.changed(&lost).sandbox);
+            self.events.say(
+                "snapshot.lost",
+                About { sandbox, snapshot: Some(id) },
+                Some(lost.reason.clone()),
+            );
         }
         u64::try_from(replay.captured + replay.sealed + replay.published).expect("they are in memory")
     }

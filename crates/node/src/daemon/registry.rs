@@ -1,20 +1,21 @@
 //! The sandboxes by id.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 use super::entry::Entry;
+use super::index::Index;
 use super::names::{Names, Reserved};
-use super::references::{Named, check_labels, find};
+use super::paging::page;
+use super::references::{Named, check_labels};
 use crate::api::control::Answer;
-use crate::api::types::Labels;
+use crate::api::types::{Labels, ListQuery};
 
 /// All sandboxes of this node.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    entries: Mutex<BTreeMap<Uuid, Arc<Entry>>>,
+    entries: Mutex<Index<Arc<Entry>>>,
     names: Names,
 }
 
@@ -22,9 +23,7 @@ impl Registry {
     /// Checks a name and labels for a new sandbox, and takes the name.
     pub(super) fn reserve(&self, name: Option<&str>, labels: &Labels) -> Answer<Reserved<'_>> {
         check_labels(labels)?;
-        let holder = |name: &str| {
-            self.lock().values().find(|entry| entry.name() == Some(name)).map(|entry| entry.id())
-        };
+        let holder = |name: &str| self.lock().named(name).map(Named::id);
         self.names.reserve("sandbox", name, holder).map_err(|(problem, holder)| match holder {
             Some(id) => problem.sandbox(id),
             None => problem,
@@ -32,28 +31,33 @@ impl Registry {
     }
 
     pub(super) fn insert(&self, entry: Arc<Entry>) {
-        self.lock().insert(entry.id(), entry);
+        self.lock().insert(entry);
     }
 
     pub(super) fn remove(&self, id: Uuid) {
-        self.lock().remove(&id);
+        self.lock().remove(id);
     }
 
     pub(super) fn get(&self, id: Uuid) -> Option<Arc<Entry>> {
-        self.lock().get(&id).cloned()
+        self.lock().get(id).cloned()
     }
 
     /// The sandbox that `reference` means.
     pub(super) fn find(&self, reference: &str) -> Answer<Arc<Entry>> {
-        find("sandbox", reference, self.lock().values()).cloned()
+        self.lock().find("sandbox", reference).cloned()
     }
 
     /// All of them, oldest first.
     pub(super) fn all(&self) -> Vec<Arc<Entry>> {
-        self.lock().values().cloned().collect()
+        self.lock().after(None).cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Entry>>> {
+    /// The page that `query` asks for, and what comes after it.
+    pub(super) fn page(&self, query: &ListQuery) -> Answer<(Vec<Arc<Entry>>, Option<Uuid>)> {
+        page(self.lock().after(query.after), query)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index<Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,7 @@
 //! Snapshots as the API shows them.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rekindle_engine::identity::SnapshotId;
@@ -12,25 +13,99 @@ use uuid::Uuid;
 use super::Daemon;
 use super::about::About;
 use super::events::About as EventAbout;
-use super::references::{Named, find};
+use super::images::images_of;
+use super::index::Index;
+use super::paging::{Listed, page};
+use super::references::Named;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
-    ListQuery, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, Verification,
-    Volume,
+    Labels, ListQuery, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState,
+    Verification, Volume,
 };
 
 /// A snapshot with what it says of itself.
 #[derive(Debug, Clone)]
 pub(super) struct Known {
     pub(super) snapshot: Arc<EngineSnapshot>,
-    pub(super) about: About,
+    pub(super) about: Arc<About>,
+}
+
+/// The snapshots that are listed, each with what it says of itself: that is read once.
+#[derive(Debug, Default)]
+pub(super) struct Snapshots(Mutex<Listings>);
+
+#[derive(Debug, Default)]
+struct Listings {
+    index: Index<Known>,
+    /// The snapshots that are images, by their sandboxes.
+    images: HashMap<Uuid, Uuid>,
+}
+
+impl Snapshots {
+    /// Lists a snapshot, unless it was deleted; then it is listed no longer. Gives what it says of itself.
+    pub(super) fn changed(&self, snapshot: &Arc<EngineSnapshot>) -> Arc<About> {
+        let Listings { index, images } = &mut *self.lock();
+        let known = match index.get(snapshot.id().uuid()) {
+            Some(known) => known.clone(),
+            None => Known::of(Arc::clone(snapshot)),
+        };
+        // Asked under the lock: whoever deletes it says so first, and takes it out after that.
+        if shown(snapshot.state()) == SnapshotState::Discarded {
+            index.remove(known.id());
+            images.retain(|_, snapshot| *snapshot != known.id());
+        } else if index.get(known.id()).is_none() {
+            index.insert(known.clone());
+            images.extend(images_of(&known.about).map(|sandbox| (sandbox, known.id())));
+        }
+        known.about
+    }
+
+    /// The one that `reference` means.
+    fn find(&self, reference: &str) -> Answer<Known> {
+        self.lock().index.find("snapshot", reference).cloned()
+    }
+
+    /// The id of the one with this name.
+    pub(super) fn holder(&self, name: &str) -> Option<Uuid> {
+        self.lock().index.named(name).map(Named::id)
+    }
+
+    /// All of them, oldest first.
+    pub(super) fn all(&self) -> Vec<Known> {
+        self.lock().index.after(None).cloned().collect()
+    }
+
+    fn page(&self, query: &ListQuery) -> Answer<(Vec<Known>, Option<Uuid>)> {
+        page(self.lock().index.after(query.after), query)
+    }
+
+    /// The snapshot that is the images of a sandbox, if there is one.
+    pub(super) fn images_of(&self, sandbox: Uuid) -> Option<Known> {
+        let listings = self.lock();
+        listings.index.get(*listings.images.get(&sandbox)?).cloned()
+    }
+
+    /// The sandboxes whose images are snapshots.
+    pub(super) fn all_images(&self) -> Vec<Uuid> {
+        self.lock().images.keys().copied().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Listings> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Known {
     pub(super) fn of(snapshot: Arc<EngineSnapshot>) -> Self {
-        let about = About::of(&snapshot);
+        let about = Arc::new(About::of(&snapshot));
         Self { snapshot, about }
+    }
+
+    /// How far it has come.
+    pub(super) fn state(&self) -> SnapshotState {
+        let status = self.snapshot.status();
+        if status.is_undecided { SnapshotState::Undecided } else { shown(status.state) }
     }
 
     /// The snapshot as the API shows it.
@@ -46,7 +121,7 @@ impl Known {
             id: self.id(),
             name: self.about.name.clone(),
             labels: self.about.labels.clone(),
-            state: if status.is_undecided { SnapshotState::Undecided } else { shown(status.state) },
+            state: self.state(),
             reason: status.failure,
             parent: self.snapshot.parent_id().map(|id| id.uuid()),
             sandbox: self.about.sandbox,
@@ -77,23 +152,26 @@ impl Named for Known {
     }
 }
 
-impl Daemon {
-    /// The snapshots that are listed, oldest first.
-    pub(super) fn known_snapshots(&self) -> Vec<Known> {
-        self.engine.snapshots().into_iter().map(Known::of).collect()
+impl Listed for Known {
+    fn labels(&self) -> &Labels {
+        &self.about.labels
     }
+}
 
+impl Daemon {
     /// The snapshot that `reference` means; one that only the store knows must be named by its whole id.
     pub(super) fn find_snapshot(&self, reference: &str) -> Answer<Known> {
-        let known = self.known_snapshots();
-        match find("snapshot", reference, known.iter()) {
-            Ok(found) => Ok(found.clone()),
-            Err(problem) => match Uuid::try_parse(reference) {
-                Ok(id) if problem.code == Code::NotFound => {
-                    Ok(Known::of(self.engine.open(SnapshotId::from(id))?))
-                }
-                Ok(_) | Err(_) => Err(problem),
-            },
+        let problem = match self.snapshots.find(reference) {
+            Ok(found) => return Ok(found),
+            Err(problem) => problem,
+        };
+        match Uuid::try_parse(reference) {
+            Ok(id) if problem.code == Code::NotFound => {
+                let snapshot = self.engine.open(SnapshotId::from(id))?;
+                self.snapshots.changed(&snapshot);
+                Ok(Known::of(snapshot))
+            }
+            Ok(_) | Err(_) => Err(problem),
         }
     }
 
@@ -115,9 +193,7 @@ impl Daemon {
     }
 
     pub(super) fn list_snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
-        let all = self.known_snapshots().into_iter();
-        let (snapshots, next) =
-            super::paging::page(all, query, |known| (known.id(), known.about.labels.clone()))?;
+        let (snapshots, next) = self.snapshots.page(query)?;
         Ok(SnapshotList { snapshots: snapshots.iter().map(|known| known.show()).collect(), next })
     }
 
@@ -148,8 +224,10 @@ impl Daemon {
 
     /// Deletes a snapshot; guests that are served from it go on.
     #[tracing::instrument(name = "delete", skip(self))]
-    pub(super) fn delete(&self, reference: &str) -> Answer<()> {
-        self.delete_known(&self.find_snapshot(reference)?)
+    pub(super) fn delete(&self, reference: &str) -> Answer<Uuid> {
+        let known = self.find_snapshot(reference)?;
+        self.delete_known(&known)?;
+        Ok(known.id())
     }
 
     /// The same with a snapshot that was found.
@@ -163,7 +241,8 @@ impl Daemon {
                 .snapshot(known.snapshot.id()));
         }
         self.engine.delete(&known.snapshot)?;
-        self.events.say("snapshot.deleted", EventAbout::snapshot(id), None);
+        let about = EventAbout { sandbox: known.about.sandbox, snapshot: Some(id) };
+        self.events.say("snapshot.deleted", about, None);
         Ok(())
     }
 

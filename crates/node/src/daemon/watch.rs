@@ -24,6 +24,7 @@ use super::guests::log_name;
 use super::lifecycle::put;
 use super::record::RecordedLife;
 use super::references::Named as _;
+use super::snapshots::Snapshots;
 use crate::metrics::Metrics;
 use crate::vmm::how_ended::reason_of_end;
 use crate::vmm::last_words::last_words;
@@ -39,13 +40,14 @@ const UNKEPT: &str = "it would not outlive this daemon: it could not be given to
 pub(super) struct SnapshotNews {
     events: Arc<EventLog>,
     metrics: Arc<Metrics>,
+    snapshots: Arc<Snapshots>,
     /// The failure that was told last of each snapshot, so that each is told once.
     told: Mutex<HashMap<SnapshotId, String>>,
 }
 
 impl SnapshotNews {
-    pub(super) fn new(events: Arc<EventLog>, metrics: Arc<Metrics>) -> Self {
-        Self { events, metrics, told: Mutex::default() }
+    pub(super) fn new(events: Arc<EventLog>, metrics: Arc<Metrics>, snapshots: Arc<Snapshots>) -> Self {
+        Self { events, metrics, snapshots, told: Mutex::default() }
     }
 
     fn told(&self) -> MutexGuard<'_, HashMap<SnapshotId, String>> {
@@ -55,7 +57,8 @@ impl SnapshotNews {
 
 impl Watcher for SnapshotNews {
     fn changed(&self, snapshot: &Arc<Snapshot>) {
-        let about = About::snapshot(snapshot.id().uuid());
+        let sandbox = self.snapshots.changed(snapshot).sandbox;
+        let about = About { sandbox, snapshot: Some(snapshot.id().uuid()) };
         let status = snapshot.status();
         // What was deleted while it failed is nobody's worry any more.
         let failure = status.failure.filter(|_| status.state != SnapshotState::Discarded);
@@ -224,6 +227,7 @@ impl Daemon {
             unwritten.insert(record.id);
         }
         turn.show(record);
+        self.let_go_of_images(entry.id());
         self.events.say("sandbox.stopped", About::sandbox(entry.id()), Some(reason));
         drop(turn);
         self.endings.end(ending);

@@ -20,7 +20,7 @@ pub struct Key {
 }
 
 /// All of them, in the order in which they are shown.
-pub const KEYS: [Key; 29] = [
+pub const KEYS: [Key; 30] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -172,6 +172,15 @@ pub const KEYS: [Key; 29] = [
         help: "Users who may use the socket, besides root and the daemon's own",
         default: "none",
         example: "[1000]",
+        reloads: false,
+    },
+    Key {
+        name: "api.connections_max",
+        flag: "api-connections-max",
+        value: "NUMBER",
+        help: "Connections to the socket, and as many over TCP; those beyond are answered with `too_many`",
+        default: "1024",
+        example: "4096",
         reloads: false,
     },
     Key {

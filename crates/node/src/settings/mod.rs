@@ -83,6 +83,8 @@ pub struct ApiSettings {
     pub socket: PathBuf,
     /// Who may use the socket besides root and the daemon's own user.
     pub allowed_uids: Vec<u32>,
+    /// Connections to each of its listeners, at most.
+    pub connections_max: usize,
     /// Its TCP listener, if it has one.
     pub tcp: Option<TcpSettings>,
 }
@@ -215,6 +217,11 @@ impl Settings {
             api: ApiSettings {
                 socket: read.value("api.socket", &values::PATH, run_directory.join("api.sock"))?,
                 allowed_uids: read.value("api.allowed_uids", &values::USERS, Vec::new())?,
+                connections_max: read.value(
+                    "api.connections_max",
+                    &values::COUNT,
+                    crate::api::limits::CONNECTIONS_DEFAULT,
+                )?,
                 tcp: read.tcp()?,
             },
             firecracker: FirecrackerSettings {

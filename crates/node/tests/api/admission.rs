@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rekindle::api::limits::CONNECTIONS_DEFAULT;
 use rekindle::api::problem::Code;
 use rekindle::api::{ListenError, ListenOptions, Listeners, TcpOptions};
 use rekindle::client::{Client, ClientError, Endpoint, RemoteOptions};
@@ -46,7 +47,12 @@ fn secrets() -> (TempDir, TcpOptions) {
 
 fn bind(directory: &Path, allowed_uids: &[u32], tcp: Option<TcpOptions>) -> Result<Listeners, ListenError> {
     let allowed_uids = allowed_uids.to_vec();
-    Listeners::bind(&ListenOptions { socket: socket_in(directory), allowed_uids, tcp })
+    Listeners::bind(&ListenOptions {
+        socket: socket_in(directory),
+        allowed_uids,
+        connections_max: CONNECTIONS_DEFAULT,
+        tcp,
+    })
 }
 
 /// The API on TCP, its address and its secrets.

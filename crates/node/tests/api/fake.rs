@@ -222,11 +222,11 @@ impl Control for Fake {
         Ok(stopped)
     }
 
-    fn remove_sandbox(&self, reference: &str) -> Answer<()> {
+    fn remove_sandbox(&self, reference: &str) -> Answer<Uuid> {
         let mut kept = self.asked()?;
         let id = kept.sandbox(reference)?.id;
         kept.sandboxes.remove(&id);
-        Ok(())
+        Ok(id)
     }
 
     fn tell_guest(&self, reference: &str, command: Value) -> Answer<Value> {
@@ -275,11 +275,11 @@ impl Control for Fake {
         }
     }
 
-    fn delete_snapshot(&self, reference: &str) -> Answer<()> {
+    fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
         let mut kept = self.asked()?;
         let id = kept.snapshot(reference)?.id;
         kept.snapshots.remove(&id);
-        Ok(())
+        Ok(id)
     }
 
     fn verify_snapshot(&self, reference: &str) -> Answer<Verification> {

@@ -92,6 +92,19 @@ fn waits_have_places_of_their_own_which_those_who_go_away_leave() {
 }
 
 #[test]
+fn connections_beyond_the_bound_are_told_so_and_taken_again_when_one_has_gone() {
+    let served = Served::with_connections(2);
+    let idle = [raw::connect(&served.socket()), raw::connect(&served.socket())];
+    let answer = raw::ask(&served.socket(), "GET /v1/health", "", "");
+    assert_eq!((answer.status, answer.code().as_str()), (429, "too_many"));
+    assert!(answer.json()["detail"].as_str().unwrap().contains("api.connections_max"));
+    assert_eq!(served.client().health().unwrap_err().code(), Some(Code::TooMany));
+    drop(idle);
+    // The daemon learns of it when it looks at the connections next.
+    assert!((0..100_000).any(|_| served.client().health().is_ok()));
+}
+
+#[test]
 fn event_streams_have_places_of_their_own() {
     let served = Served::new();
     let client = served.client();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
-    CaptureMemory, CaptureSource, ForkSandbox, Labels, ListQuery, OpenFaultSocket, PauseSandbox,
-    ResumeSandbox, ResumeSnapshot, SandboxState, SnapshotState,
+    CaptureMemory, CaptureSource, CreateSandbox, ForkSandbox, Labels, ListQuery, OpenFaultSocket,
+    PauseSandbox, ResumeSandbox, ResumeSnapshot, SandboxState, SnapshotState,
 };
 use rekindle::client::ClientError;
 use serde_json::json;
@@ -120,7 +120,7 @@ fn lists_come_in_pages() {
     let made: Vec<_> = (0..5).map(|number| served.sandbox(&format!("s{number}"))).collect();
     let first = client.sandboxes(&ListQuery { limit: Some(2), ..ListQuery::default() }).unwrap();
     assert_eq!((first.sandboxes.as_slice(), first.next), (&made[..2], Some(made[1].id)));
-    let last = ListQuery { limit: Some(3), after: first.next, label: None };
+    let last = ListQuery { limit: Some(3), after: first.next, labels: Vec::new() };
     let last = client.sandboxes(&last).unwrap();
     assert_eq!((last.sandboxes.as_slice(), last.next), (&made[2..], None));
 }
@@ -220,6 +220,27 @@ fn what_cannot_be_understood_is_refused_in_words() {
         ("POST /v1/sandboxes", r#"{"memory_bytes":4097}"#, "4097"),
         ("POST /v1/sandboxes", r#"{"memory_bytes":4096"#, "line 1"),
         ("POST /v1/sandboxes/web/guest", "{}", "command"),
+        ("POST /v1/sandboxes", r#"["a",{},"process",4096,"shared",null]"#, "an object"),
+        ("POST /v1/sandboxes/web/pause", r#"["a",{}]"#, "an object"),
+        ("POST /v1/sandboxes/web/resume", "[true,null,false]", "an object"),
+        ("POST /v1/sandboxes/web/fork", r#"[1,"a",{}]"#, "an object"),
+        ("POST /v1/sandboxes/web/guest", r#"["state"]"#, "an object"),
+        ("POST /v1/sandboxes/web/console", r#"["AAAA"]"#, "an object"),
+        ("POST /v1/snapshots/abcd/resume", r#"[1,"a",{},true,null]"#, "an object"),
+        ("POST /v1/fault-sockets", r#"["abcd",true]"#, "an object"),
+        ("POST /v1/captures", r#"[{"kind":"memfd","pid":7,"fd":3},"a",{},{}]"#, "an object"),
+        ("POST /v1/captures", r#"{"source":["memfd",7,3]}"#, "an object"),
+        ("POST /v1/captures", r#"{"source":{"kind":"process","pid":7,"regions":[[0,4096,0]]}}"#, "an object"),
+        ("POST /v1/sandboxes", r#"{"memory_bytes":4096,"vmm":"qemu","machine":["/k"]}"#, "an object"),
+        (
+            "POST /v1/sandboxes",
+            r#"{"memory_bytes":4096,"machine":{"kernel":"/k","disks":[["a","/b"]]}}"#,
+            "an object",
+        ),
+        ("POST /v1/sandboxes", r#"{"memory_bytes":4096,"vmm":{"process":null}}"#, "a word"),
+        ("POST /v1/sandboxes", r#"{"memory_bytes":4096,"labels":{"a":"1","a":"2"}}"#, "`a` comes twice"),
+        ("POST /v1/sandboxes", r#"{"memory_bytes":4096,"labels":{"rekindle/a":"1"}}"#, "rekindle gives"),
+        ("GET /v1/sandboxes?limit=1&limit=2", "", "`limit` comes twice: say it once"),
         ("GET /v1/sandboxes?limit=0", "", "limit"),
         ("GET /v1/sandboxes?limit=1001", "", "1001"),
         ("GET /v1/sandboxes?limt=1", "", "limt"),
@@ -237,6 +258,7 @@ fn what_cannot_be_understood_is_refused_in_words() {
         let detail = answer.json()["detail"].as_str().unwrap().to_owned();
         assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_request"), "{line} {body}");
         assert!(detail.contains(word), "{line} {body}: {detail}");
+        assert!(!detail.contains("deserialize"), "{line} {body}: {detail}");
     }
 }
 
@@ -255,4 +277,39 @@ fn a_daemon_that_is_not_there_is_said_to_be() {
     let error = client.health().unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }));
     assert!(error.to_string().contains("is `rekindle serve` running?"), "{error}");
+}
+
+#[test]
+fn lists_are_of_what_has_all_of_the_labels_that_are_asked_for() {
+    let served = Served::new();
+    let client = served.client();
+    for (name, a, b) in [("first", "1", "1"), ("second", "1", "2"), ("third", "2", "2")] {
+        let labels = Labels::from([("a".to_owned(), a.to_owned()), ("b".to_owned(), b.to_owned())]);
+        client.create_sandbox(None, &CreateSandbox { labels, ..wanted(name) }).unwrap();
+    }
+    let answer = raw::ask(&served.socket(), "GET /v1/sandboxes?label=a=1&label=b=2", "", "");
+    let listed = answer.json()["sandboxes"].as_array().unwrap().clone();
+    assert_eq!(listed.iter().map(|one| one["name"].as_str().unwrap()).collect::<Vec<_>>(), ["second"]);
+    let labels = vec!["a=1".to_owned(), "b=1".to_owned()];
+    let query = ListQuery { labels, ..ListQuery::default() };
+    let listed = client.sandboxes(&query).unwrap().sandboxes;
+    assert_eq!(listed.iter().filter_map(|one| one.name.as_deref()).collect::<Vec<_>>(), ["first"]);
+}
+
+#[test]
+fn a_long_word_of_a_request_does_not_come_back_whole() {
+    let served = Served::new();
+    let long = "x".repeat(20_000);
+    for (line, body) in [
+        (format!("GET /v1/sandboxes/{long}"), String::new()),
+        (format!("GET /v1/{long}"), String::new()),
+        (format!("GET /v1/sandboxes?{long}=1"), String::new()),
+        (format!("GET /v1/sandboxes?label={long}"), String::new()),
+        ("POST /v1/sandboxes".to_owned(), format!(r#"{{"memory_bytes":4096,"name":"{long}"}}"#)),
+        ("POST /v1/sandboxes".to_owned(), format!(r#"{{"memory_bytes":4096,"vmm":"{long}"}}"#)),
+        ("POST /v1/sandboxes".to_owned(), format!(r#"{{"{long}":1}}"#)),
+    ] {
+        let answer = raw::ask(&served.socket(), &line, "", &body);
+        assert!(answer.status >= 400 && answer.body.len() < 3000, "{}: {}", &line[..20], answer.body);
+    }
 }

@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rekindle::api::limits::CONNECTIONS_DEFAULT;
 use rekindle::api::{self, ListenOptions, Listeners};
 use tokio::sync::oneshot;
 
@@ -17,7 +18,13 @@ const SERVE_AT: &str = "REKINDLE_TEST_SERVE_AT";
 #[test]
 fn serves_until_its_input_ends() {
     let Some(socket) = std::env::var_os(SERVE_AT).map(PathBuf::from) else { return };
-    let listeners = Listeners::bind(&ListenOptions { socket, allowed_uids: Vec::new(), tcp: None }).unwrap();
+    let listeners = Listeners::bind(&ListenOptions {
+        socket,
+        allowed_uids: Vec::new(),
+        connections_max: CONNECTIONS_DEFAULT,
+        tcp: None,
+    })
+    .unwrap();
     let (end, ended) = oneshot::channel::<()>();
     let reading = std::thread::spawn(move || {
         drop(std::io::stdin().read_to_end(&mut Vec::new()));

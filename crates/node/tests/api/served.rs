@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use rekindle::api::limits::CONNECTIONS_DEFAULT;
 use rekindle::api::types::{CreateSandbox, Labels, MemoryBacking, Sandbox, VmmKind};
 use rekindle::api::{self, ListenOptions, Listeners};
 use rekindle::client::Client;
@@ -25,9 +26,18 @@ pub(crate) struct Served {
 impl Served {
     /// Serves a new fake on a socket.
     pub(crate) fn new() -> Self {
+        Self::with_connections(CONNECTIONS_DEFAULT)
+    }
+
+    /// The same with so many connections at most.
+    pub(crate) fn with_connections(connections_max: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let options =
-            ListenOptions { socket: socket_in(directory.path()), allowed_uids: Vec::new(), tcp: None };
+        let options = ListenOptions {
+            socket: socket_in(directory.path()),
+            allowed_uids: Vec::new(),
+            connections_max,
+            tcp: None,
+        };
         let listeners = Listeners::bind(&options).unwrap();
         Self::on(directory, listeners)
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rekindle::api::control::{Answer, Asked, Control};
+use rekindle::api::limits::CONNECTIONS_DEFAULT;
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::*;
 use rekindle::api::{ListenOptions, Listeners};
@@ -48,7 +49,12 @@ impl FakeDaemon {
         let socket = place.path("run/api.sock");
         std::fs::create_dir_all(socket.parent().expect("a directory")).expect("it can be made");
         let inside = runtime.enter();
-        let options = ListenOptions { socket, allowed_uids: Vec::new(), tcp: None };
+        let options = ListenOptions {
+            socket,
+            allowed_uids: Vec::new(),
+            connections_max: CONNECTIONS_DEFAULT,
+            tcp: None,
+        };
         let listeners = Listeners::bind(&options).expect("the place is empty");
         drop(inside);
         let (end, ended) = oneshot::channel();
@@ -164,8 +170,7 @@ impl Control for Fake {
 
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
         let things = self.things();
-        let wanted =
-            |sandbox: &&Sandbox| query.label.as_ref().is_none_or(|label| has(&sandbox.labels, label));
+        let wanted = |sandbox: &&Sandbox| query.labels.iter().all(|label| has(&sandbox.labels, label));
         Ok(SandboxList { sandboxes: things.sandboxes.iter().filter(wanted).cloned().collect(), next: None })
     }
 
@@ -229,11 +234,11 @@ impl Control for Fake {
         Ok(sandbox.clone())
     }
 
-    fn remove_sandbox(&self, reference: &str) -> Answer<()> {
+    fn remove_sandbox(&self, reference: &str) -> Answer<Uuid> {
         let mut things = self.things();
         let id = things.sandbox(reference)?.id;
         things.sandboxes.retain(|sandbox| sandbox.id != id);
-        Ok(())
+        Ok(id)
     }
 
     fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
@@ -270,8 +275,7 @@ impl Control for Fake {
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
         let things = self.things();
-        let wanted =
-            |snapshot: &&Snapshot| query.label.as_ref().is_none_or(|label| has(&snapshot.labels, label));
+        let wanted = |snapshot: &&Snapshot| query.labels.iter().all(|label| has(&snapshot.labels, label));
         Ok(SnapshotList { snapshots: things.snapshots.iter().filter(wanted).cloned().collect(), next: None })
     }
 
@@ -291,11 +295,11 @@ impl Control for Fake {
         Ok(snapshot.clone())
     }
 
-    fn delete_snapshot(&self, reference: &str) -> Answer<()> {
+    fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
         let mut things = self.things();
         let id = things.snapshot(reference)?.id;
         things.snapshots.retain(|snapshot| snapshot.id != id);
-        Ok(())
+        Ok(id)
     }
 
     fn verify_snapshot(&self, reference: &str) -> Answer<Verification> {

@@ -5,6 +5,7 @@
 mod peer;
 mod support;
 
+mod audit;
 mod crashes;
 mod disconnects;
 mod firecracker;

@@ -4,12 +4,13 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 
 use rekindle::api::problem::Code;
-use rekindle::api::types::{ForkSandbox, ResumeSandbox, Sandbox, SandboxState};
+use rekindle::api::types::{ForkSandbox, ResumeSandbox, Sandbox, SandboxState, SnapshotState};
 use rekindle::client::ClientError;
 use rekindle_testkit::black_box::Role;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
-use crate::support::{Node, resume_as};
+use crate::peers::Peers;
+use crate::support::{Node, Outage, resume_as};
 
 fn forks(name: &str, count: u32) -> ForkSandbox {
     ForkSandbox { count, name: Some(name.to_owned()), ..Default::default() }
@@ -148,4 +149,47 @@ fn a_stopped_sandbox_goes_on_from_its_last_snapshot_where_that_is_asked_for_and_
     node.client.stop_sandbox("b").expect("it is stopped");
     let refused = node.client.resume_sandbox("b", &last).expect_err("there is nothing to go on from");
     assert!(refused.to_string().contains("was never paused"), "{refused}");
+}
+
+#[test]
+fn the_images_of_a_machine_go_when_nothing_runs_from_them() {
+    let mut peers = Peers::start();
+    peers.filled("vm");
+    peers.write_disk("vm", 5, 6);
+    let images = peers.node.client.all_snapshots(None).expect("a list");
+    assert_eq!(images.iter().map(|one| one.labels.len()).collect::<Vec<_>>(), [1], "its disk's image");
+    peers.node.crash();
+    assert_eq!(peers.node.client.all_snapshots(None).expect("a list").len(), 1, "it runs from it");
+    let first = peers.node.pause("vm", "first");
+    let left = peers.node.client.all_snapshots(None).expect("a list");
+    assert_eq!(left.iter().map(|one| one.id).collect::<Vec<_>>(), [first.id]);
+    peers.node.crash();
+    peers.node.resume("vm");
+    peers.assert_verified("vm");
+    peers.assert_disk("vm", 5, 6);
+}
+
+#[test]
+fn why_a_snapshot_does_not_get_on_is_told_by_readiness_and_to_whoever_waits() {
+    let node = Node::start();
+    node.filled("a", 1);
+    let outage = Outage::of(&node.place.store_directory());
+    node.pause("a", "base");
+    node.eventually("the first try to publish failing", || {
+        node.client.snapshot("base").expect("it is there").reason.is_some()
+    });
+    let readiness = node.client.readiness().expect("it answers");
+    assert!(readiness.ready, "it can do what it is asked");
+    let reason = readiness.reasons.join("; ");
+    assert!(
+        reason.starts_with("1 snapshots cannot be published now; the oldest is snapshot base"),
+        "{reason}"
+    );
+    let waited = node.place.command(["wait", "base", "--timeout", "3s"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&waited.stderr);
+    assert!(!waited.status.success());
+    assert!(said.starts_with("it is not published yet: "), "{said}");
+    outage.end();
+    node.wait("base", SnapshotState::Published);
+    assert_eq!(node.client.readiness().expect("it answers").reasons, Vec::<String>::new());
 }

@@ -73,6 +73,6 @@ async fn type_at_console(
     let bytes = BASE64_STANDARD
         .decode(&input.bytes)
         .map_err(|error| Problem::new(Code::InvalidRequest, format!("`bytes` is not base64: {error}")))?;
-    control.ask(place, move |control| control.type_console(&reference, &bytes)).await?;
+    control.change(place, None, move |control, _| control.type_console(&reference, &bytes)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

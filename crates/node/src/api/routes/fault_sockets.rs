@@ -7,6 +7,7 @@ use utoipa_axum::routes;
 
 use super::Routes;
 use crate::api::answer::Made;
+use crate::api::audit::Removed;
 use crate::api::bounded::BoundedControl;
 use crate::api::control::Answer;
 use crate::api::extract::{JsonBody, WholeId};
@@ -33,7 +34,7 @@ async fn open_fault_socket(
     JsonBody(wanted): JsonBody<OpenFaultSocket>,
 ) -> Answer<Made<FaultSocket>> {
     let made =
-        control.make(place, None, move |control, asked| control.open_fault_socket(asked, wanted)).await?;
+        control.change(place, None, move |control, asked| control.open_fault_socket(asked, wanted)).await?;
     let path = Some(format!("/v1/fault-sockets/{}", made.id));
     Ok(Made { made, path })
 }
@@ -81,6 +82,10 @@ async fn close_fault_socket(
     place: Place,
     WholeId(id): WholeId,
 ) -> Answer<StatusCode> {
-    control.ask(place, move |control| control.close_fault_socket(id)).await?;
+    control
+        .change(place, None, move |control, _| {
+            control.close_fault_socket(id).map(|()| Removed::FaultSocket(id))
+        })
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

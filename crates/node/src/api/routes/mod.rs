@@ -18,6 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use super::admission;
 use super::answer;
+use super::audit;
 use super::bounded::BoundedControl;
 use super::limits;
 use super::places::{Places, with_place};
@@ -32,6 +33,7 @@ pub(crate) fn router(control: BoundedControl) -> Router {
         .fallback(answer::no_route)
         .method_not_allowed_fallback(answer::no_method)
         .layer(from_fn(admission::admit))
+        .layer(from_fn(audit::audited))
         .layer(from_fn(traced))
         .with_state(control)
 }

@@ -7,6 +7,7 @@ use utoipa_axum::routes;
 
 use super::Routes;
 use crate::api::answer::Made;
+use crate::api::audit::Removed;
 use crate::api::bounded::BoundedControl;
 use crate::api::control::Answer;
 use crate::api::extract::{CheckedQuery, JsonBody, Key, Reference};
@@ -41,7 +42,8 @@ async fn create_sandbox(
     Key(key): Key,
     JsonBody(wanted): JsonBody<CreateSandbox>,
 ) -> Answer<Made<Sandbox>> {
-    let made = control.make(place, key, move |control, asked| control.create_sandbox(asked, wanted)).await?;
+    let made =
+        control.change(place, key, move |control, asked| control.create_sandbox(asked, wanted)).await?;
     let path = Some(format!("/v1/sandboxes/{}", made.id));
     Ok(Made { made, path })
 }
@@ -91,7 +93,9 @@ async fn remove_sandbox(
     place: Place,
     Reference(reference): Reference,
 ) -> Answer<StatusCode> {
-    control.ask(place, move |control| control.remove_sandbox(&reference)).await?;
+    control
+        .change(place, None, move |control, _| control.remove_sandbox(&reference).map(Removed::Sandbox))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -111,8 +115,9 @@ async fn pause_sandbox(
     Key(key): Key,
     JsonBody(how): JsonBody<PauseSandbox>,
 ) -> Answer<Made<Snapshot>> {
-    let made =
-        control.make(place, key, move |control, asked| control.pause_sandbox(&reference, asked, how)).await?;
+    let made = control
+        .change(place, key, move |control, asked| control.pause_sandbox(&reference, asked, how))
+        .await?;
     let path = Some(format!("/v1/snapshots/{}", made.id));
     Ok(Made { made, path })
 }
@@ -133,7 +138,7 @@ async fn resume_sandbox(
     JsonBody(how): JsonBody<ResumeSandbox>,
 ) -> Answer<Json<Sandbox>> {
     control
-        .make(place, None, move |control, asked| control.resume_sandbox(&reference, asked, how))
+        .change(place, None, move |control, asked| control.resume_sandbox(&reference, asked, how))
         .await
         .map(Json)
 }
@@ -156,8 +161,9 @@ async fn fork_sandbox(
     Key(key): Key,
     JsonBody(how): JsonBody<ForkSandbox>,
 ) -> Answer<Made<SandboxList>> {
-    let made =
-        control.make(place, key, move |control, asked| control.fork_sandbox(&reference, asked, how)).await?;
+    let made = control
+        .change(place, key, move |control, asked| control.fork_sandbox(&reference, asked, how))
+        .await?;
     Ok(Made { made, path: None })
 }
 
@@ -174,7 +180,7 @@ async fn stop_sandbox(
     place: Place,
     Reference(reference): Reference,
 ) -> Answer<Json<Sandbox>> {
-    control.ask(place, move |control| control.stop_sandbox(&reference)).await.map(Json)
+    control.change(place, None, move |control, _| control.stop_sandbox(&reference)).await.map(Json)
 }
 
 /// Tells a process guest to do something, and gives its answer.
@@ -193,5 +199,5 @@ async fn tell_guest(
     JsonBody(command): JsonBody<serde_json::Map<String, serde_json::Value>>,
 ) -> Answer<Json<serde_json::Value>> {
     let command = serde_json::Value::Object(command);
-    control.ask(place, move |control| control.tell_guest(&reference, command)).await.map(Json)
+    control.change(place, None, move |control, _| control.tell_guest(&reference, command)).await.map(Json)
 }

@@ -10,6 +10,7 @@ use utoipa_axum::routes;
 
 use super::Routes;
 use crate::api::answer::Made;
+use crate::api::audit::Removed;
 use crate::api::bounded::BoundedControl;
 use crate::api::control::Answer;
 use crate::api::extract::{CheckedQuery, JsonBody, Key, Reference};
@@ -127,7 +128,9 @@ async fn delete_snapshot(
     place: Place,
     Reference(reference): Reference,
 ) -> Answer<StatusCode> {
-    control.ask(place, move |control| control.delete_snapshot(&reference)).await?;
+    control
+        .change(place, None, move |control, _| control.delete_snapshot(&reference).map(Removed::Snapshot))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -180,7 +183,7 @@ async fn resume_snapshot(
     JsonBody(how): JsonBody<ResumeSnapshot>,
 ) -> Answer<Made<SandboxList>> {
     let made = control
-        .make(place, key, move |control, asked| control.resume_snapshot(&reference, asked, how))
+        .change(place, key, move |control, asked| control.resume_snapshot(&reference, asked, how))
         .await?;
     Ok(Made { made, path: None })
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::schemas;
+use super::{schemas, shapes};
 
 /// What a virtual machine is started with. Paths are those of the daemon's machine, and absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -25,21 +25,21 @@ pub struct Machine {
     #[schema(default = 1, minimum = 1, maximum = 64)]
     pub cpus: u32,
     /// The kind of machine; QEMU only.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::word")]
     pub board: Board,
     /// How its instructions are run; by KVM where that works if it is not said.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::word_or_none")]
     pub accelerator: Option<Accelerator>,
     /// The model of its processors, in the VMM's words.
     #[serde(default)]
     #[schema(min_length = 1, max_length = 256)]
     pub cpu: Option<String>,
     /// Its disks, in this order; each is a volume of its snapshots.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::objects")]
     #[schema(max_items = 8)]
     pub disks: Vec<DiskImage>,
     /// Its network devices: tap devices that are there already.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::objects")]
     #[schema(max_items = 8)]
     pub taps: Vec<Tap>,
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Labels, ServedPages, schemas};
+use super::{Labels, ServedPages, schemas, shapes};
 
 /// A socket at which a VMM that others start is served with a snapshot's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -59,17 +59,18 @@ pub struct OpenFaultSocket {
 #[serde(deny_unknown_fields)]
 pub struct CaptureMemory {
     /// Where the memory is.
+    #[serde(deserialize_with = "shapes::object")]
     pub source: CaptureSource,
     /// The snapshot's name.
     #[serde(default)]
     #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub name: Option<String>,
     /// The snapshot's labels.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::texts")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// Device state and the like, by name, as base64 of bytes.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shapes::texts")]
     #[schema(schema_with = schemas::blobs)]
     pub blobs: BTreeMap<String, String>,
 }
@@ -98,6 +99,7 @@ pub enum CaptureSource {
         #[schema(minimum = 1, maximum = 2147483647)]
         pid: u32,
         /// Where guest memory is in it.
+        #[serde(deserialize_with = "shapes::objects")]
         #[schema(min_items = 1, max_items = 1024)]
         regions: Vec<MemoryRegion>,
     },

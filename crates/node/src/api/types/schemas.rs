@@ -15,6 +15,12 @@ pub(super) enum AwaitedState {
     Published,
 }
 
+/// A label that is asked for, `name=value`.
+#[derive(ToSchema)]
+#[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}=")]
+#[expect(dead_code, reason = "the document alone reads it")]
+pub(super) struct LabelFilter(String);
+
 /// What a label's name is like.
 pub(crate) const LABEL_NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._/-]*$";
 

@@ -171,6 +171,7 @@ impl Machine<'_> {
 
     /// Ends it.
     pub(super) fn end(&self) -> anyhow::Result<()> {
-        Ok(self.node.daemon.remove_sandbox(&self.sandbox.id.to_string())?)
+        self.node.daemon.remove_sandbox(&self.sandbox.id.to_string())?;
+        Ok(())
     }
 }

@@ -239,8 +239,12 @@ fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
             let_through(directory)?;
         }
     }
-    let (socket, allowed_uids) = (api.socket.clone(), api.allowed_uids.clone());
-    let options = ListenOptions { socket, allowed_uids, tcp: tcp_options(settings) };
+    let options = ListenOptions {
+        socket: api.socket.clone(),
+        allowed_uids: api.allowed_uids.clone(),
+        connections_max: api.connections_max,
+        tcp: tcp_options(settings),
+    };
     Ok(Listeners::bind(&options)?)
 }
 

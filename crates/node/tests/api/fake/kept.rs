@@ -153,12 +153,12 @@ pub(super) fn page<T: Clone>(
     labels: impl Fn(&T) -> &Labels,
 ) -> (Vec<T>, Option<Uuid>) {
     let limit = usize::try_from(query.limit.unwrap_or(100)).unwrap();
-    let wanted = query.label.as_deref().and_then(|label| label.split_once('='));
+    let wanted: Vec<_> = query.labels.iter().filter_map(|label| label.split_once('=')).collect();
     let mut matching = all
         .iter()
         .filter(|(id, _)| query.after.is_none_or(|after| **id > after))
         .filter(|(_, one)| {
-            wanted.is_none_or(|(name, value)| labels(one).get(name).is_some_and(|has| has == value))
+            wanted.iter().all(|&(name, value)| labels(one).get(name).is_some_and(|has| has == value))
         })
         .peekable();
     let taken: Vec<_> = matching.by_ref().take(limit).collect();
