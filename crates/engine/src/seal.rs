@@ -20,7 +20,7 @@ use crate::limits;
 use crate::manifest::{
     LayerName, LocalManifest, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape,
 };
-use crate::merge::merge;
+use crate::merge::{merge, slots_to_merge};
 use crate::pack::{PackError, pack};
 use crate::page_set::PageSet;
 use crate::precedence::{Courtesy, Precedence};
@@ -165,20 +165,20 @@ impl Sealer {
         Ok(flatten(snapshot, manifest, packed, &merged, parent.memory().load().layers()))
     }
 
-    /// For each volume the layer that the smallest of the parent's were merged into, where there are too many.
+    /// For each volume the layer that some of the parent's were merged into, where there are too many.
     fn merge(&self, parent: &Snapshot, names: &Manifest) -> Result<Vec<Option<Arc<Layer>>>, SealError> {
         let (layers, volumes) = (names.layers().len(), names.volumes().len());
-        if layers < self.sealing.merge_at_layers {
-            return Ok(vec![None; volumes]);
-        }
         let tools = (&*self.cache, &self.fetcher, &self.domain);
+        let maps: Vec<_> = names.volumes().iter().map(|named| &named.map).collect();
+        let slots = slots_to_merge(&maps, self.sealing.merge_at_layers);
         parent
             .volumes()
             .iter()
-            .zip(names.volumes())
-            .map(|(volume, named)| match merge(&named.map, &volume.view, tools) {
+            .zip(maps)
+            .zip(slots)
+            .map(|((volume, map), slots)| match merge(map, &volume.view, &slots, tools) {
                 // There is room left: merging can wait for a pause at which the pages can be read.
-                Err(PackError::Merge(error)) if layers + volumes < limits::MANIFEST_LAYERS_MAX => {
+                Err(PackError::Merge(error)) if layers + volumes <= limits::MANIFEST_LAYERS_MAX => {
                     tracing::warn!(snapshot = %parent.id(), layers, %error, "layers are not merged now");
                     Ok(None)
                 }

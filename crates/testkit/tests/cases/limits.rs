@@ -1,12 +1,21 @@
 //! Limits: a pause waits for room before the guest is frozen, and says what it waited for.
 
+use std::collections::BTreeMap;
+use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rekindle_engine::budget::BudgetError;
+use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::{Engine, EngineOptions};
-use rekindle_engine::geometry::bytes_of_pages;
+use rekindle_engine::geometry::{GuestPages, bytes_of_pages};
+use rekindle_engine::identity::{LayerId, SnapshotId, VolumeName};
 use rekindle_engine::lifecycle::SnapshotState;
-use rekindle_engine::pause::PauseError;
+use rekindle_engine::manifest::VolumeManifest;
+use rekindle_engine::page_set::PageSet;
+use rekindle_engine::pause::{PauseError, PausedGuest, PausedVolume};
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_kernel::{Memfd, PageKind};
 use rekindle_testkit::guest::{Guest, Tracking};
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::random::Random;
@@ -137,4 +146,64 @@ fn a_snapshot_for_which_there_never_was_a_thread_is_saved_by_the_next_engine() {
     let found = (engine.snapshot(id).expect("it was acknowledged"), memory);
     wait_published(&found.0);
     check(&engine, &found);
+}
+
+/// Pauses a machine of these volumes: of each, `written` pages from page `from` on have new bytes.
+fn pause_volumes(
+    engine: &Engine,
+    parent: Option<&Arc<Snapshot>>,
+    volumes: &[(&str, u32, GuestPages)],
+    random: &mut Random,
+) -> Arc<Snapshot> {
+    let volumes = volumes.iter().map(|(name, pages, written)| {
+        let memfd = Memfd::create("volume", bytes_of_pages(*pages), PageKind::Small).expect("memory");
+        let mut bytes = vec![0; 4096];
+        for page in written.iter() {
+            random.fill(&mut bytes);
+            memfd.write_at(&bytes, bytes_of_pages(page.number())).expect("memory");
+        }
+        let mut kept = PageSet::new(*pages);
+        kept.insert_run(*written);
+        let pages = CapturedPages { kept, zero: PageSet::new(*pages) };
+        let name = VolumeName::from_str(name).expect("a name");
+        PausedVolume { name, page_kind: PageKind::Small, memfd, pages }
+    });
+    let volumes = volumes.collect();
+    let permit = engine.permit_pause(parent, bytes_of_pages(400)).expect("room");
+    let guest = PausedGuest { id: SnapshotId::new(), volumes, blobs: BTreeMap::new(), alongside: Vec::new() };
+    let snapshot = engine.commit_pause(permit, guest).expect("the volumes of its parent");
+    wait_sealed(&snapshot);
+    snapshot
+}
+
+/// The layers that each volume's pages are in.
+fn layers_of(snapshot: &Snapshot) -> Vec<Vec<LayerId>> {
+    let manifest = snapshot.manifest_now().expect("it is sealed");
+    let layers = |volume: &VolumeManifest| {
+        volume.map.live_slots().map(|slot| manifest.layers()[slot.index()].id).collect()
+    };
+    manifest.volumes().iter().map(layers).collect()
+}
+
+#[test]
+fn a_long_line_of_memory_merges_no_layer_of_disks_that_give_no_room() {
+    let site = site();
+    let engine = start(&site);
+    let mut random = Random::new(7);
+    let volumes =
+        |memory, changed| [("memory", 200, memory), ("image", 90, run(0, 0)), ("data", 90, changed)];
+    let images = [("memory", 200, run(0, 200)), ("image", 90, run(0, 90)), ("data", 90, run(0, 90))];
+    let first = pause_volumes(&engine, None, &images, &mut random);
+    let mut last = pause_volumes(&engine, Some(&first), &volumes(run(0, 1), run(0, 2)), &mut random);
+    let disks = layers_of(&last)[1..].to_vec();
+    assert_eq!(disks.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2]);
+    let mut longest = 0;
+    for pause in 1..70 {
+        last = pause_volumes(&engine, Some(&last), &volumes(run(2 * pause, 1), run(0, 0)), &mut random);
+        let layers = layers_of(&last);
+        assert_eq!(layers[1..], disks, "pause {pause}: a disk that nobody wrote has other layers");
+        longest = longest.max(layers[0].len());
+    }
+    assert!((20..33).contains(&longest), "memory had {longest} layers");
+    wait_published(&last);
 }
