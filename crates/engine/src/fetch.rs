@@ -15,6 +15,7 @@ use crate::object::{FrameError, ObjectTable, decode_frame};
 use crate::single_flight::{Answer, SingleFlight};
 use crate::stop::Stop;
 use crate::store::{Store, StoreError};
+use crate::sync::{Mutex, lock};
 
 pub use crate::single_flight::FrameWaiter;
 
@@ -93,8 +94,7 @@ impl Fetcher {
         let claimed = |number: &usize| shared.awaited.claim((layer.id(), FrameNumber::new(*number)));
         let ahead = frame.index() + 1..frame.index() + layer.frames_ahead(frame);
         let ahead = ahead.take_while(claimed).map(FrameNumber::new).collect();
-        let work = fetch_run(Arc::clone(shared), Arc::clone(layer), frame, ahead);
-        drop(shared.runtime.spawn(told_when_dropped(Arc::clone(shared), work)));
+        drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(layer), frame, ahead)));
     }
 
     /// Waits until a frame is verified, until the first failed try, or until the engine ends. Not for fault threads or async tasks.
@@ -114,35 +114,50 @@ impl Fetcher {
     }
 }
 
-/// Does `work`; if the runtime ends before it, those who wait are told. The future is made when this is called, not
-/// when it is first polled: a runtime that has ended drops it unpolled.
-fn told_when_dropped(shared: Arc<Shared>, work: impl Future<Output = ()>) -> impl Future<Output = ()> {
-    let unfinished = Unfinished(Some(shared));
-    async move {
-        let mut unfinished = unfinished;
-        work.await;
-        unfinished.0 = None;
+/// Frames of a layer that one piece of work fetches. Those it has not done when its last part is dropped, by a panic or
+/// with the runtime, are given up: who waits for them is told, and nobody else.
+struct Claimed {
+    shared: Arc<Shared>,
+    layer: LayerId,
+    frames: Mutex<Vec<FrameNumber>>,
+}
+
+impl Claimed {
+    fn new(shared: Arc<Shared>, layer: LayerId, frames: Vec<FrameNumber>) -> Arc<Self> {
+        Arc::new(Self { shared, layer, frames: Mutex::new(frames) })
+    }
+
+    /// A frame is not this work's any more: it is there, nobody waits for it, or others fetch it.
+    fn let_go(&self, frame: FrameNumber) {
+        lock(&self.frames).retain(|claimed| *claimed != frame);
     }
 }
 
-/// Work that somebody waits for, until it is done.
-struct Unfinished(Option<Arc<Shared>>);
-
-impl Drop for Unfinished {
+impl Drop for Claimed {
     fn drop(&mut self) {
-        if let Some(shared) = &self.0 {
-            shared.awaited.give_up("the engine has ended");
+        for frame in std::mem::take(&mut *lock(&self.frames)) {
+            self.shared.awaited.give_up((self.layer, frame), "its fetch was cut short");
         }
     }
 }
 
-/// Fetches a frame that somebody waits for, and in the same request those after it that may be wanted next.
-async fn fetch_run(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber, ahead: Vec<FrameNumber>) {
-    let left = fetch_together(&shared, &layer, frame, &ahead).await;
-    for after in left {
-        if shared.awaited.give_back((layer.id(), after)) {
-            let work = fetch_until_done(Arc::clone(&shared), Arc::clone(&layer), after);
-            drop(tokio::spawn(told_when_dropped(Arc::clone(&shared), work)));
+/// Fetches a frame that somebody waits for, and in the same request those after it that may be wanted next. They are
+/// claimed when this is called, not when it is first polled: a runtime that has ended drops it unpolled.
+fn fetch_run(
+    shared: Arc<Shared>,
+    layer: Arc<Layer>,
+    frame: FrameNumber,
+    ahead: Vec<FrameNumber>,
+) -> impl Future<Output = ()> {
+    let frames = std::iter::once(frame).chain(ahead.iter().copied()).collect();
+    let claimed = Claimed::new(Arc::clone(&shared), layer.id(), frames);
+    async move {
+        let left = fetch_together(&claimed, &layer, frame, &ahead).await;
+        for after in left {
+            claimed.let_go(after);
+            if shared.awaited.give_back((layer.id(), after)) {
+                drop(tokio::spawn(fetch_until_done(Arc::clone(&shared), Arc::clone(&layer), after)));
+            }
         }
     }
 }
@@ -150,7 +165,7 @@ async fn fetch_run(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber, a
 /// One request for `first` and the frames `ahead` that follow it, where there are any. Those it did not bring are
 /// returned, to be fetched one by one.
 async fn fetch_together(
-    shared: &Arc<Shared>,
+    claimed: &Arc<Claimed>,
     layer: &Arc<Layer>,
     first: FrameNumber,
     ahead: &[FrameNumber],
@@ -160,18 +175,19 @@ async fn fetch_together(
         return all().collect();
     };
     let range = table.frame_range(first).start..table.frame_range(*last).end;
-    let Ok(body) = shared.store.get_layer(layer.id(), &stored.object, range.clone()).await else {
+    let Ok(body) = claimed.shared.store.get_layer(layer.id(), &stored.object, range.clone()).await else {
         return all().collect();
     };
     let mut accepting = tokio::task::JoinSet::new();
     for frame in all() {
         let place = table.frame_range(frame);
         let encoded = body.slice(size_of(place.start - range.start)..size_of(place.end - range.start));
-        let (shared, layer) = (Arc::clone(shared), Arc::clone(layer));
+        let (claimed, layer) = (Arc::clone(claimed), Arc::clone(layer));
         accepting.spawn_blocking(move || {
             let accepted = accept(&layer, frame, &encoded).is_ok();
             if accepted {
-                shared.awaited.succeeded((layer.id(), frame));
+                claimed.let_go(frame);
+                claimed.shared.awaited.succeeded((layer.id(), frame));
             }
             (!accepted).then_some(frame)
         });
@@ -184,9 +200,14 @@ fn size_of(bytes: u64) -> usize {
     usize::try_from(bytes).expect("what is in memory has a size")
 }
 
-async fn fetch_until_done(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber) {
-    let (store, layer) = (&shared.store, &layer);
-    shared.awaited.fetch((layer.id(), frame), || fetch(store, layer, frame), tokio::time::sleep).await;
+/// Fetches one frame that somebody waits for. It is claimed when this is called.
+fn fetch_until_done(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber) -> impl Future<Output = ()> {
+    let claimed = Claimed::new(Arc::clone(&shared), layer.id(), vec![frame]);
+    async move {
+        let (store, layer) = (&shared.store, &layer);
+        shared.awaited.fetch((layer.id(), frame), || fetch(store, layer, frame), tokio::time::sleep).await;
+        claimed.let_go(frame);
+    }
 }
 
 /// One try: the local file first, then the store.
@@ -199,7 +220,9 @@ async fn fetch(store: &Store, layer: &Arc<Layer>, frame: FrameNumber) -> Result<
         return Ok(());
     }
     if layer.table().is_none() {
-        fetch_table(store, layer, &stored).await?;
+        if let Some(outcome) = fetch_table(store, layer, &stored, frame).await? {
+            return outcome;
+        }
         if matches!(blocking_load(layer, frame).await, Ok(true)) {
             return Ok(());
         }
@@ -228,8 +251,14 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.expect("the runtime outlives its tasks, which do not panic")
 }
 
-/// Fetches the table, and with a small object every frame of it in the same request.
-async fn fetch_table(store: &Store, layer: &Arc<Layer>, stored: &StoredLayer) -> Result<(), FetchError> {
+/// Fetches the table, and with a small object every frame of it in the same request: then what came of `wanted` is
+/// answered. Each frame is judged by itself: those that are not good are asked for again by whoever wants them.
+async fn fetch_table(
+    store: &Store,
+    layer: &Arc<Layer>,
+    stored: &StoredLayer,
+    wanted: FrameNumber,
+) -> Result<Option<Result<(), FetchError>>, FetchError> {
     let frames_end = stored.object_bytes - stored.table_bytes;
     let whole = stored.object_bytes <= limits::OBJECT_FETCHED_WHOLE_BYTES_MAX;
     let start = if whole { 0 } else { frames_end };
@@ -237,19 +266,24 @@ async fn fetch_table(store: &Store, layer: &Arc<Layer>, stored: &StoredLayer) ->
     let table = checked_table(layer, stored, &body[size_of(frames_end - start)..])?;
     let table = layer.set_table(table);
     if !whole {
-        return Ok(());
+        return Ok(None);
     }
     let ranges: Vec<Range<u64>> =
         (0..table.index().frames()).map(|frame| table.frame_range(FrameNumber::new(frame))).collect();
     let layer = Arc::clone(layer);
     blocking(move || {
+        let mut answer = None;
         for (number, range) in ranges.into_iter().enumerate() {
             let frame = FrameNumber::new(number);
-            if !layer.is_verified(frame) {
-                accept(&layer, frame, &body[size_of(range.start)..size_of(range.end)])?;
+            let outcome = match layer.is_verified(frame) {
+                true => Ok(()),
+                false => accept(&layer, frame, &body[size_of(range.start)..size_of(range.end)]),
+            };
+            if frame == wanted {
+                answer = Some(outcome);
             }
         }
-        Ok(())
+        Ok(answer)
     })
     .await
 }

@@ -85,13 +85,11 @@ impl SingleFlight {
         }
     }
 
-    /// Tells all who wait that nobody fetches any more.
-    pub fn give_up(&self, reason: &str) {
-        let awaited = std::mem::take(&mut *lock(&self.0));
-        for (key, waiters) in awaited {
-            for waiter in waiters.iter().filter_map(Weak::upgrade) {
-                waiter.frame_failing(key.0, key.1, reason);
-            }
+    /// Tells all who wait for a frame that its fetch ended without an answer; who asks from then on starts a new one.
+    pub fn give_up(&self, key: FrameKey, reason: &str) {
+        let waiters = lock(&self.0).remove(&key).unwrap_or_default();
+        for waiter in waiters.iter().filter_map(Weak::upgrade) {
+            waiter.frame_failing(key.0, key.1, reason);
         }
     }
 

@@ -38,6 +38,8 @@ pub enum Fault {
     Lie,
     /// It is not answered until the fault ends, and then done.
     Stall,
+    /// It panics.
+    Panic,
     /// Half of the bytes read are missing; a write fails.
     Truncate,
     /// One bit of the bytes read is wrong; a write fails.
@@ -169,6 +171,7 @@ impl Faults {
         self.changed();
         loop {
             let (number, fault) = self.state().next_fault(on, path)?;
+            assert!(fault != Fault::Panic, "a test lets this panic");
             if fault != Fault::Stall {
                 return Some(fault);
             }
@@ -260,7 +263,7 @@ impl ObjectStore for UnreliableStore {
                 self.inner.put_opts(path, payload, options).await?;
                 Err(refused())
             }
-            Some(Fault::Fail | Fault::Truncate | Fault::Corrupt) => Err(refused()),
+            Some(Fault::Fail | Fault::Panic | Fault::Truncate | Fault::Corrupt) => Err(refused()),
         }
     }
 
@@ -280,7 +283,7 @@ impl ObjectStore for UnreliableStore {
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
         match self.faults.strike(Operation::Get, path).await {
             None | Some(Fault::Stall) => self.inner.get_opts(path, options).await,
-            Some(Fault::Fail | Fault::Lie) => Err(refused()),
+            Some(Fault::Fail | Fault::Panic | Fault::Lie) => Err(refused()),
             Some(Fault::Truncate) => {
                 changed_answer(self.inner.get_opts(path, options).await?, |bytes| {
                     bytes.truncate(bytes.len() / 2);
@@ -329,7 +332,7 @@ impl ObjectStore for UnreliableStore {
         let listed = async move {
             match faults.strike(Operation::List, &prefix).await {
                 None | Some(Fault::Stall) => inner.list(Some(&prefix)),
-                Some(Fault::Fail | Fault::Lie | Fault::Truncate | Fault::Corrupt) => {
+                Some(Fault::Fail | Fault::Panic | Fault::Lie | Fault::Truncate | Fault::Corrupt) => {
                     futures_util::stream::once(async { Err(refused()) }).boxed()
                 }
             }
@@ -374,7 +377,7 @@ impl MultipartUpload for UnreliableUpload {
                     part.await?;
                     Err(refused())
                 }
-                Some(Fault::Fail | Fault::Truncate | Fault::Corrupt) => Err(refused()),
+                Some(Fault::Fail | Fault::Panic | Fault::Truncate | Fault::Corrupt) => Err(refused()),
             }
         })
     }
@@ -386,7 +389,7 @@ impl MultipartUpload for UnreliableUpload {
                 self.inner.complete().await?;
                 Err(refused())
             }
-            Some(Fault::Fail | Fault::Truncate | Fault::Corrupt) => Err(refused()),
+            Some(Fault::Fail | Fault::Panic | Fault::Truncate | Fault::Corrupt) => Err(refused()),
         }
     }
 

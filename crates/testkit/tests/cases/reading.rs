@@ -3,6 +3,8 @@
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Weak};
 
+use futures_util::StreamExt;
+use object_store::{ObjectStore, ObjectStoreExt};
 use rekindle_engine::fetch::FrameWaiter;
 use rekindle_engine::frame::FrameNumber;
 use rekindle_engine::identity::LayerId;
@@ -139,4 +141,50 @@ fn case_29_one_cold_frame_keeps_only_its_own_pages() {
     check(&cold.engine, &paused);
     check_elsewhere(&site, &paused);
     assert_eq!(paused.0.state(), SnapshotState::Published);
+}
+
+#[test]
+fn a_fetch_that_panics_answers_those_who_wait_for_its_frames_and_nobody_else() {
+    let (site, engine, first) = published(600);
+    let second = crate::child(&engine, &first, run(0, 10), 2);
+    wait_published(&second.0);
+    let cold = open_elsewhere(&site, &second.0);
+    let read = |page| {
+        let mut bytes = vec![0; 4096];
+        cold.engine.read(cold.snapshot.memory(), run(page, 1), &mut bytes).map(|()| bytes)
+    };
+    let stalled = site.faults.inject(Rule::once(Operation::Get, "layers/", Fault::Stall));
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| read(3));
+        site.faults.wait_stalled();
+        let panicking = site.faults.inject(Rule::always(Operation::Get, "layers/", Fault::Panic));
+        let failed = read(500).expect_err("its fetch panicked");
+        assert!(failed.to_string().contains("cut short"), "{failed}");
+        drop(panicking);
+        read(500).expect("the next fetch is a new one");
+        drop(stalled);
+        let bytes = other.join().expect("no panic").expect("its fetch went on");
+        second.1.check(run(3, 1), &bytes).expect("the model's page");
+    });
+    assert_eq!(cold.engine.fetcher().under_way(), 0);
+}
+
+#[test]
+fn a_bad_frame_of_a_small_object_makes_only_its_own_pages_wrong() {
+    for (bad, wrong_pages) in [(0, 64), (1, 64), (2, 44)] {
+        let (site, _engine, snapshot) = published(172);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut listed = site.objects.list(Some(&"layers".into()));
+            let path = listed.next().await.expect("one layer").expect("from memory").location;
+            let bytes =
+                site.objects.get(&path).await.expect("it is there").bytes().await.expect("from memory");
+            let mut bytes = bytes.to_vec();
+            bytes[bad * 64 * 4096 + 1000] ^= 1;
+            site.objects.put(&path, bytes.into()).await.expect("into memory");
+        });
+        let cold = open_elsewhere(&site, &snapshot.0);
+        let found = cold.engine.verify(&cold.snapshot);
+        assert_eq!((found.pages, found.wrong_pages), (172, wrong_pages), "{:?}", found.first);
+    }
 }
