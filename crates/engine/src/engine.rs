@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -24,7 +24,7 @@ use crate::life::{Background, Life};
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
 use crate::lives::{Lives, Work};
-use crate::open::{OpenError, open};
+use crate::open::{OpenError, Openings, open};
 use crate::pause::{CommitError, PauseError, PausePermit, PauseRules, PausedGuest};
 use crate::precedence::Precedence;
 use crate::publish::Requests;
@@ -110,6 +110,9 @@ pub struct Engine {
     rules: PauseRules,
     precedence: Precedence,
     known: Mutex<HashMap<SnapshotId, Arc<Snapshot>>>,
+    openings: Openings,
+    /// Deleted by this engine, and held by their own lives, by sandboxes or by children; others are forgotten.
+    deleting: Mutex<HashMap<SnapshotId, Weak<Snapshot>>>,
     /// Deleted before the start, until it is known whether a sandbox runs from them.
     deleted: Mutex<Vec<Arc<Snapshot>>>,
     replay: Replay,
@@ -173,6 +176,8 @@ impl Engine {
             rules,
             precedence,
             known: Mutex::new(known.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect()),
+            openings: Openings::default(),
+            deleting: Mutex::default(),
             deleted: Mutex::new(deleted),
             replay,
             lives: Some(lives),
@@ -242,7 +247,7 @@ impl Engine {
         let _span = tracing::info_span!("commit pause", snapshot = %guest.id).entered();
         let records = self.background.records.as_ref();
         let is_recorded = records.map_or(Ok(false), |records| records.knows(guest.id))?;
-        if is_recorded || self.snapshot(guest.id).is_some() {
+        if is_recorded || self.snapshot(guest.id).is_some() || self.is_being_deleted(guest.id) {
             return Err(CommitError::IdUsed { snapshot: guest.id });
         }
         let (snapshot, captures) = permit.commit(guest, records)?;
@@ -252,26 +257,33 @@ impl Engine {
         Ok(snapshot)
     }
 
-    /// Opens a snapshot by its name: one this engine knows, else from the store.
+    /// Opens a snapshot by its name: one this engine knows, else from the store. One that is being deleted, or was
+    /// deleted while it was being opened, is not brought back.
     pub fn open(&self, id: SnapshotId) -> Result<Arc<Snapshot>, OpenError> {
         if let Some(known) = self.snapshot(id) {
-            let status = known.status();
-            return match status.state {
-                SnapshotState::Lost => {
-                    Err(OpenError::Lost { snapshot: id, reason: status.failure.unwrap_or_default() })
-                }
-                SnapshotState::Captured
-                | SnapshotState::CapturedForChildren
-                | SnapshotState::Sealed
-                | SnapshotState::Published
-                | SnapshotState::Discarded => Ok(known),
-            };
+            return known_and_there(known);
         }
-        let Background { requests, records, .. } = &*self.background;
+        let Background { requests, records, sealer, .. } = &*self.background;
         let _span = tracing::info_span!("open", snapshot = %id).entered();
-        let opened = open(id, &requests.store, &self.cache, &self.domain, records.as_ref());
+        let opening = self.openings.begin(id, || sealer.hooks().before_open_waits(id));
+        // Others may have opened it meanwhile, and deleted it: from here to its end only this call can open it.
+        if let Some(known) = self.snapshot(id) {
+            return known_and_there(known);
+        }
+        if self.is_being_deleted(id) {
+            return Err(OpenError::Deleted { snapshot: id });
+        }
+        let by = (records.as_ref(), sealer.hooks());
+        let opened = open(id, &requests.store, &self.cache, &self.domain, by);
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
-        Ok(Arc::clone(lock(&self.known).entry(id).or_insert(snapshot)))
+        lock(&self.known).insert(id, Arc::clone(&snapshot));
+        drop(opening);
+        Ok(snapshot)
+    }
+
+    /// Whether anything still holds a snapshot that was deleted here.
+    fn is_being_deleted(&self, id: SnapshotId) -> bool {
+        lock(&self.deleting).get(&id).is_some_and(|snapshot| snapshot.strong_count() > 0)
     }
 
     /// A snapshot this engine knows.
@@ -310,6 +322,10 @@ impl Engine {
         if let Some(records) = &self.background.records {
             records.deleted(snapshot.id())?;
         }
+        let mut deleting = lock(&self.deleting);
+        deleting.retain(|_, snapshot| snapshot.strong_count() > 0);
+        deleting.insert(snapshot.id(), Arc::downgrade(snapshot));
+        drop(deleting);
         lock(&self.known).remove(&snapshot.id());
         let work = snapshot.record(SnapshotEvent::Deleted);
         self.background.watcher.changed(snapshot);
@@ -419,6 +435,21 @@ struct SpareFiles {
 impl SpareFiles {
     fn held() -> Self {
         Self { _files: (0..limits::SPARE_FILES).map_while(|_| File::open("/dev/null").ok()).collect() }
+    }
+}
+
+/// A snapshot that is known, unless it is lost.
+fn known_and_there(known: Arc<Snapshot>) -> Result<Arc<Snapshot>, OpenError> {
+    let status = known.status();
+    match status.state {
+        SnapshotState::Lost => {
+            Err(OpenError::Lost { snapshot: known.id(), reason: status.failure.unwrap_or_default() })
+        }
+        SnapshotState::Captured
+        | SnapshotState::CapturedForChildren
+        | SnapshotState::Sealed
+        | SnapshotState::Published
+        | SnapshotState::Discarded => Ok(known),
     }
 }
 

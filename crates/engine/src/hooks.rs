@@ -20,6 +20,12 @@ pub trait Hooks: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Before a snapshot that was found in the store is recorded and known.
+    fn before_opened(&self, _snapshot: SnapshotId) {}
+
+    /// Before a snapshot that others are opening is waited for.
+    fn before_open_waits(&self, _snapshot: SnapshotId) {}
+
     /// Before a snapshot waits for its parent's manifest.
     fn before_manifest(&self, _snapshot: SnapshotId) {}
 

@@ -1,10 +1,12 @@
 //! A published snapshot, opened by its name on a node that may have nothing of it yet.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
 use crate::cache::Cache;
 use crate::catalog::CatalogError;
+use crate::hooks::Hooks;
 use crate::identity::{Domain, SnapshotId};
 use crate::layer::Layer;
 use crate::lifecycle::SnapshotState;
@@ -13,6 +15,7 @@ use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::SealFacts;
 use crate::store::{Store, StoreError};
+use crate::sync::{Condvar, Mutex, lock};
 use crate::view::{LiveView, View};
 use crate::wire::WireError;
 
@@ -91,13 +94,53 @@ pub enum OpenError {
     },
 }
 
+/// Who opens which snapshot now: one at a time each, so that nothing is opened that others have opened, and perhaps
+/// deleted, meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Openings {
+    under_way: Mutex<HashSet<SnapshotId>>,
+    ended: Condvar,
+}
+
+/// The right to open a snapshot, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Opening<'a> {
+    openings: &'a Openings,
+    snapshot: SnapshotId,
+}
+
+impl Openings {
+    /// Waits until nobody else opens the snapshot; `waiting` is called first where somebody does.
+    pub(crate) fn begin(&self, snapshot: SnapshotId, waiting: impl FnOnce()) -> Opening<'_> {
+        let mut waiting = Some(waiting);
+        let mut under_way = lock(&self.under_way);
+        while !under_way.insert(snapshot) {
+            if let Some(waiting) = waiting.take() {
+                drop(under_way);
+                waiting();
+                under_way = lock(&self.under_way);
+            } else {
+                under_way = self.ended.wait(under_way).expect("no thread panics while it holds a lock");
+            }
+        }
+        Opening { openings: self, snapshot }
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        lock(&self.openings.under_way).remove(&self.snapshot);
+        self.openings.ended.notify_all();
+    }
+}
+
 /// Reads the manifest and makes a snapshot of it; pages come when they are asked for.
 pub(crate) async fn open(
     snapshot: SnapshotId,
     store: &Store,
     cache: &Cache,
     own: &Domain,
-    records: Option<&Records>,
+    (records, hooks): (Option<&Records>, &dyn Hooks),
 ) -> Result<Snapshot, OpenError> {
     let unrecorded = |source| OpenError::Catalog { snapshot, source };
     if let Some(records) = records
@@ -126,6 +169,7 @@ pub(crate) async fn open(
             cache.open_stored(name, stored).map_err(|source| OpenError::Cache { snapshot, source })?;
         layers.push(layer);
     }
+    hooks.before_opened(snapshot);
     if let Some(records) = records {
         records.opened(snapshot, &LocalManifest::from(&publication)).map_err(unrecorded)?;
     }

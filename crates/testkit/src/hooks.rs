@@ -20,6 +20,10 @@ pub enum Point {
     Record,
     /// Before the keeper lets go of a sealed snapshot's memory.
     Forget,
+    /// Before a snapshot that was found in the store is recorded and known.
+    Opened,
+    /// Before a snapshot that others are opening is waited for.
+    OpenWaits,
 }
 
 /// The hooks of one engine.
@@ -155,6 +159,14 @@ impl Hooks for TestHooks {
 
     fn before_forget(&self, snapshot: SnapshotId) {
         self.stand(Point::Forget, snapshot);
+    }
+
+    fn before_opened(&self, snapshot: SnapshotId) {
+        self.stand(Point::Opened, snapshot);
+    }
+
+    fn before_open_waits(&self, snapshot: SnapshotId) {
+        self.stand(Point::OpenWaits, snapshot);
     }
 }
 

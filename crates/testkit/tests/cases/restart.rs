@@ -523,3 +523,32 @@ fn a_watcher_is_told_of_every_state_before_and_after_a_crash() {
     let told = watcher.0.lock().expect("no thread panics here").clone();
     assert_eq!(told[..2], [(id, SnapshotState::Published), (id, SnapshotState::Discarded)]);
 }
+
+#[test]
+fn a_snapshot_that_is_opened_and_deleted_while_another_open_of_it_waits_is_not_brought_back() {
+    let (home, engine, known) = crate::published(100);
+    let site = home.elsewhere().expect("a temporary directory");
+    let id = known.0.id();
+    drop((engine, known));
+    let engine = start(&site);
+    let [in_flight, waiting] = [Point::Opened, Point::OpenWaits].map(|point| site.hooks.hold(point));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| engine.open(id));
+        assert!(site.hooks.wait_standing(Point::Opened, id, PATIENCE));
+        let second = scope.spawn(|| engine.open(id));
+        assert!(site.hooks.wait_standing(Point::OpenWaits, id, PATIENCE), "two open it at once");
+        drop(in_flight);
+        let opened = first.join().expect("no panic").expect("it is in the store");
+        engine.delete(&opened).expect("the catalog works");
+        drop(opened);
+        site.faults.wait_calls(Operation::Delete, "manifests/", 1);
+        drop(waiting);
+        let late = second.join().expect("no panic").expect_err("it was deleted for good");
+        let is_gone = matches!(late, OpenError::Deleted { .. } | OpenError::Store { .. });
+        assert!(is_gone, "{late}");
+    });
+    assert!(engine.snapshot(id).is_none());
+    drop(engine);
+    let engine = start(&site);
+    assert!(engine.snapshots().is_empty(), "its record came back");
+}
