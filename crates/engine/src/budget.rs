@@ -161,6 +161,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_split_off_beyond_a_lease_is_counted() {
+        let budget = Budget::new(10);
+        let mut lease = budget.lease(4, Duration::ZERO).expect("4 of 10 fit");
+        let part = lease.split_off(9);
+        assert_eq!((lease.bytes(), part.bytes(), budget.bytes_held()), (0, 9, 9));
+        drop(lease);
+        assert!(budget.lease(2, Duration::ZERO).is_err(), "one is left");
+        drop(part);
+        assert_eq!(budget.bytes_held(), 0);
+    }
+
+    #[test]
     fn what_can_never_fit_is_refused_at_once() {
         let asked = Budget::new(10).lease(11, Duration::from_secs(3600));
         assert_eq!(asked.err(), Some(BudgetError::NeverFits { asked: 11, bytes_max: 10 }));

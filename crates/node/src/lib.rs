@@ -14,5 +14,6 @@ pub mod api;
 pub mod client;
 pub mod metrics;
 pub mod telemetry;
+pub mod panics;
 pub mod daemon;
 pub mod commands;

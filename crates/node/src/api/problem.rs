@@ -48,6 +48,8 @@ pub enum Code {
     StoreFailed,
     /// The snapshot was lost; the detail says how.
     Lost,
+    /// The request was done before under its idempotency key, and what it made is gone.
+    Gone,
     /// The keeper cannot be reached.
     KeeperFailed,
     /// The local disk failed.
@@ -131,7 +133,7 @@ fn shortened(detail: &str) -> String {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
@@ -149,6 +151,7 @@ impl Code {
         Self::GuestFailed,
         Self::StoreFailed,
         Self::Lost,
+        Self::Gone,
         Self::KeeperFailed,
         Self::DiskFailed,
         Self::Ending,
@@ -205,6 +208,7 @@ impl Code {
             Self::GuestFailed => ("guest_failed", 502, "The guest failed"),
             Self::StoreFailed => ("store_failed", 502, "The store failed"),
             Self::Lost => ("lost", 410, "It was lost"),
+            Self::Gone => ("gone", 410, "It was made before and is gone"),
             Self::KeeperFailed => ("keeper_failed", 503, "The keeper cannot be reached"),
             Self::DiskFailed => ("disk_failed", 507, "The local disk failed"),
             Self::Ending => ("ending", 503, "The daemon is ending"),

@@ -61,9 +61,14 @@ impl Status {
     fn of_client_error(error: &ClientError) -> Self {
         match error.code() {
             Some(Code::NotFound) => Self::NotFound,
-            Some(Code::WrongState | Code::NameTaken | Code::NoRam | Code::TooManyUnsealed | Code::Lost) => {
-                Self::Refused
-            }
+            Some(
+                Code::WrongState
+                | Code::NameTaken
+                | Code::NoRam
+                | Code::TooManyUnsealed
+                | Code::Lost
+                | Code::Gone,
+            ) => Self::Refused,
             Some(Code::NotYet) => Self::CheckFailed,
             Some(_) => Self::Error,
             None if error.is_unreachable() => Self::NoDaemon,

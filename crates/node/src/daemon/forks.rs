@@ -10,6 +10,7 @@ use super::Daemon;
 use super::entry::{Entry, PAUSING, Turn};
 use super::events::About as EventAbout;
 use super::guests::GuestSpec;
+use super::idempotency::{Chosen, Made};
 use super::lifecycle::{put, tap_names};
 use super::live::Live;
 use super::names::Reserved;
@@ -55,11 +56,14 @@ impl Daemon {
         how: &ResumeSnapshot,
     ) -> Answer<SandboxList> {
         let count = count_of(how.count)?;
-        let known = self.readable_snapshot(reference)?;
-        let chosen = self.requests.choose(asked.key.clone(), &("resume", known.id(), how), count)?;
-        if let Some(made) = self.made_before(&chosen.ids) {
+        let is_there = || self.readable_snapshot(reference).map(drop);
+        let request = ("resume", reference, how);
+        let mut chosen = self.requests.choose(asked.key.clone(), &request, count, is_there)?;
+        let ids = chosen.ids.clone();
+        if let Some(made) = self.made_before(&chosen, &ids)? {
             return Ok(made);
         }
+        let known = self.readable_snapshot(reference)?;
         let had = || known.about.spec.as_ref().map(GuestSpec::taps).unwrap_or_default();
         self.check_taps(&how.taps.as_deref().map_or_else(had, tap_names), count)?;
         known.about.spec.as_ref().map_or(Ok(()), |spec| self.check_room(Needed::by(spec), count))?;
@@ -69,27 +73,30 @@ impl Daemon {
             taps: how.taps.clone(),
             from_last_snapshot: false,
         };
-        let wanted = Wanted { ids: &chosen.ids, names, labels: &how.labels, how: each };
-        self.make_all(&known, &wanted, asked)
+        let wanted = Wanted { ids: &ids, names, labels: &how.labels, how: each };
+        self.make_all(&known, &wanted, asked, &mut chosen)
     }
 
     /// Makes new sandboxes that go on from where this one is. One that runs is paused for it and goes on.
     #[tracing::instrument(name = "fork", skip_all, fields(count = how.count))]
     pub(super) fn fork(&self, reference: &str, asked: &Asked, how: &ForkSandbox) -> Answer<SandboxList> {
         let count = count_of(how.count)?;
-        let entry = self.sandboxes.find(reference)?;
-        let chosen = self.requests.choose(asked.key.clone(), &("fork", entry.id(), how), count + 1)?;
-        let (pause, ids) = chosen.ids.split_first().expect("one more than forks was asked for");
-        if let Some(made) = self.made_before(ids) {
+        let is_there = || self.sandboxes.find(reference).map(drop);
+        let request = ("fork", reference, how);
+        let mut chosen = self.requests.choose(asked.key.clone(), &request, count + 1, is_there)?;
+        let all = chosen.ids.clone();
+        let (pause, ids) = all.split_first().expect("one more than forks was asked for");
+        if let Some(made) = self.made_before(&chosen, ids)? {
             return Ok(made);
         }
+        let entry = self.sandboxes.find(reference)?;
         let names = self.reserve_several(how.name.as_deref(), &how.labels, how.count)?;
         let source = match self.engine.snapshot(SnapshotId::from(*pause)) {
             Some(snapshot) => Source { known: Known::of(snapshot), before: None },
-            None => self.source_of_forks(&entry, SnapshotId::from(*pause), count, asked)?,
+            None => self.source_of_forks(&entry, *pause, asked, &mut chosen)?,
         };
         let wanted = Wanted { ids, names, labels: &how.labels, how: ResumeSandbox::default() };
-        match self.make_all(&source.known, &wanted, asked) {
+        match self.make_all(&source.known, &wanted, asked, &mut chosen) {
             Ok(made) => Ok(made),
             Err(problem) => {
                 drop(wanted);
@@ -102,11 +109,16 @@ impl Daemon {
         }
     }
 
-    /// What an earlier request under the same key made: all of it, as all are made together.
-    fn made_before(&self, ids: &[Uuid]) -> Option<SandboxList> {
-        let made: Option<Vec<Sandbox>> =
-            ids.iter().map(|id| self.sandboxes.get(*id).map(|entry| entry.show())).collect();
-        made.map(|sandboxes| SandboxList { sandboxes, next: None })
+    /// What an earlier request under the same key made: all of it, as all are made together. Refused where one of them is
+    /// gone.
+    fn made_before(&self, chosen: &Chosen<'_>, ids: &[Uuid]) -> Answer<Option<SandboxList>> {
+        let (there, gone): (Vec<Uuid>, Vec<Uuid>) =
+            ids.iter().partition(|id| self.sandboxes.get(**id).is_some());
+        chosen.refuse_if_gone(Made::Sandbox, &gone)?;
+        let sandboxes: Vec<Sandbox> =
+            there.iter().filter_map(|id| self.sandboxes.get(*id)).map(|entry| entry.show()).collect();
+        let all = sandboxes.len() == ids.len();
+        Ok(all.then_some(SandboxList { sandboxes, next: None }))
     }
 
     /// Takes the names of `count` new sandboxes, so that none of them is refused once something was done.
@@ -118,10 +130,12 @@ impl Daemon {
     fn source_of_forks(
         &self,
         entry: &Arc<Entry>,
-        id: SnapshotId,
-        count: usize,
+        id: Uuid,
         asked: &Asked,
+        chosen: &mut Chosen<'_>,
     ) -> Answer<Source> {
+        chosen.refuse_if_gone(Made::Snapshot, &[id])?;
+        let count = chosen.ids.len() - 1;
         let mut turn = entry.turn(PAUSING, self.settings().pause_wait)?;
         asked.check()?;
         let record = turn.record();
@@ -136,7 +150,9 @@ impl Daemon {
         check_fork_needs_no_tap(entry, &record.spec)?;
         // The source itself goes on as one more.
         self.check_room(Needed::by(&record.spec), count + 1)?;
-        let snapshot = self.pause_in_turn(&mut turn, id, PauseSandbox::default(), RecordedLife::Forked)?;
+        let paused = (RecordedLife::Forked, chosen.making(&[id]));
+        let id = SnapshotId::from(id);
+        let snapshot = self.pause_in_turn(&mut turn, id, PauseSandbox::default(), paused)?;
         let known = Known::of(snapshot);
         self.go_on_after_fork(&mut turn, &known)?;
         Ok(Source { known, before: Some(record.snapshot) })
@@ -180,7 +196,13 @@ impl Daemon {
     }
 
     /// Makes all of the sandboxes, or none: they become known together, once each of their guests runs.
-    fn make_all(&self, known: &Known, wanted: &Wanted<'_>, asked: &Asked) -> Answer<SandboxList> {
+    fn make_all(
+        &self,
+        known: &Known,
+        wanted: &Wanted<'_>,
+        asked: &Asked,
+        chosen: &mut Chosen<'_>,
+    ) -> Answer<SandboxList> {
         let mut born = Born { daemon: self, guests: Vec::new() };
         for (id, name) in wanted.ids.iter().zip(&wanted.names) {
             let (live, spec) = self
@@ -192,7 +214,7 @@ impl Daemon {
             born.guests.push((record, live));
         }
         asked.check()?;
-        let entries = born.become_known()?;
+        let entries = born.become_known(chosen.making(wanted.ids))?;
         for entry in &entries {
             self.events.say("sandbox.resumed", EventAbout::both(entry.id(), known.id()), None);
         }
@@ -227,10 +249,10 @@ impl Daemon {
 }
 
 impl Born<'_> {
-    /// Writes all of them down at once: from here on they are found again after a crash.
-    fn become_known(mut self) -> Answer<Vec<Arc<Entry>>> {
-        let records: Vec<Change> = self.guests.iter().map(|(record, _)| put(record)).collect();
-        match self.daemon.catalog.write(&records) {
+    /// Writes all of them down at once, with what changes alongside: from here on they are found again after a crash.
+    fn become_known(mut self, mut changes: Vec<Change>) -> Answer<Vec<Arc<Entry>>> {
+        changes.extend(self.guests.iter().map(|(record, _)| put(record)));
+        match self.daemon.catalog.write(&changes) {
             Ok(()) => {}
             Err(WriteError::NotMade(reason)) => return Err(reason.into()),
             Err(WriteError::Unknown(unsettled)) => {

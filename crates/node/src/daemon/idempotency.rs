@@ -1,10 +1,14 @@
 //! The same request under the same key is done once: the ids of what it makes are chosen, and written down, before
 //! anything is made, so a request that is asked for again finds what came of it, or makes that and nothing else.
+//!
+//! That a thing was made is written in the transaction that makes it, and stays as long as the key: a request whose thing
+//! was deleted since is answered so, and does not make it again.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
+use rekindle_engine::identity::SnapshotId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -42,18 +46,35 @@ struct Known {
 }
 
 /// What is written down of a request.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Asked {
     request: String,
     ids: Vec<Uuid>,
+    /// Those of the ids that were used. Version 0.1.0 did not write it down: there, all may have been.
+    #[serde(default)]
+    made: Option<Vec<Uuid>>,
     unix_ms: u64,
+}
+
+impl Asked {
+    fn used(&self) -> &[Uuid] {
+        self.made.as_deref().unwrap_or(&self.ids)
+    }
 }
 
 /// The ids of what a request makes. While it lives no other request with the same key begins.
 #[derive(Debug)]
 pub(super) struct Chosen<'a> {
     pub(super) ids: Vec<Uuid>,
-    turn: Option<(&'a Requests, IdempotencyKey)>,
+    under_key: Option<UnderKey<'a>>,
+}
+
+/// A request with a key.
+#[derive(Debug)]
+struct UnderKey<'a> {
+    requests: &'a Requests,
+    key: IdempotencyKey,
+    asked: Asked,
 }
 
 impl Requests {
@@ -80,31 +101,34 @@ impl Requests {
     }
 
     /// The ids for the `count` things that a request makes; the same as before where its key is known. `request` is
-    /// all that tells it from others.
+    /// all that tells it from others, in the client's own words: names may mean something else by now. A key that is not
+    /// known is written down only if `check` finds that the request can be done.
     pub(super) fn choose(
         &self,
         key: Option<IdempotencyKey>,
         request: &impl Serialize,
         count: usize,
+        check: impl FnOnce() -> Answer<()>,
     ) -> Answer<Chosen<'_>> {
         let fresh = || (0..count).map(|_| Uuid::now_v7()).collect::<Vec<_>>();
-        let Some(key) = key else { return Ok(Chosen { ids: fresh(), turn: None }) };
+        let Some(key) = key else { return Ok(Chosen { ids: fresh(), under_key: None }) };
         let request = serde_json::to_string(request).expect("a request is plain data");
-        let mut chosen = Chosen { ids: Vec::new(), turn: Some((self, self.wait_for_turn(key.clone()))) };
-        let known = self.catalog.get(Kind::Idempotency, key.as_bytes())?;
-        chosen.ids = match known.and_then(|bytes| serde_json::from_slice::<Asked>(&bytes).ok()) {
-            Some(asked) if asked.request == request => asked.ids,
+        let mut turn = UnderKey { requests: self, key: self.wait_for_turn(key), asked: Asked::default() };
+        let known = self.catalog.get(Kind::Idempotency, turn.key.as_bytes())?;
+        turn.asked = match known.and_then(|bytes| serde_json::from_slice::<Asked>(&bytes).ok()) {
+            Some(asked) if asked.request == request => asked,
             Some(_) => {
-                let why = format!("the idempotency key {key:?} came with another request before");
+                let why = format!("the idempotency key {:?} came with another request before", turn.key);
                 return Err(Problem::new(Code::IdempotencyMismatch, why));
             }
             None => {
-                let asked = Asked { request, ids: fresh(), unix_ms: unix_ms() };
-                self.remember(key.into_bytes(), &asked)?;
-                asked.ids
+                check()?;
+                let asked = Asked { request, ids: fresh(), made: Some(Vec::new()), unix_ms: unix_ms() };
+                self.remember(turn.key.clone().into_bytes(), &asked)?;
+                asked
             }
         };
-        Ok(chosen)
+        Ok(Chosen { ids: turn.asked.ids.clone(), under_key: Some(turn) })
     }
 
     fn wait_for_turn(&self, key: IdempotencyKey) -> IdempotencyKey {
@@ -172,10 +196,44 @@ impl Known {
     }
 }
 
+/// What a request makes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Made {
+    Sandbox,
+    Snapshot,
+}
+
 impl Chosen<'_> {
+    /// The changes that write down that things with these ids are made, for the transaction that makes them.
+    pub(super) fn making(&mut self, ids: &[Uuid]) -> Vec<Change> {
+        let Some(UnderKey { key, asked, .. }) = &mut self.under_key else { return Vec::new() };
+        asked.made = Some([asked.used(), ids].concat());
+        let value = serde_json::to_vec(asked).expect("it is plain data");
+        vec![Change::Put { kind: Kind::Idempotency, key: key.as_bytes().to_vec(), value }]
+    }
+
+    /// Refuses a request that made one of these things, none of which is there, before: its id is not used again.
+    pub(super) fn refuse_if_gone(&self, what: Made, ids: &[Uuid]) -> Answer<()> {
+        let Some(UnderKey { key, asked, .. }) = &self.under_key else { return Ok(()) };
+        let Some(id) = ids.iter().find(|id| asked.used().contains(id)) else { return Ok(()) };
+        let word = match what {
+            Made::Sandbox => "sandbox",
+            Made::Snapshot => "snapshot",
+        };
+        let why = format!(
+            "the {word} {id} that this request made under the idempotency key {key:?} is gone, and is not made a second \
+             time: use another key for a new {word}"
+        );
+        let problem = Problem::new(Code::Gone, why);
+        Err(match what {
+            Made::Sandbox => problem.sandbox(*id),
+            Made::Snapshot => problem.snapshot(SnapshotId::from(*id)),
+        })
+    }
+
     /// What was made was undone: the same request under the same key is another one from here on, with ids of its own.
     pub(super) fn forget(&self) {
-        if let Some((requests, key)) = &self.turn
+        if let Some(UnderKey { requests, key, .. }) = &self.under_key
             && let Err(error) = requests.forget(key)
         {
             tracing::warn!(%error, "the idempotency key of a request that failed is remembered");
@@ -183,12 +241,10 @@ impl Chosen<'_> {
     }
 }
 
-impl Drop for Chosen<'_> {
+impl Drop for UnderKey<'_> {
     fn drop(&mut self) {
-        if let Some((requests, key)) = &self.turn {
-            requests.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-            requests.ended.notify_all();
-        }
+        self.requests.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.requests.ended.notify_all();
     }
 }
 
@@ -202,7 +258,7 @@ mod tests {
         let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
         let ids = |key: &str, request: &str| {
             let requests = Requests::new(catalog.clone()).expect("a catalog that can be read");
-            let chosen = requests.choose(Some(key.to_owned()), &request, 2);
+            let chosen = requests.choose(Some(key.to_owned()), &request, 2, || Ok(()));
             chosen.map(|chosen| chosen.ids.clone()).map_err(|problem| problem.code)
         };
         let first = ids("a", "pause x");
@@ -217,7 +273,11 @@ mod tests {
         let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
         let start = |max| Requests::remembering(catalog.clone(), max).expect("a catalog that can be read");
         let ids = |requests: &Requests, key: &str| {
-            requests.choose(Some(key.to_owned()), &"run", 1).expect("there is room on the disk").ids.clone()
+            requests
+                .choose(Some(key.to_owned()), &"run", 1, || Ok(()))
+                .expect("there is room on the disk")
+                .ids
+                .clone()
         };
         let count = || catalog.all(Kind::Idempotency).expect("it can be read").len();
         let requests = start(3);
@@ -238,13 +298,48 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
         let requests = Requests::remembering(catalog.clone(), 9).expect("a catalog that can be read");
-        let choose = || requests.choose(Some("a".to_owned()), &"fork", 2).expect("there is room");
+        let choose = || requests.choose(Some("a".to_owned()), &"fork", 2, || Ok(())).expect("there is room");
         let first = choose();
         let ids = first.ids.clone();
         first.forget();
         drop(first);
         assert_ne!(choose().ids, ids);
         assert_eq!(catalog.all(Kind::Idempotency).expect("it can be read").len(), 1);
+    }
+
+    #[test]
+    fn what_was_made_under_a_key_and_is_gone_is_not_made_again_also_after_a_restart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
+        let start = || Requests::new(catalog.clone()).expect("a catalog that can be read");
+        let choose = |requests: &Requests, act: &dyn Fn(Chosen<'_>)| {
+            let chosen = requests.choose(Some("a".to_owned()), &"pause", 2, || Ok(()));
+            act(chosen.expect("there is room"));
+        };
+        let requests = start();
+        choose(&requests, &|mut chosen| {
+            chosen.refuse_if_gone(Made::Snapshot, &chosen.ids).expect("nothing was made yet");
+            let first = chosen.ids[0];
+            catalog.write(&chosen.making(&[first])).expect("there is room");
+        });
+        drop(requests);
+        choose(&start(), &|chosen| {
+            chosen.refuse_if_gone(Made::Snapshot, &chosen.ids[1..]).expect("it was not made");
+            let gone = chosen.refuse_if_gone(Made::Snapshot, &chosen.ids).expect_err("the first was made");
+            assert_eq!((gone.code, gone.snapshots), (Code::Gone, vec![chosen.ids[0]]));
+        });
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_done_leaves_its_key_free() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
+        let requests = Requests::new(catalog).expect("a catalog that can be read");
+        let no = || Err(Problem::new(Code::NotFound, "there is no such sandbox"));
+        let refused =
+            requests.choose(Some("a".to_owned()), &"pause x", 1, no).expect_err("it cannot be done");
+        assert_eq!(refused.code, Code::NotFound);
+        requests.choose(Some("a".to_owned()), &"pause y", 1, || Ok(())).expect("the key is free");
     }
 
     #[test]

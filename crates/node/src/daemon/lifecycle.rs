@@ -15,6 +15,7 @@ use super::endings::Ending;
 use super::entry::{Entry, PAUSING, Turn};
 use super::events::About as EventAbout;
 use super::guests::{GuestSpec, log_name};
+use super::idempotency::{Chosen, Made};
 use super::keeping::UnsettledChange;
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
@@ -39,11 +40,12 @@ pub(super) const SEAL_WAIT: Duration = Duration::from_secs(600);
 impl Daemon {
     pub(super) fn create(&self, asked: &Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
         check_memory(wanted.memory_bytes, wanted.backing)?;
-        let chosen = self.requests.choose(asked.key.clone(), &("create", &wanted), 1)?;
+        let mut chosen = self.requests.choose(asked.key.clone(), &("create", &wanted), 1, || Ok(()))?;
         let id = chosen.ids[0];
         if let Some(entry) = self.sandboxes.get(id) {
             return Ok(entry.show());
         }
+        chosen.refuse_if_gone(Made::Sandbox, &[id])?;
         let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
         let taps = wanted.machine.iter().flat_map(|machine| &machine.taps);
         self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
@@ -51,7 +53,7 @@ impl Daemon {
         let disks = wanted.machine.as_ref().map_or(0, |machine| machine.disks.len());
         self.check_room(Needed::of(wanted.memory_bytes, wanted.backing, disks), 1)?;
         let (spec, images) = self.made_of(id, &wanted, &asked.asker)?;
-        let made = self.create_of(id, wanted, spec, asked, images.as_ref());
+        let made = self.create_of(&mut chosen, wanted, spec, asked, images.as_ref());
         let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
         drop(name);
         self.events.say("sandbox.created", EventAbout::sandbox(id), None);
@@ -61,7 +63,7 @@ impl Daemon {
     /// A new sandbox of what was settled; an error has left nothing of it.
     fn create_of(
         &self,
-        id: Uuid,
+        chosen: &mut Chosen<'_>,
         wanted: CreateSandbox,
         spec: GuestSpec,
         asked: &Asked,
@@ -69,26 +71,30 @@ impl Daemon {
     ) -> Answer<Arc<Entry>> {
         asked.check()?;
         let live = self.born(|guest| Live::start(self, guest, &spec, images.cloned()))?;
-        let sandbox = NewSandbox { id, name: wanted.name, labels: wanted.labels, spec };
+        let sandbox = NewSandbox { id: chosen.ids[0], name: wanted.name, labels: wanted.labels, spec };
         let record = SandboxRecord::new(sandbox, live.recorded());
         if let Err(problem) = asked.check() {
             self.endings.end(live.end());
             return Err(problem);
         }
-        self.take_in(record, live)
+        let making = chosen.making(&[record.id]);
+        self.take_in(record, live, making)
     }
 
     pub(super) fn pause(&self, reference: &str, asked: &Asked, how: PauseSandbox) -> Answer<Snapshot> {
-        let entry = self.sandboxes.find(reference)?;
-        let chosen = self.requests.choose(asked.key.clone(), &("pause", entry.id(), &how), 1)?;
+        let is_there = || self.sandboxes.find(reference).map(drop);
+        let mut chosen = self.requests.choose(asked.key.clone(), &("pause", reference, &how), 1, is_there)?;
         let id = SnapshotId::from(chosen.ids[0]);
         if let Some(snapshot) = self.engine.snapshot(id) {
             return Ok(Known::of(snapshot).show());
         }
+        chosen.refuse_if_gone(Made::Snapshot, &[id.uuid()])?;
+        let entry = self.sandboxes.find(reference)?;
         let name = self.reserve_snapshot_name(how.name.as_deref(), &how.labels)?;
         let mut turn = entry.turn(PAUSING, self.settings().pause_wait)?;
         asked.check()?;
-        let snapshot = self.pause_in_turn(&mut turn, id, how, RecordedLife::Paused)?;
+        let making = chosen.making(&[id.uuid()]);
+        let snapshot = self.pause_in_turn(&mut turn, id, how, (RecordedLife::Paused, making))?;
         drop((turn, name));
         Ok(Known::of(snapshot).show())
     }
@@ -100,7 +106,7 @@ impl Daemon {
         turn: &mut Turn,
         id: SnapshotId,
         how: PauseSandbox,
-        paused: RecordedLife,
+        (paused, mut alongside): (RecordedLife, Vec<Change>),
     ) -> Answer<Arc<EngineSnapshot>> {
         let asked = Instant::now();
         let mut record = turn.record();
@@ -113,7 +119,7 @@ impl Daemon {
         };
         record.snapshot = Some(id.uuid());
         record.life = paused;
-        let alongside = vec![put(&record)];
+        alongside.push(put(&record));
         match live.pause(self, id, about, alongside, turn.record()) {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.metrics.pause_answered(asked.elapsed(), frozen);
@@ -150,7 +156,7 @@ impl Daemon {
         let (live, spec) = self.bring_back(&known, asked, how)?;
         record.spec = spec;
         record.life = RecordedLife::Running(live.recorded());
-        self.write_born(&record, &live, Some(turn.record()))?;
+        self.write_born(&record, &live, (Some(turn.record()), Vec::new()))?;
         turn.live = Some(live);
         turn.show(record.clone());
         self.events.say("sandbox.resumed", EventAbout::both(record.id, snapshot), None);
@@ -308,16 +314,23 @@ impl Daemon {
     }
 
     /// Makes a new sandbox known: from here on it is found again after a crash.
-    fn take_in(&self, record: SandboxRecord, live: Box<Live>) -> Answer<Arc<Entry>> {
-        self.write_born(&record, &live, None)?;
+    fn take_in(&self, record: SandboxRecord, live: Box<Live>, alongside: Vec<Change>) -> Answer<Arc<Entry>> {
+        self.write_born(&record, &live, (None, alongside))?;
         let entry = Entry::new(record, Some(live));
         self.sandboxes.insert(Arc::clone(&entry));
         Ok(entry)
     }
 
-    /// Records a guest that was started, or ends it; `before` is the record of its sandbox as it was, if there was one.
-    fn write_born(&self, record: &SandboxRecord, live: &Live, before: Option<SandboxRecord>) -> Answer<()> {
-        let reason = match self.catalog.write(&[put(record)]) {
+    /// Records a guest that was started, with what changes alongside, or ends it; `before` is the record of its sandbox as
+    /// it was, if there was one.
+    fn write_born(
+        &self,
+        record: &SandboxRecord,
+        live: &Live,
+        (before, mut changes): (Option<SandboxRecord>, Vec<Change>),
+    ) -> Answer<()> {
+        changes.push(put(record));
+        let reason = match self.catalog.write(&changes) {
             Ok(()) => return Ok(()),
             Err(WriteError::NotMade(reason)) => {
                 self.endings.end_unborn(live.id);

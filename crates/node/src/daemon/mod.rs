@@ -39,12 +39,12 @@ mod store_place;
 mod undecided;
 mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::Context as _;
-use rekindle_engine::catalog::Catalog;
+use rekindle_engine::catalog::{Catalog, CatalogError};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::private::make_directory;
 use rekindle_engine::store::{Store, Traffic};
@@ -93,29 +93,47 @@ pub struct Daemon {
     deciding: Mutex<Option<Deciding>>,
 }
 
+/// The means by which a daemon starts.
+pub struct StartOptions {
+    /// Whether another store may take the place of the one that is remembered.
+    pub other_store: OtherStore,
+    /// The program that guests and the keeper are run by.
+    pub program: PathBuf,
+    /// Opens the catalog at a path; a test has its hand on what this gives.
+    pub open_catalog: Box<dyn FnOnce(&Path) -> Result<Catalog, CatalogError>>,
+}
+
+impl StartOptions {
+    /// The usual ones: no other store, and this very program.
+    pub fn new() -> anyhow::Result<Self> {
+        let program = std::env::current_exe()
+            .context("finding this program, which guests and the keeper are run by")?;
+        Ok(Self { other_store: OtherStore::Refused, program, open_catalog: Box::new(Catalog::open) })
+    }
+}
+
 impl Daemon {
     /// Starts on what an earlier daemon left, if one did.
     pub fn start(settings: &Settings) -> anyhow::Result<Arc<Self>> {
-        Self::start_with(settings, OtherStore::Refused)
+        Self::start_with(settings, StartOptions::new()?)
     }
 
-    /// The same, and says whether another store may take the place of the one that is remembered.
-    pub fn start_with(settings: &Settings, other: OtherStore) -> anyhow::Result<Arc<Self>> {
+    /// The same, with other than the usual means.
+    pub fn start_with(settings: &Settings, options: StartOptions) -> anyhow::Result<Arc<Self>> {
         let started = Instant::now();
-        let program = std::env::current_exe()
-            .context("finding this program, which guests and the keeper are run by")?;
+        let StartOptions { other_store, program, open_catalog } = options;
         make_directory(&settings.state_directory)?;
         make_directory(&settings.run_directory)?;
         let catalog_path = settings.state_directory.join("catalog.redb");
         let begins = beginning::check_files(&settings.state_directory, &catalog_path)?;
         let find_keeper = || Keeping::find(settings.keeper_socket(), program.clone());
         let early = begins.map(|begins| begins.check_keeper(find_keeper()?)).transpose()?;
-        let catalog = Catalog::open(&catalog_path)?;
+        let catalog = open_catalog(&catalog_path)?;
         let (keeping, found) = early.map_or_else(find_keeper, Ok)?;
         let keeping = Arc::new(keeping);
         let events = Arc::new(EventLog::open(&catalog, settings.events_kept)?);
         let metrics = Arc::new(Metrics::new());
-        let store = store_of(settings, &catalog, other)?;
+        let store = store_of(settings, &catalog, other_store)?;
         let snapshots = Arc::new(Snapshots::default());
         let news = SnapshotNews::new(Arc::clone(&events), Arc::clone(&metrics), Arc::clone(&snapshots));
         let engine = Engine::start(engine_options(settings, store, &catalog, &keeping, Arc::new(news)))?;

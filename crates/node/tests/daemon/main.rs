@@ -6,6 +6,7 @@ mod peer;
 mod support;
 
 mod audit;
+mod catalog_faults;
 mod crashes;
 mod disconnects;
 mod firecracker;
@@ -23,4 +24,5 @@ mod restarts;
 mod room;
 mod run_directory;
 mod sockets;
+mod used_once;
 mod whole_requests;

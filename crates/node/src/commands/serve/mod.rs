@@ -22,7 +22,7 @@ use super::session::Session;
 use super::status::Status;
 use crate::api::control::{Control, Served};
 use crate::api::{ListenError, ListenOptions, Listeners, Secrets, TcpOptions};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, StartOptions};
 use crate::privacy;
 use crate::settings::{SettingFlags, Settings};
 use crate::telemetry::{Telemetry, TelemetryOptions};
@@ -61,8 +61,12 @@ const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the daemon until it is told to end.
 pub fn run(session: &Session, arguments: &ServeArguments) -> anyhow::Result<Status> {
-    let other = if arguments.accept_store { OtherStore::Accepted } else { OtherStore::Refused };
-    run_with(session, arguments, |settings| Ok(Daemon::start_with(settings, other)?))
+    crate::panics::end_at_a_panic();
+    let other_store = if arguments.accept_store { OtherStore::Accepted } else { OtherStore::Refused };
+    run_with(session, arguments, |settings| {
+        let options = StartOptions { other_store, ..StartOptions::new()? };
+        Ok(Daemon::start_with(settings, options)?)
+    })
 }
 
 /// Runs what `start` starts until it is told to end.

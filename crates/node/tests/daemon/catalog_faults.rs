@@ -1,0 +1,211 @@
+//! A daemon whose catalog fails at a write, with a known or an unknown outcome, and another one that starts after it.
+
+use std::sync::Arc;
+
+use rekindle::api::control::{Asked, Control as _, Served as _};
+use rekindle::api::types::{
+    ForkSandbox, ListQuery, MemoryBacking, PauseSandbox, ResumeSandbox, SandboxState,
+};
+use rekindle::daemon::{Daemon, StartOptions};
+use rekindle::guest::protocol::{Command, Verified};
+use rekindle::settings::{SettingFlags, Settings};
+use rekindle_engine::catalog::{Catalog, Kind};
+use rekindle_testkit::black_box::BlackBox;
+use rekindle_testkit::catalogs::{CatalogFaults, CatalogRule, Fate};
+
+use crate::support::{create, program};
+
+const FATES: [Fate; 3] = [Fate::Refused, Fate::UnknownMade, Fate::UnknownNotMade];
+
+/// A daemon in this process. Its keeper and guests are processes, and outlive it.
+struct InProcess {
+    place: BlackBox,
+    settings: Settings,
+    faults: CatalogFaults,
+    daemon: Option<Arc<Daemon>>,
+}
+
+impl InProcess {
+    fn start() -> Self {
+        let place = BlackBox::new(&program()).expect("directories");
+        let flags = SettingFlags::default().with_config(Some(place.settings_file()));
+        let settings = Settings::load(&flags).expect("they are right");
+        let mut this = Self { place, settings, faults: CatalogFaults::default(), daemon: None };
+        this.start_again();
+        this
+    }
+
+    /// Another daemon starts on what this one left; the disk is good from there on.
+    fn crash(&mut self) {
+        let daemon = self.daemon.take().expect("one runs");
+        daemon.end();
+        let last = Arc::into_inner(daemon);
+        assert!(last.is_some(), "nothing else has it");
+        drop(last);
+        self.faults = CatalogFaults::default();
+        self.start_again();
+    }
+
+    fn start_again(&mut self) {
+        let faults = self.faults.clone();
+        let mut options = StartOptions::new().expect("this program has a path");
+        options.program = self.place.program().to_owned();
+        options.open_catalog = Box::new(move |path| Catalog::open_with(path, Arc::new(faults)));
+        let daemon = Daemon::start_with(&self.settings, options);
+        self.daemon = Some(daemon.expect("a daemon starts"));
+    }
+
+    fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().expect("one runs")
+    }
+
+    fn create(&self, name: &str) -> bool {
+        let made = self.daemon().create_sandbox(Asked::default(), create(name, MemoryBacking::Shared));
+        if made.is_ok() {
+            let fill = serde_json::to_value(Command::Fill { seed: 1 }).expect("plain data");
+            self.daemon().tell_guest(name, fill).expect("it fills its memory");
+        }
+        made.is_ok()
+    }
+
+    fn pause(&self, name: &str, snapshot: &str) -> bool {
+        let how = PauseSandbox { name: Some(snapshot.to_owned()), ..Default::default() };
+        self.daemon().pause_sandbox(name, Asked::default(), how).is_ok()
+    }
+
+    fn resume(&self, name: &str) -> bool {
+        self.daemon().resume_sandbox(name, Asked::default(), ResumeSandbox::default()).is_ok()
+    }
+
+    fn fork(&self, name: &str) -> bool {
+        let how = ForkSandbox { count: 2, name: Some("f".to_owned()), ..Default::default() };
+        self.daemon().fork_sandbox(name, Asked::default(), how).is_ok()
+    }
+
+    fn states(&self) -> Vec<(String, SandboxState)> {
+        let all = self.daemon().sandboxes(&ListQuery::default()).expect("a list").sandboxes;
+        let mut states: Vec<_> =
+            all.into_iter().map(|sandbox| (sandbox.name.expect("all are named"), sandbox.state)).collect();
+        states.sort_by(|one, other| one.0.cmp(&other.0));
+        states
+    }
+
+    fn snapshots(&self) -> usize {
+        self.daemon().snapshots(&ListQuery::default()).expect("a list").snapshots.len()
+    }
+
+    fn assert_verified(&self, name: &str) {
+        let verify = serde_json::to_value(Command::Verify).expect("plain data");
+        let verified = self.daemon().tell_guest(name, verify).expect("it runs");
+        let verified: Verified = serde_json::from_value(verified).expect("its answer");
+        assert_eq!(verified.mismatches, 0, "{name}: {verified:?}");
+    }
+}
+
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.end();
+        }
+    }
+}
+
+fn only(name: &str, state: SandboxState) -> Vec<(String, SandboxState)> {
+    vec![(name.to_owned(), state)]
+}
+
+#[test]
+fn a_sandbox_whose_pause_could_not_be_recorded_runs_on_and_still_does_under_the_next_daemon() {
+    for fate in FATES {
+        let mut node = InProcess::start();
+        assert!(node.create("a"));
+        let failing = node.faults.inject(CatalogRule::next_on(Kind::Snapshot, fate));
+        assert!(!node.pause("a", "s"), "{fate:?}");
+        node.assert_verified("a");
+        node.crash();
+        drop(failing);
+        assert_eq!((node.states(), node.snapshots()), (only("a", SandboxState::Running), 0), "{fate:?}");
+        node.assert_verified("a");
+        assert!(node.pause("a", "s") && node.resume("a"));
+        node.crash();
+        node.assert_verified("a");
+    }
+}
+
+#[test]
+fn a_sandbox_whose_resume_could_not_be_recorded_is_paused_and_still_is_under_the_next_daemon() {
+    for fate in FATES {
+        let mut node = InProcess::start();
+        assert!(node.create("a") && node.pause("a", "s"));
+        let failing = node.faults.inject(CatalogRule::next_on(Kind::Sandbox, fate));
+        assert!(!node.resume("a"), "{fate:?}");
+        node.crash();
+        drop(failing);
+        assert_eq!((node.states(), node.snapshots()), (only("a", SandboxState::Paused), 1), "{fate:?}");
+        assert!(node.resume("a"));
+        node.assert_verified("a");
+    }
+}
+
+#[test]
+fn sandboxes_that_could_not_be_recorded_are_not_there_under_the_next_daemon_and_nothing_of_them_is_kept() {
+    for fate in FATES {
+        let mut node = InProcess::start();
+        assert!(node.create("a") && node.pause("a", "s"));
+        let failing = node.faults.inject(CatalogRule::next_on(Kind::Sandbox, fate));
+        assert!(!node.create("b"), "{fate:?}");
+        node.crash();
+        let failing_fork = node.faults.inject(CatalogRule::next_on(Kind::Sandbox, fate));
+        assert!(!node.fork("a"), "{fate:?}");
+        node.crash();
+        drop((failing, failing_fork));
+        assert_eq!(node.states(), only("a", SandboxState::Paused), "{fate:?}");
+        node.crash();
+        let keeper = node.place.keeper().expect("it runs");
+        let held = keeper.list().expect("it answers");
+        assert!(held.iter().all(|entry| !entry.key.starts_with("guest/")), "{fate:?}: {held:?}");
+        assert!(node.create("b") && node.fork("a"));
+    }
+}
+
+#[test]
+fn whatever_write_of_sandboxes_lives_fails_what_was_answered_is_so_under_the_next_daemon() {
+    let life = |node: &InProcess| {
+        let mut told = Vec::new();
+        if !node.create("a") {
+            return told;
+        }
+        let mut state = SandboxState::Running;
+        if node.pause("a", "s") {
+            state = SandboxState::Paused;
+            if node.resume("a") {
+                state = SandboxState::Running;
+            }
+        }
+        if node.fork("a") {
+            told.extend(["f-1", "f-2"].map(|name| (name.to_owned(), SandboxState::Running)));
+        }
+        // A deletion that was refused may be found done.
+        node.daemon().delete_snapshot("s").ok();
+        told.insert(0, ("a".to_owned(), state));
+        told
+    };
+    let node = InProcess::start();
+    let before = node.faults.writes();
+    assert_eq!(life(&node).len(), 3);
+    let writes = node.faults.writes() - before;
+    drop(node);
+    for fate in FATES {
+        for after in 0..writes {
+            let mut node = InProcess::start();
+            let failing = node.faults.inject(CatalogRule::nth(after, fate));
+            let told = life(&node);
+            node.crash();
+            drop(failing);
+            assert_eq!(node.states(), told, "{fate:?} at write {after}");
+            for (name, _) in told.iter().filter(|(_, state)| *state == SandboxState::Running) {
+                node.assert_verified(name);
+            }
+        }
+    }
+}
