@@ -531,13 +531,13 @@ fn a_snapshot_that_is_opened_and_deleted_while_another_open_of_it_waits_is_not_b
     let id = known.0.id();
     drop((engine, known));
     let engine = start(&site);
-    let [in_flight, waiting] = [Point::Opened, Point::OpenWaits].map(|point| site.hooks.hold(point));
+    let [held, waiting] = [Point::Opened, Point::OpenWaits].map(|point| site.hooks.hold(point));
     std::thread::scope(|scope| {
         let first = scope.spawn(|| engine.open(id));
         assert!(site.hooks.wait_standing(Point::Opened, id, PATIENCE));
         let second = scope.spawn(|| engine.open(id));
         assert!(site.hooks.wait_standing(Point::OpenWaits, id, PATIENCE), "two open it at once");
-        drop(in_flight);
+        drop(held);
         let opened = first.join().expect("no panic").expect("it is in the store");
         engine.delete(&opened).expect("the catalog works");
         drop(opened);
