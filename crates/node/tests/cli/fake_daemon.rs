@@ -9,12 +9,16 @@ use rekindle::api::control::{Answer, Asked, Control};
 use rekindle::api::limits::CONNECTIONS_DEFAULT;
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::*;
-use rekindle::api::{ListenOptions, Listeners};
+use rekindle::api::{ListenError, ListenOptions, Listeners};
 use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, oneshot};
 use uuid::Uuid;
 
 use crate::program::Place;
+
+/// How often a socket is asked for that the last daemon in a place may still have, and how long between.
+const BIND_TRIES: usize = 1000;
+const ASK_EVERY: Duration = Duration::from_millis(10);
 
 /// A daemon that listens in a place until it is dropped.
 pub(crate) struct FakeDaemon {
@@ -55,7 +59,16 @@ impl FakeDaemon {
             connections_max: CONNECTIONS_DEFAULT,
             tcp: None,
         };
-        let listeners = Listeners::bind(&options).expect("the place is empty");
+        // Programs that other tests fork meanwhile may have the last daemon's socket until they are executed.
+        let listeners = std::iter::repeat_with(|| Listeners::bind(&options))
+            .take(BIND_TRIES)
+            .find(|bound| {
+                let is_taken = matches!(bound, Err(ListenError::Taken { .. }));
+                is_taken.then(|| std::thread::park_timeout(ASK_EVERY));
+                !is_taken
+            })
+            .expect("the last daemon here lets go of its socket")
+            .expect("the place is empty");
         drop(inside);
         let (end, ended) = oneshot::channel();
         let control =
