@@ -289,6 +289,8 @@ impl<'a> MachineStory<'a> {
         let seal_was_running = node.is_unsealed(&twin)?;
         resumed.end()?;
         node.wait_published(&twin, SAVED_LIMIT)?;
+        machine.end()?;
+        node.delete(&twin)?;
         Ok((took, seal_was_running))
     }
 

@@ -276,6 +276,7 @@ impl<'a> Story<'a> {
         let seal_was_running = paused.snapshot.manifest_now().is_none();
         drop(resumed);
         ensure!(saved(), "snapshot {} was not published within {SAVED_LIMIT:?}", paused.snapshot.id());
+        engine.delete(&paused.snapshot)?;
         Ok((took, seal_was_running))
     }
 

@@ -89,6 +89,12 @@ impl PrivateNode {
         Ok(self.daemon.wait_snapshot(&snapshot.id.to_string(), SnapshotState::Published, limit)?)
     }
 
+    /// Deletes a snapshot, also from the store.
+    pub(super) fn delete(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        self.daemon.delete_snapshot(&snapshot.id.to_string())?;
+        Ok(())
+    }
+
     /// What went to and came from the store.
     pub(super) fn traffic(&self) -> rekindle_engine::store::Traffic {
         self.daemon.traffic()
