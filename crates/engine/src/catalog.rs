@@ -4,68 +4,23 @@
 //! The file has one user at a time. No lock is held while it is read or written: whoever uses the database takes it out
 //! of its place and puts it back. Writers that wait meanwhile go together in the next transaction.
 
-use std::fs::{File, TryLockError};
-use std::io;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{
-    Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::{Database, ReadableTable};
 
 use crate::catalog_room::Room;
-use crate::change::{CatalogHook, Fate, ValuesBefore, table_of};
-use crate::limits;
-use crate::private;
+use crate::catalog_file::{end, failure, locked, open_database, prepare, table};
+use crate::change::{CatalogHook, Fate, ValuesBefore};
 use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, lock};
 
+pub use crate::catalog_file::CatalogError;
 pub use crate::change::{Change, Entry, Kind};
-
-/// The format that is written, and the newest one that is read.
-const FORMAT: u64 = 1;
-const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
-const FORMAT_KEY: &str = "format";
-
-type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 /// A catalog. Clones are the same one.
 #[derive(Debug, Clone)]
 pub struct Catalog(Arc<Shared>);
-
-/// Why a catalog could not be opened, read or written.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CatalogError {
-    /// Another daemon has it.
-    #[error("{} is in use by another daemon: end that one, or give this one another state directory", path.display())]
-    Held {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A newer program wrote it.
-    #[error("{} is of format {found}, this program knows up to {FORMAT}: run the newer one", path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        found: u64,
-    },
-    /// Its bytes are not a catalog, or not a sound one.
-    #[error("{} is damaged: {reason}; restore it from a back-up; to begin anew, move the whole state directory away", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The disk failed or is full.
-    #[error("{}: {reason}", path.display())]
-    Disk {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        reason: String,
-    },
-}
 
 /// Why a change was not reported as made.
 ///
@@ -436,104 +391,6 @@ impl Drop for Telling<'_> {
     }
 }
 
-/// The file beside the catalog, locked: the catalog's own lock ends whenever the database is opened anew.
-fn locked(path: &Path) -> Result<File, CatalogError> {
-    let disk = |error: io::Error| CatalogError::Disk { path: path.to_owned(), reason: error.to_string() };
-    let beside = path.with_extension("lock");
-    let file = private::options().create(true).truncate(false).open(beside).map_err(disk)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(CatalogError::Held { path: path.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(disk(error)),
-    }
-}
-
-fn open_database(path: &Path) -> Result<Database, CatalogError> {
-    let disk = |error: io::Error| CatalogError::Disk { path: path.to_owned(), reason: error.to_string() };
-    // Device states are in it: no other user may read it.
-    private::options().create(true).truncate(false).open(path).map_err(disk)?;
-    private::restrict(path, private::OTHERS).map_err(disk)?;
-    let database = Builder::new()
-        .set_cache_size(limits::CATALOG_CACHE_BYTES)
-        // Every page's checksum: damage is told here, and not by a read in the middle of something.
-        .set_check_integrity_on_open(true)
-        .create(path)
-        .map_err(|error| failure(path, &error.into()))?;
-    let found = format_of(&database).map_err(|error| failure(path, &error))?;
-    if found > FORMAT {
-        return Err(CatalogError::Newer { path: path.to_owned(), found });
-    }
-    if let Some(directory) = path.parent() {
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(disk)?;
-    }
-    Ok(database)
-}
-
-/// The format of a database; a new one gets its tables.
-fn format_of(database: &Database) -> Result<u64, redb::Error> {
-    match database.begin_read()?.open_table(ABOUT) {
-        Ok(about) => return Ok(about.get(FORMAT_KEY)?.map_or(0, |format| format.value())),
-        Err(redb::TableError::TableDoesNotExist(_)) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let transaction = database.begin_write()?;
-    transaction.open_table(ABOUT)?.insert(FORMAT_KEY, FORMAT)?;
-    for kind in Kind::ALL {
-        transaction.open_table(table_of(kind))?;
-    }
-    transaction.commit()?;
-    Ok(FORMAT)
-}
-
-/// A table as it is; none where the catalog is older than what it is for, and nothing was written there yet.
-fn table(database: &Database, kind: Kind) -> Result<Option<Table>, redb::Error> {
-    match database.begin_read()?.open_table(table_of(kind)) {
-        Ok(table) => Ok(Some(table)),
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A transaction with these changes, before its last step, and the values before it.
-fn prepare(database: &Database, changes: &[Change]) -> Result<(WriteTransaction, ValuesBefore), redb::Error> {
-    let transaction = database.begin_write()?;
-    let mut values = ValuesBefore::default();
-    for change in changes {
-        let (Change::Put { kind, key, .. } | Change::Remove { kind, key }) = change;
-        let mut table = transaction.open_table(table_of(*kind))?;
-        let before = match change {
-            Change::Put { value, .. } => table.insert(&**key, &**value)?.map(|value| value.value().to_vec()),
-            Change::Remove { .. } => table.remove(&**key)?.map(|value| value.value().to_vec()),
-        };
-        values.note(*kind, key, before);
-    }
-    Ok((transaction, values))
-}
-
-/// The last step of a transaction.
-fn end(transaction: WriteTransaction, fate: Fate) -> Result<(), redb::Error> {
-    match fate {
-        Fate::Made | Fate::UnknownMade => Ok(transaction.commit()?),
-        Fate::UnknownNotMade | Fate::Refused | Fate::Forgotten => Ok(transaction.abort()?),
-    }
-}
-
 fn by_test(path: &Path) -> CatalogError {
     CatalogError::Disk { path: path.to_owned(), reason: "a test lets this fail".to_owned() }
-}
-
-fn failure(path: &Path, error: &redb::Error) -> CatalogError {
-    use redb::Error::{Corrupted, DatabaseAlreadyOpen, Io, LockProtocolMismatch, UpgradeRequired};
-    let path = path.to_owned();
-    if matches!(error, DatabaseAlreadyOpen | LockProtocolMismatch) {
-        return CatalogError::Held { path };
-    }
-    // Invalid data is what redb calls a file that is not its own.
-    let foreign = matches!(error, Io(error) if error.kind() == io::ErrorKind::InvalidData);
-    let reason = error.to_string();
-    if foreign || matches!(error, Corrupted(_) | UpgradeRequired(_)) {
-        CatalogError::Damaged { path, reason }
-    } else {
-        CatalogError::Disk { path, reason }
-    }
 }

@@ -12,19 +12,20 @@ use rekindle_kernel::PageKind;
 use crate::budget::Budget;
 use crate::cache::{Cache, OnlyCopyError};
 use crate::capture::Capture;
-use crate::catalog::{Catalog, CatalogError, Kind};
+use crate::catalog::CatalogError;
 use crate::identity::{Domain, LayerId, SnapshotId, VolumeName};
 use crate::keep::KeptVolume;
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
-use crate::manifest::{LayerName, LocalManifest, Manifest, StoredLayer, VolumeShape};
+use crate::manifest::{LayerName, Manifest, StoredLayer, VolumeShape};
 use crate::open::parts_of;
 use crate::page_map::{LayerSlot, PageMap};
 use crate::page_set::PageSet;
 use crate::reaper::ReaperHandle;
+use crate::recorded::Recorded;
 use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
-use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord};
+use crate::snapshot_record::{CapturedFacts, SealFacts};
 use crate::view::{LiveView, View};
 
 /// What the start of an engine found in its catalog.
@@ -102,17 +103,6 @@ impl<E: Into<ReplayError>> From<E> for Obstacle {
     }
 }
 
-/// What the catalog says.
-struct Found {
-    captured: Vec<(SnapshotId, CapturedFacts)>,
-    named: Vec<(LocalManifest, SealFacts, SnapshotState)>,
-    /// Records that cannot be read, each with the reason.
-    unreadable: Vec<(SnapshotId, String)>,
-    deletions: HashSet<SnapshotId>,
-    /// Where layers are stored, whichever snapshot knows it.
-    stored: HashMap<LayerId, StoredLayer>,
-}
-
 /// What was made so far.
 struct Made {
     all: HashMap<SnapshotId, Arc<Snapshot>>,
@@ -128,7 +118,7 @@ struct Made {
 
 impl Replaying<'_> {
     pub(crate) fn replay(&self) -> Result<Replayed, ReplayError> {
-        let found = self.find()?;
+        let found = Recorded::read(self.records.catalog())?;
         let layers =
             found.named.iter().flat_map(|(local, ..)| local.manifest().layers().iter().map(|name| name.id));
         let layers: HashSet<LayerId> = layers.collect();
@@ -156,7 +146,7 @@ impl Replaying<'_> {
             }
             made.all.insert(snapshot.id(), snapshot);
         }
-        let mut found = self.find()?;
+        let mut found = Recorded::read(self.records.catalog())?;
         found.captured.retain(|(id, _)| made.before.contains_key(id));
         found.named.retain(|(local, ..)| made.before.contains_key(&local.manifest().snapshot()));
         // What the catalog has of them does not change; a later program may read it.
@@ -164,8 +154,8 @@ impl Replaying<'_> {
         self.make(found, made).map(|made| made.replayed)
     }
 
-    fn make(&self, found: Found, mut made: Made) -> Result<Made, ReplayError> {
-        let Found { mut captured, named, unreadable, deletions: _, stored } = found;
+    fn make(&self, found: Recorded, mut made: Made) -> Result<Made, ReplayError> {
+        let Recorded { mut captured, named, unreadable, deletions: _, stored } = found;
         for (id, reason) in unreadable {
             let parts = unknown_parts_of(id, self.records);
             made.add_unread(self.unread(parts, Obstacle::Unknown(reason), &[])?);
@@ -199,34 +189,6 @@ impl Replaying<'_> {
             }
         }
         Ok(made)
-    }
-
-    fn find(&self) -> Result<Found, ReplayError> {
-        let catalog = self.records.catalog();
-        let mut found = Found {
-            captured: vec![],
-            named: vec![],
-            unreadable: vec![],
-            deletions: HashSet::new(),
-            stored: HashMap::new(),
-        };
-        for (key, _) in catalog.all(Kind::Deletion)? {
-            found.deletions.extend(id_of(&key));
-        }
-        for (key, value) in catalog.all(Kind::Snapshot)? {
-            let Some(id) = id_of(&key) else { continue };
-            match SnapshotRecord::decode(&value) {
-                Ok(SnapshotRecord::Captured(facts)) => found.captured.push((id, facts)),
-                Ok(SnapshotRecord::Sealed(facts)) => {
-                    found.add_named(catalog, id, facts, SnapshotState::Sealed)?
-                }
-                Ok(SnapshotRecord::Published(facts)) => {
-                    found.add_named(catalog, id, facts, SnapshotState::Published)?;
-                }
-                Err(error) => found.unreadable.push((id, format!("its record cannot be read: {error}"))),
-            }
-        }
-        Ok(found)
     }
 
     /// Opens every layer of a manifest. Where that fails, those that were opened come with the reason: the last handle of a
@@ -349,30 +311,6 @@ impl Replaying<'_> {
     }
 }
 
-impl Found {
-    fn add_named(
-        &mut self,
-        catalog: &Catalog,
-        id: SnapshotId,
-        facts: SealFacts,
-        state: SnapshotState,
-    ) -> Result<(), CatalogError> {
-        let Some(bytes) = catalog.get(Kind::Manifest, id.as_bytes())? else {
-            self.unreadable.push((id, "its manifest is not in the catalog".to_owned()));
-            return Ok(());
-        };
-        match LocalManifest::decode(&bytes) {
-            Ok(local) => {
-                let known = local.manifest().layers().iter().zip(local.stored());
-                self.stored.extend(known.filter_map(|(name, stored)| Some((name.id, stored.clone()?))));
-                self.named.push((local, facts, state));
-            }
-            Err(error) => self.unreadable.push((id, format!("its manifest cannot be read: {error}"))),
-        }
-        Ok(())
-    }
-}
-
 impl Made {
     fn new(deletions: HashSet<SnapshotId>) -> Self {
         Self {
@@ -483,27 +421,6 @@ fn base_of(parent: &Snapshot, position: usize, shape: &VolumeShape) -> Result<Ar
     let base = base.filter(|base| base.name == shape.name && base.view.pages() == shape.pages);
     let base = base.ok_or_else(|| Obstacle::Lost(format!("volume {} is not its parent's", shape.name)))?;
     Ok(Arc::clone(&base.view))
-}
-
-/// The newest snapshot that a catalog calls published, and that was not deleted.
-pub fn newest_published(catalog: &Catalog) -> Result<Option<SnapshotId>, CatalogError> {
-    let mut newest = None;
-    for (key, value) in catalog.all(Kind::Snapshot)? {
-        let is_published = matches!(SnapshotRecord::decode(&value), Ok(SnapshotRecord::Published(_)));
-        if is_published && catalog.get(Kind::Deletion, &key)?.is_none() {
-            newest = newest.max(id_of(&key));
-        }
-    }
-    Ok(newest)
-}
-
-/// The id that a key of the catalog is.
-fn id_of(key: &[u8]) -> Option<SnapshotId> {
-    let id = key.try_into().ok().map(SnapshotId::from_bytes);
-    if id.is_none() {
-        tracing::error!(key = ?key, "a record of the catalog is of no snapshot");
-    }
-    id
 }
 
 /// A snapshot whose record cannot be read: its memory is of a page that cannot be had.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::private::make_directory;
-use rekindle_engine::replay::newest_published;
+use rekindle_engine::recorded::newest_published;
 use rekindle_engine::store::Store;
 use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
 
