@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use redb::{Database, ReadableTable};
 
-use crate::catalog_room::Room;
 use crate::catalog_file::{end, failure, locked, open_database, prepare, table};
+use crate::catalog_room::Room;
 use crate::change::{CatalogHook, Fate, ValuesBefore};
 use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, lock};
 

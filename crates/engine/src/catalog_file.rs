@@ -4,9 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use redb::{
-    Builder, Database, ReadOnlyTable, ReadableDatabase, TableDefinition, WriteTransaction,
-};
+use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, TableDefinition, WriteTransaction};
 
 use crate::change::{Change, Fate, Kind, ValuesBefore, table_of};
 use crate::limits;
@@ -114,7 +112,10 @@ pub(crate) fn table(database: &Database, kind: Kind) -> Result<Option<Table>, re
 }
 
 /// A transaction with these changes, before its last step, and the values before it.
-pub(crate) fn prepare(database: &Database, changes: &[Change]) -> Result<(WriteTransaction, ValuesBefore), redb::Error> {
+pub(crate) fn prepare(
+    database: &Database,
+    changes: &[Change],
+) -> Result<(WriteTransaction, ValuesBefore), redb::Error> {
     let transaction = database.begin_write()?;
     let mut values = ValuesBefore::default();
     for change in changes {

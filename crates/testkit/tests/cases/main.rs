@@ -6,6 +6,7 @@ mod limits;
 mod local_disk;
 mod reading;
 mod restart;
+mod starts;
 mod store;
 mod window;
 mod wrong_bytes;

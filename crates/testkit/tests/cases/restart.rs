@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use object_store::ObjectStoreExt;
-use rekindle_engine::catalog::{Catalog, Change, Kind};
+use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::keep::Keeper;
@@ -22,31 +22,31 @@ use rekindle_testkit::stores::{Fault, Operation, Rule};
 
 use crate::{check, check_elsewhere, child, first_pause, pause, run, site, wait_published, wait_sealed};
 
-type Known = (Arc<Snapshot>, ModelMemory);
+pub(crate) type Known = (Arc<Snapshot>, ModelMemory);
 
 /// An engine with the site's catalog and keeper.
-fn start(site: &Site) -> Engine {
+pub(crate) fn start(site: &Site) -> Engine {
     Engine::start(site.recording().expect("nobody else has the catalog")).expect("an engine starts")
 }
 
 /// What is left of snapshots when the process has died: their names, and what they must hold.
-fn end<const N: usize>(engine: Engine, known: [Known; N]) -> [(SnapshotId, ModelMemory); N] {
+pub(crate) fn end<const N: usize>(engine: Engine, known: [Known; N]) -> [(SnapshotId, ModelMemory); N] {
     engine.stop();
     let left = known.map(|(snapshot, memory)| (snapshot.id(), memory));
     drop(engine);
     left
 }
 
-fn find<const N: usize>(engine: &Engine, left: [(SnapshotId, ModelMemory); N]) -> [Known; N] {
+pub(crate) fn find<const N: usize>(engine: &Engine, left: [(SnapshotId, ModelMemory); N]) -> [Known; N] {
     left.map(|(id, memory)| (engine.snapshot(id).expect("it was acknowledged"), memory))
 }
 
-fn states(engine: &Engine) -> Vec<SnapshotState> {
+pub(crate) fn states(engine: &Engine) -> Vec<SnapshotState> {
     engine.snapshots().iter().map(|snapshot| snapshot.state()).collect()
 }
 
 /// Checked at once, then saved, then checked elsewhere.
-fn check_and_publish<const N: usize>(site: &Site, engine: &Engine, known: &[Known; N]) {
+pub(crate) fn check_and_publish<const N: usize>(site: &Site, engine: &Engine, known: &[Known; N]) {
     known.iter().for_each(|known| check(engine, known));
     known.iter().for_each(|known| wait_published(&known.0));
     known.iter().for_each(|known| check_elsewhere(site, known));
@@ -176,121 +176,6 @@ fn manifest_object(site: &Site, id: SnapshotId) -> Vec<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
     let object = async { site.objects.get(&format!("manifests/{id}").into()).await?.bytes().await };
     runtime.block_on(object).expect("the manifest is there").to_vec()
-}
-
-#[test]
-fn case_35_a_start_sets_aside_what_nobody_names_and_nothing_else() {
-    let site = site();
-    let engine = start(&site);
-    let outage = site.faults.outage();
-    let first = first_pause(&engine, 150);
-    wait_sealed(&first.0);
-    let layer = first.0.manifest_now().expect("it is sealed").layers()[0].id;
-    let left = end(engine, [first]);
-    let stray = site.cache_directory().join(format!("{}.raw", "ab".repeat(32)));
-    let foreign = site.cache_directory().join("holiday.raw");
-    std::fs::write(&stray, b"left by a seal that was cut short").expect("a disk");
-    std::fs::write(&foreign, b"not ours").expect("a disk");
-    let engine = start(&site);
-    assert_eq!(engine.replayed().files_set_aside, 1);
-    assert!(!stray.exists() && foreign.exists());
-    assert_eq!(engine.aside().count().expect("a disk").files, 1);
-    assert!(site.cache_directory().join(format!("{layer}.raw")).exists(), "it is the only copy");
-    assert_eq!(states(&engine), [SnapshotState::Sealed]);
-    let known = find(&engine, left);
-    check(&engine, &known[0]);
-    drop(outage);
-    check_and_publish(&site, &engine, &known);
-}
-
-#[test]
-fn case_35_layers_that_an_older_catalog_does_not_name_are_found_again_by_the_newer_one() {
-    let site = site();
-    drop(start(&site));
-    let (older, newer) = (site.cache_directory().join("older"), site.cache_directory().join("newer"));
-    std::fs::copy(site.catalog_path(), &older).expect("a disk");
-    let engine = start(&site);
-    let outage = site.faults.outage();
-    let first = first_pause(&engine, 150);
-    wait_sealed(&first.0);
-    let left = end(engine, [first]);
-    std::fs::rename(site.catalog_path(), &newer).expect("a disk");
-    std::fs::rename(&older, site.catalog_path()).expect("a disk");
-    let engine = start(&site);
-    assert!(engine.snapshots().is_empty());
-    assert_eq!(engine.replayed().files_set_aside, 1, "its only copy is kept");
-    drop(engine);
-    std::fs::rename(&newer, site.catalog_path()).expect("a disk");
-    let engine = start(&site);
-    assert_eq!(engine.aside().count().expect("a disk").files, 0, "it is in its place again");
-    let known = find(&engine, left);
-    check(&engine, &known[0]);
-    drop(outage);
-    check_and_publish(&site, &engine, &known);
-}
-
-#[test]
-fn a_layer_file_that_cannot_be_read_stops_nothing_else_and_is_tried_again() {
-    let site = site();
-    let engine = start(&site);
-    let outage = site.faults.outage();
-    let first = first_pause(&engine, 150);
-    wait_sealed(&first.0);
-    let held = site.hooks.hold(Point::Compare);
-    let child = child(&engine, &first, run(20, 60), 2);
-    let other = first_pause(&engine, 40);
-    let layer = first.0.manifest_now().expect("it is sealed").layers()[0].id;
-    engine.stop();
-    drop(held);
-    let [first, child, other] = end(engine, [first, child, other]);
-    let (file, away) =
-        (site.cache_directory().join(format!("{layer}.raw")), site.cache_directory().join("away"));
-    std::fs::rename(&file, &away).expect("a disk");
-    std::fs::create_dir(&file).expect("a disk");
-    let engine = start(&site);
-    assert_eq!((engine.replayed().undecided, engine.replayed().lost.len()), (2, 0));
-    let known = find(&engine, [first, child, other]);
-    for undecided in &known[..2] {
-        let status = undecided.0.status();
-        assert!(status.is_undecided && status.failure.is_some(), "{status:?}");
-    }
-    check(&engine, &known[2]);
-    assert_eq!(engine.decide().expect("the catalog can be read"), 2, "nothing has changed");
-    std::fs::remove_dir(&file).expect("a disk");
-    std::fs::rename(&away, &file).expect("a disk");
-    assert_eq!(engine.decide().expect("the catalog can be read"), 0);
-    drop(outage);
-    check_and_publish(&site, &engine, &known);
-}
-
-#[test]
-fn a_record_that_cannot_be_read_stops_nothing_else_and_costs_nothing_of_its_snapshot() {
-    let site = site();
-    let engine = start(&site);
-    let outage = site.faults.outage();
-    let (first, other) = (first_pause(&engine, 150), first_pause(&engine, 40));
-    wait_sealed(&first.0);
-    wait_sealed(&other.0);
-    let left = end(engine, [first, other]);
-    let key = left[0].0.as_bytes().to_vec();
-    let damage = |value: Vec<u8>| {
-        let catalog = Catalog::open(&site.catalog_path()).expect("nobody else has it");
-        catalog.write(&[Change::Put { kind: Kind::Snapshot, key: key.clone(), value }]).expect("a disk");
-    };
-    let catalog = Catalog::open(&site.catalog_path()).expect("nobody else has it");
-    let good = catalog.get(Kind::Snapshot, &key).expect("a disk").expect("it is recorded");
-    drop(catalog);
-    damage(b"nonsense".to_vec());
-    let engine = start(&site);
-    let undecided = engine.snapshot(left[0].0).expect("it is listed").status();
-    assert!(undecided.is_undecided, "{undecided:?}");
-    let other = engine.snapshot(left[1].0).expect("it was acknowledged");
-    check(&engine, &(other, left[1].1.clone()));
-    drop(engine);
-    damage(good);
-    let engine = start(&site);
-    drop(outage);
-    check_and_publish_all(&site, &engine, left);
 }
 
 #[test]
