@@ -144,13 +144,13 @@ impl Store {
 
     /// An error of the store; that something is not there is believed only of the right one.
     async fn failure(&self, path: &ObjectPath, source: object_store::Error) -> StoreError {
-        match StoreError::from_store(path, source) {
-            StoreError::NotFound(path) => match self.checked().await {
-                Ok(_) => StoreError::NotFound(path),
-                Err(away) => away,
-            },
-            other => other,
+        let error = StoreError::from_store(path, source);
+        if matches!(error, StoreError::NotFound(_))
+            && let Err(away) = self.checked().await
+        {
+            return away;
         }
+        error
     }
 
     /// A store in a local directory, created if need be; every write is fsynced.

@@ -328,8 +328,10 @@ mod tests {
 
     impl StoreOpener for Place {
         fn open(&self, _: Holds) -> Result<Arc<dyn ObjectStore>, String> {
-            let there = lock(&self.0).clone();
-            there.map(|there| there as Arc<dyn ObjectStore>).ok_or_else(|| "it is not there".to_owned())
+            match lock(&self.0).clone() {
+                Some(there) => Ok(there),
+                None => Err("it is not there".to_owned()),
+            }
         }
     }
 

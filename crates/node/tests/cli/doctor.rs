@@ -13,7 +13,7 @@ use crate::program::{Place, Said, said};
 /// `nobody` and `nogroup` of Debian.
 const NOBODY: u32 = 65_534;
 
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 24] = [
     "kernel",
     "page faults",
     "fault features",
@@ -33,6 +33,8 @@ const NAMES: [&str; 22] = [
     "state directory",
     "run directory",
     "store",
+    "privacy",
+    "set aside",
     "VMMs",
     "daemon",
     "keeper",
@@ -130,7 +132,7 @@ fn what_settings_name_wrongly_fails_by_name() {
         &long,
     ])));
     assert_eq!(check(&report, "run directory")["outcome"], "fail");
-    assert!(check(&report, "run directory")["found"].as_str().expect("words").contains("107 bytes"));
+    assert!(check(&report, "run directory")["found"].as_str().expect("words").contains("Linux allows 107"));
     let report = said(place.program(["doctor", "--json", "--pause-wait", "soon"]));
     assert_eq!(report.status, 1);
     assert!(report.out.contains("--pause-wait: pause_wait cannot be"), "{}", report.out);

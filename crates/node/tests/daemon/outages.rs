@@ -83,9 +83,8 @@ fn a_daemon_starts_while_its_store_is_away_and_publishes_when_it_is_back() {
     fs::rename(&store, &away).expect("a directory is moved");
     node.begin_again();
     node.eventually("the daemon saying that its store is away", || {
-        let readiness = node.client.readiness();
-        readiness
-            .is_ok_and(|said| !said.ready && said.reasons.iter().any(|why| why.contains("is it mounted?")))
+        let said = node.client.readiness();
+        said.is_ok_and(|said| said.ready && said.reasons.iter().any(|why| why.contains("is it mounted?")))
     });
     node.resume("a");
     node.assert_verified("a");
@@ -95,7 +94,9 @@ fn a_daemon_starts_while_its_store_is_away_and_publishes_when_it_is_back() {
     assert!(!store.exists(), "nothing is made in its place");
     fs::rename(&away, &store).expect("a directory is moved");
     node.wait("second", SnapshotState::Published);
-    node.eventually("the daemon being ready", || node.client.readiness().is_ok_and(|said| said.ready));
+    node.eventually("the daemon having nothing to say of its store", || {
+        node.client.readiness().is_ok_and(|said| said.ready && said.reasons.is_empty())
+    });
     node.resume("a");
     node.assert_verified("a");
 }
