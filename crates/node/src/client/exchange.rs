@@ -73,9 +73,9 @@ impl Call {
         let fields = serde_json::to_value(query).expect("a query is strings and numbers");
         let fields = fields.as_object().expect("a query has fields");
         let mut mark = '?';
-        let all = fields.iter().flat_map(|(name, value)| match value {
-            serde_json::Value::Array(values) => values.iter().map(|value| (name, value)).collect(),
-            value => vec![(name, value)],
+        let all = fields.iter().flat_map(|(name, value)| {
+            let several = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            several.iter().map(move |value| (name, value))
         });
         for (name, value) in all.filter(|(_, value)| !value.is_null()) {
             self.path.push(mark);

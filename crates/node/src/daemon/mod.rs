@@ -93,14 +93,17 @@ pub struct Daemon {
     deciding: Mutex<Option<Deciding>>,
 }
 
+/// Opens the catalog at a path.
+pub type OpenCatalog = Box<dyn FnOnce(&Path) -> Result<Catalog, CatalogError>>;
+
 /// The means by which a daemon starts.
 pub struct StartOptions {
     /// Whether another store may take the place of the one that is remembered.
     pub other_store: OtherStore,
     /// The program that guests and the keeper are run by.
     pub program: PathBuf,
-    /// Opens the catalog at a path; a test has its hand on what this gives.
-    pub open_catalog: Box<dyn FnOnce(&Path) -> Result<Catalog, CatalogError>>,
+    /// The way to its catalog; a test has its hand on what comes of it.
+    pub open_catalog: OpenCatalog,
 }
 
 impl StartOptions {

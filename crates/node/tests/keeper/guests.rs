@@ -9,7 +9,7 @@ use rekindle::guest::arguments::{GuestArguments, MemoryKind};
 use rekindle::guest::history::{Rewrite, Share};
 use rekindle::guest::protocol::{self, Hello};
 use rekindle::keeper::{KeeperClient, PROCESS, ProcessNow};
-use rekindle::vmm::process::{CONTROL, GuestError, GuestOptions, KeptParts, MEMORY, ProcessGuest};
+use rekindle::vmm::process::{CONTROL, GuestError, GuestOptions, KeptParts, ProcessGuest};
 use rekindle::vmm::vmm_process::ProcessError;
 use rekindle_kernel::{ProcessHandle, Signal};
 use serde_json::json;
