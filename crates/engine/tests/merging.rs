@@ -89,7 +89,8 @@ fn a_page_written_again_at_the_pause_that_merges_its_layer_has_its_new_content()
     let (before, model) = (line.last.clone().expect("just paused"), line.model.clone());
     assert_eq!(layers(&before), 6);
     let merged = line.pause([2, 6, 10], 100);
-    assert!(layers(&merged) < 6, "{} layers are no fewer than before", layers(&merged));
+    // The large one, one of the pages that were left of the small ones, and its own.
+    assert!(layers(&merged) <= 3, "{} layers: nothing was merged", layers(&merged));
     line.check(&merged, &line.model);
     line.check(&before, &model);
 }

@@ -105,6 +105,20 @@ mod tests {
     }
 
     #[test]
+    fn no_walk_is_so_long_that_its_window_passes_the_limit() {
+        let mut walks = Walks::new(Neighbours::Adaptive);
+        let mut next = page(0);
+        let windows: Vec<_> = (0..20)
+            .map(|_| {
+                let window = walks.window(next);
+                next = window.end();
+                window.count()
+            })
+            .collect();
+        assert_eq!(windows.iter().max(), Some(&limits::NEIGHBOUR_PAGES_MAX), "{windows:?}");
+    }
+
+    #[test]
     fn a_walk_downwards_is_a_walk_too() {
         let mut walks = Walks::new(Neighbours::Adaptive);
         let faults = faults(&mut walks, (0..64 * 64).rev());
