@@ -46,10 +46,8 @@ impl Trouble {
     /// What is done in a round, by its number; the disk can be full only where it may be made so.
     pub(crate) fn of_round(number: u64, disk_can_be_full: bool) -> Self {
         let position = usize::try_from(number % 10).expect("less than ten");
-        match ROUNDS[position] {
-            Self::DiskFull if !disk_can_be_full => Self::DaemonKilled,
-            trouble => trouble,
-        }
+        let trouble = ROUNDS[position];
+        if matches!(trouble, Self::DiskFull) && !disk_can_be_full { Self::DaemonKilled } else { trouble }
     }
 
     /// Its name in reports.

@@ -102,7 +102,11 @@ fn case_51_the_list_after_a_crash_is_the_list_before_it() {
     check_and_publish_all(&site, &engine, [first, second]);
 }
 
-fn check_and_publish_all<const N: usize>(site: &Site, engine: &Engine, left: [(SnapshotId, ModelMemory); N]) {
+pub(crate) fn check_and_publish_all<const N: usize>(
+    site: &Site,
+    engine: &Engine,
+    left: [(SnapshotId, ModelMemory); N],
+) {
     let known = find(engine, left);
     known.iter().for_each(|known| check(engine, known));
     known.iter().for_each(|known| wait_published(&known.0));
