@@ -184,7 +184,7 @@ fn a_layer_packed_here_is_on_this_disk_though_the_store_has_the_same() {
 #[test]
 fn a_disk_that_is_full_while_packing_loses_nothing() {
     let site = site();
-    let Some(small) = SmallDisk::mount(site.cache_directory()) else {
+    let Some(small) = SmallDisk::mount(site.cache_directory(), "1m") else {
         skipped("a full disk", "mounting a small tmpfs needs root and CAP_SYS_ADMIN");
         return;
     };
@@ -214,7 +214,7 @@ fn a_disk_that_is_full_while_packing_loses_nothing() {
 #[test]
 fn a_catalog_on_a_full_disk_changes_nothing_and_takes_the_next_write_when_there_is_room() {
     let site = site();
-    let Some(small) = SmallDisk::mount(site.cache_directory()) else {
+    let Some(small) = SmallDisk::mount(site.cache_directory(), "1m") else {
         skipped("a full disk", "mounting a small tmpfs needs root and CAP_SYS_ADMIN");
         return;
     };
@@ -241,7 +241,7 @@ fn a_catalog_on_a_full_disk_changes_nothing_and_takes_the_next_write_when_there_
 #[test]
 fn a_catalog_that_cannot_be_written_refuses_pauses_and_loses_no_seal() {
     let site = site();
-    let Some(small) = SmallDisk::mount(site.cache_directory()) else {
+    let Some(small) = SmallDisk::mount(site.cache_directory(), "8m") else {
         skipped("a full disk", "mounting a small tmpfs needs root and CAP_SYS_ADMIN");
         return;
     };
@@ -252,7 +252,7 @@ fn a_catalog_that_cannot_be_written_refuses_pauses_and_loses_no_seal() {
     let held = site.hooks.hold(Point::Record);
     let first = first_pause(&engine, 40);
     assert!(site.hooks.wait_standing(Point::Record, first.0.id(), PATIENCE));
-    std::fs::write(small.0.join("filling"), vec![1; 1 << 20]).expect_err("it is smaller");
+    std::fs::write(small.0.join("filling"), vec![1; 8 << 20]).expect_err("it is smaller");
     drop(held);
     while first.0.status().failure.is_none() {
         assert!(!first.0.wait_state(SnapshotState::Sealed, Duration::from_millis(10)), "the disk is full");
@@ -265,15 +265,15 @@ fn a_catalog_that_cannot_be_written_refuses_pauses_and_loses_no_seal() {
     drop(engine);
 }
 
-/// A file system of one megabyte, until it is enlarged.
+/// A small file system, until it is enlarged.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(under: &Path) -> Option<Self> {
+    fn mount(under: &Path, size: &str) -> Option<Self> {
         let path = under.join("small");
         std::fs::create_dir(&path).expect("a directory of ours");
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&path);
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&path);
         mount.output().ok()?.status.success().then_some(Self(path))
     }
 
