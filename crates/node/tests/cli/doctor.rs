@@ -13,7 +13,7 @@ use crate::program::{Place, Said, said};
 /// `nobody` and `nogroup` of Debian.
 const NOBODY: u32 = 65_534;
 
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 25] = [
     "kernel",
     "page faults",
     "fault features",
@@ -35,7 +35,8 @@ const NAMES: [&str; 24] = [
     "store",
     "privacy",
     "set aside",
-    "VMMs",
+    "QEMU",
+    "Firecracker",
     "daemon",
     "keeper",
 ];
@@ -136,6 +137,36 @@ fn what_settings_name_wrongly_fails_by_name() {
     let report = said(place.program(["doctor", "--json", "--pause-wait", "soon"]));
     assert_eq!(report.status, 1);
     assert!(report.out.contains("--pause-wait: pause_wait cannot be"), "{}", report.out);
+}
+
+#[test]
+fn the_firecracker_and_the_jail_that_settings_name_are_looked_at() {
+    let place = Place::new();
+    let program = |name: &str, version: &str| {
+        std::fs::write(place.path(name), format!("#!/bin/sh\necho {version}\n")).unwrap();
+        std::fs::set_permissions(place.path(name), Permissions::from_mode(0o755)).unwrap();
+        place.path(name).display().to_string()
+    };
+    let found = |words: &[&str]| {
+        let report = checked(&said(here(&place, &[&["--json"], words].concat())));
+        let check = check(&report, "Firecracker");
+        (check["outcome"] == "ok", check["found"].as_str().expect("words").to_owned())
+    };
+    let (driven, old) = (program("driven", "v1.9.3"), program("old", "v1.7.0"));
+    assert_eq!(found(&["--firecracker-program", &driven]), (true, format!("1.9.3 ({driven})")));
+    let (well, text) = found(&["--firecracker-program", &old]);
+    assert!(!well && text.starts_with(&old) && text.contains("1.7.0 is older than 1.8.0"), "{text}");
+    let missing = place.path("missing").display().to_string();
+    let (well, text) = found(&["--firecracker-program", &missing]);
+    assert!(!well && text.starts_with(&missing), "{text}");
+    let base = place.path("jails").display().to_string();
+    let jailed = |jailer: &str, base: &str| {
+        let user = ["--firecracker-jailer-uid", "1", "--firecracker-jailer-gid", "1"];
+        let jail = ["--firecracker-jailer-program", jailer, "--firecracker-jailer-base", base];
+        found(&[&["--firecracker-program", &driven], &jail[..], &user[..]].concat())
+    };
+    let (well, text) = jailed(&missing, &base);
+    assert!(!well && text.contains(&missing) && text.contains("firecracker.jailer.program"), "{text}");
 }
 
 #[test]

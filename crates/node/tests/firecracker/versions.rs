@@ -104,7 +104,7 @@ fn a_firecracker_that_is_too_old_or_not_known_is_refused_and_so_is_what_is_none(
         matches!(&error, FirecrackerError::Misfit(Misfit::TooNew { found }) if *found == version("2.0.0")),
         "{error}"
     );
-    assert!(error.to_string().contains("tried: 1.8.0"), "{error}");
+    assert!(error.to_string().contains("drives 1.8.0 up to"), "{error}");
     node.places.program = "/bin/true".into();
     let error = node.try_start(&node.spec(8)).map(drop).expect_err("it is none");
     assert!(matches!(error, FirecrackerError::Program(NotFirecracker::NoVersion { .. })), "{error}");

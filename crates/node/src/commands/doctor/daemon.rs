@@ -2,52 +2,33 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
-use super::Check;
+use super::{Check, firecracker};
 use crate::client::ClientError;
 use crate::commands::failure::sentence;
 use crate::commands::session::Session;
-use crate::settings::Settings;
+use crate::settings::{Settings, Source};
 use crate::vmm::qemu::{NoQemu, QemuProgram};
 
 /// Looks for all of them.
 pub(super) fn look(session: &Session, settings: &Settings) -> Vec<Check> {
     let daemon = daemon(session, settings);
     let runs = daemon.advice.is_none();
-    vec![monitors(), daemon, keeper(settings, runs)]
+    vec![qemu(), firecracker::look(settings), daemon, keeper(session, settings, runs)]
 }
 
-fn monitors() -> Check {
-    let name = "VMMs";
-    let firecracker = monitor("firecracker");
-    let with =
-        |qemu: String| [Some(qemu), firecracker.clone()].into_iter().flatten().collect::<Vec<_>>().join("; ");
+fn qemu() -> Check {
+    let name = "QEMU";
     match QemuProgram::find(None) {
-        Ok(qemu) => Check::ok(name, with(format!("QEMU {} ({})", qemu.version, qemu.path.display()))),
-        Err(NoQemu::NotFound { looked_for }) => Check::ok(
-            name,
-            firecracker.unwrap_or_else(|| {
-                format!("none found in PATH ({looked_for}, firecracker); process guests need none")
-            }),
-        ),
+        Ok(qemu) => Check::ok(name, format!("{} ({})", qemu.version, qemu.path.display())),
+        Err(NoQemu::NotFound { looked_for }) => {
+            Check::ok(name, format!("none in PATH ({looked_for}); process guests need none"))
+        }
         Err(error @ (NoQemu::NotRun { .. } | NoQemu::NotQemu { .. } | NoQemu::NoShim(_))) => {
-            Check::warn(name, with(error.to_string()), "install it again, or take it out of PATH")
+            Check::warn(name, error.to_string(), "install it again, or take it out of PATH")
         }
     }
-}
-
-fn monitor(name: &str) -> Option<String> {
-    let path = std::env::var_os("PATH")?;
-    let program: PathBuf =
-        std::env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.is_file())?;
-    let said = Command::new(&program).arg("--version").stdin(Stdio::null()).output().ok();
-    let said = said.filter(|said| said.status.success());
-    let first =
-        said.and_then(|said| Some(String::from_utf8(said.stdout).ok()?.lines().next()?.trim().to_owned()));
-    let version = first.unwrap_or_else(|| "which does not tell its version".to_owned());
-    Some(format!("{} ({version})", program.display()))
 }
 
 fn daemon(session: &Session, settings: &Settings) -> Check {
@@ -95,8 +76,11 @@ fn unreachable_daemon(error: &anyhow::Error, socket: &Path) -> Check {
     }
 }
 
-fn keeper(settings: &Settings, daemon_runs: bool) -> Check {
-    let (name, socket) = ("keeper", settings.keeper_socket());
+/// The keeper of the daemon that is asked, which may have another run directory than these settings.
+fn keeper(session: &Session, settings: &Settings, daemon_runs: bool) -> Check {
+    let beside = session.socket(settings).with_file_name("keeper.sock");
+    let is_elsewhere = *settings.source("run_directory") == Source::Default && beside.exists();
+    let (name, socket) = ("keeper", if is_elsewhere { beside } else { settings.keeper_socket() });
     match UnixStream::connect(&socket) {
         Ok(_) => Check::ok(name, format!("answers on {}", socket.display())),
         Err(_) if !daemon_runs => Check::ok(name, "does not run; the daemon starts it"),

@@ -2,6 +2,7 @@
 //! about what is missing.
 
 mod daemon;
+mod firecracker;
 mod kernel;
 mod limits;
 mod places;

@@ -128,16 +128,9 @@ pub(super) fn handover(daemon: &Daemon, id: Uuid) -> anyhow::Result<PathBuf> {
 
 fn places(daemon: &Daemon, id: Uuid) -> anyhow::Result<Places> {
     let FirecrackerSettings { program, jailer, seccomp } = &daemon.settings().firecracker;
-    let jailer = jailer.as_ref().map(|jailer| Jailer {
-        program: jailer.program.clone(),
-        base: jailer.base.clone(),
-        user_id: jailer.user_id,
-        group_id: jailer.group_id,
-        arguments: Vec::new(),
-    });
     Ok(Places {
         program: program.clone().map_or_else(find, Ok)?,
-        jailer,
+        jailer: jailer.as_ref().map(Jailer::from),
         run_directory: daemon.run_directory.clone(),
         disk_directory: super::machine_directory(&daemon.state_directory),
         log: Some(daemon.run_directory.join(super::log_name(id))),

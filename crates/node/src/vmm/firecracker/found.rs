@@ -74,10 +74,9 @@ pub enum Misfit {
     },
     /// The program is of a major version that is not known.
     #[error(
-        "Firecracker {found} is not known to rekindle, which drives {} up to, and not including, {} (tried: {}): install one of these",
+        "Firecracker {found} is not known to rekindle, which drives {} up to, and not including, {}: install one of these",
         Version::OLDEST,
-        Version::UNKNOWN,
-        Version::TRIED
+        Version::UNKNOWN
     )]
     TooNew {
         /// The program's version.
@@ -160,6 +159,17 @@ impl Found {
         let host = Host::look().map_err(not_run)?;
         Ok(Self { version, state_format: Version::find_in(&format), host })
     }
+
+    /// Whether this version is one that is driven.
+    pub fn check(&self) -> Result<(), Misfit> {
+        if self.version < Version::OLDEST {
+            return Err(Misfit::TooOld { found: self.version });
+        }
+        if self.version >= Version::UNKNOWN {
+            return Err(Misfit::TooNew { found: self.version });
+        }
+        Ok(())
+    }
 }
 
 impl Host {
@@ -183,12 +193,7 @@ impl Host {
 impl FirecrackerSpec {
     /// Whether the VM can be started or resumed by what was found here.
     pub fn check(&self, found: &Found) -> Result<(), Misfit> {
-        if found.version < Version::OLDEST {
-            return Err(Misfit::TooOld { found: found.version });
-        }
-        if found.version >= Version::UNKNOWN {
-            return Err(Misfit::TooNew { found: found.version });
-        }
+        found.check()?;
         let Some(saved) = &self.saved else { return Ok(()) };
         check_format(&saved.by, found)?;
         self.check_host(&saved.by.host, &found.host)?;

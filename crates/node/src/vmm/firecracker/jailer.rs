@@ -8,6 +8,7 @@ use rustix::fs::{Access, StatVfsMountFlags};
 use serde::{Deserialize, Serialize};
 
 use super::directory::{API_IN_JAIL, LOG_IN_JAIL};
+use crate::settings::JailerSettings;
 
 /// How Firecracker is jailed. The base is best a tmpfs: a pause writes the guest's changed memory into the jail, which
 /// has no `/proc` through which a memory file of ours could be opened. It must not be mounted `nodev`: the jail has a
@@ -55,6 +56,18 @@ pub enum NoJail {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl From<&JailerSettings> for Jailer {
+    fn from(settings: &JailerSettings) -> Self {
+        Self {
+            program: settings.program.clone(),
+            base: settings.base.clone(),
+            user_id: settings.user_id,
+            group_id: settings.group_id,
+            arguments: Vec::new(),
+        }
+    }
 }
 
 impl Jailer {

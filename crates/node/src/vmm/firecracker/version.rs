@@ -41,8 +41,6 @@ impl Version {
     pub const OLDEST: Self = Self::new(1, 8);
     /// The first version this driver does not drive: a new major version may change every call.
     pub const UNKNOWN: Self = Self::new(2, 0);
-    /// The versions that this driver was tried with.
-    pub const TRIED: &str = "1.8.0, 1.12.1, 1.14.4 (E2B's) and 1.17.0-dev";
 
     const fn new(major: u32, minor: u32) -> Self {
         Self { major, minor, patch: 0 }
