@@ -71,7 +71,9 @@ fn a_jail_made_before_its_daemon_was_killed_goes_whether_the_keeper_knows_of_it_
     let Some(mut peers) = jailing() else { return };
     peers.filled("vm");
     peers.node.pause("vm", "first");
-    peers.node.eventually("the jail going", || peers.jails().is_empty());
+    peers.node.eventually("the first guest going", || {
+        peers.jails().is_empty() && peers.node.kept("guest/").is_empty()
+    });
     // The first is asked for its version once the jail is there, the second is what the keeper starts.
     for name in ["firecracker", "jailer"] {
         // One of its own each time: what stood at the last may not have gone yet.
