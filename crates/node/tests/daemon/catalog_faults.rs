@@ -9,8 +9,8 @@ use rekindle::api::types::{
 use rekindle::daemon::{Daemon, StartOptions};
 use rekindle::guest::protocol::{Command, Verified};
 use rekindle::settings::{SettingFlags, Settings};
-use rekindle_engine::catalog::{Catalog, Kind};
-use rekindle_testkit::black_box::BlackBox;
+use rekindle_engine::catalog::{Catalog, CatalogError, Kind};
+use rekindle_testkit::black_box::{BlackBox, PATIENCE, ask_until};
 use rekindle_testkit::catalogs::{CatalogFaults, CatalogRule, Fate};
 
 use crate::support::{create, program};
@@ -50,7 +50,14 @@ impl InProcess {
         let faults = self.faults.clone();
         let mut options = StartOptions::new().expect("this program has a path");
         options.program = self.place.program().to_owned();
-        options.open_catalog = Box::new(move |path| Catalog::open_with(path, Arc::new(faults)));
+        // A process that another test has just forked has the last daemon's lock until it is another program.
+        options.open_catalog = Box::new(move |path| {
+            let free = || {
+                let opened = Catalog::open_with(path, Arc::new(faults.clone()));
+                (!matches!(opened, Err(CatalogError::Held { .. }))).then_some(opened)
+            };
+            ask_until(PATIENCE, free).expect("nobody else has it for long")
+        });
         let daemon = Daemon::start_with(&self.settings, options);
         self.daemon = Some(daemon.expect("a daemon starts"));
     }
