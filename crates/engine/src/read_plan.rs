@@ -56,11 +56,7 @@ impl ReadPlan {
         let bytes = u64::from(self.pages.count()) * u64_of(PAGE_BYTES);
         assert_eq!(u64_of(into.len()), bytes, "as long as the plan");
         let mut left = into;
-        let mut pieces = std::iter::once(self.first).chain(self.rest).peekable();
-        while let Some(piece) = pieces.next() {
-            if let Some((mapping, offset)) = pieces.peek().and_then(Piece::place) {
-                mapping.expect(offset);
-            }
+        for piece in std::iter::once(self.first).chain(self.rest) {
             let (here, after) = left.split_at_mut(usize_of(piece.pages.count()) * PAGE_BYTES);
             left = after;
             read_piece(&piece, fetcher, here)?;

@@ -1,6 +1,5 @@
 //! A read-only mapping of a file that another process may write, or whose disk may fail: read by copy, never borrowed.
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,10 +29,6 @@ pub struct LostBytes {
     pub offset: usize,
 }
 
-/// Bytes that [`Mapping::expect`] asks for: by the time they are copied the processor reads ahead by itself.
-const EXPECTED_BYTES: usize = 1024;
-/// What the processor loads at once.
-const CACHE_LINE_BYTES: usize = 64;
 /// Pages asked about in one mincore call: as many as a small buffer on the stack can answer for.
 const RESIDENCY_PAGES: usize = 512;
 
@@ -147,18 +142,6 @@ impl Mapping {
     pub fn populate(&self, offset: usize, bytes: usize) -> io::Result<()> {
         // SAFETY: populating for reading changes no bytes.
         unsafe { self.area.advise(offset, bytes, Advice::LinuxPopulateRead) }
-    }
-
-    /// Tells the processor that the bytes from `offset` are read soon: it starts to load the first
-    /// [`EXPECTED_BYTES`] of them, as far as the mapping goes. Bytes that cannot be read do no harm here.
-    #[inline]
-    pub fn expect(&self, offset: usize) {
-        let bytes = EXPECTED_BYTES.min(self.area.bytes().saturating_sub(offset));
-        for line in (0..bytes).step_by(CACHE_LINE_BYTES) {
-            let address = self.area.at(offset + line, 1).cast_const().cast();
-            // SAFETY: the address lies in our area, and a prefetch neither reads nor faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
-        }
     }
 
     /// The `bytes` bytes from `offset`, for the kernel to copy from.
