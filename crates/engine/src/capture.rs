@@ -1,7 +1,9 @@
 //! A volume's bytes frozen at pause, in a memfd of ours, with the sets that say which pages they are.
 
 use std::io;
+use std::os::fd::AsFd as _;
 
+use rekindle_kernel::holders::{self, Holder, Holding};
 use rekindle_kernel::{Mapping, Memfd};
 
 use crate::budget::Lease;
@@ -14,6 +16,7 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 pub struct Capture {
     kept: PageSet,
     zero: PageSet,
+    proof: ProofKind,
     frozen: AtomicBool,
     memory: Option<Memory>,
     reaper: ReaperHandle,
@@ -36,6 +39,29 @@ pub struct CapturedPages {
     pub zero: PageSet,
 }
 
+/// How it is proven that nobody writes a capture's bytes any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ProofKind {
+    /// The kernel seals them, which it does only when no writable mapping lives: nobody ever can.
+    Seal,
+    /// The file's seals are sealed, or it is open for reading only. No other process holds it, which a descriptor on its
+    /// way between two processes may make untrue.
+    NoHolder,
+}
+
+/// Whether anybody can still write a capture's bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proven {
+    /// Nobody can.
+    Frozen,
+    /// Somebody has them mapped for writing.
+    Mapped,
+    /// This process holds the file.
+    Held(Holder),
+    /// This process may hold the file: it cannot be looked at.
+    Unseen(Holder),
+}
+
 /// Why a memfd cannot be a capture.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -53,11 +79,6 @@ pub enum CaptureError {
         /// How many.
         pages: u32,
     },
-    /// It can never be proven that nobody writes it any more, so it could never be sealed.
-    #[error(
-        "the captured memory can never be sealed against writing: it is open for reading only or has F_SEAL_SEAL; hand over a writable memfd made with MFD_ALLOW_SEALING"
-    )]
-    NeverFrozen,
     /// The memory could not be mapped.
     #[error("the captured memory could not be mapped: {0}")]
     Map(#[from] io::Error),
@@ -81,12 +102,10 @@ impl Capture {
             both.intersect_with(&zero);
             return Err(CaptureError::Overlap { pages: both.len() });
         }
-        if !memfd.can_seal_writes()? {
-            return Err(CaptureError::NeverFrozen);
-        }
+        let proof = if memfd.can_seal_writes()? { ProofKind::Seal } else { ProofKind::NoHolder };
         let mapping = Mapping::of_memfd(&memfd)?;
         let memory = Some(Memory { mapping, memfd, _lease: lease });
-        Ok(Self { kept, zero, frozen: AtomicBool::new(false), memory, reaper })
+        Ok(Self { kept, zero, proof, frozen: AtomicBool::new(false), memory, reaper })
     }
 
     /// Pages of the volume.
@@ -119,17 +138,36 @@ impl Capture {
         self.frozen.load(Ordering::Acquire)
     }
 
-    /// Tries to prove that nobody can write these bytes: the kernel accepts `F_SEAL_WRITE` only when no writable
-    /// mapping lives. False while one does.
-    pub fn prove_frozen(&self) -> io::Result<bool> {
+    /// Whether every read of these bytes finds the same: the kernel itself keeps all others from writing them.
+    pub fn is_sealed(&self) -> bool {
+        self.proof == ProofKind::Seal && self.is_frozen()
+    }
+
+    /// Tries to prove that nobody can write these bytes any more. The keeper, whose process id is given where there is
+    /// one, holds the file for us and never writes it.
+    pub fn prove_frozen(&self, keeper: Option<u32>) -> io::Result<Proven> {
         if self.is_frozen() {
-            return Ok(true);
+            return Ok(Proven::Frozen);
         }
-        let proven = self.memory().memfd.seal_writes()?;
-        if proven {
+        let memfd = &self.memory().memfd;
+        let proven = match self.proof {
+            ProofKind::Seal if memfd.seal_writes()? => Proven::Frozen,
+            ProofKind::Seal => Proven::Mapped,
+            ProofKind::NoHolder => match self.holding(keeper)? {
+                Holding::Nobody => Proven::Frozen,
+                Holding::Held(holder) => Proven::Held(holder),
+                Holding::Unseen(holder) => Proven::Unseen(holder),
+            },
+        };
+        if proven == Proven::Frozen {
             self.frozen.store(true, Ordering::Release);
         }
         Ok(proven)
+    }
+
+    /// Who but this process and the keeper holds the memory file.
+    pub fn holding(&self, keeper: Option<u32>) -> io::Result<Holding> {
+        holders::holding(self.memory().memfd.as_fd(), keeper.as_slice())
     }
 
     fn memory(&self) -> &Memory {
@@ -147,7 +185,7 @@ impl Drop for Capture {
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {
-    use std::os::fd::{AsFd, OwnedFd};
+    use std::process::{Command, Stdio};
     use std::time::Duration;
 
     use super::*;
@@ -156,28 +194,44 @@ mod tests {
     use rekindle_kernel::PageKind;
     use rustix::fs::SealFlags;
 
-    fn adopted(memfd: Memfd) -> Result<Capture, CaptureError> {
+    fn adopted(memfd: Memfd) -> Capture {
         let reaper = Reaper::start().expect("a thread can be started");
         let lease = Budget::new(4096).lease(4096, Duration::ZERO).expect("there is room");
         let pages = CapturedPages { kept: PageSet::full(1), zero: PageSet::new(1) };
-        Capture::adopt(memfd, pages, lease, reaper.handle())
+        Capture::adopt(memfd, pages, lease, reaper.handle()).expect("one page of memory")
     }
 
     #[test]
-    fn memory_that_can_never_be_sealed_against_writing_is_no_capture() {
+    fn memory_that_can_never_be_sealed_is_frozen_once_no_other_process_holds_it() {
         let memfd = || Memfd::create("guest", 4096, PageKind::Small).unwrap();
-        let sealed = memfd();
-        rustix::fs::fcntl_add_seals(sealed.as_fd(), SealFlags::SEAL).unwrap();
-        assert!(matches!(adopted(sealed), Err(CaptureError::NeverFrozen)));
+        let unsealable = memfd();
+        rustix::fs::fcntl_add_seals(unsealable.as_fd(), SealFlags::SEAL).unwrap();
+        let input = unsealable.as_fd().try_clone_to_owned().unwrap();
+        let mut holder =
+            Command::new("cat").arg("/dev/zero").stdin(input).stdout(Stdio::piped()).spawn().unwrap();
+        let capture = adopted(unsealable);
+        let held = capture.prove_frozen(None).unwrap();
+        assert!(matches!(&held, Proven::Held(found) if found.pid == holder.id()), "{held:?}");
+        assert!(!capture.is_frozen());
+        assert_eq!(
+            capture.prove_frozen(Some(holder.id())).unwrap(),
+            Proven::Frozen,
+            "the keeper may hold it"
+        );
+        assert!(!capture.is_sealed(), "the kernel would not keep a writer out");
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+    }
+
+    #[test]
+    fn memory_that_can_be_sealed_is_sealed_by_the_kernel() {
+        let memfd = || Memfd::create("guest", 4096, PageKind::Small).unwrap();
         let frozen = memfd();
         rustix::fs::fcntl_add_seals(frozen.as_fd(), SealFlags::WRITE | SealFlags::SEAL).unwrap();
-        assert!(adopted(frozen).unwrap().prove_frozen().unwrap(), "it is sealed already");
-        let path =
-            |memfd: &Memfd| format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memfd.as_fd()));
-        let writable = memfd();
-        let read_only: OwnedFd = std::fs::File::open(path(&writable)).unwrap().into();
-        let read_only = Memfd::adopt(read_only).unwrap();
-        assert!(matches!(adopted(read_only), Err(CaptureError::NeverFrozen)));
-        assert!(adopted(writable).unwrap().prove_frozen().unwrap());
+        for memfd in [memfd(), frozen] {
+            let capture = adopted(memfd);
+            assert_eq!(capture.prove_frozen(None).unwrap(), Proven::Frozen);
+            assert!(capture.is_sealed());
+        }
     }
 }

@@ -39,6 +39,11 @@ pub trait Keeper: Debug + Send + Sync {
 
     /// The snapshots that it holds volumes of.
     fn held(&self) -> io::Result<Vec<SnapshotId>>;
+
+    /// The process that holds them, where it is another one.
+    fn process(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// One captured volume as a keeper holds it.

@@ -69,7 +69,8 @@ impl Life {
     pub(crate) fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
         let _span = tracing::info_span!("seal", snapshot = %self.snapshot.id()).entered();
         let Background { sealer, requests: Requests { stop, .. }, records, .. } = &*self.background;
-        let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, stop))?;
+        let keeper = || records.as_ref().and_then(|records| records.keeper().process());
+        let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, keeper(), stop))?;
         // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper.
         drop(captures);
         let sealed = self.until_done(|| sealer.name(&self.snapshot, &packed, stop))?;

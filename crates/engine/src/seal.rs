@@ -5,9 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rekindle_kernel::{Holder, Holding};
+
 use crate::budget::{Budget, Lease};
 use crate::cache::Cache;
-use crate::capture::Capture;
+use crate::capture::{Capture, Proven};
 use crate::catalog::CatalogError;
 use crate::compare::{PageClasses, compare};
 use crate::fetch::Fetcher;
@@ -59,6 +61,14 @@ pub(crate) enum SealError {
     Stopped(#[from] Stopped),
     #[error("asking for the proof that nobody writes the captured memory: {0}")]
     Proof(io::Error),
+    #[error(
+        "the captured memory can still be written: process {} ({}) holds its file; end that process", .0.pid, .0.name
+    )]
+    Held(Holder),
+    #[error(
+        "nothing proves that the captured memory is not written: its file cannot be sealed, and process {} ({}) cannot be looked at; run the daemon as root (or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH), or hand over a file without F_SEAL_SEAL", .0.pid, .0.name
+    )]
+    Unseen(Holder),
     #[error("comparing: {0}")]
     Compare(#[from] rekindle_kernel::LostBytes),
     #[error("packing: {0}")]
@@ -109,10 +119,11 @@ impl Sealer {
         &self,
         snapshot: &Snapshot,
         captures: &[Arc<Capture>],
+        keeper: Option<u32>,
         stop: &Stop,
     ) -> Result<Packed, SealError> {
         let mut parts = SealParts::default();
-        timed("prove frozen", &mut parts.proof, || wait_until_frozen(captures, stop))?;
+        timed("prove frozen", &mut parts.proof, || wait_until_frozen(captures, keeper, stop))?;
         let frozen_at = Instant::now();
         self.hooks.before_compare(snapshot.id());
         let turn = timed("wait for turn", &mut parts.turn, || self.wait_for_turn(stop))?;
@@ -233,11 +244,24 @@ fn timed<T>(name: &'static str, time: &mut Duration, part: impl FnOnce() -> T) -
     done
 }
 
-/// The kernel's proof is asked for until it comes: the VMM was told to end, and takes its time.
-fn wait_until_frozen(captures: &[Arc<Capture>], stop: &Stop) -> Result<(), SealError> {
-    let mut pause = limits::FROZEN_ASK_FIRST;
+/// The proof is asked for until it comes: the VMM was told to end, and takes its time. If it takes too long, the error
+/// names who stands in the way.
+fn wait_until_frozen(captures: &[Arc<Capture>], keeper: Option<u32>, stop: &Stop) -> Result<(), SealError> {
+    let (begun, mut pause) = (Instant::now(), limits::FROZEN_ASK_FIRST);
     for capture in captures {
-        while !capture.prove_frozen().map_err(SealError::Proof)? {
+        loop {
+            let proven = capture.prove_frozen(keeper).map_err(SealError::Proof)?;
+            let waited = begun.elapsed() > limits::FROZEN_WAIT;
+            match proven {
+                Proven::Frozen => break,
+                Proven::Held(holder) if waited => return Err(SealError::Held(holder)),
+                Proven::Unseen(holder) if waited => return Err(SealError::Unseen(holder)),
+                Proven::Mapped if waited => match capture.holding(keeper).map_err(SealError::Proof)? {
+                    Holding::Held(holder) => return Err(SealError::Held(holder)),
+                    Holding::Nobody | Holding::Unseen(_) => {}
+                },
+                Proven::Mapped | Proven::Held(_) | Proven::Unseen(_) => {}
+            }
             stop.wait(pause)?;
             pause = (pause * 2).min(limits::FROZEN_ASK_LAST);
         }

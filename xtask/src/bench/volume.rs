@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rekindle_engine::budget::Budget;
 use rekindle_engine::cache::Cache;
-use rekindle_engine::capture::{Capture, CapturedPages};
+use rekindle_engine::capture::{Capture, CapturedPages, Proven};
 use rekindle_engine::geometry::usize_of;
 use rekindle_engine::identity::Domain;
 use rekindle_engine::layer::Layer;
@@ -47,7 +47,7 @@ impl Volumes {
         let memfd = random_memfd(pages, seed)?;
         let lease = self.budget.lease(memfd.bytes(), Duration::ZERO)?;
         let capture = Capture::adopt(memfd, kept, lease, self.reaper.handle())?;
-        ensure!(capture.prove_frozen()?, "nobody else maps a capture of ours");
+        ensure!(capture.prove_frozen(None)? == Proven::Frozen, "nobody else maps a capture of ours");
         let mapping = capture.mapping();
         mapping.populate(0, mapping.bytes()).context("mapping the capture's pages")?;
         Ok(Arc::new(capture))

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
@@ -23,6 +23,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::entry::served_pages;
+use super::hindrance::HandedOver;
 use super::keeping::socket_key;
 use super::live::put_epoch;
 use crate::api::control::Answer;
@@ -41,8 +42,10 @@ pub(super) struct Socket {
     pub(super) id: Uuid,
     pub(super) path: PathBuf,
     pub(super) snapshot: Arc<Snapshot>,
+    /// Why its VMM cannot be captured, once that was found.
+    hindrance: OnceLock<String>,
     standing: Mutex<Standing>,
-    /// Waits for a VMM and its hand-over, then ends.
+    /// Waits for a VMM and its hand-over, and looks at what it handed over; then ends.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -111,11 +114,21 @@ impl Socket {
         kept_by: Option<KeeperIdentity>,
     ) -> Arc<Self> {
         let standing = Mutex::new(Standing { state, kept_by });
-        Arc::new(Self { id, path, snapshot, standing, thread: Mutex::default() })
+        let (hindrance, thread) = (OnceLock::new(), Mutex::default());
+        Arc::new(Self { id, path, snapshot, hindrance, standing, thread })
     }
 
-    /// The thread that waits for its VMM from now on.
-    pub(super) fn is_waited_for_by(&self, thread: JoinHandle<()>) {
+    /// Says from now on why the VMM that it serves cannot be captured, if that is so.
+    pub(super) fn look_for_hindrance(&self, handed_over: &HandedOver, keeper: u32) {
+        if let Some(why) = handed_over.hindrance(keeper) {
+            tracing::warn!(socket = %self.id, why, "a VMM at a fault socket cannot be captured as things are");
+            // It serves one VMM, which is looked at once.
+            self.hindrance.set(why).ok();
+        }
+    }
+
+    /// The thread that works for it from now on.
+    pub(super) fn is_worked_for_by(&self, thread: JoinHandle<()>) {
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
     }
 
@@ -145,6 +158,7 @@ impl Socket {
             pid: server.map(|server| server.kept().facts.pid),
             state: shown,
             reason,
+            capture_hindrance: self.hindrance.get().cloned(),
             served: server.map(|server| served_pages(&server.stats())),
         }
     }

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::Daemon;
 use super::fault_socket::{LISTENER, RECORD, Socket, SocketRecord, State, listen, options, served};
+use super::hindrance::HandedOver;
 use super::keeping::{Keeping, socket_key, take_fd};
 use super::live::{kept_epoch, put_epoch};
 use super::undecided::is_of_the_moment;
@@ -141,7 +142,7 @@ impl Daemon {
         let thread = thread.spawn(move || host.wait_for_vmm()).map_err(|error| {
             Problem::new(Code::TooMany, format!("no thread for another fault socket: {error}"))
         })?;
-        socket.is_waited_for_by(thread);
+        socket.is_worked_for_by(thread);
         Ok(())
     }
 
@@ -192,6 +193,7 @@ impl Daemon {
         let keeper = self.keeping.client();
         let (held, kept_by) = (keeper.get(&socket_key(record.id))?, keeper.identity());
         let mut held = held.context("the keeper holds nothing of it any more")?;
+        let mut handed_over = None;
         let state = match &record.facts {
             None => {
                 let listener = UnixListener::from(take_fd(&mut held, LISTENER)?);
@@ -202,6 +204,7 @@ impl Daemon {
                 let state = served(&snapshot, epoch, self.engine.fetcher());
                 if let State::Serving { server } = &state {
                     self.metrics.serving(snapshot.id(), server.watch());
+                    handed_over = Some(HandedOver::of(server.kept())?);
                 }
                 state
             }
@@ -211,7 +214,20 @@ impl Daemon {
         if record.facts.is_none() {
             self.accept_in_background(&socket).map_err(anyhow::Error::from)?;
         }
+        if let Some(handed_over) = handed_over {
+            look_in_background(&socket, handed_over, kept_by.pid);
+        }
         Ok(())
+    }
+}
+
+/// Looks for what is in the way of a capture while the daemon's start goes on: that goes through all processes.
+fn look_in_background(socket: &Arc<Socket>, handed_over: HandedOver, keeper: u32) {
+    let looked_at = Arc::clone(socket);
+    let thread = std::thread::Builder::new().name("hindrance".to_owned());
+    match thread.spawn(move || looked_at.look_for_hindrance(&handed_over, keeper)) {
+        Ok(thread) => socket.is_worked_for_by(thread),
+        Err(error) => tracing::warn!(socket = %socket.id, %error, "a VMM's memory is not looked at"),
     }
 }
 
@@ -249,6 +265,7 @@ impl Host {
         if let Err(error) = &given {
             tracing::warn!(socket = %self.socket.id, %error, "the keeper was not given a VMM's memory yet");
         }
+        let handed_over = HandedOver::of(&kept)?;
         let snapshot = &self.socket.snapshot;
         let recorded = self.catalog.write(&[self.socket.put(Some(kept.facts))]);
         let state = match recorded.map_err(WriteError::either_way) {
@@ -263,6 +280,8 @@ impl Host {
             self.learner.learn(snapshot, server);
         }
         self.socket.taken_over(state, given.ok().map(|()| keeper.identity()));
+        // Only now: the VMM waits for its first pages until it is served.
+        self.socket.look_for_hindrance(&handed_over, keeper.identity().pid);
         Ok(())
     }
 }

@@ -210,6 +210,10 @@ pub(super) fn take_fd(held: &mut Held, name: &str) -> io::Result<OwnedFd> {
 }
 
 impl Keeper for Keeping {
+    fn process(&self) -> Option<u32> {
+        Some(self.client().identity().pid)
+    }
+
     fn keep(&self, snapshot: SnapshotId, volumes: &[KeptVolume]) -> io::Result<()> {
         let names: Vec<_> = volumes
             .iter()

@@ -17,6 +17,7 @@ mod fault_sockets;
 mod forks;
 mod guest_watch;
 mod guests;
+mod hindrance;
 mod idempotency;
 mod images;
 mod index;

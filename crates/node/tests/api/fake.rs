@@ -318,7 +318,16 @@ impl Control for Fake {
         let snapshot = kept.snapshot(&wanted.snapshot)?.id;
         let (id, state) = (Uuid::now_v7(), FaultSocketState::Listening);
         let path = format!("/run/rekindle/{id}.sock");
-        let made = FaultSocket { id, snapshot, path, pid: None, state, reason: None, served: None };
+        let made = FaultSocket {
+            id,
+            snapshot,
+            path,
+            pid: None,
+            state,
+            reason: None,
+            capture_hindrance: None,
+            served: None,
+        };
         kept.sockets.insert(id, made.clone());
         Ok(made)
     }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use rekindle::api::problem::Code;
@@ -130,6 +131,65 @@ fn a_fault_socket_that_is_closed_during_its_hand_over_stays_closed() {
     }
     node.crash();
     assert_eq!(node.client.fault_sockets().expect("they are listed").len(), 0);
+}
+
+#[test]
+fn memory_that_can_never_be_sealed_is_captured_and_who_else_holds_it_is_named_from_the_hand_over_on() {
+    let mut node = Node::start();
+    let state = base(&node);
+    let socket = open(&node);
+    let mut guest = vmm(&node, &socket, &state);
+    assert_right(&mut guest);
+    let memory = memory_file(guest.process.id());
+    rustix::fs::fcntl_add_seals(&memory, rustix::fs::SealFlags::SEAL).expect("it has no such seal yet");
+    let mut holder = Command::new("sleep")
+        .arg("600")
+        .stdin(memory)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("sleep runs");
+    // What was sealed after the hand-over is found where the daemon looks again.
+    node.crash();
+    node.eventually("the holder being named before a capture", || {
+        let hindrance = node.client.fault_socket(socket.id).expect("it is known").capture_hindrance;
+        hindrance.is_some_and(|hindrance| hindrance.contains(&format!("process {} (sleep)", holder.id())))
+    });
+    guest.control.rewrite(rewrite(2)).expect("rewrites");
+    let written = guest.control.state().expect("answers");
+    guest.freeze().expect("it stands");
+    let wanted = CaptureMemory {
+        source: CaptureSource::FaultSocket { id: socket.id },
+        name: Some("child".to_owned()),
+        labels: Default::default(),
+        blobs: Default::default(),
+    };
+    node.client.capture_memory(&wanted).expect("it is captured");
+    guest.kill().expect("it can be killed");
+    node.eventually("the holder being named", || {
+        let reason = node.client.snapshot("child").expect("it is there").reason;
+        reason.is_some_and(|reason| reason.contains(&format!("process {} (sleep)", holder.id())))
+    });
+    assert_eq!(node.client.snapshot("child").expect("it is there").state, SnapshotState::Captured);
+    holder.kill().expect("it can be killed");
+    holder.wait().expect("it can be waited for");
+    node.wait("child", SnapshotState::Published);
+    assert_eq!(node.client.verify_snapshot("child").expect("it is verified").wrong_pages, 0);
+    let wanted = OpenFaultSocket { snapshot: "child".to_owned(), serve_before_seal: None };
+    let socket = node.client.open_fault_socket(&wanted).expect("a socket is opened");
+    assert_right(&mut vmm(&node, &socket, &written));
+}
+
+/// The file behind a process guest's memory, opened again.
+fn memory_file(pid: u32) -> File {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives");
+    let paths = descriptors.map(|entry| entry.expect("an entry").path());
+    let is_memory = |path: &std::path::PathBuf| {
+        let facts = std::fs::metadata(path).expect("it is open");
+        facts.len() == MEMORY_BYTES
+    };
+    let path = paths.into_iter().find(is_memory).expect("it has its memory open");
+    File::options().read(true).write(true).open(path).expect("it can be opened again")
 }
 
 /// What the first VMM at a snapshot touched is there before the second one asks for it.

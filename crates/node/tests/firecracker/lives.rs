@@ -169,7 +169,7 @@ fn what_a_balloon_took_is_zero_in_the_next_snapshot_and_not_the_parents() {
 #[test]
 fn memory_that_a_vmm_shares_is_captured_without_a_copy() {
     let node = Node::start();
-    node.set(|settings| settings.shares_memory = true);
+    node.set(|settings| (settings.shares_memory, settings.seals_seals) = (true, false));
     let mut snapshot = node.pause(node.filled(&node.spec(8)));
     for seed in [4, 5] {
         let mut vm = node.resume(&snapshot);
@@ -187,6 +187,29 @@ fn memory_that_a_vmm_shares_is_captured_without_a_copy() {
         vm.verify();
         node.end(vm);
     }
+}
+
+#[test]
+fn memory_that_a_vmm_shares_and_that_can_never_be_sealed_is_captured_as_it_was_written() {
+    let node = Node::start();
+    node.set(|settings| settings.shares_memory = true);
+    let mut snapshot = node.pause(node.filled(&node.spec(8)));
+    for seed in [4, 5] {
+        let mut vm = node.resume(&snapshot);
+        let kept = vm.server.as_ref().expect("it is served").kept();
+        let shared = kept.memfd.as_ref().expect("it was handed over").try_clone().expect("it is open");
+        let shared = Memfd::adopt(shared).expect("it is memory");
+        assert!(!shared.can_seal_writes().expect("it can be asked"));
+        vm.say(&format!("dirty {seed} 20"));
+        vm.verify();
+        snapshot = node.pause(vm);
+        snapshot.wait_manifest(LIMIT).expect("it is sealed although the shared file lives");
+        assert_eq!(snapshot.status().classes.expect("it was compared").unread, 0);
+        drop(shared);
+    }
+    let mut vm = node.resume(&snapshot);
+    vm.verify();
+    node.end(vm);
 }
 
 #[test]

@@ -23,6 +23,9 @@ pub struct FaultSocket {
     pub state: FaultSocketState,
     /// Why it is stalled or has ended.
     pub reason: Option<String>,
+    /// Why its VMM cannot be captured, or its capture not be saved, as it was found at the hand-over or the daemon's start.
+    #[serde(default)]
+    pub capture_hindrance: Option<String>,
     /// Pages served.
     pub served: Option<ServedPages>,
 }

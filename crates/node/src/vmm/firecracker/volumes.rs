@@ -6,6 +6,7 @@ use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::Epoch;
 use rekindle_engine::tracking::{diff_pages, shared_diff_pages};
+use rekindle_kernel::Memfd;
 
 use super::drives::{self, Chunks};
 use super::kept::Origin;
@@ -31,7 +32,8 @@ impl FirecrackerGuest {
     }
 
     /// What Firecracker wrote is of one instant with its state. Memory that it shares is adopted as it is, and what was
-    /// written only says which pages; but with a network interface frames may have come into memory since.
+    /// written only says which pages; but with a network interface frames may have come into memory since, and a file
+    /// that can never be sealed is less sure than the one that was written.
     fn memory(&self, epoch: Option<&Epoch>) -> Result<PausedVolume, FirecrackerError> {
         let spec = &self.facts.spec;
         let (name, page_kind) = (VolumeName::memory(), spec.page_kind());
@@ -39,7 +41,9 @@ impl FirecrackerGuest {
         let nothing = PageSet::new(pages_covering(spec.memory_bytes).expect("it was validated"));
         let removed = epoch.map_or(&nothing, Epoch::removed);
         let failed = || FirecrackerError::system("finding the pages that Firecracker wrote");
-        if let Some(shared) = epoch.and_then(Epoch::memfd).filter(|_| spec.interfaces.is_empty()) {
+        let can_be_sealed = |shared: &&Memfd| shared.can_seal_writes().unwrap_or(false);
+        let shared = epoch.and_then(Epoch::memfd).filter(|_| spec.interfaces.is_empty());
+        if let Some(shared) = shared.filter(can_be_sealed) {
             let pages = shared_diff_pages(&written, removed, shared).map_err(failed())?;
             let memfd = shared.try_clone().map_err(failed())?;
             return Ok(PausedVolume { name, page_kind, memfd, pages });

@@ -8,6 +8,7 @@ use rekindle_kernel::{
     Backing, Discard, Features, GuestMemory, Memfd, PAGE_BYTES, PageKind, RegisterMode, Userfaultfd,
     fd_passing,
 };
+use rustix::fs::SealFlags;
 use serde_json::json;
 
 /// Where the hole for devices begins.
@@ -26,13 +27,18 @@ pub(super) struct Memory {
 pub(super) enum Sharing {
     Private,
     Shared,
+    /// As a file that can never be sealed against writing.
+    SharedUnsealable,
 }
 
 impl Memory {
     /// Memory in one region, or in two at falling addresses if it reaches beyond the hole.
     pub(super) fn map(bytes: u64, kind: PageKind, sharing: Sharing) -> Self {
-        let memfd = (sharing == Sharing::Shared)
+        let memfd = (sharing != Sharing::Private)
             .then(|| Memfd::create("guest", bytes, kind).expect("there is memory"));
+        if let (Sharing::SharedUnsealable, Some(memfd)) = (sharing, &memfd) {
+            rustix::fs::fcntl_add_seals(memfd, SealFlags::SEAL).expect("it has no such seal yet");
+        }
         let low = bytes.min(LOW_BYTES);
         let mut regions: Vec<GuestMemory> = Vec::new();
         let mut offset = 0;

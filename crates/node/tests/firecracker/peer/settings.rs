@@ -20,6 +20,8 @@ pub(crate) struct Settings {
     pub(crate) refuses: BTreeMap<String, String>,
     /// Whether it hands a memory file over beside its userfaultfd.
     pub(crate) shares_memory: bool,
+    /// Whether the seals of that file are sealed, as those of Firecrackers are that share their memory.
+    pub(crate) seals_seals: bool,
     /// Whether a frame comes into guest memory after a snapshot was written.
     pub(crate) late_frame: bool,
     /// Whether it cuts the memory file to nothing before it writes it, as versions of long ago did.
@@ -53,6 +55,7 @@ impl Default for Settings {
             stands_at: None,
             refuses: BTreeMap::new(),
             shares_memory: false,
+            seals_seals: true,
             late_frame: false,
             cuts_files: false,
             requests: None,

@@ -135,7 +135,11 @@ impl Peer {
             let interface = interface.ok_or("Unknown Network Device")?;
             interface.host_dev_name = wanted.host_dev_name.clone();
         }
-        let sharing = if settings.shares_memory { Sharing::Shared } else { Sharing::Private };
+        let sharing = match (settings.shares_memory, settings.seals_seals) {
+            (true, true) => Sharing::SharedUnsealable,
+            (true, false) => Sharing::Shared,
+            (false, _) => Sharing::Private,
+        };
         let mut memory = Memory::map(state.machine.mem_size_mib << 20, kind(&state.machine), sharing);
         let opened = self.userfaultfd.lock().unwrap_or_else(PoisonError::into_inner).take();
         memory
