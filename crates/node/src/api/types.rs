@@ -20,7 +20,7 @@ pub use machine::{
     ShownDisk, ShownMachine, Tap, TapName,
 };
 pub use memory::{
-    CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket,
+    CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket, WriteTracking,
 };
 
 /// Words a user puts on a resource.

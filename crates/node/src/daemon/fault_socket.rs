@@ -17,6 +17,7 @@ use rekindle_engine::serve::{
 };
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
+use rekindle_kernel::Features;
 use rekindle_kernel::wakeup::{Wakeup, wait_readable};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -28,7 +29,7 @@ use super::keeping::socket_key;
 use super::live::put_epoch;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{FaultSocket, FaultSocketState};
+use crate::api::types::{FaultSocket, FaultSocketState, WriteTracking};
 use crate::keeper::{KeeperClient, KeeperIdentity};
 
 /// The listening descriptor's name at the keeper.
@@ -42,6 +43,7 @@ pub(super) struct Socket {
     pub(super) id: Uuid,
     pub(super) path: PathBuf,
     pub(super) snapshot: Arc<Snapshot>,
+    pub(super) tracking: WriteTracking,
     /// Why its VMM cannot be captured, once that was found.
     hindrance: OnceLock<String>,
     standing: Mutex<Standing>,
@@ -100,6 +102,8 @@ pub(super) struct SocketRecord {
     pub(super) id: Uuid,
     pub(super) path: PathBuf,
     pub(super) snapshot: Uuid,
+    #[serde(default)]
+    pub(super) tracking: WriteTracking,
     /// Where the memory of its VMM is, once one has handed it over.
     pub(super) facts: Option<EpochFacts>,
 }
@@ -107,15 +111,15 @@ pub(super) struct SocketRecord {
 impl Socket {
     /// A socket of which `kept_by`, if any keeper, was given what `state` lives by.
     pub(super) fn new(
-        id: Uuid,
-        path: PathBuf,
+        (id, path): (Uuid, PathBuf),
         snapshot: Arc<Snapshot>,
+        tracking: WriteTracking,
         state: State,
         kept_by: Option<KeeperIdentity>,
     ) -> Arc<Self> {
         let standing = Mutex::new(Standing { state, kept_by });
         let (hindrance, thread) = (OnceLock::new(), Mutex::default());
-        Arc::new(Self { id, path, snapshot, hindrance, standing, thread })
+        Arc::new(Self { id, path, snapshot, tracking, hindrance, standing, thread })
     }
 
     /// Says from now on why the VMM that it serves cannot be captured, if that is so.
@@ -330,8 +334,13 @@ impl Socket {
     }
 
     pub(super) fn put(&self, facts: Option<EpochFacts>) -> Change {
-        let record =
-            SocketRecord { id: self.id, path: self.path.clone(), snapshot: self.snapshot.id().uuid(), facts };
+        let record = SocketRecord {
+            id: self.id,
+            path: self.path.clone(),
+            snapshot: self.snapshot.id().uuid(),
+            tracking: self.tracking,
+            facts,
+        };
         let value = serde_json::to_vec(&record).expect("a record is plain data");
         Change::Put { kind: Kind::Meta, key: self.record_key(), value }
     }
@@ -361,10 +370,19 @@ pub(super) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// How VMMs of others are served: their writes are noticed as well as their userfaultfd allows.
-pub(super) fn options() -> ServeOptions {
+/// How the writes of a VMM are tracked that has a userfaultfd with the features `granted`.
+pub(super) fn tracking(wanted: WriteTracking, granted: Features) -> Tracking {
+    match (wanted, granted.contains(Features::WP_ASYNC)) {
+        (WriteTracking::WhenFree | WriteTracking::Always, true) => Tracking::Scan,
+        (WriteTracking::Always, false) => Tracking::Events,
+        (WriteTracking::WhenFree, false) => Tracking::Resident,
+    }
+}
+
+/// How VMMs of others are served; the tracking is that of their epoch.
+fn options() -> ServeOptions {
     ServeOptions {
-        tracking: Tracking::Scan,
+        tracking: Tracking::Resident,
         placement: Placement::FollowFaults,
         neighbours: Neighbours::Adaptive,
     }

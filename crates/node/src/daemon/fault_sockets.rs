@@ -18,7 +18,7 @@ use rekindle_kernel::wakeup::Wakeup;
 use uuid::Uuid;
 
 use super::Daemon;
-use super::fault_socket::{LISTENER, RECORD, Socket, SocketRecord, State, listen, options, served};
+use super::fault_socket::{LISTENER, RECORD, Socket, SocketRecord, State, listen, served, tracking};
 use super::hindrance::HandedOver;
 use super::keeping::{Keeping, socket_key, take_fd};
 use super::live::{kept_epoch, put_epoch};
@@ -91,7 +91,8 @@ impl Daemon {
         let path = self.run_directory.join(format!("faults-{id}.sock"));
         let listener = listen(&path).map_err(super::problems::guest_failed)?;
         let cancelled = Arc::new(Wakeup::new().map_err(|error| super::problems::guest_failed(error.into()))?);
-        let socket = Socket::new(id, path, known.snapshot, State::Listening { listener, cancelled }, None);
+        let waiting = State::Listening { listener, cancelled };
+        let socket = Socket::new((id, path), known.snapshot, wanted.tracking, waiting, None);
         if let Err(problem) = self.begin_to_listen(&socket) {
             // A start that finds it recorded all the same finds that the keeper holds nothing of it.
             socket.end("it could not be opened");
@@ -209,7 +210,8 @@ impl Daemon {
                 state
             }
         };
-        let socket = Socket::new(record.id, record.path.clone(), snapshot, state, Some(kept_by));
+        let names = (record.id, record.path.clone());
+        let socket = Socket::new(names, snapshot, record.tracking, state, Some(kept_by));
         self.fault_sockets.lock().insert(record.id, Arc::clone(&socket));
         if record.facts.is_none() {
             self.accept_in_background(&socket).map_err(anyhow::Error::from)?;
@@ -257,7 +259,9 @@ impl Host {
         let pages = self.socket.snapshot.memory().pages();
         let handover = Handover::receive(stream, pages, HANDOVER_LIMIT)?;
         let _first = self.precedence.bring_up();
-        let epoch = Epoch::begin(handover, options().tracking).context("beginning to serve the VMM")?;
+        let granted = handover.userfaultfd.granted().context("asking what the VMM's userfaultfd can do")?;
+        let tracking = tracking(self.socket.tracking, granted);
+        let epoch = Epoch::begin(handover, tracking).context("beginning to serve the VMM")?;
         let kept = epoch.kept().context("duplicating the VMM's descriptors")?;
         let keeper = self.keeping.client();
         // Without a keeper its VMM is served on all the same; the next one is given the epoch.

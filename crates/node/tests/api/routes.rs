@@ -5,7 +5,7 @@ use std::time::Duration;
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
     CaptureMemory, CaptureSource, CreateSandbox, ForkSandbox, Labels, ListQuery, OpenFaultSocket,
-    PauseSandbox, ResumeSandbox, ResumeSnapshot, SandboxState, SnapshotState,
+    PauseSandbox, ResumeSandbox, ResumeSnapshot, SandboxState, SnapshotState, WriteTracking,
 };
 use rekindle::client::ClientError;
 use serde_json::json;
@@ -86,7 +86,11 @@ fn fault_sockets_are_opened_listed_captured_and_closed() {
     let client = served.client();
     served.sandbox("web");
     let snapshot = client.pause_sandbox("web", None, &PauseSandbox::default()).unwrap();
-    let wanted = OpenFaultSocket { snapshot: snapshot.id.to_string(), serve_before_seal: Some(true) };
+    let wanted = OpenFaultSocket {
+        snapshot: snapshot.id.to_string(),
+        serve_before_seal: Some(true),
+        tracking: WriteTracking::Always,
+    };
     let socket = client.open_fault_socket(&wanted).unwrap();
     assert_eq!(client.fault_sockets().unwrap(), std::slice::from_ref(&socket));
     assert_eq!(client.fault_socket(socket.id).unwrap(), socket);

@@ -12,7 +12,11 @@ fn a_daemon_whose_run_directory_is_removed_listens_again_and_so_does_its_keeper(
     node.filled("a", 1);
     node.pause("a", "base");
     node.resume("a");
-    let wanted = OpenFaultSocket { snapshot: "base".to_owned(), serve_before_seal: None };
+    let wanted = OpenFaultSocket {
+        snapshot: "base".to_owned(),
+        serve_before_seal: None,
+        tracking: Default::default(),
+    };
     let socket = node.client.open_fault_socket(&wanted).expect("a socket is opened");
     let keeper = node.place.keeper().expect("a keeper runs").identity();
     fs::remove_dir_all(node.place.run_directory()).expect("it is removed");

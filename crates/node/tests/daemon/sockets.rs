@@ -10,7 +10,8 @@ use std::thread;
 
 use rekindle::api::problem::Code;
 use rekindle::api::types::{
-    CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, OpenFaultSocket, SnapshotState,
+    CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, OpenFaultSocket, Snapshot, SnapshotState,
+    WriteTracking,
 };
 use rekindle::guest::arguments::{GuestArguments, MemoryKind, TrackingKind};
 use rekindle::guest::protocol::{DeviceState, DiscardHow};
@@ -29,18 +30,22 @@ pub(crate) fn base(node: &Node) -> DeviceState {
 }
 
 pub(crate) fn open(node: &Node) -> FaultSocket {
-    let wanted = OpenFaultSocket { snapshot: "base".to_owned(), serve_before_seal: None };
+    open_tracking(node, WriteTracking::WhenFree)
+}
+
+fn open_tracking(node: &Node, tracking: WriteTracking) -> FaultSocket {
+    let wanted = OpenFaultSocket { snapshot: "base".to_owned(), serve_before_seal: None, tracking };
     let socket = node.client.open_fault_socket(&wanted).expect("a socket is opened");
     assert_eq!(socket.state, FaultSocketState::Listening);
     socket
 }
 
-/// How a VMM of ours is started that is to be served at the socket.
-fn arguments(socket: &FaultSocket) -> GuestArguments {
+/// How a VMM of ours is started that is to be served at the socket, with a userfaultfd for that kind of tracking.
+fn arguments(socket: &FaultSocket, tracking: TrackingKind) -> GuestArguments {
     GuestArguments {
         kind: MemoryKind::Shared,
         handover: Some(socket.path.clone().into()),
-        tracking: TrackingKind::Scan,
+        tracking,
         send_memfd: true,
         ..GuestArguments::fresh(MEMORY_BYTES)
     }
@@ -48,7 +53,16 @@ fn arguments(socket: &FaultSocket) -> GuestArguments {
 
 /// A VMM of ours that is served at the socket.
 pub(crate) fn vmm(node: &Node, socket: &FaultSocket, state: &DeviceState) -> ProcessGuest {
-    let options = GuestOptions::program(node.place.program(), arguments(socket));
+    vmm_that_can(node, socket, state, TrackingKind::Scan)
+}
+
+fn vmm_that_can(
+    node: &Node,
+    socket: &FaultSocket,
+    state: &DeviceState,
+    tracking: TrackingKind,
+) -> ProcessGuest {
+    let options = GuestOptions::program(node.place.program(), arguments(socket, tracking));
     let mut guest = ProcessGuest::spawn(&options).expect("a VMM starts");
     guest.control.restore(state.clone()).expect("it goes on from there");
     guest
@@ -87,7 +101,11 @@ fn a_vmm_served_at_a_fault_socket_outlives_the_daemon_and_is_captured_as_a_child
     guest.kill().expect("it can be killed");
     node.client.close_fault_socket(socket.id).expect("it is closed");
     node.crash();
-    let wanted = OpenFaultSocket { snapshot: "child".to_owned(), serve_before_seal: None };
+    let wanted = OpenFaultSocket {
+        snapshot: "child".to_owned(),
+        serve_before_seal: None,
+        tracking: WriteTracking::WhenFree,
+    };
     let socket = node.client.open_fault_socket(&wanted).expect("a socket is opened");
     let mut guest = vmm(&node, &socket, &written);
     assert_right(&mut guest);
@@ -112,7 +130,7 @@ fn a_fault_socket_that_is_closed_during_its_hand_over_stays_closed() {
     base(&node);
     for round in 0..10 {
         let socket = open(&node);
-        let arguments = arguments(&socket);
+        let arguments = arguments(&socket, TrackingKind::Scan);
         thread::scope(|scope| {
             // Whether it is served before the socket goes, or finds nobody there, is up to the machine.
             let starting =
@@ -131,6 +149,44 @@ fn a_fault_socket_that_is_closed_during_its_hand_over_stays_closed() {
     }
     node.crash();
     assert_eq!(node.client.fault_sockets().expect("they are listed").len(), 0);
+}
+
+/// Pages that were answered for at the socket so far.
+fn faults(node: &Node, socket: &FaultSocket) -> u64 {
+    node.client.fault_socket(socket.id).expect("it is known").served.expect("it is served").faults
+}
+
+fn capture_as(node: &Node, socket: &FaultSocket, name: &str) -> Snapshot {
+    let wanted = CaptureMemory {
+        source: CaptureSource::FaultSocket { id: socket.id },
+        name: Some(name.to_owned()),
+        labels: Default::default(),
+        blobs: Default::default(),
+    };
+    node.client.capture_memory(&wanted).expect("it is captured")
+}
+
+#[test]
+fn writes_cost_a_vmm_no_faults_of_their_own_unless_that_was_asked_for() {
+    let node = Node::start();
+    let state = base(&node);
+    for tracking in [WriteTracking::WhenFree, WriteTracking::Always] {
+        let socket = open_tracking(&node, tracking);
+        let mut guest = vmm_that_can(&node, &socket, &state, TrackingKind::Resident);
+        assert_right(&mut guest);
+        let before = faults(&node, &socket);
+        guest.control.rewrite(rewrite(2)).expect("rewrites");
+        let of_writes = faults(&node, &socket) - before;
+        assert_eq!(of_writes == 0, tracking == WriteTracking::WhenFree, "{tracking:?}: {of_writes} faults");
+        let written = guest.control.state().expect("answers");
+        guest.freeze().expect("it stands");
+        let name = format!("{tracking:?}").to_lowercase();
+        capture_as(&node, &socket, &name);
+        guest.kill().expect("it can be killed");
+        let again = OpenFaultSocket { snapshot: name, serve_before_seal: None, tracking };
+        let again = node.client.open_fault_socket(&again).expect("a socket is opened");
+        assert_right(&mut vmm(&node, &again, &written));
+    }
 }
 
 #[test]
@@ -158,13 +214,7 @@ fn memory_that_can_never_be_sealed_is_captured_and_who_else_holds_it_is_named_fr
     guest.control.rewrite(rewrite(2)).expect("rewrites");
     let written = guest.control.state().expect("answers");
     guest.freeze().expect("it stands");
-    let wanted = CaptureMemory {
-        source: CaptureSource::FaultSocket { id: socket.id },
-        name: Some("child".to_owned()),
-        labels: Default::default(),
-        blobs: Default::default(),
-    };
-    node.client.capture_memory(&wanted).expect("it is captured");
+    capture_as(&node, &socket, "child");
     guest.kill().expect("it can be killed");
     node.eventually("the holder being named", || {
         let reason = node.client.snapshot("child").expect("it is there").reason;
@@ -175,7 +225,11 @@ fn memory_that_can_never_be_sealed_is_captured_and_who_else_holds_it_is_named_fr
     holder.wait().expect("it can be waited for");
     node.wait("child", SnapshotState::Published);
     assert_eq!(node.client.verify_snapshot("child").expect("it is verified").wrong_pages, 0);
-    let wanted = OpenFaultSocket { snapshot: "child".to_owned(), serve_before_seal: None };
+    let wanted = OpenFaultSocket {
+        snapshot: "child".to_owned(),
+        serve_before_seal: None,
+        tracking: WriteTracking::WhenFree,
+    };
     let socket = node.client.open_fault_socket(&wanted).expect("a socket is opened");
     assert_right(&mut vmm(&node, &socket, &written));
 }

@@ -54,6 +54,22 @@ pub struct OpenFaultSocket {
     /// Whether to serve before it is sealed; the setting where it is not said.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
+    /// How its VMM's writes are tracked.
+    #[serde(default)]
+    pub tracking: WriteTracking,
+}
+
+/// How the writes of a VMM at a fault socket are tracked. Where its userfaultfd has WP_ASYNC the kernel marks them, at no
+/// cost; without it the first write to each page is a fault of its own, or writes are not tracked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WriteTracking {
+    /// Where it costs nothing; elsewhere a capture takes every page that is there, and keeps those that differ from the
+    /// snapshot.
+    #[default]
+    WhenFree,
+    /// Always: captures are quick, and the first write to each page is slower.
+    Always,
 }
 
 /// Whose memory is to be captured. The caller has stopped every thread that could write it, and ends the process once
