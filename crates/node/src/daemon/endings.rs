@@ -1,8 +1,9 @@
 //! Guests that were told to end: one thread waits for them, then lets go of what the keeper holds for them.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,7 +23,30 @@ const END_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Endings {
     queue: Mutex<Option<Sender<Ending>>>,
+    leaving: Arc<Leaving>,
+    keeping: Arc<Keeping>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Things of a guest that another one can have only once its process is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Exclusive {
+    /// The tap devices it is at.
+    pub(super) taps: Vec<String>,
+}
+
+/// The guests that were told to end, as long as another one may have to wait for that.
+#[derive(Debug, Default)]
+struct Leaving(Mutex<HashMap<Uuid, Leaver>>);
+
+#[derive(Clone, Debug)]
+enum Leaver {
+    Guest {
+        process: Arc<ProcessHandle>,
+        has: Exclusive,
+    },
+    /// One that never came to be: it may have anything, and the keeper has its process.
+    Unborn,
 }
 
 /// A guest that was told to end.
@@ -31,6 +55,7 @@ pub(super) enum Ending {
     /// A guest.
     Guest {
         guest: Uuid,
+        has: Exclusive,
         process: Arc<ProcessHandle>,
         /// Held until the guest has ended: without any userfaultfd its faults would read zeroes.
         epoch: Option<Box<Epoch>>,
@@ -48,17 +73,30 @@ impl Endings {
         (state_directory, run_directory): (PathBuf, PathBuf),
     ) -> std::io::Result<Self> {
         let (queue, endings) = channel();
-        let work = move || wait_for_all(&endings, &keeping, (&state_directory, &run_directory));
+        let leaving = Arc::<Leaving>::default();
+        let (left, kept) = (Arc::clone(&leaving), Arc::clone(&keeping));
+        let work = move || wait_for_all(&endings, &left, &kept, (&state_directory, &run_directory));
         let thread = std::thread::Builder::new().name("guest-endings".into()).spawn(work)?;
-        Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
+        Ok(Self { queue: Mutex::new(Some(queue)), leaving, keeping, thread: Mutex::new(Some(thread)) })
     }
 
     /// Waits for the end of a guest that was killed.
     pub(super) fn end(&self, ending: Ending) {
+        self.leaving.begin(&ending);
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = &*queue {
             // An error says that the thread is gone: the next start finds what is left.
             queue.send(ending).ok();
+        }
+    }
+
+    /// Waits until no guest that was told to end has any of `wanted`, but for one whose process takes too long to end.
+    pub(super) fn make_way(&self, wanted: &Exclusive) {
+        for (guest, leaver) in self.leaving.in_the_way_of(wanted) {
+            match leaver {
+                Leaver::Guest { process, has: _ } => wait_for(&process, guest),
+                Leaver::Unborn => end_unborn(&self.keeping, guest),
+            }
         }
     }
 
@@ -76,8 +114,49 @@ impl Endings {
     }
 }
 
+impl Exclusive {
+    fn meets(&self, other: &Self) -> bool {
+        self.taps.iter().any(|tap| other.taps.contains(tap))
+    }
+}
+
+impl Leaving {
+    fn begin(&self, ending: &Ending) {
+        let (guest, leaver) = match ending {
+            Ending::Guest { guest, has, process, epoch: _ } => {
+                (*guest, Leaver::Guest { process: Arc::clone(process), has: has.clone() })
+            }
+            Ending::Unborn(guest) | Ending::Unsettled { guest, .. } => (*guest, Leaver::Unborn),
+        };
+        self.lock().insert(guest, leaver);
+    }
+
+    fn end(&self, guest: Uuid) {
+        self.lock().remove(&guest);
+    }
+
+    /// Those that have, or may have, any of `wanted`.
+    fn in_the_way_of(&self, wanted: &Exclusive) -> Vec<(Uuid, Leaver)> {
+        if *wanted == Exclusive::default() {
+            return Vec::new();
+        }
+        let is_in_the_way = |leaver: &Leaver| match leaver {
+            Leaver::Guest { has, .. } => has.meets(wanted),
+            Leaver::Unborn => true,
+        };
+        let leaving = self.lock();
+        let found = leaving.iter().filter(|(_, leaver)| is_in_the_way(leaver));
+        found.map(|(guest, leaver)| (*guest, leaver.clone())).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Leaver>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn wait_for_all(
     endings: &Receiver<Ending>,
+    leaving: &Leaving,
     keeping: &Keeping,
     (state_directory, run_directory): (&Path, &Path),
 ) {
@@ -85,21 +164,20 @@ fn wait_for_all(
     for ending in endings {
         settle(&mut later, keeping);
         let guest = match ending {
-            Ending::Guest { guest, process, epoch } => {
+            Ending::Guest { guest, has: _, process, epoch } => {
                 wait_for(&process, guest);
+                leaving.end(guest);
                 drop(epoch);
                 guest
             }
             Ending::Unborn(guest) => {
-                if let Err(error) = kill_unborn(keeping, guest) {
-                    tracing::warn!(%guest, %error, "a guest that never came to be may be left over");
-                }
+                end_unborn(keeping, guest);
+                leaving.end(guest);
                 guest
             }
             Ending::Unsettled { guest, unsettled } => {
-                if let Err(error) = kill_unborn(keeping, guest) {
-                    tracing::warn!(%guest, %error, "a guest that never came to be may be left over");
-                }
+                end_unborn(keeping, guest);
+                leaving.end(guest);
                 remove_files(state_directory, run_directory, guest);
                 later.push((guest, unsettled));
                 settle(&mut later, keeping);
@@ -138,6 +216,12 @@ fn wait_for(process: &ProcessHandle, guest: Uuid) {
     }
 }
 
+fn end_unborn(keeping: &Keeping, guest: Uuid) {
+    if let Err(error) = kill_unborn(keeping, guest) {
+        tracing::warn!(%guest, error = format!("{error:#}"), "a guest that never came to be may be left over");
+    }
+}
+
 /// Kills whatever process the keeper started as `guest`, and waits for its end.
 pub(super) fn kill_unborn(keeping: &Keeping, guest: Uuid) -> anyhow::Result<()> {
     let Some(mut held) = keeping.client().get(&guest_key(guest))? else { return Ok(()) };
@@ -148,4 +232,39 @@ pub(super) fn kill_unborn(keeping: &Keeping, guest: Uuid) -> anyhow::Result<()> 
         wait_for(&process, guest);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(taps: &[&str]) -> Exclusive {
+        Exclusive { taps: taps.iter().map(|tap| (*tap).to_owned()).collect() }
+    }
+
+    #[test]
+    fn a_start_waits_for_the_guests_that_are_ending_at_its_taps_and_for_no_others() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("sleep runs");
+        let process = Arc::new(ProcessHandle::open(child.id()).expect("it runs"));
+        let leaving = Leaving::default();
+        let [guest, unborn] = [1, 2].map(Uuid::from_u128);
+        let has = at(&["tap0", "tap1"]);
+        leaving.begin(&Ending::Guest { guest, has, process: Arc::clone(&process), epoch: None });
+        let waited_for = |wanted: &Exclusive| {
+            let mut found: Vec<_> = leaving.in_the_way_of(wanted).into_iter().map(|(id, _)| id).collect();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(waited_for(&at(&["tap1", "tap2"])), [guest]);
+        assert!(waited_for(&at(&["tap2"])).is_empty());
+        assert!(waited_for(&at(&[])).is_empty());
+        leaving.begin(&Ending::Unborn(unborn));
+        assert_eq!(waited_for(&at(&["tap1"])), [guest, unborn]);
+        assert_eq!(waited_for(&at(&["tap2"])), [unborn], "nothing says what it has");
+        assert!(waited_for(&at(&[])).is_empty());
+        leaving.end(guest);
+        assert_eq!(waited_for(&at(&["tap1"])), [unborn]);
+        process.signal(Signal::Kill).expect("it can be told");
+        child.wait().expect("it has ended");
+    }
 }

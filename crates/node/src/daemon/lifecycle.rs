@@ -124,8 +124,9 @@ impl Daemon {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.metrics.pause_answered(asked.elapsed(), frozen);
                 self.metrics.snapshot_answered(id);
-                turn.show(record.clone());
+                // Before it is shown as paused: what it had may be asked for from then on.
                 self.endings.end(ending);
+                turn.show(record.clone());
                 self.let_go_of_images(record.id);
                 self.events.say("sandbox.paused", EventAbout::both(record.id, id.uuid()), None);
                 Ok(snapshot)

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::Daemon;
 use super::about::About;
-use super::endings::Ending;
+use super::endings::{Ending, Exclusive};
 use super::entry::stopped_by_signal;
 use super::guest_watch::GuestWatch;
 use super::guests::{Blobs, Guest, GuestSpec, HANDOVER_LIMIT};
@@ -48,6 +48,8 @@ pub(super) struct Live {
     kept_by: KeeperIdentity,
     /// Why it cannot go on, where it stands although nothing is done with it.
     stuck: Option<String>,
+    /// What others wait for when it ends.
+    has: Exclusive,
 }
 
 /// Where a guest's pages come from.
@@ -79,8 +81,10 @@ impl Live {
         base: Option<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
         let kept_by = daemon.keeping.client().identity();
+        let has = spec.exclusive();
+        daemon.endings.make_way(&has);
         let guest = spec.start(daemon, id, base.as_ref())?;
-        Ok(Self { id, guest, base, memory: Memory::Own, kept_by, unsettled: None, stuck: None })
+        Ok(Self { id, guest, base, memory: Memory::Own, kept_by, unsettled: None, stuck: None, has })
     }
 
     /// Starts a guest on a snapshot's memory and device state; pages come as it touches them.
@@ -91,6 +95,8 @@ impl Live {
         spec: &GuestSpec,
     ) -> anyhow::Result<Self> {
         let kept_by = daemon.keeping.client().identity();
+        let has = spec.exclusive();
+        daemon.endings.make_way(&has);
         let socket = spec.handover(daemon, id)?;
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
@@ -130,6 +136,7 @@ impl Live {
             kept_by,
             unsettled: None,
             stuck: None,
+            has,
         })
     }
 
@@ -156,7 +163,8 @@ impl Live {
             (Some(_), None) => anyhow::bail!("nothing says which snapshot it is served from"),
             (None, _) => Memory::Own,
         };
-        let mut found = Self { id: recorded.id, guest, base, memory, kept_by, unsettled: None, stuck: None };
+        let (id, has) = (recorded.id, spec.exclusive());
+        let mut found = Self { id, guest, base, memory, kept_by, unsettled: None, stuck: None, has };
         found.stuck = found.serve_again(daemon).err().map(|error| format!("{error:#}"));
         Ok(found)
     }
@@ -239,14 +247,15 @@ impl Live {
         // An error says that it has ended already.
         process.signal(Signal::Kill).ok();
         self.end_serving();
-        Ending::Guest { guest: self.id, process, epoch: self.take_epoch() }
+        let (guest, has) = (self.id, std::mem::take(&mut self.has));
+        Ending::Guest { guest, has, process, epoch: self.take_epoch() }
     }
 
     /// Lets go of a guest whose process has ended by itself, its memory first.
     pub(super) fn ended(self) -> Ending {
         let (guest, process) = (self.id, self.process());
         drop(self);
-        Ending::Guest { guest, process, epoch: None }
+        Ending::Guest { guest, has: Exclusive::default(), process, epoch: None }
     }
 
     /// Pauses the guest into snapshot `id`, which answers at once, with `alongside` in the catalog in the place of the
@@ -299,7 +308,8 @@ impl Live {
             Ok(snapshot) => {
                 let process = self.process();
                 begin_end(&process);
-                let ending = Ending::Guest { guest: self.id, process, epoch: self.take_epoch() };
+                let (guest, has) = (self.id, std::mem::take(&mut self.has));
+                let ending = Ending::Guest { guest, has, process, epoch: self.take_epoch() };
                 Ok(Paused { snapshot, frozen: frozen_at.elapsed(), ending })
             }
             Err(error) => {

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Daemon;
+use super::endings::Exclusive;
 use super::record::RecordedGuest;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
@@ -209,6 +210,11 @@ impl GuestSpec {
             Self::Qemu { machine, .. } => machine.options.memory_bytes,
             Self::Firecracker { machine } => machine.memory_bytes,
         }
+    }
+
+    /// What it has that no other guest can have at the same time.
+    pub(super) fn exclusive(&self) -> Exclusive {
+        Exclusive { taps: self.taps().into_iter().map(str::to_owned).collect() }
     }
 
     /// What guest memory is made of.
