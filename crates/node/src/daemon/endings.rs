@@ -33,6 +33,8 @@ pub(super) struct Endings {
 pub(super) struct Exclusive {
     /// The tap devices it is at.
     pub(super) taps: Vec<String>,
+    /// Whether its memory is of the host's huge pages.
+    pub(super) huge_pages: bool,
 }
 
 /// The guests that were told to end, as long as another one may have to wait for that.
@@ -116,7 +118,7 @@ impl Endings {
 
 impl Exclusive {
     fn meets(&self, other: &Self) -> bool {
-        self.taps.iter().any(|tap| other.taps.contains(tap))
+        self.huge_pages && other.huge_pages || self.taps.iter().any(|tap| other.taps.contains(tap))
     }
 }
 
@@ -239,7 +241,7 @@ mod tests {
     use super::*;
 
     fn at(taps: &[&str]) -> Exclusive {
-        Exclusive { taps: taps.iter().map(|tap| (*tap).to_owned()).collect() }
+        Exclusive { taps: taps.iter().map(|tap| (*tap).to_owned()).collect(), huge_pages: false }
     }
 
     #[test]
@@ -257,6 +259,8 @@ mod tests {
         };
         assert_eq!(waited_for(&at(&["tap1", "tap2"])), [guest]);
         assert!(waited_for(&at(&["tap2"])).is_empty());
+        let huge = Exclusive { huge_pages: true, ..Exclusive::default() };
+        assert!(waited_for(&huge).is_empty(), "it has none");
         assert!(waited_for(&at(&[])).is_empty());
         leaving.begin(&Ending::Unborn(unborn));
         assert_eq!(waited_for(&at(&["tap1"])), [guest, unborn]);

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::Daemon;
 use super::about::About;
+use super::claims::Claim;
 use super::endings::{Ending, Exclusive};
 use super::entry::stopped_by_signal;
 use super::guest_watch::GuestWatch;
@@ -48,8 +49,7 @@ pub(super) struct Live {
     kept_by: KeeperIdentity,
     /// Why it cannot go on, where it stands although nothing is done with it.
     stuck: Option<String>,
-    /// What others wait for when it ends.
-    has: Exclusive,
+    claim: Claim,
 }
 
 /// Where a guest's pages come from.
@@ -81,10 +81,10 @@ impl Live {
         base: Option<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
         let kept_by = daemon.keeping.client().identity();
-        let has = spec.exclusive();
-        daemon.endings.make_way(&has);
+        let claim = Claim::make(daemon, id, spec)?;
         let guest = spec.start(daemon, id, base.as_ref())?;
-        Ok(Self { id, guest, base, memory: Memory::Own, kept_by, unsettled: None, stuck: None, has })
+        let claim = claim.held_by(spec, guest.process().id());
+        Ok(Self { id, guest, base, memory: Memory::Own, kept_by, unsettled: None, stuck: None, claim })
     }
 
     /// Starts a guest on a snapshot's memory and device state; pages come as it touches them.
@@ -95,8 +95,7 @@ impl Live {
         spec: &GuestSpec,
     ) -> anyhow::Result<Self> {
         let kept_by = daemon.keeping.client().identity();
-        let has = spec.exclusive();
-        daemon.endings.make_way(&has);
+        let claim = Claim::make(daemon, id, spec)?;
         let socket = spec.handover(daemon, id)?;
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
@@ -128,16 +127,8 @@ impl Live {
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
         let guest = unborn.born();
-        Ok(Self {
-            id,
-            guest,
-            base: Some(Arc::clone(snapshot)),
-            memory,
-            kept_by,
-            unsettled: None,
-            stuck: None,
-            has,
-        })
+        let (base, claim) = (Some(Arc::clone(snapshot)), claim.held_by(spec, guest.process().id()));
+        Ok(Self { id, guest, base, memory, kept_by, unsettled: None, stuck: None, claim })
     }
 
     /// Finds a guest again that an earlier daemon left with the keeper, and serves it on.
@@ -163,8 +154,8 @@ impl Live {
             (Some(_), None) => anyhow::bail!("nothing says which snapshot it is served from"),
             (None, _) => Memory::Own,
         };
-        let (id, has) = (recorded.id, spec.exclusive());
-        let mut found = Self { id, guest, base, memory, kept_by, unsettled: None, stuck: None, has };
+        let (id, claim) = (recorded.id, Claim::renew(daemon, recorded.id, spec, guest.process().id()));
+        let mut found = Self { id, guest, base, memory, kept_by, unsettled: None, stuck: None, claim };
         found.stuck = found.serve_again(daemon).err().map(|error| format!("{error:#}"));
         Ok(found)
     }
@@ -247,7 +238,7 @@ impl Live {
         // An error says that it has ended already.
         process.signal(Signal::Kill).ok();
         self.end_serving();
-        let (guest, has) = (self.id, std::mem::take(&mut self.has));
+        let (guest, has) = (self.id, self.claim.exclusive());
         Ending::Guest { guest, has, process, epoch: self.take_epoch() }
     }
 
@@ -308,7 +299,7 @@ impl Live {
             Ok(snapshot) => {
                 let process = self.process();
                 begin_end(&process);
-                let (guest, has) = (self.id, std::mem::take(&mut self.has));
+                let (guest, has) = (self.id, self.claim.exclusive());
                 let ending = Ending::Guest { guest, has, process, epoch: self.take_epoch() };
                 Ok(Paused { snapshot, frozen: frozen_at.elapsed(), ending })
             }

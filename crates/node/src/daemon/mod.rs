@@ -6,6 +6,7 @@
 mod about;
 mod beginning;
 mod captures;
+mod claims;
 mod clock;
 mod console;
 mod control;
@@ -18,6 +19,7 @@ mod forks;
 mod guest_watch;
 mod guests;
 mod hindrance;
+mod huge_pages;
 mod idempotency;
 mod images;
 mod index;
@@ -60,6 +62,7 @@ use endings::Endings;
 use events::EventLog;
 use fault_sockets::FaultSockets;
 use guests::qemu::HostQemu;
+use huge_pages::HugePages;
 use idempotency::Requests;
 use keeping::Keeping;
 use names::Names;
@@ -89,6 +92,7 @@ pub struct Daemon {
     host_qemu: Arc<HostQemu>,
     file_digests: Arc<FileDigests>,
     endings: Endings,
+    huge_pages: Arc<HugePages>,
     engine: Engine,
     lookout: Mutex<Option<Lookout>>,
     deciding: Mutex<Option<Deciding>>,
@@ -148,6 +152,7 @@ impl Daemon {
             run_directory: settings.run_directory.clone(),
             host_qemu: Arc::default(),
             file_digests: Arc::default(),
+            huge_pages: Arc::default(),
             node_name: node_name(),
             started_unix_ms: clock::unix_ms(),
             metrics,

@@ -3,7 +3,11 @@
 use std::fs;
 
 use rekindle::api::problem::Code;
-use rekindle::api::types::{Accelerator, Board, CaptureMemory, CaptureSource, DiskImage, SnapshotState};
+use rekindle::api::types::{
+    Accelerator, Board, CaptureMemory, CaptureSource, CreateSandbox, DiskImage, MemoryBacking, SnapshotState,
+};
+use rekindle_kernel::hugepages;
+use rekindle_testkit::skip::skipped;
 
 use crate::machine_console::{have_qemu, tiny};
 use crate::sockets;
@@ -36,6 +40,25 @@ fn a_sandbox_that_could_never_be_paused_is_refused_with_the_setting_and_human_si
     assert_eq!(error.code(), Some(Code::NoRam), "{error}");
     assert!(error.to_string().contains("16.0 MiB is needed, capture_bytes_max is 8.0 MiB: raise"), "{error}");
     node.assert_verified("a");
+}
+
+#[test]
+fn a_guest_for_which_too_few_huge_pages_are_left_is_refused_before_anything_of_it_is_made() {
+    let node = Node::start_with("run_unpausable = true\n");
+    let Ok(free) = hugepages::pages_free() else {
+        return skipped("huge pages", "the kernel has none of 2 MiB");
+    };
+    // Many more than other tests reserve meanwhile.
+    let memory_bytes = (free + 4096) << 21;
+    let wanted = CreateSandbox { memory_bytes, ..create("a", MemoryBacking::Huge) };
+    let error = node.client.create_sandbox(None, &wanted).expect_err("there are not so many");
+    assert_eq!(error.code(), Some(Code::Misfit), "{error}");
+    let needed = format!("needs {} huge pages", free + 4096);
+    for told in [needed.as_str(), "vm.nr_hugepages", "--backing"] {
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    assert!(node.client.all_sandboxes(None).expect("they are listed").is_empty());
+    assert!(node.kept("guest/").is_empty());
 }
 
 #[test]

@@ -214,7 +214,8 @@ impl GuestSpec {
 
     /// What it has that no other guest can have at the same time.
     pub(super) fn exclusive(&self) -> Exclusive {
-        Exclusive { taps: self.taps().into_iter().map(str::to_owned).collect() }
+        let taps = self.taps().into_iter().map(str::to_owned).collect();
+        Exclusive { taps, huge_pages: self.backing() == MemoryBacking::Huge }
     }
 
     /// What guest memory is made of.
