@@ -227,13 +227,18 @@ fn end_unborn(keeping: &Keeping, guest: Uuid) {
 /// Kills whatever process the keeper started as `guest`, and waits for its end.
 pub(super) fn kill_unborn(keeping: &Keeping, guest: Uuid) -> anyhow::Result<()> {
     let Some(mut held) = keeping.client().get(&guest_key(guest))? else { return Ok(()) };
-    if let Some(process) = take_process(&mut held) {
-        let process = ProcessHandle::adopt(process)?;
-        // An error says that it has ended.
-        process.signal(Signal::Kill).ok();
-        wait_for(&process, guest);
+    let Some(process) = take_process(&mut held) else { return Ok(()) };
+    match ProcessHandle::adopt(process) {
+        Ok(process) => {
+            // An error says that it has ended.
+            process.signal(Signal::Kill).ok();
+            wait_for(&process, guest);
+            Ok(())
+        }
+        // It has ended, and the keeper has waited for it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

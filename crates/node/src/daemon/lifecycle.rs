@@ -30,6 +30,7 @@ use crate::api::types::{
     CreateSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, Sandbox, Snapshot, TapName,
 };
 use crate::guest::protocol::Command;
+use crate::vmm::how_ended::how_ended_by_itself;
 use crate::vmm::last_words::last_words;
 
 /// Bytes of guest memory, at most: 1 TiB.
@@ -299,12 +300,16 @@ impl Daemon {
         })
     }
 
-    /// Starts a guest; whatever of it there is when that fails is ended. The error has what its VMM printed last: its
-    /// log goes with it.
+    /// Starts a guest; whatever of it there is when that fails is ended. The error has how its VMM ended, and what that
+    /// printed last: its log goes with it.
     fn born_once(&self, start: impl Fn(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
         let guest = Uuid::now_v7();
         start(guest).map(Box::new).map_err(|error| {
             let mut problem = guest_failed(error);
+            let status = self.keeping.how_ended(guest);
+            if let Some(how) = status.and_then(how_ended_by_itself) {
+                problem.detail = format!("{}; its VMM {how}", problem.detail);
+            }
             let words = last_words(&self.run_directory.join(log_name(guest)));
             if !problem.detail.contains(&words) {
                 problem.detail = format!("{}; its VMM said: {words}", problem.detail);

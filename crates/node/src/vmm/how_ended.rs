@@ -3,6 +3,9 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
+/// The signal by which a process is killed that does not end by itself.
+const SIGKILL: i32 = 9;
+
 /// Why a guest ended: what its VMM `told` of that, the status of wait(2) where it is known, and what it printed last.
 pub(crate) fn reason_of_end(status: Option<i32>, told: Option<&str>, last_words: &str) -> String {
     let how = status.map_or_else(|| "ended, and its keeper does not know how".to_owned(), how_ended);
@@ -26,6 +29,12 @@ pub(crate) fn how_ended(status: i32) -> String {
     }
 }
 
+/// The same of a process that is killed where it has not ended by itself; none where it was killed.
+pub(crate) fn how_ended_by_itself(status: i32) -> Option<String> {
+    let is_killed = ExitStatus::from_raw(status).signal() == Some(SIGKILL);
+    (!is_killed).then(|| how_ended(status))
+}
+
 /// The name of a signal that ends processes, and what it mostly means where that is known.
 fn named(signal: i32) -> Option<(&'static str, &'static str)> {
     let named = [
@@ -34,15 +43,15 @@ fn named(signal: i32) -> Option<(&'static str, &'static str)> {
         (3, "SIGQUIT", ""),
         (4, "SIGILL", ""),
         (6, "SIGABRT", ", by a failed check of its own"),
-        (7, "SIGBUS", ""),
+        (7, "SIGBUS", ", perhaps by memory that could not be had, as when no huge page is left"),
         (8, "SIGFPE", ""),
-        (9, "SIGKILL", ", perhaps out of memory (`dmesg` says so)"),
+        (SIGKILL, "SIGKILL", ", perhaps out of memory (`dmesg` says so)"),
         (11, "SIGSEGV", ""),
         (13, "SIGPIPE", ""),
         (15, "SIGTERM", ""),
         (24, "SIGXCPU", ", by a limit of its processor time"),
         (25, "SIGXFSZ", ", by a limit of file size"),
-        (31, "SIGSYS", ", perhaps by its seccomp filter"),
+        (31, "SIGSYS", ", perhaps by its seccomp filter (Firecracker's is set by firecracker.seccomp)"),
     ];
     named.into_iter().find(|(number, ..)| *number == signal).map(|(_, name, perhaps)| (name, perhaps))
 }
@@ -66,5 +75,8 @@ mod tests {
         assert_eq!(how_ended(9), "was killed by signal 9 (SIGKILL), perhaps out of memory (`dmesg` says so)");
         assert_eq!(how_ended(11 | 0x80), "was killed by signal 11 (SIGSEGV)");
         assert_eq!(how_ended(40), "was killed by signal 40");
+        assert_eq!(how_ended_by_itself(9), None);
+        assert_eq!(how_ended_by_itself(3 << 8).as_deref(), Some("ended by itself with status 3"));
+        assert!(how_ended_by_itself(31).is_some_and(|how| how.contains("SIGSYS")));
     }
 }

@@ -220,6 +220,7 @@ fn a_firecracker_that_dies_at_its_hand_over_is_told_in_its_own_words_and_the_sna
         let died = node.client.resume_sandbox("vm", &ResumeSandbox::default()).expect_err("it dies");
         assert_eq!(died.code(), Some(Code::GuestFailed), "{step:?}: {died}");
         assert!(died.to_string().contains(&format!("Firecracker dies at {step:?}")), "{died}");
+        assert!(died.to_string().contains("ended by itself with status 148"), "{died}");
         assert_eq!(node.client.sandbox("vm").expect("it is there").state, SandboxState::Paused);
         peers.set(|_| {});
         node.eventually("nothing left of it", || {
@@ -229,6 +230,20 @@ fn a_firecracker_that_dies_at_its_hand_over_is_told_in_its_own_words_and_the_sna
     node.resume("vm");
     peers.assert_verified("vm");
     peers.assert_disk("vm", 3, 4);
+}
+
+#[test]
+fn a_firecracker_that_its_filter_ends_is_told_with_signal_and_setting_and_is_not_called_left_over() {
+    let peers = Peers::start();
+    let node = &peers.node;
+    peers.set(|settings| (settings.dies_at, settings.is_filtered) = (Some(Step::Start), true));
+    let died = node.client.create_sandbox(None, &peers.machine("vm")).expect_err("it dies").to_string();
+    assert!(died.contains("killed by signal 31 (SIGSYS)") && died.contains("firecracker.seccomp"), "{died}");
+    node.eventually("nothing left of it", || {
+        node.kept("guest/").is_empty() && peers.machine_files().is_empty()
+    });
+    let log = fs::read_to_string(node.place.log_file()).expect("the daemon logs");
+    assert!(!log.contains("left over"), "{log}");
 }
 
 #[test]

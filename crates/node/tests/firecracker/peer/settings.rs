@@ -14,6 +14,8 @@ pub(crate) struct Settings {
     pub(crate) format: String,
     /// Where it dies.
     pub(crate) dies_at: Option<Step>,
+    /// Whether it dies there as by its seccomp filter.
+    pub(crate) is_filtered: bool,
     /// Where it stands until somebody writes into this pipe.
     pub(crate) stands_at: Option<(Step, PathBuf)>,
     /// What it refuses, with what words.
@@ -52,6 +54,7 @@ impl Default for Settings {
             version: "1.16.0".to_owned(),
             format: "8.0.0".to_owned(),
             dies_at: None,
+            is_filtered: false,
             stands_at: None,
             refuses: BTreeMap::new(),
             shares_memory: false,

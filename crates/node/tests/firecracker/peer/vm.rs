@@ -76,6 +76,11 @@ impl Peer {
         if settings.dies_at == Some(step) {
             eprintln!("Firecracker dies at {step:?}, as it was told");
             self.log(&format!("about to die at {step:?}"));
+            if settings.is_filtered {
+                let this = rustix::process::getpid();
+                rustix::process::kill_process(this, rustix::process::Signal::SYS)
+                    .expect("it is this process");
+            }
             std::process::exit(148);
         }
         if let Some((_, pipe)) = settings.stands_at.filter(|(at, _)| *at == step) {
