@@ -30,10 +30,12 @@ const FLAGS: [&str; 18] = [
 fn main() {
     println!("cargo::rerun-if-changed=guests");
     println!("cargo::rerun-if-env-changed=CC");
+    let flat = ["-m32", "-march=i686", "-Wl,-T,guests/tiny.ld", "-Wl,--oformat=binary"];
+    let image = compile("tiny.c", "tiny.image", &flat);
+    let image = format!("-DIMAGE=\"{}\"", image.display());
     // One stretch of memory, writable all of it, that starts anywhere in the file.
-    let one_stretch =
-        ["-m32", "-march=i686", "-Wl,-T,guests/tiny.ld", "-Wl,--no-warn-rwx-segments", "-Wl,-n"];
-    compile("tiny.c", "tiny.elf", &one_stretch);
+    let one_stretch = ["-m64", "-Wl,-T,guests/entry.ld", "-Wl,--no-warn-rwx-segments", "-Wl,-n", &image];
+    compile("entry.S", "tiny.elf", &one_stretch);
     compile("init.c", "init", &["-m64", "-march=x86-64"]);
     make_library();
 }
@@ -70,8 +72,8 @@ fn make_library() {
     }
 }
 
-/// Compiles `source` of `guests/` into the file `program` beside what Cargo makes of this crate.
-fn compile(source: &str, program: &str, flags: &[&str]) {
+/// Compiles `source` of `guests/` into the file `program` beside what Cargo makes of this crate; its path.
+fn compile(source: &str, program: &str, flags: &[&str]) -> PathBuf {
     let into = PathBuf::from(std::env::var_os("OUT_DIR").expect("Cargo names the directory")).join(program);
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let mut command = Command::new(&compiler);
@@ -91,6 +93,7 @@ fn compile(source: &str, program: &str, flags: &[&str]) {
             String::from_utf8_lossy(&output.stderr)
         ));
     }
+    into
 }
 
 /// Ends the compilation, saying why where Cargo shows it.

@@ -1,29 +1,20 @@
 /*
  * A guest of a few KB without an operating system: 32-bit, one processor, the console on COM1.
  *
- * Started by multiboot or by PVH's direct entry, whichever the loader knows; both tell it the memory map. It takes the
- * memory behind its own image up to the end of that stretch: first the word a page, then the pages. It sleeps until
- * the console or, while it counts, the timer wakes it. A VMM without timer and interrupt controller may return from
+ * Begins as PVH's direct entry does, with what that or Linux's boot protocol tells of the memory in EBX: see entry.S. It
+ * takes the memory behind its own image up to the end of that stretch: first the word a page, then the pages. It sleeps
+ * until the console or, while it counts, the timer wakes it. A VMM without timer and interrupt controller may return from
  * any halt as it likes.
  */
 
 #include "guest.h"
 
 __asm__(
-    ".section .boot, \"a\"\n"
-    ".balign 4\n"
-    "    .long 0x1badb002, 3, -(0x1badb002 + 3)\n" /* multiboot: aligned modules, tell the memory */
-    ".section .note.pvh, \"a\", @note\n"
-    ".balign 4\n"
-    "    .long 4, 4, 18\n" /* XEN_ELFNOTE_PHYS32_ENTRY */
-    "    .asciz \"Xen\"\n"
-    "    .long start\n"
-    ".text\n"
+    ".section .start, \"ax\"\n"
     ".global start\n"
     "start:\n"
     "    cli\n"
     "    cld\n"
-    "    movl %eax, %edx\n"
     "    xorl %eax, %eax\n"
     "    movl $image_bss, %edi\n"
     "    movl $image_end, %ecx\n"
@@ -39,7 +30,6 @@ __asm__(
     "    movl %eax, %gs\n"
     "    movl %eax, %ss\n"
     "    pushl %ebx\n"
-    "    pushl %edx\n"
     "    call run\n"
     /*
      * Interrupts are on in here and nowhere else, so one finds the stack as it is at the `ret`: the handler forgets
@@ -68,16 +58,12 @@ __asm__(
     "stack_top:\n"
     ".text\n");
 
-enum { MULTIBOOT_BOOTED = 0x2badb002, MULTIBOOT_MEMORY = 1, MULTIBOOT_MAP = 1 << 6, PVH_MAGIC = 0x336ec578 };
-enum { USABLE = 1, MEMORY_END_MAX = 0xc0000000 };
+enum { PVH_MAGIC = 0x336ec578, USABLE = 1, MEMORY_END_MAX = 0xc0000000 };
 
-struct multiboot_info {
-    u32 flags, memory_lower, memory_upper_kib, boot_device, command_line, modules, module_list, symbols[4];
-    u32 map_bytes, map;
-};
+/* Where Linux's zero page has the map of memory (Documentation/arch/x86/zero-page.rst). */
+enum { ZERO_PAGE_MAP_ENTRIES = 0x1e8, ZERO_PAGE_MAP = 0x2d0 };
 
-struct multiboot_stretch {
-    u32 size;
+struct zero_page_stretch {
     u64 start, bytes;
     u32 kind;
 } __attribute__((packed));
@@ -163,22 +149,18 @@ static u32 end_of_stretch(u64 start, u64 bytes, u32 kind) {
     return end < MEMORY_END_MAX ? (u32)end : MEMORY_END_MAX;
 }
 
-static u32 end_by_multiboot(const struct multiboot_info *info) {
-    if (info->flags & MULTIBOOT_MAP) {
-        u32 at = info->map;
-        while (at < info->map + info->map_bytes) {
-            const struct multiboot_stretch *stretch = (const void *)at;
-            u32 end = end_of_stretch(stretch->start, stretch->bytes, stretch->kind);
-            if (end) return end;
-            at += stretch->size + sizeof stretch->size;
-        }
+static u32 end_by_zero_page(const u8 *page) {
+    const struct zero_page_stretch *stretch = (const void *)(page + ZERO_PAGE_MAP);
+    for (u32 entry = 0; entry < page[ZERO_PAGE_MAP_ENTRIES]; entry++, stretch++) {
+        u32 end = end_of_stretch(stretch->start, stretch->bytes, stretch->kind);
+        if (end) return end;
     }
-    return info->flags & MULTIBOOT_MEMORY ? 0x100000 + info->memory_upper_kib * 1024 : 0;
+    return 0;
 }
 
 static u32 end_by_pvh(const struct pvh_info *info) {
     const struct pvh_stretch *stretch = (const void *)(u32)info->map;
-    for (u32 entry = 0; info->magic == PVH_MAGIC && entry < info->map_entries; entry++, stretch++) {
+    for (u32 entry = 0; entry < info->map_entries; entry++, stretch++) {
         u32 end = end_of_stretch(stretch->start, stretch->bytes, stretch->kind);
         if (end) return end;
     }
@@ -204,10 +186,10 @@ static int answer_own(const char *command, char *rest) {
     return 1;
 }
 
-__attribute__((noreturn, used)) void run(u32 booted_by, const void *info) {
+__attribute__((noreturn, used)) void run(const struct pvh_info *info) {
     start_console();
     start_interrupts();
-    take_memory(booted_by == MULTIBOOT_BOOTED ? end_by_multiboot(info) : end_by_pvh(info));
+    take_memory(info->magic == PVH_MAGIC ? end_by_pvh(info) : end_by_zero_page((const u8 *)info));
     say("rekindle tiny guest, ");
     say_number(memory.pages);
     say(" pages");

@@ -23,7 +23,8 @@ pub use initrd::initrd;
 pub use linux_kernel::{LinuxKernel, LinuxKernelError};
 pub use said::{GuestRefuses, Said};
 
-/// The tiny guest: a 32-bit ELF program with a multiboot word and a note for PVH's direct entry, a few KB.
+/// The tiny guest: a 64-bit ELF file of a few KB with a note for PVH's direct entry, and an entry for Linux's 64-bit boot
+/// protocol. QEMU and Firecracker boot it.
 ///
 /// It says `rekindle tiny guest, N pages` when it is up; `fill SEED` writes these pages.
 pub fn tiny_kernel() -> &'static [u8] {

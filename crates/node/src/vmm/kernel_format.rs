@@ -115,12 +115,15 @@ mod tests {
         let mut elf = vec![0; 64];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         elf[18] = 62;
+        let mut elf_32 = elf.clone();
+        elf_32[4] = 1;
         let mut multiboot = vec![0; 4096];
         multiboot[1024..1028].copy_from_slice(&MULTIBOOT);
         for (bytes, format) in [
             (bz_image, Some(KernelFormat::BzImage)),
             (elf, Some(KernelFormat::Elf64)),
-            (crate::vmm::guests::tiny_kernel().to_vec(), Some(KernelFormat::Elf32)),
+            (elf_32, Some(KernelFormat::Elf32)),
+            (crate::vmm::guests::tiny_kernel().to_vec(), Some(KernelFormat::Elf64)),
             (multiboot, Some(KernelFormat::Multiboot)),
             (vec![0; 9000], None),
             (b"\x7fE".to_vec(), None),

@@ -1,4 +1,4 @@
-//! A 32-bit program put into a machine's memory, with what PVH's direct entry says of that memory
+//! A program put into a machine's memory, with what PVH's direct entry says of that memory
 //! (xen/include/public/arch-x86/hvm/start_info.h).
 
 use rekindle_kernel::GuestMemory;
@@ -11,9 +11,12 @@ const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
 const USABLE: u32 = 1;
 
-/// The program's kind of stretch that is to be in memory.
+/// The program's kinds of stretches: those that are to be in memory, and the note that says where PVH's entry is.
 const LOADED: u32 = 1;
-const STRETCH_BYTES: usize = 32;
+const NOTE: u32 = 4;
+const STRETCH_BYTES: usize = 56;
+/// What is before the content of a note with the name "Xen".
+const NOTE_HEAD_BYTES: usize = 16;
 
 /// Where the first MiB ends that a personal computer has holes in, and where those begin.
 const LOW_END: u64 = 0xa_0000;
@@ -31,18 +34,20 @@ pub(super) struct Entry {
 /// # Panics
 /// If it is no program of ours; this is no loader for others.
 pub(super) fn load(memory: &GuestMemory, kernel: &[u8]) -> Entry {
-    assert_eq!(&kernel[..5], b"\x7fELF\x01", "the guest is a 32-bit program");
-    let (table, entries) = (usize_at(kernel, 28), usize::from(u16_at(kernel, 44)));
+    assert_eq!(&kernel[..5], b"\x7fELF\x02", "the guest is a 64-bit ELF file");
+    let (table, entries) = (usize_at(kernel, 32), usize::from(u16_at(kernel, 56)));
+    let mut address = None;
     for entry in 0..entries {
         let stretch = &kernel[table + entry * STRETCH_BYTES..][..STRETCH_BYTES];
-        if u32_at(stretch, 0) == LOADED {
-            let (offset, address, bytes) =
-                (usize_at(stretch, 4), usize_at(stretch, 12), usize_at(stretch, 16));
-            memory.write(address, &kernel[offset..offset + bytes]);
+        let (offset, bytes) = (usize_at(stretch, 8), usize_at(stretch, 32));
+        match u32_at(stretch, 0) {
+            LOADED => memory.write(usize_at(stretch, 24), &kernel[offset..offset + bytes]),
+            NOTE => address = Some(word(usize_at(kernel, offset + NOTE_HEAD_BYTES))),
+            _ => {}
         }
     }
     tell_memory(memory);
-    Entry { address: u64::from(u32_at(kernel, 24)), knowledge: word(KNOWLEDGE) }
+    Entry { address: address.expect("the guest has a PVH note"), knowledge: word(KNOWLEDGE) }
 }
 
 fn tell_memory(memory: &GuestMemory) {
@@ -75,5 +80,5 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 fn usize_at(bytes: &[u8], at: usize) -> usize {
-    usize::try_from(u32_at(bytes, at)).expect("64 bits")
+    usize::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }

@@ -235,6 +235,9 @@ mod tests {
         assert!(error.to_string().starts_with("it is no kernel: QEMU boots"), "{error}");
         fs::write(&image, crate::vmm::guests::tiny_kernel()).expect("there is room");
         keep(&image, KernelFormats::QEMU).expect("QEMU boots the tiny guest");
+        keep(&image, KernelFormats::FIRECRACKER).expect("Firecracker boots it, too");
+        fs::write(&image, [b"\x7fELF\x01\x01", &[0; 64][..]].concat()).expect("there is room");
+        keep(&image, KernelFormats::QEMU).expect("QEMU may boot it");
         let error = keep(&image, KernelFormats::FIRECRACKER).expect_err("it has 32 bits");
         assert!(error.to_string().starts_with("it is a 32-bit ELF file: Firecracker boots"), "{error}");
     }
