@@ -14,6 +14,7 @@ use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::capture::Capture;
 use crate::catalog::{Catalog, CatalogError};
+use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
 use crate::hooks::{Hooks, NoHooks};
@@ -113,8 +114,8 @@ pub struct Engine {
     openings: Openings,
     /// Deleted by this engine, and held by their own lives, by sandboxes or by children; others are forgotten.
     deleting: Mutex<HashMap<SnapshotId, Weak<Snapshot>>>,
-    /// Deleted before the start, until it is known whether a sandbox runs from them.
-    deleted: Mutex<Vec<Arc<Snapshot>>>,
+    /// Deleted before the start or by this engine, and not to go yet.
+    deleted: Deleted,
     replay: Replay,
     lives: Option<Lives>,
     _reaper: Reaper,
@@ -167,7 +168,8 @@ impl Engine {
             wait: options.pause_wait,
             reaper: reaper.handle(),
         };
-        let Replayed { known, deleted, seals, work, replay } = replayed;
+        let Replayed { known, deleted, seals, work, taken_back: _, replay } = replayed;
+        let origins_may_be_asked = !(known.is_empty() && deleted.is_empty());
         let engine = Self {
             background,
             cache,
@@ -178,7 +180,7 @@ impl Engine {
             known: Mutex::new(known.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect()),
             openings: Openings::default(),
             deleting: Mutex::default(),
-            deleted: Mutex::new(deleted),
+            deleted: Deleted::new(deleted, origins_may_be_asked),
             replay,
             lives: Some(lives),
             _reaper: reaper,
@@ -191,20 +193,43 @@ impl Engine {
     /// Tries again to make those snapshots of which the start could not say how they are; how many are left.
     pub fn decide(&self) -> Result<usize, ReplayError> {
         let Some(records) = &self.background.records else { return Ok(0) };
-        let known = self.snapshots();
-        if known.iter().all(|snapshot| !snapshot.status().is_undecided) {
+        let there = self.snapshots_there();
+        if there.iter().all(|snapshot| !snapshot.status().is_undecided) {
             return Ok(0);
         }
         let (cache, budget, reaper) = (&self.cache, &self.rules.budget, self.rules.reaper.clone());
         let spare = SpareFiles::held();
-        let replayed = Replaying { records, cache, budget, reaper }.decide(&known)?;
+        let replayed = Replaying { records, cache, budget, reaper }.decide(&there)?;
         drop(spare);
-        for snapshot in replayed.known.iter().filter(|snapshot| !snapshot.status().is_undecided) {
+        let Replayed { known, deleted, seals, work, taken_back, replay: _ } = replayed;
+        for snapshot in known.iter().filter(|snapshot| !snapshot.status().is_undecided) {
             tracing::info!(snapshot = %snapshot.id(), "a snapshot that could not be read can be by now");
             self.background.watcher.changed(snapshot);
         }
-        self.go_on_with(replayed.seals, replayed.work);
-        Ok(replayed.replay.undecided)
+        drop((known, deleted));
+        self.go_on_with(seals, work);
+        for snapshot in there.iter().filter(|snapshot| taken_back.contains(&snapshot.id())) {
+            self.never_was(snapshot);
+        }
+        drop(there);
+        self.deleted.let_go(&self.snapshots());
+        Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.status().is_undecided).count())
+    }
+
+    /// The snapshots that are known, and the deleted ones that are held.
+    fn snapshots_there(&self) -> Vec<Arc<Snapshot>> {
+        let mut there = self.snapshots();
+        there.extend(self.deleted.held());
+        there
+    }
+
+    /// An undecided snapshot is found to be of a pause that was taken back: it is listed no longer, and its last handle
+    /// lets the keeper forget it.
+    fn never_was(&self, snapshot: &Arc<Snapshot>) {
+        lock(&self.known).remove(&snapshot.id());
+        self.deleted.release(snapshot.id());
+        snapshot.record(SnapshotEvent::Deleted);
+        self.background.watcher.changed(snapshot);
     }
 
     /// The layer files that a start set aside, as its catalog did not name them.
@@ -306,14 +331,13 @@ impl Engine {
     /// The snapshot a sandbox of the process before this one runs from: one that is known, or one that was deleted.
     /// Deleted ones are there until [`Self::end_replay`].
     pub fn origin(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
-        let deleted = || lock(&self.deleted).iter().find(|snapshot| snapshot.id() == id).cloned();
-        self.snapshot(id).or_else(deleted)
+        self.snapshot(id).or_else(|| self.deleted.find(id))
     }
 
-    /// Every sandbox has its origin: the deleted snapshots that none runs from may go.
+    /// Every sandbox has its origin: the deleted snapshots that none runs from may go, once no snapshot is undecided.
     pub fn end_replay(&self) {
-        let deleted = std::mem::take(&mut *lock(&self.deleted));
-        drop(deleted);
+        self.deleted.origins_are_had();
+        self.deleted.let_go(&self.snapshots());
     }
 
     /// Deletes a snapshot, for good once this has returned. Sandboxes that run from it go on, and children keep what
@@ -326,10 +350,12 @@ impl Engine {
         deleting.retain(|_, snapshot| snapshot.strong_count() > 0);
         deleting.insert(snapshot.id(), Arc::downgrade(snapshot));
         drop(deleting);
+        self.deleted.hold(Arc::clone(snapshot));
         lock(&self.known).remove(&snapshot.id());
         let work = snapshot.record(SnapshotEvent::Deleted);
         self.background.watcher.changed(snapshot);
         self.spawn_life(snapshot, move |life| life.carry_on(work));
+        self.deleted.let_go(&self.snapshots());
         Ok(())
     }
 
@@ -341,7 +367,7 @@ impl Engine {
         wanted: &BTreeSet<SnapshotId>,
         origins: Vec<Arc<Snapshot>>,
     ) -> Vec<(SnapshotId, io::Error)> {
-        let known = self.snapshots().into_iter().chain(origins);
+        let known = self.snapshots_there().into_iter().chain(origins);
         let unsealed: BTreeMap<SnapshotId, Arc<Snapshot>> = known
             .flat_map(|snapshot| snapshot.unsealed_line())
             .filter(|snapshot| wanted.contains(&snapshot.id()))

@@ -51,6 +51,7 @@ pub mod publish;
 pub mod lifecycle;
 pub mod recorded;
 pub mod snapshot;
+mod deleted;
 pub mod watch;
 pub mod verify;
 mod working_sets;

@@ -8,13 +8,14 @@ use std::io;
 use std::sync::Arc;
 
 use rekindle_kernel::PageKind;
+use rekindle_kernel::memfd::AdoptError;
 
 use crate::budget::Budget;
 use crate::cache::{Cache, OnlyCopyError};
-use crate::capture::Capture;
+use crate::capture::{Capture, CaptureError};
 use crate::catalog::CatalogError;
 use crate::identity::{Domain, LayerId, SnapshotId, VolumeName};
-use crate::keep::KeptVolume;
+use crate::keep::{KeptError, KeptVolume};
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::manifest::{LayerName, Manifest, StoredLayer, VolumeShape};
@@ -78,6 +79,8 @@ pub(crate) struct Replayed {
     pub(crate) deleted: Vec<Arc<Snapshot>>,
     pub(crate) seals: Vec<(Arc<Snapshot>, Vec<Arc<Capture>>)>,
     pub(crate) work: Vec<(Arc<Snapshot>, SnapshotWork)>,
+    /// Pauses that were taken back before they were acknowledged; nothing is recorded of them any more.
+    pub(crate) taken_back: HashSet<SnapshotId>,
     pub(crate) replay: Replay,
 }
 
@@ -111,8 +114,6 @@ struct Made {
     deletions: HashSet<SnapshotId>,
     /// What stands for those that were undecided until now.
     before: HashMap<SnapshotId, Arc<Snapshot>>,
-    /// Pauses that were taken back before they were acknowledged, and are removed by now.
-    taken_back: HashSet<SnapshotId>,
     replayed: Replayed,
 }
 
@@ -127,21 +128,22 @@ impl Replaying<'_> {
             captured.chain(found.unreadable.iter().map(|(id, _)| *id)).collect();
         let made = Made::new(found.deletions.clone());
         let mut made = self.make(found, made)?;
-        held.retain(|id| !made.taken_back.contains(id));
+        held.retain(|id| !made.replayed.taken_back.contains(id));
         made.replayed.replay.files_set_aside = self.cache.set_unnamed_aside(&layers)?;
         self.forget_all_but(&held)?;
         Ok(made.replayed)
     }
 
-    /// Makes those of the undecided snapshots again that can be by now. All others of the catalog are `known`.
-    pub(crate) fn decide(&self, known: &[Arc<Snapshot>]) -> Result<Replayed, ReplayError> {
+    /// Makes those of the undecided snapshots again that can be by now. All that the catalog has are `there`, the deleted
+    /// ones too: each of those that are undecided knows by itself whether it was deleted.
+    pub(crate) fn decide(&self, there: &[Arc<Snapshot>]) -> Result<Replayed, ReplayError> {
         let (undecided, decided): (Vec<_>, Vec<_>) =
-            known.iter().cloned().partition(|snapshot| snapshot.status().is_undecided);
+            there.iter().cloned().partition(|snapshot| snapshot.status().is_undecided);
         let mut made = Made::new(HashSet::new());
         made.before = undecided.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect();
         made.undecided = made.before.keys().copied().collect();
         for snapshot in decided {
-            if snapshot.state() == SnapshotState::Lost {
+            if snapshot.is_without_bytes() {
                 made.lost.insert(snapshot.id());
             }
             made.all.insert(snapshot.id(), snapshot);
@@ -178,7 +180,7 @@ impl Replaying<'_> {
             if let Ok(Some(kept)) = &kept
                 && Records::is_taken_back(kept)
             {
-                self.take_back(id, &mut made.taken_back);
+                self.take_back(id, &mut made.replayed.taken_back);
                 continue;
             }
             match kept.and_then(|kept| self.adopt(id, &facts, kept, &made)) {
@@ -191,7 +193,7 @@ impl Replaying<'_> {
         Ok(made)
     }
 
-    /// Opens every layer of a manifest. Where that fails, those that were opened come with the reason: the last handle of a
+    /// Opens every layer of a manifest. Where one cannot be opened, the others come with the reason: the last handle of a
     /// layer must not go while the catalog names it.
     fn reopen(
         &self,
@@ -199,13 +201,17 @@ impl Replaying<'_> {
         stored: &HashMap<LayerId, StoredLayer>,
     ) -> Result<SnapshotParts, (Obstacle, Vec<Arc<Layer>>)> {
         let mut opened = Vec::with_capacity(manifest.layers().len());
+        let mut obstacle = None;
         for name in manifest.layers() {
             match self.open_layer(name, stored.get(&name.id)) {
                 Ok(layer) => opened.push(layer),
-                Err(obstacle) => return Err((obstacle, opened)),
+                Err(other) => obstacle = obstacle.or(Some(other)),
             }
         }
-        Ok(parts_of(manifest, &opened.into(), Some(self.records)))
+        match obstacle {
+            Some(obstacle) => Err((obstacle, opened)),
+            None => Ok(parts_of(manifest, &opened.into(), Some(self.records))),
+        }
     }
 
     fn open_layer(&self, name: &LayerName, stored: Option<&StoredLayer>) -> Result<Arc<Layer>, Obstacle> {
@@ -261,14 +267,14 @@ impl Replaying<'_> {
 
     fn capture(&self, volume: KeptVolume, pages: u32) -> Result<Arc<Capture>, Obstacle> {
         let name = volume.name.clone();
-        let unusable = |reason: &dyn std::fmt::Display| Obstacle::Lost(format!("volume {name}: {reason}"));
-        let (memfd, sets) = volume.open().map_err(|error| unusable(&error))?;
+        let (memfd, sets) = volume.open().map_err(|error| of_kept(&name, &error))?;
         if sets.kept.pages() != pages {
-            return Err(unusable(&format_args!("{} pages instead of {pages}", sets.kept.pages())));
+            let found = sets.kept.pages();
+            return Err(Obstacle::Lost(format!("volume {name}: {found} pages instead of {pages}")));
         }
         let lease = self.budget.take(memfd.allocated_bytes()?);
         let capture = Capture::adopt(memfd, sets, lease, self.reaper.clone());
-        Ok(Arc::new(capture.map_err(|error| unusable(&error))?))
+        Ok(Arc::new(capture.map_err(|error| of_capture(&name, &error))?))
     }
 
     /// A snapshot without its bytes: its volumes are listed, and every read of them fails. It holds the layers that were
@@ -319,7 +325,6 @@ impl Made {
             undecided: HashSet::new(),
             deletions,
             before: HashMap::new(),
-            taken_back: HashSet::new(),
             replayed: Replayed::default(),
         }
     }
@@ -392,12 +397,12 @@ impl Made {
         unread.insert(id);
     }
 
-    /// Adds a snapshot; none where it was undecided and is deleted by now.
+    /// Adds a snapshot; none where it was undecided and others have decided it by now.
     fn add(&mut self, snapshot: Snapshot, deleted: bool, work: SnapshotWork) -> Option<Arc<Snapshot>> {
         let id = snapshot.id();
-        let snapshot = match self.before.get(&id) {
-            Some(before) => before.decide(&snapshot).then(|| Arc::clone(before))?,
-            None => Arc::new(snapshot),
+        let (snapshot, work) = match self.before.get(&id) {
+            Some(before) => (Arc::clone(before), before.decide(&snapshot, work)?),
+            None => (Arc::new(snapshot), work),
         };
         self.undecided.remove(&id);
         self.all.insert(id, Arc::clone(&snapshot));
@@ -405,13 +410,34 @@ impl Made {
             self.replayed.work.push((Arc::clone(&snapshot), work));
         }
         let Replayed { known, deleted: gone, replay, .. } = &mut self.replayed;
-        if deleted {
+        if deleted || snapshot.is_deleted() {
             replay.deleted += 1;
             gone.push(Arc::clone(&snapshot));
         } else {
             known.push(Arc::clone(&snapshot));
         }
         Some(snapshot)
+    }
+}
+
+/// Why a kept volume cannot be opened: where the system refused something, it may be there all the same.
+fn of_kept(name: &VolumeName, error: &KeptError) -> Obstacle {
+    let reason = format!("volume {name}: {error}");
+    match error {
+        KeptError::Adopt(AdoptError::Io(_)) | KeptError::Io(_) => Obstacle::Unknown(reason),
+        KeptError::Adopt(
+            AdoptError::NotMemory { .. } | AdoptError::PageSize { .. } | AdoptError::Resizable { .. },
+        )
+        | KeptError::Sets(_) => Obstacle::Lost(reason),
+    }
+}
+
+/// The same of its bytes and its sets, which were opened.
+fn of_capture(name: &VolumeName, error: &CaptureError) -> Obstacle {
+    let reason = format!("volume {name}: {error}");
+    match error {
+        CaptureError::Map(_) => Obstacle::Unknown(reason),
+        CaptureError::WrongSize { .. } | CaptureError::Overlap { .. } => Obstacle::Lost(reason),
     }
 }
 

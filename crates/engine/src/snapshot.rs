@@ -165,24 +165,48 @@ impl Snapshot {
         Self::with_progress(parts, progress)
     }
 
-    /// Makes this undecided snapshot what `made` is, for all who hold it; false where it was deleted meanwhile.
-    pub(crate) fn decide(&self, made: &Self) -> bool {
-        let made_progress = {
-            let mut progress = lock(&made.progress);
-            std::mem::replace(&mut *progress, Progress::new(SnapshotState::Lost))
-        };
-        let mut progress = lock(&self.progress);
-        if !(progress.status.is_undecided && progress.status.state == SnapshotState::Lost) {
-            return false;
+    /// Makes this undecided snapshot what `made` is, for all who hold it; one that was deleted meanwhile is then a deleted
+    /// one. The answer is the work to do: `work`, or what its deletion asks for; none if it was not undecided any more.
+    pub(crate) fn decide(&self, made: &Self, work: SnapshotWork) -> Option<SnapshotWork> {
+        if !self.status().is_undecided {
+            return None;
         }
-        let before = std::mem::replace(&mut *progress, made_progress);
-        progress.lives = before.lives;
-        drop(progress);
+        // Before the state: whoever sees that one reads by these.
         for (volume, made) in self.volumes.iter().zip(&made.volumes) {
             volume.view.replace_unread(&made.view.load());
         }
+        let mut next = std::mem::replace(&mut *lock(&made.progress), Progress::new(SnapshotState::Lost));
+        let mut progress = lock(&self.progress);
+        if !progress.status.is_undecided {
+            return None;
+        }
+        if next.status.is_undecided {
+            progress.status.failure = next.status.failure;
+            return Some(SnapshotWork::None);
+        }
+        let mut work = work;
+        if progress.status.state == SnapshotState::Discarded {
+            let deleted = next.status.state.after(SnapshotEvent::Deleted);
+            (next.status.state, work) = deleted.expect("whatever was made again can be deleted");
+        }
+        next.lives = progress.lives;
+        *progress = next;
+        drop(progress);
         self.changed.notify_all();
-        true
+        Some(work)
+    }
+
+    /// Whether its pages are nowhere, or cannot be had now; it may have been deleted since.
+    pub(crate) fn is_without_bytes(&self) -> bool {
+        let progress = lock(&self.progress);
+        match progress.status.state {
+            SnapshotState::Lost => true,
+            SnapshotState::Discarded => progress.manifest.is_none(),
+            SnapshotState::Captured
+            | SnapshotState::CapturedForChildren
+            | SnapshotState::Sealed
+            | SnapshotState::Published => false,
+        }
     }
 
     fn with_progress(parts: SnapshotParts, progress: Progress) -> Self {
@@ -254,6 +278,11 @@ impl Snapshot {
     /// Its state now.
     pub fn state(&self) -> SnapshotState {
         lock(&self.progress).status.state
+    }
+
+    /// Whether its owner deleted it.
+    pub(crate) fn is_deleted(&self) -> bool {
+        matches!(self.state(), SnapshotState::CapturedForChildren | SnapshotState::Discarded)
     }
 
     /// Whether its manifest is in the store.

@@ -19,6 +19,8 @@ pub struct TestKeeper {
 struct State {
     held: BTreeMap<SnapshotId, Vec<KeptVolume>>,
     refusing: bool,
+    /// Snapshots of which it gives nothing now, and how often that is so yet.
+    withheld: BTreeMap<SnapshotId, usize>,
     /// Every time it was told to forget something.
     forgets: Vec<SnapshotId>,
 }
@@ -33,6 +35,11 @@ impl TestKeeper {
     /// From now on it refuses to keep anything, or no longer does.
     pub fn refuse(&self, refusing: bool) {
         self.state().refusing = refusing;
+    }
+
+    /// The next `times` times it is asked for a snapshot's memory, it fails.
+    pub fn withhold(&self, snapshot: SnapshotId, times: usize) {
+        self.state().withheld.insert(snapshot, times);
     }
 
     /// Waits until it was told so often to forget a snapshot, whether it held anything of it or not.
@@ -77,7 +84,12 @@ impl Keeper for TestKeeper {
     }
 
     fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>> {
-        self.state().held.get(&snapshot).map(|volumes| again(volumes)).transpose()
+        let mut state = self.state();
+        if let Some(times) = state.withheld.get_mut(&snapshot).filter(|times| **times > 0) {
+            *times -= 1;
+            return Err(io::Error::other("a test lets the keeper fail"));
+        }
+        state.held.get(&snapshot).map(|volumes| again(volumes)).transpose()
     }
 
     fn forget(&self, snapshot: SnapshotId) -> io::Result<()> {

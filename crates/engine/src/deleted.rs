@@ -1,0 +1,80 @@
+//! Deleted snapshots that are held, with all they have, as long as something may stand on them that is not found again.
+//!
+//! What is found holds what it stands on by itself. A sandbox that is not taken over yet does not, and neither does an
+//! undecided snapshot, whose parent and layers are only named in its record.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::identity::SnapshotId;
+use crate::snapshot::Snapshot;
+use crate::sync::{Mutex, lock};
+
+/// The deleted snapshots of an engine that may not go yet.
+#[derive(Debug)]
+pub(crate) struct Deleted(Mutex<HeldDeleted>);
+
+#[derive(Debug)]
+struct HeldDeleted {
+    held: Vec<Arc<Snapshot>>,
+    /// Whether a sandbox of the process before this one may still ask for the snapshot it runs from.
+    origins_may_be_asked: bool,
+}
+
+impl Deleted {
+    /// Those that the start found.
+    pub(crate) fn new(held: Vec<Arc<Snapshot>>, origins_may_be_asked: bool) -> Self {
+        Self(Mutex::new(HeldDeleted { held, origins_may_be_asked }))
+    }
+
+    /// Holds one more until [`Self::let_go`] finds that it may go.
+    pub(crate) fn hold(&self, snapshot: Arc<Snapshot>) {
+        lock(&self.0).held.push(snapshot);
+    }
+
+    /// All that are held.
+    pub(crate) fn held(&self) -> Vec<Arc<Snapshot>> {
+        lock(&self.0).held.clone()
+    }
+
+    /// The one of this name, if it is held.
+    pub(crate) fn find(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
+        lock(&self.0).held.iter().find(|snapshot| snapshot.id() == id).cloned()
+    }
+
+    /// Holds one no longer.
+    pub(crate) fn release(&self, id: SnapshotId) {
+        let mut deleted = lock(&self.0);
+        let at = deleted.held.iter().position(|held| held.id() == id);
+        let released = at.map(|at| deleted.held.swap_remove(at));
+        drop(deleted);
+        drop(released);
+    }
+
+    /// No sandbox asks for its origin any more.
+    pub(crate) fn origins_are_had(&self) {
+        lock(&self.0).origins_may_be_asked = false;
+    }
+
+    /// Lets go of all, unless something that is not found again may stand on one of them; `listed` are all snapshots that
+    /// were not deleted.
+    pub(crate) fn let_go(&self, listed: &[Arc<Snapshot>]) {
+        let is_undecided = |snapshot: &&Arc<Snapshot>| snapshot.status().is_undecided;
+        if listed.iter().any(|snapshot| is_undecided(&snapshot)) {
+            return;
+        }
+        let held = self.held();
+        let undecided: HashSet<_> = held.iter().filter(is_undecided).map(|snapshot| snapshot.id()).collect();
+        drop(held);
+        let mut deleted = lock(&self.0);
+        // An undecided one that was deleted needs the others as long as somebody else holds it, who runs from it.
+        let is_run_from =
+            |held: &Arc<Snapshot>| undecided.contains(&held.id()) && Arc::strong_count(held) > 1;
+        if deleted.origins_may_be_asked || deleted.held.iter().any(is_run_from) {
+            return;
+        }
+        let gone = std::mem::take(&mut deleted.held);
+        drop(deleted);
+        drop(gone);
+    }
+}
