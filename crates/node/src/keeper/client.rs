@@ -196,7 +196,8 @@ impl KeeperClient {
         Ok(Spawned { pid: started.pid, process })
     }
 
-    /// Ends the keeper; unless `force`d, it refuses while it holds anything. Processes under it go on.
+    /// Ends the keeper; it refuses while it holds anything, unless `force`d: then it kills the processes under it first,
+    /// and refuses only while one of them has not ended.
     pub fn shutdown(&self, force: bool) -> Result<(), KeeperError> {
         self.ask("end", &Request::Shutdown { force }, &[]).map(|((), _)| ())
     }

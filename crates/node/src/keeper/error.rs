@@ -54,6 +54,12 @@ pub enum Refusal {
         /// Processes that have not ended.
         processes: u64,
     },
+    /// Processes were killed and have not ended, so the keeper stays.
+    #[error("processes {processes:?} under the keeper were killed and have not ended yet")]
+    NotEnded {
+        /// Their process ids.
+        processes: Vec<u32>,
+    },
 }
 
 /// A call to the keeper that did not succeed.

@@ -65,7 +65,7 @@ pub(super) enum Request {
     },
     /// End; answered by null.
     Shutdown {
-        /// Also while something is held.
+        /// Also while something is held; the processes under the keeper are killed first.
         force: bool,
     },
 }

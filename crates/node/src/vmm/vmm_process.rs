@@ -319,6 +319,7 @@ fn not_started(error: &KeeperError) -> Option<io::Error> {
         | Refusal::TooMuch { .. }
         | Refusal::Unknown { .. }
         | Refusal::ProcessThere { .. }
-        | Refusal::Holding { .. } => None,
+        | Refusal::Holding { .. }
+        | Refusal::NotEnded { .. } => None,
     }
 }

@@ -133,7 +133,7 @@ fn a_guest_ends_when_neither_driver_nor_keeper_has_its_control() {
     let guest = guest_under(&keeper.client);
     let process = ProcessHandle::open(guest.id()).expect("it lives");
     let keepers_process = keeper.process();
-    keeper.client.shutdown(true).expect("forced");
+    keepers_process.signal(Signal::Kill).expect("it is ours");
     assert!(keepers_process.wait_exit(LIMIT));
     assert!(process.is_alive(), "its driver is still there");
     drop(guest);

@@ -172,6 +172,23 @@ fn a_forgotten_process_goes_on_and_is_reaped_at_its_end() {
 }
 
 #[test]
+fn a_keeper_that_is_forced_to_end_ends_every_process_under_it_first() {
+    let keeper = TestKeeper::start();
+    let (held, _input) = waiting(&keeper, "held");
+    let (forgotten, _other_input) = waiting(&keeper, "forgotten");
+    keeper.client.forget("forgotten").expect("forgotten");
+    let stopped = keeper.client.spawn("stopped", &shell("kill -STOP $$; read line"), &[]).expect("it starts");
+    let process = keeper.process();
+    keeper.client.shutdown(true).expect("they can be killed");
+    for spawned in [held, forgotten, stopped] {
+        let entry = format!("/proc/{}", spawned.pid);
+        let state = std::fs::read_to_string(format!("{entry}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "it has ended when the answer comes: {state}");
+    }
+    assert!(process.wait_exit(LIMIT));
+}
+
+#[test]
 fn a_pipe_as_a_log_does_not_hold_the_keeper_up() {
     let keeper = TestKeeper::start();
     let pipe = keeper.directory.path().join("pipe");

@@ -1,6 +1,7 @@
 //! What each request does.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rekindle_kernel::Spawner;
 use serde_json::Value;
@@ -13,6 +14,9 @@ use super::processes::{self, Ends};
 use crate::keeper::error::Refusal;
 use crate::keeper::key::{FdName, Key};
 use crate::keeper::wire::{Identified, PROTOCOL, Request, SentRole, Spawn, Started};
+
+/// How long killed children may take to end: the kernel takes their memory down first.
+const CHILDREN_END_WITHIN: Duration = Duration::from_secs(20);
 
 /// What requests act on. Each is checked whole before it changes anything.
 #[derive(Debug)]
@@ -62,7 +66,9 @@ impl Desk {
             }
             Request::List { after } => Letter::done(self.holdings.list(after.as_ref())),
             Request::Shutdown { force } => {
-                if !force {
+                if force {
+                    self.end_children()?;
+                } else {
                     self.may_end()?;
                 }
                 return Ok((Letter::done(()), Next::End));
@@ -91,6 +97,22 @@ impl Desk {
             (keys, processes) => {
                 let count = |count| u64::try_from(count).unwrap_or(u64::MAX);
                 Err(Refusal::Holding { keys: count(keys), processes: count(processes) })
+            }
+        }
+    }
+
+    /// Kills every child and waits until all have ended.
+    fn end_children(&mut self) -> Result<(), Refusal> {
+        let deadline = Instant::now() + CHILDREN_END_WITHIN;
+        self.holdings.running().for_each(processes::kill);
+        loop {
+            self.note_ends();
+            let processes: Vec<u32> = self.holdings.running().collect();
+            if processes.is_empty() {
+                return Ok(());
+            }
+            if !self.ends.wait(deadline.saturating_duration_since(Instant::now())) {
+                return Err(Refusal::NotEnded { processes });
             }
         }
     }

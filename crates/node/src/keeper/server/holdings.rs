@@ -159,6 +159,11 @@ impl Holdings {
         Listed { entries, more: false }
     }
 
+    /// The children that have not been noted as ended.
+    pub(super) fn running(&self) -> impl Iterator<Item = u32> {
+        self.running.keys().copied()
+    }
+
     /// How many keys are held, and how many processes have not ended.
     pub(super) fn count(&self) -> (usize, usize) {
         (self.entries.len(), self.running.len())

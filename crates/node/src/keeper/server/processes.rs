@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rekindle_kernel::{Spawner, placement};
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
 use super::aside::Aside;
 use crate::keeper::error::Refusal;
@@ -128,6 +129,14 @@ impl Ends {
         Ok(epoll::add(&self.epoll, &child.pidfd, epoll::EventData::new_u64(child.pid.into()), flags)?)
     }
 
+    /// Waits until a child has ended, at most `limit`; false if none has.
+    pub(super) fn wait(&self, limit: Duration) -> bool {
+        let mut polled = [PollFd::new(&self.epoll, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).ok();
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, limit.as_ref()))
+            .is_ok_and(|ready| ready > 0)
+    }
+
     /// A child that has ended, with how.
     pub(super) fn next(&self) -> Option<(u32, i32)> {
         loop {
@@ -146,6 +155,14 @@ impl Ends {
 impl AsFd for Ends {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
+    }
+}
+
+/// Kills a child that was not noted as ended: until it is reaped, no other process has its number.
+pub(super) fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // One that has ended meanwhile is as good.
+        rustix::process::kill_process(pid, Signal::KILL).ok();
     }
 }
 
