@@ -77,8 +77,24 @@ struct Host {
 
 impl Host {
     fn start() -> anyhow::Result<Self> {
-        let program = crate::load::program(&crate::workspace_root()?)?;
-        let place = BlackBox::new(&program)?;
+        Self::start_in(Self::place()?)
+    }
+
+    /// A daemon of its own that has what is in the store of this one, and nothing else.
+    fn elsewhere(&self) -> anyhow::Result<Self> {
+        let place = Self::place()?;
+        // Before the daemon starts: it looks at its store at once.
+        let (from, to) = (self.place.store_directory(), place.store_directory());
+        let copied = std::process::Command::new("cp").arg("-rT").arg(from).arg(to).status()?;
+        ensure!(copied.success(), "the store could not be copied");
+        Self::start_in(place)
+    }
+
+    fn place() -> anyhow::Result<BlackBox> {
+        Ok(BlackBox::new(&crate::load::program(&crate::workspace_root()?)?)?)
+    }
+
+    fn start_in(place: BlackBox) -> anyhow::Result<Self> {
         Ok(Self { _daemon: place.start()?, client: place.client(), place })
     }
 
@@ -199,13 +215,7 @@ fn measure_cold(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let host = Host::start()?;
     host.filled_tiny("vm")?;
     let id = host.client.snapshot("vm")?.id.to_string();
-    let cold = || {
-        let elsewhere = Host::start()?;
-        let (from, to) = (host.place.store_directory().join("."), elsewhere.place.store_directory());
-        let copied = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status()?;
-        ensure!(copied.success(), "the store could not be copied");
-        elsewhere.first_tick(&id)
-    };
+    let cold = || host.elsewhere()?.first_tick(&id);
     let pairs = interleave(effort.choose(30, 2), cold, || host.first_tick("vm"))?;
     Ok(part("64 MiB", Unit::Seconds, pairs, Target::RatioAtMost(2.0)))
 }

@@ -76,25 +76,24 @@ pub(crate) struct Options {
 
 /// Measures what `options` ask for and prints each row as it is done.
 pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
+    let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
     for name in &options.row {
-        let known: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
-        ensure!(known.contains(&name.as_str()), "no row is named {name}; rows: {}", known.join(", "));
+        ensure!(names.contains(&name.as_str()), "no row is named {name}; rows: {}", names.join(", "));
     }
     let effort = Effort { quick: options.quick };
-    let mut rows = Vec::new();
+    let mut report = Report { machine: Machine::here(), quick: options.quick, rows: Vec::new() };
     for row in ROWS.into_iter().filter(|row| wanted(row, options)) {
         let parts = (row.measure)(effort).with_context(|| format!("measuring {}", row.name))?;
         let found = RowReport::new(row, parts);
         print_row(&found);
-        rows.push(found);
-    }
-    let report = Report { machine: Machine::here(), quick: options.quick, rows };
-    if let Some(path) = &options.json {
-        report.write_json(path)?;
-    }
-    if options.write_docs {
-        let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
-        page::write(root, &report, &names)?;
+        report.rows.push(found);
+        // After each row: a run takes the better part of an hour, and may be cut short.
+        if let Some(path) = &options.json {
+            report.write_json(path)?;
+        }
+        if options.write_docs {
+            page::write(root, &report, &names)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
