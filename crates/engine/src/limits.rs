@@ -71,6 +71,10 @@ pub const NEIGHBOUR_PAGES_MAX: u32 = 64;
 /// its address space changes.
 pub const INTERRUPTIONS_MAX: u32 = 200_000;
 
+/// Faults of one guest on a huge page that the kernel calls present, until it is not believed any more: more than a guest
+/// has threads.
+pub const PRESENT_FAULTS_MAX: u32 = 1024;
+
 /// Interrupted installs tried again before new events are looked at.
 pub const RETRIES_PER_TURN: usize = 32;
 

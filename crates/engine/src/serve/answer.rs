@@ -22,6 +22,10 @@ use crate::view::{Piece, PieceSource};
 /// What is told of a page whose bytes are bad where they were thought to be good.
 const SOURCE_LOST: &str = "its bytes could not be read from memory or from this disk";
 
+/// What is told of a huge page that the kernel calls present and that is not.
+const NO_HUGE_PAGE: &str =
+    "no huge page of 2 MiB is free for it: reserve more (sysctl vm.nr_hugepages), or end what takes them";
+
 /// What became of a fault.
 #[derive(Debug)]
 enum Outcome {
@@ -182,13 +186,18 @@ impl Server {
 
     /// What an install of `run` means for the fault on its first page.
     fn landed(&mut self, run: GuestPages, landing: &Landing) -> Outcome {
+        let unit = self.installer.regions.unit_of(run.start());
         if landing.pages > 0 {
+            self.presence.installed(unit.start());
             return Outcome::Answered;
         }
         match &landing.end {
+            End::Present if unit.count() > 1 && !self.presence.is_credible(unit.start()) => {
+                Outcome::Again(RetryCause::Failed(NO_HUGE_PAGE.into()))
+            }
             End::Present | End::Complete => {
                 self.installer.pages.install(run.first_pages(1));
-                self.installer.wake(self.installer.regions.unit_of(run.start()));
+                self.installer.wake(unit);
                 Outcome::Answered
             }
             End::Interrupted => Outcome::Again(RetryCause::Interrupted),
@@ -196,9 +205,7 @@ impl Server {
             End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason.clone())),
             End::Gone => Outcome::Gone,
             // Perhaps only a neighbour is not there any more: the page is tried alone.
-            End::Unmapped if run.count() > self.installer.regions.unit_of(run.start()).count() => {
-                Outcome::Again(RetryCause::Interrupted)
-            }
+            End::Unmapped if run.count() > unit.count() => Outcome::Again(RetryCause::Interrupted),
             End::Unmapped => self.let_fault_again(run),
         }
     }
@@ -260,13 +267,17 @@ mod tests {
     use std::fs::OpenOptions;
     use std::os::unix::net::UnixStream;
 
+    use rekindle_kernel::{Install, PageKind};
+
     use super::*;
     use crate::cache::Cache;
     use crate::fetch::Fetcher;
     use crate::identity::Domain;
+    use crate::limits;
     use crate::pack::pack_pages;
     use crate::page_map::{LayerSlot, PageMap};
     use crate::page_set::PageSet;
+    use crate::regions::{Region, Regions};
     use crate::serve::epoch::Guest;
     use crate::serve::installer::Installer;
     use crate::serve::stats::Counters;
@@ -279,11 +290,16 @@ mod tests {
 
     const PAGES: u32 = 8;
 
-    /// The server of a guest that runs from one layer of its size.
-    fn server(installer: Installer, layer: &Arc<Layer>, fetcher: Fetcher) -> Server {
+    /// A view of one layer of its size.
+    fn view_of(layer: &Arc<Layer>) -> View {
         let (all, none) = (PageSet::full(PAGES), PageSet::new(PAGES));
         let map = PageMap::zero(PAGES).overlay(&all, LayerSlot::new(0), &none);
-        let view = Arc::new(LiveView::new(View::flat(map, Arc::from([Arc::clone(layer)]))));
+        View::flat(map, Arc::from([Arc::clone(layer)]))
+    }
+
+    /// The server of a guest that runs from a view.
+    fn server(installer: Installer, view: View, fetcher: Fetcher) -> Server {
+        let view = Arc::new(LiveView::new(view));
         let options = ServeOptions {
             tracking: Tracking::Resident,
             placement: Placement::Anywhere,
@@ -294,6 +310,31 @@ mod tests {
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let side = (mailbox, Arc::<Counters>::default(), Arc::new(StatusBoard::new()));
         Server::new(Served { view, fetcher, options }, installer, guest, side)
+    }
+
+    #[test]
+    fn a_huge_page_that_is_called_present_and_faulted_on_again_and_again_stalls_its_guest_with_the_reason() {
+        let Some((memory, mut installer)) = Installer::of_private_pages(Tracking::Resident, 512, 512) else {
+            return;
+        };
+        let range = memory.range();
+        // The kernel calls it present from here on.
+        assert!(matches!(installer.userfaultfd.zero(range), Install::Installed));
+        let region = Region { start: range.start, bytes: range.bytes, offset: 0, page: PageKind::Huge };
+        installer.regions = Regions::new(vec![region], 512).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let store = Store::directory(directory.path()).unwrap();
+        let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+        let mut server = server(installer, View::flat(PageMap::zero(512), Arc::from([])), fetcher);
+        let fault = Fault { page: GuestPage::FIRST, access: Access::Write };
+        for _ in 0..limits::PRESENT_FAULTS_MAX {
+            server.answer(RetriedFault::fresh(fault));
+            assert_eq!(server.board.get(), ServeStatus::Running);
+        }
+        server.answer(RetriedFault::fresh(fault));
+        let stalled = ServeStatus::Stalled { page: GuestPage::FIRST, reason: NO_HUGE_PAGE.to_owned() };
+        assert_eq!(server.board.get(), stalled);
     }
 
     #[test]
@@ -311,7 +352,7 @@ mod tests {
             Ok(())
         };
         let layer = pack_pages(&PageSet::full(PAGES), &cache, &Domain::shared(), bytes).unwrap().unwrap();
-        let mut server = server(installer, &layer, fetcher);
+        let mut server = server(installer, view_of(&layer), fetcher);
         let piece = server.view.piece_at(GuestPage::FIRST, PAGES);
         // The disk loses them after they were seen in memory.
         let path = directory.path().join(format!("layers/{}.raw", layer.id()));

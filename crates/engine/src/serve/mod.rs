@@ -18,6 +18,7 @@ mod neighbours;
 mod pending;
 mod placement;
 mod prefetch;
+mod presence;
 mod retry;
 mod server;
 mod stall;

@@ -23,6 +23,7 @@ use super::neighbours::Walks;
 use super::pending::{FrameKey, Pending};
 use super::placement::Placer;
 use super::prefetch::Prefetch;
+use super::presence::Presence;
 use super::retry::{RetriedFault, Retries};
 use super::stall::Stalls;
 use super::stats::{Counters, ServeStats};
@@ -52,6 +53,7 @@ pub(super) struct Server {
     /// While it is recorded what the guest touches.
     pub(super) recording: Option<Recording>,
     pub(super) stalls: Stalls,
+    pub(super) presence: Presence,
     pub(super) stopwatch: Stopwatch,
     pub(super) guest: Guest,
     pub(super) mailbox: Arc<Mailbox>,
@@ -72,6 +74,7 @@ impl Server {
             pending: Pending::default(),
             retries: Retries::default(),
             stalls: Stalls::default(),
+            presence: Presence::default(),
             stopwatch: Stopwatch::default(),
             view,
             fetcher,
