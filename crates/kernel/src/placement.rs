@@ -35,8 +35,18 @@ pub fn run_anywhere() -> io::Result<()> {
 /// Gives the calling thread only the time that nobody else wants (SCHED_IDLE). Threads it starts are normal ones again:
 /// a pool that grows on its behalf may serve others later.
 pub fn idle_priority() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
-    let policy = libc::SCHED_IDLE | libc::SCHED_RESET_ON_FORK;
+    set_policy(libc::SCHED_IDLE, 0)
+}
+
+/// Has the calling thread run as soon as it has something to do, before every normal thread (SCHED_FIFO). Threads and
+/// processes it starts are normal ones again. Takes a privilege (CAP_SYS_NICE) or a limit (RLIMIT_RTPRIO).
+pub fn first_priority() -> io::Result<()> {
+    set_policy(libc::SCHED_FIFO, 1)
+}
+
+fn set_policy(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: priority };
+    let policy = policy | libc::SCHED_RESET_ON_FORK;
     // SAFETY: `parameters` is read only; 0 is the calling thread.
     let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -131,6 +141,27 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_runs_first_starts_threads_that_do_not_and_one_that_may_not_stays_as_it_was() {
+        // SAFETY: 0 is the calling thread, and nothing is written.
+        let policy = || unsafe { libc::sched_getscheduler(0) };
+        let [own, of_its_thread] = std::thread::spawn(move || {
+            let wanted = match first_priority() {
+                Ok(()) => libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK,
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+                    libc::SCHED_OTHER
+                }
+            };
+            let own = policy();
+            assert_eq!(own, wanted);
+            [own, std::thread::spawn(policy).join().unwrap()]
+        })
+        .join()
+        .unwrap();
+        assert_eq!(of_its_thread, libc::SCHED_OTHER, "its parent has {own}");
     }
 
     #[test]

@@ -304,7 +304,10 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let live = self.live.take();
+        let mut live = self.live.take();
+        if let Some(live) = &mut live {
+            live.free_memory_if_ended();
+        }
         let outside = Outside::of(live.as_deref());
         follow(&self.entry.console, live.as_deref());
         let mut state = self.entry.lock();

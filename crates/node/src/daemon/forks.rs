@@ -265,6 +265,7 @@ impl Born<'_> {
         let entries = self.guests.drain(..).map(|(record, live)| Entry::new(record, Some(live)));
         let entries: Vec<_> = entries.collect();
         entries.iter().for_each(|entry| self.daemon.sandboxes.insert(Arc::clone(entry)));
+        self.daemon.watch_new_guests();
         Ok(entries)
     }
 }

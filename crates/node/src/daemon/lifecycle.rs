@@ -161,6 +161,7 @@ impl Daemon {
         self.write_born(&record, &live, (Some(turn.record()), Vec::new()))?;
         turn.live = Some(live);
         turn.show(record.clone());
+        self.watch_new_guests();
         self.events.say("sandbox.resumed", EventAbout::both(record.id, snapshot), None);
         Ok(())
     }
@@ -324,6 +325,7 @@ impl Daemon {
         self.write_born(&record, &live, (None, alongside))?;
         let entry = Entry::new(record, Some(live));
         self.sandboxes.insert(Arc::clone(&entry));
+        self.watch_new_guests();
         Ok(entry)
     }
 

@@ -242,7 +242,15 @@ impl Live {
         Ending::Guest { guest, has, process, epoch: self.take_epoch() }
     }
 
-    /// Lets go of a guest whose process has ended by itself, its memory first.
+    /// Closes the memory of a guest whose process has ended: the kernel may be about to end another guest for want of it.
+    pub(super) fn free_memory_if_ended(&mut self) {
+        if !self.guest.process().handle().is_alive() {
+            self.memory = Memory::Own;
+            self.guest.close_memory();
+        }
+    }
+
+    /// Lets go of a guest whose process has ended by itself.
     pub(super) fn ended(self) -> Ending {
         let (guest, process) = (self.id, self.process());
         drop(self);

@@ -16,6 +16,7 @@ mod events;
 mod fault_socket;
 mod fault_sockets;
 mod forks;
+mod freeing;
 mod guest_watch;
 mod guests;
 mod hindrance;
@@ -43,7 +44,7 @@ mod undecided;
 mod watch;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -61,6 +62,7 @@ use crate::vmm::firecracker::FileDigests;
 use endings::Endings;
 use events::EventLog;
 use fault_sockets::FaultSockets;
+use freeing::Freeing;
 use guests::qemu::HostQemu;
 use huge_pages::HugePages;
 use idempotency::Requests;
@@ -95,6 +97,7 @@ pub struct Daemon {
     huge_pages: Arc<HugePages>,
     engine: Engine,
     lookout: Mutex<Option<Lookout>>,
+    freeing: Mutex<Option<Freeing>>,
     deciding: Mutex<Option<Deciding>>,
 }
 
@@ -170,12 +173,15 @@ impl Daemon {
             catalog,
             engine,
             lookout: Mutex::default(),
+            freeing: Mutex::default(),
             deciding: Mutex::default(),
         });
         daemon.recover(found, started)?;
         daemon.host_qemu.ask_ahead()?;
         let lookout = Lookout::start(&daemon)?;
         *daemon.lookout.lock().unwrap_or_else(PoisonError::into_inner) = Some(lookout);
+        let freeing = Freeing::start(&daemon)?;
+        *daemon.freeing() = Some(freeing);
         let deciding = Deciding::start(&daemon)?;
         *daemon.deciding.lock().unwrap_or_else(PoisonError::into_inner) = Some(deciding);
         Ok(daemon)
@@ -189,6 +195,10 @@ impl Daemon {
     /// Ends the keeper, which holds nothing any more.
     pub(crate) fn end_keeper(&self) -> anyhow::Result<()> {
         Ok(self.keeping.client().shutdown(false)?)
+    }
+
+    fn freeing(&self) -> MutexGuard<'_, Option<Freeing>> {
+        self.freeing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn settings(&self) -> Arc<Settings> {
@@ -205,6 +215,8 @@ impl Served for Daemon {
         if let Some(lookout) = self.lookout.lock().unwrap_or_else(PoisonError::into_inner).take() {
             lookout.finish();
         }
+        let freeing = self.freeing().take();
+        drop(freeing);
         self.fault_sockets.finish();
         self.host_qemu.finish();
         drop(self.deciding.lock().unwrap_or_else(PoisonError::into_inner).take());

@@ -98,11 +98,34 @@ pub(super) struct Lookout {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Says that it is over, and wakes the thread.
+/// Says to a thread that it is over, and wakes it.
 #[derive(Debug)]
-struct Over {
+pub(super) struct Over {
     is_over: AtomicBool,
     wakeup: Wakeup,
+}
+
+impl Over {
+    /// It is not over yet.
+    pub(super) fn not_yet() -> std::io::Result<Arc<Self>> {
+        Ok(Arc::new(Self { is_over: AtomicBool::new(false), wakeup: Wakeup::new()? }))
+    }
+
+    /// Says so.
+    pub(super) fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+        self.wakeup.wake();
+    }
+
+    /// Whether that was said.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// What the thread waits on beside its work.
+    pub(super) fn wakeup(&self) -> &Wakeup {
+        &self.wakeup
+    }
 }
 
 /// What the looks before this one found.
@@ -137,7 +160,7 @@ impl Seen {
 
 impl Lookout {
     pub(super) fn start(daemon: &Arc<Daemon>) -> std::io::Result<Self> {
-        let over = Arc::new(Over { is_over: AtomicBool::new(false), wakeup: Wakeup::new()? });
+        let over = Over::not_yet()?;
         let (daemon, heard) = (Arc::downgrade(daemon), Arc::clone(&over));
         let work = move || look(&daemon, &heard);
         let thread = std::thread::Builder::new().name("lookout".into()).spawn(work)?;
@@ -145,8 +168,7 @@ impl Lookout {
     }
 
     pub(super) fn finish(&self) {
-        self.over.is_over.store(true, Ordering::Release);
-        self.over.wakeup.wake();
+        self.over.end();
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             drop(thread.join());
         }
@@ -155,7 +177,7 @@ impl Lookout {
 
 fn look(daemon: &Weak<Daemon>, over: &Over) {
     let mut seen = Seen::default();
-    while !over.is_over.load(Ordering::Acquire) {
+    while !over.is_over() {
         let Some(daemon) = daemon.upgrade() else { return };
         seen.begin();
         daemon.look_at_keeper(&mut seen);
@@ -164,7 +186,7 @@ fn look(daemon: &Weak<Daemon>, over: &Over) {
         daemon.stay(&mut seen);
         let watched = daemon.watched(&seen);
         drop(daemon);
-        let fds = watched.iter().map(|process| process.as_fd()).chain([over.wakeup.as_fd()]);
+        let fds = watched.iter().map(|process| process.as_fd()).chain([over.wakeup().as_fd()]);
         if let Err(error) = wait_any(&fds.collect::<Vec<_>>(), Some(LOOK_EVERY)) {
             tracing::debug!(%error, "ends of guests are noticed late");
             std::thread::park_timeout(LOOK_EVERY);
@@ -215,9 +237,9 @@ impl Daemon {
         // Whoever has the guest now finds out by itself; otherwise the next look does.
         let Ok(mut turn) = entry.turn("has ended", Duration::ZERO) else { return false };
         let mut record = turn.record();
-        let Some(live) = turn.live.take_if(|live| !live.process().is_alive()) else { return true };
+        let Some(mut live) = turn.live.take_if(|live| !live.process().is_alive()) else { return true };
+        live.free_memory_if_ended();
         let (guest, told) = (live.id, live.told_end());
-        // Its memory goes before anything else is done: the kernel may be about to end another guest for want of it.
         let ending = live.ended();
         let reason = self.reason_of_end(guest, told.as_deref());
         record.life = RecordedLife::Stopped { reason: Some(reason.clone()) };

@@ -103,6 +103,11 @@ impl ProcessGuest {
         self.memfd.as_ref()
     }
 
+    /// Closes the guest's memfd.
+    pub fn close_memory(&mut self) {
+        self.memfd = None;
+    }
+
     /// Stops every thread of the guest; returns when the last one stands.
     pub fn freeze(&self) -> Result<(), GuestError> {
         Ok(self.process.freeze()?)

@@ -200,6 +200,11 @@ impl QemuGuest {
         self.memory.as_ref()
     }
 
+    /// Closes that file.
+    pub fn close_memory(&mut self) {
+        self.memory = None;
+    }
+
     fn become_known(&mut self) -> Result<(), QemuError> {
         match self.contact {
             Contact::New => self.qmp.greet()?,

@@ -1,11 +1,14 @@
 //! What users do with sandboxes and snapshots, with daemons that die in between.
 
+use std::{fs, thread};
+
 use rekindle::api::problem::Code;
 use rekindle::api::types::{MemoryBacking, PauseSandbox, SandboxState, SnapshotState};
 use rekindle::client::{Client, ClientError};
 use rekindle::guest::protocol::DiscardHow;
-use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_kernel::{ProcessHandle, Signal, placement};
 use rekindle_testkit::black_box::{Process, Role};
+use rekindle_testkit::skip::skipped;
 use uuid::Uuid;
 
 use crate::support::{Node, pause_as, resume_as, rewrite, share};
@@ -262,4 +265,30 @@ fn a_guest_that_is_killed_says_by_which_signal_and_its_memory_is_given_back() {
         node.kept("guest/").len() == 1 && daemon.fds().is_ok_and(|now| now <= before)
     });
     node.assert_verified("others");
+}
+
+#[test]
+fn ends_of_guests_are_noticed_before_other_work_is_done_where_that_is_allowed() {
+    if !thread::spawn(|| placement::first_priority().is_ok()).join().expect("it does not panic") {
+        return skipped("threads that run first", "that takes CAP_SYS_NICE or RLIMIT_RTPRIO");
+    }
+    let node = Node::start();
+    let guest = node.filled("a", 1).pid.expect("it runs");
+    let daemon = node.client.version().expect("it answers").pid;
+    let keeper = node.place.keeper().expect("a keeper runs").identity().pid;
+    assert_eq!(run_first(keeper), ["rekindle"]);
+    node.eventually("one thread of the daemon running first", || run_first(daemon) == ["freeing"]);
+    assert!(run_first(guest).is_empty());
+}
+
+/// The names of those threads of a process that run before all normal ones (SCHED_FIFO, sched(7)): the policy is field 41
+/// of a thread's stat line (proc(5)).
+fn run_first(pid: u32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    let name_of = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        let (name, fields) = stat.split_once('(')?.1.rsplit_once(')')?;
+        (fields.split_whitespace().nth(41 - 3)? == "1").then(|| name.to_owned())
+    };
+    threads.filter_map(|thread| name_of(thread.expect("it can be listed"))).collect()
 }

@@ -149,6 +149,9 @@ pub(super) trait Guest: Debug + Send {
     /// What a later daemon has to know of it.
     fn recorded(&self) -> RecordedVmm;
 
+    /// Closes the files that are its memory and what its disks hold in memory, once its process has ended.
+    fn close_memory(&mut self) {}
+
     /// Hands it to a keeper that does not hold it: the one that did is gone.
     fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError>;
 

@@ -93,6 +93,10 @@ impl Guest for DrivenProcess {
         RecordedVmm::Process(self.guest.hello().clone())
     }
 
+    fn close_memory(&mut self) {
+        self.guest.close_memory();
+    }
+
     fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
         self.guest.keep_under(keeper, key)
     }

@@ -300,6 +300,11 @@ impl Guest for DrivenQemu {
         RecordedVmm::Qemu { pid: self.guest.id() }
     }
 
+    fn close_memory(&mut self) {
+        self.guest.close_memory();
+        self.disks.clear();
+    }
+
     fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
         self.guest.keep_under(keeper, key)
     }

@@ -52,6 +52,9 @@ pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
     // Whoever started it may wait for this line, or may not be there any more.
     writeln!(io::stdout(), "listening at {}", socket.display()).ok();
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    // A child that has ended gives its memory back before the kernel ends another one for want of it. A keeper that may
+    // not run first notices ends as soon as the processors have time for that.
+    placement::first_priority().ok();
     keeper.run();
     log(format_args!("ended as it was told"));
     Ok(ExitCode::SUCCESS)
