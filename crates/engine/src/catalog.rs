@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use redb::{Database, ReadableTable};
 
-use crate::catalog_file::{end, failure, locked, open_database, prepare, table};
+use crate::catalog_file::{Prepared, end, failure, locked, open_database, prepare, table, transactions};
 use crate::catalog_room::Room;
-use crate::change::{CatalogHook, Fate, ValuesBefore};
+use crate::change::{CatalogHook, CatalogListener, Fate, ValuesBefore};
 use crate::sync::{Condvar, Mutex, MutexGuard, OnceLock, lock};
 
 pub use crate::catalog_file::CatalogError;
@@ -82,6 +82,7 @@ impl std::fmt::Display for Unsettled {
 struct Shared {
     path: PathBuf,
     hook: Option<Arc<dyn CatalogHook>>,
+    listener: OnceLock<Arc<dyn CatalogListener>>,
     room: Room,
     /// Locked as long as the catalog lives, also while the database is opened anew.
     _lock: File,
@@ -148,6 +149,7 @@ impl Catalog {
         let shared = Shared {
             path: path.to_owned(),
             hook,
+            listener: OnceLock::new(),
             room,
             _lock: guard,
             state: Mutex::new(state),
@@ -238,6 +240,16 @@ impl Catalog {
         })
     }
 
+    /// How many transactions made the catalog what it is: a copy of it that is older has fewer.
+    pub fn transactions(&self) -> Result<u64, CatalogError> {
+        self.read(transactions)
+    }
+
+    /// Has `listener` told of each transaction from now on, unless another one is told already.
+    pub fn tell(&self, listener: Arc<dyn CatalogListener>) {
+        self.0.listener.set(listener).ok();
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.0.path
@@ -306,13 +318,17 @@ impl Turn<'_> {
             return if fate == Fate::Forgotten { Ok(()) } else { Err(Failed::NotMade(by_test(path))) };
         }
         let not_made = |error: &redb::Error| Failed::NotMade(failure(path, error));
-        let (transaction, before) = prepare(&database, changes).map_err(|error| not_made(&error))?;
+        let prepared = prepare(&database, changes).map_err(|error| not_made(&error))?;
+        let Prepared { transaction, before, number } = prepared;
         // Before the last step: if that ends in a panic, the next turn still takes it back.
         lock(&self.shared.state).unsettled = before;
         let reason = match (fate, end(transaction, fate)) {
             (Fate::Made, Ok(())) => {
                 lock(&self.shared.state).unsettled = ValuesBefore::default();
                 self.database = Some(database);
+                if let Some(listener) = self.shared.listener.get() {
+                    listener.made(number);
+                }
                 return Ok(());
             }
             (_, Err(error)) => failure(path, &error),
@@ -360,7 +376,7 @@ impl Turn<'_> {
                 return Err(by_test(path));
             }
             let settled = prepare(&database, &unsettled.changes())
-                .and_then(|(transaction, _)| Ok(transaction.commit()?));
+                .and_then(|prepared| Ok(prepared.transaction.commit()?));
             settled.map_err(|error| failure(path, &error))?;
             lock(state).unsettled = ValuesBefore::default();
         }

@@ -4,7 +4,9 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{
+    Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable as _, TableDefinition, WriteTransaction,
+};
 
 use crate::change::{Change, Fate, Kind, ValuesBefore, table_of};
 use crate::limits;
@@ -14,6 +16,7 @@ use crate::private;
 const FORMAT: u64 = 1;
 const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
 const FORMAT_KEY: &str = "format";
+const TRANSACTIONS_KEY: &str = "transactions";
 
 pub(crate) type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
@@ -111,12 +114,30 @@ pub(crate) fn table(database: &Database, kind: Kind) -> Result<Option<Table>, re
     }
 }
 
-/// A transaction with these changes, before its last step, and the values before it.
-pub(crate) fn prepare(
-    database: &Database,
-    changes: &[Change],
-) -> Result<(WriteTransaction, ValuesBefore), redb::Error> {
+/// How many transactions made the database what it is; a program that did not count them made none.
+pub(crate) fn transactions(database: &Database) -> Result<u64, redb::Error> {
+    let about = database.begin_read()?.open_table(ABOUT)?;
+    Ok(about.get(TRANSACTIONS_KEY)?.map_or(0, |count| count.value()))
+}
+
+/// A transaction before its last step.
+pub(crate) struct Prepared {
+    pub(crate) transaction: WriteTransaction,
+    /// The values before it.
+    pub(crate) before: ValuesBefore,
+    /// How many there are with it.
+    pub(crate) number: u64,
+}
+
+/// A transaction with these changes.
+pub(crate) fn prepare(database: &Database, changes: &[Change]) -> Result<Prepared, redb::Error> {
     let transaction = database.begin_write()?;
+    let number = {
+        let mut about = transaction.open_table(ABOUT)?;
+        let number = about.get(TRANSACTIONS_KEY)?.map_or(0, |count| count.value()) + 1;
+        about.insert(TRANSACTIONS_KEY, number)?;
+        number
+    };
     let mut values = ValuesBefore::default();
     for change in changes {
         let (Change::Put { kind, key, .. } | Change::Remove { kind, key }) = change;
@@ -127,7 +148,7 @@ pub(crate) fn prepare(
         };
         values.note(*kind, key, before);
     }
-    Ok((transaction, values))
+    Ok(Prepared { transaction, before: values, number })
 }
 
 /// The last step of a transaction.

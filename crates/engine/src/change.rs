@@ -121,3 +121,10 @@ pub trait CatalogHook: Debug + Send + Sync {
     /// Whether a transaction of unknown outcome can be taken back now.
     fn can_settle(&self) -> bool;
 }
+
+/// Is told how far a catalog has come.
+pub trait CatalogListener: Debug + Send + Sync {
+    /// So many transactions made the catalog what it is. Called before those hear of the last one who asked for it, by
+    /// whoever has the database: the listener must not use the catalog.
+    fn made(&self, transactions: u64);
+}

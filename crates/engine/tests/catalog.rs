@@ -2,9 +2,11 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
 
 use redb::{Database, TableDefinition};
 use rekindle_engine::catalog::{Catalog, CatalogError, Change, Kind};
+use rekindle_engine::change::CatalogListener;
 use tempfile::TempDir;
 
 fn directory() -> TempDir {
@@ -46,6 +48,35 @@ fn an_image_of_the_file_taken_at_any_time_has_everything_that_was_written_before
         assert_eq!(found.all(Kind::Sandbox).expect("it can be read").len(), usize::from(number) + 1);
         assert_eq!(value(&found, &number.to_string()), Some(vec![number; 3000]));
     }
+}
+
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<u64>>);
+
+impl CatalogListener for Told {
+    fn made(&self, transactions: u64) {
+        self.0.lock().expect("nobody panics").push(transactions);
+    }
+}
+
+#[test]
+fn an_older_copy_of_it_was_made_by_fewer_transactions_and_each_of_them_is_told() {
+    let directory = directory();
+    let (path, copy) = (directory.path().join("catalog.redb"), directory.path().join("copy.redb"));
+    let catalog = Catalog::open(&path).expect("a new one");
+    catalog.write(&[put("a", b"1")]).expect("room");
+    std::fs::copy(&path, &copy).expect("room");
+    let told = Arc::new(Told::default());
+    catalog.tell(told.clone());
+    catalog.write(&[put("b", b"2"), put("c", b"3")]).expect("room");
+    catalog.write_with_last_room(&[put("a", b"4")]).expect("room");
+    let now = catalog.transactions().expect("it can be read");
+    assert_eq!(*told.0.lock().expect("nobody panics"), [now - 1, now]);
+    drop(catalog);
+    let copy = Catalog::open(&copy).expect("it is whole");
+    assert_eq!(copy.transactions().expect("it can be read"), now - 2);
+    let again = Catalog::open(&path).expect("it was closed");
+    assert_eq!(again.transactions().expect("it can be read"), now);
 }
 
 #[test]

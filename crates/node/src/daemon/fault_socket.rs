@@ -364,6 +364,11 @@ pub(super) fn served(snapshot: &Arc<Snapshot>, epoch: Epoch, fetcher: &Fetcher) 
     }
 }
 
+/// The socket whose record is under a key of the catalog, if it is the key of such a record.
+pub(super) fn id_in(key: &[u8]) -> Option<Uuid> {
+    Uuid::try_parse_ascii(key.strip_prefix(RECORD.as_bytes())?).ok()
+}
+
 pub(super) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     let listener = UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;

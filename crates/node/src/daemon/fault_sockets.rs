@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -88,7 +89,7 @@ impl Daemon {
             return Err(Problem::new(Code::TooMany, format!("{SOCKETS_MAX} fault sockets are open already")));
         }
         let id = Uuid::now_v7();
-        let path = self.run_directory.join(format!("faults-{id}.sock"));
+        let path = self.fault_socket_path(id);
         let listener = listen(&path).map_err(super::problems::guest_failed)?;
         let cancelled = Arc::new(Wakeup::new().map_err(|error| super::problems::guest_failed(error.into()))?);
         let waiting = State::Listening { listener, cancelled };
@@ -100,6 +101,11 @@ impl Daemon {
             return Err(problem);
         }
         Ok(socket.show())
+    }
+
+    /// Where a fault socket is.
+    pub(super) fn fault_socket_path(&self, id: Uuid) -> PathBuf {
+        self.run_directory.join(format!("faults-{id}.sock"))
     }
 
     fn begin_to_listen(&self, socket: &Arc<Socket>) -> Answer<()> {

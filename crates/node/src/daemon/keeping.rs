@@ -8,6 +8,7 @@ use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use rekindle_engine::change::CatalogListener;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::keep::{Keeper, KeptVolume};
 use rekindle_kernel::ProcessHandle;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::record::SandboxRecord;
+use super::unnamed::CatalogState;
 use crate::keeper::{Found, Held, KeeperClient, KeeperError, KeeperIdentity};
 
 /// The names of a volume's descriptors end so.
@@ -37,6 +39,19 @@ pub(super) struct Keeping {
     process: Mutex<Option<Arc<ProcessHandle>>>,
     /// The keeper that was given each snapshot's memory, until it is told to forget that.
     snapshots: Mutex<BTreeMap<SnapshotId, KeeperIdentity>>,
+    /// What the keeper holds that was set aside, each with the time since when.
+    aside: Mutex<BTreeMap<KeyOf, u64>>,
+    /// How far the catalog has come, for the keeper to know.
+    catalog: Mutex<CatalogWord>,
+}
+
+/// What the keeper is to know of the catalog, and what it knows.
+#[derive(Debug, Default)]
+struct CatalogWord {
+    now: Option<CatalogState>,
+    told: Option<CatalogState>,
+    /// The last try to tell it failed: the thread that looks at the keeper tries again.
+    is_deaf: bool,
 }
 
 /// What the keeper is told of a guest beside its descriptors.
@@ -85,8 +100,16 @@ impl Keeping {
     pub(super) fn find(socket: PathBuf, program: PathBuf) -> Result<(Self, Found), KeeperError> {
         let (client, found) = KeeperClient::connect_or_start(&socket, &program)?;
         let process = Mutex::new(process_of(&client));
-        let client = RwLock::new(Arc::new(client));
-        Ok((Self { socket, program, client, process, snapshots: Mutex::default() }, found))
+        let this = Self {
+            socket,
+            program,
+            client: RwLock::new(Arc::new(client)),
+            process,
+            snapshots: Mutex::default(),
+            aside: Mutex::default(),
+            catalog: Mutex::default(),
+        };
+        Ok((this, found))
     }
 
     /// The keeper.
@@ -113,8 +136,46 @@ impl Keeping {
         if !is_same {
             tracing::error!("the keeper died; another one is there and is given everything again");
             *self.client.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(client);
+            self.aside().clear();
+            let mut word = self.catalog_word();
+            (word.told, word.is_deaf) = (None, true);
         }
         Ok(is_same)
+    }
+
+    /// What the keeper holds that was set aside, each with the time since when, in milliseconds of the Unix epoch.
+    pub(super) fn aside(&self) -> MutexGuard<'_, BTreeMap<KeyOf, u64>> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the keeper how far the catalog has come, and from now on each time that it comes further.
+    pub(super) fn begin_to_tell(&self, state: CatalogState) -> Result<(), KeeperError> {
+        self.catalog_word().now = Some(state);
+        self.tell_catalog()
+    }
+
+    /// Tells the keeper once more how far the catalog has come, where it could not be told.
+    pub(super) fn tell_again(&self) -> Result<(), KeeperError> {
+        if !self.catalog_word().is_deaf {
+            return Ok(());
+        }
+        self.tell_catalog()?;
+        self.catalog_word().is_deaf = false;
+        Ok(())
+    }
+
+    /// Tells the keeper until it knows what is so now: two that tell it may overtake each other.
+    fn tell_catalog(&self) -> Result<(), KeeperError> {
+        loop {
+            let CatalogWord { now, told, .. } = *self.catalog_word();
+            let Some(now) = now.filter(|now| told != Some(*now)) else { return Ok(()) };
+            self.client().note(CATALOG, &serde_json::to_value(now).expect("it is plain data"))?;
+            self.catalog_word().told = Some(now);
+        }
+    }
+
+    fn catalog_word(&self) -> MutexGuard<'_, CatalogWord> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the keeper of a change that the catalog may have although it was not acknowledged. Until the catalog has
@@ -184,9 +245,13 @@ pub(super) fn socket_key(id: Uuid) -> String {
 const GUEST: &str = "guest/";
 const SOCKET: &str = "socket/";
 const SNAPSHOT: &str = "snapshot/";
+/// The key of what the keeper knows of the catalog.
+pub(super) const CATALOG: &str = "catalog";
+/// The key of what was set aside, behind this, has a note on it.
+const ASIDE: &str = "aside/";
 
 /// What a key is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum KeyOf {
     Guest(Uuid),
     Socket(Uuid),
@@ -200,6 +265,43 @@ impl KeyOf {
             .map(Self::Guest)
             .or_else(|| of(SOCKET).map(Self::Socket))
             .or_else(|| of(SNAPSHOT).map(Self::Snapshot))
+    }
+
+    /// What the key says was set aside, if it says that of anything.
+    pub(super) fn parse_aside(key: &str) -> Option<Self> {
+        Self::parse(key.strip_prefix(ASIDE)?)
+    }
+
+    /// The key.
+    pub(super) fn key(self) -> String {
+        match self {
+            Self::Guest(id) => guest_key(id),
+            Self::Socket(id) => socket_key(id),
+            Self::Snapshot(id) => format!("{SNAPSHOT}{id}"),
+        }
+    }
+
+    /// The key that says that it was set aside.
+    pub(super) fn aside_key(self) -> String {
+        format!("{ASIDE}{}", self.key())
+    }
+}
+
+impl CatalogListener for Keeping {
+    fn made(&self, transactions: u64) {
+        let mut word = self.catalog_word();
+        if let Some(now) = &mut word.now {
+            now.transactions = transactions;
+        }
+        let is_deaf = word.is_deaf;
+        drop(word);
+        if is_deaf {
+            return;
+        }
+        if let Err(error) = self.tell_catalog() {
+            tracing::warn!(%error, "the keeper was not told yet how far the catalog has come");
+            self.catalog_word().is_deaf = true;
+        }
     }
 }
 
@@ -260,8 +362,8 @@ impl Keeper for Keeping {
     fn held(&self) -> io::Result<Vec<SnapshotId>> {
         let entries = self.client().list().map_err(io::Error::other)?;
         let snapshot = |entry: &crate::keeper::HeldEntry| match KeyOf::parse(&entry.key) {
-            Some(KeyOf::Snapshot(id)) => Some(SnapshotId::from(id)),
-            Some(KeyOf::Guest(_) | KeyOf::Socket(_)) | None => None,
+            Some(key @ KeyOf::Snapshot(id)) if !self.aside().contains_key(&key) => Some(SnapshotId::from(id)),
+            Some(KeyOf::Guest(_) | KeyOf::Socket(_) | KeyOf::Snapshot(_)) | None => None,
         };
         Ok(entries.iter().filter_map(snapshot).collect())
     }
@@ -295,5 +397,12 @@ mod tests {
         assert_eq!(KeyOf::parse(&format!("snapshot/{id}")), Some(KeyOf::Snapshot(id)));
         assert_eq!(KeyOf::parse("guest/7"), None);
         assert_eq!(KeyOf::parse("elsewhere"), None);
+        for key in [KeyOf::Guest(id), KeyOf::Socket(id), KeyOf::Snapshot(id)] {
+            assert_eq!((KeyOf::parse(&key.key()), KeyOf::parse(&key.aside_key())), (Some(key), None));
+            assert_eq!(
+                (KeyOf::parse_aside(&key.key()), KeyOf::parse_aside(&key.aside_key())),
+                (None, Some(key))
+            );
+        }
     }
 }

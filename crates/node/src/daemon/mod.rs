@@ -41,6 +41,7 @@ mod room;
 mod snapshots;
 mod store_place;
 mod undecided;
+mod unnamed;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -72,6 +73,7 @@ use registry::Registry;
 use snapshots::Snapshots;
 use store_place::store_of;
 use undecided::Deciding;
+pub use unnamed::AsideCounts;
 use watch::{Lookout, SnapshotNews};
 
 /// A node's sandboxes and snapshots, and what is done with them.
@@ -142,6 +144,7 @@ impl Daemon {
         let catalog = open_catalog(&catalog_path)?;
         let (keeping, found) = early.map_or_else(find_keeper, Ok)?;
         let keeping = Arc::new(keeping);
+        unnamed::meet(&catalog, &keeping, &settings.state_directory)?;
         let events = Arc::new(EventLog::open(&catalog, settings.events_kept)?);
         let metrics = Arc::new(Metrics::new());
         let store = store_of(settings, &catalog, other_store)?;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::Daemon;
 use super::clock::unix_ms;
 use super::snapshots::Known;
+use super::{AsideCounts, Daemon};
 use crate::api::types::{Readiness, SnapshotState};
 use crate::metrics::{Captures, Observed};
 
@@ -19,6 +19,7 @@ impl Daemon {
             store_away: self.engine.store_away().is_some(),
             // What cannot be counted now is counted at the next look.
             set_aside: self.engine.aside().count().unwrap_or_default(),
+            held_aside: AsideCounts::now(&self.keeping),
             ..Observed::default()
         };
         for entry in self.sandboxes.all() {
@@ -58,6 +59,12 @@ impl Daemon {
         let ready = reasons.is_empty();
         let store = self.engine.store_away().map(|away| format!("{away}; what is published waits for it"));
         reasons.extend(store);
+        let aside = Some(AsideCounts::now(&self.keeping)).filter(|aside| aside.is_some());
+        reasons.extend(aside.map(|aside| {
+            format!(
+                "{aside} are set aside, as the catalog does not name them: `rekindle doctor` says what to do"
+            )
+        }));
         reasons.extend(self.not_saved());
         Readiness { ready, reasons }
     }

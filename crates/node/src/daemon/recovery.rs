@@ -14,11 +14,12 @@ use super::Daemon;
 use super::entry::Entry;
 use super::events::About;
 use super::guests::with_files;
-use super::keeping::{GuestNote, KeyOf, guest_key};
+use super::keeping::{CATALOG, GuestNote, KeyOf, guest_key};
 use super::lifecycle::put;
 use super::live::Live;
 use super::record::{RecordedGuest, RecordedLife, SandboxRecord};
 use super::undecided::is_of_the_moment;
+use super::unnamed::guest_of;
 use crate::api::control::Asked;
 use crate::api::types::ResumeSandbox;
 use crate::keeper::{Found, HeldEntry};
@@ -213,15 +214,9 @@ impl Daemon {
             .sandboxes
             .all()
             .iter()
-            .filter_map(|entry| match entry.record().life {
-                RecordedLife::Running(guest) => Some(guest.id),
-                RecordedLife::Undecided { guest, .. } => guest,
-                RecordedLife::Paused
-                | RecordedLife::Forked
-                | RecordedLife::Stopped { .. }
-                | RecordedLife::Lost { .. } => None,
-            })
+            .filter_map(|entry| guest_of(&entry.record().life))
             .collect();
+        let aside = self.keeping.aside().clone();
         // One whose daemon died before the keeper had anything of it has files at most.
         let mut begun = with_files(&self.state_directory)?;
         for entry in held.values() {
@@ -229,13 +224,16 @@ impl Daemon {
                 Some(KeyOf::Guest(id)) => {
                     begun.insert(id);
                 }
-                Some(KeyOf::Socket(id))
-                    if self.fault_sockets.find(id).is_err() && !undecided_sockets.contains(&id) =>
+                Some(key @ KeyOf::Socket(id))
+                    if self.fault_sockets.find(id).is_err()
+                        && !undecided_sockets.contains(&id)
+                        && !aside.contains_key(&key) =>
                 {
                     self.forget(&entry.key);
                 }
                 // Those of snapshots the engine has gone through.
                 Some(KeyOf::Socket(_) | KeyOf::Snapshot(_)) => {}
+                None if entry.key == CATALOG || KeyOf::parse_aside(&entry.key).is_some() => {}
                 None => {
                     tracing::warn!(key = entry.key, "the keeper holds something that is not of this daemon")
                 }
@@ -246,7 +244,8 @@ impl Daemon {
             tracing::error!("a sandbox's record cannot be read, and any guest may be its own: none is ended");
             return Ok(());
         }
-        begun.difference(&named).for_each(|guest| self.endings.end_unborn(*guest));
+        let unnamed = begun.difference(&named).filter(|guest| !aside.contains_key(&KeyOf::Guest(**guest)));
+        unnamed.for_each(|guest| self.endings.end_unborn(*guest));
         Ok(())
     }
 
@@ -275,7 +274,11 @@ impl Daemon {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let is_ours =
                 (name.starts_with("handover-") || name.starts_with("faults-")) && name.ends_with(".sock");
-            if is_ours && !self.fault_sockets.all().iter().any(|socket| socket.path == path) {
+            let is_aside = self.keeping.aside().keys().any(|key| match key {
+                KeyOf::Socket(id) => self.fault_socket_path(*id) == path,
+                KeyOf::Guest(_) | KeyOf::Snapshot(_) => false,
+            });
+            if is_ours && !is_aside && !self.fault_sockets.all().iter().any(|socket| socket.path == path) {
                 std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
             }
         }

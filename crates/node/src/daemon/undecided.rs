@@ -132,6 +132,9 @@ impl Daemon {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "files that were set aside stay"),
         }
+        if let Err(error) = self.end_old_aside(self.settings().set_aside_kept) {
+            tracing::warn!(%error, "guests, snapshots and fault sockets that were set aside stay");
+        }
     }
 }
 

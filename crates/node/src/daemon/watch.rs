@@ -283,14 +283,17 @@ impl Daemon {
         }
     }
 
-    /// A keeper that died is replaced.
+    /// A keeper that died is replaced, and knows of the catalog what the one before it knew.
     fn look_at_keeper(&self, seen: &mut Seen) {
-        if self.keeping.is_there() {
-            return;
-        }
-        if let Err(error) = self.keeping.find_again() {
+        if !self.keeping.is_there()
+            && let Err(error) = self.keeping.find_again()
+        {
             let what = "the keeper cannot be reached; guests would not outlive this daemon";
             seen.tell(what, None, error.to_string());
+            return;
+        }
+        if let Err(error) = self.keeping.tell_again() {
+            seen.tell("the keeper cannot be told how far the catalog has come", None, error.to_string());
         }
     }
 

@@ -13,6 +13,7 @@ use rekindle_engine::store::Traffic;
 use super::series::{FaultSeconds, Rows};
 use super::sessions::Seen;
 use crate::api::types::{SandboxState, SnapshotState};
+use crate::daemon::AsideCounts;
 use crate::disk::DiskStats;
 
 /// How things stand now; the daemon fills it in for each scrape.
@@ -34,6 +35,8 @@ pub struct Observed {
     pub store_away: bool,
     /// Layer files that a start set aside.
     pub set_aside: SetAside,
+    /// What a start set aside at the keeper.
+    pub held_aside: AsideCounts,
 }
 
 /// RAM that captures hold.
@@ -191,6 +194,17 @@ impl Observed {
         );
         let held = ConstGauge::new(bytes);
         registry.register_with_unit("set_aside", "Bytes on the disk of those files", Unit::Bytes, held);
+        let AsideCounts { guests, snapshots, fault_sockets } = self.held_aside;
+        let held = [
+            ([("kind", "guest")], guests),
+            ([("kind", "snapshot")], snapshots),
+            ([("kind", "fault_socket")], fault_sockets),
+        ];
+        registry.register(
+            "set_aside_held",
+            "What the keeper holds that a start set aside, as its catalog did not name it",
+            Rows::gauges(held),
+        );
         let Traffic { fetches, fetched_bytes, sent_bytes, stored_bytes } = self.store;
         counter(registry, "store_fetches", "Requests that read from the store", fetches);
         let moved = [

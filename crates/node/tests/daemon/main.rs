@@ -16,6 +16,7 @@ mod lives;
 mod machine_console;
 mod machine_network;
 mod machines;
+mod older_catalogs;
 mod outages;
 mod peers;
 mod documents;

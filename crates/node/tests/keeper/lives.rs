@@ -82,7 +82,8 @@ fn a_killed_keeper_is_told_from_the_one_that_comes_after_it() {
 #[test]
 fn a_keeper_that_holds_something_ends_by_force_alone() {
     let keeper = TestKeeper::start();
-    keeper.client.note("key", &json!(1)).expect("held");
+    let file = std::fs::File::open("/dev/null").expect("it is there");
+    keeper.client.put("key", &json!(1), &[("file", file.as_fd())]).expect("held");
     let process = keeper.process();
     let pid = i32::try_from(process.pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
     for signal in [
@@ -120,7 +121,8 @@ fn a_keeper_that_holds_nothing_ends_when_it_is_told() {
 
     let keeper = TestKeeper::start();
     let process = keeper.process();
-    keeper.client.shutdown(false).expect("it holds nothing");
+    keeper.client.note("key", &json!(1)).expect("noted");
+    keeper.client.shutdown(false).expect("it holds nothing but a note");
     assert!(process.wait_exit(LIMIT));
 }
 

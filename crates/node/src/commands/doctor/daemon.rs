@@ -8,6 +8,8 @@ use super::{Check, firecracker};
 use crate::client::ClientError;
 use crate::commands::failure::sentence;
 use crate::commands::session::Session;
+use crate::daemon::AsideCounts;
+use crate::keeper::KeeperClient;
 use crate::settings::{Settings, Source};
 use crate::vmm::qemu::{NoQemu, QemuProgram};
 
@@ -82,12 +84,27 @@ fn keeper(session: &Session, settings: &Settings, daemon_runs: bool) -> Check {
     let is_elsewhere = *settings.source("run_directory") == Source::Default && beside.exists();
     let (name, socket) = ("keeper", if is_elsewhere { beside } else { settings.keeper_socket() });
     match UnixStream::connect(&socket) {
-        Ok(_) => Check::ok(name, format!("answers on {}", socket.display())),
+        Ok(_) => set_aside(name, &socket),
         Err(_) if !daemon_runs => Check::ok(name, "does not run; the daemon starts it"),
         Err(error) => Check::warn(
             name,
             format!("cannot be reached on {}: {error}", socket.display()),
             "restart the daemon, which starts it; without it guests do not outlive the daemon",
         ),
+    }
+}
+
+/// What the keeper holds that the catalog does not name.
+fn set_aside(name: &'static str, socket: &Path) -> Check {
+    let answers = format!("answers on {}", socket.display());
+    match KeeperClient::connect(socket).and_then(|keeper| AsideCounts::at(&keeper)) {
+        Ok(aside) if aside.is_some() => Check::warn(
+            name,
+            format!("{answers}; {aside} are set aside, as the catalog does not name them"),
+            "restore the catalog that names them; to end them, set set_aside_kept to 0s and restart the daemon; they go by \
+             themselves after set_aside_kept",
+        ),
+        // A keeper tells its own user and root what it holds.
+        Ok(_) | Err(_) => Check::ok(name, answers),
     }
 }

@@ -164,9 +164,10 @@ impl Holdings {
         self.running.keys().copied()
     }
 
-    /// How many keys are held, and how many processes have not ended.
+    /// How many keys there are under which more is held than a note, and how many processes have not ended.
     pub(super) fn count(&self) -> (usize, usize) {
-        (self.entries.len(), self.running.len())
+        let is_held = |entry: &&Entry| !entry.fds.is_empty() || entry.process.is_some();
+        (self.entries.values().filter(is_held).count(), self.running.len())
     }
 }
 

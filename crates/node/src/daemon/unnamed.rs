@@ -1,0 +1,234 @@
+//! What the keeper holds that the catalog does not name, where the catalog is not the one that the keeper knows: an older
+//! copy of it, such as a back-up, or another one.
+//!
+//! The keeper is told after each transaction how far the catalog has come. A start on a catalog that has come less far
+//! ends nothing that only a later one can name: it is set aside, by a note under a key of its own at the keeper, until a
+//! catalog names it again or its time is over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
+use rekindle_engine::identity::SnapshotId;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Daemon;
+use super::clock::unix_ms;
+use super::fault_socket;
+use super::guests::with_files;
+use super::keeping::{CATALOG, Keeping, KeyOf};
+use super::record::{RecordedLife, SandboxRecord};
+use crate::keeper::{HeldEntry, KeeperClient, KeeperError};
+
+/// How far a catalog has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CatalogState {
+    /// Another one from the start on that found an older copy in the catalog's place: what is counted from there on says
+    /// nothing of the other line.
+    lineage: Uuid,
+    /// How many transactions made it.
+    pub(super) transactions: u64,
+}
+
+/// The note on what was set aside.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct AsideNote {
+    since_unix_ms: u64,
+}
+
+/// How much at the keeper is set aside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AsideCounts {
+    /// Guests, those included that have only files yet.
+    pub guests: u64,
+    /// Captured snapshots.
+    pub snapshots: u64,
+    /// Fault sockets.
+    pub fault_sockets: u64,
+}
+
+/// Where the catalog has its lineage.
+const LINEAGE: &[u8] = b"lineage";
+
+/// Sets aside what the catalog does not name, where it is not the one that the keeper knows, and takes back in what it
+/// names again. From here on the keeper is told how far the catalog has come.
+pub(super) fn meet(catalog: &Catalog, keeping: &Arc<Keeping>, state_directory: &Path) -> anyhow::Result<()> {
+    let keeper = keeping.client();
+    let held = keeper.list()?;
+    let named = named_by(catalog)?;
+    let mut aside = marks(&held);
+    for key in named.iter().filter(|key| aside.remove(key).is_some()) {
+        keeper.forget(&key.aside_key())?;
+    }
+    let state = |lineage| anyhow::Ok(CatalogState { lineage, transactions: catalog.transactions()? });
+    let mut found = state(lineage_of(catalog)?)?;
+    if !is_known(&held, found) {
+        let since_unix_ms = unix_ms();
+        let note = serde_json::to_value(AsideNote { since_unix_ms }).expect("it is plain data");
+        for key in things(&held, state_directory)?.difference(&named) {
+            if !aside.contains_key(key) {
+                keeper.note(&key.aside_key(), &note)?;
+                aside.insert(*key, since_unix_ms);
+            }
+        }
+        tracing::error!(
+            "the catalog is not the one that the keeper knows, but an older copy or another one: {} that it does not \
+             name are set aside; `rekindle doctor` says what to do",
+            AsideCounts::of(aside.keys())
+        );
+        // After all of that: until it is written each start comes here again.
+        found = state(new_lineage(catalog)?)?;
+    }
+    *keeping.aside() = aside;
+    keeping.begin_to_tell(found)?;
+    catalog.tell(keeping.clone());
+    Ok(())
+}
+
+/// Whether a catalog has come as far as the one that the keeper knows. Another keeper, or one whose daemon told it nothing
+/// of the catalog, knows none.
+fn is_known(held: &[HeldEntry], found: CatalogState) -> bool {
+    held.iter().find(|entry| entry.key == CATALOG).is_none_or(|entry| {
+        let known = serde_json::from_value::<CatalogState>(entry.note.clone());
+        known.is_ok_and(|known| known.lineage == found.lineage && known.transactions <= found.transactions)
+    })
+}
+
+fn lineage_of(catalog: &Catalog) -> anyhow::Result<Uuid> {
+    let written = catalog.get(Kind::Meta, LINEAGE)?.and_then(|value| Uuid::from_slice(&value).ok());
+    written.map_or_else(|| new_lineage(catalog), Ok)
+}
+
+fn new_lineage(catalog: &Catalog) -> anyhow::Result<Uuid> {
+    let lineage = Uuid::now_v7();
+    let value = lineage.as_bytes().to_vec();
+    let put = Change::Put { kind: Kind::Meta, key: LINEAGE.to_vec(), value };
+    let written = catalog.write_with_last_room(&[put]).map_err(WriteError::either_way);
+    written.context("writing down which catalog this is").map(|()| lineage)
+}
+
+/// What is marked as set aside, each with the time since when.
+fn marks(held: &[HeldEntry]) -> BTreeMap<KeyOf, u64> {
+    let mark = |entry: &HeldEntry| {
+        let note = serde_json::from_value::<AsideNote>(entry.note.clone());
+        Some((KeyOf::parse_aside(&entry.key)?, note.map_or_else(|_| unix_ms(), |note| note.since_unix_ms)))
+    };
+    held.iter().filter_map(mark).collect()
+}
+
+/// All that the keeper holds, and guests that have only files.
+fn things(held: &[HeldEntry], state_directory: &Path) -> anyhow::Result<BTreeSet<KeyOf>> {
+    let mut things: BTreeSet<KeyOf> = held.iter().filter_map(|entry| KeyOf::parse(&entry.key)).collect();
+    things.extend(with_files(state_directory)?.into_iter().map(KeyOf::Guest));
+    Ok(things)
+}
+
+/// All that the catalog has a record of.
+fn named_by(catalog: &Catalog) -> anyhow::Result<BTreeSet<KeyOf>> {
+    let mut named = BTreeSet::new();
+    for (key, value) in catalog.all(Kind::Sandbox)? {
+        named.extend(guest_of(&SandboxRecord::decode(&key, &value).life).map(KeyOf::Guest));
+    }
+    let snapshots = catalog.all(Kind::Snapshot)?;
+    named.extend(snapshots.iter().filter_map(|(key, _)| Uuid::from_slice(key).ok()).map(KeyOf::Snapshot));
+    let sockets = catalog.all(Kind::Meta)?;
+    named.extend(sockets.iter().filter_map(|(key, _)| fault_socket::id_in(key)).map(KeyOf::Socket));
+    Ok(named)
+}
+
+/// The guest that a sandbox has, or may have.
+pub(super) fn guest_of(life: &RecordedLife) -> Option<Uuid> {
+    match life {
+        RecordedLife::Running(guest) => Some(guest.id),
+        RecordedLife::Undecided { guest, .. } => *guest,
+        RecordedLife::Paused
+        | RecordedLife::Forked
+        | RecordedLife::Stopped { .. }
+        | RecordedLife::Lost { .. } => None,
+    }
+}
+
+impl Daemon {
+    /// Ends what was set aside at the keeper for `kept` or longer.
+    pub(super) fn end_old_aside(&self, kept: Duration) -> Result<(), KeeperError> {
+        let keeper = self.keeping.client();
+        let aside = self.keeping.aside().clone();
+        for (key, since_unix_ms) in aside {
+            let is_named = self.names(key);
+            // A clock that was set back makes them younger, never older.
+            let age = Duration::from_millis(unix_ms().saturating_sub(since_unix_ms));
+            if !is_named && age < kept {
+                continue;
+            }
+            // First: whatever comes after, the next start knows no more of it than of what was half made.
+            keeper.forget(&key.aside_key())?;
+            self.keeping.aside().remove(&key);
+            if is_named {
+                continue;
+            }
+            tracing::warn!(key = key.key(), "it was set aside, and is ended: its time was over");
+            match key {
+                KeyOf::Guest(guest) => self.endings.end_unborn(guest),
+                KeyOf::Snapshot(_) => keeper.forget(&key.key())?,
+                KeyOf::Socket(id) => {
+                    std::fs::remove_file(self.fault_socket_path(id)).ok();
+                    keeper.forget(&key.key())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether anything of this daemon is it.
+    fn names(&self, key: KeyOf) -> bool {
+        match key {
+            KeyOf::Guest(guest) => {
+                self.sandboxes.all().iter().any(|entry| guest_of(&entry.record().life) == Some(guest))
+            }
+            KeyOf::Snapshot(id) => self.engine.origin(SnapshotId::from(id)).is_some(),
+            KeyOf::Socket(id) => self.fault_sockets.find(id).is_ok(),
+        }
+    }
+}
+
+impl AsideCounts {
+    fn of<'a>(keys: impl IntoIterator<Item = &'a KeyOf>) -> Self {
+        let mut counts = Self::default();
+        for key in keys {
+            let count = match key {
+                KeyOf::Guest(_) => &mut counts.guests,
+                KeyOf::Snapshot(_) => &mut counts.snapshots,
+                KeyOf::Socket(_) => &mut counts.fault_sockets,
+            };
+            *count += 1;
+        }
+        counts
+    }
+
+    /// What is set aside at `keeper`.
+    pub(crate) fn at(keeper: &KeeperClient) -> Result<Self, KeeperError> {
+        Ok(Self::of(marks(&keeper.list()?).keys()))
+    }
+
+    /// What a daemon has set aside.
+    pub(super) fn now(keeping: &Keeping) -> Self {
+        Self::of(keeping.aside().keys())
+    }
+
+    /// Whether anything is.
+    pub fn is_some(self) -> bool {
+        self != Self::default()
+    }
+}
+
+impl fmt::Display for AsideCounts {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { guests, snapshots, fault_sockets } = self;
+        write!(out, "{guests} guests, {snapshots} captured snapshots and {fault_sockets} fault sockets")
+    }
+}
