@@ -371,7 +371,10 @@ pub(super) fn id_in(key: &[u8]) -> Option<Uuid> {
 
 pub(super) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     let listener = UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    if let Err(error) = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)) {
+        std::fs::remove_file(path).ok();
+        return Err(error).with_context(|| format!("closing {} to others", path.display()));
+    }
     Ok(listener)
 }
 

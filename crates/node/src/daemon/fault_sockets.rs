@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -90,14 +91,16 @@ impl Daemon {
         }
         let id = Uuid::now_v7();
         let path = self.fault_socket_path(id);
-        let listener = listen(&path).map_err(super::problems::guest_failed)?;
         let cancelled = Arc::new(Wakeup::new().map_err(|error| super::problems::guest_failed(error.into()))?);
+        let listener = listen(&path).map_err(super::problems::guest_failed)?;
         let waiting = State::Listening { listener, cancelled };
         let socket = Socket::new((id, path), known.snapshot, wanted.tracking, waiting, None);
         if let Err(problem) = self.begin_to_listen(&socket) {
-            // A start that finds it recorded all the same finds that the keeper holds nothing of it.
             socket.end("it could not be opened");
-            self.keeping.client().forget(&socket_key(id))?;
+            socket.join();
+            // A start that finds it recorded all the same finds that the keeper holds nothing of it, and one that finds it
+            // held lets go of it.
+            self.forget(&socket_key(id));
             return Err(problem);
         }
         Ok(socket.show())
@@ -110,9 +113,11 @@ impl Daemon {
 
     fn begin_to_listen(&self, socket: &Arc<Socket>) -> Answer<()> {
         socket.keep(&self.keeping.client()).map_err(super::problems::guest_failed)?;
+        let waiting = self.wait_in_background(socket)?;
+        // Nothing that can fail comes after it.
         self.catalog.write(&[socket.put(None)]).map_err(WriteError::either_way)?;
-        self.accept_in_background(socket)?;
         self.fault_sockets.lock().insert(socket.id, Arc::clone(socket));
+        waiting.begin();
         Ok(())
     }
 
@@ -134,8 +139,8 @@ impl Daemon {
         Ok(self.keeping.client().forget(&socket_key(socket.id))?)
     }
 
-    /// Waits for a VMM in a thread of its own, which ends with the hand-over, whatever comes of it.
-    fn accept_in_background(&self, socket: &Arc<Socket>) -> Answer<()> {
+    /// A thread of its own that will wait for a VMM, and ends with the hand-over, whatever comes of it.
+    fn wait_in_background(&self, socket: &Arc<Socket>) -> Answer<Waiting> {
         let host = Host {
             keeping: Arc::clone(&self.keeping),
             catalog: self.catalog.clone(),
@@ -145,12 +150,19 @@ impl Daemon {
             metrics: Arc::clone(&self.metrics),
             socket: Arc::clone(socket),
         };
+        let (begin, begun) = channel();
+        let work = move || {
+            // An error says that the socket was not opened.
+            if begun.recv().is_ok() {
+                host.wait_for_vmm();
+            }
+        };
         let thread = std::thread::Builder::new().name("hand-over".to_owned());
-        let thread = thread.spawn(move || host.wait_for_vmm()).map_err(|error| {
+        let thread = thread.spawn(work).map_err(|error| {
             Problem::new(Code::TooMany, format!("no thread for another fault socket: {error}"))
         })?;
         socket.is_worked_for_by(thread);
-        Ok(())
+        Ok(Waiting(begin))
     }
 
     /// Takes over the sockets that an earlier daemon left.
@@ -220,7 +232,7 @@ impl Daemon {
         let socket = Socket::new(names, snapshot, record.tracking, state, Some(kept_by));
         self.fault_sockets.lock().insert(record.id, Arc::clone(&socket));
         if record.facts.is_none() {
-            self.accept_in_background(&socket).map_err(anyhow::Error::from)?;
+            self.wait_in_background(&socket).map_err(anyhow::Error::from)?.begin();
         }
         if let Some(handed_over) = handed_over {
             look_in_background(&socket, handed_over, kept_by.pid);
@@ -236,6 +248,16 @@ fn look_in_background(socket: &Arc<Socket>, handed_over: HandedOver, keeper: u32
     match thread.spawn(move || looked_at.look_for_hindrance(&handed_over, keeper)) {
         Ok(thread) => socket.is_worked_for_by(thread),
         Err(error) => tracing::warn!(socket = %socket.id, %error, "a VMM's memory is not looked at"),
+    }
+}
+
+/// A thread that is about to wait for a VMM; dropped, it ends.
+struct Waiting(Sender<()>);
+
+impl Waiting {
+    fn begin(self) {
+        // An error says that the thread has ended.
+        self.0.send(()).ok();
     }
 }
 

@@ -210,12 +210,8 @@ impl Daemon {
         held: &HashMap<String, HeldEntry>,
         undecided_sockets: &BTreeSet<Uuid>,
     ) -> anyhow::Result<()> {
-        let named: BTreeSet<Uuid> = self
-            .sandboxes
-            .all()
-            .iter()
-            .filter_map(|entry| guest_of(&entry.record().life))
-            .collect();
+        let named: BTreeSet<Uuid> =
+            self.sandboxes.all().iter().filter_map(|entry| guest_of(&entry.record().life)).collect();
         let aside = self.keeping.aside().clone();
         // One whose daemon died before the keeper had anything of it has files at most.
         let mut begun = with_files(&self.state_directory)?;
@@ -260,7 +256,7 @@ impl Daemon {
     }
 
     /// Lets go of what was held for something that was not acknowledged.
-    fn forget(&self, key: &str) {
+    pub(super) fn forget(&self, key: &str) {
         if let Err(error) = self.keeping.client().forget(key) {
             tracing::warn!(key, %error, "the keeper holds something unacknowledged until the next start");
         }

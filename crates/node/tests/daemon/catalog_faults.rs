@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use rekindle::api::control::{Asked, Control as _, Served as _};
 use rekindle::api::types::{
-    ForkSandbox, ListQuery, MemoryBacking, PauseSandbox, ResumeSandbox, SandboxState,
+    FaultSocketState, ForkSandbox, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, ResumeSandbox,
+    SandboxState, SnapshotState, WriteTracking,
 };
 use rekindle::daemon::{Daemon, StartOptions};
 use rekindle::guest::protocol::{Command, Verified};
@@ -13,7 +14,7 @@ use rekindle_engine::catalog::{Catalog, CatalogError, Kind};
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, ask_until};
 use rekindle_testkit::catalogs::{CatalogFaults, CatalogRule, Fate};
 
-use crate::support::{create, program};
+use crate::support::{create, files_in, program};
 
 const FATES: [Fate; 3] = [Fate::Refused, Fate::UnknownMade, Fate::UnknownNotMade];
 
@@ -214,5 +215,33 @@ fn whatever_write_of_sandboxes_lives_fails_what_was_answered_is_so_under_the_nex
                 node.assert_verified(name);
             }
         }
+    }
+}
+
+#[test]
+fn a_fault_socket_that_could_not_be_recorded_is_nowhere_and_is_not_there_under_the_next_daemon() {
+    let tracking = WriteTracking::default();
+    let wanted = || OpenFaultSocket { snapshot: "s".to_owned(), serve_before_seal: None, tracking };
+    for fate in FATES {
+        let mut node = InProcess::start();
+        assert!(node.create("a") && node.pause("a", "s"));
+        // The store is remembered by then, in the same table.
+        node.daemon().wait_snapshot("s", SnapshotState::Published, PATIENCE).expect("it is published");
+        let failing = node.faults.inject(CatalogRule::next_on(Kind::Meta, fate));
+        node.daemon().open_fault_socket(Asked::default(), wanted()).expect_err("it cannot be recorded");
+        let assert_nowhere = |node: &InProcess| {
+            assert_eq!(node.daemon().fault_sockets().expect("a list").len(), 0, "{fate:?}");
+            let held = node.place.keeper().and_then(|keeper| keeper.list()).expect("it answers");
+            assert!(held.iter().all(|entry| !entry.key.starts_with("socket/")), "{fate:?}: {held:?}");
+            let files = files_in(&node.place.run_directory());
+            assert!(!files.iter().any(|file| file.to_string_lossy().contains("/faults-")), "{fate:?}: {files:?}");
+        };
+        assert_nowhere(&node);
+        node.crash();
+        drop(failing);
+        assert_nowhere(&node);
+        let opened = node.daemon().open_fault_socket(Asked::default(), wanted()).expect("it is opened");
+        node.crash();
+        assert_eq!(node.daemon().fault_socket(opened.id).expect("it is known").state, FaultSocketState::Listening);
     }
 }
