@@ -82,7 +82,7 @@ pub fn newest_published(catalog: &Catalog) -> Result<Option<SnapshotId>, Catalog
 fn id_of(key: &[u8]) -> Option<SnapshotId> {
     let id = key.try_into().ok().map(SnapshotId::from_bytes);
     if id.is_none() {
-        tracing::error!(key = ?key, "a record of the catalog is of no snapshot");
+        tracing::error!(key = %key.escape_ascii(), "a record of the catalog is of no snapshot");
     }
     id
 }

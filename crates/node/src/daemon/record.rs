@@ -124,7 +124,7 @@ impl SandboxRecord {
             (Ok(_), Ok(record)) => return record,
             (Err(error), _) | (_, Err(error)) => format!("its record cannot be read: {error}"),
         };
-        tracing::error!(sandbox = ?Uuid::from_slice(key), reason, "a sandbox is undecided");
+        tracing::error!(sandbox = %Uuid::from_slice(key).unwrap_or_default(), reason, "a sandbox is undecided");
         Self::undecided(key, value, reason)
     }
 

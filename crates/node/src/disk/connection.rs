@@ -150,7 +150,8 @@ impl Session<'_> {
                 return Outcome::Cold(frames);
             }
             Err(Stop::Obstacle(Obstacle::Failed(error))) => {
-                tracing::warn!(%error, ?request, "a request to a disk failed");
+                let disk = self.shared.socket.display();
+                tracing::warn!(%disk, %request, %error, "a request to a disk failed");
                 Some(NbdError::from(&error))
             }
         };

@@ -53,7 +53,6 @@ pub enum Access {
 pub struct Disk {
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
-    path: PathBuf,
     /// Device and inode of the socket, to remove no other's.
     socket: Option<(u64, u64)>,
 }
@@ -95,6 +94,8 @@ pub(super) struct Shared {
     pub(super) access: Access,
     pub(super) gate: Gate,
     pub(super) counters: Arc<Counters>,
+    /// Where it is served, which has the guest's id in it.
+    pub(super) socket: PathBuf,
     ending: Wakeup,
     open: Mutex<Open>,
 }
@@ -133,6 +134,7 @@ impl Disk {
             access,
             gate: Gate::default(),
             counters: Arc::default(),
+            socket: socket.to_owned(),
             ending: Wakeup::new()?,
             open: Mutex::default(),
         });
@@ -142,7 +144,7 @@ impl Disk {
         let accepting = std::thread::Builder::new()
             .name("disk-accept".into())
             .spawn(move || accepting.accept_all(&listener))?;
-        Ok(Self { shared, accepting: Some(accepting), path: socket.to_owned(), socket: identity })
+        Ok(Self { shared, accepting: Some(accepting), socket: identity })
     }
 
     /// Bytes of the disk.
@@ -244,8 +246,8 @@ impl Drop for Disk {
         for connected in connections {
             connected.end();
         }
-        if self.socket.is_some() && identity_of(&self.path) == self.socket {
-            std::fs::remove_file(&self.path).ok();
+        if self.socket.is_some() && identity_of(&self.shared.socket) == self.socket {
+            std::fs::remove_file(&self.shared.socket).ok();
         }
     }
 }

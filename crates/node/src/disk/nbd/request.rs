@@ -1,5 +1,6 @@
 //! Requests: from 28 bytes to a command that can be carried out.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::super::limits::REQUEST_BYTES_MAX;
@@ -189,9 +190,44 @@ impl Request {
     }
 }
 
+impl fmt::Display for Request {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            Kind::Read => "read",
+            Kind::Write => "write",
+            Kind::Trim => "discard",
+            Kind::WriteZeroes => "zeroing",
+            Kind::BlockStatus => "query",
+            Kind::Flush => return out.write_str("flush"),
+            Kind::Disconnect => return out.write_str("end of the connection"),
+            Kind::Unknown => return out.write_str("request of an unknown kind"),
+        };
+        write!(out, "{what} of {} bytes at byte {}", self.length, self.offset)
+    }
+}
+
 fn check_writable(access: Access) -> Result<(), NbdError> {
     match access {
         Access::ReadWrite => Ok(()),
         Access::ReadOnly => Err(NbdError::NotPermitted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_told_in_words_with_its_range() {
+        let request = |kind: u16| {
+            let mut bytes = [0; REQUEST_BYTES];
+            bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
+            bytes[6..8].copy_from_slice(&kind.to_be_bytes());
+            bytes[16..24].copy_from_slice(&8192_u64.to_be_bytes());
+            bytes[24..].copy_from_slice(&512_u32.to_be_bytes());
+            Request::decode(&bytes).expect("it is one").to_string()
+        };
+        assert_eq!(request(1), "write of 512 bytes at byte 8192");
+        assert_eq!(request(3), "flush");
     }
 }
