@@ -36,12 +36,17 @@ struct State {
     /// What can be asked of the guest while an operation has it.
     outside: Outside,
     removed: bool,
-    /// Its guest was told to end by whoever waits for its turn.
+    /// Somebody is about to end its guest although an operation has it: nobody else gets a turn.
     is_ending: bool,
 }
 
-/// The operation that is waited for before its guest is ended: it takes a bounded time, and makes a snapshot.
+/// The operation that makes a snapshot.
 pub(super) const PAUSING: &str = "is being paused";
+/// The operations that wait for an answer of the guest for long, and write nothing down: the guest's end ends them.
+pub(super) const TELLING: &str = "is being told something";
+pub(super) const GOING_ON: &str = "is let go on";
+/// The operation that ends the guest.
+const ENDING: &str = "is being ended";
 
 /// A guest as it is seen from outside of any operation.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +75,10 @@ enum Held {
     /// An operation has it, called so.
     Taken(&'static str),
 }
+
+/// The right to end a guest that an operation has which waits for it. Dropped, nothing has happened.
+#[derive(Debug)]
+pub(super) struct EndOfBusy(Arc<Entry>);
 
 /// The turn of one operation: it has the live guest, if there is one, and puts back what there is afterwards on drop.
 #[derive(Debug)]
@@ -110,24 +119,23 @@ impl Entry {
                     format!("there is no sandbox {} any more", self.id),
                 ));
             }
-            match &mut state.live {
-                Held::Here(live) => {
+            let is_another_ones = state.is_ending && operation != ENDING;
+            let other = match &mut state.live {
+                Held::Here(live) if !is_another_ones => {
                     let live = live.take();
                     state.live = Held::Taken(operation);
                     return Ok(Turn { entry: Arc::clone(self), live });
                 }
-                Held::Taken(other) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        let why = format!(
-                            "{} is busy: its guest {other}; try again when that is over",
-                            self.called()
-                        );
-                        return Err(Problem::new(Code::WrongState, why).sandbox(self.id));
-                    }
-                    state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-                }
+                Held::Here(_) => ENDING,
+                Held::Taken(other) => *other,
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let why =
+                    format!("{} is busy: its guest {other}; try again when that is over", self.called());
+                return Err(Problem::new(Code::WrongState, why).sandbox(self.id));
             }
+            state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -167,17 +175,20 @@ impl Entry {
         self.lock().outside.watch.is_stuck()
     }
 
-    /// Tells its guest's process to end, whatever operation has it but a pause.
-    pub(super) fn kill(&self) {
+    /// The turn in which its guest is ended, once no operation has it, at most after `limit`.
+    pub(super) fn turn_to_end(self: &Arc<Self>, limit: Duration) -> Answer<Turn> {
+        self.turn(ENDING, limit)
+    }
+
+    /// The right to end its guest now; none where no operation has it, or one that is over soon.
+    pub(super) fn end_of_busy(self: &Arc<Self>) -> Option<EndOfBusy> {
         let mut state = self.lock();
-        if matches!(state.live, Held::Taken(PAUSING)) {
-            return;
+        let waits = matches!(state.live, Held::Taken(TELLING | GOING_ON)) && state.outside.process.is_some();
+        if !waits || state.is_ending || state.removed {
+            return None;
         }
-        if let Some(process) = state.outside.process.clone() {
-            state.is_ending = true;
-            // An error says that it has ended.
-            process.signal(Signal::Kill).ok();
-        }
+        state.is_ending = true;
+        Some(EndOfBusy(Arc::clone(self)))
     }
 
     /// The problem of an operation whose guest was ended by another request.
@@ -278,6 +289,24 @@ impl Entry {
     }
 }
 
+impl EndOfBusy {
+    /// Kills the guest, and takes the turn when the operation that had it has seen that.
+    pub(super) fn kill(self, limit: Duration) -> Answer<Turn> {
+        if let Some(process) = self.0.process() {
+            // An error says that it has ended.
+            process.signal(Signal::Kill).ok();
+        }
+        self.0.turn_to_end(limit)
+    }
+}
+
+impl Drop for EndOfBusy {
+    fn drop(&mut self) {
+        self.0.lock().is_ending = false;
+        self.0.freed.notify_all();
+    }
+}
+
 impl Turn {
     pub(super) fn entry(&self) -> &Arc<Entry> {
         &self.entry
@@ -291,7 +320,6 @@ impl Turn {
     pub(super) fn show(&self, record: SandboxRecord) {
         let outside = Outside::of(self.live.as_deref());
         let mut state = self.entry.lock();
-        state.is_ending &= matches!(record.life, RecordedLife::Running(_));
         state.record = record;
         state.outside = outside;
     }
@@ -390,19 +418,28 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_waited_for_and_any_other_operation_loses_its_guest_with_words_for_it() {
+    fn only_an_operation_that_waits_for_its_guest_loses_it_and_nobody_gets_a_turn_meanwhile() {
         let (entry, mut guest) = entry();
-        let pausing = entry.turn(PAUSING, Duration::ZERO).expect("nobody has it");
-        entry.kill();
-        assert_eq!(entry.ended_meanwhile("paused"), None);
         let process = entry.lock().outside.process.clone();
-        drop(pausing);
-        entry.lock().outside.process = process;
-        let turn = entry.turn("is being used", Duration::ZERO).expect("nobody has it");
-        entry.kill();
-        let problem = entry.ended_meanwhile("told something").expect("it was ended");
+        for operation in [PAUSING, "is being used"] {
+            let turn = entry.turn(operation, Duration::ZERO).expect("nobody has it");
+            assert!(entry.end_of_busy().is_none(), "{operation}");
+            drop(turn);
+            entry.lock().outside.process.clone_from(&process);
+        }
+        let telling = entry.turn(TELLING, Duration::ZERO).expect("nobody has it");
+        drop(entry.end_of_busy().expect("it can wait for long"));
+        assert_eq!(entry.ended_meanwhile("told something"), None);
+        let ending = entry.end_of_busy().expect("it can wait for long");
+        assert!(entry.end_of_busy().is_none(), "another one has the right");
+        let problem = entry.ended_meanwhile("told something").expect("it is about to be ended");
         assert_eq!(problem.code, Code::WrongState);
-        drop(turn);
+        drop(telling);
+        entry.lock().outside.process = process;
+        let refused = entry.turn(TELLING, Duration::ZERO).expect_err("it is being ended");
+        assert!(refused.detail.contains(ENDING), "{refused}");
+        drop(ending.kill(Duration::ZERO).expect("nobody has it any more"));
         assert!(!guest.wait().expect("it is ours").success());
+        entry.turn(PAUSING, Duration::ZERO).expect("that is over");
     }
 }

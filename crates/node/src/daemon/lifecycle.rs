@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::Daemon;
 use super::about::About;
 use super::endings::Ending;
-use super::entry::{Entry, PAUSING, Turn};
+use super::entry::{Entry, PAUSING, TELLING, Turn};
 use super::events::About as EventAbout;
 use super::guests::{GuestSpec, log_name};
 use super::idempotency::{Chosen, Made};
@@ -37,6 +37,8 @@ use crate::vmm::last_words::last_words;
 const MEMORY_BYTES_MAX: u64 = 1 << 40;
 /// How long a resume that was asked to wait for the seal waits.
 pub(super) const SEAL_WAIT: Duration = Duration::from_secs(600);
+/// How long an operation whose guest was killed may take to see that: more than any wait for an answer.
+const BUSY_END_LIMIT: Duration = Duration::from_secs(600);
 
 impl Daemon {
     pub(super) fn create(&self, asked: &Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
@@ -134,7 +136,7 @@ impl Daemon {
             }
             Err((live, problem)) => {
                 turn.live = Some(live);
-                Err(turn.entry().ended_meanwhile("paused").unwrap_or(problem).sandbox(record.id))
+                Err(problem.sandbox(record.id))
             }
         }
     }
@@ -222,11 +224,13 @@ impl Daemon {
 
     pub(super) fn stop(&self, reference: &str) -> Answer<Sandbox> {
         let entry = self.sandboxes.find(reference)?;
-        let mut turn = self.turn_to_end(&entry)?;
-        let mut record = turn.record();
-        if matches!(record.life, RecordedLife::Running(_)) {
+        let stopped = |mut record: SandboxRecord| {
+            let is_running = matches!(record.life, RecordedLife::Running(_));
             record.life = RecordedLife::Stopped { reason: None };
-            self.catalog.write_with_last_room(&[put(&record)]).map_err(WriteError::either_way)?;
+            is_running.then_some(record)
+        };
+        let mut turn = self.turn_to_end(&entry, |record| stopped(record).map(|record| put(&record)))?;
+        if let Some(record) = stopped(turn.record()) {
             if let Some(live) = turn.live.take() {
                 self.endings.end(live.end());
             }
@@ -240,10 +244,9 @@ impl Daemon {
 
     pub(super) fn remove(&self, reference: &str) -> Answer<Uuid> {
         let entry = self.sandboxes.find(reference)?;
-        let mut turn = self.turn_to_end(&entry)?;
         let id = entry.id();
-        let removal = Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) };
-        self.catalog.write_with_last_room(&[removal]).map_err(WriteError::either_way)?;
+        let removal = || Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) };
+        let mut turn = self.turn_to_end(&entry, |_| Some(removal()))?;
         if let Some(live) = turn.live.take() {
             self.endings.end(live.end());
         }
@@ -257,16 +260,24 @@ impl Daemon {
         Ok(id)
     }
 
-    /// The turn in which a sandbox's guest is ended. An idle guest is left running until its end is recorded; one that an
-    /// operation has is ended first, as that may wait for an answer of the guest, but only while the catalog can be written.
-    fn turn_to_end(&self, entry: &Arc<Entry>) -> Answer<Turn> {
-        if let Ok(turn) = entry.turn("is being ended", Duration::ZERO) {
-            return Ok(turn);
+    /// The turn in which a sandbox's guest is ended, once that is written down: where it cannot be, nothing has happened.
+    /// An operation that waits for an answer of the guest is not waited for, as it writes nothing.
+    fn turn_to_end(
+        &self,
+        entry: &Arc<Entry>,
+        change: impl Fn(SandboxRecord) -> Option<Change>,
+    ) -> Answer<Turn> {
+        let write = |record: SandboxRecord| {
+            let write = |change| self.catalog.write_with_last_room(&[change]).map_err(WriteError::either_way);
+            change(record).map_or(Ok(()), write)
+        };
+        if let Some(ending) = entry.end_of_busy() {
+            write(entry.record())?;
+            return ending.kill(BUSY_END_LIMIT);
         }
-        let probe = Change::Remove { kind: Kind::Meta, key: b"probe".to_vec() };
-        self.catalog.write_with_last_room(&[probe]).map_err(WriteError::either_way)?;
-        entry.kill();
-        entry.turn("is being ended", self.settings().pause_wait)
+        let turn = entry.turn_to_end(self.settings().pause_wait)?;
+        write(turn.record())?;
+        Ok(turn)
     }
 
     pub(super) fn tell(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
@@ -278,7 +289,7 @@ impl Daemon {
             let why = "a sandbox's guest is restored, placed and ended by the daemon alone";
             return Err(Problem::new(Code::InvalidRequest, why));
         }
-        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        let mut turn = entry.turn(TELLING, self.settings().pause_wait)?;
         let Some(live) = &mut turn.live else { return Err(not_running(&turn, "told anything")) };
         live.go_on_if_stuck(self).map_err(|problem| problem.sandbox(entry.id()))?;
         let Some(control) = live.control() else {

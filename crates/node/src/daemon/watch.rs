@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::Daemon;
 use super::clock::unix_ms;
-use super::entry::Entry;
+use super::entry::{Entry, GOING_ON};
 use super::events::{About, EventLog};
 use super::guests::log_name;
 use super::lifecycle::put;
@@ -275,7 +275,7 @@ impl Daemon {
 
     /// Tries again to let a guest go on that stands although nothing is done with it.
     fn let_go_on(&self, entry: &Arc<Entry>) {
-        let Ok(mut turn) = entry.turn("is let go on", Duration::ZERO) else { return };
+        let Ok(mut turn) = entry.turn(GOING_ON, Duration::ZERO) else { return };
         if let Some(live) = &mut turn.live
             && live.go_on_if_stuck(self).is_ok()
         {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rekindle::api::control::{Asked, Control as _, Served as _};
+use rekindle::api::problem::Code;
 use rekindle::api::types::{
     FaultSocketState, ForkSandbox, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, ResumeSandbox,
     SandboxState, SnapshotState, WriteTracking,
@@ -11,6 +12,7 @@ use rekindle::daemon::{Daemon, StartOptions};
 use rekindle::guest::protocol::{Command, Verified};
 use rekindle::settings::{SettingFlags, Settings};
 use rekindle_engine::catalog::{Catalog, CatalogError, Kind};
+use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, ask_until};
 use rekindle_testkit::catalogs::{CatalogFaults, CatalogRule, Fate};
 
@@ -28,7 +30,11 @@ struct InProcess {
 
 impl InProcess {
     fn start() -> Self {
-        let place = BlackBox::new(&program()).expect("directories");
+        Self::start_with("")
+    }
+
+    fn start_with(settings: &str) -> Self {
+        let place = BlackBox::with_settings(&program(), settings).expect("directories");
         let flags = SettingFlags::default().with_config(Some(place.settings_file()));
         let settings = Settings::load(&flags).expect("they are right");
         let mut this = Self { place, settings, faults: CatalogFaults::default(), daemon: None };
@@ -234,7 +240,10 @@ fn a_fault_socket_that_could_not_be_recorded_is_nowhere_and_is_not_there_under_t
             let held = node.place.keeper().and_then(|keeper| keeper.list()).expect("it answers");
             assert!(held.iter().all(|entry| !entry.key.starts_with("socket/")), "{fate:?}: {held:?}");
             let files = files_in(&node.place.run_directory());
-            assert!(!files.iter().any(|file| file.to_string_lossy().contains("/faults-")), "{fate:?}: {files:?}");
+            assert!(
+                !files.iter().any(|file| file.to_string_lossy().contains("/faults-")),
+                "{fate:?}: {files:?}"
+            );
         };
         assert_nowhere(&node);
         node.crash();
@@ -242,6 +251,48 @@ fn a_fault_socket_that_could_not_be_recorded_is_nowhere_and_is_not_there_under_t
         assert_nowhere(&node);
         let opened = node.daemon().open_fault_socket(Asked::default(), wanted()).expect("it is opened");
         node.crash();
-        assert_eq!(node.daemon().fault_socket(opened.id).expect("it is known").state, FaultSocketState::Listening);
+        assert_eq!(
+            node.daemon().fault_socket(opened.id).expect("it is known").state,
+            FaultSocketState::Listening
+        );
     }
+}
+
+/// A guest that is stopped answers nothing, so whoever tells it something waits.
+#[test]
+fn a_busy_sandbox_whose_deletion_cannot_be_recorded_has_not_noticed_it() {
+    let node = InProcess::start_with("pause_wait = \"1ms\"\n");
+    assert!(node.create("a"));
+    let pid = node.daemon().sandbox("a").expect("it is there").pid.expect("it runs");
+    let guest = ProcessHandle::open(pid).expect("it runs");
+    let verify = || serde_json::to_value(Command::Verify).expect("plain data");
+    let end: [fn(&Daemon) -> bool; 2] =
+        [|daemon| daemon.stop_sandbox("a").is_ok(), |daemon| daemon.remove_sandbox("a").is_ok()];
+    guest.signal(Signal::Stop).expect("it runs");
+    std::thread::scope(|scope| {
+        let telling = scope.spawn(|| node.daemon().tell_guest("a", verify()));
+        let is_busy = || {
+            let resumed = node.daemon().resume_sandbox("a", Asked::default(), ResumeSandbox::default());
+            let refused = resumed.expect_err("it is not paused");
+            refused.detail.contains("is being told something").then_some(())
+        };
+        ask_until(PATIENCE, is_busy).expect("it is told something");
+        for end in end {
+            let failing = node.faults.inject(CatalogRule::next_on(Kind::Sandbox, Fate::Refused));
+            assert!(!end(node.daemon()));
+            drop(failing);
+        }
+        guest.signal(Signal::Continue).expect("it runs");
+        telling.join().expect("asking does not panic").expect("its guest lives, and answers");
+    });
+    node.assert_verified("a");
+    guest.signal(Signal::Stop).expect("it runs");
+    std::thread::scope(|scope| {
+        let telling = scope.spawn(|| node.daemon().tell_guest("a", verify()));
+        node.daemon().remove_sandbox("a").expect("nothing fails");
+        let refused = telling.join().expect("asking does not panic").expect_err("its guest was ended");
+        assert!(matches!(refused.code, Code::WrongState | Code::NotFound), "{refused}");
+    });
+    assert!(guest.wait_exit(PATIENCE));
+    assert_eq!(node.states(), []);
 }
