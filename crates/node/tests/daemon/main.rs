@@ -21,6 +21,7 @@ mod outages;
 mod peers;
 mod documents;
 mod privacy;
+mod resource_limits;
 mod restarts;
 mod room;
 mod run_directory;

@@ -23,7 +23,7 @@ impl RunningDaemon {
     pub(super) fn begin(place: &BlackBox) -> Result<Self, BlackBoxError> {
         let failed = || system("starting a daemon");
         let log = OpenOptions::new().create(true).append(true).open(place.log_file()).map_err(failed())?;
-        let mut command = place.command(["serve"]);
+        let mut command = place.serve();
         let output = log.try_clone().map_err(failed())?;
         command.stdin(Stdio::null()).stdout(output).stderr(log);
         let mut child = command.spawn().map_err(failed())?;

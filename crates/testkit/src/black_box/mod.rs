@@ -42,6 +42,8 @@ pub struct BlackBox {
     root: PathBuf,
     programs: TempDir,
     program: PathBuf,
+    /// What a daemon may use, as a shell's `ulimit` takes it.
+    limit: Option<String>,
 }
 
 /// The program did not do what it was run for.
@@ -110,7 +112,8 @@ impl BlackBox {
             let root = directory.path().canonicalize()?;
             let named = programs.path().join("rekindle");
             link(&program, &named)?;
-            let this = Self { directory: Mutex::new(Some(directory)), root, programs, program: named };
+            let this =
+                Self { directory: Mutex::new(Some(directory)), root, programs, program: named, limit: None };
             fs::create_dir(this.root.join("home"))?;
             fs::write(this.settings_file(), this.settings(settings))?;
             Ok(this)
@@ -166,6 +169,20 @@ impl BlackBox {
     pub fn command(&self, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
         let mut command = Command::new(&self.program);
         command.args(words);
+        self.surround(&mut command);
+        command
+    }
+
+    /// Daemons that start from now on may use no more than this, as a shell's `ulimit` takes it: `-n 256`.
+    pub fn limit(&mut self, limit: &str) {
+        self.limit = Some(limit.to_owned());
+    }
+
+    /// A daemon.
+    fn serve(&self) -> Command {
+        let Some(limit) = &self.limit else { return self.command(["serve"]) };
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit {limit} && exec \"$0\" serve")).arg(&self.program);
         self.surround(&mut command);
         command
     }
