@@ -187,6 +187,25 @@ fn on_a_full_disk_a_node_starts_and_deletes_and_refuses_what_needs_room() {
     node.place.end_all().expect("they can be killed");
 }
 
+#[test]
+fn a_daemon_whose_disk_is_full_is_not_ready_and_says_so_until_there_is_room() {
+    let place = BlackBox::new(&program()).expect("directories");
+    let Some(disk) = SmallDisk::at(place.state_directory()) else { return };
+    let node = Node::start_in(place);
+    let said = || node.client.readiness().expect("it answers");
+    assert!(said().ready, "{:?}", said());
+    disk.fill();
+    let full = said();
+    assert!(!full.ready, "{full:?}");
+    let [reason] = &full.reasons[..] else { unreachable!("{full:?}") };
+    for told in ["state_directory", "is full", "make room"] {
+        assert!(reason.contains(told), "{reason}");
+    }
+    disk.empty();
+    assert!(said().ready, "{:?}", said());
+    node.place.end_all().expect("they can be killed");
+}
+
 /// A file system of its own with little room.
 struct SmallDisk(PathBuf);
 
@@ -212,6 +231,11 @@ impl SmallDisk {
                 bytes.truncate(bytes.len() / 2);
             }
         }
+    }
+
+    /// Leaves room again.
+    fn empty(&self) {
+        fs::remove_file(self.0.join("ballast")).expect("it is there");
     }
 }
 
