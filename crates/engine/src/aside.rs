@@ -1,4 +1,4 @@
-//! Layer files that the catalog does not name, set aside: the catalog may be an older one than the files are.
+//! Sets aside layer files that the catalog does not name, as the catalog may be older than the files.
 
 use std::fs::Metadata;
 use std::io;
@@ -15,7 +15,7 @@ pub struct Aside {
     directory: PathBuf,
 }
 
-/// How much is set aside.
+/// Count and size of the files set aside.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SetAside {
     /// Files.
@@ -33,7 +33,7 @@ impl Aside {
         Self { directory: layers.join(NAME) }
     }
 
-    /// Where the files are.
+    /// The directory of the files.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -67,7 +67,7 @@ impl Aside {
         }
     }
 
-    /// How much is here now.
+    /// Counts the files that are set aside now.
     pub fn count(&self) -> io::Result<SetAside> {
         let mut count = SetAside::default();
         self.each(|_, found| {
@@ -116,7 +116,7 @@ impl SetAside {
     }
 }
 
-/// What `st_blocks` counts in (stat(2)).
+/// Unit of `st_blocks` (stat(2)).
 const BLOCK_BYTES: u64 = 512;
 
 #[cfg(all(test, not(shuttle)))]

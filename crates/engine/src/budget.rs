@@ -1,4 +1,4 @@
-//! The right to hold bytes: a budget lends leases, and a lease gives its bytes back when it is dropped.
+//! A budget of bytes: it lends leases, and a lease gives its bytes back when it is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::deadline::Deadline;
 use crate::sync::{Condvar, Mutex, lock};
 
-/// So many bytes, lent out as leases. Clones lend from the same bytes.
+/// A number of bytes, lent out as leases. Clones lend from the same bytes.
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<Shared>);
 
@@ -17,7 +17,7 @@ struct Shared {
     returned: Condvar,
 }
 
-/// Why no lease was given; nothing was taken.
+/// Reason for a refused lease; nothing was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BudgetError {
     /// More bytes than the whole budget: waiting cannot help.
@@ -100,8 +100,8 @@ impl Lease {
         self.give_back(returned);
     }
 
-    /// Takes `bytes` of this lease out as a lease of its own. What they are more than this one stands for is taken from
-    /// the budget, even if that has less: held bytes are always counted.
+    /// Takes `bytes` of this lease out as a lease of its own. Bytes beyond this lease's own are taken from the budget,
+    /// even if it has fewer left: held bytes are always counted.
     #[must_use]
     pub fn split_off(&mut self, bytes: u64) -> Self {
         let own = bytes.min(self.bytes);

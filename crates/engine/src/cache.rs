@@ -40,7 +40,7 @@ pub struct PackFile {
     finished: bool,
 }
 
-/// Why the only copy of a layer cannot be used.
+/// Reason that the only copy of a layer cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OnlyCopyError {
     /// There is no file.
@@ -70,7 +70,7 @@ pub enum OnlyCopyError {
     Io {
         /// The layer.
         layer: LayerId,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -226,7 +226,7 @@ impl Cache {
         Ok(moved)
     }
 
-    /// Whether the file had anything in it; an empty one is removed.
+    /// Returns false for an empty file, which is removed instead.
     fn set_aside(&self, path: &Path) -> io::Result<bool> {
         if path.symlink_metadata()?.len() == 0 {
             return std::fs::remove_file(path).map(|()| false);
@@ -264,7 +264,7 @@ impl Cache {
         self.keeps_files.store(false, Ordering::Release);
     }
 
-    /// Whether files outlive their handles.
+    /// True if files outlive their handles.
     pub fn keeps_files(&self) -> bool {
         self.keeps_files.load(Ordering::Acquire)
     }
@@ -282,7 +282,7 @@ fn raw_bytes(name: &LayerName) -> u64 {
     u64::from(name.pages) * u64_of(PAGE_BYTES)
 }
 
-/// The index after the raw pages; none if what is there is not the one that the layer's name commits to.
+/// The index after the raw pages; none if those bytes are not the index that the layer's name commits to.
 fn read_index(file: &File, name: &LayerName) -> io::Result<Option<LayerIndex>> {
     let length = file.metadata()?.len().saturating_sub(raw_bytes(name));
     let Some(length) =

@@ -22,7 +22,7 @@ pub struct Capture {
     reaper: ReaperHandle,
 }
 
-/// What a capture holds: freed by the reaper, in this order, the lease last.
+/// Memory and lease of a capture: freed by the reaper, in this order, the lease last.
 #[derive(Debug)]
 struct Memory {
     mapping: Mapping,
@@ -35,7 +35,7 @@ struct Memory {
 pub struct CapturedPages {
     /// Pages whose bytes are in the capture.
     pub kept: PageSet,
-    /// Pages known to read zero, whatever the parent has; none of them is in `kept`.
+    /// Pages known to read zero, also where the parent has content; none of them is in `kept`.
     pub zero: PageSet,
 }
 
@@ -62,7 +62,7 @@ pub enum Proven {
     Unseen(Holder),
 }
 
-/// Why a memfd cannot be a capture.
+/// Reason that a memfd cannot be a capture.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// The memory is not as long as the sets say.
@@ -76,7 +76,7 @@ pub enum CaptureError {
     /// A page is both kept and zero.
     #[error("page sets overlap: {pages} pages are said to be both captured and zero")]
     Overlap {
-        /// How many.
+        /// Number of such pages.
         pages: u32,
     },
     /// The memory could not be mapped.
@@ -133,7 +133,7 @@ impl Capture {
         &self.memory().memfd
     }
 
-    /// Whether it is proven that nobody can write these bytes any more.
+    /// True once it is proven that these bytes cannot change any more.
     pub fn is_frozen(&self) -> bool {
         self.frozen.load(Ordering::Acquire)
     }
@@ -143,8 +143,8 @@ impl Capture {
         self.proof == ProofKind::Seal && self.is_frozen()
     }
 
-    /// Tries to prove that nobody can write these bytes any more. The keeper, whose process id is given where there is
-    /// one, holds the file for us and never writes it.
+    /// Tries to prove that these bytes cannot be written any more any more. The keeper, whose process id is given where
+    /// there is one, holds the file for us and never writes it.
     pub fn prove_frozen(&self, keeper: Option<u32>) -> io::Result<Proven> {
         if self.is_frozen() {
             return Ok(Proven::Frozen);

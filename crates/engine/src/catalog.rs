@@ -1,8 +1,8 @@
-//! What this node knows of its snapshots and sandboxes, on its disk: a few tables, changed only by whole transactions
-//! that are on the disk when the call returns.
+//! The node's record of its snapshots and sandboxes, on its disk: a few tables, changed only by whole transactions that
+//! are on the disk when the call returns.
 //!
-//! The file has one user at a time. No lock is held while it is read or written: whoever uses the database takes it out
-//! of its place and puts it back. Writers that wait meanwhile go together in the next transaction.
+//! The file has one user at a time. No lock is held while it is read or written: a user of the database takes it out of
+//! its place and puts it back. Writers that wait meanwhile go together in the next transaction.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub use crate::change::{Change, Entry, Kind};
 #[derive(Debug, Clone)]
 pub struct Catalog(Arc<Shared>);
 
-/// Why a change was not reported as made.
+/// Reason that a change was not reported as made.
 ///
 /// There is no conversion into other errors: a caller says what becomes of a change whose outcome is unknown.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ impl WriteError {
 /// A change that may be on the disk, all of it or nothing.
 ///
 /// The catalog takes it back before it reads or writes anything else, so this process never sees it. Until that has
-/// succeeded a crash may leave it to the next start: its owner keeps whatever that start needs for both outcomes.
+/// succeeded a crash may leave it to the next start: its owner keeps all that the start needs for either outcome.
 #[derive(Debug, Clone)]
 #[must_use = "the next start may find the change made: keep what it needs for both outcomes"]
 pub struct Unsettled {
@@ -61,7 +61,7 @@ pub struct Unsettled {
 }
 
 impl Unsettled {
-    /// Why it was not reported as made.
+    /// The reason without the changes.
     pub fn into_reason(self) -> CatalogError {
         self.reason
     }
@@ -93,27 +93,27 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     place: Place,
-    /// What goes into the next transaction.
+    /// Changes for the next transaction.
     waiting: Vec<Change>,
     next: Arc<Batch>,
-    /// What a transaction of unknown outcome is taken back by.
+    /// The values that take back a transaction of unknown outcome.
     unsettled: ValuesBefore,
 }
 
-/// Where the database is.
+/// State of the database: in its place, or taken by a user.
 #[derive(Debug)]
 enum Place {
     Here(Database),
     /// Somebody uses it.
     Taken,
-    /// It failed and was closed; whoever needs it next opens it.
+    /// It failed and was closed; its next user opens it.
     Closed,
 }
 
 /// The outcome of a transaction, for all who wait for it.
 type Batch = OnceLock<Result<(), Failed>>;
 
-/// Why a transaction was not reported as made.
+/// Reason that a transaction was not reported as made.
 #[derive(Debug, Clone)]
 enum Failed {
     NotMade(CatalogError),
@@ -138,7 +138,7 @@ impl Catalog {
             Err(CatalogError::Disk { .. }) if room.release() => open_database(path)?,
             opened => opened?,
         };
-        // Where the disk has no room now, the first write asks again.
+        // If the disk has no room now, the first write asks again.
         room.hold().ok();
         let state = State {
             place: Place::Here(database),
@@ -226,7 +226,7 @@ impl Catalog {
         })
     }
 
-    /// Whether any of these tables has the key.
+    /// True if any of these tables has the key.
     pub fn has(&self, kinds: &[Kind], key: &[u8]) -> Result<bool, CatalogError> {
         self.read(|database| {
             for kind in kinds {

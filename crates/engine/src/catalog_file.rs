@@ -20,7 +20,7 @@ const TRANSACTIONS_KEY: &str = "transactions";
 
 pub(crate) type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
-/// Why a catalog could not be opened, read or written.
+/// Reason that a catalog could not be opened, read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
     /// Another daemon has it.
@@ -42,7 +42,7 @@ pub enum CatalogError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault found.
         reason: String,
     },
     /// The disk failed or is full.
@@ -50,7 +50,7 @@ pub enum CatalogError {
     Disk {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's words.
         reason: String,
     },
 }
@@ -159,7 +159,7 @@ pub(crate) fn end(transaction: WriteTransaction, fate: Fate) -> Result<(), redb:
     }
 }
 
-/// What a failure of the database means for its user.
+/// Translates a failure of the database for its user.
 pub(crate) fn failure(path: &Path, error: &redb::Error) -> CatalogError {
     use redb::Error::{Corrupted, DatabaseAlreadyOpen, Io, LockProtocolMismatch, UpgradeRequired};
     let path = path.to_owned();

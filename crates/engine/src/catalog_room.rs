@@ -11,7 +11,7 @@ use crate::limits;
 use crate::private;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
-/// A file of that size beside the catalog. Whoever has to write although the disk is full removes it first.
+/// A file of that size beside the catalog. A writer that finds the disk full removes it first.
 #[derive(Debug)]
 pub(crate) struct Room {
     path: PathBuf,
@@ -55,7 +55,7 @@ impl Room {
     }
 }
 
-/// Whether a disk, or a user's part of it, is full.
+/// True if the error says that a disk, or a user's part of it, is full.
 fn is_full(error: &io::Error) -> bool {
     let full = [Errno::NOSPC, Errno::DQUOT].map(Errno::raw_os_error);
     error.raw_os_error().is_some_and(|code| full.contains(&code))

@@ -1,4 +1,4 @@
-//! Changes of a catalog: which table, which key, which value, and what takes them back.
+//! Changes of a catalog: a table, a key, a value, and the old values that take a change back.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -8,13 +8,13 @@ use redb::TableDefinition;
 /// The tables of a catalog: each from key bytes to value bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// How far each snapshot has come.
+    /// Stage that each snapshot has reached.
     Snapshot,
     /// The manifest of each sealed snapshot.
     Manifest,
     /// The snapshots that were deleted and are not gone yet.
     Deletion,
-    /// What guests resumed from a snapshot touched first.
+    /// The pages that guests resumed from a snapshot touched first.
     WorkingSet,
     /// The sandboxes.
     Sandbox,
@@ -40,7 +40,7 @@ impl Kind {
 /// One change of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// The value of a key, whatever it was before.
+    /// The new value of a key, which may have had another one before.
     Put {
         /// The table.
         kind: Kind,
@@ -98,7 +98,7 @@ pub(crate) const fn table_of(kind: Kind) -> TableDefinition<'static, &'static [u
     })
 }
 
-/// What a test makes of a transaction.
+/// Fate that a test gives to a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// It is made and reported, as the disk does it.
@@ -118,7 +118,7 @@ pub trait CatalogHook: Debug + Send + Sync {
     /// The fate of the next transaction, which makes these changes.
     fn fate(&self, changes: &[Change]) -> Fate;
 
-    /// Whether a transaction of unknown outcome can be taken back now.
+    /// True if a transaction of unknown outcome can be taken back now.
     fn can_settle(&self) -> bool;
 }
 

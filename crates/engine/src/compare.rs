@@ -1,5 +1,5 @@
-//! Which captured pages differ from the parent. Comparing saves room and can never fail a snapshot: a parent page
-//! that is not here, not proven, or not readable is kept.
+//! Finds the captured pages that differ from the parent. Comparing saves room and can never fail a snapshot: a parent
+//! page that is not here, not proven, or not readable is kept.
 //!
 //! The verdict on a page comes from one read of it, and the digest and the bytes of a page that is packed from one. So a
 //! write that no proof rules out would be in the snapshot or not, and never leave it at odds with itself.
@@ -31,11 +31,11 @@ pub struct Compared {
     pub kept: PageSet,
     /// Pages that are zero.
     pub zero: PageSet,
-    /// How the pages fell.
+    /// Counts of kept, equal and zero pages.
     pub classes: PageClasses,
 }
 
-/// How the captured pages of a snapshot fell.
+/// Counts of a snapshot's captured pages by what comparing found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PageClasses {
     /// Pages captured: all the others together.
@@ -99,7 +99,7 @@ struct Comparison<'a> {
     next: AtomicU32,
 }
 
-/// What one worker found.
+/// Findings of one worker.
 struct Part {
     kept: PageSet,
     zero: PageSet,
@@ -166,7 +166,7 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Where the parent has zeroes, or there is no parent, a page is zero or kept.
+    /// Compares with zeroes, as the parent has none but zeroes here or there is no parent: a page is zero or kept.
     fn compare_with_zeroes(&self, pages: GuestPages, part: &mut Part) -> Result<(), LostBytes> {
         for page in pages.iter() {
             self.place(page, part)?;
@@ -213,8 +213,8 @@ impl Comparison<'_> {
     }
 }
 
-/// Whether the parent's pages after the first `done` of a piece can be read here and now, and how many from there on
-/// have that answer in common: one frame that is not here costs no other its comparison.
+/// Tells if the parent's pages after the first `done` of a piece can be read here and now, and for how many pages that
+/// answer holds: one frame that is not here costs no other its comparison.
 fn readable_stretch(piece: &Piece, done: u32) -> (bool, u32) {
     let left = piece.pages.count() - done;
     match &piece.source {

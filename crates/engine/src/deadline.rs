@@ -1,4 +1,4 @@
-//! When a wait ends: at an instant, or never where its limit reaches beyond all that can be counted.
+//! The end of a wait: an instant, or never if its limit reaches beyond all that can be counted.
 
 use std::time::{Duration, Instant};
 
@@ -12,12 +12,12 @@ impl Deadline {
         Self(Instant::now().checked_add(limit))
     }
 
-    /// How long it is until then; zero from then on.
+    /// Time left until then; zero afterwards.
     pub(crate) fn left(self) -> Duration {
         self.0.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether it has come.
+    /// True once the instant has come.
     pub(crate) fn is_over(self) -> bool {
         self.left().is_zero()
     }

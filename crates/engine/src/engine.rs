@@ -1,4 +1,4 @@
-//! The engine: what a node does with snapshots, behind one door. The work itself is in the modules below.
+//! The engine: all operations of a node on snapshots. It checks and records; the modules below do the work.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -44,33 +44,33 @@ use crate::view::LiveView;
 use crate::watch::{NoWatcher, Watcher};
 use crate::working_set::WorkingSet;
 
-/// What an engine is told at its start.
+/// Settings of an engine's start.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// Where layer files lie on this node.
+    /// Directory of this node's layer files.
     pub cache_directory: PathBuf,
     /// The object store.
     pub store: Store,
-    /// Whose snapshots these are.
+    /// Domain of all its snapshots.
     pub domain: Domain,
     /// Bytes that all captures together may hold in RAM.
     pub capture_bytes_max: u64,
     /// Snapshots in one line that may be unsealed at once.
     pub unsealed_max: usize,
-    /// How long a pause waits for room before the guest is frozen.
+    /// Longest time a pause waits for room before the guest is frozen.
     pub pause_wait: Duration,
     /// Threads that compare one snapshot.
     pub compare_workers: usize,
     /// Layers that a manifest names before the next seal of its line merges some of them.
     pub merge_at_layers: usize,
-    /// Where snapshots are recorded, so that the next engine over the same directories has them; without one, only those
-    /// that were published can be opened again.
+    /// Catalog that records snapshots, so that the next engine over the same directories has them; without one, only
+    /// published snapshots can be opened again.
     pub catalog: Option<Catalog>,
-    /// Who holds captured memory while this process is down; asked only where there is a catalog.
+    /// Keeper of captured memory while this process is down; asked only if there is a catalog.
     pub keeper: Arc<dyn Keeper>,
-    /// Who is told how snapshots get on.
+    /// Receiver of news about snapshots.
     pub watcher: Arc<dyn Watcher>,
-    /// Where tests stand in the way.
+    /// Points at which tests can stop background work.
     pub hooks: Arc<dyn Hooks>,
 }
 
@@ -94,8 +94,8 @@ impl EngineOptions {
     }
 }
 
-/// So many that all seals at once take half of the cores: idle priority leaves guests their time, but not their share of
-/// the memory's bandwidth.
+/// Number of compare threads: all seals at once take half of the cores, because idle priority leaves guests their time,
+/// but not their share of the memory's bandwidth.
 fn compare_workers() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores / (2 * limits::SEALS_AT_ONCE)).max(1)
@@ -122,20 +122,20 @@ pub struct Engine {
     runtime: Runtime,
 }
 
-/// Why an engine did not start.
+/// Reason that an engine did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The system or the local disk refused something.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// What the catalog has could not be made again.
+    /// The catalog's snapshots could not be made again.
     #[error(transparent)]
     Replay(#[from] ReplayError),
 }
 
 impl Engine {
-    /// Starts an engine. Where there is a catalog, the snapshots in it are there again when this returns, and their
-    /// seals and uploads go on.
+    /// Starts an engine. With a catalog, its snapshots are there again when this returns, and their seals and uploads
+    /// go on.
     pub fn start(options: EngineOptions) -> Result<Self, StartError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(limits::RUNTIME_THREADS)
@@ -261,8 +261,8 @@ impl Engine {
         self.rules.permit(parent, memory_bytes)
     }
 
-    /// Takes a frozen guest over as a snapshot, which can be used at once. Its seal begins as soon as nobody can write
-    /// the guest's memory any more: the caller ends the VMM after this. Where there is a catalog, the snapshot outlives
+    /// Takes a frozen guest over as a snapshot, which can be used at once. Its seal begins as soon as the guest's
+    /// memory cannot be written any more: the caller ends the VMM after this. With a catalog, the snapshot outlives
     /// this process once this has returned, as long as the keeper lives.
     pub fn commit_pause(
         &self,
@@ -306,7 +306,7 @@ impl Engine {
         Ok(snapshot)
     }
 
-    /// Whether anything still holds a snapshot that was deleted here.
+    /// True if anything still holds a snapshot that was deleted here.
     fn is_being_deleted(&self, id: SnapshotId) -> bool {
         lock(&self.deleting).get(&id).is_some_and(|snapshot| snapshot.strong_count() > 0)
     }
@@ -323,7 +323,7 @@ impl Engine {
         known
     }
 
-    /// What the start found in the catalog.
+    /// Findings of the start in the catalog.
     pub fn replayed(&self) -> &Replay {
         &self.replay
     }
@@ -382,8 +382,8 @@ impl Engine {
         verify(snapshot, &self.fetcher)
     }
 
-    /// Tells background work to end. From here on nothing that is on the disk or in the catalog goes, whatever is
-    /// dropped: what sandboxes stand on that outlive this process stays. Dropping the engine says it too.
+    /// Tells background work to end. From here on no drop removes anything from the disk or the catalog: sandboxes that
+    /// outlive this process need it. Dropping the engine says it too.
     pub fn stop(&self) {
         self.background.requests.stop.say();
         self.cache.keep_files();
@@ -394,22 +394,22 @@ impl Engine {
         ReadPlan::new(view, pages).read(&self.fetcher, into)
     }
 
-    /// What resumes are learned from by.
+    /// The learner that records the working set of each resume.
     pub fn learner(&self) -> Learner {
         Learner { store: self.background.requests.store.clone(), runtime: self.runtime.handle().clone() }
     }
 
-    /// What guests of a snapshot touch first, as far as this engine has learned it.
+    /// The pages that guests of a snapshot touch first, as far as this engine has learned them.
     pub fn working_set(&self, snapshot: &Snapshot) -> Option<Arc<WorkingSet>> {
         snapshot.working_set().now()
     }
 
-    /// What seals give way by to guests that are being brought up.
+    /// Makes seals give way to guests that are being brought up.
     pub fn precedence(&self) -> &Precedence {
         &self.precedence
     }
 
-    /// What fault servers fetch by.
+    /// Fetches frames for fault servers.
     pub fn fetcher(&self) -> &Fetcher {
         &self.fetcher
     }
@@ -419,12 +419,12 @@ impl Engine {
         self.rules.budget.bytes_held()
     }
 
-    /// Why the store is away, if it is.
+    /// The reason that the store is away, if it is.
     pub fn store_away(&self) -> Option<Away> {
         self.background.requests.store.away()
     }
 
-    /// What was moved to and from the store.
+    /// Counts of the bytes moved to and from the store.
     pub fn traffic(&self) -> Traffic {
         self.background.requests.store.traffic()
     }

@@ -1,5 +1,5 @@
-//! How a frame that is not in memory gets there: from the local file, else from the store. The only place that knows
-//! the order. Every frame is fetched once however many wait for it, and again until it is there or nobody waits.
+//! Brings frames into memory: from the local file, else from the store. No other module knows that order. Every frame
+//! is fetched once for all its waiters, and tried again until it is there or its last waiter gives up.
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -31,7 +31,7 @@ struct Shared {
     stop: Stop,
 }
 
-/// Why a frame could not be had in one try.
+/// Reason that one try to get a frame failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The local file failed, or the bytes are not those the layer's name commits to.
@@ -45,7 +45,7 @@ pub enum FetchError {
     Table {
         /// The layer.
         layer: LayerId,
-        /// What is wrong with it.
+        /// The fault found.
         reason: String,
     },
     /// The stored frame cannot be decoded.
@@ -55,7 +55,7 @@ pub enum FetchError {
         layer: LayerId,
         /// The frame.
         frame: FrameNumber,
-        /// What is wrong with it.
+        /// The fault found.
         source: FrameError,
     },
     /// The only copy was local, and it is not good any more.
@@ -73,14 +73,14 @@ pub enum FetchError {
         layer: LayerId,
         /// The frame.
         frame: FrameNumber,
-        /// What was said.
+        /// The error's words.
         reason: String,
     },
 }
 
 impl Fetcher {
-    /// A fetcher that works on `runtime` and reads from `store`. Once `stop` is said nobody is kept waiting in
-    /// [`Self::load`]; what is asked for without waiting is fetched on.
+    /// A fetcher that works on `runtime` and reads from `store`. Once `stop` is signalled, no call of [`Self::load`] is
+    /// kept waiting; requests that do not wait are fetched on.
     pub fn new(runtime: Handle, store: Store, stop: Stop) -> Self {
         Self(Arc::new(Shared { runtime, store, awaited: SingleFlight::default(), stop }))
     }
@@ -115,7 +115,7 @@ impl Fetcher {
 }
 
 /// Frames of a layer that one piece of work fetches. Those it has not done when its last part is dropped, by a panic or
-/// with the runtime, are given up: who waits for them is told, and nobody else.
+/// with the runtime, are given up: only their own waiters are told.
 struct Claimed {
     shared: Arc<Shared>,
     layer: LayerId,
@@ -127,7 +127,7 @@ impl Claimed {
         Arc::new(Self { shared, layer, frames: Mutex::new(frames) })
     }
 
-    /// A frame is not this work's any more: it is there, nobody waits for it, or others fetch it.
+    /// A frame leaves this work: it is there, has no waiter left, or others fetch it.
     fn let_go(&self, frame: FrameNumber) {
         lock(&self.frames).retain(|claimed| *claimed != frame);
     }
@@ -252,7 +252,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Fetches the table, and with a small object every frame of it in the same request: then what came of `wanted` is
-/// answered. Each frame is judged by itself: those that are not good are asked for again by whoever wants them.
+/// answered. Each frame is judged by itself: the waiters of a bad one ask for it again.
 async fn fetch_table(
     store: &Store,
     layer: &Arc<Layer>,

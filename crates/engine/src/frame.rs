@@ -43,13 +43,13 @@ pub fn frame_of(page: LayerPage) -> FrameNumber {
     FrameNumber(page.number() / FRAME_PAGES)
 }
 
-/// How many frames a layer of so many pages has.
+/// Number of frames in a layer of this many pages.
 #[must_use]
 pub fn frames_of(layer_pages: u32) -> usize {
     usize_of(layer_pages.div_ceil(FRAME_PAGES))
 }
 
-/// How many pages `frame` has in a layer of so many pages; a frame the layer does not have is a bug of the caller.
+/// Number of pages of `frame` in a layer of this many pages; a frame the layer does not have is a bug of the caller.
 #[must_use]
 pub fn pages_in_frame(frame: FrameNumber, layer_pages: u32) -> u32 {
     let first = frame.first_page().number();
@@ -57,7 +57,7 @@ pub fn pages_in_frame(frame: FrameNumber, layer_pages: u32) -> u32 {
     FRAME_PAGES.min(layer_pages - first)
 }
 
-/// How many bytes `frame` has, uncompressed, in a layer of so many pages.
+/// Number of bytes of `frame`, uncompressed, in a layer of this many pages.
 #[must_use]
 pub fn frame_bytes(frame: FrameNumber, layer_pages: u32) -> usize {
     usize_of(pages_in_frame(frame, layer_pages)) * PAGE_BYTES

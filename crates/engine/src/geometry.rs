@@ -1,4 +1,4 @@
-//! Pages and runs of pages: where something is in a volume, and where it is in a layer.
+//! Pages and runs of pages: places in a volume, and places in a layer.
 
 use std::fmt;
 
@@ -70,13 +70,13 @@ macro_rules! page_index {
                 usize_of(self.0)
             }
 
-            /// Where the page starts, in bytes.
+            /// Offset of the page's start, in bytes.
             #[must_use]
             pub fn offset_bytes(self) -> u64 {
                 bytes_of_pages(self.0)
             }
 
-            /// Where the page starts in memory, in bytes.
+            /// Offset of the page's start in memory, in bytes.
             #[must_use]
             pub fn offset(self) -> usize {
                 usize_of(self.0) * PAGE_BYTES
@@ -94,7 +94,7 @@ macro_rules! page_index {
                 self.0.checked_add(pages).map(Self)
             }
 
-            /// How many pages lie between `earlier` and this one; an earlier page that is later is a bug.
+            /// Number of pages between `earlier` and this one; an earlier page that is later is a bug.
             #[must_use]
             pub fn pages_since(self, earlier: Self) -> u32 {
                 self.0.checked_sub(earlier.0).expect("the earlier page comes first")
@@ -150,25 +150,25 @@ impl GuestPages {
         self.start.plus(self.count)
     }
 
-    /// How many pages.
+    /// Number of pages.
     #[must_use]
     pub const fn count(self) -> u32 {
         self.count
     }
 
-    /// How many bytes.
+    /// Number of bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
         bytes_of_pages(self.count)
     }
 
-    /// Whether the run has no page.
+    /// True if the run has no page.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.count == 0
     }
 
-    /// Whether `page` is one of these.
+    /// True if `page` is one of these.
     #[must_use]
     pub fn contains(self, page: GuestPage) -> bool {
         self.start <= page && page < self.end()
@@ -185,7 +185,7 @@ impl GuestPages {
         Self { start: self.start, count: self.count.min(pages) }
     }
 
-    /// What is left after the first `pages`.
+    /// The pages after the first `pages`.
     #[must_use]
     pub fn after(self, pages: u32) -> Self {
         let skipped = self.count.min(pages);
@@ -219,13 +219,13 @@ pub fn u64_of(size: usize) -> u64 {
     u64::try_from(size).expect("addresses have at most 64 bits")
 }
 
-/// The bytes of so many pages.
+/// The bytes of this many pages.
 #[must_use]
 pub fn bytes_of_pages(pages: u32) -> u64 {
     u64::from(pages) * u64_of(PAGE_BYTES)
 }
 
-/// How many pages it takes to cover `bytes`, the last one perhaps in part; `None` past 2^32 - 1 pages.
+/// Number of pages that cover `bytes`, the last one perhaps in part; `None` past 2^32 - 1 pages.
 #[must_use]
 pub fn pages_covering(bytes: u64) -> Option<u32> {
     u32::try_from(bytes.div_ceil(u64_of(PAGE_BYTES))).ok()

@@ -1,4 +1,4 @@
-//! One handle a layer: whoever asks for a layer gets the handle that lives, or the right to make the only one.
+//! The registry of layer handles, one a layer: a caller gets the handle that lives, or the right to make the only one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -14,7 +14,7 @@ pub struct Handles<T> {
     freed_or_made: Condvar,
 }
 
-/// What there is of a layer.
+/// The living handle of a layer, or the right to make it.
 #[derive(Debug)]
 pub enum Found<T> {
     /// Its handle.
@@ -23,8 +23,8 @@ pub enum Found<T> {
     Free(HandleRight<T>),
 }
 
-/// The right to be the handle of a layer, and to do with its file as one likes: the next one is given when this is
-/// dropped, after the file is removed.
+/// The right to be the handle of a layer and to change its file freely: the next right is given when this is dropped,
+/// after the file is removed.
 #[derive(Debug)]
 pub struct HandleRight<T> {
     id: LayerId,

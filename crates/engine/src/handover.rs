@@ -19,9 +19,9 @@ use crate::regions::{Region, Regions, RegionsError};
 /// A guest whose memory we were given to serve.
 #[derive(Debug)]
 pub struct Handover {
-    /// Where its pages are.
+    /// Addresses of its pages.
     pub regions: Regions,
-    /// How its faults reach us.
+    /// The userfaultfd that reports its faults.
     pub userfaultfd: Userfaultfd,
     /// The file behind its memory, where it shares it.
     pub memfd: Option<Memfd>,
@@ -31,27 +31,27 @@ pub struct Handover {
     pub stream: UnixStream,
 }
 
-/// Why a VMM could not be taken over; whatever it sent is closed again.
+/// Reason that a VMM could not be taken over; the descriptors it sent are closed again.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
     /// It connected and said nothing.
     #[error("the VMM connected but said nothing for {} ms", limit.as_millis())]
     Silent {
-        /// How long we waited.
+        /// The limit of the wait.
         limit: Duration,
     },
     /// It closed the connection before its message was whole.
     #[error("the VMM closed the connection after {bytes} bytes, before its message was whole")]
     Closed {
-        /// What came.
+        /// Length of the message.
         bytes: usize,
     },
     /// It began a message and did not end it in time.
     #[error("the VMM sent {bytes} bytes and did not finish its message in {} ms", limit.as_millis())]
     Unfinished {
-        /// What came.
+        /// Length received so far.
         bytes: usize,
-        /// How long we waited.
+        /// The limit of the wait.
         limit: Duration,
     },
     /// Its message is longer than any list of regions we take.
@@ -67,7 +67,7 @@ pub enum HandoverError {
     PageSize {
         /// The region's offset.
         offset: u64,
-        /// What it says.
+        /// The size in the message.
         page_bytes: u64,
     },
     /// The regions are not the memory of the volume.
@@ -79,7 +79,7 @@ pub enum HandoverError {
     /// More descriptors came than the two the protocol knows.
     #[error("the VMM sent {count} descriptors with its message; a userfaultfd and a memfd are expected")]
     TooManyDescriptors {
-        /// How many.
+        /// Number of descriptors.
         count: usize,
     },
     /// The first descriptor is no userfaultfd.

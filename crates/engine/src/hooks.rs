@@ -1,4 +1,4 @@
-//! Where a test may stand in the way of background work; nothing in the program sets one.
+//! Points at which a test can stop background work; the program sets none.
 
 use std::fmt::Debug;
 use std::io;
@@ -15,7 +15,7 @@ pub trait Hooks: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Before a thread is asked for to save a snapshot on; an error stands for a system that has none.
+    /// Before a thread is asked for to save a snapshot on; an error stands for a system that has no thread left.
     fn before_thread(&self, _snapshot: SnapshotId) -> io::Result<()> {
         Ok(())
     }
@@ -23,7 +23,7 @@ pub trait Hooks: Debug + Send + Sync {
     /// Before a snapshot that was found in the store is recorded and known.
     fn before_opened(&self, _snapshot: SnapshotId) {}
 
-    /// Before a snapshot that others are opening is waited for.
+    /// Before a call waits for a snapshot that others are opening.
     fn before_open_waits(&self, _snapshot: SnapshotId) {}
 
     /// Before a snapshot waits for its parent's manifest.

@@ -1,4 +1,4 @@
-//! What names things: snapshots, layers, frames, volumes, and the domains layers belong to.
+//! Names: of snapshots, layers, frames, volumes, and of the domains that layers belong to.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::limits::NAME_BYTES_MAX;
 
-/// What a domain's name is hashed with, so that its key is used for nothing else.
+/// Context of the hash of a domain's name, so that its key is used for nothing else.
 const DOMAIN_KEY_CONTEXT: &str = "rekindle 2026-01 layer domain key";
 
 /// The name of a snapshot: a UUID version 7, so names sort by the time of their pause.
@@ -16,7 +16,7 @@ const DOMAIN_KEY_CONTEXT: &str = "rekindle 2026-01 layer domain key";
 pub struct SnapshotId(Uuid);
 
 impl SnapshotId {
-    /// A name nobody has used.
+    /// A new name.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "a default that differs each time surprises")]
     pub fn new() -> Self {
@@ -121,7 +121,7 @@ impl FrameDigest {
     }
 }
 
-/// Who may name a layer: one tenant, or everybody.
+/// Holders of a layer's name: one tenant, or everybody.
 ///
 /// Its key enters every layer id, so equal bytes of two domains have different names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -210,18 +210,18 @@ pub enum NameError {
     /// A name has at most 64 bytes.
     #[error("a name of {bytes} bytes is longer than {NAME_BYTES_MAX}")]
     TooLong {
-        /// How long it is.
+        /// Its length.
         bytes: usize,
     },
     /// A name is of lower-case letters, digits and hyphens.
     #[error("byte {at} of the name is none of a-z, 0-9 and '-'")]
     Character {
-        /// Where the byte is.
+        /// Position of the byte.
         at: usize,
     },
 }
 
-/// Whether `name` may name a domain, a volume or a blob.
+/// True if `name` may name a domain, a volume or a blob.
 pub(crate) fn check_name(name: &str) -> Result<(), NameError> {
     let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
     match name.bytes().position(|byte| !allowed(byte)) {

@@ -1,4 +1,4 @@
-//! Where captured memory is while this process is not: a keeper holds the descriptors, and the page sets go with them.
+//! Captured memory across a restart of this process: a keeper holds the descriptors, and the page sets go with them.
 //!
 //! The sets lie in a memory file. Layout, little-endian: magic `RKCS`, version u16, pages u32; from byte 4096 on the
 //! bits of the kept pages as 64-bit words, and directly after them those of the zero pages.
@@ -53,7 +53,7 @@ pub struct KeptVolume {
     pub name: VolumeName,
     /// Its bytes.
     pub memory: OwnedFd,
-    /// Which of them speak, in the engine's own layout.
+    /// The sets of the pages that count, in the engine's own layout.
     pub sets: OwnedFd,
 }
 
@@ -83,7 +83,7 @@ impl Keeper for NoKeeper {
     }
 }
 
-/// Why a kept volume is not what was kept.
+/// Reason that a kept volume is not the one that was kept.
 #[derive(Debug, thiserror::Error)]
 pub enum KeptError {
     /// A descriptor is not that of a memory file of ours.

@@ -48,17 +48,17 @@ pub struct Layer {
 /// The local file under a layer.
 #[derive(Debug)]
 pub struct LayerFile {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     /// The file itself, open for reading and writing.
     pub file: File,
     /// The right to it.
     pub right: HandleRight<Layer>,
-    /// Whether it outlives the layer's last handle; it does once this is set.
+    /// True if it outlives the layer's last handle.
     pub keeps_files: Arc<AtomicBool>,
 }
 
-/// What a local file holds when it is opened.
+/// Frames in a local file when it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LocalFrames {
     /// It is new.
@@ -67,7 +67,7 @@ pub enum LocalFrames {
     Perhaps,
 }
 
-/// Why a frame's bytes cannot be used.
+/// Reason that a frame's bytes cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// The bytes are not those the layer's name commits to.
@@ -83,7 +83,7 @@ pub enum LayerError {
     Io {
         /// The layer.
         layer: LayerId,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -142,7 +142,7 @@ impl Layer {
         self.id
     }
 
-    /// Whose layer it is.
+    /// The domain the layer belongs to.
     pub fn domain(&self) -> &Domain {
         &self.domain
     }
@@ -157,7 +157,7 @@ impl Layer {
         &self.mapping
     }
 
-    /// How many pages from `first` on, at most `limit`, can be read without blocking: verified and in memory.
+    /// Number of pages from `first` on, at most `limit`, that can be read without blocking: verified and in memory.
     pub fn readable_now(&self, first: LayerPage, limit: u32) -> u32 {
         let verified = self.verified_run(first, limit);
         if verified == 0 {
@@ -167,7 +167,7 @@ impl Layer {
         u32::try_from(bytes / PAGE_BYTES).expect("at most `verified` pages")
     }
 
-    /// How many pages from `first` on, at most `limit`, are verified; reading them may wait for the disk.
+    /// Number of pages from `first` on, at most `limit`, that are verified; reading them may wait for the disk.
     pub fn verified_run(&self, first: LayerPage, limit: u32) -> u32 {
         let end = first.number() + limit;
         let mut page = first.number();
@@ -177,12 +177,12 @@ impl Layer {
         page.min(end).saturating_sub(first.number())
     }
 
-    /// Whether the local file may hold `frame`.
+    /// True if the local file may hold `frame`.
     pub fn is_local(&self, frame: FrameNumber) -> bool {
         self.local.get(frame)
     }
 
-    /// Whether `frame` has been verified since the file was opened.
+    /// True if `frame` has been verified since the file was opened.
     pub fn is_verified(&self, frame: FrameNumber) -> bool {
         self.verified.get(frame)
     }
@@ -266,7 +266,7 @@ impl Layer {
         self.index.get().or_else(|| self.table.get().map(ObjectTable::index))
     }
 
-    /// Which guest pages the layer holds, in its order; it was packed on this node.
+    /// The guest pages the layer holds, in its order; it was packed on this node.
     pub fn packed_pages(&self) -> &RankedSet {
         self.index().expect("a layer packed on this node has its index").pages()
     }
@@ -298,7 +298,7 @@ impl Layer {
         self.file.sync_all()
     }
 
-    /// Where the layer is stored, once that is known.
+    /// The layer's place in the store, once that is known.
     pub fn stored_at(&self) -> Option<&StoredLayer> {
         self.stored.get()
     }
@@ -318,7 +318,7 @@ impl Layer {
         self.table.get_or_init(|| table)
     }
 
-    /// How many frames from `frame` on are worth fetching at once; those after the first are not here.
+    /// Number of frames from `frame` on that are worth fetching at once; those after the first are not here.
     pub fn frames_ahead(&self, frame: FrameNumber) -> usize {
         let wanted = lock(&self.read_ahead).window(frame);
         let last = frames_of(self.pages).min(frame.index() + wanted);
@@ -329,7 +329,7 @@ impl Layer {
         1 + (frame.index() + 1..last).take_while(absent).count()
     }
 
-    /// The right to upload the layer; whoever gets it looks first whether it is stored by now.
+    /// The right to upload the layer; its holder looks first if the layer is stored by now.
     pub async fn upload_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.upload.lock().await
     }

@@ -1,4 +1,4 @@
-//! What a layer's name commits to: which pages of a volume it packs, and the digest of each frame of them.
+//! The index that a layer's name commits to: the pages of a volume that it packs, and the digest of each of its frames.
 //!
 //! Layout, little-endian: magic `RKLI`, version u16, varint pages of the volume, varint pages packed, then for each
 //! run of them the varint gap since the run before and the varint length less 1, then 32 bytes of digest a frame.
@@ -36,13 +36,13 @@ impl LayerIndex {
         &self.pages
     }
 
-    /// How many pages the layer packs.
+    /// Number of pages the layer packs.
     #[must_use]
     pub const fn page_count(&self) -> u32 {
         self.pages.len()
     }
 
-    /// How many frames they are in.
+    /// Number of frames they are in.
     #[must_use]
     pub const fn frames(&self) -> usize {
         self.digests.len()
@@ -85,9 +85,9 @@ impl LayerIndex {
         writer.into_bytes()
     }
 
-    /// Reads an index; refuses whatever [`LayerIndex::encode`] does not write.
+    /// Reads an index; refuses every encoding that [`LayerIndex::encode`] does not write.
     ///
-    /// What was read is some layer's index: whose, only its [`LayerIndex::id`] says.
+    /// The bytes are some layer's index: only its [`LayerIndex::id`] says of which.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
         if bytes.len() > LAYER_INDEX_BYTES_MAX {
@@ -102,7 +102,7 @@ impl LayerIndex {
         reader.finish()?;
         let (digests, _) = digests.as_chunks();
         let digests = digests.iter().map(|digest| FrameDigest::from_bytes(*digest)).collect();
-        // Only now: a few bytes may speak of a large volume, and most that do are refused above.
+        // Only now: a few bytes may name a large volume, and most of such inputs are refused above.
         Ok(Self { pages: RankedSet::of_runs(volume_pages, &runs), digests })
     }
 

@@ -1,4 +1,4 @@
-//! What one resume learns for the next: which pages the guest touches first, installed ahead of the next guest.
+//! Records the working set of a resume, the pages its guest touches first, and installs it ahead of the next guest.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::store::Store;
 use crate::working_set::{Use, WorkingSet};
 use crate::working_sets;
 
-/// What resumes are learned from by, wherever their servers begin.
+/// Records the working set of each resume.
 #[derive(Debug, Clone)]
 pub struct Learner {
     pub(crate) store: Store,
@@ -33,12 +33,13 @@ impl Learner {
 pub(crate) struct Lesson {
     snapshot: Arc<Snapshot>,
     recorded: Recorded,
-    /// What was decided before the guest ran.
+    /// The decision made before the guest ran.
     first: Use,
 }
 
 impl Lesson {
-    /// Begins one with a server whose guest does not run yet. What is known of the snapshot is installed from now on.
+    /// Begins one with a server whose guest does not run yet. The snapshot's known working set is installed from now
+    /// on.
     pub(crate) fn begin(snapshot: &Arc<Snapshot>, server: &FaultServer) -> Self {
         let recorded = server.record();
         let first = snapshot.working_set().begin_use();

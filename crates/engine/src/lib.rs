@@ -1,4 +1,4 @@
-//! What a snapshot is and how it lives.
+//! Snapshots of paused guests: what they are made of, and their life from the pause to the store.
 //!
 //! The modules, lowest first: each uses only those before it.
 

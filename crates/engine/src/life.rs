@@ -18,12 +18,12 @@ use crate::sync::idle_priority;
 use crate::watch::Watcher;
 use crate::working_sets;
 
-/// What background work stands on.
+/// The parts of an engine that background work uses.
 #[derive(Debug)]
 pub(crate) struct Background {
     pub(crate) sealer: Sealer,
     pub(crate) requests: Requests,
-    /// Where snapshots are recorded, if this node has a catalog.
+    /// Records of snapshots, if this node has a catalog.
     pub(crate) records: Option<Records>,
     pub(crate) watcher: Arc<dyn Watcher>,
 }
@@ -57,7 +57,7 @@ impl Life {
                 SnapshotWork::PublishAgain | SnapshotWork::SealAgain => self.wait(&mut pause)?,
                 SnapshotWork::RemoveFromStore => return self.remove_from_store(),
             }
-            // Deleted before this try began: whoever deletes it takes it out of the store, where it must not come back.
+            // Deleted before this try began: the deleter takes it out of the store, where it must not come back.
             if self.snapshot.state() == SnapshotState::Discarded {
                 return Ok(());
             }
@@ -133,8 +133,8 @@ impl Life {
         Ok(work)
     }
 
-    /// What was recorded before there was anything in the store. It is no part of the snapshot: if it cannot be put
-    /// there now, a later resume tries again.
+    /// Publishes a working set that was recorded before anything was in the store. It is no part of the snapshot: if it
+    /// cannot be put there now, a later resume tries again.
     fn publish_working_set(&self) -> Result<(), Stopped> {
         let requests = &self.background.requests;
         requests.wait(working_sets::publish(&self.snapshot, &requests.store))

@@ -1,6 +1,6 @@
-//! The states of a snapshot and what each event makes of them: a table without any effect of its own.
+//! The states of a snapshot, and the next state for each event: a table without any effect of its own.
 
-/// How far a snapshot has come.
+/// Stage that a snapshot has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SnapshotState {
     /// Its bytes are frozen in RAM; it can be resumed, forked and paused over.
@@ -13,11 +13,11 @@ pub enum SnapshotState {
     Published,
     /// It is gone.
     Discarded,
-    /// Found lost at a start of the engine: its bytes were in RAM that nobody kept, or in a file that is not there.
+    /// Found lost at a start of the engine: its bytes were in RAM that no keeper held, or in a file that is not there.
     Lost,
 }
 
-/// What happens to a snapshot.
+/// Events in a snapshot's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SnapshotEvent {
     /// Its seal succeeded.
@@ -32,7 +32,7 @@ pub enum SnapshotEvent {
     Deleted,
 }
 
-/// What is to be done after a change.
+/// Work that a change of state calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SnapshotWork {
     /// Nothing.
@@ -80,7 +80,7 @@ impl SnapshotState {
         }
     }
 
-    /// Whether it has a manifest.
+    /// True if it has a manifest.
     pub fn has_manifest(self) -> bool {
         matches!(self, Self::Sealed | Self::Published)
     }

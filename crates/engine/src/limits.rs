@@ -49,7 +49,7 @@ pub const STORE_RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest such pause.
 pub const STORE_RETRY_LAST: Duration = Duration::from_secs(30);
 
-/// How often a store that is in use is looked at, also where nothing is written to it.
+/// Time between two looks at a store in use, also without writes to it.
 pub const STORE_LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Room on the disk that is held back for the catalog: a deletion writes some 100 KiB before it gives anything back.
@@ -90,7 +90,7 @@ pub const PREFETCH_SLICE_PAGES: u32 = 256;
 /// Frames asked for ahead of the guest at once.
 pub const PREFETCH_FRAMES_MAX: usize = 32;
 
-/// How long after a resume is recorded which pages the guest touches: what it needs first, not all that it ever does.
+/// Time after a resume in which the guest's touches are recorded: its first needs, not all that it ever touches.
 pub const WORKING_SET_TIME: Duration = Duration::from_secs(5);
 
 /// Pages of a working set: 256 MiB, a tenth of a second of installing, or what a bad one can make a resume fetch.
@@ -105,16 +105,17 @@ pub const WORKING_SET_USES_MAX: u32 = 64;
 /// Pages a guest waited for in spite of its working set before that is worth writing another one: 0.1 ms of faults.
 pub const WORKING_SET_MISSES_MIN: u32 = 32;
 
-/// How long after its last note a working set is written down: a pause that ended it has answered by then.
+/// Time from a working set's last note until it is written down: a pause that ended it has answered by then.
 pub const WORKING_SET_WRITTEN_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a working set is looked for in the store, or is put there: it is wanted in the first seconds or not at all.
+/// Longest time that a working set is looked for in the store, or put there: it is wanted in the first seconds or not
+/// at all.
 pub const WORKING_SET_STORE_WAIT: Duration = Duration::from_secs(10);
 
 /// Objects looked at to find the newest working set of a snapshot: one, and a few more where nodes wrote at once.
 pub const WORKING_SET_OBJECTS_MAX: usize = 64;
 
-/// How long a recovery waits for a killed server to leave the kernel: its process is being torn down.
+/// Longest time a recovery waits for a killed server to leave the kernel: its process is being torn down.
 pub const SERVER_END_WAIT: Duration = Duration::from_secs(10);
 
 /// Pause between two questions whether it has.
@@ -133,10 +134,10 @@ pub const ZSTD_LEVEL: i32 = 1;
 /// Bytes packed in one write: larger ones are slower on ext4, smaller ones cost calls.
 pub const PACK_WRITE_BYTES: usize = 1 << 20;
 
-/// How long a seal gives way altogether to guests that are being brought up, each of which takes some 50 ms.
+/// Longest time a seal gives way altogether to guests that are being brought up, each of which takes some 50 ms.
 pub const GIVE_WAY_MAX: Duration = Duration::from_millis(200);
 
-/// How long a guest that was brought up takes its first steps, for which seals give way as well.
+/// Time of a guest's first steps after it was brought up; seals give way to these as well.
 pub const FIRST_STEPS: Duration = Duration::from_millis(20);
 
 /// Seals that compare and pack at once, at idle priority.
@@ -185,7 +186,7 @@ pub const FROZEN_WAIT: Duration = Duration::from_secs(3);
 /// Bytes of the catalog that stay in memory: records are small, and manifests are read at the start.
 pub const CATALOG_CACHE_BYTES: usize = 16 << 20;
 
-/// How late background work that waits for something else may notice that the engine ends.
+/// Longest time until waiting background work notices that the engine ends.
 pub const STOP_HEARD_WITHIN: Duration = Duration::from_millis(100);
 
 /// Bytes of RAM that captures may hold together where nothing else is said.
@@ -194,5 +195,5 @@ pub const CAPTURE_BYTES_DEFAULT: u64 = 64 << 30;
 /// Unsealed snapshots in one line where nothing else is said: a read may have to look at each.
 pub const UNSEALED_DEFAULT: usize = 8;
 
-/// How long a pause waits for room, with the guest running, where nothing else is said.
+/// Longest time a pause waits for room, with the guest running, unless set otherwise.
 pub const PAUSE_WAIT_DEFAULT: Duration = Duration::from_secs(30);

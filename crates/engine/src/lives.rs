@@ -23,7 +23,7 @@ pub(crate) struct Work {
 #[derive(Debug)]
 pub(crate) struct Lives {
     begun: Begun,
-    /// Where lives wait that have no thread.
+    /// Queue of the lives that have no thread.
     late: Option<Sender<Work>>,
     beginner: Option<JoinHandle<()>>,
 }
@@ -69,8 +69,8 @@ impl Begun {
     }
 }
 
-/// Begins what comes, until nothing more can. What has not begun when the engine ends is found unsaved at its next
-/// start, as if it had begun and been cut short.
+/// Begins what comes, until nothing more can. A life that has not begun when the engine ends is found unsaved at its
+/// next start, as if it had begun and been cut short.
 fn begin_late(begun: &Begun, waiting: &Receiver<Work>, stop: &Stop) {
     for mut work in waiting {
         loop {

@@ -17,8 +17,8 @@ use crate::view::LiveView;
 /// The layers of each volume that are to become one, chosen over the whole manifest; none of a volume that gives no room.
 ///
 /// They are among the smaller half of all layers, by live pages, and none has more than twice the pages of all smaller
-/// ones that go with it, so a page is written again about once per doubling of what lies above it. Where that leaves
-/// too little room for one more layer of each volume, the cheapest others go too.
+/// ones that go with it, so a page is written again about once per doubling of what lies above it. If that leaves too
+/// little room for one more layer of each volume, the cheapest others go too.
 pub(crate) fn slots_to_merge(maps: &[&PageMap], merge_at_layers: usize) -> Vec<Vec<LayerSlot>> {
     let mut merging: Vec<VolumeMerge> = maps.iter().map(|map| VolumeMerge::none_of(map)).collect();
     if layers_after(&merging) >= merge_at_layers {
@@ -71,8 +71,8 @@ impl VolumeMerge {
     }
 }
 
-/// Takes, in every volume, the layers that are among the smaller half of all. One more than half: merging so many of one
-/// volume leaves half.
+/// Takes, in every volume, the layers that are among the smaller half of all. One more than half: merging this many of
+/// one volume leaves half.
 fn take_smaller_half(merging: &mut [VolumeMerge]) {
     let mut all: Vec<(u32, usize)> = Vec::new();
     for (volume, merge) in merging.iter().enumerate() {
@@ -120,7 +120,7 @@ mod tests {
 
     const NONE: Vec<u32> = Vec::new();
 
-    /// Maps whose layers have so many live pages each; every layer has a slot of its own.
+    /// Maps whose layers have these numbers of live pages; every layer has a slot of its own.
     fn maps(volumes: &[Vec<u32>]) -> Vec<PageMap> {
         let mut slots = (0..).map(LayerSlot::new);
         let map_of = |layers: &Vec<u32>| {

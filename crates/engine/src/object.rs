@@ -1,4 +1,4 @@
-//! A layer as it lies in the store: compressed frames one behind the other, then the table that says where they are.
+//! A layer as it lies in the store: compressed frames one after the other, then the table of their places.
 //!
 //! Layout, little-endian: frames | table. Table: magic `RKLT`, version u16, length-prefixed layer index, then per
 //! frame the varint of its encoded length. A frame as long as its pages is stored raw, a shorter one is zstd.
@@ -13,7 +13,7 @@ use crate::wire::{Reader, WireError, Writer};
 const MAGIC: [u8; 4] = *b"RKLT";
 const VERSION: u16 = 1;
 
-/// Where each frame of a stored layer is, with the index that its name commits to.
+/// Place of each frame of a stored layer, with the index that its name commits to.
 #[derive(Debug)]
 pub struct ObjectTable {
     index: LayerIndex,
@@ -21,7 +21,7 @@ pub struct ObjectTable {
     ends: Box<[u64]>,
 }
 
-/// Why an encoded frame is not what it should be.
+/// Reason that an encoded frame is not the right one.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// It does not decompress.

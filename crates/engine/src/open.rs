@@ -1,4 +1,4 @@
-//! A published snapshot, opened by its name on a node that may have nothing of it yet.
+//! Opens a published snapshot by its id on a node that may have nothing of it yet.
 
 use std::collections::HashSet;
 use std::io;
@@ -19,7 +19,7 @@ use crate::sync::{Condvar, Mutex, lock};
 use crate::view::{LiveView, View};
 use crate::wire::WireError;
 
-/// Why a published snapshot cannot be opened.
+/// Reason that a published snapshot cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The manifest could not be had; `NotFound` means that the snapshot was never published, or deleted.
@@ -27,7 +27,7 @@ pub enum OpenError {
     Store {
         /// The snapshot.
         snapshot: SnapshotId,
-        /// What the store said.
+        /// The store's error.
         source: StoreError,
     },
     /// The manifest is damaged or not one.
@@ -35,7 +35,7 @@ pub enum OpenError {
     Manifest {
         /// The snapshot.
         snapshot: SnapshotId,
-        /// What is wrong with it.
+        /// The fault in it.
         source: WireError,
     },
     /// The object under this name is another snapshot's manifest.
@@ -73,7 +73,7 @@ pub enum OpenError {
     Lost {
         /// The snapshot.
         snapshot: SnapshotId,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// It could not be recorded that it was opened.
@@ -81,7 +81,7 @@ pub enum OpenError {
     Catalog {
         /// The snapshot.
         snapshot: SnapshotId,
-        /// What the catalog said.
+        /// The catalog's error.
         source: CatalogError,
     },
     /// The local disk failed.
@@ -89,13 +89,13 @@ pub enum OpenError {
     Cache {
         /// The snapshot.
         snapshot: SnapshotId,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Who opens which snapshot now: one at a time each, so that nothing is opened that others have opened, and perhaps
-/// deleted, meanwhile.
+/// The snapshots being opened now: one call at a time each, so that none opens a snapshot that another call has opened,
+/// and perhaps deleted, meanwhile.
 #[derive(Debug, Default)]
 pub(crate) struct Openings {
     under_way: Mutex<HashSet<SnapshotId>>,
@@ -110,7 +110,7 @@ pub(crate) struct Opening<'a> {
 }
 
 impl Openings {
-    /// Waits until nobody else opens the snapshot; `waiting` is called first where somebody does.
+    /// Waits until no other call opens the snapshot; `waiting` is called first if there is one.
     pub(crate) fn begin(&self, snapshot: SnapshotId, waiting: impl FnOnce()) -> Opening<'_> {
         let mut waiting = Some(waiting);
         let mut under_way = lock(&self.under_way);

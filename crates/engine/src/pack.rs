@@ -20,7 +20,7 @@ use crate::ranked_set::RankedSet;
 use crate::read_plan::ReadError;
 use crate::view::PackedPages;
 
-/// Why no layer was written; the capture is as good as before.
+/// Reason that no layer was written; the capture is as good as before.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// The disk failed or is full.

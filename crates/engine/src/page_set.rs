@@ -39,25 +39,25 @@ impl PageSet {
         fits.then(|| Self { words: words.into_boxed_slice(), pages })
     }
 
-    /// How many pages the volume has, whether in the set or not.
+    /// Number of pages of the volume, in the set or not.
     #[must_use]
     pub const fn pages(&self) -> u32 {
         self.pages
     }
 
-    /// How many pages are in the set.
+    /// Number of pages in the set.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.words.iter().map(|word| word.count_ones()).sum()
     }
 
-    /// Whether no page is in the set.
+    /// True if no page is in the set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
-    /// Whether `page` is in the set.
+    /// True if `page` is in the set.
     #[must_use]
     pub fn contains(&self, page: GuestPage) -> bool {
         self.assert_holds(page);
@@ -108,7 +108,7 @@ impl PageSet {
         self.combine(other, |word, other| word & other);
     }
 
-    /// Whether no page is in both sets, which are of the same volume.
+    /// True if no page is in both sets, which are of the same volume.
     #[must_use]
     pub fn is_disjoint_from(&self, other: &Self) -> bool {
         assert_eq!(self.pages, other.pages, "sets of one volume are compared");
@@ -141,7 +141,8 @@ impl PageSet {
         })
     }
 
-    /// Whether `page` is in the set, and for how many pages from it, at most `limit`, the answer is the same.
+    /// True if `page` is in the set; with the number of pages from it, at most `limit`, for which the answer is the
+    /// same.
     ///
     /// The count ends at the volume's last page and is 0 only where `limit` is.
     #[must_use]

@@ -1,4 +1,4 @@
-//! A pause: what must be had before the guest freezes, and the snapshot once it has.
+//! A pause: room and permits before the guest freezes, and the snapshot once it has.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,16 +34,16 @@ pub struct PausePermit {
     reaper: ReaperHandle,
 }
 
-/// What a frozen guest is taken over as.
+/// A frozen guest, to be taken over as a snapshot.
 #[derive(Debug)]
 pub struct PausedGuest {
-    /// The name of its snapshot, which the caller chose before it froze the guest; nobody else has used it.
+    /// The name of its snapshot, chosen by the caller before it froze the guest, and never used before.
     pub id: SnapshotId,
     /// The volumes, memory first; each in a memfd of ours.
     pub volumes: Vec<PausedVolume>,
     /// Device state and metadata by name.
     pub blobs: BTreeMap<String, Bytes>,
-    /// What else the catalog is to know from the same instant on.
+    /// Further changes of the catalog, made in the same transaction.
     pub alongside: Vec<Change>,
 }
 
@@ -56,17 +56,17 @@ pub struct PausedVolume {
     pub page_kind: PageKind,
     /// Its bytes, page `p` at byte `p * 4096`.
     pub memfd: Memfd,
-    /// Which of them speak; every other page is the parent's.
+    /// The captured pages; every other page is the parent's.
     pub pages: CapturedPages,
 }
 
-/// Why a guest cannot be paused now; it was not frozen for it.
+/// Reason that a guest cannot be paused now; it was not frozen for it.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
     /// There is no room for its memory.
     #[error("no RAM for the capture: {0}")]
     Budget(#[from] BudgetError),
-    /// What the guest runs from was lost.
+    /// The snapshot that the guest runs from was lost.
     #[error("snapshot {parent} is lost, nothing can be made of it")]
     Lost {
         /// The snapshot it runs from.
@@ -77,16 +77,16 @@ pub enum PauseError {
         "{unsealed} snapshots under this one are still being sealed, at most {unsealed_max} may be; the oldest is {oldest}"
     )]
     Unsealed {
-        /// How many.
+        /// Number of unsealed ancestors.
         unsealed: usize,
-        /// How many may be.
+        /// Largest number allowed.
         unsealed_max: usize,
         /// The one that all others wait for.
         oldest: SnapshotId,
     },
 }
 
-/// Why a frozen guest could not be taken over; it is as it was.
+/// Reason that a frozen guest could not be taken over; it is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// A volume cannot be a capture.
@@ -94,7 +94,7 @@ pub enum CommitError {
     Capture {
         /// The volume.
         volume: String,
-        /// What is wrong with it.
+        /// The fault in it.
         source: CaptureError,
     },
     /// A volume's size could not be asked for.
@@ -102,7 +102,7 @@ pub enum CommitError {
     Memfd {
         /// The volume.
         volume: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The snapshot's id was used before: an id is used once, also when its snapshot is gone.
@@ -117,8 +117,8 @@ pub enum CommitError {
     /// The snapshot could not be recorded, and nothing of it is.
     #[error("recording the snapshot: {0}")]
     Catalog(#[from] CatalogError),
-    /// Whether the snapshot was recorded is unknown, with all that was to be recorded alongside. The guest stands until
-    /// this is dropped.
+    /// It is unknown if the snapshot was recorded, and with it all that was to be recorded alongside. The guest stands
+    /// until this is dropped.
     #[error("recording the snapshot: {0}")]
     Unsettled(UnsettledPause),
     /// The guest cannot be named in a manifest.
@@ -134,7 +134,7 @@ pub enum CommitError {
     },
 }
 
-/// Where permits come from.
+/// Rules and source of pause permits.
 #[derive(Debug, Clone)]
 pub(crate) struct PauseRules {
     pub(crate) budget: Budget,
@@ -163,7 +163,7 @@ impl PauseRules {
     fn wait_for_line(&self, parent: &Arc<Snapshot>, deadline: Deadline) -> Result<(), PauseError> {
         loop {
             let line = parent.unsealed_line();
-            // Where nothing unsealed may be in the line, a pause still waits for what is there, and no longer.
+            // If no unsealed ancestor is allowed at all, a pause still waits for those that are there, and no longer.
             let Some(oldest) = line.last().filter(|_| line.len() >= self.unsealed_max) else {
                 return Ok(());
             };
@@ -179,9 +179,9 @@ impl PauseRules {
 }
 
 impl PausePermit {
-    /// Makes the snapshot: from here on it can be read, resumed, forked and paused over. Where there are `records`, the
-    /// keeper has its memory and the catalog its record by then; otherwise nothing of it stays. Its cost does not depend
-    /// on how much is dirty or how long its history is.
+    /// Makes the snapshot: from here on it can be read, resumed, forked and paused over. With `records`, the keeper has
+    /// its memory and the catalog its record by then; otherwise nothing of it stays. Its cost does not depend on how
+    /// much is dirty or how long its history is.
     pub(crate) fn commit(
         mut self,
         guest: PausedGuest,

@@ -1,5 +1,5 @@
-//! Guests that are brought up go before what is saved: idle priority leaves them the processor, but neither a cold cache
-//! nor the memory's bandwidth.
+//! Guests that are brought up go before seals and uploads: idle priority leaves them the processor, but neither a cold
+//! cache nor the memory's bandwidth.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use crate::deadline::Deadline;
 use crate::limits;
 use crate::sync::{Condvar, Mutex, lock};
 
-/// Who goes first on this node. Clones are the same.
+/// Lets guests that are brought up go before background work on this node. Clones are the same.
 #[derive(Debug, Clone, Default)]
 pub struct Precedence(Arc<Shared>);
 
@@ -27,7 +27,7 @@ struct State {
 }
 
 impl State {
-    /// How long to wait for what is known to end; none where nobody goes first.
+    /// Time until all known reasons to wait end; `None` without any.
     fn wait(&self) -> Option<Duration> {
         if self.guests > 0 {
             return Some(Duration::MAX);
@@ -75,7 +75,7 @@ impl Drop for BringingUp {
 #[derive(Debug)]
 pub struct Courtesy {
     precedence: Precedence,
-    /// How much longer it gives way altogether.
+    /// Time for which it may still give way altogether.
     left: Mutex<Duration>,
 }
 
@@ -85,7 +85,7 @@ impl Courtesy {
         Self { precedence: precedence.clone(), left: Mutex::new(limits::GIVE_WAY_MAX) }
     }
 
-    /// Waits while guests are being brought up. Cheap where there are none.
+    /// Waits while guests are being brought up. Cheap without any.
     pub fn give_way(&self) {
         if lock(&self.precedence.0.state).wait().is_none() {
             return;

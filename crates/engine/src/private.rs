@@ -1,4 +1,4 @@
-//! Files and directories that no other user can open, whatever the umask is and whatever stood there before.
+//! Files and directories that no other user can open, with any umask and whatever mode they had before.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -61,7 +61,7 @@ pub fn at(path: &Path, doing: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{doing} {}: {error}", path.display()))
 }
 
-/// Whether anything of `forbidden` is allowed, of what is this user's.
+/// True if a file of this user allows anything of `forbidden`.
 fn allows(found: &Metadata, forbidden: u32) -> bool {
     found.mode() & forbidden != 0 && found.uid() == rustix::process::geteuid().as_raw()
 }

@@ -1,4 +1,4 @@
-//! Uploads what a sealed snapshot names: every layer not known to be stored, whoever made it, then the manifest.
+//! Uploads a sealed snapshot: every layer not known to be stored, on whichever node it was made, then the manifest.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::object::{ObjectTable, encode_frame};
 use crate::stop::{Stop, Stopped};
 use crate::store::{LayerUpload, Store, StoreError};
 
-/// Why a snapshot was not published; what was uploaded so far stays and is not uploaded again.
+/// Reason that a snapshot was not published; the objects uploaded so far stay and are not uploaded again.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The store failed.
@@ -40,9 +40,9 @@ pub enum PublishError {
 pub struct Requests {
     /// The store.
     pub store: Store,
-    /// Where requests run.
+    /// Runtime on which requests run.
     pub runtime: Handle,
-    /// What ends the wait for an answer.
+    /// Ends the wait for an answer.
     pub stop: Stop,
 }
 

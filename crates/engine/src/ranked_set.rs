@@ -26,7 +26,7 @@ struct Block {
     members: Members,
 }
 
-/// Where the words of a block are: nowhere if it is empty or full.
+/// Index of the words of a block: none if it is empty or full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Members(u32);
 
@@ -62,25 +62,25 @@ impl RankedSet {
         ranking.done()
     }
 
-    /// How many pages the volume has, whether in the set or not.
+    /// Number of pages of the volume, in the set or not.
     #[must_use]
     pub const fn pages(&self) -> u32 {
         self.pages
     }
 
-    /// How many pages are in the set.
+    /// Number of pages in the set.
     #[must_use]
     pub const fn len(&self) -> u32 {
         self.len
     }
 
-    /// Whether no page is in the set.
+    /// True if no page is in the set.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// How many members come before `page`, if it is a member itself.
+    /// Number of members before `page`, if it is a member itself.
     #[must_use]
     pub fn rank(&self, page: GuestPage) -> Option<LayerPage> {
         let block = self.block_of(page);
@@ -99,7 +99,7 @@ impl RankedSet {
         }
     }
 
-    /// Whether `page` is in the set.
+    /// True if `page` is in the set.
     #[must_use]
     pub fn contains(&self, page: GuestPage) -> bool {
         self.rank(page).is_some()
@@ -163,8 +163,8 @@ impl RankedSet {
         &self.words[first..first + BLOCK_WORDS]
     }
 
-    /// How many pages from `page` on are members (or not, as asked) in its word or uniform block, and how many
-    /// that word or block has from there.
+    /// Number of pages from `page` on that are members (or not, as asked) in its word or uniform block, and the number
+    /// of pages that word or block has from there.
     fn same_in_block(&self, page: GuestPage, member: bool) -> (u32, u32) {
         let offset = page.number() % BLOCK_PAGES;
         let uniform = |all: bool| if all == member { BLOCK_PAGES - offset } else { 0 };

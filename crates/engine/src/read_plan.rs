@@ -16,7 +16,7 @@ pub struct ReadPlan {
     rest: Vec<Piece>,
 }
 
-/// Why planned pages could not be read.
+/// Reason that planned pages could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// A frame could not be had.
@@ -27,7 +27,7 @@ pub enum ReadError {
     Lost {
         /// The first page of the piece that failed.
         page: GuestPage,
-        /// What was lost.
+        /// The bytes that were lost.
         source: LostBytes,
     },
 }

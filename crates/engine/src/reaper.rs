@@ -1,4 +1,4 @@
-//! The one thread on which large memory is given back, so that no guest and no request pays for it.
+//! The one thread that gives large memory back to the system, so that no guest and no request pays for it.
 
 use std::any::Any;
 
@@ -20,7 +20,7 @@ pub struct Reaper {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Where to hand in what is to be freed. After the reaper has ended, things are freed where they are handed in.
+/// Takes memory that is to be freed. After the reaper has ended, things are freed where they are handed in.
 #[derive(Debug, Clone)]
 pub struct ReaperHandle(Sender<Message>);
 
@@ -40,7 +40,7 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // A failed send means that the thread has ended already, which is what is asked for.
+        // A failed send means that the thread has ended already, as wanted.
         self.handle.0.send(Message::Stop).ok();
         if let Some(thread) = self.thread.take() {
             thread.join().expect("the reaper only drops values");

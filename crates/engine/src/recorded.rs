@@ -8,7 +8,7 @@ use crate::lifecycle::SnapshotState;
 use crate::manifest::{LocalManifest, StoredLayer};
 use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord};
 
-/// What a catalog says of its snapshots.
+/// A catalog's record of its snapshots.
 #[derive(Default)]
 pub(crate) struct Recorded {
     pub(crate) captured: Vec<(SnapshotId, CapturedFacts)>,
@@ -16,7 +16,7 @@ pub(crate) struct Recorded {
     /// Records that cannot be read, each with the reason.
     pub(crate) unreadable: Vec<(SnapshotId, String)>,
     pub(crate) deletions: HashSet<SnapshotId>,
-    /// Where layers are stored, whichever snapshot knows it.
+    /// Places of layers in the store, from any snapshot that knows them.
     pub(crate) stored: HashMap<LayerId, StoredLayer>,
 }
 

@@ -1,7 +1,8 @@
-//! What a snapshot's life writes into the catalog, and when the keeper lets go of its memory.
+//! Records of a snapshot's life in the catalog, and the moment at which the keeper lets go of its memory.
 //!
-//! One thread at a time writes a snapshot's record: the pause, then its life, then whoever drops its last handle. That it
-//! was deleted stands under a key of its own, so the owner's word and the life's steps never overwrite each other.
+//! One thread at a time writes a snapshot's record: the pause, then its life, then the thread that drops its last
+//! handle. That it was deleted stands under a key of its own, so the owner's word and the life's steps never overwrite
+//! each other.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::reaper::ReaperHandle;
 use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord};
 use crate::working_set::WorkingSet;
 
-/// Where snapshots are recorded. Clones are the same place.
+/// Writes snapshots' records into the catalog. Clones are the same place.
 #[derive(Debug, Clone)]
 pub(crate) struct Records(Arc<Shared>);
 
@@ -71,7 +72,7 @@ impl Records {
         self.0.catalog.write(&alongside)
     }
 
-    /// Whether anything is recorded of a snapshot: then its id is used.
+    /// True if anything is recorded of a snapshot: then its id is used.
     pub(crate) fn knows(&self, id: SnapshotId) -> Result<bool, CatalogError> {
         self.0.catalog.has(&OF_A_SNAPSHOT, id.as_bytes())
     }
@@ -83,7 +84,7 @@ impl Records {
         }
     }
 
-    /// Whether the keeper has word that a pause was taken back: every other one has volumes.
+    /// True if the keeper has word that a pause was taken back: every other one has volumes.
     pub(crate) fn is_taken_back(kept: &[KeptVolume]) -> bool {
         kept.is_empty()
     }
@@ -157,12 +158,12 @@ impl Records {
         self.write_with_last_room(&[put(Kind::Deletion, id, Vec::new())])
     }
 
-    /// Whether a snapshot was deleted and is not gone yet.
+    /// True if a snapshot was deleted and is not gone yet.
     pub(crate) fn is_deleted(&self, id: SnapshotId) -> Result<bool, CatalogError> {
         Ok(self.0.catalog.get(Kind::Deletion, id.as_bytes())?.is_some())
     }
 
-    /// Lets the keeper forget a snapshot's memory. Where that fails, the next start does it.
+    /// Lets the keeper forget a snapshot's memory. If that fails, the next start does it.
     pub(crate) fn forget(&self, id: SnapshotId) {
         if let Err(error) = self.0.keeper.forget(id) {
             tracing::warn!(snapshot = %id, %error, "the keeper still holds memory that nobody needs");

@@ -1,4 +1,4 @@
-//! Where a volume's pages are in the address space of the VMM that runs on it.
+//! Addresses of a volume's pages in the VMM that runs on it.
 
 use rekindle_kernel::{GuestRange, HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
 use serde::{Deserialize, Serialize};
@@ -29,16 +29,16 @@ pub struct Regions {
     pages: u32,
 }
 
-/// Why a list of regions is not the memory of a volume.
+/// Reason that a list of regions is not the memory of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegionsError {
-    /// There is none.
+    /// The list has no region.
     #[error("the list of memory regions is empty")]
     Empty,
     /// There are more than we keep.
     #[error("{count} memory regions are more than the {} allowed", limits::REGIONS_MAX)]
     TooMany {
-        /// How many.
+        /// Number of regions.
         count: usize,
     },
     /// An address, offset or size is not a multiple of the region's page size, or the size is zero.
@@ -58,9 +58,9 @@ pub enum RegionsError {
     /// Offsets have a gap or overlap.
     #[error("a memory region begins at offset {found:#x} where {expected:#x} is expected")]
     NotContiguous {
-        /// Where the regions before it end.
+        /// End of the regions before it.
         expected: u64,
-        /// Where it begins.
+        /// Its start.
         found: u64,
     },
     /// Two regions share addresses.
@@ -131,7 +131,7 @@ impl Regions {
         &self.by_offset[after - 1]
     }
 
-    /// Where `pages` are in the VMM; they must lie in one region, as `clip` makes sure.
+    /// Range of `pages` in the VMM; they must lie in one region, as `clip` makes sure.
     pub fn range_of(&self, pages: GuestPages) -> GuestRange {
         let region = self.region_of(pages.start());
         let start = region.start + (pages.start().offset_bytes() - region.offset);
@@ -170,7 +170,7 @@ impl Region {
         GuestPages::between(page_of_byte(self.offset), page_of_byte(self.offset + self.bytes))
     }
 
-    /// Where the region is in the VMM.
+    /// The region's range in the VMM.
     pub fn range(&self) -> GuestRange {
         GuestRange { start: self.start, bytes: self.bytes }
     }

@@ -1,7 +1,7 @@
-//! The snapshots of the catalog, made again at the start of an engine: each as far as it had come.
+//! Makes the snapshots of the catalog again at the start of an engine: each as far as it had come.
 //!
-//! Nothing is asked of the store. Sealed and published ones come from their manifests, captured ones from the keeper,
-//! parents before children. What cannot be had again is lost, by name and with the reason, and stays listed so.
+//! The store is not read. Sealed and published ones come from their manifests, captured ones from the keeper, parents
+//! before children. A snapshot that cannot be had again is lost, by name and with the reason, and stays listed so.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -29,7 +29,7 @@ use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::{CapturedFacts, SealFacts};
 use crate::view::{LiveView, View};
 
-/// What the start of an engine found in its catalog.
+/// Findings of an engine's start in its catalog.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Replay {
     /// Snapshots whose memory the keeper had.
@@ -53,11 +53,11 @@ pub struct Replay {
 pub struct LostSnapshot {
     /// Its name.
     pub id: SnapshotId,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// Why the snapshots of a catalog could not be made again; nothing was changed.
+/// Reason that the snapshots of a catalog could not be made again; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The catalog failed.
@@ -71,7 +71,7 @@ pub enum ReplayError {
     Disk(#[from] io::Error),
 }
 
-/// What an engine starts with.
+/// Snapshots and handles that an engine starts with.
 #[derive(Debug, Default)]
 pub(crate) struct Replayed {
     pub(crate) known: Vec<Arc<Snapshot>>,
@@ -84,7 +84,7 @@ pub(crate) struct Replayed {
     pub(crate) replay: Replay,
 }
 
-/// What snapshots are made again with. The cache keeps its files until it is known which of them are needed.
+/// Sources from which snapshots are made again. The cache keeps its files until it is known which of them are needed.
 pub(crate) struct Replaying<'a> {
     pub(crate) records: &'a Records,
     pub(crate) cache: &'a Cache,
@@ -92,7 +92,7 @@ pub(crate) struct Replaying<'a> {
     pub(crate) reaper: ReaperHandle,
 }
 
-/// Why one snapshot could not be made again.
+/// Reason that one snapshot could not be made again.
 enum Obstacle {
     /// It is lost.
     Lost(String),
@@ -106,13 +106,13 @@ impl<E: Into<ReplayError>> From<E> for Obstacle {
     }
 }
 
-/// What was made so far.
+/// Snapshots made so far.
 struct Made {
     all: HashMap<SnapshotId, Arc<Snapshot>>,
     lost: HashSet<SnapshotId>,
     undecided: HashSet<SnapshotId>,
     deletions: HashSet<SnapshotId>,
-    /// What stands for those that were undecided until now.
+    /// Stand-ins for the snapshots that were undecided until now.
     before: HashMap<SnapshotId, Arc<Snapshot>>,
     replayed: Replayed,
 }
@@ -151,7 +151,7 @@ impl Replaying<'_> {
         let mut found = Recorded::read(self.records.catalog())?;
         found.captured.retain(|(id, _)| made.before.contains_key(id));
         found.named.retain(|(local, ..)| made.before.contains_key(&local.manifest().snapshot()));
-        // What the catalog has of them does not change; a later program may read it.
+        // Their records in the catalog do not change; a later program may read them.
         found.unreadable.clear();
         self.make(found, made).map(|made| made.replayed)
     }
@@ -441,7 +441,7 @@ fn of_capture(name: &VolumeName, error: &CaptureError) -> Obstacle {
     }
 }
 
-/// What a captured volume stands on.
+/// The base of a captured volume.
 fn base_of(parent: &Snapshot, position: usize, shape: &VolumeShape) -> Result<Arc<LiveView>, Obstacle> {
     let base = parent.volumes().get(position);
     let base = base.filter(|base| base.name == shape.name && base.view.pages() == shape.pages);

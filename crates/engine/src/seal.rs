@@ -1,4 +1,5 @@
-//! A capture becomes a layer, and the layer a name: compare, pack, then the manifest on top of the parent's.
+//! A seal: it compares a capture with its parent, packs the rest into a layer, and puts a manifest on top of the
+//! parent's.
 
 use std::collections::HashMap;
 use std::io;
@@ -32,7 +33,7 @@ use crate::snapshot_record::SealFacts;
 use crate::stop::{Stop, Stopped};
 use crate::view::{PackedPages, View};
 
-/// What sealing works with.
+/// Tools and rules of all seals.
 #[derive(Debug)]
 pub(crate) struct Sealer {
     cache: Arc<Cache>,
@@ -45,7 +46,7 @@ pub(crate) struct Sealer {
     turns: Budget,
 }
 
-/// How seals are done.
+/// Rules of all seals.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sealing {
     /// Threads that compare one snapshot.
@@ -54,7 +55,7 @@ pub(crate) struct Sealing {
     pub(crate) merge_at_layers: usize,
 }
 
-/// Why a step of a seal did not succeed; nothing is lost by it.
+/// Reason that a step of a seal did not succeed; nothing is lost by it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SealError {
     #[error(transparent)]
@@ -109,7 +110,7 @@ impl Sealer {
         Self { cache, fetcher, domain, sealing, precedence, hooks, turns }
     }
 
-    /// Where tests stand in the way.
+    /// Points at which tests can stop a seal.
     pub(crate) fn hooks(&self) -> &dyn Hooks {
         &*self.hooks
     }

@@ -1,4 +1,4 @@
-//! One fetch a frame, however many wait for it: who waits for which frame, and the order in which they are told.
+//! Fetches each frame once for all its waiters: the waiters of each frame, and the order in which they are told.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,8 +11,8 @@ use crate::limits;
 use crate::stop::{Stop, Stopped};
 use crate::sync::{Condvar, Mutex, lock};
 
-/// Whoever waits for a frame. Called from a foreign thread, or from the asking one if the frame is there already;
-/// it must not block.
+/// A waiter for a frame. Called from a foreign thread, or from the asking one if the frame is there already; it must
+/// not block.
 pub trait FrameWaiter: Send + Sync {
     /// The frame is verified; it was in memory a moment ago.
     fn frame_ready(&self, layer: LayerId, frame: FrameNumber);
@@ -31,7 +31,7 @@ type Waiters = Vec<Weak<dyn FrameWaiter>>;
 pub struct SingleFlight(Mutex<HashMap<FrameKey, Waiters>>);
 
 impl SingleFlight {
-    /// Adds one who waits. True if nobody fetches the frame yet: then the caller is to run [`Self::fetch`].
+    /// Adds one who waits. True if the frame is not being fetched yet: then the caller must run [`Self::fetch`].
     #[must_use = "the first who waits is to fetch"]
     pub fn join(&self, key: FrameKey, waiter: Weak<dyn FrameWaiter>) -> bool {
         let mut awaited = lock(&self.0);
@@ -40,7 +40,7 @@ impl SingleFlight {
         first
     }
 
-    /// Takes a frame over that nobody asks for yet, to be fetched beside another. False if somebody fetches it.
+    /// Takes over a frame without waiters, to be fetched beside another. False if somebody fetches it.
     #[must_use = "who claims is to fetch, or to give the frame back"]
     pub fn claim(&self, key: FrameKey) -> bool {
         let mut awaited = lock(&self.0);
@@ -58,8 +58,8 @@ impl SingleFlight {
         self.is_awaited(key)
     }
 
-    /// Tries until the frame is there or nobody waits for it any more, with a longer `pause` after each failure. Those
-    /// who wait are told of every failure, and of the success.
+    /// Tries until the frame is there or its last waiter is gone, with a longer `pause` after each failure. Waiters are
+    /// told of every failure, and of the success.
     pub async fn fetch<A, P, E>(&self, key: FrameKey, attempt: impl Fn() -> A, pause: impl Fn(Duration) -> P)
     where
         A: Future<Output = Result<(), E>>,
@@ -106,7 +106,7 @@ impl SingleFlight {
         }
     }
 
-    /// False if there was nobody to tell.
+    /// False if the frame had no waiter left.
     fn failed(&self, key: FrameKey, reason: &str) -> bool {
         let waiters = self.living(key);
         for waiter in &waiters {

@@ -33,7 +33,7 @@ pub struct Snapshot {
     created_unix_ms: u64,
     volumes: Vec<Volume>,
     blobs: BTreeMap<String, Bytes>,
-    /// Where it is recorded, if this node has a catalog.
+    /// Its records, if this node has a catalog.
     records: Option<Records>,
     working_set: Known,
     progress: Mutex<Progress>,
@@ -51,7 +51,7 @@ pub struct Volume {
     pub view: Arc<LiveView>,
 }
 
-/// What a new snapshot is made of.
+/// Parts of a new snapshot.
 #[derive(Debug)]
 pub(crate) struct SnapshotParts {
     pub(crate) id: SnapshotId,
@@ -76,27 +76,27 @@ pub struct PlacedLayer {
     pub stored_bytes: Option<u64>,
 }
 
-/// How a snapshot stands, at one moment.
+/// State of a snapshot at one moment.
 #[derive(Debug, Clone)]
 pub struct SnapshotStatus {
     /// Its state.
     pub state: SnapshotState,
-    /// How its captured pages fell, once they were compared.
+    /// Counts of its captured pages, once they were compared.
     pub classes: Option<PageClasses>,
-    /// How long its seal took from the proof that its memory is frozen, once it succeeded.
+    /// Time its seal took from the proof that its memory is frozen, once it succeeded.
     pub seal_time: Option<Duration>,
-    /// Where that time went, if it was sealed since this engine started.
+    /// Parts of that time, if it was sealed since this engine started.
     pub seal_parts: Option<SealParts>,
-    /// What the last failed try to seal or publish said; none after a success. Of a lost one, why it is lost.
+    /// Error of the last failed try to seal or publish; none after a success. Of a lost one, why it is lost.
     pub failure: Option<String>,
-    /// Whether it is called lost only until what is known of it can be read again.
+    /// True if it is called lost only until its record can be read again.
     pub is_undecided: bool,
 }
 
-/// Where the time of a seal went. Of a seal that was tried again, what the last try of each part took.
+/// Parts of the time of a seal. Of a seal that was tried again, what the last try of each part took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SealParts {
-    /// Waiting for the proof that nobody can write the captured memory; the seal's own time begins after it.
+    /// Waiting for the proof that the captured memory cannot be written any more; the seal's own time begins after it.
     pub proof: Duration,
     /// Waiting for other seals that compare.
     pub turn: Duration,
@@ -126,7 +126,7 @@ struct Progress {
 pub struct NoManifestYet;
 
 impl Snapshot {
-    /// A snapshot whose pages are frozen in RAM. Where it is recorded, they are held as long as the keeper has them.
+    /// A snapshot whose pages are frozen in RAM. If it is recorded, they are held as long as the keeper has them.
     pub(crate) fn captured(
         parts: SnapshotParts,
         parent: Option<Arc<Self>>,
@@ -235,7 +235,7 @@ impl Snapshot {
         self.parent_id
     }
 
-    /// How many pauses came before it in its line.
+    /// Number of pauses before it in its line.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -260,17 +260,17 @@ impl Snapshot {
         &self.blobs
     }
 
-    /// What is known of the pages its guests touch first.
+    /// The known working set of its guests.
     pub(crate) fn working_set(&self) -> &Known {
         &self.working_set
     }
 
-    /// Where it is recorded, if this node has a catalog.
+    /// Its records, if this node has a catalog.
     pub(crate) fn records(&self) -> Option<&Records> {
         self.records.as_ref()
     }
 
-    /// How it stands now.
+    /// Its present state.
     pub fn status(&self) -> SnapshotStatus {
         lock(&self.progress).status.clone()
     }
@@ -285,7 +285,7 @@ impl Snapshot {
         matches!(self.state(), SnapshotState::CapturedForChildren | SnapshotState::Discarded)
     }
 
-    /// Whether its manifest is in the store.
+    /// True if its manifest is in the store.
     pub(crate) fn is_published(&self) -> bool {
         self.state() == SnapshotState::Published
     }
@@ -321,7 +321,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Its layers are recorded: nobody needs to hold its captures for it any more.
+    /// Its layers are recorded: the keeper need not hold its captures any more.
     pub(crate) fn forget_kept(&self) {
         let kept = std::mem::take(&mut lock(&self.progress).kept);
         if let Some(records) = &self.records {
@@ -330,7 +330,7 @@ impl Snapshot {
         drop(kept);
     }
 
-    /// What is recorded of its seal.
+    /// Recorded facts of its seal.
     pub(crate) fn seal_facts(&self) -> SealFacts {
         let SnapshotStatus { classes, seal_time, .. } = self.status();
         SealFacts { classes, seal_time }
@@ -464,7 +464,7 @@ impl Progress {
 }
 
 impl Drop for Snapshot {
-    /// Nobody stands on it any more: of one that was deleted, and is out of the store, nothing needs to stay.
+    /// The last user is gone: of a snapshot that was deleted, and is out of the store, nothing needs to stay.
     fn drop(&mut self) {
         let progress = lock(&self.progress);
         let is_over = progress.status.state == SnapshotState::Discarded && progress.lives == 0;

@@ -1,4 +1,4 @@
-//! What the catalog says of one snapshot besides its manifest: how far it has come, and what is needed to go on.
+//! The catalog's record of one snapshot besides its manifest: the stage it has reached, and the facts needed to go on.
 //!
 //! Layout, little-endian: magic `RKSR`, version u16, state u8. A captured one goes on as a manifest does, without
 //! layers and maps; a sealed or published one with how its pages fell and how long its seal took.
@@ -33,12 +33,12 @@ pub enum SnapshotRecord {
     Published(SealFacts),
 }
 
-/// What a captured snapshot is but for its pages.
+/// Facts of a captured snapshot, without its pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CapturedFacts {
     /// The snapshot it is a change of.
     pub parent: Option<SnapshotId>,
-    /// How many pauses came before it in its line.
+    /// Number of pauses before it in its line.
     pub generation: u64,
     /// When it was made, in milliseconds since 1970.
     pub created_unix_ms: u64,
@@ -48,12 +48,12 @@ pub struct CapturedFacts {
     pub blobs: BTreeMap<String, Bytes>,
 }
 
-/// What its seal was like; absent for one that was sealed elsewhere.
+/// Facts of its seal; absent for one that was sealed elsewhere.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SealFacts {
-    /// How its captured pages fell.
+    /// Counts of its captured pages.
     pub classes: Option<PageClasses>,
-    /// How long it took.
+    /// Time it took.
     pub seal_time: Option<Duration>,
 }
 

@@ -1,4 +1,4 @@
-//! The word that ends background work, and the only way that work waits on time.
+//! The signal that ends background work; background work waits on time only through it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ impl Stop {
         self.0.heard.notify_all();
     }
 
-    /// Whether it was said.
+    /// True once it was given.
     pub fn is_said(&self) -> bool {
         *lock(&self.0.said)
     }

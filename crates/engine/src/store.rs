@@ -26,7 +26,7 @@ pub struct Store {
     traffic: Arc<Counters>,
 }
 
-/// How the objects of a store are come by.
+/// Access to the objects of a store.
 #[derive(Debug, Clone)]
 enum Access {
     /// They are there.
@@ -43,7 +43,7 @@ struct Counters {
     stored_bytes: AtomicU64,
 }
 
-/// What was moved through a store since it was opened.
+/// Counts of the bytes moved through a store since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Requests that read an object or a range of one.
@@ -56,7 +56,7 @@ pub struct Traffic {
     pub stored_bytes: u64,
 }
 
-/// Why the store did not do what it was asked.
+/// Reason that the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The object does not exist.
@@ -90,7 +90,7 @@ pub enum StoreError {
     Other {
         /// The object.
         path: ObjectPath,
-        /// What was said.
+        /// The error's source.
         source: object_store::Error,
     },
 }
@@ -106,7 +106,7 @@ impl Store {
         Self { access: Access::Gated(Arc::new(gate)), traffic: Arc::default() }
     }
 
-    /// Why the store is away, if it is.
+    /// The reason that the store is away, if it is.
     pub fn away(&self) -> Option<Away> {
         match &self.access {
             Access::Open(_) => None,
@@ -134,7 +134,7 @@ impl Store {
         }
     }
 
-    /// The objects of a store that was looked at just now: what is written goes to the right one.
+    /// The objects of a store that was checked just now: writes go to the right store.
     async fn checked(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
         match &self.access {
             Access::Open(objects) => Ok(Arc::clone(objects)),
@@ -160,7 +160,7 @@ impl Store {
         Ok(Self::new(Arc::new(files.with_fsync(true))))
     }
 
-    /// What was moved so far.
+    /// Counts so far.
     pub fn traffic(&self) -> Traffic {
         Traffic {
             fetches: self.traffic.fetches.load(Ordering::Relaxed),

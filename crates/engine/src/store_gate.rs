@@ -1,4 +1,4 @@
-//! Whether the store can be used: it is there, and it is the one that this node's snapshots are in.
+//! Guards the use of the store: it must be there, and be the one that this node's snapshots are in.
 //!
 //! A store carries its identity in the object `store`, made once. The catalog remembers it. A store that is not there, or
 //! is another one, is *away*: nothing is written to it or believed of it, and it is tried again.
@@ -18,13 +18,13 @@ use crate::identity::SnapshotId;
 use crate::limits;
 use crate::sync::{Mutex, lock};
 
-/// How a store is opened. It may block.
+/// Opens a store. It may block.
 pub trait StoreOpener: fmt::Debug + Send + Sync {
-    /// Opens it; the error is for people. Where `holds` says that snapshots are in it, nothing is made in its place.
+    /// Opens it; the error is for people. If `holds` says that snapshots are in it, nothing is made in its place.
     fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String>;
 }
 
-/// What the catalog knows of a store before it is opened.
+/// The catalog's knowledge of a store before it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
     /// This node never used one.
@@ -33,7 +33,7 @@ pub enum Holds {
     Snapshots,
 }
 
-/// Who a store is.
+/// Identity of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreIdentity {
     version: u32,
@@ -43,7 +43,7 @@ pub struct StoreIdentity {
     pub epoch: u64,
 }
 
-/// What becomes of a store that is not the one the catalog remembers.
+/// Treatment of a store that is not the one the catalog remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OtherStore {
     /// It is away.
@@ -52,7 +52,7 @@ pub enum OtherStore {
     Accepted,
 }
 
-/// Why a store is away, for people.
+/// Reason that a store is away, for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the store is away: {0}")]
 pub struct Away(pub String);
@@ -66,14 +66,14 @@ pub struct StoreGate {
     published: Option<SnapshotId>,
     accepts_another: AtomicBool,
     standing: Mutex<Standing>,
-    /// Held by whoever opens it.
+    /// Held by the task that opens it.
     opening: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Standing {
     objects: Option<Arc<dyn ObjectStore>>,
-    /// Why it is away; none before it was first tried.
+    /// Reason that it is away; none before it was first tried.
     away: Option<Away>,
     again: Instant,
     pause: Duration,
@@ -83,7 +83,7 @@ struct Standing {
 const VERSION: u32 = 1;
 /// The object that says who a store is.
 const OBJECT: &str = "store";
-/// Where the catalog remembers it.
+/// Key of the remembered identity in the catalog.
 const REMEMBERED: &[u8] = b"store";
 
 impl StoreGate {
@@ -132,7 +132,7 @@ impl StoreGate {
         }
     }
 
-    /// Why the store is away, if it is.
+    /// The reason that the store is away, if it is.
     pub fn away(&self) -> Option<Away> {
         lock(&self.standing).away.clone()
     }
@@ -359,7 +359,7 @@ mod tests {
             self.runtime.block_on(gate.checked()).map(drop).map_err(|Away(reason)| reason)
         }
 
-        /// What a start says of the store that is mounted.
+        /// Decides at a start about the store that is mounted.
         fn start(&self, other: OtherStore) -> Result<(), String> {
             self.check(&self.gate(None, other))
         }

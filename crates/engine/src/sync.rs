@@ -1,6 +1,6 @@
 //! The primitives through which threads share state; under Shuttle they are Shuttle's, so that it can order them.
 //!
-//! What only counts, and decides nothing, may use the standard library's atomics.
+//! A count that decides nothing may use the standard library's atomics.
 
 #[cfg(not(shuttle))]
 mod imp {

@@ -1,4 +1,4 @@
-//! Threads that may not be had: what one was to work on comes back if the system has none.
+//! Starts threads and, if the system has none left, gives back the work they were meant for.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::sync::{Mutex, lock};
 
-/// Begins a thread that does `work` with `given`; if there is none, `given` as it was, and why.
+/// Begins a thread that does `work` with `given`; if the system has none, returns `given` as it was, and the reason.
 pub(crate) fn begin<G: Send + 'static, T: Send + 'static>(
     name: &str,
     given: G,

@@ -1,4 +1,4 @@
-//! Which pages of a stopped guest a pause has to capture: those written or removed in its epoch.
+//! Finds the pages of a stopped guest that a pause has to capture: those written or removed in its epoch.
 
 use std::io;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::geometry::{GuestPage, GuestPages, bytes_of_pages, usize_of};
 use crate::page_set::PageSet;
 use crate::regions::{HUGE_PAGES, Regions};
 
-/// How writes of a guest are learned of.
+/// The ways in which writes of a guest are tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tracking {
@@ -24,10 +24,10 @@ pub enum Tracking {
     Resident,
 }
 
-/// What a fault server learned of its guest's pages in one epoch.
+/// Sets of a guest's pages that a fault server learned in one epoch.
 #[derive(Clone, Copy, Debug)]
 pub struct EpochSets<'a> {
-    /// Pages the guest gave back, whatever became of them since.
+    /// Pages the guest gave back in this epoch, also those that came back since.
     pub removed: &'a PageSet,
     /// Pages known to have been written, or to have been open to unseen writes.
     pub written: &'a PageSet,
@@ -36,7 +36,7 @@ pub struct EpochSets<'a> {
 /// A stopped guest's memory, to be asked about.
 #[derive(Debug)]
 pub struct StoppedMemory<'a> {
-    /// Where its pages are.
+    /// Addresses of its pages.
     pub regions: &'a Regions,
     /// The file behind them, where it is shared.
     pub memfd: Option<&'a Memfd>,
@@ -56,7 +56,7 @@ impl Tracking {
         }
     }
 
-    /// Whether pages are installed protected, so that their first write is noticed.
+    /// True if pages are installed protected, so that their first write is noticed.
     pub fn protects(self) -> bool {
         match self {
             Self::Scan | Self::Events => true,
@@ -181,8 +181,8 @@ impl StoppedMemory<'_> {
         swapped
     }
 
-    /// One walk of the page tables. Of a shared file only pages in memory count as mapped: what is said of others is no
-    /// proof that the file has a page.
+    /// One walk of the page tables. Of a shared file only pages in memory count as mapped: the entries of others do not
+    /// prove that the file has a page.
     fn scan(&self) -> io::Result<Scanned> {
         let pages = self.regions.pages();
         let (mut mapped, mut written) = (PageSet::new(pages), PageSet::new(pages));
@@ -201,7 +201,7 @@ impl StoppedMemory<'_> {
     }
 }
 
-/// What the page tables say.
+/// Findings in the page tables.
 struct Scanned {
     mapped: PageSet,
     written: PageSet,

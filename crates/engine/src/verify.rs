@@ -1,5 +1,5 @@
-//! Whether every page of a snapshot can be read as it must be: each frame is read again and checked against the digest
-//! that its layer's name commits to.
+//! Verifies that every page of a snapshot can be read and is right: each frame is read again and checked against the
+//! digest that its layer's name commits to.
 
 use std::collections::HashMap;
 
@@ -14,14 +14,14 @@ use crate::lifecycle::SnapshotState;
 use crate::snapshot::{Snapshot, Volume};
 use crate::view::{Piece, PieceSource};
 
-/// What verifying a snapshot found.
+/// Result of verifying a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verification {
     /// Pages looked at: all of the snapshot's.
     pub pages: u64,
     /// Those that cannot be read as they must be.
     pub wrong_pages: u64,
-    /// What is wrong with the first of them.
+    /// The fault of the first of them.
     pub first: Option<String>,
 }
 
@@ -42,7 +42,7 @@ pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher) -> Verification {
 
 struct Verifying<'a> {
     fetcher: &'a Fetcher,
-    /// What is wrong with each frame that was looked at, if something is.
+    /// The fault, if any, of each frame that was looked at.
     frames: HashMap<(LayerId, FrameNumber), Option<String>>,
     found: Verification,
 }

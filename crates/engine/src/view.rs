@@ -1,4 +1,5 @@
-//! A volume in live handles: what is read. Views are immutable; a [`LiveView`] is the one cell that is replaced.
+//! A volume in live handles: the form that is read. Views are immutable; a [`LiveView`] is the one cell that is
+//! replaced.
 //!
 //! A view has no encoding, and nothing in it can become a name:
 //!
@@ -32,7 +33,7 @@ enum Body {
     Flat { map: PageMap, layers: Arc<[Arc<Layer>]> },
 }
 
-/// What stands under the pages of a pause: the parent's present view, or nothing but zeroes.
+/// Base under the pages of a pause: the parent's present view, or nothing but zeroes.
 pub type Base = Option<Arc<LiveView>>;
 
 /// The pages of a pause once they are packed.
@@ -44,7 +45,7 @@ pub struct PackedPages {
     pub zero: PageSet,
 }
 
-/// How far a view's sources have come; a cell only moves forward through these.
+/// Stage that a view's sources have reached; a cell only moves forward through these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ViewPhase {
     /// The captured pages over the parent.
@@ -71,7 +72,7 @@ impl View {
         Self { pages: map.pages(), body: Body::Flat { map, layers } }
     }
 
-    /// Where this view stands.
+    /// Stage of this view.
     pub fn phase(&self) -> ViewPhase {
         match self.body {
             Body::Captured { .. } => ViewPhase::Captured,
@@ -156,7 +157,7 @@ impl LiveView {
         self.current.load()
     }
 
-    /// How far the view has come.
+    /// Stage of the view.
     pub fn phase(&self) -> ViewPhase {
         self.current.with(View::phase)
     }
@@ -182,18 +183,18 @@ impl LiveView {
     }
 }
 
-/// Consecutive guest pages with one source. It owns its source: what was planned can be read whatever happens since.
+/// Consecutive guest pages with one source. It owns its source: a planned piece can always be read.
 #[derive(Debug, Clone)]
 pub struct Piece {
     /// The guest pages.
     pub pages: GuestPages,
-    /// Where their bytes are.
+    /// Place of their bytes.
     pub source: PieceSource,
-    /// How far the view they were asked of had come.
+    /// Stage of the view they were asked of.
     pub phase: ViewPhase,
 }
 
-/// Where the bytes of a piece are.
+/// Place of a piece's bytes.
 #[derive(Debug, Clone)]
 pub enum PieceSource {
     /// Nowhere: they are zero.
@@ -209,7 +210,7 @@ impl Piece {
         Self { pages: GuestPages::new(start, count), source, phase }
     }
 
-    /// How many of its pages, from the first on, can be copied without blocking.
+    /// Number of its pages, from the first on, that can be copied without blocking.
     pub fn readable_now(&self) -> u32 {
         let count = self.pages.count();
         match &self.source {

@@ -1,4 +1,4 @@
-//! Who is told how snapshots get on.
+//! Receivers of news about snapshots.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ pub trait Watcher: Debug + Send + Sync {
     fn changed(&self, snapshot: &Arc<Snapshot>);
 }
 
-/// Tells nobody.
+/// Tells no one.
 #[derive(Debug)]
 pub struct NoWatcher;
 

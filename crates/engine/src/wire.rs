@@ -1,4 +1,4 @@
-//! Reading and writing of little-endian formats: every read is bounded and every error says where it happened.
+//! Reads and writes little-endian formats: every read is bounded and every error gives its position.
 
 use thiserror::Error;
 
@@ -7,19 +7,19 @@ use crate::geometry::u64_of;
 /// Bytes of the longest varint: 64 bits in groups of 7.
 const VARINT_BYTES_MAX: u32 = 10;
 
-/// What is wrong with an encoding, in which field of it, and at which byte.
+/// The fault of an encoding, its field, and its byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("{field} at byte {offset}: {problem}")]
 pub struct WireError {
     /// The field that could not be read.
     pub field: &'static str,
-    /// Where the field starts.
+    /// Start of the field.
     pub offset: usize,
-    /// What is wrong with it.
+    /// The fault.
     pub problem: Problem,
 }
 
-/// What can be wrong with a field.
+/// Faults of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Problem {
     /// The input ends within the field.
@@ -28,7 +28,7 @@ pub enum Problem {
     /// The input goes on after its last field.
     #[error("{bytes} bytes follow the last field")]
     Trailing {
-        /// How many bytes follow.
+        /// Number of bytes that follow.
         bytes: usize,
     },
     /// A number is not in its shortest form, or does not fit 64 bits.
@@ -62,13 +62,13 @@ impl<'a> Reader<'a> {
         Self { bytes, offset: 0, field_offset: 0 }
     }
 
-    /// Where the next field starts.
+    /// Start of the next field.
     #[must_use]
     pub const fn offset(&self) -> usize {
         self.offset
     }
 
-    /// How many bytes are left.
+    /// Number of bytes left.
     #[must_use]
     pub const fn remaining(&self) -> usize {
         self.bytes.len() - self.offset
@@ -213,13 +213,13 @@ impl Writer {
         Self { bytes: Vec::new() }
     }
 
-    /// How many bytes were written.
+    /// Number of bytes written.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whether nothing was written.
+    /// True if nothing was written.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.bytes.is_empty()
@@ -279,7 +279,7 @@ impl Writer {
         self.length_prefixed(text.as_bytes());
     }
 
-    /// What was written.
+    /// The bytes written.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes

@@ -1,4 +1,4 @@
-//! Where a snapshot's working set is kept: with its handle, in the catalog, and in the store once the snapshot is there.
+//! Keeps a snapshot's working set: with its handle, in the catalog, and in the store once the snapshot is there.
 //!
 //! All of it is advice, and best effort: what fails is said in the log, and the next resume does without or tries again.
 
@@ -20,7 +20,7 @@ use crate::working_set::WorkingSet;
 pub(crate) async fn find(snapshot: &Snapshot, store: &Store) -> Option<Arc<WorkingSet>> {
     let known = snapshot.working_set();
     let turn = known.turn().await;
-    // Whoever had the turn before may have looked.
+    // The turn's owner before this one may have looked.
     if known.now().is_none() {
         let set = match recorded(snapshot).await {
             Some(recorded) => Some(recorded),
@@ -42,7 +42,7 @@ pub(crate) async fn keep(
     if is_deleted(snapshot) || !snapshot.working_set().replace(expected, Arc::clone(&set)) {
         return;
     }
-    // The next resume has it from here on. What ended the recording may be a pause, whose own record is not to wait
+    // The next resume has it from here on. The recording may have been ended by a pause, whose own record must not wait
     // for this one.
     tokio::time::sleep(limits::WORKING_SET_WRITTEN_AFTER).await;
     let turn = snapshot.working_set().turn().await;
@@ -71,7 +71,7 @@ pub(crate) async fn publish(snapshot: &Snapshot, store: &Store) {
         }
     }
     drop(turn);
-    // Deleted meanwhile: whoever takes the snapshot out of the store may have looked before this was there.
+    // Deleted meanwhile: the deletion from the store may have looked before this was there.
     if is_deleted(snapshot)
         && let Err(error) = store.delete_working_sets(id).await
     {
@@ -98,7 +98,7 @@ async fn record(snapshot: &Snapshot, set: Arc<WorkingSet>, stored: bool) {
     in_catalog(snapshot, move |records| records.keep_working_set(id, &set, stored)).await;
 }
 
-/// Asks the catalog where asking may wait; nothing where there is none, or where it fails.
+/// Asks the catalog on a thread that may wait; `None` without a catalog, or if it fails.
 async fn in_catalog<T: Send + 'static>(
     snapshot: &Snapshot,
     ask: impl FnOnce(&Records) -> Result<T, CatalogError> + Send + 'static,

@@ -17,7 +17,7 @@ use rekindle_kernel::{Memfd, PageKind};
 const PAGES: u32 = 200;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What each page of a line's newest snapshot is filled with.
+/// Content of each page of a line's newest snapshot.
 #[derive(Clone)]
 struct Model(BTreeMap<u32, u8>);
 

@@ -33,7 +33,7 @@ fn sparse(page: usize) -> Option<u64> {
     (!(page / 5).is_multiple_of(7)).then(|| word_of(page))
 }
 
-/// What a guest touches first: pages far apart, then a walk.
+/// The first touches of a guest: pages far apart, then a walk.
 fn first_touched() -> Vec<usize> {
     let far = (0..400).map(|step| (step * 769 + 1500) % PAGES);
     far.chain(900..1000).collect()
@@ -66,12 +66,12 @@ fn wait_for<T>(what: &str, found: impl Fn() -> Option<T>) -> T {
             return found;
         }
         assert!(Instant::now() < deadline, "{what} in time");
-        // Whoever asks a catalog again and again keeps others from writing it.
+        // Asking a catalog without a pause keeps others from writing it.
         std::thread::park_timeout(limits::SERVER_END_ASK);
     }
 }
 
-/// What a guest that touches its first pages and ends leaves behind.
+/// Records a guest that touches its first pages and ends.
 fn record(
     test: &str,
     kind: Kind,
@@ -304,7 +304,7 @@ fn a_recording_outlives_the_engine_and_goes_with_its_snapshot() {
     prefetched(&server, set.pages());
     touch_first(&guest);
     assert_eq!(node.engine.working_set(&snapshot).as_deref(), Some(&*set));
-    // What could not be stored before the restart is stored by the next resume.
+    // A working set that could not be stored before the restart is stored by the next resume.
     wait_stored(&node, id);
     drop(server.end_epoch());
     node.engine.delete(&snapshot).unwrap();

@@ -174,7 +174,7 @@ fn case_40_threads_that_fault_while_nobody_serves_wait_for_the_next_server() {
     }
 }
 
-/// What is kept of an epoch whose server is gone, for each refusal to damage.
+/// The kept parts of an epoch whose server is gone, for each refusal to damage.
 fn kept_epoch(kind: Kind) -> Option<(Guest, KeptEpoch)> {
     let (guest, epoch) = begin("refusals", kind, Tracking::Scan)?;
     let kept = epoch.kept().expect("kept");

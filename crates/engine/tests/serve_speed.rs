@@ -1,4 +1,4 @@
-//! What a fault costs beside a bare loop of poll, read and UFFDIO_COPY, both sides placed alike and in turns.
+//! Cost of a fault beside a bare loop of poll, read and UFFDIO_COPY, both sides placed alike and in turns.
 //!
 //! `cargo test --release -p rekindle-engine --test serve_speed -- --ignored --nocapture` prints the ratios. They are
 //! not asserted on: they are only worth something on a machine with nothing else to do.
@@ -26,10 +26,10 @@ use support::{Guest, Kind, Node};
 const PAGES: usize = 8192;
 const ROUNDS: usize = 31;
 
-/// Where both sides run.
+/// Processors of both sides.
 struct Place {
     name: &'static str,
-    /// Wherever the scheduler likes, if none.
+    /// Any processor, if none.
     guest: Option<usize>,
     handler: usize,
 }

@@ -1,4 +1,4 @@
-//! What each kind of peer gets for an answer.
+//! The answer to each kind of peer.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -80,7 +80,7 @@ fn case_42_wrong_descriptors_are_refused_and_closed() {
     assert!(matches!(refusal(MESSAGE, &fds), HandoverError::NotMemory(_)));
     let fds = [userfaultfd.as_fd(), sent.as_fd(), sent.as_fd(), sent.as_fd()];
     assert!(matches!(refusal(MESSAGE, &fds), HandoverError::TooManyDescriptors { .. }));
-    // Whoever received it held an end of this connection: it ends when the last of them is closed.
+    // The receiver held an end of this connection: it ends when the last of them is closed.
     drop(sent);
     assert_eq!(kept.read(&mut [0]).unwrap(), 0);
 }

@@ -35,7 +35,7 @@ impl Publication {
         with_checksum(MAGIC, &body.into_bytes())
     }
 
-    /// Reads a publication; refuses whatever [`Publication::encode`] does not write.
+    /// Reads a publication; refuses every encoding that [`Publication::encode`] does not write.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = checked_body(MAGIC, bytes)?;
         let manifest = read_manifest(&mut reader)?;

@@ -1,4 +1,4 @@
-//! A manifest as this node's catalog has it: with where those of its layers are stored that are known to be.
+//! A manifest in this node's catalog: with the places in the store of those of its layers whose place is known.
 //!
 //! Layout: magic `RKML`, then as a publication, but for a byte 0 or 1 before each layer's place, and no place after 0.
 
@@ -31,7 +31,7 @@ impl LocalManifest {
         &self.manifest
     }
 
-    /// Where its layers are stored, in its order.
+    /// Places of its layers in the store, in its order.
     #[must_use]
     pub fn stored(&self) -> &[Option<StoredLayer>] {
         &self.stored

@@ -1,4 +1,4 @@
-//! A snapshot in names: which page of each volume is in which layer, with its device state and metadata.
+//! A snapshot in names: the layer of each page of each volume, with its device state and metadata.
 //!
 //! A manifest grows only by putting layers that exist over another one, so nothing unsealed can be named in it.
 
@@ -35,7 +35,7 @@ pub struct Manifest {
     volumes: Vec<VolumeManifest>,
 }
 
-/// What a manifest says of its snapshot besides where its pages are.
+/// Facts of a manifest's snapshot besides the places of its pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotFacts {
     /// The snapshot's name.
@@ -53,7 +53,7 @@ pub struct LayerName {
     pub id: LayerId,
     /// The domain it belongs to, under whose key its name was made.
     pub domain: Domain,
-    /// How many pages it packs.
+    /// Number of pages it packs.
     pub pages: u32,
 }
 
@@ -64,7 +64,7 @@ pub struct VolumeManifest {
     pub name: VolumeName,
     /// The pages its guest maps it with.
     pub page_kind: PageKind,
-    /// Where its pages are: in which of the manifest's layers.
+    /// Its pages' places in the manifest's layers.
     pub map: PageMap,
 }
 
@@ -75,11 +75,11 @@ pub struct VolumeShape {
     pub name: VolumeName,
     /// The pages its guest maps it with.
     pub page_kind: PageKind,
-    /// How many pages of 4096 bytes it has.
+    /// Number of its pages of 4096 bytes.
     pub pages: u32,
 }
 
-/// How a snapshot changed one volume.
+/// A snapshot's changes to one volume.
 #[derive(Clone, Debug)]
 pub struct VolumeChange<'a> {
     /// The volume's name.
@@ -90,31 +90,31 @@ pub struct VolumeChange<'a> {
     pub zero: &'a PageSet,
 }
 
-/// Why a manifest cannot be made; nothing was changed.
+/// Reason that a manifest cannot be made; nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// More layers than a reader opens; merging some makes room.
     #[error("the snapshot's pages are in {layers} layers, more than {MANIFEST_LAYERS_MAX}")]
     TooManyLayers {
-        /// How many there would be.
+        /// Number there would be.
         layers: usize,
     },
     /// More runs than a reader takes; merging layers joins runs.
     #[error("the snapshot's pages are in {runs} runs, more than {MANIFEST_RUNS_MAX}")]
     TooManyRuns {
-        /// How many there would be.
+        /// Number there would be.
         runs: u64,
     },
     /// More volumes than a reader takes.
     #[error("the snapshot has {volumes} volumes, more than {MANIFEST_VOLUMES_MAX}")]
     TooManyVolumes {
-        /// How many there would be.
+        /// Number there would be.
         volumes: usize,
     },
     /// More pages than a reader takes.
     #[error("the snapshot's volumes have {pages} pages, more than {MANIFEST_PAGES_MAX}")]
     TooManyPages {
-        /// How many there would be.
+        /// Number there would be.
         pages: u64,
     },
     /// Two volumes have one name.
@@ -126,7 +126,7 @@ pub enum ManifestError {
     /// More blobs than a reader takes.
     #[error("the snapshot has {blobs} blobs, more than {MANIFEST_BLOBS_MAX}")]
     TooManyBlobs {
-        /// How many there would be.
+        /// Number there would be.
         blobs: usize,
     },
     /// A blob is longer than a reader takes.
@@ -134,7 +134,7 @@ pub enum ManifestError {
     BlobTooLong {
         /// Its name.
         name: String,
-        /// How long it is.
+        /// Its length.
         bytes: usize,
     },
     /// A blob's name names nothing.
@@ -142,7 +142,7 @@ pub enum ManifestError {
     BlobName {
         /// The text.
         name: String,
-        /// What is wrong with it.
+        /// The fault in it.
         source: NameError,
     },
 }
@@ -186,7 +186,7 @@ impl Manifest {
         self.parent
     }
 
-    /// How many snapshots came before this one in its line.
+    /// Number of snapshots before this one in its line.
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.generation
@@ -296,7 +296,7 @@ fn slot_at(position: usize) -> LayerSlot {
     LayerSlot::new(u16::try_from(position).expect("a manifest has far less layers than there are slots"))
 }
 
-/// Whether a first manifest can start from these volumes.
+/// Checks that a first manifest can start from these volumes.
 pub(crate) fn check_shapes(volumes: &[VolumeShape]) -> Result<(), ManifestError> {
     if volumes.len() > MANIFEST_VOLUMES_MAX {
         return Err(ManifestError::TooManyVolumes { volumes: volumes.len() });
@@ -312,7 +312,7 @@ pub(crate) fn check_shapes(volumes: &[VolumeShape]) -> Result<(), ManifestError>
     }
 }
 
-/// Whether a manifest can have these blobs: asked before a pause is answered, so that its seal cannot fail by them.
+/// Checks that a manifest can have these blobs: asked before a pause is answered, so that its seal cannot fail by them.
 pub(crate) fn check_blobs(blobs: &BTreeMap<String, Bytes>) -> Result<(), ManifestError> {
     if blobs.len() > MANIFEST_BLOBS_MAX {
         return Err(ManifestError::TooManyBlobs { blobs: blobs.len() });

@@ -1,4 +1,4 @@
-//! A manifest with where its layers are stored: the object whose presence says that a snapshot is published.
+//! A manifest with its layers' places in the store: the object whose presence says that a snapshot is published.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub struct Publication {
     stored: Vec<StoredLayer>,
 }
 
-/// Where the object of a layer is and what its parts are.
+/// Place and parts of a layer's object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredLayer {
     /// The name of the one upload that wrote it.
@@ -33,7 +33,7 @@ pub struct StoredLayer {
 pub struct ObjectName {
     /// The snapshot that uploaded it.
     pub publisher: SnapshotId,
-    /// Which of its uploads.
+    /// The upload that made it.
     pub upload: Uuid,
 }
 
@@ -66,7 +66,7 @@ impl Publication {
         &self.manifest
     }
 
-    /// Where its layers are stored, in its order.
+    /// Places of its layers in the store, in its order.
     #[must_use]
     pub fn stored(&self) -> &[StoredLayer] {
         &self.stored
@@ -80,7 +80,7 @@ impl Publication {
 }
 
 impl StoredLayer {
-    /// Whether an object can have such a length with such a table at its end.
+    /// True if an object can have such a length with such a table at its end.
     pub(super) const fn is_possible(&self) -> bool {
         self.table_bytes <= self.object_bytes && self.table_bytes <= LAYER_TABLE_BYTES_MAX
     }

@@ -67,7 +67,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec((0_usize..2, runs(), runs()), 1..12)
 }
 
-/// What each page of each volume should hold: which layer and which of its pages.
+/// The layer and its page that each page of each volume should be in.
 type Model = [Vec<Option<(LayerId, u32)>>; 2];
 
 fn empty_model() -> Model {

@@ -8,7 +8,7 @@ use crate::geometry::{LayerPage, usize_of};
 /// Pages of a chunk: 2 MiB of guest memory.
 pub(super) const CHUNK_PAGES: u32 = 512;
 
-/// Up to so many runs a chunk is `Few`: one look at every start is then cheaper than a bitmap.
+/// Largest number of runs in a chunk that is `Few`: one look at every start is then cheaper than a bitmap.
 const FEW_RUNS_MAX: usize = 24;
 /// Bytes of a run's start in `Few`.
 const START_BYTES: usize = 2;
@@ -33,7 +33,7 @@ pub(super) enum Chunk {
 }
 
 impl Chunk {
-    /// Where the page at `offset` is.
+    /// Place of the page at `offset`.
     #[inline]
     pub(super) fn lookup(&self, offset: u32) -> Place {
         match self {
@@ -51,7 +51,7 @@ impl Chunk {
         }
     }
 
-    /// Where the run that the page at `offset` is in ends in this chunk; 512 where it is the last one.
+    /// End in this chunk of the run that has the page at `offset`; 512 for the last run.
     #[inline]
     pub(super) fn run_end(&self, offset: u32) -> u32 {
         match self {
@@ -78,7 +78,7 @@ impl Chunk {
         }
     }
 
-    /// How many runs the chunk has.
+    /// Number of runs in the chunk.
     pub(super) fn runs_count(&self) -> u32 {
         let count = match self {
             Self::Uniform(_) => 1,
@@ -112,7 +112,7 @@ impl Chunk {
         }
     }
 
-    /// Whether both are the same memory, or hold none.
+    /// True if both are the same memory, or hold none.
     pub(super) fn is_the_same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Few(bytes), Self::Few(other)) | (Self::Many(bytes), Self::Many(other)) => {
@@ -133,7 +133,7 @@ pub(super) struct ChunkDraft {
 }
 
 impl ChunkDraft {
-    /// How many pages were collected.
+    /// Number of pages collected.
     pub(super) const fn pages(&self) -> u32 {
         self.pages
     }
@@ -242,7 +242,7 @@ fn few_parts(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes.split_at(bytes.len() / (START_BYTES + ENTRY_BYTES) * START_BYTES)
 }
 
-/// How many of the runs start at `offset` or before.
+/// Number of runs that start at `offset` or before.
 #[inline]
 fn few_runs_until(starts: &[u8], offset: u32) -> usize {
     starts.chunks_exact(START_BYTES).filter(|start| u32::from(u16_at(start, 0)) <= offset).count()

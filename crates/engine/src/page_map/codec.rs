@@ -62,10 +62,10 @@ impl PageMap {
         }
     }
 
-    /// Reads the map of a volume of `pages` in which the layer at each slot has so many pages, 0 for a vacant slot.
+    /// Reads the map of a volume of `pages` with the number of pages of the layer at each slot, 0 for a vacant slot.
     ///
-    /// Refuses whatever [`PageMap::encode`] does not write: pages left over or covered twice, places outside their
-    /// layer or not in its order, runs that should be one.
+    /// Refuses every encoding that [`PageMap::encode`] does not write: pages left over or covered twice, places outside
+    /// their layer or not in its order, runs that should be one.
     pub fn decode(reader: &mut Reader<'_>, pages: u32, layer_pages: &[u32]) -> Result<Self, WireError> {
         let mut cursors = vec![LayerPage::FIRST; layer_pages.len()];
         let mut draft = MapDraft::default();
@@ -87,7 +87,7 @@ impl PageMap {
     }
 }
 
-/// Where a run of `count` pages in this slot starts, once that was checked; moves the slot's cursor past it.
+/// Start of a run of `count` pages in this slot, once that was checked; moves the slot's cursor past it.
 fn place_of(
     reader: &Reader<'_>,
     slot: u32,
@@ -123,7 +123,7 @@ struct MapDraft {
     live: Vec<u32>,
     pages: u32,
     runs: u32,
-    /// Where the last run would go on.
+    /// Place at which the last run would go on.
     end: Option<Place>,
 }
 

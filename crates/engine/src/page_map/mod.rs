@@ -1,4 +1,4 @@
-//! Which page of which layer holds each page of a volume, by name; shared structurally between generations.
+//! The map from each page of a volume to a page of a layer, by name; shared structurally between generations.
 //!
 //! The map is cut in chunks of 512 pages. A chunk no generation touched is one `Arc` in all their maps.
 
@@ -20,7 +20,7 @@ use overlay::{Overlay, count_in};
 pub struct LayerSlot(u16);
 
 impl LayerSlot {
-    /// How many slots there can be; the last number stands for "no layer" inside a chunk.
+    /// Largest number of slots; the last number stands for "no layer" inside a chunk.
     pub const COUNT_MAX: u16 = u16::MAX;
 
     /// The slot with this number; one past the last slot is a bug of the caller.
@@ -48,16 +48,16 @@ impl LayerSlot {
     }
 }
 
-/// Where the bytes of a page are.
+/// Place of a page's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// Nowhere: the page is zero.
     Zero,
     /// In a layer.
     Layer {
-        /// Which layer.
+        /// The layer.
         slot: LayerSlot,
-        /// Which of its pages.
+        /// The page in it.
         page: LayerPage,
     },
 }
@@ -73,7 +73,7 @@ impl Place {
     }
 }
 
-/// Where each page of a volume is.
+/// Place of each page of a volume.
 ///
 /// A run is a maximal stretch of pages that are all zero, or lie one after another in one layer. Cloning is cheap.
 #[derive(Clone, PartialEq, Eq)]
@@ -93,26 +93,26 @@ impl PageMap {
         Self { chunks: chunks.into(), live: Arc::new([]), pages, runs: pages.min(1) }
     }
 
-    /// How many pages the volume has.
+    /// Number of pages in the volume.
     #[must_use]
     pub const fn pages(&self) -> u32 {
         self.pages
     }
 
-    /// How many runs the map has.
+    /// Number of runs in the map.
     #[must_use]
     pub const fn runs_count(&self) -> u32 {
         self.runs
     }
 
-    /// Where `page` is; a page outside the volume is a bug of the caller.
+    /// Place of `page`; a page outside the volume is a bug of the caller.
     #[must_use]
     pub fn lookup(&self, page: GuestPage) -> Place {
         self.assert_holds(page);
         self.chunks[usize_of(page.number() / CHUNK_PAGES)].lookup(page.number() % CHUNK_PAGES)
     }
 
-    /// Where `page` is, and how many pages from it, at most `limit`, are of the same run.
+    /// Place of `page`, and the number of pages from it, at most `limit`, in the same run.
     ///
     /// The count ends at the volume's last page and is 0 only where `limit` is.
     #[must_use]
@@ -147,7 +147,7 @@ impl PageMap {
         })
     }
 
-    /// How many pages lie in `slot`.
+    /// Number of pages that lie in `slot`.
     #[must_use]
     pub fn live_pages(&self, slot: LayerSlot) -> u32 {
         self.live.get(slot.index()).copied().unwrap_or(0)
@@ -201,7 +201,7 @@ impl PageMap {
         tables + self.chunks.iter().map(Chunk::heap_bytes).sum::<usize>()
     }
 
-    /// How many chunks of this map are the very ones of `other`, not only equal to them.
+    /// Number of chunks of this map that are the very ones of `other`, not only equal to them.
     #[must_use]
     pub fn chunks_shared_with(&self, other: &Self) -> usize {
         self.chunks

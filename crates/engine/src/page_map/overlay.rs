@@ -1,4 +1,4 @@
-//! One layer's pages put over a map: only the chunks they are in are made anew.
+//! Puts one layer's pages over a map: only the chunks they are in are made anew.
 
 use super::chunk::{CHUNK_PAGES, Chunk, ChunkDraft};
 use super::{LayerSlot, PageMap, Place};
@@ -8,7 +8,7 @@ use crate::page_set::PageSet;
 /// Words of a page set that the pages of one chunk take.
 const CHUNK_WORDS: usize = 8;
 
-/// Which pages move into a new layer and which become zero.
+/// The pages that move into a new layer and those that become zero.
 pub(super) struct Overlay<'a> {
     kept: &'a PageSet,
     slot: LayerSlot,
@@ -137,7 +137,7 @@ pub(super) fn count_in(live: &mut Vec<u32>, place: Place, count: u32) {
     }
 }
 
-/// How many runs start in this chunk, not counting one that goes on from the chunk before.
+/// Number of runs that start in this chunk, not counting one that goes on from the chunk before.
 fn runs_starting_in(chunks: &[Chunk], number: usize) -> u32 {
     let before = number.checked_sub(1).map(|before| chunks[before].lookup(CHUNK_PAGES - 1).plus(1));
     chunks[number].runs_count() - u32::from(before == Some(chunks[number].lookup(0)))

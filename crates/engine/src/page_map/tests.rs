@@ -55,7 +55,7 @@ fn set_of(pages: u32, combs: &[Comb]) -> PageSet {
 }
 
 impl Generation {
-    /// What this generation keeps and zeroes of a volume of `pages`.
+    /// Pages of a volume of `pages` that this generation keeps, and those it makes zero.
     fn sets(&self, pages: u32) -> (PageSet, PageSet) {
         let kept = set_of(pages, &self.kept);
         let mut zero = set_of(pages, &self.zero);

@@ -8,7 +8,7 @@ use crate::geometry::GuestPages;
 use crate::limits;
 use crate::view::{Piece, PieceSource};
 
-/// How far an install ahead of the guest came.
+/// Result of an install ahead of the guest.
 #[derive(Debug)]
 enum Ahead {
     /// It dealt with this many pages, at least one.
@@ -119,7 +119,7 @@ impl Server {
         }
     }
 
-    /// Installs the first `ready` pages of a piece, as pages nobody wrote yet.
+    /// Installs the first `ready` pages of a piece, as pages not written yet.
     fn install_piece(&mut self, piece: &Piece, ready: u32) -> (u32, End) {
         let Landing { pages, end } = self.install_ready(piece, ready, self.installer.unwritten());
         (pages, end)

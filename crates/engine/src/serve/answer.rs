@@ -19,14 +19,14 @@ use crate::geometry::{GuestPage, GuestPages};
 use crate::layer::Layer;
 use crate::view::{Piece, PieceSource};
 
-/// What is told of a page whose bytes are bad where they were thought to be good.
+/// Reason told for a page whose bytes are bad although they were thought to be good.
 const SOURCE_LOST: &str = "its bytes could not be read from memory or from this disk";
 
 /// What is told of a huge page that the kernel calls present and that is not.
 const NO_HUGE_PAGE: &str =
     "no huge page of 2 MiB is free for it: reserve more (sysctl vm.nr_hugepages), or end what takes them";
 
-/// What became of a fault.
+/// Result of answering a fault.
 #[derive(Debug)]
 enum Outcome {
     /// Its page is there.
@@ -69,7 +69,7 @@ impl Server {
         }
     }
 
-    /// How long a page took: from when it began to wait for a frame, else from `taken_up`.
+    /// Notes the time a page took: from when it began to wait for a frame, else from `taken_up`.
     fn note_latency(&mut self, page: GuestPage, taken_up: Option<Instant>) {
         if let Some(waited) = self.stopwatch.end_wait(page) {
             self.counters.after_fetch.note(waited);
@@ -184,7 +184,7 @@ impl Server {
         }
     }
 
-    /// What an install of `run` means for the fault on its first page.
+    /// Outcome of the fault on the first page of `run` after an install.
     fn landed(&mut self, run: GuestPages, landing: &Landing) -> Outcome {
         let unit = self.installer.regions.unit_of(run.start());
         if landing.pages > 0 {
@@ -210,7 +210,7 @@ impl Server {
         }
     }
 
-    /// The page is not the guest's as it was: whoever waits for it asks the kernel anew, which knows what is there now.
+    /// The page is not the guest's as it was: its waiter faults again, and the kernel reports the page's present state.
     fn let_fault_again(&mut self, run: GuestPages) -> Outcome {
         self.installer.wake(run);
         Outcome::Answered

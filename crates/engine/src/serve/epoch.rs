@@ -1,4 +1,4 @@
-//! A guest between the end of its epoch and whatever comes next: a capture, or going on.
+//! A guest between the end of its epoch and its next step: a capture, or going on.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -12,13 +12,13 @@ use crate::page_set::PageSet;
 use crate::regions::Regions;
 use crate::tracking::{EpochSets, StoppedMemory, Tracking, changed_pages};
 
-/// What is known of a guest's pages, and the descriptors it lives by. Until it drops, nothing the guest still misses
+/// The known state of a guest's pages, and the descriptors it lives by. Until it drops, nothing the guest still misses
 /// reads as zeroes.
 #[derive(Debug)]
 pub struct Epoch {
     pub(super) installer: Installer,
     pub(super) guest: Guest,
-    /// Where events are read into.
+    /// Buffer that events are read into.
     pub(super) events: EventBuffer,
 }
 
@@ -33,8 +33,7 @@ pub(super) struct Guest {
 }
 
 impl Epoch {
-    /// Begins the epoch of a guest that was handed over. What the userfaultfd cannot do of `tracking` gives way to what
-    /// it can.
+    /// Begins the epoch of a guest that was handed over. Falls back to what the userfaultfd can do of `tracking`.
     pub fn begin(handover: Handover, tracking: Tracking) -> io::Result<Self> {
         let Handover { regions, userfaultfd, memfd, pid, stream } = handover;
         let tracking = tracking.possible_with(userfaultfd.granted()?);
@@ -43,7 +42,7 @@ impl Epoch {
         Ok(Self { installer, guest: Guest { memfd, pid, stream, connected: true }, events })
     }
 
-    /// Where the guest's pages are.
+    /// Addresses of the guest's pages.
     pub fn regions(&self) -> &Regions {
         &self.installer.regions
     }
@@ -58,12 +57,12 @@ impl Epoch {
         self.guest.pid
     }
 
-    /// How writes were learned of.
+    /// The way in which writes were tracked.
     pub fn tracking(&self) -> Tracking {
         self.installer.tracking()
     }
 
-    /// The pages the guest gave back, whatever became of them since.
+    /// The pages the guest gave back in this epoch, also those that came back since.
     pub fn removed(&self) -> &PageSet {
         self.installer.pages.removed()
     }

@@ -1,4 +1,4 @@
-//! What happened to a guest's pages since its epoch began.
+//! The history of a guest's pages since its epoch began: removed, written, installed.
 
 use super::journal::Journal;
 use crate::geometry::{GuestPage, GuestPages};
@@ -21,7 +21,7 @@ impl EpochPages {
         Self::recovered(journal, none.clone(), none)
     }
 
-    /// What a journal says has happened.
+    /// The history that a journal tells.
     pub(super) fn recovered(journal: Journal, removed: PageSet, written: PageSet) -> Self {
         let installed = PageSet::new(journal.pages());
         Self { journal, removed, written, installed }
@@ -52,12 +52,12 @@ impl EpochPages {
         self.removed.contains(page)
     }
 
-    /// Whether every page of `run` was given back.
+    /// True if every page of `run` was given back.
     pub(super) fn is_all_removed(&self, run: GuestPages) -> bool {
         self.removed.run_at(run.start(), run.count()) == (true, run.count())
     }
 
-    /// The pages given back in this epoch, whatever became of them since.
+    /// The pages given back in this epoch, also those that came back since.
     pub(super) fn removed(&self) -> &PageSet {
         &self.removed
     }
@@ -86,7 +86,8 @@ impl EpochPages {
     }
 }
 
-/// How many of the first `limit` pages of `window` come before the first member of `set`; the first page always does.
+/// Number of the first `limit` pages of `window` that come before the first member of `set`; the first page always
+/// does.
 fn free_prefix(set: &PageSet, window: GuestPages, limit: u32) -> u32 {
     if limit <= 1 {
         return limit;

@@ -1,4 +1,4 @@
-//! What a guest waits for.
+//! A page fault: the page a guest waits for, and its access to it.
 
 use crate::geometry::GuestPage;
 
@@ -9,7 +9,7 @@ pub(super) struct Fault {
     pub(super) access: Access,
 }
 
-/// What it wants to do with the page.
+/// The access that the guest wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     /// Read a page that is missing.

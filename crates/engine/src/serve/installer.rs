@@ -1,4 +1,4 @@
-//! Putting pages into a guest: what the kernel's answers mean for the pages asked for.
+//! Puts pages into a guest, and translates the kernel's answers for the pages asked for.
 
 use std::io;
 
@@ -22,7 +22,7 @@ pub(super) struct Installer {
     pub(super) pages: EpochPages,
 }
 
-/// How far an install came.
+/// Pages that an install reached, and its end.
 #[derive(Debug)]
 pub(super) struct Landing {
     /// Pages now there, from the first on.
@@ -30,7 +30,7 @@ pub(super) struct Landing {
     pub(super) end: End,
 }
 
-/// Why an install ended where it did.
+/// Reason for the end of an install.
 #[derive(Debug)]
 pub(super) enum End {
     /// All pages are there.
@@ -73,12 +73,12 @@ impl Installer {
         Ok((Self { userfaultfd, regions, tracking, shares_zeroes, pages }, events))
     }
 
-    /// How writes are learned of.
+    /// The way in which writes are tracked.
     pub(super) fn tracking(&self) -> Tracking {
         self.tracking
     }
 
-    /// The protection of a page nobody is known to write yet.
+    /// The protection of a page that is not known to be written yet.
     pub(super) fn unwritten(&self) -> Protect {
         if self.tracking.protects() { Protect::Protected } else { Protect::Writable }
     }
@@ -138,12 +138,12 @@ impl Installer {
         landing
     }
 
-    /// Lets whoever waits for `pages` look again.
+    /// Lets the waiters for `pages` look again.
     pub(super) fn wake(&self, pages: GuestPages) {
         self.wake_range(self.range(pages));
     }
 
-    /// Lets whoever waits for any page look again.
+    /// Lets the waiters for any page look again.
     pub(super) fn wake_all(&self) {
         self.regions.iter().for_each(|region| self.wake_range(region.range()));
     }
@@ -180,8 +180,8 @@ fn whole_pages(bytes: u64, of: GuestPages) -> u32 {
 
 #[cfg(test)]
 impl Installer {
-    /// The installer of so many private pages, in regions of so many, with the memory; or a line that says why there is
-    /// none.
+    /// An installer of this many private pages, in regions of that many, with the memory; or `None` after a line with
+    /// the reason.
     pub(super) fn of_private_pages(
         tracking: Tracking,
         pages: u32,
@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn a_page_is_noted_as_written_before_the_call_that_opens_it_is_made() {
-        // No call is made for pages of two regions: whoever asks for that has a bug, and what is noted was noted before.
+        // No call is made for pages of two regions: asking for that is a bug of the caller, and notes are made before
+        // the call.
         let two_regions = run(3, 2);
         let opens: [(&str, Open); 4] = [
             ("copy", |installer, pages| {

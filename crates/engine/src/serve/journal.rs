@@ -1,6 +1,6 @@
-//! What a server knows of its guest's pages and the kernel does not, in a memory file that outlives it.
+//! A server's notes on its guest's pages that the kernel does not have, in a memory file that outlives the server.
 //!
-//! A server may be killed before any of its instructions, and whoever recovers has lost no remove and no written page:
+//! A server may be killed before any of its instructions, and its successor has lost no remove and no written page:
 //!
 //! 1. A remove goes on when a read takes its event, and a read that has begun ends with the event in the event buffer,
 //!    killed or not: the buffer is in RAM, and a kill takes a thread only on its way out of a system call.
@@ -37,7 +37,7 @@ pub(super) struct Journal {
 pub(super) struct Head {
     /// Pages of the volume.
     pub(super) pages: u32,
-    /// Whether zero pages of the guest are the kernel's shared one.
+    /// True if zero pages of the guest are the kernel's shared one.
     pub(super) shares_zeroes: bool,
     /// Digest of all that is known of the guest from elsewhere.
     pub(super) facts: [u8; 32],
@@ -54,7 +54,7 @@ pub(super) struct Recovered {
     pub(super) written: PageSet,
 }
 
-/// Why a journal cannot be gone on with.
+/// Reason that a journal cannot be continued.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// It is no memory file.
@@ -74,7 +74,7 @@ pub enum JournalError {
     Size {
         /// Pages of its volume.
         pages: u32,
-        /// Bytes that a journal of so many pages has.
+        /// Size of a journal of this many pages.
         expected: u64,
         /// Bytes that it has.
         found: u64,
@@ -99,10 +99,10 @@ const MAGIC: [u8; 8] = *b"rkepoch\n";
 const VERSION: u32 = 1;
 const HEAD_BYTES: usize = 8 + 4 + 4 + 1 + 32;
 
-/// Where the event buffer lies: behind the page of the head.
+/// Offset of the event buffer: behind the page of the head.
 const EVENTS: usize = PAGE_BYTES;
 const EVENTS_BYTES: usize = (limits::FAULT_EVENTS_MAX * EVENT_BYTES).next_multiple_of(PAGE_BYTES);
-/// Where the removed set lies, and behind it the written one: words of 64 pages, the lowest page in the lowest bit.
+/// Offset of the removed set, and behind it the written one: words of 64 pages, the lowest page in the lowest bit.
 const SETS: usize = EVENTS + EVENTS_BYTES;
 
 /// Bytes of one set, and of the whole file.
@@ -157,7 +157,7 @@ impl Journal {
         self.note(places(self.pages).0, run);
     }
 
-    /// The journal's file, to be held by another process; not locked by whoever holds only that.
+    /// The journal's file, to be held by another process; holding it does not take the lock.
     pub(super) fn kept(&self) -> io::Result<OwnedFd> {
         Ok(self.sets.memfd().reopen()?.into())
     }
@@ -238,7 +238,7 @@ impl Head {
 
 #[cfg(test)]
 impl Journal {
-    /// A journal of `pages` that nobody will recover.
+    /// A journal of `pages` that will never be recovered.
     pub(super) fn of_pages(pages: u32) -> Self {
         Self::create(&Head { pages, shares_zeroes: false, facts: [0; 32] }).unwrap().0
     }

@@ -1,4 +1,4 @@
-//! An epoch as other processes know it: what is kept of it while its server lives, and the epoch made of that again.
+//! An epoch outside its server: the parts of it that a keeper holds, and the epoch made of them again.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,33 +17,33 @@ use crate::tracking::Tracking;
 
 pub use super::journal::JournalError;
 
-/// What is written down of a served guest; all else of it is in the descriptors that are kept.
+/// Written facts of a served guest; the kept descriptors have all else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochFacts {
     /// The VMM's process.
     pub pid: u32,
-    /// Where the guest's pages are in it.
+    /// Addresses of the guest's pages in it.
     pub regions: Vec<Region>,
-    /// How the guest's writes are learned of.
+    /// The way in which the guest's writes are tracked.
     pub tracking: Tracking,
 }
 
 /// All that an epoch is recovered from.
 #[derive(Debug)]
 pub struct KeptEpoch {
-    /// What is written down.
+    /// The written facts.
     pub facts: EpochFacts,
-    /// How the guest's faults are told.
+    /// The descriptor that reports the guest's faults.
     pub userfaultfd: OwnedFd,
     /// The file behind the guest's memory, where it shares it.
     pub memfd: Option<OwnedFd>,
     /// Open while the VMM lives.
     pub stream: OwnedFd,
-    /// What a server notes of the guest's pages.
+    /// The server's notes on the guest's pages.
     pub journal: OwnedFd,
 }
 
-/// Why a guest cannot be served on from what was kept of it.
+/// Reason that a guest cannot be served on from its kept parts.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// The journal is damaged, or another's.
@@ -91,7 +91,7 @@ impl KeptEpoch {
 }
 
 impl Epoch {
-    /// What is to be written down of the guest before it is served.
+    /// The facts to be written down before the guest is served.
     pub fn facts(&self) -> EpochFacts {
         let regions = self.regions().iter().copied().collect();
         EpochFacts { pid: self.pid(), regions, tracking: self.tracking() }
@@ -110,8 +110,8 @@ impl Epoch {
 
     /// The epoch of a guest whose server is gone, wherever it was killed; waits for a bounded time until it is.
     ///
-    /// What was removed and written is known; which pages are there is not, and is found out by installing. Removes
-    /// that nobody has read yet are read when it is served.
+    /// Removed and written pages are known; the pages that are there are not, and are found out by installing. Removes
+    /// that are still unread are read when it is served.
     pub fn recover(kept: KeptEpoch) -> Result<Self, RecoverError> {
         let KeptEpoch { facts, userfaultfd, memfd, stream, journal } = kept;
         let Recovered { head, journal, events, removed, written } = Journal::recover(journal)?;

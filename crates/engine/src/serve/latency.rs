@@ -1,4 +1,4 @@
-//! How long guests wait for their pages, in classes that double.
+//! Counts of guests' waits for pages, in classes of time that double.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ pub struct Latencies {
 }
 
 impl Latencies {
-    /// Where a class ends; `None` for the last.
+    /// End of a class; `None` for the last.
     pub fn class_end(class: usize) -> Option<Duration> {
         let shift = u32::try_from(class).ok().filter(|_| class + 1 < LATENCY_CLASSES)?;
         Some(Duration::from_nanos(1024_u64 << shift))
@@ -83,7 +83,7 @@ impl Stopwatch {
         self.waits.entry(page).or_insert_with(Instant::now);
     }
 
-    /// A page is there: how long it was waited for, if it was.
+    /// Ends the wait for a page that is there now: the time of that wait, if there was one.
     pub(super) fn end_wait(&mut self, page: GuestPage) -> Option<Duration> {
         if self.waits.is_empty() {
             return None;

@@ -1,4 +1,4 @@
-//! What other threads tell a handler thread: they leave it here and wake the thread, and never wait.
+//! Messages to a handler thread: other threads leave them here and wake the thread, and never wait.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

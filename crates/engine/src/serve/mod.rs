@@ -1,8 +1,8 @@
-//! Answering a running guest's page faults from its snapshot's live view.
+//! Answers a running guest's page faults from its snapshot's live view.
 //!
-//! One thread a guest reads its events and does all its installs. It never waits for a disk, a peer or the store: what
-//! is not in memory is asked for, and installed when it comes. Nothing is ever answered with bytes that are not the
-//! page's: a page that cannot be had leaves its guest stalled, with the reason on the server's status.
+//! One thread a guest reads its events and does all its installs. It never waits for a disk, a peer or the store: it
+//! asks for a page that is not in memory, and installs it when it comes. Nothing is ever answered with bytes that are
+//! not the page's: a page that cannot be had leaves its guest stalled, with the reason on the server's status.
 
 mod ahead;
 mod answer;
@@ -54,14 +54,14 @@ use server::Server;
 use stats::Counters;
 use status::StatusBoard;
 
-/// How a guest is to be served.
+/// Options of serving a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServeOptions {
-    /// How the next pause is to learn what was written. What the userfaultfd cannot do gives way to what it can.
+    /// The way in which the next pause learns of writes. It falls back to what the userfaultfd can do.
     pub tracking: Tracking,
-    /// Where the handler thread runs.
+    /// Processor of the handler thread.
     pub placement: Placement,
-    /// Whether pages are installed beside faulting ones.
+    /// Decides if pages are installed beside faulting ones.
     pub neighbours: Neighbours,
 }
 
@@ -84,11 +84,11 @@ pub struct FaultServer {
 pub struct NotServed {
     /// Its epoch as it was. While it lives, nothing that the guest misses reads as zeroes.
     pub epoch: Box<Epoch>,
-    /// Why not.
+    /// The reason.
     pub error: io::Error,
 }
 
-/// How a guest is served, to be asked by others than the one who has its server.
+/// Shows how a guest is served, to others than the owner of its server.
 #[derive(Clone, Debug)]
 pub struct ServerWatch {
     counters: Arc<Counters>,
@@ -137,7 +137,7 @@ impl FaultServer {
         }
     }
 
-    /// What shows how the guest is served.
+    /// A watch that shows how the guest is served.
     pub fn watch(&self) -> ServerWatch {
         ServerWatch { counters: Arc::clone(&self.counters), board: Arc::clone(&self.board) }
     }
@@ -147,7 +147,7 @@ impl FaultServer {
         &self.kept
     }
 
-    /// How the guest fares.
+    /// State of serving the guest.
     pub fn status(&self) -> ServeStatus {
         self.board.get()
     }
@@ -157,12 +157,12 @@ impl FaultServer {
         self.board.wait(limit, &wanted)
     }
 
-    /// What was done so far.
+    /// Counts so far.
     pub fn stats(&self) -> ServeStats {
         self.counters.snapshot()
     }
 
-    /// How writes are learned of: what was asked for, or what the guest's userfaultfd can do.
+    /// The way in which writes are tracked: the one asked for, or the one the guest's userfaultfd can do.
     pub fn tracking(&self) -> Tracking {
         self.tracking
     }
@@ -192,7 +192,7 @@ impl FaultServer {
     }
 }
 
-/// What can fail before there is a thread.
+/// Makes all that can fail before there is a thread.
 fn prepare(view: &LiveView, epoch: &Epoch) -> io::Result<(Arc<Mailbox>, KeptEpoch)> {
     let (pages, guest) = (view.pages(), epoch.regions().pages());
     if pages != guest {
@@ -203,17 +203,17 @@ fn prepare(view: &LiveView, epoch: &Epoch) -> io::Result<(Arc<Mailbox>, KeptEpoc
 }
 
 impl ServerWatch {
-    /// How the guest fares.
+    /// State of serving the guest.
     pub fn status(&self) -> ServeStatus {
         self.board.get()
     }
 
-    /// Whether the server and all other watches of it are gone: what was done stays what it is.
+    /// True if the server and all other watches of it are gone: its counts are final.
     pub fn is_last(&self) -> bool {
         Arc::strong_count(&self.counters) == 1
     }
 
-    /// What was done so far.
+    /// Counts so far.
     pub fn stats(&self) -> ServeStats {
         self.counters.snapshot()
     }
@@ -223,13 +223,13 @@ impl Drop for FaultServer {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             self.mailbox.send(Mail::EndEpoch);
-            // A handler that panicked has said so on its board, and there is nobody here to tell.
+            // A handler that panicked has set its board's status, and this thread has no one to tell.
             drop(thread.join());
         }
     }
 }
 
-/// What a guest is served from.
+/// Sources that a guest is served from.
 #[derive(Debug)]
 struct Served {
     view: Arc<LiveView>,

@@ -1,9 +1,9 @@
-//! How many pages to install beside a faulting one, learned from the faults so far.
+//! Number of pages to install beside a faulting one, learned from the faults so far.
 
 use crate::geometry::{GuestPage, GuestPages};
 use crate::limits;
 
-/// Whether pages are installed that nobody asked for yet.
+/// Decides if pages are installed before they are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbours {
     /// As many as the faults so far suggest: one page for random faults, more and more for a guest that walks.
@@ -17,7 +17,7 @@ pub enum Neighbours {
 #[derive(Debug)]
 pub(super) struct Walks {
     walks: [Walk; WALKS],
-    /// Where the next walk that fits none is kept.
+    /// Slot of the next walk that fits none.
     next: usize,
     enabled: bool,
 }

@@ -27,11 +27,11 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct Awaited {
     pages: Vec<GuestPage>,
-    /// What the last failed try said.
+    /// Error of the last failed try.
     failure: Option<String>,
 }
 
-/// A page that is waited for in vain so far.
+/// A page that could not be fetched so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failing {
     pub(super) page: GuestPage,

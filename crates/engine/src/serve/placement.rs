@@ -1,18 +1,18 @@
-//! Which processor a handler thread runs on. A fault served on the core it happened on costs a twentieth of one that
+//! Chooses the processor of a handler thread. A fault served on the core it happened on costs a twentieth of one that
 //! has to wake another core.
 
 use rekindle_kernel::placement::{self, ThreadCpu};
 
 use crate::limits;
 
-/// Where the handler thread runs.
+/// Processor of the handler thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Where the faulting threads run, as far as the VMM lets us know them.
+    /// The processor of the faulting threads, as far as the VMM tells it.
     FollowFaults,
     /// On this processor.
     Cpu(usize),
-    /// Where the scheduler likes.
+    /// Any that the scheduler likes.
     Anywhere,
 }
 
@@ -74,7 +74,7 @@ fn run_on(cpu: usize) {
 }
 
 impl Follow {
-    /// Whether to look where this fault's thread runs: the first, then one of many.
+    /// True if this fault's thread is to be looked up: the first, then one of many.
     fn fault(&mut self) -> bool {
         if self.faults_until_look > 0 {
             self.faults_until_look -= 1;

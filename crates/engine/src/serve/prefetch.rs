@@ -7,7 +7,7 @@ use crate::geometry::{GuestPage, GuestPages};
 use crate::limits;
 use crate::page_set::PageSet;
 
-/// What is still to be installed ahead, and what of it waits for a frame.
+/// Pages still to be installed ahead, and those of them that wait for a frame.
 #[derive(Debug)]
 pub(super) struct Prefetch {
     /// Runs in the order they are wanted in, all before the pages of the set.
@@ -42,12 +42,12 @@ impl Prefetch {
         self.restart();
     }
 
-    /// Whether there is nothing to install now.
+    /// True if nothing can be installed now.
     pub(super) fn is_idle(&self) -> bool {
         self.idle || self.is_full()
     }
 
-    /// Whether as many frames are awaited as may be.
+    /// True if as many frames are awaited as may be.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= limits::PREFETCH_FRAMES_MAX
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::fault::Fault;
 use crate::limits;
 
-/// Why a fault is tried again.
+/// Reason to try a fault again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RetryCause {
     /// The address space is changing: ordinary, and over soon.
@@ -33,7 +33,7 @@ pub(super) struct Retries {
     later: Vec<(Instant, RetriedFault)>,
 }
 
-/// What to tell of a fault that was put back.
+/// Outcome to report for a fault that was put back.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Patience {
     /// Nothing: it is ordinary.
@@ -43,7 +43,7 @@ pub(super) enum Patience {
 }
 
 impl RetryCause {
-    /// The cause in words, for whoever asks why a guest stalls.
+    /// The cause in words, as the reason of a stalled guest.
     pub(super) fn words(&self) -> &str {
         match self {
             Self::Interrupted => "the kernel keeps saying that the guest's address space is changing",
@@ -58,7 +58,7 @@ impl RetriedFault {
         Self { fault, interruptions: 0, failures: 0 }
     }
 
-    /// Whether it has not failed yet.
+    /// True if it has not failed yet.
     pub(super) fn is_first_try(&self) -> bool {
         self.interruptions == 0 && self.failures == 0
     }
@@ -86,17 +86,17 @@ impl Retries {
         self.soon.pop_front()
     }
 
-    /// How many are to be tried at once.
+    /// Number of faults to be tried at once.
     pub(super) fn soon_count(&self) -> usize {
         self.soon.len()
     }
 
-    /// Whether nothing waits for another try.
+    /// True if no fault waits for another try.
     pub(super) fn is_empty(&self) -> bool {
         self.soon.is_empty() && self.later.is_empty()
     }
 
-    /// Whether anything waits after a failure.
+    /// True if any fault waits after a failure.
     pub(super) fn has_failed(&self) -> bool {
         !self.later.is_empty()
     }
@@ -107,7 +107,7 @@ impl Retries {
         Some(self.later.swap_remove(due).1)
     }
 
-    /// How long from `now` until something is to be tried; `None` when nothing waits.
+    /// Time from `now` until the next try; `None` if none is due.
     pub(super) fn next_in(&self, now: Instant) -> Option<Duration> {
         if !self.soon.is_empty() {
             return Some(Duration::ZERO);

@@ -35,7 +35,7 @@ use crate::geometry::GuestPages;
 use crate::limits;
 use crate::view::LiveView;
 
-/// What the thread shares with whoever watches it.
+/// Parts that the thread shares with its watchers.
 pub(super) type ServerSide = (Arc<Mailbox>, Arc<Counters>, Arc<StatusBoard>);
 
 /// Everything the thread owns.
@@ -93,7 +93,7 @@ impl Server {
             tracing::info_span!("serve", pid = guest.pid, faults = field::Empty, misses = field::Empty);
         let _entered = span.clone().entered();
         let mut server = Self::new(served, installer, guest, side);
-        // Faults that an earlier handler read are not told again: whoever waits is made to fault anew.
+        // Faults that an earlier handler read are not reported again: waking all their threads makes them fault anew.
         server.installer.wake_all();
         if let Err(error) = server.serve(&mut events) {
             tracing::error!(%error, "a fault handler cannot go on");
@@ -115,7 +115,7 @@ impl Server {
         loop {
             let [faults, mail, stream] = waits.wait(self.patience())?;
             let retries = self.retries.soon_count().min(limits::RETRIES_PER_TURN);
-            // Mail first: what was asked for before a guest began to run holds for its first fault.
+            // Mail first: a request made before a guest began to run holds for its first fault.
             if mail.readable && self.read_mail() {
                 return self.read_last_removes(events);
             }
@@ -130,7 +130,7 @@ impl Server {
         }
     }
 
-    /// How long a turn may wait: not at all while there is work, for ever when there is none.
+    /// Longest wait of a turn: none while there is work, for ever without any.
     fn patience(&self) -> Option<Duration> {
         if !self.prefetch.is_idle() || self.retries.soon_count() > 0 {
             return Some(Duration::ZERO);
@@ -240,7 +240,7 @@ impl Server {
             self.answer(retried);
         }
         if count > 0 && self.retries.soon_count() >= before {
-            // Whoever changes the address space has to run for it to end.
+            // The thread that changes the address space has to run for it to end.
             std::thread::yield_now();
         }
         if self.retries.has_failed() {
@@ -252,7 +252,7 @@ impl Server {
         }
     }
 
-    /// Whether the VMM's stream has ended; it says nothing after its one message. Faults are answered on: a thread of
+    /// True if the VMM's stream has ended; it says nothing after its one message. Faults are answered on: a thread of
     /// it may still be ending.
     fn stream_ended(&mut self) -> bool {
         match self.guest.stream.read(&mut [0; 256]) {

@@ -1,11 +1,11 @@
-//! Pages whose installs failed, as opposed to pages whose bytes are still on their way.
+//! Pages whose installs failed; pages whose bytes are still on their way are not among them.
 
 use std::collections::BTreeMap;
 
 use super::pending::Failing;
 use crate::geometry::GuestPage;
 
-/// What the last try to install each such page said.
+/// Error of the last try to install each such page.
 #[derive(Debug, Default)]
 pub(super) struct Stalls(BTreeMap<GuestPage, String>);
 

@@ -1,4 +1,4 @@
-//! What a fault server did so far.
+//! Counts of a fault server's work so far.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,9 +36,9 @@ pub struct ServeStats {
     pub retries: u64,
     /// First writes to protected pages.
     pub write_protect_faults: u64,
-    /// How long faults took that could be answered at once: one in sixteen of them.
+    /// Times of faults that could be answered at once: one in sixteen of them.
     pub at_once: Latencies,
-    /// How long faults took that had to wait for a frame: all of them.
+    /// Times of faults that had to wait for a frame: all of them.
     pub after_fetch: Latencies,
     /// When the first fault was served.
     pub first_fault_at: Option<Instant>,

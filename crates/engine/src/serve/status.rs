@@ -1,4 +1,4 @@
-//! How a fault server fares, for whoever watches it.
+//! State of a fault server, for its watchers.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::deadline::Deadline;
 use crate::geometry::GuestPage;
 use crate::sync::{Condvar, Mutex, lock};
 
-/// How a guest's memory is being served.
+/// State of serving a guest's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServeStatus {
     /// Every page asked for is there, or on its way.
@@ -15,17 +15,17 @@ pub enum ServeStatus {
     Stalled {
         /// The page.
         page: GuestPage,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// There is no guest to serve any more.
     Ended {
-        /// Why.
+        /// The reason.
         why: EndReason,
     },
 }
 
-/// Why serving ended.
+/// Reason that serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
     /// The VMM closed its hand-over connection: it is gone.

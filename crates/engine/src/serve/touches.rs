@@ -1,4 +1,4 @@
-//! What a guest touches in the first seconds after a resume, as its handler thread sees it: one note a fault.
+//! The pages a guest touches in the first seconds after a resume, as its handler thread sees it: one note a fault.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -40,7 +40,7 @@ impl Recording {
         }
     }
 
-    /// Hands the notes over; if nobody wants them any more they are dropped.
+    /// Hands the notes over; if their receiver is gone they are dropped.
     pub(super) fn end(self) {
         self.to.send(self.touches).ok();
     }
@@ -69,7 +69,7 @@ impl Recorded {
         }
     }
 
-    /// What the guest touched in `time`, or until its epoch ended; none if its server failed.
+    /// The guest's touches within `time`, or until its epoch ended; none if its server failed.
     pub(crate) async fn after(mut self, time: Duration) -> Option<Vec<Touch>> {
         if let Ok(ended) = tokio::time::timeout(time, &mut self.from).await {
             return ended.ok();

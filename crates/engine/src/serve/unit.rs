@@ -1,4 +1,4 @@
-//! Installing a 2 MiB page of a guest at once, from however many sources it has.
+//! Installs a 2 MiB page of a guest in one step, from any number of sources.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::geometry::{GuestPages, PAGE_BYTES, usize_of};
 use crate::layer::Layer;
 use crate::view::{LiveView, Piece, PieceSource};
 
-/// Where the parts of a huge page are put together.
+/// Buffer in which the parts of a huge page are put together.
 #[derive(Debug, Default)]
 pub(super) struct Gatherer {
     bytes: Vec<u8>,
 }
 
-/// What became of a huge page.
+/// Result of installing a huge page.
 #[derive(Debug)]
 pub(super) enum UnitInstall {
     /// It was tried.

@@ -44,7 +44,7 @@ impl WorkingSet {
         bytes.into_bytes()
     }
 
-    /// Reads a working set; refuses whatever [`WorkingSet::encode`] does not write.
+    /// Reads a working set; refuses every encoding that [`WorkingSet::encode`] does not write.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
         if bytes.len() > WORKING_SET_BYTES_MAX {

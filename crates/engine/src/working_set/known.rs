@@ -1,4 +1,4 @@
-//! What this node knows of a snapshot's working set while it has the snapshot.
+//! This node's knowledge of a snapshot's working set while it has the snapshot.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use crate::sync::{Mutex, lock};
 #[derive(Debug)]
 pub(crate) struct Known {
     found: Mutex<Found>,
-    /// Whoever looks for a recording or writes one has it, so that each is done once.
+    /// Held by the one that looks for a recording or writes one, so that each is done once.
     turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 enum Found {
-    /// Nobody has looked.
+    /// No search was made yet.
     Unasked,
-    /// There is none.
+    /// The snapshot has none.
     Absent,
     /// This one.
     Present {
@@ -30,7 +30,7 @@ enum Found {
     },
 }
 
-/// What a resume is to do.
+/// Use of the working set by a resume.
 #[derive(Debug)]
 pub(crate) enum Use {
     /// Look for a recording first.
@@ -62,8 +62,8 @@ impl Known {
         }
     }
 
-    /// Begins a resume. Which pages a guest reads of those that were installed ahead nobody can tell, so now and then
-    /// one is resumed without, and its recording has only what is touched these days.
+    /// Begins a resume. It cannot be told which of the pages installed ahead a guest reads, so now and then a guest is
+    /// resumed without them, and its recording has only what is touched these days.
     pub(crate) fn begin_use(&self) -> Use {
         match &mut *lock(&self.found) {
             Found::Unasked => Use::Ask,
@@ -79,7 +79,7 @@ impl Known {
         }
     }
 
-    /// What a search has found; nothing changes if somebody was faster.
+    /// Takes in the result of a search; nothing changes if another was faster.
     pub(crate) fn found(&self, set: Option<(WorkingSet, bool)>) {
         let mut found = lock(&self.found);
         if matches!(*found, Found::Unasked) {

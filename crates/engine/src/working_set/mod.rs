@@ -19,7 +19,7 @@ pub struct WorkingSet {
     runs: Vec<GuestPages>,
 }
 
-/// What a guest touched.
+/// A touch of a page by a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Touch {
     /// It waited for this page.
@@ -99,7 +99,7 @@ impl WorkingSet {
         self.faults
     }
 
-    /// Whether there is nothing in it.
+    /// True if it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
@@ -111,7 +111,8 @@ impl WorkingSet {
         self.runs.iter().map(move |run| run.intersect(volume)).filter(|run| !run.is_empty())
     }
 
-    /// Whether a guest for which it was installed ahead waited for so many other pages that it is worth another one.
+    /// True if a guest for which it was installed ahead waited for so many other pages that another recording is worth
+    /// it.
     pub(crate) fn is_poor(&self, touches: &[Touch]) -> bool {
         let mut known = PageSet::new(self.volume_pages);
         self.runs.iter().for_each(|run| known.insert_run(*run));

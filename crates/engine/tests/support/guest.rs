@@ -13,7 +13,7 @@ use rekindle_kernel::{
     Userfaultfd, fd_passing,
 };
 
-/// What the guest's memory is made of.
+/// Kind of the guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Private,
@@ -26,7 +26,7 @@ pub(crate) struct Guest {
     regions: Vec<GuestMemory>,
     region_pages: usize,
     pub(crate) pages: usize,
-    /// What the VMM keeps open while it lives.
+    /// The stream that the VMM keeps open while it lives.
     pub(crate) stream: UnixStream,
     _huge_pages: Option<HugepageReservation>,
 }
@@ -107,7 +107,7 @@ impl Guest {
         u64::from_le_bytes(word)
     }
 
-    /// Whether the whole page has the content that `word` stands for.
+    /// True if the whole page has the content that `word` stands for.
     pub(crate) fn has(&self, page: usize, word: u64) -> bool {
         let (region, offset) = self.place(page);
         region.equals(offset, &content(word)).unwrap()
@@ -135,7 +135,7 @@ impl Guest {
         std::hint::black_box(region.touch(offset));
     }
 
-    /// Whether a page that is missing in the region of `page` still faults, rather than reads as zeroes.
+    /// True if a page that is missing in the region of `page` still faults, rather than reads as zeroes.
     pub(crate) fn is_registered(&self, page: usize) -> bool {
         let (region, _) = self.place(page);
         let first = format!("{:x}-", region.range().start);

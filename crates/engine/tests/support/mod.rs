@@ -1,4 +1,4 @@
-//! What the serving tests share: a guest in this process, and an engine with a snapshot for it to run from.
+//! Shared parts of the serving tests: a guest in this process, and an engine with a snapshot for it to run from.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "only tests use this")]
 
@@ -63,7 +63,7 @@ impl Node {
         Self { engine: Engine::start(options).unwrap(), directory, catalog: Some(catalog) }
     }
 
-    /// What the node has written down.
+    /// The node's catalog.
     pub(crate) fn catalog(&self) -> &Catalog {
         self.catalog.as_ref().unwrap()
     }
@@ -151,7 +151,7 @@ pub(crate) fn options(tracking: Tracking) -> ServeOptions {
     ServeOptions { tracking, placement: Placement::Anywhere, neighbours: Neighbours::Adaptive }
 }
 
-/// What a guest's userfaultfd needs for its writes to be tracked so.
+/// The features a guest's userfaultfd needs for this way of tracking.
 pub(crate) fn features(tracking: Tracking) -> Features {
     match tracking {
         Tracking::Scan => Features::WP_ASYNC | Features::WP_HUGETLBFS_SHMEM,
