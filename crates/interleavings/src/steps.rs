@@ -21,23 +21,23 @@ use crate::stop::Stop;
 use crate::store::Store;
 use crate::watch::NoWatcher;
 
-/// What an engine does with snapshots, without its threads and without a store behind it.
+/// The steps of an engine's work on snapshots, without its threads and without a store behind it.
 #[derive(Debug)]
 pub struct Steps {
     rules: PauseRules,
     background: Arc<Background>,
 }
 
-/// What steps work on.
+/// The parts that steps use.
 #[derive(Debug)]
 pub struct Tools {
-    /// Where layer files lie.
+    /// The cache of layer files.
     pub cache: Arc<Cache>,
-    /// What reads fetch by.
+    /// Fetches frames for reads.
     pub fetcher: Fetcher,
     /// RAM for captures.
     pub budget: Budget,
-    /// Where captures are freed.
+    /// Frees captures.
     pub reaper: ReaperHandle,
     /// A store that no step asks.
     pub store: Store,
@@ -81,7 +81,7 @@ impl Steps {
         life.seal(captures).expect("nobody tells the work to stop")
     }
 
-    /// What the owner or the store has to say.
+    /// Records an event of the owner or the store.
     pub fn record(&self, snapshot: &Snapshot, event: SnapshotEvent) -> SnapshotWork {
         snapshot.record(event)
     }

@@ -12,7 +12,7 @@ use crate::guard;
 use crate::number::word;
 use crate::page::PAGE_BYTES;
 
-/// Mapped addresses, unmapped when dropped. What may be done with the bytes is for its owner to know.
+/// Mapped addresses, unmapped when dropped. Its owner knows which uses of the bytes are allowed.
 #[derive(Debug)]
 pub(crate) struct Area {
     address: *mut u8,
@@ -125,7 +125,7 @@ impl Area {
         let start = self.address.cast();
         match file {
             Some((fd, offset)) => {
-                // SAFETY: exactly this area's own addresses are replaced, and nobody has references into it.
+                // SAFETY: exactly this area's own addresses are replaced, and no reference points into it.
                 unsafe { rustix::mm::mmap(start, self.bytes, protection, flags, fd, offset) }?
             }
             None => {

@@ -34,7 +34,7 @@ pub enum Event {
     Fault {
         /// The first address of the page, or the address itself where the descriptor tells exact ones.
         address: u64,
-        /// What the thread wanted.
+        /// The access the thread wanted.
         kind: FaultKind,
         /// The thread, by its number in its own pid namespace, where the descriptor tells it.
         thread: Option<u32>,
@@ -47,7 +47,7 @@ pub enum Event {
     Other(u8),
 }
 
-/// What a faulting thread wanted of its page.
+/// The access that a faulting thread wanted to its page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultKind {
     /// To read a page that is missing.
@@ -73,7 +73,7 @@ impl EventBuffer {
         Self { memory: Memory::Shared(buffer), events_max }
     }
 
-    /// How many events fit.
+    /// Number of events that fit.
     pub fn events_max(&self) -> usize {
         self.events_max
     }
@@ -105,7 +105,7 @@ impl EventBuffer {
         }
     }
 
-    /// Where the kernel writes, and how many bytes it may.
+    /// The address that the kernel writes to, and the number of bytes it may write.
     pub(crate) fn target(&mut self) -> (*mut u8, usize) {
         let bytes = self.events_max * EVENT_BYTES;
         match &mut self.memory {

@@ -45,7 +45,7 @@ impl Span {
         Self { start: start.addr(), end: start.addr().saturating_add(bytes) }
     }
 
-    /// Whether the block of `grain` bytes around `address`, which is all the kernel tells, touches the span.
+    /// True if the block of `grain` bytes around `address`, which is all the kernel tells, touches the span.
     fn touches(self, address: usize, grain: usize) -> bool {
         let block = address & !(grain - 1);
         block < self.end && block.saturating_add(grain) > self.start
@@ -60,7 +60,7 @@ thread_local! {
 }
 
 // Arguments: the slot, then those of the libc function. Every callee-saved register lies on the stack at the address
-// noted in the slot, so the landing restores them whatever the libc function did with them before it faulted.
+// noted in the slot, so the landing restores them even if the libc function changed them before it faulted.
 global_asm!(
     ".pushsection .text.rekindle_guarded, \"ax\", @progbits",
     ".balign 16",
@@ -141,7 +141,7 @@ pub(crate) unsafe fn copy(into: *mut u8, from: *const u8, bytes: usize) -> Resul
     })
 }
 
-/// Whether two stretches of `bytes` bytes are equal; a SIGBUS while either is read ends the comparison.
+/// True if two stretches of `bytes` bytes are equal; a SIGBUS while either is read ends the comparison.
 ///
 /// # Safety
 /// Both are `bytes` readable bytes of mappings that stay until the call returns; [`install`] was called; no signal
@@ -173,7 +173,7 @@ impl Slot {
     }
 }
 
-/// Installs the SIGBUS handler, once in the life of the process; whoever handled SIGBUS before is called for the rest.
+/// Installs the SIGBUS handler, once in the life of the process; the earlier handler of SIGBUS is called for the rest.
 pub(crate) fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -185,7 +185,7 @@ pub(crate) fn install() {
     });
 }
 
-/// What was done about SIGBUS before us; set before our handler can run.
+/// The earlier action for SIGBUS; set before our handler can run.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// Sets the action for SIGBUS, if one is given, and returns the one that stood.

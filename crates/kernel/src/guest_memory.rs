@@ -1,4 +1,4 @@
-//! Memory of this process that stands for a guest's: where a VMM would map it, touched as a guest touches it.
+//! Memory of this process in the role of a guest's: mapped as a VMM would, touched as a guest would.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -20,7 +20,7 @@ pub struct GuestMemory {
     kind: PageKind,
 }
 
-/// What a region of guest memory is made of.
+/// Backing of a region of guest memory.
 #[derive(Debug, Clone, Copy)]
 pub enum Backing<'a> {
     /// Private memory of no file.
@@ -29,7 +29,7 @@ pub enum Backing<'a> {
     Shared(&'a Memfd, u64),
 }
 
-/// How a guest gives pages back.
+/// Ways in which a guest gives pages back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Discard {
     /// MADV_DONTNEED: private pages are gone; those of a memory file stay in it and are only unmapped.
@@ -71,7 +71,7 @@ impl GuestMemory {
         Ok(Self { area, shared: matches!(backing, Backing::Shared(..)), kind })
     }
 
-    /// Where the region is in this process.
+    /// The region's range in this process.
     pub fn range(&self) -> GuestRange {
         let addresses = self.area.addresses();
         GuestRange { start: addresses.start, bytes: addresses.end - addresses.start }
@@ -82,7 +82,7 @@ impl GuestMemory {
         self.area.bytes()
     }
 
-    /// What its pages are.
+    /// Kind of its pages.
     pub fn page_kind(&self) -> PageKind {
         self.kind
     }
@@ -105,7 +105,7 @@ impl GuestMemory {
             .map_err(|lost| LostBytes { offset: self.area.offset_of(lost.address) })
     }
 
-    /// Whether the bytes from `offset` equal `other`, faulting as a guest does.
+    /// True if the bytes from `offset` equal `other`, faulting as a guest does.
     pub fn equals(&self, offset: usize, other: &[u8]) -> Result<bool, LostBytes> {
         let left = self.area.at(offset, other.len());
         // SAFETY: `left` is that many bytes of our area, `other` is borrowed; mapping installed the guard.
@@ -149,7 +149,7 @@ impl GuestMemory {
             }
             Discard::Remove => Advice::LinuxRemove,
         };
-        // SAFETY: the region's bytes change, to which nobody holds references.
+        // SAFETY: the region's bytes change, and no reference to them exists.
         unsafe { self.area.advise(offset, bytes, advice) }
     }
 }

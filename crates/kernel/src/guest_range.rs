@@ -28,7 +28,7 @@ impl GuestRange {
         self.start.saturating_add(self.bytes)
     }
 
-    /// Whether `address` lies in the range.
+    /// True if `address` lies in the range.
     pub const fn contains(self, address: u64) -> bool {
         address >= self.start && address < self.end()
     }

@@ -29,7 +29,7 @@ impl HugepageReservation {
         Ok(Self { pages })
     }
 
-    /// How many were added.
+    /// Number of pages added.
     pub fn pages(&self) -> u64 {
         self.pages
     }
@@ -52,7 +52,7 @@ pub fn pages_in_pool() -> io::Result<u64> {
     read_count("nr_hugepages")
 }
 
-/// 2 MiB pages of the pool that nobody uses or has been promised.
+/// 2 MiB pages of the pool that are neither used nor promised.
 pub fn pages_free() -> io::Result<u64> {
     Ok(read_count("free_hugepages")?.saturating_sub(read_count("resv_hugepages")?))
 }

@@ -92,7 +92,7 @@ pub(crate) struct Scan<'a>(pub(crate) &'a mut pm_scan_arg);
 const PAGEMAP_SCAN: Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
 
 // SAFETY: linux/fs.h pairs this number with this structure; the kernel writes `walk_end` in it and at most `vec_len`
-// regions at `vec`, which whoever performs it promises to be writable.
+// regions at `vec`, which the caller promises to be writable.
 unsafe impl Ioctl for Scan<'_> {
     type Output = usize;
     const IS_MUTATING: bool = true;
@@ -135,7 +135,7 @@ unsafe impl Ioctl for NewUserfaultfd {
         output: IoctlOutput,
         _: *mut rustix::ffi::c_void,
     ) -> Result<rustix::fd::OwnedFd, Errno> {
-        // SAFETY: a success of this ioctl is a descriptor that nobody else owns.
+        // SAFETY: a success of this ioctl is a descriptor with no other owner.
         Ok(unsafe { rustix::fd::FromRawFd::from_raw_fd(output) })
     }
 }

@@ -1,4 +1,4 @@
-//! What Linux lends rekindle: memory files, mappings, userfaultfd, page-table scans, fd passing, other processes.
+//! Linux for rekindle: memory files, mappings, userfaultfd, page-table scans, fd passing, other processes.
 //!
 //! All the unsafe code of the engine and of the program is here, behind calls that cannot be misused; no policy is.
 

@@ -25,7 +25,7 @@ pub struct Mapping {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the byte at {offset} of a mapping cannot be read")]
 pub struct LostBytes {
-    /// Where in the mapping that was asked; of a comparison, how far it had come.
+    /// Offset of the read in the mapping; of a comparison, the offset it had reached.
     pub offset: usize,
 }
 
@@ -66,7 +66,7 @@ impl Mapping {
         unsafe { guard::copy(into.as_mut_ptr(), from, into.len()) }.map_err(|lost| self.lost_bytes(lost))
     }
 
-    /// Whether `bytes` bytes from `offset` equal those of `other` from `other_offset`.
+    /// True if `bytes` bytes from `offset` equal those of `other` from `other_offset`.
     #[inline]
     pub fn equals(
         &self,
@@ -84,7 +84,7 @@ impl Mapping {
         })
     }
 
-    /// Whether the bytes from `offset` equal `other`.
+    /// True if the bytes from `offset` equal `other`.
     #[inline]
     pub fn equals_slice(&self, offset: usize, other: &[u8]) -> Result<bool, LostBytes> {
         let left = self.area.at(offset, other.len());
@@ -92,7 +92,7 @@ impl Mapping {
         unsafe { guard::equal(left, other.as_ptr(), other.len()) }.map_err(|lost| self.lost_bytes(lost))
     }
 
-    /// Whether `bytes` bytes from `offset` are all zero; stops at the first page that is not.
+    /// True if `bytes` bytes from `offset` are all zero; stops at the first page that is not.
     #[inline]
     pub fn is_zero(&self, offset: usize, bytes: usize) -> Result<bool, LostBytes> {
         let start = self.area.at(offset, bytes);
@@ -109,7 +109,7 @@ impl Mapping {
         Ok(true)
     }
 
-    /// Whether reading `bytes` bytes from `offset` needs no disk: every page of them is in memory now.
+    /// True if reading `bytes` bytes from `offset` needs no disk: every page of them is in memory now.
     ///
     /// Of a file that this user may neither write nor owns, the kernel says that all of it is; of a hugetlb file, that
     /// only what was read through this mapping is.
@@ -117,7 +117,7 @@ impl Mapping {
         self.resident_prefix_bytes(offset, bytes) == bytes
     }
 
-    /// How many of `bytes` bytes from `offset`, counted from the first, are in memory without a gap.
+    /// Number of the `bytes` bytes from `offset`, counted from the first, that are in memory without a gap.
     pub fn resident_prefix_bytes(&self, offset: usize, bytes: usize) -> usize {
         let (start, length) = self.area.pages_around(offset, bytes);
         let before = self.area.at(offset, bytes).addr() - start.addr();

@@ -21,7 +21,7 @@ pub struct Memfd {
     kind: PageKind,
 }
 
-/// Why a descriptor that was handed over cannot be used as guest memory.
+/// Reason that a descriptor that was handed over cannot be used as guest memory.
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
     /// It is not a file in memory.
@@ -43,7 +43,7 @@ pub enum AdoptError {
         "it cannot be sealed against shrinking ({source}); make it with MFD_ALLOW_SEALING and pass it writable"
     )]
     Resizable {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The kernel tells nothing about it.
@@ -93,7 +93,7 @@ impl Memfd {
         self.bytes
     }
 
-    /// What its pages are.
+    /// Kind of its pages.
     pub fn page_kind(&self) -> PageKind {
         self.kind
     }
@@ -222,7 +222,7 @@ impl Memfd {
         }
     }
 
-    /// Whether it is sealed against writing or can still be: it is open for writing, and its seals are not themselves
+    /// True if it is sealed against writing or can still be: it is open for writing, and its seals are not themselves
     /// sealed.
     pub fn can_seal_writes(&self) -> io::Result<bool> {
         let seals = rustix::fs::fcntl_get_seals(&self.fd)?;
@@ -230,7 +230,7 @@ impl Memfd {
         Ok(seals.contains(SealFlags::WRITE) || (!seals.contains(SealFlags::SEAL) && mode != OFlags::RDONLY))
     }
 
-    /// Whether the file is sealed against writing.
+    /// True if the file is sealed against writing.
     pub fn is_write_sealed(&self) -> io::Result<bool> {
         Ok(rustix::fs::fcntl_get_seals(&self.fd)?.contains(SealFlags::WRITE))
     }

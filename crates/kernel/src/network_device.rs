@@ -13,7 +13,7 @@ const NAME_BYTES: usize = 16;
 /// The command that asks for a device's driver (ETHTOOL_GDRVINFO, linux/ethtool.h).
 const DRIVER_INFO: u32 = 3;
 
-/// What kind of network device there is.
+/// Kind of a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkDevice {
     /// A tap device: Ethernet frames, read and written by a program.

@@ -6,7 +6,7 @@ pub const PAGE_BYTES: usize = 4096;
 /// Bytes of a huge page, where guest memory is hugetlb.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Which pages a piece of memory is made of, and so the unit in which its pages come and go.
+/// Size of the pages of a piece of memory, and so the unit in which its pages come and go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PageKind {
     /// 4 KiB pages.

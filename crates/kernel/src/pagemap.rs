@@ -1,4 +1,4 @@
-//! What the page tables of a process say about its memory: which pages it wrote, which it has.
+//! Scans of a process's page tables: the pages it wrote, and the pages it has.
 
 use std::fs::File;
 use std::io;
@@ -30,7 +30,7 @@ pub enum PageClass {
     Present,
 }
 
-/// Whether a page that was found was written since it was last protected; one that never was counts as written.
+/// The filter of a scan by writes since a page was last protected; a page that was never protected counts as written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
     /// It was, or may have been.
@@ -58,7 +58,7 @@ impl Pagemap {
         Ok(Self { file: File::open("/proc/self/pagemap")? })
     }
 
-    /// Whether this kernel can scan at all (Linux 6.7).
+    /// True if this kernel can scan at all (Linux 6.7).
     pub fn offers_scan(&self) -> bool {
         self.scan(GuestRange { start: 0, bytes: 0 }, PageClass::Resident, &mut |_| {}).is_ok()
     }
@@ -135,7 +135,7 @@ impl Pagemap {
                     self.without_markers(range, &mut |range| found(range, written))?;
                 }
             }
-            // Less than full: the walk came to the end, whatever `walk_end` says.
+            // Less than full: the walk came to the end, even if `walk_end` says otherwise.
             if count < REGIONS_MAX || argument.walk_end <= start || argument.walk_end >= range.end() {
                 return Ok(());
             }
@@ -175,7 +175,7 @@ impl Pagemap {
     }
 }
 
-/// Whether a page map entry (admin-guide/mm/pagemap.rst) is of a page, in memory or swapped out, and not a marker.
+/// True if a page map entry (admin-guide/mm/pagemap.rst) is of a page, in memory or swapped out, and not a marker.
 ///
 /// A marker is a swap entry of the highest type there is (include/linux/swap.h), or in hugetlb memory no entry but
 /// for its protection. Without CAP_SYS_ADMIN types read as 0, and markers of small pages pass for pages.

@@ -1,4 +1,4 @@
-//! Where threads run, and how much they matter.
+//! The processors and the priority of threads.
 
 use std::fs::File;
 use std::io;
@@ -32,8 +32,8 @@ pub fn run_anywhere() -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
-/// Gives the calling thread only the time that nobody else wants (SCHED_IDLE). Threads it starts are normal ones again:
-/// a pool that grows on its behalf may serve others later.
+/// Gives the calling thread only the time that no other thread wants (SCHED_IDLE). Threads it starts are normal ones
+/// again: a pool that grows on its behalf may serve others later.
 pub fn idle_priority() -> io::Result<()> {
     set_policy(libc::SCHED_IDLE, 0)
 }
@@ -82,7 +82,7 @@ pub fn cpu_of_thread(pid: u32, tid: u32) -> io::Result<usize> {
     ThreadCpu::open(pid, tid)?.cpu()
 }
 
-/// A thread of another process whose CPU is asked for again and again.
+/// A thread of another process whose CPU is looked up again and again.
 #[derive(Debug)]
 pub struct ThreadCpu {
     stat: File,

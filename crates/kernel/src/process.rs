@@ -33,15 +33,15 @@ pub enum Signal {
     Kill,
 }
 
-/// A part of another process's memory that could not be read; what was asked for before it was.
+/// A part of another process's memory that could not be read; the requested bytes before it were read.
 #[derive(Debug, thiserror::Error)]
 #[error("memory {:#x}+{:#x} of process {pid} cannot be read: {source}", range.start, range.bytes)]
 pub struct UnreadableMemory {
     /// The process.
     pub pid: u32,
-    /// What is left of the range that could not be read whole.
+    /// The rest of the range that could not be read whole.
     pub range: GuestRange,
-    /// What the kernel said.
+    /// The kernel's error.
     pub source: io::Error,
 }
 
@@ -60,7 +60,7 @@ impl ProcessHandle {
 
     /// Takes over a pidfd that somebody else opened.
     ///
-    /// An error of kind `NotFound` where the process has ended and was waited for, or cannot be seen from here.
+    /// An error of kind `NotFound` if the process has ended and was waited for, or cannot be seen from here.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
         Ok(Self { fd, pid: pid_told(&text)? })
@@ -82,7 +82,7 @@ impl ProcessHandle {
         Ok(rustix::process::pidfd_send_signal(&self.fd, signal)?)
     }
 
-    /// Whether it has not ended; one that ended and was not waited for has.
+    /// True if it has not ended; a process that ended and was not waited for has ended.
     pub fn is_alive(&self) -> bool {
         !self.wait_exit(Duration::ZERO)
     }
@@ -101,8 +101,8 @@ impl ProcessHandle {
         }
     }
 
-    /// Whether each of its threads stands still, after [`Signal::Stop`] or under a tracer; whose child it is does not
-    /// matter. An error of kind `NotFound` if it has ended.
+    /// True if each of its threads stands still, after [`Signal::Stop`] or under a tracer; it need not be a child of
+    /// this process. An error of kind `NotFound` if it has ended.
     pub fn is_stopped(&self) -> io::Result<bool> {
         let stopped = self.threads_stand();
         // It lives, so the pid was its own all the while.
@@ -232,8 +232,8 @@ impl Pieces<'_> {
 
 /// Takes over a descriptor that this process inherited under `number`, once.
 ///
-/// Meant for the start of a program, for a number it was given by whoever started it; an error if it is not open.
-/// The descriptor closes on exec from then on.
+/// Meant for the start of a program, for a number it was given by its parent; an error if it is not open. The
+/// descriptor closes on exec from then on.
 pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     if number <= 2 {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the standard streams are not taken over"));
@@ -249,13 +249,13 @@ pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
             "a descriptor that closes on exec was not inherited",
         ));
     }
-    // SAFETY: it is open and, not closing on exec as all of Rust's own do, is nobody's here.
+    // SAFETY: it is open and, not closing on exec as all of Rust's own do, has no owner here.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
     Ok(fd)
 }
 
-/// The pid in what /proc tells of a pidfd: -1 once the process was waited for, 0 if this pid namespace has it not.
+/// The pid that /proc shows for a pidfd: -1 once the process was waited for, 0 if this pid namespace has it not.
 fn pid_told(fdinfo: &str) -> io::Result<u32> {
     let not_a_pidfd = || io::Error::new(io::ErrorKind::InvalidData, "the descriptor is not a pidfd");
     let pid = fdinfo.lines().find_map(|line| line.strip_prefix("Pid:")).ok_or_else(not_a_pidfd)?;
@@ -268,12 +268,12 @@ fn pid_told(fdinfo: &str) -> io::Result<u32> {
     }
 }
 
-/// What the stat file of a thread (proc_pid_stat(5)) says.
+/// Content of the stat file of a thread (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ThreadStat {
-    /// Whether it can run no instruction: stopped, traced, or ended.
+    /// True if it can run no instruction: stopped, traced, or ended.
     stands: bool,
-    /// How many threads its process has.
+    /// Number of threads of its process.
     of_threads: usize,
 }
 

@@ -63,7 +63,7 @@ impl SharedBuffer {
         unsafe { guard::copy(into, from.as_ptr(), from.len()) }.expect("private memory can be read");
     }
 
-    /// Copies the bytes from `offset` that fill `into`, as they are while nobody else writes them.
+    /// Copies the bytes from `offset` that fill `into`, exact while no other process writes them.
     ///
     /// # Panics
     /// If they are not all in the buffer.
@@ -74,10 +74,11 @@ impl SharedBuffer {
             .expect("a memory file sealed against shrinking can be read");
     }
 
-    /// Sets `bits` in the little-endian 64-bit word at `offset`, a multiple of 8 that nobody else changes meanwhile.
+    /// Sets `bits` in the little-endian 64-bit word at `offset`, a multiple of 8 that no other thread or process
+    /// changes meanwhile.
     ///
-    /// The word is stored at once and after all that was stored before: if this process is killed, whoever holds the
-    /// file finds it whole, and never without what came before it.
+    /// The word is stored at once and after all that was stored before: if this process is killed, other holders of the
+    /// file find it whole, and never without the stores before it.
     ///
     /// # Panics
     /// If the word is not in the buffer, or not at a multiple of its size.
@@ -97,7 +98,7 @@ impl SharedBuffer {
     }
 
     /// Stores the little-endian 64-bit word at `offset`, a multiple of 8, at once and after all that was stored before:
-    /// if this process is killed, whoever holds the file finds either word whole.
+    /// if this process is killed, other holders of the file find either word whole.
     ///
     /// # Panics
     /// If the word is not in the buffer, or not at a multiple of its size.
@@ -132,7 +133,7 @@ impl SharedBuffer {
         unsafe { from.read_volatile() }
     }
 
-    /// Where the kernel may write `bytes` bytes at `offset`.
+    /// Address at which the kernel may write `bytes` bytes at `offset`.
     pub(crate) fn address_of(&self, offset: usize, bytes: usize) -> *mut u8 {
         self.area.at(offset, bytes)
     }

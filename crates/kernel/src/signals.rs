@@ -1,4 +1,4 @@
-//! Signals to this process as something to read.
+//! Signals to this process, received by reading a descriptor.
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -57,7 +57,7 @@ impl<'a> Source<'a> {
         Self { address: self.address + offset, bytes, owner: PhantomData }
     }
 
-    /// Where the bytes are.
+    /// Address of the bytes.
     pub(crate) fn address(self) -> usize {
         self.address
     }

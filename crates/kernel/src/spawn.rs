@@ -1,4 +1,4 @@
-//! Starting programs as sessions of their own, with open files under chosen numbers.
+//! Starts programs as sessions of their own, with open files under chosen numbers.
 
 use std::io;
 use std::ops::Range;
@@ -52,7 +52,7 @@ impl Spawner {
         Self { oom_score: Some(score), ..self }
     }
 
-    /// Whether a child can be given a descriptor under `number`, beside the standard streams.
+    /// True if a child can be given a descriptor under `number`, beside the standard streams.
     pub fn has_reserved(&self, number: RawFd) -> bool {
         self.reserved.iter().any(|fd| fd.as_raw_fd() == number)
     }
@@ -103,7 +103,7 @@ fn take_oom_score(score: &[u8]) {
 
 /// Opens `from` under the number `to` as well, where it stays open on exec.
 fn place_fd(from: RawFd, to: RawFd) -> io::Result<()> {
-    // SAFETY: touches no memory; whoever owned `to` meant it to be replaced.
+    // SAFETY: touches no memory; the owner of `to` meant it to be replaced.
     let result = unsafe { libc::dup2(from, to) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,9 +1,9 @@
-//! How fast the processor's time stamp counter counts, for guests that cannot find it out by themselves.
+//! Frequency of the processor's time stamp counter, for guests that cannot find it out by themselves.
 
 use std::arch::x86_64::_rdtsc;
 use std::time::{Duration, Instant};
 
-/// How long it is watched: the error is about that of reading both clocks, a microsecond.
+/// Time it is watched: the error is about that of reading both clocks, a microsecond.
 const WATCHED: Duration = Duration::from_millis(20);
 
 /// Counts in a millisecond, measured against the monotonic clock.

@@ -8,7 +8,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use crate::guest_memory::GuestMemory;
 use crate::number::word;
 
-/// Where KVM may keep three pages of its own on processors that need them: far above the memory, below the firmware.
+/// Address of three pages that KVM needs for itself on some processors: far above the memory, below the firmware.
 const KVM_PAGES: usize = 0xfffb_d000;
 
 /// The machine: its memory is at address 0, and it has no device at all.
@@ -20,7 +20,7 @@ pub struct VirtualMachine {
     memory: GuestMemory,
 }
 
-/// Why the processor came back, and what it waits for.
+/// Reason that the processor came back, with the value it waits for.
 #[derive(Debug)]
 pub enum Exit<'a> {
     /// It reads from a port; what it is to read goes into the bytes before it runs again.

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 #[derive(Debug)]
 pub struct Wakeup(OwnedFd);
 
-/// What one descriptor has to say after a wait.
+/// State of one descriptor after a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Readiness {
     /// There is something to read, or an error or end-of-file to find out about by reading.
@@ -21,7 +21,7 @@ pub struct Readiness {
 }
 
 impl Wakeup {
-    /// A wake-up nobody asked for yet.
+    /// A wake-up without a request yet.
     pub fn new() -> io::Result<Self> {
         Ok(Self(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
@@ -82,8 +82,8 @@ pub fn wait_readable<const N: usize>(
     }))
 }
 
-/// A set of `N` descriptors that one thread waits on again and again: what is waited on is told to the kernel once, not
-/// at every wait as with [`wait_readable`].
+/// A set of `N` descriptors that one thread waits on again and again: the kernel is told the set once, not at every
+/// wait as with [`wait_readable`].
 ///
 /// A descriptor that is closed everywhere is never ready again; the set does not own any.
 #[derive(Debug)]

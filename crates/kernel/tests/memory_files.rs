@@ -29,7 +29,7 @@ fn child() {
     }
 }
 
-/// Why `data_runs` exists: nobody may look for content by reading a mapping of a sparse memory file.
+/// The reason for `data_runs`: reading a mapping of a sparse memory file to look for content fills the file.
 #[test]
 fn reading_a_hole_through_a_mapping_allocates_it() {
     let memfd = sixteen_pages();
@@ -242,7 +242,7 @@ fn bits_set_in_a_shared_buffer_are_in_its_file_in_little_endian_order() {
     let mut bytes = [9; 24];
     buffer.memfd().read_at(&mut bytes, 8).unwrap();
     assert_eq!(bytes, [[0; 8], [1, 1, 0, 0, 0, 0, 0, 0x80], [0; 8]].concat()[..]);
-    // Where the user may lock no memory at all, the buffer is as good as before.
+    // If the user may lock no memory at all, the buffer is as good as before.
     buffer.lock_in_ram().ok();
     buffer.set_bits(PAGE_BYTES - 8, u64::MAX);
 }
@@ -318,7 +318,7 @@ fn a_killed_process_holds_no_lock() {
     let mut child = ChildProcess::start("memory");
     let theirs = child.memory();
     let memfd = Memfd::adopt(theirs.memfd).unwrap();
-    // What it sent is the opening that it maps: the lock is the child's as much as ours.
+    // The child sent the opening that it maps: the lock is the child's as much as ours.
     assert!(memfd.try_lock().unwrap());
     let other = memfd.reopen().unwrap();
     drop(memfd);

@@ -327,7 +327,7 @@ fn the_first_write_to_a_protected_page_is_an_event_and_later_ones_are_not() {
     });
 }
 
-/// Why `Present` is not yet "there": protecting a page that was never touched leaves a marker in its place.
+/// `Present` is not yet "there": protecting a page that was never touched leaves a marker in its place.
 #[test]
 fn a_protected_page_that_was_never_touched_is_present_for_a_zero_install_until_its_protection_is_lifted() {
     let features = Features::WP_UNPOPULATED | Features::PAGEFAULT_FLAG_WP;

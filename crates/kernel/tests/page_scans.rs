@@ -138,7 +138,7 @@ fn a_page_armed_and_never_touched_is_neither_written_nor_resident() {
     }
 }
 
-/// Why a removed page stays a candidate: after it is installed again protected, a scan knows nothing of it.
+/// A removed page must stay a candidate: after it is installed again protected, a scan knows nothing of it.
 #[test]
 fn a_written_page_that_was_removed_and_installed_again_scans_as_not_written() {
     let test = "removed pages";

@@ -43,7 +43,7 @@ fn receive_with_few_descriptors() {
     (&control).write_all(&[answer]).unwrap();
 }
 
-/// Whether another process's memory may be read here; a line if not.
+/// True if another process's memory may be read here; prints a line if not.
 fn may_read(test: &str, result: &std::io::Result<()>) -> bool {
     match result {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -296,7 +296,7 @@ fn only_what_was_inherited_is_taken_over() {
     assert!(inherited_fd(9999).is_err());
     let ours = std::fs::File::open("/dev/null").unwrap();
     assert!(inherited_fd(ours.as_raw_fd()).is_err(), "a descriptor of Rust's closes on exec");
-    // As an exec leaves them: open, and of nobody in this program.
+    // As an exec leaves them: open, and without an owner in this program.
     // SAFETY: makes a new descriptor.
     let number = unsafe { libc::dup(ours.as_raw_fd()) };
     let taken: OwnedFd = inherited_fd(number).unwrap();

@@ -1,4 +1,4 @@
-//! What the environment asks of this library.
+//! Requests to this library in the environment.
 
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ const USER_FAULTS: &str = "REKINDLE_USER_FAULTS";
 pub(crate) struct Asked {
     pub(crate) socket: PathBuf,
     pub(crate) bytes: u64,
-    /// Whether a userfaultfd that gets no faults of the kernel is good enough.
+    /// True if a userfaultfd that gets no faults of the kernel is good enough.
     pub(crate) user_faults_suffice: bool,
     device: u64,
     inode: u64,
@@ -39,7 +39,7 @@ impl Asked {
         Ok(Some(Self { socket, bytes, user_faults_suffice, device, inode }))
     }
 
-    /// Whether `fd` is the memory file, by whatever path it was opened.
+    /// True if `fd` is the memory file, opened by any path.
     pub(crate) fn is_behind(&self, fd: c_int) -> bool {
         if fd < 0 {
             return false;

@@ -10,8 +10,8 @@ use rekindle_kernel::{FaultScope, Features, GuestRange, RegisterMode, Userfaultf
 use crate::asked::Asked;
 use crate::refusal::Refusal;
 
-/// What stays open as long as the program lives: without any userfaultfd its missing pages would read zeroes, and the
-/// handler takes the end of the stream for the end of the program.
+/// Descriptors that stay open as long as the program lives: without any userfaultfd its missing pages would read
+/// zeroes, and the handler takes the end of the stream for the end of the program.
 static KEPT_OPEN: OnceLock<(Userfaultfd, UnixStream)> = OnceLock::new();
 
 /// A mapping of the whole memory file.

@@ -1,8 +1,8 @@
 //! Preloaded into an unmodified QEMU: hands its memory over to be served.
 //!
 //! It stands before `mmap`. The one mapping of the memory file that the environment names gets a userfaultfd, which is
-//! sent, with the file, to the handler that listens; every other mapping is the kernel's alone. What does not fit is
-//! said in one line, and ends the program before its guest runs.
+//! sent, with the file, to the handler that listens; every other mapping is the kernel's alone. If anything does not
+//! fit, the library says so in one line and ends the program before its guest runs.
 
 mod asked;
 mod handover;
@@ -17,7 +17,7 @@ use asked::Asked;
 use handover::Mapped;
 use refusal::{Refusal, end};
 
-/// Whether the memory was handed over: a second mapping of it would see other pages than the first.
+/// True once the memory was handed over: a second mapping of it would see other pages than the first.
 static HANDED_OVER: AtomicBool = AtomicBool::new(false);
 
 /// mmap(2), by the name that programs with 64-bit file offsets call.
@@ -92,13 +92,13 @@ unsafe fn map(request: Request) -> *mut c_void {
     std::ptr::with_exposed_provenance_mut(usize::try_from(result).unwrap_or(usize::MAX))
 }
 
-/// What the environment asks for, read once; none where nobody asks.
+/// The environment's request, read once; `None` without one.
 fn asked() -> Option<&'static Asked> {
     static ASKED: OnceLock<Option<Asked>> = OnceLock::new();
     ASKED.get_or_init(|| Asked::of_environment().unwrap_or_else(|refusal| end(&refusal))).as_ref()
 }
 
-/// Whether this is the mapping the handler expects: all of the file, writable, seen by the file, and the only one.
+/// Checks that this is the mapping the handler expects: all of the file, writable, seen by the file, and the only one.
 fn check(asked: &Asked, request: Request) -> Result<(), Refusal> {
     let writable = request.protection & libc::PROT_WRITE != 0;
     if !writable || request.flags & libc::MAP_TYPE == libc::MAP_PRIVATE {

@@ -1,11 +1,11 @@
-//! Why a program's memory is not handed over, and the end of that program.
+//! The reason that a program's memory is not handed over, and the end of that program.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use rekindle_kernel::userfaultfd::OpenError;
 
-/// What does not fit.
+/// Reason for the refusal.
 pub(crate) enum Refusal {
     /// A variable of the environment is absent or makes no sense.
     Variable { name: &'static str },
@@ -21,7 +21,7 @@ pub(crate) enum Refusal {
     UserFaultsOnly,
     /// The userfaultfd does not take the memory.
     NotRegistered { source: io::Error },
-    /// Nobody takes the memory over.
+    /// No process takes the memory over.
     NotSent { socket: PathBuf, source: io::Error },
 }
 
@@ -50,7 +50,7 @@ impl std::fmt::Display for Refusal {
 
 /// Says why, and ends the program at once: a guest whose memory nobody serves would read zeroes.
 pub(crate) fn end(refusal: &Refusal) -> ! {
-    // Where the line cannot be written there is nobody to read it.
+    // If the line cannot be written, it has no reader either.
     writeln!(io::stderr(), "rekindle: not started: {refusal}").ok();
     // SAFETY: ends the process without running anything of the program's own.
     unsafe { libc::_exit(1) }

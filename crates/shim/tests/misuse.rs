@@ -15,7 +15,7 @@ const HANDOVER: &str = "REKINDLE_HANDOVER";
 const MEMORY: &str = "REKINDLE_MEMORY";
 const BYTES: usize = 16 << 12;
 
-/// What the child does, and what it says once it has done it all.
+/// Word that the child says once it has done all of its work.
 const DONE: &str = "mapped everything";
 
 /// The library as Cargo made it for this test.
@@ -141,7 +141,7 @@ fn variables_that_make_no_sense_end_the_program() {
     assert_refused(&run("right", Some(Path::new("relative"))), "REKINDLE_HANDOVER");
 }
 
-/// Whether this user may have a userfaultfd that serves the kernel's faults; says so if not.
+/// True if this user may have a userfaultfd that serves the kernel's faults; says so if not.
 fn userfaultfd_is_here() -> bool {
     use rekindle_kernel::{FaultScope, Features, Userfaultfd};
     let opened = Userfaultfd::open(Features::EVENT_REMOVE | Features::MISSING_SHMEM);
@@ -211,7 +211,7 @@ fn map(
     if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address.addr()) }
 }
 
-/// What the kernel says of the mapping that begins there; `um` among it is: missing pages are served.
+/// Flags that the kernel shows for the mapping that begins there; `um` among them means that missing pages are served.
 fn flags_of(address: usize) -> String {
     let all = std::fs::read_to_string("/proc/self/smaps").expect("a process sees its own mappings");
     let mut lines = all.lines().skip_while(|line| !line.starts_with(&format!("{address:x}-")));

@@ -1,4 +1,4 @@
-//! Leases: never more than there is, and whoever waits is woken.
+//! Leases: never more than the budget, and every waiter is woken.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Layers of equal bytes: one handle, one file, and nobody removes a file that another handle lies over.
+//! Layers of equal bytes: one handle, one file, and no removal of a file that another handle lies over.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -29,7 +29,7 @@ pub(crate) const PAGES: u32 = 4;
 /// Bytes of every guest.
 pub(crate) const GUEST_BYTES: u64 = 4 * 4096;
 
-/// What a guest's pages read: each page is filled with one byte.
+/// Content of a guest's pages: each page is filled with one byte.
 pub(crate) type Model = [u8; 4];
 
 /// The model of a guest that never ran.

@@ -1,4 +1,4 @@
-//! How many orders are tried, and how.
+//! The number of orders that are tried, and the way they are chosen.
 
 use shuttle::scheduler::{DfsScheduler, RandomScheduler};
 use shuttle::{Config, Runner};

@@ -1,4 +1,4 @@
-//! Fetching a frame once for all who wait for it.
+//! Fetching a frame once for all its waiters.
 
 use std::future;
 use std::sync::{Arc, Weak};
@@ -33,7 +33,7 @@ impl Source {
         Arc::new(Self { failures_left: AtomicU64::new(times), ..Self::default() })
     }
 
-    /// What a fetcher does for a request, with a thread in the place of a task.
+    /// A fetcher's work for a request, with a thread in the place of a task.
     fn request(self: &Arc<Self>, waiter: Weak<dyn FrameWaiter>) {
         if self.flight.join(key(), waiter) {
             let source = Arc::clone(self);

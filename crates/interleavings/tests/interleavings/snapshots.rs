@@ -1,4 +1,4 @@
-//! A snapshot's progress: who waits for it misses nothing, and deleting it may fall on any moment.
+//! A snapshot's progress: its waiters miss nothing, and it may be deleted at any moment.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a userfaultfd is asked to do and what a registered range offers.
+//! Features that a userfaultfd is opened with, and operations that a registered range offers.
 
 use linux_raw_sys::general as raw;
 
@@ -75,12 +75,12 @@ impl Features {
         Self(self.0 & !other.0)
     }
 
-    /// Whether all of `other` is in this set.
+    /// True if all of `other` is in this set.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// Whether there is no feature in the set.
+    /// True if the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -138,27 +138,27 @@ impl RegisteredIoctls {
         self.0 >> number & 1 == 1
     }
 
-    /// Whether [`super::Userfaultfd::copy`] works there.
+    /// True if [`super::Userfaultfd::copy`] works there.
     pub const fn copy(self) -> bool {
         self.offers(raw::_UFFDIO_COPY)
     }
 
-    /// Whether [`super::Userfaultfd::zero`] works there; not in hugetlb memory.
+    /// True if [`super::Userfaultfd::zero`] works there; not in hugetlb memory.
     pub const fn zeropage(self) -> bool {
         self.offers(raw::_UFFDIO_ZEROPAGE)
     }
 
-    /// Whether [`super::Userfaultfd::write_protect`] works there.
+    /// True if [`super::Userfaultfd::write_protect`] works there.
     pub const fn write_protect(self) -> bool {
         self.offers(raw::_UFFDIO_WRITEPROTECT)
     }
 
-    /// Whether [`super::Userfaultfd::continue_shared`] works there.
+    /// True if [`super::Userfaultfd::continue_shared`] works there.
     pub const fn continue_shared(self) -> bool {
         self.offers(raw::_UFFDIO_CONTINUE)
     }
 
-    /// Whether [`super::Userfaultfd::poison`] works there.
+    /// True if [`super::Userfaultfd::poison`] works there.
     pub const fn poison(self) -> bool {
         self.offers(raw::_UFFDIO_POISON)
     }

@@ -1,4 +1,4 @@
-//! Which features a userfaultfd was opened with, as the kernel tells anybody who holds it.
+//! The features a userfaultfd was opened with, which the kernel tells any holder of it.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,7 +9,7 @@ use super::{Features, Userfaultfd};
 const INITIALIZED: u64 = 1 << 31;
 
 impl Userfaultfd {
-    /// The features that were asked for by whoever opened it, and those that these imply.
+    /// The features it was opened with, and those that these imply.
     pub fn granted(&self) -> io::Result<Features> {
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
         parse(&text).ok_or_else(|| {

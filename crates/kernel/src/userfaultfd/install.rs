@@ -1,4 +1,4 @@
-//! What became of one install of pages into a guest.
+//! Result of one install of pages into a guest.
 
 use std::io;
 
@@ -6,10 +6,10 @@ use rustix::io::Errno;
 
 use crate::number::word;
 
-/// What one install did; nothing is retried here.
+/// Result of one install; no call is repeated here.
 #[derive(Debug)]
 pub enum Install {
-    /// All of it is there, and whoever waited for it runs.
+    /// All of it is there, and its waiters run.
     Installed,
     /// A page was there already, or, if not, a marker of its protection is (look, before calling it there).
     ///
@@ -35,7 +35,7 @@ pub enum Install {
 }
 
 impl Install {
-    /// What the kernel meant by an ioctl's result and by the count it wrote, which is a negative errno at times.
+    /// Meaning of an ioctl's result and of the count it wrote, which is a negative errno at times.
     #[inline]
     pub(super) fn of(result: Result<(), Errno>, count: i64, wanted: u64) -> Self {
         let installed_bytes = u64::try_from(count).unwrap_or(0);

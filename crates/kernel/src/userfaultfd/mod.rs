@@ -1,4 +1,4 @@
-//! Serving another process's page faults: registration, installs, protection, events.
+//! Userfaultfd, to serve another process's page faults: registration, installs, protection, events.
 
 mod features;
 mod granted;
@@ -31,7 +31,7 @@ pub struct Userfaultfd {
     scope: Option<FaultScope>,
 }
 
-/// Whose faults a userfaultfd gets.
+/// Faults that a userfaultfd gets: all, or only those of user mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultScope {
     /// Those of the kernel too, as when KVM or a system call touches the memory.
@@ -40,7 +40,7 @@ pub enum FaultScope {
     UserOnly,
 }
 
-/// What is asked of a range.
+/// Faults to be reported for a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegisterMode {
     /// Faults for pages that are missing.
@@ -51,7 +51,7 @@ pub enum RegisterMode {
     MissingAndMinor,
 }
 
-/// Whether pages can be written at once or are protected against the first write.
+/// Protection of installed pages: writable at once, or protected against the first write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protect {
     /// Written without notice.
@@ -60,13 +60,13 @@ pub enum Protect {
     Protected,
 }
 
-/// Why a descriptor that was handed over cannot serve faults.
+/// Reason that a descriptor that was handed over cannot serve faults.
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
     /// It is something else.
     #[error("not a userfaultfd but {found}")]
     NotUserfaultfd {
-        /// What it is, as /proc has it.
+        /// Its kind, as /proc has it.
         found: String,
     },
     /// It cannot be looked at or set up.
@@ -110,7 +110,7 @@ impl Userfaultfd {
         Ok(Self { fd: self.fd.try_clone()?, scope: self.scope })
     }
 
-    /// Whose faults it gets; the kernel does not tell of one that another process opened.
+    /// The faults it gets; the kernel does not tell of one that another process opened.
     pub fn scope(&self) -> Option<FaultScope> {
         self.scope
     }
@@ -144,8 +144,8 @@ impl Userfaultfd {
         };
         let len = word(from.bytes());
         let mut argument = raw::uffdio_copy { dst: to, src: word(from.address()), len, mode, copy: 0 };
-        // SAFETY: only pages that are missing are filled, so nobody has a reference to them; the source is readable
-        // for its lifetime, and the kernel answers EFAULT where it is not.
+        // SAFETY: only pages that are missing are filled, so no reference to them exists; the source is readable for
+        // its lifetime, and the kernel answers EFAULT where it is not.
         let result = unsafe { perform(&self.fd, &mut argument) };
         Install::of(result, argument.copy, len)
     }

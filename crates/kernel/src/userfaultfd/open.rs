@@ -1,4 +1,4 @@
-//! Getting a userfaultfd: from the device, from the system call, or for user-mode faults only.
+//! Opens a userfaultfd: from the device, from the system call, or for user-mode faults only.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use super::{FaultScope, Features};
 use crate::ioctl::{NewUserfaultfd, perform};
 use crate::number::{size, wide};
 
-/// Why no userfaultfd could be had.
+/// Reason that no userfaultfd could be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// None of the ways to get one is open to this process.
@@ -22,17 +22,17 @@ pub enum OpenError {
          userfaultfd system call"
     )]
     Refused {
-        /// What opening /dev/userfaultfd said.
+        /// The error of opening /dev/userfaultfd.
         device: io::Error,
-        /// What the system call said.
+        /// The error of the system call.
         call: io::Error,
-        /// What the system call said when asked for user-mode faults only.
+        /// The error of the system call for user-mode faults only.
         user_only: io::Error,
     },
-    /// This kernel has not all of the features that were asked for.
+    /// This kernel lacks some of the requested features.
     #[error("this kernel's userfaultfd lacks {missing}; a newer kernel is needed for them")]
     Features {
-        /// What it lacks.
+        /// The features it lacks.
         missing: Features,
     },
     /// The kernel would not agree on how to talk.
@@ -81,7 +81,7 @@ pub(super) fn handshake(fd: &OwnedFd, features: Features) -> Result<Features, Op
     }
 }
 
-/// Which of the refused `features` the kernel has not, asked on a descriptor of its own.
+/// Those of the refused `features` that the kernel lacks, asked on a descriptor of its own.
 fn missing(features: Features) -> OpenError {
     match super::Userfaultfd::offered() {
         Ok(offered) if !offered.contains(features) => {

@@ -1,4 +1,4 @@
-//! What the kernel's tests share: saying that one was skipped, and a child process to act on.
+//! Shared parts of the kernel's tests: saying that a test was skipped, and a child process to act on.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs::OpenOptions;
@@ -33,7 +33,7 @@ pub(crate) fn userfaultfd(test: &str, features: Features) -> Option<Userfaultfd>
     }
 }
 
-/// Whether page map entries tell this user what kind of marker stands in a page's place; says so if not.
+/// True if page map entries tell this user which kind of marker stands in a page's place; says so if not.
 pub(crate) fn markers_are_told(test: &str) -> bool {
     let told = rustix::process::geteuid().is_root();
     if !told {
@@ -61,7 +61,7 @@ pub(crate) struct ChildProcess {
     control: UnixStream,
 }
 
-/// What a child has handed over.
+/// Memory that a child has handed over.
 pub(crate) struct ChildMemory {
     pub(crate) pid: u32,
     pub(crate) private: GuestRange,
@@ -114,7 +114,7 @@ impl ChildProcess {
         (&self.control).write_all(&[what, page]).unwrap();
     }
 
-    /// What the child answered.
+    /// The child's answer.
     pub(crate) fn answer(&self) -> u8 {
         let mut answer = [0];
         (&self.control).read_exact(&mut answer).unwrap();
