@@ -1,9 +1,9 @@
-//! The client of a request, as long work for it sees it.
+//! The client of a request, as long work for it needs to know it: still waiting, or gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether the client that asked for some work still waits for it. Copying ends once it is gone.
+/// Tells if the client that asked for some work still waits for it. Copying ends once it is gone.
 #[derive(Clone, Debug, Default)]
 pub struct Asker {
     gone: Arc<AtomicBool>,
@@ -20,7 +20,7 @@ impl Asker {
         Waiting(self.clone())
     }
 
-    /// Whether the client is gone.
+    /// True if the client is gone.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! The program `rekindle`: its command line is understood, its command done, and what went wrong is said.
+//! The program `rekindle`: it reads its command line, runs the command, and reports errors.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 /// The exit status is that of [`Status`].
 fn main() -> ExitCode {
-    // Where a shell asks what can come next, it is told, and nothing else is done.
+    // A shell's question for completions is answered, and nothing else is done.
     CompleteEnv::with_factory(shell::offered).var(shell::COMPLETE).complete();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

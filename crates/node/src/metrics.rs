@@ -1,4 +1,5 @@
-//! What is measured: recorded where it happens, observed when asked, rendered in the text form that Prometheus scrapes.
+//! The daemon's metrics: recorded where things happen, observed when asked, rendered in the text form that Prometheus
+//! scrapes.
 //!
 //! Every series exists from the start, at zero: a rate over a name that is not there yet says nothing, not zero.
 
@@ -33,10 +34,10 @@ use recovery::Recoveries;
 use saving::Saving;
 use sessions::{Seen, Sessions};
 
-/// What [`Metrics::render`] gives is of this media type.
+/// Media type of the text that [`Metrics::render`] gives.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What was measured since this daemon started. Everything may be called from any thread.
+/// The daemon's measurements since its start. Everything may be called from any thread.
 #[derive(Debug)]
 pub struct Metrics {
     recorded: Registry,
@@ -81,14 +82,14 @@ impl Metrics {
         self.pauses.resume.observe(answer.as_secs_f64());
     }
 
-    /// A guest is served from a snapshot; what is done for it is counted from here on, also when it is over.
+    /// A guest is served from a snapshot; its counts are shown from here on, also when it is over.
     pub fn serving(&self, snapshot: SnapshotId, watch: ServerWatch) {
         if self.sessions.begin(snapshot, watch) {
             drop(self.look_at_sessions());
         }
     }
 
-    /// A disk is served; what it does is counted from here on, also when it is gone.
+    /// A disk is served; its counts are shown from here on, also when it is gone.
     pub fn disk_served(&self, watch: DiskWatch) {
         self.disks.begin(watch);
     }

@@ -9,14 +9,14 @@ use rustix::fs::Mode;
 
 use crate::settings::Settings;
 
-/// What rekindle makes in a state directory, and what a disk of its own has there.
+/// Names that rekindle makes in a state directory, and those that a disk of its own has there.
 const IN_STATE_DIRECTORY: [&str; 8] =
     ["boot", "catalog.lock", "catalog.redb", "catalog.room", "layers", LOST_AND_FOUND, "machines", "store"];
-/// What rekindle makes in a store.
+/// Names that rekindle makes in a store.
 const IN_STORE: [&str; 5] = ["layers", LOST_AND_FOUND, "manifests", "store", "working-sets"];
-/// What the names of all files in a run directory end with.
+/// Endings of the names of all files in a run directory.
 const IN_RUN_DIRECTORY: [&str; 4] = ["lock", "log", "sock", "starting"];
-/// What a new file system begins with.
+/// Name that a new file system begins with.
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// To read and to write; entering stays.
@@ -29,8 +29,8 @@ pub fn keep_to_this_user() {
 
 /// Makes the state and run directories where they are not there, and closes them to other users.
 ///
-/// A directory of this user in which there are only files of rekindle is closed itself; in another one, what rekindle made
-/// is. [`open_places`] says what stays open.
+/// Closes a directory of this user that has only files of rekindle; in another directory, only the files that rekindle
+/// made.
 pub fn close_places(settings: &Settings) -> io::Result<()> {
     let Settings { state_directory, run_directory, store, .. } = settings;
     make_directory(state_directory)?;

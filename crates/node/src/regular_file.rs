@@ -10,7 +10,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 /// Bytes of a file of text, such as settings, a token or certificates: a chain of a hundred has half of it.
 pub const TEXT_BYTES_MAX: u64 = 1 << 20;
 
-/// The null device, which is empty whoever reads it: `--config /dev/null` is how people say "no settings file".
+/// The null device, which is always empty: `--config /dev/null` is how people say "no settings file".
 const NULL_DEVICE: (u32, u32) = (1, 3);
 
 /// An open regular file, or the null device. Reading gives at most the bytes that it had when it was opened.
@@ -20,13 +20,13 @@ pub struct RegularFile {
     bytes: u64,
 }
 
-/// Why a file is not used.
+/// Reason that a file is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It is something else.
     #[error("it is {found}, and must be a regular file")]
     NotRegular {
-        /// What it is.
+        /// Kind of the file.
         found: &'static str,
     },
     /// It is too long.

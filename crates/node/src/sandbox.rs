@@ -27,31 +27,31 @@ use crate::vmm::process::{GuestControl, GuestOptions, ProcessGuest};
 /// The blob that holds a process guest's device state.
 pub(crate) const DEVICE_STATE: &str = "device-state";
 
-/// How long a guest may take from its start to its hand-over message.
+/// Longest time from a guest's start to its hand-over message.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 
-/// What a sandbox's guest is made of; the same for the guest it is resumed as.
+/// The parts of a sandbox's guest; the same for the guest it is resumed as.
 #[derive(Clone, Debug)]
 pub struct SandboxShape {
     /// The program that can be a guest.
     pub program: PathBuf,
     /// Bytes of guest memory.
     pub memory_bytes: u64,
-    /// What guest memory is made of; decides whether a pause adopts it or copies what was written.
+    /// Kind of guest memory; decides if a pause adopts it or copies the written pages.
     pub kind: MemoryKind,
     /// Regions guest memory is cut into.
     pub regions: usize,
-    /// How written pages are found.
+    /// Way in which written pages are found.
     pub tracking: Tracking,
-    /// Where the fault thread runs.
+    /// Processor of the fault thread.
     pub placement: Placement,
-    /// Whether a fault installs the pages beside it.
+    /// Decides if a fault installs the pages beside it.
     pub neighbours: Neighbours,
-    /// Whether a resume learns from the ones before it.
+    /// Decides if a resume learns from the ones before it.
     pub working_sets: WorkingSets,
 }
 
-/// Whether what earlier guests of a snapshot touched first is installed ahead of a resumed one.
+/// Decides if the first touches of a snapshot's earlier guests are installed ahead of a resumed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkingSets {
     /// It is, and what this one touches is noted for later ones.
@@ -69,18 +69,18 @@ pub struct Sandbox {
     origin: Option<Origin>,
 }
 
-/// Where a resumed guest's pages come from.
+/// Origin of a resumed guest's pages.
 #[derive(Debug)]
 struct Origin {
     snapshot: Arc<Snapshot>,
     serving: Serving,
 }
 
-/// Whether somebody answers a resumed guest's faults.
+/// State of serving a resumed guest's faults.
 #[derive(Debug)]
 enum Serving {
     Served(FaultServer),
-    /// Nobody does, since a pause and then the way back from it failed: the guest stands still.
+    /// Its faults are not answered, since a pause and then the way back from it failed: the guest stands still.
     Unserved(Box<Epoch>),
 }
 
@@ -103,7 +103,7 @@ pub struct Paused {
 pub struct NotPaused {
     /// The sandbox, as it was.
     pub sandbox: Box<Sandbox>,
-    /// Why.
+    /// The reason.
     pub error: anyhow::Error,
 }
 
@@ -130,7 +130,7 @@ impl SandboxShape {
         }
     }
 
-    /// The guest it is, handed over at `handover` if it is to be served.
+    /// Arguments of the guest, handed over at `handover` if it is to be served.
     pub(crate) fn guest(&self, handover: Option<PathBuf>) -> GuestOptions {
         let mut arguments = GuestArguments::fresh(self.memory_bytes);
         arguments.kind = self.kind;
@@ -145,7 +145,7 @@ impl SandboxShape {
         GuestOptions::program(self.program.clone(), arguments)
     }
 
-    /// How it is served.
+    /// Options of serving it.
     pub(crate) fn serve_options(&self) -> ServeOptions {
         let Self { tracking, placement, neighbours, .. } = *self;
         ServeOptions { tracking, placement, neighbours }
@@ -180,7 +180,7 @@ impl Sandbox {
         let view = Arc::clone(snapshot.memory());
         let server = FaultServer::start(view, handover, engine.fetcher().clone(), shape.serve_options())
             .context("starting the fault server")?;
-        // From here on the guest ends before its server does, whatever fails.
+        // From here on, after any failure too, the guest ends before its server does.
         match shape.working_sets {
             WorkingSets::Used => engine.learner().learn(snapshot, &server),
             WorkingSets::Ignored => {}
@@ -268,7 +268,7 @@ impl Sandbox {
         NotPaused { sandbox: Box::new(self), error }
     }
 
-    /// Nobody serves the frozen guest from here on.
+    /// The frozen guest is not served from here on.
     fn end_epoch(&mut self) {
         self.origin = self.origin.take().map(|Origin { snapshot, serving }| {
             let epoch = match serving {
@@ -286,7 +286,7 @@ impl Sandbox {
         }
     }
 
-    /// Serves a guest that nobody serves, and lets it run.
+    /// Serves an unserved guest again, and lets it run.
     fn serve_again(&mut self, engine: &Engine) -> anyhow::Result<()> {
         let Some(Origin { snapshot, serving }) = self.origin.take() else { return Ok(()) };
         let (serving, done) = match serving {
@@ -317,14 +317,14 @@ impl Origin {
 pub(crate) struct StoppedGuest<'a> {
     /// Its process.
     pub(crate) pid: u32,
-    /// What it said of itself.
+    /// Its own facts from its start.
     pub(crate) hello: &'a Hello,
-    /// The file behind its memory, where nobody serves that and it is shared.
+    /// The file behind its memory, if that is shared and not served.
     pub(crate) memfd: Option<&'a Memfd>,
 }
 
 impl StoppedGuest<'_> {
-    /// Its memory as a volume: what changed in `epoch`, or all that is there.
+    /// Its memory as a volume: the pages changed in `epoch`, or all pages there.
     pub(crate) fn memory(&self, shape: &SandboxShape, epoch: Option<&Epoch>) -> anyhow::Result<PausedVolume> {
         let Some(epoch) = epoch else {
             let regions = regions_of(self.hello, shape)?;

@@ -1,4 +1,4 @@
-//! What the daemon tells of itself while it works: log lines, for people or as JSON, and spans for a collector.
+//! The daemon's telemetry: log lines, for people or as JSON, and spans for a collector.
 
 mod spans;
 
@@ -15,7 +15,7 @@ use tracing_subscriber::{EnvFilter, Layer, reload};
 use spans::SpanExport;
 pub(crate) use spans::spans_url;
 
-/// How log lines look.
+/// Form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// A line for people.
@@ -33,20 +33,20 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// What is told, and to whom.
+/// Options of telemetry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TelemetryOptions {
     /// The least level that is logged, or several by module: `info`, `warn,rekindle_engine::life=debug`.
     pub log_level: String,
-    /// How log lines look.
+    /// Form of log lines.
     pub log_format: LogFormat,
-    /// Where spans are sent by OTLP over HTTP: `http://127.0.0.1:4318`. None are made where it is not said.
+    /// Address that spans are sent to by OTLP over HTTP: `http://127.0.0.1:4318`. None are made where it is not said.
     pub otlp_endpoint: Option<String>,
     /// The name under which they are sent.
     pub service_name: String,
 }
 
-/// Why nothing can be told, or not so.
+/// Reason that telemetry cannot be set up, or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The level is none.
@@ -54,9 +54,9 @@ pub enum TelemetryError {
         "log level {level:?}: {source}; use error, warn, info, debug or trace, or several as in warn,rekindle_engine=debug"
     )]
     Level {
-        /// What was asked for.
+        /// The level given.
         level: String,
-        /// What is wrong with it.
+        /// The fault in it.
         source: ParseError,
     },
     /// The endpoint cannot be used.
@@ -64,9 +64,9 @@ pub enum TelemetryError {
         "OTLP endpoint {endpoint:?}: {reason}; use the address of a collector on this node, such as http://127.0.0.1:4318"
     )]
     Endpoint {
-        /// What was asked for.
+        /// The address given.
         endpoint: String,
-        /// What is wrong with it.
+        /// The fault in it.
         reason: String,
     },
     /// The thread that sends spans could not be started.
@@ -75,7 +75,7 @@ pub enum TelemetryError {
     /// Another part of the program is told already.
     #[error("logging was set up before")]
     Again,
-    /// What was to be changed has ended.
+    /// The logger to be changed has ended.
     #[error("changing what is logged: {0}")]
     Ended(#[from] reload::Error),
 }
@@ -93,14 +93,14 @@ type FilterHandle = reload::Handle<EnvFilter, Registry>;
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 impl Telemetry {
-    /// Logs to stderr from now on, and sends spans where that is asked for. Once in a program.
+    /// Logs to stderr from now on, and sends spans if asked to.
     pub fn start(options: &TelemetryOptions) -> Result<Self, TelemetryError> {
         let (telemetry, dispatch) = Self::prepare(options, std::io::stderr)?;
         tracing::dispatcher::set_global_default(dispatch).map_err(|_| TelemetryError::Again)?;
         Ok(telemetry)
     }
 
-    /// The same with another writer, for whoever the dispatch is given to.
+    /// The same with another writer, for the holder of the dispatch.
     pub fn prepare<W>(options: &TelemetryOptions, writer: W) -> Result<(Self, Dispatch), TelemetryError>
     where
         W: for<'writer> MakeWriter<'writer> + Clone + Send + Sync + 'static,
@@ -129,7 +129,7 @@ impl Telemetry {
     }
 }
 
-/// What the human and the JSON lines let through.
+/// Filters of the human and of the JSON lines.
 fn levels(level: &str, format: LogFormat) -> Result<(EnvFilter, EnvFilter), TelemetryError> {
     let wanted = EnvFilter::from_str(level)
         .map_err(|source| TelemetryError::Level { level: level.to_owned(), source })?;

@@ -1,4 +1,5 @@
-//! Who may ask: on the socket the user of the daemon, root and those who are listed; over TCP whoever has the token.
+//! Admission of requests: on the socket from the daemon's user, root and the users listed; over TCP from clients with
+//! the token.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::problem::{Code, Problem};
 
-/// What decides about the requests of one connection.
+/// Rule for the requests of one connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Admission {
     /// The peer may ask.
@@ -35,7 +36,7 @@ impl AllowedUsers {
         Self { own: rustix::process::geteuid().as_raw(), others }
     }
 
-    /// What is decided about a peer of this user.
+    /// The rule for a peer of this user.
     pub(crate) fn admission(&self, uid: u32) -> Admission {
         match uid == 0 || uid == self.own || self.others.contains(&uid) {
             true => Admission::Allowed,
@@ -52,7 +53,7 @@ impl Token {
         Self(secret.as_bytes().into())
     }
 
-    /// Whether the fields of a request carry it, compared in a time that says nothing about its letters.
+    /// True if the fields of a request carry it, compared in a time that says nothing about its letters.
     fn is_in(&self, fields: &HeaderMap) -> bool {
         let mut offered = fields.get_all(AUTHORIZATION).iter();
         let (Some(offered), None) = (offered.next(), offered.next()) else { return false };

@@ -1,4 +1,4 @@
-//! How answers are written: resources as JSON, new ones with where they are, problems as RFC 9457 says.
+//! Writes answers: resources as JSON, new ones with their location, problems as in RFC 9457.
 
 use axum::Json;
 use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -47,7 +47,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The answer to whoever comes when `most` connections are open.
+/// The answer to a new connection when `most` are open.
 pub(crate) fn too_many_connections(most: usize) -> Response {
     let why = format!(
         "{most} connections are open, and no more are taken (api.connections_max): ask again, or close some that are idle"

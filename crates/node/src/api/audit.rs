@@ -1,4 +1,4 @@
-//! A log line for each change that was asked for: who asked, what for, which things it was about, what came of it.
+//! A log line for each requested change: its caller, the change, the things it was about, and its outcome.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use super::types::{FaultSocket, Sandbox, SandboxList, Snapshot};
 /// Bytes of a path that are logged: far more than any route has.
 const PATH_BYTES_MAX: usize = 256;
 
-/// Who is at the other end of a connection.
+/// The caller at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Caller {
     /// A process of this machine.
@@ -47,7 +47,7 @@ struct Change {
 
 #[derive(Clone, Debug, Default)]
 struct Outcome {
-    /// Why it was not done; none where it was.
+    /// The reason of a refusal; none for a change that was made.
     refused: Option<(Code, String)>,
     things: Things,
 }
@@ -71,7 +71,7 @@ pub(crate) enum Removed {
     FaultSocket(Uuid),
 }
 
-/// What an answer to a change is about.
+/// An answer to a change, which names the things it is about.
 pub(crate) trait About {
     /// The things.
     fn things(&self) -> Things;
@@ -121,7 +121,7 @@ impl About for Removed {
     }
 }
 
-/// What a guest was told or typed: the path says which.
+/// A guest's commands and typed text: the path names the guest.
 impl About for () {
     fn things(&self) -> Things {
         Things::default()
@@ -197,7 +197,7 @@ impl Drop for Change {
             Some(Caller::Remote { address }) => (None, None, address),
             None => (None, None, None),
         };
-        // There is one token, and whoever passed over TCP has it.
+        // There is one token, and every client that passed over TCP has it.
         let is_by_token =
             matches!(self.caller, Some(Caller::Remote { .. })) && code != Some(Code::Unauthorized);
         tracing::info!(

@@ -12,7 +12,7 @@ use super::places::Place;
 use super::problem::{Code, Problem};
 use crate::asker::Asker;
 
-/// What every handler has: the daemon, and whether it ends.
+/// The daemon and the signal of its end, as every handler has them.
 #[derive(Clone, Debug)]
 pub(crate) struct BoundedControl {
     control: Arc<dyn Control>,
@@ -51,8 +51,8 @@ impl BoundedControl {
         answer
     }
 
-    /// Asks on a thread that may block. The question is asked to its end and keeps its place until then, whatever
-    /// becomes of the future.
+    /// Asks on a thread that may block. The question is asked to its end and keeps its place until then, even if the
+    /// future is dropped.
     pub(crate) async fn ask<T, Q>(&self, place: Place, question: Q) -> Answer<T>
     where
         T: Send + 'static,
@@ -78,7 +78,7 @@ fn bug(broken: &JoinError) -> Problem {
     Problem::new(Code::Internal, "this request met a bug in rekindle: the daemon's log says where")
 }
 
-/// Whether the daemon ends.
+/// Signal that the daemon ends.
 #[derive(Clone, Debug)]
 pub(crate) struct Ending(watch::Receiver<bool>);
 
@@ -88,7 +88,7 @@ impl Ending {
         Self(sent)
     }
 
-    /// Whether it has come.
+    /// True once it was given.
     pub(crate) fn has_come(&self) -> bool {
         *self.0.borrow() || self.0.has_changed().is_err()
     }

@@ -1,4 +1,4 @@
-//! What a request may say beyond the types of its fields; whatever passes here is asked of the daemon.
+//! Checks a request beyond the types of its fields; the daemon gets only requests that pass.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -17,7 +17,7 @@ use super::types::{
 /// Characters kept free in the name of several, for the number behind each.
 const NUMBER_LENGTH_MAX: usize = 8;
 
-/// How the names of labels begin that rekindle gives itself.
+/// Beginning of the names of labels that rekindle gives itself.
 const OWN_LABELS: &str = "rekindle/";
 
 /// Something a request says.
@@ -25,7 +25,7 @@ pub(crate) trait Checked: DeserializeOwned {
     /// Bytes of a body that says it.
     const BYTES_MAX: usize = limits::BODY_BYTES_MAX;
 
-    /// What about it cannot be.
+    /// Refuses values that cannot be.
     fn check(&self) -> Result<(), Problem>;
 }
 
@@ -107,7 +107,7 @@ impl Checked for CaptureMemory {
     }
 }
 
-/// What a process guest is told: the guest says itself what it does not understand.
+/// A process guest's command: the guest itself refuses words it does not know.
 impl Checked for serde_json::Map<String, serde_json::Value> {
     fn check(&self) -> Result<(), Problem> {
         must(self.get("command").is_some_and(serde_json::Value::is_string), || {
@@ -221,13 +221,13 @@ fn check_tap(tap: &Tap) -> Result<(), Problem> {
     })
 }
 
-/// Whether `word` can stand in a VMM's arguments without being taken for more than one word.
+/// True if `word` can stand in a VMM's arguments without being taken for more than one word.
 fn is_plain_word(word: &str, length_max: usize) -> bool {
     let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.+=,".contains(letter);
     (1..=length_max).contains(&word.len()) && word.chars().all(is_plain)
 }
 
-/// Whether `reference` can be an id, the beginning of one, or a name.
+/// Checks that `reference` can be an id, the beginning of one, or a name.
 pub(crate) fn check_reference(reference: &str) -> Result<(), Problem> {
     must(is_name(reference, limits::NAME_LENGTH_MAX), || {
         format!("{} is neither an id nor a name: {}", quoted(reference), name_rule(limits::NAME_LENGTH_MAX))
@@ -326,7 +326,7 @@ fn is_label_name(text: &str) -> bool {
     is_made_of(text, limits::NAME_LENGTH_MAX, "._-/")
 }
 
-/// Whether `text` is letters and digits and, from the second on, also `marks`.
+/// True if `text` is letters and digits and, from the second on, also `marks`.
 fn is_made_of(text: &str, length_max: usize, marks: &str) -> bool {
     let first_is_plain = text.starts_with(|first: char| first.is_ascii_alphanumeric());
     let rest_fits = text.chars().all(|letter| letter.is_ascii_alphanumeric() || marks.contains(letter));

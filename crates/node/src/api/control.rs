@@ -1,4 +1,4 @@
-//! What the daemon does for whoever asks: the methods behind the routes. All of them may block.
+//! The daemon's operations, as the routes call them. All of them may block.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -15,24 +15,24 @@ use super::types::{
 use crate::asker::Asker;
 use crate::settings::Settings;
 
-/// What came of a request, or why nothing did.
+/// Result of a request, or the problem that stopped it.
 pub type Answer<T> = Result<T, Problem>;
 
 /// A name for a request, chosen by who makes it: the same request under the same key is done once, also over a restart.
 pub type IdempotencyKey = String;
 
-/// How a request came: under which key, and whether whoever made it still waits for the answer.
+/// Circumstances of a request: its key, and a way to see if its client still waits for the answer.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     /// The key it came with.
     pub key: Option<IdempotencyKey>,
-    /// Who waits for its answer.
+    /// The client that waits for its answer.
     pub asker: Asker,
 }
 
 impl Asked {
-    /// The problem of a request whose client went away before anything was acknowledged: what it made is to be undone.
-    /// One with a key is done to its end, as its client can ask for the answer again.
+    /// The problem of a request whose client went away before anything was acknowledged: the things it made must be
+    /// undone. One with a key is done to its end, as its client can ask for the answer again.
     pub fn check(&self) -> Answer<()> {
         if self.key.is_some() || !self.asker.is_gone() {
             return Ok(());
@@ -54,16 +54,16 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn pause_sandbox(&self, reference: &str, asked: Asked, how: PauseSandbox) -> Answer<Snapshot>;
     /// Resumes a paused sandbox from its last snapshot.
     fn resume_sandbox(&self, reference: &str, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox>;
-    /// Makes new sandboxes that go on from where this one is.
+    /// Makes new sandboxes that go on from this one's present state.
     fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList>;
-    /// Ends a sandbox's guest; what it did since its last pause is gone.
+    /// Ends a sandbox's guest; its work since its last pause is gone.
     fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox>;
     /// Ends a sandbox's guest if it runs and forgets the sandbox, of which it gives the id; its snapshots stay.
     fn remove_sandbox(&self, reference: &str) -> Answer<Uuid>;
     /// Tells a process guest to do something, and gives its answer.
     fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value>;
-    /// What the sandbox's guests printed at their console, from `from` on; waits for it at most `limit`. A long wait is
-    /// asked for in short turns.
+    /// The output of the sandbox's guests at their console, from `from` on; waits for it at most `limit`. A long wait
+    /// is asked for in short turns.
     fn console(&self, reference: &str, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput>;
     /// Types at the console of a sandbox's guest.
     fn type_console(&self, reference: &str, bytes: &[u8]) -> Answer<()>;
@@ -77,7 +77,7 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn delete_snapshot(&self, reference: &str) -> Answer<Uuid>;
     /// Reads every page of a snapshot and checks it.
     fn verify_snapshot(&self, reference: &str) -> Answer<Verification>;
-    /// Which layers a snapshot is made of and where they are; never waits for a seal.
+    /// The layers a snapshot is made of and their places; never waits for a seal.
     fn placement(&self, reference: &str) -> Answer<Placement>;
     /// Makes new sandboxes of a snapshot.
     fn resume_snapshot(&self, reference: &str, asked: Asked, how: ResumeSnapshot) -> Answer<SandboxList>;
@@ -91,12 +91,12 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn close_fault_socket(&self, id: Uuid) -> Answer<()>;
     /// Captures memory of a process that others manage.
     fn capture_memory(&self, wanted: CaptureMemory) -> Answer<Snapshot>;
-    /// Events after `after` that are still known, oldest first, and those to come; without it only those to come. An
+    /// Events after `after` that are still known, oldest first, and a receiver of new ones; without it only new ones. An
     /// id before the oldest known one is answered from the oldest on.
     fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>);
-    /// Who answers.
+    /// The version of this daemon.
     fn version(&self) -> Version;
-    /// Whether requests can be done.
+    /// Tells if requests can be done.
     fn readiness(&self) -> Readiness;
     /// Measurements in Prometheus' text form.
     fn metrics(&self) -> String;

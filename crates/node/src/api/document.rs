@@ -1,4 +1,4 @@
-//! The API's OpenAPI document: what the routes say of themselves, and what holds for all of them.
+//! The API's OpenAPI document: the descriptions of its routes, and the rules common to all of them.
 
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::Operation;
@@ -60,7 +60,7 @@ pub(super) struct KeyParameter {
     key: Option<String>,
 }
 
-/// Where an event stream goes on.
+/// The id after which an event stream goes on.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "it stands for what handlers take as `LastEventId`")]
@@ -70,12 +70,12 @@ pub(super) struct LastEventIdParameter {
     last: Option<u64>,
 }
 
-/// What a process guest is told.
+/// A command to a process guest.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it stands for what handlers take as a map")]
 pub(super) struct GuestCommand {
-    /// The command: `fill`, `rewrite`, `discard`, `verify`, `checksums`, `tick`, `state`. What else is said depends
-    /// on it.
+    /// The command: `fill`, `rewrite`, `discard`, `verify`, `checksums`, `tick`, `state`. The other fields depend on
+    /// it.
     command: String,
 }
 
@@ -143,7 +143,7 @@ fn refuse_unknown(schema: &mut RefOr<Schema>) {
 fn description() -> String {
     let mut text = String::from(
         "Pauses sandboxes and brings them back at once. A request is done whole or not at all. If its client goes away \
-         before it is answered, what it began to make is undone; a pause that has begun, and a request with an \
+         before it is answered, the things it began to make are undone; a pause that has begun, and a request with an \
          `Idempotency-Key`, which makes asking again safe, are done to their end.\n\nThe codes of problems:\n\n",
     );
     for code in Code::ALL {

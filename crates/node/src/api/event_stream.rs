@@ -1,4 +1,4 @@
-//! One client's stream of events: first those that are known, then those to come, each once and in order.
+//! One client's stream of events: first the known ones, then the new ones, each once and in order.
 
 use std::convert::Infallible;
 use std::vec;
@@ -20,15 +20,15 @@ pub(crate) const LOST: &str = "lost";
 /// The data of an event of kind [`LOST`].
 #[derive(Debug, Serialize, serde::Deserialize)]
 pub(crate) struct LostEvents {
-    /// How many were left out: at most so many, where a restart lies between, which leaves ids unused.
+    /// Number of events left out; an upper bound if a restart lies between, because a restart leaves ids unused.
     pub(crate) missed: u64,
 }
 
-/// Where one client's stream is.
+/// Position of one client's stream.
 #[derive(Debug)]
 pub(crate) struct EventStream {
     known: vec::IntoIter<Event>,
-    /// Those to come, where they are asked for.
+    /// New events, if they are wanted.
     coming: Option<broadcast::Receiver<Event>>,
     ending: Ending,
     /// The last id that the client had before, until the first event was compared with it.
@@ -58,7 +58,7 @@ impl EventStream {
         })
     }
 
-    /// The next event; none when the daemon ends, events were lost, or only known ones are asked for.
+    /// The next event; none when the daemon ends, events were lost, or only known ones are wanted.
     async fn next(&mut self) -> Option<sse::Event> {
         if self.is_over {
             return None;
@@ -87,7 +87,7 @@ impl EventStream {
         }
     }
 
-    /// The next event to come, or how many were missed; none where none is asked for.
+    /// The next new event, or the number of events missed; none if new events are not wanted.
     async fn next_coming(&mut self) -> Option<Result<Event, u64>> {
         let coming = self.coming.as_mut()?;
         let received = tokio::select! {

@@ -1,4 +1,4 @@
-//! What handlers take out of a request: checked, and refused in words that say what to change.
+//! Extracts typed values from requests, checked; a refusal says what to change.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 /// The name of the field with which an event stream is resumed.
 const LAST_EVENT_ID: &str = "Last-Event-ID";
 
-/// A body of JSON; none at all is `{}`, and so is `null`. What the body's type is said to be does not matter.
+/// A body of JSON; none at all is `{}`, and so is `null`. The declared type of the body does not matter.
 #[derive(Debug)]
 pub(crate) struct JsonBody<T>(pub(crate) T);
 
@@ -69,7 +69,7 @@ async fn read_body(request: Request, bytes_max: usize, within: Duration) -> Resu
     }
 }
 
-/// What stands behind the `?`.
+/// The fields after the `?`.
 #[derive(Debug)]
 pub(crate) struct CheckedQuery<T>(pub(crate) T);
 

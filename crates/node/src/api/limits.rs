@@ -1,4 +1,4 @@
-//! How much of everything the API takes, how often at once and for how long, each with its reason.
+//! The API's limits of size, number and time, each with its reason.
 
 use std::time::Duration;
 
@@ -20,14 +20,13 @@ pub const EVENT_STREAMS_MAX: usize = 64;
 /// Requests for health, readiness, version, metrics and the document at once: answered also when all else is full.
 pub const PROBES_MAX: usize = 16;
 
-/// Connections to one listener where the settings do not say it: what all the places above can take, and as many that
-/// are idle.
+/// Connections to one listener by default: one for each of the places above, and as many that are idle.
 pub const CONNECTIONS_DEFAULT: usize = 1024;
 
 /// Connections beyond those that are told so at once; more wait for their turn to be told.
 pub const REFUSALS_MAX: usize = 64;
 
-/// How long the line and the fields of a request may take that is refused in any case.
+/// Longest time for the line and the fields of a request that is refused in any case.
 pub const REFUSED_HEAD_WITHIN: Duration = Duration::from_secs(5);
 
 /// Bytes of a request's body: a thousand labelled words, a hundred times over.
@@ -42,26 +41,25 @@ pub const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Fields of a request.
 pub const HEAD_FIELDS_MAX: usize = 64;
 
-/// How long a request's line and fields may take, and a connection may idle.
+/// Longest time for a request's line and fields, and for a connection to idle.
 pub const HEAD_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long a body may take to arrive.
+/// Longest time for a body to arrive.
 pub const BODY_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a peer may take not a single byte of an answer before its connection is closed.
+/// Longest time in which a peer takes not a single byte of an answer before its connection is closed.
 pub const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a TLS handshake may take.
+/// Longest time of a TLS handshake.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long requests that are being answered may still take when the daemon ends.
+/// Longest time that requests already being answered may take when the daemon ends.
 pub const ANSWERED_WITHIN_AT_END: Duration = Duration::from_secs(30);
 
-/// How long an answer may take to be sent when the daemon ends, on a connection whose request is answered or never came
-/// whole.
+/// Longest time to send an answer when the daemon ends, on a connection whose request is answered or never came whole.
 pub const ANSWER_SENT_WITHIN_AT_END: Duration = Duration::from_secs(1);
 
-/// How long no connection is taken after taking one failed, as it does when there are no descriptors left.
+/// Pause after taking a connection failed, as it does without free descriptors.
 pub const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Bytes of a file's path, as the kernel has it.
@@ -85,25 +83,25 @@ pub const CONSOLE_BYTES_MAX: usize = 256 << 10;
 /// Letters of the same as base64.
 pub const CONSOLE_TEXT_MAX: usize = CONSOLE_BYTES_MAX.div_ceil(3) * 4;
 
-/// How long one read of a console may wait for output, in seconds.
+/// Longest time that one read of a console waits for output, in seconds.
 pub const CONSOLE_WAIT_SECONDS_MAX: u32 = 60;
 
-/// How long one turn of a wait lasts: whoever went away holds its place no longer than this.
+/// Length of one turn of a wait: a client that went away holds its place no longer than this.
 pub const WAIT_TURN: Duration = Duration::from_secs(1);
 
-/// How long a wait may take, in seconds.
+/// Longest time of a wait, in seconds.
 pub const WAIT_SECONDS_MAX: u32 = 600;
 
-/// How long a wait takes where it is not said, in seconds.
+/// Default time of a wait, in seconds.
 pub const WAIT_SECONDS: u32 = 60;
 
-/// How often it is looked whether the local socket's file is there still: who removes it tells nobody.
+/// Time between two looks if the local socket's file is still there: its removal is not announced.
 pub const SOCKET_LOOKED_FOR_EVERY: Duration = Duration::from_secs(1);
 
-/// How long after it could not be made again that is tried once more.
+/// Time after which a failed try to make it again is repeated.
 pub const SOCKET_MADE_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
-/// How often an idle event stream says that it is there.
+/// Time between two signs of life of an idle event stream.
 pub const EVENT_STREAM_SIGN_EVERY: Duration = Duration::from_secs(15);
 
 /// When to ask again after there was no place, in seconds.
@@ -127,10 +125,10 @@ pub const LABEL_VALUE_LENGTH_MAX: usize = 256;
 /// Characters of an idempotency key.
 pub const IDEMPOTENCY_KEY_LENGTH_MAX: usize = 255;
 
-/// Bytes of a guest's memory: what a manifest's pages cover at most.
+/// Bytes of a guest's memory: the most that a manifest's pages can cover.
 pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
 
-/// Where a process's memory ends: 57 bits of address, of which half are the kernel's.
+/// End of a process's memory: 57 bits of address, of which half are the kernel's.
 pub const ADDRESS_MAX: u64 = 1 << 56;
 
 /// Bytes a token has at least: 128 bits, written as letters.

@@ -1,4 +1,4 @@
-//! Where the API listens: a socket of the local machine and, only when asked, TCP with TLS and a token.
+//! The listeners of the API: a socket of the local machine and, only when asked, TCP with TLS and a token.
 
 mod secrets;
 mod socket_file;
@@ -15,7 +15,7 @@ use super::admission::{AllowedUsers, Token};
 use super::limits;
 pub(super) use socket_file::SocketFile;
 
-/// Where to listen and who may ask.
+/// Addresses to listen at, and the users allowed.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     /// The path of the socket. A socket that a dead daemon left there is replaced.
@@ -25,11 +25,11 @@ pub struct ListenOptions {
     pub allowed_uids: Vec<u32>,
     /// Connections to each listener, at most.
     pub connections_max: usize,
-    /// Where to listen for others than those on this machine, if at all.
+    /// TCP address for other machines, if any.
     pub tcp: Option<TcpOptions>,
 }
 
-/// How to listen on TCP.
+/// Options of listening on TCP.
 #[derive(Clone, Debug)]
 pub struct TcpOptions {
     /// The address.
@@ -42,7 +42,7 @@ pub struct TcpOptions {
     pub token_file: Option<PathBuf>,
 }
 
-/// Why the API cannot listen.
+/// Reason that the API cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another daemon answers there.
@@ -54,7 +54,7 @@ pub enum ListenError {
     /// Something that is no socket is there.
     #[error("{} is there and no socket: remove it, or set another api.socket", path.display())]
     NoSocket {
-        /// What is there.
+        /// Path of the file there.
         path: PathBuf,
     },
     /// The socket could not be made.
@@ -62,7 +62,7 @@ pub enum ListenError {
     Socket {
         /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// The address cannot be had.
@@ -70,10 +70,10 @@ pub enum ListenError {
     Address {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// TCP was asked for without what makes it safe.
+    /// TCP was asked for without TLS or a token.
     #[error(
         "api.tcp.listen is set without api.tcp.{setting}: the API listens on TCP only with TLS and a token"
     )]
@@ -88,7 +88,7 @@ pub enum ListenError {
         setting: &'static str,
         /// The file.
         path: PathBuf,
-        /// What is the matter with it, with its verb.
+        /// The fault in it, with its verb.
         reason: String,
     },
 }
@@ -117,14 +117,15 @@ pub(super) struct SecuredListener {
     pub(super) secrets: Secrets,
 }
 
-/// What makes TCP safe, as its files last had it: every connection is let in by what they hold when it comes.
+/// Certificate, key and token of TCP, as their files last had them: each new connection is checked by the ones in force
+/// when it comes.
 #[derive(Clone, Debug)]
 pub struct Secrets {
     files: Arc<SecretFiles>,
     read: Arc<RwLock<ReadSecrets>>,
 }
 
-/// Where the certificate, its key and the token are.
+/// Paths of the certificate, its key and the token.
 #[derive(Debug)]
 struct SecretFiles {
     certificate: PathBuf,
@@ -132,7 +133,7 @@ struct SecretFiles {
     token: PathBuf,
 }
 
-/// What the files hold.
+/// Content of the files.
 #[derive(Clone, Debug)]
 pub(super) struct ReadSecrets {
     pub(super) tls: Arc<ServerConfig>,
@@ -140,9 +141,9 @@ pub(super) struct ReadSecrets {
 }
 
 impl Listeners {
-    /// Listens, so that whoever connects from now on is answered once [`serve`](super::serve()) runs.
+    /// Listens, so that a client that connects from now on is answered once [`serve`](super::serve()) runs.
     pub fn bind(options: &ListenOptions) -> Result<Self, ListenError> {
-        // What cannot be had of TCP is found out before the socket replaces one.
+        // A fault of TCP is found before the socket replaces one.
         let tcp = options.tcp.as_ref().map(SecuredListener::bind).transpose()?;
         let socket = LocalListener::bind(&options.socket, &options.allowed_uids)?;
         Ok(Self { socket, tcp, connections_max: options.connections_max })
@@ -153,7 +154,7 @@ impl Listeners {
         self.socket.file.path()
     }
 
-    /// What makes TCP safe, to be read again when its files have changed; none without TCP.
+    /// Certificate, key and token, to be read again when their files have changed; none without TCP.
     pub fn secrets(&self) -> Option<Secrets> {
         self.tcp.as_ref().map(|tcp| tcp.secrets.clone())
     }
@@ -174,7 +175,7 @@ impl LocalListener {
 }
 
 impl TcpOptions {
-    /// Whether the files that make TCP safe can be used.
+    /// Checks that the files for TCP can be used.
     pub fn check(&self) -> Result<(), ListenError> {
         self.secrets().map(drop)
     }
@@ -215,7 +216,7 @@ impl Secrets {
         Ok(())
     }
 
-    /// What they hold now.
+    /// Their present content.
     pub(super) fn now(&self) -> ReadSecrets {
         self.read.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,4 +1,4 @@
-//! The control API: HTTP and JSON over what the daemon does.
+//! The control API: HTTP and JSON over the daemon's operations.
 
 pub mod limits;
 pub mod types;

@@ -1,4 +1,4 @@
-//! A connection that gives up on a peer that takes nothing of what is written to it.
+//! A connection that is closed if its peer takes no data for too long.
 
 use std::future::Future as _;
 use std::io;

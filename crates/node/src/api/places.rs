@@ -1,5 +1,5 @@
-//! Places for requests: how many of a kind are worked on at once. A place is held until the work is done, also when the
-//! one who asked has gone.
+//! Places for requests: the number of each kind that is worked on at once. A place is held until the work is done, also
+//! after its client has gone.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::problem::{Code, Problem};
 /// The places for one kind of requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Places {
-    /// What is asked for, in words.
+    /// Kind of the requests, in words.
     kind: &'static str,
     count: usize,
     free: Arc<Semaphore>,
@@ -29,7 +29,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Where it is noted what came of a change.
+    /// The log of changes, if there is one.
     pub(crate) fn audit(&self) -> Option<&Audit> {
         self.audit.as_ref()
     }
@@ -40,7 +40,7 @@ impl Places {
         Self { kind, count, free: Arc::new(Semaphore::new(count)) }
     }
 
-    /// A place, or the problem that there is none now.
+    /// A place, or the problem that none is free now.
     fn take(&self) -> Result<Place, Problem> {
         let taken = Arc::clone(&self.free).try_acquire_owned().map_err(|_full| {
             let Self { kind, count, .. } = self;

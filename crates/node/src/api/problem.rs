@@ -1,4 +1,4 @@
-//! Why something was not done: a stable code, words for people, and the ids it is about.
+//! A problem: the reason that a request was not done, as a stable code, words for people, and the ids it is about.
 
 use rekindle_engine::identity::SnapshotId;
 use uuid::Uuid;
@@ -11,7 +11,7 @@ const QUOTED_CHARACTERS_MAX: usize = 100;
 /// Characters of a problem's words, so that nothing that is sent comes back whole.
 const DETAIL_CHARACTERS_MAX: usize = 2000;
 
-/// The kinds of problems. What a code means never changes.
+/// The kinds of problems. A code never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     /// The request says something that cannot be.
@@ -62,13 +62,13 @@ pub enum Code {
     Internal,
 }
 
-/// Why a request was not done.
+/// Reason that a request was not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct Problem {
     /// Its kind.
     pub code: Code,
-    /// What happened, to what, and what to do.
+    /// The event, the thing it happened to, and the remedy.
     pub detail: String,
     /// The sandboxes it is about.
     pub sandboxes: Vec<Uuid>,
@@ -96,7 +96,7 @@ impl Problem {
         self
     }
 
-    /// What is sent.
+    /// The body of the answer.
     pub fn body(&self) -> ProblemBody {
         let code = self.code.name();
         ProblemBody {
@@ -174,7 +174,7 @@ impl Code {
         Self::ALL.into_iter().find(|code| code.name() == name)
     }
 
-    /// Whether the same request may well be done a moment later.
+    /// True if the same request may well be done a moment later.
     pub fn passes(self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! What stands behind the `?` of a request: fields and their texts, each taken once unless it may come again.
+//! The query of a request, after its `?`: fields and their texts, each taken once unless it may come again.
 
 use std::str::FromStr;
 
@@ -11,12 +11,12 @@ use super::types::{ConsoleQuery, EventsQuery, ListQuery, SnapshotState, WaitQuer
 #[derive(Debug)]
 pub(crate) struct Fields(Vec<(String, String)>);
 
-/// Something that is asked for by fields behind the `?`.
+/// A question in the fields behind the `?`.
 pub(crate) trait Queried: Sized {
     /// The names of its fields.
     const NAMES: &'static [&'static str];
 
-    /// What the fields ask for.
+    /// Reads the query's fields.
     fn of(fields: &Fields) -> Result<Self, Problem>;
 }
 

@@ -1,4 +1,4 @@
-//! Answering on listening sockets until the daemon ends.
+//! Serves requests on the listening sockets until the daemon ends.
 
 use std::future::{Future, pending};
 use std::io;
@@ -31,8 +31,8 @@ use super::listen::{Listeners, LocalListener, ReadSecrets, Secrets, SocketFile};
 use super::patient::Patient;
 use super::routes;
 
-/// Answers what is asked of `control` until `end` comes; then takes no more connections, ends event streams and waits,
-/// and gives requests that came whole [`limits::ANSWERED_WITHIN_AT_END`]. Half a request is not waited for.
+/// Answers requests from `control` until `end` comes; then takes no more connections, ends event streams and waits, and
+/// gives requests that came whole [`limits::ANSWERED_WITHIN_AT_END`]. Half a request is not waited for.
 ///
 /// Runs on a runtime with I/O and time. Each request that is worked on takes one of its threads for blocking calls;
 /// the runtime must have more of them than [`limits`] allows requests, as it has by default. Work whose client is gone
@@ -64,11 +64,11 @@ pub async fn serve(
     Ok(())
 }
 
-/// What every connection is answered with.
+/// Parts that answer every connection.
 #[derive(Clone, Debug)]
 struct Answering {
     router: Router,
-    /// What connections beyond the bound are answered with.
+    /// Answers connections beyond the bound.
     refusing: Router,
     ending: Ending,
     connections_max: usize,
@@ -216,8 +216,8 @@ impl Drop for Working {
     }
 }
 
-/// Returns, once a connection has had time to send what was answered, if no request is being worked on: what may still
-/// come is half a request.
+/// Returns, once a connection has had time to send what was answered, if no request is being worked on: only half a
+/// request may still come.
 async fn unless_working(working: &AtomicBool) {
     sleep(limits::ANSWER_SENT_WITHIN_AT_END).await;
     if working.load(Ordering::Relaxed) {
@@ -235,7 +235,7 @@ struct Listening {
 }
 
 impl Listening {
-    /// Waits until nobody can find the socket any more: its directory was removed, or another file is in its place.
+    /// Waits until clients cannot find the socket any more: its directory was removed, or another file is in its place.
     async fn is_gone(&self) {
         if self.is_lost {
             sleep(limits::SOCKET_MADE_AGAIN_AFTER).await;
@@ -265,7 +265,7 @@ impl Listening {
 
 /// Something that connections come from.
 trait Accept: Sync {
-    /// What comes.
+    /// A connection.
     type Connection: Send;
 
     /// The next one.

@@ -1,5 +1,5 @@
-//! What the control API takes and gives, as JSON. Ids are UUIDs in lower case; times are milliseconds since 1970; sizes
-//! are bytes unless a name says pages of 4096 bytes.
+//! Types of the control API's requests and answers, as JSON. Ids are UUIDs in lower case; times are milliseconds since
+//! 1970; sizes are bytes unless a name says pages of 4096 bytes.
 
 mod daemon;
 mod machine;
@@ -26,7 +26,7 @@ pub use memory::{
 /// Words a user puts on a resource.
 pub type Labels = BTreeMap<String, String>;
 
-/// How a sandbox stands.
+/// State of a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SandboxState {
@@ -38,9 +38,9 @@ pub enum SandboxState {
     Paused,
     /// Its guest ended, or was ended, without a snapshot.
     Stopped,
-    /// What it needs was lost; the reason is beside it.
+    /// A part it needs was lost; the reason is beside it.
     Lost,
-    /// How it is cannot be said now; the reason is beside it, and it is tried again.
+    /// Its state is unknown for now; the reason is beside it, and it is tried again.
     Undecided,
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for SandboxState {
     }
 }
 
-/// What a sandbox's guest runs in.
+/// Kind of VMM that a sandbox's guest runs in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VmmKind {
@@ -70,7 +70,7 @@ pub enum VmmKind {
     Firecracker,
 }
 
-/// What guest memory is made of.
+/// Backing of guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryBacking {
@@ -93,15 +93,15 @@ pub struct Sandbox {
     /// Its labels.
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
-    /// How it stands.
+    /// Its state.
     pub state: SandboxState,
-    /// Why it is stalled, stopped or lost, where that needs saying.
+    /// The reason that it is stalled, stopped or lost, if one is known.
     pub reason: Option<String>,
-    /// What it runs in.
+    /// The VMM it runs in.
     pub vmm: VmmKind,
     /// Bytes of guest memory.
     pub memory_bytes: u64,
-    /// What its memory is made of.
+    /// Backing of its memory.
     pub backing: MemoryBacking,
     /// Its machine, where it is a virtual one.
     #[serde(default)]
@@ -131,7 +131,7 @@ pub struct ServedPages {
     pub faults: u64,
 }
 
-/// How far a snapshot has come.
+/// Stage that a snapshot has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotState {
@@ -141,11 +141,11 @@ pub enum SnapshotState {
     Sealed,
     /// It is in the store.
     Published,
-    /// It was deleted; what it holds goes as soon as nobody stands on it.
+    /// It was deleted; its memory or bytes go as soon as nothing depends on it.
     Discarded,
     /// Its memory was lost before it was sealed.
     Lost,
-    /// How it is cannot be said now; the reason is beside it, and it is tried again.
+    /// Its state is unknown for now; the reason is beside it, and it is tried again.
     Undecided,
 }
 
@@ -172,9 +172,9 @@ pub struct Snapshot {
     /// Its labels.
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
-    /// How far it has come.
+    /// Its stage.
     pub state: SnapshotState,
-    /// What the last failed try to save it said, or why it is lost.
+    /// Error of the last failed try to save it, or the reason that it is lost.
     pub reason: Option<String>,
     /// The snapshot it is a change of.
     pub parent: Option<Uuid>,
@@ -186,9 +186,9 @@ pub struct Snapshot {
     pub created_unix_ms: u64,
     /// Its volumes, memory first.
     pub volumes: Vec<Volume>,
-    /// How its captured pages fell, once it is sealed.
+    /// Counts of its captured pages, once it is sealed.
     pub classes: Option<PageClasses>,
-    /// How long its seal took, in seconds, once it is sealed.
+    /// Time of its seal, in seconds, once it is sealed.
     pub seal_seconds: Option<f64>,
 }
 
@@ -206,7 +206,7 @@ pub struct Volume {
 /// Captured pages of 4096 bytes by what comparing found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PageClasses {
-    /// All that were looked at.
+    /// All pages that were captured.
     pub dirty: u64,
     /// Those that are zero.
     pub zero: u64,
@@ -216,12 +216,12 @@ pub struct PageClasses {
     pub kept: u64,
 }
 
-/// Which bytes a snapshot is made of and where they are; empty until it is sealed.
+/// Layers that a snapshot is made of, and their places; empty until it is sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Placement {
     /// The snapshot.
     pub snapshot: Uuid,
-    /// How far it has come.
+    /// Its stage.
     pub state: SnapshotState,
     /// The node that can serve it now although it is in no store yet.
     pub origin: Option<String>,
@@ -242,7 +242,7 @@ pub struct PlacedLayer {
     pub stored_bytes: Option<u64>,
 }
 
-/// What a new sandbox is to be.
+/// A new sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSandbox {
@@ -254,21 +254,21 @@ pub struct CreateSandbox {
     #[serde(default, deserialize_with = "shapes::texts")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
-    /// What it runs in.
+    /// The VMM it runs in.
     #[serde(default, deserialize_with = "shapes::word")]
     pub vmm: VmmKind,
     /// Bytes of guest memory, a multiple of 4096 (of 2097152 for huge pages).
     #[schema(minimum = 4096, maximum = 1_099_511_627_776_i64, multiple_of = 4096)]
     pub memory_bytes: u64,
-    /// What its memory is made of.
+    /// Backing of its memory.
     #[serde(default, deserialize_with = "shapes::word")]
     pub backing: MemoryBacking,
-    /// What its machine is started with; for virtual machines, which must have one, and for them only.
+    /// Its machine; for virtual machines, which must have one, and for them only.
     #[serde(default, deserialize_with = "shapes::object_or_none")]
     pub machine: Option<Machine>,
 }
 
-/// How a sandbox is to be paused.
+/// Options of a pause.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PauseSandbox {
@@ -282,27 +282,28 @@ pub struct PauseSandbox {
     pub labels: Labels,
 }
 
-/// How a sandbox is to be resumed.
+/// Options of a resume.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeSandbox {
-    /// Whether to serve it before its snapshot is sealed; the setting where it is not said.
+    /// True to serve it before its snapshot is sealed; the setting by default.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
     /// The tap devices of its machine's network devices, in their order; those it had last where they are not said.
     #[serde(default)]
     #[schema(max_items = 8)]
     pub taps: Option<Vec<TapName>>,
-    /// Whether one that is `stopped` or `lost` goes on from its last snapshot: what its guest did after that is gone.
+    /// True to let a `stopped` or `lost` sandbox go on from its last snapshot: everything its guest did after that is
+    /// gone.
     #[serde(default)]
     pub from_last_snapshot: bool,
 }
 
-/// How new sandboxes are to be made of a snapshot.
+/// New sandboxes to be made of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeSnapshot {
-    /// How many; 1 where it is not said.
+    /// Number of sandboxes; 1 by default.
     #[serde(default = "one")]
     #[schema(default = 1, minimum = 1, maximum = 256)]
     pub count: u32,
@@ -314,7 +315,7 @@ pub struct ResumeSnapshot {
     #[serde(default, deserialize_with = "shapes::texts")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
-    /// Whether to serve them before the snapshot is sealed; the setting where it is not said.
+    /// True to serve them before the snapshot is sealed; the setting by default.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
     /// The tap devices of the one machine's network devices, in their order; those it had last where they are not said.
@@ -333,11 +334,11 @@ impl Default for ResumeSnapshot {
     }
 }
 
-/// How a sandbox is to be forked: a running one is paused for it and goes on from the same snapshot.
+/// Options of a fork: a running sandbox is paused for it and goes on from the same snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForkSandbox {
-    /// How many forks.
+    /// Number of forks.
     #[serde(default = "one")]
     #[schema(default = 1, minimum = 1, maximum = 256)]
     pub count: u32,
@@ -362,7 +363,7 @@ impl Default for ForkSandbox {
 pub struct SandboxList {
     /// This page of them.
     pub sandboxes: Vec<Sandbox>,
-    /// What `after` is to be for the next page; absent on the last.
+    /// Value of `after` for the next page; absent on the last.
     pub next: Option<Uuid>,
 }
 
@@ -371,29 +372,29 @@ pub struct SandboxList {
 pub struct SnapshotList {
     /// This page of them.
     pub snapshots: Vec<Snapshot>,
-    /// What `after` is to be for the next page; absent on the last.
+    /// Value of `after` for the next page; absent on the last.
     pub next: Option<Uuid>,
 }
 
-/// Which page of a list.
+/// One page of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// At most so many, 1 to 1000.
+    /// Largest number on a page, 1 to 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<u32>,
     /// Only those after this id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Uuid>,
-    /// Only those with this label, `name=value`; said again, only those with all of them.
+    /// Only those with this label, `name=value`; given again, only those with all of them.
     #[serde(default, rename = "label", skip_serializing_if = "Vec::is_empty")]
     #[param(inline, max_items = 64, value_type = Vec<schemas::LabelFilter>)]
     pub labels: Vec<String>,
 }
 
-/// How long to wait for what.
+/// Target and time limit of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -401,13 +402,13 @@ pub struct WaitQuery {
     /// The state to wait for, or one beyond it.
     #[param(inline, value_type = schemas::AwaitedState)]
     pub state: SnapshotState,
-    /// At most so many seconds, 0 to 600; 60 where it is not said.
+    /// Longest wait in seconds, 0 to 600; 60 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(minimum = 0, maximum = 600)]
     pub timeout_seconds: Option<u32>,
 }
 
-/// What verifying a snapshot found.
+/// Result of verifying a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Verification {
     /// The snapshot.
@@ -416,6 +417,6 @@ pub struct Verification {
     pub pages: u64,
     /// Pages that could not be read as they must be.
     pub wrong_pages: u64,
-    /// What was wrong with the first of them.
+    /// The fault of the first of them.
     pub first: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Where a daemon is, and how it is connected to.
+//! The address of a daemon, and the connection to it.
 
 use std::fmt;
 use std::io;
@@ -20,10 +20,10 @@ use super::error::ClientError;
 use super::trust::{Trust, complaint};
 use crate::regular_file::read_text;
 
-/// How long a connection may take to be made.
+/// Longest time to make a connection.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(15);
 
-/// Where a daemon is.
+/// Address of a daemon.
 #[derive(Clone, Debug)]
 pub enum Endpoint {
     /// At a socket of this machine.
@@ -32,7 +32,7 @@ pub enum Endpoint {
     Remote(Arc<Remote>),
 }
 
-/// How a daemon elsewhere is reached.
+/// Options of reaching a daemon on another machine.
 #[derive(Clone, Debug)]
 pub struct RemoteOptions {
     /// `https://host:port`.
@@ -75,7 +75,7 @@ impl Endpoint {
         })))
     }
 
-    /// Whether `url` can be the address of a daemon.
+    /// Checks that `url` can be the address of a daemon.
     pub fn check_url(url: &str) -> Result<(), ClientError> {
         address(url).map(drop)
     }
@@ -157,7 +157,7 @@ fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
-/// What went wrong in a handshake; about a certificate in words that say what to do.
+/// The error of a handshake; an error of the certificate says what to do.
 fn in_words(error: io::Error, host: &str) -> io::Error {
     let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match refused.and_then(|refused| complaint(refused, host)) {

@@ -1,4 +1,4 @@
-//! What can go wrong between a client and the daemon.
+//! Errors between a client and the daemon.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,12 +13,12 @@ pub enum ClientError {
     /// The daemon says why it did not do it.
     #[error("{}", .0.detail)]
     Problem(Box<ProblemBody>),
-    /// Nobody can be reached there.
+    /// No daemon can be reached there.
     #[error("no rekindle daemon can be reached at {endpoint}: {source}{}", hint(.source))]
     Unreachable {
-        /// Where.
+        /// The address.
         endpoint: String,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// The connection broke before the answer came.
@@ -27,27 +27,27 @@ pub enum ClientError {
          was done"
     )]
     Broken {
-        /// Where.
+        /// The address.
         endpoint: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// No answer came in time.
     #[error("{endpoint} did not answer within {within:?}: it is not known whether the request was done")]
     Silent {
-        /// Where.
+        /// The address.
         endpoint: String,
-        /// How long it was waited for.
+        /// The limit of the wait.
         within: Duration,
     },
     /// Something answered that is not rekindle, or not this version of it.
     #[error("{endpoint} answered {status} with something that is not rekindle's: {reason}")]
     Strange {
-        /// Where.
+        /// The address.
         endpoint: String,
         /// The HTTP status.
         status: u16,
-        /// What could not be understood.
+        /// The part that could not be understood.
         reason: String,
     },
     /// Events came faster than they were taken, or the daemon does not know them any more.
@@ -56,7 +56,7 @@ pub enum ClientError {
          as after a restart; those it still knows are had without an id to begin after"
     )]
     EventsLost {
-        /// How many, at most.
+        /// Number of events missed, at most.
         missed: u64,
         /// The event to go on behind, where that is not the last one that came.
         go_on_behind: Option<u64>,
@@ -64,7 +64,7 @@ pub enum ClientError {
     /// The URL of a daemon cannot be understood.
     #[error("{given:?} is no address of a daemon: write https://host:port, such as https://node1:7433")]
     Address {
-        /// What was given.
+        /// The value given.
         given: String,
     },
     /// A file that TCP needs cannot be used.
@@ -72,7 +72,7 @@ pub enum ClientError {
     Secret {
         /// The file.
         path: PathBuf,
-        /// What is the matter with it, with its verb.
+        /// The fault in it, with its verb.
         reason: String,
     },
 }
@@ -97,18 +97,18 @@ impl ClientError {
         }
     }
 
-    /// Whether nobody was there: nothing was asked, and the same may be asked again.
+    /// True if no daemon was reached: nothing was requested, and the same may be requested again.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
 
-    /// Whether the daemon may have done what was asked although there is no answer: ask again with the same key.
+    /// True if the daemon may have done what was asked although there is no answer: ask again with the same key.
     pub fn is_undecided(&self) -> bool {
         matches!(self, Self::Broken { .. } | Self::Silent { .. })
     }
 }
 
-/// What to do about a connection that cannot be made.
+/// Advice on a connection that cannot be made.
 fn hint(source: &io::Error) -> &'static str {
     if source.kind() == io::ErrorKind::PermissionDenied {
         "; ask as root or as the daemon's user, or have your user added to api.allowed_uids"

@@ -19,8 +19,8 @@ use crate::api::types::Event;
 /// Bytes of one event: far beyond what any has.
 const EVENT_BYTES_MAX: usize = 1 << 20;
 
-/// What happens, as it happens. Ends when the daemon ends; the last item is an error where the connection broke or
-/// events were left out.
+/// Events, as they happen. Ends when the daemon ends; the last item is an error where the connection broke or events
+/// were left out.
 pub struct Events {
     endpoint: Endpoint,
     runtime: Runtime,
@@ -106,7 +106,8 @@ impl std::fmt::Debug for Events {
     }
 }
 
-/// The next event; none where the stream has ended in order. Whatever was read stays in `reader` if this is dropped.
+/// The next event; none where the stream has ended in order. The bytes already read stay in `reader` if this is
+/// dropped.
 async fn next(
     endpoint: &Endpoint,
     driving: &mut Driving,

@@ -146,7 +146,7 @@ impl Reply {
         self.succeeded()?.any_json()
     }
 
-    /// The answer as JSON, whatever its status.
+    /// The answer as JSON, with any status.
     pub(super) fn any_json<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
         let text: &[u8] = if self.body.is_empty() { b"null" } else { &self.body };
         serde_json::from_slice(text).map_err(|error| self.strange(error.to_string()))
@@ -188,7 +188,7 @@ pub(super) fn exchange(endpoint: &Endpoint, call: Call, within: Duration) -> Res
     answered.unwrap_or_else(|_elapsed| Err(ClientError::Silent { endpoint: endpoint.to_string(), within }))
 }
 
-/// What a call runs on.
+/// The runtime of a call.
 pub(super) fn runtime(endpoint: &Endpoint) -> Result<Runtime, ClientError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

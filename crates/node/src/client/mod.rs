@@ -29,13 +29,13 @@ pub use error::ClientError;
 pub use events::Events;
 use exchange::{Call, Reply};
 
-/// What a call comes to.
+/// Result of a call.
 pub type Result<T> = std::result::Result<T, ClientError>;
 
-/// How long an answer is waited for: longer than the daemon itself waits for anything.
+/// Longest wait for an answer: longer than the daemon itself waits for anything.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(20 * 60);
 
-/// How long a wait is waited for beyond its own limit.
+/// Longest wait for the answer of a wait, beyond its own limit.
 const WAIT_ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A client of one daemon; every call connects anew, so that a daemon that was started again is found.
@@ -64,7 +64,7 @@ impl Client {
         Self { answered_within, ..self }
     }
 
-    /// Where the daemon is.
+    /// The daemon's address.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -99,7 +99,7 @@ impl Client {
         self.ask(Call::post("/v1/sandboxes").of(reference).then("/resume").with_body(how))
     }
 
-    /// Makes new sandboxes that go on from where this one is.
+    /// Makes new sandboxes that go on from this one's present state.
     pub fn fork_sandbox(
         &self,
         reference: &str,
@@ -110,7 +110,7 @@ impl Client {
         self.ask(call).map(|made: SandboxList| made.sandboxes)
     }
 
-    /// Ends a sandbox's guest; what it did since its last pause is gone.
+    /// Ends a sandbox's guest; its work since its last pause is gone.
     pub fn stop_sandbox(&self, reference: &str) -> Result<Sandbox> {
         self.ask(Call::post("/v1/sandboxes").of(reference).then("/stop"))
     }
@@ -125,7 +125,7 @@ impl Client {
         self.ask(Call::post("/v1/sandboxes").of(reference).then("/guest").with_body(command))
     }
 
-    /// What a sandbox's guests printed at their console, from `from` on; waits for it at most `wait_seconds`.
+    /// The output of a sandbox's guests at their console, from `from` on; waits for it at most `wait_seconds`.
     pub fn read_console(&self, reference: &str, query: ConsoleQuery) -> Result<ConsoleOutput> {
         let wait = Duration::from_secs(query.wait_seconds.unwrap_or_default().into());
         let patient = self.clone().answered_within(self.answered_within + wait);
@@ -184,7 +184,7 @@ impl Client {
         self.ask(Call::post("/v1/snapshots").of(reference).then("/verify"))
     }
 
-    /// Which layers a snapshot is made of and where they are.
+    /// The layers a snapshot is made of and their places.
     pub fn placement(&self, reference: &str) -> Result<Placement> {
         self.ask(Call::get("/v1/snapshots").of(reference).then("/placement"))
     }
@@ -225,7 +225,7 @@ impl Client {
         self.ask(Call::post("/v1/captures").with_body(wanted))
     }
 
-    /// What happens: events after `after` that are still known, and those to come; without it only those to come.
+    /// Events after `after` that are still known, and new ones; without `after` only new ones.
     ///
     /// When this returns, the daemon has noted that events are wanted: none from here on is missed.
     pub fn events(&self, after: Option<u64>) -> Result<Events> {
@@ -245,17 +245,17 @@ impl Client {
         self.ask(Call::get("/v1/health"))
     }
 
-    /// Whether requests can be done, and if not, why.
+    /// Tells if requests can be done, or the reasons that they cannot.
     pub fn readiness(&self) -> Result<Readiness> {
         let reply = exchange::exchange(&self.endpoint, Call::get("/v1/ready"), self.answered_within)?;
         match reply.clone().json() {
-            // What stands in the way comes with a status of failure, but is what was asked for.
+            // Obstacles come with a status of failure, but are the answer that was asked for.
             Err(error) => reply.any_json().map_err(|_other| error),
             answer => answer,
         }
     }
 
-    /// Who answers.
+    /// The version of the daemon.
     pub fn version(&self) -> Result<Version> {
         self.ask(Call::get("/v1/version"))
     }

@@ -1,4 +1,4 @@
-//! Which daemon elsewhere is trusted: one whose certificate those that were given vouch for, or are.
+//! Trust in a daemon on another machine: its certificate must be one of those given, or signed by one.
 
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ impl ServerCertVerifier for Trust {
     }
 }
 
-/// What is the matter with the certificate of the daemon at `host`, and what to do; `None` where it is something else.
+/// The fault in the certificate of the daemon at `host`, and the remedy; `None` for other errors.
 pub(super) fn complaint(error: &Error, host: &str) -> Option<String> {
     let Error::InvalidCertificate(reason) = error else { return None };
     let kind = if host.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };

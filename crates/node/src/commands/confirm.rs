@@ -1,11 +1,11 @@
-//! What is asked before something is done that cannot be undone.
+//! The question that a person must confirm before something is done that cannot be undone.
 
 use std::io::{BufRead as _, IsTerminal as _};
 
 use anyhow::bail;
 
-/// Whether to do what `question` asks: yes without asking where that was said already, else what a person at the
-/// terminal answers. Without a terminal it is an error that nothing was said.
+/// True if `question` is confirmed: without asking if `said_yes`, else by a person at the terminal. Without a terminal
+/// it is an error that nothing was said.
 pub fn confirmed(question: &str, said_yes: bool) -> anyhow::Result<bool> {
     if said_yes {
         return Ok(true);

@@ -1,4 +1,4 @@
-//! `rekindle console`: what a virtual machine prints at its serial console, and typing there.
+//! `rekindle console`: shows a virtual machine's serial console, and types at it.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::time::{Duration, Instant};
@@ -15,12 +15,12 @@ use crate::api::types::ConsoleQuery;
 use crate::client::Client;
 use crate::settings::parse_time;
 
-/// What ends an interactive console: control and ].
+/// Key that ends an interactive console: control and ].
 const END: u8 = 0x1d;
-/// How long one question waits for output, in seconds.
+/// Longest wait of one request for output, in seconds.
 const TURN_SECONDS: u32 = 30;
 
-/// Whose console.
+/// The sandbox of the console.
 #[derive(Args, Clone, Debug)]
 pub struct ConsoleArguments {
     /// The sandbox: its name, its id, or the beginning or end of that
@@ -35,7 +35,7 @@ pub struct ConsoleArguments {
     /// End after the first line with this text in it; status 1 if none comes in time
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     until: Option<String>,
-    /// How long to wait for that line: 30s, 5m
+    /// Longest time to wait for that line: 30s, 5m
     #[arg(long, value_name = "TIME", default_value = "60s", requires = "until", value_parser = parse_time)]
     timeout: Duration,
 }
@@ -59,7 +59,7 @@ pub fn run(session: &Session, arguments: &ConsoleArguments) -> anyhow::Result<St
         client.type_at_console(name, format!("{line}\n").as_bytes())?;
     }
     if let Some(text) = &arguments.until {
-        // Without a line to send, what was printed before counts too.
+        // Without a line to send, earlier output counts too.
         let from = arguments.send.as_ref().map_or(known.from, |_| known.next);
         return until(session, &client, arguments, from, text);
     }

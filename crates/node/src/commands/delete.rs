@@ -1,4 +1,4 @@
-//! `rekindle delete` and `rekindle stop`: what cannot be undone, and is asked about first.
+//! `rekindle delete` and `rekindle stop`: they cannot be undone, and ask for confirmation first.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use super::status::Status;
 use super::target::{self, Target, sandbox_title};
 use crate::api::types::{Sandbox, SandboxState};
 
-/// What to delete or stop.
+/// The things to delete or stop.
 #[derive(Args, Clone, Debug)]
 pub struct EndArguments {
     /// Names, ids, or their beginnings or ends; sandbox/NAME or snapshot/NAME where both have the name

@@ -1,4 +1,4 @@
-//! `rekindle events`: what happened, and what happens, as it happens.
+//! `rekindle events`: prints past events, and new ones as they happen.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -15,12 +15,12 @@ use crate::api::problem::Code;
 use crate::api::types::Event;
 use crate::client::{Client, ClientError, Events};
 
-/// How long a daemon that ended is waited for.
+/// Longest wait for a daemon that ended to come back.
 const BACK_WITHIN: Duration = Duration::from_secs(600);
-/// How often it is asked whether it is back.
+/// Time between two checks if it is back.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Which events.
+/// The events to print.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
 Without options it prints the events that the daemon knows, oldest first, and then those to come, until Ctrl-C. A daemon \
@@ -101,7 +101,7 @@ impl Printer<'_> {
         Ok(last)
     }
 
-    /// Prints events after `after` as they come, until there were `left`; a daemon that ends is waited for.
+    /// Prints events after `after` as they come, until `left` were printed; waits for a daemon that ends to come back.
     fn follow(&self, client: &Client, mut after: Option<u64>, mut left: usize) -> anyhow::Result<Status> {
         let mut events = client.events(after)?;
         while left > 0 {

@@ -1,4 +1,4 @@
-//! How an error is told: in a sentence to people, as an object to programs.
+//! An error as the program's last output: a sentence to people, an object to programs.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -15,7 +15,7 @@ const WORD_LETTERS_MAX: usize = 400;
 struct Failure<'a> {
     /// The code of the daemon's problem, or one of this program's own: `no_daemon`, `not_found`, `error`.
     code: &'a str,
-    /// What happened, to what, and what to do.
+    /// The event, the thing it happened to, and the remedy.
     detail: String,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     sandboxes: &'a [Uuid],

@@ -10,7 +10,7 @@ use super::session::Session;
 use super::status::Status;
 use crate::vmm::guests::{LinuxKernel, linux_command_line, tiny_kernel};
 
-/// Where to write them.
+/// Directory to write them to.
 #[derive(Args, Clone, Debug)]
 pub struct GuestsArguments {
     /// The directory to write them into
@@ -20,7 +20,7 @@ pub struct GuestsArguments {
     linux: bool,
 }
 
-/// What was written.
+/// The files written.
 #[derive(Debug, Serialize)]
 struct Written {
     tiny: PathBuf,

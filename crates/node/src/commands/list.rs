@@ -12,14 +12,14 @@ use super::target::label;
 use crate::api::types::{Labels, Sandbox, SandboxState, Snapshot, SnapshotState};
 use crate::client::Client;
 
-/// What to list.
+/// The things to list.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
 Ids are shown by their ends, each as long as it takes to mean one sandbox or snapshot; every command takes them so. At \
 a terminal names and reasons are cut to its width, and columns without room are left out. Elsewhere nothing is cut; \
 --quiet prints whole ids for scripts, --json everything.")]
 pub struct ListArguments {
-    /// Which of them
+    /// Kind of things to list
     #[arg(value_enum, default_value_t = Which::All)]
     which: Which,
     /// Only those with this label; where it is given again, with all of them
@@ -30,7 +30,7 @@ pub struct ListArguments {
     quiet: bool,
 }
 
-/// Which resources.
+/// Kinds of things to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Which {
     /// Both
@@ -43,13 +43,13 @@ pub enum Which {
     Snapshots,
 }
 
-/// What there is.
+/// The sandboxes and snapshots listed.
 #[derive(Debug, Default, Serialize)]
 pub struct Listed {
-    /// The sandboxes, where they were asked for.
+    /// The sandboxes, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandboxes: Option<Vec<Sandbox>>,
-    /// The snapshots, where they were asked for.
+    /// The snapshots, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Vec<Snapshot>>,
 }
@@ -77,7 +77,7 @@ pub fn run(session: &Session, arguments: &ListArguments) -> anyhow::Result<Statu
 }
 
 impl ListArguments {
-    /// What is asked for.
+    /// The things asked for.
     fn listed(&self, client: &Client) -> anyhow::Result<Listed> {
         // The daemon looks at one label; all are looked at here.
         let label = self.labels.first().map(|(name, value)| format!("{name}={value}"));

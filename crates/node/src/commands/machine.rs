@@ -9,7 +9,7 @@ use super::numbers::number;
 use crate::api::limits;
 use crate::api::types::{Accelerator, Board, DiskImage, Machine, Tap, TapName, VmmKind};
 
-/// What a virtual machine is started with; a sandbox without a kernel is a process guest.
+/// The machine of a virtual machine; a sandbox without a kernel is a process guest.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Virtual machine")]
 pub struct MachineArguments {
@@ -31,7 +31,7 @@ pub struct MachineArguments {
     /// Machine type, under QEMU
     #[arg(long, value_enum, default_value_t = BoardWord::Microvm, requires = "kernel")]
     board: BoardWord,
-    /// How instructions are run; kvm if this host can, unless given
+    /// Way to run instructions; kvm if this host can, unless given
     #[arg(long, value_enum, requires = "kernel")]
     accelerator: Option<AcceleratorWord>,
     /// CPU model, by the VMM's name for it
@@ -45,7 +45,7 @@ pub struct MachineArguments {
     taps: Vec<String>,
 }
 
-/// What runs a virtual machine.
+/// VMM of a virtual machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum VmmWord {
     /// QEMU, as the distribution has it
@@ -71,7 +71,7 @@ enum AcceleratorWord {
 }
 
 impl MachineArguments {
-    /// What runs the guest, and the machine if it is a virtual one. Paths are made absolute.
+    /// The VMM of the guest, and its machine if it is a virtual one. Paths are made absolute.
     pub fn machine(&self) -> anyhow::Result<(VmmKind, Option<Machine>)> {
         let Some(kernel) = &self.kernel else { return Ok((VmmKind::Process, None)) };
         let vmm = match self.vmm {

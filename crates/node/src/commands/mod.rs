@@ -56,7 +56,7 @@ use tell::TellArguments;
 use verify::VerifyArguments;
 use wait::WaitArguments;
 
-/// What is said below the list of commands.
+/// Text below the list of commands.
 const AFTER_HELP: &str = "\
 First steps:
   rekindle demo                    the whole story in one go; needs no daemon
@@ -77,10 +77,10 @@ First steps:
     after_long_help = format!("{AFTER_HELP}\n\n{EXIT_STATUSES}"),
 )]
 pub struct Cli {
-    /// What every command can be told.
+    /// Options of every command.
     #[command(flatten)]
     pub global: GlobalArguments,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }

@@ -1,4 +1,4 @@
-//! Numbers on the command line: what is no such number is refused with what to write instead.
+//! Numbers on the command line: a refusal says what to write instead.
 
 use std::ops::RangeInclusive;
 

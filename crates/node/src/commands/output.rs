@@ -1,4 +1,4 @@
-//! What is said to people and to programs: words and tables on standard output, progress and hints on standard error.
+//! Output to people and to programs: words and tables on standard output, progress and hints on standard error.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -10,17 +10,17 @@ use serde::Serialize;
 
 use super::shown;
 
-/// How often a spinner turns.
+/// Time of a spinner's step.
 const TURN: Duration = Duration::from_millis(100);
 
-/// Where a command's words go.
+/// Destination and form of a command's output.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
-    /// Whether it speaks to a program.
+    /// True if it speaks to a program.
     pub json: bool,
-    /// Whether colours may be used on standard output.
+    /// True if colours may be used on standard output.
     styled: bool,
-    /// Whether progress may be shown on standard error.
+    /// True if progress may be shown on standard error.
     lively: bool,
     /// Letters of a line on standard output, where it has an end.
     width: Option<usize>,
@@ -48,7 +48,7 @@ pub struct Word {
     tone: Tone,
 }
 
-/// How a word is meant.
+/// Meaning of a word, shown by its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
     /// Like any other.
@@ -76,7 +76,7 @@ impl Output {
         }
     }
 
-    /// For text that nobody looks at.
+    /// For text that is not shown to people.
     pub fn plain() -> Self {
         Self { json: false, styled: false, lively: false, width: None }
     }
@@ -135,14 +135,14 @@ impl Output {
     }
 }
 
-/// What `COLUMNS` says, else how wide the terminal is, if standard output is one.
+/// Value of `COLUMNS`, else the width of the terminal, if standard output is one.
 fn width() -> Option<usize> {
     let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
     let seen = || io::stdout().is_terminal().then(|| crossterm::terminal::size().ok()).flatten();
     said.or_else(|| seen().map(|(columns, _)| usize::from(columns))).filter(|columns| *columns > 0)
 }
 
-/// Writes to standard output. Whoever reads it may have read enough: that is no error.
+/// Writes to standard output. A reader may have read enough and gone: that is no error.
 pub fn write(text: &str) -> anyhow::Result<()> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
@@ -157,7 +157,7 @@ impl Column {
         Self { name, ..Self::default() }
     }
 
-    /// The same, whose words are cut where there is no room, to so many letters.
+    /// The same, cut to this many letters if there is no room for more.
     #[must_use]
     pub fn cut_to(self, letters_min: usize) -> Self {
         Self { letters_min: Some(letters_min), ..self }
@@ -194,12 +194,12 @@ impl Rows {
         self.rows.push(words.into_iter().collect());
     }
 
-    /// Whether there are none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Adds a row of a name and what is to be said of it.
+    /// Adds a row of a name and a word on it.
     pub fn fact(&mut self, name: &str, word: impl Into<Word>) {
         self.add([Word::from(name).tone(Tone::Faint), word.into()]);
     }
@@ -283,7 +283,7 @@ impl Word {
         Self { tone, ..self }
     }
 
-    /// Cuts it to so many letters, the last of which then says so.
+    /// Cuts it to this many letters, the last of which then shows the cut.
     fn cut_to(&mut self, letters: usize) {
         self.text = shown::cut(&self.text, letters);
     }

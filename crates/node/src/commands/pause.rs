@@ -12,7 +12,7 @@ use super::wait::{StateWord, wait_for};
 use crate::api::types::PauseSandbox;
 use crate::settings::parse_time;
 
-/// What to pause, and how.
+/// The sandbox to pause, with options.
 #[derive(Args, Clone, Debug)]
 pub struct PauseArguments {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `rekindle resume` and `rekindle fork`: sandboxes that go on from where one was.
+//! `rekindle resume` and `rekindle fork`: let sandboxes go on from a snapshot.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::api::limits;
 use crate::api::types::{ForkSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, TapName};
 use crate::client::Client;
 
-/// What to resume, and as what.
+/// The sandbox or snapshot to resume, with options.
 #[derive(Args, Clone, Debug)]
 pub struct ResumeArguments {
     #[command(flatten)]
@@ -28,13 +28,13 @@ pub struct ResumeArguments {
     name: Option<String>,
     #[command(flatten)]
     labels: LabelArguments,
-    /// Whether to serve it before its snapshot is sealed [default: the daemon's setting]
+    /// Serve it before its snapshot is sealed, or not [default: the daemon's setting]
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     serve_before_seal: Option<bool>,
     /// A tap device of its machine, instead of the one it had; again for each of its network devices
     #[arg(long = "tap", value_name = "DEVICE")]
     taps: Vec<String>,
-    /// Let a stopped or lost sandbox go on from its last snapshot: what its guest did after that is gone
+    /// Let a stopped or lost sandbox go on from its last snapshot: everything its guest did after that is gone
     #[arg(long, conflicts_with_all = ["count", "name", "labels"])]
     from_last_snapshot: bool,
     /// A key of your choice: the same request for new sandboxes under the same key is done once
@@ -42,12 +42,12 @@ pub struct ResumeArguments {
     idempotency_key: Option<String>,
 }
 
-/// What to fork, and as what.
+/// The sandbox to fork, with options.
 #[derive(Args, Clone, Debug)]
 pub struct ForkArguments {
     #[command(flatten)]
     target: Reference,
-    /// How many forks
+    /// Number of forks
     #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 1, value_parser = number::<u32>(1..=limits::COUNT_MAX.into()))]
     count: u32,
     /// Their name; several get a number behind it

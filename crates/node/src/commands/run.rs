@@ -12,7 +12,7 @@ use crate::api::limits;
 use crate::api::types::{CreateSandbox, MemoryBacking, VmmKind};
 use crate::settings::parse_size;
 
-/// What sandbox to start.
+/// The sandbox to start.
 #[derive(Args, Clone, Debug)]
 pub struct RunArguments {
     /// Its name
@@ -24,7 +24,7 @@ pub struct RunArguments {
     /// Guest memory, such as 512MiB: a multiple of 4KiB (of 2MiB for huge pages)
     #[arg(long, short, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     memory: u64,
-    /// What guest memory is made of
+    /// Backing of guest memory
     #[arg(long, value_enum, default_value_t = BackingWord::Shared)]
     backing: BackingWord,
     #[command(flatten)]
@@ -36,7 +36,7 @@ pub struct RunArguments {
     idempotency_key: Option<String>,
 }
 
-/// What guest memory is made of.
+/// Backing of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackingWord {
     /// A shared memory file, which a pause takes over as it is
@@ -48,7 +48,7 @@ pub enum BackingWord {
 }
 
 impl RunArguments {
-    /// Whether a guest can have so much memory.
+    /// Checks that a guest can have this much memory.
     fn check_memory(&self) -> anyhow::Result<()> {
         let (unit, word) = match self.backing {
             BackingWord::Shared | BackingWord::Private => (4 << 10, "4KiB"),

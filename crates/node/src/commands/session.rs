@@ -1,4 +1,4 @@
-//! What every command is given: where to speak, how to reach the daemon.
+//! The surroundings of every command: its output, and the way to reach the daemon.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ const EVERYWHERE: &str = "Everywhere";
 /// The socket of a daemon that the whole system shares.
 const SYSTEM_SOCKET: &str = "/run/rekindle/api.sock";
 
-/// What every command can be told.
+/// Options of every command.
 #[derive(Args, Clone, Debug, Default)]
 pub struct GlobalArguments {
     /// Print JSON, for programs
@@ -41,7 +41,7 @@ pub struct GlobalArguments {
 /// One run of the program.
 #[derive(Debug)]
 pub struct Session {
-    /// Where to speak.
+    /// The command's output.
     pub output: Output,
     arguments: GlobalArguments,
 }
@@ -83,7 +83,7 @@ impl Session {
         }
     }
 
-    /// The daemon's socket. Where nobody said which, and this user runs no daemon, it is the one the system shares.
+    /// The daemon's socket. If none is given, and this user runs no daemon, it is the one the system shares.
     pub fn socket(&self, settings: &Settings) -> PathBuf {
         let own = settings.api.socket.clone();
         let unsaid = ["api.socket", "run_directory", "state_directory"]

@@ -1,4 +1,4 @@
-//! `rekindle settings`: every setting, its value, and where that came from.
+//! `rekindle settings`: prints every setting, its value, and the source of that value.
 
 use clap::Args;
 
@@ -9,7 +9,7 @@ use super::status::Status;
 use crate::settings::keys::KEYS;
 use crate::settings::{Entry, SettingFlags, Settings, Source};
 
-/// What to show of settings.
+/// Options of showing settings.
 #[derive(Args, Clone, Debug)]
 pub struct SettingsArguments {
     /// Print a settings file with every setting, explained and commented out

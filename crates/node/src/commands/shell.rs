@@ -1,4 +1,4 @@
-//! `rekindle completions` and `rekindle man`: what shells and `man` read.
+//! `rekindle completions` and `rekindle man`: write completions for shells and manual pages.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub struct CompletionsArguments {
     shell: Shell,
 }
 
-/// Which pages, and where to.
+/// The pages to write, and their directory.
 #[derive(Args, Clone, Debug)]
 pub struct ManArguments {
     /// The command whose page to print; the program's where none is named
@@ -64,7 +64,7 @@ pub fn offered() -> Command {
     Command::new("rekindle").args(arguments).subcommands(commands)
 }
 
-/// What the names of are offered to a command.
+/// The things whose names are offered to a command.
 fn completer_of(command: &str) -> Option<fn() -> Vec<CompletionCandidate>> {
     match command {
         "pause" | "stop" | "tell" | "console" => Some(sandbox_names),
@@ -90,10 +90,10 @@ fn sandbox_names() -> Vec<CompletionCandidate> {
     named.collect()
 }
 
-/// How long a person at a shell waits for names.
+/// Longest time that a person at a shell waits for names.
 const NAMES_WITHIN: Duration = Duration::from_secs(2);
 
-/// What the usual daemon answers; nothing where it does not.
+/// The answer of the default daemon; nothing if it does not answer.
 fn asked<T>(question: impl FnOnce(&Client) -> Result<Vec<T>, ClientError>) -> Vec<T> {
     let client = Session::new(GlobalArguments::default()).client();
     client.ok().and_then(|client| question(&client.answered_within(NAMES_WITHIN)).ok()).unwrap_or_default()

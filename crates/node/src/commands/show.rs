@@ -14,14 +14,14 @@ use crate::api::types::{
     Accelerator, Board, Labels, MemoryBacking, Placement, Sandbox, ShownBootFile, Snapshot, VmmKind,
 };
 
-/// What to show.
+/// The thing to show.
 #[derive(Args, Clone, Debug)]
 pub struct ShowArguments {
     #[command(flatten)]
     target: Reference,
 }
 
-/// What is shown of it.
+/// The details of a thing.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Shown {
@@ -34,7 +34,7 @@ pub enum Shown {
     Snapshot {
         /// The snapshot.
         snapshot: Box<Snapshot>,
-        /// Where its bytes are.
+        /// Places of its layers.
         placement: Placement,
     },
 }

@@ -1,4 +1,4 @@
-//! Ids, sizes and times as people read them.
+//! Ids, sizes and times in the forms that people read.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -62,7 +62,7 @@ pub fn name_or_id(name: Option<&str>, id: &Uuid) -> String {
     name.map_or_else(|| id.to_string(), str::to_owned)
 }
 
-/// A text of at most so many letters, the last of them `…` where it was longer.
+/// A text of at most this many letters, the last of them `…` if it was longer.
 pub fn cut(text: &str, letters_max: usize) -> String {
     match text.char_indices().nth(letters_max) {
         Some(_) => text.chars().take(letters_max.saturating_sub(1)).chain(['…']).collect(),
@@ -81,7 +81,7 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How long ago a time was, in one word: `12s`, `5m`, `3h`, `9d`.
+/// Age of a time, in one word: `12s`, `5m`, `3h`, `9d`.
 pub fn age(then_ms: u64, now_ms: u64) -> String {
     let seconds = now_ms.saturating_sub(then_ms) / 1000;
     match seconds {

@@ -13,10 +13,10 @@ use crate::client::Client;
 use crate::keeper::KeeperClient;
 use crate::settings::{SettingFlags, Settings};
 
-/// How long the keeper may take to end.
+/// Longest time for the keeper to end.
 const ENDED_WITHIN: Duration = Duration::from_secs(30);
 
-/// What to end.
+/// Options of the end.
 #[derive(Args, Clone, Debug)]
 pub struct ShutdownArguments {
     /// Do not ask first

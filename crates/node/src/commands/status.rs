@@ -1,11 +1,11 @@
-//! With which status the program ends, and which error means which.
+//! Exit statuses of the program, and the errors that lead to each.
 
 use std::process::ExitCode;
 
 use crate::api::problem::Code;
 use crate::client::ClientError;
 
-/// How a command ended, as its exit status.
+/// Result of a command, as its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// It was done.
@@ -14,7 +14,7 @@ pub enum Status {
     CheckFailed,
     /// It was not done.
     Error,
-    /// What it is about does not exist.
+    /// The thing it is about does not exist.
     NotFound,
     /// It cannot be done in the state things are in.
     Refused,
@@ -83,17 +83,17 @@ impl From<Status> for ExitCode {
     }
 }
 
-/// What was named is neither a sandbox nor a snapshot.
+/// The reference names neither a sandbox nor a snapshot.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no {what} `{reference}`; `rekindle list` shows what there is")]
 pub struct NoSuchThing {
-    /// What it was looked for as.
+    /// Kind of thing that was looked for.
     pub what: &'static str,
     /// The name or id.
     pub reference: String,
 }
 
-/// What is to be done with a sandbox's snapshot cannot be: it has none.
+/// The operation needs a sandbox's snapshot, and it has none.
 #[derive(Debug, thiserror::Error)]
 #[error("{sandbox} has never been paused, so there is no snapshot of it; `rekindle pause` makes one")]
 pub struct NeverPaused {

@@ -1,4 +1,5 @@
-//! What a word on the command line names: a sandbox or a snapshot, by name, id, or a part of its id as lists show it.
+//! The thing that a word on the command line names: a sandbox or a snapshot, by name, id, or a part of its id as lists
+//! show it.
 
 use anyhow::bail;
 use clap::Args;
@@ -10,7 +11,7 @@ use crate::api::problem::Code;
 use crate::api::types::{Labels, Sandbox, Snapshot};
 use crate::client::{Client, ClientError};
 
-/// What a word names.
+/// The thing that a word names.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// A sandbox.
@@ -91,7 +92,7 @@ impl Target {
         }
     }
 
-    /// What it is, in one word.
+    /// Its kind, in one word.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Sandbox(_) => "sandbox",
@@ -157,7 +158,7 @@ pub fn snapshot_of(target: &Target) -> anyhow::Result<Uuid> {
     }
 }
 
-/// What was asked for, `None` where there is no such thing.
+/// The thing asked for; `None` if it does not exist.
 fn there<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
     match answer {
         Ok(thing) => Ok(Some(thing)),

@@ -19,12 +19,12 @@ pub struct TellArguments {
     /// The sandbox: its name, its id, or the beginning or end of that
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
-    /// What it is to do
+    /// Command for the guest
     #[command(subcommand)]
     what: Tell,
 }
 
-/// What a process guest can be told to do.
+/// Commands of a process guest.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Tell {
     /// Write every page
@@ -35,7 +35,7 @@ pub enum Tell {
     },
     /// Write some of the pages
     Rewrite {
-        /// Which pages.
+        /// The pages.
         #[command(flatten)]
         share: ShareArguments,
         /// Of these pages, how many of a hundred get zeroes
@@ -49,13 +49,13 @@ pub enum Tell {
     Verify,
     /// Compare a few pages and count a step; status 1 where one is wrong
     Tick {
-        /// How many pages
+        /// Number of pages
         #[arg(long, default_value_t = 64, value_parser = number::<u32>(0..=u32::MAX.into()))]
         pages: u32,
     },
     /// Give some of the pages back to the kernel
     Discard {
-        /// Which pages.
+        /// The pages.
         #[command(flatten)]
         share: ShareArguments,
         /// By which advice
@@ -66,13 +66,13 @@ pub enum Tell {
     State,
 }
 
-/// Which pages.
+/// A choice of pages.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct ShareArguments {
     /// Chooses the pages and what is written
     #[arg(long, default_value_t = 2, value_parser = number::<u64>(0..=u64::MAX))]
     seed: u64,
-    /// How many of a hundred runs of pages
+    /// Number of runs of pages, of a hundred
     #[arg(long, default_value_t = 50, value_parser = number::<u8>(0..=100))]
     percent: u8,
     /// Pages of a run
@@ -80,7 +80,7 @@ pub struct ShareArguments {
     run_pages: u32,
 }
 
-/// How pages are given back.
+/// Way in which pages are given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum HowWord {
     /// MADV_DONTNEED: private memory reads zero, shared memory keeps its bytes

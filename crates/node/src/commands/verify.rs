@@ -9,7 +9,7 @@ use super::shown;
 use super::status::Status;
 use super::target::{Reference, Target, snapshot_of, snapshot_title};
 
-/// What to verify.
+/// The snapshot to verify.
 #[derive(Args, Clone, Debug)]
 pub struct VerifyArguments {
     #[command(flatten)]

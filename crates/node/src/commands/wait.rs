@@ -1,4 +1,4 @@
-//! `rekindle wait`: waits until a snapshot has come as far as is asked.
+//! `rekindle wait`: waits until a snapshot has reached a stage.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::api::types::{Snapshot, SnapshotState};
 use crate::client::{Client, ClientError};
 use crate::settings::parse_time;
 
-/// What to wait for.
+/// The snapshot and stage to wait for.
 #[derive(Args, Clone, Debug)]
 pub struct WaitArguments {
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub struct WaitArguments {
     timeout: Duration,
 }
 
-/// How far a snapshot can come.
+/// Stages that a snapshot can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StateWord {
     /// Its memory is frozen in RAM; everything can be done with it

@@ -1,11 +1,11 @@
-//! Words of other tools that people try here, and what they are called here.
+//! Words of other tools that people try here, each with rekindle's word for it.
 
 use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::{Cli, shown};
 
-/// What people type, and what does that here.
+/// Words that people type, each with the command that does it here.
 const ELSEWHERE: [(&str, &str); 56] = [
     ("attach", "console"),
     ("boot", "run"),
@@ -65,7 +65,7 @@ const ELSEWHERE: [(&str, &str); 56] = [
     ("watch", "events"),
 ];
 
-/// What people look for that is not here, and how that is done instead.
+/// Functions that people look for and rekindle lacks, each with another way to the goal.
 const ABSENT: [(&[&str], &str); 5] = [
     (
         &["bash", "exec", "execute", "sh", "shell", "ssh"],
@@ -92,14 +92,13 @@ const ABSENT: [(&[&str], &str); 5] = [
 /// Letters of a word that are shown when it is not understood.
 const WORD_LETTERS_MAX: usize = 60;
 
-/// What to type instead of a word that is no command here.
+/// The command to type instead of a word that is no command here.
 pub fn instead_of(word: &str) -> Option<&'static str> {
     let word = word.to_lowercase();
     ELSEWHERE.iter().find(|(elsewhere, _)| *elsewhere == word).map(|(_, here)| *here)
 }
 
-/// What is said of a command line that begins with a word that is no command here; `None` where clap's own message
-/// says enough.
+/// Advice on a command line that begins with a word that is no command here; `None` if clap's own message says enough.
 pub fn explain(error: &clap::Error) -> Option<String> {
     if error.kind() != ErrorKind::InvalidSubcommand || !is_of_the_program(error) {
         return None;
@@ -116,7 +115,7 @@ pub fn explain(error: &clap::Error) -> Option<String> {
     })
 }
 
-/// Whether the command that was missed is one of the program's own, and not one below such a command.
+/// True if the missed command is one of the program's own, and not one below such a command.
 fn is_of_the_program(error: &clap::Error) -> bool {
     error
         .get(ContextKind::Usage)

@@ -1,4 +1,4 @@
-//! What a snapshot carries about itself beside its pages: a blob of its manifest, so it is known wherever that is read.
+//! A snapshot's own facts beside its pages: a blob of its manifest, so that they are known wherever it is read.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::api::types::Labels;
 /// The blob's name.
 const ABOUT: &str = "rekindle";
 
-/// What is said of a snapshot.
+/// Facts about a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct About {
     /// Its name.
@@ -25,13 +25,13 @@ pub(super) struct About {
     /// The sandbox that was paused.
     #[serde(default)]
     pub(super) sandbox: Option<Uuid>,
-    /// What its guest was made of; `None` for a VMM that others manage.
+    /// The parts of its guest; `None` for a VMM that others manage.
     #[serde(default)]
     pub(super) spec: Option<GuestSpec>,
 }
 
 impl About {
-    /// What `snapshot` says of itself; nothing if it was made by something that says nothing.
+    /// The facts in `snapshot`; empty if its maker left none.
     pub(super) fn of(snapshot: &Snapshot) -> Self {
         let blob = snapshot.blobs().get(ABOUT);
         blob.and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default()

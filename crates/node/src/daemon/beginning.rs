@@ -1,4 +1,4 @@
-//! Whether a start without a catalog is a beginning: it is not where something is left that only a catalog can name.
+//! A start without a catalog: refused beside files, guests or snapshots that only a catalog can name.
 
 use std::fs;
 use std::io;
@@ -55,7 +55,7 @@ impl Beginning {
     }
 }
 
-/// How many files with content are in a directory, at any depth of one more, and their bytes.
+/// Number and bytes of the files with content in a directory and in the directories directly in it.
 fn files_in(directory: &Path) -> (u64, u64) {
     let mut sum = (0, 0);
     for path in entries(directory) {

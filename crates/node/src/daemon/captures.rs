@@ -67,7 +67,7 @@ impl Daemon {
     fn capture_served(&self, id: uuid::Uuid, blobs: BTreeMap<String, Bytes>) -> Answer<Arc<EngineSnapshot>> {
         let socket = self.fault_sockets.find(id)?;
         let parent = Arc::clone(&socket.snapshot);
-        // Room is waited for while the VMM is served: it stands from the end of its epoch on.
+        // The wait for room is before the end of the VMM's epoch: from there on it stands still.
         let room = self.engine.permit_pause(Some(&parent), u64::from(parent.memory().pages()) * PAGE)?;
         socket.take_epoch(self.engine.fetcher(), |epoch| {
             let page_kind = parent.volumes()[0].page_kind;
@@ -125,7 +125,7 @@ impl Daemon {
     }
 }
 
-/// What a VMM changed since it was served.
+/// Pages that a VMM changed since it was served.
 fn served_volume(epoch: &Epoch, page_kind: PageKind) -> anyhow::Result<PausedVolume> {
     let pages = epoch.changed_pages().context("finding the written pages")?;
     let memfd = match epoch.memfd() {

@@ -1,4 +1,4 @@
-//! A sandbox's serial console: what its guests printed last, and where one types.
+//! A sandbox's serial console: the last output of its guests, and the way to type there.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,7 +23,7 @@ use crate::api::problem::{Code, Problem};
 use crate::api::types::{ConsoleOutput, VmmKind};
 use crate::vmm::serial_line::SerialLine;
 
-/// How long a guest may take to read what is typed before that is given up.
+/// Longest time for a guest to read typed text before that is given up.
 const TYPED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The console of one sandbox, over all guests it has had since the daemon started.
@@ -44,7 +44,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Printed {
     bytes: VecDeque<u8>,
-    /// How many were printed in all.
+    /// Number of bytes printed in all.
     end: u64,
 }
 
@@ -77,12 +77,12 @@ impl Console {
         Ok(())
     }
 
-    /// What was printed from `from` on; waits for it at most `limit`.
+    /// The output from `from` on; waits for it at most `limit`.
     pub(super) fn read(&self, from: Option<u64>, limit: Duration) -> ConsoleOutput {
         let printed = self.shared.lock();
         let is_missing = |printed: &mut Printed| {
             from.is_none_or(|from| from >= printed.end) && {
-                // Whoever asks for nothing in particular has all that is known.
+                // A read without a position gets all known output.
                 from.is_some() || printed.bytes.is_empty()
             }
         };
@@ -91,7 +91,7 @@ impl Console {
         printed.since(from)
     }
 
-    /// Types at the guest that is followed; an error where there is none, or it does not read.
+    /// Types at the guest whose output is read here; an error without such a guest, or if it does not read.
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<()> {
         let input = {
             let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! What the daemon does for whoever asks, method by method; the work is in the modules beside this one.
+//! The daemon's operations, method by method; the work is in the modules beside this one.
 
 use std::time::{Duration, Instant};
 

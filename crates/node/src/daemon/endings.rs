@@ -1,4 +1,4 @@
-//! Guests that were told to end: one thread waits for them, then lets go of what the keeper holds for them.
+//! Guests that are being ended: one thread waits for them, then lets go of their descriptors at the keeper.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ use super::guests::remove_files;
 use super::keeping::{Keeping, guest_key};
 use crate::vmm::vmm_process::take_process;
 
-/// How long a killed process may take to end; a process in the kernel's hands can take longer, and is then left to it.
+/// Longest time for a killed process to end; a process inside a system call can take longer, and is then left to the
+/// kernel.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
 /// The thread that waits.
@@ -62,7 +63,7 @@ pub(super) enum Ending {
         /// Held until the guest has ended: without any userfaultfd its faults would read zeroes.
         epoch: Option<Box<Epoch>>,
     },
-    /// Whatever the keeper holds for a guest that never came to be.
+    /// The keeper's holdings for a guest that never came to be.
     Unborn(Uuid),
     /// A guest that never came to be, although the catalog may say that it did: until that was taken back, the keeper's
     /// note on it stays for the next start.
@@ -224,7 +225,7 @@ fn end_unborn(keeping: &Keeping, guest: Uuid) {
     }
 }
 
-/// Kills whatever process the keeper started as `guest`, and waits for its end.
+/// Kills the process, if any, that the keeper started as `guest`, and waits for its end.
 pub(super) fn kill_unborn(keeping: &Keeping, guest: Uuid) -> anyhow::Result<()> {
     let Some(mut held) = keeping.client().get(&guest_key(guest))? else { return Ok(()) };
     let Some(process) = take_process(&mut held) else { return Ok(()) };

@@ -33,7 +33,7 @@ pub(super) struct Entry {
 struct State {
     record: SandboxRecord,
     live: Held,
-    /// What can be asked of the guest while an operation has it.
+    /// The parts of the guest that can be asked while an operation has it.
     outside: Outside,
     removed: bool,
     /// Somebody is about to end its guest although an operation has it: nobody else gets a turn.
@@ -68,7 +68,7 @@ impl Outside {
     }
 }
 
-/// Where the live guest is.
+/// Place of the live guest.
 #[derive(Debug)]
 enum Held {
     Here(Option<Box<Live>>),
@@ -139,23 +139,23 @@ impl Entry {
         }
     }
 
-    /// What the catalog knows of it.
+    /// Its record in the catalog.
     pub(super) fn record(&self) -> SandboxRecord {
         self.lock().record.clone()
     }
 
-    /// Whether it can only go on from `snapshot`.
+    /// True if it can only go on from `snapshot`.
     pub(super) fn is_paused_in(&self, snapshot: Uuid) -> bool {
         let state = self.lock();
         state.record.life.is_paused() && state.record.snapshot == Some(snapshot)
     }
 
-    /// Whether its guest's process has ended although the guest is said to run.
+    /// True if its guest's process has ended although the record says that the guest runs.
     pub(super) fn guest_has_ended(&self) -> bool {
         self.process().is_some_and(|process| !process.is_alive())
     }
 
-    /// Whether it has a guest of which another keeper than `keeper` was given everything.
+    /// True if it has a guest whose descriptors were given to another keeper than `keeper`.
     pub(super) fn is_kept_elsewhere(&self, keeper: KeeperIdentity) -> bool {
         self.lock().outside.kept_by.is_some_and(|kept_by| kept_by != keeper)
     }
@@ -170,7 +170,7 @@ impl Entry {
         self.lock().outside.process.clone()
     }
 
-    /// Whether its guest stands although nothing is done with it.
+    /// True if its guest stands still although no operation has it.
     pub(super) fn is_stuck(&self) -> bool {
         self.lock().outside.watch.is_stuck()
     }
@@ -197,7 +197,7 @@ impl Entry {
         self.lock().is_ending.then(|| Problem::new(Code::WrongState, why()))
     }
 
-    /// Where its guests print, and read what is typed.
+    /// The console of its guests.
     pub(super) fn console(&self) -> &Console {
         &self.console
     }
@@ -210,18 +210,18 @@ impl Entry {
         }
     }
 
-    /// What a command calls it by: its name, or its id where it has none.
+    /// The reference for commands: its name, or its id without a name.
     pub(super) fn reference(&self) -> String {
         self.name.clone().unwrap_or_else(|| self.id.to_string())
     }
 
-    /// What its guest waits for in vain so far, if it does, or who stopped it.
+    /// The reason that its guest is stalled: the page it waits for, or the VMM that stopped it.
     pub(super) fn stalled(&self) -> Option<String> {
         let waits = self.lock().outside.watch.stalled();
         waits.or_else(|| self.stopped_by_signal())
     }
 
-    /// That somebody stopped its VMM by a signal, if that is so.
+    /// Reason that its VMM was stopped by a signal, if it was.
     fn stopped_by_signal(&self) -> Option<String> {
         let process = self.process_at_rest()?;
         let stopped = stopped_by_signal(&process)?;
@@ -238,7 +238,7 @@ impl Entry {
         }
     }
 
-    /// What its guest's VMM did to it since the last call that did not stop it.
+    /// Events of its guest's VMM since the last call that did not stop it.
     pub(super) fn take_news(&self) -> Vec<String> {
         self.lock().outside.watch.take_news()
     }
@@ -324,7 +324,7 @@ impl Turn {
         state.outside = outside;
     }
 
-    /// Nobody gets a turn after this one.
+    /// No operation gets a turn after this one.
     pub(super) fn remove(self) {
         self.entry.lock().removed = true;
     }

@@ -1,4 +1,4 @@
-//! What happened, in order: the last events are remembered, new ones are sent to whoever listens.
+//! Events in order: the last ones are remembered, new ones are sent to all listeners.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +14,7 @@ use crate::api::types::Event;
 const LISTENER_EVENTS_MAX: usize = 1024;
 /// Ids taken at once from the catalog, so that one write is enough for many events and no id comes twice.
 const IDS_AT_ONCE: u64 = 1 << 20;
-/// Where the first id nobody took is in the catalog.
+/// Key in the catalog of the first unused id.
 const NEXT_ID_KEY: &[u8] = b"events/next";
 
 /// The events of this daemon and those before it.
@@ -31,7 +31,7 @@ struct Recent {
     events: VecDeque<Event>,
 }
 
-/// What an event is about.
+/// The things that an event is about.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct About {
     pub(super) sandbox: Option<Uuid>,
@@ -74,11 +74,11 @@ impl EventLog {
             recent.events.pop_front();
         }
         recent.events.push_back(event.clone());
-        // Sent under the lock, so that listeners see ids in order; an error says that nobody listens.
+        // Sent under the lock, so that listeners see ids in order; an error says that there is no listener.
         self.listeners.send(event).ok();
     }
 
-    /// The remembered events after `after`, and those to come.
+    /// The remembered events after `after`, and a receiver of new ones.
     pub(super) fn since(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let listener = self.listeners.subscribe();

@@ -34,7 +34,7 @@ use crate::keeper::{KeeperClient, KeeperIdentity};
 
 /// The listening descriptor's name at the keeper.
 pub(super) const LISTENER: &str = "listener";
-/// Where a socket's record is in the catalog.
+/// Prefix of a socket's record in the catalog.
 pub(super) const RECORD: &str = "fault-socket/";
 
 /// One of them.
@@ -60,7 +60,7 @@ struct Standing {
 
 #[derive(Debug)]
 pub(super) enum State {
-    /// A thread waits for somebody to connect; the wakeup ends that wait.
+    /// A thread waits for a VMM to connect; the wakeup ends that wait.
     Listening {
         listener: UnixListener,
         cancelled: Arc<Wakeup>,
@@ -74,29 +74,29 @@ pub(super) enum State {
     },
     /// Its VMM stands while its memory is captured.
     Capturing,
-    /// Nobody serves its VMM any more. The epoch is held until the socket is closed: without any userfaultfd the VMM's
+    /// Its VMM is served no more. The epoch is held until the socket is closed: without any userfaultfd the VMM's
     /// faults would read zeroes.
     Unserved {
         epoch: Box<Epoch>,
         reason: String,
     },
-    /// It stays so, whatever was still being done with it.
+    /// A final state, also for work still under way.
     Ended {
         reason: String,
     },
 }
 
-/// What a state lives by, as further descriptors.
+/// Descriptors that a state depends on.
 enum Lifeline {
     Listener(UnixListener),
     Epoch(KeptEpoch),
     /// Nothing that could be given to a keeper.
     None,
-    /// Somebody has it for a moment.
+    /// An operation has it for a moment.
     Away,
 }
 
-/// What the catalog knows of a socket.
+/// A socket's record in the catalog.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SocketRecord {
     pub(super) id: Uuid,
@@ -104,7 +104,7 @@ pub(super) struct SocketRecord {
     pub(super) snapshot: Uuid,
     #[serde(default)]
     pub(super) tracking: WriteTracking,
-    /// Where the memory of its VMM is, once one has handed it over.
+    /// The memory of its VMM, once one has handed it over.
     pub(super) facts: Option<EpochFacts>,
 }
 
@@ -259,7 +259,7 @@ impl Socket {
         let is_expected = expected(&standing.state);
         let over = if is_expected { std::mem::replace(&mut standing.state, next) } else { next };
         drop(standing);
-        // A server's end is waited for without the lock.
+        // The wait for a server's end is without the lock.
         drop(over);
         is_expected
     }
@@ -318,7 +318,7 @@ impl Socket {
         Ok(())
     }
 
-    /// What it lives by, if `keeper` was not given that.
+    /// The descriptors it depends on, unless `keeper` was given them.
     fn lifeline(&self, keeper: KeeperIdentity) -> std::io::Result<Lifeline> {
         let standing = self.standing();
         if standing.kept_by == Some(keeper) {

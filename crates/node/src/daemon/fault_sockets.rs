@@ -31,7 +31,7 @@ use crate::api::types::{FaultSocket, OpenFaultSocket};
 use crate::keeper::{HeldEntry, KeeperClient};
 use crate::metrics::Metrics;
 
-/// How long a VMM that has connected may take to hand its memory over.
+/// Longest time for a VMM that has connected to hand its memory over.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 /// Fault sockets at once, at most.
 const SOCKETS_MAX: usize = 4096;
@@ -261,7 +261,7 @@ impl Waiting {
     }
 }
 
-/// What a thread that waits for a VMM works with.
+/// Parts for the thread that waits for a VMM.
 struct Host {
     keeping: Arc<Keeping>,
     catalog: Catalog,

@@ -77,7 +77,7 @@ impl Daemon {
         self.make_all(&known, &wanted, asked, &mut chosen)
     }
 
-    /// Makes new sandboxes that go on from where this one is. One that runs is paused for it and goes on.
+    /// Makes new sandboxes that go on from this one's present state. One that runs is paused for it and goes on.
     #[tracing::instrument(name = "fork", skip_all, fields(count = how.count))]
     pub(super) fn fork(&self, reference: &str, asked: &Asked, how: &ForkSandbox) -> Answer<SandboxList> {
         let count = count_of(how.count)?;
@@ -109,8 +109,8 @@ impl Daemon {
         }
     }
 
-    /// What an earlier request under the same key made: all of it, as all are made together. Refused where one of them is
-    /// gone.
+    /// The sandboxes of an earlier request under the same key: all of them, as all are made together. Refused where one
+    /// of them is gone.
     fn made_before(&self, chosen: &Chosen<'_>, ids: &[Uuid]) -> Answer<Option<SandboxList>> {
         let (there, gone): (Vec<Uuid>, Vec<Uuid>) =
             ids.iter().partition(|id| self.sandboxes.get(**id).is_some());
@@ -180,7 +180,7 @@ impl Daemon {
             let mut record = turn.record();
             if record.snapshot == Some(known.id()) {
                 if record.life.is_paused() {
-                    // It was paused again meanwhile by somebody who was answered so.
+                    // Another request paused it again meanwhile, and got that answer.
                     return Ok(());
                 }
                 record.snapshot = before;
@@ -221,7 +221,7 @@ impl Daemon {
         Ok(SandboxList { sandboxes: entries.iter().map(|entry| entry.show()).collect(), next: None })
     }
 
-    /// Whether `count` more machines can be at `taps`: those are there, and a tap has one machine at a time.
+    /// Checks that `count` more machines can use `taps`: each is there, and a tap has one machine at a time.
     pub(super) fn check_taps(&self, taps: &[&str], count: usize) -> Answer<()> {
         if count > 1 && !taps.is_empty() {
             let why = format!(

@@ -1,5 +1,5 @@
-//! The same request under the same key is done once: the ids of what it makes are chosen, and written down, before
-//! anything is made, so a request that is asked for again finds what came of it, or makes that and nothing else.
+//! Does a request with a key once: the ids of the things it makes are chosen, and written down, before anything is
+//! made. A repeated request finds those things, or makes them and nothing else.
 //!
 //! That a thing was made is written in the transaction that makes it, and stays as long as the key: a request whose thing
 //! was deleted since is answered so, and does not make it again.
@@ -16,7 +16,7 @@ use super::clock::unix_ms;
 use crate::api::control::{Answer, IdempotencyKey};
 use crate::api::problem::{Code, Problem};
 
-/// How long a key is remembered, in milliseconds: a day.
+/// Time that a key is remembered, in milliseconds: a day.
 const REMEMBERED_MS: u64 = 24 * 60 * 60 * 1000;
 /// Keys that are remembered, at most: the newest.
 const REMEMBERED_MAX: usize = 100_000;
@@ -45,7 +45,7 @@ struct Known {
     key: Vec<u8>,
 }
 
-/// What is written down of a request.
+/// Record of a request.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Asked {
     request: String,
@@ -84,7 +84,7 @@ impl Requests {
 
     fn remembering(catalog: Catalog, max: usize) -> Answer<Self> {
         let known = |(key, value): (Vec<u8>, Vec<u8>)| {
-            // What cannot be read was never answered, and is the first to go.
+            // An unreadable record was never answered, and is the first to go.
             let unix_ms = serde_json::from_slice::<Asked>(&value).map_or(0, |asked| asked.unix_ms);
             Known { unix_ms, key }
         };
@@ -196,7 +196,7 @@ impl Known {
     }
 }
 
-/// What a request makes.
+/// A thing that a request makes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Made {
     Sandbox,
@@ -231,7 +231,8 @@ impl Chosen<'_> {
         })
     }
 
-    /// What was made was undone: the same request under the same key is another one from here on, with ids of its own.
+    /// The thing that was made was undone: the same request under the same key is another one from here on, with ids of
+    /// its own.
     pub(super) fn forget(&self) {
         if let Some(UnderKey { requests, key, .. }) = &self.under_key
             && let Err(error) = requests.forget(key)

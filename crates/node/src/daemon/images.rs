@@ -1,4 +1,4 @@
-//! Snapshots that are nothing but the images a machine's disks began as: they go when no machine runs from them.
+//! Snapshots that hold only the first images of a machine's disks: they go when no machine runs from them.
 
 use rekindle_engine::identity::SnapshotId;
 use uuid::Uuid;
@@ -25,7 +25,7 @@ impl Daemon {
             | RecordedLife::Forked
             | RecordedLife::Stopped { .. }
             | RecordedLife::Lost { .. } => false,
-            // Whether its guest runs from them cannot be said yet.
+            // It cannot be said yet if its guest runs from them.
             RecordedLife::Undecided { .. } => true,
         });
         if !runs_from_them {

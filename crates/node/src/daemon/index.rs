@@ -1,4 +1,4 @@
-//! Things by id and by name: finding one by either takes as long among many as among few.
+//! An index of things by id and by name: finding one by either takes as long among many as among few.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;

@@ -1,4 +1,4 @@
-//! What the keeper holds for the daemon, and under which keys.
+//! The keeper as the daemon uses it: its keys, and the descriptors and notes under them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,7 +25,7 @@ const SETS: &str = ".sets";
 /// The note on a snapshot whose pause was taken back.
 const TAKEN_BACK: &str = "taken-back";
 
-/// How often the keeper is asked how a process ended, and the pause between two questions.
+/// Number of times that the keeper is asked how a process ended, and the pause between two questions.
 const END_QUESTIONS: u32 = 50;
 const END_QUESTION_PAUSE: Duration = Duration::from_millis(10);
 
@@ -54,7 +54,7 @@ struct CatalogWord {
     is_deaf: bool,
 }
 
-/// What the keeper is told of a guest beside its descriptors.
+/// The keeper's note on a guest, beside its descriptors.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct GuestNote {
     /// The snapshot it is about to be paused into: until that is in the catalog, the pause did not come to pass.
@@ -75,7 +75,7 @@ pub(super) enum UnsettledChange {
 }
 
 impl UnsettledChange {
-    /// Whether a sandbox's record is what this change, which is noted under `key`, made of it. A pause whose snapshot is
+    /// True if a sandbox's record is the result of this change, which is noted under `key`. A pause whose snapshot is
     /// there was not taken back: its guest still stands.
     pub(super) fn is_in(&self, record: &SandboxRecord, key: &str, is_there: impl Fn(Uuid) -> bool) -> bool {
         match self {
@@ -117,7 +117,7 @@ impl Keeping {
         Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Where the keeper listens.
+    /// Path of the keeper's socket.
     pub(super) fn socket(&self) -> &Path {
         &self.socket
     }
@@ -127,7 +127,7 @@ impl Keeping {
         &self.program
     }
 
-    /// Whether the keeper that was found is still there; if it is not, another one, which holds nothing yet, is now.
+    /// True if the keeper that was found is still there; if not, another one, which holds nothing yet, is there now.
     pub(super) fn find_again(&self) -> Result<bool, KeeperError> {
         let known = self.client().identity();
         let (client, _) = KeeperClient::connect_or_start(&self.socket, &self.program)?;
@@ -187,7 +187,7 @@ impl Keeping {
         }
     }
 
-    /// How the process of a guest that has ended did; none where the keeper is not its parent, or cannot be asked.
+    /// Exit status of a guest's process that has ended; none if the keeper is not its parent, or cannot be asked.
     pub(super) fn how_ended(&self, guest: Uuid) -> Option<i32> {
         // The keeper takes note of an end at about the time at which everybody else sees it.
         for _ in 0..END_QUESTIONS {
@@ -200,7 +200,7 @@ impl Keeping {
         None
     }
 
-    /// Whether the keeper's process has not ended.
+    /// True if the keeper's process has not ended.
     pub(super) fn is_there(&self) -> bool {
         self.process().is_some_and(|process| process.is_alive())
     }
@@ -210,7 +210,7 @@ impl Keeping {
         self.process.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The snapshots whose memory a keeper was given that is gone by now.
+    /// The snapshots whose memory was given to a keeper that is gone by now.
     pub(super) fn snapshots_elsewhere(&self) -> BTreeSet<SnapshotId> {
         let here = self.client().identity();
         self.snapshots().iter().filter(|(_, keeper)| **keeper != here).map(|(id, _)| *id).collect()
@@ -250,7 +250,7 @@ pub(super) const CATALOG: &str = "catalog";
 /// The key of what was set aside, behind this, has a note on it.
 const ASIDE: &str = "aside/";
 
-/// What a key is of.
+/// The thing that a key is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum KeyOf {
     Guest(Uuid),

@@ -1,4 +1,4 @@
-//! What is done with sandboxes: created, paused, resumed, forked, stopped, removed.
+//! Operations on sandboxes: create, pause, resume, fork, stop, remove.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ use crate::vmm::last_words::last_words;
 
 /// Bytes of guest memory, at most: 1 TiB.
 const MEMORY_BYTES_MAX: u64 = 1 << 40;
-/// How long a resume that was asked to wait for the seal waits.
+/// Longest time that a resume waits for the seal when asked to.
 pub(super) const SEAL_WAIT: Duration = Duration::from_secs(600);
 /// How long an operation whose guest was killed may take to see that: more than any wait for an answer.
 const BUSY_END_LIMIT: Duration = Duration::from_secs(600);
@@ -193,7 +193,7 @@ impl Daemon {
         Ok((live, spec))
     }
 
-    /// Waits for the seal where a guest is not to be served before it.
+    /// Waits for the seal if a guest must not be served before it.
     pub(super) fn wait_if_asked(
         &self,
         known: &Known,

@@ -37,7 +37,7 @@ const JOURNAL: &str = "journal";
 /// A running guest and, if it came from a snapshot, the server of its faults. Dropped, it runs on under the keeper.
 #[derive(Debug)]
 pub(super) struct Live {
-    /// Which guest it is: its key at the keeper.
+    /// Its id, which is its key at the keeper.
     pub(super) id: Uuid,
     guest: Box<dyn Guest>,
     /// The snapshot that its volumes are changes of.
@@ -47,27 +47,26 @@ pub(super) struct Live {
     unsettled: Option<UnsettledChange>,
     /// The keeper that was given everything a later daemon needs of it.
     kept_by: KeeperIdentity,
-    /// Why it cannot go on, where it stands although nothing is done with it.
+    /// Reason that it cannot go on, if it stands still although no operation has it.
     stuck: Option<String>,
     claim: Claim,
 }
 
-/// Where a guest's pages come from.
+/// Source of a guest's pages.
 #[derive(Debug)]
 enum Memory {
     /// It began empty.
     Own,
     /// The base.
     Served { server: FaultServer, facts: EpochFacts },
-    /// The base, but nobody serves it now: the guest stands or waits. Its epoch is in hand, for the keeper that holds
-    /// the same may be gone.
+    /// The base, but its pages are not served now: the guest stands still or waits.
     Unserved { epoch: Box<Epoch> },
 }
 
 /// A pause that was answered.
 pub(super) struct Paused {
     pub(super) snapshot: Arc<Snapshot>,
-    /// How long the guest stood still until then.
+    /// Time that the guest stood still until then.
     pub(super) frozen: Duration,
     pub(super) ending: Ending,
 }
@@ -160,7 +159,7 @@ impl Live {
         Ok(found)
     }
 
-    /// What the catalog is to know of it.
+    /// Its record for the catalog.
     pub(super) fn recorded(&self) -> RecordedGuest {
         let served = match &self.memory {
             Memory::Own => None,
@@ -171,7 +170,7 @@ impl Live {
         RecordedGuest { id: self.id, vmm: self.guest.recorded(), base, served }
     }
 
-    /// How its faults are served, to be asked from anywhere.
+    /// Shows how its faults are served, from anywhere.
     pub(super) fn watch(&self) -> GuestWatch {
         let memory = match &self.memory {
             Memory::Served { server, .. } => Some(server.watch()),
@@ -200,7 +199,7 @@ impl Live {
         self.guest.process().handle()
     }
 
-    /// Why its VMM, which has ended, did so, where it said that.
+    /// The account that its VMM, which has ended, gave of its end.
     pub(super) fn told_end(&self) -> Option<String> {
         self.guest.machine_watch().and_then(|watch| watch.ending())
     }
@@ -210,7 +209,7 @@ impl Live {
         self.guest.serial()
     }
 
-    /// Where a process guest is told things.
+    /// The control socket of a process guest.
     pub(super) fn control(&mut self) -> Option<&mut GuestControl> {
         self.guest.control()
     }
@@ -232,7 +231,7 @@ impl Live {
         Ok(())
     }
 
-    /// Tells the guest to end; its end is to be waited for.
+    /// Tells the guest to end; the caller waits for its end.
     pub(super) fn end(mut self) -> Ending {
         let process = self.process();
         // An error says that it has ended already.
@@ -313,7 +312,7 @@ impl Live {
             }
             Err(error) => {
                 if let Some(CommitError::Unsettled(_)) = error.downcast_ref() {
-                    // Before the guest goes on: until then the next start is right whatever the catalog has.
+                    // Before the guest goes on: until then the next start is right with either outcome in the catalog.
                     let before = Box::new(before);
                     let change = UnsettledChange::Pause { snapshot: id.uuid(), before };
                     daemon.keeping.note_unsettled(self.id, Some(id.uuid()), change.clone());
@@ -341,7 +340,7 @@ impl Live {
         Ok(blobs)
     }
 
-    /// Lets a guest go on, frozen or not, whose pause did not come to pass. One that cannot says why it stands.
+    /// Lets a guest go on, frozen or not, whose pause failed.
     pub(super) fn go_on(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
         let went_on = self.thaw_served(daemon);
         self.stuck = went_on.as_ref().err().map(|error| format!("it could not go on: {error:#}"));
@@ -377,7 +376,7 @@ impl Live {
         })
     }
 
-    /// Serves the guest again where nobody does, from the epoch in hand.
+    /// Serves an unserved guest again, from the epoch in hand.
     fn serve_again(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
         let Some(base) = &self.base else { return Ok(()) };
         match std::mem::replace(&mut self.memory, Memory::Own) {
@@ -472,7 +471,7 @@ pub(super) fn put_epoch(keeper: &KeeperClient, key: &str, kept: &KeptEpoch) -> R
     keeper.add(key, &fds)
 }
 
-/// What the keeper holds of a guest that is served.
+/// The kept parts of a guest that is served, from the keeper.
 pub(super) fn kept_epoch(held: &mut Held, facts: EpochFacts) -> std::io::Result<KeptEpoch> {
     Ok(KeptEpoch {
         facts,

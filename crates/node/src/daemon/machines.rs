@@ -1,4 +1,4 @@
-//! What a new virtual machine is made of: its machine settled, its disks taken in as a first snapshot.
+//! Makes the parts of a new virtual machine: its machine settled, its disks taken in as a first snapshot.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,7 +31,7 @@ use crate::vmm::qemu::{BootFile, BootRole};
 pub(super) const IMAGES_LABEL: &str = "rekindle/images-of";
 
 impl Daemon {
-    /// What a new sandbox is made of and, where it has disks, the snapshot in which they are as their images were.
+    /// The parts of a new sandbox and, if it has disks, the snapshot that holds them as their images were.
     pub(super) fn made_of(
         &self,
         sandbox: Uuid,
@@ -117,7 +117,7 @@ impl Daemon {
     }
 }
 
-/// An image that is to be a disk.
+/// An image for a disk.
 struct NamedImage {
     name: VolumeName,
     path: String,

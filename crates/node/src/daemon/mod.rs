@@ -1,6 +1,6 @@
 //! The daemon: sandboxes and snapshots as things with names, over the engine, the catalog and the keeper.
 //!
-//! Whatever was acknowledged is in the catalog before the answer, and every descriptor that a guest lives by is at the
+//! Every acknowledged change is in the catalog before its answer, and every descriptor that a guest lives by is at the
 //! keeper, so this process may be killed at any instant and another one takes over by [`Daemon::start`].
 
 mod about;
@@ -108,7 +108,7 @@ pub type OpenCatalog = Box<dyn FnOnce(&Path) -> Result<Catalog, CatalogError>>;
 
 /// The means by which a daemon starts.
 pub struct StartOptions {
-    /// Whether another store may take the place of the one that is remembered.
+    /// Decides if another store may take the place of the one that is remembered.
     pub other_store: OtherStore,
     /// The program that guests and the keeper are run by.
     pub program: PathBuf,
@@ -190,7 +190,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// What went to the store and came from it.
+    /// Counts of the bytes moved to and from the store.
     pub(crate) fn traffic(&self) -> Traffic {
         self.engine.traffic()
     }

@@ -1,4 +1,4 @@
-//! Names that are being given: two requests at once cannot give one name to two things.
+//! Names that are being given: two requests at the same time cannot give one name to two things.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +14,7 @@ pub(super) struct Names {
     reserved: Mutex<HashSet<String>>,
 }
 
-/// A name that nobody else gets, until the thing is there or this is dropped.
+/// A name that no other request gets, until the thing is there or this is dropped.
 #[derive(Debug)]
 pub(super) struct Reserved<'a> {
     names: &'a Names,
@@ -37,7 +37,7 @@ impl Names {
             return Err((taken(name), None));
         }
         let reserved = Reserved { names: self, name: Some(name.to_owned()) };
-        // Asked after the name is ours: whoever had it reserved before has inserted its thing by now.
+        // Asked after the name is ours: its earlier owner, if any, has inserted its thing by now.
         match holder(name) {
             Some(holder) => Err((taken(name), Some(holder))),
             None => Ok(reserved),

@@ -1,4 +1,4 @@
-//! How things stand, for whoever watches: metrics and readiness.
+//! Observes the daemon's state for metrics and readiness.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::metrics::{Captures, Observed};
 const ROOM_MIN: u64 = 16 << 20;
 
 impl Daemon {
-    /// What metrics show of this moment.
+    /// The metrics of this moment.
     pub(super) fn observe(&self) -> Observed {
         let mut observed = Observed {
             store: self.engine.traffic(),
             store_away: self.engine.store_away().is_some(),
-            // What cannot be counted now is counted at the next look.
+            // A failed count is repeated at the next look.
             set_aside: self.engine.aside().count().unwrap_or_default(),
             held_aside: AsideCounts::now(&self.keeping),
             ..Observed::default()
@@ -51,7 +51,7 @@ impl Daemon {
         observed
     }
 
-    /// Whether requests can be done, and what stands in the way of them or of saving what is paused.
+    /// Tells if requests can be done, and the obstacles to them or to saving paused sandboxes.
     pub(super) fn ready(&self) -> Readiness {
         let keeper = self.keeping.client().list().err();
         let keeper = keeper.map(|error| format!("the keeper cannot be reached: {error}"));
@@ -86,7 +86,8 @@ impl Daemon {
         }
     }
 
-    /// Why snapshots do not get on: the oldest of those that are not on the disk, and of those not in the store.
+    /// Reasons that snapshots are not saved: of the oldest that is not on the disk, and of the oldest that is not in
+    /// the store.
     fn not_saved(&self) -> Vec<String> {
         let all = self.snapshots.all();
         let failing = |wanted: SnapshotState, verb: &str| {

@@ -1,5 +1,5 @@
-//! Guests whose keeper and daemon died together. Most end by themselves, as nobody has their control sockets any more;
-//! one that was frozen for a pause cannot, and nobody is left who could thaw it.
+//! Ends guests whose keeper and daemon died together. Most end by themselves, as their control sockets have no other
+//! end any more; one that was frozen for a pause cannot, and no process is left to thaw it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +20,7 @@ pub(super) fn end(socket: &Path, known: &BTreeSet<u32>) -> io::Result<()> {
             continue;
         }
         let Ok(process) = ProcessHandle::open(pid) else { continue };
-        // Asked once more: the handle is of whoever has the pid now.
+        // Asked once more: the handle is of the process that has the pid now.
         if is_marked(pid, &mark) {
             tracing::warn!(pid, "a guest outlived its keeper: it is ended");
             // An error says that it has ended.
@@ -30,7 +30,7 @@ pub(super) fn end(socket: &Path, known: &BTreeSet<u32>) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the process was started with these bytes in its environment, and may be asked.
+/// True if the process was started with these bytes in its environment, and may be asked.
 fn is_marked(pid: u32, mark: &[u8]) -> bool {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     environment.split(|byte| *byte == 0).any(|word| word == mark)

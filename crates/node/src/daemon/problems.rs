@@ -1,4 +1,4 @@
-//! What went wrong below, in the words and codes of the API.
+//! Translates errors from below into the words and codes of the API.
 
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::open::OpenError;
@@ -105,7 +105,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<Code> {
         .or(is_of_disk.then_some(Code::DiskFailed))
 }
 
-/// Whatever the system or a VMM said while something was done with a guest.
+/// A failure of the system or a VMM during an operation on a guest.
 pub(super) fn guest_failed(error: anyhow::Error) -> Problem {
     match error.downcast::<Problem>() {
         Ok(problem) => problem,

@@ -1,4 +1,4 @@
-//! What the catalog knows of a sandbox: all that is needed to find its guest again.
+//! A sandbox's record in the catalog: all that is needed to find its guest again.
 
 use rekindle_engine::serve::EpochFacts;
 use serde::de::DeserializeOwned;
@@ -20,14 +20,14 @@ pub(super) struct SandboxRecord {
     pub(super) name: Option<String>,
     pub(super) labels: Labels,
     pub(super) created_unix_ms: u64,
-    /// What its guest is made of.
+    /// The parts of its guest.
     pub(super) spec: GuestSpec,
     /// The snapshot of its last pause.
     pub(super) snapshot: Option<Uuid>,
     pub(super) life: RecordedLife,
 }
 
-/// How far a sandbox has come.
+/// Stage that a sandbox has reached.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub(super) enum RecordedLife {
@@ -50,7 +50,7 @@ pub(super) enum RecordedLife {
     },
 }
 
-/// What a new sandbox is recorded as.
+/// The record of a new sandbox.
 #[derive(Debug)]
 pub(super) struct NewSandbox {
     pub(super) id: Uuid,
@@ -69,18 +69,18 @@ fn first_version() -> u32 {
 /// A running guest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct RecordedGuest {
-    /// Which of the sandbox's guests: what the keeper holds for it is under this id.
+    /// Id of this one of the sandbox's guests: the keeper's key for it.
     pub(super) id: Uuid,
     /// Its VMM.
     pub(super) vmm: RecordedVmm,
     /// The snapshot that its volumes are changes of.
     pub(super) base: Option<Uuid>,
-    /// Where the base's pages go, unless its memory began empty.
+    /// Addresses of the base's pages, unless its memory began empty.
     pub(super) served: Option<EpochFacts>,
 }
 
 impl RecordedLife {
-    /// Whether its guest ended with the record's snapshot.
+    /// True if its guest ended with the record's snapshot.
     pub(super) fn is_paused(&self) -> bool {
         matches!(self, Self::Paused | Self::Forked)
     }

@@ -1,5 +1,5 @@
-//! A start: what the catalog and the keeper know is put together again. What was acknowledged is found, what was half
-//! done is undone, and what is lost is said by name.
+//! A start: it puts together the catalog's and the keeper's knowledge. Acknowledged changes are found, half-done
+//! changes are undone, and lost things are listed by name.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
@@ -87,7 +87,7 @@ impl Daemon {
         Ok(before)
     }
 
-    /// Says which snapshots are lost; how many are not.
+    /// Logs the lost snapshots, and returns the number of the others.
     fn snapshots_found(&self) -> u64 {
         let replay = self.engine.replayed();
         for lost in &replay.lost {
@@ -175,7 +175,7 @@ impl Daemon {
         Ok(live)
     }
 
-    /// What the VMM of a guest told of its end, where the keeper still holds that.
+    /// The account that a guest's VMM gave of its end, if the keeper still holds it.
     fn told_end(&self, guest: &RecordedGuest) -> Option<String> {
         let mut held = self.keeping.client().get(&guest_key(guest.id)).ok()??;
         guest.vmm.told_end(&mut held)
@@ -185,7 +185,7 @@ impl Daemon {
         Gone::Ended(format!("{}, while no daemon ran", self.reason_of_end(guest.id, told)))
     }
 
-    /// Why a guest could not be taken over.
+    /// Reason that a guest could not be taken over.
     fn gone(&self, guest: &RecordedGuest, error: &anyhow::Error) -> Gone {
         // One that has ended keeps its pid until the keeper has reaped it.
         let is_alive = ProcessHandle::open(guest.vmm.pid()).is_ok_and(|process| process.is_alive());
@@ -262,7 +262,7 @@ impl Daemon {
         }
     }
 
-    /// Removes sockets at which the last daemon waited, or was about to wait, for a VMM that nobody waits for now.
+    /// Removes sockets at which the last daemon waited, or was about to wait, for a VMM, and that have no listener now.
     fn remove_stale_sockets(&self) -> anyhow::Result<()> {
         let unreadable = || format!("reading {}", self.run_directory.display());
         for file in std::fs::read_dir(&self.run_directory).with_context(unreadable)? {
@@ -294,7 +294,7 @@ impl Daemon {
     }
 }
 
-/// Why a guest is not there any more.
+/// Reason that a guest is not there any more.
 enum Gone {
     Ended(String),
     Lost(String),

@@ -1,4 +1,4 @@
-//! How people name things: by id, by the unique beginning or end of one, or by name.
+//! References of people to things: by id, by the unique beginning or end of one, or by name.
 
 use uuid::Uuid;
 
@@ -50,13 +50,13 @@ pub(super) fn find<'a, T: Named>(
     }
 }
 
-/// Whether `part`, in lower case, is the beginning or the end of an id: enough of it to mean one.
+/// True if `part`, in lower case, is the beginning or the end of an id, and long enough to mean one.
 fn is_part_of(part: &str, id: Uuid) -> bool {
     let id = id.hyphenated().to_string();
     part.len() >= PART_LETTERS_MIN && (id.starts_with(part) || id.ends_with(part))
 }
 
-/// Checks a name that somebody wants to give.
+/// Checks a new name.
 pub(super) fn check_name(name: Option<&str>) -> Answer<()> {
     let Some(name) = name else { return Ok(()) };
     let legal = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
@@ -73,7 +73,7 @@ pub(super) fn check_name(name: Option<&str>) -> Answer<()> {
     Ok(())
 }
 
-/// Checks labels that somebody wants to put on something.
+/// Checks new labels.
 pub(super) fn check_labels(labels: &crate::api::types::Labels) -> Answer<()> {
     if labels.len() > LABELS_MAX {
         let why = format!("{} labels are more than {LABELS_MAX}", labels.len());

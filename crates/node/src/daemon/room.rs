@@ -1,4 +1,4 @@
-//! Room for a new guest, asked for before anything of it is made: that it can be paused, RAM, and open files.
+//! Room for a new guest, checked before any part of it is made: RAM to run and to be paused, and open files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const GUEST_FILES: u64 = 24;
 /// Open files that each of its disks takes: its socket, its connection, and what was written.
 const DISK_FILES: u64 = 8;
 
-/// What a new guest takes.
+/// Needs of a new guest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Needed {
     memory_bytes: u64,
@@ -47,7 +47,7 @@ impl Daemon {
         Err(Problem::new(Code::Misfit, format!("{why}: {advice}")))
     }
 
-    /// Refuses `count` guests of a kind for which there are not enough RAM or open files now.
+    /// Refuses `count` guests of a kind for which there is not enough RAM, or too few open files, now.
     pub(super) fn check_room(&self, needed: Needed, count: usize) -> Answer<()> {
         let keeper = self.keeping.client().identity().pid;
         check_ram(needed.memory_bytes, self.settings().memory_overcommit, available_bytes(keeper))?;
@@ -60,7 +60,7 @@ impl Daemon {
 }
 
 impl Needed {
-    /// What a guest with this memory and so many disks takes. Huge pages are set aside already.
+    /// Needs of a guest with this memory and this many disks. Huge pages are set aside already.
     pub(super) fn of(memory_bytes: u64, backing: MemoryBacking, disks: usize) -> Self {
         match backing {
             MemoryBacking::Shared | MemoryBacking::Private => Self { memory_bytes, disks },
@@ -68,7 +68,7 @@ impl Needed {
         }
     }
 
-    /// What a guest made of this takes.
+    /// Needs of a guest with these parts.
     pub(super) fn by(spec: &GuestSpec) -> Self {
         Self::of(spec.memory_bytes(), spec.backing(), spec.disks())
     }
@@ -78,7 +78,7 @@ impl Needed {
     }
 }
 
-/// Why a pause has no RAM, in words for people.
+/// Words for people on a pause without RAM.
 pub(super) fn no_ram(error: &BudgetError) -> String {
     match error {
         BudgetError::NeverFits { asked, bytes_max } => format!(
@@ -96,7 +96,7 @@ pub(super) fn no_ram(error: &BudgetError) -> String {
     }
 }
 
-/// Why the images of new disks are not taken into memory.
+/// The problem of new disks whose images are not taken into memory.
 pub(super) fn no_room_for_disks(error: PauseError) -> Problem {
     match error {
         PauseError::Budget(error) => {
@@ -165,7 +165,7 @@ fn field(told: &str, name: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// How many files a process has open, and may have.
+/// Numbers of files a process has open, and may have open.
 fn open_files(pid: u32) -> Option<(u64, u64)> {
     // Linux tells the number as the size of the directory (since 6.2; proc(5)).
     let open = fs::metadata(format!("/proc/{pid}/fd")).ok()?.len();

@@ -50,7 +50,7 @@ impl Snapshots {
             Some(known) => known.clone(),
             None => Known::of(Arc::clone(snapshot)),
         };
-        // Asked under the lock: whoever deletes it says so first, and takes it out after that.
+        // Asked under the lock: a deletion is noted first, and takes it out after that.
         if shown(snapshot.state()) == SnapshotState::Discarded {
             index.remove(known.id());
             images.retain(|_, snapshot| *snapshot != known.id());
@@ -102,7 +102,7 @@ impl Known {
         Self { snapshot, about }
     }
 
-    /// How far it has come.
+    /// Its stage.
     pub(super) fn state(&self) -> SnapshotState {
         let status = self.snapshot.status();
         if status.is_undecided { SnapshotState::Undecided } else { shown(status.state) }

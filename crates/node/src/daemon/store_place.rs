@@ -1,4 +1,4 @@
-//! The directory of a store, as the daemon opens it: a place that is not there is made only where nothing was ever kept.
+//! The directory of a store, as the daemon opens it: a missing one is made only if no snapshot was ever kept there.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -16,7 +16,7 @@ use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
 use crate::privacy::close_store;
 use crate::settings::{Settings, StoreLocation};
 
-/// Where a store is to be.
+/// Place of a store.
 #[derive(Debug)]
 struct Place {
     location: StoreLocation,

@@ -1,4 +1,4 @@
-//! What a start could not decide is tried again, and what it set aside goes when its time is over.
+//! Tries again to decide the things that a start could not, and removes files set aside when their time is over.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -16,10 +16,10 @@ use super::record::{RecordedLife, SandboxRecord};
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest such pause.
 const RETRY_LAST: Duration = Duration::from_secs(60);
-/// How often files that were set aside are looked at.
+/// Time between two looks at files that were set aside.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 
-/// The thread that tries again; its end is waited for on drop.
+/// The thread that tries again; a drop waits for its end.
 #[derive(Debug)]
 pub(super) struct Deciding {
     over: Arc<(Mutex<bool>, Condvar)>,
@@ -93,10 +93,10 @@ impl Daemon {
         snapshots == 0 && left == 0
     }
 
-    /// Whether it is decided by now, or gone.
+    /// True if it is decided by now, or gone.
     fn decide_sandbox(&self, undecided: &SandboxRecord) -> anyhow::Result<bool> {
         let Some(entry) = self.sandboxes.get(undecided.id) else { return Ok(true) };
-        // Nobody removes it meanwhile.
+        // Its removal has to wait for this turn.
         let Ok(turn) = entry.turn("is being looked at", Duration::ZERO) else { return Ok(false) };
         let key = SandboxRecord::key(undecided.id);
         let Some(value) = self.catalog.get(Kind::Sandbox, &key)? else { return Ok(true) };
@@ -105,7 +105,7 @@ impl Daemon {
             return Ok(false);
         }
         let held = self.keeping.client().list()?.into_iter().map(|held| (held.key.clone(), held)).collect();
-        // Takes the place of the undecided one, which nobody finds any more.
+        // Takes the place of the undecided one, which cannot be found any more.
         self.recover_sandbox(record, &held)?;
         let now = self.sandboxes.get(undecided.id).map(|entry| entry.record().life);
         let is_decided = !matches!(now, Some(RecordedLife::Undecided { .. }));
@@ -138,7 +138,7 @@ impl Daemon {
     }
 }
 
-/// Whether an error may be over a moment later: the system was short of something, or a disk failed.
+/// True if an error may be over a moment later: the system was short of something, or a disk failed.
 pub(super) fn is_of_the_moment(error: &anyhow::Error) -> bool {
     let moments =
         [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::IO, Errno::NOSPC, Errno::DQUOT];

@@ -1,4 +1,5 @@
-//! What happens without anyone asking: snapshots that come further, guests that end or stall, a keeper that dies.
+//! Watches for changes that no request makes: snapshots that come further, guests that end or stall, a keeper that
+//! dies.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
@@ -29,10 +30,10 @@ use crate::metrics::Metrics;
 use crate::vmm::how_ended::reason_of_end;
 use crate::vmm::last_words::last_words;
 
-/// How often it is looked at what guests wait for, which tells nobody when it changes.
+/// Time between two looks at guests' waits, whose changes are not announced.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// What is said of a thing that the keeper has not.
+/// Words for a thing that the keeper does not hold.
 const UNKEPT: &str = "it would not outlive this daemon: it could not be given to the keeper";
 
 /// Tells of snapshots that come further.
@@ -60,7 +61,7 @@ impl Watcher for SnapshotNews {
         let sandbox = self.snapshots.changed(snapshot).sandbox;
         let about = About { sandbox, snapshot: Some(snapshot.id().uuid()) };
         let status = snapshot.status();
-        // What was deleted while it failed is nobody's worry any more.
+        // A snapshot that was deleted while it failed needs no attention any more.
         let failure = status.failure.filter(|_| status.state != SnapshotState::Discarded);
         if let Some(failure) = failure {
             match status.state {
@@ -128,12 +129,12 @@ impl Over {
     }
 }
 
-/// What the looks before this one found.
+/// Findings of the looks before this one.
 #[derive(Debug, Default)]
 struct Seen {
     /// The sandboxes that were told to be stalled.
     stalled: HashSet<Uuid>,
-    /// What the last look and this one found wrong, and with what: it is told once as long as it stays so.
+    /// Faults that the last look and this one found: each is told once as long as it stays.
     wrong_before: HashMap<Wrong, String>,
     wrong: HashMap<Wrong, String>,
     /// Guests that have ended and are still had by an operation: only the next look finds out about them.
@@ -142,7 +143,7 @@ struct Seen {
     unwritten: HashSet<Uuid>,
 }
 
-/// What is wrong, and with which thing.
+/// Kind of a fault, and the thing it is of.
 type Wrong = (&'static str, Option<Uuid>);
 
 impl Seen {
@@ -195,7 +196,7 @@ fn look(daemon: &Weak<Daemon>, over: &Over) {
 }
 
 impl Daemon {
-    /// The processes whose ends are to be noticed at once.
+    /// The processes whose ends must be noticed at once.
     fn watched(&self, seen: &Seen) -> Vec<Arc<ProcessHandle>> {
         let guests = self.sandboxes.all().into_iter().filter(|entry| !seen.ended.contains(&entry.id()));
         let guests = guests.filter_map(|entry| entry.process());
@@ -232,9 +233,9 @@ impl Daemon {
         }
     }
 
-    /// A guest ended that nobody ended; whether that is settled.
+    /// Handles the unrequested end of a guest; true if that is settled.
     fn guest_ended(&self, entry: &Arc<Entry>, unwritten: &mut HashSet<Uuid>) -> bool {
-        // Whoever has the guest now finds out by itself; otherwise the next look does.
+        // The operation that has the guest finds out by itself; otherwise the next look does.
         let Ok(mut turn) = entry.turn("has ended", Duration::ZERO) else { return false };
         let mut record = turn.record();
         let Some(mut live) = turn.live.take_if(|live| !live.process().is_alive()) else { return true };
@@ -256,7 +257,7 @@ impl Daemon {
         true
     }
 
-    /// Why a guest that has ended did, for people: what its VMM told of that, its status or signal, its last words.
+    /// Reason of a guest's end, for people: its VMM's account, its status or signal, its last words.
     pub(super) fn reason_of_end(&self, guest: Uuid, told: Option<&str>) -> String {
         let words = last_words(&self.run_directory.join(log_name(guest)));
         reason_of_end(self.keeping.how_ended(guest), told, &words)
@@ -297,7 +298,7 @@ impl Daemon {
         }
     }
 
-    /// Makes the run directory and the sockets in it again where somebody removed them.
+    /// Makes the run directory and the sockets in it again if they were removed.
     fn stay(&self, seen: &mut Seen) {
         if let Err(error) = rekindle_engine::private::make_directory(&self.run_directory) {
             seen.tell("the run directory is gone, and cannot be made again", None, error.to_string());
@@ -308,8 +309,8 @@ impl Daemon {
         }
     }
 
-    /// Hands to the keeper what another one was given that is gone. What cannot be handed over now, as somebody uses it
-    /// or it was made while the keeper died, is at the next look.
+    /// Hands to the keeper what another one was given that is gone. A thing that cannot be handed over now, because it
+    /// is in use or was made while the keeper died, is handed over at the next look.
     fn keep_again(&self, seen: &mut Seen) {
         let keeper = self.keeping.client();
         let mut unkept: Vec<(Uuid, String)> = Vec::new();

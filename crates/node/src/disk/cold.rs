@@ -83,7 +83,7 @@ impl Cold {
         };
         let new: Vec<_> = missing.into_iter().filter(asked).collect();
         drop(state);
-        // Without the lock: a frame that is there already is told of at once.
+        // Without the lock: the news of a frame that is there already comes at once.
         for (layer, frame) in new {
             let waiter: Weak<Self> = Arc::downgrade(self);
             fetcher.request(&layer, frame, waiter);
@@ -108,13 +108,13 @@ impl Cold {
         self.changed.notify_all();
     }
 
-    /// Nobody waits here any more.
+    /// No request waits here any more.
     pub(super) fn end(&self) {
         self.lock().ended = true;
         self.changed.notify_all();
     }
 
-    /// Why the frame that something waits for does not come, if that is so.
+    /// The reason that an awaited frame does not come, if it fails.
     pub(super) fn failing(&self) -> Option<String> {
         self.lock().awaited.values().flatten().next().cloned()
     }

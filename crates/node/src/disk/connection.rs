@@ -27,11 +27,11 @@ struct Session<'a> {
     shared: &'a Shared,
     stream: &'a UnixStream,
     agreement: Agreement,
-    /// Who holds it sends whole answers. It is the order of bytes on the connection, so it is held while they are sent.
+    /// Its holder sends whole answers. It is the order of bytes on the connection, so it is held while they are sent.
     sending: Mutex<()>,
 }
 
-/// What became of a request.
+/// Outcome of a request.
 enum Outcome {
     /// Its answer is in the outbox.
     Answered,
@@ -41,7 +41,7 @@ enum Outcome {
     Ended,
 }
 
-/// Why a request is not carried out.
+/// Reason that a request is not carried out.
 enum Stop {
     Refused(NbdError),
     Obstacle(Obstacle),
@@ -60,7 +60,7 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// What is written where zeroes must take room.
+/// Bytes to write for zeroes that must take room.
 static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Serves one client until it goes, sends what is no request, or the disk ends.
@@ -72,7 +72,7 @@ pub(super) fn serve(shared: &Shared, stream: &UnixStream, cold: &Arc<Cold>) -> i
         let of_cold = std::thread::Builder::new().name("disk-cold".into());
         of_cold.spawn_scoped(scope, || session.answer_cold(cold))?;
         let served = session.answer_all(cold);
-        // Ends a send of the other thread that nobody receives.
+        // Ends a send of the other thread that is not received any more.
         stream.shutdown(Shutdown::Both).ok();
         cold.end();
         served
@@ -98,7 +98,7 @@ impl Session<'_> {
                 Outcome::Cold(frames) => {
                     self.shared.counters.cold_requests.fetch_add(1, Ordering::Relaxed);
                     let waiting = ColdRequest { request, data: data.to_vec() };
-                    // What is answered must not wait for room among what is not.
+                    // Answers must not wait for room behind requests that are not answered yet.
                     self.send(&mut outbox)?;
                     if !cold.put(waiting, frames, &self.shared.fetcher) {
                         return Ok(());
@@ -241,7 +241,7 @@ impl Session<'_> {
             start = end;
         }
         if start < range.end {
-            // One chunk was asked for, or the rest has too many stretches to be told one by one.
+            // One chunk was asked for, or the rest has too many stretches to be listed one by one.
             outbox.data_chunk(cookie, Position::Last, start, length(&(start..range.end)));
             content.read(start, outbox.data(size(&(start..range.end))), patience)?;
         }

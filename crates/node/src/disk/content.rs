@@ -1,6 +1,7 @@
-//! What a disk reads as and what writing to it does: the overlay over what the disk was at the last pause.
+//! The content of a disk for reads and writes: the overlay over the disk as it was at the last pause.
 //!
-//! Nothing here waits: what needs a page that is not in memory says which frames it lacks, and has changed nothing.
+//! Nothing here waits: an operation that needs a page that is not in memory returns the frames it lacks, and has
+//! changed nothing.
 
 use std::io;
 use std::ops::Range;
@@ -24,16 +25,16 @@ pub(super) struct Content {
     bytes: u64,
 }
 
-/// Whether a read may wait for this node's own disk.
+/// Decides if a read may wait for this node's own disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Patience {
     /// Only what is in memory is read.
     None,
-    /// What is verified is read, though the system may have to load it from a file.
+    /// Verified pages are read, though the system may have to load them from a file.
     LocalDisk,
 }
 
-/// Why something could not be done now.
+/// Reason that something could not be done now.
 #[derive(Debug)]
 pub(super) enum Obstacle {
     /// These frames have to be there first.
@@ -45,7 +46,7 @@ pub(super) enum Obstacle {
 /// A frame that is not in memory.
 pub(super) type ColdFrame = (Arc<Layer>, FrameNumber);
 
-/// What pages that a request covers in part were at the last pause.
+/// Content at the last pause of the pages that a request covers in part.
 #[derive(Debug, Default)]
 pub(super) struct Edges {
     first: Option<Box<PageBytes>>,
@@ -169,7 +170,7 @@ impl Content {
         self.overlay.zero_pages(cut.whole)
     }
 
-    /// A range that ends with the disk, to the end of its last page: nobody reads the bytes after it.
+    /// A range that ends with the disk, to the end of its last page: no client can read the bytes after it.
     pub(super) fn through_last_page(&self, range: Range<u64>) -> Range<u64> {
         let end = if range.end == self.bytes { bytes_of_pages(self.overlay.pages()) } else { range.end };
         range.start..end
@@ -180,7 +181,7 @@ impl Content {
         self.overlay.zero_pages(Cut::new(range).whole)
     }
 
-    /// How the disk is allocated from `range.start` on, at most as far as `range.end` and at most `count_max` stretches.
+    /// Allocation of the disk from `range.start` on, at most as far as `range.end` and at most `count_max` stretches.
     pub(super) fn extents(&self, range: &Range<u64>, count_max: usize) -> Vec<Extent> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut position = range.start;
@@ -214,7 +215,7 @@ impl Content {
         (state, page.plus(count).offset_bytes().min(end))
     }
 
-    /// Reads bytes of the base. What is not there is added to `cold`, and `into` is then of no use.
+    /// Reads bytes of the base. Missing frames are added to `cold`, and `into` is then of no use.
     fn read_base(&self, offset: u64, into: &mut [u8], patience: Patience, cold: &mut Vec<ColdFrame>) {
         let Some(base) = &self.base else { return into.fill(0) };
         let mut left = into;

@@ -2,7 +2,7 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-/// Open, or closed with nobody behind it.
+/// Open, or closed with no request behind it.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     state: Mutex<State>,
@@ -34,7 +34,7 @@ impl Gate {
         Some(Passage(self))
     }
 
-    /// Closes the gate; when this returns, nobody is behind it.
+    /// Closes the gate; when this returns, no request is behind it.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -49,7 +49,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Nobody goes through any more.
+    /// No request passes any more.
     pub(super) fn remove(&self) {
         self.lock().gone = true;
         self.changed.notify_all();

@@ -1,4 +1,4 @@
-//! A raw image becomes the bytes of a volume: what the first snapshot of a sandbox with a disk has.
+//! Imports a raw image as the bytes of a volume, for the first snapshot of a sandbox with a disk.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -24,13 +24,13 @@ const STEP_BYTES: usize = 1 << 20;
 /// A page of nothing.
 static ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
-/// What a qcow2 image begins with.
+/// First bytes of a qcow2 image.
 const QCOW2: &[u8] = b"QFI\xfb";
 
 /// A raw image in memory. Its holes and its pages of zeroes take none.
 #[derive(Debug)]
 pub struct Imported {
-    /// The bytes, each at its place on the disk; whole pages, what the image lacks of the last one is zero.
+    /// The bytes, each at its place on the disk; whole pages, with zeroes where the image ends within the last one.
     pub memfd: Memfd,
     /// The pages that are not zero.
     pub pages: CapturedPages,
@@ -38,7 +38,7 @@ pub struct Imported {
     pub bytes: u64,
 }
 
-/// Why an image was not imported; nothing of it stays.
+/// Reason that an image was not imported; nothing of it stays.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// It is no file that can be read whole.
@@ -62,7 +62,7 @@ pub enum ImportError {
         /// Bytes that may be.
         data_bytes_max: u64,
     },
-    /// Whoever asked for it is gone.
+    /// The client that asked for it is gone.
     #[error("whoever asked for it is gone")]
     AskerGone,
     /// It could not be read, or there is no memory for it.
@@ -101,7 +101,7 @@ impl ImageFile {
         whole_sectors(self.file_bytes)
     }
 
-    /// Bytes of the pages that are no holes: what it takes at most to import it as it is now.
+    /// Bytes of the pages that are no holes: the most that an import of it takes as it is now.
     pub fn data_bytes(&self) -> io::Result<u64> {
         let (mut position, mut sum) = (0, 0);
         while let Some(data) = next_data(&self.file, position, self.file_bytes)? {
@@ -156,7 +156,7 @@ impl ImageFile {
                 }
                 let wanted = (data.end - position).min(u64_of(STEP_BYTES));
                 let there = usize::try_from(wanted.min(self.file_bytes - position)).expect("at most a step");
-                // A file that was cut since is an error: what it had is not zero.
+                // A file that was cut since is an error: its lost bytes are not zero.
                 self.file.read_exact(&mut buffer[..there])?;
                 buffer[there..].fill(0);
                 each_run_in(position, &buffer[..there.next_multiple_of(PAGE_BYTES)], &mut take)?;

@@ -1,4 +1,4 @@
-//! What a client has sent and nobody has looked at yet.
+//! Bytes that a client has sent and that were not handled yet.
 
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
@@ -55,7 +55,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Whether a request is here with all its data.
+    /// True if a request is here with all its data.
     pub(super) fn has_request(&self) -> bool {
         let here = &self.bytes[self.start..self.end];
         let request = here.first_chunk().and_then(Request::decode);

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// Bytes of one request's data: what every client may send that asked for no other limit.
+/// Bytes of one request's data: the most that a client may send that asked for no other limit.
 pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
 
-/// Bytes of one option of a handshake that are looked at: a few names of at most 4 KiB.
+/// Bytes of one option of a handshake that are read: a few names of at most 4 KiB.
 pub const OPTION_BYTES_MAX: u32 = 64 << 10;
 
 /// Bytes of an option that are read and thrown away to refuse it; with more the connection ends.
@@ -14,7 +14,7 @@ pub const OPTION_BYTES_SKIPPED_MAX: u32 = 1 << 20;
 /// Options of one handshake: a client asks for about ten.
 pub const OPTIONS_MAX: u32 = 256;
 
-/// How long a client may take to say what it wants.
+/// Longest time of a client's handshake.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Connections to one disk at once: clients that use several use 4 to 16.
@@ -41,7 +41,7 @@ pub const READ_AHEAD_BYTES: usize = 64 << 10;
 /// Bytes of a buffer that a connection keeps when a large request is done.
 pub const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
-/// Stretches one answer tells the allocation of: more are asked for again.
+/// Stretches whose allocation one answer tells: a client asks again for more.
 pub const EXTENTS_MAX: usize = 4096;
 
 /// Bytes that one turn makes zero by writing zeroes; between two turns the disk may freeze.

@@ -1,4 +1,4 @@
-//! What became of each page of a disk since the last pause: two bits a page in a memory file, so that a kill at any
+//! The state of each page of a disk since the last pause: two bits a page in a memory file, so that a kill at any
 //! instant leaves each page in the state before or after a change.
 //!
 //! Thirty-two pages to a little-endian 64-bit word, the lowest bits first.
@@ -15,10 +15,10 @@ const WORD_PAGES: u32 = 32;
 /// One bit of each pair of a word.
 const EACH: u64 = 0x5555_5555_5555_5555;
 
-/// What a page of an overlay is.
+/// State of a page of an overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PageState {
-    /// What it was at the last pause.
+    /// As it was at the last pause.
     Base,
     /// In the overlay's file.
     Written,
@@ -153,7 +153,7 @@ impl Marks {
     }
 }
 
-/// Bytes of the file of the marks of so many pages.
+/// Bytes of the file of the marks of this many pages.
 fn bytes_for(pages: u32) -> u64 {
     u64_of((usize_of(pages.div_ceil(WORD_PAGES)) * 8).next_multiple_of(PAGE_BYTES))
 }

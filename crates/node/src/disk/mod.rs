@@ -1,4 +1,4 @@
-//! Disks: a volume of a snapshot, with what its guest writes, served over NBD at a unix socket.
+//! Disks: a volume of a snapshot with its guest's writes over it, served over NBD at a unix socket.
 
 mod connection;
 mod cold;
@@ -16,7 +16,7 @@ pub use import::{ImageFile, ImportError, Imported};
 pub use overlay::{Overlay, OverlayError, OverlayFiles};
 pub use server::{Access, Disk, DiskSource, DiskStats, DiskWatch, Frozen};
 
-/// Bytes of a sector: what guests count a disk in.
+/// Bytes of a sector, the unit in which guests count a disk.
 pub const SECTOR_BYTES: u64 = 512;
 
 /// The length of a disk that has room for `bytes` bytes: whole sectors.

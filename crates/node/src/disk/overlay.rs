@@ -1,10 +1,10 @@
-//! What a guest wrote to a disk since the last pause, in memory files that another process may hold: whatever was
-//! acknowledged is seen by the next server on the same files.
+//! A guest's writes to a disk since the last pause, in memory files that another process may hold: the next server on
+//! the same files sees every acknowledged write.
 //!
-//! Bytes lie in one file at the place they have on the disk; marks in the other say which pages of it speak. Holes say
-//! nothing: with huge pages for shared memory the kernel gives a file pages that nobody wrote.
+//! Bytes lie in one file at the place they have on the disk; marks in the other say which of its pages count. Holes
+//! prove nothing: with huge pages for shared memory the kernel gives a file pages that were never written.
 //!
-//! What a recovery relies on, and who enforces it:
+//! A recovery relies on these, each enforced as said:
 //! 1. A page is marked as written when all its bytes are in the file, those of the base included: so a kill leaves
 //!    either the base or the whole new page. A page is marked as zero before its bytes go.
 //! 2. The pages of one word of marks are changed under one lock ([`Writers`]).
@@ -46,11 +46,11 @@ pub struct Overlay {
 pub struct OverlayFiles {
     /// The bytes that were written.
     pub written: OwnedFd,
-    /// Which pages are written, and which are zero.
+    /// Marks of the pages that are written, and of those that are zero.
     pub marks: OwnedFd,
 }
 
-/// Why there is no overlay.
+/// Reason that there is no overlay.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
     /// More or fewer bytes than a volume has.
@@ -75,12 +75,12 @@ pub enum OverlayError {
     Io(#[from] io::Error),
 }
 
-/// Who may change which pages: one thread at a time for each stripe. Held for a copy within memory.
+/// Locks on pages that are being changed: one thread at a time for each stripe. Held for a copy within memory.
 #[derive(Debug)]
 struct Writers([Mutex<()>; LOCKS]);
 
 impl Overlay {
-    /// An overlay of a disk of `bytes` bytes that nobody has written to; its last page may be used in part.
+    /// An overlay of a disk of `bytes` bytes without any write; its last page may be used in part.
     pub fn create(bytes: u64) -> Result<Self, OverlayError> {
         let pages = pages_of(bytes)?;
         let written = Memfd::create("rekindle-disk", bytes_of_pages(pages), PageKind::Small)?;
@@ -107,7 +107,7 @@ impl Overlay {
         Ok(Self { written, marks: Marks::of(&marks, pages)?, writers: Writers::new() })
     }
 
-    /// Its files, to be held by another process. Who holds them does not stand in the way of a recovery.
+    /// Its files, to be held by another process. Holding them does not stand in the way of a recovery.
     pub fn files(&self) -> io::Result<OverlayFiles> {
         Ok(OverlayFiles {
             written: self.written.try_clone()?.into(),
@@ -125,7 +125,7 @@ impl Overlay {
         self.written.allocated_bytes()
     }
 
-    /// What was written as a volume of a pause, with zero copy. Right only while nobody writes, and nobody may after it.
+    /// The writes as a volume of a pause, with zero copy. Right only while no thread writes, and none may after it.
     pub(super) fn volume(&self, name: VolumeName) -> io::Result<PausedVolume> {
         let pages = CapturedPages {
             kept: self.marks.pages_in(PageState::Written),

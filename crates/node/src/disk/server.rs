@@ -24,22 +24,22 @@ use super::gate::Gate;
 use super::limits;
 use super::overlay::Overlay;
 
-/// What a disk is served from.
+/// Sources that a disk is served from.
 #[derive(Debug)]
 pub struct DiskSource {
     /// The volume the guest runs on; none where the disk was nothing but zeroes.
     pub base: Option<Arc<LiveView>>,
-    /// How its cold pages are fetched.
+    /// Fetches its cold pages.
     pub fetcher: Fetcher,
-    /// What the guest wrote since.
+    /// The guest's writes since.
     pub overlay: Overlay,
     /// Bytes of the disk, whole sectors; the overlay has the pages they take.
     pub bytes: u64,
-    /// Whether the guest may write.
+    /// The guest's right to write.
     pub access: Access,
 }
 
-/// What clients of a disk may do.
+/// Rights of a disk's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Everything.
@@ -57,12 +57,12 @@ pub struct Disk {
     socket: Option<(u64, u64)>,
 }
 
-/// A disk that stands still: no request is half done, and none is begun before [`Self::thaw`], whatever becomes of this.
+/// A disk that stands still: no request is half done, and none is begun before [`Self::thaw`], even if this is dropped.
 #[derive(Debug)]
 #[must_use = "a frozen disk stays so until it is told to go on"]
 pub struct Frozen<'a>(&'a Disk);
 
-/// What a disk has done since its server started.
+/// Counts of a disk since its server started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskStats {
     /// Bytes read by clients.
@@ -79,14 +79,14 @@ pub struct DiskStats {
     pub cold_requests: u64,
 }
 
-/// What a disk has done, to be asked also when it is ended, and whether it gets its pages. It keeps nothing of it alive.
+/// Counts of a disk, also after its end, and a way to see if it gets its pages. It keeps nothing of it alive.
 #[derive(Clone, Debug)]
 pub struct DiskWatch {
     counters: Arc<Counters>,
     served: Weak<Shared>,
 }
 
-/// What the threads of one disk share.
+/// State shared by the threads of one disk.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) content: Content,
@@ -152,7 +152,7 @@ impl Disk {
         self.shared.content.bytes()
     }
 
-    /// What the guest wrote: its files are what the next server of the disk needs.
+    /// The guest's writes: the next server of the disk needs their files.
     pub fn overlay(&self) -> &Overlay {
         self.shared.content.overlay()
     }
@@ -169,12 +169,12 @@ impl Disk {
         self.shared.gate.open();
     }
 
-    /// What the disk has done.
+    /// The disk's counts.
     pub fn stats(&self) -> DiskStats {
         self.watch().stats()
     }
 
-    /// What the disk does, to be asked from anywhere.
+    /// A watch of the disk, to be asked from anywhere.
     pub fn watch(&self) -> DiskWatch {
         DiskWatch { counters: Arc::clone(&self.shared.counters), served: Arc::downgrade(&self.shared) }
     }
@@ -184,12 +184,12 @@ impl Disk {
 }
 
 impl DiskWatch {
-    /// Why a request waits in vain for a cold page so far, if one does.
+    /// The reason that a request waits in vain for a cold page, if one does.
     pub fn stalled(&self) -> Option<String> {
         self.served.upgrade()?.lock().connections.iter().find_map(|connected| connected.cold.failing())
     }
 
-    /// What the disk has done so far.
+    /// The disk's counts so far.
     pub fn stats(&self) -> DiskStats {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         DiskStats {
@@ -202,7 +202,7 @@ impl DiskWatch {
         }
     }
 
-    /// Whether the disk is gone: what it did stays as it is.
+    /// True if the disk is gone: its counts are final.
     pub fn is_gone(&self) -> bool {
         self.served.strong_count() == 0
     }
@@ -223,8 +223,8 @@ impl DiskStats {
 }
 
 impl Frozen<'_> {
-    /// What was written since the last pause, as a volume of this one, with zero copy: the overlay's own memory. After
-    /// the pause is committed nobody may write to it: the disk is ended, and never thawed.
+    /// The writes since the last pause, as a volume of this one, with zero copy: the overlay's own memory. After the
+    /// pause is committed it must not be written: the disk is ended, and never thawed.
     pub fn volume(&self, name: VolumeName) -> io::Result<PausedVolume> {
         self.0.overlay().volume(name)
     }

@@ -1,4 +1,4 @@
-//! How a process guest is started: the arguments of the hidden subcommand.
+//! Arguments of the hidden subcommand that starts a process guest.
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, ValueEnum};
 use rekindle_kernel::PageKind;
 
-/// What guest to be. Its control socket is its standard input.
+/// The guest to be. Its control socket is its standard input.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct GuestArguments {
     /// Bytes of guest memory
     #[arg(long)]
     pub memory: u64,
-    /// What guest memory is made of
+    /// Kind of guest memory
     #[arg(long, value_enum, default_value_t = MemoryKind::Shared)]
     pub kind: MemoryKind,
     /// Regions guest memory is cut into
@@ -25,7 +25,7 @@ pub struct GuestArguments {
     /// Hand the memory over to the fault handler that listens here
     #[arg(long)]
     pub handover: Option<PathBuf>,
-    /// How the handler is to learn which pages were written
+    /// Way in which the handler learns of written pages
     #[arg(long, value_enum, default_value_t = TrackingKind::Resident)]
     pub tracking: TrackingKind,
     /// Send the memfd beside the userfaultfd
@@ -33,7 +33,7 @@ pub struct GuestArguments {
     pub send_memfd: bool,
 }
 
-/// What guest memory is made of.
+/// Kind of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MemoryKind {
     /// A shared memfd
@@ -46,7 +46,7 @@ pub enum MemoryKind {
     PrivateHuge,
 }
 
-/// How written pages are found: decides the features of the guest's userfaultfd and its registrations.
+/// Way in which written pages are found: decides the features of the guest's userfaultfd and its registrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TrackingKind {
     /// Asynchronous write protection and page-table scans
@@ -109,7 +109,7 @@ impl MemoryKind {
         }
     }
 
-    /// Whether a memfd stands behind the memory.
+    /// True if a memfd stands behind the memory.
     pub fn is_shared(self) -> bool {
         match self {
             Self::Shared | Self::Huge => true,

@@ -1,4 +1,4 @@
-//! What a page of the process guest holds: a pure function of a seed and the page's number.
+//! The content of a page of the process guest: a pure function of a seed and the page's number.
 
 use rekindle_kernel::PAGE_BYTES;
 use serde::{Deserialize, Serialize};
@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Content {
     /// Every byte is zero.
     Zero,
-    /// What seed `seed` writes into page `page`: its seed and number, then random words, then words that
-    /// repeat every 64 bytes.
+    /// Content that seed `seed` writes into page `page`: its seed and number, then random words, then words that repeat
+    /// every 64 bytes.
     Written {
         /// The seed of the operation that wrote it.
         seed: u64,
@@ -51,7 +51,7 @@ impl Content {
         }
     }
 
-    /// What a page holds, if it is a content at all.
+    /// The content of a page, if it is one at all.
     pub fn recognise(page: &[u8; PAGE_BYTES]) -> Option<Self> {
         let (words, _) = page.as_chunks::<WORD_BYTES>();
         let number = u32::try_from(u64::from_le_bytes(words[1])).ok()?;

@@ -21,7 +21,7 @@ pub(super) struct Control {
     stream: UnixStream,
 }
 
-/// Whether the guest goes on after a command.
+/// Decision of the guest to go on after a command, or to end.
 enum Next {
     Continue,
     End,

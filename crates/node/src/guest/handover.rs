@@ -35,7 +35,7 @@ pub struct RegionMessage {
     pub page_size_kib: u64,
 }
 
-/// Which descriptors are sent.
+/// The descriptors that are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SentFds {
     /// The userfaultfd alone.
@@ -73,7 +73,7 @@ impl HandedOver {
         Ok(Self { userfaultfd, _stream: stream })
     }
 
-    /// Whose faults the handler is told of.
+    /// The faults that the handler is told of.
     pub(super) fn scope(&self) -> Option<FaultScope> {
         self.userfaultfd.scope()
     }

@@ -1,4 +1,4 @@
-//! What every page of a process guest must hold, told by the operations it has run.
+//! The expected content of every page of a process guest, computed from the operations it has run.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ pub enum Operation {
 pub struct Share {
     /// Chooses the pages; also the seed of what is written into them.
     pub seed: u64,
-    /// How many of a hundred runs are chosen.
+    /// Number of runs chosen, of a hundred.
     pub percent: u8,
     /// The length in pages of an aligned run that is chosen, or not, as a whole.
     pub run_pages: u32,
@@ -35,9 +35,9 @@ pub struct Share {
 pub struct Rewrite {
     /// The pages that are written.
     pub share: Share,
-    /// How many of a hundred written pages get zeroes.
+    /// Number of written pages that get zeroes, of a hundred.
     pub zero_percent: u8,
-    /// How many of a hundred written pages get the bytes they held before.
+    /// Number of written pages that get the bytes they held before, of a hundred.
     pub same_percent: u8,
 }
 
@@ -49,7 +49,7 @@ pub struct History {
 }
 
 impl Share {
-    /// Whether `page` is among the chosen ones.
+    /// True if `page` is among the chosen ones.
     #[inline]
     pub fn contains(&self, page: u32) -> bool {
         let run = page / self.run_pages.max(1);
@@ -58,7 +58,7 @@ impl Share {
 }
 
 impl Operation {
-    /// What `page` holds after this operation; `None` where it is as before.
+    /// Content of `page` after this operation; `None` if it is as before.
     #[inline]
     fn leaves(&self, page: u32) -> Option<Content> {
         match self {
@@ -70,7 +70,7 @@ impl Operation {
 }
 
 impl Rewrite {
-    /// What is written into `page`, if it is; `before` is the history without this rewrite.
+    /// Content written into `page`, if it is written; `before` is the history without this rewrite.
     #[inline]
     pub fn writes(&self, page: u32, before: &History) -> Option<Content> {
         let chosen = self.share.contains(page);
@@ -116,7 +116,7 @@ impl History {
     }
 }
 
-/// Why a number is drawn, so that draws for one page are independent.
+/// Purpose of a random number, so that draws for one page are independent.
 #[derive(Clone, Copy)]
 enum Purpose {
     Choose,

@@ -61,7 +61,7 @@ impl GuestSpace {
         self.memfd.as_ref()
     }
 
-    /// Where the regions are, by offset.
+    /// The regions, by offset.
     pub(super) fn regions(&self) -> Vec<MemoryRegion> {
         let describe = |region: &Region| {
             let range = region.memory.range();
@@ -76,7 +76,7 @@ impl GuestSpace {
         region.memory.write(offset, bytes);
     }
 
-    /// Whether a page holds `bytes`; one whose bytes are lost does not.
+    /// True if a page holds `bytes`; one whose bytes are lost does not.
     pub(super) fn equals(&self, page: u32, bytes: &[u8; PAGE_BYTES]) -> bool {
         let (region, offset) = self.locate(page);
         region.memory.equals(offset, bytes).unwrap_or(false)

@@ -1,7 +1,7 @@
-//! The process guest: a process that stands for a VMM, with memory, faults and work of its own.
+//! The process guest: a test process that stands in for a VM, with memory, faults and work of its own.
 //!
-//! It maps guest memory, hands its faults over when told to, and runs commands from the socket that is its
-//! standard input. What each page must hold follows from the operations it ran, which are its device state.
+//! It maps guest memory, hands its faults over when told to, and runs commands from the socket that is its standard
+//! input. The expected content of each page follows from the operations it ran, which are its device state.
 
 pub mod arguments;
 pub mod content;

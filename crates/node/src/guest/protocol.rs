@@ -1,7 +1,7 @@
-//! What is said on a process guest's control socket: one JSON line a message, a reply to each command.
+//! Messages on a process guest's control socket: one JSON line each, a reply to each command.
 //!
 //! The first line is the guest's hello. Then commands and replies have numbers, so that a driver that takes the socket
-//! over from another knows its own replies from those that nobody waits for any more.
+//! over from another can tell its own replies from late replies to the other.
 
 use rekindle_kernel::Discard;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ pub struct Hello {
     pub pid: u32,
     /// Its memory, by offset.
     pub regions: Vec<MemoryRegion>,
-    /// Whether its userfaultfd serves faults of user code alone; `None` without a hand-over.
+    /// True if its userfaultfd serves faults of user code alone; `None` without a hand-over.
     pub user_faults_only: Option<bool>,
 }
 
@@ -32,7 +32,7 @@ pub struct MemoryRegion {
     pub offset: u64,
 }
 
-/// What a guest can be told to do.
+/// A guest's commands.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {
@@ -56,12 +56,12 @@ pub enum Command {
     Checksums {
         /// The first page.
         first: u32,
-        /// How many, at most to the end of memory.
+        /// Number of pages, at most to the end of memory.
         pages: u32,
     },
     /// Compare a few pages and count one step of progress; answered by [`Ticked`].
     Tick {
-        /// How many pages.
+        /// Number of pages.
         pages: u32,
     },
     /// Touch pages and take the time; answered by [`super::trace::TraceTimes`].
@@ -82,7 +82,7 @@ pub enum Command {
     Exit,
 }
 
-/// How pages are given back.
+/// Way in which pages are given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiscardHow {
@@ -102,7 +102,7 @@ pub struct Numbered<Message> {
     pub message: Message,
 }
 
-/// The number of a message, whatever the message is.
+/// The number of any message.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct NumberOnly {
     /// The number.
@@ -127,11 +127,11 @@ pub enum Reply<Answer> {
 pub struct DeviceState {
     /// Steps of progress so far.
     pub count: u64,
-    /// What has been done to memory.
+    /// The operations done on memory so far.
     pub history: History,
 }
 
-/// How many pages an operation wrote, by what it wrote.
+/// Number of pages an operation wrote, by the kind of their new content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
     /// With new content.
@@ -144,7 +144,7 @@ pub struct Written {
     pub nanoseconds: u64,
 }
 
-/// How many pages were given back.
+/// Number of pages given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discarded {
     /// The pages.
@@ -153,7 +153,7 @@ pub struct Discarded {
     pub nanoseconds: u64,
 }
 
-/// What a comparison of pages with the history found.
+/// Result of comparing pages with the history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// Pages compared.
@@ -171,9 +171,9 @@ pub struct Verified {
 pub struct Mismatch {
     /// The page.
     pub page: u32,
-    /// What the history says.
+    /// The content that the history expects.
     pub expected: Content,
-    /// What is there, if any operation can have written it.
+    /// The content found, if any operation can have written it.
     pub found: Option<Content>,
 }
 

@@ -1,4 +1,4 @@
-//! Touching pages in a given order and taking the time: what a guest's faults cost it.
+//! Touches pages in a given order and takes the time: the cost of faults to a guest.
 
 use std::num::NonZeroUsize;
 use std::sync::Barrier;
@@ -14,18 +14,18 @@ use super::history::History;
 use super::memory::{GuestSpace, index};
 use super::workload::nanoseconds_since;
 
-/// Which pages are touched, how, and by how many threads.
+/// Pages to be touched, the kind of touch, and the number of threads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
     /// The pages and their order.
     pub pattern: Pattern,
-    /// What a touch is.
+    /// Kind of touch.
     pub access: Access,
     /// The pages are cut into as many equal stretches, one a thread; all threads start at once.
     pub threads: NonZeroUsize,
     /// The CPU of each thread; a thread beyond the list runs anywhere.
     pub cpus: Vec<usize>,
-    /// What is timed.
+    /// Times to be taken.
     pub timing: Timing,
 }
 
@@ -37,21 +37,21 @@ pub enum Pattern {
     Sequential {
         /// The first page.
         first: u32,
-        /// How many.
+        /// Number of pages.
         pages: u32,
     },
     /// Different pages in random order.
     Random {
         /// The seed of the order.
         seed: u64,
-        /// How many.
+        /// Number of pages.
         pages: u32,
     },
     /// Different aligned runs in random order, each from its first page to its last.
     Runs {
         /// The seed of the order.
         seed: u64,
-        /// How many runs.
+        /// Number of runs.
         runs: u32,
         /// Pages in a run.
         run_pages: u32,
@@ -60,7 +60,7 @@ pub enum Pattern {
     List(Vec<u32>),
 }
 
-/// What a touch of a page is.
+/// Kind of a touch of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
@@ -70,7 +70,7 @@ pub enum Access {
     Write,
 }
 
-/// What is timed.
+/// Times to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Timing {
@@ -80,7 +80,7 @@ pub enum Timing {
     EachTouch,
 }
 
-/// How long a trace took.
+/// Times of a trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceTimes {
     /// Pages touched.

@@ -1,4 +1,4 @@
-//! What a process guest does with its memory: write it, give it back, and check it against its history.
+//! A process guest's work on its memory: write it, give it back, and check it against its history.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -66,8 +66,8 @@ impl Workload {
         written.into_iter().fold(Written::default(), Written::join)
     }
 
-    /// Gives a share of the pages back, whole installed pages at a time. Where shared memory keeps their content
-    /// they are read first: a handler cannot tell an unmapped page that was never installed from a removed one.
+    /// Gives a share of the pages back, whole installed pages at a time. Pages of shared memory that keep their content
+    /// are read first: a handler cannot tell an unmapped page that was never installed from a removed one.
     pub(super) fn discard(&mut self, share: &Share, how: DiscardHow) -> io::Result<Discarded> {
         let started = Instant::now();
         let share = Share { run_pages: self.whole_pages(share.run_pages), ..*share };

@@ -1,10 +1,10 @@
-//! How the keeper is started: the arguments of the hidden subcommand.
+//! Arguments of the hidden subcommand that starts the keeper.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-/// Where the keeper listens.
+/// Path of the keeper's socket.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct KeeperArguments {
     /// The socket it is asked over; a file beside it makes this keeper the only one

@@ -21,10 +21,10 @@ use super::wire::{
     SentRole, Spawn, Started,
 };
 
-/// How long the keeper may take to answer. It does nothing that waits, but starting a program reads it from a disk.
+/// Longest time for an answer of the keeper. It does nothing that waits, but starting a program reads it from a disk.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often a connection that was reset is made again before there is said to be no keeper.
+/// Number of times that a connection that was reset is made again before the keeper counts as gone.
 const RESETS_MAX: usize = 16;
 
 /// A keeper, for any number of threads. Calls are made one after the other; one that fails changed nothing there,
@@ -36,7 +36,7 @@ pub struct KeeperClient {
     connection: Mutex<Option<UnixStream>>,
 }
 
-/// Which keeper it is. Another instance means that everything that was held is gone.
+/// Identity of a keeper. Another instance means that everything that was held is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeeperIdentity {
     /// Its process id.
@@ -45,7 +45,7 @@ pub struct KeeperIdentity {
     pub instance: Uuid,
 }
 
-/// What is held under a key.
+/// The holdings under a key.
 #[derive(Debug)]
 pub struct Held {
     /// The note; null where none was given.
@@ -56,7 +56,7 @@ pub struct Held {
     pub process: Option<ProcessNow>,
 }
 
-/// What is held under a key, told without the descriptors.
+/// The holdings under a key, described without the descriptors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeldEntry {
     /// The key.
@@ -69,7 +69,7 @@ pub struct HeldEntry {
     pub process: Option<ProcessNow>,
 }
 
-/// What a descriptor given to a new process is for. The same one may be given twice.
+/// Use of a descriptor given to a new process. The same one may be given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role<'a> {
     /// The process has it open under this number: 0, 1, 2, or 3 to 31.
@@ -117,7 +117,7 @@ impl KeeperClient {
         Ok(Self { socket: socket.to_owned(), identity, connection: Mutex::new(Some(stream)) })
     }
 
-    /// Where the keeper listens.
+    /// Path of the keeper's socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -143,7 +143,7 @@ impl KeeperClient {
         self.put_with("note", key, Some(note.clone()), &[])
     }
 
-    /// What is held under the key: duplicates of the descriptors; none where nothing is.
+    /// The holdings under the key, with duplicates of the descriptors; `None` for an empty key.
     pub fn get(&self, key: &str) -> Result<Option<Held>, KeeperError> {
         let request = Request::Get { key: checked("get", key)? };
         let (held, fds): (Option<HeldNow>, _) = self.ask("get", &request, &[])?;
@@ -256,7 +256,7 @@ impl KeeperClient {
     }
 
     /// Held over the exchange: the keeper does one request at a time, so who waits here would wait there. A thread that
-    /// panicked left no connection behind, so the cell is right whoever held it.
+    /// panicked left no connection behind, so the cell is right after a panic too.
     fn connection(&self) -> MutexGuard<'_, Option<UnixStream>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -328,7 +328,7 @@ fn identified(socket: &Path) -> Result<(UnixStream, KeeperIdentity), KeeperError
     Ok((stream, KeeperIdentity { pid, instance }))
 }
 
-/// Whether the connection was at fault, rather than a keeper that takes too long.
+/// True if the connection was at fault, rather than a keeper that takes too long.
 fn is_broken(error: &io::Error) -> bool {
     !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::InvalidData)
 }

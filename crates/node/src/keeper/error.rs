@@ -1,4 +1,4 @@
-//! What can go wrong between a client and its keeper.
+//! Errors between a client and its keeper.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,13 +13,13 @@ pub enum Refusal {
     /// It was not understood, or its parts do not fit together.
     #[error("not a request: {why}")]
     Malformed {
-        /// What is wrong with it.
+        /// The fault in it.
         why: String,
     },
     /// It would pass one of the keeper's limits.
     #[error("{what} has a limit of {max}")]
     TooMuch {
-        /// What there would be too much of.
+        /// The things there would be too many of.
         what: String,
         /// The limit.
         max: u64,
@@ -41,7 +41,7 @@ pub enum Refusal {
     /// The program could not be started.
     #[error("the program could not be started: {why}")]
     NotStarted {
-        /// What the kernel said.
+        /// The kernel's error.
         why: String,
         /// Its number, where it has one.
         os_error: Option<i32>,
@@ -70,7 +70,7 @@ pub enum KeeperError {
     NotStarted {
         /// The program.
         program: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// The keeper cannot be reached, or did not answer.
@@ -78,10 +78,10 @@ pub enum KeeperError {
     Unreachable {
         /// Its socket.
         socket: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// Another keeper answers: what the one before it held is gone.
+    /// Another keeper answers: the holdings of the one before it are gone.
     #[error("the keeper at {} is another one ({now}) than before ({before}): what it held is gone", socket.display())]
     Replaced {
         /// Its socket.
@@ -104,23 +104,23 @@ pub enum KeeperError {
     /// The keeper understood and did not do it; nothing changed.
     #[error("the keeper refused to {request}: {refusal}")]
     Refused {
-        /// What was asked.
+        /// The request.
         request: &'static str,
-        /// Why not.
+        /// The refusal.
         refusal: Refusal,
     },
     /// The request cannot be written down.
     #[error("a request to the keeper to {request} cannot be written: {source}")]
     Unsendable {
-        /// What was to be asked.
+        /// The request.
         request: &'static str,
-        /// Why not.
+        /// The reason.
         source: serde_json::Error,
     },
 }
 
 impl KeeperError {
-    /// Why the keeper refused, if that is what it did.
+    /// The keeper's refusal, if that is the error.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Refused { refusal, .. } => Some(refusal),

@@ -1,11 +1,11 @@
-//! Names the keeper is given: of keys, and of descriptors under them.
+//! Names that the keeper is given: of keys, and of descriptors under them.
 
 use serde::{Deserialize, Serialize};
 
 use super::error::Refusal;
 use super::wire::{KEY_BYTES_MAX, NAME_BYTES_MAX};
 
-/// What descriptors, a note and a process are held under.
+/// The name of a set of descriptors, a note and a process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Key(String);

@@ -1,4 +1,4 @@
-//! Starting a keeper where none runs.
+//! Starts a keeper unless one runs.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _};
@@ -16,15 +16,15 @@ use rustix::fs::FlockOperation;
 
 use super::error::KeeperError;
 
-/// How long a keeper may take from its start until it listens.
+/// Longest time from a keeper's start until it listens.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a service manager may take until it has started the keeper again.
+/// Longest time for a service manager to start the keeper again.
 const SUPERVISED_LIMIT: Duration = Duration::from_secs(5);
-/// How often it is asked whether it has.
+/// Time between two checks if it has.
 const SUPERVISED_ASK: Duration = Duration::from_millis(20);
 
-/// What a service manager tells its service of itself, which is not the keeper.
+/// Variables that a service manager gives its service, and not the keeper.
 const OF_THE_SERVICE: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
@@ -35,7 +35,7 @@ const OF_THE_SERVICE: [&str; 7] = [
     "INVOCATION_ID",
 ];
 
-/// How a keeper was come by.
+/// Origin of a keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// It ran.
@@ -44,7 +44,7 @@ pub enum Found {
     Started,
 }
 
-/// Whether a connection failed because there is no keeper.
+/// True if a connection failed because there is no keeper.
 pub(super) fn nobody_listens(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
@@ -70,13 +70,13 @@ pub(super) fn start(socket: &Path, program: &Path) -> Result<Found, KeeperError>
     start().map_err(|source| KeeperError::NotStarted { program: program.to_owned(), source })
 }
 
-/// Whether systemd started this program as a service, and so, most likely, starts the keeper again too: one that we
+/// True if systemd started this program as a service, and so, most likely, starts the keeper again too: one that we
 /// started would be in our control group, and in the way of that one.
 fn supervised() -> bool {
     ["NOTIFY_SOCKET", "INVOCATION_ID"].iter().all(|name| std::env::var_os(name).is_some())
 }
 
-/// A connection to whoever listens at `socket`, or comes to within `limit`.
+/// A connection to the keeper at `socket`, once one listens there, within `limit`.
 fn connect(socket: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
     let begun = Instant::now();
     loop {
@@ -89,7 +89,7 @@ fn connect(socket: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
     }
 }
 
-/// The keeper says on its standard output that it listens; what it logs goes to a file beside its socket.
+/// The keeper says on its standard output that it listens; its log goes to a file beside its socket.
 fn run(socket: &Path, program: &Path) -> io::Result<Found> {
     let log_path = socket.with_extension("log");
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log_path);

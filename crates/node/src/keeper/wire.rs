@@ -1,4 +1,4 @@
-//! What is said between a client and the keeper: one JSON line a request and one an answer, descriptors beside them.
+//! Messages between a client and the keeper: one JSON line a request and one an answer, descriptors beside them.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -32,14 +32,14 @@ pub(super) const LIST_BYTES: usize = 32 << 10;
 pub(super) const ANSWER_BYTES_MAX: usize = 256 << 10;
 /// Clients connected at once.
 pub(super) const CONNECTIONS_MAX: usize = 64;
-/// How long a request may take from its first byte to its last.
+/// Longest time of a request from its first byte to its last.
 pub(super) const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 
-/// What a client asks.
+/// A client's request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub(super) enum Request {
-    /// Who are you? Answered by [`Identified`].
+    /// Asks for the keeper's identity. Answered by [`Identified`].
     Identify,
     /// Hold these descriptors under the key as well, and this note if there is one; answered by null.
     Put {
@@ -48,11 +48,11 @@ pub(super) enum Request {
         /// A name for each descriptor beside the request.
         names: Vec<FdName>,
     },
-    /// What is held under the key? Answered by [`HeldNow`] or null.
+    /// Asks for the holdings under the key. Answered by [`HeldNow`] or null.
     Get { key: Key },
     /// Hold nothing under the key any more; answered by null, also where nothing was.
     Forget { key: Key },
-    /// What is held under keys after this one? Answered by [`Listed`].
+    /// Asks for the holdings under keys after this one. Answered by [`Listed`].
     List { after: Option<Key> },
     /// Start a process under the key; answered by [`Started`], with its pidfd.
     Spawn {
@@ -60,7 +60,7 @@ pub(super) enum Request {
         /// The same number asked again is answered by the same process.
         number: Uuid,
         spawn: Spawn,
-        /// What each descriptor beside the request is for.
+        /// Use of each descriptor beside the request.
         roles: Vec<SentRole>,
     },
     /// End; answered by null.
@@ -70,7 +70,7 @@ pub(super) enum Request {
     },
 }
 
-/// What a descriptor sent with [`Request::Spawn`] is for.
+/// Use of a descriptor sent with [`Request::Spawn`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum SentRole {
@@ -87,7 +87,7 @@ pub struct Spawn {
     pub arguments: Vec<OsString>,
     /// Its environment.
     pub environment: Vec<(OsString, OsString)>,
-    /// The absolute path of a file that gets what it prints, at the end; none: nobody does.
+    /// The absolute path of a file that gets its output, at the end; without one its output is dropped.
     pub log: Option<PathBuf>,
     /// The user it runs as, where not the keeper's; needs root.
     pub user_id: Option<u32>,
@@ -104,7 +104,7 @@ pub(super) enum Answer<T> {
     Refused(Refusal),
 }
 
-/// Which keeper this is.
+/// Identity of this keeper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Identified {
     pub(super) pid: u32,
@@ -112,7 +112,7 @@ pub(super) struct Identified {
     pub(super) protocol: u32,
 }
 
-/// What is held under a key; the descriptors are beside it, in the order of their names.
+/// The holdings under a key; the descriptors are beside it, in the order of their names.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct HeldNow {
     pub(super) key: String,
@@ -126,7 +126,7 @@ pub(super) struct HeldNow {
 pub struct ProcessNow {
     /// Its process id; once it has ended, perhaps another's.
     pub pid: u32,
-    /// How it ended, as wait(2) tells it and `ExitStatus::from_raw` takes it; none while it lives.
+    /// Its exit status, as wait(2) gives it and `ExitStatus::from_raw` takes it; none while it lives.
     pub exited: Option<i32>,
 }
 
@@ -134,7 +134,7 @@ pub struct ProcessNow {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Listed {
     pub(super) entries: Vec<HeldNow>,
-    /// Whether there are keys after the last of them.
+    /// True if there are keys after the last of them.
     pub(super) more: bool,
 }
 

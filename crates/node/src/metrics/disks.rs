@@ -1,4 +1,4 @@
-//! What disks do: those that are served now, and those that were.
+//! Metrics of disks: of those that are served now, and of those before.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +11,7 @@ pub(super) struct Disks(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     served: Vec<DiskWatch>,
-    /// What those did that are gone.
+    /// Counts of the disks that are gone.
     before: DiskStats,
 }
 
@@ -23,7 +23,7 @@ impl Disks {
         known.served.push(watch);
     }
 
-    /// What all of them did together.
+    /// Counts of all of them together.
     pub(super) fn look(&self) -> DiskStats {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).look()
     }

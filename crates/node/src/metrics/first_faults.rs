@@ -1,4 +1,4 @@
-//! When pauses were answered, until the first fault of their snapshots is served.
+//! Time of each pause's answer, until the first fault of its snapshot is served.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ impl FirstFaults {
         answered.push_back((snapshot, at));
     }
 
-    /// When the snapshot's pause was answered, if it was before `at` and nobody took it yet.
+    /// Time of the answer to the snapshot's pause, if that was before `at` and was not taken yet.
     pub(super) fn take(&self, snapshot: SnapshotId, at: Instant) -> Option<Instant> {
         let mut answered = self.lock();
         let position = answered.iter().position(|(known, since)| *known == snapshot && *since <= at)?;

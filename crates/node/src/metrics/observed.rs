@@ -1,4 +1,4 @@
-//! What the daemon sees at the moment it is asked.
+//! Observations of the daemon at the moment of a scrape.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::api::types::{SandboxState, SnapshotState};
 use crate::daemon::AsideCounts;
 use crate::disk::DiskStats;
 
-/// How things stand now; the daemon fills it in for each scrape.
+/// State of the daemon now; the daemon fills it in for each scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// Sandboxes by state.
@@ -29,9 +29,9 @@ pub struct Observed {
     pub seals_waiting: u64,
     /// Sealed snapshots that are not in the store yet.
     pub publishes_waiting: u64,
-    /// What was moved to and from the store since the start.
+    /// Counts of the bytes moved to and from the store since the start.
     pub store: Traffic,
-    /// Whether the store is away.
+    /// True if the store is away.
     pub store_away: bool,
     /// Layer files that a start set aside.
     pub set_aside: SetAside,
@@ -61,9 +61,9 @@ pub struct SandboxCounts {
     pub paused: u64,
     /// Their guests ended without one.
     pub stopped: u64,
-    /// What they need was lost.
+    /// Those that lost a part they need.
     pub lost: u64,
-    /// How they are cannot be said now.
+    /// Those whose state is unknown for now.
     pub undecided: u64,
 }
 
@@ -80,7 +80,7 @@ pub struct SnapshotCounts {
     pub discarded: u64,
     /// Lost before they were sealed.
     pub lost: u64,
-    /// How they are cannot be said now.
+    /// Those whose state is unknown for now.
     pub undecided: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Answers to requests: how long they took, and which were refused.
+//! Metrics of answers to requests: their times, and refusals.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;

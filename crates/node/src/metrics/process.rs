@@ -1,4 +1,4 @@
-//! What every process that Prometheus scrapes tells of itself, under the names that are usual for it.
+//! The usual metrics of a process, under the names that Prometheus's own clients give them.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use rustix::process::{Resource, getrlimit};
 
-/// Registers what `/proc/self` says now; what cannot be read is left out.
+/// Registers the present values of `/proc/self`; unreadable ones are left out.
 pub(super) fn register(started: SystemTime, registry: &mut Registry) {
     let since_1970 = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     registry.register(

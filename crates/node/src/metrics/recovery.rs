@@ -1,4 +1,4 @@
-//! What a start found of an earlier daemon's.
+//! Counts of an earlier daemon's things that a start found.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// What a start found and took over.
+/// Things that a start found and took over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// Running sandboxes whose guests are served again.
@@ -18,7 +18,7 @@ pub struct Recovery {
     pub until_served: Duration,
 }
 
-/// What starts found, together.
+/// Sums of all starts.
 #[derive(Debug)]
 pub(super) struct Recoveries {
     sandboxes: Counter,

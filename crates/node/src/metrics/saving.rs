@@ -1,4 +1,4 @@
-//! Seals and publishes: how long they take, what they find, and how often they fail.
+//! Metrics of seals and publishes: their times, their findings, and their failures.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -8,13 +8,13 @@ use rekindle_engine::snapshot::{SealParts, SnapshotStatus};
 
 use super::series::{Label, work_seconds};
 
-/// What captured pages turn out to be.
+/// Classes of captured pages.
 const CLASSES: [&str; 3] = ["zero", "equal", "kept"];
 
-/// What a seal consists of.
+/// Parts of a seal.
 const PARTS: [&str; 5] = ["proof", "turn", "compare", "pack", "name"];
 
-/// What happens to a snapshot after its pause was answered.
+/// Metrics of a snapshot's life after its pause was answered.
 #[derive(Debug)]
 pub(super) struct Saving {
     seal: Histogram,

@@ -17,7 +17,7 @@ const ANSWER_SECONDS: [f64; 16] =
 const WORK_SECONDS: [f64; 15] =
     [0.001, 0.004, 0.016, 0.064, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 30.0, 120.0, 600.0, 3600.0, 43200.0];
 
-/// A histogram of what is waited for.
+/// A histogram of waits for an answer.
 pub(super) fn answer_seconds() -> Histogram {
     Histogram::new(ANSWER_SECONDS)
 }

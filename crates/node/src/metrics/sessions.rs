@@ -1,4 +1,4 @@
-//! Sessions of fault serving: those that go on, and what those did that are over.
+//! Sessions of fault serving: those that go on, and the counts of those that are over.
 
 use std::fmt::Debug;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,12 +10,12 @@ use rekindle_engine::serve::{ServeStats, ServeStatus, ServerWatch};
 /// Sessions that are remembered before those that are over are looked for, at least.
 const SESSIONS_BEFORE_A_LOOK: usize = 64;
 
-/// What can be asked of a session.
+/// Questions to a session.
 pub(super) trait Watched: Debug {
     fn stats(&self) -> ServeStats;
-    /// Whether its guest is served.
+    /// True if its guest is served.
     fn is_serving(&self) -> bool;
-    /// Whether its counts change no more.
+    /// True if its counts are final.
     fn is_over(&self) -> bool;
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Sessions<W>(Mutex<Known<W>>);
 #[derive(Debug)]
 struct Known<W> {
     sessions: Vec<Session<W>>,
-    /// What those did that are over.
+    /// Counts of those that are over.
     before: ServeStats,
     look_at: usize,
 }
@@ -52,10 +52,10 @@ struct Session<W> {
     first_fault_told: bool,
 }
 
-/// What was seen at a look.
+/// Findings of a look.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// What all sessions did, those that are over included.
+    /// Counts of all sessions, also of those that are over.
     pub(super) stats: ServeStats,
     /// Sessions that go on.
     pub(super) serving: u64,
@@ -72,7 +72,7 @@ impl<W> Default for Sessions<W> {
 }
 
 impl<W: Watched> Sessions<W> {
-    /// A session begins. True where there are so many that a look is due, which forgets those that are over.
+    /// Begins a session; true if there are enough of them for a look, which forgets those that are over.
     pub(super) fn begin(&self, snapshot: SnapshotId, watch: W) -> bool {
         let mut known = self.lock();
         known.sessions.push(Session { snapshot, watch, first_fault_told: false });

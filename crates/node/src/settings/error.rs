@@ -1,4 +1,4 @@
-//! Why settings could not be loaded: which one, where it was said, and what to write instead.
+//! Errors in settings: the setting, its place, and what to write instead.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::sockets::SOCKET_PATH_BYTES_MAX;
 
-/// Where a setting's value was said.
+/// Place of a setting's value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// Nowhere: it is the default.
@@ -24,7 +24,7 @@ pub enum Source {
     Flag(String),
 }
 
-/// Why settings could not be loaded.
+/// Reason that settings could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// A settings file that should be read cannot be.
@@ -35,7 +35,7 @@ pub enum SettingsError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A settings file is not TOML.
@@ -45,13 +45,13 @@ pub enum SettingsError {
         path: PathBuf,
         /// The line, from 1 on.
         line: usize,
-        /// What is wrong there.
+        /// The fault found there.
         message: String,
     },
     /// A name in a settings file that no setting has.
     #[error("{place}: there is no setting `{name}`; {}", did_you_mean(*suggestion))]
     UnknownKey {
-        /// Where it was said.
+        /// The value's place.
         place: Source,
         /// The name.
         name: String,
@@ -69,19 +69,19 @@ pub enum SettingsError {
     /// A value that the setting cannot have.
     #[error("{place}: {key} cannot be {given}: it must be {expected}")]
     Value {
-        /// Where it was said.
+        /// The value's place.
         place: Source,
         /// The setting.
         key: &'static str,
-        /// What was said.
+        /// The value given.
         given: String,
-        /// What can be said.
+        /// The values allowed.
         expected: String,
     },
     /// A setting that means nothing without another.
     #[error("{place}: {key} needs {missing} as well")]
     Incomplete {
-        /// Where the first was said.
+        /// Place of the first.
         place: Source,
         /// The setting.
         key: &'static str,
@@ -98,7 +98,7 @@ pub enum SettingsError {
         (SOCKET_PATH_BYTES_MAX + path.as_os_str().len()).saturating_sub(*bytes)
     )]
     LongSocket {
-        /// Where it was said.
+        /// The value's place.
         place: Source,
         /// The setting.
         key: &'static str,

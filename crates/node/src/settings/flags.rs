@@ -10,7 +10,7 @@ use super::keys::{KEYS, Key};
 /// Under which words help lists these flags.
 const HELP_GROUP: &str = "Settings";
 
-/// What the command line says of settings.
+/// The command line's values of settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SettingFlags {
     /// The settings file to read instead of the usual ones.
@@ -41,7 +41,7 @@ impl SettingFlags {
         self
     }
 
-    /// What was given: setting, flag, value.
+    /// Values given: setting, flag, value.
     pub(super) fn given(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
         self.given.iter().map(|(key, given)| (*key, given.flag.as_str(), given.value.as_str()))
     }

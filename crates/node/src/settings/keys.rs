@@ -1,4 +1,4 @@
-//! Every setting by name: what files, variables and flags are read for, and what help and documents say.
+//! Every setting by name, for files, variables and flags, with its text for help and documents.
 
 /// A setting as it is named and told of.
 #[derive(Debug, PartialEq, Eq)]
@@ -7,15 +7,15 @@ pub struct Key {
     pub name: &'static str,
     /// The flag that sets it, without the dashes before it: `api-tcp-listen`.
     pub flag: &'static str,
-    /// What stands for its value in help.
+    /// Placeholder for its value in help.
     pub value: &'static str,
-    /// What it decides.
+    /// Its meaning.
     pub help: &'static str,
     /// Its value where nothing is said, in words.
     pub default: &'static str,
     /// A value it could have, as a settings file has it.
     pub example: &'static str,
-    /// Whether it changes in a running daemon on SIGHUP.
+    /// True if it changes in a running daemon on SIGHUP.
     pub reloads: bool,
 }
 
@@ -305,7 +305,7 @@ impl Key {
     }
 }
 
-/// How alike two names must be for one to be offered for the other.
+/// Likeness of two names from which on one is offered for the other.
 const ALIKE: f64 = 0.84;
 
 /// The name among `known` that `given` was probably meant to be.

@@ -1,4 +1,4 @@
-//! What was said of each setting and where: a file, over it the environment, over it flags.
+//! The value and source of each setting: a file, over it the environment, over it flags.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -13,18 +13,18 @@ use super::flags::SettingFlags;
 use super::keys::{KEYS, closest};
 use crate::regular_file::read_text;
 
-/// What settings are looked for in, besides flags.
+/// Surroundings that settings are read from, besides flags.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
     /// The environment.
     pub variables: BTreeMap<String, OsString>,
     /// The settings file of the whole system.
     pub system_file: PathBuf,
-    /// Whether this user is root.
+    /// True if this user is root.
     pub is_root: bool,
 }
 
-/// What was said of one setting.
+/// The values given for one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Said {
     pub(super) value: SaidValue,

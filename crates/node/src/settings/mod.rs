@@ -33,41 +33,41 @@ use values::Kind;
 /// Every setting, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the catalog and layers lie.
+    /// Directory of the catalog and the layers.
     pub state_directory: PathBuf,
-    /// Where sockets lie.
+    /// Directory of the sockets.
     pub run_directory: PathBuf,
     /// The store.
     pub store: StoreLocation,
-    /// Whose snapshots these are.
+    /// Domain of the snapshots.
     pub domain: Domain,
     /// Bytes of RAM that captures may hold together.
     pub capture_bytes_max: u64,
-    /// Whether a sandbox is made that could never be paused. Reloads.
+    /// True to make sandboxes that could never be paused. Reloads.
     pub run_unpausable: bool,
-    /// How many times the available RAM the memory of a new guest may be. Reloads.
+    /// Factor of the available RAM that bounds the memory of a new guest. Reloads.
     pub memory_overcommit: usize,
     /// Unsealed snapshots in one line before a pause waits.
     pub unsealed_ancestors_max: usize,
-    /// How long a pause waits for room.
+    /// Longest time a pause waits for room.
     pub pause_wait: Duration,
     /// Threads that compare one snapshot; where it is `None`, as many as the engine finds right.
     pub compare_workers: Option<usize>,
-    /// Whether a snapshot can be resumed before it is sealed. Reloads.
+    /// True if a snapshot can be resumed before it is sealed. Reloads.
     pub serve_before_seal: bool,
-    /// How long files that a start set aside are kept. Reloads.
+    /// Time that files set aside by a start are kept. Reloads.
     pub set_aside_kept: Duration,
     /// Past events that are kept.
     pub events_kept: usize,
-    /// What is logged, as directives of `tracing`. Reloads.
+    /// Lines to log, as directives of `tracing`. Reloads.
     pub log_level: String,
-    /// How it is logged. Reloads.
+    /// Form of log lines. Reloads.
     pub log_format: LogFormat,
     /// The control API.
     pub api: ApiSettings,
-    /// How Firecracker is run.
+    /// Options of running Firecracker.
     pub firecracker: FirecrackerSettings,
-    /// What is told to others about what happens here.
+    /// Reports to other programs.
     pub telemetry: TelemetrySettings,
     /// The settings file that was read, if any.
     pub file: Option<PathBuf>,
@@ -76,12 +76,12 @@ pub struct Settings {
     entries: Vec<Entry>,
 }
 
-/// How the control API can be reached.
+/// Addresses and users of the control API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiSettings {
     /// Its unix socket.
     pub socket: PathBuf,
-    /// Who may use the socket besides root and the daemon's own user.
+    /// Users who may use the socket besides root and the daemon's own user.
     pub allowed_uids: Vec<u32>,
     /// Connections to each of its listeners, at most.
     pub connections_max: usize,
@@ -92,7 +92,7 @@ pub struct ApiSettings {
 /// The control API over TCP: always with TLS and a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpSettings {
-    /// Where it listens.
+    /// Address to listen at.
     pub listen: SocketAddr,
     /// The certificate chain, PEM.
     pub certificate: PathBuf,
@@ -102,18 +102,18 @@ pub struct TcpSettings {
     pub token_file: PathBuf,
 }
 
-/// How Firecracker is run.
+/// Options of running Firecracker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirecrackerSettings {
     /// The program; the one that the search path has where it is not said.
     pub program: Option<PathBuf>,
-    /// How it is jailed, if it is.
+    /// Options of its jail, if it is jailed.
     pub jailer: Option<JailerSettings>,
-    /// Whether it filters its system calls.
+    /// True if it filters its system calls.
     pub seccomp: bool,
 }
 
-/// How Firecracker is jailed.
+/// Options of Firecracker's jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JailerSettings {
     /// The jailer.
@@ -126,16 +126,16 @@ pub struct JailerSettings {
     pub group_id: u32,
 }
 
-/// What is told to others about what happens here.
+/// Reports to other programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TelemetrySettings {
-    /// Where spans are sent, as OTLP over HTTP.
+    /// Address that spans are sent to, as OTLP over HTTP.
     pub otlp_endpoint: Option<String>,
     /// Under which name.
     pub service_name: String,
 }
 
-/// Where the store is.
+/// Place of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreLocation {
     /// A directory, local or mounted.
@@ -151,7 +151,7 @@ pub struct Entry {
     pub shown: Option<String>,
     /// Its value for programs; null where there is none.
     pub value: serde_json::Value,
-    /// Where it was said.
+    /// Its source.
     pub source: Source,
 }
 
@@ -177,7 +177,7 @@ struct EntryJson<'a> {
 }
 
 impl Settings {
-    /// The settings of this process: what flags say, else the environment, else the settings file, else defaults.
+    /// The settings of this process: from flags, else the environment, else the settings file, else defaults.
     pub fn load(flags: &SettingFlags) -> Result<Self, SettingsError> {
         Self::load_in(flags, &Surroundings::of_process())
     }
@@ -246,12 +246,12 @@ impl Settings {
         &self.entries
     }
 
-    /// Where the keeper listens.
+    /// Path of the keeper's socket.
     pub fn keeper_socket(&self) -> PathBuf {
         self.run_directory.join("keeper.sock")
     }
 
-    /// Where a setting's value came from.
+    /// The source of a setting's value.
     pub fn source(&self, name: &str) -> &Source {
         self.entries
             .iter()
@@ -269,7 +269,8 @@ impl Settings {
             .collect()
     }
 
-    /// These settings as a running daemon can have them once `newer` was loaded: what reloads is the newer's.
+    /// These settings as a running daemon can have them after `newer` was loaded: with the reloadable values of the
+    /// newer ones.
     #[must_use]
     pub fn reloaded(&self, newer: &Self) -> Self {
         let pairs = self.entries.iter().zip(&newer.entries);
@@ -410,7 +411,7 @@ impl Reader {
     }
 }
 
-/// A month: as long as somebody may take to find the catalog that names the files.
+/// A month, in which the catalog that names the files may be found again.
 const SET_ASIDE_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 fn default_state_directory(around: &Surroundings) -> Option<PathBuf> {

@@ -1,4 +1,4 @@
-//! Whether every socket that will be made has a path that Linux binds: found out at the start, not at the first resume.
+//! Checks that Linux can bind the path of every socket to come: at the start, not at the first resume.
 
 use std::path::{Path, PathBuf};
 

@@ -41,7 +41,7 @@ impl Machine {
         Settings::load_in(&flags(words), &self.around)
     }
 
-    /// What is said of a settings file of this text, without the directory of the test.
+    /// The refusal of a settings file of this text, without the directory of the test.
     fn refusal(self, text: &str) -> String {
         let machine = self.with_file("etc/rekindle.toml", text);
         let error = machine.load(&[]).expect_err("it is refused").to_string();

@@ -1,4 +1,4 @@
-//! What values settings can have: each kind is parsed and shown in one place.
+//! Kinds of settings' values: each kind is parsed and shown in one place.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ use super::error::Source;
 use super::layers::{Said, SaidValue};
 use crate::telemetry::{LogFormat, spans_url};
 
-/// A kind of value: how one is understood, and how it is shown to people and to programs. What is wrong with a value is
-/// said as what it must be instead.
+/// A kind of value: how one is understood, and how it is shown to people and to programs. A refusal of a value says
+/// what it must be instead.
 pub(super) struct Kind<T> {
     pub(super) parse: fn(&Said) -> Result<T, String>,
     pub(super) show: fn(&T) -> (String, Value),
@@ -133,7 +133,7 @@ fn store(said: &Said) -> Result<StoreLocation, String> {
     path(said).map(StoreLocation::Directory)
 }
 
-/// How a URL of a file begins.
+/// Beginning of a file's URL.
 const FILE_URL: &str = "file://";
 
 /// The path of a file:// URL (RFC 8089): on this machine, and with every `%XX` decoded.

@@ -15,10 +15,10 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::{BoxedLayer, TelemetryError};
 
-/// How long a collector may take for a batch, and for what is left at the end.
+/// Longest time for a collector to take a batch, and for the rest at the end.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 
-/// Where collectors take spans.
+/// Path at which collectors take spans.
 const SPANS_PATH: &str = "/v1/traces";
 
 /// A collector that is sent spans in batches. Dropped, it sends what is left.
@@ -59,7 +59,7 @@ impl SpanExport {
         Ok(Self { provider, runtime: Some(runtime) })
     }
 
-    /// What makes spans of ours into spans of the collector's, whatever level is logged.
+    /// Layer that turns our spans into the collector's, at any log level.
     pub(super) fn layer(&self) -> BoxedLayer {
         let ours = Targets::new().with_target("rekindle", LevelFilter::INFO);
         let tracer = self.provider.tracer("rekindle");
@@ -126,7 +126,7 @@ impl SendSpans for Sender {
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        // Told before the first batch, so nobody shares the exporter yet.
+        // Set before the first batch, so the exporter has no second owner yet.
         if let Some(exporter) = Arc::get_mut(&mut self.exporter) {
             exporter.set_resource(resource);
         }

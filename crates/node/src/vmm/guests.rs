@@ -3,9 +3,9 @@
 //! Both answer lines on their serial console with lines, and judge their own memory. A command is answered by one line:
 //! `fill SEED` (`filled PAGES`), `verify` (`verified PAGES WRONG`, and where any are wrong ` first PAGE`),
 //! `dirty SEED PERCENT` (`dirtied PAGES`), `touch PERCENT` (`touched PAGES`), `tick` (`tick N`), `count on`,
-//! `count every TURNS`, `count off` (`counting`, `not counting`; from time to time, about every 50 ms or TURNS times
-//! 10 ms, there is a `tick N` between the answers), `echo TEXT` (`echo TEXT`). What is no command, or does not succeed,
-//! is answered by a line that starts with `error: `. Nothing typed is echoed; lines end in CR LF.
+//! `count every TURNS`, `count off` (`counting`, `not counting`; from time to time, about every 50 ms or TURNS times 10
+//! ms, there is a `tick N` between the answers), `echo TEXT` (`echo TEXT`). A word that is no command, or a command
+//! that fails, is answered by a line that starts with `error: `. Nothing typed is echoed; lines end in CR LF.
 //!
 //! The Linux guest takes the memory to fill at the first `fill SEED MIB`, and has a disk at `/disk` if it finds one:
 //! `write NAME TEXT` (`written BYTES`, when it is on the disk), `read NAME` (`read TEXT`), `store NAME SEED MIB`
@@ -38,7 +38,7 @@ pub fn linux_init() -> &'static [u8] {
     include_bytes!(concat!(env!("OUT_DIR"), "/init"))
 }
 
-/// What the Linux guest's kernel has to be told for its console to be the serial line and its start to be quick.
+/// Kernel command line of the Linux guest: its console is the serial line and its start is quick.
 ///
 /// A microvm has no clock that the speed of the processor's counter could be measured with, so it is told that as well.
 pub fn linux_command_line() -> String {

@@ -1,4 +1,4 @@
-//! How a process ended, in words.
+//! The end of a process, in words.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 /// The signal by which a process is killed that does not end by itself.
 const SIGKILL: i32 = 9;
 
-/// Why a guest ended: what its VMM `told` of that, the status of wait(2) where it is known, and what it printed last.
+/// Reason of a guest's end: its VMM's account `told`, the status of wait(2) if known, and its last output.
 pub(crate) fn reason_of_end(status: Option<i32>, told: Option<&str>, last_words: &str) -> String {
     let how = status.map_or_else(|| "ended, and its keeper does not know how".to_owned(), how_ended);
     match (told, last_words) {

@@ -1,14 +1,14 @@
-//! The formats of kernels, told by the first bytes of a file, and which of them a VMM boots.
+//! Formats of kernels, told by the first bytes of a file, and the formats that each VMM boots.
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-/// How much of a file is looked at: a multiboot header is in the first 8 KiB (multiboot specification, 3.1).
+/// Length of a file's part that is looked at: a multiboot header is in the first 8 KiB (multiboot specification, 3.1).
 const LOOKED_AT_BYTES: usize = 8192;
 
-/// Where a bzImage says that it is one (Documentation/arch/x86/boot.rst, `header`).
+/// Place and value of a bzImage's mark (Documentation/arch/x86/boot.rst, `header`).
 const BZ_IMAGE: (usize, &[u8]) = (0x202, b"HdrS");
 const ELF: &[u8] = b"\x7fELF";
 /// The fields of an ELF file that say its word size, its byte order and its processor (elf(5)).
@@ -16,7 +16,7 @@ const ELF_CLASS: usize = 4;
 const ELF_ORDER: usize = 5;
 const ELF_MACHINE: usize = 18;
 const ELF_X86_64: [u8; 2] = [62, 0];
-/// How a multiboot header begins, on an address that four divides.
+/// First bytes of a multiboot header, on an address that four divides.
 const MULTIBOOT: [u8; 4] = 0x1bad_b002_u32.to_le_bytes();
 
 /// A format that some VMM boots.
@@ -66,7 +66,7 @@ impl KernelFormat {
         bytes.as_chunks().0.contains(&MULTIBOOT).then_some(Self::Multiboot)
     }
 
-    /// What a file is called that has this format, or none.
+    /// Words for a file of this format, or of none.
     pub fn called(format: Option<Self>) -> &'static str {
         match format {
             Some(Self::BzImage) => "a bzImage",
@@ -79,20 +79,20 @@ impl KernelFormat {
 }
 
 impl KernelFormats {
-    /// What QEMU's microvm and q35 boot.
+    /// Formats that QEMU's microvm and q35 boot.
     pub const QEMU: Self = Self {
         formats: &[KernelFormat::BzImage, KernelFormat::Elf64, KernelFormat::Elf32, KernelFormat::Multiboot],
         told: "QEMU boots a bzImage (`vmlinuz`), an ELF file with a PVH entry (`vmlinux`) or a multiboot kernel",
     };
 
-    /// What Firecracker boots on x86-64.
+    /// Formats that Firecracker boots on x86-64.
     pub const FIRECRACKER: Self = Self {
         formats: &[KernelFormat::Elf64],
         told: "Firecracker boots an uncompressed 64-bit ELF file (`vmlinux`); Linux's scripts/extract-vmlinux makes \
                one of a bzImage",
     };
 
-    /// Whether a format is among them.
+    /// True if a format is among them.
     pub fn have(self, format: KernelFormat) -> bool {
         self.formats.contains(&format)
     }

@@ -1,4 +1,4 @@
-//! What a VMM printed last, for the error that says it has ended.
+//! The last output of a VMM, for the error that says it has ended.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -6,13 +6,12 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
-/// How much of a log's end is looked at.
+/// Length of a log's end that is read.
 const LOG_BYTES: u64 = 2048;
 /// Lines of it that are told.
 const LINES: usize = 3;
 
-/// The last lines of the log of a VMM, in one; empty where there are none. A VMM that can write to the log's directory
-/// may have put anything in its place, so it is read only if it is a file, and through no link.
+/// The last lines of the log of a VMM, in one; empty without any.
 pub(crate) fn last_words(log: &Path) -> String {
     let end = || {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

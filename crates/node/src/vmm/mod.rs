@@ -1,4 +1,4 @@
-//! Drivers of the programs guests run in.
+//! Drivers of the programs that guests run in.
 
 pub mod firecracker;
 pub mod guests;

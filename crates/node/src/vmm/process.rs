@@ -22,14 +22,14 @@ pub use control::{Awaited, GuestControl};
 pub use error::GuestError;
 pub use kept::{CONTROL, KeptParts, MEMORY};
 
-/// How a process guest is started.
+/// Options of starting a process guest.
 #[derive(Clone, Debug)]
 pub struct GuestOptions {
     /// The program that can be a guest.
     pub program: PathBuf,
     /// Its words before the guest's own arguments.
     pub leading: Vec<OsString>,
-    /// What guest it is to be.
+    /// The guest to start.
     pub guest: GuestArguments,
     /// The user it runs as, where not ours; needs root.
     pub user_id: Option<u32>,
@@ -43,7 +43,7 @@ pub struct GuestOptions {
 /// for an answer.
 #[derive(Debug)]
 pub struct ProcessGuest {
-    /// What the guest is told and answers.
+    /// Commands to the guest, and its answers.
     pub control: GuestControl,
     /// The process it is.
     pub process: VmmProcess,
@@ -93,12 +93,12 @@ impl ProcessGuest {
         self.process.id()
     }
 
-    /// What the guest said of itself at the start.
+    /// The guest's own facts from its start.
     pub fn hello(&self) -> &Hello {
         &self.hello
     }
 
-    /// The guest's memfd, if its memory is shared and nobody serves it.
+    /// The guest's memfd, if its memory is shared and not served.
     pub fn memfd(&self) -> Option<&Memfd> {
         self.memfd.as_ref()
     }
@@ -118,7 +118,7 @@ impl ProcessGuest {
         Ok(self.process.thaw()?)
     }
 
-    /// Ends the guest whatever it does, and waits for its end; see [`VmmProcess::wait`].
+    /// Ends the guest in any state, and waits for its end; see [`VmmProcess::wait`].
     pub fn kill(&mut self) -> Result<Option<ExitStatus>, GuestError> {
         Ok(self.process.kill()?)
     }

@@ -51,7 +51,7 @@ pub struct QemuGuest {
     memory: Option<Memfd>,
 }
 
-/// How far a driver and its QEMU have come with each other.
+/// Stage of the contact between a driver and its QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contact {
     /// It was started, and has not said yet that it is up.
@@ -66,7 +66,7 @@ impl QemuGuest {
     /// Starts a guest on empty memory as a child of the keeper, which holds under `key` its pidfd, [`CONTROL`],
     /// [`SERIAL`], [`EVENTS`] and [`MEMORY`]. It runs when this returns.
     ///
-    /// Where this fails no QEMU runs, but what is held under `key` is the caller's to forget.
+    /// On failure no QEMU runs; the holdings under `key` are the caller's to forget.
     pub fn start(keeper: &KeeperClient, key: &str, launch: &Launch) -> Result<Self, QemuError> {
         let memory = empty_memory(launch)?;
         let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Boot)?;
@@ -82,7 +82,7 @@ impl QemuGuest {
     /// already; see [`Self::handed_over`]. Its guest stands until [`Self::load`]. The keeper holds under `key` its
     /// pidfd, [`CONTROL`], [`SERIAL`] and [`EVENTS`]; the memory comes with the hand-over.
     ///
-    /// Once this has returned, ending the process is the caller's, whatever fails.
+    /// Once this has returned, ending the process is the caller's, after any failure.
     pub fn resume(
         keeper: &KeeperClient,
         key: &str,
@@ -129,8 +129,8 @@ impl QemuGuest {
         self.qmp.execute("go on", "cont", &Value::Null).map(drop)
     }
 
-    /// Has every CPU and device of the guest stand, and takes its device state. The guest is still served meanwhile:
-    /// a CPU stands once it has the page it waits for. Where this fails, [`Self::go_on`].
+    /// Has every CPU and device of the guest stand, and takes its device state. The guest is still served meanwhile: a
+    /// CPU stands once it has the page it waits for. On failure, call [`Self::go_on`].
     pub fn suspend(&mut self) -> Result<Bytes, QemuError> {
         self.become_known()?;
         // Asked for both at once: a machine that QEMU stopped before is no other for being told to stop.
@@ -178,7 +178,7 @@ impl QemuGuest {
         id.map(Some).ok_or_else(answer)
     }
 
-    /// What QEMU does to the machine by itself; nothing is known of one that an older rekindle started.
+    /// QEMU's own actions on the machine; none are known of a QEMU that an older rekindle started.
     pub fn watch(&self) -> Option<MachineWatch> {
         self.events.as_ref().map(QemuEvents::watch)
     }
@@ -188,14 +188,14 @@ impl QemuGuest {
         self.process.id()
     }
 
-    /// Our end of the serial console: what the guest prints, and what is typed to it. The guest stands where it prints
-    /// and nobody reads.
+    /// Our end of the serial console: the guest's output, and its input. A guest whose output is not read stands still
+    /// when it prints.
     pub fn serial(&self) -> BorrowedFd<'_> {
         self.serial.as_fd()
     }
 
-    /// The file behind the memory of a guest that was started on empty memory; once nobody runs, all that it has is all
-    /// there is to capture (`rekindle_engine::tracking::file_pages`).
+    /// The file behind the memory of a guest that was started on empty memory; once the guest stands still, its pages
+    /// are all there is to capture (`rekindle_engine::tracking::file_pages`).
     pub fn memory(&self) -> Option<&Memfd> {
         self.memory.as_ref()
     }

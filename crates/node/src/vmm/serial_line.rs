@@ -12,9 +12,9 @@ const OUTPUT_BYTES: usize = 1 << 20;
 /// Our two ends of a serial line. Of a socket both are the same file.
 #[derive(Debug)]
 pub struct SerialLine {
-    /// What the guest prints comes out here.
+    /// The guest's output comes out here.
     pub output: OwnedFd,
-    /// What is written here the guest reads.
+    /// Bytes written here are the guest's input.
     pub input: OwnedFd,
 }
 

@@ -1,10 +1,10 @@
-//! Tap devices that a machine is to have: there already, in this network namespace.
+//! Tap devices for a machine: each must exist already, in this network namespace.
 
 use std::io;
 
 use rekindle_kernel::NetworkDevice;
 
-/// Why a machine cannot have a tap device.
+/// Reason that a machine cannot have a tap device.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// No network device has the name.
@@ -27,7 +27,7 @@ pub enum TapError {
     Asked {
         /// The name.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

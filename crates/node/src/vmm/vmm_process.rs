@@ -22,10 +22,10 @@ const PIDFD: &str = "pidfd";
 /// The word of a VMM's environment that says at which socket its keeper listens.
 pub const KEEPER: &str = "REKINDLE_KEEPER";
 
-/// How long a stopped VMM may take until its last thread stands. Threads that wait for a remove to be read
-/// stand only after that, so the handler must be serving.
+/// Longest time from a VMM's stop until its last thread stands still. Threads that wait for a remove to be read stand
+/// only after that, so the handler must be serving.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
-/// How often a frozen VMM is asked without a pause before it is waited for.
+/// Number of times that a frozen VMM is checked without a pause before each check waits.
 const FREEZE_YIELDS: u32 = 1000;
 /// The pause between later questions, cut short when the VMM ends.
 const FREEZE_PAUSE: Duration = Duration::from_millis(1);
@@ -37,20 +37,20 @@ pub struct VmmProcess {
     owner: Owner,
 }
 
-/// Whose child a VMM is, and with whom it ends.
+/// Parent of a VMM, which also decides with whom it ends.
 #[derive(Debug)]
 enum Owner {
     Us(Child),
     Keeper,
 }
 
-/// What went wrong with a VMM's process.
+/// Error of a VMM's process.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// The system could not start it.
     #[error("not started: {source}")]
     NotStarted {
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// The keeper did not do its part.
@@ -58,7 +58,7 @@ pub enum ProcessError {
     Keeper {
         /// The key it is held under.
         key: String,
-        /// Why not.
+        /// The reason.
         source: KeeperError,
     },
     /// It has ended.
@@ -66,7 +66,7 @@ pub enum ProcessError {
     Gone {
         /// Its process id.
         pid: u32,
-        /// What it was to do.
+        /// The task it was given.
         doing: &'static str,
     },
     /// Some thread of it went on after it was told to stop.
@@ -74,7 +74,7 @@ pub enum ProcessError {
     NotFrozen {
         /// Its process id.
         pid: u32,
-        /// How long it was waited for.
+        /// The limit of the wait.
         limit: Duration,
     },
     /// The kernel refused something about it.
@@ -82,9 +82,9 @@ pub enum ProcessError {
     Failed {
         /// Its process id.
         pid: u32,
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
 }
@@ -95,7 +95,7 @@ pub struct Unfinished {
     process: Option<VmmProcess>,
 }
 
-/// Takes the pidfd of a VMM out of what the keeper holds under its key, whoever the VMM's parent is.
+/// Takes the pidfd of a VMM out of the keeper's holdings under its key, with any parent.
 pub fn take_process(held: &mut Held) -> Option<OwnedFd> {
     held.fds.remove(PROCESS).or_else(|| held.fds.remove(PIDFD))
 }
@@ -189,7 +189,7 @@ impl VmmProcess {
         self.signal(Signal::Continue, "thaw")
     }
 
-    /// Tells the guest to end whatever it does, without waiting for its end.
+    /// Tells the guest to end, in any state, without waiting for its end.
     pub fn begin_kill(&self) -> Result<(), ProcessError> {
         match self.signal(Signal::Kill, "kill") {
             Err(ProcessError::Gone { .. }) => Ok(()),
@@ -197,7 +197,7 @@ impl VmmProcess {
         }
     }
 
-    /// Ends the guest whatever it does, and waits for its end; see [`Self::wait`].
+    /// Ends the guest in any state, and waits for its end; see [`Self::wait`].
     pub fn kill(&mut self) -> Result<Option<ExitStatus>, ProcessError> {
         self.begin_kill()?;
         self.wait()
@@ -238,7 +238,7 @@ impl VmmProcess {
             Owner::Us(_) => is_told_stopped(self.id()),
             Owner::Keeper => self.handle.is_stopped(),
         };
-        // What was read of a guest that has ended is of nobody, or of another process.
+        // Bytes read of a guest that has ended have no owner, or are of another process.
         if !self.handle.is_alive() {
             return Err(ProcessError::Gone { pid: self.id(), doing: "freeze" });
         }
@@ -271,7 +271,7 @@ impl VmmProcess {
     }
 }
 
-/// Whether a child was reported as stopped, which it is once all its threads stand.
+/// True if a child was reported as stopped, which it is once all its threads stand still.
 fn is_told_stopped(child: u32) -> io::Result<bool> {
     let pid = i32::try_from(child).ok().and_then(Pid::from_raw).expect("a child has a process id");
     let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -310,7 +310,7 @@ impl Drop for Unfinished {
     }
 }
 
-/// What the kernel said where the keeper could not start a program.
+/// The kernel's error if the keeper could not start a program.
 fn not_started(error: &KeeperError) -> Option<io::Error> {
     match error.refusal()? {
         Refusal::NotStarted { os_error: Some(number), .. } => Some(io::Error::from_raw_os_error(*number)),

@@ -30,7 +30,7 @@ pub(super) fn token(path: &Path) -> Result<Token, ListenError> {
     }
 }
 
-/// What TLS needs of a certificate and its key.
+/// TLS with a certificate and its key.
 pub(super) fn tls(certificate: &Path, key: &Path) -> Result<ServerConfig, ListenError> {
     let wrong_certificate = |reason: String| wrong("certificate", certificate, reason);
     let text =

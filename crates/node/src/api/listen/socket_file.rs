@@ -1,7 +1,7 @@
-//! The file of the local socket: made with its permissions, in place of a dead daemon's, removed by who made it.
+//! The file of the local socket: made with its permissions, in place of a dead daemon's, and removed by its maker.
 //!
-//! Whose socket it is says a lock on a file beside it, not who answers there: of a daemon that was killed, a process it
-//! had just forked may still have the socket, and answers nobody.
+//! A lock on a file beside it shows the socket's owner, an answer does not: of a daemon that was killed, a process it
+//! had just forked may still have the socket, and answers no one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -38,7 +38,7 @@ impl SocketFile {
         &self.path
     }
 
-    /// Whether whoever connects to the path reaches the socket that it was made for.
+    /// True if a connection to the path reaches the socket that it was made for.
     pub(crate) fn is_there(&self) -> bool {
         let found = fs::symlink_metadata(&self.path);
         found.is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode))
@@ -71,7 +71,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Listens on a socket at `path`, which nobody can connect to but whom `mode` lets.
+/// Listens on a socket at `path`, to which only the users that `mode` lets in can connect.
 pub(super) fn listen(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), ListenError> {
     listen_under(lock(path)?, path, mode)
 }
@@ -112,7 +112,7 @@ fn lock_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Removes the socket that a dead daemon left at `path`; whoever holds the lock may.
+/// Removes the socket that a dead daemon left at `path`; the holder of the lock may.
 fn make_way(path: &Path) -> Result<(), ListenError> {
     let failed = |source: io::Error| ListenError::Socket { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {

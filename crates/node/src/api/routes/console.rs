@@ -28,7 +28,7 @@ pub(super) fn writes() -> Routes {
 
 /// Reads what a sandbox's guests printed at their console.
 ///
-/// Each answer says where to go on, so that nothing is missed: ask again from `next` on, and wait there.
+/// Each answer gives the position to go on from, so that nothing is missed: ask again from `next` on, and wait there.
 #[utoipa::path(
     get,
     path = "/v1/sandboxes/{reference}/console",

@@ -1,4 +1,4 @@
-//! What is asked about the daemon itself.
+//! Routes about the daemon itself.
 
 use std::sync::LazyLock;
 
@@ -42,7 +42,7 @@ async fn show_health(_place: Place) -> Json<Health> {
     Json(Health { healthy: true })
 }
 
-/// Says whether requests can be done, and what stands in the way.
+/// Tells if requests can be done, and names the obstacles.
 #[utoipa::path(
     get,
     path = "/v1/ready",
@@ -62,7 +62,7 @@ async fn show_readiness(State(control): State<BoundedControl>, place: Place) -> 
     Ok((status, Json(readiness)).into_response())
 }
 
-/// Says which version answers.
+/// Gives the daemon's version.
 #[utoipa::path(
     get,
     path = "/v1/version",

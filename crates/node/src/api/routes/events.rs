@@ -1,4 +1,4 @@
-//! What happens, as server-sent events.
+//! The daemon's events, as server-sent events.
 
 use std::convert::Infallible;
 
@@ -20,12 +20,12 @@ pub(super) fn routes() -> Routes {
     Routes::default().routes(routes!(stream_events))
 }
 
-/// Streams what happens: `id` is the event's id, `event` its kind, `data` the event as JSON.
+/// Streams events: `id` is the event's id, `event` its kind, `data` the event as JSON.
 ///
 /// An event of kind `lost` says that events were left out, as its `missed` at most; the stream ends with it. The client
-/// read too slowly, or the event it had last is not followed by those that are still known. That is so after a restart
-/// of the daemon, which forgets all events: whoever asks for those after one of an earlier daemon is told `lost` first.
-/// A client that is told so looks at everything anew. The `id` of this `lost` is what to go on behind.
+/// read too slowly, or the event it had last is not followed by those that are still known. A restart of the daemon
+/// forgets all events: a client that asks for those after one of an earlier daemon first receives `lost`. It should
+/// list sandboxes and snapshots again, and then continue after the `id` of this `lost`.
 #[utoipa::path(
     get,
     path = "/v1/events",

@@ -1,4 +1,4 @@
-//! Fault sockets: where a VMM that others start is served with a snapshot's memory.
+//! Fault sockets: each serves a snapshot's memory to a VMM that others start.
 
 use axum::Json;
 use axum::extract::State;

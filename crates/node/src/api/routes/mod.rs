@@ -1,4 +1,4 @@
-//! The routes, a module for each kind of resource, and how many requests of each are worked on at once.
+//! The routes, a module for each kind of resource, and the number of requests of each that are worked on at once.
 
 mod captures;
 mod console;
@@ -46,7 +46,7 @@ async fn traced(request: Request, next: Next) -> Response {
     response
 }
 
-/// The document of the routes, before what is said for all of them is added.
+/// The document of the routes, before the parts common to all of them are added.
 pub(crate) fn document() -> OpenApi {
     all().into_openapi()
 }

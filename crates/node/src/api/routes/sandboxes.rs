@@ -1,4 +1,4 @@
-//! Sandboxes: made, listed, paused, resumed, forked, told things, stopped and removed.
+//! Sandboxes: created, listed, paused, resumed, forked, given commands, stopped and removed.
 
 use axum::Json;
 use axum::extract::State;
@@ -143,7 +143,7 @@ async fn resume_sandbox(
         .map(Json)
 }
 
-/// Makes new sandboxes that go on from where this one is.
+/// Makes new sandboxes that go on from this one's present state.
 ///
 /// A running sandbox is paused for it and goes on from the same snapshot.
 #[utoipa::path(
@@ -167,7 +167,7 @@ async fn fork_sandbox(
     Ok(Made { made, path: None })
 }
 
-/// Ends a sandbox's guest; what it did since its last pause is gone.
+/// Ends a sandbox's guest; its work since its last pause is gone.
 #[utoipa::path(
     post,
     path = "/v1/sandboxes/{reference}/stop",

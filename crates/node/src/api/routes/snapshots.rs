@@ -71,15 +71,15 @@ async fn show_snapshot(
     control.ask(place, move |control| control.snapshot(&reference)).await.map(Json)
 }
 
-/// Waits until a snapshot has come as far as a state, or beyond it.
+/// Waits until a snapshot is in a state, or beyond it.
 ///
-/// Where it has not in time, the answer is the problem `not_yet`.
+/// If it is not in time, the answer is the problem `not_yet`.
 #[utoipa::path(
     get,
     path = "/v1/snapshots/{reference}/wait",
     tag = "snapshots",
     params(crate::api::document::SnapshotParameter, WaitQuery),
-    responses((status = 200, description = "The snapshot, that far", body = Snapshot))
+    responses((status = 200, description = "The snapshot, in that state or beyond it", body = Snapshot))
 )]
 async fn wait_snapshot(
     State(control): State<BoundedControl>,
@@ -150,7 +150,7 @@ async fn verify_snapshot(
     control.ask(place, move |control| control.verify_snapshot(&reference)).await.map(Json)
 }
 
-/// Shows which layers a snapshot is made of and where they are, without waiting for a seal.
+/// Shows the layers that a snapshot is made of and their places, without waiting for a seal.
 #[utoipa::path(
     get,
     path = "/v1/snapshots/{reference}/placement",

@@ -1,4 +1,4 @@
-//! What the daemon says of itself, of what happens, and of requests that it does not do.
+//! The daemon's own facts, events, and refusals of requests.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -9,11 +9,11 @@ use uuid::Uuid;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct EventsQuery {
-    /// Events after this id that are still known come first, all that are where it is 0; without it, only those to come.
-    /// A client that comes back says the last id it had in the field `Last-Event-ID`, which counts before this.
+    /// The known events after this id come first, all of them if it is 0; without it, only new ones come. A client that
+    /// comes back gives the id of its last event in the field `Last-Event-ID`, which counts before this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
-    /// Whether those to come follow: the stream ends with the events that are known where it is false.
+    /// True if new events follow; if false, the stream ends after the known events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<bool>,
 }
@@ -25,7 +25,7 @@ pub struct Event {
     pub id: u64,
     /// When.
     pub unix_ms: u64,
-    /// What: `sandbox.created`, `sandbox.paused`, `sandbox.resumed`, `sandbox.stalled`, `sandbox.running`,
+    /// Kind: `sandbox.created`, `sandbox.paused`, `sandbox.resumed`, `sandbox.stalled`, `sandbox.running`,
     /// `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `snapshot.captured`, `snapshot.sealed`,
     /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.lost`, `daemon.started`.
     pub kind: String,
@@ -44,7 +44,7 @@ pub struct Health {
     pub healthy: bool,
 }
 
-/// Who answers.
+/// Version of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Version {
     /// The program's version.
@@ -57,16 +57,16 @@ pub struct Version {
     pub started_unix_ms: u64,
 }
 
-/// Whether requests can be done.
+/// Readiness for requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Readiness {
-    /// Whether they can.
+    /// True if requests can be done.
     pub ready: bool,
-    /// What stands in the way of them; where they can, of saving what was paused.
+    /// Obstacles to requests; if there are none, obstacles to saving paused sandboxes.
     pub reasons: Vec<String>,
 }
 
-/// Why a request was not done: `application/problem+json` (RFC 9457).
+/// Reason that a request was not done: `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProblemBody {
     /// `urn:rekindle:problem:` and the code.
@@ -78,7 +78,7 @@ pub struct ProblemBody {
     pub status: u16,
     /// The code, which stays what it is.
     pub code: String,
-    /// What happened, to what, and what to do.
+    /// The event, the thing it happened to, and the remedy.
     pub detail: String,
     /// The sandboxes it is about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

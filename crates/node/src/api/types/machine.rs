@@ -1,11 +1,11 @@
-//! Virtual machines: what one is started with, and its console.
+//! Virtual machines: the parts of a new one, and its console.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{schemas, shapes};
 
-/// What a virtual machine is started with. Paths are those of the daemon's machine, and absolute.
+/// A virtual machine to be started. Paths are those of the daemon's machine, and absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
@@ -16,7 +16,7 @@ pub struct Machine {
     #[serde(default)]
     #[schema(min_length = 1, max_length = 4096, pattern = "^/")]
     pub initrd: Option<String>,
-    /// What its kernel is told; what lets it talk at the console where it is not said.
+    /// Kernel command line; the default lets the kernel use the console.
     #[serde(default)]
     #[schema(max_length = 2048)]
     pub command_line: Option<String>,
@@ -27,7 +27,7 @@ pub struct Machine {
     /// The kind of machine; QEMU only.
     #[serde(default, deserialize_with = "shapes::word")]
     pub board: Board,
-    /// How its instructions are run; by KVM where that works if it is not said.
+    /// Accelerator; KVM by default, if it works.
     #[serde(default, deserialize_with = "shapes::word_or_none")]
     pub accelerator: Option<Accelerator>,
     /// The model of its processors, in the VMM's words.
@@ -59,7 +59,7 @@ pub enum Board {
     Q35,
 }
 
-/// How a guest's instructions are run.
+/// Way in which a guest's instructions are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Accelerator {
@@ -107,7 +107,7 @@ pub struct ShownMachine {
     pub kernel: ShownBootFile,
     /// The first file system of its kernel.
     pub initrd: Option<ShownBootFile>,
-    /// What its kernel is told.
+    /// Kernel command line.
     pub command_line: String,
     /// Virtual processors.
     pub cpus: u32,
@@ -115,7 +115,7 @@ pub struct ShownMachine {
     pub cpu: Option<String>,
     /// The kind of machine; QEMU only.
     pub board: Option<Board>,
-    /// How its instructions are run.
+    /// Accelerator.
     pub accelerator: Accelerator,
     /// Its disks, in their order.
     pub disks: Vec<ShownDisk>,
@@ -126,7 +126,7 @@ pub struct ShownMachine {
 /// A file that a machine was booted from. The daemon keeps a copy of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ShownBootFile {
-    /// Where it was when the machine was made.
+    /// Its path when the machine was made.
     pub path: String,
     /// The BLAKE3 digest of its bytes, in hexadecimal.
     pub blake3: String,
@@ -141,33 +141,33 @@ pub struct ShownDisk {
     pub bytes: u64,
 }
 
-/// Which part of a console's output.
+/// Part of a console's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ConsoleQuery {
-    /// From this byte on; where it is not said, or that is no longer known, from the oldest that is.
+    /// First byte; by default, or if that byte is no longer known, the oldest known one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<u64>,
-    /// Where there is nothing yet, wait at most so many seconds for it, 0 to 60; 0 where it is not said.
+    /// If there is no output yet, wait for it at most this many seconds, 0 to 60; 0 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(minimum = 0, maximum = 60)]
     pub wait_seconds: Option<u32>,
 }
 
-/// What a guest printed.
+/// Output of a guest's console.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConsoleOutput {
     /// The place of the first byte: all that the sandbox's guests printed since the daemon started is counted.
     pub from: u64,
-    /// The place after the last byte: what `from` is to be to go on.
+    /// The place after the last byte: the value of `from` with which to go on.
     pub next: u64,
     /// The bytes, as base64.
     #[schema(schema_with = schemas::base64_bytes)]
     pub bytes: String,
 }
 
-/// What is typed at a console.
+/// Text to type at a console.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConsoleInput {

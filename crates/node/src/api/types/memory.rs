@@ -15,13 +15,13 @@ pub struct FaultSocket {
     pub id: Uuid,
     /// The snapshot it serves.
     pub snapshot: Uuid,
-    /// Where to connect and hand the memory over.
+    /// Path of the socket to connect to, and hand the memory over.
     pub path: String,
     /// The process that did, once one has.
     pub pid: Option<u32>,
-    /// How it fares: `listening`, `running`, `stalled`, `ended`.
+    /// Its state: `listening`, `running`, `stalled`, `ended`.
     pub state: FaultSocketState,
-    /// Why it is stalled or has ended.
+    /// The reason that it is stalled or has ended.
     pub reason: Option<String>,
     /// Why its VMM cannot be captured, or its capture not be saved, as it was found at the hand-over or the daemon's start.
     #[serde(default)]
@@ -30,11 +30,11 @@ pub struct FaultSocket {
     pub served: Option<ServedPages>,
 }
 
-/// How a fault socket fares.
+/// State of a fault socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultSocketState {
-    /// Nobody has handed memory over yet.
+    /// No VMM has handed memory over yet.
     Listening,
     /// Its VMM is served.
     Running,
@@ -44,14 +44,14 @@ pub enum FaultSocketState {
     Ended,
 }
 
-/// Which snapshot a fault socket is to serve.
+/// The snapshot that a fault socket serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OpenFaultSocket {
     /// The snapshot: its id, a unique prefix of it, or its name.
     #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     pub snapshot: String,
-    /// Whether to serve before it is sealed; the setting where it is not said.
+    /// True to serve it before it is sealed; the setting by default.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
     /// How its VMM's writes are tracked.
@@ -72,12 +72,12 @@ pub enum WriteTracking {
     Always,
 }
 
-/// Whose memory is to be captured. The caller has stopped every thread that could write it, and ends the process once
-/// this has answered.
+/// Memory to be captured. The caller has stopped every thread that could write it, and ends the process once this has
+/// answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CaptureMemory {
-    /// Where the memory is.
+    /// Its source.
     #[serde(deserialize_with = "shapes::object")]
     pub source: CaptureSource,
     /// The snapshot's name.
@@ -94,11 +94,11 @@ pub struct CaptureMemory {
     pub blobs: BTreeMap<String, String>,
 }
 
-/// Where memory to be captured is.
+/// Source of memory to be captured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum CaptureSource {
-    /// A VMM served at a fault socket: what it changed, as a child of the socket's snapshot.
+    /// A VMM served at a fault socket: its changes, as a child of the socket's snapshot.
     FaultSocket {
         /// The socket.
         id: Uuid,
@@ -117,7 +117,7 @@ pub enum CaptureSource {
         /// The process.
         #[schema(minimum = 1, maximum = 2147483647)]
         pid: u32,
-        /// Where guest memory is in it.
+        /// Places of guest memory in it.
         #[serde(deserialize_with = "shapes::objects")]
         #[schema(min_items = 1, max_items = 1024)]
         regions: Vec<MemoryRegion>,

@@ -1,11 +1,11 @@
-//! How maps are said to be in the document: what their names and values may be.
+//! Schemas of maps in the document: patterns of their names and values.
 
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Schema, SchemaType, Type};
 
 use crate::api::limits;
 
-/// How far a snapshot is to have come.
+/// Stage that a snapshot is awaited in.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 #[expect(dead_code, reason = "the document alone reads it")]
@@ -15,16 +15,16 @@ pub(super) enum AwaitedState {
     Published,
 }
 
-/// A label that is asked for, `name=value`.
+/// A label to look for, `name=value`.
 #[derive(ToSchema)]
 #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}=")]
 #[expect(dead_code, reason = "the document alone reads it")]
 pub(super) struct LabelFilter(String);
 
-/// What a label's name is like.
+/// Pattern of a label's name.
 pub(crate) const LABEL_NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._/-]*$";
 
-/// What a name is like.
+/// Pattern of a name.
 pub(crate) const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]*$";
 
 /// Text without control characters.

@@ -1,4 +1,4 @@
-//! What the demo can be told, and what it needs of the machine for it.
+//! Arguments of the demo, and its needs of the machine.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::api::types::Accelerator;
 use crate::commands::numbers::number;
 use crate::settings::parse_size;
 
-/// What the demo is to show.
+/// Arguments of the demo.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArguments {
     /// Use a virtual machine, in QEMU, with this guest in it
@@ -21,7 +21,7 @@ pub struct DemoArguments {
     /// The kernel of a Linux guest; Debian's, downloaded with apt-get, unless given
     #[arg(long, value_name = "FILE", requires = "vm")]
     pub kernel: Option<PathBuf>,
-    /// How the machine's instructions are run
+    /// Way to run the machine's instructions
     #[arg(long, value_enum, default_value_t = AcceleratorWord::Tcg, requires = "vm")]
     pub accelerator: AcceleratorWord,
     /// Guest memory, from 64MiB on, a multiple of 2MiB
@@ -34,7 +34,7 @@ pub struct DemoArguments {
     /// Pages of guest memory; huge ones of 2 MiB must be reserved first
     #[arg(long, value_enum, default_value_t = PageSize::Small)]
     pub pages: PageSize,
-    /// How a pause takes the guest's memory: as it is, or by copying what was written
+    /// Way in which a pause takes the guest's memory: as it is, or by copying the written pages
     #[arg(long, value_enum, default_value_t = CaptureKind::Adopt)]
     pub capture: CaptureKind,
     /// Make each resume wait until its snapshot is saved, for comparison
@@ -51,7 +51,7 @@ pub struct DemoArguments {
     pub json: bool,
 }
 
-/// What runs in a virtual machine.
+/// Guest of a virtual machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MachineWord {
     /// A guest of a few KB that needs no operating system
@@ -60,7 +60,7 @@ pub enum MachineWord {
     Linux,
 }
 
-/// How a machine's instructions are run.
+/// Way in which a machine's instructions are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AcceleratorWord {
     /// By translation; works everywhere
@@ -97,7 +97,7 @@ pub enum PageSize {
     Huge,
 }
 
-/// How a pause takes the guest's memory.
+/// Way in which a pause takes the guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CaptureKind {
     /// The guest's memory is a memfd, which is kept as it is
@@ -107,7 +107,7 @@ pub enum CaptureKind {
 }
 
 impl DemoArguments {
-    /// Whether this machine has what such a demo needs; the error says what to ask for instead.
+    /// Checks that this machine has room for such a demo; the error says what to ask for instead.
     pub fn check(&self) -> anyhow::Result<()> {
         let bytes = self.memory.as_u64();
         if bytes < ByteSize::mib(64).as_u64() || !bytes.is_multiple_of(ByteSize::mib(2).as_u64()) {

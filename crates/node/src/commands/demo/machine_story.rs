@@ -27,7 +27,7 @@ const PAIRS: u32 = 3;
 /// Percent of the memory that is rewritten for each of them.
 const PAIR_PERCENT: u8 = 10;
 
-/// What is shown, and what was seen so far.
+/// The demo's output, and its findings so far.
 pub(super) struct MachineStory<'a> {
     timeline: &'a Timeline,
     arguments: &'a DemoArguments,
@@ -164,7 +164,7 @@ impl<'a> MachineStory<'a> {
         Ok(snapshot)
     }
 
-    /// The guest comes back, rewrites a share of its memory and is paused again; what it had counted to.
+    /// Resumes the guest, lets it rewrite a share of its memory, and pauses it again; also returns its count.
     fn changed_pause(
         &mut self,
         node: &PrivateNode,
@@ -355,7 +355,7 @@ fn seal_of(snapshot: &Snapshot) -> anyhow::Result<Seal> {
     })
 }
 
-/// Where a kernel that was downloaded once is found again.
+/// Directory in which a kernel that was downloaded once is found again.
 fn kernels_directory() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));

@@ -37,7 +37,7 @@ use timeline::Timeline;
 /// Pages that a guest looks at in one step of progress.
 const STEP_PAGES: u32 = 64;
 
-/// How long saving may take before the demo gives up.
+/// Longest time of saving before the demo gives up.
 const SAVED_LIMIT: Duration = Duration::from_secs(600);
 
 /// Resumes during a seal that are compared with as many of the same kind with nothing else running.
@@ -73,7 +73,7 @@ fn tell(arguments: &DemoArguments, place: &Path) -> anyhow::Result<Status> {
     Ok(if report.verified.mismatches > 0 { Status::CheckFailed } else { Status::Done })
 }
 
-/// The stage: an engine, what guests are made of, and what was seen so far.
+/// The stage: an engine, the parts of guests, and the findings so far.
 struct Story<'a> {
     timeline: &'a Timeline,
     arguments: &'a DemoArguments,

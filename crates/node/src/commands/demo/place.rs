@@ -1,5 +1,5 @@
 //! The demo's directory, and the process that makes it: it runs the demo as a process of its own, so that the directory
-//! goes however the demo ends. What a killed one left goes at the next demo.
+//! goes however the demo ends. The next demo removes the directory of one that was killed.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,13 +19,13 @@ use tokio::sync::oneshot;
 
 use crate::keeper::KeeperClient;
 
-/// How the name of a demo's directory begins; the number of its process follows.
+/// Prefix of the name of a demo's directory; the number of its process follows.
 const PREFIX: &str = "rekindle-demo-";
 
 /// The file in it that is locked as long as its process lives.
 const LOCK: &str = "lock";
 
-/// How long a keeper may take to end.
+/// Longest time for a keeper to end.
 const KEEPER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The directory of one demo. Dropped, the keepers in it end, and it is removed.
@@ -35,7 +35,7 @@ pub(super) struct Place {
     _lock: File,
 }
 
-/// How the demo's own process ended.
+/// End of the demo's own process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     /// By itself.
@@ -146,7 +146,7 @@ fn is_ours(path: &Path) -> bool {
         .is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw())
 }
 
-/// Whether nobody holds the lock that each living demo has.
+/// True if the lock that each living demo holds is free.
 fn is_dead(directory: &Path) -> bool {
     File::open(directory.join(LOCK))
         .is_ok_and(|lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok())

@@ -16,9 +16,9 @@ use crate::daemon::Daemon;
 use crate::settings::{SettingFlags, Settings};
 use crate::vmm::guests::Said;
 
-/// How long a guest may take to answer a line.
+/// Longest time for a guest to answer a line.
 const ANSWER_LIMIT: Duration = Duration::from_secs(300);
-/// How long one question for console output waits.
+/// Longest wait of one request for console output.
 const TURN: Duration = Duration::from_millis(500);
 
 /// A running daemon. Dropped, its sandboxes end, and so do the keeper and itself.
@@ -79,7 +79,7 @@ impl PrivateNode {
         Ok(self.daemon.snapshot(&snapshot.id.to_string())?)
     }
 
-    /// Whether the snapshot is not sealed yet.
+    /// True if the snapshot is not sealed yet.
     pub(super) fn is_unsealed(&self, snapshot: &Snapshot) -> anyhow::Result<bool> {
         Ok(self.snapshot(snapshot)?.state == SnapshotState::Captured)
     }
@@ -95,7 +95,7 @@ impl PrivateNode {
         Ok(())
     }
 
-    /// What went to and came from the store.
+    /// Counts of the bytes moved to and from the store.
     pub(super) fn traffic(&self) -> rekindle_engine::store::Traffic {
         self.daemon.traffic()
     }
@@ -156,7 +156,7 @@ impl Machine<'_> {
         self.wait_line(start)
     }
 
-    /// Has the guest count one step; what it has come to.
+    /// Lets the guest count one step, and returns its count.
     pub(super) fn tick(&mut self) -> anyhow::Result<u64> {
         Ok(self.ask("tick", "tick ")?.parse()?)
     }

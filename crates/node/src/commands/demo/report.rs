@@ -1,4 +1,4 @@
-//! What the demo measured, as one JSON object or as the last lines of its output.
+//! The demo's measurements, as one JSON object or as the last lines of its output.
 
 use bytesize::ByteSize;
 use serde::Serialize;
@@ -18,7 +18,7 @@ pub struct Report {
     pub window_pause: WindowPause,
     /// The seal of the second pause.
     pub seal: Seal,
-    /// What went to the store.
+    /// Bytes published to the store.
     pub publish: Publish,
     /// The resume by a new engine that had nothing but the store.
     pub cold_resume: ColdResume,
@@ -29,14 +29,14 @@ pub struct Report {
     pub guest: Option<GuestReport>,
 }
 
-/// What a virtual machine was.
+/// The virtual machine of the demo.
 #[derive(Debug, Serialize)]
 pub struct GuestReport {
-    /// What ran it.
+    /// Its VMM.
     pub vmm: &'static str,
-    /// What ran in it.
+    /// Its kernel.
     pub kernel: &'static str,
-    /// How its instructions were run.
+    /// Its accelerator.
     pub accelerator: &'static str,
 }
 
@@ -66,7 +66,7 @@ pub struct OverlapResume {
     pub pairs: Vec<Pair>,
     /// Pages that both forks were given from the capture.
     pub pages_from_capture: u64,
-    /// Whether the seal was still under way at the guest's first step.
+    /// True if the seal was still under way at the guest's first step.
     pub seal_was_running: bool,
 }
 
@@ -77,11 +77,11 @@ pub struct Pair {
     pub during_seconds: f64,
     /// To the first step, with nothing else running.
     pub alone_seconds: f64,
-    /// Whether the seal was still under way at the first one's first step.
+    /// True if the seal was still under way at the first one's first step.
     pub seal_was_running: bool,
 }
 
-/// What goes on beside a resume whose time is taken.
+/// Work that goes on beside a resume whose time is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beside {
     /// The seal of its own snapshot.
@@ -102,14 +102,14 @@ pub struct FirstProgress {
 pub struct WindowPause {
     /// From the request to the answer.
     pub answer_seconds: f64,
-    /// Whether its parent was still unsealed at the answer.
+    /// True if its parent was still unsealed at the answer.
     pub parent_was_unsealed: bool,
 }
 
 /// A seal.
 #[derive(Debug, Serialize)]
 pub struct Seal {
-    /// From the proof that nobody writes the memory to the manifest.
+    /// From the proof that the memory is not written any more to the manifest.
     pub seconds: f64,
     /// Pages captured.
     pub dirty_pages: u32,
@@ -121,7 +121,7 @@ pub struct Seal {
     pub kept_pages: u32,
 }
 
-/// What went to the store.
+/// Bytes published to the store.
 #[derive(Debug, Serialize)]
 pub struct Publish {
     /// Bytes of all objects.
@@ -148,7 +148,7 @@ pub struct Verified {
     pub mismatches: u64,
 }
 
-/// What forks did while their snapshot was being saved; `last` is the snapshot that one of them became.
+/// The forks' work while their snapshot was being saved; `last` is the snapshot that one of them became.
 pub(super) struct Window<S> {
     pub(super) overlap_seconds: f64,
     pub(super) waiting: FirstProgress,

@@ -1,4 +1,4 @@
-//! How the demo shows what happens: progress bars on a terminal, plain lines into a pipe, nothing beside JSON.
+//! The demo's output while it runs: progress bars on a terminal, plain lines into a pipe, nothing beside JSON.
 
 use std::io::IsTerminal as _;
 use std::sync::mpsc::{RecvTimeoutError, channel};

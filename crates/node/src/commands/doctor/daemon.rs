@@ -1,4 +1,4 @@
-//! Who is there: the daemon, its keeper, and virtual machine monitors.
+//! Checks of the daemon, its keeper, and virtual machine monitors.
 
 use std::io;
 use std::os::unix::net::UnixStream;

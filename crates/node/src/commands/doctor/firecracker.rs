@@ -1,4 +1,4 @@
-//! The Firecracker that settings name, or that the search path has, and where it is jailed.
+//! Checks of the Firecracker that settings name, or that the search path has, and of its jail.
 
 use std::path::PathBuf;
 

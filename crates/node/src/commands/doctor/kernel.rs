@@ -1,4 +1,4 @@
-//! What the kernel lends this user, found by asking it for each thing.
+//! Checks of the kernel: each thing that rekindle needs of it is tried as this user.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use rekindle_kernel::{
 
 use super::Check;
 
-/// What serving shared memory with tracked writes asks of a userfaultfd.
+/// Features of a userfaultfd that serves shared memory with tracked writes.
 const FEATURES: Features = Features::EVENT_REMOVE
     .union(Features::MISSING_SHMEM)
     .union(Features::PAGEFAULT_FLAG_WP)
@@ -146,7 +146,7 @@ fn process_handles() -> Check {
     }
 }
 
-/// Whether memory of processes that are not our children can be copied, as pauses of private memory do.
+/// Checks that memory of processes that are not our children can be copied, as pauses of private memory do.
 fn foreign_memory() -> Check {
     let name = "guests' memory";
     let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok();

@@ -1,4 +1,4 @@
-//! What limits the system sets to this user's processes and to this machine's memory.
+//! Checks of the system's limits on this user's processes and on this machine's memory.
 
 use rustix::process::{Resource, getrlimit};
 
@@ -12,7 +12,7 @@ const FILES_A_SANDBOX: u64 = 12;
 /// Open files with which a daemon has room for more sandboxes than a machine has RAM for, mostly.
 const FILES_WANTED: u64 = 16_384;
 
-/// Mappings that a process has room for where nobody changed it (DEFAULT_MAX_MAP_COUNT, linux/mm.h).
+/// Mappings that a process has room for by default (DEFAULT_MAX_MAP_COUNT, linux/mm.h).
 const MAPPINGS_USUAL: u64 = 65_530;
 
 /// Looks at all of them.

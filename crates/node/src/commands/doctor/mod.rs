@@ -1,5 +1,5 @@
-//! `rekindle doctor`: what this machine and this user have of what rekindle needs, found by trying, and what to do
-//! about what is missing.
+//! `rekindle doctor`: finds out by trying if this machine and this user have all that rekindle needs, and gives advice
+//! on missing things.
 
 mod daemon;
 mod firecracker;
@@ -23,21 +23,21 @@ pub struct DoctorArguments {
     flags: SettingFlags,
 }
 
-/// One thing that was looked at.
+/// One thing that was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// The thing checked.
     pub name: &'static str,
-    /// How it is.
+    /// Outcome of the check.
     pub outcome: Outcome,
-    /// What was found.
+    /// The finding.
     pub found: String,
-    /// What to do about it, where something can be done.
+    /// Advice, if something can be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
 
-/// How a thing is.
+/// Outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -49,10 +49,10 @@ pub enum Outcome {
     Fail,
 }
 
-/// All that was looked at.
+/// All checks.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// Whether rekindle can serve here.
+    /// True if rekindle can serve here.
     can_serve: bool,
     checks: Vec<Check>,
 }
@@ -128,7 +128,7 @@ impl Report {
     }
 }
 
-/// How wide the names of checks are.
+/// Width of the column of checks' names.
 const NAME_WIDTH: usize = 17;
 
 fn to_text(output: Output, checks: &[Check]) -> String {

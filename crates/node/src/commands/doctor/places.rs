@@ -1,5 +1,4 @@
-//! The directories that settings name: whether they can be written, how much room they have, and whether the store does
-//! what a store must.
+//! Checks of the directories that settings name: they can be written, have room, and the store does what a store must.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +25,7 @@ const ROOM_WANTED: u64 = 2 << 30;
 /// Room below which nothing can be saved for long.
 const ROOM_NEEDED: u64 = 64 << 20;
 
-/// How long the store may take for everything that is tried.
+/// Longest time of all that is tried on the store.
 const STORE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Looks at all of them.
@@ -64,7 +63,7 @@ fn set_aside(settings: &Settings) -> Check {
     }
 }
 
-/// Which of the places that guests' memory is in other users can read.
+/// Names the places of guests' memory that other users can read.
 fn privacy(settings: &Settings) -> Check {
     let name = "privacy";
     let open = open_places(settings);
@@ -151,7 +150,7 @@ struct Room {
     filesystem: u64,
 }
 
-/// What room `path` has, or will have once it is made; the error says that it cannot be written.
+/// The room that `path` has, or will have once it is made; an error says that it cannot be written.
 fn room(path: &Path) -> Result<Room, String> {
     let exists = path.exists();
     let place = if exists { path.to_owned() } else { nearest_directory(path) };
@@ -175,7 +174,7 @@ fn room(path: &Path) -> Result<Room, String> {
     })
 }
 
-/// What the system said, without the path of the file it was tried with.
+/// The system's error, without the path of the file it was tried with.
 fn bare(error: &io::Error) -> io::Error {
     let inner =
         error.get_ref().and_then(|inner| std::error::Error::source(inner)?.downcast_ref::<io::Error>());

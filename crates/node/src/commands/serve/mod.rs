@@ -1,4 +1,4 @@
-//! `rekindle serve`: the daemon, from its first word to its last.
+//! `rekindle serve`: runs the daemon, from its start to its end.
 
 mod signals;
 mod supervisor;
@@ -44,9 +44,9 @@ pub struct ServeArguments {
     flags: SettingFlags,
 }
 
-/// How long a daemon that was told to end, or killed, may take to let go of its socket and its catalog.
+/// Longest time for a daemon that was told to end, or killed, to let go of its socket and its catalog.
 const LAST_DAEMON_LIMIT: Duration = Duration::from_secs(10);
-/// How often it is asked whether it has.
+/// Time between two checks if it has.
 const LAST_DAEMON_ASK: Duration = Duration::from_millis(10);
 
 /// When memory runs out the kernel ends the daemon after guests and after what says nothing of itself, where it may ask
@@ -56,7 +56,7 @@ const OOM_SCORE: i16 = -900;
 /// Open files with which a daemon serves a few sandboxes.
 const OPEN_FILES_MIN: u64 = 256;
 
-/// How long requests that nobody waits for any more may take at the end.
+/// Longest time at the end for requests whose clients are gone.
 const LEFT_OVER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the daemon until it is told to end.
@@ -284,7 +284,7 @@ fn say_where(listeners: &Listeners) {
     }
 }
 
-/// How to listen on TCP, if at all.
+/// Options of listening on TCP, if set.
 pub fn tcp_options(settings: &Settings) -> Option<TcpOptions> {
     settings.api.tcp.clone().map(|tcp| TcpOptions {
         listen: tcp.listen,

@@ -1,10 +1,10 @@
-//! What signals wish of a daemon.
+//! The daemon's signals, and their meanings.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a signal wishes.
+/// Meaning of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
     /// To read settings again.

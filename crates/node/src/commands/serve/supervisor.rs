@@ -1,4 +1,4 @@
-//! What is told to the service manager that started the daemon, where one did.
+//! Reports to the service manager that started the daemon, if one did.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 /// The service manager.
 #[derive(Debug)]
 pub(super) struct Supervisor {
-    /// How often it wants to hear that the daemon works.
+    /// Time within which it wants a sign that the daemon works.
     within: Option<Duration>,
     turns: Option<Interval>,
 }
@@ -42,7 +42,7 @@ impl Supervisor {
         tell(&[NotifyState::Watchdog]);
     }
 
-    /// Returns when [`Self::alive`] is due; never where nobody waits for it.
+    /// Returns when [`Self::alive`] is due; never without a service manager that waits for it.
     pub(super) async fn due(&mut self) {
         let Some(within) = self.within else { return std::future::pending().await };
         let turns = self.turns.get_or_insert_with(|| {

@@ -81,7 +81,7 @@ fn view(snapshot: &Snapshot, name: &VolumeName) -> anyhow::Result<Arc<LiveView>>
     Ok(Arc::clone(&volume.view))
 }
 
-/// Where a disk is served: short, as a socket's path has 107 bytes at most.
+/// Path of a disk's socket: short, as a socket's path has 107 bytes at most.
 fn socket(run_directory: &Path, guest: Uuid, at: usize) -> PathBuf {
     run_directory.join(format!("disk-{guest}-{at}.sock"))
 }
@@ -98,7 +98,7 @@ fn keep(keeper: &KeeperClient, key: &str, name: &VolumeName, overlay: &Overlay) 
 }
 
 impl NamedDisk {
-    /// Where it is served.
+    /// Path of its socket.
     pub(super) fn socket(&self) -> &Path {
         &self.socket
     }
@@ -119,7 +119,7 @@ impl NamedDisk {
         self.disk.overlay().bytes_held().unwrap_or(0)
     }
 
-    /// Whether it gets its pages.
+    /// Shows if its requests get their pages.
     pub(super) fn watch(&self) -> (VolumeName, DiskWatch) {
         (self.name.clone(), self.disk.watch())
     }

@@ -32,13 +32,13 @@ use crate::vmm::vmm_process::VmmProcess;
 /// The program, where the settings name none.
 const PROGRAM: &str = "firecracker";
 
-/// What a kernel is told where nothing else is asked for, as Firecracker's own documentation has it.
+/// Default kernel command line, from Firecracker's own documentation.
 const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=1 pci=off";
 
 #[derive(Debug)]
 struct DrivenFirecracker(FirecrackerGuest);
 
-/// The machine that was asked for; its boot files are kept from here on.
+/// The requested machine; its boot files are kept from here on.
 pub(in crate::daemon) fn settle(
     daemon: &Daemon,
     machine: &Machine,
@@ -121,7 +121,7 @@ pub(super) fn attach(facts: FirecrackerFacts, held: &mut Held) -> anyhow::Result
     Ok(Box::new(DrivenFirecracker(FirecrackerGuest::attach(parts)?)))
 }
 
-/// Where a guest that is resumed hands its memory over.
+/// Socket at which a guest that is resumed hands its memory over.
 pub(super) fn handover(daemon: &Daemon, id: Uuid) -> anyhow::Result<PathBuf> {
     Ok(places(daemon, id)?.handover(&guest_key(id))?)
 }

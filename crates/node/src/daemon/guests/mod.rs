@@ -1,4 +1,4 @@
-//! Guests as the daemon drives them, whatever they run in: one small trait, and one module for each kind of VMM.
+//! Guests as the daemon drives them: one small trait, and one module for each kind of VMM.
 
 mod disks;
 mod process;
@@ -39,13 +39,13 @@ use crate::vmm::qemu::{EVENTS, MachineWatch, QemuSpec, told_end};
 use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
 
-/// How long a guest may take from its start to its hand-over message.
+/// Longest time from a guest's start to its hand-over message.
 pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Device state and metadata of a snapshot, by name.
 pub(super) type Blobs = BTreeMap<String, Bytes>;
 
-/// What a guest is made of: kept with its sandbox and with each of its snapshots, so that it is the same when resumed.
+/// The parts of a guest: kept with its sandbox and with each of its snapshots, so that it is the same when resumed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "vmm", rename_all = "snake_case")]
 pub(super) enum GuestSpec {
@@ -53,7 +53,7 @@ pub(super) enum GuestSpec {
     Process {
         /// Bytes of guest memory.
         memory_bytes: u64,
-        /// What it is made of.
+        /// Backing of its memory.
         backing: MemoryBacking,
     },
     /// A machine in QEMU.
@@ -70,7 +70,7 @@ pub(super) enum GuestSpec {
     },
 }
 
-/// What the catalog knows of a guest, so that a later daemon finds it again.
+/// Record of a guest in the catalog, so that a later daemon finds it again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "vmm", rename_all = "snake_case")]
 pub(super) enum RecordedVmm {
@@ -120,12 +120,12 @@ pub(super) trait Guest: Debug + Send {
         None
     }
 
-    /// What it is made of once it is suspended, where that has become another thing than it was started as.
+    /// Its parts once it is suspended, if they differ from those it was started with.
     fn saved_spec(&self) -> Option<GuestSpec> {
         None
     }
 
-    /// The volumes of the frozen guest, memory first: what changed in `epoch`, or all that is there.
+    /// The volumes of the frozen guest, memory first: the pages changed in `epoch`, or all pages there.
     fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>>;
 
     /// Bytes of RAM that its disks hold beside its memory.
@@ -133,20 +133,20 @@ pub(super) trait Guest: Debug + Send {
         0
     }
 
-    /// Whether its disks get their pages, each with its name.
+    /// Watches of its disks, each with its name, that show if they get their pages.
     fn disk_watches(&self) -> Vec<(VolumeName, DiskWatch)> {
         Vec::new()
     }
 
-    /// What its VMM does to it by itself, where that can be told while the VMM lives.
+    /// A watch of its VMM's own actions, if the VMM reports them while it lives.
     fn machine_watch(&self) -> Option<MachineWatch> {
         None
     }
 
-    /// How its faults are served.
+    /// Options of serving its faults.
     fn serve_options(&self) -> ServeOptions;
 
-    /// What a later daemon has to know of it.
+    /// The facts that a later daemon needs.
     fn recorded(&self) -> RecordedVmm;
 
     /// Closes the files that are its memory and what its disks hold in memory, once its process has ended.
@@ -165,7 +165,7 @@ pub(super) trait Guest: Debug + Send {
         Ok(None)
     }
 
-    /// Where a process guest is told things.
+    /// The control socket of a process guest.
     fn control(&mut self) -> Option<&mut GuestControl> {
         None
     }
@@ -197,7 +197,7 @@ pub(super) fn with_files(state_directory: &Path) -> std::io::Result<BTreeSet<Uui
 }
 
 impl GuestSpec {
-    /// What it runs in.
+    /// Kind of VMM it runs in.
     pub(super) fn kind(&self) -> VmmKind {
         match self {
             Self::Process { .. } => VmmKind::Process,
@@ -221,7 +221,7 @@ impl GuestSpec {
         Exclusive { taps, huge_pages: self.backing() == MemoryBacking::Huge }
     }
 
-    /// What guest memory is made of.
+    /// Backing of its memory.
     pub(super) fn backing(&self) -> MemoryBacking {
         match self {
             Self::Process { backing, .. } => *backing,
@@ -233,7 +233,7 @@ impl GuestSpec {
         }
     }
 
-    /// How many disks it has.
+    /// Number of its disks.
     pub(super) fn disks(&self) -> usize {
         match self {
             Self::Process { .. } => 0,
@@ -292,7 +292,7 @@ impl GuestSpec {
         }
     }
 
-    /// Where guest `id` hands its memory over.
+    /// Socket at which guest `id` hands its memory over.
     pub(super) fn handover(&self, daemon: &Daemon, id: Uuid) -> anyhow::Result<PathBuf> {
         match self {
             Self::Process { .. } | Self::Qemu { .. } => {
@@ -345,7 +345,7 @@ impl GuestSpec {
 }
 
 impl RecordedVmm {
-    /// Why it ended, where it said so and what the keeper holds of it still tells.
+    /// Its own account of its end, if it gave one that the keeper still holds.
     pub(super) fn told_end(&self, held: &mut Held) -> Option<String> {
         match self {
             Self::Qemu { pid } => told_end(*pid, held.fds.remove(EVENTS)?),

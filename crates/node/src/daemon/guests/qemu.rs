@@ -44,7 +44,7 @@ pub(in crate::daemon) struct HostQemu {
     asking: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Which file a program was.
+/// Identity of a program's file.
 type FileStamp = (u64, u64, i64);
 
 impl HostQemu {
@@ -92,7 +92,7 @@ struct DrivenQemu {
     disks: Vec<NamedDisk>,
 }
 
-/// The machine that was asked for, as the QEMU of this host makes it; its boot files are kept from here on.
+/// The requested machine, as the QEMU of this host makes it; its boot files are kept from here on.
 pub(in crate::daemon) fn settle(
     daemon: &Daemon,
     machine: &Machine,
@@ -212,7 +212,7 @@ pub(super) fn boot_directory(daemon: &Daemon) -> PathBuf {
     daemon.state_directory.join("boot")
 }
 
-/// Where a guest's VMM says what it has to say.
+/// Path of the log of a guest's VMM.
 fn log(daemon: &Daemon, id: Uuid) -> PathBuf {
     daemon.run_directory.join(super::log_name(id))
 }

@@ -1,4 +1,4 @@
-//! The handshake: what a client and the server say before the first request, within a limited time.
+//! The handshake of a client and the server before the first request, within a limited time.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

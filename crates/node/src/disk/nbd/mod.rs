@@ -7,7 +7,7 @@ pub(super) mod options;
 pub(super) mod outbox;
 pub(super) mod request;
 
-/// The one export's name: what a client asks for that names none.
+/// The one export's name, for clients that name none.
 pub(super) const EXPORT_NAME: &[u8] = b"";
 
 /// The one context of block status.
@@ -16,7 +16,7 @@ pub(super) const ALLOCATION: &[u8] = b"base:allocation";
 /// The number under which it is known to clients.
 pub(super) const ALLOCATION_ID: u32 = 1;
 
-/// What a client and this server agreed on.
+/// Options that a client and this server agreed on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Agreement {
     /// Reads are answered in chunks.
@@ -25,7 +25,7 @@ pub(super) struct Agreement {
     pub(super) allocation: bool,
 }
 
-/// An error as a client is told of it.
+/// An error in an answer to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NbdError {
     NotPermitted,

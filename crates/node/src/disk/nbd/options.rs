@@ -1,4 +1,4 @@
-//! What a client's options say, and the answers to them.
+//! A client's options, and the answers to them.
 
 use super::super::limits::REQUEST_BYTES_MAX;
 use super::{ALLOCATION, ALLOCATION_ID, Agreement, EXPORT_NAME};
@@ -33,14 +33,14 @@ const PREFERRED_BYTES: u32 = 4096;
 /// The longest name the protocol has.
 const NAME_BYTES_MAX: usize = 4096;
 
-/// What is offered.
+/// The disk that is offered.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::disk) struct Export {
     pub(in crate::disk) bytes: u64,
     pub(in crate::disk) access: Access,
 }
 
-/// What follows on an option.
+/// The next step after an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::disk) enum Next {
     /// Another option.
@@ -66,7 +66,7 @@ pub(in crate::disk) struct Handshake {
 struct Reader<'a>(&'a [u8]);
 
 impl Export {
-    /// What the server can do, as a client is told.
+    /// Abilities of the server, as flags for a client.
     pub(in crate::disk) fn flags(self, agreement: Agreement) -> u16 {
         const HAS_FLAGS: u16 = 1 << 0;
         const READ_ONLY: u16 = 1 << 1;
@@ -212,7 +212,7 @@ impl<'a> Reader<'a> {
         Some(u32::from_be_bytes(*bytes))
     }
 
-    /// A length and so many bytes.
+    /// A length and this many bytes.
     fn text(&mut self) -> Option<&'a [u8]> {
         let bytes = usize::try_from(self.u32()?).ok().filter(|bytes| *bytes <= NAME_BYTES_MAX)?;
         let (text, rest) = self.0.split_at_checked(bytes)?;

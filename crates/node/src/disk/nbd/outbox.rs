@@ -30,7 +30,7 @@ pub(in crate::disk) struct Outbox {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::disk) struct Place(usize);
 
-/// Whether a chunk is the last of its answer.
+/// Position of a chunk in its answer: the last or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::disk) enum Position {
     Last,
@@ -38,7 +38,7 @@ pub(in crate::disk) enum Position {
 }
 
 impl Outbox {
-    /// What is to be sent.
+    /// The bytes to be sent.
     pub(in crate::disk) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.used]
     }
@@ -51,7 +51,7 @@ impl Outbox {
         }
     }
 
-    /// Where the next answer begins.
+    /// Start of the next answer.
     pub(in crate::disk) fn place(&self) -> Place {
         Place(self.used)
     }
@@ -103,7 +103,7 @@ impl Outbox {
         self.put(&0_u16.to_be_bytes());
     }
 
-    /// How stretches are allocated.
+    /// The allocation of stretches.
     pub(in crate::disk) fn status_chunk(&mut self, cookie: u64, extents: &[Extent]) {
         let bytes = u32::try_from(4 + 8 * extents.len()).expect("extents are limited");
         self.chunk(cookie, Position::Last, CHUNK_STATUS, bytes);

@@ -28,7 +28,7 @@ pub(in crate::disk) struct Request {
     length: u32,
 }
 
-/// What is asked for.
+/// Kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::disk) enum Kind {
     Read,
@@ -68,14 +68,14 @@ pub(in crate::disk) enum Command {
     },
 }
 
-/// How many chunks the answer of a read may have.
+/// Number of chunks that the answer of a read may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::disk) enum Chunks {
     One,
     Any,
 }
 
-/// What becomes of the memory behind bytes that are made zero.
+/// Treatment of the memory behind bytes that are made zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::disk) enum Room {
     GivenBack,
@@ -124,7 +124,7 @@ impl Request {
         }
     }
 
-    /// What to do, for a disk of `bytes` bytes.
+    /// The command, for a disk of `bytes` bytes.
     pub(in crate::disk) fn command(
         &self,
         bytes: u64,

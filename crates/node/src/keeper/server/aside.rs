@@ -12,7 +12,7 @@ pub(super) struct Aside<T> {
 }
 
 impl<T: Send + 'static> Aside<T> {
-    /// A thread that prepares itself, and then does the work for whatever is handed in.
+    /// A thread that prepares itself, and then does the work that is handed in.
     pub(super) fn start(name: &str, prepare: fn(), work: fn(T)) -> Self {
         let (sender, receiver): (_, Receiver<T>) = channel();
         let run = move || {

@@ -1,4 +1,4 @@
-//! What each request does.
+//! Carries out each request.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::keeper::wire::{Identified, PROTOCOL, Request, SentRole, Spawn, Starte
 /// How long killed children may take to end: the kernel takes their memory down first.
 const CHILDREN_END_WITHIN: Duration = Duration::from_secs(20);
 
-/// What requests act on. Each is checked whole before it changes anything.
+/// State that requests act on. Each is checked whole before it changes anything.
 #[derive(Debug)]
 pub(super) struct Desk {
     instance: Uuid,
@@ -29,7 +29,7 @@ pub(super) struct Desk {
     closer: Aside<Vec<OwnedFd>>,
 }
 
-/// Whether the keeper goes on after a request.
+/// Decision of the keeper to go on after a request, or to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     GoOn,
@@ -77,7 +77,7 @@ impl Desk {
         Ok((letter, Next::GoOn))
     }
 
-    /// What is readable once a child has ended.
+    /// Descriptor that is readable once a child has ended.
     pub(super) fn ends(&self) -> BorrowedFd<'_> {
         self.ends.as_fd()
     }
@@ -90,7 +90,7 @@ impl Desk {
         }
     }
 
-    /// Whether nothing is lost if the keeper ends now.
+    /// True if the keeper can end now without a loss.
     pub(super) fn may_end(&self) -> Result<(), Refusal> {
         match self.holdings.count() {
             (0, 0) => Ok(()),

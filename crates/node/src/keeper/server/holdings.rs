@@ -1,4 +1,4 @@
-//! What is held: descriptors, a note and perhaps a process under each key.
+//! The keeper's holdings: descriptors, a note and perhaps a process under each key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -39,7 +39,7 @@ pub(super) struct KeptProcess {
     pub(super) exited: Option<i32>,
 }
 
-/// What is to be held under a key as well. It was checked to be possible.
+/// Things to be added under a key. It was checked to be possible.
 #[derive(Debug)]
 pub(super) struct Addition {
     key: Key,
@@ -91,7 +91,7 @@ impl Holdings {
         fds.into_iter().filter_map(|(name, fd)| entry.fds.insert(name, fd)).collect()
     }
 
-    /// Whether a process may be started under the key now; `Some` is the one that the same request started before.
+    /// Tells if a process may be started under the key now; `Some` is the one that the same request started before.
     pub(super) fn may_start(&self, key: &Key, number: Uuid) -> Result<Option<&KeptProcess>, Refusal> {
         match self.entries.get(key).and_then(|entry| entry.process.as_ref()) {
             Some(process) if process.number == number => Ok(Some(process)),
@@ -128,7 +128,7 @@ impl Holdings {
         entry.fds.extract_if(.., |_, fd| is_memory_file(fd)).map(|(_, fd)| fd).collect()
     }
 
-    /// What is held under the key, its descriptors in the order of the names.
+    /// The holdings under the key, its descriptors in the order of the names.
     pub(super) fn get(&self, key: &Key) -> Option<(HeldNow, Vec<BorrowedFd<'_>>)> {
         let entry = self.entries.get(key)?;
         let process = entry.process.iter().map(|process| process.pidfd.as_fd());
@@ -136,7 +136,7 @@ impl Holdings {
         Some((entry.now(key), fds))
     }
 
-    /// Holds nothing under the key any more; what was held comes back, to be closed.
+    /// Forgets the key; its descriptors come back, to be closed.
     pub(super) fn forget(&mut self, key: &Key) -> Vec<OwnedFd> {
         let Some(entry) = self.entries.remove(key) else { return Vec::new() };
         if let Some(KeptProcess { pid, exited: None, .. }) = entry.process {
@@ -145,7 +145,7 @@ impl Holdings {
         entry.fds.into_values().chain(entry.process.map(|process| process.pidfd)).collect()
     }
 
-    /// What is held under the keys after `after`, as much as one answer takes.
+    /// The holdings under the keys after `after`, as much as one answer takes.
     pub(super) fn list(&self, after: Option<&Key>) -> Listed {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let (mut entries, mut bytes) = (Vec::new(), 0);
@@ -191,7 +191,7 @@ impl Entry {
     }
 }
 
-/// Whether a descriptor is of memory that no file system has a name for: only such files have seals (fcntl(2)).
+/// True if a descriptor is of memory that no file system has a name for: only such files have seals (fcntl(2)).
 fn is_memory_file(fd: &OwnedFd) -> bool {
     rustix::fs::fcntl_get_seals(fd).is_ok()
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::keeper::error::Refusal;
 use crate::keeper::wire::{Answer, FDS_PER_KEY_MAX, REQUEST_BYTES_MAX, REQUEST_LIMIT};
 
-/// A connection. What it has received of a request is bounded, and is gone with it.
+/// A connection. The received part of a request is bounded, and goes when the client goes.
 #[derive(Debug)]
 pub(super) struct Link {
     stream: UnixStream,
@@ -21,24 +21,24 @@ pub(super) struct Link {
     used: Instant,
     /// The process at its other end.
     peer: u32,
-    /// Whether a whole request came over it.
+    /// True once a whole request came over it.
     has_asked: bool,
 }
 
-/// What came of reading once.
+/// Result of one read.
 #[derive(Debug)]
 pub(super) enum Arrival {
     /// The request is not whole yet.
     Part,
     /// A request and its descriptors.
     Whole(Vec<u8>, Vec<OwnedFd>),
-    /// What cannot become a request any more.
+    /// Bytes that cannot become a request any more.
     Wrong(Refusal),
     /// The client is gone.
     Gone,
 }
 
-/// What goes to a client in one message.
+/// An answer to a client in one message.
 #[derive(Debug)]
 pub(super) struct Letter<'a> {
     line: Vec<u8>,
@@ -89,7 +89,7 @@ impl Link {
         fd_passing::send(&self.stream, &letter.line, &letter.fds)
     }
 
-    /// How long the request that has begun to arrive may still take; none where none has.
+    /// Time left for the request that has begun to arrive; none if none has.
     pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
         self.begun.map(|begun| (begun + REQUEST_LIMIT).saturating_duration_since(now))
     }
@@ -99,8 +99,8 @@ impl Link {
         self.peer
     }
 
-    /// How much it is worth to be kept: one over which something was asked more than any other, then the one that was
-    /// heard of last.
+    /// Order in which links are kept: those that carried a request before all others, then the one that was heard of
+    /// last.
     pub(super) fn worth(&self) -> (bool, Instant) {
         (self.has_asked, self.used)
     }

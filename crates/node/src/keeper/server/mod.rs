@@ -1,4 +1,4 @@
-//! The keeper itself: one loop that waits, does what was asked, and answers.
+//! The keeper's server: one loop that waits, carries out requests, and answers.
 
 mod aside;
 mod desk;
@@ -26,10 +26,10 @@ const ANOTHER_RUNS: u8 = 4;
 
 /// When memory runs out the kernel never ends the keeper, where that may be said: all guests would be lost with it.
 const OOM_SCORE: i16 = -1000;
-/// It ends guests before the keeper, the daemon and whatever else says nothing of itself.
+/// It ends guests before the keeper, the daemon and all programs without a score of their own.
 const CHILD_OOM_SCORE: i16 = 800;
 
-/// Is the keeper until it is told to end and holds nothing, or is told to end whatever it holds.
+/// Runs the keeper until it is told to end and holds nothing, or is told to end with all its holdings.
 ///
 /// It ends by nothing else: it ignores every signal that can be ignored, and answers what it cannot do.
 pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
@@ -38,7 +38,7 @@ pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
     let spawner = Spawner::prepare().context("preparing to start processes")?.with_oom_score(CHILD_OOM_SCORE);
     let ends = Ends::new().context("preparing to hear of their ends")?;
     let socket = std::path::absolute(&arguments.socket).context("finding the socket")?;
-    // Fails where whoever started it gave it a session or a group of its own, which is as good.
+    // Fails if its parent gave it a session or a group of its own, which is as good.
     rustix::process::setsid().ok();
     rustix::process::chdir("/").context("leaving the directory it was started in")?;
     let Some(listening) = Listening::at(&socket)? else {
@@ -49,7 +49,7 @@ pub fn run(arguments: &KeeperArguments) -> anyhow::Result<ExitCode> {
     placement::outlive_others(OOM_SCORE).ok();
     let keeper = Keeper::new(listening, signals, Desk::new(spawner, ends));
     log(format_args!("listening at {}", socket.display()));
-    // Whoever started it may wait for this line, or may not be there any more.
+    // The parent may wait for this line, or be gone.
     writeln!(io::stdout(), "listening at {}", socket.display()).ok();
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
     // A child that has ended gives its memory back before the kernel ends another one for want of it. A keeper that may

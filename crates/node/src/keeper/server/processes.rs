@@ -1,4 +1,4 @@
-//! Starting children of the keeper, and taking note of their ends.
+//! Starts children of the keeper, and notes their ends.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -106,7 +106,7 @@ fn pidfd_of(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// The ends of children: noted as soon as each has ended, reaped on a thread that is in nobody's way.
+/// The ends of children: noted as soon as each has ended, reaped on a thread that delays no request.
 ///
 /// A parent that reaps a process while the last of its threads still take their entries out of /proc spins until they
 /// have; and those of a paused guest run behind everybody else.
@@ -118,7 +118,7 @@ pub(super) struct Ends {
 
 impl Ends {
     pub(super) fn new() -> io::Result<Self> {
-        // What cannot be lowered reaps as the keeper does.
+        // If the priority cannot be lowered, the thread reaps with the keeper's own.
         let undertaker = Aside::start("undertaker", || drop(placement::idle_priority()), reap);
         Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, undertaker })
     }

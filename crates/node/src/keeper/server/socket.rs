@@ -34,8 +34,8 @@ impl Listening {
         Ok(Self { listener, path: path.to_owned(), file, lock })
     }
 
-    /// Listens at the same path again where nobody can find the socket any more, as whoever removes a directory tells
-    /// nobody; the answer is whether it had to.
+    /// Listens at the same path again if clients cannot find the socket any more, as a removed directory is not
+    /// announced; returns true if it had to.
     pub(super) fn stay(&mut self) -> anyhow::Result<bool> {
         if file_at(&self.path).is_ok_and(|file| file == self.file) {
             return Ok(false);
@@ -96,7 +96,7 @@ fn file_at(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Whoever holds the lock may take the place of a socket that a keeper before it left.
+/// The holder of the lock may take the place of a socket that a keeper before it left.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

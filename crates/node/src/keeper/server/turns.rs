@@ -16,9 +16,9 @@ use super::log;
 use super::socket::Listening;
 use crate::keeper::wire::CONNECTIONS_MAX;
 
-/// How long no client is let in after that failed, as where no descriptor is free.
+/// Pause after letting a client in failed, as it does without a free descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-/// How often it is looked whether the socket is there still: who removes it tells nobody.
+/// Time between two looks if the socket is still there: its removal is not announced.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Read at once from a client.
 const READ_BYTES: usize = 64 << 10;
@@ -33,7 +33,7 @@ pub(super) struct Keeper {
     accept_at: Option<Instant>,
     /// When to look next whether the socket is there.
     look_at: Instant,
-    /// Why it is not, as was said.
+    /// The reported reason that it is not there.
     cannot_stay: Option<String>,
     watchdog: Option<Watchdog>,
     buffer: Vec<u8>,
@@ -47,7 +47,7 @@ struct Watchdog {
     at: Instant,
 }
 
-/// What has something to say.
+/// Sources that are readable.
 struct Ready {
     signals: bool,
     listener: bool,
@@ -159,8 +159,8 @@ impl Keeper {
         }
     }
 
-    /// Closes a connection of the process that has most of them: of those the one that is worth least. So whoever connects
-    /// again and again, and says nothing or never ends what it says, takes room from itself alone.
+    /// Closes a connection of the process that has most of them: of those the one that is worth least. So a process
+    /// that connects again and again, and sends no whole request, takes room from itself alone.
     fn make_room(&mut self) {
         let of_peer = |peer: u32| self.links.iter().filter(|link| link.peer() == peer).count();
         let least = (0..self.links.len()).min_by_key(|at| {
@@ -193,7 +193,7 @@ impl Keeper {
 }
 
 impl Watchdog {
-    /// Tells the service manager if it is time; how long until the next time.
+    /// Tells the service manager if it is time; returns the time until the next one.
     fn tell(&mut self, now: Instant) -> Duration {
         if self.at <= now {
             sd_notify::notify(&[sd_notify::NotifyState::Watchdog]).ok();

@@ -12,13 +12,13 @@ use super::found::Found;
 use super::spec::{Balloon, Drive, FirecrackerSpec, Interface, MemoryPages, TrackFrom};
 use super::version::{Feature, Version};
 
-/// How long a call may take that only changes what Firecracker knows.
+/// Longest time of a call that only changes Firecracker's own state.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
-/// How long a start may take: it reads the kernel and the initial RAM disk.
+/// Longest time of a start: it reads the kernel and the initial RAM disk.
 const START_LIMIT: Duration = Duration::from_secs(120);
-/// How long a load may take: some of its own reads of guest memory wait for pages of a store.
+/// Longest time of a load: some of its own reads of guest memory wait for pages of a store.
 pub(super) const LOAD_LIMIT: Duration = Duration::from_secs(300);
-/// How long a snapshot may take: all of memory is written at about 1 GiB a second, and pages may have to be fetched.
+/// Longest time of a snapshot: all of memory is written at about 1 GiB a second, and pages may have to be fetched.
 const CREATE_LIMIT: Duration = Duration::from_secs(600);
 
 /// The kernel that can set a guest's clock to go on by real time.
@@ -30,26 +30,26 @@ pub(super) struct Calls {
     socket: ApiSocket,
 }
 
-/// How much of memory a snapshot writes.
+/// Part of memory that a snapshot writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SnapshotKind {
-    /// What was written since the start, the load or the snapshot before.
+    /// Pages written since the start, the load or the snapshot before.
     Diff,
     /// Everything.
     Full,
 }
 
-/// What Firecracker says of itself.
+/// Firecracker's description of itself.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Instance {
-    /// How far its VM has come.
+    /// State of its VM.
     pub(super) state: InstanceState,
 }
 
-/// How far a VM has come.
+/// State of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(super) enum InstanceState {
-    /// There is none yet.
+    /// Not started yet.
     #[serde(rename = "Not started")]
     NotStarted,
     /// It runs.
@@ -68,7 +68,7 @@ impl Calls {
         Self { socket: ApiSocket::at(socket) }
     }
 
-    /// Whether somebody listens by now.
+    /// True once the API socket has a listener.
     pub(super) fn is_there(&self) -> std::io::Result<bool> {
         self.socket.is_there()
     }

@@ -24,7 +24,7 @@ const STATE_IN_JAIL: &str = "state";
 /// Beside the jail: that a capture was begun.
 const BEGUN: &str = "begun";
 
-/// Where Firecracker writes to.
+/// Files that Firecracker writes to.
 #[derive(Debug)]
 pub(super) enum CaptureFiles {
     /// Memory files of ours, which the process has inherited and opens by their numbers.
@@ -38,12 +38,13 @@ pub(super) enum CaptureFiles {
     InJail(VmDirectory),
 }
 
-/// Whether a capture is the first one of its process.
+/// Tells if a capture is the first one of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begun {
-    /// It is: what Firecracker knows to be dirty is all that changed.
+    /// It is: the pages that Firecracker knows to be dirty are all that changed.
     First,
-    /// One before it may have been written: what Firecracker knows to be dirty is only what changed since.
+    /// One before it may have been written: the pages that Firecracker knows to be dirty are only those that changed
+    /// since.
     Again,
 }
 
@@ -73,7 +74,7 @@ impl CaptureFiles {
         }
     }
 
-    /// What the process inherits, and the keeper holds.
+    /// The descriptors that the process inherits and the keeper holds.
     pub(super) fn fds(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
         match self {
             Self::Inherited { memory, state } => Some((memory.as_fd(), state.as_fd())),
@@ -104,7 +105,7 @@ impl CaptureFiles {
         }
     }
 
-    /// Notes that a capture begins; what was noted outlives the daemon.
+    /// Notes that a capture begins; the note outlives the daemon.
     pub(super) fn begin(&self) -> io::Result<Begun> {
         let was_there = match self {
             Self::Inherited { state, .. } => {

@@ -11,20 +11,20 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use super::jailer::Jailer;
 
-/// Where one process's files are. What it opens it opens by names in its directory, which for a jailed one is its root:
-/// so a saved state, which has these names in it, finds the files of whichever process loads it.
+/// The places of one process's files. The process opens its files by names in its directory, which for a jailed one is
+/// its root: so a saved state, which has these names in it, finds the files of the process that loads it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmDirectory {
-    /// What the process sees: it starts here.
+    /// The directory that the process sees: it starts here.
     root: PathBuf,
-    /// What it does not see.
+    /// The directory that it does not see.
     aside: PathBuf,
     /// Its API socket.
     api: PathBuf,
-    /// Where it logs; empty for one that release 0.1 started, which logged to its console.
+    /// Its log; empty for one that release 0.1 started, which logged to its console.
     #[serde(default)]
     log: PathBuf,
-    /// Who owns its files, where it is jailed.
+    /// Owner of its files, if it is jailed.
     jailed: Option<JailOwner>,
 }
 
@@ -35,7 +35,7 @@ struct JailOwner {
     group_id: u32,
 }
 
-/// What the name of the directory ends with that a process does not see.
+/// Ending of the name of the directory that a process does not see.
 const ASIDE: &str = ".aside";
 /// The API socket's name in a jail.
 pub(super) const API_IN_JAIL: &str = "api.sock";
@@ -43,7 +43,7 @@ pub(super) const API_IN_JAIL: &str = "api.sock";
 const HANDOVER_IN_JAIL: &str = "handover.sock";
 /// The log's name in a jail.
 pub(super) const LOG_IN_JAIL: &str = "firecracker.log";
-/// Beside the jail: a link to all of it, there before the jail is and gone after it, for whoever knows but the id.
+/// Beside the jail: a link to all of it, there before the jail is and gone after it, for callers that know only the id.
 const JAIL: &str = "jail";
 
 impl VmDirectory {
@@ -104,7 +104,7 @@ impl VmDirectory {
         if self.is_jailed() { self.root.parent().unwrap_or(&self.root) } else { &self.root }
     }
 
-    /// Where it starts.
+    /// The directory it starts in.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -114,12 +114,12 @@ impl VmDirectory {
         &self.api
     }
 
-    /// Where it logs, as this process reaches it. A jailed one may have put anything there.
+    /// Its log, as this process reaches it. A jailed one may have put anything there.
     pub(super) fn log(&self) -> &Path {
         &self.log
     }
 
-    /// Whether the process sees nothing but its root.
+    /// True if the process sees nothing but its root.
     pub fn is_jailed(&self) -> bool {
         self.jailed.is_some()
     }
@@ -134,7 +134,7 @@ impl VmDirectory {
         self.aside.join(name)
     }
 
-    /// Makes a file that nobody writes openable by `name`.
+    /// Makes a file openable by `name`; no process writes it.
     pub(super) fn place(&self, source: &Path, name: &str) -> io::Result<()> {
         let target = self.file(name);
         if self.jailed.is_none() {
@@ -157,7 +157,7 @@ impl VmDirectory {
         }
     }
 
-    /// Where to listen in the jail of process `id`, which is made if it is not there.
+    /// Path to listen at in the jail of process `id`, which is made if it is not there.
     pub(super) fn handover_in_jail(
         disks: &Path,
         jailer: &Jailer,
@@ -199,7 +199,7 @@ impl VmDirectory {
     }
 }
 
-/// What lies aside goes last but socket and log: it says where the rest is.
+/// The directory aside goes last but for socket and log, because it names the place of the rest.
 fn remove_all(all: &Path, aside: &Path, in_run_directory: [&Path; 2]) -> io::Result<()> {
     for directory in [all, aside] {
         files::if_there(fs::remove_dir_all(directory))?;

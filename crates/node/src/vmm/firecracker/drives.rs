@@ -20,17 +20,17 @@ use super::error::FirecrackerError;
 use super::files;
 use super::spec::Drive;
 
-/// Pages of a chunk: what is compared, and kept, at once.
+/// Pages of a chunk, the unit that is compared and kept.
 const CHUNK_PAGES: u32 = 16;
-/// Pages of a window: what is read at once. Whole chunks.
+/// Pages of a window, the unit that is read.
 const WINDOW_PAGES: u32 = 256;
 
-/// Where the bytes of a VM's disks come from.
+/// Sources of the bytes of a VM's disks.
 #[derive(Clone, Copy, Debug)]
 pub struct DriveSource<'a> {
     /// The snapshot that has them as volumes.
     pub snapshot: &'a Snapshot,
-    /// What is not here is fetched by this.
+    /// Fetches missing bytes.
     pub fetcher: &'a Fetcher,
 }
 
@@ -77,7 +77,7 @@ impl DriveSource<'_> {
     }
 }
 
-/// Captures a disk whose VMM stands: what differs from the base.
+/// Captures a disk whose VMM stands still: the pages that differ from the base.
 pub(super) fn capture(
     drive: &Drive,
     name: VolumeName,
@@ -169,7 +169,7 @@ impl Chunks {
     }
 }
 
-/// How many pages from the start of the window on are known to be zero.
+/// Number of pages from the start of the window on that are known to be zero.
 fn zeroes_at(view: &LiveView, window: GuestPages) -> u32 {
     let piece = view.piece_at(window.start(), u32::MAX);
     match piece.source {

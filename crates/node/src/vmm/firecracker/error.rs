@@ -1,4 +1,4 @@
-//! What can go wrong with a Firecracker VM.
+//! Errors of a Firecracker VM.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub enum FirecrackerError {
     /// The program is no Firecracker.
     #[error(transparent)]
     Program(#[from] NotFirecracker),
-    /// It cannot be jailed as it is to be.
+    /// It cannot be jailed as the settings ask.
     #[error(transparent)]
     Jail(#[from] NoJail),
     /// The VM does not fit what is here.
@@ -37,7 +37,7 @@ pub enum FirecrackerError {
     /// It did not do what it was to do, and its log has words about it.
     #[error("{source}; its log says: {words}")]
     Logged {
-        /// What went wrong.
+        /// The first error.
         source: Box<Self>,
         /// The last lines of its log.
         words: String,
@@ -67,25 +67,25 @@ pub enum FirecrackerError {
     /// A file could not be handled.
     #[error("{doing} {}: {source}", path.display())]
     File {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The reason.
         source: io::Error,
     },
     /// The system refused something else.
     #[error("{doing}: {source}")]
     System {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// Why it failed.
+        /// The reason.
         source: io::Error,
     },
-    /// What Firecracker wrote as memory is none that can be captured.
+    /// The memory that Firecracker wrote cannot be captured.
     #[error("the memory that Firecracker wrote cannot be captured: {0}")]
     Capture(#[from] AdoptError),
-    /// What Firecracker wrote as memory has another size than the VM's.
+    /// The memory that Firecracker wrote has another size than the VM's.
     #[error("Firecracker wrote {found} bytes of memory, the VM has {expected}")]
     CaptureSize {
         /// Bytes of the VM's memory.
@@ -96,9 +96,9 @@ pub enum FirecrackerError {
     /// The state is longer than a snapshot takes.
     #[error("Firecracker's state has {bytes} bytes, more than {bytes_max}")]
     StateTooLong {
-        /// How long it is.
+        /// Its length.
         bytes: u64,
-        /// How long it may be.
+        /// Its largest length.
         bytes_max: u64,
     },
     /// The snapshot has no such volume.
@@ -112,7 +112,7 @@ pub enum FirecrackerError {
     Content {
         /// The disk.
         drive: String,
-        /// Why not.
+        /// The reason.
         source: ReadError,
     },
     /// Nothing is being loaded.
@@ -120,15 +120,15 @@ pub enum FirecrackerError {
     NotLoading,
 }
 
-/// Why a call of the API did not succeed.
+/// Reason that a call of the API did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// Nobody answers at the socket.
+    /// No process answers at the socket.
     #[error("its API cannot be reached at {}: {source}", socket.display())]
     Unreachable {
         /// The socket.
         socket: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// It ended, or closed the connection, before it answered.
@@ -142,7 +142,7 @@ pub enum CallError {
     Silent {
         /// The call.
         call: String,
-        /// How long it was waited for.
+        /// The limit of the wait.
         limit: Duration,
     },
     /// It refused, and said why.
@@ -160,7 +160,7 @@ pub enum CallError {
     Strange {
         /// The call.
         call: String,
-        /// What is wrong with it.
+        /// The fault in it.
         reason: String,
     },
 }
@@ -169,7 +169,7 @@ impl FirecrackerError {
     /// The same with the last lines of the log of the process that it is about, if it is about one.
     pub(super) fn with_words(self, log: &Path) -> Self {
         match self {
-            // What it refuses it says in its answer as well.
+            // Its refusals are in its answers as well.
             Self::Call(CallError::Refused { .. }) => self,
             Self::Process(_) | Self::Call(_) => match last_words(log) {
                 words if words.is_empty() => self,

@@ -29,7 +29,7 @@ pub(super) struct Asked {
     stream: UnixStream,
 }
 
-/// What Firecracker says when it refuses.
+/// Firecracker's words for a refusal.
 #[derive(Deserialize)]
 struct Fault {
     fault_message: String,
@@ -46,7 +46,7 @@ impl ApiSocket {
         Self { path: path.to_owned() }
     }
 
-    /// Whether somebody listens there by now.
+    /// True once there is a listener.
     pub(super) fn is_there(&self) -> io::Result<bool> {
         match UnixStream::connect(&self.path) {
             Ok(_stream) => Ok(true),
@@ -84,7 +84,7 @@ impl ApiSocket {
         let mut stream = UnixStream::connect(&self.path).map_err(unreachable)?;
         stream.set_write_timeout(Some(limit)).map_err(unreachable)?;
         match stream.write_all(&request(call, body)) {
-            // What it said before it closed the connection is there all the same.
+            // An answer sent before the connection closed is there all the same.
             Ok(()) => {}
             Err(error) if is_broken(&error) => {}
             Err(error) => return Err(unreachable(error)),
@@ -185,7 +185,7 @@ fn request(call: &str, body: Option<&serde_json::Value>) -> Vec<u8> {
     request.into_bytes()
 }
 
-/// Where the body begins, once the empty line before it is there.
+/// Start of the body, once the empty line before it is there.
 fn end_of_lines(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
@@ -227,7 +227,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// What a client makes of these bytes as the answer to one request.
+    /// A client's result for these bytes as the answer to one request.
     fn answered(bytes: &'static [u8]) -> Result<serde_json::Value, CallError> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("api.sock");

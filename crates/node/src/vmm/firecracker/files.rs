@@ -1,4 +1,4 @@
-//! Files copied with their holes, and known by their bytes.
+//! Copies of files with their holes, and digests of their bytes.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -24,7 +24,7 @@ pub struct FileDigests {
     known: Mutex<HashMap<PathBuf, (Stamp, String)>>,
 }
 
-/// What changes when a file does.
+/// Values that change when a file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -57,7 +57,7 @@ impl FileDigests {
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(&file)?;
         let digest = hasher.finalize().to_hex().to_string();
-        // One that was written meanwhile is asked for again.
+        // The digest of a file that was written meanwhile is computed again.
         if Stamp::of(&file)? == stamp {
             let mut known = known();
             if known.len() >= KNOWN_FILES_MAX {
@@ -128,7 +128,7 @@ pub(super) fn data_runs(file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> 
     Ok(runs.into_iter().filter(|run| run.start < run.end).collect())
 }
 
-/// Whether something was there to be done with.
+/// True if the file was there.
 pub(super) fn if_there(done: io::Result<()>) -> io::Result<bool> {
     match done {
         Ok(()) => Ok(true),

@@ -1,4 +1,4 @@
-//! The Firecracker and the host that are here, and whether a saved VM fits them; asked before anything starts.
+//! The Firecracker and the host that are here, and checks that a saved VM fits them before anything starts.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::FirecrackerSpec;
 use super::version::{Feature, Version};
 
-/// How long the program may take to say its version.
+/// Longest time for the program to say its version.
 const SAY_LIMIT: Duration = Duration::from_secs(10);
 /// The most that is read of what it says.
 const SAID_BYTES_MAX: u64 = 4096;
@@ -28,18 +28,18 @@ pub struct Found {
     pub host: Host,
 }
 
-/// What a VM's saved CPU state depends on.
+/// Facts of the host that a VM's saved CPU state depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
-    /// Who made the CPU, like `GenuineIntel`.
+    /// Maker of the CPU, like `GenuineIntel`.
     pub cpu_vendor: String,
-    /// Which CPU it is: family, model and stepping, with its name.
+    /// Model of the CPU: family, model and stepping, with its name.
     pub cpu_model: String,
     /// The kernel's version, major and minor.
     pub kernel: (u32, u32),
 }
 
-/// Why a program is no Firecracker that can be driven.
+/// Reason that a program is no Firecracker that can be driven.
 #[derive(Debug, thiserror::Error)]
 pub enum NotFirecracker {
     /// It cannot be run.
@@ -47,7 +47,7 @@ pub enum NotFirecracker {
     NotRun {
         /// The program.
         program: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// It says no version.
@@ -55,12 +55,12 @@ pub enum NotFirecracker {
     NoVersion {
         /// The program.
         program: PathBuf,
-        /// What it printed.
+        /// Its output.
         said: String,
     },
 }
 
-/// What differs between a VM and what is here; nothing was started.
+/// A difference between a VM and this host; nothing was started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Misfit {
     /// The program is older than any that is driven.
@@ -160,7 +160,7 @@ impl Found {
         Ok(Self { version, state_format: Version::find_in(&format), host })
     }
 
-    /// Whether this version is one that is driven.
+    /// Checks that this version can be driven.
     pub fn check(&self) -> Result<(), Misfit> {
         if self.version < Version::OLDEST {
             return Err(Misfit::TooOld { found: self.version });
@@ -191,7 +191,7 @@ impl Host {
 }
 
 impl FirecrackerSpec {
-    /// Whether the VM can be started or resumed by what was found here.
+    /// Checks that the VM can be started or resumed by the program and host found here.
     pub fn check(&self, found: &Found) -> Result<(), Misfit> {
         found.check()?;
         let Some(saved) = &self.saved else { return Ok(()) };
@@ -239,7 +239,7 @@ fn check_format(saved: &Found, found: &Found) -> Result<(), Misfit> {
     }
 }
 
-/// What the program prints when it is run with one word.
+/// Output of the program when it is run with one word.
 fn said_by(program: &Path, word: &str) -> io::Result<String> {
     let mut command = Command::new(program);
     command.arg(word).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());

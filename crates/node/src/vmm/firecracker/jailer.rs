@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::directory::{API_IN_JAIL, LOG_IN_JAIL};
 use crate::settings::JailerSettings;
 
-/// How Firecracker is jailed. The base is best a tmpfs: a pause writes the guest's changed memory into the jail, which
-/// has no `/proc` through which a memory file of ours could be opened. It must not be mounted `nodev`: the jail has a
-/// `/dev/kvm` of its own.
+/// Options of jailing Firecracker. The base is best a tmpfs: a pause writes the guest's changed memory into the jail,
+/// which has no `/proc` through which a memory file of ours could be opened. It must not be mounted `nodev`: the jail
+/// has a `/dev/kvm` of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Jailer {
     /// The jailer program.
@@ -28,7 +28,7 @@ pub struct Jailer {
     pub arguments: Vec<OsString>,
 }
 
-/// Why nothing can be jailed so.
+/// Reason that nothing can be jailed with these options.
 #[derive(Debug, thiserror::Error)]
 pub enum NoJail {
     /// The jailer cannot be run.
@@ -36,7 +36,7 @@ pub enum NoJail {
     Program {
         /// The jailer.
         program: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// Devices do not work where jails are made.
@@ -45,15 +45,15 @@ pub enum NoJail {
         base.display()
     )]
     WithoutDevices {
-        /// Where jails are made.
+        /// Directory of the jails.
         base: PathBuf,
     },
     /// Nothing can be told of where jails are made.
     #[error("the jails' directory {}: {source}; set firecracker.jailer.base to another one", base.display())]
     Base {
-        /// Where jails are made.
+        /// Directory of the jails.
         base: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
 }
@@ -71,7 +71,7 @@ impl From<&JailerSettings> for Jailer {
 }
 
 impl Jailer {
-    /// Whether a Firecracker can be jailed so; looked at before anything is made.
+    /// Checks that a Firecracker can be jailed with these options, before anything is made.
     pub fn check(&self) -> Result<(), NoJail> {
         let runs = rustix::fs::access(&self.program, Access::EXEC_OK);
         runs.map_err(|error| NoJail::Program { program: self.program.clone(), source: error.into() })?;

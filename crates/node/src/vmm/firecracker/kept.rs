@@ -1,4 +1,4 @@
-//! Firecrackers that outlive their driver: what another driver needs to go on with them.
+//! Firecrackers that outlive their driver: the facts and descriptors with which another driver goes on.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -22,22 +22,22 @@ pub(super) const TYPED: &str = "typed";
 /// Both ends of the serial line of one that release 0.1 started.
 const SERIAL: &str = "serial";
 
-/// What is known of a running Firecracker beside its descriptors.
+/// Facts of a running Firecracker beside its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FirecrackerFacts {
     /// Its process id.
     pub pid: u32,
-    /// Where its files are.
+    /// The places of its files.
     pub directory: VmDirectory,
-    /// What the VM is made of.
+    /// The parts of the VM.
     pub spec: FirecrackerSpec,
     /// The program it is, and the host.
     pub found: Found,
-    /// Where its VM began.
+    /// Origin of its VM.
     pub origin: Origin,
 }
 
-/// Where a VM began.
+/// Origin of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
@@ -49,7 +49,7 @@ pub enum Origin {
     Snapshot,
 }
 
-/// What a Firecracker is attached by that another driver left under the keeper.
+/// Parts with which a driver attaches to a Firecracker that another driver left under the keeper.
 #[derive(Debug)]
 pub struct FirecrackerParts {
     facts: FirecrackerFacts,
@@ -59,7 +59,7 @@ pub struct FirecrackerParts {
 }
 
 impl FirecrackerFacts {
-    /// Whether Firecracker knows all pages that were written.
+    /// True if Firecracker knows all pages that were written.
     pub(super) fn is_tracked(&self) -> bool {
         match self.origin {
             Origin::Snapshot => true,
@@ -88,8 +88,8 @@ impl FirecrackerGuest {
         self.process.keep_under(keeper, key, &kept_fds(&self.serial, &self.files))
     }
 
-    /// Goes on with one that another driver left, whatever that one was about to ask: each call has a connection of its
-    /// own, and Firecracker does one after the other.
+    /// Goes on with one that another driver left, even in the middle of a call: each call has a connection of its own,
+    /// and Firecracker does one after the other.
     pub fn attach(parts: FirecrackerParts) -> Result<Self, FirecrackerError> {
         let FirecrackerParts { facts, process, serial, files } = parts;
         let process = VmmProcess::attach(facts.pid, process.as_fd())?;

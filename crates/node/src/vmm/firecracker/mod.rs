@@ -43,26 +43,26 @@ pub use spec::{
 };
 pub use version::{Feature, NoVersion, Version};
 
-/// Where Firecracker is, and where its VMs' files go.
+/// The program, and directories for its VMs' files.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// The program, absolute.
     pub program: PathBuf,
-    /// How it is jailed, if it is.
+    /// Options of its jail, if it is jailed.
     pub jailer: Option<Jailer>,
-    /// Where API sockets go, absolute and short: a socket's path has 107 bytes.
+    /// Directory of API sockets, absolute and short: a socket's path has 107 bytes.
     pub run_directory: PathBuf,
-    /// Where VMs' disks go, absolute; best on the file system of their images, where that shares blocks.
+    /// Directory of VMs' disks, absolute; best on the file system of their images, which may then share blocks.
     pub disk_directory: PathBuf,
     /// The absolute path of a file that gets what Firecracker prints on standard error.
     pub log: Option<PathBuf>,
-    /// Whether Firecracker filters its system calls.
+    /// Filter of Firecracker's system calls.
     pub seccomp: Seccomp,
-    /// What is known of the bytes of boot files and read-only disks.
+    /// Known digests of boot files and read-only disks.
     pub digests: Arc<FileDigests>,
 }
 
-/// Whether Firecracker filters its system calls.
+/// Filter of Firecracker's system calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Seccomp {
     /// By its own list.
@@ -73,8 +73,8 @@ pub enum Seccomp {
 }
 
 impl Places {
-    /// Where to listen for the hand-over of the VM that is resumed under `key`: short of being there it can be in the jail
-    /// only by a link, for which both have to be on one file system.
+    /// Path to listen at for the hand-over of the VM that is resumed under `key`: unless it is in the jail already it
+    /// can be there only as a link, for which both have to be on one file system.
     pub fn handover(&self, key: &str) -> io::Result<PathBuf> {
         let id = start::id_of(key);
         match &self.jailer {
@@ -84,7 +84,7 @@ impl Places {
     }
 }
 
-/// How a Firecracker's faults are served: it tracks writes itself, and its userfaultfd reports missing pages only.
+/// Options of serving a Firecracker's faults: it tracks writes itself, and its userfaultfd reports missing pages only.
 pub const SERVE_OPTIONS: ServeOptions = ServeOptions {
     tracking: Tracking::Resident,
     placement: Placement::FollowFaults,
@@ -117,7 +117,7 @@ impl FirecrackerGuest {
         &self.serial
     }
 
-    /// What the next snapshot's spec says it was saved by.
+    /// The program that saves the VM, for the next snapshot's spec.
     pub fn saved(&self) -> Saved {
         let taps = self.facts.spec.interfaces.iter().map(|interface| interface.tap.clone()).collect();
         Saved { by: self.facts.found.clone(), taps }
@@ -139,7 +139,7 @@ impl FirecrackerGuest {
     }
 
     /// Makes vCPUs and devices stand, and takes their state; the guest's changed memory is written along with it. Its
-    /// faults are served meanwhile. Where this fails, the guest may stand: [`Self::go_on`].
+    /// faults are served meanwhile. If this fails, the guest may stand still: [`Self::go_on`].
     pub fn suspend(&mut self) -> Result<Vec<u8>, FirecrackerError> {
         self.take_state().map_err(|error| error.with_words(self.facts.directory.log()))
     }

@@ -1,4 +1,4 @@
-//! What a Firecracker VM is made of: kept with its snapshots, so that it is the same wherever it is resumed.
+//! The parts of a Firecracker VM: kept with its snapshots, so that it is the same on every host that resumes it.
 
 use std::path::PathBuf;
 
@@ -43,7 +43,7 @@ pub struct FirecrackerSpec {
     /// When the guest's writes begin to be tracked.
     #[serde(default)]
     pub tracking: TrackFrom,
-    /// What it was last saved by; none before its first pause.
+    /// The program that saved it last; none before its first pause.
     #[serde(default)]
     pub saved: Option<Saved>,
 }
@@ -77,18 +77,18 @@ pub struct Drive {
     pub id: String,
     /// Its size in bytes.
     pub bytes: u64,
-    /// Whether the guest's root file system is on it.
+    /// True if the guest's root file system is on it.
     #[serde(default)]
     pub is_root: bool,
-    /// Where its bytes are.
+    /// Place of its bytes.
     pub content: DriveContent,
 }
 
-/// Where a disk's bytes are.
+/// Place of a disk's bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DriveContent {
-    /// In a file that nobody writes, the same for every resume.
+    /// In a file that is never written, the same for every resume.
     ReadOnly(BootFile),
     /// In a file of the VM's own. It begins as a copy of the image at this absolute path, and is a volume of every
     /// snapshot.
@@ -102,7 +102,7 @@ pub struct Interface {
     pub id: String,
     /// The tap device of the host; may be another one at each resume.
     pub tap: String,
-    /// The guest's address on it; Firecracker chooses one where there is none.
+    /// The guest's address on it; Firecracker chooses one by default.
     #[serde(default)]
     pub guest_mac: Option<String>,
 }
@@ -112,11 +112,11 @@ pub struct Interface {
 pub struct Balloon {
     /// MiB it takes at the start.
     pub mib: u32,
-    /// Whether it gives memory back when the guest runs out.
+    /// True if it gives memory back when the guest runs out.
     pub deflates: bool,
 }
 
-/// What a VM's state was saved by and is expected to be loaded by.
+/// The program that saved a VM's state, and that is expected to load it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
     /// The program and the host.
@@ -125,25 +125,25 @@ pub struct Saved {
     pub taps: Vec<String>,
 }
 
-/// Why there can be no such VM.
+/// Reason that there can be no such VM.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// Firecracker takes 1 to 32.
     #[error("{cpus} CPUs: Firecracker has 1 to 32")]
     Cpus {
-        /// What was asked for.
+        /// The number given.
         cpus: u8,
     },
     /// Firecracker takes whole MiB, and even ones of huge pages.
     #[error("{bytes} bytes of memory: Firecracker takes whole MiB, an even number of them with 2 MiB pages")]
     Memory {
-        /// What was asked for.
+        /// The number given.
         bytes: u64,
     },
     /// Firecracker has no initial RAM disk with huge pages, and no balloon.
     #[error("{what} and 2 MiB pages: Firecracker does not have both")]
     NotWithHugePages {
-        /// What else was asked for.
+        /// The other thing asked for.
         what: &'static str,
     },
     /// A name is not usable.
@@ -151,7 +151,7 @@ pub enum SpecError {
     DriveId {
         /// The name.
         id: String,
-        /// Why not.
+        /// The reason.
         source: NameError,
     },
     /// A name is not usable.
@@ -169,7 +169,7 @@ pub enum SpecError {
     /// A snapshot has no more volumes.
     #[error("{drives} disks are more than a snapshot has volumes for")]
     TooManyDrives {
-        /// How many.
+        /// Number of drives.
         drives: usize,
     },
     /// A disk is of no size that Firecracker takes.
@@ -189,7 +189,7 @@ pub enum SpecError {
 }
 
 impl FirecrackerSpec {
-    /// Whether there can be such a VM; the files it names are not looked at.
+    /// Checks that there can be such a VM, without looking at the files it names.
     pub fn validate(&self) -> Result<(), SpecError> {
         if !(1..=32).contains(&self.cpus) {
             return Err(SpecError::Cpus { cpus: self.cpus });
@@ -275,7 +275,7 @@ impl FirecrackerSpec {
 }
 
 impl Drive {
-    /// Whether the guest may write it.
+    /// True if the guest may write it.
     pub fn is_writable(&self) -> bool {
         match self.content {
             DriveContent::ReadOnly(_) => false,

@@ -1,4 +1,4 @@
-//! Starting a Firecracker: fresh, or on a snapshot whose memory is served to it.
+//! Starts a Firecracker: fresh, or on a snapshot whose memory is served to it.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
@@ -21,12 +21,12 @@ use crate::vmm::qemu::BootFile;
 use crate::vmm::serial_line::{SerialLine, VmmEnds};
 use crate::vmm::vmm_process::{ProcessError, Unfinished, VmmProcess};
 
-/// How long Firecracker, or its jailer before it, may take until its API answers.
+/// Longest time from the start of Firecracker, or its jailer, until its API answers.
 const SOCKET_LIMIT: Duration = Duration::from_secs(30);
 /// The pause between two looks for its socket, cut short when it ends.
 const SOCKET_PAUSE: Duration = Duration::from_millis(1);
 
-/// What Firecracker logs: the lines about what went wrong.
+/// Level of Firecracker's log: only lines about faults.
 const LOG_LEVEL: &str = "Warning";
 
 /// The names of the boot files in the directory.
@@ -34,8 +34,8 @@ const KERNEL: &str = "kernel";
 const INITRD: &str = "initrd";
 
 impl FirecrackerGuest {
-    /// Starts a VM on empty memory, its disks out of a snapshot or, without one, as copies of their images. It runs when
-    /// this returns. Where it fails, no process of it is left, but what is held under `key` is the caller's to forget.
+    /// Starts a VM on empty memory, its disks out of a snapshot or, without one, as copies of their images. It runs
+    /// when this returns. On failure no process of it is left; the holdings under `key` are the caller's to forget.
     pub fn start(
         keeper: &KeeperClient,
         key: &str,
@@ -54,8 +54,9 @@ impl FirecrackerGuest {
         })
     }
 
-    /// Starts a process that loads `state` and runs; its memory is handed over at `handover`, where somebody listens.
-    /// Returns before that has happened: the load ends by [`FirecrackerGuest::finish_load`], while its faults are served.
+    /// Starts a process that loads `state` and runs; its memory is handed over at `handover`, which must have a
+    /// listener. Returns before that has happened: the load ends by [`FirecrackerGuest::finish_load`], while its faults
+    /// are served.
     pub fn resume(
         keeper: &KeeperClient,
         key: &str,
@@ -228,7 +229,7 @@ impl<'a> Prepared<'a> {
         Ok(Started { process, facts, calls, files, serial, loading: None })
     }
 
-    /// Makes the log, so that it is private whatever Firecracker would make it.
+    /// Makes the log, so that it is private, which Firecracker's own mode would not be.
     fn make_log(&self) -> Result<(), FirecrackerError> {
         let log = self.directory.log();
         let made = files::create(log).and_then(|_file| self.directory.give(log));

@@ -1,4 +1,4 @@
-//! Versions of Firecracker and of its snapshot format, and what of its API each knows.
+//! Versions of Firecracker and of its snapshot format, and the features of its API in each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -46,7 +46,7 @@ impl Version {
         Self { major, minor, patch: 0 }
     }
 
-    /// Whether this version of the program has `feature`.
+    /// True if this version of the program has `feature`.
     pub fn knows(self, feature: Feature) -> bool {
         let since = match feature {
             Feature::NetworkOverrides => Self::new(1, 12),
@@ -56,7 +56,7 @@ impl Version {
         self >= since
     }
 
-    /// Whether a program whose state format is this one loads a state of format `saved`: Firecracker's own rule.
+    /// True if a program whose state format is this one loads a state of format `saved`: Firecracker's own rule.
     pub fn loads_format(self, saved: Self) -> bool {
         self.major == saved.major && self.minor >= saved.minor
     }
@@ -70,7 +70,7 @@ impl Version {
 impl FromStr for Version {
     type Err = NoVersion;
 
-    /// Takes `1.13.1` and `v1.13.1`, with whatever follows behind a hyphen, as development versions have it.
+    /// Takes `1.13.1` and `v1.13.1`, with any text after a hyphen, as development versions have it.
     fn from_str(text: &str) -> Result<Self, NoVersion> {
         let no_version = || NoVersion { text: text.to_owned() };
         let numbers = text.strip_prefix('v').unwrap_or(text).split('-').next().unwrap_or_default();

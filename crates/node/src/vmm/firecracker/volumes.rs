@@ -14,8 +14,8 @@ use super::spec::Drive;
 use super::{FirecrackerError, FirecrackerGuest};
 
 impl FirecrackerGuest {
-    /// The volumes of a VM that was suspended and whose process stands, memory first: what changed in `epoch`, or all that
-    /// is there.
+    /// The volumes of a VM that was suspended and whose process stands still, memory first: the pages changed in
+    /// `epoch`, or all pages there.
     pub fn volumes(&self, epoch: Option<&Epoch>) -> Result<Vec<PausedVolume>, FirecrackerError> {
         let mut volumes = vec![self.memory(epoch)?];
         for (drive, name) in self.facts.spec.writable_drives() {
@@ -31,9 +31,9 @@ impl FirecrackerGuest {
         self.facts.spec.writable_drives().map(|(drive, _)| held(drive)).sum()
     }
 
-    /// What Firecracker wrote is of one instant with its state. Memory that it shares is adopted as it is, and what was
-    /// written only says which pages; but with a network interface frames may have come into memory since, and a file
-    /// that can never be sealed is less sure than the one that was written.
+    /// Memory that Firecracker wrote is of the same instant as its state. Memory that it shares is adopted as it is,
+    /// and what was written only says which pages; but with a network interface frames may have come into memory since,
+    /// and a file that can never be sealed is less sure than the one that was written.
     fn memory(&self, epoch: Option<&Epoch>) -> Result<PausedVolume, FirecrackerError> {
         let spec = &self.facts.spec;
         let (name, page_kind) = (VolumeName::memory(), spec.page_kind());

@@ -1,12 +1,12 @@
-//! Which of a kernel's modules a guest needs, in an order in which they can be loaded.
+//! The modules of a kernel that a guest needs, in an order in which they can be loaded.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What a guest's devices need, as far as the kernel does not have it without a module: buses, disk, network, entropy,
-/// the memory that is given back, and the number that says that a machine was cloned.
+/// Modules for a guest's devices, as far as the kernel has them not built in: buses, disk, network, entropy, the memory
+/// that is given back, and the number that says that a machine was cloned.
 const WANTED: [&str; 7] =
     ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "vmgenid"];
 

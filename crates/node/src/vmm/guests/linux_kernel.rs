@@ -26,7 +26,7 @@ pub struct LinuxKernel {
     pub modules: Vec<(String, Vec<u8>)>,
 }
 
-/// Why there is no kernel.
+/// Reason that there is no kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxKernelError {
     /// A program of Debian's cannot be run.
@@ -34,15 +34,15 @@ pub enum LinuxKernelError {
     NoDebian {
         /// Its name.
         program: &'static str,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
-    /// A program of Debian's does not do what it is asked for.
+    /// A program of Debian's failed.
     #[error("`{command}` did not succeed (is the list of packages fresh? `apt-get update`): {said}")]
     Refused {
         /// The program and its words.
         command: String,
-        /// What it said.
+        /// Its output.
         said: String,
     },
     /// The list of packages does not say what the newest kernel is.
@@ -62,8 +62,8 @@ pub enum LinuxKernelError {
 impl LinuxKernel {
     /// Debian's kernel for virtual machines, unpacked in a directory of its own under `directory`.
     ///
-    /// What was unpacked there before is taken again, without asking anyone. Else the package is downloaded with apt,
-    /// as any user may, and taken apart; nothing is installed. Of two that do so at once, one's work is kept.
+    /// A kernel unpacked there before is taken again, without a download. Else the package is downloaded with apt, as
+    /// any user may, and taken apart; nothing is installed. Of two that do so at once, one's work is kept.
     pub fn of_debian(directory: &Path) -> Result<Self, LinuxKernelError> {
         if let Some(kept) = newest_in(directory)? {
             return Self::open(&kept);
@@ -148,7 +148,7 @@ fn choose(package: &str, whole: &Path, chosen: &Path) -> Result<(), LinuxKernelE
     Ok(())
 }
 
-/// What `program` says, asked in `directory`, in the language of its documentation.
+/// Output of `program`, run in `directory`, in the language of its documentation.
 fn run(program: &'static str, words: &[&str], directory: &Path) -> Result<String, LinuxKernelError> {
     let mut command = Command::new(program);
     command.args(words).current_dir(directory).env("LC_ALL", "C.UTF-8");

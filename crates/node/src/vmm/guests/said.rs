@@ -1,4 +1,4 @@
-//! What a guest said at its console, cut into lines.
+//! The output of a guest at its console, cut into lines.
 
 /// Bytes that came and were not looked at yet.
 #[derive(Clone, Debug, Default)]

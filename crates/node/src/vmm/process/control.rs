@@ -19,23 +19,23 @@ use crate::guest::protocol::{
 };
 use crate::guest::trace::{Trace, TraceTimes};
 
-/// How long a guest may take to set up.
+/// Longest time for a guest to set up.
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
 /// The longest hello: 128 regions of less than 100 bytes, with room to spare.
 const HELLO_BYTES_MAX: usize = 64 << 10;
-/// How long an answer may take unless the caller says otherwise.
+/// Longest time for an answer unless the caller says otherwise.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// The longest line a guest may answer: the checksums of 32 GiB.
 const LINE_BYTES_MAX: u64 = 256 << 20;
 
-/// What a guest is told and answers, one command at a time.
+/// Commands to a guest and its answers, one command at a time.
 #[derive(Debug)]
 pub struct GuestControl {
     pid: u32,
     lines: BufReader<UnixStream>,
     line: Vec<u8>,
     next_number: u64,
-    /// Whether the guest may have got a part of a line, which is to be ended before another begins.
+    /// True if the guest may have got a part of a line, which must be ended before another begins.
     line_is_open: bool,
     answer_limit: Duration,
 }
@@ -79,8 +79,8 @@ impl GuestControl {
         Ok((control, hello, memfd))
     }
 
-    /// Takes over a guest whose hello another driver took. What that one began to say is ended, and what it was
-    /// answered is skipped: it began at another number, as no two drivers begin at one.
+    /// Takes over a guest whose hello another driver took. A line begun by that driver is ended, and the answers to it
+    /// are skipped: it began at another number, as no two drivers begin at one.
     pub(super) fn take_over(pid: u32, stream: UnixStream) -> Self {
         let (_, number) = Uuid::now_v7().as_u64_pair();
         Self { line_is_open: true, ..Self::of(pid, stream, number >> 1) }
@@ -202,7 +202,7 @@ impl GuestControl {
         Ok(Awaited { control: self, command: name, number, answer: PhantomData })
     }
 
-    /// The answer of that number, after those nobody took; an error if it takes longer than `limit`.
+    /// The answer of that number, after those that were not taken; an error if it takes longer than `limit`.
     fn answer_to<Answer: DeserializeOwned>(
         &mut self,
         number: u64,
@@ -223,7 +223,7 @@ impl GuestControl {
         }
     }
 
-    /// Reads up to the end of the line; what came before a limit ended the reading stays in `line`.
+    /// Reads up to the end of the line; if a limit ends the reading, the bytes so far stay in `line`.
     fn read_line(&mut self, command: &'static str, limit: Duration) -> Result<(), GuestError> {
         let at_least = limit.max(Duration::from_millis(1));
         let room = LINE_BYTES_MAX.saturating_sub(u64::try_from(self.line.len()).unwrap_or(u64::MAX));

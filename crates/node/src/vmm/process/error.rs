@@ -1,4 +1,4 @@
-//! What can go wrong with a process guest.
+//! Errors of a process guest.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ pub enum GuestError {
     Start {
         /// The program.
         program: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
     /// The process ran but is no guest; the reason names what the host lacks.
@@ -22,7 +22,7 @@ pub enum GuestError {
     SetUp {
         /// Its process id.
         pid: u32,
-        /// Why, in the guest's words.
+        /// The reason, in the guest's words.
         reason: String,
     },
     /// The guest could not run a command and said why.
@@ -32,7 +32,7 @@ pub enum GuestError {
         pid: u32,
         /// The command.
         command: &'static str,
-        /// Why, in the guest's words.
+        /// The reason, in the guest's words.
         reason: String,
     },
     /// No answer came in time: the guest is frozen or waits for a page.
@@ -44,7 +44,7 @@ pub enum GuestError {
         pid: u32,
         /// The command.
         command: &'static str,
-        /// How long it was waited for.
+        /// The limit of the wait.
         limit: Duration,
     },
     /// The guest ended before it answered.
@@ -62,7 +62,7 @@ pub enum GuestError {
         pid: u32,
         /// The command.
         command: &'static str,
-        /// What did not fit.
+        /// The fault in it.
         source: serde_json::Error,
     },
     /// Its process did not do what it was told to.
@@ -73,9 +73,9 @@ pub enum GuestError {
     Process {
         /// Its process id.
         pid: u32,
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
 }

@@ -20,7 +20,7 @@ pub const MEMORY: &str = "memory";
 /// The words of the environment that a guest under the keeper shares with its driver.
 const SHARED_ENVIRONMENT: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
 
-/// What a guest is attached by that another driver left under the keeper.
+/// Parts with which a driver attaches to a guest that another driver left under the keeper.
 #[derive(Debug)]
 pub struct KeptParts {
     /// Its process id.
@@ -29,9 +29,9 @@ pub struct KeptParts {
     pub process: OwnedFd,
     /// The driver's end of its control socket.
     pub control: OwnedFd,
-    /// Its memfd, if its memory is shared and nobody serves it.
+    /// Its memfd, if its memory is shared and not served.
     pub memory: Option<OwnedFd>,
-    /// What it said of itself at its start.
+    /// Its own facts from its start.
     pub hello: Hello,
 }
 
@@ -53,7 +53,7 @@ impl ProcessGuest {
     /// Starts a guest as a child of the keeper, and waits as [`Self::spawn`] does. Under `key` the keeper then holds
     /// its pidfd, its control socket and, where it sent one, its memfd: all that [`Self::attach`] takes but the hello.
     ///
-    /// Where this fails no guest runs, but what is held under `key` is the caller's to forget.
+    /// On failure no guest runs; the holdings under `key` are the caller's to forget.
     pub fn spawn_under(keeper: &KeeperClient, key: &str, options: &GuestOptions) -> Result<Self, GuestError> {
         let started = |source| GuestError::Start { program: options.program.clone(), source };
         let (ours, theirs) = UnixStream::pair().map_err(started)?;
@@ -85,7 +85,7 @@ impl ProcessGuest {
         self.process.keep_under(keeper, key, &fds)
     }
 
-    /// Goes on with a guest that another driver left under the keeper, whatever that one was about to say or hear.
+    /// Goes on with a guest that another driver left under the keeper, even in the middle of a command.
     pub fn attach(parts: KeptParts) -> Result<Self, GuestError> {
         let KeptParts { pid, process, control, memory, hello } = parts;
         let process = VmmProcess::attach(pid, process.as_fd())?;

@@ -1,4 +1,4 @@
-//! A file a machine boots from, known by its bytes: the same wherever a snapshot of the machine is resumed.
+//! A file a machine boots from, known by its bytes: the same on every host that resumes a snapshot of the machine.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, Write};
@@ -21,28 +21,28 @@ const STEP_BYTES: usize = 1 << 20;
 /// A kernel or an initrd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootFile {
-    /// Where it was when the machine was made; looked at only where no boot directory has its bytes.
+    /// Its path when the machine was made; looked at only if no boot directory has its bytes.
     pub path: PathBuf,
     /// The BLAKE3 of its bytes, in hexadecimal.
     pub blake3: String,
-    /// Where it was when it was named, for people.
+    /// Its path when it was named, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named: Option<PathBuf>,
 }
 
-/// What a machine boots a file as.
+/// Role of a file in a boot.
 #[derive(Clone, Copy, Debug)]
 pub enum BootRole {
     /// Its kernel, in one of these formats.
     Kernel(KernelFormats),
-    /// What the kernel unpacks first, in a machine with so much memory.
+    /// The initrd of a machine with this much memory.
     Initrd {
         /// Bytes of the machine's memory.
         memory_bytes: u64,
     },
 }
 
-/// Why a file cannot be booted from.
+/// Reason that a file cannot be booted from.
 #[derive(Debug, thiserror::Error)]
 pub enum BootFileError {
     /// It is no file that can be read whole.
@@ -51,15 +51,15 @@ pub enum BootFileError {
     /// It is no kernel, or none that the VMM boots.
     #[error("it is {}: {wanted}", KernelFormat::called(*found))]
     NotAKernel {
-        /// What it is.
+        /// Format of the file.
         found: Option<KernelFormat>,
-        /// What the VMM boots.
+        /// Formats that the VMM boots.
         wanted: KernelFormats,
     },
     /// It was written to while it was read.
     #[error("it changed while it was copied: try again once nobody writes to it")]
     Changed,
-    /// Whoever asked for the machine is gone.
+    /// The client that asked for the machine is gone.
     #[error("whoever asked for it is gone")]
     AskerGone,
     /// It cannot be read, or its copy not be written.
@@ -89,8 +89,7 @@ impl BootRole {
 }
 
 impl BootFile {
-    /// Copies a file into `directory`, under its digest, where it stays whatever becomes of the original. The copying
-    /// takes no memory, and ends when `asker` is gone.
+    /// Copies a file into `directory`, under its digest, where it stays independent of the original.
     pub fn keep(file: &Path, directory: &Path, role: BootRole, asker: &Asker) -> Result<Self, BootFileError> {
         let source = RegularFile::open(file, role.bytes_max())?;
         role.check(source.file())?;
@@ -170,7 +169,7 @@ fn copy(
         hasher.update(&step[..count]);
         into.write_all(&step[..count])?;
     }
-    // What is left of the bound is what the file lost since it was opened.
+    // A rest of the bound means that the file has lost bytes since it was opened.
     if source.limit() > 0 { Err(BootFileError::Changed) } else { Ok(hasher.finalize().to_hex().to_string()) }
 }
 

@@ -1,4 +1,4 @@
-//! How QEMU is run: its words, its environment, and the descriptors it finds under fixed numbers.
+//! QEMU's command line, its environment, and the descriptors it finds under fixed numbers.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
@@ -24,7 +24,7 @@ pub(super) const EVENTS_FD: i32 = 23;
 /// The descriptor of the preloaded library in QEMU.
 pub(super) const SHIM_FD: i32 = 24;
 
-/// How long a disk's requests wait, in seconds, for a server that was started anew, before they fail.
+/// Time, in seconds, that a disk's requests wait for a server that was started anew, before they fail.
 const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
 
 /// The variable with the socket at which the preloaded library hands memory over.
@@ -34,7 +34,7 @@ const MEMORY: &str = "REKINDLE_MEMORY";
 /// The variable that says that the kernel itself never touches guest memory.
 const USER_FAULTS: &str = "REKINDLE_USER_FAULTS";
 
-/// What a QEMU does once it is up.
+/// A QEMU's first task once it is up.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Beginning<'a> {
     /// Boots.
@@ -43,7 +43,7 @@ pub(super) enum Beginning<'a> {
     Resume(&'a Path),
 }
 
-/// How the machine is run.
+/// The command that runs the machine.
 pub(super) fn spawn(launch: &Launch, memory: &Memfd, beginning: Beginning<'_>) -> Spawn {
     let mut spawn = Spawn::new(&launch.program.path, arguments(launch, beginning));
     spawn.log = Some(launch.places.log.clone());
@@ -98,8 +98,8 @@ fn arguments(launch: &Launch, beginning: Beginning<'_>) -> Vec<OsString> {
     words.0
 }
 
-/// What is not named is off. A microvm says by ACPI where its devices are: distributions' kernels do not take it from
-/// their command line.
+/// Features that are not named are off. A microvm says by ACPI where its devices are: distributions' kernels do not
+/// take it from their command line.
 fn machine(launch: &Launch) -> String {
     let more = match launch.spec.options.machine {
         Machine::Microvm => "acpi=on,rtc=on,isa-serial=on",

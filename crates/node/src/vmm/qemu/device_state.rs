@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use super::error::QemuError;
 use super::qmp::Qmp;
 
-/// How long saving or loading may take. While it loads, QEMU touches guest memory, whose pages may be far away.
+/// Longest time of saving or loading. While it loads, QEMU touches guest memory, whose pages may be far away.
 const MOVE_LIMIT: Duration = Duration::from_secs(60);
-/// The most device state: what a blob of a manifest may have.
+/// The most device state: the most that a blob of a manifest may have.
 const STATE_BYTES_MAX: usize = rekindle_engine::limits::BLOB_BYTES_MAX;
 /// The name of the descriptor that it goes through, in QEMU.
 const FD_NAME: &str = "state";
@@ -86,7 +86,7 @@ pub(super) fn give_up(qmp: &mut Qmp) -> Result<(), QemuError> {
     }
 }
 
-/// How a migration ended.
+/// End of a migration.
 enum End {
     Completed,
     Failed,

@@ -1,4 +1,4 @@
-//! What can go wrong with a QEMU.
+//! Errors of a QEMU.
 
 use std::io;
 use std::time::Duration;
@@ -15,9 +15,9 @@ pub enum QemuError {
     /// Something it needs could not be made.
     #[error("{doing}: {source}")]
     Prepare {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// Its process did not do what it was told to.
@@ -28,9 +28,9 @@ pub enum QemuError {
     Ended {
         /// Its process id.
         pid: u32,
-        /// What it was to do.
+        /// The task it was given.
         doing: &'static str,
-        /// The last lines it printed; empty where it printed nothing or nobody kept it.
+        /// The last lines it printed; empty if there were none or they were not kept.
         log: String,
     },
     /// No answer came in time: it is frozen, or waits for a page.
@@ -38,9 +38,9 @@ pub enum QemuError {
     Silent {
         /// Its process id.
         pid: u32,
-        /// What it was to do.
+        /// The task it was given.
         doing: &'static str,
-        /// How long it was waited for.
+        /// The limit of the wait.
         limit: Duration,
     },
     /// It refused a command and said why.
@@ -48,17 +48,17 @@ pub enum QemuError {
     Refused {
         /// Its process id.
         pid: u32,
-        /// What it was to do.
+        /// The task it was given.
         doing: &'static str,
-        /// Why, in its words.
+        /// The reason, in its words.
         reason: String,
     },
-    /// What it answered was not understood.
+    /// Its answer was not understood.
     #[error("QEMU {pid} was to {doing} and answered something else: {answer}")]
     Answer {
         /// Its process id.
         pid: u32,
-        /// What it was to do.
+        /// The task it was given.
         doing: &'static str,
         /// The beginning of its answer.
         answer: String,
@@ -70,15 +70,15 @@ pub enum QemuError {
         pid: u32,
         /// `saved` or `loaded`.
         moved: &'static str,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// It stopped the machine by itself, so that there is none that could go on.
+    /// It stopped the machine by itself, so that no machine is left to go on.
     #[error("{why}: QEMU {pid} is not paused as it stands; end it, and resume its last snapshot")]
     Stopped {
         /// Its process id.
         pid: u32,
-        /// Why it stopped the machine.
+        /// The reason that it stopped the machine.
         why: String,
     },
     /// It was resumed and never loaded: there is no guest in it that could run.
@@ -92,9 +92,9 @@ pub enum QemuError {
     Connection {
         /// Its process id.
         pid: u32,
-        /// What it was to do.
+        /// The task it was given.
         doing: &'static str,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
 }

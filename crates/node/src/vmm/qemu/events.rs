@@ -1,7 +1,7 @@
-//! What a QEMU does by itself: told on a control connection of its own, which a thread reads.
+//! QEMU's own actions on a machine, which it reports on a control connection that a thread reads.
 //!
-//! An event says that the machine stopped, and not why: so its status is asked for after each of them, and when a new
-//! driver begins to listen. That also tells a new driver what happened while nobody listened.
+//! An event says that the machine stopped, but not the reason: so the reader asks for its status after each of them,
+//! and when a new driver begins to listen. A new driver thus also learns of events between two drivers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,13 +18,13 @@ use serde_json::Value;
 use super::error::QemuError;
 use super::qmp::{Event, Qmp, Said};
 
-/// How long the rest of a line is waited for before the reader looks whether it is to end.
+/// Longest wait for the rest of a line before the reader checks if it must end.
 const TURN: Duration = Duration::from_millis(250);
-/// How long the events of a QEMU that has ended may take to be read.
+/// Longest time to read the events of a QEMU that has ended.
 const LAST_EVENTS_LIMIT: Duration = Duration::from_secs(2);
 /// News that are remembered until they are taken.
 const NEWS_MAX: usize = 16;
-/// What the reader is doing, for errors.
+/// The reader's task, for errors.
 const DOING: &str = "tell what happens";
 
 /// The reader of a QEMU's events. Dropped, it ends; the connection lives on where it is kept.
@@ -36,7 +36,7 @@ pub(super) struct QemuEvents {
     reader: Option<JoinHandle<()>>,
 }
 
-/// What a VMM did to its machine by itself, to be asked from anywhere.
+/// A VMM's own actions on its machine, to be asked from anywhere.
 #[derive(Clone, Debug, Default)]
 pub struct MachineWatch(Arc<Shared>);
 
@@ -98,12 +98,12 @@ impl Drop for QemuEvents {
 }
 
 impl MachineWatch {
-    /// Why the machine stands, where its VMM stopped it by itself.
+    /// The reason that the machine stands still, if its VMM stopped it by itself.
     pub fn stopped(&self) -> Option<String> {
         self.lock().stopped.clone()
     }
 
-    /// Why a VMM that has ended did so, where it said that. Waits, for a bounded time, until all it said is read.
+    /// The account that a VMM which has ended gave of its end. Waits, for a bounded time, until all it said is read.
     pub fn ending(&self) -> Option<String> {
         let seen = self.lock();
         let is_open = |seen: &mut Seen| !seen.is_finished;
@@ -111,7 +111,7 @@ impl MachineWatch {
         waited.unwrap_or_else(PoisonError::into_inner).0.ending.clone()
     }
 
-    /// What happened since the last call and did not stop the machine.
+    /// Events since the last call that did not stop the machine.
     pub fn take_news(&self) -> Vec<String> {
         self.lock().news.drain(..).collect()
     }
@@ -126,7 +126,7 @@ impl MachineWatch {
     }
 }
 
-/// Why QEMU `pid`, which has ended, did so, where it said that on its connection for events.
+/// The account that QEMU `pid`, which has ended, gave of its end on its connection for events.
 pub fn told_end(pid: u32, connection: OwnedFd) -> Option<String> {
     let events = QemuEvents::follow(pid, UnixStream::from(connection), PathBuf::new(), Vec::new()).ok()?;
     events.watch().ending()
@@ -148,7 +148,7 @@ pub(super) fn stopped_by_itself(status: &str) -> Option<String> {
     Some(format!("QEMU stopped the machine: {why} ({status})"))
 }
 
-/// What the thread has.
+/// State of the thread.
 struct Reader {
     qmp: Qmp,
     watch: MachineWatch,

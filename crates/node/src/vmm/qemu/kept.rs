@@ -1,4 +1,4 @@
-//! QEMUs whose driver is gone: what the keeper holds of them, and how the next driver goes on.
+//! QEMUs whose driver is gone: the keeper's holdings of them, from which the next driver goes on.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -22,7 +22,7 @@ pub const EVENTS: &str = "events";
 /// The name of the memory file among what the keeper holds.
 pub const MEMORY: &str = "memory";
 
-/// What a QEMU is attached by that another driver left under the keeper.
+/// Parts with which a driver attaches to a QEMU that another driver left under the keeper.
 #[derive(Debug)]
 pub struct KeptParts {
     /// Its process id.
@@ -35,7 +35,7 @@ pub struct KeptParts {
     pub serial: OwnedFd,
     /// Our end of its connection for events; none of a QEMU that an older rekindle started.
     pub events: Option<OwnedFd>,
-    /// The file behind its memory, if nobody serves that.
+    /// The file behind its memory, if that is not served.
     pub memory: Option<OwnedFd>,
     /// The file that gets what it prints.
     pub log: PathBuf,
@@ -67,7 +67,7 @@ impl QemuGuest {
     }
 
     /// Finds a guest again that another driver left under the keeper. Nothing is said to it yet: it may be frozen.
-    /// [`Self::go_on`] makes it run, whatever was being done to it.
+    /// [`Self::go_on`] makes it run, also after an operation that was cut short.
     pub fn attach(parts: KeptParts) -> Result<Self, QemuError> {
         let KeptParts { pid, process, control, serial, events, memory, log, disks } = parts;
         let process = VmmProcess::attach(pid, process.as_fd())?;

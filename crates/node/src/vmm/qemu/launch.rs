@@ -13,10 +13,10 @@ const SOCKET_BYTES_MAX: usize = 107;
 /// Longest name of a network device (IFNAMSIZ, linux/if.h).
 const TAP_BYTES_MAX: usize = 15;
 
-/// What a start needs beside the machine, and the next start elsewhere needs anew.
+/// Places that a start needs beside the machine, and that the next start elsewhere needs anew.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Where boot files are kept under their digests.
+    /// Directory of boot files, under their digests.
     pub boot_directory: PathBuf,
     /// The absolute path of a file that gets what QEMU prints, at the end.
     pub log: PathBuf,
@@ -58,8 +58,8 @@ impl Launch {
 }
 
 impl QemuSpec {
-    /// Whether `program` makes the machine as it was made first. Files, sockets and network devices are looked at by
-    /// [`Launch::new`].
+    /// Checks that `program` makes the machine as it was made first. Files, sockets and network devices are looked at
+    /// by [`Launch::new`].
     pub fn check(&self, program: &QemuProgram) -> Result<(), Misfit> {
         let (made_by, found, machine) = (self.qemu_version, program.version, self.options.machine);
         if found < made_by {
@@ -84,7 +84,8 @@ impl QemuSpec {
         }
     }
 
-    /// Whether the volumes of a snapshot, each with its name and the bytes of its whole pages, are those of the machine.
+    /// Checks that the volumes of a snapshot, each with its name and the bytes of its whole pages, are those of the
+    /// machine.
     pub fn check_volumes(&self, memory_bytes: u64, disks: &[(&str, u64)]) -> Result<(), Misfit> {
         let expected = self.options.memory_bytes;
         if memory_bytes != expected {

@@ -1,4 +1,4 @@
-//! What keeps a machine from being started here, found before anything is started.
+//! Reasons that a machine cannot be started here, found before anything is started.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,19 +12,19 @@ pub enum Misfit {
     /// A value that no machine can have.
     #[error("{what} is {value}, but {must}")]
     Value {
-        /// What has the value.
+        /// Name of the value.
         what: &'static str,
         /// The value.
         value: String,
-        /// What it must be.
+        /// The value required.
         must: &'static str,
     },
     /// QEMU here is older than the one that made the machine.
     #[error("it was made by QEMU {made_by}, and QEMU here is {found}: install QEMU {made_by} or a later one")]
     OlderQemu {
-        /// What made it.
+        /// The version that made it.
         made_by: Version,
-        /// What is here.
+        /// The version here.
         found: Version,
     },
     /// The machine's devices are not the same from one QEMU to the next.
@@ -36,9 +36,9 @@ pub enum Misfit {
     OtherQemu {
         /// The machine.
         machine: Machine,
-        /// What made it.
+        /// The version that made it.
         made_by: Version,
-        /// What is here.
+        /// The version here.
         found: Version,
     },
     /// QEMU here does not know the machine.
@@ -46,15 +46,15 @@ pub enum Misfit {
     NoSuchMachine {
         /// The machine with its version.
         machine_type: String,
-        /// What is here.
+        /// The version here.
         found: Version,
     },
     /// The accelerator does not work here.
     #[error("it needs {}, which does not work here: {reason}", accelerator.word())]
     NoAccelerator {
-        /// What it needs.
+        /// The accelerator it needs.
         accelerator: Accelerator,
-        /// Why it does not work.
+        /// The reason that it does not work.
         reason: String,
     },
     /// The machine has the CPU of the host it was started on, and this is another.
@@ -70,11 +70,11 @@ pub enum Misfit {
     BootFileMissing {
         /// Kernel or initrd.
         role: &'static str,
-        /// Where it was looked for last.
+        /// The path tried last.
         path: PathBuf,
         /// The digest of the bytes that are needed.
         blake3: String,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// A file the machine boots from has other bytes.
@@ -104,9 +104,9 @@ pub enum Misfit {
     Count {
         /// Disks' sockets or network devices.
         what: &'static str,
-        /// How many the machine has.
+        /// Number the machine has.
         expected: usize,
-        /// How many were named.
+        /// Number named.
         given: usize,
     },
 }

@@ -1,4 +1,4 @@
-//! The QEMU of this host: where it is, what it can do, and the library that is preloaded into it.
+//! The QEMU of this host: its path, its abilities, and the library that is preloaded into it.
 
 use std::fs::File;
 use std::io;
@@ -41,21 +41,21 @@ pub struct QemuProgram {
     shim: Arc<Memfd>,
 }
 
-/// Why there is no QEMU to be used.
+/// Reason that there is no QEMU to be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NoQemu {
     /// It is not installed.
     #[error("{looked_for} is not here; install it with: apt-get install qemu-system-x86")]
     NotFound {
-        /// What was looked for.
+        /// The name looked for.
         looked_for: String,
     },
     /// It cannot be run.
     #[error("{} cannot be run: {source}", path.display())]
     NotRun {
-        /// Where it is.
+        /// Its path.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// There is no memory for the library that is preloaded into it.
@@ -64,9 +64,9 @@ pub enum NoQemu {
     /// It says something about itself that no QEMU says.
     #[error("{} is no QEMU: asked for {asked} it said {said:?}", path.display())]
     NotQemu {
-        /// Where it is.
+        /// Its path.
         path: PathBuf,
-        /// What it was asked for.
+        /// The question.
         asked: &'static str,
         /// The beginning of its answer.
         said: String,
@@ -80,7 +80,7 @@ impl std::fmt::Display for Version {
 }
 
 impl QemuProgram {
-    /// Where the search path has QEMU now.
+    /// Path of QEMU in the search path now.
     pub fn locate() -> Result<PathBuf, NoQemu> {
         located(None)
     }
@@ -113,12 +113,12 @@ impl QemuProgram {
         })
     }
 
-    /// Whether this QEMU can make a machine of that type.
+    /// True if this QEMU can make a machine of that type.
     pub fn has_machine_type(&self, machine_type: &str) -> bool {
         self.machines.iter().any(|(name, _)| name == machine_type)
     }
 
-    /// Whether an accelerator works here, as far as can be told without starting a machine.
+    /// Checks that an accelerator works here, as far as can be told without starting a machine.
     pub fn check_accelerator(&self, accelerator: Accelerator) -> Result<(), Misfit> {
         let opened = match accelerator {
             Accelerator::Tcg => Ok(()),
@@ -130,7 +130,7 @@ impl QemuProgram {
 
 #[cfg(test)]
 impl QemuProgram {
-    /// One that nobody runs.
+    /// A QEMU that is never run.
     pub(super) fn of_tests() -> Self {
         let machines = machines_in("\nmicrovm x\nq35 x (alias of pc-q35-7.2)\npc-q35-7.2 x\npc-q35-6.2 x");
         let version = Version { major: 7, minor: 2, micro: 22 };

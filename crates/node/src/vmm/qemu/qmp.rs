@@ -15,13 +15,13 @@ use uuid::Uuid;
 use super::error::QemuError;
 use crate::vmm::last_words::last_words;
 
-/// How long QEMU may take from its start to its greeting.
+/// Longest time from QEMU's start to its greeting.
 const GREETING_LIMIT: Duration = Duration::from_secs(30);
-/// How long an answer may take. To stop, every CPU of the guest must first have the page it waits for.
+/// Longest time for an answer. To stop, every CPU of the guest must first have the page it waits for.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// The longest line QEMU may say; those asked for here have a few hundred bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
-/// How much of an answer that is not understood is told.
+/// Length of the part of a bad answer that is shown.
 const TOLD_BYTES: usize = 300;
 
 /// A byte that is in no command: QEMU forgets the part of a command that came before it (QMP specification, 2.6).
@@ -37,7 +37,7 @@ pub(super) struct Qmp {
     log: PathBuf,
 }
 
-/// What QEMU says.
+/// A message of QEMU.
 #[derive(Debug, Deserialize)]
 pub(super) enum Said {
     #[serde(rename = "QMP")]
@@ -77,7 +77,7 @@ impl AsFd for Qmp {
 }
 
 impl Event {
-    /// Where a migration stands, if that is what it tells.
+    /// State of a migration, if that is what it tells.
     pub(super) fn migration(&self) -> Option<&str> {
         (self.event == "MIGRATION").then(|| self.data["status"].as_str()).flatten()
     }
@@ -107,18 +107,18 @@ impl Qmp {
         self.execute("get ready", "qmp_capabilities", &Value::Null).map(drop)
     }
 
-    /// Begins to be told what happens, whoever was before and whether QEMU is up yet; nothing is waited for.
+    /// Begins to receive events, after any driver before and even if QEMU is not up yet; never waits.
     pub(super) fn begin(&mut self, doing: &'static str) -> Result<(), QemuError> {
         self.send(doing, FORGET, &[])?;
         self.tell(doing, "qmp_capabilities", &Value::Null, &[]).map(drop)
     }
 
-    /// Whether something of what QEMU said was received and not looked at.
+    /// True if a message of QEMU was received and not handled yet.
     pub(super) fn has_read_ahead(&self) -> bool {
         !self.lines.buffer().is_empty()
     }
 
-    /// Takes over from a driver that is gone, whatever it was about to say or hear.
+    /// Takes over from a driver that is gone, even in the middle of a command.
     pub(super) fn take_over(&mut self) -> Result<(), QemuError> {
         self.send("answer a new driver", FORGET, &[])?;
         match self.execute("answer a new driver", "qmp_capabilities", &Value::Null) {
@@ -175,7 +175,7 @@ impl Qmp {
         loop {
             let answer = match self.next(doing, deadline, ANSWER_LIMIT)? {
                 Said::Answer(answer) if answer.id == Some(number) => answer,
-                // What nobody waits for any more: another driver's answer, or an event.
+                // A message without a waiter: an answer to another driver, or an event.
                 Said::Answer(_) | Said::Event(_) | Said::Greeting(_) => continue,
             };
             return match (answer.done, answer.error) {
@@ -229,7 +229,7 @@ impl Qmp {
         }
     }
 
-    /// Reads up to the end of the line; what came before the deadline stays in `line`.
+    /// Reads up to the end of the line; if the deadline ends the reading, the bytes so far stay in `line`.
     fn read_line(
         &mut self,
         doing: &'static str,

@@ -1,4 +1,4 @@
-//! What a QEMU machine is: all that a resume elsewhere must know to make the same one.
+//! The parts of a QEMU machine: all that a resume elsewhere must know to make the same one.
 
 use std::collections::BTreeSet;
 
@@ -13,15 +13,15 @@ use super::program::{QemuProgram, Version, host_cpu};
 pub const SPEC_BLOB: &str = "qemu";
 
 const MIB: u64 = 1 << 20;
-/// What one machine may have at most; QEMU itself allows more.
+/// Largest number in one machine; QEMU itself allows more.
 const CPUS_MAX: u32 = 64;
 const DISKS_MAX: usize = 8;
 const NICS_MAX: usize = 4;
-/// Longest kernel command line: what x86 Linux takes (COMMAND_LINE_SIZE).
+/// Longest kernel command line: the limit of x86 Linux (COMMAND_LINE_SIZE).
 const COMMAND_LINE_BYTES_MAX: usize = 2047;
 const CPU_MODEL_BYTES_MAX: usize = 1024;
 
-/// What kind of board it is.
+/// Kind of board.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Machine {
@@ -31,7 +31,7 @@ pub enum Machine {
     Q35,
 }
 
-/// What runs the guest's instructions.
+/// Accelerator of the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Accelerator {
@@ -57,24 +57,24 @@ pub struct NicSpec {
     pub mac: String,
 }
 
-/// A machine as it is asked for.
+/// A machine as it is requested.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QemuOptions {
     /// The board.
     pub machine: Machine,
-    /// What runs it.
+    /// Its accelerator.
     pub accelerator: Accelerator,
     /// The CPU, in QEMU's words for `-cpu`.
     pub cpu_model: String,
-    /// How many CPUs.
+    /// Number of CPUs.
     pub cpus: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,
-    /// What it boots.
+    /// Its kernel.
     pub kernel: BootFile,
-    /// What the kernel unpacks first.
+    /// Its initrd.
     pub initrd: Option<BootFile>,
-    /// What the kernel is told.
+    /// Kernel command line.
     pub command_line: String,
     /// Its disks, in the order the guest finds them.
     pub disks: Vec<DiskSpec>,
@@ -82,11 +82,10 @@ pub struct QemuOptions {
     pub nics: Vec<NicSpec>,
 }
 
-/// A machine as it was first started: what was asked for, and what QEMU made of it. Goes into a blob of each of its
-/// snapshots.
+/// A machine as it was first started: the request, and QEMU's choices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QemuSpec {
-    /// What was asked for.
+    /// The options given.
     #[serde(flatten)]
     pub options: QemuOptions,
     /// The QEMU that started it first.
@@ -106,7 +105,7 @@ impl Machine {
         }
     }
 
-    /// Whether it tells the guest by a new generation id that it was resumed.
+    /// True if it tells the guest by a new generation id that it was resumed.
     pub fn has_generation_id(self) -> bool {
         match self {
             Self::Microvm => false,
@@ -114,7 +113,7 @@ impl Machine {
         }
     }
 
-    /// Whether its devices are the same under every later QEMU.
+    /// True if its devices are the same under every later QEMU.
     pub fn is_versioned(self) -> bool {
         match self {
             Self::Microvm => false,
@@ -132,7 +131,7 @@ impl Accelerator {
         }
     }
 
-    /// The CPU model where none is asked for: everything there is to be had.
+    /// The default CPU model: with every feature that there is.
     pub fn default_cpu_model(self) -> &'static str {
         match self {
             Self::Tcg => "max",
@@ -167,13 +166,13 @@ impl QemuOptions {
         Ok(QemuSpec { options: self, qemu_version: program.version, machine_type, host_cpu })
     }
 
-    /// Whether the guest's CPU is the host's.
+    /// True if the guest's CPU is the host's.
     fn has_host_cpu(&self) -> bool {
         let model = self.cpu_model.split(',').next().unwrap_or_default();
         self.accelerator == Accelerator::Kvm && (model == "host" || model == "max")
     }
 
-    /// Whether every value can be one of a machine. They may come from another node.
+    /// Checks that every value can be one of a machine. They may come from another node.
     pub(super) fn check_values(&self) -> Result<(), Misfit> {
         let wrong = |what, value: String, must| Err(Misfit::Value { what, value, must });
         let memory = self.memory_bytes;
