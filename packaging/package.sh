@@ -11,7 +11,7 @@ cargo deb --version 2>/dev/null | grep -qwF "$CARGO_DEB_VERSION" ||
 cargo build --release --locked
 program=${CARGO_TARGET_DIR:-target}/release/rekindle
 
-# What the program says of itself: man pages and completions.
+# Texts that the program makes: man pages and completions.
 made=target/package
 rm -rf "$made"
 mkdir -p "$made/man" "$made/completions"

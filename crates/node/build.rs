@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What both guests are compiled with: no library, no start-up code, nothing that differs from machine to machine.
+/// Compiler flags of both guests: no library, no start-up code, nothing that differs from machine to machine.
 const FLAGS: [&str; 18] = [
     "-std=gnu11",
     "-O2",

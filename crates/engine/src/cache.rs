@@ -86,7 +86,7 @@ impl Cache {
             if path.extension().is_some_and(|extension| extension == "packing")
                 && let Err(error) = std::fs::remove_file(&path)
             {
-                tracing::warn!(path = %path.display(), %error, "what an interrupted packing left stays");
+                tracing::warn!(path = %path.display(), %error, "the rest of an interrupted packing stays");
             }
         }
         Ok(Self {

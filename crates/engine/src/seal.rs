@@ -60,7 +60,7 @@ pub(crate) struct Sealing {
 pub(crate) enum SealError {
     #[error(transparent)]
     Stopped(#[from] Stopped),
-    #[error("asking for the proof that nobody writes the captured memory: {0}")]
+    #[error("asking the kernel for the proof that the captured memory is not written any more: {0}")]
     Proof(io::Error),
     #[error(
         "the captured memory can still be written: process {} ({}) holds its file; end that process", .0.pid, .0.name

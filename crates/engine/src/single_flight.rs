@@ -41,7 +41,7 @@ impl SingleFlight {
     }
 
     /// Takes over a frame without waiters, to be fetched beside another. False if somebody fetches it.
-    #[must_use = "who claims is to fetch, or to give the frame back"]
+    #[must_use = "a claimed frame must be fetched or given back"]
     pub fn claim(&self, key: FrameKey) -> bool {
         let mut awaited = lock(&self.0);
         let free = !awaited.contains_key(&key);
@@ -53,7 +53,7 @@ impl SingleFlight {
 
     /// Gives back a claimed frame that was not fetched. True if somebody has asked for it since: the caller is then to
     /// run [`Self::fetch`].
-    #[must_use = "who is asked is to fetch"]
+    #[must_use = "the caller must fetch if this is true"]
     pub fn give_back(&self, key: FrameKey) -> bool {
         self.is_awaited(key)
     }

@@ -30,7 +30,7 @@ pub fn keep_to_this_user() {
 /// Makes the state and run directories where they are not there, and closes them to other users.
 ///
 /// Closes a directory of this user that has only files of rekindle; in another directory, only the files that rekindle
-/// made.
+/// made. [`open_places`] names those that stay open.
 pub fn close_places(settings: &Settings) -> io::Result<()> {
     let Settings { state_directory, run_directory, store, .. } = settings;
     make_directory(state_directory)?;

@@ -93,7 +93,7 @@ type FilterHandle = reload::Handle<EnvFilter, Registry>;
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 impl Telemetry {
-    /// Logs to stderr from now on, and sends spans if asked to.
+    /// Logs to stderr from now on, and sends spans if asked to. Once in a program.
     pub fn start(options: &TelemetryOptions) -> Result<Self, TelemetryError> {
         let (telemetry, dispatch) = Self::prepare(options, std::io::stderr)?;
         tracing::dispatcher::set_global_default(dispatch).map_err(|_| TelemetryError::Again)?;

@@ -95,7 +95,7 @@ pub(crate) async fn admit(request: Request, next: Next) -> Response {
     let admission = request.extensions().get::<Admission>();
     let decided = match admission {
         Some(admission) => admission.check(request.headers()),
-        None => Err(Problem::new(Code::Unauthorized, "nobody decided about this connection")),
+        None => Err(Problem::new(Code::Unauthorized, "no rule was set for this connection")),
     };
     match decided {
         Ok(()) => next.run(request).await,

@@ -111,7 +111,7 @@ impl Checked for CaptureMemory {
 impl Checked for serde_json::Map<String, serde_json::Value> {
     fn check(&self) -> Result<(), Problem> {
         must(self.get("command").is_some_and(serde_json::Value::is_string), || {
-            "a guest is told a `command`, such as {\"command\":\"verify\"}".to_owned()
+            "a guest needs a `command`, such as {\"command\":\"verify\"}".to_owned()
         })
     }
 }

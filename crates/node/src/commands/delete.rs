@@ -16,7 +16,7 @@ use crate::api::types::{Sandbox, SandboxState};
 /// The things to delete or stop.
 #[derive(Args, Clone, Debug)]
 pub struct EndArguments {
-    /// Names, ids, or their beginnings or ends; sandbox/NAME or snapshot/NAME where both have the name
+    /// Names, ids, or their beginnings or ends; sandbox/NAME or snapshot/NAME if both have the name
     #[arg(value_name = "NAME|ID", required = true)]
     references: Vec<String>,
     /// Do not ask first
@@ -59,11 +59,8 @@ fn question(targets: &[Target]) -> String {
         Target::Sandbox(sandbox) => alive(sandbox.state),
         Target::Snapshot(_) => false,
     });
-    let loss = if running {
-        " Guests that run are ended; what they did since their last pause is lost."
-    } else {
-        ""
-    };
+    let loss =
+        if running { " Running guests are ended; their work since their last pause is lost." } else { "" };
     format!("Delete {}?{loss}", titles.join(", "))
 }
 
@@ -75,7 +72,7 @@ pub fn stop(session: &Session, arguments: &EndArguments) -> anyhow::Result<Statu
     let mut seen = BTreeSet::<Uuid>::new();
     sandboxes.retain(|sandbox| seen.insert(sandbox.id));
     let titles: Vec<String> = sandboxes.iter().map(sandbox_title).collect();
-    let loss = "What was done there since the last pause is lost; `rekindle pause` keeps it.";
+    let loss = "All work there since the last pause is lost; `rekindle pause` keeps it.";
     if !confirmed(&format!("Stop {}? {loss}", titles.join(", ")), arguments.yes)? {
         bail!("nothing was stopped");
     }

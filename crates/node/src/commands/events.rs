@@ -23,26 +23,26 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 /// The events to print.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
-Without options it prints the events that the daemon knows, oldest first, and then those to come, until Ctrl-C. A daemon \
-that is started again is found again; what was missed meanwhile is said on standard error. \
+Without options it prints the events that the daemon knows, oldest first, and then new ones, until Ctrl-C. It connects \
+again to a daemon that was restarted, and reports missed events on standard error. \
 `rekindle events -n 20` prints the newest 20 and ends.")]
 pub struct EventsArguments {
     /// Begin after this event instead of with the first that is still known
     #[arg(long, value_name = "ID", conflicts_with = "new", value_parser = number::<u64>(0..=u64::MAX))]
     after: Option<u64>,
-    /// Only what happens from now on
+    /// Only new events
     #[arg(long)]
     new: bool,
     /// Only those about this sandbox or snapshot
     #[arg(long, value_name = "NAME|ID")]
     about: Option<String>,
-    /// Print what is known and end
+    /// Print the known events and end
     #[arg(long, conflicts_with = "new")]
     known: bool,
-    /// Print the newest that are known, at most this many, and end; with --new, the first this many to come
+    /// Print the newest known events, at most this many, and end; with --new, this many new ones
     #[arg(long, short = 'n', value_name = "NUMBER", value_parser = number::<usize>(0..=u64::MAX))]
     count: Option<usize>,
-    /// With --known or --count, go on with those to come
+    /// With --known or --count, go on with new events
     #[arg(long, short, conflicts_with = "new")]
     follow: bool,
 }

@@ -109,7 +109,7 @@ mod tests {
     fn a_word_that_is_far_too_long_is_cut() {
         let missing = NoSuchThing { what: "sandbox", reference: "x".repeat(100_000) };
         let said = sentence(&missing.into());
-        assert!(said.len() < 600 && said.ends_with("`rekindle list` shows what there is"), "{said}");
+        assert!(said.len() < 600 && said.ends_with("`rekindle list` shows them all"), "{said}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub struct ListArguments {
     /// Kind of things to list
     #[arg(value_enum, default_value_t = Which::All)]
     which: Which,
-    /// Only those with this label; where it is given again, with all of them
+    /// Only those with this label; given again, with all of them
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
     /// Print ids only, whole, one a line

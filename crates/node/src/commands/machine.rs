@@ -22,7 +22,7 @@ pub struct MachineArguments {
     /// Initrd: the first file system of the kernel
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
-    /// Kernel command line; by default what makes Linux use the console
+    /// Kernel command line; by default one with which Linux uses the console
     #[arg(long, value_name = "WORDS", requires = "kernel", allow_hyphen_values = true)]
     append: Option<String>,
     /// Virtual processors
@@ -31,7 +31,7 @@ pub struct MachineArguments {
     /// Machine type, under QEMU
     #[arg(long, value_enum, default_value_t = BoardWord::Microvm, requires = "kernel")]
     board: BoardWord,
-    /// Way to run instructions; kvm if this host can, unless given
+    /// Accelerator; kvm if this host has it, unless given
     #[arg(long, value_enum, requires = "kernel")]
     accelerator: Option<AcceleratorWord>,
     /// CPU model, by the VMM's name for it

@@ -98,7 +98,7 @@ pub enum Command {
     Pause(PauseArguments),
     /// Resume a paused sandbox, or make new ones of a snapshot
     Resume(ResumeArguments),
-    /// Make new sandboxes that go on from where one is
+    /// Make new sandboxes that go on from the present state of one
     Fork(ForkArguments),
     /// List sandboxes and snapshots
     #[command(visible_alias = "ls")]
@@ -119,9 +119,9 @@ pub enum Command {
     Delete(EndArguments),
     /// End the guests and the keeper that a daemon left when it ended
     Shutdown(ShutdownArguments),
-    /// Show what happens, as it happens
+    /// Show events, as they happen
     Events(EventsArguments),
-    /// Show every setting, its value, and where that came from
+    /// Show every setting, its value, and the source of that value
     Settings(SettingsArguments),
     /// Check whether this machine and this user have what rekindle needs
     Doctor(DoctorArguments),

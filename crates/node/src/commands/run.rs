@@ -24,7 +24,7 @@ pub struct RunArguments {
     /// Guest memory, such as 512MiB: a multiple of 4KiB (of 2MiB for huge pages)
     #[arg(long, short, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     memory: u64,
-    /// Backing of guest memory
+    /// Kind of guest memory
     #[arg(long, value_enum, default_value_t = BackingWord::Shared)]
     backing: BackingWord,
     #[command(flatten)]
@@ -36,7 +36,7 @@ pub struct RunArguments {
     idempotency_key: Option<String>,
 }
 
-/// Backing of guest memory.
+/// Kind of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackingWord {
     /// A shared memory file, which a pause takes over as it is

@@ -25,7 +25,7 @@ pub struct CompletionsArguments {
 /// The pages to write, and their directory.
 #[derive(Args, Clone, Debug)]
 pub struct ManArguments {
-    /// The command whose page to print; the program's where none is named
+    /// The command whose page to print; the program's own if none is named
     #[arg(conflicts_with = "directory")]
     command: Option<String>,
     /// Write the pages of all commands into this directory instead

@@ -85,7 +85,7 @@ impl From<Status> for ExitCode {
 
 /// The reference names neither a sandbox nor a snapshot.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no {what} `{reference}`; `rekindle list` shows what there is")]
+#[error("there is no {what} `{reference}`; `rekindle list` shows them all")]
 pub struct NoSuchThing {
     /// Kind of thing that was looked for.
     pub what: &'static str,

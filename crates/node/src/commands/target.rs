@@ -23,7 +23,7 @@ pub enum Target {
 /// A word that names a sandbox or a snapshot.
 #[derive(Args, Clone, Debug)]
 pub struct Reference {
-    /// A name, an id, or its beginning or end; sandbox/NAME or snapshot/NAME where both have the name
+    /// A name, an id, or its beginning or end; sandbox/NAME or snapshot/NAME if both have the name
     #[arg(value_name = "NAME|ID")]
     pub reference: String,
 }

@@ -38,16 +38,16 @@ pub enum Tell {
         /// The pages.
         #[command(flatten)]
         share: ShareArguments,
-        /// Of these pages, how many of a hundred get zeroes
+        /// Percentage of these pages that get zeroes
         #[arg(long, default_value_t = 10, value_parser = number::<u8>(0..=100))]
         zero_percent: u8,
-        /// Of these pages, how many of a hundred get the bytes they have
+        /// Percentage of these pages that get the bytes they have
         #[arg(long, default_value_t = 10, value_parser = number::<u8>(0..=100))]
         same_percent: u8,
     },
-    /// Compare every page with what it must hold; status 1 where one is wrong
+    /// Compare every page with its expected content; status 1 if one is wrong
     Verify,
-    /// Compare a few pages and count a step; status 1 where one is wrong
+    /// Compare a few pages and count a step; status 1 if one is wrong
     Tick {
         /// Number of pages
         #[arg(long, default_value_t = 64, value_parser = number::<u32>(0..=u32::MAX.into()))]
@@ -58,21 +58,21 @@ pub enum Tell {
         /// The pages.
         #[command(flatten)]
         share: ShareArguments,
-        /// By which advice
+        /// Advice to the kernel
         #[arg(long, value_enum, default_value_t = HowWord::Remove)]
         how: HowWord,
     },
-    /// Tell its device state: steps, and what was done to memory
+    /// Print its device state: steps, and operations on memory
     State,
 }
 
 /// A choice of pages.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct ShareArguments {
-    /// Chooses the pages and what is written
+    /// Chooses the pages and their new content
     #[arg(long, default_value_t = 2, value_parser = number::<u64>(0..=u64::MAX))]
     seed: u64,
-    /// Number of runs of pages, of a hundred
+    /// Percentage of runs of pages
     #[arg(long, default_value_t = 50, value_parser = number::<u8>(0..=100))]
     percent: u8,
     /// Pages of a run
@@ -153,7 +153,9 @@ impl Tell {
 fn explain_verified(verified: &Verified, before: &str) -> (String, Status) {
     let Verified { pages, mismatches, first_mismatch, nanoseconds } = verified;
     let first = first_mismatch.map_or_else(String::new, |first| {
-        let found = first.found.map_or_else(|| "what nobody wrote".to_owned(), |found| format!("{found:?}"));
+        let found = first
+            .found
+            .map_or_else(|| "bytes that no command wrote".to_owned(), |found| format!("{found:?}"));
         format!("; the first is page {}, which must hold {:?} and holds {found}", first.page, first.expected)
     });
     let words = format!("{before}{pages} pages verified, {mismatches} wrong{}{first}", within(*nanoseconds));

@@ -111,7 +111,7 @@ pub fn explain(error: &clap::Error) -> Option<String> {
     let shown = shown::cut(word, WORD_LETTERS_MAX);
     Some(match instead_of(word).map(str::to_owned).or_else(|| slip_of(&said)) {
         Some(here) => format!("there is no command `{shown}`; did you mean `rekindle {here}`?"),
-        None => format!("there is no command `{shown}`; `rekindle help` lists all there are"),
+        None => format!("there is no command `{shown}`; `rekindle help` lists them all"),
     })
 }
 
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(said("lst").as_deref(), Some("there is no command `lst`; did you mean `rekindle list`?"));
         assert_eq!(
             said("frobnicate").as_deref(),
-            Some("there is no command `frobnicate`; `rekindle help` lists all there are")
+            Some("there is no command `frobnicate`; `rekindle help` lists them all")
         );
         for word in ["exec", "ssh", "cp", "images", "stats"] {
             assert!(said(word).is_some_and(|advice| !advice.contains("did you mean")), "{word}");

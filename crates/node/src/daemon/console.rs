@@ -194,7 +194,7 @@ impl Daemon {
         let entry = self.sandboxes.find(reference)?;
         check_has_console(&entry)?;
         entry.console().write(bytes).map_err(|error| {
-            let why = format!("{} has nobody at its console: {error}", entry.called());
+            let why = format!("the console of {} has no reader: {error}", entry.called());
             Problem::new(Code::WrongState, why).sandbox(entry.id())
         })
     }

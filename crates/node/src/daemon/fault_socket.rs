@@ -179,7 +179,7 @@ impl Socket {
         let State::Serving { server } = before else {
             standing.state = before;
             drop(standing);
-            let why = format!("fault socket {} serves nobody: there is nothing to capture", self.id);
+            let why = format!("fault socket {} serves no VMM: there is nothing to capture", self.id);
             return Err(Problem::new(Code::WrongState, why));
         };
         drop(standing);

@@ -285,7 +285,7 @@ fn check_fork_needs_no_tap(entry: &Arc<Entry>, spec: &GuestSpec) -> Answer<()> {
         return Ok(());
     }
     let why = format!(
-        "{} is at tap {}, where no fork of it can be too: pause it, and make each clone with `rekindle resume SNAPSHOT \
+        "{} uses tap {}, which no fork of it can share: pause it, and make each clone with `rekindle resume SNAPSHOT \
          --name NAME --tap DEVICE`",
         entry.called(),
         taps.join(", ")

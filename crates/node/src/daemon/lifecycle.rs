@@ -293,7 +293,7 @@ impl Daemon {
         let Some(live) = &mut turn.live else { return Err(not_running(&turn, "told anything")) };
         live.go_on_if_stuck(self).map_err(|problem| problem.sandbox(entry.id()))?;
         let Some(control) = live.control() else {
-            let why = format!("{} is a virtual machine: it is talked to at its console", entry.called());
+            let why = format!("{} is a virtual machine: use its console instead", entry.called());
             return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()));
         };
         let ended = |error| entry.ended_meanwhile("told something").unwrap_or_else(|| Problem::from(error));
@@ -423,7 +423,7 @@ fn check_memory(bytes: u64, backing: MemoryBacking) -> Answer<()> {
     let page = u64::try_from(page).expect("two megabytes at most");
     if bytes == 0 || bytes > MEMORY_BYTES_MAX || !bytes.is_multiple_of(page) {
         let why =
-            format!("memory_bytes={bytes}: it is to be a multiple of {page}, at most {MEMORY_BYTES_MAX}");
+            format!("memory_bytes={bytes}: it must be a multiple of {page}, at most {MEMORY_BYTES_MAX}");
         return Err(Problem::new(Code::InvalidRequest, why));
     }
     Ok(())

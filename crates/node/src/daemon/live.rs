@@ -59,7 +59,8 @@ enum Memory {
     Own,
     /// The base.
     Served { server: FaultServer, facts: EpochFacts },
-    /// The base, but its pages are not served now: the guest stands still or waits.
+    /// The base, but its pages are not served now: the guest stands still or waits. Its epoch is in hand, because the
+    /// keeper that holds the same may be gone.
     Unserved { epoch: Box<Epoch> },
 }
 
@@ -275,7 +276,7 @@ impl Live {
         }
         if let Some(why) = self.watch().stopped() {
             let why =
-                format!("{why}: it cannot be paused as it stands; end it, and resume its last snapshot");
+                format!("{why}: it cannot be paused in this state; end it, and resume its last snapshot");
             return Err((self, Problem::new(Code::WrongState, why)));
         }
         // Neither vCPUs nor devices stand before they have what they wait for.
@@ -340,7 +341,7 @@ impl Live {
         Ok(blobs)
     }
 
-    /// Lets a guest go on, frozen or not, whose pause failed.
+    /// Lets a guest go on, frozen or not, whose pause failed. A guest that cannot go on notes the reason.
     pub(super) fn go_on(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
         let went_on = self.thaw_served(daemon);
         self.stuck = went_on.as_ref().err().map(|error| format!("it could not go on: {error:#}"));
@@ -372,7 +373,7 @@ impl Live {
             return Ok(());
         }
         self.go_on(daemon).map_err(|error| {
-            Problem::new(Code::GuestFailed, format!("the guest stands, and cannot go on yet: {error:#}"))
+            Problem::new(Code::GuestFailed, format!("the guest stands still and cannot go on yet: {error:#}"))
         })
     }
 

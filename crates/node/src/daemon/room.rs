@@ -40,7 +40,7 @@ impl Daemon {
             ByteSize::b(bytes_max)
         );
         if settings.run_unpausable {
-            tracing::warn!(why, "a sandbox is made all the same, as run_unpausable says");
+            tracing::warn!(why, "a sandbox is made anyway, because run_unpausable is set");
             return Ok(());
         }
         let advice = "ask for less memory, raise capture_bytes_max, or set run_unpausable";

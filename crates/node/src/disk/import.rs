@@ -56,14 +56,14 @@ pub enum ImportError {
         bytes: u64,
     },
     /// It has more data than may be taken into memory.
-    #[error("it has more than the {} that it had when it was opened: try again once nobody writes to it",
+    #[error("it has more than the {} that it had when it was opened: try again once no program writes to it",
         ByteSize::b(*data_bytes_max))]
     TooMuchData {
         /// Bytes that may be.
         data_bytes_max: u64,
     },
     /// The client that asked for it is gone.
-    #[error("whoever asked for it is gone")]
+    #[error("its client is gone")]
     AskerGone,
     /// It could not be read, or there is no memory for it.
     #[error(transparent)]

@@ -65,7 +65,7 @@ pub enum OverlayError {
     #[error("a kept file is not one of a disk: {0}")]
     Adopt(#[from] rekindle_kernel::memfd::AdoptError),
     /// It was captured: nothing may be written any more.
-    #[error("what was written to this disk belongs to a snapshot already")]
+    #[error("this disk's writes belong to a snapshot already")]
     Captured,
     /// Another process still serves the disk.
     #[error("another process serves this disk")]

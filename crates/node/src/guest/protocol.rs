@@ -47,7 +47,7 @@ pub enum Command {
     Discard {
         /// The pages.
         share: Share,
-        /// By which advice.
+        /// Advice to the kernel.
         how: DiscardHow,
     },
     /// Compare every page with what it must hold; answered by [`Verified`].

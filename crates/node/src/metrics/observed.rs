@@ -235,7 +235,7 @@ fn register_served(served: &ServeStats, registry: &mut Registry) {
     );
     registry.register_with_unit(
         "fault",
-        "How long faults took: one in sixteen of those answered at once, all that waited for a frame",
+        "Times of faults: one in sixteen of those answered at once, all of those that waited for a frame",
         Unit::Seconds,
         FaultSeconds([("at_once", served.at_once), ("after_fetch", served.after_fetch)]),
     );

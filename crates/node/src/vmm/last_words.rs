@@ -11,7 +11,8 @@ const LOG_BYTES: u64 = 2048;
 /// Lines of it that are told.
 const LINES: usize = 3;
 
-/// The last lines of the log of a VMM, in one; empty without any.
+/// The last lines of the log of a VMM, in one; empty without any. A VMM that can write to the log's directory may have
+/// put anything in its place, so it is read only if it is a file, and through no link.
 pub(crate) fn last_words(log: &Path) -> String {
     let end = || {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

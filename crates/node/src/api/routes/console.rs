@@ -34,7 +34,7 @@ pub(super) fn writes() -> Routes {
     path = "/v1/sandboxes/{reference}/console",
     tag = "sandboxes",
     params(crate::api::document::SandboxParameter, ConsoleQuery),
-    responses((status = 200, description = "What was printed; nothing where nothing came in time", body = ConsoleOutput))
+    responses((status = 200, description = "The output; empty if none came in time", body = ConsoleOutput))
 )]
 async fn read_console(
     State(control): State<BoundedControl>,

@@ -111,7 +111,7 @@ fn ending(reference: &str) -> Problem {
 
 /// `turn`, the problem of the last turn, said of the whole wait.
 fn not_yet(turn: Problem, reference: &str, seconds: u32) -> Problem {
-    let detail = format!("snapshot {reference} did not come that far within {seconds} s: {}", turn.detail);
+    let detail = format!("snapshot {reference} did not reach that state within {seconds} s: {}", turn.detail);
     Problem { detail, ..turn }
 }
 
@@ -140,7 +140,7 @@ async fn delete_snapshot(
     path = "/v1/snapshots/{reference}/verify",
     tag = "snapshots",
     params(crate::api::document::SnapshotParameter),
-    responses((status = 200, description = "What was found", body = Verification))
+    responses((status = 200, description = "The result", body = Verification))
 )]
 async fn verify_snapshot(
     State(control): State<BoundedControl>,

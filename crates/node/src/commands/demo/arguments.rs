@@ -21,7 +21,7 @@ pub struct DemoArguments {
     /// The kernel of a Linux guest; Debian's, downloaded with apt-get, unless given
     #[arg(long, value_name = "FILE", requires = "vm")]
     pub kernel: Option<PathBuf>,
-    /// Way to run the machine's instructions
+    /// Accelerator of the machine
     #[arg(long, value_enum, default_value_t = AcceleratorWord::Tcg, requires = "vm")]
     pub accelerator: AcceleratorWord,
     /// Guest memory, from 64MiB on, a multiple of 2MiB
@@ -34,7 +34,7 @@ pub struct DemoArguments {
     /// Pages of guest memory; huge ones of 2 MiB must be reserved first
     #[arg(long, value_enum, default_value_t = PageSize::Small)]
     pub pages: PageSize,
-    /// Way in which a pause takes the guest's memory: as it is, or by copying the written pages
+    /// Way to take the guest's memory at a pause: as it is, or by copying the written pages
     #[arg(long, value_enum, default_value_t = CaptureKind::Adopt)]
     pub capture: CaptureKind,
     /// Make each resume wait until its snapshot is saved, for comparison

@@ -129,7 +129,7 @@ fn memory_files() -> Check {
         Memfd::create("rekindle-doctor", 4096, PageKind::Small).and_then(|memfd| memfd.seal_writes());
     match sealed {
         Ok(true) => Check::ok(name, "can be made and sealed (memfd)"),
-        Ok(false) => Check::fail(name, "a memfd that nobody maps cannot be sealed", "use another kernel"),
+        Ok(false) => Check::fail(name, "an unmapped memfd cannot be sealed", "use another kernel"),
         Err(error) => Check::fail(
             name,
             format!("cannot be made: {error}"),

@@ -36,8 +36,8 @@ SIGTERM and SIGINT (Ctrl-C) end the daemon: requests are finished, guests run on
 next one. Killing it in any other way loses nothing either. SIGHUP reads settings again; those marked in `rekindle \
 settings` change at once.")]
 pub struct ServeArguments {
-    /// Take the store that `store` names now for this node's, though another one has its snapshots: those of the other
-    /// one cannot be read until its objects are copied
+    /// Accept the store that `store` names now as this node's, although another one has its snapshots: they cannot be
+    /// read until its objects are copied
     #[arg(long)]
     accept_store: bool,
     #[command(flatten)]

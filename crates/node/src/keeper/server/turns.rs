@@ -184,7 +184,7 @@ impl Keeper {
             Err(error) => {
                 let error = format!("{error:#}");
                 if self.cannot_stay.as_ref() != Some(&error) {
-                    log(format_args!("the socket was removed, and nobody can connect: {error}"));
+                    log(format_args!("the socket was removed, and cannot be made again: {error}"));
                     self.cannot_stay = Some(error);
                 }
             }

@@ -22,7 +22,7 @@ use super::spec::Drive;
 
 /// Pages of a chunk, the unit that is compared and kept.
 const CHUNK_PAGES: u32 = 16;
-/// Pages of a window, the unit that is read.
+/// Pages of a window, the unit that is read: whole chunks.
 const WINDOW_PAGES: u32 = 256;
 
 /// Sources of the bytes of a VM's disks.

@@ -57,10 +57,10 @@ pub enum BootFileError {
         wanted: KernelFormats,
     },
     /// It was written to while it was read.
-    #[error("it changed while it was copied: try again once nobody writes to it")]
+    #[error("it changed while it was copied: try again once no program writes to it")]
     Changed,
     /// The client that asked for the machine is gone.
-    #[error("whoever asked for it is gone")]
+    #[error("its client is gone")]
     AskerGone,
     /// It cannot be read, or its copy not be written.
     #[error(transparent)]
@@ -89,7 +89,8 @@ impl BootRole {
 }
 
 impl BootFile {
-    /// Copies a file into `directory`, under its digest, where it stays independent of the original.
+    /// Copies a file into `directory`, under its digest, where it stays independent of the original. The copying takes
+    /// no memory, and ends when `asker` is gone.
     pub fn keep(file: &Path, directory: &Path, role: BootRole, asker: &Asker) -> Result<Self, BootFileError> {
         let source = RegularFile::open(file, role.bytes_max())?;
         role.check(source.file())?;

@@ -74,7 +74,7 @@ pub enum QemuError {
         reason: String,
     },
     /// It stopped the machine by itself, so that no machine is left to go on.
-    #[error("{why}: QEMU {pid} is not paused as it stands; end it, and resume its last snapshot")]
+    #[error("{why}: QEMU {pid} cannot be paused in this state; end it, and resume its last snapshot")]
     Stopped {
         /// Its process id.
         pid: u32,

@@ -82,7 +82,7 @@ pub struct QemuOptions {
     pub nics: Vec<NicSpec>,
 }
 
-/// A machine as it was first started: the request, and QEMU's choices.
+/// A machine as it was first started: the request, and QEMU's choices. Goes into a blob of each of its snapshots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QemuSpec {
     /// The options given.
