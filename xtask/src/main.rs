@@ -1,4 +1,4 @@
-//! What a developer and CI run: `tidy` checks facts about the sources and documents, `bench` measures, `crash` kills
+//! Tools for developers and CI: `tidy` checks facts about the sources and documents, `bench` measures, `crash` kills
 //! daemons, `soak` lets one work for long, `mutate` puts faults into the engine that tests must notice.
 
 mod bench;

@@ -1,4 +1,4 @@
-//! Faults of a guest that runs from a snapshot: every page is the snapshot's, whatever stands in the way.
+//! Faults of a guest that runs from a snapshot: every page is the snapshot's, with any trouble on the way.
 
 mod support;
 
@@ -166,7 +166,7 @@ fn case_40_a_guest_is_served_on_by_another_handler() {
         (0..100).for_each(|page| guest.touch(page));
         guest.discard(50, 10, kind);
         std::thread::scope(|scope| {
-            // Threads fault while nobody serves: they wait, and never see zeroes.
+            // Threads fault while no server runs: they wait, and never see zeroes.
             let epoch = server.end_epoch();
             let faulting =
                 scope.spawn(|| verify(&guest, |page| Some(if page / 10 == 5 { 0 } else { word_of(page) })));

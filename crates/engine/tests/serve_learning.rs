@@ -1,5 +1,5 @@
-//! A guest that is resumed a second time: what the first one touched is there before it asks, and nothing is wrong if
-//! what was recorded is.
+//! A guest that is resumed a second time: the pages the first one touched are there before it asks, and a wrong
+//! recording does no harm.
 
 #![allow(clippy::unwrap_used, reason = "only tests use this")]
 

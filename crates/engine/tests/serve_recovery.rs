@@ -1,5 +1,5 @@
-//! Guests that are served on from what was kept of their epoch: nothing that was removed or written is forgotten, and
-//! pages that are there already are not in the way.
+//! Guests that are served on from the kept parts of their epoch: no removed or written page is forgotten, and pages
+//! that are there already are not in the way.
 
 mod support;
 

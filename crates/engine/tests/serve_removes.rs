@@ -1,4 +1,4 @@
-//! Pages the guest gives back while it is served: what it reads there, and what the next pause says of them.
+//! Pages the guest gives back while it is served: their content for the guest, and in the next pause.
 
 mod support;
 

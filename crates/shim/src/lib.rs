@@ -24,7 +24,7 @@ static HANDED_OVER: AtomicBool = AtomicBool::new(false);
 ///
 /// # Safety
 ///
-/// As mmap(2): what `MAP_FIXED` replaces must be nobody's.
+/// As mmap(2): the mapping that `MAP_FIXED` replaces must have no other owner.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmap64(
     address: *mut c_void,
@@ -42,7 +42,7 @@ pub unsafe extern "C" fn mmap64(
 ///
 /// # Safety
 ///
-/// As mmap(2): what `MAP_FIXED` replaces must be nobody's.
+/// As mmap(2): the mapping that `MAP_FIXED` replaces must have no other owner.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmap(
     address: *mut c_void,

@@ -48,7 +48,7 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// Says why, and ends the program at once: a guest whose memory nobody serves would read zeroes.
+/// Says why, and ends the program at once: a guest whose memory is not served would read zeroes.
 pub(crate) fn end(refusal: &Refusal) -> ! {
     // If the line cannot be written, it has no reader either.
     writeln!(io::stderr(), "rekindle: not started: {refusal}").ok();

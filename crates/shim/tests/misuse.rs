@@ -178,7 +178,7 @@ fn child() {
     println!("{DONE}");
 }
 
-/// Maps memory of nobody and another file, right and wrong, and looks at what became of it.
+/// Maps memory without a file and another file, right and wrong, and looks at the results.
 fn others_are_as_ever() {
     let write = libc::PROT_READ | libc::PROT_WRITE;
     let anonymous =

@@ -21,13 +21,13 @@ pub use rekindle_engine::change::Fate;
 /// A fate and the transactions it strikes.
 #[derive(Debug, Clone, Copy)]
 pub struct CatalogRule {
-    /// What becomes of them.
+    /// Their fate.
     pub fate: Fate,
     /// Only transactions that change this table; none for all.
     pub on: Option<Kind>,
-    /// So many of these go well before.
+    /// Number of them that go well before.
     pub after: usize,
-    /// So many are struck then.
+    /// Number of them that are struck then.
     pub times: usize,
 }
 

@@ -79,7 +79,7 @@ impl Damage {
         }
     }
 
-    /// A range of at most `longest` of so many bytes.
+    /// A range of at most `longest` of this many bytes.
     fn range(&mut self, bytes: usize, longest: usize) -> (usize, usize) {
         let start = self.below(bytes);
         (start, start + self.below(longest.min(bytes - start) + 1))

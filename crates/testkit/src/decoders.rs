@@ -1,4 +1,4 @@
-//! What every decoder of bytes we did not write owes: it ends without a panic and knows one encoding of each value.
+//! The duties of every decoder of bytes we did not write: it ends without a panic and knows one encoding of each value.
 //!
 //! The same entries serve the fuzz targets and the test that replays their corpus with damage.
 
@@ -28,7 +28,7 @@ pub struct Decoder {
     pub name: &'static str,
     /// Decodes and checks what every decoder owes; says whether the bytes were accepted.
     pub accepts: fn(&[u8]) -> bool,
-    /// What the encoder writes today, under names for the files of the corpus.
+    /// The encoder's output today, under names for the files of the corpus.
     pub samples: fn() -> BTreeMap<&'static str, Vec<u8>>,
 }
 
@@ -43,7 +43,7 @@ pub const DECODERS: [Decoder; 5] = [
 
 /// Bytes of a publication before its body: magic, version, length, checksum.
 const PUBLICATION_FRONT_BYTES: usize = 22;
-/// Where the length is in it.
+/// Place of the length in it.
 const PUBLICATION_LENGTH_AT: usize = 6;
 
 /// Decodes a publication.
@@ -109,7 +109,7 @@ pub fn handover(bytes: &[u8]) -> bool {
 
 /// Bytes of a working set before what its checksum is of: magic, version, checksum.
 const WORKING_SET_FRONT_BYTES: usize = 14;
-/// Where the checksum is in it.
+/// Place of the checksum in it.
 const WORKING_SET_CHECKSUM_AT: usize = 6;
 
 /// Decodes a working set, as it is and with the checksum that it should have.

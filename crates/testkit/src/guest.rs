@@ -20,7 +20,7 @@ use crate::random::Random;
 /// A running guest of one volume, or one volume of a guest.
 #[derive(Debug)]
 pub struct Guest {
-    /// Which of its parent's volumes it is.
+    /// Number of the volume in its parent.
     volume: usize,
     memfd: Memfd,
     vmm: EndingVmm,
@@ -30,7 +30,7 @@ pub struct Guest {
     installed: PageSet,
     /// Pages written in this epoch.
     written: PageSet,
-    /// Pages given back in this epoch, whatever became of them since.
+    /// Pages given back in this epoch, also those that came back since.
     removed: PageSet,
 }
 
@@ -38,7 +38,7 @@ pub struct Guest {
 #[derive(Debug)]
 pub struct EndingVmm(GuestMemory);
 
-/// Which pages a pause captures.
+/// Pages that a pause captures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tracking {
     /// The written and the removed ones.
@@ -52,7 +52,7 @@ pub enum Tracking {
 pub struct Paused {
     /// Its snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// What every page of it must hold.
+    /// Expected content of every page of it.
     pub memory: ModelMemory,
     /// Its VMM, which has not ended yet.
     pub vmm: EndingVmm,
@@ -64,11 +64,11 @@ pub struct Paused {
 pub struct NotPaused {
     /// The guest as it was.
     pub guest: Box<Guest>,
-    /// Why.
+    /// The reason.
     pub error: PauseError,
 }
 
-/// Why a guest did not get on.
+/// Reason that a guest could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
     /// A page could not be had: the guest is stalled, and can try again.
@@ -80,7 +80,7 @@ pub enum GuestError {
 }
 
 impl Guest {
-    /// A guest that starts with so many pages of zeroes and no parent.
+    /// A guest that starts with this many pages of zeroes and no parent.
     pub fn fresh(pages: u32) -> Self {
         let mut guest = Self::with_empty_memory(ModelMemory::zeroes(pages), 0, None);
         guest.installed = PageSet::full(pages);
@@ -126,7 +126,7 @@ impl Guest {
         self.parent.as_ref()
     }
 
-    /// What every page of it must hold.
+    /// Expected content of every page of it.
     pub fn expected(&self) -> &ModelMemory {
         &self.expected
     }
@@ -227,7 +227,7 @@ impl Guest {
         }
     }
 
-    /// What a pause takes over of it, under this name. The guest can go on if the pause does not come to pass.
+    /// Its part in a pause, under this name. The guest can go on if the pause does not come to pass.
     pub fn paused_volume(&self, name: VolumeName, tracking: Tracking) -> PausedVolume {
         let memfd = self.memfd.try_clone().expect("a descriptor for a guest's memory");
         PausedVolume { name, page_kind: PageKind::Small, memfd, pages: self.captured_pages(tracking) }

@@ -1,5 +1,4 @@
-//! A random history: operations that follow from a seed, over the real engine, each page that is read judged by the
-//! model.
+//! A random history: operations that follow from a seed, over the real engine; the model judges each page that is read.
 
 use std::fmt;
 
@@ -25,18 +24,18 @@ use known::{Known, Plan, Rules};
 use machine::Machine;
 use wrong_bytes::WrongObject;
 
-/// Why a history is wrong.
+/// The reason that a history is wrong.
 #[derive(Debug)]
 pub struct Failure {
     /// The seed that leads to it again.
     pub seed: u64,
-    /// What was done, in order; the last operation is the one that went wrong.
+    /// The operations, in order; the last one is the one that went wrong.
     pub operations: Vec<String>,
-    /// What went wrong.
+    /// The fault.
     pub what: String,
 }
 
-/// What a history came to.
+/// Counts of a history.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tally {
     /// Pages judged.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rekindle_engine::hooks::Hooks;
 use rekindle_engine::identity::SnapshotId;
 
-/// Where background work can be held.
+/// Points at which background work can be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Point {
     /// Before a snapshot's pages are compared.
@@ -37,7 +37,7 @@ pub struct TestHooks {
 
 #[derive(Debug, Default)]
 struct Gates {
-    /// How many holders each point has.
+    /// Number of holders of each point.
     held: HashMap<Point, usize>,
     let_through: HashSet<(Point, SnapshotId)>,
     standing: HashSet<(Point, SnapshotId)>,
@@ -49,7 +49,7 @@ struct ParentReads {
     failing: Failing,
 }
 
-/// Which reads of the parent fail, counted from the moment it is said.
+/// Reads of the parent that fail, counted from the moment this is set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Failing {
     /// None.
@@ -57,7 +57,7 @@ pub enum Failing {
     None,
     /// Only this one, the first being 0.
     Nth(u64),
-    /// The first of every so many; 1 is all of them.
+    /// The first of this many each time; 1 is all of them.
     OneOf(u64),
 }
 

@@ -49,14 +49,14 @@ impl TestKeeper {
         drop(state.expect("no thread panics while it holds a lock"));
     }
 
-    /// Waits until it holds nothing; false if it still does after `limit`. What was deleted is forgotten by and by, and
-    /// nothing says when.
+    /// Waits until it holds nothing; false if it still does after `limit`. Deleted snapshots are forgotten by and by,
+    /// without any signal.
     pub fn wait_empty(&self, limit: Duration) -> bool {
         let waited = self.forgotten.wait_timeout_while(self.state(), limit, |state| !state.held.is_empty());
         !waited.expect("no thread panics while it holds a lock").1.timed_out()
     }
 
-    /// How often it was told to forget a snapshot.
+    /// Number of times it was told to forget a snapshot.
     pub fn forgets(&self, snapshot: SnapshotId) -> usize {
         self.state().forgets.iter().filter(|id| **id == snapshot).count()
     }

@@ -17,7 +17,7 @@ pub fn kernel_or_skip(tier: &str) -> Option<LinuxKernel> {
     }
 }
 
-/// Where unpacked kernels are kept: in the workspace's target directory.
+/// Directory of unpacked kernels: in the workspace's target directory.
 pub fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guests")
 }

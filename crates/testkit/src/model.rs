@@ -1,4 +1,5 @@
-//! What every page of a guest or snapshot must hold: arrays of bytes, and nothing cleverer. The judge of all tests.
+//! Expected content of every page of a guest or snapshot: arrays of bytes, and nothing cleverer. The judge of all
+//! tests.
 
 use std::sync::Arc;
 
@@ -27,14 +28,14 @@ pub struct WrongPage {
 }
 
 impl ModelMemory {
-    /// So many pages of zeroes.
+    /// This many pages of zeroes.
     pub fn zeroes(pages: u32) -> Self {
         let zero: Arc<[u8]> = vec![0; PAGE_BYTES].into();
         let count = usize::try_from(pages).expect("64 bits");
         Self { pages: vec![Arc::clone(&zero); count], zero }
     }
 
-    /// How many pages there are.
+    /// Number of pages.
     pub fn pages(&self) -> u32 {
         u32::try_from(self.pages.len()).expect("made from a u32")
     }

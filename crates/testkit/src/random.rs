@@ -28,7 +28,7 @@ impl Random {
         usize::try_from(self.number() % u64::try_from(length).expect("64 bits")).expect("below a usize")
     }
 
-    /// True so many times in a hundred.
+    /// True this many times in a hundred.
     pub fn percent(&mut self, share: u32) -> bool {
         self.below(100) < share
     }

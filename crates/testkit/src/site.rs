@@ -1,4 +1,4 @@
-//! What an engine stands on in a test: a store in memory that can fail, a cache directory, hooks.
+//! Surroundings of an engine in a test: a store in memory that can fail, a cache directory, hooks.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,21 +19,21 @@ use crate::hooks::TestHooks;
 use crate::keeper::TestKeeper;
 use crate::stores::{Faults, UnreliableStore};
 
-/// How long a test waits for background work before it fails; long, since machines are slow at times.
+/// Longest time a test waits for background work before it fails; long, since machines are slow at times.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One node's surroundings. Its store outlives the engines started on it.
 #[derive(Debug)]
 pub struct Site {
-    /// Where the store's faults are told.
+    /// Sets the store's faults.
     pub faults: Faults,
-    /// Where the catalog's faults are told.
+    /// Sets the catalog's faults.
     pub catalog_faults: CatalogFaults,
     /// The hooks of every engine started here.
     pub hooks: Arc<TestHooks>,
     /// The objects behind the faults.
     pub objects: Arc<InMemory>,
-    /// Who holds captured memory while no engine runs here.
+    /// Keeper of captured memory while no engine runs here.
     pub keeper: Arc<TestKeeper>,
     store: Store,
     cache: TempDir,
@@ -60,7 +60,7 @@ impl Site {
         })
     }
 
-    /// Where layer files lie.
+    /// Directory of layer files.
     pub fn cache_directory(&self) -> &Path {
         self.cache.path()
     }

@@ -1,4 +1,4 @@
-//! Says that a test could not run here, so that nobody mistakes silence for success.
+//! Says that a test could not run here, so that silence is not mistaken for success.
 
 use std::fs::OpenOptions;
 use std::io::Write;

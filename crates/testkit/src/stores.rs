@@ -1,4 +1,4 @@
-//! A store that fails, stalls, lies, and hands out short or damaged bytes, each only when and where it is told to.
+//! A store that fails, stalls, lies, and hands out short or damaged bytes, each only as a test sets it.
 
 use std::fmt;
 use std::ops::Range;
@@ -14,7 +14,7 @@ use object_store::{
 };
 use tokio::sync::watch;
 
-/// What is asked of a store.
+/// Operations of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// An object that is written in parts is begun.
@@ -29,7 +29,7 @@ pub enum Operation {
     List,
 }
 
-/// What goes wrong.
+/// Faults of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// It fails, and nothing was done.
@@ -46,7 +46,7 @@ pub enum Fault {
     Corrupt,
 }
 
-/// What an operation says that a fault lets fail.
+/// Error text of an operation that a fault lets fail.
 pub const REFUSAL: &str = "a test lets this fail";
 
 /// A fault and where it strikes.
@@ -56,11 +56,11 @@ pub struct Rule {
     pub on: Operation,
     /// The start of the objects' names it strikes; empty for all.
     pub under: &'static str,
-    /// What goes wrong.
+    /// The fault.
     pub fault: Fault,
-    /// So many operations go well before.
+    /// Number of operations that go well before.
     pub after: u32,
-    /// So many are struck then.
+    /// Number of operations that are struck then.
     pub times: u32,
 }
 
@@ -132,14 +132,14 @@ impl Faults {
             .into()
     }
 
-    /// How often an operation was asked for on objects whose name starts with `under`.
+    /// Number of times an operation was asked for on objects whose name starts with `under`.
     pub fn calls(&self, on: Operation, under: &str) -> usize {
         let called =
             |(operation, path): &&(Operation, Path)| *operation == on && path.as_ref().starts_with(under);
         self.state().calls.iter().filter(called).count()
     }
 
-    /// How often a fault struck.
+    /// Number of times a fault struck.
     pub fn struck(&self) -> usize {
         self.state().struck
     }
@@ -238,7 +238,7 @@ impl UnreliableStore {
         Self { inner, faults: Faults::new() }
     }
 
-    /// Where faults are told.
+    /// Sets faults.
     pub fn faults(&self) -> Faults {
         self.faults.clone()
     }

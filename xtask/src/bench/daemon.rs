@@ -19,7 +19,7 @@ use super::statistics::as_float;
 const MIB: u64 = 1 << 20;
 /// Guest memory whose pauses and resumes are asked for.
 const ANSWER_MEMORY: [u64; 2] = [64 * MIB, 256 * MIB];
-/// What asking may cost beyond doing: a record on the disk, the keeper's answers, HTTP.
+/// Cost allowed for a request beyond its work: a record on the disk, the keeper's answers, HTTP.
 const ASKING_SECONDS: f64 = 10e-3;
 /// Sandboxes that do nothing, and the memory of each.
 const IDLE: usize = 200;
@@ -98,7 +98,7 @@ fn measure_answers(effort: Effort, of: fn(Answers) -> f64) -> anyhow::Result<Vec
     Ok(parts)
 }
 
-/// What a guest writes between its resume and its pause.
+/// A guest's writes between its resume and its pause.
 fn written() -> Rewrite {
     Rewrite { share: Share { seed: 3, percent: 10, run_pages: 8 }, zero_percent: 10, same_percent: 10 }
 }
@@ -220,7 +220,7 @@ fn until<T>(ask: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
     ask_until(PATIENCE, ask).context("the daemon did not come to answer")
 }
 
-/// How sandboxes that do nothing are made.
+/// Makes idle sandboxes.
 type MakeIdle = fn(&Served) -> anyhow::Result<()>;
 
 const IDLE_KINDS: [(&str, MakeIdle); 2] =

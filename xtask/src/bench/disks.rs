@@ -24,7 +24,7 @@ const RANDOM_BYTES: usize = 4 << 10;
 const DEPTH: usize = 16;
 /// Requests of one sample of random ones.
 const RANDOM_REQUESTS: usize = 4000;
-/// How long QEMU's server may take to listen.
+/// Longest time for QEMU's server to listen.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) const NBD: Row = Row {
@@ -51,7 +51,7 @@ struct Servers {
 /// QEMU's server; killed when dropped.
 struct QemuNbd(Child);
 
-/// What one sample does.
+/// Work of one sample.
 struct Load {
     label: &'static str,
     direction: Direction,

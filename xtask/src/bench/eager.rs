@@ -12,10 +12,10 @@ use rekindle::vmm::guests::Said;
 use rekindle_testkit::black_box::ask_until;
 use serde_json::{Value, json};
 
-/// How long anything may take that happens at all.
+/// Longest time for anything that happens at all.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where a machine was saved, and what it is started with.
+/// File of a saved machine, and its command line.
 pub(crate) struct Saved {
     directory: tempfile::TempDir,
     kernel: PathBuf,
@@ -85,7 +85,7 @@ impl Saved {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-cpu", "max"]);
         command.args(["-machine", "microvm,rtc=on,isa-serial=on", "-m", &memory, "-kernel", &kernel]);
-        // Stopped at first: what a guest says before somebody is connected is lost.
+        // Stopped at first: a guest's output before a connection is lost.
         command.args(["-S", "-qmp", &control_words, "-serial", &serial_words]).args(more);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(socket("log"))?);

@@ -1,4 +1,4 @@
-//! Rows on page faults: what the fault server adds to a bare loop, what neighbours gain, and installing in bulk.
+//! Rows on page faults: cost of the fault server over a bare loop, gain by neighbours, and installing in bulk.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -54,7 +54,7 @@ pub(crate) const BULK: Row = Row {
     measure: measure_bulk,
 };
 
-/// What both sides of a fault row serve from.
+/// Source that both sides of a fault row serve from.
 struct Served {
     capture: Arc<Capture>,
     view: Arc<LiveView>,

@@ -1,4 +1,4 @@
-//! How measured values are written for people.
+//! Formats measured values for people.
 
 use super::row::{Target, Unit};
 use super::statistics::Interval;
@@ -47,7 +47,7 @@ pub(crate) fn interval(target: Target, unit: Unit, found: Interval) -> String {
     format!("{median} [{low}, {high}]")
 }
 
-/// What a target asks for.
+/// The target in words.
 pub(crate) fn target(target: Target, unit: Unit) -> String {
     match target {
         Target::RatioAtMost(limit) => format!("at most {}x", digits(limit)),

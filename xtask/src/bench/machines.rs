@@ -19,7 +19,7 @@ const MEMORY: u64 = 64 * MIB;
 /// Memory of a machine with Linux, and what its guest fills of it.
 const LINUX_MEMORY: u64 = 192 * MIB;
 const LINUX_FILLED_MIB: u64 = 48;
-/// What the machine's own part of a pause may take: stopping it, and 40 KB of device state through a pipe.
+/// Cost allowed for the machine's own part of a pause: stopping it, and 40 KB of device state through a pipe.
 const DEVICE_STATE_SECONDS: f64 = 40e-3;
 
 pub(crate) const PAUSE: Row = Row {
@@ -255,7 +255,7 @@ fn measure_working_set(effort: Effort) -> anyhow::Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// What it takes a machine to verify what it filled.
+/// Time and counts of a machine that verifies the memory it filled.
 struct ReadThrough {
     faults: f64,
     seconds: f64,

@@ -1,4 +1,4 @@
-//! Rows on the page map: how long a lookup takes, and what a run costs in RAM and in a stored manifest.
+//! Rows on the page map: time of a lookup, and cost of a run in RAM and in a stored manifest.
 
 use std::hint::black_box;
 
@@ -116,7 +116,7 @@ pub(crate) fn separate_runs(random: &mut Random, pages: u32, count: u32) -> Page
     set
 }
 
-/// Where a page of the reference's array is.
+/// Place of a page of the reference's array.
 #[derive(Clone, Copy)]
 pub(crate) struct ArrayRun {
     start: u32,

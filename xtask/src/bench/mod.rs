@@ -54,7 +54,7 @@ const ROWS: [&Row; 22] = [
     &machines::FULL,
 ];
 
-/// What to measure and where to put it.
+/// Rows to measure and places for the results.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Take few samples: shows that a row works, not what it measures.

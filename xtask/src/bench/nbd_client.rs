@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 
-/// What each request does.
+/// Direction of each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Read,
@@ -18,7 +18,7 @@ pub(crate) struct NbdClient {
     stream: UnixStream,
 }
 
-/// What is written has its offset every so many bytes.
+/// Written bytes have their offset in them once in this many.
 const STAMPED_BYTES: usize = 4096;
 /// Bytes of a request, and of an answer without its data.
 const REQUEST_BYTES: usize = 28;

@@ -14,7 +14,7 @@ use rekindle_engine::store::Store;
 use rekindle_testkit::hooks::{Held, Point, TestHooks};
 use tempfile::TempDir;
 
-/// How long anything in the background may take.
+/// Longest time for anything in the background.
 const BACKGROUND_LIMIT: Duration = Duration::from_secs(300);
 /// Pages a guest touches in its first step.
 const STEP_PAGES: u32 = 64;

@@ -1,4 +1,4 @@
-//! `docs/benchmarks.md`: the last full run of every row, with a picture a row and the reasons for what was missed.
+//! `docs/benchmarks.md`: the last full run of every row, with a picture a row and the reasons for missed targets.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -14,7 +14,7 @@ const OPENING: &str = "# Benchmarks\n\n\
     statistics). A target is *met* when the whole interval is at the target or better, *missed* when none of it is, and\n\
     *not shown* when the interval straddles the target.\n\n";
 
-/// What stands below this line is written by people and stays.
+/// The text below this line is written by people and stays.
 const BY_PEOPLE: &str = "<!-- What follows is not written by `cargo xtask bench` and stays as it is. -->";
 
 /// Writes the page and its pictures under `root`'s `docs`: of the rows called `names`, in this order, those that were

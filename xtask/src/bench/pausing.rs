@@ -1,4 +1,4 @@
-//! Rows on pausing: how soon it answers, how soon what it made can be read, how long its RAM is held.
+//! Rows on pausing: time of its answer, time until the snapshot can be read, time that its RAM is held.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -31,7 +31,7 @@ use super::statistics::as_float;
 use super::volume::random_memfd;
 
 const MIB: u64 = 1 << 20;
-/// How long a capture may take to be packed and freed.
+/// Longest time for a capture to be packed and freed.
 const FREED_LIMIT: Duration = Duration::from_secs(120);
 /// Pages of the capture whose RAM is watched: 256 MiB.
 const HELD_PAGES: u32 = 64 << 10;
@@ -94,7 +94,7 @@ fn measure_readable(effort: Effort) -> anyhow::Result<Vec<Part>> {
     Ok(vec![time, Part { label, unit: Unit::Bytes, pairs, target: Target::RatioAtMost(1.0) }])
 }
 
-/// What making a snapshot readable took.
+/// Times of making a snapshot readable.
 struct Committed {
     seconds: f64,
     allocated_bytes: f64,

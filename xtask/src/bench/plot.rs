@@ -33,7 +33,7 @@ pub(crate) fn svg(row: &RowReport) -> String {
     )
 }
 
-/// How judged values become horizontal places.
+/// Turns judged values into horizontal places.
 struct Axis {
     low: f64,
     high: f64,

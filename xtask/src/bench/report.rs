@@ -1,4 +1,4 @@
-//! What a run found, as JSON and as a table.
+//! Results of a run, as JSON and as a table.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<RowReport>,
 }
 
-/// Where the run took place.
+/// Machine of the run.
 #[derive(Serialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
@@ -25,7 +25,7 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
 }
 
-/// What one row found.
+/// Result of one row.
 #[derive(Serialize)]
 pub(crate) struct RowReport {
     pub(crate) name: &'static str,
@@ -36,7 +36,7 @@ pub(crate) struct RowReport {
     pub(crate) parts: Vec<PartReport>,
 }
 
-/// What one part of a row found.
+/// Result of one part of a row.
 #[derive(Serialize)]
 pub(crate) struct PartReport {
     pub(crate) ours: Interval,
@@ -66,7 +66,7 @@ impl Machine {
 }
 
 impl RowReport {
-    /// What `row` found, given its parts.
+    /// Result of `row`, given its parts.
     pub(crate) fn new(row: &Row, parts: Vec<Part>) -> Self {
         let parts: Vec<PartReport> = parts.into_iter().map(PartReport::new).collect();
         let verdict = parts.iter().map(|part| part.verdict).max().unwrap_or(Verdict::Met);

@@ -24,7 +24,7 @@ pub(crate) const OVERLAP: Row = Row {
     measure: measure_overlap,
 };
 
-/// What else runs while a guest is resumed.
+/// Work beside a guest's resume.
 #[derive(Clone, Copy)]
 enum Beside {
     /// The snapshot's seal.

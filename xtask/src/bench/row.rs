@@ -1,4 +1,4 @@
-//! What is measured: rows, their parts, and the targets they are held against.
+//! The rows of measurements, their parts, and their targets.
 
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,16 @@ use super::statistics::Interval;
 /// One thing that is measured and compared with a reference taken in the same run.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
-    /// What the row measures, in one sentence.
+    /// Subject of the row, in one sentence.
     pub(crate) what: &'static str,
     pub(crate) ours: &'static str,
     pub(crate) reference: &'static str,
-    /// Whether the row takes seconds rather than minutes and needs nothing of the machine, so that CI runs it.
+    /// True if the row takes seconds rather than minutes and needs nothing of the machine, so that CI runs it.
     pub(crate) fast: bool,
     pub(crate) measure: fn(Effort) -> anyhow::Result<Vec<Part>>,
 }
 
-/// How much work a run puts into each row.
+/// Amount of work a run puts into each row.
 #[derive(Clone, Copy)]
 pub(crate) struct Effort {
     pub(crate) quick: bool,
@@ -50,7 +50,7 @@ pub(crate) struct Part {
     pub(crate) target: Target,
 }
 
-/// What samples are given in.
+/// Unit of samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Unit {
@@ -68,7 +68,7 @@ pub(crate) struct Pairs {
     pub(crate) reference: Vec<f64>,
 }
 
-/// What a part is held against.
+/// Target of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Target {
@@ -95,7 +95,7 @@ impl Part {
         }
     }
 
-    /// How the interval of the judged samples lies to the target.
+    /// Position of the judged samples' interval to the target.
     pub(crate) fn verdict(&self) -> Verdict {
         let Interval { low, high, .. } = Interval::of(&self.judged());
         let (best, worst, limit) = match self.target {
@@ -115,7 +115,7 @@ impl Part {
     }
 }
 
-/// How a part, or a whole row, stands against its target; the worst part's verdict is the row's.
+/// Verdict on a part, or a whole row, against its target; the worst part's verdict is the row's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {

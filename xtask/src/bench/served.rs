@@ -1,4 +1,4 @@
-//! A process guest whose faults somebody in this process answers: the fault server, or a bare loop.
+//! A process guest whose faults this process answers: by the fault server, or by a bare loop.
 
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixListener;
@@ -16,7 +16,7 @@ use rekindle_engine::handover::Handover;
 use rekindle_kernel::wakeup::{Wakeup, wait_readable};
 use rekindle_kernel::{Event, EventBuffer, GuestRange, Install, PAGE_BYTES, Protect, placement};
 
-/// How long a guest may take until it hands its memory over.
+/// Longest time for a guest to hand its memory over.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 /// Events the bare loop reads at once.
 const BARE_EVENTS: usize = 64;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// How sure an [`Interval`] is to hold the true median.
+/// Probability that an [`Interval`] holds the true median.
 const CONFIDENCE: f64 = 0.95;
 
 /// The median of some samples, and order statistics between which the true median lies with 95 % confidence.
@@ -29,7 +29,7 @@ impl Interval {
     }
 }
 
-/// How many samples may be left out at each end so that the rest still spans the median with [`CONFIDENCE`].
+/// Number of samples that may be left out at each end so that the rest still spans the median with [`CONFIDENCE`].
 ///
 /// Each sample lies below the median with probability one half, so the count of those that do is binomial.
 fn ranks_outside(samples: usize) -> usize {

@@ -19,7 +19,7 @@ use rekindle_kernel::{Memfd, PAGE_BYTES, PageKind, WritableMapping};
 use rekindle_testkit::random::Random;
 use tempfile::TempDir;
 
-/// Where captures and layers are made.
+/// Directory of captures and layers.
 pub(crate) struct Volumes {
     cache: Cache,
     domain: Domain,

@@ -1,4 +1,4 @@
-//! Whether the daemon has what it acknowledged, and nothing else, and every page of it is right.
+//! Checks that the daemon has all that it acknowledged, and nothing else, and that every page of it is right.
 
 use rekindle::api::types::{SandboxState, SnapshotState};
 use rekindle::client::Client;

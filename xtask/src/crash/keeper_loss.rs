@@ -1,4 +1,5 @@
-//! When the keeper died with the daemon: what was sealed is there, what was not is said to be lost, and no page is wrong.
+//! Checks after the keeper died with the daemon: sealed snapshots are there, others are listed as lost, and no page is
+//! wrong.
 
 use anyhow::Context as _;
 use rekindle::api::types::{Sandbox, SandboxState, Snapshot, SnapshotState};

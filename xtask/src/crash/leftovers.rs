@@ -1,4 +1,4 @@
-//! What a daemon may have left behind: processes without a sandbox, descriptors without a use, files.
+//! Leftovers of a daemon: processes without a sandbox, descriptors without a use, files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,13 +12,13 @@ use rekindle_testkit::black_box::{BlackBox, Process, Role, ask_until};
 
 use crate::load::{Findings, World};
 
-/// How long guests that were told to end, and what is held for them, may take to go.
+/// Longest time for guests that were told to end, and for their descriptors, to go.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 
-/// Descriptors that the keeper has open for itself, while nobody but its daemon is connected.
+/// Descriptors that the keeper has open for itself, while only its daemon is connected.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct KeeperOwn {
-    /// Which keeper, and how many.
+    /// The keeper, and the number of its own descriptors.
     known: Option<(u32, u64)>,
 }
 
@@ -42,7 +42,7 @@ impl KeeperOwn {
         Ok(())
     }
 
-    /// What is there and should not be.
+    /// Things that are there and should not be.
     fn look(&mut self, place: &BlackBox, client: &Client) -> anyhow::Result<Vec<String>> {
         let world = World::of(client)?;
         let mut left = processes_left(place, &world)?;
@@ -54,7 +54,7 @@ impl KeeperOwn {
     fn keys_left(&mut self, place: &BlackBox, world: &World) -> anyhow::Result<Vec<String>> {
         let keeper = place.keeper()?;
         let held = keeper.list()?;
-        // What a keeper was told of without being given anything is not held.
+        // A key without any descriptor is not held.
         let is_held = |entry: &&HeldEntry| !entry.names.is_empty();
         let of =
             |prefix: &str| held.iter().filter(is_held).filter(|entry| entry.key.starts_with(prefix)).count();

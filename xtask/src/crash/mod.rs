@@ -1,8 +1,8 @@
 //! The crash campaign: a real daemon with real guests under load, or its keeper, is killed at random instants, its disk
-//! fills up, its store goes away, and what it acknowledged is compared with a model, every page of it.
+//! fills up, its store goes away, and all that it acknowledged is compared with a model, page by page.
 //!
-//! The seed decides what is asked, which phase is aimed at and which part of it is waited for. It replays the choices;
-//! what the machine makes of them is its own.
+//! The seed decides the requests, the phase aimed at and the part of it to wait for. It replays these choices; the
+//! machine's own timing differs in each run.
 
 mod check;
 mod keeper_loss;
@@ -41,11 +41,11 @@ use ticker::Ticker;
 use trouble::Trouble;
 pub(crate) use watchdog::Watchdog;
 
-/// How often and by which choices the daemon is killed.
+/// Number of kills of the daemon, and the choices for them.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// So many rounds: in each the daemon is killed, in some the keeper too, or it alone, or the daemon is stopped for a
-    /// while, the store is away, or the disk is full.
+    /// Number of rounds: in each the daemon is killed, in some the keeper too, or it alone, or the daemon is stopped
+    /// for a while, the store is away, or the disk is full.
     #[arg(long, default_value_t = 20)]
     rounds: u64,
     /// Make the choices of an earlier campaign.
@@ -110,7 +110,7 @@ struct Campaign<'a> {
     targets: Vec<Phase>,
     keeper_own: KeeperOwn,
     tally: Tally,
-    /// Where the state directory is, unless this user may not mount one; unmounted last.
+    /// Disk of the state directory, unless this user may not mount one; unmounted last.
     disk: Option<SmallDisk>,
 }
 
@@ -187,7 +187,7 @@ impl<'a> Campaign<'a> {
         self.keeper_own.check(self.place, &self.client, &mut self.tally.findings)
     }
 
-    /// What the daemon lived through is outlived by everything once more when the daemon itself is killed.
+    /// Events that the daemon lived through are outlived by everything once more when the daemon itself is killed.
     fn outlive(&mut self, daemon: RunningDaemon, saving: Saving) -> anyhow::Result<RunningDaemon> {
         self.keeper_own.check(self.place, &self.client, &mut self.tally.findings)?;
         daemon.kill()?;

@@ -1,11 +1,11 @@
-//! What a daemon can be killed in the middle of.
+//! Phases in the middle of which a daemon can be killed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::load::Kind;
 
-/// What was going on. Where several things were, the first of them counts, unless another was aimed at.
+/// A phase of work. If several were under way, the first of them counts, unless another was aimed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// A daemon was starting on what another had left.
@@ -67,7 +67,7 @@ impl Phase {
         }
     }
 
-    /// What a request of this kind is in the middle of; a guest that is not served works without the daemon.
+    /// Phase of a request of this kind; a guest that is not served works without the daemon.
     pub(crate) fn of(kind: Kind) -> Self {
         match kind {
             Kind::Create => Self::Create,
@@ -94,11 +94,11 @@ impl Phase {
     }
 }
 
-/// How long each phase takes, lately.
+/// Recent durations of each phase.
 #[derive(Debug, Default)]
 pub(crate) struct Durations(BTreeMap<Phase, Duration>);
 
-/// What is thought of a phase that has not been seen.
+/// Assumed duration of a phase that has not been seen.
 const UNSEEN: Duration = Duration::from_millis(30);
 
 impl Durations {
@@ -108,7 +108,7 @@ impl Durations {
         *lately = (*lately * 7 + took) / 8;
     }
 
-    /// How long one takes.
+    /// Duration of a phase.
     pub(crate) fn of(&self, phase: Phase) -> Duration {
         self.0.get(&phase).copied().unwrap_or(UNSEEN)
     }

@@ -1,4 +1,4 @@
-//! What a campaign found, as text and as JSON.
+//! Results of a campaign, as text and as JSON.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! One round: something is done to a node under load, at a random instant of the phase aimed at.
+//! One round: a trouble for a node under load, at a random instant of the phase aimed at.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
@@ -24,29 +24,29 @@ use crate::load::{Actor, Ended, Findings, Kind, News, Operation};
 
 /// SIGKILL.
 const KILLED: i32 = 9;
-/// How long a phase may take to come about; then the daemon is killed in whatever there is.
+/// Longest wait for a phase; then the daemon is killed in any phase.
 const MOMENT_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a keeper is gone, a daemon stopped or a disk full, at most, before the load ends.
+/// Longest time that a keeper is gone, a daemon stopped or a disk full, before the load ends.
 const WHILE: Duration = Duration::from_millis(400);
 
-/// How long a daemon that is ready may take to say so.
+/// Longest time for a daemon that is ready to say so.
 const AT_ONCE: Duration = Duration::from_millis(2);
 
-/// What a round works with.
+/// Parts that a round works with.
 pub(crate) struct Round<'a> {
     pub(crate) place: &'a BlackBox,
     pub(crate) client: &'a Client,
     pub(crate) target: Phase,
     pub(crate) trouble: Trouble,
-    /// Where the state directory is, if it can be made full.
+    /// Disk of the state directory, if it can be made full.
     pub(crate) disk: Option<&'a SmallDisk>,
     pub(crate) random: &'a mut Random,
     pub(crate) durations: &'a mut Durations,
     pub(crate) tally: &'a mut Tally,
 }
 
-/// What there is after a round: a daemon that was started when the one before was killed, or the same one.
+/// State after a round: a daemon that was started when the one before was killed, or the same one.
 pub(crate) struct Restarted {
     pub(crate) daemon: RunningDaemon,
     pub(crate) actors: Vec<Actor>,
@@ -57,7 +57,7 @@ pub(crate) struct Restarted {
     pub(crate) saving: Option<Saving>,
 }
 
-/// What has become of the daemon.
+/// Fate of the daemon.
 enum Fate {
     Killed,
     Alive(RunningDaemon),
@@ -90,7 +90,7 @@ impl Round<'_> {
             stop.store(true, Ordering::Release);
             let ended: Vec<Ended> = working.into_iter().map(joined).collect();
             heard.iter().for_each(|news| self.note(news));
-            // The guest went with its keeper, or nobody knows: nobody waits for its next tick.
+            // The guest went with its keeper, or its fate is unknown: its next tick is not waited for.
             let is_over = self.trouble == Trouble::BothKilled || fate.is_err();
             told.over.store(is_over, Ordering::Release);
             let went_on = fate.and_then(|fate| self.go_on(fate, saving, outage, &ended));
@@ -107,7 +107,7 @@ impl Round<'_> {
         })
     }
 
-    /// Starts another daemon where the one before was killed, when nobody asks it anything any more.
+    /// Starts another daemon where the one before was killed, when no request to it is left.
     fn go_on(
         &mut self,
         fate: Fate,
@@ -266,7 +266,7 @@ impl Round<'_> {
         let lost = ended.iter().filter_map(|ended| ended.lost.as_ref().map(|(_, kind)| Phase::of(*kind)));
         let seen: BTreeSet<Phase> = lost.chain(saved.phases()).collect();
         let phase = if seen.contains(&self.target) { Some(self.target) } else { seen.first().copied() };
-        // Where nobody's answer was lost, what was aimed at was going on.
+        // If no answer was lost, the phase aimed at was under way.
         let phase = phase.unwrap_or(if self.trouble.ends_daemon() { Phase::Idle } else { self.target });
         self.tally.killed(self.trouble, phase);
     }

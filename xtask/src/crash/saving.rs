@@ -1,4 +1,4 @@
-//! How far snapshots have been saved, as the daemon's events tell it.
+//! Stages that snapshots have reached, from the daemon's events.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -18,7 +18,7 @@ pub(crate) struct Saving {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the events have told.
+/// Knowledge from the events.
 #[derive(Debug, Default)]
 struct Known {
     states: ById<(SnapshotState, u64)>,
@@ -26,7 +26,7 @@ struct Known {
     durations: Vec<(Phase, Duration)>,
 }
 
-/// How far snapshots had been saved when the daemon ended.
+/// Stages that snapshots had reached when the daemon ended.
 #[derive(Debug)]
 pub(crate) struct Saved {
     states: ById<(SnapshotState, u64)>,
@@ -68,12 +68,12 @@ impl Saving {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// What the daemon has told so far.
+    /// Stages told so far.
     pub(crate) fn so_far(&self) -> Saved {
         Saved { states: lock(&self.known.0).states.clone() }
     }
 
-    /// What the daemon told before it ended, which it has.
+    /// Stages told before the daemon ended, which it has.
     pub(crate) fn finish(mut self, durations: &mut Durations) -> Saved {
         if let Some(thread) = self.thread.take() {
             thread.join().expect("listening does not panic");
@@ -85,7 +85,7 @@ impl Saving {
 }
 
 impl Saved {
-    /// What was being done to snapshots.
+    /// Phases of snapshots under way.
     pub(crate) fn phases(&self) -> impl Iterator<Item = Phase> {
         self.states.values().filter_map(|(state, _)| match state {
             SnapshotState::Captured => Some(Phase::Sealing),
@@ -97,7 +97,7 @@ impl Saved {
         })
     }
 
-    /// Whether a snapshot is safe from the loss of the keeper.
+    /// True if a snapshot is safe from the loss of the keeper.
     pub(crate) fn is_sealed(&self, snapshot: Uuid) -> bool {
         let state = self.states.get(&snapshot).map(|(state, _)| *state);
         matches!(state, Some(SnapshotState::Sealed | SnapshotState::Published))

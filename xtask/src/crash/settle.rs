@@ -1,4 +1,4 @@
-//! A request whose answer was lost: it was done or it was not, and whichever it is, it was done whole.
+//! A request whose answer was lost: it was done or not, and in either case as a whole.
 
 use rekindle::api::problem::Code;
 use rekindle::api::types::{Sandbox, SandboxState};
@@ -7,10 +7,10 @@ use uuid::Uuid;
 
 use crate::load::{Findings, GuestModel, Life, Operation, Outcome, Shard, World};
 
-/// What a lost answer is found out with.
+/// Facts with which a lost answer is found out.
 pub(crate) struct Settling<'a> {
     pub(crate) client: &'a Client,
-    /// What is listed after the restart.
+    /// Things listed after the restart.
     pub(crate) world: &'a World,
     pub(crate) shard: &'a mut Shard,
     pub(crate) findings: &'a mut Findings,
@@ -75,7 +75,7 @@ impl Settling<'_> {
         }
     }
 
-    /// What was found after the restart is what the same request is answered with.
+    /// The same request must get the state found after the restart as its answer.
     fn same_as_found(&mut self, lost: &Operation, outcome: &Outcome) {
         let (found, answered): (Vec<Uuid>, Vec<Uuid>) = match (lost, outcome) {
             (Operation::Pause { name, .. }, Outcome::Paused(snapshot)) => {
@@ -115,7 +115,7 @@ impl Settling<'_> {
         }
     }
 
-    /// A running sandbox is paused for its forks and goes on, whatever became of them.
+    /// A running sandbox is paused for its forks and goes on, with any outcome for them.
     fn settle_fork(&mut self, sandbox: Uuid, name: &str) {
         let made = self.world.called(name);
         let Some(shown) = self.shown(sandbox).cloned() else { return };
@@ -161,7 +161,7 @@ impl Settling<'_> {
     }
 }
 
-/// Whether a sandbox is shown with a guest.
+/// True if a sandbox is shown with a guest.
 pub(crate) fn runs(shown: &Sandbox) -> bool {
     matches!(shown.state, SandboxState::Running | SandboxState::Stalled)
 }

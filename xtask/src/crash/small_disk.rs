@@ -1,4 +1,4 @@
-//! A disk that can be full: a file system in RAM that is made as small as what is on it.
+//! A disk that can be full: a file system in RAM that is shrunk to the size of its content.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use anyhow::Context as _;
 /// Its size while it is not full.
 const BYTES: u64 = 4 << 30;
 
-/// A file system of its own; unmounted on drop, whoever still uses it.
+/// A file system of its own; unmounted on drop, even while it is used.
 #[derive(Debug)]
 pub(crate) struct SmallDisk {
     directory: PathBuf,
@@ -30,7 +30,7 @@ impl SmallDisk {
         let used = Command::new("df").args(["--output=used", "-B1"]).arg(&self.directory).output()?;
         let text = String::from_utf8_lossy(&used.stdout).into_owned();
         let used: u64 = text.lines().last().unwrap_or_default().trim().parse().context("asking df")?;
-        // What is written meanwhile makes it larger than that; then the kernel refuses, and it is tried again.
+        // Writes meanwhile make it larger than that; then the kernel refuses, and it is tried again.
         let more = [0, 1 << 20, 8 << 20, 64 << 20];
         let filled = more.iter().find(|more| self.resize(used + *more).is_ok());
         filled.map(drop).context("the disk cannot be made smaller")

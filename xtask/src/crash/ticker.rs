@@ -1,4 +1,4 @@
-//! A guest that ticks all the time: by it is seen how long guests stall.
+//! A guest that ticks all the time: it shows for how long guests stall.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -16,22 +16,22 @@ use crate::load::{Findings, Operation, Shard};
 pub(crate) struct Ticker {
     pub(crate) shard: Shard,
     sandbox: Option<Uuid>,
-    /// How often it was resumed.
+    /// Number of its resumes.
     resumes: u64,
 }
 
-/// What is told to a thread that ticks.
+/// Signals to a thread that ticks.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     /// The daemon was killed: the first tick that is begun now and answered is the end of the stall.
     pub(crate) killed: AtomicBool,
-    /// Nobody waits for that any more.
+    /// No one waits for that any more.
     pub(crate) over: AtomicBool,
 }
 
 const TICK: Command = Command::Tick { pages: 8 };
 const MEMORY_BYTES: u64 = 16 << 20;
-/// How long a guest may stall before it is said to hang.
+/// Longest stall of a guest before it counts as hung.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// Between two tries to reach a daemon that is not there.
 const TRY_EVERY: Duration = Duration::from_millis(1);
@@ -84,7 +84,8 @@ impl Ticker {
         Ok(())
     }
 
-    /// Ticks until a tick is answered that was begun after the kill; when that was. None when nobody waits any more.
+    /// Ticks until a tick is answered that was begun after the kill, and returns its time. None once the waiter is
+    /// gone.
     pub(crate) fn tick(&mut self, client: &Client, told: &Told, findings: &mut Findings) -> Option<Instant> {
         let sandbox = self.sandbox?;
         let operation = Operation::Tell { sandbox, command: TICK };

@@ -1,8 +1,8 @@
-//! What is done to a node in a round.
+//! Troubles that a round makes for a node.
 
 use rekindle::api::problem::Code;
 
-/// What is done, at a random instant of the phase aimed at.
+/// A trouble, made at a random instant of the phase aimed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Trouble {
     /// The daemon is killed.
@@ -19,7 +19,7 @@ pub(crate) enum Trouble {
     DiskFull,
 }
 
-/// What ten rounds do.
+/// Troubles of ten rounds.
 const ROUNDS: [Trouble; 10] = [
     Trouble::DaemonKilled,
     Trouble::KeeperKilled,
@@ -43,7 +43,7 @@ impl Trouble {
         Self::DiskFull,
     ];
 
-    /// What is done in a round, by its number; the disk can be full only where it may be made so.
+    /// Trouble of a round, by its number; the disk can be full only if it may be made so.
     pub(crate) fn of_round(number: u64, disk_can_be_full: bool) -> Self {
         let position = usize::try_from(number % 10).expect("less than ten");
         let trouble = ROUNDS[position];
@@ -62,12 +62,13 @@ impl Trouble {
         }
     }
 
-    /// Whether the daemon does not outlive it.
+    /// True if the daemon does not outlive it.
     pub(crate) fn ends_daemon(self) -> bool {
         !matches!(self, Self::KeeperKilled | Self::DaemonStopped)
     }
 
-    /// How requests may fail for it. One that does was done whole or not at all, like one whose answer is lost.
+    /// Codes with which requests may fail because of it. One that does was done whole or not at all, like one whose
+    /// answer is lost.
     pub(crate) fn may_fail(self) -> &'static [Code] {
         match self {
             Self::DaemonKilled | Self::BothKilled | Self::DaemonStopped | Self::StoreAway => &[],

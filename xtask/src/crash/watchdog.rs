@@ -1,4 +1,4 @@
-//! Ends a campaign that does not move any more, or that somebody interrupts, with everything it started.
+//! Ends a campaign that hangs or is interrupted, with everything it started.
 
 use std::process;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rekindle_kernel::SignalReader;
 use rekindle_kernel::signals::Arrived;
 use rekindle_testkit::black_box::BlackBox;
 
-/// How long nothing may be heard of a campaign.
+/// Longest silence of a campaign.
 const SILENT_MAX: Duration = Duration::from_secs(300);
 /// Between two looks for an interruption.
 const LOOK_EVERY: Duration = Duration::from_millis(200);

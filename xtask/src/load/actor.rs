@@ -21,11 +21,12 @@ pub(crate) struct Actor {
     pub(crate) limits: Limits,
     /// The kind of request it makes mostly.
     pub(crate) wish: Option<Kind>,
-    /// How requests may fail although the daemon lives, by what is done to it: such a one is lost like its answer.
+    /// Codes with which requests may fail although the daemon lives, because of the trouble made for it: such a request
+    /// counts as lost, like one without an answer.
     pub(crate) may_fail: &'static [Code],
 }
 
-/// What an actor tells while it works.
+/// Reports of an actor while it works.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum News {
     /// A request is about to be made.
@@ -50,7 +51,7 @@ impl Actor {
     pub(crate) fn work(mut self, client: &Client, stop: &AtomicBool, news: Option<&Sender<News>>) -> Ended {
         let tell = |what: News| {
             if let Some(news) = news {
-                // Nobody listens any more once what they waited for has come.
+                // The receiver stops once the event it waited for has come.
                 news.send(what).ok();
             }
         };
@@ -83,7 +84,7 @@ impl Actor {
     }
 }
 
-/// Whether a daemon under load may say so: the guest goes on, and nothing has changed.
+/// True if a daemon under load may give this answer: the guest goes on, and nothing has changed.
 fn may_be_refused(error: &ClientError) -> bool {
     matches!(error.code(), Some(Code::TooManyUnsealed | Code::NoRam | Code::TooMany))
 }

@@ -1,4 +1,4 @@
-//! What an actor does next: random, but never more than so many of anything.
+//! An actor's next request: random, within limits on the number of each thing.
 
 use rekindle::api::types::MemoryBacking;
 use rekindle::guest::history::{Rewrite, Share};
@@ -10,7 +10,7 @@ use super::model::{Life, SandboxModel};
 use super::operation::Operation;
 use super::shard::Shard;
 
-/// How much of everything an actor has at most.
+/// Largest number of each thing that an actor has.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) sandboxes_max: usize,
@@ -78,7 +78,7 @@ impl Shard {
         }
     }
 
-    /// Which kind of request `operation` is.
+    /// Kind of the request that `operation` is.
     pub(crate) fn kind_of(&self, operation: &Operation) -> Kind {
         match operation {
             Operation::Create { .. } => Kind::Create,

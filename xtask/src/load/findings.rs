@@ -1,4 +1,4 @@
-//! What was found to be wrong, counted by what it means for users.
+//! Faults found, counted by what they mean for users.
 
 use rekindle::client::ClientError;
 
@@ -16,7 +16,7 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
-    /// Whether nothing is wrong.
+    /// True if no fault was found.
     pub(crate) fn is_clean(&self) -> bool {
         self.words.is_empty()
     }

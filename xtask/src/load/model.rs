@@ -1,4 +1,4 @@
-//! What sandboxes and snapshots must hold, told by what was done with them.
+//! Expected content of sandboxes and snapshots, from the operations on them.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use rekindle::guest::history::{Operation as Written, Share};
 use rekindle::guest::protocol::{Command, DeviceState, DiscardHow};
 use uuid::Uuid;
 
-/// What a guest can have done by now: more than one state where a command's answer was lost.
+/// States that a guest can have by now: more than one if a command's answer was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GuestModel {
     states: Vec<DeviceState>,
@@ -22,13 +22,13 @@ pub(crate) struct SandboxModel {
     pub(crate) life: Life,
 }
 
-/// How a sandbox stands.
+/// State of a sandbox.
 #[derive(Clone, Debug)]
 pub(crate) enum Life {
     /// Its guest runs.
     Running {
         guest: GuestModel,
-        /// Whether it came from a snapshot, so that its page faults are served.
+        /// True if it came from a snapshot, so that its page faults are served.
         served: bool,
     },
     /// Its guest ended with this snapshot.
@@ -41,7 +41,7 @@ pub(crate) struct SnapshotModel {
     pub(crate) id: Uuid,
     pub(crate) backing: MemoryBacking,
     pub(crate) memory_bytes: u64,
-    /// What a guest resumed from it holds.
+    /// Content of a guest resumed from it.
     pub(crate) guest: GuestModel,
 }
 
@@ -54,7 +54,7 @@ impl GuestModel {
         Self { states: vec![DeviceState::default()] }
     }
 
-    /// Whether the guest can be in this state.
+    /// True if the guest can be in this state.
     pub(crate) fn admits(&self, state: &DeviceState) -> bool {
         self.states.contains(state)
     }
@@ -111,7 +111,7 @@ fn apply(command: &Command, backing: MemoryBacking, state: &mut DeviceState) {
     }
 }
 
-/// Whether pages that were given back read zero: unmapping alone keeps what a shared file holds.
+/// True if pages that were given back read zero: unmapping alone keeps a shared file's content.
 fn reads_zero(how: DiscardHow, backing: MemoryBacking) -> bool {
     match (how, backing) {
         (DiscardHow::Remove, _) | (DiscardHow::DontNeed, MemoryBacking::Private) => true,

@@ -1,4 +1,4 @@
-//! One request to the daemon: asked, and, where its answer was lost, asked again.
+//! One request to the daemon: sent, and sent again if its answer was lost.
 
 use rekindle::api::types::{
     CreateSandbox, ForkSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, Snapshot,
@@ -21,7 +21,7 @@ pub(crate) enum Operation {
     DeleteSnapshot { snapshot: Uuid },
 }
 
-/// What a request was answered.
+/// Answer to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     Made(Vec<Sandbox>),

@@ -9,10 +9,10 @@ use super::findings::Findings;
 use super::model::{ById, GuestModel, Life, SandboxModel, SnapshotModel};
 use super::operation::{Operation, Outcome};
 
-/// What was acknowledged to one actor, and nothing else.
+/// Acknowledgements to one actor, and nothing else.
 #[derive(Clone, Debug)]
 pub(crate) struct Shard {
-    /// What names given here begin with.
+    /// Prefix of the names given here.
     pub(crate) name: String,
     names_given: u64,
     pub(crate) sandboxes: ById<SandboxModel>,

@@ -1,4 +1,4 @@
-//! What the daemon lists.
+//! The daemon's lists.
 
 use rekindle::api::types::{Sandbox, Snapshot};
 use rekindle::client::{Client, ClientError};

@@ -1,4 +1,4 @@
-//! The list of mutations, and whether the sources still are what it speaks of.
+//! The list of mutations, and a check that the sources still have the text each one replaces.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,15 +10,15 @@ use serde::Deserialize;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Mutation {
-    /// What is wrong then, in a few words.
+    /// Short name of the fault.
     pub(super) name: String,
-    /// Where, from the workspace's root.
+    /// Its file, from the workspace's root.
     pub(super) file: String,
     /// Text that the file has once.
     pub(super) find: String,
-    /// What is put there.
+    /// The text to put there.
     pub(super) replace: String,
-    /// What to give `cargo test` for a test that must fail then.
+    /// Words for `cargo test` to run the test that must fail then.
     pub(super) noticed_by: String,
 }
 

@@ -17,12 +17,12 @@ use rekindle_testkit::random::Random;
 use list::Mutation;
 use workshop::{Outcome, Workshop};
 
-/// Which faults are put in.
+/// Faults to put in.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Only those whose name, file or test has this in it.
     filter: Option<String>,
-    /// Only so many of them, drawn by the seed.
+    /// Only this many of them, drawn by the seed.
     #[arg(long)]
     sample: Option<usize>,
     /// Draw as an earlier run did.

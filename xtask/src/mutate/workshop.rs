@@ -16,7 +16,7 @@ pub(super) struct Workshop {
     target: PathBuf,
 }
 
-/// What became of a mutation.
+/// Outcome of a mutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// Its test failed.
@@ -27,7 +27,7 @@ pub(super) enum Outcome {
     Survived,
 }
 
-/// How long a test may take that takes seconds: one that hangs has noticed something.
+/// Longest time for a test that takes seconds: one that hangs has noticed something.
 const TEST_SECONDS: u32 = 180;
 
 /// The status of `timeout` for a command that it ended.
@@ -109,7 +109,7 @@ impl Workshop {
     }
 }
 
-/// Whether the output of `cargo test` tells of a test that ran.
+/// True if the output of `cargo test` tells of a test that ran.
 fn ran_any(said: &str) -> bool {
     said.lines().any(|line| {
         let count = line.strip_prefix("running ").and_then(|rest| rest.split_whitespace().next());

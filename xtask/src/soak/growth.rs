@@ -1,4 +1,4 @@
-//! Whether what is left after everything was removed has grown.
+//! Finds growth in the descriptors, RAM and files that are left after everything was removed.
 
 use super::samples::Sample;
 
@@ -13,7 +13,7 @@ const CATALOG_BYTES_PER_REQUEST: u64 = 4 << 10;
 /// A database file grows in steps.
 const CATALOG_SPARE_BYTES: u64 = 16 * MIB;
 
-/// What has grown without a reason between the first rest, which was after work too, and the last.
+/// Things that have grown without a reason between the first rest, which was after work too, and the last.
 pub(crate) fn grown(at_rest: &[Sample], requests: u64) -> Vec<String> {
     let [first, .., last] = at_rest else {
         return vec!["nothing was compared: there was too little time".to_owned()];

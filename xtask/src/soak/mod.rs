@@ -1,4 +1,4 @@
-//! The soak: one daemon works with many sandboxes for long, and between times everything is removed. What is left each
+//! The soak: one daemon works with many sandboxes for long, and between times everything is removed. The rest left each
 //! time must not grow: descriptors, RAM, files.
 
 mod growth;
@@ -44,7 +44,7 @@ pub(crate) struct Options {
 
 /// Users at once.
 const USERS: usize = 4;
-/// The time is cut into so many parts, each ended by removing everything.
+/// The time is cut into this many parts, each ended by removing everything.
 const PARTS_MIN: u64 = 4;
 const PARTS_MAX: u64 = 12;
 /// A part is about so long.
@@ -54,7 +54,7 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 const MIB: u64 = 1 << 20;
 
-/// What a soak found, in numbers.
+/// Results of a soak, in numbers.
 #[derive(Debug, Serialize)]
 struct Report {
     seconds: f64,

@@ -1,4 +1,4 @@
-//! How much a daemon and its keeper hold at one instant.
+//! Descriptors, RAM and files that a daemon and its keeper hold at one instant.
 
 use std::fmt;
 use std::fs;
@@ -11,10 +11,10 @@ use rekindle::client::Client;
 use rekindle_testkit::black_box::{BlackBox, Process, Role, RunningDaemon, ask_until};
 use serde::Serialize;
 
-/// How long layers of deleted snapshots, and connections, may take to go.
+/// Longest time for layers of deleted snapshots, and for connections, to go.
 const RESTS_WITHIN: Duration = Duration::from_secs(60);
 
-/// What is held.
+/// Things held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Sample {
     pub(crate) daemon_fds: u64,
@@ -33,7 +33,7 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// What is held now.
+    /// Things held now.
     pub(crate) fn now(place: &BlackBox, daemon: &RunningDaemon, client: &Client) -> anyhow::Result<Self> {
         let of = |pid, role| Process { pid, role };
         let keeper = place.keeper().context("finding the keeper")?.identity().pid;
@@ -52,7 +52,7 @@ impl Sample {
         })
     }
 
-    /// What is held once nothing more goes, after everything was removed.
+    /// Things held once nothing more goes, after everything was removed.
     pub(crate) fn at_rest(place: &BlackBox, daemon: &RunningDaemon, client: &Client) -> anyhow::Result<Self> {
         let mut last = Self::now(place, daemon, client)?;
         ask_until(RESTS_WITHIN, || {

@@ -1,4 +1,4 @@
-//! ARCHITECTURE.md names every module exactly once, and no path in it leads nowhere.
+//! Checks that ARCHITECTURE.md names every module exactly once, and that every path in it exists.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Whether `path` is the file of a module that its crate's root declares.
+/// True if `path` is the file of a module that its crate's root declares.
 fn is_module(path: &Path) -> bool {
     let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
     match parts.as_slice() {

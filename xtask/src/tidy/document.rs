@@ -100,7 +100,7 @@ impl Document {
     }
 }
 
-/// Where in the page the parser stands.
+/// Position of the parser in the page.
 #[derive(Default)]
 struct Inside {
     shell: bool,

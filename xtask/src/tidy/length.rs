@@ -1,4 +1,4 @@
-//! A file that has grown past a limit is asked whether it is still one thing.
+//! Checks the length of files: one past the limit may be more than one thing.
 
 use super::source::Source;
 use super::{Finding, Workspace};

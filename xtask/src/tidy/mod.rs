@@ -34,7 +34,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What the checks look at: every Rust source and every Markdown page of the workspace, read once.
+/// Files to check: every Rust source and every Markdown page of the workspace, read once.
 struct Workspace {
     root: PathBuf,
     /// The text of every `Cargo.toml`.

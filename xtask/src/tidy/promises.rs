@@ -9,9 +9,9 @@ use super::{Finding, Workspace};
 
 const PAGE: &str = "docs/promises.md";
 
-/// What stands before the name of a test that a promise cites.
+/// Mark before the name of a test that a promise cites.
 const TEST_MARK: &str = "test:";
-/// What stands before the path of a file with an example that must not compile.
+/// Mark before the path of a file with an example that must not compile.
 const TYPE_MARK: &str = "compile_fail:";
 
 pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
@@ -54,7 +54,7 @@ fn tests_of(source: &Source) -> Vec<&str> {
         .collect()
 }
 
-/// Whether an attribute that ends in `test` stands before the `fn` at `position`, past others and `async`.
+/// True if an attribute that ends in `test` stands before the `fn` at `position`, past others and `async`.
 fn has_test_attribute(source: &Source, position: usize) -> bool {
     let mut at = position;
     while at > 0 {
@@ -72,7 +72,7 @@ fn has_test_attribute(source: &Source, position: usize) -> bool {
     false
 }
 
-/// Whether an attribute's name ends before `position`: by its closing bracket, or by its arguments.
+/// True if an attribute's name ends before `position`: by its closing bracket, or by its arguments.
 fn closes_attribute(source: &Source, position: usize) -> bool {
     source
         .tokens

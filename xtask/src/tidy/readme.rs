@@ -1,5 +1,5 @@
-//! Every command that the pages show can be given: its program, subcommand and options exist. Those of README.md and
-//! CONTRIBUTING.md are looked at whole; in all pages, each call of `rekindle` is, in blocks and in the text.
+//! Every command that the pages show can be given: its program, subcommand and options exist. In README.md and
+//! CONTRIBUTING.md it checks every command; in all pages, each call of `rekindle`, in blocks and in the text.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use super::{Finding, Workspace};
 /// The pages whose shell blocks a reader is told to run.
 const PAGES: [&str; 2] = ["README.md", "CONTRIBUTING.md"];
 
-/// What stock cargo does, with and without `clippy` and `fmt`.
+/// Commands of stock cargo, and `clippy` and `fmt`.
 const CARGO_COMMANDS: [&str; 5] = ["test", "build", "fmt", "clippy", "install"];
 
 pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
@@ -111,7 +111,7 @@ fn accepts_call(words: &[&str], is_mention: bool) -> Result<(), String> {
     }
 }
 
-/// Whether a block is more than commands one by one: the quickstart, which a test runs as it stands.
+/// True if a block is more than commands one by one: the quickstart, which a test runs as it stands.
 fn is_script(block: &str) -> bool {
     block.contains("rekindle serve") && block.contains("daemon=$!")
 }

@@ -25,7 +25,7 @@ pub(crate) struct Token {
     pub(crate) line: usize,
 }
 
-/// What a token is; literals are dropped to their presence because no check reads them.
+/// Kind of a token; literals are dropped to their presence because no check reads them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TokenKind {
     Word(String),
@@ -46,7 +46,7 @@ impl Source {
         Ok(Self { path, text, tokens })
     }
 
-    /// Whether the file lies in `directory`, given relative to the workspace's root.
+    /// True if the file lies in `directory`, given relative to the workspace's root.
     pub(crate) fn is_in(&self, directory: &str) -> bool {
         self.path.starts_with(directory)
     }
@@ -59,7 +59,7 @@ impl Source {
         }
     }
 
-    /// Whether the token at `position` is a `::`.
+    /// True if the token at `position` is a `::`.
     pub(crate) fn is_path_separator(&self, position: usize) -> bool {
         [position, position + 1]
             .iter()

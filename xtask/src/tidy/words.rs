@@ -1,4 +1,4 @@
-//! The words we do without: each hides which of several things is meant, so no name of ours carries one.
+//! Checks that no name of ours has a word that hides which of several things is meant.
 
 use super::source::{Source, TokenKind};
 use super::{Finding, Workspace};
@@ -41,7 +41,7 @@ const FOREIGN_NAMES: [(&str, &str); 16] = [
     ("with_template", "indicatif's constructor of a progress bar's style"),
 ];
 
-/// What stands before a name that is being defined.
+/// Words before a name that is being defined.
 const DEFINING: [&str; 11] =
     ["fn", "let", "mut", "struct", "enum", "union", "trait", "type", "mod", "const", "static"];
 

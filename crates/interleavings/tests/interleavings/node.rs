@@ -130,7 +130,7 @@ impl Node {
         self.check_plan(Self::plan(view), model);
     }
 
-    /// Ends the reaper, after which every capture that nobody holds is free, and nothing else is.
+    /// Ends the reaper, after which every capture without a holder is free, and nothing else is.
     pub(crate) fn end(self, captured_bytes: u64) {
         let Self { reaper, budget, .. } = self;
         drop(reaper);

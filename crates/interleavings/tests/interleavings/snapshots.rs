@@ -11,7 +11,7 @@ use shuttle::thread;
 use crate::node::{GUEST_BYTES, Node, directory};
 use crate::schedule::{every, random};
 
-/// Longer than any test: a wait that nobody ends is a change that was missed, and Shuttle calls it a deadlock.
+/// Longer than any test: a wait without an end is a change that was missed, and Shuttle calls it a deadlock.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
 #[test]
@@ -48,8 +48,8 @@ fn publish(node: &Node, snapshot: &Snapshot, mut work: SnapshotWork, failures: u
     work
 }
 
-/// No event falls where the table has none for it, and a manifest that may have reached the store is removed by
-/// whoever comes last.
+/// No event falls where the table has none for it, and a manifest that may have reached the store is removed by the
+/// thread that comes last.
 #[test]
 fn deleting_races_with_sealing_and_publishing_by_the_table() {
     let cache = directory();

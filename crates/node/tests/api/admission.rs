@@ -1,4 +1,4 @@
-//! Who is let in, and what the API refuses to start with.
+//! Admission of clients, and the API's refusals to start.
 
 use std::fs::{self, Permissions};
 use std::io::Write as _;
@@ -191,7 +191,7 @@ fn the_socket_is_for_its_user_alone() {
     assert_eq!(fs::metadata(served.socket()).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
-/// What a stranger's process says it was answered.
+/// The answer that a stranger's process says it got.
 fn asked_by_a_stranger(allowed_uids: &[u32]) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         skipped("sockets and other users", "only root can ask as another user");
@@ -211,7 +211,7 @@ fn asked_by_a_stranger(allowed_uids: &[u32]) -> Option<String> {
     Some(said.lines().find_map(|line| line.split_once("answer: ")).unwrap().1.to_owned())
 }
 
-/// What the stranger's process does; nothing among the other tests.
+/// Work of the stranger's process; nothing among the other tests.
 #[test]
 fn asks_as_another_user() {
     let Some(socket) = std::env::var_os(ASK_AT) else { return };

@@ -1,4 +1,4 @@
-//! Event streams: what is known, what comes, where they go on and what is left out.
+//! Event streams: known events, new ones, where a stream goes on, and the events left out.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::time::Duration;

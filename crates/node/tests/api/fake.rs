@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-/// How long a test waits for what must happen.
+/// Longest time a test waits for an event that must come.
 const HAPPENS_WITHIN: Duration = Duration::from_secs(60);
 
 /// The daemon.
@@ -58,7 +58,7 @@ impl Fake {
         self.changed.notify_all();
     }
 
-    /// Returns when so many pauses have begun since the start.
+    /// Returns when this many pauses have begun since the start.
     pub(crate) fn until_pauses_begun(&self, count: usize) {
         self.until(|kept| kept.pauses_begun >= count);
     }
@@ -84,7 +84,7 @@ impl Fake {
         self.kept().panics = true;
     }
 
-    /// Makes so many events come at the instant of each subscription.
+    /// Makes this many events come at the instant of each subscription.
     pub(crate) fn burst(&self, events: u64) {
         self.kept().burst = events;
     }
@@ -111,11 +111,11 @@ impl Fake {
         let id = u64::try_from(kept.events.len()).unwrap() + 1;
         let event = Event { id, unix_ms: 1, kind: kind.to_owned(), sandbox, snapshot, detail: None };
         kept.events.push(event.clone());
-        // Nobody needs to listen.
+        // A listener is not needed.
         drop(self.events.send(event));
     }
 
-    /// What is kept, for a request that meets no problem.
+    /// The kept state, for a request that meets no problem.
     fn asked(&self) -> Answer<MutexGuard<'_, Kept>> {
         let kept = self.kept();
         match &kept.problem {

@@ -1,4 +1,4 @@
-//! Peers that send what no client sends: each harms only itself.
+//! Peers that send bytes no client would send: each harms only itself.
 
 use std::io::Write as _;
 

@@ -1,4 +1,4 @@
-//! Bodies, requests and streams: how much is taken, and that the rest is refused in words.
+//! Limits on bodies, requests and streams, and refusals beyond them.
 
 use std::io::Write as _;
 use std::thread;

@@ -1,4 +1,4 @@
-//! HTTP written by hand, for what no honest client sends.
+//! HTTP written by hand, for requests that no honest client sends.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// How long an answer is waited for.
+/// Longest wait for an answer.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 
 /// An answer, taken apart.

@@ -29,7 +29,7 @@ impl Served {
         Self::with_connections(CONNECTIONS_DEFAULT)
     }
 
-    /// The same with so many connections at most.
+    /// The same with this many connections at most.
     pub(crate) fn with_connections(connections_max: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options = ListenOptions {
@@ -95,7 +95,7 @@ impl Drop for Served {
     }
 }
 
-/// What a small sandbox is to be.
+/// A small sandbox to be made.
 pub(crate) fn wanted(name: &str) -> CreateSandbox {
     CreateSandbox {
         name: Some(name.to_owned()),

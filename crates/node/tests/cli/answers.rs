@@ -1,4 +1,4 @@
-//! What each command says of what the daemon answers: to people, to programs, and by its exit status.
+//! Output and exit status of each command, to people and to programs, for each answer of the daemon.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixListener;

@@ -41,7 +41,7 @@ const NAMES: [&str; 25] = [
     "keeper",
 ];
 
-/// What doctor says as JSON, after checking what holds of every answer of it.
+/// Doctor's output as JSON, after checking what holds of every answer of it.
 fn checked(said: &Said) -> Value {
     let report: Value =
         serde_json::from_str(&said.out).unwrap_or_else(|error| unreachable!("{error}: {said:?}"));

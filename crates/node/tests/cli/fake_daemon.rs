@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::program::Place;
 
-/// How often a socket is asked for that the last daemon in a place may still have, and how long between.
+/// Number of tries for a socket that the last daemon in a place may still have, and the time between.
 const BIND_TRIES: usize = 1000;
 const ASK_EVERY: Duration = Duration::from_millis(10);
 
@@ -26,7 +26,7 @@ pub(crate) struct FakeDaemon {
     end: Option<oneshot::Sender<()>>,
 }
 
-/// What it has.
+/// State of the daemon.
 #[derive(Debug)]
 struct Fake {
     things: Mutex<Things>,

@@ -1,4 +1,4 @@
-//! What is said to those who ask how to use it, or get it wrong.
+//! Output for users who ask for help, or mistype.
 
 use crate::fake_daemon::FakeDaemon;
 use crate::program::{Place, compare, said};
@@ -101,7 +101,7 @@ fn completions_know_every_command() {
     }
 }
 
-/// What bash is told that can come in place of the last of these words.
+/// Words that bash is offered in place of the last of these words.
 fn offered(place: &Place, words: &[&str]) -> Vec<String> {
     let mut program = place.program(["--"].iter().chain(words));
     let at = (words.len() - 1).to_string();

@@ -1,6 +1,6 @@
 //! The command line as people and programs meet it: the program itself, with a daemon that does what it is told to.
 //!
-//! What it says is compared with files in `expected`; `UPDATE_EXPECTED=1` writes them anew.
+//! Its output is compared with files in `expected`; `UPDATE_EXPECTED=1` writes them anew.
 
 mod answers;
 mod doctor;

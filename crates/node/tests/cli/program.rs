@@ -11,7 +11,7 @@ pub(crate) struct Place {
     directory: TempDir,
 }
 
-/// What the program said and how it ended.
+/// Output and end of the program.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) status: i32,
@@ -48,7 +48,7 @@ impl Place {
         command
     }
 
-    /// What the program says to these words.
+    /// The program's output for these words.
     pub(crate) fn says(&self, words: &str) -> Said {
         said(self.program(words.split_whitespace()))
     }
@@ -59,7 +59,7 @@ impl Place {
     }
 }
 
-/// What a program says.
+/// Output of a program.
 pub(crate) fn said(mut command: Command) -> Said {
     let Output { status, stdout, stderr } = command.output().expect("the program runs");
     let text = |bytes| String::from_utf8(bytes).expect("it speaks UTF-8");

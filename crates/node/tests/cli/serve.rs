@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::program::{Place, said};
 
-/// How long anything may take that is waited for here.
+/// Longest wait for anything here.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A daemon in a place, and what it tells its service manager.

@@ -1,4 +1,4 @@
-//! Who asked for what, as the daemon's log has it.
+//! The daemon's log of changes and their callers.
 
 use std::fs;
 

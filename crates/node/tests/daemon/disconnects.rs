@@ -22,7 +22,7 @@ fn ask_and_go(node: &Node, name: &str, stay: Option<Duration>) {
     stream.write_all(request.as_bytes()).expect("the daemon takes it");
     if let Some(stay) = stay {
         stream.set_read_timeout(Some(stay)).expect("a limit is set");
-        // Whether the answer comes in that time does not matter.
+        // The answer may come in that time or not.
         let _came = stream.read(&mut [0; 16]).unwrap_or_default();
     }
     stream.shutdown(Shutdown::Both).expect("it can be closed");
@@ -46,7 +46,7 @@ fn case_14_a_guest_whose_pauser_went_away_runs_or_is_paused_and_listed() {
                 unreachable!("its guest was not ended: {shown:?}")
             }
         }
-        // Asked again under its name it is done, whatever became of the first time: it is paused from here on.
+        // Asked again under its name it is done, with any outcome of the first time: it is paused from here on.
         let paused = node.client.pause_sandbox("a", Some(&name), &pause_as(&name)).expect("it is paused");
         let shown = node.client.sandbox("a").expect("it is listed");
         assert_eq!((shown.state, shown.snapshot), (SandboxState::Paused, Some(paused.id)));

@@ -1,6 +1,6 @@
-//! README and the documents do what they say: each of their `sh` blocks is run as it stands there, in directories of its
-//! own. Blocks of what a test cannot do, such as installing packages, are `console` blocks, in which `cargo xtask tidy`
-//! checks the words.
+//! README and the documents do what they say: each of their `sh` blocks is run as it stands there, in directories of
+//! its own. Commands that a test cannot run, such as installing packages, are `console` blocks, in which
+//! `cargo xtask tidy` checks the words.
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,10 +15,10 @@ use rekindle_testkit::linux::kernel_or_skip;
 use crate::machine_console::have_qemu;
 use crate::support::program;
 
-/// How long one block may take.
+/// Longest time for one block.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// What a block that starts no daemon of its own finds: a daemon with a sandbox called `web`.
+/// Start of a block that starts no daemon of its own: a daemon with a sandbox called `web`.
 const BEFORE: &str = "rekindle run web --memory 8MiB >/dev/null; rekindle tell web fill >/dev/null\n";
 
 /// A block of a page.

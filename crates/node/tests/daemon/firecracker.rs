@@ -114,7 +114,7 @@ fn a_daemon_killed_in_the_middle_of_a_pause_leaves_a_machine_that_goes_on() {
     for step in [Step::Pause, Step::CreateState, Step::CreateMemory] {
         let pipe = peers.stand_at(step);
         let client = peers.node.client.clone();
-        // Nobody is left to answer.
+        // The daemon dies before it answers.
         let asking = thread::spawn(move || client.pause_sandbox("vm", None, &pause_as("never")).is_err());
         let standing = Standing::wait(&pipe);
         peers.node.kill();

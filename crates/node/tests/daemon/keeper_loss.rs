@@ -45,7 +45,7 @@ fn when_the_keeper_dies_with_the_daemon_what_was_saved_is_there_and_the_rest_is_
 #[test]
 fn a_snapshot_lost_with_the_keeper_is_listed_with_its_reason_until_it_is_deleted() {
     let mut node = Node::start();
-    // Whether a snapshot is sealed before both are killed is up to the machine: with enough of them one is not.
+    // It depends on the machine if a snapshot is sealed before both are killed: among enough of them one is not.
     for number in 0..20 {
         let name = format!("sandbox-{number}");
         node.filled(&name, number);
@@ -92,7 +92,7 @@ fn a_keeper_that_dies_alone_is_replaced_and_the_next_crash_loses_nothing() {
 }
 
 /// The keeper is killed as soon as it has been told of a pause: between that and the snapshot's record the guest is
-/// frozen, and its faults are served by nobody.
+/// frozen, and its faults are not served.
 #[test]
 fn a_guest_whose_pause_meets_the_keepers_death_goes_on() {
     const GUESTS: u64 = 8;

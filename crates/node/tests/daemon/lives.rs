@@ -1,4 +1,4 @@
-//! What users do with sandboxes and snapshots, with daemons that die in between.
+//! Users' work with sandboxes and snapshots, with daemons that die in between.
 
 use std::{fs, thread};
 

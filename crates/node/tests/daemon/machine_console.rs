@@ -12,7 +12,7 @@ use rekindle_testkit::skip::skipped;
 
 use crate::support::{Node, create};
 
-/// Whether machines can be run here; says so where they cannot.
+/// True if machines can be run here; says so if not.
 pub(crate) fn have_qemu(tier: &str) -> bool {
     let is_there = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
     if !is_there {
@@ -24,7 +24,7 @@ pub(crate) fn have_qemu(tier: &str) -> bool {
 /// A machine with the tiny guest.
 pub(crate) fn tiny(node: &Node, name: &str, board: Board, accelerator: Accelerator) -> CreateSandbox {
     let kernel = boot_file(node, "tiny.elf", tiny_kernel());
-    // Where KVM itself is emulated a page takes milliseconds.
+    // If KVM itself is emulated, a page takes milliseconds.
     let mib = if accelerator == Accelerator::Kvm { 3 } else { 24 };
     let mut wanted = machine(name, mib << 20, &kernel, None, (board, accelerator));
     if accelerator == Accelerator::Kvm {
@@ -85,7 +85,7 @@ fn boot_file(node: &Node, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// The console of a sandbox's machine; whatever does not come fails the test.
+/// The console of a sandbox's machine; a missing answer fails the test.
 pub(crate) struct Console<'a>(black_box::Console<'a>);
 
 impl<'a> Console<'a> {
@@ -94,7 +94,7 @@ impl<'a> Console<'a> {
         Self(black_box::Console::of(client, sandbox))
     }
 
-    /// What is said from now on.
+    /// The output from now on.
     pub(crate) fn from_now(client: &'a Client, sandbox: &str) -> Self {
         Self(black_box::Console::from_now(client, sandbox).expect("its console is read"))
     }

@@ -1,4 +1,4 @@
-//! Machines on tap devices: what a guest sends arrives, also on another device after a resume.
+//! Machines on tap devices: a guest's packets arrive, also on another device after a resume.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;

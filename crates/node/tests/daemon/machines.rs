@@ -119,7 +119,8 @@ fn machines_run_on_while_their_daemon_is_killed_and_the_next_one_has_them() {
     }
 }
 
-/// Whatever is being done to a machine when the daemon dies, the next one finds it running, or paused and resumable.
+/// The daemon dies in the middle of any operation on a machine, and the next one finds it running, or paused and
+/// resumable.
 #[test]
 fn a_daemon_killed_in_any_step_leaves_a_machine_running_or_paused() {
     if !have_qemu(TIER) {
@@ -134,7 +135,7 @@ fn a_daemon_killed_in_any_step_leaves_a_machine_running_or_paused() {
         let is_running = node.client.sandbox("vm").expect("it is there").state == SandboxState::Running;
         let client = node.client.clone();
         let asking = std::thread::spawn(move || {
-            // What comes of it is seen by the next daemon.
+            // The next daemon sees the outcome.
             if is_running {
                 client.pause_sandbox("vm", None, &pause_as(&format!("round-{round}"))).map(drop).ok();
             } else {
@@ -209,7 +210,7 @@ fn a_machine_is_shown_with_what_it_was_made_of_also_while_it_is_paused() {
     assert_eq!(shown().disks, running.disks);
 }
 
-/// What a machine does by itself is told, also when it did so while there was no daemon.
+/// A machine's own actions are told, also those while there was no daemon.
 #[test]
 fn a_machine_that_resets_itself_is_told_of_and_one_that_ended_without_a_daemon_says_how() {
     if !have_qemu(TIER) {

@@ -16,7 +16,7 @@ const PAGES: u64 = 2048;
 /// A node and the peers on it.
 pub(crate) struct Peers {
     pub(crate) node: Node,
-    /// Where their scripts and settings are, beside the node's own program: so they end with it.
+    /// Directory of their scripts and settings, beside the node's own program: so they end with it.
     directory: PathBuf,
 }
 
@@ -63,12 +63,12 @@ impl Peers {
         self.directory.join(name)
     }
 
-    /// How often peers were asked anything.
+    /// Number of requests to peers.
     pub(crate) fn requests(&self) -> usize {
         fs::read_to_string(self.file("requests")).unwrap_or_default().lines().count()
     }
 
-    /// What a machine with a disk is made of.
+    /// A new machine with a disk.
     pub(crate) fn machine(&self, name: &str) -> CreateSandbox {
         let home = self.node.place.home_directory();
         let image = home.join("disk.img");
@@ -100,7 +100,7 @@ impl Peers {
         self.write_disk(name, 3, 4);
     }
 
-    /// What the guest answers to a line at its console.
+    /// The guest's answer to a line at its console.
     pub(crate) fn say(&self, sandbox: &str, line: &str) -> String {
         let mut console = Console::from_now(&self.node.client, sandbox).expect("its console is read");
         console.ask(line, "guest: ").expect("it answers")
@@ -128,7 +128,8 @@ impl Peers {
         assert_eq!(said, format!("right data {block}"), "{sandbox}");
     }
 
-    /// The next peer that comes to that step stands there. Whoever opens what this gives waits until it does.
+    /// The next peer that comes to that step stands there. A process that opens the returned pipe waits until the peer
+    /// stands there.
     pub(crate) fn stand_at(&self, step: Step) -> PathBuf {
         let pipe = self.stand_aside();
         self.set(|settings| settings.stands_at = Some((step, pipe.clone())));
@@ -160,7 +161,7 @@ impl Standing {
     }
 }
 
-/// What is in a directory, which may not be there.
+/// Content of a directory, which may not be there.
 pub(crate) fn entries(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     entries.map(|entry| entry.expect("an entry").path()).collect()
@@ -172,7 +173,7 @@ fn pipe_at(path: &Path) {
     rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).ok();
 }
 
-/// What a file begins with that Firecracker would boot; the peer boots anything.
+/// First bytes of a file that Firecracker would boot; the peer boots anything.
 fn elf_start() -> Vec<u8> {
     let mut bytes = vec![0; 64];
     bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");

@@ -1,4 +1,4 @@
-//! What other users of a machine can read of guests: nothing.
+//! Other users of a machine can read nothing of guests.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -72,7 +72,7 @@ fn mode_of(path: &Path) -> u32 {
     path.metadata().expect("it is there").mode() & 0o777
 }
 
-/// What `rekindle doctor` says of open directories.
+/// Output of `rekindle doctor` on open directories.
 fn doctor_of(place: &BlackBox) -> Vec<String> {
     let output = place.command(["doctor", "--json"]).output().expect("it runs");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");

@@ -1,4 +1,4 @@
-//! A run directory that somebody removes: a logout, or a cleaner of temporary files.
+//! A run directory that is removed under the daemon, as by a logout, or a cleaner of temporary files.
 
 use std::fs;
 

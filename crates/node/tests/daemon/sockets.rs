@@ -132,7 +132,7 @@ fn a_fault_socket_that_is_closed_during_its_hand_over_stays_closed() {
         let socket = open(&node);
         let arguments = arguments(&socket, TrackingKind::Scan);
         thread::scope(|scope| {
-            // Whether it is served before the socket goes, or finds nobody there, is up to the machine.
+            // It depends on the machine if it is served before the socket goes, or finds it gone.
             let starting =
                 scope.spawn(|| ProcessGuest::spawn(&GuestOptions::program(node.place.program(), arguments)));
             if round % 2 == 0 {
@@ -246,7 +246,7 @@ fn memory_file(pid: u32) -> File {
     File::options().read(true).write(true).open(path).expect("it can be opened again")
 }
 
-/// What the first VMM at a snapshot touched is there before the second one asks for it.
+/// The pages touched by the first VMM at a snapshot are there before the second one asks for them.
 #[test]
 fn a_second_vmm_at_fault_sockets_of_one_snapshot_is_given_ahead_what_the_first_one_touched() {
     let node = Node::start();
@@ -275,7 +275,7 @@ fn a_second_vmm_at_fault_sockets_of_one_snapshot_is_given_ahead_what_the_first_o
     });
 }
 
-/// What bad VMMs send.
+/// Messages of bad VMMs.
 fn bad_handovers() -> Vec<(&'static str, Vec<u8>, Option<File>)> {
     let null = || File::open("/dev/null").expect("there is one");
     let region = format!(

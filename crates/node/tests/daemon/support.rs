@@ -1,4 +1,5 @@
-//! What these tests share: a daemon that can be killed and started again, and guests that know what they must hold.
+//! Shared parts of these tests: a daemon that can be killed and started again, and guests that know what they must
+//! hold.
 
 use std::fs;
 use std::path::{Path, PathBuf};

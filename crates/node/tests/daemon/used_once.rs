@@ -1,4 +1,4 @@
-//! Requests that are repeated under their idempotency keys after what they made is gone: an id is used once.
+//! Requests that are repeated under their idempotency keys after the things they made are gone: an id is used once.
 
 use rekindle::api::problem::Code;
 use rekindle::api::types::{ForkSandbox, MemoryBacking, SandboxState, SnapshotState};
@@ -71,7 +71,7 @@ fn forks_and_resumes_repeated_under_their_keys_are_gone_where_one_of_theirs_is_a
     let base = node.client.all_snapshots(None).expect("a list")[0].id.to_string();
     let resume = |node: &Node| node.client.resume_snapshot(&base, Some("resume"), &resume_as("r", 2));
     let resumed = resume(&node).expect("they are made");
-    // What they were made of is not needed to find them.
+    // They can be found without the snapshot they were made of.
     node.client.delete_snapshot(&base).expect("it is deleted");
     let ids = |sandboxes: &[rekindle::api::types::Sandbox]| -> Vec<_> {
         sandboxes.iter().map(|sandbox| sandbox.id).collect()

@@ -1,4 +1,4 @@
-//! A Firecracker that dies, or fails, at each step: what is left is a VM that runs, or a snapshot that resumes.
+//! A Firecracker that dies, or fails, at each step: a VM that runs is left, or a snapshot that resumes.
 
 use rekindle::vmm::firecracker::{CallError, FirecrackerError};
 use rekindle::vmm::vmm_process::ProcessError;
@@ -7,7 +7,7 @@ use crate::peer::Step;
 use crate::support::{LIMIT, Node};
 
 fn is_gone(error: &FirecrackerError) -> bool {
-    // What it logged is told with what went wrong.
+    // Its log is told with the error.
     let FirecrackerError::Logged { source, words } = error else { return false };
     words.contains("about to die")
         && matches!(

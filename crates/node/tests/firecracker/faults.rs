@@ -62,7 +62,7 @@ fn the_socket_stays_open_as_long_as_the_vmm_lives_and_no_longer() {
 fn a_load_that_fails_before_the_hand_over_says_why() {
     let node = Node::start();
     let snapshot = node.pause(node.filled(&node.spec(8)));
-    // What a resume has been given, but for the state.
+    // A resume's parts without the state.
     let socket = node.file("h.sock");
     let listener = UnixListener::bind(&socket).expect("the socket is new");
     let disks = DriveSource { snapshot: &snapshot, fetcher: node.engine.fetcher() };

@@ -76,7 +76,7 @@ fn a_driver_that_comes_while_firecracker_answers_another_waits_its_turn() {
     let gate = node.file("gate");
     pipe(&gate);
     node.set(|settings| settings.stands_at = Some((Step::CreateState, gate.clone())));
-    // What it is asked here is answered to a driver that is gone.
+    // Answers to these requests go to a driver that is gone.
     let stream =
         std::os::unix::net::UnixStream::connect(vm.guest.facts().directory.api()).expect("it listens");
     crate::requests::raw(&stream, "PATCH /vm", r#"{"state":"Paused"}"#);

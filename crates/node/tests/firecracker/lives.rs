@@ -1,4 +1,4 @@
-//! VMs that are started, paused, resumed while that is saved, forked, and resumed where nothing of them is.
+//! VMs that are started, paused, resumed while that is saved, forked, and resumed on a node that has nothing of them.
 
 use rekindle::vmm::firecracker::{Balloon, MemoryPages, TrackFrom};
 use rekindle_engine::lifecycle::SnapshotState;
@@ -179,7 +179,7 @@ fn memory_that_a_vmm_shares_is_captured_without_a_copy() {
         vm.verify();
         let gate = node.site.hooks.hold(Point::Compare);
         snapshot = node.pause(vm);
-        // The capture is the very file, which nobody writes any more: the proof that its seal asks for.
+        // The capture is the very file, which is not written any more: the proof that its seal asks for.
         assert!(node.site.hooks.wait_standing(Point::Compare, snapshot.id(), LIMIT));
         assert!(Memfd::adopt(shared).expect("it is memory").is_write_sealed().expect("it can be asked"));
         drop(gate);

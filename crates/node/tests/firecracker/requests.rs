@@ -1,4 +1,4 @@
-//! What Firecracker is asked, to the field: it refuses what it does not know.
+//! Requests to Firecracker, to the field: it refuses fields that it does not know.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -11,10 +11,10 @@ use serde_json::json;
 
 use crate::support::{Node, interface};
 
-/// Whether an error is the one that is meant.
+/// True if an error is the one that is meant.
 type IsIt = fn(&SpecError) -> bool;
 
-/// What a server answers to one request with a body.
+/// A server's answer to one request with a body.
 pub(crate) fn raw(mut stream: &UnixStream, call: &str, body: &str) -> String {
     let request = format!("{call} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     stream.write_all(request.as_bytes()).expect("it listens");

@@ -1,4 +1,4 @@
-//! What these tests share: a keeper, an engine, a peer's scripts, and VMs driven as the daemon drives them.
+//! Shared parts of these tests: a keeper, an engine, a peer's scripts, and VMs driven as the daemon drives them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -50,7 +50,7 @@ pub(crate) struct Node {
     next: AtomicU32,
 }
 
-/// Where the hand-over is listened for.
+/// Place of the listener for the hand-over.
 #[derive(Clone, Copy)]
 pub(crate) enum Listens {
     /// In the jail, if there is one.
@@ -74,7 +74,7 @@ pub(crate) struct Console {
     typed: File,
 }
 
-/// What the guest prints, waited for no longer than [`LIMIT`].
+/// The guest's output, waited for no longer than [`LIMIT`].
 struct Printed(File);
 
 impl Node {
@@ -128,7 +128,7 @@ impl Node {
         self.directory.path().join("requests")
     }
 
-    /// What peers were asked, one request a line.
+    /// Requests to peers, one a line.
     pub(crate) fn requests(&self) -> Vec<String> {
         let all = std::fs::read_to_string(self.requests_file()).unwrap_or_default();
         all.lines().map(str::to_owned).collect()
@@ -302,12 +302,12 @@ impl Node {
         self.keeper.forget(&running.key).expect("the keeper answers");
     }
 
-    /// What the keeper holds of a VM.
+    /// The keeper's holdings of a VM.
     pub(crate) fn held(&self, key: &str) -> Held {
         self.keeper.get(key).expect("the keeper answers").expect("it holds something")
     }
 
-    /// What is left in the directory of VMs' disks.
+    /// Files left in the directory of VMs' disks.
     pub(crate) fn left_behind(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(&self.places.disk_directory) else { return Vec::new() };
         entries.map(|entry| entry.expect("an entry").path()).collect()

@@ -1,4 +1,4 @@
-//! Versions and hosts that differ: what is sent to which, and what is refused before anything starts.
+//! Versions and hosts that differ: the requests to each, and the refusals before anything starts.
 
 use rekindle::vmm::firecracker::{FirecrackerError, Found, Misfit, NotFirecracker, Version};
 

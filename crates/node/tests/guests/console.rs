@@ -7,13 +7,13 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-/// How long the slowest answer may take before the test fails.
+/// Longest time of the slowest answer before the test fails.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 
 /// The program of QEMU.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 
-/// Whether QEMU can be run here.
+/// True if QEMU can be run here.
 pub(crate) fn have_qemu() -> bool {
     let version = Command::new(QEMU).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     version.is_ok_and(|status| status.success())

@@ -1,4 +1,4 @@
-//! Clients that are killed: what they asked for is done whole or not at all, and what was held stays.
+//! Clients that are killed: their requests are done whole or not at all, and the holdings stay.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsFd as _;
@@ -11,7 +11,7 @@ use serde_json::json;
 use super::support::{TestKeeper, eventually, file_of, program};
 
 const SOCKET: &str = "KEEPER_TEST_SOCKET";
-/// How many clients are killed.
+/// Number of clients that are killed.
 const ROUNDS: u64 = 20;
 
 #[test]
@@ -38,7 +38,7 @@ fn child() {
     }
 }
 
-/// Kills a client that works when it has done `steps`, in the middle of whatever it does then.
+/// Kills a client that works when it has done `steps`, in the middle of its next step.
 fn kill_a_client_after(keeper: &TestKeeper, steps: u64) {
     let mut child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "clients::child", "--ignored", "--nocapture", "--test-threads=1"])

@@ -113,7 +113,7 @@ fn whatever_a_driver_was_about_to_say_or_hear_the_next_one_is_understood() {
         let held = keeper.client.get(KEY).expect("answers").expect("it is held");
         let control = held.fds.into_iter().find(|(name, _)| name == CONTROL).expect("it is held").1;
         let mut raw = UnixStream::from(control);
-        // An answer nobody takes, and the beginning of a command nobody ends. A whole one is a command.
+        // An answer that is not taken, and the beginning of a command without an end. A whole one is a command.
         raw.write_all(b"{\"number\":4,\"command\":\"checksums\",\"first\":0,\"pages\":64}\n").expect("told");
         raw.write_all(&command[..cut]).expect("told");
         ticks += u64::from(cut == command.len());

@@ -1,4 +1,4 @@
-//! What is held, how it is told, and that nothing of it stays when it is forgotten.
+//! The keeper's holdings: how they are listed, and that nothing of them stays when they are forgotten.
 
 use std::io::Read as _;
 use std::os::fd::AsFd as _;

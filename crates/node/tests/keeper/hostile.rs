@@ -1,4 +1,4 @@
-//! What a client that misbehaves can do to the keeper: nothing.
+//! Clients that misbehave: they can do nothing to the keeper.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -134,7 +134,7 @@ fn clients_that_never_finish_a_request_are_given_up() {
     keeper.another_client().note("key", &json!(1)).expect("held once the others are given up");
     for mut stream in &slow {
         stream.set_read_timeout(Some(LIMIT)).expect("a limit can be set");
-        // Whatever was sent and not read shows as a reset, which is an end too.
+        // Bytes that were sent and not read show as a reset, which is an end too.
         assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "the connection is closed");
     }
     assert_eq!(keeper.client.list().expect("answers").len(), 1);

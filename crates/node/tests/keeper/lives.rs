@@ -1,4 +1,4 @@
-//! How a keeper begins and ends, and how its clients notice.
+//! Start and end of a keeper, and how its clients notice.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;

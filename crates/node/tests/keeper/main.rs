@@ -1,4 +1,4 @@
-//! The keeper as a real process: what it holds, what it starts, and what nobody can make it do.
+//! The keeper as a real process: its holdings, its children, and its refusals.
 
 mod clients;
 mod guests;

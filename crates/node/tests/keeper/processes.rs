@@ -1,4 +1,4 @@
-//! Processes under the keeper: how they are started, what they inherit, and that their ends are told.
+//! Processes under the keeper: their start, the descriptors they inherit, and the report of their ends.
 
 use std::io::Read as _;
 use std::os::fd::AsFd as _;

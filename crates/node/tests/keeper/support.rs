@@ -1,4 +1,4 @@
-//! What these tests share: a keeper in a directory of its own, and looks at it from outside.
+//! Shared parts of these tests: a keeper in a directory of its own, and looks at it from outside.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -88,7 +88,7 @@ pub(crate) fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// A file with these bytes and nobody else's.
+/// A file with these bytes and no other holder.
 pub(crate) fn file_of(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().expect("a file");
     file.write_all(bytes).expect("there is room");
@@ -104,7 +104,7 @@ pub(crate) fn bytes_of(fd: OwnedFd) -> Vec<u8> {
     bytes
 }
 
-/// What the keeper answers to these bytes, until it closes the connection or has answered once.
+/// The keeper's answer to these bytes, until it closes the connection or has answered once.
 pub(crate) fn raw_answer(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> Option<Value> {
     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     // A keeper that has read enough closes the connection; then its answer is there all the same.

@@ -1,10 +1,10 @@
-//! An NBD client that shows what it was answered.
+//! An NBD client that shows the answers it got.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// How a client reads.
+/// Way in which a client reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
     /// The oldest way: an export's name, simple replies.
@@ -60,7 +60,7 @@ pub(crate) struct Chunk {
     pub(crate) data: Vec<u8>,
 }
 
-/// What was answered.
+/// Answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Simple { error: u32, cookie: u64 },

@@ -1,4 +1,4 @@
-//! A server that is killed while clients write: what was acknowledged is there, and nothing else has changed.
+//! A server that is killed while clients write: the acknowledged writes are there, and nothing else has changed.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -14,7 +14,7 @@ use rekindle_testkit::random::Random;
 use crate::client::{Client, Style, WRITE, request};
 use crate::stand::{PAGE, Stand, content, disk_of, word};
 
-/// Where the process to be killed serves, and the files of the disk it goes on with.
+/// Variable with the directory of the process to be killed, and of the files of the disk it goes on with.
 const SERVE_IN: &str = "REKINDLE_TEST_SERVE_DISK_IN";
 
 const BYTES: usize = 48 * PAGE;
@@ -59,8 +59,8 @@ fn spawn(directory: &Path, listener: &UnixListener, files: &OverlayFiles) -> (Ch
     (child, stream)
 }
 
-/// Writes to its part of the disk until the server is gone. What was acknowledged goes into `model`; the last write,
-/// which was not, is the answer.
+/// Writes to its part of the disk until the server is gone. Acknowledged writes go into `model`; the last write, which
+/// was not acknowledged, is returned.
 fn write_until_killed(
     socket: &Path,
     writer: usize,

@@ -123,7 +123,7 @@ impl Machine {
         self.clients[client].without_data(FLUSH, 0, 0, 0).unwrap();
     }
 
-    /// What is asked of a frozen disk is not in the volume that is taken of it, and is done after it goes on.
+    /// Requests to a frozen disk are not in the volume that is taken of it, and are done after it goes on.
     fn write_while_frozen(&mut self) {
         let ((start, length), client) = (self.range(), self.client());
         let bytes = self.bytes(length);
@@ -154,7 +154,7 @@ impl Machine {
         self.check();
     }
 
-    /// What was written becomes a child snapshot, and the disk goes on over that.
+    /// The writes become a child snapshot, and the disk goes on over that.
     fn pause(&mut self) {
         let disk = self.disk.take().unwrap();
         let volume = disk.freeze().volume(disk_name()).unwrap();

@@ -140,7 +140,8 @@ fn a_page_that_was_written_but_not_marked_is_what_it_was() {
     let overlay = Overlay::create(word(PAGES * PAGE)).unwrap();
     let files = overlay.files().unwrap();
     drop(overlay);
-    // What a kill leaves between the bytes and the mark, and what huge pages for shared memory make of every write.
+    // State that a kill leaves between the bytes and the mark, and that huge pages for shared memory make of every
+    // write.
     let written = rekindle_kernel::Memfd::adopt(files.written.try_clone().unwrap()).unwrap();
     written.write_at(&[0xaa; 3 * PAGE], 5 * 4096).unwrap();
     let disk = stand.serve(PAGES * PAGE, Some(disk_of(&snapshot)), Overlay::recover(files).unwrap());

@@ -1,4 +1,4 @@
-//! What a disk takes and gives back.
+//! Snapshots of a disk: the volumes it takes and gives back.
 
 use rekindle::disk::{Overlay, OverlayError};
 use rekindle::metrics::{Metrics, Observed};

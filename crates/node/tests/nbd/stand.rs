@@ -1,4 +1,4 @@
-//! What these tests share: an engine with snapshots of one disk, and disks over them.
+//! Shared parts of these tests: an engine with snapshots of one disk, and disks over them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use crate::stand::{PAGE, Stand, content, disk_name, word};
 
 const BYTES: usize = 2000 * PAGE + 512;
 
-/// Whether the programs are here; a line where they are not.
+/// True if the programs are here; prints a line if not.
 fn have(programs: &[&str], package: &str) -> bool {
     let missing = programs.iter().find(|program| {
         let found = Command::new(program).arg("--version").output();

@@ -1,4 +1,4 @@
-//! What is shipped beside the program speaks of what the program has: metrics, settings, paths.
+//! The files shipped beside the program name only metrics, settings and paths that the program has.
 
 mod metrics;
 mod packaging;

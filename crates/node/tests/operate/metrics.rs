@@ -1,4 +1,4 @@
-//! The dashboard, the alert rules and the reference against the metrics there are.
+//! The dashboard, the alert rules and the reference against the existing metrics.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ fn rendered() -> String {
     Metrics::new().render(&Observed::default())
 }
 
-/// Whether a scrape of a new daemon has the series.
+/// True if a scrape of a new daemon has the series.
 fn exists(text: &str, selector: &Selector) -> bool {
     let series: Vec<&str> = text
         .lines()

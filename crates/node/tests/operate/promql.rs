@@ -1,4 +1,4 @@
-//! As much of PromQL as it takes to see which series an expression asks for.
+//! A part of PromQL: enough to see which series an expression asks for.
 
 /// A series that an expression asks for.
 #[derive(Debug, PartialEq, Eq)]

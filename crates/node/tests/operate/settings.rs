@@ -1,4 +1,4 @@
-//! The example settings and their reference against the settings there are.
+//! The example settings and their reference against the existing settings.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! The smallest fault handler that serves a guest right: what its history says, and zeroes where it removed pages.
+//! The smallest fault handler that serves a guest right: pages of its history, and zeroes for pages it removed.
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::AsFd as _;
@@ -22,7 +22,7 @@ pub(crate) struct Listening {
     path: PathBuf,
 }
 
-/// What a guest sent.
+/// Message and descriptors of a guest.
 pub(crate) struct Received {
     pub(crate) regions: Vec<RegionMessage>,
     pub(crate) memfd: Option<Memfd>,
@@ -36,7 +36,7 @@ pub(crate) struct Serving {
     thread: JoinHandle<Served>,
 }
 
-/// What a handler has done.
+/// Counts of a handler's work.
 #[derive(Debug, Default)]
 pub(crate) struct Served {
     pub(crate) faults: u64,
@@ -154,7 +154,7 @@ impl Handler {
         }
     }
 
-    /// Whether the fault needs no further try.
+    /// True if the fault needs no further try.
     fn resolve(&mut self, address: u64, kind: FaultKind) -> bool {
         let region = self.received.regions.iter().find(|region| {
             (region.base_host_virt_addr..region.base_host_virt_addr + region.size).contains(&address)

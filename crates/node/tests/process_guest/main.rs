@@ -21,7 +21,7 @@ use rekindle_testkit::skip::skipped;
 
 const MIB: u64 = 1 << 20;
 const BASE_SEED: u64 = 1;
-/// Long enough to see that nobody answers.
+/// Long enough to see that no answer comes.
 const A_MOMENT: Duration = Duration::from_millis(50);
 
 fn options(guest: GuestArguments) -> GuestOptions {
@@ -232,7 +232,7 @@ fn a_guest_without_root_is_served_its_user_faults() {
     }
 }
 
-/// Whether another user may run the program where it lies.
+/// Checks that another user may run the program in its place.
 fn probe_as(user_id: u32) -> Result<(), GuestError> {
     let options = GuestOptions { user_id: Some(user_id), ..options(GuestArguments::fresh(MIB)) };
     ProcessGuest::spawn(&options).map(drop)

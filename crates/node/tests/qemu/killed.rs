@@ -17,7 +17,7 @@ fn log_of(error: &QemuError) -> &str {
     log
 }
 
-/// Whether the error says that the process is gone.
+/// True if the error says that the process is gone.
 fn says_gone(error: &QemuError) -> bool {
     matches!(error, QemuError::Ended { .. } | QemuError::Process(ProcessError::Gone { .. }))
 }
@@ -112,7 +112,7 @@ fn a_qemu_killed_while_it_resumes_is_said_to_be_gone() {
         let error = match guest.handed_over(&listener, LIMIT) {
             Err(error) => error,
             Ok(stream) => {
-                // Nobody serves it: it ends while it waits for a page, if it comes to that.
+                // It is not served: it ends while it waits for a page, if it comes to that.
                 let handover = Handover::receive(stream, snapshot.memory().pages(), LIMIT);
                 let loaded = guest.load(state_of(&snapshot));
                 assert!(guest.process.ends_within(LIMIT), "it is killed in the end");

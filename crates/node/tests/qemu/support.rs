@@ -1,4 +1,5 @@
-//! What these tests share: a host with a keeper, an engine and a QEMU, and machines on it that are paused and resumed.
+//! Shared parts of these tests: a host with a keeper, an engine and a QEMU, and machines on it that are paused and
+//! resumed.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -116,7 +117,7 @@ impl Host {
         Launch::new(&self.program, spec, places).expect("it fits this host")
     }
 
-    /// Where a disk of a machine is served.
+    /// Socket of a machine's disk.
     fn disk_socket(&self, key: &str, disk: &str) -> PathBuf {
         self.directory.path().join(format!("{}-{disk}.sock", key.replace('/', "-")))
     }
@@ -307,7 +308,7 @@ impl Console {
         }
     }
 
-    /// What it answers to a command: a line that starts with its word, or its past tense.
+    /// Its answer to a command: a line that starts with the command's word, or its past tense.
     pub(crate) fn ask(&mut self, command: &str) -> String {
         self.say(command);
         let word = command.split_whitespace().next().expect("a command has a word");

@@ -28,7 +28,7 @@ fn whatever_a_driver_was_about_to_say_or_hear_the_next_one_makes_the_guest_run()
     running.console.ask("fill 1");
     for cut in 0..=STOP.len() {
         let mut raw = running.raw_control(&host);
-        // An answer nobody takes, then a command nobody ends; a whole one stops the guest.
+        // An answer that is not taken, then a command without an end; a whole one stops the guest.
         raw.write_all(b"{\"execute\":\"query-status\",\"id\":4}\n").expect("told");
         raw.write_all(&STOP[..cut]).expect("told");
         assert_goes_on(&host, &mut running);
@@ -58,10 +58,10 @@ fn a_driver_that_is_gone_while_device_state_is_saved_leaves_a_guest_that_goes_on
     let Some(host) = Host::start() else { return };
     let mut running = host.boot(host.tiny(16));
     running.console.ask("fill 1");
-    // Nobody reads, and then nobody can: the migration fails, or is complete in the socket's buffer.
+    // The stream is not read, and then cannot be: the migration fails, or is complete in the socket's buffer.
     drop(begin_to_suspend(&host, &running));
     assert_goes_on(&host, &mut running);
-    // Somebody has read a part.
+    // A reader has taken a part.
     let mut ours = begin_to_suspend(&host, &running);
     ours.read_exact(&mut [0; 100]).expect("it begins");
     drop(ours);
@@ -72,7 +72,7 @@ fn a_driver_that_is_gone_while_device_state_is_saved_leaves_a_guest_that_goes_on
     ours.read_to_end(&mut all).expect("it ends");
     assert!(all.len() > 1000);
     assert_goes_on(&host, &mut running);
-    // Nobody reads, and the socket stays open for another.
+    // The stream is not read, and the socket stays open for another.
     let ours = begin_to_suspend(&host, &running);
     assert_goes_on(&host, &mut running);
     drop(ours);

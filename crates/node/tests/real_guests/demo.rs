@@ -20,7 +20,7 @@ fn demo(words: &[&str]) -> Output {
     Command::new(program()).arg("demo").args(MEMORY).args(words).output().expect("the program runs")
 }
 
-/// What the demo reports with `words`; every page of it was right.
+/// The demo's report with `words`; every page of it was right.
 fn report(words: &[&str]) -> Value {
     let output = demo(&[&["--json"], words].concat());
     assert!(output.status.success(), "{output:?}");

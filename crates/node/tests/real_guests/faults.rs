@@ -1,4 +1,4 @@
-//! What is lost when a guest, the store or a whole process goes away: nothing that was acknowledged.
+//! Guests, stores and whole processes that go away: nothing acknowledged is lost.
 
 use std::os::unix::net::UnixListener;
 use std::process::Command;
@@ -25,7 +25,7 @@ use crate::support::{
 /// Rounds of killing a guest.
 const ROUNDS: usize = 24;
 
-/// Kills process `pid` on another thread after so many turns of waiting.
+/// Kills process `pid` on another thread after this many turns of waiting.
 fn kill_after(pid: u32, turns: u64) -> thread::JoinHandle<()> {
     let process = ProcessHandle::open(pid).expect("the guest lives");
     thread::spawn(move || {
@@ -110,7 +110,7 @@ fn killing_the_guest_while_it_hands_over_leaves_nothing_stuck() {
     let view = Arc::clone(filled.snapshot.memory());
     let fetcher = filled.node.engine.fetcher().clone();
     ends("serving a dead guest", move || drop(FaultServer::start(view, handover, fetcher, options)));
-    // Before its message is read: what was sent is there, and then nobody.
+    // Before its message is read: the message is there, and its sender is gone.
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("handover");
     let listener = UnixListener::bind(&socket).expect("the socket is new");

@@ -1,4 +1,4 @@
-//! Random histories of real guests: every page is what the guest's own history says, wherever it was in between.
+//! Random histories of real guests: every page is as the guest's own history says, on every way it took.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::support::{
     Case, Node, assert_reads, assert_verified, pause, random_of_this_run, resume, state_of, wait_published,
 };
 
-/// How long new histories are begun.
+/// Time in which new histories are begun.
 const TIME: Duration = Duration::from_secs(20);
 /// Steps of one history.
 const STEPS: usize = 40;

@@ -38,14 +38,14 @@ const ORDERED: &str = "REKINDLE_TEST_SERVES";
 /// The longest order: regions and a path.
 const ORDER_BYTES_MAX: usize = 64 << 10;
 
-/// What a serving process is told; descriptors come beside it.
+/// Orders to a serving process; descriptors come beside them.
 #[derive(Serialize, Deserialize)]
 struct Order {
     facts: EpochFacts,
     snapshot: String,
     store: PathBuf,
     local: PathBuf,
-    /// Whether all pages are installed ahead of the guest.
+    /// True if all pages are installed ahead of the guest.
     prefetch: bool,
 }
 
@@ -231,7 +231,7 @@ fn case_54_a_guest_whose_servers_are_killed_has_every_page_and_so_has_its_next_s
         kill_servers(&mut guest, case, random, &|seed| {
             ServerProcess::start(&order(&kept, &snapshot, &node, seed), &kept)
         });
-        // Half of the guests are paused with pages that nobody has touched since they were given back.
+        // Half of the guests are paused with pages that were not touched since they were given back.
         if random.below(2) == 0 {
             let server = ServerProcess::start(&order(&kept, &snapshot, &node, random.number()), &kept);
             assert_verified(&mut guest);

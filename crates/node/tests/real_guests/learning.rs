@@ -1,4 +1,4 @@
-//! Real guests that are resumed again: what the first one touched is there before the next one asks.
+//! Real guests that are resumed again: the pages the first one touched are there before the next one asks.
 
 use rekindle::guest::trace::{Access, Pattern, Timing, Trace};
 use rekindle::sandbox::{Sandbox, SandboxShape, WorkingSets};
@@ -36,7 +36,7 @@ fn a_real_guest_that_is_resumed_again_waits_for_at_most_a_twentieth_of_the_pages
         let mut second = resume(engine, &snapshot, &shape);
         eventually("an install of the working set", || {
             let stats = second.server().expect("it is served").stats();
-            // What the guest touched before its turn came was not installed ahead.
+            // Pages that the guest touched before their turn came were not installed ahead.
             stats.pages_prefetched + stats.faults >= u64::from(set.pages())
         });
         let after = touch(&mut second, pages);

@@ -1,4 +1,4 @@
-//! Faults of real guests: removes beside installs, faults before anybody serves, a store that is away, a cold disk.
+//! Faults of real guests: removes beside installs, faults before the server starts, a store that is away, a cold disk.
 
 use std::fs::File;
 
@@ -174,7 +174,7 @@ fn case_41_one_page_that_cannot_be_had_is_named_and_the_others_are_served() {
     assert_verified(&mut sandbox.guest);
 }
 
-/// A guest that touches a page nobody can give it. Its answer is left on the socket until the next command.
+/// A guest that touches a page that cannot be had. Its answer is left on the socket until the next command.
 struct Waiting {
     page: u32,
 }

@@ -25,7 +25,7 @@ impl<'a> Console<'a> {
         Self { client, sandbox: sandbox.to_owned(), read_to: None, said: Said::default() }
     }
 
-    /// What is said from now on.
+    /// The output from now on.
     pub fn from_now(client: &'a Client, sandbox: &str) -> Result<Self, BlackBoxError> {
         let known = client.read_console(sandbox, ConsoleQuery::default())?;
         Ok(Self { read_to: Some(known.next), ..Self::of(client, sandbox) })

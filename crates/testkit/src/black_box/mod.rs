@@ -1,7 +1,7 @@
 //! The program as its users have it: a real `rekindle serve` in directories of its own, killed and started again.
 //!
-//! The program is run by a path of its own too, so every process that came of it can be told from all others, whoever
-//! its parent is by now: daemon, keeper and guests.
+//! The program is run by a path of its own too, so every process that came of it can be told from all others, with any
+//! parent: daemon, keeper and guests.
 
 mod console;
 mod daemon;
@@ -29,10 +29,10 @@ pub use outage::Outage;
 pub use processes::{Process, Role};
 pub use told::Told;
 
-/// How long anything may take that happens at all. Seals run at idle priority, behind whatever else a machine does.
+/// Longest time for anything that happens at all. Seals run at idle priority, behind all other work of a machine.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Between two questions to a process that tells nobody when it has changed.
+/// Between two questions to a process that does not announce its changes.
 const ASK_EVERY: Duration = Duration::from_millis(2);
 
 /// Directories with all that one daemon after another has; every process that came of them ends with this.
@@ -52,15 +52,15 @@ pub enum BlackBoxError {
     /// The system failed.
     #[error("{doing}: {source}")]
     System {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The daemon ended instead of serving.
     #[error("the daemon ended before it was ready ({status}); its log ends with:\n{log}")]
     Ended {
-        /// How.
+        /// Its status.
         status: ExitStatus,
         /// The end of its log.
         log: String,
@@ -68,9 +68,9 @@ pub enum BlackBoxError {
     /// The daemon runs, and does not come to serve.
     #[error("the daemon was not ready after {limit:?} ({last}); its log ends with:\n{log}")]
     NotReady {
-        /// How long it was waited for.
+        /// The limit of the wait.
         limit: Duration,
-        /// What it answered last, if anything.
+        /// Its last answer, if any.
         last: String,
         /// The end of its log.
         log: String,
@@ -78,9 +78,9 @@ pub enum BlackBoxError {
     /// A process did not end.
     #[error("process {pid} has not ended {limit:?} after it was told to")]
     NotEnded {
-        /// Which.
+        /// Its id.
         pid: u32,
-        /// How long it was waited for.
+        /// The limit of the wait.
         limit: Duration,
     },
     /// A guest did not answer as it must.
@@ -88,7 +88,7 @@ pub enum BlackBoxError {
     Guest {
         /// Its sandbox.
         sandbox: String,
-        /// What it did.
+        /// Its behaviour.
         why: String,
     },
     /// The daemon did not answer as it must.
@@ -130,17 +130,17 @@ impl BlackBox {
         )
     }
 
-    /// Where the daemon keeps what is to last.
+    /// Directory of the daemon's lasting files.
     pub fn state_directory(&self) -> PathBuf {
         self.root.join("state")
     }
 
-    /// Where its sockets are.
+    /// Directory of its sockets.
     pub fn run_directory(&self) -> PathBuf {
         self.root.join("run")
     }
 
-    /// Where its store is.
+    /// Directory of its store.
     pub fn store_directory(&self) -> PathBuf {
         self.root.join("store")
     }
@@ -150,7 +150,7 @@ impl BlackBox {
         self.root.join("rekindle.toml")
     }
 
-    /// What daemons here said on their standard error.
+    /// File with the standard error of the daemons here.
     pub fn log_file(&self) -> PathBuf {
         self.root.join("daemon.log")
     }
@@ -246,7 +246,7 @@ impl BlackBox {
     /// Kills the process with `pid`, if it is one of these, and waits for its end.
     pub fn kill(&self, pid: u32) -> Result<(), BlackBoxError> {
         let Ok(handle) = ProcessHandle::open(pid) else { return Ok(()) };
-        // The handle is of whoever has the pid now, so it is asked after the handle was made.
+        // The handle is of the process that has the pid now, so it is asked after the handle was made.
         if !processes::belongs(pid, self.programs.path(), &self.root) {
             return Ok(());
         }
@@ -294,7 +294,7 @@ impl Drop for BlackBox {
     }
 }
 
-/// Asks until there is an answer, at most `limit`: for what tells nobody when it has changed.
+/// Asks until there is an answer, at most `limit`: for things that do not announce their changes.
 pub fn ask_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let started = Instant::now();
     loop {

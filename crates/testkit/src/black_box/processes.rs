@@ -1,4 +1,4 @@
-//! Processes, told by the path of the program they run, or by what they were told to use.
+//! Processes, found by the path of the program they run, or by a path in their arguments.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,11 +10,11 @@ use std::path::Path;
 pub struct Process {
     /// Its process id.
     pub pid: u32,
-    /// What it is.
+    /// Its role.
     pub role: Role,
 }
 
-/// What a process is, by its first word.
+/// Role of a process, by its first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// `rekindle serve`.
@@ -28,13 +28,13 @@ pub enum Role {
 }
 
 impl Process {
-    /// How many descriptors it has open.
+    /// Number of descriptors it has open.
     pub fn fds(&self) -> io::Result<u64> {
         let count = fs::read_dir(format!("/proc/{}/fd", self.pid))?.count();
         Ok(u64::try_from(count).expect("usize is 64 bits"))
     }
 
-    /// What its descriptors are of, each kind with how many there are.
+    /// Kinds of files its descriptors are of, each with its number.
     pub fn fd_kinds(&self) -> io::Result<BTreeMap<String, u64>> {
         let mut kinds = BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
@@ -47,7 +47,7 @@ impl Process {
         Ok(kinds)
     }
 
-    /// What it does, in the kernel's word for it: `R (running)`, `S (sleeping)`, `T (stopped)`.
+    /// Its state, in the kernel's word for it: `R (running)`, `S (sleeping)`, `T (stopped)`.
     pub fn doing(&self) -> io::Result<String> {
         self.status("State:")
     }
@@ -60,7 +60,7 @@ impl Process {
         kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(unknown)
     }
 
-    /// What stands behind `name` in its status.
+    /// Value behind `name` in its status.
     fn status(&self, name: &str) -> io::Result<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -82,7 +82,7 @@ pub(super) fn of(programs: &Path, root: &Path) -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
-/// Whether `pid` runs a program in `programs`, or was told of something in `root`; not once it has ended.
+/// True if `pid` runs a program in `programs`, or has an argument in `root`; false once it has ended.
 pub(super) fn belongs(pid: u32, programs: &Path, root: &Path) -> bool {
     // The link of a process whose program was removed ends with a word about that.
     let runs_from =

@@ -1,4 +1,4 @@
-//! What a sandbox's guest is told through the daemon, with typed answers.
+//! Commands to a sandbox's guest through the daemon, with typed answers.
 
 use rekindle::client::{Client, ClientError};
 use rekindle::guest::history::{Rewrite, Share};

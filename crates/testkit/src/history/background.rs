@@ -1,5 +1,5 @@
-//! What happens around guests: VMMs end, seals are held, the store goes and comes, local files are lost, the node is
-//! started anew.
+//! Events around guests: VMMs end, seals are held, the store goes and comes, local files are lost, the node is started
+//! anew.
 
 use std::fs::OpenOptions;
 use std::sync::Arc;
@@ -145,7 +145,7 @@ impl History {
         self.start_anew(moved)
     }
 
-    /// Ends the engine in the middle of everything and starts another one: whatever was acknowledged is there.
+    /// Ends the engine in the middle of everything and starts another one: every acknowledged change is there.
     pub(super) fn crash(&mut self) -> Result<(), String> {
         if !self.rules.recording {
             return self.restart();
@@ -163,11 +163,11 @@ impl History {
         let mut snapshots: Vec<(SnapshotId, Vec<ModelMemory>)> =
             self.snapshots.drain(..).map(|Known { snapshot, contents }| (snapshot.id(), contents)).collect();
         let parents: Vec<_> = self.guests.iter_mut().map(Machine::let_go_of_parent).collect();
-        // What stood there is let through and finds that the engine has ended.
+        // The work held there is let through and finds that the engine has ended.
         self.held.clear();
         let ended = self.engine.take();
         drop(ended);
-        // What was unknown until now is found made or not made.
+        // Changes of unknown outcome are found made or not made.
         self.catalog_fault = None;
         if moved {
             self.site = self.site.elsewhere().map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! What guests and their owners do: write, give back, read, pause, resume, fork, delete.
+//! Operations of guests and their owners: write, give back, read, pause, resume, fork, delete.
 
 use rekindle_engine::geometry::GuestPages;
 use rekindle_engine::read_plan::ReadPlan;
@@ -203,7 +203,7 @@ impl History {
         (!self.guests.is_empty()).then(|| self.random.position(self.guests.len()))
     }
 
-    /// Whether the guest is stalled, which it may be only while the store is out or wrong.
+    /// True if the guest is stalled, which it may be only while the store is out or wrong.
     fn went_on(&mut self, done: Result<(), GuestError>) -> Result<bool, String> {
         match done {
             Ok(()) => Ok(false),

@@ -1,4 +1,4 @@
-//! What a history remembers beside the engine.
+//! A history's memory beside the engine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +27,10 @@ pub(super) struct Plan {
     pub(super) pages: GuestPages,
 }
 
-/// How all engines of a history are started.
+/// Rules by which all engines of a history are started.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
-    /// Whether they have a catalog and a keeper: then they may crash.
+    /// True if they have a catalog and a keeper: then they may crash.
     pub(super) recording: bool,
     /// Layers of a manifest from which on some are merged.
     pub(super) merge_at_layers: usize,

@@ -19,13 +19,13 @@ pub(super) struct Machine(Vec<Guest>);
 /// A machine that was paused.
 pub(super) struct PausedMachine {
     pub(super) snapshot: Arc<Snapshot>,
-    /// What every page of each volume must hold.
+    /// Expected content of every page of each volume.
     pub(super) contents: Vec<ModelMemory>,
     pub(super) vmms: Vec<EndingVmm>,
 }
 
 impl Machine {
-    /// A machine whose volumes have so many pages of zeroes.
+    /// A machine whose volumes have these numbers of pages of zeroes.
     pub(super) fn fresh(shape: &[u32]) -> Self {
         Self(shape.iter().map(|pages| Guest::fresh(*pages)).collect())
     }

@@ -25,9 +25,9 @@ use crate::random::Random;
 use crate::site::PATIENCE;
 
 const THREADS: u32 = 3;
-/// What one thread does in one such operation.
+/// Steps of one thread in one such operation.
 const STEPS: u32 = 60;
-/// How often it is looked whether the guest is stalled.
+/// Time between two looks if the guest is stalled.
 const LOOK_AFTER: Duration = Duration::from_millis(5);
 
 /// A guest that runs, with its server.
@@ -35,7 +35,7 @@ struct Served {
     memory: Arc<GuestMemory>,
     memfd: Memfd,
     server: FaultServer,
-    /// What a VMM keeps open while it lives.
+    /// The stream that a VMM keeps open while it lives.
     _stream: UnixStream,
 }
 
@@ -46,7 +46,7 @@ struct Thread {
     expected: ModelMemory,
 }
 
-/// What a thread found: its own pages as it left them.
+/// Findings of a thread: its own pages as it left them.
 type Found = Result<(u32, ModelMemory), String>;
 
 impl History {
@@ -122,7 +122,7 @@ impl History {
         told
     }
 
-    /// What the threads left in memory.
+    /// Content of memory that the threads left.
     fn wait_for_threads(&mut self, served: &Served, told: &Receiver<Found>) -> Result<ModelMemory, String> {
         let begun = Instant::now();
         let mut found = Vec::new();

@@ -91,7 +91,7 @@ impl History {
             let layers = views.flat_map(|view| view.layers().to_vec());
             layers.filter(|layer| layer.stored_at().is_some()).collect::<Vec<_>>()
         };
-        // Where a snapshot that is not published names a layer, the catalog may not know yet that it is stored.
+        // If a snapshot that is not published names a layer, the catalog may not know yet that it is stored.
         let (published, others): (Vec<_>, Vec<_>) =
             self.snapshots.iter().partition(|known| known.snapshot.state() == SnapshotState::Published);
         let others: Vec<LayerId> = others.into_iter().flat_map(layers_of).map(|layer| layer.id()).collect();

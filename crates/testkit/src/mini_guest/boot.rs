@@ -3,7 +3,7 @@
 
 use rekindle_kernel::GuestMemory;
 
-/// Where the loader's knowledge lies in guest memory, and the map of memory it points to.
+/// Address in guest memory of the loader's tables, and of the map of memory they point to.
 const KNOWLEDGE: usize = 0x6000;
 const MAP: usize = 0x6100;
 
@@ -18,11 +18,11 @@ const STRETCH_BYTES: usize = 56;
 /// What is before the content of a note with the name "Xen".
 const NOTE_HEAD_BYTES: usize = 16;
 
-/// Where the first MiB ends that a personal computer has holes in, and where those begin.
+/// Start and end of the holes that a personal computer has in its first MiB.
 const LOW_END: u64 = 0xa_0000;
 const HIGH_START: u64 = 0x10_0000;
 
-/// Where the processor is to begin, and what it is to have in EBX.
+/// Address at which the processor begins, and the value of its EBX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) address: u64,

@@ -1,5 +1,5 @@
-//! What the mini-guest's machine has besides a processor and memory: a serial line, and the mask of an interrupt
-//! controller that interrupts nobody.
+//! Devices of the mini-guest's machine besides a processor and memory: a serial line, and the mask of an interrupt
+//! controller without interrupts.
 
 use std::collections::VecDeque;
 
@@ -34,9 +34,9 @@ pub(super) struct Devices {
     registers: [u8; 8],
     /// The divisor, which hides behind the first two.
     divisor: [u8; 2],
-    /// What was typed and not read yet.
+    /// Typed bytes that were not read yet.
     typed: VecDeque<u8>,
-    /// What was said since the last line's end.
+    /// Output since the last line's end.
     said: Vec<u8>,
     interrupt_mask: u8,
 }
@@ -53,7 +53,7 @@ impl Devices {
         }
     }
 
-    /// What a read of `port` finds.
+    /// Value of a read of `port`.
     pub(super) fn read(&mut self, port: u16) -> u8 {
         match port {
             COM1..=COM1_LAST => self.read_line(port - COM1),
@@ -77,12 +77,12 @@ impl Devices {
         self.typed.extend(text.bytes());
     }
 
-    /// Whether something was typed that the guest has not read.
+    /// True if typed bytes were not read yet.
     pub(super) fn has_input(&self) -> bool {
         !self.typed.is_empty()
     }
 
-    /// Whether the guest wants to be woken from time to time.
+    /// True if the guest wants to be woken from time to time.
     pub(super) fn wants_timer(&self) -> bool {
         self.interrupt_mask & TIMER == 0
     }

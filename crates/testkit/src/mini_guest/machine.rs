@@ -15,7 +15,7 @@ pub(super) struct Machine {
     pub(super) devices: Devices,
 }
 
-/// What came of one run of the processor.
+/// Result of one run of the processor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     /// It asked a device for something and can go on.
@@ -26,7 +26,7 @@ pub(super) enum Turn {
     Halted,
 }
 
-/// What another machine needs besides memory.
+/// State that another machine needs besides memory.
 #[derive(Serialize, Deserialize)]
 struct DeviceState {
     registers: Registers,

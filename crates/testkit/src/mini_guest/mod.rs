@@ -34,7 +34,7 @@ use machine::{Machine, Turn};
 const MEMORY_BYTES: u64 = 2 << 20;
 const MEMORY_PAGES: u32 = 512;
 
-/// How long a halt lasts at most, for a guest that wants to be woken.
+/// Longest halt of a guest that wants to be woken.
 const TIMER: Duration = Duration::from_millis(10);
 
 /// The blob that holds the processor's and the devices' state.
@@ -54,16 +54,16 @@ pub struct MiniGuest {
 pub struct PausedMiniGuest {
     /// Its snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// The lines it said before and nobody read.
+    /// The lines it said before that were not read.
     pub unread: Vec<String>,
 }
 
-/// What a resumed guest's pages come from.
+/// Origin of a resumed guest's pages.
 #[derive(Debug)]
 struct Origin {
     snapshot: Arc<Snapshot>,
     server: FaultServer,
-    /// What a VMM keeps open while it lives.
+    /// Descriptors that a VMM keeps open while it lives.
     _handed_over: (Userfaultfd, UnixStream),
 }
 
@@ -81,7 +81,7 @@ enum Order {
 }
 
 impl MiniGuest {
-    /// Whether this host has what it takes: KVM, and a userfaultfd that sees the kernel's faults.
+    /// Checks that this host has KVM, and a userfaultfd that sees the kernel's faults.
     pub fn is_possible() -> io::Result<()> {
         let (_, memory) = empty_memory()?;
         VirtualMachine::new(memory).map_err(|error| io::Error::new(error.kind(), format!("KVM: {error}")))?;
@@ -121,7 +121,7 @@ impl MiniGuest {
         Ok(Self { runner: Runner::start(machine), origin: Some(origin), memfd })
     }
 
-    /// How its faults were served so far, if they are.
+    /// Counts of serving its faults so far, if they are served.
     pub fn serve_stats(&self) -> Option<ServeStats> {
         self.origin.as_ref().map(|origin| origin.server.stats())
     }
@@ -184,7 +184,7 @@ impl Runner {
         Self { orders: Some(orders), lines, thread: Some(thread) }
     }
 
-    /// Stops the machine at its next exit; what it said and nobody read comes along.
+    /// Stops the machine at its next exit; its unread lines come along.
     fn stop(mut self) -> (Machine, Vec<String>) {
         let orders = self.orders.as_ref().expect("it runs until it is stopped");
         orders.send(Order::Stop).expect("its thread waits for orders");
@@ -203,14 +203,14 @@ impl Drop for Runner {
     }
 }
 
-/// Runs the machine until it is told to stop, or nobody is there any more who could tell.
+/// Runs the machine until it is told to stop, or the other end of its orders is gone.
 fn run(machine: &mut Machine, orders: &Receiver<Order>, lines: &Sender<String>) {
     loop {
         let turn = machine.turn();
-        // What was typed between its last look and its halt wakes it, as the interrupt of a serial port does.
+        // Text typed between its last look and its halt wakes it, as the interrupt of a serial port does.
         let halted = turn == Turn::Halted && !machine.devices.has_input();
         if let Turn::Said(line) = turn {
-            // Whoever is not there any more does not read either.
+            // A reader that is gone does not matter.
             drop(lines.send(line));
         }
         match next_order(orders, halted, machine.devices.wants_timer()) {

@@ -222,7 +222,7 @@ fn life(site: &Site, engine: &Engine) -> Told {
     told
 }
 
-/// What a node acknowledged.
+/// A node's acknowledgements.
 #[derive(Default)]
 struct Told {
     there: Vec<(SnapshotId, ModelMemory)>,

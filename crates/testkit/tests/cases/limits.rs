@@ -1,4 +1,4 @@
-//! Limits: a pause waits for room before the guest is frozen, and says what it waited for.
+//! Limits: a pause waits for room before the guest is frozen, and a refusal gives the reason of the wait.
 
 use std::collections::BTreeMap;
 use std::str::FromStr as _;

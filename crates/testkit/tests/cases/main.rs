@@ -71,7 +71,7 @@ fn wait_sealed(snapshot: &Snapshot) {
     assert!(sealed, "it is not sealed: {:?}", snapshot.status());
 }
 
-/// A node with a published snapshot of so many pages.
+/// A node with a published snapshot of this many pages.
 fn published(pages: u32) -> (Site, Engine, (Arc<Snapshot>, ModelMemory)) {
     let site = site();
     let engine = start(&site);

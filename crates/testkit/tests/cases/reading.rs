@@ -1,4 +1,4 @@
-//! Fetching and comparing what is partly here.
+//! Fetching and comparing pages that are only partly here.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Weak};

@@ -29,7 +29,7 @@ pub(crate) fn start(site: &Site) -> Engine {
     Engine::start(site.recording().expect("nobody else has the catalog")).expect("an engine starts")
 }
 
-/// What is left of snapshots when the process has died: their names, and what they must hold.
+/// Names and expected content of the snapshots that are left when the process has died.
 pub(crate) fn end<const N: usize>(engine: Engine, known: [Known; N]) -> [(SnapshotId, ModelMemory); N] {
     engine.stop();
     let left = known.map(|(snapshot, memory)| (snapshot.id(), memory));
@@ -210,7 +210,7 @@ fn case_09_a_deletion_that_a_crash_cut_short_is_done_and_what_still_runs_from_it
     known.iter().for_each(|known| check(&engine, known));
     drop(outage);
     check_and_publish(&site, &engine, &known);
-    // Nobody stands on the first any more: it goes, and stays gone.
+    // The first has no users any more: it goes, and stays gone.
     let left = end(engine, known);
     let forgets = site.keeper.forgets(id);
     let engine = start(&site);

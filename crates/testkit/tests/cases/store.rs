@@ -128,7 +128,7 @@ fn case_47_a_snapshot_deleted_while_its_manifest_is_put_does_not_come_back() {
     }
 }
 
-/// Opens a snapshot whose stored manifest somebody else wrote.
+/// Opens a snapshot whose stored manifest another program wrote.
 fn open_foreign(site: &Site, engine: &Engine, foreign: &Publication) -> Result<Arc<Snapshot>, OpenError> {
     let id = foreign.manifest().snapshot();
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
@@ -137,7 +137,7 @@ fn open_foreign(site: &Site, engine: &Engine, foreign: &Publication) -> Result<A
     engine.open(id)
 }
 
-/// The facts and the memory of a snapshot of so many pages that nobody paused.
+/// The facts and the memory of a snapshot of this many pages that was never paused.
 fn unheard_of(pages: u32) -> (SnapshotFacts, VolumeShape) {
     let facts = SnapshotFacts { snapshot: SnapshotId::new(), created_unix_ms: 0, blobs: BTreeMap::new() };
     (facts, VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages })

@@ -23,7 +23,7 @@ use rekindle_testkit::site::Site;
 
 use crate::{open_elsewhere, pause, published, run, site, start, wait_published};
 
-/// What a test does with the objects behind a site's store.
+/// A test's work on the objects behind a site's store.
 fn with_objects<T>(site: &Site, work: impl AsyncFnOnce(&dyn ObjectStore) -> object_store::Result<T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
     runtime.block_on(work(&*site.objects)).expect("it is in memory")
@@ -52,7 +52,7 @@ fn table_of(object: &[u8], stored: &StoredLayer) -> ObjectTable {
     ObjectTable::decode(&object[start..], frames_bytes).expect("it was stored so")
 }
 
-/// What a node that has nothing says of reading a snapshot, which it must not be able to.
+/// Error of a node that has nothing on reading a snapshot, which must fail.
 fn refusal(engine: &Engine, snapshot: &Snapshot, memory: &ModelMemory) -> String {
     match judge(engine, snapshot, memory).expect_err("what is stored is not the snapshot's") {
         GuestError::Stalled(error) => error.to_string(),

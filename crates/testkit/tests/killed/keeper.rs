@@ -1,5 +1,5 @@
-//! What outlives the node: it holds memory files, and hears what is acknowledged. Every message has an answer, so a node
-//! that is killed instead of answered stands exactly there.
+//! The keeper, which outlives the node: it holds memory files, and hears each acknowledgement. Every message has an
+//! answer, so a node that is killed instead of answered stands exactly there.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,7 +12,7 @@ use rekindle_testkit::random::Random;
 
 use crate::ledger::{Entry, Ledger, State};
 
-/// What is left when a node is gone.
+/// Memory and notes that outlive a node.
 #[derive(Debug, Default)]
 pub(crate) struct Outliving {
     memory: BTreeMap<SnapshotId, [OwnedFd; 2]>,
@@ -20,7 +20,7 @@ pub(crate) struct Outliving {
     acknowledged: u32,
 }
 
-/// How serving a node ended.
+/// End of serving a node.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// It sent as many messages as it was to; it is not answered any more.
@@ -30,7 +30,7 @@ pub(crate) enum End {
 }
 
 impl Outliving {
-    /// Answers a node's messages, at most so many; the last one is done or not, and not answered.
+    /// Answers a node's messages, at most this many; the last one is done or not, and not answered.
     pub(crate) fn serve(&mut self, stream: &UnixStream, seed: u64, messages: Option<u32>) -> End {
         let mut random = Random::new(seed);
         let mut left = messages;

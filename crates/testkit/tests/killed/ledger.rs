@@ -1,4 +1,4 @@
-//! What a node was to do and what it said it did, as one line for each snapshot.
+//! A node's task and its acknowledgements, as one line for each snapshot.
 
 use std::collections::BTreeMap;
 
@@ -14,16 +14,16 @@ pub(crate) const PAGES: u32 = 150;
 #[derive(Debug, Default)]
 pub(crate) struct Ledger(pub(crate) BTreeMap<SnapshotId, Entry>);
 
-/// What is known of one snapshot.
+/// Entry of one snapshot.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) parent: Option<SnapshotId>,
-    /// What its guest did follows from this.
+    /// Seed of its guest's changes.
     pub(crate) seed: u64,
     pub(crate) state: State,
 }
 
-/// What was said of a snapshot.
+/// Last message on a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// It may be there.
@@ -43,7 +43,7 @@ pub(crate) enum Change {
 }
 
 impl Ledger {
-    /// What the pages of a snapshot must hold.
+    /// Expected content of the pages of a snapshot.
     pub(crate) fn model(&self, id: SnapshotId) -> ModelMemory {
         let Entry { parent, seed, .. } = self.0[&id];
         let mut model = parent.map_or_else(|| ModelMemory::zeroes(PAGES), |parent| self.model(parent));
@@ -97,7 +97,7 @@ impl State {
     }
 }
 
-/// What the guest of a snapshot does: the same for the same seed.
+/// Changes by the guest of a snapshot: the same for the same seed.
 pub(crate) fn changes(seed: u64) -> Vec<Change> {
     let mut random = Random::new(seed);
     let mut changes = Vec::new();

@@ -1,6 +1,6 @@
 //! The node's process is killed, again and again, between any two of its steps, and the next one must have all that was
-//! acknowledged. The test's own program is both: the node, with an engine over directories that stay, and what outlives
-//! it, the keeper and the one who was told what is acknowledged. `REKINDLE_SEED` replays the choices of a run.
+//! acknowledged. The test's own program is both: the node, with an engine over directories that stay, and the processes
+//! that outlive it, the keeper and the receiver of acknowledgements. `REKINDLE_SEED` replays the choices of a run.
 
 mod keeper;
 mod ledger;

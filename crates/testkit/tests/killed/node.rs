@@ -41,7 +41,7 @@ pub(crate) fn run(directory: &Path) {
     if last == "true" {
         known.iter().for_each(|(snapshot, _)| publish(snapshot));
         known.iter().for_each(|known| judge(&engine, &known.0, &known.1).expect("every page is the model's"));
-        // What was deleted goes on a thread of its own, and stays for the next node where this one ends before.
+        // Deleted snapshots go on a thread of their own, and stay for the next node if this one ends before.
         let nothing_is_held = ask_until(PATIENCE, || link.ask("held", &[]).0.is_empty().then_some(()));
         assert!(nothing_is_held.is_some(), "memory of deleted or published snapshots is kept");
         return;

@@ -1,4 +1,4 @@
-//! What the daemon without an engine keeps.
+//! State of the daemon without an engine.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ pub(super) struct Kept {
     pub(super) sandboxes: BTreeMap<Uuid, Sandbox>,
     pub(super) snapshots: BTreeMap<Uuid, Snapshot>,
     pub(super) sockets: BTreeMap<Uuid, FaultSocket>,
-    /// What was answered under a key, and to what.
+    /// The answer under a key, and its request.
     pub(super) answered: BTreeMap<IdempotencyKey, (Value, Value)>,
     pub(super) events: Vec<Event>,
-    /// How many pauses have begun, and whether they may go on.
+    /// Number of pauses that have begun; with it, whether they may go on.
     pub(super) pauses_begun: usize,
     pub(super) pauses_held: bool,
     /// The problem every request meets.
@@ -101,7 +101,7 @@ impl Kept {
         Ok(SandboxList { sandboxes: added?, next: None })
     }
 
-    /// What was answered before under this key.
+    /// The earlier answer under this key.
     pub(super) fn answered<T: serde::de::DeserializeOwned>(
         &self,
         key: Option<&IdempotencyKey>,

@@ -1,4 +1,4 @@
-//! What a VM is told before it starts: each body with exactly the fields of the API, others refused.
+//! Settings of a VM before it starts: each body with exactly the fields of the API, others refused.
 
 use std::path::PathBuf;
 

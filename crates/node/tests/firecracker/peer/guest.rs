@@ -15,12 +15,12 @@ const SMALL_PAGES: u32 = 64 << 8;
 pub(super) struct Guest {
     pub(super) memory: Memory,
     pub(super) mind: Mind,
-    /// Pages written since the start, the load or the last snapshot, whoever wrote them.
+    /// Pages written since the start, the load or the last snapshot, by the guest or a device.
     pub(super) dirty: BTreeSet<u32>,
     pub(super) drives: Vec<OpenDrive>,
 }
 
-/// What the guest knows: of its vCPUs and devices, so to say.
+/// The guest's state, like that of vCPUs and devices.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Mind {
     /// The seeds of pages that are not zero.

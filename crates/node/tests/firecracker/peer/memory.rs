@@ -11,7 +11,7 @@ use rekindle_kernel::{
 use rustix::fs::SealFlags;
 use serde_json::json;
 
-/// Where the hole for devices begins.
+/// Start of the hole for devices.
 const LOW_BYTES: u64 = 3 << 30;
 
 pub(super) struct Memory {
@@ -22,7 +22,7 @@ pub(super) struct Memory {
     served: Option<(Userfaultfd, UnixStream)>,
 }
 
-/// Who else has the memory.
+/// Other holders of the memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sharing {
     Private,
@@ -128,7 +128,7 @@ impl Memory {
     }
 }
 
-/// What a page with this seed holds; zeroes without one.
+/// Content of a page with this seed; zeroes without one.
 pub(super) fn page_bytes(page: u32, seed: u64) -> [u8; PAGE_BYTES] {
     let mut bytes = [0; PAGE_BYTES];
     if seed == 0 {

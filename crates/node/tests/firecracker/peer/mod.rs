@@ -21,7 +21,7 @@ pub(crate) use settings::{Settings, Step};
 
 use vm::Peer;
 
-/// Where the script says what the program is to be: the path of its settings, then its words, one a line.
+/// Variable in which the script puts the path of its settings, then its words, one a line.
 const SETTINGS: &str = "REKINDLE_TEST_PEER";
 const WORDS: &str = "REKINDLE_TEST_PEER_WORDS";
 
@@ -54,10 +54,10 @@ fn is_firecracker() {
     }
 }
 
-/// What Firecracker is started with.
+/// Firecracker's arguments.
 struct Arguments {
     socket: PathBuf,
-    /// Where it logs; among what the guest prints where it is told no place.
+    /// Path of its log; without one it logs among the guest's output.
     log: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! What a peer is to be, in a file that a test may change while it runs.
+//! A peer's behaviour, in a file that a test may change while it runs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,27 +12,27 @@ pub(crate) struct Settings {
     pub(crate) version: String,
     /// The format of its states.
     pub(crate) format: String,
-    /// Where it dies.
+    /// Step at which it dies.
     pub(crate) dies_at: Option<Step>,
     /// Whether it dies there as by its seccomp filter.
     pub(crate) is_filtered: bool,
-    /// Where it stands until somebody writes into this pipe.
+    /// Step at which it stands until this pipe is written.
     pub(crate) stands_at: Option<(Step, PathBuf)>,
-    /// What it refuses, with what words.
+    /// Requests that it refuses, and the words of the refusals.
     pub(crate) refuses: BTreeMap<String, String>,
-    /// Whether it hands a memory file over beside its userfaultfd.
+    /// True if it hands a memory file over beside its userfaultfd.
     pub(crate) shares_memory: bool,
     /// Whether the seals of that file are sealed, as those of Firecrackers are that share their memory.
     pub(crate) seals_seals: bool,
-    /// Whether a frame comes into guest memory after a snapshot was written.
+    /// True if a frame comes into guest memory after a snapshot was written.
     pub(crate) late_frame: bool,
-    /// Whether it cuts the memory file to nothing before it writes it, as versions of long ago did.
+    /// True if it cuts the memory file to nothing before it writes it, as versions of long ago did.
     pub(crate) cuts_files: bool,
-    /// Where each request is noted down, one a line.
+    /// File in which each request is noted down, one a line.
     pub(crate) requests: Option<PathBuf>,
 }
 
-/// Where a peer may die, or stand.
+/// Steps at which a peer may die, or stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Step {
     Start,
@@ -79,7 +79,7 @@ impl Settings {
         std::fs::rename(new, path).expect("the directory can be written");
     }
 
-    /// Whether this version is at least that one.
+    /// True if this version is at least that one.
     pub(super) fn is_since(&self, major: u32, minor: u32) -> bool {
         let mut numbers = self.version.split('.').map(|number| number.parse::<u32>().expect("a number"));
         (numbers.next(), numbers.next()) >= (Some(major), Some(minor))

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::configured::{Balloon, Drive, Interface, Machine};
 use super::guest::{Guest, Mind};
 
-/// What a state file holds.
+/// Content of a state file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) format: String,

@@ -1,4 +1,4 @@
-//! What a peer is and does: nothing, a VM being configured, one that runs, one that stands.
+//! A peer's states and their work: nothing, a VM being configured, one that runs, one that stands.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -241,7 +241,7 @@ impl Peer {
 }
 
 impl Configured {
-    /// Whether anything but the logger was set.
+    /// True if anything but the logger was set.
     fn is_begun(&self) -> bool {
         self.machine.is_some()
             || self.boot.is_some()

@@ -1,4 +1,4 @@
-//! The kinds of guests there are: memory, regions and tracking, with huge pages where the system lends some.
+//! The kinds of guests: memory, regions and tracking, with huge pages if the system has some.
 
 use std::path::PathBuf;
 
@@ -21,11 +21,11 @@ const HUGE_PAGES: u64 = 200;
 const KINDS: [MemoryKind; 4] =
     [MemoryKind::Shared, MemoryKind::Private, MemoryKind::Huge, MemoryKind::PrivateHuge];
 
-/// What a guest is.
+/// One kind of guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) shape: SandboxShape,
-    /// How it gives pages back so that they read zero.
+    /// Way in which it gives pages back so that they read zero.
     pub(crate) discard: DiscardHow,
 }
 

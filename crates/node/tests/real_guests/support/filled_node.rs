@@ -57,7 +57,7 @@ impl FilledNode {
         assert_resumes(&self.node.engine, snapshot, &self.case.shape);
     }
 
-    /// A guest that has handed its memory over, and is served by nobody yet.
+    /// A guest that has handed its memory over, and is not served yet.
     pub(crate) fn handed_over(&self) -> (ProcessGuest, Handover) {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("handover");
@@ -103,7 +103,7 @@ impl Cold {
         resume(&self.engine, &self.snapshot, &self.shape)
     }
 
-    /// From now on so many more reads of the store succeed, and then none until the answer is dropped.
+    /// From now on this many more reads of the store succeed, and then none until the answer is dropped.
     pub(crate) fn away_after(&self, reads: u32) -> Injected {
         self.faults.inject(Rule { after: reads, ..Rule::always(Operation::Get, "", Fault::Fail) })
     }

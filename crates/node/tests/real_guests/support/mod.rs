@@ -1,4 +1,4 @@
-//! What these tests share: nodes with their stores, guests of every kind, and waiting for what happens.
+//! Shared parts of these tests: nodes with their stores, guests of every kind, and waiting for events.
 
 mod cases;
 mod filled_node;
@@ -83,7 +83,7 @@ fn directory_store(directory: &Path) -> Store {
     Store::directory(&directory.join("store")).expect("a store in a directory")
 }
 
-/// What [`directory_store`] is, but for the faults it can be told.
+/// The same as [`directory_store`], with faults that can be set.
 fn unreliable_store(directory: &Path) -> (Store, Faults) {
     let path = directory.join("store");
     std::fs::create_dir_all(&path).expect("the directory can be made");
@@ -188,7 +188,7 @@ pub(crate) fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
 pub(crate) fn ends<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, is_done) = channel();
     let thread = thread::spawn(move || {
-        // The test that waits may have given up; then nobody is there to be told.
+        // The test that waits may have given up and be gone.
         done.send(work()).ok();
     });
     let answer = is_done.recv_timeout(LIMIT);
