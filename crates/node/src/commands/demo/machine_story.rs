@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use bytesize::ByteSize;
 
-use super::SAVED_LIMIT;
 use super::arguments::{DemoArguments, MachineWord};
 use super::private_node::{Machine, PrivateNode};
 use super::report::{
-    Beside, ColdResume, FirstProgress, GuestReport, Pair, Pause, Publish, Report, Seal, Verified, Window,
+    Beside, ColdResume, FirstProgress, GuestReport, Pause, Publish, Report, Seal, Verified, Window,
     WindowPause, seconds,
 };
 use super::timeline::Timeline;
+use super::{SAVED_LIMIT, pairs};
 use crate::api::types::{self, Accelerator, CreateSandbox, Labels, MemoryBacking, Snapshot, VmmKind};
 use crate::vmm::guests::{self, LinuxKernel};
 
@@ -22,7 +22,7 @@ use crate::vmm::guests::{self, LinuxKernel};
 const LINUX_OWN_MIB: u64 = 96;
 
 /// Resumes during a seal that are compared with as many with nothing else running: each starts a VMM twice.
-const PAIRS: u32 = 3;
+const PAIRS: u64 = 3;
 
 /// Percent of the memory that is rewritten for each of them.
 const PAIR_PERCENT: u8 = 10;
@@ -59,7 +59,7 @@ impl<'a> MachineStory<'a> {
         let window = self.window(&node, &snapshot, counted)?;
         let saved = self.wait_published(&node, &[&base, &snapshot, &window.last])?;
         let stored_bytes = node.traffic().stored_bytes;
-        let pairs = self.pairs(&node, &base)?;
+        let pairs = pairs(self.timeline, PAIRS, |_, beside| self.small_resume(&node, &base, beside))?;
         drop(node);
         let cold_resume = self.cold(&window.last)?;
         Ok(Report {
@@ -254,20 +254,6 @@ impl<'a> MachineStory<'a> {
         let took = seconds(asked.elapsed().as_secs_f64());
         self.timeline.say(&format!("{who}: {pages} pages verified by the guest, {wrong} wrong, in {took}"));
         Ok(())
-    }
-
-    /// Small resumes in turns: one while its snapshot is being sealed, one with nothing else running. Each is of a
-    /// snapshot of its own, so that as little is known of what its guest touches first.
-    fn pairs(&self, node: &PrivateNode, base: &Snapshot) -> anyhow::Result<Vec<Pair>> {
-        let mut pairs = Vec::new();
-        for _ in 0..PAIRS {
-            let (during_seconds, seal_was_running) = self.small_resume(node, base, Beside::Seal)?;
-            let (alone_seconds, _) = self.small_resume(node, base, Beside::Nothing)?;
-            pairs.push(Pair { during_seconds, alone_seconds, seal_was_running });
-        }
-        self.timeline
-            .say(&format!("{PAIRS} smaller resumes during seals, {PAIRS} with nothing else running"));
-        Ok(pairs)
     }
 
     /// Pauses a machine that rewrote a little of `base`, resumes it once, and takes the time to its first tick; also

@@ -46,6 +46,23 @@ const PAIRS: u64 = 5;
 /// Memory that is rewritten for each of them.
 const PAIR_BYTES: u64 = 32 << 20;
 
+/// Small resumes in turns: one while its snapshot is being sealed, one with nothing else running. Each is of a snapshot
+/// of its own, so that as little is known of what its guest touches first; `resume` is given its number.
+fn pairs(
+    timeline: &Timeline,
+    count: u64,
+    resume: impl Fn(u64, Beside) -> anyhow::Result<(f64, bool)>,
+) -> anyhow::Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    for number in 0..count {
+        let (during_seconds, seal_was_running) = resume(2 * number, Beside::Seal)?;
+        let (alone_seconds, _) = resume(2 * number + 1, Beside::Nothing)?;
+        pairs.push(Pair { during_seconds, alone_seconds, seal_was_running });
+    }
+    timeline.say(&format!("{count} smaller resumes during seals, {count} with nothing else running"));
+    Ok(pairs)
+}
+
 /// Runs the demo in a process of its own, and ends as that does. Status 1 means that a page was wrong.
 pub fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     if let Some(place) = &arguments.place {
@@ -106,7 +123,8 @@ impl<'a> Story<'a> {
         drop(changed);
         self.wait_published(&engine, &[&base, &snapshot, &window.last])?;
         let stored_bytes = engine.traffic().stored_bytes;
-        let pairs = self.pairs(&engine, &base)?;
+        let small_resume = |number, beside| self.small_resume(&engine, &base, number, beside);
+        let pairs = pairs(self.timeline, PAIRS, small_resume)?;
         let seal = seal_of(&snapshot)?;
         let (overlap_resume, last) = (window.overlap_resume(pairs), window.last.id());
         drop((base, snapshot, window.last, engine));
@@ -238,34 +256,19 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    /// Small resumes in turns: one while its snapshot is being sealed, one with nothing else running. Each is of a
-    /// snapshot of its own, so that as little is known of what its guest touches first.
-    fn pairs(&self, engine: &Engine, base: &Arc<Snapshot>) -> anyhow::Result<Vec<Pair>> {
-        let mut pairs = Vec::new();
-        for seed in 0..PAIRS {
-            let (during_seconds, seal_was_running) =
-                self.small_resume(engine, base, 10 + seed, Beside::Seal)?;
-            let (alone_seconds, _) = self.small_resume(engine, base, 100 + seed, Beside::Nothing)?;
-            pairs.push(Pair { during_seconds, alone_seconds, seal_was_running });
-        }
-        self.timeline
-            .say(&format!("{PAIRS} smaller resumes during seals, {PAIRS} with nothing else running"));
-        Ok(pairs)
-    }
-
     /// Pauses a guest that rewrote a little of `base`, resumes it once, and takes the time to its first step; also
     /// whether its snapshot was being sealed then.
     fn small_resume(
         &self,
         engine: &Engine,
         base: &Arc<Snapshot>,
-        seed: u64,
+        number: u64,
         beside: Beside,
     ) -> anyhow::Result<(f64, bool)> {
         let (mut sandbox, _) = self.resume(engine, base)?;
         let share = (PAIR_BYTES * 100).div_ceil(self.shape.memory_bytes);
         let percent = u8::try_from(share).unwrap_or(100).min(self.arguments.dirty);
-        let share = Share { seed, percent, run_pages: 8 };
+        let share = Share { seed: number + 10, percent, run_pages: 8 };
         sandbox.guest.control.rewrite(Rewrite { share, zero_percent: 10, same_percent: 10 })?;
         let paused = sandbox.pause(engine)?;
         let saved = || paused.snapshot.wait_state(SnapshotState::Published, SAVED_LIMIT);
