@@ -11,7 +11,7 @@ use rekindle_engine::keep::Keeper;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::pause::CommitError;
 use rekindle_engine::snapshot::Snapshot;
-use rekindle_testkit::catalogs::{CatalogFaults, CatalogRule, Fate};
+use rekindle_testkit::catalogs::{CatalogFaults, CatalogRule, Fate, InjectedFate};
 use rekindle_testkit::guest::{Guest, Paused, Tracking, judge};
 use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::random::Random;
@@ -102,21 +102,35 @@ fn commit(engine: &Engine, guest: Guest, id: SnapshotId) -> Result<Paused, (Box<
     guest.commit_as(id, engine, permit, (Tracking::Exact, vec![put("sandbox", "paused")]))
 }
 
-fn write_running(engine_options: &EngineOptions) {
-    let catalog = engine_options.catalog.as_ref().expect("it records");
-    catalog.write(&[put("sandbox", "running")]).expect("room");
+/// A running sandbox whose pause the catalog has struck.
+struct StruckPause {
+    site: Site,
+    engine: Engine,
+    catalog: Catalog,
+    id: SnapshotId,
+    guest: Box<Guest>,
+    error: CommitError,
+    failing: InjectedFate,
+}
+
+impl StruckPause {
+    fn with(fate: Fate) -> Self {
+        let site = site();
+        let options = site.recording().expect("nobody else has the catalog");
+        let catalog = options.catalog.clone().expect("it records");
+        catalog.write(&[put("sandbox", "running")]).expect("room");
+        let engine = Engine::start(options).expect("an engine starts");
+        let id = SnapshotId::new();
+        let failing = site.catalog_faults.inject(CatalogRule::next_on(Kind::Snapshot, fate));
+        let (guest, error) = commit(&engine, guest(&engine), id).map(drop).expect_err("it is struck");
+        Self { site, engine, catalog, id, guest, error, failing }
+    }
 }
 
 #[test]
 fn a_pause_that_could_not_be_recorded_is_nowhere_after_a_crash_and_its_guest_goes_on() {
     for fate in [Fate::Refused, Fate::UnknownMade, Fate::UnknownNotMade] {
-        let site = site();
-        let options = site.recording().expect("nobody else has the catalog");
-        write_running(&options);
-        let engine = Engine::start(options).expect("an engine starts");
-        let (id, failing) =
-            (SnapshotId::new(), site.catalog_faults.inject(CatalogRule::next_on(Kind::Snapshot, fate)));
-        let (mut guest, error) = commit(&engine, guest(&engine), id).map(drop).expect_err("it is struck");
+        let StruckPause { site, engine, id, mut guest, error, failing, .. } = StruckPause::with(fate);
         assert_eq!(matches!(error, CommitError::Unsettled(_)), fate != Fate::Refused, "{error}");
         drop(error);
         guest.write_random(&engine, run(3, 9), &mut Random::new(2)).expect("it goes on");
@@ -135,14 +149,7 @@ fn a_pause_that_could_not_be_recorded_is_nowhere_after_a_crash_and_its_guest_goe
 #[test]
 fn a_pause_that_could_not_be_recorded_is_taken_back_with_all_that_was_recorded_alongside() {
     for fate in UNKNOWN {
-        let site = site();
-        let options = site.recording().expect("nobody else has the catalog");
-        write_running(&options);
-        let catalog = options.catalog.clone().expect("it records");
-        let engine = Engine::start(options).expect("an engine starts");
-        let (id, failing) =
-            (SnapshotId::new(), site.catalog_faults.inject(CatalogRule::next_on(Kind::Snapshot, fate)));
-        let (guest, error) = commit(&engine, guest(&engine), id).map(drop).expect_err("it is struck");
+        let StruckPause { site, engine, catalog, id, guest, error, failing } = StruckPause::with(fate);
         drop(failing);
         drop(error);
         assert_eq!(value(&image(&site.catalog_path()), "sandbox").as_deref(), Some("running"));
@@ -157,13 +164,7 @@ fn a_pause_that_could_not_be_recorded_is_taken_back_with_all_that_was_recorded_a
 #[test]
 fn a_crash_before_a_failed_pause_was_settled_finds_it_whole_or_not_at_all() {
     for fate in UNKNOWN {
-        let site = site();
-        let options = site.recording().expect("nobody else has the catalog");
-        write_running(&options);
-        let engine = Engine::start(options).expect("an engine starts");
-        let (id, failing) =
-            (SnapshotId::new(), site.catalog_faults.inject(CatalogRule::next_on(Kind::Snapshot, fate)));
-        let (guest, error) = commit(&engine, guest(&engine), id).map(drop).expect_err("it is struck");
+        let StruckPause { site, engine, id, guest, error, failing, .. } = StruckPause::with(fate);
         engine.stop();
         drop(engine);
         // The error still stands, as it does in a process that dies now.

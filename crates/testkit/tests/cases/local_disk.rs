@@ -19,8 +19,8 @@ use rekindle_testkit::skip::skipped;
 use rekindle_testkit::stores::Operation;
 
 use crate::{
-    check, check_elsewhere, child, first_pause, open_elsewhere, published, run, site, start, wait_published,
-    wait_sealed,
+    check, check_elsewhere, child, first_pause, open_elsewhere, published, run, sealed_in_an_outage, site,
+    start, wait_published, wait_sealed,
 };
 
 fn local_files(site: &Site, snapshot: &Snapshot) -> Vec<PathBuf> {
@@ -50,9 +50,7 @@ fn case_33_blocks_lost_under_the_mapping_come_from_the_store() {
 fn case_33_a_lost_block_that_was_never_stored_is_an_error_that_names_the_layer() {
     let site = site();
     let engine = start(&site);
-    let outage = site.faults.outage();
-    let snapshot = first_pause(&engine, 100);
-    wait_sealed(&snapshot.0);
+    let (outage, snapshot) = sealed_in_an_outage(&site, &engine, 100);
     let layer = snapshot.0.manifest_now().expect("it is sealed").layers()[0].id;
     cut(&local_files(&site, &snapshot.0)[0], 4096 * 40);
     for _ in 0..2 {
@@ -139,9 +137,7 @@ fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_h
 fn a_local_file_that_rotted_before_it_was_stored_is_not_published_until_it_is_right_again() {
     let site = site();
     let engine = start(&site);
-    let outage = site.faults.outage();
-    let first = first_pause(&engine, 100);
-    wait_sealed(&first.0);
+    let (outage, first) = sealed_in_an_outage(&site, &engine, 100);
     let file = OpenOptions::new().read(true).write(true).open(&local_files(&site, &first.0)[0]);
     let file = file.expect("a local file");
     let (mut right, mut wrong) = ([0; 4096], [0; 4096]);

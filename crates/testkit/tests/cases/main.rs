@@ -21,6 +21,7 @@ use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::random::Random;
 use rekindle_testkit::site::{PATIENCE, Site};
+use rekindle_testkit::stores::Injected;
 
 fn site() -> Site {
     Site::new().expect("a temporary directory")
@@ -78,6 +79,18 @@ fn published(pages: u32) -> (Site, Engine, (Arc<Snapshot>, ModelMemory)) {
     let snapshot = first_pause(&engine, pages);
     wait_published(&snapshot.0);
     (site, engine, snapshot)
+}
+
+/// A sealed snapshot of this many pages, which is not published before the faults are dropped.
+fn sealed_in_an_outage(
+    site: &Site,
+    engine: &Engine,
+    pages: u32,
+) -> (Vec<Injected>, (Arc<Snapshot>, ModelMemory)) {
+    let outage = site.faults.outage();
+    let snapshot = first_pause(engine, pages);
+    wait_sealed(&snapshot.0);
+    (outage, snapshot)
 }
 
 /// A published snapshot, opened on a node that has nothing of it.

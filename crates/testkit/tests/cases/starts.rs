@@ -16,9 +16,7 @@ use crate::{check, child, first_pause, pause, run, site, wait_published, wait_se
 fn case_35_a_start_sets_aside_what_nobody_names_and_nothing_else() {
     let site = site();
     let engine = start(&site);
-    let outage = site.faults.outage();
-    let first = first_pause(&engine, 150);
-    wait_sealed(&first.0);
+    let (outage, first) = sealed_in_an_outage(&site, &engine, 150);
     let layer = first.0.manifest_now().expect("it is sealed").layers()[0].id;
     let left = end(engine, [first]);
     let stray = site.cache_directory().join(format!("{}.raw", "ab".repeat(32)));
@@ -44,9 +42,7 @@ fn case_35_layers_that_an_older_catalog_does_not_name_are_found_again_by_the_new
     let (older, newer) = (site.cache_directory().join("older"), site.cache_directory().join("newer"));
     std::fs::copy(site.catalog_path(), &older).expect("a disk");
     let engine = start(&site);
-    let outage = site.faults.outage();
-    let first = first_pause(&engine, 150);
-    wait_sealed(&first.0);
+    let (outage, first) = sealed_in_an_outage(&site, &engine, 150);
     let left = end(engine, [first]);
     std::fs::rename(site.catalog_path(), &newer).expect("a disk");
     std::fs::rename(&older, site.catalog_path()).expect("a disk");
@@ -67,9 +63,7 @@ fn case_35_layers_that_an_older_catalog_does_not_name_are_found_again_by_the_new
 fn a_layer_file_that_cannot_be_read_stops_nothing_else_and_is_tried_again() {
     let site = site();
     let engine = start(&site);
-    let outage = site.faults.outage();
-    let first = first_pause(&engine, 150);
-    wait_sealed(&first.0);
+    let (outage, first) = sealed_in_an_outage(&site, &engine, 150);
     let held = site.hooks.hold(Point::Compare);
     let child = child(&engine, &first, run(20, 60), 2);
     let other = first_pause(&engine, 40);
@@ -275,9 +269,8 @@ fn a_pause_that_was_taken_back_is_listed_no_longer_once_that_is_known() {
 fn a_record_that_cannot_be_read_stops_nothing_else_and_costs_nothing_of_its_snapshot() {
     let site = site();
     let engine = start(&site);
-    let outage = site.faults.outage();
-    let (first, other) = (first_pause(&engine, 150), first_pause(&engine, 40));
-    wait_sealed(&first.0);
+    let (outage, first) = sealed_in_an_outage(&site, &engine, 150);
+    let other = first_pause(&engine, 40);
     wait_sealed(&other.0);
     let left = end(engine, [first, other]);
     let key = left[0].0.as_bytes().to_vec();
