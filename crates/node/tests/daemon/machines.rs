@@ -210,15 +210,21 @@ fn a_machine_is_shown_with_what_it_was_made_of_also_while_it_is_paused() {
     assert_eq!(shown().disks, running.disks);
 }
 
+/// A node with a Linux machine that has a disk, called `vm`; none where there can be no such machine.
+fn linux_node() -> Option<Node> {
+    if !have_qemu(TIER) {
+        return None;
+    }
+    let node = Node::start();
+    let wanted = linux(&node, "vm", TIER)?;
+    node.client.create_sandbox(None, &wanted).expect("a machine is made");
+    Some(node)
+}
+
 /// A machine's own actions are told, also those while there was no daemon.
 #[test]
 fn a_machine_that_resets_itself_is_told_of_and_one_that_ended_without_a_daemon_says_how() {
-    if !have_qemu(TIER) {
-        return;
-    }
-    let mut node = Node::start();
-    let Some(wanted) = linux(&node, "vm", TIER) else { return };
-    node.client.create_sandbox(None, &wanted).expect("a machine is made");
+    let Some(mut node) = linux_node() else { return };
     let mut console = Console::of(&node.client, "vm");
     console.line("rekindle linux guest, ");
     console.ask("end", "ending");
@@ -318,12 +324,7 @@ fn system_qemu() -> PathBuf {
 /// The story of a Linux machine with a disk: what was written is there in forks, after a crash, and on another node.
 #[test]
 fn linux_with_a_disk_has_its_files_in_forks_after_a_crash_and_on_another_node() {
-    if !have_qemu(TIER) {
-        return;
-    }
-    let mut node = Node::start();
-    let Some(wanted) = linux(&node, "vm", TIER) else { return };
-    node.client.create_sandbox(None, &wanted).expect("a machine is made");
+    let Some(mut node) = linux_node() else { return };
     let mut console = Console::of(&node.client, "vm");
     assert!(console.line("rekindle linux guest, ").ends_with("/dev/vda at /disk"));
     console.ask("write note one", "written ");
