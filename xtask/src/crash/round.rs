@@ -287,7 +287,7 @@ impl Round<'_> {
         let mut daemon = self.place.begin().context("starting the daemon again")?;
         if let Some(outage) = outage {
             // Without its store it may say that it is not ready, but it answers.
-            let answers = ask_until(PATIENCE, || self.client.all_sandboxes(None).ok().map(drop));
+            let answers = ask_until(PATIENCE, || self.client.all_sandboxes(&[]).ok().map(drop));
             anyhow::ensure!(answers.is_some(), "a daemon does not start without its store");
             outage.end();
         }

@@ -14,8 +14,8 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn of(client: &Client) -> Result<Self, ClientError> {
-        let sandboxes = client.all_sandboxes(None)?.into_iter().map(|sandbox| (sandbox.id, sandbox));
-        let snapshots = client.all_snapshots(None)?.into_iter().map(|snapshot| (snapshot.id, snapshot));
+        let sandboxes = client.all_sandboxes(&[])?.into_iter().map(|sandbox| (sandbox.id, sandbox));
+        let snapshots = client.all_snapshots(&[])?.into_iter().map(|snapshot| (snapshot.id, snapshot));
         Ok(Self { sandboxes: sandboxes.collect(), snapshots: snapshots.collect() })
     }
 

@@ -79,9 +79,9 @@ impl Client {
         self.ask(Call::get("/v1/sandboxes").with_query(query))
     }
 
-    /// All sandboxes, or those with a label `name=value`, oldest first.
-    pub fn all_sandboxes(&self, label: Option<&str>) -> Result<Vec<Sandbox>> {
-        all(label, |query| self.sandboxes(query).map(|page| (page.sandboxes, page.next)))
+    /// All sandboxes that have all of these labels, each as `name=value`; oldest first.
+    pub fn all_sandboxes(&self, labels: &[String]) -> Result<Vec<Sandbox>> {
+        all(labels, |query| self.sandboxes(query).map(|page| (page.sandboxes, page.next)))
     }
 
     /// One sandbox.
@@ -143,9 +143,9 @@ impl Client {
         self.ask(Call::get("/v1/snapshots").with_query(query))
     }
 
-    /// All snapshots, or those with a label `name=value`, oldest first.
-    pub fn all_snapshots(&self, label: Option<&str>) -> Result<Vec<Snapshot>> {
-        all(label, |query| self.snapshots(query).map(|page| (page.snapshots, page.next)))
+    /// All snapshots that have all of these labels, each as `name=value`; oldest first.
+    pub fn all_snapshots(&self, labels: &[String]) -> Result<Vec<Snapshot>> {
+        all(labels, |query| self.snapshots(query).map(|page| (page.snapshots, page.next)))
     }
 
     /// One snapshot.
@@ -285,15 +285,8 @@ impl Client {
 }
 
 /// Every entry of a list that comes in pages.
-fn all<T>(
-    label: Option<&str>,
-    page: impl Fn(&ListQuery) -> Result<(Vec<T>, Option<Uuid>)>,
-) -> Result<Vec<T>> {
-    let mut query = ListQuery {
-        limit: Some(limits::LIST_MAX),
-        after: None,
-        labels: label.map(str::to_owned).into_iter().collect(),
-    };
+fn all<T>(labels: &[String], page: impl Fn(&ListQuery) -> Result<(Vec<T>, Option<Uuid>)>) -> Result<Vec<T>> {
+    let mut query = ListQuery { limit: Some(limits::LIST_MAX), after: None, labels: labels.to_vec() };
     let mut entries = Vec::new();
     loop {
         let (more, next) = page(&query)?;

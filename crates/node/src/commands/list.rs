@@ -70,7 +70,7 @@ pub fn run(session: &Session, arguments: &ListArguments) -> anyhow::Result<Statu
         let ids: String = arguments.listed(&client)?.ids().map(|id| format!("{id}\n")).collect();
         super::output::write(&ids)?;
     } else {
-        let known = Known::new(client.all_sandboxes(None)?, client.all_snapshots(None)?);
+        let known = Known::new(client.all_sandboxes(&[])?, client.all_snapshots(&[])?);
         super::output::write(&arguments.to_text(&known, session.output, shown::now_ms()))?;
     }
     Ok(Status::Done)
@@ -79,18 +79,13 @@ pub fn run(session: &Session, arguments: &ListArguments) -> anyhow::Result<Statu
 impl ListArguments {
     /// The things asked for.
     fn listed(&self, client: &Client) -> anyhow::Result<Listed> {
-        // The daemon looks at one label; all are looked at here.
-        let label = self.labels.first().map(|(name, value)| format!("{name}={value}"));
+        let labels: Vec<_> = self.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let mut listed = Listed::default();
         if self.which != Which::Snapshots {
-            let mut sandboxes = client.all_sandboxes(label.as_deref())?;
-            sandboxes.retain(|sandbox| self.has_labels(&sandbox.labels));
-            listed.sandboxes = Some(sandboxes);
+            listed.sandboxes = Some(client.all_sandboxes(&labels)?);
         }
         if self.which != Which::Sandboxes {
-            let mut snapshots = client.all_snapshots(label.as_deref())?;
-            snapshots.retain(|snapshot| self.has_labels(&snapshot.labels));
-            listed.snapshots = Some(snapshots);
+            listed.snapshots = Some(client.all_snapshots(&labels)?);
         }
         Ok(listed)
     }

@@ -75,7 +75,7 @@ fn completer_of(command: &str) -> Option<fn() -> Vec<CompletionCandidate>> {
 
 fn all_names() -> Vec<CompletionCandidate> {
     let mut names = sandbox_names();
-    let snapshots = asked(|client| client.all_snapshots(None));
+    let snapshots = asked(|client| client.all_snapshots(&[]));
     names.extend(snapshots.into_iter().filter_map(|snapshot| {
         Some(CompletionCandidate::new(snapshot.name?).help(Some(snapshot.state.to_string().into())))
     }));
@@ -83,7 +83,7 @@ fn all_names() -> Vec<CompletionCandidate> {
 }
 
 fn sandbox_names() -> Vec<CompletionCandidate> {
-    let sandboxes = asked(|client| client.all_sandboxes(None));
+    let sandboxes = asked(|client| client.all_sandboxes(&[]));
     let named = sandboxes.into_iter().filter_map(|sandbox| {
         Some(CompletionCandidate::new(sandbox.name?).help(Some(sandbox.state.to_string().into())))
     });

@@ -62,7 +62,7 @@ fn bodies_that_contradict_themselves_are_refused() {
     ] {
         refused(&served, what, post(fields, body).as_bytes());
     }
-    assert_eq!(served.client().all_sandboxes(None).unwrap(), []);
+    assert_eq!(served.client().all_sandboxes(&[]).unwrap(), []);
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn sandboxes_are_made_shown_listed_and_removed() {
     let made = served.sandbox("web");
     assert_eq!(client.sandbox("web").unwrap(), made);
     assert_eq!(client.sandbox(&made.id.to_string()).unwrap(), made);
-    assert_eq!(client.all_sandboxes(None).unwrap(), std::slice::from_ref(&made));
+    assert_eq!(client.all_sandboxes(&[]).unwrap(), std::slice::from_ref(&made));
     assert_eq!(client.stop_sandbox("web").unwrap().state, SandboxState::Stopped);
     client.remove_sandbox("web").unwrap();
     assert_eq!(client.sandbox("web").unwrap_err().code(), Some(Code::NotFound));
@@ -35,8 +35,8 @@ fn a_sandbox_is_paused_resumed_forked_and_told_things() {
     let pause = PauseSandbox { name: Some("first".to_owned()), labels };
     let snapshot = client.pause_sandbox("web", None, &pause).unwrap();
     assert_eq!((snapshot.name.as_deref(), &snapshot.labels), (Some("first"), &pause.labels));
-    assert_eq!(client.all_snapshots(Some("team=a b/ü")).unwrap(), std::slice::from_ref(&snapshot));
-    assert_eq!(client.all_snapshots(Some("team=b")).unwrap(), []);
+    assert_eq!(client.all_snapshots(&["team=a b/ü".to_owned()]).unwrap(), std::slice::from_ref(&snapshot));
+    assert_eq!(client.all_snapshots(&["team=b".to_owned()]).unwrap(), []);
     let refused = client.pause_sandbox("web", None, &PauseSandbox::default()).unwrap_err();
     assert_eq!(
         (refused.code(), &refused.problem().unwrap().sandboxes),
@@ -295,8 +295,7 @@ fn lists_are_of_what_has_all_of_the_labels_that_are_asked_for() {
     let listed = answer.json()["sandboxes"].as_array().unwrap().clone();
     assert_eq!(listed.iter().map(|one| one["name"].as_str().unwrap()).collect::<Vec<_>>(), ["second"]);
     let labels = vec!["a=1".to_owned(), "b=1".to_owned()];
-    let query = ListQuery { labels, ..ListQuery::default() };
-    let listed = client.sandboxes(&query).unwrap().sandboxes;
+    let listed = client.all_sandboxes(&labels).unwrap();
     assert_eq!(listed.iter().filter_map(|one| one.name.as_deref()).collect::<Vec<_>>(), ["first"]);
 }
 

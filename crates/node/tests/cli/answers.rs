@@ -61,6 +61,9 @@ fn a_day_with_a_daemon() {
             "events --known --after 2",
             "list sandboxes --label team=blue --label team=red",
             "list snapshots --label team=blue",
+            "run both --label team=blue --label tier=web",
+            "list sandboxes --quiet --label team=blue",
+            "list sandboxes --quiet --label team=blue --label tier=web",
         ],
     );
     compare("day.txt", &told);

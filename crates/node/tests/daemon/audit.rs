@@ -27,7 +27,7 @@ fn each_change_has_one_line_with_who_asked_for_what_and_what_came_of_it() {
     node.client.remove_sandbox("a").expect("it is removed");
     node.client.delete_snapshot("first").expect("it is deleted");
     node.client.request(hyper::Method::POST, "/v1/sandboxes", Some(&Value::from(1))).expect_err("no object");
-    node.client.all_sandboxes(None).expect("a list, which is no change");
+    node.client.all_sandboxes(&[]).expect("a list, which is no change");
     let mut changes = Vec::new();
     node.eventually("the lines of the changes", || {
         changes = lines(&node, "audit");

@@ -45,7 +45,7 @@ fn case_34_a_deletion_does_not_wait_for_a_seal_and_leaves_nothing() {
     node.client.remove_sandbox("big").expect("it is removed");
     node.client.delete_snapshot("unfinished").expect("it is deleted");
     node.crash();
-    assert!(node.client.all_snapshots(None).expect("a list").is_empty());
+    assert!(node.client.all_snapshots(&[]).expect("a list").is_empty());
     let layers = node.place.state_directory().join("layers");
     // A layer that was packed and not recorded yet when the daemon was killed is set aside.
     let aside = layers.join("aside");
@@ -91,8 +91,8 @@ fn the_same_request_after_a_crash_is_answered_with_the_same_things() {
         node.client.resume_snapshot("base", Some("forks"), &resume_as("fork", 3)).expect("they are there");
     let ids = |all: &[rekindle::api::types::Sandbox]| all.iter().map(|one| one.id).collect::<Vec<_>>();
     assert_eq!(ids(&again), ids(&forks));
-    assert_eq!(node.client.all_sandboxes(None).expect("a list").len(), 4);
-    assert_eq!(node.client.all_snapshots(None).expect("a list").len(), 1);
+    assert_eq!(node.client.all_sandboxes(&[]).expect("a list").len(), 4);
+    assert_eq!(node.client.all_snapshots(&[]).expect("a list").len(), 1);
 }
 
 #[test]

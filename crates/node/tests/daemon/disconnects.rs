@@ -54,7 +54,7 @@ fn case_14_a_guest_whose_pauser_went_away_runs_or_is_paused_and_listed() {
         node.told("a").rewrite(rewrite(round)).expect("rewrites");
     }
     node.assert_verified("a");
-    assert_eq!(node.client.all_snapshots(None).expect("a list").len(), 20);
+    assert_eq!(node.client.all_snapshots(&[]).expect("a list").len(), 20);
 }
 
 #[test]

@@ -203,7 +203,7 @@ fn a_program_that_is_no_firecracker_or_no_known_one_does_not_fit_and_leaves_noth
     assert!(refused().contains("does not say which version"));
     fs::write(peers.file("firecracker"), script).expect("there is room");
     peers.set(|_| {});
-    assert!(node.client.all_sandboxes(None).expect("they are listed").is_empty());
+    assert!(node.client.all_sandboxes(&[]).expect("they are listed").is_empty());
     assert!(node.kept("guest/").is_empty());
     assert!(peers.machine_files().is_empty());
     peers.filled("vm");

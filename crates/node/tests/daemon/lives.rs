@@ -50,7 +50,7 @@ fn case_49_a_snapshot_is_resumed_again_and_again_on_both_sides_of_a_crash() {
         }
         node.crash();
     }
-    for sandbox in node.client.all_sandboxes(None).expect("a list") {
+    for sandbox in node.client.all_sandboxes(&[]).expect("a list") {
         if sandbox.state != SandboxState::Paused {
             node.assert_verified(&sandbox.id.to_string());
         }
@@ -93,7 +93,7 @@ fn case_51_a_paused_sandbox_is_found_after_a_crash_by_name_id_and_the_beginning_
         );
     }
     assert_eq!(node.client.snapshot("kept").expect("it is found").id, snapshot.id);
-    let listed = node.client.all_sandboxes(None).expect("a list");
+    let listed = node.client.all_sandboxes(&[]).expect("a list");
     assert_eq!(listed.iter().map(|sandbox| sandbox.id).collect::<Vec<_>>(), [sandbox.id]);
     node.resume("findable");
     node.assert_verified("findable");
@@ -182,7 +182,7 @@ fn case_02_a_pause_that_is_refused_or_whose_guest_dies_holds_nothing() {
         node.kept("snapshot/").is_empty() && node.kept("guest/").is_empty()
     });
     node.eventually("the RAM of captures going", || captures_held(&node.client) == 0);
-    let known = node.client.all_snapshots(None).expect("a list");
+    let known = node.client.all_snapshots(&[]).expect("a list");
     assert_eq!(known.len(), 1, "{known:?}");
 }
 

@@ -33,7 +33,7 @@ fn a_sandbox_that_could_never_be_paused_is_refused_with_the_setting_and_human_si
     for told in ["16.0 MiB is needed", "capture_bytes_max is 8.0 MiB", "run_unpausable"] {
         assert!(error.to_string().contains(told), "{error}");
     }
-    assert!(node.client.all_sandboxes(None).expect("they are listed").is_empty());
+    assert!(node.client.all_sandboxes(&[]).expect("they are listed").is_empty());
     start_again_with(&mut node, "run_unpausable = true\n");
     node.filled("a", 1);
     let error = node.client.pause_sandbox("a", None, &pause_as("never")).expect_err("it never fits");
@@ -57,7 +57,7 @@ fn a_guest_for_which_too_few_huge_pages_are_left_is_refused_before_anything_of_i
     for told in [needed.as_str(), "vm.nr_hugepages", "--backing"] {
         assert!(error.to_string().contains(told), "{error}");
     }
-    assert!(node.client.all_sandboxes(None).expect("they are listed").is_empty());
+    assert!(node.client.all_sandboxes(&[]).expect("they are listed").is_empty());
     assert!(node.kept("guest/").is_empty());
 }
 
@@ -106,5 +106,5 @@ fn images_that_are_more_than_captures_may_hold_are_refused_before_they_are_read(
     let error = node.client.create_sandbox(None, &wanted).expect_err("they are more together");
     assert_eq!(error.code(), Some(Code::NoRam), "{error}");
     assert!(error.to_string().contains("10.0 MiB is needed, capture_bytes_max is 8.0 MiB"), "{error}");
-    assert!(node.client.all_snapshots(None).expect("they are listed").is_empty());
+    assert!(node.client.all_snapshots(&[]).expect("they are listed").is_empty());
 }

@@ -68,7 +68,7 @@ fn forks_and_resumes_repeated_under_their_keys_are_gone_where_one_of_theirs_is_a
     let fork = |node: &Node| node.client.fork_sandbox("a", Some("fork"), &two);
     let forks = fork(&node).expect("they are made");
     let running = node.client.sandbox("a").expect("it is listed").pid;
-    let base = node.client.all_snapshots(None).expect("a list")[0].id.to_string();
+    let base = node.client.all_snapshots(&[]).expect("a list")[0].id.to_string();
     let resume = |node: &Node| node.client.resume_snapshot(&base, Some("resume"), &resume_as("r", 2));
     let resumed = resume(&node).expect("they are made");
     // They can be found without the snapshot they were made of.
@@ -88,5 +88,5 @@ fn forks_and_resumes_repeated_under_their_keys_are_gone_where_one_of_theirs_is_a
     }
     let after = node.client.sandbox("a").expect("it is listed");
     assert_eq!((after.id, after.pid), (source.id, running), "it was paused once");
-    assert_eq!(node.client.all_sandboxes(None).expect("a list").len(), 3);
+    assert_eq!(node.client.all_sandboxes(&[]).expect("a list").len(), 3);
 }

@@ -22,12 +22,12 @@ fn code<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> Option<Code> {
 
 impl Node {
     fn names(&self) -> Vec<String> {
-        let sandboxes = self.client.all_sandboxes(None).expect("a list");
+        let sandboxes = self.client.all_sandboxes(&[]).expect("a list");
         sandboxes.into_iter().filter_map(|sandbox| sandbox.name).collect()
     }
 
     fn snapshots(&self) -> usize {
-        self.client.all_snapshots(None).expect("a list").len()
+        self.client.all_snapshots(&[]).expect("a list").len()
     }
 
     /// Lets the daemon have `more` descriptors beside those it has; gives what it could have before.
@@ -156,12 +156,12 @@ fn the_images_of_a_machine_go_when_nothing_runs_from_them() {
     let mut peers = Peers::start();
     peers.filled("vm");
     peers.write_disk("vm", 5, 6);
-    let images = peers.node.client.all_snapshots(None).expect("a list");
+    let images = peers.node.client.all_snapshots(&[]).expect("a list");
     assert_eq!(images.iter().map(|one| one.labels.len()).collect::<Vec<_>>(), [1], "its disk's image");
     peers.node.crash();
-    assert_eq!(peers.node.client.all_snapshots(None).expect("a list").len(), 1, "it runs from it");
+    assert_eq!(peers.node.client.all_snapshots(&[]).expect("a list").len(), 1, "it runs from it");
     let first = peers.node.pause("vm", "first");
-    let left = peers.node.client.all_snapshots(None).expect("a list");
+    let left = peers.node.client.all_snapshots(&[]).expect("a list");
     assert_eq!(left.iter().map(|one| one.id).collect::<Vec<_>>(), [first.id]);
     peers.node.crash();
     peers.node.resume("vm");
