@@ -22,9 +22,10 @@ use super::problems::guest_failed;
 use super::room::no_room_for_disks;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{CreateSandbox, DiskImage, Labels, MemoryBacking, VmmKind};
+use crate::api::types::{CreateSandbox, DiskImage, Labels, Machine, MemoryBacking, VmmKind};
 use crate::asker::Asker;
 use crate::disk::{ImageFile, ImportError};
+use crate::vmm::kernel_format::KernelFormats;
 use crate::vmm::qemu::{BootFile, BootRole};
 
 /// The label of a snapshot that is nothing but the images a machine's disks began as.
@@ -136,8 +137,22 @@ fn wrong_image(disk: &str, path: &str, error: &ImportError) -> Problem {
     Problem::new(Code::InvalidRequest, format!("disk {disk}: {path}: {error}"))
 }
 
+/// Keeps the files that a machine boots from: a kernel of one of `formats` and, if it has one, an initrd.
+pub(super) fn keep_boot_files(
+    directory: &Path,
+    machine: &Machine,
+    formats: KernelFormats,
+    memory_bytes: u64,
+    asker: &Asker,
+) -> anyhow::Result<(BootFile, Option<BootFile>)> {
+    let kernel = keep_boot_file(directory, ("kernel", &machine.kernel), BootRole::Kernel(formats), asker)?;
+    let keep_initrd =
+        |path| keep_boot_file(directory, ("initrd", path), BootRole::Initrd { memory_bytes }, asker);
+    Ok((kernel, machine.initrd.as_deref().map(keep_initrd).transpose()?))
+}
+
 /// Keeps a file that a machine boots from; `role` is its name in the request.
-pub(super) fn keep_boot_file(
+fn keep_boot_file(
     directory: &Path,
     (role, path): (&str, &str),
     boot_role: BootRole,

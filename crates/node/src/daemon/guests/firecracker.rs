@@ -16,7 +16,7 @@ use crate::api::types::{DiskImage, Machine, MemoryBacking};
 use crate::asker::Asker;
 use crate::daemon::Daemon;
 use crate::daemon::keeping::guest_key;
-use crate::daemon::machines::keep_boot_file;
+use crate::daemon::machines::keep_boot_files;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::sandbox::DEVICE_STATE;
 use crate::settings::FirecrackerSettings;
@@ -25,7 +25,6 @@ use crate::vmm::firecracker::{
     Interface, Jailer, MemoryPages, NotFirecracker, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
 };
 use crate::vmm::kernel_format::KernelFormats;
-use crate::vmm::qemu::BootRole;
 use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
 
@@ -47,8 +46,8 @@ pub(in crate::daemon) fn settle(
     asker: &Asker,
 ) -> anyhow::Result<FirecrackerSpec> {
     let directory = qemu::boot_directory(daemon);
-    let kernel = BootRole::Kernel(KernelFormats::FIRECRACKER);
-    let initrd = BootRole::Initrd { memory_bytes };
+    let (kernel, initrd) =
+        keep_boot_files(&directory, machine, KernelFormats::FIRECRACKER, memory_bytes, asker)?;
     let drive = |(at, (disk, (_, bytes))): (usize, (&DiskImage, &(VolumeName, u64)))| Drive {
         id: disk.name.clone(),
         bytes: *bytes,
@@ -62,12 +61,8 @@ pub(in crate::daemon) fn settle(
             MemoryBacking::Shared | MemoryBacking::Private => MemoryPages::Small,
             MemoryBacking::Huge => MemoryPages::Huge,
         },
-        kernel: keep_boot_file(&directory, ("kernel", &machine.kernel), kernel, asker)?,
-        initrd: machine
-            .initrd
-            .as_deref()
-            .map(|path| keep_boot_file(&directory, ("initrd", path), initrd, asker))
-            .transpose()?,
+        kernel,
+        initrd,
         command_line: machine.command_line.clone().unwrap_or_else(|| COMMAND_LINE.to_owned()),
         drives: machine.disks.iter().zip(disks).enumerate().map(drive).collect(),
         interfaces: machine

@@ -23,7 +23,7 @@ use crate::api::types::{Accelerator, Board, Machine};
 use crate::asker::Asker;
 use crate::daemon::Daemon;
 use crate::daemon::keeping::guest_key;
-use crate::daemon::machines::keep_boot_file;
+use crate::daemon::machines::keep_boot_files;
 use crate::daemon::record::RecordedGuest;
 use crate::disk::{DiskWatch, whole_sectors};
 use crate::keeper::{Held, KeeperClient, KeeperError};
@@ -31,8 +31,8 @@ use crate::sandbox::DEVICE_STATE;
 use crate::vmm::guests::linux_command_line;
 use crate::vmm::kernel_format::KernelFormats;
 use crate::vmm::qemu::{
-    self, BootRole, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, Places, QemuGuest, QemuOptions,
-    QemuProgram, QemuSpec,
+    self, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
+    QemuSpec,
 };
 use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
@@ -102,8 +102,7 @@ pub(in crate::daemon) fn settle(
 ) -> anyhow::Result<QemuSpec> {
     let program = daemon.host_qemu.get()?;
     let directory = boot_directory(daemon);
-    let kernel = BootRole::Kernel(KernelFormats::QEMU);
-    let initrd = BootRole::Initrd { memory_bytes };
+    let (kernel, initrd) = keep_boot_files(&directory, machine, KernelFormats::QEMU, memory_bytes, asker)?;
     let by_kvm = program.check_accelerator(qemu::Accelerator::Kvm).is_ok();
     let accelerator = match machine.accelerator {
         Some(Accelerator::Tcg) => qemu::Accelerator::Tcg,
@@ -120,12 +119,8 @@ pub(in crate::daemon) fn settle(
         cpu_model: machine.cpu.clone().unwrap_or_else(|| accelerator.default_cpu_model().to_owned()),
         cpus: machine.cpus,
         memory_bytes,
-        kernel: keep_boot_file(&directory, ("kernel", &machine.kernel), kernel, asker)?,
-        initrd: machine
-            .initrd
-            .as_deref()
-            .map(|path| keep_boot_file(&directory, ("initrd", path), initrd, asker))
-            .transpose()?,
+        kernel,
+        initrd,
         command_line: machine.command_line.clone().unwrap_or_else(linux_command_line),
         disks: disks.iter().map(|(name, bytes)| DiskSpec { name: name.to_string(), bytes: *bytes }).collect(),
         nics: machine
@@ -137,7 +132,7 @@ pub(in crate::daemon) fn settle(
     Ok(options.settle(&program)?)
 }
 
-/// An address of the kind that anyone may give.
+/// A random hardware address of the locally administered kind.
 fn any_mac() -> String {
     let [.., third, second, first] = Uuid::now_v7().into_bytes();
     format!("52:54:00:{first:02x}:{second:02x}:{third:02x}")
