@@ -39,22 +39,22 @@ pub struct CapturedPages {
     pub zero: PageSet,
 }
 
-/// How it is proven that nobody writes a capture's bytes any more.
+/// Kind of proof that a capture's bytes are not written any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProofKind {
-    /// The kernel seals them, which it does only when no writable mapping lives: nobody ever can.
+    /// The kernel seals them, which it does only when no writable mapping lives: they can never be written again.
     Seal,
     /// The file's seals are sealed, or it is open for reading only. No other process holds it, which a descriptor on its
     /// way between two processes may make untrue.
     NoHolder,
 }
 
-/// Whether anybody can still write a capture's bytes.
+/// Result of a try to prove that a capture's bytes cannot be written any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proven {
-    /// Nobody can.
+    /// They cannot.
     Frozen,
-    /// Somebody has them mapped for writing.
+    /// A process has them mapped for writing.
     Mapped,
     /// This process holds the file.
     Held(Holder),
@@ -138,12 +138,12 @@ impl Capture {
         self.frozen.load(Ordering::Acquire)
     }
 
-    /// Whether every read of these bytes finds the same: the kernel itself keeps all others from writing them.
+    /// True if every read of these bytes finds the same: the kernel itself keeps all others from writing them.
     pub fn is_sealed(&self) -> bool {
         self.proof == ProofKind::Seal && self.is_frozen()
     }
 
-    /// Tries to prove that these bytes cannot be written any more any more. The keeper, whose process id is given where
+    /// Tries to prove that these bytes cannot be written any more. The keeper, whose process id is given where
     /// there is one, holds the file for us and never writes it.
     pub fn prove_frozen(&self, keeper: Option<u32>) -> io::Result<Proven> {
         if self.is_frozen() {
@@ -165,7 +165,7 @@ impl Capture {
         Ok(proven)
     }
 
-    /// Who but this process and the keeper holds the memory file.
+    /// The process, besides this one and the keeper, that holds the memory file.
     pub fn holding(&self, keeper: Option<u32>) -> io::Result<Holding> {
         holders::holding(self.memory().memfd.as_fd(), keeper.as_slice())
     }

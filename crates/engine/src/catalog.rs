@@ -104,7 +104,7 @@ struct State {
 #[derive(Debug)]
 enum Place {
     Here(Database),
-    /// Somebody uses it.
+    /// A thread uses it.
     Taken,
     /// It failed and was closed; its next user opens it.
     Closed,
@@ -275,7 +275,7 @@ impl Catalog {
 }
 
 impl Shared {
-    /// The database, unless somebody else has it.
+    /// The database, unless another thread has it.
     fn take_turn<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Result<Turn<'a>, MutexGuard<'a, State>> {
         match std::mem::replace(&mut state.place, Place::Taken) {
             Place::Taken => Err(state),

@@ -1,6 +1,7 @@
-//! Deleted snapshots that are held, with all they have, as long as something may stand on them that is not found again.
+//! Deleted snapshots that are held, with all they have, as long as something that is not found again yet may stand on
+//! them.
 //!
-//! What is found holds what it stands on by itself. A sandbox that is not taken over yet does not, and neither does an
+//! A snapshot that was found holds its own base. A sandbox that is not taken over yet does not, and neither does an
 //! undecided snapshot, whose parent and layers are only named in its record.
 
 use std::collections::HashSet;
@@ -17,7 +18,7 @@ pub(crate) struct Deleted(Mutex<HeldDeleted>);
 #[derive(Debug)]
 struct HeldDeleted {
     held: Vec<Arc<Snapshot>>,
-    /// Whether a sandbox of the process before this one may still ask for the snapshot it runs from.
+    /// True if a sandbox of the process before this one may still ask for the snapshot it runs from.
     origins_may_be_asked: bool,
 }
 

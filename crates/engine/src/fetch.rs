@@ -141,8 +141,8 @@ impl Drop for Claimed {
     }
 }
 
-/// Fetches a frame that somebody waits for, and in the same request those after it that may be wanted next. They are
-/// claimed when this is called, not when it is first polled: a runtime that has ended drops it unpolled.
+/// Fetches a frame that has waiters, and in the same request those after it that may be wanted next. They are claimed
+/// when this is called, not when it is first polled: a runtime that has ended drops it unpolled.
 fn fetch_run(
     shared: Arc<Shared>,
     layer: Arc<Layer>,
@@ -200,7 +200,7 @@ fn size_of(bytes: u64) -> usize {
     usize::try_from(bytes).expect("what is in memory has a size")
 }
 
-/// Fetches one frame that somebody waits for. It is claimed when this is called.
+/// Fetches one frame that has waiters. It is claimed when this is called.
 fn fetch_until_done(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber) -> impl Future<Output = ()> {
     let claimed = Claimed::new(Arc::clone(&shared), layer.id(), vec![frame]);
     async move {

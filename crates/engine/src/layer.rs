@@ -338,8 +338,8 @@ impl Layer {
         self.index().map(|index| index.digest(frame))
     }
 
-    /// Before a frame is written into a file that somebody cut short: the write would make it long again, and what
-    /// was lost would read as zeroes without any error.
+    /// Before a frame is written into a file that was cut short: the write would make it long again, and what was lost
+    /// would read as zeroes without any error.
     fn make_whole(&self) -> io::Result<()> {
         let bytes = u64_of(self.mapping.bytes());
         if self.file.metadata()?.len() < bytes {

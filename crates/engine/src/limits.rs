@@ -179,8 +179,8 @@ pub const FROZEN_ASK_FIRST: Duration = Duration::from_millis(1);
 /// The longest pause between two such questions: tearing memory down takes about 23 ms a GiB.
 pub const FROZEN_ASK_LAST: Duration = Duration::from_millis(50);
 
-/// How long a seal waits in silence for the proof that captured memory can no longer be written. After that it names the
-/// process that holds the memory, and asks again as after any failure.
+/// Longest time that a seal waits in silence for the proof that captured memory can no longer be written. After that it
+/// names the process that holds the memory, and asks again as after any failure.
 pub const FROZEN_WAIT: Duration = Duration::from_secs(3);
 
 /// Bytes of the catalog that stay in memory: records are small, and manifests are read at the start.

@@ -44,7 +44,7 @@ impl Precedence {
         BringingUp(self.clone())
     }
 
-    /// Waits while somebody goes first, at most `limit`.
+    /// Waits while a guest goes first, at most `limit`.
     fn wait_for_none(&self, limit: Duration) {
         let deadline = Deadline::after(limit);
         let mut state = lock(&self.0.state);

@@ -1,4 +1,4 @@
-//! Files and directories that no other user can open, with any umask and whatever mode they had before.
+//! Files and directories that no other user can open, with any umask and any earlier mode.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;

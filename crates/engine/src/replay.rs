@@ -193,7 +193,7 @@ impl Replaying<'_> {
         Ok(made)
     }
 
-    /// Opens every layer of a manifest. Where one cannot be opened, the others come with the reason: the last handle of a
+    /// Opens every layer of a manifest. If one cannot be opened, the others come with the reason: the last handle of a
     /// layer must not go while the catalog names it.
     fn reopen(
         &self,
@@ -420,7 +420,7 @@ impl Made {
     }
 }
 
-/// Why a kept volume cannot be opened: where the system refused something, it may be there all the same.
+/// Obstacle of a kept volume that cannot be opened: if the system refused something, it may be there all the same.
 fn of_kept(name: &VolumeName, error: &KeptError) -> Obstacle {
     let reason = format!("volume {name}: {error}");
     match error {

@@ -40,7 +40,7 @@ impl SingleFlight {
         first
     }
 
-    /// Takes over a frame without waiters, to be fetched beside another. False if somebody fetches it.
+    /// Takes over a frame without waiters, to be fetched beside another. False if it is being fetched.
     #[must_use = "a claimed frame must be fetched or given back"]
     pub fn claim(&self, key: FrameKey) -> bool {
         let mut awaited = lock(&self.0);
@@ -51,8 +51,8 @@ impl SingleFlight {
         free
     }
 
-    /// Gives back a claimed frame that was not fetched. True if somebody has asked for it since: the caller is then to
-    /// run [`Self::fetch`].
+    /// Gives back a claimed frame that was not fetched. True if it has waiters by now: then the caller must run
+    /// [`Self::fetch`].
     #[must_use = "the caller must fetch if this is true"]
     pub fn give_back(&self, key: FrameKey) -> bool {
         self.is_awaited(key)

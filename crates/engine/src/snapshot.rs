@@ -196,7 +196,7 @@ impl Snapshot {
         Some(work)
     }
 
-    /// Whether its pages are nowhere, or cannot be had now; it may have been deleted since.
+    /// True if its pages are nowhere, or cannot be had now; it may have been deleted since.
     pub(crate) fn is_without_bytes(&self) -> bool {
         let progress = lock(&self.progress);
         match progress.status.state {
@@ -280,7 +280,7 @@ impl Snapshot {
         lock(&self.progress).status.state
     }
 
-    /// Whether its owner deleted it.
+    /// True if its owner deleted it.
     pub(crate) fn is_deleted(&self) -> bool {
         matches!(self.state(), SnapshotState::CapturedForChildren | SnapshotState::Discarded)
     }

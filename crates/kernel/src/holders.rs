@@ -1,4 +1,4 @@
-//! Which processes hold a file, open or mapped, as `/proc` tells it.
+//! Finds the processes that hold a file, open or mapped, in `/proc`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 pub struct Holder {
     /// Its process id.
     pub pid: u32,
-    /// What its program is called.
+    /// Name of its program.
     pub name: String,
 }
 
-/// What was found of the processes that hold a file.
+/// Result of looking for processes that hold a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holding {
     /// None does.
@@ -58,7 +58,7 @@ pub fn holding(file: BorrowedFd<'_>, except: &[u32]) -> io::Result<Holding> {
     Ok(found)
 }
 
-/// A file, whoever names it.
+/// A file, independent of its names.
 struct Sought {
     device: u64,
     inode: u64,
@@ -95,7 +95,7 @@ impl Sought {
         Ok(maps.lines().any(|line| self.is_mapped_by(line)))
     }
 
-    /// Whether a line of `maps` (proc(5)) is of the file: `address perms offset device inode path`.
+    /// True if a line of `maps` (proc(5)) is of the file: `address perms offset device inode path`.
     fn is_mapped_by(&self, line: &str) -> bool {
         let mut fields = line.split_ascii_whitespace().skip(3);
         let device = fields.next().and_then(|field| {
@@ -110,7 +110,7 @@ impl Sought {
     }
 }
 
-/// Whether a thread without mappings is the kernel's own or has ended: `pid (name) state ... flags ...`.
+/// True if a thread without mappings is the kernel's own or has ended: `pid (name) state ... flags ...`.
 fn has_no_memory(stat: &str) -> bool {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
     let has_ended = matches!(fields.first(), Some(&("Z" | "X")));

@@ -58,7 +58,7 @@ impl ProcessHandle {
         Ok(Self { fd, pid })
     }
 
-    /// Takes over a pidfd that somebody else opened.
+    /// Takes over a pidfd that another process opened.
     ///
     /// An error of kind `NotFound` if the process has ended and was waited for, or cannot be seen from here.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {

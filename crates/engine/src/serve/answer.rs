@@ -22,7 +22,7 @@ use crate::view::{Piece, PieceSource};
 /// Reason told for a page whose bytes are bad although they were thought to be good.
 const SOURCE_LOST: &str = "its bytes could not be read from memory or from this disk";
 
-/// What is told of a huge page that the kernel calls present and that is not.
+/// Reason told for a huge page that the kernel calls present although it is not.
 const NO_HUGE_PAGE: &str =
     "no huge page of 2 MiB is free for it: reserve more (sysctl vm.nr_hugepages), or end what takes them";
 

@@ -179,7 +179,7 @@ impl FaultServer {
         self.mailbox.send(Mail::Ahead(Arc::clone(set)));
     }
 
-    /// Begins to note what the guest touches; what was noted before for somebody else is handed over as it is.
+    /// Begins to note what the guest touches; an earlier recording is handed over as it is.
     pub(crate) fn record(&self) -> Recorded {
         Recorded::begin(&self.mailbox)
     }

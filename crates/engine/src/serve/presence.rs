@@ -1,15 +1,15 @@
 //! Huge pages that the kernel calls present although they are not.
 //!
-//! Where no huge page is free, UFFDIO_COPY says EEXIST (seen with Linux 6.18). A guest that is woken by that faults on the
-//! page again, and so on. Each thread of a guest faults once on a page that is there, so more faults than threads can be
-//! tell the two apart.
+//! If no huge page is free, UFFDIO_COPY says EEXIST (seen with Linux 6.18). A guest that is woken by that faults on the
+//! page again, and so on. Each thread of a guest faults once on a page that is there, so more faults than threads can
+//! be tell the two apart.
 
 use std::collections::HashMap;
 
 use crate::geometry::GuestPage;
 use crate::limits;
 
-/// How often the kernel called each huge page present since it was last installed.
+/// Number of times the kernel called each huge page present since it was last installed.
 #[derive(Debug, Default)]
 pub(super) struct Presence(HashMap<GuestPage, u32>);
 

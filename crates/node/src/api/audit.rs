@@ -26,7 +26,7 @@ pub(crate) enum Caller {
         /// Its number, where the kernel says it.
         pid: Option<i32>,
     },
-    /// Somebody who comes over TCP.
+    /// A client that comes over TCP.
     Remote {
         /// From where; none where the kernel does not say.
         address: Option<SocketAddr>,

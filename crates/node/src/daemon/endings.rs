@@ -34,7 +34,7 @@ pub(super) struct Endings {
 pub(super) struct Exclusive {
     /// The tap devices it is at.
     pub(super) taps: Vec<String>,
-    /// Whether its memory is of the host's huge pages.
+    /// True if its memory is of the host's huge pages.
     pub(super) huge_pages: bool,
 }
 

@@ -44,7 +44,7 @@ pub(super) struct Socket {
     pub(super) path: PathBuf,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) tracking: WriteTracking,
-    /// Why its VMM cannot be captured, once that was found.
+    /// The reason that its VMM cannot be captured, once that was found.
     hindrance: OnceLock<String>,
     standing: Mutex<Standing>,
     /// Waits for a VMM and its hand-over, and looks at what it handed over; then ends.
@@ -378,7 +378,7 @@ pub(super) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// How the writes of a VMM are tracked that has a userfaultfd with the features `granted`.
+/// The tracking of a VMM's writes with a userfaultfd that has the features `granted`.
 pub(super) fn tracking(wanted: WriteTracking, granted: Features) -> Tracking {
     match (wanted, granted.contains(Features::WP_ASYNC)) {
         (WriteTracking::WhenFree | WriteTracking::Always, true) => Tracking::Scan,
@@ -387,7 +387,7 @@ pub(super) fn tracking(wanted: WriteTracking, granted: Features) -> Tracking {
     }
 }
 
-/// How VMMs of others are served; the tracking is that of their epoch.
+/// Options for VMMs that others manage; the tracking is that of their epoch.
 fn options() -> ServeOptions {
     ServeOptions {
         tracking: Tracking::Resident,

@@ -6,7 +6,7 @@ use rekindle_engine::serve::KeptEpoch;
 use rekindle_kernel::holders::{self, Holder, Holding};
 use rekindle_kernel::{Memfd, Pagemap};
 
-/// What a capture of a VMM will need of it.
+/// Parts of a VMM that its capture will need.
 #[derive(Debug)]
 pub(super) struct HandedOver {
     pid: u32,
@@ -20,7 +20,7 @@ impl HandedOver {
         Ok(Self { pid: kept.facts.pid, memfd: memfd.transpose()? })
     }
 
-    /// Why the VMM cannot be captured, or its capture not be saved, as things are.
+    /// The reason that the VMM cannot be captured, or its capture not be saved, in its present state.
     pub(super) fn hindrance(&self, keeper: u32) -> Option<String> {
         let pid = self.pid;
         if let Err(error) = Pagemap::of(pid) {

@@ -31,7 +31,7 @@ struct Promised {
     pid: Option<u32>,
 }
 
-/// Why a guest cannot have its huge pages now.
+/// Reason that a guest cannot have its huge pages now.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoHugePages {
     /// Too few are left.

@@ -312,8 +312,8 @@ impl Daemon {
         })
     }
 
-    /// Starts a guest; whatever of it there is when that fails is ended. The error has how its VMM ended, and what that
-    /// printed last: its log goes with it.
+    /// Starts a guest; on failure, its parts made so far are ended. The error has the end of its VMM and its last
+    /// output, whose log goes with it.
     fn born_once(&self, start: impl Fn(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
         let guest = Uuid::now_v7();
         start(guest).map(Box::new).map_err(|error| {

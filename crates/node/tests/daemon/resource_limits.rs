@@ -33,7 +33,7 @@ fn under_a_limit_of_file_size_a_daemon_starts_and_deletes_and_says_why_it_cannot
     node.client.delete_snapshot("base").expect("what gives room back is never refused");
     assert_eq!(node.client.version().expect("it answers").pid, daemon, "no signal ended it");
     node.crash();
-    assert!(node.client.all_sandboxes(None).expect("they are listed").is_empty());
+    assert!(node.client.all_sandboxes(&[]).expect("they are listed").is_empty());
 }
 
 #[test]

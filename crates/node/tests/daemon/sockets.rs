@@ -40,7 +40,7 @@ fn open_tracking(node: &Node, tracking: WriteTracking) -> FaultSocket {
     socket
 }
 
-/// How a VMM of ours is started that is to be served at the socket, with a userfaultfd for that kind of tracking.
+/// Arguments of a VMM of ours that is to be served at the socket, with a userfaultfd for that kind of tracking.
 fn arguments(socket: &FaultSocket, tracking: TrackingKind) -> GuestArguments {
     GuestArguments {
         kind: MemoryKind::Shared,
@@ -205,7 +205,7 @@ fn memory_that_can_never_be_sealed_is_captured_and_who_else_holds_it_is_named_fr
         .stderr(Stdio::null())
         .spawn()
         .expect("sleep runs");
-    // What was sealed after the hand-over is found where the daemon looks again.
+    // A seal that was made after the hand-over is found when the daemon looks again.
     node.crash();
     node.eventually("the holder being named before a capture", || {
         let hindrance = node.client.fault_socket(socket.id).expect("it is known").capture_hindrance;

@@ -15,7 +15,7 @@ const USABLE: u32 = 1;
 const LOADED: u32 = 1;
 const NOTE: u32 = 4;
 const STRETCH_BYTES: usize = 56;
-/// What is before the content of a note with the name "Xen".
+/// Bytes before the content of a note with the name "Xen".
 const NOTE_HEAD_BYTES: usize = 16;
 
 /// Start and end of the holes that a personal computer has in its first MiB.

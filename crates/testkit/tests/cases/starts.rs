@@ -10,7 +10,7 @@ use rekindle_testkit::random::Random;
 use rekindle_testkit::site::{PATIENCE, Site};
 
 use crate::restart::{Known, check_and_publish, check_and_publish_all, end, find, start, states};
-use crate::{check, child, first_pause, pause, run, site, wait_published, wait_sealed};
+use crate::{check, child, first_pause, pause, run, sealed_in_an_outage, site, wait_published, wait_sealed};
 
 #[test]
 fn case_35_a_start_sets_aside_what_nobody_names_and_nothing_else() {
@@ -129,9 +129,7 @@ fn a_deleted_snapshot_stays_while_what_stands_on_it_or_it_itself_is_undecided() 
 fn a_deleted_snapshot_whose_layer_cannot_be_read_stays_for_the_child_that_stands_on_it() {
     let site = site();
     let engine = start(&site);
-    let outage = site.faults.outage();
-    let first = first_pause(&engine, 150);
-    wait_sealed(&first.0);
+    let (outage, first) = sealed_in_an_outage(&site, &engine, 150);
     let held = site.hooks.hold(Point::Compare);
     let child = child(&engine, &first, run(20, 60), 2);
     let layer = first_layer(&first);

@@ -23,7 +23,8 @@ pub struct FaultSocket {
     pub state: FaultSocketState,
     /// The reason that it is stalled or has ended.
     pub reason: Option<String>,
-    /// Why its VMM cannot be captured, or its capture not be saved, as it was found at the hand-over or the daemon's start.
+    /// The reason that its VMM cannot be captured, or its capture not be saved, as found at the hand-over or the
+    /// daemon's start.
     #[serde(default)]
     pub capture_hindrance: Option<String>,
     /// Pages served.
@@ -54,18 +55,18 @@ pub struct OpenFaultSocket {
     /// True to serve it before it is sealed; the setting by default.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
-    /// How its VMM's writes are tracked.
+    /// Tracking of its VMM's writes.
     #[serde(default)]
     pub tracking: WriteTracking,
 }
 
-/// How the writes of a VMM at a fault socket are tracked. Where its userfaultfd has WP_ASYNC the kernel marks them, at no
+/// Tracking of the writes of a VMM at a fault socket. If its userfaultfd has WP_ASYNC the kernel marks them, at no
 /// cost; without it the first write to each page is a fault of its own, or writes are not tracked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WriteTracking {
-    /// Where it costs nothing; elsewhere a capture takes every page that is there, and keeps those that differ from the
-    /// snapshot.
+    /// Only if it costs nothing; otherwise a capture takes every page that is there, and keeps those that differ from
+    /// the snapshot.
     #[default]
     WhenFree,
     /// Always: captures are quick, and the first write to each page is slower.

@@ -215,7 +215,7 @@ impl GuestSpec {
         }
     }
 
-    /// What it has that no other guest can have at the same time.
+    /// Things of the host that no other guest can have at the same time.
     pub(super) fn exclusive(&self) -> Exclusive {
         let taps = self.taps().into_iter().map(str::to_owned).collect();
         Exclusive { taps, huge_pages: self.backing() == MemoryBacking::Huge }

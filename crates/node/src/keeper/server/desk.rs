@@ -15,7 +15,7 @@ use crate::keeper::error::Refusal;
 use crate::keeper::key::{FdName, Key};
 use crate::keeper::wire::{Identified, PROTOCOL, Request, SentRole, Spawn, Started};
 
-/// How long killed children may take to end: the kernel takes their memory down first.
+/// Longest time for killed children to end: the kernel takes their memory down first.
 const CHILDREN_END_WITHIN: Duration = Duration::from_secs(20);
 
 /// State that requests act on. Each is checked whole before it changes anything.

@@ -14,7 +14,7 @@ pub(crate) struct Settings {
     pub(crate) format: String,
     /// Step at which it dies.
     pub(crate) dies_at: Option<Step>,
-    /// Whether it dies there as by its seccomp filter.
+    /// True if it dies there as by its seccomp filter.
     pub(crate) is_filtered: bool,
     /// Step at which it stands until this pipe is written.
     pub(crate) stands_at: Option<(Step, PathBuf)>,
@@ -22,7 +22,7 @@ pub(crate) struct Settings {
     pub(crate) refuses: BTreeMap<String, String>,
     /// True if it hands a memory file over beside its userfaultfd.
     pub(crate) shares_memory: bool,
-    /// Whether the seals of that file are sealed, as those of Firecrackers are that share their memory.
+    /// True if the seals of that file are sealed, as those of Firecrackers are that share their memory.
     pub(crate) seals_seals: bool,
     /// True if a frame comes into guest memory after a snapshot was written.
     pub(crate) late_frame: bool,
