@@ -7,6 +7,7 @@ pub mod kernel_format;
 pub(crate) mod last_words;
 pub mod process;
 pub mod qemu;
+mod said;
 pub mod serial_line;
 pub mod taps;
 pub mod vmm_process;

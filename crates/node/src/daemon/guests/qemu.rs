@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -31,8 +32,8 @@ use crate::sandbox::DEVICE_STATE;
 use crate::vmm::guests::linux_command_line;
 use crate::vmm::kernel_format::KernelFormats;
 use crate::vmm::qemu::{
-    self, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
-    QemuSpec,
+    self, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, NoQemu, Places, QemuGuest, QemuOptions,
+    QemuProgram, QemuSpec,
 };
 use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
@@ -40,8 +41,19 @@ use crate::vmm::vmm_process::VmmProcess;
 /// The QEMU of this host, asked what it can do once for each time it is installed.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct HostQemu {
-    known: Mutex<Option<(FileStamp, QemuProgram)>>,
+    known: Mutex<Option<Known>>,
+    /// How often it was asked.
+    times_asked: AtomicU64,
     asking: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the QEMU at a path said.
+#[derive(Debug)]
+struct Known {
+    path: PathBuf,
+    /// None where there is no file to be looked at.
+    stamp: Option<FileStamp>,
+    said: Result<QemuProgram, NoQemu>,
 }
 
 /// Identity of a program's file.
@@ -66,24 +78,38 @@ impl HostQemu {
     }
 
     fn get(&self) -> anyhow::Result<QemuProgram> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // Another one may have come before it in the search path.
         let path = QemuProgram::locate()?;
-        if let Some((stamp, program)) = &*known
-            && program.path == path
-            && stamp_of(&path).is_ok_and(|now| now == *stamp)
+        let since = self.times_asked.load(Ordering::Acquire);
+        Ok(self.ask(path, since, |path| QemuProgram::find(Some(path)))?)
+    }
+
+    /// Whether there is a QEMU, `since` being how often it was asked when that was wanted to be known: one that did not
+    /// answer since then is not asked once more by each that waited meanwhile.
+    fn ask(
+        &self,
+        path: PathBuf,
+        since: u64,
+        find: impl FnOnce(&Path) -> Result<QemuProgram, NoQemu>,
+    ) -> Result<QemuProgram, NoQemu> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = stamp_of(&path);
+        if let Some(known) = &*known
+            && (&known.path, known.stamp) == (&path, stamp)
+            && (known.said.is_ok() || self.times_asked.load(Ordering::Acquire) != since)
         {
-            return Ok(program.clone());
+            return known.said.clone();
         }
-        let program = QemuProgram::find(Some(&path))?;
-        *known = Some((stamp_of(&program.path)?, program.clone()));
-        Ok(program)
+        let said = find(&path);
+        self.times_asked.fetch_add(1, Ordering::Release);
+        *known = Some(Known { path, stamp, said: said.clone() });
+        said
     }
 }
 
-fn stamp_of(path: &Path) -> std::io::Result<FileStamp> {
-    let metadata = std::fs::metadata(path)?;
-    Ok((metadata.dev(), metadata.ino(), metadata.mtime()))
+fn stamp_of(path: &Path) -> Option<FileStamp> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.mtime()))
 }
 
 #[derive(Debug)]
@@ -310,5 +336,23 @@ impl Guest for DrivenQemu {
 
     fn serial(&self) -> std::io::Result<Option<SerialLine>> {
         SerialLine::of_socket(self.guest.serial()).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_qemu_that_does_not_answer_is_asked_once_for_all_that_wait_for_it() {
+        let host = HostQemu::default();
+        let none = |path: &Path| Err(NoQemu::NotFound { looked_for: path.display().to_string() });
+        let again = |_: &Path| Err(NoQemu::NotFound { looked_for: "asked again".to_owned() });
+        let ask = |since, find: &dyn Fn(&Path) -> Result<QemuProgram, NoQemu>| {
+            host.ask("/no/qemu".into(), since, find).expect_err("there is none").to_string()
+        };
+        assert!(ask(0, &none).starts_with("/no/qemu is not here"));
+        assert!(ask(0, &again).starts_with("/no/qemu is not here"), "it has waited for that very answer");
+        assert!(ask(1, &again).starts_with("asked again is not here"), "it came later");
     }
 }

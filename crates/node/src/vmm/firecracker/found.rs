@@ -3,19 +3,12 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use rekindle_kernel::ProcessHandle;
 use serde::{Deserialize, Serialize};
 
 use super::spec::FirecrackerSpec;
 use super::version::{Feature, Version};
-
-/// Longest time for the program to say its version.
-const SAY_LIMIT: Duration = Duration::from_secs(10);
-/// The most that is read of what it says.
-const SAID_BYTES_MAX: u64 = 4096;
+use crate::vmm::said::said_by;
 
 /// A Firecracker and the host it runs on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,10 +145,10 @@ impl Found {
     /// Asks `program` which Firecracker it is, and the system which host this is.
     pub fn look(program: &Path) -> Result<Self, NotFirecracker> {
         let not_run = |source| NotFirecracker::NotRun { program: program.to_owned(), source };
-        let said = said_by(program, "--version").map_err(not_run)?;
+        let said = said_by(program, &["--version"]).map_err(not_run)?.out;
         let version = Version::find_in(&said);
         let version = version.ok_or(NotFirecracker::NoVersion { program: program.to_owned(), said })?;
-        let format = said_by(program, "--snapshot-version").map_err(not_run)?;
+        let format = said_by(program, &["--snapshot-version"]).map_err(not_run)?.out;
         let host = Host::look().map_err(not_run)?;
         Ok(Self { version, state_format: Version::find_in(&format), host })
     }
@@ -237,25 +230,6 @@ fn check_format(saved: &Found, found: &Found) -> Result<(), Misfit> {
         _ if (saved_by.major, saved_by.minor) == (found_by.major, found_by.minor) => Ok(()),
         _ => Err(Misfit::UnknownFormat { saved_by, found_by }),
     }
-}
-
-/// Output of the program when it is run with one word.
-fn said_by(program: &Path, word: &str) -> io::Result<String> {
-    let mut command = Command::new(program);
-    command.arg(word).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn()?;
-    let said = ProcessHandle::open(child.id()).and_then(|handle| {
-        let ended = handle.wait_exit(SAY_LIMIT);
-        let out = child.stdout.take().filter(|_| ended);
-        let out = out.ok_or_else(|| io::Error::new(io::ErrorKind::TimedOut, "it does not end"))?;
-        let mut said = Vec::new();
-        out.take(SAID_BYTES_MAX).read_to_end(&mut said)?;
-        Ok(String::from_utf8_lossy(&said).into_owned())
-    });
-    // One that has ended cannot be killed.
-    child.kill().ok();
-    child.wait()?;
-    said
 }
 
 fn kernel() -> (u32, u32) {

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use rekindle_kernel::{Memfd, PageKind};
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::misfit::Misfit;
 use super::spec::{Accelerator, Machine};
+use crate::vmm::said::said_by;
 
 /// The program's name, where no path is given.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -42,7 +42,7 @@ pub struct QemuProgram {
 }
 
 /// Reason that there is no QEMU to be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum NoQemu {
     /// It is not installed.
     #[error("{looked_for} is not here; install it with: apt-get install qemu-system-x86")]
@@ -56,11 +56,11 @@ pub enum NoQemu {
         /// Its path.
         path: PathBuf,
         /// The reason.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// There is no memory for the library that is preloaded into it.
     #[error("making a file in memory for the library that hands QEMU's memory over: {0}")]
-    NoShim(#[source] io::Error),
+    NoShim(#[source] Arc<io::Error>),
     /// It says something about itself that no QEMU says.
     #[error("{} is no QEMU: asked for {asked} it said {said:?}", path.display())]
     NotQemu {
@@ -85,7 +85,8 @@ impl QemuProgram {
         located(None)
     }
 
-    /// The QEMU at `path`, or the one that the search path has, asked what it can do: two runs of 30 ms.
+    /// The QEMU at `path`, or the one that the search path has, asked what it can do: two runs of 30 ms, or
+    /// of seconds where it does not answer.
     pub fn find(path: Option<&Path>) -> Result<Self, NoQemu> {
         let path = located(path)?;
         let said = ask(&path, "--version")?;
@@ -95,7 +96,12 @@ impl QemuProgram {
             said: start_of(&said),
         })?;
         let machines = machines_in(&ask(&path, "-machine help")?);
-        Ok(Self { path, version, machines, shim: Arc::new(shim_file().map_err(NoQemu::NoShim)?) })
+        Ok(Self {
+            path,
+            version,
+            machines,
+            shim: Arc::new(shim_file().map_err(|error| NoQemu::NoShim(Arc::new(error)))?),
+        })
     }
 
     /// The library that hands its memory over.
@@ -164,14 +170,13 @@ fn located(path: Option<&Path>) -> Result<PathBuf, NoQemu> {
 }
 
 fn ask(path: &Path, what: &'static str) -> Result<String, NoQemu> {
-    let asked = Command::new(path).args(what.split(' ')).output();
-    let output = asked.map_err(|source| NoQemu::NotRun { path: path.to_owned(), source })?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        return Ok(said);
+    let words: Vec<_> = what.split(' ').collect();
+    let not_run = |source| NoQemu::NotRun { path: path.to_owned(), source: Arc::new(source) };
+    let said = said_by(path, &words).map_err(not_run)?;
+    if said.status.success() {
+        return Ok(said.out);
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(NoQemu::NotQemu { path: path.to_owned(), asked: what, said: start_of(&said) })
+    Err(NoQemu::NotQemu { path: path.to_owned(), asked: what, said: start_of(&said.errors) })
 }
 
 fn start_of(said: &str) -> String {
