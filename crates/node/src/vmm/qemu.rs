@@ -35,7 +35,7 @@ pub use error::QemuError;
 pub use events::{MachineWatch, told_end};
 pub use kept::{CONTROL, EVENTS, KeptParts, MEMORY, SERIAL};
 pub use launch::{Launch, Places};
-pub use misfit::Misfit;
+pub use misfit::{FoundInstead, Misfit};
 pub use program::{NoQemu, QemuProgram, Version};
 pub use spec::{Accelerator, DiskSpec, Machine, NicSpec, QemuOptions, QemuSpec, SPEC_BLOB};
 

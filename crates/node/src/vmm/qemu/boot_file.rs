@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::misfit::Misfit;
+use super::misfit::{FoundInstead, Misfit};
 use crate::asker::Asker;
 use crate::regular_file::{FileError, RegularFile};
 use crate::vmm::kernel_format::{KernelFormat, KernelFormats};
@@ -21,11 +21,11 @@ const STEP_BYTES: usize = 1 << 20;
 /// A kernel or an initrd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootFile {
-    /// Its path when the machine was made; looked at only if no boot directory has its bytes.
+    /// Path of its copy when the machine was made; looked at only if no boot directory has its bytes.
     pub path: PathBuf,
     /// The BLAKE3 of its bytes, in hexadecimal.
     pub blake3: String,
-    /// Its path when it was named, for people.
+    /// Its path when it was named; looked at last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named: Option<PathBuf>,
 }
@@ -125,25 +125,29 @@ impl BootFile {
         Ok(Self { path, blake3, named: None })
     }
 
-    /// A file with these very bytes: the one in `directory`, else the one where it was. `role` is for the error.
+    /// A file with these very bytes: the one in `directory`, else one where it was. `role` is for the error.
     pub fn find(&self, directory: &Path, role: &'static str) -> Result<PathBuf, Misfit> {
+        let mut places = Vec::new();
+        for path in self.places(directory) {
+            let found = match digest_of(&path) {
+                Ok(found) if found == self.blake3 => return Ok(path),
+                Ok(blake3) => FoundInstead::OtherBytes { blake3 },
+                Err(error) => FoundInstead::Unreadable(error),
+            };
+            places.push((path, found));
+        }
+        Err(Misfit::NoBootFile { role, blake3: self.blake3.clone(), places })
+    }
+
+    /// Where it may be, the likeliest place first.
+    fn places(&self, directory: &Path) -> Vec<PathBuf> {
         // A name from another node is no path of ours until it is seen to be a digest.
         let is_digest = self.blake3.len() == 64 && self.blake3.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let kept = directory.join(if is_digest { &self.blake3 } else { "no digest" });
-        if digest_of(&kept).is_ok_and(|found| found == self.blake3) {
-            return Ok(kept);
-        }
-        match digest_of(&self.path) {
-            Ok(found) if found == self.blake3 => Ok(self.path.clone()),
-            Ok(found) => {
-                let (path, blake3) = (self.path.clone(), self.blake3.clone());
-                Err(Misfit::BootFileChanged { role, path, blake3, found })
-            }
-            Err(source) => {
-                let (path, blake3) = (self.path.clone(), self.blake3.clone());
-                Err(Misfit::BootFileMissing { role, path, blake3, source })
-            }
-        }
+        let kept = is_digest.then(|| directory.join(&self.blake3));
+        let mut places: Vec<PathBuf> =
+            kept.into_iter().chain([self.path.clone()]).chain(self.named.clone()).collect();
+        places.dedup();
+        places
     }
 }
 
@@ -210,6 +214,28 @@ mod tests {
     }
 
     #[test]
+    fn a_file_whose_copy_is_gone_is_taken_from_where_it_was_named() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (original, boot) = (directory.path().join("vmlinuz"), directory.path().join("boot"));
+        fs::write(&original, b"a kernel").expect("there is room");
+        let role = BootRole::Initrd { memory_bytes: 100 };
+        let kept = BootFile::keep(&original, &boot, role, &Asker::default()).expect("there is room");
+        fs::remove_file(&kept.path).expect("it is there");
+        assert_eq!(kept.find(&boot, "kernel").expect("it is where it was named"), original);
+        fs::write(&original, b"a newer kernel").expect("there is room");
+        let error = kept.find(&boot, "kernel").expect_err("it has other bytes").to_string();
+        let newer = blake3::hash(b"a newer kernel").to_hex();
+        for told in [
+            format!("{} cannot be read", kept.path.display()),
+            format!("{} has other bytes (BLAKE3 {newer})", original.display()),
+            format!("put the file with BLAKE3 {}", kept.blake3),
+        ] {
+            assert!(error.contains(&told), "{told}: {error}");
+        }
+        assert_eq!(error.matches(&*kept.path.display().to_string()).count(), 1, "{error}");
+    }
+
+    #[test]
     fn an_initrd_that_is_larger_than_memory_is_refused_before_it_is_read() {
         let directory = tempfile::tempdir().expect("a directory");
         let image = directory.path().join("disk.img");
@@ -261,11 +287,11 @@ mod tests {
         let kept = BootFile::keep_bytes(b"an initrd", directory.path()).expect("there is room");
         fs::write(&kept.path, b"an inird").expect("there is room");
         let error = kept.find(directory.path(), "initrd").expect_err("it has changed");
-        assert!(matches!(error, Misfit::BootFileChanged { role: "initrd", .. }), "{error}");
+        assert!(error.to_string().contains("has other bytes"), "{error}");
         assert_eq!(BootFile::keep_bytes(b"an initrd", directory.path()).expect("it is made again"), kept);
         fs::remove_file(&kept.path).expect("it is there");
         let error = kept.find(directory.path(), "initrd").expect_err("it is gone");
-        assert!(matches!(error, Misfit::BootFileMissing { .. }), "{error}");
+        assert!(error.to_string().contains("cannot be read"), "{error}");
         let hostile = BootFile {
             path: directory.path().to_owned(),
             blake3: "../../etc/passwd".to_owned(),

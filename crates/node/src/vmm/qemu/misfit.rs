@@ -65,29 +65,18 @@ pub enum Misfit {
         /// The CPU here.
         found: String,
     },
-    /// A file the machine boots from is not here.
-    #[error("its {role} is not here: {} cannot be read: {source}; its BLAKE3 is {blake3}", path.display())]
-    BootFileMissing {
+    /// A file the machine boots from is at none of its places.
+    #[error(
+        "its {role} is not here: {}; put the file with BLAKE3 {blake3} in any of these places",
+        told_places(places)
+    )]
+    NoBootFile {
         /// Kernel or initrd.
         role: &'static str,
-        /// The path tried last.
-        path: PathBuf,
         /// The digest of the bytes that are needed.
         blake3: String,
-        /// The reason.
-        source: io::Error,
-    },
-    /// A file the machine boots from has other bytes.
-    #[error("its {role} has changed: {} has BLAKE3 {found}, {blake3} is needed", path.display())]
-    BootFileChanged {
-        /// Kernel or initrd.
-        role: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The digest of the bytes that are needed.
-        blake3: String,
-        /// The digest of the bytes there are.
-        found: String,
+        /// Each place where it was looked for, with what is there.
+        places: Vec<(PathBuf, FoundInstead)>,
     },
     /// The volumes of a snapshot are not those of its machine.
     #[error("{volume} has {found} bytes, but the machine's has {expected}")]
@@ -109,4 +98,23 @@ pub enum Misfit {
         /// Number named.
         given: usize,
     },
+}
+
+/// What is at a place where a boot file was looked for.
+#[derive(Debug, thiserror::Error)]
+pub enum FoundInstead {
+    /// A file with other bytes.
+    #[error("has other bytes (BLAKE3 {blake3})")]
+    OtherBytes {
+        /// Their digest.
+        blake3: String,
+    },
+    /// Nothing that can be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(io::Error),
+}
+
+fn told_places(places: &[(PathBuf, FoundInstead)]) -> String {
+    let told: Vec<_> = places.iter().map(|(path, found)| format!("{} {found}", path.display())).collect();
+    told.join("; ")
 }
