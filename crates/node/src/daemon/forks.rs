@@ -14,6 +14,7 @@ use super::idempotency::{Chosen, Made};
 use super::lifecycle::{put, tap_names};
 use super::live::Live;
 use super::names::Reserved;
+use super::problems::guest_failed;
 use super::record::{NewSandbox, RecordedLife, SandboxRecord};
 use super::references::{Named as _, numbered};
 use super::room::Needed;
@@ -148,6 +149,10 @@ impl Daemon {
             return Ok(Source { known, before: None });
         }
         check_fork_needs_no_tap(entry, &record.spec)?;
+        if let Some(live) = &turn.live {
+            let spec = live.saved_spec().unwrap_or_else(|| record.spec.clone());
+            spec.check_here(self).map_err(|error| never_to_go_on(entry, guest_failed(error)))?;
+        }
         // The source itself goes on as one more.
         self.check_room(Needed::by(&record.spec), count + 1)?;
         let paused = (RecordedLife::Forked, chosen.making(&[id]));
@@ -276,6 +281,17 @@ impl Drop for Born<'_> {
             self.daemon.endings.end(live.end());
         }
     }
+}
+
+/// A sandbox is not paused for forks where it could not go on.
+fn never_to_go_on(entry: &Entry, problem: Problem) -> Problem {
+    let (called, reference) = (entry.called(), entry.reference());
+    let detail = format!(
+        "{called} runs on, no fork was made: it would be paused for that, and cannot be resumed on this node: {}. \
+         `rekindle pause {reference}` pauses it for a resume elsewhere",
+        problem.detail
+    );
+    Problem { detail, ..problem }.sandbox(entry.id())
 }
 
 /// A fork of a running machine would be at the tap of the machine itself.

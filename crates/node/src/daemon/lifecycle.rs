@@ -123,6 +123,9 @@ impl Daemon {
         record.snapshot = Some(id.uuid());
         record.life = paused;
         alongside.push(put(&record));
+        // It may be paused to be resumed elsewhere, so this is told and not refused.
+        let absent = record.spec.absent_here(self);
+        let stays_paused = absent.map(|absent| format!("it cannot be resumed on this node: {absent}"));
         match live.pause(self, id, about, alongside, turn.record()) {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.metrics.pause_answered(asked.elapsed(), frozen);
@@ -131,7 +134,7 @@ impl Daemon {
                 self.endings.end(ending);
                 turn.show(record.clone());
                 self.let_go_of_images(record.id);
-                self.events.say("sandbox.paused", EventAbout::both(record.id, id.uuid()), None);
+                self.events.say("sandbox.paused", EventAbout::both(record.id, id.uuid()), stays_paused);
                 Ok(snapshot)
             }
             Err((live, problem)) => {

@@ -205,6 +205,11 @@ impl Live {
         self.guest.machine_watch().and_then(|watch| watch.ending())
     }
 
+    /// What a snapshot of it is made of, where that is more than it was started as.
+    pub(super) fn saved_spec(&self) -> Option<GuestSpec> {
+        self.guest.saved_spec()
+    }
+
     /// Our ends of its serial line, once more, where it has one.
     pub(super) fn serial(&self) -> std::io::Result<Option<SerialLine>> {
         self.guest.serial()

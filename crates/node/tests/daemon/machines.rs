@@ -315,6 +315,42 @@ fn a_machine_that_cannot_be_resumed_is_refused_with_the_last_words_of_its_qemu()
     Console::from_now(&node.client, "vm").assert_verified();
 }
 
+#[test]
+fn a_machine_that_could_not_go_on_here_is_not_paused_to_be_forked_and_its_pause_says_so() {
+    if !have_qemu(TIER) {
+        return;
+    }
+    let node = Node::start();
+    let wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    let kernel = PathBuf::from(&wanted.machine.as_ref().expect("it is one").kernel);
+    filled(&node, "vm", Board::Microvm, Accelerator::Tcg);
+    let (boot, away) = (node.place.state_directory().join("boot"), kernel.with_extension("away"));
+    std::fs::remove_dir_all(&boot).expect("it is there");
+    std::fs::rename(&kernel, &away).expect("it is there");
+    let counted = Console::from_now(&node.client, "vm").tick();
+    let forks = ForkSandbox { count: 2, name: Some("fork".to_owned()), ..Default::default() };
+    let refused = node.client.fork_sandbox("vm", None, &forks).expect_err("there is no kernel");
+    assert_eq!(refused.code(), Some(Code::Misfit), "{refused}");
+    for told in ["runs on, no fork was made", &kernel.display().to_string(), &boot.display().to_string()] {
+        assert!(refused.to_string().contains(told), "{told}: {refused}");
+    }
+    assert_eq!(node.client.sandbox("vm").expect("it is there").state, SandboxState::Running);
+    assert!(node.client.all_snapshots(None).expect("they are listed").is_empty());
+    assert_eq!(Console::from_now(&node.client, "vm").tick(), counted + 1);
+    node.pause("vm", "first");
+    let events = node.client.known_events(0).expect("they are told");
+    let mut events = events.map(|event| event.expect("one is told"));
+    let paused = events.find(|event| event.kind == "sandbox.paused").expect("it was paused");
+    assert_eq!(paused.detail.as_deref(), Some("it cannot be resumed on this node: its kernel is gone"));
+    let refused = node.client.resume_sandbox("vm", &Default::default()).expect_err("there is no kernel");
+    assert!(refused.to_string().contains(&kernel.display().to_string()), "{refused}");
+    std::fs::rename(&away, &kernel).expect("it is there");
+    node.resume("vm");
+    let mut console = Console::from_now(&node.client, "vm");
+    assert_eq!(console.tick(), counted + 2);
+    console.assert_verified();
+}
+
 fn system_qemu() -> PathBuf {
     let searched = std::env::var_os("PATH").expect("there is a search path");
     let mut places = std::env::split_paths(&searched).map(|place| place.join("qemu-system-x86_64"));

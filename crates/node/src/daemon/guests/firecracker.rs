@@ -22,7 +22,7 @@ use crate::sandbox::DEVICE_STATE;
 use crate::settings::FirecrackerSettings;
 use crate::vmm::firecracker::{
     Drive, DriveContent, DriveSource, FirecrackerFacts, FirecrackerGuest, FirecrackerParts, FirecrackerSpec,
-    Interface, Jailer, MemoryPages, NotFirecracker, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
+    Found, Interface, Jailer, MemoryPages, NotFirecracker, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
 };
 use crate::vmm::kernel_format::KernelFormats;
 use crate::vmm::serial_line::SerialLine;
@@ -114,6 +114,30 @@ pub(super) fn start_served(
 pub(super) fn attach(facts: FirecrackerFacts, held: &mut Held) -> anyhow::Result<Box<dyn Guest>> {
     let parts = FirecrackerParts::take(held, facts).context("the keeper holds only a part of the guest")?;
     Ok(Box::new(DrivenFirecracker(FirecrackerGuest::attach(parts)?)))
+}
+
+/// Checks that a snapshot of the machine can be brought up here.
+pub(super) fn check_here(daemon: &Daemon, spec: &FirecrackerSpec) -> anyhow::Result<()> {
+    let FirecrackerSettings { program, jailer, .. } = &daemon.settings().firecracker;
+    let program = program.clone().map_or_else(find, Ok)?;
+    spec.check(&Found::look(&program)?)?;
+    if let Some(jailer) = jailer {
+        Jailer::from(jailer).check()?;
+    }
+    Ok(())
+}
+
+/// A missing thing that a resume of any machine needs, as far as it is seen without asking Firecracker.
+pub(super) fn absent_here(daemon: &Daemon) -> Option<String> {
+    let program = &daemon.settings().firecracker.program;
+    match program.clone().map_or_else(find, Ok) {
+        // One that is named alone is looked for in the search path when it is run.
+        Ok(program) if program.is_absolute() && !program.is_file() => {
+            Some(format!("{} is gone", program.display()))
+        }
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// Socket at which a guest that is resumed hands its memory over.

@@ -120,7 +120,7 @@ pub(super) trait Guest: Debug + Send {
         None
     }
 
-    /// Its parts once it is suspended, if they differ from those it was started with.
+    /// Its parts in a snapshot of it, if they differ from those it was started with.
     fn saved_spec(&self) -> Option<GuestSpec> {
         None
     }
@@ -289,6 +289,24 @@ impl GuestSpec {
             }
             Self::Qemu { machine, taps } => qemu::start(daemon, id, machine, taps, base),
             Self::Firecracker { machine } => firecracker::start(daemon, id, machine, base),
+        }
+    }
+
+    /// Checks that a guest can be brought up here on a snapshot with this: its VMM fits, and its files are here.
+    pub(super) fn check_here(&self, daemon: &Daemon) -> anyhow::Result<()> {
+        match self {
+            Self::Process { .. } => Ok(()),
+            Self::Qemu { machine, .. } => qemu::check_here(daemon, machine),
+            Self::Firecracker { machine } => firecracker::check_here(daemon, machine),
+        }
+    }
+
+    /// A missing thing that a resume here needs, as far as it is seen at a glance.
+    pub(super) fn absent_here(&self, daemon: &Daemon) -> Option<String> {
+        match self {
+            Self::Process { .. } => None,
+            Self::Qemu { machine, .. } => qemu::absent_here(daemon, machine),
+            Self::Firecracker { .. } => firecracker::absent_here(daemon),
         }
     }
 

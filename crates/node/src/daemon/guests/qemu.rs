@@ -229,6 +229,20 @@ fn launch(
     Ok(Launch::new(&daemon.host_qemu.get()?, spec, places)?)
 }
 
+/// Whether a snapshot of the machine can be brought up here.
+pub(super) fn check_here(daemon: &Daemon, spec: &QemuSpec) -> anyhow::Result<()> {
+    Ok(spec.check_here(&daemon.host_qemu.get()?, &boot_directory(daemon))?)
+}
+
+/// Something without which no snapshot of the machine can be brought up here, where that is seen without asking QEMU.
+pub(super) fn absent_here(daemon: &Daemon, spec: &QemuSpec) -> Option<String> {
+    if let Err(error) = QemuProgram::locate() {
+        return Some(error.to_string());
+    }
+    let absent = spec.options.absent_boot_files(&boot_directory(daemon));
+    (!absent.is_empty()).then(|| format!("its {} is gone", absent.join(" and its ")))
+}
+
 pub(super) fn boot_directory(daemon: &Daemon) -> PathBuf {
     daemon.state_directory.join("boot")
 }

@@ -139,6 +139,11 @@ impl BootFile {
         Err(Misfit::NoBootFile { role, blake3: self.blake3.clone(), places })
     }
 
+    /// Whether there is a file at any place where it may be.
+    pub(super) fn is_somewhere(&self, directory: &Path) -> bool {
+        self.places(directory).iter().any(|place| place.is_file())
+    }
+
     /// Where it may be, the likeliest place first.
     fn places(&self, directory: &Path) -> Vec<PathBuf> {
         // A name from another node is no path of ours until it is seen to be a digest.

@@ -56,6 +56,14 @@ impl Launch {
 }
 
 impl QemuOptions {
+    /// The boot files that are at none of their places, by their roles. Nothing is read.
+    pub fn absent_boot_files(&self, directory: &Path) -> Vec<&'static str> {
+        let files = [("kernel", Some(&self.kernel)), ("initrd", self.initrd.as_ref())];
+        let absent =
+            files.into_iter().filter(|(_, file)| file.is_some_and(|file| !file.is_somewhere(directory)));
+        absent.map(|(role, _)| role).collect()
+    }
+
     /// The kernel and the initrd, read through.
     fn find_boot_files(&self, directory: &Path) -> Result<(PathBuf, Option<PathBuf>), Misfit> {
         let kernel = self.kernel.find(directory, "kernel")?;
@@ -65,6 +73,13 @@ impl QemuOptions {
 }
 
 impl QemuSpec {
+    /// Checks that `program` can take a snapshot of the machine up here, with the boot files of `directory` or where they
+    /// were; reads them through.
+    pub fn check_here(&self, program: &QemuProgram, directory: &Path) -> Result<(), Misfit> {
+        self.check(program)?;
+        self.options.find_boot_files(directory).map(drop)
+    }
+
     /// Checks that `program` makes the machine as it was made first. Files, sockets and network devices are looked at
     /// by [`Launch::new`].
     pub fn check(&self, program: &QemuProgram) -> Result<(), Misfit> {
