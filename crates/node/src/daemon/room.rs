@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use rekindle_engine::budget::BudgetError;
 use rekindle_engine::pause::PauseError;
+use rekindle_kernel::PAGE_BYTES;
 
 use super::Daemon;
 use super::guests::GuestSpec;
+use super::record::{RecordedLife, SandboxRecord};
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::MemoryBacking;
@@ -50,12 +52,31 @@ impl Daemon {
     /// Refuses `count` guests of a kind for which there is not enough RAM, or too few open files, now.
     pub(super) fn check_room(&self, needed: Needed, count: usize) -> Answer<()> {
         let keeper = self.keeping.client().identity().pid;
-        check_ram(needed.memory_bytes, self.settings().memory_overcommit, available_bytes(keeper))?;
-        let files = needed.files().saturating_mul(u64::try_from(count).unwrap_or(u64::MAX));
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        let wanted = needed.memory_bytes.saturating_mul(count);
+        let overcommit = self.settings().memory_overcommit;
+        check_ram(wanted, self.untaken_bytes(), overcommit, available_bytes(keeper))?;
+        let files = needed.files().saturating_mul(count);
         for (process, pid) in [("daemon", std::process::id()), ("keeper", keeper)] {
             check_files(process, files, open_files(pid))?;
         }
         Ok(())
+    }
+
+    /// Bytes of memory that running guests have not taken yet and may still take.
+    fn untaken_bytes(&self) -> u64 {
+        let untaken = |record: SandboxRecord| match &record.life {
+            RecordedLife::Running(guest) => {
+                Needed::by(&record.spec).memory_bytes.saturating_sub(resident_bytes(guest.vmm.pid()))
+            }
+            RecordedLife::Paused
+            | RecordedLife::Forked
+            | RecordedLife::Stopped { .. }
+            | RecordedLife::Lost { .. }
+            | RecordedLife::Undecided { .. } => 0,
+        };
+        let all = self.sandboxes.all();
+        all.iter().fold(0, |sum, entry| sum.saturating_add(untaken(entry.record())))
     }
 }
 
@@ -106,17 +127,19 @@ pub(super) fn no_room_for_disks(error: PauseError) -> Problem {
     }
 }
 
-/// Memory is taken page by page as a guest touches it, so it may be some times what is there.
-fn check_ram(memory_bytes: u64, overcommit: usize, available: Option<u64>) -> Answer<()> {
+/// Memory is taken page by page as a guest touches it, so all guests' may be some times what is there. `untaken` is what
+/// those that run may still take of what is available.
+fn check_ram(memory_bytes: u64, untaken: u64, overcommit: usize, available: Option<u64>) -> Answer<()> {
     let Some(available) = available else { return Ok(()) };
     let may_be = available.saturating_mul(u64::try_from(overcommit).unwrap_or(u64::MAX));
-    if memory_bytes <= may_be {
+    if memory_bytes.saturating_add(untaken) <= may_be {
         return Ok(());
     }
     let why = format!(
-        "there is no RAM for it: {} of memory is asked for, and {} is available, of which memory_overcommit allows {} \
-         times as much: end something, ask for less memory, or raise memory_overcommit",
+        "there is no RAM for it: {} of memory is asked for, guests that run may still take {}, and {} is available, of \
+         which memory_overcommit allows {} times as much: end something, ask for less memory, or raise memory_overcommit",
         ByteSize::b(memory_bytes),
+        ByteSize::b(untaken),
         ByteSize::b(available),
         overcommit
     );
@@ -165,6 +188,13 @@ fn field(told: &str, name: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Bytes of a process that are in RAM (`statm`, proc(5)); none of one that is gone.
+fn resident_bytes(pid: u32) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0).saturating_mul(u64::try_from(PAGE_BYTES).expect("4096"))
+}
+
 /// Numbers of files a process has open, and may have open.
 fn open_files(pid: u32) -> Option<(u64, u64)> {
     // Linux tells the number as the size of the directory (since 6.2; proc(5)).
@@ -182,13 +212,22 @@ mod tests {
 
     #[test]
     fn memory_may_be_some_times_the_ram_that_is_there_and_a_refusal_names_the_setting() {
-        assert!(check_ram(8 * GIB, 4, Some(2 * GIB)).is_ok());
-        assert!(check_ram(8 * GIB, 4, None).is_ok());
-        let refused = check_ram(9 * GIB, 4, Some(2 * GIB)).expect_err("it is more than four times as much");
+        assert!(check_ram(8 * GIB, 0, 4, Some(2 * GIB)).is_ok());
+        assert!(check_ram(8 * GIB, 0, 4, None).is_ok());
+        let refused =
+            check_ram(9 * GIB, 0, 4, Some(2 * GIB)).expect_err("it is more than four times as much");
         assert_eq!(refused.code, Code::Misfit);
         for told in ["9.0 GiB", "2.0 GiB", "raise memory_overcommit"] {
             assert!(refused.detail.contains(told), "{refused}");
         }
+    }
+
+    #[test]
+    fn memory_that_guests_which_run_may_still_take_is_not_had_once_more() {
+        assert!(check_ram(3 * GIB, 5 * GIB, 4, Some(2 * GIB)).is_ok());
+        let refused = check_ram(4 * GIB, 5 * GIB, 4, Some(2 * GIB)).expect_err("they may take it");
+        assert!(refused.detail.contains("guests that run may still take 5.0 GiB"), "{refused}");
+        assert!(resident_bytes(std::process::id()) > 0);
     }
 
     #[test]

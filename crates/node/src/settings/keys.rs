@@ -79,7 +79,7 @@ pub const KEYS: [Key; 30] = [
         name: "memory_overcommit",
         flag: "memory-overcommit",
         value: "NUMBER",
-        help: "Largest memory of a new guest, as a multiple of the available RAM; guests take it as they touch it",
+        help: "Largest memory of all guests, as a multiple of the available RAM; guests take it as they touch it",
         default: "4",
         example: "4",
         reloads: true,

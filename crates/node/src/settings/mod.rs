@@ -45,7 +45,7 @@ pub struct Settings {
     pub capture_bytes_max: u64,
     /// True to make sandboxes that could never be paused. Reloads.
     pub run_unpausable: bool,
-    /// Factor of the available RAM that bounds the memory of a new guest. Reloads.
+    /// Factor of the available RAM that bounds the memory of new guests and what running ones have not taken yet. Reloads.
     pub memory_overcommit: usize,
     /// Unsealed snapshots in one line before a pause waits.
     pub unsealed_ancestors_max: usize,

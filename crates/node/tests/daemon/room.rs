@@ -4,7 +4,8 @@ use std::fs;
 
 use rekindle::api::problem::Code;
 use rekindle::api::types::{
-    Accelerator, Board, CaptureMemory, CaptureSource, CreateSandbox, DiskImage, MemoryBacking, SnapshotState,
+    Accelerator, Board, CaptureMemory, CaptureSource, CreateSandbox, DiskImage, ForkSandbox, MemoryBacking,
+    SnapshotState,
 };
 use rekindle_kernel::hugepages;
 use rekindle_testkit::skip::skipped;
@@ -40,6 +41,33 @@ fn a_sandbox_that_could_never_be_paused_is_refused_with_the_setting_and_human_si
     assert_eq!(error.code(), Some(Code::NoRam), "{error}");
     assert!(error.to_string().contains("16.0 MiB is needed, capture_bytes_max is 8.0 MiB: raise"), "{error}");
     node.assert_verified("a");
+}
+
+#[test]
+fn guests_whose_memory_is_too_much_together_are_refused_also_where_each_alone_is_not() {
+    let meminfo = fs::read_to_string("/proc/meminfo").expect("Linux tells it");
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")).expect("Linux tells it");
+    let total = total.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") << 10;
+    // Nine of them are more than four times this machine.
+    let memory_bytes = (total / 2).next_multiple_of(1 << 21);
+    let node = Node::start_with("run_unpausable = true\nmemory_overcommit = 4\n");
+    let wanted = |name: &str| CreateSandbox { memory_bytes, ..create(name, MemoryBacking::Private) };
+    let mut made = 0;
+    let refused = loop {
+        match node.client.create_sandbox(None, &wanted(&format!("vm-{made}"))) {
+            Ok(_) => made += 1,
+            Err(_) if made == 0 => return skipped("room for guests", "others have most of the memory"),
+            Err(refused) => break refused,
+        }
+        assert!(made <= 8, "{made} guests have more than four times the memory of this machine");
+    };
+    assert_eq!(refused.code(), Some(Code::Misfit), "{refused}");
+    for told in ["guests that run may still take", "raise memory_overcommit"] {
+        assert!(refused.to_string().contains(told), "{told}: {refused}");
+    }
+    let forks = ForkSandbox { count: 8, name: None, labels: Default::default() };
+    let refused = node.client.fork_sandbox("vm-0", None, &forks).expect_err("they are too many together");
+    assert!(refused.to_string().contains("raise memory_overcommit"), "{refused}");
 }
 
 #[test]
