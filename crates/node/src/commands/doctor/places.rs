@@ -40,27 +40,62 @@ pub(super) fn look(settings: &Settings) -> Vec<Check> {
         run_directory(settings),
         store(settings),
         privacy(settings),
-        set_aside(settings),
+        set_aside(&settings.state_directory.join("layers")),
     ]
 }
 
-/// Layer files that a start set aside.
-fn set_aside(settings: &Settings) -> Check {
+/// Layer files that a start set aside, and what lies among layer files and is none.
+fn set_aside(layers: &Path) -> Check {
     let name = "set aside";
-    let aside = Aside::below(&settings.state_directory.join("layers"));
-    match aside.count() {
-        Ok(SetAside { files: 0, .. }) => Check::ok(name, "nothing: the catalog names every layer file"),
-        Ok(SetAside { files, bytes }) => Check::warn(
-            name,
-            format!(
-                "{files} layer files ({}) that the catalog does not name, in {}",
-                size(bytes),
-                aside.directory().display()
-            ),
+    let aside = Aside::below(layers);
+    let looked = aside.count().and_then(|held| Ok((held, strange_things(layers, aside.directory())?)));
+    let (SetAside { files, bytes }, strange) = match looked {
+        Ok(looked) => looked,
+        Err(error) => return Check::ok(name, format!("cannot be looked at by this user: {error}")),
+    };
+    let held = (files > 0).then(|| {
+        let size = size(bytes);
+        let held = format!(
+            "{files} layer files ({size}) that the catalog does not name, in {}",
+            aside.directory().display()
+        );
+        (
+            held,
             "restore the catalog that names them, or remove them; they go by themselves after set_aside_kept",
-        ),
-        Err(error) => Check::ok(name, format!("cannot be looked at by this user: {error}")),
+        )
+    });
+    let strange = strange.first().map(|first| {
+        let others = match strange.len() - 1 {
+            0 => String::new(),
+            others => format!(" and {others} more"),
+        };
+        let told = format!("no layer file, among the layer files: {}{others}", first.display());
+        (told, "see what it is and move it away; rekindle does not remove it")
+    });
+    let (found, advice): (Vec<_>, Vec<_>) = held.into_iter().chain(strange).unzip();
+    if found.is_empty() {
+        return Check::ok(name, "nothing: the catalog names every layer file");
     }
+    Check::warn(name, found.join("; "), advice.join("; "))
+}
+
+/// Whatever is in the directories of layers and is no regular file.
+fn strange_things(layers: &Path, aside: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut strange = Vec::new();
+    for directory in [layers, aside] {
+        let entries = match directory.read_dir() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if !entry.file_type()?.is_file() && entry.path() != aside {
+                strange.push(entry.path());
+            }
+        }
+    }
+    strange.sort();
+    Ok(strange)
 }
 
 /// Names the places of guests' memory that other users can read.
@@ -264,6 +299,26 @@ mod tests {
         let room = room(&above.path().join("a/b")).unwrap();
         assert!(!room.exists && room.total > 0);
         assert!(!above.path().join("a").exists(), "looking makes nothing");
+    }
+
+    #[test]
+    fn a_directory_among_the_layer_files_is_named() {
+        let layers = tempfile::tempdir().unwrap();
+        assert_eq!(set_aside(layers.path()).outcome, Outcome::Ok);
+        std::fs::write(layers.path().join("one.raw"), "a layer").unwrap();
+        let aside = Aside::below(layers.path());
+        aside.take(&layers.path().join("one.raw")).unwrap();
+        let (here, set) = (layers.path().join("two.raw"), aside.directory().join("three.raw"));
+        std::fs::create_dir(&here).unwrap();
+        let check = set_aside(layers.path());
+        assert_eq!(check.outcome, Outcome::Warn);
+        for told in ["1 layer files".to_owned(), format!("among the layer files: {}", here.display())] {
+            assert!(check.found.contains(&told), "{told}: {check:?}");
+        }
+        std::fs::create_dir(&set).unwrap();
+        assert!(set_aside(layers.path()).found.contains("and 1 more"));
+        std::fs::remove_dir(&here).unwrap();
+        assert!(set_aside(layers.path()).found.contains(&set.display().to_string()));
     }
 
     #[test]
