@@ -284,7 +284,7 @@ impl Drop for Born<'_> {
 }
 
 /// A sandbox is not paused for forks where it could not go on.
-fn never_to_go_on(entry: &Entry, problem: Problem) -> Problem {
+fn never_to_go_on(entry: &Arc<Entry>, problem: Problem) -> Problem {
     let (called, reference) = (entry.called(), entry.reference());
     let detail = format!(
         "{called} runs on, no fork was made: it would be paused for that, and cannot be resumed on this node: {}. \

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::Daemon;
 use super::about::About;
+use super::boot_files::MachineInMaking;
 use super::endings::Ending;
 use super::entry::{Entry, PAUSING, TELLING, Turn};
 use super::events::About as EventAbout;
@@ -55,9 +56,11 @@ impl Daemon {
         self.check_pausable(wanted.memory_bytes)?;
         let disks = wanted.machine.as_ref().map_or(0, |machine| machine.disks.len());
         self.check_room(Needed::of(wanted.memory_bytes, wanted.backing, disks), 1)?;
+        let machine = wanted.machine.as_ref().map(|_| self.begin_machine());
         let (spec, images) = self.made_of(id, &wanted, &asked.asker)?;
         let made = self.create_of(&mut chosen, wanted, spec, asked, images.as_ref());
         let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
+        machine.into_iter().for_each(MachineInMaking::made);
         drop(name);
         self.events.say("sandbox.created", EventAbout::sandbox(id), None);
         Ok(entry.show())

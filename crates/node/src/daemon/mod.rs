@@ -5,6 +5,7 @@
 
 mod about;
 mod beginning;
+mod boot_files;
 mod captures;
 mod claims;
 mod clock;
@@ -60,6 +61,7 @@ use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::vmm::firecracker::FileDigests;
 
+use boot_files::BootFiles;
 use endings::Endings;
 use events::EventLog;
 use fault_sockets::FaultSockets;
@@ -95,6 +97,7 @@ pub struct Daemon {
     fault_sockets: FaultSockets,
     host_qemu: Arc<HostQemu>,
     file_digests: Arc<FileDigests>,
+    boot_files: BootFiles,
     endings: Endings,
     huge_pages: Arc<HugePages>,
     engine: Engine,
@@ -158,6 +161,7 @@ impl Daemon {
             run_directory: settings.run_directory.clone(),
             host_qemu: Arc::default(),
             file_digests: Arc::default(),
+            boot_files: BootFiles::default(),
             huge_pages: Arc::default(),
             node_name: node_name(),
             started_unix_ms: clock::unix_ms(),
@@ -179,6 +183,7 @@ impl Daemon {
             freeing: Mutex::default(),
             deciding: Mutex::default(),
         });
+        boot_files::remove_unfinished(&guests::qemu::boot_directory(&daemon));
         daemon.recover(found, started)?;
         daemon.host_qemu.ask_ahead()?;
         let lookout = Lookout::start(&daemon)?;

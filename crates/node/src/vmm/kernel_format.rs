@@ -16,7 +16,7 @@ const ELF_CLASS: usize = 4;
 const ELF_ORDER: usize = 5;
 const ELF_MACHINE: usize = 18;
 const ELF_X86_64: [u8; 2] = [62, 0];
-/// Where such a file of 64 bits says where its program headers are, and how many: offset and length of the fields.
+/// Fields of a 64-bit ELF file with the place and the number of its program headers: offset and length of each.
 const ELF_HEADERS: (usize, usize) = (32, 8);
 const ELF_HEADER_COUNT: (usize, usize) = (56, 2);
 /// A program header: its bytes, and its fields.
@@ -28,9 +28,9 @@ const HEADER_FILE_BYTES: (usize, usize) = (32, 8);
 const NOTE: u64 = 4;
 /// Bytes of notes that are looked at; those of Linux have some hundred.
 const NOTE_BYTES_MAX: usize = 64 << 10;
-/// Type and name of the note that says where a VMM enters (`XEN_ELFNOTE_PHYS32_ENTRY`, xen/interface/elfnote.h).
+/// Type and name of the note with the address at which a VMM enters (`XEN_ELFNOTE_PHYS32_ENTRY`, xen/interface/elfnote.h).
 const PHYS32_ENTRY: [[u8; 4]; 2] = [18_u32.to_le_bytes(), *b"Xen\0"];
-/// How a multiboot header begins, on an address that four divides.
+/// First bytes of a multiboot header, on an address that four divides.
 const MULTIBOOT: [u8; 4] = 0x1bad_b002_u32.to_le_bytes();
 
 /// A format that some VMM boots.
@@ -122,7 +122,7 @@ impl fmt::Display for KernelFormats {
     }
 }
 
-/// Whether a note of a 64-bit ELF file has the address at which it is entered.
+/// Tells if a note of a 64-bit ELF file has the address at which it is entered.
 fn has_pvh_entry(file: &File, beginning: &[u8]) -> io::Result<bool> {
     let headers = number(beginning, ELF_HEADERS);
     let bytes = usize::try_from(number(beginning, ELF_HEADER_COUNT)).expect("16 bits") * HEADER_BYTES;

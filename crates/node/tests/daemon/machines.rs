@@ -14,7 +14,7 @@ use rekindle_testkit::random::Random;
 use rekindle_testkit::skip::skipped;
 
 use crate::machine_console::{Console, have_qemu, linux, tiny};
-use crate::support::{Node, Outage, pause_as};
+use crate::support::{Node, Outage, files_in, pause_as};
 
 const TIER: &str = "machines in QEMU";
 
@@ -274,6 +274,12 @@ fn a_machine_that_cannot_be_made_is_refused_with_what_is_missing_and_leaves_noth
     wanted.memory_bytes = 4 << 20;
     let error = node.client.create_sandbox(None, &wanted).expect_err("it does not fit into memory");
     assert!(error.to_string().contains("it has 8.0 MiB, and may have 4.0 MiB at most"), "{error}");
+    let boot = node.place.state_directory().join("boot");
+    assert_eq!(
+        files_in(&boot),
+        Vec::<PathBuf>::new(),
+        "its kernel was copied before that, and is gone again"
+    );
     let mut wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
     let device = TapName("rk-is-not-here".to_owned());
     wanted.machine.as_mut().expect("it is one").taps.push(Tap { device, mac: None });

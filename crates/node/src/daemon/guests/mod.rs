@@ -35,7 +35,7 @@ use crate::guest::protocol::Hello;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages, VmDirectory};
 use crate::vmm::process::GuestControl;
-use crate::vmm::qemu::{EVENTS, MachineWatch, QemuSpec, told_end};
+use crate::vmm::qemu::{BootFile, EVENTS, MachineWatch, QemuSpec, told_end};
 use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
 
@@ -231,6 +231,16 @@ impl GuestSpec {
                 MemoryPages::Huge => MemoryBacking::Huge,
             },
         }
+    }
+
+    /// The files that it boots from.
+    pub(super) fn boot_files(&self) -> Vec<&BootFile> {
+        let (kernel, initrd) = match self {
+            Self::Process { .. } => return Vec::new(),
+            Self::Qemu { machine, .. } => (&machine.options.kernel, &machine.options.initrd),
+            Self::Firecracker { machine } => (&machine.kernel, &machine.initrd),
+        };
+        std::iter::once(kernel).chain(initrd).collect()
     }
 
     /// Number of its disks.

@@ -42,12 +42,12 @@ use crate::vmm::vmm_process::VmmProcess;
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct HostQemu {
     known: Mutex<Option<Known>>,
-    /// How often it was asked.
+    /// Number of times it was asked.
     times_asked: AtomicU64,
     asking: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the QEMU at a path said.
+/// Answer of the QEMU at a path.
 #[derive(Debug)]
 struct Known {
     path: PathBuf,
@@ -84,7 +84,7 @@ impl HostQemu {
         Ok(self.ask(path, since, |path| QemuProgram::find(Some(path)))?)
     }
 
-    /// Whether there is a QEMU, `since` being how often it was asked when that was wanted to be known: one that did not
+    /// The QEMU at `path`; `since` is the number of times it was asked when somebody wanted to know. One that did not
     /// answer since then is not asked once more by each that waited meanwhile.
     fn ask(
         &self,
@@ -229,12 +229,12 @@ fn launch(
     Ok(Launch::new(&daemon.host_qemu.get()?, spec, places)?)
 }
 
-/// Whether a snapshot of the machine can be brought up here.
+/// Checks that a snapshot of the machine can be brought up here.
 pub(super) fn check_here(daemon: &Daemon, spec: &QemuSpec) -> anyhow::Result<()> {
     Ok(spec.check_here(&daemon.host_qemu.get()?, &boot_directory(daemon))?)
 }
 
-/// Something without which no snapshot of the machine can be brought up here, where that is seen without asking QEMU.
+/// A missing thing that a resume of the machine needs, as far as it is seen without asking QEMU.
 pub(super) fn absent_here(daemon: &Daemon, spec: &QemuSpec) -> Option<String> {
     if let Err(error) = QemuProgram::locate() {
         return Some(error.to_string());
@@ -243,7 +243,7 @@ pub(super) fn absent_here(daemon: &Daemon, spec: &QemuSpec) -> Option<String> {
     (!absent.is_empty()).then(|| format!("its {} is gone", absent.join(" and its ")))
 }
 
-pub(super) fn boot_directory(daemon: &Daemon) -> PathBuf {
+pub(in crate::daemon) fn boot_directory(daemon: &Daemon) -> PathBuf {
     daemon.state_directory.join("boot")
 }
 

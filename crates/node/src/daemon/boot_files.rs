@@ -1,0 +1,180 @@
+//! Files that machines boot from, which are copied before it is known whether the machine comes to be: what was copied
+//! for nothing is removed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::Daemon;
+use super::guests::qemu::boot_directory;
+
+/// How the names of files begin that are being copied (the default of `tempfile`).
+const BEING_COPIED: &str = ".tmp";
+
+/// What is being done with the directory of boot files.
+#[derive(Debug, Default)]
+pub(super) struct BootFiles {
+    state: Mutex<Making>,
+    removed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Making {
+    /// Machines that are being made.
+    machines: usize,
+    /// Files that came for machines which were refused.
+    for_nothing: BTreeSet<String>,
+    is_removing: bool,
+}
+
+/// A machine that is being made. Dropped, it was refused.
+#[must_use = "dropped at once, it says that the machine was refused"]
+pub(super) struct MachineInMaking<'a> {
+    daemon: &'a Daemon,
+    there_before: BTreeSet<String>,
+    is_made: bool,
+}
+
+impl Daemon {
+    /// Begins to make a machine: until it is made or refused no boot file is removed.
+    pub(super) fn begin_machine(&self) -> MachineInMaking<'_> {
+        self.boot_files.begin();
+        MachineInMaking { daemon: self, there_before: files_in(&boot_directory(self)), is_made: false }
+    }
+
+    fn remove_boot_files_for_nothing(&self) {
+        let directory = boot_directory(self);
+        while let Some(mut for_nothing) = self.boot_files.begin_removing() {
+            // Another machine may have come to be of the same file.
+            let records = self.sandboxes.all().into_iter().map(|entry| entry.record().spec);
+            let snapshots = self.snapshots.all().into_iter().filter_map(|known| known.about.spec.clone());
+            for spec in records.chain(snapshots) {
+                for file in spec.boot_files() {
+                    for_nothing.remove(&file.blake3);
+                }
+            }
+            for file in for_nothing {
+                remove(&directory.join(file));
+            }
+            self.boot_files.end_removing();
+        }
+    }
+}
+
+impl BootFiles {
+    fn begin(&self) {
+        let mut state = self.lock();
+        while state.is_removing {
+            state = self.removed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.machines += 1;
+    }
+
+    fn end(&self, for_nothing: BTreeSet<String>) {
+        let mut state = self.lock();
+        state.machines -= 1;
+        state.for_nothing.extend(for_nothing);
+    }
+
+    /// What can be removed now, as no machine is being made; none where that is nothing, or is being removed already.
+    fn begin_removing(&self) -> Option<BTreeSet<String>> {
+        let mut state = self.lock();
+        if state.machines > 0 || state.is_removing || state.for_nothing.is_empty() {
+            return None;
+        }
+        state.is_removing = true;
+        Some(std::mem::take(&mut state.for_nothing))
+    }
+
+    fn end_removing(&self) {
+        self.lock().is_removing = false;
+        self.removed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Making> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MachineInMaking<'_> {
+    /// It is made: its record names its boot files from here on.
+    pub(super) fn made(mut self) {
+        self.is_made = true;
+    }
+}
+
+impl Drop for MachineInMaking<'_> {
+    fn drop(&mut self) {
+        let mut for_nothing = BTreeSet::new();
+        if !self.is_made {
+            for_nothing = files_in(&boot_directory(self.daemon));
+            for_nothing.retain(|file| !self.there_before.contains(file));
+        }
+        self.daemon.boot_files.end(for_nothing);
+        self.daemon.remove_boot_files_for_nothing();
+    }
+}
+
+/// Removes copies that an earlier daemon did not bring to their end.
+pub(super) fn remove_unfinished(directory: &Path) {
+    for entry in directory.read_dir().into_iter().flatten().flatten() {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && entry.file_name().to_string_lossy().starts_with(BEING_COPIED) {
+            remove(&entry.path());
+        }
+    }
+}
+
+/// The names of files that are kept in a directory; none where it is not there yet.
+fn files_in(directory: &Path) -> BTreeSet<String> {
+    let entries = directory.read_dir().into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())).collect()
+}
+
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Ok(()) => {
+            tracing::info!(path = %path.display(), "a copy of a boot file that nothing needs is removed")
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "a copy of a boot file that nothing needs stays")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_for_a_refused_machine_is_removed_once_no_other_is_being_made() {
+        let files = BootFiles::default();
+        files.begin();
+        files.begin();
+        files.end(BTreeSet::from(["a".to_owned()]));
+        assert_eq!(files.begin_removing(), None, "the other may be of the same file");
+        files.end(BTreeSet::new());
+        assert_eq!(files.begin_removing(), Some(BTreeSet::from(["a".to_owned()])));
+        assert_eq!(files.begin_removing(), None, "it is being removed");
+        files.end_removing();
+        assert_eq!(files.begin_removing(), None, "it is removed");
+    }
+
+    #[test]
+    fn a_start_removes_copies_that_were_not_brought_to_their_end_and_nothing_else() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        for name in [".tmpAbC123", "0123", ".another"] {
+            fs::write(path(name), "a part of a kernel").expect("there is room");
+        }
+        fs::create_dir(path(".tmpdir")).expect("there is room");
+        remove_unfinished(directory.path());
+        assert!(!path(".tmpAbC123").exists());
+        assert!(path("0123").exists() && path(".another").exists() && path(".tmpdir").exists());
+        remove_unfinished(&path("not there"));
+    }
+}
