@@ -341,7 +341,7 @@ fn a_machine_that_could_not_go_on_here_is_not_paused_to_be_forked_and_its_pause_
         assert!(refused.to_string().contains(told), "{told}: {refused}");
     }
     assert_eq!(node.client.sandbox("vm").expect("it is there").state, SandboxState::Running);
-    assert!(node.client.all_snapshots(None).expect("they are listed").is_empty());
+    assert!(node.client.all_snapshots(&[]).expect("they are listed").is_empty());
     assert_eq!(Console::from_now(&node.client, "vm").tick(), counted + 1);
     node.pause("vm", "first");
     let events = node.client.known_events(0).expect("they are told");
