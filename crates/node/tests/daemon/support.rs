@@ -121,11 +121,17 @@ impl Node {
         held.into_iter().map(|entry| entry.key).filter(|key| key.starts_with(prefix)).collect()
     }
 
-    /// Everything that is in the store of `other` is in this one's as well.
+    /// Every object in the store of `other` is in this one's as well, but for the identity: each keeps its own.
     pub(crate) fn copy_store(&self, other: &Self) {
-        let (from, to) = (other.place.store_directory().join("."), self.place.store_directory());
-        let copied = std::process::Command::new("cp").arg("-r").arg(from).arg(to).status();
-        assert!(copied.expect("there is cp").success());
+        let to = self.place.store_directory();
+        fs::create_dir_all(&to).expect("a disk");
+        for entry in fs::read_dir(other.place.store_directory()).expect("it is there") {
+            let from = entry.expect("it can be read").path();
+            if from.is_dir() {
+                let copied = std::process::Command::new("cp").arg("-r").arg(from).arg(&to).status();
+                assert!(copied.expect("there is cp").success());
+            }
+        }
     }
 
     pub(crate) fn eventually(&self, what: &str, mut happened: impl FnMut() -> bool) {
