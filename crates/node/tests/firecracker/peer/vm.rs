@@ -80,6 +80,10 @@ impl Peer {
                 let this = rustix::process::getpid();
                 rustix::process::kill_process(this, rustix::process::Signal::SYS)
                     .expect("it is this process");
+                // Another thread may be the one that takes it.
+                loop {
+                    std::thread::park();
+                }
             }
             std::process::exit(148);
         }
