@@ -129,8 +129,15 @@ impl Replaying<'_> {
         let made = Made::new(found.deletions.clone());
         let mut made = self.make(found, made)?;
         held.retain(|id| !made.replayed.taken_back.contains(id));
-        made.replayed.replay.files_set_aside = self.cache.set_unnamed_aside(&layers)?;
-        self.forget_all_but(&held)?;
+        // The next start does what this one cannot: nothing waits for it.
+        made.replayed.replay.files_set_aside =
+            self.cache.set_unnamed_aside(&layers).unwrap_or_else(|error| {
+                tracing::warn!(%error, "layer files that the catalog does not name stay where they are");
+                0
+            });
+        if let Err(error) = self.forget_all_but(&held) {
+            tracing::warn!(%error, "the keeper may hold memory that nobody needs until the next start");
+        }
         Ok(made.replayed)
     }
 
@@ -310,8 +317,8 @@ impl Replaying<'_> {
     }
 
     /// A pause that was not acknowledged, or a seal that was recorded, may have left memory with the keeper.
-    fn forget_all_but(&self, needed: &HashSet<SnapshotId>) -> Result<(), ReplayError> {
-        let held = self.records.keeper().held().map_err(ReplayError::Keeper)?;
+    fn forget_all_but(&self, needed: &HashSet<SnapshotId>) -> io::Result<()> {
+        let held = self.records.keeper().held()?;
         held.into_iter().filter(|id| !needed.contains(id)).for_each(|id| self.records.forget(id));
         Ok(())
     }
