@@ -12,7 +12,7 @@ use crate::layer::{Layer, LayerError};
 use crate::limits;
 use crate::manifest::StoredLayer;
 use crate::object::{FrameError, ObjectTable, decode_frame};
-use crate::single_flight::{Answer, SingleFlight};
+use crate::single_flight::{Answer, FrameKey, SingleFlight};
 use crate::stop::Stop;
 use crate::store::{Store, StoreError};
 use crate::sync::{Mutex, lock};
@@ -95,6 +95,11 @@ impl Fetcher {
         let ahead = frame.index() + 1..frame.index() + layer.frames_ahead(frame);
         let ahead = ahead.take_while(claimed).map(FrameNumber::new).collect();
         drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(layer), frame, ahead)));
+    }
+
+    /// The waiter needs the frame no longer.
+    pub fn give_up(&self, key: FrameKey, waiter: &Weak<dyn FrameWaiter>) {
+        self.0.awaited.leave(key, waiter);
     }
 
     /// Waits until a frame is verified, until the first failed try, or until the engine ends. Not for fault threads or async tasks.

@@ -17,6 +17,7 @@ use crate::geometry::{GuestPage, GuestPages, LayerPage, u64_of, usize_of};
 use crate::layer::Layer;
 use crate::page_map::{PageMap, Place};
 use crate::page_set::PageSet;
+use crate::single_flight::FrameKey;
 use crate::sync::Current;
 
 /// One volume's content at one moment, as handles.
@@ -243,6 +244,17 @@ impl Piece {
         match &self.source {
             PieceSource::Zero | PieceSource::Capture(_) => None,
             PieceSource::Layer(layer, first) => Some((Arc::clone(layer), frame_of(*first))),
+        }
+    }
+
+    /// Whether any of its pages is in this frame.
+    pub(crate) fn reads_frame(&self, (id, frame): FrameKey) -> bool {
+        match &self.source {
+            PieceSource::Zero | PieceSource::Capture(_) => false,
+            PieceSource::Layer(layer, first) => {
+                let last = LayerPage::new(first.number() + self.pages.count() - 1);
+                layer.id() == id && (frame_of(*first)..=frame_of(last)).contains(&frame)
+            }
         }
     }
 

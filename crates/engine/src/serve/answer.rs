@@ -253,6 +253,12 @@ impl Server {
         let waiter: Weak<dyn FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
         self.fetcher.request(layer, frame, waiter);
     }
+
+    /// Waits for a frame no longer.
+    pub(super) fn give_up(&self, frame: FrameKey) {
+        let waiter: Weak<dyn FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
+        self.fetcher.give_up(frame, &waiter);
+    }
 }
 
 /// A layer that cannot be read is to be fetched again before the next try.
@@ -272,14 +278,16 @@ mod tests {
     use super::*;
     use crate::cache::Cache;
     use crate::fetch::Fetcher;
-    use crate::identity::Domain;
+    use crate::identity::{Domain, LayerId};
     use crate::limits;
+    use crate::manifest::LayerName;
     use crate::pack::pack_pages;
     use crate::page_map::{LayerSlot, PageMap};
     use crate::page_set::PageSet;
     use crate::regions::{Region, Regions};
     use crate::serve::epoch::Guest;
     use crate::serve::installer::Installer;
+    use crate::serve::mailbox::Mail;
     use crate::serve::stats::Counters;
     use crate::serve::status::StatusBoard;
     use crate::serve::{Neighbours, Placement, ServeOptions, Served};
@@ -360,5 +368,35 @@ mod tests {
         let landing = server.install_ready(&piece, PAGES, Protect::Writable);
         assert!(matches!(landing, Landing { pages: 0, end: End::SourceLost }), "{landing:?}");
         assert!(!layer.is_verified(FrameNumber::new(0)));
+    }
+    #[test]
+    fn a_page_of_an_undecided_snapshot_is_installed_once_that_is_decided() {
+        let Some((_memory, installer)) = Installer::of_private_pages(Tracking::Resident, PAGES, PAGES) else {
+            return;
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let store = Store::directory(&directory.path().join("store")).unwrap();
+        let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+        let cache = Cache::open(&directory.path().join("layers")).unwrap();
+        let name = LayerName { id: LayerId::from_bytes([7; 32]), domain: Domain::shared(), pages: PAGES };
+        let nowhere = cache.open_nowhere(&name).unwrap();
+        let mut server = server(installer, view_of(&nowhere), fetcher);
+        let fault = Fault { page: GuestPage::new(3), access: Access::Read };
+        server.answer(RetriedFault::fresh(fault));
+        let frame = (nowhere.id(), FrameNumber::new(0));
+        server.mailbox.send(Mail::FrameFailing(frame, "it is nowhere".into()));
+        server.read_mail();
+        assert!(matches!(server.board.get(), ServeStatus::Stalled { .. }), "{:?}", server.board.get());
+        let bytes = |_, into: &mut [u8]| {
+            into.fill(7);
+            Ok(())
+        };
+        let layer = pack_pages(&PageSet::full(PAGES), &cache, &Domain::shared(), bytes).unwrap().unwrap();
+        server.view.replace_unread(&Arc::new(view_of(&layer)));
+        server.mailbox.send(Mail::FrameFailing(frame, "it is nowhere".into()));
+        server.read_mail();
+        assert_eq!(server.board.get(), ServeStatus::Running);
+        assert_eq!(server.counters.snapshot().pages_from_layer, 1);
     }
 }
