@@ -1,6 +1,7 @@
 //! The keeper as the daemon uses it: its keys, and the descriptors and notes under them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -337,8 +338,15 @@ impl Keeper for Keeping {
 
     fn take_back(&self, snapshot: SnapshotId) -> io::Result<()> {
         self.snapshots().remove(&snapshot);
-        let key = format!("{SNAPSHOT}{snapshot}");
-        self.client().note(&key, &serde_json::Value::from(TAKEN_BACK)).map_err(io::Error::other)
+        let (key, keeper) = (format!("{SNAPSHOT}{snapshot}"), self.client());
+        // What takes the place of its memory, which nobody needs any more. Where that cannot be had, the memory stays.
+        let nothing = File::open("/dev/null").ok();
+        let named = nothing.as_ref().and_then(|nothing| Some((nothing, keeper.get(&key).ok()??.fds)));
+        let fds: Vec<_> = named
+            .iter()
+            .flat_map(|(nothing, fds)| fds.keys().map(|name| (name.as_str(), nothing.as_fd())))
+            .collect();
+        keeper.put(&key, &serde_json::Value::from(TAKEN_BACK), &fds).map_err(io::Error::other)
     }
 
     fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>> {

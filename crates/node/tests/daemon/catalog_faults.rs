@@ -108,6 +108,16 @@ impl InProcess {
         self.daemon().snapshots(&ListQuery::default()).expect("a list").snapshots.len()
     }
 
+    /// Bytes of the files that the keeper holds for snapshots.
+    fn snapshot_bytes_kept(&self) -> u64 {
+        let keeper = self.place.keeper().expect("it is there");
+        let held = keeper.list().expect("it answers").into_iter().map(|entry| entry.key);
+        let held = held.filter(|key| key.starts_with("snapshot/"));
+        let fds = held.filter_map(|key| keeper.get(&key).expect("it answers")).flat_map(|held| held.fds);
+        let bytes = |(_, fd)| std::fs::File::from(fd).metadata().expect("it is open").len();
+        fds.map(bytes).sum()
+    }
+
     fn assert_verified(&self, name: &str) {
         let verify = serde_json::to_value(Command::Verify).expect("plain data");
         let verified = self.daemon().tell_guest(name, verify).expect("it runs");
@@ -136,6 +146,7 @@ fn a_sandbox_whose_pause_could_not_be_recorded_runs_on_and_still_does_under_the_
         let failing = node.faults.inject(CatalogRule::next_on(Kind::Snapshot, fate));
         assert!(!node.pause("a", "s"), "{fate:?}");
         node.assert_verified("a");
+        assert_eq!(node.snapshot_bytes_kept(), 0, "{fate:?}: nobody needs what was captured");
         node.crash();
         drop(failing);
         assert_eq!((node.states(), node.snapshots()), (only("a", SandboxState::Running), 0), "{fate:?}");
