@@ -45,8 +45,8 @@ pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Re
 
 /// Receives what one read gives: how many bytes, 0 at the end, and the first `fds_max` of the descriptors beside them.
 ///
-/// Descriptors close on exec; those beyond `fds_max` are closed. If the kernel dropped some, all are closed and it is
-/// an error, as where this process may open no more.
+/// Descriptors close on exec; those beyond `fds_max` are closed. If the kernel dropped some, as this process may open no
+/// more, all are closed and the error is EMFILE.
 pub fn receive(stream: &UnixStream, buffer: &mut [u8], fds_max: usize) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut room = [MaybeUninit::uninit(); ROOM];
     let mut control = RecvAncillaryBuffer::new(&mut room);
@@ -64,8 +64,7 @@ pub fn receive(stream: &UnixStream, buffer: &mut [u8], fds_max: usize) -> io::Re
         }
     }
     if received.flags.contains(ReturnFlags::CTRUNC) {
-        let why = "descriptors were lost on the way: this process may not open as many";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        return Err(rustix::io::Errno::MFILE.into());
     }
     fds.truncate(fds_max);
     Ok((received.bytes, fds))

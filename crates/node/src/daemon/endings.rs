@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,6 +19,9 @@ use crate::vmm::vmm_process::take_process;
 /// Longest time for a killed process to end; a process inside a system call can take longer, and is then left to the
 /// kernel.
 const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// Pause before the end of a guest that could not be killed, or not be let go of, is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// The thread that waits.
 #[derive(Debug)]
@@ -157,54 +160,65 @@ impl Leaving {
     }
 }
 
+/// A guest that never came to be, to be ended and let go of.
+struct Unborn {
+    guest: Uuid,
+    /// What has to be taken back before it is let go of.
+    unsettled: Option<Unsettled>,
+}
+
 fn wait_for_all(
     endings: &Receiver<Ending>,
     leaving: &Leaving,
     keeping: &Keeping,
-    (state_directory, run_directory): (&Path, &Path),
+    directories: (&Path, &Path),
 ) {
-    let mut later = Vec::new();
-    for ending in endings {
-        settle(&mut later, keeping);
-        let guest = match ending {
-            Ending::Guest { guest, has: _, process, epoch } => {
+    let mut left: Vec<Unborn> = Vec::new();
+    loop {
+        let next = match left.is_empty() {
+            true => endings.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => endings.recv_timeout(AGAIN_AFTER),
+        };
+        let is_last = matches!(next, Err(RecvTimeoutError::Disconnected));
+        match next {
+            Ok(Ending::Guest { guest, has: _, process, epoch }) => {
                 wait_for(&process, guest);
                 leaving.end(guest);
                 drop(epoch);
-                guest
+                remove_files(directories.0, directories.1, guest);
+                forget(keeping, guest);
             }
-            Ending::Unborn(guest) => {
-                end_unborn(keeping, guest);
-                leaving.end(guest);
-                guest
+            Ok(Ending::Unborn(guest)) => left.push(Unborn { guest, unsettled: None }),
+            Ok(Ending::Unsettled { guest, unsettled }) => {
+                left.push(Unborn { guest, unsettled: Some(unsettled) });
             }
-            Ending::Unsettled { guest, unsettled } => {
-                end_unborn(keeping, guest);
-                leaving.end(guest);
-                remove_files(state_directory, run_directory, guest);
-                later.push((guest, unsettled));
-                settle(&mut later, keeping);
-                continue;
-            }
-        };
-        remove_files(state_directory, run_directory, guest);
-        forget(keeping, guest);
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        left.retain(|unborn| !unborn.ends(leaving, keeping, directories));
+        if is_last {
+            return;
+        }
     }
-    settle(&mut later, keeping);
 }
 
-/// Lets go of guests whose births the catalog has taken back by now.
-fn settle(later: &mut Vec<(Uuid, Unsettled)>, keeping: &Keeping) {
-    later.retain(|(guest, unsettled)| match unsettled.settle() {
-        Ok(()) => {
-            forget(keeping, *guest);
-            false
+impl Unborn {
+    /// Ends it and lets go of what the keeper holds for it; whether that is done. What is held of one that could not be
+    /// ended stays: without it, nobody would ever answer its faults.
+    fn ends(&self, leaving: &Leaving, keeping: &Keeping, (state, run): (&Path, &Path)) -> bool {
+        let guest = self.guest;
+        if let Err(error) = kill_unborn(keeping, guest) {
+            tracing::warn!(%guest, error = format!("{error:#}"), "a guest that is to end may be left over; it is tried again");
+            return false;
         }
-        Err(error) => {
+        leaving.end(guest);
+        remove_files(state, run, guest);
+        if let Some(Err(error)) = self.unsettled.as_ref().map(Unsettled::settle) {
             tracing::warn!(%guest, %error, "a guest that never came to be is held until the catalog can be written");
-            true
+            return false;
         }
-    });
+        forget(keeping, guest);
+        true
+    }
 }
 
 fn forget(keeping: &Keeping, guest: Uuid) {

@@ -38,7 +38,11 @@ const SOCKETS_MAX: usize = 4096;
 
 /// The fault sockets of this node.
 #[derive(Debug, Default)]
-pub(super) struct FaultSockets(Mutex<BTreeMap<Uuid, Arc<Socket>>>);
+pub(super) struct FaultSockets {
+    sockets: Mutex<BTreeMap<Uuid, Arc<Socket>>>,
+    /// Those that could not be taken over yet.
+    undecided: Mutex<BTreeSet<Uuid>>,
+}
 
 impl FaultSockets {
     pub(super) fn all(&self) -> Vec<Arc<Socket>> {
@@ -77,7 +81,21 @@ impl FaultSockets {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Socket>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those that could not be taken over yet.
+    pub(super) fn undecided(&self) -> BTreeSet<Uuid> {
+        self.undecided.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_undecided(&self, id: Uuid, is_undecided: bool) {
+        let mut undecided = self.undecided.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_undecided {
+            undecided.insert(id);
+        } else {
+            undecided.remove(&id);
+        }
     }
 }
 
@@ -165,47 +183,71 @@ impl Daemon {
         Ok(Waiting(begin))
     }
 
-    /// Takes over the sockets that an earlier daemon left.
+    /// Takes over the sockets that an earlier daemon left; gives those whose records cannot be read.
     pub(super) fn recover_sockets(
         &self,
         held: &HashMap<String, HeldEntry>,
     ) -> anyhow::Result<BTreeSet<Uuid>> {
-        let mut undecided = BTreeSet::new();
+        let mut unreadable = BTreeSet::new();
         for (key, value) in self.catalog.all(Kind::Meta)? {
             if !key.starts_with(RECORD.as_bytes()) {
                 continue;
             }
-            let record: SocketRecord = match serde_json::from_slice(&value) {
-                Ok(record) => record,
+            match serde_json::from_slice(&value) {
+                Ok(record) => self.take_socket_over(&record, held)?,
                 Err(error) => {
                     let name = String::from_utf8_lossy(&key[RECORD.len()..]).into_owned();
                     tracing::error!(socket = name, %error, "the record of a fault socket cannot be read; it is left as it is");
-                    undecided.extend(Uuid::try_parse(&name));
-                    continue;
+                    unreadable.extend(Uuid::try_parse(&name));
                 }
-            };
-            let (id, snapshot) = (record.id, self.engine.origin(SnapshotId::from(record.snapshot)));
-            let taken = match snapshot {
-                Some(snapshot) if held.contains_key(&socket_key(id)) => {
-                    self.recover_socket(&record, snapshot)
-                }
-                Some(_) => Err(anyhow::anyhow!("the keeper that held it is gone")),
-                None => Err(anyhow::anyhow!("there is no snapshot {} any more", record.snapshot)),
-            };
-            if let Err(error) = taken {
-                let reason = format!("{error:#}");
-                if is_of_the_moment(&error) {
-                    tracing::error!(socket = %id, reason, "a fault socket cannot be served now; the next start tries again");
-                    undecided.insert(id);
-                    continue;
-                }
-                tracing::error!(socket = %id, reason, "a fault socket is lost");
-                let removal = Change::Remove { kind: Kind::Meta, key };
-                self.catalog.write_with_last_room(&[removal]).map_err(WriteError::either_way)?;
-                self.keeping.client().forget(&socket_key(id))?;
             }
         }
-        Ok(undecided)
+        Ok(unreadable)
+    }
+
+    /// Tries again to take over those that could not be; whether none is left.
+    pub(super) fn decide_sockets(&self) -> anyhow::Result<bool> {
+        let undecided = self.fault_sockets.undecided();
+        if undecided.is_empty() {
+            return Ok(true);
+        }
+        let held = self.keeping.client().list()?.into_iter().map(|held| (held.key.clone(), held)).collect();
+        for id in undecided {
+            let key = format!("{RECORD}{id}");
+            match self.catalog.get(Kind::Meta, key.as_bytes())? {
+                Some(value) => self.take_socket_over(&serde_json::from_slice(&value)?, &held)?,
+                None => self.fault_sockets.set_undecided(id, false),
+            }
+        }
+        Ok(self.fault_sockets.undecided().is_empty())
+    }
+
+    fn take_socket_over(
+        &self,
+        record: &SocketRecord,
+        held: &HashMap<String, HeldEntry>,
+    ) -> anyhow::Result<()> {
+        let (id, snapshot) = (record.id, self.engine.origin(SnapshotId::from(record.snapshot)));
+        let taken = match snapshot {
+            Some(snapshot) if held.contains_key(&socket_key(id)) => self.recover_socket(record, snapshot),
+            Some(_) => Err(anyhow::anyhow!("the keeper that held it is gone")),
+            None => Err(anyhow::anyhow!("there is no snapshot {} any more", record.snapshot)),
+        };
+        let Err(error) = taken else {
+            self.fault_sockets.set_undecided(id, false);
+            return Ok(());
+        };
+        let reason = format!("{error:#}");
+        if is_of_the_moment(&error) {
+            tracing::error!(socket = %id, reason, "a fault socket cannot be served now; it is tried again");
+            self.fault_sockets.set_undecided(id, true);
+            return Ok(());
+        }
+        tracing::error!(socket = %id, reason, "a fault socket is lost");
+        let removal = Change::Remove { kind: Kind::Meta, key: format!("{RECORD}{id}").into_bytes() };
+        self.catalog.write_with_last_room(&[removal]).map_err(WriteError::either_way)?;
+        self.fault_sockets.set_undecided(id, false);
+        Ok(self.keeping.client().forget(&socket_key(id))?)
     }
 
     fn recover_socket(&self, record: &SocketRecord, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {

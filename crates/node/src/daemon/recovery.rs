@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use rekindle_engine::catalog::{Change, Kind, WriteError};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_kernel::ProcessHandle;
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::Daemon;
@@ -37,12 +38,25 @@ impl Daemon {
             let Some(record) = self.settled(record, &held)? else { continue };
             recovery.sandboxes += u64::from(self.recover_sandbox(record, &held)?);
         }
-        let undecided_sockets = self.recover_sockets(&held)?;
+        let unreadable_sockets = self.recover_sockets(&held)?;
         recovery.until_served = started.elapsed();
-        self.engine.end_replay();
-        self.let_go_of_the_rest(&held, &undecided_sockets)?;
-        self.remove_stale_sockets()?;
-        self.end_orphans(&held)?;
+        if !self.has_undecided_sandboxes() && self.fault_sockets.undecided().is_empty() {
+            self.engine.end_replay();
+        }
+        self.let_go_of_the_rest(&held, &unreadable_sockets);
+        // The next start does what this one cannot: nothing of it is needed now.
+        if let Err(error) = self.remove_stale_sockets() {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "sockets that nobody listens at stay until the next start"
+            );
+        }
+        if let Err(error) = self.end_orphans(&held) {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "guests whose keeper is gone may be left over until the next start"
+            );
+        }
         self.resume_the_forked();
         self.let_go_of_all_images();
         recovery.snapshots = self.snapshots_found();
@@ -187,8 +201,7 @@ impl Daemon {
 
     /// Reason that a guest could not be taken over.
     fn gone(&self, guest: &RecordedGuest, error: &anyhow::Error) -> Gone {
-        // One that has ended keeps its pid until the keeper has reaped it.
-        let is_alive = ProcessHandle::open(guest.vmm.pid()).is_ok_and(|process| process.is_alive());
+        let is_alive = may_live(guest.vmm.pid());
         if is_alive && is_of_the_moment(error) {
             return Gone::Unknown(format!("its guest cannot be taken over now: {error:#}"));
         }
@@ -205,26 +218,26 @@ impl Daemon {
     }
 
     /// Ends guests that no record names, and lets go of what was held for them: they were being made, or being ended.
-    fn let_go_of_the_rest(
-        &self,
-        held: &HashMap<String, HeldEntry>,
-        undecided_sockets: &BTreeSet<Uuid>,
-    ) -> anyhow::Result<()> {
+    fn let_go_of_the_rest(&self, held: &HashMap<String, HeldEntry>, unreadable_sockets: &BTreeSet<Uuid>) {
+        let undecided_sockets = self.fault_sockets.undecided();
+        let aside = self.keeping.aside().clone();
+        let is_left = |id: &Uuid| {
+            let is_undecided = unreadable_sockets.contains(id) || undecided_sockets.contains(id);
+            is_undecided || aside.contains_key(&KeyOf::Socket(*id))
+        };
         let named: BTreeSet<Uuid> =
             self.sandboxes.all().iter().filter_map(|entry| guest_of(&entry.record().life)).collect();
-        let aside = self.keeping.aside().clone();
         // One whose daemon died before the keeper had anything of it has files at most.
-        let mut begun = with_files(&self.state_directory)?;
+        let mut begun = with_files(&self.state_directory).unwrap_or_else(|error| {
+            tracing::warn!(%error, "files of guests that were being made may stay until the next start");
+            BTreeSet::new()
+        });
         for entry in held.values() {
             match KeyOf::parse(&entry.key) {
                 Some(KeyOf::Guest(id)) => {
                     begun.insert(id);
                 }
-                Some(key @ KeyOf::Socket(id))
-                    if self.fault_sockets.find(id).is_err()
-                        && !undecided_sockets.contains(&id)
-                        && !aside.contains_key(&key) =>
-                {
+                Some(KeyOf::Socket(id)) if self.fault_sockets.find(id).is_err() && !is_left(&id) => {
                     self.forget(&entry.key);
                 }
                 // Those of snapshots the engine has gone through.
@@ -238,11 +251,10 @@ impl Daemon {
         let is_unknown = |life: &RecordedLife| matches!(life, RecordedLife::Undecided { guest: None, .. });
         if self.sandboxes.all().iter().any(|entry| is_unknown(&entry.record().life)) {
             tracing::error!("a sandbox's record cannot be read, and any guest may be its own: none is ended");
-            return Ok(());
+            return;
         }
         let unnamed = begun.difference(&named).filter(|guest| !aside.contains_key(&KeyOf::Guest(**guest)));
         unnamed.for_each(|guest| self.endings.end_unborn(*guest));
-        Ok(())
     }
 
     /// Ends guests that a keeper left which is gone.
@@ -265,6 +277,9 @@ impl Daemon {
     /// Removes sockets at which the last daemon waited, or was about to wait, for a VMM, and that have no listener now.
     fn remove_stale_sockets(&self) -> anyhow::Result<()> {
         let unreadable = || format!("reading {}", self.run_directory.display());
+        // The keeper has the listener of one that is not taken over yet.
+        let undecided = self.fault_sockets.undecided();
+        let undecided: BTreeSet<_> = undecided.into_iter().map(|id| self.fault_socket_path(id)).collect();
         for file in std::fs::read_dir(&self.run_directory).with_context(unreadable)? {
             let path = file.with_context(unreadable)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -274,7 +289,8 @@ impl Daemon {
                 KeyOf::Socket(id) => self.fault_socket_path(*id) == path,
                 KeyOf::Guest(_) | KeyOf::Snapshot(_) => false,
             });
-            if is_ours && !is_aside && !self.fault_sockets.all().iter().any(|socket| socket.path == path) {
+            let is_left = is_aside || undecided.contains(&path);
+            if is_ours && !is_left && !self.fault_sockets.all().iter().any(|socket| socket.path == path) {
                 std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
             }
         }
@@ -291,6 +307,15 @@ impl Daemon {
                 tracing::error!(sandbox = %entry.record().id, %error, "it was being forked, and stays paused");
             }
         }
+    }
+}
+
+/// True if a guest's process may live. One that has ended keeps its pid until the keeper has reaped it.
+fn may_live(pid: u32) -> bool {
+    match ProcessHandle::open(pid) {
+        Ok(process) => process.is_alive(),
+        // Any other error, as of too few descriptors, says nothing of the process.
+        Err(error) => error.raw_os_error().is_some_and(|code| code != Errno::SRCH.raw_os_error()),
     }
 }
 

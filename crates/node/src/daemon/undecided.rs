@@ -9,8 +9,10 @@ use rekindle_engine::catalog::Kind;
 use rustix::io::Errno;
 
 use super::Daemon;
+use super::entry::Entry;
 use super::events::About;
 use super::record::{RecordedLife, SandboxRecord};
+use crate::keeper::KeeperError;
 
 /// Pause before what is undecided is tried again, the first time.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -90,7 +92,20 @@ impl Daemon {
                 }
             }
         }
-        snapshots == 0 && left == 0
+        let sockets = self.decide_sockets().unwrap_or_else(|error| {
+            tracing::warn!(error = format!("{error:#}"), "undecided fault sockets are tried again later");
+            false
+        });
+        if left == 0 && sockets {
+            self.engine.end_replay();
+        }
+        snapshots == 0 && left == 0 && sockets
+    }
+
+    /// Whether a sandbox is undecided: it may run from a snapshot that was deleted.
+    pub(super) fn has_undecided_sandboxes(&self) -> bool {
+        let is_undecided = |entry: &Arc<Entry>| matches!(entry.record().life, RecordedLife::Undecided { .. });
+        self.sandboxes.all().iter().any(is_undecided)
     }
 
     /// True if it is decided by now, or gone.
@@ -138,8 +153,15 @@ impl Daemon {
     }
 }
 
-/// True if an error may be over a moment later: the system was short of something, or a disk failed.
+/// True if an error may be over a moment later: the system was short of something, a disk failed, or the keeper did not
+/// answer.
 pub(super) fn is_of_the_moment(error: &anyhow::Error) -> bool {
+    let is_silence = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref::<KeeperError>(), Some(KeeperError::Unreachable { .. }))
+    };
+    if error.chain().any(is_silence) {
+        return true;
+    }
     let moments =
         [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::IO, Errno::NOSPC, Errno::DQUOT];
     let code = |cause: &(dyn std::error::Error + 'static)| {
@@ -154,6 +176,7 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
+    use crate::keeper::KeeperClient;
 
     #[test]
     fn too_few_descriptors_are_of_the_moment_and_a_missing_file_is_not() {
@@ -162,5 +185,13 @@ mod tests {
         assert!(!is_of_the_moment(&of(Errno::NOENT)));
         let unknown = Err::<(), _>(io::Error::other("no")).context("looking").expect_err("it is one");
         assert!(!is_of_the_moment(&unknown));
+    }
+
+    #[test]
+    fn a_keeper_that_does_not_answer_is_of_the_moment() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let absent =
+            KeeperClient::connect(&directory.path().join("keeper.sock")).expect_err("nobody listens");
+        assert!(is_of_the_moment(&anyhow::Error::from(absent).context("taking a guest over")));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rekindle_kernel::fd_passing;
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
@@ -328,9 +329,14 @@ fn identified(socket: &Path) -> Result<(UnixStream, KeeperIdentity), KeeperError
     Ok((stream, KeeperIdentity { pid, instance }))
 }
 
-/// True if the connection was at fault, rather than a keeper that takes too long.
+/// True if the connection was at fault, rather than a keeper that takes too long or too few descriptors here.
 fn is_broken(error: &io::Error) -> bool {
-    !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::InvalidData)
+    let is_short = error.raw_os_error() == Some(Errno::MFILE.raw_os_error());
+    !is_short
+        && !matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::InvalidData
+        )
 }
 
 fn checked(doing: &'static str, key: &str) -> Result<Key, KeeperError> {

@@ -1,11 +1,12 @@
 //! Clients that are killed: their requests are done whole or not at all, and the holdings stay.
 
 use std::io::{BufRead as _, BufReader};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rekindle::keeper::{KeeperClient, Role, Spawn};
+use rekindle::keeper::{KeeperClient, KeeperError, Role, Spawn};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
 use super::support::{TestKeeper, eventually, file_of, program};
@@ -80,4 +81,36 @@ fn what_a_killed_client_asked_for_is_done_whole_or_not_at_all() {
         processes.into_iter().all(|process| process.exited == Some(0))
     };
     eventually("every process is reaped", all_ended);
+}
+
+#[test]
+fn a_client_with_too_few_descriptors_is_told_so_and_has_all_of_them_once_it_may_open_more() {
+    let keeper = TestKeeper::start();
+    let file = std::fs::File::open("/dev/null").expect("the system allows it");
+    let fds: Vec<_> = ["a", "b", "c", "d"].into_iter().map(|name| (name, file.as_fd())).collect();
+    keeper.client.put("guest/1", &json!(null), &fds).expect("the system allows it");
+    let child = Command::new(std::env::current_exe().expect("the system allows it"))
+        .args(["--exact", "clients::asks_with_few_descriptors", "--ignored", "--nocapture"])
+        .env(SOCKET, keeper.socket())
+        .output()
+        .expect("the system allows it");
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+}
+
+#[test]
+#[ignore = "the child of another test"]
+fn asks_with_few_descriptors() {
+    let Some(socket) = std::env::var_os(SOCKET) else { return };
+    let client = KeeperClient::connect(Path::new(&socket)).expect("the system allows it");
+    let before = getrlimit(Resource::Nofile);
+    // The next one that is opened is the last.
+    let next = u64::try_from(std::fs::File::open("/dev/null").expect("the system allows it").as_raw_fd())
+        .expect("the system allows it");
+    let few = Rlimit { current: Some(next + 1), ..before };
+    setrlimit(Resource::Nofile, few).expect("the system allows it");
+    let told = client.get("guest/1").expect_err("there are too few");
+    let KeeperError::Unreachable { source, .. } = &told else { unreachable!("{told}") };
+    assert_eq!(source.raw_os_error(), Some(rustix::io::Errno::MFILE.raw_os_error()), "{told}");
+    setrlimit(Resource::Nofile, before).expect("the system allows it");
+    assert_eq!(client.get("guest/1").expect("it answers").expect("it is held").fds.len(), 4);
 }

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rekindle_kernel::fd_passing;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::keeper::error::Refusal;
@@ -61,7 +62,7 @@ impl Link {
                 self.fds.extend(fds);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Arrival::Part,
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(error) if error.raw_os_error() == Some(Errno::MFILE.raw_os_error()) => {
                 return too_much("descriptors open in the keeper", open_files());
             }
             Err(_) => return Arrival::Gone,
