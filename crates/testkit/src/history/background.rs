@@ -2,11 +2,13 @@
 //! anew.
 
 use std::fs::OpenOptions;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages, u64_of};
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::keep::Keeper as _;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::PAGE_BYTES;
@@ -175,9 +177,17 @@ impl History {
             let rotten = files[self.random.position(files.len())].clone();
             self.rot(&rotten)?;
         }
+        let replayed = self.rules.recording && !moved;
+        let hidden = if replayed && !self.catalog_lied { self.hinder()? } else { None };
         let options = self.rules.options(&self.site).map_err(|error| error.to_string())?;
         let engine = self.engine.insert(Engine::start(options).map_err(|error| error.to_string())?);
-        let replayed = self.rules.recording && !moved;
+        if let Some(hidden) = hidden {
+            hidden.put_back()?;
+        }
+        let undecided = engine.decide().map_err(|error| error.to_string())?;
+        if undecided > 0 && !self.catalog_lied {
+            return Err(format!("{undecided} snapshots stay undecided: {:?}", engine.replayed()));
+        }
         let perhaps_deleted = std::mem::take(&mut self.perhaps_deleted);
         if replayed {
             let expected: Vec<_> = snapshots.iter().map(|(id, _)| *id).collect();
@@ -215,6 +225,26 @@ impl History {
         Ok(())
     }
 
+    /// Lets the keeper fail once at the start that comes, or hides a layer file from it.
+    fn hinder(&mut self) -> Result<Option<HiddenFile>, String> {
+        let held = self.site.keeper.held().map_err(|error| error.to_string())?;
+        if !held.is_empty() && self.random.percent(40) {
+            let withheld = held[self.random.position(held.len())];
+            self.say(format_args!("the keeper will not give {withheld} once"));
+            self.site.keeper.withhold(withheld, 1);
+        }
+        let files = std::fs::read_dir(self.site.cache_directory()).map_err(|error| error.to_string())?;
+        let mut files: Vec<_> = files.filter_map(|file| Some(file.ok()?.path())).collect();
+        files.retain(|file| file.extension().is_some_and(|end| end == "raw"));
+        files.sort();
+        if files.is_empty() || self.random.percent(60) {
+            return Ok(None);
+        }
+        let file = files.swap_remove(self.random.position(files.len()));
+        self.say(format_args!("{} cannot be read at a start", file.display()));
+        HiddenFile::hide(file).map(Some)
+    }
+
     /// Opens every snapshot on a node that has nothing of it, and judges every page.
     pub(super) fn read_elsewhere(&mut self) -> Result<(), String> {
         self.say("everything is read on another node");
@@ -231,6 +261,33 @@ impl History {
             }
         }
         Ok(())
+    }
+}
+
+/// A layer file with a directory in its place, so that it cannot be opened.
+struct HiddenFile {
+    file: PathBuf,
+    away: PathBuf,
+}
+
+impl HiddenFile {
+    fn hide(file: PathBuf) -> Result<Self, String> {
+        let away = file.with_extension("hidden");
+        let hide = || std::fs::rename(&file, &away).and_then(|()| std::fs::create_dir(&file));
+        hide().map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(Self { file, away })
+    }
+
+    fn put_back(self) -> Result<(), String> {
+        let Self { file, away } = self;
+        let back = || {
+            // One that nobody names was set aside by the start.
+            if file.exists() {
+                std::fs::remove_dir(&file)?;
+            }
+            std::fs::rename(&away, &file)
+        };
+        back().map_err(|error| format!("{}: {error}", file.display()))
     }
 }
 
