@@ -240,7 +240,7 @@ impl Catalog {
         })
     }
 
-    /// How many transactions made the catalog what it is: a copy of it that is older has fewer.
+    /// Number of transactions that made the catalog: an older copy of it has fewer.
     pub fn transactions(&self) -> Result<u64, CatalogError> {
         self.read(transactions)
     }

@@ -114,7 +114,7 @@ pub(crate) fn table(database: &Database, kind: Kind) -> Result<Option<Table>, re
     }
 }
 
-/// How many transactions made the database what it is; a program that did not count them made none.
+/// Number of transactions that made the database; a program that did not count them made none.
 pub(crate) fn transactions(database: &Database) -> Result<u64, redb::Error> {
     let about = database.begin_read()?.open_table(ABOUT)?;
     Ok(about.get(TRANSACTIONS_KEY)?.map_or(0, |count| count.value()))
@@ -125,7 +125,7 @@ pub(crate) struct Prepared {
     pub(crate) transaction: WriteTransaction,
     /// The values before it.
     pub(crate) before: ValuesBefore,
-    /// How many there are with it.
+    /// Number of transactions with it.
     pub(crate) number: u64,
 }
 

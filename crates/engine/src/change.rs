@@ -124,7 +124,7 @@ pub trait CatalogHook: Debug + Send + Sync {
 
 /// Is told how far a catalog has come.
 pub trait CatalogListener: Debug + Send + Sync {
-    /// So many transactions made the catalog what it is. Called before those hear of the last one who asked for it, by
-    /// whoever has the database: the listener must not use the catalog.
+    /// The catalog was made by this many transactions. Called by the thread that has the database, before the callers
+    /// of the last transaction get their answer: the listener must not use the catalog.
     fn made(&self, transactions: u64);
 }

@@ -68,7 +68,7 @@ impl Deleted {
         let undecided: HashSet<_> = held.iter().filter(is_undecided).map(|snapshot| snapshot.id()).collect();
         drop(held);
         let mut deleted = lock(&self.0);
-        // An undecided one that was deleted needs the others as long as somebody else holds it, who runs from it.
+        // An undecided snapshot that was deleted needs the others as long as it has another holder, who runs from it.
         let is_run_from =
             |held: &Arc<Snapshot>| undecided.contains(&held.id()) && Arc::strong_count(held) > 1;
         if deleted.origins_may_be_asked || deleted.held.iter().any(is_run_from) {

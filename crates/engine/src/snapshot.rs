@@ -171,7 +171,7 @@ impl Snapshot {
         if !self.status().is_undecided {
             return None;
         }
-        // Before the state: whoever sees that one reads by these.
+        // Before the state: readers that see the new state use these.
         for (volume, made) in self.volumes.iter().zip(&made.volumes) {
             volume.view.replace_unread(&made.view.load());
         }

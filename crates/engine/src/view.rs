@@ -247,7 +247,7 @@ impl Piece {
         }
     }
 
-    /// Whether any of its pages is in this frame.
+    /// True if any of its pages is in this frame.
     pub(crate) fn reads_frame(&self, (id, frame): FrameKey) -> bool {
         match &self.source {
             PieceSource::Zero | PieceSource::Capture(_) => false,

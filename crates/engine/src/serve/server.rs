@@ -246,7 +246,7 @@ impl Server {
         }
     }
 
-    /// Whether the page is installed from `frame`, by itself or with the others of its unit.
+    /// True if the page is installed from `frame`, by itself or with the others of its unit.
     fn is_read_from(&self, page: GuestPage, frame: FrameKey) -> bool {
         let mut rest = self.installer.regions.unit_of(page);
         while rest.count() > 0 {

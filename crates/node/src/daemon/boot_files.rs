@@ -10,10 +10,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use super::Daemon;
 use super::guests::qemu::boot_directory;
 
-/// How the names of files begin that are being copied (the default of `tempfile`).
+/// Prefix of the names of files that are being copied (the default of `tempfile`).
 const BEING_COPIED: &str = ".tmp";
 
-/// What is being done with the directory of boot files.
+/// Users of the directory of boot files.
 #[derive(Debug, Default)]
 pub(super) struct BootFiles {
     state: Mutex<Making>,
@@ -78,7 +78,8 @@ impl BootFiles {
         state.for_nothing.extend(for_nothing);
     }
 
-    /// What can be removed now, as no machine is being made; none where that is nothing, or is being removed already.
+    /// Files that can be removed now, as no machine is being made; none if there are none, or they are being removed
+    /// already.
     fn begin_removing(&self) -> Option<BTreeSet<String>> {
         let mut state = self.lock();
         if state.machines > 0 || state.is_removing || state.for_nothing.is_empty() {

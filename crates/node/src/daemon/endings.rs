@@ -163,7 +163,7 @@ impl Leaving {
 /// A guest that never came to be, to be ended and let go of.
 struct Unborn {
     guest: Uuid,
-    /// What has to be taken back before it is let go of.
+    /// The change that has to be taken back before it is let go of.
     unsettled: Option<Unsettled>,
 }
 
@@ -202,8 +202,8 @@ fn wait_for_all(
 }
 
 impl Unborn {
-    /// Ends it and lets go of what the keeper holds for it; whether that is done. What is held of one that could not be
-    /// ended stays: without it, nobody would ever answer its faults.
+    /// Ends it and lets go of what the keeper holds for it; whether that is done. The holdings of one that could not be
+    /// ended stay: without them its faults would never be answered.
     fn ends(&self, leaving: &Leaving, keeping: &Keeping, (state, run): (&Path, &Path)) -> bool {
         let guest = self.guest;
         if let Err(error) = kill_unborn(keeping, guest) {

@@ -36,7 +36,7 @@ struct State {
     /// The parts of the guest that can be asked while an operation has it.
     outside: Outside,
     removed: bool,
-    /// Somebody is about to end its guest although an operation has it: nobody else gets a turn.
+    /// A request is about to end its guest although an operation has it: no other gets a turn.
     is_ending: bool,
 }
 

@@ -124,7 +124,7 @@ impl Daemon {
         Ok(socket.show())
     }
 
-    /// Where a fault socket is.
+    /// Path of a fault socket.
     pub(super) fn fault_socket_path(&self, id: Uuid) -> PathBuf {
         self.run_directory.join(format!("faults-{id}.sock"))
     }
@@ -157,7 +157,7 @@ impl Daemon {
         Ok(self.keeping.client().forget(&socket_key(socket.id))?)
     }
 
-    /// A thread of its own that will wait for a VMM, and ends with the hand-over, whatever comes of it.
+    /// A thread of its own that will wait for a VMM, and ends with the hand-over or its failure.
     fn wait_in_background(&self, socket: &Arc<Socket>) -> Answer<Waiting> {
         let host = Host {
             keeping: Arc::clone(&self.keeping),

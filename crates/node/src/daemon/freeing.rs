@@ -13,7 +13,7 @@ use rekindle_kernel::{ProcessHandle, placement};
 use super::Daemon;
 use super::watch::Over;
 
-/// How often it is looked for guests whose beginning was not told.
+/// Time between two looks for guests whose beginning was not told.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The thread that waits for the ends of guests; its own end is waited for on drop.
@@ -78,7 +78,7 @@ impl Daemon {
                 alive.push(process);
                 continue;
             }
-            // The end of a turn closes it, of this one or of whoever has the guest now.
+            // The end of a turn closes it: of this one, or of the operation that has the guest now.
             drop(entry.turn("has ended", Duration::ZERO));
         }
         alive

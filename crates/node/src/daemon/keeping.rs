@@ -40,13 +40,13 @@ pub(super) struct Keeping {
     process: Mutex<Option<Arc<ProcessHandle>>>,
     /// The keeper that was given each snapshot's memory, until it is told to forget that.
     snapshots: Mutex<BTreeMap<SnapshotId, KeeperIdentity>>,
-    /// What the keeper holds that was set aside, each with the time since when.
+    /// Things at the keeper that were set aside, each with its time.
     aside: Mutex<BTreeMap<KeyOf, u64>>,
-    /// How far the catalog has come, for the keeper to know.
+    /// State of the catalog, for the keeper to know.
     catalog: Mutex<CatalogWord>,
 }
 
-/// What the keeper is to know of the catalog, and what it knows.
+/// The catalog's state for the keeper, and the one it was told.
 #[derive(Debug, Default)]
 struct CatalogWord {
     now: Option<CatalogState>,
@@ -144,7 +144,7 @@ impl Keeping {
         Ok(is_same)
     }
 
-    /// What the keeper holds that was set aside, each with the time since when, in milliseconds of the Unix epoch.
+    /// Things at the keeper that were set aside, each with its time in milliseconds of the Unix epoch.
     pub(super) fn aside(&self) -> MutexGuard<'_, BTreeMap<KeyOf, u64>> {
         self.aside.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,7 +268,7 @@ impl KeyOf {
             .or_else(|| of(SNAPSHOT).map(Self::Snapshot))
     }
 
-    /// What the key says was set aside, if it says that of anything.
+    /// The thing that the key marks as set aside, if it marks one.
     pub(super) fn parse_aside(key: &str) -> Option<Self> {
         Self::parse(key.strip_prefix(ASIDE)?)
     }
@@ -339,7 +339,7 @@ impl Keeper for Keeping {
     fn take_back(&self, snapshot: SnapshotId) -> io::Result<()> {
         self.snapshots().remove(&snapshot);
         let (key, keeper) = (format!("{SNAPSHOT}{snapshot}"), self.client());
-        // What takes the place of its memory, which nobody needs any more. Where that cannot be had, the memory stays.
+        // A file in the place of its memory, which is not needed any more. If that cannot be opened, the memory stays.
         let nothing = File::open("/dev/null").ok();
         let named = nothing.as_ref().and_then(|nothing| Some((nothing, keeper.get(&key).ok()??.fds)));
         let fds: Vec<_> = named

@@ -38,7 +38,7 @@ use crate::vmm::last_words::last_words;
 const MEMORY_BYTES_MAX: u64 = 1 << 40;
 /// Longest time that a resume waits for the seal when asked to.
 pub(super) const SEAL_WAIT: Duration = Duration::from_secs(600);
-/// How long an operation whose guest was killed may take to see that: more than any wait for an answer.
+/// Longest time until an operation sees that its guest was killed: more than any wait for an answer.
 const BUSY_END_LIMIT: Duration = Duration::from_secs(600);
 
 impl Daemon {

@@ -205,7 +205,7 @@ impl Live {
         self.guest.machine_watch().and_then(|watch| watch.ending())
     }
 
-    /// What a snapshot of it is made of, where that is more than it was started as.
+    /// The parts for a snapshot of it, if they are more than those it was started with.
     pub(super) fn saved_spec(&self) -> Option<GuestSpec> {
         self.guest.saved_spec()
     }

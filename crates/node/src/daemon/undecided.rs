@@ -102,7 +102,7 @@ impl Daemon {
         snapshots == 0 && left == 0 && sockets
     }
 
-    /// Whether a sandbox is undecided: it may run from a snapshot that was deleted.
+    /// True if a sandbox is undecided: it may run from a snapshot that was deleted.
     pub(super) fn has_undecided_sandboxes(&self) -> bool {
         let is_undecided = |entry: &Arc<Entry>| matches!(entry.record().life, RecordedLife::Undecided { .. });
         self.sandboxes.all().iter().any(is_undecided)

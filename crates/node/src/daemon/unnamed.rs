@@ -1,4 +1,4 @@
-//! What the keeper holds that the catalog does not name, where the catalog is not the one that the keeper knows: an older
+//! Things at the keeper that the catalog does not name, if the catalog is not the one that the keeper knows: an older
 //! copy of it, such as a back-up, or another one.
 //!
 //! The keeper is told after each transaction how far the catalog has come. A start on a catalog that has come less far
@@ -25,13 +25,13 @@ use super::keeping::{CATALOG, Keeping, KeyOf};
 use super::record::{RecordedLife, SandboxRecord};
 use crate::keeper::{HeldEntry, KeeperClient, KeeperError};
 
-/// How far a catalog has come.
+/// State that a catalog has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CatalogState {
     /// Another one from the start on that found an older copy in the catalog's place: what is counted from there on says
     /// nothing of the other line.
     lineage: Uuid,
-    /// How many transactions made it.
+    /// Number of transactions that made it.
     pub(super) transactions: u64,
 }
 
@@ -41,7 +41,7 @@ struct AsideNote {
     since_unix_ms: u64,
 }
 
-/// How much at the keeper is set aside.
+/// Counts of the things at the keeper that are set aside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AsideCounts {
     /// Guests, those included that have only files yet.
@@ -52,7 +52,7 @@ pub struct AsideCounts {
     pub fault_sockets: u64,
 }
 
-/// Where the catalog has its lineage.
+/// Key of the catalog's lineage.
 const LINEAGE: &[u8] = b"lineage";
 
 /// Sets aside what the catalog does not name, where it is not the one that the keeper knows, and takes back in what it
@@ -90,8 +90,8 @@ pub(super) fn meet(catalog: &Catalog, keeping: &Arc<Keeping>, state_directory: &
     Ok(())
 }
 
-/// Whether a catalog has come as far as the one that the keeper knows. Another keeper, or one whose daemon told it nothing
-/// of the catalog, knows none.
+/// True if a catalog is as new as the one that the keeper knows. Another keeper, or one whose daemon told it nothing of
+/// the catalog, knows none.
 fn is_known(held: &[HeldEntry], found: CatalogState) -> bool {
     held.iter().find(|entry| entry.key == CATALOG).is_none_or(|entry| {
         let known = serde_json::from_value::<CatalogState>(entry.note.clone());
@@ -112,7 +112,7 @@ fn new_lineage(catalog: &Catalog) -> anyhow::Result<Uuid> {
     written.context("writing down which catalog this is").map(|()| lineage)
 }
 
-/// What is marked as set aside, each with the time since when.
+/// Things marked as set aside, each with its time.
 fn marks(held: &[HeldEntry]) -> BTreeMap<KeyOf, u64> {
     let mark = |entry: &HeldEntry| {
         let note = serde_json::from_value::<AsideNote>(entry.note.clone());
@@ -165,7 +165,7 @@ impl Daemon {
             if !is_named && age < kept {
                 continue;
             }
-            // First: whatever comes after, the next start knows no more of it than of what was half made.
+            // First: if a later step fails, the next start treats it like a thing that was half made.
             keeper.forget(&key.aside_key())?;
             self.keeping.aside().remove(&key);
             if is_named {
@@ -184,7 +184,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Whether anything of this daemon is it.
+    /// True if this daemon names it.
     fn names(&self, key: KeyOf) -> bool {
         match key {
             KeyOf::Guest(guest) => {
@@ -210,17 +210,17 @@ impl AsideCounts {
         counts
     }
 
-    /// What is set aside at `keeper`.
+    /// Things set aside at `keeper`.
     pub(crate) fn at(keeper: &KeeperClient) -> Result<Self, KeeperError> {
         Ok(Self::of(marks(&keeper.list()?).keys()))
     }
 
-    /// What a daemon has set aside.
+    /// Things that a daemon has set aside.
     pub(super) fn now(keeping: &Keeping) -> Self {
         Self::of(keeping.aside().keys())
     }
 
-    /// Whether anything is.
+    /// True if there is any.
     pub fn is_some(self) -> bool {
         self != Self::default()
     }

@@ -118,12 +118,12 @@ impl Over {
         self.wakeup.wake();
     }
 
-    /// Whether that was said.
+    /// True once the end was signalled.
     pub(super) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Acquire)
     }
 
-    /// What the thread waits on beside its work.
+    /// Wakes the thread beside its work.
     pub(super) fn wakeup(&self) -> &Wakeup {
         &self.wakeup
     }

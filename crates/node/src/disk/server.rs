@@ -94,7 +94,7 @@ pub(super) struct Shared {
     pub(super) access: Access,
     pub(super) gate: Gate,
     pub(super) counters: Arc<Counters>,
-    /// Where it is served, which has the guest's id in it.
+    /// Path of its socket, which has the guest's id in it.
     pub(super) socket: PathBuf,
     ending: Wakeup,
     open: Mutex<Open>,

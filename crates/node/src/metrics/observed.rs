@@ -35,7 +35,7 @@ pub struct Observed {
     pub store_away: bool,
     /// Layer files that a start set aside.
     pub set_aside: SetAside,
-    /// What a start set aside at the keeper.
+    /// Things at the keeper that a start set aside.
     pub held_aside: AsideCounts,
 }
 

@@ -1,4 +1,4 @@
-//! What a VMM's program says of itself when it is run with a few words: for a bounded time, and so many bytes at most.
+//! Output of a VMM's program when it is run with a few words: in a bounded time, and of a bounded length.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use rekindle_kernel::wakeup::wait_readable;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
-/// How long a program may take to answer.
+/// Longest time for a program to answer.
 const SAY_LIMIT: Duration = Duration::from_secs(10);
 /// The most that it may say: the longest answer that is asked for, QEMU's list of machines, has some 10 KiB.
 const SAID_BYTES_MAX: usize = 256 << 10;
@@ -20,11 +20,11 @@ const SAID_BYTES_MAX: usize = 256 << 10;
 /// The answer of a program that has ended.
 #[derive(Debug)]
 pub(super) struct Said {
-    /// How it ended.
+    /// Its exit status.
     pub(super) status: ExitStatus,
-    /// What it printed.
+    /// Its output.
     pub(super) out: String,
-    /// What it printed as errors.
+    /// Its errors.
     pub(super) errors: String,
 }
 
@@ -35,8 +35,8 @@ struct Stream {
     bytes: Vec<u8>,
 }
 
-/// Runs a program with these words and gives its answer. One that takes too long or says too much is killed, with
-/// whatever it has started.
+/// Runs a program with these words and gives its answer. A program that takes too long or says too much is killed, with
+/// all that it has started.
 pub(super) fn said_by(program: &Path, words: &[&str]) -> io::Result<Said> {
     said_within(SAY_LIMIT, program, words)
 }
@@ -55,7 +55,7 @@ fn said_within(limit: Duration, program: &Path, words: &[&str]) -> io::Result<Sa
     Ok(Said { status, out, errors })
 }
 
-/// What a child says on its output and on its error stream until it ends.
+/// A child's output and error stream until its end.
 fn until_exit(limit: Duration, child: &mut Child) -> io::Result<[Stream; 2]> {
     let process = ProcessHandle::open(child.id())?;
     let streams = [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)];
@@ -65,7 +65,7 @@ fn until_exit(limit: Duration, child: &mut Child) -> io::Result<[Stream; 2]> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let [_, _, end] = wait_readable([out.fd(), errors.fd(), Some(process.as_fd())], Some(left))?;
-        // What it said before its end is in its streams by now; who has them open still says nothing for it.
+        // Its output before its end is in the streams by now; others that have them open still add nothing for it.
         out.take()?;
         errors.take()?;
         if end.readable {

@@ -35,7 +35,7 @@ fn machine_file(node: &Node) -> PathBuf {
     directory.join("disk")
 }
 
-/// How many guests, captured snapshots and fault sockets are set aside, as the daemon's metrics say.
+/// Numbers of guests, captured snapshots and fault sockets set aside, from the daemon's metrics.
 fn set_aside(node: &Node) -> [u64; 3] {
     let metrics = node.client.metrics().expect("it answers");
     ["guest", "snapshot", "fault_socket"].map(|kind| {
@@ -73,7 +73,7 @@ fn an_older_catalog_costs_nothing_that_only_the_newer_one_names() {
     let said = node.client.readiness().expect("it answers");
     assert!(said.ready && said.reasons.iter().any(|why| why.contains("1 captured snapshots")), "{said:?}");
     node.assert_verified("before");
-    // What this catalog comes to name is not what the newer one does, and its next start is no other.
+    // This catalog's new names are not the newer one's, and its next start still finds it older.
     node.filled("later", 4);
     node.crash();
     assert_eq!(set_aside(&node), [2, 1, 2]);

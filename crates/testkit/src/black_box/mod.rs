@@ -42,7 +42,7 @@ pub struct BlackBox {
     root: PathBuf,
     programs: TempDir,
     program: PathBuf,
-    /// What a daemon may use, as a shell's `ulimit` takes it.
+    /// Limits of a daemon, as a shell's `ulimit` takes them.
     limit: Option<String>,
 }
 

@@ -94,7 +94,7 @@ fn keeper(session: &Session, settings: &Settings, daemon_runs: bool) -> Check {
     }
 }
 
-/// What the keeper holds that the catalog does not name.
+/// Checks for things at the keeper that the catalog does not name.
 fn set_aside(name: &'static str, socket: &Path) -> Check {
     let answers = format!("answers on {}", socket.display());
     match KeeperClient::connect(socket).and_then(|keeper| AsideCounts::at(&keeper)) {

@@ -79,7 +79,7 @@ fn set_aside(layers: &Path) -> Check {
     Check::warn(name, found.join("; "), advice.join("; "))
 }
 
-/// Whatever is in the directories of layers and is no regular file.
+/// All entries of the directories of layers that are no regular files.
 fn strange_things(layers: &Path, aside: &Path) -> io::Result<Vec<PathBuf>> {
     let mut strange = Vec::new();
     for directory in [layers, aside] {

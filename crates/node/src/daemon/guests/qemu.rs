@@ -84,7 +84,7 @@ impl HostQemu {
         Ok(self.ask(path, since, |path| QemuProgram::find(Some(path)))?)
     }
 
-    /// The QEMU at `path`; `since` is the number of times it was asked when somebody wanted to know. One that did not
+    /// The QEMU at `path`; `since` is the number of times it was asked when the caller wanted to know. One that did not
     /// answer since then is not asked once more by each that waited meanwhile.
     fn ask(
         &self,

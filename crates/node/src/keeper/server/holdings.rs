@@ -164,7 +164,7 @@ impl Holdings {
         self.running.keys().copied()
     }
 
-    /// How many keys there are under which more is held than a note, and how many processes have not ended.
+    /// Number of keys with more than a note, and of processes that have not ended.
     pub(super) fn count(&self) -> (usize, usize) {
         let is_held = |entry: &&Entry| !entry.fds.is_empty() || entry.process.is_some();
         (self.entries.values().filter(is_held).count(), self.running.len())

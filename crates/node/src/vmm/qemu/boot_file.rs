@@ -139,12 +139,12 @@ impl BootFile {
         Err(Misfit::NoBootFile { role, blake3: self.blake3.clone(), places })
     }
 
-    /// Whether there is a file at any place where it may be.
+    /// True if a file is at any of its possible places.
     pub(super) fn is_somewhere(&self, directory: &Path) -> bool {
         self.places(directory).iter().any(|place| place.is_file())
     }
 
-    /// Where it may be, the likeliest place first.
+    /// Its possible places, the likeliest first.
     fn places(&self, directory: &Path) -> Vec<PathBuf> {
         // A name from another node is no path of ours until it is seen to be a digest.
         let is_digest = self.blake3.len() == 64 && self.blake3.bytes().all(|byte| byte.is_ascii_hexdigit());

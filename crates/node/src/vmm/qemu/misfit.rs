@@ -100,7 +100,7 @@ pub enum Misfit {
     },
 }
 
-/// What is at a place where a boot file was looked for.
+/// The thing found in the place of a boot file.
 #[derive(Debug, thiserror::Error)]
 pub enum FoundInstead {
     /// A file with other bytes.
