@@ -194,7 +194,8 @@ impl Layer {
     }
 
     /// Brings a local frame into memory and verifies it if that was not done yet; blocks on the disk. False when the
-    /// file does not hold it, which is then remembered.
+    /// file does not hold it, which is remembered where the store has it. A disk that failed, or the only copy, is read
+    /// again at the next try.
     pub fn load_local(&self, frame: FrameNumber) -> Result<bool, LayerError> {
         if !self.is_local(frame) {
             return Ok(false);
@@ -205,21 +206,18 @@ impl Layer {
             return match populated {
                 Ok(()) => Ok(true),
                 Err(source) => {
-                    self.distrust(frame);
+                    self.verified.clear(frame);
                     Err(self.io(source))
                 }
             };
         }
         let Some(digest) = self.digest(frame) else { return Ok(false) };
         let mut raw = vec![0; bytes];
-        if let Err(source) = self.file.read_exact_at(&mut raw, u64_of(offset)) {
-            self.distrust(frame);
-            return Err(self.io(source));
-        }
+        self.file.read_exact_at(&mut raw, u64_of(offset)).map_err(|source| self.io(source))?;
         let matches = FrameDigest::of(&raw) == digest;
         if matches {
             self.verified.set(frame);
-        } else {
+        } else if self.stored_at().is_some() {
             self.local.clear(frame);
         }
         Ok(matches)
@@ -347,11 +345,6 @@ impl Layer {
             self.file.set_len(bytes)?;
         }
         Ok(())
-    }
-
-    fn distrust(&self, frame: FrameNumber) {
-        self.verified.clear(frame);
-        self.local.clear(frame);
     }
 
     fn frame_extent(&self, frame: FrameNumber) -> (usize, usize) {

@@ -80,3 +80,21 @@ fn a_frame_taken_into_a_file_that_was_cut_short_brings_back_no_other_as_zeroes()
         assert!(!matches!(layer.load_local(lost), Ok(true)), "frame {lost} is a hole by now");
     }
 }
+
+#[test]
+fn an_only_copy_that_a_disk_did_not_give_once_is_read_again_and_used() {
+    let here = directory();
+    let layer = packed(&here, 0);
+    let whole: Vec<_> =
+        (0..3).flat_map(|number| layer.read_frame(frame(number)).expect("it is whole")).collect();
+    let file = local_file(&here, &layer);
+    layer.distrust_all();
+    file.set_len(0).expect("a disk");
+    let failed = layer.load_local(frame(1));
+    assert!(matches!(failed, Err(LayerError::Io { .. })), "{failed:?}");
+    file.set_len(whole.len().try_into().expect("64 bits")).expect("a disk");
+    assert!(matches!(layer.load_local(frame(1)), Ok(false)), "it reads as zeroes");
+    file.write_all_at(&whole, 0).expect("a disk");
+    assert!(matches!(layer.load_local(frame(1)), Ok(true)), "the disk gives it again");
+    assert!(layer.is_verified(frame(1)));
+}
