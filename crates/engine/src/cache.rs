@@ -138,7 +138,7 @@ impl Cache {
     pub fn open_stored(&self, name: &LayerName, stored: &StoredLayer) -> io::Result<Arc<Layer>> {
         let right = match self.handles.find(name.id) {
             Found::Alive(layer) if layer.name() == *name => {
-                layer.set_stored_at(stored.clone());
+                layer.add_stored(stored.clone());
                 return Ok(layer);
             }
             Found::Alive(layer) => {
@@ -163,7 +163,7 @@ impl Cache {
         };
         let index = read_index(&file, name)?;
         let layer = Layer::over(name, self.place(path, file, right), local)?;
-        layer.set_stored_at(stored.clone());
+        layer.add_stored(stored.clone());
         if let Some(index) = index {
             layer.set_index(index);
         }

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use crate::frame::{FrameNumber, frame_bytes};
@@ -11,7 +12,7 @@ use crate::identity::LayerId;
 use crate::layer::{Layer, LayerError};
 use crate::limits;
 use crate::manifest::StoredLayer;
-use crate::object::{FrameError, ObjectTable, decode_frame};
+use crate::object::{FrameError, ObjectTable, StoredObject, decode_frame};
 use crate::single_flight::{Answer, FrameKey, SingleFlight};
 use crate::stop::Stop;
 use crate::store::{Store, StoreError};
@@ -176,11 +177,11 @@ async fn fetch_together(
     ahead: &[FrameNumber],
 ) -> Vec<FrameNumber> {
     let all = || std::iter::once(first).chain(ahead.iter().copied());
-    let (Some(last), Some(stored), Some(table)) = (ahead.last(), layer.stored_at(), layer.table()) else {
-        return all().collect();
-    };
+    let stored = layer.stored();
+    let (Some(last), Some(stored)) = (ahead.last(), &stored) else { return all().collect() };
+    let Some(table) = stored.table() else { return all().collect() };
     let range = table.frame_range(first).start..table.frame_range(*last).end;
-    let Ok(body) = claimed.shared.store.get_layer(layer.id(), &stored.object, range.clone()).await else {
+    let Ok(body) = get(&claimed.shared.store, layer, stored, range.clone()).await else {
         return all().collect();
     };
     let mut accepting = tokio::task::JoinSet::new();
@@ -217,14 +218,14 @@ fn fetch_until_done(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber) 
 
 /// One try: the local file first, then the store.
 async fn fetch(store: &Store, layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
-    let Some(stored) = layer.stored_at().cloned() else {
+    let Some(stored) = layer.stored() else {
         return load_local_only(layer, frame).await;
     };
     // A local file that fails is no reason to give up while the store has the frame.
     if layer.index().is_some() && matches!(blocking_load(layer, frame).await, Ok(true)) {
         return Ok(());
     }
-    if layer.table().is_none() {
+    if stored.table().is_none() {
         if let Some(outcome) = fetch_table(store, layer, &stored, frame).await? {
             return outcome;
         }
@@ -232,10 +233,25 @@ async fn fetch(store: &Store, layer: &Arc<Layer>, frame: FrameNumber) -> Result<
             return Ok(());
         }
     }
-    let range = layer.table().expect("fetched above").frame_range(frame);
-    let encoded = store.get_layer(layer.id(), &stored.object, range).await?;
+    let range = stored.table().expect("fetched above").frame_range(frame);
+    let encoded = get(store, layer, &stored, range).await?;
     let layer = Arc::clone(layer);
     blocking(move || accept(&layer, frame, &encoded)).await
+}
+
+/// Bytes of an object. If it is gone from the store, the next try reads another one that is known.
+async fn get(
+    store: &Store,
+    layer: &Layer,
+    stored: &StoredObject,
+    range: Range<u64>,
+) -> Result<Bytes, StoreError> {
+    let object = stored.place().object;
+    let got = store.get_layer(layer.id(), &object, range).await;
+    if let Err(StoreError::NotFound(_)) = &got {
+        layer.note_gone(object);
+    }
+    got
 }
 
 async fn load_local_only(layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
@@ -261,15 +277,17 @@ async fn blocking<T: Send + 'static>(
 async fn fetch_table(
     store: &Store,
     layer: &Arc<Layer>,
-    stored: &StoredLayer,
+    stored: &StoredObject,
     wanted: FrameNumber,
 ) -> Result<Option<Result<(), FetchError>>, FetchError> {
-    let frames_end = stored.object_bytes - stored.table_bytes;
-    let whole = stored.object_bytes <= limits::OBJECT_FETCHED_WHOLE_BYTES_MAX;
+    let place = stored.place();
+    let frames_end = place.object_bytes - place.table_bytes;
+    let whole = place.object_bytes <= limits::OBJECT_FETCHED_WHOLE_BYTES_MAX;
     let start = if whole { 0 } else { frames_end };
-    let body = store.get_layer(layer.id(), &stored.object, start..stored.object_bytes).await?;
-    let table = checked_table(layer, stored, &body[size_of(frames_end - start)..])?;
-    let table = layer.set_table(table);
+    let body = get(store, layer, stored, start..place.object_bytes).await?;
+    let table = checked_table(layer, place, &body[size_of(frames_end - start)..])?;
+    layer.set_index(table.index().clone());
+    let table = stored.set_table(table);
     if !whole {
         return Ok(None);
     }

@@ -13,8 +13,8 @@ use crate::geometry::{LayerPage, u64_of, usize_of};
 use crate::handles::HandleRight;
 use crate::identity::{Domain, FrameDigest, LayerId};
 use crate::layer_index::LayerIndex;
-use crate::manifest::{LayerName, StoredLayer};
-use crate::object::ObjectTable;
+use crate::manifest::{LayerName, ObjectName, StoredLayer};
+use crate::object::StoredObject;
 use crate::ranked_set::RankedSet;
 use crate::read_ahead::ReadAhead;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,8 +34,8 @@ pub struct Layer {
     /// Frames that the file may hold.
     local: FrameFlags,
     index: OnceLock<LayerIndex>,
-    stored: OnceLock<StoredLayer>,
-    table: OnceLock<ObjectTable>,
+    /// Its objects in the store, as far as they are known; the first one is read.
+    objects: Mutex<Vec<Arc<StoredObject>>>,
     read_ahead: Mutex<ReadAhead>,
     /// Held while the layer is uploaded, so that it is uploaded once.
     upload: tokio::sync::Mutex<()>,
@@ -123,8 +123,7 @@ impl Layer {
             verified: FrameFlags::new(frames),
             local: FrameFlags::new(frames),
             index: OnceLock::new(),
-            stored: OnceLock::new(),
-            table: OnceLock::new(),
+            objects: Mutex::default(),
             read_ahead: Mutex::default(),
             upload: tokio::sync::Mutex::new(()),
             keeps_files,
@@ -217,7 +216,7 @@ impl Layer {
         let matches = FrameDigest::of(&raw) == digest;
         if matches {
             self.verified.set(frame);
-        } else if self.stored_at().is_some() {
+        } else if self.stored().is_some() {
             self.local.clear(frame);
         }
         Ok(matches)
@@ -261,7 +260,7 @@ impl Layer {
 
     /// The index, once it is known: from packing, or from the store's table.
     pub fn index(&self) -> Option<&LayerIndex> {
-        self.index.get().or_else(|| self.table.get().map(ObjectTable::index))
+        self.index.get()
     }
 
     /// The guest pages the layer holds, in its order; it was packed on this node.
@@ -296,24 +295,36 @@ impl Layer {
         self.file.sync_all()
     }
 
-    /// The layer's place in the store, once that is known.
-    pub fn stored_at(&self) -> Option<&StoredLayer> {
-        self.stored.get()
+    /// The object in the store that is read, once one is known.
+    pub fn stored(&self) -> Option<Arc<StoredObject>> {
+        lock(&self.objects).first().cloned()
     }
 
-    /// Remembers where the layer was stored; the first answer stays.
-    pub fn set_stored_at(&self, stored: StoredLayer) -> &StoredLayer {
-        self.stored.get_or_init(|| stored)
+    /// Where that object is.
+    pub fn stored_at(&self) -> Option<StoredLayer> {
+        self.stored().map(|object| object.place().clone())
     }
 
-    /// The table of the stored object, once it was fetched.
-    pub fn table(&self) -> Option<&ObjectTable> {
-        self.table.get()
+    /// Remembers one more object of the layer; the one that is read stays.
+    pub fn add_stored(&self, place: StoredLayer) {
+        let mut objects = lock(&self.objects);
+        if objects.iter().all(|known| known.place().object != place.object) {
+            objects.push(Arc::new(StoredObject::at(place)));
+        }
     }
 
-    /// Remembers the table of the stored object; it must be this layer's, which the caller has checked by name.
-    pub fn set_table(&self, table: ObjectTable) -> &ObjectTable {
-        self.table.get_or_init(|| table)
+    /// Remembers that an object is not in the store: another one is read from now on, if one is known.
+    pub fn note_gone(&self, gone: ObjectName) {
+        let mut objects = lock(&self.objects);
+        if objects.len() > 1 {
+            objects.retain(|known| known.place().object != gone);
+        }
+    }
+
+    /// Whether the local file may hold every frame of the layer, and they can be verified.
+    pub fn may_be_whole(&self) -> bool {
+        let mut frames = (0..frames_of(self.pages)).map(FrameNumber::new);
+        self.index().is_some() && frames.all(|frame| self.is_local(frame))
     }
 
     /// Number of frames from `frame` on that are worth fetching at once; those after the first are not here.

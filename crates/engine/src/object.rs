@@ -8,6 +8,8 @@ use std::ops::Range;
 use crate::frame::{FrameNumber, frame_bytes};
 use crate::layer_index::LayerIndex;
 use crate::limits;
+use crate::manifest::StoredLayer;
+use crate::sync::OnceLock;
 use crate::wire::{Reader, WireError, Writer};
 
 const MAGIC: [u8; 4] = *b"RKLT";
@@ -19,6 +21,13 @@ pub struct ObjectTable {
     index: LayerIndex,
     /// Frame `n` is at bytes `ends[n - 1]..ends[n]` of the object.
     ends: Box<[u64]>,
+}
+
+/// One object of a layer in the store.
+#[derive(Debug)]
+pub struct StoredObject {
+    place: StoredLayer,
+    table: OnceLock<ObjectTable>,
 }
 
 /// Reason that an encoded frame is not the right one.
@@ -35,6 +44,28 @@ pub enum FrameError {
         /// Bytes of the frame's pages.
         expected: usize,
     },
+}
+
+impl StoredObject {
+    /// The object at `place`, of which nothing was fetched yet.
+    pub fn at(place: StoredLayer) -> Self {
+        Self { place, table: OnceLock::new() }
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> &StoredLayer {
+        &self.place
+    }
+
+    /// Its table, once it was fetched.
+    pub fn table(&self) -> Option<&ObjectTable> {
+        self.table.get()
+    }
+
+    /// Remembers its table, which the caller has checked.
+    pub fn set_table(&self, table: ObjectTable) -> &ObjectTable {
+        self.table.get_or_init(|| table)
+    }
 }
 
 impl ObjectTable {

@@ -21,6 +21,11 @@ pub enum PublishError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A layer's object is not in the store any more, and this node cannot upload it again.
+    #[error(
+        "{0}, and this disk does not have the whole layer to upload it again: bring the object back, or delete the snapshot"
+    )]
+    Gone(StoreError),
     /// A layer could not be read on this disk.
     #[error(transparent)]
     Layer(#[from] LayerError),
@@ -61,31 +66,87 @@ pub fn publish(
     requests: &Requests,
     uploaded: impl FnOnce(&Publication) -> Result<(), CatalogError>,
 ) -> Result<(), PublishError> {
-    let stored = layers
-        .iter()
-        .map(|layer| stored_layer(layer, manifest.snapshot(), requests))
-        .collect::<Result<Vec<_>, _>>()?;
-    for (layer, at) in layers.iter().zip(&stored) {
-        requests.wait(requests.store.see_layer(layer.id(), &at.object))??;
+    let publisher = manifest.snapshot();
+    for layer in layers {
+        upload_unless_stored(layer, None, publisher, requests)?;
     }
-    let publication = Publication::new(manifest.clone(), stored);
+    // After the last upload: the store may have been another one meanwhile.
+    if upload_missing(layers, publisher, requests)? {
+        for layer in layers {
+            if let Some(missing) = missing(layer, requests)? {
+                return Err(missing.error.into());
+            }
+        }
+    }
+    let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
+    let publication = Publication::new(manifest.clone(), stored.collect());
     uploaded(&publication)?;
     let bytes = Bytes::from(publication.encode());
     Ok(requests.wait(requests.store.put_manifest(manifest.snapshot(), bytes))??)
 }
 
-fn stored_layer(
+/// Uploads a layer of which no object is known but the one that is `gone`.
+fn upload_unless_stored(
     layer: &Layer,
+    gone: Option<ObjectName>,
     publisher: SnapshotId,
     requests: &Requests,
-) -> Result<StoredLayer, PublishError> {
+) -> Result<(), PublishError> {
     let turn = requests.wait(layer.upload_turn())?;
-    let stored = match layer.stored_at() {
-        Some(stored) => stored.clone(),
-        None => layer.set_stored_at(upload(layer, publisher, requests)?).clone(),
-    };
+    // Others may have uploaded it while this waited for its turn.
+    if layer.stored_at().map(|stored| stored.object) == gone {
+        layer.add_stored(upload(layer, publisher, requests)?);
+        if let Some(gone) = gone {
+            layer.note_gone(gone);
+        }
+    }
     drop(turn);
-    Ok(stored)
+    Ok(())
+}
+
+/// An object of a layer that is not in the store.
+struct Missing {
+    object: ObjectName,
+    error: StoreError,
+}
+
+/// The last known object of a layer, if not even that is in the store.
+fn missing(layer: &Layer, requests: &Requests) -> Result<Option<Missing>, PublishError> {
+    loop {
+        let object = layer.stored_at().expect("it was uploaded").object;
+        match requests.wait(requests.store.see_layer(layer.id(), &object))? {
+            Ok(()) => return Ok(None),
+            Err(error @ StoreError::NotFound(_)) => {
+                layer.note_gone(object);
+                if layer.stored_at().is_some_and(|stored| stored.object == object) {
+                    return Ok(Some(Missing { object, error }));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Uploads every layer again whose objects are gone from the store; whether there was one.
+fn upload_missing(
+    layers: &[Arc<Layer>],
+    publisher: SnapshotId,
+    requests: &Requests,
+) -> Result<bool, PublishError> {
+    let mut was_missing = false;
+    for layer in layers {
+        let Some(Missing { object, error }) = missing(layer, requests)? else { continue };
+        if !layer.may_be_whole() {
+            return Err(PublishError::Gone(error));
+        }
+        tracing::warn!(%error, "a layer's object is gone; the layer is uploaded again");
+        match upload_unless_stored(layer, Some(object), publisher, requests) {
+            Err(PublishError::Layer(LayerError::Digest { .. })) => return Err(PublishError::Gone(error)),
+            uploaded => uploaded?,
+        }
+        was_missing = true;
+    }
+    Ok(was_missing)
 }
 
 fn upload(layer: &Layer, publisher: SnapshotId, requests: &Requests) -> Result<StoredLayer, PublishError> {

@@ -225,7 +225,7 @@ impl Sealed {
             return Err(Stopped.into());
         }
         let view = snapshot.memory().load();
-        let stored = view.layers().iter().map(|layer| layer.stored_at().cloned()).collect();
+        let stored = view.layers().iter().map(|layer| layer.stored_at()).collect();
         let facts = SealFacts { seal_time: Some(self.seal_time), ..snapshot.seal_facts() };
         let manifest = LocalManifest::new((*self.manifest).clone(), stored);
         Ok(records.sealed(snapshot.id(), facts, &manifest)?)

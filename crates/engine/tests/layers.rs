@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use rekindle_engine::cache::Cache;
 use rekindle_engine::frame::{FRAME_PAGES, FrameNumber};
-use rekindle_engine::identity::Domain;
+use rekindle_engine::identity::{Domain, SnapshotId};
 use rekindle_engine::layer::{Layer, LayerError};
+use rekindle_engine::manifest::{ObjectName, StoredLayer};
 use rekindle_engine::pack::pack_pages;
 use rekindle_engine::page_set::PageSet;
 use tempfile::TempDir;
@@ -97,4 +98,28 @@ fn an_only_copy_that_a_disk_did_not_give_once_is_read_again_and_used() {
     file.write_all_at(&whole, 0).expect("a disk");
     assert!(matches!(layer.load_local(frame(1)), Ok(true)), "the disk gives it again");
     assert!(layer.is_verified(frame(1)));
+}
+
+#[test]
+fn an_object_that_is_gone_gives_way_to_another_one_of_the_layer_and_the_last_one_stays() {
+    let here = directory();
+    let layer = packed(&here, 0);
+    let places: Vec<_> = (0..2).map(|_| place()).collect();
+    for stored in &places {
+        layer.add_stored(stored.clone());
+        layer.add_stored(stored.clone());
+    }
+    for (gone, read) in [(1, 0), (0, 0)] {
+        layer.note_gone(places[gone].object);
+        assert_eq!(layer.stored_at().as_ref(), Some(&places[read]));
+    }
+    layer.add_stored(places[1].clone());
+    layer.note_gone(places[0].object);
+    assert_eq!(layer.stored_at().as_ref(), Some(&places[1]));
+}
+
+/// Where an object of a layer could be.
+fn place() -> StoredLayer {
+    let object = ObjectName::new(SnapshotId::new());
+    StoredLayer { object, table_digest: [0; 32], table_bytes: 1, object_bytes: 2 }
 }

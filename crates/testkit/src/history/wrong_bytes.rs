@@ -42,7 +42,7 @@ impl History {
         let stored = layer.stored_at().expect("only such are listed");
         let path = Path::from(format!("layers/{}/{}", layer.id(), stored.object));
         let Some(right) = self.object(&path) else { return Ok(()) };
-        let Some((start, pages)) = raw_pages(layer, stored, &right) else { return Ok(()) };
+        let Some((start, pages)) = raw_pages(layer, &stored, &right) else { return Ok(()) };
         let mut wrong = right.clone();
         change_places(&mut self.random, &mut wrong[start..start + pages * PAGE_BYTES]);
         self.say(format_args!("pages change places in {path}"));

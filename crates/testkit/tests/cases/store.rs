@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use rekindle_engine::engine::Engine;
+use object_store::{ObjectStore, ObjectStoreExt};
+use rekindle_engine::catalog::Catalog;
+use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::limits;
@@ -14,6 +15,8 @@ use rekindle_engine::manifest::{LayerName, Manifest, Publication, SnapshotFacts,
 use rekindle_engine::open::OpenError;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::store::Store;
+use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
 use rekindle_kernel::PageKind;
 use rekindle_testkit::guest::{Guest, judge};
 use rekindle_testkit::site::{PATIENCE, Site};
@@ -93,6 +96,77 @@ fn case_08_and_35_the_only_copy_of_a_layer_stays_on_the_disk() {
     check_elsewhere(&site, &second);
 }
 
+/// Opens the store behind a site's faults.
+#[derive(Debug)]
+struct OpensObjects(Arc<dyn ObjectStore>);
+
+impl StoreOpener for OpensObjects {
+    fn open(&self, _: Holds) -> Result<Arc<dyn ObjectStore>, String> {
+        Ok(Arc::clone(&self.0))
+    }
+}
+
+/// An engine that records what it does and knows who its store is.
+fn start_with_gate(site: &Site) -> Engine {
+    let recording = site.recording().expect("a catalog");
+    let catalog: Catalog = recording.catalog.clone().expect("it records");
+    let gate =
+        StoreGate::new(Box::new(OpensObjects(site.objects.clone())), catalog, None, OtherStore::Refused);
+    Engine::start(EngineOptions { store: Store::gated(gate), ..recording }).expect("threads for an engine")
+}
+
+/// Takes the objects of a snapshot's layers out of the store.
+fn lose_layers(site: &Site, snapshot: &Snapshot) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    for layer in snapshot.memory().load().layers() {
+        let stored = layer.stored_at().expect("it is published");
+        let path = Path::from(format!("layers/{}/{}", layer.id(), stored.object));
+        runtime.block_on(site.objects.delete(&path)).expect("it is there");
+    }
+}
+
+#[test]
+fn a_layer_whose_object_is_gone_is_uploaded_again_with_the_next_snapshot_that_names_it() {
+    for starts_anew in [false, true] {
+        let site = site();
+        let mut engine = start_with_gate(&site);
+        let mut first = first_pause(&engine, 100);
+        wait_published(&first.0);
+        lose_layers(&site, &first.0);
+        if starts_anew {
+            let id = first.0.id();
+            drop((engine, first.0));
+            engine = start_with_gate(&site);
+            first.0 = engine.snapshot(id).expect("it is recorded");
+        }
+        for seed in 2..4 {
+            let next = child(&engine, &first, run(20, 6), seed);
+            wait_published(&next.0);
+            check_elsewhere(&site, &next);
+        }
+        assert_eq!(objects_of_layers(&site), 3, "it was uploaded once more, and not with each child");
+    }
+}
+
+fn objects_of_layers(site: &Site) -> usize {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    let listed = site.objects.list(Some(&Path::from("layers")));
+    runtime.block_on(futures_util::StreamExt::count(listed))
+}
+
+#[test]
+fn a_snapshot_that_names_a_layer_that_is_gone_everywhere_says_so() {
+    let (site, _engine, first) = published(100);
+    let elsewhere = site.elsewhere().expect("a temporary directory");
+    let engine = start_with_gate(&elsewhere);
+    let here = engine.open(first.0.id()).expect("it is published");
+    lose_layers(&site, &first.0);
+    let (own, _) = pause(&engine, Guest::resume(&here, first.1));
+    wait_failure(&own);
+    let failure = own.status().failure.expect("it waited for one");
+    assert!(failure.contains("does not have the whole layer"), "{failure}");
+}
+
 #[test]
 fn case_47_a_put_that_reports_failure_but_succeeded_is_done_again_and_right() {
     // The second write of a small layer completes it.
@@ -155,7 +229,7 @@ fn a_stored_manifest_without_memory_is_refused() {
 fn a_stored_manifest_that_contradicts_an_open_layer_is_refused() {
     let (site, engine, (snapshot, memory)) = published(100);
     let layer = Arc::clone(&snapshot.memory().load().layers()[0]);
-    let stored = layer.stored_at().expect("it is published").clone();
+    let stored = layer.stored_at().expect("it is published");
     let (facts, shape) = unheard_of(200);
     let pages = PageSet::full(200);
     let change = VolumeChange {

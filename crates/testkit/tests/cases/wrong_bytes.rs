@@ -65,9 +65,9 @@ fn frames_that_changed_places_in_the_store_are_not_read_until_they_are_back() {
     let (site, _engine, (snapshot, memory)) = published(4 * FRAME_PAGES);
     let layer = only_layer(&snapshot);
     let stored = layer.stored_at().expect("it is published");
-    let path = path_of(layer.id(), stored);
+    let path = path_of(layer.id(), &stored);
     let right = object(&site, &path);
-    let table = table_of(&right, stored);
+    let table = table_of(&right, &stored);
     let place = |number| {
         let range = table.frame_range(FrameNumber::new(number));
         usize::try_from(range.start).expect("64 bits")..usize::try_from(range.end).expect("64 bits")
@@ -94,7 +94,7 @@ fn a_frame_of_another_layer_is_not_read_as_this_layers() {
     wait_published(&other.0);
     let [(path, right), (_, others)] = [&snapshot, &other.0].map(|snapshot| {
         let layer = only_layer(snapshot);
-        let path = path_of(layer.id(), layer.stored_at().expect("it is published"));
+        let path = path_of(layer.id(), &layer.stored_at().expect("it is published"));
         (path.clone(), object(&site, &path))
     });
     // Both are stored raw, so that a frame has the same place in either.
@@ -129,9 +129,9 @@ fn a_table_that_has_the_layers_index_and_is_not_the_one_that_was_stored_is_refus
     wait_published(&snapshot);
     let layer = only_layer(&snapshot);
     let stored = layer.stored_at().expect("it is published");
-    let path = path_of(layer.id(), stored);
+    let path = path_of(layer.id(), &stored);
     let right = object(&site, &path);
-    let table = table_of(&right, stored);
+    let table = table_of(&right, &stored);
     let length = |number| {
         let range = table.frame_range(FrameNumber::new(number));
         range.end - range.start
@@ -153,7 +153,7 @@ fn the_table_of_another_layer_is_refused_though_a_manifest_has_its_digest() {
     let other = pause(&engine, other);
     wait_published(&other.0);
     let (layer, wrong) = (only_layer(&snapshot), only_layer(&other.0));
-    let stored = wrong.stored_at().expect("it is published").clone();
+    let stored = wrong.stored_at().expect("it is published");
     put(&site, &path_of(layer.id(), &stored), object(&site, &path_of(wrong.id(), &stored)));
     // A manifest that names the one layer and has the place of the other.
     let facts = SnapshotFacts { snapshot: SnapshotId::new(), created_unix_ms: 0, blobs: BTreeMap::new() };
