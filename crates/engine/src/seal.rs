@@ -189,8 +189,10 @@ impl Sealer {
             .zip(maps)
             .zip(slots)
             .map(|((volume, map), slots)| match merge(map, &volume.view, &slots, tools) {
-                // There is room left: merging can wait for a pause at which the pages can be read.
-                Err(PackError::Merge(error)) if layers + volumes <= limits::MANIFEST_LAYERS_MAX => {
+                // There is room left: merging can wait for a pause at which the pages can be read and written.
+                Err(error @ (PackError::Merge(_) | PackError::Disk(_)))
+                    if layers + volumes <= limits::MANIFEST_LAYERS_MAX =>
+                {
                     tracing::warn!(snapshot = %parent.id(), layers, %error, "layers are not merged now");
                     Ok(None)
                 }

@@ -1,12 +1,15 @@
 //! Lines that have grown to many layers: some become one, and every page stays what it is.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages};
+use rekindle_engine::hooks::{Hooks, NoHooks};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
@@ -31,10 +34,14 @@ struct Line {
 
 impl Line {
     fn merging_at(merge_at_layers: usize) -> Self {
-        let directory = tempfile::tempdir().expect("a directory can be made");
+        Self::with_hooks(merge_at_layers, Arc::new(NoHooks), directory())
+    }
+
+    fn with_hooks(merge_at_layers: usize, hooks: Arc<dyn Hooks>, directory: tempfile::TempDir) -> Self {
         let store = Store::directory(&directory.path().join("store")).expect("a directory of ours");
         let options = EngineOptions::new(directory.path().join("layers"), store);
-        let engine = Engine::start(EngineOptions { merge_at_layers, ..options }).expect("an engine starts");
+        let engine =
+            Engine::start(EngineOptions { merge_at_layers, hooks, ..options }).expect("an engine starts");
         Self { engine, last: None, model: Model(BTreeMap::new()), _directory: directory }
     }
 
@@ -74,6 +81,26 @@ impl Line {
     }
 }
 
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a directory can be made")
+}
+
+/// Takes the directory of the layer files away once a snapshot is packed, where a test wants that.
+#[derive(Debug)]
+struct TakesDirectory {
+    from: PathBuf,
+    to: PathBuf,
+    is_wanted: AtomicBool,
+}
+
+impl Hooks for TakesDirectory {
+    fn before_manifest(&self, _: SnapshotId) {
+        if self.is_wanted.swap(false, Ordering::SeqCst) {
+            std::fs::rename(&self.from, &self.to).expect("it is there");
+        }
+    }
+}
+
 fn layers(snapshot: &Snapshot) -> usize {
     snapshot.manifest_now().expect("it is sealed").layers().len()
 }
@@ -104,4 +131,24 @@ fn layers_are_left_alone_until_a_manifest_names_as_many_as_it_is_told() {
         assert_eq!(layers(&snapshot), usize::from(fill));
     }
     line.check(line.last.as_ref().expect("just paused"), &line.model);
+}
+
+#[test]
+fn a_disk_that_takes_no_more_files_leaves_merging_to_a_later_pause() {
+    let directory = directory();
+    let (from, to) = (directory.path().join("layers"), directory.path().join("away"));
+    let hooks = Arc::new(TakesDirectory { from, to, is_wanted: AtomicBool::new(false) });
+    let mut line = Line::with_hooks(6, hooks.clone(), directory);
+    line.pause(0..PAGES, 1);
+    for fill in 2..7 {
+        line.pause([u32::from(fill - 1) * 2], fill);
+    }
+    hooks.is_wanted.store(true, Ordering::SeqCst);
+    let unmerged = line.pause([2, 6], 100);
+    assert_eq!(layers(&unmerged), 7, "its own layer was packed before");
+    line.check(&unmerged, &line.model);
+    std::fs::rename(&hooks.to, &hooks.from).expect("it was taken away");
+    let merged = line.pause([12], 101);
+    assert!(layers(&merged) < 7, "{} layers: nothing was merged", layers(&merged));
+    line.check(&merged, &line.model);
 }
