@@ -135,7 +135,7 @@ impl Catalog {
         let guard = locked(path)?;
         let room = Room::of(path);
         let database = match open_database(path) {
-            Err(CatalogError::Disk { .. }) if room.release() => open_database(path)?,
+            Err(CatalogError::Disk { .. }) if room.lend().had_any => open_database(path)?,
             opened => opened?,
         };
         // If the disk has no room now, the first write asks again.
@@ -177,8 +177,10 @@ impl Catalog {
     pub fn write_with_last_room(&self, changes: &[Change]) -> Result<(), WriteError> {
         match self.write_now(changes) {
             Err(error) if error.is_of_disk() && self.0.hook.is_none() => {
-                self.0.room.release();
-                self.write_now(changes)
+                let lent = self.0.room.lend();
+                let done = self.write_now(changes);
+                drop(lent);
+                done
             }
             done => done,
         }
@@ -356,8 +358,9 @@ impl Turn<'_> {
     /// room that is held back: nothing can be read before it is settled.
     fn settled_database(&mut self) -> Result<Database, CatalogError> {
         match self.try_settled_database() {
-            Err(CatalogError::Disk { .. }) if self.shared.hook.is_none() && self.shared.room.release() => {
-                self.try_settled_database()
+            Err(error @ CatalogError::Disk { .. }) if self.shared.hook.is_none() => {
+                let lent = self.shared.room.lend();
+                if lent.had_any { self.try_settled_database() } else { Err(error) }
             }
             settled => settled,
         }

@@ -9,26 +9,47 @@ use rustix::io::Errno;
 
 use crate::limits;
 use crate::private;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, lock};
 
 /// A file of that size beside the catalog. A writer that finds the disk full removes it first.
 #[derive(Debug)]
 pub(crate) struct Room {
     path: PathBuf,
-    is_held: AtomicBool,
+    /// Locked while the file is made and removed, so that what is said here is true of it.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_held: bool,
+    /// Writes that were lent the room and are not done.
+    borrowers: usize,
+}
+
+/// Room that was given back to the disk for one write; until this is dropped nobody holds it again.
+#[derive(Debug)]
+#[must_use = "others may hold the room again once it is dropped"]
+pub(crate) struct Lent<'a> {
+    room: &'a Room,
+    /// Whether there was any.
+    pub(crate) had_any: bool,
 }
 
 impl Room {
     /// The room of the catalog in `catalog`; not held yet.
     pub(crate) fn of(catalog: &Path) -> Self {
-        Self { path: catalog.with_extension("room"), is_held: AtomicBool::new(false) }
+        Self { path: catalog.with_extension("room"), state: Mutex::default() }
     }
 
     /// Holds the room. An error says that the disk has not got it; where files cannot have room held for them at all, there
     /// is nothing to hold.
     pub(crate) fn hold(&self) -> io::Result<()> {
-        if self.is_held.load(Ordering::Acquire) {
+        let mut state = lock(&self.state);
+        if state.is_held {
             return Ok(());
+        }
+        if state.borrowers > 0 {
+            return Err(Errno::NOSPC.into());
         }
         match self.take() {
             Err(error) if is_full(&error) => {
@@ -37,21 +58,29 @@ impl Room {
                 Err(error)
             }
             Ok(()) | Err(_) => {
-                self.is_held.store(true, Ordering::Release);
+                state.is_held = true;
                 Ok(())
             }
         }
     }
 
-    /// Gives the room back to the disk; whether there was any.
-    pub(crate) fn release(&self) -> bool {
-        self.is_held.store(false, Ordering::Release);
-        std::fs::remove_file(&self.path).is_ok()
+    /// Gives the room back to the disk for a write that must not be refused.
+    pub(crate) fn lend(&self) -> Lent<'_> {
+        let mut state = lock(&self.state);
+        state.is_held = false;
+        state.borrowers += 1;
+        Lent { room: self, had_any: std::fs::remove_file(&self.path).is_ok() }
     }
 
     fn take(&self) -> io::Result<()> {
         let file: File = private::options().create(true).truncate(false).open(&self.path)?;
         Ok(fallocate(&file, FallocateFlags::empty(), 0, limits::CATALOG_ROOM_BYTES)?)
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        lock(&self.room.state).borrowers -= 1;
     }
 }
 
@@ -66,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_held_until_it_is_released_and_can_be_held_again() {
+    fn room_is_held_until_it_is_lent_and_can_be_held_again_when_it_is_given_back() {
         let directory = tempfile::tempdir().expect("a directory");
         let room = Room::of(&directory.path().join("catalog.redb"));
         for _ in 0..2 {
@@ -74,8 +103,14 @@ mod tests {
             room.hold().expect("it is held");
             let held = directory.path().join("catalog.room").metadata().expect("it is there").len();
             assert_eq!(held, limits::CATALOG_ROOM_BYTES);
-            assert!(room.release());
-            assert!(!room.release(), "it was given back");
+            let lent = room.lend();
+            assert!(lent.had_any);
+            let refused = room.hold().expect_err("a write needs it");
+            assert!(is_full(&refused), "{refused}");
+            assert!(!room.path.exists(), "the write has it");
+            assert!(!room.lend().had_any, "it was given back");
+            room.hold().expect_err("the first one still needs it");
+            drop(lent);
         }
     }
 }
