@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio::task::JoinError;
 
 use crate::frame::{FrameNumber, frame_bytes};
 use crate::identity::LayerId;
@@ -14,7 +15,7 @@ use crate::limits;
 use crate::manifest::StoredLayer;
 use crate::object::{FrameError, ObjectTable, StoredObject, decode_frame};
 use crate::single_flight::{Answer, FrameKey, SingleFlight};
-use crate::stop::Stop;
+use crate::stop::{Stop, Stopped};
 use crate::store::{Store, StoreError};
 use crate::sync::{Mutex, lock};
 
@@ -195,10 +196,15 @@ async fn fetch_together(
                 claimed.let_go(frame);
                 claimed.shared.awaited.succeeded((layer.id(), frame));
             }
-            (!accepted).then_some(frame)
+            accepted.then_some(frame)
         });
     }
-    accepting.join_all().await.into_iter().flatten().collect()
+    let mut brought = Vec::with_capacity(1 + ahead.len());
+    while let Some(ended) = accepting.join_next().await {
+        // One that the end of the engine kept from beginning has brought nothing.
+        brought.extend(unless_kept_from(ended).flatten());
+    }
+    all().filter(|frame| !brought.contains(frame)).collect()
 }
 
 /// A length within an answer that is in memory.
@@ -236,7 +242,8 @@ async fn fetch(store: &Store, layer: &Arc<Layer>, frame: FrameNumber) -> Result<
     let range = stored.table().expect("fetched above").frame_range(frame);
     let encoded = get(store, layer, &stored, range).await?;
     let layer = Arc::clone(layer);
-    blocking(move || accept(&layer, frame, &encoded)).await
+    let id = layer.id();
+    blocking((id, frame), move || accept(&layer, frame, &encoded)).await
 }
 
 /// Bytes of an object. If it is gone from the store, the next try reads another one that is known.
@@ -263,13 +270,24 @@ async fn load_local_only(layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), F
 
 async fn blocking_load(layer: &Arc<Layer>, frame: FrameNumber) -> Result<bool, FetchError> {
     let layer = Arc::clone(layer);
-    blocking(move || Ok(layer.load_local(frame)?)).await
+    blocking((layer.id(), frame), move || Ok(layer.load_local(frame)?)).await
 }
 
 async fn blocking<T: Send + 'static>(
+    (layer, frame): (LayerId, FrameNumber),
     work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
 ) -> Result<T, FetchError> {
-    tokio::task::spawn_blocking(work).await.expect("the runtime outlives its tasks, which do not panic")
+    let done = unless_kept_from(tokio::task::spawn_blocking(work).await);
+    done.unwrap_or_else(|| Err(FetchError::Failed { layer, frame, reason: Stopped.to_string() }))
+}
+
+/// What blocking work came to; none where the runtime ended before the work began. A panic goes on.
+fn unless_kept_from<T>(ended: Result<T, JoinError>) -> Option<T> {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(done) => Some(done),
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_)) => None,
+    }
 }
 
 /// Fetches the table, and with a small object every frame of it in the same request: then what came of `wanted` is
@@ -294,7 +312,7 @@ async fn fetch_table(
     let ranges: Vec<Range<u64>> =
         (0..table.index().frames()).map(|frame| table.frame_range(FrameNumber::new(frame))).collect();
     let layer = Arc::clone(layer);
-    blocking(move || {
+    blocking((layer.id(), wanted), move || {
         let mut answer = None;
         for (number, range) in ranges.into_iter().enumerate() {
             let frame = FrameNumber::new(number);
@@ -335,6 +353,10 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::sync::mpsc::{Sender, channel};
     use std::time::Duration;
+
+    use object_store::ObjectStoreExt;
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
 
     use super::*;
     use crate::cache::Cache;
@@ -396,6 +418,30 @@ mod tests {
         checked_table(&other, &place, &table).unwrap();
         let refused = refusal(&layer, &place, &table);
         assert!(refused.contains("another layer's"), "{refused}");
+    }
+
+    #[test]
+    fn a_fetch_that_the_end_of_the_engine_cuts_short_fails_and_does_not_panic() {
+        let directory = tempfile::tempdir().unwrap();
+        let layer = packed(&directory, 1);
+        let raw = frame_bytes(FrameNumber::new(0), PAGES);
+        let (table, place) = stored(&layer, [u64::try_from(raw).unwrap(); 3]);
+        let objects = Arc::new(InMemory::new());
+        let path = Path::from(format!("layers/{}/{}", layer.id(), place.object));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let (runtime, bytes) = (runtime.unwrap(), [vec![1; 3 * raw], table.clone()].concat());
+        runtime.block_on(objects.put(&path, bytes.into())).unwrap();
+        let Fetcher(shared) = Fetcher::new(runtime.handle().clone(), Store::new(objects), Stop::default());
+        runtime.shutdown_background();
+        let [first, second, third] = [0, 1, 2].map(FrameNumber::new);
+        let failed = shared.runtime.block_on(fetch(&shared.store, &layer, first));
+        assert!(matches!(failed, Err(FetchError::Failed { .. })), "{failed:?}");
+        let table = checked_table(&layer, &place, &table).unwrap();
+        layer.add_stored(place);
+        layer.stored().unwrap().set_table(table);
+        let claimed = Claimed::new(Arc::clone(&shared), layer.id(), Vec::new());
+        let left = shared.runtime.block_on(fetch_together(&claimed, &layer, first, &[second, third]));
+        assert_eq!(left, [first, second, third], "none of them came");
     }
 
     /// Says which frames came.
