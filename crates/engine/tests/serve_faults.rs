@@ -11,7 +11,7 @@ use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::page_map::{LayerSlot, PageMap};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::serve::{
-    EndReason, FaultServer, Latencies, Neighbours, NotServed, Placement, ServeOptions, ServeStats,
+    EndReason, Epoch, FaultServer, Latencies, Neighbours, NotServed, Placement, ServeOptions, ServeStats,
     ServeStatus,
 };
 use rekindle_engine::snapshot::Snapshot;
@@ -211,7 +211,8 @@ fn a_guest_whose_handler_failed_waits_and_reads_no_zeroes() {
     std::thread::scope(|scope| {
         scope.spawn(|| guest.touch(0));
         let ended = server.wait_status(LIMIT, |status| matches!(status, ServeStatus::Ended { .. }));
-        assert_eq!(ended, ServeStatus::Ended { why: EndReason::Failed });
+        assert!(matches!(ended, ServeStatus::Ended { why: EndReason::Failed { .. } }), "{ended:?}");
+        assert!(server.has_failed());
         let waits = guest.is_registered(0);
         drop(server);
         assert!(waits);
@@ -339,6 +340,25 @@ fn a_guest_that_cannot_be_served_waits_until_it_is() {
         assert_eq!(server.wait_status(std::time::Duration::MAX, |_| true), ServeStatus::Running);
         verify(&guest, |page| Some(word_of(page)));
     });
+}
+
+#[test]
+fn a_guest_whose_descriptors_cannot_be_waited_on_is_not_served_and_waits() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, |page| Some(word_of(page)));
+    let Some((guest, mut handover)) = Guest::start("not waited on", Kind::Private, PAGES, Features::NONE)
+    else {
+        return;
+    };
+    // A file on a disk is always ready: the system lets nobody wait on it.
+    let file = std::fs::File::create(node.directory.path().join("no stream")).unwrap();
+    handover.stream = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(file));
+    let epoch = Epoch::begin(handover, Tracking::Resident).unwrap();
+    let (view, fetcher) = (Arc::clone(snapshot.memory()), node.engine.fetcher().clone());
+    let NotServed { epoch, .. } =
+        FaultServer::resume(view, epoch, fetcher, options(Tracking::Resident)).unwrap_err();
+    assert!(guest.is_registered(0), "it reads no zeroes");
+    drop(epoch);
 }
 
 /// Waits until all of `threads` have said that they went on. Not scoped threads: one that hangs would never end.

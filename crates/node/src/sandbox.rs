@@ -288,6 +288,9 @@ impl Sandbox {
 
     /// Serves an unserved guest again, and lets it run.
     fn serve_again(&mut self, engine: &Engine) -> anyhow::Result<()> {
+        if self.origin.as_ref().and_then(Origin::server).is_some_and(FaultServer::has_failed) {
+            self.end_epoch();
+        }
         let Some(Origin { snapshot, serving }) = self.origin.take() else { return Ok(()) };
         let (serving, done) = match serving {
             served @ Serving::Served(_) => (served, Ok(())),

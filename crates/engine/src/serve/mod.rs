@@ -28,6 +28,7 @@ mod touches;
 mod unit;
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -50,7 +51,7 @@ pub use status::{EndReason, ServeStatus};
 pub(crate) use touches::Recorded;
 
 use mailbox::{Mail, Mailbox};
-use server::Server;
+use server::{Server, Waits};
 use stats::Counters;
 use status::StatusBoard;
 
@@ -116,7 +117,7 @@ impl FaultServer {
         options: ServeOptions,
     ) -> Result<Self, NotServed> {
         let not_served = |epoch, error| NotServed { epoch: Box::new(epoch), error };
-        let (mailbox, kept) = match prepare(&view, &epoch) {
+        let Prepared { mailbox, kept, waits } = match prepare(&view, &epoch) {
             Ok(prepared) => prepared,
             Err(error) => return Err(not_served(epoch, error)),
         };
@@ -127,7 +128,7 @@ impl FaultServer {
         let side = (Arc::clone(&mailbox), Arc::clone(&counters), Arc::clone(&board));
         let begun = threads::begin("faults", epoch, move |epoch| {
             let ended = BoardGuard(Arc::clone(&side.2));
-            let epoch = Server::run(served, epoch, side);
+            let epoch = Server::run(served, epoch, &waits, side);
             drop(ended);
             epoch
         });
@@ -150,6 +151,11 @@ impl FaultServer {
     /// State of serving the guest.
     pub fn status(&self) -> ServeStatus {
         self.board.get()
+    }
+
+    /// Whether it ended although there is a guest to serve: its epoch can be served anew.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.status(), ServeStatus::Ended { why: EndReason::Failed { .. } })
     }
 
     /// Waits until `wanted` accepts the status, at most `limit` long; the answer is the status then.
@@ -192,14 +198,26 @@ impl FaultServer {
     }
 }
 
+/// The parts of a server that the system can refuse.
+struct Prepared {
+    mailbox: Arc<Mailbox>,
+    kept: KeptEpoch,
+    waits: Waits,
+}
+
 /// Makes all that can fail before there is a thread.
-fn prepare(view: &LiveView, epoch: &Epoch) -> io::Result<(Arc<Mailbox>, KeptEpoch)> {
+fn prepare(view: &LiveView, epoch: &Epoch) -> io::Result<Prepared> {
     let (pages, guest) = (view.pages(), epoch.regions().pages());
     if pages != guest {
         let why = format!("a guest of {guest} pages cannot be served from a volume of {pages}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
-    Ok((Arc::new(Mailbox::new()?), epoch.kept()?))
+    let (mailbox, stream) = (Arc::new(Mailbox::new()?), epoch.guest.stream.as_fd());
+    let waits = Waits::new([epoch.installer.userfaultfd.as_fd(), mailbox.as_fd(), stream])?;
+    if !epoch.guest.connected {
+        waits.leave_out(stream)?;
+    }
+    Ok(Prepared { mailbox, kept: epoch.kept()?, waits })
 }
 
 impl ServerWatch {
@@ -242,6 +260,7 @@ struct BoardGuard(Arc<StatusBoard>);
 
 impl Drop for BoardGuard {
     fn drop(&mut self) {
-        self.0.set(ServeStatus::Ended { why: EndReason::Failed });
+        let reason = "its thread panicked".to_owned();
+        self.0.set(ServeStatus::Ended { why: EndReason::Failed { reason } });
     }
 }

@@ -38,6 +38,9 @@ use crate::view::LiveView;
 /// Parts that the thread shares with its watchers.
 pub(super) type ServerSide = (Arc<Mailbox>, Arc<Counters>, Arc<StatusBoard>);
 
+/// What the thread waits on: faults, mail, the VMM's stream.
+pub(super) type Waits = WaitSet<3>;
+
 /// Everything the thread owns.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -87,7 +90,7 @@ impl Server {
     }
 
     /// Serves `epoch` on this thread until it is ended.
-    pub(super) fn run(served: Served, epoch: Epoch, side: ServerSide) -> Epoch {
+    pub(super) fn run(served: Served, epoch: Epoch, waits: &Waits, side: ServerSide) -> Epoch {
         let Epoch { installer, guest, mut events } = epoch;
         let span =
             tracing::info_span!("serve", pid = guest.pid, faults = field::Empty, misses = field::Empty);
@@ -95,9 +98,9 @@ impl Server {
         let mut server = Self::new(served, installer, guest, side);
         // Faults that an earlier handler read are not reported again: waking all their threads makes them fault anew.
         server.installer.wake_all();
-        if let Err(error) = server.serve(&mut events) {
+        if let Err(error) = server.serve(&mut events, waits) {
             tracing::error!(%error, "a fault handler cannot go on");
-            server.board.set(ServeStatus::Ended { why: EndReason::Failed });
+            server.board.set(ServeStatus::Ended { why: EndReason::Failed { reason: error.to_string() } });
         }
         server.end_recording();
         let ServeStats { faults, misses, .. } = server.counters.snapshot();
@@ -106,12 +109,7 @@ impl Server {
     }
 
     /// One turn after the other until the epoch is ended.
-    fn serve(&mut self, events: &mut EventBuffer) -> io::Result<()> {
-        let stream = self.guest.stream.as_fd();
-        let waits = WaitSet::new([self.installer.userfaultfd.as_fd(), self.mailbox.as_fd(), stream])?;
-        if !self.guest.connected {
-            waits.leave_out(stream)?;
-        }
+    fn serve(&mut self, events: &mut EventBuffer, waits: &Waits) -> io::Result<()> {
         loop {
             let [faults, mail, stream] = waits.wait(self.patience())?;
             let retries = self.retries.soon_count().min(limits::RETRIES_PER_TURN);

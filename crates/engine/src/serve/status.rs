@@ -26,7 +26,7 @@ pub enum ServeStatus {
 }
 
 /// Reason that serving ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndReason {
     /// The VMM closed its hand-over connection: it is gone.
     HungUp,
@@ -34,8 +34,11 @@ pub enum EndReason {
     MemoryGone,
     /// The epoch was ended by our side.
     EpochEnded,
-    /// The serving thread failed: a bug, or descriptors that cannot be waited on.
-    Failed,
+    /// The serving thread failed: a bug, or descriptors that cannot be waited on or read. The guest is still there.
+    Failed {
+        /// What was said.
+        reason: String,
+    },
 }
 
 /// The status as it is now, and a way to wait for another.

@@ -398,10 +398,9 @@ fn options() -> ServeOptions {
 
 fn words(why: EndReason) -> String {
     match why {
-        EndReason::EpochEnded => "it was ended for a pause",
-        EndReason::HungUp => "its VMM hung up",
-        EndReason::MemoryGone => "its VMM's memory is gone",
-        EndReason::Failed => "serving it failed; the daemon's log says why",
+        EndReason::EpochEnded => "it was ended for a pause".to_owned(),
+        EndReason::HungUp => "its VMM hung up".to_owned(),
+        EndReason::MemoryGone => "its VMM's memory is gone".to_owned(),
+        EndReason::Failed { reason } => format!("serving it failed: {reason}"),
     }
-    .to_owned()
 }

@@ -1,7 +1,7 @@
 //! Shows the state of a guest from outside of any operation.
 
 use rekindle_engine::identity::VolumeName;
-use rekindle_engine::serve::{ServeStatus, ServerWatch};
+use rekindle_engine::serve::{EndReason, ServeStatus, ServerWatch};
 
 use crate::disk::DiskWatch;
 use crate::vmm::qemu::MachineWatch;
@@ -21,7 +21,8 @@ pub(super) struct GuestWatch {
 impl GuestWatch {
     /// True if the guest stands still although no operation has it.
     pub(super) fn is_stuck(&self) -> bool {
-        self.stuck.is_some()
+        let status = self.memory.as_ref().map(ServerWatch::status);
+        self.stuck.is_some() || status.and_then(failure_of).is_some()
     }
 
     /// Reason that the guest stands still, if its VMM stopped it by itself.
@@ -41,11 +42,39 @@ impl GuestWatch {
         }
         let memory = self.memory.as_ref().and_then(|memory| match memory.status() {
             ServeStatus::Stalled { page, reason } => Some(format!("page {page}: {reason}")),
-            ServeStatus::Running | ServeStatus::Ended { .. } => None,
+            status @ (ServeStatus::Running | ServeStatus::Ended { .. }) => failure_of(status),
         });
         let disk = |(name, watch): &(VolumeName, DiskWatch)| {
             watch.stalled().map(|reason| format!("a page of disk {name}: {reason}"))
         };
         memory.or_else(|| self.disks.iter().find_map(disk)).or_else(|| self.stopped())
+    }
+}
+
+/// Why the server of a guest that is still there has ended, if it has.
+fn failure_of(status: ServeStatus) -> Option<String> {
+    match status {
+        ServeStatus::Ended { why: EndReason::Failed { reason } } => {
+            Some(format!("its page faults were not served any more ({reason}); it is tried again"))
+        }
+        ServeStatus::Ended { why: EndReason::HungUp | EndReason::MemoryGone | EndReason::EpochEnded }
+        | ServeStatus::Running
+        | ServeStatus::Stalled { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_whose_fault_server_failed_says_why_and_one_that_is_gone_does_not() {
+        let failed = EndReason::Failed { reason: "too many open files".to_owned() };
+        let said = failure_of(ServeStatus::Ended { why: failed }).expect("it stands");
+        assert!(said.contains("too many open files"), "{said}");
+        for why in [EndReason::HungUp, EndReason::MemoryGone, EndReason::EpochEnded] {
+            assert_eq!(failure_of(ServeStatus::Ended { why }), None);
+        }
+        assert_eq!(failure_of(ServeStatus::Running), None);
     }
 }

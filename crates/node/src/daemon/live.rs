@@ -374,7 +374,7 @@ impl Live {
 
     /// Tries again to let a guest go on that could not; the error says why it still stands.
     pub(super) fn go_on_if_stuck(&mut self, daemon: &Daemon) -> Result<(), Problem> {
-        if self.stuck.is_none() {
+        if self.stuck.is_none() && !self.is_served_in_vain() {
             return Ok(());
         }
         self.go_on(daemon).map_err(|error| {
@@ -382,8 +382,19 @@ impl Live {
         })
     }
 
-    /// Serves an unserved guest again, from the epoch in hand.
+    /// True if its server ended although the guest is there.
+    fn is_served_in_vain(&self) -> bool {
+        match &self.memory {
+            Memory::Served { server, .. } => server.has_failed(),
+            Memory::Own | Memory::Unserved { .. } => false,
+        }
+    }
+
+    /// Serves an unserved guest again, from the epoch in hand or that of a server that failed.
     fn serve_again(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
+        if self.is_served_in_vain() {
+            self.end_serving();
+        }
         let Some(base) = &self.base else { return Ok(()) };
         match std::mem::replace(&mut self.memory, Memory::Own) {
             Memory::Unserved { epoch } => {
