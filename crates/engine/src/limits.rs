@@ -49,6 +49,12 @@ pub const STORE_RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest such pause.
 pub const STORE_RETRY_LAST: Duration = Duration::from_secs(30);
 
+/// Time in which a store is opened, or says who it is, before it is away.
+pub const STORE_ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Pause before a store's identity that could not be read is read once more: somebody may be writing it.
+pub const STORE_IDENTITY_AGAIN: Duration = Duration::from_secs(1);
+
 /// Time between two looks at a store in use, also without writes to it.
 pub const STORE_LOOK_EVERY: Duration = Duration::from_secs(30);
 

@@ -11,14 +11,18 @@ use std::time::{Duration, Instant};
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, Change, Kind};
 use crate::identity::SnapshotId;
 use crate::limits;
 use crate::sync::{Mutex, lock};
+use crate::threads;
 
-/// Opens a store. It may block.
+/// Opens a store. It may block, also for ever.
 pub trait StoreOpener: fmt::Debug + Send + Sync {
     /// Opens it; the error is for people. If `holds` says that snapshots are in it, nothing is made in its place.
     fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String>;
@@ -60,15 +64,22 @@ pub struct Away(pub String);
 /// A store that is opened, looked at and looked at again.
 #[derive(Debug)]
 pub struct StoreGate {
-    opener: Box<dyn StoreOpener>,
+    opener: Arc<dyn StoreOpener>,
     catalog: Catalog,
     /// The newest snapshot that the catalog calls published, at the start.
     published: Option<SnapshotId>,
     accepts_another: AtomicBool,
     standing: Mutex<Standing>,
-    /// Held by the task that opens it.
-    opening: tokio::sync::Mutex<()>,
+    /// The identity that the catalog remembers, as it was when the store was opened last or remembered since.
+    known: Mutex<Option<StoreIdentity>>,
+    /// Held by the task that opens it; has the attempt that has not come back yet.
+    opening: tokio::sync::Mutex<Option<Opening>>,
+    answer_within: Duration,
+    identity_again: Duration,
 }
+
+/// The answer of the thread that opens the store: the identity that the catalog remembers, and the objects.
+type Opening = oneshot::Receiver<Result<(Option<StoreIdentity>, Arc<dyn ObjectStore>), String>>;
 
 #[derive(Debug)]
 struct Standing {
@@ -98,12 +109,15 @@ impl StoreGate {
         let standing =
             Standing { objects: None, away: None, again: Instant::now(), pause: limits::STORE_RETRY_FIRST };
         Self {
-            opener,
+            opener: opener.into(),
             catalog,
             published,
             accepts_another: AtomicBool::new(other == OtherStore::Accepted),
             standing: Mutex::new(standing),
-            opening: tokio::sync::Mutex::new(()),
+            known: Mutex::new(None),
+            opening: tokio::sync::Mutex::default(),
+            answer_within: limits::STORE_ANSWER_WITHIN,
+            identity_again: limits::STORE_IDENTITY_AGAIN,
         }
     }
 
@@ -112,21 +126,26 @@ impl StoreGate {
         if let Some(objects) = self.open_now() {
             return Ok(objects);
         }
-        let _turn = self.opening.lock().await;
+        let mut opening = match (self.opening.try_lock(), self.away()) {
+            (Ok(opening), _) => opening,
+            // Somebody tries again: until that comes out it is as it was.
+            (Err(_), Some(away)) => return Err(away),
+            (Err(_), None) => self.opening.lock().await,
+        };
         if let Some(objects) = self.open_now() {
             return Ok(objects);
         }
         if let Some(away) = self.away_until_later() {
             return Err(away);
         }
-        let opened = self.open().await;
+        let opened = self.open(&mut opening).await;
         self.stand(opened)
     }
 
     /// The store, looked at now: it is still the one that the catalog remembers.
     pub async fn checked(&self) -> Result<Arc<dyn ObjectStore>, Away> {
         let objects = self.objects().await?;
-        match self.identify(&objects).await {
+        match self.identify_in_time(&objects).await {
             Ok(()) => Ok(objects),
             Err(reason) => self.stand(Err(reason)),
         }
@@ -175,33 +194,79 @@ impl StoreGate {
         }
     }
 
-    async fn open(&self) -> Result<Arc<dyn ObjectStore>, String> {
-        let holds = match (self.remembered()?, self.published) {
-            (None, None) => Holds::Nothing,
-            (Some(_), _) | (_, Some(_)) => Holds::Snapshots,
+    /// Waits until the store is open, for a bounded time. An attempt that hangs is waited for again at the next try.
+    async fn open(&self, opening: &mut Option<Opening>) -> Result<Arc<dyn ObjectStore>, String> {
+        let mut attempt = match opening.take() {
+            Some(attempt) => attempt,
+            None => self.begin_to_open()?,
         };
-        let holds = if self.accepts_another() { Holds::Nothing } else { holds };
-        // Not on a thread of the runtime: a mount can hang.
-        let objects = tokio::task::block_in_place(|| self.opener.open(holds))?;
-        self.identify(&objects).await?;
+        let Ok(opened) = timeout(self.answer_within, &mut attempt).await else {
+            *opening = Some(attempt);
+            return Err(self.no_answer());
+        };
+        let (known, objects) = opened.map_err(|_| "opening it panicked".to_owned())??;
+        *lock(&self.known) = known;
+        self.identify_in_time(&objects).await?;
         Ok(objects)
+    }
+
+    /// Opens it on a thread that nobody has to wait for: a mount can hang for ever, and the daemon's end with it.
+    fn begin_to_open(&self) -> Result<Opening, String> {
+        let (tell, opening) = oneshot::channel();
+        let (opener, catalog) = (Arc::clone(&self.opener), self.catalog.clone());
+        let (published, accepts_another) = (self.published, self.accepts_another());
+        let open = move || {
+            let known = remembered(&catalog)?;
+            let holds = match (known, published) {
+                (Some(_), _) | (_, Some(_)) if !accepts_another => Holds::Snapshots,
+                (Some(_) | None, Some(_) | None) => Holds::Nothing,
+            };
+            Ok((known, opener.open(holds)?))
+        };
+        // An error says that nobody waits any more.
+        let begun = threads::begin("store-open", tell, move |tell| drop(tell.send(open())));
+        begun.map_err(|(_, error)| format!("no thread can be had to open it: {error}"))?;
+        Ok(opening)
+    }
+
+    fn no_answer(&self) -> String {
+        format!(
+            "it does not answer within {} s; see whether its mount or its network is there",
+            self.answer_within.as_secs()
+        )
+    }
+
+    /// Sees whose store it is, in a bounded time.
+    async fn identify_in_time(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
+        timeout(self.answer_within, self.identify(objects)).await.unwrap_or_else(|_| Err(self.no_answer()))
+    }
+
+    /// The identity of a store. One that cannot be read is read once more: a request may fail, and somebody may be
+    /// copying the store into its place.
+    async fn found(&self, objects: &Arc<dyn ObjectStore>) -> Result<Option<StoreIdentity>, String> {
+        if let Ok(found) = read(objects).await {
+            return Ok(found);
+        }
+        tokio::time::sleep(self.identity_again).await;
+        read(objects).await
     }
 
     /// Sees that a store is the one that is remembered; one that this node uses for the first time is remembered.
     async fn identify(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
-        let (remembered, found) = (self.remembered()?, read(objects).await?);
-        match (remembered, found) {
+        let known = *lock(&self.known);
+        let found = self.found(objects).await?;
+        match (known, found) {
             (Some(known), Some(found)) if found.id == known.id && found.epoch == known.epoch => Ok(()),
             (Some(known), Some(found)) if found.id == known.id && found.epoch > known.epoch => {
-                self.remember(found)
+                self.remember(found).await
             }
             (Some(known), Some(found)) if self.accepts_another() => {
-                let epoch = if found.id == known.id { known.epoch + 1 } else { found.epoch };
+                let epoch = if found.id == known.id { epoch_after(known)? } else { found.epoch };
                 let accepted = StoreIdentity { epoch, ..found };
                 if accepted != found {
                     write(objects, accepted, PutMode::Overwrite).await?;
                 }
-                self.remember(accepted)
+                self.remember(accepted).await
             }
             (Some(known), Some(found)) if found.id == known.id => Err(format!(
                 "it is an earlier state of the store (epoch {} instead of {}), such as an old back-up; bring the \
@@ -246,32 +311,47 @@ impl StoreGate {
         found: Option<StoreIdentity>,
     ) -> Result<(), String> {
         if let Some(found) = found {
-            return self.remember(found);
+            return self.remember(found).await;
         }
         let made = StoreIdentity { version: VERSION, id: Uuid::now_v7(), epoch: 1 };
         write(objects, made, PutMode::Create).await?;
         // Another node may have been first.
         let found = read(objects).await?;
-        self.remember(found.ok_or("its identity is gone right after it was written")?)
+        self.remember(found.ok_or("its identity is gone right after it was written")?).await
     }
 
     fn accepts_another(&self) -> bool {
         self.accepts_another.load(Ordering::Relaxed)
     }
 
-    fn remembered(&self) -> Result<Option<StoreIdentity>, String> {
-        let value = self.catalog.get(Kind::Meta, REMEMBERED).map_err(|error| error.to_string())?;
-        value.map(|value| decode(&value, "the catalog's record of it")).transpose()
-    }
-
-    fn remember(&self, identity: StoreIdentity) -> Result<(), String> {
+    async fn remember(&self, identity: StoreIdentity) -> Result<(), String> {
         let value = serde_json::to_vec(&identity).expect("it is plain data");
         let put = Change::Put { kind: Kind::Meta, key: REMEMBERED.to_vec(), value };
-        self.catalog.write(&[put]).map_err(|error| error.to_string())?;
+        let catalog = self.catalog.clone();
+        let written = spawn_blocking(move || catalog.write(&[put]).map_err(|error| error.to_string()));
+        written.await.map_err(|error| error.to_string())??;
+        *lock(&self.known) = Some(identity);
         self.accepts_another.store(false, Ordering::Relaxed);
         tracing::info!(store = %identity.id, epoch = identity.epoch, "this node's snapshots go to this store");
         Ok(())
     }
+}
+
+/// The identity that the catalog remembers; reads the disk.
+fn remembered(catalog: &Catalog) -> Result<Option<StoreIdentity>, String> {
+    let value = catalog.get(Kind::Meta, REMEMBERED).map_err(|error| error.to_string())?;
+    value.map(|value| decode(&value, "the catalog's record of it")).transpose()
+}
+
+/// The epoch of a state of a store that a person takes for the newest.
+fn epoch_after(known: StoreIdentity) -> Result<u64, String> {
+    known.epoch.checked_add(1).ok_or_else(|| {
+        format!(
+            "store {} has epoch {}, after which there is none, so no earlier state of it can be accepted; bring the \
+             newer one back, or set `store` to another one",
+            known.id, known.epoch
+        )
+    })
 }
 
 async fn read(objects: &Arc<dyn ObjectStore>) -> Result<Option<StoreIdentity>, String> {
@@ -449,5 +529,64 @@ mod tests {
         assert_eq!(identity_of(&node, &earlier).epoch, 6);
         peer.place.mount(Some(&earlier));
         peer.start(OtherStore::Refused).expect("its epoch grew");
+    }
+
+    /// A place that is opened only once a test says so.
+    #[derive(Debug)]
+    struct Hanging(Place, Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl StoreOpener for Hanging {
+        fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String> {
+            lock(&self.1).recv().expect("the test says so");
+            self.0.open(holds)
+        }
+    }
+
+    #[test]
+    fn a_store_that_hangs_while_it_is_opened_is_away_and_holds_nobody_up_until_it_answers() {
+        let node = Node::new();
+        node.place.mount(Some(&Arc::default()));
+        let (go_on, hangs) = std::sync::mpsc::channel();
+        let opener = Box::new(Hanging(node.place.clone(), Mutex::new(hangs)));
+        let mut gate = StoreGate::new(opener, node.catalog.clone(), None, OtherStore::Refused);
+        gate.answer_within = Duration::ZERO;
+        for _ in 0..3 {
+            let reason = node.check(&gate).expect_err("it hangs");
+            assert!(reason.contains("does not answer"), "{reason}");
+            assert_eq!(gate.away(), Some(Away(reason)));
+            lock(&gate.standing).again = Instant::now();
+        }
+        gate.answer_within = limits::STORE_ANSWER_WITHIN;
+        // Said once: it was opened by one thread, however often it was tried.
+        go_on.send(()).expect("it waits for this");
+        assert_eq!(node.check(&gate), Ok(()));
+        assert_eq!(gate.away(), None);
+    }
+
+    #[test]
+    fn a_store_that_is_away_is_so_for_others_at_once_while_one_tries_it_again() {
+        let node = Node::new();
+        let gate = node.gate(None, OtherStore::Refused);
+        let reason = node.check(&gate).expect_err("it is not there");
+        lock(&gate.standing).again = Instant::now();
+        let tries = gate.opening.try_lock().expect("nobody tries");
+        assert_eq!(node.check(&gate), Err(reason));
+        drop(tries);
+    }
+
+    #[test]
+    fn an_earlier_state_of_a_store_is_refused_where_no_epoch_is_left_for_it() {
+        let node = Node::new();
+        let (store, earlier): (Arc<InMemory>, Arc<InMemory>) = Default::default();
+        let last = StoreIdentity { version: VERSION, id: Uuid::now_v7(), epoch: u64::MAX };
+        for (objects, identity) in [(&store, last), (&earlier, StoreIdentity { epoch: 1, ..last })] {
+            let objects: Arc<dyn ObjectStore> = objects.clone();
+            node.runtime.block_on(write(&objects, identity, PutMode::Create)).expect("RAM");
+        }
+        node.place.mount(Some(&store));
+        node.start(OtherStore::Refused).expect("it is a store");
+        node.place.mount(Some(&earlier));
+        let reason = node.start(OtherStore::Accepted).expect_err("there is no epoch after the last");
+        assert!(reason.contains("no earlier state of it can be accepted"), "{reason}");
     }
 }

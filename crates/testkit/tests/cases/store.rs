@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use rekindle_engine::catalog::Catalog;
@@ -20,7 +21,7 @@ use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
 use rekindle_kernel::PageKind;
 use rekindle_testkit::guest::{Guest, judge};
 use rekindle_testkit::site::{PATIENCE, Site};
-use rekindle_testkit::stores::{Fault, Operation, Rule};
+use rekindle_testkit::stores::{Fault, Operation, Rule, UnreliableStore};
 
 use crate::{
     check, check_elsewhere, child, first_pause, open_elsewhere, pause, published, run, site, start,
@@ -113,6 +114,29 @@ fn start_with_gate(site: &Site) -> Engine {
     let gate =
         StoreGate::new(Box::new(OpensObjects(site.objects.clone())), catalog, None, OtherStore::Refused);
     Engine::start(EngineOptions { store: Store::gated(gate), ..recording }).expect("threads for an engine")
+}
+
+#[test]
+fn a_store_whose_identity_cannot_be_read_once_stays_in_use_and_twice_is_away() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let catalog = Catalog::open(&directory.path().join("catalog.redb")).expect("a disk");
+    let unreliable = UnreliableStore::new(Arc::new(InMemory::new()));
+    let faults = unreliable.faults();
+    let opener = Box::new(OpensObjects(Arc::new(unreliable)));
+    let gate = StoreGate::new(opener, catalog, None, OtherStore::Refused);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+    let look = || runtime.block_on(gate.checked()).map(drop);
+    look().expect("an empty place becomes a store");
+    for fault in [Fault::Fail, Fault::Truncate] {
+        let once = faults.inject(Rule::once(Operation::Get, "store", fault));
+        look().expect("it can be read the second time");
+        assert_eq!((faults.struck(), gate.away()), (if fault == Fault::Fail { 1 } else { 2 }, None));
+        drop(once);
+    }
+    let unreadable = faults.inject(Rule::always(Operation::Get, "store", Fault::Truncate));
+    let away = look().expect_err("it cannot be understood");
+    assert_eq!(gate.away(), Some(away));
+    drop(unreadable);
 }
 
 /// Takes the objects of a snapshot's layers out of the store.
