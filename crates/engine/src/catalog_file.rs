@@ -59,7 +59,7 @@ pub enum CatalogError {
 pub(crate) fn locked(path: &Path) -> Result<File, CatalogError> {
     let disk = |error: io::Error| CatalogError::Disk { path: path.to_owned(), reason: error.to_string() };
     let beside = path.with_extension("lock");
-    let file = private::options().create(true).truncate(false).open(beside).map_err(disk)?;
+    let file = private::open(&beside, private::options().create(true).truncate(false)).map_err(disk)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(CatalogError::Held { path: path.to_owned() }),
@@ -71,7 +71,7 @@ pub(crate) fn locked(path: &Path) -> Result<File, CatalogError> {
 pub(crate) fn open_database(path: &Path) -> Result<Database, CatalogError> {
     let disk = |error: io::Error| CatalogError::Disk { path: path.to_owned(), reason: error.to_string() };
     // Device states are in it: no other user may read it.
-    private::options().create(true).truncate(false).open(path).map_err(disk)?;
+    private::open(path, private::options().create(true).truncate(false)).map_err(disk)?;
     private::restrict(path, private::OTHERS).map_err(disk)?;
     let database = Builder::new()
         .set_cache_size(limits::CATALOG_CACHE_BYTES)

@@ -73,7 +73,7 @@ impl Room {
     }
 
     fn take(&self) -> io::Result<()> {
-        let file: File = private::options().create(true).truncate(false).open(&self.path)?;
+        let file: File = private::open(&self.path, private::options().create(true).truncate(false))?;
         Ok(fallocate(&file, FallocateFlags::empty(), 0, limits::CATALOG_ROOM_BYTES)?)
     }
 }

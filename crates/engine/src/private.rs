@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 /// The permissions of a group and of all others, as bits of a mode.
 pub const OTHERS: u32 = 0o077;
 
@@ -13,6 +15,29 @@ pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     options
+}
+
+/// Opens a file by `options`, and waits for nothing: what stands in its place and is no regular file is refused.
+pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let refused = || {
+        let why = format!("{} must be a regular file and is none: move it away", path.display());
+        io::Error::new(io::ErrorKind::InvalidInput, why)
+    };
+    match path.metadata() {
+        Ok(found) if !found.is_file() => return Err(refused()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(at(path, "looking at", &error)),
+    }
+    // Something else may have come in its place since.
+    let opened = options.custom_flags(unwaited()).open(path);
+    let file = opened.map_err(|error| at(path, "opening", &error))?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
+}
+
+/// The flags of an opening that waits for nobody at the other end of a pipe.
+fn unwaited() -> i32 {
+    i32::try_from((OFlags::NONBLOCK | OFlags::NOCTTY).bits()).expect("flags of open(2) are an int")
 }
 
 /// Makes a directory for this user alone, and those above it, unless it is there.
@@ -71,7 +96,8 @@ fn close_one(path: &Path, found: &Metadata, forbidden: u32) -> io::Result<()> {
         return Ok(());
     }
     // Not by path: what stands there by then might be another's.
-    let changed = File::open(path).and_then(|file| {
+    let opened = OpenOptions::new().read(true).custom_flags(unwaited()).open(path);
+    let changed = opened.and_then(|file| {
         let now = file.metadata()?;
         let is_same = (now.dev(), now.ino()) == (found.dev(), found.ino());
         let left = Permissions::from_mode(now.mode() & 0o7777 & !forbidden);
@@ -87,6 +113,8 @@ fn close_one(path: &Path, found: &Metadata, forbidden: u32) -> io::Result<()> {
 mod tests {
     use std::fs;
     use std::path::PathBuf;
+
+    use rustix::fs::{FileType, Mode};
 
     use super::*;
 
@@ -118,6 +146,27 @@ mod tests {
         close(&layers).expect("they are this user's");
         assert_eq!([&layers, &inner, &file].map(|path| mode_of(path)), [0o700, 0o700, 0o600]);
         assert_eq!(mode_of(&outside), 0o644, "it is not in the directory");
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_is_refused_by_name_and_not_waited_for() {
+        let place = tempfile::tempdir().expect("a directory");
+        let pipe = place.path().join("catalog.lock");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RWXU | Mode::RWXO, 0)
+            .expect("a pipe");
+        let mut ways = [OpenOptions::new(), OpenOptions::new(), OpenOptions::new(), options()];
+        ways[0].read(true);
+        ways[1].write(true).create(true).truncate(false);
+        ways[2].append(true).create(true);
+        for way in &mut ways {
+            let refused = open(&pipe, way).expect_err("it is a pipe").to_string();
+            assert!(refused.contains(&pipe.display().to_string()), "{refused}");
+        }
+        restrict(&pipe, OTHERS).expect("it is this user's");
+        assert_eq!(mode_of(&pipe) & OTHERS, 0);
+        let file = place.path().join("file");
+        open(&file, options().create(true).truncate(false)).expect("there is room");
+        open(&file, &mut options()).expect("it is there");
     }
 
     #[test]

@@ -58,8 +58,7 @@ pub(super) fn start(socket: &Path, program: &Path) -> Result<Found, KeeperError>
         }
         // One starts it at a time, so that the others find it.
         let path = socket.with_extension("starting");
-        let starting = private::options().create(true).truncate(false).open(&path);
-        let starting = starting.map_err(|error| private::at(&path, "opening", &error))?;
+        let starting = private::open(&path, private::options().create(true).truncate(false))?;
         rustix::fs::flock(&starting, FlockOperation::LockExclusive)?;
         match connect(&socket, supervised().then_some(SUPERVISED_LIMIT)) {
             Ok(_) => Ok(Found::Running),
@@ -92,8 +91,7 @@ fn connect(socket: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
 /// The keeper says on its standard output that it listens; its log goes to a file beside its socket.
 fn run(socket: &Path, program: &Path) -> io::Result<Found> {
     let log_path = socket.with_extension("log");
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log_path);
-    let log = log.map_err(|error| private::at(&log_path, "opening", &error))?;
+    let log = private::open(&log_path, OpenOptions::new().create(true).append(true).mode(0o600))?;
     private::restrict(&log_path, private::OTHERS)?;
     let (mut said, says) = io::pipe()?;
     let mut command = Command::new(program);

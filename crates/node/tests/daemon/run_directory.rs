@@ -4,7 +4,10 @@ use std::fs;
 
 use rekindle::api::types::{FaultSocketState, OpenFaultSocket, SandboxState};
 
-use crate::support::Node;
+use rekindle_testkit::black_box::BlackBox;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::support::{Node, program};
 
 #[test]
 fn a_daemon_whose_run_directory_is_removed_listens_again_and_so_does_its_keeper() {
@@ -33,4 +36,29 @@ fn a_daemon_whose_run_directory_is_removed_listens_again_and_so_does_its_keeper(
     let listed = node.client.fault_socket(socket.id).expect("it is known");
     assert_eq!(listed.state, FaultSocketState::Listening);
     assert_eq!(node.client.sandbox("a").expect("it is listed").state, SandboxState::Running);
+}
+
+#[test]
+fn a_start_that_finds_a_pipe_in_the_place_of_one_of_its_files_ends_and_names_it() {
+    let names = [
+        "run/api.sock.lock",
+        "run/keeper.lock",
+        "run/keeper.log",
+        "state/catalog.redb",
+        "state/catalog.lock",
+    ];
+    for name in names {
+        let place = BlackBox::new(&program()).expect("directories");
+        let root = place.run_directory().parent().expect("it has one").to_owned();
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().expect("it has one")).expect("there is room");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
+        let refused = place.start().expect_err("a pipe is no file").to_string();
+        // The keeper says it in its own log.
+        let said = match name {
+            "run/keeper.lock" => fs::read_to_string(root.join("run/keeper.log")).expect("it was started"),
+            _ => refused,
+        };
+        assert!(said.contains(&path.display().to_string()), "{name}: {said}");
+    }
 }

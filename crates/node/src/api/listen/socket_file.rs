@@ -3,14 +3,13 @@
 //! A lock on a file beside it shows the socket's owner, an answer does not: of a daemon that was killed, a process it
 //! had just forked may still have the socket, and answers no one.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{
-    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rekindle_engine::private;
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
 use rustix::io::Errno;
 use rustix::net::{
@@ -97,7 +96,7 @@ fn listen_under(lock: File, path: &Path, mode: u32) -> Result<(UnixListener, Soc
 /// The right to listen at `path`, which one daemon has at a time. The file stays, as a lock's must.
 fn lock(path: &Path) -> Result<File, ListenError> {
     let failed = |source: io::Error| ListenError::Socket { path: path.to_owned(), source };
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(lock_path(path));
+    let file = private::open(&lock_path(path), private::options().create(true).truncate(false));
     let file = file.map_err(failed)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),

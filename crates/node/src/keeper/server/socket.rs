@@ -1,12 +1,13 @@
 //! The keeper's socket, and the lock that makes it the only one there.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use rekindle_engine::private;
 use rekindle_kernel::fd_passing;
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
@@ -82,8 +83,7 @@ fn lock_path(path: &Path) -> PathBuf {
 /// The right to listen at `path`; none if another keeper has it.
 fn lock_of(path: &Path) -> anyhow::Result<Option<File>> {
     let lock_path = lock_path(path);
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
-    let lock = lock.with_context(|| format!("opening {}", lock_path.display()))?;
+    let lock = private::open(&lock_path, private::options().create(true).truncate(false))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(lock)),
         Err(Errno::WOULDBLOCK) => Ok(None),
