@@ -395,6 +395,7 @@ mod tests {
         taken::<PauseSandbox>(r#"{"labels":{"team/app":"","a":"b = c"}}"#);
         refused::<PauseSandbox>(r#"{"labels":{"a=b":"c"}}"#);
         refused::<PauseSandbox>(r#"{"labels":{"a":"\n"}}"#);
+        taken::<PauseSandbox>(&format!(r#"{{"labels":{{"a":"{}"}}}}"#, "ä".repeat(256)));
         refused::<PauseSandbox>(&format!(r#"{{"labels":{{"a":"{}"}}}}"#, "x".repeat(257)));
         let many: Labels = (0..65).map(|number| (format!("n{number}"), String::new())).collect();
         refused::<PauseSandbox>(&serde_json::json!({ "labels": many }).to_string());

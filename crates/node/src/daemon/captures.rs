@@ -22,11 +22,10 @@ use super::Daemon;
 use super::about::About;
 use super::names::Reserved;
 use super::problems::guest_failed;
-use super::references::check_labels;
 use super::snapshots::Known;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{CaptureMemory, CaptureSource, Labels, MemoryRegion, Snapshot};
+use crate::api::types::{CaptureMemory, CaptureSource, MemoryRegion, Snapshot};
 use crate::copied_memory::copy_pages;
 
 /// Bytes of a page of a volume.
@@ -37,7 +36,7 @@ impl Daemon {
     pub(super) fn capture(&self, wanted: CaptureMemory) -> Answer<Snapshot> {
         let began = Instant::now();
         let CaptureMemory { source, name, labels, blobs } = wanted;
-        let reserved = self.reserve_snapshot_name(name.as_deref(), &labels)?;
+        let reserved = self.reserve_snapshot_name(name.as_deref())?;
         let mut blobs = decoded(blobs)?;
         About { name, labels, ..About::default() }.put_into(&mut blobs);
         let snapshot = match source {
@@ -54,8 +53,7 @@ impl Daemon {
     }
 
     /// Takes a name for a new snapshot.
-    pub(super) fn reserve_snapshot_name(&self, name: Option<&str>, labels: &Labels) -> Answer<Reserved<'_>> {
-        check_labels(labels)?;
+    pub(super) fn reserve_snapshot_name(&self, name: Option<&str>) -> Answer<Reserved<'_>> {
         self.snapshot_names.reserve("snapshot", name, |name| self.snapshots.holder(name)).map_err(
             |(problem, holder)| match holder {
                 Some(id) => problem.snapshot(SnapshotId::from(id)),

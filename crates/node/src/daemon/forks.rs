@@ -68,7 +68,7 @@ impl Daemon {
         let had = || known.about.spec.as_ref().map(GuestSpec::taps).unwrap_or_default();
         self.check_taps(&how.taps.as_deref().map_or_else(had, tap_names), count)?;
         known.about.spec.as_ref().map_or(Ok(()), |spec| self.check_room(Needed::by(spec), count))?;
-        let names = self.reserve_several(how.name.as_deref(), &how.labels, how.count)?;
+        let names = self.reserve_several(how.name.as_deref(), how.count)?;
         let each = ResumeSandbox {
             serve_before_seal: how.serve_before_seal,
             taps: how.taps.clone(),
@@ -91,7 +91,7 @@ impl Daemon {
             return Ok(made);
         }
         let entry = self.sandboxes.find(reference)?;
-        let names = self.reserve_several(how.name.as_deref(), &how.labels, how.count)?;
+        let names = self.reserve_several(how.name.as_deref(), how.count)?;
         let source = match self.engine.snapshot(SnapshotId::from(*pause)) {
             Some(snapshot) => Source { known: Known::of(snapshot), before: None },
             None => self.source_of_forks(&entry, *pause, asked, &mut chosen)?,
@@ -123,8 +123,8 @@ impl Daemon {
     }
 
     /// Takes the names of `count` new sandboxes, so that none of them is refused once something was done.
-    fn reserve_several(&self, name: Option<&str>, labels: &Labels, count: u32) -> Answer<Vec<Reserved<'_>>> {
-        numbered(name, count).iter().map(|name| self.sandboxes.reserve(name.as_deref(), labels)).collect()
+    fn reserve_several(&self, name: Option<&str>, count: u32) -> Answer<Vec<Reserved<'_>>> {
+        numbered(name, count).iter().map(|name| self.sandboxes.reserve(name.as_deref())).collect()
     }
 
     /// The snapshot a sandbox is forked from: one that runs is paused for it and goes on.

@@ -50,7 +50,7 @@ impl Daemon {
             return Ok(entry.show());
         }
         chosen.refuse_if_gone(Made::Sandbox, &[id])?;
-        let name = self.sandboxes.reserve(wanted.name.as_deref(), &wanted.labels)?;
+        let name = self.sandboxes.reserve(wanted.name.as_deref())?;
         let taps = wanted.machine.iter().flat_map(|machine| &machine.taps);
         self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
         self.check_pausable(wanted.memory_bytes)?;
@@ -96,7 +96,7 @@ impl Daemon {
         }
         chosen.refuse_if_gone(Made::Snapshot, &[id.uuid()])?;
         let entry = self.sandboxes.find(reference)?;
-        let name = self.reserve_snapshot_name(how.name.as_deref(), &how.labels)?;
+        let name = self.reserve_snapshot_name(how.name.as_deref())?;
         let mut turn = entry.turn(PAUSING, self.settings().pause_wait)?;
         asked.check()?;
         let making = chosen.making(&[id.uuid()]);

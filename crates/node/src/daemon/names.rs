@@ -5,7 +5,6 @@ use std::sync::{Mutex, PoisonError};
 
 use uuid::Uuid;
 
-use super::references::check_name;
 use crate::api::problem::{Code, Problem};
 
 /// The names of things that are being made.
@@ -29,7 +28,6 @@ impl Names {
         name: Option<&str>,
         holder: impl FnOnce(&str) -> Option<Uuid>,
     ) -> Result<Reserved<'_>, (Problem, Option<Uuid>)> {
-        check_name(name).map_err(|problem| (problem, None))?;
         let taken =
             |name: &str| Problem::new(Code::NameTaken, format!("there is a {what} called {name:?} already"));
         let Some(name) = name else { return Ok(Reserved { names: self, name: None }) };

@@ -7,13 +7,6 @@ use crate::api::problem::{Code, Problem};
 
 /// Letters of a part of an id, at least.
 const PART_LETTERS_MIN: usize = 4;
-/// Letters of a name, at most.
-const NAME_LETTERS_MAX: usize = 64;
-/// Labels of one resource, at most.
-const LABELS_MAX: usize = 64;
-/// Letters of a label's name and of its value, at most.
-const LABEL_LETTERS_MAX: usize = 256;
-
 /// A thing that can be referred to.
 pub(super) trait Named {
     fn id(&self) -> Uuid;
@@ -54,40 +47,6 @@ pub(super) fn find<'a, T: Named>(
 fn is_part_of(part: &str, id: Uuid) -> bool {
     let id = id.hyphenated().to_string();
     part.len() >= PART_LETTERS_MIN && (id.starts_with(part) || id.ends_with(part))
-}
-
-/// Checks a new name.
-pub(super) fn check_name(name: Option<&str>) -> Answer<()> {
-    let Some(name) = name else { return Ok(()) };
-    let legal = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
-    if name.is_empty() || name.len() > NAME_LETTERS_MAX || !name.chars().all(legal) {
-        return Err(Problem::new(
-            Code::InvalidRequest,
-            format!("the name {name:?} is not 1 to {NAME_LETTERS_MAX} letters, digits, '-', '_' or '.'"),
-        ));
-    }
-    if Uuid::try_parse(name).is_ok() {
-        let why = format!("the name {name:?} could be taken for an id");
-        return Err(Problem::new(Code::InvalidRequest, why));
-    }
-    Ok(())
-}
-
-/// Checks new labels.
-pub(super) fn check_labels(labels: &crate::api::types::Labels) -> Answer<()> {
-    if labels.len() > LABELS_MAX {
-        let why = format!("{} labels are more than {LABELS_MAX}", labels.len());
-        return Err(Problem::new(Code::InvalidRequest, why));
-    }
-    match labels.iter().find(|(name, value)| {
-        name.is_empty() || name.contains('=') || name.len().max(value.len()) > LABEL_LETTERS_MAX
-    }) {
-        Some((name, _)) => Err(Problem::new(
-            Code::InvalidRequest,
-            format!("the label {name:?} is empty, has a '=' or is longer than {LABEL_LETTERS_MAX} letters"),
-        )),
-        None => Ok(()),
-    }
 }
 
 /// The names of `count` new things that were to be called `name`: with a number behind it where they are several.
@@ -133,19 +92,6 @@ mod tests {
         assert_eq!(found("00-0000-0000-0000-0000"), Err(Code::NotFound), "the middle of an id means nothing");
         assert_eq!(found("000"), Err(Code::NotFound), "three letters are too few to mean an id");
         assert_eq!(found("two"), Err(Code::NotFound));
-    }
-
-    #[test]
-    fn names_that_could_be_taken_for_something_else_are_refused() {
-        for name in ["", "a b", "ä", "../x", "0000000000000000000000000000000a", &"x".repeat(65)] {
-            assert_eq!(
-                check_name(Some(name)).map_err(|problem| problem.code),
-                Err(Code::InvalidRequest),
-                "{name}"
-            );
-        }
-        assert_eq!(check_name(Some("agent-7.b_2")), Ok(()));
-        assert_eq!(check_name(None), Ok(()));
     }
 
     #[test]

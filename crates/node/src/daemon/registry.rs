@@ -8,9 +8,9 @@ use super::entry::Entry;
 use super::index::Index;
 use super::names::{Names, Reserved};
 use super::paging::page;
-use super::references::{Named, check_labels};
+use super::references::Named;
 use crate::api::control::Answer;
-use crate::api::types::{Labels, ListQuery};
+use crate::api::types::ListQuery;
 
 /// All sandboxes of this node.
 #[derive(Debug, Default)]
@@ -20,9 +20,8 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Checks a name and labels for a new sandbox, and takes the name.
-    pub(super) fn reserve(&self, name: Option<&str>, labels: &Labels) -> Answer<Reserved<'_>> {
-        check_labels(labels)?;
+    /// Takes a name for a new sandbox.
+    pub(super) fn reserve(&self, name: Option<&str>) -> Answer<Reserved<'_>> {
         let holder = |name: &str| self.lock().named(name).map(Named::id);
         self.names.reserve("sandbox", name, holder).map_err(|(problem, holder)| match holder {
             Some(id) => problem.sandbox(id),
