@@ -31,8 +31,18 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// The problem of a request whose client went away before any of it was done: nothing of it is begun, whether it has
+    /// a key or not.
+    pub fn check_before_it_begins(&self) -> Answer<()> {
+        if !self.asker.is_gone() {
+            return Ok(());
+        }
+        let why = "the client went away before its turn came: nothing was done";
+        Err(Problem::new(Code::Abandoned, why))
+    }
+
     /// The problem of a request whose client went away before anything was acknowledged: the things it made must be
-    /// undone. One with a key is done to its end, as its client can ask for the answer again.
+    /// undone. One with a key that has begun is done to its end, as its client can ask for the answer again.
     pub fn check(&self) -> Answer<()> {
         if self.key.is_some() || !self.asker.is_gone() {
             return Ok(());
@@ -57,11 +67,16 @@ pub trait Control: Debug + Send + Sync + 'static {
     /// Makes new sandboxes that go on from this one's present state.
     fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList>;
     /// Ends a sandbox's guest; its work since its last pause is gone.
-    fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox>;
+    fn stop_sandbox(&self, reference: &str, asked: Asked) -> Answer<Sandbox>;
     /// Ends a sandbox's guest if it runs and forgets the sandbox, of which it gives the id; its snapshots stay.
-    fn remove_sandbox(&self, reference: &str) -> Answer<Uuid>;
-    /// Tells a process guest to do something, and gives its answer.
-    fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value>;
+    fn remove_sandbox(&self, reference: &str, asked: Asked) -> Answer<Uuid>;
+    /// Tells a process guest to do something, and gives its answer, which is not waited for once its asker is gone.
+    fn tell_guest(
+        &self,
+        reference: &str,
+        asked: Asked,
+        command: serde_json::Value,
+    ) -> Answer<serde_json::Value>;
     /// The output of the sandbox's guests at their console, from `from` on; waits for it at most `limit`. A long wait
     /// is asked for in short turns.
     fn console(&self, reference: &str, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput>;

@@ -42,16 +42,21 @@ impl Control for Daemon {
         self.timed(|| self.fork(reference, &asked, &how))
     }
 
-    fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox> {
-        self.counted(self.stop(reference))
+    fn stop_sandbox(&self, reference: &str, asked: Asked) -> Answer<Sandbox> {
+        self.counted(self.stop(reference, &asked))
     }
 
-    fn remove_sandbox(&self, reference: &str) -> Answer<Uuid> {
-        self.counted(self.remove(reference))
+    fn remove_sandbox(&self, reference: &str, asked: Asked) -> Answer<Uuid> {
+        self.counted(self.remove(reference, &asked))
     }
 
-    fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
-        self.counted(self.tell(reference, command))
+    fn tell_guest(
+        &self,
+        reference: &str,
+        asked: Asked,
+        command: serde_json::Value,
+    ) -> Answer<serde_json::Value> {
+        self.counted(self.tell(reference, &asked, command))
     }
 
     fn console(&self, reference: &str, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput> {

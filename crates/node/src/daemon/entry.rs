@@ -13,7 +13,8 @@ use super::live::Live;
 use super::paging::Listed;
 use super::record::{RecordedLife, SandboxRecord};
 use super::references::Named;
-use crate::api::control::Answer;
+use crate::api::control::{Answer, Asked};
+use crate::api::limits;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{Labels, Sandbox, SandboxState, ServedPages};
 use crate::keeper::KeeperIdentity;
@@ -108,11 +109,22 @@ impl Entry {
         })
     }
 
-    /// Waits for the operation that has the guest to end, at most `limit`, then has it.
-    pub(super) fn turn(self: &Arc<Self>, operation: &'static str, limit: Duration) -> Answer<Turn> {
+    /// Has the guest, if no operation has it.
+    pub(super) fn turn_at_once(self: &Arc<Self>, operation: &'static str) -> Answer<Turn> {
+        self.turn(operation, Duration::ZERO, &Asked::default())
+    }
+
+    /// Waits for the operation that has the guest to end, at most `limit` and as long as the client waits, then has it.
+    pub(super) fn turn(
+        self: &Arc<Self>,
+        operation: &'static str,
+        limit: Duration,
+        asked: &Asked,
+    ) -> Answer<Turn> {
         let deadline = Instant::now() + limit;
         let mut state = self.lock();
         loop {
+            asked.check_before_it_begins()?;
             if state.removed {
                 return Err(Problem::new(
                     Code::NotFound,
@@ -135,7 +147,8 @@ impl Entry {
                     format!("{} is busy: its guest {other}; try again when that is over", self.called());
                 return Err(Problem::new(Code::WrongState, why).sandbox(self.id));
             }
-            state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            let step = left.min(limits::WAIT_TURN);
+            state = self.freed.wait_timeout(state, step).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -176,8 +189,8 @@ impl Entry {
     }
 
     /// The turn in which its guest is ended, once no operation has it, at most after `limit`.
-    pub(super) fn turn_to_end(self: &Arc<Self>, limit: Duration) -> Answer<Turn> {
-        self.turn(ENDING, limit)
+    pub(super) fn turn_to_end(self: &Arc<Self>, limit: Duration, asked: &Asked) -> Answer<Turn> {
+        self.turn(ENDING, limit, asked)
     }
 
     /// The right to end its guest now; none where no operation has it, or one that is over soon.
@@ -223,18 +236,18 @@ impl Entry {
 
     /// Reason that its VMM was stopped by a signal, if it was.
     fn stopped_by_signal(&self) -> Option<String> {
-        let process = self.process_at_rest()?;
+        let process = self.process_left_running()?;
         let stopped = stopped_by_signal(&process)?;
-        // An operation that came meanwhile may have stopped it.
-        self.process_at_rest().is_some_and(|now| Arc::ptr_eq(&now, &process)).then_some(stopped)
+        // A pause that came meanwhile may have stopped it.
+        self.process_left_running().is_some_and(|now| Arc::ptr_eq(&now, &process)).then_some(stopped)
     }
 
-    /// The process of its guest while no operation has that.
-    fn process_at_rest(&self) -> Option<Arc<ProcessHandle>> {
+    /// The process of its guest unless the operation that has it is one that stops it itself.
+    fn process_left_running(&self) -> Option<Arc<ProcessHandle>> {
         let state = self.lock();
         match &state.live {
-            Held::Here(Some(_)) => state.outside.process.clone(),
-            Held::Here(None) | Held::Taken(_) => None,
+            Held::Here(None) | Held::Taken(PAUSING | GOING_ON) => None,
+            Held::Here(Some(_)) | Held::Taken(_) => state.outside.process.clone(),
         }
     }
 
@@ -296,7 +309,7 @@ impl EndOfBusy {
             // An error says that it has ended.
             process.signal(Signal::Kill).ok();
         }
-        self.0.turn_to_end(limit)
+        self.0.turn_to_end(limit, &Asked::default())
     }
 }
 
@@ -418,16 +431,52 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_is_waited_for_as_long_as_the_client_does_with_a_key_or_without() {
+        let (entry, mut guest) = entry();
+        let taken = entry.turn_at_once("is being used").expect("nobody has it");
+        for key in [None, Some("k".to_owned())] {
+            let asked = Asked { key, ..Asked::default() };
+            let waiting = asked.asker.waits();
+            let refused = std::thread::scope(|scope| {
+                let refused = scope.spawn(|| entry.turn(PAUSING, Duration::MAX / 4, &asked).map(drop));
+                drop(waiting);
+                refused.join().expect("it does not panic")
+            });
+            assert_eq!(refused.map_err(|problem| problem.code), Err(Code::Abandoned));
+        }
+        drop(taken);
+        entry.turn(PAUSING, Duration::ZERO, &Asked::default()).expect("nobody has it");
+        guest.kill().and_then(|()| guest.wait()).expect("it is ours");
+    }
+
+    #[test]
+    fn a_guest_that_somebody_stopped_is_stalled_whoever_has_it_but_a_pause_which_stops_it_itself() {
+        let (entry, mut guest) = entry();
+        let process = entry.process().expect("it runs");
+        process.signal(Signal::Stop).expect("it runs");
+        while !process.is_stopped().expect("it is there") {
+            std::thread::yield_now();
+        }
+        for (operation, is_stalled) in [("is being used", true), (TELLING, true), (PAUSING, false)] {
+            let turn = entry.turn_at_once(operation).expect("nobody has it");
+            assert_eq!(entry.stalled().is_some(), is_stalled, "{operation}");
+            drop(turn);
+            entry.lock().outside.process = Some(Arc::clone(&process));
+        }
+        guest.kill().and_then(|()| guest.wait()).expect("it is ours");
+    }
+
+    #[test]
     fn only_an_operation_that_waits_for_its_guest_loses_it_and_nobody_gets_a_turn_meanwhile() {
         let (entry, mut guest) = entry();
         let process = entry.lock().outside.process.clone();
         for operation in [PAUSING, "is being used"] {
-            let turn = entry.turn(operation, Duration::ZERO).expect("nobody has it");
+            let turn = entry.turn_at_once(operation).expect("nobody has it");
             assert!(entry.end_of_busy().is_none(), "{operation}");
             drop(turn);
             entry.lock().outside.process.clone_from(&process);
         }
-        let telling = entry.turn(TELLING, Duration::ZERO).expect("nobody has it");
+        let telling = entry.turn_at_once(TELLING).expect("nobody has it");
         drop(entry.end_of_busy().expect("it can wait for long"));
         assert_eq!(entry.ended_meanwhile("told something"), None);
         let ending = entry.end_of_busy().expect("it can wait for long");
@@ -436,10 +485,10 @@ mod tests {
         assert_eq!(problem.code, Code::WrongState);
         drop(telling);
         entry.lock().outside.process = process;
-        let refused = entry.turn(TELLING, Duration::ZERO).expect_err("it is being ended");
+        let refused = entry.turn_at_once(TELLING).expect_err("it is being ended");
         assert!(refused.detail.contains(ENDING), "{refused}");
         drop(ending.kill(Duration::ZERO).expect("nobody has it any more"));
         assert!(!guest.wait().expect("it is ours").success());
-        entry.turn(PAUSING, Duration::ZERO).expect("that is over");
+        entry.turn_at_once(PAUSING).expect("that is over");
     }
 }

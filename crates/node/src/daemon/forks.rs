@@ -57,9 +57,7 @@ impl Daemon {
         how: &ResumeSnapshot,
     ) -> Answer<SandboxList> {
         let count = count_of(how.count)?;
-        let is_there = || self.readable_snapshot(reference).map(drop);
-        let request = ("resume", reference, how);
-        let mut chosen = self.requests.choose(asked.key.clone(), &request, count, is_there)?;
+        let mut chosen = self.requests.choose(asked, &("resume", reference, how), count)?;
         let ids = chosen.ids.clone();
         if let Some(made) = self.made_before(&chosen, &ids)? {
             return Ok(made);
@@ -82,9 +80,7 @@ impl Daemon {
     #[tracing::instrument(name = "fork", skip_all, fields(count = how.count))]
     pub(super) fn fork(&self, reference: &str, asked: &Asked, how: &ForkSandbox) -> Answer<SandboxList> {
         let count = count_of(how.count)?;
-        let is_there = || self.sandboxes.find(reference).map(drop);
-        let request = ("fork", reference, how);
-        let mut chosen = self.requests.choose(asked.key.clone(), &request, count + 1, is_there)?;
+        let mut chosen = self.requests.choose(asked, &("fork", reference, how), count + 1)?;
         let all = chosen.ids.clone();
         let (pause, ids) = all.split_first().expect("one more than forks was asked for");
         if let Some(made) = self.made_before(&chosen, ids)? {
@@ -137,7 +133,7 @@ impl Daemon {
     ) -> Answer<Source> {
         chosen.refuse_if_gone(Made::Snapshot, &[id])?;
         let count = chosen.ids.len() - 1;
-        let mut turn = entry.turn(PAUSING, self.settings().pause_wait)?;
+        let mut turn = entry.turn(PAUSING, self.settings().pause_wait, asked)?;
         asked.check()?;
         let record = turn.record();
         if turn.live.is_none()
@@ -181,7 +177,7 @@ impl Daemon {
     /// Undoes the pause for forks that were not made. The sandbox goes on, and what its pages need stays until it ends.
     fn take_pause_back(&self, entry: &Arc<Entry>, known: &Known, before: Option<Uuid>) {
         let undone = || -> Answer<()> {
-            let turn = entry.turn("is being used", self.settings().pause_wait)?;
+            let turn = entry.turn("is being used", self.settings().pause_wait, &Asked::default())?;
             let mut record = turn.record();
             if record.snapshot == Some(known.id()) {
                 if record.life.is_paused() {

@@ -79,7 +79,7 @@ impl Daemon {
                 continue;
             }
             // The end of a turn closes it: of this one, or of the operation that has the guest now.
-            drop(entry.turn("has ended", Duration::ZERO));
+            drop(entry.turn_at_once("has ended"));
         }
         alive
     }

@@ -1,8 +1,8 @@
-//! Does a request with a key once: the ids of the things it makes are chosen, and written down, before anything is
-//! made. A repeated request finds those things, or makes them and nothing else.
+//! Does a request with a key once: the transaction that makes the first thing writes the key down, with the ids of all
+//! that the request makes. A repeated request finds those things, or makes the rest.
 //!
-//! That a thing was made is written in the transaction that makes it, and stays as long as the key: a request whose thing
-//! was deleted since is answered so, and does not make it again.
+//! A key stays when what was made under it is deleted: a request that is repeated then is answered so, and makes nothing
+//! a second time. A request that makes nothing leaves nothing, and its key is free.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::clock::unix_ms;
-use crate::api::control::{Answer, IdempotencyKey};
+use crate::api::control::{Answer, Asked, IdempotencyKey};
+use crate::api::limits;
 use crate::api::problem::{Code, Problem};
 
 /// Time that a key is remembered, in milliseconds: a day.
@@ -47,7 +48,8 @@ struct Known {
 
 /// Record of a request.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Asked {
+struct Request {
+    /// The BLAKE3 hash of all that tells it from others; in version 0.1.0 that itself.
     request: String,
     ids: Vec<Uuid>,
     /// Those of the ids that were used. Version 0.1.0 did not write it down: there, all may have been.
@@ -56,7 +58,19 @@ struct Asked {
     unix_ms: u64,
 }
 
-impl Asked {
+impl Request {
+    fn new(words: &str, ids: Vec<Uuid>) -> Self {
+        Self { request: hash_of(words), ids, made: Some(Vec::new()), unix_ms: unix_ms() }
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    fn is_of(&self, words: &str) -> bool {
+        self.request == words || self.request == hash_of(words)
+    }
+
     fn used(&self) -> &[Uuid] {
         self.made.as_deref().unwrap_or(&self.ids)
     }
@@ -74,7 +88,9 @@ pub(super) struct Chosen<'a> {
 struct UnderKey<'a> {
     requests: &'a Requests,
     key: IdempotencyKey,
-    asked: Asked,
+    request: Request,
+    /// The keys that are forgotten where this one is written for the first time; none before that.
+    first_written: Option<Vec<Known>>,
 }
 
 impl Requests {
@@ -84,8 +100,9 @@ impl Requests {
 
     fn remembering(catalog: Catalog, max: usize) -> Answer<Self> {
         let known = |(key, value): (Vec<u8>, Vec<u8>)| {
-            // An unreadable record was never answered, and is the first to go.
-            let unix_ms = serde_json::from_slice::<Asked>(&value).map_or(0, |asked| asked.unix_ms);
+            // What cannot be read was never answered, and goes first, as does that under which nothing was made.
+            let request = Request::read(&value).filter(|request| !request.used().is_empty());
+            let unix_ms = request.map_or(0, |request| request.unix_ms);
             Known { unix_ms, key }
         };
         let mut keys: Vec<Known> = catalog.all(Kind::Idempotency)?.into_iter().map(known).collect();
@@ -101,65 +118,52 @@ impl Requests {
     }
 
     /// The ids for the `count` things that a request makes; the same as before where its key is known. `request` is
-    /// all that tells it from others, in the client's own words: names may mean something else by now. A key that is not
-    /// known is written down only if `check` finds that the request can be done.
-    pub(super) fn choose(
-        &self,
-        key: Option<IdempotencyKey>,
-        request: &impl Serialize,
-        count: usize,
-        check: impl FnOnce() -> Answer<()>,
-    ) -> Answer<Chosen<'_>> {
+    /// all that tells it from others, in the client's own words: names may mean something else by now.
+    pub(super) fn choose(&self, asked: &Asked, request: &impl Serialize, count: usize) -> Answer<Chosen<'_>> {
         let fresh = || (0..count).map(|_| Uuid::now_v7()).collect::<Vec<_>>();
-        let Some(key) = key else { return Ok(Chosen { ids: fresh(), under_key: None }) };
-        let request = serde_json::to_string(request).expect("a request is plain data");
-        let mut turn = UnderKey { requests: self, key: self.wait_for_turn(key), asked: Asked::default() };
+        let Some(key) = asked.key.clone() else { return Ok(Chosen { ids: fresh(), under_key: None }) };
+        let words = serde_json::to_string(request).expect("a request is plain data");
+        let key = self.wait_for_turn(key, asked)?;
+        let mut turn = UnderKey { requests: self, key, request: Request::default(), first_written: None };
         let known = self.catalog.get(Kind::Idempotency, turn.key.as_bytes())?;
-        turn.asked = match known.and_then(|bytes| serde_json::from_slice::<Asked>(&bytes).ok()) {
-            Some(asked) if asked.request == request => asked,
-            Some(_) => {
+        turn.request = match known.and_then(|bytes| Request::read(&bytes)) {
+            Some(request) if request.is_of(&words) => request,
+            Some(request) if !request.used().is_empty() => {
                 let why = format!("the idempotency key {:?} came with another request before", turn.key);
                 return Err(Problem::new(Code::IdempotencyMismatch, why));
             }
-            None => {
-                check()?;
-                let asked = Asked { request, ids: fresh(), made: Some(Vec::new()), unix_ms: unix_ms() };
-                self.remember(turn.key.clone().into_bytes(), &asked)?;
-                asked
-            }
+            Some(_) | None => Request::new(&words, fresh()),
         };
-        Ok(Chosen { ids: turn.asked.ids.clone(), under_key: Some(turn) })
+        Ok(Chosen { ids: turn.request.ids.clone(), under_key: Some(turn) })
     }
 
-    fn wait_for_turn(&self, key: IdempotencyKey) -> IdempotencyKey {
+    /// Waits as long as the client does for the request under way that has the key.
+    fn wait_for_turn(&self, key: IdempotencyKey, asked: &Asked) -> Answer<IdempotencyKey> {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        while !under_way.insert(key.clone()) {
-            under_way = self.ended.wait(under_way).unwrap_or_else(PoisonError::into_inner);
-        }
-        key
-    }
-
-    /// Writes down what came under a key, and forgets the oldest where it is their time.
-    fn remember(&self, key: Vec<u8>, asked: &Asked) -> Answer<()> {
-        let mut old = self.remembered().take_old(asked.unix_ms, FORGOTTEN_AT_ONCE);
-        let value = serde_json::to_vec(asked).expect("it is plain data");
-        let mut changes: Vec<_> = old.iter().map(Known::forgotten).collect();
-        changes.push(Change::Put { kind: Kind::Idempotency, key: key.clone(), value });
-        // Nothing was made with the ids yet.
-        let written = self.catalog.write(&changes).map_err(WriteError::either_way);
-        let mut remembered = self.remembered();
-        match written {
-            Ok(()) => remembered.keys.push_back(Known { unix_ms: asked.unix_ms, key }),
-            Err(_) => {
-                while let Some(known) = old.pop() {
-                    remembered.keys.push_front(known);
-                }
+        loop {
+            asked.check_before_it_begins()?;
+            if under_way.insert(key.clone()) {
+                return Ok(key);
             }
+            let waited = self.ended.wait_timeout(under_way, limits::WAIT_TURN);
+            under_way = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        Ok(written?)
     }
 
-    /// Forgets a key under which nothing was made.
+    /// Takes note of a key where the transaction that was to write it did, in the place of `old` ones.
+    fn remember(&self, key: &IdempotencyKey, unix_ms: u64, old: Vec<Known>) {
+        let key = key.as_bytes().to_vec();
+        // One that cannot be looked for now may be written.
+        let is_written = !matches!(self.catalog.get(Kind::Idempotency, &key), Ok(None));
+        let mut remembered = self.remembered();
+        if is_written {
+            remembered.keys.push_back(Known { unix_ms, key });
+        } else {
+            old.into_iter().rev().for_each(|known| remembered.keys.push_front(known));
+        }
+    }
+
+    /// Forgets a key whose things were undone.
     fn forget(&self, key: &IdempotencyKey) -> Answer<()> {
         let key = key.as_bytes();
         let removal = Change::Remove { kind: Kind::Idempotency, key: key.to_vec() };
@@ -206,16 +210,24 @@ pub(super) enum Made {
 impl Chosen<'_> {
     /// The changes that write down that things with these ids are made, for the transaction that makes them.
     pub(super) fn making(&mut self, ids: &[Uuid]) -> Vec<Change> {
-        let Some(UnderKey { key, asked, .. }) = &mut self.under_key else { return Vec::new() };
-        asked.made = Some([asked.used(), ids].concat());
-        let value = serde_json::to_vec(asked).expect("it is plain data");
-        vec![Change::Put { kind: Kind::Idempotency, key: key.as_bytes().to_vec(), value }]
+        let Some(UnderKey { requests, key, request, first_written }) = &mut self.under_key else {
+            return Vec::new();
+        };
+        let is_new = request.used().is_empty() && first_written.is_none();
+        request.made = Some([request.used(), ids].concat());
+        if is_new {
+            *first_written = Some(requests.remembered().take_old(request.unix_ms, FORGOTTEN_AT_ONCE));
+        }
+        let mut changes: Vec<_> = first_written.iter().flatten().map(Known::forgotten).collect();
+        let value = serde_json::to_vec(request).expect("it is plain data");
+        changes.push(Change::Put { kind: Kind::Idempotency, key: key.as_bytes().to_vec(), value });
+        changes
     }
 
     /// Refuses a request that made one of these things, none of which is there, before: its id is not used again.
     pub(super) fn refuse_if_gone(&self, what: Made, ids: &[Uuid]) -> Answer<()> {
-        let Some(UnderKey { key, asked, .. }) = &self.under_key else { return Ok(()) };
-        let Some(id) = ids.iter().find(|id| asked.used().contains(id)) else { return Ok(()) };
+        let Some(UnderKey { key, request, .. }) = &self.under_key else { return Ok(()) };
+        let Some(id) = ids.iter().find(|id| request.used().contains(id)) else { return Ok(()) };
         let word = match what {
             Made::Sandbox => "sandbox",
             Made::Snapshot => "snapshot",
@@ -244,14 +256,49 @@ impl Chosen<'_> {
 
 impl Drop for UnderKey<'_> {
     fn drop(&mut self) {
+        if let Some(old) = self.first_written.take() {
+            self.requests.remember(&self.key, self.request.unix_ms, old);
+        }
         self.requests.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
         self.requests.ended.notify_all();
     }
 }
 
+fn hash_of(words: &str) -> String {
+    blake3::hash(words.as_bytes()).to_hex().to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn under(key: &str) -> Asked {
+        Asked { key: Some(key.to_owned()), ..Asked::default() }
+    }
+
+    /// Makes the first thing of a request.
+    fn make(catalog: &Catalog, chosen: &mut Chosen<'_>) {
+        let first = chosen.ids[0];
+        catalog.write(&chosen.making(&[first])).expect("there is room");
+    }
+
+    #[test]
+    fn a_request_whose_client_is_gone_does_not_wait_for_the_one_that_has_its_key() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
+        let requests = Requests::new(catalog).expect("a catalog that can be read");
+        let first = requests.choose(&under("a"), &"pause x", 1).expect("there is room");
+        let second = under("a");
+        let waiting = second.asker.waits();
+        let refused = std::thread::scope(|scope| {
+            let refused = scope.spawn(|| requests.choose(&second, &"pause x", 1).map(drop));
+            drop(waiting);
+            refused.join().expect("it does not panic")
+        });
+        assert_eq!(refused.map_err(|problem| problem.code), Err(Code::Abandoned));
+        drop(first);
+        requests.choose(&under("a"), &"pause x", 1).expect("nobody has the key");
+    }
 
     #[test]
     fn the_same_request_under_the_same_key_makes_the_same_things_also_after_a_restart() {
@@ -259,8 +306,9 @@ mod tests {
         let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
         let ids = |key: &str, request: &str| {
             let requests = Requests::new(catalog.clone()).expect("a catalog that can be read");
-            let chosen = requests.choose(Some(key.to_owned()), &request, 2, || Ok(()));
-            chosen.map(|chosen| chosen.ids.clone()).map_err(|problem| problem.code)
+            let mut chosen = requests.choose(&under(key), &request, 2).map_err(|problem| problem.code)?;
+            make(&catalog, &mut chosen);
+            Ok(chosen.ids.clone())
         };
         let first = ids("a", "pause x");
         assert_eq!(ids("a", "pause x"), first);
@@ -274,11 +322,9 @@ mod tests {
         let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
         let start = |max| Requests::remembering(catalog.clone(), max).expect("a catalog that can be read");
         let ids = |requests: &Requests, key: &str| {
-            requests
-                .choose(Some(key.to_owned()), &"run", 1, || Ok(()))
-                .expect("there is room on the disk")
-                .ids
-                .clone()
+            let mut chosen = requests.choose(&under(key), &"run", 1).expect("there is room on the disk");
+            make(&catalog, &mut chosen);
+            chosen.ids.clone()
         };
         let count = || catalog.all(Kind::Idempotency).expect("it can be read").len();
         let requests = start(3);
@@ -299,13 +345,15 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
         let requests = Requests::remembering(catalog.clone(), 9).expect("a catalog that can be read");
-        let choose = || requests.choose(Some("a".to_owned()), &"fork", 2, || Ok(())).expect("there is room");
-        let first = choose();
+        let choose = || requests.choose(&under("a"), &"fork", 2).expect("there is room");
+        let mut first = choose();
+        make(&catalog, &mut first);
         let ids = first.ids.clone();
         first.forget();
         drop(first);
         assert_ne!(choose().ids, ids);
-        assert_eq!(catalog.all(Kind::Idempotency).expect("it can be read").len(), 1);
+        assert!(catalog.all(Kind::Idempotency).expect("it can be read").is_empty());
+        assert!(requests.remembered().keys.is_empty());
     }
 
     #[test]
@@ -314,7 +362,7 @@ mod tests {
         let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
         let start = || Requests::new(catalog.clone()).expect("a catalog that can be read");
         let choose = |requests: &Requests, act: &dyn Fn(Chosen<'_>)| {
-            let chosen = requests.choose(Some("a".to_owned()), &"pause", 2, || Ok(()));
+            let chosen = requests.choose(&under("a"), &"pause", 2);
             act(chosen.expect("there is room"));
         };
         let requests = start();
@@ -332,15 +380,52 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_cannot_be_done_leaves_its_key_free() {
+    fn a_request_that_made_nothing_leaves_nothing_and_its_key_is_free() {
         let directory = tempfile::tempdir().expect("a directory");
         let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
-        let requests = Requests::new(catalog).expect("a catalog that can be read");
-        let no = || Err(Problem::new(Code::NotFound, "there is no such sandbox"));
-        let refused =
-            requests.choose(Some("a".to_owned()), &"pause x", 1, no).expect_err("it cannot be done");
-        assert_eq!(refused.code, Code::NotFound);
-        requests.choose(Some("a".to_owned()), &"pause y", 1, || Ok(())).expect("the key is free");
+        let requests = Requests::remembering(catalog.clone(), 1).expect("a catalog that can be read");
+        let known = |requests: &Requests| {
+            let all = catalog.all(Kind::Idempotency).expect("it can be read");
+            assert_eq!(all.len(), requests.remembered().keys.len());
+            all
+        };
+        make(&catalog, &mut requests.choose(&under("a"), &"run", 1).expect("there is room"));
+        let before = known(&requests);
+        for request in ["pause x", "pause y"] {
+            let mut refused = requests.choose(&under("b"), &request, 1).expect("the key is free");
+            // The transaction that would have made it failed.
+            drop(refused.making(&[Uuid::from_u128(1)]));
+        }
+        assert_eq!(known(&requests), before, "and no other key was forgotten for it");
+    }
+
+    #[test]
+    fn a_key_takes_little_room_whatever_its_request_was() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
+        let requests = Requests::remembering(catalog.clone(), 9).expect("a catalog that can be read");
+        let request = "label".repeat(100_000);
+        make(&catalog, &mut requests.choose(&under("a"), &request, 1).expect("there is room"));
+        let all = catalog.all(Kind::Idempotency).expect("it can be read");
+        assert!(all[0].1.len() < 256, "{} bytes", all[0].1.len());
+        requests.choose(&under("a"), &request, 1).expect("it is the same request");
+    }
+
+    #[test]
+    fn a_request_that_version_0_1_0_wrote_down_is_known_and_one_that_made_nothing_is_forgotten() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let catalog = Catalog::open(&directory.path().join("catalog")).expect("a catalog");
+        let (words, id) = (serde_json::to_string("run").expect("plain data"), Uuid::from_u128(7));
+        let written = |key: &str, made: &[Uuid]| {
+            let value = serde_json::json!({
+                "request": words, "ids": [id], "made": made, "unix_ms": unix_ms(),
+            });
+            Change::Put { kind: Kind::Idempotency, key: key.into(), value: value.to_string().into_bytes() }
+        };
+        catalog.write(&[written("made", &[id]), written("refused", &[])]).expect("there is room");
+        let requests = Requests::new(catalog.clone()).expect("a catalog that can be read");
+        assert_eq!(requests.choose(&under("made"), &"run", 1).expect("it is the same").ids, [id]);
+        assert_eq!(catalog.all(Kind::Idempotency).expect("it can be read").len(), 1);
     }
 
     #[test]

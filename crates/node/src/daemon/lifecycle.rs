@@ -13,7 +13,7 @@ use super::Daemon;
 use super::about::About;
 use super::boot_files::MachineInMaking;
 use super::endings::Ending;
-use super::entry::{Entry, PAUSING, TELLING, Turn};
+use super::entry::{Entry, PAUSING, TELLING, Turn, stopped_by_signal};
 use super::events::About as EventAbout;
 use super::guests::{GuestSpec, log_name};
 use super::idempotency::{Chosen, Made};
@@ -44,7 +44,7 @@ const BUSY_END_LIMIT: Duration = Duration::from_secs(600);
 impl Daemon {
     pub(super) fn create(&self, asked: &Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
         check_memory(wanted.memory_bytes, wanted.backing)?;
-        let mut chosen = self.requests.choose(asked.key.clone(), &("create", &wanted), 1, || Ok(()))?;
+        let mut chosen = self.requests.choose(asked, &("create", &wanted), 1)?;
         let id = chosen.ids[0];
         if let Some(entry) = self.sandboxes.get(id) {
             return Ok(entry.show());
@@ -88,8 +88,7 @@ impl Daemon {
     }
 
     pub(super) fn pause(&self, reference: &str, asked: &Asked, how: PauseSandbox) -> Answer<Snapshot> {
-        let is_there = || self.sandboxes.find(reference).map(drop);
-        let mut chosen = self.requests.choose(asked.key.clone(), &("pause", reference, &how), 1, is_there)?;
+        let mut chosen = self.requests.choose(asked, &("pause", reference, &how), 1)?;
         let id = SnapshotId::from(chosen.ids[0]);
         if let Some(snapshot) = self.engine.snapshot(id) {
             return Ok(Known::of(snapshot).show());
@@ -97,7 +96,7 @@ impl Daemon {
         chosen.refuse_if_gone(Made::Snapshot, &[id.uuid()])?;
         let entry = self.sandboxes.find(reference)?;
         let name = self.reserve_snapshot_name(how.name.as_deref())?;
-        let mut turn = entry.turn(PAUSING, self.settings().pause_wait)?;
+        let mut turn = entry.turn(PAUSING, self.settings().pause_wait, asked)?;
         asked.check()?;
         let making = chosen.making(&[id.uuid()]);
         let snapshot = self.pause_in_turn(&mut turn, id, how, (RecordedLife::Paused, making))?;
@@ -149,7 +148,7 @@ impl Daemon {
 
     pub(super) fn resume(&self, reference: &str, asked: &Asked, how: &ResumeSandbox) -> Answer<Sandbox> {
         let entry = self.sandboxes.find(reference)?;
-        let mut turn = entry.turn("is being used", self.settings().pause_wait)?;
+        let mut turn = entry.turn("is being used", self.settings().pause_wait, asked)?;
         self.resume_in_turn(&mut turn, asked, how)?;
         drop(turn);
         Ok(entry.show())
@@ -228,14 +227,15 @@ impl Daemon {
         }
     }
 
-    pub(super) fn stop(&self, reference: &str) -> Answer<Sandbox> {
+    pub(super) fn stop(&self, reference: &str, asked: &Asked) -> Answer<Sandbox> {
         let entry = self.sandboxes.find(reference)?;
         let stopped = |mut record: SandboxRecord| {
             let is_running = matches!(record.life, RecordedLife::Running(_));
             record.life = RecordedLife::Stopped { reason: None };
             is_running.then_some(record)
         };
-        let mut turn = self.turn_to_end(&entry, |record| stopped(record).map(|record| put(&record)))?;
+        let mut turn =
+            self.turn_to_end(&entry, asked, |record| stopped(record).map(|record| put(&record)))?;
         if let Some(record) = stopped(turn.record()) {
             if let Some(live) = turn.live.take() {
                 self.endings.end(live.end());
@@ -248,11 +248,11 @@ impl Daemon {
         Ok(entry.show())
     }
 
-    pub(super) fn remove(&self, reference: &str) -> Answer<Uuid> {
+    pub(super) fn remove(&self, reference: &str, asked: &Asked) -> Answer<Uuid> {
         let entry = self.sandboxes.find(reference)?;
         let id = entry.id();
         let removal = || Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) };
-        let mut turn = self.turn_to_end(&entry, |_| Some(removal()))?;
+        let mut turn = self.turn_to_end(&entry, asked, |_| Some(removal()))?;
         if let Some(live) = turn.live.take() {
             self.endings.end(live.end());
         }
@@ -271,6 +271,7 @@ impl Daemon {
     fn turn_to_end(
         &self,
         entry: &Arc<Entry>,
+        asked: &Asked,
         change: impl Fn(SandboxRecord) -> Option<Change>,
     ) -> Answer<Turn> {
         let write = |record: SandboxRecord| {
@@ -281,12 +282,17 @@ impl Daemon {
             write(entry.record())?;
             return ending.kill(BUSY_END_LIMIT);
         }
-        let turn = entry.turn_to_end(self.settings().pause_wait)?;
+        let turn = entry.turn_to_end(self.settings().pause_wait, asked)?;
         write(turn.record())?;
         Ok(turn)
     }
 
-    pub(super) fn tell(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
+    pub(super) fn tell(
+        &self,
+        reference: &str,
+        asked: &Asked,
+        command: serde_json::Value,
+    ) -> Answer<serde_json::Value> {
         let entry = self.sandboxes.find(reference)?;
         let command: Command = serde_json::from_value(command).map_err(|error| {
             Problem::new(Code::InvalidRequest, format!("no command of a process guest: {error}"))
@@ -295,15 +301,10 @@ impl Daemon {
             let why = "a sandbox's guest is restored, placed and ended by the daemon alone";
             return Err(Problem::new(Code::InvalidRequest, why));
         }
-        let mut turn = entry.turn(TELLING, self.settings().pause_wait)?;
+        let mut turn = entry.turn(TELLING, self.settings().pause_wait, asked)?;
         let Some(live) = &mut turn.live else { return Err(not_running(&turn, "told anything")) };
         live.go_on_if_stuck(self).map_err(|problem| problem.sandbox(entry.id()))?;
-        let Some(control) = live.control() else {
-            let why = format!("{} is a virtual machine: use its console instead", entry.called());
-            return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()));
-        };
-        let ended = |error| entry.ended_meanwhile("told something").unwrap_or_else(|| Problem::from(error));
-        control.tell(&command).map_err(|error| ended(error).sandbox(entry.id()))
+        tell_live(&entry, live, asked, &command).map_err(|problem| problem.sandbox(entry.id()))
     }
 
     /// Starts a guest by `start`; if its keeper dies meanwhile, once more under the next one.
@@ -380,6 +381,30 @@ impl Daemon {
 /// The change that writes a record.
 pub(super) fn put(record: &SandboxRecord) -> Change {
     Change::Put { kind: Kind::Sandbox, key: SandboxRecord::key(record.id), value: record.encode() }
+}
+
+/// Tells a guest something, and waits for its answer as long as the client does and the guest can give one.
+fn tell_live(entry: &Entry, live: &mut Live, asked: &Asked, command: &Command) -> Answer<serde_json::Value> {
+    let process = live.process();
+    let stopped = || {
+        let why = stopped_by_signal(&process)?;
+        Some(Problem::new(Code::WrongState, format!("{why}, and it can be told something then")))
+    };
+    let Some(control) = live.control() else {
+        let why = format!("{} is a virtual machine: use its console instead", entry.called());
+        return Err(Problem::new(Code::WrongState, why));
+    };
+    stopped().map_or(Ok(()), Err)?;
+    let is_wanted = || !asked.asker.is_gone() && stopped().is_none();
+    let told = control.begin_tell(command).and_then(|told| told.wait_while(limits::WAIT_TURN, is_wanted));
+    match told {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_given_up)) => Err(stopped().unwrap_or_else(|| {
+            let why = "the client went away before the guest answered; the guest does what it was told";
+            Problem::new(Code::Abandoned, why)
+        })),
+        Err(error) => Err(entry.ended_meanwhile("told something").unwrap_or_else(|| Problem::from(error))),
+    }
 }
 
 fn not_running(turn: &Turn, wanted: &str) -> Problem {

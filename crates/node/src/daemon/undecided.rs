@@ -112,7 +112,7 @@ impl Daemon {
     fn decide_sandbox(&self, undecided: &SandboxRecord) -> anyhow::Result<bool> {
         let Some(entry) = self.sandboxes.get(undecided.id) else { return Ok(true) };
         // Its removal has to wait for this turn.
-        let Ok(turn) = entry.turn("is being looked at", Duration::ZERO) else { return Ok(false) };
+        let Ok(turn) = entry.turn_at_once("is being looked at") else { return Ok(false) };
         let key = SandboxRecord::key(undecided.id);
         let Some(value) = self.catalog.get(Kind::Sandbox, &key)? else { return Ok(true) };
         let record = SandboxRecord::decode(&key, &value);

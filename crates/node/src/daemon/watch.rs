@@ -236,7 +236,7 @@ impl Daemon {
     /// Handles the unrequested end of a guest; true if that is settled.
     fn guest_ended(&self, entry: &Arc<Entry>, unwritten: &mut HashSet<Uuid>) -> bool {
         // The operation that has the guest finds out by itself; otherwise the next look does.
-        let Ok(mut turn) = entry.turn("has ended", Duration::ZERO) else { return false };
+        let Ok(mut turn) = entry.turn_at_once("has ended") else { return false };
         let mut record = turn.record();
         let Some(mut live) = turn.live.take_if(|live| !live.process().is_alive()) else { return true };
         live.free_memory_if_ended();
@@ -267,7 +267,7 @@ impl Daemon {
     fn write_ends(&self, unwritten: &mut HashSet<Uuid>) {
         unwritten.retain(|id| {
             let Some(entry) = self.sandboxes.get(*id) else { return false };
-            let Ok(turn) = entry.turn("has ended", Duration::ZERO) else { return true };
+            let Ok(turn) = entry.turn_at_once("has ended") else { return true };
             let record = turn.record();
             matches!(record.life, RecordedLife::Stopped { .. })
                 && self.catalog.write(&[put(&record)]).is_err()
@@ -276,7 +276,7 @@ impl Daemon {
 
     /// Tries again to let a guest go on that stands although nothing is done with it.
     fn let_go_on(&self, entry: &Arc<Entry>) {
-        let Ok(mut turn) = entry.turn(GOING_ON, Duration::ZERO) else { return };
+        let Ok(mut turn) = entry.turn_at_once(GOING_ON) else { return };
         if let Some(live) = &mut turn.live
             && live.go_on_if_stuck(self).is_ok()
         {
@@ -323,7 +323,7 @@ impl Daemon {
         }
         for entry in self.sandboxes.all() {
             if entry.is_kept_elsewhere(keeper.identity())
-                && let Ok(mut turn) = entry.turn("is being kept", Duration::ZERO)
+                && let Ok(mut turn) = entry.turn_at_once("is being kept")
                 && let Some(live) = &mut turn.live
                 && let Err(error) = live.keep_again(&self.keeping)
             {

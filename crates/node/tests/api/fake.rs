@@ -214,7 +214,7 @@ impl Control for Fake {
         Ok(made)
     }
 
-    fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox> {
+    fn stop_sandbox(&self, reference: &str, _: Asked) -> Answer<Sandbox> {
         let mut kept = self.asked()?;
         let sandbox = kept.sandbox(reference)?;
         let stopped = Sandbox { state: SandboxState::Stopped, pid: None, ..sandbox };
@@ -222,14 +222,14 @@ impl Control for Fake {
         Ok(stopped)
     }
 
-    fn remove_sandbox(&self, reference: &str) -> Answer<Uuid> {
+    fn remove_sandbox(&self, reference: &str, _: Asked) -> Answer<Uuid> {
         let mut kept = self.asked()?;
         let id = kept.sandbox(reference)?.id;
         kept.sandboxes.remove(&id);
         Ok(id)
     }
 
-    fn tell_guest(&self, reference: &str, command: Value) -> Answer<Value> {
+    fn tell_guest(&self, reference: &str, _: Asked, command: Value) -> Answer<Value> {
         let sandbox = self.asked()?.sandbox(reference)?;
         Ok(serde_json::json!({ "sandbox": sandbox.id, "told": command }))
     }

@@ -239,7 +239,7 @@ impl Control for Fake {
         self.several(how.count, how.name.as_ref(), &how.labels, &of)
     }
 
-    fn stop_sandbox(&self, reference: &str) -> Answer<Sandbox> {
+    fn stop_sandbox(&self, reference: &str, _: Asked) -> Answer<Sandbox> {
         let mut things = self.things();
         let sandbox = things.sandbox(reference)?;
         sandbox.state = SandboxState::Stopped;
@@ -247,14 +247,14 @@ impl Control for Fake {
         Ok(sandbox.clone())
     }
 
-    fn remove_sandbox(&self, reference: &str) -> Answer<Uuid> {
+    fn remove_sandbox(&self, reference: &str, _: Asked) -> Answer<Uuid> {
         let mut things = self.things();
         let id = things.sandbox(reference)?.id;
         things.sandboxes.retain(|sandbox| sandbox.id != id);
         Ok(id)
     }
 
-    fn tell_guest(&self, reference: &str, command: serde_json::Value) -> Answer<serde_json::Value> {
+    fn tell_guest(&self, reference: &str, _: Asked, command: serde_json::Value) -> Answer<serde_json::Value> {
         self.things().sandbox(reference)?;
         let wrong = u32::from(command["pages"] == 13);
         let verified = serde_json::json!({
@@ -311,6 +311,11 @@ impl Control for Fake {
     fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
         let mut things = self.things();
         let id = things.snapshot(reference)?.id;
+        let is_paused_in =
+            |sandbox: &Sandbox| sandbox.state == SandboxState::Paused && sandbox.snapshot == Some(id);
+        if things.sandboxes.iter().any(is_paused_in) {
+            return Err(Problem::new(Code::WrongState, "a sandbox is paused in it").snapshot(id.into()));
+        }
         things.snapshots.retain(|snapshot| snapshot.id != id);
         Ok(id)
     }

@@ -7,7 +7,7 @@ use rekindle::api::types::{MemoryBacking, PauseSandbox, SandboxState, SnapshotSt
 use rekindle::client::{Client, ClientError};
 use rekindle::guest::protocol::DiscardHow;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
-use rekindle_testkit::black_box::{Process, Role};
+use rekindle_testkit::black_box::{PATIENCE, Process, Role};
 use rekindle_testkit::skip::skipped;
 use uuid::Uuid;
 
@@ -216,6 +216,54 @@ fn a_guest_whose_vmm_was_stopped_by_a_signal_says_so_and_goes_on_when_it_is_let_
     });
     node.assert_verified("a");
     node.pause("a", "yes");
+}
+
+#[test]
+fn a_guest_that_is_stopped_while_it_is_told_something_is_stalled_and_the_telling_ends() {
+    let node = Node::start();
+    let pid = node.filled("a", 1).pid.expect("its guest has a process");
+    let vmm = ProcessHandle::open(pid).expect("it runs");
+    vmm.signal(Signal::Stop).expect("it can be stopped");
+    node.eventually("the guest being stopped", || vmm.is_stopped().expect("it is there"));
+    // It is refused at once, and has not got the guest while the pause after it is refused.
+    let verify = serde_json::json!({ "command": "verify" });
+    let refused = node.client.tell_guest("a", &verify).expect_err("it cannot answer");
+    assert_eq!(refused.code(), Some(Code::WrongState), "{refused}");
+    assert!(refused.to_string().contains("kill -CONT"), "{refused}");
+    vmm.signal(Signal::Continue).expect("it can go on");
+    node.assert_verified("a");
+    // A command that takes longer than any test.
+    let client = node.place.client();
+    let telling = std::thread::spawn(move || {
+        client.tell_guest("a", &serde_json::json!({ "command": "tick", "pages": u32::MAX }))
+    });
+    node.eventually("the telling being ended by a stop in the middle of it", || {
+        vmm.signal(Signal::Stop).expect("it can be stopped");
+        telling.is_finished()
+    });
+    let ended = telling.join().expect("it does not panic").expect_err("the guest cannot answer");
+    assert_eq!(ended.code(), Some(Code::WrongState), "{ended}");
+    assert_eq!(node.client.sandbox("a").expect("it is listed").state, SandboxState::Stalled);
+    assert_eq!(node.client.stop_sandbox("a").expect("it is ended").state, SandboxState::Stopped);
+}
+
+#[test]
+fn a_busy_sandbox_that_a_user_stopped_was_not_killed_for_another_reason() {
+    let node = Node::start();
+    // Whether the end is noticed before the request has its turn is up to the machine.
+    for number in 0..8 {
+        let name = format!("busy-{number}");
+        let pid = node.filled(&name, 1).pid.expect("its guest has a process");
+        let guest = ProcessHandle::open(pid).expect("it runs");
+        let (client, told) = (node.place.client(), name.clone());
+        let telling = std::thread::spawn(move || {
+            client.tell_guest(&told, &serde_json::json!({ "command": "tick", "pages": u32::MAX }))
+        });
+        let stopped = node.client.stop_sandbox(&name).expect("it is stopped");
+        assert_eq!((stopped.state, stopped.reason), (SandboxState::Stopped, None));
+        assert!(guest.wait_exit(PATIENCE), "its guest ends");
+        telling.join().expect("it does not panic").expect_err("its guest was ended");
+    }
 }
 
 /// Bytes of RAM that captures hold.

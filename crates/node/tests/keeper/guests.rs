@@ -60,7 +60,11 @@ fn a_guest_goes_on_without_its_driver_and_the_next_one_drives_it() {
     assert_eq!(guest.control.tick(4).expect("ticks").count, 2);
     guest.control.rewrite(rewrite(2)).expect("rewrites");
     assert_verified(&mut guest);
-    let told = guest.control.tell(&protocol::Command::Tick { pages: 1 }).expect("ticks");
+    let told = guest
+        .control
+        .begin_tell(&protocol::Command::Tick { pages: 1 })
+        .and_then(rekindle::vmm::process::Awaited::wait)
+        .expect("ticks");
     assert_eq!(told["count"], 3);
     let memfd = guest.memfd().expect("shared memory has a memfd").try_clone().expect("a descriptor is free");
     assert!(!memfd.seal_writes().expect("asking is allowed"), "a living guest can write");

@@ -94,7 +94,9 @@ async fn remove_sandbox(
     Reference(reference): Reference,
 ) -> Answer<StatusCode> {
     control
-        .change(place, None, move |control, _| control.remove_sandbox(&reference).map(Removed::Sandbox))
+        .change(place, None, move |control, asked| {
+            control.remove_sandbox(&reference, asked).map(Removed::Sandbox)
+        })
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -180,7 +182,7 @@ async fn stop_sandbox(
     place: Place,
     Reference(reference): Reference,
 ) -> Answer<Json<Sandbox>> {
-    control.change(place, None, move |control, _| control.stop_sandbox(&reference)).await.map(Json)
+    control.change(place, None, move |control, asked| control.stop_sandbox(&reference, asked)).await.map(Json)
 }
 
 /// Tells a process guest to do something, and gives its answer.
@@ -199,5 +201,8 @@ async fn tell_guest(
     JsonBody(command): JsonBody<serde_json::Map<String, serde_json::Value>>,
 ) -> Answer<Json<serde_json::Value>> {
     let command = serde_json::Value::Object(command);
-    control.change(place, None, move |control, _| control.tell_guest(&reference, command)).await.map(Json)
+    control
+        .change(place, None, move |control, asked| control.tell_guest(&reference, asked, command))
+        .await
+        .map(Json)
 }

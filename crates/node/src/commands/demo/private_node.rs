@@ -113,7 +113,7 @@ impl PrivateNode {
 
     fn end(&self) -> anyhow::Result<()> {
         for sandbox in self.daemon.sandboxes(&ListQuery::default())?.sandboxes {
-            self.daemon.remove_sandbox(&sandbox.id.to_string())?;
+            self.daemon.remove_sandbox(&sandbox.id.to_string(), Asked::default())?;
         }
         self.daemon.end();
         self.daemon.end_keeper()
@@ -177,7 +177,7 @@ impl Machine<'_> {
 
     /// Ends it.
     pub(super) fn end(&self) -> anyhow::Result<()> {
-        self.node.daemon.remove_sandbox(&self.sandbox.id.to_string())?;
+        self.node.daemon.remove_sandbox(&self.sandbox.id.to_string(), Asked::default())?;
         Ok(())
     }
 }

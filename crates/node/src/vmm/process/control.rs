@@ -171,9 +171,9 @@ impl GuestControl {
         self.begin("restore", &Command::Restore { state })?.wait()
     }
 
-    /// Tells the guest any command, and takes what it answers as it is.
-    pub fn tell(&mut self, command: &Command) -> Result<Value, GuestError> {
-        self.begin("what it was told", command)?.wait()
+    /// Begins to tell the guest any command; what it answers is taken as it is.
+    pub fn begin_tell(&mut self, command: &Command) -> Result<Awaited<'_, Value>, GuestError> {
+        self.begin("what it was told", command)
     }
 
     pub(super) fn exit(&mut self) -> Result<(), GuestError> {
@@ -271,6 +271,22 @@ impl<Answer: DeserializeOwned> Awaited<'_, Answer> {
     pub fn wait(self) -> Result<Answer, GuestError> {
         let limit = self.control.answer_limit;
         self.control.answer_to(self.number, self.command, limit)
+    }
+
+    /// Waits as long as that, and gives the command back once `is_wanted`, which is asked after each `step`, says no.
+    pub fn wait_while(
+        mut self,
+        step: Duration,
+        mut is_wanted: impl FnMut() -> bool,
+    ) -> Result<Result<Answer, Self>, GuestError> {
+        let (started, limit) = (Instant::now(), self.control.answer_limit);
+        while started.elapsed() < limit {
+            match self.wait_for(step)? {
+                Err(again) if is_wanted() => self = again,
+                came => return Ok(came),
+            }
+        }
+        Err(GuestError::Silent { pid: self.control.pid, command: self.command, limit })
     }
 
     /// Waits for the answer; gives the command back if there is none within `limit`.
