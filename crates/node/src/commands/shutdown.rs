@@ -31,9 +31,14 @@ pub fn run(session: &Session, arguments: &ShutdownArguments) -> anyhow::Result<S
     if Client::of_socket(api).health().is_ok() {
         bail!("a daemon runs at {}: end it first, by SIGTERM or `systemctl stop rekindle`", api.display());
     }
-    let Ok(keeper) = KeeperClient::connect(&socket) else {
-        session.output.line(&format!("no keeper runs at {}: nothing is left to end", socket.display()))?;
-        return Ok(Status::Done);
+    let keeper = match KeeperClient::connect(&socket) {
+        Err(error) if error.is_absence() => {
+            session
+                .output
+                .line(&format!("no keeper runs at {}: nothing is left to end", socket.display()))?;
+            return Ok(Status::Done);
+        }
+        found => found?,
     };
     let question = "End every guest and the keeper? What guests did since their last pause is lost, and so are \
                     snapshots that are not sealed.";

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use rekindle_engine::change::CatalogListener;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::keep::{Keeper, KeptVolume};
-use rekindle_kernel::ProcessHandle;
+use rekindle_kernel::{Memfd, PageKind, ProcessHandle};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -23,6 +24,8 @@ use crate::keeper::{Found, Held, KeeperClient, KeeperError, KeeperIdentity};
 /// The names of a volume's descriptors end so.
 const MEMORY: &str = ".memory";
 const SETS: &str = ".sets";
+/// The name of the record before an unsettled change.
+const BEFORE: &str = "before";
 /// The note on a snapshot whose pause was taken back.
 const TAKEN_BACK: &str = "taken-back";
 
@@ -66,13 +69,14 @@ pub(super) struct GuestNote {
     pub(super) unsettled: Option<UnsettledChange>,
 }
 
-/// A change of a sandbox that was not acknowledged, and may be in the catalog.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A change of a sandbox that was not acknowledged, and may be in the catalog. The keeper holds the record before it
+/// beside the note, as a file: a record may be longer than any note.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) enum UnsettledChange {
-    /// The pause into `snapshot`: the guest went on, and `before` is the sandbox's record.
-    Pause { snapshot: Uuid, before: Box<SandboxRecord> },
-    /// The guest's birth: it was ended, and `before` is the sandbox's record; none of a sandbox that was new.
-    Birth { before: Option<Box<SandboxRecord>> },
+    /// The pause into `snapshot`: the guest went on.
+    Pause { snapshot: Uuid },
+    /// The guest's birth: it was ended. A new sandbox has no record before it.
+    Birth { is_new: bool },
 }
 
 impl UnsettledChange {
@@ -80,18 +84,10 @@ impl UnsettledChange {
     /// there was not taken back: its guest still stands.
     pub(super) fn is_in(&self, record: &SandboxRecord, key: &str, is_there: impl Fn(Uuid) -> bool) -> bool {
         match self {
-            Self::Pause { snapshot, .. } => {
+            Self::Pause { snapshot } => {
                 record.life.is_paused() && record.snapshot == Some(*snapshot) && !is_there(*snapshot)
             }
             Self::Birth { .. } => record.guest().is_some_and(|guest| guest_key(guest.id) == key),
-        }
-    }
-
-    /// The record before it.
-    pub(super) fn before(self) -> Option<SandboxRecord> {
-        match self {
-            Self::Pause { before, .. } => Some(*before),
-            Self::Birth { before } => before.map(|before| *before),
         }
     }
 }
@@ -179,13 +175,28 @@ impl Keeping {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the keeper of a change that the catalog may have although it was not acknowledged. Until the catalog has
-    /// taken it back, the next start does it by this note.
-    pub(super) fn note_unsettled(&self, guest: Uuid, pausing: Option<Uuid>, change: UnsettledChange) {
-        let note = GuestNote { pausing, unsettled: Some(change) };
-        if let Err(error) = self.note(guest, &note) {
-            tracing::error!(%guest, %error, "a change of a sandbox that failed may be found made at the next start");
-        }
+    /// Tells the keeper of a change that the catalog may have although it was not acknowledged, with the record before
+    /// it. Until the catalog has taken it back, the next start does it by these.
+    pub(super) fn note_unsettled(
+        &self,
+        guest: Uuid,
+        note: &GuestNote,
+        before: Option<&SandboxRecord>,
+    ) -> anyhow::Result<()> {
+        let before = before.map(|before| file_of(&before.encode())).transpose()?;
+        let fds: Vec<_> = before.iter().map(|before| (BEFORE, before.as_fd())).collect();
+        let note = serde_json::to_value(note).expect("a note is plain data");
+        Ok(self.client().put(&guest_key(guest), &note, &fds)?)
+    }
+
+    /// The record before an unsettled change that is noted under `key`, where there was one.
+    pub(super) fn record_before(&self, key: &str, sandbox: Uuid) -> anyhow::Result<Option<SandboxRecord>> {
+        let held = self.client().get(key)?;
+        let Some(before) = held.and_then(|mut held| held.fds.remove(BEFORE)) else { return Ok(None) };
+        let file = File::from(before);
+        let mut bytes = vec![0; usize::try_from(file.metadata()?.len())?];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(Some(SandboxRecord::decode(&SandboxRecord::key(sandbox), &bytes)))
     }
 
     /// Exit status of a guest's process that has ended; none if the keeper is not its parent, or cannot be asked.
@@ -199,6 +210,18 @@ impl Keeping {
             std::thread::park_timeout(END_QUESTION_PAUSE);
         }
         None
+    }
+
+    /// What keeps the keeper from answering, as far as that shows without asking it.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let Some(process) = self.process().filter(|process| process.is_alive()) else {
+            return Some("the keeper has ended, and there is no other one yet".to_owned());
+        };
+        let stopped = || {
+            let is_stopped = process.is_stopped().unwrap_or(false);
+            is_stopped.then(|| KeeperError::Silent { pid: process.pid(), is_stopped })
+        };
+        self.client().silence().or_else(stopped).map(|error| error.to_string())
     }
 
     /// True if the keeper's process has not ended.
@@ -226,6 +249,15 @@ impl Keeping {
         let note = serde_json::to_value(note).expect("a note is plain data");
         self.client().note(&guest_key(guest), &note)
     }
+}
+
+/// A memory file with these bytes for good. The keeper closes files that can be written when their guest ends.
+fn file_of(bytes: &[u8]) -> io::Result<Memfd> {
+    let size = u64::try_from(bytes.len()).map_err(io::Error::other)?;
+    let file = Memfd::create("rekindle-record", size, PageKind::Small)?;
+    file.write_at(bytes, 0)?;
+    file.seal_writes()?;
+    Ok(file)
 }
 
 /// The process of a keeper that has just answered, if it has not ended since.

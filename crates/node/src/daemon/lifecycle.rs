@@ -17,7 +17,7 @@ use super::entry::{Entry, PAUSING, TELLING, Turn, stopped_by_signal};
 use super::events::About as EventAbout;
 use super::guests::{GuestSpec, log_name};
 use super::idempotency::{Chosen, Made};
-use super::keeping::UnsettledChange;
+use super::keeping::{GuestNote, UnsettledChange};
 use super::live::{Live, Paused};
 use super::problems::guest_failed;
 use super::record::{NewSandbox, RecordedLife, SandboxRecord};
@@ -372,8 +372,12 @@ impl Daemon {
 
     /// Ends a guest that the catalog may have as its sandbox's although it was not acknowledged.
     pub(super) fn end_unsettled(&self, live: &Live, before: Option<SandboxRecord>, unsettled: Unsettled) {
-        let change = UnsettledChange::Birth { before: before.map(Box::new) };
-        self.keeping.note_unsettled(live.id, None, change);
+        let birth = UnsettledChange::Birth { is_new: before.is_none() };
+        let note = GuestNote { pausing: None, unsettled: Some(birth) };
+        if let Err(error) = self.keeping.note_unsettled(live.id, &note, before.as_ref()) {
+            let (guest, error) = (live.id, format!("{error:#}"));
+            tracing::error!(%guest, error, "a guest that was ended may be found recorded at the next start");
+        }
         self.endings.end(Ending::Unsettled { guest: live.id, unsettled });
     }
 }

@@ -44,12 +44,20 @@ pub(super) struct Live {
     base: Option<Arc<Snapshot>>,
     memory: Memory,
     /// A pause of it that the catalog may have although it was not acknowledged.
-    unsettled: Option<UnsettledChange>,
+    unsettled: Option<UnsettledPause>,
     /// The keeper that was given everything a later daemon needs of it.
     kept_by: KeeperIdentity,
     /// Reason that it cannot go on, if it stands still although no operation has it.
     stuck: Option<String>,
     claim: Claim,
+}
+
+/// A pause that the catalog may have although it was not acknowledged.
+#[derive(Debug)]
+struct UnsettledPause {
+    snapshot: Uuid,
+    /// The sandbox's record before it.
+    before: Box<SandboxRecord>,
 }
 
 /// Source of a guest's pages.
@@ -230,8 +238,8 @@ impl Live {
             Memory::Served { server, .. } => put_epoch(&keeper, &key, server.kept())?,
             Memory::Unserved { epoch } => put_epoch(&keeper, &key, &epoch.kept()?)?,
         }
-        if self.unsettled.is_some() {
-            keeping.note(self.id, &GuestNote { pausing: None, unsettled: self.unsettled.clone() })?;
+        if let Some(UnsettledPause { before, .. }) = &self.unsettled {
+            keeping.note_unsettled(self.id, &self.note(None), Some(before))?;
         }
         self.kept_by = keeper.identity();
         Ok(())
@@ -294,9 +302,9 @@ impl Live {
             Ok(permit) => permit,
             Err(error) => return Err((self, error.into())),
         };
-        let frozen_at = Instant::now();
-        let mut blobs = match self.freeze(daemon, id) {
-            Ok(blobs) => blobs,
+        let frozen = self.announce_pause(daemon, id).and_then(|()| Ok((Instant::now(), self.freeze()?)));
+        let (frozen_at, mut blobs) = match frozen {
+            Ok(frozen) => frozen,
             Err(error) => {
                 self.go_on_or_say(daemon);
                 return Err((self, super::problems::guest_failed(error)));
@@ -319,10 +327,8 @@ impl Live {
             Err(error) => {
                 if let Some(CommitError::Unsettled(_)) = error.downcast_ref() {
                     // Before the guest goes on: until then the next start is right with either outcome in the catalog.
-                    let before = Box::new(before);
-                    let change = UnsettledChange::Pause { snapshot: id.uuid(), before };
-                    daemon.keeping.note_unsettled(self.id, Some(id.uuid()), change.clone());
-                    self.unsettled = Some(change);
+                    self.unsettled = Some(UnsettledPause { snapshot: id.uuid(), before: Box::new(before) });
+                    self.note_unsettled(daemon, id);
                 }
                 let problem = super::problems::guest_failed(error);
                 self.go_on_or_say(daemon);
@@ -336,11 +342,29 @@ impl Live {
         about.spec.as_ref().map_or(0, GuestSpec::memory_bytes) + self.guest.disk_bytes_held()
     }
 
-    /// Tells the keeper what is about to happen, takes the device state, and stops every thread that could write memory.
-    fn freeze(&mut self, daemon: &Daemon, id: SnapshotId) -> anyhow::Result<Blobs> {
+    /// Tells the keeper what is about to happen, while the guest runs.
+    fn announce_pause(&mut self, daemon: &Daemon, id: SnapshotId) -> anyhow::Result<()> {
         self.serve_again(daemon)?;
-        let note = GuestNote { pausing: Some(id.uuid()), unsettled: self.unsettled.clone() };
-        daemon.keeping.note(self.id, &note)?;
+        Ok(daemon.keeping.note(self.id, &self.note(Some(id)))?)
+    }
+
+    /// What the keeper is told of it while it is being paused into a snapshot, or is not.
+    fn note(&self, pausing: Option<SnapshotId>) -> GuestNote {
+        let of = |pause: &UnsettledPause| UnsettledChange::Pause { snapshot: pause.snapshot };
+        GuestNote { pausing: pausing.map(|id| id.uuid()), unsettled: self.unsettled.as_ref().map(of) }
+    }
+
+    /// Tells the keeper of its unsettled pause, while it is being paused into a snapshot.
+    fn note_unsettled(&self, daemon: &Daemon, id: SnapshotId) {
+        let before = self.unsettled.as_ref().map(|pause| &*pause.before);
+        if let Err(error) = daemon.keeping.note_unsettled(self.id, &self.note(Some(id)), before) {
+            let error = format!("{error:#}");
+            tracing::error!(guest = %self.id, error, "a pause that failed may be found made at the next start");
+        }
+    }
+
+    /// Takes the device state, and stops every thread that could write memory.
+    fn freeze(&mut self) -> anyhow::Result<Blobs> {
         let blobs = self.guest.suspend()?;
         self.guest.process().freeze()?;
         Ok(blobs)
@@ -352,8 +376,7 @@ impl Live {
         self.stuck = went_on.as_ref().err().map(|error| format!("it could not go on: {error:#}"));
         went_on?;
         // The next daemon thaws a guest whose note stays, which does nothing to one that runs.
-        let note = GuestNote { pausing: None, unsettled: self.unsettled.clone() };
-        if let Err(error) = daemon.keeping.note(self.id, &note) {
+        if let Err(error) = daemon.keeping.note(self.id, &self.note(None)) {
             tracing::warn!(guest = %self.id, %error, "the keeper was not told that a guest goes on");
         }
         Ok(())

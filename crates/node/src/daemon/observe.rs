@@ -53,9 +53,7 @@ impl Daemon {
 
     /// Tells if requests can be done, and the obstacles to them or to saving paused sandboxes.
     pub(super) fn ready(&self) -> Readiness {
-        let keeper = self.keeping.client().list().err();
-        let keeper = keeper.map(|error| format!("the keeper cannot be reached: {error}"));
-        let mut reasons: Vec<String> = keeper.into_iter().chain(self.no_room()).collect();
+        let mut reasons: Vec<String> = self.keeping.trouble().into_iter().chain(self.no_room()).collect();
         let ready = reasons.is_empty();
         let store = self.engine.store_away().map(|away| format!("{away}; what is published waits for it"));
         reasons.extend(store);

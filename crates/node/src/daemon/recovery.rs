@@ -15,7 +15,7 @@ use super::Daemon;
 use super::entry::Entry;
 use super::events::About;
 use super::guests::with_files;
-use super::keeping::{CATALOG, GuestNote, KeyOf, guest_key};
+use super::keeping::{CATALOG, GuestNote, KeyOf, UnsettledChange, guest_key};
 use super::lifecycle::put;
 use super::live::Live;
 use super::record::{RecordedGuest, RecordedLife, SandboxRecord};
@@ -87,12 +87,17 @@ impl Daemon {
         let is_there = |snapshot| self.engine.snapshot(SnapshotId::from(snapshot)).is_some();
         let mut changes = notes.filter_map(|(key, entry)| {
             let note: GuestNote = serde_json::from_value(entry.note.clone()).ok()?;
-            note.unsettled.filter(|change| change.is_in(&record, key, is_there))
+            let change = note.unsettled.filter(|change| change.is_in(&record, key, is_there))?;
+            Some((key, change))
         });
-        let Some(change) = changes.next() else { return Ok(Some(record)) };
+        let Some((key, change)) = changes.next() else { return Ok(Some(record)) };
         drop(changes);
+        let before = self.keeping.record_before(key, record.id)?;
+        if before.is_none() && !matches!(change, UnsettledChange::Birth { is_new: true }) {
+            tracing::error!(sandbox = %record.id, "the keeper does not hold its record from before that: it stays as it is");
+            return Ok(Some(record));
+        }
         tracing::warn!(sandbox = %record.id, "a change of it that was not acknowledged is taken back");
-        let before = change.before();
         let change = match &before {
             Some(before) => put(before),
             None => Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(record.id) },

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rekindle_kernel::fd_passing;
+use rekindle_kernel::wakeup::wait_readable;
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -22,8 +23,14 @@ use super::wire::{
     SentRole, Spawn, Started,
 };
 
-/// Longest time for an answer of the keeper. It does nothing that waits, but starting a program reads it from a disk.
-const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Longest time for an answer of the keeper, with the answers to those who asked before. It does nothing that waits.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// The same of starting a program, which is read from a disk.
+const SPAWN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Who are you?
+const IDENTIFY: &[u8] = b"{\"request\":\"identify\"}\n";
 
 /// Number of times that a connection that was reset is made again before the keeper counts as gone.
 const RESETS_MAX: usize = 16;
@@ -34,7 +41,26 @@ const RESETS_MAX: usize = 16;
 pub struct KeeperClient {
     socket: PathBuf,
     identity: KeeperIdentity,
-    connection: Mutex<Option<UnixStream>>,
+    connection: Mutex<Connection>,
+    /// A call has ended.
+    ended: Condvar,
+}
+
+/// The connection to the keeper.
+#[derive(Debug)]
+enum Connection {
+    /// Nobody asks; none is made where there is none yet.
+    Idle(Option<UnixStream>),
+    /// A call has it: the keeper does one request at a time, so who waits here would wait there.
+    InUse,
+    /// The keeper owes an answer that nobody waits for any more. Until that comes, it is asked nothing.
+    Unanswered(UnixStream),
+}
+
+/// The right to ask the keeper; the next call has it when this is dropped.
+struct Call<'a> {
+    client: &'a KeeperClient,
+    left: Connection,
 }
 
 /// Identity of a keeper. Another instance means that everything that was held is gone.
@@ -114,8 +140,18 @@ impl KeeperClient {
 
     /// The keeper at `socket`.
     pub fn connect(socket: &Path) -> Result<Self, KeeperError> {
-        let (stream, identity) = identified(socket)?;
-        Ok(Self { socket: socket.to_owned(), identity, connection: Mutex::new(Some(stream)) })
+        let (stream, identity) = identified(socket, Instant::now() + ANSWER_LIMIT)?;
+        let connection = Mutex::new(Connection::Idle(Some(stream)));
+        Ok(Self { socket: socket.to_owned(), identity, connection, ended: Condvar::new() })
+    }
+
+    /// That the keeper owes an answer since a call gave up waiting, if it does. Nothing is waited for.
+    pub fn silence(&self) -> Option<KeeperError> {
+        let is_silent = match &*self.connection() {
+            Connection::Unanswered(stream) => !has_come(stream),
+            Connection::Idle(_) | Connection::InUse => false,
+        };
+        is_silent.then(|| self.silent())
     }
 
     /// Path of the keeper's socket.
@@ -231,24 +267,50 @@ impl KeeperClient {
         let mut line = serde_json::to_vec(request)
             .map_err(|source| KeeperError::Unsendable { request: doing, source })?;
         line.push(b'\n');
-        let mut connection = self.connection();
-        let first = connection.take().map(|stream| exchange(stream, &line, fds));
-        let exchanged = match first {
-            Some(Err(error)) if !is_broken(&error) => Err(error),
-            Some(Ok(exchanged)) => Ok(exchanged),
-            Some(Err(_)) | None => exchange(self.connect_again()?, &line, fds),
-        };
-        let Exchanged { stream, answer, fds } = exchanged.map_err(|source| self.unreachable(source))?;
-        *connection = Some(stream);
-        drop(connection);
+        let mut deadline = Instant::now() + ANSWER_LIMIT;
+        let mut call = self.call(deadline)?;
+        if matches!(request, Request::Spawn { .. }) {
+            // One that answers at all is waited for longer.
+            call.ask(IDENTIFY, &[], deadline)?;
+            deadline = Instant::now() + SPAWN_LIMIT;
+        }
+        let (answer, fds) = call.ask(&line, fds, deadline)?;
+        drop(call);
         match serde_json::from_slice(&answer).map_err(|error| self.unreachable(invalid(error)))? {
             Answer::Done(done) => Ok((done, fds)),
             Answer::Refused(refusal) => Err(refused(doing, refusal)),
         }
     }
 
-    fn connect_again(&self) -> Result<UnixStream, KeeperError> {
-        let (stream, now) = identified(&self.socket)?;
+    /// Waits for the calls before this one, until `deadline`. Where the keeper owes an answer, nobody waits.
+    fn call(&self, deadline: Instant) -> Result<Call<'_>, KeeperError> {
+        let mut connection = self.connection();
+        loop {
+            match std::mem::replace(&mut *connection, Connection::InUse) {
+                Connection::Idle(stream) => return Ok(Call { client: self, left: Connection::Idle(stream) }),
+                Connection::Unanswered(stream) if has_come(&stream) => {
+                    return Ok(Call { client: self, left: Connection::Idle(None) });
+                }
+                silent @ Connection::Unanswered(_) => {
+                    *connection = silent;
+                    break;
+                }
+                Connection::InUse => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        break;
+                    }
+                    let waited = self.ended.wait_timeout(connection, left);
+                    connection = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+        drop(connection);
+        Err(self.silent())
+    }
+
+    fn connect_again(&self, deadline: Instant) -> Result<UnixStream, KeeperError> {
+        let (stream, now) = identified(&self.socket, deadline)?;
         if now.instance == self.identity.instance {
             return Ok(stream);
         }
@@ -256,14 +318,59 @@ impl KeeperClient {
         Err(KeeperError::Replaced { socket: self.socket.clone(), before, now })
     }
 
-    /// Held over the exchange: the keeper does one request at a time, so who waits here would wait there. A thread that
-    /// panicked left no connection behind, so the cell is right after a panic too.
-    fn connection(&self) -> MutexGuard<'_, Option<UnixStream>> {
+    /// The cell is right after a panic too: a call that panicked has put back what it left.
+    fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn silent(&self) -> KeeperError {
+        KeeperError::silent(self.identity.pid)
     }
 
     fn unreachable(&self, source: io::Error) -> KeeperError {
         KeeperError::Unreachable { socket: self.socket.clone(), source }
+    }
+}
+
+impl Call<'_> {
+    fn ask(
+        &mut self,
+        line: &[u8],
+        fds: &[BorrowedFd<'_>],
+        deadline: Instant,
+    ) -> Result<(Vec<u8>, Vec<OwnedFd>), KeeperError> {
+        let left = std::mem::replace(&mut self.left, Connection::Idle(None));
+        if let Connection::Idle(Some(stream)) = left {
+            let answered = exchange(&stream, line, fds, deadline);
+            if !matches!(&answered, Err(error) if is_broken(error)) {
+                return self.end(stream, answered);
+            }
+        }
+        let stream = self.client.connect_again(deadline)?;
+        let answered = exchange(&stream, line, fds, deadline);
+        self.end(stream, answered)
+    }
+
+    /// Leaves the connection to the next call as an exchange over it did.
+    fn end<T>(&mut self, stream: UnixStream, answered: io::Result<T>) -> Result<T, KeeperError> {
+        match answered {
+            Ok(answer) => {
+                self.left = Connection::Idle(Some(stream));
+                Ok(answer)
+            }
+            Err(error) if is_late(&error) => {
+                self.left = Connection::Unanswered(stream);
+                Err(self.client.silent())
+            }
+            Err(error) => Err(self.client.unreachable(error)),
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        *self.client.connection() = std::mem::replace(&mut self.left, Connection::Idle(None));
+        self.client.ended.notify_all();
     }
 }
 
@@ -274,27 +381,30 @@ impl From<HeldNow> for HeldEntry {
     }
 }
 
-/// An answer, and the connection it came over, on which nothing more is on its way.
-struct Exchanged {
-    stream: UnixStream,
-    answer: Vec<u8>,
-    fds: Vec<OwnedFd>,
+/// Whether an answer came, or the connection ended.
+fn has_come(stream: &UnixStream) -> bool {
+    let looked = wait_readable([Some(stream.as_fd())], Some(Duration::ZERO));
+    looked.is_ok_and(|[found]| found.readable || found.hung_up)
 }
 
-/// Sends a request and takes its answer.
-fn exchange(stream: UnixStream, line: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<Exchanged> {
+/// Sends a request and takes its answer, until `deadline`; after that nothing more is on its way.
+fn exchange(
+    stream: &UnixStream,
+    line: &[u8],
+    fds: &[BorrowedFd<'_>],
+    deadline: Instant,
+) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    stream.set_write_timeout(Some(left_until(deadline)))?;
     // A keeper that refuses to read on has said why, so what it said is read even where writing failed.
-    let sent = fd_passing::send(&stream, line, fds);
-    match receive_line(&stream) {
-        Ok((answer, fds)) => Ok(Exchanged { stream, answer, fds }),
-        Err(error) => Err(sent.err().unwrap_or(error)),
-    }
+    let sent = fd_passing::send(stream, line, fds);
+    receive_line(stream, deadline).map_err(|error| sent.err().unwrap_or(error))
 }
 
-fn receive_line(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+fn receive_line(stream: &UnixStream, deadline: Instant) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let (mut answer, mut fds) = (Vec::new(), Vec::new());
     let mut buffer = vec![0; 16 << 10];
     while !answer.ends_with(b"\n") {
+        stream.set_read_timeout(Some(left_until(deadline)))?;
         let (bytes, more) = fd_passing::receive(stream, &mut buffer, fd_passing::FDS_MAX)?;
         if bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -308,16 +418,20 @@ fn receive_line(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     Ok((answer, fds))
 }
 
+/// The time left, as a limit of a socket, which cannot be nothing.
+fn left_until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
+
 /// A new connection, and who is at its other end.
-fn identified(socket: &Path) -> Result<(UnixStream, KeeperIdentity), KeeperError> {
+fn identified(socket: &Path, deadline: Instant) -> Result<(UnixStream, KeeperIdentity), KeeperError> {
     let failed = |source| KeeperError::Unreachable { socket: socket.to_owned(), source };
-    let connect = || {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
-        exchange(stream, b"{\"request\":\"identify\"}\n", &[])
-    };
-    let Exchanged { stream, answer, .. } = connect().map_err(failed)?;
+    let stream = UnixStream::connect(socket).map_err(failed)?;
+    let (answer, _) =
+        exchange(&stream, IDENTIFY, &[], deadline).map_err(|error| match listener(&stream) {
+            Some(pid) if is_late(&error) => KeeperError::silent(pid),
+            Some(_) | None => failed(error),
+        })?;
     let answer = serde_json::from_slice(&answer).map_err(|error| failed(invalid(error)))?;
     let Identified { pid, instance, protocol } = match answer {
         Answer::Done(identified) => identified,
@@ -329,14 +443,21 @@ fn identified(socket: &Path) -> Result<(UnixStream, KeeperIdentity), KeeperError
     Ok((stream, KeeperIdentity { pid, instance }))
 }
 
+/// The process that listens at the other end.
+fn listener(stream: &UnixStream) -> Option<u32> {
+    let peer = rustix::net::sockopt::socket_peercred(stream).ok()?;
+    u32::try_from(peer.pid.as_raw_pid()).ok()
+}
+
 /// True if the connection was at fault, rather than a keeper that takes too long or too few descriptors here.
 fn is_broken(error: &io::Error) -> bool {
     let is_short = error.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-    !is_short
-        && !matches!(
-            error.kind(),
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::InvalidData
-        )
+    !is_short && !is_late(error) && error.kind() != io::ErrorKind::InvalidData
+}
+
+/// Whether a limit was over.
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn checked(doing: &'static str, key: &str) -> Result<Key, KeeperError> {

@@ -3,8 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use rekindle_kernel::ProcessHandle;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use super::start::nobody_listens;
 
 /// A request that the keeper did not do, and that changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -73,8 +76,16 @@ pub enum KeeperError {
         /// The reason.
         source: io::Error,
     },
-    /// The keeper cannot be reached, or did not answer.
-    #[error("the keeper at {} does not answer: {source}", socket.display())]
+    /// The keeper lives and did not answer in time, or has not since; what it was asked may be done yet.
+    #[error("the keeper (process {pid}) does not answer{}", advice(*pid, *is_stopped))]
+    Silent {
+        /// Its process.
+        pid: u32,
+        /// Whether somebody stopped that by a signal.
+        is_stopped: bool,
+    },
+    /// The keeper cannot be reached.
+    #[error("the keeper at {} cannot be reached: {source}", socket.display())]
     Unreachable {
         /// Its socket.
         socket: PathBuf,
@@ -119,12 +130,33 @@ pub enum KeeperError {
     },
 }
 
+/// The way to an answer from a keeper that gives none.
+fn advice(pid: u32, is_stopped: bool) -> String {
+    match is_stopped {
+        true => format!("; it is stopped: `kill -CONT {pid}` lets it go on"),
+        false => "; its log is beside its socket".to_owned(),
+    }
+}
+
 impl KeeperError {
+    /// A keeper that gives no answer, as its process is now.
+    pub(crate) fn silent(pid: u32) -> Self {
+        let is_stopped = ProcessHandle::open(pid).and_then(|process| process.is_stopped());
+        // One that cannot be looked at is not known to be stopped.
+        Self::Silent { pid, is_stopped: is_stopped.unwrap_or(false) }
+    }
+
+    /// Whether no keeper runs.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Unreachable { source, .. } if nobody_listens(source))
+    }
+
     /// The keeper's refusal, if that is the error.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Refused { refusal, .. } => Some(refusal),
             Self::NotStarted { .. }
+            | Self::Silent { .. }
             | Self::Unreachable { .. }
             | Self::Replaced { .. }
             | Self::Protocol { .. }

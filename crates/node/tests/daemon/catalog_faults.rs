@@ -158,6 +158,31 @@ fn a_sandbox_whose_pause_could_not_be_recorded_runs_on_and_still_does_under_the_
 }
 
 #[test]
+fn a_sandbox_with_the_longest_labels_is_taken_back_as_others_are() {
+    for fate in FATES {
+        let mut node = InProcess::start();
+        let mut wanted = create("a", MemoryBacking::Shared);
+        let label = |number| (format!("{number:a>64}"), "ä".repeat(256));
+        wanted.labels = (0..64).map(label).collect();
+        let labels = wanted.labels.clone();
+        node.daemon().create_sandbox(Asked::default(), wanted).expect("they are allowed");
+        let failing = node.faults.inject(CatalogRule::next_on(Kind::Snapshot, fate));
+        assert!(!node.pause("a", "s"), "{fate:?}");
+        node.crash();
+        drop(failing);
+        assert_eq!((node.states(), node.snapshots()), (only("a", SandboxState::Running), 0), "{fate:?}");
+        assert_eq!(node.daemon().sandbox("a").expect("it is listed").labels, labels);
+        assert!(node.pause("a", "s"));
+        let failing = node.faults.inject(CatalogRule::next_on(Kind::Sandbox, fate));
+        assert!(!node.resume("a"), "{fate:?}");
+        node.crash();
+        drop(failing);
+        assert_eq!(node.states(), only("a", SandboxState::Paused), "{fate:?}");
+        assert!(node.resume("a"));
+    }
+}
+
+#[test]
 fn a_sandbox_whose_resume_could_not_be_recorded_is_paused_and_still_is_under_the_next_daemon() {
     for fate in FATES {
         let mut node = InProcess::start();

@@ -5,6 +5,7 @@ use std::thread;
 use rekindle::api::problem::Code;
 use rekindle::api::types::{ResumeSandbox, SandboxState, SnapshotState};
 use rekindle::keeper::HeldEntry;
+use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::black_box::Role;
 
 use crate::support::{Node, Outage, pause_as, resume_as, rewrite};
@@ -12,6 +13,36 @@ use crate::support::{Node, Outage, pause_as, resume_as, rewrite};
 fn kill_keeper(node: &Node) {
     let pid = node.place.keeper().expect("a keeper runs").identity().pid;
     node.place.kill(pid).expect("it can be killed");
+}
+
+#[test]
+fn a_keeper_that_stands_is_told_to_whoever_asks_and_guests_are_paused_when_it_goes_on() {
+    let mut node = Node::start();
+    node.filled("a", 1);
+    let pid = node.place.keeper().expect("a keeper runs").identity().pid;
+    let keeper = ProcessHandle::open(pid).expect("it runs");
+    keeper.signal(Signal::Stop).expect("it can be stopped");
+    let is_named = |text: &str| text.contains(&format!("`kill -CONT {pid}`"));
+    node.eventually("the daemon saying so", || {
+        let readiness = node.client.readiness().expect("the daemon answers");
+        !readiness.ready && readiness.reasons.iter().any(|reason| is_named(reason))
+    });
+    let refused = node.client.pause_sandbox("a", None, &pause_as("no")).expect_err("the keeper stands");
+    assert_eq!(refused.code(), Some(Code::KeeperFailed), "{refused}");
+    assert!(is_named(&refused.to_string()), "{refused}");
+    let frozen = node.client.metrics().expect("metrics");
+    let frozen = frozen.lines().find_map(|line| line.strip_prefix("rekindle_pause_frozen_seconds_count "));
+    assert_eq!(frozen.map(str::trim), Some("0"), "it was not frozen for the keeper");
+    node.assert_verified("a");
+    // Another daemon does not begin beside it, and says why.
+    node.kill();
+    let refused = node.place.start().expect_err("the keeper stands").to_string();
+    assert!(is_named(&refused), "{refused}");
+    keeper.signal(Signal::Continue).expect("it can go on");
+    node.start_again();
+    node.pause("a", "yes");
+    node.resume("a");
+    node.assert_verified("a");
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Instant;
 
 use rekindle::keeper::{Found, KeeperClient, KeeperError, Refusal};
-use rekindle_kernel::Signal;
+use rekindle_kernel::{ProcessHandle, Signal};
 use serde_json::json;
 
 use super::support::{LIMIT, TestKeeper, eventually, file_of, program, status_of};
@@ -23,6 +24,39 @@ fn keeper_by_hand(socket: &Path) -> Command {
 
 fn ended(mut child: Child) -> Option<i32> {
     child.wait().expect("it is a child").code()
+}
+
+#[test]
+fn a_keeper_that_is_stopped_is_named_with_what_lets_it_go_on_and_is_asked_again_when_it_does() {
+    let keeper = TestKeeper::start();
+    let pid = keeper.client.identity().pid;
+    let process = ProcessHandle::open(pid).expect("it runs");
+    process.signal(Signal::Stop).expect("it can be stopped");
+    let named = |error: &KeeperError| {
+        assert!(error.to_string().contains(&format!("`kill -CONT {pid}`")), "{error}");
+    };
+    // All of them wait for one deadline, and whoever comes later for none.
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let client = &keeper.client;
+            scope.spawn(move || {
+                named(&client.note(&format!("key-{number}"), &json!(1)).expect_err("it stands"))
+            });
+        }
+    });
+    named(&keeper.client.silence().expect("it owes an answer"));
+    let started = Instant::now();
+    for number in 0..200 {
+        named(&keeper.client.note(&format!("key-{number}"), &json!(2)).expect_err("it stands"));
+    }
+    assert!(started.elapsed() < LIMIT, "each of them waited");
+    named(&KeeperClient::connect(&keeper.socket()).expect_err("it stands"));
+    process.signal(Signal::Continue).expect("it can go on");
+    while keeper.client.silence().is_some() {
+        std::thread::yield_now();
+    }
+    keeper.client.put("key", &json!(3), &[]).expect("it answers");
+    assert_eq!(keeper.client.get("key").expect("it answers").expect("it is held").note, json!(3));
 }
 
 #[test]

@@ -228,13 +228,16 @@ fn the_memory_of_a_process_that_has_ended_is_given_back_and_all_else_stays_under
     let (spawned, input) = waiting(&keeper, "guest/1");
     let memory = Memfd::create("guest", 1 << 20, PageKind::Small).expect("memory");
     let (other, stays) = (memory.try_clone().expect("a descriptor"), file_of(b"stays"));
-    keeper.client.add("guest/1", &[("memory", memory.as_fd()), ("stays", stays.as_fd())]).expect("held");
+    let sealed = Memfd::create("record", 1, PageKind::Small).expect("memory");
+    assert!(sealed.seal_writes().expect("nobody has it mapped"), "no process writes it");
+    let fds = [("memory", memory.as_fd()), ("sealed", sealed.as_fd()), ("stays", stays.as_fd())];
+    keeper.client.add("guest/1", &fds).expect("held");
     keeper.client.add("snapshot/1", &[("root.memory", other.as_fd())]).expect("held");
     keeper.client.note("guest/1", &serde_json::json!("note")).expect("held");
     drop(input);
     wait_end(&spawned);
     let held = keeper.client.get("guest/1").expect("answers").expect("it is held");
-    assert_eq!(held.fds.keys().collect::<Vec<_>>(), [PROCESS, "stays"]);
+    assert_eq!(held.fds.keys().collect::<Vec<_>>(), [PROCESS, "sealed", "stays"]);
     assert_eq!(held.note, serde_json::json!("note"));
     let exited = held.process.and_then(|process| process.exited).expect("it has ended");
     assert_eq!(ExitStatus::from_raw(exited).code(), Some(1));

@@ -1,7 +1,6 @@
 //! Checks of the daemon, its keeper, and virtual machine monitors.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{Check, firecracker};
@@ -9,7 +8,7 @@ use crate::client::ClientError;
 use crate::commands::failure::sentence;
 use crate::commands::session::Session;
 use crate::daemon::AsideCounts;
-use crate::keeper::KeeperClient;
+use crate::keeper::{KeeperClient, KeeperError};
 use crate::settings::{Settings, Source};
 use crate::vmm::qemu::{NoQemu, QemuProgram};
 
@@ -83,8 +82,13 @@ fn keeper(session: &Session, settings: &Settings, daemon_runs: bool) -> Check {
     let beside = session.socket(settings).with_file_name("keeper.sock");
     let is_elsewhere = *settings.source("run_directory") == Source::Default && beside.exists();
     let (name, socket) = ("keeper", if is_elsewhere { beside } else { settings.keeper_socket() });
-    match UnixStream::connect(&socket) {
-        Ok(_) => set_aside(name, &socket),
+    match KeeperClient::connect(&socket) {
+        Ok(keeper) => set_aside(name, &socket, &keeper),
+        Err(error @ KeeperError::Silent { pid, .. }) => Check::fail(
+            name,
+            error.to_string(),
+            format!("kill -CONT {pid} where it is stopped; without it no guest is started or paused"),
+        ),
         Err(_) if !daemon_runs => Check::ok(name, "does not run; the daemon starts it"),
         Err(error) => Check::warn(
             name,
@@ -95,9 +99,9 @@ fn keeper(session: &Session, settings: &Settings, daemon_runs: bool) -> Check {
 }
 
 /// Checks for things at the keeper that the catalog does not name.
-fn set_aside(name: &'static str, socket: &Path) -> Check {
+fn set_aside(name: &'static str, socket: &Path, keeper: &KeeperClient) -> Check {
     let answers = format!("answers on {}", socket.display());
-    match KeeperClient::connect(socket).and_then(|keeper| AsideCounts::at(&keeper)) {
+    match AsideCounts::at(keeper) {
         Ok(aside) if aside.is_some() => Check::warn(
             name,
             format!("{answers}; {aside} are set aside, as the catalog does not name them"),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use rustix::fs::SealFlags;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -191,9 +192,10 @@ impl Entry {
     }
 }
 
-/// True if a descriptor is of memory that no file system has a name for: only such files have seals (fcntl(2)).
+/// True if a descriptor is of memory that a process can have as its own: no file system has a name for it, as only such
+/// files have seals (fcntl(2)), and it can be written.
 fn is_memory_file(fd: &OwnedFd) -> bool {
-    rustix::fs::fcntl_get_seals(fd).is_ok()
+    rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| !seals.contains(SealFlags::WRITE))
 }
 
 pub(super) fn too_much(what: &str, max: usize) -> Refusal {
