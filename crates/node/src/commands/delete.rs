@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::bail;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::confirm::confirmed;
@@ -31,25 +31,38 @@ pub fn run(session: &Session, arguments: &EndArguments) -> anyhow::Result<Status
     let mut targets: Vec<Target> = found.collect::<Result<_, _>>()?;
     let mut seen = BTreeSet::<Uuid>::new();
     targets.retain(|target| seen.insert(target.id()));
+    // A snapshot is not deleted while a sandbox is paused in it.
+    targets.sort_by_key(|target| matches!(target, Target::Snapshot(_)));
     if !confirmed(&question(&targets), arguments.yes)? {
         bail!("nothing was deleted");
     }
-    let mut deleted = Vec::new();
-    for target in &targets {
+    end_each(session, "deleted", &targets, |target| {
         let id = target.id().to_string();
         match target {
             Target::Sandbox(_) => client.remove_sandbox(&id)?,
             Target::Snapshot(_) => client.delete_snapshot(&id)?,
         }
-        deleted.push(json!({ "kind": target.kind(), "id": id }));
-        if !session.output.json {
-            session.output.line(&format!("{} is deleted", target.title()))?;
-        }
+        Ok((json!({ "kind": target.kind(), "id": id }), format!("{} is deleted", target.title())))
+    })
+}
+
+/// Ends one after the other until one is refused, and tells of those that were ended, to programs under `name`.
+fn end_each<T>(
+    session: &Session,
+    name: &str,
+    things: &[T],
+    end: impl Fn(&T) -> anyhow::Result<(Value, String)>,
+) -> anyhow::Result<Status> {
+    let mut ended = Vec::new();
+    let all = things.iter().try_for_each(|thing| {
+        let (value, said) = end(thing)?;
+        ended.push(value);
+        if session.output.json { Ok(()) } else { session.output.line(&said) }
+    });
+    if session.output.json && (all.is_ok() || !ended.is_empty()) {
+        session.output.value(&json!({ name: ended }))?;
     }
-    if session.output.json {
-        session.output.value(&json!({ "deleted": deleted }))?;
-    }
-    Ok(Status::Done)
+    all.map(|()| Status::Done)
 }
 
 fn question(targets: &[Target]) -> String {
@@ -76,16 +89,8 @@ pub fn stop(session: &Session, arguments: &EndArguments) -> anyhow::Result<Statu
     if !confirmed(&format!("Stop {}? {loss}", titles.join(", ")), arguments.yes)? {
         bail!("nothing was stopped");
     }
-    let mut stopped = Vec::new();
-    for sandbox in &sandboxes {
+    end_each(session, "sandboxes", &sandboxes, |sandbox| {
         let now = client.stop_sandbox(&sandbox.id.to_string())?;
-        if !session.output.json {
-            session.output.line(&format!("{} is stopped", sandbox_title(&now)))?;
-        }
-        stopped.push(now);
-    }
-    if session.output.json {
-        session.output.value(&json!({ "sandboxes": stopped }))?;
-    }
-    Ok(Status::Done)
+        Ok((serde_json::to_value(&now)?, format!("{} is stopped", sandbox_title(&now))))
+    })
 }

@@ -119,6 +119,25 @@ fn what_cannot_be_undone_is_asked_about_and_refused_where_nobody_can_answer() {
 }
 
 #[test]
+fn several_that_are_deleted_go_sandboxes_first_and_those_that_went_are_told_where_one_is_refused() {
+    let place = Place::new();
+    let _daemon = FakeDaemon::start(&place);
+    for words in ["run web", "pause web --name base", "run other", "run busy", "pause busy --name held"] {
+        assert_eq!(place.says(words).status, 0, "{words}");
+    }
+    let together = place.says("delete base web --yes");
+    assert_eq!((together.status, together.error.as_str()), (0, ""), "its sandbox went first");
+    let refused = place.says("delete held other --yes --json");
+    assert_ne!(refused.status, 0);
+    let told: Value = serde_json::from_str(&refused.out).expect("it says what went");
+    assert_eq!(told["deleted"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(told["deleted"][0]["kind"], "sandbox");
+    let problem: Value = serde_json::from_str(&refused.error).expect("errors are JSON too");
+    assert_eq!(problem["code"], "wrong_state");
+    assert_eq!(place.says("show snapshot/held").status, 0, "it is there");
+}
+
+#[test]
 fn programs_are_answered_in_json_by_every_command() {
     let place = Place::new();
     let _daemon = FakeDaemon::start(&place);
