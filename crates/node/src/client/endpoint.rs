@@ -53,6 +53,10 @@ pub struct Remote {
     tls: Arc<ClientConfig>,
 }
 
+/// The options that name files.
+const TOKEN_FILE: &str = "--token-file";
+const CA_FILE: &str = "--ca-file";
+
 /// A connection to a daemon.
 pub(super) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -62,9 +66,9 @@ impl Endpoint {
     /// The daemon at `https://host:port`.
     pub fn remote(options: &RemoteOptions) -> Result<Self, ClientError> {
         let (url, name) = address(&options.url)?;
-        let token = read(&options.token_file)?.trim().to_owned();
+        let token = read(TOKEN_FILE, &options.token_file)?.trim().to_owned();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(wrong(&options.token_file, "does not hold a token"));
+            return Err(wrong(TOKEN_FILE, &options.token_file, "does not hold a token"));
         }
         Ok(Self::Remote(Arc::new(Remote {
             host: name.clone(),
@@ -168,7 +172,7 @@ fn in_words(error: io::Error, host: &str) -> io::Error {
 
 fn trusting(authorities: &Path) -> Result<ClientConfig, ClientError> {
     let (mut roots, mut given) = (RootCertStore::empty(), Vec::new());
-    let text = read(authorities)?;
+    let text = read(CA_FILE, authorities)?;
     for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
         certificate
             .map_err(|error| error.to_string())
@@ -176,14 +180,17 @@ fn trusting(authorities: &Path) -> Result<ClientConfig, ClientError> {
                 given.push(certificate.clone());
                 roots.add(certificate).map_err(|error| error.to_string())
             })
-            .map_err(|error| wrong(authorities, format!("holds no certificate that can be used: {error}")))?;
+            .map_err(|error| {
+                wrong(CA_FILE, authorities, format!("holds no certificate that can be used: {error}"))
+            })?;
     }
     if roots.is_empty() {
-        return Err(wrong(authorities, "holds no certificate"));
+        return Err(wrong(CA_FILE, authorities, "holds no certificate"));
     }
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let trust = Trust::new(roots, given, Arc::clone(&provider))
-        .map_err(|error| wrong(authorities, format!("holds no certificate that can be used: {error}")))?;
+    let trust = Trust::new(roots, given, Arc::clone(&provider)).map_err(|error| {
+        wrong(CA_FILE, authorities, format!("holds no certificate that can be used: {error}"))
+    })?;
     let mut tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has every version it comes with")
@@ -194,10 +201,35 @@ fn trusting(authorities: &Path) -> Result<ClientConfig, ClientError> {
     Ok(tls)
 }
 
-fn read(path: &Path) -> Result<String, ClientError> {
-    read_text(path).map_err(|error| wrong(path, format!("cannot be read: {error}")))
+fn read(option: &'static str, path: &Path) -> Result<String, ClientError> {
+    read_text(path).map_err(|error| wrong(option, path, format!("cannot be read: {error}")))
 }
 
-fn wrong(path: &Path, reason: impl Into<String>) -> ClientError {
-    ClientError::Secret { path: path.to_owned(), reason: reason.into() }
+fn wrong(option: &'static str, path: &Path, reason: impl Into<String>) -> ClientError {
+    ClientError::Secret { option, path: path.to_owned(), reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named_with_the_option_that_names_it() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (token, missing) = (place.path().join("token"), place.path().join("missing"));
+        std::fs::write(&token, "0123456789abcdefghijkl").expect("there is room");
+        let refused = |token_file: &Path, authorities: &Path| {
+            let options = RemoteOptions {
+                url: "https://127.0.0.1:7443".to_owned(),
+                token_file: token_file.to_owned(),
+                authorities: authorities.to_owned(),
+            };
+            Endpoint::remote(&options).expect_err("a file is missing").to_string()
+        };
+        for (said, option) in [(refused(&missing, &token), TOKEN_FILE), (refused(&token, &missing), CA_FILE)]
+        {
+            let names = [option, missing.to_str().expect("plain")];
+            assert!(names.iter().all(|name| said.contains(name)), "{said}");
+        }
+    }
 }

@@ -68,8 +68,10 @@ pub enum ClientError {
         given: String,
     },
     /// A file that TCP needs cannot be used.
-    #[error("{} {reason}", path.display())]
+    #[error("the file of {option}, {}, {reason}", path.display())]
     Secret {
+        /// The option that names it.
+        option: &'static str,
         /// The file.
         path: PathBuf,
         /// The fault in it, with its verb.

@@ -124,13 +124,22 @@ fn tap(word: &str) -> Tap {
 
 /// The daemon has another directory than this program.
 fn absolute(path: &Path) -> anyhow::Result<String> {
-    let found = path.canonicalize().with_context(|| format!("there is no file {}", path.display()))?;
+    let found = path.canonicalize().with_context(|| format!("looking for the file {}", path.display()))?;
     found.into_os_string().into_string().ok().with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_looked_at_is_not_said_to_be_missing() {
+        let place = tempfile::tempdir().expect("a directory");
+        let link = place.path().join("loop");
+        std::os::unix::fs::symlink(&link, &link).expect("there is room");
+        let said = format!("{:#}", absolute(&link).expect_err("it leads to itself"));
+        assert!(said.contains("levels of symbolic links") && !said.contains("there is no"), "{said}");
+    }
 
     #[test]
     fn disks_and_taps_are_named_as_they_are_given() {

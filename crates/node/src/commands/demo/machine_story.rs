@@ -349,6 +349,6 @@ fn kernels_directory() -> PathBuf {
 }
 
 fn path_text(path: &Path) -> anyhow::Result<String> {
-    let path = path.canonicalize().with_context(|| format!("there is no file {}", path.display()))?;
+    let path = path.canonicalize().with_context(|| format!("looking for the file {}", path.display()))?;
     path.into_os_string().into_string().ok().context("the path is not UTF-8")
 }
