@@ -6,11 +6,12 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStderr, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rekindle::keeper::KeeperClient;
 use rekindle_kernel::ProcessHandle;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::program::{Place, said};
 
@@ -122,6 +123,26 @@ fn a_shutdown_ends_guests_and_keeper_once_their_daemon_has_ended() {
     assert_eq!(ended.status, 0, "{}", ended.error);
     assert!(!process.is_alive());
     assert!(place.says("shutdown --yes").out.contains("nothing is left to end"));
+}
+
+#[test]
+fn doctor_tells_why_the_store_of_a_daemon_is_away() {
+    let place = Place::new();
+    let served = Served::start(&place, "store = \"/no such/store\"\n");
+    let deadline = Instant::now() + LIMIT;
+    let daemon = loop {
+        let report: Value = serde_json::from_str(&place.says("doctor --json").out).expect("it is JSON");
+        let checks = report["checks"].as_array().expect("a list");
+        let daemon = checks.iter().find(|check| check["name"] == "daemon").expect("it is looked at");
+        // The daemon looks at its store beside all else that it begins with.
+        if daemon["outcome"] == "warn" || Instant::now() > deadline {
+            break daemon.clone();
+        }
+    };
+    let found = daemon["found"].as_str().expect("text");
+    assert!(found.contains("is ready, though: ") && found.contains("/no such/store"), "{daemon}");
+    served.end();
+    end_keeper(&place);
 }
 
 #[test]

@@ -40,9 +40,10 @@ fn daemon(session: &Session, settings: &Settings) -> Check {
         Err(error) => return unreachable_daemon(&error, &session.socket(settings)),
     };
     let found = format!("version {} answers (process {})", version.version, version.pid);
-    if !readiness.ready {
+    if !readiness.reasons.is_empty() {
         let reasons = readiness.reasons.join("; ");
-        return Check::warn(name, format!("{found} but is not ready: {reasons}"), "see its log");
+        let is_ready = if readiness.ready { "is ready, though" } else { "is not ready" };
+        return Check::warn(name, format!("{found} and {is_ready}: {reasons}"), "see its log");
     }
     if version.version != env!("CARGO_PKG_VERSION") {
         let ours = env!("CARGO_PKG_VERSION");
