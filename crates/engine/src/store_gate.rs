@@ -196,14 +196,13 @@ impl StoreGate {
 
     /// Waits until the store is open, for a bounded time. An attempt that hangs is waited for again at the next try.
     async fn open(&self, opening: &mut Option<Opening>) -> Result<Arc<dyn ObjectStore>, String> {
-        let mut attempt = match opening.take() {
-            Some(attempt) => attempt,
-            None => self.begin_to_open()?,
-        };
-        let Ok(opened) = timeout(self.answer_within, &mut attempt).await else {
-            *opening = Some(attempt);
-            return Err(self.no_answer());
-        };
+        if opening.is_none() {
+            *opening = Some(self.begin_to_open()?);
+        }
+        // It stays in its place until it has answered, also where the caller waits no longer.
+        let attempt = opening.as_mut().expect("it was begun");
+        let Ok(opened) = timeout(self.answer_within, attempt).await else { return Err(self.no_answer()) };
+        *opening = None;
         let (known, objects) = opened.map_err(|_| "opening it panicked".to_owned())??;
         *lock(&self.known) = known;
         self.identify_in_time(&objects).await?;

@@ -144,11 +144,11 @@ fn a_disk_that_takes_no_more_files_leaves_merging_to_a_later_pause() {
         line.pause([u32::from(fill - 1) * 2], fill);
     }
     hooks.is_wanted.store(true, Ordering::SeqCst);
-    let unmerged = line.pause([2, 6], 100);
+    let unmerged = line.pause([12], 100);
     assert_eq!(layers(&unmerged), 7, "its own layer was packed before");
     line.check(&unmerged, &line.model);
     std::fs::rename(&hooks.to, &hooks.from).expect("it was taken away");
-    let merged = line.pause([12], 101);
+    let merged = line.pause([14], 101);
     assert!(layers(&merged) < 7, "{} layers: nothing was merged", layers(&merged));
     line.check(&merged, &line.model);
 }
