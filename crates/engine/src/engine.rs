@@ -7,8 +7,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::runtime::Runtime;
-
 use crate::aside::Aside;
 use crate::budget::Budget;
 use crate::cache::Cache;
@@ -39,6 +37,7 @@ use crate::stop::{Stop, Stopped};
 use crate::store::{Store, Traffic};
 use crate::store_gate::Away;
 use crate::sync::{Mutex, lock};
+use crate::threads::StoreRuntime;
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
 use crate::watch::{NoWatcher, Watcher};
@@ -119,7 +118,7 @@ pub struct Engine {
     replay: Replay,
     lives: Option<Lives>,
     _reaper: Reaper,
-    runtime: Runtime,
+    runtime: StoreRuntime,
 }
 
 /// Reason that an engine did not start.
@@ -137,11 +136,7 @@ impl Engine {
     /// Starts an engine. With a catalog, its snapshots are there again when this returns, and their seals and uploads
     /// go on.
     pub fn start(options: EngineOptions) -> Result<Self, StartError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(limits::RUNTIME_THREADS)
-            .thread_name("store")
-            .enable_all()
-            .build()?;
+        let runtime = StoreRuntime::start()?;
         let EngineOptions { cache_directory, store, domain, compare_workers, merge_at_layers, .. } = options;
         let (hooks, watcher) = (options.hooks, options.watcher);
         let reaper = Reaper::start()?;

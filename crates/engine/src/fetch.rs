@@ -182,7 +182,8 @@ async fn fetch_together(
     let (Some(last), Some(stored)) = (ahead.last(), &stored) else { return all().collect() };
     let Some(table) = stored.table() else { return all().collect() };
     let range = table.frame_range(first).start..table.frame_range(*last).end;
-    let Ok(body) = get(&claimed.shared.store, layer, stored, range.clone()).await else {
+    let answer = get(&claimed.shared.store, layer, stored, range.clone());
+    let Ok(body) = telling_of_silence(&claimed.shared, (layer.id(), first), answer).await else {
         return all().collect();
     };
     let mut accepting = tokio::task::JoinSet::new();
@@ -217,9 +218,24 @@ fn fetch_until_done(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber) 
     let claimed = Claimed::new(Arc::clone(&shared), layer.id(), vec![frame]);
     async move {
         let (store, layer) = (&shared.store, &layer);
-        shared.awaited.fetch((layer.id(), frame), || fetch(store, layer, frame), tokio::time::sleep).await;
+        let key = (layer.id(), frame);
+        let attempt = || telling_of_silence(&shared, key, fetch(store, layer, frame));
+        shared.awaited.fetch(key, attempt, tokio::time::sleep).await;
         claimed.let_go(frame);
     }
+}
+
+/// Goes on with a try that has no answer yet, and tells those who wait for the frame.
+async fn telling_of_silence<T>(shared: &Shared, key: FrameKey, attempt: impl Future<Output = T>) -> T {
+    let mut attempt = std::pin::pin!(attempt);
+    let limit = limits::SOURCE_SILENT;
+    if let Ok(done) = tokio::time::timeout(limit, &mut attempt).await {
+        return done;
+    }
+    let seconds = limit.as_secs();
+    let reason = format!("neither this disk nor the store has answered for {seconds} s; it is waited for");
+    shared.awaited.silent(key, &reason);
+    attempt.await
 }
 
 /// One try: the local file first, then the store.
@@ -442,6 +458,36 @@ mod tests {
         let claimed = Claimed::new(Arc::clone(&shared), layer.id(), Vec::new());
         let left = shared.runtime.block_on(fetch_together(&claimed, &layer, first, &[second, third]));
         assert_eq!(left, [first, second, third], "none of them came");
+    }
+
+    /// Lets the answer come once the silence was told.
+    struct Patient(Mutex<Option<tokio::sync::oneshot::Sender<()>>>);
+
+    impl FrameWaiter for Patient {
+        fn frame_ready(&self, _: LayerId, _: FrameNumber) {}
+
+        fn frame_failing(&self, _: LayerId, _: FrameNumber, _: &str) {}
+
+        fn frame_silent(&self, _: LayerId, _: FrameNumber, reason: &str) {
+            assert!(reason.contains("has answered"), "{reason}");
+            if let Some(answer) = lock(&self.0).take() {
+                answer.send(()).expect("it is waited for");
+            }
+        }
+    }
+
+    #[test]
+    fn a_source_that_does_not_answer_is_told_of_while_it_is_waited_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let store = Store::new(Arc::new(InMemory::new()));
+        let Fetcher(shared) = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+        let key = (LayerId::from_bytes([1; 32]), FrameNumber::new(0));
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let waiter = Arc::new(Patient(Mutex::new(Some(answer))));
+        let joined: Weak<Patient> = Arc::downgrade(&waiter);
+        assert!(shared.awaited.join(key, joined));
+        let told = async { tokio::time::timeout(LIMIT, telling_of_silence(&shared, key, answered)).await };
+        assert_eq!(runtime.block_on(told), Ok(Ok(())), "the answer comes after the silence was told");
     }
 
     /// Says which frames came.

@@ -170,6 +170,12 @@ pub const FETCH_RETRY_FIRST: Duration = Duration::from_millis(20);
 /// The longest pause between two tries of a failed fetch: a guest waits for it.
 pub const FETCH_RETRY_LAST: Duration = Duration::from_secs(2);
 
+/// How long the end of an engine waits for calls to a store that do not return.
+pub const RUNTIME_END: Duration = Duration::from_secs(5);
+
+/// How long the source of a page may be without an answer before the guest that waits for the page is called stalled.
+pub const SOURCE_SILENT: Duration = Duration::from_secs(2);
+
 /// Pause before a thread is asked for again that the system did not have.
 pub const THREAD_RETRY: Duration = Duration::from_millis(200);
 

@@ -19,6 +19,9 @@ pub trait FrameWaiter: Send + Sync {
 
     /// A try failed, and there will be another while the waiter lives.
     fn frame_failing(&self, layer: LayerId, frame: FrameNumber, reason: &str);
+
+    /// A try has been without an answer for a while, and goes on. Of no interest to a waiter that has all the time.
+    fn frame_silent(&self, _layer: LayerId, _frame: FrameNumber, _reason: &str) {}
 }
 
 /// A frame of a layer.
@@ -89,6 +92,13 @@ impl SingleFlight {
             if !self.is_awaited(key) {
                 return;
             }
+        }
+    }
+
+    /// Tells all who wait for a frame that its source does not answer.
+    pub fn silent(&self, key: FrameKey, reason: &str) {
+        for waiter in self.living(key) {
+            waiter.frame_silent(key.0, key.1, reason);
         }
     }
 

@@ -1,9 +1,14 @@
-//! Starts threads and, if the system has none left, gives back the work they were meant for.
+//! Starts threads and, if the system has none left, gives back the work they were meant for; and the runtime of calls to
+//! the store.
 
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
+use tokio::runtime::Runtime;
+
+use crate::limits;
 use crate::sync::{Mutex, lock};
 
 /// Begins a thread that does `work` with `given`; if the system has none, returns `given` as it was, and the reason.
@@ -24,4 +29,33 @@ pub(crate) fn begin<G: Send + 'static, T: Send + 'static>(
         let given = lock(&place).take().expect("a thread that has not begun takes nothing");
         (given, error)
     })
+}
+
+/// A runtime whose end waits a bounded time for calls that block: one to a store that hangs never returns.
+#[derive(Debug)]
+pub(crate) struct StoreRuntime(Option<Runtime>);
+
+impl StoreRuntime {
+    pub(crate) fn start() -> io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime =
+            builder.worker_threads(limits::RUNTIME_THREADS).thread_name("store").enable_all().build()?;
+        Ok(Self(Some(runtime)))
+    }
+}
+
+impl Deref for StoreRuntime {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("only drop takes it")
+    }
+}
+
+impl Drop for StoreRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(limits::RUNTIME_END);
+        }
+    }
 }

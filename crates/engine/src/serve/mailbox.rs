@@ -73,6 +73,10 @@ impl FrameWaiter for Mailbox {
     fn frame_failing(&self, layer: LayerId, frame: FrameNumber, reason: &str) {
         self.send(Mail::FrameFailing((layer, frame), reason.to_owned()));
     }
+
+    fn frame_silent(&self, layer: LayerId, frame: FrameNumber, reason: &str) {
+        self.frame_failing(layer, frame, reason);
+    }
 }
 
 #[cfg(test)]
