@@ -24,9 +24,9 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::entry::served_pages;
+use super::epochs::put_epoch;
 use super::hindrance::HandedOver;
 use super::keeping::socket_key;
-use super::live::put_epoch;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, FaultSocketState, WriteTracking};

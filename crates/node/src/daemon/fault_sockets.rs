@@ -20,10 +20,10 @@ use rekindle_kernel::wakeup::Wakeup;
 use uuid::Uuid;
 
 use super::Daemon;
+use super::epochs::{kept_epoch, put_epoch};
 use super::fault_socket::{LISTENER, RECORD, Socket, SocketRecord, State, listen, served, tracking};
 use super::hindrance::HandedOver;
 use super::keeping::{Keeping, socket_key, take_fd};
-use super::live::{kept_epoch, put_epoch};
 use super::undecided::is_of_the_moment;
 use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};

@@ -1,6 +1,5 @@
 //! A guest that runs under the keeper: started, served, frozen, found again, ended.
 
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use rekindle_engine::catalog::Change;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::pause::{CommitError, PausedGuest};
-use rekindle_engine::serve::{Epoch, EpochFacts, FaultServer, KeptEpoch, NotServed, ServeOptions};
+use rekindle_engine::serve::{Epoch, EpochFacts, FaultServer, NotServed, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
 use uuid::Uuid;
@@ -20,19 +19,15 @@ use super::about::About;
 use super::claims::Claim;
 use super::endings::{Ending, Exclusive};
 use super::entry::stopped_by_signal;
+use super::epochs::{keep_epoch, kept_epoch, put_epoch};
 use super::guest_watch::GuestWatch;
 use super::guests::{Blobs, Guest, GuestSpec, HANDOVER_LIMIT};
-use super::keeping::{GuestNote, Keeping, UnsettledChange, guest_key, take_fd};
+use super::keeping::{GuestNote, Keeping, UnsettledChange, guest_key};
 use super::record::{RecordedGuest, SandboxRecord};
 use crate::api::problem::{Code, Problem};
-use crate::keeper::{Held, KeeperClient, KeeperError, KeeperIdentity};
-use crate::vmm::process::{GuestControl, MEMORY};
+use crate::keeper::{Held, KeeperIdentity};
+use crate::vmm::process::GuestControl;
 use crate::vmm::serial_line::SerialLine;
-
-/// The names of descriptors under a guest's key.
-const USERFAULTFD: &str = "userfaultfd";
-const STREAM: &str = "stream";
-const JOURNAL: &str = "journal";
 
 /// A running guest and, if it came from a snapshot, the server of its faults. Dropped, it runs on under the keeper.
 #[derive(Debug)]
@@ -491,35 +486,6 @@ fn serve(
     let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), options)?;
     daemon.metrics.serving(snapshot.id(), server.watch());
     Ok(server)
-}
-
-/// Hands to the keeper what the guest's faults reach us by, before the first of them is answered.
-fn keep_epoch(keeping: &Keeping, guest: Uuid, epoch: &Epoch) -> anyhow::Result<EpochFacts> {
-    let kept = epoch.kept().context("duplicating the guest's descriptors")?;
-    put_epoch(&keeping.client(), &guest_key(guest), &kept)?;
-    Ok(kept.facts)
-}
-
-/// Hands to the keeper what a guest's faults reach us by.
-pub(super) fn put_epoch(keeper: &KeeperClient, key: &str, kept: &KeptEpoch) -> Result<(), KeeperError> {
-    let mut fds = vec![
-        (USERFAULTFD, kept.userfaultfd.as_fd()),
-        (STREAM, kept.stream.as_fd()),
-        (JOURNAL, kept.journal.as_fd()),
-    ];
-    fds.extend(kept.memfd.as_ref().map(|memfd| (MEMORY, memfd.as_fd())));
-    keeper.add(key, &fds)
-}
-
-/// The kept parts of a guest that is served, from the keeper.
-pub(super) fn kept_epoch(held: &mut Held, facts: EpochFacts) -> std::io::Result<KeptEpoch> {
-    Ok(KeptEpoch {
-        facts,
-        userfaultfd: take_fd(held, USERFAULTFD)?,
-        memfd: held.fds.remove(MEMORY),
-        stream: take_fd(held, STREAM)?,
-        journal: take_fd(held, JOURNAL)?,
-    })
 }
 
 /// Tells a paused guest to end, behind all others: tearing a GiB down takes 23 ms of a core.

@@ -13,6 +13,7 @@ mod console;
 mod control;
 mod endings;
 mod entry;
+mod epochs;
 mod events;
 mod fault_socket;
 mod fault_sockets;
