@@ -31,7 +31,7 @@ struct State {
 #[must_use = "others may hold the room again once it is dropped"]
 pub(crate) struct Lent<'a> {
     room: &'a Room,
-    /// Whether there was any.
+    /// True if there was any.
     pub(crate) had_any: bool,
 }
 

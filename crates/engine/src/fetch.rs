@@ -297,7 +297,7 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|| Err(FetchError::Failed { layer, frame, reason: Stopped.to_string() }))
 }
 
-/// What blocking work came to; none where the runtime ended before the work began. A panic goes on.
+/// Result of blocking work; none if the runtime ended before the work began. A panic goes on.
 fn unless_kept_from<T>(ended: Result<T, JoinError>) -> Option<T> {
     match ended.map_err(JoinError::try_into_panic) {
         Ok(done) => Some(done),

@@ -300,7 +300,7 @@ impl Layer {
         lock(&self.objects).first().cloned()
     }
 
-    /// Where that object is.
+    /// Place of that object.
     pub fn stored_at(&self) -> Option<StoredLayer> {
         self.stored().map(|object| object.place().clone())
     }
@@ -321,7 +321,7 @@ impl Layer {
         }
     }
 
-    /// Whether the local file may hold every frame of the layer, and they can be verified.
+    /// True if the local file may hold every frame of the layer, and they can be verified.
     pub fn may_be_whole(&self) -> bool {
         let mut frames = (0..frames_of(self.pages)).map(FrameNumber::new);
         self.index().is_some() && frames.all(|frame| self.is_local(frame))

@@ -52,7 +52,7 @@ impl StoredObject {
         Self { place, table: OnceLock::new() }
     }
 
-    /// Where it is.
+    /// Its place.
     pub fn place(&self) -> &StoredLayer {
         &self.place
     }

@@ -118,7 +118,7 @@ fn an_object_that_is_gone_gives_way_to_another_one_of_the_layer_and_the_last_one
     assert_eq!(layer.stored_at().as_ref(), Some(&places[1]));
 }
 
-/// Where an object of a layer could be.
+/// A possible place of a layer's object.
 fn place() -> StoredLayer {
     let object = ObjectName::new(SnapshotId::new());
     StoredLayer { object, table_digest: [0; 32], table_bytes: 1, object_bytes: 2 }

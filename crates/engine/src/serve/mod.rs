@@ -153,7 +153,7 @@ impl FaultServer {
         self.board.get()
     }
 
-    /// Whether it ended although there is a guest to serve: its epoch can be served anew.
+    /// True if it ended although there is a guest to serve: its epoch can be served anew.
     pub fn has_failed(&self) -> bool {
         matches!(self.status(), ServeStatus::Ended { why: EndReason::Failed { .. } })
     }

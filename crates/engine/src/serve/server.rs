@@ -38,7 +38,7 @@ use crate::view::LiveView;
 /// Parts that the thread shares with its watchers.
 pub(super) type ServerSide = (Arc<Mailbox>, Arc<Counters>, Arc<StatusBoard>);
 
-/// What the thread waits on: faults, mail, the VMM's stream.
+/// Descriptors that the thread waits on: faults, mail, the VMM's stream.
 pub(super) type Waits = WaitSet<3>;
 
 /// Everything the thread owns.

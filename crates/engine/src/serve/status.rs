@@ -36,7 +36,7 @@ pub enum EndReason {
     EpochEnded,
     /// The serving thread failed: a bug, or descriptors that cannot be waited on or read. The guest is still there.
     Failed {
-        /// What was said.
+        /// The error's words.
         reason: String,
     },
 }

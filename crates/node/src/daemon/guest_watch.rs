@@ -51,7 +51,7 @@ impl GuestWatch {
     }
 }
 
-/// Why the server of a guest that is still there has ended, if it has.
+/// The reason that the server of a guest that is still there has ended, if it has.
 fn failure_of(status: ServeStatus) -> Option<String> {
     match status {
         ServeStatus::Ended { why: EndReason::Failed { reason } } => {

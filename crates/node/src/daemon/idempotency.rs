@@ -100,7 +100,7 @@ impl Requests {
 
     fn remembering(catalog: Catalog, max: usize) -> Answer<Self> {
         let known = |(key, value): (Vec<u8>, Vec<u8>)| {
-            // What cannot be read was never answered, and goes first, as does that under which nothing was made.
+            // An unreadable record was never answered, and goes first, as does one under which nothing was made.
             let request = Request::read(&value).filter(|request| !request.used().is_empty());
             let unix_ms = request.map_or(0, |request| request.unix_ms);
             Known { unix_ms, key }

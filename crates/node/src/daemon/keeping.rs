@@ -212,7 +212,7 @@ impl Keeping {
         None
     }
 
-    /// What keeps the keeper from answering, as far as that shows without asking it.
+    /// The obstacle to the keeper's answers, as far as it shows without asking.
     pub(super) fn trouble(&self) -> Option<String> {
         let Some(process) = self.process().filter(|process| process.is_alive()) else {
             return Some("the keeper has ended, and there is no other one yet".to_owned());

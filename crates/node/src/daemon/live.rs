@@ -343,7 +343,7 @@ impl Live {
         Ok(daemon.keeping.note(self.id, &self.note(Some(id)))?)
     }
 
-    /// What the keeper is told of it while it is being paused into a snapshot, or is not.
+    /// The keeper's note on it while it is being paused into a snapshot, or is not.
     fn note(&self, pausing: Option<SnapshotId>) -> GuestNote {
         let of = |pause: &UnsettledPause| UnsettledChange::Pause { snapshot: pause.snapshot };
         GuestNote { pausing: pausing.map(|id| id.uuid()), unsettled: self.unsettled.as_ref().map(of) }

@@ -29,7 +29,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// The same of starting a program, which is read from a disk.
 const SPAWN_LIMIT: Duration = Duration::from_secs(30);
 
-/// Who are you?
+/// Asks for the keeper's identity.
 const IDENTIFY: &[u8] = b"{\"request\":\"identify\"}\n";
 
 /// Number of times that a connection that was reset is made again before the keeper counts as gone.
@@ -49,11 +49,11 @@ pub struct KeeperClient {
 /// The connection to the keeper.
 #[derive(Debug)]
 enum Connection {
-    /// Nobody asks; none is made where there is none yet.
+    /// No call has it; none before a connection is made.
     Idle(Option<UnixStream>),
     /// A call has it: the keeper does one request at a time, so who waits here would wait there.
     InUse,
-    /// The keeper owes an answer that nobody waits for any more. Until that comes, it is asked nothing.
+    /// The keeper owes an answer that has no waiter any more. Until it comes, the keeper is asked nothing.
     Unanswered(UnixStream),
 }
 
@@ -282,7 +282,7 @@ impl KeeperClient {
         }
     }
 
-    /// Waits for the calls before this one, until `deadline`. Where the keeper owes an answer, nobody waits.
+    /// Waits for the calls before this one, until `deadline`. If the keeper owes an answer, it fails at once.
     fn call(&self, deadline: Instant) -> Result<Call<'_>, KeeperError> {
         let mut connection = self.connection();
         loop {
@@ -381,7 +381,7 @@ impl From<HeldNow> for HeldEntry {
     }
 }
 
-/// Whether an answer came, or the connection ended.
+/// True if an answer came, or the connection ended.
 fn has_come(stream: &UnixStream) -> bool {
     let looked = wait_readable([Some(stream.as_fd())], Some(Duration::ZERO));
     looked.is_ok_and(|[found]| found.readable || found.hung_up)
@@ -455,7 +455,7 @@ fn is_broken(error: &io::Error) -> bool {
     !is_short && !is_late(error) && error.kind() != io::ErrorKind::InvalidData
 }
 
-/// Whether a limit was over.
+/// True if a limit was over.
 fn is_late(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }

@@ -81,7 +81,7 @@ pub enum KeeperError {
     Silent {
         /// Its process.
         pid: u32,
-        /// Whether somebody stopped that by a signal.
+        /// True if that was stopped by a signal.
         is_stopped: bool,
     },
     /// The keeper cannot be reached.
@@ -146,7 +146,7 @@ impl KeeperError {
         Self::Silent { pid, is_stopped: is_stopped.unwrap_or(false) }
     }
 
-    /// Whether no keeper runs.
+    /// True if no keeper runs.
     pub fn is_absence(&self) -> bool {
         matches!(self, Self::Unreachable { source, .. } if nobody_listens(source))
     }

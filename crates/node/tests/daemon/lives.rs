@@ -250,7 +250,7 @@ fn a_guest_that_is_stopped_while_it_is_told_something_is_stalled_and_the_telling
 #[test]
 fn a_busy_sandbox_that_a_user_stopped_was_not_killed_for_another_reason() {
     let node = Node::start();
-    // Whether the end is noticed before the request has its turn is up to the machine.
+    // It depends on the machine if the end is noticed before the request has its turn.
     for number in 0..8 {
         let name = format!("busy-{number}");
         let pid = node.filled(&name, 1).pid.expect("its guest has a process");
