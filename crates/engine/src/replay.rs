@@ -173,11 +173,8 @@ impl Replaying<'_> {
             match self.reopen(local.manifest(), &stored) {
                 Ok(parts) => made.add_named(parts, state, local.manifest(), facts),
                 Err((obstacle, opened)) => {
-                    made.add_unread(self.unread(
-                        lost_parts_of(local.manifest(), self.records),
-                        obstacle,
-                        &opened,
-                    )?);
+                    let parts = lost_parts_of(local.manifest(), self.records);
+                    made.add_unread(self.unread(parts, obstacle, &opened)?);
                 }
             }
         }

@@ -18,12 +18,12 @@ const ELF_MACHINE: usize = 18;
 const ELF_X86_64: [u8; 2] = [62, 0];
 /// Fields of a 64-bit ELF file with the place and the number of its program headers: offset and length of each.
 const ELF_HEADERS: (usize, usize) = (32, 8);
-const ELF_HEADER_COUNT: (usize, usize) = (56, 2);
+const ELF_ENTRY_COUNT: (usize, usize) = (56, 2);
 /// A program header: its bytes, and its fields.
-const HEADER_BYTES: usize = 56;
-const HEADER_TYPE: (usize, usize) = (0, 4);
-const HEADER_OFFSET: (usize, usize) = (8, 8);
-const HEADER_FILE_BYTES: (usize, usize) = (32, 8);
+const ENTRY_BYTES: usize = 56;
+const ENTRY_TYPE: (usize, usize) = (0, 4);
+const ENTRY_OFFSET: (usize, usize) = (8, 8);
+const ENTRY_FILE_BYTES: (usize, usize) = (32, 8);
 /// The type of a header that is of notes (`PT_NOTE`).
 const NOTE: u64 = 4;
 /// Bytes of notes that are looked at; those of Linux have some hundred.
@@ -125,14 +125,14 @@ impl fmt::Display for KernelFormats {
 /// Tells if a note of a 64-bit ELF file has the address at which it is entered.
 fn has_pvh_entry(file: &File, beginning: &[u8]) -> io::Result<bool> {
     let headers = number(beginning, ELF_HEADERS);
-    let bytes = usize::try_from(number(beginning, ELF_HEADER_COUNT)).expect("16 bits") * HEADER_BYTES;
+    let bytes = usize::try_from(number(beginning, ELF_ENTRY_COUNT)).expect("16 bits") * ENTRY_BYTES;
     let headers = read_some(file, headers, bytes)?;
-    for header in headers.as_chunks::<HEADER_BYTES>().0 {
-        if number(header, HEADER_TYPE) != NOTE {
+    for header in headers.as_chunks::<ENTRY_BYTES>().0 {
+        if number(header, ENTRY_TYPE) != NOTE {
             continue;
         }
-        let bytes = usize::try_from(number(header, HEADER_FILE_BYTES)).unwrap_or(usize::MAX);
-        let notes = read_some(file, number(header, HEADER_OFFSET), bytes.min(NOTE_BYTES_MAX))?;
+        let bytes = usize::try_from(number(header, ENTRY_FILE_BYTES)).unwrap_or(usize::MAX);
+        let notes = read_some(file, number(header, ENTRY_OFFSET), bytes.min(NOTE_BYTES_MAX))?;
         // A note is the length of its name, that of what it says, its type, and its name.
         let is_entry = |words: &[[u8; 4]]| words[0] == [4, 0, 0, 0] && words[2..] == PHYS32_ENTRY;
         if notes.as_chunks().0.windows(4).any(is_entry) {
