@@ -297,6 +297,7 @@ fn a_recording_outlives_the_engine_and_goes_with_its_snapshot() {
     let id = snapshot.id();
     drop(snapshot);
     let node = node.restarted();
+    node.engine.end_replay();
     let snapshot = node.engine.snapshot(id).unwrap();
     assert!(node.engine.working_set(&snapshot).is_none(), "nobody has asked");
     fs::remove_file(&sets).unwrap();

@@ -363,7 +363,7 @@ impl Daemon {
                 reason
             }
             Err(WriteError::Unknown(unsettled)) => {
-                self.end_unsettled(live, before, unsettled.clone());
+                self.end_unsettled(live, before.as_ref(), unsettled.clone());
                 unsettled.into_reason()
             }
         };
@@ -371,10 +371,10 @@ impl Daemon {
     }
 
     /// Ends a guest that the catalog may have as its sandbox's although it was not acknowledged.
-    pub(super) fn end_unsettled(&self, live: &Live, before: Option<SandboxRecord>, unsettled: Unsettled) {
+    pub(super) fn end_unsettled(&self, live: &Live, before: Option<&SandboxRecord>, unsettled: Unsettled) {
         let birth = UnsettledChange::Birth { is_new: before.is_none() };
         let note = GuestNote { pausing: None, unsettled: Some(birth) };
-        if let Err(error) = self.keeping.note_unsettled(live.id, &note, before.as_ref()) {
+        if let Err(error) = self.keeping.note_unsettled(live.id, &note, before) {
             let (guest, error) = (live.id, format!("{error:#}"));
             tracing::error!(%guest, error, "a guest that was ended may be found recorded at the next start");
         }
