@@ -345,21 +345,41 @@ mod tests {
         assert_eq!(server.board.get(), stalled);
     }
 
+    /// A cache and an empty store in a directory, and a fetcher of both.
+    struct Disk {
+        directory: tempfile::TempDir,
+        _runtime: tokio::runtime::Runtime,
+        fetcher: Fetcher,
+        cache: Cache,
+    }
+
+    impl Disk {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let store = Store::directory(&directory.path().join("store")).unwrap();
+            let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+            let cache = Cache::open(&directory.path().join("layers")).unwrap();
+            Self { directory, _runtime: runtime, fetcher, cache }
+        }
+    }
+
+    /// A layer whose pages are filled with sevens.
+    fn filled(cache: &Cache) -> Arc<Layer> {
+        let bytes = |_, into: &mut [u8]| {
+            into.fill(7);
+            Ok(())
+        };
+        pack_pages(&PageSet::full(PAGES), cache, &Domain::shared(), bytes).unwrap().unwrap()
+    }
+
     #[test]
     fn a_layer_whose_bytes_are_lost_at_a_fault_is_verified_anew_before_the_next_try() {
         let Some((_memory, installer)) = Installer::of_private_pages(Tracking::Resident, PAGES, PAGES) else {
             return;
         };
-        let directory = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let store = Store::directory(&directory.path().join("store")).unwrap();
-        let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
-        let cache = Cache::open(&directory.path().join("layers")).unwrap();
-        let bytes = |_, into: &mut [u8]| {
-            into.fill(7);
-            Ok(())
-        };
-        let layer = pack_pages(&PageSet::full(PAGES), &cache, &Domain::shared(), bytes).unwrap().unwrap();
+        let Disk { directory, _runtime, fetcher, cache } = Disk::new();
+        let layer = filled(&cache);
         let mut server = server(installer, view_of(&layer), fetcher);
         let piece = server.view.piece_at(GuestPage::FIRST, PAGES);
         // The disk loses them after they were seen in memory.
@@ -369,16 +389,13 @@ mod tests {
         assert!(matches!(landing, Landing { pages: 0, end: End::SourceLost }), "{landing:?}");
         assert!(!layer.is_verified(FrameNumber::new(0)));
     }
+
     #[test]
     fn a_page_of_an_undecided_snapshot_is_installed_once_that_is_decided() {
         let Some((_memory, installer)) = Installer::of_private_pages(Tracking::Resident, PAGES, PAGES) else {
             return;
         };
-        let directory = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let store = Store::directory(&directory.path().join("store")).unwrap();
-        let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
-        let cache = Cache::open(&directory.path().join("layers")).unwrap();
+        let Disk { directory: _directory, _runtime, fetcher, cache } = Disk::new();
         let name = LayerName { id: LayerId::from_bytes([7; 32]), domain: Domain::shared(), pages: PAGES };
         let nowhere = cache.open_nowhere(&name).unwrap();
         let mut server = server(installer, view_of(&nowhere), fetcher);
@@ -388,11 +405,7 @@ mod tests {
         server.mailbox.send(Mail::FrameFailing(frame, "it is nowhere".into()));
         server.read_mail();
         assert!(matches!(server.board.get(), ServeStatus::Stalled { .. }), "{:?}", server.board.get());
-        let bytes = |_, into: &mut [u8]| {
-            into.fill(7);
-            Ok(())
-        };
-        let layer = pack_pages(&PageSet::full(PAGES), &cache, &Domain::shared(), bytes).unwrap().unwrap();
+        let layer = filled(&cache);
         server.view.replace_unread(&Arc::new(view_of(&layer)));
         server.mailbox.send(Mail::FrameFailing(frame, "it is nowhere".into()));
         server.read_mail();
