@@ -48,6 +48,34 @@ fn a_read_of_bytes_that_are_gone_fails_alone() {
 }
 
 #[test]
+fn a_copy_to_any_alignment_writes_its_bytes_and_no_others() {
+    let source = memory(3, |at| u8::try_from(at % 251).unwrap());
+    let expected: Vec<u8> = (0..3 * PAGE_BYTES).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    for (bytes, from) in
+        [(0, 0), (1, 5), (127, 0), (128, 3), (PAGE_BYTES, 0), (2 * PAGE_BYTES, 640), (PAGE_BYTES + 1, 7)]
+    {
+        for at in [0, 1, 8, 16, 63, 64, 100] {
+            let mut into = vec![255; at + bytes + 64];
+            source.copy_to(from, &mut into[at..at + bytes]).unwrap();
+            assert_eq!(into[at..at + bytes], expected[from..from + bytes], "{bytes} bytes to {at}");
+            let others = into[..at].iter().chain(&into[at + bytes..]);
+            assert!(others.copied().all(|byte| byte == 255), "{bytes} bytes to {at}");
+        }
+    }
+}
+
+#[test]
+fn a_copy_to_any_alignment_fails_where_its_bytes_are_gone() {
+    let (file, mapping) = mapped_file(4);
+    file.set_len(2 * 4096).unwrap();
+    for at in [0, 1, 8, 16, 64] {
+        let mut into = vec![0; at + mapping.bytes()];
+        let lost = mapping.copy_to(0, &mut into[at..]).unwrap_err();
+        assert!(lost.offset >= 2 * PAGE_BYTES, "two pages are there: {lost}");
+    }
+}
+
+#[test]
 fn bytes_that_come_back_are_read_again() {
     let (file, mapping) = mapped_file(2);
     let mut page = filled(0);
