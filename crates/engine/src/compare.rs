@@ -15,7 +15,7 @@ use crate::hooks::Hooks;
 use crate::page_set::PageSet;
 use crate::precedence::Courtesy;
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{idle_priority, thread};
+use crate::sync::{idle_priority, spawn_scoped, thread};
 use crate::view::{LiveView, Piece, PieceSource};
 
 /// Pages that one worker takes at a time: 2 MiB.
@@ -61,7 +61,8 @@ impl PageClasses {
     }
 }
 
-/// Compares every captured page with `parent` on `workers` threads, all at idle priority, giving way as `courtesy` says.
+/// Compares every captured page with `parent` on `workers` threads, this one included, all at idle priority, giving way
+/// as `courtesy` says. Where the system has no further threads, fewer do the same.
 ///
 /// The error is a captured page that cannot be read: memory itself failed.
 pub fn compare(
@@ -74,8 +75,11 @@ pub fn compare(
     assert!(capture.is_frozen(), "only bytes that nobody can write any more are compared");
     let comparison = Comparison { capture, parent, courtesy, hooks, next: AtomicU32::new(0) };
     let parts: Vec<Result<Part, LostBytes>> = thread::scope(|scope| {
-        let started: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(|| comparison.work())).collect();
-        started.into_iter().map(|worker| worker.join().expect("comparing does not panic")).collect()
+        let others = (1..workers).map_while(|_| spawn_scoped(scope, || comparison.work()).ok());
+        let others: Vec<_> = others.collect();
+        let own = comparison.work();
+        let others = others.into_iter().map(|worker| worker.join().expect("comparing does not panic"));
+        std::iter::once(own).chain(others).collect()
     });
     let mut whole = Part::new(capture.pages());
     whole.zero.union_with(capture.zero());

@@ -19,25 +19,27 @@ use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{Domain, SnapshotId};
 use crate::keep::{Keeper, NoKeeper};
 use crate::learning::Learner;
-use crate::life::{Background, Life};
+use crate::life::{Background, Beginning, Life};
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
-use crate::lives::{Lives, Work};
+use crate::lives::Lives;
 use crate::open::{OpenError, Openings, open};
 use crate::pause::{CommitError, PauseError, PausePermit, PauseRules, PausedGuest};
+use crate::pool::Pool;
 use crate::precedence::Precedence;
-use crate::publish::Requests;
+use crate::publish::Publisher;
 use crate::read_plan::{ReadError, ReadPlan};
 use crate::reaper::{Reaper, ReaperHandle};
 use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed, Replaying};
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
-use crate::stop::{Stop, Stopped};
+use crate::stop::Stop;
 use crate::store::{Store, Traffic};
 use crate::store_gate::Away;
 use crate::sync::{Mutex, lock};
 use crate::threads::StoreRuntime;
+use crate::upload_budget::UploadBudget;
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
 use crate::watch::{NoWatcher, Watcher};
@@ -117,6 +119,8 @@ pub struct Engine {
     deleted: Deleted,
     replay: Replay,
     lives: Option<Lives>,
+    /// What lives work on; they end first.
+    _pools: [Pool; 2],
     _reaper: Reaper,
     runtime: StoreRuntime,
 }
@@ -144,11 +148,14 @@ impl Engine {
         let stop = Stop::default();
         let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), stop.clone());
         runtime.spawn(store.clone().keep_looking());
-        let lives = Lives::start(stop.clone(), Arc::clone(&hooks))?;
+        let lives = Lives::new(runtime.handle().clone());
+        let sealing_pool = Pool::start("seal", limits::SEALS_AT_ONCE)?;
+        let saving_pool = Pool::start("save", limits::SAVING_THREADS)?;
         let (precedence, shared) = (Precedence::default(), Arc::clone(&cache));
         let sealing = Sealing { workers: compare_workers, merge_at_layers };
         let sealer = Sealer::new(shared, fetcher.clone(), domain.clone(), sealing, precedence.clone(), hooks);
-        let requests = Requests { store, runtime: runtime.handle().clone(), stop };
+        let (pool, uploads) = (saving_pool.handle(), UploadBudget::new(limits::UPLOAD_BYTES_MAX));
+        let publisher = Publisher { store, pool, budget: uploads, stop };
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
         let budget = Budget::new(options.capture_bytes_max);
@@ -156,7 +163,8 @@ impl Engine {
             Some(records) => replay(records, &cache, &budget, reaper.handle())?,
             None => Replayed::default(),
         };
-        let background = Arc::new(Background { sealer, requests, records, watcher });
+        let sealing = sealing_pool.handle();
+        let background = Arc::new(Background { sealer, sealing, publisher, records, watcher });
         let rules = PauseRules {
             budget,
             unsealed_max: options.unsealed_max,
@@ -178,6 +186,7 @@ impl Engine {
             deleted: Deleted::new(deleted, origins_may_be_asked),
             replay,
             lives: Some(lives),
+            _pools: [sealing_pool, saving_pool],
             _reaper: reaper,
             runtime,
         };
@@ -238,10 +247,10 @@ impl Engine {
         work: Vec<(Arc<Snapshot>, SnapshotWork)>,
     ) {
         for (snapshot, captures) in seals {
-            self.spawn_life(&snapshot, move |life| life.run(captures));
+            self.begin_life(&snapshot, Beginning::Seal(captures));
         }
         for (snapshot, work) in work {
-            self.spawn_life(&snapshot, move |life| life.carry_on(work));
+            self.begin_life(&snapshot, Beginning::Work(work));
         }
     }
 
@@ -273,7 +282,7 @@ impl Engine {
         let (snapshot, captures) = permit.commit(guest, records)?;
         lock(&self.known).insert(snapshot.id(), Arc::clone(&snapshot));
         self.background.watcher.changed(&snapshot);
-        self.spawn_life(&snapshot, move |life| life.run(captures));
+        self.begin_life(&snapshot, Beginning::Seal(captures));
         Ok(snapshot)
     }
 
@@ -283,7 +292,7 @@ impl Engine {
         if let Some(known) = self.snapshot(id) {
             return known_and_there(known);
         }
-        let Background { requests, records, sealer, .. } = &*self.background;
+        let Background { records, sealer, .. } = &*self.background;
         let _span = tracing::info_span!("open", snapshot = %id).entered();
         let opening = self.openings.begin(id, || sealer.hooks().before_open_waits(id));
         // Others may have opened it meanwhile, and deleted it: from here to its end only this call can open it.
@@ -294,7 +303,7 @@ impl Engine {
             return Err(OpenError::Deleted { snapshot: id });
         }
         let by = (records.as_ref(), sealer.hooks());
-        let opened = open(id, &requests.store, &self.cache, &self.domain, by);
+        let opened = open(id, self.background.store(), &self.cache, &self.domain, by);
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
         lock(&self.known).insert(id, Arc::clone(&snapshot));
         drop(opening);
@@ -349,7 +358,7 @@ impl Engine {
         lock(&self.known).remove(&snapshot.id());
         let work = snapshot.record(SnapshotEvent::Deleted);
         self.background.watcher.changed(snapshot);
-        self.spawn_life(snapshot, move |life| life.carry_on(work));
+        self.begin_life(snapshot, Beginning::Work(work));
         self.deleted.let_go(&self.snapshots());
         Ok(())
     }
@@ -380,7 +389,7 @@ impl Engine {
     /// Tells background work to end. From here on no drop removes anything from the disk or the catalog: sandboxes that
     /// outlive this process need it. Dropping the engine says it too.
     pub fn stop(&self) {
-        self.background.requests.stop.say();
+        self.background.stop().say();
         self.cache.keep_files();
     }
 
@@ -391,7 +400,7 @@ impl Engine {
 
     /// The learner that records the working set of each resume.
     pub fn learner(&self) -> Learner {
-        Learner { store: self.background.requests.store.clone(), runtime: self.runtime.handle().clone() }
+        Learner { store: self.background.store().clone(), runtime: self.runtime.handle().clone() }
     }
 
     /// The pages that guests of a snapshot touch first, as far as this engine has learned them.
@@ -416,28 +425,22 @@ impl Engine {
 
     /// The reason that the store is away, if it is.
     pub fn store_away(&self) -> Option<Away> {
-        self.background.requests.store.away()
+        self.background.store().away()
     }
 
     /// Counts of the bytes moved to and from the store.
     pub fn traffic(&self) -> Traffic {
-        self.background.requests.store.traffic()
+        self.background.store().traffic()
     }
 
-    fn spawn_life(
-        &self,
-        snapshot: &Arc<Snapshot>,
-        work: impl FnOnce(&Life) -> Result<(), Stopped> + Send + 'static,
-    ) {
+    /// Bytes that uploads hold, or may hold, in RAM now.
+    pub fn upload_bytes_held(&self) -> u64 {
+        self.background.publisher.budget.bytes_held()
+    }
+
+    fn begin_life(&self, snapshot: &Arc<Snapshot>, beginning: Beginning) {
         let life = Life { snapshot: Arc::clone(snapshot), background: Arc::clone(&self.background) };
-        snapshot.life_begins();
-        let live = move || {
-            if work(&life).is_ok() {
-                life.snapshot.life_ends();
-            }
-        };
-        let lives = self.lives.as_ref().expect("only drop takes them");
-        lives.begin(Work { snapshot: snapshot.id(), live: Box::new(live) });
+        self.lives.as_ref().expect("only drop takes them").begin(life, beginning);
     }
 }
 

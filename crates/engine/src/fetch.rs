@@ -17,7 +17,7 @@ use crate::object::{FrameError, ObjectTable, StoredObject, decode_frame};
 use crate::single_flight::{Answer, FrameKey, SingleFlight};
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, StoreError};
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, block_on, lock};
 
 pub use crate::single_flight::FrameWaiter;
 
@@ -81,8 +81,8 @@ pub enum FetchError {
 }
 
 impl Fetcher {
-    /// A fetcher that works on `runtime` and reads from `store`. Once `stop` is signalled, no call of [`Self::load`] is
-    /// kept waiting; requests that do not wait are fetched on.
+    /// A fetcher that works on `runtime` and reads from `store`. Once `stop` is signalled, no call of [`Self::bring`]
+    /// is kept waiting; requests that do not wait are fetched on.
     pub fn new(runtime: Handle, store: Store, stop: Stop) -> Self {
         Self(Arc::new(Shared { runtime, store, awaited: SingleFlight::default(), stop }))
     }
@@ -104,15 +104,25 @@ impl Fetcher {
         self.0.awaited.leave(key, waiter);
     }
 
-    /// Waits until a frame is verified, until the first failed try, or until the engine ends. Not for fault threads or async tasks.
-    pub fn load(&self, layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
+    /// Waits until a frame is verified, until the first failed try, or until the engine ends.
+    pub async fn bring(&self, layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
         if layer.is_verified(frame) {
             return Ok(());
         }
         let answer = Arc::new(Answer::default());
         let waiter: Weak<Answer> = Arc::downgrade(&answer);
         self.request(layer, frame, waiter);
-        answer.wait(&self.0.stop).map_err(|reason| FetchError::Failed { layer: layer.id(), frame, reason })
+        let said = self.0.stop.unless_said(answer.said()).await;
+        said.unwrap_or_else(|stopped| Err(stopped.to_string())).map_err(|reason| FetchError::Failed {
+            layer: layer.id(),
+            frame,
+            reason,
+        })
+    }
+
+    /// The same for a thread that may wait: not for fault threads or async tasks.
+    pub fn load(&self, layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
+        block_on(self.bring(layer, frame))
     }
 
     /// Frames being fetched now.

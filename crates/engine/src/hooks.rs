@@ -3,20 +3,19 @@
 use std::fmt::Debug;
 use std::io;
 
+use futures_util::future::{BoxFuture, FutureExt, ready};
+
 use crate::identity::SnapshotId;
 
-/// Called at the named points, on the thread that does the work, with no lock held.
+/// Called at the named points, with no lock held. Where the answer is a future, the work goes on when that is done.
 pub trait Hooks: Debug + Send + Sync {
-    /// Before a snapshot's captured pages are compared; may block for ever.
-    fn before_compare(&self, _snapshot: SnapshotId) {}
+    /// Before a snapshot's captured pages are compared; may take for ever.
+    fn before_compare(&self, _snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        ready(()).boxed()
+    }
 
     /// Before a page of the parent is read for comparison; an error stands for a failed read.
     fn parent_read(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// Before a thread is asked for to save a snapshot on; an error stands for a system that has no thread left.
-    fn before_thread(&self, _snapshot: SnapshotId) -> io::Result<()> {
         Ok(())
     }
 
@@ -27,13 +26,19 @@ pub trait Hooks: Debug + Send + Sync {
     fn before_open_waits(&self, _snapshot: SnapshotId) {}
 
     /// Before a snapshot waits for its parent's manifest.
-    fn before_manifest(&self, _snapshot: SnapshotId) {}
+    fn before_manifest(&self, _snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        ready(()).boxed()
+    }
 
     /// Before a sealed snapshot's manifest goes into the catalog.
-    fn before_record(&self, _snapshot: SnapshotId) {}
+    fn before_record(&self, _snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        ready(()).boxed()
+    }
 
     /// Before the keeper lets go of a sealed snapshot's memory.
-    fn before_forget(&self, _snapshot: SnapshotId) {}
+    fn before_forget(&self, _snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        ready(()).boxed()
+    }
 }
 
 /// No hook at all.

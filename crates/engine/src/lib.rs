@@ -21,6 +21,8 @@ mod catalog_file;
 pub mod catalog;
 pub mod stop;
 pub mod budget;
+pub mod pool;
+pub mod upload_budget;
 pub mod reaper;
 pub mod page_set;
 pub mod ranked_set;

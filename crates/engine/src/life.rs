@@ -1,20 +1,24 @@
-//! The background life of one snapshot: a thread of idle priority that seals it, publishes it and, if it was deleted
-//! on the way, takes it out of the store again. It ends when nothing is left to do, or when the engine ends.
+//! The background life of one snapshot: a task that seals it, publishes it and, if it was deleted on the way, takes it
+//! out of the store again. It ends when nothing is left to do, or when the engine ends.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tracing::Instrument;
 
 use crate::capture::Capture;
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
 use crate::manifest::{LocalManifest, Manifest};
-use crate::publish::{PublishError, Requests, publish};
+use crate::pool::PoolHandle;
+use crate::publish::{PublishError, Publisher};
 use crate::records::Records;
-use crate::seal::{SealError, Sealer};
-use crate::snapshot::Snapshot;
-use crate::stop::Stopped;
-use crate::sync::idle_priority;
+use crate::seal::{NamedParent, Packed, SealError, Sealed, Sealer, is_frozen};
+use crate::snapshot::{SealParts, Snapshot};
+use crate::stop::{Stop, Stopped};
+use crate::store::{Store, StoreError};
+use crate::upload_budget::UploadLease;
 use crate::watch::Watcher;
 use crate::working_sets;
 
@@ -22,103 +26,220 @@ use crate::working_sets;
 #[derive(Debug)]
 pub(crate) struct Background {
     pub(crate) sealer: Sealer,
-    pub(crate) requests: Requests,
+    /// Compares, packs and merges: each piece of work may take seconds.
+    pub(crate) sealing: PoolHandle,
+    pub(crate) publisher: Publisher,
     /// Records of snapshots, if this node has a catalog.
     pub(crate) records: Option<Records>,
     pub(crate) watcher: Arc<dyn Watcher>,
 }
 
-/// One snapshot's way from its capture on.
+impl Background {
+    /// The store.
+    pub(crate) fn store(&self) -> &Store {
+        &self.publisher.store
+    }
+
+    /// The word that ends the work.
+    pub(crate) fn stop(&self) -> &Stop {
+        &self.publisher.stop
+    }
+}
+
+/// The first work of a life.
 #[derive(Debug)]
+pub(crate) enum Beginning {
+    /// Captured memory.
+    Seal(Vec<Arc<Capture>>),
+    /// Work that is left of an earlier life, or asked for by the owner.
+    Work(SnapshotWork),
+}
+
+/// One snapshot's way from its capture on. Clones are of the same one.
+#[derive(Debug, Clone)]
 pub(crate) struct Life {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) background: Arc<Background>,
 }
 
 impl Life {
-    /// Seals and publishes a captured snapshot. Stopped means that the engine ends: what is sealed or published by then
+    /// Does all the work that is left. An engine that ends cuts it short: a snapshot that is sealed or published by then
     /// stays so.
-    pub(crate) fn run(&self, captures: Vec<Arc<Capture>>) -> Result<(), Stopped> {
-        if let Err(error) = idle_priority() {
-            tracing::warn!(%error, "sealing at normal priority");
-        }
-        let _span = tracing::info_span!("save", snapshot = %self.snapshot.id()).entered();
-        let work = self.seal(captures)?;
-        self.carry_on(work)
+    pub(crate) async fn live(self, beginning: Beginning) {
+        let (stop, id) = (self.background.stop(), self.snapshot.id());
+        let span = tracing::info_span!("save", snapshot = %id);
+        let done = async {
+            let work = match beginning {
+                Beginning::Seal(captures) => stop.unless_said(self.seal(captures)).await?,
+                Beginning::Work(work) => work,
+            };
+            self.carry_on(work).await
+        };
+        let is_over = done.instrument(span).await.is_ok();
+        // Where the last share of a deleted snapshot goes, its files do.
+        let saving = self.background.publisher.pool.clone();
+        let end = move || {
+            if is_over {
+                self.snapshot.life_ends();
+            }
+            drop(self);
+        };
+        saving.run(id, end).await;
     }
 
     /// Does `work` and what follows from it.
-    pub(crate) fn carry_on(&self, mut work: SnapshotWork) -> Result<(), Stopped> {
+    pub(crate) async fn carry_on(&self, mut work: SnapshotWork) -> Result<(), Stopped> {
         let mut pause = limits::WORK_RETRY_FIRST;
         loop {
             match work {
                 SnapshotWork::None | SnapshotWork::FreeLayers => return Ok(()),
                 SnapshotWork::Publish => {}
-                SnapshotWork::PublishAgain | SnapshotWork::SealAgain => self.wait(&mut pause)?,
-                SnapshotWork::RemoveFromStore => return self.remove_from_store(),
+                SnapshotWork::PublishAgain | SnapshotWork::SealAgain => self.wait(&mut pause).await?,
+                SnapshotWork::RemoveFromStore => return self.remove_from_store().await,
             }
+            let (manifest, layers) = self.names();
+            let room = self.background.publisher.room(&manifest, &layers).await?;
             // Deleted before this try began: the deleter takes it out of the store, where it must not come back.
             if self.snapshot.state() == SnapshotState::Discarded {
                 return Ok(());
             }
-            work = self.publish()?;
+            work = self.publish(&manifest, &layers, room).await?;
         }
     }
 
     /// Captured memory becomes a layer, then the layer gets a name; each step is tried until it succeeds.
-    pub(crate) fn seal(&self, captures: Vec<Arc<Capture>>) -> Result<SnapshotWork, Stopped> {
-        let _span = tracing::info_span!("seal", snapshot = %self.snapshot.id()).entered();
-        let Background { sealer, requests: Requests { stop, .. }, records, .. } = &*self.background;
-        let keeper = || records.as_ref().and_then(|records| records.keeper().process());
-        let packed = self.until_done(|| sealer.pack(&self.snapshot, &captures, keeper(), stop))?;
-        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper.
-        drop(captures);
-        let sealed = self.until_done(|| sealer.name(&self.snapshot, &packed, stop))?;
-        if let Some(records) = records {
-            self.until_done(|| sealed.write(&self.snapshot, records, sealer.hooks(), stop))?;
-        }
-        let work = sealed.record(&self.snapshot);
-        self.changed();
-        if records.is_some() {
-            sealer.hooks().before_forget(self.snapshot.id());
-            if stop.is_said() {
-                return Err(Stopped);
-            }
-            self.snapshot.forget_kept();
-        }
-        Ok(work)
+    pub(crate) async fn seal(&self, captures: Vec<Arc<Capture>>) -> SnapshotWork {
+        let span = tracing::info_span!("seal", snapshot = %self.snapshot.id());
+        self.sealed_and_recorded(captures).instrument(span).await
     }
 
-    fn until_done<T>(&self, mut attempt: impl FnMut() -> Result<T, SealError>) -> Result<T, Stopped> {
+    async fn sealed_and_recorded(&self, captures: Vec<Arc<Capture>>) -> SnapshotWork {
+        let (hooks, id) = (self.background.sealer.hooks(), self.snapshot.id());
+        let captures: Arc<[Arc<Capture>]> = captures.into();
+        let packed = Arc::new(self.until_done(|| self.pack(&captures)).await);
+        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper.
+        drop(captures);
+        let sealed = Arc::new(self.until_done(|| self.name(&packed)).await);
+        if self.background.records.is_some() {
+            self.until_done(|| self.write(&sealed)).await;
+        }
+        let work = self.save(move |life| sealed.record(&life.snapshot)).await;
+        self.changed();
+        if self.background.records.is_some() {
+            hooks.before_forget(id).await;
+            self.save(|life| life.snapshot.forget_kept()).await;
+        }
+        work
+    }
+
+    async fn until_done<T, F>(&self, mut attempt: impl FnMut() -> F) -> T
+    where
+        F: Future<Output = Result<T, SealError>>,
+    {
         let mut pause = limits::WORK_RETRY_FIRST;
         loop {
-            match attempt() {
-                Ok(done) => return Ok(done),
-                Err(SealError::Stopped(stopped)) => return Err(stopped),
+            match attempt().await {
+                Ok(done) => return done,
                 Err(error) => {
                     tracing::warn!(snapshot = %self.snapshot.id(), %error, "sealing failed, it will be tried again");
                     self.snapshot.record_failure(SnapshotEvent::SealFailed, error.to_string());
                     self.changed();
-                    self.wait(&mut pause)?;
+                    tokio::time::sleep(longer(&mut pause)).await;
                 }
             }
         }
     }
 
-    fn publish(&self) -> Result<SnapshotWork, Stopped> {
-        let Background { requests, records, .. } = &*self.background;
-        let (manifest, layers) = self.names();
+    async fn pack(&self, captures: &Arc<[Arc<Capture>]>) -> Result<Packed, SealError> {
         let id = self.snapshot.id();
-        let _span = tracing::info_span!("publish", snapshot = %id).entered();
-        let done = publish(&manifest, &layers, requests, |publication| match records {
-            Some(records) => records.uploaded(id, &LocalManifest::from(publication)),
+        let mut parts = SealParts::default();
+        let begun = Instant::now();
+        self.until_frozen(captures).await?;
+        parts.proof = begun.elapsed();
+        let frozen_at = Instant::now();
+        self.background.sealer.hooks().before_compare(id).await;
+        let (captures, asked) = (Arc::clone(captures), Instant::now());
+        self.work(move |life| {
+            parts.turn = asked.elapsed();
+            life.background.sealer.pack(&life.snapshot, &captures, frozen_at, parts)
+        })
+        .await
+    }
+
+    /// The proof is asked for until it comes: the VMM was told to end, and takes its time.
+    async fn until_frozen(&self, captures: &[Arc<Capture>]) -> Result<(), SealError> {
+        let (begun, mut pause) = (Instant::now(), limits::FROZEN_ASK_FIRST);
+        for capture in captures {
+            let ask = || {
+                let capture = Arc::clone(capture);
+                self.save(move |life| is_frozen(&capture, life.keeper(), begun.elapsed()))
+            };
+            while !ask().await? {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(limits::FROZEN_ASK_LAST);
+            }
+        }
+        Ok(())
+    }
+
+    /// The process that holds captured memory for this one.
+    fn keeper(&self) -> Option<u32> {
+        self.background.records.as_ref().and_then(|records| records.keeper().process())
+    }
+
+    /// The wait for the parent holds no thread, and the pages that are merged are here before a thread is taken.
+    async fn name(&self, packed: &Arc<Packed>) -> Result<Sealed, SealError> {
+        let (begun, id) = (Instant::now(), self.snapshot.id());
+        self.background.sealer.hooks().before_manifest(id).await;
+        let parent = match self.snapshot.parent() {
+            Some(parent) => Some(self.named_parent(parent).await?),
+            None => None,
+        };
+        let takes_long = parent.as_ref().is_some_and(NamedParent::is_merged);
+        let packed = Arc::clone(packed);
+        let name =
+            move |life: &Self| life.background.sealer.name(&life.snapshot, &packed, parent.as_ref(), begun);
+        if takes_long { self.work(name).await } else { self.save(name).await }
+    }
+
+    async fn named_parent(&self, parent: Arc<Snapshot>) -> Result<NamedParent, SealError> {
+        let names = parent.manifest().await;
+        let (of, its) = (Arc::clone(&parent), Arc::clone(&names));
+        let merges = self.save(move |life| life.background.sealer.plan_merges(&of, &its)).await;
+        self.background.sealer.bring(parent, names, merges).await
+    }
+
+    async fn write(&self, sealed: &Arc<Sealed>) -> Result<(), SealError> {
+        self.background.sealer.hooks().before_record(self.snapshot.id()).await;
+        let sealed = Arc::clone(sealed);
+        self.save(move |life| match &life.background.records {
+            Some(records) => sealed.write(&life.snapshot, records),
             None => Ok(()),
-        });
-        let recorded = done.and_then(|()| match records {
-            Some(records) => Ok(records.published(id, self.snapshot.seal_facts())?),
-            None => Ok(()),
-        });
-        let work = match recorded {
+        })
+        .await
+    }
+
+    /// Does a piece of work that may take seconds.
+    async fn work<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        let life = self.clone();
+        self.background.sealing.run(self.snapshot.id(), move || work(&life)).await
+    }
+
+    /// Does a short piece of work that may wait for the disk or for the keeper.
+    async fn save<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        let life = self.clone();
+        self.background.publisher.pool.run(self.snapshot.id(), move || work(&life)).await
+    }
+
+    async fn publish(
+        &self,
+        manifest: &Manifest,
+        layers: &[Arc<Layer>],
+        room: UploadLease,
+    ) -> Result<SnapshotWork, Stopped> {
+        let id = self.snapshot.id();
+        let span = tracing::info_span!("publish", snapshot = %id);
+        let work = match self.publish_and_record(manifest, layers, room).instrument(span).await {
             Ok(()) => self.snapshot.record(SnapshotEvent::PublishSucceeded),
             Err(PublishError::Stopped(stopped)) => return Err(stopped),
             Err(error) => {
@@ -128,16 +249,31 @@ impl Life {
         };
         self.changed();
         if self.snapshot.is_published() {
-            self.publish_working_set()?;
+            // A working set that was recorded before anything was in the store is no part of the snapshot: if it cannot
+            // be put there now, a later resume tries again.
+            let put = working_sets::publish(&self.snapshot, self.background.store());
+            self.background.stop().unless_said(put).await?;
         }
         Ok(work)
     }
 
-    /// Publishes a working set that was recorded before anything was in the store. It is no part of the snapshot: if it
-    /// cannot be put there now, a later resume tries again.
-    fn publish_working_set(&self) -> Result<(), Stopped> {
-        let requests = &self.background.requests;
-        requests.wait(working_sets::publish(&self.snapshot, &requests.store))
+    async fn publish_and_record(
+        &self,
+        manifest: &Manifest,
+        layers: &[Arc<Layer>],
+        room: UploadLease,
+    ) -> Result<(), PublishError> {
+        let (id, records) = (self.snapshot.id(), self.background.records.clone());
+        let uploaded = move |publication: &_| match records {
+            Some(records) => records.uploaded(id, &LocalManifest::from(publication)),
+            None => Ok(()),
+        };
+        self.background.publisher.publish(manifest, layers, room, uploaded).await?;
+        let record = self.save(|life| match &life.background.records {
+            Some(records) => records.published(life.snapshot.id(), life.snapshot.seal_facts()),
+            None => Ok(()),
+        });
+        Ok(self.background.stop().unless_said(record).await??)
     }
 
     fn changed(&self) {
@@ -149,25 +285,32 @@ impl Life {
         (manifest, self.snapshot.memory().load().layers().to_vec())
     }
 
-    fn remove_from_store(&self) -> Result<(), Stopped> {
+    async fn remove_from_store(&self) -> Result<(), Stopped> {
         let mut pause = limits::WORK_RETRY_FIRST;
-        let (requests, id) = (&self.background.requests, self.snapshot.id());
-        let delete = async || {
-            requests.store.delete_manifest(id).await?;
-            requests.store.delete_working_sets(id).await
-        };
-        while let Err(error) = requests.wait(delete())? {
+        let id = self.snapshot.id();
+        while let Err(error) = self.background.stop().unless_said(self.delete()).await? {
             tracing::warn!(snapshot = %id, %error, "deleting failed, it will be tried again");
-            self.wait(&mut pause)?;
+            self.wait(&mut pause).await?;
         }
         Ok(())
     }
 
-    fn wait(&self, pause: &mut Duration) -> Result<(), Stopped> {
-        self.background.requests.stop.wait(*pause)?;
-        *pause = (*pause * 2).min(limits::WORK_RETRY_LAST);
-        Ok(())
+    async fn delete(&self) -> Result<(), StoreError> {
+        let (store, id) = (self.background.store(), self.snapshot.id());
+        store.delete_manifest(id).await?;
+        store.delete_working_sets(id).await
     }
+
+    async fn wait(&self, pause: &mut Duration) -> Result<(), Stopped> {
+        self.background.stop().wait(longer(pause)).await
+    }
+}
+
+/// A pause before a try, and a longer one for the next.
+fn longer(pause: &mut Duration) -> Duration {
+    let now = *pause;
+    *pause = (now * 2).min(limits::WORK_RETRY_LAST);
+    now
 }
 
 #[cfg(all(test, not(shuttle)))]
@@ -181,11 +324,11 @@ mod tests {
     use crate::identity::{Domain, SnapshotId, VolumeName};
     use crate::manifest::{SnapshotFacts, VolumeShape};
     use crate::page_map::PageMap;
+    use crate::pool::Pool;
     use crate::precedence::Precedence;
     use crate::seal::Sealing;
     use crate::snapshot::{SealParts, SnapshotParts, Volume};
-    use crate::stop::Stop;
-    use crate::store::Store;
+    use crate::upload_budget::UploadBudget;
     use crate::view::{LiveView, View};
     use crate::watch::NoWatcher;
     use rekindle_kernel::PageKind;
@@ -221,14 +364,20 @@ mod tests {
         let sealing = Sealing { workers: 1, merge_at_layers: limits::MERGE_AT_LAYERS };
         let sealer =
             Sealer::new(cache, fetcher, Domain::shared(), sealing, Precedence::default(), Arc::new(NoHooks));
-        let requests =
-            Requests { store: store.clone(), runtime: runtime.handle().clone(), stop: Stop::default() };
+        let pool = Pool::start("saving", 1).expect("a thread");
+        let publisher = Publisher {
+            store: store.clone(),
+            pool: pool.handle(),
+            budget: UploadBudget::new(limits::UPLOAD_BYTES_MAX),
+            stop: Stop::default(),
+        };
+        let watcher = Arc::new(NoWatcher);
         let background =
-            Arc::new(Background { sealer, requests, records: None, watcher: Arc::new(NoWatcher) });
+            Arc::new(Background { sealer, sealing: pool.handle(), publisher, records: None, watcher });
         let life = Life { snapshot: Arc::new(sealed()), background };
         let again = life.snapshot.record(SnapshotEvent::PublishFailed);
         life.snapshot.record(SnapshotEvent::Deleted);
-        assert_eq!(life.carry_on(again), Ok(()));
+        assert_eq!(runtime.block_on(life.carry_on(again)), Ok(()));
         assert_eq!(store.traffic().sent_bytes, 0);
     }
 }

@@ -146,8 +146,11 @@ pub const GIVE_WAY_MAX: Duration = Duration::from_millis(200);
 /// Time of a guest's first steps after it was brought up; seals give way to these as well.
 pub const FIRST_STEPS: Duration = Duration::from_millis(20);
 
-/// Seals that compare and pack at once, at idle priority.
+/// Seals that compare and pack at once: threads of idle priority.
 pub const SEALS_AT_ONCE: usize = 2;
+
+/// Threads of idle priority that do the short work of saving: compressing a part of an upload, writing a record.
+pub const SAVING_THREADS: usize = 2;
 
 /// Bytes of a stored layer that is fetched whole with its table: one request instead of two or more.
 pub const OBJECT_FETCHED_WHOLE_BYTES_MAX: u64 = 1 << 20;
@@ -160,6 +163,21 @@ pub const UPLOAD_PART_BYTES: usize = 8 << 20;
 
 /// Parts of an upload under way at once.
 pub const UPLOAD_PARTS_AT_ONCE: usize = 4;
+
+/// Bytes that the upload of one layer holds at most: the parts under way, one being filled and one being compressed.
+pub const UPLOAD_HELD_BYTES_MAX: u64 = 48 << 20;
+
+/// Bytes that an upload counts as at least, which bounds how many small ones are under way at once.
+pub const UPLOAD_LEASE_BYTES_MIN: u64 = 4 << 20;
+
+/// Bytes that all uploads together may hold: four large ones or 48 small ones at once.
+pub const UPLOAD_BYTES_MAX: u64 = 192 << 20;
+
+/// Bytes of an encoded manifest for each run of its page maps, at most.
+pub const MANIFEST_RUN_BYTES: u64 = 12;
+
+/// How long an upload that failed may take to remove its parts from the store.
+pub const UPLOAD_ABORT_WAIT: Duration = Duration::from_secs(1);
 
 /// Threads that carry requests to the store.
 pub const RUNTIME_THREADS: usize = 2;
@@ -175,9 +193,6 @@ pub const RUNTIME_END: Duration = Duration::from_secs(5);
 
 /// How long the source of a page may be without an answer before the guest that waits for the page is called stalled.
 pub const SOURCE_SILENT: Duration = Duration::from_secs(2);
-
-/// Pause before a thread is asked for again that the system did not have.
-pub const THREAD_RETRY: Duration = Duration::from_millis(200);
 
 /// Pause before a failed seal or publish is tried again, the first time.
 pub const WORK_RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -197,9 +212,6 @@ pub const FROZEN_WAIT: Duration = Duration::from_secs(3);
 
 /// Bytes of the catalog that stay in memory: records are small, and manifests are read at the start.
 pub const CATALOG_CACHE_BYTES: usize = 16 << 20;
-
-/// Longest time until waiting background work notices that the engine ends.
-pub const STOP_HEARD_WITHIN: Duration = Duration::from_millis(100);
 
 /// Bytes of RAM that captures may hold together where nothing else is said.
 pub const CAPTURE_BYTES_DEFAULT: u64 = 64 << 30;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::cache::Cache;
 use crate::fetch::Fetcher;
+use crate::frame::{FRAME_PAGES, FrameNumber, frame_of};
 use crate::identity::Domain;
 use crate::layer::Layer;
 use crate::limits;
@@ -12,7 +13,7 @@ use crate::pack::{PackError, pack_pages};
 use crate::page_map::{LayerSlot, PageMap, Place};
 use crate::page_set::PageSet;
 use crate::read_plan::ReadPlan;
-use crate::view::LiveView;
+use crate::view::{LiveView, PieceSource};
 
 /// The layers of each volume that are to become one, chosen over the whole manifest; none of a volume that gives no room.
 ///
@@ -89,6 +90,35 @@ fn layers_after(merging: &[VolumeMerge]) -> usize {
     let left = merging.iter().flat_map(|volume| &volume.layers[volume.taken..]);
     let left: HashSet<LayerSlot> = left.map(|(_, slot)| *slot).collect();
     left.len() + merging.iter().filter(|volume| volume.taken > 0).count()
+}
+
+/// The frames that merging these layers of a volume reads and that are not verified on this node.
+pub(crate) fn frames_to_bring(
+    map: &PageMap,
+    view: &LiveView,
+    slots: &[LayerSlot],
+) -> Vec<(Arc<Layer>, FrameNumber)> {
+    let mut frames: Vec<(Arc<Layer>, FrameNumber)> = Vec::new();
+    for run in pages_in(map, slots).runs() {
+        let mut left = run;
+        while !left.is_empty() {
+            let piece = view.piece_at(left.start(), left.count());
+            left = left.after(piece.pages.count());
+            let PieceSource::Layer(layer, first) = &piece.source else { continue };
+            let mut done = layer.verified_run(*first, piece.pages.count());
+            while done < piece.pages.count() {
+                let page = first.plus(done);
+                let frame = frame_of(page);
+                let is_last =
+                    |(last, known): &(Arc<Layer>, FrameNumber)| *known == frame && last.id() == layer.id();
+                if !frames.last().is_some_and(is_last) {
+                    frames.push((Arc::clone(layer), frame));
+                }
+                done += FRAME_PAGES - page.number() % FRAME_PAGES;
+            }
+        }
+    }
+    frames
 }
 
 /// Packs the live pages of these layers of a volume as one; `view` reads the pages of `map`.

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::runtime::Handle;
 
 use crate::catalog::CatalogError;
 use crate::frame::FrameNumber;
-use crate::geometry::u64_of;
+use crate::geometry::{bytes_of_pages, u64_of};
 use crate::identity::SnapshotId;
 use crate::layer::{Layer, LayerError};
+use crate::limits;
 use crate::manifest::{Manifest, ObjectName, Publication, StoredLayer};
 use crate::object::{ObjectTable, encode_frame};
+use crate::pool::PoolHandle;
 use crate::stop::{Stop, Stopped};
 use crate::store::{LayerUpload, Store, StoreError};
+use crate::upload_budget::{UploadBudget, UploadLease};
 
 /// Reason that a snapshot was not published; the objects uploaded so far stay and are not uploaded again.
 #[derive(Debug, thiserror::Error)]
@@ -40,68 +42,174 @@ pub enum PublishError {
     Stopped(#[from] Stopped),
 }
 
-/// The store, and how requests to it are made from a thread that may wait.
+/// Publishes snapshots, as tasks that share a budget.
 #[derive(Debug)]
-pub struct Requests {
+pub struct Publisher {
     /// The store.
     pub store: Store,
-    /// Runtime on which requests run.
-    pub runtime: Handle,
-    /// Ends the wait for an answer.
+    /// Compresses frames and encodes manifests.
+    pub pool: PoolHandle,
+    /// Bytes that all uploads together may hold.
+    pub budget: UploadBudget,
+    /// Cuts uploads short.
     pub stop: Stop,
 }
 
-impl Requests {
-    /// Waits for a request's answer, unless the engine ends.
-    pub fn wait<T>(&self, request: impl Future<Output = T>) -> Result<T, Stopped> {
-        self.runtime.block_on(self.stop.unless_said(request))
+impl Publisher {
+    /// Waits for as many bytes as publishing `manifest` holds at one moment. Older snapshots go first.
+    pub async fn room(&self, manifest: &Manifest, layers: &[Arc<Layer>]) -> Result<UploadLease, Stopped> {
+        let bytes = bytes_held_by(manifest, layers);
+        self.stop.unless_said(self.budget.lease(manifest.snapshot(), bytes)).await
     }
-}
 
-/// Publishes `manifest`, whose layers are `layers` in its order. `uploaded` is told where they are before the manifest
-/// is put. Encoding runs on the calling thread, which is to be one of idle priority.
-pub fn publish(
-    manifest: &Manifest,
-    layers: &[Arc<Layer>],
-    requests: &Requests,
-    uploaded: impl FnOnce(&Publication) -> Result<(), CatalogError>,
-) -> Result<(), PublishError> {
-    let publisher = manifest.snapshot();
-    for layer in layers {
-        upload_unless_stored(layer, None, publisher, requests)?;
-    }
-    // After the last upload: the store may have been another one meanwhile.
-    if upload_missing(layers, publisher, requests)? {
+    /// Publishes `manifest`, whose layers are `layers` in its order, within `room`. `uploaded` is told where they are,
+    /// on the pool, before the manifest is put.
+    pub async fn publish(
+        &self,
+        manifest: &Manifest,
+        layers: &[Arc<Layer>],
+        room: UploadLease,
+        uploaded: impl FnOnce(&Publication) -> Result<(), CatalogError> + Send + 'static,
+    ) -> Result<(), PublishError> {
+        let id = manifest.snapshot();
+        let mut room = Some(room);
         for layer in layers {
-            if let Some(missing) = missing(layer, requests)? {
-                return Err(missing.error.into());
+            self.upload_unless_stored(layer, None, id).await?;
+        }
+        // After the last upload: the store may have been another one meanwhile.
+        if self.upload_missing(layers, id, &mut room).await? {
+            for layer in layers {
+                if let Some(missing) = self.missing(layer).await? {
+                    return Err(missing.error.into());
+                }
+            }
+        }
+        let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
+        let publication = Publication::new(manifest.clone(), stored.collect());
+        self.stop.unless_said(self.commit(publication, uploaded)).await??;
+        drop(room);
+        Ok(())
+    }
+
+    /// Puts the manifest.
+    async fn commit(
+        &self,
+        publication: Publication,
+        uploaded: impl FnOnce(&Publication) -> Result<(), CatalogError> + Send + 'static,
+    ) -> Result<(), PublishError> {
+        let id = publication.manifest().snapshot();
+        let encode = move || {
+            uploaded(&publication)?;
+            Ok::<_, CatalogError>(Bytes::from(publication.encode()))
+        };
+        let bytes = self.pool.run(id, encode).await?;
+        Ok(self.store.put_manifest(id, bytes).await?)
+    }
+
+    /// Uploads a layer of which no object is known but the one that is `gone`.
+    async fn upload_unless_stored(
+        &self,
+        layer: &Arc<Layer>,
+        gone: Option<ObjectName>,
+        publisher: SnapshotId,
+    ) -> Result<(), PublishError> {
+        let turn = self.stop.unless_said(layer.upload_turn()).await?;
+        // Others may have uploaded it while this waited for its turn.
+        if layer.stored_at().map(|stored| stored.object) == gone {
+            layer.add_stored(self.upload(layer, publisher).await?);
+            if let Some(gone) = gone {
+                layer.note_gone(gone);
+            }
+        }
+        drop(turn);
+        Ok(())
+    }
+
+    /// The last known object of a layer, if not even that is in the store.
+    async fn missing(&self, layer: &Layer) -> Result<Option<Missing>, PublishError> {
+        loop {
+            let object = layer.stored_at().expect("it was uploaded").object;
+            match self.stop.unless_said(self.store.see_layer(layer.id(), &object)).await? {
+                Ok(()) => return Ok(None),
+                Err(error @ StoreError::NotFound(_)) => {
+                    layer.note_gone(object);
+                    if layer.stored_at().is_some_and(|stored| stored.object == object) {
+                        return Ok(Some(Missing { object, error }));
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
         }
     }
-    let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
-    let publication = Publication::new(manifest.clone(), stored.collect());
-    uploaded(&publication)?;
-    let bytes = Bytes::from(publication.encode());
-    Ok(requests.wait(requests.store.put_manifest(manifest.snapshot(), bytes))??)
-}
 
-/// Uploads a layer of which no object is known but the one that is `gone`.
-fn upload_unless_stored(
-    layer: &Layer,
-    gone: Option<ObjectName>,
-    publisher: SnapshotId,
-    requests: &Requests,
-) -> Result<(), PublishError> {
-    let turn = requests.wait(layer.upload_turn())?;
-    // Others may have uploaded it while this waited for its turn.
-    if layer.stored_at().map(|stored| stored.object) == gone {
-        layer.add_stored(upload(layer, publisher, requests)?);
-        if let Some(gone) = gone {
-            layer.note_gone(gone);
+    /// Uploads every layer again whose objects are gone from the store; whether there was one. The bytes for that are
+    /// lent anew: `room` is for the uploads that were known of.
+    async fn upload_missing(
+        &self,
+        layers: &[Arc<Layer>],
+        publisher: SnapshotId,
+        room: &mut Option<UploadLease>,
+    ) -> Result<bool, PublishError> {
+        let mut was_missing = false;
+        for layer in layers {
+            let Some(Missing { object, error }) = self.missing(layer).await? else { continue };
+            if !layer.may_be_whole() {
+                return Err(PublishError::Gone(error));
+            }
+            tracing::warn!(%error, "a layer's object is gone; the layer is uploaded again");
+            // Given back before more is asked for: nobody waits for bytes while holding some.
+            drop(room.take());
+            *room =
+                Some(self.stop.unless_said(self.budget.lease(publisher, bytes_held_by_upload(layer))).await?);
+            match self.upload_unless_stored(layer, Some(object), publisher).await {
+                Err(PublishError::Layer(LayerError::Digest { .. })) => return Err(PublishError::Gone(error)),
+                uploaded => uploaded?,
+            }
+            was_missing = true;
+        }
+        Ok(was_missing)
+    }
+
+    async fn upload(&self, layer: &Arc<Layer>, publisher: SnapshotId) -> Result<StoredLayer, PublishError> {
+        let object = ObjectName::new(publisher);
+        let mut upload = self.stop.unless_said(self.store.begin_layer(layer.id(), &object)).await??;
+        let written = self.stop.unless_said(self.write_object(layer, publisher, &mut upload)).await;
+        match written.map_err(PublishError::from).flatten() {
+            Ok(table) => {
+                self.stop.unless_said(upload.finish()).await??;
+                let WrittenTable { table_digest, table_bytes, object_bytes } = table;
+                Ok(StoredLayer { object, table_digest, table_bytes, object_bytes })
+            }
+            Err(error) => {
+                upload.abort().await;
+                Err(error)
+            }
         }
     }
-    drop(turn);
-    Ok(())
+
+    /// Compresses a few frames at a time, and gives them to the upload.
+    async fn write_object(
+        &self,
+        layer: &Arc<Layer>,
+        publisher: SnapshotId,
+        upload: &mut LayerUpload,
+    ) -> Result<WrittenTable, PublishError> {
+        let frames =
+            layer.index().expect("a layer that is not stored was packed here, with its index").frames();
+        let mut lengths = Vec::with_capacity(frames);
+        while lengths.len() < frames {
+            let (layer, first) = (Arc::clone(layer), lengths.len());
+            let encoded = self.pool.run(publisher, move || encode_from(&layer, first)).await?;
+            lengths.extend(encoded.iter().map(|frame| u64_of(frame.len())));
+            for frame in encoded {
+                upload.write(frame).await?;
+            }
+        }
+        let layer = Arc::clone(layer);
+        let (table, encoded) = self.pool.run(publisher, move || encode_table(&layer, &lengths)).await;
+        upload.write(encoded).await?;
+        Ok(table)
+    }
 }
 
 /// An object of a layer that is not in the store.
@@ -110,76 +218,51 @@ struct Missing {
     error: StoreError,
 }
 
-/// The last known object of a layer, if not even that is in the store.
-fn missing(layer: &Layer, requests: &Requests) -> Result<Option<Missing>, PublishError> {
-    loop {
-        let object = layer.stored_at().expect("it was uploaded").object;
-        match requests.wait(requests.store.see_layer(layer.id(), &object))? {
-            Ok(()) => return Ok(None),
-            Err(error @ StoreError::NotFound(_)) => {
-                layer.note_gone(object);
-                if layer.stored_at().is_some_and(|stored| stored.object == object) {
-                    return Ok(Some(Missing { object, error }));
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+/// The table at the end of an object that is being written.
+struct WrittenTable {
+    table_digest: [u8; 32],
+    table_bytes: u64,
+    object_bytes: u64,
 }
 
-/// Uploads every layer again whose objects are gone from the store; whether there was one.
-fn upload_missing(
-    layers: &[Arc<Layer>],
-    publisher: SnapshotId,
-    requests: &Requests,
-) -> Result<bool, PublishError> {
-    let mut was_missing = false;
-    for layer in layers {
-        let Some(Missing { object, error }) = missing(layer, requests)? else { continue };
-        if !layer.may_be_whole() {
-            return Err(PublishError::Gone(error));
-        }
-        tracing::warn!(%error, "a layer's object is gone; the layer is uploaded again");
-        match upload_unless_stored(layer, Some(object), publisher, requests) {
-            Err(PublishError::Layer(LayerError::Digest { .. })) => return Err(PublishError::Gone(error)),
-            uploaded => uploaded?,
-        }
-        was_missing = true;
-    }
-    Ok(was_missing)
+/// Bytes that publishing `manifest` holds at most at one moment, other uploads of the same layers not counted.
+fn bytes_held_by(manifest: &Manifest, layers: &[Arc<Layer>]) -> u64 {
+    let unstored = layers.iter().filter(|layer| layer.stored().is_none());
+    let parts = unstored.map(|layer| bytes_held_by_upload(layer)).max().unwrap_or_default();
+    let blobs: usize = manifest.blobs().values().map(Bytes::len).sum();
+    let encoded = u64_of(blobs) + limits::MANIFEST_RUN_BYTES * manifest.runs_count();
+    parts.max(encoded).max(limits::UPLOAD_LEASE_BYTES_MIN)
 }
 
-fn upload(layer: &Layer, publisher: SnapshotId, requests: &Requests) -> Result<StoredLayer, PublishError> {
-    let object = ObjectName::new(publisher);
-    let mut upload = requests.wait(requests.store.begin_layer(layer.id(), &object))??;
-    match write_object(layer, &mut upload, requests) {
-        Ok((table_digest, table_bytes, object_bytes)) => {
-            requests.wait(upload.finish())??;
-            Ok(StoredLayer { object, table_digest, table_bytes, object_bytes })
-        }
-        Err(error) => {
-            requests.wait(upload.abort())?;
-            Err(error)
-        }
-    }
+/// Bytes that uploading a layer holds at most at one moment.
+fn bytes_held_by_upload(layer: &Layer) -> u64 {
+    bytes_of_pages(layer.pages()).clamp(limits::UPLOAD_LEASE_BYTES_MIN, limits::UPLOAD_HELD_BYTES_MAX)
 }
 
-fn write_object(
-    layer: &Layer,
-    upload: &mut LayerUpload,
-    requests: &Requests,
-) -> Result<([u8; 32], u64, u64), PublishError> {
-    let index = layer.index().expect("a layer that is not stored was packed here, with its index").clone();
-    let mut lengths = Vec::with_capacity(index.frames());
-    for number in 0..index.frames() {
-        let encoded = encode_frame(&layer.read_frame(FrameNumber::new(number))?)?;
-        lengths.push(u64_of(encoded.len()));
-        requests.wait(upload.write(Bytes::from(encoded)))??;
+/// The frames from `first` on that fill a part of an upload together, compressed.
+fn encode_from(layer: &Layer, first: usize) -> Result<Vec<Bytes>, PublishError> {
+    let frames = layer.index().map_or(0, |index| index.frames());
+    let (mut encoded, mut bytes) = (Vec::new(), 0);
+    for number in first..frames {
+        let frame = encode_frame(&layer.read_frame(FrameNumber::new(number))?)?;
+        bytes += frame.len();
+        encoded.push(Bytes::from(frame));
+        if bytes >= limits::UPLOAD_PART_BYTES {
+            break;
+        }
     }
-    let table = ObjectTable::new(index, &lengths);
+    Ok(encoded)
+}
+
+fn encode_table(layer: &Layer, lengths: &[u64]) -> (WrittenTable, Bytes) {
+    let index = layer.index().expect("its frames were compressed by it").clone();
+    let table = ObjectTable::new(index, lengths);
     let bytes = table.encode();
-    let digest = *blake3::hash(&bytes).as_bytes();
-    let (table_bytes, frames_bytes) = (u64_of(bytes.len()), table.frames_bytes());
-    requests.wait(upload.write(Bytes::from(bytes)))??;
-    Ok((digest, table_bytes, frames_bytes + table_bytes))
+    let table_bytes = u64_of(bytes.len());
+    let written = WrittenTable {
+        table_digest: *blake3::hash(&bytes).as_bytes(),
+        table_bytes,
+        object_bytes: table.frames_bytes() + table_bytes,
+    };
+    (written, Bytes::from(bytes))
 }

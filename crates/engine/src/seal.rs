@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use rekindle_kernel::{Holder, Holding};
 
-use crate::budget::{Budget, Lease};
 use crate::cache::Cache;
 use crate::capture::{Capture, Proven};
 use crate::catalog::CatalogError;
 use crate::compare::{PageClasses, compare};
-use crate::fetch::Fetcher;
-use crate::geometry::u64_of;
+use crate::fetch::{FetchError, Fetcher};
+use crate::frame::FrameNumber;
 use crate::hooks::Hooks;
 use crate::identity::{Domain, LayerId, VolumeName};
 use crate::layer::Layer;
@@ -23,14 +22,14 @@ use crate::limits;
 use crate::manifest::{
     LayerName, LocalManifest, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape,
 };
-use crate::merge::{merge, slots_to_merge};
+use crate::merge::{frames_to_bring, merge, slots_to_merge};
 use crate::pack::{PackError, pack};
+use crate::page_map::LayerSlot;
 use crate::page_set::PageSet;
 use crate::precedence::{Courtesy, Precedence};
 use crate::records::Records;
 use crate::snapshot::{SealParts, Snapshot, Volume};
 use crate::snapshot_record::SealFacts;
-use crate::stop::{Stop, Stopped};
 use crate::view::{PackedPages, View};
 
 /// Tools and rules of all seals.
@@ -42,8 +41,6 @@ pub(crate) struct Sealer {
     sealing: Sealing,
     precedence: Precedence,
     hooks: Arc<dyn Hooks>,
-    /// One turn per seal that compares and packs.
-    turns: Budget,
 }
 
 /// Rules of all seals.
@@ -58,8 +55,6 @@ pub(crate) struct Sealing {
 /// Reason that a step of a seal did not succeed; nothing is lost by it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SealError {
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
     #[error("asking the kernel for the proof that the captured memory is not written any more: {0}")]
     Proof(io::Error),
     #[error(
@@ -74,6 +69,8 @@ pub(crate) enum SealError {
     Compare(#[from] rekindle_kernel::LostBytes),
     #[error("packing: {0}")]
     Pack(#[from] PackError),
+    #[error("fetching pages to merge: {0}")]
+    Merge(#[from] FetchError),
     #[error("naming: {0}")]
     Manifest(#[from] ManifestError),
     #[error("recording: {0}")]
@@ -89,7 +86,25 @@ pub(crate) struct Packed {
     parts: SealParts,
 }
 
+/// The parent that a snapshot is named on top of.
+#[derive(Debug)]
+pub(crate) struct NamedParent {
+    snapshot: Arc<Snapshot>,
+    names: Arc<Manifest>,
+    merges: Merges,
+}
+
+/// The layers of a parent that are to be merged, of which there are too many otherwise.
+#[derive(Debug)]
+pub(crate) struct Merges {
+    /// Of each volume.
+    slots: Vec<Vec<LayerSlot>>,
+    /// The frames that this reads and that are not on this node.
+    frames: Vec<(Arc<Layer>, FrameNumber)>,
+}
+
 /// A snapshot's manifest, which its views are flat by already.
+#[derive(Debug)]
 #[must_use = "a sealed snapshot is to be recorded"]
 pub(crate) struct Sealed {
     manifest: Arc<Manifest>,
@@ -106,8 +121,7 @@ impl Sealer {
         precedence: Precedence,
         hooks: Arc<dyn Hooks>,
     ) -> Self {
-        let turns = Budget::new(u64_of(limits::SEALS_AT_ONCE));
-        Self { cache, fetcher, domain, sealing, precedence, hooks, turns }
+        Self { cache, fetcher, domain, sealing, precedence, hooks }
     }
 
     /// Points at which tests can stop a seal.
@@ -115,19 +129,15 @@ impl Sealer {
         &*self.hooks
     }
 
-    /// Compares and packs every volume and puts the layers into the views.
+    /// Compares and packs every volume and puts the layers into the views. The captures are frozen; `parts` has the time
+    /// that went until now.
     pub(crate) fn pack(
         &self,
         snapshot: &Snapshot,
         captures: &[Arc<Capture>],
-        keeper: Option<u32>,
-        stop: &Stop,
+        frozen_at: Instant,
+        mut parts: SealParts,
     ) -> Result<Packed, SealError> {
-        let mut parts = SealParts::default();
-        timed("prove frozen", &mut parts.proof, || wait_until_frozen(captures, keeper, stop))?;
-        let frozen_at = Instant::now();
-        self.hooks.before_compare(snapshot.id());
-        let turn = timed("wait for turn", &mut parts.turn, || self.wait_for_turn(stop))?;
         let courtesy = Courtesy::new(&self.precedence);
         let parent = snapshot.parent();
         let mut classes = PageClasses::default();
@@ -145,87 +155,107 @@ impl Sealer {
             volume.view.improve(&captured, View::packed(packed.clone(), base));
             volumes.push(packed);
         }
-        drop(turn);
         snapshot.record_classes(classes);
         Ok(Packed { volumes, frozen_at, parts })
     }
 
-    /// Waits for the parent's manifest, puts this snapshot's layers on top of it, and flattens the views.
+    /// Decides which layers of a parent are merged under its child.
+    pub(crate) fn plan_merges(&self, parent: &Snapshot, names: &Manifest) -> Merges {
+        let maps: Vec<_> = names.volumes().iter().map(|named| &named.map).collect();
+        let slots = slots_to_merge(&maps, self.sealing.merge_at_layers);
+        let volumes = parent.volumes().iter().zip(maps).zip(&slots);
+        let frames =
+            volumes.flat_map(|((volume, map), slots)| frames_to_bring(map, &volume.view, slots)).collect();
+        Merges { slots, frames }
+    }
+
+    /// Brings the pages onto this node that are merged, so that the merge itself waits for nothing outside. Where they
+    /// cannot be had, merging can wait for another pause, as long as there is room for more layers.
+    pub(crate) async fn bring(
+        &self,
+        snapshot: Arc<Snapshot>,
+        names: Arc<Manifest>,
+        mut merges: Merges,
+    ) -> Result<NamedParent, SealError> {
+        for (layer, frame) in std::mem::take(&mut merges.frames) {
+            if let Err(error) = self.fetcher.bring(&layer, frame).await {
+                let (layers, volumes) = (names.layers().len(), names.volumes().len());
+                if layers + volumes > limits::MANIFEST_LAYERS_MAX {
+                    return Err(error.into());
+                }
+                tracing::warn!(snapshot = %snapshot.id(), layers, %error, "layers are not merged now");
+                merges.slots.iter_mut().for_each(Vec::clear);
+                break;
+            }
+        }
+        Ok(NamedParent { snapshot, names, merges })
+    }
+
+    /// Puts this snapshot's layers on top of its parent's manifest, and flattens the views. Naming began at `begun`,
+    /// with the wait for the parent.
     pub(crate) fn name(
         &self,
         snapshot: &Snapshot,
         packed: &Packed,
-        stop: &Stop,
+        parent: Option<&NamedParent>,
+        begun: Instant,
     ) -> Result<Sealed, SealError> {
-        self.hooks.before_manifest(snapshot.id());
-        let mut parts = packed.parts;
-        let sealed = timed("name", &mut parts.name, || self.overlay(snapshot, packed, stop))?;
+        let sealed = self.overlay(snapshot, packed, parent)?;
+        let parts = SealParts { name: begun.elapsed(), ..packed.parts };
         Ok(Sealed { parts, ..sealed })
     }
 
-    fn overlay(&self, snapshot: &Snapshot, packed: &Packed, stop: &Stop) -> Result<Sealed, SealError> {
-        let Some(parent) = snapshot.parent() else {
+    fn overlay(
+        &self,
+        snapshot: &Snapshot,
+        packed: &Packed,
+        parent: Option<&NamedParent>,
+    ) -> Result<Sealed, SealError> {
+        let Some(NamedParent { snapshot: parent, names, merges }) = parent else {
             let changes = own_changes(snapshot, packed);
             let manifest = Manifest::first(facts(snapshot), shapes(snapshot), &borrowed(&changes))?;
             return Ok(flatten(snapshot, manifest, packed, &[], &[]));
         };
-        let names = parent.wait_manifest_or_stop(stop)?;
-        let merged = self.merge(&parent, &names)?;
+        let merged = self.merge(parent, names, &merges.slots)?;
         let mut changes = merged_changes(snapshot, &merged);
         changes.extend(own_changes(snapshot, packed));
         let manifest = names.overlay(facts(snapshot), &borrowed(&changes))?;
         Ok(flatten(snapshot, manifest, packed, &merged, parent.memory().load().layers()))
     }
 
-    /// For each volume the layer that some of the parent's were merged into, where there are too many.
-    fn merge(&self, parent: &Snapshot, names: &Manifest) -> Result<Vec<Option<Arc<Layer>>>, SealError> {
-        let (layers, volumes) = (names.layers().len(), names.volumes().len());
+    /// For each volume the layer that some of the parent's were merged into.
+    fn merge(
+        &self,
+        parent: &Snapshot,
+        names: &Manifest,
+        slots: &[Vec<LayerSlot>],
+    ) -> Result<Vec<Option<Arc<Layer>>>, PackError> {
         let tools = (&*self.cache, &self.fetcher, &self.domain);
-        let maps: Vec<_> = names.volumes().iter().map(|named| &named.map).collect();
-        let slots = slots_to_merge(&maps, self.sealing.merge_at_layers);
-        parent
-            .volumes()
-            .iter()
-            .zip(maps)
-            .zip(slots)
-            .map(|((volume, map), slots)| match merge(map, &volume.view, &slots, tools) {
+        let is_full = names.layers().len() + names.volumes().len() > limits::MANIFEST_LAYERS_MAX;
+        let volumes = parent.volumes().iter().zip(names.volumes()).zip(slots);
+        volumes
+            .map(|((volume, named), slots)| match merge(&named.map, &volume.view, slots, tools) {
                 // There is room left: merging can wait for a pause at which the pages can be read and written.
-                Err(error @ (PackError::Merge(_) | PackError::Disk(_)))
-                    if layers + volumes <= limits::MANIFEST_LAYERS_MAX =>
-                {
-                    tracing::warn!(snapshot = %parent.id(), layers, %error, "layers are not merged now");
+                Err(error @ (PackError::Merge(_) | PackError::Disk(_))) if !is_full => {
+                    tracing::warn!(snapshot = %parent.id(), %error, "layers are not merged now");
                     Ok(None)
                 }
-                merged => Ok(merged?),
+                merged => merged,
             })
             .collect()
     }
+}
 
-    fn wait_for_turn(&self, stop: &Stop) -> Result<Lease, Stopped> {
-        loop {
-            if let Ok(turn) = self.turns.lease(1, limits::STOP_HEARD_WITHIN) {
-                return Ok(turn);
-            }
-            if stop.is_said() {
-                return Err(Stopped);
-            }
-        }
+impl NamedParent {
+    /// Whether some of its layers are merged, which takes long.
+    pub(crate) fn is_merged(&self) -> bool {
+        self.merges.slots.iter().any(|slots| !slots.is_empty())
     }
 }
 
 impl Sealed {
     /// Writes the manifest into the catalog, with the layers that the snapshot's flat views are over.
-    pub(crate) fn write(
-        &self,
-        snapshot: &Snapshot,
-        records: &Records,
-        hooks: &dyn Hooks,
-        stop: &Stop,
-    ) -> Result<(), SealError> {
-        hooks.before_record(snapshot.id());
-        if stop.is_said() {
-            return Err(Stopped.into());
-        }
+    pub(crate) fn write(&self, snapshot: &Snapshot, records: &Records) -> Result<(), SealError> {
         let view = snapshot.memory().load();
         let stored = view.layers().iter().map(|layer| layer.stored_at()).collect();
         let facts = SealFacts { seal_time: Some(self.seal_time), ..snapshot.seal_facts() };
@@ -234,8 +264,8 @@ impl Sealed {
     }
 
     /// Records the manifest; the work that is left.
-    pub(crate) fn record(self, snapshot: &Snapshot) -> SnapshotWork {
-        snapshot.record_sealed(self.manifest, self.seal_time, self.parts)
+    pub(crate) fn record(&self, snapshot: &Snapshot) -> SnapshotWork {
+        snapshot.record_sealed(Arc::clone(&self.manifest), self.seal_time, self.parts)
     }
 }
 
@@ -247,29 +277,19 @@ fn timed<T>(name: &'static str, time: &mut Duration, part: impl FnOnce() -> T) -
     done
 }
 
-/// The proof is asked for until it comes: the VMM was told to end, and takes its time. If it takes too long, the error
-/// names who stands in the way.
-fn wait_until_frozen(captures: &[Arc<Capture>], keeper: Option<u32>, stop: &Stop) -> Result<(), SealError> {
-    let (begun, mut pause) = (Instant::now(), limits::FROZEN_ASK_FIRST);
-    for capture in captures {
-        loop {
-            let proven = capture.prove_frozen(keeper).map_err(SealError::Proof)?;
-            let waited = begun.elapsed() > limits::FROZEN_WAIT;
-            match proven {
-                Proven::Frozen => break,
-                Proven::Held(holder) if waited => return Err(SealError::Held(holder)),
-                Proven::Unseen(holder) if waited => return Err(SealError::Unseen(holder)),
-                Proven::Mapped if waited => match capture.holding(keeper).map_err(SealError::Proof)? {
-                    Holding::Held(holder) => return Err(SealError::Held(holder)),
-                    Holding::Nobody | Holding::Unseen(_) => {}
-                },
-                Proven::Mapped | Proven::Held(_) | Proven::Unseen(_) => {}
-            }
-            stop.wait(pause)?;
-            pause = (pause * 2).min(limits::FROZEN_ASK_LAST);
-        }
+/// Whether nobody can write a capture any more. After a long wait the error names who stands in the way.
+pub(crate) fn is_frozen(capture: &Capture, keeper: Option<u32>, waited: Duration) -> Result<bool, SealError> {
+    let is_late = waited > limits::FROZEN_WAIT;
+    match capture.prove_frozen(keeper).map_err(SealError::Proof)? {
+        Proven::Frozen => Ok(true),
+        Proven::Held(holder) if is_late => Err(SealError::Held(holder)),
+        Proven::Unseen(holder) if is_late => Err(SealError::Unseen(holder)),
+        Proven::Mapped if is_late => match capture.holding(keeper).map_err(SealError::Proof)? {
+            Holding::Held(holder) => Err(SealError::Held(holder)),
+            Holding::Nobody | Holding::Unseen(_) => Ok(false),
+        },
+        Proven::Mapped | Proven::Held(_) | Proven::Unseen(_) => Ok(false),
     }
-    Ok(())
 }
 
 /// A change of one volume that owns its sets.

@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::frame::FrameNumber;
 use crate::identity::LayerId;
 use crate::limits;
-use crate::stop::{Stop, Stopped};
-use crate::sync::{Condvar, Mutex, lock};
+use crate::sync::{Mutex, lock};
 
 /// A waiter for a frame. Called from a foreign thread, or from the asking one if the frame is there already; it must
 /// not block.
@@ -160,32 +161,27 @@ impl fmt::Debug for SingleFlight {
     }
 }
 
-/// One blocking caller's answer.
+/// The answer to one caller that waits for a frame.
 #[derive(Debug, Default)]
 pub struct Answer {
     outcome: Mutex<Option<Result<(), String>>>,
-    answered: Condvar,
+    answered: Notify,
 }
 
 impl Answer {
-    /// Waits for the first thing said: success, or why the first try failed; or until the engine ends.
-    pub fn wait(&self, stop: &Stop) -> Result<(), String> {
-        let mut outcome = lock(&self.outcome);
+    /// Waits for the first thing said: success, or why the first try failed.
+    pub async fn said(&self) -> Result<(), String> {
         loop {
-            if let Some(outcome) = outcome.take() {
+            if let Some(outcome) = lock(&self.outcome).take() {
                 return outcome;
             }
-            if stop.is_said() {
-                return Err(Stopped.to_string());
-            }
-            let woken = self.answered.wait_timeout(outcome, limits::STOP_HEARD_WITHIN);
-            outcome = woken.expect("no thread panics while it holds a lock").0;
+            self.answered.notified().await;
         }
     }
 
     fn set(&self, outcome: Result<(), String>) {
         *lock(&self.outcome) = Some(outcome);
-        self.answered.notify_all();
+        self.answered.notify_one();
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rekindle_kernel::PageKind;
+use tokio::sync::Notify;
 
 use crate::capture::Capture;
 use crate::compare::PageClasses;
@@ -15,11 +16,9 @@ use crate::geometry::bytes_of_pages;
 use crate::identity::{LayerId, SnapshotId, VolumeName};
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
-use crate::limits;
 use crate::manifest::Manifest;
 use crate::records::Records;
 use crate::snapshot_record::SealFacts;
-use crate::stop::{Stop, Stopped};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 use crate::view::LiveView;
 use crate::working_set::Known;
@@ -37,7 +36,10 @@ pub struct Snapshot {
     records: Option<Records>,
     working_set: Known,
     progress: Mutex<Progress>,
+    /// Wakes the threads that wait for a change of the progress.
     changed: Condvar,
+    /// Wakes the tasks that do.
+    news: Notify,
 }
 
 /// One address space of a snapshot.
@@ -192,7 +194,7 @@ impl Snapshot {
         next.lives = progress.lives;
         *progress = next;
         drop(progress);
-        self.changed.notify_all();
+        self.tell();
         Some(work)
     }
 
@@ -222,6 +224,7 @@ impl Snapshot {
             working_set: Known::new(),
             progress: Mutex::new(progress),
             changed: Condvar::new(),
+            news: Notify::new(),
         }
     }
 
@@ -346,16 +349,15 @@ impl Snapshot {
         self.wait(limit, |progress| (progress.status.state == state).then_some(())).is_some()
     }
 
-    /// Waits for the manifest as long as it takes, unless the engine ends.
-    pub(crate) fn wait_manifest_or_stop(&self, stop: &Stop) -> Result<Arc<Manifest>, Stopped> {
+    /// Waits for the manifest as long as it takes.
+    pub(crate) async fn manifest(&self) -> Arc<Manifest> {
         loop {
-            if let Some(manifest) = self.wait(limits::STOP_HEARD_WITHIN, |progress| progress.manifest.clone())
-            {
-                return Ok(manifest);
+            // Made before the look: a change after it is not missed.
+            let news = self.news.notified();
+            if let Some(manifest) = self.manifest_now() {
+                return manifest;
             }
-            if stop.is_said() {
-                return Err(Stopped);
-            }
+            news.await;
         }
     }
 
@@ -428,8 +430,14 @@ impl Snapshot {
         }
         change(&mut progress);
         drop(progress);
-        self.changed.notify_all();
+        self.tell();
         work
+    }
+
+    /// Wakes all who wait for a change.
+    fn tell(&self) {
+        self.changed.notify_all();
+        self.news.notify_waiters();
     }
 
     fn wait<T>(&self, limit: Duration, found: impl Fn(&Progress) -> Option<T>) -> Option<T> {

@@ -1,20 +1,12 @@
-//! The signal that ends background work; background work waits on time only through it.
+//! The signal that ends background work. It can be waited for together with anything else.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits;
-use crate::sync::{Condvar, Mutex, lock};
+use tokio_util::sync::CancellationToken;
 
-/// Said once, heard by everybody. Clones are the same word.
+/// A word that is said once and heard by everybody. Clones are the same word.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<Said>);
-
-#[derive(Debug, Default)]
-struct Said {
-    said: Mutex<bool>,
-    heard: Condvar,
-}
+pub struct Stop(CancellationToken);
 
 /// The work was told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -24,35 +16,53 @@ pub struct Stopped;
 impl Stop {
     /// Says it.
     pub fn say(&self) {
-        *lock(&self.0.said) = true;
-        self.0.heard.notify_all();
+        self.0.cancel();
     }
 
     /// True once it was given.
     pub fn is_said(&self) -> bool {
-        *lock(&self.0.said)
+        self.0.is_cancelled()
     }
 
-    /// Does `work` unless the word is said before it is done, which is the error; what of it was begun is dropped.
+    /// Does `work` unless the word is said before it is done. That is the error, and `work` is dropped where it was.
     pub async fn unless_said<T>(&self, work: impl Future<Output = T>) -> Result<T, Stopped> {
-        let mut work = std::pin::pin!(work);
-        loop {
-            match tokio::time::timeout(limits::STOP_HEARD_WITHIN, &mut work).await {
-                Ok(done) => return Ok(done),
-                Err(_) if self.is_said() => return Err(Stopped),
-                Err(_) => {}
-            }
-        }
+        self.0.run_until_cancelled(work).await.ok_or(Stopped)
     }
 
     /// Waits for `pause`, or less if the word is said, which is the error.
-    pub fn wait(&self, pause: Duration) -> Result<(), Stopped> {
-        let said = lock(&self.0.said);
-        let (said, _) = self
-            .0
-            .heard
-            .wait_timeout_while(said, pause, |said| !*said)
-            .expect("no thread panics while it holds a lock");
-        if *said { Err(Stopped) } else { Ok(()) }
+    pub async fn wait(&self, pause: Duration) -> Result<(), Stopped> {
+        self.unless_said(tokio::time::sleep(pause)).await
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::sync::block_on;
+
+    #[test]
+    fn work_is_dropped_where_it_was_when_the_word_is_said() {
+        let stop = Stop::default();
+        let (held, dropped) = tokio::sync::oneshot::channel::<()>();
+        let heard = std::thread::scope(|scope| {
+            let work = scope.spawn(|| {
+                block_on(stop.unless_said(async {
+                    let _held = held;
+                    std::future::pending::<()>().await;
+                }))
+            });
+            stop.say();
+            work.join().expect("it heard")
+        });
+        assert_eq!(heard, Err(Stopped));
+        assert!(block_on(dropped).is_err(), "the work holds nothing any more");
+    }
+
+    #[test]
+    fn work_that_is_begun_after_the_word_is_not_done() {
+        let stop = Stop::default();
+        assert_eq!(block_on(stop.unless_said(async { 7 })), Ok(7));
+        stop.say();
+        assert_eq!(block_on(stop.unless_said(async { 7 })), Err(Stopped));
     }
 }

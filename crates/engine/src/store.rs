@@ -10,6 +10,7 @@ use futures_util::stream::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::geometry::u64_of;
@@ -319,11 +320,15 @@ impl LayerUpload {
         Ok(())
     }
 
-    /// Gives the object up; nothing of it stays.
+    /// Gives the object up. Its parts go, unless the store does not answer in time.
     pub async fn abort(self) {
-        if let Err(error) = self.parts.abort().await {
-            tracing::warn!(path = %self.path, %error, "parts of a layer object that was given up may stay");
-        }
+        let aborted = timeout(limits::UPLOAD_ABORT_WAIT, self.parts.abort()).await;
+        let error = match aborted {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the store does not answer".to_owned(),
+        };
+        tracing::warn!(path = %self.path, %error, "parts of a layer object that was given up may stay");
     }
 
     /// Makes the object exist.

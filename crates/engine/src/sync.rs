@@ -11,7 +11,16 @@ mod imp {
 
     use arc_swap::ArcSwap;
 
+    pub(crate) use futures_executor::block_on;
     pub(crate) use rekindle_kernel::placement::idle_priority;
+
+    /// Starts a thread of a scope; the error is the system's, which may have none.
+    pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
+        scope: &'scope thread::Scope<'scope, '_>,
+        work: impl FnOnce() -> T + Send + 'scope,
+    ) -> std::io::Result<thread::ScopedJoinHandle<'scope, T>> {
+        thread::Builder::new().spawn_scoped(scope, work)
+    }
 
     /// One immutable value that everybody reads and one writer replaces; reading takes no lock.
     #[derive(Debug)]
@@ -41,6 +50,7 @@ mod imp {
 
 #[cfg(shuttle)]
 mod imp {
+    pub(crate) use shuttle::future::block_on;
     pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, atomic, mpsc};
     pub(crate) use shuttle::thread;
 
@@ -106,13 +116,24 @@ mod imp {
         }
     }
 
+    /// Starts a thread of a scope; Shuttle always has one.
+    pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
+        scope: &'scope thread::Scope<'scope, '_>,
+        work: impl FnOnce() -> T + Send + 'scope,
+    ) -> std::io::Result<thread::ScopedJoinHandle<'scope, T>> {
+        Ok(scope.spawn(work))
+    }
+
     /// Shuttle's threads are no threads of the system's: they have no priority.
     pub(crate) fn idle_priority() -> std::io::Result<()> {
         Ok(())
     }
 }
 
-pub(crate) use imp::{Condvar, Current, Mutex, MutexGuard, OnceLock, atomic, idle_priority, mpsc, thread};
+pub(crate) use imp::{
+    Condvar, Current, Mutex, MutexGuard, OnceLock, atomic, block_on, idle_priority, mpsc, spawn_scoped,
+    thread,
+};
 
 /// Locks; a thread that panicked while it held the lock was a bug, and nothing it guarded can be trusted.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

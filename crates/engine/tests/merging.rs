@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages};
@@ -94,10 +95,11 @@ struct TakesDirectory {
 }
 
 impl Hooks for TakesDirectory {
-    fn before_manifest(&self, _: SnapshotId) {
+    fn before_manifest(&self, _: SnapshotId) -> BoxFuture<'_, ()> {
         if self.is_wanted.swap(false, Ordering::SeqCst) {
             std::fs::rename(&self.from, &self.to).expect("it is there");
         }
+        ready(()).boxed()
     }
 }
 

@@ -12,16 +12,19 @@ use crate::life::{Background, Life};
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
 use crate::pause::{PauseError, PausePermit, PauseRules, PausedGuest};
+use crate::pool::PoolHandle;
 use crate::precedence::Precedence;
-use crate::publish::Requests;
+use crate::publish::Publisher;
 use crate::reaper::ReaperHandle;
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::stop::Stop;
 use crate::store::Store;
+use crate::sync::block_on;
+use crate::upload_budget::UploadBudget;
 use crate::watch::NoWatcher;
 
-/// The steps of an engine's work on snapshots, without its threads and without a store behind it.
+/// The steps of an engine's work on snapshots, without its tasks and without a store behind it.
 #[derive(Debug)]
 pub struct Steps {
     rules: PauseRules,
@@ -41,8 +44,8 @@ pub struct Tools {
     pub reaper: ReaperHandle,
     /// A store that no step asks.
     pub store: Store,
-    /// A runtime that no step uses.
-    pub runtime: tokio::runtime::Handle,
+    /// Where snapshots are compared, packed, named and recorded.
+    pub pool: PoolHandle,
     /// Snapshots in one line that may be unsealed at once.
     pub unsealed_max: usize,
 }
@@ -50,13 +53,15 @@ pub struct Tools {
 impl Steps {
     /// Steps with these tools, each comparison on two threads.
     pub fn new(tools: Tools) -> Self {
-        let Tools { cache, fetcher, budget, reaper, store, runtime, unsealed_max } = tools;
+        let Tools { cache, fetcher, budget, reaper, store, pool, unsealed_max } = tools;
         let domain = Domain::named("default").expect("a legal name");
         let sealing = Sealing { workers: 2, merge_at_layers: limits::MERGE_AT_LAYERS };
         let sealer = Sealer::new(cache, fetcher, domain, sealing, Precedence::default(), Arc::new(NoHooks));
-        let requests = Requests { store, runtime, stop: Stop::default() };
-        let background =
-            Arc::new(Background { sealer, requests, records: None, watcher: Arc::new(NoWatcher) });
+        let sealing = pool.clone();
+        let uploads = UploadBudget::new(limits::UPLOAD_BYTES_MAX);
+        let publisher = Publisher { store, pool, budget: uploads, stop: Stop::default() };
+        let watcher = Arc::new(NoWatcher);
+        let background = Arc::new(Background { sealer, sealing, publisher, records: None, watcher });
         let rules = PauseRules { budget, unsealed_max, wait: limits::PAUSE_WAIT_DEFAULT, reaper };
         Self { rules, background }
     }
@@ -78,7 +83,7 @@ impl Steps {
     /// The whole seal, with the work it leaves.
     pub fn seal(&self, snapshot: &Arc<Snapshot>, captures: Vec<Arc<Capture>>) -> SnapshotWork {
         let life = Life { snapshot: Arc::clone(snapshot), background: Arc::clone(&self.background) };
-        life.seal(captures).expect("nobody tells the work to stop")
+        block_on(life.seal(captures))
     }
 
     /// Records an event of the owner or the store.

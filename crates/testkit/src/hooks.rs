@@ -2,12 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::future::{BoxFuture, FutureExt as _};
 use rekindle_engine::hooks::Hooks;
 use rekindle_engine::identity::SnapshotId;
+use tokio::sync::Notify;
 
 /// Points at which background work can be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,8 +32,9 @@ pub enum Point {
 pub struct TestHooks {
     gates: Mutex<Gates>,
     changed: Condvar,
+    /// Tells the tasks that stand at a point.
+    let_go: Notify,
     reads: Mutex<ParentReads>,
-    without_threads: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +81,7 @@ impl TestHooks {
     /// Lets one snapshot through a held point.
     pub fn let_through(&self, point: Point, snapshot: SnapshotId) {
         self.gates().let_through.insert((point, snapshot));
-        self.changed.notify_all();
+        self.tell();
     }
 
     /// Waits until `snapshot` stands at `point`; false if it does not come there in time.
@@ -96,24 +98,38 @@ impl TestHooks {
         *self.reads() = ParentReads { seen: 0, failing };
     }
 
-    /// From now on the system has no thread to save snapshots on, or has one again.
-    pub fn refuse_threads(&self, refusing: bool) {
-        self.without_threads.store(refusing, Ordering::SeqCst);
-    }
-
     /// Reads of the parent since the last [`Self::fail_parent_reads`].
     pub fn parent_reads(&self) -> u64 {
         self.reads().seen
     }
 
+    /// Stands at a point on a thread.
     fn stand(&self, point: Point, snapshot: SnapshotId) {
+        let _standing = Standing::at(self, point, snapshot);
         let mut gates = self.gates();
-        gates.standing.insert((point, snapshot));
-        self.changed.notify_all();
-        while gates.held.contains_key(&point) && !gates.let_through.contains(&(point, snapshot)) {
+        while gates.holds(point, snapshot) {
             gates = self.changed.wait(gates).expect("no thread panics while it holds a lock");
         }
-        gates.standing.remove(&(point, snapshot));
+    }
+
+    /// Stands at a point in a task.
+    fn stand_in_task(&self, point: Point, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        async move {
+            let _standing = Standing::at(self, point, snapshot);
+            loop {
+                let let_go = self.let_go.notified();
+                if !self.gates().holds(point, snapshot) {
+                    return;
+                }
+                let_go.await;
+            }
+        }
+        .boxed()
+    }
+
+    fn tell(&self) {
+        self.changed.notify_all();
+        self.let_go.notify_waiters();
     }
 
     fn gates(&self) -> MutexGuard<'_, Gates> {
@@ -125,9 +141,35 @@ impl TestHooks {
     }
 }
 
+/// A snapshot that stands at a point, until this is dropped.
+struct Standing<'a> {
+    hooks: &'a TestHooks,
+    at: (Point, SnapshotId),
+}
+
+impl<'a> Standing<'a> {
+    fn at(hooks: &'a TestHooks, point: Point, snapshot: SnapshotId) -> Self {
+        hooks.gates().standing.insert((point, snapshot));
+        hooks.tell();
+        Self { hooks, at: (point, snapshot) }
+    }
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        self.hooks.gates().standing.remove(&self.at);
+    }
+}
+
+impl Gates {
+    fn holds(&self, point: Point, snapshot: SnapshotId) -> bool {
+        self.held.contains_key(&point) && !self.let_through.contains(&(point, snapshot))
+    }
+}
+
 impl Hooks for TestHooks {
-    fn before_compare(&self, snapshot: SnapshotId) {
-        self.stand(Point::Compare, snapshot);
+    fn before_compare(&self, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        self.stand_in_task(Point::Compare, snapshot)
     }
 
     fn parent_read(&self) -> io::Result<()> {
@@ -142,23 +184,16 @@ impl Hooks for TestHooks {
         if fails { Err(io::Error::other("a test fails this read")) } else { Ok(()) }
     }
 
-    fn before_thread(&self, _: SnapshotId) -> io::Result<()> {
-        match self.without_threads.load(Ordering::SeqCst) {
-            true => Err(io::Error::other("a test refuses this thread")),
-            false => Ok(()),
-        }
+    fn before_manifest(&self, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        self.stand_in_task(Point::Manifest, snapshot)
     }
 
-    fn before_manifest(&self, snapshot: SnapshotId) {
-        self.stand(Point::Manifest, snapshot);
+    fn before_record(&self, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        self.stand_in_task(Point::Record, snapshot)
     }
 
-    fn before_record(&self, snapshot: SnapshotId) {
-        self.stand(Point::Record, snapshot);
-    }
-
-    fn before_forget(&self, snapshot: SnapshotId) {
-        self.stand(Point::Forget, snapshot);
+    fn before_forget(&self, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        self.stand_in_task(Point::Forget, snapshot)
     }
 
     fn before_opened(&self, snapshot: SnapshotId) {
@@ -180,6 +215,6 @@ impl Drop for Held {
             }
         }
         drop(gates);
-        self.hooks.changed.notify_all();
+        self.hooks.tell();
     }
 }

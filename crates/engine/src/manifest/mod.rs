@@ -278,7 +278,7 @@ impl Manifest {
     }
 
     /// The runs of all volumes together.
-    fn runs_count(&self) -> u64 {
+    pub(crate) fn runs_count(&self) -> u64 {
         self.volumes.iter().map(|volume| u64::from(volume.map.runs_count())).sum()
     }
 }

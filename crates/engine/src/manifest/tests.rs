@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::geometry::{GuestPage, GuestPages, usize_of};
 use crate::identity::FrameDigest;
-use crate::limits::{MANIFEST_BYTES_MAX, MANIFEST_GENERATION_MAX, NAME_BYTES_MAX};
+use crate::limits::{MANIFEST_BYTES_MAX, MANIFEST_GENERATION_MAX, MANIFEST_RUN_BYTES, NAME_BYTES_MAX};
 use crate::page_map::Place;
 use crate::wire::{Problem, WireError};
 
@@ -336,7 +336,7 @@ fn a_snapshot_under_itself_or_at_the_end_of_time_is_refused() {
 #[test]
 fn no_manifest_within_its_limits_is_too_long_to_be_read() {
     // Case 16. A run takes at most 12 bytes: a token, and varints of 32 bits for its skip and its pages.
-    let maps = 12 * usize_of(MANIFEST_RUNS_MAX);
+    let maps = usize::try_from(MANIFEST_RUN_BYTES).expect("64 bits") * usize_of(MANIFEST_RUNS_MAX);
     let blobs = MANIFEST_BLOBS_MAX * (BLOB_BYTES_MAX + NAME_BYTES_MAX + 8);
     let layers = MANIFEST_LAYERS_MAX * (NAME_BYTES_MAX + 200);
     let volumes = MANIFEST_VOLUMES_MAX * (NAME_BYTES_MAX + 16);

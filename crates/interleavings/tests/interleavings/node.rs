@@ -10,8 +10,10 @@ use engine_under_shuttle::capture::{Capture, CapturedPages};
 use engine_under_shuttle::fetch::Fetcher;
 use engine_under_shuttle::geometry::{GuestPage, GuestPages};
 use engine_under_shuttle::identity::{SnapshotId, VolumeName};
+use engine_under_shuttle::limits::SEALS_AT_ONCE;
 use engine_under_shuttle::page_set::PageSet;
 use engine_under_shuttle::pause::{PausedGuest, PausedVolume};
+use engine_under_shuttle::pool::Pool;
 use engine_under_shuttle::read_plan::ReadPlan;
 use engine_under_shuttle::reaper::Reaper;
 use engine_under_shuttle::snapshot::Snapshot;
@@ -45,6 +47,7 @@ pub(crate) struct Node {
     pub(crate) steps: Steps,
     pub(crate) fetcher: Fetcher,
     pub(crate) budget: Budget,
+    pool: Pool,
     reaper: Reaper,
 }
 
@@ -71,8 +74,8 @@ impl Node {
         let reaper = Reaper::start().expect("a thread of Shuttle's starts");
         let cache = Arc::new(Cache::open(directory).expect("the directory is there"));
         let store = Store::new(Arc::new(InMemory::new()));
-        let runtime = RUNTIME.handle().clone();
-        let fetcher = Fetcher::new(runtime.clone(), store.clone(), Stop::default());
+        let fetcher = Fetcher::new(RUNTIME.handle().clone(), store.clone(), Stop::default());
+        let pool = Pool::start("save", SEALS_AT_ONCE).expect("a thread of Shuttle's starts");
         let budget = Budget::new(budget);
         let tools = Tools {
             cache,
@@ -80,10 +83,10 @@ impl Node {
             budget: budget.clone(),
             reaper: reaper.handle(),
             store,
-            runtime,
+            pool: pool.handle(),
             unsealed_max,
         };
-        Self { steps: Steps::new(tools), fetcher, budget, reaper }
+        Self { steps: Steps::new(tools), fetcher, budget, pool, reaper }
     }
 
     /// Pauses a guest that ran on `parent` and wrote `writes`; a written zero is known to be one without its bytes.
@@ -132,7 +135,8 @@ impl Node {
 
     /// Ends the reaper, after which every capture without a holder is free, and nothing else is.
     pub(crate) fn end(self, captured_bytes: u64) {
-        let Self { reaper, budget, .. } = self;
+        let Self { pool, reaper, budget, .. } = self;
+        drop(pool);
         drop(reaper);
         assert_eq!(budget.bytes_held(), captured_bytes, "bytes that captures hold");
     }

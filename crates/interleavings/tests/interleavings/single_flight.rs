@@ -6,7 +6,6 @@ use std::sync::{Arc, Weak};
 use engine_under_shuttle::frame::FrameNumber;
 use engine_under_shuttle::identity::LayerId;
 use engine_under_shuttle::single_flight::{Answer, FrameKey, FrameWaiter, SingleFlight};
-use engine_under_shuttle::stop::Stop;
 use shuttle::sync::Mutex;
 use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use shuttle::sync::mpsc::{Sender, channel};
@@ -183,7 +182,7 @@ fn a_blocking_caller_hears_of_the_first_failure_and_may_ask_again() {
                 let answer = Arc::new(Answer::default());
                 let weak: Weak<Answer> = Arc::downgrade(&answer);
                 source.request(weak);
-                match answer.wait(&Stop::default()) {
+                match shuttle::future::block_on(answer.said()) {
                     Ok(()) => return,
                     Err(reason) => assert_eq!(reason, "away"),
                 }

@@ -1,11 +1,13 @@
 //! A snapshot's progress: its waiters miss nothing, and it may be deleted at any moment.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine_under_shuttle::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use engine_under_shuttle::snapshot::Snapshot;
 use engine_under_shuttle::stop::{Stop, Stopped};
+use shuttle::future::block_on;
 use shuttle::thread;
 
 use crate::node::{GUEST_BYTES, Node, directory};
@@ -106,7 +108,7 @@ fn a_stop_is_heard_by_everybody_who_waits() {
         let waiting: Vec<_> = (0..2)
             .map(|_| {
                 let stop = stop.clone();
-                thread::spawn(move || stop.wait(FOR_EVER))
+                thread::spawn(move || block_on(stop.unless_said(pending::<()>())))
             })
             .collect();
         stop.say();

@@ -116,38 +116,6 @@ fn a_pause_without_a_limit_of_time_and_with_none_unsealed_waits_for_its_parent()
     assert!(first.0.manifest_now().is_some());
 }
 
-#[test]
-fn a_snapshot_for_which_there_is_no_thread_is_saved_when_there_is_one() {
-    let site = site();
-    let engine = start(&site);
-    site.hooks.refuse_threads(true);
-    let first = first_pause(&engine, 40);
-    let second = child(&engine, &first, run(3, 4), 2);
-    check(&engine, &second);
-    assert_eq!(second.0.state(), SnapshotState::Captured);
-    site.hooks.refuse_threads(false);
-    wait_published(&first.0);
-    wait_published(&second.0);
-    check(&engine, &second);
-}
-
-#[test]
-fn a_snapshot_for_which_there_never_was_a_thread_is_saved_by_the_next_engine() {
-    let site = site();
-    let recording = || Engine::start(site.recording().expect("nobody else has the catalog"));
-    let engine = recording().expect("an engine starts");
-    site.hooks.refuse_threads(true);
-    let (snapshot, memory) = first_pause(&engine, 40);
-    let id = snapshot.id();
-    engine.stop();
-    drop((snapshot, engine));
-    site.hooks.refuse_threads(false);
-    let engine = recording().expect("an engine starts");
-    let found = (engine.snapshot(id).expect("it was acknowledged"), memory);
-    wait_published(&found.0);
-    check(&engine, &found);
-}
-
 /// Pauses a machine of these volumes: of each, `written` pages from page `from` on have new bytes.
 fn pause_volumes(
     engine: &Engine,

@@ -20,6 +20,7 @@ use rekindle_engine::store::Store;
 use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
 use rekindle_kernel::PageKind;
 use rekindle_testkit::guest::{Guest, judge};
+use rekindle_testkit::hooks::Point;
 use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::stores::{Fault, Operation, Rule, UnreliableStore};
 
@@ -73,6 +74,21 @@ fn case_30_a_manifest_is_not_written_before_its_layers() {
     drop(gone);
     wait_published(&second.0);
     check_elsewhere(&site, &second);
+}
+
+#[test]
+fn an_engine_ends_although_a_seal_is_held_and_the_store_answers_nothing() {
+    let site = site();
+    let engine = start(&site);
+    let stalled = site.faults.inject(Rule::always(Operation::Put, "layers/", Fault::Stall));
+    let first = first_pause(&engine, 50);
+    site.faults.wait_stalled();
+    let held = site.hooks.hold(Point::Compare);
+    let second = child(&engine, &first, run(20, 6), 2);
+    assert!(site.hooks.wait_standing(Point::Compare, second.0.id(), PATIENCE));
+    drop(engine);
+    assert_eq!([first.0.state(), second.0.state()], [SnapshotState::Sealed, SnapshotState::Captured]);
+    drop((held, stalled));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use futures_util::future::{BoxFuture, FutureExt as _};
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::hooks::Hooks;
@@ -133,6 +134,10 @@ impl Link {
     fn say(&self, word: &str, id: SnapshotId) {
         self.ask(&format!("{word} {id}"), &[]);
     }
+
+    fn step(&self, id: SnapshotId) -> BoxFuture<'_, ()> {
+        async move { self.say("step", id) }.boxed()
+    }
 }
 
 impl Keeper for Link {
@@ -166,19 +171,19 @@ impl Keeper for Link {
 
 /// Between two steps the test may kill.
 impl Hooks for Link {
-    fn before_compare(&self, snapshot: SnapshotId) {
-        self.say("step", snapshot);
+    fn before_compare(&self, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        self.step(snapshot)
     }
 
-    fn before_manifest(&self, snapshot: SnapshotId) {
-        self.say("step", snapshot);
+    fn before_manifest(&self, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        self.step(snapshot)
     }
 
-    fn before_record(&self, snapshot: SnapshotId) {
-        self.say("step", snapshot);
+    fn before_record(&self, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        self.step(snapshot)
     }
 
-    fn before_forget(&self, snapshot: SnapshotId) {
-        self.say("step", snapshot);
+    fn before_forget(&self, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
+        self.step(snapshot)
     }
 }

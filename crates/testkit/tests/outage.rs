@@ -1,0 +1,84 @@
+//! A store that is away for long: what waits for it takes neither threads nor RAM in proportion. Alone in its process,
+//! whose threads it counts.
+
+use std::sync::Arc;
+
+use rekindle_engine::engine::Engine;
+use rekindle_engine::geometry::{GuestPage, GuestPages};
+use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::limits;
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_testkit::guest::{Guest, Tracking};
+use rekindle_testkit::random::Random;
+use rekindle_testkit::site::{PATIENCE, Site};
+use rekindle_testkit::stores::{Fault, Operation, Rule};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const SNAPSHOTS: u64 = 1000;
+
+/// Pauses before their seals are waited for: captured memory holds descriptors.
+const AT_ONCE: u64 = 50;
+
+const PAGES: u32 = 4;
+
+/// Far less than snapshots, and more than an engine and the test have.
+const THREADS_MAX: usize = 40;
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").expect("this process").count()
+}
+
+/// Every open layer has a descriptor.
+fn allow_descriptors() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .expect("up to the maximum it is allowed");
+}
+
+fn pause(engine: &Engine, seed: u64) -> Arc<Snapshot> {
+    let mut guest = Guest::fresh(PAGES);
+    let all = GuestPages::new(GuestPage::FIRST, PAGES);
+    guest.write_random(engine, all, &mut Random::new(seed)).expect("its own pages");
+    guest.pause(engine, Tracking::Exact).expect("there is room").end_vmm().0
+}
+
+fn sealed(engine: &Engine, seeds: std::ops::Range<u64>) -> Vec<Arc<Snapshot>> {
+    let snapshots: Vec<_> = seeds.map(|seed| pause(engine, seed)).collect();
+    for snapshot in &snapshots {
+        assert!(snapshot.wait_manifest(PATIENCE).is_ok(), "it is not sealed: {:?}", snapshot.status());
+    }
+    snapshots
+}
+
+#[test]
+fn a_thousand_snapshots_that_wait_for_the_store_have_no_threads_and_their_uploads_hold_bounded_bytes() {
+    allow_descriptors();
+    let site = Site::new().expect("a temporary directory");
+    let engine = site.engine().expect("threads for an engine");
+    let outage = site.faults.outage();
+    let batches = (0..SNAPSHOTS / AT_ONCE).map(|batch| batch * AT_ONCE..(batch + 1) * AT_ONCE);
+    let snapshots: Vec<_> = batches.flat_map(|seeds| sealed(&engine, seeds)).collect();
+    assert!(threads() <= THREADS_MAX, "{} threads wait for the store", threads());
+
+    // The store is back, and answers no upload.
+    let stalled = site.faults.inject(Rule::always(Operation::Put, "layers/", Fault::Stall));
+    drop(outage);
+    let uploads_max = usize::try_from(limits::UPLOAD_BYTES_MAX / limits::UPLOAD_LEASE_BYTES_MIN);
+    let uploads_max = uploads_max.expect("a small number");
+    site.faults.wait_calls(Operation::Put, "layers/", uploads_max);
+    assert_eq!(engine.upload_bytes_held(), limits::UPLOAD_BYTES_MAX);
+    // Neither seals nor deletions wait behind them.
+    let late = sealed(&engine, SNAPSHOTS..SNAPSHOTS + 1);
+    let deleted = site.faults.calls(Operation::Delete, "manifests/");
+    engine.delete(&late[0]).expect("there is no catalog");
+    site.faults.wait_calls(Operation::Delete, "manifests/", deleted + 1);
+    assert_eq!(site.faults.calls(Operation::Put, "layers/"), uploads_max, "others wait for their bytes");
+    assert!(threads() <= THREADS_MAX, "{} threads upload", threads());
+
+    drop(stalled);
+    for snapshot in &snapshots {
+        let published = snapshot.wait_state(SnapshotState::Published, PATIENCE);
+        assert!(published, "it is not published: {:?}", snapshot.status());
+    }
+    assert_eq!(engine.upload_bytes_held(), 0);
+}
