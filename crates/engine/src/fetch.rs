@@ -11,6 +11,7 @@ use tokio::task::JoinError;
 use crate::frame::{FrameNumber, frame_bytes};
 use crate::identity::LayerId;
 use crate::layer::{Layer, LayerError};
+use crate::layer_index::LayerIndex;
 use crate::limits;
 use crate::manifest::StoredLayer;
 use crate::object::{FrameError, ObjectTable, StoredObject, decode_frame};
@@ -330,7 +331,9 @@ async fn fetch_table(
     let start = if whole { 0 } else { frames_end };
     let body = get(store, layer, stored, start..place.object_bytes).await?;
     let table = checked_table(layer, place, &body[size_of(frames_end - start)..])?;
-    layer.set_index(table.index().clone());
+    if layer.index().is_none() {
+        keep_index(layer, table.index().clone(), wanted).await?;
+    }
     let table = stored.set_table(table);
     if !whole {
         return Ok(None);
@@ -351,6 +354,18 @@ async fn fetch_table(
             }
         }
         Ok(answer)
+    })
+    .await
+}
+
+/// Remembers a layer's index, also on the disk. Where that fails, the next start asks the store again.
+async fn keep_index(layer: &Arc<Layer>, index: LayerIndex, wanted: FrameNumber) -> Result<(), FetchError> {
+    let layer = Arc::clone(layer);
+    blocking((layer.id(), wanted), move || {
+        if let Err(error) = layer.keep_index(index) {
+            tracing::warn!(layer = %layer.id(), %error, "the index of a layer is not kept on this disk");
+        }
+        Ok(())
     })
     .await
 }

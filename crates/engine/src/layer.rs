@@ -291,8 +291,20 @@ impl Layer {
                 self.accept_frame(frame, &raw).map_err(io::Error::other)?;
             }
         }
-        self.file.write_all_at(encoded, u64_of(self.mapping.bytes()))?;
+        self.write_behind_pages(encoded)?;
         self.file.sync_all()
+    }
+
+    /// Remembers the index, also in the local file: the frames in there can be verified after a restart without the
+    /// store. The write is not made durable: a start reads what a crash leaves of it as an index or as none.
+    pub fn keep_index(&self, index: LayerIndex) -> io::Result<()> {
+        let index = self.index.get_or_init(|| index);
+        self.make_whole()?;
+        self.write_behind_pages(&index.encode())
+    }
+
+    fn write_behind_pages(&self, encoded: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(encoded, u64_of(self.mapping.bytes()))
     }
 
     /// The object in the store that is read, once one is known.

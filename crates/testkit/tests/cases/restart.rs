@@ -80,6 +80,25 @@ fn case_50_a_pause_that_was_answered_is_there_after_a_crash_at_every_step_of_its
 }
 
 #[test]
+fn pages_that_were_fetched_before_a_restart_can_be_read_while_the_store_is_away() {
+    // One object that is fetched whole with its table, and one that is not.
+    for pages in [200, 600] {
+        let (site, _engine, first) = crate::published(pages);
+        let elsewhere = site.elsewhere().expect("a temporary directory");
+        let engine = start(&elsewhere);
+        let opened = engine.open(first.0.id()).expect("it is published");
+        let known = (opened, first.1.clone());
+        check(&engine, &known);
+        let left = end(engine, [known]);
+        let outage = site.faults.outage();
+        let engine = start(&elsewhere);
+        let [known] = find(&engine, left);
+        check(&engine, &known);
+        drop(outage);
+    }
+}
+
+#[test]
 fn case_51_the_list_after_a_crash_is_the_list_before_it() {
     let site = site();
     let engine = start(&site);
