@@ -24,9 +24,14 @@ impl Stop {
         self.0.is_cancelled()
     }
 
-    /// Does `work` unless the word is said before it is done. That is the error, and `work` is dropped where it was.
+    /// Does `work` unless the word is said before it is done. That is the error, and `work` is dropped where it was: no
+    /// step of it begins once the word was said.
     pub async fn unless_said<T>(&self, work: impl Future<Output = T>) -> Result<T, Stopped> {
-        self.0.run_until_cancelled(work).await.ok_or(Stopped)
+        tokio::select! {
+            biased;
+            () = self.0.cancelled() => Err(Stopped),
+            done = work => Ok(done),
+        }
     }
 
     /// Waits for `pause`, or less if the word is said, which is the error.
@@ -56,6 +61,23 @@ mod tests {
         });
         assert_eq!(heard, Err(Stopped));
         assert!(block_on(dropped).is_err(), "the work holds nothing any more");
+    }
+
+    #[test]
+    fn work_that_could_go_on_when_the_word_is_said_does_not() {
+        let stop = Stop::default();
+        let (go_on, may_go_on) = tokio::sync::oneshot::channel::<()>();
+        let mut has_gone_on = false;
+        let mut work = Box::pin(stop.unless_said(async {
+            may_go_on.await.ok();
+            has_gone_on = true;
+        }));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(work.as_mut().poll(&mut context).is_pending());
+        stop.say();
+        go_on.send(()).expect("it waits");
+        assert_eq!(block_on(work), Err(Stopped));
+        assert!(!has_gone_on);
     }
 
     #[test]
