@@ -6,7 +6,8 @@ use super::Daemon;
 use super::endings::Exclusive;
 use super::guests::GuestSpec;
 use super::huge_pages::HugePromise;
-use crate::api::problem::{Code, Problem};
+use super::room::{Needed, RoomPromise};
+use crate::api::control::Answer;
 
 /// One guest's claim to them, from before its start.
 #[derive(Debug)]
@@ -16,22 +17,32 @@ pub(super) struct Claim {
     huge_pages: Option<HugePromise>,
 }
 
+/// A guest that is about to be started.
+pub(super) struct Birth<'a> {
+    /// Its id.
+    pub(super) id: Uuid,
+    /// Its parts.
+    pub(super) spec: &'a GuestSpec,
+    /// Its claim, which was made.
+    pub(super) claim: Claim,
+}
+
 impl Claim {
-    /// Waits for guests that are ending with what `guest` is to have, and promises it its huge pages.
-    pub(super) fn make(daemon: &Daemon, guest: Uuid, spec: &GuestSpec) -> anyhow::Result<Self> {
+    /// Waits for guests that are ending at the taps of a new guest, and takes its huge pages out of `room`.
+    pub(super) fn make(daemon: &Daemon, spec: &GuestSpec, room: &RoomPromise) -> Answer<Self> {
         let exclusive = spec.exclusive();
         daemon.endings.make_way(&Exclusive { huge_pages: false, ..exclusive.clone() });
-        let promise = daemon.huge_pages.promise(guest, spec).or_else(|_too_few| {
-            daemon.endings.make_way(&exclusive);
-            daemon.huge_pages.promise(guest, spec)
-        });
-        let huge_pages = promise.map_err(|error| Problem::new(Code::Misfit, error.to_string()))?;
+        let huge_pages = match room.take_huge_pages() {
+            Some(promise) => Some(promise),
+            // Its own are given back by the guest whose place it takes, or were lost by one that did not come to be.
+            None => daemon.promise_huge_pages(&Needed::by(spec))?.pop(),
+        };
         Ok(Self { exclusive, huge_pages })
     }
 
     /// The claim of a guest that runs already.
-    pub(super) fn renew(daemon: &Daemon, guest: Uuid, spec: &GuestSpec, pid: u32) -> Self {
-        Self { exclusive: spec.exclusive(), huge_pages: daemon.huge_pages.renew(guest, spec, pid) }
+    pub(super) fn renew(daemon: &Daemon, spec: &GuestSpec, pid: u32) -> Self {
+        Self { exclusive: spec.exclusive(), huge_pages: daemon.huge_pages.renew(spec, pid) }
     }
 
     /// The claim of a guest whose process runs by now.

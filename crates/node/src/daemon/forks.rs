@@ -17,7 +17,7 @@ use super::names::Reserved;
 use super::problems::guest_failed;
 use super::record::{NewSandbox, RecordedLife, SandboxRecord};
 use super::references::{Named as _, numbered};
-use super::room::Needed;
+use super::room::{Needed, RoomPromise};
 use super::snapshots::Known;
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
@@ -33,6 +33,7 @@ struct Wanted<'a> {
     names: Vec<Reserved<'a>>,
     labels: &'a Labels,
     how: ResumeSandbox,
+    room: &'a RoomPromise,
 }
 
 /// Guests that no record names yet: dropped, they are ended, and were never there.
@@ -44,6 +45,8 @@ struct Born<'a> {
 /// The snapshot that forks are made of.
 struct Source {
     known: Known,
+    /// The room of all forks.
+    room: RoomPromise,
     /// The snapshot of the sandbox's last pause before this one, where it was paused for the forks.
     before: Option<Option<Uuid>>,
 }
@@ -65,14 +68,14 @@ impl Daemon {
         let known = self.readable_snapshot(reference)?;
         let had = || known.about.spec.as_ref().map(GuestSpec::taps).unwrap_or_default();
         self.check_taps(&how.taps.as_deref().map_or_else(had, tap_names), count)?;
-        known.about.spec.as_ref().map_or(Ok(()), |spec| self.check_room(Needed::by(spec), count))?;
+        let room = self.room_for_several(&known, count)?;
         let names = self.reserve_several(how.name.as_deref(), how.count)?;
         let each = ResumeSandbox {
             serve_before_seal: how.serve_before_seal,
             taps: how.taps.clone(),
             from_last_snapshot: false,
         };
-        let wanted = Wanted { ids: &ids, names, labels: &how.labels, how: each };
+        let wanted = Wanted { ids: &ids, names, labels: &how.labels, how: each, room: &room };
         self.make_all(&known, &wanted, asked, &mut chosen)
     }
 
@@ -89,10 +92,14 @@ impl Daemon {
         let entry = self.sandboxes.find(reference)?;
         let names = self.reserve_several(how.name.as_deref(), how.count)?;
         let source = match self.engine.snapshot(SnapshotId::from(*pause)) {
-            Some(snapshot) => Source { known: Known::of(snapshot), before: None },
+            Some(snapshot) => {
+                let known = Known::of(snapshot);
+                Source { room: self.room_for_several(&known, ids.len())?, known, before: None }
+            }
             None => self.source_of_forks(&entry, *pause, asked, &mut chosen)?,
         };
-        let wanted = Wanted { ids, names, labels: &how.labels, how: ResumeSandbox::default() };
+        let each = ResumeSandbox::default();
+        let wanted = Wanted { ids, names, labels: &how.labels, how: each, room: &source.room };
         match self.make_all(&source.known, &wanted, asked, &mut chosen) {
             Ok(made) => Ok(made),
             Err(problem) => {
@@ -118,6 +125,13 @@ impl Daemon {
         Ok(all.then_some(SandboxList { sandboxes, next: None }))
     }
 
+    /// Promises the room of `count` new sandboxes of a snapshot.
+    fn room_for_several(&self, known: &Known, count: usize) -> Answer<RoomPromise> {
+        // One of a VMM that rekindle did not start is refused for that.
+        let needed = known.about.spec.as_ref().map(Needed::by).unwrap_or_default();
+        self.promise_room(&needed.times(count))
+    }
+
     /// Takes the names of `count` new sandboxes, so that none of them is refused once something was done.
     fn reserve_several(&self, name: Option<&str>, count: u32) -> Answer<Vec<Reserved<'_>>> {
         numbered(name, count).iter().map(|name| self.sandboxes.reserve(name.as_deref())).collect()
@@ -141,27 +155,27 @@ impl Daemon {
         {
             let known = self.readable_snapshot(&snapshot.to_string())?;
             self.check_taps(&record.spec.taps(), count)?;
-            self.check_room(Needed::by(&record.spec), count)?;
-            return Ok(Source { known, before: None });
+            let room = self.room_for_several(&known, count)?;
+            return Ok(Source { known, room, before: None });
         }
         check_fork_needs_no_tap(entry, &record.spec)?;
         if let Some(live) = &turn.live {
             let spec = live.saved_spec().unwrap_or_else(|| record.spec.clone());
             spec.check_here(self).map_err(|error| never_to_go_on(entry, guest_failed(error)))?;
         }
-        // The source itself goes on as one more.
-        self.check_room(Needed::by(&record.spec), count + 1)?;
+        let needed = Needed::by(&record.spec).times(count).and(Needed::to_go_on(&record.spec));
+        let room = self.promise_room(&needed)?;
         let paused = (RecordedLife::Forked, chosen.making(&[id]));
         let id = SnapshotId::from(id);
         let snapshot = self.pause_in_turn(&mut turn, id, PauseSandbox::default(), paused)?;
         let known = Known::of(snapshot);
-        self.go_on_after_fork(&mut turn, &known)?;
-        Ok(Source { known, before: Some(record.snapshot) })
+        self.go_on_after_fork(&mut turn, &known, &room)?;
+        Ok(Source { known, room, before: Some(record.snapshot) })
     }
 
-    fn go_on_after_fork(&self, turn: &mut Turn, known: &Known) -> Answer<()> {
+    fn go_on_after_fork(&self, turn: &mut Turn, known: &Known, room: &RoomPromise) -> Answer<()> {
         let at_once = ResumeSandbox { serve_before_seal: Some(true), ..ResumeSandbox::default() };
-        self.resume_in_turn(turn, &Asked::default(), &at_once).map_err(|problem| {
+        self.go_on_from((known, room), turn, &Asked::default(), &at_once).map_err(|problem| {
             let called = turn.entry().called();
             let detail = format!(
                 "{called} was paused into {} to be forked and cannot go on now: {}; it stays paused, no fork was \
@@ -207,7 +221,7 @@ impl Daemon {
         let mut born = Born { daemon: self, guests: Vec::new() };
         for (id, name) in wanted.ids.iter().zip(&wanted.names) {
             let (live, spec) = self
-                .bring_back(known, asked, &wanted.how)
+                .bring_back((known, wanted.room), asked, &wanted.how)
                 .map_err(|problem| none_was_made(problem, born.guests.len(), wanted.ids.len()))?;
             let name = name.name().map(str::to_owned);
             let sandbox = NewSandbox { id: *id, name, labels: wanted.labels.clone(), spec };

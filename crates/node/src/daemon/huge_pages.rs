@@ -20,7 +20,7 @@ pub(super) struct HugePages(Mutex<BTreeMap<Uuid, Promised>>);
 /// The promise to one guest; over when this drops.
 #[derive(Debug)]
 pub(super) struct HugePromise {
-    guest: Uuid,
+    id: Uuid,
     all: Arc<HugePages>,
 }
 
@@ -36,14 +36,14 @@ struct Promised {
 pub(super) enum NoHugePages {
     /// Too few are left.
     #[error(
-        "its memory needs {needed} huge pages of 2 MiB ({}), and {left} are left ({free} are free, {promised} of them \
+        "the memory asked for needs {needed} huge pages of 2 MiB ({}), and {left} are left ({free} are free, {promised} of them \
          promised to other guests): reserve {} more (sysctl vm.nr_hugepages), or use another --backing",
         ByteSize::b(needed * HUGE_PAGE), needed - left
     )]
     TooFew {
-        /// Pages it needs.
+        /// Pages that are asked for.
         needed: u64,
-        /// Pages it could have.
+        /// Pages that could be had.
         left: u64,
         /// Pages that are not in use and that the kernel has reserved for no process.
         free: u64,
@@ -57,58 +57,52 @@ pub(super) enum NoHugePages {
 
 const HUGE_PAGE: u64 = 2 << 20;
 
+/// Huge pages that a guest's memory needs; none where its memory is of other pages.
+pub(super) fn pages_of(memory_bytes: u64, backing: MemoryBacking) -> Option<u64> {
+    match backing {
+        MemoryBacking::Shared | MemoryBacking::Private => None,
+        MemoryBacking::Huge => Some(memory_bytes.div_ceil(HUGE_PAGE)),
+    }
+}
+
 impl HugePages {
-    /// Promises a guest the pages that its memory needs; none where its memory is of other pages.
-    pub(super) fn promise(
-        self: &Arc<Self>,
-        guest: Uuid,
-        spec: &GuestSpec,
-    ) -> Result<Option<HugePromise>, NoHugePages> {
-        match spec.backing() {
-            MemoryBacking::Shared | MemoryBacking::Private => Ok(None),
-            MemoryBacking::Huge => {
-                let needed = spec.memory_bytes().div_ceil(HUGE_PAGE);
-                self.promise_pages(guest, needed, hugepages::pages_free()?).map(Some)
-            }
+    /// Promises each of some guests the pages it needs: all of them, or none.
+    pub(super) fn promise(self: &Arc<Self>, needed: &[u64]) -> Result<Vec<HugePromise>, NoHugePages> {
+        match needed.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.promise_of(needed, hugepages::pages_free()?),
         }
     }
 
-    fn promise_pages(
-        self: &Arc<Self>,
-        guest: Uuid,
-        needed: u64,
-        free: u64,
-    ) -> Result<HugePromise, NoHugePages> {
+    fn promise_of(self: &Arc<Self>, needed: &[u64], free: u64) -> Result<Vec<HugePromise>, NoHugePages> {
         // A page that is taken after `free` was read counts twice: too few are promised then, never too many.
         let taken = self.taken();
         let mut all = self.lock();
-        let left_of = |(guest, promised): (&Uuid, &Promised)| {
-            promised.pages.saturating_sub(taken.get(guest).copied().unwrap_or(0))
+        let left_of = |(id, promised): (&Uuid, &Promised)| {
+            promised.pages.saturating_sub(taken.get(id).copied().unwrap_or(0))
         };
         let promised = all.iter().map(left_of).sum::<u64>().min(free);
-        let left = free - promised;
-        if needed > left {
-            return Err(NoHugePages::TooFew { needed, left, free, promised });
+        let (left, sum) =
+            (free - promised, needed.iter().fold(0, |sum: u64, pages| sum.saturating_add(*pages)));
+        if sum > left {
+            return Err(NoHugePages::TooFew { needed: sum, left, free, promised });
         }
-        all.insert(guest, Promised { pages: needed, pid: None });
-        drop(all);
-        Ok(HugePromise { guest, all: Arc::clone(self) })
+        let ids: Vec<_> = needed.iter().map(|pages| (Uuid::now_v7(), *pages)).collect();
+        all.extend(ids.iter().map(|(id, pages)| (*id, Promised { pages: *pages, pid: None })));
+        Ok(ids.into_iter().map(|(id, _)| HugePromise { id, all: Arc::clone(self) }).collect())
     }
 
     /// The promise to a guest that runs already, whether or not there is enough for it.
-    pub(super) fn renew(self: &Arc<Self>, guest: Uuid, spec: &GuestSpec, pid: u32) -> Option<HugePromise> {
-        if spec.backing() != MemoryBacking::Huge {
-            return None;
-        }
-        let promised = Promised { pages: spec.memory_bytes().div_ceil(HUGE_PAGE), pid: None };
-        self.lock().insert(guest, promised);
-        HugePromise { guest, all: Arc::clone(self) }.taken_by(spec, pid)
+    pub(super) fn renew(self: &Arc<Self>, spec: &GuestSpec, pid: u32) -> Option<HugePromise> {
+        let (id, pages) = (Uuid::now_v7(), pages_of(spec.memory_bytes(), spec.backing())?);
+        self.lock().insert(id, Promised { pages, pid: None });
+        HugePromise { id, all: Arc::clone(self) }.taken_by(spec, pid)
     }
 
     /// Pages that the guests' processes have taken.
     fn taken(&self) -> BTreeMap<Uuid, u64> {
         let promised = self.lock().clone();
-        promised.into_iter().map(|(guest, promised)| (guest, promised.pid.map_or(0, pages_taken))).collect()
+        promised.into_iter().map(|(id, promised)| (id, promised.pid.map_or(0, pages_taken))).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Promised>> {
@@ -123,7 +117,7 @@ impl HugePromise {
         match spec.kind() {
             VmmKind::Process | VmmKind::Qemu => None,
             VmmKind::Firecracker => {
-                if let Some(promised) = self.all.lock().get_mut(&self.guest) {
+                if let Some(promised) = self.all.lock().get_mut(&self.id) {
                     promised.pid = Some(pid);
                 }
                 Some(self)
@@ -134,7 +128,7 @@ impl HugePromise {
 
 impl Drop for HugePromise {
     fn drop(&mut self) {
-        self.all.lock().remove(&self.guest);
+        self.all.lock().remove(&self.id);
     }
 }
 
@@ -153,9 +147,8 @@ mod tests {
     #[test]
     fn huge_pages_that_were_promised_to_one_guest_are_promised_to_no_other() {
         let pages = Arc::<HugePages>::default();
-        let [first, second] = [1, 2].map(Uuid::from_u128);
-        let promise = pages.promise_pages(first, 6, 10).expect("there are enough");
-        let refused = pages.promise_pages(second, 5, 10).expect_err("there are not enough for both");
+        let promise = pages.promise_of(&[6], 10).expect("there are enough");
+        let refused = pages.promise_of(&[5], 10).expect_err("there are not enough for both");
         assert!(
             matches!(refused, NoHugePages::TooFew { needed: 5, left: 4, free: 10, promised: 6 }),
             "{refused}"
@@ -163,7 +156,17 @@ mod tests {
         let said = refused.to_string();
         assert!(said.contains("(10.0 MiB)") && said.contains("reserve 1 more"), "{said}");
         drop(promise);
-        pages.promise_pages(second, 10, 10).map(drop).expect("the first guest is gone");
+        pages.promise_of(&[10], 10).map(drop).expect("the first guest is gone");
+    }
+
+    #[test]
+    fn several_guests_are_promised_their_huge_pages_together_or_not_at_all() {
+        let pages = Arc::<HugePages>::default();
+        assert!(pages.promise_of(&[4, 4, 4], 10).is_err(), "two of them would fit");
+        let mut promises = pages.promise_of(&[4, 4], 10).expect("nothing is left of those that were refused");
+        assert!(pages.promise_of(&[3], 10).is_err());
+        promises.pop();
+        pages.promise_of(&[6], 10).map(drop).expect("one of them is gone");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::Daemon;
 use super::about::About;
 use super::boot_files::MachineInMaking;
+use super::claims::{Birth, Claim};
 use super::endings::Ending;
 use super::entry::{Entry, PAUSING, TELLING, Turn, stopped_by_signal};
 use super::events::About as EventAbout;
@@ -22,7 +23,7 @@ use super::live::{Live, Paused};
 use super::problems::guest_failed;
 use super::record::{NewSandbox, RecordedLife, SandboxRecord};
 use super::references::Named as _;
-use super::room::Needed;
+use super::room::{Needed, RoomPromise};
 use super::snapshots::Known;
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
@@ -55,13 +56,13 @@ impl Daemon {
         self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
         self.check_pausable(wanted.memory_bytes)?;
         let disks = wanted.machine.as_ref().map_or(0, |machine| machine.disks.len());
-        self.check_room(Needed::of(wanted.memory_bytes, wanted.backing, disks), 1)?;
+        let room = self.promise_room(&Needed::of(wanted.memory_bytes, wanted.backing, disks))?;
         let machine = wanted.machine.as_ref().map(|_| self.begin_machine());
         let (spec, images) = self.made_of(id, &wanted, &asked.asker)?;
-        let made = self.create_of(&mut chosen, wanted, spec, asked, images.as_ref());
+        let made = self.create_of(&mut chosen, wanted, (spec, &room), asked, images.as_ref());
         let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
         machine.into_iter().for_each(MachineInMaking::made);
-        drop(name);
+        drop((name, room));
         self.events.say("sandbox.created", EventAbout::sandbox(id), None);
         Ok(entry.show())
     }
@@ -71,12 +72,12 @@ impl Daemon {
         &self,
         chosen: &mut Chosen<'_>,
         wanted: CreateSandbox,
-        spec: GuestSpec,
+        (spec, room): (GuestSpec, &RoomPromise),
         asked: &Asked,
         images: Option<&Arc<EngineSnapshot>>,
     ) -> Answer<Arc<Entry>> {
         asked.check()?;
-        let live = self.born(|guest| Live::start(self, guest, &spec, images.cloned()))?;
+        let live = self.born(&spec, room, |birth| Live::start(self, birth, images.cloned()))?;
         let sandbox = NewSandbox { id: chosen.ids[0], name: wanted.name, labels: wanted.labels, spec };
         let record = SandboxRecord::new(sandbox, live.recorded());
         if let Err(problem) = asked.check() {
@@ -99,7 +100,8 @@ impl Daemon {
         let mut turn = entry.turn(PAUSING, self.settings().pause_wait, asked)?;
         asked.check()?;
         let making = chosen.making(&[id.uuid()]);
-        let snapshot = self.pause_in_turn(&mut turn, id, how, (RecordedLife::Paused, making))?;
+        let snapshot =
+            self.pause_in_turn(&mut turn, id, how, (RecordedLife::Paused, making))?;
         drop((turn, name));
         Ok(Known::of(snapshot).show())
     }
@@ -155,21 +157,33 @@ impl Daemon {
     }
 
     /// Resumes the sandbox of a turn, whose guest has ended, from its last snapshot.
-    pub(super) fn resume_in_turn(&self, turn: &mut Turn, asked: &Asked, how: &ResumeSandbox) -> Answer<()> {
-        let mut record = turn.record();
+    fn resume_in_turn(&self, turn: &mut Turn, asked: &Asked, how: &ResumeSandbox) -> Answer<()> {
+        let record = turn.record();
         let snapshot = resumed_from(turn.entry(), &record, how)?;
         let known = self.readable_snapshot(&snapshot.to_string())?;
         let taps = how.taps.as_deref().map_or_else(|| record.spec.taps(), tap_names);
         self.check_taps(&taps, 1)?;
-        self.check_room(Needed::by(&record.spec), 1)?;
-        let (live, spec) = self.bring_back(&known, asked, how)?;
+        let room = self.promise_room(&Needed::by(&record.spec))?;
+        self.go_on_from((&known, &room), turn, asked, how)
+    }
+
+    /// The same, where there is room for it and `known` is the snapshot.
+    pub(super) fn go_on_from(
+        &self,
+        (known, room): (&Known, &RoomPromise),
+        turn: &mut Turn,
+        asked: &Asked,
+        how: &ResumeSandbox,
+    ) -> Answer<()> {
+        let mut record = turn.record();
+        let (live, spec) = self.bring_back((known, room), asked, how)?;
         record.spec = spec;
         record.life = RecordedLife::Running(live.recorded());
         self.write_born(&record, &live, (Some(turn.record()), Vec::new()))?;
         turn.live = Some(live);
         turn.show(record.clone());
         self.watch_new_guests();
-        self.events.say("sandbox.resumed", EventAbout::both(record.id, snapshot), None);
+        self.events.say("sandbox.resumed", EventAbout::both(record.id, known.id()), None);
         Ok(())
     }
 
@@ -177,7 +191,7 @@ impl Daemon {
     #[tracing::instrument(name = "resume", skip_all, fields(snapshot = %known.id()))]
     pub(super) fn bring_back(
         &self,
-        known: &Known,
+        (known, room): (&Known, &RoomPromise),
         asked: &Asked,
         how: &ResumeSandbox,
     ) -> Answer<(Box<Live>, GuestSpec)> {
@@ -194,7 +208,7 @@ impl Daemon {
         self.wait_if_asked(known, asked, how.serve_before_seal)?;
         asked.check()?;
         let _first = self.engine.precedence().bring_up();
-        let live = self.born(|guest| Live::resume(self, guest, &known.snapshot, &spec))?;
+        let live = self.born(&spec, room, |birth| Live::resume(self, birth, &known.snapshot))?;
         Ok((live, spec))
     }
 
@@ -308,12 +322,21 @@ impl Daemon {
     }
 
     /// Starts a guest by `start`; if its keeper dies meanwhile, once more under the next one.
-    fn born(&self, start: impl Fn(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
+    fn born(
+        &self,
+        spec: &GuestSpec,
+        room: &RoomPromise,
+        start: impl Fn(Birth<'_>) -> anyhow::Result<Live>,
+    ) -> Answer<Box<Live>> {
+        let born_once = || {
+            let claim = Claim::make(self, spec, room)?;
+            self.born_once(Birth { id: Uuid::now_v7(), spec, claim }, &start)
+        };
         let keeper = self.keeping.client().identity();
-        self.born_once(&start).or_else(|problem| {
+        born_once().or_else(|problem| {
             let is_there = self.keeping.is_there() || self.keeping.find_again().is_ok();
             match is_there && self.keeping.client().identity() != keeper {
-                true => self.born_once(&start),
+                true => born_once(),
                 false => Err(problem),
             }
         })
@@ -321,9 +344,13 @@ impl Daemon {
 
     /// Starts a guest; on failure, its parts made so far are ended. The error has the end of its VMM and its last
     /// output, whose log goes with it.
-    fn born_once(&self, start: impl Fn(Uuid) -> anyhow::Result<Live>) -> Answer<Box<Live>> {
-        let guest = Uuid::now_v7();
-        start(guest).map(Box::new).map_err(|error| {
+    fn born_once(
+        &self,
+        birth: Birth<'_>,
+        start: impl Fn(Birth<'_>) -> anyhow::Result<Live>,
+    ) -> Answer<Box<Live>> {
+        let guest = birth.id;
+        start(birth).map(Box::new).map_err(|error| {
             let mut problem = guest_failed(error);
             let status = self.keeping.how_ended(guest);
             if let Some(how) = status.and_then(how_ended_by_itself) {

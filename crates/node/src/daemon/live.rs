@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::Daemon;
 use super::about::About;
-use super::claims::Claim;
+use super::claims::{Birth, Claim};
 use super::endings::{Ending, Exclusive};
 use super::entry::stopped_by_signal;
 use super::epochs::{keep_epoch, kept_epoch, put_epoch};
@@ -79,12 +79,10 @@ impl Live {
     /// Starts a guest on empty memory, with its disks as they are in `base`.
     pub(super) fn start(
         daemon: &Daemon,
-        id: Uuid,
-        spec: &GuestSpec,
+        Birth { id, spec, claim }: Birth<'_>,
         base: Option<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
         let kept_by = daemon.keeping.client().identity();
-        let claim = Claim::make(daemon, id, spec)?;
         let guest = spec.start(daemon, id, base.as_ref())?;
         let claim = claim.held_by(spec, guest.process().id());
         Ok(Self { id, guest, base, memory: Memory::Own, kept_by, unsettled: None, stuck: None, claim })
@@ -93,12 +91,10 @@ impl Live {
     /// Starts a guest on a snapshot's memory and device state; pages come as it touches them.
     pub(super) fn resume(
         daemon: &Daemon,
-        id: Uuid,
+        Birth { id, spec, claim }: Birth<'_>,
         snapshot: &Arc<Snapshot>,
-        spec: &GuestSpec,
     ) -> anyhow::Result<Self> {
         let kept_by = daemon.keeping.client().identity();
-        let claim = Claim::make(daemon, id, spec)?;
         let socket = spec.handover(daemon, id)?;
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
@@ -157,7 +153,7 @@ impl Live {
             (Some(_), None) => anyhow::bail!("nothing says which snapshot it is served from"),
             (None, _) => Memory::Own,
         };
-        let (id, claim) = (recorded.id, Claim::renew(daemon, recorded.id, spec, guest.process().id()));
+        let (id, claim) = (recorded.id, Claim::renew(daemon, spec, guest.process().id()));
         let mut found = Self { id, guest, base, memory, kept_by, unsettled: None, stuck: None, claim };
         found.stuck = found.serve_again(daemon).err().map(|error| format!("{error:#}"));
         Ok(found)

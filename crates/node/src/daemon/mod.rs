@@ -73,6 +73,7 @@ use idempotency::Requests;
 use keeping::Keeping;
 use names::Names;
 use registry::Registry;
+use room::RoomPromises;
 use snapshots::Snapshots;
 use store_place::store_of;
 use undecided::Deciding;
@@ -101,6 +102,7 @@ pub struct Daemon {
     boot_files: BootFiles,
     endings: Endings,
     huge_pages: Arc<HugePages>,
+    room_promises: Arc<RoomPromises>,
     engine: Engine,
     lookout: Mutex<Option<Lookout>>,
     freeing: Mutex<Option<Freeing>>,
@@ -164,6 +166,7 @@ impl Daemon {
             file_digests: Arc::default(),
             boot_files: BootFiles::default(),
             huge_pages: Arc::default(),
+            room_promises: Arc::default(),
             node_name: node_name(),
             started_unix_ms: clock::unix_ms(),
             metrics,

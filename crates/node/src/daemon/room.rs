@@ -1,7 +1,8 @@
-//! Room for a new guest, checked before any part of it is made: RAM to run and to be paused, and open files.
+//! Room for new guests, promised before any part of them is made: RAM to run and to be paused, open files, huge pages.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::ops::{Add, Sub};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytesize::ByteSize;
 use rekindle_engine::budget::BudgetError;
@@ -9,11 +10,14 @@ use rekindle_engine::pause::PauseError;
 use rekindle_kernel::PAGE_BYTES;
 
 use super::Daemon;
+use super::endings::Exclusive;
 use super::guests::GuestSpec;
+use super::huge_pages::{HugePromise, pages_of};
 use super::record::{RecordedLife, SandboxRecord};
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::MemoryBacking;
+use crate::api::types::{MemoryBacking, VmmKind};
+use crate::memory_left::available_bytes;
 
 /// Open files that a guest takes in the daemon, and as many at most in the keeper: its process, connections, memory,
 /// userfaultfd, journal, and what serving them takes.
@@ -21,11 +25,39 @@ const GUEST_FILES: u64 = 24;
 /// Open files that each of its disks takes: its socket, its connection, and what was written.
 const DISK_FILES: u64 = 8;
 
-/// Needs of a new guest.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Needed {
+/// RAM and open files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
     memory_bytes: u64,
-    disks: usize,
+    files: u64,
+}
+
+/// Needs of new guests.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Needed {
+    share: Share,
+    /// Pages of each guest whose memory is of huge pages.
+    huge_pages: Vec<u64>,
+}
+
+/// The shares of all guests that are being made. Nothing else tells of them: what runs is counted by its records.
+#[derive(Debug, Default)]
+pub(super) struct RoomPromises(Mutex<Promised>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Promised {
+    share: Share,
+    /// Number of promises that were made or are over.
+    changes: u64,
+}
+
+/// The room of guests that are being made. It is dropped once their records tell of them, or they came to nothing.
+#[derive(Debug)]
+#[must_use = "dropped before the guests are recorded, their room is promised to others as well"]
+pub(super) struct RoomPromise {
+    share: Share,
+    huge_pages: Mutex<Vec<HugePromise>>,
+    all: Arc<RoomPromises>,
 }
 
 impl Daemon {
@@ -49,25 +81,36 @@ impl Daemon {
         Err(Problem::new(Code::Misfit, format!("{why}: {advice}")))
     }
 
-    /// Refuses `count` guests of a kind for which there is not enough RAM, or too few open files, now.
-    pub(super) fn check_room(&self, needed: Needed, count: usize) -> Answer<()> {
+    /// Promises guests all that they need, or refuses them.
+    pub(super) fn promise_room(&self, needed: &Needed) -> Answer<RoomPromise> {
         let keeper = self.keeping.client().identity().pid;
-        let count = u64::try_from(count).unwrap_or(u64::MAX);
-        let wanted = needed.memory_bytes.saturating_mul(count);
         let overcommit = self.settings().memory_overcommit;
-        check_ram(wanted, self.untaken_bytes(), overcommit, available_bytes(keeper))?;
-        let files = needed.files().saturating_mul(count);
-        for (process, pid) in [("daemon", std::process::id()), ("keeper", keeper)] {
-            check_files(process, files, open_files(pid))?;
-        }
-        Ok(())
+        let mut room = self.room_promises.promise(needed.share, |others| {
+            let spoken_for = self.untaken_bytes().saturating_add(others.memory_bytes);
+            check_ram(needed.share.memory_bytes, spoken_for, overcommit, available_bytes(keeper))?;
+            let files = needed.share + others;
+            [("daemon", std::process::id()), ("keeper", keeper)]
+                .iter()
+                .try_for_each(|(process, pid)| check_files(process, files.files, open_files(*pid)))
+        })?;
+        room.huge_pages = Mutex::new(self.promise_huge_pages(needed)?);
+        Ok(room)
+    }
+
+    /// Promises guests their huge pages; where too few are left, those of guests that are ending are waited for.
+    pub(super) fn promise_huge_pages(&self, needed: &Needed) -> Answer<Vec<HugePromise>> {
+        let promises = self.huge_pages.promise(&needed.huge_pages).or_else(|_too_few| {
+            self.endings.make_way(&Exclusive { huge_pages: true, ..Exclusive::default() });
+            self.huge_pages.promise(&needed.huge_pages)
+        });
+        promises.map_err(|error| Problem::new(Code::Misfit, error.to_string()))
     }
 
     /// Bytes of memory that running guests have not taken yet and may still take.
     fn untaken_bytes(&self) -> u64 {
         let untaken = |record: SandboxRecord| match &record.life {
             RecordedLife::Running(guest) => {
-                Needed::by(&record.spec).memory_bytes.saturating_sub(resident_bytes(guest.vmm.pid()))
+                Needed::by(&record.spec).share.memory_bytes.saturating_sub(resident_bytes(guest.vmm.pid()))
             }
             RecordedLife::Paused
             | RecordedLife::Forked
@@ -81,12 +124,12 @@ impl Daemon {
 }
 
 impl Needed {
-    /// Needs of a guest with this memory and this many disks. Huge pages are set aside already.
+    /// Needs of a guest with this memory and this many disks. Huge pages were set aside from the RAM before.
     pub(super) fn of(memory_bytes: u64, backing: MemoryBacking, disks: usize) -> Self {
-        match backing {
-            MemoryBacking::Shared | MemoryBacking::Private => Self { memory_bytes, disks },
-            MemoryBacking::Huge => Self { memory_bytes: 0, disks },
-        }
+        let files = count(disks).saturating_mul(DISK_FILES).saturating_add(GUEST_FILES);
+        let huge_pages = pages_of(memory_bytes, backing);
+        let memory_bytes = if huge_pages.is_some() { 0 } else { memory_bytes };
+        Self { share: Share { memory_bytes, files }, huge_pages: huge_pages.into_iter().collect() }
     }
 
     /// Needs of a guest with these parts.
@@ -94,9 +137,92 @@ impl Needed {
         Self::of(spec.memory_bytes(), spec.backing(), spec.disks())
     }
 
-    fn files(self) -> u64 {
-        u64::try_from(self.disks).unwrap_or(u64::MAX).saturating_mul(DISK_FILES).saturating_add(GUEST_FILES)
+    /// Needs of a guest with these parts that goes on from its own pause.
+    pub(super) fn to_go_on(spec: &GuestSpec) -> Self {
+        let needed = Self::by(spec);
+        match spec.kind() {
+            // The capture is the huge pages themselves, so it needs others.
+            VmmKind::Process | VmmKind::Qemu => needed,
+            // Its end gives them back: the capture is a copy in small pages.
+            VmmKind::Firecracker => Self { huge_pages: Vec::new(), ..needed },
+        }
     }
+
+    /// Needs of so many guests of this kind.
+    pub(super) fn times(self, guests: usize) -> Self {
+        let Share { memory_bytes, files } = self.share;
+        let times = |one: u64| one.saturating_mul(count(guests));
+        let share = Share { memory_bytes: times(memory_bytes), files: times(files) };
+        Self { share, huge_pages: self.huge_pages.repeat(guests) }
+    }
+
+    /// The needs of both.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.huge_pages.extend(other.huge_pages);
+        Self { share: self.share + other.share, ..self }
+    }
+}
+
+impl RoomPromises {
+    /// Promises a share that `check` allows beside those of others. It is asked again if they have changed meanwhile: a
+    /// guest that was recorded while it looked may have been in neither account.
+    fn promise(self: &Arc<Self>, share: Share, check: impl Fn(Share) -> Answer<()>) -> Answer<RoomPromise> {
+        loop {
+            let seen = *self.lock();
+            let checked = check(seen.share);
+            let mut promised = self.lock();
+            if promised.changes != seen.changes {
+                continue;
+            }
+            checked?;
+            *promised = Promised { share: seen.share + share, changes: seen.changes + 1 };
+            return Ok(RoomPromise { share, huge_pages: Mutex::default(), all: Arc::clone(self) });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Promised> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RoomPromise {
+    /// The huge pages of one of its guests; none once each has its own, or where memory is of other pages.
+    pub(super) fn take_huge_pages(&self) -> Option<HugePromise> {
+        self.huge_pages.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
+impl Drop for RoomPromise {
+    fn drop(&mut self) {
+        let mut promised = self.all.lock();
+        *promised = Promised { share: promised.share - self.share, changes: promised.changes + 1 };
+    }
+}
+
+impl Add for Share {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+            files: self.files.saturating_add(other.files),
+        }
+    }
+}
+
+impl Sub for Share {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            memory_bytes: self.memory_bytes.saturating_sub(other.memory_bytes),
+            files: self.files.saturating_sub(other.files),
+        }
+    }
+}
+
+fn count(things: usize) -> u64 {
+    u64::try_from(things).unwrap_or(u64::MAX)
 }
 
 /// Words for people on a pause without RAM.
@@ -127,19 +253,19 @@ pub(super) fn no_room_for_disks(error: PauseError) -> Problem {
     }
 }
 
-/// Memory is taken page by page as a guest touches it, so all guests' may be some times what is there. `untaken` is what
-/// those that run may still take of what is available.
-fn check_ram(memory_bytes: u64, untaken: u64, overcommit: usize, available: Option<u64>) -> Answer<()> {
+/// Memory is taken page by page as a guest touches it, so all guests' may be some times what is there. `spoken_for` is what
+/// those that run and those that are being made may still take of what is available.
+fn check_ram(memory_bytes: u64, spoken_for: u64, overcommit: usize, available: Option<u64>) -> Answer<()> {
     let Some(available) = available else { return Ok(()) };
     let may_be = available.saturating_mul(u64::try_from(overcommit).unwrap_or(u64::MAX));
-    if memory_bytes.saturating_add(untaken) <= may_be {
+    if memory_bytes.saturating_add(spoken_for) <= may_be {
         return Ok(());
     }
     let why = format!(
         "there is no RAM for it: {} of memory is asked for, guests that run may still take {}, and {} is available, of \
          which memory_overcommit allows {} times as much: end something, ask for less memory, or raise memory_overcommit",
         ByteSize::b(memory_bytes),
-        ByteSize::b(untaken),
+        ByteSize::b(spoken_for),
         ByteSize::b(available),
         overcommit
     );
@@ -157,35 +283,6 @@ fn check_files(process: &str, needed: u64, open: Option<(u64, u64)>) -> Answer<(
          needed: end something, or raise LimitNOFILE of its unit (`ulimit -n` at a prompt)"
     );
     Err(Problem::new(Code::Misfit, why))
-}
-
-/// Bytes of RAM and swap that the children of process `pid` can still get; none where the system does not say.
-fn available_bytes(pid: u32) -> Option<u64> {
-    let told = fs::read_to_string("/proc/meminfo").ok()?;
-    let host = field(&told, "MemAvailable:")?.saturating_add(field(&told, "SwapFree:").unwrap_or(0));
-    let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let group = group.lines().find_map(|line| line.strip_prefix("0::/")).map(PathBuf::from);
-    let groups = group.iter().flat_map(|group| group.ancestors());
-    let left = groups.filter_map(|group| left_in(&Path::new("/sys/fs/cgroup").join(group)));
-    Some(left.fold(host, u64::min))
-}
-
-/// Bytes that a control group may still take, given that what it has of files can go; none where it has no limit.
-fn left_in(group: &Path) -> Option<u64> {
-    let number = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok();
-    let (bytes_max, bytes) = (number("memory.max")?, number("memory.current")?);
-    let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-    let of_files = ["inactive_file ", "active_file "].map(|name| {
-        let line = stat.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0)
-    });
-    Some(bytes_max.saturating_sub(bytes.saturating_sub(of_files.iter().sum())))
-}
-
-/// A field of /proc/meminfo, in bytes.
-fn field(told: &str, name: &str) -> Option<u64> {
-    let line = told.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Bytes of a process that are in RAM (`statm`, proc(5)); none of one that is gone.
@@ -240,24 +337,41 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_files_open_and_this_machine_has_ram() {
+    fn this_process_has_files_open() {
         let (open, files_max) = open_files(std::process::id()).expect("Linux tells both");
         assert!((3..files_max).contains(&open), "{open} of {files_max}");
-        assert!(available_bytes(std::process::id()).expect("Linux tells it") > 0);
     }
 
     #[test]
-    fn a_group_with_a_limit_leaves_what_its_files_do_not_need() {
-        let group = tempfile::tempdir().expect("a directory");
-        assert_eq!(left_in(group.path()), None);
-        let say = |file: &str, text: &str| fs::write(group.path().join(file), text).expect("there is room");
-        say("memory.max", "max\n");
-        say("memory.current", "700\n");
-        assert_eq!(left_in(group.path()), None);
-        say("memory.max", "1000\n");
-        assert_eq!(left_in(group.path()), Some(300));
-        say("memory.stat", "anon 1\ninactive_file 100\nactive_file 50\n");
-        assert_eq!(left_in(group.path()), Some(450));
+    fn room_that_was_promised_to_a_guest_in_the_making_is_promised_to_no_other() {
+        let promises = Arc::<RoomPromises>::default();
+        let share = Share { memory_bytes: 6, files: 2 };
+        let fits = |others: Share| match others.memory_bytes + 6 <= 10 {
+            true => Ok(()),
+            false => Err(Problem::new(Code::Misfit, "it does not fit")),
+        };
+        let other = Mutex::new(None);
+        let refused = promises.promise(share, |others| {
+            // Another request of the same instant is promised its room while this one looks.
+            let mut other = other.lock().expect("no thread has panicked");
+            other.get_or_insert_with(|| promises.promise(share, fits).expect("it is the first"));
+            fits(others)
+        });
+        assert_eq!(refused.map(drop).map_err(|problem| problem.code), Err(Code::Misfit));
+        assert_eq!(promises.lock().share, share, "the other's");
+        drop(other);
+        promises.promise(share, fits).map(drop).expect("the other is recorded");
+        assert_eq!(promises.lock().share, Share::default());
+    }
+
+    #[test]
+    fn needs_of_several_are_the_sum_of_each_ones() {
+        let small = Needed::of(GIB, MemoryBacking::Shared, 2);
+        assert_eq!(small.share, Share { memory_bytes: GIB, files: GUEST_FILES + 2 * DISK_FILES });
+        let huge = Needed::of(GIB, MemoryBacking::Huge, 0).times(2);
+        assert_eq!(huge.share, Share { memory_bytes: 0, files: 2 * GUEST_FILES });
+        let both = small.and(huge);
+        assert_eq!((both.share.memory_bytes, both.huge_pages), (GIB, vec![512, 512]));
     }
 
     #[test]

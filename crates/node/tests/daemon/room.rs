@@ -7,12 +7,13 @@ use rekindle::api::types::{
     Accelerator, Board, CaptureMemory, CaptureSource, CreateSandbox, DiskImage, ForkSandbox, MemoryBacking,
     SnapshotState,
 };
-use rekindle_kernel::hugepages;
+use rekindle::client::ClientError;
+use rekindle_kernel::hugepages::{self, HugepageReservation};
 use rekindle_testkit::skip::skipped;
 
 use crate::machine_console::{have_qemu, tiny};
 use crate::sockets;
-use crate::support::{Node, create, pause_as, rewrite};
+use crate::support::{Node, create, pause_as, resume_as, rewrite};
 
 /// Captures may hold less RAM than a sandbox of these tests has.
 const TOO_SMALL: &str = "capture_bytes_max = \"8MiB\"\n";
@@ -87,6 +88,38 @@ fn a_guest_for_which_too_few_huge_pages_are_left_is_refused_before_anything_of_i
     }
     assert!(node.client.all_sandboxes(&[]).expect("they are listed").is_empty());
     assert!(node.kept("guest/").is_empty());
+}
+
+#[test]
+fn clones_for_which_too_few_huge_pages_are_left_together_are_refused_before_the_first_is_made() {
+    let node = Node::start();
+    let wanted = CreateSandbox { memory_bytes: 64 << 20, ..create("a", MemoryBacking::Huge) };
+    let reserved = HugepageReservation::reserve(64);
+    let (Ok(_reserved), Ok(_)) = (reserved, node.client.create_sandbox(None, &wanted)) else {
+        return skipped("huge pages", "the kernel has none of 2 MiB to spare");
+    };
+    node.told("a").fill(1).expect("fills");
+    // Those that are free, and many more than other tests reserve meanwhile.
+    let free = hugepages::pages_free().expect("there are some");
+    let count = u32::try_from(free / 32 + 16).expect("a few");
+    let assert_refused = |refused: ClientError| {
+        assert_eq!(refused.code(), Some(Code::Misfit), "{refused}");
+        assert!(refused.to_string().contains("huge pages of 2 MiB"), "{refused}");
+        assert!(!refused.to_string().contains("could not be made"), "{refused}");
+    };
+    let forks = ForkSandbox { count, name: None, labels: Default::default() };
+    assert_refused(node.client.fork_sandbox("a", None, &forks).expect_err("there are not so many"));
+    assert_eq!(node.told("a").verify().expect("its guest verifies").mismatches, 0, "it runs on");
+    assert!(
+        node.client.all_snapshots(&[]).expect("they are listed").is_empty(),
+        "it was not paused for that"
+    );
+    node.pause("a", "base");
+    let clones = resume_as("b", count);
+    assert_refused(node.client.resume_snapshot("base", None, &clones).expect_err("there are not so many"));
+    assert_eq!(node.client.all_sandboxes(&[]).expect("they are listed").len(), 1);
+    node.resume("a");
+    node.assert_verified("a");
 }
 
 #[test]

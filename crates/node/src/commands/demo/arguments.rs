@@ -10,6 +10,7 @@ use rekindle_kernel::hugepages;
 
 use crate::api::types::Accelerator;
 use crate::commands::numbers::number;
+use crate::memory_left::available_bytes;
 use crate::settings::parse_size;
 
 /// Arguments of the demo.
@@ -152,8 +153,5 @@ fn check_huge_pages(needed_bytes: u64) -> anyhow::Result<()> {
 }
 
 fn available_memory() -> anyhow::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: Option<u64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
-    Ok(kib.context("/proc/meminfo has no MemAvailable")? * 1024)
+    available_bytes(std::process::id()).context("/proc/meminfo does not say how much memory is available")
 }
