@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::limits::WAIT_TURN;
+
 /// The end of a wait.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline(Option<Instant>);
@@ -15,6 +17,11 @@ impl Deadline {
     /// Time left until then; zero afterwards.
     pub(crate) fn left(self) -> Duration {
         self.0.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()))
+    }
+
+    /// Time to wait at once, if it is seen in between whether the wait is still wanted.
+    pub(crate) fn turn(self) -> Duration {
+        self.left().min(WAIT_TURN)
     }
 
     /// True once the instant has come.

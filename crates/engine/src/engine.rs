@@ -24,7 +24,7 @@ use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
 use crate::lives::Lives;
 use crate::open::{OpenError, Openings, open};
-use crate::pause::{CommitError, PauseError, PausePermit, PauseRules, PausedGuest};
+use crate::pause::{CommitError, PausePermit, PauseRules, PausedGuest, Permitted};
 use crate::pool::Pool;
 use crate::precedence::Precedence;
 use crate::publish::Publisher;
@@ -256,13 +256,19 @@ impl Engine {
 
     /// Waits, while the guest still runs, for room for `memory_bytes` and for snapshots under `parent` to be sealed,
     /// as far as limits ask for it; the wait itself is limited by the options.
-    pub fn permit_pause(
+    pub fn permit_pause(&self, parent: Option<&Arc<Snapshot>>, memory_bytes: u64) -> Permitted {
+        self.permit_pause_while(parent, memory_bytes, &|| true)
+    }
+
+    /// The same, given up soon after `is_wanted` says no.
+    pub fn permit_pause_while(
         &self,
         parent: Option<&Arc<Snapshot>>,
         memory_bytes: u64,
-    ) -> Result<PausePermit, PauseError> {
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Permitted {
         let _span = tracing::info_span!("permit pause", memory_bytes).entered();
-        self.rules.permit(parent, memory_bytes)
+        self.rules.permit(parent, memory_bytes, is_wanted)
     }
 
     /// Takes a frozen guest over as a snapshot, which can be used at once. Its seal begins as soon as the guest's
@@ -381,9 +387,9 @@ impl Engine {
         unsealed.into_iter().filter_map(keep).collect()
     }
 
-    /// Reads every page of a snapshot anew and checks what can be checked. Takes as long as reading it all.
-    pub fn verify(&self, snapshot: &Snapshot) -> Verification {
-        verify(snapshot, &self.fetcher)
+    /// Reads every page of a snapshot anew and checks what can be checked; none if `is_wanted` says no before the end.
+    pub fn verify(&self, snapshot: &Snapshot, is_wanted: &dyn Fn() -> bool) -> Option<Verification> {
+        verify(snapshot, &self.fetcher, is_wanted)
     }
 
     /// Tells background work to end. From here on no drop removes anything from the disk or the catalog: sandboxes that

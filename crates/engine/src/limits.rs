@@ -213,6 +213,9 @@ pub const FROZEN_WAIT: Duration = Duration::from_secs(3);
 /// Bytes of the catalog that stay in memory: records are small, and manifests are read at the start.
 pub const CATALOG_CACHE_BYTES: usize = 16 << 20;
 
+/// Time between two looks whether a pause that waits is still wanted.
+pub const WAIT_TURN: Duration = Duration::from_millis(250);
+
 /// Bytes of RAM that captures may hold together where nothing else is said.
 pub const CAPTURE_BYTES_DEFAULT: u64 = 64 << 30;
 

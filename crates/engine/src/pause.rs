@@ -34,6 +34,9 @@ pub struct PausePermit {
     reaper: ReaperHandle,
 }
 
+/// A permit, or the reason that there is none.
+pub type Permitted = Result<PausePermit, PauseError>;
+
 /// A frozen guest, to be taken over as a snapshot.
 #[derive(Debug)]
 pub struct PausedGuest {
@@ -84,6 +87,9 @@ pub enum PauseError {
         /// The one that all others wait for.
         oldest: SnapshotId,
     },
+    /// The one who asked for it does not want it any more.
+    #[error("the pause was not wanted any more before there was room for it")]
+    Unwanted,
 }
 
 /// Reason that a frozen guest could not be taken over; it is as it was.
@@ -148,26 +154,48 @@ impl PauseRules {
         &self,
         parent: Option<&Arc<Snapshot>>,
         memory_bytes: u64,
-    ) -> Result<PausePermit, PauseError> {
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Permitted {
         let deadline = Deadline::after(self.wait);
         if let Some(parent) = parent {
             if parent.state() == SnapshotState::Lost {
                 return Err(PauseError::Lost { parent: parent.id() });
             }
-            self.wait_for_line(parent, deadline)?;
+            self.wait_for_line(parent, deadline, is_wanted)?;
         }
-        let lease = self.budget.lease(memory_bytes, deadline.left())?;
+        let lease = self.wait_for_room(memory_bytes, deadline, is_wanted)?;
         Ok(PausePermit { parent: parent.cloned(), lease, reaper: self.reaper.clone() })
     }
 
-    fn wait_for_line(&self, parent: &Arc<Snapshot>, deadline: Deadline) -> Result<(), PauseError> {
+    fn wait_for_room(
+        &self,
+        bytes: u64,
+        deadline: Deadline,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Lease, PauseError> {
+        loop {
+            check_wanted(is_wanted)?;
+            match self.budget.lease(bytes, deadline.turn()) {
+                Err(BudgetError::Exhausted { .. }) if !deadline.is_over() => {}
+                lease => return Ok(lease?),
+            }
+        }
+    }
+
+    fn wait_for_line(
+        &self,
+        parent: &Arc<Snapshot>,
+        deadline: Deadline,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(), PauseError> {
         loop {
             let line = parent.unsealed_line();
             // If no unsealed ancestor is allowed at all, a pause still waits for those that are there, and no longer.
             let Some(oldest) = line.last().filter(|_| line.len() >= self.unsealed_max) else {
                 return Ok(());
             };
-            if oldest.wait_manifest(deadline.left()).is_err() {
+            check_wanted(is_wanted)?;
+            if oldest.wait_manifest(deadline.turn()).is_err() && deadline.is_over() {
                 return Err(PauseError::Unsealed {
                     unsealed: line.len(),
                     unsealed_max: self.unsealed_max,
@@ -176,6 +204,10 @@ impl PauseRules {
             }
         }
     }
+}
+
+fn check_wanted(is_wanted: &dyn Fn() -> bool) -> Result<(), PauseError> {
+    is_wanted().then_some(()).ok_or(PauseError::Unwanted)
 }
 
 impl PausePermit {

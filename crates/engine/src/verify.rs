@@ -26,46 +26,63 @@ pub struct Verification {
 }
 
 /// Reads everything: captured pages where they are, frames from the local disk, and from the store where that does not
-/// have them or has them wrong.
-pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher) -> Verification {
-    let mut verifying = Verifying { fetcher, frames: HashMap::new(), found: Verification::default() };
+/// have them or has them wrong. None if `is_wanted`, which is asked before each frame or as many captured pages, says no.
+pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher, is_wanted: &dyn Fn() -> bool) -> Option<Verification> {
+    let mut verifying =
+        Verifying { fetcher, is_wanted, frames: HashMap::new(), found: Verification::default() };
     for volume in snapshot.volumes() {
-        verifying.volume(volume);
+        verifying.volume(volume)?;
     }
     let mut found = verifying.found;
     let status = snapshot.status();
     if status.state == SnapshotState::Lost {
         found.first = status.failure;
     }
-    found
+    Some(found)
 }
 
 struct Verifying<'a> {
     fetcher: &'a Fetcher,
+    is_wanted: &'a dyn Fn() -> bool,
     /// The fault, if any, of each frame that was looked at.
     frames: HashMap<(LayerId, FrameNumber), Option<String>>,
     found: Verification,
 }
 
 impl Verifying<'_> {
-    fn volume(&mut self, volume: &Volume) {
+    /// None as soon as it is not wanted any more.
+    fn check_wanted(&self) -> Option<()> {
+        (self.is_wanted)().then_some(())
+    }
+
+    fn volume(&mut self, volume: &Volume) -> Option<()> {
         let pages = volume.view.pages();
         let mut page = GuestPage::FIRST;
         while page.number() < pages {
             let piece = volume.view.piece_at(page, pages - page.number());
-            self.piece(volume, &piece);
+            self.piece(volume, &piece)?;
             page = piece.pages.end();
         }
+        Some(())
     }
 
-    fn piece(&mut self, volume: &Volume, piece: &Piece) {
+    fn piece(&mut self, volume: &Volume, piece: &Piece) -> Option<()> {
         self.found.pages += u64::from(piece.pages.count());
         match &piece.source {
             PieceSource::Zero => {}
-            PieceSource::Capture(capture) => self.captured(volume, capture, piece.pages),
+            PieceSource::Capture(capture) => {
+                let mut left = piece.pages;
+                while !left.is_empty() {
+                    self.check_wanted()?;
+                    let here = left.first_pages(left.count().min(FRAME_PAGES));
+                    left = left.after(here.count());
+                    self.captured(volume, capture, here);
+                }
+            }
             PieceSource::Layer(layer, first) => {
                 let mut left = piece.pages;
                 while !left.is_empty() {
+                    self.check_wanted()?;
                     let at = first.plus(left.start().pages_since(piece.pages.start()));
                     let here = left.first_pages(left.count().min(FRAME_PAGES - at.number() % FRAME_PAGES));
                     left = left.after(here.count());
@@ -81,6 +98,7 @@ impl Verifying<'_> {
                 }
             }
         }
+        Some(())
     }
 
     fn captured(&mut self, volume: &Volume, capture: &Capture, pages: GuestPages) {

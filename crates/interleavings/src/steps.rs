@@ -72,7 +72,7 @@ impl Steps {
         parent: Option<&Arc<Snapshot>>,
         memory_bytes: u64,
     ) -> Result<PausePermit, PauseError> {
-        self.rules.permit(parent, memory_bytes)
+        self.rules.permit(parent, memory_bytes, &|| true)
     }
 
     /// The pause.

@@ -24,6 +24,12 @@ impl Asker {
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }
+
+    /// A question for long work: whether the client still waits.
+    pub fn still_waits(&self) -> impl Fn() -> bool {
+        let asker = self.clone();
+        move || !asker.is_gone()
+    }
 }
 
 impl Drop for Waiting {

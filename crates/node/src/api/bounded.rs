@@ -24,8 +24,7 @@ impl BoundedControl {
         Self { control, ending }
     }
 
-    /// The same for a request that changes something: the question hears when the one who asked goes away, and a line
-    /// in the log says what came of it.
+    /// Asks what changes something: a line in the log says what came of it.
     pub(crate) async fn change<T, Q>(
         &self,
         place: Place,
@@ -36,17 +35,31 @@ impl BoundedControl {
         T: About + Send + 'static,
         Q: FnOnce(&dyn Control, Asked) -> Answer<T> + Send + 'static,
     {
-        let asked = Asked { key, asker: Asker::default() };
-        let waiting = asked.asker.waits();
         let audit = place.audit().cloned();
-        let noted = move |control: &dyn Control| {
+        let noted = move |control: &dyn Control, asked: Asked| {
             let answer = question(control, asked);
             if let Some(audit) = audit {
                 audit.came_to(&answer);
             }
             answer
         };
-        let answer = self.ask(place, noted).await;
+        self.ask_while(place, key, noted).await
+    }
+
+    /// Asks what hears when the one who asked goes away.
+    pub(crate) async fn ask_while<T, Q>(
+        &self,
+        place: Place,
+        key: Option<IdempotencyKey>,
+        question: Q,
+    ) -> Answer<T>
+    where
+        T: Send + 'static,
+        Q: FnOnce(&dyn Control, Asked) -> Answer<T> + Send + 'static,
+    {
+        let asked = Asked { key, asker: Asker::default() };
+        let waiting = asked.asker.waits();
+        let answer = self.ask(place, move |control| question(control, asked)).await;
         drop(waiting);
         answer
     }

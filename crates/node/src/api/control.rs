@@ -90,8 +90,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot>;
     /// Deletes a snapshot, of which it gives the id; sandboxes that run from it and its children go on.
     fn delete_snapshot(&self, reference: &str) -> Answer<Uuid>;
-    /// Reads every page of a snapshot and checks it.
-    fn verify_snapshot(&self, reference: &str) -> Answer<Verification>;
+    /// Reads every page of a snapshot and checks it, as long as its asker waits.
+    fn verify_snapshot(&self, reference: &str, asked: Asked) -> Answer<Verification>;
     /// The layers a snapshot is made of and their places; never waits for a seal.
     fn placement(&self, reference: &str) -> Answer<Placement>;
     /// Makes new sandboxes of a snapshot.
@@ -105,7 +105,7 @@ pub trait Control: Debug + Send + Sync + 'static {
     /// Closes a fault socket and ends its serving; the caller has ended the VMM.
     fn close_fault_socket(&self, id: Uuid) -> Answer<()>;
     /// Captures memory of a process that others manage.
-    fn capture_memory(&self, wanted: CaptureMemory) -> Answer<Snapshot>;
+    fn capture_memory(&self, asked: Asked, wanted: CaptureMemory) -> Answer<Snapshot>;
     /// Events after `after` that are still known, oldest first, and a receiver of new ones; without it only new ones. An
     /// id before the oldest known one is answered from the oldest on.
     fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>);

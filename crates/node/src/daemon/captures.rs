@@ -23,9 +23,10 @@ use super::about::About;
 use super::names::Reserved;
 use super::problems::guest_failed;
 use super::snapshots::Known;
-use crate::api::control::Answer;
+use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{CaptureMemory, CaptureSource, MemoryRegion, Snapshot};
+use crate::asker::Asker;
 use crate::copied_memory::copy_pages;
 
 /// Bytes of a page of a volume.
@@ -33,17 +34,19 @@ const PAGE: u64 = 4096;
 
 impl Daemon {
     /// Captures memory that others manage, as they ask for it.
-    pub(super) fn capture(&self, wanted: CaptureMemory) -> Answer<Snapshot> {
+    pub(super) fn capture(&self, asked: &Asked, wanted: CaptureMemory) -> Answer<Snapshot> {
         let began = Instant::now();
         let CaptureMemory { source, name, labels, blobs } = wanted;
         let reserved = self.reserve_snapshot_name(name.as_deref())?;
         let mut blobs = decoded(blobs)?;
         About { name, labels, ..About::default() }.put_into(&mut blobs);
         let snapshot = match source {
-            CaptureSource::FaultSocket { id } => self.capture_served(id, blobs)?,
-            CaptureSource::Memfd { pid, fd } => self.capture_file(pid, fd, blobs).map_err(guest_failed)?,
+            CaptureSource::FaultSocket { id } => self.capture_served(id, blobs, &asked.asker)?,
+            CaptureSource::Memfd { pid, fd } => {
+                self.capture_file((pid, fd), blobs, &asked.asker).map_err(guest_failed)?
+            }
             CaptureSource::Process { pid, regions } => {
-                self.capture_process(pid, &regions, blobs).map_err(guest_failed)?
+                self.capture_process((pid, &regions), blobs, &asked.asker).map_err(guest_failed)?
             }
         };
         drop(reserved);
@@ -62,11 +65,17 @@ impl Daemon {
         )
     }
 
-    fn capture_served(&self, id: uuid::Uuid, blobs: BTreeMap<String, Bytes>) -> Answer<Arc<EngineSnapshot>> {
+    fn capture_served(
+        &self,
+        id: uuid::Uuid,
+        blobs: BTreeMap<String, Bytes>,
+        asker: &Asker,
+    ) -> Answer<Arc<EngineSnapshot>> {
         let socket = self.fault_sockets.find(id)?;
         let parent = Arc::clone(&socket.snapshot);
         // The wait for room is before the end of the VMM's epoch: from there on it stands still.
-        let room = self.engine.permit_pause(Some(&parent), u64::from(parent.memory().pages()) * PAGE)?;
+        let bytes = u64::from(parent.memory().pages()) * PAGE;
+        let room = self.engine.permit_pause_while(Some(&parent), bytes, &asker.still_waits())?;
         socket.take_epoch(self.engine.fetcher(), |epoch| {
             let page_kind = parent.volumes()[0].page_kind;
             self.commit_volume(room, served_volume(epoch, page_kind)?, blobs)
@@ -76,14 +85,15 @@ impl Daemon {
     /// Captures all that a memory file of another process has; it takes no more RAM than that has already.
     fn capture_file(
         &self,
-        pid: u32,
-        fd: i32,
+        (pid, fd): (u32, i32),
         blobs: BTreeMap<String, Bytes>,
+        asker: &Asker,
     ) -> anyhow::Result<Arc<EngineSnapshot>> {
         let process = ProcessHandle::open(pid).with_context(|| format!("process {pid}"))?;
         let file = process.duplicate_fd(fd).with_context(|| format!("descriptor {fd} of process {pid}"))?;
         let memfd = Memfd::adopt(file).with_context(|| format!("descriptor {fd} of process {pid}"))?;
-        let room = self.engine.permit_pause(None, memfd.bytes()).map_err(Problem::from)?;
+        let room = self.engine.permit_pause_while(None, memfd.bytes(), &asker.still_waits());
+        let room = room.map_err(Problem::from)?;
         let pages =
             pages_covering(memfd.bytes()).context("the file is more memory than a volume can have")?;
         let pages = file_pages(&memfd, pages).context("finding the file's pages")?;
@@ -95,16 +105,17 @@ impl Daemon {
     /// Captures all that is there of a process's private memory, copied once there is room for it.
     fn capture_process(
         &self,
-        pid: u32,
-        regions: &[MemoryRegion],
+        (pid, regions): (u32, &[MemoryRegion]),
         blobs: BTreeMap<String, Bytes>,
+        asker: &Asker,
     ) -> anyhow::Result<Arc<EngineSnapshot>> {
         let regions = regions_of(regions)?;
         let memory = StoppedMemory { regions: &regions, memfd: None, pagemap: Pagemap::of(pid)? };
         let pages: CapturedPages =
             present_pages(&memory).with_context(|| format!("finding the pages of process {pid}"))?;
         let bytes = u64::from(pages.kept.len()) * PAGE;
-        let room = self.engine.permit_pause(None, bytes).map_err(Problem::from)?;
+        let room = self.engine.permit_pause_while(None, bytes, &asker.still_waits());
+        let room = room.map_err(Problem::from)?;
         let memfd =
             copy_pages(pid, &regions, &pages.kept).with_context(|| format!("copying from process {pid}"))?;
         let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };

@@ -83,8 +83,8 @@ impl Control for Daemon {
         self.counted(self.delete(reference))
     }
 
-    fn verify_snapshot(&self, reference: &str) -> Answer<Verification> {
-        self.counted(self.verify(reference))
+    fn verify_snapshot(&self, reference: &str, asked: Asked) -> Answer<Verification> {
+        self.counted(self.verify(reference, &asked))
     }
 
     fn placement(&self, reference: &str) -> Answer<Placement> {
@@ -111,8 +111,8 @@ impl Control for Daemon {
         self.counted(self.close_socket(id))
     }
 
-    fn capture_memory(&self, wanted: CaptureMemory) -> Answer<Snapshot> {
-        self.counted(self.capture(wanted))
+    fn capture_memory(&self, asked: Asked, wanted: CaptureMemory) -> Answer<Snapshot> {
+        self.counted(self.capture(&asked, wanted))
     }
 
     fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {

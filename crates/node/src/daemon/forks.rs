@@ -167,7 +167,7 @@ impl Daemon {
         let room = self.promise_room(&needed)?;
         let paused = (RecordedLife::Forked, chosen.making(&[id]));
         let id = SnapshotId::from(id);
-        let snapshot = self.pause_in_turn(&mut turn, id, PauseSandbox::default(), paused)?;
+        let snapshot = self.pause_in_turn(&mut turn, id, PauseSandbox::default(), paused, &asked.asker)?;
         let known = Known::of(snapshot);
         self.go_on_after_fork(&mut turn, &known, &room)?;
         Ok(Source { known, room, before: Some(record.snapshot) })

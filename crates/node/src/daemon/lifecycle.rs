@@ -31,6 +31,7 @@ use crate::api::problem::{Code, Problem};
 use crate::api::types::{
     CreateSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, Sandbox, Snapshot, TapName,
 };
+use crate::asker::Asker;
 use crate::guest::protocol::Command;
 use crate::vmm::how_ended::how_ended_by_itself;
 use crate::vmm::last_words::last_words;
@@ -101,7 +102,7 @@ impl Daemon {
         asked.check()?;
         let making = chosen.making(&[id.uuid()]);
         let snapshot =
-            self.pause_in_turn(&mut turn, id, how, (RecordedLife::Paused, making))?;
+            self.pause_in_turn(&mut turn, id, how, (RecordedLife::Paused, making), &asked.asker)?;
         drop((turn, name));
         Ok(Known::of(snapshot).show())
     }
@@ -114,8 +115,9 @@ impl Daemon {
         id: SnapshotId,
         how: PauseSandbox,
         (paused, mut alongside): (RecordedLife, Vec<Change>),
+        asker: &Asker,
     ) -> Answer<Arc<EngineSnapshot>> {
-        let asked = Instant::now();
+        let began = Instant::now();
         let mut record = turn.record();
         let Some(live) = turn.live.take() else { return Err(not_running(turn, "paused")) };
         let about = About {
@@ -130,9 +132,9 @@ impl Daemon {
         // It may be paused to be resumed elsewhere, so this is told and not refused.
         let absent = record.spec.absent_here(self);
         let stays_paused = absent.map(|absent| format!("it cannot be resumed on this node: {absent}"));
-        match live.pause(self, id, about, alongside, turn.record()) {
+        match live.pause(self, id, about, alongside, turn.record(), asker) {
             Ok(Paused { snapshot, frozen, ending }) => {
-                self.metrics.pause_answered(asked.elapsed(), frozen);
+                self.metrics.pause_answered(began.elapsed(), frozen);
                 self.metrics.snapshot_answered(id);
                 // Before it is shown as paused: what it had may be asked for from then on.
                 self.endings.end(ending);

@@ -25,6 +25,7 @@ use super::guests::{Blobs, Guest, GuestSpec, HANDOVER_LIMIT};
 use super::keeping::{GuestNote, Keeping, UnsettledChange, guest_key};
 use super::record::{RecordedGuest, SandboxRecord};
 use crate::api::problem::{Code, Problem};
+use crate::asker::Asker;
 use crate::keeper::{Held, KeeperIdentity};
 use crate::vmm::process::GuestControl;
 use crate::vmm::serial_line::SerialLine;
@@ -271,6 +272,7 @@ impl Live {
         mut about: About,
         alongside: Vec<Change>,
         before: SandboxRecord,
+        asker: &Asker,
     ) -> Result<Paused, (Box<Self>, Problem)> {
         if let Err(problem) = self.go_on_if_stuck(daemon) {
             return Err((self, problem));
@@ -289,7 +291,8 @@ impl Live {
                 format!("the guest waits for {page}; it goes on once that is there, and can be paused then");
             return Err((self, Problem::new(Code::StoreFailed, why)));
         }
-        let permit = match daemon.engine.permit_pause(self.base.as_ref(), self.capture_bytes(&about)) {
+        let (base, bytes) = (self.base.as_ref(), self.capture_bytes(&about));
+        let permit = match daemon.engine.permit_pause_while(base, bytes, &asker.still_waits()) {
             Ok(permit) => permit,
             Err(error) => return Err((self, error.into())),
         };

@@ -80,7 +80,8 @@ impl Daemon {
         let images =
             images.into_iter().map(|image| self.measured(image, asker)).collect::<Answer<Vec<_>>>()?;
         let needed = images.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-        let permit = self.engine.permit_pause(None, needed).map_err(no_room_for_disks)?;
+        let permit = self.engine.permit_pause_while(None, needed, &asker.still_waits());
+        let permit = permit.map_err(no_room_for_disks)?;
         let import = |(image, bytes): (NamedImage, u64)| {
             let NamedImage { name, path, file } = image;
             let imported =

@@ -48,6 +48,10 @@ impl From<PauseError> for Problem {
             PauseError::Unsealed { oldest, .. } => {
                 Self::new(Code::TooManyUnsealed, format!("{error}; the guest runs on")).snapshot(*oldest)
             }
+            PauseError::Unwanted => {
+                let why = "the client went away before there was RAM for its capture: nothing was done";
+                Self::new(Code::Abandoned, why)
+            }
         }
     }
 }

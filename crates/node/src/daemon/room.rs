@@ -249,7 +249,9 @@ pub(super) fn no_room_for_disks(error: PauseError) -> Problem {
         PauseError::Budget(error) => {
             Problem::new(Code::NoRam, format!("its disks are taken into RAM first: {}", no_ram(&error)))
         }
-        error @ (PauseError::Lost { .. } | PauseError::Unsealed { .. }) => error.into(),
+        error @ (PauseError::Lost { .. } | PauseError::Unsealed { .. } | PauseError::Unwanted) => {
+            error.into()
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::images::images_of;
 use super::index::Index;
 use super::paging::{Listed, page};
 use super::references::Named;
-use crate::api::control::Answer;
+use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
     Labels, ListQuery, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState,
@@ -246,9 +246,11 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) fn verify(&self, reference: &str) -> Answer<Verification> {
+    pub(super) fn verify(&self, reference: &str, asked: &Asked) -> Answer<Verification> {
         let known = self.readable_snapshot(reference)?;
-        let found = self.engine.verify(&known.snapshot);
+        let found = self.engine.verify(&known.snapshot, &asked.asker.still_waits());
+        let abandoned = || Problem::new(Code::Abandoned, "the client went away before every page was read");
+        let found = found.ok_or_else(abandoned)?;
         Ok(Verification {
             snapshot: known.id(),
             pages: found.pages,

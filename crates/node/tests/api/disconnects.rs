@@ -72,3 +72,18 @@ fn a_wait_ends_with_the_daemon() {
     let answer = raw::read(waiting);
     assert!(answer.is_none_or(|answer| answer.code() == Code::Ending.name()));
 }
+
+#[test]
+fn a_verification_hears_that_its_client_went_away() {
+    let served = Served::new();
+    served.sandbox("web");
+    let id = served.client().pause_sandbox("web", None, &PauseSandbox::default()).unwrap().id;
+    served.fake.hold_verifications();
+    let mut stream = raw::connect(&served.socket());
+    let request =
+        format!("POST /v1/snapshots/{id}/verify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    served.fake.until_verifications_begun(1);
+    drop(stream);
+    served.fake.until_verifications_over(1);
+}

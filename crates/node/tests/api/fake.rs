@@ -23,6 +23,9 @@ use uuid::Uuid;
 /// Longest time a test waits for an event that must come.
 const HAPPENS_WITHIN: Duration = Duration::from_secs(60);
 
+/// Time between two looks whether an asker is gone.
+const LOOKS_EVERY: Duration = Duration::from_millis(10);
+
 /// The daemon.
 #[derive(Debug)]
 pub(crate) struct Fake {
@@ -56,6 +59,21 @@ impl Fake {
     pub(crate) fn release_pauses(&self) {
         self.kept().pauses_held = false;
         self.changed.notify_all();
+    }
+
+    /// Makes verifications wait until their askers are gone.
+    pub(crate) fn hold_verifications(&self) {
+        self.kept().verifications_held = true;
+    }
+
+    /// Returns when this many verifications have begun since the start.
+    pub(crate) fn until_verifications_begun(&self, count: usize) {
+        self.until(|kept| kept.verifications_begun >= count);
+    }
+
+    /// Returns when this many verifications are over.
+    pub(crate) fn until_verifications_over(&self, count: usize) {
+        self.until(|kept| kept.verifications_over >= count);
     }
 
     /// Returns when this many pauses have begun since the start.
@@ -282,8 +300,16 @@ impl Control for Fake {
         Ok(id)
     }
 
-    fn verify_snapshot(&self, reference: &str) -> Answer<Verification> {
-        let snapshot = self.asked()?.snapshot(reference)?.id;
+    fn verify_snapshot(&self, reference: &str, asked: Asked) -> Answer<Verification> {
+        let mut kept = self.asked()?;
+        let snapshot = kept.snapshot(reference)?.id;
+        kept.verifications_begun += 1;
+        self.changed.notify_all();
+        while kept.verifications_held && !asked.asker.is_gone() {
+            kept = self.changed.wait_timeout(kept, LOOKS_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        kept.verifications_over += 1;
+        self.changed.notify_all();
         Ok(Verification { snapshot, pages: 1, wrong_pages: 0, first: None })
     }
 
@@ -347,7 +373,7 @@ impl Control for Fake {
         Ok(())
     }
 
-    fn capture_memory(&self, wanted: CaptureMemory) -> Answer<Snapshot> {
+    fn capture_memory(&self, _: Asked, wanted: CaptureMemory) -> Answer<Snapshot> {
         let mut kept = self.asked()?;
         let origin = match wanted.source {
             CaptureSource::FaultSocket { id } => {

@@ -320,7 +320,7 @@ impl Control for Fake {
         Ok(id)
     }
 
-    fn verify_snapshot(&self, reference: &str) -> Answer<Verification> {
+    fn verify_snapshot(&self, reference: &str, _: Asked) -> Answer<Verification> {
         let snapshot = self.things().snapshot(reference)?.clone();
         let wrong = snapshot.name.as_deref() == Some("damaged");
         Ok(Verification {
@@ -360,7 +360,7 @@ impl Control for Fake {
         Err(no_fault_sockets())
     }
 
-    fn capture_memory(&self, _: CaptureMemory) -> Answer<Snapshot> {
+    fn capture_memory(&self, _: Asked, _: CaptureMemory) -> Answer<Snapshot> {
         Err(no_fault_sockets())
     }
 

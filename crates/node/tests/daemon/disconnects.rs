@@ -7,19 +7,25 @@ use std::time::Duration;
 
 use rekindle::api::types::SandboxState;
 
-use crate::support::{Node, pause_as, rewrite};
+use crate::support::{BLOCK_BYTES, MEMORY_BYTES, Node, pause_as, rewrite};
 
-/// Asks for a pause and goes away, at once or after a moment in which it is being done.
-fn ask_and_go(node: &Node, name: &str, stay: Option<Duration>) {
+/// Asks for a pause of a sandbox, with a key.
+fn ask(node: &Node, sandbox: &str, name: &str) -> UnixStream {
     let socket = node.place.run_directory().join("api.sock");
     let mut stream = UnixStream::connect(socket).expect("the daemon listens");
     let body = format!("{{\"name\":\"{name}\"}}");
     let request = format!(
-        "POST /v1/sandboxes/a/pause HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+        "POST /v1/sandboxes/{sandbox}/pause HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
          Idempotency-Key: {name}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).expect("the daemon takes it");
+    stream
+}
+
+/// Asks for a pause of `a` and goes away, at once or after a moment in which it is being done.
+fn ask_and_go(node: &Node, name: &str, stay: Option<Duration>) {
+    let mut stream = ask(node, "a", name);
     if let Some(stay) = stay {
         stream.set_read_timeout(Some(stay)).expect("a limit is set");
         // The answer may come in that time or not.
@@ -80,4 +86,24 @@ fn a_daemon_killed_while_clients_come_and_go_has_what_it_answered() {
     }
     assert_eq!(node.told("a").state().expect("answers"), state);
     node.assert_verified("a");
+}
+
+#[test]
+fn a_pause_that_waits_for_ram_ends_when_its_client_goes_away_and_its_guest_runs_on() {
+    let mut node = Node::start_with("capture_bytes_max = \"20MiB\"\npause_wait = \"1h\"\n");
+    node.filled("a", 1);
+    node.filled("b", 2);
+    node.kill();
+    // The first capture stays in RAM, as its layer is more than a file may have.
+    node.place.limit(&format!("-f {}", MEMORY_BYTES / 2 / BLOCK_BYTES));
+    node.start_again();
+    node.pause("a", "base");
+    let mut waiting = ask(&node, "b", "never");
+    // A moment for it to begin to wait; what follows holds also where it has not.
+    waiting.set_read_timeout(Some(Duration::from_millis(500))).expect("a limit is set");
+    assert!(waiting.read(&mut [0; 16]).is_err(), "it is not answered");
+    drop(waiting);
+    // It gets its turn once the pause has ended, which would be in an hour.
+    node.assert_verified("b");
+    assert!(node.client.snapshot("never").is_err(), "nothing was done");
 }

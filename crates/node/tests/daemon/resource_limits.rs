@@ -4,10 +4,7 @@ use rekindle::api::problem::Code;
 use rekindle::api::types::{MemoryBacking, SandboxState, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
 
-use crate::support::{MEMORY_BYTES, Node, create, program};
-
-/// The unit of `ulimit -f`.
-const BLOCK_BYTES: u64 = 512;
+use crate::support::{BLOCK_BYTES, MEMORY_BYTES, Node, create, program};
 
 #[test]
 fn under_a_limit_of_file_size_a_daemon_starts_and_deletes_and_says_why_it_cannot_save() {

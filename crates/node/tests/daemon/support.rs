@@ -14,6 +14,8 @@ pub(crate) use rekindle_testkit::black_box::Outage;
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, RunningDaemon, Told, ask_until};
 
 pub(crate) const MEMORY_BYTES: u64 = 16 << 20;
+/// The unit of `ulimit -f`.
+pub(crate) const BLOCK_BYTES: u64 = 512;
 
 /// The program under test.
 pub(crate) fn program() -> PathBuf {

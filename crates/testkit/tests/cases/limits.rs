@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rekindle_engine::budget::BudgetError;
@@ -62,6 +63,31 @@ fn a_pause_over_too_many_unsealed_snapshots_goes_on_when_the_oldest_is_sealed() 
         drop(permit.join().expect("no panic").expect("the wait ends with the seal"));
     });
     assert!(first.0.manifest_now().is_some());
+}
+
+#[test]
+fn a_pause_that_nobody_wants_any_more_waits_neither_for_room_nor_for_ancestors() {
+    let site = site();
+    let bytes = bytes_of_pages(40);
+    let options = EngineOptions {
+        unsealed_max: 1,
+        capture_bytes_max: bytes,
+        pause_wait: Duration::MAX,
+        ..site.options()
+    };
+    let engine = Engine::start(options).expect("threads for an engine");
+    let held = site.hooks.hold(Point::Compare);
+    let first = first_pause(&engine, 40);
+    for parent in [None, Some(&first.0)] {
+        let questions = AtomicUsize::new(0);
+        let is_wanted = || questions.fetch_add(1, Ordering::Relaxed) < 2;
+        let refused = engine.permit_pause_while(parent, 4096, &is_wanted).expect_err("it cannot be had");
+        assert!(matches!(refused, PauseError::Unwanted), "{refused}");
+        assert_eq!(questions.load(Ordering::Relaxed), 3, "it waited two turns");
+    }
+    drop(held);
+    wait_published(&first.0);
+    drop(engine.permit_pause(Some(&first.0), bytes).expect("nothing is held for those"));
 }
 
 #[test]

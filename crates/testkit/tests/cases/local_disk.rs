@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rekindle_engine::catalog::{Catalog, Change, Kind};
@@ -20,7 +21,7 @@ use rekindle_testkit::stores::Operation;
 
 use crate::{
     check, check_elsewhere, child, first_pause, open_elsewhere, published, run, sealed_in_an_outage, site,
-    start, wait_published, wait_sealed,
+    start, verified, wait_published, wait_sealed,
 };
 
 fn local_files(site: &Site, snapshot: &Snapshot) -> Vec<PathBuf> {
@@ -100,18 +101,36 @@ fn case_25_and_26_damaged_or_short_local_files_are_never_believed() {
 }
 
 #[test]
+fn a_verification_that_nobody_wants_any_more_ends_before_it_has_read_all() {
+    let site = site();
+    let engine = start(&site);
+    let held = site.hooks.hold(Point::Compare);
+    let first = first_pause(&engine, 300);
+    let ends_early = || {
+        let questions = AtomicUsize::new(0);
+        let is_wanted = || questions.fetch_add(1, Ordering::Relaxed) < 2;
+        engine.verify(&first.0, &is_wanted).is_none() && questions.load(Ordering::Relaxed) == 3
+    };
+    assert!(ends_early(), "captured");
+    drop(held);
+    wait_sealed(&first.0);
+    assert!(ends_early(), "sealed");
+    assert!(engine.verify(&first.0, &|| true).is_some());
+}
+
+#[test]
 fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_help() {
     let site = site();
     let engine = start(&site);
     let held = site.hooks.hold(Point::Compare);
     let first = first_pause(&engine, 300);
     let sound = Verification { pages: 300, wrong_pages: 0, first: None };
-    assert_eq!(engine.verify(&first.0), sound, "captured");
+    assert_eq!(verified(&engine, &first.0), sound, "captured");
     assert_eq!(first.0.layers_now(), []);
     let outage = site.faults.outage();
     drop(held);
     wait_sealed(&first.0);
-    assert_eq!(engine.verify(&first.0), sound, "sealed");
+    assert_eq!(verified(&engine, &first.0), sound, "sealed");
     let placed = first.0.layers_now();
     let bytes = 300 * 4096;
     assert_eq!((placed[0].bytes, placed[0].local_bytes, placed[0].stored_bytes), (bytes, bytes, None));
@@ -119,7 +138,7 @@ fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_h
     let file = OpenOptions::new().write(true).open(path).expect("a local file");
     file.write_all_at(&[0xff; 512], 4096 * 70).expect("a disk");
     // Page 70 is in the second frame of 64 pages.
-    let found = engine.verify(&first.0);
+    let found = verified(&engine, &first.0);
     assert_eq!((found.pages, found.wrong_pages), (300, 64));
     let what = found.first.expect("something is wrong");
     assert!(what.starts_with("page 64 of volume memory: ") && what.contains("never stored"), "{what}");
@@ -128,7 +147,7 @@ fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_h
     wait_published(&second.0);
     let file = OpenOptions::new().write(true).open(&local_files(&site, &second.0)[0]).expect("a local file");
     file.write_all_at(&[0xff; 512], 4096 * 70).expect("a disk");
-    assert_eq!(engine.verify(&second.0).wrong_pages, 0, "the store has it");
+    assert_eq!(verified(&engine, &second.0).wrong_pages, 0, "the store has it");
     assert!(second.0.layers_now()[0].stored_bytes.is_some());
     check(&engine, &second);
 }

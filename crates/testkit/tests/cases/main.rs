@@ -17,6 +17,7 @@ use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::verify::Verification;
 use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::random::Random;
@@ -60,6 +61,10 @@ fn child(
 
 fn check(engine: &Engine, (snapshot, memory): &(Arc<Snapshot>, ModelMemory)) {
     judge(engine, snapshot, memory).expect("every page is the model's");
+}
+
+fn verified(engine: &Engine, snapshot: &Snapshot) -> Verification {
+    engine.verify(snapshot, &|| true).expect("it is wanted to its end")
 }
 
 fn wait_published(snapshot: &Snapshot) {

@@ -13,7 +13,7 @@ use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::site::PATIENCE;
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
-use crate::{Cold, check, check_elsewhere, open_elsewhere, published, run, wait_published};
+use crate::{Cold, check, check_elsewhere, open_elsewhere, published, run, verified, wait_published};
 
 #[test]
 fn case_24_a_cold_frame_that_many_want_is_fetched_once() {
@@ -184,7 +184,7 @@ fn a_bad_frame_of_a_small_object_makes_only_its_own_pages_wrong() {
             site.objects.put(&path, bytes.into()).await.expect("into memory");
         });
         let cold = open_elsewhere(&site, &snapshot.0);
-        let found = cold.engine.verify(&cold.snapshot);
+        let found = verified(&cold.engine, &cold.snapshot);
         assert_eq!((found.pages, found.wrong_pages), (172, wrong_pages), "{:?}", found.first);
     }
 }

@@ -20,7 +20,9 @@ use rekindle_testkit::random::Random;
 use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
-use crate::{check, check_elsewhere, child, first_pause, pause, run, site, wait_published, wait_sealed};
+use crate::{
+    check, check_elsewhere, child, first_pause, pause, run, site, verified, wait_published, wait_sealed,
+};
 
 pub(crate) type Known = (Arc<Snapshot>, ModelMemory);
 
@@ -268,7 +270,7 @@ fn what_nobody_kept_is_lost_by_name_with_what_stands_on_it_and_nothing_else_is()
         wait_published(&sealed.0);
         assert_eq!(first.0.state(), SnapshotState::Lost);
         judge(&engine, &first.0, &first.1).expect_err("no byte of it is invented");
-        assert_eq!(engine.verify(&first.0).wrong_pages, 60);
+        assert_eq!(verified(&engine, &first.0).wrong_pages, 60);
         assert!(matches!(engine.open(first.0.id()), Err(OpenError::Lost { .. })));
         assert!(matches!(engine.permit_pause(Some(&first.0), 4096), Err(PauseError::Lost { .. })));
     }

@@ -28,7 +28,8 @@ async fn capture_memory(
     place: Place,
     JsonBody(wanted): JsonBody<CaptureMemory>,
 ) -> Answer<Made<Snapshot>> {
-    let made = control.change(place, None, move |control, _| control.capture_memory(wanted)).await?;
+    let made =
+        control.change(place, None, move |control, asked| control.capture_memory(asked, wanted)).await?;
     let path = Some(format!("/v1/snapshots/{}", made.id));
     Ok(Made { made, path })
 }

@@ -147,7 +147,10 @@ async fn verify_snapshot(
     place: Place,
     Reference(reference): Reference,
 ) -> Answer<Json<Verification>> {
-    control.ask(place, move |control| control.verify_snapshot(&reference)).await.map(Json)
+    control
+        .ask_while(place, None, move |control, asked| control.verify_snapshot(&reference, asked))
+        .await
+        .map(Json)
 }
 
 /// Shows the layers that a snapshot is made of and their places, without waiting for a seal.

@@ -22,6 +22,9 @@ pub(super) struct Kept {
     /// Number of pauses that have begun; with it, whether they may go on.
     pub(super) pauses_begun: usize,
     pub(super) pauses_held: bool,
+    pub(super) verifications_held: bool,
+    pub(super) verifications_begun: usize,
+    pub(super) verifications_over: usize,
     /// The problem every request meets.
     pub(super) problem: Option<Problem>,
     /// Events that come between a subscription and the first look at it.
