@@ -1,4 +1,4 @@
-//! Output of a VMM's program when it is run with a few words: in a bounded time, and of a bounded length.
+//! Output of a program when it is run with a few words: in a bounded time, and of a bounded length.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -38,12 +38,12 @@ struct Stream {
 /// Runs a program with these words and gives its answer. A program that takes too long or says too much is killed, with
 /// all that it has started.
 pub(super) fn said_by(program: &Path, words: &[&str]) -> io::Result<Said> {
-    said_within(SAY_LIMIT, program, words)
+    said_within(SAY_LIMIT, Command::new(program).args(words))
 }
 
-fn said_within(limit: Duration, program: &Path, words: &[&str]) -> io::Result<Said> {
-    let mut command = Command::new(program);
-    command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+/// The same of a command, with a limit of its own.
+pub(super) fn said_within(limit: Duration, command: &mut Command) -> io::Result<Said> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
     let said = until_exit(limit, &mut child);
     // Not waited for yet, it still has its number, which is its group's. An error says that the group is gone.
@@ -106,28 +106,33 @@ impl Stream {
 mod tests {
     use super::*;
 
-    const SHELL: &str = "/bin/sh";
     /// More than any of these programs takes.
     const LONG: Duration = Duration::from_secs(60);
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
 
     #[test]
     fn a_program_that_does_not_answer_is_ended_at_the_limit() {
         let limit = Duration::from_millis(20);
-        let error = said_within(limit, Path::new(SHELL), &["-c", "sleep 1000"]).expect_err("it only sleeps");
+        let error = said_within(limit, &mut shell("sleep 1000")).expect_err("it only sleeps");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(error.to_string(), "it does not answer within 20ms, and was ended");
     }
 
     #[test]
     fn a_program_that_says_too_much_is_ended() {
-        let error = said_within(LONG, Path::new("/usr/bin/yes"), &[]).expect_err("it never ends");
+        let error = said_within(LONG, &mut Command::new("/usr/bin/yes")).expect_err("it never ends");
         assert_eq!(error.to_string(), "it says more than 256 KiB, and was ended");
     }
 
     #[test]
     fn what_a_program_leaves_running_is_neither_waited_for_nor_left() {
         let script = "sleep 1000 & echo $!; echo no >&2; exit 3";
-        let said = said_within(LONG, Path::new(SHELL), &["-c", script]).expect("it answers");
+        let said = said_within(LONG, &mut shell(script)).expect("it answers");
         assert_eq!((said.status.code(), said.errors.as_str()), (Some(3), "no\n"));
         let left: u32 = said.out.trim().parse().expect("a process id");
         // One that cannot be opened is gone.
@@ -137,7 +142,7 @@ mod tests {
     #[test]
     fn an_answer_that_a_pipe_does_not_hold_is_read_whole() {
         let script = "head -c 200000 /dev/zero";
-        let said = said_within(LONG, Path::new(SHELL), &["-c", script]).expect("it answers");
+        let said = said_within(LONG, &mut shell(script)).expect("it answers");
         assert_eq!(said.out.len(), 200_000);
     }
 }

@@ -5,11 +5,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::{initrd, kernel_modules};
+use crate::vmm::said::said_within;
 
 /// The package that always needs Debian's newest kernel for virtual machines.
 const NEWEST: &str = "linux-image-cloud-amd64";
+
+/// Longest time for one of Debian's programs, of which the slowest downloads 30 MB.
+const RUN_LIMIT: Duration = Duration::from_secs(600);
 
 /// The kernel's file in a directory of ours, and the directory of its modules.
 const IMAGE: &str = "vmlinuz";
@@ -29,6 +34,14 @@ pub struct LinuxKernel {
 /// Reason that there is no kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxKernelError {
+    /// A program of Debian's does not answer.
+    #[error("`{command}`: {error}; see whether the places that packages come from can be reached")]
+    Silent {
+        /// The program and its words.
+        command: String,
+        /// The limit that it did not keep.
+        error: io::Error,
+    },
     /// A program of Debian's cannot be run.
     #[error("`{program}` cannot be run, so this is no Debian: {error}")]
     NoDebian {
@@ -150,14 +163,40 @@ fn choose(package: &str, whole: &Path, chosen: &Path) -> Result<(), LinuxKernelE
 
 /// Output of `program`, run in `directory`, in the language of its documentation.
 fn run(program: &'static str, words: &[&str], directory: &Path) -> Result<String, LinuxKernelError> {
+    run_within(RUN_LIMIT, program, words, directory)
+}
+
+fn run_within(
+    limit: Duration,
+    program: &'static str,
+    words: &[&str],
+    directory: &Path,
+) -> Result<String, LinuxKernelError> {
+    let shown = || format!("{program} {}", words.join(" "));
     let mut command = Command::new(program);
     command.args(words).current_dir(directory).env("LC_ALL", "C.UTF-8");
-    let output = command.output().map_err(|error| LinuxKernelError::NoDebian { program, error })?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    let said =
+        said_within(limit, &mut command).map_err(|error| match error.kind() == io::ErrorKind::TimedOut {
+            true => LinuxKernelError::Silent { command: shown(), error },
+            false => LinuxKernelError::NoDebian { program, error },
+        })?;
+    match said.status.success() {
+        true => Ok(said.out),
+        false => Err(LinuxKernelError::Refused { command: shown(), said: said.errors.trim().to_owned() }),
     }
-    Err(LinuxKernelError::Refused {
-        command: format!("{program} {}", words.join(" ")),
-        said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_hangs_is_ended_and_told_with_its_words() {
+        let limit = Duration::from_millis(20);
+        let error = run_within(limit, "sleep", &["1000"], Path::new("/")).expect_err("it only sleeps");
+        assert!(matches!(error, LinuxKernelError::Silent { .. }), "{error}");
+        assert!(error.to_string().starts_with("`sleep 1000`: it does not answer within 20ms"), "{error}");
+        let error = run_within(RUN_LIMIT, "no-such-program", &[], Path::new("/")).expect_err("there is none");
+        assert!(matches!(error, LinuxKernelError::NoDebian { .. }), "{error}");
+    }
 }
