@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use redb::{
-    Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable as _, TableDefinition, WriteTransaction,
+    Builder, Database, ReadOnlyDatabase, ReadOnlyTable, ReadableDatabase, ReadableTable as _,
+    TableDefinition, WriteTransaction,
 };
 
 use crate::change::{Change, Fate, Kind, ValuesBefore, table_of};
@@ -112,6 +113,26 @@ pub(crate) fn table(database: &Database, kind: Kind) -> Result<Option<Table>, re
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The value under a key of the catalog in a file that is only read; none where there is no such file, or an empty one.
+/// An error where another process has it, or one that had it did not end in order.
+pub(crate) fn value_in(path: &Path, kind: Kind, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
+    match path.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Ok(found) if found.len() == 0 => return Ok(None),
+        Ok(_) => {}
+        Err(error) => return Err(CatalogError::Disk { path: path.to_owned(), reason: error.to_string() }),
+    }
+    let value = || -> Result<Option<Vec<u8>>, redb::Error> {
+        let database = ReadOnlyDatabase::open(path)?;
+        match database.begin_read()?.open_table(table_of(kind)) {
+            Ok(table) => Ok(table.get(key)?.map(|value| value.value().to_vec())),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    };
+    value().map_err(|error| failure(path, &error))
 }
 
 /// Number of transactions that made the database; a program that did not count them made none.

@@ -4,6 +4,7 @@
 //! is another one, is *away*: nothing is written to it or believed of it, and it is tried again.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +17,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::catalog::{Catalog, Change, Kind};
+use crate::catalog::{Catalog, CatalogError, Change, Kind, WriteError};
+use crate::catalog_file::value_in;
 use crate::identity::SnapshotId;
 use crate::limits;
 use crate::sync::{Mutex, lock};
@@ -327,7 +329,8 @@ impl StoreGate {
         let value = serde_json::to_vec(&identity).expect("it is plain data");
         let put = Change::Put { kind: Kind::Meta, key: REMEMBERED.to_vec(), value };
         let catalog = self.catalog.clone();
-        let written = spawn_blocking(move || catalog.write(&[put]).map_err(|error| error.to_string()));
+        let noted = |error: WriteError| format!("the catalog cannot note which one it is: {error}");
+        let written = spawn_blocking(move || catalog.write(&[put]).map_err(noted));
         written.await.map_err(|error| error.to_string())??;
         *lock(&self.known) = Some(identity);
         self.accepts_another.store(false, Ordering::Relaxed);
@@ -340,6 +343,19 @@ impl StoreGate {
 fn remembered(catalog: &Catalog) -> Result<Option<StoreIdentity>, String> {
     let value = catalog.get(Kind::Meta, REMEMBERED).map_err(|error| error.to_string())?;
     value.map(|value| decode(&value, "the catalog's record of it")).transpose()
+}
+
+/// The identity that the catalog in a file remembers; none where there is no catalog, or it has used no store yet. The file
+/// is only read: where a daemon has it, or had it and did not end in order, that is an error.
+pub fn remembered_in(catalog: &Path) -> Result<Option<StoreIdentity>, CatalogError> {
+    let damaged = |reason| CatalogError::Damaged { path: catalog.to_owned(), reason };
+    let value = value_in(catalog, Kind::Meta, REMEMBERED)?;
+    value.map(|value| decode(&value, "its record of the store").map_err(damaged)).transpose()
+}
+
+/// The identity of a store, which is only read; none where it has none. The error is for people.
+pub async fn identity_of(objects: &Arc<dyn ObjectStore>) -> Result<Option<StoreIdentity>, String> {
+    read(objects).await
 }
 
 /// The epoch of a state of a store that a person takes for the newest.
@@ -385,7 +401,10 @@ async fn write(objects: &Arc<dyn ObjectStore>, identity: StoreIdentity, mode: Pu
     let put = objects.put_opts(&path, payload, PutOptions::from(mode));
     match put.await {
         Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
-        Err(error) => Err(format!("its object `{OBJECT}` cannot be written: {error}")),
+        Err(error) => Err(format!(
+            "its object `{OBJECT}` cannot be written: {error}; have this user write there, or set `store` to another \
+             place"
+        )),
     }
 }
 

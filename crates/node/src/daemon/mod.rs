@@ -11,6 +11,7 @@ mod claims;
 mod clock;
 mod console;
 mod control;
+mod disk_room;
 mod endings;
 mod entry;
 mod epochs;
@@ -63,6 +64,7 @@ use crate::settings::Settings;
 use crate::vmm::firecracker::FileDigests;
 
 use boot_files::BootFiles;
+use disk_room::no_room;
 use endings::Endings;
 use events::EventLog;
 use fault_sockets::FaultSockets;
@@ -147,7 +149,15 @@ impl Daemon {
         let begins = beginning::check_files(&settings.state_directory, &catalog_path)?;
         let find_keeper = || Keeping::find(settings.keeper_socket(), program.clone());
         let early = begins.map(|begins| begins.check_keeper(find_keeper()?)).transpose()?;
-        let catalog = open_catalog(&catalog_path)?;
+        let full = no_room(&settings.state_directory);
+        let catalog = open_catalog(&catalog_path).map_err(|error| match &full {
+            Some(full) if matches!(error, CatalogError::Disk { .. }) => {
+                anyhow::Error::from(error).context(full.clone())
+            }
+            Some(_) | None => error.into(),
+        })?;
+        // Before anything speaks of what comes of it.
+        full.into_iter().for_each(|full| tracing::error!("{full}"));
         let (keeping, found) = early.map_or_else(find_keeper, Ok)?;
         let keeping = Arc::new(keeping);
         unnamed::meet(&catalog, &keeping, &settings.state_directory)?;

@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use super::clock::unix_ms;
+use super::disk_room::no_room;
 use super::snapshots::Known;
 use super::{AsideCounts, Daemon};
 use crate::api::types::{Readiness, SnapshotState};
 use crate::metrics::{Captures, Observed};
-
-/// Bytes of the state directory's disk below which it is full: some writes of the catalog.
-const ROOM_MIN: u64 = 16 << 20;
 
 impl Daemon {
     /// The metrics of this moment.
@@ -53,7 +51,8 @@ impl Daemon {
 
     /// Tells if requests can be done, and the obstacles to them or to saving paused sandboxes.
     pub(super) fn ready(&self) -> Readiness {
-        let mut reasons: Vec<String> = self.keeping.trouble().into_iter().chain(self.no_room()).collect();
+        let mut reasons: Vec<String> =
+            self.keeping.trouble().into_iter().chain(no_room(&self.state_directory)).collect();
         let ready = reasons.is_empty();
         let store = self.engine.store_away().map(|away| format!("{away}; what is published waits for it"));
         reasons.extend(store);
@@ -65,23 +64,6 @@ impl Daemon {
         }));
         reasons.extend(self.not_saved());
         Readiness { ready, reasons }
-    }
-
-    /// That the disk is full, if it is.
-    fn no_room(&self) -> Option<String> {
-        let directory = self.state_directory.display();
-        match rustix::fs::statvfs(&self.state_directory) {
-            Ok(disk) => {
-                let left = disk.f_bavail.saturating_mul(disk.f_frsize);
-                (left < ROOM_MIN).then(|| {
-                    format!(
-                        "the disk of state_directory ({directory}) is full, {} are left: make room",
-                        bytesize::ByteSize(left)
-                    )
-                })
-            }
-            Err(error) => Some(format!("the disk of state_directory ({directory}) cannot be asked: {error}")),
-        }
     }
 
     /// Reasons that snapshots are not saved: of the oldest that is not on the disk, and of the oldest that is not in

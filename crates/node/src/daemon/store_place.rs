@@ -35,7 +35,10 @@ impl StoreOpener for Place {
     fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String> {
         let directory = self.location.directory();
         self.find(directory, holds)?;
-        if let Err(error) = close_store(directory) {
+        // What cannot be written is told as such, once it is tried.
+        if let Err(error) = close_store(directory)
+            && error.kind() != io::ErrorKind::ReadOnlyFilesystem
+        {
             tracing::warn!(%error, "other users may be able to read the store");
         }
         self.location.objects().map_err(|error| error.to_string())

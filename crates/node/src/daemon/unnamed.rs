@@ -76,11 +76,7 @@ pub(super) fn meet(catalog: &Catalog, keeping: &Arc<Keeping>, state_directory: &
                 aside.insert(*key, since_unix_ms);
             }
         }
-        tracing::error!(
-            "the catalog is not the one that the keeper knows, but an older copy or another one: {} that it does not \
-             name are set aside; `rekindle doctor` says what to do",
-            AsideCounts::of(aside.keys())
-        );
+        tell_another_catalog(AsideCounts::of(aside.keys()));
         // After all of that: until it is written each start comes here again.
         found = state(new_lineage(catalog)?)?;
     }
@@ -88,6 +84,17 @@ pub(super) fn meet(catalog: &Catalog, keeping: &Arc<Keeping>, state_directory: &
     keeping.begin_to_tell(found)?;
     catalog.tell(keeping.clone());
     Ok(())
+}
+
+fn tell_another_catalog(aside: AsideCounts) {
+    let what = "the catalog is not the one that the keeper knows, but an older copy or another one";
+    if aside.is_some() {
+        tracing::error!(
+            "{what}: {aside} that it does not name are set aside; `rekindle doctor` says what to do"
+        );
+    } else {
+        tracing::warn!("{what}; it names all that the keeper holds");
+    }
 }
 
 /// True if a catalog is as new as the one that the keeper knows. Another keeper, or one whose daemon told it nothing of

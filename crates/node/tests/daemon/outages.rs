@@ -1,9 +1,9 @@
 //! Stores and disks that fail, and daemons that start while they do.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use rekindle::api::types::{CreateSandbox, MemoryBacking, SandboxState, SnapshotState};
@@ -206,15 +206,51 @@ fn a_daemon_whose_disk_is_full_is_not_ready_and_says_so_until_there_is_room() {
     node.place.end_all().expect("they can be killed");
 }
 
+#[test]
+fn a_start_on_a_disk_without_room_speaks_first_of_the_directory_and_what_is_missing_and_what_to_do() {
+    let place = BlackBox::new(&program()).expect("directories");
+    let Some(disk) = SmallDisk::of(place.state_directory(), "2m") else { return };
+    let first_line = || {
+        let mut serve = place.command(["serve"]);
+        let mut daemon = serve.stderr(Stdio::piped()).spawn().expect("the program runs");
+        let mut first = String::new();
+        let said = daemon.stderr.take().expect("it was asked for");
+        BufReader::new(said).read_line(&mut first).expect("it says something");
+        daemon.kill().and_then(|()| daemon.wait()).expect("it is ours");
+        first
+    };
+    let directory = place.state_directory().display().to_string();
+    for is_filled in [false, true] {
+        if is_filled {
+            disk.fill();
+        }
+        let first = first_line();
+        for told in [
+            directory.as_str(),
+            "is full",
+            "of 2.0 MiB are left",
+            "16.0 MiB are needed",
+            "set state_directory",
+        ] {
+            assert!(first.contains(told), "{told}: {first}");
+        }
+    }
+    place.end_all().expect("they can be killed");
+}
+
 /// A file system of its own with little room.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     fn at(path: PathBuf) -> Option<Self> {
+        Self::of(path, "24m")
+    }
+
+    fn of(path: PathBuf, size: &str) -> Option<Self> {
         fs::create_dir(&path).expect("a directory");
         let mut mount = Command::new("mount");
-        let made =
-            mount.args(["-t", "tmpfs", "-o", "size=24m,mode=0700", "rekindle-test"]).arg(&path).status();
+        mount.args(["-t", "tmpfs", "-o"]).arg(format!("size={size},mode=0700")).arg("rekindle-test");
+        let made = mount.arg(&path).status();
         if !made.is_ok_and(|status| status.success()) {
             skipped("a full disk", "only root can mount a file system");
             return None;

@@ -9,6 +9,8 @@ use futures_util::TryStreamExt as _;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use rekindle_engine::aside::{Aside, SetAside};
+use rekindle_engine::catalog::CatalogError;
+use rekindle_engine::store_gate::{StoreIdentity, identity_of, remembered_in};
 use uuid::Uuid;
 
 use super::{Check, Outcome};
@@ -159,21 +161,37 @@ fn store(settings: &Settings) -> Check {
     if !room.exists {
         return room.check(name, directory, "make room there, or set store to a larger disk");
     }
-    match settings.store.objects().map_err(anyhow::Error::from).and_then(|objects| try_store(&objects)) {
-        Ok(write_time) => {
-            let tried = room.check(name, directory, "make room there, or set store to a larger disk");
-            let found = format!(
-                "{}; writing (in {}), reading, ranges, listing and deleting work",
-                tried.found,
-                duration(write_time)
+    let tried = settings.store.objects().map_err(anyhow::Error::from);
+    let found = match tried.and_then(|objects| try_store(&objects, whose_store(settings))) {
+        Ok(found) => found,
+        Err(error) => {
+            return Check::fail(
+                name,
+                format!("{}: {error:#}", settings.store),
+                "nothing can be published until the store does this; the daemon tries again until it does",
             );
-            Check { found, ..tried }
         }
-        Err(error) => Check::fail(
-            name,
-            format!("{}: {error:#}", settings.store),
-            "nothing can be published until the store does this; the daemon tries again until it does",
-        ),
+    };
+    let tried = room.check(name, directory, "make room there, or set store to a larger disk");
+    Check { found: format!("{}; {found}", tried.found), ..tried }
+}
+
+/// Knowledge of the store that this node's snapshots are in.
+enum Whose {
+    /// Any store may become it.
+    Anyones,
+    /// It is this one.
+    Known(StoreIdentity),
+    /// The catalog cannot be read now, for this reason.
+    Unknown(String),
+}
+
+fn whose_store(settings: &Settings) -> Whose {
+    match remembered_in(&settings.state_directory.join("catalog.redb")) {
+        Ok(None) => Whose::Anyones,
+        Ok(Some(known)) => Whose::Known(known),
+        Err(CatalogError::Held { .. }) => Whose::Unknown("a daemon uses it".to_owned()),
+        Err(error) => Whose::Unknown(error.to_string()),
     }
 }
 
@@ -239,24 +257,59 @@ impl Room {
     }
 }
 
-/// Does with a store what the daemon does with it, and takes away what it wrote; the answer is how long a write took.
-fn try_store(objects: &Arc<dyn ObjectStore>) -> anyhow::Result<Duration> {
+/// Does with a store what the daemon does with it, and takes away what it wrote. One that may be another than the one with
+/// this node's snapshots is only read.
+fn try_store(objects: &Arc<dyn ObjectStore>, whose: Whose) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let path = ObjectPath::from(format!("rekindle-doctor-{}", Uuid::now_v7()));
-    runtime.block_on(async {
-        let tried = tokio::time::timeout(STORE_LIMIT, try_object(objects, &path)).await;
-        let deleted = tokio::time::timeout(STORE_LIMIT, objects.delete(&path)).await;
-        let write_time =
-            tried.map_err(|_| anyhow::anyhow!("it does not answer within {STORE_LIMIT:?}"))??;
-        deleted
-            .map_err(|_| anyhow::anyhow!("deleting: it does not answer within {STORE_LIMIT:?}"))?
-            .map_err(|error| anyhow::anyhow!("deleting: {error}"))?;
-        match objects.head(&path).await {
-            Err(object_store::Error::NotFound { .. }) => Ok(write_time),
-            Ok(_) => anyhow::bail!("deleting: the object is still there"),
-            Err(error) => anyhow::bail!("asking for what is not there: {error}"),
+    let silent = |_elapsed| anyhow::anyhow!("it does not answer within {STORE_LIMIT:?}");
+    let found = runtime.block_on(async { tokio::time::timeout(STORE_LIMIT, identity_of(objects)).await });
+    let found = found.map_err(silent)?.map_err(anyhow::Error::msg)?;
+    match (whose, found) {
+        (Whose::Known(known), Some(found)) if found == known => {}
+        (Whose::Anyones, _) => {}
+        (Whose::Known(known), found) => {
+            let found = found.map_or_else(
+                || "it is none, or has lost its object `store`".to_owned(),
+                |found| format!("it is store {} (epoch {})", found.id, found.epoch),
+            );
+            anyhow::bail!(
+                "{found}, and this node's snapshots are in store {} (epoch {}): nothing was written to it; mount that \
+                 one, or accept this one with `rekindle serve --accept-store`",
+                known.id,
+                known.epoch
+            );
         }
-    })
+        (Whose::Unknown(why), _) => {
+            runtime.block_on(list(objects))?;
+            return Ok(format!("reading and listing work; nothing was written to try it, as {why}"));
+        }
+    }
+    let write_time = runtime.block_on(write_and_delete(objects))?;
+    Ok(format!("writing (in {}), reading, ranges, listing and deleting work", duration(write_time)))
+}
+
+/// Writes, reads and deletes an object; the answer is how long the write took.
+async fn write_and_delete(objects: &Arc<dyn ObjectStore>) -> anyhow::Result<Duration> {
+    let path = ObjectPath::from(format!("rekindle-doctor-{}", Uuid::now_v7()));
+    let tried = tokio::time::timeout(STORE_LIMIT, try_object(objects, &path)).await;
+    let deleted = tokio::time::timeout(STORE_LIMIT, objects.delete(&path)).await;
+    let write_time = tried.map_err(|_| anyhow::anyhow!("it does not answer within {STORE_LIMIT:?}"))??;
+    deleted
+        .map_err(|_| anyhow::anyhow!("deleting: it does not answer within {STORE_LIMIT:?}"))?
+        .map_err(|error| anyhow::anyhow!("deleting: {error}"))?;
+    match objects.head(&path).await {
+        Err(object_store::Error::NotFound { .. }) => Ok(write_time),
+        Ok(_) => anyhow::bail!("deleting: the object is still there"),
+        Err(error) => anyhow::bail!("asking for what is not there: {error}"),
+    }
+}
+
+/// Sees that a store lists what is in it.
+async fn list(objects: &Arc<dyn ObjectStore>) -> anyhow::Result<()> {
+    let first = async { objects.list(None).try_next().await };
+    let listed = tokio::time::timeout(STORE_LIMIT, first).await;
+    let listed = listed.map_err(|_| anyhow::anyhow!("listing: it does not answer within {STORE_LIMIT:?}"))?;
+    listed.map(drop).map_err(|error| anyhow::anyhow!("listing: {error}"))
 }
 
 async fn try_object(objects: &Arc<dyn ObjectStore>, path: &ObjectPath) -> anyhow::Result<Duration> {
@@ -284,13 +337,48 @@ mod tests {
 
     use super::*;
 
+    fn listed(objects: &Arc<dyn ObjectStore>) -> Vec<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let all: Vec<_> = runtime.block_on(objects.list(None).try_collect()).unwrap();
+        all.into_iter().map(|entry| entry.location.to_string()).collect()
+    }
+
     #[test]
     fn a_store_that_works_is_left_as_it_was() {
         let objects: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        try_store(&objects).expect("it works");
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let left: Vec<_> = runtime.block_on(objects.list(None).try_collect()).unwrap();
-        assert!(left.is_empty(), "{left:?}");
+        assert!(try_store(&objects, Whose::Anyones).expect("it works").starts_with("writing "));
+        assert_eq!(listed(&objects), [""; 0]);
+    }
+
+    #[test]
+    fn nothing_is_written_to_a_store_that_is_not_the_remembered_one() {
+        let place = tempfile::tempdir().unwrap();
+        let objects: Arc<dyn ObjectStore> =
+            Arc::new(object_store::local::LocalFileSystem::new_with_prefix(place.path()).unwrap());
+        let directory = std::fs::File::open(place.path()).unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        let try_it = |whose| {
+            directory.set_modified(long_ago).unwrap();
+            let tried = try_store(&objects, whose).map_err(|error| error.to_string());
+            let is_untouched = directory.metadata().unwrap().modified().unwrap() == long_ago;
+            (tried, is_untouched)
+        };
+        let identity = |id| -> StoreIdentity {
+            serde_json::from_value(serde_json::json!({ "version": 1, "id": Uuid::from_u128(id), "epoch": 1 }))
+                .unwrap()
+        };
+        let (refused, is_untouched) = try_it(Whose::Known(identity(1)));
+        assert!(is_untouched && refused.unwrap_err().contains("--accept-store"), "it is no store");
+        std::fs::write(place.path().join("store"), serde_json::to_vec(&identity(2)).unwrap()).unwrap();
+        let (refused, is_untouched) = try_it(Whose::Known(identity(1)));
+        assert!(is_untouched && refused.unwrap_err().contains(&Uuid::from_u128(2).to_string()));
+        let (looked, is_untouched) = try_it(Whose::Unknown("a daemon uses it".to_owned()));
+        assert!(
+            is_untouched && looked.unwrap().contains("nothing was written to try it, as a daemon uses it")
+        );
+        let (written, is_untouched) = try_it(Whose::Known(identity(2)));
+        assert!(!is_untouched && written.unwrap().starts_with("writing "));
+        assert_eq!(listed(&objects), ["store"]);
     }
 
     #[test]
