@@ -6,6 +6,7 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use super::Daemon;
+use super::problems::with_setting;
 use crate::api::control::{Answer, Asked, Control};
 use crate::api::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
@@ -138,9 +139,9 @@ impl Control for Daemon {
 }
 
 impl Daemon {
-    /// An answer that is not one is counted.
+    /// An answer that is not one is counted, and names the setting behind it.
     fn counted<T>(&self, answer: Answer<T>) -> Answer<T> {
-        answer.inspect_err(|problem| self.metrics.refused(problem.code))
+        answer.inspect_err(|problem| self.metrics.refused(problem.code)).map_err(with_setting)
     }
 
     /// The same, and an answer to a resume is timed.

@@ -24,6 +24,7 @@ use super::epochs::{kept_epoch, put_epoch};
 use super::fault_socket::{LISTENER, RECORD, Socket, SocketRecord, State, listen, served, tracking};
 use super::hindrance::HandedOver;
 use super::keeping::{Keeping, socket_key, take_fd};
+use super::room::Needed;
 use super::undecided::is_of_the_moment;
 use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
@@ -107,6 +108,7 @@ impl Daemon {
         if self.fault_sockets.lock().len() >= SOCKETS_MAX {
             return Err(Problem::new(Code::TooMany, format!("{SOCKETS_MAX} fault sockets are open already")));
         }
+        let room = self.promise_room(&Needed::to_serve_another_ones())?;
         let id = Uuid::now_v7();
         let path = self.fault_socket_path(id);
         let cancelled = Arc::new(Wakeup::new().map_err(|error| super::problems::guest_failed(error.into()))?);
@@ -121,6 +123,7 @@ impl Daemon {
             self.forget(&socket_key(id));
             return Err(problem);
         }
+        drop(room);
         Ok(socket.show())
     }
 

@@ -4,6 +4,7 @@ use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::open::OpenError;
 use rekindle_engine::pause::{CommitError, PauseError};
 use rekindle_engine::store::StoreError;
+use rustix::io::Errno;
 
 use super::room::no_ram;
 use crate::api::problem::{Code, Problem};
@@ -120,6 +121,22 @@ pub(super) fn guest_failed(error: anyhow::Error) -> Problem {
     }
 }
 
+/// A problem with the setting that is behind it, where that is the number of open files: the system's words do not say so,
+/// and come from everywhere.
+pub(super) fn with_setting(problem: Problem) -> Problem {
+    let words = [Errno::MFILE, Errno::NFILE].map(|errno| errno.to_string());
+    let is_of_files = words.iter().any(|words| problem.detail.contains(words));
+    if !is_of_files || problem.detail.contains("LimitNOFILE") {
+        return problem;
+    }
+    let detail = format!(
+        "{}: the daemon or its keeper has as many files open as it may: end something, or raise LimitNOFILE of both units \
+         (`ulimit -n` at a prompt)",
+        problem.detail
+    );
+    Problem { detail, ..problem }
+}
+
 /// An error with its causes, each once: some errors have the words of theirs among their own.
 fn told(error: &anyhow::Error) -> String {
     let mut told = String::new();
@@ -163,6 +180,16 @@ mod tests {
         }
         let other = FirecrackerError::System { doing: "looking", source: io::Error::other("no") };
         assert_eq!(guest_failed(other.into()).code, Code::GuestFailed);
+    }
+
+    #[test]
+    fn a_problem_of_open_files_names_the_setting_once() {
+        let of = |code| guest_failed(io::Error::from_raw_os_error(code).into());
+        let told = with_setting(of(Errno::MFILE.raw_os_error()));
+        assert!(told.detail.ends_with("raise LimitNOFILE of both units (`ulimit -n` at a prompt)"), "{told}");
+        assert_eq!(with_setting(told.clone()).detail, told.detail);
+        let other = of(Errno::NOSPC.raw_os_error());
+        assert_eq!(with_setting(other.clone()).detail, other.detail);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use rekindle_engine::budget::BudgetError;
 use rekindle_engine::pause::PauseError;
 use rekindle_kernel::PAGE_BYTES;
+use rustix::process::{Resource, getrlimit};
 
 use super::Daemon;
 use super::endings::Exclusive;
@@ -135,6 +136,11 @@ impl Needed {
     /// Needs of a guest with these parts.
     pub(super) fn by(spec: &GuestSpec) -> Self {
         Self::of(spec.memory_bytes(), spec.backing(), spec.disks())
+    }
+
+    /// Needs of a guest that others start and that is served: its memory is their matter.
+    pub(super) fn to_serve_another_ones() -> Self {
+        Self { share: Share { memory_bytes: 0, files: GUEST_FILES }, huge_pages: Vec::new() }
     }
 
     /// Needs of a guest with these parts that goes on from its own pause.
@@ -298,6 +304,10 @@ fn resident_bytes(pid: u32) -> u64 {
 fn open_files(pid: u32) -> Option<(u64, u64)> {
     // Linux tells the number as the size of the directory (since 6.2; proc(5)).
     let open = fs::metadata(format!("/proc/{pid}/fd")).ok()?.len();
+    if pid == std::process::id() {
+        // This process may have no file left to read its limits from.
+        return Some((open, getrlimit(Resource::Nofile).current?));
+    }
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     Some((open, line.split_whitespace().next()?.parse().ok()?))
