@@ -32,6 +32,7 @@ use crate::read_plan::{ReadError, ReadPlan};
 use crate::reaper::{Reaper, ReaperHandle};
 use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed, Replaying};
+use crate::republish::{LookedFor, RepublishError, look_for_published};
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::stop::Stop;
@@ -385,6 +386,12 @@ impl Engine {
             .collect();
         let keep = |(id, snapshot): (SnapshotId, Arc<Snapshot>)| Some((id, snapshot.keep_again().err()?));
         unsealed.into_iter().filter_map(keep).collect()
+    }
+
+    /// Publishes those snapshots again that the store lacks, if it was accepted in the place of the one that had them.
+    pub fn publish_what_is_missing(&self) -> Result<LookedFor, RepublishError> {
+        let begin = |snapshot: &_, work| self.begin_life(snapshot, Beginning::Work(work));
+        self.runtime.block_on(look_for_published(&self.snapshots(), &self.background, begin))
     }
 
     /// Reads every page of a snapshot anew and checks what can be checked; none if `is_wanted` says no before the end.

@@ -18,6 +18,7 @@ use crate::seal::{NamedParent, Packed, SealError, Sealed, Sealer, is_frozen};
 use crate::snapshot::{SealParts, Snapshot};
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, StoreError};
+use crate::store_gate::NewSign;
 use crate::upload_budget::UploadLease;
 use crate::watch::Watcher;
 use crate::working_sets;
@@ -253,6 +254,7 @@ impl Life {
             // be put there now, a later resume tries again.
             let put = working_sets::publish(&self.snapshot, self.background.store());
             self.background.stop().unless_said(put).await?;
+            self.background.stop().unless_said(self.background.store().delete_old_signs()).await?;
         }
         Ok(work)
     }
@@ -269,11 +271,22 @@ impl Life {
             None => Ok(()),
         };
         self.background.publisher.publish(manifest, layers, room, uploaded).await?;
-        let record = self.save(|life| match &life.background.records {
-            Some(records) => records.published(life.snapshot.id(), life.snapshot.seal_facts()),
+        self.background.stop().unless_said(self.record_published()).await?
+    }
+
+    /// The store has the sign before the catalog calls the snapshot published, and remembers the sign.
+    async fn record_published(&self) -> Result<(), PublishError> {
+        let sign = self.background.store().leave_sign(self.snapshot.id()).await?;
+        let remember = sign.as_ref().map(NewSign::change);
+        let record = |life: &Self| match &life.background.records {
+            Some(records) => records.published(life.snapshot.id(), life.snapshot.seal_facts(), remember),
             None => Ok(()),
-        });
-        Ok(self.background.stop().unless_said(record).await??)
+        };
+        self.save(record).await?;
+        if let Some(sign) = sign {
+            sign.remembered();
+        }
+        Ok(())
     }
 
     fn changed(&self) {

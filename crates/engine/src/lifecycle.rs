@@ -28,6 +28,8 @@ pub enum SnapshotEvent {
     PublishSucceeded,
     /// The store failed.
     PublishFailed,
+    /// The store took the place of the one that had its manifest, and does not have it.
+    ManifestMissing,
     /// Its owner deleted it.
     Deleted,
 }
@@ -61,6 +63,7 @@ impl SnapshotState {
             (Self::CapturedForChildren, Event::SealSucceeded) => Some((Self::Discarded, Work::FreeLayers)),
             (Self::Sealed, Event::PublishSucceeded) => Some((Self::Published, Work::None)),
             (Self::Sealed, Event::PublishFailed) => Some((Self::Sealed, Work::PublishAgain)),
+            (Self::Published, Event::ManifestMissing) => Some((Self::Sealed, Work::Publish)),
             // An upload may have been under way: its manifest may have reached the store.
             (Self::Sealed | Self::Published | Self::Lost, Event::Deleted) => {
                 Some((Self::Discarded, Work::RemoveFromStore))
@@ -69,13 +72,21 @@ impl SnapshotState {
             (Self::Discarded, Event::PublishSucceeded | Event::PublishFailed) => {
                 Some((Self::Discarded, Work::RemoveFromStore))
             }
-            (Self::CapturedForChildren | Self::Discarded, Event::Deleted) => Some((self, Work::None)),
-            (Self::Captured | Self::CapturedForChildren, Event::PublishSucceeded | Event::PublishFailed)
+            (Self::CapturedForChildren | Self::Discarded, Event::Deleted)
+            | (Self::Sealed | Self::Discarded, Event::ManifestMissing) => Some((self, Work::None)),
+            (
+                Self::Captured | Self::CapturedForChildren,
+                Event::PublishSucceeded | Event::PublishFailed | Event::ManifestMissing,
+            )
             | (Self::Sealed | Self::Published | Self::Discarded, Event::SealSucceeded | Event::SealFailed)
             | (Self::Published, Event::PublishSucceeded | Event::PublishFailed)
             | (
                 Self::Lost,
-                Event::SealSucceeded | Event::SealFailed | Event::PublishSucceeded | Event::PublishFailed,
+                Event::SealSucceeded
+                | Event::SealFailed
+                | Event::PublishSucceeded
+                | Event::PublishFailed
+                | Event::ManifestMissing,
             ) => None,
         }
     }
@@ -92,11 +103,15 @@ mod tests {
 
     #[test]
     fn the_whole_table() {
-        use SnapshotEvent::{Deleted, PublishFailed, PublishSucceeded, SealFailed, SealSucceeded};
+        use SnapshotEvent::{
+            Deleted, ManifestMissing, PublishFailed, PublishSucceeded, SealFailed, SealSucceeded,
+        };
         use SnapshotState::{Captured, CapturedForChildren, Discarded, Lost, Published, Sealed};
         let mut table = String::new();
         for state in [Captured, CapturedForChildren, Sealed, Published, Discarded, Lost] {
-            for event in [SealSucceeded, SealFailed, PublishSucceeded, PublishFailed, Deleted] {
+            for event in
+                [SealSucceeded, SealFailed, PublishSucceeded, PublishFailed, ManifestMissing, Deleted]
+            {
                 let after = state
                     .after(event)
                     .map_or("cannot happen".into(), |(next, work)| format!("{next:?}, {work:?}"));

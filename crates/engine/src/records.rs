@@ -121,9 +121,21 @@ impl Records {
         self.write(&[put(Kind::Manifest, id, manifest.encode())])
     }
 
-    /// Records that a snapshot's manifest is in the store.
-    pub(crate) fn published(&self, id: SnapshotId, facts: SealFacts) -> Result<(), CatalogError> {
-        self.write(&[put(Kind::Snapshot, id, SnapshotRecord::Published(facts).encode())])
+    /// Records that a snapshot's manifest is in the store, and what has to be remembered with it.
+    pub(crate) fn published(
+        &self,
+        id: SnapshotId,
+        facts: SealFacts,
+        alongside: Option<Change>,
+    ) -> Result<(), CatalogError> {
+        let mut changes = vec![put(Kind::Snapshot, id, SnapshotRecord::Published(facts).encode())];
+        changes.extend(alongside);
+        self.write(&changes)
+    }
+
+    /// Records that the manifest of a snapshot that was published is not in the store.
+    pub(crate) fn unpublished(&self, id: SnapshotId, facts: SealFacts) -> Result<(), CatalogError> {
+        self.write(&[put(Kind::Snapshot, id, SnapshotRecord::Sealed(facts).encode())])
     }
 
     /// Records a snapshot that was found in the store.

@@ -13,12 +13,13 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::catalog::CatalogError;
 use crate::geometry::u64_of;
 use crate::identity::{LayerId, SnapshotId};
 use crate::limits;
 use crate::manifest::ObjectName;
 use crate::private;
-use crate::store_gate::{Away, StoreGate};
+use crate::store_gate::{Away, NewSign, StoreGate};
 
 /// A store and what was moved through it. Clones share both.
 #[derive(Debug, Clone)]
@@ -176,6 +177,47 @@ impl Store {
         self.put_whole(&manifest_path(snapshot), bytes).await
     }
 
+    /// Leaves a sign in a gated store after a snapshot's manifest, and sees that both are in the same store.
+    pub(crate) async fn leave_sign(&self, snapshot: SnapshotId) -> Result<Option<NewSign>, StoreError> {
+        let Access::Gated(gate) = &self.access else { return Ok(None) };
+        let (objects, path) = (gate.objects().await?, manifest_path(snapshot));
+        let sign = gate.leave_sign(Arc::clone(&objects)).await;
+        let sign = sign.map_err(|source| StoreError::from_store(&ObjectPath::from("nodes"), source))?;
+        if let Err(source) = objects.head(&path).await {
+            sign.take_back().await;
+            return Err(StoreError::from_store(&path, source));
+        }
+        Ok(Some(sign))
+    }
+
+    /// Deletes signs that mean nothing any more, as far as that can be done now.
+    pub(crate) async fn delete_old_signs(&self) {
+        if let Access::Gated(gate) = &self.access {
+            gate.delete_old_signs().await;
+        }
+    }
+
+    /// True if published snapshots have to be looked for, as the store took another one's place; none while it is not open.
+    pub(crate) fn is_accepted(&self) -> Option<bool> {
+        match &self.access {
+            Access::Open(_) => Some(false),
+            Access::Gated(gate) => gate.is_accepted(),
+        }
+    }
+
+    /// Notes that they were looked for. Writes to the disk.
+    pub(crate) fn note_looked_for(&self) -> Result<(), CatalogError> {
+        match &self.access {
+            Access::Open(_) => Ok(()),
+            Access::Gated(gate) => gate.note_looked_for(),
+        }
+    }
+
+    /// Sees that a snapshot's manifest is there.
+    pub(crate) async fn see_manifest(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
+        self.size_of(&manifest_path(snapshot)).await.map(drop)
+    }
+
     /// Writes a small object at once, and counts it.
     async fn put_whole(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), StoreError> {
         let objects = self.checked().await?;
@@ -284,11 +326,21 @@ impl Store {
 
     /// Sees that a layer's object is there, as far as the store could have been another one when it was uploaded.
     pub(crate) async fn see_layer(&self, layer: LayerId, at: &ObjectName) -> Result<(), StoreError> {
-        let Access::Gated(gate) = &self.access else { return Ok(()) };
-        let path = layer_path(layer, at);
-        match gate.objects().await?.head(&path).await {
-            Ok(_) => Ok(()),
-            Err(source) => Err(self.failure(&path, source).await),
+        match &self.access {
+            Access::Open(_) => Ok(()),
+            Access::Gated(_) => self.layer_bytes(layer, at).await.map(drop),
+        }
+    }
+
+    /// The size of a layer's object.
+    pub(crate) async fn layer_bytes(&self, layer: LayerId, at: &ObjectName) -> Result<u64, StoreError> {
+        self.size_of(&layer_path(layer, at)).await
+    }
+
+    async fn size_of(&self, path: &ObjectPath) -> Result<u64, StoreError> {
+        match self.objects().await?.head(path).await {
+            Ok(found) => Ok(found.size),
+            Err(source) => Err(self.failure(path, source).await),
         }
     }
 

@@ -1,28 +1,29 @@
 //! Guards the use of the store: it must be there, and be the one that this node's snapshots are in.
 //!
-//! A store carries its identity in the object `store`, made once. The catalog remembers it. A store that is not there, or
-//! is another one, is *away*: nothing is written to it or believed of it, and it is tried again.
+//! A store carries its identity in the object `store`, made once, and this node's last [`Sign`]. The catalog remembers
+//! both. A store that is not there, is another one, or is an earlier state of itself, is *away*: nothing is written to it
+//! or believed of it, and it is tried again.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-use serde::{Deserialize, Serialize};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use uuid::Uuid;
 
 use crate::catalog::{Catalog, CatalogError, Change, Kind, WriteError};
-use crate::catalog_file::value_in;
 use crate::identity::SnapshotId;
 use crate::limits;
+use crate::sign::{Evidence, Sign, Signs};
+use crate::store_identity::OBJECT;
 use crate::sync::{Mutex, lock};
 use crate::threads;
+
+pub use crate::store_identity::StoreIdentity;
 
 /// Opens a store. It may block, also for ever.
 pub trait StoreOpener: fmt::Debug + Send + Sync {
@@ -37,16 +38,6 @@ pub enum Holds {
     Nothing,
     /// This node used one, which may have its snapshots.
     Snapshots,
-}
-
-/// Identity of a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreIdentity {
-    version: u32,
-    /// Made once.
-    pub id: Uuid,
-    /// Grows when a person accepts an earlier state of the store, and never falls.
-    pub epoch: u64,
 }
 
 /// Treatment of a store that is not the one the catalog remembers.
@@ -72,16 +63,37 @@ pub struct StoreGate {
     published: Option<SnapshotId>,
     accepts_another: AtomicBool,
     standing: Mutex<Standing>,
-    /// The identity that the catalog remembers, as it was when the store was opened last or remembered since.
-    known: Mutex<Option<StoreIdentity>>,
+    known: Mutex<Known>,
+    /// Held from the put of a sign until the catalog remembers it, so that the last one remembered is the last one put.
+    signing: Arc<tokio::sync::Mutex<()>>,
     /// Held by the task that opens it; has the attempt that has not come back yet.
     opening: tokio::sync::Mutex<Option<Opening>>,
     answer_within: Duration,
     identity_again: Duration,
 }
 
-/// The answer of the thread that opens the store: the identity that the catalog remembers, and the objects.
-type Opening = oneshot::Receiver<Result<(Option<StoreIdentity>, Arc<dyn ObjectStore>), String>>;
+/// The catalog's memory of the store, as it was when the store was opened last or remembered since.
+#[derive(Debug)]
+struct Known {
+    identity: Option<StoreIdentity>,
+    sign: Option<Sign>,
+    /// True from the time a store takes another one's place until the published snapshots were looked for in it.
+    is_accepted: bool,
+    /// The signs found at the last look.
+    found: Signs,
+}
+
+/// A sign that is in the store, and that the catalog does not remember yet.
+#[derive(Debug)]
+pub(crate) struct NewSign {
+    gate: Arc<StoreGate>,
+    objects: Arc<dyn ObjectStore>,
+    sign: Sign,
+    _turn: tokio::sync::OwnedMutexGuard<()>,
+}
+
+/// The answer of the thread that opens the store: the catalog's memory of it, and the objects.
+type Opening = oneshot::Receiver<Result<(Known, Arc<dyn ObjectStore>), String>>;
 
 #[derive(Debug)]
 struct Standing {
@@ -92,12 +104,8 @@ struct Standing {
     pause: Duration,
 }
 
-/// The version of the identity that is written, and the newest one that is read.
-const VERSION: u32 = 1;
-/// The object that says who a store is.
-const OBJECT: &str = "store";
-/// Key of the remembered identity in the catalog.
-const REMEMBERED: &[u8] = b"store";
+/// Key that is in the catalog while published snapshots have to be looked for in a store that took another one's place.
+const ACCEPTED: &[u8] = b"store-accepted";
 
 impl StoreGate {
     /// A gate to the store that `opener` opens; nothing is opened yet. `published` is the newest snapshot that the catalog
@@ -116,7 +124,8 @@ impl StoreGate {
             published,
             accepts_another: AtomicBool::new(other == OtherStore::Accepted),
             standing: Mutex::new(standing),
-            known: Mutex::new(None),
+            known: Mutex::new(Known::nothing()),
+            signing: Arc::default(),
             opening: tokio::sync::Mutex::default(),
             answer_within: limits::STORE_ANSWER_WITHIN,
             identity_again: limits::STORE_IDENTITY_AGAIN,
@@ -217,8 +226,8 @@ impl StoreGate {
         let (opener, catalog) = (Arc::clone(&self.opener), self.catalog.clone());
         let (published, accepts_another) = (self.published, self.accepts_another());
         let open = move || {
-            let known = remembered(&catalog)?;
-            let holds = match (known, published) {
+            let known = Known::remembered(&catalog)?;
+            let holds = match (known.identity, published) {
                 (Some(_), _) | (_, Some(_)) if !accepts_another => Holds::Snapshots,
                 (Some(_) | None, Some(_) | None) => Holds::Nothing,
             };
@@ -242,33 +251,62 @@ impl StoreGate {
         timeout(self.answer_within, self.identify(objects)).await.unwrap_or_else(|_| Err(self.no_answer()))
     }
 
-    /// The identity of a store. One that cannot be read is read once more: a request may fail, and somebody may be
-    /// copying the store into its place.
-    async fn found(&self, objects: &Arc<dyn ObjectStore>) -> Result<Option<StoreIdentity>, String> {
-        if let Ok(found) = read(objects).await {
+    /// Asks a store once more if it gives no answer: a request may fail, and somebody may be copying the store into its
+    /// place.
+    async fn twice<T, E, F: Future<Output = Result<T, E>>>(&self, ask: impl Fn() -> F) -> Result<T, E> {
+        if let Ok(found) = ask().await {
             return Ok(found);
         }
         tokio::time::sleep(self.identity_again).await;
-        read(objects).await
+        ask().await
+    }
+
+    /// The signs of this node in a store.
+    async fn signs(&self, objects: &Arc<dyn ObjectStore>) -> Result<Signs, String> {
+        let mut signs = Signs::none();
+        let mut remembered = lock(&self.known).sign;
+        while let Some(sign) = remembered {
+            let found = self.twice(|| sign.look(objects)).await;
+            signs = found.map_err(|error| format!("this node's signs in it cannot be listed: {error}"))?;
+            // Another sign may have taken its place during the look.
+            remembered =
+                lock(&self.known).sign.filter(|now| signs.evidence == Evidence::Gone && *now != sign);
+        }
+        lock(&self.known).found = signs.clone();
+        Ok(signs)
     }
 
     /// Sees that a store is the one that is remembered; one that this node uses for the first time is remembered.
     async fn identify(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
-        let known = *lock(&self.known);
-        let found = self.found(objects).await?;
+        let known = lock(&self.known).identity;
+        let found = self.twice(|| StoreIdentity::read(objects)).await?;
+        let evidence = self.signs(objects).await?.evidence;
         match (known, found) {
-            (Some(known), Some(found)) if found.id == known.id && found.epoch == known.epoch => Ok(()),
+            (Some(known), Some(found)) if found == known && evidence == Evidence::There => {
+                self.accepts_another.store(false, Ordering::Relaxed);
+                Ok(())
+            }
             (Some(known), Some(found)) if found.id == known.id && found.epoch > known.epoch => {
-                self.remember(found).await
+                self.take(objects, found, Place::OfAnother).await
+            }
+            (Some(known), Some(found)) if found == known && evidence == Evidence::NotAsked => {
+                if let Err(error) = self.take(objects, found, Place::Own).await {
+                    tracing::warn!(%error, "an earlier state of the store would not be noticed now");
+                }
+                Ok(())
             }
             (Some(known), Some(found)) if self.accepts_another() => {
-                let epoch = if found.id == known.id { epoch_after(known)? } else { found.epoch };
-                let accepted = StoreIdentity { epoch, ..found };
+                let accepted = if found.id == known.id { found.after(known)? } else { found };
                 if accepted != found {
-                    write(objects, accepted, PutMode::Overwrite).await?;
+                    accepted.write(objects, PutMode::Overwrite).await?;
                 }
-                self.remember(accepted).await
+                self.take(objects, accepted, Place::OfAnother).await
             }
+            (Some(known), Some(found)) if found == known => Err(format!(
+                "it is an earlier state of the store, such as an old back-up: it does not have the sign that this node \
+                 left with the last snapshot it published; bring the newer one back, or accept this one: `rekindle \
+                 serve --accept-store`"
+            )),
             (Some(known), Some(found)) if found.id == known.id => Err(format!(
                 "it is an earlier state of the store (epoch {} instead of {}), such as an old back-up; bring the \
                  newer one back, or accept this one: `rekindle serve --accept-store`",
@@ -311,100 +349,144 @@ impl StoreGate {
         objects: &Arc<dyn ObjectStore>,
         found: Option<StoreIdentity>,
     ) -> Result<(), String> {
+        let place = if self.accepts_another() { Place::OfAnother } else { Place::Own };
         if let Some(found) = found {
-            return self.remember(found).await;
+            return self.take(objects, found, place).await;
         }
-        let made = StoreIdentity { version: VERSION, id: Uuid::now_v7(), epoch: 1 };
-        write(objects, made, PutMode::Create).await?;
+        StoreIdentity::new().write(objects, PutMode::Create).await?;
         // Another node may have been first.
-        let found = read(objects).await?;
-        self.remember(found.ok_or("its identity is gone right after it was written")?).await
+        let found =
+            StoreIdentity::read(objects).await?.ok_or("its identity is gone right after it was written")?;
+        self.take(objects, found, place).await
     }
 
     fn accepts_another(&self) -> bool {
         self.accepts_another.load(Ordering::Relaxed)
     }
 
-    async fn remember(&self, identity: StoreIdentity) -> Result<(), String> {
-        let value = serde_json::to_vec(&identity).expect("it is plain data");
-        let put = Change::Put { kind: Kind::Meta, key: REMEMBERED.to_vec(), value };
-        let catalog = self.catalog.clone();
-        let noted = |error: WriteError| format!("the catalog cannot note which one it is: {error}");
-        let written = spawn_blocking(move || catalog.write(&[put]).map_err(noted));
-        written.await.map_err(|error| error.to_string())??;
-        *lock(&self.known) = Some(identity);
+    /// Remembers a store, in which a sign is left unless this node's last one is there.
+    async fn take(
+        &self,
+        objects: &Arc<dyn ObjectStore>,
+        identity: StoreIdentity,
+        place: Place,
+    ) -> Result<(), String> {
+        let mut changes = vec![identity.change()];
+        let mut left = None;
+        if lock(&self.known).found.evidence != Evidence::There {
+            let sign = self.next_sign();
+            sign.put(objects).await.map_err(|error| format!("no sign can be left in it: {error}"))?;
+            changes.push(sign.change());
+            left = Some(sign);
+        }
+        let is_accepted = left.is_some() && place == Place::OfAnother;
+        if is_accepted {
+            changes.push(Change::Put { kind: Kind::Meta, key: ACCEPTED.to_vec(), value: Vec::new() });
+        }
+        self.write(changes).await?;
+        let mut known = lock(&self.known);
+        known.identity = Some(identity);
+        known.sign = left.or(known.sign);
+        known.is_accepted |= is_accepted;
+        drop(known);
         self.accepts_another.store(false, Ordering::Relaxed);
         tracing::info!(store = %identity.id, epoch = identity.epoch, "this node's snapshots go to this store");
         Ok(())
     }
-}
 
-/// The identity that the catalog remembers; reads the disk.
-fn remembered(catalog: &Catalog) -> Result<Option<StoreIdentity>, String> {
-    let value = catalog.get(Kind::Meta, REMEMBERED).map_err(|error| error.to_string())?;
-    value.map(|value| decode(&value, "the catalog's record of it")).transpose()
-}
-
-/// The identity that the catalog in a file remembers; none where there is no catalog, or it has used no store yet. The file
-/// is only read: where a daemon has it, or had it and did not end in order, that is an error.
-pub fn remembered_in(catalog: &Path) -> Result<Option<StoreIdentity>, CatalogError> {
-    let damaged = |reason| CatalogError::Damaged { path: catalog.to_owned(), reason };
-    let value = value_in(catalog, Kind::Meta, REMEMBERED)?;
-    value.map(|value| decode(&value, "its record of the store").map_err(damaged)).transpose()
-}
-
-/// The identity of a store, which is only read; none where it has none. The error is for people.
-pub async fn identity_of(objects: &Arc<dyn ObjectStore>) -> Result<Option<StoreIdentity>, String> {
-    read(objects).await
-}
-
-/// The epoch of a state of a store that a person takes for the newest.
-fn epoch_after(known: StoreIdentity) -> Result<u64, String> {
-    known.epoch.checked_add(1).ok_or_else(|| {
-        format!(
-            "store {} has epoch {}, after which there is none, so no earlier state of it can be accepted; bring the \
-             newer one back, or set `store` to another one",
-            known.id, known.epoch
-        )
-    })
-}
-
-async fn read(objects: &Arc<dyn ObjectStore>) -> Result<Option<StoreIdentity>, String> {
-    let unreadable = |error: object_store::Error| format!("its object `{OBJECT}` cannot be read: {error}");
-    let answer = match objects.get(&ObjectPath::from(OBJECT)).await {
-        Err(object_store::Error::NotFound { .. }) => return Ok(None),
-        answer => answer.map_err(unreadable)?,
-    };
-    if answer.meta.size > limits::STORE_IDENTITY_BYTES_MAX {
-        return Err(format!("its object `{OBJECT}` has {} bytes, and is no identity", answer.meta.size));
+    fn next_sign(&self) -> Sign {
+        let known = lock(&self.known);
+        Sign::next(known.sign, &known.found)
     }
-    let bytes = answer.bytes().await.map_err(unreadable)?;
-    decode(&bytes, "its object `store`").map(Some)
-}
 
-fn decode(bytes: &[u8], what: &str) -> Result<StoreIdentity, String> {
-    let identity: StoreIdentity =
-        serde_json::from_slice(bytes).map_err(|error| format!("{what} cannot be understood: {error}"))?;
-    if identity.version > VERSION {
-        let version = identity.version;
-        return Err(format!(
-            "{what} is of version {version}, this program knows up to {VERSION}: run a newer one"
-        ));
+    async fn write(&self, changes: Vec<Change>) -> Result<(), String> {
+        let catalog = self.catalog.clone();
+        let noted = |error: WriteError| format!("the catalog cannot note which one it is: {error}");
+        // Each of them is right whether a crash finds it made or not: the store has what they say.
+        let written = spawn_blocking(move || catalog.write(&changes).map_err(noted));
+        written.await.map_err(|error| error.to_string())?
     }
-    Ok(identity)
+
+    /// Leaves a sign in the store. All manifests put before are in each state of the store that has it.
+    pub(crate) async fn leave_sign(
+        self: &Arc<Self>,
+        objects: Arc<dyn ObjectStore>,
+    ) -> object_store::Result<NewSign> {
+        let turn = Arc::clone(&self.signing).lock_owned().await;
+        let sign = self.next_sign();
+        sign.put(&objects).await?;
+        Ok(NewSign { gate: Arc::clone(self), objects, sign, _turn: turn })
+    }
+
+    /// Deletes signs that mean nothing any more. Any that cannot be deleted now is found again after a later one.
+    pub(crate) async fn delete_old_signs(&self) {
+        let Some(objects) = self.open_now() else { return };
+        let over = std::mem::take(&mut lock(&self.known).found.left_over);
+        for path in over {
+            if let Err(error) = objects.delete(&path).await {
+                tracing::debug!(%path, %error, "a sign that means nothing any more stays for now");
+            }
+        }
+    }
+
+    /// True if the store took another one's place, and published snapshots have not been looked for in it since; none while
+    /// it is not open.
+    pub(crate) fn is_accepted(&self) -> Option<bool> {
+        self.open_now().map(|_| lock(&self.known).is_accepted)
+    }
+
+    /// Notes that the published snapshots were looked for in the store. Writes to the disk.
+    pub(crate) fn note_looked_for(&self) -> Result<(), CatalogError> {
+        let done = Change::Remove { kind: Kind::Meta, key: ACCEPTED.to_vec() };
+        // Found undone after a crash, they are looked for again.
+        self.catalog.write(&[done]).map_err(WriteError::either_way)?;
+        lock(&self.known).is_accepted = false;
+        Ok(())
+    }
 }
 
-/// One that is there already is left as it is where it was to be made.
-async fn write(objects: &Arc<dyn ObjectStore>, identity: StoreIdentity, mode: PutMode) -> Result<(), String> {
-    let value = serde_json::to_vec(&identity).expect("it is plain data");
-    let (path, payload) = (ObjectPath::from(OBJECT), PutPayload::from(value));
-    let put = objects.put_opts(&path, payload, PutOptions::from(mode));
-    match put.await {
-        Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
-        Err(error) => Err(format!(
-            "its object `{OBJECT}` cannot be written: {error}; have this user write there, or set `store` to another \
-             place"
-        )),
+/// The store that was in the place of this one when this node published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// This one.
+    Own,
+    /// Another one, or a later state of this one.
+    OfAnother,
+}
+
+impl NewSign {
+    /// The change of the catalog that remembers it.
+    pub(crate) fn change(&self) -> Change {
+        self.sign.change()
+    }
+
+    /// The catalog remembers it: the one before means nothing any more.
+    pub(crate) fn remembered(self) {
+        let mut known = lock(&self.gate.known);
+        if let Some(before) = known.sign.replace(self.sign) {
+            known.found.left_over.push(before.path());
+        }
+    }
+
+    /// Takes it back.
+    pub(crate) async fn take_back(self) {
+        if let Err(error) = self.objects.delete(&self.sign.path()).await {
+            tracing::warn!(%error, "a sign stays in a store that does not have the manifest before it");
+        }
+    }
+}
+
+impl Known {
+    fn nothing() -> Self {
+        Self { identity: None, sign: None, is_accepted: false, found: Signs::none() }
+    }
+
+    /// Reads the disk.
+    fn remembered(catalog: &Catalog) -> Result<Self, String> {
+        let identity = StoreIdentity::remembered(catalog)?;
+        let accepted = catalog.get(Kind::Meta, ACCEPTED).map_err(|error| error.to_string())?;
+        let sign = Sign::remembered(catalog)?;
+        Ok(Self { identity, sign, is_accepted: accepted.is_some(), found: Signs::none() })
     }
 }
 

@@ -1,6 +1,9 @@
+use object_store::PutPayload;
 use object_store::memory::InMemory;
+use uuid::Uuid;
 
 use super::*;
+use crate::store_identity::VERSION;
 
 /// A place in which there is one store, another, or none.
 #[derive(Debug, Clone, Default)]
@@ -53,7 +56,7 @@ impl Node {
 
 fn identity_of(node: &Node, store: &Arc<InMemory>) -> StoreIdentity {
     let store: Arc<dyn ObjectStore> = store.clone();
-    node.runtime.block_on(read(&store)).expect("it can be read").expect("it has one")
+    node.runtime.block_on(StoreIdentity::read(&store)).expect("it can be read").expect("it has one")
 }
 
 #[test]
@@ -118,8 +121,8 @@ fn an_earlier_state_of_a_store_is_away_and_one_that_was_accepted_is_taken_by_all
     let now = identity_of(&node, &store);
     let set = |store: &Arc<InMemory>, epoch| {
         let store: Arc<dyn ObjectStore> = store.clone();
-        let put = write(&store, StoreIdentity { epoch, ..now }, PutMode::Overwrite);
-        node.runtime.block_on(put).expect("RAM");
+        let state = StoreIdentity { epoch, ..now };
+        node.runtime.block_on(state.write(&store, PutMode::Overwrite)).expect("RAM");
     };
     set(&store, 5);
     node.start(OtherStore::Refused).expect("an epoch may grow");
@@ -183,11 +186,178 @@ fn an_earlier_state_of_a_store_is_refused_where_no_epoch_is_left_for_it() {
     let last = StoreIdentity { version: VERSION, id: Uuid::now_v7(), epoch: u64::MAX };
     for (objects, identity) in [(&store, last), (&earlier, StoreIdentity { epoch: 1, ..last })] {
         let objects: Arc<dyn ObjectStore> = objects.clone();
-        node.runtime.block_on(write(&objects, identity, PutMode::Create)).expect("RAM");
+        node.runtime.block_on(identity.write(&objects, PutMode::Create)).expect("RAM");
     }
     node.place.mount(Some(&store));
     node.start(OtherStore::Refused).expect("it is a store");
     node.place.mount(Some(&earlier));
     let reason = node.start(OtherStore::Accepted).expect_err("there is no epoch after the last");
     assert!(reason.contains("no earlier state of it can be accepted"), "{reason}");
+}
+
+/// A manifest, and what its publisher does after it was put.
+struct Publish<'a> {
+    node: &'a Node,
+    gate: Arc<StoreGate>,
+    store: Arc<InMemory>,
+}
+
+impl<'a> Publish<'a> {
+    /// Whoever published before has ended: a start finds the store that is mounted to be the right one.
+    fn start(node: &'a Node, store: &Arc<InMemory>) -> Self {
+        node.place.mount(Some(store));
+        let gate = Arc::new(node.gate(None, OtherStore::Refused));
+        node.check(&gate).expect("it is the store");
+        Self { node, gate, store: Arc::clone(store) }
+    }
+
+    fn leave_sign(&self) -> NewSign {
+        let store: Arc<dyn ObjectStore> = self.store.clone();
+        self.node.runtime.block_on(self.gate.leave_sign(store)).expect("RAM")
+    }
+
+    fn record(&self, sign: &NewSign) {
+        self.node.catalog.write(&[sign.change()]).expect("a disk");
+    }
+
+    fn whole(&self) {
+        self.node.check(&self.gate).expect("it is the store still");
+        let sign = self.leave_sign();
+        self.record(&sign);
+        sign.remembered();
+        self.node.runtime.block_on(self.gate.delete_old_signs());
+    }
+}
+
+fn signs_in(node: &Node, store: &Arc<InMemory>) -> Vec<ObjectPath> {
+    let listed = store.list_with_delimiter(None);
+    let nodes = node.runtime.block_on(listed).expect("RAM").common_prefixes;
+    let is_of_nodes = |path: &&ObjectPath| path.as_ref() == "nodes";
+    let Some(nodes) = nodes.iter().find(is_of_nodes) else { return Vec::new() };
+    let all = futures_util::StreamExt::collect::<Vec<_>>(store.list(Some(nodes)));
+    node.runtime.block_on(all).into_iter().map(|object| object.expect("RAM").location).collect()
+}
+
+/// A copy as it is now.
+fn copy(store: &Arc<InMemory>) -> Arc<InMemory> {
+    Arc::new(store.fork())
+}
+
+#[test]
+fn an_earlier_state_of_a_store_that_lacks_what_was_published_is_away_until_a_person_accepts_it() {
+    let node = Node::new();
+    let store = Arc::default();
+    let publish = Publish::start(&node, &store);
+    publish.whole();
+    let earlier = copy(&store);
+    publish.whole();
+    node.place.mount(Some(&earlier));
+    let reason = node.start(OtherStore::Refused).expect_err("it lacks the last one");
+    for told in ["earlier state of the store", "does not have the sign", "rekindle serve --accept-store"] {
+        assert!(reason.contains(told), "{reason}");
+    }
+    node.place.mount(Some(&store));
+    node.start(OtherStore::Refused).expect("it is back");
+    node.place.mount(Some(&earlier));
+    let gate = node.gate(None, OtherStore::Accepted);
+    assert_eq!(gate.is_accepted(), None, "it is not open");
+    node.check(&gate).expect("a person said so");
+    assert_eq!((gate.is_accepted(), identity_of(&node, &earlier).epoch), (Some(true), 2));
+    let again = node.gate(None, OtherStore::Refused);
+    node.check(&again).expect("it was accepted for good");
+    assert_eq!(again.is_accepted(), Some(true), "nobody looked for what was published");
+    again.note_looked_for().expect("a disk");
+    assert_eq!(again.is_accepted(), Some(false));
+    node.place.mount(Some(&store));
+    node.start(OtherStore::Refused).expect_err("it is the earlier state now");
+}
+
+#[test]
+fn a_crash_between_any_two_steps_after_a_manifest_gives_no_false_alarm() {
+    let node = Node::new();
+    let store = Arc::default();
+    Publish::start(&node, &store).whole();
+    for steps in 0..4 {
+        let publish = Publish::start(&node, &store);
+        let sign = (steps > 0).then(|| publish.leave_sign());
+        if let Some(sign) = sign {
+            if steps > 1 {
+                publish.record(&sign);
+            }
+            if steps > 2 {
+                sign.remembered();
+            }
+        }
+        let next = Publish::start(&node, &store);
+        next.whole();
+        next.whole();
+        assert_eq!(signs_in(&node, &store).len(), 1, "nothing is left after {steps} steps");
+    }
+}
+
+#[test]
+fn an_older_catalog_finds_its_store_by_the_later_signs_and_notices_earlier_states_from_there_on() {
+    let node = Node::new();
+    let store = Arc::default();
+    Publish::start(&node, &store).whole();
+    let older = Sign::remembered(&node.catalog).expect("a disk").expect("it is remembered");
+    for _ in 0..3 {
+        Publish::start(&node, &store).whole();
+    }
+    node.catalog.write(&[older.change()]).expect("a disk");
+    let publish = Publish::start(&node, &store);
+    let earlier = copy(&store);
+    publish.whole();
+    node.place.mount(Some(&earlier));
+    node.start(OtherStore::Refused).expect_err("it lacks what the older catalog published");
+}
+
+#[test]
+fn a_sign_that_lands_late_is_not_taken_for_that_of_a_later_manifest() {
+    let node = Node::new();
+    let store = Arc::default();
+    let publish = Publish::start(&node, &store);
+    publish.whole();
+    let before = copy(&store);
+    let late = publish.leave_sign();
+    let path = late.sign.path();
+    // Its put was told to have failed, and the store has no trace of it yet.
+    node.runtime.block_on(store.delete(&path)).expect("it is there");
+    drop(late);
+    publish.whole();
+    let earlier: Arc<dyn ObjectStore> = before.clone();
+    node.runtime.block_on(earlier.put(&path, PutPayload::from_static(b"late"))).expect("RAM");
+    node.place.mount(Some(&before));
+    node.start(OtherStore::Refused).expect_err("the later manifest is not in it");
+}
+
+#[test]
+fn a_node_that_remembers_no_sign_takes_its_store_and_leaves_one() {
+    let (node, older) = (Node::new(), Node::new());
+    let store = Arc::default();
+    node.place.mount(Some(&store));
+    node.start(OtherStore::Refused).expect("an empty place becomes a store");
+    older.catalog.write(&[identity_of(&node, &store).change()]).expect("a disk");
+    let publish = Publish::start(&older, &store);
+    assert_eq!(publish.gate.is_accepted(), Some(false));
+    let earlier = copy(&store);
+    assert_eq!(signs_in(&node, &store).len(), 2, "one of each node");
+    publish.whole();
+    older.place.mount(Some(&earlier));
+    older.start(OtherStore::Refused).expect_err("it lacks what was published since");
+    node.start(OtherStore::Refused).expect("other nodes' signs mean nothing to it");
+}
+
+#[test]
+fn an_accepted_earlier_state_is_taken_by_other_nodes_which_look_for_what_they_published() {
+    let (node, peer) = (Node::new(), Node::new());
+    let store = Arc::default();
+    Publish::start(&node, &store).whole();
+    let earlier = copy(&store);
+    Publish::start(&peer, &store).whole();
+    Publish::start(&node, &store).whole();
+    node.place.mount(Some(&earlier));
+    node.start(OtherStore::Accepted).expect("a person said so");
+    let there = Publish::start(&peer, &earlier);
+    assert_eq!(there.gate.is_accepted(), Some(true));
 }

@@ -1,4 +1,5 @@
-//! Tries again to decide the things that a start could not, and removes files set aside when their time is over.
+//! Tries again to decide the things that a start could not, publishes again what an accepted store lacks, and removes
+//! files set aside when their time is over.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -6,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rekindle_engine::catalog::Kind;
+use rekindle_engine::republish::LookedFor;
 use rustix::io::Errno;
 
 use super::Daemon;
@@ -16,7 +18,8 @@ use crate::keeper::KeeperError;
 
 /// Pause before what is undecided is tried again, the first time.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
-/// The longest such pause.
+/// The longest such pause, and the time between two looks when nothing is undecided: another node may have accepted a
+/// store.
 const RETRY_LAST: Duration = Duration::from_secs(60);
 /// Time between two looks at files that were set aside.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
@@ -54,14 +57,14 @@ fn decide_until_over(daemon: &Weak<Daemon>, (over, changed): &(Mutex<bool>, Cond
     let mut looked: Option<Instant> = None;
     loop {
         let Some(here) = daemon.upgrade() else { return };
-        let is_decided = here.decide();
+        let is_decided = here.decide() & here.publish_what_is_missing();
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
             here.remove_old_aside();
             looked = Some(Instant::now());
         }
         drop(here);
         let is_over = over.lock().unwrap_or_else(PoisonError::into_inner);
-        let limit = if is_decided { LOOK_EVERY } else { pause };
+        let limit = if is_decided { RETRY_LAST } else { pause };
         pause = (pause * 2).min(RETRY_LAST);
         let waited = changed.wait_timeout_while(is_over, limit, |over| !*over);
         if *waited.unwrap_or_else(PoisonError::into_inner).0 {
@@ -100,6 +103,15 @@ impl Daemon {
             self.engine.end_replay();
         }
         snapshots == 0 && left == 0 && sockets
+    }
+
+    /// Publishes again what the store lacks if it took another one's place; whether that need not be tried again.
+    fn publish_what_is_missing(&self) -> bool {
+        let looked = self.engine.publish_what_is_missing().unwrap_or_else(|error| {
+            tracing::warn!(%error, "published snapshots are looked for in the accepted store again later");
+            LookedFor::Some
+        });
+        looked == LookedFor::All
     }
 
     /// True if a sandbox is undecided: it may run from a snapshot that was deleted.

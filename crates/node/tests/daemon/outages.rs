@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -128,6 +128,57 @@ fn a_store_that_was_swapped_is_published_to_by_nobody() {
         fs::rename(&away, &store).expect("a directory is moved");
         node.wait(name, SnapshotState::Published);
     }
+}
+
+#[test]
+fn an_older_copy_of_the_store_is_away_until_a_person_accepts_it_and_costs_nothing() {
+    let mut node = Node::start();
+    let (store, older) = (node.place.store_directory(), node.place.state_directory().join("older"));
+    node.filled("a", 1);
+    node.pause("a", "first");
+    node.wait("first", SnapshotState::Published);
+    copy_directory(&store, &older);
+    node.resume("a");
+    node.told("a").rewrite(rewrite(2)).expect("rewrites");
+    node.pause("a", "second");
+    node.wait("second", SnapshotState::Published);
+    node.kill();
+    fs::remove_dir_all(&store).expect("it is there");
+    copy_directory(&older, &store);
+    node.begin_again();
+    let says = |reasons: &[String]| {
+        reasons.iter().any(|why| why.contains("earlier state of the store") && why.contains("--accept-store"))
+    };
+    node.eventually("the daemon saying that its store is an earlier state", || {
+        node.client.readiness().is_ok_and(|said| said.ready && says(&said.reasons))
+    });
+    let doctor = node.place.command(["doctor"]).output().expect("it can be run");
+    let doctor = String::from_utf8_lossy(&doctor.stdout).replace('\n', " ");
+    assert!(doctor.contains("earlier state of"), "{doctor}");
+    node.resume("a");
+    node.assert_verified("a");
+    node.told("a").rewrite(rewrite(3)).expect("rewrites");
+    node.pause("a", "third");
+    node.eventually("a publish that failed for the store", || {
+        let shown = node.client.snapshot("third");
+        shown.is_ok_and(|shown| shown.reason.is_some_and(|why| why.contains("the store is away")))
+    });
+    assert_eq!(files_in(&store.join("manifests")).len(), 1, "nothing is written to it");
+    node.kill();
+    node.place.serve_with(&["--accept-store"]);
+    node.start_again();
+    node.wait("third", SnapshotState::Published);
+    node.eventually("every manifest being in the accepted store", || {
+        files_in(&store.join("manifests")).len() == 3
+    });
+    node.wait("second", SnapshotState::Published);
+    node.resumed("second", "b");
+    node.assert_verified("b");
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.is_ok_and(|status| status.success()), "{} cannot be copied", from.display());
 }
 
 #[test]

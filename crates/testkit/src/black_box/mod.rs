@@ -44,6 +44,8 @@ pub struct BlackBox {
     program: PathBuf,
     /// Limits of a daemon, as a shell's `ulimit` takes them.
     limit: Option<String>,
+    /// Words of the daemon's command line after `serve`.
+    words: Vec<String>,
 }
 
 /// The program did not do what it was run for.
@@ -112,8 +114,14 @@ impl BlackBox {
             let root = directory.path().canonicalize()?;
             let named = programs.path().join("rekindle");
             link(&program, &named)?;
-            let this =
-                Self { directory: Mutex::new(Some(directory)), root, programs, program: named, limit: None };
+            let this = Self {
+                directory: Mutex::new(Some(directory)),
+                root,
+                programs,
+                program: named,
+                limit: None,
+                words: Vec::new(),
+            };
             fs::create_dir(this.root.join("home"))?;
             fs::write(this.settings_file(), this.settings(settings))?;
             Ok(this)
@@ -178,11 +186,17 @@ impl BlackBox {
         self.limit = Some(limit.to_owned());
     }
 
+    /// Daemons that start from now on are given these words too, such as `--accept-store`.
+    pub fn serve_with(&mut self, words: &[&str]) {
+        self.words = words.iter().map(|word| (*word).to_owned()).collect();
+    }
+
     /// A daemon.
     fn serve(&self) -> Command {
-        let Some(limit) = &self.limit else { return self.command(["serve"]) };
+        let words = ["serve"].into_iter().chain(self.words.iter().map(String::as_str));
+        let Some(limit) = &self.limit else { return self.command(words) };
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("ulimit {limit} && exec \"$0\" serve")).arg(&self.program);
+        command.arg("-c").arg(format!("ulimit {limit} && exec \"$0\" \"$@\"")).arg(&self.program).args(words);
         self.surround(&mut command);
         command
     }

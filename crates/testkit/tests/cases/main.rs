@@ -1,6 +1,7 @@
 //! The faults that hurt others, each by its number, against the real engine.
 
 mod catalog;
+mod earlier_store;
 mod handover;
 mod limits;
 mod local_disk;

@@ -29,7 +29,7 @@ use crate::{
     wait_published, wait_sealed,
 };
 
-fn wait_failure(snapshot: &Snapshot) {
+pub(crate) fn wait_failure(snapshot: &Snapshot) {
     while snapshot.status().failure.is_none() {
         assert!(
             !snapshot.wait_state(SnapshotState::Published, Duration::from_millis(10)),
@@ -125,10 +125,14 @@ impl StoreOpener for OpensObjects {
 
 /// An engine that records what it does and knows who its store is.
 fn start_with_gate(site: &Site) -> Engine {
+    start_gated(site, site.objects.clone(), OtherStore::Refused)
+}
+
+/// The same over the objects of a store, and where a person may have accepted it.
+pub(crate) fn start_gated(site: &Site, objects: Arc<dyn ObjectStore>, other: OtherStore) -> Engine {
     let recording = site.recording().expect("a catalog");
     let catalog: Catalog = recording.catalog.clone().expect("it records");
-    let gate =
-        StoreGate::new(Box::new(OpensObjects(site.objects.clone())), catalog, None, OtherStore::Refused);
+    let gate = StoreGate::new(Box::new(OpensObjects(objects)), catalog, None, other);
     Engine::start(EngineOptions { store: Store::gated(gate), ..recording }).expect("threads for an engine")
 }
 

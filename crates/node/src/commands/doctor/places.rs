@@ -10,7 +10,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use rekindle_engine::aside::{Aside, SetAside};
 use rekindle_engine::catalog::CatalogError;
-use rekindle_engine::store_gate::{StoreIdentity, identity_of, remembered_in};
+use rekindle_engine::store_gate::StoreIdentity;
 use uuid::Uuid;
 
 use super::{Check, Outcome};
@@ -187,7 +187,7 @@ enum Whose {
 }
 
 fn whose_store(settings: &Settings) -> Whose {
-    match remembered_in(&settings.state_directory.join("catalog.redb")) {
+    match StoreIdentity::remembered_in(&settings.state_directory.join("catalog.redb")) {
         Ok(None) => Whose::Anyones,
         Ok(Some(known)) => Whose::Known(known),
         Err(CatalogError::Held { .. }) => Whose::Unknown("a daemon uses it".to_owned()),
@@ -262,7 +262,8 @@ impl Room {
 fn try_store(objects: &Arc<dyn ObjectStore>, whose: Whose) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let silent = |_elapsed| anyhow::anyhow!("it does not answer within {STORE_LIMIT:?}");
-    let found = runtime.block_on(async { tokio::time::timeout(STORE_LIMIT, identity_of(objects)).await });
+    let found =
+        runtime.block_on(async { tokio::time::timeout(STORE_LIMIT, StoreIdentity::read(objects)).await });
     let found = found.map_err(silent)?.map_err(anyhow::Error::msg)?;
     match (whose, found) {
         (Whose::Known(known), Some(found)) if found == known => {}

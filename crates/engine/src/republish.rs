@@ -1,0 +1,66 @@
+//! Finds the snapshots that a store lacks which took the place of the one they were published to.
+
+use std::sync::Arc;
+
+use crate::catalog::CatalogError;
+use crate::life::Background;
+use crate::lifecycle::{SnapshotEvent, SnapshotWork};
+use crate::snapshot::Snapshot;
+use crate::stop::Stopped;
+use crate::store::StoreError;
+
+/// Reason that published snapshots were not all looked for; they are looked for again.
+#[derive(Debug, thiserror::Error)]
+pub enum RepublishError {
+    /// The store gave no answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The catalog failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The engine ends.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Whether every published snapshot was looked for that has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LookedFor {
+    /// Yes.
+    All,
+    /// Not those that are undecided, or the store is not open: try again later.
+    Some,
+}
+
+/// Looks for the manifests of published snapshots if the store was accepted in another one's place. Those that it lacks
+/// are sealed again, and `begin` is told so; its work is to publish them.
+pub(crate) async fn look_for_published(
+    snapshots: &[Arc<Snapshot>],
+    background: &Background,
+    begin: impl Fn(&Arc<Snapshot>, SnapshotWork),
+) -> Result<LookedFor, RepublishError> {
+    let (store, Some(records)) = (background.store(), &background.records) else { return Ok(LookedFor::All) };
+    match store.is_accepted() {
+        None => return Ok(LookedFor::Some),
+        Some(false) => return Ok(LookedFor::All),
+        Some(true) => {}
+    }
+    for snapshot in snapshots.iter().filter(|snapshot| snapshot.is_published()) {
+        match background.stop().unless_said(store.see_manifest(snapshot.id())).await? {
+            Ok(()) => {}
+            Err(StoreError::NotFound(_)) => {
+                tracing::warn!(snapshot = %snapshot.id(), "a snapshot is not in the accepted store; it is published again");
+                records.unpublished(snapshot.id(), snapshot.seal_facts())?;
+                let work = snapshot.record(SnapshotEvent::ManifestMissing);
+                background.watcher.changed(snapshot);
+                begin(snapshot, work);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if snapshots.iter().any(|snapshot| snapshot.status().is_undecided) {
+        return Ok(LookedFor::Some);
+    }
+    store.note_looked_for()?;
+    Ok(LookedFor::All)
+}
