@@ -126,6 +126,12 @@ impl Fetcher {
         block_on(self.bring(layer, frame))
     }
 
+    /// Asks the store, for a thread that may wait, until the engine ends.
+    pub(crate) fn ask_store<T>(&self, ask: impl AsyncFnOnce(&Store) -> T) -> Result<T, Stopped> {
+        let Self(shared) = self;
+        shared.runtime.block_on(shared.stop.unless_said(ask(&shared.store)))
+    }
+
     /// Frames being fetched now.
     pub fn under_way(&self) -> usize {
         self.0.awaited.under_way()

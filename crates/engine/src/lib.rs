@@ -57,6 +57,7 @@ pub mod recorded;
 pub mod snapshot;
 mod deleted;
 pub mod watch;
+pub mod store_check;
 pub mod verify;
 mod working_sets;
 mod merge;

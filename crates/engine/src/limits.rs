@@ -61,6 +61,9 @@ pub const STORE_LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Signs in the store that are deleted after one publish: the one before, and those that could not be deleted earlier.
 pub const SIGNS_DELETED_AT_ONCE: usize = 16;
 
+/// Objects of one snapshot that a verification asks the store for at once.
+pub const OBJECTS_LOOKED_FOR_AT_ONCE: usize = 16;
+
 /// Room on the disk that is held back for the catalog: a deletion writes some 100 KiB before it gives anything back.
 pub const CATALOG_ROOM_BYTES: u64 = 4 << 20;
 

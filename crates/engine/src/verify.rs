@@ -1,5 +1,5 @@
 //! Verifies that every page of a snapshot can be read and is right: each frame is read again and checked against the
-//! digest that its layer's name commits to.
+//! digest that its layer's name commits to. Of a published one the store must have every object too.
 
 use std::collections::HashMap;
 
@@ -12,10 +12,11 @@ use crate::geometry::{GuestPage, GuestPages};
 use crate::identity::LayerId;
 use crate::lifecycle::SnapshotState;
 use crate::snapshot::{Snapshot, Volume};
+use crate::store_check::{StoreFindings, look_for_objects};
 use crate::view::{Piece, PieceSource};
 
 /// Result of verifying a snapshot.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verification {
     /// Pages looked at: all of the snapshot's.
     pub pages: u64,
@@ -23,13 +24,16 @@ pub struct Verification {
     pub wrong_pages: u64,
     /// The fault of the first of them.
     pub first: Option<String>,
+    /// Findings in the store.
+    pub store: StoreFindings,
 }
 
 /// Reads everything: captured pages where they are, frames from the local disk, and from the store where that does not
 /// have them or has them wrong. None if `is_wanted`, which is asked before each frame or as many captured pages, says no.
 pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher, is_wanted: &dyn Fn() -> bool) -> Option<Verification> {
-    let mut verifying =
-        Verifying { fetcher, is_wanted, frames: HashMap::new(), found: Verification::default() };
+    let store = StoreFindings::NotPublished;
+    let found = Verification { pages: 0, wrong_pages: 0, first: None, store };
+    let mut verifying = Verifying { fetcher, is_wanted, frames: HashMap::new(), found };
     for volume in snapshot.volumes() {
         verifying.volume(volume)?;
     }
@@ -37,6 +41,11 @@ pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher, is_wanted: &dyn Fn() -> bo
     let status = snapshot.status();
     if status.state == SnapshotState::Lost {
         found.first = status.failure;
+    }
+    if status.state == SnapshotState::Published {
+        let looked = fetcher.ask_store(async |store| look_for_objects(snapshot.id(), store).await);
+        found.store =
+            looked.unwrap_or_else(|stopped| StoreFindings::NotAsked { reason: stopped.to_string() });
     }
     Some(found)
 }

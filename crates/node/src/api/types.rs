@@ -419,4 +419,32 @@ pub struct Verification {
     pub wrong_pages: u64,
     /// The fault of the first of them.
     pub first: Option<String>,
+    /// Findings in the store.
+    pub store: StoreVerification,
+}
+
+/// Findings in the store about a snapshot that is verified: its manifest and each object that the manifest names have to
+/// be there, with the right size. Their bytes are not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreVerification {
+    /// If it was asked.
+    pub state: StoreVerificationState,
+    /// Objects it was asked for.
+    pub objects: u64,
+    /// Objects that are missing, or of another size.
+    pub wrong_objects: u64,
+    /// The fault of the first of them, or the reason that the store was not asked.
+    pub reason: Option<String>,
+}
+
+/// If the store was asked about a snapshot that is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreVerificationState {
+    /// No: the snapshot is not published, and nothing of it has to be in the store.
+    NotPublished,
+    /// No: it is away, or gave no answer.
+    NotAsked,
+    /// Yes.
+    Asked,
 }

@@ -1,4 +1,4 @@
-//! `rekindle verify`: reads every page of a snapshot and checks it.
+//! `rekindle verify`: reads every page of a snapshot and checks it, and asks the store for its objects.
 
 use std::time::Instant;
 
@@ -8,6 +8,7 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{Reference, Target, snapshot_of, snapshot_title};
+use crate::api::types::{StoreVerification, StoreVerificationState};
 
 /// The snapshot to verify.
 #[derive(Args, Clone, Debug)]
@@ -39,6 +40,26 @@ pub fn run(session: &Session, arguments: &VerifyArguments) -> anyhow::Result<Sta
         if let Some(first) = &found.first {
             session.output.line(&format!("the first of them: {first}"))?;
         }
+        session.output.line(&in_the_store(&found.store))?;
+        if let Some(reason) = &found.store.reason {
+            session.output.line(&format!("the reason: {reason}"))?;
+        }
     }
-    Ok(if found.wrong_pages == 0 { Status::Done } else { Status::CheckFailed })
+    let is_stored = match found.store.state {
+        StoreVerificationState::NotPublished => true,
+        StoreVerificationState::NotAsked => false,
+        StoreVerificationState::Asked => found.store.wrong_objects == 0,
+    };
+    Ok(if found.wrong_pages == 0 && is_stored { Status::Done } else { Status::CheckFailed })
+}
+
+fn in_the_store(found: &StoreVerification) -> String {
+    let StoreVerification { objects, wrong_objects, .. } = found;
+    match found.state {
+        StoreVerificationState::NotPublished => "in the store: nothing yet, it is not published".to_owned(),
+        StoreVerificationState::NotAsked => "in the store: not known".to_owned(),
+        StoreVerificationState::Asked => {
+            format!("in the store: {objects} objects, {wrong_objects} missing or of another size")
+        }
+    }
 }

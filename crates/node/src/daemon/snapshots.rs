@@ -7,6 +7,7 @@ use std::time::Duration;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
+use rekindle_engine::store_check::StoreFindings;
 use rekindle_kernel::{HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
 use uuid::Uuid;
 
@@ -21,7 +22,7 @@ use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
     Labels, ListQuery, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState,
-    Verification, Volume,
+    StoreVerification, StoreVerificationState, Verification, Volume,
 };
 
 /// A snapshot with what it says of itself.
@@ -256,6 +257,7 @@ impl Daemon {
             pages: found.pages,
             wrong_pages: found.wrong_pages,
             first: found.first,
+            store: shown_findings(found.store),
         })
     }
 
@@ -272,6 +274,18 @@ impl Daemon {
             matches!(state, SnapshotState::Captured | SnapshotState::Sealed).then(|| self.node_name.clone());
         Ok(Placement { snapshot: known.id(), state, origin, layers: layers.collect() })
     }
+}
+
+fn shown_findings(found: StoreFindings) -> StoreVerification {
+    use StoreVerificationState as State;
+    let (state, objects, wrong_objects, reason) = match found {
+        StoreFindings::NotPublished => (State::NotPublished, 0, 0, None),
+        StoreFindings::NotAsked { reason } => (State::NotAsked, 0, 0, Some(reason)),
+        StoreFindings::Asked { objects, wrong_objects, first } => {
+            (State::Asked, objects, wrong_objects, first)
+        }
+    };
+    StoreVerification { state, objects, wrong_objects, reason }
 }
 
 fn volume(volume: &rekindle_engine::snapshot::Volume) -> Volume {

@@ -14,7 +14,7 @@ use rekindle::api::types::{
     CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Event, FaultSocket, FaultSocketState,
     ForkSandbox, Labels, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, PlacedLayer, Placement,
     Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList,
-    SnapshotState, Verification, Version, VmmKind,
+    SnapshotState, StoreVerification, StoreVerificationState, Verification, Version, VmmKind,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -310,7 +310,9 @@ impl Control for Fake {
         }
         kept.verifications_over += 1;
         self.changed.notify_all();
-        Ok(Verification { snapshot, pages: 1, wrong_pages: 0, first: None })
+        let state = StoreVerificationState::NotPublished;
+        let store = StoreVerification { state, objects: 0, wrong_objects: 0, reason: None };
+        Ok(Verification { snapshot, pages: 1, wrong_pages: 0, first: None, store })
     }
 
     fn placement(&self, reference: &str) -> Answer<Placement> {

@@ -328,6 +328,7 @@ impl Control for Fake {
             pages: 65_536,
             wrong_pages: u64::from(wrong),
             first: wrong.then(|| "page 7 of memory: frame 0 of layer a7a7 has another digest".to_owned()),
+            store: stored(&snapshot, wrong),
         })
     }
 
@@ -405,4 +406,18 @@ fn has(labels: &Labels, label: &str) -> bool {
 
 fn no_fault_sockets() -> Problem {
     Problem::new(Code::NotFound, "there are no fault sockets here")
+}
+
+/// Findings in the store about a snapshot; of a damaged one an object is missing there too.
+fn stored(snapshot: &Snapshot, damaged: bool) -> StoreVerification {
+    if snapshot.state != SnapshotState::Published {
+        let state = StoreVerificationState::NotPublished;
+        return StoreVerification { state, objects: 0, wrong_objects: 0, reason: None };
+    }
+    StoreVerification {
+        state: StoreVerificationState::Asked,
+        objects: 3,
+        wrong_objects: u64::from(damaged),
+        reason: damaged.then(|| "layers/a7a7/0199 is not in the store".to_owned()),
+    }
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use rekindle::api::types::{CreateSandbox, MemoryBacking, SandboxState, SnapshotState};
+use rekindle::api::types::{
+    CreateSandbox, MemoryBacking, SandboxState, SnapshotState, StoreVerificationState,
+};
 use rekindle_testkit::black_box::{BlackBox, Told};
 use rekindle_testkit::skip::skipped;
 
@@ -174,6 +176,34 @@ fn an_older_copy_of_the_store_is_away_until_a_person_accepts_it_and_costs_nothin
     node.wait("second", SnapshotState::Published);
     node.resumed("second", "b");
     node.assert_verified("b");
+}
+
+#[test]
+fn verify_says_what_the_store_lacks_of_a_snapshot_that_is_whole_on_the_disk() {
+    let node = Node::start();
+    node.filled("a", 1);
+    node.pause("a", "base");
+    node.wait("base", SnapshotState::Published);
+    let verify = || {
+        let output = node.place.command(["verify", "base"]).output().expect("the program runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (status, said) = verify();
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("in the store: 2 objects, 0 missing"), "{said}");
+    for layer in fs::read_dir(node.place.store_directory().join("layers")).expect("it is there") {
+        fs::remove_dir_all(layer.expect("it can be read").path()).expect("it can be removed");
+    }
+    let (status, said) = verify();
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains(", 0 wrong") && said.contains("is not in the store"), "{said}");
+    let found = node.client.verify_snapshot("base").expect("it is verified").store;
+    assert_eq!((found.state, found.objects, found.wrong_objects), (StoreVerificationState::Asked, 2, 1));
+    let store = node.place.store_directory();
+    fs::rename(&store, node.place.state_directory().join("moved")).expect("a directory is moved");
+    let (status, said) = verify();
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("in the store: not known") && said.contains("the store is away"), "{said}");
 }
 
 fn copy_directory(from: &Path, to: &Path) {

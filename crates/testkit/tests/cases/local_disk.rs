@@ -12,6 +12,7 @@ use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::keep::Keeper;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::store_check::StoreFindings;
 use rekindle_engine::verify::Verification;
 use rekindle_testkit::guest::{Guest, GuestError, Tracking, judge};
 use rekindle_testkit::hooks::Point;
@@ -124,7 +125,8 @@ fn verifying_reads_the_disk_anew_and_says_what_is_wrong_where_the_store_cannot_h
     let engine = start(&site);
     let held = site.hooks.hold(Point::Compare);
     let first = first_pause(&engine, 300);
-    let sound = Verification { pages: 300, wrong_pages: 0, first: None };
+    let store = StoreFindings::NotPublished;
+    let sound = Verification { pages: 300, wrong_pages: 0, first: None, store };
     assert_eq!(verified(&engine, &first.0), sound, "captured");
     assert_eq!(first.0.layers_now(), []);
     let outage = site.faults.outage();

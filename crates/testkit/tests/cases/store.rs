@@ -17,6 +17,7 @@ use rekindle_engine::open::OpenError;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
+use rekindle_engine::store_check::StoreFindings;
 use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
 use rekindle_kernel::PageKind;
 use rekindle_testkit::guest::{Guest, judge};
@@ -190,6 +191,64 @@ fn a_layer_whose_object_is_gone_is_uploaded_again_with_the_next_snapshot_that_na
         }
         assert_eq!(objects_of_layers(&site), 3, "it was uploaded once more, and not with each child");
     }
+}
+
+fn findings_in_store(engine: &Engine, snapshot: &Snapshot) -> StoreFindings {
+    engine.verify(snapshot, &|| true).expect("it is wanted").store
+}
+
+/// The first fault, of so many, that verifying finds in the store about a snapshot all of which is on the disk.
+fn fault_in_store(engine: &Engine, snapshot: &Snapshot, faults: u64) -> String {
+    let found = engine.verify(snapshot, &|| true).expect("it is wanted");
+    assert_eq!(found.wrong_pages, 0, "all of it is on the disk");
+    let StoreFindings::Asked { objects: 3, wrong_objects, first: Some(first) } = &found.store else {
+        unreachable!("{found:?}")
+    };
+    assert_eq!(*wrong_objects, faults, "{first}");
+    first.clone()
+}
+
+#[test]
+fn verifying_a_published_snapshot_says_which_of_its_objects_the_store_lacks_or_has_wrong() {
+    let site = site();
+    let engine = start_with_gate(&site);
+    let first = first_pause(&engine, 100);
+    wait_published(&first.0);
+    let second = child(&engine, &first, run(20, 6), 2);
+    wait_published(&second.0);
+    let sound = StoreFindings::Asked { objects: 3, wrong_objects: 0, first: None };
+    assert_eq!(findings_in_store(&engine, &second.0), sound);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    let layer = Arc::clone(&second.0.memory().load().layers()[0]);
+    let stored = layer.stored_at().expect("it is published");
+    let object = Path::from(format!("layers/{}/{}", layer.id(), stored.object));
+    runtime.block_on(site.objects.put(&object, vec![0; 10].into())).expect("RAM");
+    let fault = fault_in_store(&engine, &second.0, 1);
+    assert!(
+        fault.contains("has 10 bytes in the store") && fault.contains(&layer.id().to_string()),
+        "{fault}"
+    );
+    lose_layers(&site, &second.0);
+    let fault = fault_in_store(&engine, &second.0, 2);
+    assert_eq!(fault, format!("{object} is not in the store"));
+    let manifest = Path::from(format!("manifests/{}", second.0.id()));
+    for bytes in [Some(vec![0; 10]), None] {
+        match bytes {
+            Some(bytes) => drop(runtime.block_on(site.objects.put(&manifest, bytes.into())).expect("RAM")),
+            None => runtime.block_on(site.objects.delete(&manifest)).expect("it is there"),
+        }
+        let found = findings_in_store(&engine, &second.0);
+        let StoreFindings::Asked { objects: 1, wrong_objects: 1, first: Some(fault) } = found else {
+            unreachable!("{found:?}")
+        };
+        assert!(fault.contains(&second.0.id().to_string()), "{fault}");
+    }
+    runtime.block_on(site.objects.delete(&Path::from("store"))).expect("it is there");
+    let found = findings_in_store(&engine, &second.0);
+    assert!(
+        matches!(&found, StoreFindings::NotAsked { reason } if reason.contains("the store is away")),
+        "{found:?}"
+    );
 }
 
 fn objects_of_layers(site: &Site) -> usize {

@@ -1,0 +1,110 @@
+//! Sees whether the store has the objects of a published snapshot, by their names and sizes.
+
+use futures_util::stream::{self, StreamExt};
+
+use crate::identity::{LayerId, SnapshotId};
+use crate::limits;
+use crate::manifest::{Publication, StoredLayer};
+use crate::store::{Store, StoreError};
+
+/// Findings in the store about one snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreFindings {
+    /// It is not published: nothing of it has to be in the store.
+    NotPublished,
+    /// Nobody knows: the store gave no answer.
+    NotAsked {
+        /// The reason.
+        reason: String,
+    },
+    /// The store was asked for each of its objects.
+    Asked {
+        /// Objects asked for: its manifest, and one for each layer.
+        objects: u64,
+        /// Those that are missing, or are not what they must be.
+        wrong_objects: u64,
+        /// The fault of the first of them.
+        first: Option<String>,
+    },
+}
+
+/// Asks for the manifest of a published snapshot, and for each object that it names. Nothing but the manifest is read.
+pub(crate) async fn look_for_objects(snapshot: SnapshotId, store: &Store) -> StoreFindings {
+    let mut faults = Faults::default();
+    let done = faults.look(snapshot, store).await;
+    if let Err(error) = done {
+        return StoreFindings::NotAsked { reason: error.to_string() };
+    }
+    let Faults { objects, wrong_objects, first } = faults;
+    StoreFindings::Asked { objects, wrong_objects, first }
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    objects: u64,
+    wrong_objects: u64,
+    first: Option<String>,
+}
+
+impl Faults {
+    async fn look(&mut self, snapshot: SnapshotId, store: &Store) -> Result<(), StoreError> {
+        let manifest = match store.get_manifest(snapshot).await {
+            Ok(bytes) => Publication::decode(&bytes).map_err(|error| error.to_string()),
+            Err(error) => Err(fault(error)?),
+        };
+        let publication = match manifest {
+            Ok(publication) if publication.manifest().snapshot() == snapshot => publication,
+            Ok(other) => {
+                let other = other.manifest().snapshot();
+                self.note(Some(format!("the manifest of snapshot {snapshot} is that of {other}")));
+                return Ok(());
+            }
+            Err(reason) => {
+                self.note(Some(format!("the manifest of snapshot {snapshot}: {reason}")));
+                return Ok(());
+            }
+        };
+        self.note(None);
+        let layers = publication.manifest().layers().iter().zip(publication.stored());
+        let asked = layers.map(|(layer, stored)| fault_of_layer(store, layer.id, stored));
+        let mut answers = stream::iter(asked).buffered(limits::OBJECTS_LOOKED_FOR_AT_ONCE);
+        while let Some(fault) = answers.next().await {
+            self.note(fault?);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, fault: Option<String>) {
+        self.objects += 1;
+        if let Some(fault) = fault {
+            self.wrong_objects += 1;
+            self.first.get_or_insert(fault);
+        }
+    }
+}
+
+/// The fault of a layer's object, if it has one that its size tells.
+async fn fault_of_layer(
+    store: &Store,
+    layer: LayerId,
+    stored: &StoredLayer,
+) -> Result<Option<String>, StoreError> {
+    match store.layer_bytes(layer, &stored.object).await {
+        Ok(bytes) if bytes == stored.object_bytes => Ok(None),
+        Ok(bytes) => Ok(Some(format!(
+            "the object of layer {layer} has {bytes} bytes in the store instead of {}",
+            stored.object_bytes
+        ))),
+        Err(error) => fault(error).map(Some),
+    }
+}
+
+/// The fault of an object that an error tells of; any other error is none of the object.
+fn fault(error: StoreError) -> Result<String, StoreError> {
+    match error {
+        StoreError::NotFound(_) | StoreError::Length { .. } | StoreError::TooLarge { .. } => {
+            Ok(error.to_string())
+        }
+        StoreError::Away(_) | StoreError::Other { .. } => Err(error),
+    }
+}
