@@ -20,10 +20,10 @@ use crate::identity::{Domain, SnapshotId};
 use crate::keep::{Keeper, NoKeeper};
 use crate::learning::Learner;
 use crate::life::{Background, Beginning, Life};
-use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
+use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
 use crate::lives::Lives;
-use crate::open::{OpenError, Openings, open};
+use crate::open::{OpenError, Openings, known_and_there, open};
 use crate::pause::{CommitError, PausePermit, PauseRules, PausedGuest, Permitted};
 use crate::pool::Pool;
 use crate::precedence::Precedence;
@@ -472,21 +472,6 @@ struct SpareFiles {
 impl SpareFiles {
     fn held() -> Self {
         Self { _files: (0..limits::SPARE_FILES).map_while(|_| File::open("/dev/null").ok()).collect() }
-    }
-}
-
-/// A snapshot that is known, unless it is lost.
-fn known_and_there(known: Arc<Snapshot>) -> Result<Arc<Snapshot>, OpenError> {
-    let status = known.status();
-    match status.state {
-        SnapshotState::Lost => {
-            Err(OpenError::Lost { snapshot: known.id(), reason: status.failure.unwrap_or_default() })
-        }
-        SnapshotState::Captured
-        | SnapshotState::CapturedForChildren
-        | SnapshotState::Sealed
-        | SnapshotState::Published
-        | SnapshotState::Discarded => Ok(known),
     }
 }
 

@@ -178,6 +178,21 @@ pub(crate) async fn open(
     Ok(Snapshot::named(parts, SnapshotState::Published, manifest, SealFacts::default()))
 }
 
+/// A snapshot that is known, unless it is lost.
+pub(crate) fn known_and_there(known: Arc<Snapshot>) -> Result<Arc<Snapshot>, OpenError> {
+    let status = known.status();
+    match status.state {
+        SnapshotState::Lost => {
+            Err(OpenError::Lost { snapshot: known.id(), reason: status.failure.unwrap_or_default() })
+        }
+        SnapshotState::Captured
+        | SnapshotState::CapturedForChildren
+        | SnapshotState::Sealed
+        | SnapshotState::Published
+        | SnapshotState::Discarded => Ok(known),
+    }
+}
+
 /// A snapshot over the layers of its manifest, which are in the manifest's order.
 pub(crate) fn parts_of(
     manifest: &Manifest,

@@ -104,6 +104,10 @@ struct Standing {
     pause: Duration,
 }
 
+/// Reason that a store without the remembered sign is away.
+const EARLIER_STATE: &str = "it is an earlier state of the store, such as an old back-up: it does not have the sign \
+    that this node left with the last snapshot it published; bring the newer one back, or accept this one: `rekindle \
+    serve --accept-store`";
 /// Key that is in the catalog while published snapshots have to be looked for in a store that took another one's place.
 const ACCEPTED: &[u8] = b"store-accepted";
 
@@ -302,11 +306,7 @@ impl StoreGate {
                 }
                 self.take(objects, accepted, Place::OfAnother).await
             }
-            (Some(known), Some(found)) if found == known => Err(format!(
-                "it is an earlier state of the store, such as an old back-up: it does not have the sign that this node \
-                 left with the last snapshot it published; bring the newer one back, or accept this one: `rekindle \
-                 serve --accept-store`"
-            )),
+            (Some(known), Some(found)) if found == known => Err(EARLIER_STATE.to_owned()),
             (Some(known), Some(found)) if found.id == known.id => Err(format!(
                 "it is an earlier state of the store (epoch {} instead of {}), such as an old back-up; bring the \
                  newer one back, or accept this one: `rekindle serve --accept-store`",
