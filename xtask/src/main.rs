@@ -64,14 +64,14 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
         Task::Soak(options) => soak::run(&root, &options),
         Task::Mutate(options) => mutate::run(&root, &options),
         Task::Guests => guests(),
-        Task::Guest { words } => rekindle::guest::run(words).map(|()| ExitCode::SUCCESS),
+        Task::Guest { words } => rekindle_guest::process::run(words).map(|()| ExitCode::SUCCESS),
     }
 }
 
 /// Gets the guests' kernel, unless it is there, and prints what is where.
 fn guests() -> anyhow::Result<ExitCode> {
     let directory = rekindle_testkit::linux::directory();
-    let kernel = rekindle::vmm::guests::LinuxKernel::of_debian(&directory)?;
+    let kernel = rekindle_guest::machine::LinuxKernel::of_debian(&directory)?;
     println!("{}: {}", kernel.name, kernel.image.display());
     for (name, bytes) in &kernel.modules {
         println!("{name}: {} bytes", bytes.len());

@@ -3,7 +3,6 @@
 pub mod asker;
 pub mod regular_file;
 mod memory_left;
-pub mod guest;
 pub mod settings;
 pub mod privacy;
 pub mod keeper;

@@ -17,11 +17,11 @@ use rekindle_engine::regions::{Region, Regions};
 use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, NotServed, Placement, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::{StoppedMemory, Tracking, present_pages};
+use rekindle_guest::process::arguments::{GuestArguments, MemoryKind, TrackingKind};
+use rekindle_guest::process::protocol::{DeviceState, Hello};
 use rekindle_kernel::{Memfd, Pagemap, placement};
 
 use crate::copied_memory::copy_pages;
-use crate::guest::arguments::{GuestArguments, MemoryKind, TrackingKind};
-use crate::guest::protocol::{DeviceState, Hello};
 use crate::vmm::process::{GuestControl, GuestOptions, ProcessGuest};
 
 /// The blob that holds a process guest's device state.

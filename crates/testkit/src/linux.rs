@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rekindle::vmm::guests::LinuxKernel;
+use rekindle_guest::machine::LinuxKernel;
 
 use crate::skip;
 

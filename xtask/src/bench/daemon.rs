@@ -6,9 +6,9 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use rekindle::api::types::{CreateSandbox, PauseSandbox, ResumeSnapshot, Sandbox as Listed, SnapshotState};
 use rekindle::client::Client;
-use rekindle::guest::history::{Rewrite, Share};
 use rekindle::sandbox::Sandbox;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, Process, Role, RunningDaemon, Told, ask_until};
 use serde_json::json;
 

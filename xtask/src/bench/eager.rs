@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rekindle::vmm::guests::Said;
+use rekindle_guest::machine::Said;
 use rekindle_testkit::black_box::ask_until;
 use serde_json::{Value, json};
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use rekindle::guest::trace::Pattern;
 use rekindle_engine::capture::Capture;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::bytes_of_pages;
@@ -13,6 +12,7 @@ use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions};
 use rekindle_engine::store::Store;
 use rekindle_engine::tracking::Tracking;
 use rekindle_engine::view::{LiveView, View};
+use rekindle_guest::process::trace::Pattern;
 use rekindle_kernel::{HUGE_PAGE_BYTES, Install, Protect, placement};
 
 use super::row::{Effort, Part, Row, Target, Unit, interleave};

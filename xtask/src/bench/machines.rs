@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use rekindle::api::types::{CreateSandbox, PauseSandbox, ResumeSnapshot, SnapshotState};
 use rekindle::client::Client;
-use rekindle::vmm::guests::{LinuxKernel, linux_command_line, tiny_kernel};
+use rekindle_guest::machine::{LinuxKernel, linux_command_line, tiny_kernel};
 use rekindle_testkit::black_box::{BlackBox, Console, PATIENCE, RunningDaemon, Told};
 use serde_json::json;
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use rekindle::guest::history::{Rewrite, Share};
 use rekindle::sandbox::{Paused, Sandbox, SandboxShape};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
+use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_testkit::hooks::{Held, Point, TestHooks};
 use tempfile::TempDir;
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rekindle::guest::history::Share;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::frame::frames_of;
 use rekindle_engine::geometry::{GuestPage, bytes_of_pages};
@@ -20,6 +19,7 @@ use rekindle_engine::pause::{PausePermit, PausedGuest, PausedVolume};
 use rekindle_engine::ranked_set::RankedSet;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::view::ViewPhase;
+use rekindle_guest::process::history::Share;
 use rekindle_kernel::{Mapping, Memfd, PAGE_BYTES, PageKind};
 use rekindle_testkit::random::Random;
 

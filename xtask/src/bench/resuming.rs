@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::ensure;
-use rekindle::guest::history::Share;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_guest::process::history::Share;
 use rekindle_kernel::placement;
 
 use super::node::Node;

@@ -7,12 +7,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rekindle::guest::arguments::GuestArguments;
-use rekindle::guest::trace::{Access, Pattern, Timing, Trace};
 use rekindle::vmm::process::{GuestOptions, ProcessGuest};
 use rekindle_engine::capture::Capture;
 use rekindle_engine::geometry::bytes_of_pages;
 use rekindle_engine::handover::Handover;
+use rekindle_guest::process::arguments::GuestArguments;
+use rekindle_guest::process::trace::{Access, Pattern, Timing, Trace};
 use rekindle_kernel::wakeup::{Wakeup, wait_readable};
 use rekindle_kernel::{Event, EventBuffer, GuestRange, Install, PAGE_BYTES, Protect, placement};
 

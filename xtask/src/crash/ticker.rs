@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rekindle::client::{Client, ClientError};
-use rekindle::guest::history::Share;
-use rekindle::guest::protocol::{Command, DiscardHow};
+use rekindle_guest::process::history::Share;
+use rekindle_guest::process::protocol::{Command, DiscardHow};
 use uuid::Uuid;
 
 use crate::load::{Findings, Operation, Shard};

@@ -1,8 +1,8 @@
 //! An actor's next request: random, within limits on the number of each thing.
 
 use rekindle::api::types::MemoryBacking;
-use rekindle::guest::history::{Rewrite, Share};
-use rekindle::guest::protocol::{Command, DiscardHow};
+use rekindle_guest::process::history::{Rewrite, Share};
+use rekindle_guest::process::protocol::{Command, DiscardHow};
 use rekindle_testkit::random::Random;
 use uuid::Uuid;
 

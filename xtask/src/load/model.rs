@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use rekindle::api::types::MemoryBacking;
-use rekindle::guest::history::{Operation as Written, Share};
-use rekindle::guest::protocol::{Command, DeviceState, DiscardHow};
+use rekindle_guest::process::history::{Operation as Written, Share};
+use rekindle_guest::process::protocol::{Command, DeviceState, DiscardHow};
 use uuid::Uuid;
 
 /// States that a guest can have by now: more than one if a command's answer was lost.

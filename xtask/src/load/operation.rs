@@ -4,7 +4,7 @@ use rekindle::api::types::{
     CreateSandbox, ForkSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, Snapshot,
 };
 use rekindle::client::{Client, ClientError};
-use rekindle::guest::protocol::{Command, Ticked, Verified};
+use rekindle_guest::process::protocol::{Command, Ticked, Verified};
 use rekindle_testkit::black_box::Told;
 use uuid::Uuid;
 

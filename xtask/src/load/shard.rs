@@ -135,7 +135,7 @@ impl Shard {
     fn told(
         &mut self,
         sandbox: Uuid,
-        command: &rekindle::guest::protocol::Command,
+        command: &rekindle_guest::process::protocol::Command,
         outcome: &Outcome,
         findings: &mut Findings,
     ) {

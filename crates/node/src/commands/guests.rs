@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use rekindle_guest::machine::{LinuxKernel, linux_command_line, tiny_kernel};
 use serde::Serialize;
 
 use super::session::Session;
 use super::status::Status;
-use crate::vmm::guests::{LinuxKernel, linux_command_line, tiny_kernel};
 
 /// Directory to write them to.
 #[derive(Args, Clone, Debug)]
@@ -77,7 +77,7 @@ fn write(directory: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<PathBuf> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::guests::linux_init;
+    use rekindle_guest::machine::linux_init;
 
     #[test]
     fn the_tiny_guest_is_an_elf_program_and_the_first_process_is_too() {

@@ -33,7 +33,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::guest::arguments::GuestArguments;
 use crate::keeper::arguments::KeeperArguments;
 use console::ConsoleArguments;
 use delete::EndArguments;
@@ -43,6 +42,7 @@ use events::EventsArguments;
 use guests::GuestsArguments;
 use list::ListArguments;
 use pause::PauseArguments;
+use rekindle_guest::process::arguments::GuestArguments;
 use resume::{ForkArguments, ResumeArguments};
 use run::RunArguments;
 use serve::ServeArguments;
@@ -167,7 +167,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Completions(arguments) => shell::completions(arguments),
         Command::Man(arguments) => shell::man(arguments),
         Command::Demo(arguments) => return demo::run(arguments),
-        Command::Guest(arguments) => crate::guest::run_with(arguments).map(|()| Status::Done),
+        Command::Guest(arguments) => rekindle_guest::process::run_with(arguments).map(|()| Status::Done),
         Command::Keeper(arguments) => return crate::keeper::run(arguments),
         Command::Openapi => output::write(&crate::api::document_text()).map(|()| Status::Done),
     };

@@ -2,6 +2,10 @@
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
+use rekindle_guest::process::history::{Operation, Rewrite, Share};
+use rekindle_guest::process::protocol::{
+    Command, DeviceState, DiscardHow, Discarded, Ticked, Verified, Written,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -10,8 +14,6 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{self, sandbox_title};
-use crate::guest::history::{Operation, Rewrite, Share};
-use crate::guest::protocol::{Command, DeviceState, DiscardHow, Discarded, Ticked, Verified, Written};
 
 /// Whom to tell what.
 #[derive(Args, Clone, Debug)]
@@ -202,8 +204,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::guest::content::Content;
-    use crate::guest::protocol::Mismatch;
+    use rekindle_guest::process::content::Content;
+    use rekindle_guest::process::protocol::Mismatch;
 
     #[test]
     fn a_wrong_page_is_named_and_fails_the_check() {

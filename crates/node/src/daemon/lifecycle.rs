@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rekindle_engine::catalog::{Change, Kind, Unsettled, WriteError};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
+use rekindle_guest::process::protocol::Command;
 use rekindle_kernel::{HUGE_PAGE_BYTES, PAGE_BYTES};
 use uuid::Uuid;
 
@@ -32,7 +33,6 @@ use crate::api::types::{
     CreateSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, Sandbox, Snapshot, TapName,
 };
 use crate::asker::Asker;
-use crate::guest::protocol::Command;
 use crate::vmm::how_ended::how_ended_by_itself;
 use crate::vmm::last_words::last_words;
 

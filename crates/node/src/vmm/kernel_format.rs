@@ -224,7 +224,7 @@ mod tests {
             (bz_image, Some(KernelFormat::BzImage)),
             (elf, Some(KernelFormat::Elf64)),
             (elf_32, Some(KernelFormat::Elf32)),
-            (crate::vmm::guests::tiny_kernel().to_vec(), Some(KernelFormat::Elf64)),
+            (rekindle_guest::machine::tiny_kernel().to_vec(), Some(KernelFormat::Elf64)),
             (multiboot, Some(KernelFormat::Multiboot)),
             (vec![0; 9000], None),
             (b"\x7fE".to_vec(), None),

@@ -1,7 +1,6 @@
 //! Drivers of the programs that guests run in.
 
 pub mod firecracker;
-pub mod guests;
 pub(crate) mod how_ended;
 pub mod kernel_format;
 pub(crate) mod last_words;

@@ -12,11 +12,11 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 
+use rekindle_guest::process::arguments::GuestArguments;
+use rekindle_guest::process::protocol::Hello;
 use rekindle_kernel::Memfd;
 
 use super::vmm_process::VmmProcess;
-use crate::guest::arguments::GuestArguments;
-use crate::guest::protocol::Hello;
 
 pub use control::{Awaited, GuestControl};
 pub use error::GuestError;

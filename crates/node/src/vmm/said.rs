@@ -1,148 +1,16 @@
-//! Output of a program when it is run with a few words: in a bounded time, and of a bounded length.
+//! Output of a VMM's program when it is run with a few words.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use rekindle_kernel::ProcessHandle;
-use rekindle_kernel::wakeup::wait_readable;
-use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
+use rekindle_kernel::said::{Said, said_within};
 
 /// Longest time for a program to answer.
 const SAY_LIMIT: Duration = Duration::from_secs(10);
-/// The most that it may say: the longest answer that is asked for, QEMU's list of machines, has some 10 KiB.
-const SAID_BYTES_MAX: usize = 256 << 10;
 
-/// The answer of a program that has ended.
-#[derive(Debug)]
-pub(super) struct Said {
-    /// Its exit status.
-    pub(super) status: ExitStatus,
-    /// Its output.
-    pub(super) out: String,
-    /// Its errors.
-    pub(super) errors: String,
-}
-
-/// One of a program's two streams.
-struct Stream {
-    /// None once it has ended.
-    from: Option<OwnedFd>,
-    bytes: Vec<u8>,
-}
-
-/// Runs a program with these words and gives its answer. A program that takes too long or says too much is killed, with
-/// all that it has started.
+/// Runs a program with these words and gives its answer; see [`said_within`].
 pub(super) fn said_by(program: &Path, words: &[&str]) -> io::Result<Said> {
     said_within(SAY_LIMIT, Command::new(program).args(words))
-}
-
-/// The same of a command, with a limit of its own.
-pub(super) fn said_within(limit: Duration, command: &mut Command) -> io::Result<Said> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn()?;
-    let said = until_exit(limit, &mut child);
-    // Not waited for yet, it still has its number, which is its group's. An error says that the group is gone.
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        rustix::process::kill_process_group(group, Signal::KILL).ok();
-    }
-    let status = child.wait()?;
-    let [out, errors] = said?.map(|stream| String::from_utf8_lossy(&stream.bytes).into_owned());
-    Ok(Said { status, out, errors })
-}
-
-/// A child's output and error stream until its end.
-fn until_exit(limit: Duration, child: &mut Child) -> io::Result<[Stream; 2]> {
-    let process = ProcessHandle::open(child.id())?;
-    let streams = [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)];
-    streams.iter().flatten().try_for_each(|stream| rustix::io::ioctl_fionbio(stream, true))?;
-    let [mut out, mut errors] = streams.map(|from| Stream { from, bytes: Vec::new() });
-    let until = Instant::now() + limit;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let [_, _, end] = wait_readable([out.fd(), errors.fd(), Some(process.as_fd())], Some(left))?;
-        // Its output before its end is in the streams by now; others that have them open still add nothing for it.
-        out.take()?;
-        errors.take()?;
-        if end.readable {
-            return Ok([out, errors]);
-        }
-        if left.is_zero() {
-            let why = format!("it does not answer within {limit:?}, and was ended");
-            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
-        }
-    }
-}
-
-impl Stream {
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.from.as_ref().map(OwnedFd::as_fd)
-    }
-
-    /// Takes what is in it now.
-    fn take(&mut self) -> io::Result<()> {
-        let mut step = [0; 4096];
-        while let Some(from) = &self.from {
-            match rustix::io::read(from, &mut step) {
-                Ok(0) => self.from = None,
-                Ok(count) => self.bytes.extend_from_slice(&step[..count]),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(error) => return Err(error.into()),
-            }
-            if self.bytes.len() > SAID_BYTES_MAX {
-                return Err(io::Error::other("it says more than 256 KiB, and was ended"));
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// More than any of these programs takes.
-    const LONG: Duration = Duration::from_secs(60);
-
-    fn shell(script: &str) -> Command {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]);
-        command
-    }
-
-    #[test]
-    fn a_program_that_does_not_answer_is_ended_at_the_limit() {
-        let limit = Duration::from_millis(20);
-        let error = said_within(limit, &mut shell("sleep 1000")).expect_err("it only sleeps");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(error.to_string(), "it does not answer within 20ms, and was ended");
-    }
-
-    #[test]
-    fn a_program_that_says_too_much_is_ended() {
-        let error = said_within(LONG, &mut Command::new("/usr/bin/yes")).expect_err("it never ends");
-        assert_eq!(error.to_string(), "it says more than 256 KiB, and was ended");
-    }
-
-    #[test]
-    fn what_a_program_leaves_running_is_neither_waited_for_nor_left() {
-        let script = "sleep 1000 & echo $!; echo no >&2; exit 3";
-        let said = said_within(LONG, &mut shell(script)).expect("it answers");
-        assert_eq!((said.status.code(), said.errors.as_str()), (Some(3), "no\n"));
-        let left: u32 = said.out.trim().parse().expect("a process id");
-        // One that cannot be opened is gone.
-        assert!(ProcessHandle::open(left).map_or(true, |left| left.wait_exit(LONG)), "{left} runs on");
-    }
-
-    #[test]
-    fn an_answer_that_a_pipe_does_not_hold_is_read_whole() {
-        let script = "head -c 200000 /dev/zero";
-        let said = said_within(LONG, &mut shell(script)).expect("it answers");
-        assert_eq!(said.out.len(), 200_000);
-    }
 }

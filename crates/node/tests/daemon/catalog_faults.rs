@@ -9,9 +9,9 @@ use rekindle::api::types::{
     SandboxState, SnapshotState, WriteTracking,
 };
 use rekindle::daemon::{Daemon, StartOptions};
-use rekindle::guest::protocol::{Command, Verified};
 use rekindle::settings::{SettingFlags, Settings};
 use rekindle_engine::catalog::{Catalog, CatalogError, Kind};
+use rekindle_guest::process::protocol::{Command, Verified};
 use rekindle_kernel::ProcessHandle;
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, ask_until};
 use rekindle_testkit::catalogs::{CatalogFaults, CatalogRule, Fate};

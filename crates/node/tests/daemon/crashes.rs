@@ -3,7 +3,7 @@
 use std::thread;
 
 use rekindle::api::types::{CreateSandbox, MemoryBacking, SandboxState, SnapshotState};
-use rekindle::guest::history::Rewrite;
+use rekindle_guest::process::history::Rewrite;
 
 use crate::support::{Node, create, files_in, pause_as, resume_as, rewrite, share};
 

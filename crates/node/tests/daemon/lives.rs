@@ -5,7 +5,7 @@ use std::{fs, thread};
 use rekindle::api::problem::Code;
 use rekindle::api::types::{MemoryBacking, PauseSandbox, SandboxState, SnapshotState};
 use rekindle::client::{Client, ClientError};
-use rekindle::guest::protocol::DiscardHow;
+use rekindle_guest::process::protocol::DiscardHow;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
 use rekindle_testkit::black_box::{PATIENCE, Process, Role};
 use rekindle_testkit::skip::skipped;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use rekindle::api::types::{Accelerator, Board, CreateSandbox, DiskImage, Machine, VmmKind};
 use rekindle::client::Client;
-use rekindle::vmm::guests::{linux_command_line, tiny_kernel};
+use rekindle_guest::machine::{linux_command_line, tiny_kernel};
 use rekindle_testkit::black_box;
 use rekindle_testkit::linux::kernel_or_skip;
 use rekindle_testkit::skip::skipped;

@@ -13,9 +13,9 @@ use rekindle::api::types::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, OpenFaultSocket, Snapshot, SnapshotState,
     WriteTracking,
 };
-use rekindle::guest::arguments::{GuestArguments, MemoryKind, TrackingKind};
-use rekindle::guest::protocol::{DeviceState, DiscardHow};
 use rekindle::vmm::process::{GuestOptions, ProcessGuest};
+use rekindle_guest::process::arguments::{GuestArguments, MemoryKind, TrackingKind};
+use rekindle_guest::process::protocol::{DeviceState, DiscardHow};
 use rekindle_kernel::fd_passing;
 use rekindle_testkit::black_box::{Process, Role};
 

@@ -9,7 +9,7 @@ use rekindle::api::types::{
     Snapshot, SnapshotState,
 };
 use rekindle::client::Client;
-use rekindle::guest::history::{Rewrite, Share};
+use rekindle_guest::process::history::{Rewrite, Share};
 pub(crate) use rekindle_testkit::black_box::Outage;
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, RunningDaemon, Told, ask_until};
 

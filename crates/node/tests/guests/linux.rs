@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rekindle::vmm::guests::linux_command_line;
+use rekindle_guest::machine::linux_command_line;
 use rekindle_testkit::linux::kernel_or_skip;
 use rekindle_testkit::skip::skipped;
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rekindle::vmm::guests::tiny_kernel;
+use rekindle_guest::machine::tiny_kernel;
 use rekindle_testkit::skip::skipped;
 
 use crate::console::{Console, QEMU, have_qemu, number};

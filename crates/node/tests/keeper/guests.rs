@@ -5,12 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use rekindle::guest::arguments::{GuestArguments, MemoryKind};
-use rekindle::guest::history::{Rewrite, Share};
-use rekindle::guest::protocol::{self, Hello};
 use rekindle::keeper::{KeeperClient, PROCESS, ProcessNow};
 use rekindle::vmm::process::{CONTROL, GuestError, GuestOptions, KeptParts, ProcessGuest};
 use rekindle::vmm::vmm_process::ProcessError;
+use rekindle_guest::process::arguments::{GuestArguments, MemoryKind};
+use rekindle_guest::process::history::{Rewrite, Share};
+use rekindle_guest::process::protocol::{self, Hello};
 use rekindle_kernel::{ProcessHandle, Signal};
 use serde_json::json;
 

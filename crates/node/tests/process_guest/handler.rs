@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use rekindle::guest::content::Content;
-use rekindle::guest::handover::RegionMessage;
-use rekindle::guest::history::History;
+use rekindle_guest::process::content::Content;
+use rekindle_guest::process::handover::RegionMessage;
+use rekindle_guest::process::history::History;
 use rekindle_kernel::wakeup::{Wakeup, wait_readable};
 use rekindle_kernel::{
     Event, EventBuffer, FaultKind, GuestRange, Install, Memfd, PAGE_BYTES, Protect, Source, Userfaultfd,

@@ -10,12 +10,12 @@ use std::time::Duration;
 use std::{fs, io};
 
 use handler::{Listening, Served};
-use rekindle::guest::arguments::{GuestArguments, MemoryKind, TrackingKind};
-use rekindle::guest::content::checksum;
-use rekindle::guest::history::{History, Operation, Rewrite, Share};
-use rekindle::guest::protocol::{DeviceState, DiscardHow};
-use rekindle::guest::trace::{Access, Pattern, Timing, Trace};
 use rekindle::vmm::process::{GuestError, GuestOptions, ProcessGuest};
+use rekindle_guest::process::arguments::{GuestArguments, MemoryKind, TrackingKind};
+use rekindle_guest::process::content::checksum;
+use rekindle_guest::process::history::{History, Operation, Rewrite, Share};
+use rekindle_guest::process::protocol::{DeviceState, DiscardHow};
+use rekindle_guest::process::trace::{Access, Pattern, Timing, Trace};
 use rekindle_kernel::{GuestRange, HugepageReservation, PAGE_BYTES, PageClass, Pagemap, Protect};
 use rekindle_testkit::skip::skipped;
 

@@ -8,7 +8,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rekindle::asker::Asker;
 use rekindle::disk::ImageFile;
-use rekindle::vmm::guests::linux_command_line;
 use rekindle::vmm::kernel_format::KernelFormats;
 use rekindle::vmm::qemu::{BootFile, BootRole, DiskSpec, Machine, QemuOptions};
 use rekindle_engine::geometry::pages_covering;
@@ -17,6 +16,7 @@ use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::file_pages;
+use rekindle_guest::machine::linux_command_line;
 use rekindle_kernel::{Memfd, PageKind};
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::linux::kernel_or_skip;

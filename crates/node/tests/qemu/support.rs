@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rekindle::disk::{Access, Disk, DiskSource, Overlay};
-use rekindle::vmm::guests::tiny_kernel;
 use rekindle::vmm::qemu::{
     BootFile, CONTROL, DiskSpec, KeptParts, Launch, Places, QemuGuest, QemuOptions, QemuProgram, QemuSpec,
     SPEC_BLOB,
@@ -22,6 +21,7 @@ use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::{Tracking, file_pages};
+use rekindle_guest::machine::tiny_kernel;
 use rekindle_kernel::PageKind;
 use rekindle_testkit::site::Site;
 use rekindle_testkit::skip::skipped;

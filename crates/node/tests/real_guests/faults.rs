@@ -5,7 +5,6 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
-use rekindle::guest::arguments::MemoryKind;
 use rekindle::vmm::process::{GuestOptions, ProcessGuest};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::handover::Handover;
@@ -14,6 +13,7 @@ use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions};
 use rekindle_engine::store::Store;
 use rekindle_engine::tracking::Tracking;
+use rekindle_guest::process::arguments::MemoryKind;
 use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::stores::{Fault, Injected, Operation, REFUSAL, Rule};
 

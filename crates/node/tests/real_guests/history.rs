@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rekindle::guest::arguments::MemoryKind;
-use rekindle::guest::history::{Rewrite, Share};
-use rekindle::guest::protocol::DeviceState;
 use rekindle::sandbox::Sandbox;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
+use rekindle_guest::process::arguments::MemoryKind;
+use rekindle_guest::process::history::{Rewrite, Share};
+use rekindle_guest::process::protocol::DeviceState;
 use rekindle_testkit::random::Random;
 
 use crate::support::{

@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rekindle::copied_memory::copy_pages;
-use rekindle::guest::history::Rewrite;
 use rekindle::vmm::process::{GuestControl, ProcessGuest};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
@@ -22,6 +21,7 @@ use rekindle_engine::serve::{
 };
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
+use rekindle_guest::process::history::Rewrite;
 use rekindle_kernel::fd_passing;
 use rekindle_testkit::random::Random;
 use serde::{Deserialize, Serialize};

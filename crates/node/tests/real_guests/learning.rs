@@ -1,7 +1,7 @@
 //! Real guests that are resumed again: the pages the first one touched are there before the next one asks.
 
-use rekindle::guest::trace::{Access, Pattern, Timing, Trace};
 use rekindle::sandbox::{Sandbox, SandboxShape, WorkingSets};
+use rekindle_guest::process::trace::{Access, Pattern, Timing, Trace};
 
 use crate::support::{Node, assert_verified, each_case, eventually, filled_snapshot, resume};
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use rekindle::guest::history::History;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_guest::process::history::History;
 use rekindle_testkit::hooks::{Held, Point, TestHooks};
 
 use crate::support::{

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 
-use rekindle::guest::trace::{Access, Pattern, Timing, Trace};
 use rekindle::sandbox::SandboxShape;
 use rekindle::vmm::process::ProcessGuest;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
@@ -10,6 +9,7 @@ use rekindle_engine::page_set::PageSet;
 use rekindle_engine::serve::{EndReason, Neighbours, Placement, ServeOptions, ServeStatus};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
+use rekindle_guest::process::trace::{Access, Pattern, Timing, Trace};
 use rekindle_testkit::skip::skipped;
 use rekindle_testkit::stores::REFUSAL;
 

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rekindle::api::types::ConsoleQuery;
 use rekindle::client::Client;
-use rekindle::vmm::guests::Said;
+use rekindle_guest::machine::Said;
 
 use super::{BlackBoxError, PATIENCE};
 

@@ -1,8 +1,10 @@
 //! Commands to a sandbox's guest through the daemon, with typed answers.
 
 use rekindle::client::{Client, ClientError};
-use rekindle::guest::history::{Rewrite, Share};
-use rekindle::guest::protocol::{Command, DeviceState, DiscardHow, Discarded, Ticked, Verified, Written};
+use rekindle_guest::process::history::{Rewrite, Share};
+use rekindle_guest::process::protocol::{
+    Command, DeviceState, DiscardHow, Discarded, Ticked, Verified, Written,
+};
 use serde::de::DeserializeOwned;
 
 /// The guest of one sandbox.

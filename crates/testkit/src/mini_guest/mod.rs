@@ -15,7 +15,6 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rekindle::vmm::guests::tiny_kernel;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
@@ -23,6 +22,7 @@ use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions, ServeStats};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::{Tracking, file_pages};
+use rekindle_guest::machine::tiny_kernel;
 use rekindle_kernel::{
     Backing, Features, GuestMemory, Memfd, PageKind, RegisterMode, Userfaultfd, VirtualMachine, fd_passing,
 };

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bytesize::ByteSize;
+use rekindle_guest::machine::{self, LinuxKernel};
 
 use super::arguments::{DemoArguments, MachineWord};
 use super::private_node::{Machine, PrivateNode};
@@ -16,7 +17,6 @@ use super::report::{
 use super::timeline::Timeline;
 use super::{SAVED_LIMIT, pairs};
 use crate::api::types::{self, Accelerator, CreateSandbox, Labels, MemoryBacking, Snapshot, VmmKind};
-use crate::vmm::guests::{self, LinuxKernel};
 
 /// Memory that a Linux guest is left for itself.
 const LINUX_OWN_MIB: u64 = 96;
@@ -94,10 +94,10 @@ impl<'a> MachineStory<'a> {
     /// The machine as the daemon is asked for it; its boot files are made here.
     fn wanted(&self) -> anyhow::Result<CreateSandbox> {
         let (kernel, initrd, command_line) = match self.guest {
-            MachineWord::Tiny => (self.boot_file("tiny", guests::tiny_kernel())?, None, String::new()),
+            MachineWord::Tiny => (self.boot_file("tiny", machine::tiny_kernel())?, None, String::new()),
             MachineWord::Linux => {
                 let (kernel, initrd) = self.linux()?;
-                (kernel, Some(initrd), guests::linux_command_line())
+                (kernel, Some(initrd), machine::linux_command_line())
             }
         };
         let machine = types::Machine {
@@ -124,7 +124,7 @@ impl<'a> MachineStory<'a> {
     /// A kernel, the one that was named or Debian's, and a first file system with our own first process.
     fn linux(&self) -> anyhow::Result<(PathBuf, PathBuf)> {
         let (image, initrd) = match &self.arguments.kernel {
-            Some(image) => (image.clone(), guests::initrd(&[])),
+            Some(image) => (image.clone(), machine::initrd(&[])),
             None => {
                 let kept = kernels_directory();
                 let kernel = LinuxKernel::of_debian(&kept).with_context(|| {

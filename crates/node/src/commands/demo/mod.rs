@@ -22,12 +22,12 @@ use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
 
 use super::status::Status;
-use crate::guest::arguments::MemoryKind;
-use crate::guest::history::{Rewrite, Share};
 use crate::sandbox::{Paused, Sandbox, SandboxShape};
 use arguments::{CaptureKind, DemoArguments, PageSize};
 use machine_story::MachineStory;
 use place::Place;
+use rekindle_guest::process::arguments::MemoryKind;
+use rekindle_guest::process::history::{Rewrite, Share};
 use report::{
     Beside, ColdResume, FirstProgress, Pair, Pause, Publish, Report, Seal, Verified, Window, WindowPause,
     seconds,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use rekindle_guest::machine::Said;
 
 use crate::api::control::{Asked, Control as _, Served as _};
 use crate::api::types::{
@@ -14,7 +15,6 @@ use crate::api::types::{
 };
 use crate::daemon::Daemon;
 use crate::settings::{SettingFlags, Settings};
-use crate::vmm::guests::Said;
 
 /// Longest time for a guest to answer a line.
 const ANSWER_LIMIT: Duration = Duration::from_secs(300);

@@ -5,14 +5,14 @@ use std::path::Path;
 use anyhow::Context as _;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
+use rekindle_guest::process::arguments::MemoryKind;
+use rekindle_guest::process::protocol::Hello;
 use uuid::Uuid;
 
 use super::{Blobs, Guest, RecordedVmm};
 use crate::api::types::MemoryBacking;
 use crate::daemon::Daemon;
 use crate::daemon::keeping::guest_key;
-use crate::guest::arguments::MemoryKind;
-use crate::guest::protocol::Hello;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::sandbox::{DEVICE_STATE, SandboxShape, StoppedGuest};
 use crate::vmm::process::{GuestControl, KeptParts, ProcessGuest};

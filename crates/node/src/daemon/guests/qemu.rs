@@ -15,6 +15,7 @@ use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, Neighbours, Placement, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::{Tracking, file_pages};
+use rekindle_guest::machine::linux_command_line;
 use rekindle_kernel::PageKind;
 use uuid::Uuid;
 
@@ -29,7 +30,6 @@ use crate::daemon::record::RecordedGuest;
 use crate::disk::{DiskWatch, whole_sectors};
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::sandbox::DEVICE_STATE;
-use crate::vmm::guests::linux_command_line;
 use crate::vmm::kernel_format::KernelFormats;
 use crate::vmm::qemu::{
     self, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, NoQemu, Places, QemuGuest, QemuOptions,

@@ -6,18 +6,18 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rekindle_guest::process::history::{Rewrite, Share};
+use rekindle_guest::process::protocol::{
+    Command, DeviceState, DiscardHow, Discarded, Hello, NOT_A_COMMAND, NumberOnly, Numbered, Reply, Ticked,
+    Verified, Written,
+};
+use rekindle_guest::process::trace::{Trace, TraceTimes};
 use rekindle_kernel::{Memfd, fd_passing};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::error::GuestError;
-use crate::guest::history::{Rewrite, Share};
-use crate::guest::protocol::{
-    Command, DeviceState, DiscardHow, Discarded, Hello, NOT_A_COMMAND, NumberOnly, Numbered, Reply, Ticked,
-    Verified, Written,
-};
-use crate::guest::trace::{Trace, TraceTimes};
 
 /// Longest time for a guest to set up.
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
@@ -131,7 +131,8 @@ impl GuestControl {
         self.begin("verify", &Command::Verify)
     }
 
-    /// The checksum of each page of a range, see [`crate::guest::content::checksum`]; `None` where bytes are lost.
+    /// The checksum of each page of a range, see [`rekindle_guest::process::content::checksum`]; `None` where bytes are
+    /// lost.
     pub fn checksums(&mut self, first: u32, pages: u32) -> Result<Vec<Option<u64>>, GuestError> {
         self.begin("checksums", &Command::Checksums { first, pages })?.wait()
     }

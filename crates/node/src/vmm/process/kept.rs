@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rekindle_guest::process::protocol::Hello;
 use rekindle_kernel::Memfd;
 
 use super::{GuestControl, GuestError, GuestOptions, ProcessGuest};
-use crate::guest::protocol::Hello;
 use crate::keeper::{Held, KeeperClient, KeeperError, Role, Spawn};
 use crate::vmm::vmm_process::{ProcessError, VmmProcess, take_process};
 

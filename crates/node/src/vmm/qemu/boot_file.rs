@@ -264,7 +264,7 @@ mod tests {
         File::create(&image).and_then(|file| file.set_len(8 << 20)).expect("a sparse file");
         let error = keep(&image, KernelFormats::QEMU).expect_err("it is a disk");
         assert!(error.to_string().starts_with("it is no kernel: QEMU boots"), "{error}");
-        fs::write(&image, crate::vmm::guests::tiny_kernel()).expect("there is room");
+        fs::write(&image, rekindle_guest::machine::tiny_kernel()).expect("there is room");
         keep(&image, KernelFormats::QEMU).expect("QEMU boots the tiny guest");
         keep(&image, KernelFormats::FIRECRACKER).expect("Firecracker boots it, too");
         fs::write(&image, [b"\x7fELF\x01\x01", &[0; 64][..]].concat()).expect("there is room");

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use rekindle::guest::arguments::{GuestArguments, MemoryKind, TrackingKind};
-use rekindle::guest::protocol::DiscardHow;
 use rekindle::sandbox::SandboxShape;
 use rekindle_engine::tracking::Tracking;
+use rekindle_guest::process::arguments::{GuestArguments, MemoryKind, TrackingKind};
+use rekindle_guest::process::protocol::DiscardHow;
 use rekindle_kernel::{HugepageReservation, PageKind};
 use rekindle_testkit::skip::skipped;
 

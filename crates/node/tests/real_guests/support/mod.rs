@@ -10,8 +10,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use object_store::local::LocalFileSystem;
-use rekindle::guest::history::{History, Rewrite, Share};
-use rekindle::guest::protocol::DeviceState;
 use rekindle::sandbox::{Paused, Sandbox, SandboxShape};
 use rekindle::vmm::process::ProcessGuest;
 use rekindle_engine::engine::{Engine, EngineOptions};
@@ -19,6 +17,8 @@ use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
+use rekindle_guest::process::history::{History, Rewrite, Share};
+use rekindle_guest::process::protocol::DeviceState;
 use rekindle_testkit::random::Random;
 use rekindle_testkit::stores::{Faults, UnreliableStore};
 use tempfile::TempDir;

@@ -196,7 +196,7 @@ pub(super) fn nanoseconds_since(started: Instant) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::arguments::MemoryKind;
+    use crate::process::arguments::MemoryKind;
 
     fn workload(kind: MemoryKind, threads: usize) -> Workload {
         let memory = GuestSpace::map(kind, 4 << 20, 3).expect("4 MiB can be mapped");

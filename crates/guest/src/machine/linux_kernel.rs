@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rekindle_kernel::said::said_within;
+
 use super::{initrd, kernel_modules};
-use crate::vmm::said::said_within;
 
 /// The package that always needs Debian's newest kernel for virtual machines.
 const NEWEST: &str = "linux-image-cloud-amd64";

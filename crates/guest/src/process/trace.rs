@@ -221,8 +221,8 @@ fn chosen(seed: u64, all: u32, count: u32) -> anyhow::Result<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::arguments::MemoryKind;
-    use crate::guest::history::Operation;
+    use crate::process::arguments::MemoryKind;
+    use crate::process::history::Operation;
 
     #[test]
     fn patterns_name_different_pages_of_the_guest() {
