@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rekindle_kernel::PAGE_BYTES;
-use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::aside::Aside;
 use crate::geometry::u64_of;
@@ -30,8 +29,6 @@ pub struct Cache {
     aside: Aside,
     handles: Arc<Handles<Layer>>,
     keeps_files: Arc<AtomicBool>,
-    /// An empty file, which all layers share that are nowhere: there may be no descriptor for another.
-    nowhere: Arc<File>,
 }
 
 /// A file that a layer is being packed into; dropped unfinished, it is removed.
@@ -96,7 +93,6 @@ impl Cache {
             aside: Aside::below(directory),
             handles: Arc::default(),
             keeps_files: Arc::default(),
-            nowhere: Arc::new(memfd_create("nowhere", MemfdFlags::CLOEXEC)?.into()),
         })
     }
 
@@ -194,17 +190,6 @@ impl Cache {
         Ok(self.handles.made(layer, opened))
     }
 
-    /// A handle for a layer that is nowhere: every read of it fails. It needs no room on the disk, and no descriptor.
-    pub fn open_nowhere(&self, name: &LayerName) -> io::Result<Arc<Layer>> {
-        let right = match self.handles.find(name.id) {
-            Found::Alive(layer) => return Ok(layer),
-            Found::Free(right) => right,
-        };
-        let place = self.place(self.path_of(name.id), Arc::clone(&self.nowhere), right);
-        let layer = Layer::over(name, place, LocalFrames::None)?;
-        Ok(self.handles.made(name.id, layer))
-    }
-
     /// Sets the files of all layers aside that are neither among `named` nor open; says how many. One that cannot be
     /// moved stays where it is.
     pub fn set_unnamed_aside(&self, named: &HashSet<LayerId>) -> io::Result<usize> {
@@ -272,8 +257,8 @@ impl Cache {
         self.keeps_files.load(Ordering::Acquire)
     }
 
-    fn place(&self, path: PathBuf, file: impl Into<Arc<File>>, right: HandleRight<Layer>) -> LayerFile {
-        LayerFile { path, file: file.into(), right, keeps_files: Arc::clone(&self.keeps_files) }
+    fn place(&self, path: PathBuf, file: File, right: HandleRight<Layer>) -> LayerFile {
+        LayerFile { path, file, right, keeps_files: Arc::clone(&self.keeps_files) }
     }
 
     fn path_of(&self, id: LayerId) -> PathBuf {
@@ -315,21 +300,5 @@ impl Drop for PackFile {
         {
             tracing::warn!(path = %self.path.display(), %error, "an unfinished pack file stays");
         }
-    }
-}
-
-#[cfg(all(test, not(shuttle)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_that_are_nowhere_take_no_descriptors() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let cache = Cache::open(directory.path()).expect("a directory of ours");
-        let name =
-            |byte| LayerName { id: LayerId::from_bytes([byte; 32]), domain: Domain::shared(), pages: 8 };
-        let layers: Vec<_> = (0..3).map(|byte| cache.open_nowhere(&name(byte)).expect("memory")).collect();
-        assert_eq!(Arc::strong_count(&cache.nowhere), 1 + layers.len(), "all have the one file");
-        assert!(layers.iter().all(|layer| !layer.is_local(crate::frame::FrameNumber::new(0))));
     }
 }

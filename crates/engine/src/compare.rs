@@ -16,7 +16,7 @@ use crate::page_set::PageSet;
 use crate::precedence::Courtesy;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{idle_priority, spawn_scoped, thread};
-use crate::view::{LiveView, Piece, PieceSource};
+use crate::view::{LiveView, Piece, PieceBytes, PieceSource};
 
 /// Pages that one worker takes at a time: 2 MiB.
 const STRETCH_PAGES: u32 = 512;
@@ -152,8 +152,10 @@ impl Comparison<'_> {
 
     /// Compares what can be read of a piece here and now, and keeps the rest.
     fn compare_piece(&self, piece: &Piece, part: &mut Part) -> Result<(), LostBytes> {
-        let Some((theirs, offset)) = piece.place() else {
-            return self.compare_with_zeroes(piece.pages, part);
+        let (theirs, offset) = match piece.place() {
+            PieceBytes::At(theirs, offset) => (theirs, offset),
+            PieceBytes::Zero => return self.compare_with_zeroes(piece.pages, part),
+            PieceBytes::Lost => return self.keep_unread(piece.pages, part),
         };
         let mut left = piece.pages;
         while !left.is_empty() {
@@ -223,6 +225,7 @@ fn readable_stretch(piece: &Piece, done: u32) -> (bool, u32) {
     let left = piece.pages.count() - done;
     match &piece.source {
         PieceSource::Zero => (true, left),
+        PieceSource::Lost(_) => (false, left),
         // The parent packs what it reads there later: that has to be what is read here now.
         PieceSource::Capture(capture) => (capture.is_sealed(), left),
         PieceSource::Layer(layer, first) => {

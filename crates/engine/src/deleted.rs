@@ -60,7 +60,7 @@ impl Deleted {
     /// Lets go of all, unless something that is not found again may stand on one of them; `listed` are all snapshots that
     /// were not deleted.
     pub(crate) fn let_go(&self, listed: &[Arc<Snapshot>]) {
-        let is_undecided = |snapshot: &&Arc<Snapshot>| snapshot.status().is_undecided;
+        let is_undecided = |snapshot: &&Arc<Snapshot>| snapshot.is_undecided();
         if listed.iter().any(|snapshot| is_undecided(&snapshot)) {
             return;
         }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use crate::aside::Aside;
 use crate::budget::Budget;
 use crate::cache::Cache;
-use crate::capture::Capture;
 use crate::catalog::{Catalog, CatalogError};
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
@@ -19,8 +18,8 @@ use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{Domain, SnapshotId};
 use crate::keep::{Keeper, NoKeeper};
 use crate::learning::Learner;
-use crate::life::{Background, Beginning, Life};
-use crate::lifecycle::{SnapshotEvent, SnapshotWork};
+use crate::life::{Background, Life, Work};
+use crate::lifecycle::SnapshotEvent;
 use crate::limits;
 use crate::lives::Lives;
 use crate::open::{OpenError, Openings, known_and_there, open};
@@ -172,7 +171,7 @@ impl Engine {
             wait: options.pause_wait,
             reaper: reaper.handle(),
         };
-        let Replayed { known, deleted, seals, work, taken_back: _, replay } = replayed;
+        let Replayed { known, deleted, work, taken_back: _, replay } = replayed;
         let origins_may_be_asked = !(known.is_empty() && deleted.is_empty());
         let engine = Self {
             background,
@@ -191,7 +190,7 @@ impl Engine {
             _reaper: reaper,
             runtime,
         };
-        engine.go_on_with(seals, work);
+        engine.go_on_with(work);
         Ok(engine)
     }
 
@@ -199,26 +198,26 @@ impl Engine {
     pub fn decide(&self) -> Result<usize, ReplayError> {
         let Some(records) = &self.background.records else { return Ok(0) };
         let there = self.snapshots_there();
-        if there.iter().all(|snapshot| !snapshot.status().is_undecided) {
+        if there.iter().all(|snapshot| !snapshot.is_undecided()) {
             return Ok(0);
         }
         let (cache, budget, reaper) = (&self.cache, &self.rules.budget, self.rules.reaper.clone());
         let spare = SpareFiles::held();
         let replayed = Replaying { records, cache, budget, reaper }.decide(&there)?;
         drop(spare);
-        let Replayed { known, deleted, seals, work, taken_back, replay: _ } = replayed;
-        for snapshot in known.iter().filter(|snapshot| !snapshot.status().is_undecided) {
+        let Replayed { known, deleted, work, taken_back, replay: _ } = replayed;
+        for snapshot in known.iter().filter(|snapshot| !snapshot.is_undecided()) {
             tracing::info!(snapshot = %snapshot.id(), "a snapshot that could not be read can be by now");
             self.background.watcher.changed(snapshot);
         }
         drop((known, deleted));
-        self.go_on_with(seals, work);
+        self.go_on_with(work);
         for snapshot in there.iter().filter(|snapshot| taken_back.contains(&snapshot.id())) {
             self.never_was(snapshot);
         }
         drop(there);
         self.deleted.let_go(&self.snapshots());
-        Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.status().is_undecided).count())
+        Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.is_undecided()).count())
     }
 
     /// The snapshots that are known, and the deleted ones that are held.
@@ -242,16 +241,9 @@ impl Engine {
         self.cache.aside()
     }
 
-    fn go_on_with(
-        &self,
-        seals: Vec<(Arc<Snapshot>, Vec<Arc<Capture>>)>,
-        work: Vec<(Arc<Snapshot>, SnapshotWork)>,
-    ) {
-        for (snapshot, captures) in seals {
-            self.begin_life(&snapshot, Beginning::Seal(captures));
-        }
+    fn go_on_with(&self, work: Vec<(Arc<Snapshot>, Work)>) {
         for (snapshot, work) in work {
-            self.begin_life(&snapshot, Beginning::Work(work));
+            self.begin_life(&snapshot, work);
         }
     }
 
@@ -289,7 +281,7 @@ impl Engine {
         let (snapshot, captures) = permit.commit(guest, records)?;
         lock(&self.known).insert(snapshot.id(), Arc::clone(&snapshot));
         self.background.watcher.changed(&snapshot);
-        self.begin_life(&snapshot, Beginning::Seal(captures));
+        self.begin_life(&snapshot, Work::seal(captures));
         Ok(snapshot)
     }
 
@@ -363,9 +355,9 @@ impl Engine {
         drop(deleting);
         self.deleted.hold(Arc::clone(snapshot));
         lock(&self.known).remove(&snapshot.id());
-        let work = snapshot.record(SnapshotEvent::Deleted);
+        let asked = snapshot.record(SnapshotEvent::Deleted);
         self.background.watcher.changed(snapshot);
-        self.begin_life(snapshot, Beginning::Work(work));
+        self.begin_life(snapshot, Work::asked(asked, snapshot, Work::Nothing));
         self.deleted.let_go(&self.snapshots());
         Ok(())
     }
@@ -390,7 +382,9 @@ impl Engine {
 
     /// Publishes those snapshots again that the store lacks, if it was accepted in the place of the one that had them.
     pub fn publish_what_is_missing(&self) -> Result<LookedFor, RepublishError> {
-        let begin = |snapshot: &_, work| self.begin_life(snapshot, Beginning::Work(work));
+        let begin = |snapshot: &Arc<Snapshot>, asked| {
+            self.begin_life(snapshot, Work::asked(asked, snapshot, Work::Nothing));
+        };
         self.runtime.block_on(look_for_published(&self.snapshots(), &self.background, begin))
     }
 
@@ -402,8 +396,9 @@ impl Engine {
     /// Tells background work to end. From here on no drop removes anything from the disk or the catalog: sandboxes that
     /// outlive this process need it. Dropping the engine says it too.
     pub fn stop(&self) {
-        self.background.stop().say();
+        // First: a life that is cut short may drop the last share of a deleted snapshot.
         self.cache.keep_files();
+        self.background.stop().say();
     }
 
     /// Reads guest pages, fetching what is not here. `into` is as long as they are.
@@ -451,9 +446,9 @@ impl Engine {
         self.background.publisher.budget.bytes_held()
     }
 
-    fn begin_life(&self, snapshot: &Arc<Snapshot>, beginning: Beginning) {
+    fn begin_life(&self, snapshot: &Arc<Snapshot>, work: Work) {
         let life = Life { snapshot: Arc::clone(snapshot), background: Arc::clone(&self.background) };
-        self.lives.as_ref().expect("only drop takes them").begin(life, beginning);
+        self.lives.as_ref().expect("only drop takes them").begin(life, work);
     }
 }
 

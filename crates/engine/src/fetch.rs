@@ -100,11 +100,6 @@ impl Fetcher {
         drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(layer), frame, ahead)));
     }
 
-    /// The waiter needs the frame no longer.
-    pub fn give_up(&self, key: FrameKey, waiter: &Weak<dyn FrameWaiter>) {
-        self.0.awaited.leave(key, waiter);
-    }
-
     /// Waits until a frame is verified, until the first failed try, or until the engine ends.
     pub async fn bring(&self, layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
         if layer.is_verified(frame) {

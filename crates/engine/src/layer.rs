@@ -27,7 +27,7 @@ pub struct Layer {
     domain: Domain,
     pages: u32,
     path: PathBuf,
-    file: Arc<File>,
+    file: File,
     mapping: Mapping,
     /// Frames whose bytes in the file match their digest, as seen since the file was opened.
     verified: FrameFlags,
@@ -51,7 +51,7 @@ pub struct LayerFile {
     /// Its path.
     pub path: PathBuf,
     /// The file itself, open for reading and writing.
-    pub file: Arc<File>,
+    pub file: File,
     /// The right to it.
     pub right: HandleRight<Layer>,
     /// True if it outlives the layer's last handle.

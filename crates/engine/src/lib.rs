@@ -46,6 +46,7 @@ pub mod store;
 pub mod single_flight;
 pub mod fetch;
 pub mod view;
+pub mod named;
 pub mod read_plan;
 pub mod compare;
 pub mod snapshot_record;

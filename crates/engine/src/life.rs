@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use tracing::Instrument;
 
 use crate::capture::Capture;
-use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
-use crate::manifest::{LocalManifest, Manifest};
+use crate::manifest::LocalManifest;
+use crate::named::Named;
 use crate::pool::PoolHandle;
 use crate::publish::{PublishError, Publisher};
 use crate::records::Records;
@@ -19,7 +19,6 @@ use crate::snapshot::{SealParts, Snapshot};
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, StoreError};
 use crate::store_gate::NewSign;
-use crate::upload_budget::UploadLease;
 use crate::watch::Watcher;
 use crate::working_sets;
 
@@ -47,13 +46,33 @@ impl Background {
     }
 }
 
-/// The first work of a life.
+/// Work of a life, with all that it takes.
 #[derive(Debug)]
-pub(crate) enum Beginning {
-    /// Captured memory.
-    Seal(Vec<Arc<Capture>>),
-    /// Work that is left of an earlier life, or asked for by the owner.
-    Work(SnapshotWork),
+pub(crate) enum Work {
+    Nothing,
+    Seal(Seal),
+    Publish(Named),
+    RemoveFromStore,
+}
+
+/// A step of a seal. A failed try leaves to the next one what was done before.
+#[derive(Debug)]
+pub(crate) enum Seal {
+    /// Captured memory becomes layers.
+    Pack(Arc<[Arc<Capture>]>),
+    /// The layers get a manifest, on top of the parent's.
+    Name(Arc<Packed>),
+    /// That is recorded.
+    Record(Arc<Sealed>),
+}
+
+/// A try that failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    what: &'static str,
+    /// The event that it is in the snapshot's life. A failed removal is none: nobody waits for it.
+    event: Option<SnapshotEvent>,
+    reason: String,
 }
 
 /// One snapshot's way from its capture on. Clones are of the same one.
@@ -63,91 +82,111 @@ pub(crate) struct Life {
     pub(crate) background: Arc<Background>,
 }
 
+impl Work {
+    /// The seal of captured memory.
+    pub(crate) fn seal(captures: Vec<Arc<Capture>>) -> Self {
+        Self::Seal(Seal::Pack(captures.into()))
+    }
+
+    /// The work that an earlier life left of a snapshot; `captures` are those of one that is captured.
+    pub(crate) fn left(snapshot: &Snapshot, captures: Vec<Arc<Capture>>) -> Self {
+        match snapshot.state() {
+            SnapshotState::Captured | SnapshotState::CapturedForChildren => Self::seal(captures),
+            SnapshotState::Sealed => Self::publish(snapshot),
+            SnapshotState::Discarded => Self::RemoveFromStore,
+            SnapshotState::Published | SnapshotState::Lost => Self::Nothing,
+        }
+    }
+
+    /// The work that the table asks for after `now`.
+    pub(crate) fn asked(asked: SnapshotWork, snapshot: &Snapshot, now: Self) -> Self {
+        match asked {
+            SnapshotWork::None => Self::Nothing,
+            SnapshotWork::Again => now,
+            SnapshotWork::Publish => Self::publish(snapshot),
+            SnapshotWork::RemoveFromStore => Self::RemoveFromStore,
+        }
+    }
+
+    fn publish(snapshot: &Snapshot) -> Self {
+        Self::Publish(snapshot.named_now().expect("a sealed snapshot has names"))
+    }
+}
+
 impl Life {
     /// Does all the work that is left. An engine that ends cuts it short: a snapshot that is sealed or published by then
     /// stays so.
-    pub(crate) async fn live(self, beginning: Beginning) {
-        let (stop, id) = (self.background.stop(), self.snapshot.id());
+    pub(crate) async fn live(self, work: Work) {
+        let id = self.snapshot.id();
         let span = tracing::info_span!("save", snapshot = %id);
-        let done = async {
-            let work = match beginning {
-                Beginning::Seal(captures) => stop.unless_said(self.seal(captures)).await?,
-                Beginning::Work(work) => work,
-            };
-            self.carry_on(work).await
-        };
-        let is_over = done.instrument(span).await.is_ok();
+        // Cut short by the end of the engine, it is found again at the next start.
+        self.carry_on(work).instrument(span).await.ok();
         // Where the last share of a deleted snapshot goes, its files do.
         let saving = self.background.publisher.pool.clone();
-        let end = move || {
-            if is_over {
-                self.snapshot.life_ends();
-            }
-            drop(self);
-        };
-        saving.run(id, end).await;
+        saving.run(id, move || drop(self)).await;
     }
 
     /// Does `work` and what follows from it.
-    pub(crate) async fn carry_on(&self, mut work: SnapshotWork) -> Result<(), Stopped> {
+    pub(crate) async fn carry_on(&self, mut work: Work) -> Result<(), Stopped> {
         let mut pause = limits::WORK_RETRY_FIRST;
-        loop {
-            match work {
-                SnapshotWork::None | SnapshotWork::FreeLayers => return Ok(()),
-                SnapshotWork::Publish => {}
-                SnapshotWork::PublishAgain | SnapshotWork::SealAgain => self.wait(&mut pause).await?,
-                SnapshotWork::RemoveFromStore => return self.remove_from_store().await,
+        while !matches!(work, Work::Nothing) {
+            work = match self.attempt(&work).await? {
+                Ok(next) => {
+                    pause = limits::WORK_RETRY_FIRST;
+                    next
+                }
+                Err(failure) => {
+                    let asked = self.failed(failure);
+                    self.background.stop().wait(longer(&mut pause)).await?;
+                    Work::asked(asked, &self.snapshot, work)
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// One try; the work that follows from it.
+    pub(crate) async fn attempt(&self, work: &Work) -> Result<Result<Work, Failure>, Stopped> {
+        let (stop, id) = (self.background.stop(), self.snapshot.id());
+        match work {
+            Work::Nothing => Ok(Ok(Work::Nothing)),
+            Work::Seal(step) => {
+                let span = tracing::info_span!("seal", snapshot = %id);
+                let done = stop.unless_said(self.seal(step).instrument(span)).await?;
+                Ok(done.map_err(|error| Failure::new("sealing", Some(SnapshotEvent::SealFailed), &error)))
             }
-            let (manifest, layers) = self.names();
-            let room = self.background.publisher.room(&manifest, &layers).await?;
-            // Deleted before this try began: the deleter takes it out of the store, where it must not come back.
-            if self.snapshot.state() == SnapshotState::Discarded {
-                return Ok(());
-            }
-            work = self.publish(&manifest, &layers, room).await?;
-        }
-    }
-
-    /// Captured memory becomes a layer, then the layer gets a name; each step is tried until it succeeds.
-    pub(crate) async fn seal(&self, captures: Vec<Arc<Capture>>) -> SnapshotWork {
-        let span = tracing::info_span!("seal", snapshot = %self.snapshot.id());
-        self.sealed_and_recorded(captures).instrument(span).await
-    }
-
-    async fn sealed_and_recorded(&self, captures: Vec<Arc<Capture>>) -> SnapshotWork {
-        let (hooks, id) = (self.background.sealer.hooks(), self.snapshot.id());
-        let captures: Arc<[Arc<Capture>]> = captures.into();
-        let packed = Arc::new(self.until_done(|| self.pack(&captures)).await);
-        // The layer is on the disk and in the view: from here on only readers hold the capture, and the keeper.
-        drop(captures);
-        let sealed = Arc::new(self.until_done(|| self.name(&packed)).await);
-        if self.background.records.is_some() {
-            self.until_done(|| self.write(&sealed)).await;
-        }
-        let work = self.save(move |life| sealed.record(&life.snapshot)).await;
-        self.changed();
-        if self.background.records.is_some() {
-            hooks.before_forget(id).await;
-            self.save(|life| life.snapshot.forget_kept()).await;
-        }
-        work
-    }
-
-    async fn until_done<T, F>(&self, mut attempt: impl FnMut() -> F) -> T
-    where
-        F: Future<Output = Result<T, SealError>>,
-    {
-        let mut pause = limits::WORK_RETRY_FIRST;
-        loop {
-            match attempt().await {
-                Ok(done) => return done,
-                Err(error) => {
-                    tracing::warn!(snapshot = %self.snapshot.id(), %error, "sealing failed, it will be tried again");
-                    self.snapshot.record_failure(SnapshotEvent::SealFailed, error.to_string());
-                    self.changed();
-                    tokio::time::sleep(longer(&mut pause)).await;
+            Work::Publish(named) => {
+                let span = tracing::info_span!("publish", snapshot = %id);
+                match self.publish(named).instrument(span).await {
+                    Err(PublishError::Stopped(stopped)) => Err(stopped),
+                    Err(error) => {
+                        Ok(Err(Failure::new("publishing", Some(SnapshotEvent::PublishFailed), &error)))
+                    }
+                    Ok(next) => Ok(Ok(next)),
                 }
             }
+            Work::RemoveFromStore => {
+                let done = stop.unless_said(self.delete()).await?;
+                Ok(done.map(|()| Work::Nothing).map_err(|error| Failure::new("deleting", None, &error)))
+            }
+        }
+    }
+
+    /// Says that a try failed; the work that is asked for after a pause.
+    fn failed(&self, Failure { what, event, reason }: Failure) -> SnapshotWork {
+        tracing::warn!(snapshot = %self.snapshot.id(), error = %reason, "{what} failed, it will be tried again");
+        let Some(event) = event else { return SnapshotWork::Again };
+        let asked = self.snapshot.record_failure(event, reason);
+        self.changed();
+        asked
+    }
+
+    async fn seal(&self, step: &Seal) -> Result<Work, SealError> {
+        match step {
+            // Then the layers are on the disk and in the views: only readers hold the captures, and the keeper.
+            Seal::Pack(captures) => Ok(Work::Seal(Seal::Name(Arc::new(self.pack(captures).await?)))),
+            Seal::Name(packed) => Ok(Work::Seal(Seal::Record(Arc::new(self.name(packed).await?)))),
+            Seal::Record(sealed) => self.record(sealed).await,
         }
     }
 
@@ -204,20 +243,29 @@ impl Life {
     }
 
     async fn named_parent(&self, parent: Arc<Snapshot>) -> Result<NamedParent, SealError> {
-        let names = parent.manifest().await;
-        let (of, its) = (Arc::clone(&parent), Arc::clone(&names));
+        let named = parent.names().await;
+        let (of, its) = (Arc::clone(&parent), named.clone());
         let merges = self.save(move |life| life.background.sealer.plan_merges(&of, &its)).await;
-        self.background.sealer.bring(parent, names, merges).await
+        self.background.sealer.bring(parent, named, merges).await
     }
 
-    async fn write(&self, sealed: &Arc<Sealed>) -> Result<(), SealError> {
-        self.background.sealer.hooks().before_record(self.snapshot.id()).await;
+    /// Writes the record, makes the snapshot a named one, and lets the keeper forget its memory.
+    async fn record(&self, sealed: &Arc<Sealed>) -> Result<Work, SealError> {
+        let (hooks, id) = (self.background.sealer.hooks(), self.snapshot.id());
+        if let Some(records) = self.background.records.clone() {
+            hooks.before_record(id).await;
+            let sealed = Arc::clone(sealed);
+            self.save(move |life| sealed.write(&life.snapshot, &records)).await?;
+        }
         let sealed = Arc::clone(sealed);
-        self.save(move |life| match &life.background.records {
-            Some(records) => sealed.write(&life.snapshot, records),
-            None => Ok(()),
-        })
-        .await
+        let (asked, kept) = self.save(move |life| sealed.record(&life.snapshot)).await;
+        self.changed();
+        if let Some(records) = self.background.records.clone() {
+            hooks.before_forget(id).await;
+            self.save(move |life| records.forget(life.snapshot.id())).await;
+        }
+        drop(kept);
+        Ok(Work::asked(asked, &self.snapshot, Work::Nothing))
     }
 
     /// Does a piece of work that may take seconds.
@@ -232,22 +280,20 @@ impl Life {
         self.background.publisher.pool.run(self.snapshot.id(), move || work(&life)).await
     }
 
-    async fn publish(
-        &self,
-        manifest: &Manifest,
-        layers: &[Arc<Layer>],
-        room: UploadLease,
-    ) -> Result<SnapshotWork, Stopped> {
-        let id = self.snapshot.id();
-        let span = tracing::info_span!("publish", snapshot = %id);
-        let work = match self.publish_and_record(manifest, layers, room).instrument(span).await {
-            Ok(()) => self.snapshot.record(SnapshotEvent::PublishSucceeded),
-            Err(PublishError::Stopped(stopped)) => return Err(stopped),
-            Err(error) => {
-                tracing::warn!(snapshot = %id, %error, "publishing failed, it will be tried again");
-                self.snapshot.record_failure(SnapshotEvent::PublishFailed, error.to_string())
-            }
+    async fn publish(&self, named: &Named) -> Result<Work, PublishError> {
+        let (id, records) = (self.snapshot.id(), self.background.records.clone());
+        let room = self.background.publisher.room(named).await?;
+        // Deleted before this try began: the deleter takes it out of the store, where it must not come back.
+        if self.snapshot.is_deleted() {
+            return Ok(Work::Nothing);
+        }
+        let uploaded = move |publication: &_| match records {
+            Some(records) => records.uploaded(id, &LocalManifest::from(publication)),
+            None => Ok(()),
         };
+        self.background.publisher.publish(named, room, uploaded).await?;
+        self.background.stop().unless_said(self.record_published()).await??;
+        let asked = self.snapshot.record(SnapshotEvent::PublishSucceeded);
         self.changed();
         if self.snapshot.is_published() {
             // A working set that was recorded before anything was in the store is no part of the snapshot: if it cannot
@@ -256,22 +302,7 @@ impl Life {
             self.background.stop().unless_said(put).await?;
             self.background.stop().unless_said(self.background.store().delete_old_signs()).await?;
         }
-        Ok(work)
-    }
-
-    async fn publish_and_record(
-        &self,
-        manifest: &Manifest,
-        layers: &[Arc<Layer>],
-        room: UploadLease,
-    ) -> Result<(), PublishError> {
-        let (id, records) = (self.snapshot.id(), self.background.records.clone());
-        let uploaded = move |publication: &_| match records {
-            Some(records) => records.uploaded(id, &LocalManifest::from(publication)),
-            None => Ok(()),
-        };
-        self.background.publisher.publish(manifest, layers, room, uploaded).await?;
-        self.background.stop().unless_said(self.record_published()).await?
+        Ok(Work::asked(asked, &self.snapshot, Work::Nothing))
     }
 
     /// The store has the sign before the catalog calls the snapshot published, and remembers the sign.
@@ -289,33 +320,20 @@ impl Life {
         Ok(())
     }
 
-    fn changed(&self) {
-        self.background.watcher.changed(&self.snapshot);
-    }
-
-    fn names(&self) -> (Arc<Manifest>, Vec<Arc<Layer>>) {
-        let manifest = self.snapshot.manifest_now().expect("what is published is sealed");
-        (manifest, self.snapshot.memory().load().layers().to_vec())
-    }
-
-    async fn remove_from_store(&self) -> Result<(), Stopped> {
-        let mut pause = limits::WORK_RETRY_FIRST;
-        let id = self.snapshot.id();
-        while let Err(error) = self.background.stop().unless_said(self.delete()).await? {
-            tracing::warn!(snapshot = %id, %error, "deleting failed, it will be tried again");
-            self.wait(&mut pause).await?;
-        }
-        Ok(())
-    }
-
     async fn delete(&self) -> Result<(), StoreError> {
         let (store, id) = (self.background.store(), self.snapshot.id());
         store.delete_manifest(id).await?;
         store.delete_working_sets(id).await
     }
 
-    async fn wait(&self, pause: &mut Duration) -> Result<(), Stopped> {
-        self.background.stop().wait(longer(pause)).await
+    fn changed(&self) {
+        self.background.watcher.changed(&self.snapshot);
+    }
+}
+
+impl Failure {
+    fn new(what: &'static str, event: Option<SnapshotEvent>, error: &impl std::error::Error) -> Self {
+        Self { what, event, reason: error.to_string() }
     }
 }
 
@@ -335,7 +353,7 @@ mod tests {
     use crate::fetch::Fetcher;
     use crate::hooks::NoHooks;
     use crate::identity::{Domain, SnapshotId, VolumeName};
-    use crate::manifest::{SnapshotFacts, VolumeShape};
+    use crate::manifest::{Manifest, SnapshotFacts, VolumeShape};
     use crate::page_map::PageMap;
     use crate::pool::Pool;
     use crate::precedence::Precedence;
@@ -362,7 +380,8 @@ mod tests {
             records: None,
         };
         let snapshot = Snapshot::captured(parts, None, &[]);
-        let work = snapshot.record_sealed(Arc::new(manifest), Duration::ZERO, SealParts::default());
+        let named = Named::new(manifest, []);
+        let (work, _) = snapshot.record_sealed(named, Duration::ZERO, SealParts::default());
         assert_eq!(work, SnapshotWork::Publish);
         snapshot
     }
@@ -388,7 +407,7 @@ mod tests {
         let background =
             Arc::new(Background { sealer, sealing: pool.handle(), publisher, records: None, watcher });
         let life = Life { snapshot: Arc::new(sealed()), background };
-        let again = life.snapshot.record(SnapshotEvent::PublishFailed);
+        let again = Work::left(&life.snapshot, Vec::new());
         life.snapshot.record(SnapshotEvent::Deleted);
         assert_eq!(runtime.block_on(life.carry_on(again)), Ok(()));
         assert_eq!(store.traffic().sent_bytes, 0);

@@ -39,15 +39,11 @@ pub enum SnapshotEvent {
 pub enum SnapshotWork {
     /// Nothing.
     None,
-    /// Seal it again, after a pause.
-    SealAgain,
+    /// The same again, after a pause.
+    Again,
     /// Upload it.
     Publish,
-    /// Upload what is missing, after a pause.
-    PublishAgain,
-    /// Let go of its layers.
-    FreeLayers,
-    /// Remove its manifest from the store, then let go of its layers.
+    /// Remove its manifest from the store.
     RemoveFromStore,
 }
 
@@ -58,11 +54,11 @@ impl SnapshotState {
         use SnapshotWork as Work;
         match (self, event) {
             (Self::Captured, Event::SealSucceeded) => Some((Self::Sealed, Work::Publish)),
-            (Self::Captured | Self::CapturedForChildren, Event::SealFailed) => Some((self, Work::SealAgain)),
+            (Self::Captured | Self::CapturedForChildren, Event::SealFailed) => Some((self, Work::Again)),
             (Self::Captured, Event::Deleted) => Some((Self::CapturedForChildren, Work::None)),
-            (Self::CapturedForChildren, Event::SealSucceeded) => Some((Self::Discarded, Work::FreeLayers)),
+            (Self::CapturedForChildren, Event::SealSucceeded) => Some((Self::Discarded, Work::None)),
             (Self::Sealed, Event::PublishSucceeded) => Some((Self::Published, Work::None)),
-            (Self::Sealed, Event::PublishFailed) => Some((Self::Sealed, Work::PublishAgain)),
+            (Self::Sealed, Event::PublishFailed) => Some((Self::Sealed, Work::Again)),
             (Self::Published, Event::ManifestMissing) => Some((Self::Sealed, Work::Publish)),
             // An upload may have been under way: its manifest may have reached the store.
             (Self::Sealed | Self::Published | Self::Lost, Event::Deleted) => {

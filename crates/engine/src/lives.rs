@@ -3,7 +3,7 @@
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::life::{Beginning, Life};
+use crate::life::{Life, Work};
 use crate::sync::{Mutex, block_on, lock};
 
 /// All lives that have begun. Dropped after the word that ends them was said, it waits for their end.
@@ -20,13 +20,12 @@ impl Lives {
     }
 
     /// Begins one. Nothing that the system may refuse is needed for it.
-    pub(crate) fn begin(&self, life: Life, beginning: Beginning) {
-        life.snapshot.life_begins();
+    pub(crate) fn begin(&self, life: Life, work: Work) {
         let mut tasks = lock(&self.tasks);
         while let Some(ended) = tasks.try_join_next() {
             ended.expect("background work does not panic");
         }
-        tasks.spawn_on(life.live(beginning), &self.runtime);
+        tasks.spawn_on(life.live(work), &self.runtime);
     }
 }
 

@@ -9,14 +9,14 @@ use crate::catalog::CatalogError;
 use crate::hooks::Hooks;
 use crate::identity::{Domain, SnapshotId};
 use crate::layer::Layer;
-use crate::lifecycle::SnapshotState;
-use crate::manifest::{LocalManifest, Manifest, Publication, VolumeManifest};
+use crate::manifest::{LocalManifest, Publication, VolumeManifest};
+use crate::named::Named;
 use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::SealFacts;
 use crate::store::{Store, StoreError};
 use crate::sync::{Condvar, Mutex, lock};
-use crate::view::{LiveView, View};
+use crate::view::LiveView;
 use crate::wire::WireError;
 
 /// Reason that a published snapshot cannot be opened.
@@ -173,36 +173,26 @@ pub(crate) async fn open(
     if let Some(records) = records {
         records.opened(snapshot, &LocalManifest::from(&publication)).map_err(unrecorded)?;
     }
-    let parts = parts_of(manifest, &layers.into(), records);
-    let manifest = Arc::new(manifest.clone());
-    Ok(Snapshot::named(parts, SnapshotState::Published, manifest, SealFacts::default()))
+    let named = Named::new(manifest.clone(), layers);
+    Ok(Snapshot::named(parts_of(&named, records), named, true, SealFacts::default()))
 }
 
 /// A snapshot that is known, unless it is lost.
 pub(crate) fn known_and_there(known: Arc<Snapshot>) -> Result<Arc<Snapshot>, OpenError> {
-    let status = known.status();
-    match status.state {
-        SnapshotState::Lost => {
-            Err(OpenError::Lost { snapshot: known.id(), reason: status.failure.unwrap_or_default() })
-        }
-        SnapshotState::Captured
-        | SnapshotState::CapturedForChildren
-        | SnapshotState::Sealed
-        | SnapshotState::Published
-        | SnapshotState::Discarded => Ok(known),
+    if known.is_lost() {
+        let reason = known.status().failure.unwrap_or_default();
+        return Err(OpenError::Lost { snapshot: known.id(), reason });
     }
+    Ok(known)
 }
 
-/// A snapshot over the layers of its manifest, which are in the manifest's order.
-pub(crate) fn parts_of(
-    manifest: &Manifest,
-    layers: &Arc<[Arc<Layer>]>,
-    records: Option<&Records>,
-) -> SnapshotParts {
+/// Parts of a snapshot that has names.
+pub(crate) fn parts_of(named: &Named, records: Option<&Records>) -> SnapshotParts {
+    let manifest = named.manifest();
     let volume = |volume: &VolumeManifest| Volume {
         name: volume.name.clone(),
         page_kind: volume.page_kind,
-        view: Arc::new(LiveView::new(View::flat(volume.map.clone(), Arc::clone(layers)))),
+        view: Arc::new(LiveView::new(named.view(volume))),
     };
     SnapshotParts {
         id: manifest.snapshot(),

@@ -14,7 +14,6 @@ use crate::catalog::{CatalogError, Change, WriteError};
 use crate::deadline::Deadline;
 use crate::geometry::u64_of;
 use crate::identity::{SnapshotId, VolumeName};
-use crate::lifecycle::SnapshotState;
 use crate::manifest::{ManifestError, VolumeShape, check_blobs, check_shapes};
 use crate::reaper::ReaperHandle;
 use crate::records::Records;
@@ -158,7 +157,7 @@ impl PauseRules {
     ) -> Permitted {
         let deadline = Deadline::after(self.wait);
         if let Some(parent) = parent {
-            if parent.state() == SnapshotState::Lost {
+            if parent.is_lost() {
                 return Err(PauseError::Lost { parent: parent.id() });
             }
             self.wait_for_line(parent, deadline, is_wanted)?;

@@ -10,7 +10,8 @@ use crate::geometry::{bytes_of_pages, u64_of};
 use crate::identity::SnapshotId;
 use crate::layer::{Layer, LayerError};
 use crate::limits;
-use crate::manifest::{Manifest, ObjectName, Publication, StoredLayer};
+use crate::manifest::{ObjectName, Publication, StoredLayer};
+use crate::named::Named;
 use crate::object::{ObjectTable, encode_frame};
 use crate::pool::PoolHandle;
 use crate::stop::{Stop, Stopped};
@@ -56,22 +57,20 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Waits for as many bytes as publishing `manifest` holds at one moment. Older snapshots go first.
-    pub async fn room(&self, manifest: &Manifest, layers: &[Arc<Layer>]) -> Result<UploadLease, Stopped> {
-        let bytes = bytes_held_by(manifest, layers);
-        self.stop.unless_said(self.budget.lease(manifest.snapshot(), bytes)).await
+    /// Waits for as many bytes as publishing `named` holds at one moment. Older snapshots go first.
+    pub async fn room(&self, named: &Named) -> Result<UploadLease, Stopped> {
+        let lease = self.budget.lease(named.manifest().snapshot(), bytes_held_by(named));
+        self.stop.unless_said(lease).await
     }
 
-    /// Publishes `manifest`, whose layers are `layers` in its order, within `room`. `uploaded` is told where they are,
-    /// on the pool, before the manifest is put.
+    /// Publishes `named` within `room`. `uploaded` is told where its layers are, on the pool, before the manifest is put.
     pub async fn publish(
         &self,
-        manifest: &Manifest,
-        layers: &[Arc<Layer>],
+        named: &Named,
         room: UploadLease,
         uploaded: impl FnOnce(&Publication) -> Result<(), CatalogError> + Send + 'static,
     ) -> Result<(), PublishError> {
-        let id = manifest.snapshot();
+        let (id, layers) = (named.manifest().snapshot(), named.layers());
         let mut room = Some(room);
         for layer in layers {
             self.upload_unless_stored(layer, None, id).await?;
@@ -85,7 +84,7 @@ impl Publisher {
             }
         }
         let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
-        let publication = Publication::new(manifest.clone(), stored.collect());
+        let publication = Publication::new((**named.manifest()).clone(), stored.collect());
         self.stop.unless_said(self.commit(publication, uploaded)).await??;
         drop(room);
         Ok(())
@@ -225,8 +224,9 @@ struct WrittenTable {
     object_bytes: u64,
 }
 
-/// Bytes that publishing `manifest` holds at most at one moment, other uploads of the same layers not counted.
-fn bytes_held_by(manifest: &Manifest, layers: &[Arc<Layer>]) -> u64 {
+/// Bytes that publishing `named` holds at most at one moment, other uploads of the same layers not counted.
+fn bytes_held_by(named: &Named) -> u64 {
+    let (manifest, layers) = (named.manifest(), named.layers());
     let unstored = layers.iter().filter(|layer| layer.stored().is_none());
     let parts = unstored.map(|layer| bytes_held_by_upload(layer)).max().unwrap_or_default();
     let blobs: usize = manifest.blobs().values().map(Bytes::len).sum();

@@ -22,6 +22,12 @@ pub enum ReadError {
     /// A frame could not be had.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    /// The snapshot has no bytes.
+    #[error("guest pages from {page} on: their snapshot is lost, or cannot be read now")]
+    Nowhere {
+        /// The first of the pages.
+        page: GuestPage,
+    },
     /// A source failed under the read.
     #[error("guest pages from {page} on: {source}")]
     Lost {
@@ -66,6 +72,9 @@ impl ReadPlan {
 }
 
 fn read_piece(piece: &Piece, fetcher: &Fetcher, into: &mut [u8]) -> Result<(), ReadError> {
+    if let PieceSource::Lost(_) = piece.source {
+        return Err(ReadError::Nowhere { page: piece.pages.start() });
+    }
     load_frames(piece, fetcher)?;
     if piece.copy_to(into).is_ok() {
         return Ok(());

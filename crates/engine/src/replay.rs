@@ -14,19 +14,19 @@ use crate::budget::Budget;
 use crate::cache::{Cache, OnlyCopyError};
 use crate::capture::{Capture, CaptureError};
 use crate::catalog::CatalogError;
-use crate::identity::{Domain, LayerId, SnapshotId, VolumeName};
+use crate::identity::{LayerId, SnapshotId, VolumeName};
 use crate::keep::{KeptError, KeptVolume};
 use crate::layer::Layer;
-use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
+use crate::life::Work;
+use crate::lifecycle::{SnapshotEvent, SnapshotState};
 use crate::manifest::{LayerName, Manifest, StoredLayer, VolumeShape};
+use crate::named::Named;
 use crate::open::parts_of;
-use crate::page_map::{LayerSlot, PageMap};
-use crate::page_set::PageSet;
 use crate::reaper::ReaperHandle;
 use crate::recorded::Recorded;
 use crate::records::Records;
-use crate::snapshot::{Snapshot, SnapshotParts, Volume};
-use crate::snapshot_record::{CapturedFacts, SealFacts};
+use crate::snapshot::{Lost, Snapshot, SnapshotParts, Volume};
+use crate::snapshot_record::CapturedFacts;
 use crate::view::{LiveView, View};
 
 /// Findings of an engine's start in its catalog.
@@ -77,8 +77,7 @@ pub(crate) struct Replayed {
     pub(crate) known: Vec<Arc<Snapshot>>,
     /// Deleted ones: sandboxes may run from them.
     pub(crate) deleted: Vec<Arc<Snapshot>>,
-    pub(crate) seals: Vec<(Arc<Snapshot>, Vec<Arc<Capture>>)>,
-    pub(crate) work: Vec<(Arc<Snapshot>, SnapshotWork)>,
+    pub(crate) work: Vec<(Arc<Snapshot>, Work)>,
     /// Pauses that were taken back before they were acknowledged; nothing is recorded of them any more.
     pub(crate) taken_back: HashSet<SnapshotId>,
     pub(crate) replay: Replay,
@@ -127,7 +126,7 @@ impl Replaying<'_> {
         let mut held: HashSet<SnapshotId> =
             captured.chain(found.unreadable.iter().map(|(id, _)| *id)).collect();
         let made = Made::new(found.deletions.clone());
-        let mut made = self.make(found, made)?;
+        let mut made = self.make(found, made);
         held.retain(|id| !made.replayed.taken_back.contains(id));
         // The next start does what this one cannot: nothing waits for it.
         made.replayed.replay.files_set_aside =
@@ -145,12 +144,12 @@ impl Replaying<'_> {
     /// ones too: each of those that are undecided knows by itself whether it was deleted.
     pub(crate) fn decide(&self, there: &[Arc<Snapshot>]) -> Result<Replayed, ReplayError> {
         let (undecided, decided): (Vec<_>, Vec<_>) =
-            there.iter().cloned().partition(|snapshot| snapshot.status().is_undecided);
+            there.iter().cloned().partition(|snapshot| snapshot.is_undecided());
         let mut made = Made::new(HashSet::new());
         made.before = undecided.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect();
         made.undecided = made.before.keys().copied().collect();
         for snapshot in decided {
-            if snapshot.is_without_bytes() {
+            if snapshot.is_lost() {
                 made.lost.insert(snapshot.id());
             }
             made.all.insert(snapshot.id(), snapshot);
@@ -160,21 +159,25 @@ impl Replaying<'_> {
         found.named.retain(|(local, ..)| made.before.contains_key(&local.manifest().snapshot()));
         // Their records in the catalog do not change; a later program may read them.
         found.unreadable.clear();
-        self.make(found, made).map(|made| made.replayed)
+        Ok(self.make(found, made).replayed)
     }
 
-    fn make(&self, found: Recorded, mut made: Made) -> Result<Made, ReplayError> {
+    fn make(&self, found: Recorded, mut made: Made) -> Made {
         let Recorded { mut captured, named, unreadable, deletions: _, stored } = found;
         for (id, reason) in unreadable {
             let parts = unknown_parts_of(id, self.records);
-            made.add_unread(self.unread(parts, Obstacle::Unknown(reason), &[])?);
+            made.add_unread(unread(parts, Obstacle::Unknown(reason), Vec::new()));
         }
         for (local, facts, state) in named {
             match self.reopen(local.manifest(), &stored) {
-                Ok(parts) => made.add_named(parts, state, local.manifest(), facts),
+                Ok(named) => {
+                    let parts = parts_of(&named, Some(self.records));
+                    let is_published = state == SnapshotState::Published;
+                    made.add_named(Snapshot::named(parts, named, is_published, facts));
+                }
                 Err((obstacle, opened)) => {
-                    let parts = lost_parts_of(local.manifest(), self.records);
-                    made.add_unread(self.unread(parts, obstacle, &opened)?);
+                    let parts = unnamed_parts_of(local.manifest(), self.records);
+                    made.add_unread(unread(parts, obstacle, opened));
                 }
             }
         }
@@ -190,11 +193,11 @@ impl Replaying<'_> {
             match kept.and_then(|kept| self.adopt(id, &facts, kept, &made)) {
                 Ok((snapshot, captures)) => made.add_captured(snapshot, captures),
                 Err(obstacle) => {
-                    made.add_unread(self.unread(unread_parts_of(id, facts, self.records), obstacle, &[])?);
+                    made.add_unread(unread(unread_parts_of(id, facts, self.records), obstacle, Vec::new()));
                 }
             }
         }
-        Ok(made)
+        made
     }
 
     /// Opens every layer of a manifest. If one cannot be opened, the others come with the reason: the last handle of a
@@ -203,7 +206,7 @@ impl Replaying<'_> {
         &self,
         manifest: &Manifest,
         stored: &HashMap<LayerId, StoredLayer>,
-    ) -> Result<SnapshotParts, (Obstacle, Vec<Arc<Layer>>)> {
+    ) -> Result<Named, (Obstacle, Vec<Arc<Layer>>)> {
         let mut opened = Vec::with_capacity(manifest.layers().len());
         let mut obstacle = None;
         for name in manifest.layers() {
@@ -214,7 +217,7 @@ impl Replaying<'_> {
         }
         match obstacle {
             Some(obstacle) => Err((obstacle, opened)),
-            None => Ok(parts_of(manifest, &opened.into(), Some(self.records))),
+            None => Ok(Named::new(manifest.clone(), opened)),
         }
     }
 
@@ -281,38 +284,6 @@ impl Replaying<'_> {
         Ok(Arc::new(capture.map_err(|error| of_capture(&name, &error))?))
     }
 
-    /// A snapshot without its bytes: its volumes are listed, and every read of them fails. It holds the layers that were
-    /// opened for it.
-    fn unread(
-        &self,
-        parts: SnapshotParts,
-        obstacle: Obstacle,
-        opened: &[Arc<Layer>],
-    ) -> Result<Snapshot, ReplayError> {
-        let mut parts = parts;
-        for (position, volume) in parts.volumes.iter_mut().enumerate() {
-            let pages = volume.view.pages();
-            let nowhere = [parts.id.as_bytes().as_slice(), &position.to_le_bytes()].concat();
-            let id = LayerId::from_bytes(blake3::hash(&nowhere).into());
-            let name = LayerName { id, domain: Domain::shared(), pages };
-            let layers = [&[self.cache.open_nowhere(&name)?], opened].concat();
-            let all = PageSet::full(pages);
-            let map = PageMap::zero(pages).overlay(&all, LayerSlot::new(0), &PageSet::new(pages));
-            volume.view = Arc::new(LiveView::new(View::flat(map, layers.into())));
-        }
-        let snapshot = parts.id;
-        Ok(match obstacle {
-            Obstacle::Lost(reason) => {
-                tracing::error!(%snapshot, %reason, "a snapshot is lost");
-                Snapshot::lost(parts, reason)
-            }
-            Obstacle::Unknown(reason) => {
-                tracing::error!(%snapshot, %reason, "a snapshot cannot be read now; it is tried again");
-                Snapshot::undecided(parts, reason)
-            }
-        })
-    }
-
     /// A pause that was not acknowledged, or a seal that was recorded, may have left memory with the keeper.
     fn forget_all_but(&self, needed: &HashSet<SnapshotId>) -> io::Result<()> {
         let held = self.records.keeper().held()?;
@@ -344,83 +315,64 @@ impl Made {
         made.ok_or_else(|| Obstacle::Lost(format!("its parent {parent} is not in the catalog")))
     }
 
-    fn add_named(
-        &mut self,
-        parts: SnapshotParts,
-        state: SnapshotState,
-        manifest: &Manifest,
-        facts: SealFacts,
-    ) {
-        let deleted = self.deletions.contains(&parts.id);
-        let (state, work) = match state {
-            _ if deleted => (SnapshotState::Discarded, SnapshotWork::RemoveFromStore),
-            SnapshotState::Sealed => (state, SnapshotWork::Publish),
-            SnapshotState::Captured
-            | SnapshotState::CapturedForChildren
-            | SnapshotState::Published
-            | SnapshotState::Discarded
-            | SnapshotState::Lost => (state, SnapshotWork::None),
-        };
-        let snapshot = Snapshot::named(parts, state, Arc::new(manifest.clone()), facts);
-        let replay = &mut self.replayed.replay;
-        if !deleted {
-            let count =
-                if work == SnapshotWork::Publish { &mut replay.sealed } else { &mut replay.published };
-            *count += 1;
+    fn add_named(&mut self, snapshot: Snapshot) {
+        if !self.delete_again(&snapshot) {
+            let Replay { sealed, published, .. } = &mut self.replayed.replay;
+            *if snapshot.is_published() { published } else { sealed } += 1;
         }
-        self.add(snapshot, deleted, work);
+        self.add(snapshot, Vec::new());
     }
 
     fn add_captured(&mut self, snapshot: Snapshot, captures: Vec<Arc<Capture>>) {
-        let deleted = self.deletions.contains(&snapshot.id());
-        if deleted {
-            snapshot.record(SnapshotEvent::Deleted);
-        } else {
+        if !self.delete_again(&snapshot) {
             self.replayed.replay.captured += 1;
         }
-        if let Some(snapshot) = self.add(snapshot, deleted, SnapshotWork::None) {
-            self.replayed.seals.push((snapshot, captures));
-        }
+        self.add(snapshot, captures);
     }
 
     /// Adds a snapshot without its bytes.
     fn add_unread(&mut self, snapshot: Snapshot) {
         let (id, status) = (snapshot.id(), snapshot.status());
-        let deleted = self.deletions.contains(&id);
-        let mut work = SnapshotWork::None;
-        if deleted {
-            work = snapshot.record(SnapshotEvent::Deleted);
-        } else if status.is_undecided {
-            self.replayed.replay.undecided += 1;
-        } else {
-            let reason = status.failure.unwrap_or_default();
-            self.replayed.replay.lost.push(LostSnapshot { id, reason });
+        let (is_deleted, replay) = (self.delete_again(&snapshot), &mut self.replayed.replay);
+        match status.failure.filter(|_| !is_deleted) {
+            Some(_) if status.is_undecided => replay.undecided += 1,
+            Some(reason) => replay.lost.push(LostSnapshot { id, reason }),
+            None => {}
         }
-        self.add(snapshot, deleted, work);
+        self.add(snapshot, Vec::new());
         let unread = if status.is_undecided { &mut self.undecided } else { &mut self.lost };
         unread.insert(id);
     }
 
-    /// Adds a snapshot; none where it was undecided and others have decided it by now.
-    fn add(&mut self, snapshot: Snapshot, deleted: bool, work: SnapshotWork) -> Option<Arc<Snapshot>> {
+    /// Deletes a snapshot that is recorded as deleted; true if it is.
+    fn delete_again(&self, snapshot: &Snapshot) -> bool {
+        let is_deleted = self.deletions.contains(&snapshot.id());
+        if is_deleted {
+            snapshot.record(SnapshotEvent::Deleted);
+        }
+        is_deleted
+    }
+
+    /// Adds a snapshot, with the captures of its seal. One that was undecided, and is or was decided otherwise, stays.
+    fn add(&mut self, snapshot: Snapshot, captures: Vec<Arc<Capture>>) {
         let id = snapshot.id();
-        let (snapshot, work) = match self.before.get(&id) {
-            Some(before) => (Arc::clone(before), before.decide(&snapshot, work)?),
-            None => (Arc::new(snapshot), work),
+        let (snapshot, is_new) = match self.before.get(&id) {
+            Some(before) => (Arc::clone(before), before.decide(&snapshot)),
+            None => (Arc::new(snapshot), true),
         };
         self.undecided.remove(&id);
         self.all.insert(id, Arc::clone(&snapshot));
-        if work != SnapshotWork::None {
-            self.replayed.work.push((Arc::clone(&snapshot), work));
+        let Replayed { known, deleted, work, replay, .. } = &mut self.replayed;
+        let left = Work::left(&snapshot, captures);
+        if is_new && !matches!(left, Work::Nothing) {
+            work.push((Arc::clone(&snapshot), left));
         }
-        let Replayed { known, deleted: gone, replay, .. } = &mut self.replayed;
-        if deleted || snapshot.is_deleted() {
+        if snapshot.is_deleted() {
             replay.deleted += 1;
-            gone.push(Arc::clone(&snapshot));
+            deleted.push(snapshot);
         } else {
-            known.push(Arc::clone(&snapshot));
+            known.push(snapshot);
         }
-        Some(snapshot)
     }
 }
 
@@ -481,19 +433,40 @@ fn unread_parts_of(id: SnapshotId, facts: CapturedFacts, records: &Records) -> S
 }
 
 /// A sealed snapshot without its layers.
-fn lost_parts_of(manifest: &Manifest, records: &Records) -> SnapshotParts {
+fn unnamed_parts_of(manifest: &Manifest, records: &Records) -> SnapshotParts {
     let shapes = manifest.volumes().iter().map(|volume| VolumeShape {
         name: volume.name.clone(),
         page_kind: volume.page_kind,
         pages: volume.map.pages(),
     });
-    let none: Arc<[Arc<Layer>]> = Arc::new([]);
-    SnapshotParts { volumes: shapes.map(unread_volume).collect(), ..parts_of(manifest, &none, Some(records)) }
+    SnapshotParts {
+        id: manifest.snapshot(),
+        parent_id: manifest.parent(),
+        generation: manifest.generation(),
+        created_unix_ms: manifest.created_unix_ms(),
+        volumes: shapes.map(unread_volume).collect(),
+        blobs: manifest.blobs().clone(),
+        records: Some(records.clone()),
+    }
 }
 
-/// A volume until its view is known.
-fn unread_volume(shape: VolumeShape) -> Volume {
-    let VolumeShape { name, page_kind, pages } = shape;
-    let view = View::flat(PageMap::zero(pages), Arc::new([]));
-    Volume { name, page_kind, view: Arc::new(LiveView::new(view)) }
+fn unread_volume(VolumeShape { name, page_kind, pages }: VolumeShape) -> Volume {
+    Volume { name, page_kind, view: Arc::new(LiveView::new(View::lost(pages))) }
+}
+
+/// A snapshot without its bytes: its volumes are listed, and every read of them fails. It holds the layers that were
+/// opened for it.
+fn unread(parts: SnapshotParts, obstacle: Obstacle, layers: Vec<Arc<Layer>>) -> Snapshot {
+    let snapshot = parts.id;
+    let (reason, is_undecided) = match obstacle {
+        Obstacle::Lost(reason) => {
+            tracing::error!(%snapshot, %reason, "a snapshot is lost");
+            (reason, false)
+        }
+        Obstacle::Unknown(reason) => {
+            tracing::error!(%snapshot, %reason, "a snapshot cannot be read now; it is tried again");
+            (reason, true)
+        }
+    };
+    Snapshot::lost(parts, Lost { reason, is_undecided, _layers: layers })
 }

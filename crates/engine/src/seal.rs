@@ -19,10 +19,9 @@ use crate::identity::{Domain, LayerId, VolumeName};
 use crate::layer::Layer;
 use crate::lifecycle::SnapshotWork;
 use crate::limits;
-use crate::manifest::{
-    LayerName, LocalManifest, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape,
-};
+use crate::manifest::{LayerName, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape};
 use crate::merge::{frames_to_bring, merge, slots_to_merge};
+use crate::named::Named;
 use crate::pack::{PackError, pack};
 use crate::page_map::LayerSlot;
 use crate::page_set::PageSet;
@@ -90,7 +89,7 @@ pub(crate) struct Packed {
 #[derive(Debug)]
 pub(crate) struct NamedParent {
     snapshot: Arc<Snapshot>,
-    names: Arc<Manifest>,
+    named: Named,
     merges: Merges,
 }
 
@@ -103,11 +102,11 @@ pub(crate) struct Merges {
     frames: Vec<(Arc<Layer>, FrameNumber)>,
 }
 
-/// A snapshot's manifest, which its views are flat by already.
+/// A snapshot's names, which its views are flat by already.
 #[derive(Debug)]
 #[must_use = "a sealed snapshot is to be recorded"]
 pub(crate) struct Sealed {
-    manifest: Arc<Manifest>,
+    named: Named,
     seal_time: Duration,
     parts: SealParts,
 }
@@ -160,8 +159,8 @@ impl Sealer {
     }
 
     /// Decides which layers of a parent are merged under its child.
-    pub(crate) fn plan_merges(&self, parent: &Snapshot, names: &Manifest) -> Merges {
-        let maps: Vec<_> = names.volumes().iter().map(|named| &named.map).collect();
+    pub(crate) fn plan_merges(&self, parent: &Snapshot, named: &Named) -> Merges {
+        let maps: Vec<_> = named.manifest().volumes().iter().map(|named| &named.map).collect();
         let slots = slots_to_merge(&maps, self.sealing.merge_at_layers);
         let volumes = parent.volumes().iter().zip(maps).zip(&slots);
         let frames =
@@ -174,21 +173,20 @@ impl Sealer {
     pub(crate) async fn bring(
         &self,
         snapshot: Arc<Snapshot>,
-        names: Arc<Manifest>,
+        named: Named,
         mut merges: Merges,
     ) -> Result<NamedParent, SealError> {
         for (layer, frame) in std::mem::take(&mut merges.frames) {
             if let Err(error) = self.fetcher.bring(&layer, frame).await {
-                let (layers, volumes) = (names.layers().len(), names.volumes().len());
-                if layers + volumes > limits::MANIFEST_LAYERS_MAX {
+                if is_full(&named) {
                     return Err(error.into());
                 }
-                tracing::warn!(snapshot = %snapshot.id(), layers, %error, "layers are not merged now");
+                tracing::warn!(snapshot = %snapshot.id(), %error, "layers are not merged now");
                 merges.slots.iter_mut().for_each(Vec::clear);
                 break;
             }
         }
-        Ok(NamedParent { snapshot, names, merges })
+        Ok(NamedParent { snapshot, named, merges })
     }
 
     /// Puts this snapshot's layers on top of its parent's manifest, and flattens the views. Naming began at `begun`,
@@ -200,49 +198,60 @@ impl Sealer {
         parent: Option<&NamedParent>,
         begun: Instant,
     ) -> Result<Sealed, SealError> {
-        let sealed = self.overlay(snapshot, packed, parent)?;
+        let named = match parent {
+            Some(parent) => self.overlay(snapshot, packed, parent)?,
+            None => {
+                let changes = own_changes(snapshot, packed);
+                let manifest = Manifest::first(facts(snapshot), shapes(snapshot), &borrowed(&changes))?;
+                with_handles(manifest, packed.layers())
+            }
+        };
+        flatten(snapshot, &named);
         let parts = SealParts { name: begun.elapsed(), ..packed.parts };
-        Ok(Sealed { parts, ..sealed })
+        Ok(Sealed { named, seal_time: packed.frozen_at.elapsed(), parts })
     }
 
     fn overlay(
         &self,
         snapshot: &Snapshot,
         packed: &Packed,
-        parent: Option<&NamedParent>,
-    ) -> Result<Sealed, SealError> {
-        let Some(NamedParent { snapshot: parent, names, merges }) = parent else {
-            let changes = own_changes(snapshot, packed);
-            let manifest = Manifest::first(facts(snapshot), shapes(snapshot), &borrowed(&changes))?;
-            return Ok(flatten(snapshot, manifest, packed, &[], &[]));
-        };
-        let merged = self.merge(parent, names, &merges.slots)?;
+        NamedParent { snapshot: parent, named, merges }: &NamedParent,
+    ) -> Result<Named, SealError> {
+        let merged = self.merge(parent, named, &merges.slots)?;
         let mut changes = merged_changes(snapshot, &merged);
         changes.extend(own_changes(snapshot, packed));
-        let manifest = names.overlay(facts(snapshot), &borrowed(&changes))?;
-        Ok(flatten(snapshot, manifest, packed, &merged, parent.memory().load().layers()))
+        let manifest = named.manifest().overlay(facts(snapshot), &borrowed(&changes))?;
+        Ok(with_handles(
+            manifest,
+            named.layers().iter().chain(packed.layers()).chain(merged.iter().flatten()),
+        ))
     }
 
     /// For each volume the layer that some of the parent's were merged into.
     fn merge(
         &self,
         parent: &Snapshot,
-        names: &Manifest,
+        named: &Named,
         slots: &[Vec<LayerSlot>],
     ) -> Result<Vec<Option<Arc<Layer>>>, PackError> {
         let tools = (&*self.cache, &self.fetcher, &self.domain);
-        let is_full = names.layers().len() + names.volumes().len() > limits::MANIFEST_LAYERS_MAX;
-        let volumes = parent.volumes().iter().zip(names.volumes()).zip(slots);
+        let volumes = parent.volumes().iter().zip(named.manifest().volumes()).zip(slots);
         volumes
-            .map(|((volume, named), slots)| match merge(&named.map, &volume.view, slots, tools) {
+            .map(|((volume, of_volume), slots)| match merge(&of_volume.map, &volume.view, slots, tools) {
                 // There is room left: merging can wait for a pause at which the pages can be read and written.
-                Err(error @ (PackError::Merge(_) | PackError::Disk(_))) if !is_full => {
+                Err(error @ (PackError::Merge(_) | PackError::Disk(_))) if !is_full(named) => {
                     tracing::warn!(snapshot = %parent.id(), %error, "layers are not merged now");
                     Ok(None)
                 }
                 merged => merged,
             })
             .collect()
+    }
+}
+
+impl Packed {
+    fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
+        self.volumes.iter().filter_map(|pages| pages.layer.as_ref())
     }
 }
 
@@ -254,18 +263,16 @@ impl NamedParent {
 }
 
 impl Sealed {
-    /// Writes the manifest into the catalog, with the layers that the snapshot's flat views are over.
+    /// Writes the names into the catalog.
     pub(crate) fn write(&self, snapshot: &Snapshot, records: &Records) -> Result<(), SealError> {
-        let view = snapshot.memory().load();
-        let stored = view.layers().iter().map(|layer| layer.stored_at()).collect();
         let facts = SealFacts { seal_time: Some(self.seal_time), ..snapshot.seal_facts() };
-        let manifest = LocalManifest::new((*self.manifest).clone(), stored);
-        Ok(records.sealed(snapshot.id(), facts, &manifest)?)
+        Ok(records.sealed(snapshot.id(), facts, &self.named.local())?)
     }
 
-    /// Records the manifest; the work that is left.
-    pub(crate) fn record(&self, snapshot: &Snapshot) -> SnapshotWork {
-        snapshot.record_sealed(Arc::clone(&self.manifest), self.seal_time, self.parts)
+    /// Makes the snapshot a named one. The answer is the work that is left, and the captures that the keeper is to
+    /// forget.
+    pub(crate) fn record(&self, snapshot: &Snapshot) -> (SnapshotWork, Vec<Arc<Capture>>) {
+        snapshot.record_sealed(self.named.clone(), self.seal_time, self.parts)
     }
 }
 
@@ -350,24 +357,23 @@ fn shapes(snapshot: &Snapshot) -> Vec<VolumeShape> {
     snapshot.volumes().iter().map(shape).collect()
 }
 
-/// Gives every volume a view of the manifest's map over the layers' handles, which are all here by now.
-fn flatten(
-    snapshot: &Snapshot,
-    manifest: Manifest,
-    packed: &Packed,
-    merged: &[Option<Arc<Layer>>],
-    parents: &[Arc<Layer>],
-) -> Sealed {
-    let own = packed.volumes.iter().filter_map(|pages| pages.layer.as_ref());
-    let new = own.chain(merged.iter().flatten());
-    let handles: HashMap<LayerId, &Arc<Layer>> =
-        parents.iter().chain(new).map(|layer| (layer.id(), layer)).collect();
-    let layers: Arc<[Arc<Layer>]> =
-        manifest.layers().iter().map(|name| Arc::clone(handles[&name.id])).collect();
-    for (volume, named) in snapshot.volumes().iter().zip(manifest.volumes()) {
-        let packed_view = volume.view.load();
+/// A manifest with the handles of its layers, all of which are among `handles`.
+fn with_handles<'a>(manifest: Manifest, handles: impl Iterator<Item = &'a Arc<Layer>>) -> Named {
+    let handles: HashMap<LayerId, &Arc<Layer>> = handles.map(|layer| (layer.id(), layer)).collect();
+    let layers: Vec<_> = manifest.layers().iter().map(|name| Arc::clone(handles[&name.id])).collect();
+    Named::new(manifest, layers)
+}
+
+/// True if a manifest has no room for one more layer of each volume: then some have to be merged.
+fn is_full(named: &Named) -> bool {
+    let manifest = named.manifest();
+    manifest.layers().len() + manifest.volumes().len() > limits::MANIFEST_LAYERS_MAX
+}
+
+/// Gives every volume a view of the manifest's map over its layers.
+fn flatten(snapshot: &Snapshot, named: &Named) {
+    for (volume, of_volume) in snapshot.volumes().iter().zip(named.manifest().volumes()) {
         // False only when an earlier try came this far; its view has the same content.
-        volume.view.improve(&packed_view, View::flat(named.map.clone(), Arc::clone(&layers)));
+        volume.view.improve(&volume.view.load(), named.view(of_volume));
     }
-    Sealed { manifest: Arc::new(manifest), seal_time: packed.frozen_at.elapsed(), parts: packed.parts }
 }

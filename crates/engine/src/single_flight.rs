@@ -44,13 +44,6 @@ impl SingleFlight {
         first
     }
 
-    /// One who waits needs the frame no longer; without anybody who does, its fetch ends.
-    pub fn leave(&self, key: FrameKey, waiter: &Weak<dyn FrameWaiter>) {
-        if let Some(waiters) = lock(&self.0).get_mut(&key) {
-            waiters.retain(|other| !Weak::ptr_eq(other, waiter));
-        }
-    }
-
     /// Takes over a frame without waiters, to be fetched beside another. False if it is being fetched.
     #[must_use = "a claimed frame must be fetched or given back"]
     pub fn claim(&self, key: FrameKey) -> bool {
@@ -192,33 +185,5 @@ impl FrameWaiter for Answer {
 
     fn frame_failing(&self, _: LayerId, _: FrameNumber, reason: &str) {
         self.set(Err(reason.to_owned()));
-    }
-}
-
-#[cfg(all(test, not(shuttle)))]
-mod tests {
-    use super::*;
-
-    struct Anybody;
-
-    impl FrameWaiter for Anybody {
-        fn frame_ready(&self, _: LayerId, _: FrameNumber) {}
-
-        fn frame_failing(&self, _: LayerId, _: FrameNumber, _: &str) {}
-    }
-
-    #[test]
-    fn a_fetch_ends_once_all_who_waited_for_it_have_left() {
-        let flight = SingleFlight::default();
-        let waiter: Arc<dyn FrameWaiter> = Arc::new(Anybody);
-        let (key, waiting) = ((LayerId::from_bytes([1; 32]), FrameNumber::new(0)), Arc::downgrade(&waiter));
-        assert!(flight.join(key, waiting.clone()));
-        let attempt = || {
-            flight.leave(key, &waiting);
-            std::future::ready(Err::<(), _>("it is nowhere"))
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("no driver is needed");
-        runtime.block_on(flight.fetch(key, attempt, |_| std::future::ready(())));
-        assert_eq!(flight.under_way(), 0);
     }
 }

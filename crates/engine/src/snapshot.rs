@@ -12,11 +12,11 @@ use tokio::sync::Notify;
 use crate::capture::Capture;
 use crate::compare::PageClasses;
 use crate::deadline::Deadline;
-use crate::geometry::bytes_of_pages;
-use crate::identity::{LayerId, SnapshotId, VolumeName};
+use crate::identity::{SnapshotId, VolumeName};
 use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::manifest::Manifest;
+use crate::named::{Named, PlacedLayer};
 use crate::records::Records;
 use crate::snapshot_record::SealFacts;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
@@ -65,19 +65,6 @@ pub(crate) struct SnapshotParts {
     pub(crate) records: Option<Records>,
 }
 
-/// A layer of a snapshot, and how much of it is where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlacedLayer {
-    /// Its name.
-    pub id: LayerId,
-    /// Bytes of its pages.
-    pub bytes: u64,
-    /// Of those, bytes that this node's disk may hold.
-    pub local_bytes: u64,
-    /// Bytes of its object, once it is stored.
-    pub stored_bytes: Option<u64>,
-}
-
 /// State of a snapshot at one moment.
 #[derive(Debug, Clone)]
 pub struct SnapshotStatus {
@@ -110,16 +97,45 @@ pub struct SealParts {
     pub name: Duration,
 }
 
+/// How a snapshot stands. Its state is what this says in one word.
 #[derive(Debug)]
 struct Progress {
-    status: SnapshotStatus,
-    /// Until the snapshot is sealed.
+    standing: Standing,
+    is_deleted: bool,
+    seal_facts: SealFacts,
+    seal_parts: Option<SealParts>,
+    /// Error of the last failed try.
+    failure: Option<String>,
+}
+
+/// Place of a snapshot's pages, with all that comes with it.
+#[derive(Debug)]
+enum Standing {
+    /// In RAM, over the parent's.
+    Captured(Captured),
+    /// In layers that a manifest names.
+    Named { named: Named, is_published: bool },
+    /// Nowhere, or they cannot be had now.
+    Lost(Lost),
+}
+
+/// An unsealed snapshot's own part.
+#[derive(Debug, Clone)]
+struct Captured {
     parent: Option<Arc<Snapshot>>,
-    manifest: Option<Arc<Manifest>>,
-    /// The captures that the keeper has: their bytes count until it forgets them.
+    /// The captures that the keeper has.
     kept: Vec<Arc<Capture>>,
-    /// Lives that have begun and not come to their end: none of them may find its record gone.
-    lives: usize,
+}
+
+/// A snapshot without its pages.
+#[derive(Debug, Default)]
+pub(crate) struct Lost {
+    /// The reason.
+    pub(crate) reason: String,
+    /// True if it is taken for lost only until that can be said.
+    pub(crate) is_undecided: bool,
+    /// Those layers of its record that could be opened: their files stay as long as the catalog names them.
+    pub(crate) _layers: Vec<Arc<Layer>>,
 }
 
 /// The snapshot has no manifest yet, after as long a wait as the caller wanted.
@@ -135,84 +151,22 @@ impl Snapshot {
         captures: &[Arc<Capture>],
     ) -> Self {
         let kept = if parts.records.is_some() { captures.to_vec() } else { Vec::new() };
-        let progress = Progress::new(SnapshotState::Captured);
-        Self::with_progress(parts, Progress { parent, kept, ..progress })
+        Self::new(parts, Standing::Captured(Captured { parent, kept }), SealFacts::default())
     }
 
-    /// A snapshot that has a manifest; `state` is one of those that do, or `Discarded`.
-    pub(crate) fn named(
-        parts: SnapshotParts,
-        state: SnapshotState,
-        manifest: Arc<Manifest>,
-        facts: SealFacts,
-    ) -> Self {
-        let mut progress = Progress::new(state);
-        progress.manifest = Some(manifest);
-        (progress.status.classes, progress.status.seal_time) = (facts.classes, facts.seal_time);
-        Self::with_progress(parts, progress)
+    /// A snapshot that is sealed, and published if `is_published`.
+    pub(crate) fn named(parts: SnapshotParts, named: Named, is_published: bool, facts: SealFacts) -> Self {
+        Self::new(parts, Standing::Named { named, is_published }, facts)
     }
 
-    /// A snapshot whose pages are nowhere, with the reason; its views fail whenever they are read.
-    pub(crate) fn lost(parts: SnapshotParts, reason: String) -> Self {
-        let mut progress = Progress::new(SnapshotState::Lost);
-        progress.status.failure = Some(reason);
-        Self::with_progress(parts, progress)
+    /// A snapshot without its pages; its views are of lost pages.
+    pub(crate) fn lost(parts: SnapshotParts, lost: Lost) -> Self {
+        Self::new(parts, Standing::Lost(lost), SealFacts::default())
     }
 
-    /// A snapshot of which it cannot be said now how it is, with the reason; it is taken for lost until it can.
-    pub(crate) fn undecided(parts: SnapshotParts, reason: String) -> Self {
-        let mut progress = Progress::new(SnapshotState::Lost);
-        progress.status.failure = Some(reason);
-        progress.status.is_undecided = true;
-        Self::with_progress(parts, progress)
-    }
-
-    /// Makes this undecided snapshot what `made` is, for all who hold it; one that was deleted meanwhile is then a deleted
-    /// one. The answer is the work to do: `work`, or what its deletion asks for; none if it was not undecided any more.
-    pub(crate) fn decide(&self, made: &Self, work: SnapshotWork) -> Option<SnapshotWork> {
-        if !self.status().is_undecided {
-            return None;
-        }
-        // Before the state: readers that see the new state use these.
-        for (volume, made) in self.volumes.iter().zip(&made.volumes) {
-            volume.view.replace_unread(&made.view.load());
-        }
-        let mut next = std::mem::replace(&mut *lock(&made.progress), Progress::new(SnapshotState::Lost));
-        let mut progress = lock(&self.progress);
-        if !progress.status.is_undecided {
-            return None;
-        }
-        if next.status.is_undecided {
-            progress.status.failure = next.status.failure;
-            return Some(SnapshotWork::None);
-        }
-        let mut work = work;
-        if progress.status.state == SnapshotState::Discarded {
-            let deleted = next.status.state.after(SnapshotEvent::Deleted);
-            (next.status.state, work) = deleted.expect("whatever was made again can be deleted");
-        }
-        next.lives = progress.lives;
-        *progress = next;
-        drop(progress);
-        self.tell();
-        Some(work)
-    }
-
-    /// True if its pages are nowhere, or cannot be had now; it may have been deleted since.
-    pub(crate) fn is_without_bytes(&self) -> bool {
-        let progress = lock(&self.progress);
-        match progress.status.state {
-            SnapshotState::Lost => true,
-            SnapshotState::Discarded => progress.manifest.is_none(),
-            SnapshotState::Captured
-            | SnapshotState::CapturedForChildren
-            | SnapshotState::Sealed
-            | SnapshotState::Published => false,
-        }
-    }
-
-    fn with_progress(parts: SnapshotParts, progress: Progress) -> Self {
+    fn new(parts: SnapshotParts, standing: Standing, seal_facts: SealFacts) -> Self {
         let SnapshotParts { id, parent_id, generation, created_unix_ms, volumes, blobs, records } = parts;
+        let progress = Progress { standing, is_deleted: false, seal_facts, seal_parts: None, failure: None };
         Self {
             id,
             parent_id,
@@ -226,6 +180,38 @@ impl Snapshot {
             changed: Condvar::new(),
             news: Notify::new(),
         }
+    }
+
+    /// Makes this undecided snapshot what `made` is, for all who hold it; it stays deleted if it was meanwhile. False if
+    /// it is undecided as before, or was not any more.
+    pub(crate) fn decide(&self, made: &Self) -> bool {
+        if !self.is_undecided() {
+            return false;
+        }
+        // Before the state: readers that see the new state use these.
+        for (volume, made) in self.volumes.iter().zip(&made.volumes) {
+            volume.view.improve(&volume.view.load(), made.view.load());
+        }
+        let (is_decided, seal_facts) = (!made.is_undecided(), made.seal_facts());
+        let nothing = Standing::Lost(Lost::default());
+        let mut standing = std::mem::replace(&mut lock(&made.progress).standing, nothing);
+        let mut progress = lock(&self.progress);
+        std::mem::swap(&mut progress.standing, &mut standing);
+        progress.seal_facts = seal_facts;
+        drop(progress);
+        drop(standing);
+        self.tell();
+        is_decided
+    }
+
+    /// True if it is taken for lost only until that can be said.
+    pub(crate) fn is_undecided(&self) -> bool {
+        lock(&self.progress).is_undecided()
+    }
+
+    /// True if its pages are nowhere, or cannot be had now; it may have been deleted since.
+    pub(crate) fn is_lost(&self) -> bool {
+        matches!(lock(&self.progress).standing, Standing::Lost(_))
     }
 
     /// Its name.
@@ -275,17 +261,29 @@ impl Snapshot {
 
     /// Its present state.
     pub fn status(&self) -> SnapshotStatus {
-        lock(&self.progress).status.clone()
+        let progress = lock(&self.progress);
+        let failure = match &progress.standing {
+            Standing::Lost(lost) => Some(lost.reason.clone()),
+            Standing::Captured(_) | Standing::Named { .. } => progress.failure.clone(),
+        };
+        SnapshotStatus {
+            state: progress.state(),
+            classes: progress.seal_facts.classes,
+            seal_time: progress.seal_facts.seal_time,
+            seal_parts: progress.seal_parts,
+            failure,
+            is_undecided: progress.is_undecided(),
+        }
     }
 
     /// Its state now.
     pub fn state(&self) -> SnapshotState {
-        lock(&self.progress).status.state
+        lock(&self.progress).state()
     }
 
     /// True if its owner deleted it.
     pub(crate) fn is_deleted(&self) -> bool {
-        matches!(self.state(), SnapshotState::CapturedForChildren | SnapshotState::Discarded)
+        lock(&self.progress).is_deleted
     }
 
     /// True if its manifest is in the store.
@@ -293,69 +291,64 @@ impl Snapshot {
         self.state() == SnapshotState::Published
     }
 
-    /// The manifest if it exists by now; for callers that must not wait.
+    /// Its names and the layers they are of, if it is sealed by now; for callers that must not wait.
+    pub fn named_now(&self) -> Option<Named> {
+        lock(&self.progress).named().cloned()
+    }
+
+    /// The manifest if it exists by now.
     pub fn manifest_now(&self) -> Option<Arc<Manifest>> {
-        lock(&self.progress).manifest.clone()
+        Some(Arc::clone(self.named_now()?.manifest()))
     }
 
     /// Its layers and how much of each is where; empty until it has a manifest. Waits for nothing.
     pub fn layers_now(&self) -> Vec<PlacedLayer> {
-        if self.manifest_now().is_none() {
-            return Vec::new();
-        }
-        let placed = |layer: &Arc<Layer>| PlacedLayer {
-            id: layer.id(),
-            bytes: bytes_of_pages(layer.pages()),
-            local_bytes: layer.local_bytes(),
-            stored_bytes: layer.stored_at().map(|stored| stored.object_bytes),
-        };
-        self.memory().load().layers().iter().map(placed).collect()
+        self.named_now().map(|named| named.placed()).unwrap_or_default()
     }
 
     /// Hands what is only in memory to the keeper, which is not the one that had it.
     pub(crate) fn keep_again(&self) -> io::Result<()> {
-        let kept = lock(&self.progress).kept.clone();
-        let Some(records) = self.records.as_ref().filter(|_| !kept.is_empty()) else { return Ok(()) };
+        let (Some(records), Some(Captured { kept, .. })) = (&self.records, self.captured_now()) else {
+            return Ok(());
+        };
         records.keep(self.id, self.volumes.iter().map(|volume| &volume.name), &kept)?;
-        // It may have been forgotten meanwhile, before it was kept again.
-        if lock(&self.progress).kept.is_empty() {
+        // It may have been sealed meanwhile, and forgotten before it was kept again.
+        if self.captured_now().is_none() {
             records.forget(self.id);
         }
         Ok(())
     }
 
-    /// Its layers are recorded: the keeper need not hold its captures any more.
-    pub(crate) fn forget_kept(&self) {
-        let kept = std::mem::take(&mut lock(&self.progress).kept);
-        if let Some(records) = &self.records {
-            records.forget(self.id);
+    /// Its own part while it is unsealed.
+    fn captured_now(&self) -> Option<Captured> {
+        match &lock(&self.progress).standing {
+            Standing::Captured(captured) => Some(captured.clone()),
+            Standing::Named { .. } | Standing::Lost(_) => None,
         }
-        drop(kept);
     }
 
     /// Recorded facts of its seal.
     pub(crate) fn seal_facts(&self) -> SealFacts {
-        let SnapshotStatus { classes, seal_time, .. } = self.status();
-        SealFacts { classes, seal_time }
+        lock(&self.progress).seal_facts
     }
 
     /// Waits up to `limit` for the manifest.
     pub fn wait_manifest(&self, limit: Duration) -> Result<Arc<Manifest>, NoManifestYet> {
-        self.wait(limit, |progress| progress.manifest.clone()).ok_or(NoManifestYet)
+        self.wait(limit, |progress| Some(Arc::clone(progress.named()?.manifest()))).ok_or(NoManifestYet)
     }
 
     /// Waits up to `limit` for the state to be `state`; false if it was not.
     pub fn wait_state(&self, state: SnapshotState, limit: Duration) -> bool {
-        self.wait(limit, |progress| (progress.status.state == state).then_some(())).is_some()
+        self.wait(limit, |progress| (progress.state() == state).then_some(())).is_some()
     }
 
-    /// Waits for the manifest as long as it takes.
-    pub(crate) async fn manifest(&self) -> Arc<Manifest> {
+    /// Waits for the names as long as it takes.
+    pub(crate) async fn names(&self) -> Named {
         loop {
             // Made before the look: a change after it is not missed.
             let news = self.news.notified();
-            if let Some(manifest) = self.manifest_now() {
-                return manifest;
+            if let Some(named) = self.named_now() {
+                return named;
             }
             news.await;
         }
@@ -363,72 +356,68 @@ impl Snapshot {
 
     /// The snapshot it was a change of, while this one is unsealed.
     pub(crate) fn parent(&self) -> Option<Arc<Self>> {
-        lock(&self.progress).parent.clone()
+        self.captured_now()?.parent
     }
 
     /// The unsealed snapshots under this one and itself, if it is unsealed; the oldest last.
     pub(crate) fn unsealed_line(self: &Arc<Self>) -> Vec<Arc<Self>> {
         let mut line = Vec::new();
         let mut next = Some(Arc::clone(self));
-        while let Some(snapshot) = next.filter(|snapshot| snapshot.manifest_now().is_none()) {
-            next = snapshot.parent();
+        while let Some((snapshot, captured)) =
+            next.and_then(|next| Some((Arc::clone(&next), next.captured_now()?)))
+        {
+            next = captured.parent;
             line.push(snapshot);
         }
         line
     }
 
-    /// A life begins, which writes its record and works by it.
-    pub(crate) fn life_begins(&self) {
-        lock(&self.progress).lives += 1;
-    }
-
-    /// A life has come to its end; one that the engine's end cut short has not.
-    pub(crate) fn life_ends(&self) {
-        lock(&self.progress).lives -= 1;
-    }
-
     /// Records an event and returns the work it asks for.
     pub(crate) fn record(&self, event: SnapshotEvent) -> SnapshotWork {
-        self.record_with(event, |_| {})
+        self.record_with(event, |progress| match event {
+            SnapshotEvent::Deleted => progress.is_deleted = true,
+            SnapshotEvent::PublishSucceeded => progress.set_published(true),
+            SnapshotEvent::ManifestMissing => progress.set_published(false),
+            SnapshotEvent::SealSucceeded | SnapshotEvent::SealFailed | SnapshotEvent::PublishFailed => {}
+        })
     }
 
     /// Records that a try failed, and why.
     pub(crate) fn record_failure(&self, event: SnapshotEvent, reason: String) -> SnapshotWork {
-        self.record_with(event, |progress| progress.status.failure = Some(reason))
+        self.record_with(event, |progress| progress.failure = Some(reason))
     }
 
-    /// Records the manifest and lets go of the parent.
+    /// Records the names and lets go of the parent. The answer has the captures that the keeper is to forget now.
     pub(crate) fn record_sealed(
         &self,
-        manifest: Arc<Manifest>,
+        named: Named,
         seal_time: Duration,
         parts: SealParts,
-    ) -> SnapshotWork {
-        let mut parent = None;
+    ) -> (SnapshotWork, Vec<Arc<Capture>>) {
+        let mut standing = Standing::Named { named, is_published: false };
         let work = self.record_with(SnapshotEvent::SealSucceeded, |progress| {
-            progress.manifest = Some(manifest);
-            progress.status.seal_time = Some(seal_time);
-            progress.status.seal_parts = Some(parts);
-            parent = progress.parent.take();
+            std::mem::swap(&mut progress.standing, &mut standing);
+            progress.seal_facts.seal_time = Some(seal_time);
+            progress.seal_parts = Some(parts);
+            progress.failure = None;
         });
-        // Dropped without the lock: a deleted parent's layers may go with it.
-        drop(parent);
-        work
+        // The parent goes without the lock: its layers may go with it if it was deleted.
+        match standing {
+            Standing::Captured(Captured { kept, .. }) => (work, kept),
+            Standing::Named { .. } | Standing::Lost(_) => (work, Vec::new()),
+        }
     }
 
     pub(crate) fn record_classes(&self, classes: PageClasses) {
-        lock(&self.progress).status.classes = Some(classes);
+        lock(&self.progress).seal_facts.classes = Some(classes);
     }
 
     fn record_with(&self, event: SnapshotEvent, change: impl FnOnce(&mut Progress)) -> SnapshotWork {
         let mut progress = lock(&self.progress);
         let (state, work) =
-            progress.status.state.after(event).expect("an event is recorded only where the table has it");
-        progress.status.state = state;
-        if matches!(event, SnapshotEvent::SealSucceeded | SnapshotEvent::PublishSucceeded) {
-            progress.status.failure = None;
-        }
+            progress.state().after(event).expect("an event is recorded only where the table has it");
         change(&mut progress);
+        assert_eq!(progress.state(), state, "{event:?} is recorded as the table has it");
         drop(progress);
         self.tell();
         work
@@ -458,25 +447,40 @@ impl Snapshot {
 }
 
 impl Progress {
-    fn new(state: SnapshotState) -> Self {
-        let status = SnapshotStatus {
-            state,
-            classes: None,
-            seal_time: None,
-            seal_parts: None,
-            failure: None,
-            is_undecided: false,
-        };
-        Self { status, parent: None, manifest: None, kept: Vec::new(), lives: 0 }
+    fn state(&self) -> SnapshotState {
+        match (&self.standing, self.is_deleted) {
+            (Standing::Captured(_), false) => SnapshotState::Captured,
+            (Standing::Captured(_), true) => SnapshotState::CapturedForChildren,
+            (Standing::Named { is_published: false, .. }, false) => SnapshotState::Sealed,
+            (Standing::Named { is_published: true, .. }, false) => SnapshotState::Published,
+            (Standing::Lost(_), false) => SnapshotState::Lost,
+            (Standing::Named { .. } | Standing::Lost(_), true) => SnapshotState::Discarded,
+        }
+    }
+
+    fn named(&self) -> Option<&Named> {
+        match &self.standing {
+            Standing::Named { named, .. } => Some(named),
+            Standing::Captured(_) | Standing::Lost(_) => None,
+        }
+    }
+
+    fn is_undecided(&self) -> bool {
+        matches!(&self.standing, Standing::Lost(lost) if lost.is_undecided)
+    }
+
+    fn set_published(&mut self, in_store: bool) {
+        if let Standing::Named { is_published, .. } = &mut self.standing {
+            *is_published = in_store;
+            self.failure = self.failure.take().filter(|_| !in_store);
+        }
     }
 }
 
 impl Drop for Snapshot {
     /// The last user is gone: of a snapshot that was deleted, and is out of the store, nothing needs to stay.
     fn drop(&mut self) {
-        let progress = lock(&self.progress);
-        let is_over = progress.status.state == SnapshotState::Discarded && progress.lives == 0;
-        drop(progress);
+        let is_over = self.state() == SnapshotState::Discarded;
         if let Some(records) = self.records.as_ref().filter(|_| is_over) {
             records.gone(self.id);
         }

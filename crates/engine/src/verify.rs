@@ -10,7 +10,6 @@ use crate::fetch::Fetcher;
 use crate::frame::{FRAME_PAGES, FrameNumber, frame_of};
 use crate::geometry::{GuestPage, GuestPages};
 use crate::identity::LayerId;
-use crate::lifecycle::SnapshotState;
 use crate::snapshot::{Snapshot, Volume};
 use crate::store_check::{StoreFindings, look_for_objects};
 use crate::view::{Piece, PieceSource};
@@ -38,11 +37,10 @@ pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher, is_wanted: &dyn Fn() -> bo
         verifying.volume(volume)?;
     }
     let mut found = verifying.found;
-    let status = snapshot.status();
-    if status.state == SnapshotState::Lost {
-        found.first = status.failure;
+    if snapshot.is_lost() {
+        found.first = snapshot.status().failure;
     }
-    if status.state == SnapshotState::Published {
+    if snapshot.is_published() {
         let looked = fetcher.ask_store(async |store| look_for_objects(snapshot.id(), store).await);
         found.store =
             looked.unwrap_or_else(|stopped| StoreFindings::NotAsked { reason: stopped.to_string() });
@@ -79,6 +77,7 @@ impl Verifying<'_> {
         self.found.pages += u64::from(piece.pages.count());
         match &piece.source {
             PieceSource::Zero => {}
+            PieceSource::Lost(_) => self.wrong(volume, piece.pages, "it is lost, or cannot be read now"),
             PieceSource::Capture(capture) => {
                 let mut left = piece.pages;
                 while !left.is_empty() {

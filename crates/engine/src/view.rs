@@ -7,7 +7,8 @@
 //! fn stored(view: &rekindle_engine::view::View) -> String { serde_json::to_string(view).expect("it has no encoding") }
 //! ```
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Weak};
 
 use rekindle_kernel::{LostBytes, Mapping, PAGE_BYTES, Source};
 
@@ -17,8 +18,7 @@ use crate::geometry::{GuestPage, GuestPages, LayerPage, u64_of, usize_of};
 use crate::layer::Layer;
 use crate::page_map::{PageMap, Place};
 use crate::page_set::PageSet;
-use crate::single_flight::FrameKey;
-use crate::sync::Current;
+use crate::sync::{Current, Mutex, lock};
 
 /// One volume's content at one moment, as handles.
 #[derive(Debug)]
@@ -32,6 +32,25 @@ enum Body {
     Captured { top: Arc<Capture>, base: Base },
     Packed { top: PackedPages, base: Base },
     Flat { map: PageMap, layers: Arc<[Arc<Layer>]> },
+    Lost(Arc<LostPages>),
+}
+
+/// Pages that are nowhere, or cannot be had now: no read of them succeeds. Where they are found later, those who wait for
+/// them are told.
+#[derive(Default)]
+pub struct LostPages(Mutex<Search>);
+
+#[derive(Default)]
+struct Search {
+    is_over: bool,
+    waiting: Vec<Weak<dyn FoundWaiter>>,
+}
+
+/// A waiter for lost pages. Called from a foreign thread, or from the asking one if they are found already; it must not
+/// block.
+pub trait FoundWaiter: Send + Sync {
+    /// The pages have a source in the view by now.
+    fn pages_found(&self);
 }
 
 /// Base under the pages of a pause: the parent's present view, or nothing but zeroes.
@@ -73,10 +92,15 @@ impl View {
         Self { pages: map.pages(), body: Body::Flat { map, layers } }
     }
 
-    /// Stage of this view.
+    /// `pages` pages that cannot be had.
+    pub fn lost(pages: u32) -> Self {
+        Self { pages, body: Body::Lost(Arc::default()) }
+    }
+
+    /// Stage of this view. Of lost pages nothing is packed.
     pub fn phase(&self) -> ViewPhase {
         match self.body {
-            Body::Captured { .. } => ViewPhase::Captured,
+            Body::Captured { .. } | Body::Lost(_) => ViewPhase::Captured,
             Body::Packed { .. } => ViewPhase::Packed,
             Body::Flat { .. } => ViewPhase::Flat,
         }
@@ -86,7 +110,7 @@ impl View {
     pub fn layers(&self) -> &[Arc<Layer>] {
         match &self.body {
             Body::Flat { layers, .. } => layers,
-            Body::Captured { .. } | Body::Packed { .. } => &[],
+            Body::Captured { .. } | Body::Packed { .. } | Body::Lost(_) => &[],
         }
     }
 
@@ -122,7 +146,53 @@ impl View {
                 };
                 Piece::new(page, run, phase, source)
             }
+            Body::Lost(lost) => Piece::new(page, limit, phase, PieceSource::Lost(Arc::clone(lost))),
         }
+    }
+
+    /// The lost pages, if these are some.
+    fn lost_pages(&self) -> Option<&LostPages> {
+        match &self.body {
+            Body::Lost(lost) => Some(lost),
+            Body::Captured { .. } | Body::Packed { .. } | Body::Flat { .. } => None,
+        }
+    }
+
+    /// True if this may stand in the place of `other`: it is further on, or what was lost is found.
+    fn improves(&self, other: &Self) -> bool {
+        match (self.lost_pages(), other.lost_pages()) {
+            (None, Some(_)) => true,
+            (Some(_), _) => false,
+            (None, None) => self.phase() > other.phase(),
+        }
+    }
+}
+
+impl LostPages {
+    /// Tells `waiter` when the pages are found.
+    pub fn wait(&self, waiter: Weak<dyn FoundWaiter>) {
+        let mut search = lock(&self.0);
+        if search.is_over {
+            drop(search);
+            waiter.upgrade().inspect(|waiter| waiter.pages_found());
+            return;
+        }
+        search.waiting.retain(|other| other.strong_count() > 0 && !Weak::ptr_eq(other, &waiter));
+        search.waiting.push(waiter);
+    }
+
+    fn found(&self) {
+        let mut search = lock(&self.0);
+        search.is_over = true;
+        let waiting = std::mem::take(&mut search.waiting);
+        drop(search);
+        waiting.iter().filter_map(Weak::upgrade).for_each(|waiter| waiter.pages_found());
+    }
+}
+
+impl fmt::Debug for LostPages {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("LostPages")
     }
 }
 
@@ -172,15 +242,14 @@ impl LiveView {
 
     /// Puts `next` in the place of `expected` if it is further on; false if it is not, or if `expected` is not what
     /// the cell holds. A late or repeated replacement thus changes nothing.
-    pub fn improve(&self, expected: &Arc<View>, next: View) -> bool {
+    pub fn improve(&self, expected: &Arc<View>, next: impl Into<Arc<View>>) -> bool {
+        let next = next.into();
         assert_eq!(next.pages, self.pages, "all views of a volume have its size");
-        next.phase() > expected.phase() && self.current.replace(expected, Arc::new(next))
-    }
-
-    /// Puts another view in the place of one whose every read fails: what it stands for could be read by now.
-    pub(crate) fn replace_unread(&self, next: &Arc<View>) {
-        assert_eq!(next.pages, self.pages, "all views of a volume have its size");
-        self.current.replace(&self.load(), Arc::clone(next));
+        let improved = next.improves(expected) && self.current.replace(expected, next);
+        if improved && let Some(lost) = expected.lost_pages() {
+            lost.found();
+        }
+        improved
     }
 }
 
@@ -204,6 +273,19 @@ pub enum PieceSource {
     Capture(Arc<Capture>),
     /// In a layer, from this page on.
     Layer(Arc<Layer>, LayerPage),
+    /// Nowhere, or they cannot be had now.
+    Lost(Arc<LostPages>),
+}
+
+/// Bytes of a piece.
+#[derive(Debug, Clone, Copy)]
+pub enum PieceBytes<'a> {
+    /// They are all zero.
+    Zero,
+    /// They begin at this byte of a mapping.
+    At(&'a Mapping, usize),
+    /// They cannot be had.
+    Lost,
 }
 
 impl Piece {
@@ -217,6 +299,7 @@ impl Piece {
         match &self.source {
             PieceSource::Zero | PieceSource::Capture(_) => count,
             PieceSource::Layer(layer, first) => layer.readable_now(*first, count),
+            PieceSource::Lost(_) => 0,
         }
     }
 
@@ -225,36 +308,27 @@ impl Piece {
         assert!(skip + pages <= self.pages.count(), "within the piece");
         let bytes = usize_of(pages) * PAGE_BYTES;
         match self.place() {
-            Some((mapping, offset)) => mapping.source(offset + usize_of(skip) * PAGE_BYTES, bytes),
-            None => Source::zeroes(bytes),
+            PieceBytes::At(mapping, offset) => mapping.source(offset + usize_of(skip) * PAGE_BYTES, bytes),
+            PieceBytes::Zero => Source::zeroes(bytes),
+            PieceBytes::Lost => unreachable!("lost pages are never readable"),
         }
     }
 
-    /// The mapping and the byte in it where this piece begins; none for zeroes.
-    pub fn place(&self) -> Option<(&Mapping, usize)> {
+    /// Place of the piece's bytes.
+    pub fn place(&self) -> PieceBytes<'_> {
         match &self.source {
-            PieceSource::Zero => None,
-            PieceSource::Capture(capture) => Some((capture.mapping(), self.pages.start().offset())),
-            PieceSource::Layer(layer, first) => Some((layer.mapping(), first.offset())),
+            PieceSource::Zero => PieceBytes::Zero,
+            PieceSource::Capture(capture) => PieceBytes::At(capture.mapping(), self.pages.start().offset()),
+            PieceSource::Layer(layer, first) => PieceBytes::At(layer.mapping(), first.offset()),
+            PieceSource::Lost(_) => PieceBytes::Lost,
         }
     }
 
-    /// The frame that must be there before the first page can be read; none for what is always in memory.
+    /// The frame that must be there before the first page can be read; none for what is always in memory, or nowhere.
     pub fn missing_frame(&self) -> Option<(Arc<Layer>, FrameNumber)> {
         match &self.source {
-            PieceSource::Zero | PieceSource::Capture(_) => None,
+            PieceSource::Zero | PieceSource::Capture(_) | PieceSource::Lost(_) => None,
             PieceSource::Layer(layer, first) => Some((Arc::clone(layer), frame_of(*first))),
-        }
-    }
-
-    /// True if any of its pages is in this frame.
-    pub(crate) fn reads_frame(&self, (id, frame): FrameKey) -> bool {
-        match &self.source {
-            PieceSource::Zero | PieceSource::Capture(_) => false,
-            PieceSource::Layer(layer, first) => {
-                let last = LayerPage::new(first.number() + self.pages.count() - 1);
-                layer.id() == id && (frame_of(*first)..=frame_of(last)).contains(&frame)
-            }
         }
     }
 
@@ -273,11 +347,12 @@ impl Piece {
             "as long as the piece"
         );
         match self.place() {
-            Some((mapping, offset)) => mapping.copy_to(offset, into),
-            None => {
+            PieceBytes::At(mapping, offset) => mapping.copy_to(offset, into),
+            PieceBytes::Zero => {
                 into.fill(0);
                 Ok(())
             }
+            PieceBytes::Lost => Err(LostBytes { offset: self.pages.start().offset() }),
         }
     }
 }

@@ -9,7 +9,6 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::catalog::CatalogError;
-use crate::lifecycle::SnapshotState;
 use crate::limits;
 use crate::records::Records;
 use crate::snapshot::Snapshot;
@@ -39,14 +38,14 @@ pub(crate) async fn keep(
     expected: Option<&Arc<WorkingSet>>,
     set: Arc<WorkingSet>,
 ) {
-    if is_deleted(snapshot) || !snapshot.working_set().replace(expected, Arc::clone(&set)) {
+    if snapshot.is_deleted() || !snapshot.working_set().replace(expected, Arc::clone(&set)) {
         return;
     }
     // The next resume has it from here on. The recording may have been ended by a pause, whose own record must not wait
     // for this one.
     tokio::time::sleep(limits::WORKING_SET_WRITTEN_AFTER).await;
     let turn = snapshot.working_set().turn().await;
-    let is_wanted = !is_deleted(snapshot)
+    let is_wanted = !snapshot.is_deleted()
         && snapshot.working_set().unstored().is_some_and(|present| Arc::ptr_eq(&present, &set));
     if is_wanted {
         record(snapshot, set, false).await;
@@ -72,19 +71,10 @@ pub(crate) async fn publish(snapshot: &Snapshot, store: &Store) {
     }
     drop(turn);
     // Deleted meanwhile: the deletion from the store may have looked before this was there.
-    if is_deleted(snapshot)
+    if snapshot.is_deleted()
         && let Err(error) = store.delete_working_sets(id).await
     {
         tracing::warn!(snapshot = %id, %error, "the working set of a deleted snapshot may stay in the store");
-    }
-}
-
-fn is_deleted(snapshot: &Snapshot) -> bool {
-    match snapshot.state() {
-        SnapshotState::CapturedForChildren | SnapshotState::Discarded => true,
-        SnapshotState::Captured | SnapshotState::Sealed | SnapshotState::Published | SnapshotState::Lost => {
-            false
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::capture::Capture;
 use crate::fetch::Fetcher;
 use crate::hooks::NoHooks;
 use crate::identity::Domain;
-use crate::life::{Background, Life};
+use crate::life::{Background, Life, Work};
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
 use crate::pause::{PauseError, PausePermit, PauseRules, PausedGuest};
@@ -83,7 +83,16 @@ impl Steps {
     /// The whole seal, with the work it leaves.
     pub fn seal(&self, snapshot: &Arc<Snapshot>, captures: Vec<Arc<Capture>>) -> SnapshotWork {
         let life = Life { snapshot: Arc::clone(snapshot), background: Arc::clone(&self.background) };
-        block_on(life.seal(captures))
+        let mut work = Work::seal(captures);
+        while let Work::Seal(_) = work {
+            let done = block_on(life.attempt(&work)).expect("no step is told to stop");
+            work = done.expect("neither disk nor memory fails");
+        }
+        match work {
+            Work::Nothing | Work::Seal(_) => SnapshotWork::None,
+            Work::Publish(_) => SnapshotWork::Publish,
+            Work::RemoveFromStore => SnapshotWork::RemoveFromStore,
+        }
     }
 
     /// Records an event of the owner or the store.

@@ -87,7 +87,11 @@ impl Server {
             self.counters.pages_prefetched.add(pages);
             return ahead(pages, &end);
         }
-        let PieceSource::Layer(layer, first) = &piece.source else { return Ahead::Interrupted };
+        let (layer, first) = match &piece.source {
+            PieceSource::Layer(layer, first) => (layer, first),
+            PieceSource::Lost(_) => return Ahead::Dealt(piece.pages.count()),
+            PieceSource::Zero | PieceSource::Capture(_) => return Ahead::Interrupted,
+        };
         let in_frame = FRAME_PAGES - first.number() % FRAME_PAGES;
         let waiting = piece.pages.first_pages(in_frame);
         if let Some((_, frame)) = piece.missing_frame()
@@ -116,6 +120,7 @@ impl Server {
                 frames.iter().for_each(|(layer, frame)| self.request(layer, *frame));
                 Ahead::Dealt(of_unit)
             }
+            UnitInstall::Lost => Ahead::Dealt(of_unit),
         }
     }
 

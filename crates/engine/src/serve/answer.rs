@@ -14,13 +14,16 @@ use super::server::Server;
 use super::status::{EndReason, ServeStatus};
 use super::unit::UnitInstall;
 use crate::fetch::FrameWaiter;
-use crate::frame::FrameNumber;
+use crate::frame::{FrameNumber, frame_of};
 use crate::geometry::{GuestPage, GuestPages};
 use crate::layer::Layer;
 use crate::view::{Piece, PieceSource};
 
 /// Reason told for a page whose bytes are bad although they were thought to be good.
 const SOURCE_LOST: &str = "its bytes could not be read from memory or from this disk";
+
+/// Reason told for a page whose snapshot has no bytes.
+const LOST: &str = "its snapshot is lost, or cannot be read now: `rekindle show` of the snapshot says why";
 
 /// Reason told for a huge page that the kernel calls present although it is not.
 const NO_HUGE_PAGE: &str =
@@ -122,9 +125,10 @@ impl Server {
         let piece = self.view.piece_at(fault.page, limit);
         let ready = piece.readable_now();
         if ready == 0 {
-            return match piece.missing_frame() {
-                Some((layer, frame)) => self.wait_for(fault, &layer, frame),
-                None => Outcome::Again(RetryCause::Interrupted),
+            return match &piece.source {
+                PieceSource::Layer(layer, first) => self.wait_for(fault, layer, frame_of(*first)),
+                PieceSource::Lost(_) => Outcome::Again(RetryCause::Failed(LOST.into())),
+                PieceSource::Zero | PieceSource::Capture(_) => Outcome::Again(RetryCause::Interrupted),
             };
         }
         let landing = self.install_ready(&piece, ready, protect);
@@ -154,6 +158,7 @@ impl Server {
                 let (layer, frame) = &frames[0];
                 self.wait_for(fault, layer, *frame)
             }
+            UnitInstall::Lost => Outcome::Again(RetryCause::Failed(LOST.into())),
         }
     }
 
@@ -221,7 +226,7 @@ impl Server {
         let run = piece.pages.first_pages(ready);
         let landing = match piece.source {
             PieceSource::Zero => self.installer.zero(run, protect),
-            PieceSource::Capture(_) | PieceSource::Layer(..) => {
+            PieceSource::Capture(_) | PieceSource::Layer(..) | PieceSource::Lost(_) => {
                 self.installer.copy(run, piece.bytes(0, ready), protect)
             }
         };
@@ -235,6 +240,7 @@ impl Server {
             PieceSource::Zero => &self.counters.zero,
             PieceSource::Capture(_) => &self.counters.capture,
             PieceSource::Layer(..) => &self.counters.layer,
+            PieceSource::Lost(_) => return,
         };
         counters.add(piece.phase, pages);
     }
@@ -252,12 +258,6 @@ impl Server {
     pub(super) fn request(&self, layer: &Arc<Layer>, frame: FrameNumber) {
         let waiter: Weak<dyn FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
         self.fetcher.request(layer, frame, waiter);
-    }
-
-    /// Waits for a frame no longer.
-    pub(super) fn give_up(&self, frame: FrameKey) {
-        let waiter: Weak<dyn FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
-        self.fetcher.give_up(frame, &waiter);
     }
 }
 
@@ -278,16 +278,14 @@ mod tests {
     use super::*;
     use crate::cache::Cache;
     use crate::fetch::Fetcher;
-    use crate::identity::{Domain, LayerId};
+    use crate::identity::Domain;
     use crate::limits;
-    use crate::manifest::LayerName;
     use crate::pack::pack_pages;
     use crate::page_map::{LayerSlot, PageMap};
     use crate::page_set::PageSet;
     use crate::regions::{Region, Regions};
     use crate::serve::epoch::Guest;
     use crate::serve::installer::Installer;
-    use crate::serve::mailbox::Mail;
     use crate::serve::stats::Counters;
     use crate::serve::status::StatusBoard;
     use crate::serve::{Neighbours, Placement, ServeOptions, Served};
@@ -396,19 +394,13 @@ mod tests {
             return;
         };
         let Disk { directory: _directory, _runtime, fetcher, cache } = Disk::new();
-        let name = LayerName { id: LayerId::from_bytes([7; 32]), domain: Domain::shared(), pages: PAGES };
-        let nowhere = cache.open_nowhere(&name).unwrap();
-        let mut server = server(installer, view_of(&nowhere), fetcher);
-        let fault = Fault { page: GuestPage::new(3), access: Access::Read };
-        server.answer(RetriedFault::fresh(fault));
-        let frame = (nowhere.id(), FrameNumber::new(0));
-        server.mailbox.send(Mail::FrameFailing(frame, "it is nowhere".into()));
-        server.read_mail();
-        assert!(matches!(server.board.get(), ServeStatus::Stalled { .. }), "{:?}", server.board.get());
-        let layer = filled(&cache);
-        server.view.replace_unread(&Arc::new(view_of(&layer)));
-        server.mailbox.send(Mail::FrameFailing(frame, "it is nowhere".into()));
-        server.read_mail();
+        let mut server = server(installer, View::lost(PAGES), fetcher);
+        let page = GuestPage::new(3);
+        server.answer(RetriedFault::fresh(Fault { page, access: Access::Read }));
+        assert_eq!(server.board.get(), ServeStatus::Stalled { page, reason: LOST.to_owned() });
+        assert!(server.view.improve(&server.view.load(), view_of(&filled(&cache))));
+        let retried = server.retries.next_due(Instant::now() + limits::INSTALL_RETRY_LAST).unwrap();
+        server.answer(retried);
         assert_eq!(server.board.get(), ServeStatus::Running);
         assert_eq!(server.counters.snapshot().pages_from_layer, 1);
     }

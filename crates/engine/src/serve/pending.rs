@@ -80,11 +80,6 @@ impl Pending {
         taken
     }
 
-    /// The pages that wait for `frame`.
-    pub(super) fn waiting_for(&self, frame: FrameKey) -> Vec<GuestPage> {
-        self.frames.get(&frame).map(|awaited| awaited.pages.clone()).unwrap_or_default()
-    }
-
     /// Notes that a try to fetch `frame` failed. False if no page waits for it.
     pub(super) fn fail(&mut self, frame: FrameKey, reason: &str) -> bool {
         let Some(awaited) = self.frames.get_mut(&frame) else { return false };

@@ -31,7 +31,7 @@ use super::status::{EndReason, ServeStatus, StatusBoard};
 use super::touches::Recording;
 use super::unit::Gatherer;
 use crate::fetch::Fetcher;
-use crate::geometry::{GuestPage, GuestPages};
+use crate::geometry::GuestPages;
 use crate::limits;
 use crate::view::LiveView;
 
@@ -190,12 +190,16 @@ impl Server {
     }
 
     /// True when the epoch is to end.
-    pub(super) fn read_mail(&mut self) -> bool {
+    fn read_mail(&mut self) -> bool {
         let mut ends = false;
         for mail in self.mailbox.take() {
             match mail {
                 Mail::FrameReady(frame) => self.frame_ready(frame),
-                Mail::FrameFailing(frame, reason) => self.frame_failing(frame, &reason),
+                Mail::FrameFailing(frame, reason) => {
+                    if self.pending.fail(frame, &reason) {
+                        self.tell();
+                    }
+                }
                 Mail::Prefetch(pages) => self.prefetch.want(&pages),
                 Mail::Ahead(set) => self.prefetch.want_in_order(set.runs_within(self.view.pages())),
                 Mail::Record(recording) => {
@@ -223,38 +227,6 @@ impl Server {
         }
         self.prefetch.frame_ready(frame);
         self.tell();
-    }
-
-    /// A frame could not be fetched yet. Pages that are not read from it any more go on at once: the view was replaced, as
-    /// where the snapshot had been undecided.
-    fn frame_failing(&mut self, frame: FrameKey, reason: &str) {
-        let waiting = self.pending.waiting_for(frame);
-        let (staying, moved): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|page| self.is_read_from(*page, frame));
-        if staying.is_empty() && !moved.is_empty() {
-            self.give_up(frame);
-        }
-        for page in &moved {
-            for fault in self.pending.take_pages(GuestPages::new(*page, 1)) {
-                self.answer(RetriedFault::fresh(fault));
-            }
-        }
-        if self.pending.fail(frame, reason) || !moved.is_empty() {
-            self.tell();
-        }
-    }
-
-    /// True if the page is installed from `frame`, by itself or with the others of its unit.
-    fn is_read_from(&self, page: GuestPage, frame: FrameKey) -> bool {
-        let mut rest = self.installer.regions.unit_of(page);
-        while rest.count() > 0 {
-            let piece = self.view.piece_at(rest.start(), rest.count());
-            if piece.reads_frame(frame) {
-                return true;
-            }
-            rest = rest.after(piece.pages.count());
-        }
-        false
     }
 
     /// Tries `count` interrupted faults and every failed one that is due.

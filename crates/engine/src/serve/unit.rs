@@ -24,6 +24,8 @@ pub(super) enum UnitInstall {
     Landed(Landing),
     /// These frames must be there first; at least one.
     Missing(Vec<(Arc<Layer>, FrameNumber)>),
+    /// Some of its pages cannot be had.
+    Lost,
 }
 
 impl Gatherer {
@@ -40,17 +42,17 @@ impl Gatherer {
         if removed.is_empty() && whole.pages == unit && whole.readable_now() == unit.count() {
             let landing = match whole.source {
                 PieceSource::Zero => installer.zero(unit, protect),
-                PieceSource::Capture(_) | PieceSource::Layer(..) => {
+                PieceSource::Capture(_) | PieceSource::Layer(..) | PieceSource::Lost(_) => {
                     installer.copy(unit, whole.bytes(0, unit.count()), protect)
                 }
             };
             distrust_if_lost(&whole, &landing);
             return UnitInstall::Landed(landing);
         }
-        let (pieces, missing) = plan(view, unit);
-        if !missing.is_empty() {
-            return UnitInstall::Missing(missing);
-        }
+        let pieces = match plan(view, unit) {
+            Ok(pieces) => pieces,
+            Err(obstacle) => return obstacle,
+        };
         self.bytes.resize(HUGE_PAGE_BYTES, 0);
         for piece in pieces {
             let from = usize_of(piece.pages.start().pages_since(unit.start())) * PAGE_BYTES;
@@ -70,8 +72,8 @@ impl Gatherer {
     }
 }
 
-/// The pieces of `unit` that can be read now, and the frames the others need.
-fn plan(view: &LiveView, unit: GuestPages) -> (Vec<Piece>, Vec<(Arc<Layer>, FrameNumber)>) {
+/// The pieces of `unit`, all of which can be read now; the error is what stands in the way.
+fn plan(view: &LiveView, unit: GuestPages) -> Result<Vec<Piece>, UnitInstall> {
     let (mut pieces, mut missing) = (Vec::new(), Vec::new());
     let mut rest = unit;
     while !rest.is_empty() {
@@ -86,11 +88,12 @@ fn plan(view: &LiveView, unit: GuestPages) -> (Vec<Piece>, Vec<(Arc<Layer>, Fram
         let in_frame = match &piece.source {
             PieceSource::Zero | PieceSource::Capture(_) => piece.pages.count(),
             PieceSource::Layer(_, first) => FRAME_PAGES - first.number() % FRAME_PAGES,
+            PieceSource::Lost(_) => return Err(UnitInstall::Lost),
         };
         missing.extend(piece.missing_frame());
         rest = rest.after(in_frame.min(piece.pages.count()));
     }
-    (pieces, missing)
+    if missing.is_empty() { Ok(pieces) } else { Err(UnitInstall::Missing(missing)) }
 }
 
 fn first_pages(piece: Piece, pages: u32) -> Piece {

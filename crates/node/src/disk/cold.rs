@@ -7,10 +7,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use rekindle_engine::fetch::{Fetcher, FrameWaiter};
 use rekindle_engine::frame::FrameNumber;
 use rekindle_engine::identity::LayerId;
+use rekindle_engine::view::FoundWaiter;
 
-use super::content::ColdFrame;
+use super::content::ColdSource;
 use super::limits;
 use super::nbd::request::Request;
+
+/// Reason that a request for pages waits which have no bytes.
+const LOST: &str =
+    "the disk's snapshot is lost, or cannot be read now: `rekindle show` of the snapshot says why";
 
 /// The waiting requests of a connection. A thread of the connection takes them when a frame has come.
 #[derive(Debug, Default)]
@@ -27,6 +32,8 @@ struct State {
     data_bytes: usize,
     /// Frames asked for, each with what the last failed try said.
     awaited: HashMap<(LayerId, FrameNumber), Option<String>>,
+    /// True if a request waits for pages that cannot be had.
+    waits_for_lost: bool,
     /// Something has come since the requests were last taken.
     news: bool,
     ended: bool,
@@ -40,11 +47,11 @@ pub(super) struct ColdRequest {
 }
 
 impl Cold {
-    /// Puts a request here that needs `frames`. Waits while too many are here already; false if the connection ends.
+    /// Puts a request here that needs `sources`. Waits while too many are here already; false if the connection ends.
     pub(super) fn put(
         self: &Arc<Self>,
         request: ColdRequest,
-        frames: Vec<ColdFrame>,
+        sources: Vec<ColdSource>,
         fetcher: &Fetcher,
     ) -> bool {
         let mut state = self.lock();
@@ -55,38 +62,52 @@ impl Cold {
         state.data_bytes += request.data.len();
         let ended = state.ended;
         drop(state);
-        self.put_back(request, frames, fetcher);
+        self.put_back(request, sources, fetcher);
         !ended
     }
 
-    /// Puts a request back that was tried and needs `frames`.
+    /// Puts a request back that was tried and needs `sources`.
     pub(super) fn put_back(
         self: &Arc<Self>,
         request: ColdRequest,
-        frames: Vec<ColdFrame>,
+        sources: Vec<ColdSource>,
         fetcher: &Fetcher,
     ) {
-        let missing = |(layer, frame): &ColdFrame| !layer.is_verified(*frame);
-        let missing: Vec<_> = frames.into_iter().filter(missing).collect();
+        let is_missing = |source: &ColdSource| match source {
+            ColdSource::Frame(layer, frame) => !layer.is_verified(*frame),
+            ColdSource::Lost(_) => true,
+        };
+        let missing: Vec<_> = sources.into_iter().filter(is_missing).collect();
         let mut state = self.lock();
         state.waiting.push(request);
         if missing.is_empty() {
             state.news = true;
             self.changed.notify_all();
         }
-        let asked = |(layer, frame): &ColdFrame| match state.awaited.entry((layer.id(), *frame)) {
-            Entry::Vacant(free) => {
-                free.insert(None);
-                true
-            }
-            Entry::Occupied(_) => false,
+        let asked = |source: &ColdSource| match source {
+            ColdSource::Frame(layer, frame) => match state.awaited.entry((layer.id(), *frame)) {
+                Entry::Vacant(free) => {
+                    free.insert(None);
+                    true
+                }
+                Entry::Occupied(_) => false,
+            },
+            ColdSource::Lost(_) => !std::mem::replace(&mut state.waits_for_lost, true),
         };
         let new: Vec<_> = missing.into_iter().filter(asked).collect();
         drop(state);
-        // Without the lock: the news of a frame that is there already comes at once.
-        for (layer, frame) in new {
-            let waiter: Weak<Self> = Arc::downgrade(self);
-            fetcher.request(&layer, frame, waiter);
+        // Without the lock: the news of what is there already comes at once.
+        for source in new {
+            match source {
+                ColdSource::Frame(layer, frame) => {
+                    let waiter: Weak<Self> = Arc::downgrade(self);
+                    fetcher.request(&layer, frame, waiter);
+                }
+                ColdSource::Lost(lost) => {
+                    let waiter: Weak<Self> = Arc::downgrade(self);
+                    lost.wait(waiter);
+                }
+            }
         }
     }
 
@@ -116,7 +137,9 @@ impl Cold {
 
     /// The reason that an awaited frame does not come, if it fails.
     pub(super) fn failing(&self) -> Option<String> {
-        self.lock().awaited.values().flatten().next().cloned()
+        let state = self.lock();
+        let of_lost = || state.waits_for_lost.then(|| LOST.to_owned());
+        state.awaited.values().flatten().next().cloned().or_else(of_lost)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -144,5 +167,47 @@ impl FrameWaiter for Cold {
         if let Some(failure) = self.lock().awaited.get_mut(&(layer, frame)) {
             *failure = Some(reason.to_owned());
         }
+    }
+}
+
+impl FoundWaiter for Cold {
+    fn pages_found(&self) {
+        let mut state = self.lock();
+        state.waits_for_lost = false;
+        state.news = true;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rekindle_engine::geometry::GuestPage;
+    use rekindle_engine::page_map::PageMap;
+    use rekindle_engine::stop::Stop;
+    use rekindle_engine::store::Store;
+    use rekindle_engine::view::{LiveView, PieceSource, View};
+
+    use super::*;
+    use crate::disk::nbd::request::REQUEST_BYTES;
+
+    #[test]
+    fn a_request_for_pages_of_an_undecided_snapshot_is_tried_again_once_that_is_decided() {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let store = Store::directory(directory.path()).unwrap();
+        let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+        let view = LiveView::new(View::lost(1));
+        let PieceSource::Lost(lost) = view.piece_at(GuestPage::FIRST, 1).source else {
+            unreachable!("it is of lost pages")
+        };
+        let mut bytes = [0; REQUEST_BYTES];
+        bytes[..4].copy_from_slice(&0x2560_9513_u32.to_be_bytes());
+        let request = ColdRequest { request: Request::decode(&bytes).unwrap(), data: Vec::new() };
+        let cold = Arc::new(Cold::default());
+        assert!(cold.put(request, vec![ColdSource::Lost(lost)], &fetcher));
+        assert_eq!(cold.failing().as_deref(), Some(LOST));
+        assert!(view.improve(&view.load(), View::flat(PageMap::zero(1), Arc::from([]))));
+        assert_eq!(cold.failing(), None);
+        assert_eq!(cold.take().unwrap().len(), 1);
     }
 }

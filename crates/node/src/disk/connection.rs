@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use rekindle_engine::geometry::u64_of;
 
 use super::cold::{Cold, ColdRequest};
-use super::content::{ColdFrame, Obstacle, Patience};
+use super::content::{ColdSource, Obstacle, Patience};
 use super::gate::Passage;
 use super::inbox::Inbox;
 use super::limits;
@@ -36,7 +36,7 @@ enum Outcome {
     /// Its answer is in the outbox.
     Answered,
     /// It changed nothing, and needs these frames first.
-    Cold(Vec<ColdFrame>),
+    Cold(Vec<ColdSource>),
     /// The disk has ended.
     Ended,
 }
@@ -95,12 +95,12 @@ impl Session<'_> {
             };
             match self.attempt(&request, data, Patience::None, &mut outbox) {
                 Outcome::Answered => {}
-                Outcome::Cold(frames) => {
+                Outcome::Cold(sources) => {
                     self.shared.counters.cold_requests.fetch_add(1, Ordering::Relaxed);
                     let waiting = ColdRequest { request, data: data.to_vec() };
                     // Answers must not wait for room behind requests that are not answered yet.
                     self.send(&mut outbox)?;
-                    if !cold.put(waiting, frames, &self.shared.fetcher) {
+                    if !cold.put(waiting, sources, &self.shared.fetcher) {
                         return Ok(());
                     }
                 }
@@ -127,7 +127,7 @@ impl Session<'_> {
                             return;
                         }
                     }
-                    Outcome::Cold(frames) => cold.put_back(waiting, frames, &self.shared.fetcher),
+                    Outcome::Cold(sources) => cold.put_back(waiting, sources, &self.shared.fetcher),
                     Outcome::Ended => return,
                 }
             }
@@ -145,9 +145,9 @@ impl Session<'_> {
             Ok(()) => None,
             Err(Stop::Refused(error)) => Some(error),
             Err(Stop::Ended) => return Outcome::Ended,
-            Err(Stop::Obstacle(Obstacle::Cold(frames))) => {
+            Err(Stop::Obstacle(Obstacle::Cold(sources))) => {
                 outbox.return_to(place);
-                return Outcome::Cold(frames);
+                return Outcome::Cold(sources);
             }
             Err(Stop::Obstacle(Obstacle::Failed(error))) => {
                 let disk = self.shared.socket.display();

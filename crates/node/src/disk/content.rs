@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rekindle_engine::frame::{FRAME_PAGES, FrameNumber, frame_of};
 use rekindle_engine::geometry::{GuestPage, GuestPages, LayerPage, bytes_of_pages, u64_of, usize_of};
 use rekindle_engine::layer::Layer;
-use rekindle_engine::view::{LiveView, Piece, PieceSource};
+use rekindle_engine::view::{LiveView, LostPages, Piece, PieceBytes, PieceSource};
 use rekindle_kernel::PAGE_BYTES;
 
 use super::marks::PageState;
@@ -37,14 +37,20 @@ pub(super) enum Patience {
 /// Reason that something could not be done now.
 #[derive(Debug)]
 pub(super) enum Obstacle {
-    /// These frames have to be there first.
-    Cold(Vec<ColdFrame>),
+    /// These have to be there first.
+    Cold(Vec<ColdSource>),
     /// The system refused it.
     Failed(io::Error),
 }
 
-/// A frame that is not in memory.
-pub(super) type ColdFrame = (Arc<Layer>, FrameNumber);
+/// Bytes that a request needs and that are not in memory.
+#[derive(Clone, Debug)]
+pub(super) enum ColdSource {
+    /// A frame of a layer, to be fetched.
+    Frame(Arc<Layer>, FrameNumber),
+    /// Pages that cannot be had, unless they are found.
+    Lost(Arc<LostPages>),
+}
 
 /// Content at the last pause of the pages that a request covers in part.
 #[derive(Debug, Default)]
@@ -216,7 +222,7 @@ impl Content {
     }
 
     /// Reads bytes of the base. Missing frames are added to `cold`, and `into` is then of no use.
-    fn read_base(&self, offset: u64, into: &mut [u8], patience: Patience, cold: &mut Vec<ColdFrame>) {
+    fn read_base(&self, offset: u64, into: &mut [u8], patience: Patience, cold: &mut Vec<ColdSource>) {
         let Some(base) = &self.base else { return into.fill(0) };
         let mut left = into;
         let mut position = offset;
@@ -248,35 +254,44 @@ fn copy_piece(piece: &Piece, skipped: usize, into: &mut [u8], patience: Patience
     if there < piece.pages.count() {
         return false;
     }
-    let Some((mapping, offset)) = piece.place() else {
-        into.fill(0);
-        return true;
-    };
-    let copied = mapping.copy_to(offset + skipped, into).is_ok();
-    if !copied {
-        // The local disk failed under the mapping; the store may have what it lost.
-        piece.source_failed();
+    match piece.place() {
+        PieceBytes::Zero => {
+            into.fill(0);
+            true
+        }
+        PieceBytes::At(mapping, offset) => {
+            let copied = mapping.copy_to(offset + skipped, into).is_ok();
+            if !copied {
+                // The local disk failed under the mapping; the store may have what it lost.
+                piece.source_failed();
+            }
+            copied
+        }
+        PieceBytes::Lost => false,
     }
-    copied
 }
 
-/// Adds the frames that have to be there before the piece can be read, as far as the limit for one request goes.
-fn add_missing(piece: &Piece, patience: Patience, cold: &mut Vec<ColdFrame>) {
-    let PieceSource::Layer(layer, first) = &piece.source else { return };
+/// Adds what has to be there before the piece can be read, as far as the limit for one request goes.
+fn add_missing(piece: &Piece, patience: Patience, cold: &mut Vec<ColdSource>) {
+    let (layer, first) = match &piece.source {
+        PieceSource::Layer(layer, first) => (layer, first),
+        PieceSource::Lost(lost) => return cold.push(ColdSource::Lost(Arc::clone(lost))),
+        PieceSource::Zero | PieceSource::Capture(_) => return,
+    };
     let end = first.number() + piece.pages.count();
     let mut page = first.number();
     while page < end && cold.len() < limits::COLD_FRAMES_MAX {
         let frame = frame_of(LayerPage::new(page));
         let is_there = patience == Patience::LocalDisk && layer.is_verified(frame);
-        let is_known = cold.iter().any(|(known, number)| Arc::ptr_eq(known, layer) && *number == frame);
-        if !is_there && !is_known {
-            cold.push((Arc::clone(layer), frame));
+        let is_known = |cold: &ColdSource| matches!(cold, ColdSource::Frame(known, number) if Arc::ptr_eq(known, layer) && *number == frame);
+        if !is_there && !cold.iter().any(is_known) {
+            cold.push(ColdSource::Frame(Arc::clone(layer), frame));
         }
         page = (page / FRAME_PAGES + 1) * FRAME_PAGES;
     }
     if cold.is_empty() {
         // It failed a moment ago and is whole by now: it is read again.
-        cold.push((Arc::clone(layer), frame_of(*first)));
+        cold.push(ColdSource::Frame(Arc::clone(layer), frame_of(*first)));
     }
 }
 

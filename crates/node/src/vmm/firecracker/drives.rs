@@ -174,7 +174,7 @@ fn zeroes_at(view: &LiveView, window: GuestPages) -> u32 {
     let piece = view.piece_at(window.start(), u32::MAX);
     match piece.source {
         PieceSource::Zero => piece.pages.count(),
-        PieceSource::Capture(_) | PieceSource::Layer(..) => 0,
+        PieceSource::Capture(_) | PieceSource::Layer(..) | PieceSource::Lost(_) => 0,
     }
 }
 

@@ -1,0 +1,72 @@
+//! A snapshot in names, together with the handles of the layers that it names: whoever has it can read every page, and
+//! say where each one is.
+
+use std::sync::Arc;
+
+use crate::geometry::bytes_of_pages;
+use crate::identity::LayerId;
+use crate::layer::Layer;
+use crate::manifest::{LocalManifest, Manifest, VolumeManifest};
+use crate::view::View;
+
+/// A manifest and a handle of each of its layers, in its order. Clones are of the same ones.
+#[derive(Debug, Clone)]
+pub struct Named {
+    manifest: Arc<Manifest>,
+    layers: Arc<[Arc<Layer>]>,
+}
+
+/// A layer of a snapshot, and how much of it is where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedLayer {
+    /// Its name.
+    pub id: LayerId,
+    /// Bytes of its pages.
+    pub bytes: u64,
+    /// Of those, bytes that this node's disk may hold.
+    pub local_bytes: u64,
+    /// Bytes of its object, once it is stored.
+    pub stored_bytes: Option<u64>,
+}
+
+impl Named {
+    /// `manifest` with its layers, which stand in its order.
+    pub fn new(manifest: Manifest, layers: impl Into<Arc<[Arc<Layer>]>>) -> Self {
+        let layers = layers.into();
+        let handles = layers.iter().map(|layer| layer.id());
+        assert!(manifest.layers().iter().map(|name| name.id).eq(handles), "each layer stands at its slot");
+        Self { manifest: Arc::new(manifest), layers }
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// The layers, each at its slot.
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
+    /// A view of one of the manifest's volumes over the layers.
+    pub fn view(&self, volume: &VolumeManifest) -> View {
+        View::flat(volume.map.clone(), Arc::clone(&self.layers))
+    }
+
+    /// The layers, and how much of each is where.
+    pub fn placed(&self) -> Vec<PlacedLayer> {
+        let placed = |layer: &Arc<Layer>| PlacedLayer {
+            id: layer.id(),
+            bytes: bytes_of_pages(layer.pages()),
+            local_bytes: layer.local_bytes(),
+            stored_bytes: layer.stored_at().map(|stored| stored.object_bytes),
+        };
+        self.layers.iter().map(placed).collect()
+    }
+
+    /// The manifest as this node records it: with the places of its layers in the store, as far as they are known.
+    pub fn local(&self) -> LocalManifest {
+        let stored = self.layers.iter().map(|layer| layer.stored_at());
+        LocalManifest::new((*self.manifest).clone(), stored.collect())
+    }
+}
