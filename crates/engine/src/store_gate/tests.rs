@@ -230,11 +230,7 @@ impl<'a> Publish<'a> {
 }
 
 fn signs_in(node: &Node, store: &Arc<InMemory>) -> Vec<ObjectPath> {
-    let listed = store.list_with_delimiter(None);
-    let nodes = node.runtime.block_on(listed).expect("RAM").common_prefixes;
-    let is_of_nodes = |path: &&ObjectPath| path.as_ref() == "nodes";
-    let Some(nodes) = nodes.iter().find(is_of_nodes) else { return Vec::new() };
-    let all = futures_util::StreamExt::collect::<Vec<_>>(store.list(Some(nodes)));
+    let all = futures_util::StreamExt::collect::<Vec<_>>(store.list(Some(&ObjectPath::from("nodes"))));
     node.runtime.block_on(all).into_iter().map(|object| object.expect("RAM").location).collect()
 }
 

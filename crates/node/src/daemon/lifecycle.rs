@@ -336,7 +336,8 @@ impl Daemon {
         };
         let keeper = self.keeping.client().identity();
         born_once().or_else(|problem| {
-            let is_there = self.keeping.is_there() || self.keeping.find_again().is_ok();
+            // It answers or not: that its process has ended shows a moment later.
+            let is_there = self.keeping.client().silence().is_none() && self.keeping.find_again().is_ok();
             match is_there && self.keeping.client().identity() != keeper {
                 true => born_once(),
                 false => Err(problem),

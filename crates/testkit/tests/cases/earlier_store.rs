@@ -76,12 +76,16 @@ fn an_older_copy_of_the_store_is_away_and_gets_nothing_until_the_newer_one_is_ba
     }
 }
 
-/// Looks for what was published until all of it was looked for.
-fn look(engine: &Engine, any: &Snapshot) {
-    while engine.publish_what_is_missing().expect("the store answers") != LookedFor::All {
-        // The store is being opened; the snapshot is in no such state.
-        assert!(!any.wait_state(SnapshotState::Captured, Duration::from_millis(10)));
+/// Asks again and again whether it is so by now. The snapshot, which is sealed, passes the time.
+fn until(sealed: &Snapshot, is_so: impl Fn() -> bool) {
+    while !is_so() {
+        assert!(!sealed.wait_state(SnapshotState::Captured, Duration::from_millis(10)));
     }
+}
+
+/// Looks for what was published until all of it was looked for: the store has to be opened first.
+fn look(engine: &Engine, sealed: &Snapshot) {
+    until(sealed, || engine.publish_what_is_missing().expect("the store answers") == LookedFor::All);
 }
 
 #[test]
@@ -147,7 +151,8 @@ fn signs_that_cannot_be_put_listed_or_deleted_cost_nothing_and_give_no_false_ala
         let struck = control.inject(Rule::once(on, "nodes", fault));
         let mut second = child(&engine, &first, run(20, 6), 2);
         wait_published(&second.0);
-        assert_eq!(control.struck(), 1, "{on:?} {fault:?}");
+        // A sign is deleted after that.
+        until(&second.0, || control.struck() == 1);
         drop(struck);
         let id = second.0.id();
         drop((engine, first.0, second.0));
@@ -158,9 +163,8 @@ fn signs_that_cannot_be_put_listed_or_deleted_cost_nothing_and_give_no_false_ala
             wait_published(&next.0);
             check_elsewhere(&site, &next);
         }
-        drop(engine);
-        let signs = names(&site.objects).iter().filter(|path| path.as_ref().starts_with("nodes/")).count();
-        assert_eq!(signs, 1, "{on:?} {fault:?}");
+        let is_sign = |path: &&Path| path.as_ref().starts_with("nodes/");
+        until(&second.0, || names(&site.objects).iter().filter(is_sign).count() == 1);
     }
 }
 
@@ -176,9 +180,7 @@ fn a_snapshot_that_another_node_deletes_is_no_earlier_state_of_the_store() {
     peer.delete(&there).expect("a disk");
     drop(there);
     let manifest = Path::from(format!("manifests/{}", first.0.id()));
-    while runtime().block_on(site.objects.head(&manifest)).is_ok() {
-        assert!(!first.0.wait_state(SnapshotState::Captured, Duration::from_millis(10)));
-    }
+    until(&first.0, || runtime().block_on(site.objects.head(&manifest)).is_err());
     drop(peer);
     let second = child(&engine, &first, run(20, 6), 2);
     wait_published(&second.0);
