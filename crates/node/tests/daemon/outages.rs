@@ -139,6 +139,7 @@ fn an_older_copy_of_the_store_is_away_until_a_person_accepts_it_and_costs_nothin
     node.filled("a", 1);
     node.pause("a", "first");
     node.wait("first", SnapshotState::Published);
+    node.eventually("the sign before the last being gone", || files_in(&store.join("nodes")).len() == 1);
     copy_directory(&store, &older);
     node.resume("a");
     node.told("a").rewrite(rewrite(2)).expect("rewrites");

@@ -51,10 +51,10 @@ fn an_older_copy_of_the_store_is_away_and_gets_nothing_until_the_newer_one_is_ba
         let site = site();
         let mut engine = start(&site);
         let first = first_pause(&engine, 100);
-        wait_published(&first.0);
+        wait_settled(&site, &first.0);
         let earlier = site.objects.fork();
         let mut second = child(&engine, &first, run(20, 6), 2);
-        wait_published(&second.0);
+        wait_settled(&site, &second.0);
         let newer = site.objects.fork();
         put_back(&site, &earlier);
         if starts_anew {
@@ -83,6 +83,13 @@ fn until(sealed: &Snapshot, is_so: impl Fn() -> bool) {
     }
 }
 
+/// Waits until a snapshot is published and all signs but the last are deleted, which comes after that.
+fn wait_settled(site: &Site, snapshot: &Snapshot) {
+    wait_published(snapshot);
+    let is_sign = |path: &&Path| path.as_ref().starts_with("nodes/");
+    until(snapshot, || names(&site.objects).iter().filter(is_sign).count() == 1);
+}
+
 /// Looks for what was published until all of it was looked for: the store has to be opened first.
 fn look(engine: &Engine, sealed: &Snapshot) {
     until(sealed, || engine.publish_what_is_missing().expect("the store answers") == LookedFor::All);
@@ -94,7 +101,7 @@ fn what_an_accepted_older_copy_of_the_store_lacks_is_published_again_also_after_
         let site = site();
         let engine = start(&site);
         let first = first_pause(&engine, 100);
-        wait_published(&first.0);
+        wait_settled(&site, &first.0);
         let earlier = site.objects.fork();
         let mut second = child(&engine, &first, run(20, 6), 2);
         wait_published(&second.0);
@@ -163,8 +170,7 @@ fn signs_that_cannot_be_put_listed_or_deleted_cost_nothing_and_give_no_false_ala
             wait_published(&next.0);
             check_elsewhere(&site, &next);
         }
-        let is_sign = |path: &&Path| path.as_ref().starts_with("nodes/");
-        until(&second.0, || names(&site.objects).iter().filter(is_sign).count() == 1);
+        wait_settled(&site, &second.0);
     }
 }
 
