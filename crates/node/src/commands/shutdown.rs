@@ -27,7 +27,8 @@ pub struct ShutdownArguments {
 /// Ends them.
 pub fn run(session: &Session, arguments: &ShutdownArguments) -> anyhow::Result<Status> {
     let settings = Settings::load(&session.setting_flags(SettingFlags::default()))?;
-    let (api, socket) = (&settings.api.socket, settings.keeper_socket());
+    let api = &settings.api.socket;
+    let socket = settings.keeper_socket_of(api);
     if Client::of_socket(api).health().is_ok() {
         bail!("a daemon runs at {}: end it first, by SIGTERM or `systemctl stop rekindle`", api.display());
     }

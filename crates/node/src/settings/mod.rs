@@ -251,6 +251,14 @@ impl Settings {
         self.run_directory.join("keeper.sock")
     }
 
+    /// The socket of the keeper of the daemon at `socket`, which may have another run directory than these settings: then
+    /// its keeper is beside it.
+    pub fn keeper_socket_of(&self, socket: &Path) -> PathBuf {
+        let beside = socket.with_file_name("keeper.sock");
+        let is_elsewhere = *self.source("run_directory") == Source::Default && beside.exists();
+        if is_elsewhere { beside } else { self.keeper_socket() }
+    }
+
     /// The source of a setting's value.
     pub fn source(&self, name: &str) -> &Source {
         self.entries

@@ -126,6 +126,24 @@ fn a_shutdown_ends_guests_and_keeper_once_their_daemon_has_ended() {
 }
 
 #[test]
+fn a_shutdown_finds_the_keeper_beside_the_socket_it_is_given() {
+    let place = Place::new();
+    let served = Served::start(&place, "");
+    assert_eq!(place.says("run web --memory 4MiB").status, 0);
+    let socket = place.path("run/api.sock");
+    let elsewhere = || {
+        let mut shutdown = place.program(["shutdown", "--yes", "--socket"]);
+        shutdown.arg(&socket).env_remove("REKINDLE_RUN_DIRECTORY").env_remove("REKINDLE_STATE_DIRECTORY");
+        said(shutdown)
+    };
+    let early = elsewhere();
+    assert!(early.status == 2 && early.error.contains("end it first"), "{early:?}");
+    served.end();
+    let ended = elsewhere();
+    assert!(ended.status == 0 && ended.out.contains("the keeper has ended"), "{ended:?}");
+}
+
+#[test]
 fn doctor_tells_why_the_store_of_a_daemon_is_away() {
     let place = Place::new();
     let served = Served::start(&place, "store = \"/no such/store\"\n");

@@ -9,7 +9,7 @@ use crate::commands::failure::sentence;
 use crate::commands::session::Session;
 use crate::daemon::AsideCounts;
 use crate::keeper::{KeeperClient, KeeperError};
-use crate::settings::{Settings, Source};
+use crate::settings::Settings;
 use crate::vmm::qemu::{NoQemu, QemuProgram};
 
 /// Looks for all of them.
@@ -78,11 +78,8 @@ fn unreachable_daemon(error: &anyhow::Error, socket: &Path) -> Check {
     }
 }
 
-/// The keeper of the daemon that is asked, which may have another run directory than these settings.
 fn keeper(session: &Session, settings: &Settings, daemon_runs: bool) -> Check {
-    let beside = session.socket(settings).with_file_name("keeper.sock");
-    let is_elsewhere = *settings.source("run_directory") == Source::Default && beside.exists();
-    let (name, socket) = ("keeper", if is_elsewhere { beside } else { settings.keeper_socket() });
+    let (name, socket) = ("keeper", settings.keeper_socket_of(&session.socket(settings)));
     match KeeperClient::connect(&socket) {
         Ok(keeper) => set_aside(name, &socket, &keeper),
         Err(error @ KeeperError::Silent { pid, .. }) => Check::fail(
