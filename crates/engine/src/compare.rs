@@ -62,7 +62,7 @@ impl PageClasses {
 }
 
 /// Compares every captured page with `parent` on `workers` threads, this one included, all at idle priority, giving way
-/// as `courtesy` says. Where the system has no further threads, fewer do the same.
+/// as `courtesy` says. Fewer do the same if the system has no further threads.
 ///
 /// The error is a captured page that cannot be read: memory itself failed.
 pub fn compare(

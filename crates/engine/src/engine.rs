@@ -119,7 +119,7 @@ pub struct Engine {
     deleted: Deleted,
     replay: Replay,
     lives: Option<Lives>,
-    /// What lives work on; they end first.
+    /// The pools that lives work on; they end first.
     _pools: [Pool; 2],
     _reaper: Reaper,
     runtime: StoreRuntime,

@@ -359,7 +359,7 @@ async fn fetch_table(
     .await
 }
 
-/// Remembers a layer's index, also on the disk. Where that fails, the next start asks the store again.
+/// Remembers a layer's index, also on the disk. If that fails, the next start asks the store again.
 async fn keep_index(layer: &Arc<Layer>, index: LayerIndex, wanted: FrameNumber) -> Result<(), FetchError> {
     let layer = Arc::clone(layer);
     blocking((layer.id(), wanted), move || {

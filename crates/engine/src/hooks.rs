@@ -7,7 +7,7 @@ use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use crate::identity::SnapshotId;
 
-/// Called at the named points, with no lock held. Where the answer is a future, the work goes on when that is done.
+/// Called at the named points, with no lock held. If the answer is a future, the work goes on when that is done.
 pub trait Hooks: Debug + Send + Sync {
     /// Before a snapshot's captured pages are compared; may take for ever.
     fn before_compare(&self, _snapshot: SnapshotId) -> BoxFuture<'_, ()> {

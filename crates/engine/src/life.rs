@@ -121,7 +121,7 @@ impl Life {
         let span = tracing::info_span!("save", snapshot = %id);
         // Cut short by the end of the engine, it is found again at the next start.
         self.carry_on(work).instrument(span).await.ok();
-        // Where the last share of a deleted snapshot goes, its files do.
+        // The files of a deleted snapshot go with its last share.
         let saving = self.background.publisher.pool.clone();
         saving.run(id, move || drop(self)).await;
     }

@@ -182,7 +182,7 @@ pub const UPLOAD_BYTES_MAX: u64 = 192 << 20;
 /// Bytes of an encoded manifest for each run of its page maps, at most.
 pub const MANIFEST_RUN_BYTES: u64 = 12;
 
-/// How long an upload that failed may take to remove its parts from the store.
+/// Time that an upload that failed may take to remove its parts from the store.
 pub const UPLOAD_ABORT_WAIT: Duration = Duration::from_secs(1);
 
 /// Threads that carry requests to the store.

@@ -168,7 +168,7 @@ impl Sealer {
         Merges { slots, frames }
     }
 
-    /// Brings the pages onto this node that are merged, so that the merge itself waits for nothing outside. Where they
+    /// Brings the pages onto this node that are merged, so that the merge itself waits for nothing outside. If they
     /// cannot be had, merging can wait for another pause, as long as there is room for more layers.
     pub(crate) async fn bring(
         &self,

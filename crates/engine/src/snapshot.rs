@@ -97,7 +97,7 @@ pub struct SealParts {
     pub name: Duration,
 }
 
-/// How a snapshot stands. Its state is what this says in one word.
+/// Standing of a snapshot. Its state is what this says in one word.
 #[derive(Debug)]
 struct Progress {
     standing: Standing,

@@ -35,7 +35,7 @@ enum Body {
     Lost(Arc<LostPages>),
 }
 
-/// Pages that are nowhere, or cannot be had now: no read of them succeeds. Where they are found later, those who wait for
+/// Pages that are nowhere, or cannot be had now: no read of them succeeds. If they are found later, those who wait for
 /// them are told.
 #[derive(Default)]
 pub struct LostPages(Mutex<Search>);

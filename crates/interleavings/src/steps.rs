@@ -44,7 +44,7 @@ pub struct Tools {
     pub reaper: ReaperHandle,
     /// A store that no step asks.
     pub store: Store,
-    /// Where snapshots are compared, packed, named and recorded.
+    /// The pools that snapshots are compared, packed, named and recorded on.
     pub pool: PoolHandle,
     /// Snapshots in one line that may be unsealed at once.
     pub unsealed_max: usize,

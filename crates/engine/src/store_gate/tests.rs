@@ -203,7 +203,7 @@ struct Publish<'a> {
 }
 
 impl<'a> Publish<'a> {
-    /// Whoever published before has ended: a start finds the store that is mounted to be the right one.
+    /// The engine that published before has ended: a start finds the store that is mounted to be the right one.
     fn start(node: &'a Node, store: &Arc<InMemory>) -> Self {
         node.place.mount(Some(store));
         let gate = Arc::new(node.gate(None, OtherStore::Refused));

@@ -35,7 +35,7 @@ impl StoreOpener for Place {
     fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String> {
         let directory = self.location.directory();
         self.find(directory, holds)?;
-        // What cannot be written is told as such, once it is tried.
+        // A store that cannot be written is told as such, once that is tried.
         if let Err(error) = close_store(directory)
             && error.kind() != io::ErrorKind::ReadOnlyFilesystem
         {
