@@ -44,7 +44,7 @@ pub(crate) const OVERLAP: Row = Row {
 pub(crate) const COLD: Row = Row {
     name: "vm-cold-resume",
     what: "From asking for a resume of a machine of 64 MiB to its guest's next tick.",
-    ours: "at a daemon that has nothing but the store",
+    ours: "at another daemon, which has the snapshot in its store only, and ran another machine before",
     reference: "at the daemon that made the snapshot",
     fast: false,
     measure: measure_cold,
@@ -80,14 +80,18 @@ impl Host {
         Self::start_in(Self::place()?)
     }
 
-    /// A daemon of its own that has what is in the store of this one, and nothing else.
+    /// A daemon of its own that has what is in the store of this one, and has run a machine: the first one of a daemon's
+    /// life waits for the questions that the daemon asks QEMU at its start.
     fn elsewhere(&self) -> anyhow::Result<Self> {
         let place = Self::place()?;
         // Before the daemon starts: it looks at its store at once.
         let (from, to) = (self.place.store_directory(), place.store_directory());
         let copied = std::process::Command::new("cp").arg("-rT").arg(from).arg(to).status()?;
         ensure!(copied.success(), "the store could not be copied");
-        Self::start_in(place)
+        let host = Self::start_in(place)?;
+        host.client.create_sandbox(None, &host.tiny_machine("first")?)?;
+        host.client.remove_sandbox("first")?;
+        Ok(host)
     }
 
     fn place() -> anyhow::Result<BlackBox> {
@@ -110,9 +114,12 @@ impl Host {
     }
 
     fn filled_tiny(&self, name: &str) -> anyhow::Result<()> {
+        self.filled(name, &self.tiny_machine(name)?, "rekindle tiny guest, ", "fill 1")
+    }
+
+    fn tiny_machine(&self, name: &str) -> anyhow::Result<CreateSandbox> {
         let kernel = self.boot_file("tiny.elf", tiny_kernel())?;
-        let wanted = machine(name, MEMORY, &json!({ "kernel": kernel, "command_line": "" }))?;
-        self.filled(name, &wanted, "rekindle tiny guest, ", "fill 1")
+        machine(name, MEMORY, &json!({ "kernel": kernel, "command_line": "" }))
     }
 
     fn boot_file(&self, name: &str, bytes: &[u8]) -> anyhow::Result<PathBuf> {

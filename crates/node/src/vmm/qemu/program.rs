@@ -85,17 +85,21 @@ impl QemuProgram {
         located(None)
     }
 
-    /// The QEMU at `path`, or the one that the search path has, asked what it can do: two runs of 30 ms, or
+    /// The QEMU at `path`, or the one that the search path has, asked what it can do: two runs of 30 ms at once, or
     /// of seconds where it does not answer.
     pub fn find(path: Option<&Path>) -> Result<Self, NoQemu> {
         let path = located(path)?;
-        let said = ask(&path, "--version")?;
+        let (said, machines) = std::thread::scope(|scope| {
+            let machines = scope.spawn(|| ask(&path, "-machine help"));
+            (ask(&path, "--version"), machines.join().expect("asking a program does not panic"))
+        });
+        let said = said?;
         let version = version_in(&said).ok_or_else(|| NoQemu::NotQemu {
             path: path.clone(),
             asked: "--version",
             said: start_of(&said),
         })?;
-        let machines = machines_in(&ask(&path, "-machine help")?);
+        let machines = machines_in(&machines?);
         Ok(Self {
             path,
             version,
