@@ -15,9 +15,11 @@ use crate::aside::Aside;
 use crate::geometry::u64_of;
 use crate::handles::{Found, HandleRight, Handles};
 use crate::identity::{Domain, LayerId};
-use crate::layer::{Layer, LayerFile, LocalFrames};
+use crate::layer::{Layer, LayerPlace};
+use crate::layer_facts::LayerFacts;
 use crate::layer_index::LayerIndex;
 use crate::limits::LAYER_INDEX_BYTES_MAX;
+use crate::local_file::{LocalFile, LocalFrames, PackedFile};
 use crate::manifest::{LayerName, StoredLayer};
 use crate::private;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -104,37 +106,50 @@ impl Cache {
     }
 
     /// Makes a completely written pack file durable under its layer's name. A layer of the same bytes that is open
-    /// already is used instead, and takes in what it has not here.
+    /// already is used instead; unless its own file is whole, the packed one takes that one's place.
     pub fn finish(&self, mut pack: PackFile, domain: &Domain, index: LayerIndex) -> io::Result<Arc<Layer>> {
         let encoded = index.encode();
-        let id = LayerIndex::id_of(&encoded, domain);
-        if let Some(layer) = self.handle(id) {
-            layer.take_in(index, &encoded, &pack.file)?;
+        let (id, pages) = (LayerIndex::id_of(&encoded, domain), index.page_count());
+        if let Some(layer) = self.handle(id)
+            && is_whole_here(&layer, &index, &encoded)?
+        {
             return Ok(layer);
         }
-        pack.file.write_all_at(&encoded, u64::from(index.page_count()) * u64_of(PAGE_BYTES))?;
+        pack.file.write_all_at(&encoded, u64::from(pages) * u64_of(PAGE_BYTES))?;
         pack.file.sync_all()?;
-        let right = match self.handles.find(id) {
+        match self.handles.find(id) {
             Found::Alive(layer) => {
-                layer.take_in(index, &encoded, &pack.file)?;
-                return Ok(layer);
+                if !is_whole_here(&layer, &index, &encoded)? {
+                    let file = self.take_name(&mut pack, id)?;
+                    layer.facts().set_index(index);
+                    layer.replace_local(PackedFile::new(Arc::clone(layer.facts()), file)?);
+                }
+                Ok(layer)
             }
-            Found::Free(right) => right,
-        };
-        let path = self.path_of(id);
-        std::fs::rename(&pack.path, &path)?;
+            Found::Free(right) => {
+                let file = self.take_name(&mut pack, id)?;
+                let facts = LayerFacts::new(LayerName { id, domain: domain.clone(), pages });
+                facts.set_index(index);
+                let packed = PackedFile::new(Arc::new(facts), file)?;
+                Ok(self.handles.made(id, Layer::new(packed.into(), self.place(right, id))))
+            }
+        }
+    }
+
+    /// Gives a packed file the name of its layer, durably.
+    fn take_name(&self, pack: &mut PackFile, id: LayerId) -> io::Result<File> {
+        let file = pack.file.try_clone()?;
+        std::fs::rename(&pack.path, self.path_of(id))?;
         pack.finished = true;
         File::open(&self.directory)?.sync_all()?;
-        let file = pack.file.try_clone()?;
-        let layer = Layer::packed(self.place(path, file, right), domain.clone(), index)?;
-        Ok(self.handles.made(id, layer))
+        Ok(file)
     }
 
     /// A handle for a layer that is in the store, over a local file that fills as frames are fetched.
     pub fn open_stored(&self, name: &LayerName, stored: &StoredLayer) -> io::Result<Arc<Layer>> {
         let right = match self.handles.find(name.id) {
-            Found::Alive(layer) if layer.name() == *name => {
-                layer.add_stored(stored.clone());
+            Found::Alive(layer) if layer.name() == name => {
+                layer.facts().add_stored(stored);
                 return Ok(layer);
             }
             Found::Alive(layer) => {
@@ -157,13 +172,13 @@ impl Cache {
             file.set_len(bytes)?;
             LocalFrames::None
         };
-        let index = read_index(&file, name)?;
-        let layer = Layer::over(name, self.place(path, file, right), local)?;
-        layer.add_stored(stored.clone());
-        if let Some(index) = index {
-            layer.set_index(index);
+        let facts = LayerFacts::new(name.clone());
+        facts.add_stored(stored);
+        if let Some(index) = read_index(&file, name)? {
+            facts.set_index(index);
         }
-        Ok(self.handles.made(name.id, layer))
+        let local = LocalFile::over(Arc::new(facts), file, local)?;
+        Ok(self.handles.made(name.id, Layer::new(local, self.place(right, name.id))))
     }
 
     /// A handle for a layer that was packed here and is in no store yet; every frame is verified before its first use.
@@ -184,10 +199,10 @@ impl Cache {
         if found < expected {
             return Err(OnlyCopyError::Short { layer, found, expected });
         }
-        let index = read_index(&file, name).map_err(io)?.ok_or(OnlyCopyError::NoIndex { layer })?;
-        let opened = Layer::over(name, self.place(path, file, right), LocalFrames::Perhaps).map_err(io)?;
-        opened.set_index(index);
-        Ok(self.handles.made(layer, opened))
+        let facts = LayerFacts::new(name.clone());
+        facts.set_index(read_index(&file, name).map_err(io)?.ok_or(OnlyCopyError::NoIndex { layer })?);
+        let local = LocalFile::over(Arc::new(facts), file, LocalFrames::Perhaps).map_err(io)?;
+        Ok(self.handles.made(layer, Layer::new(local, self.place(right, layer))))
     }
 
     /// Sets the files of all layers aside that are neither among `named` nor open; says how many. One that cannot be
@@ -257,13 +272,22 @@ impl Cache {
         self.keeps_files.load(Ordering::Acquire)
     }
 
-    fn place(&self, path: PathBuf, file: File, right: HandleRight<Layer>) -> LayerFile {
-        LayerFile { path, file, right, keeps_files: Arc::clone(&self.keeps_files) }
+    fn place(&self, right: HandleRight, id: LayerId) -> LayerPlace {
+        LayerPlace { path: self.path_of(id), keeps_files: Arc::clone(&self.keeps_files), right }
     }
 
     fn path_of(&self, id: LayerId) -> PathBuf {
         self.directory.join(format!("{id}.raw"))
     }
+}
+
+/// True if a layer that was packed again is whole in its present file, which is then durable.
+fn is_whole_here(layer: &Layer, index: &LayerIndex, encoded: &[u8]) -> io::Result<bool> {
+    if index.page_count() != layer.pages() {
+        let why = format!("layer {} was opened with {} pages, which is wrong", layer.id(), layer.pages());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    layer.local().sync_whole(encoded)
 }
 
 fn raw_bytes(name: &LayerName) -> u64 {

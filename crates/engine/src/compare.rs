@@ -228,14 +228,14 @@ fn readable_stretch(piece: &Piece, done: u32) -> (bool, u32) {
         PieceSource::Lost(_) => (false, left),
         // The parent packs what it reads there later: that has to be what is read here now.
         PieceSource::Capture(capture) => (capture.is_sealed(), left),
-        PieceSource::Layer(layer, first) => {
+        PieceSource::Layer(file, first) => {
             let next = first.plus(done);
-            let verified = layer.verified_run(next, left);
+            let verified = file.verified_run(next, left);
             if verified > 0 {
                 return (true, verified);
             }
             let of_frame = left.min(FRAME_PAGES - next.number() % FRAME_PAGES);
-            (matches!(layer.load_local(frame_of(next)), Ok(true)), of_frame)
+            (matches!(file.load_local(frame_of(next)), Ok(true)), of_frame)
         }
     }
 }

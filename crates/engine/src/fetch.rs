@@ -10,9 +10,10 @@ use tokio::task::JoinError;
 
 use crate::frame::{FrameNumber, frame_bytes};
 use crate::identity::LayerId;
-use crate::layer::{Layer, LayerError};
+use crate::layer_facts::LayerFacts;
 use crate::layer_index::LayerIndex;
 use crate::limits;
+use crate::local_file::{LayerError, LocalFile};
 use crate::manifest::StoredLayer;
 use crate::object::{FrameError, ObjectTable, StoredObject, decode_frame};
 use crate::single_flight::{Answer, FrameKey, SingleFlight};
@@ -88,37 +89,39 @@ impl Fetcher {
         Self(Arc::new(Shared { runtime, store, awaited: SingleFlight::default(), stop }))
     }
 
-    /// Asks for a frame and returns at once; the waiter is called when it is there.
-    pub fn request(&self, layer: &Arc<Layer>, frame: FrameNumber, waiter: Weak<dyn FrameWaiter>) {
+    /// Asks for a frame of a local file and returns at once; the waiter is called when it is there. Two files of one
+    /// layer share a fetch: a waiter looks whether it is there, and asks again if the fetch was for the other file.
+    pub fn request(&self, file: &Arc<LocalFile>, frame: FrameNumber, waiter: Weak<dyn FrameWaiter>) {
         let Self(shared) = self;
-        if !shared.awaited.join((layer.id(), frame), waiter) {
+        let layer = file.layer().id();
+        if !shared.awaited.join((layer, frame), waiter) {
             return;
         }
-        let claimed = |number: &usize| shared.awaited.claim((layer.id(), FrameNumber::new(*number)));
-        let ahead = frame.index() + 1..frame.index() + layer.frames_ahead(frame);
+        let claimed = |number: &usize| shared.awaited.claim((layer, FrameNumber::new(*number)));
+        let ahead = frame.index() + 1..frame.index() + file.frames_ahead(frame);
         let ahead = ahead.take_while(claimed).map(FrameNumber::new).collect();
-        drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(layer), frame, ahead)));
+        drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(file), frame, ahead)));
     }
 
     /// Waits until a frame is verified, until the first failed try, or until the engine ends.
-    pub async fn bring(&self, layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
-        if layer.is_verified(frame) {
-            return Ok(());
+    pub async fn bring(&self, file: &Arc<LocalFile>, frame: FrameNumber) -> Result<(), FetchError> {
+        while !file.is_verified(frame) {
+            let answer = Arc::new(Answer::default());
+            let waiter: Weak<Answer> = Arc::downgrade(&answer);
+            self.request(file, frame, waiter);
+            let said = self.0.stop.unless_said(answer.said()).await;
+            said.unwrap_or_else(|stopped| Err(stopped.to_string())).map_err(|reason| FetchError::Failed {
+                layer: file.layer().id(),
+                frame,
+                reason,
+            })?;
         }
-        let answer = Arc::new(Answer::default());
-        let waiter: Weak<Answer> = Arc::downgrade(&answer);
-        self.request(layer, frame, waiter);
-        let said = self.0.stop.unless_said(answer.said()).await;
-        said.unwrap_or_else(|stopped| Err(stopped.to_string())).map_err(|reason| FetchError::Failed {
-            layer: layer.id(),
-            frame,
-            reason,
-        })
+        Ok(())
     }
 
     /// The same for a thread that may wait: not for fault threads or async tasks.
-    pub fn load(&self, layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
-        block_on(self.bring(layer, frame))
+    pub fn load(&self, file: &Arc<LocalFile>, frame: FrameNumber) -> Result<(), FetchError> {
+        block_on(self.bring(file, frame))
     }
 
     /// Asks the store, for a thread that may wait, until the engine ends.
@@ -164,18 +167,18 @@ impl Drop for Claimed {
 /// when this is called, not when it is first polled: a runtime that has ended drops it unpolled.
 fn fetch_run(
     shared: Arc<Shared>,
-    layer: Arc<Layer>,
+    file: Arc<LocalFile>,
     frame: FrameNumber,
     ahead: Vec<FrameNumber>,
 ) -> impl Future<Output = ()> {
     let frames = std::iter::once(frame).chain(ahead.iter().copied()).collect();
-    let claimed = Claimed::new(Arc::clone(&shared), layer.id(), frames);
+    let claimed = Claimed::new(Arc::clone(&shared), file.layer().id(), frames);
     async move {
-        let left = fetch_together(&claimed, &layer, frame, &ahead).await;
+        let left = fetch_together(&claimed, &file, frame, &ahead).await;
         for after in left {
             claimed.let_go(after);
-            if shared.awaited.give_back((layer.id(), after)) {
-                drop(tokio::spawn(fetch_until_done(Arc::clone(&shared), Arc::clone(&layer), after)));
+            if shared.awaited.give_back((file.layer().id(), after)) {
+                drop(tokio::spawn(fetch_until_done(Arc::clone(&shared), Arc::clone(&file), after)));
             }
         }
     }
@@ -185,11 +188,12 @@ fn fetch_run(
 /// returned, to be fetched one by one.
 async fn fetch_together(
     claimed: &Arc<Claimed>,
-    layer: &Arc<Layer>,
+    file: &Arc<LocalFile>,
     first: FrameNumber,
     ahead: &[FrameNumber],
 ) -> Vec<FrameNumber> {
     let all = || std::iter::once(first).chain(ahead.iter().copied());
+    let layer = file.layer();
     let stored = layer.stored();
     let (Some(last), Some(stored)) = (ahead.last(), &stored) else { return all().collect() };
     let Some(table) = stored.table() else { return all().collect() };
@@ -202,12 +206,12 @@ async fn fetch_together(
     for frame in all() {
         let place = table.frame_range(frame);
         let encoded = body.slice(size_of(place.start - range.start)..size_of(place.end - range.start));
-        let (claimed, layer) = (Arc::clone(claimed), Arc::clone(layer));
+        let (claimed, file) = (Arc::clone(claimed), Arc::clone(file));
         accepting.spawn_blocking(move || {
-            let accepted = accept(&layer, frame, &encoded).is_ok();
+            let accepted = accept(&file, frame, &encoded).is_ok();
             if accepted {
                 claimed.let_go(frame);
-                claimed.shared.awaited.succeeded((layer.id(), frame));
+                claimed.shared.awaited.succeeded((file.layer().id(), frame));
             }
             accepted.then_some(frame)
         });
@@ -226,12 +230,15 @@ fn size_of(bytes: u64) -> usize {
 }
 
 /// Fetches one frame that has waiters. It is claimed when this is called.
-fn fetch_until_done(shared: Arc<Shared>, layer: Arc<Layer>, frame: FrameNumber) -> impl Future<Output = ()> {
-    let claimed = Claimed::new(Arc::clone(&shared), layer.id(), vec![frame]);
+fn fetch_until_done(
+    shared: Arc<Shared>,
+    file: Arc<LocalFile>,
+    frame: FrameNumber,
+) -> impl Future<Output = ()> {
+    let key = (file.layer().id(), frame);
+    let claimed = Claimed::new(Arc::clone(&shared), key.0, vec![frame]);
     async move {
-        let (store, layer) = (&shared.store, &layer);
-        let key = (layer.id(), frame);
-        let attempt = || telling_of_silence(&shared, key, fetch(store, layer, frame));
+        let attempt = || telling_of_silence(&shared, key, fetch(&shared.store, &file, frame));
         shared.awaited.fetch(key, attempt, tokio::time::sleep).await;
         claimed.let_go(frame);
     }
@@ -251,33 +258,33 @@ async fn telling_of_silence<T>(shared: &Shared, key: FrameKey, attempt: impl Fut
 }
 
 /// One try: the local file first, then the store.
-async fn fetch(store: &Store, layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
+async fn fetch(store: &Store, file: &Arc<LocalFile>, frame: FrameNumber) -> Result<(), FetchError> {
+    let layer = file.layer();
     let Some(stored) = layer.stored() else {
-        return load_local_only(layer, frame).await;
+        return load_local_only(file, frame).await;
     };
     // A local file that fails is no reason to give up while the store has the frame.
-    if layer.index().is_some() && matches!(blocking_load(layer, frame).await, Ok(true)) {
+    if layer.index().is_some() && matches!(blocking_load(file, frame).await, Ok(true)) {
         return Ok(());
     }
     if stored.table().is_none() {
-        if let Some(outcome) = fetch_table(store, layer, &stored, frame).await? {
+        if let Some(outcome) = fetch_table(store, file, &stored, frame).await? {
             return outcome;
         }
-        if matches!(blocking_load(layer, frame).await, Ok(true)) {
+        if matches!(blocking_load(file, frame).await, Ok(true)) {
             return Ok(());
         }
     }
     let range = stored.table().expect("fetched above").frame_range(frame);
     let encoded = get(store, layer, &stored, range).await?;
-    let layer = Arc::clone(layer);
-    let id = layer.id();
-    blocking((id, frame), move || accept(&layer, frame, &encoded)).await
+    let into = Arc::clone(file);
+    blocking((layer.id(), frame), move || accept(&into, frame, &encoded)).await
 }
 
 /// Bytes of an object. If it is gone from the store, the next try reads another one that is known.
 async fn get(
     store: &Store,
-    layer: &Layer,
+    layer: &LayerFacts,
     stored: &StoredObject,
     range: Range<u64>,
 ) -> Result<Bytes, StoreError> {
@@ -289,16 +296,16 @@ async fn get(
     got
 }
 
-async fn load_local_only(layer: &Arc<Layer>, frame: FrameNumber) -> Result<(), FetchError> {
-    if blocking_load(layer, frame).await? {
+async fn load_local_only(file: &Arc<LocalFile>, frame: FrameNumber) -> Result<(), FetchError> {
+    if blocking_load(file, frame).await? {
         return Ok(());
     }
-    Err(FetchError::OnlyCopy { layer: layer.id(), frame })
+    Err(FetchError::OnlyCopy { layer: file.layer().id(), frame })
 }
 
-async fn blocking_load(layer: &Arc<Layer>, frame: FrameNumber) -> Result<bool, FetchError> {
-    let layer = Arc::clone(layer);
-    blocking((layer.id(), frame), move || Ok(layer.load_local(frame)?)).await
+async fn blocking_load(file: &Arc<LocalFile>, frame: FrameNumber) -> Result<bool, FetchError> {
+    let file = Arc::clone(file);
+    blocking((file.layer().id(), frame), move || Ok(file.load_local(frame)?)).await
 }
 
 async fn blocking<T: Send + 'static>(
@@ -322,18 +329,18 @@ fn unless_kept_from<T>(ended: Result<T, JoinError>) -> Option<T> {
 /// answered. Each frame is judged by itself: the waiters of a bad one ask for it again.
 async fn fetch_table(
     store: &Store,
-    layer: &Arc<Layer>,
+    file: &Arc<LocalFile>,
     stored: &StoredObject,
     wanted: FrameNumber,
 ) -> Result<Option<Result<(), FetchError>>, FetchError> {
-    let place = stored.place();
+    let (layer, place) = (file.layer(), stored.place());
     let frames_end = place.object_bytes - place.table_bytes;
     let whole = place.object_bytes <= limits::OBJECT_FETCHED_WHOLE_BYTES_MAX;
     let start = if whole { 0 } else { frames_end };
     let body = get(store, layer, stored, start..place.object_bytes).await?;
     let table = checked_table(layer, place, &body[size_of(frames_end - start)..])?;
     if layer.index().is_none() {
-        keep_index(layer, table.index().clone(), wanted).await?;
+        keep_index(file, table.index().clone(), wanted).await?;
     }
     let table = stored.set_table(table);
     if !whole {
@@ -341,14 +348,14 @@ async fn fetch_table(
     }
     let ranges: Vec<Range<u64>> =
         (0..table.index().frames()).map(|frame| table.frame_range(FrameNumber::new(frame))).collect();
-    let layer = Arc::clone(layer);
+    let into = Arc::clone(file);
     blocking((layer.id(), wanted), move || {
         let mut answer = None;
         for (number, range) in ranges.into_iter().enumerate() {
             let frame = FrameNumber::new(number);
-            let outcome = match layer.is_verified(frame) {
+            let outcome = match into.is_verified(frame) {
                 true => Ok(()),
-                false => accept(&layer, frame, &body[size_of(range.start)..size_of(range.end)]),
+                false => accept(&into, frame, &body[size_of(range.start)..size_of(range.end)]),
             };
             if frame == wanted {
                 answer = Some(outcome);
@@ -360,18 +367,18 @@ async fn fetch_table(
 }
 
 /// Remembers a layer's index, also on the disk. If that fails, the next start asks the store again.
-async fn keep_index(layer: &Arc<Layer>, index: LayerIndex, wanted: FrameNumber) -> Result<(), FetchError> {
-    let layer = Arc::clone(layer);
-    blocking((layer.id(), wanted), move || {
-        if let Err(error) = layer.keep_index(index) {
-            tracing::warn!(layer = %layer.id(), %error, "the index of a layer is not kept on this disk");
+async fn keep_index(file: &Arc<LocalFile>, index: LayerIndex, wanted: FrameNumber) -> Result<(), FetchError> {
+    let file = Arc::clone(file);
+    blocking((file.layer().id(), wanted), move || {
+        if let Err(error) = file.keep_index(index) {
+            tracing::warn!(layer = %file.layer().id(), %error, "the index of a layer is not kept on this disk");
         }
         Ok(())
     })
     .await
 }
 
-fn checked_table(layer: &Layer, stored: &StoredLayer, bytes: &[u8]) -> Result<ObjectTable, FetchError> {
+fn checked_table(layer: &LayerFacts, stored: &StoredLayer, bytes: &[u8]) -> Result<ObjectTable, FetchError> {
     let refused = |reason: String| FetchError::Table { layer: layer.id(), reason };
     if *blake3::hash(bytes).as_bytes() != stored.table_digest {
         return Err(refused("its digest differs".into()));
@@ -384,10 +391,11 @@ fn checked_table(layer: &Layer, stored: &StoredLayer, bytes: &[u8]) -> Result<Ob
     Ok(table)
 }
 
-fn accept(layer: &Layer, frame: FrameNumber, encoded: &[u8]) -> Result<(), FetchError> {
+fn accept(file: &LocalFile, frame: FrameNumber, encoded: &[u8]) -> Result<(), FetchError> {
+    let layer = file.layer();
     let raw = decode_frame(encoded, frame_bytes(frame, layer.pages()))
         .map_err(|source| FetchError::Frame { layer: layer.id(), frame, source })?;
-    Ok(layer.accept_frame(frame, &raw)?)
+    Ok(file.accept_frame(frame, &raw)?)
 }
 
 #[cfg(all(test, not(shuttle)))]

@@ -1,6 +1,7 @@
 //! The registry of layer handles, one a layer: a caller gets the handle that lives, or the right to make the only one.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Weak};
 
 use crate::identity::LayerId;
@@ -20,15 +21,21 @@ pub enum Found<T> {
     /// Its handle.
     Alive(Arc<T>),
     /// Nothing, and the asking one may make the handle.
-    Free(HandleRight<T>),
+    Free(HandleRight),
 }
 
 /// The right to be the handle of a layer and to change its file freely: the next right is given when this is dropped,
 /// after the file is removed.
 #[derive(Debug)]
-pub struct HandleRight<T> {
+pub struct HandleRight {
     id: LayerId,
-    handles: Arc<Handles<T>>,
+    registry: Arc<dyn Registry>,
+}
+
+/// The registry as a right sees it, whatever its handles are.
+trait Registry: fmt::Debug + Send + Sync {
+    /// Forgets the handle that had the right to `id`, which is free from now on.
+    fn free(&self, id: LayerId);
 }
 
 impl<T> Default for Handles<T> {
@@ -37,7 +44,7 @@ impl<T> Default for Handles<T> {
     }
 }
 
-impl<T> Handles<T> {
+impl<T: fmt::Debug + Send + Sync + 'static> Handles<T> {
     /// The handle of a layer if it lives.
     pub fn alive(&self, id: LayerId) -> Option<Arc<T>> {
         lock(&self.taken).get(&id).and_then(Weak::upgrade)
@@ -53,7 +60,8 @@ impl<T> Handles<T> {
             taken = self.freed_or_made.wait(taken).expect("no thread panics while it holds a lock");
         }
         taken.insert(id, Weak::new());
-        Found::Free(HandleRight { id, handles: Arc::clone(self) })
+        let registry: Arc<Self> = Arc::clone(self);
+        Found::Free(HandleRight { id, registry })
     }
 
     /// Makes a handle, which holds the right to its name, the one that is found.
@@ -65,10 +73,16 @@ impl<T> Handles<T> {
     }
 }
 
-impl<T> Drop for HandleRight<T> {
-    fn drop(&mut self) {
-        let gone = lock(&self.handles.taken).remove(&self.id);
-        self.handles.freed_or_made.notify_all();
+impl<T: fmt::Debug + Send + Sync> Registry for Handles<T> {
+    fn free(&self, id: LayerId) {
+        let gone = lock(&self.taken).remove(&id);
+        self.freed_or_made.notify_all();
         drop(gone);
+    }
+}
+
+impl Drop for HandleRight {
+    fn drop(&mut self) {
+        self.registry.free(self.id);
     }
 }

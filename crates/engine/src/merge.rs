@@ -9,6 +9,7 @@ use crate::frame::{FRAME_PAGES, FrameNumber, frame_of};
 use crate::identity::Domain;
 use crate::layer::Layer;
 use crate::limits;
+use crate::local_file::LocalFile;
 use crate::pack::{PackError, pack_pages};
 use crate::page_map::{LayerSlot, PageMap, Place};
 use crate::page_set::PageSet;
@@ -97,22 +98,23 @@ pub(crate) fn frames_to_bring(
     map: &PageMap,
     view: &LiveView,
     slots: &[LayerSlot],
-) -> Vec<(Arc<Layer>, FrameNumber)> {
-    let mut frames: Vec<(Arc<Layer>, FrameNumber)> = Vec::new();
+) -> Vec<(Arc<LocalFile>, FrameNumber)> {
+    let mut frames: Vec<(Arc<LocalFile>, FrameNumber)> = Vec::new();
     for run in pages_in(map, slots).runs() {
         let mut left = run;
         while !left.is_empty() {
             let piece = view.piece_at(left.start(), left.count());
             left = left.after(piece.pages.count());
-            let PieceSource::Layer(layer, first) = &piece.source else { continue };
-            let mut done = layer.verified_run(*first, piece.pages.count());
+            let PieceSource::Layer(file, first) = &piece.source else { continue };
+            let mut done = file.verified_run(*first, piece.pages.count());
             while done < piece.pages.count() {
                 let page = first.plus(done);
                 let frame = frame_of(page);
-                let is_last =
-                    |(last, known): &(Arc<Layer>, FrameNumber)| *known == frame && last.id() == layer.id();
+                let is_last = |(last, known): &(Arc<LocalFile>, FrameNumber)| {
+                    *known == frame && Arc::ptr_eq(last, file)
+                };
                 if !frames.last().is_some_and(is_last) {
-                    frames.push((Arc::clone(layer), frame));
+                    frames.push((Arc::clone(file), frame));
                 }
                 done += FRAME_PAGES - page.number() % FRAME_PAGES;
             }

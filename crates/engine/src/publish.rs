@@ -8,8 +8,9 @@ use crate::catalog::CatalogError;
 use crate::frame::FrameNumber;
 use crate::geometry::{bytes_of_pages, u64_of};
 use crate::identity::SnapshotId;
-use crate::layer::{Layer, LayerError};
+use crate::layer::Layer;
 use crate::limits;
+use crate::local_file::LayerError;
 use crate::manifest::{ObjectName, Publication, StoredLayer};
 use crate::named::Named;
 use crate::object::{ObjectTable, encode_frame};
@@ -115,9 +116,9 @@ impl Publisher {
         let turn = self.stop.unless_said(layer.upload_turn()).await?;
         // Others may have uploaded it while this waited for its turn.
         if layer.stored_at().map(|stored| stored.object) == gone {
-            layer.add_stored(self.upload(layer, publisher).await?);
+            layer.facts().add_stored(&self.upload(layer, publisher).await?);
             if let Some(gone) = gone {
-                layer.note_gone(gone);
+                layer.facts().note_gone(gone);
             }
         }
         drop(turn);
@@ -131,7 +132,7 @@ impl Publisher {
             match self.stop.unless_said(self.store.see_layer(layer.id(), &object)).await? {
                 Ok(()) => return Ok(None),
                 Err(error @ StoreError::NotFound(_)) => {
-                    layer.note_gone(object);
+                    layer.facts().note_gone(object);
                     if layer.stored_at().is_some_and(|stored| stored.object == object) {
                         return Ok(Some(Missing { object, error }));
                     }
@@ -152,7 +153,7 @@ impl Publisher {
         let mut was_missing = false;
         for layer in layers {
             let Some(Missing { object, error }) = self.missing(layer).await? else { continue };
-            if !layer.may_be_whole() {
+            if !layer.local().may_be_whole() {
                 return Err(PublishError::Gone(error));
             }
             tracing::warn!(%error, "a layer's object is gone; the layer is uploaded again");
@@ -227,7 +228,7 @@ struct WrittenTable {
 /// Bytes that publishing `named` holds at most at one moment, other uploads of the same layers not counted.
 fn bytes_held_by(named: &Named) -> u64 {
     let (manifest, layers) = (named.manifest(), named.layers());
-    let unstored = layers.iter().filter(|layer| layer.stored().is_none());
+    let unstored = layers.iter().filter(|layer| layer.facts().is_only_copy());
     let parts = unstored.map(|layer| bytes_held_by_upload(layer)).max().unwrap_or_default();
     let blobs: usize = manifest.blobs().values().map(Bytes::len).sum();
     let encoded = u64_of(blobs) + limits::MANIFEST_RUN_BYTES * manifest.runs_count();
@@ -242,9 +243,10 @@ fn bytes_held_by_upload(layer: &Layer) -> u64 {
 /// The frames from `first` on that fill a part of an upload together, compressed.
 fn encode_from(layer: &Layer, first: usize) -> Result<Vec<Bytes>, PublishError> {
     let frames = layer.index().map_or(0, |index| index.frames());
+    let local = layer.local();
     let (mut encoded, mut bytes) = (Vec::new(), 0);
     for number in first..frames {
-        let frame = encode_frame(&layer.read_frame(FrameNumber::new(number))?)?;
+        let frame = encode_frame(&local.read_frame(FrameNumber::new(number))?)?;
         bytes += frame.len();
         encoded.push(Bytes::from(frame));
         if bytes >= limits::UPLOAD_PART_BYTES {

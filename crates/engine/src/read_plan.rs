@@ -41,15 +41,12 @@ pub enum ReadError {
 impl ReadPlan {
     /// Plans a read of `pages`. Allocates nothing when they have one source.
     pub fn new(view: &LiveView, pages: GuestPages) -> Self {
-        let first = view.piece_at(pages.start(), pages.count());
-        let mut rest = Vec::new();
-        let mut next = first.pages.end();
-        while next < pages.end() {
-            let piece = view.piece_at(next, pages.end().number() - next.number());
-            next = piece.pages.end();
-            rest.push(piece);
-        }
-        Self { pages, first, rest }
+        let (mut first, mut rest) = (None, Vec::new());
+        view.pieces_of(pages, |piece| match first {
+            None => first = Some(piece),
+            Some(_) => rest.push(piece),
+        });
+        Self { pages, first: first.expect("a plan is of at least one page"), rest }
     }
 
     /// The guest pages planned.
@@ -86,12 +83,12 @@ fn read_piece(piece: &Piece, fetcher: &Fetcher, into: &mut [u8]) -> Result<(), R
 }
 
 fn load_frames(piece: &Piece, fetcher: &Fetcher) -> Result<(), FetchError> {
-    let PieceSource::Layer(layer, first) = &piece.source else { return Ok(()) };
+    let PieceSource::Layer(file, first) = &piece.source else { return Ok(()) };
     let count = piece.pages.count();
-    let mut done = layer.verified_run(*first, count);
+    let mut done = file.verified_run(*first, count);
     while done < count {
         let page = first.plus(done);
-        fetcher.load(layer, frame_of(page))?;
+        fetcher.load(file, frame_of(page))?;
         done = (done + FRAME_PAGES - page.number() % FRAME_PAGES).min(count);
     }
     Ok(())

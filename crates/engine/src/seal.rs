@@ -19,6 +19,7 @@ use crate::identity::{Domain, LayerId, VolumeName};
 use crate::layer::Layer;
 use crate::lifecycle::SnapshotWork;
 use crate::limits;
+use crate::local_file::LocalFile;
 use crate::manifest::{LayerName, Manifest, ManifestError, SnapshotFacts, VolumeChange, VolumeShape};
 use crate::merge::{frames_to_bring, merge, slots_to_merge};
 use crate::named::Named;
@@ -99,7 +100,7 @@ pub(crate) struct Merges {
     /// Of each volume.
     slots: Vec<Vec<LayerSlot>>,
     /// The frames that this reads and that are not on this node.
-    frames: Vec<(Arc<Layer>, FrameNumber)>,
+    frames: Vec<(Arc<LocalFile>, FrameNumber)>,
 }
 
 /// A snapshot's names, which its views are flat by already.
@@ -176,8 +177,8 @@ impl Sealer {
         named: Named,
         mut merges: Merges,
     ) -> Result<NamedParent, SealError> {
-        for (layer, frame) in std::mem::take(&mut merges.frames) {
-            if let Err(error) = self.fetcher.bring(&layer, frame).await {
+        for (file, frame) in std::mem::take(&mut merges.frames) {
+            if let Err(error) = self.fetcher.bring(&file, frame).await {
                 if is_full(&named) {
                     return Err(error.into());
                 }
@@ -309,7 +310,10 @@ struct Change {
 fn own_changes(snapshot: &Snapshot, packed: &Packed) -> Vec<Change> {
     let change = |(volume, pages): (&Volume, &PackedPages)| Change {
         volume: volume.name.clone(),
-        layer: pages.layer.as_ref().map(|layer| (layer.name(), layer.packed_pages().to_set())),
+        layer: pages
+            .layer
+            .as_ref()
+            .map(|layer| (layer.name().clone(), layer.facts().packed_pages().to_set())),
         zero: pages.zero.clone(),
     };
     snapshot.volumes().iter().zip(&packed.volumes).map(change).collect()
@@ -319,7 +323,7 @@ fn merged_changes(snapshot: &Snapshot, merged: &[Option<Arc<Layer>>]) -> Vec<Cha
     let change = |(volume, merged): (&Volume, &Option<Arc<Layer>>)| {
         merged.as_ref().map(|layer| Change {
             volume: volume.name.clone(),
-            layer: Some((layer.name(), layer.packed_pages().to_set())),
+            layer: Some((layer.name().clone(), layer.facts().packed_pages().to_set())),
             zero: PageSet::new(volume.view.pages()),
         })
     };

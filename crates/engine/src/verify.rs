@@ -87,7 +87,7 @@ impl Verifying<'_> {
                     self.captured(volume, capture, here);
                 }
             }
-            PieceSource::Layer(layer, first) => {
+            PieceSource::Layer(file, first) => {
                 let mut left = piece.pages;
                 while !left.is_empty() {
                     self.check_wanted()?;
@@ -96,9 +96,9 @@ impl Verifying<'_> {
                     left = left.after(here.count());
                     let frame = frame_of(at);
                     let fetcher = self.fetcher;
-                    let wrong = self.frames.entry((layer.id(), frame)).or_insert_with(|| {
-                        layer.forget_verified(frame);
-                        fetcher.load(layer, frame).err().map(|error| error.to_string())
+                    let wrong = self.frames.entry((file.layer().id(), frame)).or_insert_with(|| {
+                        file.forget_verified(frame);
+                        fetcher.load(file, frame).err().map(|error| error.to_string())
                     });
                     if let Some(reason) = wrong.clone() {
                         self.wrong(volume, here, &reason);

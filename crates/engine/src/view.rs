@@ -16,6 +16,7 @@ use crate::capture::Capture;
 use crate::frame::{FrameNumber, frame_of};
 use crate::geometry::{GuestPage, GuestPages, LayerPage, u64_of, usize_of};
 use crate::layer::Layer;
+use crate::local_file::LocalFile;
 use crate::page_map::{PageMap, Place};
 use crate::page_set::PageSet;
 use crate::sync::{Current, Mutex, lock};
@@ -128,9 +129,9 @@ impl View {
             Body::Packed { top, base } => {
                 let mut run = limit;
                 if let Some(layer) = &top.layer {
-                    let (rank, length) = layer.packed_pages().run_at(page, limit);
+                    let (rank, length) = layer.facts().packed_pages().run_at(page, limit);
                     if let Some(first) = rank {
-                        return Piece::new(page, length, phase, PieceSource::Layer(Arc::clone(layer), first));
+                        return Piece::new(page, length, phase, PieceSource::Layer(layer.local(), first));
                     }
                     run = length;
                 }
@@ -140,9 +141,7 @@ impl View {
                 let (place, run) = map.run_at(page, limit);
                 let source = match place {
                     Place::Zero => PieceSource::Zero,
-                    Place::Layer { slot, page } => {
-                        PieceSource::Layer(Arc::clone(&layers[slot.index()]), page)
-                    }
+                    Place::Layer { slot, page } => PieceSource::Layer(layers[slot.index()].local(), page),
                 };
                 Piece::new(page, run, phase, source)
             }
@@ -240,6 +239,19 @@ impl LiveView {
         self.current.with(|view| view.piece_at(page, limit))
     }
 
+    /// Gives the pieces of `pages` to `each` in order, all of the same view.
+    pub fn pieces_of(&self, pages: GuestPages, mut each: impl FnMut(Piece)) {
+        assert!(pages.end().number() <= self.pages, "pieces lie within their volume");
+        self.current.with(|view| {
+            let mut left = pages;
+            while !left.is_empty() {
+                let piece = view.piece_at(left.start(), left.count());
+                left = left.after(piece.pages.count());
+                each(piece);
+            }
+        });
+    }
+
     /// Puts `next` in the place of `expected` if it is further on; false if it is not, or if `expected` is not what
     /// the cell holds. A late or repeated replacement thus changes nothing.
     pub fn improve(&self, expected: &Arc<View>, next: impl Into<Arc<View>>) -> bool {
@@ -271,8 +283,8 @@ pub enum PieceSource {
     Zero,
     /// In a capture, at their own guest pages.
     Capture(Arc<Capture>),
-    /// In a layer, from this page on.
-    Layer(Arc<Layer>, LayerPage),
+    /// In a layer's local file, from this page on.
+    Layer(Arc<LocalFile>, LayerPage),
     /// Nowhere, or they cannot be had now.
     Lost(Arc<LostPages>),
 }
@@ -298,7 +310,7 @@ impl Piece {
         let count = self.pages.count();
         match &self.source {
             PieceSource::Zero | PieceSource::Capture(_) => count,
-            PieceSource::Layer(layer, first) => layer.readable_now(*first, count),
+            PieceSource::Layer(file, first) => file.readable_now(*first, count),
             PieceSource::Lost(_) => 0,
         }
     }
@@ -319,23 +331,23 @@ impl Piece {
         match &self.source {
             PieceSource::Zero => PieceBytes::Zero,
             PieceSource::Capture(capture) => PieceBytes::At(capture.mapping(), self.pages.start().offset()),
-            PieceSource::Layer(layer, first) => PieceBytes::At(layer.mapping(), first.offset()),
+            PieceSource::Layer(file, first) => PieceBytes::At(file.mapping(), first.offset()),
             PieceSource::Lost(_) => PieceBytes::Lost,
         }
     }
 
     /// The frame that must be there before the first page can be read; none for what is always in memory, or nowhere.
-    pub fn missing_frame(&self) -> Option<(Arc<Layer>, FrameNumber)> {
+    pub fn missing_frame(&self) -> Option<(Arc<LocalFile>, FrameNumber)> {
         match &self.source {
             PieceSource::Zero | PieceSource::Capture(_) | PieceSource::Lost(_) => None,
-            PieceSource::Layer(layer, first) => Some((Arc::clone(layer), frame_of(*first))),
+            PieceSource::Layer(file, first) => Some((Arc::clone(file), frame_of(*first))),
         }
     }
 
     /// Says that reading the piece failed: its layer is verified anew, and what the disk lost of it is fetched.
     pub fn source_failed(&self) {
-        if let PieceSource::Layer(layer, _) = &self.source {
-            layer.distrust_all();
+        if let PieceSource::Layer(file, _) = &self.source {
+            file.distrust_all();
         }
     }
 

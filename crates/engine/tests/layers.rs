@@ -6,11 +6,15 @@ use std::sync::Arc;
 
 use rekindle_engine::cache::Cache;
 use rekindle_engine::frame::{FRAME_PAGES, FrameNumber};
+use rekindle_engine::geometry::{GuestPage, LayerPage};
 use rekindle_engine::identity::{Domain, SnapshotId};
-use rekindle_engine::layer::{Layer, LayerError};
+use rekindle_engine::layer::Layer;
+use rekindle_engine::local_file::LayerError;
 use rekindle_engine::manifest::{ObjectName, StoredLayer};
 use rekindle_engine::pack::pack_pages;
+use rekindle_engine::page_map::{LayerSlot, PageMap};
 use rekindle_engine::page_set::PageSet;
+use rekindle_engine::view::{LiveView, View};
 use tempfile::TempDir;
 
 /// Three frames, the last of them short.
@@ -18,7 +22,11 @@ const PAGES: u32 = 2 * FRAME_PAGES + 5;
 
 /// A layer just packed, page `p` of which is filled with `p + first`.
 fn packed(directory: &TempDir, first: u32) -> Arc<Layer> {
-    let cache = Cache::open(directory.path()).expect("a directory of ours");
+    packed_in(&Cache::open(directory.path()).expect("a directory of ours"), first)
+}
+
+/// The same in an open cache.
+fn packed_in(cache: &Cache, first: u32) -> Arc<Layer> {
     let mut next = first;
     let fill = |_, into: &mut [u8]| {
         for page in into.chunks_mut(4096) {
@@ -27,7 +35,7 @@ fn packed(directory: &TempDir, first: u32) -> Arc<Layer> {
         }
         Ok(())
     };
-    let packed = pack_pages(&PageSet::full(PAGES), &cache, &Domain::shared(), fill);
+    let packed = pack_pages(&PageSet::full(PAGES), cache, &Domain::shared(), fill);
     packed.expect("a disk").expect("it has pages")
 }
 
@@ -48,12 +56,12 @@ fn local_file(directory: &TempDir, layer: &Layer) -> std::fs::File {
 fn a_frame_of_other_bytes_is_not_taken_in_however_well_formed_they_are() {
     let (here, there) = (directory(), directory());
     let (layer, other) = (packed(&here, 0), packed(&there, 1));
-    let bytes = |layer: &Layer, number| layer.read_frame(frame(number)).expect("it is whole");
+    let bytes = |layer: &Layer, number| layer.local().read_frame(frame(number)).expect("it is whole");
     for wrong in [bytes(&layer, 0), bytes(&other, 1)] {
-        let refused = layer.accept_frame(frame(1), &wrong);
+        let refused = layer.local().accept_frame(frame(1), &wrong);
         assert!(matches!(refused, Err(LayerError::Digest { .. })), "{refused:?}");
     }
-    layer.accept_frame(frame(1), &bytes(&layer, 1)).expect("its own bytes");
+    layer.local().accept_frame(frame(1), &bytes(&layer, 1)).expect("its own bytes");
     assert_eq!(bytes(&layer, 1)[0], 64);
 }
 
@@ -61,24 +69,24 @@ fn a_frame_of_other_bytes_is_not_taken_in_however_well_formed_they_are() {
 fn a_frame_that_rotted_on_the_disk_is_not_read_for_others() {
     let here = directory();
     let layer = packed(&here, 0);
-    let first_page = layer.read_frame(frame(0)).expect("it is whole")[..4096].to_vec();
+    let first_page = layer.local().read_frame(frame(0)).expect("it is whole")[..4096].to_vec();
     local_file(&here, &layer).write_all_at(&first_page, 4096 * 70).expect("a disk");
-    let refused = layer.read_frame(frame(1));
+    let refused = layer.local().read_frame(frame(1));
     assert!(matches!(refused, Err(LayerError::Digest { .. })), "{refused:?}");
-    layer.read_frame(frame(0)).expect("this one did not rot");
+    layer.local().read_frame(frame(0)).expect("this one did not rot");
 }
 
 #[test]
 fn a_frame_taken_into_a_file_that_was_cut_short_brings_back_no_other_as_zeroes() {
     let here = directory();
     let layer = packed(&here, 0);
-    let last = layer.read_frame(frame(2)).expect("it is whole");
+    let last = layer.local().read_frame(frame(2)).expect("it is whole");
     local_file(&here, &layer).set_len(4096).expect("a disk");
-    layer.accept_frame(frame(2), &last).expect("its own bytes");
-    assert!(layer.is_verified(frame(2)));
+    layer.local().accept_frame(frame(2), &last).expect("its own bytes");
+    assert!(layer.local().is_verified(frame(2)));
     for lost in [frame(0), frame(1)] {
-        assert!(!layer.is_verified(lost), "frame {lost} is a hole by now");
-        assert!(!matches!(layer.load_local(lost), Ok(true)), "frame {lost} is a hole by now");
+        assert!(!layer.local().is_verified(lost), "frame {lost} is a hole by now");
+        assert!(!matches!(layer.local().load_local(lost), Ok(true)), "frame {lost} is a hole by now");
     }
 }
 
@@ -87,17 +95,17 @@ fn an_only_copy_that_a_disk_did_not_give_once_is_read_again_and_used() {
     let here = directory();
     let layer = packed(&here, 0);
     let whole: Vec<_> =
-        (0..3).flat_map(|number| layer.read_frame(frame(number)).expect("it is whole")).collect();
+        (0..3).flat_map(|number| layer.local().read_frame(frame(number)).expect("it is whole")).collect();
     let file = local_file(&here, &layer);
-    layer.distrust_all();
+    layer.local().distrust_all();
     file.set_len(0).expect("a disk");
-    let failed = layer.load_local(frame(1));
+    let failed = layer.local().load_local(frame(1));
     assert!(matches!(failed, Err(LayerError::Io { .. })), "{failed:?}");
     file.set_len(whole.len().try_into().expect("64 bits")).expect("a disk");
-    assert!(matches!(layer.load_local(frame(1)), Ok(false)), "it reads as zeroes");
+    assert!(matches!(layer.local().load_local(frame(1)), Ok(false)), "it reads as zeroes");
     file.write_all_at(&whole, 0).expect("a disk");
-    assert!(matches!(layer.load_local(frame(1)), Ok(true)), "the disk gives it again");
-    assert!(layer.is_verified(frame(1)));
+    assert!(matches!(layer.local().load_local(frame(1)), Ok(true)), "the disk gives it again");
+    assert!(layer.local().is_verified(frame(1)));
 }
 
 #[test]
@@ -106,16 +114,55 @@ fn an_object_that_is_gone_gives_way_to_another_one_of_the_layer_and_the_last_one
     let layer = packed(&here, 0);
     let places: Vec<_> = (0..2).map(|_| place()).collect();
     for stored in &places {
-        layer.add_stored(stored.clone());
-        layer.add_stored(stored.clone());
+        layer.facts().add_stored(stored);
+        layer.facts().add_stored(stored);
     }
     for (gone, read) in [(1, 0), (0, 0)] {
-        layer.note_gone(places[gone].object);
+        layer.facts().note_gone(places[gone].object);
         assert_eq!(layer.stored_at().as_ref(), Some(&places[read]));
     }
-    layer.add_stored(places[1].clone());
-    layer.note_gone(places[0].object);
+    layer.facts().add_stored(&places[1]);
+    layer.facts().note_gone(places[0].object);
     assert_eq!(layer.stored_at().as_ref(), Some(&places[1]));
+}
+
+#[test]
+fn a_read_keeps_the_file_it_was_planned_on_when_its_layer_gets_another_one() {
+    let (here, there) = (directory(), directory());
+    let original = packed(&there, 0);
+    let first_frame = original.local().read_frame(frame(0)).expect("it is whole");
+    let cache = Cache::open(here.path()).expect("a directory of ours");
+    let layer = cache.open_stored(original.name(), &place()).expect("a disk");
+    layer.facts().set_index(original.index().expect("it was packed").clone());
+    let replaced = layer.local();
+    replaced.accept_frame(frame(0), &first_frame).expect("its own bytes");
+    let map = PageMap::zero(PAGES).overlay(&PageSet::full(PAGES), LayerSlot::new(0), &PageSet::new(PAGES));
+    let view = LiveView::new(View::flat(map, Arc::from([Arc::clone(&layer)])));
+    let planned = view.piece_at(GuestPage::FIRST, FRAME_PAGES);
+    assert!(Arc::ptr_eq(&packed_in(&cache, 0), &layer), "one handle of equal bytes");
+    assert_eq!(layer.local().verified_run(LayerPage::FIRST, PAGES), PAGES);
+    assert_eq!(replaced.verified_run(LayerPage::FIRST, PAGES), FRAME_PAGES, "it is another file");
+    // Whatever happens to the layer's present file, and when nobody names the layer any more.
+    local_file(&here, &layer).set_len(0).expect("a disk");
+    drop((layer, view));
+    let mut read = vec![0; first_frame.len()];
+    planned.copy_to(&mut read).expect("its bytes are still there");
+    assert!(read == first_frame);
+}
+
+#[test]
+fn a_layer_that_was_only_stored_survives_a_restart_by_itself_once_it_is_packed_again() {
+    let (here, there) = (directory(), directory());
+    let original = packed(&there, 0);
+    let cache = Cache::open(here.path()).expect("a directory of ours");
+    let layer = cache.open_stored(original.name(), &place()).expect("a disk");
+    assert!(Arc::ptr_eq(&packed_in(&cache, 0), &layer), "one handle of equal bytes");
+    cache.keep_files();
+    drop((layer, cache));
+    let cache = Cache::open(here.path()).expect("a directory of ours");
+    let layer = cache.open_only_copy(original.name()).expect("it is whole, with its index");
+    assert!(layer.facts().is_only_copy());
+    assert!(matches!(layer.local().load_local(frame(2)), Ok(true)));
 }
 
 /// A possible place of a layer's object.

@@ -96,7 +96,7 @@ fn measure_page(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let capture = volumes.capture(PAGES, 1)?;
     let flat = volumes.flat(&capture, &[PageSet::full(PAGES)])?;
     let view = flat.load();
-    let layer = view.layers().first().context("a flat view of a full volume has a layer")?;
+    let layer = view.layers().first().context("a flat view of a full volume has a layer")?.local();
     let captured = LiveView::new(View::captured(Arc::clone(&capture), None));
     let sources = [("capture", &captured, capture.mapping()), ("layer", &flat, layer.mapping())];
     let starts = random_starts(READS, 1);
@@ -157,7 +157,7 @@ fn measure_compare(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let capture = volumes.capture(PAGES, 1)?;
     let parent = volumes.flat(&capture, &[PageSet::full(PAGES)])?;
     let view = parent.load();
-    let layer = view.layers().first().context("a flat view of a full volume has a layer")?;
+    let layer = view.layers().first().context("a flat view of a full volume has a layer")?.local();
     let mut parts = Vec::new();
     for threads in [1_usize, 2] {
         let pairs = interleave(

@@ -59,8 +59,8 @@ impl Volumes {
             Ok(capture.mapping().copy_to(run.start().offset(), into)?)
         })?;
         let layer = layer.context("there are pages to pack")?;
-        let mapping = layer.mapping();
-        mapping.populate(0, mapping.bytes()).context("reading the layer's file")?;
+        let local = layer.local();
+        local.mapping().populate(0, local.mapping().bytes()).context("reading the layer's file")?;
         Ok(layer)
     }
 

@@ -10,6 +10,7 @@ use super::*;
 use crate::cache::Cache;
 use crate::frame::FRAME_PAGES;
 use crate::identity::{Domain, FrameDigest, SnapshotId};
+use crate::layer::Layer;
 use crate::layer_index::LayerIndex;
 use crate::manifest::ObjectName;
 use crate::page_set::PageSet;
@@ -44,7 +45,7 @@ fn stored(layer: &Layer, lengths: [u64; 3]) -> (Vec<u8>, StoredLayer) {
 }
 
 fn refusal(layer: &Layer, stored: &StoredLayer, table: &[u8]) -> String {
-    checked_table(layer, stored, table).expect_err("it is not this layer's").to_string()
+    checked_table(layer.facts(), stored, table).expect_err("it is not this layer's").to_string()
 }
 
 #[test]
@@ -52,7 +53,7 @@ fn a_table_with_the_layers_index_is_refused_where_its_digest_is_not_the_manifest
     let directory = tempfile::tempdir().unwrap();
     let layer = packed(&directory, 1);
     let (right, place) = stored(&layer, [10, 20, 30]);
-    checked_table(&layer, &place, &right).unwrap();
+    checked_table(layer.facts(), &place, &right).unwrap();
     let (other, _) = stored(&layer, [20, 10, 30]);
     let refused = refusal(&layer, &place, &other);
     assert!(refused.contains("its digest differs"), "{refused}");
@@ -63,7 +64,7 @@ fn a_table_with_the_manifests_digest_is_refused_where_it_is_another_layers() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (layer, other) = (packed(&here, 1), packed(&there, 2));
     let (table, place) = stored(&other, [10, 20, 30]);
-    checked_table(&other, &place, &table).unwrap();
+    checked_table(other.facts(), &place, &table).unwrap();
     let refused = refusal(&layer, &place, &table);
     assert!(refused.contains("another layer's"), "{refused}");
 }
@@ -82,13 +83,13 @@ fn a_fetch_that_the_end_of_the_engine_cuts_short_fails_and_does_not_panic() {
     let Fetcher(shared) = Fetcher::new(runtime.handle().clone(), Store::new(objects), Stop::default());
     runtime.shutdown_background();
     let [first, second, third] = [0, 1, 2].map(FrameNumber::new);
-    let failed = shared.runtime.block_on(fetch(&shared.store, &layer, first));
+    let failed = shared.runtime.block_on(fetch(&shared.store, &layer.local(), first));
     assert!(matches!(failed, Err(FetchError::Failed { .. })), "{failed:?}");
-    let table = checked_table(&layer, &place, &table).unwrap();
-    layer.add_stored(place);
-    layer.stored().unwrap().set_table(table);
+    let table = checked_table(layer.facts(), &place, &table).unwrap();
+    layer.facts().add_stored(&place);
+    layer.facts().stored().unwrap().set_table(table);
     let claimed = Claimed::new(Arc::clone(&shared), layer.id(), Vec::new());
-    let left = shared.runtime.block_on(fetch_together(&claimed, &layer, first, &[second, third]));
+    let left = shared.runtime.block_on(fetch_together(&claimed, &layer.local(), first, &[second, third]));
     assert_eq!(left, [first, second, third], "none of them came");
 }
 
@@ -152,7 +153,7 @@ fn frames_that_were_to_be_read_ahead_and_did_not_come_are_fetched_for_those_who_
     assert!(!shared.awaited.join((layer.id(), claimed), joined), "it is on its way");
     // The layer is in no store, so no request brings them together.
     let shared_by_work = Arc::clone(&shared);
-    runtime.block_on(fetch_run(shared_by_work, Arc::clone(&layer), first, vec![claimed, unwanted]));
+    runtime.block_on(fetch_run(shared_by_work, layer.local(), first, vec![claimed, unwanted]));
     let mut came: Vec<_> = (0..2).map(|_| told.recv_timeout(LIMIT).expect("both come")).collect();
     came.sort();
     assert_eq!(came, [first, claimed]);

@@ -87,17 +87,17 @@ impl Server {
             self.counters.pages_prefetched.add(pages);
             return ahead(pages, &end);
         }
-        let (layer, first) = match &piece.source {
-            PieceSource::Layer(layer, first) => (layer, first),
+        let (file, first) = match &piece.source {
+            PieceSource::Layer(file, first) => (file, first),
             PieceSource::Lost(_) => return Ahead::Dealt(piece.pages.count()),
             PieceSource::Zero | PieceSource::Capture(_) => return Ahead::Interrupted,
         };
         let in_frame = FRAME_PAGES - first.number() % FRAME_PAGES;
         let waiting = piece.pages.first_pages(in_frame);
         if let Some((_, frame)) = piece.missing_frame()
-            && self.prefetch.wait(waiting, (layer.id(), frame))
+            && self.prefetch.wait(waiting, (file.layer().id(), frame))
         {
-            self.request(layer, frame);
+            self.request(file, frame);
         }
         Ahead::Dealt(waiting.count())
     }
@@ -115,9 +115,9 @@ impl Server {
                 }
             }
             UnitInstall::Missing(frames) => {
-                let (layer, frame) = &frames[0];
-                self.prefetch.wait(unit.intersect(run), (layer.id(), *frame));
-                frames.iter().for_each(|(layer, frame)| self.request(layer, *frame));
+                let (file, frame) = &frames[0];
+                self.prefetch.wait(unit.intersect(run), (file.layer().id(), *frame));
+                frames.iter().for_each(|(file, frame)| self.request(file, *frame));
                 Ahead::Dealt(of_unit)
             }
             UnitInstall::Lost => Ahead::Dealt(of_unit),

@@ -16,7 +16,7 @@ use super::unit::UnitInstall;
 use crate::fetch::FrameWaiter;
 use crate::frame::{FrameNumber, frame_of};
 use crate::geometry::{GuestPage, GuestPages};
-use crate::layer::Layer;
+use crate::local_file::LocalFile;
 use crate::view::{Piece, PieceSource};
 
 /// Reason told for a page whose bytes are bad although they were thought to be good.
@@ -126,7 +126,7 @@ impl Server {
         let ready = piece.readable_now();
         if ready == 0 {
             return match &piece.source {
-                PieceSource::Layer(layer, first) => self.wait_for(fault, layer, frame_of(*first)),
+                PieceSource::Layer(file, first) => self.wait_for(fault, file, frame_of(*first)),
                 PieceSource::Lost(_) => Outcome::Again(RetryCause::Failed(LOST.into())),
                 PieceSource::Zero | PieceSource::Capture(_) => Outcome::Again(RetryCause::Interrupted),
             };
@@ -152,11 +152,11 @@ impl Server {
             }
             UnitInstall::Missing(frames) => {
                 // All are asked for now; the page waits for one after the other.
-                for (layer, frame) in &frames[1..] {
-                    self.request(layer, *frame);
+                for (file, frame) in &frames[1..] {
+                    self.request(file, *frame);
                 }
-                let (layer, frame) = &frames[0];
-                self.wait_for(fault, layer, *frame)
+                let (file, frame) = &frames[0];
+                self.wait_for(fault, file, *frame)
             }
             UnitInstall::Lost => Outcome::Again(RetryCause::Failed(LOST.into())),
         }
@@ -245,19 +245,19 @@ impl Server {
         counters.add(piece.phase, pages);
     }
 
-    fn wait_for(&mut self, fault: Fault, layer: &Arc<Layer>, frame: FrameNumber) -> Outcome {
+    fn wait_for(&mut self, fault: Fault, file: &Arc<LocalFile>, frame: FrameNumber) -> Outcome {
         self.counters.misses.add(1);
-        let key: FrameKey = (layer.id(), frame);
+        let key: FrameKey = (file.layer().id(), frame);
         if self.pending.wait(fault, key) {
-            self.request(layer, frame);
+            self.request(file, frame);
         }
         Outcome::Waiting
     }
 
     /// Asks for a frame; the answer comes by mail.
-    pub(super) fn request(&self, layer: &Arc<Layer>, frame: FrameNumber) {
+    pub(super) fn request(&self, file: &Arc<LocalFile>, frame: FrameNumber) {
         let waiter: Weak<dyn FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
-        self.fetcher.request(layer, frame, waiter);
+        self.fetcher.request(file, frame, waiter);
     }
 }
 
@@ -279,6 +279,7 @@ mod tests {
     use crate::cache::Cache;
     use crate::fetch::Fetcher;
     use crate::identity::Domain;
+    use crate::layer::Layer;
     use crate::limits;
     use crate::pack::pack_pages;
     use crate::page_map::{LayerSlot, PageMap};
@@ -385,7 +386,7 @@ mod tests {
         OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
         let landing = server.install_ready(&piece, PAGES, Protect::Writable);
         assert!(matches!(landing, Landing { pages: 0, end: End::SourceLost }), "{landing:?}");
-        assert!(!layer.is_verified(FrameNumber::new(0)));
+        assert!(!layer.local().is_verified(FrameNumber::new(0)));
     }
 
     #[test]

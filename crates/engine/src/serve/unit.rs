@@ -8,7 +8,7 @@ use super::answer::distrust_if_lost;
 use super::installer::{End, Installer, Landing};
 use crate::frame::{FRAME_PAGES, FrameNumber};
 use crate::geometry::{GuestPages, PAGE_BYTES, usize_of};
-use crate::layer::Layer;
+use crate::local_file::LocalFile;
 use crate::view::{LiveView, Piece, PieceSource};
 
 /// Buffer in which the parts of a huge page are put together.
@@ -23,7 +23,7 @@ pub(super) enum UnitInstall {
     /// It was tried.
     Landed(Landing),
     /// These frames must be there first; at least one.
-    Missing(Vec<(Arc<Layer>, FrameNumber)>),
+    Missing(Vec<(Arc<LocalFile>, FrameNumber)>),
     /// Some of its pages cannot be had.
     Lost,
 }

@@ -120,8 +120,10 @@ impl Node {
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         }
         let view = snapshot.memory().load();
-        let in_memory =
-            |layer: &Arc<Layer>| layer.mapping().resident_prefix_bytes(0, layer.mapping().bytes()) > 0;
+        let in_memory = |layer: &Arc<Layer>| {
+            let local = layer.local();
+            local.mapping().resident_prefix_bytes(0, local.mapping().bytes()) > 0
+        };
         let evicted = !view.layers().is_empty() && !view.layers().iter().any(in_memory);
         if !evicted {
             guest::skipped(test, &"the layer files stay in memory, as on tmpfs");

@@ -74,7 +74,7 @@ impl Cold {
         fetcher: &Fetcher,
     ) {
         let is_missing = |source: &ColdSource| match source {
-            ColdSource::Frame(layer, frame) => !layer.is_verified(*frame),
+            ColdSource::Frame(file, frame) => !file.is_verified(*frame),
             ColdSource::Lost(_) => true,
         };
         let missing: Vec<_> = sources.into_iter().filter(is_missing).collect();
@@ -85,7 +85,7 @@ impl Cold {
             self.changed.notify_all();
         }
         let asked = |source: &ColdSource| match source {
-            ColdSource::Frame(layer, frame) => match state.awaited.entry((layer.id(), *frame)) {
+            ColdSource::Frame(file, frame) => match state.awaited.entry((file.layer().id(), *frame)) {
                 Entry::Vacant(free) => {
                     free.insert(None);
                     true
@@ -99,9 +99,9 @@ impl Cold {
         // Without the lock: the news of what is there already comes at once.
         for source in new {
             match source {
-                ColdSource::Frame(layer, frame) => {
+                ColdSource::Frame(file, frame) => {
                     let waiter: Weak<Self> = Arc::downgrade(self);
-                    fetcher.request(&layer, frame, waiter);
+                    fetcher.request(&file, frame, waiter);
                 }
                 ColdSource::Lost(lost) => {
                     let waiter: Weak<Self> = Arc::downgrade(self);

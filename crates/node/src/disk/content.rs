@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rekindle_engine::frame::{FRAME_PAGES, FrameNumber, frame_of};
 use rekindle_engine::geometry::{GuestPage, GuestPages, LayerPage, bytes_of_pages, u64_of, usize_of};
-use rekindle_engine::layer::Layer;
+use rekindle_engine::local_file::LocalFile;
 use rekindle_engine::view::{LiveView, LostPages, Piece, PieceBytes, PieceSource};
 use rekindle_kernel::PAGE_BYTES;
 
@@ -47,7 +47,7 @@ pub(super) enum Obstacle {
 #[derive(Clone, Debug)]
 pub(super) enum ColdSource {
     /// A frame of a layer, to be fetched.
-    Frame(Arc<Layer>, FrameNumber),
+    Frame(Arc<LocalFile>, FrameNumber),
     /// Pages that cannot be had, unless they are found.
     Lost(Arc<LostPages>),
 }
@@ -246,8 +246,8 @@ impl Content {
 /// Copies bytes of a piece if they are there.
 fn copy_piece(piece: &Piece, skipped: usize, into: &mut [u8], patience: Patience) -> bool {
     let there = match (&piece.source, patience) {
-        (PieceSource::Layer(layer, first), Patience::LocalDisk) => {
-            layer.verified_run(*first, piece.pages.count())
+        (PieceSource::Layer(file, first), Patience::LocalDisk) => {
+            file.verified_run(*first, piece.pages.count())
         }
         (_, Patience::None | Patience::LocalDisk) => piece.readable_now(),
     };
@@ -273,8 +273,8 @@ fn copy_piece(piece: &Piece, skipped: usize, into: &mut [u8], patience: Patience
 
 /// Adds what has to be there before the piece can be read, as far as the limit for one request goes.
 fn add_missing(piece: &Piece, patience: Patience, cold: &mut Vec<ColdSource>) {
-    let (layer, first) = match &piece.source {
-        PieceSource::Layer(layer, first) => (layer, first),
+    let (file, first) = match &piece.source {
+        PieceSource::Layer(file, first) => (file, first),
         PieceSource::Lost(lost) => return cold.push(ColdSource::Lost(Arc::clone(lost))),
         PieceSource::Zero | PieceSource::Capture(_) => return,
     };
@@ -282,16 +282,16 @@ fn add_missing(piece: &Piece, patience: Patience, cold: &mut Vec<ColdSource>) {
     let mut page = first.number();
     while page < end && cold.len() < limits::COLD_FRAMES_MAX {
         let frame = frame_of(LayerPage::new(page));
-        let is_there = patience == Patience::LocalDisk && layer.is_verified(frame);
-        let is_known = |cold: &ColdSource| matches!(cold, ColdSource::Frame(known, number) if Arc::ptr_eq(known, layer) && *number == frame);
+        let is_there = patience == Patience::LocalDisk && file.is_verified(frame);
+        let is_known = |cold: &ColdSource| matches!(cold, ColdSource::Frame(known, number) if Arc::ptr_eq(known, file) && *number == frame);
         if !is_there && !cold.iter().any(is_known) {
-            cold.push(ColdSource::Frame(Arc::clone(layer), frame));
+            cold.push(ColdSource::Frame(Arc::clone(file), frame));
         }
         page = (page / FRAME_PAGES + 1) * FRAME_PAGES;
     }
     if cold.is_empty() {
         // It failed a moment ago and is whole by now: it is read again.
-        cold.push(ColdSource::Frame(Arc::clone(layer), frame_of(*first)));
+        cold.push(ColdSource::Frame(Arc::clone(file), frame_of(*first)));
     }
 }
 

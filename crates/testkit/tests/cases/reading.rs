@@ -71,10 +71,10 @@ fn who_joined_a_frame_that_a_read_ahead_did_not_bring_gets_it_all_the_same() {
     for fault in [Fault::Fail, Fault::Corrupt] {
         let (site, _engine, snapshot) = published(700);
         let cold = open_elsewhere(&site, &snapshot.0);
-        let layer = cold.snapshot.memory().load().layers()[0].clone();
+        let file = cold.snapshot.memory().load().layers()[0].local();
         // A walk, so that the next request is for four frames.
         for frame in [0, 1] {
-            cold.engine.fetcher().load(&layer, FrameNumber::new(frame)).expect("the store has it");
+            cold.engine.fetcher().load(&file, FrameNumber::new(frame)).expect("the store has it");
         }
         while cold.engine.fetcher().under_way() > 0 {
             std::thread::yield_now();
@@ -85,7 +85,7 @@ fn who_joined_a_frame_that_a_read_ahead_did_not_bring_gets_it_all_the_same() {
         let waiter = Arc::new(Told(tell));
         let joined: Weak<Told> = Arc::downgrade(&waiter);
         for frame in [3, 5] {
-            cold.engine.fetcher().request(&layer, FrameNumber::new(frame), joined.clone());
+            cold.engine.fetcher().request(&file, FrameNumber::new(frame), joined.clone());
             site.faults.wait_stalled();
         }
         assert_eq!(cold.engine.fetcher().under_way(), 4, "frame 5 is part of the first request");
@@ -105,10 +105,10 @@ fn case_28_who_waits_for_a_frame_is_answered_when_the_engine_ends() {
     let fetcher = cold.fetcher().clone();
     drop(cold);
     let (answer, answered) = channel();
-    let layer = opened.memory().load().layers()[0].clone();
+    let file = opened.memory().load().layers()[0].local();
     // Not a scoped thread: without an answer it would never end.
     drop(std::thread::spawn(move || {
-        answer.send(fetcher.load(&layer, FrameNumber::new(3)).is_err()).ok();
+        answer.send(fetcher.load(&file, FrameNumber::new(3)).is_err()).ok();
     }));
     assert_eq!(answered.recv_timeout(PATIENCE / 4), Ok(true), "an error, and no wait for ever");
 }
@@ -130,7 +130,8 @@ fn case_29_one_cold_frame_keeps_only_its_own_pages() {
         std::thread::yield_now();
     }
     let layer = cold.snapshot.memory().load().layers()[0].clone();
-    let there = |frame: &u32| layer.is_verified(FrameNumber::new(usize::try_from(*frame).expect("64 bits")));
+    let there =
+        |frame: &u32| layer.local().is_verified(FrameNumber::new(usize::try_from(*frame).expect("64 bits")));
     let missing: u32 = (0..11).filter(|frame| !there(frame)).map(|frame| (700 - frame * 64).min(64)).sum();
     assert!(missing > 0, "something is cold");
     guest.stand_on(&cold.snapshot);

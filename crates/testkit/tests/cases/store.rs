@@ -337,7 +337,7 @@ fn a_stored_manifest_that_contradicts_an_open_layer_is_refused() {
     let pages = PageSet::full(200);
     let change = VolumeChange {
         volume: shape.name.clone(),
-        layer: Some((LayerName { pages: 200, ..layer.name() }, &pages)),
+        layer: Some((LayerName { pages: 200, ..layer.name().clone() }, &pages)),
         zero: &PageSet::new(200),
     };
     let larger = Manifest::first(facts, vec![shape], &[change]).expect("within limits");

@@ -161,7 +161,7 @@ fn the_table_of_another_layer_is_refused_though_a_manifest_has_its_digest() {
     let pages = PageSet::full(100);
     let change = VolumeChange {
         volume: shape.name.clone(),
-        layer: Some((layer.name(), &pages)),
+        layer: Some((layer.name().clone(), &pages)),
         zero: &PageSet::new(100),
     };
     let manifest = Manifest::first(facts, vec![shape], &[change]).expect("within limits");

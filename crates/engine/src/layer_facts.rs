@@ -1,0 +1,106 @@
+//! The facts of a layer that do not depend on this disk: its name, its index once known, and its placement.
+
+use std::sync::Arc;
+
+use crate::frame::FrameNumber;
+use crate::identity::{Domain, FrameDigest, LayerId};
+use crate::layer_index::LayerIndex;
+use crate::manifest::{LayerName, ObjectName, StoredLayer};
+use crate::object::StoredObject;
+use crate::placement::Placement;
+use crate::ranked_set::RankedSet;
+use crate::sync::{Current, OnceLock};
+
+/// Facts of one layer, shared by its handle and all its local files.
+#[derive(Debug)]
+pub struct LayerFacts {
+    name: LayerName,
+    index: OnceLock<LayerIndex>,
+    placement: Current<Option<Placement>>,
+}
+
+impl LayerFacts {
+    /// Facts of the layer called `name`, of which no place outside this disk is known.
+    pub fn new(name: LayerName) -> Self {
+        Self { name, index: OnceLock::new(), placement: Current::new(Arc::new(None)) }
+    }
+
+    /// The layer as a manifest names it.
+    pub fn name(&self) -> &LayerName {
+        &self.name
+    }
+
+    /// The layer's id.
+    pub fn id(&self) -> LayerId {
+        self.name.id
+    }
+
+    /// The domain the layer belongs to.
+    pub fn domain(&self) -> &Domain {
+        &self.name.domain
+    }
+
+    /// Packed pages.
+    pub fn pages(&self) -> u32 {
+        self.name.pages
+    }
+
+    /// The index, once it is known: from packing, from this disk, or from the store's table.
+    pub fn index(&self) -> Option<&LayerIndex> {
+        self.index.get()
+    }
+
+    /// Remembers the index, which is this layer's: the layer's name is the hash of it.
+    pub fn set_index(&self, index: LayerIndex) -> &LayerIndex {
+        self.index.get_or_init(|| index)
+    }
+
+    /// The guest pages the layer holds, in its order; it was packed on this node.
+    pub fn packed_pages(&self) -> &RankedSet {
+        self.index().expect("a layer packed on this node has its index").pages()
+    }
+
+    /// Digest that a frame's bytes must have; none before the index is known.
+    pub fn digest(&self, frame: FrameNumber) -> Option<FrameDigest> {
+        self.index().map(|index| index.digest(frame))
+    }
+
+    /// The object in the store that is read, once one is known.
+    pub fn stored(&self) -> Option<Arc<StoredObject>> {
+        self.placement.with(|placement| placement.as_ref().map(|known| Arc::clone(known.object())))
+    }
+
+    /// Place of that object.
+    pub fn stored_at(&self) -> Option<StoredLayer> {
+        self.stored().map(|object| object.place().clone())
+    }
+
+    /// True if no place of the layer outside this disk is known.
+    pub fn is_only_copy(&self) -> bool {
+        self.placement.with(Option::is_none)
+    }
+
+    /// Remembers one more object of the layer; the one that is read stays.
+    pub fn add_stored(&self, place: &StoredLayer) {
+        self.change_placement(|placement| match placement {
+            Some(placement) => placement.with(place.clone()),
+            None => Some(Placement::at(place.clone())),
+        });
+    }
+
+    /// Remembers that an object is not in the store: another one is read from now on, if one is known.
+    pub fn note_gone(&self, gone: ObjectName) {
+        self.change_placement(|placement| placement.and_then(|known| known.without(gone)));
+    }
+
+    /// Replaces the placement by what `change` makes of it, unless that is nothing.
+    fn change_placement(&self, change: impl Fn(Option<&Placement>) -> Option<Placement>) {
+        loop {
+            let now = self.placement.load();
+            let Some(next) = change(now.as_ref().as_ref()) else { return };
+            if self.placement.replace(&now, Arc::new(Some(next))) {
+                return;
+            }
+        }
+    }
+}
