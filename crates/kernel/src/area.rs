@@ -102,7 +102,7 @@ impl Area {
         start..start + word(self.bytes)
     }
 
-    /// Gives up what is before `offset` and after `bytes` bytes from there.
+    /// Unmaps everything but the `bytes` bytes from `offset`.
     pub(crate) fn narrowed(mut self, offset: usize, bytes: usize) -> io::Result<Self> {
         let start = self.at(offset, bytes);
         let tail = self.bytes - offset - bytes;
@@ -143,7 +143,7 @@ impl Drop for Area {
     }
 }
 
-/// Unmaps part of an area that is being given up.
+/// Unmaps part of an area that is being narrowed or dropped.
 fn unmap(address: *mut c_void, bytes: usize) -> io::Result<()> {
     if bytes == 0 {
         return Ok(());

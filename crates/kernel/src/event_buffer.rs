@@ -1,4 +1,4 @@
-//! A batch of userfaultfd events, as the kernel wrote them and as they are understood.
+//! A batch of userfaultfd events: as the kernel writes them, and decoded.
 
 use linux_raw_sys::general::{
     UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP, UFFD_PAGEFAULT_FLAG_MINOR,
@@ -14,7 +14,7 @@ pub const EVENT_BYTES: usize = size_of::<uffd_msg>();
 
 const EVENT_WORDS: usize = EVENT_BYTES / 8;
 
-/// Room for a batch of events, in memory of our own or in memory that another process holds too.
+/// A buffer for a batch of events, in private memory or in memory that another process holds too.
 #[derive(Debug)]
 pub struct EventBuffer {
     memory: Memory,
@@ -27,23 +27,23 @@ enum Memory {
     Shared(SharedBuffer),
 }
 
-/// One thing that happened in served memory.
+/// One event in served memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A thread waits for a page.
     Fault {
-        /// The first address of the page, or the address itself where the descriptor tells exact ones.
+        /// The first address of the page; the exact address if the descriptor reports those.
         address: u64,
         /// The access the thread wanted.
         kind: FaultKind,
-        /// The thread, by its number in its own pid namespace, where the descriptor tells it.
+        /// The thread's id in its own pid namespace, if the descriptor reports it.
         thread: Option<u32>,
     },
-    /// Pages were given back; the thread that did so goes on now that the event has been read.
+    /// Pages were given back. Reading the event lets the thread that did so go on.
     Remove(GuestRange),
     /// Addresses were unmapped.
     Unmap(GuestRange),
-    /// Something else, by its number.
+    /// Any other event, by its number.
     Other(u8),
 }
 
@@ -61,13 +61,13 @@ pub enum FaultKind {
 }
 
 impl EventBuffer {
-    /// Room for `events_max` events in memory of this process alone.
+    /// A buffer for `events_max` events in private memory.
     pub fn private(events_max: usize) -> Self {
         let words = vec![0; events_max * EVENT_WORDS].into_boxed_slice();
         Self { memory: Memory::Private(words), events_max }
     }
 
-    /// Room for as many events as fit in `buffer`, which another process may hold and find them in.
+    /// A buffer for as many events as fit in `buffer`, in which another process that holds it finds them.
     pub fn shared(buffer: SharedBuffer) -> Self {
         let events_max = buffer.bytes() / EVENT_BYTES;
         Self { memory: Memory::Shared(buffer), events_max }
@@ -78,7 +78,7 @@ impl EventBuffer {
         self.events_max
     }
 
-    /// The shared memory that the events lie in, where it is shared.
+    /// The shared memory with the events, if the buffer is shared.
     pub fn shared_buffer(&self) -> Option<&SharedBuffer> {
         match &self.memory {
             Memory::Private(_) => None,
@@ -86,10 +86,10 @@ impl EventBuffer {
         }
     }
 
-    /// The first `count` events, each read once and then understood.
+    /// The first `count` events, each read once and then decoded.
     ///
     /// # Panics
-    /// If more than fit are asked for.
+    /// If `count` is larger than `events_max`.
     pub fn events(&self, count: usize) -> impl Iterator<Item = Event> + '_ {
         assert!(count <= self.events_max, "no more events than fit in the buffer");
         (0..count).map(|index| decode(self.message(index)))
@@ -115,7 +115,7 @@ impl EventBuffer {
     }
 }
 
-/// Understands one `struct uffd_msg` (linux/userfaultfd.h): the event in the first byte, its arguments from the 8th.
+/// Decodes one `struct uffd_msg` (linux/userfaultfd.h): the event in the first byte, its arguments from the 8th.
 #[inline]
 fn decode(message: [u64; EVENT_WORDS]) -> Event {
     let [first, a, b, c] = message;

@@ -1,4 +1,4 @@
-//! Sending and receiving open files over a unix stream socket, and knowing who is at its other end.
+//! Sends and receives open files over a unix stream socket, and identifies the process at its other end.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -15,7 +15,7 @@ pub const FDS_MAX: usize = 253;
 
 const ROOM: usize = rustix::cmsg_space!(ScmRights(FDS_MAX));
 
-/// Sends all of `bytes`, at least one, with `fds`, at most [`FDS_MAX`], beside the first of them.
+/// Sends all of `bytes`, at least one, and `fds`, at most [`FDS_MAX`], with the first byte.
 pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     if bytes.is_empty() || fds.len() > FDS_MAX {
         let why = "descriptors travel beside at least one byte, at most 253 at a time";
@@ -43,10 +43,10 @@ pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Re
     Ok(())
 }
 
-/// Receives what one read gives: how many bytes, 0 at the end, and the first `fds_max` of the descriptors beside them.
+/// Does one read: the number of bytes, 0 at the end of the stream, and the first `fds_max` descriptors sent with them.
 ///
-/// Descriptors close on exec; those beyond `fds_max` are closed. If the kernel dropped some, as this process may open no
-/// more, all are closed and the error is EMFILE.
+/// Descriptors close on exec; those beyond `fds_max` are closed. If the kernel dropped some, since this process may
+/// open no more, all are closed and the error is EMFILE.
 pub fn receive(stream: &UnixStream, buffer: &mut [u8], fds_max: usize) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut room = [MaybeUninit::uninit(); ROOM];
     let mut control = RecvAncillaryBuffer::new(&mut room);
@@ -70,7 +70,7 @@ pub fn receive(stream: &UnixStream, buffer: &mut [u8], fds_max: usize) -> io::Re
     Ok((received.bytes, fds))
 }
 
-/// The process that was at the other end when the connection was made; an error where its pid is hidden from us.
+/// The process that made the connection at the other end; an error if its pid is not visible here.
 pub fn peer_pid(stream: &UnixStream) -> io::Result<u32> {
     match u32::try_from(peer(stream)?.pid) {
         Ok(pid) if pid != 0 => Ok(pid),
@@ -78,7 +78,7 @@ pub fn peer_pid(stream: &UnixStream) -> io::Result<u32> {
     }
 }
 
-/// The user that the process at the other end was when the connection was made.
+/// The user of the process at the other end when it made the connection.
 pub fn peer_user(stream: &UnixStream) -> io::Result<u32> {
     Ok(peer(stream)?.uid)
 }

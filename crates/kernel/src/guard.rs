@@ -1,8 +1,9 @@
-//! Copies and comparisons of memory whose reading may raise SIGBUS, which then fails that one read.
+//! Copies and compares memory that may raise SIGBUS when it is read; only that one read then fails.
 //!
 //! Each call goes through a few lines of assembly that note the stack pointer in a thread-local slot and call libc's
-//! `memcpy` or `memcmp`, or a loop of ours where libc is slow. The SIGBUS handler, finding the slot set and the address in a guarded range, sends the thread
-//! to the end of those lines: no Rust frame is skipped. A SIGBUS of anyone else goes to the handler before ours.
+//! `memcpy` or `memcmp`, or a loop of ours where libc is slow. If the slot is set and the address is in a guarded
+//! range, the SIGBUS handler sends the thread to the end of those lines: no Rust frame is skipped. Any other SIGBUS
+//! goes to the previous handler.
 
 use std::arch::global_asm;
 use std::cell::Cell;
@@ -13,13 +14,13 @@ use std::sync::{Once, OnceLock};
 
 use crate::page::{HUGE_PAGE_BYTES, PAGE_BYTES};
 
-/// A guarded range could not be read; the address is where.
+/// A guarded range could not be read; with the address that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lost {
     pub(crate) address: usize,
 }
 
-/// The calling thread's guarded read, where one is going on. The assembly knows the offset of `stack`: 0.
+/// The calling thread's guarded read, if one is under way. The assembly knows the offset of `stack`: 0.
 #[repr(C)]
 struct Slot {
     /// Stack pointer inside the assembly; 0 while nothing is guarded.
@@ -45,7 +46,7 @@ impl Span {
         Self { start: start.addr(), end: start.addr().saturating_add(bytes) }
     }
 
-    /// True if the block of `grain` bytes around `address`, which is all the kernel tells, touches the span.
+    /// True if the block of `grain` bytes around `address` touches the span: the kernel reports no finer address.
     fn touches(self, address: usize, grain: usize) -> bool {
         let block = address & !(grain - 1);
         block < self.end && block.saturating_add(grain) > self.start
@@ -159,7 +160,7 @@ global_asm!(
 unsafe extern "C" {
     fn rekindle_guarded_copy(slot: *const Slot, into: *mut u8, from: *const u8, bytes: usize) -> *mut u8;
     fn rekindle_guarded_compare(slot: *const Slot, left: *const u8, right: *const u8, bytes: usize) -> c_int;
-    /// Not a function to call: where the handler sends a thread whose read failed.
+    /// The address to which the handler sends a thread whose read failed; not a function to call.
     fn rekindle_guarded_landing();
 }
 
@@ -302,7 +303,7 @@ fn set_register(registers: &mut [libc::greg_t], register: c_int, value: usize) {
     registers[register_index(register)] = i64::try_from(value).expect("user addresses have 47 bits");
 }
 
-/// Does what was done about SIGBUS before us.
+/// Passes the signal on to the handler that was installed before ours.
 ///
 /// # Safety
 /// Called by the SIGBUS handler with its own arguments.

@@ -1,4 +1,4 @@
-//! Memory of this process in the role of a guest's: mapped as a VMM would, touched as a guest would.
+//! Memory of this process that plays guest memory: mapped as by a VMM, touched as by a guest.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -129,7 +129,7 @@ impl GuestMemory {
         unsafe { into.write_volatile(value) };
     }
 
-    /// Gives pages back; where a userfaultfd asked for remove events, returns only when its owner has read the event.
+    /// Gives pages back. If a userfaultfd reports removes, it returns once the owner has read the event.
     pub fn discard(&self, offset: usize, bytes: usize, how: Discard) -> io::Result<()> {
         // The kernel makes holes of less than a huge page by zeroing that part of it.
         let page = match how {
@@ -154,7 +154,7 @@ impl GuestMemory {
     }
 }
 
-/// Addresses for `bytes` bytes whose first is `shift` bytes past a 2 MiB boundary, with nothing behind them yet.
+/// Reserves addresses for `bytes` bytes, the first `shift` bytes past a 2 MiB boundary, without memory yet.
 fn reserve(bytes: usize, shift: usize) -> io::Result<Area> {
     let room = bytes.checked_add(2 * HUGE_PAGE_BYTES).ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidInput, "a region of that size has no addresses")

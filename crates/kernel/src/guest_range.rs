@@ -23,7 +23,7 @@ impl GuestRange {
         Self { start: address & !(word(PAGE_BYTES) - 1), bytes: word(PAGE_BYTES) }
     }
 
-    /// The address after the last byte, at most the last address there is.
+    /// The address after the last byte, at most the highest address.
     pub const fn end(self) -> u64 {
         self.start.saturating_add(self.bytes)
     }

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// A process that holds a file, or may.
+/// A process that holds a file, or may hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// Its process id.
@@ -16,28 +16,28 @@ pub struct Holder {
     pub name: String,
 }
 
-/// Result of looking for processes that hold a file.
+/// Result of a search for processes that hold a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holding {
-    /// None does.
+    /// No process holds it.
     Nobody,
-    /// This one does.
+    /// This process holds it.
     Held(Holder),
-    /// This one may: it cannot be looked at from here.
+    /// This process may hold it: it cannot be inspected from here.
     Unseen(Holder),
 }
 
 /// Flags of a thread in its `stat` line (linux/sched.h): it is the kernel's own.
 const PF_KTHREAD: u64 = 0x0020_0000;
-/// The first process of a pid namespace, and the one that often cannot be looked at.
+/// The first process of a pid namespace, which often cannot be inspected.
 const INIT: u32 = 1;
 
-/// Looks through all processes but this one and `except` for one that has `file` open or mapped. A process that ends, and
-/// may still have it, counts as one that has.
+/// Searches all processes but this one and `except` for one that has `file` open or mapped. A process that is ending,
+/// and may still have it, counts as one that has.
 ///
-/// Process 1 is not counted: init neither maps nor writes guest memory. At most it keeps descriptors for services that
-/// start again, as systemd's descriptor store does. Not seen are processes of other pid namespaces than this process's and
-/// those below it, and descriptors on their way between processes.
+/// Process 1 does not count: init neither maps nor writes guest memory. At most it keeps descriptors for services that
+/// restart, like systemd's descriptor store. Processes outside this pid namespace and those below it, and descriptors
+/// on their way between processes, are not found.
 pub fn holding(file: BorrowedFd<'_>, except: &[u32]) -> io::Result<Holding> {
     let facts = rustix::fs::fstat(file)?;
     let sought = Sought { device: facts.st_dev, inode: facts.st_ino };
@@ -58,14 +58,14 @@ pub fn holding(file: BorrowedFd<'_>, except: &[u32]) -> io::Result<Holding> {
     Ok(found)
 }
 
-/// A file, independent of its names.
+/// The file that is searched for, independent of its names.
 struct Sought {
     device: u64,
     inode: u64,
 }
 
 impl Sought {
-    /// Each thread is looked at: any of them may have descriptors of its own, and the first may have ended before others.
+    /// Inspects each thread: any may have descriptors of its own, and the first may have ended before others.
     fn is_held_by(&self, process: &Path) -> io::Result<bool> {
         for task in fs::read_dir(process.join("task"))? {
             match self.is_held_by_task(&task?.path()) {
@@ -89,7 +89,7 @@ impl Sought {
         }
         let maps = fs::read_to_string(task.join("maps"))?;
         if maps.is_empty() {
-            // Its memory is going, and perhaps not gone.
+            // Its memory is being freed, and may still be there.
             return Ok(!has_no_memory(&fs::read_to_string(task.join("stat"))?));
         }
         Ok(maps.lines().any(|line| self.is_mapped_by(line)))

@@ -1,4 +1,4 @@
-//! Huge pages that are reserved for a while and given back.
+//! Huge pages that are reserved for a while.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -52,7 +52,7 @@ pub fn pages_in_pool() -> io::Result<u64> {
     read_count("nr_hugepages")
 }
 
-/// 2 MiB pages of the pool that are neither used nor promised.
+/// 2 MiB pages of the pool that are neither used nor reserved.
 pub fn pages_free() -> io::Result<u64> {
     Ok(read_count("free_hugepages")?.saturating_sub(read_count("resv_hugepages")?))
 }

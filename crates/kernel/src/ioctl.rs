@@ -12,8 +12,8 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 /// A structure and the one ioctl it is the argument of.
 ///
 /// # Safety
-/// The ioctl reads and writes exactly this structure, and what addresses in it point to is named in the documentation
-/// of the call that fills it in.
+/// The ioctl reads and writes exactly this structure; the documentation of each call that fills it in names the memory
+/// that its addresses point to.
 pub(crate) unsafe trait Argument {
     /// The ioctl's number.
     const OPCODE: Opcode;
@@ -54,7 +54,7 @@ pub(crate) struct Unregister(pub(crate) uffdio_range);
 #[repr(transparent)]
 pub(crate) struct Wake(pub(crate) uffdio_range);
 
-/// Performs the ioctl that `argument` belongs to; what the kernel writes is in `argument`, after a failure too.
+/// Performs the ioctl that `argument` belongs to. The kernel's output is in `argument`, also after a failure.
 ///
 /// # Safety
 /// The addresses in `argument` may be read and written by the kernel as that ioctl does.

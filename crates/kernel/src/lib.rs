@@ -1,6 +1,6 @@
 //! Linux for rekindle: memory files, mappings, userfaultfd, page-table scans, fd passing, other processes.
 //!
-//! All the unsafe code of the engine and of the program is here, behind calls that cannot be misused; no policy is.
+//! All unsafe code of the engine and of the program is here, behind calls that cannot be misused, and without policy.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(

@@ -33,14 +33,14 @@ pub struct LostBytes {
 const RESIDENCY_PAGES: usize = 512;
 
 impl Mapping {
-    /// Maps the whole of a memory file. The mapping does not stand in the way of [`Memfd::seal_writes`].
+    /// Maps the whole of a memory file. The mapping does not prevent [`Memfd::seal_writes`].
     pub fn of_memfd(memfd: &Memfd) -> io::Result<Self> {
         // Through a descriptor that cannot write, the kernel counts the mapping as one that never will.
         let reader = File::open(memfd.proc_path())?;
         Self::of_fd(reader.as_fd(), size(memfd.bytes()))
     }
 
-    /// Maps the first `bytes` bytes of a file; those that the file has not are [`LostBytes`] when they are read.
+    /// Maps the first `bytes` bytes of a file; reading bytes beyond its end gives [`LostBytes`].
     pub fn of_file(file: &File, bytes: usize) -> io::Result<Self> {
         Self::of_fd(file.as_fd(), bytes)
     }
@@ -111,13 +111,13 @@ impl Mapping {
 
     /// True if reading `bytes` bytes from `offset` needs no disk: every page of them is in memory now.
     ///
-    /// Of a file that this user may neither write nor owns, the kernel says that all of it is; of a hugetlb file, that
-    /// only what was read through this mapping is.
+    /// The kernel calls every page of a file resident if this user may not write it and does not own it; of a hugetlb
+    /// file, only the pages that were read through this mapping.
     pub fn is_resident(&self, offset: usize, bytes: usize) -> bool {
         self.resident_prefix_bytes(offset, bytes) == bytes
     }
 
-    /// Number of the `bytes` bytes from `offset`, counted from the first, that are in memory without a gap.
+    /// Length in bytes of the first part of `bytes` bytes from `offset` that is in memory without a gap.
     pub fn resident_prefix_bytes(&self, offset: usize, bytes: usize) -> usize {
         let (start, length) = self.area.pages_around(offset, bytes);
         let before = self.area.at(offset, bytes).addr() - start.addr();
@@ -138,7 +138,7 @@ impl Mapping {
         asked.saturating_sub(before).min(bytes)
     }
 
-    /// Reads the pages of `bytes` bytes from `offset` into memory and into this mapping, blocking on the disk.
+    /// Reads the pages of `bytes` bytes from `offset` into memory and maps them here, blocking on the disk.
     pub fn populate(&self, offset: usize, bytes: usize) -> io::Result<()> {
         // SAFETY: populating for reading changes no bytes.
         unsafe { self.area.advise(offset, bytes, Advice::LinuxPopulateRead) }

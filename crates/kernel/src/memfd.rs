@@ -29,16 +29,16 @@ pub enum AdoptError {
         "not a memfd, tmpfs or hugetlbfs file (file system type {filesystem:#x}); give one made by memfd_create"
     )]
     NotMemory {
-        /// The type of its file system, as statfs has it.
+        /// The type of its file system, from statfs.
         filesystem: u64,
     },
     /// Its pages are of a size that is not served.
     #[error("its pages have {page_bytes} bytes; 4096 and 2097152 are served")]
     PageSize {
-        /// Bytes of a page of it.
+        /// Bytes of one of its pages.
         page_bytes: u64,
     },
-    /// It could be shortened under our mapping, and cannot be sealed against that.
+    /// It could be truncated under our mapping, and cannot be sealed against that.
     #[error(
         "it cannot be sealed against shrinking ({source}); make it with MFD_ALLOW_SEALING and pass it writable"
     )]
@@ -46,7 +46,7 @@ pub enum AdoptError {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel tells nothing about it.
+    /// The kernel's calls about it fail.
     #[error("cannot be looked at: {0}")]
     Io(#[from] io::Error),
 }
@@ -88,7 +88,7 @@ impl Memfd {
         Ok(Self { fd, bytes, kind })
     }
 
-    /// Length in bytes, the same for ever.
+    /// Length in bytes; it never changes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -109,10 +109,10 @@ impl Memfd {
         Ok(Self { fd, bytes: self.bytes, kind: self.kind })
     }
 
-    /// Locks the file; false where someone has it locked who opened it anew.
+    /// Locks the file; false if it is locked through another opening.
     ///
-    /// The lock ends with the last clone and mapping of this opening: after a kill, when the last thread of the
-    /// process has left its last system call.
+    /// The lock ends with the last clone and mapping of this opening: after a kill, once the last thread of the process
+    /// has left its last system call.
     pub fn try_lock(&self) -> io::Result<bool> {
         match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(true),
@@ -121,9 +121,9 @@ impl Memfd {
         }
     }
 
-    /// Writes all of `from` at `offset`, allocating its pages; an error after some of it leaves that part written.
+    /// Writes all of `from` at `offset`, allocating its pages. After an error a first part may be written.
     ///
-    /// hugetlb has no write call: there it goes through a mapping for the length of the call.
+    /// hugetlb has no write call: the bytes go through a mapping that lives as long as the call.
     pub fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
         self.check_inside(offset, from.len())?;
         match self.kind {
@@ -150,7 +150,7 @@ impl Memfd {
         let start = offset - offset % page;
         let end = (offset + word(from.len())).next_multiple_of(page);
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // Without NORESERVE: the kernel refuses the mapping, rather than the write, where pages are short.
+        // Without NORESERVE: if pages are short the kernel refuses the mapping, rather than the write.
         let area = Area::of_fd(self.fd.as_fd(), start, size(end - start), protection, MapFlags::SHARED)?;
         let into = area.at(size(offset - start), from.len());
         // SAFETY: `into` is that many bytes of a writable area of our own, `from` is borrowed; mapping installed the
@@ -174,13 +174,13 @@ impl Memfd {
         Ok(())
     }
 
-    /// Frees the pages that lie wholly in the range, and makes its other bytes zero.
+    /// Frees the pages that are completely in the range, and makes its other bytes zero.
     pub fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(rustix::fs::fallocate(&self.fd, flags, offset, bytes)?)
     }
 
-    /// Bytes of memory that the file has taken.
+    /// Bytes of memory that the file takes.
     pub fn allocated_bytes(&self) -> io::Result<u64> {
         let blocks = rustix::fs::fstat(&self.fd)?.st_blocks;
         Ok(u64::try_from(blocks).unwrap_or(0) * 512)
@@ -209,9 +209,9 @@ impl Memfd {
         Ok(runs)
     }
 
-    /// Seals the file against writing, for ever; false while a writable mapping of it lives anywhere.
+    /// Seals the file against writing, for good; false while any process has a writable mapping of it.
     ///
-    /// True is the proof that no process can write it any more.
+    /// True proves that no process can write it any more.
     pub fn seal_writes(&self) -> io::Result<bool> {
         match rustix::fs::fcntl_add_seals(&self.fd, SealFlags::WRITE) {
             Ok(()) => Ok(true),

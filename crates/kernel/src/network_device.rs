@@ -50,11 +50,11 @@ unsafe impl Argument for InterfaceRequest {
 }
 
 impl NetworkDevice {
-    /// The device of that name; none where no device has it.
+    /// The kind of the device with that name; none if there is no such device.
     pub fn find(name: &str) -> io::Result<Option<Self>> {
         let mut named = [0; NAME_BYTES];
         match named.get_mut(..name.len()) {
-            // A name of all the bytes has no zero behind it.
+            // A name that fills all bytes has no final zero.
             Some(place) if (1..NAME_BYTES).contains(&name.len()) && !name.contains('\0') => {
                 place.copy_from_slice(name.as_bytes());
             }

@@ -1,4 +1,4 @@
-//! The two sizes of page that guest memory is made of.
+//! The two page sizes of guest memory.
 
 /// Bytes of a small page: the unit of every page map and page set.
 pub const PAGE_BYTES: usize = 4096;
@@ -6,7 +6,7 @@ pub const PAGE_BYTES: usize = 4096;
 /// Bytes of a huge page, where guest memory is hugetlb.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Size of the pages of a piece of memory, and so the unit in which its pages come and go.
+/// Size of the pages of some memory: the unit in which they are allocated and freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PageKind {
     /// 4 KiB pages.
@@ -24,7 +24,7 @@ impl PageKind {
         }
     }
 
-    /// The kind whose pages have `bytes` bytes, where there is one.
+    /// The kind with pages of `bytes` bytes, if there is one.
     pub const fn of_bytes(bytes: u64) -> Option<Self> {
         match bytes {
             0x1000 => Some(Self::Small),

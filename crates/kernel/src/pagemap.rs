@@ -1,4 +1,4 @@
-//! Scans of a process's page tables: the pages it wrote, and the pages it has.
+//! Scans of a process's page tables for the pages that were written, or that are there.
 
 use std::fs::File;
 use std::io;
@@ -20,22 +20,22 @@ pub struct Pagemap {
 /// The pages that a scan looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageClass {
-    /// Written since they were last protected, or never protected; a page that was removed since is not found.
+    /// Written since they were last protected, or never protected; a page that was removed since then is not found.
     Written,
-    /// There, in memory or swapped out, with content of their own: not the shared zero page.
+    /// In memory or swapped out, with content of their own: not the shared zero page.
     Resident,
-    /// There and not the file's: what a private mapping has changed.
+    /// Not the file's page: changed by a private mapping.
     Diverged,
     /// In memory and in the page table.
     Present,
 }
 
-/// The filter of a scan by writes since a page was last protected; a page that was never protected counts as written.
+/// Filter of a scan by writes since the last protection; a page that was never protected counts as written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
-    /// It was, or may have been.
+    /// The page was written, or may have been.
     Yes,
-    /// It was not.
+    /// The page was not written.
     No,
 }
 
@@ -44,7 +44,7 @@ const PRESENT_OR_SWAPPED: u64 = wide(raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED
 /// Page map entries read in one call.
 const ENTRIES_MAX: usize = 1024;
 
-/// Stretches taken from the kernel in one call.
+/// Regions read from the kernel in one call.
 const REGIONS_MAX: usize = 1024;
 
 impl Pagemap {
@@ -58,15 +58,15 @@ impl Pagemap {
         Ok(Self { file: File::open("/proc/self/pagemap")? })
     }
 
-    /// True if this kernel can scan at all (Linux 6.7).
+    /// True if this kernel has page-table scans (Linux 6.7).
     pub fn offers_scan(&self) -> bool {
         self.scan(GuestRange { start: 0, bytes: 0 }, PageClass::Resident, &mut |_| {}).is_ok()
     }
 
-    /// Gives each stretch of pages in `range` that are of class `want` to `found`, in order.
+    /// Calls `found` with each run of pages in `range` that are of class `want`, in order.
     ///
-    /// The kernel may report the last stretch twice: collect into a set. Pages of a shared memory file that are not
-    /// mapped any more (MADV_DONTNEED, swapping) are not found. `range` is whole pages, mapped or not.
+    /// The kernel may report the last run twice: collect into a set. Pages of a shared memory file that are no longer
+    /// mapped (MADV_DONTNEED, swapping) are not found. `range` has whole pages, mapped or not.
     pub fn scan(
         &self,
         range: GuestRange,
@@ -76,7 +76,7 @@ impl Pagemap {
         self.walk(range, want, 0, &mut |range, _| found(range))
     }
 
-    /// Like [`Self::scan`], and says of each stretch whether it was written: both answers for one walk.
+    /// Like [`Self::scan`], and also says if each run was written: two answers for one walk.
     pub fn scan_with_written(
         &self,
         range: GuestRange,
@@ -86,9 +86,9 @@ impl Pagemap {
         self.walk(range, want, 0, found)
     }
 
-    /// Like [`Self::scan`], and protects the pages found again at once, so that no write between is missed.
+    /// Like [`Self::scan`], and protects the found pages again in the same step, so that no write is missed.
     ///
-    /// The range must be registered with `WP_ASYNC`, else nothing is protected and it is an error.
+    /// The range must be registered with `WP_ASYNC`; otherwise nothing is protected, and the result is an error.
     pub fn scan_and_protect(
         &self,
         range: GuestRange,
@@ -145,8 +145,8 @@ impl Pagemap {
 }
 
 impl Pagemap {
-    /// Gives the pages of `range` that are really there to `found`: the scan calls swapped out also what is only a
-    /// marker of a protection or a poisoning, the page map entries do not.
+    /// Calls `found` with the pages of `range` that really exist. The scan also calls a marker of protection or
+    /// poisoning a swapped-out page; page map entries tell them apart.
     fn without_markers(&self, range: GuestRange, found: &mut dyn FnMut(GuestRange)) -> io::Result<()> {
         let page_bytes = word(PAGE_BYTES);
         let mut bytes = [0; ENTRIES_MAX * 8];
@@ -175,10 +175,10 @@ impl Pagemap {
     }
 }
 
-/// True if a page map entry (admin-guide/mm/pagemap.rst) is of a page, in memory or swapped out, and not a marker.
+/// True if a page map entry (admin-guide/mm/pagemap.rst) is a page, in memory or swapped out, and not a marker.
 ///
-/// A marker is a swap entry of the highest type there is (include/linux/swap.h), or in hugetlb memory no entry but
-/// for its protection. Without CAP_SYS_ADMIN types read as 0, and markers of small pages pass for pages.
+/// A marker is a swap entry of the highest type (include/linux/swap.h), or in hugetlb memory an entry with nothing but
+/// protection. Without CAP_SYS_ADMIN types read as 0, and markers of small pages look like pages.
 fn is_there(entry: u64) -> bool {
     const PRESENT: u64 = 1 << 63;
     const SWAPPED: u64 = 1 << 62;
@@ -192,7 +192,7 @@ fn is_there(entry: u64) -> bool {
 }
 
 impl PageClass {
-    /// The class in the kernel's words: bits of `category_inverted` are asked for by their absence.
+    /// The class as the kernel's masks; a bit in `category_inverted` asks for the absence of that category.
     fn question(self) -> raw::pm_scan_arg {
         let (inverted, mask) = match self {
             Self::Written => (0, wide(raw::PAGE_IS_WRITTEN)),
@@ -221,7 +221,7 @@ impl PageClass {
 mod tests {
     use super::*;
 
-    /// Entries as Linux 6.18 writes them.
+    /// Page map entries as written by Linux 6.18.
     #[test]
     fn a_marker_is_not_a_page() {
         assert!(is_there(0x8300_0000_0000_0c89), "present");

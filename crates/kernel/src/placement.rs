@@ -32,14 +32,14 @@ pub fn run_anywhere() -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
-/// Gives the calling thread only the time that no other thread wants (SCHED_IDLE). Threads it starts are normal ones
-/// again: a pool that grows on its behalf may serve others later.
+/// Gives the calling thread only the processor time that no other thread wants (SCHED_IDLE). Threads that it starts are
+/// normal ones: a pool that it makes grow may serve others later.
 pub fn idle_priority() -> io::Result<()> {
     set_policy(libc::SCHED_IDLE, 0)
 }
 
-/// Has the calling thread run as soon as it has something to do, before every normal thread (SCHED_FIFO). Threads and
-/// processes it starts are normal ones again. Takes a privilege (CAP_SYS_NICE) or a limit (RLIMIT_RTPRIO).
+/// Lets the calling thread run before every normal thread (SCHED_FIFO). Threads and processes that it starts are normal
+/// ones. Needs a privilege (CAP_SYS_NICE) or a limit (RLIMIT_RTPRIO).
 pub fn first_priority() -> io::Result<()> {
     set_policy(libc::SCHED_FIFO, 1)
 }
@@ -66,8 +66,8 @@ pub fn lower_priority(pid: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel end this process after others when memory runs out: `score` is its `oom_score_adj` (proc(5)), unless
-/// it has a lower one already. Lowering takes a privilege (CAP_SYS_RESOURCE).
+/// Makes the kernel end this process after others when memory runs out: `score` is its `oom_score_adj` (proc(5)),
+/// unless it has a lower one already. Lowering it needs a privilege (CAP_SYS_RESOURCE).
 pub fn outlive_others(score: i16) -> io::Result<()> {
     const OWN: &str = "/proc/self/oom_score_adj";
     let now = std::fs::read_to_string(OWN)?;
@@ -94,7 +94,7 @@ impl ThreadCpu {
         Ok(Self { stat: File::open(format!("/proc/{pid}/task/{tid}/stat"))? })
     }
 
-    /// The CPU it runs on or ran on last; an error once it has ended.
+    /// The CPU that it runs on, or ran on last; an error once it has ended.
     pub fn cpu(&self) -> io::Result<usize> {
         let mut line = [0; 1024];
         let read = self.stat.read_at(&mut line, 0)?;

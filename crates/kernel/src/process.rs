@@ -1,4 +1,4 @@
-//! Another process: whether it lives, signals to it, its open files, its memory.
+//! Another process: its end, signals to it, its open files, its memory.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use crate::guest_range::GuestRange;
 use crate::number::{size, word};
 
-/// A process that cannot be mistaken for another that got its pid.
+/// A handle of a process; a later process with the same pid is not mistaken for it.
 #[derive(Debug)]
 pub struct ProcessHandle {
     fd: OwnedFd,
@@ -39,7 +39,7 @@ pub enum Signal {
 pub struct UnreadableMemory {
     /// The process.
     pub pid: u32,
-    /// The rest of the range that could not be read whole.
+    /// The unread rest of the range.
     pub range: GuestRange,
     /// The kernel's error.
     pub source: io::Error,
@@ -82,12 +82,12 @@ impl ProcessHandle {
         Ok(rustix::process::pidfd_send_signal(&self.fd, signal)?)
     }
 
-    /// True if it has not ended; a process that ended and was not waited for has ended.
+    /// True if it has not ended; a zombie has ended.
     pub fn is_alive(&self) -> bool {
         !self.wait_exit(Duration::ZERO)
     }
 
-    /// Waits until it has ended, at most `limit`; the answer is whether it has.
+    /// Waits at most `limit` until it has ended; true if it has.
     pub fn wait_exit(&self, limit: Duration) -> bool {
         let started = Instant::now();
         loop {
@@ -101,11 +101,11 @@ impl ProcessHandle {
         }
     }
 
-    /// True if each of its threads stands still, after [`Signal::Stop`] or under a tracer; it need not be a child of
-    /// this process. An error of kind `NotFound` if it has ended.
+    /// True if each of its threads is stopped, by [`Signal::Stop`] or by a tracer; it need not be a child of this
+    /// process. An error of kind `NotFound` if it has ended.
     pub fn is_stopped(&self) -> io::Result<bool> {
         let stopped = self.threads_stand();
-        // It lives, so the pid was its own all the while.
+        // It is alive, so the pid was its own throughout.
         if self.is_alive() {
             stopped
         } else {
@@ -127,7 +127,7 @@ impl ProcessHandle {
                 listed += 1;
                 match stat_of(&task.path()) {
                     Ok(stat) => last = stat,
-                    // The next list is without it.
+                    // The next list does not have it.
                     Err(error) if is_of_ended_thread(&error) => return Ok(false),
                     Err(error) => return Err(error),
                 }
@@ -136,12 +136,12 @@ impl ProcessHandle {
                 }
             }
         }
-        // A thread that is not in the list was made by one that still ran when the list was read. So a list that is as
-        // long as the process has threads in the end, when all in it stood, misses none.
+        // Only a thread that still ran when the list was read can have made one that is not in it. So if all listed
+        // threads were stopped, and the list is as long as the process's number of threads, it misses none.
         Ok(last.stands && last.of_threads == listed)
     }
 
-    /// A handle of a file that it has open under `remote_fd`; needs the right to trace it.
+    /// A handle of the file that it has open as `remote_fd`; needs the right to trace it.
     pub fn duplicate_fd(&self, remote_fd: RawFd) -> io::Result<OwnedFd> {
         Ok(rustix::process::pidfd_getfd(&self.fd, remote_fd, PidfdGetfdFlags::empty())?)
     }
@@ -155,7 +155,7 @@ impl AsFd for ProcessHandle {
 
 /// Reads the `remote` ranges of process `pid`, one after the other, into `into`, which they fill exactly.
 ///
-/// A range that cannot be read whole is an error that holds an [`UnreadableMemory`]. A page that is missing under a
+/// If a range cannot be read completely the error contains an [`UnreadableMemory`]. A page that is missing under a
 /// userfaultfd blocks the caller until it is served.
 pub fn read_memory(pid: u32, remote: &[GuestRange], into: &mut [u8]) -> io::Result<()> {
     let wanted = remote.iter().try_fold(0_u64, |sum, range| sum.checked_add(range.bytes));
@@ -203,7 +203,7 @@ impl Pieces<'_> {
         })
     }
 
-    /// Fills `vectors` with what one call may ask for, and says how many bytes that is.
+    /// Fills `vectors` with the ranges of the next call; the result is their number of bytes.
     fn next_call(&self, vectors: &mut Vec<libc::iovec>) -> usize {
         vectors.clear();
         let mut bytes = 0;
@@ -232,8 +232,8 @@ impl Pieces<'_> {
 
 /// Takes over a descriptor that this process inherited under `number`, once.
 ///
-/// Meant for the start of a program, for a number it was given by its parent; an error if it is not open. The
-/// descriptor closes on exec from then on.
+/// For the start of a program, and a number that its parent gave it; an error if it is not open. From then on the
+/// descriptor closes on exec.
 pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     if number <= 2 {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the standard streams are not taken over"));
@@ -255,7 +255,7 @@ pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The pid that /proc shows for a pidfd: -1 once the process was waited for, 0 if this pid namespace has it not.
+/// The pid that /proc shows for a pidfd: -1 once the process was waited for, 0 if it is not in this pid namespace.
 fn pid_told(fdinfo: &str) -> io::Result<u32> {
     let not_a_pidfd = || io::Error::new(io::ErrorKind::InvalidData, "the descriptor is not a pidfd");
     let pid = fdinfo.lines().find_map(|line| line.strip_prefix("Pid:")).ok_or_else(not_a_pidfd)?;
@@ -271,7 +271,7 @@ fn pid_told(fdinfo: &str) -> io::Result<u32> {
 /// Content of the stat file of a thread (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ThreadStat {
-    /// True if it can run no instruction: stopped, traced, or ended.
+    /// True if it cannot run an instruction: stopped, traced, or ended.
     stands: bool,
     /// Number of threads of its process.
     of_threads: usize,
@@ -282,7 +282,7 @@ fn stat_of(thread: &Path) -> io::Result<ThreadStat> {
     thread_stat(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Fields 3 and 20. The name in front of them may hold anything: parentheses, and bytes that are no text.
+/// Fields 3 and 20. The name before them may contain any bytes, also parentheses and bytes that are not text.
 fn thread_stat(stat: &[u8]) -> Option<ThreadStat> {
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
     let mut fields = stat.get(name_end + 2..)?.split(|byte| *byte == b' ');

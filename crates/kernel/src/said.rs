@@ -1,4 +1,4 @@
-//! Output of a program when it is run with a few words: in a bounded time, and of a bounded length.
+//! Runs a program for its output, within limits of time and length.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -12,34 +12,35 @@ use rustix::process::{Pid, Signal};
 use crate::process::ProcessHandle;
 use crate::wakeup::wait_readable;
 
-/// The most that it may say: the longest answer that is asked for, QEMU's list of machines, has some 10 KiB.
+/// Longest output. The longest that is used, QEMU's list of machines, has some 10 KiB.
 const SAID_BYTES_MAX: usize = 256 << 10;
 
-/// The answer of a program that has ended.
+/// Status and output of a program that has ended.
 #[derive(Debug)]
 pub struct Said {
     /// Its exit status.
     pub status: ExitStatus,
-    /// Its output.
+    /// Its standard output.
     pub out: String,
-    /// Its errors.
+    /// Its standard error.
     pub errors: String,
 }
 
-/// One of a program's two streams.
+/// One of a program's two output streams.
 struct Stream {
     /// None once it has ended.
     from: Option<OwnedFd>,
     bytes: Vec<u8>,
 }
 
-/// Runs a command and gives its answer. A program that takes longer than `limit` or says too much is killed, with all
-/// that it has started.
+/// Runs a command and returns its status and output. A program that takes longer than `limit` or writes too much is
+/// killed, with every process that it has started.
 pub fn said_within(limit: Duration, command: &mut Command) -> io::Result<Said> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
     let said = until_exit(limit, &mut child);
-    // Not waited for yet, it still has its number, which is its group's. An error says that the group is gone.
+    // It was not waited for yet, so its pid, which is its group's, is still its own. An error means that the group is
+    // gone.
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         rustix::process::kill_process_group(group, Signal::KILL).ok();
     }
@@ -48,7 +49,7 @@ pub fn said_within(limit: Duration, command: &mut Command) -> io::Result<Said> {
     Ok(Said { status, out, errors })
 }
 
-/// A child's output and error stream until its end.
+/// Reads a child's output and error streams until its end.
 fn until_exit(limit: Duration, child: &mut Child) -> io::Result<[Stream; 2]> {
     let process = ProcessHandle::open(child.id())?;
     let streams = [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)];
@@ -58,7 +59,7 @@ fn until_exit(limit: Duration, child: &mut Child) -> io::Result<[Stream; 2]> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let [_, _, end] = wait_readable([out.fd(), errors.fd(), Some(process.as_fd())], Some(left))?;
-        // Its output before its end is in the streams by now; others that have them open still add nothing for it.
+        // All of its output is in the streams by now; other processes that still have them open add none of its output.
         out.take()?;
         errors.take()?;
         if end.readable {
@@ -76,7 +77,7 @@ impl Stream {
         self.from.as_ref().map(OwnedFd::as_fd)
     }
 
-    /// Takes what is in it now.
+    /// Reads the bytes that are in it now.
     fn take(&mut self) -> io::Result<()> {
         let mut step = [0; 4096];
         while let Some(from) = &self.from {
@@ -99,7 +100,7 @@ impl Stream {
 mod tests {
     use super::*;
 
-    /// More than any of these programs takes.
+    /// Longer than any of these programs takes.
     const LONG: Duration = Duration::from_secs(60);
 
     fn shell(script: &str) -> Command {
@@ -128,7 +129,7 @@ mod tests {
         let said = said_within(LONG, &mut shell(script)).expect("it answers");
         assert_eq!((said.status.code(), said.errors.as_str()), (Some(3), "no\n"));
         let left: u32 = said.out.trim().parse().expect("a process id");
-        // One that cannot be opened is gone.
+        // A process that cannot be opened is gone.
         assert!(ProcessHandle::open(left).map_or(true, |left| left.wait_exit(LONG)), "{left} runs on");
     }
 

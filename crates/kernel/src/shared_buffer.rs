@@ -1,4 +1,4 @@
-//! Writable memory that another process may hold and write too: used by copy, never borrowed.
+//! Writable memory that another process may hold and write too: accessed by copy, never borrowed.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ use crate::memfd::Memfd;
 use crate::number::word;
 use crate::page::{PAGE_BYTES, PageKind};
 
-/// A prefaulted shared mapping of part of a memory file; what is in it outlives this process where another holds the file.
+/// A prefaulted shared mapping of part of a memory file; its content survives this process if another holds the file.
 #[derive(Debug)]
 pub struct SharedBuffer {
     area: Area,
@@ -55,7 +55,7 @@ impl SharedBuffer {
     /// Copies `from` to `offset`.
     ///
     /// # Panics
-    /// If it does not all fit there.
+    /// If it does not fit.
     pub fn write(&self, offset: usize, from: &[u8]) {
         let into = self.area.at(offset, from.len());
         // SAFETY: `into` is that many bytes of our writable area; others see a mix until it ends, which is what
@@ -77,8 +77,8 @@ impl SharedBuffer {
     /// Sets `bits` in the little-endian 64-bit word at `offset`, a multiple of 8 that no other thread or process
     /// changes meanwhile.
     ///
-    /// The word is stored at once and after all that was stored before: if this process is killed, other holders of the
-    /// file find it whole, and never without the stores before it.
+    /// The word is stored atomically and after all earlier stores: if this process is killed, other holders of the file
+    /// find the word whole, and never without the earlier stores.
     ///
     /// # Panics
     /// If the word is not in the buffer, or not at a multiple of its size.
@@ -88,7 +88,8 @@ impl SharedBuffer {
         word.store(word.load(Ordering::Relaxed) | bits.to_le(), Ordering::Release);
     }
 
-    /// The little-endian 64-bit word at `offset`, a multiple of 8, read at once; what was stored before it is seen after.
+    /// The little-endian 64-bit word at `offset`, a multiple of 8, read atomically; stores before it are visible
+    /// afterwards.
     ///
     /// # Panics
     /// If the word is not in the buffer, or not at a multiple of its size.
@@ -97,8 +98,8 @@ impl SharedBuffer {
         u64::from_le(self.atomic_at(offset).load(Ordering::Acquire))
     }
 
-    /// Stores the little-endian 64-bit word at `offset`, a multiple of 8, at once and after all that was stored before:
-    /// if this process is killed, other holders of the file find either word whole.
+    /// Stores the little-endian 64-bit word at `offset`, a multiple of 8, atomically and after all earlier stores: if
+    /// this process is killed, other holders of the file find the old or the new word.
     ///
     /// # Panics
     /// If the word is not in the buffer, or not at a multiple of its size.
@@ -115,16 +116,16 @@ impl SharedBuffer {
         unsafe { AtomicU64::from_ptr(at) }
     }
 
-    /// Keeps the whole buffer in RAM while it lives, as far as this user may lock memory.
+    /// Keeps the whole buffer in RAM as long as it lives, if this user may lock that much memory.
     ///
-    /// A system call that writes to it then never waits for a disk, where a kill would end the call half-way.
+    /// A system call that writes to it then never waits for a disk, where a kill could interrupt it half-way.
     pub fn lock_in_ram(&self) -> io::Result<()> {
         let start = self.area.at(0, self.area.bytes());
         // SAFETY: the pages are our area's; locking changes no bytes, and unmapping unlocks.
         Ok(unsafe { rustix::mm::mlock(start.cast(), self.area.bytes()) }?)
     }
 
-    /// The 64-bit word at `offset`, a multiple of 8, read at once.
+    /// The 64-bit word at `offset`, a multiple of 8, read in one access.
     #[inline]
     pub(crate) fn word_at(&self, offset: usize) -> u64 {
         let from = self.area.at(offset, 8).cast::<u64>();

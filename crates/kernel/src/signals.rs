@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-/// Every signal that can wait, held back from the thread that made this and from those it starts later.
+/// Every signal that can be blocked, blocked for the thread that made this and for threads that it starts later.
 #[derive(Debug)]
 pub struct SignalReader(OwnedFd);
 
 /// A signal that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrived {
-    /// SIGTERM or SIGINT: this process is to end.
+    /// SIGTERM or SIGINT: a request to end.
     End,
     /// SIGCHLD: a child ended, stopped or went on.
     Child,
@@ -21,12 +21,12 @@ pub enum Arrived {
     Other,
 }
 
-/// Those a thread raises by its own mistake cannot wait.
+/// Signals that a thread raises by its own fault, which cannot be blocked.
 const OWN_MISTAKES: [libc::c_int; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
 
 impl SignalReader {
-    /// Holds signals back from the calling thread; for a program's first thread, before it starts others.
+    /// Blocks signals for the calling thread; for a program's first thread, before it starts others.
     pub fn block() -> io::Result<Self> {
         let set = all_that_wait()?;
         // SAFETY: `set` is initialized; no former mask is asked for.
@@ -43,7 +43,7 @@ impl SignalReader {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(number) }))
     }
 
-    /// The next signal that arrived, if one did; never waits.
+    /// The next signal that has arrived, if any; never blocks.
     pub fn next(&self) -> io::Result<Option<Arrived>> {
         // A struct signalfd_siginfo is 128 bytes and begins with the signal's number (signalfd(2)).
         let mut record = [0; 128];

@@ -1,4 +1,4 @@
-//! Bytes that the kernel is asked to copy from: an address and a length, never looked at here.
+//! The source of a copy that the kernel does: an address and a length, never read here.
 
 use std::marker::PhantomData;
 use std::sync::atomic::AtomicU64;
@@ -13,8 +13,8 @@ pub struct Source<'a> {
     owner: PhantomData<&'a [u8]>,
 }
 
-/// Two MiB that are never written; as they are mutable to the compiler they take no room in the program file, and as
-/// they are only read they take no memory beyond the kernel's one zero page.
+/// Two MiB that are never written. As the compiler sees them as mutable they take no room in the program file, and as
+/// they are only read they share the kernel's zero page.
 #[repr(align(4096))]
 struct Zeroes([AtomicU64; HUGE_PAGE_BYTES / 8]);
 
@@ -29,7 +29,7 @@ impl Source<'static> {
     /// `bytes` zeroes, at most [`HUGE_PAGE_BYTES`].
     ///
     /// # Panics
-    /// If more is asked for.
+    /// If `bytes` is larger.
     pub fn zeroes(bytes: usize) -> Self {
         assert!(bytes <= HUGE_PAGE_BYTES, "a source of zeroes is at most one huge page long");
         Self { address: zeroes_address().expose_provenance(), bytes, owner: PhantomData }

@@ -14,8 +14,7 @@ pub const CHILD_NUMBERS: Range<RawFd> = 3..32;
 
 /// The right to start programs with descriptors under numbers of [`CHILD_NUMBERS`].
 ///
-/// As long as it lives nothing else of this process gets these numbers, so nothing of its own stands where a child's
-/// descriptor goes.
+/// While it lives no other descriptor of this process gets these numbers, so they are free for a child's descriptors.
 #[derive(Debug)]
 pub struct Spawner {
     reserved: Vec<OwnedFd>,
@@ -24,8 +23,8 @@ pub struct Spawner {
 }
 
 impl Spawner {
-    /// Reserves the numbers that are free now, and lets this process open as many files as it ever may; children may
-    /// open as many as it could before.
+    /// Reserves the numbers that are free now, and raises this process's limit of open files to the hard limit;
+    /// children get the limit from before.
     pub fn prepare() -> io::Result<Self> {
         let open_files = rustix::process::getrlimit(Resource::Nofile);
         let most = Rlimit { current: open_files.maximum, maximum: open_files.maximum };
@@ -45,14 +44,14 @@ impl Spawner {
         Ok(Self { reserved, open_files, oom_score: None })
     }
 
-    /// Has children begin with this `oom_score_adj` (proc(5)), by which the kernel chooses what it ends when memory runs
-    /// out. Raising it takes no privilege.
+    /// Starts children with this `oom_score_adj` (proc(5)), by which the kernel chooses the process to end when memory
+    /// runs out. Raising it needs no privilege.
     #[must_use]
     pub fn with_oom_score(self, score: i16) -> Self {
         Self { oom_score: Some(score), ..self }
     }
 
-    /// True if a child can be given a descriptor under `number`, beside the standard streams.
+    /// True if a child can be given a descriptor under `number`, besides the standard streams.
     pub fn has_reserved(&self, number: RawFd) -> bool {
         self.reserved.iter().any(|fd| fd.as_raw_fd() == number)
     }
@@ -85,15 +84,16 @@ impl Spawner {
     }
 }
 
-/// Starts `command` as a session of its own, which no terminal's signals reach, with every signal at its default and
-/// none held back, and with no descriptors but its standard streams, not even those this process was given to inherit.
+/// Starts `command` in a session of its own, which a terminal's signals do not reach, with every signal at its default
+/// and unblocked, and with no descriptors but its standard streams, not even inherited ones.
 pub fn in_own_session(mut command: Command) -> io::Result<Child> {
     // SAFETY: between fork and exec it makes system calls and nothing else.
     unsafe { command.pre_exec(begin_session) };
     command.spawn()
 }
 
-/// Done before exec, so that what the program starts at once has the same score. A child that may not begin all the same.
+/// Runs before exec, so that processes that the program starts have the same score. If it is not allowed, the child
+/// starts all the same.
 fn take_oom_score(score: &[u8]) {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
@@ -101,7 +101,7 @@ fn take_oom_score(score: &[u8]) {
     }
 }
 
-/// Opens `from` under the number `to` as well, where it stays open on exec.
+/// Duplicates `from` as `to`, which stays open on exec.
 fn place_fd(from: RawFd, to: RawFd) -> io::Result<()> {
     // SAFETY: touches no memory; the owner of `to` meant it to be replaced.
     let result = unsafe { libc::dup2(from, to) };
@@ -133,7 +133,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::sync::Mutex;
 
-    /// The numbers are the process's, which the tests share.
+    /// All tests share the process's numbers.
     static NUMBERS: Mutex<()> = Mutex::new(());
 
     #[test]
@@ -159,7 +159,7 @@ mod tests {
         let spawner = Spawner::prepare().unwrap();
         let number = CHILD_NUMBERS.rev().find(|number| spawner.has_reserved(*number)).unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
-        // As a program that was careless leaves it.
+        // As left by a careless program.
         rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "cd /proc/self/fd && for fd in *; do [ -e $fd ] && echo $fd; done"]);

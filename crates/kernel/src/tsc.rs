@@ -1,9 +1,9 @@
-//! Frequency of the processor's time stamp counter, for guests that cannot find it out by themselves.
+//! Frequency of the processor's time stamp counter, for guests that cannot measure it themselves.
 
 use std::arch::x86_64::_rdtsc;
 use std::time::{Duration, Instant};
 
-/// Time it is watched: the error is about that of reading both clocks, a microsecond.
+/// Duration of the measurement; its error is that of reading both clocks, about a microsecond.
 const WATCHED: Duration = Duration::from_millis(20);
 
 /// Counts in a millisecond, measured against the monotonic clock.

@@ -1,4 +1,4 @@
-//! A KVM machine of one processor, whose memory stays mapped as long as the machine can touch it.
+//! A KVM machine with one processor; its memory stays mapped as long as the machine can touch it.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use crate::number::word;
 /// Address of three pages that KVM needs for itself on some processors: far above the memory, below the firmware.
 const KVM_PAGES: usize = 0xfffb_d000;
 
-/// The machine: its memory is at address 0, and it has no device at all.
+/// The machine: its memory is at address 0, and it has no devices.
 pub struct VirtualMachine {
     // Fields are dropped in this order. While either descriptor of KVM's is open, KVM may read and write the addresses
     // of the memory, so both go before it; neither can be taken out, nor another processor be made.
@@ -20,20 +20,20 @@ pub struct VirtualMachine {
     memory: GuestMemory,
 }
 
-/// Reason that the processor came back, with the value it waits for.
+/// Reason that the processor stopped running, with the value it waits for.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// It reads from a port; what it is to read goes into the bytes before it runs again.
+    /// It reads from a port; put the value into the bytes before it runs again.
     ReadPort(u16, &'a mut [u8]),
     /// It wrote to a port.
     WritePort(u16, &'a [u8]),
-    /// It reads from an address without memory; what it is to read goes into the bytes before it runs again.
+    /// It reads from an address without memory; put the value into the bytes before it runs again.
     ReadAddress(u64, &'a mut [u8]),
     /// It wrote to an address without memory.
     WriteAddress(u64, &'a [u8]),
     /// It halted; running it again ends the halt.
     Halt,
-    /// Anything else, in KVM's words: it cannot go on.
+    /// Anything else, in KVM's words; it cannot go on.
     Stuck(String),
 }
 
@@ -66,8 +66,8 @@ impl VirtualMachine {
         &self.processor
     }
 
-    /// Lets the processor run until it needs something. A signal to the calling thread is an error of the kind
-    /// `Interrupted`, after which it can run again.
+    /// Runs the processor until it needs something. A signal to the calling thread is an error of kind `Interrupted`;
+    /// the processor can run again after it.
     pub fn run(&mut self) -> io::Result<Exit<'_>> {
         let exit = self.processor.run()?;
         if let VcpuExit::IoIn(port, into) = exit {
@@ -85,8 +85,8 @@ impl VirtualMachine {
         }
     }
 
-    /// Ends the instruction that the last exit was in the middle of, without running another: from now on the registers
-    /// are the whole state of the processor.
+    /// Finishes the instruction of the last exit without running another: the registers are then the whole state of the
+    /// processor.
     pub fn finish_instruction(&mut self) -> io::Result<()> {
         self.processor.set_kvm_immediate_exit(1);
         let outcome = self.run().map(drop);

@@ -1,4 +1,4 @@
-//! Waiting on several descriptors at once, and waking a thread that waits.
+//! Waits on several descriptors at once, and wakes a thread that waits.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,19 +14,19 @@ pub struct Wakeup(OwnedFd);
 /// State of one descriptor after a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Readiness {
-    /// There is something to read, or an error or end-of-file to find out about by reading.
+    /// There is something to read, or an error or an end of file that reading reports.
     pub readable: bool,
     /// The other side is gone: it closed its end, or the descriptor can only fail from now on.
     pub hung_up: bool,
 }
 
 impl Wakeup {
-    /// A wake-up without a request yet.
+    /// A wake-up that is not signalled yet.
     pub fn new() -> io::Result<Self> {
         Ok(Self(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Makes the descriptor readable; never blocks, and waking twice is waking once.
+    /// Makes the descriptor readable; never blocks. Waking it twice is the same as once.
     pub fn wake(&self) {
         // EAGAIN means that the counter is full: the descriptor is readable already.
         let written = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
@@ -47,8 +47,8 @@ impl AsFd for Wakeup {
     }
 }
 
-/// Waits until one of `fds` is readable or hung up, or `limit` is over (`None`: no limit). An interrupted wait
-/// answers that nothing is ready. `None` among the descriptors is never ready.
+/// Waits until one of `fds` is readable or hung up, or `limit` is over (`None`: no limit). After an interrupted wait
+/// nothing is ready. `None` among the descriptors is never ready.
 pub fn wait_readable<const N: usize>(
     fds: [Option<BorrowedFd<'_>>; N],
     limit: Option<Duration>,
@@ -82,8 +82,8 @@ pub fn wait_readable<const N: usize>(
     }))
 }
 
-/// A set of `N` descriptors that one thread waits on again and again: the kernel is told the set once, not at every
-/// wait as with [`wait_readable`].
+/// A set of `N` descriptors that one thread waits on again and again: the kernel gets the set once, not at every wait
+/// as with [`wait_readable`].
 ///
 /// A descriptor that is closed everywhere is never ready again; the set does not own any.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ pub struct WaitSet<const N: usize> {
 }
 
 impl<const N: usize> WaitSet<N> {
-    /// A set of `fds`; each answer of [`Self::wait`] stands where its descriptor stands here.
+    /// A set of `fds`; the answers of [`Self::wait`] are in the same order.
     pub fn new(fds: [BorrowedFd<'_>; N]) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
@@ -102,13 +102,13 @@ impl<const N: usize> WaitSet<N> {
         Ok(Self { epoll })
     }
 
-    /// Takes `fd`, one of the set's, out of it: its answers are that nothing is ready.
+    /// Removes `fd` from the set: it is never ready again.
     pub fn leave_out(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         Ok(epoll::delete(&self.epoll, fd)?)
     }
 
-    /// Waits until a descriptor is readable or hung up, or `limit` is over (`None`: no limit). An interrupted wait
-    /// answers that nothing is ready.
+    /// Waits until a descriptor is readable or hung up, or `limit` is over (`None`: no limit). After an interrupted
+    /// wait nothing is ready.
     pub fn wait(&self, limit: Option<Duration>) -> io::Result<[Readiness; N]> {
         let limit =
             limit.map(|limit| Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }));

@@ -10,7 +10,7 @@ use crate::memfd::Memfd;
 use crate::number::{size, word};
 use crate::page::PageKind;
 
-/// A memory file without other holders yet, mapped for writing; [`Self::into_memfd`] ends the writing.
+/// A memory file without other holders, mapped for writing; [`Self::into_memfd`] ends the writing.
 #[derive(Debug)]
 pub struct WritableMapping {
     area: Area,

@@ -11,21 +11,21 @@ use crate::refusal::Refusal;
 const HANDOVER: &str = "REKINDLE_HANDOVER";
 /// The variable with the device, inode and length of the memory file: three numbers with colons between them.
 const MEMORY: &str = "REKINDLE_MEMORY";
-/// The variable that says, by being there, that the kernel itself never touches guest memory.
+/// The variable that, if set, says that the kernel itself never touches guest memory.
 const USER_FAULTS: &str = "REKINDLE_USER_FAULTS";
 
-/// The memory file, and where it is to be handed over.
+/// The memory file, and the socket to hand it over at.
 pub(crate) struct Asked {
     pub(crate) socket: PathBuf,
     pub(crate) bytes: u64,
-    /// True if a userfaultfd that gets no faults of the kernel is good enough.
+    /// True if a userfaultfd without faults of the kernel is enough.
     pub(crate) user_faults_suffice: bool,
     device: u64,
     inode: u64,
 }
 
 impl Asked {
-    /// None where neither variable is set.
+    /// The request in the environment; none if neither variable is set.
     pub(crate) fn of_environment() -> Result<Option<Self>, Refusal> {
         let (socket, memory) = (std::env::var_os(HANDOVER), std::env::var_os(MEMORY));
         if socket.is_none() && memory.is_none() {

@@ -1,4 +1,4 @@
-//! Giving the memory to the handler, in Firecracker's words: one message, a userfaultfd, the memory file.
+//! Hands the memory over by Firecracker's protocol: one message, a userfaultfd, the memory file.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -10,8 +10,8 @@ use rekindle_kernel::{FaultScope, Features, GuestRange, RegisterMode, Userfaultf
 use crate::asked::Asked;
 use crate::refusal::Refusal;
 
-/// Descriptors that stay open as long as the program lives: without any userfaultfd its missing pages would read
-/// zeroes, and the handler takes the end of the stream for the end of the program.
+/// Descriptors that stay open until the program ends: without a userfaultfd its missing pages would read as zeroes, and
+/// the handler takes the end of the stream for the end of the program.
 static KEPT_OPEN: OnceLock<(Userfaultfd, UnixStream)> = OnceLock::new();
 
 /// A mapping of the whole memory file.
@@ -22,7 +22,7 @@ pub(crate) struct Mapped {
     pub(crate) fd: c_int,
 }
 
-/// Registers the mapping and sends it to the handler, which may take it whenever it likes.
+/// Registers the mapping and sends it to the handler; does not wait for the handler to receive it.
 pub(crate) fn send(asked: &Asked, mapped: Mapped) -> Result<(), Refusal> {
     let (userfaultfd, mode) = open(asked.user_faults_suffice)?;
     let range = GuestRange::new(mapped.start, mapped.bytes);
@@ -37,8 +37,8 @@ pub(crate) fn send(asked: &Asked, mapped: Mapped) -> Result<(), Refusal> {
     KEPT_OPEN.set((userfaultfd, stream)).map_err(|_| Refusal::Twice)
 }
 
-/// The best userfaultfd this kernel has for shared memory: with page-table scans for written pages, with events for
-/// them, without either. Thread ids are a courtesy to the handler, which places its own thread by them.
+/// The best userfaultfd of this kernel for shared memory: with page-table scans for written pages, or with events for
+/// them, or without either. The handler chooses a processor for its thread by the thread ids.
 fn open(user_faults_suffice: bool) -> Result<(Userfaultfd, RegisterMode), Refusal> {
     let missing = Features::EVENT_REMOVE | Features::MISSING_SHMEM;
     let events = missing | Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM;
@@ -62,7 +62,7 @@ fn open(user_faults_suffice: bool) -> Result<(Userfaultfd, RegisterMode), Refusa
     Err(refused.expect("there are ways"))
 }
 
-/// A page that only the kernel touches, for a disk or for KVM, makes a call fail where its faults are not ours to serve.
+/// Checks the scope: without the kernel's faults, a call fails if the kernel touches a missing page, for a disk or KVM.
 fn enough(userfaultfd: &Userfaultfd, user_faults_suffice: bool) -> Result<(), Refusal> {
     match userfaultfd.scope() {
         Some(FaultScope::UserOnly) if !user_faults_suffice => Err(Refusal::UserFaultsOnly),

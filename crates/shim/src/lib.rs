@@ -1,8 +1,8 @@
 //! Preloaded into an unmodified QEMU: hands its memory over to be served.
 //!
-//! It stands before `mmap`. The one mapping of the memory file that the environment names gets a userfaultfd, which is
-//! sent, with the file, to the handler that listens; every other mapping is the kernel's alone. If anything does not
-//! fit, the library says so in one line and ends the program before its guest runs.
+//! The library replaces `mmap`. It opens a userfaultfd for the one mapping of the memory file that the environment
+//! names, and sends it with the file to the handler; all other mappings go to the kernel unchanged. If anything does
+//! not fit, the library says so in one line and ends the program before its guest runs.
 
 mod asked;
 mod handover;
@@ -67,7 +67,7 @@ struct Request {
     offset: off64_t,
 }
 
-/// Maps as the kernel does; memory that is to be served is handed over before its caller knows its address.
+/// Maps like the kernel, and hands over the memory to be served before its caller knows the address.
 ///
 /// # Safety
 ///
@@ -92,13 +92,13 @@ unsafe fn map(request: Request) -> *mut c_void {
     std::ptr::with_exposed_provenance_mut(usize::try_from(result).unwrap_or(usize::MAX))
 }
 
-/// The environment's request, read once; `None` without one.
+/// The request of the environment, read once; `None` without one.
 fn asked() -> Option<&'static Asked> {
     static ASKED: OnceLock<Option<Asked>> = OnceLock::new();
     ASKED.get_or_init(|| Asked::of_environment().unwrap_or_else(|refusal| end(&refusal))).as_ref()
 }
 
-/// Checks that this is the mapping the handler expects: all of the file, writable, seen by the file, and the only one.
+/// Checks that this is the mapping that the handler expects: the whole file, writable, shared, and the only one.
 fn check(asked: &Asked, request: Request) -> Result<(), Refusal> {
     let writable = request.protection & libc::PROT_WRITE != 0;
     if !writable || request.flags & libc::MAP_TYPE == libc::MAP_PRIVATE {

@@ -1,4 +1,4 @@
-//! The reason that a program's memory is not handed over, and the end of that program.
+//! Reasons that a program's memory is not handed over, and the end of that program.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -11,17 +11,17 @@ pub(crate) enum Refusal {
     Variable { name: &'static str },
     /// The memory file is mapped so that its pages could not be served.
     NotShared,
-    /// A part of the memory file is mapped, or more than it.
+    /// Only a part of the memory file is mapped, or more than it.
     Size { asked: u64, mapped: usize, offset: i64 },
     /// The memory file is mapped again.
     Twice,
-    /// There is no userfaultfd to be had.
+    /// No userfaultfd can be opened.
     NoUserfaultfd { source: OpenError },
-    /// This user's userfaultfd does not get the faults that the kernel causes.
+    /// This user's userfaultfd does not receive the faults of the kernel.
     UserFaultsOnly,
-    /// The userfaultfd does not take the memory.
+    /// The memory cannot be registered.
     NotRegistered { source: io::Error },
-    /// No process takes the memory over.
+    /// The memory cannot be sent to the handler.
     NotSent { socket: PathBuf, source: io::Error },
 }
 
@@ -48,9 +48,9 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// Says why, and ends the program at once: a guest whose memory is not served would read zeroes.
+/// Prints the reason and ends the program at once: a guest whose memory is not served would read zeroes.
 pub(crate) fn end(refusal: &Refusal) -> ! {
-    // If the line cannot be written, it has no reader either.
+    // If the line cannot be written, nobody reads it.
     writeln!(io::stderr(), "rekindle: not started: {refusal}").ok();
     // SAFETY: ends the process without running anything of the program's own.
     unsafe { libc::_exit(1) }

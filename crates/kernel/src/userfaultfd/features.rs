@@ -27,7 +27,7 @@ impl Features {
     pub const MINOR_HUGETLBFS: Self = Self(wide(raw::UFFD_FEATURE_MINOR_HUGETLBFS));
     /// Faults for shared pages that are in the file and not mapped.
     pub const MINOR_SHMEM: Self = Self(wide(raw::UFFD_FEATURE_MINOR_SHMEM));
-    /// The address itself in each fault, not its page's.
+    /// The exact address in each fault, not its page's.
     pub const EXACT_ADDRESS: Self = Self(wide(raw::UFFD_FEATURE_EXACT_ADDRESS));
     /// Write protection of shared and hugetlb memory.
     pub const WP_HUGETLBFS_SHMEM: Self = Self(wide(raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM));
@@ -69,7 +69,7 @@ impl Features {
         Self(self.0 & other.0)
     }
 
-    /// The features that `other` has not.
+    /// The features that `other` lacks.
     #[must_use]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)

@@ -1,4 +1,4 @@
-//! The features a userfaultfd was opened with, which the kernel tells any holder of it.
+//! The features that a userfaultfd was opened with, as the kernel shows them to any holder.
 
 use std::io;
 use std::os::fd::AsRawFd;

@@ -9,11 +9,11 @@ use crate::number::word;
 /// Result of one install; no call is repeated here.
 #[derive(Debug)]
 pub enum Install {
-    /// All of it is there, and its waiters run.
+    /// All pages are installed, and their waiters run.
     Installed,
-    /// A page was there already, or, if not, a marker of its protection is (look, before calling it there).
+    /// A page, or only a marker of its protection, was there already (check before relying on a page).
     ///
-    /// The kernel says so of the first page only: a copy that meets one later is `Interrupted` in front of it.
+    /// The kernel reports this for the first page only: a copy that meets one later is `Interrupted` before it.
     Present {
         /// Bytes installed before that page.
         installed_bytes: u64,
@@ -25,17 +25,17 @@ pub enum Install {
     },
     /// The process has ended, and its memory with it.
     Gone,
-    /// No one mapping that is registered holds all of it any more: a part was unmapped, remapped, or given up, or it
-    /// lies in several mappings by now. The process lives.
+    /// The range is no longer in one registered mapping: a part was unmapped, remapped, or unregistered, or it is in
+    /// several mappings now. The process is alive.
     Unmapped,
     /// The bytes to install cannot be read.
     SourceLost,
-    /// Something else.
+    /// Any other error.
     Failed(io::Error),
 }
 
 impl Install {
-    /// Meaning of an ioctl's result and of the count it wrote, which is a negative errno at times.
+    /// Interprets an ioctl's result and the count it wrote, which is sometimes a negative errno.
     #[inline]
     pub(super) fn of(result: Result<(), Errno>, count: i64, wanted: u64) -> Self {
         let installed_bytes = u64::try_from(count).unwrap_or(0);
@@ -50,7 +50,7 @@ impl Install {
         }
     }
 
-    /// Bytes that this install put in place, of `wanted`.
+    /// Bytes of `wanted` that were installed.
     pub fn installed_bytes(&self, wanted: usize) -> u64 {
         match self {
             Self::Installed => word(wanted),

@@ -22,7 +22,7 @@ pub use features::{Features, RegisteredIoctls};
 pub use install::Install;
 pub use open::OpenError;
 
-/// An owned, non-blocking userfaultfd. Its calls act on the process that opened it, wherever it was passed.
+/// An owned, non-blocking userfaultfd. Its calls act on the process that opened it, whichever process holds it.
 ///
 /// When the last descriptor closes, faults that would have been served read zeroes, silently.
 #[derive(Debug)]
@@ -31,10 +31,10 @@ pub struct Userfaultfd {
     scope: Option<FaultScope>,
 }
 
-/// Faults that a userfaultfd gets: all, or only those of user mode.
+/// Faults that a userfaultfd receives: all, or only those of user mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultScope {
-    /// Those of the kernel too, as when KVM or a system call touches the memory.
+    /// Also those of the kernel, for instance if KVM or a system call touches the memory.
     All,
     /// Those of user-mode code only; a system call that meets a missing page fails with EFAULT.
     UserOnly,
@@ -54,9 +54,9 @@ pub enum RegisterMode {
 /// Protection of installed pages: writable at once, or protected against the first write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protect {
-    /// Written without notice.
+    /// Writes are not tracked.
     Writable,
-    /// The first write is noticed.
+    /// The first write is tracked.
     Protected,
 }
 
@@ -69,7 +69,7 @@ pub enum AdoptError {
         /// Its kind, as /proc has it.
         found: String,
     },
-    /// It cannot be looked at or set up.
+    /// It cannot be inspected or set up.
     #[error("cannot be set up: {0}")]
     Io(#[from] io::Error),
 }
@@ -94,7 +94,7 @@ impl Userfaultfd {
         open::handshake(&fd, Features::NONE)
     }
 
-    /// Takes over a descriptor that another process opened and made the first call on.
+    /// Takes over a descriptor that another process has opened and done the handshake on.
     pub fn adopt(fd: OwnedFd) -> Result<Self, AdoptError> {
         let target = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
         if target.as_os_str() != "anon_inode:[userfaultfd]" {
@@ -110,12 +110,12 @@ impl Userfaultfd {
         Ok(Self { fd: self.fd.try_clone()?, scope: self.scope })
     }
 
-    /// The faults it gets; the kernel does not tell of one that another process opened.
+    /// The faults it receives; unknown for a descriptor that another process opened.
     pub fn scope(&self) -> Option<FaultScope> {
         self.scope
     }
 
-    /// Asks for the faults of whole mappings or parts of them; the answer is what can be done there.
+    /// Registers whole mappings or parts of them; the result is the operations that they offer.
     pub fn register(&self, range: GuestRange, mode: RegisterMode) -> io::Result<RegisteredIoctls> {
         let missing = wide(raw::UFFDIO_REGISTER_MODE_MISSING);
         let mode = match mode {
@@ -129,13 +129,13 @@ impl Userfaultfd {
         Ok(RegisteredIoctls::of_bits(argument.ioctls))
     }
 
-    /// Gives up a range and wakes all who wait in it; its missing pages read as zeroes from then on.
+    /// Unregisters a range and wakes its waiters; from then on its missing pages read as zeroes.
     pub fn unregister(&self, range: GuestRange) -> io::Result<()> {
         // SAFETY: the range is of the served process; unregistering changes none of its bytes.
         Ok(unsafe { perform(&self.fd, &mut Unregister(range.into())) }?)
     }
 
-    /// Installs the bytes of `from` at `to` and wakes who waits for them.
+    /// Installs the bytes of `from` at `to` and wakes their waiters.
     #[inline]
     pub fn copy(&self, to: u64, from: Source<'_>, protect: Protect) -> Install {
         let mode = match protect {
@@ -150,7 +150,7 @@ impl Userfaultfd {
         Install::of(result, argument.copy, len)
     }
 
-    /// Installs zero pages, writable, and wakes who waits for them.
+    /// Installs zero pages, writable, and wakes their waiters.
     #[inline]
     pub fn zero(&self, range: GuestRange) -> Install {
         let mut argument = raw::uffdio_zeropage { range: range.into(), mode: 0, zeropage: 0 };
@@ -159,7 +159,7 @@ impl Userfaultfd {
         Install::of(result, argument.zeropage, range.bytes)
     }
 
-    /// Maps pages that the memory file has already, and wakes who waits for them; where it has none: `SourceLost`.
+    /// Maps pages that the memory file has already, and wakes their waiters; `SourceLost` if it has none.
     pub fn continue_shared(&self, range: GuestRange, protect: Protect) -> Install {
         let mode = match protect {
             Protect::Writable => 0,
@@ -171,7 +171,7 @@ impl Userfaultfd {
         Install::of(result, argument.mapped, range.bytes)
     }
 
-    /// Makes missing pages fail with SIGBUS when they are used, and wakes who waits for them.
+    /// Makes missing pages fail with SIGBUS when they are used, and wakes their waiters.
     pub fn poison(&self, range: GuestRange) -> Install {
         let mut argument = raw::uffdio_poison { range: range.into(), mode: 0, updated: 0 };
         // SAFETY: only pages that are missing are marked.
@@ -179,7 +179,7 @@ impl Userfaultfd {
         Install::of(result, argument.updated, range.bytes)
     }
 
-    /// Protects pages against writes, or lifts their protection and wakes who waits to write them.
+    /// Protects pages against writes, or lifts their protection and wakes the threads that wait to write them.
     #[inline]
     pub fn write_protect(&self, range: GuestRange, protect: Protect) -> io::Result<()> {
         let mode = match protect {
@@ -191,14 +191,14 @@ impl Userfaultfd {
         Ok(unsafe { perform(&self.fd, &mut argument) }?)
     }
 
-    /// Wakes who waits in the range; who still misses a page faults again.
+    /// Wakes all threads that wait in the range; those whose page is still missing fault again.
     #[inline]
     pub fn wake(&self, range: GuestRange) -> io::Result<()> {
         // SAFETY: waking changes no bytes.
         Ok(unsafe { perform(&self.fd, &mut Wake(range.into())) }?)
     }
 
-    /// Takes as many events as there are and fit, in one read that never waits; the answer is how many, often 0.
+    /// Reads as many events as there are and fit, in one non-blocking read; the result is their number, often 0.
     #[inline]
     pub fn read_events(&self, into: &mut EventBuffer) -> io::Result<usize> {
         let (address, bytes) = into.target();

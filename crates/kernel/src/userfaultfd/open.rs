@@ -15,7 +15,7 @@ use crate::number::{size, wide};
 /// Reason that no userfaultfd could be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// None of the ways to get one is open to this process.
+    /// No way to open one works for this process.
     #[error(
         "no userfaultfd: /dev/userfaultfd: {device}; system call: {call}; system call for user-mode faults only: \
          {user_only}. Give this user read and write access to /dev/userfaultfd, or CAP_SYS_PTRACE, or allow the \
@@ -35,12 +35,12 @@ pub enum OpenError {
         /// The features it lacks.
         missing: Features,
     },
-    /// The kernel would not agree on how to talk.
+    /// The kernel refused the handshake.
     #[error("the userfaultfd refused its first call: {0}")]
     Handshake(io::Error),
 }
 
-/// The first of the three ways that works, with the scope it gives, before any handshake.
+/// Opens one by the first of the three ways that works; the result has its scope, and no handshake yet.
 pub(super) fn open_any() -> Result<(OwnedFd, FaultScope), OpenError> {
     let device = match open_device() {
         Ok(fd) => return Ok((fd, FaultScope::All)),
@@ -70,7 +70,7 @@ fn open_call(more: UserfaultfdFlags) -> Result<OwnedFd, Errno> {
     unsafe { rustix::mm::userfaultfd(flags) }
 }
 
-/// Agrees with the kernel on `features`, once in a descriptor's life; the answer is all that the kernel has.
+/// Agrees with the kernel on `features`, once in a descriptor's life; the result is all features of the kernel.
 pub(super) fn handshake(fd: &OwnedFd, features: Features) -> Result<Features, OpenError> {
     let mut api = uffdio_api { api: wide(UFFD_API), features: features.bits(), ioctls: 0 };
     // SAFETY: the structure has no addresses in it.
@@ -81,7 +81,7 @@ pub(super) fn handshake(fd: &OwnedFd, features: Features) -> Result<Features, Op
     }
 }
 
-/// Those of the refused `features` that the kernel lacks, asked on a descriptor of its own.
+/// The refused `features` that the kernel lacks, found out by another descriptor.
 fn missing(features: Features) -> OpenError {
     match super::Userfaultfd::offered() {
         Ok(offered) if !offered.contains(features) => {
