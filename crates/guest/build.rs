@@ -1,9 +1,9 @@
-//! Makes the guests that machines boot, of freestanding C, so that nothing but a C compiler is needed.
+//! Compiles the guests that machines boot from freestanding C; this needs only a C compiler.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Compiler flags of both guests: no library, no start-up code, nothing that differs from machine to machine.
+/// Compiler flags of both guests: no library, no start-up code, the same output on every machine.
 const FLAGS: [&str; 18] = [
     "-std=gnu11",
     "-O2",
@@ -17,7 +17,7 @@ const FLAGS: [&str; 18] = [
     "-fno-pic",
     "-fno-stack-protector",
     "-fno-asynchronous-unwind-tables",
-    // Else a loop that copies becomes a call to the memcpy that is not there.
+    // Without it a copying loop becomes a call of memcpy, which does not exist here.
     "-fno-tree-loop-distribute-patterns",
     "-fcf-protection=none",
     "-mgeneral-regs-only",
@@ -32,13 +32,13 @@ fn main() {
     let flat = ["-m32", "-march=i686", "-Wl,-T,programs/tiny.ld", "-Wl,--oformat=binary"];
     let image = compile("tiny.c", "tiny.image", &flat);
     let image = format!("-DIMAGE=\"{}\"", image.display());
-    // One stretch of memory, writable all of it, that starts anywhere in the file.
+    // One writable segment, at any offset in the file.
     let one_stretch = ["-m64", "-Wl,-T,programs/entry.ld", "-Wl,--no-warn-rwx-segments", "-Wl,-n", &image];
     compile("entry.S", "tiny.elf", &one_stretch);
     compile("init.c", "init", &["-m64", "-march=x86-64"]);
 }
 
-/// Compiles `source` of `programs/` into the file `program` beside what Cargo makes of this crate; its path.
+/// Compiles `source` of `programs/` to the file `program` in Cargo's output directory; returns its path.
 fn compile(source: &str, program: &str, flags: &[&str]) -> PathBuf {
     let into = PathBuf::from(std::env::var_os("OUT_DIR").expect("Cargo names the directory")).join(program);
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
@@ -62,7 +62,7 @@ fn compile(source: &str, program: &str, flags: &[&str]) -> PathBuf {
     into
 }
 
-/// Ends the compilation, saying why where Cargo shows it.
+/// Ends the build with a reason that Cargo shows.
 fn fail(why: &str) -> ! {
     for line in why.lines() {
         println!("cargo::error={line}");

@@ -1,9 +1,8 @@
-//! A catalog that fails when and where it is told to: before a write, after it, with an unknown outcome, or without
-//! saying so.
+//! A catalog that fails as a test sets it: before a write, after it, with an unknown outcome, or silently.
 //!
-//! [`crate::site::Site`] opens its catalog with the faults in `Site::catalog_faults`. A test that walks every write of an
-//! operation runs it once, asks [`CatalogFaults::writes`] how many transactions that took, and then runs it anew with a
-//! [`CatalogRule`] for each of them and each [`Fate`]:
+//! [`crate::site::Site`] opens its catalog with the faults in `Site::catalog_faults`. To test every write of an
+//! operation, a test runs it once, asks [`CatalogFaults::writes`] for the number of transactions, and runs it again
+//! with a [`CatalogRule`] for each transaction and each [`Fate`]:
 //!
 //! - `Fate::Refused`: nothing is made, and the caller knows it.
 //! - `Fate::UnknownMade`, `Fate::UnknownNotMade`: the transaction is on the disk, or is not, and the caller cannot know.
@@ -18,26 +17,26 @@ use rekindle_engine::change::CatalogHook;
 
 pub use rekindle_engine::change::Fate;
 
-/// A fate and the transactions it strikes.
+/// A fate and the transactions that it hits.
 #[derive(Debug, Clone, Copy)]
 pub struct CatalogRule {
     /// Their fate.
     pub fate: Fate,
     /// Only transactions that change this table; none for all.
     pub on: Option<Kind>,
-    /// Number of them that go well before.
+    /// Number of such transactions that succeed first.
     pub after: usize,
-    /// Number of them that are struck then.
+    /// Number of transactions that are then hit.
     pub times: usize,
 }
 
 impl CatalogRule {
-    /// Strikes one transaction, which `after` others come before.
+    /// Hits one transaction, after `after` others.
     pub fn nth(after: usize, fate: Fate) -> Self {
         Self { fate, on: None, after, times: 1 }
     }
 
-    /// Strikes the next transaction that changes a table.
+    /// Hits the next transaction that changes a table.
     pub fn next_on(kind: Kind, fate: Fate) -> Self {
         Self { on: Some(kind), ..Self::nth(0, fate) }
     }
@@ -72,7 +71,7 @@ pub struct InjectedFate {
 }
 
 impl CatalogFaults {
-    /// Makes `rule` strike until the answer is dropped.
+    /// Applies `rule` until the result is dropped.
     pub fn inject(&self, rule: CatalogRule) -> InjectedFate {
         let mut fates = self.fates();
         let number = fates.next;
@@ -81,12 +80,12 @@ impl CatalogFaults {
         InjectedFate { faults: self.clone(), number }
     }
 
-    /// Transactions so far, those included that failed.
+    /// Transactions so far, failed ones included.
     pub fn writes(&self) -> usize {
         self.fates().writes
     }
 
-    /// Transactions that a fault struck.
+    /// Transactions that were hit by a fault.
     pub fn struck(&self) -> usize {
         self.fates().struck
     }

@@ -1,4 +1,4 @@
-//! Damage to bytes: as a bad disk, a broken peer or an attacker does it, and the same for the same seed.
+//! Damage to bytes, as by a bad disk, a broken peer or an attacker; the same for the same seed.
 
 use crate::random::Random;
 
@@ -13,7 +13,7 @@ impl Damage {
         Self(Random::new(seed))
     }
 
-    /// One to four kinds of damage done to a copy of `bytes`; `others` are what it may be spliced with.
+    /// A copy of `bytes` with one to four kinds of damage; `others` are inputs to splice it with.
     #[must_use]
     pub fn to(&mut self, bytes: &[u8], others: &[Vec<u8>]) -> Vec<u8> {
         let mut damaged = bytes.to_vec();
@@ -31,7 +31,7 @@ impl Damage {
         damaged
     }
 
-    /// A number below `limit`, 0 where that is 0.
+    /// A number below `limit`, or 0 if that is 0.
     fn below(&mut self, limit: usize) -> usize {
         if limit == 0 { 0 } else { self.0.position(limit) }
     }
@@ -46,7 +46,7 @@ impl Damage {
         }
     }
 
-    /// Puts extreme values where a length, a count or a token may be.
+    /// Writes extreme values where a length, a count or a token may be.
     fn overwrite(&mut self, bytes: &mut [u8]) {
         let value = [0x00, 0x01, 0x7f, 0x80, 0xfe, 0xff][self.below(6)];
         let (start, end) = self.range(bytes.len(), 12);
@@ -70,7 +70,7 @@ impl Damage {
         bytes.splice(end..end, repeated);
     }
 
-    /// Goes on with the end of another input.
+    /// Replaces the end by that of another input.
     fn splice(&mut self, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
         let chosen = self.below(others.len());
         if let Some(other) = others.get(chosen) {
@@ -79,7 +79,7 @@ impl Damage {
         }
     }
 
-    /// A range of at most `longest` of this many bytes.
+    /// A range of at most `longest` bytes within `bytes` bytes.
     fn range(&mut self, bytes: usize, longest: usize) -> (usize, usize) {
         let start = self.below(bytes);
         (start, start + self.below(longest.min(bytes - start) + 1))

@@ -1,4 +1,4 @@
-//! A guest in this process: memory of its own, mapped as a VMM maps it, and a model that judges every page it reads.
+//! A guest in this process: memory of its own, mapped as by a VMM, and a model that checks every page it reads.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,24 +30,24 @@ pub struct Guest {
     installed: PageSet,
     /// Pages written in this epoch.
     written: PageSet,
-    /// Pages given back in this epoch, also those that came back since.
+    /// Pages given back in this epoch, including those installed again since.
     removed: PageSet,
 }
 
-/// The writable mapping of a guest that was paused: until it is dropped, nothing is sealed.
+/// The writable mapping of a paused guest: its snapshot is not sealed before this is dropped.
 #[derive(Debug)]
 pub struct EndingVmm(GuestMemory);
 
-/// Pages that a pause captures.
+/// The set of pages that a pause captures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tracking {
-    /// The written and the removed ones.
+    /// The written and the removed pages.
     Exact,
-    /// Everything in the guest's memory, and the removed ones.
+    /// All pages in the guest's memory, and the removed ones.
     Resident,
 }
 
-/// A guest that was paused.
+/// A paused guest.
 #[derive(Debug)]
 pub struct Paused {
     /// Its snapshot.
@@ -58,11 +58,11 @@ pub struct Paused {
     pub vmm: EndingVmm,
 }
 
-/// A guest that was not paused, and runs on.
+/// A guest that could not be paused, and runs on.
 #[derive(Debug, thiserror::Error)]
 #[error("the guest was not paused: {error}")]
 pub struct NotPaused {
-    /// The guest as it was.
+    /// The unchanged guest.
     pub guest: Box<Guest>,
     /// The reason.
     pub error: PauseError,
@@ -71,10 +71,10 @@ pub struct NotPaused {
 /// Reason that a guest could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// A page could not be had: the guest is stalled, and can try again.
+    /// A page is unavailable: the guest is stalled, and can try again.
     #[error("stalled: {0}")]
     Stalled(#[from] ReadError),
-    /// A page was not what the model says.
+    /// A page differs from the model.
     #[error(transparent)]
     Wrong(#[from] WrongPage),
 }
@@ -87,7 +87,7 @@ impl Guest {
         guest
     }
 
-    /// A guest resumed from `snapshot`, whose pages the model says to be `expected`.
+    /// A guest resumed from `snapshot`, whose expected content is `expected`.
     pub fn resume(snapshot: &Arc<Snapshot>, expected: ModelMemory) -> Self {
         Self::resume_volume(snapshot, 0, expected)
     }
@@ -131,17 +131,17 @@ impl Guest {
         &self.expected
     }
 
-    /// Goes on from another handle of the snapshot it runs from: the node was started anew.
+    /// Continues with another handle of its snapshot: the node was restarted.
     pub fn stand_on(&mut self, snapshot: &Arc<Snapshot>) {
         self.parent = Some(Arc::clone(snapshot));
     }
 
-    /// Lets go of its parent's handle, as the end of the node's process does; says which snapshot it was.
+    /// Drops the handle of its parent, like the end of the node's process; returns the snapshot's id.
     pub fn let_go_of_parent(&mut self) -> Option<SnapshotId> {
         self.parent.take().map(|parent| parent.id())
     }
 
-    /// Reads pages, having those served that are not there yet, and judges them.
+    /// Reads pages, after serving missing ones, and compares them with the model.
     pub fn read(&mut self, engine: &Engine, pages: GuestPages) -> Result<(), GuestError> {
         self.have_served(engine, pages)?;
         let mut found = vec![0; PAGE_BYTES];
@@ -152,12 +152,12 @@ impl Guest {
         Ok(())
     }
 
-    /// Reads and judges everything.
+    /// Reads all pages and compares them with the model.
     pub fn verify(&mut self, engine: &Engine) -> Result<(), GuestError> {
         self.read(engine, GuestPages::new(GuestPage::new(0), self.pages()))
     }
 
-    /// Writes within one page, which is served first, as a fault does it.
+    /// Writes within one page, after serving it as a fault does.
     pub fn write(
         &mut self,
         engine: &Engine,
@@ -172,7 +172,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Writes whole pages that nothing else holds.
+    /// Writes whole pages with unique content.
     pub fn write_random(
         &mut self,
         engine: &Engine,
@@ -200,7 +200,7 @@ impl Guest {
         self.pause_as(SnapshotId::new(), engine, tracking)
     }
 
-    /// Pauses it as the snapshot of this name.
+    /// Pauses it as the snapshot with this id.
     pub fn pause_as(self, id: SnapshotId, engine: &Engine, tracking: Tracking) -> Result<Paused, NotPaused> {
         let permit = match engine.permit_pause(self.parent.as_ref(), bytes_of_pages(self.pages())) {
             Ok(permit) => permit,
@@ -210,8 +210,8 @@ impl Guest {
         Ok(paused.map_err(|(_, error)| error).expect("a guest of its parent's shape is taken over"))
     }
 
-    /// Takes it over as the snapshot of this name, with changes that the catalog makes alongside. If that fails it is as
-    /// it was, and may go on once the error was dropped.
+    /// Takes it over as the snapshot with this id, with further changes in the same catalog transaction. After a
+    /// failure it is unchanged, and can go on once the error is dropped.
     pub fn commit_as(
         self,
         id: SnapshotId,
@@ -227,7 +227,7 @@ impl Guest {
         }
     }
 
-    /// Its part in a pause, under this name. The guest can go on if the pause does not come to pass.
+    /// Its volume in a pause, with this name. The guest can go on if the pause fails.
     pub fn paused_volume(&self, name: VolumeName, tracking: Tracking) -> PausedVolume {
         let memfd = self.memfd.try_clone().expect("a descriptor for a guest's memory");
         PausedVolume { name, page_kind: PageKind::Small, memfd, pages: self.captured_pages(tracking) }
@@ -276,7 +276,7 @@ impl Guest {
     }
 }
 
-/// Reads and judges every page of a snapshot.
+/// Reads every page of a snapshot and compares it with the model.
 pub fn judge(engine: &Engine, snapshot: &Snapshot, memory: &ModelMemory) -> Result<(), GuestError> {
     let all = GuestPages::new(GuestPage::new(0), memory.pages());
     let mut found = vec![0; usize::try_from(all.bytes()).expect("64 bits")];
@@ -285,7 +285,7 @@ pub fn judge(engine: &Engine, snapshot: &Snapshot, memory: &ModelMemory) -> Resu
 }
 
 impl Paused {
-    /// Ends the VMM; from now on the snapshot can be sealed.
+    /// Ends the VMM; the snapshot can then be sealed.
     pub fn end_vmm(self) -> (Arc<Snapshot>, ModelMemory) {
         (self.snapshot, self.memory)
     }

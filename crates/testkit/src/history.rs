@@ -1,4 +1,4 @@
-//! A random history: operations that follow from a seed, over the real engine; the model judges each page that is read.
+//! A random history: operations that follow from a seed, on the real engine; the model checks each page that is read.
 
 use std::fmt;
 
@@ -24,12 +24,12 @@ use known::{Known, Plan, Rules};
 use machine::Machine;
 use wrong_bytes::WrongObject;
 
-/// The reason that a history is wrong.
+/// A failed history.
 #[derive(Debug)]
 pub struct Failure {
-    /// The seed that leads to it again.
+    /// The seed that reproduces it.
     pub seed: u64,
-    /// The operations, in order; the last one is the one that went wrong.
+    /// The operations, in order; the last one failed.
     pub operations: Vec<String>,
     /// The fault.
     pub what: String,
@@ -38,22 +38,22 @@ pub struct Failure {
 /// Counts of a history.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tally {
-    /// Pages judged.
+    /// Pages checked.
     pub pages: u64,
     /// Snapshots made.
     pub pauses: u64,
-    /// Guests whose three threads ran.
+    /// Guests with three running threads.
     pub served: u64,
-    /// Reads that the store's outage, or its wrong bytes, made fail, as they must.
+    /// Reads that had to fail, by an outage of the store or by its wrong bytes.
     pub stalls: u64,
-    /// Times the engine was started anew.
+    /// Restarts of the engine.
     pub restarts: u64,
-    /// Of those, the times it had ended in the middle of everything.
+    /// Restarts after the engine had ended in the middle of its work.
     pub crashes: u64,
 }
 
 impl Tally {
-    /// Adds what another history came to.
+    /// Adds the counts of another history.
     pub fn add(&mut self, other: Self) {
         let Self { pages, pauses, served, stalls, restarts, crashes } = other;
         self.pages += pages;
@@ -80,22 +80,22 @@ struct History {
     held: Vec<Held>,
     outage: Vec<Injected>,
     wrong_objects: Vec<WrongObject>,
-    /// While the catalog fails.
+    /// Present while the catalog fails.
     catalog_fault: Option<InjectedFate>,
-    /// The catalog has reported something as written that is not: what it acknowledged may be gone after a crash.
+    /// True once the catalog has reported a write that it did not make: acknowledged changes may be gone after a crash.
     catalog_lied: bool,
-    /// Snapshots whose deletion was refused: the next start may find them deleted.
+    /// Snapshots whose deletion failed: the next start may find them deleted.
     perhaps_deleted: Vec<SnapshotId>,
     tally: Tally,
     operations: Vec<String>,
-    /// Last: what above holds background work ends before the engine waits for it.
+    /// The last field: the holders of background work above are dropped before the engine waits for that work.
     engine: Option<Engine>,
 }
 
 const GUESTS_MAX: usize = 4;
 const SNAPSHOTS_MAX: usize = 14;
 
-/// Runs the history of `seed`: `operations` of them, on volumes of a few hundred to a few thousand pages.
+/// Runs the history of `seed`: `operations` operations on volumes of a few hundred to a few thousand pages.
 pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
     let mut random = Random::new(seed);
     let shape = shape(&mut random);
@@ -130,7 +130,7 @@ pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
     }
 }
 
-/// Memory, and at times a disk or two.
+/// Volume sizes: memory, and sometimes a disk or two.
 fn shape(random: &mut Random) -> Vec<u32> {
     let disks = if random.percent(50) { 0 } else { 1 + random.below(2) };
     let mut pages = || if random.percent(15) { 1 + random.below(3000) } else { 1 + random.below(700) };
@@ -165,7 +165,7 @@ impl History {
         }
     }
 
-    /// In the end everything that was acknowledged is published, and right, also on a node that has nothing.
+    /// Finally, everything acknowledged must be published and right, also on a node that has nothing of it.
     fn finish(&mut self) -> Result<(), String> {
         self.say("the end");
         self.wait_all_published()?;

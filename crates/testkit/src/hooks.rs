@@ -1,4 +1,4 @@
-//! The engine's hooks: gates that background work stands at until it is let through, and parent reads that fail.
+//! The engine's hooks for tests: gates that hold background work, and parent reads that fail.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -19,11 +19,11 @@ pub enum Point {
     Manifest,
     /// Before a sealed snapshot's manifest goes into the catalog.
     Record,
-    /// Before the keeper lets go of a sealed snapshot's memory.
+    /// Before the keeper forgets a sealed snapshot's memory.
     Forget,
-    /// Before a snapshot that was found in the store is recorded and known.
+    /// Before a snapshot that was found in the store is recorded.
     Opened,
-    /// Before a snapshot that others are opening is waited for.
+    /// Before the wait for another call that opens the same snapshot.
     OpenWaits,
 }
 
@@ -32,7 +32,7 @@ pub enum Point {
 pub struct TestHooks {
     gates: Mutex<Gates>,
     changed: Condvar,
-    /// Tells the tasks that stand at a point.
+    /// Wakes the tasks that wait at a point.
     let_go: Notify,
     reads: Mutex<ParentReads>,
 }
@@ -51,7 +51,7 @@ struct ParentReads {
     failing: Failing,
 }
 
-/// Reads of the parent that fail, counted from the moment this is set.
+/// Reads of the parent that fail, counted from when this is set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Failing {
     /// None.
@@ -59,7 +59,7 @@ pub enum Failing {
     None,
     /// Only this one, the first being 0.
     Nth(u64),
-    /// The first of this many each time; 1 is all of them.
+    /// The first of every so many; 1 is all of them.
     OneOf(u64),
 }
 
@@ -72,7 +72,7 @@ pub struct Held {
 }
 
 impl TestHooks {
-    /// From now on all snapshots stop at `point`, for ever or until the answer is dropped.
+    /// Holds all snapshots at `point` until the result is dropped.
     pub fn hold(self: &Arc<Self>, point: Point) -> Held {
         *self.gates().held.entry(point).or_default() += 1;
         Held { hooks: Arc::clone(self), point }
@@ -84,7 +84,7 @@ impl TestHooks {
         self.tell();
     }
 
-    /// Waits until `snapshot` stands at `point`; false if it does not come there in time.
+    /// Waits until `snapshot` is held at `point`; false if it does not get there within `limit`.
     pub fn wait_standing(&self, point: Point, snapshot: SnapshotId, limit: Duration) -> bool {
         let (gates, _) = self
             .changed
@@ -93,7 +93,7 @@ impl TestHooks {
         gates.standing.contains(&(point, snapshot))
     }
 
-    /// Says which reads of the parent fail from now on.
+    /// Sets the reads of the parent that fail.
     pub fn fail_parent_reads(&self, failing: Failing) {
         *self.reads() = ParentReads { seen: 0, failing };
     }
@@ -103,7 +103,7 @@ impl TestHooks {
         self.reads().seen
     }
 
-    /// Stands at a point on a thread.
+    /// Waits at a point, on a thread.
     fn stand(&self, point: Point, snapshot: SnapshotId) {
         let _standing = Standing::at(self, point, snapshot);
         let mut gates = self.gates();
@@ -112,7 +112,7 @@ impl TestHooks {
         }
     }
 
-    /// Stands at a point in a task.
+    /// Waits at a point, in a task.
     fn stand_in_task(&self, point: Point, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
         async move {
             let _standing = Standing::at(self, point, snapshot);
@@ -141,7 +141,7 @@ impl TestHooks {
     }
 }
 
-/// A snapshot that stands at a point, until this is dropped.
+/// Marks a snapshot as held at a point until this is dropped.
 struct Standing<'a> {
     hooks: &'a TestHooks,
     at: (Point, SnapshotId),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::keep::{Keeper, KeptVolume};
 
-/// Holds what it is given until it is told to forget it.
+/// Holds captured memory until it is told to forget it.
 #[derive(Debug, Default)]
 pub struct TestKeeper {
     state: Mutex<State>,
@@ -19,38 +19,38 @@ pub struct TestKeeper {
 struct State {
     held: BTreeMap<SnapshotId, Vec<KeptVolume>>,
     refusing: bool,
-    /// Snapshots of which it gives nothing now, and how often that is so yet.
+    /// Snapshots whose memory it withholds, each with the number of refusals left.
     withheld: BTreeMap<SnapshotId, usize>,
-    /// Every time it was told to forget something.
+    /// All requests to forget, by snapshot.
     forgets: Vec<SnapshotId>,
 }
 
 impl TestKeeper {
-    /// It dies: what it held is gone, and another one takes its place.
+    /// Dies: its memory is gone, and an empty keeper takes its place.
     pub fn die(&self) {
         let held = std::mem::take(&mut self.state().held);
         drop(held);
     }
 
-    /// From now on it refuses to keep anything, or no longer does.
+    /// Makes it refuse to keep anything, or ends that.
     pub fn refuse(&self, refusing: bool) {
         self.state().refusing = refusing;
     }
 
-    /// The next `times` times it is asked for a snapshot's memory, it fails.
+    /// Makes the next `times` requests for a snapshot's memory fail.
     pub fn withhold(&self, snapshot: SnapshotId, times: usize) {
         self.state().withheld.insert(snapshot, times);
     }
 
-    /// Waits until it was told so often to forget a snapshot, whether it held anything of it or not.
+    /// Waits until it was told `times` times to forget a snapshot, even if it held nothing of it.
     pub fn wait_forgets(&self, snapshot: SnapshotId, times: usize) {
         let told = |state: &mut State| state.forgets.iter().filter(|id| **id == snapshot).count() < times;
         let state = self.forgotten.wait_while(self.state(), told);
         drop(state.expect("no thread panics while it holds a lock"));
     }
 
-    /// Waits until it holds nothing; false if it still does after `limit`. Deleted snapshots are forgotten by and by,
-    /// without any signal.
+    /// Waits until it holds nothing; false if it still does after `limit`. Deleted snapshots are forgotten in the
+    /// background, without a signal.
     pub fn wait_empty(&self, limit: Duration) -> bool {
         let waited = self.forgotten.wait_timeout_while(self.state(), limit, |state| !state.held.is_empty());
         !waited.expect("no thread panics while it holds a lock").1.timed_out()

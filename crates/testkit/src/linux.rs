@@ -6,7 +6,7 @@ use rekindle_guest::machine::LinuxKernel;
 
 use crate::skip;
 
-/// Debian's kernel for virtual machines; where it cannot be had, says that `tier` was skipped.
+/// Debian's kernel for virtual machines; if it is unavailable, reports that `tier` was skipped.
 pub fn kernel_or_skip(tier: &str) -> Option<LinuxKernel> {
     match LinuxKernel::of_debian(&directory()) {
         Ok(kernel) => Some(kernel),

@@ -1,6 +1,6 @@
-//! Numbers that look random and follow from a seed alone, the same on every machine.
+//! Pseudo-random numbers that follow from a seed, the same on every machine.
 
-/// A sequence of numbers.
+/// A sequence of pseudo-random numbers.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -23,12 +23,12 @@ impl Random {
         u32::try_from(self.number() % u64::from(end)).expect("below a u32")
     }
 
-    /// A position in something of `length` things, which is not empty.
+    /// A position in a sequence of `length` items, at least one.
     pub fn position(&mut self, length: usize) -> usize {
         usize::try_from(self.number() % u64::try_from(length).expect("64 bits")).expect("below a usize")
     }
 
-    /// True this many times in a hundred.
+    /// True in `share` percent of the calls.
     pub fn percent(&mut self, share: u32) -> bool {
         self.below(100) < share
     }

@@ -1,4 +1,4 @@
-//! Surroundings of an engine in a test: a store in memory that can fail, a cache directory, hooks.
+//! The environment of an engine in a test: a store in memory that can fail, a cache directory, hooks.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ use crate::hooks::TestHooks;
 use crate::keeper::TestKeeper;
 use crate::stores::{Faults, UnreliableStore};
 
-/// Longest time a test waits for background work before it fails; long, since machines are slow at times.
+/// Longest time that a test waits for background work; long, since machines are sometimes slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One node's surroundings. Its store outlives the engines started on it.
+/// The environment of one node. Its store outlives the engines that run on it.
 #[derive(Debug)]
 pub struct Site {
     /// Sets the store's faults.
@@ -33,7 +33,7 @@ pub struct Site {
     pub hooks: Arc<TestHooks>,
     /// The objects behind the faults.
     pub objects: Arc<InMemory>,
-    /// Keeper of captured memory while no engine runs here.
+    /// Keeper of captured memory, also while no engine runs.
     pub keeper: Arc<TestKeeper>,
     store: Store,
     cache: TempDir,
@@ -75,8 +75,8 @@ impl Site {
         }
     }
 
-    /// Those options, and the catalog of this site and its keeper. The engine before, and every snapshot of it, must be
-    /// gone: a catalog has one user at a time.
+    /// The same options, with this site's catalog and keeper. The previous engine and all of its snapshots must be
+    /// dropped: a catalog has one user at a time.
     pub fn recording(&self) -> Result<EngineOptions, CatalogError> {
         let faults = Arc::new(self.catalog_faults.clone());
         let catalog = Some(Catalog::open_with(&self.catalog_path(), faults)?);
@@ -89,12 +89,12 @@ impl Site {
         self.state.path().join("catalog.redb")
     }
 
-    /// An engine with those options.
+    /// An engine with these options.
     pub fn engine(&self) -> Result<Engine, StartError> {
         Engine::start(self.options())
     }
 
-    /// Another node's surroundings: the same store, nothing local.
+    /// The environment of another node: the same store, nothing local.
     pub fn elsewhere(&self) -> io::Result<Self> {
         Ok(Self {
             faults: self.faults.clone(),

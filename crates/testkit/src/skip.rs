@@ -1,4 +1,4 @@
-//! Says that a test could not run here, so that silence is not mistaken for success.
+//! Reports that a test could not run here, so that a skipped test does not look like a passed one.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::io::Write;
 /// The environment variable that names the file in which skipped tiers are listed; `.ci/run` fails when it is not empty.
 pub const SKIPS_FILE: &str = "REKINDLE_SKIPS_FILE";
 
-/// Says on standard error, and in the file named by [`SKIPS_FILE`] where that is set, that `tier` was skipped and why.
+/// Reports on standard error, and in the file named by [`SKIPS_FILE`] if that is set, that `tier` was skipped and why.
 pub fn skipped(tier: &str, why: &str) {
     let line = format!("skipped: {tier}: {why}\n");
     eprint!("{line}");

@@ -1,4 +1,4 @@
-//! The program's own keeper, started for a test, and the end of all that runs under it.
+//! The program's own keeper, started for a test; every process under it ends with it.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -8,7 +8,7 @@ use rekindle_kernel::{ProcessHandle, Signal};
 
 use crate::site::PATIENCE;
 
-/// A keeper that a test started. On drop every VMM under it is killed, and it ends.
+/// A keeper that a test started. On drop it ends, and every VMM under it is killed.
 #[derive(Debug)]
 pub struct StartedKeeper(KeeperClient);
 
@@ -23,7 +23,7 @@ impl StartedKeeper {
     pub fn living(&self) -> Result<Vec<ProcessHandle>, KeeperError> {
         let processes = self.0.list()?.into_iter().filter_map(|entry| entry.process);
         let living = processes.filter(|process| process.exited.is_none());
-        // One that cannot be opened has ended meanwhile.
+        // A process that cannot be opened has ended meanwhile.
         Ok(living.filter_map(|process| ProcessHandle::open(process.pid).ok()).collect())
     }
 }
@@ -39,7 +39,7 @@ impl Deref for StartedKeeper {
 impl Drop for StartedKeeper {
     fn drop(&mut self) {
         for process in self.living().unwrap_or_default() {
-            // An error says that it has ended.
+            // An error means that it has ended.
             process.signal(Signal::Kill).ok();
             process.wait_exit(PATIENCE);
         }

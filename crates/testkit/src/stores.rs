@@ -1,4 +1,4 @@
-//! A store that fails, stalls, lies, and hands out short or damaged bytes, each only as a test sets it.
+//! A store that fails, stalls, lies, or returns short or damaged bytes, as a test sets it.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,15 +17,15 @@ use tokio::sync::watch;
 /// Operations of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// An object that is written in parts is begun.
+    /// A multipart upload is begun.
     Begin,
-    /// An object, or a part of one, is written, or a multipart object completed.
+    /// An object or a part is written, or a multipart upload is completed.
     Put,
     /// An object, or a range of one, is read.
     Get,
     /// An object is deleted.
     Delete,
-    /// The objects under a name are listed.
+    /// Objects are listed by a prefix.
     List,
 }
 
@@ -34,9 +34,9 @@ pub enum Operation {
 pub enum Fault {
     /// It fails, and nothing was done.
     Fail,
-    /// It is done, and reported as failed.
+    /// It succeeds, and is reported as failed.
     Lie,
-    /// It is not answered until the fault ends, and then done.
+    /// It is not answered until the fault ends, and then succeeds.
     Stall,
     /// It panics.
     Panic,
@@ -46,31 +46,31 @@ pub enum Fault {
     Corrupt,
 }
 
-/// Error text of an operation that a fault lets fail.
+/// Error text of an operation that fails by a fault.
 pub const REFUSAL: &str = "a test lets this fail";
 
-/// A fault and where it strikes.
+/// A fault and the operations that it hits.
 #[derive(Debug, Clone, Copy)]
 pub struct Rule {
-    /// The operation it strikes.
+    /// The operation that it hits.
     pub on: Operation,
-    /// The start of the objects' names it strikes; empty for all.
+    /// The prefix of the object names that it hits; empty for all.
     pub under: &'static str,
     /// The fault.
     pub fault: Fault,
-    /// Number of operations that go well before.
+    /// Number of such operations that succeed first.
     pub after: u32,
-    /// Number of operations that are struck then.
+    /// Number of operations that are then hit.
     pub times: u32,
 }
 
 impl Rule {
-    /// Strikes every time.
+    /// Hits every such operation.
     pub fn always(on: Operation, under: &'static str, fault: Fault) -> Self {
         Self { on, under, fault, after: 0, times: u32::MAX }
     }
 
-    /// Strikes once.
+    /// Hits one operation.
     pub fn once(on: Operation, under: &'static str, fault: Fault) -> Self {
         Self { times: 1, ..Self::always(on, under, fault) }
     }
@@ -83,7 +83,7 @@ pub struct Faults(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Counts changes, so that what is stalled looks again.
+    /// Counts changes of the faults, so that stalled operations check again.
     changes: watch::Sender<u64>,
 }
 
@@ -116,7 +116,7 @@ impl Faults {
         Self(Arc::new(Shared { state: Mutex::default(), changes: watch::Sender::new(0) }))
     }
 
-    /// Makes `rule` strike until the answer is dropped.
+    /// Applies `rule` until the result is dropped.
     pub fn inject(&self, rule: Rule) -> Injected {
         let mut state = self.state();
         let number = state.next;
@@ -125,21 +125,21 @@ impl Faults {
         Injected { faults: self.clone(), number }
     }
 
-    /// Lets everything that is asked of the store fail, until the answer is dropped.
+    /// Makes every operation fail until the result is dropped.
     pub fn outage(&self) -> Vec<Injected> {
         [Operation::Begin, Operation::Put, Operation::Get, Operation::Delete, Operation::List]
             .map(|on| self.inject(Rule::always(on, "", Fault::Fail)))
             .into()
     }
 
-    /// Number of times an operation was asked for on objects whose name starts with `under`.
+    /// Number of calls of an operation on objects whose names start with `under`.
     pub fn calls(&self, on: Operation, under: &str) -> usize {
         let called =
             |(operation, path): &&(Operation, Path)| *operation == on && path.as_ref().starts_with(under);
         self.state().calls.iter().filter(called).count()
     }
 
-    /// Number of times a fault struck.
+    /// Number of operations that were hit by a fault.
     pub fn struck(&self) -> usize {
         self.state().struck
     }
@@ -149,7 +149,7 @@ impl Faults {
         self.wait_until(|faults| faults.state().stalled > 0);
     }
 
-    /// Blocks until an operation was asked for so often on objects whose name starts with `under`.
+    /// Blocks until there were `times` calls of an operation on objects whose names start with `under`.
     pub fn wait_calls(&self, on: Operation, under: &str, times: usize) {
         self.wait_until(|faults| faults.calls(on, under) >= times);
     }
@@ -165,7 +165,7 @@ impl Faults {
         });
     }
 
-    /// The fault that strikes this operation, after waiting for stalls to end.
+    /// The fault that hits this operation, after waiting for stalls to end.
     async fn strike(&self, on: Operation, path: &Path) -> Option<Fault> {
         self.state().calls.push((on, path.clone()));
         self.changed();
@@ -233,12 +233,12 @@ pub struct UnreliableStore {
 }
 
 impl UnreliableStore {
-    /// A store that does what `inner` does until it is told otherwise.
+    /// A store that behaves like `inner` as long as no fault is set.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
         Self { inner, faults: Faults::new() }
     }
 
-    /// Sets faults.
+    /// The control of its faults.
     pub fn faults(&self) -> Faults {
         self.faults.clone()
     }

@@ -12,9 +12,9 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 const CONSOLE: [u32; 2] = [5, 1];
 const NO_DEVICE: [u32; 2] = [0, 0];
 
-/// The guest's init, with kernel modules (names and bytes) that it loads in this order.
+/// An archive of the guest's init and of kernel modules (names and bytes), which it loads in this order.
 ///
-/// Equal modules make equal bytes.
+/// Equal modules give equal bytes.
 pub fn initrd(modules: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "disk", "lib"] {
@@ -67,7 +67,7 @@ mod tests {
 
     use super::*;
 
-    /// `cpio` is no part of a small Debian, so the archive is read here by its published form.
+    /// Reads the archive by its published format, since a minimal Debian has no `cpio`.
     fn entries(mut archive: &[u8]) -> Vec<(String, Vec<u8>)> {
         let mut found = Vec::new();
         loop {

@@ -5,12 +5,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Modules for a guest's devices, as far as the kernel has them not built in: buses, disk, network, entropy, the memory
-/// that is given back, and the number that says that a machine was cloned.
+/// Modules for a guest's devices, unless they are built into the kernel: buses, disk, network, entropy, the balloon,
+/// and the generation id that shows that a machine was cloned.
 const WANTED: [&str; 7] =
     ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "vmgenid"];
 
-/// The wanted modules found under `directory` and those they need, each after what it needs: names and bytes.
+/// The wanted modules found under `directory` and their dependencies, each after its own dependencies: names and bytes.
 pub(super) fn wanted_modules(directory: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut files = BTreeMap::new();
     find_modules(directory, &mut files)?;
@@ -30,14 +30,14 @@ fn find_modules(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> io::
             find_modules(&path, files)?;
         } else if path.extension().is_some_and(|extension| extension == "ko") {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            // The kernel takes both signs for one, and file names have either.
+            // The kernel treats both characters as equal, and file names have either.
             files.insert(stem.replace('-', "_"), path);
         }
     }
     Ok(())
 }
 
-/// Takes `name` after what it needs; a module that is chosen, or is part of the kernel, is not among the files.
+/// Adds `name` after its dependencies; a module that was added, or is built into the kernel, is not among the files.
 fn choose(
     name: &str,
     files: &mut BTreeMap<String, PathBuf>,
@@ -52,7 +52,7 @@ fn choose(
     Ok(())
 }
 
-/// The modules that the module in `bytes` says it needs: the word `depends` of its section `.modinfo`.
+/// The dependencies of the module in `bytes`: the entry `depends` of its section `.modinfo`.
 fn needed_by(bytes: &[u8]) -> Vec<String> {
     const WORD: &[u8] = b"\0depends=";
     let Some(start) = bytes.windows(WORD.len()).position(|window| window == WORD) else { return Vec::new() };

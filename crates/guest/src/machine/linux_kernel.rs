@@ -11,7 +11,7 @@ use rekindle_kernel::said::said_within;
 
 use super::{initrd, kernel_modules};
 
-/// The package that always needs Debian's newest kernel for virtual machines.
+/// The package that always depends on Debian's newest kernel for virtual machines.
 const NEWEST: &str = "linux-image-cloud-amd64";
 
 /// Longest time for one of Debian's programs, of which the slowest downloads 30 MB.
@@ -28,7 +28,7 @@ pub struct LinuxKernel {
     pub name: String,
     /// The file to start.
     pub image: PathBuf,
-    /// Names and bytes of the modules that a guest needs, each after those that it needs.
+    /// Names and bytes of the modules that a guest needs, each after its dependencies.
     pub modules: Vec<(String, Vec<u8>)>,
 }
 
@@ -40,7 +40,7 @@ pub enum LinuxKernelError {
     Silent {
         /// The program and its words.
         command: String,
-        /// The limit that it did not keep.
+        /// The limit that it exceeded.
         error: io::Error,
     },
     /// A program of Debian's cannot be run.
@@ -59,10 +59,10 @@ pub enum LinuxKernelError {
         /// Its output.
         said: String,
     },
-    /// The list of packages does not say what the newest kernel is.
+    /// The list of packages does not name the newest kernel.
     #[error("the list of packages does not say what {NEWEST} needs: `apt-get update`")]
     Unknown,
-    /// The package has no kernel where Debian's packages have it.
+    /// The package has no kernel at the usual place.
     #[error("{package} holds no kernel")]
     NoImage {
         /// Its name.
@@ -76,8 +76,9 @@ pub enum LinuxKernelError {
 impl LinuxKernel {
     /// Debian's kernel for virtual machines, unpacked in a directory of its own under `directory`.
     ///
-    /// A kernel unpacked there before is taken again, without a download. Else the package is downloaded with apt, as
-    /// any user may, and taken apart; nothing is installed. Of two that do so at once, one's work is kept.
+    /// A kernel that was unpacked there before is reused, without a download. Otherwise the package is downloaded with
+    /// apt, as any user may, and unpacked; nothing is installed. If two processes do so at once, the result of one is
+    /// kept.
     pub fn of_debian(directory: &Path) -> Result<Self, LinuxKernelError> {
         if let Some(kept) = newest_in(directory)? {
             return Self::open(&kept);
@@ -96,7 +97,7 @@ impl LinuxKernel {
         Self::open(&kept)
     }
 
-    /// The guest's first file system with the modules for this kernel.
+    /// The guest's initrd with the modules for this kernel.
     pub fn initrd(&self) -> Vec<u8> {
         initrd(&self.modules)
     }
@@ -120,7 +121,7 @@ fn paths_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
     fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
 }
 
-/// The kernel under `directory` with the last name.
+/// The kernel under `directory` whose name sorts last.
 fn newest_in(directory: &Path) -> io::Result<Option<PathBuf>> {
     if !directory.exists() {
         return Ok(None);
@@ -128,7 +129,7 @@ fn newest_in(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(paths_in(directory)?.into_iter().filter(|path| path.join(IMAGE).exists()).max())
 }
 
-/// The package that [`NEWEST`] needs.
+/// The package that [`NEWEST`] depends on.
 fn newest_package() -> Result<String, LinuxKernelError> {
     let shown = run("apt-cache", &["show", "--no-all-versions", NEWEST], Path::new("/"))?;
     let needs = shown.lines().find_map(|line| line.strip_prefix("Depends:"));
@@ -137,9 +138,9 @@ fn newest_package() -> Result<String, LinuxKernelError> {
     names.find(real).map(str::to_owned).ok_or(LinuxKernelError::Unknown)
 }
 
-/// Everything that is in `package`, in a directory under `work`.
+/// Downloads `package` and unpacks all of it into a directory under `work`.
 fn download(package: &str, work: &Path) -> Result<PathBuf, LinuxKernelError> {
-    // The user that apt downloads as when root asks may not write there.
+    // Under root apt downloads as another user, who may not write there.
     run("apt-get", &["-q", "-o", "APT::Sandbox::User=root", "download", package], work)?;
     let archive = paths_in(work)?.into_iter().find(|path| path.extension() == Some(OsStr::new("deb")));
     let archive = archive.ok_or_else(|| LinuxKernelError::NoImage { package: package.to_owned() })?;
@@ -148,7 +149,7 @@ fn download(package: &str, work: &Path) -> Result<PathBuf, LinuxKernelError> {
     Ok(work.join("whole"))
 }
 
-/// Copies what a guest needs from all of a package, modules numbered in their order.
+/// Copies the files that a guest needs from an unpacked package, with the modules numbered in their order.
 fn choose(package: &str, whole: &Path, chosen: &Path) -> Result<(), LinuxKernelError> {
     let is_image =
         |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"));
@@ -162,7 +163,7 @@ fn choose(package: &str, whole: &Path, chosen: &Path) -> Result<(), LinuxKernelE
     Ok(())
 }
 
-/// Output of `program`, run in `directory`, in the language of its documentation.
+/// Output of `program`, run in `directory` with its messages in English.
 fn run(program: &'static str, words: &[&str], directory: &Path) -> Result<String, LinuxKernelError> {
     run_within(RUN_LIMIT, program, words, directory)
 }

@@ -26,21 +26,21 @@ pub use said::{GuestRefuses, Said};
 /// The tiny guest: a 64-bit ELF file of a few KB with a note for PVH's direct entry, and an entry for Linux's 64-bit boot
 /// protocol. QEMU and Firecracker boot it.
 ///
-/// It says `rekindle tiny guest, N pages` when it is up; `fill SEED` writes these pages.
+/// It prints `rekindle tiny guest, N pages` when it is up; `fill SEED` writes these pages.
 pub fn tiny_kernel() -> &'static [u8] {
     include_bytes!(concat!(env!("OUT_DIR"), "/tiny.elf"))
 }
 
 /// The first process of the Linux guest, a static 64-bit program: see [`initrd()`].
 ///
-/// It says `rekindle linux guest, N pages, ` and `no disk` or `/dev/vda at /disk` when it is up; N pages are free.
+/// It prints `rekindle linux guest, N pages, ` and `no disk` or `/dev/vda at /disk` when it is up; N pages are free.
 pub fn linux_init() -> &'static [u8] {
     include_bytes!(concat!(env!("OUT_DIR"), "/init"))
 }
 
-/// Kernel command line of the Linux guest: its console is the serial line and its start is quick.
+/// Kernel command line of the Linux guest, for a serial console and a quick start.
 ///
-/// A microvm has no clock that the speed of the processor's counter could be measured with, so it is told that as well.
+/// A microvm has no clock to measure the speed of the processor's counter with, so the command line has that speed.
 pub fn linux_command_line() -> String {
     let khz = rekindle_kernel::tsc_khz();
     format!("console=ttyS0 reboot=t random.trust_cpu=on no_timer_check tsc=reliable tsc_early_khz={khz}")

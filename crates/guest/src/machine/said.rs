@@ -1,10 +1,10 @@
 //! The output of a guest at its console, cut into lines.
 
-/// Bytes that came and were not looked at yet.
+/// Received bytes that were not read as lines yet.
 #[derive(Clone, Debug, Default)]
 pub struct Said(Vec<u8>);
 
-/// A guest did not do what it was told to.
+/// A guest answered a command with an error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the guest answers {line:?}")]
 pub struct GuestRefuses {
@@ -13,13 +13,13 @@ pub struct GuestRefuses {
 }
 
 impl Said {
-    /// Takes what came next.
+    /// Appends received bytes.
     pub fn add(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);
     }
 
-    /// The rest of the first whole line that begins with `start`; those before it are forgotten. An error where the guest
-    /// says instead that it cannot.
+    /// The rest of the first complete line that begins with `start`; lines before it are dropped. An error if the guest
+    /// answers with one instead.
     pub fn answer(&mut self, start: &str) -> Result<Option<String>, GuestRefuses> {
         while let Some(at) = self.0.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.0.drain(..=at).collect();

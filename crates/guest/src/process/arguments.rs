@@ -46,7 +46,7 @@ pub enum MemoryKind {
     PrivateHuge,
 }
 
-/// Way in which written pages are found: decides the features of the guest's userfaultfd and its registrations.
+/// Way in which written pages are found; it decides the features and registrations of the guest's userfaultfd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TrackingKind {
     /// Asynchronous write protection and page-table scans
@@ -109,7 +109,7 @@ impl MemoryKind {
         }
     }
 
-    /// True if a memfd stands behind the memory.
+    /// True if the memory is a memfd.
     pub fn is_shared(self) -> bool {
         match self {
             Self::Shared | Self::Huge => true,

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Content {
     /// Every byte is zero.
     Zero,
-    /// Content that seed `seed` writes into page `page`: its seed and number, then random words, then words that repeat
-    /// every 64 bytes.
+    /// Content that an operation with seed `seed` writes into page `page`: the seed and the page number, then random
+    /// words, then words that repeat every 64 bytes.
     Written {
         /// The seed of the operation that wrote it.
         seed: u64,
@@ -20,22 +20,22 @@ pub enum Content {
 }
 
 const WORD_BYTES: usize = 8;
-/// Bytes, the name included, before the repeating half.
+/// Bytes before the repeating half, seed and page number included.
 const RANDOM_BYTES: usize = PAGE_BYTES / 2;
-/// Bytes after which the second half repeats.
+/// Period in bytes of the second half.
 const REPEATED_BYTES: usize = 64;
 /// The step of the counter behind the random words: 2^64 over the golden ratio (Steele, Lea, Flood 2014).
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
 impl Content {
-    /// This content as the bytes of a page.
+    /// The bytes of a page with this content.
     pub fn bytes(self) -> [u8; PAGE_BYTES] {
         let mut bytes = [0; PAGE_BYTES];
         self.fill_bytes(&mut bytes);
         bytes
     }
 
-    /// Makes `page` hold this content.
+    /// Fills `page` with this content.
     pub fn fill_bytes(self, page: &mut [u8; PAGE_BYTES]) {
         match self {
             Self::Zero => page.fill(0),
@@ -51,7 +51,7 @@ impl Content {
         }
     }
 
-    /// The content of a page, if it is one at all.
+    /// The content of a page, if its bytes are one.
     pub fn recognise(page: &[u8; PAGE_BYTES]) -> Option<Self> {
         let (words, _) = page.as_chunks::<WORD_BYTES>();
         let number = u32::try_from(u64::from_le_bytes(words[1])).ok()?;

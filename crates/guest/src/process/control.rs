@@ -1,4 +1,4 @@
-//! The guest's command loop: lines in, lines out, until the other end goes away.
+//! The guest's command loop: lines in, lines out, until the other end closes.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -21,7 +21,7 @@ pub(super) struct Control {
     stream: UnixStream,
 }
 
-/// Decision of the guest to go on after a command, or to end.
+/// The guest's decision after a command: go on, or end.
 enum Next {
     Continue,
     End,
@@ -42,8 +42,8 @@ impl Control {
         Ok(Self { stream })
     }
 
-    /// Tells the other end what guest this is. A guest that starts with memory of its own sends its memfd along;
-    /// one that is served has given it to its handler, if to anyone.
+    /// Sends the hello. A guest that starts with its own memory sends its memfd too; one that is served has given it to
+    /// its handler, if at all.
     pub(super) fn send_hello(
         &self,
         memory: &GuestSpace,
@@ -61,14 +61,14 @@ impl Control {
         fd_passing::send(&self.stream, &line, &fds).context("sending the hello")
     }
 
-    /// Tells the other end why there is no guest.
+    /// Sends the reason that the guest could not start.
     pub(super) fn send_failure(&self, error: &anyhow::Error) -> anyhow::Result<()> {
         let line = line_of(&Reply::<Hello>::Failed(format!("{error:#}")))?;
         (&self.stream).write_all(&line).context("reporting why the guest did not start")
     }
 
-    /// Ends the process when the other end closes its socket, even while the guest waits for a page that
-    /// never comes. The thread lives as long as the process.
+    /// Starts a thread that ends the process when the other end closes its socket, even if the guest waits for a page
+    /// that never comes. The thread lives as long as the process.
     pub(super) fn end_with_other_side(&self) -> anyhow::Result<()> {
         let stream = self.stream.try_clone()?;
         let watch = move || {
@@ -80,7 +80,7 @@ impl Control {
         Ok(())
     }
 
-    /// Runs commands and answers them, one after the other, until told to exit or the other end is gone.
+    /// Runs and answers commands, one after the other, until one says exit or the other end is closed.
     pub(super) fn run(&self, workload: &mut Workload) -> anyhow::Result<()> {
         let mut lines = BufReader::new(&self.stream);
         let mut line = Vec::new();
@@ -88,7 +88,7 @@ impl Control {
             line.clear();
             match lines.read_until(b'\n', &mut line)? {
                 0 => return Ok(()),
-                // A driver that takes over ends what the one before it may have begun to say.
+                // A driver that takes over first ends a line that the one before it may have begun.
                 1 if line == b"\n" => continue,
                 _ => {}
             }
@@ -106,7 +106,7 @@ impl Control {
     }
 }
 
-/// The command a line holds, and the number of its reply.
+/// The command in a line, and the number of its reply.
 fn command_of(line: &[u8]) -> (u64, Result<Command, serde_json::Error>) {
     match serde_json::from_slice(line) {
         Ok(Numbered { number, message }) => (number, Ok(message)),

@@ -1,4 +1,4 @@
-//! The guest's side of the hand-over: its memory's faults are given to a handler, in Firecracker's words.
+//! The guest's side of the hand-over: gives the faults of its memory to a handler, by Firecracker's protocol.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -12,8 +12,8 @@ use super::arguments::{MemoryKind, TrackingKind};
 use super::memory::GuestSpace;
 use super::protocol::MemoryRegion;
 
-/// A userfaultfd and the stream it was sent over. Both stay open as long as the guest lives: the handler takes
-/// the stream's end for the guest's, and without any userfaultfd later faults would read zeroes.
+/// A userfaultfd and the stream it was sent over. Both stay open as long as the guest lives: the handler takes the end
+/// of the stream for the end of the guest, and without a userfaultfd later faults would read zeroes.
 #[derive(Debug)]
 pub(super) struct HandedOver {
     userfaultfd: Userfaultfd,
@@ -29,13 +29,13 @@ pub struct RegionMessage {
     pub size: u64,
     /// Position in guest memory.
     pub offset: u64,
-    /// Size of the pages the handler is to install.
+    /// Size of the pages that the handler installs.
     pub page_size: u64,
-    /// The same in bytes, under the name older handlers read.
+    /// The same size, also in bytes, under the name that older handlers read.
     pub page_size_kib: u64,
 }
 
-/// The descriptors that are sent.
+/// The descriptors of a hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SentFds {
     /// The userfaultfd alone.
@@ -73,13 +73,13 @@ impl HandedOver {
         Ok(Self { userfaultfd, _stream: stream })
     }
 
-    /// The faults that the handler is told of.
+    /// The faults that the handler receives.
     pub(super) fn scope(&self) -> Option<FaultScope> {
         self.userfaultfd.scope()
     }
 }
 
-/// Opens a userfaultfd with what the memory and the tracking need, and with thread ids where they are granted.
+/// Opens a userfaultfd with the features that memory and tracking need, and with thread ids if the kernel has them.
 fn open(kind: MemoryKind, tracking: TrackingKind) -> anyhow::Result<Userfaultfd> {
     let needed = features(kind, tracking);
     Userfaultfd::open(needed.union(Features::THREAD_ID))

@@ -15,33 +15,33 @@ pub enum Operation {
     },
     /// A share of the pages is written.
     Rewrite(Rewrite),
-    /// A share of the pages reads zero from then on.
+    /// A share of the pages is made zero.
     Clear(Share),
 }
 
 /// A share of the guest's pages, chosen by seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
-    /// Chooses the pages; also the seed of what is written into them.
+    /// Chooses the pages, and is the seed of their new content.
     pub seed: u64,
-    /// Number of runs chosen, of a hundred.
+    /// Percentage of runs that are chosen.
     pub percent: u8,
-    /// The length in pages of an aligned run that is chosen, or not, as a whole.
+    /// Pages of an aligned run, which is chosen as a whole or not at all.
     pub run_pages: u32,
 }
 
-/// A share of the pages, most written with new content, some with zeroes, some with what they held.
+/// Writes to a share of the pages: most get new content, some zeroes, some their old bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rewrite {
     /// The pages that are written.
     pub share: Share,
-    /// Number of written pages that get zeroes, of a hundred.
+    /// Percentage of written pages that get zeroes.
     pub zero_percent: u8,
-    /// Number of written pages that get the bytes they held before, of a hundred.
+    /// Percentage of written pages that get their old bytes.
     pub same_percent: u8,
 }
 
-/// The operations that still show in memory, oldest first.
+/// The operations that are still visible in memory, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct History {
@@ -58,7 +58,7 @@ impl Share {
 }
 
 impl Operation {
-    /// Content of `page` after this operation; `None` if it is as before.
+    /// Content of `page` after this operation; `None` if it does not change the page.
     #[inline]
     fn leaves(&self, page: u32) -> Option<Content> {
         match self {
@@ -95,7 +95,7 @@ impl Rewrite {
 }
 
 impl History {
-    /// The content of `page`: that of the last operation that changed it; zero where none did.
+    /// The content of `page`: that of the last operation that changed it, or zero.
     #[inline]
     pub fn expected(&self, page: u32) -> Content {
         let newest_first = self.operations.iter().rev();
@@ -116,7 +116,7 @@ impl History {
     }
 }
 
-/// Purpose of a random number, so that draws for one page are independent.
+/// Purpose of a random number; numbers for different purposes are independent.
 #[derive(Clone, Copy)]
 enum Purpose {
     Choose,

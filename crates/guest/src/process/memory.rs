@@ -1,4 +1,4 @@
-//! Guest memory as a whole: its regions, reached by page number.
+//! Guest memory: its regions, accessed by page number.
 
 use std::io;
 
@@ -9,10 +9,10 @@ use rekindle_kernel::{Discard, GuestMemory, Memfd, PAGE_BYTES, PageKind};
 use super::arguments::MemoryKind;
 use super::protocol::MemoryRegion;
 
-/// The most regions guest memory may be cut into.
+/// Largest number of regions.
 const REGIONS_MAX: usize = 128;
 
-/// The memory of a guest, in regions whose addresses fall as their offsets rise.
+/// The memory of a guest, in regions with falling addresses at rising offsets.
 pub(super) struct GuestSpace {
     kind: MemoryKind,
     memfd: Option<Memfd>,
@@ -27,8 +27,8 @@ struct Region {
 }
 
 impl GuestSpace {
-    /// Maps `bytes` of zeroes in `regions` stretches. Those of small pages are odd numbers of pages, but for the
-    /// last, and begin at addresses that are only 4 KiB aligned.
+    /// Maps `bytes` of zeroes in `regions` regions. With small pages all but the last have an odd number of pages, and
+    /// they begin at addresses that are only 4 KiB aligned.
     pub(super) fn map(kind: MemoryKind, bytes: u64, regions: usize) -> anyhow::Result<Self> {
         let page_kind = kind.page_kind();
         let unit = u64::try_from(page_kind.bytes())?;
@@ -76,7 +76,7 @@ impl GuestSpace {
         region.memory.write(offset, bytes);
     }
 
-    /// True if a page holds `bytes`; one whose bytes are lost does not.
+    /// True if a page contains `bytes`; false if its bytes are lost.
     pub(super) fn equals(&self, page: u32, bytes: &[u8; PAGE_BYTES]) -> bool {
         let (region, offset) = self.locate(page);
         region.memory.equals(offset, bytes).unwrap_or(false)
@@ -101,7 +101,7 @@ impl GuestSpace {
         region.memory.touch_write(offset, first);
     }
 
-    /// Gives `pages` pages from `first` on back to the kernel, in one call a region.
+    /// Gives `pages` pages from `first` on back to the kernel, with one call per region.
     pub(super) fn discard(&self, first: u32, pages: u32, how: Discard) -> io::Result<()> {
         let end = first + pages;
         let mut page = first;
@@ -129,7 +129,7 @@ impl GuestSpace {
         Ok(())
     }
 
-    /// The region of a page and where the page is in it.
+    /// The region of a page, and the page's offset in it.
     fn locate(&self, page: u32) -> (&Region, usize) {
         let after = self.regions.partition_point(|region| region.first_page <= page);
         let region = self.regions[..after].last().expect("the first region begins at page 0");

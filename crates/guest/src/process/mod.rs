@@ -1,7 +1,7 @@
 //! The process guest: a test process that stands in for a VM, with memory, faults and work of its own.
 //!
-//! It maps guest memory, hands its faults over when told to, and runs commands from the socket that is its standard
-//! input. The expected content of each page follows from the operations it ran, which are its device state.
+//! It maps guest memory, hands its faults over if told to, and runs commands from the socket on its standard input. Its
+//! device state is the list of operations it has run; the expected content of each page follows from it.
 
 pub mod arguments;
 pub mod content;
@@ -24,13 +24,13 @@ use handover::{HandedOver, SentFds};
 use memory::GuestSpace;
 use workload::Workload;
 
-/// Is a process guest until it is told to exit, with the words after the subcommand's name as arguments.
-/// Any program that may be started as a guest calls this first when its first argument says so.
+/// Runs a process guest until it is told to exit, with the words after the subcommand's name as arguments. A program
+/// that can be started as a guest calls this first if its first argument says so.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     run_with(&GuestArguments::parse_words(words)?)
 }
 
-/// Is a process guest until it is told to exit.
+/// Runs a process guest until it is told to exit.
 pub fn run_with(arguments: &GuestArguments) -> anyhow::Result<()> {
     let control = Control::from_standard_input()?;
     let started = start(arguments);

@@ -1,7 +1,7 @@
 //! Messages on a process guest's control socket: one JSON line each, a reply to each command.
 //!
-//! The first line is the guest's hello. Then commands and replies have numbers, so that a driver that takes the socket
-//! over from another can tell its own replies from late replies to the other.
+//! The first line is the guest's hello. Commands and replies have numbers, so that a driver that takes over the socket
+//! can tell its own replies from late replies to the driver before it.
 
 use rekindle_kernel::Discard;
 use serde::{Deserialize, Serialize};
@@ -10,14 +10,14 @@ use super::content::Content;
 use super::history::{History, Rewrite, Share};
 use super::trace::Trace;
 
-/// The guest's first line, sent with its memfd where it has one that no handler serves.
+/// The guest's first line, sent with its memfd if it has one and no handler serves it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
     /// The guest's process id.
     pub pid: u32,
     /// Its memory, by offset.
     pub regions: Vec<MemoryRegion>,
-    /// True if its userfaultfd serves faults of user code alone; `None` without a hand-over.
+    /// True if its userfaultfd receives only faults of user code; `None` without a hand-over.
     pub user_faults_only: Option<bool>,
 }
 
@@ -50,9 +50,9 @@ pub enum Command {
         /// Advice to the kernel.
         how: DiscardHow,
     },
-    /// Compare every page with what it must hold; answered by [`Verified`].
+    /// Compare every page with its expected content; answered by [`Verified`].
     Verify,
-    /// Answer the checksum of each page of a range, as a list; null where the bytes of a page are lost.
+    /// Answer a list of the checksums of a range of pages; null for a page whose bytes are lost.
     Checksums {
         /// The first page.
         first: u32,
@@ -64,18 +64,18 @@ pub enum Command {
         /// Number of pages.
         pages: u32,
     },
-    /// Touch pages and take the time; answered by [`super::trace::TraceTimes`].
+    /// Touch pages and measure the time; answered by [`super::trace::TraceTimes`].
     TouchTrace(Trace),
-    /// Let the thread that runs commands run on one CPU alone, or anywhere; answered by null.
+    /// Let the thread that runs commands run on one CPU only, or on any; answered by null.
     Place {
         /// The CPU.
         cpu: Option<usize>,
     },
     /// Answer the [`DeviceState`].
     State,
-    /// Go on from this device state; answered by null.
+    /// Continue from this device state; answered by null.
     Restore {
-        /// The state of the guest whose memory this one has.
+        /// The state of the guest whose memory this one has taken over.
         state: DeviceState,
     },
     /// End the process; answered by null.
@@ -86,9 +86,9 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiscardHow {
-    /// `MADV_DONTNEED`: private pages read zero; shared ones are only unmapped and keep their content.
+    /// `MADV_DONTNEED`: private pages read as zeroes; shared ones are only unmapped and keep their content.
     DontNeed,
-    /// `MADV_REMOVE`: pages read zero; refused by private memory.
+    /// `MADV_REMOVE`: pages read as zeroes; refused for private memory.
     Remove,
 }
 
@@ -109,7 +109,7 @@ pub struct NumberOnly {
     pub number: u64,
 }
 
-/// The number of the reply to a line that has none. An empty line has no reply.
+/// The number of a reply to a line without a number. An empty line has no reply.
 pub const NOT_A_COMMAND: u64 = 0;
 
 /// The answer to a command.
@@ -118,11 +118,11 @@ pub const NOT_A_COMMAND: u64 = 0;
 pub enum Reply<Answer> {
     /// It is done.
     Done(Answer),
-    /// It could not be done, and why.
+    /// It failed, with the reason.
     Failed(String),
 }
 
-/// All of a guest that is not memory.
+/// The state of a guest besides its memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceState {
     /// Steps of progress so far.
@@ -138,7 +138,7 @@ pub struct Written {
     pub new_pages: u32,
     /// With zeroes.
     pub zero_pages: u32,
-    /// With the bytes they held.
+    /// With their old bytes.
     pub same_pages: u32,
     /// Time taken.
     pub nanoseconds: u64,
@@ -158,22 +158,22 @@ pub struct Discarded {
 pub struct Verified {
     /// Pages compared.
     pub pages: u32,
-    /// Pages that hold something else.
+    /// Pages with other content than expected.
     pub mismatches: u32,
-    /// The lowest of them.
+    /// The first of them.
     pub first_mismatch: Option<Mismatch>,
     /// Time taken.
     pub nanoseconds: u64,
 }
 
-/// A page that does not hold what it must.
+/// A page with other content than expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mismatch {
     /// The page.
     pub page: u32,
     /// The content that the history expects.
     pub expected: Content,
-    /// The content found, if any operation can have written it.
+    /// The content found, if an operation can have written it.
     pub found: Option<Content>,
 }
 
@@ -182,12 +182,12 @@ pub struct Mismatch {
 pub struct Ticked {
     /// Steps so far, this one included.
     pub count: u64,
-    /// The comparison of the pages touched.
+    /// The comparison of the pages.
     pub verified: Verified,
 }
 
 impl Verified {
-    /// Both comparisons together; the time is the longer one, as they ran side by side.
+    /// The sum of both comparisons; the time is the longer one, as they ran in parallel.
     pub fn join(self, other: Self) -> Self {
         let lowest = |mismatch: &Mismatch| mismatch.page;
         Self {
@@ -205,7 +205,7 @@ impl Written {
         self.new_pages + self.zero_pages + self.same_pages
     }
 
-    /// Both counts together; the time is the longer one, as they ran side by side.
+    /// The sum of both counts; the time is the longer one, as they ran in parallel.
     pub fn join(self, other: Self) -> Self {
         Self {
             new_pages: self.new_pages + other.new_pages,

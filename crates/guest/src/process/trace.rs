@@ -1,4 +1,4 @@
-//! Touches pages in a given order and takes the time: the cost of faults to a guest.
+//! Touches pages in a given order and measures the time: the cost of faults for a guest.
 
 use std::num::NonZeroUsize;
 use std::sync::Barrier;
@@ -21,7 +21,7 @@ pub struct Trace {
     pub pattern: Pattern,
     /// Kind of touch.
     pub access: Access,
-    /// The pages are cut into as many equal stretches, one a thread; all threads start at once.
+    /// Number of threads. Each gets an equal part of the pages; all start at once.
     pub threads: NonZeroUsize,
     /// The CPU of each thread; a thread beyond the list runs anywhere.
     pub cpus: Vec<usize>,
@@ -66,7 +66,7 @@ pub enum Pattern {
 pub enum Access {
     /// One byte is read.
     Read,
-    /// The first byte is written with what it holds.
+    /// The first byte is written with its present value.
     Write,
 }
 
@@ -91,7 +91,7 @@ pub struct TraceTimes {
     pub each_nanoseconds: Vec<Vec<u64>>,
 }
 
-/// A page and the first byte it holds.
+/// A page and its first byte.
 #[derive(Clone, Copy)]
 struct Touch {
     page: u32,
@@ -121,8 +121,8 @@ impl Pattern {
 }
 
 impl Trace {
-    /// Touches the pages. With one thread that is not placed the calling thread does it. `history` says what
-    /// the pages hold, so that a write leaves it there without a look.
+    /// Touches the pages; a single thread without a CPU is the calling one. `history` gives the content of the pages,
+    /// so that a write keeps it without a read.
     pub(super) fn run(&self, memory: &GuestSpace, history: &History) -> anyhow::Result<TraceTimes> {
         let pages = self.pattern.pages(memory.pages())?;
         ensure!(!pages.is_empty(), "a trace touches at least one page");
@@ -205,7 +205,7 @@ impl Access {
     }
 }
 
-/// `count` different numbers below `all` in an order that `seed` decides.
+/// `count` different numbers below `all`, in an order that follows from `seed`.
 fn chosen(seed: u64, all: u32, count: u32) -> anyhow::Result<Vec<u32>> {
     ensure!(count <= all, "{count} different ones of {all} cannot be touched");
     let mut numbers: Vec<u32> = (0..all).collect();

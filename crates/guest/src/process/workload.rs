@@ -1,4 +1,4 @@
-//! A process guest's work on its memory: write it, give it back, and check it against its history.
+//! A process guest's work on its memory: writes it, gives it back, and checks it against its history.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -21,7 +21,7 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    /// A guest that has done nothing yet; long operations are shared by `threads` threads.
+    /// A guest that has run no operation yet; long operations run on `threads` threads.
     pub(super) fn new(memory: GuestSpace, threads: NonZeroUsize) -> Self {
         Self { memory, state: DeviceState::default(), threads }
     }
@@ -31,12 +31,12 @@ impl Workload {
         &self.memory
     }
 
-    /// All of the guest that is not memory.
+    /// The guest's state besides its memory.
     pub(super) fn state(&self) -> &DeviceState {
         &self.state
     }
 
-    /// Goes on from the device state of the guest whose memory this one has.
+    /// Continues from the device state of the guest whose memory this one has taken over.
     pub(super) fn restore(&mut self, state: DeviceState) {
         self.state = state;
     }
@@ -66,8 +66,8 @@ impl Workload {
         written.into_iter().fold(Written::default(), Written::join)
     }
 
-    /// Gives a share of the pages back, whole installed pages at a time. Pages of shared memory that keep their content
-    /// are read first: a handler cannot tell an unmapped page that was never installed from a removed one.
+    /// Gives a share of the pages back, in whole pages of the installed size. Pages of shared memory that keep their
+    /// content are read first: a handler cannot tell an unmapped page that was never installed from a removed one.
     pub(super) fn discard(&mut self, share: &Share, how: DiscardHow) -> io::Result<Discarded> {
         let started = Instant::now();
         let share = Share { run_pages: self.whole_pages(share.run_pages), ..*share };
@@ -86,20 +86,20 @@ impl Workload {
         Ok(Discarded { pages, nanoseconds: nanoseconds_since(started) })
     }
 
-    /// Compares every page with what it must hold; writes nothing.
+    /// Compares every page with its expected content; writes nothing.
     pub(super) fn verify(&self) -> Verified {
         let verified = self.in_parallel(|pages| self.verify_pages(pages));
         verified.into_iter().fold(Verified::default(), Verified::join)
     }
 
-    /// The checksum of each page of `first..first + pages`, clipped to memory; `None` where bytes are lost.
+    /// The checksum of each page of `first..first + pages`, up to the end of memory; `None` for lost bytes.
     pub(super) fn checksums(&self, first: u32, pages: u32) -> Vec<Option<u64>> {
         let end = first.saturating_add(pages).min(self.pages());
         let checksum = |page| self.memory.read(page).map(|bytes| content::checksum(&bytes));
         (first..end).map(checksum).collect()
     }
 
-    /// Compares `pages` pages of its own choice, then counts a step of progress: a timer tick's work.
+    /// Compares `pages` pages of its own choice, then counts a step of progress, like a timer tick.
     pub(super) fn tick(&mut self, pages: u32) -> Ticked {
         let base = mix(self.state.count);
         let all = u64::from(self.pages());

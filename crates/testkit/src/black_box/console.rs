@@ -1,4 +1,4 @@
-//! The console of a machine, talked to over the daemon's socket.
+//! The console of a machine, used through the daemon's socket.
 
 use std::time::Instant;
 
@@ -20,18 +20,18 @@ pub struct Console<'a> {
 }
 
 impl<'a> Console<'a> {
-    /// All that was said and is known.
+    /// The console with all earlier output that the daemon still has.
     pub fn of(client: &'a Client, sandbox: &str) -> Self {
         Self { client, sandbox: sandbox.to_owned(), read_to: None, said: Said::default() }
     }
 
-    /// The output from now on.
+    /// The console with new output only.
     pub fn from_now(client: &'a Client, sandbox: &str) -> Result<Self, BlackBoxError> {
         let known = client.read_console(sandbox, ConsoleQuery::default())?;
         Ok(Self { read_to: Some(known.next), ..Self::of(client, sandbox) })
     }
 
-    /// Waits for a line that begins so, and gives the rest of it. Linux takes seconds to start.
+    /// Waits for a line that begins with `start`, and returns the rest of it. Linux takes seconds to start.
     pub fn line(&mut self, start: &str) -> Result<String, BlackBoxError> {
         let deadline = Instant::now() + 2 * PATIENCE;
         let failed = |why: String| BlackBoxError::Guest { sandbox: self.sandbox.clone(), why };
@@ -52,20 +52,20 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// Types a line, and gives the rest of the answer.
+    /// Types a line, and returns the rest of the answer that begins with `start`.
     pub fn ask(&mut self, line: &str, start: &str) -> Result<String, BlackBoxError> {
         self.client.type_at_console(&self.sandbox, format!("{line}\n").as_bytes())?;
         self.line(start)
     }
 
-    /// One more step of the guest's counter.
+    /// Asks for one more step of the guest's counter.
     pub fn tick(&mut self) -> Result<u64, BlackBoxError> {
         let answer = self.ask("tick", "tick ")?;
         let wrong = || BlackBoxError::Guest { sandbox: self.sandbox.clone(), why: format!("tick {answer}") };
         answer.parse().map_err(|_| wrong())
     }
 
-    /// Has the guest check its memory: pages, and how many of them are wrong.
+    /// Makes the guest check its memory; the number of pages, and of wrong ones.
     pub fn verify(&mut self) -> Result<(u64, u64), BlackBoxError> {
         let answer = self.ask("verify", "verified ")?;
         let mut numbers = answer.split_whitespace().map(|word| word.parse().ok());

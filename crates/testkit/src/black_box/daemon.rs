@@ -1,4 +1,4 @@
-//! One daemon, from its start to its end.
+//! A daemon process of a test, from its start to its end.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use rekindle_kernel::{ProcessHandle, Signal};
 
 use super::{ASK_EVERY, BlackBox, BlackBoxError, PATIENCE, system};
 
-/// A daemon that was started; killed and waited for on drop.
+/// A started daemon; it is killed and waited for on drop.
 #[derive(Debug)]
 pub struct RunningDaemon {
     child: Child,
@@ -36,12 +36,12 @@ impl RunningDaemon {
         }
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until it reports that it is ready.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<(), BlackBoxError> {
         let started = Instant::now();
         loop {
             let last = match self.client.readiness() {
-                // It answers once it has recovered; a full disk, say, it may well be started on.
+                // It answers once it has recovered; a test may start it on a full disk, for instance.
                 Ok(_) => return Ok(()),
                 Err(error) => error.to_string(),
             };
@@ -60,7 +60,7 @@ impl RunningDaemon {
         self.handle.pid()
     }
 
-    /// A client of it.
+    /// Its client.
     pub fn client(&self) -> &Client {
         &self.client
     }
@@ -87,7 +87,7 @@ impl RunningDaemon {
 
 impl Drop for RunningDaemon {
     fn drop(&mut self) {
-        // Killing one that was waited for does nothing.
+        // Killing a process that was waited for does nothing.
         if let Err(error) = self.end_now() {
             eprintln!("daemon {} may be left over: {error}", self.pid());
         }

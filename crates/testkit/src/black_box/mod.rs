@@ -1,7 +1,7 @@
-//! The program as its users have it: a real `rekindle serve` in directories of its own, killed and started again.
+//! The program as users run it: a real `rekindle serve` in directories of its own, killed and started again.
 //!
-//! The program is run by a path of its own too, so every process that came of it can be told from all others, with any
-//! parent: daemon, keeper and guests.
+//! The program also has a path of its own, by which all of its processes are recognised, whatever their parent: daemon,
+//! keeper and guests.
 
 mod console;
 mod daemon;
@@ -29,26 +29,26 @@ pub use outage::Outage;
 pub use processes::{Process, Role};
 pub use told::Told;
 
-/// Longest time for anything that happens at all. Seals run at idle priority, behind all other work of a machine.
+/// Longest wait for anything that must happen. Seals run at idle priority, behind all other work of the host.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Between two questions to a process that does not announce its changes.
+/// Time between two questions to a process that does not report its changes.
 const ASK_EVERY: Duration = Duration::from_millis(2);
 
-/// Directories with all that one daemon after another has; every process that came of them ends with this.
+/// The directories of one daemon after another; on drop every process that was started in them is ended.
 #[derive(Debug)]
 pub struct BlackBox {
     directory: Mutex<Option<TempDir>>,
     root: PathBuf,
     programs: TempDir,
     program: PathBuf,
-    /// Limits of a daemon, as a shell's `ulimit` takes them.
+    /// Limits of a daemon, as arguments of a shell's `ulimit`.
     limit: Option<String>,
     /// Words of the daemon's command line after `serve`.
     words: Vec<String>,
 }
 
-/// The program did not do what it was run for.
+/// A failure of the program, or of the system under a test.
 #[derive(Debug, thiserror::Error)]
 pub enum BlackBoxError {
     /// The system failed.
@@ -67,7 +67,7 @@ pub enum BlackBoxError {
         /// The end of its log.
         log: String,
     },
-    /// The daemon runs, and does not come to serve.
+    /// The daemon runs, but does not become ready.
     #[error("the daemon was not ready after {limit:?} ({last}); its log ends with:\n{log}")]
     NotReady {
         /// The limit of the wait.
@@ -85,15 +85,15 @@ pub enum BlackBoxError {
         /// The limit of the wait.
         limit: Duration,
     },
-    /// A guest did not answer as it must.
+    /// A guest gave a wrong answer.
     #[error("the guest of {sandbox}: {why}")]
     Guest {
         /// Its sandbox.
         sandbox: String,
-        /// Its behaviour.
+        /// Its fault.
         why: String,
     },
-    /// The daemon did not answer as it must.
+    /// A request to the daemon failed.
     #[error(transparent)]
     Client(#[from] ClientError),
 }
@@ -104,7 +104,7 @@ impl BlackBox {
         Self::with_settings(program, "")
     }
 
-    /// The same with these lines of settings as well.
+    /// The same with additional lines of settings.
     pub fn with_settings(program: &Path, settings: &str) -> Result<Self, BlackBoxError> {
         let made = || {
             let program = program.canonicalize()?;
@@ -138,7 +138,7 @@ impl BlackBox {
         )
     }
 
-    /// Directory of the daemon's lasting files.
+    /// The daemon's state directory.
     pub fn state_directory(&self) -> PathBuf {
         self.root.join("state")
     }
@@ -163,17 +163,17 @@ impl BlackBox {
         self.root.join("daemon.log")
     }
 
-    /// A directory with nothing in it that a user's home can be.
+    /// An empty directory to be a user's home.
     pub fn home_directory(&self) -> PathBuf {
         self.root.join("home")
     }
 
-    /// The program, under the path that it has here.
+    /// The program, by the path that it has here.
     pub fn program(&self) -> &Path {
         &self.program
     }
 
-    /// The program with these words, which finds the daemon here and nothing of the user's.
+    /// A command of the program that finds the daemon here and nothing of the user's.
     pub fn command(&self, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
         let mut command = Command::new(&self.program);
         command.args(words);
@@ -181,17 +181,17 @@ impl BlackBox {
         command
     }
 
-    /// Daemons that start from now on may use no more than this, as a shell's `ulimit` takes it: `-n 256`.
+    /// Limits daemons that start later; the argument is one of a shell's `ulimit`: `-n 256`.
     pub fn limit(&mut self, limit: &str) {
         self.limit = Some(limit.to_owned());
     }
 
-    /// Daemons that start from now on are given these words too, such as `--accept-store`.
+    /// Gives these words to daemons that start later, such as `--accept-store`.
     pub fn serve_with(&mut self, words: &[&str]) {
         self.words = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
-    /// A daemon.
+    /// The command that starts a daemon.
     fn serve(&self) -> Command {
         let words = ["serve"].into_iter().chain(self.words.iter().map(String::as_str));
         let Some(limit) = &self.limit else { return self.command(words) };
@@ -201,7 +201,7 @@ impl BlackBox {
         command
     }
 
-    /// Lets `command` find the settings here and nothing of the user's, and programs beside ours before all others.
+    /// Makes `command` find the settings here and nothing of the user's, and this program before all others.
     pub fn surround(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("REKINDLE_") {
@@ -217,7 +217,7 @@ impl BlackBox {
         command.env_remove("XDG_RUNTIME_DIR").env_remove("NOTIFY_SOCKET").current_dir(&self.root);
     }
 
-    /// Starts a daemon, which may take its time to be ready.
+    /// Starts a daemon without waiting until it is ready.
     pub fn begin(&self) -> Result<RunningDaemon, BlackBoxError> {
         RunningDaemon::begin(self)
     }
@@ -229,7 +229,7 @@ impl BlackBox {
         Ok(daemon)
     }
 
-    /// A client of whichever daemon runs here.
+    /// A client of the daemon that runs here.
     pub fn client(&self) -> Client {
         Client::of_socket(self.run_directory().join("api.sock")).answered_within(PATIENCE)
     }
@@ -239,7 +239,7 @@ impl BlackBox {
         KeeperClient::connect(&self.run_directory().join("keeper.sock"))
     }
 
-    /// From now on the program is another file with the same content: what an upgrade looks like.
+    /// Replaces the program by another file with the same content, like an upgrade.
     pub fn upgrade(&mut self) -> Result<(), BlackBoxError> {
         let upgraded = || {
             let directory = self.programs.path().join("upgraded");
@@ -260,11 +260,11 @@ impl BlackBox {
     /// Kills the process with `pid`, if it is one of these, and waits for its end.
     pub fn kill(&self, pid: u32) -> Result<(), BlackBoxError> {
         let Ok(handle) = ProcessHandle::open(pid) else { return Ok(()) };
-        // The handle is of the process that has the pid now, so it is asked after the handle was made.
+        // The handle is of the process that has the pid now, so that process is checked after the handle was made.
         if !processes::belongs(pid, self.programs.path(), &self.root) {
             return Ok(());
         }
-        // An error says that it has ended.
+        // An error means that it has ended.
         handle.signal(Signal::Kill).ok();
         match handle.wait_exit(PATIENCE) {
             true => Ok(()),
@@ -274,7 +274,7 @@ impl BlackBox {
 
     /// Ends everything that runs here.
     pub fn end_all(&self) -> Result<(), BlackBoxError> {
-        // A process may start another before it is killed, so it is looked again until there is none.
+        // A process may start another before it is killed, so the search is repeated until it finds none.
         loop {
             let processes = self.processes()?;
             if processes.is_empty() {
@@ -286,7 +286,7 @@ impl BlackBox {
         }
     }
 
-    /// Leaves the directories where they are when this is dropped, and says where.
+    /// Keeps the directories when this is dropped; returns their path.
     pub fn leave(&self) -> &Path {
         if let Some(directory) = self.directory.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _kept = directory.keep();
@@ -308,7 +308,7 @@ impl Drop for BlackBox {
     }
 }
 
-/// Asks until there is an answer, at most `limit`: for things that do not announce their changes.
+/// Asks until there is an answer, at most `limit`: for things that do not report their changes.
 pub fn ask_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let started = Instant::now();
     loop {
@@ -322,7 +322,7 @@ pub fn ask_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Opti
     }
 }
 
-/// Another name for a file; a copy where the file system gives it none.
+/// A second name for a file; a copy if the file system has no links.
 fn link(file: &Path, name: &Path) -> io::Result<()> {
     fs::hard_link(file, name).or_else(|_| fs::copy(file, name).map(drop))
 }

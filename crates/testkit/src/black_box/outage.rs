@@ -1,9 +1,9 @@
-//! A store that is away for a while.
+//! An outage of a daemon's store.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A store that nothing can be read from or written to: where its directories were, there are files.
+/// A store that can be neither read nor written: files are in the place of its directories.
 #[derive(Debug)]
 pub struct Outage {
     store: PathBuf,
@@ -12,7 +12,7 @@ pub struct Outage {
 const STORE_DIRECTORIES: [&str; 2] = ["layers", "manifests"];
 
 impl Outage {
-    /// Begins now.
+    /// Begins an outage of `store`.
     pub fn of(store: &Path) -> Self {
         for name in STORE_DIRECTORIES {
             let directory = store.join(name);
@@ -24,7 +24,7 @@ impl Outage {
         Self { store: store.to_owned() }
     }
 
-    /// The store is back.
+    /// Ends the outage.
     pub fn end(self) {
         for name in STORE_DIRECTORIES {
             let (directory, away) = (self.store.join(name), self.store.join(format!("{name}-away")));

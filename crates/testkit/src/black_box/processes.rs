@@ -1,11 +1,11 @@
-//! Processes, found by the path of the program they run, or by a path in their arguments.
+//! Processes, found by the path of their program, or by a path in their arguments.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-/// A process that runs the program, or that it started.
+/// A process that runs the program, or was started by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
     /// Its process id.
@@ -14,7 +14,7 @@ pub struct Process {
     pub role: Role,
 }
 
-/// Role of a process, by its first word.
+/// Role of a process, from its first argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// `rekindle serve`.
@@ -34,11 +34,11 @@ impl Process {
         Ok(u64::try_from(count).expect("usize is 64 bits"))
     }
 
-    /// Kinds of files its descriptors are of, each with its number.
+    /// Number of its descriptors of each kind of file.
     pub fn fd_kinds(&self) -> io::Result<BTreeMap<String, u64>> {
         let mut kinds = BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
-            // One that was closed meanwhile is none.
+            // A descriptor that was closed meanwhile does not count.
             let Ok(target) = fs::read_link(entry?.path()) else { continue };
             let target = target.to_string_lossy().into_owned();
             let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind);
@@ -47,12 +47,12 @@ impl Process {
         Ok(kinds)
     }
 
-    /// Its state, in the kernel's word for it: `R (running)`, `S (sleeping)`, `T (stopped)`.
+    /// Its state as the kernel shows it: `R (running)`, `S (sleeping)`, `T (stopped)`.
     pub fn doing(&self) -> io::Result<String> {
         self.status("State:")
     }
 
-    /// Bytes of RAM that are its own, shared memory files left out.
+    /// Bytes of its own RAM, without shared memory files.
     pub fn own_ram_bytes(&self) -> io::Result<u64> {
         let words = self.status("RssAnon:")?;
         let kibibytes = words.strip_suffix("kB").and_then(|number| number.trim().parse::<u64>().ok());
@@ -60,7 +60,7 @@ impl Process {
         kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(unknown)
     }
 
-    /// Value behind `name` in its status.
+    /// The value of `name` in its status.
     fn status(&self, name: &str) -> io::Result<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -70,7 +70,7 @@ impl Process {
     }
 }
 
-/// The processes whose program lies in `programs`, and those that were told of something in `root`.
+/// The processes whose program is in `programs`, and those with an argument in `root`.
 pub(super) fn of(programs: &Path, root: &Path) -> io::Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -84,7 +84,7 @@ pub(super) fn of(programs: &Path, root: &Path) -> io::Result<Vec<Process>> {
 
 /// True if `pid` runs a program in `programs`, or has an argument in `root`; false once it has ended.
 pub(super) fn belongs(pid: u32, programs: &Path, root: &Path) -> bool {
-    // The link of a process whose program was removed ends with a word about that.
+    // If the program was removed, the link ends with a word that says so.
     let runs_from =
         fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.starts_with(programs));
     let words = || fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

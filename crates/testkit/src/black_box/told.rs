@@ -35,7 +35,7 @@ impl<'a> Told<'a> {
         self.tell(&Command::Discard { share, how })
     }
 
-    /// Compares every page with what it must hold.
+    /// Compares every page with its expected content.
     pub fn verify(&self) -> Result<Verified, ClientError> {
         self.tell(&Command::Verify)
     }
@@ -45,12 +45,12 @@ impl<'a> Told<'a> {
         self.tell(&Command::Tick { pages })
     }
 
-    /// All of the guest that is not memory.
+    /// The guest's state besides its memory.
     pub fn state(&self) -> Result<DeviceState, ClientError> {
         self.tell(&Command::State)
     }
 
-    /// Any command, with an answer of its kind.
+    /// Sends any command, for an answer of the given type.
     pub fn tell<Answer: DeserializeOwned>(&self, command: &Command) -> Result<Answer, ClientError> {
         let words = serde_json::to_value(command).expect("commands are plain data");
         let answer = self.client.tell_guest(&self.sandbox, &words)?;

@@ -1,5 +1,5 @@
-//! Events around guests: VMMs end, seals are held, the store goes and comes, local files are lost, the node is started
-//! anew.
+//! Events around guests: VMMs end, seals are held, the store goes away and comes back, local files are lost, the node
+//! is restarted.
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -58,8 +58,8 @@ impl History {
         Ok(())
     }
 
-    /// The catalog fails at one of its next writes, with a known outcome or an unknown one, or without saying so; what is
-    /// unknown stays so until it works again, or until the engine crashes.
+    /// Lets the catalog fail at one of its next writes, with a known or an unknown outcome, or silently; an unknown
+    /// outcome stays unknown until the catalog works again or the engine crashes. Or ends that.
     pub(super) fn catalog_fails_or_not(&mut self) -> Result<(), String> {
         if !self.rules.recording {
             return Ok(());
@@ -95,7 +95,8 @@ impl History {
         Ok(())
     }
 
-    /// Cuts a local file short under its mapping, as a disk loses blocks: whole pages, and never the only copy.
+    /// Truncates a local file under its mapping, like a disk that loses blocks: by whole pages, and never the only
+    /// copy.
     pub(super) fn local_file_is_lost(&mut self) -> Result<(), String> {
         let layers = self.stored_layers();
         if layers.is_empty() {
@@ -139,7 +140,7 @@ impl History {
         self.snapshots.iter().try_for_each(|known| published(&known.snapshot))
     }
 
-    /// Ends the engine and starts another one on what is left: the store, and here or elsewhere the local files.
+    /// Ends the engine and starts another one on the store, with or without the local files.
     pub(super) fn restart(&mut self) -> Result<(), String> {
         self.say("the engine is started anew");
         self.wait_all_published()?;
@@ -147,7 +148,7 @@ impl History {
         self.start_anew(moved)
     }
 
-    /// Ends the engine in the middle of everything and starts another one: every acknowledged change is there.
+    /// Ends the engine in the middle of its work and starts another one, which must have every acknowledged change.
     pub(super) fn crash(&mut self) -> Result<(), String> {
         if !self.rules.recording {
             return self.restart();
@@ -158,18 +159,18 @@ impl History {
     }
 
     fn start_anew(&mut self, moved: bool) -> Result<(), String> {
-        // First of all: a process that dies lets go of nothing.
+        // First, since a process that dies releases nothing.
         self.engine().stop();
         self.plans.clear();
         let files = self.stored_files();
         let mut snapshots: Vec<(SnapshotId, Vec<ModelMemory>)> =
             self.snapshots.drain(..).map(|Known { snapshot, contents }| (snapshot.id(), contents)).collect();
         let parents: Vec<_> = self.guests.iter_mut().map(Machine::let_go_of_parent).collect();
-        // The work held there is let through and finds that the engine has ended.
+        // The held work is let through, and finds that the engine has ended.
         self.held.clear();
         let ended = self.engine.take();
         drop(ended);
-        // Changes of unknown outcome are found made or not made.
+        // Changes of unknown outcome may be found made or not.
         self.catalog_fault = None;
         if moved {
             self.site = self.site.elsewhere().map_err(|error| error.to_string())?;
@@ -208,14 +209,14 @@ impl History {
         for (mut guest, parent) in std::mem::take(&mut self.guests).into_iter().zip(parents) {
             let origin = parent.and_then(|parent| engine.origin(parent));
             match (parent, origin) {
-                // Only after the catalog lied: everything else that was lost has ended the history.
+                // Only after the catalog lied: any other loss has ended the history.
                 (Some(_), Some(origin)) if origin.state() == SnapshotState::Lost => continue,
                 (Some(_), Some(origin)) => guest.stand_on(&origin),
                 (None, _) => {}
                 (Some(parent), None) if replayed && !self.catalog_lied => {
                     return Err(format!("{parent}, which a guest runs from, is gone"));
                 }
-                // A guest whose snapshot was deleted cannot go on: what it stands on was that engine's alone.
+                // A guest whose snapshot was deleted cannot go on: only the ended engine had that snapshot.
                 (Some(_), None) => continue,
             }
             self.guests.push(guest);
@@ -225,7 +226,7 @@ impl History {
         Ok(())
     }
 
-    /// Lets the keeper fail once at the start that comes, or hides a layer file from it.
+    /// Lets the keeper fail once at the next start, or hides a layer file from that start.
     fn hinder(&mut self) -> Result<Option<HiddenFile>, String> {
         let held = self.site.keeper.held().map_err(|error| error.to_string())?;
         if !held.is_empty() && self.random.percent(40) {
@@ -245,7 +246,7 @@ impl History {
         HiddenFile::hide(file).map(Some)
     }
 
-    /// Opens every snapshot on a node that has nothing of it, and judges every page.
+    /// Opens every snapshot on a node that has nothing of it, and checks every page.
     pub(super) fn read_elsewhere(&mut self) -> Result<(), String> {
         self.say("everything is read on another node");
         let site: Site = self.site.elsewhere().map_err(|error| error.to_string())?;
@@ -281,7 +282,7 @@ impl HiddenFile {
     fn put_back(self) -> Result<(), String> {
         let Self { file, away } = self;
         let back = || {
-            // One that nobody names was set aside by the start.
+            // The start sets aside a file that no snapshot names.
             if file.exists() {
                 std::fs::remove_dir(&file)?;
             }

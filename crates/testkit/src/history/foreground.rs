@@ -18,7 +18,7 @@ impl History {
         for page in run.iter() {
             let mut bytes = vec![0; PAGE_BYTES];
             let (offset, length) = match kind {
-                // Zeroes; the same bytes that are there; one byte; half compressible; no pattern at all.
+                // Zeroes; the present bytes; one byte; half compressible; no pattern.
                 0 => (0, PAGE_BYTES),
                 1 => {
                     bytes.copy_from_slice(self.guests[guest].volume(volume).expected().page(page));
@@ -151,7 +151,7 @@ impl History {
         }
     }
 
-    /// Takes a new snapshot up, for another one if there are many.
+    /// Remembers a new snapshot, in place of another one if there are many.
     pub(super) fn remember(&mut self, known: Known) -> Result<(), String> {
         if self.snapshots.len() >= SNAPSHOTS_MAX {
             self.delete()?;
@@ -203,7 +203,7 @@ impl History {
         (!self.guests.is_empty()).then(|| self.random.position(self.guests.len()))
     }
 
-    /// True if the guest is stalled, which it may be only while the store is out or wrong.
+    /// True if the guest is stalled, which is allowed only while the store is away or wrong.
     fn went_on(&mut self, done: Result<(), GuestError>) -> Result<bool, String> {
         match done {
             Ok(()) => Ok(false),

@@ -1,4 +1,4 @@
-//! A history's memory beside the engine.
+//! Knowledge of a history, apart from the engine's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use rekindle_engine::snapshot::Snapshot;
 use crate::model::ModelMemory;
 use crate::site::Site;
 
-/// A snapshot with what every page of each of its volumes must hold.
+/// A snapshot with the expected content of each of its volumes.
 #[derive(Debug, Clone)]
 pub(super) struct Known {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) contents: Vec<ModelMemory>,
 }
 
-/// A read that was planned and not done yet, with what it must give.
+/// A read that is planned but not done, with its expected bytes.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) plan: ReadPlan,
@@ -27,17 +27,17 @@ pub(super) struct Plan {
     pub(super) pages: GuestPages,
 }
 
-/// Rules by which all engines of a history are started.
+/// Options of all engines of a history.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
-    /// True if they have a catalog and a keeper: then they may crash.
+    /// True if they have a catalog and a keeper, so that they may crash.
     pub(super) recording: bool,
-    /// Layers of a manifest from which on some are merged.
+    /// Number of a manifest's layers from which on some are merged.
     pub(super) merge_at_layers: usize,
 }
 
 impl Rules {
-    /// A pause waits for nothing: a history goes on with something else instead.
+    /// A pause never waits: the history goes on with another operation instead.
     pub(super) fn options(self, site: &Site) -> Result<EngineOptions, CatalogError> {
         let options = if self.recording { site.recording()? } else { site.options() };
         let merge_at_layers = self.merge_at_layers;

@@ -16,7 +16,7 @@ use crate::model::ModelMemory;
 #[derive(Debug)]
 pub(super) struct Machine(Vec<Guest>);
 
-/// A machine that was paused.
+/// A paused machine.
 pub(super) struct PausedMachine {
     pub(super) snapshot: Arc<Snapshot>,
     /// Expected content of every page of each volume.
@@ -25,12 +25,12 @@ pub(super) struct PausedMachine {
 }
 
 impl Machine {
-    /// A machine whose volumes have these numbers of pages of zeroes.
+    /// A machine with volumes of these sizes in pages, all zero.
     pub(super) fn fresh(shape: &[u32]) -> Self {
         Self(shape.iter().map(|pages| Guest::fresh(*pages)).collect())
     }
 
-    /// A machine resumed from `snapshot`, whose volumes the model says to be `contents`.
+    /// A machine resumed from `snapshot`, whose volumes have the expected content `contents`.
     pub(super) fn resume(snapshot: &Arc<Snapshot>, contents: &[ModelMemory]) -> Self {
         let volume = |(position, content): (usize, &ModelMemory)| {
             Guest::resume_volume(snapshot, position, content.clone())
@@ -42,17 +42,17 @@ impl Machine {
         &mut self.0[position]
     }
 
-    /// Goes on from another handle of the snapshot it runs from.
+    /// Continues with another handle of its snapshot.
     pub(super) fn stand_on(&mut self, snapshot: &Arc<Snapshot>) {
         self.0.iter_mut().for_each(|volume| volume.stand_on(snapshot));
     }
 
-    /// Lets go of its parent's handle; says which snapshot it was.
+    /// Drops the handle of its parent; returns the snapshot's id.
     pub(super) fn let_go_of_parent(&mut self) -> Option<SnapshotId> {
         self.0.iter_mut().filter_map(Guest::let_go_of_parent).last()
     }
 
-    /// Pauses it; or it goes on as it was, with the reason.
+    /// Pauses it; on failure returns the unchanged machine, with the reason.
     pub(super) fn pause(self, engine: &Engine, tracking: Tracking) -> Result<PausedMachine, (Self, String)> {
         let parent = self.0.first().and_then(Guest::parent).cloned();
         let volumes = self

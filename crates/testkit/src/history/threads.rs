@@ -1,4 +1,4 @@
-//! A guest with three threads: its faults are answered by a fault server, and each thread judges the pages it owns.
+//! A guest with three threads: a fault server answers its faults, and each thread checks the pages it owns.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ use crate::random::Random;
 use crate::site::PATIENCE;
 
 const THREADS: u32 = 3;
-/// Steps of one thread in one such operation.
+/// Steps of one thread in one operation.
 const STEPS: u32 = 60;
-/// Time between two looks if the guest is stalled.
+/// Time between two checks for a stalled guest.
 const LOOK_AFTER: Duration = Duration::from_millis(5);
 
-/// A guest that runs, with its server.
+/// A running guest with its fault server.
 struct Served {
     memory: Arc<GuestMemory>,
     memfd: Memfd,
@@ -39,19 +39,19 @@ struct Served {
     _stream: UnixStream,
 }
 
-/// A thread of the guest: of every three pages one is its own.
+/// A thread of the guest, which owns every third page.
 struct Thread {
     number: u32,
     random: Random,
     expected: ModelMemory,
 }
 
-/// Findings of a thread: its own pages as it left them.
+/// Result of a thread: its number, and its own pages as it left them.
 type Found = Result<(u32, ModelMemory), String>;
 
 impl History {
-    /// Three threads read, write and give back pages of a resumed guest, which is paused then. They may begin while the
-    /// store is out or wrong; it is right again when they wait for it.
+    /// Three threads read, write and give back pages of a resumed guest, which is then paused. They may begin while the
+    /// store is away or wrong; it is right again when they wait for it.
     pub(super) fn three_threads_run(&mut self) -> Result<(), String> {
         if self.snapshots.is_empty() {
             return self.pause();
@@ -75,7 +75,7 @@ impl History {
         self.pause_served(served, position, memory)
     }
 
-    /// A guest that runs from a snapshot's memory; none where this system has no userfaultfd for us.
+    /// A guest that runs from a snapshot's memory; none if this system offers no userfaultfd.
     fn served(&self, position: usize, tracking: Tracking) -> Result<Option<Served>, String> {
         let features = Features::EVENT_REMOVE
             | match tracking {
@@ -106,7 +106,7 @@ impl History {
         Ok(Some(Served { memory: Arc::new(memory), memfd, server, _stream: stream }))
     }
 
-    /// Not scoped threads: one that hangs would never end.
+    /// Not scoped threads: a scope would wait for a thread that hangs.
     fn start_threads(&mut self, served: &Served, position: usize) -> Receiver<Found> {
         let (tell, told) = channel();
         for number in 0..THREADS {
@@ -122,7 +122,7 @@ impl History {
         told
     }
 
-    /// Content of memory that the threads left.
+    /// Waits for the threads; the memory's content that they left.
     fn wait_for_threads(&mut self, served: &Served, told: &Receiver<Found>) -> Result<ModelMemory, String> {
         let begun = Instant::now();
         let mut found = Vec::new();
@@ -149,7 +149,7 @@ impl History {
         Ok(memory)
     }
 
-    /// Pauses the guest; its other volumes are as they were.
+    /// Pauses the guest; its other volumes are unchanged.
     fn pause_served(&mut self, served: Served, position: usize, memory: ModelMemory) -> Result<(), String> {
         let Served { memory: mapped, memfd, server, _stream } = served;
         let pages = server.end_epoch().changed_pages().map_err(|error| error.to_string())?;

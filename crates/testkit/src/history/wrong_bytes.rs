@@ -1,4 +1,4 @@
-//! Well-formed wrong bytes: pages change places in a stored object, and in local files while no engine runs.
+//! Well-formed wrong bytes: pages are swapped in a stored object, and in local files while no engine runs.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -27,7 +27,7 @@ pub(super) struct WrongObject {
 }
 
 impl History {
-    /// Two pages change places in a stored layer, or everything is right again.
+    /// Swaps two pages of a stored layer, or repairs the stored objects.
     pub(super) fn store_is_wrong_or_right(&mut self) -> Result<(), String> {
         if !self.wrong_objects.is_empty() {
             self.say("the store is right again");
@@ -57,7 +57,7 @@ impl History {
         }
     }
 
-    /// The local files of layers that are stored, each with how many pages it has: for when no engine runs.
+    /// The local files of stored layers with their numbers of pages; for use while no engine runs.
     pub(super) fn stored_files(&self) -> Vec<(PathBuf, usize)> {
         let file = |layer: &Arc<Layer>| {
             let path = self.site.cache_directory().join(format!("{}.raw", layer.id()));
@@ -66,13 +66,13 @@ impl History {
         self.stored_layers().iter().map(file).collect()
     }
 
-    /// Lets pages change places in a local file.
+    /// Swaps pages in a local file.
     pub(super) fn rot(&mut self, (path, pages): &(PathBuf, usize)) -> Result<(), String> {
         self.say(format_args!("pages change places in {}", path.display()));
         let said = |error: std::io::Error| format!("{}: {error}", path.display());
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(said)?;
         let mut bytes = vec![0; pages * PAGE_BYTES];
-        // It may have been cut short before.
+        // It may have been truncated before.
         if file.read_exact_at(&mut bytes, 0).is_ok() {
             change_places(&mut self.random, &mut bytes);
             file.write_all_at(&bytes, 0).map_err(said)?;
@@ -83,7 +83,7 @@ impl History {
     /// Layers whose local files are not the only copies.
     pub(super) fn stored_layers(&self) -> Vec<Arc<Layer>> {
         if self.catalog_lied {
-            // It may not know that they are stored.
+            // The engine may not know that they are stored.
             return Vec::new();
         }
         let layers_of = |known: &Known| {
@@ -112,7 +112,7 @@ impl History {
     }
 }
 
-/// The byte and the pages of a frame in a layer's object that is stored as it is, and has at least two.
+/// The offset and the pages of a frame that is stored raw in a layer's object and has at least two pages.
 fn raw_pages(layer: &Layer, stored: &StoredLayer, object: &[u8]) -> Option<(usize, usize)> {
     let frames_bytes = stored.object_bytes - stored.table_bytes;
     let table = object.get(usize::try_from(frames_bytes).ok()?..)?;
@@ -126,7 +126,7 @@ fn raw_pages(layer: &Layer, stored: &StoredLayer, object: &[u8]) -> Option<(usiz
     })
 }
 
-/// Two pages of these bytes change places, or are the same one.
+/// Swaps two random pages of these bytes, perhaps a page with itself.
 fn change_places(random: &mut Random, bytes: &mut [u8]) {
     let pages = bytes.len() / PAGE_BYTES;
     let (one, other) = (random.position(pages) * PAGE_BYTES, random.position(pages) * PAGE_BYTES);

@@ -1,4 +1,4 @@
-//! A program put into a machine's memory, with what PVH's direct entry says of that memory
+//! Loads a program into a machine's memory, with the tables of PVH's direct entry
 //! (xen/include/public/arch-x86/hvm/start_info.h).
 
 use rekindle_kernel::GuestMemory;
@@ -11,28 +11,28 @@ const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
 const USABLE: u32 = 1;
 
-/// The program's kinds of stretches: those that are to be in memory, and the note that says where PVH's entry is.
+/// Kinds of the program's segments: loaded ones, and notes, of which one has PVH's entry.
 const LOADED: u32 = 1;
 const NOTE: u32 = 4;
 const STRETCH_BYTES: usize = 56;
 /// Bytes before the content of a note with the name "Xen".
 const NOTE_HEAD_BYTES: usize = 16;
 
-/// Start and end of the holes that a personal computer has in its first MiB.
+/// Start and end of the hole in the first MiB of a PC.
 const LOW_END: u64 = 0xa_0000;
 const HIGH_START: u64 = 0x10_0000;
 
-/// Address at which the processor begins, and the value of its EBX.
+/// Start address of the processor, and the value of its EBX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) address: u64,
     pub(super) knowledge: u64,
 }
 
-/// Puts the ELF program `kernel` into `memory`.
+/// Loads the ELF program `kernel` into `memory`.
 ///
 /// # Panics
-/// If it is no program of ours; this is no loader for others.
+/// If it is not one of our programs; this loads no others.
 pub(super) fn load(memory: &GuestMemory, kernel: &[u8]) -> Entry {
     assert_eq!(&kernel[..5], b"\x7fELF\x02", "the guest is a 64-bit ELF file");
     let (table, entries) = (usize_at(kernel, 32), usize::from(u16_at(kernel, 56)));

@@ -1,5 +1,4 @@
-//! Devices of the mini-guest's machine besides a processor and memory: a serial line, and the mask of an interrupt
-//! controller without interrupts.
+//! Devices of the mini-guest's machine: a serial line, and the mask of an interrupt controller without interrupts.
 
 use std::collections::VecDeque;
 
@@ -9,40 +8,40 @@ const COM1: u16 = 0x3f8;
 const COM1_LAST: u16 = COM1 + 7;
 const INTERRUPT_MASK: u16 = 0x21;
 
-/// The registers of a 16550, by their distance from its first port.
+/// The registers of a 16550, by their offset from its first port.
 const DATA: u16 = 0;
 const INTERRUPTS_WANTED: u16 = 1;
 const INTERRUPT_CAUSE: u16 = 2;
 const LINE_CONTROL: u16 = 3;
 const LINE_STATUS: u16 = 5;
 
-/// In line control: the first two registers are the divisor of the clock.
+/// In the line control: selects the clock's divisor in the first two registers.
 const DIVISOR: u8 = 0x80;
-/// In line status.
+/// In the line status: there is input.
 const INPUT_READY: u8 = 1;
 const OUTPUT_EMPTY: u8 = 0x60;
-/// In the interrupt's cause: none.
+/// In the cause of an interrupt: none.
 const NO_INTERRUPT: u8 = 1;
 
 /// The timer's bit in the controller's mask.
 const TIMER: u8 = 1;
 
-/// All state of the devices.
+/// The state of the devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Devices {
     /// The serial line's registers, as written.
     registers: [u8; 8],
-    /// The divisor, which hides behind the first two.
+    /// The divisor, behind the first two registers.
     divisor: [u8; 2],
-    /// Typed bytes that were not read yet.
+    /// Typed bytes that the guest has not read.
     typed: VecDeque<u8>,
-    /// Output since the last line's end.
+    /// Output since the end of the last line.
     said: Vec<u8>,
     interrupt_mask: u8,
 }
 
 impl Devices {
-    /// As after a reset.
+    /// The devices after a reset.
     pub(super) fn new() -> Self {
         Self {
             registers: [0; 8],
@@ -77,12 +76,12 @@ impl Devices {
         self.typed.extend(text.bytes());
     }
 
-    /// True if typed bytes were not read yet.
+    /// True if there are typed bytes that the guest has not read.
     pub(super) fn has_input(&self) -> bool {
         !self.typed.is_empty()
     }
 
-    /// True if the guest wants to be woken from time to time.
+    /// True if the guest has its timer enabled.
     pub(super) fn wants_timer(&self) -> bool {
         self.interrupt_mask & TIMER == 0
     }

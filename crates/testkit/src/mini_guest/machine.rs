@@ -9,7 +9,7 @@ use super::boot;
 use super::devices::Devices;
 use super::registers::{Registers, begin_at};
 
-/// A machine that is not running at the moment.
+/// A machine that is not running.
 pub(super) struct Machine {
     machine: VirtualMachine,
     pub(super) devices: Devices,
@@ -18,15 +18,15 @@ pub(super) struct Machine {
 /// Result of one run of the processor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// It asked a device for something and can go on.
+    /// It used a device and can go on.
     Asked,
-    /// It ended a line of text.
+    /// It finished a line of text.
     Said(String),
     /// It waits for input or time.
     Halted,
 }
 
-/// State that another machine needs besides memory.
+/// State of a machine besides its memory.
 #[derive(Serialize, Deserialize)]
 struct DeviceState {
     registers: Registers,
@@ -50,17 +50,17 @@ impl Machine {
         Ok(Self { machine, devices })
     }
 
-    /// Its state, in the middle of which no instruction is.
+    /// Its state, between two instructions.
     pub(super) fn state(&mut self) -> io::Result<Vec<u8>> {
         self.machine.finish_instruction()?;
         let state = DeviceState { registers: Registers::of(&self.machine)?, devices: self.devices.clone() };
         Ok(serde_json::to_vec(&state)?)
     }
 
-    /// Runs the processor until it needs something, and gives it that.
+    /// Runs the processor until it needs something, and provides that.
     ///
     /// # Panics
-    /// If it cannot go on: the guest is ours and has no reason to.
+    /// If it cannot go on, which this guest never causes.
     pub(super) fn turn(&mut self) -> Turn {
         let devices = &mut self.devices;
         match self.machine.run().expect("a machine of ours runs") {
@@ -72,7 +72,7 @@ impl Machine {
                     }
                 }
             }
-            // The local interrupt controller, which is not there.
+            // The local interrupt controller, which this machine lacks.
             Exit::ReadAddress(_, into) => into.fill(0),
             Exit::WriteAddress(..) => {}
             Exit::Halt => return Turn::Halted,

@@ -1,5 +1,5 @@
-//! A guest in a KVM machine of our own: the tiny guest's bytes, real page faults out of the kernel, and a state that
-//! another machine goes on from.
+//! A guest in a KVM machine of our own: the tiny guest, real page faults of the kernel, and a state that another
+//! machine can continue from.
 
 mod boot;
 mod devices;
@@ -30,17 +30,17 @@ use rekindle_kernel::{
 use crate::site::PATIENCE;
 use machine::{Machine, Turn};
 
-/// Guest memory: the guest itself at 1 MiB, and a MiB to fill. KVM may run it an instruction at a time.
+/// Guest memory: the guest itself at 1 MiB, and a MiB to fill. It is small because KVM may emulate each instruction.
 const MEMORY_BYTES: u64 = 2 << 20;
 const MEMORY_PAGES: u32 = 512;
 
-/// Longest halt of a guest that wants to be woken.
+/// Longest halt of a guest with its timer enabled.
 const TIMER: Duration = Duration::from_millis(10);
 
 /// The blob that holds the processor's and the devices' state.
 const DEVICE_STATE: &str = "device-state";
 
-/// A running guest. It ends with this value.
+/// A running guest; it ends on drop.
 #[derive(Debug)]
 pub struct MiniGuest {
     // Dropped in this order: the guest ends before the server of its faults.
@@ -49,12 +49,12 @@ pub struct MiniGuest {
     memfd: Memfd,
 }
 
-/// A guest that was paused; its machine is gone.
+/// A paused guest; its machine is gone.
 #[derive(Debug)]
 pub struct PausedMiniGuest {
     /// Its snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// The lines it said before that were not read.
+    /// Its unread lines from before the pause.
     pub unread: Vec<String>,
 }
 
@@ -81,7 +81,7 @@ enum Order {
 }
 
 impl MiniGuest {
-    /// Checks that this host has KVM, and a userfaultfd that sees the kernel's faults.
+    /// Checks that this host has KVM, and a userfaultfd that receives the kernel's faults.
     pub fn is_possible() -> io::Result<()> {
         let (_, memory) = empty_memory()?;
         VirtualMachine::new(memory).map_err(|error| io::Error::new(error.kind(), format!("KVM: {error}")))?;
@@ -95,7 +95,7 @@ impl MiniGuest {
         Ok(Self { runner: Runner::start(machine), origin: None, memfd })
     }
 
-    /// Starts a guest on a snapshot's memory and state; pages come as it touches them.
+    /// Starts a guest on a snapshot's memory and state; pages are installed as it touches them.
     pub fn resume(engine: &Engine, snapshot: &Arc<Snapshot>) -> io::Result<Self> {
         let (memfd, memory) = empty_memory()?;
         let userfaultfd = userfaultfd()?;
@@ -121,12 +121,12 @@ impl MiniGuest {
         Ok(Self { runner: Runner::start(machine), origin: Some(origin), memfd })
     }
 
-    /// Counts of serving its faults so far, if they are served.
+    /// Counts of its served faults, if they are served.
     pub fn serve_stats(&self) -> Option<ServeStats> {
         self.origin.as_ref().map(|origin| origin.server.stats())
     }
 
-    /// The answer to `command`.
+    /// Types `command`; returns the answer.
     pub fn ask(&self, command: &str) -> String {
         self.say(command);
         self.line()
@@ -138,15 +138,15 @@ impl MiniGuest {
         orders.send(Order::Type(format!("{command}\n"))).expect("its thread waits for orders");
     }
 
-    /// The next line that it says.
+    /// The next line of its output.
     ///
     /// # Panics
-    /// If it says none for a long time, or its machine cannot go on.
+    /// If there is none for a long time, or its machine cannot go on.
     pub fn line(&self) -> String {
         self.runner.lines.recv_timeout(PATIENCE).expect("the guest says a line")
     }
 
-    /// Pauses the guest wherever it is, and ends its machine, so that the snapshot can be sealed.
+    /// Pauses the guest at any point, and ends its machine, so that the snapshot can be sealed.
     pub fn pause(self, engine: &Engine) -> io::Result<PausedMiniGuest> {
         let Self { runner, origin, memfd } = self;
         let parent = origin.as_ref().map(|origin| &origin.snapshot);
@@ -166,7 +166,7 @@ impl MiniGuest {
             alongside: Vec::new(),
         };
         let snapshot = engine.commit_pause(permit, guest).map_err(io::Error::other)?;
-        // The machine goes before the last userfaultfd, without which its memory would read as zeroes.
+        // The machine is dropped before the last userfaultfd, without which its memory would read as zeroes.
         drop(machine);
         drop(epoch);
         Ok(PausedMiniGuest { snapshot, unread })
@@ -184,7 +184,7 @@ impl Runner {
         Self { orders: Some(orders), lines, thread: Some(thread) }
     }
 
-    /// Stops the machine at its next exit; its unread lines come along.
+    /// Stops the machine at its next exit; returns it with its unread lines.
     fn stop(mut self) -> (Machine, Vec<String>) {
         let orders = self.orders.as_ref().expect("it runs until it is stopped");
         orders.send(Order::Stop).expect("its thread waits for orders");
@@ -203,14 +203,14 @@ impl Drop for Runner {
     }
 }
 
-/// Runs the machine until it is told to stop, or the other end of its orders is gone.
+/// Runs the machine until it is told to stop, or the sender of its orders is gone.
 fn run(machine: &mut Machine, orders: &Receiver<Order>, lines: &Sender<String>) {
     loop {
         let turn = machine.turn();
-        // Text typed between its last look and its halt wakes it, as the interrupt of a serial port does.
+        // Text typed between its last check and its halt wakes it, like the interrupt of a serial port.
         let halted = turn == Turn::Halted && !machine.devices.has_input();
         if let Turn::Said(line) = turn {
-            // A reader that is gone does not matter.
+            // It does not matter if the reader is gone.
             drop(lines.send(line));
         }
         match next_order(orders, halted, machine.devices.wants_timer()) {
@@ -221,7 +221,7 @@ fn run(machine: &mut Machine, orders: &Receiver<Order>, lines: &Sender<String>) 
     }
 }
 
-/// An order, waited for while the machine has nothing to do.
+/// The next order; waits for it while the machine has nothing to do.
 fn next_order(orders: &Receiver<Order>, halted: bool, wants_timer: bool) -> Option<Order> {
     if !halted {
         return match orders.try_recv() {
@@ -240,7 +240,7 @@ fn next_order(orders: &Receiver<Order>, halted: bool, wants_timer: bool) -> Opti
     }
 }
 
-/// Memory without a page in it, as a VMM of ours maps it.
+/// Memory without any page, mapped as by a VMM of ours.
 fn empty_memory() -> io::Result<(Memfd, GuestMemory)> {
     let memfd = Memfd::create("mini-guest", MEMORY_BYTES, PageKind::Small)?;
     let bytes = usize::try_from(MEMORY_BYTES).expect("64 bits");

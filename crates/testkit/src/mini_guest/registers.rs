@@ -1,4 +1,4 @@
-//! The state of a processor in protected mode, taken from one machine and given to another.
+//! The state of a processor in protected mode, to be copied from one machine to another.
 
 use std::io;
 
@@ -8,10 +8,10 @@ use kvm_bindings::{
 use rekindle_kernel::VirtualMachine;
 use serde::{Deserialize, Serialize};
 
-/// Protected mode is on.
+/// The bit of CR0 that enables protected mode.
 const PROTECTED: u64 = 1;
 
-/// Everything of a processor that a guest without drivers can change.
+/// All state of a processor that a guest without drivers can change.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Registers {
     general: kvm_regs,
@@ -23,7 +23,7 @@ pub(super) struct Registers {
     running: kvm_mp_state,
 }
 
-/// The one structure that the bindings do not write down by themselves.
+/// The one structure that the bindings cannot serialize.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct FloatingPoint {
     registers: [[u8; 16]; 8],
@@ -36,7 +36,7 @@ struct FloatingPoint {
 }
 
 impl Registers {
-    /// Those of `machine`'s processor, which is between two instructions.
+    /// The state of `machine`'s processor, which is between two instructions.
     pub(super) fn of(machine: &VirtualMachine) -> io::Result<Self> {
         let processor = machine.processor();
         let fpu = processor.get_fpu()?;
@@ -59,7 +59,7 @@ impl Registers {
         })
     }
 
-    /// Gives them to `machine`'s processor.
+    /// Sets the state of `machine`'s processor.
     pub(super) fn give_to(&self, machine: &VirtualMachine) -> io::Result<()> {
         let processor = machine.processor();
         let FloatingPoint { registers, vectors, control, status, tags, last, vector_control } =
@@ -87,8 +87,8 @@ impl Registers {
     }
 }
 
-/// Makes `machine`'s processor begin at `entry`, as PVH's direct entry asks for: 32 bits, flat segments, no paging, and
-/// the address of what the loader knows in the register EBX.
+/// Makes `machine`'s processor begin at `entry`, by the rules of PVH's direct entry: 32 bits, flat segments, no paging,
+/// and the address of the loader's tables in EBX.
 pub(super) fn begin_at(machine: &VirtualMachine, entry: u64, knowledge: u64) -> io::Result<()> {
     let processor = machine.processor();
     let mut segments = processor.get_sregs()?;
@@ -105,7 +105,7 @@ pub(super) fn begin_at(machine: &VirtualMachine, entry: u64, knowledge: u64) -> 
     Ok(processor.set_regs(&registers)?)
 }
 
-/// All 4 GiB, for 32-bit code or data of the highest privilege.
+/// A segment of all 4 GiB, for 32-bit code or data of the highest privilege.
 fn segment(index: u16, kind: u8) -> kvm_segment {
     kvm_segment {
         base: 0,
