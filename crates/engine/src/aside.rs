@@ -9,16 +9,17 @@ use std::time::{Duration, SystemTime};
 use crate::identity::LayerId;
 use crate::private::{self, at};
 
-/// The directory of files that were set aside, below that of the layers. A file's time of change says since when.
+/// The directory of the files that were set aside, in that of the layers. A file's modification time is when it was set
+/// aside.
 #[derive(Debug)]
 pub struct Aside {
     directory: PathBuf,
 }
 
-/// Count and size of the files set aside.
+/// Number and size of the files set aside.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SetAside {
-    /// Files.
+    /// Number of files.
     pub files: u64,
     /// Bytes they take on the disk.
     pub bytes: u64,
@@ -28,7 +29,7 @@ pub struct SetAside {
 const NAME: &str = "aside";
 
 impl Aside {
-    /// The one below a directory of layers; it is made when the first file goes there.
+    /// The directory for a directory of layers; it is made with its first file.
     pub fn below(layers: &Path) -> Self {
         Self { directory: layers.join(NAME) }
     }
@@ -38,7 +39,7 @@ impl Aside {
         &self.directory
     }
 
-    /// Moves a file here. No file that is here already is replaced.
+    /// Moves a file here; it replaces no file that is here already.
     pub fn take(&self, file: &Path) -> io::Result<()> {
         private::make_directory(&self.directory)?;
         let moving = |error: io::Error| at(file, "setting aside", &error);
@@ -55,7 +56,7 @@ impl Aside {
         std::fs::rename(file, target).map_err(moving)
     }
 
-    /// Moves the file of a layer back to `path`; whether it was here.
+    /// Moves the file of a layer back to `path`; true if it was here.
     pub fn give_back(&self, layer: LayerId, path: &Path) -> io::Result<bool> {
         match std::fs::rename(self.directory.join(format!("{layer}.raw")), path) {
             Ok(()) => {
@@ -77,11 +78,11 @@ impl Aside {
         Ok(count)
     }
 
-    /// Removes what has been here for `kept` or longer; how much that was.
+    /// Removes files that have been here for `kept` or longer; their number and size.
     pub fn remove_older(&self, kept: Duration) -> io::Result<SetAside> {
         let mut removed = SetAside::default();
         self.each(|path, found| {
-            // A clock that was set back makes files younger, never older.
+            // A clock that was set back makes files look younger, never older.
             let age = found.modified()?.elapsed().unwrap_or_default();
             if age >= kept {
                 std::fs::remove_file(path).map_err(|error| at(path, "removing", &error))?;

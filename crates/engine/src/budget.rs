@@ -1,4 +1,4 @@
-//! A budget of bytes: it lends leases, and a lease gives its bytes back when it is dropped.
+//! A budget of bytes, lent as leases; a lease gives its bytes back when it is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::deadline::Deadline;
 use crate::sync::{Condvar, Mutex, lock};
 
-/// A number of bytes, lent out as leases. Clones lend from the same bytes.
+/// A number of bytes to lend. Clones lend from the same bytes.
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<Shared>);
 
@@ -28,7 +28,7 @@ pub enum BudgetError {
         /// Bytes of the whole budget.
         bytes_max: u64,
     },
-    /// The bytes did not come free within the limit.
+    /// The bytes did not become free within the limit.
     #[error("{asked} bytes did not come free: {bytes_held} of {bytes_max} are held")]
     Exhausted {
         /// Bytes asked for.
@@ -41,7 +41,7 @@ pub enum BudgetError {
 }
 
 impl Budget {
-    /// A budget of `bytes_max` bytes, none of them lent.
+    /// A budget of `bytes_max` bytes, none of them lent yet.
     pub fn new(bytes_max: u64) -> Self {
         Self(Arc::new(Shared { bytes_max, bytes_held: Mutex::new(0), returned: Condvar::new() }))
     }
@@ -73,7 +73,7 @@ impl Budget {
 }
 
 impl Budget {
-    /// Lends `bytes` that are held already, even if that is more than there are: later ones wait longer.
+    /// Lends `bytes` that are already in use, even beyond the budget; later leases then wait longer.
     pub fn take(&self, bytes: u64) -> Lease {
         *lock(&self.0.bytes_held) += bytes;
         Lease { budget: self.clone(), bytes }
@@ -88,7 +88,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Bytes this lease stands for.
+    /// Bytes of this lease.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -100,8 +100,8 @@ impl Lease {
         self.give_back(returned);
     }
 
-    /// Takes `bytes` of this lease out as a lease of its own. Bytes beyond this lease's own are taken from the budget,
-    /// even if it has fewer left: held bytes are always counted.
+    /// Splits `bytes` off as a lease of their own. Bytes beyond this lease's are taken from the budget, even if it has
+    /// fewer left: bytes in use are always counted.
     #[must_use]
     pub fn split_off(&mut self, bytes: u64) -> Self {
         let own = bytes.min(self.bytes);

@@ -1,4 +1,4 @@
-//! A volume's bytes frozen at pause, in a memfd of ours, with the sets that say which pages they are.
+//! A volume's bytes frozen at a pause: a memfd of ours, and the sets of its pages.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -11,7 +11,7 @@ use crate::page_set::PageSet;
 use crate::reaper::ReaperHandle;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
-/// The frozen bytes of one volume. Its memory goes to the reaper when the last owner drops it.
+/// The frozen bytes of one volume. When the last owner drops it, its memory goes to the reaper.
 #[derive(Debug)]
 pub struct Capture {
     kept: PageSet,
@@ -22,7 +22,7 @@ pub struct Capture {
     reaper: ReaperHandle,
 }
 
-/// Memory and lease of a capture: freed by the reaper, in this order, the lease last.
+/// Memory and lease of a capture, freed by the reaper in this order: the lease last.
 #[derive(Debug)]
 struct Memory {
     mapping: Mapping,
@@ -30,42 +30,42 @@ struct Memory {
     _lease: Lease,
 }
 
-/// The pages a capture speaks for; every other page is the parent's.
+/// The pages that a capture decides; all others are the parent's.
 #[derive(Debug, Clone)]
 pub struct CapturedPages {
     /// Pages whose bytes are in the capture.
     pub kept: PageSet,
-    /// Pages known to read zero, also where the parent has content; none of them is in `kept`.
+    /// Pages known to be zero, even if the parent has content; none of them is in `kept`.
     pub zero: PageSet,
 }
 
-/// Kind of proof that a capture's bytes are not written any more.
+/// Kind of proof that a capture's bytes can no longer be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProofKind {
-    /// The kernel seals them, which it does only when no writable mapping lives: they can never be written again.
+    /// A seal of the kernel, which is granted only if no writable mapping exists: the bytes can never be written again.
     Seal,
-    /// The file's seals are sealed, or it is open for reading only. No other process holds it, which a descriptor on its
-    /// way between two processes may make untrue.
+    /// No other process holds the file, for files whose seals are sealed or that are open for reading only. A
+    /// descriptor on its way between two processes is not seen.
     NoHolder,
 }
 
-/// Result of a try to prove that a capture's bytes cannot be written any more.
+/// Result of a try to prove that a capture's bytes can no longer be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proven {
-    /// They cannot.
+    /// It is proven.
     Frozen,
     /// A process has them mapped for writing.
     Mapped,
     /// This process holds the file.
     Held(Holder),
-    /// This process may hold the file: it cannot be looked at.
+    /// This process may hold the file: it cannot be inspected.
     Unseen(Holder),
 }
 
 /// Reason that a memfd cannot be a capture.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// The memory is not as long as the sets say.
+    /// The memory and the sets differ in length.
     #[error("the captured memory has {bytes} bytes, its page sets speak of {pages} pages")]
     WrongSize {
         /// Bytes of the memfd.
@@ -133,18 +133,18 @@ impl Capture {
         &self.memory().memfd
     }
 
-    /// True once it is proven that these bytes cannot change any more.
+    /// True once these bytes are proven to be unchangeable.
     pub fn is_frozen(&self) -> bool {
         self.frozen.load(Ordering::Acquire)
     }
 
-    /// True if every read of these bytes finds the same: the kernel itself keeps all others from writing them.
+    /// True if the kernel itself keeps all processes from writing these bytes, so that every read finds the same.
     pub fn is_sealed(&self) -> bool {
         self.proof == ProofKind::Seal && self.is_frozen()
     }
 
-    /// Tries to prove that these bytes cannot be written any more. The keeper, whose process id is given where
-    /// there is one, holds the file for us and never writes it.
+    /// Tries to prove that these bytes can no longer be written. The keeper, whose process id is given if there is one,
+    /// holds the file for us and never writes it.
     pub fn prove_frozen(&self, keeper: Option<u32>) -> io::Result<Proven> {
         if self.is_frozen() {
             return Ok(Proven::Frozen);

@@ -1,8 +1,8 @@
-//! The node's record of its snapshots and sandboxes, on its disk: a few tables, changed only by whole transactions that
+//! The node's record of its snapshots and sandboxes on its disk: a few tables, changed only by whole transactions that
 //! are on the disk when the call returns.
 //!
-//! The file has one user at a time. No lock is held while it is read or written: a user of the database takes it out of
-//! its place and puts it back. Writers that wait meanwhile go together in the next transaction.
+//! One thread uses the database at a time: it takes the handle out of a slot and puts it back, so no lock is held
+//! during I/O. Changes of writers that wait meanwhile are made together in the next transaction.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -24,19 +24,19 @@ pub struct Catalog(Arc<Shared>);
 
 /// Reason that a change was not reported as made.
 ///
-/// There is no conversion into other errors: a caller says what becomes of a change whose outcome is unknown.
+/// It converts into no other error: a caller has to decide what to do about a change of unknown outcome.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// Nothing of it was made, also for the process that starts after a crash.
+    /// The change was not made, and will not be there after a crash.
     #[error(transparent)]
     NotMade(CatalogError),
-    /// The disk failed in the middle of it.
+    /// The disk failed during the change.
     #[error("{0}; a crash of this process now may leave the change made")]
     Unknown(Unsettled),
 }
 
 impl WriteError {
-    /// The reason, for a caller that leaves nothing behind which contradicts the change: a crash may find it made.
+    /// The reason, for a caller whose other state fits either outcome: after a crash the change may be found made.
     pub fn either_way(self) -> CatalogError {
         match self {
             Self::NotMade(reason) | Self::Unknown(Unsettled { reason, .. }) => reason,
@@ -49,10 +49,11 @@ impl WriteError {
     }
 }
 
-/// A change that may be on the disk, all of it or nothing.
+/// A change that may be on the disk, completely or not at all.
 ///
-/// The catalog takes it back before it reads or writes anything else, so this process never sees it. Until that has
-/// succeeded a crash may leave it to the next start: its owner keeps all that the start needs for either outcome.
+/// The catalog undoes it before it reads or writes anything else, so this process never sees it. Until that has
+/// succeeded, the next start after a crash may find the change: its owner keeps everything that the start needs for
+/// either outcome.
 #[derive(Debug, Clone)]
 #[must_use = "the next start may find the change made: keep what it needs for both outcomes"]
 pub struct Unsettled {
@@ -66,7 +67,7 @@ impl Unsettled {
         self.reason
     }
 
-    /// Tries to take the change back; when this has succeeded, nothing of it is on the disk.
+    /// Tries to undo the change; on success nothing of it is on the disk.
     pub fn settle(&self) -> Result<(), CatalogError> {
         self.catalog.read(|_| Ok(()))
     }
@@ -84,7 +85,7 @@ struct Shared {
     hook: Option<Arc<dyn CatalogHook>>,
     listener: OnceLock<Arc<dyn CatalogListener>>,
     room: Room,
-    /// Locked as long as the catalog lives, also while the database is opened anew.
+    /// Locked as long as the catalog lives, also while the database is reopened.
     _lock: File,
     state: Mutex<State>,
     put_back: Condvar,
@@ -96,21 +97,21 @@ struct State {
     /// Changes for the next transaction.
     waiting: Vec<Change>,
     next: Arc<Batch>,
-    /// The values that take back a transaction of unknown outcome.
+    /// The old values that undo a transaction of unknown outcome.
     unsettled: ValuesBefore,
 }
 
-/// State of the database: in its place, or taken by a user.
+/// The slot of the database handle: full, taken by a thread, or closed.
 #[derive(Debug)]
 enum Place {
     Here(Database),
-    /// A thread uses it.
+    /// A thread uses the database.
     Taken,
-    /// It failed and was closed; its next user opens it.
+    /// The database failed and was closed; its next user opens it.
     Closed,
 }
 
-/// The outcome of a transaction, for all who wait for it.
+/// The outcome of a transaction, for all its writers.
 type Batch = OnceLock<Result<(), Failed>>;
 
 /// Reason that a transaction was not reported as made.
@@ -121,12 +122,12 @@ enum Failed {
 }
 
 impl Catalog {
-    /// Opens the catalog in a file, which is made if it is not there.
+    /// Opens the catalog in a file, which is made if it does not exist.
     pub fn open(path: &Path) -> Result<Self, CatalogError> {
         Self::opened(path, None)
     }
 
-    /// The same, with a test's hand on its transactions.
+    /// The same, with a test's hook for its transactions.
     pub fn open_with(path: &Path, hook: Arc<dyn CatalogHook>) -> Result<Self, CatalogError> {
         Self::opened(path, Some(hook))
     }
@@ -138,7 +139,7 @@ impl Catalog {
             Err(CatalogError::Disk { .. }) if room.lend().had_any => open_database(path)?,
             opened => opened?,
         };
-        // If the disk has no room now, the first write asks again.
+        // If the disk has no room now, the first write tries again.
         room.hold().ok();
         let state = State {
             place: Place::Here(database),
@@ -158,10 +159,10 @@ impl Catalog {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// Makes all of the changes, in their order, or none; they are on the disk when this has succeeded. After a failure
-    /// this catalog reads as before; whether the next start may still find the changes made is what the error says.
+    /// Makes all of the changes, in their order, or none; on success they are on the disk. After a failure this catalog
+    /// reads as before, and the error says if the next start may still find the changes made.
     ///
-    /// Refused on a disk that has no room left but what is held back for [`Self::write_with_last_room`].
+    /// Refused on a disk that has no room left except the room that is reserved for [`Self::write_with_last_room`].
     pub fn write(&self, changes: &[Change]) -> Result<(), WriteError> {
         let Shared { path, room, .. } = &*self.0;
         room.hold().map_err(|error| {
@@ -173,7 +174,7 @@ impl Catalog {
         self.write_now(changes)
     }
 
-    /// The same for changes that give something back or say how things are, which a full disk must not refuse.
+    /// The same for changes that free something or record a fact, which must not fail on a full disk.
     pub fn write_with_last_room(&self, changes: &[Change]) -> Result<(), WriteError> {
         match self.write_now(changes) {
             Err(error) if error.is_of_disk() && self.0.hook.is_none() => {
@@ -242,17 +243,17 @@ impl Catalog {
         })
     }
 
-    /// Number of transactions that made the catalog: an older copy of it has fewer.
+    /// Number of transactions so far; an older copy of the catalog has fewer.
     pub fn transactions(&self) -> Result<u64, CatalogError> {
         self.read(transactions)
     }
 
-    /// Has `listener` told of each transaction from now on, unless another one is told already.
+    /// Sets the listener that is told of each transaction, unless there is one already.
     pub fn tell(&self, listener: Arc<dyn CatalogListener>) {
         self.0.listener.set(listener).ok();
     }
 
-    /// The file.
+    /// The catalog's file.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
@@ -291,14 +292,14 @@ impl Shared {
     }
 }
 
-/// The right to use the database; dropped, it puts it back.
+/// The right to use the database; puts the handle back on drop.
 struct Turn<'a> {
     shared: &'a Shared,
     database: Option<Database>,
 }
 
 impl Turn<'_> {
-    /// Makes the changes that wait and tells those who wait for them.
+    /// Makes the waiting changes, and tells their writers.
     fn commit_waiting(&mut self) {
         let (changes, batch) = {
             let mut state = lock(&self.shared.state);
@@ -309,8 +310,8 @@ impl Turn<'_> {
         telling.batch.set(outcome).expect("a batch is committed once");
     }
 
-    /// Makes changes in one transaction. A failure of the last step leaves its outcome unknown, until the database was
-    /// opened anew and the values before were written again.
+    /// Makes changes in one transaction. A failure of the last step leaves the outcome unknown until the database was
+    /// reopened and the old values were written again.
     fn commit(&mut self, changes: &[Change]) -> Result<(), Failed> {
         let path = &self.shared.path;
         let database = self.settled_database().map_err(Failed::NotMade)?;
@@ -322,7 +323,7 @@ impl Turn<'_> {
         let not_made = |error: &redb::Error| Failed::NotMade(failure(path, error));
         let prepared = prepare(&database, changes).map_err(|error| not_made(&error))?;
         let Prepared { transaction, before, number } = prepared;
-        // Before the last step: if that ends in a panic, the next turn still takes it back.
+        // Before the last step: if that panics, the next turn still undoes the change.
         lock(&self.shared.state).unsettled = before;
         let reason = match (fate, end(transaction, fate)) {
             (Fate::Made, Ok(())) => {
@@ -346,7 +347,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Uses the database. After a failure it is closed: it refuses all work until it is opened anew.
+    /// Uses the database. A failure closes it, since it then refuses all work until it is reopened.
     fn with<T>(&mut self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, CatalogError> {
         let database = self.settled_database()?;
         let done = work(&database).map_err(|error| failure(&self.shared.path, &error))?;
@@ -354,8 +355,8 @@ impl Turn<'_> {
         Ok(done)
     }
 
-    /// The database, opened if need be, with nothing of a change that was not reported as made. On a full disk it takes the
-    /// room that is held back: nothing can be read before it is settled.
+    /// The database, opened if need be, after undoing a change of unknown outcome. On a full disk this uses the
+    /// reserved room, since nothing can be read before the change is settled.
     fn settled_database(&mut self) -> Result<Database, CatalogError> {
         match self.try_settled_database() {
             Err(error @ CatalogError::Disk { .. }) if self.shared.hook.is_none() => {
@@ -372,7 +373,7 @@ impl Turn<'_> {
             Some(database) => database,
             None => open_database(path)?,
         };
-        // This turn alone changes it.
+        // Only this turn changes it.
         let unsettled = lock(state).unsettled.clone();
         if !unsettled.is_empty() {
             if hook.as_ref().is_some_and(|hook| !hook.can_settle()) {
@@ -394,7 +395,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Sees to it that those who wait for a transaction hear of it, also if committing it panicked.
+/// Tells the writers of a transaction its outcome, even if the commit panicked.
 struct Telling<'a> {
     batch: Arc<Batch>,
     path: &'a Path,

@@ -1,4 +1,4 @@
-//! Room on the disk that is held back for the catalog, so that space can be given back on a full disk too.
+//! Room on the disk that is reserved for the catalog, so that things can be deleted on a full disk.
 
 use std::fs::File;
 use std::io;
@@ -11,38 +11,38 @@ use crate::limits;
 use crate::private;
 use crate::sync::{Mutex, lock};
 
-/// A file of that size beside the catalog. A writer that finds the disk full removes it first.
+/// A file of that size beside the catalog, which a writer removes if it finds the disk full.
 #[derive(Debug)]
 pub(crate) struct Room {
     path: PathBuf,
-    /// Locked while the file is made and removed, so that what is said here is true of it.
+    /// Locked while the file is made and removed, so that the state always fits the file.
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     is_held: bool,
-    /// Writes that were lent the room and are not done.
+    /// Writes that use the room now.
     borrowers: usize,
 }
 
-/// Room that was given back to the disk for one write; until this is dropped nobody holds it again.
+/// Room that was freed for one write; it is not reserved again before this is dropped.
 #[derive(Debug)]
 #[must_use = "others may hold the room again once it is dropped"]
 pub(crate) struct Lent<'a> {
     room: &'a Room,
-    /// True if there was any.
+    /// True if there was any room to free.
     pub(crate) had_any: bool,
 }
 
 impl Room {
-    /// The room of the catalog in `catalog`; not held yet.
+    /// The room of the catalog in the file `catalog`; not reserved yet.
     pub(crate) fn of(catalog: &Path) -> Self {
         Self { path: catalog.with_extension("room"), state: Mutex::default() }
     }
 
-    /// Holds the room. An error says that the disk has not got it; where files cannot have room held for them at all, there
-    /// is nothing to hold.
+    /// Reserves the room; an error if the disk does not have it. On a file system that cannot reserve room it does
+    /// nothing.
     pub(crate) fn hold(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
         if state.is_held {
@@ -53,7 +53,7 @@ impl Room {
         }
         match self.take() {
             Err(error) if is_full(&error) => {
-                // Part of it may have been given.
+                // A part may have been allocated.
                 std::fs::remove_file(&self.path).ok();
                 Err(error)
             }
@@ -64,7 +64,7 @@ impl Room {
         }
     }
 
-    /// Gives the room back to the disk for a write that must not be refused.
+    /// Frees the room for a write that must not fail.
     pub(crate) fn lend(&self) -> Lent<'_> {
         let mut state = lock(&self.state);
         state.is_held = false;
@@ -84,7 +84,7 @@ impl Drop for Lent<'_> {
     }
 }
 
-/// True if the error says that a disk, or a user's part of it, is full.
+/// True if the error is a full disk or a used-up quota.
 fn is_full(error: &io::Error) -> bool {
     let full = [Errno::NOSPC, Errno::DQUOT].map(Errno::raw_os_error);
     error.raw_os_error().is_some_and(|code| full.contains(&code))

@@ -1,4 +1,4 @@
-//! Changes of a catalog: a table, a key, a value, and the old values that take a change back.
+//! Changes of a catalog: a table, a key and a value, and the old values that undo them.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -8,11 +8,11 @@ use redb::TableDefinition;
 /// The tables of a catalog: each from key bytes to value bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Stage that each snapshot has reached.
+    /// The record of each snapshot: its stage and facts.
     Snapshot,
     /// The manifest of each sealed snapshot.
     Manifest,
-    /// The snapshots that were deleted and are not gone yet.
+    /// The snapshots that were deleted but are still held.
     Deletion,
     /// The pages that guests resumed from a snapshot touched first.
     WorkingSet,
@@ -25,7 +25,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All tables.
     pub const ALL: [Self; 7] = [
         Self::Snapshot,
         Self::Manifest,
@@ -40,7 +40,7 @@ impl Kind {
 /// One change of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// The new value of a key, which may have had another one before.
+    /// A new value of a key, in place of any old one.
     Put {
         /// The table.
         kind: Kind,
@@ -49,7 +49,7 @@ pub enum Change {
         /// The value.
         value: Vec<u8>,
     },
-    /// A key goes, if it is there.
+    /// The removal of a key, if it exists.
     Remove {
         /// The table.
         kind: Kind,
@@ -61,12 +61,12 @@ pub enum Change {
 /// A key with its value.
 pub type Entry = (Vec<u8>, Vec<u8>);
 
-/// The values that the keys of a transaction had before it; none where the key was not there.
+/// The values of a transaction's keys before it; none for a key that did not exist.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ValuesBefore(BTreeMap<(Kind, Vec<u8>), Option<Vec<u8>>>);
 
 impl ValuesBefore {
-    /// Notes a key's value; the first one stays.
+    /// Notes a key's old value, unless one is noted already.
     pub(crate) fn note(&mut self, kind: Kind, key: &[u8], value: Option<Vec<u8>>) {
         self.0.entry((kind, key.to_vec())).or_insert(value);
     }
@@ -75,7 +75,7 @@ impl ValuesBefore {
         self.0.is_empty()
     }
 
-    /// The changes that give every key its value again.
+    /// The changes that restore every old value.
     pub(crate) fn changes(&self) -> Vec<Change> {
         let change = |((kind, key), value): (&(Kind, Vec<u8>), &Option<Vec<u8>>)| match value.clone() {
             Some(value) => Change::Put { kind: *kind, key: key.clone(), value },
@@ -101,9 +101,9 @@ pub(crate) const fn table_of(kind: Kind) -> TableDefinition<'static, &'static [u
 /// Fate that a test gives to a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It is made and reported, as the disk does it.
+    /// It is made, and reported as made.
     Made,
-    /// It is not made, and reported so.
+    /// It is not made, and reported as not made.
     Refused,
     /// It is not made, and its outcome is reported as unknown.
     UnknownNotMade,
@@ -113,18 +113,18 @@ pub enum Fate {
     Forgotten,
 }
 
-/// A test's hand on the transactions of a catalog; called with no lock held. Nothing in the program sets one.
+/// A test's hook for the transactions of a catalog; called with no lock held. The program sets none.
 pub trait CatalogHook: Debug + Send + Sync {
     /// The fate of the next transaction, which makes these changes.
     fn fate(&self, changes: &[Change]) -> Fate;
 
-    /// True if a transaction of unknown outcome can be taken back now.
+    /// True if a transaction of unknown outcome can be undone now.
     fn can_settle(&self) -> bool;
 }
 
-/// Is told how far a catalog has come.
+/// Receiver of a catalog's number of transactions.
 pub trait CatalogListener: Debug + Send + Sync {
-    /// The catalog was made by this many transactions. Called by the thread that has the database, before the callers
-    /// of the last transaction get their answer: the listener must not use the catalog.
+    /// Tells the number of transactions so far. Called by the thread that has the database, before the writers of the
+    /// last transaction get their answer: the listener must not use the catalog.
     fn made(&self, transactions: u64);
 }

@@ -1,4 +1,4 @@
-//! The end of a wait: an instant, or never if its limit reaches beyond all that can be counted.
+//! The end of a wait: an instant, or never if the limit is too long for an instant.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,12 @@ impl Deadline {
         Self(Instant::now().checked_add(limit))
     }
 
-    /// Time left until then; zero afterwards.
+    /// Time left; zero once it is over.
     pub(crate) fn left(self) -> Duration {
         self.0.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()))
     }
 
-    /// Time to wait at once, if it is seen in between whether the wait is still wanted.
+    /// Longest single wait between two checks if the wait is still wanted.
     pub(crate) fn turn(self) -> Duration {
         self.left().min(WAIT_TURN)
     }

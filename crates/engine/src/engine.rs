@@ -1,4 +1,4 @@
-//! The engine: all operations of a node on snapshots. It checks and records; the modules below do the work.
+//! The engine: all operations of a node on snapshots. It checks and records; the modules before it do the work.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -45,14 +45,14 @@ use crate::view::LiveView;
 use crate::watch::{NoWatcher, Watcher};
 use crate::working_set::WorkingSet;
 
-/// Settings of an engine's start.
+/// Options of an engine.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
     /// Directory of this node's layer files.
     pub cache_directory: PathBuf,
     /// The object store.
     pub store: Store,
-    /// Domain of all its snapshots.
+    /// Domain of all snapshots.
     pub domain: Domain,
     /// Bytes that all captures together may hold in RAM.
     pub capture_bytes_max: u64,
@@ -64,8 +64,8 @@ pub struct EngineOptions {
     pub compare_workers: usize,
     /// Layers that a manifest names before the next seal of its line merges some of them.
     pub merge_at_layers: usize,
-    /// Catalog that records snapshots, so that the next engine over the same directories has them; without one, only
-    /// published snapshots can be opened again.
+    /// Catalog that records snapshots for the next engine on the same directories; without one, only published
+    /// snapshots can be opened again.
     pub catalog: Option<Catalog>,
     /// Keeper of captured memory while this process is down; asked only if there is a catalog.
     pub keeper: Arc<dyn Keeper>,
@@ -76,7 +76,7 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// The defaults over a cache directory and a store.
+    /// The default options for a cache directory and a store.
     pub fn new(cache_directory: PathBuf, store: Store) -> Self {
         Self {
             cache_directory,
@@ -95,8 +95,8 @@ impl EngineOptions {
     }
 }
 
-/// Number of compare threads: all seals at once take half of the cores, because idle priority leaves guests their time,
-/// but not their share of the memory's bandwidth.
+/// Default number of compare threads: all seals together use half of the cores, because idle priority leaves guests
+/// their processor time but not their share of the memory's bandwidth.
 fn compare_workers() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores / (2 * limits::SEALS_AT_ONCE)).max(1)
@@ -113,13 +113,13 @@ pub struct Engine {
     precedence: Precedence,
     known: Mutex<HashMap<SnapshotId, Arc<Snapshot>>>,
     openings: Openings,
-    /// Deleted by this engine, and held by their own lives, by sandboxes or by children; others are forgotten.
+    /// Snapshots that this engine deleted, as long as their lives, sandboxes or children hold them.
     deleting: Mutex<HashMap<SnapshotId, Weak<Snapshot>>>,
-    /// Deleted before the start or by this engine, and not to go yet.
+    /// Snapshots that were deleted before the start or by this engine, and must still be held.
     deleted: Deleted,
     replay: Replay,
     lives: Option<Lives>,
-    /// The pools that lives work on; they end first.
+    /// The pools of background work; they end first.
     _pools: [Pool; 2],
     _reaper: Reaper,
     runtime: StoreRuntime,
@@ -131,14 +131,14 @@ pub enum StartError {
     /// The system or the local disk refused something.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The catalog's snapshots could not be made again.
+    /// The catalog's snapshots could not be restored.
     #[error(transparent)]
     Replay(#[from] ReplayError),
 }
 
 impl Engine {
-    /// Starts an engine. With a catalog, its snapshots are there again when this returns, and their seals and uploads
-    /// go on.
+    /// Starts an engine. With a catalog, its snapshots are restored when this returns, and their seals and uploads go
+    /// on.
     pub fn start(options: EngineOptions) -> Result<Self, StartError> {
         let runtime = StoreRuntime::start()?;
         let EngineOptions { cache_directory, store, domain, compare_workers, merge_at_layers, .. } = options;
@@ -194,7 +194,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Tries again to make those snapshots of which the start could not say how they are; how many are left.
+    /// Tries again to restore undecided snapshots; the number that is still undecided.
     pub fn decide(&self) -> Result<usize, ReplayError> {
         let Some(records) = &self.background.records else { return Ok(0) };
         let there = self.snapshots_there();
@@ -220,15 +220,15 @@ impl Engine {
         Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.is_undecided()).count())
     }
 
-    /// The snapshots that are known, and the deleted ones that are held.
+    /// The known snapshots, and the deleted ones that are held.
     fn snapshots_there(&self) -> Vec<Arc<Snapshot>> {
         let mut there = self.snapshots();
         there.extend(self.deleted.held());
         there
     }
 
-    /// An undecided snapshot is found to be of a pause that was taken back: it is listed no longer, and its last handle
-    /// lets the keeper forget it.
+    /// Removes an undecided snapshot whose pause was undone: it is no longer listed, and its last handle lets the
+    /// keeper forget it.
     fn never_was(&self, snapshot: &Arc<Snapshot>) {
         lock(&self.known).remove(&snapshot.id());
         self.deleted.release(snapshot.id());
@@ -247,13 +247,13 @@ impl Engine {
         }
     }
 
-    /// Waits, while the guest still runs, for room for `memory_bytes` and for snapshots under `parent` to be sealed,
-    /// as far as limits ask for it; the wait itself is limited by the options.
+    /// Waits, while the guest still runs, for room for `memory_bytes`, and for ancestors to be sealed if too many are
+    /// not; the wait itself is limited by the options.
     pub fn permit_pause(&self, parent: Option<&Arc<Snapshot>>, memory_bytes: u64) -> Permitted {
         self.permit_pause_while(parent, memory_bytes, &|| true)
     }
 
-    /// The same, given up soon after `is_wanted` says no.
+    /// The same; it gives up soon after `is_wanted` returns false.
     pub fn permit_pause_while(
         &self,
         parent: Option<&Arc<Snapshot>>,
@@ -264,9 +264,9 @@ impl Engine {
         self.rules.permit(parent, memory_bytes, is_wanted)
     }
 
-    /// Takes a frozen guest over as a snapshot, which can be used at once. Its seal begins as soon as the guest's
-    /// memory cannot be written any more: the caller ends the VMM after this. With a catalog, the snapshot outlives
-    /// this process once this has returned, as long as the keeper lives.
+    /// Takes a frozen guest over as a snapshot, which can be used at once. Its seal begins once the guest's memory can
+    /// no longer be written: the caller ends the VMM after this. With a catalog, the snapshot survives this process
+    /// once this has returned, as long as the keeper lives.
     pub fn commit_pause(
         &self,
         permit: PausePermit,
@@ -285,8 +285,8 @@ impl Engine {
         Ok(snapshot)
     }
 
-    /// Opens a snapshot by its name: one this engine knows, else from the store. One that is being deleted, or was
-    /// deleted while it was being opened, is not brought back.
+    /// Opens a snapshot by its id: a known one, or else from the store. A snapshot that is being deleted, or was
+    /// deleted while it was being opened, does not come back.
     pub fn open(&self, id: SnapshotId) -> Result<Arc<Snapshot>, OpenError> {
         if let Some(known) = self.snapshot(id) {
             return known_and_there(known);
@@ -294,7 +294,7 @@ impl Engine {
         let Background { records, sealer, .. } = &*self.background;
         let _span = tracing::info_span!("open", snapshot = %id).entered();
         let opening = self.openings.begin(id, || sealer.hooks().before_open_waits(id));
-        // Others may have opened it meanwhile, and deleted it: from here to its end only this call can open it.
+        // Another call may have opened and deleted it meanwhile; from here on only this call can open it.
         if let Some(known) = self.snapshot(id) {
             return known_and_there(known);
         }
@@ -309,42 +309,43 @@ impl Engine {
         Ok(snapshot)
     }
 
-    /// True if anything still holds a snapshot that was deleted here.
+    /// True if a snapshot that was deleted here is still held.
     fn is_being_deleted(&self, id: SnapshotId) -> bool {
         lock(&self.deleting).get(&id).is_some_and(|snapshot| snapshot.strong_count() > 0)
     }
 
-    /// A snapshot this engine knows.
+    /// A known snapshot.
     pub fn snapshot(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
         lock(&self.known).get(&id).cloned()
     }
 
-    /// All snapshots this engine knows, those included that are lost, sorted by their names: the oldest first.
+    /// All known snapshots, lost ones included, the oldest first.
     pub fn snapshots(&self) -> Vec<Arc<Snapshot>> {
         let mut known: Vec<_> = lock(&self.known).values().cloned().collect();
         known.sort_by_key(|snapshot| snapshot.id());
         known
     }
 
-    /// Findings of the start in the catalog.
+    /// The snapshots that the start found in the catalog.
     pub fn replayed(&self) -> &Replay {
         &self.replay
     }
 
-    /// The snapshot a sandbox of the process before this one runs from: one that is known, or one that was deleted.
-    /// Deleted ones are there until [`Self::end_replay`].
+    /// The snapshot that a sandbox of the previous process runs from: a known one, or a deleted one, which is held
+    /// until [`Self::end_replay`].
     pub fn origin(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
         self.snapshot(id).or_else(|| self.deleted.find(id))
     }
 
-    /// Every sandbox has its origin: the deleted snapshots that none runs from may go, once no snapshot is undecided.
+    /// Notes that every sandbox has its origin: deleted snapshots from which none runs are released, once no snapshot
+    /// is undecided.
     pub fn end_replay(&self) {
         self.deleted.origins_are_had();
         self.deleted.let_go(&self.snapshots());
     }
 
-    /// Deletes a snapshot, for good once this has returned. Sandboxes that run from it go on, and children keep what
-    /// they stand on.
+    /// Deletes a snapshot, for good once this has returned. Sandboxes that run from it go on, and children keep their
+    /// pages.
     pub fn delete(&self, snapshot: &Arc<Snapshot>) -> Result<(), CatalogError> {
         if let Some(records) = &self.background.records {
             records.deleted(snapshot.id())?;
@@ -362,9 +363,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Hands the memory of those of `wanted` that are not sealed to a keeper that does not have it: the one that did is
-    /// gone. They are looked for among the known ones and `origins`, which may be deleted, and what these stand on. The
-    /// answer is what could not be handed over, with the reason.
+    /// Hands the memory of the unsealed snapshots among `wanted` to a new keeper, as the old one is gone. It finds them
+    /// among the known snapshots, `origins` (which may be deleted), and their ancestors. The result lists those that
+    /// could not be handed over, with the reasons.
     pub fn keep_again(
         &self,
         wanted: &BTreeSet<SnapshotId>,
@@ -380,7 +381,7 @@ impl Engine {
         unsealed.into_iter().filter_map(keep).collect()
     }
 
-    /// Publishes those snapshots again that the store lacks, if it was accepted in the place of the one that had them.
+    /// Publishes again the snapshots that the store lacks, if it was accepted in place of the store that had them.
     pub fn publish_what_is_missing(&self) -> Result<LookedFor, RepublishError> {
         let begin = |snapshot: &Arc<Snapshot>, asked| {
             self.begin_life(snapshot, Work::asked(asked, snapshot, Work::Nothing));
@@ -388,20 +389,20 @@ impl Engine {
         self.runtime.block_on(look_for_published(&self.snapshots(), &self.background, begin))
     }
 
-    /// Reads every page of a snapshot anew and checks what can be checked; none if `is_wanted` says no before the end.
+    /// Reads every page of a snapshot again and checks it; none if `is_wanted` returns false before the end.
     pub fn verify(&self, snapshot: &Snapshot, is_wanted: &dyn Fn() -> bool) -> Option<Verification> {
         verify(snapshot, &self.fetcher, is_wanted)
     }
 
-    /// Tells background work to end. From here on no drop removes anything from the disk or the catalog: sandboxes that
-    /// outlive this process need it. Dropping the engine says it too.
+    /// Tells background work to end. From here on no drop removes anything from the disk or the catalog, since
+    /// sandboxes that survive this process need it. Dropping the engine does the same.
     pub fn stop(&self) {
-        // First: a life that is cut short may drop the last share of a deleted snapshot.
+        // First, since a life that is cut short may drop the last handle of a deleted snapshot.
         self.cache.keep_files();
         self.background.stop().say();
     }
 
-    /// Reads guest pages, fetching what is not here. `into` is as long as they are.
+    /// Reads guest pages, fetching missing frames. `into` has their length.
     pub fn read(&self, view: &LiveView, pages: GuestPages, into: &mut [u8]) -> Result<(), ReadError> {
         ReadPlan::new(view, pages).read(&self.fetcher, into)
     }
@@ -411,12 +412,12 @@ impl Engine {
         Learner { store: self.background.store().clone(), runtime: self.runtime.handle().clone() }
     }
 
-    /// The pages that guests of a snapshot touch first, as far as this engine has learned them.
+    /// The pages that guests of a snapshot touch first, if they were recorded.
     pub fn working_set(&self, snapshot: &Snapshot) -> Option<Arc<WorkingSet>> {
         snapshot.working_set().now()
     }
 
-    /// Makes seals give way to guests that are being brought up.
+    /// Makes seals give way to resuming guests.
     pub fn precedence(&self) -> &Precedence {
         &self.precedence
     }
@@ -426,7 +427,7 @@ impl Engine {
         &self.fetcher
     }
 
-    /// Bytes of RAM that captures hold now, those the reaper has not freed yet included.
+    /// Bytes of RAM that captures hold now, including those that the reaper has not freed yet.
     pub fn capture_bytes_held(&self) -> u64 {
         self.rules.budget.bytes_held()
     }
@@ -459,7 +460,7 @@ impl Drop for Engine {
     }
 }
 
-/// Descriptors held back while snapshots are opened, however many those take: the rest of the program needs some.
+/// Descriptors that are reserved while snapshots are opened, so that some are left for the rest of the program.
 struct SpareFiles {
     _files: Vec<File>,
 }
@@ -470,7 +471,7 @@ impl SpareFiles {
     }
 }
 
-/// The snapshots of the catalog. No file goes before it is known which of them are needed.
+/// Restores the snapshots of the catalog. No file is removed before it is known which are needed.
 fn replay(
     records: &Records,
     cache: &Cache,

@@ -1,13 +1,13 @@
-//! Pages and runs of pages: places in a volume, and places in a layer.
+//! Pages and runs of pages, in a volume and in a layer.
 
 use std::fmt;
 
-/// Bytes of a page everywhere in maps and layers; guest memory of larger pages is counted in these too.
+/// Bytes of a page in maps and layers; guest memory with larger pages is counted in these too.
 pub const PAGE_BYTES: usize = rekindle_kernel::page::PAGE_BYTES;
 
 /// The index of a page in a volume.
 ///
-/// It never becomes a [`LayerPage`]: only a page map or a layer's index knows how the two relate.
+/// It never converts into a [`LayerPage`]: only a page map or a layer's index relates the two.
 ///
 /// ```
 /// use rekindle_engine::geometry::{GuestPage, LayerPage};
@@ -179,7 +179,7 @@ impl GuestPages {
         (0..self.count).map(move |index| self.start.plus(index))
     }
 
-    /// The first `pages` of the run, or all of it where it is shorter.
+    /// The first `pages` pages of the run, or all of a shorter one.
     #[must_use]
     pub fn first_pages(self, pages: u32) -> Self {
         Self { start: self.start, count: self.count.min(pages) }
@@ -192,7 +192,7 @@ impl GuestPages {
         Self { start: self.start.plus(skipped), count: self.count - skipped }
     }
 
-    /// The pages of both runs; empty where they do not touch.
+    /// The pages that are in both runs; empty if there are none.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         let start = self.start.max(other.start);

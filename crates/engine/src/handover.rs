@@ -1,7 +1,7 @@
 //! The message by which a VMM hands its memory over to be served: regions as JSON, a userfaultfd, perhaps a memfd.
 //!
-//! The protocol is Firecracker's: one message on a stream, no length before it, no answer. Its two page size fields
-//! are both in bytes. The stream then stays open, and its end means that the VMM is gone.
+//! The protocol is Firecracker's: one message on a stream, without a length before it and without an answer. Both of
+//! its page size fields are in bytes. The stream then stays open; its end means that the VMM is gone.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,14 +16,14 @@ use crate::geometry::bytes_of_pages;
 use crate::limits;
 use crate::regions::{Region, Regions, RegionsError};
 
-/// A guest whose memory we were given to serve.
+/// A guest whose memory was handed over to be served.
 #[derive(Debug)]
 pub struct Handover {
     /// Addresses of its pages.
     pub regions: Regions,
     /// The userfaultfd that reports its faults.
     pub userfaultfd: Userfaultfd,
-    /// The file behind its memory, where it shares it.
+    /// The file of its memory, if the VMM shares it.
     pub memfd: Option<Memfd>,
     /// The VMM's process.
     pub pid: u32,
@@ -34,19 +34,19 @@ pub struct Handover {
 /// Reason that a VMM could not be taken over; the descriptors it sent are closed again.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// It connected and said nothing.
+    /// It connected and sent nothing.
     #[error("the VMM connected but said nothing for {} ms", limit.as_millis())]
     Silent {
         /// The limit of the wait.
         limit: Duration,
     },
-    /// It closed the connection before its message was whole.
+    /// It closed the connection before the end of its message.
     #[error("the VMM closed the connection after {bytes} bytes, before its message was whole")]
     Closed {
         /// Length of the message.
         bytes: usize,
     },
-    /// It began a message and did not end it in time.
+    /// It did not finish its message in time.
     #[error("the VMM sent {bytes} bytes and did not finish its message in {} ms", limit.as_millis())]
     Unfinished {
         /// Length received so far.
@@ -54,7 +54,7 @@ pub enum HandoverError {
         /// The limit of the wait.
         limit: Duration,
     },
-    /// Its message is longer than any list of regions we take.
+    /// Its message is longer than the limit.
     #[error("the VMM's message is longer than {} bytes", limits::HANDOVER_BYTES_MAX)]
     TooLong,
     /// Its message is not a list of regions.
@@ -76,16 +76,16 @@ pub enum HandoverError {
     /// No descriptor came with the message.
     #[error("the VMM sent no userfaultfd with its message")]
     NoDescriptor,
-    /// More descriptors came than the two the protocol knows.
+    /// It sent more than the protocol's two descriptors.
     #[error("the VMM sent {count} descriptors with its message; a userfaultfd and a memfd are expected")]
     TooManyDescriptors {
         /// Number of descriptors.
         count: usize,
     },
-    /// The first descriptor is no userfaultfd.
+    /// The first descriptor is not a userfaultfd.
     #[error("the first descriptor the VMM sent is not usable as userfaultfd: {0}")]
     NotUserfaultfd(#[source] userfaultfd::AdoptError),
-    /// The second descriptor is no memory that can be adopted.
+    /// The second descriptor is not memory that can be adopted.
     #[error("the second descriptor the VMM sent is not usable as guest memory: {0}")]
     NotMemory(#[source] memfd::AdoptError),
     /// The memory file is not as long as the regions.
@@ -108,7 +108,7 @@ pub enum HandoverError {
         /// Pages of the file.
         found: PageKind,
     },
-    /// The VMM's process cannot be seen from here.
+    /// The VMM's process is not visible from here.
     #[error("the VMM's process cannot be seen: run it in rekindle's pid namespace, or in one inside it: {0}")]
     HiddenProcess(#[source] io::Error),
     /// The connection failed.
@@ -117,7 +117,7 @@ pub enum HandoverError {
 }
 
 impl Handover {
-    /// Reads the one message of a VMM that has connected, at most `limit` long, and checks it against a volume of
+    /// Reads the one message of a VMM that has connected, within `limit`, and checks it against a volume of
     /// `volume_pages`. Blocks the calling thread.
     pub fn receive(stream: UnixStream, volume_pages: u32, limit: Duration) -> Result<Self, HandoverError> {
         let message = Message::read(&stream, limit)?;
@@ -136,8 +136,8 @@ impl Handover {
     }
 }
 
-/// The regions that a whole message names, checked against a volume of `volume_pages`; `None` while `message` is only
-/// the beginning of one.
+/// The regions of a complete message, checked against a volume of `volume_pages`; `None` if `message` is only its
+/// beginning.
 pub fn regions_of(message: &[u8], volume_pages: u32) -> Result<Option<Regions>, HandoverError> {
     parse(message)?.map(|regions| checked(&regions, volume_pages)).transpose()
 }
@@ -161,25 +161,25 @@ pub(crate) fn adopt_memory(fd: OwnedFd, regions: &Regions) -> Result<Memfd, Hand
     }
 }
 
-/// A whole message and the descriptors that came with it.
+/// A complete message and its descriptors.
 struct Message {
     regions: Vec<RegionMessage>,
     fds: Vec<OwnedFd>,
 }
 
-/// A region as the VMM writes it. Unknown fields are ignored.
+/// A region in the message. Unknown fields are ignored.
 #[derive(Deserialize)]
 struct RegionMessage {
     base_host_virt_addr: u64,
     size: u64,
     offset: u64,
     page_size: Option<u64>,
-    /// The older name of the same number, in bytes as well.
+    /// The older name of the same number, also in bytes.
     page_size_kib: Option<u64>,
 }
 
 impl Message {
-    /// Reads until the bytes so far are a whole JSON value: nothing else says where the message ends.
+    /// Reads until the bytes are a complete JSON value: nothing else marks the end of the message.
     fn read(stream: &UnixStream, limit: Duration) -> Result<Self, HandoverError> {
         let deadline = Deadline::after(limit);
         let mut bytes = vec![0; limits::HANDOVER_BYTES_MAX + 1];
@@ -217,9 +217,9 @@ impl RegionMessage {
 /// The userfaultfd and the memfd.
 const FDS_MAX: usize = 2;
 
-/// The regions, or `None` while `bytes` is only the beginning of a message.
+/// The regions, or `None` if `bytes` is only the beginning of a message.
 fn parse(bytes: &[u8]) -> Result<Option<Vec<RegionMessage>>, HandoverError> {
-    // An array ends with its bracket; without one at the end there is no use in parsing it all again.
+    // An array ends with its bracket; without one at the end there is no need to parse everything again.
     let plausible = bytes.trim_ascii_end().ends_with(b"]") || !bytes.trim_ascii_start().starts_with(b"[");
     if !plausible {
         return Ok(None);
@@ -231,7 +231,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Vec<RegionMessage>>, HandoverError> {
     }
 }
 
-/// One receive that ends at `deadline`; `filled` is what came before, for the error.
+/// One receive that ends at `deadline`; `filled` is the length received before, for the error.
 fn receive_before(
     deadline: Deadline,
     limit: Duration,

@@ -7,19 +7,19 @@ use futures_util::future::{BoxFuture, FutureExt, ready};
 
 use crate::identity::SnapshotId;
 
-/// Called at the named points, with no lock held. If the answer is a future, the work goes on when that is done.
+/// A test's hooks, called at the named points with no lock held. If a hook returns a future, the work waits for it.
 pub trait Hooks: Debug + Send + Sync {
-    /// Before a snapshot's captured pages are compared; may take for ever.
+    /// Before a snapshot's captured pages are compared; may wait for ever.
     fn before_compare(&self, _snapshot: SnapshotId) -> BoxFuture<'_, ()> {
         ready(()).boxed()
     }
 
-    /// Before a page of the parent is read for comparison; an error stands for a failed read.
+    /// Before a page of the parent is read for comparison; an error makes that read fail.
     fn parent_read(&self) -> io::Result<()> {
         Ok(())
     }
 
-    /// Before a snapshot that was found in the store is recorded and known.
+    /// Before a snapshot that was found in the store is recorded.
     fn before_opened(&self, _snapshot: SnapshotId) {}
 
     /// Before a call waits for a snapshot that others are opening.
@@ -35,13 +35,13 @@ pub trait Hooks: Debug + Send + Sync {
         ready(()).boxed()
     }
 
-    /// Before the keeper lets go of a sealed snapshot's memory.
+    /// Before the keeper forgets a sealed snapshot's memory.
     fn before_forget(&self, _snapshot: SnapshotId) -> BoxFuture<'_, ()> {
         ready(()).boxed()
     }
 }
 
-/// No hook at all.
+/// Hooks that do nothing.
 #[derive(Debug)]
 pub struct NoHooks;
 

@@ -1,4 +1,5 @@
-//! Records the working set of a resume, the pages its guest touches first, and installs it ahead of the next guest.
+//! Records the working set of a resume, the pages that its guest touches first, and installs it ahead of the next
+//! guest.
 
 use std::sync::Arc;
 
@@ -19,16 +20,16 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Lets `server`, just begun for a guest that was resumed from `snapshot` and does not run yet, install ahead what
-    /// earlier guests touched first, and notes for later ones what this guest does. Never waits; what it learns is kept
-    /// in the background. Not for a server that goes on with a guest that has been running.
+    /// Makes `server` install the pages ahead that earlier guests of `snapshot` touched first, and record those of this
+    /// guest for later ones. For a server that has just started, of a resumed guest that does not run yet; not for one
+    /// that serves a running guest again. Never waits; the recording is kept in the background.
     pub fn learn(&self, snapshot: &Arc<Snapshot>, server: &FaultServer) {
         let (lesson, store) = (Lesson::begin(snapshot, server), self.store.clone());
         drop(self.runtime.spawn(async move { lesson.learn(&store).await }));
     }
 }
 
-/// One resume of a snapshot that is learned from.
+/// One resume of a snapshot, while it is recorded.
 #[derive(Debug)]
 pub(crate) struct Lesson {
     snapshot: Arc<Snapshot>,
@@ -38,8 +39,7 @@ pub(crate) struct Lesson {
 }
 
 impl Lesson {
-    /// Begins one with a server whose guest does not run yet. The snapshot's known working set is installed from now
-    /// on.
+    /// Begins with a server whose guest does not run yet. From now on the snapshot's known working set is installed.
     pub(crate) fn begin(snapshot: &Arc<Snapshot>, server: &FaultServer) -> Self {
         let recorded = server.record();
         let first = snapshot.working_set().begin_use();
@@ -49,7 +49,7 @@ impl Lesson {
         Self { snapshot: Arc::clone(snapshot), recorded, first }
     }
 
-    /// Takes it to its end: a recording that is kept, if there was none, or none that is any good.
+    /// Finishes it: keeps the recording if there was none before, or no useful one.
     pub(crate) async fn learn(self, store: &Store) {
         let Self { snapshot, recorded, first } = self;
         let known = snapshot.working_set();
@@ -65,7 +65,7 @@ impl Lesson {
             decided @ (Use::Record(_) | Use::Ahead(_)) => decided,
         };
         if known.unstored().is_some() && snapshot.is_published() {
-            // An earlier try failed, or was cut short.
+            // An earlier upload failed, or was cut short.
             working_sets::publish(&snapshot, store).await;
         }
         let Some(touches) = recorded.after(limits::WORKING_SET_TIME).await else { return };

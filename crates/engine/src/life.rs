@@ -1,5 +1,5 @@
-//! The background life of one snapshot: a task that seals it, publishes it and, if it was deleted on the way, takes it
-//! out of the store again. It ends when nothing is left to do, or when the engine ends.
+//! The background life of one snapshot: a task that seals it, publishes it and, if it was deleted meanwhile, removes it
+//! from the store. It ends when nothing is left to do, or when the engine ends.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use crate::working_sets;
 #[derive(Debug)]
 pub(crate) struct Background {
     pub(crate) sealer: Sealer,
-    /// Compares, packs and merges: each piece of work may take seconds.
+    /// The pool that compares, packs and merges: each piece of work may take seconds.
     pub(crate) sealing: PoolHandle,
     pub(crate) publisher: Publisher,
     /// Records of snapshots, if this node has a catalog.
@@ -40,13 +40,13 @@ impl Background {
         &self.publisher.store
     }
 
-    /// The word that ends the work.
+    /// The signal that ends the work.
     pub(crate) fn stop(&self) -> &Stop {
         &self.publisher.stop
     }
 }
 
-/// Work of a life, with all that it takes.
+/// The next work of a life, with its inputs.
 #[derive(Debug)]
 pub(crate) enum Work {
     Nothing,
@@ -55,14 +55,14 @@ pub(crate) enum Work {
     RemoveFromStore,
 }
 
-/// A step of a seal. A failed try leaves to the next one what was done before.
+/// A step of a seal, with the results of the steps before it, so that a failed try repeats only its own step.
 #[derive(Debug)]
 pub(crate) enum Seal {
-    /// Captured memory becomes layers.
+    /// Compare captured memory and pack it into layers.
     Pack(Arc<[Arc<Capture>]>),
-    /// The layers get a manifest, on top of the parent's.
+    /// Make the manifest of the layers, on top of the parent's.
     Name(Arc<Packed>),
-    /// That is recorded.
+    /// Record the sealed snapshot.
     Record(Arc<Sealed>),
 }
 
@@ -70,12 +70,12 @@ pub(crate) enum Seal {
 #[derive(Debug)]
 pub(crate) struct Failure {
     what: &'static str,
-    /// The event that it is in the snapshot's life. A failed removal is none: nobody waits for it.
+    /// The event for the snapshot's lifecycle. A failed removal is none: nothing waits for it.
     event: Option<SnapshotEvent>,
     reason: String,
 }
 
-/// One snapshot's way from its capture on. Clones are of the same one.
+/// The life of one snapshot from its capture on. Clones are the same life.
 #[derive(Debug, Clone)]
 pub(crate) struct Life {
     pub(crate) snapshot: Arc<Snapshot>,
@@ -83,12 +83,12 @@ pub(crate) struct Life {
 }
 
 impl Work {
-    /// The seal of captured memory.
+    /// Work that seals captured memory.
     pub(crate) fn seal(captures: Vec<Arc<Capture>>) -> Self {
         Self::Seal(Seal::Pack(captures.into()))
     }
 
-    /// The work that an earlier life left of a snapshot; `captures` are those of one that is captured.
+    /// The work that an earlier life of a snapshot has left; `captures` are those of a captured one.
     pub(crate) fn left(snapshot: &Snapshot, captures: Vec<Arc<Capture>>) -> Self {
         match snapshot.state() {
             SnapshotState::Captured | SnapshotState::CapturedForChildren => Self::seal(captures),
@@ -98,7 +98,7 @@ impl Work {
         }
     }
 
-    /// The work that the table asks for after `now`.
+    /// The work that the lifecycle table asks for after `now`.
     pub(crate) fn asked(asked: SnapshotWork, snapshot: &Snapshot, now: Self) -> Self {
         match asked {
             SnapshotWork::None => Self::Nothing,
@@ -114,19 +114,19 @@ impl Work {
 }
 
 impl Life {
-    /// Does all the work that is left. An engine that ends cuts it short: a snapshot that is sealed or published by then
+    /// Does all work that is left. The end of the engine cuts it short: a snapshot that is sealed or published by then
     /// stays so.
     pub(crate) async fn live(self, work: Work) {
         let id = self.snapshot.id();
         let span = tracing::info_span!("save", snapshot = %id);
-        // Cut short by the end of the engine, it is found again at the next start.
+        // If the end of the engine cuts it short, the next start continues it.
         self.carry_on(work).instrument(span).await.ok();
-        // The files of a deleted snapshot go with its last share.
+        // The files of a deleted snapshot are removed with its last handle, by a thread that may wait.
         let saving = self.background.publisher.pool.clone();
         saving.run(id, move || drop(self)).await;
     }
 
-    /// Does `work` and what follows from it.
+    /// Does `work` and all work that follows.
     pub(crate) async fn carry_on(&self, mut work: Work) -> Result<(), Stopped> {
         let mut pause = limits::WORK_RETRY_FIRST;
         while !matches!(work, Work::Nothing) {
@@ -145,7 +145,7 @@ impl Life {
         Ok(())
     }
 
-    /// One try; the work that follows from it.
+    /// One try of `work`; returns the work that follows.
     pub(crate) async fn attempt(&self, work: &Work) -> Result<Result<Work, Failure>, Stopped> {
         let (stop, id) = (self.background.stop(), self.snapshot.id());
         match work {
@@ -172,7 +172,7 @@ impl Life {
         }
     }
 
-    /// Says that a try failed; the work that is asked for after a pause.
+    /// Records that a try failed; returns the work for after a pause.
     fn failed(&self, Failure { what, event, reason }: Failure) -> SnapshotWork {
         tracing::warn!(snapshot = %self.snapshot.id(), error = %reason, "{what} failed, it will be tried again");
         let Some(event) = event else { return SnapshotWork::Again };
@@ -183,7 +183,7 @@ impl Life {
 
     async fn seal(&self, step: &Seal) -> Result<Work, SealError> {
         match step {
-            // Then the layers are on the disk and in the views: only readers hold the captures, and the keeper.
+            // Afterwards the layers are on the disk and in the views: only readers and the keeper hold the captures.
             Seal::Pack(captures) => Ok(Work::Seal(Seal::Name(Arc::new(self.pack(captures).await?)))),
             Seal::Name(packed) => Ok(Work::Seal(Seal::Record(Arc::new(self.name(packed).await?)))),
             Seal::Record(sealed) => self.record(sealed).await,
@@ -206,7 +206,7 @@ impl Life {
         .await
     }
 
-    /// The proof is asked for until it comes: the VMM was told to end, and takes its time.
+    /// Waits for the proof that memory is frozen: the VMM was told to end, and that takes time.
     async fn until_frozen(&self, captures: &[Arc<Capture>]) -> Result<(), SealError> {
         let (begun, mut pause) = (Instant::now(), limits::FROZEN_ASK_FIRST);
         for capture in captures {
@@ -222,12 +222,13 @@ impl Life {
         Ok(())
     }
 
-    /// The process that holds captured memory for this one.
+    /// The keeper's process, which holds captured memory too.
     fn keeper(&self) -> Option<u32> {
         self.background.records.as_ref().and_then(|records| records.keeper().process())
     }
 
-    /// The wait for the parent holds no thread, and the pages that are merged are here before a thread is taken.
+    /// Makes the manifest. The wait for the parent takes no thread, and the frames of a merge are on this node before
+    /// one is taken.
     async fn name(&self, packed: &Arc<Packed>) -> Result<Sealed, SealError> {
         let (begun, id) = (Instant::now(), self.snapshot.id());
         self.background.sealer.hooks().before_manifest(id).await;
@@ -268,13 +269,13 @@ impl Life {
         Ok(Work::asked(asked, &self.snapshot, Work::Nothing))
     }
 
-    /// Does a piece of work that may take seconds.
+    /// Does work that may take seconds, on the pool for that.
     async fn work<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
         let life = self.clone();
         self.background.sealing.run(self.snapshot.id(), move || work(&life)).await
     }
 
-    /// Does a short piece of work that may wait for the disk or for the keeper.
+    /// Does short work that may wait for the disk or for the keeper, on the pool for that.
     async fn save<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
         let life = self.clone();
         self.background.publisher.pool.run(self.snapshot.id(), move || work(&life)).await
@@ -283,7 +284,7 @@ impl Life {
     async fn publish(&self, named: &Named) -> Result<Work, PublishError> {
         let (id, records) = (self.snapshot.id(), self.background.records.clone());
         let room = self.background.publisher.room(named).await?;
-        // Deleted before this try began: the deleter takes it out of the store, where it must not come back.
+        // It was deleted before this try began: the deleter removes it from the store, where it must not come back.
         if self.snapshot.is_deleted() {
             return Ok(Work::Nothing);
         }
@@ -296,8 +297,8 @@ impl Life {
         let asked = self.snapshot.record(SnapshotEvent::PublishSucceeded);
         self.changed();
         if self.snapshot.is_published() {
-            // A working set that was recorded before anything was in the store is no part of the snapshot: if it cannot
-            // be put there now, a later resume tries again.
+            // A working set that was recorded before the upload is not part of the snapshot: if it cannot be put now, a
+            // later resume tries again.
             let put = working_sets::publish(&self.snapshot, self.background.store());
             self.background.stop().unless_said(put).await?;
             self.background.stop().unless_said(self.background.store().delete_old_signs()).await?;
@@ -305,7 +306,7 @@ impl Life {
         Ok(Work::asked(asked, &self.snapshot, Work::Nothing))
     }
 
-    /// The store has the sign before the catalog calls the snapshot published, and remembers the sign.
+    /// Puts a sign into the store, then records in the catalog that the snapshot is published, with that sign.
     async fn record_published(&self) -> Result<(), PublishError> {
         let sign = self.background.store().leave_sign(self.snapshot.id()).await?;
         let remember = sign.as_ref().map(NewSign::change);
@@ -337,7 +338,7 @@ impl Failure {
     }
 }
 
-/// A pause before a try, and a longer one for the next.
+/// The pause before a try; makes the next one longer.
 fn longer(pause: &mut Duration) -> Duration {
     let now = *pause;
     *pause = (now * 2).min(limits::WORK_RETRY_LAST);

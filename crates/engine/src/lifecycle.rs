@@ -1,19 +1,19 @@
-//! The states of a snapshot, and the next state for each event: a table without any effect of its own.
+//! The states of a snapshot, and the next state for each event: a table without effects.
 
 /// Stage that a snapshot has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SnapshotState {
     /// Its bytes are frozen in RAM; it can be resumed, forked and paused over.
     Captured,
-    /// Deleted before it was sealed; it still seals, for the children that stand on it.
+    /// Deleted before it was sealed; it is still sealed, for its children.
     CapturedForChildren,
     /// Its layers are on this node's disk, and it has a manifest.
     Sealed,
     /// Its manifest is in the store.
     Published,
-    /// It is gone.
+    /// Deleted.
     Discarded,
-    /// Found lost at a start of the engine: its bytes were in RAM that no keeper held, or in a file that is not there.
+    /// Found lost at a start of the engine: its bytes were in RAM that no keeper held, or in a missing file.
     Lost,
 }
 
@@ -28,7 +28,7 @@ pub enum SnapshotEvent {
     PublishSucceeded,
     /// The store failed.
     PublishFailed,
-    /// The store took the place of the one that had its manifest, and does not have it.
+    /// The store was accepted in place of the one that had its manifest, and lacks it.
     ManifestMissing,
     /// Its owner deleted it.
     Deleted,
@@ -39,16 +39,16 @@ pub enum SnapshotEvent {
 pub enum SnapshotWork {
     /// Nothing.
     None,
-    /// The same again, after a pause.
+    /// Try the same again, after a pause.
     Again,
-    /// Upload it.
+    /// Publish it.
     Publish,
     /// Remove its manifest from the store.
     RemoveFromStore,
 }
 
 impl SnapshotState {
-    /// The state after `event` and the work it asks for; `None` where the event cannot happen.
+    /// The state after `event` and the work it asks for; `None` if the event cannot happen.
     pub fn after(self, event: SnapshotEvent) -> Option<(Self, SnapshotWork)> {
         use SnapshotEvent as Event;
         use SnapshotWork as Work;
@@ -60,7 +60,7 @@ impl SnapshotState {
             (Self::Sealed, Event::PublishSucceeded) => Some((Self::Published, Work::None)),
             (Self::Sealed, Event::PublishFailed) => Some((Self::Sealed, Work::Again)),
             (Self::Published, Event::ManifestMissing) => Some((Self::Sealed, Work::Publish)),
-            // An upload may have been under way: its manifest may have reached the store.
+            // An upload may be under way, so its manifest may reach the store.
             (Self::Sealed | Self::Published | Self::Lost, Event::Deleted) => {
                 Some((Self::Discarded, Work::RemoveFromStore))
             }

@@ -1,4 +1,4 @@
-//! Every limit of the engine, each with its reason; what is written and what is read obey the same ones.
+//! All limits of the engine, each with its reason; writers and readers obey the same ones.
 
 use std::time::Duration;
 
@@ -28,10 +28,10 @@ pub const MANIFEST_BLOBS_MAX: usize = 16;
 /// Bytes of one blob: device state is kilobytes for a microVM and a few megabytes for QEMU.
 pub const BLOB_BYTES_MAX: usize = 32 << 20;
 
-/// Bytes of a manifest object: what the limits above allow at most, so no legal one is refused when read.
+/// Bytes of a manifest object: the most that the limits above allow, so that no legal one is refused when read.
 pub const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
-/// Bytes of an encoded layer index: what a layer of [`MANIFEST_PAGES_MAX`] pages can take at most.
+/// Bytes of an encoded layer index: the most for a layer of [`MANIFEST_PAGES_MAX`] pages.
 pub const LAYER_INDEX_BYTES_MAX: usize = 512 << 20;
 
 /// Bytes of the table of a layer object: the index, the encoded length of each frame, and room to spare.
@@ -49,45 +49,45 @@ pub const STORE_RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest such pause.
 pub const STORE_RETRY_LAST: Duration = Duration::from_secs(30);
 
-/// Time in which a store is opened, or says who it is, before it is away.
+/// Time for a store to be opened, or to give its identity, before it counts as away.
 pub const STORE_ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Pause before a store's identity that could not be read is read once more: somebody may be writing it.
+/// Pause before a store's identity that could not be read is read again: another node may be writing it.
 pub const STORE_IDENTITY_AGAIN: Duration = Duration::from_secs(1);
 
-/// Time between two looks at a store in use, also without writes to it.
+/// Time between two checks of a store's identity, also without writes to it.
 pub const STORE_LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Signs in the store that are deleted after one publish: the one before, and those that could not be deleted earlier.
 pub const SIGNS_DELETED_AT_ONCE: usize = 16;
 
-/// Objects of one snapshot that a verification asks the store for at once.
+/// Objects of one snapshot for which a verification asks the store at once.
 pub const OBJECTS_LOOKED_FOR_AT_ONCE: usize = 16;
 
-/// Room on the disk that is held back for the catalog: a deletion writes some 100 KiB before it gives anything back.
+/// Room on the disk that is reserved for the catalog: a deletion writes some 100 KiB before it frees anything.
 pub const CATALOG_ROOM_BYTES: u64 = 4 << 20;
 
 /// Memory regions of one guest: a few by address layout, the rest by memory hot-plug.
 pub const REGIONS_MAX: usize = 1024;
 
-/// Bytes of a hand-over message: twice what [`REGIONS_MAX`] regions of about 115 bytes take.
+/// Bytes of a hand-over message: twice the length of [`REGIONS_MAX`] regions of about 115 bytes.
 pub const HANDOVER_BYTES_MAX: usize = 256 << 10;
 
 /// Fault events read at once: as many as one page of buffer holds.
 pub const FAULT_EVENTS_MAX: usize = 128;
 
-/// Pages installed for one fault on a walk: 25 to 250 of them cost what one avoided fault does.
+/// Pages installed for one fault on a walk: 25 to 250 of them cost as much as one avoided fault.
 pub const NEIGHBOUR_PAGES_MAX: u32 = 64;
 
-/// Interrupted installs of one page in a row before the guest is called stalled. Tens of thousands are ordinary while
+/// Successive interrupted installs of one page before the guest counts as stalled. Tens of thousands are normal while
 /// its address space changes.
 pub const INTERRUPTIONS_MAX: u32 = 200_000;
 
-/// Faults of one guest on a huge page that the kernel calls present, until it is not believed any more: more than a guest
-/// has threads.
+/// Faults on a huge page that the kernel calls present, before the kernel is no longer believed: more than a guest has
+/// threads.
 pub const PRESENT_FAULTS_MAX: u32 = 1024;
 
-/// Interrupted installs tried again before new events are looked at.
+/// Interrupted installs that are tried again before new events are read.
 pub const RETRIES_PER_TURN: usize = 32;
 
 /// Pause before a failed install is tried again, the first time.
@@ -96,44 +96,43 @@ pub const INSTALL_RETRY_FIRST: Duration = Duration::from_millis(10);
 /// The longest pause between two tries of a failed install.
 pub const INSTALL_RETRY_LAST: Duration = Duration::from_secs(1);
 
-/// Pages installed ahead before new events are looked at: 0.4 ms of copying.
+/// Pages that are installed ahead before new events are read: 0.4 ms of copying.
 pub const PREFETCH_SLICE_PAGES: u32 = 256;
 
 /// Frames asked for ahead of the guest at once.
 pub const PREFETCH_FRAMES_MAX: usize = 32;
 
-/// Time after a resume in which the guest's touches are recorded: its first needs, not all that it ever touches.
+/// Time after a resume in which the guest's touches are recorded: its first needs, not everything it ever touches.
 pub const WORKING_SET_TIME: Duration = Duration::from_secs(5);
 
-/// Pages of a working set: 256 MiB, a tenth of a second of installing, or what a bad one can make a resume fetch.
+/// Pages of a working set: 256 MiB, which takes a tenth of a second to install and bounds the fetches of a bad one.
 pub const WORKING_SET_PAGES_MAX: u32 = 1 << 16;
 
-/// Bytes of an encoded working set: twice what as many runs of one page can take.
+/// Bytes of an encoded working set: twice the length of as many runs of one page.
 pub const WORKING_SET_BYTES_MAX: usize = 1 << 20;
 
-/// Resumes with one working set before one is made without it, to see what is touched at all.
+/// Resumes with one working set before one is made without it, to record again all pages that are touched.
 pub const WORKING_SET_USES_MAX: u32 = 64;
 
-/// Pages a guest waited for in spite of its working set before that is worth writing another one: 0.1 ms of faults.
+/// Pages that a guest waited for despite its working set before a new one is written: 0.1 ms of faults.
 pub const WORKING_SET_MISSES_MIN: u32 = 32;
 
-/// Time from a working set's last note until it is written down: a pause that ended it has answered by then.
+/// Time from a working set's last note until it is written: a pause that ended it has answered by then.
 pub const WORKING_SET_WRITTEN_AFTER: Duration = Duration::from_secs(1);
 
-/// Longest time that a working set is looked for in the store, or put there: it is wanted in the first seconds or not
-/// at all.
+/// Longest time to look for a working set in the store, or to put one there: it is only of use in the first seconds.
 pub const WORKING_SET_STORE_WAIT: Duration = Duration::from_secs(10);
 
-/// Objects looked at to find the newest working set of a snapshot: one, and a few more where nodes wrote at once.
+/// Objects listed to find the newest working set of a snapshot: one, and a few more if nodes wrote at once.
 pub const WORKING_SET_OBJECTS_MAX: usize = 64;
 
 /// Longest time a recovery waits for a killed server to leave the kernel: its process is being torn down.
 pub const SERVER_END_WAIT: Duration = Duration::from_secs(10);
 
-/// Pause between two questions whether it has.
+/// Pause between two checks of that.
 pub const SERVER_END_ASK: Duration = Duration::from_millis(1);
 
-/// Faults between two looks at where the faulting thread runs; a look costs about one fault.
+/// Faults between two checks of the processor of the faulting thread; a check costs about one fault.
 pub const PLACEMENT_FAULTS: u32 = 64;
 
 /// Layers a manifest names before a seal merges the smallest of them: half of what is legal, so that a merge that has
@@ -146,10 +145,10 @@ pub const ZSTD_LEVEL: i32 = 1;
 /// Bytes packed in one write: larger ones are slower on ext4, smaller ones cost calls.
 pub const PACK_WRITE_BYTES: usize = 1 << 20;
 
-/// Longest time a seal gives way altogether to guests that are being brought up, each of which takes some 50 ms.
+/// Longest total time that a seal gives way to resuming guests, each of which takes some 50 ms.
 pub const GIVE_WAY_MAX: Duration = Duration::from_millis(200);
 
-/// Time of a guest's first steps after it was brought up; seals give way to these as well.
+/// Time of a guest's first steps after its resume; seals give way to these too.
 pub const FIRST_STEPS: Duration = Duration::from_millis(20);
 
 /// Seals that compare and pack at once: threads of idle priority.
@@ -164,16 +163,16 @@ pub const OBJECT_FETCHED_WHOLE_BYTES_MAX: u64 = 1 << 20;
 /// Frames fetched in one request on a walk through a layer: 4 MiB of pages.
 pub const READ_AHEAD_FRAMES_MAX: usize = 16;
 
-/// Bytes of one part of an upload: the smallest that every store takes is 5 MiB.
+/// Bytes of one part of an upload: every store accepts parts from 5 MiB on.
 pub const UPLOAD_PART_BYTES: usize = 8 << 20;
 
 /// Parts of an upload under way at once.
 pub const UPLOAD_PARTS_AT_ONCE: usize = 4;
 
-/// Bytes that the upload of one layer holds at most: the parts under way, one being filled and one being compressed.
+/// Most bytes that the upload of one layer holds: the parts under way, one being filled and one being compressed.
 pub const UPLOAD_HELD_BYTES_MAX: u64 = 48 << 20;
 
-/// Bytes that an upload counts as at least, which bounds how many small ones are under way at once.
+/// Smallest number of bytes that an upload leases, which bounds the number of small uploads at once.
 pub const UPLOAD_LEASE_BYTES_MIN: u64 = 4 << 20;
 
 /// Bytes that all uploads together may hold: four large ones or 48 small ones at once.
@@ -182,7 +181,7 @@ pub const UPLOAD_BYTES_MAX: u64 = 192 << 20;
 /// Bytes of an encoded manifest for each run of its page maps, at most.
 pub const MANIFEST_RUN_BYTES: u64 = 12;
 
-/// Time that an upload that failed may take to remove its parts from the store.
+/// Longest time for a failed upload to remove its parts from the store.
 pub const UPLOAD_ABORT_WAIT: Duration = Duration::from_secs(1);
 
 /// Threads that carry requests to the store.
@@ -194,10 +193,10 @@ pub const FETCH_RETRY_FIRST: Duration = Duration::from_millis(20);
 /// The longest pause between two tries of a failed fetch: a guest waits for it.
 pub const FETCH_RETRY_LAST: Duration = Duration::from_secs(2);
 
-/// How long the end of an engine waits for calls to a store that do not return.
+/// Longest time that the end of an engine waits for calls to a store that do not return.
 pub const RUNTIME_END: Duration = Duration::from_secs(5);
 
-/// How long the source of a page may be without an answer before the guest that waits for the page is called stalled.
+/// Longest time that the source of a page may take to answer before the waiting guest counts as stalled.
 pub const SOURCE_SILENT: Duration = Duration::from_secs(2);
 
 /// Pause before a failed seal or publish is tried again, the first time.
@@ -206,27 +205,27 @@ pub const WORK_RETRY_FIRST: Duration = Duration::from_millis(50);
 /// The longest pause between two tries of a failed seal or publish.
 pub const WORK_RETRY_LAST: Duration = Duration::from_secs(30);
 
-/// Pause between two questions whether a VMM that was told to end has let go of its memory, the first time.
+/// First pause between two checks if a VMM that was told to end has released its memory.
 pub const FROZEN_ASK_FIRST: Duration = Duration::from_millis(1);
 
-/// The longest pause between two such questions: tearing memory down takes about 23 ms a GiB.
+/// Longest pause between two such checks: freeing memory takes about 23 ms a GiB.
 pub const FROZEN_ASK_LAST: Duration = Duration::from_millis(50);
 
-/// Longest time that a seal waits in silence for the proof that captured memory can no longer be written. After that it
-/// names the process that holds the memory, and asks again as after any failure.
+/// Longest time that a seal waits for the proof that captured memory can no longer be written. After that it reports
+/// the process that holds the memory, and tries again as after any failure.
 pub const FROZEN_WAIT: Duration = Duration::from_secs(3);
 
 /// Bytes of the catalog that stay in memory: records are small, and manifests are read at the start.
 pub const CATALOG_CACHE_BYTES: usize = 16 << 20;
 
-/// Time between two looks whether a pause that waits is still wanted.
+/// Time between two checks if a waiting pause is still wanted.
 pub const WAIT_TURN: Duration = Duration::from_millis(250);
 
-/// Bytes of RAM that captures may hold together where nothing else is said.
+/// Default limit of the RAM that all captures hold together.
 pub const CAPTURE_BYTES_DEFAULT: u64 = 64 << 30;
 
-/// Unsealed snapshots in one line where nothing else is said: a read may have to look at each.
+/// Default limit of unsealed snapshots in one line: a read may have to look at each.
 pub const UNSEALED_DEFAULT: usize = 8;
 
-/// Longest time a pause waits for room, with the guest running, unless set otherwise.
+/// Default of the longest time that a pause waits for room, with the guest running.
 pub const PAUSE_WAIT_DEFAULT: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use crate::life::{Life, Work};
 use crate::sync::{Mutex, block_on, lock};
 
-/// All lives that have begun. Dropped after the word that ends them was said, it waits for their end.
+/// All lives that have begun. It is dropped after the stop signal, and then waits for their end.
 #[derive(Debug)]
 pub(crate) struct Lives {
     runtime: Handle,
@@ -14,12 +14,12 @@ pub(crate) struct Lives {
 }
 
 impl Lives {
-    /// None yet; they run on `runtime`.
+    /// No lives yet; they will run on `runtime`.
     pub(crate) fn new(runtime: Handle) -> Self {
         Self { runtime, tasks: Mutex::new(JoinSet::new()) }
     }
 
-    /// Begins one. Nothing that the system may refuse is needed for it.
+    /// Begins a life. This needs nothing that the system could refuse.
     pub(crate) fn begin(&self, life: Life, work: Work) {
         let mut tasks = lock(&self.tasks);
         while let Some(ended) = tasks.try_join_next() {

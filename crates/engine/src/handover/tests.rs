@@ -1,4 +1,4 @@
-//! The answer to each kind of peer.
+//! Tests of the hand-over against each kind of peer.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
