@@ -1,7 +1,7 @@
 //! Captured memory across a restart of this process: a keeper holds the descriptors, and the page sets go with them.
 //!
-//! The sets lie in a memory file. Layout, little-endian: magic `RKCS`, version u16, pages u32; from byte 4096 on the
-//! bits of the kept pages as 64-bit words, and directly after them those of the zero pages.
+//! The sets are in a memory file. Layout, little-endian: magic `RKCS`, version u16, pages u32; from byte 4096 on the
+//! bits of the kept pages as 64-bit words, directly followed by those of the zero pages.
 
 use std::fmt::Debug;
 use std::io;
@@ -21,26 +21,26 @@ const MAGIC: &[u8] = b"RKCS";
 const VERSION: u16 = 1;
 const FRONT_BYTES: usize = 10;
 
-/// A process, or what stands for one in a test, that holds descriptors while this one is down.
+/// A process (or its stand-in in a test) that holds descriptors while this one is down.
 pub trait Keeper: Debug + Send + Sync {
-    /// Holds the volumes of a snapshot from now on, in the place of any it held of it before.
+    /// Holds the volumes of a snapshot from now on, in place of any that it held of it before.
     fn keep(&self, snapshot: SnapshotId, volumes: &[KeptVolume]) -> io::Result<()>;
 
-    /// Notes that a snapshot's pause was taken back: from now on, until it is told to forget the snapshot, it says that it
-    /// holds no volume of it. Done whole or not at all.
+    /// Notes that a snapshot's pause was undone: until it is told to forget the snapshot, it answers that it holds no
+    /// volume of it. Done completely or not at all.
     fn take_back(&self, snapshot: SnapshotId) -> io::Result<()>;
 
-    /// The volumes it holds of a snapshot, as further descriptors of the same files; none if it holds nothing of it, and
-    /// no volume if its pause was taken back.
+    /// The volumes that it holds of a snapshot, as new descriptors of the same files; none if it holds nothing of it,
+    /// and an empty list if its pause was undone.
     fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>>;
 
-    /// Lets go of a snapshot's volumes, if it holds any.
+    /// Releases a snapshot's volumes, if it holds any.
     fn forget(&self, snapshot: SnapshotId) -> io::Result<()>;
 
-    /// The snapshots that it holds volumes of.
+    /// The snapshots of which it holds volumes.
     fn held(&self) -> io::Result<Vec<SnapshotId>>;
 
-    /// The process that holds them, where it is another one.
+    /// The process that holds them, if it is another one.
     fn process(&self) -> Option<u32> {
         None
     }
@@ -53,11 +53,11 @@ pub struct KeptVolume {
     pub name: VolumeName,
     /// Its bytes.
     pub memory: OwnedFd,
-    /// The sets of the pages that count, in the engine's own layout.
+    /// Its page sets, in the engine's own layout.
     pub sets: OwnedFd,
 }
 
-/// Holds nothing: captured memory ends with this process.
+/// A keeper that holds nothing: captured memory ends with this process.
 #[derive(Debug)]
 pub struct NoKeeper;
 
@@ -86,19 +86,19 @@ impl Keeper for NoKeeper {
 /// Reason that a kept volume is not the one that was kept.
 #[derive(Debug, thiserror::Error)]
 pub enum KeptError {
-    /// A descriptor is not that of a memory file of ours.
+    /// A descriptor is not one of our memory files.
     #[error(transparent)]
     Adopt(#[from] AdoptError),
     /// The page sets could not be read.
     #[error("reading its page sets: {0}")]
     Io(#[from] io::Error),
-    /// The page sets are not such.
+    /// The page sets are malformed.
     #[error("its page sets: {0}")]
     Sets(#[from] WireError),
 }
 
 impl KeptVolume {
-    /// A volume to be kept: another descriptor of its memory, and its page sets in a memory file of their own.
+    /// A volume to be kept: a second descriptor of its memory, and its page sets in a memory file.
     pub(crate) fn of(name: VolumeName, capture: &Capture) -> io::Result<Self> {
         let memory = capture.memfd().try_clone()?.into();
         Ok(Self { name, memory, sets: write_sets(capture.kept(), capture.zero())?.into() })

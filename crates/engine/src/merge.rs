@@ -1,4 +1,4 @@
-//! Keeps chains short: when a manifest names too many layers, the live pages of small ones become one.
+//! Keeps chains short: when a manifest names too many layers, the live pages of small ones are merged into one.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::page_set::PageSet;
 use crate::read_plan::ReadPlan;
 use crate::view::{LiveView, PieceSource};
 
-/// The layers of each volume that are to become one, chosen over the whole manifest; none of a volume that gives no room.
+/// The layers of each volume to merge into one, chosen over the whole manifest; none of a volume that gives no room.
 ///
 /// They are among the smaller half of all layers, by live pages, and none has more than twice the pages of all smaller
-/// ones that go with it, so a page is written again about once per doubling of what lies above it. If that leaves too
-/// little room for one more layer of each volume, the cheapest others go too.
+/// ones that are merged with it, so a page is written again about once each time the pages above it double. If that
+/// leaves too little room for one more layer of each volume, the cheapest others are merged too.
 pub(crate) fn slots_to_merge(maps: &[&PageMap], merge_at_layers: usize) -> Vec<Vec<LayerSlot>> {
     let mut merging: Vec<VolumeMerge> = maps.iter().map(|map| VolumeMerge::none_of(map)).collect();
     if layers_after(&merging) >= merge_at_layers {
@@ -35,7 +35,7 @@ pub(crate) fn slots_to_merge(maps: &[&PageMap], merge_at_layers: usize) -> Vec<V
     merging.into_iter().map(VolumeMerge::slots).collect()
 }
 
-/// The live layers of one volume, the smallest first, and how many of them are to become one.
+/// The live layers of one volume, the smallest first, and the number of them to merge.
 struct VolumeMerge {
     layers: Vec<(u32, LayerSlot)>,
     taken: usize,
@@ -48,7 +48,8 @@ impl VolumeMerge {
         Self { layers, taken: 0 }
     }
 
-    /// Leaves out what is much larger than all that would be merged with it; one layer alone is no merge.
+    /// Leaves out layers that are much larger than all others that would be merged with them; one layer alone is no
+    /// merge.
     fn drop_dear(&mut self) {
         while self.taken > 1 && u64::from(self.layers[self.taken - 1].0) > 2 * self.pages(self.taken - 1) {
             self.taken -= 1;
@@ -58,7 +59,7 @@ impl VolumeMerge {
         }
     }
 
-    /// Pages that are written again for one layer less; none where no merge is left.
+    /// Pages that are written again to save one more layer; none if no merge is left.
     fn next_price(&self) -> Option<u64> {
         let next = (self.taken + 1).max(2);
         (next <= self.layers.len()).then(|| self.pages(next) - self.pages(self.taken))
@@ -73,7 +74,7 @@ impl VolumeMerge {
     }
 }
 
-/// Takes, in every volume, the layers that are among the smaller half of all. One more than half: merging this many of
+/// Chooses, in every volume, the layers among the smaller half of all. One more than half, so that merging this many of
 /// one volume leaves half.
 fn take_smaller_half(merging: &mut [VolumeMerge]) {
     let mut all: Vec<(u32, usize)> = Vec::new();
@@ -86,14 +87,14 @@ fn take_smaller_half(merging: &mut [VolumeMerge]) {
     }
 }
 
-/// Layers of the manifest once all that was taken is merged. Volumes may share one.
+/// Layers of the manifest once the chosen ones are merged. Volumes may share a layer.
 fn layers_after(merging: &[VolumeMerge]) -> usize {
     let left = merging.iter().flat_map(|volume| &volume.layers[volume.taken..]);
     let left: HashSet<LayerSlot> = left.map(|(_, slot)| *slot).collect();
     left.len() + merging.iter().filter(|volume| volume.taken > 0).count()
 }
 
-/// The frames that merging these layers of a volume reads and that are not verified on this node.
+/// The frames that a merge of these layers reads, and that are not verified on this node.
 pub(crate) fn frames_to_bring(
     map: &PageMap,
     view: &LiveView,
@@ -123,7 +124,7 @@ pub(crate) fn frames_to_bring(
     frames
 }
 
-/// Packs the live pages of these layers of a volume as one; `view` reads the pages of `map`.
+/// Packs the live pages of these layers as one layer; `view` reads the pages of `map`.
 pub(crate) fn merge(
     map: &PageMap,
     view: &LiveView,

@@ -1,5 +1,4 @@
-//! A snapshot in names, together with the handles of the layers that it names: whoever has it can read every page, and
-//! say where each one is.
+//! A snapshot in names, with the handles of its layers: enough to read every page, and to tell the place of each.
 
 use std::sync::Arc;
 
@@ -9,14 +8,14 @@ use crate::layer::Layer;
 use crate::manifest::{LocalManifest, Manifest, VolumeManifest};
 use crate::view::View;
 
-/// A manifest and a handle of each of its layers, in its order. Clones are of the same ones.
+/// A manifest and a handle of each of its layers, in its order. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Named {
     manifest: Arc<Manifest>,
     layers: Arc<[Arc<Layer>]>,
 }
 
-/// A layer of a snapshot, and how much of it is where.
+/// A layer of a snapshot, with the bytes of it at each place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedLayer {
     /// Its name.
@@ -30,7 +29,7 @@ pub struct PlacedLayer {
 }
 
 impl Named {
-    /// `manifest` with its layers, which stand in its order.
+    /// `manifest` with its layers, in its order.
     pub fn new(manifest: Manifest, layers: impl Into<Arc<[Arc<Layer>]>>) -> Self {
         let layers = layers.into();
         let handles = layers.iter().map(|layer| layer.id());
@@ -53,7 +52,7 @@ impl Named {
         View::flat(volume.map.clone(), Arc::clone(&self.layers))
     }
 
-    /// The layers, and how much of each is where.
+    /// The layers, with the bytes of each at each place.
     pub fn placed(&self) -> Vec<PlacedLayer> {
         let placed = |layer: &Arc<Layer>| PlacedLayer {
             id: layer.id(),
@@ -64,7 +63,7 @@ impl Named {
         self.layers.iter().map(placed).collect()
     }
 
-    /// The manifest as this node records it: with the places of its layers in the store, as far as they are known.
+    /// The manifest as this node records it: with the known places of its layers in the store.
     pub fn local(&self) -> LocalManifest {
         let stored = self.layers.iter().map(|layer| layer.stored_at());
         LocalManifest::new((*self.manifest).clone(), stored.collect())

@@ -20,7 +20,7 @@ use crate::ranked_set::RankedSet;
 use crate::read_plan::ReadError;
 use crate::view::PackedPages;
 
-/// Reason that no layer was written; the capture is as good as before.
+/// Reason that no layer was written; the capture is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// The disk failed or is full.
@@ -34,7 +34,7 @@ pub enum PackError {
     Merge(#[from] ReadError),
 }
 
-/// Packs what was kept, giving way as `courtesy` says; a snapshot that kept nothing has no layer.
+/// Packs the kept pages, and gives way as `courtesy` says; a snapshot without kept pages has no layer.
 pub fn pack(
     compared: Compared,
     cache: &Cache,
@@ -88,7 +88,7 @@ fn write_frames(
     Ok(batch.digests)
 }
 
-/// Whole frames on their way to the file.
+/// Whole frames to be written to the file.
 struct Batch {
     buffer: Vec<u8>,
     filled: usize,

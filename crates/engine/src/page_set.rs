@@ -2,7 +2,7 @@
 
 use crate::geometry::{GuestPage, GuestPages, usize_of};
 
-/// Pages a word holds.
+/// Pages in a word.
 const WORD_PAGES: u32 = u64::BITS;
 
 /// A set of pages of a volume of a fixed number of pages, one bit for each.
@@ -27,7 +27,7 @@ impl PageSet {
         set
     }
 
-    /// The set whose [`PageSet::words`] these are; none if they are not as many as a volume of `pages` has, or have a
+    /// The set with these [`PageSet::words`]; none if their number does not fit a volume of `pages`, or if they have a
     /// page past its last.
     #[must_use]
     pub fn from_words(pages: u32, words: Vec<u64>) -> Option<Self> {
@@ -65,7 +65,7 @@ impl PageSet {
         self.words[word] & bit != 0
     }
 
-    /// Adds `page`; says whether it was new.
+    /// Adds `page`; true if it was new.
     pub fn insert(&mut self, page: GuestPage) -> bool {
         self.assert_holds(page);
         let (word, bit) = position(page);
@@ -74,7 +74,7 @@ impl PageSet {
         was & bit == 0
     }
 
-    /// Takes `page` out; says whether it was there.
+    /// Removes `page`; true if it was in the set.
     pub fn remove(&mut self, page: GuestPage) -> bool {
         self.assert_holds(page);
         let (word, bit) = position(page);
@@ -88,7 +88,7 @@ impl PageSet {
         self.for_each_word_of(run, |word, mask| *word |= mask);
     }
 
-    /// Takes every page of `run` out.
+    /// Removes every page of `run`.
     pub fn remove_run(&mut self, run: GuestPages) {
         self.for_each_word_of(run, |word, mask| *word &= !mask);
     }
@@ -98,17 +98,17 @@ impl PageSet {
         self.combine(other, |word, other| word | other);
     }
 
-    /// Takes every page of `other`, a set of the same volume, out.
+    /// Removes every page of `other`, a set of the same volume.
     pub fn subtract(&mut self, other: &Self) {
         self.combine(other, |word, other| word & !other);
     }
 
-    /// Keeps only the pages that are in `other`, a set of the same volume, too.
+    /// Keeps only the pages that are also in `other`, a set of the same volume.
     pub fn intersect_with(&mut self, other: &Self) {
         self.combine(other, |word, other| word & other);
     }
 
-    /// True if no page is in both sets, which are of the same volume.
+    /// True if no page is in both sets, which must be of the same volume.
     #[must_use]
     pub fn is_disjoint_from(&self, other: &Self) -> bool {
         assert_eq!(self.pages, other.pages, "sets of one volume are compared");
@@ -141,10 +141,9 @@ impl PageSet {
         })
     }
 
-    /// True if `page` is in the set; with the number of pages from it, at most `limit`, for which the answer is the
-    /// same.
+    /// True if `page` is in the set; with the number of pages from it, at most `limit`, that have the same answer.
     ///
-    /// The count ends at the volume's last page and is 0 only where `limit` is.
+    /// The count ends at the volume's last page, and is 0 only if `limit` is 0.
     #[must_use]
     pub fn run_at(&self, page: GuestPage, limit: u32) -> (bool, u32) {
         self.assert_holds(page);
@@ -208,7 +207,7 @@ impl std::fmt::Debug for PageSet {
     }
 }
 
-/// The word a page is in, and its bit there.
+/// The word of a page, and its bit in the word.
 fn position(page: GuestPage) -> (usize, u64) {
     (usize_of(page.number() / WORD_PAGES), 1 << (page.number() % WORD_PAGES))
 }

@@ -1,4 +1,4 @@
-//! A pause: room and permits before the guest freezes, and the snapshot once it has.
+//! A pause: the permit before the guest is frozen, and the snapshot afterwards.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,8 +23,8 @@ use crate::view::{LiveView, View};
 
 pub use crate::records::UnsettledPause;
 
-/// The right to pause a guest now: room for its memory, and not too many unsealed snapshots under it. Taken while the
-/// guest still runs; dropped unused, everything is given back.
+/// The right to pause a guest now: there is room for its memory, and not too many of its ancestors are unsealed. Taken
+/// while the guest still runs; dropped unused, it gives everything back.
 #[derive(Debug)]
 #[must_use = "a permit holds RAM until it is used or dropped"]
 pub struct PausePermit {
@@ -39,7 +39,7 @@ pub type Permitted = Result<PausePermit, PauseError>;
 /// A frozen guest, to be taken over as a snapshot.
 #[derive(Debug)]
 pub struct PausedGuest {
-    /// The name of its snapshot, chosen by the caller before it froze the guest, and never used before.
+    /// The id of its snapshot, chosen by the caller before it froze the guest, and never used before.
     pub id: SnapshotId,
     /// The volumes, memory first; each in a memfd of ours.
     pub volumes: Vec<PausedVolume>,
@@ -54,7 +54,7 @@ pub struct PausedGuest {
 pub struct PausedVolume {
     /// Its name.
     pub name: VolumeName,
-    /// The pages its guest maps it with.
+    /// The kind of pages that its guest maps it with.
     pub page_kind: PageKind,
     /// Its bytes, page `p` at byte `p * 4096`.
     pub memfd: Memfd,
@@ -62,7 +62,7 @@ pub struct PausedVolume {
     pub pages: CapturedPages,
 }
 
-/// Reason that a guest cannot be paused now; it was not frozen for it.
+/// Reason that a guest cannot be paused now; it was not frozen.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
     /// There is no room for its memory.
@@ -86,12 +86,12 @@ pub enum PauseError {
         /// The one that all others wait for.
         oldest: SnapshotId,
     },
-    /// The one who asked for it does not want it any more.
+    /// The caller no longer wants it.
     #[error("the pause was not wanted any more before there was room for it")]
     Unwanted,
 }
 
-/// Reason that a frozen guest could not be taken over; it is as it was.
+/// Reason that a frozen guest could not be taken over; it is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// A volume cannot be a capture.
@@ -102,7 +102,7 @@ pub enum CommitError {
         /// The fault in it.
         source: CaptureError,
     },
-    /// A volume's size could not be asked for.
+    /// A volume's size could not be read.
     #[error("volume {volume}: {source}")]
     Memfd {
         /// The volume.
@@ -110,7 +110,7 @@ pub enum CommitError {
         /// The system's error.
         source: io::Error,
     },
-    /// The snapshot's id was used before: an id is used once, also when its snapshot is gone.
+    /// The snapshot's id was used before: an id is used once, even if its snapshot is gone.
     #[error("the id {snapshot} belongs to another snapshot, which is here or was deleted; choose a new id")]
     IdUsed {
         /// The id.
@@ -119,11 +119,11 @@ pub enum CommitError {
     /// The keeper did not take the captured memory.
     #[error("handing the captured memory to the keeper: {0}")]
     Keeper(#[source] io::Error),
-    /// The snapshot could not be recorded, and nothing of it is.
+    /// The snapshot was not recorded.
     #[error("recording the snapshot: {0}")]
     Catalog(#[from] CatalogError),
-    /// It is unknown if the snapshot was recorded, and with it all that was to be recorded alongside. The guest stands
-    /// until this is dropped.
+    /// It is unknown if the snapshot was recorded, together with the further changes. The guest must not run until this
+    /// is dropped.
     #[error("recording the snapshot: {0}")]
     Unsettled(UnsettledPause),
     /// The guest cannot be named in a manifest.
@@ -139,7 +139,7 @@ pub enum CommitError {
     },
 }
 
-/// Rules and source of pause permits.
+/// Rules and sources of pause permits.
 #[derive(Debug, Clone)]
 pub(crate) struct PauseRules {
     pub(crate) budget: Budget,
@@ -189,7 +189,7 @@ impl PauseRules {
     ) -> Result<(), PauseError> {
         loop {
             let line = parent.unsealed_line();
-            // If no unsealed ancestor is allowed at all, a pause still waits for those that are there, and no longer.
+            // If no unsealed ancestor is allowed at all, a pause waits until there is none.
             let Some(oldest) = line.last().filter(|_| line.len() >= self.unsealed_max) else {
                 return Ok(());
             };
@@ -210,9 +210,9 @@ fn check_wanted(is_wanted: &dyn Fn() -> bool) -> Result<(), PauseError> {
 }
 
 impl PausePermit {
-    /// Makes the snapshot: from here on it can be read, resumed, forked and paused over. With `records`, the keeper has
-    /// its memory and the catalog its record by then; otherwise nothing of it stays. Its cost does not depend on how
-    /// much is dirty or how long its history is.
+    /// Makes the snapshot: from here on it can be read, resumed, forked and paused over. With `records`, the keeper
+    /// then has its memory and the catalog its record; after an error neither has anything of it. The cost depends
+    /// neither on the number of dirty pages nor on the length of the history.
     pub(crate) fn commit(
         mut self,
         guest: PausedGuest,

@@ -1,5 +1,5 @@
-//! A few threads of idle priority for work that keeps a processor or the disk busy. Callers wait for it as tasks, so a
-//! snapshot whose work waits costs no thread.
+//! A few threads of idle priority for work that keeps a processor or the disk busy. Callers wait as tasks, so waiting
+//! work takes no thread.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,14 +12,14 @@ use crate::identity::SnapshotId;
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Condvar, Mutex, idle_priority, lock};
 
-/// The owner of a pool's threads. Dropping it waits for the work that has begun; the rest is not done.
+/// The owner of a pool's threads. Dropping it waits for work that has begun; the rest is not done.
 #[derive(Debug)]
 pub struct Pool {
     handle: PoolHandle,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// A handle by which work is given to a pool. Clones give to the same one.
+/// A handle that gives work to a pool. Clones share the pool.
 #[derive(Debug, Clone)]
 pub struct PoolHandle(Arc<Shared>);
 
@@ -29,7 +29,7 @@ struct Shared {
     changed: Condvar,
 }
 
-/// The work that has not begun: that of the oldest snapshot first, and of one snapshot in the order it was given.
+/// The work that has not begun: of the oldest snapshot first, and of one snapshot in the order it was given.
 #[derive(Default)]
 struct Queue {
     waiting: BTreeMap<(SnapshotId, u64), Work>,
@@ -37,7 +37,7 @@ struct Queue {
     ended: bool,
 }
 
-/// Does the work and tells the caller, unless the caller has gone.
+/// Does the work and tells the caller, unless the caller is gone.
 type Work = Box<dyn FnOnce() + Send>;
 
 impl Pool {
@@ -52,7 +52,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// A handle to give work by.
+    /// A handle to give it work.
     pub fn handle(&self) -> PoolHandle {
         self.handle.clone()
     }

@@ -1,5 +1,5 @@
-//! Guests that are brought up go before seals and uploads: idle priority leaves them the processor, but neither a cold
-//! cache nor the memory's bandwidth.
+//! Makes seals and uploads give way to resuming guests: idle priority leaves guests the processor, but not a warm cache
+//! or the memory's bandwidth.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use crate::deadline::Deadline;
 use crate::limits;
 use crate::sync::{Condvar, Mutex, lock};
 
-/// Lets guests that are brought up go before background work on this node. Clones are the same.
+/// The resuming guests of a node, to which background work gives way. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Precedence(Arc<Shared>);
 
@@ -20,14 +20,14 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Guests that are being brought up.
+    /// Number of resuming guests.
     guests: u32,
-    /// Until when the last of them takes its first steps.
+    /// The end of the first steps of the last of them.
     first_steps: Option<Deadline>,
 }
 
 impl State {
-    /// Time until all known reasons to wait end; `None` without any.
+    /// Time until all known reasons to wait have ended; `None` without any.
     fn wait(&self) -> Option<Duration> {
         if self.guests > 0 {
             return Some(Duration::MAX);
@@ -37,14 +37,14 @@ impl State {
 }
 
 impl Precedence {
-    /// A guest is being brought up until what is returned is dropped, and takes its first steps for
-    /// [`limits::FIRST_STEPS`] after that.
+    /// Begins a resume: it lasts until the result is dropped, and its first steps for [`limits::FIRST_STEPS`] after
+    /// that.
     pub fn bring_up(&self) -> BringingUp {
         lock(&self.0.state).guests += 1;
         BringingUp(self.clone())
     }
 
-    /// Waits while a guest goes first, at most `limit`.
+    /// Waits while a guest is resuming, at most `limit`.
     fn wait_for_none(&self, limit: Duration) {
         let deadline = Deadline::after(limit);
         let mut state = lock(&self.0.state);
@@ -55,7 +55,7 @@ impl Precedence {
     }
 }
 
-/// A guest is being brought up: work in the background gives way, for a while.
+/// A resuming guest: background work gives way to it, for a while.
 #[derive(Debug)]
 #[must_use = "dropping it ends it"]
 pub struct BringingUp(Precedence);
@@ -71,26 +71,26 @@ impl Drop for BringingUp {
     }
 }
 
-/// The manners of one piece of background work: it gives way where it is told to, and not for ever.
+/// The time that one piece of background work may still give way to resuming guests.
 #[derive(Debug)]
 pub struct Courtesy {
     precedence: Precedence,
-    /// Time for which it may still give way altogether.
+    /// Total time for which it may still give way.
     left: Mutex<Duration>,
 }
 
 impl Courtesy {
-    /// Towards the guests of `precedence`, for [`limits::GIVE_WAY_MAX`] altogether.
+    /// Gives way to the guests of `precedence`, for [`limits::GIVE_WAY_MAX`] in total.
     pub fn new(precedence: &Precedence) -> Self {
         Self { precedence: precedence.clone(), left: Mutex::new(limits::GIVE_WAY_MAX) }
     }
 
-    /// Waits while guests are being brought up. Cheap without any.
+    /// Waits while guests are resuming. Cheap without any.
     pub fn give_way(&self) {
         if lock(&self.precedence.0.state).wait().is_none() {
             return;
         }
-        // Other threads of the same work wait for the lock, which comes to the same.
+        // Other threads of the same work wait for the lock, which has the same effect.
         let mut left = lock(&self.left);
         let begun = Instant::now();
         self.precedence.wait_for_none(*left);

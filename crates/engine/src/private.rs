@@ -1,4 +1,4 @@
-//! Files and directories that no other user can open, with any umask and any earlier mode.
+//! Files and directories that no other user can open, whatever the umask and their earlier mode.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -7,17 +7,17 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// The permissions of a group and of all others, as bits of a mode.
+/// The permissions of the group and of others, as bits of a mode.
 pub const OTHERS: u32 = 0o077;
 
-/// Options that open a file for reading and writing, and make it for this user alone where they make it.
+/// Options that open a file for reading and writing; a file that they make is for this user alone.
 pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     options
 }
 
-/// Opens a file by `options`, and waits for nothing: what stands in its place and is no regular file is refused.
+/// Opens a file with `options` without ever blocking; anything but a regular file is refused.
 pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let refused = || {
         let why = format!("{} must be a regular file and is none: move it away", path.display());
@@ -29,18 +29,18 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(at(path, "looking at", &error)),
     }
-    // Something else may have come in its place since.
+    // Something else may have taken its place since.
     let opened = options.custom_flags(unwaited()).open(path);
     let file = opened.map_err(|error| at(path, "opening", &error))?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
 }
 
-/// The flags of an opening that waits for nobody at the other end of a pipe.
+/// The flags to open a file without waiting for the other end of a pipe.
 fn unwaited() -> i32 {
     i32::try_from((OFlags::NONBLOCK | OFlags::NOCTTY).bits()).expect("flags of open(2) are an int")
 }
 
-/// Makes a directory for this user alone, and those above it, unless it is there.
+/// Makes a directory for this user alone, and its parents, unless it exists.
 pub fn make_directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().recursive(true).mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -51,9 +51,9 @@ pub fn make_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes away what other users may do with a directory and all that is in it, as far as it is this user's.
+/// Removes other users' permissions from a directory and everything in it that belongs to this user.
 ///
-/// The directory itself is closed last, so one that is closed already has nothing open in it and is not looked into.
+/// The directory itself is closed last, so one that is closed already has nothing open in it, and is not walked.
 pub fn close(directory: &Path) -> io::Result<()> {
     let found = directory.symlink_metadata().map_err(|error| at(directory, "looking at", &error))?;
     if !found.is_dir() || !allows(&found, OTHERS) {
@@ -65,15 +65,16 @@ pub fn close(directory: &Path) -> io::Result<()> {
         match path.symlink_metadata() {
             Ok(entry) if entry.is_dir() => close(&path)?,
             Ok(entry) if entry.is_file() => close_one(&path, &entry, OTHERS)?,
-            // Sockets and links are in a directory that is closed in the end; what is gone needs nothing.
+            // Sockets and links are protected by their directory, which is closed last; a file that is gone needs
+            // nothing.
             Ok(_) | Err(_) => {}
         }
     }
     close_one(directory, &found, OTHERS)
 }
 
-/// Takes the permissions `forbidden` (bits of a mode) from one file or directory, if it is there and this user's; what is
-/// in it stays as it is.
+/// Removes the permissions `forbidden` (bits of a mode) from one file or directory, if it exists and belongs to this
+/// user; its content is not changed.
 pub fn restrict(path: &Path, forbidden: u32) -> io::Result<()> {
     match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -81,12 +82,12 @@ pub fn restrict(path: &Path, forbidden: u32) -> io::Result<()> {
     }
 }
 
-/// An error of the system with the path that it is of.
+/// An error of the system with its path.
 pub fn at(path: &Path, doing: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{doing} {}: {error}", path.display()))
 }
 
-/// True if a file of this user allows anything of `forbidden`.
+/// True if a file of this user allows any of `forbidden`.
 fn allows(found: &Metadata, forbidden: u32) -> bool {
     found.mode() & forbidden != 0 && found.uid() == rustix::process::geteuid().as_raw()
 }
@@ -95,7 +96,7 @@ fn close_one(path: &Path, found: &Metadata, forbidden: u32) -> io::Result<()> {
     if found.is_symlink() || !allows(found, forbidden) {
         return Ok(());
     }
-    // Not by path: what stands there by then might be another's.
+    // By descriptor and not by path: another file may be at the path by then.
     let opened = OpenOptions::new().read(true).custom_flags(unwaited()).open(path);
     let changed = opened.and_then(|file| {
         let now = file.metadata()?;

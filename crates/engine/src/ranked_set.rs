@@ -1,4 +1,4 @@
-//! A set of pages that never changes and knows each member's rank, small where the set is sparse.
+//! An immutable set of pages that knows each member's rank, and is small if the set is sparse.
 
 use crate::geometry::{GuestPage, GuestPages, LayerPage, usize_of};
 use crate::page_set::PageSet;
@@ -8,9 +8,9 @@ const BLOCK_WORDS: usize = 8;
 /// Pages of a block: one rank is kept for each.
 const BLOCK_PAGES: u32 = 512;
 
-/// A fixed set of pages of a volume in which every member has a rank: its place in the layer that packs them.
+/// An immutable set of pages of a volume in which every member has a rank: its place in the layer that packs them.
 ///
-/// Blocks of 512 pages that are empty or full take 8 bytes, others 64 more.
+/// An empty or full block of 512 pages takes 8 bytes, any other 64 more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankedSet {
     blocks: Box<[Block]>,
@@ -19,7 +19,7 @@ pub struct RankedSet {
     len: u32,
 }
 
-/// One block: members before it, and where its words are.
+/// One block: the number of members before it, and the place of its words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Block {
     rank: u32,
@@ -36,7 +36,7 @@ impl Members {
 }
 
 impl RankedSet {
-    /// The same pages as `set`, ranked.
+    /// The ranked set of the pages in `set`.
     #[must_use]
     pub fn new(set: &PageSet) -> Self {
         let mut ranking = Ranking::of(set.pages());
@@ -48,13 +48,13 @@ impl RankedSet {
         ranking.done()
     }
 
-    /// The pages of `runs`, which are in order and within a volume of `pages`, ranked.
+    /// The ranked set of the pages in `runs`, which are in order and within a volume of `pages`.
     #[must_use]
     pub fn of_runs(pages: u32, runs: &[GuestPages]) -> Self {
         let mut ranking = Ranking::of(pages);
         let mut rest = runs;
         while let Some(first) = rest.first() {
-            // A run may go on from the block before.
+            // A run may continue from the previous block.
             let block = usize_of(first.start().number() / BLOCK_PAGES).max(ranking.blocks.len());
             ranking.leave_empty_to(block);
             ranking.push(&take_block(&mut rest, block));
@@ -105,9 +105,10 @@ impl RankedSet {
         self.rank(page).is_some()
     }
 
-    /// The rank of `page`, and for how many pages from it, at most `limit`, members follow on, or are absent.
+    /// The rank of `page`, if it is a member, and the number of pages from it, at most `limit`, that are all members,
+    /// or all absent.
     ///
-    /// The count ends at the volume's last page and is 0 only where `limit` is.
+    /// The count ends at the volume's last page, and is 0 only if `limit` is 0.
     #[must_use]
     pub fn run_at(&self, page: GuestPage, limit: u32) -> (Option<LayerPage>, u32) {
         let rank = self.rank(page);
@@ -139,7 +140,7 @@ impl RankedSet {
         })
     }
 
-    /// The same pages as a set that can change.
+    /// The same pages as a mutable set.
     #[must_use]
     pub fn to_set(&self) -> PageSet {
         let mut set = PageSet::new(self.pages);
@@ -163,8 +164,8 @@ impl RankedSet {
         &self.words[first..first + BLOCK_WORDS]
     }
 
-    /// Number of pages from `page` on that are members (or not, as asked) in its word or uniform block, and the number
-    /// of pages that word or block has from there.
+    /// Number of pages from `page` on in its word or uniform block that are members (or absent, as `member` asks), and
+    /// the number of pages from there to the end of that word or block.
     fn same_in_block(&self, page: GuestPage, member: bool) -> (u32, u32) {
         let offset = page.number() % BLOCK_PAGES;
         let uniform = |all: bool| if all == member { BLOCK_PAGES - offset } else { 0 };
@@ -181,7 +182,7 @@ impl RankedSet {
     }
 }
 
-/// A set that is ranked block by block.
+/// A ranked set while it is being built, block by block.
 struct Ranking {
     blocks: Vec<Block>,
     words: Vec<u64>,
@@ -221,7 +222,7 @@ impl Ranking {
     }
 }
 
-/// The words of a block, with the pages that the first of `runs` have in it; runs that end in it are taken off.
+/// The words of a block, filled from the first of `runs`; removes the runs that end in the block.
 fn take_block(runs: &mut &[GuestPages], block: usize) -> [u64; BLOCK_WORDS] {
     let first = u32::try_from(block).expect("a volume has fewer blocks than pages") * BLOCK_PAGES;
     let block = GuestPages::new(GuestPage::new(first), BLOCK_PAGES);

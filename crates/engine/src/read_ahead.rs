@@ -1,9 +1,9 @@
-//! Number of frames of a layer to fetch at once, learned from the frames asked for so far.
+//! Decides the number of frames of a layer to fetch at once, from the frames requested so far.
 
 use crate::frame::FrameNumber;
 use crate::limits;
 
-/// Direction in which the fetches of a layer seem to go: ahead frame by frame, or nowhere in particular.
+/// The pattern of a layer's fetches: forward frame by frame, or random.
 #[derive(Debug, Default)]
 pub struct ReadAhead {
     /// The frame after the last window.
@@ -13,8 +13,8 @@ pub struct ReadAhead {
 }
 
 impl ReadAhead {
-    /// Number of frames to fetch from `frame` on: one at first and after a jump, then twice as many each time the next
-    /// one is just ahead.
+    /// Number of frames to fetch from `frame` on: one at first and after a jump, then twice as many each time `frame`
+    /// directly follows the last window.
     pub fn window(&mut self, frame: FrameNumber) -> usize {
         let ahead = frame.index().checked_sub(self.next);
         let goes_on = self.frames > 0 && ahead.is_some_and(|ahead| ahead <= self.frames);

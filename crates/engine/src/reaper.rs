@@ -1,4 +1,4 @@
-//! The one thread that gives large memory back to the system, so that no guest and no request pays for it.
+//! The one thread that frees large memory, so that no guest and no request waits for that.
 
 use std::any::Any;
 
@@ -13,14 +13,14 @@ enum Message {
     Stop,
 }
 
-/// The reaper's owner: dropping it stops and joins the thread after everything handed in before is freed.
+/// The reaper's owner. Dropping it frees everything handed in before, then stops and joins the thread.
 #[derive(Debug)]
 pub struct Reaper {
     handle: ReaperHandle,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Takes memory that is to be freed. After the reaper has ended, things are freed where they are handed in.
+/// A handle that takes memory to be freed. After the reaper has ended, memory is freed by the caller.
 #[derive(Debug, Clone)]
 pub struct ReaperHandle(Sender<Message>);
 
@@ -32,7 +32,7 @@ impl Reaper {
         Ok(Self { handle: ReaperHandle(sender), thread: Some(thread) })
     }
 
-    /// A handle to hand things in by.
+    /// A handle to hand in memory.
     pub fn handle(&self) -> ReaperHandle {
         self.handle.clone()
     }
@@ -40,7 +40,7 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // A failed send means that the thread has ended already, as wanted.
+        // A failed send means that the thread has ended already.
         self.handle.0.send(Message::Stop).ok();
         if let Some(thread) = self.thread.take() {
             thread.join().expect("the reaper only drops values");

@@ -8,7 +8,7 @@ use crate::lifecycle::SnapshotState;
 use crate::manifest::{LocalManifest, StoredLayer};
 use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord};
 
-/// A catalog's record of its snapshots.
+/// All records of snapshots in a catalog.
 #[derive(Default)]
 pub(crate) struct Recorded {
     pub(crate) captured: Vec<(SnapshotId, CapturedFacts)>,
@@ -16,12 +16,12 @@ pub(crate) struct Recorded {
     /// Records that cannot be read, each with the reason.
     pub(crate) unreadable: Vec<(SnapshotId, String)>,
     pub(crate) deletions: HashSet<SnapshotId>,
-    /// Places of layers in the store, from any snapshot that knows them.
+    /// Places of layers in the store, from the records of all snapshots.
     pub(crate) stored: HashMap<LayerId, StoredLayer>,
 }
 
 impl Recorded {
-    /// Reads all of it; a record that cannot be read is one of those, and no failure.
+    /// Reads all records; a record that cannot be read is noted as unreadable, and is not an error.
     pub(crate) fn read(catalog: &Catalog) -> Result<Self, CatalogError> {
         let mut found = Self::default();
         for (key, _) in catalog.all(Kind::Deletion)? {
@@ -78,7 +78,7 @@ pub fn newest_published(catalog: &Catalog) -> Result<Option<SnapshotId>, Catalog
     Ok(newest)
 }
 
-/// The id that a key of the catalog is.
+/// The id in a key of the catalog.
 fn id_of(key: &[u8]) -> Option<SnapshotId> {
     let id = key.try_into().ok().map(SnapshotId::from_bytes);
     if id.is_none() {

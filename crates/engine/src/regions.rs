@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::geometry::{GuestPage, GuestPages, bytes_of_pages};
 use crate::limits;
 
-/// One stretch of guest memory with one page kind.
+/// One region of guest memory, with one page kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Region {
     /// Address of its first byte in the VMM.
@@ -20,7 +20,7 @@ pub struct Region {
     pub page: PageKind,
 }
 
-/// All regions of a volume, checked: they cover it once, in order and without a gap, and no two share an address.
+/// All regions of a volume, checked: they cover it exactly once, and no two share an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Regions {
     by_offset: Box<[Region]>,
@@ -35,7 +35,7 @@ pub enum RegionsError {
     /// The list has no region.
     #[error("the list of memory regions is empty")]
     Empty,
-    /// There are more than we keep.
+    /// There are more than the limit.
     #[error("{count} memory regions are more than the {} allowed", limits::REGIONS_MAX)]
     TooMany {
         /// Number of regions.
@@ -131,7 +131,7 @@ impl Regions {
         &self.by_offset[after - 1]
     }
 
-    /// Range of `pages` in the VMM; they must lie in one region, as `clip` makes sure.
+    /// Range of `pages` in the VMM; they must be in one region, as `clip` ensures.
     pub fn range_of(&self, pages: GuestPages) -> GuestRange {
         let region = self.region_of(pages.start());
         let start = region.start + (pages.start().offset_bytes() - region.offset);
@@ -139,18 +139,19 @@ impl Regions {
         GuestRange { start, bytes: pages.bytes() }
     }
 
-    /// The part of `window` that lies in the region of `page`, which is in `window`.
+    /// The part of `window` in the region of `page`, which is in `window`.
     pub fn clip(&self, window: GuestPages, page: GuestPage) -> GuestPages {
         window.intersect(self.region_of(page).pages())
     }
 
-    /// The pages the kernel installs together with `page`: itself, or its whole 2 MiB page.
+    /// The pages that the kernel installs together with `page`: only itself, or its whole 2 MiB page.
     pub fn unit_of(&self, page: GuestPage) -> GuestPages {
         let unit = self.region_of(page).unit_pages();
         GuestPages::new(GuestPage::new(page.number() / unit * unit), unit)
     }
 
-    /// The pages of which `range` has a byte, as runs that each lie in one region; what no region has is left out.
+    /// The pages that `range` touches, as runs that are each in one region; addresses outside of all regions are left
+    /// out.
     pub fn pages_in(&self, range: GuestRange) -> impl Iterator<Item = GuestPages> {
         let end = range.start.saturating_add(range.bytes);
         let after = self.by_address.partition_point(|region| region.end() <= range.start);
@@ -165,7 +166,7 @@ impl Regions {
 }
 
 impl Region {
-    /// The pages of the volume that are here.
+    /// The pages of the volume in this region.
     pub fn pages(&self) -> GuestPages {
         GuestPages::between(page_of_byte(self.offset), page_of_byte(self.offset + self.bytes))
     }
@@ -204,7 +205,7 @@ impl Region {
 pub const HUGE_PAGES: u32 = 512;
 const _: () = assert!(HUGE_PAGE_BYTES == 512 * PAGE_BYTES, "a huge page is 512 pages");
 
-/// A page kind as the bytes of its pages.
+/// Stores a page kind as the bytes of its pages.
 mod page_bytes {
     use rekindle_kernel::PageKind;
     use serde::{Deserialize, Deserializer, Serializer, de};
@@ -220,7 +221,7 @@ mod page_bytes {
     }
 }
 
-/// Bytes of regions that lie one after the other from offset zero on.
+/// Bytes of regions that follow each other from offset zero on.
 fn contiguous_bytes(by_offset: &[Region]) -> Result<u64, RegionsError> {
     by_offset.iter().try_fold(0, |expected, region| {
         if region.offset == expected {
@@ -231,7 +232,7 @@ fn contiguous_bytes(by_offset: &[Region]) -> Result<u64, RegionsError> {
     })
 }
 
-/// The page that has byte `offset` of a volume whose size is checked.
+/// The page of byte `offset`, in a volume whose size was checked.
 fn page_of_byte(offset: u64) -> GuestPage {
     let page = u32::try_from(offset / bytes_of_pages(1)).expect("checked against the volume's pages");
     GuestPage::new(page)

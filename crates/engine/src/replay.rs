@@ -1,7 +1,7 @@
-//! Makes the snapshots of the catalog again at the start of an engine: each as far as it had come.
+//! Restores the snapshots of the catalog at the start of an engine, each in the state that it had reached.
 //!
-//! The store is not read. Sealed and published ones come from their manifests, captured ones from the keeper, parents
-//! before children. A snapshot that cannot be had again is lost, by name and with the reason, and stays listed so.
+//! The store is not read. Sealed and published snapshots are restored from their manifests, captured ones from the
+//! keeper, parents before children. A snapshot that cannot be restored is listed as lost, with the reason.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -29,35 +29,35 @@ use crate::snapshot::{Lost, Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::CapturedFacts;
 use crate::view::{LiveView, View};
 
-/// Findings of an engine's start in its catalog.
+/// Counts of the snapshots that an engine's start found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Replay {
     /// Snapshots whose memory the keeper had.
     pub captured: usize,
-    /// Snapshots that are sealed and not published yet.
+    /// Snapshots that are sealed but not published.
     pub sealed: usize,
     /// Published snapshots.
     pub published: usize,
-    /// Deleted snapshots that are not gone yet.
+    /// Deleted snapshots that are still held.
     pub deleted: usize,
     /// Snapshots that were lost.
     pub lost: Vec<LostSnapshot>,
-    /// Snapshots of which it cannot be said now how they are.
+    /// Snapshots whose state cannot be determined now.
     pub undecided: usize,
-    /// Files of layers that the catalog does not name, which were set aside.
+    /// Layer files that were set aside, since the catalog does not name them.
     pub files_set_aside: usize,
 }
 
-/// A snapshot that was lost.
+/// A lost snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostSnapshot {
-    /// Its name.
+    /// Its id.
     pub id: SnapshotId,
     /// The reason.
     pub reason: String,
 }
 
-/// Reason that the snapshots of a catalog could not be made again; nothing was changed.
+/// Reason that the snapshots of a catalog could not be restored; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The catalog failed.
@@ -71,19 +71,19 @@ pub enum ReplayError {
     Disk(#[from] io::Error),
 }
 
-/// Snapshots and handles that an engine starts with.
+/// The restored snapshots of an engine's start.
 #[derive(Debug, Default)]
 pub(crate) struct Replayed {
     pub(crate) known: Vec<Arc<Snapshot>>,
-    /// Deleted ones: sandboxes may run from them.
+    /// Deleted snapshots, from which sandboxes may run.
     pub(crate) deleted: Vec<Arc<Snapshot>>,
     pub(crate) work: Vec<(Arc<Snapshot>, Work)>,
-    /// Pauses that were taken back before they were acknowledged; nothing is recorded of them any more.
+    /// Pauses that were undone before they were acknowledged; they have no records any more.
     pub(crate) taken_back: HashSet<SnapshotId>,
     pub(crate) replay: Replay,
 }
 
-/// Sources from which snapshots are made again. The cache keeps its files until it is known which of them are needed.
+/// Sources from which snapshots are restored. The cache keeps its files until it is known which are needed.
 pub(crate) struct Replaying<'a> {
     pub(crate) records: &'a Records,
     pub(crate) cache: &'a Cache,
@@ -91,11 +91,11 @@ pub(crate) struct Replaying<'a> {
     pub(crate) reaper: ReaperHandle,
 }
 
-/// Reason that one snapshot could not be made again.
+/// Reason that one snapshot could not be restored.
 enum Obstacle {
-    /// It is lost.
+    /// Its bytes are gone.
     Lost(String),
-    /// That cannot be said now.
+    /// It cannot be decided now: the disk, the keeper or a record could not be read.
     Unknown(String),
 }
 
@@ -105,13 +105,13 @@ impl<E: Into<ReplayError>> From<E> for Obstacle {
     }
 }
 
-/// Snapshots made so far.
+/// Snapshots restored so far.
 struct Made {
     all: HashMap<SnapshotId, Arc<Snapshot>>,
     lost: HashSet<SnapshotId>,
     undecided: HashSet<SnapshotId>,
     deletions: HashSet<SnapshotId>,
-    /// Stand-ins for the snapshots that were undecided until now.
+    /// The snapshots that were undecided until now.
     before: HashMap<SnapshotId, Arc<Snapshot>>,
     replayed: Replayed,
 }
@@ -128,7 +128,7 @@ impl Replaying<'_> {
         let made = Made::new(found.deletions.clone());
         let mut made = self.make(found, made);
         held.retain(|id| !made.replayed.taken_back.contains(id));
-        // The next start does what this one cannot: nothing waits for it.
+        // If this fails, the next start does it: nothing waits for it.
         made.replayed.replay.files_set_aside =
             self.cache.set_unnamed_aside(&layers).unwrap_or_else(|error| {
                 tracing::warn!(%error, "layer files that the catalog does not name stay where they are");
@@ -140,8 +140,8 @@ impl Replaying<'_> {
         Ok(made.replayed)
     }
 
-    /// Makes those of the undecided snapshots again that can be by now. All that the catalog has are `there`, the deleted
-    /// ones too: each of those that are undecided knows by itself whether it was deleted.
+    /// Restores those undecided snapshots that can be restored by now. `there` has all snapshots of the catalog,
+    /// deleted ones too: an undecided one knows by itself if it was deleted.
     pub(crate) fn decide(&self, there: &[Arc<Snapshot>]) -> Result<Replayed, ReplayError> {
         let (undecided, decided): (Vec<_>, Vec<_>) =
             there.iter().cloned().partition(|snapshot| snapshot.is_undecided());
@@ -157,7 +157,7 @@ impl Replaying<'_> {
         let mut found = Recorded::read(self.records.catalog())?;
         found.captured.retain(|(id, _)| made.before.contains_key(id));
         found.named.retain(|(local, ..)| made.before.contains_key(&local.manifest().snapshot()));
-        // Their records in the catalog do not change; a later program may read them.
+        // Their records do not change while this process runs; a later program may be able to read them.
         found.unreadable.clear();
         Ok(self.make(found, made).replayed)
     }
@@ -200,8 +200,8 @@ impl Replaying<'_> {
         made
     }
 
-    /// Opens every layer of a manifest. If one cannot be opened, the others come with the reason: the last handle of a
-    /// layer must not go while the catalog names it.
+    /// Opens every layer of a manifest. If one cannot be opened, the error contains the others: the last handle of a
+    /// layer must not be dropped while the catalog names it.
     fn reopen(
         &self,
         manifest: &Manifest,
@@ -235,7 +235,7 @@ impl Replaying<'_> {
         }
     }
 
-    /// Removes the record of a pause that was taken back; where that fails, the keeper's word stays for the next start.
+    /// Removes the record of a pause that was undone; if that fails, the keeper's note stays for the next start.
     fn take_back(&self, id: SnapshotId, taken_back: &mut HashSet<SnapshotId>) {
         match self.records.remove(id) {
             Ok(()) => drop(taken_back.insert(id)),
@@ -245,7 +245,7 @@ impl Replaying<'_> {
         }
     }
 
-    /// Takes a captured snapshot's memory back from the keeper.
+    /// Fetches a captured snapshot's memory from the keeper.
     fn adopt(
         &self,
         id: SnapshotId,
@@ -284,7 +284,8 @@ impl Replaying<'_> {
         Ok(Arc::new(capture.map_err(|error| of_capture(&name, &error))?))
     }
 
-    /// A pause that was not acknowledged, or a seal that was recorded, may have left memory with the keeper.
+    /// Makes the keeper forget all other memory: a pause that was not acknowledged, or a recorded seal, may have left
+    /// some.
     fn forget_all_but(&self, needed: &HashSet<SnapshotId>) -> io::Result<()> {
         let held = self.records.keeper().held()?;
         held.into_iter().filter(|id| !needed.contains(id)).for_each(|id| self.records.forget(id));
@@ -344,7 +345,7 @@ impl Made {
         unread.insert(id);
     }
 
-    /// Deletes a snapshot that is recorded as deleted; true if it is.
+    /// Marks a snapshot as deleted if it is recorded so; true if it is.
     fn delete_again(&self, snapshot: &Snapshot) -> bool {
         let is_deleted = self.deletions.contains(&snapshot.id());
         if is_deleted {
@@ -353,7 +354,8 @@ impl Made {
         is_deleted
     }
 
-    /// Adds a snapshot, with the captures of its seal. One that was undecided, and is or was decided otherwise, stays.
+    /// Adds a snapshot, with the captures of its seal. If it was undecided before, the existing handle takes over the
+    /// new state.
     fn add(&mut self, snapshot: Snapshot, captures: Vec<Arc<Capture>>) {
         let id = snapshot.id();
         let (snapshot, is_new) = match self.before.get(&id) {
@@ -376,7 +378,7 @@ impl Made {
     }
 }
 
-/// Obstacle of a kept volume that cannot be opened: if the system refused something, it may be there all the same.
+/// The obstacle if a kept volume cannot be opened: after an error of the system it may still exist.
 fn of_kept(name: &VolumeName, error: &KeptError) -> Obstacle {
     let reason = format!("volume {name}: {error}");
     match error {
@@ -388,7 +390,7 @@ fn of_kept(name: &VolumeName, error: &KeptError) -> Obstacle {
     }
 }
 
-/// The same of its bytes and its sets, which were opened.
+/// The same for its bytes and its sets, which were opened.
 fn of_capture(name: &VolumeName, error: &CaptureError) -> Obstacle {
     let reason = format!("volume {name}: {error}");
     match error {
@@ -405,7 +407,7 @@ fn base_of(parent: &Snapshot, position: usize, shape: &VolumeShape) -> Result<Ar
     Ok(Arc::clone(&base.view))
 }
 
-/// A snapshot whose record cannot be read: its memory is of a page that cannot be had.
+/// A snapshot whose record cannot be read: its memory is one lost page.
 fn unknown_parts_of(id: SnapshotId, records: &Records) -> SnapshotParts {
     let shape = VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages: 1 };
     SnapshotParts {
@@ -454,8 +456,8 @@ fn unread_volume(VolumeShape { name, page_kind, pages }: VolumeShape) -> Volume 
     Volume { name, page_kind, view: Arc::new(LiveView::new(View::lost(pages))) }
 }
 
-/// A snapshot without its bytes: its volumes are listed, and every read of them fails. It holds the layers that were
-/// opened for it.
+/// A snapshot without its bytes: its volumes are listed, and every read of them fails. It holds the layers that could
+/// be opened.
 fn unread(parts: SnapshotParts, obstacle: Obstacle, layers: Vec<Arc<Layer>>) -> Snapshot {
     let snapshot = parts.id;
     let (reason, is_undecided) = match obstacle {

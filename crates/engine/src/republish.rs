@@ -1,4 +1,4 @@
-//! Finds the snapshots that a store lacks which took the place of the one they were published to.
+//! Finds published snapshots that are missing in a store that was accepted in place of another.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::snapshot::Snapshot;
 use crate::stop::Stopped;
 use crate::store::StoreError;
 
-/// Reason that published snapshots were not all looked for; they are looked for again.
+/// Reason that the search for published snapshots was not finished; it is repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum RepublishError {
     /// The store gave no answer.
@@ -23,17 +23,17 @@ pub enum RepublishError {
     Stopped(#[from] Stopped),
 }
 
-/// Whether every published snapshot was looked for that has to be.
+/// Extent of a search for published snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LookedFor {
-    /// Yes.
+    /// All of them were looked for.
     All,
-    /// Not those that are undecided, or the store is not open: try again later.
+    /// The undecided ones were not, or the store is not open: try again later.
     Some,
 }
 
-/// Looks for the manifests of published snapshots if the store was accepted in another one's place. Those that it lacks
-/// are sealed again, and `begin` is told so; its work is to publish them.
+/// If the store was accepted in place of another, looks in it for the manifests of published snapshots. Missing ones
+/// return to the state sealed, and `begin` is called with the work of publishing them.
 pub(crate) async fn look_for_published(
     snapshots: &[Arc<Snapshot>],
     background: &Background,

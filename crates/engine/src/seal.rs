@@ -1,5 +1,5 @@
-//! A seal: it compares a capture with its parent, packs the rest into a layer, and puts a manifest on top of the
-//! parent's.
+//! A seal: compares a capture with its parent, packs the pages that differ into a layer, and makes a manifest on top of
+//! the parent's.
 
 use std::collections::HashMap;
 use std::io;
@@ -52,7 +52,7 @@ pub(crate) struct Sealing {
     pub(crate) merge_at_layers: usize,
 }
 
-/// Reason that a step of a seal did not succeed; nothing is lost by it.
+/// Reason that a step of a seal failed; nothing is lost.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SealError {
     #[error("asking the kernel for the proof that the captured memory is not written any more: {0}")]
@@ -86,7 +86,7 @@ pub(crate) struct Packed {
     parts: SealParts,
 }
 
-/// The parent that a snapshot is named on top of.
+/// The named parent of a snapshot that is being named.
 #[derive(Debug)]
 pub(crate) struct NamedParent {
     snapshot: Arc<Snapshot>,
@@ -94,16 +94,16 @@ pub(crate) struct NamedParent {
     merges: Merges,
 }
 
-/// The layers of a parent that are to be merged, of which there are too many otherwise.
+/// The layers of a parent to merge, if it has too many.
 #[derive(Debug)]
 pub(crate) struct Merges {
-    /// Of each volume.
+    /// The slots of each volume.
     slots: Vec<Vec<LayerSlot>>,
-    /// The frames that this reads and that are not on this node.
+    /// The frames that the merge reads and that are not on this node.
     frames: Vec<(Arc<LocalFile>, FrameNumber)>,
 }
 
-/// A snapshot's names, which its views are flat by already.
+/// A sealed snapshot's manifest; its views are already flat.
 #[derive(Debug)]
 #[must_use = "a sealed snapshot is to be recorded"]
 pub(crate) struct Sealed {
@@ -129,8 +129,8 @@ impl Sealer {
         &*self.hooks
     }
 
-    /// Compares and packs every volume and puts the layers into the views. The captures are frozen; `parts` has the time
-    /// that went until now.
+    /// Compares and packs every volume and puts the layers into the views. The captures are frozen; `parts` has the
+    /// times so far.
     pub(crate) fn pack(
         &self,
         snapshot: &Snapshot,
@@ -151,7 +151,7 @@ impl Sealer {
             let packed =
                 timed("pack", &mut parts.pack, || pack(compared, &self.cache, &self.domain, &courtesy))?;
             let captured = volume.view.load();
-            // False only when an earlier try came this far; its view has the same content.
+            // False only if an earlier try came this far; its view has the same content.
             volume.view.improve(&captured, View::packed(packed.clone(), base));
             volumes.push(packed);
         }
@@ -159,7 +159,7 @@ impl Sealer {
         Ok(Packed { volumes, frozen_at, parts })
     }
 
-    /// Decides which layers of a parent are merged under its child.
+    /// Chooses the layers of a parent to merge for its child.
     pub(crate) fn plan_merges(&self, parent: &Snapshot, named: &Named) -> Merges {
         let maps: Vec<_> = named.manifest().volumes().iter().map(|named| &named.map).collect();
         let slots = slots_to_merge(&maps, self.sealing.merge_at_layers);
@@ -169,8 +169,8 @@ impl Sealer {
         Merges { slots, frames }
     }
 
-    /// Brings the pages onto this node that are merged, so that the merge itself waits for nothing outside. If they
-    /// cannot be had, merging can wait for another pause, as long as there is room for more layers.
+    /// Fetches the frames to merge, so that the merge itself waits for nothing outside. If they are unavailable,
+    /// merging is left to another pause, as long as there is room for more layers.
     pub(crate) async fn bring(
         &self,
         snapshot: Arc<Snapshot>,
@@ -190,8 +190,8 @@ impl Sealer {
         Ok(NamedParent { snapshot, named, merges })
     }
 
-    /// Puts this snapshot's layers on top of its parent's manifest, and flattens the views. Naming began at `begun`,
-    /// with the wait for the parent.
+    /// Makes the manifest, this snapshot's layers on top of the parent's, and flattens the views. Naming began at
+    /// `begun`, with the wait for the parent.
     pub(crate) fn name(
         &self,
         snapshot: &Snapshot,
@@ -228,7 +228,7 @@ impl Sealer {
         ))
     }
 
-    /// For each volume the layer that some of the parent's were merged into.
+    /// The merged layer of each volume, if there is one.
     fn merge(
         &self,
         parent: &Snapshot,
@@ -239,7 +239,7 @@ impl Sealer {
         let volumes = parent.volumes().iter().zip(named.manifest().volumes()).zip(slots);
         volumes
             .map(|((volume, of_volume), slots)| match merge(&of_volume.map, &volume.view, slots, tools) {
-                // There is room left: merging can wait for a pause at which the pages can be read and written.
+                // There is room left: a later pause can merge, once the pages can be read and written.
                 Err(error @ (PackError::Merge(_) | PackError::Disk(_))) if !is_full(named) => {
                     tracing::warn!(snapshot = %parent.id(), %error, "layers are not merged now");
                     Ok(None)
@@ -257,27 +257,26 @@ impl Packed {
 }
 
 impl NamedParent {
-    /// Whether some of its layers are merged, which takes long.
+    /// True if some of its layers are merged, which takes long.
     pub(crate) fn is_merged(&self) -> bool {
         self.merges.slots.iter().any(|slots| !slots.is_empty())
     }
 }
 
 impl Sealed {
-    /// Writes the names into the catalog.
+    /// Writes the manifest into the catalog.
     pub(crate) fn write(&self, snapshot: &Snapshot, records: &Records) -> Result<(), SealError> {
         let facts = SealFacts { seal_time: Some(self.seal_time), ..snapshot.seal_facts() };
         Ok(records.sealed(snapshot.id(), facts, &self.named.local())?)
     }
 
-    /// Makes the snapshot a named one. The answer is the work that is left, and the captures that the keeper is to
-    /// forget.
+    /// Makes the snapshot a named one. Returns the work that is left, and the captures that the keeper should forget.
     pub(crate) fn record(&self, snapshot: &Snapshot) -> (SnapshotWork, Vec<Arc<Capture>>) {
         snapshot.record_sealed(self.named.clone(), self.seal_time, self.parts)
     }
 }
 
-/// Does a part of a seal in a span of its name, and adds the time it takes.
+/// Does a part of a seal in a span of that name, and adds the time to `time`.
 fn timed<T>(name: &'static str, time: &mut Duration, part: impl FnOnce() -> T) -> T {
     let (_span, begun) = (tracing::info_span!("seal part", part = name).entered(), Instant::now());
     let done = part();
@@ -285,7 +284,7 @@ fn timed<T>(name: &'static str, time: &mut Duration, part: impl FnOnce() -> T) -
     done
 }
 
-/// Whether nobody can write a capture any more. After a long wait the error names who stands in the way.
+/// True if no process can write a capture any more. After a long wait it is an error that names the process that can.
 pub(crate) fn is_frozen(capture: &Capture, keeper: Option<u32>, waited: Duration) -> Result<bool, SealError> {
     let is_late = waited > limits::FROZEN_WAIT;
     match capture.prove_frozen(keeper).map_err(SealError::Proof)? {
@@ -300,7 +299,7 @@ pub(crate) fn is_frozen(capture: &Capture, keeper: Option<u32>, waited: Duration
     }
 }
 
-/// A change of one volume that owns its sets.
+/// The new pages of one volume, with owned sets.
 struct Change {
     volume: VolumeName,
     layer: Option<(LayerName, PageSet)>,
@@ -361,14 +360,14 @@ fn shapes(snapshot: &Snapshot) -> Vec<VolumeShape> {
     snapshot.volumes().iter().map(shape).collect()
 }
 
-/// A manifest with the handles of its layers, all of which are among `handles`.
+/// A manifest with the handles of its layers, which are all among `handles`.
 fn with_handles<'a>(manifest: Manifest, handles: impl Iterator<Item = &'a Arc<Layer>>) -> Named {
     let handles: HashMap<LayerId, &Arc<Layer>> = handles.map(|layer| (layer.id(), layer)).collect();
     let layers: Vec<_> = manifest.layers().iter().map(|name| Arc::clone(handles[&name.id])).collect();
     Named::new(manifest, layers)
 }
 
-/// True if a manifest has no room for one more layer of each volume: then some have to be merged.
+/// True if a manifest has no room for one more layer of each volume, so that some must be merged.
 fn is_full(named: &Named) -> bool {
     let manifest = named.manifest();
     manifest.layers().len() + manifest.volumes().len() > limits::MANIFEST_LAYERS_MAX
@@ -377,7 +376,7 @@ fn is_full(named: &Named) -> bool {
 /// Gives every volume a view of the manifest's map over its layers.
 fn flatten(snapshot: &Snapshot, named: &Named) {
     for (volume, of_volume) in snapshot.volumes().iter().zip(named.manifest().volumes()) {
-        // False only when an earlier try came this far; its view has the same content.
+        // False only if an earlier try came this far; its view has the same content.
         volume.view.improve(&volume.view.load(), named.view(of_volume));
     }
 }
