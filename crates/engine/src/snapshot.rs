@@ -1,4 +1,4 @@
-//! One pause and its life: volumes that can be read from the first moment on, and names once they exist.
+//! A snapshot: volumes that can be read from the start, and a manifest once it is sealed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -38,7 +38,7 @@ pub struct Snapshot {
     progress: Mutex<Progress>,
     /// Wakes the threads that wait for a change of the progress.
     changed: Condvar,
-    /// Wakes the tasks that do.
+    /// Wakes the tasks that wait for one.
     news: Notify,
 }
 
@@ -47,7 +47,7 @@ pub struct Snapshot {
 pub struct Volume {
     /// Its name in the snapshot.
     pub name: VolumeName,
-    /// The pages its guest maps it with.
+    /// The kind of pages that its guest maps it with.
     pub page_kind: PageKind,
     /// Its content.
     pub view: Arc<LiveView>,
@@ -65,27 +65,27 @@ pub(crate) struct SnapshotParts {
     pub(crate) records: Option<Records>,
 }
 
-/// State of a snapshot at one moment.
+/// Status of a snapshot at one moment.
 #[derive(Debug, Clone)]
 pub struct SnapshotStatus {
     /// Its state.
     pub state: SnapshotState,
-    /// Counts of its captured pages, once they were compared.
+    /// Counts of its captured pages, once they are compared.
     pub classes: Option<PageClasses>,
-    /// Time its seal took from the proof that its memory is frozen, once it succeeded.
+    /// Time of its seal, from the proof that its memory is frozen, once it has succeeded.
     pub seal_time: Option<Duration>,
     /// Parts of that time, if it was sealed since this engine started.
     pub seal_parts: Option<SealParts>,
-    /// Error of the last failed try to seal or publish; none after a success. Of a lost one, why it is lost.
+    /// Error of the last failed try to seal or publish; none after a success. For a lost one, the reason.
     pub failure: Option<String>,
-    /// True if it is called lost only until its record can be read again.
+    /// True if it counts as lost only until its record can be read.
     pub is_undecided: bool,
 }
 
-/// Parts of the time of a seal. Of a seal that was tried again, what the last try of each part took.
+/// Parts of the time of a seal; for each part, the time of its last try.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SealParts {
-    /// Waiting for the proof that the captured memory cannot be written any more; the seal's own time begins after it.
+    /// Waiting for the proof that the captured memory can no longer be written; the seal's own time begins after it.
     pub proof: Duration,
     /// Waiting for other seals that compare.
     pub turn: Duration,
@@ -93,11 +93,11 @@ pub struct SealParts {
     pub compare: Duration,
     /// Writing the layer.
     pub pack: Duration,
-    /// Waiting for the parent's manifest, merging layers where they are many, and making the manifest.
+    /// Waiting for the parent's manifest, merging layers if there are many, and making the manifest.
     pub name: Duration,
 }
 
-/// Standing of a snapshot. Its state is what this says in one word.
+/// Progress of a snapshot; its state follows from this.
 #[derive(Debug)]
 struct Progress {
     standing: Standing,
@@ -108,18 +108,18 @@ struct Progress {
     failure: Option<String>,
 }
 
-/// Place of a snapshot's pages, with all that comes with it.
+/// Place of a snapshot's pages, with everything that belongs to it.
 #[derive(Debug)]
 enum Standing {
-    /// In RAM, over the parent's.
+    /// In RAM, over the parent's pages.
     Captured(Captured),
     /// In layers that a manifest names.
     Named { named: Named, is_published: bool },
-    /// Nowhere, or they cannot be had now.
+    /// Nowhere, or unavailable now.
     Lost(Lost),
 }
 
-/// An unsealed snapshot's own part.
+/// The parts of an unsealed snapshot.
 #[derive(Debug, Clone)]
 struct Captured {
     parent: Option<Arc<Snapshot>>,
@@ -132,19 +132,19 @@ struct Captured {
 pub(crate) struct Lost {
     /// The reason.
     pub(crate) reason: String,
-    /// True if it is taken for lost only until that can be said.
+    /// True if it counts as lost only until that is decided.
     pub(crate) is_undecided: bool,
-    /// Those layers of its record that could be opened: their files stay as long as the catalog names them.
+    /// The layers of its record that could be opened: holding them keeps their files, as the catalog names them.
     pub(crate) _layers: Vec<Arc<Layer>>,
 }
 
-/// The snapshot has no manifest yet, after as long a wait as the caller wanted.
+/// The snapshot has no manifest yet, at the end of the wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the snapshot was not sealed in time")]
 pub struct NoManifestYet;
 
 impl Snapshot {
-    /// A snapshot whose pages are frozen in RAM. If it is recorded, they are held as long as the keeper has them.
+    /// A snapshot whose pages are frozen in RAM. If it is recorded, it holds them as long as the keeper has them.
     pub(crate) fn captured(
         parts: SnapshotParts,
         parent: Option<Arc<Self>>,
@@ -159,7 +159,7 @@ impl Snapshot {
         Self::new(parts, Standing::Named { named, is_published }, facts)
     }
 
-    /// A snapshot without its pages; its views are of lost pages.
+    /// A snapshot without its pages; its views have lost pages.
     pub(crate) fn lost(parts: SnapshotParts, lost: Lost) -> Self {
         Self::new(parts, Standing::Lost(lost), SealFacts::default())
     }
@@ -182,13 +182,13 @@ impl Snapshot {
         }
     }
 
-    /// Makes this undecided snapshot what `made` is, for all who hold it; it stays deleted if it was meanwhile. False if
-    /// it is undecided as before, or was not any more.
+    /// Gives this undecided snapshot the state of `made`, for all of its holders; if it was deleted meanwhile it stays
+    /// so. False if `made` is undecided too, or this one no longer is.
     pub(crate) fn decide(&self, made: &Self) -> bool {
         if !self.is_undecided() {
             return false;
         }
-        // Before the state: readers that see the new state use these.
+        // Before the state, as readers that see the new state use the views.
         for (volume, made) in self.volumes.iter().zip(&made.volumes) {
             volume.view.improve(&volume.view.load(), made.view.load());
         }
@@ -204,12 +204,12 @@ impl Snapshot {
         is_decided
     }
 
-    /// True if it is taken for lost only until that can be said.
+    /// True if it counts as lost only until that is decided.
     pub(crate) fn is_undecided(&self) -> bool {
         lock(&self.progress).is_undecided()
     }
 
-    /// True if its pages are nowhere, or cannot be had now; it may have been deleted since.
+    /// True if its pages are lost, or unavailable now; it may have been deleted since.
     pub(crate) fn is_lost(&self) -> bool {
         matches!(lock(&self.progress).standing, Standing::Lost(_))
     }
@@ -219,7 +219,7 @@ impl Snapshot {
         self.id
     }
 
-    /// The snapshot it was a change of.
+    /// Its parent.
     pub fn parent_id(&self) -> Option<SnapshotId> {
         self.parent_id
     }
@@ -229,7 +229,7 @@ impl Snapshot {
         self.generation
     }
 
-    /// When it was made, in milliseconds since 1970.
+    /// Time of the pause, in milliseconds since 1970.
     pub fn created_unix_ms(&self) -> u64 {
         self.created_unix_ms
     }
@@ -259,7 +259,7 @@ impl Snapshot {
         self.records.as_ref()
     }
 
-    /// Its present state.
+    /// Its present status.
     pub fn status(&self) -> SnapshotStatus {
         let progress = lock(&self.progress);
         let failure = match &progress.standing {
@@ -291,35 +291,35 @@ impl Snapshot {
         self.state() == SnapshotState::Published
     }
 
-    /// Its names and the layers they are of, if it is sealed by now; for callers that must not wait.
+    /// Its manifest with the layers, if it is sealed by now; never waits.
     pub fn named_now(&self) -> Option<Named> {
         lock(&self.progress).named().cloned()
     }
 
-    /// The manifest if it exists by now.
+    /// The manifest, if it exists by now.
     pub fn manifest_now(&self) -> Option<Arc<Manifest>> {
         Some(Arc::clone(self.named_now()?.manifest()))
     }
 
-    /// Its layers and how much of each is where; empty until it has a manifest. Waits for nothing.
+    /// Its layers, with the bytes of each at each place; empty until it has a manifest. Never waits.
     pub fn layers_now(&self) -> Vec<PlacedLayer> {
         self.named_now().map(|named| named.placed()).unwrap_or_default()
     }
 
-    /// Hands what is only in memory to the keeper, which is not the one that had it.
+    /// Hands its captured memory to a new keeper.
     pub(crate) fn keep_again(&self) -> io::Result<()> {
         let (Some(records), Some(Captured { kept, .. })) = (&self.records, self.captured_now()) else {
             return Ok(());
         };
         records.keep(self.id, self.volumes.iter().map(|volume| &volume.name), &kept)?;
-        // It may have been sealed meanwhile, and forgotten before it was kept again.
+        // It may have been sealed meanwhile, and forgotten by the keeper before this.
         if self.captured_now().is_none() {
             records.forget(self.id);
         }
         Ok(())
     }
 
-    /// Its own part while it is unsealed.
+    /// Its captured parts while it is unsealed.
     fn captured_now(&self) -> Option<Captured> {
         match &lock(&self.progress).standing {
             Standing::Captured(captured) => Some(captured.clone()),
@@ -337,15 +337,15 @@ impl Snapshot {
         self.wait(limit, |progress| Some(Arc::clone(progress.named()?.manifest()))).ok_or(NoManifestYet)
     }
 
-    /// Waits up to `limit` for the state to be `state`; false if it was not.
+    /// Waits up to `limit` for the state to be `state`; true if it was.
     pub fn wait_state(&self, state: SnapshotState, limit: Duration) -> bool {
         self.wait(limit, |progress| (progress.state() == state).then_some(())).is_some()
     }
 
-    /// Waits for the names as long as it takes.
+    /// Waits for the manifest as long as it takes.
     pub(crate) async fn names(&self) -> Named {
         loop {
-            // Made before the look: a change after it is not missed.
+            // Made before the check, so that no later change is missed.
             let news = self.news.notified();
             if let Some(named) = self.named_now() {
                 return named;
@@ -354,12 +354,12 @@ impl Snapshot {
         }
     }
 
-    /// The snapshot it was a change of, while this one is unsealed.
+    /// Its parent, while this one is unsealed.
     pub(crate) fn parent(&self) -> Option<Arc<Self>> {
         self.captured_now()?.parent
     }
 
-    /// The unsealed snapshots under this one and itself, if it is unsealed; the oldest last.
+    /// The unsealed snapshots of its line, itself included; the oldest last.
     pub(crate) fn unsealed_line(self: &Arc<Self>) -> Vec<Arc<Self>> {
         let mut line = Vec::new();
         let mut next = Some(Arc::clone(self));
@@ -382,12 +382,12 @@ impl Snapshot {
         })
     }
 
-    /// Records that a try failed, and why.
+    /// Records that a try failed, with the reason.
     pub(crate) fn record_failure(&self, event: SnapshotEvent, reason: String) -> SnapshotWork {
         self.record_with(event, |progress| progress.failure = Some(reason))
     }
 
-    /// Records the names and lets go of the parent. The answer has the captures that the keeper is to forget now.
+    /// Records the manifest and releases the parent. Returns the captures that the keeper should now forget.
     pub(crate) fn record_sealed(
         &self,
         named: Named,
@@ -401,7 +401,7 @@ impl Snapshot {
             progress.seal_parts = Some(parts);
             progress.failure = None;
         });
-        // The parent goes without the lock: its layers may go with it if it was deleted.
+        // The parent is dropped without the lock: its layers may go with it if it was deleted.
         match standing {
             Standing::Captured(Captured { kept, .. }) => (work, kept),
             Standing::Named { .. } | Standing::Lost(_) => (work, Vec::new()),
@@ -423,7 +423,7 @@ impl Snapshot {
         work
     }
 
-    /// Wakes all who wait for a change.
+    /// Wakes all waiters for a change.
     fn tell(&self) {
         self.changed.notify_all();
         self.news.notify_waiters();
@@ -478,7 +478,7 @@ impl Progress {
 }
 
 impl Drop for Snapshot {
-    /// The last user is gone: of a snapshot that was deleted, and is out of the store, nothing needs to stay.
+    /// Removes the records of a snapshot that was deleted, and is out of the store, once its last user is gone.
     fn drop(&mut self) {
         let is_over = self.state() == SnapshotState::Discarded;
         if let Some(records) = self.records.as_ref().filter(|_| is_over) {

@@ -1,20 +1,20 @@
-//! The signal that ends background work. It can be waited for together with anything else.
+//! The stop signal of background work, which can be awaited together with anything else.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// A word that is said once and heard by everybody. Clones are the same word.
+/// A signal that is given once and seen by all clones.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(CancellationToken);
 
-/// The work was told to end.
+/// The stop signal was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the engine is ending")]
 pub struct Stopped;
 
 impl Stop {
-    /// Says it.
+    /// Gives the signal.
     pub fn say(&self) {
         self.0.cancel();
     }
@@ -24,8 +24,8 @@ impl Stop {
         self.0.is_cancelled()
     }
 
-    /// Does `work` unless the word is said before it is done. That is the error, and `work` is dropped where it was: no
-    /// step of it begins once the word was said.
+    /// Does `work` unless the signal is given before its end. That is the error, and `work` is dropped where it was:
+    /// none of its steps begins after the signal.
     pub async fn unless_said<T>(&self, work: impl Future<Output = T>) -> Result<T, Stopped> {
         tokio::select! {
             biased;
@@ -34,7 +34,7 @@ impl Stop {
         }
     }
 
-    /// Waits for `pause`, or less if the word is said, which is the error.
+    /// Waits for `pause`; an error, at once, if the signal is given.
     pub async fn wait(&self, pause: Duration) -> Result<(), Stopped> {
         self.unless_said(tokio::time::sleep(pause)).await
     }

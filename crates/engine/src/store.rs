@@ -21,7 +21,7 @@ use crate::manifest::ObjectName;
 use crate::private;
 use crate::store_gate::{Away, NewSign, StoreGate};
 
-/// A store and what was moved through it. Clones share both.
+/// A store, with counts of its traffic. Clones share both.
 #[derive(Debug, Clone)]
 pub struct Store {
     access: Access,
@@ -31,9 +31,9 @@ pub struct Store {
 /// Access to the objects of a store.
 #[derive(Debug, Clone)]
 enum Access {
-    /// They are there.
+    /// The objects can be used at once.
     Open(Arc<dyn ObjectStore>),
-    /// Its gate says whether they are there, and those of the right store.
+    /// A gate checks that the store is there, and is the right one.
     Gated(Arc<StoreGate>),
 }
 
@@ -50,21 +50,21 @@ struct Counters {
 pub struct Traffic {
     /// Requests that read an object or a range of one.
     pub fetches: u64,
-    /// Bytes those returned.
+    /// Bytes that they returned.
     pub fetched_bytes: u64,
-    /// Bytes given to uploads, those included that are under way or failed.
+    /// Bytes given to uploads, including those under way and failed ones.
     pub sent_bytes: u64,
     /// Bytes of objects written completely.
     pub stored_bytes: u64,
 }
 
-/// Reason that the store did not do what it was asked.
+/// Reason that a request to the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The object does not exist.
     #[error("{0} is not in the store")]
     NotFound(ObjectPath),
-    /// The store is not there, or another one is in its place.
+    /// The store is away: it is not there, or another one is in its place.
     #[error(transparent)]
     Away(#[from] Away),
     /// The store answered with fewer or more bytes than the range asked for.
@@ -77,7 +77,7 @@ pub enum StoreError {
         /// Bytes received.
         found: u64,
     },
-    /// The object is larger than any object of its kind may be.
+    /// The object is larger than the limit for its kind.
     #[error("{path} has {bytes} bytes, more than the {bytes_max} an object of its kind may have")]
     TooLarge {
         /// The object.
@@ -87,7 +87,7 @@ pub enum StoreError {
         /// The limit.
         bytes_max: u64,
     },
-    /// Anything else that the store or the way to it said.
+    /// Any other error of the store or the way to it.
     #[error("{path}: {source}")]
     Other {
         /// The object.
@@ -103,7 +103,7 @@ impl Store {
         Self { access: Access::Open(objects), traffic: Arc::default() }
     }
 
-    /// A store that is opened when it is first used, and used only while its gate finds it there.
+    /// A store that is opened at its first use, and used only while its gate finds it there.
     pub fn gated(gate: StoreGate) -> Self {
         Self { access: Access::Gated(Arc::new(gate)), traffic: Arc::default() }
     }
@@ -116,7 +116,7 @@ impl Store {
         }
     }
 
-    /// Looks from time to time whether the store is there and the right one; for a store that has no gate it ends at once.
+    /// Checks from time to time that the store is there and is the right one; ends at once for a store without a gate.
     pub(crate) async fn keep_looking(self) {
         let Access::Gated(gate) = &self.access else { return };
         loop {
@@ -136,7 +136,7 @@ impl Store {
         }
     }
 
-    /// The objects of a store that was checked just now: writes go to the right store.
+    /// The objects of the store, checked just now, so that writes go to the right one.
     async fn checked(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
         match &self.access {
             Access::Open(objects) => Ok(Arc::clone(objects)),
@@ -144,7 +144,7 @@ impl Store {
         }
     }
 
-    /// An error of the store; that something is not there is believed only of the right one.
+    /// The error of a request; that an object is missing is believed only of the right store.
     async fn failure(&self, path: &ObjectPath, source: object_store::Error) -> StoreError {
         let error = StoreError::from_store(path, source);
         if matches!(error, StoreError::NotFound(_))
@@ -155,7 +155,7 @@ impl Store {
         error
     }
 
-    /// A store in a local directory, created if need be; every write is fsynced.
+    /// A store in a local directory, which is made if need be; every write is fsynced.
     pub fn directory(path: &Path) -> std::io::Result<Self> {
         private::make_directory(path)?;
         let files = LocalFileSystem::new_with_prefix(path)?;
@@ -177,7 +177,7 @@ impl Store {
         self.put_whole(&manifest_path(snapshot), bytes).await
     }
 
-    /// Leaves a sign in a gated store after a snapshot's manifest, and sees that both are in the same store.
+    /// Leaves a sign in a gated store after a snapshot's manifest, and checks that both are in the same store.
     pub(crate) async fn leave_sign(&self, snapshot: SnapshotId) -> Result<Option<NewSign>, StoreError> {
         let Access::Gated(gate) = &self.access else { return Ok(None) };
         let (objects, path) = (gate.objects().await?, manifest_path(snapshot));
@@ -190,14 +190,15 @@ impl Store {
         Ok(Some(sign))
     }
 
-    /// Deletes signs that mean nothing any more, as far as that can be done now.
+    /// Deletes outdated signs, as far as that is possible now.
     pub(crate) async fn delete_old_signs(&self) {
         if let Access::Gated(gate) = &self.access {
             gate.delete_old_signs().await;
         }
     }
 
-    /// True if published snapshots have to be looked for, as the store took another one's place; none while it is not open.
+    /// True if published snapshots must be looked for, since the store was accepted in place of another; none while it
+    /// is not open.
     pub(crate) fn is_accepted(&self) -> Option<bool> {
         match &self.access {
             Access::Open(_) => Some(false),
@@ -205,7 +206,7 @@ impl Store {
         }
     }
 
-    /// Notes that they were looked for. Writes to the disk.
+    /// Notes that this was done. Writes to the disk.
     pub(crate) fn note_looked_for(&self) -> Result<(), CatalogError> {
         match &self.access {
             Access::Open(_) => Ok(()),
@@ -213,12 +214,12 @@ impl Store {
         }
     }
 
-    /// Sees that a snapshot's manifest is there.
+    /// Checks that a snapshot's manifest is there.
     pub(crate) async fn see_manifest(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
         self.size_of(&manifest_path(snapshot)).await.map(drop)
     }
 
-    /// Writes a small object at once, and counts it.
+    /// Writes a small object in one request, and counts it.
     async fn put_whole(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), StoreError> {
         let objects = self.checked().await?;
         let length = u64_of(bytes.len());
@@ -248,7 +249,7 @@ impl Store {
         Ok(body)
     }
 
-    /// Takes away a snapshot's manifest, and with it the snapshot. One that is not there is gone already.
+    /// Deletes a snapshot's manifest, and so the snapshot. A missing one is a success.
     pub async fn delete_manifest(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
         self.delete(manifest_path(snapshot)).await
     }
@@ -260,7 +261,7 @@ impl Store {
         }
     }
 
-    /// Writes a working set under a name of its own, and takes those away that are older.
+    /// Writes a working set under a key of its own, and deletes older ones.
     pub async fn put_working_set(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
         let path = working_sets_path(snapshot).join(Uuid::now_v7().to_string());
         self.put_whole(&path, bytes).await?;
@@ -270,13 +271,13 @@ impl Store {
 
     /// Reads the newest working set of a snapshot, if there is one.
     pub async fn get_working_set(&self, snapshot: SnapshotId) -> Result<Option<Bytes>, StoreError> {
-        // Names have the time at their front.
+        // Keys begin with the time.
         let Some(path) = self.working_sets(snapshot).await?.into_iter().max() else { return Ok(None) };
         let body = self.get_whole(path, limits::WORKING_SET_BYTES_MAX).await?;
         Ok(Some(body))
     }
 
-    /// Takes all working sets of a snapshot away.
+    /// Deletes all working sets of a snapshot.
     pub async fn delete_working_sets(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
         self.delete_all(self.working_sets(snapshot).await?).await
     }
@@ -296,7 +297,7 @@ impl Store {
         Ok(())
     }
 
-    /// Reads a range of a layer object, exactly as many bytes as were asked for.
+    /// Reads a range of a layer object, exactly as many bytes as it has.
     pub async fn get_layer(
         &self,
         layer: LayerId,
@@ -314,7 +315,7 @@ impl Store {
         if found == expected { Ok(body) } else { Err(StoreError::Length { path, expected, found }) }
     }
 
-    /// Begins a layer object; nothing of it can be read before it is finished.
+    /// Begins a layer object, which cannot be read before it is finished.
     pub async fn begin_layer(&self, layer: LayerId, at: &ObjectName) -> Result<LayerUpload, StoreError> {
         let path = layer_path(layer, at);
         let objects = self.checked().await?;
@@ -324,7 +325,7 @@ impl Store {
         Ok(LayerUpload { parts, path, bytes: 0, traffic: Arc::clone(&self.traffic) })
     }
 
-    /// Sees that a layer's object is there, as far as the store could have been another one when it was uploaded.
+    /// Checks that a layer's object is there, if the store may have been another one when it was uploaded.
     pub(crate) async fn see_layer(&self, layer: LayerId, at: &ObjectName) -> Result<(), StoreError> {
         match &self.access {
             Access::Open(_) => Ok(()),
@@ -350,7 +351,7 @@ impl Store {
     }
 }
 
-/// A layer object being written.
+/// A layer object that is being written.
 #[derive(Debug)]
 pub struct LayerUpload {
     parts: WriteMultipart,
@@ -372,7 +373,7 @@ impl LayerUpload {
         Ok(())
     }
 
-    /// Gives the object up. Its parts go, unless the store does not answer in time.
+    /// Abandons the object. Its parts are deleted, unless the store does not answer in time.
     pub async fn abort(self) {
         let aborted = timeout(limits::UPLOAD_ABORT_WAIT, self.parts.abort()).await;
         let error = match aborted {
@@ -383,7 +384,7 @@ impl LayerUpload {
         tracing::warn!(path = %self.path, %error, "parts of a layer object that was given up may stay");
     }
 
-    /// Makes the object exist.
+    /// Completes the object.
     pub async fn finish(self) -> Result<(), StoreError> {
         self.parts.finish().await.map_err(|source| StoreError::from_store(&self.path, source))?;
         self.traffic.stored_bytes.fetch_add(self.bytes, Ordering::Relaxed);

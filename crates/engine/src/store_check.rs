@@ -1,4 +1,4 @@
-//! Sees whether the store has the objects of a published snapshot, by their names and sizes.
+//! Checks that the store has the objects of a published snapshot, by their keys and sizes.
 
 use futures_util::stream::{self, StreamExt};
 
@@ -7,12 +7,12 @@ use crate::limits;
 use crate::manifest::{Publication, StoredLayer};
 use crate::store::{Store, StoreError};
 
-/// Findings in the store about one snapshot.
+/// Result of looking for one snapshot's objects in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreFindings {
-    /// It is not published: nothing of it has to be in the store.
+    /// It is not published, so nothing of it has to be in the store.
     NotPublished,
-    /// Nobody knows: the store gave no answer.
+    /// Unknown: the store gave no answer.
     NotAsked {
         /// The reason.
         reason: String,
@@ -21,14 +21,14 @@ pub enum StoreFindings {
     Asked {
         /// Objects asked for: its manifest, and one for each layer.
         objects: u64,
-        /// Those that are missing, or are not what they must be.
+        /// The objects that are missing or wrong.
         wrong_objects: u64,
         /// The fault of the first of them.
         first: Option<String>,
     },
 }
 
-/// Asks for the manifest of a published snapshot, and for each object that it names. Nothing but the manifest is read.
+/// Asks for the manifest of a published snapshot, and for each object that it names. It reads only the manifest.
 pub(crate) async fn look_for_objects(snapshot: SnapshotId, store: &Store) -> StoreFindings {
     let mut faults = Faults::default();
     let done = faults.look(snapshot, store).await;
@@ -83,7 +83,7 @@ impl Faults {
     }
 }
 
-/// The fault of a layer's object, if it has one that its size tells.
+/// The fault of a layer's object, if it is missing or its size is wrong.
 async fn fault_of_layer(
     store: &Store,
     layer: LayerId,
@@ -99,7 +99,7 @@ async fn fault_of_layer(
     }
 }
 
-/// The fault of an object that an error tells of; any other error is none of the object.
+/// The fault of an object, if the error is about it; any other error is returned.
 fn fault(error: StoreError) -> Result<String, StoreError> {
     match error {
         StoreError::NotFound(_) | StoreError::Length { .. } | StoreError::TooLarge { .. } => {

@@ -1,8 +1,8 @@
-//! Guards the use of the store: it must be there, and be the one that this node's snapshots are in.
+//! Guards the use of the store: it must be there, and be the one with this node's snapshots.
 //!
-//! A store carries its identity in the object `store`, made once, and this node's last [`Sign`]. The catalog remembers
-//! both. A store that is not there, is another one, or is an earlier state of itself, is *away*: nothing is written to it
-//! or believed of it, and it is tried again.
+//! A store has an identity in the object `store`, which is made once, and this node's last [`Sign`]. The catalog
+//! remembers both. A store that is missing, is another one, or is an earlier state of itself, is *away*: nothing is
+//! written to it, nothing in it is trusted, and it is tried again.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,27 +25,27 @@ use crate::threads;
 
 pub use crate::store_identity::StoreIdentity;
 
-/// Opens a store. It may block, also for ever.
+/// Opens a store; may block, even for ever.
 pub trait StoreOpener: fmt::Debug + Send + Sync {
-    /// Opens it; the error is for people. If `holds` says that snapshots are in it, nothing is made in its place.
+    /// Opens it; the error is for people. If `holds` says that it has snapshots, a missing store is not made.
     fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String>;
 }
 
 /// The catalog's knowledge of a store before it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
-    /// This node never used one.
+    /// This node has never used a store.
     Nothing,
-    /// This node used one, which may have its snapshots.
+    /// This node has used a store, which may have its snapshots.
     Snapshots,
 }
 
-/// Treatment of a store that is not the one the catalog remembers.
+/// Treatment of a store other than the one that the catalog remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OtherStore {
-    /// It is away.
+    /// It counts as away.
     Refused,
-    /// A person said that it takes the other one's place.
+    /// A person accepted it in place of the other.
     Accepted,
 }
 
@@ -54,36 +54,37 @@ pub enum OtherStore {
 #[error("the store is away: {0}")]
 pub struct Away(pub String);
 
-/// A store that is opened, looked at and looked at again.
+/// The gate to a store, which opens it and checks it again and again.
 #[derive(Debug)]
 pub struct StoreGate {
     opener: Arc<dyn StoreOpener>,
     catalog: Catalog,
-    /// The newest snapshot that the catalog calls published, at the start.
+    /// The newest published snapshot of the catalog at the start.
     published: Option<SnapshotId>,
     accepts_another: AtomicBool,
     standing: Mutex<Standing>,
     known: Mutex<Known>,
-    /// Held from the put of a sign until the catalog remembers it, so that the last one remembered is the last one put.
+    /// Locked from the put of a sign until the catalog remembers it, so that the last one remembered is the last one
+    /// put.
     signing: Arc<tokio::sync::Mutex<()>>,
-    /// Held by the task that opens it; has the attempt that has not come back yet.
+    /// Locked by the task that opens the store; has the attempt that has not returned yet.
     opening: tokio::sync::Mutex<Option<Opening>>,
     answer_within: Duration,
     identity_again: Duration,
 }
 
-/// The catalog's memory of the store, as it was when the store was opened last or remembered since.
+/// The catalog's memory of the store, from when the store was last opened or remembered.
 #[derive(Debug)]
 struct Known {
     identity: Option<StoreIdentity>,
     sign: Option<Sign>,
-    /// True from the time a store takes another one's place until the published snapshots were looked for in it.
+    /// True from when a store was accepted in place of another until published snapshots were looked for in it.
     is_accepted: bool,
-    /// The signs found at the last look.
+    /// The signs found at the last check.
     found: Signs,
 }
 
-/// A sign that is in the store, and that the catalog does not remember yet.
+/// A sign that is in the store, but not yet in the catalog.
 #[derive(Debug)]
 pub(crate) struct NewSign {
     gate: Arc<StoreGate>,
@@ -92,13 +93,13 @@ pub(crate) struct NewSign {
     _turn: tokio::sync::OwnedMutexGuard<()>,
 }
 
-/// The answer of the thread that opens the store: the catalog's memory of it, and the objects.
+/// Receives the result of the thread that opens the store: the catalog's memory of it, and the objects.
 type Opening = oneshot::Receiver<Result<(Known, Arc<dyn ObjectStore>), String>>;
 
 #[derive(Debug)]
 struct Standing {
     objects: Option<Arc<dyn ObjectStore>>,
-    /// Reason that it is away; none before it was first tried.
+    /// Reason that it is away; none before the first try.
     away: Option<Away>,
     again: Instant,
     pause: Duration,
@@ -108,12 +109,12 @@ struct Standing {
 const EARLIER_STATE: &str = "it is an earlier state of the store, such as an old back-up: it does not have the sign \
     that this node left with the last snapshot it published; bring the newer one back, or accept this one: `rekindle \
     serve --accept-store`";
-/// Key that is in the catalog while published snapshots have to be looked for in a store that took another one's place.
+/// Key that is in the catalog as long as published snapshots must be looked for in an accepted store.
 const ACCEPTED: &[u8] = b"store-accepted";
 
 impl StoreGate {
-    /// A gate to the store that `opener` opens; nothing is opened yet. `published` is the newest snapshot that the catalog
-    /// calls published.
+    /// A gate to the store that `opener` opens; nothing is opened yet. `published` is the newest published snapshot of
+    /// the catalog.
     pub fn new(
         opener: Box<dyn StoreOpener>,
         catalog: Catalog,
@@ -136,14 +137,14 @@ impl StoreGate {
         }
     }
 
-    /// The store, opened and looked at if that was not done, or if it was away and it is time to try again.
+    /// The store; it is opened and checked first if that was not done, or if it was away and it is time to try again.
     pub async fn objects(&self) -> Result<Arc<dyn ObjectStore>, Away> {
         if let Some(objects) = self.open_now() {
             return Ok(objects);
         }
         let mut opening = match (self.opening.try_lock(), self.away()) {
             (Ok(opening), _) => opening,
-            // Somebody tries again: until that comes out it is as it was.
+            // Another task tries again: until that has a result, the store stays away.
             (Err(_), Some(away)) => return Err(away),
             (Err(_), None) => self.opening.lock().await,
         };
@@ -157,7 +158,7 @@ impl StoreGate {
         self.stand(opened)
     }
 
-    /// The store, looked at now: it is still the one that the catalog remembers.
+    /// The store, after checking now that it is still the one that the catalog remembers.
     pub async fn checked(&self) -> Result<Arc<dyn ObjectStore>, Away> {
         let objects = self.objects().await?;
         match self.identify_in_time(&objects).await {
@@ -180,7 +181,7 @@ impl StoreGate {
         standing.away.clone().filter(|_| Instant::now() < standing.again)
     }
 
-    /// Notes how an attempt came out.
+    /// Notes the result of an attempt.
     fn stand(&self, opened: Result<Arc<dyn ObjectStore>, String>) -> Result<Arc<dyn ObjectStore>, Away> {
         let mut standing = lock(&self.standing);
         match opened {
@@ -209,12 +210,13 @@ impl StoreGate {
         }
     }
 
-    /// Waits until the store is open, for a bounded time. An attempt that hangs is waited for again at the next try.
+    /// Waits until the store is open, for a bounded time. The next try waits for an attempt that hangs, instead of a
+    /// new one.
     async fn open(&self, opening: &mut Option<Opening>) -> Result<Arc<dyn ObjectStore>, String> {
         if opening.is_none() {
             *opening = Some(self.begin_to_open()?);
         }
-        // It stays in its place until it has answered, also where the caller waits no longer.
+        // The attempt is kept until it has answered, even if the caller no longer waits.
         let attempt = opening.as_mut().expect("it was begun");
         let Ok(opened) = timeout(self.answer_within, attempt).await else { return Err(self.no_answer()) };
         *opening = None;
@@ -224,7 +226,7 @@ impl StoreGate {
         Ok(objects)
     }
 
-    /// Opens it on a thread that nobody has to wait for: a mount can hang for ever, and the daemon's end with it.
+    /// Opens it on a thread that is never joined: a mount can hang for ever, and the daemon's end must not.
     fn begin_to_open(&self) -> Result<Opening, String> {
         let (tell, opening) = oneshot::channel();
         let (opener, catalog) = (Arc::clone(&self.opener), self.catalog.clone());
@@ -237,7 +239,7 @@ impl StoreGate {
             };
             Ok((known, opener.open(holds)?))
         };
-        // An error says that nobody waits any more.
+        // An error means that nobody waits any more.
         let begun = threads::begin("store-open", tell, move |tell| drop(tell.send(open())));
         begun.map_err(|(_, error)| format!("no thread can be had to open it: {error}"))?;
         Ok(opening)
@@ -250,13 +252,13 @@ impl StoreGate {
         )
     }
 
-    /// Sees whose store it is, in a bounded time.
+    /// Checks the identity of the store, in a bounded time.
     async fn identify_in_time(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
         timeout(self.answer_within, self.identify(objects)).await.unwrap_or_else(|_| Err(self.no_answer()))
     }
 
-    /// Asks a store once more if it gives no answer: a request may fail, and somebody may be copying the store into its
-    /// place.
+    /// Asks a store a second time if the first request fails: the failure may pass, or the store is just being copied
+    /// into its place.
     async fn twice<T, E, F: Future<Output = Result<T, E>>>(&self, ask: impl Fn() -> F) -> Result<T, E> {
         if let Ok(found) = ask().await {
             return Ok(found);
@@ -272,7 +274,7 @@ impl StoreGate {
         while let Some(sign) = remembered {
             let found = self.twice(|| sign.look(objects)).await;
             signs = found.map_err(|error| format!("this node's signs in it cannot be listed: {error}"))?;
-            // Another sign may have taken its place during the look.
+            // Another sign may have replaced it meanwhile.
             remembered =
                 lock(&self.known).sign.filter(|now| signs.evidence == Evidence::Gone && *now != sign);
         }
@@ -280,7 +282,7 @@ impl StoreGate {
         Ok(signs)
     }
 
-    /// Sees that a store is the one that is remembered; one that this node uses for the first time is remembered.
+    /// Checks that a store is the remembered one; remembers the first store that this node uses.
     async fn identify(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
         let known = lock(&self.known).identity;
         let found = self.twice(|| StoreIdentity::read(objects)).await?;
@@ -330,7 +332,7 @@ impl StoreGate {
         }
     }
 
-    /// A node that published before stores had identities finds what it published last.
+    /// For a node that published before stores had identities: checks that its last published snapshot is there.
     async fn see_published(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
         let Some(snapshot) = self.published.filter(|_| !self.accepts_another()) else { return Ok(()) };
         match objects.head(&ObjectPath::from(format!("manifests/{snapshot}"))).await {
@@ -343,7 +345,7 @@ impl StoreGate {
         }
     }
 
-    /// Remembers a store that this node uses for the first time, which gets an identity if it has none.
+    /// Remembers the first store that this node uses, after giving it an identity if it has none.
     async fn begin(
         &self,
         objects: &Arc<dyn ObjectStore>,
@@ -354,7 +356,7 @@ impl StoreGate {
             return self.take(objects, found, place).await;
         }
         StoreIdentity::new().write(objects, PutMode::Create).await?;
-        // Another node may have been first.
+        // Another node may have done so first.
         let found =
             StoreIdentity::read(objects).await?.ok_or("its identity is gone right after it was written")?;
         self.take(objects, found, place).await
@@ -364,7 +366,7 @@ impl StoreGate {
         self.accepts_another.load(Ordering::Relaxed)
     }
 
-    /// Remembers a store, in which a sign is left unless this node's last one is there.
+    /// Remembers a store, after leaving a sign in it unless this node's last one is there.
     async fn take(
         &self,
         objects: &Arc<dyn ObjectStore>,
@@ -402,12 +404,12 @@ impl StoreGate {
     async fn write(&self, changes: Vec<Change>) -> Result<(), String> {
         let catalog = self.catalog.clone();
         let noted = |error: WriteError| format!("the catalog cannot note which one it is: {error}");
-        // Each of them is right whether a crash finds it made or not: the store has what they say.
+        // After a crash each of them is right, made or not: the store has what they record.
         let written = spawn_blocking(move || catalog.write(&changes).map_err(noted));
         written.await.map_err(|error| error.to_string())?
     }
 
-    /// Leaves a sign in the store. All manifests put before are in each state of the store that has it.
+    /// Leaves a sign in the store. Any state of the store with this sign has all manifests put before it.
     pub(crate) async fn leave_sign(
         self: &Arc<Self>,
         objects: Arc<dyn ObjectStore>,
@@ -418,7 +420,7 @@ impl StoreGate {
         Ok(NewSign { gate: Arc::clone(self), objects, sign, _turn: turn })
     }
 
-    /// Deletes signs that mean nothing any more. Any that cannot be deleted now is found again after a later one.
+    /// Deletes outdated signs. One that cannot be deleted now is found again after a later one.
     pub(crate) async fn delete_old_signs(&self) {
         let Some(objects) = self.open_now() else { return };
         let over = std::mem::take(&mut lock(&self.known).found.left_over);
@@ -429,28 +431,28 @@ impl StoreGate {
         }
     }
 
-    /// True if the store took another one's place, and published snapshots have not been looked for in it since; none while
-    /// it is not open.
+    /// True if the store was accepted in place of another, and published snapshots were not yet looked for in it; none
+    /// while it is not open.
     pub(crate) fn is_accepted(&self) -> Option<bool> {
         self.open_now().map(|_| lock(&self.known).is_accepted)
     }
 
-    /// Notes that the published snapshots were looked for in the store. Writes to the disk.
+    /// Notes that published snapshots were looked for in the store. Writes to the disk.
     pub(crate) fn note_looked_for(&self) -> Result<(), CatalogError> {
         let done = Change::Remove { kind: Kind::Meta, key: ACCEPTED.to_vec() };
-        // Found undone after a crash, they are looked for again.
+        // If a crash loses this, they are looked for again.
         self.catalog.write(&[done]).map_err(WriteError::either_way)?;
         lock(&self.known).is_accepted = false;
         Ok(())
     }
 }
 
-/// The store that was in the place of this one when this node published.
+/// The store to which this node has published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// This one.
     Own,
-    /// Another one, or a later state of this one.
+    /// Another store, or a later state of this one.
     OfAnother,
 }
 
@@ -460,7 +462,7 @@ impl NewSign {
         self.sign.change()
     }
 
-    /// The catalog remembers it: the one before means nothing any more.
+    /// Notes that the catalog remembers it: the previous sign is outdated.
     pub(crate) fn remembered(self) {
         let mut known = lock(&self.gate.known);
         if let Some(before) = known.sign.replace(self.sign) {
@@ -468,7 +470,7 @@ impl NewSign {
         }
     }
 
-    /// Takes it back.
+    /// Deletes it again.
     pub(crate) async fn take_back(self) {
         if let Err(error) = self.objects.delete(&self.sign.path()).await {
             tracing::warn!(%error, "a sign stays in a store that does not have the manifest before it");

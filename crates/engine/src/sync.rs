@@ -1,6 +1,6 @@
-//! The primitives through which threads share state; under Shuttle they are Shuttle's, so that it can order them.
+//! The primitives through which threads share state; under Shuttle they are Shuttle's, so that it can schedule them.
 //!
-//! A count that decides nothing may use the standard library's atomics.
+//! Counters on which no decision depends may use the standard library's atomics.
 
 #[cfg(not(shuttle))]
 mod imp {
@@ -14,7 +14,7 @@ mod imp {
     pub(crate) use futures_executor::block_on;
     pub(crate) use rekindle_kernel::placement::idle_priority;
 
-    /// Starts a thread of a scope; the error is the system's, which may have none.
+    /// Starts a thread in a scope; an error if the system has none left.
     pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
         scope: &'scope thread::Scope<'scope, '_>,
         work: impl FnOnce() -> T + Send + 'scope,
@@ -22,7 +22,7 @@ mod imp {
         thread::Builder::new().spawn_scoped(scope, work)
     }
 
-    /// One immutable value that everybody reads and one writer replaces; reading takes no lock.
+    /// An immutable value with many readers and one writer that replaces it; reading takes no lock.
     #[derive(Debug)]
     pub(crate) struct Current<T>(ArcSwap<T>);
 
@@ -35,12 +35,12 @@ mod imp {
             self.0.load_full()
         }
 
-        /// Runs `read` on the present value without taking a share of it.
+        /// Runs `read` on the present value without cloning its `Arc`.
         pub(crate) fn with<R>(&self, read: impl FnOnce(&T) -> R) -> R {
             read(&self.0.load())
         }
 
-        /// Puts `next` in the place of `expected`; false if something else stands there by now.
+        /// Replaces `expected` by `next`; false if the value is another one by now.
         pub(crate) fn replace(&self, expected: &Arc<T>, next: Arc<T>) -> bool {
             let found = self.0.compare_and_swap(expected, next);
             Arc::ptr_eq(&found, expected)
@@ -80,13 +80,13 @@ mod imp {
             let unchanged = Arc::ptr_eq(&current, expected);
             let replaced = if unchanged { std::mem::replace(&mut *current, next) } else { next };
             drop(current);
-            // Dropped without the lock, as the other cell does: it may be the last share of a capture.
+            // Dropped without the lock, as in the other cell: it may be the last handle of a capture.
             drop(replaced);
             unchanged
         }
     }
 
-    /// The standard library's, which Shuttle has none of, with a point at which it may switch before each use.
+    /// The standard library's `OnceLock`, which Shuttle lacks, with a scheduling point before each use.
     #[derive(Debug)]
     pub(crate) struct OnceLock<T> {
         value: std::sync::OnceLock<T>,
@@ -116,7 +116,7 @@ mod imp {
         }
     }
 
-    /// Starts a thread of a scope; Shuttle always has one.
+    /// Starts a thread in a scope; never fails under Shuttle.
     pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
         scope: &'scope thread::Scope<'scope, '_>,
         work: impl FnOnce() -> T + Send + 'scope,
@@ -124,7 +124,7 @@ mod imp {
         Ok(scope.spawn(work))
     }
 
-    /// Shuttle's threads are no threads of the system's: they have no priority.
+    /// Does nothing: Shuttle's threads are not threads of the system, and have no priority.
     pub(crate) fn idle_priority() -> std::io::Result<()> {
         Ok(())
     }
@@ -135,7 +135,7 @@ pub(crate) use imp::{
     thread,
 };
 
-/// Locks; a thread that panicked while it held the lock was a bug, and nothing it guarded can be trusted.
+/// Locks; panics if a thread panicked while it held the lock, since the guarded value cannot be trusted then.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread panics while it holds a lock")
 }

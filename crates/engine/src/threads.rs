@@ -1,5 +1,4 @@
-//! Starts threads and, if the system has none left, gives back the work they were meant for; and the runtime of calls to
-//! the store.
+//! Starts threads, and returns their work if the system has none left. Also the runtime of calls to the store.
 
 use std::io;
 use std::ops::Deref;
@@ -11,7 +10,8 @@ use tokio::runtime::Runtime;
 use crate::limits;
 use crate::sync::{Mutex, lock};
 
-/// Begins a thread that does `work` with `given`; if the system has none, returns `given` as it was, and the reason.
+/// Starts a thread that does `work` with `given`; if the system has none left, returns `given` unchanged, and the
+/// reason.
 pub(crate) fn begin<G: Send + 'static, T: Send + 'static>(
     name: &str,
     given: G,
@@ -31,7 +31,7 @@ pub(crate) fn begin<G: Send + 'static, T: Send + 'static>(
     })
 }
 
-/// A runtime whose end waits a bounded time for calls that block: one to a store that hangs never returns.
+/// A runtime whose end waits a bounded time for blocking calls: a call to a store that hangs never returns.
 #[derive(Debug)]
 pub(crate) struct StoreRuntime(Option<Runtime>);
 

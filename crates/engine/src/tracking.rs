@@ -16,37 +16,37 @@ use crate::regions::{HUGE_PAGES, Regions};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tracking {
-    /// The kernel marks them in the page tables (`WP_ASYNC`), and they are scanned for.
+    /// The kernel marks written pages in the page tables (`WP_ASYNC`), and a scan finds them.
     Scan,
-    /// Each first write is an event, and they are counted.
+    /// The first write to a page is an event, and is noted.
     Events,
-    /// Not at all: every page there may have been written.
+    /// Not tracked: every resident page may have been written.
     Resident,
 }
 
 /// Sets of a guest's pages that a fault server learned in one epoch.
 #[derive(Clone, Copy, Debug)]
 pub struct EpochSets<'a> {
-    /// Pages the guest gave back in this epoch, also those that came back since.
+    /// Pages that the guest gave back in this epoch, including those installed again since.
     pub removed: &'a PageSet,
-    /// Pages known to have been written, or to have been open to unseen writes.
+    /// Pages that were written, or were open to untracked writes.
     pub written: &'a PageSet,
 }
 
-/// A stopped guest's memory, to be asked about.
+/// A stopped guest's memory, whose page tables can be scanned.
 #[derive(Debug)]
 pub struct StoppedMemory<'a> {
     /// Addresses of its pages.
     pub regions: &'a Regions,
-    /// The file behind them, where it is shared.
+    /// The file of its memory, if it is shared.
     pub memfd: Option<&'a Memfd>,
     /// Its process's page tables.
     pub pagemap: Pagemap,
 }
 
 impl Tracking {
-    /// The same tracking, or the one that the features of a userfaultfd leave: with `WP_ASYNC` there are no events,
-    /// without it there is nothing but events.
+    /// This tracking, or the one that the features of a userfaultfd allow instead: with `WP_ASYNC` there are no events,
+    /// without it there are no scans.
     #[must_use]
     pub fn possible_with(self, granted: Features) -> Self {
         match (self, granted.contains(Features::WP_ASYNC)) {
@@ -56,7 +56,7 @@ impl Tracking {
         }
     }
 
-    /// True if pages are installed protected, so that their first write is noticed.
+    /// True if pages are installed protected, so that their first write is tracked.
     pub fn protects(self) -> bool {
         match self {
             Self::Scan | Self::Events => true,
@@ -85,7 +85,7 @@ pub fn changed_pages(
     Ok(sort(written, sets.removed, &resident, memory.regions))
 }
 
-/// The pages to capture of a guest that no snapshot was under: everything there. The rest is zero.
+/// The pages to capture of a guest without a parent snapshot: every resident page. The rest is zero.
 pub fn present_pages(memory: &StoppedMemory<'_>) -> io::Result<CapturedPages> {
     let nothing = PageSet::new(memory.regions.pages());
     let mapped = memory.scan()?.mapped;
@@ -93,19 +93,19 @@ pub fn present_pages(memory: &StoppedMemory<'_>) -> io::Result<CapturedPages> {
     Ok(sort(resident.clone(), &nothing, &resident, memory.regions))
 }
 
-/// The pages to capture of a memory file alone: all that it has. The rest is zero.
+/// The pages to capture of a memory file: all that it has. The rest is zero.
 pub fn file_pages(memfd: &Memfd, pages: u32) -> io::Result<CapturedPages> {
     let kept = match memfd.data_runs() {
         Ok(runs) => pages_of(&runs, pages),
-        // hugetlb does not tell where its holes are, and reading one allocates nothing.
+        // hugetlb does not report its holes, and reading one allocates nothing.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => PageSet::full(pages),
         Err(error) => return Err(error),
     };
     Ok(CapturedPages { kept, zero: PageSet::new(pages) })
 }
 
-/// The pages to capture of a guest whose VMM wrote those it knows to be changed into a file of their own: these, and as
-/// zero those that were removed and have not been written since.
+/// The pages to capture of a guest whose VMM wrote the changed pages into a file: these pages, and as zero those that
+/// were removed and not written since.
 pub fn diff_pages(written: &Memfd, removed: &PageSet) -> io::Result<CapturedPages> {
     let CapturedPages { kept, .. } = file_pages(written, removed.pages())?;
     let mut zero = removed.clone();
@@ -113,7 +113,7 @@ pub fn diff_pages(written: &Memfd, removed: &PageSet) -> io::Result<CapturedPage
     Ok(CapturedPages { kept, zero })
 }
 
-/// The same of a guest that shares its memory, whose bytes are taken from there: what it has no page for is zero.
+/// The same for a guest that shares its memory, from which the bytes are taken: a page that this memory lacks is zero.
 pub fn shared_diff_pages(written: &Memfd, removed: &PageSet, shared: &Memfd) -> io::Result<CapturedPages> {
     let CapturedPages { mut kept, mut zero } = diff_pages(written, removed)?;
     let there = file_pages(shared, removed.pages())?.kept;
@@ -124,7 +124,7 @@ pub fn shared_diff_pages(written: &Memfd, removed: &PageSet, shared: &Memfd) -> 
     Ok(CapturedPages { kept, zero })
 }
 
-/// Kept is what is there of the written and the removed; zero is what was removed and is not there.
+/// Keeps the written and removed pages that are resident; removed pages that are not resident are zero.
 fn sort(written: PageSet, removed: &PageSet, resident: &PageSet, regions: &Regions) -> CapturedPages {
     let mut kept = written;
     kept.union_with(removed);
@@ -136,7 +136,7 @@ fn sort(written: PageSet, removed: &PageSet, resident: &PageSet, regions: &Regio
     CapturedPages { kept, zero }
 }
 
-/// A huge page of which a part is kept is kept whole.
+/// Keeps every huge page of which a part is kept.
 fn widen_to_units(pages: &mut PageSet, regions: &Regions) {
     for region in regions.iter().filter(|region| region.page == PageKind::Huge) {
         let units: Vec<_> = pages
@@ -154,10 +154,10 @@ fn last_unit(regions: &Regions, run: GuestPages) -> GuestPages {
 }
 
 impl StoppedMemory<'_> {
-    /// The pages with bytes of their own. `asked` are those whose answer matters where it is dear.
+    /// The pages with bytes of their own. If finding them is expensive, only the answer for `asked` is exact.
     fn resident_pages(&self, mapped: &PageSet, asked: &PageSet) -> io::Result<PageSet> {
         let Some(memfd) = self.memfd else { return Ok(mapped.clone()) };
-        // As many pages are mapped as the file has: asking the file for its holes would only walk all of it again.
+        // All pages of the file are mapped: there is no need to walk the file for its holes.
         if memfd.allocated_bytes()? <= bytes_of_pages(mapped.len()) {
             return Ok(mapped.clone());
         }
@@ -170,8 +170,8 @@ impl StoppedMemory<'_> {
         }
     }
 
-    /// Pages of shared memory that are in the file but not in the page table: what the table said of them is lost, so
-    /// they may have been written.
+    /// Pages of shared memory that are in the file but not in the page table: the table's marks are lost, so they may
+    /// have been written.
     fn swapped_out(&self, mapped: &PageSet, resident: &PageSet) -> PageSet {
         let mut swapped = PageSet::new(self.regions.pages());
         if self.memfd.is_some() {
@@ -181,8 +181,8 @@ impl StoppedMemory<'_> {
         swapped
     }
 
-    /// One walk of the page tables. Of a shared file only pages in memory count as mapped: the entries of others do not
-    /// prove that the file has a page.
+    /// One walk of the page tables. For a shared file only pages in memory count as mapped: other entries do not prove
+    /// that the file has the page.
     fn scan(&self) -> io::Result<Scanned> {
         let pages = self.regions.pages();
         let (mut mapped, mut written) = (PageSet::new(pages), PageSet::new(pages));
@@ -201,7 +201,7 @@ impl StoppedMemory<'_> {
     }
 }
 
-/// Findings in the page tables.
+/// Result of a walk of the page tables.
 struct Scanned {
     mapped: PageSet,
     written: PageSet,
@@ -219,8 +219,8 @@ fn pages_of(ranges: &[Range<u64>], pages: u32) -> PageSet {
     found
 }
 
-/// hugetlb does not tell where its holes are. If the file has more pages than are mapped, those not mapped are read:
-/// reading allocates nothing, and one that is zero may as well be a hole.
+/// hugetlb does not report its holes. If the file has more pages than are mapped, unmapped ones are read: that
+/// allocates nothing, and a page of zeroes can count as a hole.
 fn huge_resident_pages(
     memfd: &Memfd,
     mapped: &PageSet,
@@ -304,7 +304,7 @@ mod tests {
             eprintln!("skipped: engine: tracking: this kernel has no PAGEMAP_SCAN (Linux 6.7)");
             return;
         }
-        // As swapping leaves it: the file has the pages, and the page table says nothing of them.
+        // As after swapping: the file has the pages, and the page table does not have them.
         let memfd = file(10, &[3, 7]);
         let memory = GuestMemory::map(Backing::Shared(&memfd, 0), 10 * PAGE_BYTES, 0).unwrap();
         let GuestRange { start, bytes } = memory.range();

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use crate::identity::SnapshotId;
 use crate::sync::{Mutex, lock};
 
-/// A number of bytes, lent out as leases. Clones lend from the same bytes.
+/// A number of bytes to lend. Clones lend from the same bytes.
 #[derive(Debug, Clone)]
 pub struct UploadBudget(Arc<Shared>);
 
@@ -21,7 +21,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     bytes_held: u64,
-    /// Snapshots that wait, the oldest first; the number tells apart what one snapshot asks for twice.
+    /// Waiting requests, of the oldest snapshot first; the number distinguishes several requests of one snapshot.
     waiting: BTreeMap<(SnapshotId, u64), Waiting>,
     asked: u64,
 }
@@ -41,12 +41,12 @@ pub struct UploadLease {
 }
 
 impl UploadBudget {
-    /// A budget of `bytes_max` bytes, none of them lent.
+    /// A budget of `bytes_max` bytes, none of them lent yet.
     pub fn new(bytes_max: u64) -> Self {
         Self(Arc::new(Shared { bytes_max, state: Mutex::default() }))
     }
 
-    /// Lends `bytes` to the snapshot `of`, at most the whole budget, once older snapshots have what they wait for.
+    /// Lends `bytes` to the snapshot `of`, at most the whole budget, after older snapshots have got theirs.
     pub async fn lease(&self, of: SnapshotId, bytes: u64) -> UploadLease {
         let (granted, lease) = oneshot::channel();
         let waiting = Waiting { bytes: bytes.min(self.0.bytes_max), granted };
@@ -60,14 +60,14 @@ impl UploadBudget {
         lock(&self.0.state).bytes_held
     }
 
-    /// Lends to those who wait, in their order, as far as the bytes reach.
+    /// Lends to the waiting requests, in their order, as long as there are enough bytes.
     fn grant(&self) {
         loop {
             let mut state = lock(&self.0.state);
             let granted = state.next(self.0.bytes_max);
             drop(state);
             let Some(Waiting { bytes, granted }) = granted else { return };
-            // A caller that has gone since gives the bytes back at once.
+            // If the caller is gone, the bytes are given back at once.
             drop(granted.send(UploadLease { budget: self.clone(), bytes }));
         }
     }
@@ -79,7 +79,7 @@ impl State {
         self.asked += 1;
     }
 
-    /// Takes the bytes of the first who waits, if there are as many. The others wait behind it.
+    /// Takes the first waiting request, if there are enough bytes for it. The others wait behind it.
     fn next(&mut self, bytes_max: u64) -> Option<Waiting> {
         self.waiting.retain(|_, waiting| !waiting.granted.is_closed());
         let first = self.waiting.first_entry()?;

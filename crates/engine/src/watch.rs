@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use crate::snapshot::Snapshot;
 
-/// Told of changes, on the thread that made them and with no lock held; it is to be quick.
+/// Receiver of changes, called on the thread that made them, with no lock held; it must be quick.
 pub trait Watcher: Debug + Send + Sync {
-    /// The snapshot's state has changed, or a try to seal or publish it has failed: [`Snapshot::status`] says which. May
-    /// be called before the engine's start has returned, and more than once for one change.
+    /// The snapshot's state has changed, or a try to seal or publish it has failed; see [`Snapshot::status`]. May be
+    /// called before the engine's start has returned, and more than once for one change.
     fn changed(&self, snapshot: &Arc<Snapshot>);
 }
 
-/// Tells no one.
+/// A watcher that does nothing.
 #[derive(Debug)]
 pub struct NoWatcher;
 

@@ -1,6 +1,7 @@
-//! Keeps a snapshot's working set: with its handle, in the catalog, and in the store once the snapshot is there.
+//! Keeps a snapshot's working set: with its handle, in the catalog, and in the store once the snapshot is published.
 //!
-//! All of it is advice, and best effort: what fails is said in the log, and the next resume does without or tries again.
+//! Working sets are advice, and this is best effort: a failure is logged, and the next resume goes without or tries
+//! again.
 
 use std::sync::Arc;
 
@@ -15,11 +16,11 @@ use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::working_set::WorkingSet;
 
-/// Looks for the working set of a snapshot of which nothing is known yet.
+/// Looks for the working set of a snapshot, in the catalog and in the store, if that was not done yet.
 pub(crate) async fn find(snapshot: &Snapshot, store: &Store) -> Option<Arc<WorkingSet>> {
     let known = snapshot.working_set();
     let turn = known.turn().await;
-    // The turn's owner before this one may have looked.
+    // The previous owner of the turn may have looked.
     if known.now().is_none() {
         let set = match recorded(snapshot).await {
             Some(recorded) => Some(recorded),
@@ -31,7 +32,7 @@ pub(crate) async fn find(snapshot: &Snapshot, store: &Store) -> Option<Arc<Worki
     known.now()
 }
 
-/// Keeps `set` in the place of `expected`, on this node and, if its snapshot is there, in the store.
+/// Keeps `set` in place of `expected`, on this node and, if its snapshot is published, in the store.
 pub(crate) async fn keep(
     snapshot: &Snapshot,
     store: &Store,
@@ -41,8 +42,8 @@ pub(crate) async fn keep(
     if snapshot.is_deleted() || !snapshot.working_set().replace(expected, Arc::clone(&set)) {
         return;
     }
-    // The next resume has it from here on. The recording may have been ended by a pause, whose own record must not wait
-    // for this one.
+    // From here on the next resume has it. A pause may have ended the recording, and its own record must not wait for
+    // this one.
     tokio::time::sleep(limits::WORKING_SET_WRITTEN_AFTER).await;
     let turn = snapshot.working_set().turn().await;
     let is_wanted = !snapshot.is_deleted()
@@ -56,7 +57,7 @@ pub(crate) async fn keep(
     }
 }
 
-/// Puts a working set into the store that is not there yet.
+/// Puts a working set into the store, if it is not there yet.
 pub(crate) async fn publish(snapshot: &Snapshot, store: &Store) {
     let (id, known) = (snapshot.id(), snapshot.working_set());
     let turn = known.turn().await;
@@ -70,7 +71,7 @@ pub(crate) async fn publish(snapshot: &Snapshot, store: &Store) {
         }
     }
     drop(turn);
-    // Deleted meanwhile: the deletion from the store may have looked before this was there.
+    // It was deleted meanwhile: the deletion may have listed the store before this object was there.
     if snapshot.is_deleted()
         && let Err(error) = store.delete_working_sets(id).await
     {
@@ -94,7 +95,7 @@ async fn in_catalog<T: Send + 'static>(
     ask: impl FnOnce(&Records) -> Result<T, CatalogError> + Send + 'static,
 ) -> Option<T> {
     let records = snapshot.records()?.clone();
-    // Cancelled: the engine ends.
+    // A cancelled call means that the engine ends.
     match spawn_blocking(move || ask(&records)).await.ok()? {
         Ok(answer) => Some(answer),
         Err(error) => {

@@ -8,13 +8,14 @@ use crate::geometry::{LayerPage, usize_of};
 /// Pages of a chunk: 2 MiB of guest memory.
 pub(super) const CHUNK_PAGES: u32 = 512;
 
-/// Largest number of runs in a chunk that is `Few`: one look at every start is then cheaper than a bitmap.
+/// Largest number of runs in a `Few` chunk: up to it, looking at every start is cheaper than a bitmap.
 const FEW_RUNS_MAX: usize = 24;
 /// Bytes of a run's start in `Few`.
 const START_BYTES: usize = 2;
-/// Bytes of an entry: where the run would be at the chunk's first page, 4 bytes, and the slot, 2 bytes.
+/// Bytes of an entry: the layer page that the run would have at the chunk's first page, 4 bytes, and the slot, 2 bytes.
 const ENTRY_BYTES: usize = 6;
-/// Bytes of a head in `Many`: a bit for each of 64 pages that starts a run, 8 bytes, and the runs before, 2 bytes.
+/// Bytes of a head in `Many`: a bit for each of 64 pages that starts a run, 8 bytes, and the number of runs before, 2
+/// bytes.
 const HEAD_BYTES: usize = 10;
 /// Bytes of all heads of a chunk.
 const HEADS_BYTES: usize = 8 * HEAD_BYTES;
@@ -88,7 +89,7 @@ impl Chunk {
         u32::try_from(count).expect("a chunk has at most 512 runs")
     }
 
-    /// The chunk with every slot replaced by what `moved` says; the same memory where that is nothing.
+    /// The chunk with every slot replaced by `moved`; shares its memory if no slot changes.
     pub(super) fn renumbered(&self, moved: &impl Fn(LayerSlot) -> LayerSlot) -> Self {
         let renumbered = |bytes: &Arc<[u8]>, entries_at| match renumbered_entries(bytes, entries_at, moved) {
             Some(changed) => changed.into(),
@@ -112,7 +113,7 @@ impl Chunk {
         }
     }
 
-    /// True if both are the same memory, or hold none.
+    /// True if both share their memory, or have none.
     pub(super) fn is_the_same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Few(bytes), Self::Few(other)) | (Self::Many(bytes), Self::Many(other)) => {
@@ -138,7 +139,7 @@ impl ChunkDraft {
         self.pages
     }
 
-    /// Adds `count` pages, the first of them at `place`; joins them to the last run where they follow on.
+    /// Adds `count` pages, the first of them at `place`; joins them to the last run if they continue it.
     pub(super) fn push(&mut self, place: Place, count: u32) {
         assert!(count > 0 && count <= CHUNK_PAGES - self.pages, "a run lies within its chunk");
         let offset = self.offset();
@@ -219,7 +220,7 @@ fn place_in(entries: &[u8], entry: usize, offset: u32) -> Place {
     }
 }
 
-/// The bytes with the slot of every entry moved, if that changes any.
+/// The bytes with the slot of every entry moved, if any changes.
 fn renumbered_entries(
     bytes: &[u8],
     entries_at: usize,
@@ -248,7 +249,7 @@ fn few_runs_until(starts: &[u8], offset: u32) -> usize {
     starts.chunks_exact(START_BYTES).filter(|start| u32::from(u16_at(start, 0)) <= offset).count()
 }
 
-/// The bits of the pages that start a run among the 64 of this head, and how many runs start before them.
+/// The bits of the pages that start a run among the 64 of this head, and the number of runs before them.
 #[inline]
 fn head_at(heads: &[u8], number: u32) -> (u64, usize) {
     let head = &heads[usize_of(number) * HEAD_BYTES..][..HEAD_BYTES];

@@ -1,6 +1,6 @@
 //! The map from each page of a volume to a page of a layer, by name; shared structurally between generations.
 //!
-//! The map is cut in chunks of 512 pages. A chunk no generation touched is one `Arc` in all their maps.
+//! The map is cut into chunks of 512 pages. Generations that did not change a chunk share it by an `Arc`.
 
 mod chunk;
 mod codec;
@@ -20,7 +20,7 @@ use overlay::{Overlay, count_in};
 pub struct LayerSlot(u16);
 
 impl LayerSlot {
-    /// Largest number of slots; the last number stands for "no layer" inside a chunk.
+    /// Largest number of slots; inside a chunk the next number means "no layer".
     pub const COUNT_MAX: u16 = u16::MAX;
 
     /// The slot with this number; one past the last slot is a bug of the caller.
@@ -29,7 +29,7 @@ impl LayerSlot {
         Self::checked(number).expect("a slot's number is below the most slots there can be")
     }
 
-    /// The slot with this number, if there can be one.
+    /// The slot with this number, if it is below the limit.
     #[must_use]
     pub fn checked(number: u16) -> Option<Self> {
         (number < Self::COUNT_MAX).then_some(Self(number))
@@ -75,7 +75,7 @@ impl Place {
 
 /// Place of each page of a volume.
 ///
-/// A run is a maximal stretch of pages that are all zero, or lie one after another in one layer. Cloning is cheap.
+/// A run is a maximal sequence of pages that are all zero, or follow each other in one layer. Cloning is cheap.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PageMap {
     chunks: Arc<[Chunk]>,
@@ -114,7 +114,7 @@ impl PageMap {
 
     /// Place of `page`, and the number of pages from it, at most `limit`, in the same run.
     ///
-    /// The count ends at the volume's last page and is 0 only where `limit` is.
+    /// The count ends at the volume's last page, and is 0 only if `limit` is 0.
     #[must_use]
     pub fn run_at(&self, page: GuestPage, limit: u32) -> (Place, u32) {
         let place = self.lookup(page);
@@ -147,20 +147,20 @@ impl PageMap {
         })
     }
 
-    /// Number of pages that lie in `slot`.
+    /// Number of pages in `slot`.
     #[must_use]
     pub fn live_pages(&self, slot: LayerSlot) -> u32 {
         self.live.get(slot.index()).copied().unwrap_or(0)
     }
 
-    /// The slots some page lies in, in order.
+    /// The slots that have at least one page, in order.
     pub fn live_slots(&self) -> impl Iterator<Item = LayerSlot> + '_ {
         (0..).zip(self.live.iter()).filter(|(_, live)| **live > 0).map(|(number, _)| LayerSlot(number))
     }
 
     /// This map with the pages `kept` in the layer at `slot`, each at its rank in `kept`, and those of `zero` zero.
     ///
-    /// Costs what the touched chunks cost; all others are shared. The slot is one no other page lies in.
+    /// The cost is that of the changed chunks; all others are shared. No other page may be in the slot.
     #[must_use]
     pub fn overlay(&self, kept: &PageSet, slot: LayerSlot, zero: &PageSet) -> Self {
         assert_eq!(kept.pages(), self.pages, "the sets are of the volume that the map is of");
@@ -169,9 +169,9 @@ impl PageMap {
         map
     }
 
-    /// This map with the pages of each slot in the slot given for it; chunks that name no moved slot stay shared.
+    /// This map with each slot replaced by the slot given for it; chunks without a changed slot stay shared.
     ///
-    /// Every slot in use has a new one, and no two have the same.
+    /// Every slot in use must have a new one, and no two the same.
     #[must_use]
     pub fn renumber(&self, slots: &[Option<LayerSlot>]) -> Self {
         let moved =
@@ -201,7 +201,7 @@ impl PageMap {
         tables + self.chunks.iter().map(Chunk::heap_bytes).sum::<usize>()
     }
 
-    /// Number of chunks of this map that are the very ones of `other`, not only equal to them.
+    /// Number of chunks that this map shares with `other`.
     #[must_use]
     pub fn chunks_shared_with(&self, other: &Self) -> usize {
         self.chunks

@@ -1,11 +1,11 @@
-//! Puts one layer's pages over a map: only the chunks they are in are made anew.
+//! Puts one layer's pages over a map; makes only the changed chunks anew.
 
 use super::chunk::{CHUNK_PAGES, Chunk, ChunkDraft};
 use super::{LayerSlot, PageMap, Place};
 use crate::geometry::{GuestPage, GuestPages, LayerPage};
 use crate::page_set::PageSet;
 
-/// Words of a page set that the pages of one chunk take.
+/// Words of a page set for the pages of one chunk.
 const CHUNK_WORDS: usize = 8;
 
 /// The pages that move into a new layer and those that become zero.
@@ -16,13 +16,13 @@ pub(super) struct Overlay<'a> {
 }
 
 impl<'a> Overlay<'a> {
-    /// The pages `kept` go to the layer at `slot` in their order, those of `zero` nowhere.
+    /// Moves the pages of `kept` to the layer at `slot` in their order, and makes those of `zero` zero.
     pub(super) fn new(kept: &'a PageSet, slot: LayerSlot, zero: &'a PageSet) -> Self {
         assert!(kept.is_disjoint_from(zero), "a page is kept or zero, not both");
         Self { kept, slot, zero }
     }
 
-    /// The map that `base` becomes.
+    /// The new map over `base`.
     pub(super) fn over(&self, base: &PageMap) -> PageMap {
         let mut change = Change::of(base);
         let mut draft = ChunkDraft::default();
@@ -41,7 +41,7 @@ impl<'a> Overlay<'a> {
         words(self.kept).chain(words(self.zero)).any(|word| *word != 0)
     }
 
-    /// Draws the chunk anew; the first kept page in it gets this rank, and the one after the last is returned.
+    /// Makes the chunk anew. Its first kept page gets this rank; returns the rank after its last one.
     fn draw(&self, old: &Chunk, window: GuestPages, rank: LayerPage, draft: &mut ChunkDraft) -> LayerPage {
         let mut rank = rank;
         let mut rest = window;

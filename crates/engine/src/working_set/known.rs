@@ -6,26 +6,26 @@ use super::WorkingSet;
 use crate::limits;
 use crate::sync::{Mutex, lock};
 
-/// The present recording of a snapshot, if it has one and that was found out.
+/// The present recording of a snapshot, as far as it is known.
 #[derive(Debug)]
 pub(crate) struct Known {
     found: Mutex<Found>,
-    /// Held by the one that looks for a recording or writes one, so that each is done once.
+    /// Locked while a recording is looked for or written, so that each is done once.
     turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 enum Found {
-    /// No search was made yet.
+    /// It was not looked for yet.
     Unasked,
     /// The snapshot has none.
     Absent,
-    /// This one.
+    /// The snapshot has this one.
     Present {
         set: Arc<WorkingSet>,
         /// It is in the store.
         stored: bool,
-        /// Resumes it was installed ahead of.
+        /// Number of resumes with it.
         uses: u32,
     },
 }
@@ -35,7 +35,7 @@ enum Found {
 pub(crate) enum Use {
     /// Look for a recording first.
     Ask,
-    /// Nothing is installed ahead, and what the guest touches is to come in the place of this recording.
+    /// Install nothing ahead, and record what the guest touches in place of this recording.
     Record(Option<Arc<WorkingSet>>),
     /// Install this one ahead.
     Ahead(Arc<WorkingSet>),
@@ -46,7 +46,7 @@ impl Known {
         Self { found: Mutex::new(Found::Unasked), turn: tokio::sync::Mutex::new(()) }
     }
 
-    /// The recording, if there is one and that is known.
+    /// The recording, if it is known.
     pub(crate) fn now(&self) -> Option<Arc<WorkingSet>> {
         match &*lock(&self.found) {
             Found::Unasked | Found::Absent => None,
@@ -54,7 +54,7 @@ impl Known {
         }
     }
 
-    /// The recording if it is to be put into the store yet.
+    /// The recording, if it is not in the store yet.
     pub(crate) fn unstored(&self) -> Option<Arc<WorkingSet>> {
         match &*lock(&self.found) {
             Found::Present { set, stored: false, .. } => Some(Arc::clone(set)),
@@ -62,8 +62,8 @@ impl Known {
         }
     }
 
-    /// Begins a resume. It cannot be told which of the pages installed ahead a guest reads, so now and then a guest is
-    /// resumed without them, and its recording has only what is touched these days.
+    /// Begins a resume. Nothing shows which of the pages that were installed ahead a guest reads. So now and then a
+    /// guest is resumed without them, and its recording has only the pages that are touched now.
     pub(crate) fn begin_use(&self) -> Use {
         match &mut *lock(&self.found) {
             Found::Unasked => Use::Ask,
@@ -79,7 +79,7 @@ impl Known {
         }
     }
 
-    /// Takes in the result of a search; nothing changes if another was faster.
+    /// Notes the result of a search, unless another was faster.
     pub(crate) fn found(&self, set: Option<(WorkingSet, bool)>) {
         let mut found = lock(&self.found);
         if matches!(*found, Found::Unasked) {
@@ -90,7 +90,7 @@ impl Known {
         }
     }
 
-    /// Puts `set` in the place of `expected`; false if that is not the recording any more.
+    /// Replaces `expected` by `set`; false if `expected` is no longer the recording.
     pub(crate) fn replace(&self, expected: Option<&Arc<WorkingSet>>, set: Arc<WorkingSet>) -> bool {
         let mut found = lock(&self.found);
         let is_expected = match (&*found, expected) {
@@ -104,7 +104,7 @@ impl Known {
         is_expected
     }
 
-    /// `set` is in the store; false if it is not the recording any more.
+    /// Notes that `of` is in the store; false if it is no longer the recording.
     pub(crate) fn is_stored(&self, of: &Arc<WorkingSet>) -> bool {
         match &mut *lock(&self.found) {
             Found::Present { set, stored, .. } if Arc::ptr_eq(set, of) => {

@@ -1,4 +1,5 @@
-//! The pages a guest touched first after a resume, in that order: advice for the next resume, never a source of bytes.
+//! The pages that a guest touched first after a resume, in that order: advice for the next resume, never a source of
+//! bytes.
 
 mod codec;
 mod known;
@@ -22,15 +23,15 @@ pub struct WorkingSet {
 /// A touch of a page by a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Touch {
-    /// It waited for this page.
+    /// The guest waited for this page.
     Fault(GuestPage),
-    /// These were installed beside a page it waited for.
+    /// These were installed as neighbours of a page that it waited for.
     Beside(GuestPages),
 }
 
 impl WorkingSet {
-    /// The recording of `touches` of a guest that ran from `snapshot`. Pages past the volume's last and those that come
-    /// again are left out, and what goes beyond [`limits::WORKING_SET_PAGES_MAX`].
+    /// The recording of `touches` of a guest that ran from `snapshot`. Pages past the volume's end, repeated pages, and
+    /// pages beyond [`limits::WORKING_SET_PAGES_MAX`] are left out.
     #[must_use]
     pub fn new(snapshot: SnapshotId, volume_pages: u32, touches: impl IntoIterator<Item = Touch>) -> Self {
         let volume_pages = volume_pages.min(limits::MANIFEST_PAGES_MAX);
@@ -66,8 +67,8 @@ impl WorkingSet {
         set
     }
 
-    /// This recording and, before it, what a guest touched for which it was installed ahead: that is known to be
-    /// touched now, the rest only to have been once.
+    /// The pages that a guest touched although this recording was installed ahead, followed by this recording: the
+    /// former are touched now, the latter were at some time.
     #[must_use]
     pub fn grown_by(&self, touches: impl IntoIterator<Item = Touch>) -> Self {
         let before = self.runs.iter().map(|run| Touch::Beside(*run));
@@ -75,7 +76,7 @@ impl WorkingSet {
         Self { faults: grown.faults.saturating_add(self.faults), ..grown }
     }
 
-    /// The snapshot whose memory it is of.
+    /// The snapshot of the recorded memory.
     #[must_use]
     pub fn snapshot(&self) -> SnapshotId {
         self.snapshot
@@ -93,7 +94,7 @@ impl WorkingSet {
         self.runs.iter().map(|run| run.count()).sum()
     }
 
-    /// The faults it was recorded from: what a guest waits for that is resumed without it.
+    /// The number of faults it was recorded from: those of a guest that is resumed without it.
     #[must_use]
     pub fn faults(&self) -> u32 {
         self.faults
@@ -105,14 +106,13 @@ impl WorkingSet {
         self.runs.is_empty()
     }
 
-    /// The runs as far as they lie in a volume of `pages`.
+    /// The runs, clipped to a volume of `pages`.
     pub(crate) fn runs_within(&self, pages: u32) -> impl Iterator<Item = GuestPages> + '_ {
         let volume = GuestPages::new(GuestPage::FIRST, pages);
         self.runs.iter().map(move |run| run.intersect(volume)).filter(|run| !run.is_empty())
     }
 
-    /// True if a guest for which it was installed ahead waited for so many other pages that another recording is worth
-    /// it.
+    /// True if a guest with this recording waited for so many other pages that a new recording is worth its cost.
     pub(crate) fn is_poor(&self, touches: &[Touch]) -> bool {
         let mut known = PageSet::new(self.volume_pages);
         self.runs.iter().for_each(|run| known.insert_run(*run));
