@@ -1,4 +1,4 @@
-//! The catalog's file as redb has it: locked, opened and checked; its tables; the steps of a transaction.
+//! The catalog's file in redb: locked, opened and checked; its tables; the steps of a transaction.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -24,7 +24,7 @@ pub(crate) type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 /// Reason that a catalog could not be opened, read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
-    /// Another daemon has it.
+    /// Another daemon uses it.
     #[error("{} is in use by another daemon: end that one, or give this one another state directory", path.display())]
     Held {
         /// The file.
@@ -38,7 +38,7 @@ pub enum CatalogError {
         /// Its format.
         found: u64,
     },
-    /// Its bytes are not a catalog, or not a sound one.
+    /// Its bytes are not a catalog, or are damaged.
     #[error("{} is damaged: {reason}; restore it from a back-up; to begin anew, move the whole state directory away", path.display())]
     Damaged {
         /// The file.
@@ -56,7 +56,7 @@ pub enum CatalogError {
     },
 }
 
-/// The file beside the catalog, locked: the catalog's own lock ends whenever the database is opened anew.
+/// Locks a file beside the catalog: the catalog's own lock ends whenever the database is reopened.
 pub(crate) fn locked(path: &Path) -> Result<File, CatalogError> {
     let disk = |error: io::Error| CatalogError::Disk { path: path.to_owned(), reason: error.to_string() };
     let beside = path.with_extension("lock");
@@ -68,7 +68,7 @@ pub(crate) fn locked(path: &Path) -> Result<File, CatalogError> {
     }
 }
 
-/// Opens the database, made if it is not there, and checks every page of it.
+/// Opens the database, which is made if it does not exist, and checks every page of it.
 pub(crate) fn open_database(path: &Path) -> Result<Database, CatalogError> {
     let disk = |error: io::Error| CatalogError::Disk { path: path.to_owned(), reason: error.to_string() };
     // Device states are in it: no other user may read it.
@@ -76,7 +76,7 @@ pub(crate) fn open_database(path: &Path) -> Result<Database, CatalogError> {
     private::restrict(path, private::OTHERS).map_err(disk)?;
     let database = Builder::new()
         .set_cache_size(limits::CATALOG_CACHE_BYTES)
-        // Every page's checksum: damage is told here, and not by a read in the middle of something.
+        // The checksum of every page is checked, so that damage is found here and not by a later read.
         .set_check_integrity_on_open(true)
         .create(path)
         .map_err(|error| failure(path, &error.into()))?;
@@ -106,7 +106,7 @@ fn format_of(database: &Database) -> Result<u64, redb::Error> {
     Ok(FORMAT)
 }
 
-/// A table as it is; none where the catalog is older than what it is for, and nothing was written there yet.
+/// A table; none if the catalog is older than that table, and nothing was written to it yet.
 pub(crate) fn table(database: &Database, kind: Kind) -> Result<Option<Table>, redb::Error> {
     match database.begin_read()?.open_table(table_of(kind)) {
         Ok(table) => Ok(Some(table)),
@@ -115,8 +115,8 @@ pub(crate) fn table(database: &Database, kind: Kind) -> Result<Option<Table>, re
     }
 }
 
-/// The value under a key of the catalog in a file that is only read; none where there is no such file, or an empty one.
-/// An error where another process has it, or one that had it did not end in order.
+/// The value of a key of the catalog in a file, which is only read; none if there is no such file, or it is empty. An
+/// error if another process uses it, or the last one that did was killed.
 pub(crate) fn value_in(path: &Path, kind: Kind, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
     match path.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -135,7 +135,7 @@ pub(crate) fn value_in(path: &Path, kind: Kind, key: &[u8]) -> Result<Option<Vec
     value().map_err(|error| failure(path, &error))
 }
 
-/// Number of transactions that made the database; a program that did not count them made none.
+/// Number of transactions of the database; zero if it was written by a program that did not count them.
 pub(crate) fn transactions(database: &Database) -> Result<u64, redb::Error> {
     let about = database.begin_read()?.open_table(ABOUT)?;
     Ok(about.get(TRANSACTIONS_KEY)?.map_or(0, |count| count.value()))
@@ -144,9 +144,9 @@ pub(crate) fn transactions(database: &Database) -> Result<u64, redb::Error> {
 /// A transaction before its last step.
 pub(crate) struct Prepared {
     pub(crate) transaction: WriteTransaction,
-    /// The values before it.
+    /// The old values.
     pub(crate) before: ValuesBefore,
-    /// Number of transactions with it.
+    /// Number of transactions, this one included.
     pub(crate) number: u64,
 }
 
@@ -187,7 +187,7 @@ pub(crate) fn failure(path: &Path, error: &redb::Error) -> CatalogError {
     if matches!(error, DatabaseAlreadyOpen | LockProtocolMismatch) {
         return CatalogError::Held { path };
     }
-    // Invalid data is what redb calls a file that is not its own.
+    // redb reports a file that is not its own as invalid data.
     let foreign = matches!(error, Io(error) if error.kind() == io::ErrorKind::InvalidData);
     let reason = error.to_string();
     if foreign || matches!(error, Corrupted(_) | UpgradeRequired(_)) {

@@ -1,8 +1,8 @@
-//! Finds the captured pages that differ from the parent. Comparing saves room and can never fail a snapshot: a parent
-//! page that is not here, not proven, or not readable is kept.
+//! Finds the captured pages that differ from the parent. Comparing saves room and can never fail a snapshot: if a
+//! parent page is not on this node, not verified or not readable, the captured page is kept.
 //!
-//! The verdict on a page comes from one read of it, and the digest and the bytes of a page that is packed from one. So a
-//! write that no proof rules out would be in the snapshot or not, and never leave it at odds with itself.
+//! Each page is compared from one read, and a packed page's digest and bytes come from one read. So a write that no
+//! proof rules out would be in the snapshot or not, and the snapshot stays consistent.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::view::{LiveView, Piece, PieceBytes, PieceSource};
 /// Pages that one worker takes at a time: 2 MiB.
 const STRETCH_PAGES: u32 = 512;
 
-/// A capture with the verdict on each of its pages.
+/// A capture with the result for each of its pages.
 #[derive(Debug)]
 #[must_use = "a comparison is for packing"]
 pub struct Compared {
@@ -35,10 +35,10 @@ pub struct Compared {
     pub classes: PageClasses,
 }
 
-/// Counts of a snapshot's captured pages by what comparing found.
+/// Counts of a snapshot's captured pages by the result of comparing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PageClasses {
-    /// Pages captured: all the others together.
+    /// Pages captured: zero, equal and kept ones together.
     pub dirty: u32,
     /// Zero now.
     pub zero: u32,
@@ -46,7 +46,7 @@ pub struct PageClasses {
     pub equal: u32,
     /// Stored.
     pub kept: u32,
-    /// Of the stored ones, those kept because the parent's page could not be read here and now.
+    /// Stored pages that were kept because the parent's page could not be read here and now.
     pub unread: u32,
 }
 
@@ -61,10 +61,10 @@ impl PageClasses {
     }
 }
 
-/// Compares every captured page with `parent` on `workers` threads, this one included, all at idle priority, giving way
-/// as `courtesy` says. Fewer do the same if the system has no further threads.
+/// Compares every captured page with `parent` on `workers` threads, this one included, all at idle priority; gives way
+/// as `courtesy` says. With fewer threads, if the system has no more, the result is the same.
 ///
-/// The error is a captured page that cannot be read: memory itself failed.
+/// An error means that a captured page cannot be read: memory itself failed.
 pub fn compare(
     capture: &Arc<Capture>,
     parent: Option<&LiveView>,
@@ -103,7 +103,7 @@ struct Comparison<'a> {
     next: AtomicU32,
 }
 
-/// Findings of one worker.
+/// Result of one worker.
 struct Part {
     kept: PageSet,
     zero: PageSet,
@@ -150,7 +150,7 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Compares what can be read of a piece here and now, and keeps the rest.
+    /// Compares the pages of a piece that can be read here and now, and keeps the others.
     fn compare_piece(&self, piece: &Piece, part: &mut Part) -> Result<(), LostBytes> {
         let (theirs, offset) = match piece.place() {
             PieceBytes::At(theirs, offset) => (theirs, offset),
@@ -172,7 +172,7 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Compares with zeroes, as the parent has none but zeroes here or there is no parent: a page is zero or kept.
+    /// Compares with zeroes, if the parent's pages are zero or there is no parent: a page is zero or kept.
     fn compare_with_zeroes(&self, pages: GuestPages, part: &mut Part) -> Result<(), LostBytes> {
         for page in pages.iter() {
             self.place(page, part)?;
@@ -192,14 +192,14 @@ impl Comparison<'_> {
             match ours.equals(page.offset(), theirs, theirs_at, PAGE_BYTES) {
                 Ok(true) => {}
                 Ok(false) => self.place(page, part)?,
-                // Reading ours again tells whose bytes were lost: if it was ours, that fails.
+                // Reading the captured page again shows whose bytes were lost: if they were ours, it fails.
                 Err(_) => self.keep_unread(GuestPages::new(page, 1), part)?,
             }
         }
         Ok(())
     }
 
-    /// Keeps pages whose parent cannot be read, but for those that are zero.
+    /// Keeps pages whose parent cannot be read, except zero pages.
     fn keep_unread(&self, pages: GuestPages, part: &mut Part) -> Result<(), LostBytes> {
         for page in pages.iter() {
             self.place(page, part)?;
@@ -208,7 +208,7 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    /// Puts a page that differs from the parent's, or may, among the zero or the kept ones.
+    /// Adds a page that differs from the parent's, or may differ, to the zero or the kept pages.
     fn place(&self, page: GuestPage, part: &mut Part) -> Result<(), LostBytes> {
         if self.capture.mapping().is_zero(page.offset(), PAGE_BYTES)? {
             part.zero.insert(page);
@@ -219,14 +219,14 @@ impl Comparison<'_> {
     }
 }
 
-/// Tells if the parent's pages after the first `done` of a piece can be read here and now, and for how many pages that
-/// answer holds: one frame that is not here costs no other its comparison.
+/// True if the parent's pages after the first `done` of a piece can be read here and now, with the number of pages that
+/// have the same answer. So a frame that is not on this node does not prevent the comparison of others.
 fn readable_stretch(piece: &Piece, done: u32) -> (bool, u32) {
     let left = piece.pages.count() - done;
     match &piece.source {
         PieceSource::Zero => (true, left),
         PieceSource::Lost(_) => (false, left),
-        // The parent packs what it reads there later: that has to be what is read here now.
+        // The parent packs these pages later: it must read the same bytes as we do now.
         PieceSource::Capture(capture) => (capture.is_sealed(), left),
         PieceSource::Layer(file, first) => {
             let next = first.plus(done);
@@ -257,7 +257,7 @@ mod tests {
 
     const PAGES: u32 = 8;
 
-    /// A capture of pages that are each filled with their number, and 1.
+    /// A capture of pages that are each filled with their number plus 1.
     fn captured(reaper: &Reaper) -> Arc<Capture> {
         let bytes = bytes_of_pages(PAGES);
         let memfd = Memfd::create("guest", bytes, PageKind::Small).expect("memory");

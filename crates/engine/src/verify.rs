@@ -1,5 +1,5 @@
 //! Verifies that every page of a snapshot can be read and is right: each frame is read again and checked against the
-//! digest that its layer's name commits to. Of a published one the store must have every object too.
+//! digest that its layer's name commits to. For a published snapshot the store must have every object, too.
 
 use std::collections::HashMap;
 
@@ -17,18 +17,18 @@ use crate::view::{Piece, PieceSource};
 /// Result of verifying a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verification {
-    /// Pages looked at: all of the snapshot's.
+    /// Pages of the snapshot, which were all checked.
     pub pages: u64,
-    /// Those that cannot be read as they must be.
+    /// Pages that cannot be read, or are wrong.
     pub wrong_pages: u64,
     /// The fault of the first of them.
     pub first: Option<String>,
-    /// Findings in the store.
+    /// Result of looking for its objects in the store.
     pub store: StoreFindings,
 }
 
-/// Reads everything: captured pages where they are, frames from the local disk, and from the store where that does not
-/// have them or has them wrong. None if `is_wanted`, which is asked before each frame or as many captured pages, says no.
+/// Reads everything: captured pages from RAM, frames from the local disk, or from the store if they are missing or
+/// wrong there. None if `is_wanted`, which is called before each frame or as many captured pages, returns false.
 pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher, is_wanted: &dyn Fn() -> bool) -> Option<Verification> {
     let store = StoreFindings::NotPublished;
     let found = Verification { pages: 0, wrong_pages: 0, first: None, store };
@@ -51,13 +51,13 @@ pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher, is_wanted: &dyn Fn() -> bo
 struct Verifying<'a> {
     fetcher: &'a Fetcher,
     is_wanted: &'a dyn Fn() -> bool,
-    /// The fault, if any, of each frame that was looked at.
+    /// The fault, if any, of each frame that was checked.
     frames: HashMap<(LayerId, FrameNumber), Option<String>>,
     found: Verification,
 }
 
 impl Verifying<'_> {
-    /// None as soon as it is not wanted any more.
+    /// None if it is no longer wanted.
     fn check_wanted(&self) -> Option<()> {
         (self.is_wanted)().then_some(())
     }

@@ -1,4 +1,4 @@
-//! Installing pages the guest has not asked for: beside a fault, and from a prefetch.
+//! Installs pages that the guest has not asked for: neighbours of a fault, and pages to prefetch.
 
 use super::installer::{End, Landing};
 use super::server::Server;
@@ -11,14 +11,15 @@ use crate::view::{Piece, PieceSource};
 /// Result of an install ahead of the guest.
 #[derive(Debug)]
 enum Ahead {
-    /// It dealt with this many pages, at least one.
+    /// So many pages, at least one, are done.
     Dealt(u32),
     /// The address space is changing: not now.
     Interrupted,
 }
 
 impl Server {
-    /// Installs what of `run` is in memory, source by source; stops at the first page that is not, or fails.
+    /// Installs the pages of `run` that are in memory, source by source, up to the first that is not in memory or
+    /// fails.
     pub(super) fn install_neighbours(&mut self, mut run: GuestPages) {
         while !run.is_empty() {
             let piece = self.view.piece_at(run.start(), run.count());
@@ -36,7 +37,7 @@ impl Server {
         }
     }
 
-    /// Installs a bounded number of the pages wanted ahead.
+    /// Installs a bounded number of the pages to prefetch.
     pub(super) fn prefetch_slice(&mut self) {
         let mut left = limits::PREFETCH_SLICE_PAGES;
         while left > 0
@@ -51,11 +52,11 @@ impl Server {
         }
     }
 
-    /// Deals with `run`; what is left of it if the address space is changing.
+    /// Installs or requests `run`; returns the rest if the address space is changing.
     fn prefetch_run(&mut self, run: GuestPages) -> Option<GuestPages> {
         let mut rest = run;
         while !rest.is_empty() {
-            // As many frames as may be are asked for: the rest comes after one of them.
+            // The limit of requested frames is reached: the rest follows after one of them.
             if self.prefetch.is_full() {
                 self.prefetch.put_back(rest);
                 return None;
@@ -68,10 +69,10 @@ impl Server {
         None
     }
 
-    /// Deals with the first pages of `run`, which lies in one region.
+    /// Installs or requests the first pages of `run`, which is in one region.
     fn prefetch_some(&mut self, run: GuestPages) -> Ahead {
         let page = run.start();
-        // For removed pages this is needed; installed ones the kernel would refuse itself, one call later.
+        // Removed pages must be skipped; installed ones the kernel would refuse anyway, one call later.
         if self.installer.pages.installed().contains(page) || self.installer.pages.is_removed(page) {
             return Ahead::Dealt(1);
         }
@@ -124,14 +125,14 @@ impl Server {
         }
     }
 
-    /// Installs the first `ready` pages of a piece, as pages not written yet.
+    /// Installs the first `ready` pages of a piece, as unwritten pages.
     fn install_piece(&mut self, piece: &Piece, ready: u32) -> (u32, End) {
         let Landing { pages, end } = self.install_ready(piece, ready, self.installer.unwritten());
         (pages, end)
     }
 }
 
-/// A page that is there, gone or bad is dealt with: the guest will ask if it wants it.
+/// A page that is present, gone or bad counts as done: the guest will fault if it needs the page.
 fn ahead(pages: u32, end: &End) -> Ahead {
     match end {
         End::Interrupted if pages == 0 => Ahead::Interrupted,

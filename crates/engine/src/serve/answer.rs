@@ -1,4 +1,4 @@
-//! Answering one fault: from zeroes, from a source in memory, or later.
+//! Answers one fault: with zeroes, from a source in memory, or later.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -19,13 +19,13 @@ use crate::geometry::{GuestPage, GuestPages};
 use crate::local_file::LocalFile;
 use crate::view::{Piece, PieceSource};
 
-/// Reason told for a page whose bytes are bad although they were thought to be good.
+/// Reason of a stall if bytes that seemed good are bad.
 const SOURCE_LOST: &str = "its bytes could not be read from memory or from this disk";
 
-/// Reason told for a page whose snapshot has no bytes.
+/// Reason of a stall if the page's snapshot has no bytes.
 const LOST: &str = "its snapshot is lost, or cannot be read now: `rekindle show` of the snapshot says why";
 
-/// Reason told for a huge page that the kernel calls present although it is not.
+/// Reason of a stall if the kernel calls a missing huge page present.
 const NO_HUGE_PAGE: &str =
     "no huge page of 2 MiB is free for it: reserve more (sysctl vm.nr_hugepages), or end what takes them";
 
@@ -43,7 +43,7 @@ enum Outcome {
 }
 
 impl Server {
-    /// Tries to answer a fault and puts it where it belongs if that fails.
+    /// Tries to answer a fault, and queues it if that fails.
     pub(super) fn answer(&mut self, retried: RetriedFault) {
         let fault = retried.fault;
         let first_try = retried.is_first_try();
@@ -72,7 +72,7 @@ impl Server {
         }
     }
 
-    /// Notes the time a page took: from when it began to wait for a frame, else from `taken_up`.
+    /// Notes the latency of a page: since it began to wait for a frame, or else since `taken_up`.
     fn note_latency(&mut self, page: GuestPage, taken_up: Option<Instant>) {
         if let Some(waited) = self.stopwatch.end_wait(page) {
             self.counters.after_fetch.note(waited);
@@ -81,7 +81,8 @@ impl Server {
         }
     }
 
-    /// One try, from the live view. With company only the first time: what was interrupted is tried alone.
+    /// One try, from the live view. Neighbours are installed only by the first try: after an interruption the page is
+    /// tried alone.
     fn attempt(&mut self, fault: Fault, first_try: bool) -> Outcome {
         let Fault { page, access } = fault;
         let unit = self.installer.regions.unit_of(page);
@@ -107,7 +108,7 @@ impl Server {
         self.install_small(fault, window, protect)
     }
 
-    /// The pages worth installing with `page`: on the guest's walk, in the same region, not touched yet.
+    /// The pages to install with `page`: on the guest's walk, in the same region, not touched yet.
     fn window(&mut self, page: GuestPage) -> GuestPages {
         let window = self.walks.window(page);
         if window.count() == 1 {
@@ -117,7 +118,8 @@ impl Server {
         self.installer.pages.untouched(window, page)
     }
 
-    /// The faulting page first, and at once with what follows it in its source, unless it alone is to be writable.
+    /// Installs the faulting page first, in one call with the pages that follow it in its source, unless only it must
+    /// be writable.
     fn install_small(&mut self, fault: Fault, window: GuestPages, protect: Protect) -> Outcome {
         let alone = protect != self.installer.unwritten();
         let upwards = window.start() == fault.page;
@@ -151,7 +153,7 @@ impl Server {
                 self.landed(unit, &landing)
             }
             UnitInstall::Missing(frames) => {
-                // All are asked for now; the page waits for one after the other.
+                // All frames are requested now; the page waits for one after the other.
                 for (file, frame) in &frames[1..] {
                     self.request(file, *frame);
                 }
@@ -162,7 +164,7 @@ impl Server {
         }
     }
 
-    /// Pages that came with a faulting one: on its walk the guest would have waited for them.
+    /// Records pages that were installed with a faulting one: on its walk the guest would have waited for them.
     #[inline]
     pub(super) fn note_beside(&mut self, run: GuestPages) {
         if let Some(recording) = &mut self.recording {
@@ -170,7 +172,8 @@ impl Server {
         }
     }
 
-    /// A page the guest gave back reads zero; it is a candidate of the next pause anyway, so it need not be protected.
+    /// Answers a fault on a page that the guest gave back with zeroes. The next pause captures such a page anyway, so
+    /// it need not be protected.
     fn zero(&mut self, unit: GuestPages) -> Outcome {
         let landing = self.installer.zero(unit, Protect::Writable);
         self.counters.zero.add(self.view.phase(), landing.pages);
@@ -209,13 +212,14 @@ impl Server {
             End::SourceLost => Outcome::Again(RetryCause::Failed(SOURCE_LOST.into())),
             End::Failed(reason) => Outcome::Again(RetryCause::Failed(reason.clone())),
             End::Gone => Outcome::Gone,
-            // Perhaps only a neighbour is not there any more: the page is tried alone.
+            // Perhaps only a neighbour was unmapped: the page is tried alone.
             End::Unmapped if run.count() > unit.count() => Outcome::Again(RetryCause::Interrupted),
             End::Unmapped => self.let_fault_again(run),
         }
     }
 
-    /// The page is not the guest's as it was: its waiter faults again, and the kernel reports the page's present state.
+    /// The page's mapping has changed: its waiter is woken to fault again, and the kernel then reports the present
+    /// state.
     fn let_fault_again(&mut self, run: GuestPages) -> Outcome {
         self.installer.wake(run);
         Outcome::Answered
@@ -254,14 +258,14 @@ impl Server {
         Outcome::Waiting
     }
 
-    /// Asks for a frame; the answer comes by mail.
+    /// Requests a frame; a message to the mailbox says when it is there.
     pub(super) fn request(&self, file: &Arc<LocalFile>, frame: FrameNumber) {
         let waiter: Weak<dyn FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
         self.fetcher.request(file, frame, waiter);
     }
 }
 
-/// A layer that cannot be read is to be fetched again before the next try.
+/// Makes a layer that cannot be read be verified again, or fetched, before the next try.
 pub(super) fn distrust_if_lost(piece: &Piece, landing: &Landing) {
     if matches!(landing.end, End::SourceLost) {
         piece.source_failed();
@@ -297,7 +301,7 @@ mod tests {
 
     const PAGES: u32 = 8;
 
-    /// A view of one layer of its size.
+    /// A view of one layer, of the layer's size.
     fn view_of(layer: &Arc<Layer>) -> View {
         let (all, none) = (PageSet::full(PAGES), PageSet::new(PAGES));
         let map = PageMap::zero(PAGES).overlay(&all, LayerSlot::new(0), &none);
@@ -325,7 +329,7 @@ mod tests {
             return;
         };
         let range = memory.range();
-        // The kernel calls it present from here on.
+        // From here on the kernel calls it present.
         assert!(matches!(installer.userfaultfd.zero(range), Install::Installed));
         let region = Region { start: range.start, bytes: range.bytes, offset: 0, page: PageKind::Huge };
         installer.regions = Regions::new(vec![region], 512).unwrap();
@@ -381,7 +385,7 @@ mod tests {
         let layer = filled(&cache);
         let mut server = server(installer, view_of(&layer), fetcher);
         let piece = server.view.piece_at(GuestPage::FIRST, PAGES);
-        // The disk loses them after they were seen in memory.
+        // The disk loses the bytes after they were seen in memory.
         let path = directory.path().join(format!("layers/{}.raw", layer.id()));
         OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
         let landing = server.install_ready(&piece, PAGES, Protect::Writable);

@@ -1,4 +1,4 @@
-//! A guest between the end of its epoch and its next step: a capture, or going on.
+//! A guest between the end of its serving and its next step: a capture, or being served again.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -12,8 +12,8 @@ use crate::page_set::PageSet;
 use crate::regions::Regions;
 use crate::tracking::{EpochSets, StoppedMemory, Tracking, changed_pages};
 
-/// The known state of a guest's pages, and the descriptors it lives by. Until it drops, nothing the guest still misses
-/// reads as zeroes.
+/// The known state of a guest's pages, and the descriptors that it depends on. Until it is dropped, missing pages do
+/// not read as zeroes.
 #[derive(Debug)]
 pub struct Epoch {
     pub(super) installer: Installer,
@@ -28,12 +28,12 @@ pub(super) struct Guest {
     pub(super) memfd: Option<Memfd>,
     pub(super) pid: u32,
     pub(super) stream: UnixStream,
-    /// The stream has not ended yet.
+    /// True until the stream has ended.
     pub(super) connected: bool,
 }
 
 impl Epoch {
-    /// Begins the epoch of a guest that was handed over. Falls back to what the userfaultfd can do of `tracking`.
+    /// Begins the epoch of a guest that was handed over, with `tracking` or the one that its userfaultfd can do.
     pub fn begin(handover: Handover, tracking: Tracking) -> io::Result<Self> {
         let Handover { regions, userfaultfd, memfd, pid, stream } = handover;
         let tracking = tracking.possible_with(userfaultfd.granted()?);
@@ -47,7 +47,7 @@ impl Epoch {
         &self.installer.regions
     }
 
-    /// The file behind the guest's memory, where it shares it.
+    /// The file of the guest's memory, if it is shared.
     pub fn memfd(&self) -> Option<&Memfd> {
         self.guest.memfd.as_ref()
     }
@@ -62,23 +62,24 @@ impl Epoch {
         self.installer.tracking()
     }
 
-    /// The pages the guest gave back in this epoch, also those that came back since.
+    /// The pages that the guest gave back in this epoch, including those installed again since.
     pub fn removed(&self) -> &PageSet {
         self.installer.pages.removed()
     }
 
-    /// The pages known to have been written, or to have been open to unseen writes. Alone it is all that was written
-    /// only if writes were events.
+    /// The pages that were written, or were open to untracked writes. It has all written pages only if writes are
+    /// tracked by events.
     pub fn written(&self) -> &PageSet {
         self.installer.pages.written()
     }
 
-    /// The pages installed by this process and not given back since.
+    /// The pages that this process installed, without those given back since.
     pub fn installed(&self) -> &PageSet {
         self.installer.pages.installed()
     }
 
-    /// The pages a pause has to capture, asked of the kernel while the guest is stopped and its process still there.
+    /// The pages that a pause has to capture; scans page tables, so the guest's process must be stopped and still
+    /// exist.
     pub fn changed_pages(&self) -> io::Result<CapturedPages> {
         let sets = EpochSets { removed: self.removed(), written: self.written() };
         let memory =

@@ -5,7 +5,7 @@ use crate::geometry::{GuestPage, GuestPages};
 use crate::page_set::PageSet;
 
 /// Three facts about each page, kept by the one thread that reads events and installs pages. The journal has the first
-/// two as well; the third only saves work, and may be wrong of any page.
+/// two as well; the third only saves work, and may be wrong for any page.
 #[derive(Debug)]
 pub(super) struct EpochPages {
     journal: Journal,
@@ -15,13 +15,13 @@ pub(super) struct EpochPages {
 }
 
 impl EpochPages {
-    /// Nothing has happened yet, to the pages of an empty journal.
+    /// The history at the start, for an empty journal.
     pub(super) fn new(journal: Journal) -> Self {
         let none = PageSet::new(journal.pages());
         Self::recovered(journal, none.clone(), none)
     }
 
-    /// The history that a journal tells.
+    /// The history in a journal.
     pub(super) fn recovered(journal: Journal, removed: PageSet, written: PageSet) -> Self {
         let installed = PageSet::new(journal.pages());
         Self { journal, removed, written, installed }
@@ -31,7 +31,7 @@ impl EpochPages {
         &self.journal
     }
 
-    /// The guest gave `run` back: until the epoch ends it reads zeroes there, or what it writes.
+    /// Notes that the guest gave `run` back: until the epoch ends it reads zeroes there, or what it writes.
     pub(super) fn remove(&mut self, run: GuestPages) {
         self.journal.remove(run);
         self.removed.insert_run(run);
@@ -42,7 +42,7 @@ impl EpochPages {
         self.installed.insert_run(run);
     }
 
-    /// The guest may write `run` without our learning of it any more.
+    /// Notes that the guest can write `run` untracked from now on.
     pub(super) fn write(&mut self, run: GuestPages) {
         self.journal.write(run);
         self.written.insert_run(run);
@@ -57,17 +57,17 @@ impl EpochPages {
         self.removed.run_at(run.start(), run.count()) == (true, run.count())
     }
 
-    /// The pages given back in this epoch, also those that came back since.
+    /// The pages given back in this epoch, including those installed again since.
     pub(super) fn removed(&self) -> &PageSet {
         &self.removed
     }
 
-    /// The pages known to have been open to unseen writes.
+    /// The pages that were open to untracked writes.
     pub(super) fn written(&self) -> &PageSet {
         &self.written
     }
 
-    /// The pages installed and not given back since.
+    /// The installed pages, without those given back since.
     pub(super) fn installed(&self) -> &PageSet {
         &self.installed
     }
@@ -86,8 +86,8 @@ impl EpochPages {
     }
 }
 
-/// Number of the first `limit` pages of `window` that come before the first member of `set`; the first page always
-/// does.
+/// Number of the first `limit` pages of `window` before the first member of `set`, not counting the first page as a
+/// member.
 fn free_prefix(set: &PageSet, window: GuestPages, limit: u32) -> u32 {
     if limit <= 1 {
         return limit;

@@ -1,8 +1,8 @@
-//! A page fault: the page a guest waits for, and its access to it.
+//! A page fault: the page that a guest waits for, and its access.
 
 use crate::geometry::GuestPage;
 
-/// A page a guest thread waits for.
+/// A page that a guest thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) page: GuestPage,
@@ -16,14 +16,14 @@ pub(super) enum Access {
     Read,
     /// Write a page that is missing.
     Write,
-    /// Write a page that is there, but protected to learn of the first write.
+    /// Write a page that is there, but protected to track the first write.
     WriteProtected,
-    /// Use a page that is in the memory file but not mapped, where the VMM asked for such faults.
+    /// Use a page that is in the memory file but not mapped, if the VMM asked for such faults.
     Unmapped,
 }
 
 impl Access {
-    /// The access that satisfies both, of two threads that wait for one missing page.
+    /// The access that satisfies two threads that wait for one missing page.
     pub(super) fn join(self, other: Self) -> Self {
         match (self, other) {
             (Self::Read, Self::Read) => Self::Read,

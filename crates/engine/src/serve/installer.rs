@@ -1,4 +1,4 @@
-//! Puts pages into a guest, and translates the kernel's answers for the pages asked for.
+//! Installs pages into a guest, and translates the kernel's answers into pages.
 
 use std::io;
 
@@ -11,13 +11,13 @@ use crate::geometry::{GuestPages, PAGE_BYTES, bytes_of_pages, usize_of};
 use crate::regions::Regions;
 use crate::tracking::Tracking;
 
-/// A guest's memory as its handler thread reaches it: every call that changes it keeps the epoch's page sets true.
+/// A guest's memory, for its handler thread: every call that changes it also updates the epoch's page sets.
 #[derive(Debug)]
 pub(super) struct Installer {
     pub(super) userfaultfd: Userfaultfd,
     pub(super) regions: Regions,
     pub(super) tracking: Tracking,
-    /// Zero pages cost no memory of their own: private small pages.
+    /// True for private small pages: their zero pages take no memory.
     pub(super) shares_zeroes: bool,
     pub(super) pages: EpochPages,
 }
@@ -25,7 +25,7 @@ pub(super) struct Installer {
 /// Pages that an install reached, and its end.
 #[derive(Debug)]
 pub(super) struct Landing {
-    /// Pages now there, from the first on.
+    /// Number of pages that are there now, from the first on.
     pub(super) pages: u32,
     pub(super) end: End,
 }
@@ -41,7 +41,7 @@ pub(super) enum End {
     Interrupted,
     /// The process and its memory are gone.
     Gone,
-    /// Not all of it is in one registered mapping any more.
+    /// The pages are no longer in one registered mapping.
     Unmapped,
     /// The bytes to install could not be read.
     SourceLost,
@@ -50,8 +50,8 @@ pub(super) enum End {
 }
 
 impl Installer {
-    /// Registers the regions of process `pid` for what `tracking` needs, and begins its journal; `shared` if a file is
-    /// behind them.
+    /// Registers the regions of process `pid` as `tracking` needs it, and begins its journal; `shared` if they are a
+    /// memory file.
     pub(super) fn register(
         pid: u32,
         userfaultfd: Userfaultfd,
@@ -78,12 +78,12 @@ impl Installer {
         self.tracking
     }
 
-    /// The protection of a page that is not known to be written yet.
+    /// The protection of a page that is not known to be written.
     pub(super) fn unwritten(&self) -> Protect {
         if self.tracking.protects() { Protect::Protected } else { Protect::Writable }
     }
 
-    /// Installs `pages`, which lie in one region, from `source`, which is as long.
+    /// Installs `pages`, which are in one region, from `source`, which has their length.
     pub(super) fn copy(&mut self, pages: GuestPages, source: Source<'_>, protect: Protect) -> Landing {
         if protect == Protect::Writable {
             self.open(pages);
@@ -97,7 +97,7 @@ impl Installer {
         if self.shares_zeroes {
             self.open(pages);
             let install = self.userfaultfd.zero(self.range(pages));
-            // A marker of protection is in the way of shared zeroes though nothing is there; a copy goes over it.
+            // A marker of protection prevents shared zeroes although no page is there; a copy replaces it.
             if !matches!(install, Install::Present { installed_bytes: 0 }) {
                 return self.landed(install, pages);
             }
@@ -105,13 +105,13 @@ impl Installer {
         self.copy(pages, Source::zeroes(usize_of(pages.count()) * PAGE_BYTES), protect)
     }
 
-    /// Lets the guest write `pages` and wakes who waits to.
+    /// Lets the guest write `pages`, and wakes the waiters.
     pub(super) fn unprotect(&mut self, pages: GuestPages) -> End {
         self.open(pages);
         match self.userfaultfd.write_protect(self.range(pages), Protect::Writable) {
             Ok(()) => End::Complete,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => End::Interrupted,
-            // There is nothing to write any more.
+            // The pages are gone.
             Err(error) if error.kind() == io::ErrorKind::NotFound => End::Unmapped,
             Err(error) => End::Failed(error.to_string()),
         }
@@ -124,8 +124,8 @@ impl Installer {
         self.landed(install, pages)
     }
 
-    /// Notes pages as written that the next call opens to unseen writes: before it, so that a kill in between finds
-    /// too many pages noted, never too few.
+    /// Notes pages as written before the next call opens them to untracked writes, so that after a kill in between too
+    /// many pages are noted, never too few.
     fn open(&mut self, pages: GuestPages) {
         if self.tracking.protects() {
             self.pages.write(pages);
@@ -138,12 +138,12 @@ impl Installer {
         landing
     }
 
-    /// Lets the waiters for `pages` look again.
+    /// Wakes the waiters for `pages`.
     pub(super) fn wake(&self, pages: GuestPages) {
         self.wake_range(self.range(pages));
     }
 
-    /// Lets the waiters for any page look again.
+    /// Wakes all waiters.
     pub(super) fn wake_all(&self) {
         self.regions.iter().for_each(|region| self.wake_range(region.range()));
     }
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
     use crate::page_set::PageSet;
 
-    /// A call that opens pages to writes.
+    /// A call that opens pages to untracked writes.
     type Open = fn(&mut Installer, GuestPages);
 
     fn set(members: &[u32]) -> PageSet {
@@ -234,7 +234,7 @@ mod tests {
         let Some((memory, mut installer)) = Installer::of_private_pages(Tracking::Events, 8, 8) else {
             return;
         };
-        // Nothing can be installed there any more, so what is noted was noted before.
+        // Nothing can be installed there any more, so a page that is noted was noted before the call.
         installer.userfaultfd.unregister(memory.range()).unwrap();
         let zeroes = || Source::zeroes(PAGE_BYTES);
         for landing in [
@@ -253,8 +253,7 @@ mod tests {
 
     #[test]
     fn a_page_is_noted_as_written_before_the_call_that_opens_it_is_made() {
-        // No call is made for pages of two regions: asking for that is a bug of the caller, and notes are made before
-        // the call.
+        // Pages of two regions are a bug of the caller and lead to no call, but the note is made before that.
         let two_regions = run(3, 2);
         let opens: [(&str, Open); 4] = [
             ("copy", |installer, pages| {

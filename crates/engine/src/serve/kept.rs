@@ -1,4 +1,4 @@
-//! An epoch outside its server: the parts of it that a keeper holds, and the epoch made of them again.
+//! An epoch outside of its server: the parts that a keeper holds, and the recovery of an epoch from them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +17,7 @@ use crate::tracking::Tracking;
 
 pub use super::journal::JournalError;
 
-/// Written facts of a served guest; the kept descriptors have all else.
+/// Recorded facts of a served guest; the kept descriptors have everything else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochFacts {
     /// The VMM's process.
@@ -28,14 +28,14 @@ pub struct EpochFacts {
     pub tracking: Tracking,
 }
 
-/// All that an epoch is recovered from.
+/// Everything that an epoch is recovered from.
 #[derive(Debug)]
 pub struct KeptEpoch {
-    /// The written facts.
+    /// The recorded facts.
     pub facts: EpochFacts,
     /// The descriptor that reports the guest's faults.
     pub userfaultfd: OwnedFd,
-    /// The file behind the guest's memory, where it shares it.
+    /// The file of the guest's memory, if it is shared.
     pub memfd: Option<OwnedFd>,
     /// Open while the VMM lives.
     pub stream: OwnedFd,
@@ -43,42 +43,42 @@ pub struct KeptEpoch {
     pub journal: OwnedFd,
 }
 
-/// Reason that a guest cannot be served on from its kept parts.
+/// Reason that a guest cannot be served again from its kept parts.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
-    /// The journal is damaged, or another's.
+    /// The journal is damaged, or is another guest's.
     #[error("the kept epoch journal cannot be used: {0}")]
     Journal(#[from] JournalError),
-    /// The facts and the journal were not made for each other.
+    /// The facts and the journal are not of the same epoch.
     #[error("the kept epoch journal is not that of process {pid} with the memory regions written down")]
     OtherGuest {
-        /// The process written down.
+        /// The recorded process.
         pid: u32,
     },
     /// The regions are not the memory of the journal's volume.
     #[error("the regions written down are not those of the kept epoch journal: {0}")]
     Regions(#[from] RegionsError),
-    /// The userfaultfd is none.
+    /// The descriptor is not a userfaultfd.
     #[error("the kept userfaultfd cannot be used: {0}")]
     Userfaultfd(#[from] userfaultfd::AdoptError),
-    /// The userfaultfd cannot tell of writes in the way that is written down.
+    /// The userfaultfd does not support the recorded tracking.
     #[error("the kept userfaultfd tells of writes by {possible:?}, not by {tracking:?} as is written down")]
     Tracking {
-        /// The tracking written down.
+        /// The recorded tracking.
         tracking: Tracking,
-        /// The one that the userfaultfd's features leave.
+        /// The tracking that the userfaultfd supports.
         possible: Tracking,
     },
     /// The memory file is not that of the regions.
     #[error("the kept memory file cannot be used: {0}")]
     Memory(#[source] HandoverError),
-    /// A descriptor cannot be looked at or set up.
+    /// A descriptor cannot be inspected or set up.
     #[error("a kept descriptor cannot be used: {0}")]
     Io(#[from] io::Error),
 }
 
 impl KeptEpoch {
-    /// The same by further descriptors.
+    /// A copy with new descriptors.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             facts: self.facts.clone(),
@@ -91,13 +91,14 @@ impl KeptEpoch {
 }
 
 impl Epoch {
-    /// The facts to be written down before the guest is served.
+    /// The facts to record before the guest is served.
     pub fn facts(&self) -> EpochFacts {
         let regions = self.regions().iter().copied().collect();
         EpochFacts { pid: self.pid(), regions, tracking: self.tracking() }
     }
 
-    /// All that another process needs to go on after this one: to be held by a third before the guest is served.
+    /// Everything that another process needs to continue after this one; to be given to the keeper before the guest is
+    /// served.
     pub fn kept(&self) -> io::Result<KeptEpoch> {
         Ok(KeptEpoch {
             facts: self.facts(),
@@ -108,10 +109,11 @@ impl Epoch {
         })
     }
 
-    /// The epoch of a guest whose server is gone, wherever it was killed; waits for a bounded time until it is.
+    /// Recovers the epoch of a guest whose server was killed, at any point; waits for a bounded time until the server
+    /// is gone.
     ///
-    /// Removed and written pages are known; the pages that are there are not, and are found out by installing. Removes
-    /// that are still unread are read when it is served.
+    /// Removed and written pages are known; installed ones are not, and are found out by installing. Unread removes are
+    /// read when the guest is served.
     pub fn recover(kept: KeptEpoch) -> Result<Self, RecoverError> {
         let KeptEpoch { facts, userfaultfd, memfd, stream, journal } = kept;
         let Recovered { head, journal, events, removed, written } = Journal::recover(journal)?;
@@ -140,7 +142,7 @@ impl Epoch {
     }
 }
 
-/// A digest of an epoch's facts, the same for the same facts in every version.
+/// A digest of an epoch's facts, the same in every version.
 pub(super) fn digest_of(pid: u32, regions: &Regions, tracking: Tracking) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let tracking: u64 = match tracking {

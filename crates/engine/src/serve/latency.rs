@@ -1,4 +1,4 @@
-//! Counts of guests' waits for pages, in classes of time that double.
+//! Counts guests' waits for pages, in classes of doubling times.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use super::stats::Counter;
 use crate::geometry::GuestPage;
 
-/// Classes of latency. The first is below 1,024 ns, each further one reaches twice as far, the last has no end.
+/// Number of classes of latency. The first ends at 1,024 ns, each further one at twice the time, the last has no end.
 pub const LATENCY_CLASSES: usize = 25;
 
-/// Faults answered at once between two that are timed: reading the clock costs a hundredth of a fault.
+/// One in this many faults that are answered at once is timed: reading the clock costs a hundredth of a fault.
 const TIMED_EVERY: u32 = 16;
 
-/// Faults by how long they took.
+/// Counts of faults by their time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Latencies {
     /// Faults in each class.
     pub classes: [u64; LATENCY_CLASSES],
-    /// The time of all of them together.
+    /// Total time of all.
     pub total: Duration,
 }
 
@@ -28,7 +28,7 @@ impl Latencies {
         Some(Duration::from_nanos(1024_u64 << shift))
     }
 
-    /// Adds others.
+    /// Adds other counts.
     pub fn add(&mut self, other: &Self) {
         for (class, more) in self.classes.iter_mut().zip(other.classes) {
             *class += more;
@@ -64,7 +64,7 @@ fn class_of(nanoseconds: u64) -> usize {
     usize::try_from(bits).unwrap_or(usize::MAX).min(LATENCY_CLASSES - 1)
 }
 
-/// When faults were taken up: now and then one of those answered at once, and all that have to wait.
+/// Start times of faults: of one in sixteen of those answered at once, and of all that have to wait.
 #[derive(Debug, Default)]
 pub(super) struct Stopwatch {
     faults: u32,
@@ -72,18 +72,18 @@ pub(super) struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// The time, if a fault that is tried for the first time is to be timed.
+    /// The present time, if a fault that is tried for the first time is to be timed.
     pub(super) fn take_up(&mut self) -> Option<Instant> {
         self.faults = self.faults.wrapping_add(1);
         self.faults.is_multiple_of(TIMED_EVERY).then(Instant::now)
     }
 
-    /// A page begins to wait, or waits on.
+    /// Notes that a page waits, unless it already does.
     pub(super) fn wait(&mut self, page: GuestPage) {
         self.waits.entry(page).or_insert_with(Instant::now);
     }
 
-    /// Ends the wait for a page that is there now: the time of that wait, if there was one.
+    /// Ends the wait for a page that is there now; its time, if there was a wait.
     pub(super) fn end_wait(&mut self, page: GuestPage) -> Option<Duration> {
         if self.waits.is_empty() {
             return None;

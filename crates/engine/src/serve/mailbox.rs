@@ -1,4 +1,4 @@
-//! Messages to a handler thread: other threads leave them here and wake the thread, and never wait.
+//! Messages to a handler thread: other threads leave them here and wake the thread, without waiting.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,7 +15,7 @@ use crate::page_set::PageSet;
 use crate::sync::{Mutex, lock};
 use crate::working_set::WorkingSet;
 
-/// One thing to tell.
+/// One message.
 #[derive(Debug)]
 pub(super) enum Mail {
     /// A frame can be read now.
@@ -26,11 +26,11 @@ pub(super) enum Mail {
     Prefetch(PageSet),
     /// Runs to install ahead, in their order.
     Ahead(Arc<WorkingSet>),
-    /// Note from now on what the guest touches.
+    /// Record the guest's touches from now on.
     Record(Recording),
-    /// Hand over what was noted.
+    /// End the recording, and hand it over.
     EndRecording,
-    /// Read what events there are, and end.
+    /// Read the events that are left, and end the epoch.
     EndEpoch,
 }
 
@@ -46,13 +46,13 @@ impl Mailbox {
         Ok(Self { mail: Mutex::new(Vec::new()), wakeup: Wakeup::new()? })
     }
 
-    /// Leaves `mail` and wakes the thread. The wake comes after the mail is there, so none is slept over.
+    /// Leaves `mail` and wakes the thread. The wake comes after the mail, so none is missed.
     pub(super) fn send(&self, mail: Mail) {
         lock(&self.mail).push(mail);
         self.wakeup.wake();
     }
 
-    /// Takes all mail. The wake is cleared before, so that mail that comes meanwhile wakes again.
+    /// Takes all mail. The wake is cleared first, so that mail that arrives meanwhile wakes the thread again.
     pub(super) fn take(&self) -> Vec<Mail> {
         self.wakeup.clear();
         std::mem::take(&mut lock(&self.mail))

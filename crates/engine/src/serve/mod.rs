@@ -1,8 +1,8 @@
 //! Answers a running guest's page faults from its snapshot's live view.
 //!
-//! One thread a guest reads its events and does all its installs. It never waits for a disk, a peer or the store: it
-//! asks for a page that is not in memory, and installs it when it comes. Nothing is ever answered with bytes that are
-//! not the page's: a page that cannot be had leaves its guest stalled, with the reason on the server's status.
+//! For each guest one thread reads the events and does all installs. It never waits for a disk, a peer or the store: it
+//! requests a page that is not in memory, and installs it when it is there. A fault is never answered with wrong bytes:
+//! a guest that needs an unavailable page is stalled, with the reason in the server's status.
 
 mod ahead;
 mod answer;
@@ -58,7 +58,7 @@ use status::StatusBoard;
 /// Options of serving a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServeOptions {
-    /// The way in which the next pause learns of writes. It falls back to what the userfaultfd can do.
+    /// The way in which writes are tracked for the next pause; another one if the userfaultfd cannot do it.
     pub tracking: Tracking,
     /// Processor of the handler thread.
     pub placement: Placement,
@@ -66,7 +66,7 @@ pub struct ServeOptions {
     pub neighbours: Neighbours,
 }
 
-/// The server of one guest's faults. Dropped, it ends and closes the guest's userfaultfd: end the guest before.
+/// The fault server of one guest. Dropping it ends it and closes the guest's userfaultfd: end the guest first.
 #[derive(Debug)]
 pub struct FaultServer {
     mailbox: Arc<Mailbox>,
@@ -74,7 +74,7 @@ pub struct FaultServer {
     board: Arc<StatusBoard>,
     tracking: Tracking,
     pages: u32,
-    /// Also what keeps missing pages from reading as zeroes if the handler panics: its guest is to wait instead.
+    /// Also keeps missing pages from reading as zeroes if the handler panics: its guest has to wait instead.
     kept: KeptEpoch,
     thread: Option<JoinHandle<Epoch>>,
 }
@@ -83,13 +83,13 @@ pub struct FaultServer {
 #[derive(Debug, thiserror::Error)]
 #[error("the guest cannot be served: {error}")]
 pub struct NotServed {
-    /// Its epoch as it was. While it lives, nothing that the guest misses reads as zeroes.
+    /// Its unchanged epoch. While it lives, the guest's missing pages do not read as zeroes.
     pub epoch: Box<Epoch>,
     /// The reason.
     pub error: io::Error,
 }
 
-/// Shows how a guest is served, to others than the owner of its server.
+/// A read-only handle to a fault server's status and counts.
 #[derive(Clone, Debug)]
 pub struct ServerWatch {
     counters: Arc<Counters>,
@@ -108,8 +108,8 @@ impl FaultServer {
         Self::resume(view, epoch, fetcher, options).map_err(|not_served| not_served.error)
     }
 
-    /// Serves a guest whose epoch was begun or recovered, or ended for a pause that did not come to pass. The epoch's
-    /// tracking stays. If it cannot be served, its epoch comes back, and until that drops the guest waits.
+    /// Serves a guest whose epoch was begun or recovered, or ended for a pause that failed. The epoch's tracking stays.
+    /// On an error the epoch is returned, and until it is dropped the guest waits.
     pub fn resume(
         view: Arc<LiveView>,
         epoch: Epoch,
@@ -138,12 +138,12 @@ impl FaultServer {
         }
     }
 
-    /// A watch that shows how the guest is served.
+    /// A read-only handle to its status and counts.
     pub fn watch(&self) -> ServerWatch {
         ServerWatch { counters: Arc::clone(&self.counters), board: Arc::clone(&self.board) }
     }
 
-    /// All that another process needs to serve the guest after this one.
+    /// Everything that another process needs to serve the guest after this one.
     pub fn kept(&self) -> &KeptEpoch {
         &self.kept
     }
@@ -153,12 +153,12 @@ impl FaultServer {
         self.board.get()
     }
 
-    /// True if it ended although there is a guest to serve: its epoch can be served anew.
+    /// True if it ended although its guest still needs it: its epoch can be served again.
     pub fn has_failed(&self) -> bool {
         matches!(self.status(), ServeStatus::Ended { why: EndReason::Failed { .. } })
     }
 
-    /// Waits until `wanted` accepts the status, at most `limit` long; the answer is the status then.
+    /// Waits until `wanted` accepts the status, at most `limit`; returns the status then.
     pub fn wait_status(&self, limit: Duration, wanted: impl Fn(&ServeStatus) -> bool) -> ServeStatus {
         self.board.wait(limit, &wanted)
     }
@@ -168,24 +168,24 @@ impl FaultServer {
         self.counters.snapshot()
     }
 
-    /// The way in which writes are tracked: the one asked for, or the one the guest's userfaultfd can do.
+    /// The way in which writes are tracked: the requested one, or the one that the guest's userfaultfd can do.
     pub fn tracking(&self) -> Tracking {
         self.tracking
     }
 
-    /// Installs `pages` ahead of the guest, between its faults. Pages that are there or were given back are left.
+    /// Installs `pages` ahead of the guest, between its faults. Pages that are there or were given back are left alone.
     pub fn prefetch(&self, pages: PageSet) {
         assert_eq!(pages.pages(), self.pages, "what is prefetched is of the guest's size");
         self.mailbox.send(Mail::Prefetch(pages));
     }
 
     /// Installs the pages of a working set ahead of the guest, in their order, between its faults. It is advice: pages
-    /// that are there, were given back or are none of the guest's are left.
+    /// that are there, were given back or are not the guest's are left alone.
     pub fn install_ahead(&self, set: &Arc<WorkingSet>) {
         self.mailbox.send(Mail::Ahead(Arc::clone(set)));
     }
 
-    /// Begins to note what the guest touches; an earlier recording is handed over as it is.
+    /// Begins to record the guest's touches; an earlier recording is ended and handed over.
     pub(crate) fn record(&self) -> Recorded {
         Recorded::begin(&self.mailbox)
     }
@@ -198,14 +198,14 @@ impl FaultServer {
     }
 }
 
-/// The parts of a server that the system can refuse.
+/// The parts of a server that the system may refuse.
 struct Prepared {
     mailbox: Arc<Mailbox>,
     kept: KeptEpoch,
     waits: Waits,
 }
 
-/// Makes all that can fail before there is a thread.
+/// Makes everything that can fail before the thread is started.
 fn prepare(view: &LiveView, epoch: &Epoch) -> io::Result<Prepared> {
     let (pages, guest) = (view.pages(), epoch.regions().pages());
     if pages != guest {
@@ -241,7 +241,7 @@ impl Drop for FaultServer {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             self.mailbox.send(Mail::EndEpoch);
-            // A handler that panicked has set its board's status, and this thread has no one to tell.
+            // A handler that panicked has set its status, and this thread can tell nobody.
             drop(thread.join());
         }
     }
@@ -255,7 +255,7 @@ struct Served {
     options: ServeOptions,
 }
 
-/// Says so on the board if the thread ends in any other way than by the end of its epoch.
+/// Sets the status if the thread ends otherwise than by the end of its epoch.
 struct BoardGuard(Arc<StatusBoard>);
 
 impl Drop for BoardGuard {

@@ -1,28 +1,28 @@
-//! Number of pages to install beside a faulting one, learned from the faults so far.
+//! Decides how many pages to install beside a faulting one, from the faults so far.
 
 use crate::geometry::{GuestPage, GuestPages};
 use crate::limits;
 
-/// Decides if pages are installed before they are asked for.
+/// Setting for pages that are installed before the guest asks for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbours {
-    /// As many as the faults so far suggest: one page for random faults, more and more for a guest that walks.
+    /// As many as the faults so far suggest: none for random faults, more and more for a guest that walks.
     Adaptive,
     /// None.
     None,
 }
 
-/// Walks a guest seems to be on. A fault that fits none begins a new one with a single page, so that a random trace
-/// costs what single pages cost.
+/// The walks of a guest through its memory. A fault that fits none begins a new one with a single page, so that a
+/// random trace costs the same as single pages.
 #[derive(Debug)]
 pub(super) struct Walks {
     walks: [Walk; WALKS],
-    /// Slot of the next walk that fits none.
+    /// Slot of the next new walk.
     next: usize,
     enabled: bool,
 }
 
-/// One walk: the pages it covered last, and how many to install next.
+/// One walk: the pages that it covered last, and the number to install next.
 #[derive(Clone, Copy, Debug)]
 struct Walk {
     low: u32,
@@ -30,18 +30,18 @@ struct Walk {
     pages: u32,
 }
 
-/// Several threads walk at once.
+/// Number of walks: several threads may walk at once.
 const WALKS: usize = 8;
 
 impl Walks {
     pub(super) fn new(neighbours: Neighbours) -> Self {
-        // Beyond every page, so that no fault fits before there was one.
+        // Beyond every page, so that the first fault fits no walk.
         let nowhere = Walk { low: u32::MAX, high: u32::MAX, pages: 0 };
         Self { walks: [nowhere; WALKS], next: 0, enabled: neighbours == Neighbours::Adaptive }
     }
 
-    /// The pages to install for a fault on `page`, which is one of them: the first on a walk upwards, the last on a
-    /// walk downwards. They may reach beyond the volume; the caller clips.
+    /// The pages to install for a fault on `page`, itself included: the first on a walk upwards, the last on a walk
+    /// downwards. They may reach beyond the volume; the caller clips them.
     pub(super) fn window(&mut self, page: GuestPage) -> GuestPages {
         if !self.enabled {
             return GuestPages::new(page, 1);
@@ -84,7 +84,7 @@ mod tests {
         GuestPage::new(number)
     }
 
-    /// Faults until every page of `trace` is there, the window of each fault installed at once.
+    /// Number of faults until every page of `trace` is there, with the window of each fault installed at once.
     fn faults(walks: &mut Walks, trace: impl Iterator<Item = u32>) -> u32 {
         let mut there = std::collections::HashSet::new();
         let mut faults = 0;

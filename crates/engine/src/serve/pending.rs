@@ -7,10 +7,10 @@ use crate::frame::FrameNumber;
 use crate::geometry::{GuestPage, GuestPages};
 use crate::identity::LayerId;
 
-/// A frame of a layer, as asked of the fetcher.
+/// A frame of a layer, as requested from the fetcher.
 pub(super) type FrameKey = (LayerId, FrameNumber);
 
-/// Each page waits for one frame at a time, however many threads fault on it.
+/// The waiting faults. Each page waits for one frame at a time, however many threads fault on it.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     pages: BTreeMap<GuestPage, Waiting>,
@@ -31,7 +31,7 @@ struct Awaited {
     failure: Option<String>,
 }
 
-/// A page that could not be fetched so far.
+/// A page whose fetches have failed so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failing {
     pub(super) page: GuestPage,
@@ -39,7 +39,7 @@ pub(super) struct Failing {
 }
 
 impl Pending {
-    /// Lets `fault` wait for `frame`. True if nothing waited for that frame yet, so that it must be requested.
+    /// Makes `fault` wait for `frame`. True if it is the first to wait for that frame, so that it must be requested.
     pub(super) fn wait(&mut self, fault: Fault, frame: FrameKey) -> bool {
         if let Some(waiting) = self.pages.get_mut(&fault.page) {
             waiting.access = waiting.access.join(fault.access);
@@ -68,7 +68,7 @@ impl Pending {
         taken
     }
 
-    /// Takes the faults on `pages`: they need no frame any more.
+    /// Takes the faults on `pages`, which no longer need a frame.
     pub(super) fn take_pages(&mut self, pages: GuestPages) -> Vec<Fault> {
         let found: Vec<_> = self.pages.range(pages.start()..pages.end()).map(|(&page, _)| page).collect();
         let mut taken = Vec::with_capacity(found.len());
@@ -87,7 +87,7 @@ impl Pending {
         true
     }
 
-    /// The first page whose frame could not be fetched so far.
+    /// The first page whose fetches have failed so far.
     pub(super) fn failing(&self) -> Option<Failing> {
         let failing = |awaited: &Awaited| {
             let page = awaited.pages.iter().min().copied()?;

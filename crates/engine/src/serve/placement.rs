@@ -1,5 +1,5 @@
-//! Chooses the processor of a handler thread. A fault served on the core it happened on costs a twentieth of one that
-//! has to wake another core.
+//! Chooses the processor of a handler thread. A fault that is served on its own core costs a twentieth of one that has
+//! to wake another core.
 
 use rekindle_kernel::placement::{self, ThreadCpu};
 
@@ -8,15 +8,15 @@ use crate::limits;
 /// Processor of the handler thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// The processor of the faulting threads, as far as the VMM tells it.
+    /// The processor of the faulting threads, if the VMM's userfaultfd reports threads.
     FollowFaults,
-    /// On this processor.
+    /// This processor.
     Cpu(usize),
-    /// Any that the scheduler likes.
+    /// Any processor, as the scheduler decides.
     Anywhere,
 }
 
-/// Moves the calling thread after the threads that fault.
+/// Moves the calling thread to the processor of the faulting threads.
 #[derive(Debug)]
 pub(super) struct Placer {
     follow: Option<Follow>,
@@ -24,7 +24,7 @@ pub(super) struct Placer {
     watched: Option<(u32, ThreadCpu)>,
 }
 
-/// When to look where a faulting thread runs, and when to move there.
+/// Decides when to look up the processor of a faulting thread, and when to move there.
 #[derive(Debug, Default)]
 struct Follow {
     faults_until_look: u32,
@@ -33,7 +33,7 @@ struct Follow {
 }
 
 impl Placer {
-    /// Places the calling thread, which serves the process `pid`. A refusal of the system only costs speed.
+    /// Places the calling thread, which serves the process `pid`. A refusal by the system costs only speed.
     pub(super) fn start(placement: Placement, pid: u32) -> Self {
         let follow = match placement {
             Placement::FollowFaults => Some(Follow::default()),
@@ -74,7 +74,7 @@ fn run_on(cpu: usize) {
 }
 
 impl Follow {
-    /// True if this fault's thread is to be looked up: the first, then one of many.
+    /// True if the processor of this fault's thread should be looked up: for the first fault, then for one of many.
     fn fault(&mut self) -> bool {
         if self.faults_until_look > 0 {
             self.faults_until_look -= 1;
@@ -84,8 +84,8 @@ impl Follow {
         true
     }
 
-    /// The processor to move to after a faulting thread was seen on `cpu`: the first time at once, later only when it
-    /// is seen there twice in a row, so that two threads do not throw the handler to and fro.
+    /// The processor to move to after a faulting thread was seen on `cpu`: at once the first time, later only if it was
+    /// seen there twice in a row, so that two threads do not make the handler jump between them.
     fn see(&mut self, cpu: usize) -> Option<usize> {
         let settled = self.here.is_none() || self.seen == Some(cpu);
         self.seen = Some(cpu);

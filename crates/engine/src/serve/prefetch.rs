@@ -1,4 +1,4 @@
-//! Pages to install before the guest asks for them.
+//! The pages to install before the guest asks for them.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,10 +10,10 @@ use crate::page_set::PageSet;
 /// Pages still to be installed ahead, and those of them that wait for a frame.
 #[derive(Debug)]
 pub(super) struct Prefetch {
-    /// Runs in the order they are wanted in, all before the pages of the set.
+    /// Runs in the order to install them, all before the pages of the set.
     first: VecDeque<GuestPages>,
     wanted: PageSet,
-    /// No page of the set before this one is wanted.
+    /// All pages of the set before this one are done.
     cursor: GuestPage,
     waiting: HashMap<FrameKey, Vec<GuestPages>>,
     idle: bool,
@@ -30,13 +30,13 @@ impl Prefetch {
         }
     }
 
-    /// Adds pages to those wanted.
+    /// Adds pages to install.
     pub(super) fn want(&mut self, pages: &PageSet) {
         self.wanted.union_with(pages);
         self.restart();
     }
 
-    /// Adds runs, the first of them first, behind those added so before.
+    /// Adds runs to install in their order, behind earlier ones.
     pub(super) fn want_in_order(&mut self, runs: impl IntoIterator<Item = GuestPages>) {
         self.first.extend(runs);
         self.restart();
@@ -47,7 +47,7 @@ impl Prefetch {
         self.idle || self.is_full()
     }
 
-    /// True if as many frames are awaited as may be.
+    /// True if the limit of awaited frames is reached.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= limits::PREFETCH_FRAMES_MAX
     }
@@ -75,25 +75,25 @@ impl Prefetch {
         Some(run)
     }
 
-    /// Puts `run` aside until `frame` is there. True if the frame must be requested.
+    /// Defers `run` until `frame` is there. True if the frame must be requested.
     pub(super) fn wait(&mut self, run: GuestPages, frame: FrameKey) -> bool {
         let waiting = self.waiting.entry(frame).or_default();
         waiting.push(run);
         waiting.len() == 1
     }
 
-    /// Puts `run` back, to be the next: it could not be installed just now.
+    /// Puts `run` back as the next one, since it could not be installed now.
     pub(super) fn put_back(&mut self, run: GuestPages) {
         self.first.push_front(run);
         self.restart();
     }
 
-    /// Wants the runs again, before all others, that waited for `frame`.
+    /// Puts the runs that waited for `frame` before all others.
     pub(super) fn frame_ready(&mut self, frame: FrameKey) {
         for run in self.waiting.remove(&frame).unwrap_or_default().into_iter().rev() {
             self.put_back(run);
         }
-        // Room for another frame may be what the rest waited for.
+        // The rest may have waited for room for another frame.
         self.restart();
     }
 

@@ -1,8 +1,8 @@
 //! Huge pages that the kernel calls present although they are not.
 //!
-//! If no huge page is free, UFFDIO_COPY says EEXIST (seen with Linux 6.18). A guest that is woken by that faults on the
-//! page again, and so on. Each thread of a guest faults once on a page that is there, so more faults than threads can
-//! be tell the two apart.
+//! If no huge page is free, UFFDIO_COPY fails with EEXIST (seen with Linux 6.18). A guest that is woken then faults on
+//! the page again, and so on. Each thread faults once on a page that is really there, so more faults than a guest has
+//! threads show that it is not.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::limits;
 pub(super) struct Presence(HashMap<GuestPage, u32>);
 
 impl Presence {
-    /// Notes that a huge page on which a thread had faulted was called present; whether that can be true.
+    /// Notes that a huge page on which a thread had faulted was called present; true if that can be right.
     pub(super) fn is_credible(&mut self, page: GuestPage) -> bool {
         let times = self.0.entry(page).or_default();
         *times = times.saturating_add(1);

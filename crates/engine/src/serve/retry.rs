@@ -1,4 +1,4 @@
-//! Faults whose install did not succeed, in the order of their next try.
+//! Faults whose install failed or was interrupted, in the order of their next try.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -9,36 +9,36 @@ use crate::limits;
 /// Reason to try a fault again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RetryCause {
-    /// The address space is changing: ordinary, and over soon.
+    /// The address space is changing, which is normal and soon over.
     Interrupted,
-    /// Something failed: its own words.
+    /// An install failed, with the error's words.
     Failed(String),
 }
 
-/// A fault that waits for another try, with what it went through so far.
+/// A fault that waits for another try, with its history.
 #[derive(Clone, Debug)]
 pub(super) struct RetriedFault {
     pub(super) fault: Fault,
-    /// Interruptions so far; past the limit each one more counts as a failure.
+    /// Interruptions so far; beyond the limit each one counts as a failure.
     interruptions: u32,
     /// Failures so far.
     failures: u32,
 }
 
-/// Two queues: interrupted faults are tried again at once, a bounded number a turn; failed ones after a growing
-/// pause. So one page that keeps failing costs the others nothing, and is never mistaken for load.
+/// Two queues: interrupted faults are tried again at once, a bounded number per turn; failed ones after a growing
+/// pause. So a page that keeps failing delays no other, and is never mistaken for load.
 #[derive(Debug, Default)]
 pub(super) struct Retries {
     soon: VecDeque<RetriedFault>,
     later: Vec<(Instant, RetriedFault)>,
 }
 
-/// Outcome to report for a fault that was put back.
+/// Consequence for the guest of a fault that was queued again.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Patience {
-    /// Nothing: it is ordinary.
+    /// None: this is normal.
     Ordinary,
-    /// The guest is stalled by it.
+    /// The guest is stalled.
     Stalled,
 }
 

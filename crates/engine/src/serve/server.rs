@@ -1,7 +1,7 @@
 //! The handler thread of one guest: it reads every event and does every install, so the two can never race.
 //!
-//! Order is what makes removes safe. The kernel lets a remove go on only when its event has been read, and fails every
-//! install until then; a batch's removes are noted before any of its faults is answered.
+//! The order makes removes safe. The kernel lets a remove go on only once its event has been read, and fails every
+//! install until then; the removes of a batch are noted before any of its faults is answered.
 
 use std::io;
 use std::io::Read;
@@ -53,7 +53,7 @@ pub(super) struct Server {
     pub(super) pending: Pending,
     pub(super) retries: Retries,
     pub(super) prefetch: Prefetch,
-    /// While it is recorded what the guest touches.
+    /// Present while the guest's touches are recorded.
     pub(super) recording: Option<Recording>,
     pub(super) stalls: Stalls,
     pub(super) presence: Presence,
@@ -113,7 +113,7 @@ impl Server {
         loop {
             let [faults, mail, stream] = waits.wait(self.patience())?;
             let retries = self.retries.soon_count().min(limits::RETRIES_PER_TURN);
-            // Mail first: a request made before a guest began to run holds for its first fault.
+            // Mail first, so that a request made before the guest began to run applies to its first fault.
             if mail.readable && self.read_mail() {
                 return self.read_last_removes(events);
             }
@@ -128,7 +128,7 @@ impl Server {
         }
     }
 
-    /// Longest wait of a turn: none while there is work, for ever without any.
+    /// Longest wait of a turn: none while there is work, unlimited without any.
     fn patience(&self) -> Option<Duration> {
         if !self.prefetch.is_idle() || self.retries.soon_count() > 0 {
             return Some(Duration::ZERO);
@@ -161,7 +161,7 @@ impl Server {
         Ok(count)
     }
 
-    /// Notes that pages were given back. Faults that waited for their content need none any more.
+    /// Notes that pages were given back. Faults that waited for their content no longer need it.
     fn remove(&mut self, range: GuestRange, freed: &mut Vec<Fault>) {
         for run in self.installer.regions.pages_in(range) {
             self.installer.pages.remove(run);
@@ -189,7 +189,7 @@ impl Server {
         }));
     }
 
-    /// True when the epoch is to end.
+    /// Reads the mail; true if the epoch must end.
     fn read_mail(&mut self) -> bool {
         let mut ends = false;
         for mail in self.mailbox.take() {
@@ -220,7 +220,7 @@ impl Server {
         }
     }
 
-    /// Plans again, from the live view, for every page that waited for `frame`.
+    /// Answers again, from the live view, every fault that waited for `frame`.
     fn frame_ready(&mut self, frame: FrameKey) {
         for fault in self.pending.take_frame(frame) {
             self.answer(RetriedFault::fresh(fault));
@@ -238,7 +238,7 @@ impl Server {
             self.answer(retried);
         }
         if count > 0 && self.retries.soon_count() >= before {
-            // The thread that changes the address space has to run for it to end.
+            // Yields to the thread that changes the address space, which has to run to finish.
             std::thread::yield_now();
         }
         if self.retries.has_failed() {
@@ -250,8 +250,8 @@ impl Server {
         }
     }
 
-    /// True if the VMM's stream has ended; it says nothing after its one message. Faults are answered on: a thread of
-    /// it may still be ending.
+    /// True if the VMM's stream has ended, which carries nothing after its one message. Faults are still answered: a
+    /// thread of the VMM may still be ending.
     fn stream_ended(&mut self) -> bool {
         match self.guest.stream.read(&mut [0; 256]) {
             Ok(0) => {}
@@ -264,7 +264,8 @@ impl Server {
         true
     }
 
-    /// After the guest is frozen: notes the removes still unread. Its faults come again when it is served again.
+    /// Once the guest is frozen, notes the removes that are still unread. Its faults come again when it is served
+    /// again.
     ///
     /// A thread that gives pages back waits in the kernel until its event is read, so a frozen guest has none; only a
     /// thread that was killed in that wait leaves one behind. No test can tell this from reading nothing.
@@ -283,7 +284,7 @@ impl Server {
         }
     }
 
-    /// Shows on the board how the guest fares.
+    /// Updates the status.
     pub(super) fn tell(&self) {
         self.board.set(match self.pending.failing().or_else(|| self.stalls.first()) {
             Some(failing) => ServeStatus::Stalled { page: failing.page, reason: failing.reason },
@@ -291,7 +292,7 @@ impl Server {
         });
     }
 
-    /// The part of a run that one region has.
+    /// The part of a run in its first region.
     pub(super) fn in_one_region(&self, run: GuestPages) -> GuestPages {
         self.installer.regions.clip(run, run.start())
     }

@@ -1,4 +1,4 @@
-//! Pages whose installs failed; pages whose bytes are still on their way are not among them.
+//! Pages whose installs failed, without pages that wait for a fetch.
 
 use std::collections::BTreeMap;
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::latency::{Latencies, LatencyCounters};
 use crate::view::ViewPhase;
 
-/// Counts since the server started; every page is counted once, under its source.
+/// Counts since the server started; each page is counted once, by its source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServeStats {
     /// Pages the guest waited for, missing or protected.
@@ -18,15 +18,15 @@ pub struct ServeStats {
     pub pages_from_layer: u64,
     /// Pages installed as zeroes.
     pub pages_zero: u64,
-    /// The pages from captures, by how far their snapshot had come.
+    /// The pages from captures, by the phase of their snapshot's view.
     pub capture_by_phase: PagesByPhase,
-    /// The pages from layers, by how far their snapshot had come.
+    /// The pages from layers, by the phase of their snapshot's view.
     pub layer_by_phase: PagesByPhase,
-    /// The zero pages, by how far their snapshot had come.
+    /// The zero pages, by the phase of their snapshot's view.
     pub zero_by_phase: PagesByPhase,
-    /// Of all those, pages installed beside a faulting one.
+    /// Of all these, pages installed beside a faulting one.
     pub pages_neighbour: u64,
-    /// Of all those, pages installed ahead by request.
+    /// Of all these, pages installed ahead by request.
     pub pages_prefetched: u64,
     /// Pages the guest gave back.
     pub pages_removed: u64,
@@ -40,23 +40,23 @@ pub struct ServeStats {
     pub at_once: Latencies,
     /// Times of faults that had to wait for a frame: all of them.
     pub after_fetch: Latencies,
-    /// When the first fault was served.
+    /// Time of the first served fault.
     pub first_fault_at: Option<Instant>,
 }
 
-/// Pages by how far the snapshot they were served from had come.
+/// Counts of pages by the phase of the view that they were served from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PagesByPhase {
     /// Captured over its parent.
     pub captured: u64,
     /// Packed over its parent.
     pub packed: u64,
-    /// Sealed, a map of its own over layers.
+    /// Sealed: a map over layers.
     pub flat: u64,
 }
 
 impl PagesByPhase {
-    /// All of them.
+    /// The sum of all phases.
     pub fn sum(self) -> u64 {
         self.captured + self.packed + self.flat
     }
@@ -69,7 +69,7 @@ impl PagesByPhase {
 }
 
 impl ServeStats {
-    /// Adds what another server did; the earlier of the first faults stays.
+    /// Adds the counts of another server; the earlier first fault stays.
     pub fn add(&mut self, other: &Self) {
         self.faults += other.faults;
         self.pages_from_capture += other.pages_from_capture;
@@ -126,7 +126,7 @@ impl Counter {
     }
 }
 
-/// Counts of pages by how far their snapshot has come.
+/// Cells that count pages by the phase of a view.
 #[derive(Debug, Default)]
 pub(super) struct PhaseCounters {
     captured: Counter,

@@ -9,16 +9,16 @@ use crate::sync::{Condvar, Mutex, lock};
 /// State of serving a guest's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServeStatus {
-    /// Every page asked for is there, or on its way.
+    /// Every requested page is there, or is being fetched.
     Running,
-    /// The guest waits for a page that cannot be had now; it is tried again until it can.
+    /// The guest waits for an unavailable page, which is tried again until it is there.
     Stalled {
         /// The page.
         page: GuestPage,
         /// The reason.
         reason: String,
     },
-    /// There is no guest to serve any more.
+    /// Serving has ended.
     Ended {
         /// The reason.
         why: EndReason,
@@ -41,7 +41,7 @@ pub enum EndReason {
     },
 }
 
-/// The status as it is now, and a way to wait for another.
+/// The present status, with a way to wait for another.
 #[derive(Debug)]
 pub(super) struct StatusBoard {
     status: Mutex<ServeStatus>,
@@ -57,7 +57,7 @@ impl StatusBoard {
         lock(&self.status).clone()
     }
 
-    /// Sets the status. An ended server stays ended, for the first reason there was.
+    /// Sets the status. An ended server stays ended, with the first reason.
     pub(super) fn set(&self, next: ServeStatus) {
         let mut status = lock(&self.status);
         if matches!(*status, ServeStatus::Ended { .. }) || *status == next {
@@ -68,7 +68,7 @@ impl StatusBoard {
         self.changed.notify_all();
     }
 
-    /// Waits until `wanted` accepts the status, at most `limit` long; the status it then has.
+    /// Waits until `wanted` accepts the status, at most `limit`; returns the status then.
     pub(super) fn wait(&self, limit: Duration, wanted: &dyn Fn(&ServeStatus) -> bool) -> ServeStatus {
         let deadline = Deadline::after(limit);
         let mut status = lock(&self.status);

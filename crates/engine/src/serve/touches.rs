@@ -1,4 +1,4 @@
-//! The pages a guest touches in the first seconds after a resume, as its handler thread sees it: one note a fault.
+//! Records the pages that a guest touches in the first seconds after a resume: its handler thread notes each fault.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -10,11 +10,11 @@ use crate::geometry::{GuestPage, GuestPages};
 use crate::limits;
 use crate::working_set::{Touch, WorkingSet};
 
-/// The notes of a handler thread, until it is told to hand them over or its epoch ends.
+/// The notes of a handler thread, until they are handed over or its epoch ends.
 #[derive(Debug)]
 pub(super) struct Recording {
     touches: Vec<Touch>,
-    /// Pages noted, those noted twice counted twice.
+    /// Number of noted pages; a page noted twice counts twice.
     pages: u32,
     to: oneshot::Sender<Vec<Touch>>,
 }
@@ -23,7 +23,7 @@ pub(super) struct Recording {
 #[derive(Debug)]
 pub(crate) struct Recorded {
     from: oneshot::Receiver<Vec<Touch>>,
-    /// Of a server that may have ended.
+    /// The mailbox of the server, which may have ended.
     mailbox: Weak<Mailbox>,
 }
 
@@ -40,7 +40,7 @@ impl Recording {
         }
     }
 
-    /// Hands the notes over; if their receiver is gone they are dropped.
+    /// Hands the notes over, or drops them if the receiver is gone.
     pub(super) fn end(self) {
         self.to.send(self.touches).ok();
     }
@@ -55,7 +55,7 @@ impl Recording {
 }
 
 impl Recorded {
-    /// Tells the server behind `mailbox` to begin.
+    /// Tells the server of `mailbox` to begin.
     pub(super) fn begin(mailbox: &Arc<Mailbox>) -> Self {
         let (to, from) = oneshot::channel();
         mailbox.send(Mail::Record(Recording { touches: Vec::new(), pages: 0, to }));

@@ -11,7 +11,7 @@ use crate::geometry::{GuestPages, PAGE_BYTES, usize_of};
 use crate::local_file::LocalFile;
 use crate::view::{LiveView, Piece, PieceSource};
 
-/// Buffer in which the parts of a huge page are put together.
+/// Buffer in which the parts of a huge page are assembled.
 #[derive(Debug, Default)]
 pub(super) struct Gatherer {
     bytes: Vec<u8>,
@@ -24,7 +24,7 @@ pub(super) enum UnitInstall {
     Landed(Landing),
     /// These frames must be there first; at least one.
     Missing(Vec<(Arc<LocalFile>, FrameNumber)>),
-    /// Some of its pages cannot be had.
+    /// Some of its pages are lost.
     Lost,
 }
 
@@ -63,7 +63,7 @@ impl Gatherer {
                 return UnitInstall::Landed(lost);
             }
         }
-        // Parts of it that the guest gave back: the kernel removes only whole huge pages.
+        // Parts of it that the guest gave back, since the kernel removes only whole huge pages.
         for run in removed {
             let from = usize_of(run.start().pages_since(unit.start())) * PAGE_BYTES;
             self.bytes[from..from + usize_of(run.count()) * PAGE_BYTES].fill(0);
@@ -72,7 +72,7 @@ impl Gatherer {
     }
 }
 
-/// The pieces of `unit`, all of which can be read now; the error is what stands in the way.
+/// The pieces of `unit`, which can all be read now; otherwise the reason that they cannot.
 fn plan(view: &LiveView, unit: GuestPages) -> Result<Vec<Piece>, UnitInstall> {
     let (mut pieces, mut missing) = (Vec::new(), Vec::new());
     let mut rest = unit;
@@ -80,7 +80,8 @@ fn plan(view: &LiveView, unit: GuestPages) -> Result<Vec<Piece>, UnitInstall> {
         let piece = view.piece_at(rest.start(), rest.count());
         let ready = piece.readable_now();
         if ready > 0 {
-            // The view may have changed since; the same piece is cut, so that what was seen ready is what is read.
+            // The view may have changed since; the same piece is cut, so that exactly the bytes that were ready are
+            // read.
             rest = rest.after(ready);
             pieces.push(first_pages(piece, ready));
             continue;
