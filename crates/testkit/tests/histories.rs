@@ -10,11 +10,11 @@ use rekindle_testkit::history::{self, Tally};
 
 const OPERATIONS: u32 = 160;
 
-/// Histories where nothing else is said, and how long new ones are begun.
+/// Default number of histories, and the time in which new ones are begun.
 const HISTORIES: u64 = 120;
 const BEGUN_WITHIN: Duration = Duration::from_secs(60);
 
-/// Histories at once: most of their time they wait.
+/// Histories at once: they mostly wait.
 const WORKERS: usize = 8;
 
 #[test]
@@ -48,14 +48,14 @@ fn run(seed: u64) -> Tally {
     outcome.expect("every page is the model's")
 }
 
-/// Also where output is captured: a history that hangs is known by its seed.
+/// Prints even where output is captured, so that the seed of a history that hangs is known.
 fn say(what: &str) {
     writeln!(std::io::stderr(), "{what}").ok();
 }
 
 fn fresh_seed() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    // Far apart, so that the histories of two runs are others.
+    // Far apart, so that two runs have different histories.
     since.as_secs() << 32 | u64::from(since.subsec_nanos())
 }
 

@@ -1,4 +1,4 @@
-//! A real virtual machine on the engine: KVM's faults out of the kernel, its processor's state in a snapshot.
+//! A real virtual machine on the engine: faults of the kernel by KVM, and the processor's state in a snapshot.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ fn pause(engine: &Engine, guest: MiniGuest) -> Arc<Snapshot> {
     guest.pause(engine).expect("nothing stands against it").snapshot
 }
 
-/// A guest on empty memory, and how many pages it judges.
+/// A guest on empty memory, and the number of pages that it checks.
 fn start() -> (MiniGuest, u32) {
     let guest = MiniGuest::start().expect("there was a machine before");
     let greeting = guest.line();
@@ -103,7 +103,7 @@ fn a_machine_under_kvm_that_is_paused_in_the_middle_of_a_word_ends_the_word_when
     assert!(tick > 15);
 }
 
-/// The number of the tick in `line`, which is the one after `before`.
+/// The number of the tick in `line`, which must follow `before`.
 fn next_tick(line: &str, before: u32) -> u32 {
     assert_eq!(line, format!("tick {}", before + 1));
     before + 1

@@ -1,5 +1,5 @@
-//! A store that is away for long: what waits for it takes neither threads nor RAM in proportion. Alone in its process,
-//! whose threads it counts.
+//! A store that is away for long: waiting snapshots take neither threads nor RAM in proportion. This test is alone in
+//! its process, whose threads it counts.
 
 use std::sync::Arc;
 
@@ -16,19 +16,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const SNAPSHOTS: u64 = 1000;
 
-/// Pauses before their seals are waited for: captured memory holds descriptors.
+/// Number of pauses before their seals are awaited: captured memory holds descriptors.
 const AT_ONCE: u64 = 50;
 
 const PAGES: u32 = 4;
 
-/// Far less than snapshots, and more than an engine and the test have.
+/// Far fewer than the snapshots, and more than an engine and the test have.
 const THREADS_MAX: usize = 40;
 
 fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").expect("this process").count()
 }
 
-/// Every open layer has a descriptor.
+/// Raises the limit of descriptors, as every open layer takes one.
 fn allow_descriptors() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
@@ -60,7 +60,7 @@ fn a_thousand_snapshots_that_wait_for_the_store_have_no_threads_and_their_upload
     let snapshots: Vec<_> = batches.flat_map(|seeds| sealed(&engine, seeds)).collect();
     assert!(threads() <= THREADS_MAX, "{} threads wait for the store", threads());
 
-    // The store is back, and answers no upload.
+    // The store is back, but answers no upload.
     let stalled = site.faults.inject(Rule::always(Operation::Put, "layers/", Fault::Stall));
     drop(outage);
     let uploads_max = usize::try_from(limits::UPLOAD_BYTES_MAX / limits::UPLOAD_LEASE_BYTES_MIN);

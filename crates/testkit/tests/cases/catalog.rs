@@ -1,4 +1,4 @@
-//! A catalog that fails at a write: before it, after it, with an unknown outcome, or without saying so.
+//! A catalog that fails at a write: before it, after it, with an unknown outcome, or silently.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ fn value(catalog: &Catalog, key: &str) -> Option<String> {
     value.map(|value| String::from_utf8(value).expect("text"))
 }
 
-/// The catalog as a crash at this moment leaves it.
+/// A copy of the catalog, as a crash at this moment would leave it.
 fn image(path: &Path) -> Catalog {
     let image = path.with_file_name("image.redb");
     std::fs::copy(path, &image).expect("room");
@@ -90,7 +90,7 @@ impl ThreeKeys for (&str, &str, &str) {
     }
 }
 
-/// A guest that ran a while, about to be paused.
+/// A guest that has run for a while.
 fn guest(engine: &Engine) -> Guest {
     let mut guest = Guest::fresh(40);
     guest.write_random(engine, run(0, 40), &mut Random::new(1)).expect("its own pages");
@@ -102,7 +102,7 @@ fn commit(engine: &Engine, guest: Guest, id: SnapshotId) -> Result<Paused, (Box<
     guest.commit_as(id, engine, permit, (Tracking::Exact, vec![put("sandbox", "paused")]))
 }
 
-/// A running sandbox whose pause the catalog has struck.
+/// A running sandbox whose pause failed in the catalog.
 struct StruckPause {
     site: Site,
     engine: Engine,
@@ -167,7 +167,7 @@ fn a_crash_before_a_failed_pause_was_settled_finds_it_whole_or_not_at_all() {
         let StruckPause { site, engine, id, guest, error, failing, .. } = StruckPause::with(fate);
         engine.stop();
         drop(engine);
-        // The error still stands, as it does in a process that dies now.
+        // The error is not dropped yet, as in a process that dies now.
         let (catalog, keeper): (_, Arc<dyn Keeper>) =
             (Some(image(&site.catalog_path())), site.keeper.clone());
         let sandbox = value(catalog.as_ref().expect("just opened"), "sandbox");
@@ -206,7 +206,7 @@ fn an_id_is_used_once_also_when_its_snapshot_was_deleted_and_over_a_restart() {
     used(&engine);
 }
 
-/// Everything that a node writes: a pause, a resume, a fork, a delete, each to its end.
+/// All writes of a node: a pause, a resume, a fork and a delete, each to its end.
 fn life(site: &Site, engine: &Engine) -> Told {
     let mut told = Told::default();
     let Some(first) = told.pause(engine, guest(engine)) else { return told };
@@ -223,13 +223,13 @@ fn life(site: &Site, engine: &Engine) -> Told {
     told
 }
 
-/// A node's acknowledgements.
+/// The acknowledgements of a node.
 #[derive(Default)]
 struct Told {
     there: Vec<(SnapshotId, ModelMemory)>,
     gone: Vec<SnapshotId>,
     refused: Vec<SnapshotId>,
-    /// Its deletion was refused: it may be found done, as its owner asked for it.
+    /// A snapshot whose deletion failed: it may be found deleted, as its owner asked for that.
     perhaps_gone: Option<SnapshotId>,
 }
 
@@ -260,7 +260,7 @@ impl Told {
         }
     }
 
-    /// Waits until it is published, or until the catalog refuses to say so.
+    /// Waits until it is published, or until the catalog refuses to record that.
     fn wait_published(&self, snapshot: &Snapshot, site: &Site) {
         let struck = || site.catalog_faults.struck() > 0 && snapshot.status().failure.is_some();
         while snapshot.state() != SnapshotState::Published && !struck() {

@@ -1,4 +1,4 @@
-//! An older copy of the store is put back in its place.
+//! An older copy of the store is put in its place.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn names(objects: &InMemory) -> Vec<Path> {
     names
 }
 
-/// Makes the store what `state` is, without a word to those who use it.
+/// Replaces the store's content by `state`, unnoticed by its users.
 fn put_back(site: &Site, state: &InMemory) {
     for path in names(&site.objects) {
         runtime().block_on(site.objects.delete(&path)).expect("it is there");
@@ -76,21 +76,21 @@ fn an_older_copy_of_the_store_is_away_and_gets_nothing_until_the_newer_one_is_ba
     }
 }
 
-/// Asks again and again whether it is so by now. The snapshot, which is sealed, passes the time.
+/// Waits until `is_so`; waiting for a state of the sealed snapshot passes the time.
 fn until(sealed: &Snapshot, is_so: impl Fn() -> bool) {
     while !is_so() {
         assert!(!sealed.wait_state(SnapshotState::Captured, Duration::from_millis(10)));
     }
 }
 
-/// Waits until a snapshot is published and all signs but the last are deleted, which comes after that.
+/// Waits until a snapshot is published and, after that, all signs but the last are deleted.
 fn wait_settled(site: &Site, snapshot: &Snapshot) {
     wait_published(snapshot);
     let is_sign = |path: &&Path| path.as_ref().starts_with("nodes/");
     until(snapshot, || names(&site.objects).iter().filter(is_sign).count() == 1);
 }
 
-/// Looks for what was published until all of it was looked for: the store has to be opened first.
+/// Looks for the published snapshots until all were looked for: the store has to be opened first.
 fn look(engine: &Engine, sealed: &Snapshot) {
     until(sealed, || engine.publish_what_is_missing().expect("the store answers") == LookedFor::All);
 }
@@ -111,7 +111,7 @@ fn what_an_accepted_older_copy_of_the_store_lacks_is_published_again_also_after_
         let mut engine = start_gated(&site, site.objects.clone(), OtherStore::Accepted);
         second.0 = engine.snapshot(id).expect("it is recorded");
         if crashes {
-            // This one is published once the store was accepted.
+            // This one is published after the store was accepted.
             let third = child(&engine, &second, run(30, 6), 3);
             wait_published(&third.0);
             drop((engine, second.0, third));
@@ -158,7 +158,7 @@ fn signs_that_cannot_be_put_listed_or_deleted_cost_nothing_and_give_no_false_ala
         let struck = control.inject(Rule::once(on, "nodes", fault));
         let mut second = child(&engine, &first, run(20, 6), 2);
         wait_published(&second.0);
-        // A sign is deleted after that.
+        // A sign is deleted afterwards.
         until(&second.0, || control.struck() == 1);
         drop(struck);
         let id = second.0.id();

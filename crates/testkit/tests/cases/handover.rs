@@ -1,4 +1,4 @@
-//! Between the captured memory and the saved layer.
+//! Cases between captured memory and the saved layer.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, channel};

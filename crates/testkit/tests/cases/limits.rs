@@ -1,4 +1,4 @@
-//! Limits: a pause waits for room before the guest is frozen, and a refusal gives the reason of the wait.
+//! Limits: a pause waits for room before the guest is frozen, and a refusal gives the reason.
 
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
@@ -142,7 +142,7 @@ fn a_pause_without_a_limit_of_time_and_with_none_unsealed_waits_for_its_parent()
     assert!(first.0.manifest_now().is_some());
 }
 
-/// Pauses a machine of these volumes: of each, `written` pages from page `from` on have new bytes.
+/// Pauses a machine with these volumes; in each, `written` pages from page `from` on have new bytes.
 fn pause_volumes(
     engine: &Engine,
     parent: Option<&Arc<Snapshot>>,

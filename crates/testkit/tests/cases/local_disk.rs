@@ -1,4 +1,4 @@
-//! The local disk fills, loses blocks and hands out wrong bytes.
+//! Cases of a local disk that is full, loses blocks or returns wrong bytes.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -41,7 +41,7 @@ fn case_33_blocks_lost_under_the_mapping_come_from_the_store() {
     let snapshot = first_pause(&engine, 600);
     wait_published(&snapshot.0);
     cut(&local_files(&site, &snapshot.0)[0], 0);
-    // The last page first: bringing it back makes the file as long as it was, with a hole before it.
+    // The last page first: restoring it gives the file its old length, with a hole before it.
     let mut last = vec![0; 4096];
     engine.read(snapshot.0.memory(), run(599, 1), &mut last).expect("the store has it");
     snapshot.1.check(run(599, 1), &last).expect("the model's page");

@@ -1,4 +1,4 @@
-//! The faults that hurt others, each by its number, against the real engine.
+//! Faults that other systems have had, each by its number, against the real engine.
 
 mod catalog;
 mod earlier_store;
@@ -37,7 +37,7 @@ fn run(start: u32, count: u32) -> GuestPages {
     GuestPages::new(GuestPage::new(start), count)
 }
 
-/// A snapshot of a guest all of whose pages are written; its VMM has ended.
+/// A snapshot of a guest that has written all of its pages; its VMM has ended.
 fn first_pause(engine: &Engine, pages: u32) -> (Arc<Snapshot>, ModelMemory) {
     let mut guest = Guest::fresh(pages);
     guest.write_random(engine, run(0, pages), &mut Random::new(1)).expect("its own pages");
@@ -78,7 +78,7 @@ fn wait_sealed(snapshot: &Snapshot) {
     assert!(sealed, "it is not sealed: {:?}", snapshot.status());
 }
 
-/// A node with a published snapshot of this many pages.
+/// A node with a published snapshot of `pages` pages.
 fn published(pages: u32) -> (Site, Engine, (Arc<Snapshot>, ModelMemory)) {
     let site = site();
     let engine = start(&site);
@@ -87,7 +87,7 @@ fn published(pages: u32) -> (Site, Engine, (Arc<Snapshot>, ModelMemory)) {
     (site, engine, snapshot)
 }
 
-/// A sealed snapshot of this many pages, which is not published before the faults are dropped.
+/// A sealed snapshot of `pages` pages, which is not published before the faults are dropped.
 fn sealed_in_an_outage(
     site: &Site,
     engine: &Engine,
@@ -113,7 +113,7 @@ fn open_elsewhere(site: &Site, snapshot: &Snapshot) -> Cold {
     Cold { snapshot, engine, _site: elsewhere }
 }
 
-/// Opens a snapshot on a node that has nothing of it, and judges every page.
+/// Opens a snapshot on a node that has nothing of it, and checks every page.
 fn check_elsewhere(site: &Site, (snapshot, memory): &(Arc<Snapshot>, ModelMemory)) {
     let cold = open_elsewhere(site, snapshot);
     judge(&cold.engine, &cold.snapshot, memory).expect("every page is the model's");

@@ -1,4 +1,4 @@
-//! Fetching and comparing pages that are only partly here.
+//! Cases of fetching and comparing pages that are only partly on the node.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Weak};
@@ -53,7 +53,7 @@ fn case_28_a_failed_fetch_answers_all_who_wait_for_it_and_is_not_remembered() {
     judge(&cold.engine, &cold.snapshot, &snapshot.1).expect("every page is the model's");
 }
 
-/// Says which frames came.
+/// Reports the frames that arrived.
 #[derive(Debug)]
 struct Told(Sender<FrameNumber>);
 
@@ -67,7 +67,7 @@ impl FrameWaiter for Told {
 
 #[test]
 fn who_joined_a_frame_that_a_read_ahead_did_not_bring_gets_it_all_the_same() {
-    // The whole request fails; or its middle is damaged, where the third of its four frames begins.
+    // Either the whole request fails, or its middle is damaged, where the third of its four frames begins.
     for fault in [Fault::Fail, Fault::Corrupt] {
         let (site, _engine, snapshot) = published(700);
         let cold = open_elsewhere(&site, &snapshot.0);
@@ -106,7 +106,7 @@ fn case_28_who_waits_for_a_frame_is_answered_when_the_engine_ends() {
     drop(cold);
     let (answer, answered) = channel();
     let file = opened.memory().load().layers()[0].local();
-    // Not a scoped thread: without an answer it would never end.
+    // Not a scoped thread: a scope would wait for it if it gets no answer.
     drop(std::thread::spawn(move || {
         answer.send(fetcher.load(&file, FrameNumber::new(3)).is_err()).ok();
     }));
@@ -119,13 +119,13 @@ fn case_29_one_cold_frame_keeps_only_its_own_pages() {
     let mut guest = Guest::resume(&snapshot.0, snapshot.1.clone());
     guest.verify(&engine).expect("the parent can be read");
 
-    // The guest goes on over a handle on another node, which has all but a few frames.
+    // The guest continues with a handle on another node, which has all but a few frames.
     let cold = open_elsewhere(&site, &snapshot.0);
     let mut some = vec![0; 64 * 4096];
     for frame in [1, 2, 5, 8] {
         cold.engine.read(cold.snapshot.memory(), run(frame * 64, 64), &mut some).expect("the store has it");
     }
-    // Frames that were read ahead are on their way when those asked for are there.
+    // Frames that are read ahead may still be under way when the requested ones are there.
     while cold.engine.fetcher().under_way() > 0 {
         std::thread::yield_now();
     }

@@ -1,4 +1,4 @@
-//! The node's process dies, at every step of a snapshot's life, and another one takes its place.
+//! Cases of a node's process that dies, at every step of a snapshot's life, and is followed by another.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(crate) fn start(site: &Site) -> Engine {
     Engine::start(site.recording().expect("nobody else has the catalog")).expect("an engine starts")
 }
 
-/// Names and expected content of the snapshots that are left when the process has died.
+/// Ids and expected content of the snapshots that are left once the process has died.
 pub(crate) fn end<const N: usize>(engine: Engine, known: [Known; N]) -> [(SnapshotId, ModelMemory); N] {
     engine.stop();
     let left = known.map(|(snapshot, memory)| (snapshot.id(), memory));
@@ -216,7 +216,7 @@ fn case_09_a_deletion_that_a_crash_cut_short_is_done_and_what_still_runs_from_it
     let origin = guest.let_go_of_parent().expect("it runs from the first");
     let [(id, _)] = end(engine, [first]);
     assert_eq!(origin, id);
-    // The guest is found again and paused: what it stands on is there although it was deleted.
+    // The guest is found again and paused: its snapshot is there although it was deleted.
     let engine = start(&site);
     assert!(engine.snapshot(id).is_none() && engine.snapshots().is_empty());
     guest.stand_on(&engine.origin(id).expect("a guest runs from it"));
@@ -231,7 +231,7 @@ fn case_09_a_deletion_that_a_crash_cut_short_is_done_and_what_still_runs_from_it
     known.iter().for_each(|known| check(&engine, known));
     drop(outage);
     check_and_publish(&site, &engine, &known);
-    // The first has no users any more: it goes, and stays gone.
+    // The first has no users any more: it is removed for good.
     let left = end(engine, known);
     let forgets = site.keeper.forgets(id);
     let engine = start(&site);
@@ -398,7 +398,7 @@ fn a_keeper_that_takes_anothers_place_is_given_everything_again() {
     check_and_publish(&site, &engine, &known);
 }
 
-/// Remembers the states it is told of.
+/// Remembers the reported states.
 #[derive(Debug, Default)]
 struct States(Mutex<Vec<(SnapshotId, SnapshotState)>>);
 

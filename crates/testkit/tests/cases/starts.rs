@@ -1,4 +1,5 @@
-//! A node starts on a catalog or files that are not all there: it sets aside, lists as undecided, and removes nothing.
+//! Cases of a node that starts on an incomplete catalog or incomplete files: it sets aside, lists as undecided, and
+//! removes nothing.
 
 use rekindle_engine::catalog::{Catalog, Change, Kind};
 use rekindle_engine::identity::LayerId;
@@ -87,7 +88,7 @@ fn a_layer_file_that_cannot_be_read_stops_nothing_else_and_is_tried_again() {
     check_and_publish(&site, &engine, &known);
 }
 
-/// Takes the file of a layer away until it is put back by the answer; a directory is in its place meanwhile.
+/// Replaces the file of a layer by a directory; the result puts the file back.
 fn unreadable(site: &Site, layer: LayerId) -> impl FnOnce() {
     let file = site.cache_directory().join(format!("{layer}.raw"));
     let away = site.cache_directory().join("away");
@@ -184,7 +185,7 @@ fn an_undecided_snapshot_that_was_deleted_goes_once_nothing_undecided_may_stand_
     let [first] = find(&engine, left);
     engine.delete(&first.0).expect("the disk has room");
     drop(first);
-    // The first time the removal from the store may still hold it.
+    // The first time, the removal from the store may still hold it.
     while engine.decide().expect("the catalog can be read") > 0 {
         std::thread::yield_now();
     }

@@ -1,4 +1,4 @@
-//! The store goes in the middle, lies, and comes back.
+//! Cases of a store that goes away in the middle, lies, and comes back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -124,7 +124,7 @@ impl StoreOpener for OpensObjects {
     }
 }
 
-/// An engine that records what it does and knows who its store is.
+/// An engine with a catalog and a gate to its store.
 fn start_with_gate(site: &Site) -> Engine {
     start_gated(site, site.objects.clone(), OtherStore::Refused)
 }
@@ -160,7 +160,7 @@ fn a_store_whose_identity_cannot_be_read_once_stays_in_use_and_twice_is_away() {
     drop(unreadable);
 }
 
-/// Takes the objects of a snapshot's layers out of the store.
+/// Removes the objects of a snapshot's layers from the store.
 fn lose_layers(site: &Site, snapshot: &Snapshot) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
     for layer in snapshot.memory().load().layers() {
@@ -197,7 +197,7 @@ fn findings_in_store(engine: &Engine, snapshot: &Snapshot) -> StoreFindings {
     engine.verify(snapshot, &|| true).expect("it is wanted").store
 }
 
-/// The first fault, of so many, that verifying finds in the store about a snapshot all of which is on the disk.
+/// The first of `faults` faults that a verification finds in the store, for a snapshot that is completely on the disk.
 fn fault_in_store(engine: &Engine, snapshot: &Snapshot, faults: u64) -> String {
     let found = engine.verify(snapshot, &|| true).expect("it is wanted");
     assert_eq!(found.wrong_pages, 0, "all of it is on the disk");
@@ -314,7 +314,7 @@ fn open_foreign(site: &Site, engine: &Engine, foreign: &Publication) -> Result<A
     engine.open(id)
 }
 
-/// The facts and the memory of a snapshot of this many pages that was never paused.
+/// Facts and memory of a snapshot of `pages` pages that was never paused.
 fn unheard_of(pages: u32) -> (SnapshotFacts, VolumeShape) {
     let facts = SnapshotFacts { snapshot: SnapshotId::new(), created_unix_ms: 0, blobs: BTreeMap::new() };
     (facts, VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages })

@@ -1,4 +1,4 @@
-//! While a pause is being saved, for as long as that takes: compare is held and never ends.
+//! Cases while a pause is being saved: comparing is held and never ends.
 
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::manifest::Publication;
@@ -128,7 +128,7 @@ fn nothing_is_compared_before_the_vmm_has_let_go_of_the_memory() {
 fn case_15_and_17_odd_maps_are_sealed_stored_and_read_back() {
     let site = site();
     let engine = start(&site);
-    // One page; sizes that are no multiple of a frame or of 2 MiB.
+    // One page, and sizes that are not a multiple of a frame or of 2 MiB.
     for pages in [1, 63, 65, 511, 513, 1025] {
         let nothing = pause(&engine, Guest::fresh(pages));
         let mut guest = Guest::resume(&nothing.0, nothing.1.clone());
@@ -136,7 +136,7 @@ fn case_15_and_17_odd_maps_are_sealed_stored_and_read_back() {
             guest.write_random(&engine, run(page, 1), &mut Random::new(u64::from(page))).expect("its pages");
         }
         let alternating = pause(&engine, guest);
-        // The gaps are in a second layer, so neighbours in the guest are neighbours in no layer.
+        // The gaps are in a second layer, so neighbours in the guest are not neighbours in any layer.
         let mut guest = Guest::resume(&alternating.0, alternating.1.clone());
         for page in (1..pages).step_by(2) {
             guest.write_random(&engine, run(page, 1), &mut Random::new(u64::from(page))).expect("its pages");
@@ -177,7 +177,7 @@ fn a_parent_whose_memory_may_still_be_written_is_not_compared_with() {
     guest.write_random(&engine, run(0, 40), &mut Random::new(1)).expect("its own pages");
     let parent = guest.pause(&engine, Tracking::Exact).expect("nothing stands against it");
     let mut guest = Guest::resume(&parent.snapshot, parent.memory.clone());
-    // The same bytes again: equal, as long as the parent's VMM leaves its own alone.
+    // The same bytes again: equal, as long as the parent's VMM does not change its own.
     for page in run(3, 5).iter() {
         let same = guest.expected().page(page).to_vec();
         guest.write(&engine, page, 0, &same).expect("a guest that runs");

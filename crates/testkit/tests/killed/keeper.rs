@@ -1,5 +1,5 @@
-//! The keeper, which outlives the node: it holds memory files, and hears each acknowledgement. Every message has an
-//! answer, so a node that is killed instead of answered stands exactly there.
+//! The keeper, which survives the node: it holds memory files, and receives each acknowledgement. Every message has an
+//! answer, so a node that is killed instead of answered dies exactly there.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,7 +12,7 @@ use rekindle_testkit::random::Random;
 
 use crate::ledger::{Entry, Ledger, State};
 
-/// Memory and notes that outlive a node.
+/// Memory and notes that survive a node.
 #[derive(Debug, Default)]
 pub(crate) struct Outliving {
     memory: BTreeMap<SnapshotId, [OwnedFd; 2]>,
@@ -20,17 +20,17 @@ pub(crate) struct Outliving {
     acknowledged: u32,
 }
 
-/// End of serving a node.
+/// Reason that the serving of a node ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It sent as many messages as it was to; it is not answered any more.
+    /// It has sent its number of messages; it gets no more answers.
     Enough,
     /// It closed the connection.
     Closed,
 }
 
 impl Outliving {
-    /// Answers a node's messages, at most this many; the last one is done or not, and not answered.
+    /// Answers a node's messages, at most `messages` of them; the last one is done or not, and gets no answer.
     pub(crate) fn serve(&mut self, stream: &UnixStream, seed: u64, messages: Option<u32>) -> End {
         let mut random = Random::new(seed);
         let mut left = messages;

@@ -1,4 +1,4 @@
-//! A node's task and its acknowledgements, as one line for each snapshot.
+//! A node's task and acknowledgements, as one line for each snapshot.
 
 use std::collections::BTreeMap;
 
@@ -23,20 +23,20 @@ pub(crate) struct Entry {
     pub(crate) state: State,
 }
 
-/// Last message on a snapshot.
+/// The last message about a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// It may be there.
+    /// The snapshot may exist.
     Begun,
-    /// It must be there.
+    /// The snapshot must exist.
     Acknowledged,
-    /// It may be gone.
+    /// The snapshot may be gone.
     Deleting,
-    /// It must be gone.
+    /// The snapshot must be gone.
     Deleted,
 }
 
-/// One thing that a guest does.
+/// One change by a guest.
 pub(crate) enum Change {
     Write(GuestPage, Vec<u8>),
     Remove(GuestPages),
@@ -56,7 +56,7 @@ impl Ledger {
         model
     }
 
-    /// One line: all that there is.
+    /// The entry as one line.
     pub(crate) fn to_line(&self) -> String {
         let word = |(id, Entry { parent, seed, state }): (&SnapshotId, &Entry)| {
             let parent = parent.map_or_else(|| "-".to_owned(), |parent| parent.to_string());

@@ -14,9 +14,9 @@ use tempfile::TempDir;
 
 use keeper::{End, Outliving};
 
-/// Says where the node's directories and its keeper's socket are; only a node has it.
+/// The variable with the place of the node's directories and its keeper's socket; only a node has it.
 const NODE: &str = "REKINDLE_TEST_NODE";
-/// Nodes that are killed.
+/// Number of nodes to kill.
 const KILLS: u32 = 40;
 
 #[test]

@@ -1,4 +1,4 @@
-//! The node that is killed: it checks what it finds, then pauses, resumes, forks and deletes until it dies.
+//! The node that is killed: it checks the state it finds, then pauses, resumes, forks and deletes until it dies.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,12 +24,12 @@ use rekindle_testkit::site::PATIENCE;
 use crate::keeper::ask;
 use crate::ledger::{Change, Ledger, PAGES, State, changes};
 
-/// Snapshots that are kept; then some are deleted.
+/// Number of snapshots from which on some are deleted.
 const SNAPSHOTS_MAX: usize = 8;
 
 type Known = (Arc<Snapshot>, ModelMemory);
 
-/// Runs until it is killed, or until everything is published where it is the last.
+/// Runs until it is killed; the last one runs until everything is published.
 pub(crate) fn run(directory: &Path) {
     let link =
         Arc::new(Link(Mutex::new(UnixStream::connect(directory.join("keeper")).expect("the test listens"))));
@@ -42,7 +42,7 @@ pub(crate) fn run(directory: &Path) {
     if last == "true" {
         known.iter().for_each(|(snapshot, _)| publish(snapshot));
         known.iter().for_each(|known| judge(&engine, &known.0, &known.1).expect("every page is the model's"));
-        // Deleted snapshots go on a thread of their own, and stay for the next node if this one ends before.
+        // Deleted snapshots are removed in the background, and stay for the next node if this one ends before.
         let nothing_is_held = ask_until(PATIENCE, || link.ask("held", &[]).0.is_empty().then_some(()));
         assert!(nothing_is_held.is_some(), "memory of deleted or published snapshots is kept");
         return;
@@ -74,7 +74,7 @@ fn start(directory: &Path, link: &Arc<Link>) -> Engine {
     Engine::start(options).expect("what is there is sound")
 }
 
-/// All that was acknowledged is listed, nothing else but what may be, and every page of it is right.
+/// Checks that all acknowledged snapshots are listed, and only possible others, and that every page is right.
 fn check(engine: &Engine, ledger: &Ledger) -> Vec<Known> {
     assert_eq!(engine.replayed().lost, []);
     let listed = engine.snapshots();
@@ -122,7 +122,7 @@ fn publish(snapshot: &Snapshot) {
     assert!(published, "{} does not get on: {:?}", snapshot.id(), snapshot.status());
 }
 
-/// The way to what outlives this process. Every message waits for its answer.
+/// The connection to the processes that survive this one. Every message waits for its answer.
 #[derive(Debug)]
 struct Link(Mutex<UnixStream>);
 
@@ -169,7 +169,7 @@ impl Keeper for Link {
     }
 }
 
-/// Between two steps the test may kill.
+/// Points between two steps, at which the test may kill the node.
 impl Hooks for Link {
     fn before_compare(&self, snapshot: SnapshotId) -> BoxFuture<'_, ()> {
         self.step(snapshot)
