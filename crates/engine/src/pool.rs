@@ -147,7 +147,7 @@ mod tests {
     use super::*;
     use crate::sync::block_on;
 
-    /// A pool of one thread that is busy until what is returned with it is dropped.
+    /// A pool of one thread that is busy until the returned sender is dropped.
     fn busy() -> (Pool, std::sync::mpsc::Sender<()>) {
         let pool = Pool::start("busy", 1).expect("a thread");
         let (busy, until) = channel::<()>();

@@ -1,4 +1,4 @@
-//! The catalog's file: one user, whole transactions, and clear words about what is wrong with it.
+//! The catalog's file: one user, whole transactions, and clear errors about its faults.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-//! Lines that have grown to many layers: some become one, and every page stays what it is.
+//! Lines that have grown to many layers: some are merged into one, and every page keeps its content.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ impl Line {
         Self { engine, last: None, model: Model(BTreeMap::new()), _directory: directory }
     }
 
-    /// Pauses the guest after it has filled these pages, and waits until that is sealed.
+    /// Pauses the guest after it has filled these pages, and waits until the pause is sealed.
     fn pause(&mut self, written: impl IntoIterator<Item = u32>, fill: u8) -> Arc<Snapshot> {
         let bytes = bytes_of_pages(PAGES);
         let permit = self.engine.permit_pause(self.last.as_ref(), bytes).expect("there is room");
@@ -86,7 +86,7 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory can be made")
 }
 
-/// Takes the directory of the layer files away once a snapshot is packed, where a test wants that.
+/// Removes the directory of layer files once a snapshot is packed, if a test wants that.
 #[derive(Debug)]
 struct TakesDirectory {
     from: PathBuf,
@@ -118,7 +118,7 @@ fn a_page_written_again_at_the_pause_that_merges_its_layer_has_its_new_content()
     let (before, model) = (line.last.clone().expect("just paused"), line.model.clone());
     assert_eq!(layers(&before), 6);
     let merged = line.pause([2, 6, 10], 100);
-    // The large one, one of the pages that were left of the small ones, and its own.
+    // The large layer, one of the pages left of the small ones, and its own.
     assert!(layers(&merged) <= 3, "{} layers: nothing was merged", layers(&merged));
     line.check(&merged, &line.model);
     line.check(&before, &model);

@@ -1,4 +1,4 @@
-//! Faults of a guest that runs from a snapshot: every page is the snapshot's, with any trouble on the way.
+//! Faults of a guest that runs from a snapshot: every page is the snapshot's, whatever fails on the way.
 
 mod support;
 
@@ -200,7 +200,7 @@ fn case_39_the_userfaultfd_lives_as_long_as_anything_installs_by_it() {
 fn a_guest_whose_handler_failed_waits_and_reads_no_zeroes() {
     let node = Node::start();
     let pages = u32::try_from(PAGES).unwrap();
-    // A bug of ours: the map names a layer that the view has not.
+    // A bug: the map names a layer that the view lacks.
     let map = PageMap::zero(pages).overlay(&PageSet::full(pages), LayerSlot::new(0), &PageSet::new(pages));
     let view = Arc::new(LiveView::new(View::flat(map, Arc::from([]))));
     let Some((guest, handover)) = Guest::start("failed handler", Kind::Private, PAGES, Features::NONE) else {
@@ -279,7 +279,7 @@ fn a_vmm_that_hangs_up_has_ended() {
     guest.stream.shutdown(std::net::Shutdown::Both).unwrap();
     let ended = ServeStatus::Ended { why: EndReason::HungUp };
     assert_eq!(server.wait_status(LIMIT, |status| *status == ended), ended);
-    // A thread of it may still be ending: it is not left hanging.
+    // A thread of the VMM may still be ending, and must not hang.
     assert!(guest.has(6, word_of(6)));
 }
 
@@ -350,7 +350,7 @@ fn a_guest_whose_descriptors_cannot_be_waited_on_is_not_served_and_waits() {
     else {
         return;
     };
-    // A file on a disk is always ready: the system lets nobody wait on it.
+    // A file on a disk is always ready, so the system refuses to wait for it.
     let file = std::fs::File::create(node.directory.path().join("no stream")).unwrap();
     handover.stream = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(file));
     let epoch = Epoch::begin(handover, Tracking::Resident).unwrap();
@@ -361,7 +361,8 @@ fn a_guest_whose_descriptors_cannot_be_waited_on_is_not_served_and_waits() {
     drop(epoch);
 }
 
-/// Waits until all of `threads` have said that they went on. Not scoped threads: one that hangs would never end.
+/// Waits until all of `threads` have reported that they went on. Not scoped threads: a scope would wait for one that
+/// hangs.
 fn all_go_on(threads: usize, went_on: &Receiver<usize>) -> Vec<usize> {
     let mut pages: Vec<_> =
         (0..threads).map(|_| went_on.recv_timeout(LIMIT).expect("each thread goes on")).collect();
@@ -369,7 +370,7 @@ fn all_go_on(threads: usize, went_on: &Receiver<usize>) -> Vec<usize> {
     pages
 }
 
-/// Starts a thread for each page, which says so when it has seen the page right.
+/// Starts a thread for each page, which reports once it has read the right content.
 fn touching(guest: &Arc<Guest>, pages: &[usize]) -> Receiver<usize> {
     let (tell, went_on) = channel();
     for &page in pages {
@@ -418,7 +419,7 @@ fn a_thread_whose_page_came_by_another_way_while_it_waited_goes_on() {
     let guest = Arc::new(guest);
     let went_on = touching(&guest, &[1999]);
     stalled(&server);
-    // As another mapping of the same memory would: no wake comes with it.
+    // Like another mapping of the same memory: no thread is woken by it.
     memory.write_at(&support::content(word_of(1999)), 1999 * 4096).unwrap();
     node.store_layers_there(true);
     assert_eq!(all_go_on(1, &went_on), [1999]);

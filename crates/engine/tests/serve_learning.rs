@@ -1,4 +1,4 @@
-//! A guest that is resumed a second time: the pages the first one touched are there before it asks, and a wrong
+//! A guest that is resumed a second time: the pages that the first one touched are there before it asks, and a wrong
 //! recording does no harm.
 
 #![allow(clippy::unwrap_used, reason = "only tests use this")]
@@ -51,14 +51,14 @@ fn verify(guest: &Guest) {
     }
 }
 
-/// A guest that is learned from.
+/// A guest whose touches are recorded.
 fn resume(test: &str, kind: Kind, engine: &Engine, snapshot: &Arc<Snapshot>) -> Option<(Guest, FaultServer)> {
     let (guest, server) = serve(test, kind, Tracking::Scan, engine, snapshot)?;
     engine.learner().learn(snapshot, &server);
     Some((guest, server))
 }
 
-/// Waits for something that is done in the background.
+/// Waits for background work.
 fn wait_for<T>(what: &str, found: impl Fn() -> Option<T>) -> T {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -66,7 +66,7 @@ fn wait_for<T>(what: &str, found: impl Fn() -> Option<T>) -> T {
             return found;
         }
         assert!(Instant::now() < deadline, "{what} in time");
-        // Asking a catalog without a pause keeps others from writing it.
+        // Asking a catalog without pauses would keep others from writing it.
         std::thread::park_timeout(limits::SERVER_END_ASK);
     }
 }
@@ -92,7 +92,7 @@ fn stored_sets(node: &Node, snapshot: SnapshotId) -> Vec<PathBuf> {
 }
 
 fn wait_stored(node: &Node, snapshot: SnapshotId) -> PathBuf {
-    // A file that is being written has another name until it is whole.
+    // A file that is being written has another name until it is complete.
     let whole = |path: &PathBuf| !path.to_string_lossy().contains('#');
     wait_for("stored", || stored_sets(node, snapshot).into_iter().find(whole))
 }
@@ -247,7 +247,7 @@ fn what_was_given_back_is_not_installed_ahead() {
             let word = if is_removed(page) { 0 } else { word_of(page) };
             assert!(guest.has(page, word), "{kind:?} page {page} is {:#x}", guest.word(page));
         }
-        // Again, now that all of it is over: nothing is left to install.
+        // Again, now that everything is installed: nothing is left to install.
         let before = server.stats().pages_prefetched;
         server.install_ahead(&set);
         assert!(guest.has(101, 0) && guest.has(201, 0));
@@ -276,7 +276,7 @@ fn several_guests_at_once_record_once_and_a_poor_recording_grows() {
     assert!(grown.faults() > first.faults());
 }
 
-/// A guest for which `set` is installed ahead, and which touches everything.
+/// Checks a guest for which `set` is installed ahead, and which touches everything.
 fn verify_with(node: &Node, snapshot: &Arc<Snapshot>, set: &WorkingSet) {
     let (guest, server) = resume("forks", Kind::Private, &node.engine, snapshot).unwrap();
     prefetched(&server, set.pages());

@@ -1,5 +1,5 @@
-//! Guests that are served on from the kept parts of their epoch: no removed or written page is forgotten, and pages
-//! that are there already are not in the way.
+//! Guests that are served again from the kept parts of their epoch: no removed or written page is forgotten, and pages
+//! that are there already do no harm.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Pages the guest gives back while it is served: their content for the guest, and in the next pause.
+//! Pages that the guest gives back while it is served: their content for the guest, and in the next pause.
 
 mod support;
 
@@ -87,7 +87,7 @@ fn case_36_removes_and_installs_may_meet_at_any_moment() {
         };
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            // One thread gives pages back and looks at once; it alone touches its half.
+            // One thread gives pages back and reads them at once; only it touches its half.
             scope.spawn(|| {
                 for round in 0..4 {
                     for page in (0..PAGES / 2).step_by(4) {

@@ -1,4 +1,4 @@
-//! Cost of a fault beside a bare loop of poll, read and UFFDIO_COPY, both sides placed alike and in turns.
+//! Cost of a fault against a bare loop of poll, read and UFFDIO_COPY; both sides take turns on the same processors.
 //!
 //! `cargo test --release -p rekindle-engine --test serve_speed -- --ignored --nocapture` prints the ratios. They are
 //! not asserted on: they are only worth something on a machine with nothing else to do.
@@ -57,7 +57,7 @@ impl Content {
         Self { node: Node::start(), _reaper: reaper, mapping, view }
     }
 
-    /// Nanoseconds a page when served by us.
+    /// Nanoseconds per page with the fault server.
     fn ours(&self, place: &Place, placement: Placement, neighbours: Neighbours, trace: &[usize]) -> f64 {
         let (guest, handover) = guest();
         let options = ServeOptions { tracking: Tracking::Resident, placement, neighbours };
@@ -68,7 +68,7 @@ impl Content {
         cost
     }
 
-    /// Nanoseconds a page when served by the bare loop.
+    /// Nanoseconds per page with the bare loop.
     fn bare(&self, place: &Place, trace: &[usize]) -> f64 {
         let (guest, handover) = guest();
         let stop = Wakeup::new().unwrap();

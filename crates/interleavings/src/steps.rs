@@ -1,4 +1,4 @@
-//! A snapshot's life in single steps, for tests under Shuttle: they take them on threads of their own.
+//! A snapshot's life in single steps, which tests under Shuttle take on threads of their own.
 
 use std::sync::Arc;
 
@@ -42,9 +42,9 @@ pub struct Tools {
     pub budget: Budget,
     /// Frees captures.
     pub reaper: ReaperHandle,
-    /// A store that no step asks.
+    /// A store that no step uses.
     pub store: Store,
-    /// The pools that snapshots are compared, packed, named and recorded on.
+    /// The pool on which snapshots are compared, packed, named and recorded.
     pub pool: PoolHandle,
     /// Snapshots in one line that may be unsealed at once.
     pub unsealed_max: usize,

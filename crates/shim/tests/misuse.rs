@@ -1,4 +1,4 @@
-//! The library preloaded into a program that maps memory right and wrong: this very one, run again.
+//! The library preloaded into a program that maps memory right and wrong: this test program, run again.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -15,7 +15,7 @@ const HANDOVER: &str = "REKINDLE_HANDOVER";
 const MEMORY: &str = "REKINDLE_MEMORY";
 const BYTES: usize = 16 << 12;
 
-/// Word that the child says once it has done all of its work.
+/// The child's output once it has done all of its work.
 const DONE: &str = "mapped everything";
 
 /// The library as Cargo made it for this test.
@@ -43,7 +43,7 @@ impl Handler {
     }
 }
 
-/// Runs the child in a role, with a memory file as its standard input, which is to be handed over at `socket`.
+/// Runs the child in a role, with a memory file as its standard input, to be handed over at `socket`.
 fn run(role: &str, socket: Option<&Path>) -> Output {
     let length = u64::try_from(BYTES).expect("64 KiB");
     let memory = Memfd::create("guest", length, PageKind::Small).expect("a memory file");
@@ -71,7 +71,7 @@ fn said(output: &[u8]) -> String {
     String::from_utf8_lossy(output).into_owned()
 }
 
-/// The child has said why, in one line of the library's, and did nothing after.
+/// Asserts that the child printed the reason, in the library's one line, and nothing after it.
 fn assert_refused(output: &Output, why: &str) {
     let (out, err) = (said(&output.stdout), said(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{out}{err}");
@@ -211,7 +211,7 @@ fn map(
     if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address.addr()) }
 }
 
-/// Flags that the kernel shows for the mapping that begins there; `um` among them means that missing pages are served.
+/// Flags that the kernel shows for the mapping at `address`; `um` means that missing pages are served.
 fn flags_of(address: usize) -> String {
     let all = std::fs::read_to_string("/proc/self/smaps").expect("a process sees its own mappings");
     let mut lines = all.lines().skip_while(|line| !line.starts_with(&format!("{address:x}-")));

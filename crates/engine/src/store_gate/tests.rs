@@ -136,7 +136,7 @@ fn an_earlier_state_of_a_store_is_away_and_one_that_was_accepted_is_taken_by_all
     peer.start(OtherStore::Refused).expect("its epoch grew");
 }
 
-/// A place that is opened only once a test says so.
+/// A store that is opened only once a test allows it.
 #[derive(Debug)]
 struct Hanging(Place, Mutex<std::sync::mpsc::Receiver<()>>);
 

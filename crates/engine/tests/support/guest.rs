@@ -1,5 +1,5 @@
-//! A guest that is a few threads of the test's own process: its memory is registered in a userfaultfd of its own, and
-//! handed over as a VMM would.
+//! A guest of a few threads in the test's own process: its memory is registered in a userfaultfd of its own, and handed
+//! over like a VMM's.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -21,7 +21,7 @@ pub(crate) enum Kind {
     Huge,
 }
 
-/// Memory in two regions, the later one at the lower address where the kernel obliges.
+/// Memory in two regions, the later one usually at the lower address.
 pub(crate) struct Guest {
     regions: Vec<GuestMemory>,
     region_pages: usize,
@@ -32,7 +32,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// A guest of `pages` pages that has just connected, or a line that says why there is none.
+    /// A guest of `pages` pages that has just connected; none, after printing the reason, if there cannot be one.
     pub(crate) fn start(
         test: &str,
         kind: Kind,
@@ -107,13 +107,13 @@ impl Guest {
         u64::from_le_bytes(word)
     }
 
-    /// True if the whole page has the content that `word` stands for.
+    /// True if the whole page has the content of `word`.
     pub(crate) fn has(&self, page: usize, word: u64) -> bool {
         let (region, offset) = self.place(page);
         region.equals(offset, &content(word)).unwrap()
     }
 
-    /// Writes the content that `word` stands for.
+    /// Writes the content of `word`.
     pub(crate) fn write(&self, page: usize, word: u64) {
         let (region, offset) = self.place(page);
         region.write(offset, &content(word));
@@ -129,7 +129,7 @@ impl Guest {
         region.discard(offset, pages * PAGE_BYTES, how).unwrap();
     }
 
-    /// Touches the page as the cheapest fault there is.
+    /// Touches the page by the cheapest fault.
     pub(crate) fn touch(&self, page: usize) {
         let (region, offset) = self.place(page);
         std::hint::black_box(region.touch(offset));
@@ -145,7 +145,7 @@ impl Guest {
             .skip_while(|line| !line.starts_with(&first))
             .find_map(|line| line.strip_prefix("VmFlags:"))
             .expect("the region is mapped");
-        // "um": missing pages are a userfaultfd's (proc(5)).
+        // "um": a userfaultfd serves missing pages (proc(5)).
         flags.split_ascii_whitespace().any(|flag| flag == "um")
     }
 
@@ -154,7 +154,7 @@ impl Guest {
     }
 }
 
-/// The page that `word` stands for: zeroes for zero, else bytes that do not compress and begin with it.
+/// The page for `word`: zeroes for zero, otherwise bytes that do not compress and begin with it.
 pub(crate) fn content(word: u64) -> Vec<u8> {
     let mut next = word;
     let words = (0..PAGE_BYTES / 8).map(|_| {
@@ -184,7 +184,7 @@ fn message(regions: &[GuestMemory], kind: PageKind, half: usize) -> String {
     format!("[{}]", regions.join(","))
 }
 
-/// Says that `test` could not run and why, on standard error and in the file that `.ci/run` looks at.
+/// Reports that `test` could not run and why, on standard error and in the file that `.ci/run` checks.
 pub(crate) fn skipped(test: &str, why: &dyn std::fmt::Display) {
     let line = format!("skipped: engine: {test}: {why}\n");
     eprint!("{line}");

@@ -1,4 +1,4 @@
-//! Shared parts of the serving tests: a guest in this process, and an engine with a snapshot for it to run from.
+//! Shared parts of the serving tests: a guest in this process, and an engine with a snapshot for it.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "only tests use this")]
 
@@ -46,7 +46,7 @@ impl Node {
         Self::recording_in(tempfile::tempdir().unwrap())
     }
 
-    /// The same node after its process has ended and begun anew.
+    /// The same node after its process was restarted.
     pub(crate) fn restarted(self) -> Self {
         let Self { engine, directory, catalog } = self;
         drop((engine, catalog));
@@ -73,7 +73,7 @@ impl Node {
         engine(&self.directory, "second")
     }
 
-    /// A snapshot whose page `p` has the content of the word that `word(p)` names; pages without one are zero.
+    /// A snapshot whose page `p` has the content of `word(p)`; pages without a word are zero.
     pub(crate) fn snapshot(&self, pages: usize, word: impl Fn(usize) -> Option<u64>) -> Arc<Snapshot> {
         let bytes = u64::try_from(pages * 4096).unwrap();
         let permit = self.engine.permit_pause(None, bytes).unwrap();
@@ -112,7 +112,8 @@ impl Node {
         std::fs::rename(from, to).unwrap();
     }
 
-    /// Makes the system forget the layer files that a sealed snapshot reads; false, and a line, where it will not.
+    /// Makes the system drop the layer files of a sealed snapshot from its cache; false, after printing a line, if it
+    /// does not.
     pub(crate) fn evict_layers(&self, test: &str, snapshot: &Snapshot) -> bool {
         for entry in std::fs::read_dir(self.directory.path().join("first")).unwrap() {
             let file = std::fs::File::open(entry.unwrap().path()).unwrap();
@@ -153,7 +154,7 @@ pub(crate) fn options(tracking: Tracking) -> ServeOptions {
     ServeOptions { tracking, placement: Placement::Anywhere, neighbours: Neighbours::Adaptive }
 }
 
-/// The features a guest's userfaultfd needs for this way of tracking.
+/// The features that a guest's userfaultfd needs for this tracking.
 pub(crate) fn features(tracking: Tracking) -> Features {
     match tracking {
         Tracking::Scan => Features::WP_ASYNC | Features::WP_HUGETLBFS_SHMEM,
@@ -176,7 +177,7 @@ pub(crate) fn serve_with(
     Some((guest, server))
 }
 
-/// Waits until the guest stalls; the reason.
+/// Waits until the guest stalls; returns the reason.
 pub(crate) fn stalled(server: &FaultServer) -> String {
     match server.wait_status(LIMIT, |status| matches!(status, ServeStatus::Stalled { .. })) {
         ServeStatus::Stalled { reason, .. } => reason,

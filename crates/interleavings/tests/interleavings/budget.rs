@@ -11,7 +11,7 @@ use shuttle::thread;
 use crate::node::{GUEST_BYTES, Node, directory};
 use crate::schedule::{every, random};
 
-/// Longer than any test: a wait without an end is a wake that was lost, and Shuttle calls it a deadlock.
+/// Longer than any test: a wait without end means a lost wake, which Shuttle reports as a deadlock.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
 #[test]

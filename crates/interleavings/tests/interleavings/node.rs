@@ -1,4 +1,4 @@
-//! A node of few pages whose snapshots can be sealed by any thread, and the byte-array model it is held against.
+//! A node with small snapshots that any thread can seal, and the byte-array model that they are compared with.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,7 +34,7 @@ pub(crate) const GUEST_BYTES: u64 = 4 * 4096;
 /// Content of a guest's pages: each page is filled with one byte.
 pub(crate) type Model = [u8; 4];
 
-/// The model of a guest that never ran.
+/// The model of a guest that has never run.
 pub(crate) const BLANK: Model = [0; 4];
 
 /// A runtime that nothing runs on: no read here needs the store.
@@ -51,14 +51,14 @@ pub(crate) struct Node {
     reaper: Reaper,
 }
 
-/// A pause: the snapshot, what its seal works on, and what it must read.
+/// A pause: the snapshot, the captures of its seal, and its expected content.
 pub(crate) struct Paused {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) captures: Vec<Arc<Capture>>,
     pub(crate) model: Model,
 }
 
-/// A directory in memory, where there is one: files are written thousands of times.
+/// A directory in memory if possible, as files are written thousands of times.
 pub(crate) fn directory() -> TempDir {
     let memory = Path::new("/dev/shm");
     let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
@@ -119,7 +119,7 @@ impl Node {
         ReadPlan::new(view, GuestPages::new(GuestPage::FIRST, PAGES))
     }
 
-    /// Reads what was planned and holds it against `model`.
+    /// Reads a plan and compares the bytes with `model`.
     pub(crate) fn check_plan(&self, plan: ReadPlan, model: &Model) {
         let mut bytes = vec![0xee; usize::try_from(GUEST_BYTES).expect("a small guest")];
         plan.read(&self.fetcher, &mut bytes).expect("everything is on this node");
@@ -128,12 +128,12 @@ impl Node {
         assert!(bytes.chunks(PAGE_BYTES).all(|page| page.iter().all(|byte| *byte == page[0])));
     }
 
-    /// Reads the whole guest and holds it against `model`.
+    /// Reads the whole guest and compares it with `model`.
     pub(crate) fn check(&self, view: &LiveView, model: &Model) {
         self.check_plan(Self::plan(view), model);
     }
 
-    /// Ends the reaper, after which every capture without a holder is free, and nothing else is.
+    /// Ends the reaper: then every capture without a holder is freed, and nothing else.
     pub(crate) fn end(self, captured_bytes: u64) {
         let Self { pool, reaper, budget, .. } = self;
         drop(pool);

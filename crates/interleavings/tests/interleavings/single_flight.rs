@@ -32,7 +32,7 @@ impl Source {
         Arc::new(Self { failures_left: AtomicU64::new(times), ..Self::default() })
     }
 
-    /// A fetcher's work for a request, with a thread in the place of a task.
+    /// A fetcher's work for a request, on a thread instead of in a task.
     fn request(self: &Arc<Self>, waiter: Weak<dyn FrameWaiter>) {
         if self.flight.join(key(), waiter) {
             let source = Arc::clone(self);
@@ -47,7 +47,7 @@ impl Source {
         }
     }
 
-    /// One try. A frame that is here already costs nothing, as a verified one does not.
+    /// One try. A frame that is here already costs nothing, like a verified one.
     fn attempt(&self) -> Result<(), &'static str> {
         assert_eq!(self.at_once.fetch_add(1, Ordering::SeqCst), 0, "one frame is fetched twice at once");
         thread::yield_now();
@@ -66,7 +66,7 @@ impl Source {
     }
 }
 
-/// A waiter that stays until its frame is there, as a guest does.
+/// A waiter that stays until its frame is there, like a guest.
 struct Patient {
     failures: AtomicU64,
     ready: Mutex<Sender<()>>,
@@ -113,7 +113,7 @@ fn a_frame_is_fetched_once_and_everybody_is_told() {
     });
 }
 
-/// A waiter that only remembers what it was told.
+/// A waiter that only remembers its answer.
 #[derive(Default)]
 struct Told(AtomicBool);
 

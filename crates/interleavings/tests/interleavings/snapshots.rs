@@ -13,7 +13,7 @@ use shuttle::thread;
 use crate::node::{GUEST_BYTES, Node, directory};
 use crate::schedule::{every, random};
 
-/// Longer than any test: a wait without an end is a change that was missed, and Shuttle calls it a deadlock.
+/// Longer than any test: a wait without end means a missed change, which Shuttle reports as a deadlock.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
 #[test]
@@ -38,7 +38,7 @@ fn whoever_waits_for_a_manifest_or_a_state_gets_it() {
     });
 }
 
-/// Publishes as a life does, with a store that fails as often as `failures` says; the work left at the end.
+/// Publishes like a life, with a store that fails `failures` times; returns the work that is left.
 fn publish(node: &Node, snapshot: &Snapshot, mut work: SnapshotWork, failures: usize) -> SnapshotWork {
     let mut left = failures;
     while matches!(work, SnapshotWork::Publish | SnapshotWork::Again) {
@@ -50,8 +50,8 @@ fn publish(node: &Node, snapshot: &Snapshot, mut work: SnapshotWork, failures: u
     work
 }
 
-/// No event falls where the table has none for it, and a manifest that may have reached the store is removed by the
-/// thread that comes last.
+/// No event happens in a state where the table does not allow it, and a manifest that may have reached the store is
+/// removed by the last thread.
 #[test]
 fn deleting_races_with_sealing_and_publishing_by_the_table() {
     let cache = directory();

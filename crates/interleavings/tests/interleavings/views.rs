@@ -1,4 +1,4 @@
-//! Reads while what they read from is handed over: captures to layers, layers to flat views, parents to nothing.
+//! Reads while their sources change: captures become layers, layers become flat views, parents are dropped.
 
 use std::sync::Arc;
 
@@ -93,7 +93,7 @@ fn two_children_stand_on_a_parent_that_is_sealed_and_deleted() {
         seal.join().expect("the parent seals, deleted or not");
         delete.join().expect("deleting is always possible");
         let Ok(node) = Arc::try_unwrap(node) else { panic!("all threads have ended") };
-        // The children still live, but nothing of theirs stands on a capture.
+        // The children are still alive, but none of them depends on a capture.
         node.end(0);
         drop(left);
     });
