@@ -6,5 +6,5 @@ use libfuzzer_sys::fuzz_target;
 use rekindle_testkit::decoders;
 
 fuzz_target!(|bytes: &[u8]| {
-    decoders::publication(&decoders::publication_resealed(bytes));
+    decoders::publication(&decoders::manifest_resealed(bytes));
 });

@@ -16,7 +16,7 @@ const MAGIC: [u8; 4] = *b"RKLT";
 const VERSION: u16 = 1;
 
 /// Place of each frame of a stored layer, with the index that its name commits to.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct ObjectTable {
     index: LayerIndex,
     /// Frame `n` is at bytes `ends[n - 1]..ends[n]` of the object.
