@@ -124,9 +124,14 @@ impl FrameDigest {
 /// Holders of a layer's name: one tenant, or everybody.
 ///
 /// Its key enters every layer id, so equal bytes of two domains have different names.
+///
+/// A clone is a pointer: each layer of each manifest has one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Domain {
-    name: Arc<str>,
+pub struct Domain(Arc<NamedKey>);
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct NamedKey {
+    name: Box<str>,
     key: [u8; 32],
 }
 
@@ -134,7 +139,8 @@ impl Domain {
     /// The domain of this name: 1 to 64 bytes of `a-z`, `0-9` and `-`.
     pub fn named(name: &str) -> Result<Self, NameError> {
         check_name(name)?;
-        Ok(Self { name: name.into(), key: blake3::derive_key(DOMAIN_KEY_CONTEXT, name.as_bytes()) })
+        let key = blake3::derive_key(DOMAIN_KEY_CONTEXT, name.as_bytes());
+        Ok(Self(Arc::new(NamedKey { name: name.into(), key })))
     }
 
     /// The domain every tenant may name layers of.
@@ -146,19 +152,19 @@ impl Domain {
     /// The domain's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     /// The key layer ids of this domain are hashed with.
     #[must_use]
-    pub const fn key(&self) -> &[u8; 32] {
-        &self.key
+    pub fn key(&self) -> &[u8; 32] {
+        &self.0.key
     }
 }
 
 impl fmt::Display for Domain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
+        f.write_str(self.name())
     }
 }
 
