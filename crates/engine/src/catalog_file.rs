@@ -80,9 +80,13 @@ pub(crate) fn open_database(path: &Path) -> Result<Database, CatalogError> {
         .set_check_integrity_on_open(true)
         .create(path)
         .map_err(|error| failure(path, &error.into()))?;
-    let found = format_of(&database).map_err(|error| failure(path, &error))?;
-    if found > FORMAT {
-        return Err(CatalogError::Newer { path: path.to_owned(), found });
+    match format_of(&database).map_err(|error| failure(path, &error))? {
+        FORMAT => {}
+        0 => {
+            let reason = "it does not say of which format it is".to_owned();
+            return Err(CatalogError::Damaged { path: path.to_owned(), reason });
+        }
+        found => return Err(CatalogError::Newer { path: path.to_owned(), found }),
     }
     if let Some(directory) = path.parent() {
         File::open(directory).and_then(|directory| directory.sync_all()).map_err(disk)?;

@@ -15,7 +15,7 @@ use crate::layer_index::LayerIndex;
 use crate::limits;
 use crate::local_file::{LayerError, LocalFile};
 use crate::manifest::StoredLayer;
-use crate::object::{FrameError, ObjectTable, StoredObject, decode_frame};
+use crate::object::{FrameCodec, FrameError, ObjectTable, StoredObject};
 use crate::single_flight::{Answer, FrameKey, SingleFlight};
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, StoreError};
@@ -204,11 +204,11 @@ async fn fetch_together(
     };
     let mut accepting = tokio::task::JoinSet::new();
     for frame in all() {
-        let place = table.frame_range(frame);
+        let (place, codec) = (table.frame_range(frame), table.codec(frame));
         let encoded = body.slice(size_of(place.start - range.start)..size_of(place.end - range.start));
         let (claimed, file) = (Arc::clone(claimed), Arc::clone(file));
         accepting.spawn_blocking(move || {
-            let accepted = accept(&file, frame, &encoded).is_ok();
+            let accepted = accept(&file, frame, codec, &encoded).is_ok();
             if accepted {
                 claimed.let_go(frame);
                 claimed.shared.awaited.succeeded((file.layer().id(), frame));
@@ -275,10 +275,11 @@ async fn fetch(store: &Store, file: &Arc<LocalFile>, frame: FrameNumber) -> Resu
             return Ok(());
         }
     }
-    let range = stored.table().expect("fetched above").frame_range(frame);
-    let encoded = get(store, layer, &stored, range).await?;
+    let table = stored.table().expect("fetched above");
+    let codec = table.codec(frame);
+    let encoded = get(store, layer, &stored, table.frame_range(frame)).await?;
     let into = Arc::clone(file);
-    blocking((layer.id(), frame), move || accept(&into, frame, &encoded)).await
+    blocking((layer.id(), frame), move || accept(&into, frame, codec, &encoded)).await
 }
 
 /// Bytes of an object. If it is gone from the store, the next try reads another one that is known.
@@ -346,16 +347,15 @@ async fn fetch_table(
     if !whole {
         return Ok(None);
     }
-    let ranges: Vec<Range<u64>> =
-        (0..table.index().frames()).map(|frame| table.frame_range(FrameNumber::new(frame))).collect();
+    let frames = (0..table.index().frames()).map(FrameNumber::new);
+    let frames: Vec<_> = frames.map(|frame| (frame, table.frame_range(frame), table.codec(frame))).collect();
     let into = Arc::clone(file);
     blocking((layer.id(), wanted), move || {
         let mut answer = None;
-        for (number, range) in ranges.into_iter().enumerate() {
-            let frame = FrameNumber::new(number);
+        for (frame, range, codec) in frames {
             let outcome = match into.is_verified(frame) {
                 true => Ok(()),
-                false => accept(&into, frame, &body[size_of(range.start)..size_of(range.end)]),
+                false => accept(&into, frame, codec, &body[size_of(range.start)..size_of(range.end)]),
             };
             if frame == wanted {
                 answer = Some(outcome);
@@ -391,9 +391,10 @@ fn checked_table(layer: &LayerFacts, stored: &StoredLayer, bytes: &[u8]) -> Resu
     Ok(table)
 }
 
-fn accept(file: &LocalFile, frame: FrameNumber, encoded: &[u8]) -> Result<(), FetchError> {
+fn accept(file: &LocalFile, frame: FrameNumber, codec: FrameCodec, encoded: &[u8]) -> Result<(), FetchError> {
     let layer = file.layer();
-    let raw = decode_frame(encoded, frame_bytes(frame, layer.pages()))
+    let raw = codec
+        .decode(encoded, frame_bytes(frame, layer.pages()))
         .map_err(|source| FetchError::Frame { layer: layer.id(), frame, source })?;
     Ok(file.accept_frame(frame, &raw)?)
 }

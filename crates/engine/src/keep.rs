@@ -131,7 +131,7 @@ fn read_sets(file: &Memfd) -> Result<CapturedPages, KeptError> {
     file.read_at(&mut front, 0)?;
     let mut reader = Reader::new(&front);
     reader.expect_bytes("captured pages magic", MAGIC)?;
-    reader.expect_u16("captured pages version", VERSION)?;
+    reader.version("captured pages version", &[()])?;
     let pages = reader.u32("volume pages")?;
     let words = usize_of(pages.div_ceil(u64::BITS));
     let needed = PAGE_BYTES + 2 * words * size_of::<u64>();

@@ -94,7 +94,7 @@ impl LayerIndex {
             return Err(reader.invalid("layer index", "it is longer than an index can be"));
         }
         reader.expect_bytes("layer index magic", MAGIC)?;
-        reader.expect_u16("layer index version", VERSION)?;
+        reader.version("layer index version", &[()])?;
         let volume_pages = reader.varint_u32("volume pages", MANIFEST_PAGES_MAX)?;
         let packed_pages = reader.varint_u32("packed pages", volume_pages)?;
         let runs = decode_runs(&mut reader, volume_pages, packed_pages)?;

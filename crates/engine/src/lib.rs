@@ -34,6 +34,7 @@ pub mod manifest;
 pub mod capture;
 pub mod keep;
 pub mod read_ahead;
+mod frame_codec;
 pub mod object;
 pub mod placement;
 pub mod layer_facts;

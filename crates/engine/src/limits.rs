@@ -13,8 +13,8 @@ pub const MANIFEST_PAGES_MAX: u32 = 1 << 28;
 /// Volumes of a manifest: memory and a few disks.
 pub const MANIFEST_VOLUMES_MAX: usize = 16;
 
-/// Layers a manifest names: a cold resume opens each, so chains are merged before they get longer.
-pub const MANIFEST_LAYERS_MAX: usize = 64;
+/// Layers a manifest names: some 100 KiB of its bytes, and of the RAM of whoever holds it.
+pub const MANIFEST_LAYERS_MAX: usize = 1024;
 
 /// Pauses of one line: one every microsecond for nine years.
 pub const MANIFEST_GENERATION_MAX: u64 = 1 << 48;
@@ -135,9 +135,12 @@ pub const SERVER_END_ASK: Duration = Duration::from_millis(1);
 /// Faults between two checks of the processor of the faulting thread; a check costs about one fault.
 pub const PLACEMENT_FAULTS: u32 = 64;
 
-/// Layers a manifest names before a seal merges the smallest of them: half of what is legal, so that a merge that has
-/// to wait for the store leaves room for the pauses meanwhile.
-pub const MERGE_AT_LAYERS: usize = MANIFEST_LAYERS_MAX / 2;
+/// Layers that a merge leaves in a manifest at most, with one more of each volume: a start opens each, which takes a
+/// descriptor and a mapping. Pauses whose merge has to wait for the store go on to what is legal.
+pub const MERGED_LAYERS_MAX: usize = 64;
+
+/// Layers a manifest names before a seal merges the smallest of them.
+pub const MERGE_AT_LAYERS: usize = MERGED_LAYERS_MAX / 2;
 
 /// The zstd level of stored frames: the fastest, a cold fault waits for one of them.
 pub const ZSTD_LEVEL: i32 = 1;

@@ -26,7 +26,7 @@ pub(crate) fn slots_to_merge(maps: &[&PageMap], merge_at_layers: usize) -> Vec<V
     if layers_after(&merging) >= merge_at_layers {
         take_smaller_half(&mut merging);
         merging.iter_mut().for_each(VolumeMerge::drop_dear);
-        while layers_after(&merging) + maps.len() > limits::MANIFEST_LAYERS_MAX {
+        while layers_after(&merging) + maps.len() > limits::MERGED_LAYERS_MAX {
             let cheapest = merging.iter_mut().filter_map(|volume| Some((volume.next_price()?, volume)));
             let Some((_, volume)) = cheapest.min_by_key(|(price, _)| *price) else { break };
             volume.taken = (volume.taken + 1).max(2);
@@ -221,7 +221,7 @@ mod tests {
                 volume.push(2);
             }
             let layers: usize = volumes.iter().map(Vec::len).sum();
-            assert!(layers <= limits::MANIFEST_LAYERS_MAX, "pause {pause}: {layers} layers");
+            assert!(layers <= limits::MERGED_LAYERS_MAX, "pause {pause}: {layers} layers");
         }
         let images_each_time = 200 * 16 * 700;
         assert!(rewritten < images_each_time / 10, "{rewritten} pages written again");

@@ -1,19 +1,31 @@
 //! A layer as it lies in the store: compressed frames one after the other, then the table of their places.
 //!
 //! Layout, little-endian: frames | table. Table: magic `RKLT`, version u16, length-prefixed layer index, then per
-//! frame the varint of its encoded length. A frame as long as its pages is stored raw, a shorter one is zstd.
+//! frame its codec u8 and the varint of its encoded length. In version 1 no codec is written: a frame as long as its
+//! pages is raw, a shorter one is zstd.
 
 use std::ops::Range;
 
 use crate::frame::{FrameNumber, frame_bytes};
+use crate::geometry::u64_of;
 use crate::layer_index::LayerIndex;
 use crate::limits;
 use crate::manifest::StoredLayer;
 use crate::sync::OnceLock;
-use crate::wire::{Reader, WireError, Writer};
+use crate::wire::{Problem, Reader, WireError, Writer};
+
+pub use crate::frame_codec::{EncodedFrame, FrameCodec, FrameError};
 
 const MAGIC: [u8; 4] = *b"RKLT";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// The form of each version, from 1 on.
+const FORMS: [Form; 2] = [Form::CodecToldByLength, Form::CodecNamed];
+
+#[derive(Clone, Copy)]
+enum Form {
+    CodecToldByLength,
+    CodecNamed,
+}
 
 /// Place of each frame of a stored layer, with the index that its name commits to.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +33,16 @@ pub struct ObjectTable {
     index: LayerIndex,
     /// Frame `n` is at bytes `ends[n - 1]..ends[n]` of the object.
     ends: Box<[u64]>,
+    codecs: Box<[FrameCodec]>,
+}
+
+/// A frame of a table that is being made.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredFrame {
+    /// Its codec.
+    pub codec: FrameCodec,
+    /// Its encoded length in bytes.
+    pub bytes: u64,
 }
 
 /// One object of a layer in the store.
@@ -28,22 +50,6 @@ pub struct ObjectTable {
 pub struct StoredObject {
     place: StoredLayer,
     table: OnceLock<ObjectTable>,
-}
-
-/// Reason that an encoded frame is not the right one.
-#[derive(Debug, thiserror::Error)]
-pub enum FrameError {
-    /// It does not decompress.
-    #[error("does not decompress: {0}")]
-    Zstd(#[from] std::io::Error),
-    /// It decompresses to another length.
-    #[error("decompresses to {found} bytes instead of {expected}")]
-    Length {
-        /// Bytes found.
-        found: usize,
-        /// Bytes of the frame's pages.
-        expected: usize,
-    },
 }
 
 impl StoredObject {
@@ -69,17 +75,17 @@ impl StoredObject {
 }
 
 impl ObjectTable {
-    /// The table of an object whose frames have these encoded lengths in bytes, in order.
-    pub fn new(index: LayerIndex, lengths: &[u64]) -> Self {
-        assert_eq!(lengths.len(), index.frames(), "one length per frame");
-        let ends = lengths
+    /// The table of an object that has these frames, in order.
+    pub fn new(index: LayerIndex, frames: &[StoredFrame]) -> Self {
+        assert_eq!(frames.len(), index.frames(), "the object has each frame of its layer");
+        let ends = frames
             .iter()
-            .scan(0_u64, |end, length| {
-                *end += length;
+            .scan(0_u64, |end, frame| {
+                *end += frame.bytes;
                 Some(*end)
             })
             .collect();
-        Self { index, ends }
+        Self { index, ends, codecs: frames.iter().map(|frame| frame.codec).collect() }
     }
 
     /// The layer's index.
@@ -99,6 +105,11 @@ impl ObjectTable {
         start..self.ends[position]
     }
 
+    /// The codec of `frame`.
+    pub fn codec(&self, frame: FrameNumber) -> FrameCodec {
+        self.codecs[frame.index()]
+    }
+
     /// The bytes of the table.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::new();
@@ -106,7 +117,8 @@ impl ObjectTable {
         out.u16(VERSION);
         out.length_prefixed(&self.index.encode());
         let mut start = 0;
-        for end in &self.ends {
+        for (end, codec) in self.ends.iter().zip(&self.codecs) {
+            out.u8(codec.code());
             out.varint(end - start);
             start = *end;
         }
@@ -117,36 +129,97 @@ impl ObjectTable {
     pub fn decode(bytes: &[u8], frames_bytes: u64) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
         reader.expect_bytes("object table magic", &MAGIC)?;
-        reader.expect_u16("object table version", VERSION)?;
+        let form = reader.version("object table version", &FORMS)?;
         let index =
             LayerIndex::decode(reader.length_prefixed("layer index", limits::LAYER_INDEX_BYTES_MAX)?)?;
-        let mut ends = Vec::with_capacity(index.frames());
-        let mut end = 0_u64;
-        for position in 0..index.frames() {
-            let raw = frame_bytes(FrameNumber::new(position), index.page_count());
-            let length = reader.varint_at_most("encoded frame length", crate::geometry::u64_of(raw))?;
-            end += length;
-            ends.push(end);
-        }
-        if end != frames_bytes {
+        let (ends, codecs) = read_frames(&mut reader, form, &index)?;
+        if ends.last() != Some(&frames_bytes) {
             return Err(reader.invalid("encoded frame lengths", "they do not add up to the object"));
         }
         reader.finish()?;
-        Ok(Self { index, ends: ends.into() })
+        Ok(Self { index, ends: ends.into(), codecs: codecs.into() })
     }
 }
 
-/// Encodes one frame for the store.
-pub fn encode_frame(raw: &[u8]) -> std::io::Result<Vec<u8>> {
-    let packed = zstd::bulk::compress(raw, limits::ZSTD_LEVEL)?;
-    Ok(if packed.len() < raw.len() { packed } else { raw.to_vec() })
+/// The frames of a table, in order: their codecs, and where each ends.
+fn read_frames(
+    reader: &mut Reader<'_>,
+    form: Form,
+    index: &LayerIndex,
+) -> Result<(Vec<u64>, Vec<FrameCodec>), WireError> {
+    let (mut ends, mut codecs) = (Vec::with_capacity(index.frames()), Vec::with_capacity(index.frames()));
+    let mut end = 0_u64;
+    for position in 0..index.frames() {
+        let raw = u64_of(frame_bytes(FrameNumber::new(position), index.page_count()));
+        let named = match form {
+            Form::CodecToldByLength => None,
+            Form::CodecNamed => Some(read_codec(reader)?),
+        };
+        let length = reader.varint_at_most("encoded frame length", raw)?;
+        let codec = named.unwrap_or(FrameCodec::told_by_length(length, raw));
+        if !codec.allows(length, raw) {
+            return Err(reader.invalid("encoded frame length", "no frame of its codec is as long"));
+        }
+        end += length;
+        ends.push(end);
+        codecs.push(codec);
+    }
+    Ok((ends, codecs))
 }
 
-/// Decodes one frame of `expected` bytes. Its content is not verified here.
-pub fn decode_frame(encoded: &[u8], expected: usize) -> Result<Vec<u8>, FrameError> {
-    if encoded.len() == expected {
-        return Ok(encoded.to_vec());
+fn read_codec(reader: &mut Reader<'_>) -> Result<FrameCodec, WireError> {
+    let found = reader.u8("frame codec")?;
+    let unknown = Problem::UnknownCode { found, known: FrameCodec::KNOWN };
+    FrameCodec::of_code(found).ok_or(reader.error("frame codec", unknown))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::FrameDigest;
+    use crate::page_set::PageSet;
+    use crate::ranked_set::RankedSet;
+
+    /// The table of a layer of 65 pages, whose second frame is of one page.
+    fn table(second: StoredFrame) -> ObjectTable {
+        let digests = vec![FrameDigest::of(b"first"), FrameDigest::of(b"second")];
+        let index = LayerIndex::new(RankedSet::new(&PageSet::full(65)), digests);
+        ObjectTable::new(index, &[StoredFrame { codec: FrameCodec::Zstd, bytes: 700 }, second])
     }
-    let raw = zstd::bulk::decompress(encoded, expected)?;
-    if raw.len() == expected { Ok(raw) } else { Err(FrameError::Length { found: raw.len(), expected }) }
+
+    #[test]
+    fn a_table_says_codec_and_place_of_each_frame() {
+        let written = table(StoredFrame { codec: FrameCodec::Raw, bytes: 4096 });
+        let read = ObjectTable::decode(&written.encode(), 4796).expect("just written");
+        assert_eq!(read, written);
+        let frames = [0, 1].map(FrameNumber::new).map(|frame| (read.codec(frame), read.frame_range(frame)));
+        assert_eq!(frames, [(FrameCodec::Zstd, 0..700), (FrameCodec::Raw, 700..4796)]);
+    }
+
+    #[test]
+    fn a_frame_of_an_unknown_codec_or_of_a_length_its_codec_does_not_have_is_refused() {
+        let written = table(StoredFrame { codec: FrameCodec::Zstd, bytes: 9 }).encode();
+        // Codec and length of the last frame end the table.
+        let refused = |codec: u8, length: u8| {
+            let (rest, _) = written.split_at(written.len() - 2);
+            let bytes = [rest, &[codec, length]].concat();
+            ObjectTable::decode(&bytes, 700 + u64::from(length)).expect_err("no table has it").to_string()
+        };
+        let unknown = refused(2, 9);
+        assert!(unknown.starts_with("frame codec at byte"), "{unknown}");
+        assert!(
+            unknown.contains("code 2 is unknown to this rekindle, which reads 0 (raw) and 1 (zstd)"),
+            "{unknown}"
+        );
+        assert!(refused(0, 9).contains("no frame of its codec is as long"));
+    }
+
+    #[test]
+    fn a_table_of_an_unknown_version_is_refused_by_name() {
+        let mut bytes = table(StoredFrame { codec: FrameCodec::Zstd, bytes: 9 }).encode();
+        bytes[4] = 3;
+        let refused = ObjectTable::decode(&bytes, 709).expect_err("it is newer").to_string();
+        assert!(refused.contains("object table version at byte 4: version 3 is unknown"), "{refused}");
+        assert!(refused.contains("which reads versions 1 to 2"), "{refused}");
+    }
 }

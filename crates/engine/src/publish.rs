@@ -13,7 +13,7 @@ use crate::limits;
 use crate::local_file::LayerError;
 use crate::manifest::{ObjectName, Publication, StoredLayer};
 use crate::named::Named;
-use crate::object::{ObjectTable, encode_frame};
+use crate::object::{EncodedFrame, ObjectTable, StoredFrame};
 use crate::pool::PoolHandle;
 use crate::stop::{Stop, Stopped};
 use crate::store::{LayerUpload, Store, StoreError};
@@ -196,17 +196,18 @@ impl Publisher {
     ) -> Result<WrittenTable, PublishError> {
         let frames =
             layer.index().expect("a layer that is not stored was packed here, with its index").frames();
-        let mut lengths = Vec::with_capacity(frames);
-        while lengths.len() < frames {
-            let (layer, first) = (Arc::clone(layer), lengths.len());
-            let encoded = self.pool.run(publisher, move || encode_from(&layer, first)).await?;
-            lengths.extend(encoded.iter().map(|frame| u64_of(frame.len())));
-            for frame in encoded {
-                upload.write(frame).await?;
+        let mut stored = Vec::with_capacity(frames);
+        while stored.len() < frames {
+            let (layer, first) = (Arc::clone(layer), stored.len());
+            for EncodedFrame { codec, bytes } in
+                self.pool.run(publisher, move || encode_from(&layer, first)).await?
+            {
+                stored.push(StoredFrame { codec, bytes: u64_of(bytes.len()) });
+                upload.write(Bytes::from(bytes)).await?;
             }
         }
         let layer = Arc::clone(layer);
-        let (table, encoded) = self.pool.run(publisher, move || encode_table(&layer, &lengths)).await;
+        let (table, encoded) = self.pool.run(publisher, move || encode_table(&layer, &stored)).await;
         upload.write(encoded).await?;
         Ok(table)
     }
@@ -241,14 +242,14 @@ fn bytes_held_by_upload(layer: &Layer) -> u64 {
 }
 
 /// The frames from `first` on that fill a part of an upload together, compressed.
-fn encode_from(layer: &Layer, first: usize) -> Result<Vec<Bytes>, PublishError> {
+fn encode_from(layer: &Layer, first: usize) -> Result<Vec<EncodedFrame>, PublishError> {
     let frames = layer.index().map_or(0, |index| index.frames());
     let local = layer.local();
     let (mut encoded, mut bytes) = (Vec::new(), 0);
     for number in first..frames {
-        let frame = encode_frame(&local.read_frame(FrameNumber::new(number))?)?;
-        bytes += frame.len();
-        encoded.push(Bytes::from(frame));
+        let frame = EncodedFrame::of(&local.read_frame(FrameNumber::new(number))?)?;
+        bytes += frame.bytes.len();
+        encoded.push(frame);
         if bytes >= limits::UPLOAD_PART_BYTES {
             break;
         }
@@ -256,9 +257,9 @@ fn encode_from(layer: &Layer, first: usize) -> Result<Vec<Bytes>, PublishError> 
     Ok(encoded)
 }
 
-fn encode_table(layer: &Layer, lengths: &[u64]) -> (WrittenTable, Bytes) {
+fn encode_table(layer: &Layer, frames: &[StoredFrame]) -> (WrittenTable, Bytes) {
     let index = layer.index().expect("its frames were compressed by it").clone();
-    let table = ObjectTable::new(index, lengths);
+    let table = ObjectTable::new(index, frames);
     let bytes = table.encode();
     let table_bytes = u64_of(bytes.len());
     let written = WrittenTable {

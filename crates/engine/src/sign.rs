@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::catalog::{Catalog, Change, Kind};
 use crate::limits;
+use crate::wire::{UnknownVersion, Versioned};
 
 /// A sign. Only the remembered one counts: later ones were left by a newer catalog of the node, or by a try that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +51,8 @@ pub(crate) struct Signs {
 const VERSION: u32 = 1;
 /// Key of the remembered sign in the catalog.
 const REMEMBERED: &[u8] = b"sign";
+/// Name of that record in errors.
+const RECORD: &str = "the catalog's record of its sign";
 
 impl Sign {
     /// The sign that follows the remembered one, and all that were `found`.
@@ -64,15 +67,7 @@ impl Sign {
         let Some(value) = catalog.get(Kind::Meta, REMEMBERED).map_err(|error| error.to_string())? else {
             return Ok(None);
         };
-        let sign: Self = serde_json::from_slice(&value)
-            .map_err(|error| format!("the catalog's record of its sign cannot be understood: {error}"))?;
-        if sign.version > VERSION {
-            return Err(format!(
-                "the catalog's record of its sign is of version {}, this program knows up to {VERSION}: run a newer one",
-                sign.version
-            ));
-        }
-        Ok(Some(sign))
+        Self::decode(&value).map(Some)
     }
 
     /// The change of the catalog that remembers it.
@@ -108,6 +103,13 @@ impl Sign {
     fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("it is plain data")
     }
+
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let not_understood = |error: serde_json::Error| format!("{RECORD} cannot be understood: {error}");
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(not_understood)?;
+        UnknownVersion::check(version, VERSION).map_err(|unknown| format!("{RECORD}: {unknown}"))?;
+        serde_json::from_slice(bytes).map_err(not_understood)
+    }
 }
 
 impl Signs {
@@ -126,5 +128,21 @@ impl Signs {
         } else if count < remembered.count && self.left_over.len() < limits::SIGNS_DELETED_AT_ONCE {
             self.left_over.push(found);
         }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sign_is_read_in_every_version_and_an_unknown_one_is_refused_by_name() {
+        let first = br#"{"version":1,"lineage":"01932f5e-7c00-7000-8000-000000000007","count":12,"attempt":"01932f5e-7c00-7000-8000-000000000008"}"#;
+        let id = |last: u128| Uuid::from_u128(0x0193_2f5e_7c00_7000_8000_0000_0000_0000 + last);
+        let sign = Sign { version: 1, lineage: id(7), count: 12, attempt: id(8) };
+        assert_eq!(Sign::decode(first), Ok(sign));
+        assert_eq!(sign.encode(), first);
+        let newer = Sign::decode(br#"{"version":2}"#).expect_err("it is newer");
+        assert!(newer.contains("its sign: version 2 is unknown to this rekindle"), "{newer}");
     }
 }

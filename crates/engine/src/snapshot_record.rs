@@ -85,7 +85,7 @@ impl SnapshotRecord {
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
         reader.expect_bytes("snapshot record magic", MAGIC)?;
-        reader.expect_u16("snapshot record version", VERSION)?;
+        reader.version("snapshot record version", &[()])?;
         let record = match reader.u8("snapshot state")? {
             CAPTURED => Self::Captured(CapturedFacts::read(&mut reader)?),
             SEALED => Self::Sealed(SealFacts::read(&mut reader)?),

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::catalog::{Catalog, CatalogError, Change, Kind};
 use crate::catalog_file::value_in;
 use crate::limits;
+use crate::wire::{UnknownVersion, Versioned};
 
 /// Identity of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,14 +99,28 @@ impl StoreIdentity {
     }
 
     fn decode(bytes: &[u8], what: &str) -> Result<Self, String> {
-        let identity: Self =
-            serde_json::from_slice(bytes).map_err(|error| format!("{what} cannot be understood: {error}"))?;
-        if identity.version > VERSION {
-            let version = identity.version;
-            return Err(format!(
-                "{what} is of version {version}, this program knows up to {VERSION}: run a newer one"
-            ));
-        }
-        Ok(identity)
+        let not_understood = |error: serde_json::Error| format!("{what} cannot be understood: {error}");
+        // A version by itself first: all else of another one may have another form.
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(not_understood)?;
+        UnknownVersion::check(version, VERSION).map_err(|unknown| format!("{what}: {unknown}"))?;
+        serde_json::from_slice(bytes).map_err(not_understood)
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_read_in_every_version_and_an_unknown_one_is_refused_by_name() {
+        let first = br#"{"version":1,"id":"01932f5e-7c00-7000-8000-000000000007","epoch":3}"#;
+        let id = Uuid::from_u128(0x0193_2f5e_7c00_7000_8000_0000_0000_0007);
+        let identity = StoreIdentity { version: 1, id, epoch: 3 };
+        assert_eq!(StoreIdentity::decode(first, "its object"), Ok(identity));
+        assert_eq!(identity.encode(), first);
+        let newer = StoreIdentity::decode(br#"{"version":2,"key":"of another form"}"#, "its object");
+        let reason =
+            "its object: version 2 is unknown to this rekindle, which reads version 1: run a newer one";
+        assert_eq!(newer, Err(reason.to_owned()));
     }
 }

@@ -1,5 +1,6 @@
 //! Reads and writes little-endian formats: every read is bounded and every error gives its position.
 
+use serde::Deserialize;
 use thiserror::Error;
 
 use crate::geometry::u64_of;
@@ -42,9 +43,48 @@ pub enum Problem {
         /// The largest number allowed.
         max: u64,
     },
+    /// The thing is of a version that this program does not read.
+    #[error(transparent)]
+    Version(UnknownVersion),
+    /// A code stands for something that this program does not know.
+    #[error("code {found} is unknown to this rekindle, which reads {known}: run a newer one")]
+    UnknownCode {
+        /// The code found.
+        found: u8,
+        /// The codes that are read, with what they stand for.
+        known: &'static str,
+    },
     /// The value contradicts the format or another field.
     #[error("{0}")]
     Invalid(&'static str),
+}
+
+/// A version of a stored thing that this program does not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("version {found} is unknown to this rekindle, which reads {}: run a newer one", versions(*newest))]
+pub struct UnknownVersion {
+    /// The version found.
+    pub found: u32,
+    /// The newest version that is read; all before it are.
+    pub newest: u32,
+}
+
+impl UnknownVersion {
+    /// Checks that `found` is one of the versions from 1 to `newest`.
+    pub const fn check(found: u32, newest: u32) -> Result<(), Self> {
+        if found >= 1 && found <= newest { Ok(()) } else { Err(Self { found, newest }) }
+    }
+}
+
+/// The version of a record that is JSON, whatever else is in it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Versioned {
+    /// The version.
+    pub(crate) version: u32,
+}
+
+fn versions(newest: u32) -> String {
+    if newest == 1 { "version 1".to_owned() } else { format!("versions 1 to {newest}") }
 }
 
 /// Reads fields one after another from bytes that are not trusted.
@@ -155,10 +195,13 @@ impl<'a> Reader<'a> {
         if found == expected { Ok(()) } else { Err(self.invalid(field, "the input is of another format")) }
     }
 
-    /// Reads the number that must stand here.
-    pub fn expect_u16(&mut self, field: &'static str, expected: u16) -> Result<(), WireError> {
+    /// Reads a version and matches it: `forms` are those of version 1 and on, and the one it has is returned.
+    pub fn version<F: Copy>(&mut self, field: &'static str, forms: &[F]) -> Result<F, WireError> {
         let found = self.u16(field)?;
-        if found == expected { Ok(()) } else { Err(self.invalid(field, "the format has another version")) }
+        let form = found.checked_sub(1).and_then(|before| forms.get(usize::from(before)));
+        let newest = u32::try_from(forms.len()).expect("a format has few versions");
+        let unknown = UnknownVersion { found: found.into(), newest };
+        form.copied().ok_or(self.error(field, Problem::Version(unknown)))
     }
 
     /// The next text: its length as a varint, at most `bytes_max`, then UTF-8.
@@ -362,6 +405,22 @@ mod tests {
         assert_eq!(Reader::new(&[1, b'a']).text("name", 1), Ok("a"));
         assert!(Reader::new(&[1, 0xff]).text("name", 1).is_err());
         assert!(Reader::new(&[2, b'a', b'b']).text("name", 1).is_err());
+    }
+
+    #[test]
+    fn a_version_that_is_not_known_is_refused_by_name_with_those_that_are_read() {
+        let read =
+            |found: u16, forms: &[char]| Reader::new(&found.to_le_bytes()).version("thing version", forms);
+        assert_eq!(read(1, &['a', 'b']), Ok('a'));
+        assert_eq!(read(2, &['a', 'b']), Ok('b'));
+        let refused = |found, forms| read(found, forms).expect_err("it is unknown").to_string();
+        assert_eq!(
+            refused(3, &['a', 'b']),
+            "thing version at byte 0: version 3 is unknown to this rekindle, which reads versions 1 to 2: run a newer one"
+        );
+        assert!(refused(0, &['a']).contains("version 0 is unknown to this rekindle, which reads version 1:"));
+        assert_eq!(UnknownVersion::check(1, 1), Ok(()));
+        assert_eq!(UnknownVersion::check(0, 1), Err(UnknownVersion { found: 0, newest: 1 }));
     }
 
     #[test]

@@ -33,14 +33,14 @@ pub struct Decoder {
 
 /// All of them.
 pub const DECODERS: [Decoder; 7] = [
-    Decoder { name: "publication", newest: 1, rewritten: publication, samples: samples::publication },
+    Decoder { name: "publication", newest: 2, rewritten: publication, samples: samples::publication },
     Decoder { name: "layer_index", newest: 1, rewritten: layer_index, samples: samples::layer_index },
-    Decoder { name: "object_table", newest: 1, rewritten: object_table, samples: samples::object_table },
+    Decoder { name: "object_table", newest: 2, rewritten: object_table, samples: samples::object_table },
     Decoder { name: "handover", newest: 1, rewritten: handover, samples: samples::handover },
     Decoder { name: "working_set", newest: 1, rewritten: working_set, samples: samples::working_set },
     Decoder {
         name: "local_manifest",
-        newest: 1,
+        newest: 2,
         rewritten: local_manifest,
         samples: samples::local_manifest,
     },

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use rekindle_engine::geometry::{GuestPage, GuestPages, usize_of};
 use rekindle_engine::limits;
-use rekindle_engine::page_map::{LayerSlot, PageMap, Place};
+use rekindle_engine::page_map::{LayerSlot, PageMap, Place, RunToken};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::wire::Writer;
 use rekindle_testkit::random::Random;
@@ -57,17 +57,17 @@ fn maps(effort: Effort) -> [(String, PageMap); 2] {
     })
 }
 
-/// The maps whose size is measured: the old one also as a manifest holds it, its layers merged to what is allowed.
+/// The maps whose size is measured: the old one also as a manifest holds it, its layers merged as seals do it.
 fn sized_maps(effort: Effort) -> [(String, PageMap); 2] {
     let [young, (label, old)] = maps(effort);
     [young, (format!("{label}, merged"), merged(&old))]
 }
 
-/// `map` as it is when its layers, in their order, were merged to as many as a manifest may name.
+/// `map` as it is when its layers, in their order, were merged to as many as a merge leaves.
 fn merged(map: &PageMap) -> PageMap {
-    let layers = u32::try_from(limits::MANIFEST_LAYERS_MAX).expect("the limit is small");
+    let layers = u32::try_from(limits::MERGED_LAYERS_MAX).expect("the limit is small");
     let generations = map.live_slots().last().map_or(1, |slot| u32::from(slot.number()) + 1);
-    let mut sets = vec![PageSet::new(map.pages()); limits::MANIFEST_LAYERS_MAX];
+    let mut sets = vec![PageSet::new(map.pages()); limits::MERGED_LAYERS_MAX];
     for (run, place) in map.runs() {
         if let Place::Layer { slot, .. } = place {
             let set = u32::from(slot.number()) * layers / generations;
@@ -224,7 +224,7 @@ fn measure_wire(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let parts = sized_maps(effort).map(|(label, map)| {
         let runs = f64::from(map.runs_count());
         let mut writer = Writer::new();
-        map.encode(&mut writer);
+        map.encode(&mut writer, RunToken::of_layers(limits::MERGED_LAYERS_MAX));
         let ours = as_float(writer.into_bytes().len()) / runs;
         exact_part(label, ours, as_float(encode_plainly(&map).into_bytes().len()) / runs, 2.5)
     });

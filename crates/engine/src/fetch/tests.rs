@@ -9,10 +9,12 @@ use object_store::path::Path;
 use super::*;
 use crate::cache::Cache;
 use crate::frame::FRAME_PAGES;
+use crate::geometry::u64_of;
 use crate::identity::{Domain, FrameDigest, SnapshotId};
 use crate::layer::Layer;
 use crate::layer_index::LayerIndex;
 use crate::manifest::ObjectName;
+use crate::object::StoredFrame;
 use crate::page_set::PageSet;
 use crate::ranked_set::RankedSet;
 
@@ -32,7 +34,9 @@ fn packed(directory: &tempfile::TempDir, fill: u8) -> Arc<Layer> {
 
 /// The table of a layer stored in frames of these lengths, and where that is.
 fn stored(layer: &Layer, lengths: [u64; 3]) -> (Vec<u8>, StoredLayer) {
-    let table = ObjectTable::new(layer.index().expect("it was packed here").clone(), &lengths);
+    let raw = u64_of(frame_bytes(FrameNumber::new(0), PAGES));
+    let frames = lengths.map(|bytes| StoredFrame { codec: FrameCodec::told_by_length(bytes, raw), bytes });
+    let table = ObjectTable::new(layer.index().expect("it was packed here").clone(), &frames);
     let bytes = table.encode();
     let table_bytes = u64::try_from(bytes.len()).expect("64 bits");
     let stored = StoredLayer {

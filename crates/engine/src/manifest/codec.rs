@@ -1,7 +1,8 @@
 //! Publications as bytes.
 //!
-//! Layout, little-endian: magic `RKMF`, version u16, length of the body u64, its CRC-64/NVME u64, the body.
-//! The body is the manifest and then, for each of its layers, where that is stored; counts and lengths are varints.
+//! Layout, little-endian: magic `RKMF`, version u16, length of the body u64, its CRC-64/NVME u64, the body. The body:
+//! the snapshot, the list of layers with their places, its place in its line, the volumes with their maps, the blobs, and
+//! a byte that says which tag follows (0: none); counts and lengths are varints. Version 1 is in [`super::version_1`].
 
 use std::collections::BTreeMap;
 
@@ -10,37 +11,45 @@ use crc_fast::CrcAlgorithm;
 use rekindle_kernel::page::PageKind;
 use uuid::Uuid;
 
+use super::layer_list::{read_layers, write_layers};
+use super::version_1::read_version_1;
 use super::{
     LayerName, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeManifest, VolumeShape,
 };
 use crate::geometry::u64_of;
-use crate::identity::{Domain, LayerId, SnapshotId, VolumeName, check_name};
+use crate::identity::{SnapshotId, VolumeName, check_name};
 use crate::limits::{
-    BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, MANIFEST_BYTES_MAX, MANIFEST_GENERATION_MAX, MANIFEST_LAYERS_MAX,
-    MANIFEST_PAGES_MAX, MANIFEST_RUNS_MAX, MANIFEST_VOLUMES_MAX, NAME_BYTES_MAX,
+    BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, MANIFEST_BYTES_MAX, MANIFEST_GENERATION_MAX, MANIFEST_PAGES_MAX,
+    MANIFEST_RUNS_MAX, MANIFEST_VOLUMES_MAX, NAME_BYTES_MAX,
 };
-use crate::page_map::PageMap;
-use crate::wire::{Reader, WireError, Writer};
+use crate::page_map::{PageMap, RunToken};
+use crate::wire::{Problem, Reader, WireError, Writer};
 
 const MAGIC: &[u8] = b"RKMF";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// The form of each version, from 1 on.
+const FORMS: [Form; 2] = [Form::PlacesAtEnd, Form::LayersAtFront];
+/// No tag ends the body. A tag keyed by a domain will have another code.
+const NO_TAG: u8 = 0;
+
+#[derive(Clone, Copy)]
+pub(super) enum Form {
+    PlacesAtEnd,
+    LayersAtFront,
+}
 
 impl Publication {
     /// The one encoding of the publication.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut body = Writer::new();
-        write_manifest(&mut body, self.manifest());
-        self.stored().iter().for_each(|layer| write_stored(&mut body, layer));
-        with_checksum(MAGIC, &body.into_bytes())
+        let body = write_body(self.manifest(), self.stored(), write_stored);
+        with_checksum(MAGIC, &body)
     }
 
-    /// Reads a publication; refuses every encoding that [`Publication::encode`] does not write.
+    /// Reads a publication of any version; of the newest, refuses every encoding that [`Publication::encode`] does not
+    /// write.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let mut reader = checked_body(MAGIC, bytes)?;
-        let manifest = read_manifest(&mut reader)?;
-        let stored = manifest.layers().iter().map(|_| read_stored(&mut reader)).collect::<Result<_, _>>()?;
-        reader.finish()?;
+        let (manifest, stored) = read_body(MAGIC, bytes, read_stored)?;
         Ok(Self::new(manifest, stored))
     }
 }
@@ -57,14 +66,14 @@ pub(super) fn with_checksum(magic: &[u8], body: &[u8]) -> Vec<u8> {
     object.into_bytes()
 }
 
-/// A reader of what [`with_checksum`] wrote, at the start of the body.
-pub(super) fn checked_body<'a>(magic: &[u8], bytes: &'a [u8]) -> Result<Reader<'a>, WireError> {
+/// The form of what [`with_checksum`] wrote, in this version or an older one, and a reader at the start of its body.
+fn checked_body<'a>(magic: &[u8], bytes: &'a [u8]) -> Result<(Form, Reader<'a>), WireError> {
     let mut reader = Reader::new(bytes);
     if bytes.len() > MANIFEST_BYTES_MAX {
         return Err(reader.invalid("manifest", "it is longer than a manifest can be"));
     }
     reader.expect_bytes("manifest magic", magic)?;
-    reader.expect_u16("manifest version", VERSION)?;
+    let form = reader.version("manifest version", &FORMS)?;
     let length = reader.u64("manifest length")?;
     if length != u64_of(reader.remaining().saturating_sub(size_of::<u64>())) {
         return Err(reader.invalid("manifest length", "it is not the length of what follows"));
@@ -73,26 +82,100 @@ pub(super) fn checked_body<'a>(magic: &[u8], bytes: &'a [u8]) -> Result<Reader<'
     if checksum != crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes[reader.offset()..]) {
         return Err(reader.invalid("manifest checksum", "it is not that of what follows"));
     }
-    Ok(reader)
+    Ok((form, reader))
 }
 
-pub(super) fn write_manifest(writer: &mut Writer, manifest: &Manifest) {
+/// The body of a manifest and the places of its layers, as `write_place` writes them.
+pub(super) fn write_body<P>(
+    manifest: &Manifest,
+    places: &[P],
+    write_place: impl Fn(&mut Writer, &P),
+) -> Vec<u8> {
+    let mut writer = Writer::new();
     writer.bytes(manifest.snapshot().as_bytes());
-    write_parent(writer, manifest.parent());
+    write_layers(&mut writer, manifest.layers(), places, write_place);
+    write_parent(&mut writer, manifest.parent());
     writer.varint(manifest.generation());
     writer.varint(manifest.created_unix_ms());
-    writer.varint_usize(manifest.layers().len());
-    for layer in manifest.layers() {
-        writer.bytes(layer.id.as_bytes());
-        writer.text(layer.domain.name());
-        writer.varint(layer.pages.into());
-    }
     writer.varint_usize(manifest.volumes().len());
+    let token = RunToken::of_layers(manifest.layers().len());
     for volume in manifest.volumes() {
-        write_shape(writer, &volume.name, volume.page_kind, volume.map.pages());
-        volume.map.encode(writer);
+        write_shape(&mut writer, &volume.name, volume.page_kind, volume.map.pages());
+        volume.map.encode(&mut writer, token);
     }
-    write_blobs(writer, manifest.blobs());
+    write_blobs(&mut writer, manifest.blobs());
+    writer.u8(NO_TAG);
+    writer.into_bytes()
+}
+
+/// Reads a manifest of any version, and the places of its layers as `read_place` reads them.
+pub(super) fn read_body<P>(
+    magic: &[u8],
+    bytes: &[u8],
+    read_place: impl Fn(&mut Reader<'_>) -> Result<P, WireError>,
+) -> Result<(Manifest, Vec<P>), WireError> {
+    let (form, mut reader) = checked_body(magic, bytes)?;
+    let read = match form {
+        Form::PlacesAtEnd => read_version_1(&mut reader, read_place)?,
+        Form::LayersAtFront => read_version_2(&mut reader, read_place)?,
+    };
+    reader.finish()?;
+    Ok(read)
+}
+
+fn read_version_2<P>(
+    reader: &mut Reader<'_>,
+    read_place: impl Fn(&mut Reader<'_>) -> Result<P, WireError>,
+) -> Result<(Manifest, Vec<P>), WireError> {
+    let snapshot = SnapshotId::from_bytes(reader.array("snapshot")?);
+    let (layers, places) = read_layers(reader, read_place)?;
+    let line = Line::read(reader, snapshot)?;
+    let manifest = line.manifest(reader, layers, RunToken::of_layers)?;
+    let found = reader.u8("manifest tag")?;
+    if found != NO_TAG {
+        return Err(reader.error("manifest tag", Problem::UnknownCode { found, known: "0 (no tag)" }));
+    }
+    Ok((manifest, places))
+}
+
+/// A snapshot and its place in its line.
+pub(super) struct Line {
+    snapshot: SnapshotId,
+    parent: Option<SnapshotId>,
+    generation: u64,
+    created_unix_ms: u64,
+}
+
+impl Line {
+    pub(super) fn read(reader: &mut Reader<'_>, snapshot: SnapshotId) -> Result<Self, WireError> {
+        let parent = read_parent(reader)?;
+        if parent == Some(snapshot) {
+            return Err(reader.invalid("parent", "the snapshot is its own parent"));
+        }
+        let generation = reader.varint_at_most("generation", MANIFEST_GENERATION_MAX)?;
+        if parent.is_some() != (generation > 0) {
+            let reason = "only a snapshot without parent is the first of its line";
+            return Err(reader.invalid("generation", reason));
+        }
+        Ok(Self { snapshot, parent, generation, created_unix_ms: reader.varint("time of pause")? })
+    }
+
+    /// Reads volumes and blobs. The number of layers says how runs are written.
+    pub(super) fn manifest(
+        self,
+        reader: &mut Reader<'_>,
+        layers: Vec<LayerName>,
+        token: impl Fn(usize) -> RunToken,
+    ) -> Result<Manifest, WireError> {
+        let Self { snapshot, parent, generation, created_unix_ms } = self;
+        let volumes = read_volumes(reader, &layers, token(layers.len()))?;
+        let facts = SnapshotFacts { snapshot, created_unix_ms, blobs: read_blobs(reader)? };
+        let manifest = Manifest { facts, parent, generation, layers, volumes };
+        if manifest.runs_count() > MANIFEST_RUNS_MAX.into() {
+            return Err(reader.invalid("map runs", "the maps have more runs than a manifest can have"));
+        }
+        Ok(manifest)
+    }
 }
 
 pub(crate) fn write_parent(writer: &mut Writer, parent: Option<SnapshotId>) {
@@ -116,27 +199,6 @@ pub(crate) fn write_blobs(writer: &mut Writer, blobs: &BTreeMap<String, Bytes>) 
     }
 }
 
-pub(super) fn read_manifest(reader: &mut Reader<'_>) -> Result<Manifest, WireError> {
-    let snapshot = SnapshotId::from_bytes(reader.array("snapshot")?);
-    let parent = read_parent(reader)?;
-    if parent == Some(snapshot) {
-        return Err(reader.invalid("parent", "the snapshot is its own parent"));
-    }
-    let generation = reader.varint_at_most("generation", MANIFEST_GENERATION_MAX)?;
-    if parent.is_some() != (generation > 0) {
-        return Err(reader.invalid("generation", "only a snapshot without parent is the first of its line"));
-    }
-    let created_unix_ms = reader.varint("time of pause")?;
-    let layers = read_layers(reader)?;
-    let volumes = read_volumes(reader, &layers)?;
-    let facts = SnapshotFacts { snapshot, created_unix_ms, blobs: read_blobs(reader)? };
-    let manifest = Manifest { facts, parent, generation, layers, volumes };
-    if manifest.runs_count() > MANIFEST_RUNS_MAX.into() {
-        return Err(reader.invalid("map runs", "the maps have more runs than a manifest can have"));
-    }
-    Ok(manifest)
-}
-
 pub(crate) fn read_parent(reader: &mut Reader<'_>) -> Result<Option<SnapshotId>, WireError> {
     match reader.u8("parent")? {
         0 => Ok(None),
@@ -145,22 +207,11 @@ pub(crate) fn read_parent(reader: &mut Reader<'_>) -> Result<Option<SnapshotId>,
     }
 }
 
-fn read_layers(reader: &mut Reader<'_>) -> Result<Vec<LayerName>, WireError> {
-    let count = reader.varint_usize("layers", MANIFEST_LAYERS_MAX)?;
-    let mut layers: Vec<LayerName> = Vec::with_capacity(count);
-    for _ in 0..count {
-        let id = LayerId::from_bytes(reader.array("layer id")?);
-        if layers.iter().any(|known| known.id == id) {
-            return Err(reader.invalid("layer id", "two layers have one name"));
-        }
-        let domain = Domain::named(reader.text("layer domain", NAME_BYTES_MAX)?)
-            .map_err(|_| reader.invalid("layer domain", "the text names no domain"))?;
-        layers.push(LayerName { id, domain, pages: reader.varint_u32("layer pages", MANIFEST_PAGES_MAX)? });
-    }
-    Ok(layers)
-}
-
-fn read_volumes(reader: &mut Reader<'_>, layers: &[LayerName]) -> Result<Vec<VolumeManifest>, WireError> {
+fn read_volumes(
+    reader: &mut Reader<'_>,
+    layers: &[LayerName],
+    token: RunToken,
+) -> Result<Vec<VolumeManifest>, WireError> {
     let layer_pages: Vec<u32> = layers.iter().map(|layer| layer.pages).collect();
     let count = reader.varint_usize("volumes", MANIFEST_VOLUMES_MAX)?;
     let mut volumes: Vec<VolumeManifest> = Vec::with_capacity(count);
@@ -171,7 +222,8 @@ fn read_volumes(reader: &mut Reader<'_>, layers: &[LayerName]) -> Result<Vec<Vol
             return Err(reader.invalid("volume name", "two volumes have one name"));
         }
         pages_max -= pages;
-        volumes.push(VolumeManifest { name, page_kind, map: PageMap::decode(reader, pages, &layer_pages)? });
+        let map = PageMap::decode(reader, pages, &layer_pages, token)?;
+        volumes.push(VolumeManifest { name, page_kind, map });
     }
     let is_live = |slot| volumes.iter().any(|volume| volume.map.live_pages(slot) > 0);
     if (0..layers.len()).map(super::slot_at).all(is_live) {

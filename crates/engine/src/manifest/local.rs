@@ -2,7 +2,7 @@
 //!
 //! Layout: magic `RKML`, then as a publication, but for a byte 0 or 1 before each layer's place, and no place after 0.
 
-use super::codec::{checked_body, read_manifest, read_stored, with_checksum, write_manifest, write_stored};
+use super::codec::{read_body, read_stored, with_checksum, write_body, write_stored};
 use super::{Manifest, Publication, StoredLayer};
 use crate::wire::{Reader, WireError, Writer};
 
@@ -40,23 +40,12 @@ impl LocalManifest {
     /// The one encoding.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut body = Writer::new();
-        write_manifest(&mut body, &self.manifest);
-        for stored in &self.stored {
-            body.u8(stored.is_some().into());
-            if let Some(stored) = stored {
-                write_stored(&mut body, stored);
-            }
-        }
-        with_checksum(MAGIC, &body.into_bytes())
+        with_checksum(MAGIC, &write_body(&self.manifest, &self.stored, write_place))
     }
 
-    /// Reads what [`LocalManifest::encode`] wrote, and refuses all else.
+    /// Reads a manifest of any version; of the newest, refuses all that [`LocalManifest::encode`] does not write.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let mut reader = checked_body(MAGIC, bytes)?;
-        let manifest = read_manifest(&mut reader)?;
-        let stored = manifest.layers().iter().map(|_| read_place(&mut reader)).collect::<Result<_, _>>()?;
-        reader.finish()?;
+        let (manifest, stored) = read_body(MAGIC, bytes, read_place)?;
         Ok(Self::new(manifest, stored))
     }
 }
@@ -65,6 +54,13 @@ impl From<&Publication> for LocalManifest {
     fn from(publication: &Publication) -> Self {
         let stored = publication.stored().iter().cloned().map(Some).collect();
         Self::new(publication.manifest().clone(), stored)
+    }
+}
+
+fn write_place(writer: &mut Writer, place: &Option<StoredLayer>) {
+    writer.u8(place.is_some().into());
+    if let Some(stored) = place {
+        write_stored(writer, stored);
     }
 }
 

@@ -3,10 +3,12 @@
 //! A manifest grows only by putting layers that exist over another one, so nothing unsealed can be named in it.
 
 mod codec;
+mod layer_list;
 mod local;
 mod publication;
 #[cfg(test)]
 mod tests;
+mod version_1;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -95,7 +95,7 @@ fn play(steps: &[Step]) -> (Manifest, Model) {
 }
 
 fn published(manifest: Manifest) -> Publication {
-    let stored = (0_u8..).zip(manifest.layers()).map(|(number, layer)| StoredLayer {
+    let stored = (0..=u8::MAX).cycle().zip(manifest.layers()).map(|(number, layer)| StoredLayer {
         object: ObjectName { publisher: manifest.snapshot(), upload: uuid::Uuid::from_bytes([number; 16]) },
         table_digest: [number; 32],
         table_bytes: 100 + u64::from(number),
@@ -180,12 +180,63 @@ fn a_flipped_bit_anywhere_is_refused() {
 }
 
 #[test]
-fn the_format_is_the_one_that_is_stored_already() {
-    let bytes = published(small()).encode();
-    assert_eq!(&bytes[..6], b"RKMF\x01\x00");
-    assert_eq!(bytes.len(), 337);
-    let digest = "21df358b83e8d3ba6b94ea141c8a82f01aa07c79cdc50509cfec979218a7a6c7";
-    assert_eq!(FrameDigest::of(&bytes).to_string(), digest);
+fn the_list_of_layers_and_their_places_stands_before_everything_else() {
+    let publication = published(small());
+    let bytes = publication.encode();
+    let manifest = publication.manifest();
+    let mut front =
+        [b"RKMF\x02\x00", &bytes[6..22], manifest.snapshot().as_bytes(), b"\x01\x08tenant-1\x02"].concat();
+    for ((layer, stored), table_bytes) in manifest.layers().iter().zip(publication.stored()).zip(100..) {
+        front.extend([layer.id.as_bytes(), &[0, 0, 20][..], stored.object.publisher.as_bytes()].concat());
+        front.extend(
+            [stored.object.upload.as_bytes(), &stored.table_digest[..], &[table_bytes, 0xe4, 0x80, 0x05]]
+                .concat(),
+        );
+    }
+    assert_eq!(bytes[..front.len()], front);
+}
+
+#[test]
+fn a_manifest_of_an_unknown_version_is_refused_by_name() {
+    let mut bytes = published(small()).encode();
+    bytes[4] = 3;
+    let refused = read(&bytes).expect_err("it is newer").to_string();
+    let reason = "version 3 is unknown to this rekindle, which reads versions 1 to 2: run a newer one";
+    assert_eq!(refused, format!("manifest version at byte 4: {reason}"));
+}
+
+#[test]
+fn a_tag_or_an_order_of_pages_that_is_not_known_is_refused_by_name() {
+    let publication = published(small());
+    let first = publication.manifest().layers()[0].id;
+    let order = |code| [first.as_bytes(), &[0, code][..]].concat();
+    let unknown = |found, known| Problem::UnknownCode { found, known };
+    assert_eq!(tampered(&publication, &order(0), &order(1)), unknown(1, "0 (the guest's order)"));
+    // The tag follows the only blob.
+    assert_eq!(tampered(&publication, b"state 2\0", b"state 2\x01"), unknown(1, "0 (no tag)"));
+}
+
+#[test]
+fn domains_that_are_not_listed_once_in_the_order_of_their_layers_are_refused() {
+    let publication = published(small());
+    let [first, second] = [0, 1].map(|slot| publication.manifest().layers()[slot].id);
+    let domain = |id: LayerId, number| [id.as_bytes(), &[number][..]].concat();
+    let not_listed = tampered(&publication, &domain(second, 0), &domain(second, 1));
+    assert_eq!(not_listed, Problem::Invalid("it is not listed"));
+    let too_early = tampered(&publication, &domain(first, 0), &domain(first, 1));
+    assert_eq!(too_early, Problem::TooLarge { value: 1, max: 0 });
+    let unused = tampered(&publication, b"\x01\x08tenant-1", b"\x02\x08tenant-1\x08tenant-2");
+    assert_eq!(unused, Problem::Invalid("one of them has no layer"));
+    let twice = tampered(&publication, b"\x01\x08tenant-1", b"\x02\x08tenant-1\x08tenant-1");
+    assert_eq!(twice, Problem::Invalid("two domains have one name"));
+}
+
+#[test]
+fn a_layer_costs_a_manifest_little_ram_and_few_bytes() {
+    assert!(size_of::<LayerName>() <= 48);
+    let of = |layers| published(line(layers).expect("within limits")).encode().len();
+    let more = of(MANIFEST_LAYERS_MAX) - of(MANIFEST_LAYERS_MAX / 2);
+    assert!(more <= MANIFEST_LAYERS_MAX / 2 * 112, "{more} bytes");
 }
 
 #[test]
@@ -312,7 +363,11 @@ fn case_19_contradictions_with_a_right_checksum_are_refused() {
     );
     // The first layer's 20 pages become 19.
     assert_eq!(
-        tampered(&publication, b"tenant-1\x14", b"tenant-1\x13"),
+        tampered(
+            &publication,
+            &[first.as_bytes(), &[0, 0, 20][..]].concat(),
+            &[first.as_bytes(), &[0, 0, 19][..]].concat()
+        ),
         invalid("the run ends after its layer")
     );
 }
@@ -335,7 +390,7 @@ fn a_snapshot_under_itself_or_at_the_end_of_time_is_refused() {
 
 #[test]
 fn no_manifest_within_its_limits_is_too_long_to_be_read() {
-    // Case 16. A run takes at most 12 bytes: a token, and varints of 32 bits for its skip and its pages.
+    // Case 16. A run takes at most 12 bytes: a token, and varints for its slot, its skip and its pages.
     let maps = usize::try_from(MANIFEST_RUN_BYTES).expect("64 bits") * usize_of(MANIFEST_RUNS_MAX);
     let blobs = MANIFEST_BLOBS_MAX * (BLOB_BYTES_MAX + NAME_BYTES_MAX + 8);
     let layers = MANIFEST_LAYERS_MAX * (NAME_BYTES_MAX + 200);
@@ -355,7 +410,7 @@ fn a_layer_nothing_lies_in_is_refused_when_read() {
 #[test]
 fn an_object_shorter_than_its_table_is_refused() {
     let publication = published(small());
-    // Object length of the last layer, 100 + 20 * 4096 as a varint, is what the body ends with.
+    // Object length of a layer, 100 + 20 * 4096 as a varint.
     let problem = tampered(&publication, &[0xe4, 0x80, 0x05], &[0x10]);
     assert_eq!(problem, Problem::Invalid("the object has no room for its table, or it is too long"));
 }

@@ -1,8 +1,9 @@
 //! Page maps as bytes: two for most runs.
 //!
-//! A run is a token of 16 bits, lowest first: 7 for the slot (0 is zero pages, else the slot's number and 1), 4 for
-//! how many pages of that layer were skipped since the last run in it, 5 for the run's pages less 1. A part whose
-//! bits are all set goes on as a varint after the token, in the same order, with what exceeds them.
+//! A run is a token of 16 bits, lowest first: some for the slot (0 is zero pages, else the slot's number and 1), some for
+//! how many pages of that layer were skipped since the last run in it, the rest for the run's pages less 1. A part whose
+//! bits are all set goes on as a varint after the token, in the same order, with what exceeds them. The number of layers
+//! says how many bits each part has: 7, 4 and 5 up to 126 layers, and 10, 3 and 3 for more than 510.
 
 use super::chunk::{CHUNK_PAGES, Chunk, ChunkDraft};
 use super::overlay::count_in;
@@ -11,17 +12,50 @@ use crate::geometry::{LayerPage, usize_of};
 use crate::wire::{Reader, WireError, Writer};
 
 /// One part of a token: its lowest bit and its largest value, which says that more follows.
+#[derive(Clone, Copy, Debug)]
 struct Part {
     field: &'static str,
-    shift: u32,
+    shift: u16,
     max: u16,
 }
 
-const SLOT: Part = Part { field: "map run slot", shift: 0, max: 0x7f };
-const SKIP: Part = Part { field: "map run skip", shift: 7, max: 0x0f };
-const COUNT: Part = Part { field: "map run pages", shift: 11, max: 0x1f };
+/// The parts of a token, in the number of bits that each has.
+#[derive(Clone, Copy, Debug)]
+pub struct RunToken {
+    slot: Part,
+    skip: Part,
+    count: Part,
+}
+
+impl RunToken {
+    /// The token of the first version of manifests, which have at most 64 layers.
+    pub const FIRST: Self = Self::of_bits(7, 4);
+
+    /// The token in a manifest of this many layers.
+    #[must_use]
+    pub const fn of_layers(layers: usize) -> Self {
+        match layers {
+            0..=126 => Self::of_bits(7, 4),
+            127..=254 => Self::of_bits(8, 4),
+            255..=510 => Self::of_bits(9, 4),
+            _ => Self::of_bits(10, 3),
+        }
+    }
+
+    const fn of_bits(slot: u16, skip: u16) -> Self {
+        Self {
+            slot: Part::of_bits("map run slot", 0, slot),
+            skip: Part::of_bits("map run skip", slot, skip),
+            count: Part::of_bits("map run pages", slot + skip, 16 - slot - skip),
+        }
+    }
+}
 
 impl Part {
+    const fn of_bits(field: &'static str, shift: u16, bits: u16) -> Self {
+        Self { field, shift, max: (1 << bits) - 1 }
+    }
+
     fn put(&self, value: u32) -> u16 {
         u16::try_from(value).unwrap_or(self.max).min(self.max) << self.shift
     }
@@ -43,7 +77,8 @@ impl Part {
 
 impl PageMap {
     /// Writes the map, without its number of pages.
-    pub fn encode(&self, writer: &mut Writer) {
+    pub fn encode(&self, writer: &mut Writer, token: RunToken) {
+        let RunToken { slot: slot_part, skip: skip_part, count: count_part } = token;
         let mut cursors = vec![LayerPage::FIRST; self.live.len()];
         for (run, place) in self.runs() {
             let (slot, skip) = match place {
@@ -55,10 +90,10 @@ impl PageMap {
                 }
             };
             let count = run.count() - 1;
-            writer.u16(SLOT.put(slot) | SKIP.put(skip) | COUNT.put(count));
-            SLOT.put_rest(slot, writer);
-            SKIP.put_rest(skip, writer);
-            COUNT.put_rest(count, writer);
+            writer.u16(slot_part.put(slot) | skip_part.put(skip) | count_part.put(count));
+            slot_part.put_rest(slot, writer);
+            skip_part.put_rest(skip, writer);
+            count_part.put_rest(count, writer);
         }
     }
 
@@ -66,14 +101,20 @@ impl PageMap {
     ///
     /// Refuses every encoding that [`PageMap::encode`] does not write: pages left over or covered twice, places outside
     /// their layer or not in its order, runs that should be one.
-    pub fn decode(reader: &mut Reader<'_>, pages: u32, layer_pages: &[u32]) -> Result<Self, WireError> {
+    pub fn decode(
+        reader: &mut Reader<'_>,
+        pages: u32,
+        layer_pages: &[u32],
+        token: RunToken,
+    ) -> Result<Self, WireError> {
+        let RunToken { slot: slot_part, skip: skip_part, count: count_part } = token;
         let mut cursors = vec![LayerPage::FIRST; layer_pages.len()];
         let mut draft = MapDraft::default();
         while draft.pages < pages {
             let token = reader.u16("map run")?;
-            let slot = SLOT.get(token, reader, LayerSlot::COUNT_MAX.into())?;
-            let skip = SKIP.get(token, reader, u32::MAX)?;
-            let count = COUNT.get(token, reader, u32::MAX - 1)? + 1;
+            let slot = slot_part.get(token, reader, LayerSlot::COUNT_MAX.into())?;
+            let skip = skip_part.get(token, reader, u32::MAX)?;
+            let count = count_part.get(token, reader, u32::MAX - 1)? + 1;
             if count > pages - draft.pages {
                 return Err(reader.invalid("map run pages", "the run ends after the volume"));
             }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::geometry::{GuestPage, GuestPages, LayerPage, usize_of};
 use crate::page_set::PageSet;
 use chunk::{CHUNK_PAGES, Chunk};
+pub use codec::RunToken;
 use overlay::{Overlay, count_in};
 
 /// A position in a manifest's list of layers.

@@ -103,13 +103,13 @@ fn model_runs(model: &[Place]) -> Vec<(GuestPages, Place)> {
 
 fn encoded(map: &PageMap) -> Vec<u8> {
     let mut writer = Writer::new();
-    map.encode(&mut writer);
+    map.encode(&mut writer, RunToken::FIRST);
     writer.into_bytes()
 }
 
 fn decoded(bytes: &[u8], pages: u32, layer_pages: &[u32]) -> Result<PageMap, WireError> {
     let mut reader = Reader::new(bytes);
-    let map = PageMap::decode(&mut reader, pages, layer_pages)?;
+    let map = PageMap::decode(&mut reader, pages, layer_pages, RunToken::FIRST)?;
     reader.finish().map(|()| map)
 }
 
@@ -343,4 +343,33 @@ fn one_run_written_as_two_is_refused() {
     assert_eq!(problem(&[token(1, 0, 4), token(1, 0, 6)].concat(), 10, &[10]), joined);
     let apart = [token(1, 0, 4), token(1, 1, 6)].concat();
     assert_eq!(decoded(&apart, 10, &[11]).map(|map| map.runs_count()), Ok(2));
+}
+
+#[test]
+fn a_map_over_as_many_layers_as_there_may_be_is_read_back_in_two_to_three_bytes_a_run() {
+    let layers = crate::limits::MANIFEST_LAYERS_MAX;
+    let pages = 16 * u32::try_from(layers).expect("a small number");
+    let nothing = PageSet::new(pages);
+    // Each layer has sixteen pages, a whole number of strides apart.
+    let comb = |slot: u32| Comb { start: slot, width: 1, stride: pages / 16, teeth: 16 };
+    let map = (0..pages / 16).fold(PageMap::zero(pages), |map, slot| {
+        let number = u16::try_from(slot).expect("a small number");
+        map.overlay(&set_of(pages, &[comb(slot)]), LayerSlot::new(number), &nothing)
+    });
+    assert_eq!(map.runs_count(), pages);
+    let token = RunToken::of_layers(layers);
+    let mut writer = Writer::new();
+    map.encode(&mut writer, token);
+    let bytes = writer.into_bytes();
+    assert!(bytes.len() <= 5 * usize_of(pages) / 2, "{} bytes for {pages} runs", bytes.len());
+    let mut reader = Reader::new(&bytes);
+    assert_eq!(PageMap::decode(&mut reader, pages, &vec![16; layers], token), Ok(map));
+    assert_eq!(reader.finish(), Ok(()));
+}
+
+#[test]
+fn up_to_126_layers_a_run_is_written_as_in_the_first_version() {
+    let parts = |token: RunToken| format!("{token:?}");
+    assert_eq!(parts(RunToken::of_layers(126)), parts(RunToken::FIRST));
+    assert_ne!(parts(RunToken::of_layers(127)), parts(RunToken::FIRST));
 }

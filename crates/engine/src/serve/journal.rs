@@ -23,7 +23,7 @@ use crate::deadline::Deadline;
 use crate::geometry::{GuestPages, PAGE_BYTES, u64_of, usize_of};
 use crate::limits;
 use crate::page_set::PageSet;
-use crate::wire::{Reader, WireError};
+use crate::wire::{Reader, UnknownVersion, WireError};
 
 /// The two sets of a guest's journal; the event buffer beside them belongs to who reads events.
 #[derive(Debug)]
@@ -64,11 +64,8 @@ pub enum JournalError {
     #[error("it does not begin as a journal does")]
     NotJournal,
     /// Another version of rekindle wrote it.
-    #[error("it is of version {found}; this rekindle reads version {VERSION}")]
-    Version {
-        /// Its version.
-        found: u32,
-    },
+    #[error(transparent)]
+    Version(#[from] UnknownVersion),
     /// It is too short or too long for the pages that it says it has.
     #[error("it has {found} bytes, and {expected} for its {pages} pages are expected")]
     Size {
@@ -216,9 +213,7 @@ impl Head {
         if magic != MAGIC {
             return Err(JournalError::NotJournal);
         }
-        if version != VERSION {
-            return Err(JournalError::Version { found: version });
-        }
+        UnknownVersion::check(version, VERSION)?;
         let (expected, found) = (u64_of(places(head.pages).1), memfd.bytes());
         if expected != found {
             return Err(JournalError::Size { pages: head.pages, expected, found });
@@ -332,7 +327,7 @@ mod tests {
             recover(&kept).unwrap_err()
         };
         assert!(matches!(written(0, b"R"), JournalError::NotJournal));
-        assert!(matches!(written(8, &[2]), JournalError::Version { found: 2 }));
+        assert!(matches!(written(8, &[2]), JournalError::Version(UnknownVersion { found: 2, newest: 1 })));
         assert!(matches!(written(14, &[1]), JournalError::Size { pages: 66_536, .. }));
         let last_word = u64_of(SETS + places(1000).0 - 8);
         assert!(matches!(written(last_word, &[0xff; 8]), JournalError::Pages { pages: 1000 }));

@@ -51,7 +51,7 @@ impl WorkingSet {
             return Err(reader.invalid("working set", "it is longer than a working set can be"));
         }
         reader.expect_bytes("working set magic", MAGIC)?;
-        reader.expect_u16("working set version", VERSION)?;
+        reader.version("working set version", &[()])?;
         let checksum = reader.u64("working set checksum")?;
         if checksum != crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes[reader.offset()..]) {
             return Err(reader.invalid("working set checksum", "it is not that of what follows"));

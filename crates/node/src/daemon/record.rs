@@ -1,6 +1,7 @@
 //! A sandbox's record in the catalog: all that is needed to find its guest again.
 
 use rekindle_engine::serve::EpochFacts;
+use rekindle_engine::wire::UnknownVersion;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -115,13 +116,10 @@ impl SandboxRecord {
             version: u32,
         }
         let form = serde_json::from_slice::<Form>(value).map(|form| form.version);
-        let reason = match (form, serde_json::from_slice::<Self>(value)) {
-            (Ok(version), _) if version > VERSION => {
-                format!(
-                    "its record is of version {version}, this program knows up to {VERSION}: run a newer one"
-                )
-            }
-            (Ok(_), Ok(record)) => return record,
+        let known = form.map(|version| UnknownVersion::check(version, VERSION));
+        let reason = match (known, serde_json::from_slice::<Self>(value)) {
+            (Ok(Err(unknown)), _) => format!("its record: {unknown}"),
+            (Ok(Ok(())), Ok(record)) => return record,
             (Err(error), _) | (_, Err(error)) => format!("its record cannot be read: {error}"),
         };
         tracing::error!(sandbox = %Uuid::from_slice(key).unwrap_or_default(), reason, "a sandbox is undecided");

@@ -14,7 +14,7 @@ use rekindle_engine::manifest::{
     LayerName, LocalManifest, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeChange,
     VolumeShape,
 };
-use rekindle_engine::object::ObjectTable;
+use rekindle_engine::object::{FrameCodec, ObjectTable, StoredFrame};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::ranked_set::RankedSet;
 use rekindle_engine::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord};
@@ -93,12 +93,13 @@ pub(super) fn layer_index() -> Samples {
 
 pub(super) fn object_table() -> Samples {
     let sample = |(name, index): (_, LayerIndex)| {
-        let lengths: Vec<u64> = (1000..).step_by(7).take(index.frames()).collect();
-        let table = ObjectTable::new(index, &lengths);
+        let zstd = |bytes: u64| StoredFrame { codec: FrameCodec::Zstd, bytes };
+        let frames: Vec<_> = (1000..).step_by(7).map(zstd).take(index.frames()).collect();
+        let table = ObjectTable::new(index, &frames);
         (name, [&table.frames_bytes().to_le_bytes()[..], &table.encode()].concat())
     };
-    // The last frame of a layer of one page is raw: as long as the page.
-    let raw = ObjectTable::new(index_of(&set_of(9, [(4, 1)])), &[4096]);
+    let frame = StoredFrame { codec: FrameCodec::Raw, bytes: 4096 };
+    let raw = ObjectTable::new(index_of(&set_of(9, [(4, 1)])), &[frame]);
     let raw = ("raw-frame", [&raw.frames_bytes().to_le_bytes()[..], &raw.encode()].concat());
     let compressible = index_samples().into_iter().filter(|(name, _)| *name != "one-page").map(sample);
     compressible.chain([raw]).collect()

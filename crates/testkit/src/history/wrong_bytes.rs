@@ -13,7 +13,7 @@ use rekindle_engine::identity::LayerId;
 use rekindle_engine::layer::Layer;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::manifest::StoredLayer;
-use rekindle_engine::object::ObjectTable;
+use rekindle_engine::object::{FrameCodec, ObjectTable};
 use rekindle_kernel::PAGE_BYTES;
 
 use super::History;
@@ -120,7 +120,7 @@ fn raw_pages(layer: &Layer, stored: &StoredLayer, object: &[u8]) -> Option<(usiz
     let mut frames = (0..table.index().frames()).map(FrameNumber::new);
     frames.find_map(|frame| {
         let (range, bytes) = (table.frame_range(frame), frame_bytes(frame, layer.pages()));
-        let is_raw = u64::try_from(bytes) == Ok(range.end - range.start);
+        let is_raw = table.codec(frame) == FrameCodec::Raw;
         let start = usize::try_from(range.start).ok()?;
         (is_raw && bytes >= 2 * PAGE_BYTES).then_some((start, bytes / PAGE_BYTES))
     })

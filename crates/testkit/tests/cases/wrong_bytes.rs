@@ -12,7 +12,7 @@ use rekindle_engine::layer::Layer;
 use rekindle_engine::manifest::{
     Manifest, Publication, SnapshotFacts, StoredLayer, VolumeChange, VolumeShape,
 };
-use rekindle_engine::object::ObjectTable;
+use rekindle_engine::object::{ObjectTable, StoredFrame};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{PAGE_BYTES, PageKind};
@@ -132,12 +132,12 @@ fn a_table_that_has_the_layers_index_and_is_not_the_one_that_was_stored_is_refus
     let path = path_of(layer.id(), &stored);
     let right = object(&site, &path);
     let table = table_of(&right, &stored);
-    let length = |number| {
-        let range = table.frame_range(FrameNumber::new(number));
-        range.end - range.start
-    };
-    assert_ne!(length(0), length(1));
-    let other = ObjectTable::new(table.index().clone(), &[length(1), length(0)]).encode();
+    let [first, second] = [0, 1].map(FrameNumber::new).map(|frame| {
+        let range = table.frame_range(frame);
+        StoredFrame { codec: table.codec(frame), bytes: range.end - range.start }
+    });
+    assert_ne!(first.bytes, second.bytes);
+    let other = ObjectTable::new(table.index().clone(), &[second, first]).encode();
     let frames = right.len() - other.len();
     put(&site, &path, [&right[..frames], &other].concat());
     let cold = open_elsewhere(&site, &snapshot);
