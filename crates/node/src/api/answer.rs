@@ -1,33 +1,14 @@
-//! Writes answers: resources as JSON, new ones with their location, problems as in RFC 9457.
+//! Writes problems as in RFC 9457.
 
-use axum::Json;
-use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 
 use super::limits;
 use super::problem::{Code, Problem, quoted};
 
 /// The media type of a problem.
 pub(crate) const PROBLEM_TYPE: &str = "application/problem+json";
-
-/// Something that was made, and the path it has where it is one thing.
-#[derive(Debug)]
-pub(crate) struct Made<T> {
-    pub(crate) made: T,
-    pub(crate) path: Option<String>,
-}
-
-impl<T: Serialize> IntoResponse for Made<T> {
-    fn into_response(self) -> Response {
-        let mut response = (StatusCode::CREATED, Json(self.made)).into_response();
-        if let Some(path) = self.path.and_then(|path| HeaderValue::try_from(path).ok()) {
-            response.headers_mut().insert(LOCATION, path);
-        }
-        response
-    }
-}
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {

@@ -1,14 +1,17 @@
-//! The API's OpenAPI document: the descriptions of its routes, and the rules common to all of them.
+//! The API's OpenAPI document: the operations that are answered, and the rules common to all of them.
 
 use utoipa::openapi::content::ContentBuilder;
-use utoipa::openapi::path::Operation;
-use utoipa::openapi::schema::{AdditionalProperties, Schema};
+use utoipa::openapi::path::{HttpMethod, Operation, OperationBuilder};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{AdditionalProperties, ComponentsBuilder, Schema};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, Ref, RefOr, Required, ResponseBuilder};
-use utoipa::{IntoParams, PartialSchema as _, ToSchema};
-use uuid::Uuid;
+use utoipa::openapi::{
+    InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Paths, Ref, RefOr, Required, ResponseBuilder,
+};
+use utoipa::{IntoParams, PartialSchema as _, ToSchema as _};
 
 use super::answer::PROBLEM_TYPE;
+use super::operation::{BodySchema, Described, JSON, Schemas, Verb};
 use super::problem::Code;
 use super::types::{CaptureSource, ProblemBody};
 use super::{API_VERSION, routes};
@@ -16,44 +19,11 @@ use super::{API_VERSION, routes};
 /// The name of the way in over TCP.
 const TOKEN: &str = "token";
 
-/// Bodies that say nothing that must be said.
-const BODIES_THAT_MAY_BE_ABSENT: [&str; 4] =
-    ["pause_sandbox", "resume_sandbox", "fork_sandbox", "resume_snapshot"];
-
-/// A sandbox in a path.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it stands for what handlers take as `Reference`")]
-pub(super) struct SandboxParameter {
-    /// The sandbox: its id, a unique prefix of it of at least four characters, or its name.
-    #[param(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    reference: String,
-}
-
-/// A snapshot in a path.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it stands for what handlers take as `Reference`")]
-pub(super) struct SnapshotParameter {
-    /// The snapshot: its id, a unique prefix of it of at least four characters, or its name.
-    #[param(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    reference: String,
-}
-
-/// A fault socket in a path.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it stands for what handlers take as `WholeId`")]
-pub(super) struct FaultSocketParameter {
-    /// The fault socket's id.
-    id: Uuid,
-}
-
 /// A name for the request.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "it stands for what handlers take as `Key`")]
-pub(super) struct KeyParameter {
+struct KeyParameter {
     /// A name the caller chooses for this request: the same request under the same key is done once, also over a
     /// restart of the daemon, and answered alike. It is remembered for a day, if it is among the newest 100,000.
     #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255, pattern = "^[!-~]+$")]
@@ -64,19 +34,10 @@ pub(super) struct KeyParameter {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "it stands for what handlers take as `LastEventId`")]
-pub(super) struct LastEventIdParameter {
+struct LastEventIdParameter {
     /// The last event the client had.
     #[param(rename = "Last-Event-ID")]
     last: Option<u64>,
-}
-
-/// A command to a process guest.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "it stands for what handlers take as a map")]
-pub(super) struct GuestCommand {
-    /// The command: `fill`, `rewrite`, `discard`, `verify`, `checksums`, `tick`, `state`. The other fields depend on
-    /// it.
-    command: String,
 }
 
 /// The document, as it is sent and as it is kept in `docs/openapi.json`.
@@ -88,17 +49,16 @@ pub fn document_text() -> String {
 
 /// The document.
 pub fn document() -> OpenApi {
-    let mut document = routes::document();
-    document.info = InfoBuilder::new()
-        .title("rekindle")
-        .description(Some(description()))
-        .version(API_VERSION)
-        .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()))
-        .build();
-    let components = document.components.get_or_insert_default();
-    components.schemas.insert(ProblemBody::name().into_owned(), ProblemBody::schema());
-    if let Some(RefOr::T(Schema::OneOf(sources))) = components.schemas.get_mut(&*CaptureSource::name()) {
-        sources.items.iter_mut().for_each(refuse_unknown);
+    let mut schemas: Schemas = vec![(ProblemBody::name().into_owned(), ProblemBody::schema())];
+    let mut paths = Paths::new();
+    for operation in routes::described() {
+        let method = match operation.facts.verb {
+            Verb::Get => HttpMethod::Get,
+            Verb::Post => HttpMethod::Post,
+            Verb::Delete => HttpMethod::Delete,
+        };
+        let described = in_document(&operation, &mut schemas);
+        paths.add_path_operation(operation.facts.path, vec![method], described);
     }
     let by_token = SecurityScheme::Http(
         HttpBuilder::new()
@@ -106,31 +66,68 @@ pub fn document() -> OpenApi {
             .description(Some("Over TCP only; on the socket the peer's user decides."))
             .build(),
     );
-    components.add_security_scheme(TOKEN, by_token);
-    document.security =
-        Some(vec![SecurityRequirement::default(), SecurityRequirement::new(TOKEN, Vec::<String>::new())]);
-    for item in document.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.post, &mut item.delete];
-        operations.into_iter().flatten().for_each(complete);
+    let mut components =
+        ComponentsBuilder::new().schemas_from_iter(schemas).security_scheme(TOKEN, by_token).build();
+    if let Some(RefOr::T(Schema::OneOf(sources))) = components.schemas.get_mut(&*CaptureSource::name()) {
+        sources.items.iter_mut().for_each(refuse_unknown);
     }
-    document
+    let info = InfoBuilder::new()
+        .title("rekindle")
+        .description(Some(description()))
+        .version(API_VERSION)
+        .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()))
+        .build();
+    let security = [SecurityRequirement::default(), SecurityRequirement::new(TOKEN, Vec::<String>::new())];
+    OpenApiBuilder::new()
+        .info(info)
+        .paths(paths)
+        .components(Some(components))
+        .security(Some(security))
+        .build()
 }
 
-/// Adds to a route what holds for all of them.
-fn complete(operation: &mut Operation) {
+/// An operation as the document has it; the schemas that it names are added to `schemas`.
+fn in_document(operation: &Described, schemas: &mut Schemas) -> Operation {
+    let Described { facts, path, query, body, content } = operation;
+    let key = facts.is_keyed.then(|| KeyParameter::into_params(|| None));
+    let last_event = facts.goes_on_after_event.then(|| LastEventIdParameter::into_params(|| None));
+    let fields = key.into_iter().chain(last_event).flatten();
+    let parameters: Vec<_> = path().into_iter().chain(query()).chain(fields).collect();
+    let body = body(schemas).map(|BodySchema { schema, said }| {
+        let required = if facts.is_body_optional { Required::False } else { Required::True };
+        RequestBodyBuilder::new()
+            .description(said)
+            .content(JSON, ContentBuilder::new().schema(Some(schema)).build())
+            .required(Some(required))
+            .build()
+    });
+    let success = (facts.status, facts.said);
+    let answered = OperationBuilder::new()
+        .tag(facts.tag)
+        .summary(Some(facts.summary))
+        .description(facts.description)
+        .operation_id(Some(facts.id))
+        .parameters((!parameters.is_empty()).then_some(parameters))
+        .request_body(body);
     let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name(ProblemBody::name()))).build();
-    let response = ResponseBuilder::new()
+    let refused = ResponseBuilder::new()
         .description("It was not done; `code` says why")
         .content(PROBLEM_TYPE, problem)
         .build();
-    operation.responses.responses.insert("default".to_owned(), RefOr::T(response));
-    let may_be_absent = operation
-        .operation_id
-        .as_deref()
-        .is_some_and(|operation| BODIES_THAT_MAY_BE_ABSENT.contains(&operation));
-    if let Some(RefOr::T(body)) = operation.request_body.as_mut().filter(|_| may_be_absent) {
-        body.required = Some(Required::False);
-    }
+    [success]
+        .into_iter()
+        .chain(facts.or)
+        .fold(answered, |answered, (status, said)| {
+            let answer = content(schemas).into_iter().fold(
+                ResponseBuilder::new().description(said),
+                |answer, (kind, schema)| {
+                    answer.content(kind, ContentBuilder::new().schema(Some(schema)).build())
+                },
+            );
+            answered.response(status.to_string(), answer.build())
+        })
+        .response("default", refused)
+        .build()
 }
 
 /// Says of an object that it has no other fields, as its type in Rust does.

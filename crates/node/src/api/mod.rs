@@ -11,6 +11,8 @@ mod bounded;
 mod admission;
 mod audit;
 mod extract;
+pub(crate) mod operation;
+pub(crate) mod operations;
 mod answer;
 pub(crate) mod event_stream;
 mod routes;

@@ -39,7 +39,7 @@ impl Events {
         let open = runtime.block_on(opening).map_err(silent)??;
         if !open.response.status().is_success() {
             let collecting = async { timeout(within, open.collected(endpoint)).await };
-            runtime.block_on(collecting).map_err(silent)??.done()?;
+            runtime.block_on(collecting).map_err(silent)??.succeeded()?;
             return Err(ClientError::Strange {
                 endpoint: endpoint.to_string(),
                 status: 0,

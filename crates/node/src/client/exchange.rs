@@ -13,13 +13,14 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use super::endpoint::Endpoint;
 use super::error::ClientError;
+use crate::api::operation::{Input, Operation, Output, Said, Subject, Verb};
 
 /// Bytes of an answer: far beyond what any route gives.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
@@ -33,68 +34,33 @@ pub(super) struct Call {
     method: Method,
     path: String,
     key: Option<String>,
-    body: Option<Vec<u8>>,
+    body: Option<Bytes>,
 }
 
 impl Call {
-    pub(super) fn new(method: Method, path: &str) -> Self {
-        Self { method, path: path.to_owned(), key: None, body: None }
+    /// A call of the operation about what `of` names.
+    pub(super) fn of<S: Subject, I: Input, O: Output>(
+        operation: &Operation<S, I, O>,
+        of: &S::Name,
+        input: &I::Value,
+    ) -> Self {
+        let method = match operation.facts.verb {
+            Verb::Get => Method::GET,
+            Verb::Post => Method::POST,
+            Verb::Delete => Method::DELETE,
+        };
+        let Said { query, body } = I::said(input);
+        Self { method, path: operation.path_of(of) + &query, key: None, body }
     }
 
-    pub(super) fn get(path: &str) -> Self {
-        Self::new(Method::GET, path)
-    }
-
-    pub(super) fn post(path: &str) -> Self {
-        Self::new(Method::POST, path)
-    }
-
-    pub(super) fn delete(path: &str) -> Self {
-        Self::new(Method::DELETE, path)
-    }
-
-    /// The same, of the one thing `reference` names.
-    pub(super) fn of(mut self, reference: &str) -> Self {
-        self.path.push('/');
-        for byte in reference.bytes() {
-            push_byte(&mut self.path, byte);
-        }
-        self
-    }
-
-    /// The same, with more path behind it.
-    pub(super) fn then(mut self, more: &str) -> Self {
-        self.path.push_str(more);
-        self
-    }
-
-    /// The same, asking more closely.
-    pub(super) fn with_query(mut self, query: &impl Serialize) -> Self {
-        let fields = serde_json::to_value(query).expect("a query is strings and numbers");
-        let fields = fields.as_object().expect("a query has fields");
-        let mut mark = '?';
-        let all = fields.iter().flat_map(|(name, value)| {
-            let several = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-            several.iter().map(move |value| (name, value))
-        });
-        for (name, value) in all.filter(|(_, value)| !value.is_null()) {
-            self.path.push(mark);
-            self.path.push_str(name);
-            self.path.push('=');
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            text.bytes().for_each(|byte| push_byte(&mut self.path, byte));
-            mark = '&';
-        }
-        self
+    /// A call that no operation of the table is.
+    pub(super) fn any(method: Method, path: &str, body: Option<&Value>) -> Self {
+        let body = body.map(|body| Bytes::from(body.to_string()));
+        Self { method, path: path.to_owned(), key: None, body }
     }
 
     pub(super) fn with_key(mut self, key: Option<&str>) -> Self {
         self.key = key.map(str::to_owned);
-        self
-    }
-
-    pub(super) fn with_body(mut self, body: &impl Serialize) -> Self {
-        self.body = Some(serde_json::to_vec(body).expect("a body is strings, numbers and maps"));
         self
     }
 
@@ -116,19 +82,11 @@ impl Call {
         if self.body.is_some() {
             fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
-        let mut request = Request::new(Full::new(Bytes::from(self.body.unwrap_or_default())));
+        let mut request = Request::new(Full::new(self.body.unwrap_or_default()));
         *request.method_mut() = self.method;
         *request.uri_mut() = self.path.parse().map_err(|_error| strange(&self.path))?;
         *request.headers_mut() = fields;
         Ok(request)
-    }
-}
-
-/// Adds a byte to a path or query, as `%` and its number where it may not stand there as it is.
-fn push_byte(path: &mut String, byte: u8) {
-    match byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-        true => path.push(char::from(byte)),
-        false => path.push_str(&format!("%{byte:02X}")),
     }
 }
 
@@ -158,12 +116,8 @@ impl Reply {
         String::from_utf8(reply.body.to_vec()).map_err(|error| reply.strange(error.to_string()))
     }
 
-    /// Nothing but that it was done.
-    pub(super) fn done(self) -> Result<(), ClientError> {
-        self.succeeded().map(drop)
-    }
-
-    fn succeeded(self) -> Result<Self, ClientError> {
+    /// The same, unless it is a problem.
+    pub(super) fn succeeded(self) -> Result<Self, ClientError> {
         if self.status.is_success() {
             return Ok(self);
         }

@@ -1,4 +1,4 @@
-//! A client of the control API: each route as a call that blocks until it is answered.
+//! A client of the control API: each operation as a call that blocks until it is answered.
 
 mod endpoint;
 mod error;
@@ -17,6 +17,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::api::limits;
+use crate::api::operation::{Input, Operation, Output, Subject};
+use crate::api::operations::*;
 use crate::api::problem::Code;
 use crate::api::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, EventsQuery, FaultSocket,
@@ -71,12 +73,12 @@ impl Client {
 
     /// Starts a sandbox on empty memory.
     pub fn create_sandbox(&self, key: Option<&str>, wanted: &CreateSandbox) -> Result<Sandbox> {
-        self.ask(Call::post("/v1/sandboxes").with_key(key).with_body(wanted))
+        self.ask_once(&CREATE_SANDBOX, &(), key, wanted)
     }
 
     /// A page of the sandboxes, oldest first.
     pub fn sandboxes(&self, query: &ListQuery) -> Result<SandboxList> {
-        self.ask(Call::get("/v1/sandboxes").with_query(query))
+        self.ask(&LIST_SANDBOXES, &(), query)
     }
 
     /// All sandboxes that have all of these labels, each as `name=value`; oldest first.
@@ -86,17 +88,17 @@ impl Client {
 
     /// One sandbox.
     pub fn sandbox(&self, reference: &str) -> Result<Sandbox> {
-        self.ask(Call::get("/v1/sandboxes").of(reference))
+        self.ask(&SHOW_SANDBOX, reference, &())
     }
 
     /// Pauses a sandbox into a snapshot.
     pub fn pause_sandbox(&self, reference: &str, key: Option<&str>, how: &PauseSandbox) -> Result<Snapshot> {
-        self.ask(Call::post("/v1/sandboxes").of(reference).then("/pause").with_key(key).with_body(how))
+        self.ask_once(&PAUSE_SANDBOX, reference, key, how)
     }
 
     /// Resumes a paused sandbox from its last snapshot.
     pub fn resume_sandbox(&self, reference: &str, how: &ResumeSandbox) -> Result<Sandbox> {
-        self.ask(Call::post("/v1/sandboxes").of(reference).then("/resume").with_body(how))
+        self.ask(&RESUME_SANDBOX, reference, how)
     }
 
     /// Makes new sandboxes that go on from this one's present state.
@@ -106,41 +108,40 @@ impl Client {
         key: Option<&str>,
         how: &ForkSandbox,
     ) -> Result<Vec<Sandbox>> {
-        let call = Call::post("/v1/sandboxes").of(reference).then("/fork").with_key(key).with_body(how);
-        self.ask(call).map(|made: SandboxList| made.sandboxes)
+        self.ask_once(&FORK_SANDBOX, reference, key, how).map(|made| made.sandboxes)
     }
 
     /// Ends a sandbox's guest; its work since its last pause is gone.
     pub fn stop_sandbox(&self, reference: &str) -> Result<Sandbox> {
-        self.ask(Call::post("/v1/sandboxes").of(reference).then("/stop"))
+        self.ask(&STOP_SANDBOX, reference, &())
     }
 
     /// Ends a sandbox's guest if it runs and forgets the sandbox; its snapshots stay.
     pub fn remove_sandbox(&self, reference: &str) -> Result<()> {
-        self.tell(Call::delete("/v1/sandboxes").of(reference))
+        self.ask(&REMOVE_SANDBOX, reference, &()).map(drop)
     }
 
     /// Tells a process guest to do something, and gives its answer.
     pub fn tell_guest(&self, reference: &str, command: &Value) -> Result<Value> {
-        self.ask(Call::post("/v1/sandboxes").of(reference).then("/guest").with_body(command))
+        self.ask(&TELL_GUEST, reference, command)
     }
 
     /// The output of a sandbox's guests at their console, from `from` on; waits for it at most `wait_seconds`.
     pub fn read_console(&self, reference: &str, query: ConsoleQuery) -> Result<ConsoleOutput> {
         let wait = Duration::from_secs(query.wait_seconds.unwrap_or_default().into());
         let patient = self.clone().answered_within(self.answered_within + wait);
-        patient.ask(Call::get("/v1/sandboxes").of(reference).then("/console").with_query(&query))
+        patient.ask(&READ_CONSOLE, reference, &query)
     }
 
     /// Types at the console of a sandbox's guest.
     pub fn type_at_console(&self, reference: &str, bytes: &[u8]) -> Result<()> {
         let input = ConsoleInput { bytes: BASE64_STANDARD.encode(bytes) };
-        self.tell(Call::post("/v1/sandboxes").of(reference).then("/console").with_body(&input))
+        self.ask(&TYPE_AT_CONSOLE, reference, &input).map(drop)
     }
 
     /// A page of the snapshots, oldest first.
     pub fn snapshots(&self, query: &ListQuery) -> Result<SnapshotList> {
-        self.ask(Call::get("/v1/snapshots").with_query(query))
+        self.ask(&LIST_SNAPSHOTS, &(), query)
     }
 
     /// All snapshots that have all of these labels, each as `name=value`; oldest first.
@@ -150,7 +151,7 @@ impl Client {
 
     /// One snapshot.
     pub fn snapshot(&self, reference: &str) -> Result<Snapshot> {
-        self.ask(Call::get("/v1/snapshots").of(reference))
+        self.ask(&SHOW_SNAPSHOT, reference, &())
     }
 
     /// Waits until a snapshot has come as far as `state`; the problem `not_yet` says that it has not within `limit`.
@@ -168,25 +169,24 @@ impl Client {
     }
 
     fn wait_once(&self, reference: &str, query: WaitQuery) -> Result<Snapshot> {
-        let call = Call::get("/v1/snapshots").of(reference).then("/wait").with_query(&query);
         let seconds = query.timeout_seconds.unwrap_or(limits::WAIT_SECONDS);
         let within = Duration::from_secs(seconds.into()) + WAIT_ANSWERED_WITHIN;
-        exchange::exchange(&self.endpoint, call, within).and_then(Reply::json)
+        self.clone().answered_within(within).ask(&WAIT_SNAPSHOT, reference, &query)
     }
 
     /// Deletes a snapshot; sandboxes that run from it and its children go on.
     pub fn delete_snapshot(&self, reference: &str) -> Result<()> {
-        self.tell(Call::delete("/v1/snapshots").of(reference))
+        self.ask(&DELETE_SNAPSHOT, reference, &()).map(drop)
     }
 
     /// Reads every page of a snapshot and checks it.
     pub fn verify_snapshot(&self, reference: &str) -> Result<Verification> {
-        self.ask(Call::post("/v1/snapshots").of(reference).then("/verify"))
+        self.ask(&VERIFY_SNAPSHOT, reference, &())
     }
 
     /// The layers a snapshot is made of and their places.
     pub fn placement(&self, reference: &str) -> Result<Placement> {
-        self.ask(Call::get("/v1/snapshots").of(reference).then("/placement"))
+        self.ask(&SHOW_PLACEMENT, reference, &())
     }
 
     /// Makes new sandboxes of a snapshot.
@@ -196,58 +196,59 @@ impl Client {
         key: Option<&str>,
         how: &ResumeSnapshot,
     ) -> Result<Vec<Sandbox>> {
-        let call = Call::post("/v1/snapshots").of(reference).then("/resume").with_key(key).with_body(how);
-        self.ask(call).map(|made: SandboxList| made.sandboxes)
+        self.ask_once(&RESUME_SNAPSHOT, reference, key, how).map(|made| made.sandboxes)
     }
 
     /// Opens a socket at which a VMM is served with a snapshot's memory.
     pub fn open_fault_socket(&self, wanted: &OpenFaultSocket) -> Result<FaultSocket> {
-        self.ask(Call::post("/v1/fault-sockets").with_body(wanted))
+        self.ask(&OPEN_FAULT_SOCKET, &(), wanted)
     }
 
     /// The fault sockets.
     pub fn fault_sockets(&self) -> Result<Vec<FaultSocket>> {
-        self.ask(Call::get("/v1/fault-sockets"))
+        self.ask(&LIST_FAULT_SOCKETS, &(), &())
     }
 
     /// One fault socket.
     pub fn fault_socket(&self, id: Uuid) -> Result<FaultSocket> {
-        self.ask(Call::get("/v1/fault-sockets").of(&id.to_string()))
+        self.ask(&SHOW_FAULT_SOCKET, &id, &())
     }
 
     /// Closes a fault socket and ends its serving; the caller has ended the VMM.
     pub fn close_fault_socket(&self, id: Uuid) -> Result<()> {
-        self.tell(Call::delete("/v1/fault-sockets").of(&id.to_string()))
+        self.ask(&CLOSE_FAULT_SOCKET, &id, &()).map(drop)
     }
 
     /// Captures memory of a process that others manage.
     pub fn capture_memory(&self, wanted: &CaptureMemory) -> Result<Snapshot> {
-        self.ask(Call::post("/v1/captures").with_body(wanted))
+        self.ask(&CAPTURE_MEMORY, &(), wanted)
     }
 
     /// Events after `after` that are still known, and new ones; without `after` only new ones.
     ///
     /// When this returns, the daemon has noted that events are wanted: none from here on is missed.
     pub fn events(&self, after: Option<u64>) -> Result<Events> {
-        let call = Call::get("/v1/events").with_query(&EventsQuery { after, follow: None });
-        Events::open(&self.endpoint, call, self.answered_within)
+        self.open_events(EventsQuery { after, follow: None })
     }
 
     /// The events after `after` that are known, and then the end.
     pub fn known_events(&self, after: u64) -> Result<Events> {
-        let call =
-            Call::get("/v1/events").with_query(&EventsQuery { after: Some(after), follow: Some(false) });
+        self.open_events(EventsQuery { after: Some(after), follow: Some(false) })
+    }
+
+    fn open_events(&self, query: EventsQuery) -> Result<Events> {
+        let call = Call::of(&STREAM_EVENTS, &(), &query);
         Events::open(&self.endpoint, call, self.answered_within)
     }
 
     /// That the daemon answers.
     pub fn health(&self) -> Result<Health> {
-        self.ask(Call::get("/v1/health"))
+        self.ask(&SHOW_HEALTH, &(), &())
     }
 
     /// Tells if requests can be done, or the reasons that they cannot.
     pub fn readiness(&self) -> Result<Readiness> {
-        let reply = exchange::exchange(&self.endpoint, Call::get("/v1/ready"), self.answered_within)?;
+        let reply = self.exchange(Call::of(&SHOW_READINESS, &(), &()))?;
         match reply.clone().json() {
             // Obstacles come with a status of failure, but are the answer that was asked for.
             Err(error) => reply.any_json().map_err(|_other| error),
@@ -257,30 +258,48 @@ impl Client {
 
     /// The version of the daemon.
     pub fn version(&self) -> Result<Version> {
-        self.ask(Call::get("/v1/version"))
+        self.ask(&SHOW_VERSION, &(), &())
     }
 
     /// Measurements in a form Prometheus reads.
     pub fn metrics(&self) -> Result<String> {
-        exchange::exchange(&self.endpoint, Call::get("/metrics"), self.answered_within)?.text()
+        self.exchange(Call::of(&SHOW_METRICS, &(), &()))?.text()
     }
 
     /// A request that no call above makes: its answer as JSON, null where it is empty.
     pub fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
-        let call = Call::new(method, path);
-        let call = match body {
-            Some(body) => call.with_body(body),
-            None => call,
-        };
-        self.ask(call)
+        self.exchange(Call::any(method, path, body))?.json()
     }
 
-    fn ask<T: DeserializeOwned>(&self, call: Call) -> Result<T> {
-        exchange::exchange(&self.endpoint, call, self.answered_within)?.json()
+    /// Asks for an operation.
+    fn ask<S: Subject, I: Input, O: Output>(
+        &self,
+        operation: &Operation<S, I, O>,
+        of: &S::Name,
+        input: &I::Value,
+    ) -> Result<O::Value>
+    where
+        O::Value: DeserializeOwned,
+    {
+        self.ask_once(operation, of, None, input)
     }
 
-    fn tell(&self, call: Call) -> Result<()> {
-        exchange::exchange(&self.endpoint, call, self.answered_within)?.done()
+    /// The same under a key, with which it is done once.
+    fn ask_once<S: Subject, I: Input, O: Output>(
+        &self,
+        operation: &Operation<S, I, O>,
+        of: &S::Name,
+        key: Option<&str>,
+        input: &I::Value,
+    ) -> Result<O::Value>
+    where
+        O::Value: DeserializeOwned,
+    {
+        self.exchange(Call::of(operation, of, input).with_key(key))?.json()
+    }
+
+    fn exchange(&self, call: Call) -> Result<Reply> {
+        exchange::exchange(&self.endpoint, call, self.answered_within)
     }
 }
 

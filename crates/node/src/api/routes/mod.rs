@@ -1,10 +1,9 @@
-//! The routes, a module for each kind of resource, and the number of requests of each that are worked on at once.
+//! The handlers of all operations, and the number of requests of each kind that are worked on at once.
 
-mod captures;
-mod console;
 mod daemon;
 mod events;
-mod fault_sockets;
+mod memory;
+mod registered;
 mod sandboxes;
 mod snapshots;
 
@@ -13,23 +12,20 @@ use axum::extract::Request;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use tracing::Instrument as _;
-use utoipa::openapi::OpenApi;
-use utoipa_axum::router::OpenApiRouter;
 
+use self::registered::{Routes, Taken};
 use super::admission;
 use super::answer;
 use super::audit;
 use super::bounded::BoundedControl;
 use super::limits;
+use super::operation::Described;
 use super::places::{Places, with_place};
-
-/// Routes and their part of the document.
-type Routes = OpenApiRouter<BoundedControl>;
 
 /// Everything the API answers, for connections whose requests carry an [`admission::Admission`].
 pub(crate) fn router(control: BoundedControl) -> Router {
-    let (router, _document) = all().split_for_parts();
-    router
+    all()
+        .router
         .fallback(answer::no_route)
         .method_not_allowed_fallback(answer::no_method)
         .layer(from_fn(admission::admit))
@@ -46,24 +42,22 @@ async fn traced(request: Request, next: Next) -> Response {
     response
 }
 
-/// The document of the routes, before the parts common to all of them are added.
-pub(crate) fn document() -> OpenApi {
-    all().into_openapi()
+/// Every operation that is answered.
+pub(crate) fn described() -> Vec<Described> {
+    all().described
 }
 
 fn all() -> Routes {
-    let placed = |routes: Routes, kind: &'static str, count: usize| {
-        routes.route_layer(from_fn_with_state(Places::new(kind, count), with_place))
+    let placed = |routes: Routes, kind: &'static str, count: usize| Routes {
+        router: routes.router.route_layer(from_fn_with_state(Places::new(kind, count), with_place)),
+        described: routes.described,
     };
-    let requests = sandboxes::routes()
-        .merge(console::writes())
-        .merge(snapshots::routes())
-        .merge(fault_sockets::routes());
+    let requests = sandboxes::routes().and(snapshots::routes()).and(memory::fault_sockets());
     placed(requests, "requests", limits::REQUESTS_MAX)
-        .merge(placed(snapshots::waits(), "waits", limits::WAITS_MAX))
-        .merge(placed(console::reads(), "console reads", limits::CONSOLE_WAITS_MAX))
-        .merge(placed(snapshots::verifications(), "verifications", limits::VERIFICATIONS_MAX))
-        .merge(placed(captures::routes(), "captures", limits::CAPTURES_MAX))
-        .merge(placed(events::routes(), "event streams", limits::EVENT_STREAMS_MAX))
-        .merge(placed(daemon::routes(), "probes", limits::PROBES_MAX))
+        .and(placed(snapshots::waits(), "waits", limits::WAITS_MAX))
+        .and(placed(sandboxes::console_reads(), "console reads", limits::CONSOLE_WAITS_MAX))
+        .and(placed(snapshots::verifications(), "verifications", limits::VERIFICATIONS_MAX))
+        .and(placed(memory::captures(), "captures", limits::CAPTURES_MAX))
+        .and(placed(events::routes(), "event streams", limits::EVENT_STREAMS_MAX))
+        .and(placed(daemon::routes(), "probes", limits::PROBES_MAX))
 }

@@ -1,0 +1,192 @@
+//! The table of operations: everything that the control API does, each entry once.
+//!
+//! The server answers these, the client asks for these, and the OpenAPI document describes these.
+
+use super::operation::{
+    AnyJson, Body, Done, EventStreamOf, GuestCommand, InQuery, Json, JsonArray, Measurements, NoInput,
+    Nothing, OfFaultSocket, OfSandbox, OfSnapshot, Operation,
+};
+use super::types::{
+    CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Event, EventsQuery, FaultSocket,
+    ForkSandbox, Health, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox,
+    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, Verification, Version, WaitQuery,
+};
+
+/// Answer of an operation that makes a snapshot.
+const MADE_SNAPSHOT: &str = "The snapshot; its path is in `Location`";
+
+pub(crate) const CREATE_SANDBOX: Operation<Nothing, Body<CreateSandbox>, Json<Sandbox>> =
+    Operation::post("create_sandbox", "/v1/sandboxes", "sandboxes")
+        .does("Starts a sandbox on empty memory.")
+        .keyed()
+        .answers(201, "The sandbox; its path is in `Location`")
+        .located(|made: &Sandbox| SHOW_SANDBOX.path_of(&made.id.to_string()));
+
+pub(crate) const LIST_SANDBOXES: Operation<Nothing, InQuery<ListQuery>, Json<SandboxList>> =
+    Operation::get("list_sandboxes", "/v1/sandboxes", "sandboxes")
+        .does("Lists the sandboxes, oldest first.")
+        .answers(200, "A page of them");
+
+pub(crate) const SHOW_SANDBOX: Operation<OfSandbox, NoInput, Json<Sandbox>> =
+    Operation::get("show_sandbox", "/v1/sandboxes/{reference}", "sandboxes")
+        .does("Shows one sandbox.")
+        .answers(200, "The sandbox");
+
+pub(crate) const REMOVE_SANDBOX: Operation<OfSandbox, NoInput, Done> =
+    Operation::delete("remove_sandbox", "/v1/sandboxes/{reference}", "sandboxes")
+        .does("Ends a sandbox's guest if it runs and forgets the sandbox; its snapshots stay.")
+        .answers(204, "It is gone");
+
+pub(crate) const PAUSE_SANDBOX: Operation<OfSandbox, Body<PauseSandbox>, Json<Snapshot>> =
+    Operation::post("pause_sandbox", "/v1/sandboxes/{reference}/pause", "sandboxes")
+        .does("Pauses a sandbox into a snapshot, which can be resumed at once.")
+        .keyed()
+        .with_optional_body()
+        .answers(201, MADE_SNAPSHOT)
+        .located(path_of_snapshot);
+
+pub(crate) const RESUME_SANDBOX: Operation<OfSandbox, Body<ResumeSandbox>, Json<Sandbox>> =
+    Operation::post("resume_sandbox", "/v1/sandboxes/{reference}/resume", "sandboxes")
+        .does("Resumes a paused sandbox from its last snapshot.")
+        .with_optional_body()
+        .answers(200, "The sandbox, running");
+
+pub(crate) const FORK_SANDBOX: Operation<OfSandbox, Body<ForkSandbox>, Json<SandboxList>> =
+    Operation::post("fork_sandbox", "/v1/sandboxes/{reference}/fork", "sandboxes")
+        .does("Makes new sandboxes that go on from this one's present state.")
+        .more("A running sandbox is paused for it and goes on from the same snapshot.")
+        .keyed()
+        .with_optional_body()
+        .answers(201, "The new sandboxes");
+
+pub(crate) const STOP_SANDBOX: Operation<OfSandbox, NoInput, Json<Sandbox>> =
+    Operation::post("stop_sandbox", "/v1/sandboxes/{reference}/stop", "sandboxes")
+        .does("Ends a sandbox's guest; its work since its last pause is gone.")
+        .answers(200, "The sandbox, stopped");
+
+pub(crate) const TELL_GUEST: Operation<OfSandbox, GuestCommand, AnyJson> =
+    Operation::post("tell_guest", "/v1/sandboxes/{reference}/guest", "sandboxes")
+        .does("Tells a process guest to do something, and gives its answer.")
+        .answers(200, "The guest's answer");
+
+pub(crate) const READ_CONSOLE: Operation<OfSandbox, InQuery<ConsoleQuery>, Json<ConsoleOutput>> =
+    Operation::get("read_console", "/v1/sandboxes/{reference}/console", "sandboxes")
+        .does("Reads what a sandbox's guests printed at their console.")
+        .more(
+            "Each answer gives the position to go on from, so that nothing is missed: ask again from `next` on, and \
+             wait there.",
+        )
+        .answers(200, "The output; empty if none came in time");
+
+pub(crate) const TYPE_AT_CONSOLE: Operation<OfSandbox, Body<ConsoleInput>, Done> =
+    Operation::post("type_at_console", "/v1/sandboxes/{reference}/console", "sandboxes")
+        .does("Types at the console of a sandbox's guest.")
+        .answers(204, "It is typed");
+
+pub(crate) const LIST_SNAPSHOTS: Operation<Nothing, InQuery<ListQuery>, Json<SnapshotList>> =
+    Operation::get("list_snapshots", "/v1/snapshots", "snapshots")
+        .does("Lists the snapshots, oldest first.")
+        .answers(200, "A page of them");
+
+pub(crate) const SHOW_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<Snapshot>> =
+    Operation::get("show_snapshot", "/v1/snapshots/{reference}", "snapshots")
+        .does("Shows one snapshot.")
+        .answers(200, "The snapshot");
+
+pub(crate) const WAIT_SNAPSHOT: Operation<OfSnapshot, InQuery<WaitQuery>, Json<Snapshot>> =
+    Operation::get("wait_snapshot", "/v1/snapshots/{reference}/wait", "snapshots")
+        .does("Waits until a snapshot is in a state, or beyond it.")
+        .more("If it is not in time, the answer is the problem `not_yet`.")
+        .answers(200, "The snapshot, in that state or beyond it");
+
+pub(crate) const DELETE_SNAPSHOT: Operation<OfSnapshot, NoInput, Done> =
+    Operation::delete("delete_snapshot", "/v1/snapshots/{reference}", "snapshots")
+        .does("Deletes a snapshot; sandboxes that run from it and its children go on.")
+        .answers(204, "It is deleted");
+
+pub(crate) const VERIFY_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<Verification>> =
+    Operation::post("verify_snapshot", "/v1/snapshots/{reference}/verify", "snapshots")
+        .does("Reads every page of a snapshot and checks it.")
+        .answers(200, "The result");
+
+pub(crate) const SHOW_PLACEMENT: Operation<OfSnapshot, NoInput, Json<Placement>> =
+    Operation::get("show_placement", "/v1/snapshots/{reference}/placement", "snapshots")
+        .does("Shows the layers that a snapshot is made of and their places, without waiting for a seal.")
+        .answers(200, "The layers");
+
+pub(crate) const RESUME_SNAPSHOT: Operation<OfSnapshot, Body<ResumeSnapshot>, Json<SandboxList>> =
+    Operation::post("resume_snapshot", "/v1/snapshots/{reference}/resume", "snapshots")
+        .does("Makes new sandboxes of a snapshot.")
+        .keyed()
+        .with_optional_body()
+        .answers(201, "The new sandboxes");
+
+pub(crate) const OPEN_FAULT_SOCKET: Operation<Nothing, Body<OpenFaultSocket>, Json<FaultSocket>> =
+    Operation::post("open_fault_socket", "/v1/fault-sockets", "memory")
+        .does("Opens a socket at which a VMM is served with a snapshot's memory.")
+        .answers(201, "The socket; its path is in `Location`")
+        .located(|made: &FaultSocket| SHOW_FAULT_SOCKET.path_of(&made.id));
+
+pub(crate) const LIST_FAULT_SOCKETS: Operation<Nothing, NoInput, JsonArray<FaultSocket>> =
+    Operation::get("list_fault_sockets", "/v1/fault-sockets", "memory")
+        .does("Lists the fault sockets.")
+        .answers(200, "All of them");
+
+pub(crate) const SHOW_FAULT_SOCKET: Operation<OfFaultSocket, NoInput, Json<FaultSocket>> =
+    Operation::get("show_fault_socket", "/v1/fault-sockets/{id}", "memory")
+        .does("Shows one fault socket.")
+        .answers(200, "The socket");
+
+pub(crate) const CLOSE_FAULT_SOCKET: Operation<OfFaultSocket, NoInput, Done> =
+    Operation::delete("close_fault_socket", "/v1/fault-sockets/{id}", "memory")
+        .does("Closes a fault socket and ends its serving; the caller has ended the VMM.")
+        .answers(204, "It is closed");
+
+pub(crate) const CAPTURE_MEMORY: Operation<Nothing, Body<CaptureMemory>, Json<Snapshot>> =
+    Operation::post("capture_memory", "/v1/captures", "memory")
+        .does("Captures memory of a process that others manage.")
+        .answers(201, MADE_SNAPSHOT)
+        .located(path_of_snapshot);
+
+pub(crate) const STREAM_EVENTS: Operation<Nothing, InQuery<EventsQuery>, EventStreamOf<Event>> =
+    Operation::get("stream_events", "/v1/events", "events")
+        .does("Streams events: `id` is the event's id, `event` its kind, `data` the event as JSON.")
+        .more(
+            "An event of kind `lost` says that events were left out, as its `missed` at most; the stream ends with it. \
+             The client\nread too slowly, or the event it had last is not followed by those that are still known. A \
+             restart of the daemon\nforgets all events: a client that asks for those after one of an earlier daemon \
+             first receives `lost`. It should\nlist sandboxes and snapshots again, and then continue after the `id` of \
+             this `lost`.",
+        )
+        .after_event()
+        .answers(200, "A stream without an end, unless `follow` is false");
+
+pub(crate) const SHOW_HEALTH: Operation<Nothing, NoInput, Json<Health>> =
+    Operation::get("show_health", "/v1/health", "daemon")
+        .does("Says that the daemon answers.")
+        .answers(200, "It does");
+
+pub(crate) const SHOW_READINESS: Operation<Nothing, NoInput, Json<Readiness>> =
+    Operation::get("show_readiness", "/v1/ready", "daemon")
+        .does("Tells if requests can be done, and names the obstacles.")
+        .answers(200, "They can")
+        .or_answers(503, "They cannot now");
+
+pub(crate) const SHOW_VERSION: Operation<Nothing, NoInput, Json<Version>> =
+    Operation::get("show_version", "/v1/version", "daemon")
+        .does("Gives the daemon's version.")
+        .answers(200, "The version");
+
+pub(crate) const SHOW_METRICS: Operation<Nothing, NoInput, Measurements> =
+    Operation::get("show_metrics", "/metrics", "daemon")
+        .does("Gives the measurements, in a form Prometheus reads.")
+        .answers(200, "The measurements");
+
+pub(crate) const SHOW_DOCUMENT: Operation<Nothing, NoInput, AnyJson> =
+    Operation::get("show_document", "/openapi.json", "daemon")
+        .does("Gives this document.")
+        .answers(200, "The OpenAPI document");
+
+fn path_of_snapshot(made: &Snapshot) -> String {
+    SHOW_SNAPSHOT.path_of(&made.id.to_string())
+}
