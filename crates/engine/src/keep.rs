@@ -180,6 +180,21 @@ mod tests {
     }
 
     #[test]
+    fn page_sets_that_version_1_wrote_are_read_and_those_of_an_unknown_version_refused_by_name() {
+        let file = Memfd::create("kept-by-version-1", 8192, PageKind::Small).expect("memory");
+        let words =
+            [[0b110, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]].concat();
+        file.write_at(&[&b"RKCS"[..], &[1, 0], &[70, 0, 0, 0]].concat(), 0).expect("within");
+        file.write_at(&words, 4096).expect("within");
+        let read = read_sets(&file).expect("version 1 wrote it");
+        assert_eq!(read.kept.iter().map(GuestPage::number).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(read.zero.iter().map(GuestPage::number).collect::<Vec<_>>(), [0]);
+        file.write_at(&[2], 4).expect("within");
+        let refused = read_sets(&file).expect_err("it is newer").to_string();
+        assert!(refused.contains("captured pages version at byte 4: version 2 is unknown"), "{refused}");
+    }
+
+    #[test]
     fn what_is_no_page_set_is_refused() {
         let CapturedPages { kept, zero } = captured(70);
         let file = write_sets(&kept, &zero).expect("memory");

@@ -12,6 +12,7 @@ use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages};
 use rekindle_engine::hooks::{Hooks, NoHooks};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::limits;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot;
@@ -133,6 +134,22 @@ fn layers_are_left_alone_until_a_manifest_names_as_many_as_it_is_told() {
         assert_eq!(layers(&snapshot), usize::from(fill));
     }
     line.check(line.last.as_ref().expect("just paused"), &line.model);
+}
+
+#[test]
+fn a_line_of_many_more_layers_than_a_merge_leaves_is_read_and_then_merged_down() {
+    // As many as a token of 7 bits for the slot has no room for.
+    let many: u8 = 130;
+    let mut line = Line::merging_at(many.into());
+    line.pause(0..PAGES, 1);
+    for fill in 2..=many {
+        let snapshot = line.pause([u32::from(fill)], fill);
+        assert_eq!(layers(&snapshot), usize::from(fill));
+    }
+    line.check(line.last.as_ref().expect("just paused"), &line.model);
+    let merged = line.pause([3], 200);
+    assert!(layers(&merged) <= limits::MERGED_LAYERS_MAX, "{} layers", layers(&merged));
+    line.check(&merged, &line.model);
 }
 
 #[test]

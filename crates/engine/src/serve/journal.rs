@@ -320,6 +320,21 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_that_version_1_wrote_is_recovered() {
+        // Head, a page of events, and the sets of 1,000 pages: 16 words each.
+        let left = Memfd::create("left-by-version-1", 12_288, PageKind::Small).unwrap();
+        let head_bytes = [&b"rkepoch\n"[..], &[1, 0, 0, 0], &[0xe8, 3, 0, 0], &[1], &[7; 32]].concat();
+        left.write_at(&head_bytes, 0).unwrap();
+        left.write_at(&[0b1000], 8192).unwrap();
+        left.write_at(&[0x80], 8192 + 128 + 124).unwrap();
+        let Recovered { head: found, removed, written, .. } = recover(&left).unwrap();
+        assert_eq!(found, head(1000));
+        assert_eq!(removed.iter().map(GuestPage::number).collect::<Vec<_>>(), [3]);
+        assert_eq!(written.iter().map(GuestPage::number).collect::<Vec<_>>(), [999]);
+        assert_eq!(head(1000).encode(), head_bytes);
+    }
+
+    #[test]
     fn what_is_not_a_journal_of_this_version_and_size_is_refused() {
         let written = |at: u64, bytes: &[u8]| {
             let kept = left_file(1000);
