@@ -3,9 +3,18 @@
 use std::fs;
 use std::path::Path;
 
+use rekindle_kernel::PAGE_BYTES;
+
 /// Bytes of RAM and swap that the children of process `pid` can still get; none where the system does not say.
 pub(crate) fn available_bytes(pid: u32) -> Option<u64> {
     Linux { proc: Path::new("/proc"), groups: Path::new("/sys/fs/cgroup") }.available_bytes(pid)
+}
+
+/// Bytes of a process that are in RAM (`statm`, proc(5)); none of one that is gone.
+pub(crate) fn resident_bytes(pid: u32) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0).saturating_mul(u64::try_from(PAGE_BYTES).expect("4096"))
 }
 
 /// The directories in which Linux tells of memory.
@@ -172,5 +181,11 @@ mod tests {
         fs::remove_file(machine.0.path().join("proc/meminfo")).expect("it is there");
         assert_eq!(machine.available_bytes(), None);
         assert!(available_bytes(std::process::id()).is_some_and(|bytes| bytes > 0), "this one tells");
+    }
+
+    #[test]
+    fn this_process_has_ram_and_one_that_is_gone_has_none() {
+        assert!(resident_bytes(std::process::id()) > 0);
+        assert_eq!(resident_bytes(u32::MAX), 0);
     }
 }

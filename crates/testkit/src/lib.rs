@@ -13,6 +13,7 @@ pub mod keeper;
 pub mod site;
 pub mod started_keeper;
 pub mod guest;
+pub mod sandbox;
 pub mod mini_guest;
 pub mod history;
 pub mod black_box;

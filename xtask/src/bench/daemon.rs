@@ -6,10 +6,10 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use rekindle::api::types::{CreateSandbox, PauseSandbox, ResumeSnapshot, Sandbox as Listed, SnapshotState};
 use rekindle::client::Client;
-use rekindle::sandbox::Sandbox;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, Process, Role, RunningDaemon, Told, ask_until};
+use rekindle_testkit::sandbox::Sandbox;
 use serde_json::json;
 
 use super::node::{Node, shape};
@@ -109,7 +109,7 @@ fn answers_here(node: &Node, base: &Arc<Snapshot>) -> anyhow::Result<Answers> {
     let mut sandbox = Sandbox::resume(&node.engine, base, shape(u64::from(base.memory().pages()) * 4096)?)?;
     let resume = asked.elapsed().as_secs_f64();
     sandbox.guest.control.rewrite(written())?;
-    let paused = sandbox.pause(&node.engine).map_err(|not| not.error)?;
+    let paused = sandbox.pause(&node.engine)?;
     drop(paused.ending);
     node.forget(&paused.snapshot)?;
     Ok(Answers { pause: paused.answer_time.as_secs_f64(), resume })

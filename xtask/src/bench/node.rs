@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use rekindle::sandbox::{Paused, Sandbox, SandboxShape};
+use rekindle::vmm::process::GuestShape;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_testkit::hooks::{Held, Point, TestHooks};
+use rekindle_testkit::sandbox::{Paused, Sandbox};
 use tempfile::TempDir;
 
 /// Longest time for anything in the background.
@@ -43,7 +44,7 @@ impl Node {
     pub(crate) fn filled(&self, memory_bytes: u64) -> anyhow::Result<Arc<Snapshot>> {
         let mut sandbox = Sandbox::start(shape(memory_bytes)?)?;
         sandbox.guest.control.fill(1)?;
-        let Paused { snapshot, ending, .. } = sandbox.pause(&self.engine).map_err(|not| not.error)?;
+        let Paused { snapshot, ending, .. } = sandbox.pause(&self.engine)?;
         drop(ending);
         wait_published(&snapshot)?;
         Ok(snapshot)
@@ -54,7 +55,7 @@ impl Node {
         let memory_bytes = u64::from(parent.memory().pages()) * 4096;
         let mut sandbox = Sandbox::resume(&self.engine, parent, shape(memory_bytes)?)?;
         sandbox.guest.control.rewrite(Rewrite { share, zero_percent: 10, same_percent: 10 })?;
-        sandbox.pause(&self.engine).map_err(|not| not.error)
+        sandbox.pause(&self.engine)
     }
 
     /// Seconds from asking for a resume of `snapshot` to the end of its guest's first step.
@@ -108,8 +109,8 @@ pub(crate) fn wait_published(snapshot: &Snapshot) -> anyhow::Result<()> {
 }
 
 /// A process guest that this very program is.
-pub(crate) fn shape(memory_bytes: u64) -> anyhow::Result<SandboxShape> {
-    Ok(SandboxShape::new(
+pub(crate) fn shape(memory_bytes: u64) -> anyhow::Result<GuestShape> {
+    Ok(GuestShape::new(
         std::env::current_exe().context("this very program, to be run as a guest")?,
         memory_bytes,
     ))

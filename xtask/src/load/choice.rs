@@ -200,7 +200,7 @@ fn percent(random: &mut Random, end: u32) -> u8 {
 /// Private memory knows one way only.
 fn discard_how(backing: MemoryBacking, random: &mut Random) -> DiscardHow {
     match backing {
-        MemoryBacking::Private => DiscardHow::DontNeed,
+        MemoryBacking::Private | MemoryBacking::PrivateHuge => DiscardHow::DontNeed,
         MemoryBacking::Shared | MemoryBacking::Huge if random.percent(25) => DiscardHow::DontNeed,
         MemoryBacking::Shared | MemoryBacking::Huge => DiscardHow::Remove,
     }

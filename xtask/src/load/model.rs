@@ -114,7 +114,8 @@ fn apply(command: &Command, backing: MemoryBacking, state: &mut DeviceState) {
 /// True if pages that were given back read zero: unmapping alone keeps a shared file's content.
 fn reads_zero(how: DiscardHow, backing: MemoryBacking) -> bool {
     match (how, backing) {
-        (DiscardHow::Remove, _) | (DiscardHow::DontNeed, MemoryBacking::Private) => true,
+        (DiscardHow::Remove, _)
+        | (DiscardHow::DontNeed, MemoryBacking::Private | MemoryBacking::PrivateHuge) => true,
         (DiscardHow::DontNeed, MemoryBacking::Shared | MemoryBacking::Huge) => false,
     }
 }

@@ -10,8 +10,8 @@ use super::limits;
 use super::problem::{Code, Problem, quoted};
 use super::types::{
     CaptureMemory, CaptureSource, ConsoleInput, ConsoleQuery, CreateSandbox, EventsQuery, ForkSandbox,
-    Labels, ListQuery, Machine, MemoryBacking, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox,
-    ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery,
+    Labels, ListQuery, Machine, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox, ResumeSnapshot,
+    SnapshotState, Tap, TapName, VmmKind, WaitQuery,
 };
 
 /// Characters kept free in the name of several, for the number behind each.
@@ -33,10 +33,7 @@ impl Checked for CreateSandbox {
     fn check(&self) -> Result<(), Problem> {
         check_name(self.name.as_deref(), limits::NAME_LENGTH_MAX)?;
         check_labels(&self.labels)?;
-        let unit = match self.backing {
-            MemoryBacking::Shared | MemoryBacking::Private => 4096,
-            MemoryBacking::Huge => 2 << 20,
-        };
+        let unit = self.backing.page_bytes();
         let bytes = self.memory_bytes;
         must(bytes > 0 && bytes.is_multiple_of(unit) && bytes <= limits::MEMORY_BYTES_MAX, || {
             let most = limits::MEMORY_BYTES_MAX;

@@ -81,6 +81,23 @@ pub enum MemoryBacking {
     Private,
     /// A shared memory file of 2 MiB pages.
     Huge,
+    /// Private memory of 2 MiB pages; of a process guest only.
+    PrivateHuge,
+}
+
+impl MemoryBacking {
+    /// Bytes of a page of such memory.
+    pub fn page_bytes(self) -> u64 {
+        match self {
+            Self::Shared | Self::Private => 4096,
+            Self::Huge | Self::PrivateHuge => 2 << 20,
+        }
+    }
+
+    /// True if its pages are huge ones, which a host has reserved.
+    pub fn is_huge(self) -> bool {
+        matches!(self, Self::Huge | Self::PrivateHuge)
+    }
 }
 
 /// A sandbox.

@@ -13,6 +13,7 @@ pub mod machine;
 pub mod numbers;
 pub mod output;
 pub mod pause;
+mod private_node;
 pub mod resume;
 pub mod run;
 pub mod serve;

@@ -83,6 +83,7 @@ fn sandbox_facts(sandbox: &Sandbox, now_ms: u64) -> Rows {
         MemoryBacking::Shared => "shared",
         MemoryBacking::Private => "private",
         MemoryBacking::Huge => "shared, huge pages",
+        MemoryBacking::PrivateHuge => "private, huge pages",
     };
     rows.fact("memory", format!("{} ({backing})", shown::size(sandbox.memory_bytes)));
     machine_facts(&mut rows, sandbox);

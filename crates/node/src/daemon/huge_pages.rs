@@ -59,10 +59,7 @@ const HUGE_PAGE: u64 = 2 << 20;
 
 /// Huge pages that a guest's memory needs; none where its memory is of other pages.
 pub(super) fn pages_of(memory_bytes: u64, backing: MemoryBacking) -> Option<u64> {
-    match backing {
-        MemoryBacking::Shared | MemoryBacking::Private => None,
-        MemoryBacking::Huge => Some(memory_bytes.div_ceil(HUGE_PAGE)),
-    }
+    backing.is_huge().then(|| memory_bytes.div_ceil(HUGE_PAGE))
 }
 
 impl HugePages {

@@ -7,7 +7,6 @@ use rekindle_engine::catalog::{Change, Kind, Unsettled, WriteError};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_guest::process::protocol::Command;
-use rekindle_kernel::{HUGE_PAGE_BYTES, PAGE_BYTES};
 use uuid::Uuid;
 
 use super::Daemon;
@@ -481,11 +480,7 @@ pub(super) fn tap_names(taps: &[TapName]) -> Vec<&str> {
 }
 
 fn check_memory(bytes: u64, backing: MemoryBacking) -> Answer<()> {
-    let page = match backing {
-        MemoryBacking::Shared | MemoryBacking::Private => PAGE_BYTES,
-        MemoryBacking::Huge => HUGE_PAGE_BYTES,
-    };
-    let page = u64::try_from(page).expect("two megabytes at most");
+    let page = backing.page_bytes();
     if bytes == 0 || bytes > MEMORY_BYTES_MAX || !bytes.is_multiple_of(page) {
         let why =
             format!("memory_bytes={bytes}: it must be a multiple of {page}, at most {MEMORY_BYTES_MAX}");

@@ -47,6 +47,10 @@ impl Daemon {
             let why = "the memory of a machine in QEMU is `shared`: a pause takes it over as it is";
             return Err(Problem::new(Code::InvalidRequest, why));
         }
+        if backing == MemoryBacking::PrivateHuge {
+            let why = "`private_huge` is memory of a process guest; a machine in Firecracker has `private` or `huge`";
+            return Err(Problem::new(Code::InvalidRequest, why));
+        }
         let images = machine.disks.iter().map(open_image).collect::<Answer<Vec<_>>>()?;
         let disks: Vec<_> = images.iter().map(|image| (image.name.clone(), image.file.bytes())).collect();
         let spec = match wanted.vmm {
@@ -165,10 +169,7 @@ fn keep_boot_file(
 
 fn empty_memory(bytes: u64, backing: MemoryBacking) -> anyhow::Result<PausedVolume> {
     let pages = pages_covering(bytes).context("it is more memory than a volume can have")?;
-    let page_kind = match backing {
-        MemoryBacking::Shared | MemoryBacking::Private => PageKind::Small,
-        MemoryBacking::Huge => PageKind::Huge,
-    };
+    let page_kind = if backing.is_huge() { PageKind::Huge } else { PageKind::Small };
     Ok(PausedVolume {
         name: VolumeName::memory(),
         page_kind,

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytesize::ByteSize;
 use rekindle_engine::budget::BudgetError;
 use rekindle_engine::pause::PauseError;
-use rekindle_kernel::PAGE_BYTES;
 use rustix::process::{Resource, getrlimit};
 
 use super::Daemon;
@@ -18,7 +17,7 @@ use super::record::{RecordedLife, SandboxRecord};
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{MemoryBacking, VmmKind};
-use crate::memory_left::available_bytes;
+use crate::memory_left::{available_bytes, resident_bytes};
 
 /// Open files that a guest takes in the daemon, and as many at most in the keeper: its process, connections, memory,
 /// userfaultfd, journal, and what serving them takes.
@@ -293,13 +292,6 @@ fn check_files(process: &str, needed: u64, open: Option<(u64, u64)>) -> Answer<(
     Err(Problem::new(Code::Misfit, why))
 }
 
-/// Bytes of a process that are in RAM (`statm`, proc(5)); none of one that is gone.
-fn resident_bytes(pid: u32) -> u64 {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0).saturating_mul(u64::try_from(PAGE_BYTES).expect("4096"))
-}
-
 /// Numbers of files a process has open, and may have open.
 fn open_files(pid: u32) -> Option<(u64, u64)> {
     // Linux tells the number as the size of the directory (since 6.2; proc(5)).
@@ -336,7 +328,6 @@ mod tests {
         assert!(check_ram(3 * GIB, 5 * GIB, 4, Some(2 * GIB)).is_ok());
         let refused = check_ram(4 * GIB, 5 * GIB, 4, Some(2 * GIB)).expect_err("they may take it");
         assert!(refused.detail.contains("guests that run may still take 5.0 GiB"), "{refused}");
-        assert!(resident_bytes(std::process::id()) > 0);
     }
 
     #[test]

@@ -10,3 +10,6 @@ mod said;
 pub mod serial_line;
 pub mod taps;
 pub mod vmm_process;
+
+/// The blob of a snapshot that holds the device state of its guest.
+pub const DEVICE_STATE: &str = "device-state";

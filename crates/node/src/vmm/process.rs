@@ -3,6 +3,7 @@
 mod control;
 mod error;
 mod kept;
+mod shape;
 
 use std::ffi::OsString;
 use std::io;
@@ -21,6 +22,7 @@ use super::vmm_process::VmmProcess;
 pub use control::{Awaited, GuestControl};
 pub use error::GuestError;
 pub use kept::{CONTROL, KeptParts, MEMORY};
+pub use shape::GuestShape;
 
 /// Options of starting a process guest.
 #[derive(Clone, Debug)]

@@ -1,7 +1,6 @@
 //! The process of a VMM: started under the keeper or by us, frozen, thawed, ended, found again.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::{Child, ExitStatus};
@@ -220,16 +219,6 @@ impl VmmProcess {
     /// Waits for the guest's end, at most `limit`; the answer is whether it has ended.
     pub fn ends_within(&self, limit: Duration) -> bool {
         self.handle.wait_exit(limit)
-    }
-
-    /// Bytes of the guest's memory that are in RAM now.
-    pub fn resident_bytes(&self) -> Result<u64, ProcessError> {
-        let read = || {
-            let statm = io::read_to_string(File::open(format!("/proc/{}/statm", self.id()))?)?;
-            let pages = statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse::<u64>().ok());
-            pages.map(|pages| pages * 4096).ok_or_else(|| io::Error::other("statm is not numbers"))
-        };
-        read().map_err(|source| self.failed("reading the size", source))
     }
 
     /// The kernel tells the parent, and with NOWAIT until the guest goes on; of another's child each thread is asked.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rekindle::sandbox::Sandbox;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
@@ -11,6 +10,7 @@ use rekindle_guest::process::arguments::MemoryKind;
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_guest::process::protocol::DeviceState;
 use rekindle_testkit::random::Random;
+use rekindle_testkit::sandbox::Sandbox;
 
 use crate::support::{
     Case, Node, assert_reads, assert_verified, pause, random_of_this_run, resume, state_of, wait_published,

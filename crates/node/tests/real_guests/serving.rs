@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use rekindle::sandbox::SandboxShape;
+use rekindle::vmm::process::GuestShape;
 use rekindle::vmm::process::ProcessGuest;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::page_set::PageSet;
@@ -210,7 +210,7 @@ fn case_42_memory_in_many_regions_at_odd_addresses_in_reverse_order_is_served() 
     let case = Case::usual();
     let node = Node::start();
     for regions in [2, 7] {
-        let shape = SandboxShape { regions, ..case.shape.clone() };
+        let shape = GuestShape { regions, ..case.shape.clone() };
         let snapshot = filled_snapshot(&node.engine, &shape, 1);
         let mut sandbox = resume(&node.engine, &snapshot, &shape);
         let starts: Vec<_> = sandbox.guest.hello().regions.iter().map(|region| region.start).collect();

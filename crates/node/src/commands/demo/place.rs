@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use rekindle_kernel::ProcessHandle;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
@@ -25,12 +25,15 @@ const PREFIX: &str = "rekindle-demo-";
 /// The file in it that is locked as long as its process lives.
 const LOCK: &str = "lock";
 
+/// The longest path of a socket (`sun_path`, unix(7)), less what the nodes in a directory add to it.
+const PATH_BYTES_MAX: usize = 107 - "/1/run/handover-01234567-0123-0123-0123-0123456789ab.sock".len();
+
 /// Longest time for a keeper to end.
 const KEEPER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The directory of one demo. Dropped, the keepers in it end, and it is removed.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(in crate::commands) struct Place {
     directory: PathBuf,
     _lock: File,
 }
@@ -60,14 +63,24 @@ impl Ended {
 
 impl Place {
     /// Makes one, after removing those that dead demos left.
-    pub(super) fn make() -> anyhow::Result<Self> {
+    pub(in crate::commands) fn make() -> anyhow::Result<Self> {
         let above = std::env::temp_dir();
         remove_left_over(&above);
         let prefix = format!("{PREFIX}{}-", std::process::id());
         let made = tempfile::Builder::new().prefix(&prefix).tempdir_in(&above);
         let made = made.with_context(|| format!("making a directory in {}", above.display()))?;
+        ensure!(
+            made.path().as_os_str().len() <= PATH_BYTES_MAX,
+            "{} is too long for the paths of sockets: set TMPDIR to a directory with a shorter path, for instance /tmp",
+            made.path().display()
+        );
         let lock = locked_in(made.path()).with_context(|| format!("locking {}", made.path().display()))?;
         Ok(Self { directory: made.keep(), _lock: lock })
+    }
+
+    /// The directory.
+    pub(in crate::commands) fn path(&self) -> &Path {
+        &self.directory
     }
 
     /// Runs this program once more, with the words it was given, in this directory.

@@ -3,6 +3,8 @@
 use bytesize::ByteSize;
 use serde::Serialize;
 
+use crate::api::types::Snapshot;
+
 /// Everything the demo measured. Times are seconds.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -149,16 +151,16 @@ pub struct Verified {
 }
 
 /// The forks' work while their snapshot was being saved; `last` is the snapshot that one of them became.
-pub(super) struct Window<S> {
+pub(super) struct Window {
     pub(super) overlap_seconds: f64,
     pub(super) waiting: FirstProgress,
     pub(super) seal_was_running: bool,
     pub(super) pages_from_capture: u64,
     pub(super) pause: WindowPause,
-    pub(super) last: S,
+    pub(super) last: Snapshot,
 }
 
-impl<S> Window<S> {
+impl Window {
     /// The first fork's resume, and how smaller ones compare with those with nothing else running.
     pub(super) fn overlap_resume(&self, pairs: Vec<Pair>) -> OverlapResume {
         let sorted = |of: fn(&Pair) -> f64| {

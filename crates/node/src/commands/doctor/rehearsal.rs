@@ -1,14 +1,15 @@
-//! A real guest, paused, resumed and verified: everything that serving needs, at once and small.
+//! A real guest, paused, resumed and verified by a node of its own: everything that serving needs, at once and small.
 
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
-use rekindle_engine::engine::{Engine, EngineOptions};
-use rekindle_engine::store::Store;
+use anyhow::bail;
+use rekindle_guest::process::protocol::{Command, Verified, Written};
 
 use super::Check;
+use crate::api::types::{CreateSandbox, Labels, MemoryBacking, VmmKind};
+use crate::commands::demo::Place;
+use crate::commands::private_node::PrivateNode;
 use crate::commands::shown::duration;
-use crate::sandbox::{Sandbox, SandboxShape};
 
 /// Guest memory of the rehearsal.
 const MEMORY_BYTES: u64 = 4 << 20;
@@ -31,15 +32,19 @@ pub(super) fn look() -> Check {
 }
 
 fn rehearse() -> anyhow::Result<u32> {
-    let place = tempfile::tempdir().context("a directory for it")?;
-    let store = Store::directory(&place.path().join("store")).context("a store for it")?;
-    let engine = Engine::start(EngineOptions::new(place.path().join("layers"), store))?;
-    let shape = SandboxShape::new(std::env::current_exe().context("finding this program")?, MEMORY_BYTES);
-    let mut sandbox = Sandbox::start(shape.clone())?;
-    sandbox.guest.control.fill(1)?;
-    let paused = sandbox.pause(&engine)?;
-    let mut resumed = Sandbox::resume(&engine, &paused.snapshot, shape)?;
-    let verified = resumed.guest.control.verify()?;
+    let place = Place::make()?;
+    let node = PrivateNode::start(&place.path().join("1"), &place.path().join("store"))?;
+    let guest = node.create(CreateSandbox {
+        name: None,
+        labels: Labels::new(),
+        vmm: VmmKind::Process,
+        memory_bytes: MEMORY_BYTES,
+        backing: MemoryBacking::Shared,
+        machine: None,
+    })?;
+    let _: Written = node.tell(guest.id, &Command::Fill { seed: 1 })?;
+    let resumed = node.resume(&node.pause(guest.id)?, true)?;
+    let verified: Verified = node.tell(resumed.id, &Command::Verify)?;
     if verified.mismatches > 0 {
         bail!("{} of {} pages were wrong", verified.mismatches, verified.pages);
     }

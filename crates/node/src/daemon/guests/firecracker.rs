@@ -18,8 +18,8 @@ use crate::daemon::Daemon;
 use crate::daemon::keeping::guest_key;
 use crate::daemon::machines::keep_boot_files;
 use crate::keeper::{Held, KeeperClient, KeeperError};
-use crate::sandbox::DEVICE_STATE;
 use crate::settings::FirecrackerSettings;
+use crate::vmm::DEVICE_STATE;
 use crate::vmm::firecracker::{
     Drive, DriveContent, DriveSource, FirecrackerFacts, FirecrackerGuest, FirecrackerParts, FirecrackerSpec,
     Found, Interface, Jailer, MemoryPages, NotFirecracker, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
@@ -57,10 +57,7 @@ pub(in crate::daemon) fn settle(
     let spec = FirecrackerSpec {
         cpus: u8::try_from(machine.cpus).unwrap_or(u8::MAX),
         memory_bytes,
-        pages: match backing {
-            MemoryBacking::Shared | MemoryBacking::Private => MemoryPages::Small,
-            MemoryBacking::Huge => MemoryPages::Huge,
-        },
+        pages: if backing.is_huge() { MemoryPages::Huge } else { MemoryPages::Small },
         kernel,
         initrd,
         command_line: machine.command_line.clone().unwrap_or_else(|| COMMAND_LINE.to_owned()),

@@ -218,7 +218,7 @@ impl GuestSpec {
     /// Things of the host that no other guest can have at the same time.
     pub(super) fn exclusive(&self) -> Exclusive {
         let taps = self.taps().into_iter().map(str::to_owned).collect();
-        Exclusive { taps, huge_pages: self.backing() == MemoryBacking::Huge }
+        Exclusive { taps, huge_pages: self.backing().is_huge() }
     }
 
     /// Backing of its memory.

@@ -14,14 +14,14 @@ use crate::api::types::MemoryBacking;
 use crate::daemon::Daemon;
 use crate::daemon::keeping::guest_key;
 use crate::keeper::{Held, KeeperClient, KeeperError};
-use crate::sandbox::{DEVICE_STATE, SandboxShape, StoppedGuest};
-use crate::vmm::process::{GuestControl, KeptParts, ProcessGuest};
+use crate::vmm::DEVICE_STATE;
+use crate::vmm::process::{GuestControl, GuestShape, KeptParts, ProcessGuest};
 use crate::vmm::vmm_process::VmmProcess;
 
 #[derive(Debug)]
 struct DrivenProcess {
     guest: ProcessGuest,
-    shape: SandboxShape,
+    shape: GuestShape,
 }
 
 pub(super) fn start(
@@ -49,13 +49,14 @@ pub(super) fn attach(
     Ok(Box::new(DrivenProcess { guest, shape: shape(daemon, memory_bytes, backing) }))
 }
 
-fn shape(daemon: &Daemon, memory_bytes: u64, backing: MemoryBacking) -> SandboxShape {
+fn shape(daemon: &Daemon, memory_bytes: u64, backing: MemoryBacking) -> GuestShape {
     let kind = match backing {
         MemoryBacking::Shared => MemoryKind::Shared,
         MemoryBacking::Private => MemoryKind::Private,
         MemoryBacking::Huge => MemoryKind::Huge,
+        MemoryBacking::PrivateHuge => MemoryKind::PrivateHuge,
     };
-    SandboxShape { kind, ..SandboxShape::new(daemon.keeping.program().to_owned(), memory_bytes) }
+    GuestShape { kind, ..GuestShape::new(daemon.keeping.program().to_owned(), memory_bytes) }
 }
 
 impl Guest for DrivenProcess {
@@ -80,9 +81,7 @@ impl Guest for DrivenProcess {
     }
 
     fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
-        let stopped =
-            StoppedGuest { pid: self.guest.id(), hello: self.guest.hello(), memfd: self.guest.memfd() };
-        Ok(vec![stopped.memory(&self.shape, epoch)?])
+        Ok(vec![self.shape.stopped_memory(&self.guest, epoch)?])
     }
 
     fn serve_options(&self) -> ServeOptions {

@@ -29,7 +29,7 @@ use crate::daemon::machines::keep_boot_files;
 use crate::daemon::record::RecordedGuest;
 use crate::disk::{DiskWatch, whole_sectors};
 use crate::keeper::{Held, KeeperClient, KeeperError};
-use crate::sandbox::DEVICE_STATE;
+use crate::vmm::DEVICE_STATE;
 use crate::vmm::kernel_format::KernelFormats;
 use crate::vmm::qemu::{
     self, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, NoQemu, Places, QemuGuest, QemuOptions,

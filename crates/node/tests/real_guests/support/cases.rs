@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rekindle::sandbox::SandboxShape;
+use rekindle::vmm::process::GuestShape;
 use rekindle_engine::tracking::Tracking;
 use rekindle_guest::process::arguments::{GuestArguments, MemoryKind, TrackingKind};
 use rekindle_guest::process::protocol::DiscardHow;
@@ -24,7 +24,7 @@ const KINDS: [MemoryKind; 4] =
 /// One kind of guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
-    pub(crate) shape: SandboxShape,
+    pub(crate) shape: GuestShape,
     /// Way in which it gives pages back so that they read zero.
     pub(crate) discard: DiscardHow,
 }
@@ -35,7 +35,7 @@ impl Case {
             PageKind::Small => SMALL_BYTES,
             PageKind::Huge => HUGE_BYTES,
         };
-        let mut shape = SandboxShape::new(program(), bytes);
+        let mut shape = GuestShape::new(program(), bytes);
         (shape.kind, shape.regions, shape.tracking) = (kind, regions, tracking);
         let discard = if kind.is_shared() { DiscardHow::Remove } else { DiscardHow::DontNeed };
         Self { shape, discard }

@@ -3,12 +3,12 @@
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-use rekindle::sandbox::{Paused, Sandbox, SandboxShape};
-use rekindle::vmm::process::{GuestOptions, ProcessGuest};
+use rekindle::vmm::process::{GuestOptions, GuestShape, ProcessGuest};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::serve::{Epoch, FaultServer, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_testkit::sandbox::{Paused, Sandbox};
 use rekindle_testkit::stores::{Fault, Faults, Injected, Operation, Rule};
 
 use super::{
@@ -27,7 +27,7 @@ pub(crate) struct Cold {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) engine: Engine,
     pub(crate) faults: Faults,
-    pub(crate) shape: SandboxShape,
+    pub(crate) shape: GuestShape,
 }
 
 impl FilledNode {

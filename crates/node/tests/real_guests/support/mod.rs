@@ -10,8 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use object_store::local::LocalFileSystem;
-use rekindle::sandbox::{Paused, Sandbox, SandboxShape};
-use rekindle::vmm::process::ProcessGuest;
+use rekindle::vmm::process::{GuestShape, ProcessGuest};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::lifecycle::SnapshotState;
@@ -20,6 +19,7 @@ use rekindle_engine::store::Store;
 use rekindle_guest::process::history::{History, Rewrite, Share};
 use rekindle_guest::process::protocol::DeviceState;
 use rekindle_testkit::random::Random;
+use rekindle_testkit::sandbox::{Paused, Sandbox};
 use rekindle_testkit::stores::{Faults, UnreliableStore};
 use tempfile::TempDir;
 
@@ -118,18 +118,18 @@ pub(crate) fn rewrite(seed: u64) -> Rewrite {
 }
 
 /// A guest that was just filled.
-pub(crate) fn filled(shape: &SandboxShape, seed: u64) -> Sandbox {
+pub(crate) fn filled(shape: &GuestShape, seed: u64) -> Sandbox {
     let mut sandbox = Sandbox::start(shape.clone()).expect("a guest starts");
     sandbox.guest.control.fill(seed).expect("fills");
     sandbox
 }
 
 /// A snapshot of a guest that was just filled, and the guest ended.
-pub(crate) fn filled_snapshot(engine: &Engine, shape: &SandboxShape, seed: u64) -> Arc<Snapshot> {
+pub(crate) fn filled_snapshot(engine: &Engine, shape: &GuestShape, seed: u64) -> Arc<Snapshot> {
     pause(engine, filled(shape, seed)).snapshot
 }
 
-pub(crate) fn resume(engine: &Engine, snapshot: &Arc<Snapshot>, shape: &SandboxShape) -> Sandbox {
+pub(crate) fn resume(engine: &Engine, snapshot: &Arc<Snapshot>, shape: &GuestShape) -> Sandbox {
     Sandbox::resume(engine, snapshot, shape.clone()).expect("resumes")
 }
 
@@ -145,7 +145,7 @@ pub(crate) fn assert_verified(guest: &mut ProcessGuest) {
 }
 
 /// A guest of the snapshot runs, and every page of it is right.
-pub(crate) fn assert_resumes(engine: &Engine, snapshot: &Arc<Snapshot>, shape: &SandboxShape) {
+pub(crate) fn assert_resumes(engine: &Engine, snapshot: &Arc<Snapshot>, shape: &GuestShape) {
     assert_verified(&mut resume(engine, snapshot, shape).guest);
 }
 

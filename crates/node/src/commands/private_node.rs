@@ -1,0 +1,136 @@
+//! A node of a command's own: a daemon and its keeper in a directory, both gone with it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rekindle_engine::store::Traffic;
+use rekindle_guest::process::protocol::Command;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use crate::api::control::{Asked, Control as _, Served as _};
+use crate::api::types::{
+    ConsoleOutput, CreateSandbox, ListQuery, PauseSandbox, ResumeSnapshot, Sandbox, Snapshot, SnapshotState,
+};
+use crate::daemon::Daemon;
+use crate::settings::{SettingFlags, Settings};
+
+/// A running daemon. Dropped, its sandboxes end, and so do the keeper and itself.
+#[derive(Debug)]
+pub(super) struct PrivateNode {
+    daemon: Arc<Daemon>,
+}
+
+impl PrivateNode {
+    /// A node in `directory`, over the store in `store`.
+    pub(super) fn start(directory: &Path, store: &Path) -> anyhow::Result<Self> {
+        let set = |name: &str, path: &Path| Some(path.join(name).display().to_string());
+        let flags = SettingFlags::default()
+            .with_config(Some("/dev/null".into()))
+            .with("state_directory", "--state-directory", set("state", directory))
+            .with("run_directory", "--run-directory", set("run", directory))
+            .with("store", "--store", Some(store.display().to_string()));
+        let settings = Settings::load(&flags).context("the settings of a private node")?;
+        Ok(Self { daemon: Daemon::start(&settings)? })
+    }
+
+    /// Starts a sandbox.
+    pub(super) fn create(&self, wanted: CreateSandbox) -> anyhow::Result<Sandbox> {
+        Ok(self.daemon.create_sandbox(Asked::default(), wanted)?)
+    }
+
+    /// The sandbox as it is now.
+    pub(super) fn sandbox(&self, id: Uuid) -> anyhow::Result<Sandbox> {
+        Ok(self.daemon.sandbox(&id.to_string())?)
+    }
+
+    /// Pauses a sandbox.
+    pub(super) fn pause(&self, id: Uuid) -> anyhow::Result<Snapshot> {
+        Ok(self.daemon.pause_sandbox(&id.to_string(), Asked::default(), PauseSandbox::default())?)
+    }
+
+    /// A new sandbox that goes on from a snapshot, before the snapshot is sealed if `early`.
+    pub(super) fn resume(&self, snapshot: &Snapshot, early: bool) -> anyhow::Result<Sandbox> {
+        let how = ResumeSnapshot { serve_before_seal: Some(early), ..ResumeSnapshot::default() };
+        let made = self.daemon.resume_snapshot(&snapshot.id.to_string(), Asked::default(), how)?;
+        made.sandboxes.into_iter().next().context("one sandbox was asked for")
+    }
+
+    /// Has a process guest do something.
+    pub(super) fn tell<Answer: DeserializeOwned>(
+        &self,
+        id: Uuid,
+        command: &Command,
+    ) -> anyhow::Result<Answer> {
+        let command = serde_json::to_value(command).expect("commands are plain data");
+        let answer = self.daemon.tell_guest(&id.to_string(), Asked::default(), command)?;
+        serde_json::from_value(answer).context("the guest's answer is not understood")
+    }
+
+    /// Console output of a machine from `from` on, waited for at most `limit`.
+    pub(super) fn console(
+        &self,
+        id: Uuid,
+        from: Option<u64>,
+        limit: Duration,
+    ) -> anyhow::Result<ConsoleOutput> {
+        Ok(self.daemon.console(&id.to_string(), from, limit)?)
+    }
+
+    /// Types at a machine's console.
+    pub(super) fn type_console(&self, id: Uuid, text: &str) -> anyhow::Result<()> {
+        Ok(self.daemon.type_console(&id.to_string(), text.as_bytes())?)
+    }
+
+    /// Ends a sandbox.
+    pub(super) fn remove(&self, id: Uuid) -> anyhow::Result<()> {
+        self.daemon.remove_sandbox(&id.to_string(), Asked::default())?;
+        Ok(())
+    }
+
+    /// True if the snapshot is not sealed yet.
+    pub(super) fn is_unsealed(&self, snapshot: &Snapshot) -> anyhow::Result<bool> {
+        Ok(self.daemon.snapshot(&snapshot.id.to_string())?.state == SnapshotState::Captured)
+    }
+
+    /// Waits until a snapshot is in the store.
+    pub(super) fn wait_published(&self, snapshot: &Snapshot, limit: Duration) -> anyhow::Result<Snapshot> {
+        Ok(self.daemon.wait_snapshot(&snapshot.id.to_string(), SnapshotState::Published, limit)?)
+    }
+
+    /// Deletes a snapshot, also from the store.
+    pub(super) fn delete(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        self.daemon.delete_snapshot(&snapshot.id.to_string())?;
+        Ok(())
+    }
+
+    /// Counts of the bytes moved to and from the store.
+    pub(super) fn traffic(&self) -> Traffic {
+        self.daemon.traffic()
+    }
+
+    /// Seconds in which guests stood still for pauses, in all.
+    pub(super) fn frozen_seconds(&self) -> f64 {
+        let text = self.daemon.metrics();
+        let line = text.lines().find_map(|line| line.strip_prefix("rekindle_pause_frozen_seconds_sum "));
+        line.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+    }
+
+    fn end(&self) -> anyhow::Result<()> {
+        for sandbox in self.daemon.sandboxes(&ListQuery::default())?.sandboxes {
+            self.daemon.remove_sandbox(&sandbox.id.to_string(), Asked::default())?;
+        }
+        self.daemon.end();
+        self.daemon.end_keeper()
+    }
+}
+
+impl Drop for PrivateNode {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::warn!("a private node may be left over: {error:#}");
+        }
+    }
+}
