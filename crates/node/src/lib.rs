@@ -1,8 +1,9 @@
-//! The program `rekindle`.
+//! The program `rekindle`. A module uses only those listed before it, and itself.
 
 pub mod asker;
 pub mod regular_file;
 mod memory_left;
+pub mod telemetry;
 pub mod settings;
 pub mod privacy;
 pub mod keeper;
@@ -12,7 +13,6 @@ pub mod disk;
 pub mod api;
 pub mod client;
 pub mod metrics;
-pub mod telemetry;
 pub mod panics;
 pub mod daemon;
 pub mod commands;

@@ -3,6 +3,7 @@
 //!
 //! Every series exists from the start, at zero: a rate over a name that is not there yet says nothing, not zero.
 
+mod aside;
 mod disks;
 mod first_faults;
 mod observed;
@@ -24,6 +25,7 @@ use rekindle_engine::snapshot::SnapshotStatus;
 use crate::api::problem::Code;
 use crate::disk::DiskWatch;
 
+pub use aside::AsideCounts;
 pub use observed::{Captures, Observed, SandboxCounts, SnapshotCounts};
 pub use recovery::Recovery;
 

@@ -1,23 +1,31 @@
-//! The modules of `engine` are listed lowest first, and each uses only those listed before it.
+//! The modules of `engine` and `node` are listed lowest first, and each uses only those listed before it.
 
 use std::path::Path;
 
 use super::source::{Source, TokenKind};
 use super::{Finding, Workspace};
 
-const ENGINE: &str = "crates/engine/src";
+/// Sources of the crates whose modules have an order.
+const ORDERED: [&str; 2] = ["crates/engine/src", "crates/node/src"];
 
 pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
-    let engine = Path::new(ENGINE);
-    let Some(list) = workspace.sources.iter().find(|source| source.path == engine.join("lib.rs")) else {
+    for directory in ORDERED {
+        check_crate(&workspace.sources, directory, findings);
+    }
+}
+
+/// Checks the crate whose sources are in `directory`.
+fn check_crate(sources: &[Source], directory: &str, findings: &mut Vec<Finding>) {
+    let Some(list) = sources.iter().find(|source| source.path == Path::new(directory).join("lib.rs")) else {
+        findings.push(Finding { file: directory.into(), line: 0, what: "it has no lib.rs".to_owned() });
         return;
     };
     let modules = listed_modules(list);
-    for source in workspace.sources.iter().filter(|source| source.is_in(ENGINE)) {
-        let inner = source.path.strip_prefix(engine).expect("the file lies in engine's sources");
+    for source in sources.iter().filter(|source| source.is_in(directory)) {
+        let inner = source.path.strip_prefix(directory).expect("the file lies in the crate's sources");
         let first = inner.components().next().expect("a file has a name").as_os_str().to_string_lossy();
         let name = first.strip_suffix(".rs").unwrap_or(&first);
-        if name == "lib" {
+        if name == "lib" || name == "main" {
             continue;
         }
         match modules.iter().position(|module| module == name) {
@@ -25,7 +33,7 @@ pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {
             None => findings.push(Finding {
                 file: source.path.clone(),
                 line: 0,
-                what: format!("`{name}` is not listed in {ENGINE}/lib.rs"),
+                what: format!("`{name}` is not listed in {directory}/lib.rs"),
             }),
         }
     }
@@ -113,6 +121,23 @@ mod tests {
         assert_eq!(complaints("use crate::seal::Sealed;").len(), 1);
         assert_eq!(complaints("use crate::{geometry::{a, b}, seal::Sealed, limits, engine};").len(), 2);
         assert_eq!(complaints("use super::super::seal;").len(), 1);
+    }
+
+    #[test]
+    fn the_order_of_each_crate_is_that_of_its_own_list() {
+        let sources = [
+            of_text("crates/node/src/lib.rs", "mod keeper;\nmod daemon;\n"),
+            of_text("crates/node/src/main.rs", "use crate::anything;"),
+            of_text("crates/node/src/keeper/client.rs", "use crate::daemon::Daemon;"),
+            of_text("crates/node/src/daemon.rs", "use crate::keeper::KeeperClient;"),
+            of_text("crates/node/src/left.rs", ""),
+        ];
+        let mut findings = Vec::new();
+        check_crate(&sources, "crates/node/src", &mut findings);
+        let files: Vec<_> = findings.iter().map(|finding| finding.file.display().to_string()).collect();
+        assert_eq!(files, ["crates/node/src/keeper/client.rs", "crates/node/src/left.rs"]);
+        check_crate(&sources, "crates/engine/src", &mut findings);
+        assert_eq!(findings.len(), 3, "a crate without a list is told");
     }
 
     #[test]

@@ -20,9 +20,6 @@ pub const EVENT_STREAMS_MAX: usize = 64;
 /// Requests for health, readiness, version, metrics and the document at once: answered also when all else is full.
 pub const PROBES_MAX: usize = 16;
 
-/// Connections to one listener by default: one for each of the places above, and as many that are idle.
-pub const CONNECTIONS_DEFAULT: usize = 1024;
-
 /// Connections beyond those that are told so at once; more wait for their turn to be told.
 pub const REFUSALS_MAX: usize = 64;
 

@@ -4,8 +4,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use bytesize::ByteSize;
+
 use super::keeping::{Keeping, KeyOf};
-use crate::commands::shown::size;
 use crate::keeper::Found;
 
 /// A start without a catalog, or with an empty one.
@@ -31,7 +32,7 @@ pub(super) fn check_files(state_directory: &Path, catalog: &Path) -> anyhow::Res
             "{what}: {} has {files} {things} ({}) that only it can name. Restore it from a back-up. To begin anew \
              instead, move {} away and start again",
             directory.display(),
-            size(bytes),
+            ByteSize::b(bytes),
             directory.display()
         );
     }

@@ -79,7 +79,6 @@ use room::RoomPromises;
 use snapshots::Snapshots;
 use store_place::store_of;
 use undecided::Deciding;
-pub use unnamed::AsideCounts;
 use watch::{Lookout, SnapshotNews};
 
 /// A node's sandboxes and snapshots, and what is done with them.

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use super::Daemon;
 use super::clock::unix_ms;
 use super::disk_room::no_room;
 use super::snapshots::Known;
-use super::{AsideCounts, Daemon};
 use crate::api::types::{Readiness, SnapshotState};
-use crate::metrics::{Captures, Observed};
+use crate::metrics::{AsideCounts, Captures, Observed};
 
 impl Daemon {
     /// The metrics of this moment.

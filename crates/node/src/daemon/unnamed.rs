@@ -6,7 +6,6 @@
 //! catalog names it again or its time is over.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +23,7 @@ use super::guests::with_files;
 use super::keeping::{CATALOG, Keeping, KeyOf};
 use super::record::{RecordedLife, SandboxRecord};
 use crate::keeper::{HeldEntry, KeeperClient, KeeperError};
+use crate::metrics::AsideCounts;
 
 /// State that a catalog has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,17 +39,6 @@ pub(super) struct CatalogState {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct AsideNote {
     since_unix_ms: u64,
-}
-
-/// Counts of the things at the keeper that are set aside.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AsideCounts {
-    /// Guests, those included that have only files yet.
-    pub guests: u64,
-    /// Captured snapshots.
-    pub snapshots: u64,
-    /// Fault sockets.
-    pub fault_sockets: u64,
 }
 
 /// Key of the catalog's lineage.
@@ -225,17 +214,5 @@ impl AsideCounts {
     /// Things that a daemon has set aside.
     pub(super) fn now(keeping: &Keeping) -> Self {
         Self::of(keeping.aside().keys())
-    }
-
-    /// True if there is any.
-    pub fn is_some(self) -> bool {
-        self != Self::default()
-    }
-}
-
-impl fmt::Display for AsideCounts {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { guests, snapshots, fault_sockets } = self;
-        write!(out, "{guests} guests, {snapshots} captured snapshots and {fault_sockets} fault sockets")
     }
 }

@@ -10,10 +10,10 @@ use rekindle_engine::aside::SetAside;
 use rekindle_engine::serve::{PagesByPhase, ServeStats};
 use rekindle_engine::store::Traffic;
 
+use super::aside::AsideCounts;
 use super::series::{FaultSeconds, Rows};
 use super::sessions::Seen;
 use crate::api::types::{SandboxState, SnapshotState};
-use crate::daemon::AsideCounts;
 use crate::disk::DiskStats;
 
 /// State of the daemon now; the daemon fills it in for each scrape.

@@ -217,11 +217,7 @@ impl Settings {
             api: ApiSettings {
                 socket: read.value("api.socket", &values::PATH, run_directory.join("api.sock"))?,
                 allowed_uids: read.value("api.allowed_uids", &values::USERS, Vec::new())?,
-                connections_max: read.value(
-                    "api.connections_max",
-                    &values::COUNT,
-                    crate::api::limits::CONNECTIONS_DEFAULT,
-                )?,
+                connections_max: read.value("api.connections_max", &values::COUNT, CONNECTIONS_DEFAULT)?,
                 tcp: read.tcp()?,
             },
             firecracker: FirecrackerSettings {
@@ -418,6 +414,10 @@ impl Reader {
         }
     }
 }
+
+/// Connections to one listener of the control API by default: one for each request and event stream that it does at
+/// once, and as many that are idle.
+pub const CONNECTIONS_DEFAULT: usize = 1024;
 
 /// A month, in which the catalog that names the files may be found again.
 const SET_ASIDE_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);

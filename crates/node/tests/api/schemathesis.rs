@@ -4,8 +4,8 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rekindle::api::limits::CONNECTIONS_DEFAULT;
 use rekindle::api::{self, ListenOptions, Listeners};
+use rekindle::settings::CONNECTIONS_DEFAULT;
 use tokio::sync::oneshot;
 
 use crate::fake::Fake;

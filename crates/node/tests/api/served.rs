@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rekindle::api::limits::CONNECTIONS_DEFAULT;
 use rekindle::api::types::{CreateSandbox, Labels, MemoryBacking, Sandbox, VmmKind};
 use rekindle::api::{self, ListenOptions, Listeners};
 use rekindle::client::Client;
+use rekindle::settings::CONNECTIONS_DEFAULT;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 

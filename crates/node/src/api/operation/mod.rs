@@ -223,7 +223,7 @@ fn named<T: ToSchema>(schemas: &mut Schemas) -> RefOr<Schema> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::operations::{LIST_SANDBOXES, PAUSE_SANDBOX, SHOW_FAULT_SOCKET};
+    use crate::api::operations::{LIST_SANDBOXES, PAUSE_SANDBOX, SHOW_FAULT_SOCKET};
 
     #[test]
     fn a_path_names_its_thing_in_letters_that_may_stand_there() {

@@ -7,8 +7,8 @@ use super::{Check, firecracker};
 use crate::client::ClientError;
 use crate::commands::failure::sentence;
 use crate::commands::session::Session;
-use crate::daemon::AsideCounts;
 use crate::keeper::{KeeperClient, KeeperError};
+use crate::metrics::AsideCounts;
 use crate::settings::Settings;
 use crate::vmm::qemu::{NoQemu, QemuProgram};
 

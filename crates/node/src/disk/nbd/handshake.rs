@@ -4,9 +4,9 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use super::super::limits;
 use super::Agreement;
 use super::options::{Export, Handshake, Next};
+use crate::disk::limits;
 
 const MAGIC: &[u8; 8] = b"NBDMAGIC";
 const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";

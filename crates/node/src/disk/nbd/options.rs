@@ -1,8 +1,8 @@
 //! A client's options, and the answers to them.
 
-use super::super::limits::REQUEST_BYTES_MAX;
 use super::{ALLOCATION, ALLOCATION_ID, Agreement, EXPORT_NAME};
 use crate::disk::Access;
+use crate::disk::limits::REQUEST_BYTES_MAX;
 
 const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 

@@ -1,8 +1,8 @@
 //! Answers in the bytes that are sent, gathered until it is worth a system call.
 
-use super::super::content::Extent;
-use super::super::limits::BUFFER_BYTES_KEPT;
 use super::{ALLOCATION_ID, NbdError};
+use crate::disk::content::Extent;
+use crate::disk::limits::BUFFER_BYTES_KEPT;
 
 const SIMPLE_MAGIC: u32 = 0x6744_6698;
 const CHUNK_MAGIC: u32 = 0x668e_33ef;

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::super::limits::REQUEST_BYTES_MAX;
 use super::{Agreement, NbdError};
 use crate::disk::Access;
+use crate::disk::limits::{EXTENTS_MAX, REQUEST_BYTES_MAX};
 
 /// Bytes of a request without its data.
 pub(in crate::disk) const REQUEST_BYTES: usize = 28;
@@ -161,7 +161,7 @@ impl Request {
                     return Err(NbdError::Invalid);
                 }
                 let one = self.flags & FLAG_REQ_ONE != 0;
-                let extents_max = if one { 1 } else { super::super::limits::EXTENTS_MAX };
+                let extents_max = if one { 1 } else { EXTENTS_MAX };
                 Ok(Command::Status { range: self.range(bytes, NbdError::Invalid)?, extents_max })
             }
             Kind::Disconnect | Kind::Unknown => Err(NbdError::Invalid),
