@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::aside::Aside;
 use crate::budget::Budget;
+use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
 use crate::catalog::{Catalog, CatalogError};
 use crate::deleted::Deleted;
@@ -34,12 +35,12 @@ use crate::replay::{Replay, ReplayError, Replayed, Replaying};
 use crate::republish::{LookedFor, RepublishError, look_for_published};
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
+use crate::sources::{Class, Sources};
 use crate::stop::Stop;
 use crate::store::{Store, Traffic};
 use crate::store_gate::Away;
 use crate::sync::{Mutex, lock};
 use crate::threads::StoreRuntime;
-use crate::upload_budget::UploadBudget;
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
 use crate::watch::{NoWatcher, Watcher};
@@ -146,15 +147,23 @@ impl Engine {
         let reaper = Reaper::start()?;
         let cache = Arc::new(Cache::open(&cache_directory)?);
         let stop = Stop::default();
-        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), stop.clone());
+        let sources = Sources::new(store.clone());
+        let fetcher = Fetcher::new(runtime.handle().clone(), sources, stop.clone());
         runtime.spawn(store.clone().keep_looking());
         let lives = Lives::new(runtime.handle().clone());
         let sealing_pool = Pool::start("seal", limits::SEALS_AT_ONCE)?;
         let saving_pool = Pool::start("save", limits::SAVING_THREADS)?;
         let (precedence, shared) = (Precedence::default(), Arc::clone(&cache));
         let sealing = Sealing { workers: compare_workers, merge_at_layers };
-        let sealer = Sealer::new(shared, fetcher.clone(), domain.clone(), sealing, precedence.clone(), hooks);
-        let (pool, uploads) = (saving_pool.handle(), UploadBudget::new(limits::UPLOAD_BYTES_MAX));
+        let sealer = Sealer::new(
+            shared,
+            fetcher.of_class(Class::Background),
+            domain.clone(),
+            sealing,
+            precedence.clone(),
+            hooks,
+        );
+        let (pool, uploads) = (saving_pool.handle(), ByteBudget::new(limits::UPLOAD_BYTES_MAX));
         let publisher = Publisher { store, pool, budget: uploads, stop };
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
@@ -302,7 +311,7 @@ impl Engine {
             return Err(OpenError::Deleted { snapshot: id });
         }
         let by = (records.as_ref(), sealer.hooks());
-        let opened = open(id, self.background.store(), &self.cache, &self.domain, by);
+        let opened = open(id, self.fetcher.sources(), &self.cache, &self.domain, by);
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
         lock(&self.known).insert(id, Arc::clone(&snapshot));
         drop(opening);
@@ -391,7 +400,7 @@ impl Engine {
 
     /// Reads every page of a snapshot again and checks it; none if `is_wanted` returns false before the end.
     pub fn verify(&self, snapshot: &Snapshot, is_wanted: &dyn Fn() -> bool) -> Option<Verification> {
-        verify(snapshot, &self.fetcher, is_wanted)
+        verify(snapshot, &self.fetcher.of_class(Class::Background), is_wanted)
     }
 
     /// Tells background work to end. From here on no drop removes anything from the disk or the catalog, since
@@ -409,7 +418,7 @@ impl Engine {
 
     /// The learner that records the working set of each resume.
     pub fn learner(&self) -> Learner {
-        Learner { store: self.background.store().clone(), runtime: self.runtime.handle().clone() }
+        Learner { sources: self.fetcher.sources().clone(), runtime: self.runtime.handle().clone() }
     }
 
     /// The pages that guests of a snapshot touch first, if they were recorded.

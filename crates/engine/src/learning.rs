@@ -8,14 +8,14 @@ use tokio::runtime::Handle;
 use crate::limits;
 use crate::serve::{FaultServer, Recorded};
 use crate::snapshot::Snapshot;
-use crate::store::Store;
+use crate::sources::Sources;
 use crate::working_set::{Use, WorkingSet};
 use crate::working_sets;
 
 /// Records the working set of each resume.
 #[derive(Debug, Clone)]
 pub struct Learner {
-    pub(crate) store: Store,
+    pub(crate) sources: Sources,
     pub(crate) runtime: Handle,
 }
 
@@ -24,8 +24,8 @@ impl Learner {
     /// guest for later ones. For a server that has just started, of a resumed guest that does not run yet; not for one
     /// that serves a running guest again. Never waits; the recording is kept in the background.
     pub fn learn(&self, snapshot: &Arc<Snapshot>, server: &FaultServer) {
-        let (lesson, store) = (Lesson::begin(snapshot, server), self.store.clone());
-        drop(self.runtime.spawn(async move { lesson.learn(&store).await }));
+        let (lesson, sources) = (Lesson::begin(snapshot, server), self.sources.clone());
+        drop(self.runtime.spawn(async move { lesson.learn(&sources).await }));
     }
 }
 
@@ -50,12 +50,12 @@ impl Lesson {
     }
 
     /// Finishes it: keeps the recording if there was none before, or no useful one.
-    pub(crate) async fn learn(self, store: &Store) {
+    pub(crate) async fn learn(self, sources: &Sources) {
         let Self { snapshot, recorded, first } = self;
         let known = snapshot.working_set();
         let decided = match first {
             Use::Ask => {
-                working_sets::find(&snapshot, store).await;
+                working_sets::find(&snapshot, sources).await;
                 let decided = known.begin_use();
                 if let Use::Ahead(set) = &decided {
                     recorded.install_ahead(set);
@@ -66,7 +66,7 @@ impl Lesson {
         };
         if known.unstored().is_some() && snapshot.is_published() {
             // An earlier upload failed, or was cut short.
-            working_sets::publish(&snapshot, store).await;
+            working_sets::publish(&snapshot, sources.store()).await;
         }
         let Some(touches) = recorded.after(limits::WORKING_SET_TIME).await else { return };
         let pages = snapshot.memory().pages();
@@ -76,7 +76,7 @@ impl Lesson {
             Use::Record(expected) => (expected, WorkingSet::new(snapshot.id(), pages, touches)),
         };
         if !set.is_empty() {
-            working_sets::keep(&snapshot, store, expected.as_ref(), Arc::new(set)).await;
+            working_sets::keep(&snapshot, sources.store(), expected.as_ref(), Arc::new(set)).await;
         }
     }
 }

@@ -350,6 +350,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::byte_budget::ByteBudget;
     use crate::cache::Cache;
     use crate::fetch::Fetcher;
     use crate::hooks::NoHooks;
@@ -360,7 +361,7 @@ mod tests {
     use crate::precedence::Precedence;
     use crate::seal::Sealing;
     use crate::snapshot::{SealParts, SnapshotParts, Volume};
-    use crate::upload_budget::UploadBudget;
+    use crate::sources::Sources;
     use crate::view::{LiveView, View};
     use crate::watch::NoWatcher;
     use rekindle_kernel::PageKind;
@@ -393,7 +394,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
         let store = Store::directory(&directory.path().join("store")).expect("a directory");
         let cache = Arc::new(Cache::open(&directory.path().join("cache")).expect("a directory"));
-        let fetcher = Fetcher::new(runtime.handle().clone(), store.clone(), Stop::default());
+        let fetcher = Fetcher::new(runtime.handle().clone(), Sources::new(store.clone()), Stop::default());
         let sealing = Sealing { workers: 1, merge_at_layers: limits::MERGE_AT_LAYERS };
         let sealer =
             Sealer::new(cache, fetcher, Domain::shared(), sealing, Precedence::default(), Arc::new(NoHooks));
@@ -401,7 +402,7 @@ mod tests {
         let publisher = Publisher {
             store: store.clone(),
             pool: pool.handle(),
-            budget: UploadBudget::new(limits::UPLOAD_BYTES_MAX),
+            budget: ByteBudget::new(limits::UPLOAD_BYTES_MAX),
             stop: Stop::default(),
         };
         let watcher = Arc::new(NoWatcher);

@@ -199,6 +199,21 @@ pub const FETCH_RETRY_LAST: Duration = Duration::from_secs(2);
 /// Longest time that the end of an engine waits for calls to a store that do not return.
 pub const RUNTIME_END: Duration = Duration::from_secs(5);
 
+/// Bytes that all reads from outside this node together may hold: 64 walks through layers at once.
+pub const READ_BYTES_MAX: u64 = 256 << 20;
+
+/// Bytes that a read counts as whose size is known only with its answer.
+pub const READ_BYTES_UNKNOWN: u64 = 1 << 20;
+
+/// Time that one read from outside may take, besides what its bytes take at [`READ_BYTES_A_SECOND_MIN`].
+pub const READ_WAIT: Duration = Duration::from_secs(30);
+
+/// Bytes in a second of the slowest source that is still waited for.
+pub const READ_BYTES_A_SECOND_MIN: u64 = 64 << 10;
+
+/// Time that reading a manifest may take, however long it is.
+pub const MANIFEST_READ_WAIT: Duration = Duration::from_secs(600);
+
 /// Longest time that the source of a page may take to answer before the waiting guest counts as stalled.
 pub const SOURCE_SILENT: Duration = Duration::from_secs(2);
 

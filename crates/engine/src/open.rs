@@ -14,7 +14,7 @@ use crate::named::Named;
 use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::SealFacts;
-use crate::store::{Store, StoreError};
+use crate::sources::{Class, SourceError, Sources};
 use crate::sync::{Condvar, Mutex, lock};
 use crate::view::LiveView;
 use crate::wire::WireError;
@@ -27,8 +27,8 @@ pub enum OpenError {
     Store {
         /// The snapshot.
         snapshot: SnapshotId,
-        /// The store's error.
-        source: StoreError,
+        /// The error of the read.
+        source: SourceError,
     },
     /// The manifest is damaged or not one.
     #[error("manifest of snapshot {snapshot} cannot be read: {source}")]
@@ -137,7 +137,7 @@ impl Drop for Opening<'_> {
 /// Reads the manifest and makes a snapshot of it; pages come when they are asked for.
 pub(crate) async fn open(
     snapshot: SnapshotId,
-    store: &Store,
+    sources: &Sources,
     cache: &Cache,
     own: &Domain,
     (records, hooks): (Option<&Records>, &dyn Hooks),
@@ -148,7 +148,8 @@ pub(crate) async fn open(
     {
         return Err(OpenError::Deleted { snapshot });
     }
-    let bytes = store.get_manifest(snapshot).await.map_err(|source| OpenError::Store { snapshot, source })?;
+    let read = sources.manifest(snapshot, Class::Fault).await;
+    let bytes = read.map_err(|source| OpenError::Store { snapshot, source })?;
     let publication =
         Publication::decode(&bytes).map_err(|source| OpenError::Manifest { snapshot, source })?;
     let manifest = publication.manifest();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::byte_budget::{ByteBudget, ByteLease};
 use crate::catalog::CatalogError;
 use crate::frame::FrameNumber;
 use crate::geometry::{bytes_of_pages, u64_of};
@@ -17,7 +18,6 @@ use crate::object::{EncodedFrame, ObjectTable, StoredFrame};
 use crate::pool::PoolHandle;
 use crate::stop::{Stop, Stopped};
 use crate::store::{LayerUpload, Store, StoreError};
-use crate::upload_budget::{UploadBudget, UploadLease};
 
 /// Reason that a snapshot was not published; the objects uploaded so far stay and are not uploaded again.
 #[derive(Debug, thiserror::Error)]
@@ -52,14 +52,14 @@ pub struct Publisher {
     /// Compresses frames and encodes manifests.
     pub pool: PoolHandle,
     /// Bytes that all uploads together may hold.
-    pub budget: UploadBudget,
+    pub budget: ByteBudget<SnapshotId>,
     /// Cuts uploads short.
     pub stop: Stop,
 }
 
 impl Publisher {
     /// Waits for as many bytes as publishing `named` holds at one moment. Older snapshots go first.
-    pub async fn room(&self, named: &Named) -> Result<UploadLease, Stopped> {
+    pub async fn room(&self, named: &Named) -> Result<ByteLease<SnapshotId>, Stopped> {
         let lease = self.budget.lease(named.manifest().snapshot(), bytes_held_by(named));
         self.stop.unless_said(lease).await
     }
@@ -68,7 +68,7 @@ impl Publisher {
     pub async fn publish(
         &self,
         named: &Named,
-        room: UploadLease,
+        room: ByteLease<SnapshotId>,
         uploaded: impl FnOnce(&Publication) -> Result<(), CatalogError> + Send + 'static,
     ) -> Result<(), PublishError> {
         let (id, layers) = (named.manifest().snapshot(), named.layers());
@@ -148,7 +148,7 @@ impl Publisher {
         &self,
         layers: &[Arc<Layer>],
         publisher: SnapshotId,
-        room: &mut Option<UploadLease>,
+        room: &mut Option<ByteLease<SnapshotId>>,
     ) -> Result<bool, PublishError> {
         let mut was_missing = false;
         for layer in layers {

@@ -1,52 +1,53 @@
-//! Fetches each frame once for all its waiters: the waiters of each frame, and the order in which they are told.
+//! Does each fetch once for all who wait for it: those who wait for each key, and the order in which they are told.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::frame::FrameNumber;
-use crate::identity::LayerId;
 use crate::limits;
 use crate::sync::{Mutex, lock};
 
-/// A waiter for a frame. Called from a foreign thread, or from the asking one if the frame is there already; it must
+/// A waiter for what a key names. Called from a foreign thread, or from the asking one if it is there already; it must
 /// not block.
-pub trait FrameWaiter: Send + Sync {
-    /// The frame is verified; it was in memory a moment ago.
-    fn frame_ready(&self, layer: LayerId, frame: FrameNumber);
+pub trait Waiter<K, E>: Send + Sync {
+    /// It is there; it was in memory a moment ago.
+    fn ready(&self, key: K);
 
     /// A try failed, and there will be another while the waiter lives.
-    fn frame_failing(&self, layer: LayerId, frame: FrameNumber, reason: &str);
+    fn failing(&self, key: K, error: &Arc<E>);
 
-    /// A try has been without an answer for a while, and goes on. Of no interest to a waiter that has all the time.
-    fn frame_silent(&self, _layer: LayerId, _frame: FrameNumber, _reason: &str) {}
+    /// A try has been without an answer for this time, and goes on. Of no interest to a waiter that has all the time.
+    fn silent(&self, _key: K, _waited: Duration) {}
 }
 
-/// A frame of a layer.
-pub type FrameKey = (LayerId, FrameNumber);
+type Waiters<K, E> = Vec<Weak<dyn Waiter<K, E>>>;
 
-type Waiters = Vec<Weak<dyn FrameWaiter>>;
+/// The keys being fetched, each with those who wait for it.
+pub struct SingleFlight<K, E>(Mutex<HashMap<K, Waiters<K, E>>>);
 
-/// The frames being fetched, each with those who wait for it.
-#[derive(Default)]
-pub struct SingleFlight(Mutex<HashMap<FrameKey, Waiters>>);
+impl<K, E> Default for SingleFlight<K, E> {
+    fn default() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+}
 
-impl SingleFlight {
-    /// Adds one who waits. True if the frame is not being fetched yet: then the caller must run [`Self::fetch`].
+impl<K: Copy + Eq + Hash + fmt::Debug, E> SingleFlight<K, E> {
+    /// Adds one who waits. True if the key is not being fetched yet: then the caller must fetch it.
     #[must_use = "the first who waits is to fetch"]
-    pub fn join(&self, key: FrameKey, waiter: Weak<dyn FrameWaiter>) -> bool {
+    pub fn join(&self, key: K, waiter: Weak<dyn Waiter<K, E>>) -> bool {
         let mut awaited = lock(&self.0);
         let first = !awaited.contains_key(&key);
         awaited.entry(key).or_default().push(waiter);
         first
     }
 
-    /// Takes over a frame without waiters, to be fetched beside another. False if it is being fetched.
-    #[must_use = "a claimed frame must be fetched or given back"]
-    pub fn claim(&self, key: FrameKey) -> bool {
+    /// Takes over a key without waiters, to be fetched beside another. False if it is being fetched.
+    #[must_use = "a claimed key must be fetched or given back"]
+    pub fn claim(&self, key: K) -> bool {
         let mut awaited = lock(&self.0);
         let free = !awaited.contains_key(&key);
         if free {
@@ -55,16 +56,16 @@ impl SingleFlight {
         free
     }
 
-    /// Gives back a claimed frame that was not fetched. True if it has waiters by now: then the caller must run
+    /// Gives back a claimed key that was not fetched. True if it has waiters by now: then the caller must run
     /// [`Self::fetch`].
     #[must_use = "the caller must fetch if this is true"]
-    pub fn give_back(&self, key: FrameKey) -> bool {
+    pub fn give_back(&self, key: K) -> bool {
         self.is_awaited(key)
     }
 
-    /// Tries until the frame is there or its last waiter is gone, with a longer `pause` after each failure. Waiters are
-    /// told of every failure, and of the success.
-    pub async fn fetch<A, P, E>(&self, key: FrameKey, attempt: impl Fn() -> A, pause: impl Fn(Duration) -> P)
+    /// Tries until it is there or its last waiter is gone, with a longer `pause` after each failure. Waiters are told of
+    /// every failure, and of the success.
+    pub async fn fetch<A, P>(&self, key: K, attempt: impl Fn() -> A, pause: impl Fn(Duration) -> P)
     where
         A: Future<Output = Result<(), E>>,
         P: Future<Output = ()>,
@@ -75,8 +76,8 @@ impl SingleFlight {
             match attempt().await {
                 Ok(()) => return self.succeeded(key),
                 Err(error) => {
-                    tracing::warn!(layer = %key.0, frame = %key.1, %error, "a frame could not be fetched");
-                    if !self.failed(key, &error.to_string()) {
+                    tracing::warn!(?key, %error, "a frame could not be fetched");
+                    if !self.failed(key, &Arc::new(error)) {
                         return;
                     }
                 }
@@ -89,49 +90,49 @@ impl SingleFlight {
         }
     }
 
-    /// Tells all who wait for a frame that its source does not answer.
-    pub fn silent(&self, key: FrameKey, reason: &str) {
+    /// Tells all who wait for a key that its source has not answered for this time.
+    pub fn silent(&self, key: K, waited: Duration) {
         for waiter in self.living(key) {
-            waiter.frame_silent(key.0, key.1, reason);
+            waiter.silent(key, waited);
         }
     }
 
-    /// Tells all who wait for a frame that its fetch ended without an answer; who asks from then on starts a new one.
-    pub fn give_up(&self, key: FrameKey, reason: &str) {
+    /// Tells all who wait for a key that its fetch ended without success; who asks from then on starts a new one.
+    pub fn give_up(&self, key: K, error: &Arc<E>) {
         let waiters = lock(&self.0).remove(&key).unwrap_or_default();
         for waiter in waiters.iter().filter_map(Weak::upgrade) {
-            waiter.frame_failing(key.0, key.1, reason);
+            waiter.failing(key, error);
         }
     }
 
-    /// Frames being fetched now.
+    /// Keys being fetched now.
     pub fn under_way(&self) -> usize {
         lock(&self.0).len()
     }
 
-    /// Forgets the frame before anybody is told: who asks from then on starts a new fetch, and is not lost.
-    pub fn succeeded(&self, key: FrameKey) {
+    /// Forgets the key before anybody is told: who asks from then on starts a new fetch, and is not lost.
+    pub fn succeeded(&self, key: K) {
         let waiters = lock(&self.0).remove(&key).unwrap_or_default();
         for waiter in waiters.iter().filter_map(Weak::upgrade) {
-            waiter.frame_ready(key.0, key.1);
+            waiter.ready(key);
         }
     }
 
-    /// False if the frame had no waiter left.
-    fn failed(&self, key: FrameKey, reason: &str) -> bool {
+    /// False if the key had no waiter left.
+    fn failed(&self, key: K, error: &Arc<E>) -> bool {
         let waiters = self.living(key);
         for waiter in &waiters {
-            waiter.frame_failing(key.0, key.1, reason);
+            waiter.failing(key, error);
         }
         !waiters.is_empty()
     }
 
-    fn is_awaited(&self, key: FrameKey) -> bool {
+    fn is_awaited(&self, key: K) -> bool {
         !self.living(key).is_empty()
     }
 
-    /// Those who still wait; the others are forgotten, and the frame with the last of them.
-    fn living(&self, key: FrameKey) -> Vec<Arc<dyn FrameWaiter>> {
+    /// Those who still wait; the others are forgotten, and the key with the last of them.
+    fn living(&self, key: K) -> Vec<Arc<dyn Waiter<K, E>>> {
         let mut awaited = lock(&self.0);
         let Some(waiters) = awaited.get_mut(&key) else { return Vec::new() };
         let mut living = Vec::with_capacity(waiters.len());
@@ -148,22 +149,56 @@ impl SingleFlight {
     }
 }
 
-impl fmt::Debug for SingleFlight {
+impl<K: fmt::Debug, E> fmt::Debug for SingleFlight<K, E> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_set().entries(lock(&self.0).keys()).finish()
     }
 }
 
-/// The answer to one caller that waits for a frame.
-#[derive(Debug, Default)]
-pub struct Answer {
-    outcome: Mutex<Option<Result<(), String>>>,
+/// Keys that one piece of work fetches. Those it has not done when its last part is dropped, by a panic or with the
+/// runtime, are given up: only their own waiters are told.
+pub(crate) struct Claimed<K: Copy + Eq + Hash + fmt::Debug, E> {
+    flight: Arc<SingleFlight<K, E>>,
+    keys: Mutex<Vec<K>>,
+    cut_short: fn(K) -> E,
+}
+
+impl<K: Copy + Eq + Hash + fmt::Debug, E> Claimed<K, E> {
+    /// Keys that the caller joined first, or claimed; `cut_short` is the error for those that are given up.
+    pub(crate) fn new(flight: &Arc<SingleFlight<K, E>>, keys: Vec<K>, cut_short: fn(K) -> E) -> Arc<Self> {
+        Arc::new(Self { flight: Arc::clone(flight), keys: Mutex::new(keys), cut_short })
+    }
+
+    /// A key leaves this work: it is there, has no waiter left, or others fetch it.
+    pub(crate) fn let_go(&self, key: K) {
+        lock(&self.keys).retain(|claimed| *claimed != key);
+    }
+}
+
+impl<K: Copy + Eq + Hash + fmt::Debug, E> Drop for Claimed<K, E> {
+    fn drop(&mut self) {
+        for key in std::mem::take(&mut *lock(&self.keys)) {
+            self.flight.give_up(key, &Arc::new((self.cut_short)(key)));
+        }
+    }
+}
+
+/// The answer to one caller that waits for a key.
+#[derive(Debug)]
+pub struct Answer<E> {
+    outcome: Mutex<Option<Result<(), Arc<E>>>>,
     answered: Notify,
 }
 
-impl Answer {
+impl<E> Default for Answer<E> {
+    fn default() -> Self {
+        Self { outcome: Mutex::new(None), answered: Notify::new() }
+    }
+}
+
+impl<E> Answer<E> {
     /// Waits for the first thing said: success, or why the first try failed.
-    pub async fn said(&self) -> Result<(), String> {
+    pub async fn said(&self) -> Result<(), Arc<E>> {
         loop {
             if let Some(outcome) = lock(&self.outcome).take() {
                 return outcome;
@@ -172,18 +207,18 @@ impl Answer {
         }
     }
 
-    fn set(&self, outcome: Result<(), String>) {
+    fn set(&self, outcome: Result<(), Arc<E>>) {
         *lock(&self.outcome) = Some(outcome);
         self.answered.notify_one();
     }
 }
 
-impl FrameWaiter for Answer {
-    fn frame_ready(&self, _: LayerId, _: FrameNumber) {
+impl<K, E: Send + Sync> Waiter<K, E> for Answer<E> {
+    fn ready(&self, _: K) {
         self.set(Ok(()));
     }
 
-    fn frame_failing(&self, _: LayerId, _: FrameNumber, reason: &str) {
-        self.set(Err(reason.to_owned()));
+    fn failing(&self, _: K, error: &Arc<E>) {
+        self.set(Err(Arc::clone(error)));
     }
 }

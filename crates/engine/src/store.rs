@@ -231,7 +231,7 @@ impl Store {
     }
 
     /// Reads a snapshot's manifest object.
-    pub async fn get_manifest(&self, snapshot: SnapshotId) -> Result<Bytes, StoreError> {
+    pub(crate) async fn get_manifest(&self, snapshot: SnapshotId) -> Result<Bytes, StoreError> {
         self.get_whole(manifest_path(snapshot), limits::MANIFEST_BYTES_MAX).await
     }
 
@@ -270,7 +270,7 @@ impl Store {
     }
 
     /// Reads the newest working set of a snapshot, if there is one.
-    pub async fn get_working_set(&self, snapshot: SnapshotId) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) async fn get_working_set(&self, snapshot: SnapshotId) -> Result<Option<Bytes>, StoreError> {
         // Keys begin with the time.
         let Some(path) = self.working_sets(snapshot).await?.into_iter().max() else { return Ok(None) };
         let body = self.get_whole(path, limits::WORKING_SET_BYTES_MAX).await?;
@@ -298,7 +298,7 @@ impl Store {
     }
 
     /// Reads a range of a layer object, exactly as many bytes as it has.
-    pub async fn get_layer(
+    pub(crate) async fn get_layer(
         &self,
         layer: LayerId,
         at: &ObjectName,

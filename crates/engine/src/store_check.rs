@@ -5,7 +5,8 @@ use futures_util::stream::{self, StreamExt};
 use crate::identity::{LayerId, SnapshotId};
 use crate::limits;
 use crate::manifest::{Publication, StoredLayer};
-use crate::store::{Store, StoreError};
+use crate::sources::{Class, SourceError, Sources};
+use crate::store::Store;
 
 /// Result of looking for one snapshot's objects in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,9 +30,9 @@ pub enum StoreFindings {
 }
 
 /// Asks for the manifest of a published snapshot, and for each object that it names. It reads only the manifest.
-pub(crate) async fn look_for_objects(snapshot: SnapshotId, store: &Store) -> StoreFindings {
+pub(crate) async fn look_for_objects(snapshot: SnapshotId, sources: &Sources) -> StoreFindings {
     let mut faults = Faults::default();
-    let done = faults.look(snapshot, store).await;
+    let done = faults.look(snapshot, sources).await;
     if let Err(error) = done {
         return StoreFindings::NotAsked { reason: error.to_string() };
     }
@@ -47,8 +48,8 @@ struct Faults {
 }
 
 impl Faults {
-    async fn look(&mut self, snapshot: SnapshotId, store: &Store) -> Result<(), StoreError> {
-        let manifest = match store.get_manifest(snapshot).await {
+    async fn look(&mut self, snapshot: SnapshotId, sources: &Sources) -> Result<(), SourceError> {
+        let manifest = match sources.manifest(snapshot, Class::Background).await {
             Ok(bytes) => Publication::decode(&bytes).map_err(|error| error.to_string()),
             Err(error) => Err(fault(error)?),
         };
@@ -66,7 +67,7 @@ impl Faults {
         };
         self.note(None);
         let layers = publication.manifest().layers().iter().zip(publication.stored());
-        let asked = layers.map(|(layer, stored)| fault_of_layer(store, layer.id, stored));
+        let asked = layers.map(|(layer, stored)| fault_of_layer(sources.store(), layer.id, stored));
         let mut answers = stream::iter(asked).buffered(limits::OBJECTS_LOOKED_FOR_AT_ONCE);
         while let Some(fault) = answers.next().await {
             self.note(fault?);
@@ -88,23 +89,21 @@ async fn fault_of_layer(
     store: &Store,
     layer: LayerId,
     stored: &StoredLayer,
-) -> Result<Option<String>, StoreError> {
+) -> Result<Option<String>, SourceError> {
     match store.layer_bytes(layer, &stored.object).await {
         Ok(bytes) if bytes == stored.object_bytes => Ok(None),
         Ok(bytes) => Ok(Some(format!(
             "the object of layer {layer} has {bytes} bytes in the store instead of {}",
             stored.object_bytes
         ))),
-        Err(error) => fault(error).map(Some),
+        Err(error) => fault(error.into()).map(Some),
     }
 }
 
 /// The fault of an object, if the error is about it; any other error is returned.
-fn fault(error: StoreError) -> Result<String, StoreError> {
+fn fault(error: SourceError) -> Result<String, SourceError> {
     match error {
-        StoreError::NotFound(_) | StoreError::Length { .. } | StoreError::TooLarge { .. } => {
-            Ok(error.to_string())
-        }
-        StoreError::Away(_) | StoreError::Other { .. } => Err(error),
+        SourceError::Gone(_) | SourceError::WrongBytes(_) => Ok(error.to_string()),
+        SourceError::Away(_) | SourceError::Silent { .. } | SourceError::Refused(_) => Err(error),
     }
 }

@@ -41,7 +41,7 @@ pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher, is_wanted: &dyn Fn() -> bo
         found.first = snapshot.status().failure;
     }
     if snapshot.is_published() {
-        let looked = fetcher.ask_store(async |store| look_for_objects(snapshot.id(), store).await);
+        let looked = fetcher.ask(async |sources| look_for_objects(snapshot.id(), sources).await);
         found.store =
             looked.unwrap_or_else(|stopped| StoreFindings::NotAsked { reason: stopped.to_string() });
     }

@@ -13,18 +13,19 @@ use crate::catalog::CatalogError;
 use crate::limits;
 use crate::records::Records;
 use crate::snapshot::Snapshot;
+use crate::sources::Sources;
 use crate::store::Store;
 use crate::working_set::WorkingSet;
 
 /// Looks for the working set of a snapshot, in the catalog and in the store, if that was not done yet.
-pub(crate) async fn find(snapshot: &Snapshot, store: &Store) -> Option<Arc<WorkingSet>> {
+pub(crate) async fn find(snapshot: &Snapshot, sources: &Sources) -> Option<Arc<WorkingSet>> {
     let known = snapshot.working_set();
     let turn = known.turn().await;
     // The previous owner of the turn may have looked.
     if known.now().is_none() {
         let set = match recorded(snapshot).await {
             Some(recorded) => Some(recorded),
-            None => stored(snapshot, store).await.map(|set| (set, true)),
+            None => stored(snapshot, sources).await.map(|set| (set, true)),
         };
         known.found(set.filter(|(set, _)| set.snapshot() == snapshot.id()));
     }
@@ -105,18 +106,17 @@ async fn in_catalog<T: Send + 'static>(
     }
 }
 
-async fn stored(snapshot: &Snapshot, store: &Store) -> Option<WorkingSet> {
+async fn stored(snapshot: &Snapshot, sources: &Sources) -> Option<WorkingSet> {
     if !snapshot.is_published() {
         return None;
     }
     let id = snapshot.id();
-    let bytes = match timeout(limits::WORKING_SET_STORE_WAIT, store.get_working_set(id)).await {
-        Ok(Ok(bytes)) => bytes?,
-        Ok(Err(error)) => {
+    let bytes = match sources.working_set(id).await {
+        Ok(bytes) => bytes?,
+        Err(error) => {
             tracing::debug!(snapshot = %id, %error, "a working set in the store cannot be had");
             return None;
         }
-        Err(_) => return None,
     };
     let decoded = WorkingSet::decode(&bytes);
     decoded.inspect_err(|error| tracing::warn!(snapshot = %id, %error, "a stored working set is none")).ok()

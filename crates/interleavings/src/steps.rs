@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::budget::Budget;
+use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
 use crate::capture::Capture;
 use crate::fetch::Fetcher;
@@ -21,7 +22,6 @@ use crate::snapshot::Snapshot;
 use crate::stop::Stop;
 use crate::store::Store;
 use crate::sync::block_on;
-use crate::upload_budget::UploadBudget;
 use crate::watch::NoWatcher;
 
 /// The steps of an engine's work on snapshots, without its tasks and without a store behind it.
@@ -58,7 +58,7 @@ impl Steps {
         let sealing = Sealing { workers: 2, merge_at_layers: limits::MERGE_AT_LAYERS };
         let sealer = Sealer::new(cache, fetcher, domain, sealing, Precedence::default(), Arc::new(NoHooks));
         let sealing = pool.clone();
-        let uploads = UploadBudget::new(limits::UPLOAD_BYTES_MAX);
+        let uploads = ByteBudget::new(limits::UPLOAD_BYTES_MAX);
         let publisher = Publisher { store, pool, budget: uploads, stop: Stop::default() };
         let watcher = Arc::new(NoWatcher);
         let background = Arc::new(Background { sealer, sealing, publisher, records: None, watcher });

@@ -7,16 +7,19 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 
 use super::*;
+use crate::attempt::checked_table;
 use crate::cache::Cache;
-use crate::frame::FRAME_PAGES;
+use crate::frame::{FRAME_PAGES, frame_bytes};
 use crate::geometry::u64_of;
 use crate::identity::{Domain, FrameDigest, SnapshotId};
 use crate::layer::Layer;
 use crate::layer_index::LayerIndex;
-use crate::manifest::ObjectName;
-use crate::object::StoredFrame;
+use crate::manifest::{ObjectName, StoredLayer};
+use crate::object::{FrameCodec, ObjectTable, StoredFrame};
 use crate::page_set::PageSet;
 use crate::ranked_set::RankedSet;
+use crate::store::Store;
+use crate::sync::{Mutex, lock};
 
 const PAGES: u32 = 3 * FRAME_PAGES;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -46,6 +49,10 @@ fn stored(layer: &Layer, lengths: [u64; 3]) -> (Vec<u8>, StoredLayer) {
         object_bytes: table.frames_bytes() + table_bytes,
     };
     (bytes, stored)
+}
+
+fn shared_by_fetches(runtime: &Handle, store: Store) -> Arc<Shared> {
+    Fetcher::new(runtime.clone(), Sources::new(store), Stop::default()).shared
 }
 
 fn refusal(layer: &Layer, stored: &StoredLayer, table: &[u8]) -> String {
@@ -84,58 +91,79 @@ fn a_fetch_that_the_end_of_the_engine_cuts_short_fails_and_does_not_panic() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let (runtime, bytes) = (runtime.unwrap(), [vec![1; 3 * raw], table.clone()].concat());
     runtime.block_on(objects.put(&path, bytes.into())).unwrap();
-    let Fetcher(shared) = Fetcher::new(runtime.handle().clone(), Store::new(objects), Stop::default());
+    let shared = shared_by_fetches(runtime.handle(), Store::new(objects));
     runtime.shutdown_background();
     let [first, second, third] = [0, 1, 2].map(FrameNumber::new);
-    let failed = shared.runtime.block_on(fetch(&shared.store, &layer.local(), first));
-    assert!(matches!(failed, Err(FetchError::Failed { .. })), "{failed:?}");
+    let failed = shared.runtime.block_on(shared.attempts.frame(&layer.local(), first, Class::Fault));
+    assert!(matches!(failed, Err(FetchError::CutShort { .. })), "{failed:?}");
     let table = checked_table(layer.facts(), &place, &table).unwrap();
     layer.facts().add_stored(&place);
     layer.facts().stored().unwrap().set_table(table);
-    let claimed = Claimed::new(Arc::clone(&shared), layer.id(), Vec::new());
-    let left = shared.runtime.block_on(fetch_together(&claimed, &layer.local(), first, &[second, third]));
-    assert_eq!(left, [first, second, third], "none of them came");
+    let (file, came) = (layer.local(), Arc::new(|_| unreachable!("none of them comes")));
+    let frames = [first, second, third];
+    let together = shared.attempts.run(&file, &frames, Class::Fault, &came);
+    assert!(shared.runtime.block_on(together).is_empty());
 }
 
 /// Lets the answer come once the silence was told.
 struct Patient(Mutex<Option<tokio::sync::oneshot::Sender<()>>>);
 
-impl FrameWaiter for Patient {
-    fn frame_ready(&self, _: LayerId, _: FrameNumber) {}
+impl Waiter<FrameKey, FetchError> for Patient {
+    fn ready(&self, _: FrameKey) {}
 
-    fn frame_failing(&self, _: LayerId, _: FrameNumber, _: &str) {}
+    fn failing(&self, _: FrameKey, _: &Arc<FetchError>) {}
 
-    fn frame_silent(&self, _: LayerId, _: FrameNumber, reason: &str) {
-        assert!(reason.contains("has answered"), "{reason}");
+    fn silent(&self, _: FrameKey, waited: Duration) {
+        assert!(waited >= limits::SOURCE_SILENT);
         if let Some(answer) = lock(&self.0).take() {
             answer.send(()).expect("it is waited for");
         }
     }
 }
 
+/// Joins others once it is told of a silence.
+struct Host {
+    shared: Arc<Shared>,
+    guest: Weak<Patient>,
+}
+
+impl Waiter<FrameKey, FetchError> for Host {
+    fn ready(&self, _: FrameKey) {}
+
+    fn failing(&self, _: FrameKey, _: &Arc<FetchError>) {}
+
+    fn silent(&self, key: FrameKey, _: Duration) {
+        let guest: Weak<FrameWaiter> = self.guest.clone();
+        assert!(!self.shared.frames.join(key, guest), "it is being fetched");
+    }
+}
+
 #[test]
-fn a_source_that_does_not_answer_is_told_of_while_it_is_waited_for() {
+fn a_source_that_does_not_answer_is_told_of_to_everybody_who_waits_whenever_they_came() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let store = Store::new(Arc::new(InMemory::new()));
-    let Fetcher(shared) = Fetcher::new(runtime.handle().clone(), store, Stop::default());
-    let key = (LayerId::from_bytes([1; 32]), FrameNumber::new(0));
+    let shared = shared_by_fetches(runtime.handle(), Store::new(Arc::new(InMemory::new())));
+    let [first, ahead] = [0, 1].map(|number| (LayerId::from_bytes([1; 32]), FrameNumber::new(number)));
     let (answer, answered) = tokio::sync::oneshot::channel();
-    let waiter = Arc::new(Patient(Mutex::new(Some(answer))));
-    let joined: Weak<Patient> = Arc::downgrade(&waiter);
-    assert!(shared.awaited.join(key, joined));
-    let told = async { tokio::time::timeout(LIMIT, telling_of_silence(&shared, key, answered)).await };
+    let late = Arc::new(Patient(Mutex::new(Some(answer))));
+    let early = Arc::new(Host { shared: Arc::clone(&shared), guest: Arc::downgrade(&late) });
+    // The one that is told waits for a frame that is fetched beside another.
+    assert!(shared.frames.claim(first) && shared.frames.claim(ahead));
+    let joined: Weak<Host> = Arc::downgrade(&early);
+    assert!(!shared.frames.join(ahead, joined));
+    let keys = [first, ahead];
+    let told = async { tokio::time::timeout(LIMIT, telling_of_silence(&shared, &keys, answered)).await };
     assert_eq!(runtime.block_on(told), Ok(Ok(())), "the answer comes after the silence was told");
 }
 
 /// Says which frames came.
 struct Told(Sender<FrameNumber>);
 
-impl FrameWaiter for Told {
-    fn frame_ready(&self, _: LayerId, frame: FrameNumber) {
+impl Waiter<FrameKey, FetchError> for Told {
+    fn ready(&self, (_, frame): FrameKey) {
         self.0.send(frame).ok();
     }
 
-    fn frame_failing(&self, _: LayerId, _: FrameNumber, _: &str) {}
+    fn failing(&self, _: FrameKey, _: &Arc<FetchError>) {}
 }
 
 #[test]
@@ -145,21 +173,82 @@ fn frames_that_were_to_be_read_ahead_and_did_not_come_are_fetched_for_those_who_
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.unwrap();
     let store = Store::directory(&directory.path().join("store")).unwrap();
-    let Fetcher(shared) = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+    let shared = shared_by_fetches(runtime.handle(), store);
     let (tell, told) = channel();
     let waiter = Arc::new(Told(tell));
     let joined: Weak<Told> = Arc::downgrade(&waiter);
     let [first, claimed, unwanted] = [0, 1, 2].map(FrameNumber::new);
-    assert!(shared.awaited.join((layer.id(), first), joined.clone()));
+    let joined: Weak<FrameWaiter> = joined;
+    assert!(shared.frames.join((layer.id(), first), joined.clone()));
     for ahead in [claimed, unwanted] {
-        assert!(shared.awaited.claim((layer.id(), ahead)));
+        assert!(shared.frames.claim((layer.id(), ahead)));
     }
-    assert!(!shared.awaited.join((layer.id(), claimed), joined), "it is on its way");
+    assert!(!shared.frames.join((layer.id(), claimed), joined), "it is on its way");
     // The layer is in no store, so no request brings them together.
     let shared_by_work = Arc::clone(&shared);
-    runtime.block_on(fetch_run(shared_by_work, layer.local(), first, vec![claimed, unwanted]));
+    runtime.block_on(fetch_run(shared_by_work, layer.local(), vec![first, claimed, unwanted], Class::Fault));
     let mut came: Vec<_> = (0..2).map(|_| told.recv_timeout(LIMIT).expect("both come")).collect();
     came.sort();
     assert_eq!(came, [first, claimed]);
-    assert_eq!(shared.awaited.under_way(), 0, "what nobody asked for is forgotten");
+    assert_eq!(shared.frames.under_way(), 0, "what nobody asked for is forgotten");
+}
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a directory can be made")
+}
+
+/// A layer that is only in a store, as one object of raw frames, on a node that has nothing of it.
+struct StoredOnly {
+    _disk: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    store: Store,
+    shared: Arc<Shared>,
+    layer: Arc<Layer>,
+    place: StoredLayer,
+}
+
+/// One whose objects in the manifest are `gone`, which the store does not have, and then the one it has.
+fn stored_only(gone: Option<&StoredLayer>) -> StoredOnly {
+    let (disk, there) = (directory(), directory());
+    let packed = packed(&there, 1);
+    let raw = frame_bytes(FrameNumber::new(0), PAGES);
+    let (table, place) = stored(&packed, [u64_of(raw); 3]);
+    let path = Path::from(format!("layers/{}/{}", packed.id(), place.object));
+    let objects = Arc::new(InMemory::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(objects.put(&path, [vec![1; 3 * raw], table].concat().into())).expect("memory");
+    let store = Store::new(objects);
+    let shared = shared_by_fetches(runtime.handle(), store.clone());
+    let cache = Cache::open(disk.path()).expect("a directory of ours");
+    let layer = cache.open_stored(packed.name(), gone.unwrap_or(&place)).expect("a disk");
+    layer.facts().add_stored(&place);
+    StoredOnly { _disk: disk, runtime, store, shared, layer, place }
+}
+
+#[test]
+fn a_table_that_many_frames_need_at_once_is_fetched_once() {
+    let node = stored_only(None);
+    assert!(node.place.object_bytes < limits::OBJECT_FETCHED_WHOLE_BYTES_MAX);
+    let file = node.layer.local();
+    let one = |number| node.shared.attempts.frame(&file, FrameNumber::new(number), Class::Fault);
+    let tries = futures_util::future::join_all((0..3).map(one));
+    let brought = node.runtime.block_on(tries);
+    assert!(brought.iter().all(Result::is_ok), "{brought:?}");
+    assert_eq!(node.store.traffic().fetches, 1, "the table came with all frames");
+}
+
+#[test]
+fn a_frame_whose_object_is_gone_is_read_from_the_next_one_in_the_same_try() {
+    let gone = StoredLayer {
+        object: ObjectName::new(SnapshotId::new()),
+        table_digest: [0; 32],
+        table_bytes: 1,
+        object_bytes: 2,
+    };
+    let node = stored_only(Some(&gone));
+    assert_eq!(node.layer.stored_at(), Some(gone));
+    let file = node.layer.local();
+    let brought = node.runtime.block_on(node.shared.attempts.frame(&file, FrameNumber::new(2), Class::Fault));
+    brought.expect("another object of the layer is there");
+    assert_eq!(node.layer.stored_at(), Some(node.place));
 }

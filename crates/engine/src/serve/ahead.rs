@@ -6,6 +6,7 @@ use super::unit::UnitInstall;
 use crate::frame::FRAME_PAGES;
 use crate::geometry::GuestPages;
 use crate::limits;
+use crate::sources::Class;
 use crate::view::{Piece, PieceSource};
 
 /// Result of an install ahead of the guest.
@@ -98,7 +99,7 @@ impl Server {
         if let Some((_, frame)) = piece.missing_frame()
             && self.prefetch.wait(waiting, (file.layer().id(), frame))
         {
-            self.request(file, frame);
+            self.request(Class::Ahead, file, frame);
         }
         Ahead::Dealt(waiting.count())
     }
@@ -118,7 +119,7 @@ impl Server {
             UnitInstall::Missing(frames) => {
                 let (file, frame) = &frames[0];
                 self.prefetch.wait(unit.intersect(run), (file.layer().id(), *frame));
-                frames.iter().for_each(|(file, frame)| self.request(file, *frame));
+                frames.iter().for_each(|(file, frame)| self.request(Class::Ahead, file, *frame));
                 Ahead::Dealt(of_unit)
             }
             UnitInstall::Lost => Ahead::Dealt(of_unit),

@@ -8,15 +8,15 @@ use rekindle_kernel::Protect;
 use super::fault::{Access, Fault};
 use super::installer::{End, Landing};
 use super::mailbox::Mailbox;
-use super::pending::FrameKey;
 use super::retry::{Patience, RetriedFault, RetryCause};
 use super::server::Server;
 use super::status::{EndReason, ServeStatus};
 use super::unit::UnitInstall;
-use crate::fetch::FrameWaiter;
+use crate::fetch::{FrameKey, FrameWaiter};
 use crate::frame::{FrameNumber, frame_of};
 use crate::geometry::{GuestPage, GuestPages};
 use crate::local_file::LocalFile;
+use crate::sources::Class;
 use crate::view::{Piece, PieceSource};
 
 /// Reason of a stall if bytes that seemed good are bad.
@@ -155,7 +155,7 @@ impl Server {
             UnitInstall::Missing(frames) => {
                 // All frames are requested now; the page waits for one after the other.
                 for (file, frame) in &frames[1..] {
-                    self.request(file, *frame);
+                    self.request(Class::Fault, file, *frame);
                 }
                 let (file, frame) = &frames[0];
                 self.wait_for(fault, file, *frame)
@@ -253,15 +253,15 @@ impl Server {
         self.counters.misses.add(1);
         let key: FrameKey = (file.layer().id(), frame);
         if self.pending.wait(fault, key) {
-            self.request(file, frame);
+            self.request(Class::Fault, file, frame);
         }
         Outcome::Waiting
     }
 
     /// Requests a frame; a message to the mailbox says when it is there.
-    pub(super) fn request(&self, file: &Arc<LocalFile>, frame: FrameNumber) {
-        let waiter: Weak<dyn FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
-        self.fetcher.request(file, frame, waiter);
+    pub(super) fn request(&self, class: Class, file: &Arc<LocalFile>, frame: FrameNumber) {
+        let waiter: Weak<FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
+        self.fetcher.of_class(class).request(file, frame, waiter);
     }
 }
 
@@ -294,6 +294,7 @@ mod tests {
     use crate::serve::stats::Counters;
     use crate::serve::status::StatusBoard;
     use crate::serve::{Neighbours, Placement, ServeOptions, Served};
+    use crate::sources::Sources;
     use crate::stop::Stop;
     use crate::store::Store;
     use crate::tracking::Tracking;
@@ -336,7 +337,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let store = Store::directory(directory.path()).unwrap();
-        let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+        let fetcher = Fetcher::new(runtime.handle().clone(), Sources::new(store), Stop::default());
         let mut server = server(installer, View::flat(PageMap::zero(512), Arc::from([])), fetcher);
         let fault = Fault { page: GuestPage::FIRST, access: Access::Write };
         for _ in 0..limits::PRESENT_FAULTS_MAX {
@@ -361,7 +362,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let store = Store::directory(&directory.path().join("store")).unwrap();
-            let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+            let fetcher = Fetcher::new(runtime.handle().clone(), Sources::new(store), Stop::default());
             let cache = Cache::open(&directory.path().join("layers")).unwrap();
             Self { directory, _runtime: runtime, fetcher, cache }
         }

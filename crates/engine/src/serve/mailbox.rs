@@ -3,15 +3,14 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rekindle_kernel::wakeup::Wakeup;
 
-use super::pending::FrameKey;
 use super::touches::Recording;
-use crate::fetch::FrameWaiter;
-use crate::frame::FrameNumber;
-use crate::identity::LayerId;
+use crate::fetch::{FetchError, FrameKey};
 use crate::page_set::PageSet;
+use crate::single_flight::Waiter;
 use crate::sync::{Mutex, lock};
 use crate::working_set::WorkingSet;
 
@@ -65,37 +64,48 @@ impl AsFd for Mailbox {
     }
 }
 
-impl FrameWaiter for Mailbox {
-    fn frame_ready(&self, layer: LayerId, frame: FrameNumber) {
-        self.send(Mail::FrameReady((layer, frame)));
+impl Waiter<FrameKey, FetchError> for Mailbox {
+    fn ready(&self, key: FrameKey) {
+        self.send(Mail::FrameReady(key));
     }
 
-    fn frame_failing(&self, layer: LayerId, frame: FrameNumber, reason: &str) {
-        self.send(Mail::FrameFailing((layer, frame), reason.to_owned()));
+    fn failing(&self, key: FrameKey, error: &Arc<FetchError>) {
+        self.send(Mail::FrameFailing(key, error.to_string()));
     }
 
-    fn frame_silent(&self, layer: LayerId, frame: FrameNumber, reason: &str) {
-        self.frame_failing(layer, frame, reason);
+    fn silent(&self, key: FrameKey, waited: Duration) {
+        let seconds = waited.as_secs();
+        let reason =
+            format!("neither this disk nor the store has answered for {seconds} s; it is waited for");
+        self.send(Mail::FrameFailing(key, reason));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use rekindle_kernel::wakeup::wait_readable;
+
+    use super::*;
+    use crate::frame::FrameNumber;
+    use crate::identity::LayerId;
 
     #[test]
     fn mail_wakes_once_and_is_taken_in_order() {
         let mailbox = Mailbox::new().unwrap();
-        let key = (LayerId::from_bytes([1; 32]), FrameNumber::new(3));
-        mailbox.frame_failing(key.0, key.1, "away");
-        mailbox.frame_ready(key.0, key.1);
+        let layer = LayerId::from_bytes([1; 32]);
+        let key = (layer, FrameNumber::new(3));
+        mailbox.silent(key, Duration::from_secs(2));
+        mailbox.failing(key, &Arc::new(FetchError::CutShort { layer }));
+        mailbox.ready(key);
         assert!(wait_readable([Some(mailbox.as_fd())], None).unwrap()[0].readable);
         let mail = mailbox.take();
         assert!(
-            matches!(&mail[0], Mail::FrameFailing(failing, reason) if *failing == key && reason == "away")
+            matches!(&mail[0], Mail::FrameFailing(failing, reason) if *failing == key && reason.contains("for 2 s"))
         );
-        assert!(matches!(&mail[1], Mail::FrameReady(ready) if *ready == key));
+        assert!(
+            matches!(&mail[1], Mail::FrameFailing(failing, reason) if *failing == key && reason.contains("cut short"))
+        );
+        assert!(matches!(&mail[2], Mail::FrameReady(ready) if *ready == key));
         let idle = wait_readable([Some(mailbox.as_fd())], Some(std::time::Duration::ZERO)).unwrap();
         assert!(!idle[0].readable);
         assert!(mailbox.take().is_empty());

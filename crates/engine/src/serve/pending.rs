@@ -3,12 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::fault::{Access, Fault};
-use crate::frame::FrameNumber;
+use crate::fetch::FrameKey;
 use crate::geometry::{GuestPage, GuestPages};
-use crate::identity::LayerId;
-
-/// A frame of a layer, as requested from the fetcher.
-pub(super) type FrameKey = (LayerId, FrameNumber);
 
 /// The waiting faults. Each page waits for one frame at a time, however many threads fault on it.
 #[derive(Debug, Default)]
@@ -108,6 +104,8 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::FrameNumber;
+    use crate::identity::LayerId;
 
     fn fault(page: u32, access: Access) -> Fault {
         Fault { page: GuestPage::new(page), access }

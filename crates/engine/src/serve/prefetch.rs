@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::pending::FrameKey;
+use crate::fetch::FrameKey;
 use crate::geometry::{GuestPage, GuestPages};
 use crate::limits;
 use crate::page_set::PageSet;

@@ -17,6 +17,7 @@ use engine_under_shuttle::pool::Pool;
 use engine_under_shuttle::read_plan::ReadPlan;
 use engine_under_shuttle::reaper::Reaper;
 use engine_under_shuttle::snapshot::Snapshot;
+use engine_under_shuttle::sources::Sources;
 use engine_under_shuttle::steps::{Steps, Tools};
 use engine_under_shuttle::stop::Stop;
 use engine_under_shuttle::store::Store;
@@ -74,7 +75,7 @@ impl Node {
         let reaper = Reaper::start().expect("a thread of Shuttle's starts");
         let cache = Arc::new(Cache::open(directory).expect("the directory is there"));
         let store = Store::new(Arc::new(InMemory::new()));
-        let fetcher = Fetcher::new(RUNTIME.handle().clone(), store.clone(), Stop::default());
+        let fetcher = Fetcher::new(RUNTIME.handle().clone(), Sources::new(store.clone()), Stop::default());
         let pool = Pool::start("save", SEALS_AT_ONCE).expect("a thread of Shuttle's starts");
         let budget = Budget::new(budget);
         let tools = Tools {

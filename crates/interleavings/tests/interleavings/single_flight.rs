@@ -3,9 +3,10 @@
 use std::future;
 use std::sync::{Arc, Weak};
 
+use engine_under_shuttle::fetch::FrameKey;
 use engine_under_shuttle::frame::FrameNumber;
 use engine_under_shuttle::identity::LayerId;
-use engine_under_shuttle::single_flight::{Answer, FrameKey, FrameWaiter, SingleFlight};
+use engine_under_shuttle::single_flight::{Answer, SingleFlight, Waiter};
 use shuttle::sync::Mutex;
 use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use shuttle::sync::mpsc::{Sender, channel};
@@ -20,7 +21,7 @@ fn key() -> FrameKey {
 /// A source that fails a few times, counts its readers, and remembers whether the frame is here.
 #[derive(Default)]
 struct Source {
-    flight: SingleFlight,
+    flight: SingleFlight<FrameKey, &'static str>,
     failures_left: AtomicU64,
     at_once: AtomicU64,
     here: AtomicBool,
@@ -33,7 +34,7 @@ impl Source {
     }
 
     /// A fetcher's work for a request, on a thread instead of in a task.
-    fn request(self: &Arc<Self>, waiter: Weak<dyn FrameWaiter>) {
+    fn request(self: &Arc<Self>, waiter: Weak<dyn Waiter<FrameKey, &'static str>>) {
         if self.flight.join(key(), waiter) {
             let source = Arc::clone(self);
             drop(thread::spawn(move || {
@@ -72,14 +73,14 @@ struct Patient {
     ready: Mutex<Sender<()>>,
 }
 
-impl FrameWaiter for Patient {
-    fn frame_ready(&self, _: LayerId, _: FrameNumber) {
+impl Waiter<FrameKey, &'static str> for Patient {
+    fn ready(&self, _: FrameKey) {
         let ready = self.ready.lock().expect("no thread panics while it holds a lock");
         ready.send(()).expect("it is told once, and waits for it");
     }
 
-    fn frame_failing(&self, _: LayerId, _: FrameNumber, reason: &str) {
-        assert_eq!(reason, "away");
+    fn failing(&self, _: FrameKey, error: &Arc<&'static str>) {
+        assert_eq!(**error, "away");
         self.failures.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -117,19 +118,19 @@ fn a_frame_is_fetched_once_and_everybody_is_told() {
 #[derive(Default)]
 struct Told(AtomicBool);
 
-impl FrameWaiter for Told {
-    fn frame_ready(&self, _: LayerId, _: FrameNumber) {
+impl Waiter<FrameKey, &'static str> for Told {
+    fn ready(&self, _: FrameKey) {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    fn frame_failing(&self, _: LayerId, _: FrameNumber, _: &str) {}
+    fn failing(&self, _: FrameKey, _: &Arc<&'static str>) {}
 }
 
 /// Case 24, in every order: one who joins while a fetch ends is told by it, or is to fetch anew.
 #[test]
 fn who_joins_while_a_fetch_ends_is_never_forgotten() {
     every(100_000, || {
-        let flight = Arc::new(SingleFlight::default());
+        let flight = Arc::new(SingleFlight::<FrameKey, &'static str>::default());
         let [early, late] = [Arc::new(Told::default()), Arc::new(Told::default())];
         let weak: Weak<Told> = Arc::downgrade(&early);
         assert!(flight.join(key(), weak), "nobody fetches it yet");
@@ -149,7 +150,7 @@ fn who_joins_while_a_fetch_ends_is_never_forgotten() {
 #[test]
 fn who_joins_while_a_claim_is_given_back_is_never_forgotten() {
     every(100_000, || {
-        let flight = Arc::new(SingleFlight::default());
+        let flight = Arc::new(SingleFlight::<FrameKey, &'static str>::default());
         assert!(flight.claim(key()), "nobody fetches it yet");
         let giving_back = {
             let flight = Arc::clone(&flight);
@@ -180,11 +181,11 @@ fn a_blocking_caller_hears_of_the_first_failure_and_may_ask_again() {
         on_threads(3, &source, |source| {
             loop {
                 let answer = Arc::new(Answer::default());
-                let weak: Weak<Answer> = Arc::downgrade(&answer);
+                let weak: Weak<Answer<&'static str>> = Arc::downgrade(&answer);
                 source.request(weak);
                 match shuttle::future::block_on(answer.said()) {
                     Ok(()) => return,
-                    Err(reason) => assert_eq!(reason, "away"),
+                    Err(error) => assert_eq!(*error, "away"),
                 }
             }
         });
@@ -197,8 +198,8 @@ fn a_frame_that_nobody_waits_for_any_more_is_given_up_and_can_be_asked_for_again
     random(5000, || {
         let source = Source::failing(2);
         on_threads(2, &source, |source| {
-            let waiter: Arc<Answer> = Arc::default();
-            let weak: Weak<Answer> = Arc::downgrade(&waiter);
+            let waiter: Arc<Answer<&'static str>> = Arc::default();
+            let weak: Weak<Answer<&'static str>> = Arc::downgrade(&waiter);
             source.request(weak);
             thread::yield_now();
             drop(waiter);

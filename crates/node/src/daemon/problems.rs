@@ -3,7 +3,8 @@
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::open::OpenError;
 use rekindle_engine::pause::{CommitError, PauseError};
-use rekindle_engine::store::StoreError;
+use rekindle_engine::read_plan::ReadError;
+use rekindle_engine::sources::SourceError;
 use rustix::io::Errno;
 
 use super::room::no_ram;
@@ -60,7 +61,7 @@ impl From<PauseError> for Problem {
 impl From<OpenError> for Problem {
     fn from(error: OpenError) -> Self {
         match &error {
-            OpenError::Store { snapshot, source: StoreError::NotFound { .. } } => {
+            OpenError::Store { snapshot, source: SourceError::Gone(_) } => {
                 Self::new(Code::NotFound, format!("there is no snapshot {snapshot}, here or in the store"))
             }
             OpenError::Store { snapshot, .. } => {
@@ -98,6 +99,11 @@ fn is_misfit_itself(cause: &(dyn std::error::Error + 'static)) -> bool {
         || cause.is::<SpecError>()
 }
 
+/// True if pages could not be read because of the store: it is away, silent, refuses, or has not the right bytes.
+fn is_of_store(cause: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause.downcast_ref(), Some(ReadError::Fetch(error)) if error.is_of_source())
+}
+
 /// The code of a cause that is not the guest's or its VMM's own failure.
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<Code> {
     let is_of_keeper = cause.is::<KeeperError>()
@@ -108,6 +114,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<Code> {
         .then_some(Code::Misfit)
         .or(is_of_keeper.then_some(Code::KeeperFailed))
         .or(is_of_disk.then_some(Code::DiskFailed))
+        .or(is_of_store(cause).then_some(Code::StoreFailed))
 }
 
 /// A failure of the system or a VMM during an operation on a guest.

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
-use rekindle_engine::fetch::{Fetcher, FrameWaiter};
-use rekindle_engine::frame::FrameNumber;
-use rekindle_engine::identity::LayerId;
+use rekindle_engine::fetch::{FetchError, Fetcher, FrameKey};
+use rekindle_engine::single_flight::Waiter;
 use rekindle_engine::view::FoundWaiter;
 
 use super::content::ColdSource;
@@ -31,7 +30,7 @@ struct State {
     requests: usize,
     data_bytes: usize,
     /// Frames asked for, each with what the last failed try said.
-    awaited: HashMap<(LayerId, FrameNumber), Option<String>>,
+    awaited: HashMap<FrameKey, Option<String>>,
     /// True if a request waits for pages that cannot be had.
     waits_for_lost: bool,
     /// Something has come since the requests were last taken.
@@ -155,17 +154,17 @@ impl State {
     }
 }
 
-impl FrameWaiter for Cold {
-    fn frame_ready(&self, layer: LayerId, frame: FrameNumber) {
+impl Waiter<FrameKey, FetchError> for Cold {
+    fn ready(&self, key: FrameKey) {
         let mut state = self.lock();
-        state.awaited.remove(&(layer, frame));
+        state.awaited.remove(&key);
         state.news = true;
         self.changed.notify_all();
     }
 
-    fn frame_failing(&self, layer: LayerId, frame: FrameNumber, reason: &str) {
-        if let Some(failure) = self.lock().awaited.get_mut(&(layer, frame)) {
-            *failure = Some(reason.to_owned());
+    fn failing(&self, key: FrameKey, error: &Arc<FetchError>) {
+        if let Some(failure) = self.lock().awaited.get_mut(&key) {
+            *failure = Some(error.to_string());
         }
     }
 }
@@ -183,6 +182,7 @@ impl FoundWaiter for Cold {
 mod tests {
     use rekindle_engine::geometry::GuestPage;
     use rekindle_engine::page_map::PageMap;
+    use rekindle_engine::sources::Sources;
     use rekindle_engine::stop::Stop;
     use rekindle_engine::store::Store;
     use rekindle_engine::view::{LiveView, PieceSource, View};
@@ -195,7 +195,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let store = Store::directory(directory.path()).unwrap();
-        let fetcher = Fetcher::new(runtime.handle().clone(), store, Stop::default());
+        let fetcher = Fetcher::new(runtime.handle().clone(), Sources::new(store), Stop::default());
         let view = LiveView::new(View::lost(1));
         let PieceSource::Lost(lost) = view.piece_at(GuestPage::FIRST, 1).source else {
             unreachable!("it is of lost pages")

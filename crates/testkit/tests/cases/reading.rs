@@ -5,10 +5,10 @@ use std::sync::{Arc, Weak};
 
 use futures_util::StreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
-use rekindle_engine::fetch::FrameWaiter;
+use rekindle_engine::fetch::{FetchError, FrameKey};
 use rekindle_engine::frame::FrameNumber;
-use rekindle_engine::identity::LayerId;
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::single_flight::Waiter;
 use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::site::PATIENCE;
 use rekindle_testkit::stores::{Fault, Operation, Rule};
@@ -57,12 +57,12 @@ fn case_28_a_failed_fetch_answers_all_who_wait_for_it_and_is_not_remembered() {
 #[derive(Debug)]
 struct Told(Sender<FrameNumber>);
 
-impl FrameWaiter for Told {
-    fn frame_ready(&self, _: LayerId, frame: FrameNumber) {
+impl Waiter<FrameKey, FetchError> for Told {
+    fn ready(&self, (_, frame): FrameKey) {
         self.0.send(frame).ok();
     }
 
-    fn frame_failing(&self, _: LayerId, _: FrameNumber, _: &str) {}
+    fn failing(&self, _: FrameKey, _: &Arc<FetchError>) {}
 }
 
 #[test]

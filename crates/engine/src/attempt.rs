@@ -1,0 +1,336 @@
+//! One try to bring a frame into a local file: from the file itself, else from the objects of its layer's placement, one
+//! after the other.
+
+use std::sync::{Arc, Weak};
+
+use tokio::task::JoinError;
+
+use crate::frame::{FrameNumber, frame_bytes};
+use crate::identity::LayerId;
+use crate::layer_facts::LayerFacts;
+use crate::layer_index::LayerIndex;
+use crate::limits;
+use crate::local_file::{LayerError, LocalFile};
+use crate::manifest::{ObjectName, StoredLayer};
+use crate::object::{FrameCodec, FrameError, ObjectTable, StoredObject};
+use crate::single_flight::{Answer, Claimed, SingleFlight};
+use crate::sources::{Class, SourceError, Sources};
+use crate::stop::Stopped;
+
+/// Reason that one try to get a frame failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The local file failed, or the bytes are not those the layer's name commits to.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The store did not give the bytes.
+    #[error(transparent)]
+    Source(Box<SourceError>),
+    /// The stored object's table is not the one the manifest names.
+    #[error("the table of layer {layer} in the store is not the one its manifest names: {reason}")]
+    Table {
+        /// The layer.
+        layer: LayerId,
+        /// The fault found.
+        reason: String,
+    },
+    /// The stored frame cannot be decoded.
+    #[error("frame {frame} of layer {layer} in the store: {source}")]
+    Frame {
+        /// The layer.
+        layer: LayerId,
+        /// The frame.
+        frame: FrameNumber,
+        /// The fault found.
+        source: FrameError,
+    },
+    /// The only copy was local, and it is not good any more.
+    #[error("frame {frame} of layer {layer} is not good on this disk and was never stored")]
+    OnlyCopy {
+        /// The layer.
+        layer: LayerId,
+        /// The frame.
+        frame: FrameNumber,
+    },
+    /// The fetching side ended before it could answer.
+    #[error("a fetch from layer {layer} was cut short")]
+    CutShort {
+        /// The layer.
+        layer: LayerId,
+    },
+    /// The engine ends.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The try was made for others too, who have the same error.
+    #[error(transparent)]
+    Shared(Arc<Self>),
+}
+
+impl From<SourceError> for FetchError {
+    fn from(error: SourceError) -> Self {
+        Self::Source(Box::new(error))
+    }
+}
+
+impl FetchError {
+    /// True if a source outside this node is to blame: it did not answer, or its bytes are wrong.
+    pub fn is_of_source(&self) -> bool {
+        match self {
+            Self::Source(_) | Self::Table { .. } | Self::Frame { .. } => true,
+            Self::Shared(error) => error.is_of_source(),
+            Self::Layer(_) | Self::OnlyCopy { .. } | Self::CutShort { .. } | Self::Stopped(_) => false,
+        }
+    }
+
+    /// The error of the source outside this node, if it gave no bytes.
+    fn source_error(&self) -> Option<&SourceError> {
+        match self {
+            Self::Source(error) => Some(&**error),
+            Self::Shared(error) => error.source_error(),
+            Self::Layer(_)
+            | Self::Table { .. }
+            | Self::Frame { .. }
+            | Self::OnlyCopy { .. }
+            | Self::CutShort { .. }
+            | Self::Stopped(_) => None,
+        }
+    }
+}
+
+/// A table of a layer, by the object that it is of.
+pub(crate) type TableKey = (LayerId, ObjectName);
+
+/// Means of a try: the sources, and the tables that are under way from them.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    pub(crate) sources: Sources,
+    pub(crate) tables: Arc<SingleFlight<TableKey, FetchError>>,
+}
+
+impl Attempts {
+    /// Brings one frame.
+    pub(crate) async fn frame(
+        &self,
+        file: &Arc<LocalFile>,
+        frame: FrameNumber,
+        class: Class,
+    ) -> Result<(), FetchError> {
+        let layer = file.layer();
+        loop {
+            let Some(stored) = layer.stored() else {
+                return load_local_only(file, frame).await;
+            };
+            let brought = self.frame_from(file, &stored, frame, class).await;
+            let is_gone = |error: &FetchError| matches!(error.source_error(), Some(SourceError::Gone(_)));
+            // One that is gone has left the placement, unless it was the last: the next one is tried at once.
+            if brought.as_ref().is_err_and(is_gone)
+                && layer.stored().is_some_and(|next| next.place().object != stored.place().object)
+            {
+                continue;
+            }
+            return brought;
+        }
+    }
+
+    async fn frame_from(
+        &self,
+        file: &Arc<LocalFile>,
+        stored: &StoredObject,
+        frame: FrameNumber,
+        class: Class,
+    ) -> Result<(), FetchError> {
+        let layer = file.layer();
+        // A local file that fails is no reason to give up while the store has the frame.
+        if layer.index().is_some() && matches!(blocking_load(file, frame).await, Ok(true)) {
+            return Ok(());
+        }
+        if stored.table().is_none() {
+            self.table(file, stored, class).await?;
+            if matches!(blocking_load(file, frame).await, Ok(true)) {
+                return Ok(());
+            }
+        }
+        let table = stored.table().expect("fetched above");
+        let (range, codec) = (table.frame_range(frame), table.codec(frame));
+        let read = self.sources.layer(layer, stored.place().object, range, class).await?;
+        let into = Arc::clone(file);
+        blocking(layer.id(), move || accept(&into, frame, codec, &read.body)).await
+    }
+
+    /// Fetches a run of frames in one request, where the table is known already; says which of them came. `came` is
+    /// called for each as soon as it is there.
+    pub(crate) async fn run(
+        &self,
+        file: &Arc<LocalFile>,
+        frames: &[FrameNumber],
+        class: Class,
+        came: &Arc<impl Fn(FrameNumber) + Send + Sync + 'static>,
+    ) -> Vec<FrameNumber> {
+        let (Some(first), Some(last), Some(stored)) = (frames.first(), frames.last(), file.layer().stored())
+        else {
+            return Vec::new();
+        };
+        let Some(table) = stored.table().filter(|_| frames.len() > 1) else { return Vec::new() };
+        let range = table.frame_range(*first).start..table.frame_range(*last).end;
+        let read = self.sources.layer(file.layer(), stored.place().object, range.clone(), class).await;
+        let Ok(read) = read else { return Vec::new() };
+        let mut accepting = tokio::task::JoinSet::new();
+        for frame in frames.iter().copied() {
+            let (place, codec) = (table.frame_range(frame), table.codec(frame));
+            let encoded =
+                read.body.slice(size_of(place.start - range.start)..size_of(place.end - range.start));
+            let (file, came) = (Arc::clone(file), Arc::clone(came));
+            accepting.spawn_blocking(move || {
+                let accepted = accept(&file, frame, codec, &encoded).is_ok();
+                if accepted {
+                    came(frame);
+                }
+                accepted.then_some(frame)
+            });
+        }
+        let mut brought = Vec::with_capacity(frames.len());
+        while let Some(ended) = accepting.join_next().await {
+            // One that the end of the engine kept from beginning has brought nothing.
+            brought.extend(unless_kept_from(ended).flatten());
+        }
+        drop(read.lease);
+        brought
+    }
+
+    /// Sees that an object's table is known. It is fetched once for all who need it at the same time.
+    async fn table(
+        &self,
+        file: &Arc<LocalFile>,
+        stored: &StoredObject,
+        class: Class,
+    ) -> Result<(), FetchError> {
+        let key: TableKey = (file.layer().id(), stored.place().object);
+        while stored.table().is_none() {
+            let answer = Arc::new(Answer::default());
+            let waiter: Weak<Answer<FetchError>> = Arc::downgrade(&answer);
+            if self.tables.join(key, waiter) {
+                let claimed =
+                    Claimed::new(&self.tables, vec![key], |(layer, _)| FetchError::CutShort { layer });
+                // Another fetch may have ended between the look and the claim.
+                let fetched = match stored.table() {
+                    Some(_) => Ok(()),
+                    None => self.fetch_table(file, stored, class).await,
+                };
+                claimed.let_go(key);
+                match fetched {
+                    Ok(()) => self.tables.succeeded(key),
+                    Err(error) => self.tables.give_up(key, &Arc::new(error)),
+                }
+            }
+            answer.said().await.map_err(FetchError::Shared)?;
+        }
+        Ok(())
+    }
+
+    /// Fetches the table, and with a small object every frame of it in the same request. Each frame is judged by itself:
+    /// those who wait for a bad one ask for it again.
+    async fn fetch_table(
+        &self,
+        file: &Arc<LocalFile>,
+        stored: &StoredObject,
+        class: Class,
+    ) -> Result<(), FetchError> {
+        let (layer, place) = (file.layer(), stored.place());
+        let frames_end = place.object_bytes - place.table_bytes;
+        let whole = place.object_bytes <= limits::OBJECT_FETCHED_WHOLE_BYTES_MAX;
+        let start = if whole { 0 } else { frames_end };
+        let read = self.sources.layer(layer, place.object, start..place.object_bytes, class).await?;
+        let table = checked_table(layer, place, &read.body[size_of(frames_end - start)..])?;
+        if layer.index().is_none() {
+            keep_index(file, table.index().clone()).await?;
+        }
+        let frames = (0..table.index().frames()).filter(|_| whole).map(FrameNumber::new);
+        let frames: Vec<_> =
+            frames.map(|frame| (frame, table.frame_range(frame), table.codec(frame))).collect();
+        let into = Arc::clone(file);
+        let accepted = blocking(layer.id(), move || {
+            for (frame, range, codec) in frames {
+                if !into.is_verified(frame) {
+                    // A bad one is asked for again, and its error told then.
+                    accept(&into, frame, codec, &read.body[size_of(range.start)..size_of(range.end)]).ok();
+                }
+            }
+            Ok(())
+        });
+        accepted.await?;
+        stored.set_table(table);
+        Ok(())
+    }
+}
+
+/// A length within an answer that is in memory.
+fn size_of(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("what is in memory has a size")
+}
+
+async fn load_local_only(file: &Arc<LocalFile>, frame: FrameNumber) -> Result<(), FetchError> {
+    if blocking_load(file, frame).await? {
+        return Ok(());
+    }
+    Err(FetchError::OnlyCopy { layer: file.layer().id(), frame })
+}
+
+async fn blocking_load(file: &Arc<LocalFile>, frame: FrameNumber) -> Result<bool, FetchError> {
+    let file = Arc::clone(file);
+    blocking(file.layer().id(), move || Ok(file.load_local(frame)?)).await
+}
+
+async fn blocking<T: Send + 'static>(
+    layer: LayerId,
+    work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
+) -> Result<T, FetchError> {
+    let done = unless_kept_from(tokio::task::spawn_blocking(work).await);
+    done.unwrap_or(Err(FetchError::CutShort { layer }))
+}
+
+/// Result of blocking work; none if the runtime ended before the work began. A panic goes on.
+fn unless_kept_from<T>(ended: Result<T, JoinError>) -> Option<T> {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(done) => Some(done),
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_)) => None,
+    }
+}
+
+/// Remembers a layer's index, also on the disk. If that fails, the next start asks the store again.
+async fn keep_index(file: &Arc<LocalFile>, index: LayerIndex) -> Result<(), FetchError> {
+    let file = Arc::clone(file);
+    blocking(file.layer().id(), move || {
+        if let Err(error) = file.keep_index(index) {
+            tracing::warn!(layer = %file.layer().id(), %error, "the index of a layer is not kept on this disk");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The table in `bytes`, if it is the one that the manifest names, and the layer's.
+pub(crate) fn checked_table(
+    layer: &LayerFacts,
+    stored: &StoredLayer,
+    bytes: &[u8],
+) -> Result<ObjectTable, FetchError> {
+    let refused = |reason: String| FetchError::Table { layer: layer.id(), reason };
+    if *blake3::hash(bytes).as_bytes() != stored.table_digest {
+        return Err(refused("its digest differs".into()));
+    }
+    let table = ObjectTable::decode(bytes, stored.object_bytes - stored.table_bytes)
+        .map_err(|error| refused(error.to_string()))?;
+    if table.index().page_count() != layer.pages() || table.index().id(layer.domain()) != layer.id() {
+        return Err(refused("it is another layer's".into()));
+    }
+    Ok(table)
+}
+
+fn accept(file: &LocalFile, frame: FrameNumber, codec: FrameCodec, encoded: &[u8]) -> Result<(), FetchError> {
+    let layer = file.layer();
+    let raw = codec
+        .decode(encoded, frame_bytes(frame, layer.pages()))
+        .map_err(|source| FetchError::Frame { layer: layer.id(), frame, source })?;
+    Ok(file.accept_frame(frame, &raw)?)
+}

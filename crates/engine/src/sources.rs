@@ -1,0 +1,191 @@
+//! The one door to bytes that are not on this node: each read of the store waits here for its share of a byte budget, is
+//! ended after its time limit, and fails with an error that says whose fault it is.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::Error::{PermissionDenied, Unauthenticated};
+
+use crate::byte_budget::{ByteBudget, ByteLease};
+use crate::identity::SnapshotId;
+use crate::layer_facts::LayerFacts;
+use crate::limits;
+use crate::manifest::ObjectName;
+use crate::store::{Store, StoreError};
+
+/// Reads from outside this node. Clones share the budget.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    store: Store,
+    budget: ByteBudget<Class>,
+}
+
+/// Urgency of a read; those before it are served first, and have more of the budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// A guest or a caller waits for it.
+    Fault,
+    /// A guest may want it soon.
+    Ahead,
+    /// It saves work later, or checks what is there.
+    Background,
+}
+
+/// Bytes that were read, and their share of the budget.
+#[derive(Debug)]
+pub(crate) struct SourceBytes {
+    /// The bytes.
+    pub(crate) body: Bytes,
+    /// Held as long as they are.
+    pub(crate) lease: ByteLease<Class>,
+}
+
+/// Reason that a read from outside brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The source is not there, or cannot be reached.
+    #[error(transparent)]
+    Away(StoreError),
+    /// The source gave no answer in its time.
+    #[error("{wanted}: the store has not answered for {} s", waited.as_secs())]
+    Silent {
+        /// The name of the object.
+        wanted: String,
+        /// The time limit of the read.
+        waited: Duration,
+    },
+    /// The source does not let this node read it.
+    #[error("{0}: the store refuses it: check the credentials that the daemon has")]
+    Refused(StoreError),
+    /// The source has other bytes than it must.
+    #[error(transparent)]
+    WrongBytes(StoreError),
+    /// The source does not have it.
+    #[error(transparent)]
+    Gone(StoreError),
+}
+
+impl From<StoreError> for SourceError {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::NotFound(_) => Self::Gone(error),
+            StoreError::Away(_) => Self::Away(error),
+            StoreError::Length { .. } | StoreError::TooLarge { .. } => Self::WrongBytes(error),
+            StoreError::Other { source: PermissionDenied { .. } | Unauthenticated { .. }, .. } => {
+                Self::Refused(error)
+            }
+            StoreError::Other { .. } => Self::Away(error),
+        }
+    }
+}
+
+impl Class {
+    /// Bytes that all reads together may hold once one of this class begins.
+    fn share(self) -> u64 {
+        match self {
+            Self::Fault => limits::READ_BYTES_MAX,
+            Self::Ahead => limits::READ_BYTES_MAX / 4 * 3,
+            Self::Background => limits::READ_BYTES_MAX / 2,
+        }
+    }
+}
+
+impl Sources {
+    /// Sources of which the only one is `store`.
+    pub fn new(store: Store) -> Self {
+        Self { store, budget: ByteBudget::new(limits::READ_BYTES_MAX) }
+    }
+
+    /// The store, for questions that are answered without an object's bytes.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Bytes of one object of a layer. One that is gone leaves the layer's placement, if that has another.
+    pub(crate) async fn layer(
+        &self,
+        layer: &LayerFacts,
+        object: ObjectName,
+        range: Range<u64>,
+        class: Class,
+    ) -> Result<SourceBytes, SourceError> {
+        let bytes = range.end - range.start;
+        let lease = self.budget.lease_within(class, bytes, class.share()).await;
+        let limit = limits::READ_WAIT + Duration::from_secs(bytes / limits::READ_BYTES_A_SECOND_MIN);
+        let wanted = || format!("an object of layer {}", layer.id());
+        let read = in_time(limit, wanted, self.store.get_layer(layer.id(), &object, range)).await;
+        if let Err(SourceError::Gone(_)) = &read {
+            layer.note_gone(object);
+        }
+        Ok(SourceBytes { body: read?, lease })
+    }
+
+    /// The manifest of a published snapshot.
+    pub(crate) async fn manifest(&self, snapshot: SnapshotId, class: Class) -> Result<Bytes, SourceError> {
+        let lease = self.budget.lease_within(class, limits::READ_BYTES_UNKNOWN, class.share()).await;
+        let wanted = || format!("the manifest of snapshot {snapshot}");
+        let read = in_time(limits::MANIFEST_READ_WAIT, wanted, self.store.get_manifest(snapshot)).await;
+        drop(lease);
+        read
+    }
+
+    /// The newest working set of a snapshot, if there is one.
+    pub(crate) async fn working_set(&self, snapshot: SnapshotId) -> Result<Option<Bytes>, SourceError> {
+        let class = Class::Ahead;
+        let lease = self.budget.lease_within(class, limits::READ_BYTES_UNKNOWN, class.share()).await;
+        let wanted = || format!("the working set of snapshot {snapshot}");
+        let read = self.store.get_working_set(snapshot);
+        let read = in_time(limits::WORKING_SET_STORE_WAIT, wanted, read).await;
+        drop(lease);
+        read
+    }
+}
+
+async fn in_time<T>(
+    limit: Duration,
+    wanted: impl FnOnce() -> String,
+    read: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, SourceError> {
+    match tokio::time::timeout(limit, read).await {
+        Ok(read) => Ok(read?),
+        Err(_) => Err(SourceError::Silent { wanted: wanted(), waited: limit }),
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::future::pending;
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    #[test]
+    fn a_read_without_an_answer_in_its_time_ends_and_is_told_as_silent() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let read = in_time(Duration::ZERO, || "an object".to_owned(), pending::<Result<(), StoreError>>());
+        let ended = runtime.block_on(read);
+        assert!(
+            matches!(&ended, Err(SourceError::Silent { wanted, .. }) if wanted == "an object"),
+            "{ended:?}"
+        );
+    }
+
+    #[test]
+    fn an_error_of_the_store_says_whether_it_is_away_refuses_or_lacks_the_object() {
+        let path = object_store::path::Path::from("manifests/one");
+        let of = |source| SourceError::from(StoreError::Other { path: path.clone(), source });
+        let refused = object_store::Error::PermissionDenied { path: String::new(), source: "no".into() };
+        assert!(matches!(of(refused), SourceError::Refused(_)));
+        let failed = object_store::Error::Generic { store: "", source: "no way there".into() };
+        assert!(matches!(of(failed), SourceError::Away(_)));
+        let longer = StoreError::Length { path: path.clone(), expected: 1, found: 2 };
+        assert!(matches!(SourceError::from(longer), SourceError::WrongBytes(_)));
+        let sources = Sources::new(Store::new(Arc::new(InMemory::new())));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let absent = runtime.block_on(sources.manifest(SnapshotId::new(), Class::Fault));
+        assert!(matches!(absent, Err(SourceError::Gone(_))), "{absent:?}");
+    }
+}
