@@ -122,7 +122,7 @@ impl Cache {
                 if !is_whole_here(&layer, &index, &encoded)? {
                     let file = self.take_name(&mut pack, id)?;
                     layer.facts().set_index(index);
-                    layer.replace_local(PackedFile::new(Arc::clone(layer.facts()), file)?);
+                    layer.replace_local(PackedFile::new(Arc::clone(layer.facts()), file, &self.directory)?);
                 }
                 Ok(layer)
             }
@@ -130,7 +130,7 @@ impl Cache {
                 let file = self.take_name(&mut pack, id)?;
                 let facts = LayerFacts::new(LayerName { id, domain: domain.clone(), pages });
                 facts.set_index(index);
-                let packed = PackedFile::new(Arc::new(facts), file)?;
+                let packed = PackedFile::new(Arc::new(facts), file, &self.directory)?;
                 Ok(self.handles.made(id, Layer::new(packed.into(), self.place(right, id))))
             }
         }
@@ -177,7 +177,7 @@ impl Cache {
         if let Some(index) = read_index(&file, name)? {
             facts.set_index(index);
         }
-        let local = LocalFile::over(Arc::new(facts), file, local)?;
+        let local = LocalFile::over(Arc::new(facts), file, &self.directory, local)?;
         Ok(self.handles.made(name.id, Layer::new(local, self.place(right, name.id))))
     }
 
@@ -201,7 +201,8 @@ impl Cache {
         }
         let facts = LayerFacts::new(name.clone());
         facts.set_index(read_index(&file, name).map_err(io)?.ok_or(OnlyCopyError::NoIndex { layer })?);
-        let local = LocalFile::over(Arc::new(facts), file, LocalFrames::Perhaps).map_err(io)?;
+        let local =
+            LocalFile::over(Arc::new(facts), file, &self.directory, LocalFrames::Perhaps).map_err(io)?;
         Ok(self.handles.made(layer, Layer::new(local, self.place(right, layer))))
     }
 

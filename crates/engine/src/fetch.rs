@@ -67,15 +67,19 @@ impl Fetcher {
         drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(file), run, *class)));
     }
 
-    /// Waits until a frame is verified, until the first failed try, or until the engine ends.
+    /// Waits until a frame is verified in the newest of its layer's files, until the first failed try, or until the engine
+    /// ends.
     pub async fn bring(&self, file: &Arc<LocalFile>, frame: FrameNumber) -> Result<(), FetchError> {
-        while !file.is_verified(frame) {
+        loop {
+            let file = &Arc::clone(file).newest();
+            if file.is_verified(frame) {
+                return Ok(());
+            }
             let answer = Arc::new(Answer::default());
             let waiter: Weak<Answer<FetchError>> = Arc::downgrade(&answer);
             self.request(file, frame, waiter);
             self.shared.stop.unless_said(answer.said()).await?.map_err(FetchError::Shared)?;
         }
-        Ok(())
     }
 
     /// The same for a thread that may wait: not for fault threads or async tasks.

@@ -73,7 +73,7 @@ impl Layer {
 
     /// The file that reads are planned on now. It stays readable for those who have it, also once it is replaced.
     pub fn local(&self) -> Arc<LocalFile> {
-        self.local.load()
+        self.local.load().newest()
     }
 
     /// Reads are planned on `packed` from now on. It lies at the layer's path already, where the present file was.

@@ -1,12 +1,14 @@
 //! A layer's raw pages on this disk: a sparse file that is filled frame by frame, each frame verified before its use.
 //!
 //! A layer's local file is replaced as a whole and never punched: a read keeps the file that it was planned on, and a
-//! frame that is verified in it stays so.
+//! frame that is verified in it stays so. A file that something cut short is never made long again, for its lost bytes
+//! would read as zeroes; frames that are fetched go into its successor.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rekindle_kernel::{Mapping, PAGE_BYTES};
 
@@ -16,6 +18,7 @@ use crate::geometry::{LayerPage, u64_of, usize_of};
 use crate::identity::{FrameDigest, LayerId};
 use crate::layer_facts::LayerFacts;
 use crate::layer_index::LayerIndex;
+use crate::private;
 use crate::read_ahead::ReadAhead;
 use crate::sync::{Mutex, lock};
 
@@ -30,6 +33,10 @@ pub struct LocalFile {
     /// Frames that the file may hold.
     local: FrameFlags,
     read_ahead: Mutex<ReadAhead>,
+    /// Directory of the file's successor.
+    directory: PathBuf,
+    /// The file without a name into which frames go since this one was found cut short.
+    successor: OnceLock<Arc<LocalFile>>,
 }
 
 /// A local file into which every frame was just packed, durable with its index behind the pages.
@@ -68,8 +75,8 @@ pub enum LayerError {
 
 impl PackedFile {
     /// A file of `layer`, every frame of which was digested from the bytes that were written.
-    pub fn new(layer: Arc<LayerFacts>, file: File) -> io::Result<Self> {
-        let packed = LocalFile::over(layer, file, LocalFrames::Perhaps)?;
+    pub fn new(layer: Arc<LayerFacts>, file: File, directory: &Path) -> io::Result<Self> {
+        let packed = LocalFile::over(layer, file, directory, LocalFrames::Perhaps)?;
         packed.verified.set_all();
         Ok(Self(packed))
     }
@@ -82,8 +89,14 @@ impl From<PackedFile> for LocalFile {
 }
 
 impl LocalFile {
-    /// A file of `layer` that is as long as its pages; `local` says whether it may hold some of the frames already.
-    pub fn over(layer: Arc<LayerFacts>, file: File, local: LocalFrames) -> io::Result<Self> {
+    /// A file of `layer`, in `directory`, that is as long as its pages; `local` says whether it may hold some of the frames
+    /// already.
+    pub fn over(
+        layer: Arc<LayerFacts>,
+        file: File,
+        directory: &Path,
+        local: LocalFrames,
+    ) -> io::Result<Self> {
         let mapping = Mapping::of_file(&file, usize_of(layer.pages()) * PAGE_BYTES)?;
         let frames = frames_of(layer.pages());
         let opened = Self {
@@ -93,12 +106,23 @@ impl LocalFile {
             verified: FrameFlags::new(frames),
             local: FrameFlags::new(frames),
             read_ahead: Mutex::default(),
+            directory: directory.to_owned(),
+            successor: OnceLock::new(),
         };
         match local {
             LocalFrames::None => {}
             LocalFrames::Perhaps => opened.local.set_all(),
         }
         Ok(opened)
+    }
+
+    /// The file that is filled now: this one, unless it was found cut short.
+    pub fn newest(self: Arc<Self>) -> Arc<Self> {
+        let mut newest = self;
+        while let Some(next) = newest.successor.get() {
+            newest = Arc::clone(next);
+        }
+        newest
     }
 
     /// The layer whose pages these are.
@@ -182,22 +206,38 @@ impl LocalFile {
         Ok(matches)
     }
 
-    /// Takes in `raw` as the pages of `frame` if it is what the layer's name commits to.
+    /// Takes in `raw` as the pages of `frame` if it is what the layer's name commits to: here, or in the successor.
     pub fn accept_frame(&self, frame: FrameNumber, raw: &[u8]) -> Result<(), LayerError> {
         let (offset, bytes) = self.frame_extent(frame);
         let expected = self.layer.digest(frame);
         if raw.len() != bytes || expected != Some(FrameDigest::of(raw)) {
             return Err(LayerError::Digest { layer: self.layer.id(), frame });
         }
-        self.make_whole().map_err(|source| self.io(source))?;
-        self.file.write_all_at(raw, u64_of(offset)).map_err(|source| self.io(source))?;
-        self.local.set(frame);
-        self.verified.set(frame);
-        Ok(())
+        self.write(frame, raw, offset).map_err(|source| self.io(source))
+    }
+
+    fn write(&self, frame: FrameNumber, raw: &[u8], offset: usize) -> io::Result<()> {
+        let mut filled = self;
+        loop {
+            filled = match filled.successor.get() {
+                Some(next) => next,
+                None if filled.is_cut_short()? => filled.make_successor()?,
+                None => {
+                    filled.file.write_all_at(raw, u64_of(offset))?;
+                    // The write made it longer if it was cut at this very moment.
+                    if filled.is_cut_short()? {
+                        continue;
+                    }
+                    filled.local.set(frame);
+                    filled.verified.set(frame);
+                    return Ok(());
+                }
+            };
+        }
     }
 
     /// Forgets that any frame was verified: reading one of them failed, and a disk seldom loses one alone.
-    pub fn distrust_all(&self) {
+    pub fn forget_all_verified(&self) {
         self.verified.clear_all();
     }
 
@@ -221,9 +261,7 @@ impl LocalFile {
     /// Syncs the file to the disk, with the `encoded` index behind the pages, if every frame in it is verified; false, and
     /// nothing is promised, if one is not.
     pub fn sync_whole(&self, encoded: &[u8]) -> io::Result<bool> {
-        // Before anything is written behind the pages: it would make a file long again that was cut short.
-        self.make_whole()?;
-        if !self.frames().all(|frame| self.is_verified(frame)) {
+        if !self.has_name() || self.is_cut_short()? || !self.frames().all(|frame| self.is_verified(frame)) {
             return Ok(false);
         }
         self.write_behind_pages(encoded)?;
@@ -235,7 +273,9 @@ impl LocalFile {
     /// store. The write is not made durable: a start reads what a crash leaves of it as an index or as none.
     pub fn keep_index(&self, index: LayerIndex) -> io::Result<()> {
         let index = self.layer.set_index(index);
-        self.make_whole()?;
+        if self.is_cut_short()? {
+            return Ok(());
+        }
         self.write_behind_pages(&index.encode())
     }
 
@@ -258,15 +298,25 @@ impl LocalFile {
         self.file.write_all_at(encoded, u64_of(self.mapping.bytes()))
     }
 
-    /// Before a frame is written into a file that was cut short: the write would make it long again, and what was lost
-    /// would read as zeroes without any error.
-    fn make_whole(&self) -> io::Result<()> {
-        let bytes = u64_of(self.mapping.bytes());
-        if self.file.metadata()?.len() < bytes {
-            self.distrust_all();
-            self.file.set_len(bytes)?;
-        }
-        Ok(())
+    /// True if the file has lost some of its end: then nothing is written into it, which would make it long again.
+    fn is_cut_short(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.len() < u64_of(self.mapping.bytes()))
+    }
+
+    /// A file that no start finds, so that the layer's file keeps its path and its owner.
+    fn make_successor(&self) -> io::Result<&LocalFile> {
+        self.forget_all_verified();
+        let path = self.directory.join(format!("{}.packing", uuid::Uuid::now_v7()));
+        let file = private::options().create_new(true).open(&path)?;
+        std::fs::remove_file(&path)?;
+        file.set_len(u64_of(self.mapping.bytes()))?;
+        let next = Self::over(Arc::clone(&self.layer), file, &self.directory, LocalFrames::None)?;
+        Ok(self.successor.get_or_init(|| Arc::new(next)))
+    }
+
+    /// False for a successor, which the next start does not find.
+    fn has_name(&self) -> bool {
+        self.file.metadata().is_ok_and(|file| file.nlink() > 0)
     }
 
     fn frame_extent(&self, frame: FrameNumber) -> (usize, usize) {

@@ -62,24 +62,33 @@ impl ReadPlan {
         for piece in std::iter::once(self.first).chain(self.rest) {
             let (here, after) = left.split_at_mut(usize_of(piece.pages.count()) * PAGE_BYTES);
             left = after;
-            read_piece(&piece, fetcher, here)?;
+            read_piece(piece, fetcher, here)?;
         }
         Ok(())
     }
 }
 
-fn read_piece(piece: &Piece, fetcher: &Fetcher, into: &mut [u8]) -> Result<(), ReadError> {
+fn read_piece(mut piece: Piece, fetcher: &Fetcher, into: &mut [u8]) -> Result<(), ReadError> {
     if let PieceSource::Lost(_) = piece.source {
         return Err(ReadError::Nowhere { page: piece.pages.start() });
     }
-    load_frames(piece, fetcher)?;
-    if piece.copy_to(into).is_ok() {
-        return Ok(());
+    let mut has_failed = false;
+    loop {
+        load_frames(&piece, fetcher)?;
+        // Frames that were loaded for a file that is cut short are in its successor.
+        if piece.follow() {
+            continue;
+        }
+        match piece.copy_to(into) {
+            Ok(()) => return Ok(()),
+            Err(source) if has_failed => return Err(ReadError::Lost { page: piece.pages.start(), source }),
+            Err(_) => {
+                // The local disk failed under the mapping; the store may have what it lost.
+                piece.source_failed();
+                has_failed = true;
+            }
+        }
     }
-    // The local disk failed under the mapping; the store may have what it lost.
-    piece.source_failed();
-    load_frames(piece, fetcher)?;
-    piece.copy_to(into).map_err(|source| ReadError::Lost { page: piece.pages.start(), source })
 }
 
 fn load_frames(piece: &Piece, fetcher: &Fetcher) -> Result<(), FetchError> {

@@ -347,8 +347,17 @@ impl Piece {
     /// Says that reading the piece failed: its layer is verified anew, and what the disk lost of it is fetched.
     pub fn source_failed(&self) {
         if let PieceSource::Layer(file, _) = &self.source {
-            file.distrust_all();
+            file.forget_all_verified();
         }
+    }
+
+    /// Goes on to the file that its layer's frames are fetched into now; true if that is another one.
+    pub fn follow(&mut self) -> bool {
+        let PieceSource::Layer(file, _) = &mut self.source else { return false };
+        let newest = Arc::clone(file).newest();
+        let is_other = !Arc::ptr_eq(file, &newest);
+        *file = newest;
+        is_other
     }
 
     /// Copies the piece; `into` is as long as the piece. Its frames must have been verified.

@@ -81,13 +81,21 @@ fn a_frame_taken_into_a_file_that_was_cut_short_brings_back_no_other_as_zeroes()
     let here = directory();
     let layer = packed(&here, 0);
     let last = layer.local().read_frame(frame(2)).expect("it is whole");
-    local_file(&here, &layer).set_len(4096).expect("a disk");
-    layer.local().accept_frame(frame(2), &last).expect("its own bytes");
+    let (file, planned) = (local_file(&here, &layer), layer.local());
+    file.set_len(4096).expect("a disk");
+    planned.accept_frame(frame(2), &last).expect("its own bytes");
     assert!(layer.local().is_verified(frame(2)));
     for lost in [frame(0), frame(1)] {
-        assert!(!layer.local().is_verified(lost), "frame {lost} is a hole by now");
-        assert!(!matches!(layer.local().load_local(lost), Ok(true)), "frame {lost} is a hole by now");
+        for file in [&planned, &layer.local()] {
+            assert!(!file.is_verified(lost), "frame {lost} is lost");
+            assert!(!matches!(file.load_local(lost), Ok(true)), "frame {lost} is lost");
+        }
     }
+    assert_eq!(
+        file.metadata().expect("it is there").len(),
+        4096,
+        "a file that was cut is not made long again"
+    );
 }
 
 #[test]
@@ -97,7 +105,7 @@ fn an_only_copy_that_a_disk_did_not_give_once_is_read_again_and_used() {
     let whole: Vec<_> =
         (0..3).flat_map(|number| layer.local().read_frame(frame(number)).expect("it is whole")).collect();
     let file = local_file(&here, &layer);
-    layer.local().distrust_all();
+    layer.local().forget_all_verified();
     file.set_len(0).expect("a disk");
     let failed = layer.local().load_local(frame(1));
     assert!(matches!(failed, Err(LayerError::Io { .. })), "{failed:?}");

@@ -68,10 +68,17 @@ impl ModelMemory {
     pub fn check(&self, run: GuestPages, found: &[u8]) -> Result<(), WrongPage> {
         for (page, found) in run.iter().zip(found.chunks(PAGE_BYTES)) {
             let expected = self.page(page);
-            if let Some(byte) = (0..PAGE_BYTES).find(|byte| expected[*byte] != found[*byte]) {
-                return Err(WrongPage { page, byte, expected: expected[byte], found: found[byte] });
+            if expected != found {
+                return Err(wrong(page, expected, found));
             }
         }
         Ok(())
     }
+}
+
+/// The first byte of `page` that differs.
+fn wrong(page: GuestPage, expected: &[u8], found: &[u8]) -> WrongPage {
+    let byte = expected.iter().zip(found).position(|(expected, found)| expected != found);
+    let byte = byte.expect("a whole page was read, and differs");
+    WrongPage { page, byte, expected: expected[byte], found: found[byte] }
 }

@@ -49,6 +49,32 @@ fn case_33_blocks_lost_under_the_mapping_come_from_the_store() {
 }
 
 #[test]
+fn case_33_frames_read_before_their_file_was_cut_are_not_zeroes_in_a_read_that_fetches_the_next_one() {
+    let site = site();
+    let engine = start(&site);
+    let (first, content) = first_pause(&engine, 150);
+    wait_published(&first);
+    let (id, file) = (first.id(), local_files(&site, &first).remove(0));
+    drop((first, engine));
+    // After a start no frame is verified.
+    let engine = start(&site);
+    let snapshot = engine.open(id).expect("it is published");
+    let read = |pages| {
+        let mut found = vec![0; usize::try_from(run(0, pages).bytes()).expect("64 bits")];
+        engine.read(snapshot.memory(), run(0, pages), &mut found).expect("the store has it");
+        content.check(run(0, pages), &found).expect("the model's pages");
+    };
+    read(64);
+    cut(&file, 4096 * 7);
+    read(150);
+    assert_eq!(
+        file.metadata().expect("it is there").len(),
+        4096 * 7,
+        "what was lost does not read as zeroes"
+    );
+}
+
+#[test]
 fn case_33_a_lost_block_that_was_never_stored_is_an_error_that_names_the_layer() {
     let site = site();
     let engine = start(&site);
