@@ -288,12 +288,14 @@ impl Life {
         if self.snapshot.is_deleted() {
             return Ok(Work::Nothing);
         }
-        let uploaded = move |publication: &_| match records {
-            Some(records) => records.uploaded(id, &LocalManifest::from(publication)),
-            None => Ok(()),
+        let uploaded = move |publication: &_| {
+            let Some(records) = records else { return Ok(None) };
+            let manifest = LocalManifest::from(publication);
+            records.uploaded(id, &manifest)?;
+            Ok(Some(manifest))
         };
-        self.background.publisher.publish(named, room, uploaded).await?;
-        self.background.stop().unless_said(self.record_published()).await??;
+        let manifest = self.background.publisher.publish(named, room, uploaded).await?;
+        self.background.stop().unless_said(self.record_published(manifest)).await??;
         let asked = self.snapshot.record(SnapshotEvent::PublishSucceeded);
         self.changed();
         if self.snapshot.is_published() {
@@ -307,12 +309,14 @@ impl Life {
     }
 
     /// Puts a sign into the store, then records in the catalog that the snapshot is published, with that sign.
-    async fn record_published(&self) -> Result<(), PublishError> {
+    async fn record_published(&self, manifest: Option<LocalManifest>) -> Result<(), PublishError> {
         let sign = self.background.store().leave_sign(self.snapshot.id()).await?;
         let remember = sign.as_ref().map(NewSign::change);
-        let record = |life: &Self| match &life.background.records {
-            Some(records) => records.published(life.snapshot.id(), life.snapshot.seal_facts(), remember),
-            None => Ok(()),
+        let record = move |life: &Self| match (&life.background.records, manifest) {
+            (Some(records), Some(manifest)) => {
+                records.published(life.snapshot.id(), life.snapshot.seal_facts(), &manifest, remember)
+            }
+            _ => Ok(()),
         };
         self.save(record).await?;
         if let Some(sign) = sign {

@@ -64,13 +64,14 @@ impl Publisher {
         self.stop.unless_said(lease).await
     }
 
-    /// Publishes `named` within `room`. `uploaded` is told where its layers are, on the pool, before the manifest is put.
-    pub async fn publish(
+    /// Publishes `named` within `room`. `uploaded` is told where its layers are, on the pool, before the manifest is put;
+    /// what it answers is returned.
+    pub async fn publish<T: Send + 'static>(
         &self,
         named: &Named,
         room: ByteLease<SnapshotId>,
-        uploaded: impl FnOnce(&Publication) -> Result<(), CatalogError> + Send + 'static,
-    ) -> Result<(), PublishError> {
+        uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, PublishError> {
         let (id, layers) = (named.manifest().snapshot(), named.layers());
         let mut room = Some(room);
         for layer in layers {
@@ -86,24 +87,25 @@ impl Publisher {
         }
         let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
         let publication = Publication::new((**named.manifest()).clone(), stored.collect());
-        self.stop.unless_said(self.commit(publication, uploaded)).await??;
+        let told = self.stop.unless_said(self.commit(publication, uploaded)).await??;
         drop(room);
-        Ok(())
+        Ok(told)
     }
 
     /// Puts the manifest.
-    async fn commit(
+    async fn commit<T: Send + 'static>(
         &self,
         publication: Publication,
-        uploaded: impl FnOnce(&Publication) -> Result<(), CatalogError> + Send + 'static,
-    ) -> Result<(), PublishError> {
+        uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, PublishError> {
         let id = publication.manifest().snapshot();
         let encode = move || {
-            uploaded(&publication)?;
-            Ok::<_, CatalogError>(Bytes::from(publication.encode()))
+            let told = uploaded(&publication)?;
+            Ok::<_, CatalogError>((told, Bytes::from(publication.encode())))
         };
-        let bytes = self.pool.run(id, encode).await?;
-        Ok(self.store.put_manifest(id, bytes).await?)
+        let (told, bytes) = self.pool.run(id, encode).await?;
+        self.store.put_manifest(id, bytes).await?;
+        Ok(told)
     }
 
     /// Uploads a layer of which no object is known but the one that is `gone`.

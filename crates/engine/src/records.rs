@@ -111,8 +111,7 @@ impl Records {
         facts: SealFacts,
         manifest: &LocalManifest,
     ) -> Result<(), CatalogError> {
-        let record = SnapshotRecord::Sealed(facts).encode();
-        self.write(&[put(Kind::Snapshot, id, record), put(Kind::Manifest, id, manifest.encode())])
+        self.write(&with_manifest(id, SnapshotRecord::Sealed(facts), manifest))
     }
 
     /// Records where a snapshot's layers are stored, before its manifest is: so that it is put with the same bytes
@@ -126,22 +125,17 @@ impl Records {
         &self,
         id: SnapshotId,
         facts: SealFacts,
+        manifest: &LocalManifest,
         alongside: Option<Change>,
     ) -> Result<(), CatalogError> {
-        let mut changes = vec![put(Kind::Snapshot, id, SnapshotRecord::Published(facts).encode())];
+        let mut changes = with_manifest(id, SnapshotRecord::Published(facts), manifest).to_vec();
         changes.extend(alongside);
         self.write(&changes)
     }
 
-    /// Records that the manifest of a snapshot that was published is not in the store.
-    pub(crate) fn unpublished(&self, id: SnapshotId, facts: SealFacts) -> Result<(), CatalogError> {
-        self.write(&[put(Kind::Snapshot, id, SnapshotRecord::Sealed(facts).encode())])
-    }
-
     /// Records a snapshot that was found in the store.
     pub(crate) fn opened(&self, id: SnapshotId, manifest: &LocalManifest) -> Result<(), CatalogError> {
-        let record = SnapshotRecord::Published(SealFacts::default()).encode();
-        self.write(&[put(Kind::Snapshot, id, record), put(Kind::Manifest, id, manifest.encode())])
+        self.write(&with_manifest(id, SnapshotRecord::Published(SealFacts::default()), manifest))
     }
 
     /// Records a snapshot's working set, and whether the store has it.
@@ -244,6 +238,12 @@ impl Drop for UnsettledPause {
 
 /// The tables that have something of a snapshot, under its id.
 const OF_A_SNAPSHOT: [Kind; 4] = [Kind::Snapshot, Kind::Manifest, Kind::WorkingSet, Kind::Deletion];
+
+/// A record of a snapshot that has a manifest is only ever written with it: each such write is enough by itself, also if
+/// the disk forgot an earlier one that it had reported as made.
+fn with_manifest(id: SnapshotId, record: SnapshotRecord, manifest: &LocalManifest) -> [Change; 2] {
+    [put(Kind::Snapshot, id, record.encode()), put(Kind::Manifest, id, manifest.encode())]
+}
 
 fn put(kind: Kind, id: SnapshotId, value: Vec<u8>) -> Change {
     Change::Put { kind, key: id.as_bytes().to_vec(), value }

@@ -50,7 +50,8 @@ pub(crate) async fn look_for_published(
             Ok(()) => {}
             Err(StoreError::NotFound(_)) => {
                 tracing::warn!(snapshot = %snapshot.id(), "a snapshot is not in the accepted store; it is published again");
-                records.unpublished(snapshot.id(), snapshot.seal_facts())?;
+                let named = snapshot.named_now().expect("a published snapshot has names");
+                records.sealed(snapshot.id(), snapshot.seal_facts(), &named.local())?;
                 let work = snapshot.record(SnapshotEvent::ManifestMissing);
                 background.watcher.changed(snapshot);
                 begin(snapshot, work);

@@ -17,7 +17,7 @@ use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::random::Random;
 use rekindle_testkit::site::{PATIENCE, Site};
 
-use crate::{check, pause, run, site, wait_published};
+use crate::{check, first_pause, pause, run, site, wait_published};
 
 const UNKNOWN: [Fate; 2] = [Fate::UnknownMade, Fate::UnknownNotMade];
 
@@ -298,6 +298,24 @@ fn whatever_write_of_a_life_fails_what_was_acknowledged_is_there_after_a_crash_a
             }
         }
     }
+}
+
+#[test]
+fn a_record_of_a_publication_is_enough_where_the_disk_forgot_those_of_the_seal_and_the_upload() {
+    let site = site();
+    let engine = start(&site);
+    let forgotten =
+        CatalogRule { times: 2, on: Some(Kind::Manifest), ..CatalogRule::nth(0, Fate::Forgotten) };
+    let forgetting = site.catalog_faults.inject(forgotten);
+    let (snapshot, content) = first_pause(&engine, 100);
+    wait_published(&snapshot);
+    assert_eq!(site.catalog_faults.struck(), 2);
+    let id = snapshot.id();
+    drop((snapshot, engine, forgetting));
+    let engine = start(&site);
+    let snapshot = engine.snapshot(id).expect("it was acknowledged");
+    assert_eq!(snapshot.state(), SnapshotState::Published);
+    judge(&engine, &snapshot, &content).expect("every page is the model's");
 }
 
 fn assert_told(engine: &Engine, told: &Told, when: &str) {
