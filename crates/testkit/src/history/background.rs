@@ -282,9 +282,11 @@ impl HiddenFile {
     fn put_back(self) -> Result<(), String> {
         let Self { file, away } = self;
         let back = || {
-            // The start sets aside a file that no snapshot names.
-            if file.exists() {
-                std::fs::remove_dir(&file)?;
+            // The start sets aside what no snapshot names, and the same bytes may be packed again.
+            match std::fs::symlink_metadata(&file) {
+                Ok(there) if there.is_file() => return std::fs::remove_file(&away),
+                Ok(_) => std::fs::remove_dir(&file)?,
+                Err(_) => {}
             }
             std::fs::rename(&away, &file)
         };

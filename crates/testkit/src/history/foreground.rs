@@ -1,7 +1,7 @@
 //! Operations of guests and their owners: write, give back, read, pause, resume, fork, delete.
 
 use rekindle_engine::geometry::GuestPages;
-use rekindle_engine::read_plan::ReadPlan;
+use rekindle_engine::read_plan::{ReadError, ReadPlan};
 use rekindle_kernel::PAGE_BYTES;
 
 use super::known::{Known, Plan};
@@ -39,7 +39,7 @@ impl History {
             };
             let engine = self.engine.as_ref().expect("there is none only while it is started anew");
             let done = self.guests[guest].volume(volume).write(engine, page, offset, &bytes[..length]);
-            if self.went_on(done)? {
+            if self.is_stalled(done)? {
                 return Ok(());
             }
         }
@@ -70,7 +70,7 @@ impl History {
         self.tally.pages += u64::from(run.count());
         let engine = self.engine.as_ref().expect("there is none only while it is started anew");
         let done = self.guests[guest].volume(volume).read(engine, run);
-        self.went_on(done).map(|_| ())
+        self.is_stalled(done).map(|_| ())
     }
 
     pub(super) fn snapshot_is_read(&mut self) -> Result<(), String> {
@@ -121,7 +121,7 @@ impl History {
         self.tally.pages += u64::from(plan.pages.count());
         let done = plan.plan.read(self.engine().fetcher(), &mut found).map_err(GuestError::from);
         let judged = done.and_then(|()| Ok(plan.content.check(plan.pages, &found)?));
-        self.went_on(judged).map(|_| ())
+        self.is_stalled(judged).map(|_| ())
     }
 
     pub(super) fn pause(&mut self) -> Result<(), String> {
@@ -203,15 +203,25 @@ impl History {
         (!self.guests.is_empty()).then(|| self.random.position(self.guests.len()))
     }
 
-    /// True if the guest is stalled, which is allowed only while the store is away or wrong.
-    fn went_on(&mut self, done: Result<(), GuestError>) -> Result<bool, String> {
+    /// True if the guest is stalled, which is allowed only while the store is away or wrong, or where the catalog lied about
+    /// an ancestor's record.
+    fn is_stalled(&mut self, done: Result<(), GuestError>) -> Result<bool, String> {
         match done {
             Ok(()) => Ok(false),
-            Err(GuestError::Stalled(_)) if !self.outage.is_empty() || !self.wrong_objects.is_empty() => {
+            Err(GuestError::Stalled(error)) if self.may_stall(&error) => {
                 self.tally.stalls += 1;
                 Ok(true)
             }
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn may_stall(&self, error: &ReadError) -> bool {
+        match error {
+            ReadError::Nowhere { .. } if self.catalog_lied => true,
+            ReadError::Nowhere { .. } | ReadError::Fetch(_) | ReadError::Lost { .. } => {
+                !self.outage.is_empty() || !self.wrong_objects.is_empty()
+            }
         }
     }
 }
