@@ -36,7 +36,7 @@ pub struct LocalFile {
     /// Directory of the file's successor.
     directory: PathBuf,
     /// The file without a name into which frames go since this one was found cut short.
-    successor: OnceLock<Arc<LocalFile>>,
+    successor: OnceLock<Arc<Self>>,
 }
 
 /// A local file into which every frame was just packed, durable with its index behind the pages.
@@ -304,7 +304,7 @@ impl LocalFile {
     }
 
     /// A file that no start finds, so that the layer's file keeps its path and its owner.
-    fn make_successor(&self) -> io::Result<&LocalFile> {
+    fn make_successor(&self) -> io::Result<&Self> {
         self.forget_all_verified();
         let path = self.directory.join(format!("{}.packing", uuid::Uuid::now_v7()));
         let file = private::options().create_new(true).open(&path)?;

@@ -111,7 +111,7 @@ impl Records {
         facts: SealFacts,
         manifest: &LocalManifest,
     ) -> Result<(), CatalogError> {
-        self.write(&with_manifest(id, SnapshotRecord::Sealed(facts), manifest))
+        self.write(&with_manifest(id, &SnapshotRecord::Sealed(facts), manifest))
     }
 
     /// Records where a snapshot's layers are stored, before its manifest is: so that it is put with the same bytes
@@ -128,14 +128,14 @@ impl Records {
         manifest: &LocalManifest,
         alongside: Option<Change>,
     ) -> Result<(), CatalogError> {
-        let mut changes = with_manifest(id, SnapshotRecord::Published(facts), manifest).to_vec();
+        let mut changes = with_manifest(id, &SnapshotRecord::Published(facts), manifest).to_vec();
         changes.extend(alongside);
         self.write(&changes)
     }
 
     /// Records a snapshot that was found in the store.
     pub(crate) fn opened(&self, id: SnapshotId, manifest: &LocalManifest) -> Result<(), CatalogError> {
-        self.write(&with_manifest(id, SnapshotRecord::Published(SealFacts::default()), manifest))
+        self.write(&with_manifest(id, &SnapshotRecord::Published(SealFacts::default()), manifest))
     }
 
     /// Records a snapshot's working set, and whether the store has it.
@@ -241,7 +241,7 @@ const OF_A_SNAPSHOT: [Kind; 4] = [Kind::Snapshot, Kind::Manifest, Kind::WorkingS
 
 /// A record of a snapshot that has a manifest is only ever written with it: each such write is enough by itself, also if
 /// the disk forgot an earlier one that it had reported as made.
-fn with_manifest(id: SnapshotId, record: SnapshotRecord, manifest: &LocalManifest) -> [Change; 2] {
+fn with_manifest(id: SnapshotId, record: &SnapshotRecord, manifest: &LocalManifest) -> [Change; 2] {
     [put(Kind::Snapshot, id, record.encode()), put(Kind::Manifest, id, manifest.encode())]
 }
 
