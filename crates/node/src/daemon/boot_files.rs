@@ -41,11 +41,11 @@ impl Daemon {
     /// Begins to make a machine: until it is made or refused no boot file is removed.
     pub(super) fn begin_machine(&self) -> MachineInMaking<'_> {
         self.boot_files.begin();
-        MachineInMaking { daemon: self, there_before: files_in(&boot_directory(self)), is_made: false }
+        MachineInMaking { daemon: self, there_before: files_in(&boot_directory(&self.host)), is_made: false }
     }
 
     fn remove_boot_files_for_nothing(&self) {
-        let directory = boot_directory(self);
+        let directory = boot_directory(&self.host);
         while let Some(mut for_nothing) = self.boot_files.begin_removing() {
             // Another machine may have come to be of the same file.
             let records = self.sandboxes.all().into_iter().map(|entry| entry.record().spec);
@@ -110,7 +110,7 @@ impl Drop for MachineInMaking<'_> {
     fn drop(&mut self) {
         let mut for_nothing = BTreeSet::new();
         if !self.is_made {
-            for_nothing = files_in(&boot_directory(self.daemon));
+            for_nothing = files_in(&boot_directory(&self.daemon.host));
             for_nothing.retain(|file| !self.there_before.contains(file));
         }
         self.daemon.boot_files.end(for_nothing);

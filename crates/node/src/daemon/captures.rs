@@ -50,8 +50,8 @@ impl Daemon {
             }
         };
         drop(reserved);
-        self.metrics.pause_answered(began.elapsed(), began.elapsed());
-        self.metrics.snapshot_answered(snapshot.id());
+        self.host.metrics.pause_answered(began.elapsed(), began.elapsed());
+        self.host.metrics.snapshot_answered(snapshot.id());
         Ok(Known::of(snapshot).show())
     }
 
@@ -75,8 +75,8 @@ impl Daemon {
         let parent = Arc::clone(&socket.snapshot);
         // The wait for room is before the end of the VMM's epoch: from there on it stands still.
         let bytes = u64::from(parent.memory().pages()) * PAGE;
-        let room = self.engine.permit_pause_while(Some(&parent), bytes, &asker.still_waits())?;
-        socket.take_epoch(self.engine.fetcher(), |epoch| {
+        let room = self.host.engine.permit_pause_while(Some(&parent), bytes, &asker.still_waits())?;
+        socket.take_epoch(self.host.engine.fetcher(), |epoch| {
             let page_kind = parent.volumes()[0].page_kind;
             self.commit_volume(room, served_volume(epoch, page_kind)?, blobs)
         })
@@ -92,7 +92,7 @@ impl Daemon {
         let process = ProcessHandle::open(pid).with_context(|| format!("process {pid}"))?;
         let file = process.duplicate_fd(fd).with_context(|| format!("descriptor {fd} of process {pid}"))?;
         let memfd = Memfd::adopt(file).with_context(|| format!("descriptor {fd} of process {pid}"))?;
-        let room = self.engine.permit_pause_while(None, memfd.bytes(), &asker.still_waits());
+        let room = self.host.engine.permit_pause_while(None, memfd.bytes(), &asker.still_waits());
         let room = room.map_err(Problem::from)?;
         let pages =
             pages_covering(memfd.bytes()).context("the file is more memory than a volume can have")?;
@@ -114,7 +114,7 @@ impl Daemon {
         let pages: CapturedPages =
             present_pages(&memory).with_context(|| format!("finding the pages of process {pid}"))?;
         let bytes = u64::from(pages.kept.len()) * PAGE;
-        let room = self.engine.permit_pause_while(None, bytes, &asker.still_waits());
+        let room = self.host.engine.permit_pause_while(None, bytes, &asker.still_waits());
         let room = room.map_err(Problem::from)?;
         let memfd =
             copy_pages(pid, &regions, &pages.kept).with_context(|| format!("copying from process {pid}"))?;
@@ -130,7 +130,7 @@ impl Daemon {
     ) -> anyhow::Result<Arc<EngineSnapshot>> {
         let guest =
             PausedGuest { id: SnapshotId::new(), volumes: vec![volume], blobs, alongside: Vec::new() };
-        Ok(self.engine.commit_pause(room, guest)?)
+        Ok(self.host.engine.commit_pause(room, guest)?)
     }
 }
 

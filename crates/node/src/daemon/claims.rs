@@ -2,9 +2,9 @@
 
 use uuid::Uuid;
 
-use super::Daemon;
 use super::endings::Exclusive;
 use super::guests::GuestSpec;
+use super::host::Host;
 use super::huge_pages::HugePromise;
 use super::room::{Needed, RoomPromise};
 use crate::api::control::Answer;
@@ -29,20 +29,20 @@ pub(super) struct Birth<'a> {
 
 impl Claim {
     /// Waits for guests that are ending at the taps of a new guest, and takes its huge pages out of `room`.
-    pub(super) fn make(daemon: &Daemon, spec: &GuestSpec, room: &RoomPromise) -> Answer<Self> {
+    pub(super) fn make(host: &Host, spec: &GuestSpec, room: &RoomPromise) -> Answer<Self> {
         let exclusive = spec.exclusive();
-        daemon.endings.make_way(&Exclusive { huge_pages: false, ..exclusive.clone() });
+        host.endings.make_way(&Exclusive { huge_pages: false, ..exclusive.clone() });
         let huge_pages = match room.take_huge_pages() {
             Some(promise) => Some(promise),
             // Its own are given back by the guest whose place it takes, or were lost by one that did not come to be.
-            None => daemon.promise_huge_pages(&Needed::by(spec))?.pop(),
+            None => host.promise_huge_pages(&Needed::by(spec).huge_pages)?.pop(),
         };
         Ok(Self { exclusive, huge_pages })
     }
 
     /// The claim of a guest that runs already.
-    pub(super) fn renew(daemon: &Daemon, spec: &GuestSpec, pid: u32) -> Self {
-        Self { exclusive: spec.exclusive(), huge_pages: daemon.huge_pages.renew(spec, pid) }
+    pub(super) fn renew(host: &Host, spec: &GuestSpec, pid: u32) -> Self {
+        Self { exclusive: spec.exclusive(), huge_pages: host.huge_pages.renew(spec, pid) }
     }
 
     /// The claim of a guest whose process runs by now.

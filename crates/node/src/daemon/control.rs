@@ -134,21 +134,21 @@ impl Control for Daemon {
     }
 
     fn metrics(&self) -> String {
-        self.metrics.render(&self.observe())
+        self.host.metrics.render(&self.observe())
     }
 }
 
 impl Daemon {
     /// An answer that is not one is counted, and names the setting behind it.
     fn counted<T>(&self, answer: Answer<T>) -> Answer<T> {
-        answer.inspect_err(|problem| self.metrics.refused(problem.code)).map_err(with_setting)
+        answer.inspect_err(|problem| self.host.metrics.refused(problem.code)).map_err(with_setting)
     }
 
     /// The same, and an answer to a resume is timed.
     fn timed<T>(&self, work: impl FnOnce() -> Answer<T>) -> Answer<T> {
         let asked = Instant::now();
         let answer = self.counted(work())?;
-        self.metrics.resume_answered(asked.elapsed());
+        self.host.metrics.resume_answered(asked.elapsed());
         Ok(answer)
     }
 }

@@ -129,11 +129,11 @@ impl Daemon {
 
     /// Path of a fault socket.
     pub(super) fn fault_socket_path(&self, id: Uuid) -> PathBuf {
-        self.run_directory.join(format!("faults-{id}.sock"))
+        self.host.run_directory.join(format!("faults-{id}.sock"))
     }
 
     fn begin_to_listen(&self, socket: &Arc<Socket>) -> Answer<()> {
-        socket.keep(&self.keeping.client()).map_err(super::problems::guest_failed)?;
+        socket.keep(&self.host.keeping.client()).map_err(super::problems::guest_failed)?;
         let waiting = self.wait_in_background(socket)?;
         // Nothing that can fail comes after it.
         self.catalog.write(&[socket.put(None)]).map_err(WriteError::either_way)?;
@@ -157,25 +157,25 @@ impl Daemon {
             .map_err(WriteError::either_way)?;
         self.fault_sockets.lock().remove(&socket.id);
         socket.end("it was closed");
-        Ok(self.keeping.client().forget(&socket_key(socket.id))?)
+        Ok(self.host.keeping.client().forget(&socket_key(socket.id))?)
     }
 
     /// A thread of its own that will wait for a VMM, and ends with the hand-over or its failure.
     fn wait_in_background(&self, socket: &Arc<Socket>) -> Answer<Waiting> {
-        let host = Host {
-            keeping: Arc::clone(&self.keeping),
+        let services = SocketServices {
+            keeping: Arc::clone(&self.host.keeping),
             catalog: self.catalog.clone(),
-            fetcher: self.engine.fetcher().clone(),
-            learner: self.engine.learner(),
-            precedence: self.engine.precedence().clone(),
-            metrics: Arc::clone(&self.metrics),
+            fetcher: self.host.engine.fetcher().clone(),
+            learner: self.host.engine.learner(),
+            precedence: self.host.engine.precedence().clone(),
+            metrics: Arc::clone(&self.host.metrics),
             socket: Arc::clone(socket),
         };
         let (begin, begun) = channel();
         let work = move || {
             // An error says that the socket was not opened.
             if begun.recv().is_ok() {
-                host.wait_for_vmm();
+                services.wait_for_vmm();
             }
         };
         let thread = std::thread::Builder::new().name("hand-over".to_owned());
@@ -214,7 +214,8 @@ impl Daemon {
         if undecided.is_empty() {
             return Ok(true);
         }
-        let held = self.keeping.client().list()?.into_iter().map(|held| (held.key.clone(), held)).collect();
+        let held =
+            self.host.keeping.client().list()?.into_iter().map(|held| (held.key.clone(), held)).collect();
         for id in undecided {
             let key = format!("{RECORD}{id}");
             match self.catalog.get(Kind::Meta, key.as_bytes())? {
@@ -230,7 +231,7 @@ impl Daemon {
         record: &SocketRecord,
         held: &HashMap<String, HeldEntry>,
     ) -> anyhow::Result<()> {
-        let (id, snapshot) = (record.id, self.engine.origin(SnapshotId::from(record.snapshot)));
+        let (id, snapshot) = (record.id, self.host.engine.origin(SnapshotId::from(record.snapshot)));
         let taken = match snapshot {
             Some(snapshot) if held.contains_key(&socket_key(id)) => self.recover_socket(record, snapshot),
             Some(_) => Err(anyhow::anyhow!("the keeper that held it is gone")),
@@ -250,11 +251,11 @@ impl Daemon {
         let removal = Change::Remove { kind: Kind::Meta, key: format!("{RECORD}{id}").into_bytes() };
         self.catalog.write_with_last_room(&[removal]).map_err(WriteError::either_way)?;
         self.fault_sockets.set_undecided(id, false);
-        Ok(self.keeping.client().forget(&socket_key(id))?)
+        Ok(self.host.keeping.client().forget(&socket_key(id))?)
     }
 
     fn recover_socket(&self, record: &SocketRecord, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {
-        let keeper = self.keeping.client();
+        let keeper = self.host.keeping.client();
         let (held, kept_by) = (keeper.get(&socket_key(record.id))?, keeper.identity());
         let mut held = held.context("the keeper holds nothing of it any more")?;
         let mut handed_over = None;
@@ -265,9 +266,9 @@ impl Daemon {
             }
             Some(facts) => {
                 let epoch = Epoch::recover(kept_epoch(&mut held, facts.clone())?)?;
-                let state = served(&snapshot, epoch, self.engine.fetcher());
+                let state = served(&snapshot, epoch, self.host.engine.fetcher());
                 if let State::Serving { server } = &state {
-                    self.metrics.serving(snapshot.id(), server.watch());
+                    self.host.metrics.serving(snapshot.id(), server.watch());
                     handed_over = Some(HandedOver::of(server.kept())?);
                 }
                 state
@@ -307,7 +308,7 @@ impl Waiting {
 }
 
 /// Parts for the thread that waits for a VMM.
-struct Host {
+struct SocketServices {
     keeping: Arc<Keeping>,
     catalog: Catalog,
     fetcher: Fetcher,
@@ -317,7 +318,7 @@ struct Host {
     socket: Arc<Socket>,
 }
 
-impl Host {
+impl SocketServices {
     fn wait_for_vmm(&self) {
         let accepted = self.socket.accept();
         let Some(stream) = accepted.transpose() else { return };

@@ -91,7 +91,7 @@ impl Daemon {
         }
         let entry = self.sandboxes.find(reference)?;
         let names = self.reserve_several(how.name.as_deref(), how.count)?;
-        let source = match self.engine.snapshot(SnapshotId::from(*pause)) {
+        let source = match self.host.engine.snapshot(SnapshotId::from(*pause)) {
             Some(snapshot) => {
                 let known = Known::of(snapshot);
                 Source { room: self.room_for_several(&known, ids.len())?, known, before: None }
@@ -147,7 +147,7 @@ impl Daemon {
     ) -> Answer<Source> {
         chosen.refuse_if_gone(Made::Snapshot, &[id])?;
         let count = chosen.ids.len() - 1;
-        let mut turn = entry.turn(PAUSING, self.settings().pause_wait, asked)?;
+        let mut turn = entry.turn(PAUSING, self.host.settings().pause_wait, asked)?;
         asked.check()?;
         let record = turn.record();
         if turn.live.is_none()
@@ -161,7 +161,7 @@ impl Daemon {
         check_fork_needs_no_tap(entry, &record.spec)?;
         if let Some(live) = &turn.live {
             let spec = live.saved_spec().unwrap_or_else(|| record.spec.clone());
-            spec.check_here(self).map_err(|error| never_to_go_on(entry, guest_failed(error)))?;
+            spec.check_here(&self.host).map_err(|error| never_to_go_on(entry, guest_failed(error)))?;
         }
         let needed = Needed::by(&record.spec).times(count).and(Needed::to_go_on(&record.spec));
         let room = self.promise_room(&needed)?;
@@ -191,7 +191,7 @@ impl Daemon {
     /// Undoes the pause for forks that were not made. The sandbox goes on, and what its pages need stays until it ends.
     fn take_pause_back(&self, entry: &Arc<Entry>, known: &Known, before: Option<Uuid>) {
         let undone = || -> Answer<()> {
-            let turn = entry.turn("is being used", self.settings().pause_wait, &Asked::default())?;
+            let turn = entry.turn("is being used", self.host.settings().pause_wait, &Asked::default())?;
             let mut record = turn.record();
             if record.snapshot == Some(known.id()) {
                 if record.life.is_paused() {
@@ -288,7 +288,7 @@ impl Born<'_> {
 impl Drop for Born<'_> {
     fn drop(&mut self) {
         for (_, live) in self.guests.drain(..) {
-            self.daemon.endings.end(live.end());
+            self.daemon.host.endings.end(live.end());
         }
     }
 }

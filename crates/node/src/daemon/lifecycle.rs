@@ -77,11 +77,11 @@ impl Daemon {
         images: Option<&Arc<EngineSnapshot>>,
     ) -> Answer<Arc<Entry>> {
         asked.check()?;
-        let live = self.born(&spec, room, |birth| Live::start(self, birth, images.cloned()))?;
+        let live = self.born(&spec, room, |birth| Live::start(&self.host, birth, images.cloned()))?;
         let sandbox = NewSandbox { id: chosen.ids[0], name: wanted.name, labels: wanted.labels, spec };
         let record = SandboxRecord::new(sandbox, live.recorded());
         if let Err(problem) = asked.check() {
-            self.endings.end(live.end());
+            self.host.endings.end(live.end());
             return Err(problem);
         }
         let making = chosen.making(&[record.id]);
@@ -91,13 +91,13 @@ impl Daemon {
     pub(super) fn pause(&self, reference: &str, asked: &Asked, how: PauseSandbox) -> Answer<Snapshot> {
         let mut chosen = self.requests.choose(asked, &("pause", reference, &how), 1)?;
         let id = SnapshotId::from(chosen.ids[0]);
-        if let Some(snapshot) = self.engine.snapshot(id) {
+        if let Some(snapshot) = self.host.engine.snapshot(id) {
             return Ok(Known::of(snapshot).show());
         }
         chosen.refuse_if_gone(Made::Snapshot, &[id.uuid()])?;
         let entry = self.sandboxes.find(reference)?;
         let name = self.reserve_snapshot_name(how.name.as_deref())?;
-        let mut turn = entry.turn(PAUSING, self.settings().pause_wait, asked)?;
+        let mut turn = entry.turn(PAUSING, self.host.settings().pause_wait, asked)?;
         asked.check()?;
         let making = chosen.making(&[id.uuid()]);
         let snapshot =
@@ -129,14 +129,14 @@ impl Daemon {
         record.life = paused;
         alongside.push(put(&record));
         // It may be paused to be resumed elsewhere, so this is told and not refused.
-        let absent = record.spec.absent_here(self);
+        let absent = record.spec.absent_here(&self.host);
         let stays_paused = absent.map(|absent| format!("it cannot be resumed on this node: {absent}"));
-        match live.pause(self, id, about, alongside, turn.record(), asker) {
+        match live.pause(&self.host, id, about, alongside, turn.record(), asker) {
             Ok(Paused { snapshot, frozen, ending }) => {
-                self.metrics.pause_answered(began.elapsed(), frozen);
-                self.metrics.snapshot_answered(id);
+                self.host.metrics.pause_answered(began.elapsed(), frozen);
+                self.host.metrics.snapshot_answered(id);
                 // Before it is shown as paused: what it had may be asked for from then on.
-                self.endings.end(ending);
+                self.host.endings.end(ending);
                 turn.show(record.clone());
                 self.let_go_of_images(record.id);
                 self.events.say("sandbox.paused", EventAbout::both(record.id, id.uuid()), stays_paused);
@@ -151,7 +151,7 @@ impl Daemon {
 
     pub(super) fn resume(&self, reference: &str, asked: &Asked, how: &ResumeSandbox) -> Answer<Sandbox> {
         let entry = self.sandboxes.find(reference)?;
-        let mut turn = entry.turn("is being used", self.settings().pause_wait, asked)?;
+        let mut turn = entry.turn("is being used", self.host.settings().pause_wait, asked)?;
         self.resume_in_turn(&mut turn, asked, how)?;
         drop(turn);
         Ok(entry.show())
@@ -208,8 +208,8 @@ impl Daemon {
         }
         self.wait_if_asked(known, asked, how.serve_before_seal)?;
         asked.check()?;
-        let _first = self.engine.precedence().bring_up();
-        let live = self.born(&spec, room, |birth| Live::resume(self, birth, &known.snapshot))?;
+        let _first = self.host.engine.precedence().bring_up();
+        let live = self.born(&spec, room, |birth| Live::resume(&self.host, birth, &known.snapshot))?;
         Ok((live, spec))
     }
 
@@ -220,7 +220,7 @@ impl Daemon {
         asked: &Asked,
         serve_before_seal: Option<bool>,
     ) -> Answer<()> {
-        if serve_before_seal.unwrap_or_else(|| self.settings().serve_before_seal) {
+        if serve_before_seal.unwrap_or_else(|| self.host.settings().serve_before_seal) {
             return Ok(());
         }
         let until = Instant::now() + SEAL_WAIT;
@@ -253,7 +253,7 @@ impl Daemon {
             self.turn_to_end(&entry, asked, |record| stopped(record).map(|record| put(&record)))?;
         if let Some(record) = stopped(turn.record()) {
             if let Some(live) = turn.live.take() {
-                self.endings.end(live.end());
+                self.host.endings.end(live.end());
             }
             turn.show(record.clone());
             self.let_go_of_images(record.id);
@@ -269,10 +269,10 @@ impl Daemon {
         let removal = || Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) };
         let mut turn = self.turn_to_end(&entry, asked, |_| Some(removal()))?;
         if let Some(live) = turn.live.take() {
-            self.endings.end(live.end());
+            self.host.endings.end(live.end());
         }
         if let RecordedLife::Undecided { guest: Some(guest), .. } = turn.record().life {
-            self.endings.end_unborn(guest);
+            self.host.endings.end_unborn(guest);
         }
         self.sandboxes.remove(id);
         turn.remove();
@@ -297,7 +297,7 @@ impl Daemon {
             write(entry.record())?;
             return ending.kill(BUSY_END_LIMIT);
         }
-        let turn = entry.turn_to_end(self.settings().pause_wait, asked)?;
+        let turn = entry.turn_to_end(self.host.settings().pause_wait, asked)?;
         write(turn.record())?;
         Ok(turn)
     }
@@ -316,9 +316,9 @@ impl Daemon {
             let why = "a sandbox's guest is restored, placed and ended by the daemon alone";
             return Err(Problem::new(Code::InvalidRequest, why));
         }
-        let mut turn = entry.turn(TELLING, self.settings().pause_wait, asked)?;
+        let mut turn = entry.turn(TELLING, self.host.settings().pause_wait, asked)?;
         let Some(live) = &mut turn.live else { return Err(not_running(&turn, "told anything")) };
-        live.go_on_if_stuck(self).map_err(|problem| problem.sandbox(entry.id()))?;
+        live.go_on_if_stuck(&self.host).map_err(|problem| problem.sandbox(entry.id()))?;
         tell_live(&entry, live, asked, &command).map_err(|problem| problem.sandbox(entry.id()))
     }
 
@@ -330,14 +330,15 @@ impl Daemon {
         start: impl Fn(Birth<'_>) -> anyhow::Result<Live>,
     ) -> Answer<Box<Live>> {
         let born_once = || {
-            let claim = Claim::make(self, spec, room)?;
+            let claim = Claim::make(&self.host, spec, room)?;
             self.born_once(Birth { id: Uuid::now_v7(), spec, claim }, &start)
         };
-        let keeper = self.keeping.client().identity();
+        let keeper = self.host.keeping.client().identity();
         born_once().or_else(|problem| {
             // It answers or not: that its process has ended shows a moment later.
-            let is_there = self.keeping.client().silence().is_none() && self.keeping.find_again().is_ok();
-            match is_there && self.keeping.client().identity() != keeper {
+            let is_there =
+                self.host.keeping.client().silence().is_none() && self.host.keeping.find_again().is_ok();
+            match is_there && self.host.keeping.client().identity() != keeper {
                 true => born_once(),
                 false => Err(problem),
             }
@@ -354,15 +355,15 @@ impl Daemon {
         let guest = birth.id;
         start(birth).map(Box::new).map_err(|error| {
             let mut problem = guest_failed(error);
-            let status = self.keeping.how_ended(guest);
+            let status = self.host.keeping.how_ended(guest);
             if let Some(how) = status.and_then(how_ended_by_itself) {
                 problem.detail = format!("{}; its VMM {how}", problem.detail);
             }
-            let words = last_words(&self.run_directory.join(log_name(guest)));
+            let words = last_words(&self.host.run_directory.join(log_name(guest)));
             if !problem.detail.contains(&words) {
                 problem.detail = format!("{}; its VMM said: {words}", problem.detail);
             }
-            self.endings.end_unborn(guest);
+            self.host.endings.end_unborn(guest);
             problem
         })
     }
@@ -388,7 +389,7 @@ impl Daemon {
         let reason = match self.catalog.write(&changes) {
             Ok(()) => return Ok(()),
             Err(WriteError::NotMade(reason)) => {
-                self.endings.end_unborn(live.id);
+                self.host.endings.end_unborn(live.id);
                 reason
             }
             Err(WriteError::Unknown(unsettled)) => {
@@ -403,11 +404,11 @@ impl Daemon {
     pub(super) fn end_unsettled(&self, live: &Live, before: Option<&SandboxRecord>, unsettled: Unsettled) {
         let birth = UnsettledChange::Birth { is_new: before.is_none() };
         let note = GuestNote { pausing: None, unsettled: Some(birth) };
-        if let Err(error) = self.keeping.note_unsettled(live.id, &note, before) {
+        if let Err(error) = self.host.keeping.note_unsettled(live.id, &note, before) {
             let (guest, error) = (live.id, format!("{error:#}"));
             tracing::error!(%guest, error, "a guest that was ended may be found recorded at the next start");
         }
-        self.endings.end(Ending::Unsettled { guest: live.id, unsettled });
+        self.host.endings.end(Ending::Unsettled { guest: live.id, unsettled });
     }
 }
 

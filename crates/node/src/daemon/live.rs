@@ -14,7 +14,6 @@ use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
 use uuid::Uuid;
 
-use super::Daemon;
 use super::about::About;
 use super::claims::{Birth, Claim};
 use super::endings::{Ending, Exclusive};
@@ -22,6 +21,7 @@ use super::entry::stopped_by_signal;
 use super::epochs::{keep_epoch, kept_epoch, put_epoch};
 use super::guest_watch::GuestWatch;
 use super::guests::{Blobs, Guest, GuestSpec, HANDOVER_LIMIT};
+use super::host::Host;
 use super::keeping::{GuestNote, Keeping, UnsettledChange, guest_key};
 use super::record::{RecordedGuest, SandboxRecord};
 use crate::api::problem::{Code, Problem};
@@ -79,27 +79,27 @@ pub(super) struct Paused {
 impl Live {
     /// Starts a guest on empty memory, with its disks as they are in `base`.
     pub(super) fn start(
-        daemon: &Daemon,
+        host: &Host,
         Birth { id, spec, claim }: Birth<'_>,
         base: Option<Arc<Snapshot>>,
     ) -> anyhow::Result<Self> {
-        let kept_by = daemon.keeping.client().identity();
-        let guest = spec.start(daemon, id, base.as_ref())?;
+        let kept_by = host.keeping.client().identity();
+        let guest = spec.start(host, id, base.as_ref())?;
         let claim = claim.held_by(spec, guest.process().id());
         Ok(Self { id, guest, base, memory: Memory::Own, kept_by, unsettled: None, stuck: None, claim })
     }
 
     /// Starts a guest on a snapshot's memory and device state; pages come as it touches them.
     pub(super) fn resume(
-        daemon: &Daemon,
+        host: &Host,
         Birth { id, spec, claim }: Birth<'_>,
         snapshot: &Arc<Snapshot>,
     ) -> anyhow::Result<Self> {
-        let kept_by = daemon.keeping.client().identity();
-        let socket = spec.handover(daemon, id)?;
+        let kept_by = host.keeping.client().identity();
+        let socket = spec.handover(host, id)?;
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
-        let started = spec.start_served(daemon, id, snapshot, &socket).map(|guest| Unborn(Some(guest)));
+        let started = spec.start_served(host, id, snapshot, &socket).map(|guest| Unborn(Some(guest)));
         let accepted = started.and_then(|mut unborn| {
             let accepted = unborn.guest().handed_over(&listener)?;
             Ok((unborn, accepted))
@@ -121,9 +121,9 @@ impl Live {
         let handover = Handover::receive(stream, pages, HANDOVER_LIMIT)?;
         let options = guest.serve_options();
         let epoch = Epoch::begin(handover, options.tracking).context("beginning to serve the guest")?;
-        let facts = keep_epoch(&daemon.keeping, id, &epoch)?;
-        let server = serve(daemon, snapshot, epoch, options)?;
-        daemon.engine.learner().learn(snapshot, &server);
+        let facts = keep_epoch(&host.keeping, id, &epoch)?;
+        let server = serve(host, snapshot, epoch, options)?;
+        host.engine.learner().learn(snapshot, &server);
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
         let guest = unborn.born();
@@ -133,30 +133,30 @@ impl Live {
 
     /// Finds a guest again that an earlier daemon left with the keeper, and serves it on.
     pub(super) fn recover(
-        daemon: &Daemon,
+        host: &Host,
         recorded: &RecordedGuest,
         mut held: Held,
         spec: &GuestSpec,
     ) -> anyhow::Result<Self> {
         let find = |base: Uuid| {
-            let snapshot = daemon.engine.origin(SnapshotId::from(base));
+            let snapshot = host.engine.origin(SnapshotId::from(base));
             snapshot.with_context(|| format!("there is no snapshot {base} any more"))
         };
-        let kept_by = daemon.keeping.client().identity();
+        let kept_by = host.keeping.client().identity();
         let base = recorded.base.map(find).transpose()?;
         let epoch = match &recorded.served {
             Some(facts) => Some(Epoch::recover(kept_epoch(&mut held, facts.clone())?)?),
             None => None,
         };
-        let guest = spec.attach(daemon, recorded, &mut held, base.as_ref())?;
+        let guest = spec.attach(host, recorded, &mut held, base.as_ref())?;
         let memory = match (epoch, &base) {
             (Some(epoch), Some(_)) => Memory::Unserved { epoch: Box::new(epoch) },
             (Some(_), None) => anyhow::bail!("nothing says which snapshot it is served from"),
             (None, _) => Memory::Own,
         };
-        let (id, claim) = (recorded.id, Claim::renew(daemon, spec, guest.process().id()));
+        let (id, claim) = (recorded.id, Claim::renew(host, spec, guest.process().id()));
         let mut found = Self { id, guest, base, memory, kept_by, unsettled: None, stuck: None, claim };
-        found.stuck = found.serve_again(daemon).err().map(|error| format!("{error:#}"));
+        found.stuck = found.serve_again(host).err().map(|error| format!("{error:#}"));
         Ok(found)
     }
 
@@ -267,14 +267,14 @@ impl Live {
     /// unless it is none any more.
     pub(super) fn pause(
         mut self: Box<Self>,
-        daemon: &Daemon,
+        host: &Host,
         id: SnapshotId,
         mut about: About,
         alongside: Vec<Change>,
         before: SandboxRecord,
         asker: &Asker,
     ) -> Result<Paused, (Box<Self>, Problem)> {
-        if let Err(problem) = self.go_on_if_stuck(daemon) {
+        if let Err(problem) = self.go_on_if_stuck(host) {
             return Err((self, problem));
         }
         if let Some(why) = stopped_by_signal(&self.process()) {
@@ -292,15 +292,15 @@ impl Live {
             return Err((self, Problem::new(Code::StoreFailed, why)));
         }
         let (base, bytes) = (self.base.as_ref(), self.capture_bytes(&about));
-        let permit = match daemon.engine.permit_pause_while(base, bytes, &asker.still_waits()) {
+        let permit = match host.engine.permit_pause_while(base, bytes, &asker.still_waits()) {
             Ok(permit) => permit,
             Err(error) => return Err((self, error.into())),
         };
-        let frozen = self.announce_pause(daemon, id).and_then(|()| Ok((Instant::now(), self.freeze()?)));
+        let frozen = self.announce_pause(host, id).and_then(|()| Ok((Instant::now(), self.freeze()?)));
         let (frozen_at, mut blobs) = match frozen {
             Ok(frozen) => frozen,
             Err(error) => {
-                self.go_on_or_say(daemon);
+                self.go_on_or_say(host);
                 return Err((self, super::problems::guest_failed(error)));
             }
         };
@@ -308,7 +308,7 @@ impl Live {
         about.put_into(&mut blobs);
         self.end_serving();
         let committed = self.guest.volumes(self.epoch()).and_then(|volumes| {
-            Ok(daemon.engine.commit_pause(permit, PausedGuest { id, volumes, blobs, alongside })?)
+            Ok(host.engine.commit_pause(permit, PausedGuest { id, volumes, blobs, alongside })?)
         });
         match committed {
             Ok(snapshot) => {
@@ -322,10 +322,10 @@ impl Live {
                 if let Some(CommitError::Unsettled(_)) = error.downcast_ref() {
                     // Before the guest goes on: until then the next start is right with either outcome in the catalog.
                     self.unsettled = Some(UnsettledPause { snapshot: id.uuid(), before: Box::new(before) });
-                    self.note_unsettled(daemon, id);
+                    self.note_unsettled(host, id);
                 }
                 let problem = super::problems::guest_failed(error);
-                self.go_on_or_say(daemon);
+                self.go_on_or_say(host);
                 Err((self, problem))
             }
         }
@@ -337,9 +337,9 @@ impl Live {
     }
 
     /// Tells the keeper what is about to happen, while the guest runs.
-    fn announce_pause(&mut self, daemon: &Daemon, id: SnapshotId) -> anyhow::Result<()> {
-        self.serve_again(daemon)?;
-        Ok(daemon.keeping.note(self.id, &self.note(Some(id)))?)
+    fn announce_pause(&mut self, host: &Host, id: SnapshotId) -> anyhow::Result<()> {
+        self.serve_again(host)?;
+        Ok(host.keeping.note(self.id, &self.note(Some(id)))?)
     }
 
     /// The keeper's note on it while it is being paused into a snapshot, or is not.
@@ -349,9 +349,9 @@ impl Live {
     }
 
     /// Tells the keeper of its unsettled pause, while it is being paused into a snapshot.
-    fn note_unsettled(&self, daemon: &Daemon, id: SnapshotId) {
+    fn note_unsettled(&self, host: &Host, id: SnapshotId) {
         let before = self.unsettled.as_ref().map(|pause| &*pause.before);
-        if let Err(error) = daemon.keeping.note_unsettled(self.id, &self.note(Some(id)), before) {
+        if let Err(error) = host.keeping.note_unsettled(self.id, &self.note(Some(id)), before) {
             let error = format!("{error:#}");
             tracing::error!(guest = %self.id, error, "a pause that failed may be found made at the next start");
         }
@@ -365,36 +365,36 @@ impl Live {
     }
 
     /// Lets a guest go on, frozen or not, whose pause failed. A guest that cannot go on notes the reason.
-    pub(super) fn go_on(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
-        let went_on = self.thaw_served(daemon);
+    pub(super) fn go_on(&mut self, host: &Host) -> anyhow::Result<()> {
+        let went_on = self.thaw_served(host);
         self.stuck = went_on.as_ref().err().map(|error| format!("it could not go on: {error:#}"));
         went_on?;
         // The next daemon thaws a guest whose note stays, which does nothing to one that runs.
-        if let Err(error) = daemon.keeping.note(self.id, &self.note(None)) {
+        if let Err(error) = host.keeping.note(self.id, &self.note(None)) {
             tracing::warn!(guest = %self.id, %error, "the keeper was not told that a guest goes on");
         }
         Ok(())
     }
 
-    fn thaw_served(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
-        self.serve_again(daemon)?;
+    fn thaw_served(&mut self, host: &Host) -> anyhow::Result<()> {
+        self.serve_again(host)?;
         self.guest.process().thaw()?;
         self.guest.go_on()
     }
 
-    fn go_on_or_say(&mut self, daemon: &Daemon) {
-        if let Err(error) = self.go_on(daemon) {
+    fn go_on_or_say(&mut self, host: &Host) {
+        if let Err(error) = self.go_on(host) {
             let error = format!("{error:#}");
             tracing::error!(guest = %self.id, error, "a guest cannot go on after a failed pause; it is tried again");
         }
     }
 
     /// Tries again to let a guest go on that could not; the error says why it still stands.
-    pub(super) fn go_on_if_stuck(&mut self, daemon: &Daemon) -> Result<(), Problem> {
+    pub(super) fn go_on_if_stuck(&mut self, host: &Host) -> Result<(), Problem> {
         if self.stuck.is_none() && !self.is_served_in_vain() {
             return Ok(());
         }
-        self.go_on(daemon).map_err(|error| {
+        self.go_on(host).map_err(|error| {
             Problem::new(Code::GuestFailed, format!("the guest stands still and cannot go on yet: {error:#}"))
         })
     }
@@ -408,7 +408,7 @@ impl Live {
     }
 
     /// Serves an unserved guest again, from the epoch in hand or that of a server that failed.
-    fn serve_again(&mut self, daemon: &Daemon) -> anyhow::Result<()> {
+    fn serve_again(&mut self, host: &Host) -> anyhow::Result<()> {
         if self.is_served_in_vain() {
             self.end_serving();
         }
@@ -416,7 +416,7 @@ impl Live {
         match std::mem::replace(&mut self.memory, Memory::Own) {
             Memory::Unserved { epoch } => {
                 let facts = epoch.facts();
-                match serve(daemon, base, *epoch, self.guest.serve_options()) {
+                match serve(host, base, *epoch, self.guest.serve_options()) {
                     Ok(server) => self.memory = Memory::Served { server, facts },
                     Err(NotServed { epoch, error }) => {
                         self.memory = Memory::Unserved { epoch };
@@ -476,14 +476,14 @@ impl Drop for Unborn {
 }
 
 fn serve(
-    daemon: &Daemon,
+    host: &Host,
     snapshot: &Arc<Snapshot>,
     epoch: Epoch,
     options: ServeOptions,
 ) -> Result<FaultServer, NotServed> {
     let view = Arc::clone(snapshot.memory());
-    let server = FaultServer::resume(view, epoch, daemon.engine.fetcher().clone(), options)?;
-    daemon.metrics.serving(snapshot.id(), server.watch());
+    let server = FaultServer::resume(view, epoch, host.engine.fetcher().clone(), options)?;
+    host.metrics.serving(snapshot.id(), server.watch());
     Ok(server)
 }
 

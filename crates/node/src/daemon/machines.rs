@@ -55,13 +55,15 @@ impl Daemon {
         let disks: Vec<_> = images.iter().map(|image| (image.name.clone(), image.file.bytes())).collect();
         let spec = match wanted.vmm {
             VmmKind::Process | VmmKind::Qemu => {
-                qemu::settle(self, machine, memory_bytes, &disks, asker).map(|settled| GuestSpec::Qemu {
-                    machine: Box::new(settled),
-                    taps: machine.taps.iter().map(|tap| tap.device.0.clone()).collect(),
+                qemu::settle(&self.host, machine, memory_bytes, &disks, asker).map(|settled| {
+                    GuestSpec::Qemu {
+                        machine: Box::new(settled),
+                        taps: machine.taps.iter().map(|tap| tap.device.0.clone()).collect(),
+                    }
                 })
             }
             VmmKind::Firecracker => {
-                firecracker::settle(self, machine, (memory_bytes, backing), &disks, asker)
+                firecracker::settle(&self.host, machine, (memory_bytes, backing), &disks, asker)
                     .map(|settled| GuestSpec::Firecracker { machine: Box::new(settled) })
             }
         };
@@ -84,7 +86,7 @@ impl Daemon {
         let images =
             images.into_iter().map(|image| self.measured(image, asker)).collect::<Answer<Vec<_>>>()?;
         let needed = images.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-        let permit = self.engine.permit_pause_while(None, needed, &asker.still_waits());
+        let permit = self.host.engine.permit_pause_while(None, needed, &asker.still_waits());
         let permit = permit.map_err(no_room_for_disks)?;
         let import = |(image, bytes): (NamedImage, u64)| {
             let NamedImage { name, path, file } = image;
@@ -99,14 +101,14 @@ impl Daemon {
         let mut blobs = BTreeMap::new();
         About { labels, ..About::default() }.put_into(&mut blobs);
         let guest = PausedGuest { id: SnapshotId::new(), volumes, blobs, alongside: Vec::new() };
-        self.engine.commit_pause(permit, guest).map_err(|error| guest_failed(error.into()))
+        self.host.engine.commit_pause(permit, guest).map_err(|error| guest_failed(error.into()))
     }
 
     /// An image with the bytes of RAM that importing it takes at most. One whose data is more than may be held at all is
     /// read for it: its zeroes take none.
     fn measured(&self, mut image: NamedImage, asker: &Asker) -> Answer<(NamedImage, u64)> {
         let measured = match image.file.data_bytes() {
-            Ok(bytes) if bytes > self.settings().capture_bytes_max => image.file.count_bytes(asker),
+            Ok(bytes) if bytes > self.host.settings().capture_bytes_max => image.file.count_bytes(asker),
             measured => measured.map_err(ImportError::from),
         };
         match measured {
@@ -117,7 +119,7 @@ impl Daemon {
 
     /// Lets go of images that no machine came to be of.
     pub(super) fn forget_images(&self, images: Option<&Arc<EngineSnapshot>>) {
-        if let Some(Err(error)) = images.map(|images| self.engine.delete(images)) {
+        if let Some(Err(error)) = images.map(|images| self.host.engine.delete(images)) {
             tracing::warn!(%error, "images of a machine that never came to be stay");
         }
     }

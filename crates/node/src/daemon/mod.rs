@@ -23,6 +23,7 @@ mod freeing;
 mod guest_watch;
 mod guests;
 mod hindrance;
+mod host;
 mod huge_pages;
 mod idempotency;
 mod images;
@@ -48,7 +49,7 @@ mod unnamed;
 mod watch;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -61,16 +62,13 @@ use rekindle_engine::store_gate::OtherStore;
 use crate::api::control::Served;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::vmm::firecracker::FileDigests;
 
 use boot_files::BootFiles;
 use disk_room::no_room;
-use endings::Endings;
 use events::EventLog;
 use fault_sockets::FaultSockets;
 use freeing::Freeing;
-use guests::qemu::HostQemu;
-use huge_pages::HugePages;
+use host::Host;
 use idempotency::Requests;
 use keeping::Keeping;
 use names::Names;
@@ -84,27 +82,18 @@ use watch::{Lookout, SnapshotNews};
 /// A node's sandboxes and snapshots, and what is done with them.
 #[derive(Debug)]
 pub struct Daemon {
-    settings: RwLock<Arc<Settings>>,
-    state_directory: PathBuf,
-    run_directory: PathBuf,
     node_name: String,
     started_unix_ms: u64,
-    metrics: Arc<Metrics>,
     events: Arc<EventLog>,
     catalog: Catalog,
-    keeping: Arc<Keeping>,
     requests: Requests,
     snapshot_names: Names,
     snapshots: Arc<Snapshots>,
     sandboxes: Registry,
     fault_sockets: FaultSockets,
-    host_qemu: Arc<HostQemu>,
-    file_digests: Arc<FileDigests>,
     boot_files: BootFiles,
-    endings: Endings,
-    huge_pages: Arc<HugePages>,
     room_promises: Arc<RoomPromises>,
-    engine: Engine,
+    host: Host,
     lookout: Mutex<Option<Lookout>>,
     freeing: Mutex<Option<Freeing>>,
     deciding: Mutex<Option<Deciding>>,
@@ -168,37 +157,25 @@ impl Daemon {
         let engine = Engine::start(engine_options(settings, store, &catalog, &keeping, Arc::new(news)))?;
         engine.snapshots().iter().for_each(|snapshot| drop(snapshots.changed(snapshot)));
         let daemon = Arc::new(Self {
-            settings: RwLock::new(Arc::new(settings.clone())),
-            state_directory: settings.state_directory.clone(),
-            run_directory: settings.run_directory.clone(),
-            host_qemu: Arc::default(),
-            file_digests: Arc::default(),
             boot_files: BootFiles::default(),
-            huge_pages: Arc::default(),
             room_promises: Arc::default(),
             node_name: node_name(),
             started_unix_ms: clock::unix_ms(),
-            metrics,
             events,
             requests: Requests::new(catalog.clone())?,
             snapshot_names: Names::default(),
             snapshots,
             sandboxes: Registry::default(),
             fault_sockets: FaultSockets::default(),
-            endings: Endings::start(
-                Arc::clone(&keeping),
-                (settings.state_directory.clone(), settings.run_directory.clone()),
-            )?,
-            keeping,
             catalog,
-            engine,
+            host: Host::new(settings, keeping, metrics, engine)?,
             lookout: Mutex::default(),
             freeing: Mutex::default(),
             deciding: Mutex::default(),
         });
-        boot_files::remove_unfinished(&guests::qemu::boot_directory(&daemon));
+        boot_files::remove_unfinished(&guests::qemu::boot_directory(&daemon.host));
         daemon.recover(found, started)?;
-        daemon.host_qemu.ask_ahead()?;
+        daemon.host.qemu.ask_ahead()?;
         let lookout = Lookout::start(&daemon)?;
         *daemon.lookout.lock().unwrap_or_else(PoisonError::into_inner) = Some(lookout);
         let freeing = Freeing::start(&daemon)?;
@@ -210,26 +187,22 @@ impl Daemon {
 
     /// Counts of the bytes moved to and from the store.
     pub(crate) fn traffic(&self) -> Traffic {
-        self.engine.traffic()
+        self.host.engine.traffic()
     }
 
     /// Ends the keeper, which holds nothing any more.
     pub(crate) fn end_keeper(&self) -> anyhow::Result<()> {
-        Ok(self.keeping.client().shutdown(false)?)
+        Ok(self.host.keeping.client().shutdown(false)?)
     }
 
     fn freeing(&self) -> MutexGuard<'_, Option<Freeing>> {
         self.freeing.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 impl Served for Daemon {
     fn reload(&self, settings: &Settings) {
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.clone());
+        self.host.reload(settings);
     }
 
     fn end(&self) {
@@ -239,10 +212,10 @@ impl Served for Daemon {
         let freeing = self.freeing().take();
         drop(freeing);
         self.fault_sockets.finish();
-        self.host_qemu.finish();
+        self.host.qemu.finish();
         drop(self.deciding.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.endings.finish();
-        self.engine.stop();
+        self.host.endings.finish();
+        self.host.engine.stop();
     }
 }
 

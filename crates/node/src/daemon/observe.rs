@@ -13,11 +13,11 @@ impl Daemon {
     /// The metrics of this moment.
     pub(super) fn observe(&self) -> Observed {
         let mut observed = Observed {
-            store: self.engine.traffic(),
-            store_away: self.engine.store_away().is_some(),
+            store: self.host.engine.traffic(),
+            store_away: self.host.engine.store_away().is_some(),
             // A failed count is repeated at the next look.
-            set_aside: self.engine.aside().count().unwrap_or_default(),
-            held_aside: AsideCounts::now(&self.keeping),
+            set_aside: self.host.engine.aside().count().unwrap_or_default(),
+            held_aside: AsideCounts::now(&self.host.keeping),
             ..Observed::default()
         };
         for entry in self.sandboxes.all() {
@@ -41,8 +41,8 @@ impl Daemon {
             }
         }
         observed.captures = Captures {
-            bytes_held: self.engine.capture_bytes_held(),
-            bytes_max: self.settings().capture_bytes_max,
+            bytes_held: self.host.engine.capture_bytes_held(),
+            bytes_max: self.host.settings().capture_bytes_max,
             oldest_age: oldest
                 .map_or(Duration::ZERO, |oldest| Duration::from_millis(unix_ms().saturating_sub(oldest))),
         };
@@ -52,11 +52,12 @@ impl Daemon {
     /// Tells if requests can be done, and the obstacles to them or to saving paused sandboxes.
     pub(super) fn ready(&self) -> Readiness {
         let mut reasons: Vec<String> =
-            self.keeping.trouble().into_iter().chain(no_room(&self.state_directory)).collect();
+            self.host.keeping.trouble().into_iter().chain(no_room(&self.host.state_directory)).collect();
         let ready = reasons.is_empty();
-        let store = self.engine.store_away().map(|away| format!("{away}; what is published waits for it"));
+        let store =
+            self.host.engine.store_away().map(|away| format!("{away}; what is published waits for it"));
         reasons.extend(store);
-        let aside = Some(AsideCounts::now(&self.keeping)).filter(|aside| aside.is_some());
+        let aside = Some(AsideCounts::now(&self.host.keeping)).filter(|aside| aside.is_some());
         reasons.extend(aside.map(|aside| {
             format!(
                 "{aside} are set aside, as the catalog does not name them: `rekindle doctor` says what to do"

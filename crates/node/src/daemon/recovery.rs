@@ -31,7 +31,7 @@ impl Daemon {
     #[tracing::instrument(skip_all)]
     pub(super) fn recover(&self, found: Found, started: Instant) -> anyhow::Result<()> {
         let held: HashMap<String, HeldEntry> =
-            self.keeping.client().list()?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+            self.host.keeping.client().list()?.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
         let mut recovery = Recovery::default();
         for (key, value) in self.catalog.all(Kind::Sandbox)? {
             let record = SandboxRecord::decode(&key, &value);
@@ -41,7 +41,7 @@ impl Daemon {
         let unreadable_sockets = self.recover_sockets(&held)?;
         recovery.until_served = started.elapsed();
         if !self.has_undecided_sandboxes() && self.fault_sockets.undecided().is_empty() {
-            self.engine.end_replay();
+            self.host.engine.end_replay();
         }
         self.let_go_of_the_rest(&held, &unreadable_sockets);
         // The next start does what this one cannot: nothing of it is needed now.
@@ -60,7 +60,7 @@ impl Daemon {
         self.resume_the_forked();
         self.let_go_of_all_images();
         recovery.snapshots = self.snapshots_found();
-        self.metrics.recovered(&recovery);
+        self.host.metrics.recovered(&recovery);
         let keeper = match found {
             Found::Running => "the keeper was there",
             Found::Started => "a new keeper was started",
@@ -84,7 +84,7 @@ impl Daemon {
             return Ok(Some(record));
         }
         let notes = held.iter().filter(|(key, _)| matches!(KeyOf::parse(key), Some(KeyOf::Guest(_))));
-        let is_there = |snapshot| self.engine.snapshot(SnapshotId::from(snapshot)).is_some();
+        let is_there = |snapshot| self.host.engine.snapshot(SnapshotId::from(snapshot)).is_some();
         let mut changes = notes.filter_map(|(key, entry)| {
             let note: GuestNote = serde_json::from_value(entry.note.clone()).ok()?;
             let change = note.unsettled.filter(|change| change.is_in(&record, key, is_there))?;
@@ -92,7 +92,7 @@ impl Daemon {
         });
         let Some((key, change)) = changes.next() else { return Ok(Some(record)) };
         drop(changes);
-        let before = self.keeping.record_before(key, record.id)?;
+        let before = self.host.keeping.record_before(key, record.id)?;
         if before.is_none() && !matches!(change, UnsettledChange::Birth { is_new: true }) {
             tracing::error!(sandbox = %record.id, "the keeper does not hold its record from before that: it stays as it is");
             return Ok(Some(record));
@@ -108,12 +108,12 @@ impl Daemon {
 
     /// Logs the lost snapshots, and returns the number of the others.
     fn snapshots_found(&self) -> u64 {
-        let replay = self.engine.replayed();
+        let replay = self.host.engine.replayed();
         for lost in &replay.lost {
-            self.metrics.snapshot_lost();
+            self.host.metrics.snapshot_lost();
             let id = lost.id.uuid();
             let sandbox =
-                self.engine.snapshot(lost.id).and_then(|lost| self.snapshots.changed(&lost).sandbox);
+                self.host.engine.snapshot(lost.id).and_then(|lost| self.snapshots.changed(&lost).sandbox);
             self.events.say(
                 "snapshot.lost",
                 About { sandbox, snapshot: Some(id) },
@@ -157,7 +157,7 @@ impl Daemon {
                 };
                 self.catalog.write_with_last_room(&[put(&record)]).map_err(WriteError::either_way)?;
                 self.sandboxes.insert(Entry::new(record, None));
-                self.endings.end_unborn(guest.id);
+                self.host.endings.end_unborn(guest.id);
                 Ok(false)
             }
         }
@@ -186,7 +186,7 @@ impl Daemon {
         // A pause that is not in the catalog did not come to pass: its guest, frozen or not, goes on.
         if note.pausing.is_some() {
             tracing::info!(sandbox = %record.id, "its pause was not answered when the last daemon ended: it goes on");
-            if let Err(error) = live.go_on(self) {
+            if let Err(error) = live.go_on(&self.host) {
                 let error = format!("{error:#}");
                 tracing::error!(sandbox = %record.id, error, "its guest cannot go on yet; it is tried again");
             }
@@ -196,7 +196,7 @@ impl Daemon {
 
     /// The account that a guest's VMM gave of its end, if the keeper still holds it.
     fn told_end(&self, guest: &RecordedGuest) -> Option<String> {
-        let mut held = self.keeping.client().get(&guest_key(guest.id)).ok()??;
+        let mut held = self.host.keeping.client().get(&guest_key(guest.id)).ok()??;
         guest.vmm.told_end(&mut held)
     }
 
@@ -217,15 +217,15 @@ impl Daemon {
     }
 
     fn take_over(&self, record: &SandboxRecord, guest: &RecordedGuest) -> anyhow::Result<Live> {
-        let held = self.keeping.client().get(&guest_key(guest.id))?;
+        let held = self.host.keeping.client().get(&guest_key(guest.id))?;
         let held = held.ok_or_else(|| anyhow::anyhow!("the keeper holds nothing of it any more"))?;
-        Live::recover(self, guest, held, &record.spec)
+        Live::recover(&self.host, guest, held, &record.spec)
     }
 
     /// Ends guests that no record names, and lets go of what was held for them: they were being made, or being ended.
     fn let_go_of_the_rest(&self, held: &HashMap<String, HeldEntry>, unreadable_sockets: &BTreeSet<Uuid>) {
         let undecided_sockets = self.fault_sockets.undecided();
-        let aside = self.keeping.aside().clone();
+        let aside = self.host.keeping.aside().clone();
         let is_left = |id: &Uuid| {
             let is_undecided = unreadable_sockets.contains(id) || undecided_sockets.contains(id);
             is_undecided || aside.contains_key(&KeyOf::Socket(*id))
@@ -233,7 +233,7 @@ impl Daemon {
         let named: BTreeSet<Uuid> =
             self.sandboxes.all().iter().filter_map(|entry| guest_of(&entry.record().life)).collect();
         // One whose daemon died before the keeper had anything of it has files at most.
-        let mut begun = with_files(&self.state_directory).unwrap_or_else(|error| {
+        let mut begun = with_files(&self.host.state_directory).unwrap_or_else(|error| {
             tracing::warn!(%error, "files of guests that were being made may stay until the next start");
             BTreeSet::new()
         });
@@ -259,7 +259,7 @@ impl Daemon {
             return;
         }
         let unnamed = begun.difference(&named).filter(|guest| !aside.contains_key(&KeyOf::Guest(**guest)));
-        unnamed.for_each(|guest| self.endings.end_unborn(*guest));
+        unnamed.for_each(|guest| self.host.endings.end_unborn(*guest));
     }
 
     /// Ends guests that a keeper left which is gone.
@@ -269,28 +269,28 @@ impl Daemon {
             return Ok(());
         }
         let known = self.sandboxes.all().iter().filter_map(|entry| entry.show().pid).collect();
-        Ok(super::orphans::end(self.keeping.socket(), &known)?)
+        Ok(super::orphans::end(self.host.keeping.socket(), &known)?)
     }
 
     /// Lets go of what was held for something that was not acknowledged.
     pub(super) fn forget(&self, key: &str) {
-        if let Err(error) = self.keeping.client().forget(key) {
+        if let Err(error) = self.host.keeping.client().forget(key) {
             tracing::warn!(key, %error, "the keeper holds something unacknowledged until the next start");
         }
     }
 
     /// Removes sockets at which the last daemon waited, or was about to wait, for a VMM, and that have no listener now.
     fn remove_stale_sockets(&self) -> anyhow::Result<()> {
-        let unreadable = || format!("reading {}", self.run_directory.display());
+        let unreadable = || format!("reading {}", self.host.run_directory.display());
         // The keeper has the listener of one that is not taken over yet.
         let undecided = self.fault_sockets.undecided();
         let undecided: BTreeSet<_> = undecided.into_iter().map(|id| self.fault_socket_path(id)).collect();
-        for file in std::fs::read_dir(&self.run_directory).with_context(unreadable)? {
+        for file in std::fs::read_dir(&self.host.run_directory).with_context(unreadable)? {
             let path = file.with_context(unreadable)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let is_ours =
                 (name.starts_with("handover-") || name.starts_with("faults-")) && name.ends_with(".sock");
-            let is_aside = self.keeping.aside().keys().any(|key| match key {
+            let is_aside = self.host.keeping.aside().keys().any(|key| match key {
                 KeyOf::Socket(id) => self.fault_socket_path(*id) == path,
                 KeyOf::Guest(_) | KeyOf::Snapshot(_) => false,
             });

@@ -10,7 +10,6 @@ use rekindle_engine::pause::PauseError;
 use rustix::process::{Resource, getrlimit};
 
 use super::Daemon;
-use super::endings::Exclusive;
 use super::guests::GuestSpec;
 use super::huge_pages::{HugePromise, pages_of};
 use super::record::{RecordedLife, SandboxRecord};
@@ -37,7 +36,7 @@ struct Share {
 pub(super) struct Needed {
     share: Share,
     /// Pages of each guest whose memory is of huge pages.
-    huge_pages: Vec<u64>,
+    pub(super) huge_pages: Vec<u64>,
 }
 
 /// The shares of all guests that are being made. Nothing else tells of them: what runs is counted by its records.
@@ -63,7 +62,7 @@ pub(super) struct RoomPromise {
 impl Daemon {
     /// Refuses a guest that could never be paused, unless such guests are wanted.
     pub(super) fn check_pausable(&self, memory_bytes: u64) -> Answer<()> {
-        let settings = self.settings();
+        let settings = self.host.settings();
         let bytes_max = settings.capture_bytes_max;
         if memory_bytes <= bytes_max {
             return Ok(());
@@ -83,8 +82,8 @@ impl Daemon {
 
     /// Promises guests all that they need, or refuses them.
     pub(super) fn promise_room(&self, needed: &Needed) -> Answer<RoomPromise> {
-        let keeper = self.keeping.client().identity().pid;
-        let overcommit = self.settings().memory_overcommit;
+        let keeper = self.host.keeping.client().identity().pid;
+        let overcommit = self.host.settings().memory_overcommit;
         let mut room = self.room_promises.promise(needed.share, |others| {
             let spoken_for = self.untaken_bytes().saturating_add(others.memory_bytes);
             check_ram(needed.share.memory_bytes, spoken_for, overcommit, available_bytes(keeper))?;
@@ -93,17 +92,8 @@ impl Daemon {
                 .iter()
                 .try_for_each(|(process, pid)| check_files(process, files.files, open_files(*pid)))
         })?;
-        room.huge_pages = Mutex::new(self.promise_huge_pages(needed)?);
+        room.huge_pages = Mutex::new(self.host.promise_huge_pages(&needed.huge_pages)?);
         Ok(room)
-    }
-
-    /// Promises guests their huge pages; where too few are left, those of guests that are ending are waited for.
-    pub(super) fn promise_huge_pages(&self, needed: &Needed) -> Answer<Vec<HugePromise>> {
-        let promises = self.huge_pages.promise(&needed.huge_pages).or_else(|_too_few| {
-            self.endings.make_way(&Exclusive { huge_pages: true, ..Exclusive::default() });
-            self.huge_pages.promise(&needed.huge_pages)
-        });
-        promises.map_err(|error| Problem::new(Code::Misfit, error.to_string()))
     }
 
     /// Bytes of memory that running guests have not taken yet and may still take.

@@ -168,7 +168,7 @@ impl Daemon {
         };
         match Uuid::try_parse(reference) {
             Ok(id) if problem.code == Code::NotFound => {
-                let snapshot = self.engine.open(SnapshotId::from(id))?;
+                let snapshot = self.host.engine.open(SnapshotId::from(id))?;
                 self.snapshots.changed(&snapshot);
                 Ok(Known::of(snapshot))
             }
@@ -241,7 +241,7 @@ impl Daemon {
                 .sandbox(entry.id())
                 .snapshot(known.snapshot.id()));
         }
-        self.engine.delete(&known.snapshot)?;
+        self.host.engine.delete(&known.snapshot)?;
         let about = EventAbout { sandbox: known.about.sandbox, snapshot: Some(id) };
         self.events.say("snapshot.deleted", about, None);
         Ok(())
@@ -249,7 +249,7 @@ impl Daemon {
 
     pub(super) fn verify(&self, reference: &str, asked: &Asked) -> Answer<Verification> {
         let known = self.readable_snapshot(reference)?;
-        let found = self.engine.verify(&known.snapshot, &asked.asker.still_waits());
+        let found = self.host.engine.verify(&known.snapshot, &asked.asker.still_waits());
         let abandoned = || Problem::new(Code::Abandoned, "the client went away before every page was read");
         let found = found.ok_or_else(abandoned)?;
         Ok(Verification {

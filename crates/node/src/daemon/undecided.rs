@@ -76,7 +76,7 @@ fn decide_until_over(daemon: &Weak<Daemon>, (over, changed): &(Mutex<bool>, Cond
 impl Daemon {
     /// Tries once more to say how undecided snapshots and sandboxes are; whether none is left.
     fn decide(&self) -> bool {
-        let snapshots = self.engine.decide().unwrap_or_else(|error| {
+        let snapshots = self.host.engine.decide().unwrap_or_else(|error| {
             tracing::warn!(%error, "undecided snapshots are tried again later");
             1
         });
@@ -100,14 +100,14 @@ impl Daemon {
             false
         });
         if left == 0 && sockets {
-            self.engine.end_replay();
+            self.host.engine.end_replay();
         }
         snapshots == 0 && left == 0 && sockets
     }
 
     /// Publishes again what the store lacks if it took another one's place; whether that need not be tried again.
     fn publish_what_is_missing(&self) -> bool {
-        let looked = self.engine.publish_what_is_missing().unwrap_or_else(|error| {
+        let looked = self.host.engine.publish_what_is_missing().unwrap_or_else(|error| {
             tracing::warn!(%error, "published snapshots are looked for in the accepted store again later");
             LookedFor::Some
         });
@@ -131,7 +131,8 @@ impl Daemon {
         if matches!(record.life, RecordedLife::Undecided { .. }) {
             return Ok(false);
         }
-        let held = self.keeping.client().list()?.into_iter().map(|held| (held.key.clone(), held)).collect();
+        let held =
+            self.host.keeping.client().list()?.into_iter().map(|held| (held.key.clone(), held)).collect();
         // Takes the place of the undecided one, which cannot be found any more.
         self.recover_sandbox(record, &held)?;
         let now = self.sandboxes.get(undecided.id).map(|entry| entry.record().life);
@@ -148,7 +149,7 @@ impl Daemon {
     }
 
     fn remove_old_aside(&self) {
-        match self.engine.aside().remove_older(self.settings().set_aside_kept) {
+        match self.host.engine.aside().remove_older(self.host.settings().set_aside_kept) {
             Ok(removed) if removed.files > 0 => {
                 tracing::warn!(
                     files = removed.files,
@@ -159,7 +160,7 @@ impl Daemon {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "files that were set aside stay"),
         }
-        if let Err(error) = self.end_old_aside(self.settings().set_aside_kept) {
+        if let Err(error) = self.end_old_aside(self.host.settings().set_aside_kept) {
             tracing::warn!(%error, "guests, snapshots and fault sockets that were set aside stay");
         }
     }

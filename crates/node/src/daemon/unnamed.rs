@@ -152,8 +152,8 @@ pub(super) fn guest_of(life: &RecordedLife) -> Option<Uuid> {
 impl Daemon {
     /// Ends what was set aside at the keeper for `kept` or longer.
     pub(super) fn end_old_aside(&self, kept: Duration) -> Result<(), KeeperError> {
-        let keeper = self.keeping.client();
-        let aside = self.keeping.aside().clone();
+        let keeper = self.host.keeping.client();
+        let aside = self.host.keeping.aside().clone();
         for (key, since_unix_ms) in aside {
             let is_named = self.names(key);
             // A clock that was set back makes them younger, never older.
@@ -163,13 +163,13 @@ impl Daemon {
             }
             // First: if a later step fails, the next start treats it like a thing that was half made.
             keeper.forget(&key.aside_key())?;
-            self.keeping.aside().remove(&key);
+            self.host.keeping.aside().remove(&key);
             if is_named {
                 continue;
             }
             tracing::warn!(key = key.key(), "it was set aside, and is ended: its time was over");
             match key {
-                KeyOf::Guest(guest) => self.endings.end_unborn(guest),
+                KeyOf::Guest(guest) => self.host.endings.end_unborn(guest),
                 KeyOf::Snapshot(_) => keeper.forget(&key.key())?,
                 KeyOf::Socket(id) => {
                     std::fs::remove_file(self.fault_socket_path(id)).ok();
@@ -186,7 +186,7 @@ impl Daemon {
             KeyOf::Guest(guest) => {
                 self.sandboxes.all().iter().any(|entry| guest_of(&entry.record().life) == Some(guest))
             }
-            KeyOf::Snapshot(id) => self.engine.origin(SnapshotId::from(id)).is_some(),
+            KeyOf::Snapshot(id) => self.host.engine.origin(SnapshotId::from(id)).is_some(),
             KeyOf::Socket(id) => self.fault_sockets.find(id).is_ok(),
         }
     }

@@ -200,7 +200,7 @@ impl Daemon {
     fn watched(&self, seen: &Seen) -> Vec<Arc<ProcessHandle>> {
         let guests = self.sandboxes.all().into_iter().filter(|entry| !seen.ended.contains(&entry.id()));
         let guests = guests.filter_map(|entry| entry.process());
-        guests.chain(self.keeping.process().filter(|keeper| keeper.is_alive())).collect()
+        guests.chain(self.host.keeping.process().filter(|keeper| keeper.is_alive())).collect()
     }
 
     fn look_at_guests(&self, seen: &mut Seen) {
@@ -253,14 +253,14 @@ impl Daemon {
         self.let_go_of_images(entry.id());
         self.events.say("sandbox.stopped", About::sandbox(entry.id()), Some(reason));
         drop(turn);
-        self.endings.end(ending);
+        self.host.endings.end(ending);
         true
     }
 
     /// Reason of a guest's end, for people: its VMM's account, its status or signal, its last words.
     pub(super) fn reason_of_end(&self, guest: Uuid, told: Option<&str>) -> String {
-        let words = last_words(&self.run_directory.join(log_name(guest)));
-        reason_of_end(self.keeping.how_ended(guest), told, &words)
+        let words = last_words(&self.host.run_directory.join(log_name(guest)));
+        reason_of_end(self.host.keeping.how_ended(guest), told, &words)
     }
 
     /// Writes down again which guests have ended, where that failed; until then the next daemon finds it out anew.
@@ -278,7 +278,7 @@ impl Daemon {
     fn let_go_on(&self, entry: &Arc<Entry>) {
         let Ok(mut turn) = entry.turn_at_once(GOING_ON) else { return };
         if let Some(live) = &mut turn.live
-            && live.go_on_if_stuck(self).is_ok()
+            && live.go_on_if_stuck(&self.host).is_ok()
         {
             tracing::info!(sandbox = %entry.id(), "its guest goes on");
         }
@@ -286,21 +286,21 @@ impl Daemon {
 
     /// A keeper that died is replaced, and knows of the catalog what the one before it knew.
     fn look_at_keeper(&self, seen: &mut Seen) {
-        if !self.keeping.is_there()
-            && let Err(error) = self.keeping.find_again()
+        if !self.host.keeping.is_there()
+            && let Err(error) = self.host.keeping.find_again()
         {
             let what = "the keeper cannot be reached; guests would not outlive this daemon";
             seen.tell(what, None, error.to_string());
             return;
         }
-        if let Err(error) = self.keeping.tell_again() {
+        if let Err(error) = self.host.keeping.tell_again() {
             seen.tell("the keeper cannot be told how far the catalog has come", None, error.to_string());
         }
     }
 
     /// Makes the run directory and the sockets in it again if they were removed.
     fn stay(&self, seen: &mut Seen) {
-        if let Err(error) = rekindle_engine::private::make_directory(&self.run_directory) {
+        if let Err(error) = rekindle_engine::private::make_directory(&self.host.run_directory) {
             seen.tell("the run directory is gone, and cannot be made again", None, error.to_string());
             return;
         }
@@ -312,20 +312,20 @@ impl Daemon {
     /// Hands to the keeper what another one was given that is gone. A thing that cannot be handed over now, because it
     /// is in use or was made while the keeper died, is handed over at the next look.
     fn keep_again(&self, seen: &mut Seen) {
-        let keeper = self.keeping.client();
+        let keeper = self.host.keeping.client();
         let mut unkept: Vec<(Uuid, String)> = Vec::new();
-        let snapshots = self.keeping.snapshots_elsewhere();
+        let snapshots = self.host.keeping.snapshots_elsewhere();
         if !snapshots.is_empty() {
             let origins = self.sandboxes.all().into_iter().filter_map(|entry| entry.base());
             let served = self.fault_sockets.all().into_iter().map(|socket| Arc::clone(&socket.snapshot));
-            let failed = self.engine.keep_again(&snapshots, origins.chain(served).collect());
+            let failed = self.host.engine.keep_again(&snapshots, origins.chain(served).collect());
             unkept.extend(failed.into_iter().map(|(id, error)| (id.uuid(), error.to_string())));
         }
         for entry in self.sandboxes.all() {
             if entry.is_kept_elsewhere(keeper.identity())
                 && let Ok(mut turn) = entry.turn_at_once("is being kept")
                 && let Some(live) = &mut turn.live
-                && let Err(error) = live.keep_again(&self.keeping)
+                && let Err(error) = live.keep_again(&self.host.keeping)
             {
                 unkept.push((entry.id(), format!("{error:#}")));
             }

@@ -11,7 +11,7 @@ use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::view::LiveView;
 use uuid::Uuid;
 
-use crate::daemon::Daemon;
+use crate::daemon::host::Host;
 use crate::daemon::keeping::{guest_key, take_fd};
 use crate::disk::{Access, Disk, DiskSource, DiskWatch, Overlay, OverlayFiles};
 use crate::keeper::{Held, KeeperClient};
@@ -27,22 +27,22 @@ pub(super) struct NamedDisk {
 /// Serves the disks of a new guest, each a name and its bytes, as they are in `base`. The keeper has what is written from
 /// the first write on.
 pub(super) fn begin(
-    daemon: &Daemon,
+    host: &Host,
     guest: Uuid,
     wanted: &[(VolumeName, u64)],
     base: Option<&Arc<Snapshot>>,
 ) -> anyhow::Result<Vec<NamedDisk>> {
     let begin_one = |(at, (name, bytes)): (usize, &(VolumeName, u64))| {
         let overlay = Overlay::create(*bytes).with_context(|| format!("disk {name}"))?;
-        keep(&daemon.keeping.client(), &guest_key(guest), name, &overlay)?;
-        serve(daemon, guest, at, name, *bytes, overlay, base)
+        keep(&host.keeping.client(), &guest_key(guest), name, &overlay)?;
+        serve(host, guest, at, name, *bytes, overlay, base)
     };
     wanted.iter().enumerate().map(begin_one).collect()
 }
 
 /// Serves disks on that another daemon served.
 pub(super) fn recover(
-    daemon: &Daemon,
+    host: &Host,
     guest: Uuid,
     wanted: &[(VolumeName, u64)],
     base: Option<&Arc<Snapshot>>,
@@ -52,13 +52,13 @@ pub(super) fn recover(
         let [written, marks] = names(name).map(|name| take_fd(held, &name));
         let overlay = Overlay::recover(OverlayFiles { written: written?, marks: marks? });
         let overlay = overlay.with_context(|| format!("disk {name}"))?;
-        serve(daemon, guest, at, name, *bytes, overlay, base)
+        serve(host, guest, at, name, *bytes, overlay, base)
     };
     wanted.iter().enumerate().map(recover_one).collect()
 }
 
 fn serve(
-    daemon: &Daemon,
+    host: &Host,
     guest: Uuid,
     at: usize,
     name: &VolumeName,
@@ -66,12 +66,12 @@ fn serve(
     overlay: Overlay,
     base: Option<&Arc<Snapshot>>,
 ) -> anyhow::Result<NamedDisk> {
-    let socket = socket(&daemon.run_directory, guest, at);
+    let socket = socket(&host.run_directory, guest, at);
     let base = base.map(|snapshot| view(snapshot, name)).transpose()?;
-    let fetcher = daemon.engine.fetcher().clone();
+    let fetcher = host.engine.fetcher().clone();
     let source = DiskSource { base, fetcher, overlay, bytes, access: Access::ReadWrite };
     let disk = Disk::serve(&socket, source).with_context(|| format!("serving disk {name}"))?;
-    daemon.metrics.disk_served(disk.watch());
+    host.metrics.disk_served(disk.watch());
     Ok(NamedDisk { name: name.clone(), disk, socket })
 }
 

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Blobs, Guest, GuestSpec, RecordedVmm, qemu};
 use crate::api::types::{DiskImage, Machine, MemoryBacking};
 use crate::asker::Asker;
-use crate::daemon::Daemon;
+use crate::daemon::host::Host;
 use crate::daemon::keeping::guest_key;
 use crate::daemon::machines::keep_boot_files;
 use crate::keeper::{Held, KeeperClient, KeeperError};
@@ -39,13 +39,13 @@ struct DrivenFirecracker(FirecrackerGuest);
 
 /// The requested machine; its boot files are kept from here on.
 pub(in crate::daemon) fn settle(
-    daemon: &Daemon,
+    host: &Host,
     machine: &Machine,
     (memory_bytes, backing): (u64, MemoryBacking),
     disks: &[(VolumeName, u64)],
     asker: &Asker,
 ) -> anyhow::Result<FirecrackerSpec> {
-    let directory = qemu::boot_directory(daemon);
+    let directory = qemu::boot_directory(host);
     let (kernel, initrd) =
         keep_boot_files(&directory, machine, KernelFormats::FIRECRACKER, memory_bytes, asker)?;
     let drive = |(at, (disk, (_, bytes))): (usize, (&DiskImage, &(VolumeName, u64)))| Drive {
@@ -82,27 +82,27 @@ pub(in crate::daemon) fn settle(
 }
 
 pub(super) fn start(
-    daemon: &Daemon,
+    host: &Host,
     id: Uuid,
     spec: &FirecrackerSpec,
     base: Option<&Arc<Snapshot>>,
 ) -> anyhow::Result<Box<dyn Guest>> {
-    let places = places(daemon, id)?;
-    let disks = base.map(|base| DriveSource { snapshot: base, fetcher: daemon.engine.fetcher() });
-    let guest = FirecrackerGuest::start(&daemon.keeping.client(), &guest_key(id), spec, &places, disks)?;
+    let places = places(host, id)?;
+    let disks = base.map(|base| DriveSource { snapshot: base, fetcher: host.engine.fetcher() });
+    let guest = FirecrackerGuest::start(&host.keeping.client(), &guest_key(id), spec, &places, disks)?;
     Ok(Box::new(DrivenFirecracker(guest)))
 }
 
 pub(super) fn start_served(
-    daemon: &Daemon,
+    host: &Host,
     id: Uuid,
     spec: &FirecrackerSpec,
     base: &Arc<Snapshot>,
     handover: &Path,
 ) -> anyhow::Result<Box<dyn Guest>> {
     let state = base.blobs().get(DEVICE_STATE).context("the snapshot has no device state")?;
-    let (places, keeper) = (places(daemon, id)?, daemon.keeping.client());
-    let disks = DriveSource { snapshot: base, fetcher: daemon.engine.fetcher() };
+    let (places, keeper) = (places(host, id)?, host.keeping.client());
+    let disks = DriveSource { snapshot: base, fetcher: host.engine.fetcher() };
     let guest =
         FirecrackerGuest::resume(&keeper, &guest_key(id), spec, &places, disks, (handover, &state[..]))?;
     Ok(Box::new(DrivenFirecracker(guest)))
@@ -114,8 +114,8 @@ pub(super) fn attach(facts: FirecrackerFacts, held: &mut Held) -> anyhow::Result
 }
 
 /// Checks that a snapshot of the machine can be brought up here.
-pub(super) fn check_here(daemon: &Daemon, spec: &FirecrackerSpec) -> anyhow::Result<()> {
-    let FirecrackerSettings { program, jailer, .. } = &daemon.settings().firecracker;
+pub(super) fn check_here(host: &Host, spec: &FirecrackerSpec) -> anyhow::Result<()> {
+    let FirecrackerSettings { program, jailer, .. } = &host.settings().firecracker;
     let program = program.clone().map_or_else(find, Ok)?;
     spec.check(&Found::look(&program)?)?;
     if let Some(jailer) = jailer {
@@ -125,8 +125,8 @@ pub(super) fn check_here(daemon: &Daemon, spec: &FirecrackerSpec) -> anyhow::Res
 }
 
 /// A missing thing that a resume of any machine needs, as far as it is seen without asking Firecracker.
-pub(super) fn absent_here(daemon: &Daemon) -> Option<String> {
-    let program = &daemon.settings().firecracker.program;
+pub(super) fn absent_here(host: &Host) -> Option<String> {
+    let program = &host.settings().firecracker.program;
     match program.clone().map_or_else(find, Ok) {
         // One that is named alone is looked for in the search path when it is run.
         Ok(program) if program.is_absolute() && !program.is_file() => {
@@ -138,20 +138,20 @@ pub(super) fn absent_here(daemon: &Daemon) -> Option<String> {
 }
 
 /// Socket at which a guest that is resumed hands its memory over.
-pub(super) fn handover(daemon: &Daemon, id: Uuid) -> anyhow::Result<PathBuf> {
-    Ok(places(daemon, id)?.handover(&guest_key(id))?)
+pub(super) fn handover(host: &Host, id: Uuid) -> anyhow::Result<PathBuf> {
+    Ok(places(host, id)?.handover(&guest_key(id))?)
 }
 
-fn places(daemon: &Daemon, id: Uuid) -> anyhow::Result<Places> {
-    let FirecrackerSettings { program, jailer, seccomp } = &daemon.settings().firecracker;
+fn places(host: &Host, id: Uuid) -> anyhow::Result<Places> {
+    let FirecrackerSettings { program, jailer, seccomp } = &host.settings().firecracker;
     Ok(Places {
         program: program.clone().map_or_else(find, Ok)?,
         jailer: jailer.as_ref().map(Jailer::from),
-        run_directory: daemon.run_directory.clone(),
-        disk_directory: super::machine_directory(&daemon.state_directory),
-        log: Some(daemon.run_directory.join(super::log_name(id))),
+        run_directory: host.run_directory.clone(),
+        disk_directory: super::machine_directory(&host.state_directory),
+        log: Some(host.run_directory.join(super::log_name(id))),
         seccomp: if *seccomp { Seccomp::Filtered } else { Seccomp::Unfiltered },
-        digests: Arc::clone(&daemon.file_digests),
+        digests: Arc::clone(&host.file_digests),
     })
 }
 

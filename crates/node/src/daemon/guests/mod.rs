@@ -25,8 +25,8 @@ use rekindle_kernel::wakeup::wait_readable;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::Daemon;
 use super::endings::Exclusive;
+use super::host::Host;
 use super::record::RecordedGuest;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
@@ -289,78 +289,78 @@ impl GuestSpec {
     /// Starts guest `id` on empty memory, its disks as they are in `base`.
     pub(super) fn start(
         &self,
-        daemon: &Daemon,
+        host: &Host,
         id: Uuid,
         base: Option<&Arc<Snapshot>>,
     ) -> anyhow::Result<Box<dyn Guest>> {
         match self {
             Self::Process { memory_bytes, backing } => {
-                process::start(daemon, id, *memory_bytes, *backing, None)
+                process::start(host, id, *memory_bytes, *backing, None)
             }
-            Self::Qemu { machine, taps } => qemu::start(daemon, id, machine, taps, base),
-            Self::Firecracker { machine } => firecracker::start(daemon, id, machine, base),
+            Self::Qemu { machine, taps } => qemu::start(host, id, machine, taps, base),
+            Self::Firecracker { machine } => firecracker::start(host, id, machine, base),
         }
     }
 
     /// Checks that a guest can be brought up here on a snapshot with this: its VMM fits, and its files are here.
-    pub(super) fn check_here(&self, daemon: &Daemon) -> anyhow::Result<()> {
+    pub(super) fn check_here(&self, host: &Host) -> anyhow::Result<()> {
         match self {
             Self::Process { .. } => Ok(()),
-            Self::Qemu { machine, .. } => qemu::check_here(daemon, machine),
-            Self::Firecracker { machine } => firecracker::check_here(daemon, machine),
+            Self::Qemu { machine, .. } => qemu::check_here(host, machine),
+            Self::Firecracker { machine } => firecracker::check_here(host, machine),
         }
     }
 
     /// A missing thing that a resume here needs, as far as it is seen at a glance.
-    pub(super) fn absent_here(&self, daemon: &Daemon) -> Option<String> {
+    pub(super) fn absent_here(&self, host: &Host) -> Option<String> {
         match self {
             Self::Process { .. } => None,
-            Self::Qemu { machine, .. } => qemu::absent_here(daemon, machine),
-            Self::Firecracker { .. } => firecracker::absent_here(daemon),
+            Self::Qemu { machine, .. } => qemu::absent_here(host, machine),
+            Self::Firecracker { .. } => firecracker::absent_here(host),
         }
     }
 
     /// Socket at which guest `id` hands its memory over.
-    pub(super) fn handover(&self, daemon: &Daemon, id: Uuid) -> anyhow::Result<PathBuf> {
+    pub(super) fn handover(&self, host: &Host, id: Uuid) -> anyhow::Result<PathBuf> {
         match self {
             Self::Process { .. } | Self::Qemu { .. } => {
-                Ok(daemon.run_directory.join(format!("handover-{id}.sock")))
+                Ok(host.run_directory.join(format!("handover-{id}.sock")))
             }
-            Self::Firecracker { .. } => firecracker::handover(daemon, id),
+            Self::Firecracker { .. } => firecracker::handover(host, id),
         }
     }
 
     /// Starts guest `id` with nothing in it yet: its memory comes from the handler at `handover`, its disks from `base`.
     pub(super) fn start_served(
         &self,
-        daemon: &Daemon,
+        host: &Host,
         id: Uuid,
         base: &Arc<Snapshot>,
         handover: &Path,
     ) -> anyhow::Result<Box<dyn Guest>> {
         match self {
             Self::Process { memory_bytes, backing } => {
-                process::start(daemon, id, *memory_bytes, *backing, Some(handover))
+                process::start(host, id, *memory_bytes, *backing, Some(handover))
             }
-            Self::Qemu { machine, taps } => qemu::start_served(daemon, id, machine, taps, base, handover),
-            Self::Firecracker { machine } => firecracker::start_served(daemon, id, machine, base, handover),
+            Self::Qemu { machine, taps } => qemu::start_served(host, id, machine, taps, base, handover),
+            Self::Firecracker { machine } => firecracker::start_served(host, id, machine, base, handover),
         }
     }
 
     /// Takes over guest `id`, which an earlier daemon left with the keeper.
     pub(super) fn attach(
         &self,
-        daemon: &Daemon,
+        host: &Host,
         recorded: &RecordedGuest,
         held: &mut Held,
         base: Option<&Arc<Snapshot>>,
     ) -> anyhow::Result<Box<dyn Guest>> {
         match (self, &recorded.vmm) {
             (Self::Process { memory_bytes, backing }, RecordedVmm::Process(hello)) => {
-                process::attach(daemon, *memory_bytes, *backing, hello.clone(), held)
+                process::attach(host, *memory_bytes, *backing, hello.clone(), held)
             }
             (Self::Qemu { machine, .. }, RecordedVmm::Qemu { pid }) => {
-                qemu::attach(daemon, recorded, *pid, machine, base, held)
+                qemu::attach(host, recorded, *pid, machine, base, held)
             }
             (Self::Firecracker { .. }, RecordedVmm::Firecracker(facts)) => {
                 firecracker::attach((**facts).clone(), held)

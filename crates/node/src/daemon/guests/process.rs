@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Blobs, Guest, RecordedVmm};
 use crate::api::types::MemoryBacking;
-use crate::daemon::Daemon;
+use crate::daemon::host::Host;
 use crate::daemon::keeping::guest_key;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::vmm::DEVICE_STATE;
@@ -25,20 +25,20 @@ struct DrivenProcess {
 }
 
 pub(super) fn start(
-    daemon: &Daemon,
+    host: &Host,
     id: Uuid,
     memory_bytes: u64,
     backing: MemoryBacking,
     handover: Option<&Path>,
 ) -> anyhow::Result<Box<dyn Guest>> {
-    let shape = shape(daemon, memory_bytes, backing);
+    let shape = shape(host, memory_bytes, backing);
     let options = shape.guest(handover.map(Path::to_owned));
-    let guest = ProcessGuest::spawn_under(&daemon.keeping.client(), &guest_key(id), &options)?;
+    let guest = ProcessGuest::spawn_under(&host.keeping.client(), &guest_key(id), &options)?;
     Ok(Box::new(DrivenProcess { guest, shape }))
 }
 
 pub(super) fn attach(
-    daemon: &Daemon,
+    host: &Host,
     memory_bytes: u64,
     backing: MemoryBacking,
     hello: Hello,
@@ -46,17 +46,17 @@ pub(super) fn attach(
 ) -> anyhow::Result<Box<dyn Guest>> {
     let parts = KeptParts::take(held, hello).context("the keeper holds only a part of the guest")?;
     let guest = ProcessGuest::attach(parts)?;
-    Ok(Box::new(DrivenProcess { guest, shape: shape(daemon, memory_bytes, backing) }))
+    Ok(Box::new(DrivenProcess { guest, shape: shape(host, memory_bytes, backing) }))
 }
 
-fn shape(daemon: &Daemon, memory_bytes: u64, backing: MemoryBacking) -> GuestShape {
+fn shape(host: &Host, memory_bytes: u64, backing: MemoryBacking) -> GuestShape {
     let kind = match backing {
         MemoryBacking::Shared => MemoryKind::Shared,
         MemoryBacking::Private => MemoryKind::Private,
         MemoryBacking::Huge => MemoryKind::Huge,
         MemoryBacking::PrivateHuge => MemoryKind::PrivateHuge,
     };
-    GuestShape { kind, ..GuestShape::new(daemon.keeping.program().to_owned(), memory_bytes) }
+    GuestShape { kind, ..GuestShape::new(host.keeping.program().to_owned(), memory_bytes) }
 }
 
 impl Guest for DrivenProcess {

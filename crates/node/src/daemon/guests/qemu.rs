@@ -23,7 +23,7 @@ use super::disks::{self, NamedDisk};
 use super::{Blobs, Guest, HANDOVER_LIMIT, RecordedVmm};
 use crate::api::types::{Accelerator, Board, Machine};
 use crate::asker::Asker;
-use crate::daemon::Daemon;
+use crate::daemon::host::Host;
 use crate::daemon::keeping::guest_key;
 use crate::daemon::machines::keep_boot_files;
 use crate::daemon::record::RecordedGuest;
@@ -120,14 +120,14 @@ struct DrivenQemu {
 
 /// The requested machine, as the QEMU of this host makes it; its boot files are kept from here on.
 pub(in crate::daemon) fn settle(
-    daemon: &Daemon,
+    host: &Host,
     machine: &Machine,
     memory_bytes: u64,
     disks: &[(VolumeName, u64)],
     asker: &Asker,
 ) -> anyhow::Result<QemuSpec> {
-    let program = daemon.host_qemu.get()?;
-    let directory = boot_directory(daemon);
+    let program = host.qemu.get()?;
+    let directory = boot_directory(host);
     let (kernel, initrd) = keep_boot_files(&directory, machine, KernelFormats::QEMU, memory_bytes, asker)?;
     let by_kvm = program.check_accelerator(qemu::Accelerator::Kvm).is_ok();
     let accelerator = match machine.accelerator {
@@ -165,20 +165,20 @@ fn any_mac() -> String {
 }
 
 pub(super) fn start(
-    daemon: &Daemon,
+    host: &Host,
     id: Uuid,
     spec: &QemuSpec,
     taps: &[String],
     base: Option<&Arc<Snapshot>>,
 ) -> anyhow::Result<Box<dyn Guest>> {
-    let disks = disks::begin(daemon, id, &volumes(spec)?, base)?;
-    let launch = launch(daemon, id, spec, taps, &disks)?;
-    let guest = QemuGuest::start(&daemon.keeping.client(), &guest_key(id), &launch)?;
+    let disks = disks::begin(host, id, &volumes(spec)?, base)?;
+    let launch = launch(host, id, spec, taps, &disks)?;
+    let guest = QemuGuest::start(&host.keeping.client(), &guest_key(id), &launch)?;
     Ok(Box::new(DrivenQemu { guest, disks }))
 }
 
 pub(super) fn start_served(
-    daemon: &Daemon,
+    host: &Host,
     id: Uuid,
     spec: &QemuSpec,
     taps: &[String],
@@ -191,14 +191,14 @@ pub(super) fn start_served(
         .collect();
     let rounded = whole_pages(spec);
     rounded.check_volumes(u64::from(base.memory().pages()) * 4096, &found)?;
-    let disks = disks::begin(daemon, id, &volumes(spec)?, Some(base))?;
-    let launch = launch(daemon, id, spec, taps, &disks)?;
-    let guest = QemuGuest::resume(&daemon.keeping.client(), &guest_key(id), &launch, handover)?;
+    let disks = disks::begin(host, id, &volumes(spec)?, Some(base))?;
+    let launch = launch(host, id, spec, taps, &disks)?;
+    let guest = QemuGuest::resume(&host.keeping.client(), &guest_key(id), &launch, handover)?;
     Ok(Box::new(DrivenQemu { guest, disks }))
 }
 
 pub(super) fn attach(
-    daemon: &Daemon,
+    host: &Host,
     recorded: &RecordedGuest,
     pid: u32,
     spec: &QemuSpec,
@@ -206,50 +206,50 @@ pub(super) fn attach(
     held: &mut Held,
 ) -> anyhow::Result<Box<dyn Guest>> {
     // First, so that it does not wait for its disks longer than it must.
-    let disks = disks::recover(daemon, recorded.id, &volumes(spec)?, base, held)?;
+    let disks = disks::recover(host, recorded.id, &volumes(spec)?, base, held)?;
     let names = spec.options.disks.iter().map(|disk| disk.name.clone()).collect();
-    let parts = KeptParts::take(held, pid, log(daemon, recorded.id), names);
+    let parts = KeptParts::take(held, pid, log(host, recorded.id), names);
     let guest = QemuGuest::attach(parts.context("the keeper holds only a part of the guest")?)?;
     Ok(Box::new(DrivenQemu { guest, disks }))
 }
 
 fn launch(
-    daemon: &Daemon,
+    host: &Host,
     id: Uuid,
     spec: &QemuSpec,
     taps: &[String],
     disks: &[NamedDisk],
 ) -> anyhow::Result<Launch> {
     let places = Places {
-        boot_directory: boot_directory(daemon),
-        log: log(daemon, id),
+        boot_directory: boot_directory(host),
+        log: log(host, id),
         disks: disks.iter().map(|disk| disk.socket().to_owned()).collect(),
         taps: taps.to_vec(),
     };
-    Ok(Launch::new(&daemon.host_qemu.get()?, spec, places)?)
+    Ok(Launch::new(&host.qemu.get()?, spec, places)?)
 }
 
 /// Checks that a snapshot of the machine can be brought up here.
-pub(super) fn check_here(daemon: &Daemon, spec: &QemuSpec) -> anyhow::Result<()> {
-    Ok(spec.check_here(&daemon.host_qemu.get()?, &boot_directory(daemon))?)
+pub(super) fn check_here(host: &Host, spec: &QemuSpec) -> anyhow::Result<()> {
+    Ok(spec.check_here(&host.qemu.get()?, &boot_directory(host))?)
 }
 
 /// A missing thing that a resume of the machine needs, as far as it is seen without asking QEMU.
-pub(super) fn absent_here(daemon: &Daemon, spec: &QemuSpec) -> Option<String> {
+pub(super) fn absent_here(host: &Host, spec: &QemuSpec) -> Option<String> {
     if let Err(error) = QemuProgram::locate() {
         return Some(error.to_string());
     }
-    let absent = spec.options.absent_boot_files(&boot_directory(daemon));
+    let absent = spec.options.absent_boot_files(&boot_directory(host));
     (!absent.is_empty()).then(|| format!("its {} is gone", absent.join(" and its ")))
 }
 
-pub(in crate::daemon) fn boot_directory(daemon: &Daemon) -> PathBuf {
-    daemon.state_directory.join("boot")
+pub(in crate::daemon) fn boot_directory(host: &Host) -> PathBuf {
+    host.state_directory.join("boot")
 }
 
 /// Path of the log of a guest's VMM.
-fn log(daemon: &Daemon, id: Uuid) -> PathBuf {
-    daemon.run_directory.join(super::log_name(id))
+fn log(host: &Host, id: Uuid) -> PathBuf {
+    host.run_directory.join(super::log_name(id))
 }
 
 /// The disks by name, each with its bytes: whole sectors, as QEMU counts them, also where an older rekindle made the machine.

@@ -1,0 +1,86 @@
+//! The node as its guests need it: directories, settings, keeper, engine, and the things of this machine that guests
+//! share. Drivers of guests take it, and know nothing of names, records and requests.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rekindle_engine::engine::Engine;
+
+use super::endings::{Endings, Exclusive};
+use super::guests::qemu::HostQemu;
+use super::huge_pages::{HugePages, HugePromise};
+use super::keeping::Keeping;
+use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use crate::vmm::firecracker::FileDigests;
+
+/// The node as its guests need it.
+#[derive(Debug)]
+pub(super) struct Host {
+    settings: RwLock<Arc<Settings>>,
+    /// Directory of things that stay over a reboot.
+    pub(super) state_directory: PathBuf,
+    /// Directory of sockets and logs.
+    pub(super) run_directory: PathBuf,
+    /// The keeper of the guests' descriptors, and the parent of their processes.
+    pub(super) keeping: Arc<Keeping>,
+    /// Receives measurements of the guests' faults and disks.
+    pub(super) metrics: Arc<Metrics>,
+    /// The QEMU of this machine.
+    pub(super) qemu: Arc<HostQemu>,
+    /// Digests of Firecracker's boot files, each computed once.
+    pub(super) file_digests: Arc<FileDigests>,
+    /// Huge pages that guests were promised.
+    pub(super) huge_pages: Arc<HugePages>,
+    /// Guests that are ending.
+    pub(super) endings: Endings,
+    /// The snapshots that guests run on and become.
+    pub(super) engine: Engine,
+}
+
+impl Host {
+    /// The host of `engine`, with no guest yet.
+    pub(super) fn new(
+        settings: &Settings,
+        keeping: Arc<Keeping>,
+        metrics: Arc<Metrics>,
+        engine: Engine,
+    ) -> anyhow::Result<Self> {
+        let (state_directory, run_directory) =
+            (settings.state_directory.clone(), settings.run_directory.clone());
+        let directories = (state_directory.clone(), run_directory.clone());
+        Ok(Self {
+            settings: RwLock::new(Arc::new(settings.clone())),
+            state_directory,
+            run_directory,
+            endings: Endings::start(Arc::clone(&keeping), directories)?,
+            keeping,
+            metrics,
+            qemu: Arc::default(),
+            file_digests: Arc::default(),
+            huge_pages: Arc::default(),
+            engine,
+        })
+    }
+
+    /// The settings as they are now.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over the settings that can change at run time.
+    pub(super) fn reload(&self, settings: &Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.clone());
+    }
+
+    /// Promises guests their huge pages; where too few are left, those of guests that are ending are waited for.
+    pub(super) fn promise_huge_pages(&self, needed: &[u64]) -> Answer<Vec<HugePromise>> {
+        let promises = self.huge_pages.promise(needed).or_else(|_too_few| {
+            self.endings.make_way(&Exclusive { huge_pages: true, ..Exclusive::default() });
+            self.huge_pages.promise(needed)
+        });
+        promises.map_err(|error| Problem::new(Code::Misfit, error.to_string()))
+    }
+}
