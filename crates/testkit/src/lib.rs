@@ -3,6 +3,7 @@
 pub mod damage;
 pub mod decoders;
 pub mod skip;
+pub mod programs;
 pub mod linux;
 pub mod random;
 pub mod model;

@@ -75,6 +75,11 @@ impl Node {
         self.hooks.hold(Point::Compare)
     }
 
+    /// Holds every seal just before it takes names: nothing is published.
+    pub(crate) fn hold_names(&self) -> Held {
+        self.hooks.hold(Point::Manifest)
+    }
+
     /// Waits until the seal of `snapshot` stands where it is held.
     pub(crate) fn wait_held(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
         let held = self.hooks.wait_standing(Point::Compare, snapshot.id(), BACKGROUND_LIMIT);

@@ -143,8 +143,7 @@ fn what_settings_name_wrongly_fails_by_name() {
 fn the_firecracker_and_the_jail_that_settings_name_are_looked_at() {
     let place = Place::new();
     let program = |name: &str, version: &str| {
-        std::fs::write(place.path(name), format!("#!/bin/sh\necho {version}\n")).unwrap();
-        std::fs::set_permissions(place.path(name), Permissions::from_mode(0o755)).unwrap();
+        rekindle_testkit::programs::write(&place.path(name), format!("#!/bin/sh\necho {version}\n")).unwrap();
         place.path(name).display().to_string()
     };
     let found = |words: &[&str]| {
@@ -177,8 +176,7 @@ fn a_user_who_owns_nothing_is_told_what_is_true_for_that_user() {
     let place = Place::new();
     // The program and the place are where everybody can get to them.
     let program = place.path("rekindle");
-    std::fs::copy(env!("CARGO_BIN_EXE_rekindle"), &program).unwrap();
-    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    rekindle_testkit::programs::copy(env!("CARGO_BIN_EXE_rekindle").as_ref(), &program).unwrap();
     std::fs::set_permissions(place.directory(), Permissions::from_mode(0o755)).unwrap();
     let as_nobody = |words: &[&str]| {
         let mut command = Command::new(&program);

@@ -199,7 +199,8 @@ fn a_program_that_is_no_firecracker_or_no_known_one_does_not_fit_and_leaves_noth
         assert!(refused().contains(version));
     }
     let script = fs::read(peers.file("firecracker")).expect("it is there");
-    fs::write(peers.file("firecracker"), "#!/bin/sh\necho something else\n").expect("there is room");
+    rekindle_testkit::programs::write(&peers.file("firecracker"), "#!/bin/sh\necho something else\n")
+        .expect("there is room");
     assert!(refused().contains("does not say which version"));
     fs::write(peers.file("firecracker"), script).expect("there is room");
     peers.set(|_| {});

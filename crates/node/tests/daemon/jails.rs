@@ -1,7 +1,6 @@
 //! Jails of Firecrackers through the daemon: each goes with its machine, and so does one whose machine never was.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::thread;
 
@@ -38,8 +37,7 @@ impl Peers {
 
     fn put(&self, name: &str, script: &[u8]) {
         let new = self.file("new");
-        fs::write(&new, script).expect("there is room");
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        rekindle_testkit::programs::write(&new, script).expect("there is room");
         fs::rename(&new, self.file(name)).expect("it is ours");
     }
 }

@@ -1,6 +1,5 @@
 //! Virtual machines through the daemon: real QEMUs, whose guests count and judge their memory themselves.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -319,8 +318,7 @@ fn a_machine_that_cannot_be_resumed_is_refused_with_the_last_words_of_its_qemu()
         "#!/bin/sh\n[ -e {is_broken:?} ] && set -- -no-such-option\nexec {:?} \"$@\"\n",
         system_qemu()
     );
-    std::fs::write(&qemu, script).expect("a script is written");
-    std::fs::set_permissions(&qemu, std::fs::Permissions::from_mode(0o755)).expect("it can be run");
+    rekindle_testkit::programs::write(&qemu, script).expect("a script is written");
     filled(&node, "vm", Board::Microvm, Accelerator::Tcg);
     node.pause("vm", "first");
     std::fs::write(&is_broken, "").expect("there is room");

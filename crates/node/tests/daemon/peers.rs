@@ -35,7 +35,7 @@ impl Peers {
         let this = directory.join("peer");
         let tests = std::env::current_exe().expect("a test has a program");
         fs::hard_link(&tests, &this)
-            .or_else(|_| fs::copy(&tests, &this).map(drop))
+            .or_else(|_| rekindle_testkit::programs::copy(&tests, &this))
             .expect("it can have another name");
         let firecracker = peer::install(&directory, &this);
         let more = format!(

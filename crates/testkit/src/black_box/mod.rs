@@ -23,6 +23,8 @@ use rekindle::keeper::{KeeperClient, KeeperError};
 use rekindle_kernel::{ProcessHandle, Signal};
 use tempfile::TempDir;
 
+use crate::programs;
+
 pub use console::Console;
 pub use daemon::RunningDaemon;
 pub use outage::Outage;
@@ -244,7 +246,7 @@ impl BlackBox {
         let upgraded = || {
             let directory = self.programs.path().join("upgraded");
             fs::create_dir(&directory)?;
-            fs::copy(&self.program, directory.join("rekindle"))?;
+            programs::copy(&self.program, &directory.join("rekindle"))?;
             fs::remove_file(&self.program)?;
             Ok(directory.join("rekindle"))
         };
@@ -324,7 +326,7 @@ pub fn ask_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Opti
 
 /// A second name for a file; a copy if the file system has no links.
 fn link(file: &Path, name: &Path) -> io::Result<()> {
-    fs::hard_link(file, name).or_else(|_| fs::copy(file, name).map(drop))
+    fs::hard_link(file, name).or_else(|_| programs::copy(file, name))
 }
 
 fn system(doing: &'static str) -> impl FnOnce(io::Error) -> BlackBoxError {

@@ -11,7 +11,6 @@ mod settings;
 mod snapshot;
 mod vm;
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,8 +34,7 @@ pub(crate) fn install(directory: &Path, this: &Path) -> PathBuf {
             settings = directory.join("settings.json").display(),
             this = this.display(),
         );
-        std::fs::write(&path, script).expect("the directory can be written");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+        rekindle_testkit::programs::write(&path, script).expect("the directory can be written");
     }
     directory.join("firecracker")
 }
