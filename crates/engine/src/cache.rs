@@ -19,7 +19,7 @@ use crate::layer::{Layer, LayerPlace};
 use crate::layer_facts::LayerFacts;
 use crate::layer_index::LayerIndex;
 use crate::limits::LAYER_INDEX_BYTES_MAX;
-use crate::local_file::{LocalFile, LocalFrames, PackedFile};
+use crate::local_file::{LocalFile, LocalFrames, PackedFile, unfinished};
 use crate::manifest::{LayerName, StoredLayer};
 use crate::private;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -100,8 +100,7 @@ impl Cache {
 
     /// A new file to pack a layer into.
     pub fn pack_file(&self) -> io::Result<PackFile> {
-        let path = self.directory.join(format!("{}.packing", uuid::Uuid::now_v7()));
-        let file = private::options().create_new(true).open(&path)?;
+        let (file, path) = unfinished(&self.directory)?;
         Ok(PackFile { file, path, finished: false })
     }
 

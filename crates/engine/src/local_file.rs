@@ -73,6 +73,12 @@ pub enum LayerError {
     },
 }
 
+/// A new file in `directory`, under a name that the next start removes.
+pub(crate) fn unfinished(directory: &Path) -> io::Result<(File, PathBuf)> {
+    let path = directory.join(format!("{}.packing", uuid::Uuid::now_v7()));
+    Ok((private::options().create_new(true).open(&path)?, path))
+}
+
 impl PackedFile {
     /// A file of `layer`, every frame of which was digested from the bytes that were written.
     pub fn new(layer: Arc<LayerFacts>, file: File, directory: &Path) -> io::Result<Self> {
@@ -306,8 +312,7 @@ impl LocalFile {
     /// A file that no start finds, so that the layer's file keeps its path and its owner.
     fn make_successor(&self) -> io::Result<&Self> {
         self.forget_all_verified();
-        let path = self.directory.join(format!("{}.packing", uuid::Uuid::now_v7()));
-        let file = private::options().create_new(true).open(&path)?;
+        let (file, path) = unfinished(&self.directory)?;
         std::fs::remove_file(&path)?;
         file.set_len(u64_of(self.mapping.bytes()))?;
         let next = Self::over(Arc::clone(&self.layer), file, &self.directory, LocalFrames::None)?;
