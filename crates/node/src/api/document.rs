@@ -1,17 +1,20 @@
 //! The API's OpenAPI document: the operations that are answered, and the rules common to all of them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{HttpMethod, Operation, OperationBuilder};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{AdditionalProperties, ComponentsBuilder, Schema};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Paths, Ref, RefOr, Required, ResponseBuilder,
+    InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Paths, Ref, RefOr, Required, Response,
+    ResponseBuilder,
 };
 use utoipa::{IntoParams, PartialSchema as _, ToSchema as _};
 
 use super::answer::PROBLEM_TYPE;
-use super::operation::{BodySchema, Described, JSON, Schemas, Verb};
+use super::operation::{BodySchema, Described, Facts, JSON, Schemas, Verb};
 use super::problem::Code;
 use super::types::{CaptureSource, ProblemBody};
 use super::{API_VERSION, routes};
@@ -109,11 +112,9 @@ fn in_document(operation: &Described, schemas: &mut Schemas) -> Operation {
         .operation_id(Some(facts.id))
         .parameters((!parameters.is_empty()).then_some(parameters))
         .request_body(body);
-    let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name(ProblemBody::name()))).build();
-    let refused = ResponseBuilder::new()
-        .description("It was not done; `code` says why")
-        .content(PROBLEM_TYPE, problem)
-        .build();
+    let answered = refusals(facts)
+        .into_iter()
+        .fold(answered, |answered, (status, said)| answered.response(status.to_string(), problem(said)));
     [success]
         .into_iter()
         .chain(facts.or)
@@ -126,8 +127,28 @@ fn in_document(operation: &Described, schemas: &mut Schemas) -> Operation {
             );
             answered.response(status.to_string(), answer.build())
         })
-        .response("default", refused)
+        .response("default", problem("It was not done; `code` says why".to_owned()))
         .build()
+}
+
+/// The statuses with the codes that only some operations have, each in words with all codes that come with it here.
+fn refusals(facts: &Facts) -> BTreeMap<u16, String> {
+    let own = |code: &Code| facts.may_fail_with(*code) && !Code::OF_ALL.contains(code);
+    let statuses: BTreeSet<u16> = Code::ALL.into_iter().filter(own).map(Code::status).collect();
+    let said_of = |status| {
+        let codes =
+            Code::ALL.into_iter().filter(|code| code.status() == status && facts.may_fail_with(*code));
+        let said: Vec<_> = codes.map(|code| format!("`{}`: {}", code.name(), code.title())).collect();
+        said.join("; ")
+    };
+    statuses.into_iter().map(|status| (status, said_of(status))).collect()
+}
+
+/// The answer of a request that was not done.
+fn problem(said: String) -> Response {
+    let schema = Ref::from_schema_name(ProblemBody::name());
+    let content = ContentBuilder::new().schema(Some(schema)).build();
+    ResponseBuilder::new().description(said).content(PROBLEM_TYPE, content).build()
 }
 
 /// Says of an object that it has no other fields, as its type in Rust does.
@@ -144,7 +165,9 @@ fn description() -> String {
          `Idempotency-Key`, which makes asking again safe, are done to their end.\n\nThe codes of problems:\n\n",
     );
     for code in Code::ALL {
-        text.push_str(&format!("- `{}` ({}): {}\n", code.name(), code.status(), code.title()));
+        let (every, status) = (Code::OF_ALL.contains(&code), code.status());
+        let of_all = if every { ", of every operation" } else { "" };
+        text.push_str(&format!("- `{}` ({status}{of_all}): {}\n", code.name(), code.title()));
     }
     text
 }
@@ -166,5 +189,31 @@ mod tests {
             assert_eq!(operation["responses"]["default"]["content"][PROBLEM_TYPE]["schema"], expected);
             assert!(operation["operationId"].is_string() && operation["tags"].is_array());
         }
+    }
+
+    #[test]
+    fn an_operation_lists_the_codes_that_are_its_own_by_their_status() {
+        let document = serde_json::to_value(document()).unwrap();
+        let responses = |path: &str, verb: &str| document["paths"][path][verb]["responses"].clone();
+        let keys = |responses: serde_json::Value| {
+            responses.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(keys(responses("/v1/sandboxes", "get")), "200 default");
+        assert_eq!(keys(responses("/v1/fault-sockets/{id}", "get")), "200 404 default");
+        let create = responses("/v1/sandboxes", "post");
+        assert_eq!(
+            create["422"]["description"],
+            "`idempotency_mismatch`: The idempotency key belongs to another request"
+        );
+        let busy = create["503"]["description"].as_str().unwrap();
+        assert!(busy.contains("`no_ram`") && busy.contains("`ending`"), "{busy}");
+    }
+
+    #[test]
+    fn every_code_belongs_to_an_operation() {
+        let of_one =
+            |code: &Code| routes::described().iter().any(|operation| operation.facts.may_fail_with(*code));
+        let unused: Vec<_> = Code::ALL.into_iter().filter(|code| !of_one(code)).collect();
+        assert_eq!(unused, [Code::WrongMethod], "only a path's own answer has it");
     }
 }

@@ -6,11 +6,78 @@ use super::operation::{
     AnyJson, Body, Done, EventStreamOf, GuestCommand, InQuery, Json, JsonArray, Measurements, NoInput,
     Nothing, OfFaultSocket, OfSandbox, OfSnapshot, Operation,
 };
+use super::problem::Code;
 use super::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Event, EventsQuery, FaultSocket,
     ForkSandbox, Health, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox,
     ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, Verification, Version, WaitQuery,
 };
+
+/// Kinds of problems of an operation that ends a guest, or only changes records.
+const OF_RECORDS: &[Code] = &[Code::WrongState, Code::GuestFailed, Code::KeeperFailed, Code::DiskFailed];
+
+/// Of one that reads a snapshot, which may have to be opened from the store first.
+const OF_READING: &[Code] =
+    &[Code::NotYet, Code::WrongState, Code::StoreFailed, Code::Lost, Code::KeeperFailed, Code::DiskFailed];
+
+/// Of one that brings a guest up.
+const OF_GUESTS: &[Code] = &[
+    Code::NotYet,
+    Code::NameTaken,
+    Code::WrongState,
+    Code::Misfit,
+    Code::NoRam,
+    Code::GuestFailed,
+    Code::StoreFailed,
+    Code::Lost,
+    Code::KeeperFailed,
+    Code::DiskFailed,
+];
+
+/// Of one that takes a snapshot, and perhaps brings guests up on it.
+const OF_PAUSES: &[Code] = &[
+    Code::NotYet,
+    Code::NameTaken,
+    Code::WrongState,
+    Code::Misfit,
+    Code::NoRam,
+    Code::TooManyUnsealed,
+    Code::GuestFailed,
+    Code::StoreFailed,
+    Code::Lost,
+    Code::KeeperFailed,
+    Code::DiskFailed,
+];
+
+/// Of one whose body names a snapshot and brings a guest up on it.
+const OF_GUESTS_ON_NAMED: &[Code] = &[
+    Code::NotFound,
+    Code::AmbiguousReference,
+    Code::NotYet,
+    Code::WrongState,
+    Code::Misfit,
+    Code::NoRam,
+    Code::GuestFailed,
+    Code::StoreFailed,
+    Code::Lost,
+    Code::KeeperFailed,
+    Code::DiskFailed,
+];
+
+/// Of one whose body names a process and perhaps a parent, and that takes a snapshot.
+const OF_CAPTURES: &[Code] = &[
+    Code::NotFound,
+    Code::AmbiguousReference,
+    Code::NameTaken,
+    Code::WrongState,
+    Code::NoRam,
+    Code::TooManyUnsealed,
+    Code::GuestFailed,
+    Code::StoreFailed,
+    Code::Lost,
+    Code::KeeperFailed,
+    Code::DiskFailed,
+];
 
 /// Answer of an operation that makes a snapshot.
 const MADE_SNAPSHOT: &str = "The snapshot; its path is in `Location`";
@@ -20,6 +87,7 @@ pub(crate) const CREATE_SANDBOX: Operation<Nothing, Body<CreateSandbox>, Json<Sa
         .does("Starts a sandbox on empty memory.")
         .keyed()
         .answers(201, "The sandbox; its path is in `Location`")
+        .fails(OF_GUESTS)
         .located(|made: &Sandbox| SHOW_SANDBOX.path_of(&made.id.to_string()));
 
 pub(crate) const LIST_SANDBOXES: Operation<Nothing, InQuery<ListQuery>, Json<SandboxList>> =
@@ -35,7 +103,8 @@ pub(crate) const SHOW_SANDBOX: Operation<OfSandbox, NoInput, Json<Sandbox>> =
 pub(crate) const REMOVE_SANDBOX: Operation<OfSandbox, NoInput, Done> =
     Operation::delete("remove_sandbox", "/v1/sandboxes/{reference}", "sandboxes")
         .does("Ends a sandbox's guest if it runs and forgets the sandbox; its snapshots stay.")
-        .answers(204, "It is gone");
+        .answers(204, "It is gone")
+        .fails(OF_RECORDS);
 
 pub(crate) const PAUSE_SANDBOX: Operation<OfSandbox, Body<PauseSandbox>, Json<Snapshot>> =
     Operation::post("pause_sandbox", "/v1/sandboxes/{reference}/pause", "sandboxes")
@@ -43,13 +112,15 @@ pub(crate) const PAUSE_SANDBOX: Operation<OfSandbox, Body<PauseSandbox>, Json<Sn
         .keyed()
         .with_optional_body()
         .answers(201, MADE_SNAPSHOT)
+        .fails(OF_PAUSES)
         .located(path_of_snapshot);
 
 pub(crate) const RESUME_SANDBOX: Operation<OfSandbox, Body<ResumeSandbox>, Json<Sandbox>> =
     Operation::post("resume_sandbox", "/v1/sandboxes/{reference}/resume", "sandboxes")
         .does("Resumes a paused sandbox from its last snapshot.")
         .with_optional_body()
-        .answers(200, "The sandbox, running");
+        .answers(200, "The sandbox, running")
+        .fails(OF_GUESTS);
 
 pub(crate) const FORK_SANDBOX: Operation<OfSandbox, Body<ForkSandbox>, Json<SandboxList>> =
     Operation::post("fork_sandbox", "/v1/sandboxes/{reference}/fork", "sandboxes")
@@ -57,17 +128,20 @@ pub(crate) const FORK_SANDBOX: Operation<OfSandbox, Body<ForkSandbox>, Json<Sand
         .more("A running sandbox is paused for it and goes on from the same snapshot.")
         .keyed()
         .with_optional_body()
-        .answers(201, "The new sandboxes");
+        .answers(201, "The new sandboxes")
+        .fails(OF_PAUSES);
 
 pub(crate) const STOP_SANDBOX: Operation<OfSandbox, NoInput, Json<Sandbox>> =
     Operation::post("stop_sandbox", "/v1/sandboxes/{reference}/stop", "sandboxes")
         .does("Ends a sandbox's guest; its work since its last pause is gone.")
-        .answers(200, "The sandbox, stopped");
+        .answers(200, "The sandbox, stopped")
+        .fails(OF_RECORDS);
 
 pub(crate) const TELL_GUEST: Operation<OfSandbox, GuestCommand, AnyJson> =
     Operation::post("tell_guest", "/v1/sandboxes/{reference}/guest", "sandboxes")
         .does("Tells a process guest to do something, and gives its answer.")
-        .answers(200, "The guest's answer");
+        .answers(200, "The guest's answer")
+        .fails(OF_RECORDS);
 
 pub(crate) const READ_CONSOLE: Operation<OfSandbox, InQuery<ConsoleQuery>, Json<ConsoleOutput>> =
     Operation::get("read_console", "/v1/sandboxes/{reference}/console", "sandboxes")
@@ -76,12 +150,14 @@ pub(crate) const READ_CONSOLE: Operation<OfSandbox, InQuery<ConsoleQuery>, Json<
             "Each answer gives the position to go on from, so that nothing is missed: ask again from `next` on, and \
              wait there.",
         )
-        .answers(200, "The output; empty if none came in time");
+        .answers(200, "The output; empty if none came in time")
+        .fails(&[Code::WrongState]);
 
 pub(crate) const TYPE_AT_CONSOLE: Operation<OfSandbox, Body<ConsoleInput>, Done> =
     Operation::post("type_at_console", "/v1/sandboxes/{reference}/console", "sandboxes")
         .does("Types at the console of a sandbox's guest.")
-        .answers(204, "It is typed");
+        .answers(204, "It is typed")
+        .fails(OF_RECORDS);
 
 pub(crate) const LIST_SNAPSHOTS: Operation<Nothing, InQuery<ListQuery>, Json<SnapshotList>> =
     Operation::get("list_snapshots", "/v1/snapshots", "snapshots")
@@ -97,34 +173,40 @@ pub(crate) const WAIT_SNAPSHOT: Operation<OfSnapshot, InQuery<WaitQuery>, Json<S
     Operation::get("wait_snapshot", "/v1/snapshots/{reference}/wait", "snapshots")
         .does("Waits until a snapshot is in a state, or beyond it.")
         .more("If it is not in time, the answer is the problem `not_yet`.")
-        .answers(200, "The snapshot, in that state or beyond it");
+        .answers(200, "The snapshot, in that state or beyond it")
+        .fails(OF_READING);
 
 pub(crate) const DELETE_SNAPSHOT: Operation<OfSnapshot, NoInput, Done> =
     Operation::delete("delete_snapshot", "/v1/snapshots/{reference}", "snapshots")
         .does("Deletes a snapshot; sandboxes that run from it and its children go on.")
-        .answers(204, "It is deleted");
+        .answers(204, "It is deleted")
+        .fails(OF_READING);
 
 pub(crate) const VERIFY_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<Verification>> =
     Operation::post("verify_snapshot", "/v1/snapshots/{reference}/verify", "snapshots")
         .does("Reads every page of a snapshot and checks it.")
-        .answers(200, "The result");
+        .answers(200, "The result")
+        .fails(OF_READING);
 
 pub(crate) const SHOW_PLACEMENT: Operation<OfSnapshot, NoInput, Json<Placement>> =
     Operation::get("show_placement", "/v1/snapshots/{reference}/placement", "snapshots")
         .does("Shows the layers that a snapshot is made of and their places, without waiting for a seal.")
-        .answers(200, "The layers");
+        .answers(200, "The layers")
+        .fails(OF_READING);
 
 pub(crate) const RESUME_SNAPSHOT: Operation<OfSnapshot, Body<ResumeSnapshot>, Json<SandboxList>> =
     Operation::post("resume_snapshot", "/v1/snapshots/{reference}/resume", "snapshots")
         .does("Makes new sandboxes of a snapshot.")
         .keyed()
         .with_optional_body()
-        .answers(201, "The new sandboxes");
+        .answers(201, "The new sandboxes")
+        .fails(OF_GUESTS);
 
 pub(crate) const OPEN_FAULT_SOCKET: Operation<Nothing, Body<OpenFaultSocket>, Json<FaultSocket>> =
     Operation::post("open_fault_socket", "/v1/fault-sockets", "memory")
         .does("Opens a socket at which a VMM is served with a snapshot's memory.")
         .answers(201, "The socket; its path is in `Location`")
+        .fails(OF_GUESTS_ON_NAMED)
         .located(|made: &FaultSocket| SHOW_FAULT_SOCKET.path_of(&made.id));
 
 pub(crate) const LIST_FAULT_SOCKETS: Operation<Nothing, NoInput, JsonArray<FaultSocket>> =
@@ -140,12 +222,14 @@ pub(crate) const SHOW_FAULT_SOCKET: Operation<OfFaultSocket, NoInput, Json<Fault
 pub(crate) const CLOSE_FAULT_SOCKET: Operation<OfFaultSocket, NoInput, Done> =
     Operation::delete("close_fault_socket", "/v1/fault-sockets/{id}", "memory")
         .does("Closes a fault socket and ends its serving; the caller has ended the VMM.")
-        .answers(204, "It is closed");
+        .answers(204, "It is closed")
+        .fails(OF_RECORDS);
 
 pub(crate) const CAPTURE_MEMORY: Operation<Nothing, Body<CaptureMemory>, Json<Snapshot>> =
     Operation::post("capture_memory", "/v1/captures", "memory")
         .does("Captures memory of a process that others manage.")
         .answers(201, MADE_SNAPSHOT)
+        .fails(OF_CAPTURES)
         .located(path_of_snapshot);
 
 pub(crate) const STREAM_EVENTS: Operation<Nothing, InQuery<EventsQuery>, EventStreamOf<Event>> =

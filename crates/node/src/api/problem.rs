@@ -159,6 +159,20 @@ impl Code {
         Self::Internal,
     ];
 
+    /// Those with which a request for any operation may be refused, whatever it asks for.
+    pub(crate) const OF_ALL: &[Self] = &[
+        Self::InvalidRequest,
+        Self::Unauthorized,
+        Self::TooLarge,
+        Self::TooMany,
+        Self::Ending,
+        Self::Abandoned,
+        Self::Internal,
+    ];
+
+    /// Those of a request that comes with an idempotency key.
+    pub(crate) const OF_KEY: &[Self] = &[Self::IdempotencyMismatch, Self::Gone];
+
     /// The code as it is sent.
     pub fn name(self) -> &'static str {
         self.facts().0

@@ -17,6 +17,8 @@ use utoipa::openapi::path::Parameter;
 use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{Ref, RefOr};
 
+use super::problem::Code;
+
 pub(crate) use input::{Body, BodySchema, GuestCommand, InQuery, Input, NoInput, Said};
 pub(crate) use output::{AnyJson, Done, EventStreamOf, JSON, Json, JsonArray, Measurements, Output};
 pub(crate) use subject::{Nothing, OfFaultSocket, OfSandbox, OfSnapshot, Subject};
@@ -61,6 +63,10 @@ pub(crate) struct Facts {
     pub(crate) said: &'static str,
     /// A second status that the same answer may come with, and its words.
     pub(crate) or: Option<(u16, &'static str)>,
+    /// Kinds of problems of its own; [`Facts::may_fail_with`] adds those of all operations like it.
+    pub(crate) problems: &'static [Code],
+    /// Kinds of problems of the thing that its path names.
+    pub(crate) problems_of_subject: &'static [Code],
     /// True if a request may come with an idempotency key.
     pub(crate) is_keyed: bool,
     /// True if a request may name the last event that its client had.
@@ -81,6 +87,15 @@ pub(crate) struct Described {
     pub(crate) body: fn(&mut Schemas) -> Option<BodySchema>,
     /// Its answer, by media type.
     pub(crate) content: fn(&mut Schemas) -> Content,
+}
+
+impl Facts {
+    /// True if a request for it may be refused or fail with this kind of problem.
+    pub(crate) fn may_fail_with(&self, code: Code) -> bool {
+        let of_key = self.is_keyed && Code::OF_KEY.contains(&code);
+        let lists = [Code::OF_ALL, self.problems_of_subject, self.problems];
+        of_key || lists.iter().any(|list| list.contains(&code))
+    }
 }
 
 /// An operation about `Subject`, which takes `Input` and answers `Output`.
@@ -116,6 +131,8 @@ impl<S: Subject, I: Input, O: Output> Operation<S, I, O> {
             status: 200,
             said: "",
             or: None,
+            problems: &[],
+            problems_of_subject: S::PROBLEMS,
             is_keyed: false,
             goes_on_after_event: false,
             is_body_optional: false,
@@ -145,6 +162,12 @@ impl<S: Subject, I: Input, O: Output> Operation<S, I, O> {
     /// The same, whose answer may come with another status too.
     pub(crate) const fn or_answers(mut self, status: u16, said: &'static str) -> Self {
         self.facts.or = Some((status, said));
+        self
+    }
+
+    /// The same, which may also fail with these kinds of problems.
+    pub(crate) const fn fails(mut self, problems: &'static [Code]) -> Self {
+        self.facts.problems = problems;
         self
     }
 

@@ -10,7 +10,7 @@ use utoipa::openapi::path::Parameter;
 use uuid::Uuid;
 
 use crate::api::extract::{Reference, WholeId};
-use crate::api::problem::Problem;
+use crate::api::problem::{Code, Problem};
 
 /// The thing that a path names.
 pub(crate) trait Subject: Send + 'static {
@@ -18,6 +18,9 @@ pub(crate) trait Subject: Send + 'static {
     type Name: ?Sized;
     /// Its name, as the daemon gets it.
     type Taken: Send + 'static;
+
+    /// Kinds of problems when the thing is looked for.
+    const PROBLEMS: &[Code];
 
     /// Its name as text; none where the path names nothing.
     fn text(name: &Self::Name) -> Option<String>;
@@ -74,6 +77,8 @@ impl Subject for Nothing {
     type Name = ();
     type Taken = ();
 
+    const PROBLEMS: &[Code] = &[];
+
     fn text((): &()) -> Option<String> {
         None
     }
@@ -91,6 +96,8 @@ impl<P: IntoParams + 'static> Subject for Referenced<P> {
     type Name = str;
     type Taken = String;
 
+    const PROBLEMS: &[Code] = &[Code::NotFound, Code::AmbiguousReference];
+
     fn text(name: &str) -> Option<String> {
         Some(name.to_owned())
     }
@@ -107,6 +114,8 @@ impl<P: IntoParams + 'static> Subject for Referenced<P> {
 impl Subject for OfFaultSocket {
     type Name = Uuid;
     type Taken = Uuid;
+
+    const PROBLEMS: &[Code] = &[Code::NotFound];
 
     fn text(id: &Uuid) -> Option<String> {
         Some(id.to_string())

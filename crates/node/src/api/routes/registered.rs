@@ -14,6 +14,7 @@ use crate::api::control::{Answer, Asked, Control, IdempotencyKey};
 use crate::api::extract::{Key, LastEventId};
 use crate::api::operation::{Described, Facts, Input, Operation, Output, Subject, Verb};
 use crate::api::places::Place;
+use crate::api::problem::Problem;
 
 /// Operations with their handlers, and their part of the document.
 #[derive(Debug, Default)]
@@ -118,7 +119,12 @@ impl Routes {
     {
         let handler =
             async move |State(control): State<BoundedControl>, request: Request| -> Answer<Response> {
-                work(control, Taken::apart(request, &operation.facts).await?).await
+                let facts = &operation.facts;
+                let answer = match Taken::apart(request, facts).await {
+                    Ok(taken) => work(control, taken).await,
+                    Err(problem) => Err(problem),
+                };
+                answer.inspect_err(|problem| note_unlisted(facts, problem))
             };
         let filter = match operation.facts.verb {
             Verb::Get => MethodFilter::GET,
@@ -128,5 +134,15 @@ impl Routes {
         self.router = self.router.route(operation.facts.path, on(filter, handler));
         self.described.push(operation.described());
         self
+    }
+}
+
+/// Says that an operation failed in a way that its entry in the table does not list; with debug assertions, which tests
+/// have, the request is not answered.
+fn note_unlisted(facts: &Facts, problem: &Problem) {
+    let (operation, code) = (facts.id, problem.code.name());
+    if !facts.may_fail_with(problem.code) {
+        tracing::error!(operation, code, "a request failed with a code that its operation does not list");
+        debug_assert!(false, "{operation} does not list {code}: {problem}");
     }
 }
