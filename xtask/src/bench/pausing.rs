@@ -262,7 +262,8 @@ fn wait_until(holds: impl Fn() -> bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + FREED_LIMIT;
     while !holds() {
         anyhow::ensure!(Instant::now() < deadline, "what was waited for did not come");
-        std::thread::yield_now();
+        // Not a loop that never rests: it would take a core from the threads that are waited for.
+        std::thread::park_timeout(Duration::from_micros(100));
     }
     Ok(())
 }

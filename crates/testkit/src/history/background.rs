@@ -187,7 +187,12 @@ impl History {
         }
         let undecided = engine.decide().map_err(|error| error.to_string())?;
         if undecided > 0 && !self.catalog_lied {
-            return Err(format!("{undecided} snapshots stay undecided: {:?}", engine.replayed()));
+            let listed = engine.snapshots();
+            let origins = parents.iter().flatten().filter_map(|parent| engine.origin(*parent));
+            let here = listed.iter().cloned().chain(origins);
+            let here = here.filter(|snapshot| snapshot.status().is_undecided);
+            let why: Vec<_> = here.map(|snapshot| status(&snapshot)).collect();
+            return Err(format!("{undecided} snapshots stay undecided, {why:?}: {:?}", engine.replayed()));
         }
         let perhaps_deleted = std::mem::take(&mut self.perhaps_deleted);
         if replayed {
