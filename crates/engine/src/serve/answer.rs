@@ -234,7 +234,7 @@ impl Server {
                 self.installer.copy(run, piece.bytes(0, ready), protect)
             }
         };
-        distrust_if_lost(piece, &landing);
+        landing.distrust_if_lost(piece);
         self.count(piece, landing.pages);
         landing
     }
@@ -262,13 +262,6 @@ impl Server {
     pub(super) fn request(&self, class: Class, file: &Arc<LocalFile>, frame: FrameNumber) {
         let waiter: Weak<FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
         self.fetcher.of_class(class).request(file, frame, waiter);
-    }
-}
-
-/// Makes a layer that cannot be read be verified again, or fetched, before the next try.
-pub(super) fn distrust_if_lost(piece: &Piece, landing: &Landing) {
-    if matches!(landing.end, End::SourceLost) {
-        piece.source_failed();
     }
 }
 

@@ -4,12 +4,13 @@ use std::io;
 
 use rekindle_kernel::{EventBuffer, GuestRange, Install, Protect, RegisterMode, Source, Userfaultfd};
 
+use super::epoch_facts::digest_of;
 use super::epoch_pages::EpochPages;
 use super::journal::{Head, Journal};
-use super::kept::digest_of;
 use crate::geometry::{GuestPages, PAGE_BYTES, bytes_of_pages, usize_of};
 use crate::regions::Regions;
 use crate::tracking::Tracking;
+use crate::view::Piece;
 
 /// A guest's memory, for its handler thread: every call that changes it also updates the epoch's page sets.
 #[derive(Debug)]
@@ -47,6 +48,15 @@ pub(super) enum End {
     SourceLost,
     /// The next page failed.
     Failed(String),
+}
+
+impl Landing {
+    /// Makes a layer that could not be read be verified again, or fetched, before the next try.
+    pub(super) fn distrust_if_lost(&self, piece: &Piece) {
+        if matches!(self.end, End::SourceLost) {
+            piece.source_failed();
+        }
+    }
 }
 
 impl Installer {

@@ -5,28 +5,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rekindle_kernel::{Event, Userfaultfd, userfaultfd};
-use serde::{Deserialize, Serialize};
 
 use super::epoch::{Epoch, Guest};
+use super::epoch_facts::{EpochFacts, digest_of};
 use super::epoch_pages::EpochPages;
 use super::installer::Installer;
 use super::journal::{Journal, Recovered};
 use crate::handover::{self, HandoverError};
-use crate::regions::{Region, Regions, RegionsError};
+use crate::regions::{Regions, RegionsError};
 use crate::tracking::Tracking;
 
 pub use super::journal::JournalError;
-
-/// Recorded facts of a served guest; the kept descriptors have everything else.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EpochFacts {
-    /// The VMM's process.
-    pub pid: u32,
-    /// Addresses of the guest's pages in it.
-    pub regions: Vec<Region>,
-    /// The way in which the guest's writes are tracked.
-    pub tracking: Tracking,
-}
 
 /// Everything that an epoch is recovered from.
 #[derive(Debug)]
@@ -140,23 +129,4 @@ impl Epoch {
             Installer { userfaultfd, regions, tracking, shares_zeroes: head.shares_zeroes, pages };
         Ok(Self { installer, guest: Guest { memfd, pid: facts.pid, stream, connected: true }, events })
     }
-}
-
-/// A digest of an epoch's facts, the same in every version.
-pub(super) fn digest_of(pid: u32, regions: &Regions, tracking: Tracking) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    let tracking: u64 = match tracking {
-        Tracking::Scan => 0,
-        Tracking::Events => 1,
-        Tracking::Resident => 2,
-    };
-    let mut add = |word: u64| {
-        hasher.update(&word.to_le_bytes());
-    };
-    [u64::from(pid), tracking].into_iter().for_each(&mut add);
-    for region in regions.iter() {
-        let pages = u64::from(region.unit_pages());
-        [region.start, region.bytes, region.offset, pages].into_iter().for_each(&mut add);
-    }
-    *hasher.finalize().as_bytes()
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::stats::Counter;
+use super::counter::Counter;
 use crate::geometry::GuestPage;
 
 /// Number of classes of latency. The first ends at 1,024 ns, each further one at twice the time, the last has no end.

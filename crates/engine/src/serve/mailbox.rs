@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rekindle_kernel::wakeup::Wakeup;
 
-use super::touches::Recording;
+use super::recording::Recording;
 use crate::fetch::{FetchError, FrameKey};
 use crate::page_set::PageSet;
 use crate::single_flight::Waiter;

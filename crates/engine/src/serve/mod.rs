@@ -6,7 +6,9 @@
 
 mod ahead;
 mod answer;
+mod counter;
 mod epoch;
+mod epoch_facts;
 mod epoch_pages;
 mod fault;
 mod installer;
@@ -19,6 +21,7 @@ mod pending;
 mod placement;
 mod prefetch;
 mod presence;
+mod recording;
 mod retry;
 mod server;
 mod stall;
@@ -42,7 +45,8 @@ use crate::view::LiveView;
 use crate::working_set::WorkingSet;
 
 pub use epoch::Epoch;
-pub use kept::{EpochFacts, JournalError, KeptEpoch, RecoverError};
+pub use epoch_facts::EpochFacts;
+pub use kept::{JournalError, KeptEpoch, RecoverError};
 pub use latency::{LATENCY_CLASSES, Latencies};
 pub use neighbours::Neighbours;
 pub use placement::Placement;

@@ -1,9 +1,9 @@
 //! Counts of a fault server's work so far.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::counter::Counter;
 use super::latency::{Latencies, LatencyCounters};
 use crate::view::ViewPhase;
 
@@ -106,24 +106,6 @@ pub(super) struct Counters {
     pub(super) at_once: LatencyCounters,
     pub(super) after_fetch: LatencyCounters,
     pub(super) first_fault_at: OnceLock<Instant>,
-}
-
-/// A count with one writer.
-#[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(super) fn add(&self, count: u32) {
-        self.0.store(self.get() + u64::from(count), Ordering::Relaxed);
-    }
-
-    pub(super) fn add_large(&self, count: u64) {
-        self.0.store(self.get().wrapping_add(count), Ordering::Relaxed);
-    }
-
-    pub(super) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// Cells that count pages by the phase of a view.

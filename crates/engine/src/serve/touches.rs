@@ -1,4 +1,4 @@
-//! Records the pages that a guest touches in the first seconds after a resume: its handler thread notes each fault.
+//! Asks a handler thread to record the pages that its guest touches in the first seconds after a resume.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -6,18 +6,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::mailbox::{Mail, Mailbox};
-use crate::geometry::{GuestPage, GuestPages};
-use crate::limits;
+use super::recording::Recording;
 use crate::working_set::{Touch, WorkingSet};
-
-/// The notes of a handler thread, until they are handed over or its epoch ends.
-#[derive(Debug)]
-pub(super) struct Recording {
-    touches: Vec<Touch>,
-    /// Number of noted pages; a page noted twice counts twice.
-    pages: u32,
-    to: oneshot::Sender<Vec<Touch>>,
-}
 
 /// The other end of a recording.
 #[derive(Debug)]
@@ -27,38 +17,11 @@ pub(crate) struct Recorded {
     mailbox: Weak<Mailbox>,
 }
 
-impl Recording {
-    #[inline]
-    pub(super) fn fault(&mut self, page: GuestPage) {
-        self.note(Touch::Fault(page), 1);
-    }
-
-    #[inline]
-    pub(super) fn beside(&mut self, run: GuestPages) {
-        if !run.is_empty() {
-            self.note(Touch::Beside(run), run.count());
-        }
-    }
-
-    /// Hands the notes over, or drops them if the receiver is gone.
-    pub(super) fn end(self) {
-        self.to.send(self.touches).ok();
-    }
-
-    #[inline]
-    fn note(&mut self, touch: Touch, pages: u32) {
-        if self.pages < limits::WORKING_SET_PAGES_MAX {
-            self.pages = self.pages.saturating_add(pages);
-            self.touches.push(touch);
-        }
-    }
-}
-
 impl Recorded {
     /// Tells the server of `mailbox` to begin.
     pub(super) fn begin(mailbox: &Arc<Mailbox>) -> Self {
-        let (to, from) = oneshot::channel();
-        mailbox.send(Mail::Record(Recording { touches: Vec::new(), pages: 0, to }));
+        let (recording, from) = Recording::begin();
+        mailbox.send(Mail::Record(recording));
         Self { from, mailbox: Arc::downgrade(mailbox) }
     }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use rekindle_kernel::{HUGE_PAGE_BYTES, Protect, Source};
 
-use super::answer::distrust_if_lost;
 use super::installer::{End, Installer, Landing};
 use crate::frame::{FRAME_PAGES, FrameNumber};
 use crate::geometry::{GuestPages, PAGE_BYTES, usize_of};
@@ -46,7 +45,7 @@ impl Gatherer {
                     installer.copy(unit, whole.bytes(0, unit.count()), protect)
                 }
             };
-            distrust_if_lost(&whole, &landing);
+            landing.distrust_if_lost(&whole);
             return UnitInstall::Landed(landing);
         }
         let pieces = match plan(view, unit) {
@@ -59,7 +58,7 @@ impl Gatherer {
             let bytes = usize_of(piece.pages.count()) * PAGE_BYTES;
             if piece.copy_to(&mut self.bytes[from..from + bytes]).is_err() {
                 let lost = Landing { pages: 0, end: End::SourceLost };
-                distrust_if_lost(&piece, &lost);
+                lost.distrust_if_lost(&piece);
                 return UnitInstall::Landed(lost);
             }
         }
