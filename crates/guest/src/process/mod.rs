@@ -12,6 +12,7 @@ pub mod trace;
 
 mod control;
 mod memory;
+mod touching;
 mod workload;
 
 use std::ffi::OsString;
