@@ -1,5 +1,8 @@
 //! A snapshot: volumes that can be read from the start, and a manifest once it is sealed.
 
+mod progress;
+mod status;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -13,7 +16,6 @@ use crate::capture::Capture;
 use crate::compare::PageClasses;
 use crate::deadline::Deadline;
 use crate::identity::{SnapshotId, VolumeName};
-use crate::layer::Layer;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::manifest::Manifest;
 use crate::named::{Named, PlacedLayer};
@@ -22,6 +24,11 @@ use crate::snapshot_record::SealFacts;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 use crate::view::LiveView;
 use crate::working_set::Known;
+
+pub(crate) use progress::Lost;
+pub use status::{SealParts, SnapshotStatus};
+
+use progress::{Captured, Progress, Standing};
 
 /// A snapshot.
 #[derive(Debug)]
@@ -63,79 +70,6 @@ pub(crate) struct SnapshotParts {
     pub(crate) volumes: Vec<Volume>,
     pub(crate) blobs: BTreeMap<String, Bytes>,
     pub(crate) records: Option<Records>,
-}
-
-/// Status of a snapshot at one moment.
-#[derive(Debug, Clone)]
-pub struct SnapshotStatus {
-    /// Its state.
-    pub state: SnapshotState,
-    /// Counts of its captured pages, once they are compared.
-    pub classes: Option<PageClasses>,
-    /// Time of its seal, from the proof that its memory is frozen, once it has succeeded.
-    pub seal_time: Option<Duration>,
-    /// Parts of that time, if it was sealed since this engine started.
-    pub seal_parts: Option<SealParts>,
-    /// Error of the last failed try to seal or publish; none after a success. For a lost one, the reason.
-    pub failure: Option<String>,
-    /// True if it counts as lost only until its record can be read.
-    pub is_undecided: bool,
-}
-
-/// Parts of the time of a seal; for each part, the time of its last try.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SealParts {
-    /// Waiting for the proof that the captured memory can no longer be written; the seal's own time begins after it.
-    pub proof: Duration,
-    /// Waiting for other seals that compare.
-    pub turn: Duration,
-    /// Comparing with the parent.
-    pub compare: Duration,
-    /// Writing the layer.
-    pub pack: Duration,
-    /// Waiting for the parent's manifest, merging layers if there are many, and making the manifest.
-    pub name: Duration,
-}
-
-/// Progress of a snapshot; its state follows from this.
-#[derive(Debug)]
-struct Progress {
-    standing: Standing,
-    is_deleted: bool,
-    seal_facts: SealFacts,
-    seal_parts: Option<SealParts>,
-    /// Error of the last failed try.
-    failure: Option<String>,
-}
-
-/// Place of a snapshot's pages, with everything that belongs to it.
-#[derive(Debug)]
-enum Standing {
-    /// In RAM, over the parent's pages.
-    Captured(Captured),
-    /// In layers that a manifest names.
-    Named { named: Named, is_published: bool },
-    /// Nowhere, or unavailable now.
-    Lost(Lost),
-}
-
-/// The parts of an unsealed snapshot.
-#[derive(Debug, Clone)]
-struct Captured {
-    parent: Option<Arc<Snapshot>>,
-    /// The captures that the keeper has.
-    kept: Vec<Arc<Capture>>,
-}
-
-/// A snapshot without its pages.
-#[derive(Debug, Default)]
-pub(crate) struct Lost {
-    /// The reason.
-    pub(crate) reason: String,
-    /// True if it counts as lost only until that is decided.
-    pub(crate) is_undecided: bool,
-    /// The layers of its record that could be opened: holding them keeps their files, as the catalog names them.
-    pub(crate) _layers: Vec<Arc<Layer>>,
 }
 
 /// The snapshot has no manifest yet, at the end of the wait.
@@ -442,37 +376,6 @@ impl Snapshot {
             }
             progress =
                 self.changed.wait_timeout(progress, left).expect("no thread panics while it holds a lock").0;
-        }
-    }
-}
-
-impl Progress {
-    fn state(&self) -> SnapshotState {
-        match (&self.standing, self.is_deleted) {
-            (Standing::Captured(_), false) => SnapshotState::Captured,
-            (Standing::Captured(_), true) => SnapshotState::CapturedForChildren,
-            (Standing::Named { is_published: false, .. }, false) => SnapshotState::Sealed,
-            (Standing::Named { is_published: true, .. }, false) => SnapshotState::Published,
-            (Standing::Lost(_), false) => SnapshotState::Lost,
-            (Standing::Named { .. } | Standing::Lost(_), true) => SnapshotState::Discarded,
-        }
-    }
-
-    fn named(&self) -> Option<&Named> {
-        match &self.standing {
-            Standing::Named { named, .. } => Some(named),
-            Standing::Captured(_) | Standing::Lost(_) => None,
-        }
-    }
-
-    fn is_undecided(&self) -> bool {
-        matches!(&self.standing, Standing::Lost(lost) if lost.is_undecided)
-    }
-
-    fn set_published(&mut self, in_store: bool) {
-        if let Standing::Named { is_published, .. } = &mut self.standing {
-            *is_published = in_store;
-            self.failure = self.failure.take().filter(|_| !in_store);
         }
     }
 }

@@ -3,31 +3,36 @@
 //! The store is not read. Sealed and published snapshots are restored from their manifests, captured ones from the
 //! keeper, parents before children. A snapshot that cannot be restored is listed as lost, with the reason.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod made;
+mod obstacle;
+mod unread;
+
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use rekindle_kernel::PageKind;
-use rekindle_kernel::memfd::AdoptError;
-
 use crate::budget::Budget;
 use crate::cache::{Cache, OnlyCopyError};
-use crate::capture::{Capture, CaptureError};
+use crate::capture::Capture;
 use crate::catalog::CatalogError;
-use crate::identity::{LayerId, SnapshotId, VolumeName};
-use crate::keep::{KeptError, KeptVolume};
+use crate::identity::{LayerId, SnapshotId};
+use crate::keep::KeptVolume;
 use crate::layer::Layer;
 use crate::life::Work;
-use crate::lifecycle::{SnapshotEvent, SnapshotState};
+use crate::lifecycle::SnapshotState;
 use crate::manifest::{LayerName, Manifest, StoredLayer, VolumeShape};
 use crate::named::Named;
 use crate::open::parts_of;
 use crate::reaper::ReaperHandle;
 use crate::recorded::Recorded;
 use crate::records::Records;
-use crate::snapshot::{Lost, Snapshot, SnapshotParts, Volume};
+use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::CapturedFacts;
 use crate::view::{LiveView, View};
+
+use made::Made;
+use obstacle::{Obstacle, of_capture, of_kept};
+use unread::{unknown_parts_of, unnamed_parts_of, unread, unread_parts_of};
 
 /// Counts of the snapshots that an engine's start found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -89,31 +94,6 @@ pub(crate) struct Replaying<'a> {
     pub(crate) cache: &'a Cache,
     pub(crate) budget: &'a Budget,
     pub(crate) reaper: ReaperHandle,
-}
-
-/// Reason that one snapshot could not be restored.
-enum Obstacle {
-    /// Its bytes are gone.
-    Lost(String),
-    /// It cannot be decided now: the disk, the keeper or a record could not be read.
-    Unknown(String),
-}
-
-impl<E: Into<ReplayError>> From<E> for Obstacle {
-    fn from(error: E) -> Self {
-        Self::Unknown(error.into().to_string())
-    }
-}
-
-/// Snapshots restored so far.
-struct Made {
-    all: HashMap<SnapshotId, Arc<Snapshot>>,
-    lost: HashSet<SnapshotId>,
-    undecided: HashSet<SnapshotId>,
-    deletions: HashSet<SnapshotId>,
-    /// The snapshots that were undecided until now.
-    before: HashMap<SnapshotId, Arc<Snapshot>>,
-    replayed: Replayed,
 }
 
 impl Replaying<'_> {
@@ -293,182 +273,10 @@ impl Replaying<'_> {
     }
 }
 
-impl Made {
-    fn new(deletions: HashSet<SnapshotId>) -> Self {
-        Self {
-            all: HashMap::new(),
-            lost: HashSet::new(),
-            undecided: HashSet::new(),
-            deletions,
-            before: HashMap::new(),
-            replayed: Replayed::default(),
-        }
-    }
-
-    fn parent(&self, parent: SnapshotId) -> Result<&Arc<Snapshot>, Obstacle> {
-        if self.undecided.contains(&parent) {
-            return Err(Obstacle::Unknown(format!("its parent {parent} cannot be read now")));
-        }
-        if self.lost.contains(&parent) {
-            return Err(Obstacle::Lost(format!("its parent {parent} is lost")));
-        }
-        let made = self.all.get(&parent);
-        made.ok_or_else(|| Obstacle::Lost(format!("its parent {parent} is not in the catalog")))
-    }
-
-    fn add_named(&mut self, snapshot: Snapshot) {
-        if !self.delete_again(&snapshot) {
-            let Replay { sealed, published, .. } = &mut self.replayed.replay;
-            *if snapshot.is_published() { published } else { sealed } += 1;
-        }
-        self.add(snapshot, Vec::new());
-    }
-
-    fn add_captured(&mut self, snapshot: Snapshot, captures: Vec<Arc<Capture>>) {
-        if !self.delete_again(&snapshot) {
-            self.replayed.replay.captured += 1;
-        }
-        self.add(snapshot, captures);
-    }
-
-    /// Adds a snapshot without its bytes.
-    fn add_unread(&mut self, snapshot: Snapshot) {
-        let (id, status) = (snapshot.id(), snapshot.status());
-        let (is_deleted, replay) = (self.delete_again(&snapshot), &mut self.replayed.replay);
-        match status.failure.filter(|_| !is_deleted) {
-            Some(_) if status.is_undecided => replay.undecided += 1,
-            Some(reason) => replay.lost.push(LostSnapshot { id, reason }),
-            None => {}
-        }
-        self.add(snapshot, Vec::new());
-        let unread = if status.is_undecided { &mut self.undecided } else { &mut self.lost };
-        unread.insert(id);
-    }
-
-    /// Marks a snapshot as deleted if it is recorded so; true if it is.
-    fn delete_again(&self, snapshot: &Snapshot) -> bool {
-        let is_deleted = self.deletions.contains(&snapshot.id());
-        if is_deleted {
-            snapshot.record(SnapshotEvent::Deleted);
-        }
-        is_deleted
-    }
-
-    /// Adds a snapshot, with the captures of its seal. If it was undecided before, the existing handle takes over the
-    /// new state.
-    fn add(&mut self, snapshot: Snapshot, captures: Vec<Arc<Capture>>) {
-        let id = snapshot.id();
-        let (snapshot, is_new) = match self.before.get(&id) {
-            Some(before) => (Arc::clone(before), before.decide(&snapshot)),
-            None => (Arc::new(snapshot), true),
-        };
-        self.undecided.remove(&id);
-        self.all.insert(id, Arc::clone(&snapshot));
-        let Replayed { known, deleted, work, replay, .. } = &mut self.replayed;
-        let left = Work::left(&snapshot, captures);
-        if is_new && !matches!(left, Work::Nothing) {
-            work.push((Arc::clone(&snapshot), left));
-        }
-        if snapshot.is_deleted() {
-            replay.deleted += 1;
-            deleted.push(snapshot);
-        } else {
-            known.push(snapshot);
-        }
-    }
-}
-
-/// The obstacle if a kept volume cannot be opened: after an error of the system it may still exist.
-fn of_kept(name: &VolumeName, error: &KeptError) -> Obstacle {
-    let reason = format!("volume {name}: {error}");
-    match error {
-        KeptError::Adopt(AdoptError::Io(_)) | KeptError::Io(_) => Obstacle::Unknown(reason),
-        KeptError::Adopt(
-            AdoptError::NotMemory { .. } | AdoptError::PageSize { .. } | AdoptError::Resizable { .. },
-        )
-        | KeptError::Sets(_) => Obstacle::Lost(reason),
-    }
-}
-
-/// The same for its bytes and its sets, which were opened.
-fn of_capture(name: &VolumeName, error: &CaptureError) -> Obstacle {
-    let reason = format!("volume {name}: {error}");
-    match error {
-        CaptureError::Map(_) => Obstacle::Unknown(reason),
-        CaptureError::WrongSize { .. } | CaptureError::Overlap { .. } => Obstacle::Lost(reason),
-    }
-}
-
 /// The base of a captured volume.
 fn base_of(parent: &Snapshot, position: usize, shape: &VolumeShape) -> Result<Arc<LiveView>, Obstacle> {
     let base = parent.volumes().get(position);
     let base = base.filter(|base| base.name == shape.name && base.view.pages() == shape.pages);
     let base = base.ok_or_else(|| Obstacle::Lost(format!("volume {} is not its parent's", shape.name)))?;
     Ok(Arc::clone(&base.view))
-}
-
-/// A snapshot whose record cannot be read: its memory is one lost page.
-fn unknown_parts_of(id: SnapshotId, records: &Records) -> SnapshotParts {
-    let shape = VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages: 1 };
-    SnapshotParts {
-        id,
-        parent_id: None,
-        generation: 0,
-        created_unix_ms: 0,
-        volumes: vec![unread_volume(shape)],
-        blobs: BTreeMap::new(),
-        records: Some(records.clone()),
-    }
-}
-
-/// A captured snapshot without its bytes.
-fn unread_parts_of(id: SnapshotId, facts: CapturedFacts, records: &Records) -> SnapshotParts {
-    SnapshotParts {
-        id,
-        parent_id: facts.parent,
-        generation: facts.generation,
-        created_unix_ms: facts.created_unix_ms,
-        volumes: facts.volumes.into_iter().map(unread_volume).collect(),
-        blobs: facts.blobs,
-        records: Some(records.clone()),
-    }
-}
-
-/// A sealed snapshot without its layers.
-fn unnamed_parts_of(manifest: &Manifest, records: &Records) -> SnapshotParts {
-    let shapes = manifest.volumes().iter().map(|volume| VolumeShape {
-        name: volume.name.clone(),
-        page_kind: volume.page_kind,
-        pages: volume.map.pages(),
-    });
-    SnapshotParts {
-        id: manifest.snapshot(),
-        parent_id: manifest.parent(),
-        generation: manifest.generation(),
-        created_unix_ms: manifest.created_unix_ms(),
-        volumes: shapes.map(unread_volume).collect(),
-        blobs: manifest.blobs().clone(),
-        records: Some(records.clone()),
-    }
-}
-
-fn unread_volume(VolumeShape { name, page_kind, pages }: VolumeShape) -> Volume {
-    Volume { name, page_kind, view: Arc::new(LiveView::new(View::lost(pages))) }
-}
-
-/// A snapshot without its bytes: its volumes are listed, and every read of them fails. It holds the layers that could
-/// be opened.
-fn unread(parts: SnapshotParts, obstacle: Obstacle, layers: Vec<Arc<Layer>>) -> Snapshot {
-    let snapshot = parts.id;
-    let (reason, is_undecided) = match obstacle {
-        Obstacle::Lost(reason) => {
-            tracing::error!(%snapshot, %reason, "a snapshot is lost");
-            (reason, false)
-        }
-        Obstacle::Unknown(reason) => {
-            tracing::error!(%snapshot, %reason, "a snapshot cannot be read now; it is tried again");
-            (reason, true)
-        }
-    };
-    Snapshot::lost(parts, Lost { reason, is_undecided, _layers: layers })
 }

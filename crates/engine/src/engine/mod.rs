@@ -1,23 +1,21 @@
 //! The engine: all operations of a node on snapshots. It checks and records; the modules before it do the work.
 
+mod options;
+mod restore;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use crate::aside::Aside;
 use crate::budget::Budget;
 use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::CatalogError;
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
-use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{Domain, SnapshotId};
-use crate::keep::{Keeper, NoKeeper};
 use crate::learning::Learner;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::SnapshotEvent;
@@ -29,79 +27,25 @@ use crate::pool::Pool;
 use crate::precedence::Precedence;
 use crate::publish::Publisher;
 use crate::read_plan::{ReadError, ReadPlan};
-use crate::reaper::{Reaper, ReaperHandle};
+use crate::reaper::Reaper;
 use crate::records::Records;
-use crate::replay::{Replay, ReplayError, Replayed, Replaying};
+use crate::replay::{Replay, ReplayError, Replayed};
 use crate::republish::{LookedFor, RepublishError, look_for_published};
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::sources::{Class, Sources};
 use crate::stop::Stop;
-use crate::store::{Store, Traffic};
+use crate::store::Traffic;
 use crate::store_gate::Away;
 use crate::sync::{Mutex, lock};
 use crate::threads::StoreRuntime;
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
-use crate::watch::{NoWatcher, Watcher};
 use crate::working_set::WorkingSet;
 
-/// Options of an engine.
-#[derive(Debug, Clone)]
-pub struct EngineOptions {
-    /// Directory of this node's layer files.
-    pub cache_directory: PathBuf,
-    /// The object store.
-    pub store: Store,
-    /// Domain of all snapshots.
-    pub domain: Domain,
-    /// Bytes that all captures together may hold in RAM.
-    pub capture_bytes_max: u64,
-    /// Snapshots in one line that may be unsealed at once.
-    pub unsealed_max: usize,
-    /// Longest time a pause waits for room before the guest is frozen.
-    pub pause_wait: Duration,
-    /// Threads that compare one snapshot.
-    pub compare_workers: usize,
-    /// Layers that a manifest names before the next seal of its line merges some of them.
-    pub merge_at_layers: usize,
-    /// Catalog that records snapshots for the next engine on the same directories; without one, only published
-    /// snapshots can be opened again.
-    pub catalog: Option<Catalog>,
-    /// Keeper of captured memory while this process is down; asked only if there is a catalog.
-    pub keeper: Arc<dyn Keeper>,
-    /// Receiver of news about snapshots.
-    pub watcher: Arc<dyn Watcher>,
-    /// Points at which tests can stop background work.
-    pub hooks: Arc<dyn Hooks>,
-}
+pub use options::EngineOptions;
 
-impl EngineOptions {
-    /// The default options for a cache directory and a store.
-    pub fn new(cache_directory: PathBuf, store: Store) -> Self {
-        Self {
-            cache_directory,
-            store,
-            domain: Domain::named("default").expect("a legal name"),
-            capture_bytes_max: limits::CAPTURE_BYTES_DEFAULT,
-            unsealed_max: limits::UNSEALED_DEFAULT,
-            pause_wait: limits::PAUSE_WAIT_DEFAULT,
-            compare_workers: compare_workers(),
-            merge_at_layers: limits::MERGE_AT_LAYERS,
-            catalog: None,
-            keeper: Arc::new(NoKeeper),
-            watcher: Arc::new(NoWatcher),
-            hooks: Arc::new(NoHooks),
-        }
-    }
-}
-
-/// Default number of compare threads: all seals together use half of the cores, because idle priority leaves guests
-/// their processor time but not their share of the memory's bandwidth.
-fn compare_workers() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / (2 * limits::SEALS_AT_ONCE)).max(1)
-}
+use restore::replay;
 
 /// A node's snapshots. Dropping it ends all background work and leaves every file that a snapshot needs.
 #[derive(Debug)]
@@ -201,48 +145,6 @@ impl Engine {
         };
         engine.go_on_with(work);
         Ok(engine)
-    }
-
-    /// Tries again to restore undecided snapshots; the number that is still undecided.
-    pub fn decide(&self) -> Result<usize, ReplayError> {
-        let Some(records) = &self.background.records else { return Ok(0) };
-        let there = self.snapshots_there();
-        if there.iter().all(|snapshot| !snapshot.is_undecided()) {
-            return Ok(0);
-        }
-        let (cache, budget, reaper) = (&self.cache, &self.rules.budget, self.rules.reaper.clone());
-        let spare = SpareFiles::held();
-        let replayed = Replaying { records, cache, budget, reaper }.decide(&there)?;
-        drop(spare);
-        let Replayed { known, deleted, work, taken_back, replay: _ } = replayed;
-        for snapshot in known.iter().filter(|snapshot| !snapshot.is_undecided()) {
-            tracing::info!(snapshot = %snapshot.id(), "a snapshot that could not be read can be by now");
-            self.background.watcher.changed(snapshot);
-        }
-        drop((known, deleted));
-        self.go_on_with(work);
-        for snapshot in there.iter().filter(|snapshot| taken_back.contains(&snapshot.id())) {
-            self.never_was(snapshot);
-        }
-        drop(there);
-        self.deleted.let_go(&self.snapshots());
-        Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.is_undecided()).count())
-    }
-
-    /// The known snapshots, and the deleted ones that are held.
-    fn snapshots_there(&self) -> Vec<Arc<Snapshot>> {
-        let mut there = self.snapshots();
-        there.extend(self.deleted.held());
-        there
-    }
-
-    /// Removes an undecided snapshot whose pause was undone: it is no longer listed, and its last handle lets the
-    /// keeper forget it.
-    fn never_was(&self, snapshot: &Arc<Snapshot>) {
-        lock(&self.known).remove(&snapshot.id());
-        self.deleted.release(snapshot.id());
-        snapshot.record(SnapshotEvent::Deleted);
-        self.background.watcher.changed(snapshot);
     }
 
     /// The layer files that a start set aside, as its catalog did not name them.
@@ -467,30 +369,4 @@ impl Drop for Engine {
         self.stop();
         drop(self.lives.take());
     }
-}
-
-/// Descriptors that are reserved while snapshots are opened, so that some are left for the rest of the program.
-struct SpareFiles {
-    _files: Vec<File>,
-}
-
-impl SpareFiles {
-    fn held() -> Self {
-        Self { _files: (0..limits::SPARE_FILES).map_while(|_| File::open("/dev/null").ok()).collect() }
-    }
-}
-
-/// Restores the snapshots of the catalog. No file is removed before it is known which are needed.
-fn replay(
-    records: &Records,
-    cache: &Cache,
-    budget: &Budget,
-    reaper: ReaperHandle,
-) -> Result<Replayed, ReplayError> {
-    let _span = tracing::info_span!("replay").entered();
-    cache.keep_files();
-    let _spare = SpareFiles::held();
-    let replayed = Replaying { records, cache, budget, reaper }.replay()?;
-    cache.let_files_go();
-    Ok(replayed)
 }

@@ -1,0 +1,70 @@
+//! Options of an engine, and their defaults.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::catalog::Catalog;
+use crate::hooks::{Hooks, NoHooks};
+use crate::identity::Domain;
+use crate::keep::{Keeper, NoKeeper};
+use crate::limits;
+use crate::store::Store;
+use crate::watch::{NoWatcher, Watcher};
+
+/// Options of an engine.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Directory of this node's layer files.
+    pub cache_directory: PathBuf,
+    /// The object store.
+    pub store: Store,
+    /// Domain of all snapshots.
+    pub domain: Domain,
+    /// Bytes that all captures together may hold in RAM.
+    pub capture_bytes_max: u64,
+    /// Snapshots in one line that may be unsealed at once.
+    pub unsealed_max: usize,
+    /// Longest time a pause waits for room before the guest is frozen.
+    pub pause_wait: Duration,
+    /// Threads that compare one snapshot.
+    pub compare_workers: usize,
+    /// Layers that a manifest names before the next seal of its line merges some of them.
+    pub merge_at_layers: usize,
+    /// Catalog that records snapshots for the next engine on the same directories; without one, only published
+    /// snapshots can be opened again.
+    pub catalog: Option<Catalog>,
+    /// Keeper of captured memory while this process is down; asked only if there is a catalog.
+    pub keeper: Arc<dyn Keeper>,
+    /// Receiver of news about snapshots.
+    pub watcher: Arc<dyn Watcher>,
+    /// Points at which tests can stop background work.
+    pub hooks: Arc<dyn Hooks>,
+}
+
+impl EngineOptions {
+    /// The default options for a cache directory and a store.
+    pub fn new(cache_directory: PathBuf, store: Store) -> Self {
+        Self {
+            cache_directory,
+            store,
+            domain: Domain::named("default").expect("a legal name"),
+            capture_bytes_max: limits::CAPTURE_BYTES_DEFAULT,
+            unsealed_max: limits::UNSEALED_DEFAULT,
+            pause_wait: limits::PAUSE_WAIT_DEFAULT,
+            compare_workers: compare_workers(),
+            merge_at_layers: limits::MERGE_AT_LAYERS,
+            catalog: None,
+            keeper: Arc::new(NoKeeper),
+            watcher: Arc::new(NoWatcher),
+            hooks: Arc::new(NoHooks),
+        }
+    }
+}
+
+/// Default number of compare threads: all seals together use half of the cores, because idle priority leaves guests
+/// their processor time but not their share of the memory's bandwidth.
+fn compare_workers() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / (2 * limits::SEALS_AT_ONCE)).max(1)
+}

@@ -1,0 +1,85 @@
+//! Restores the snapshots of the catalog: at the start, and later those that could not be decided then.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::Engine;
+use crate::budget::Budget;
+use crate::cache::Cache;
+use crate::lifecycle::SnapshotEvent;
+use crate::limits;
+use crate::reaper::ReaperHandle;
+use crate::records::Records;
+use crate::replay::{ReplayError, Replayed, Replaying};
+use crate::snapshot::Snapshot;
+use crate::sync::lock;
+
+impl Engine {
+    /// Tries again to restore undecided snapshots; the number that is still undecided.
+    pub fn decide(&self) -> Result<usize, ReplayError> {
+        let Some(records) = &self.background.records else { return Ok(0) };
+        let there = self.snapshots_there();
+        if there.iter().all(|snapshot| !snapshot.is_undecided()) {
+            return Ok(0);
+        }
+        let (cache, budget, reaper) = (&self.cache, &self.rules.budget, self.rules.reaper.clone());
+        let spare = SpareFiles::held();
+        let replayed = Replaying { records, cache, budget, reaper }.decide(&there)?;
+        drop(spare);
+        let Replayed { known, deleted, work, taken_back, replay: _ } = replayed;
+        for snapshot in known.iter().filter(|snapshot| !snapshot.is_undecided()) {
+            tracing::info!(snapshot = %snapshot.id(), "a snapshot that could not be read can be by now");
+            self.background.watcher.changed(snapshot);
+        }
+        drop((known, deleted));
+        self.go_on_with(work);
+        for snapshot in there.iter().filter(|snapshot| taken_back.contains(&snapshot.id())) {
+            self.never_was(snapshot);
+        }
+        drop(there);
+        self.deleted.let_go(&self.snapshots());
+        Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.is_undecided()).count())
+    }
+
+    /// The known snapshots, and the deleted ones that are held.
+    pub(super) fn snapshots_there(&self) -> Vec<Arc<Snapshot>> {
+        let mut there = self.snapshots();
+        there.extend(self.deleted.held());
+        there
+    }
+
+    /// Removes an undecided snapshot whose pause was undone: it is no longer listed, and its last handle lets the
+    /// keeper forget it.
+    fn never_was(&self, snapshot: &Arc<Snapshot>) {
+        lock(&self.known).remove(&snapshot.id());
+        self.deleted.release(snapshot.id());
+        snapshot.record(SnapshotEvent::Deleted);
+        self.background.watcher.changed(snapshot);
+    }
+}
+
+/// Descriptors that are reserved while snapshots are opened, so that some are left for the rest of the program.
+struct SpareFiles {
+    _files: Vec<File>,
+}
+
+impl SpareFiles {
+    fn held() -> Self {
+        Self { _files: (0..limits::SPARE_FILES).map_while(|_| File::open("/dev/null").ok()).collect() }
+    }
+}
+
+/// Restores the snapshots of the catalog. No file is removed before it is known which are needed.
+pub(super) fn replay(
+    records: &Records,
+    cache: &Cache,
+    budget: &Budget,
+    reaper: ReaperHandle,
+) -> Result<Replayed, ReplayError> {
+    let _span = tracing::info_span!("replay").entered();
+    cache.keep_files();
+    let _spare = SpareFiles::held();
+    let replayed = Replaying { records, cache, budget, reaper }.replay()?;
+    cache.let_files_go();
+    Ok(replayed)
+}

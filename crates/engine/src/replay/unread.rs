@@ -1,0 +1,81 @@
+//! Snapshots without their bytes: their volumes are listed, and every read of them fails.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rekindle_kernel::PageKind;
+
+use super::obstacle::Obstacle;
+use crate::identity::{SnapshotId, VolumeName};
+use crate::layer::Layer;
+use crate::manifest::{Manifest, VolumeShape};
+use crate::records::Records;
+use crate::snapshot::{Lost, Snapshot, SnapshotParts, Volume};
+use crate::snapshot_record::CapturedFacts;
+use crate::view::{LiveView, View};
+
+/// A snapshot whose record cannot be read: its memory is one lost page.
+pub(super) fn unknown_parts_of(id: SnapshotId, records: &Records) -> SnapshotParts {
+    let shape = VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages: 1 };
+    SnapshotParts {
+        id,
+        parent_id: None,
+        generation: 0,
+        created_unix_ms: 0,
+        volumes: vec![unread_volume(shape)],
+        blobs: BTreeMap::new(),
+        records: Some(records.clone()),
+    }
+}
+
+/// A captured snapshot without its bytes.
+pub(super) fn unread_parts_of(id: SnapshotId, facts: CapturedFacts, records: &Records) -> SnapshotParts {
+    SnapshotParts {
+        id,
+        parent_id: facts.parent,
+        generation: facts.generation,
+        created_unix_ms: facts.created_unix_ms,
+        volumes: facts.volumes.into_iter().map(unread_volume).collect(),
+        blobs: facts.blobs,
+        records: Some(records.clone()),
+    }
+}
+
+/// A sealed snapshot without its layers.
+pub(super) fn unnamed_parts_of(manifest: &Manifest, records: &Records) -> SnapshotParts {
+    let shapes = manifest.volumes().iter().map(|volume| VolumeShape {
+        name: volume.name.clone(),
+        page_kind: volume.page_kind,
+        pages: volume.map.pages(),
+    });
+    SnapshotParts {
+        id: manifest.snapshot(),
+        parent_id: manifest.parent(),
+        generation: manifest.generation(),
+        created_unix_ms: manifest.created_unix_ms(),
+        volumes: shapes.map(unread_volume).collect(),
+        blobs: manifest.blobs().clone(),
+        records: Some(records.clone()),
+    }
+}
+
+fn unread_volume(VolumeShape { name, page_kind, pages }: VolumeShape) -> Volume {
+    Volume { name, page_kind, view: Arc::new(LiveView::new(View::lost(pages))) }
+}
+
+/// A snapshot without its bytes: its volumes are listed, and every read of them fails. It holds the layers that could
+/// be opened.
+pub(super) fn unread(parts: SnapshotParts, obstacle: Obstacle, layers: Vec<Arc<Layer>>) -> Snapshot {
+    let snapshot = parts.id;
+    let (reason, is_undecided) = match obstacle {
+        Obstacle::Lost(reason) => {
+            tracing::error!(%snapshot, %reason, "a snapshot is lost");
+            (reason, false)
+        }
+        Obstacle::Unknown(reason) => {
+            tracing::error!(%snapshot, %reason, "a snapshot cannot be read now; it is tried again");
+            (reason, true)
+        }
+    };
+    Snapshot::lost(parts, Lost { reason, is_undecided, _layers: layers })
+}

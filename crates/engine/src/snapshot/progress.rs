@@ -1,0 +1,83 @@
+//! The progress of a snapshot: the place of its pages, with everything that belongs to it.
+
+use std::sync::Arc;
+
+use super::Snapshot;
+use super::status::SealParts;
+use crate::capture::Capture;
+use crate::layer::Layer;
+use crate::lifecycle::SnapshotState;
+use crate::named::Named;
+use crate::snapshot_record::SealFacts;
+
+/// Progress of a snapshot; its state follows from this.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) standing: Standing,
+    pub(super) is_deleted: bool,
+    pub(super) seal_facts: SealFacts,
+    pub(super) seal_parts: Option<SealParts>,
+    /// Error of the last failed try.
+    pub(super) failure: Option<String>,
+}
+
+/// Place of a snapshot's pages, with everything that belongs to it.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// In RAM, over the parent's pages.
+    Captured(Captured),
+    /// In layers that a manifest names.
+    Named { named: Named, is_published: bool },
+    /// Nowhere, or unavailable now.
+    Lost(Lost),
+}
+
+/// The parts of an unsealed snapshot.
+#[derive(Debug, Clone)]
+pub(super) struct Captured {
+    pub(super) parent: Option<Arc<Snapshot>>,
+    /// The captures that the keeper has.
+    pub(super) kept: Vec<Arc<Capture>>,
+}
+
+/// A snapshot without its pages.
+#[derive(Debug, Default)]
+pub(crate) struct Lost {
+    /// The reason.
+    pub(crate) reason: String,
+    /// True if it counts as lost only until that is decided.
+    pub(crate) is_undecided: bool,
+    /// The layers of its record that could be opened: holding them keeps their files, as the catalog names them.
+    pub(crate) _layers: Vec<Arc<Layer>>,
+}
+
+impl Progress {
+    pub(super) fn state(&self) -> SnapshotState {
+        match (&self.standing, self.is_deleted) {
+            (Standing::Captured(_), false) => SnapshotState::Captured,
+            (Standing::Captured(_), true) => SnapshotState::CapturedForChildren,
+            (Standing::Named { is_published: false, .. }, false) => SnapshotState::Sealed,
+            (Standing::Named { is_published: true, .. }, false) => SnapshotState::Published,
+            (Standing::Lost(_), false) => SnapshotState::Lost,
+            (Standing::Named { .. } | Standing::Lost(_), true) => SnapshotState::Discarded,
+        }
+    }
+
+    pub(super) fn named(&self) -> Option<&Named> {
+        match &self.standing {
+            Standing::Named { named, .. } => Some(named),
+            Standing::Captured(_) | Standing::Lost(_) => None,
+        }
+    }
+
+    pub(super) fn is_undecided(&self) -> bool {
+        matches!(&self.standing, Standing::Lost(lost) if lost.is_undecided)
+    }
+
+    pub(super) fn set_published(&mut self, in_store: bool) {
+        if let Standing::Named { is_published, .. } = &mut self.standing {
+            *is_published = in_store;
+            self.failure = self.failure.take().filter(|_| !in_store);
+        }
+    }
+}
