@@ -13,11 +13,11 @@ use utoipa::openapi::{
 };
 use utoipa::{IntoParams, PartialSchema as _, ToSchema as _};
 
+use super::API_VERSION;
 use super::answer::PROBLEM_TYPE;
 use super::operation::{BodySchema, Described, Facts, JSON, Schemas, Verb};
 use super::problem::Code;
 use super::types::{CaptureSource, ProblemBody};
-use super::{API_VERSION, routes};
 
 /// The name of the way in over TCP.
 const TOKEN: &str = "token";
@@ -43,24 +43,24 @@ struct LastEventIdParameter {
     last: Option<u64>,
 }
 
-/// The document, as it is sent and as it is kept in `docs/openapi.json`.
-pub fn document_text() -> String {
-    let mut text = document().to_pretty_json().expect("the document is strings, numbers and maps");
+/// The document of these operations, as it is sent and as it is kept in `docs/openapi.json`.
+pub(super) fn text_of(operations: &[Described]) -> String {
+    let mut text = document(operations).to_pretty_json().expect("the document is strings, numbers and maps");
     text.push('\n');
     text
 }
 
-/// The document.
-pub fn document() -> OpenApi {
+/// The document of these operations.
+pub(super) fn document(operations: &[Described]) -> OpenApi {
     let mut schemas: Schemas = vec![(ProblemBody::name().into_owned(), ProblemBody::schema())];
     let mut paths = Paths::new();
-    for operation in routes::described() {
+    for operation in operations {
         let method = match operation.facts.verb {
             Verb::Get => HttpMethod::Get,
             Verb::Post => HttpMethod::Post,
             Verb::Delete => HttpMethod::Delete,
         };
-        let described = in_document(&operation, &mut schemas);
+        let described = in_document(operation, &mut schemas);
         paths.add_path_operation(operation.facts.path, vec![method], described);
     }
     let by_token = SecurityScheme::Http(
@@ -170,50 +170,4 @@ fn description() -> String {
         text.push_str(&format!("- `{}` ({status}{of_all}): {}\n", code.name(), code.title()));
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn every_route_says_what_a_problem_is_like() {
-        let document = serde_json::to_value(document()).unwrap();
-        let paths = document["paths"].as_object().unwrap();
-        let operations: Vec<_> = paths.values().flat_map(|item| item.as_object().unwrap().values()).collect();
-        assert_eq!(operations.len(), 29);
-        let expected = json!({ "$ref": "#/components/schemas/ProblemBody" });
-        for operation in operations {
-            assert_eq!(operation["responses"]["default"]["content"][PROBLEM_TYPE]["schema"], expected);
-            assert!(operation["operationId"].is_string() && operation["tags"].is_array());
-        }
-    }
-
-    #[test]
-    fn an_operation_lists_the_codes_that_are_its_own_by_their_status() {
-        let document = serde_json::to_value(document()).unwrap();
-        let responses = |path: &str, verb: &str| document["paths"][path][verb]["responses"].clone();
-        let keys = |responses: serde_json::Value| {
-            responses.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(keys(responses("/v1/sandboxes", "get")), "200 default");
-        assert_eq!(keys(responses("/v1/fault-sockets/{id}", "get")), "200 404 default");
-        let create = responses("/v1/sandboxes", "post");
-        assert_eq!(
-            create["422"]["description"],
-            "`idempotency_mismatch`: The idempotency key belongs to another request"
-        );
-        let busy = create["503"]["description"].as_str().unwrap();
-        assert!(busy.contains("`no_ram`") && busy.contains("`ending`"), "{busy}");
-    }
-
-    #[test]
-    fn every_code_belongs_to_an_operation() {
-        let of_one =
-            |code: &Code| routes::described().iter().any(|operation| operation.facts.may_fail_with(*code));
-        let unused: Vec<_> = Code::ALL.into_iter().filter(|code| !of_one(code)).collect();
-        assert_eq!(unused, [Code::WrongMethod], "only a path's own answer has it");
-    }
 }

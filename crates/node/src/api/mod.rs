@@ -15,14 +15,14 @@ pub(crate) mod operation;
 pub(crate) mod operations;
 mod answer;
 pub(crate) mod event_stream;
+mod document;
 mod routes;
-pub mod document;
 pub mod listen;
 mod patient;
 pub mod serve;
 
-pub use document::document_text;
 pub use listen::{ListenError, ListenOptions, Listeners, Secrets, TcpOptions};
+pub use routes::document_text;
 pub use serve::serve;
 
 /// The version of the routes and of what they take and give: it goes up when something is added, its first number when

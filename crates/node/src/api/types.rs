@@ -6,6 +6,7 @@ mod machine;
 mod memory;
 mod schemas;
 pub(crate) mod shapes;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +22,10 @@ pub use machine::{
 };
 pub use memory::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket, WriteTracking,
+};
+pub use snapshot::{
+    PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, StoreVerification,
+    StoreVerificationState, Verification, Volume, WaitQuery,
 };
 
 /// Words a user puts on a resource.
@@ -148,117 +153,6 @@ pub struct ServedPages {
     pub faults: u64,
 }
 
-/// Stage that a snapshot has reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum SnapshotState {
-    /// Its memory is frozen in RAM; everything can be done with it.
-    Captured,
-    /// Its layers are on this node's disk.
-    Sealed,
-    /// It is in the store.
-    Published,
-    /// It was deleted; its memory or bytes go as soon as nothing depends on it.
-    Discarded,
-    /// Its memory was lost before it was sealed.
-    Lost,
-    /// Its state is unknown for now; the reason is beside it, and it is tried again.
-    Undecided,
-}
-
-impl fmt::Display for SnapshotState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Captured => "captured",
-            Self::Sealed => "sealed",
-            Self::Published => "published",
-            Self::Discarded => "discarded",
-            Self::Lost => "lost",
-            Self::Undecided => "undecided",
-        })
-    }
-}
-
-/// A snapshot.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Snapshot {
-    /// Its id, a UUID version 7.
-    pub id: Uuid,
-    /// Its name, unique among snapshots.
-    pub name: Option<String>,
-    /// Its labels.
-    #[schema(schema_with = schemas::labels)]
-    pub labels: Labels,
-    /// Its stage.
-    pub state: SnapshotState,
-    /// Error of the last failed try to save it, or the reason that it is lost.
-    pub reason: Option<String>,
-    /// The snapshot it is a change of.
-    pub parent: Option<Uuid>,
-    /// The sandbox that was paused, if one was.
-    pub sandbox: Option<Uuid>,
-    /// Pauses before it in its line.
-    pub generation: u64,
-    /// When it was made.
-    pub created_unix_ms: u64,
-    /// Its volumes, memory first.
-    pub volumes: Vec<Volume>,
-    /// Counts of its captured pages, once it is sealed.
-    pub classes: Option<PageClasses>,
-    /// Time of its seal, in seconds, once it is sealed.
-    pub seal_seconds: Option<f64>,
-}
-
-/// An address space of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Volume {
-    /// `memory`, or a disk's name.
-    pub name: String,
-    /// Its size.
-    pub bytes: u64,
-    /// Bytes of the pages its guest maps it with.
-    pub page_bytes: u64,
-}
-
-/// Captured pages of 4096 bytes by what comparing found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PageClasses {
-    /// All pages that were captured.
-    pub dirty: u64,
-    /// Those that are zero.
-    pub zero: u64,
-    /// Those equal to the parent's.
-    pub equal: u64,
-    /// Those kept in the layer.
-    pub kept: u64,
-}
-
-/// Layers that a snapshot is made of, and their places; empty until it is sealed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Placement {
-    /// The snapshot.
-    pub snapshot: Uuid,
-    /// Its stage.
-    pub state: SnapshotState,
-    /// The node that can serve it now although it is in no store yet.
-    pub origin: Option<String>,
-    /// The layers its manifest names; none before it has one.
-    pub layers: Vec<PlacedLayer>,
-}
-
-/// A layer a manifest names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PlacedLayer {
-    /// Its id: the hash of its content.
-    pub id: String,
-    /// Bytes of its pages.
-    pub bytes: u64,
-    /// Of those, bytes on this node's disk.
-    pub local_bytes: u64,
-    /// Bytes of its object, where it is stored.
-    pub stored_bytes: Option<u64>,
-}
-
 /// A new sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -384,15 +278,6 @@ pub struct SandboxList {
     pub next: Option<Uuid>,
 }
 
-/// Snapshots, oldest first.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct SnapshotList {
-    /// This page of them.
-    pub snapshots: Vec<Snapshot>,
-    /// Value of `after` for the next page; absent on the last.
-    pub next: Option<Uuid>,
-}
-
 /// One page of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -409,59 +294,4 @@ pub struct ListQuery {
     #[serde(default, rename = "label", skip_serializing_if = "Vec::is_empty")]
     #[param(inline, max_items = 64, value_type = Vec<schemas::LabelFilter>)]
     pub labels: Vec<String>,
-}
-
-/// Target and time limit of a wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct WaitQuery {
-    /// The state to wait for, or one beyond it.
-    #[param(inline, value_type = schemas::AwaitedState)]
-    pub state: SnapshotState,
-    /// Longest wait in seconds, 0 to 600; 60 by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[param(minimum = 0, maximum = 600)]
-    pub timeout_seconds: Option<u32>,
-}
-
-/// Result of verifying a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Verification {
-    /// The snapshot.
-    pub snapshot: Uuid,
-    /// Pages read and checked against what the layers' names commit to.
-    pub pages: u64,
-    /// Pages that could not be read as they must be.
-    pub wrong_pages: u64,
-    /// The fault of the first of them.
-    pub first: Option<String>,
-    /// Findings in the store.
-    pub store: StoreVerification,
-}
-
-/// Findings in the store about a snapshot that is verified: its manifest and each object that the manifest names have to
-/// be there, with the right size. Their bytes are not read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct StoreVerification {
-    /// If it was asked.
-    pub state: StoreVerificationState,
-    /// Objects it was asked for.
-    pub objects: u64,
-    /// Objects that are missing, or of another size.
-    pub wrong_objects: u64,
-    /// The fault of the first of them, or the reason that the store was not asked.
-    pub reason: Option<String>,
-}
-
-/// If the store was asked about a snapshot that is verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum StoreVerificationState {
-    /// No: the snapshot is not published, and nothing of it has to be in the store.
-    NotPublished,
-    /// No: it is away, or gave no answer.
-    NotAsked,
-    /// Yes.
-    Asked,
 }

@@ -20,11 +20,11 @@ use super::nbd::options::Export;
 use super::nbd::outbox::{Outbox, Position};
 use super::nbd::request::{Chunks, Command, Kind, Request, Room};
 use super::nbd::{Agreement, NbdError};
-use super::server::Shared;
+use super::served::ServedDisk;
 
 /// A connection after its handshake.
 struct Session<'a> {
-    shared: &'a Shared,
+    disk: &'a ServedDisk,
     stream: &'a UnixStream,
     agreement: Agreement,
     /// Its holder sends whole answers. It is the order of bytes on the connection, so it is held while they are sent.
@@ -64,10 +64,10 @@ impl From<io::Error> for Stop {
 static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Serves one client until it goes, sends what is no request, or the disk ends.
-pub(super) fn serve(shared: &Shared, stream: &UnixStream, cold: &Arc<Cold>) -> io::Result<()> {
-    let export = Export { bytes: shared.content.bytes(), access: shared.access };
+pub(super) fn serve(disk: &ServedDisk, stream: &UnixStream, cold: &Arc<Cold>) -> io::Result<()> {
+    let export = Export { bytes: disk.content.bytes(), access: disk.access };
     let Some(agreement) = shake_hands(stream, export)? else { return Ok(()) };
-    let session = Session { shared, stream, agreement, sending: Mutex::default() };
+    let session = Session { disk, stream, agreement, sending: Mutex::default() };
     std::thread::scope(|scope| {
         let of_cold = std::thread::Builder::new().name("disk-cold".into());
         of_cold.spawn_scoped(scope, || session.answer_cold(cold))?;
@@ -96,11 +96,11 @@ impl Session<'_> {
             match self.attempt(&request, data, Patience::None, &mut outbox) {
                 Outcome::Answered => {}
                 Outcome::Cold(sources) => {
-                    self.shared.counters.cold_requests.fetch_add(1, Ordering::Relaxed);
+                    self.disk.counters.cold_requests.fetch_add(1, Ordering::Relaxed);
                     let waiting = ColdRequest { request, data: data.to_vec() };
                     // Answers must not wait for room behind requests that are not answered yet.
                     self.send(&mut outbox)?;
-                    if !cold.put(waiting, sources, &self.shared.fetcher) {
+                    if !cold.put(waiting, sources, &self.disk.fetcher) {
                         return Ok(());
                     }
                 }
@@ -127,7 +127,7 @@ impl Session<'_> {
                             return;
                         }
                     }
-                    Outcome::Cold(sources) => cold.put_back(waiting, sources, &self.shared.fetcher),
+                    Outcome::Cold(sources) => cold.put_back(waiting, sources, &self.disk.fetcher),
                     Outcome::Ended => return,
                 }
             }
@@ -137,7 +137,7 @@ impl Session<'_> {
     /// Carries a request out, if that needs nothing that is not in memory.
     fn attempt(&self, request: &Request, data: &[u8], patience: Patience, outbox: &mut Outbox) -> Outcome {
         let place = outbox.place();
-        let command = request.command(self.shared.content.bytes(), self.shared.access, self.agreement);
+        let command = request.command(self.disk.content.bytes(), self.disk.access, self.agreement);
         let done = command
             .map_err(Stop::Refused)
             .and_then(|command| self.carry_out(request.cookie, command, data, patience, outbox));
@@ -150,7 +150,7 @@ impl Session<'_> {
                 return Outcome::Cold(sources);
             }
             Err(Stop::Obstacle(Obstacle::Failed(error))) => {
-                let disk = self.shared.socket.display();
+                let disk = self.disk.socket.display();
                 tracing::warn!(%disk, %request, %error, "a request to a disk failed");
                 Some(NbdError::from(&error))
             }
@@ -158,9 +158,9 @@ impl Session<'_> {
         if let Some(error) = refused {
             outbox.return_to(place);
             self.refuse(request, error, outbox);
-            self.shared.counters.failed_requests.fetch_add(1, Ordering::Relaxed);
+            self.disk.counters.failed_requests.fetch_add(1, Ordering::Relaxed);
         }
-        self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.disk.counters.requests.fetch_add(1, Ordering::Relaxed);
         Outcome::Answered
     }
 
@@ -172,7 +172,7 @@ impl Session<'_> {
         patience: Patience,
         outbox: &mut Outbox,
     ) -> Result<(), Stop> {
-        let (content, counters) = (&self.shared.content, &self.shared.counters);
+        let (content, counters) = (&self.disk.content, &self.disk.counters);
         match command {
             Command::Read { range, chunks } => {
                 let _passage = self.pass()?;
@@ -214,7 +214,7 @@ impl Session<'_> {
         patience: Patience,
         outbox: &mut Outbox,
     ) -> Result<(), Stop> {
-        let content = &self.shared.content;
+        let content = &self.disk.content;
         let bytes = size(range);
         if !self.agreement.structured {
             outbox.simple(cookie, None);
@@ -250,7 +250,7 @@ impl Session<'_> {
 
     /// Makes a range zero, in turns between which the disk may freeze.
     fn zero(&self, range: Range<u64>, room: Room, patience: Patience) -> Result<(), Stop> {
-        let content = &self.shared.content;
+        let content = &self.disk.content;
         let edges = {
             let _passage = self.pass()?;
             content.edges(&range, patience)?
@@ -289,7 +289,7 @@ impl Session<'_> {
     }
 
     fn pass(&self) -> Result<Passage<'_>, Stop> {
-        self.shared.gate.pass().ok_or(Stop::Ended)
+        self.disk.gate.pass().ok_or(Stop::Ended)
     }
 
     fn send(&self, outbox: &mut Outbox) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Disks: a volume of a snapshot with its guest's writes over it, served over NBD at a unix socket.
 
+mod access;
 mod connection;
 mod cold;
 mod content;
@@ -10,11 +11,15 @@ pub mod limits;
 mod marks;
 mod nbd;
 mod overlay;
+mod served;
 mod server;
+mod stats;
 
+pub use access::Access;
 pub use import::{ImageFile, ImportError, Imported};
 pub use overlay::{Overlay, OverlayError, OverlayFiles};
-pub use server::{Access, Disk, DiskSource, DiskStats, DiskWatch, Frozen};
+pub use server::{Disk, DiskSource, DiskWatch, Frozen};
+pub use stats::DiskStats;
 
 /// Bytes of a sector, the unit in which guests count a disk.
 pub const SECTOR_BYTES: u64 = 512;

@@ -3,8 +3,7 @@
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 
@@ -17,12 +16,15 @@ use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::AsFd as _;
 
+use super::access::Access;
 use super::cold::Cold;
 use super::connection;
 use super::content::Content;
 use super::gate::Gate;
 use super::limits;
 use super::overlay::Overlay;
+use super::served::ServedDisk;
+use super::stats::{DiskCounters, DiskStats};
 
 /// Sources that a disk is served from.
 #[derive(Debug)]
@@ -39,15 +41,6 @@ pub struct DiskSource {
     pub access: Access,
 }
 
-/// Rights of a disk's clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Everything.
-    ReadWrite,
-    /// Read only.
-    ReadOnly,
-}
-
 /// One disk of a running guest, served over NBD at a unix socket by threads of its own. Dropping it ends them.
 #[derive(Debug)]
 pub struct Disk {
@@ -62,53 +55,19 @@ pub struct Disk {
 #[must_use = "a frozen disk stays so until it is told to go on"]
 pub struct Frozen<'a>(&'a Disk);
 
-/// Counts of a disk since its server started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DiskStats {
-    /// Bytes read by clients.
-    pub bytes_read: u64,
-    /// Bytes written by clients.
-    pub bytes_written: u64,
-    /// Bytes made zero or discarded by clients.
-    pub bytes_zeroed: u64,
-    /// Requests answered.
-    pub requests: u64,
-    /// Of those, answered with an error.
-    pub failed_requests: u64,
-    /// Requests that had to wait for pages that were not in memory.
-    pub cold_requests: u64,
-}
-
 /// Counts of a disk, also after its end, and a way to see if it gets its pages. It keeps nothing of it alive.
 #[derive(Clone, Debug)]
 pub struct DiskWatch {
-    counters: Arc<Counters>,
+    counters: Arc<DiskCounters>,
     served: Weak<Shared>,
 }
 
 /// State shared by the threads of one disk.
 #[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) content: Content,
-    pub(super) fetcher: Fetcher,
-    pub(super) access: Access,
-    pub(super) gate: Gate,
-    pub(super) counters: Arc<Counters>,
-    /// Path of its socket, which has the guest's id in it.
-    pub(super) socket: PathBuf,
+struct Shared {
+    disk: ServedDisk,
     ending: Wakeup,
     open: Mutex<Open>,
-}
-
-/// Counts behind [`DiskStats`].
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) bytes_read: AtomicU64,
-    pub(super) bytes_written: AtomicU64,
-    pub(super) bytes_zeroed: AtomicU64,
-    pub(super) requests: AtomicU64,
-    pub(super) failed_requests: AtomicU64,
-    pub(super) cold_requests: AtomicU64,
 }
 
 /// The connections, each with its thread.
@@ -128,16 +87,15 @@ impl Disk {
     /// Serves a disk at `socket`, a path of at most 107 bytes, in the place of any socket that is there.
     pub fn serve(socket: &Path, source: DiskSource) -> io::Result<Self> {
         let DiskSource { base, fetcher, overlay, bytes, access } = source;
-        let shared = Arc::new(Shared {
+        let disk = ServedDisk {
             content: Content::new(base, overlay, bytes)?,
             fetcher,
             access,
             gate: Gate::default(),
             counters: Arc::default(),
             socket: socket.to_owned(),
-            ending: Wakeup::new()?,
-            open: Mutex::default(),
-        });
+        };
+        let shared = Arc::new(Shared { disk, ending: Wakeup::new()?, open: Mutex::default() });
         let listener = listen(socket)?;
         let identity = identity_of(socket);
         let accepting = Arc::clone(&shared);
@@ -149,24 +107,24 @@ impl Disk {
 
     /// Bytes of the disk.
     pub fn bytes(&self) -> u64 {
-        self.shared.content.bytes()
+        self.shared.disk.content.bytes()
     }
 
     /// The guest's writes: the next server of the disk needs their files.
     pub fn overlay(&self) -> &Overlay {
-        self.shared.content.overlay()
+        self.shared.disk.content.overlay()
     }
 
     /// Stops the disk at a moment between two requests. Requests that wait for cold pages have changed nothing yet, and
     /// this does not wait for them; of a zeroing of many megabytes a part may be done.
     pub fn freeze(&self) -> Frozen<'_> {
-        self.shared.gate.close();
+        self.shared.disk.gate.close();
         Frozen(self)
     }
 
     /// Lets a frozen disk go on; nothing happens to one that is not frozen.
     pub fn thaw(&self) {
-        self.shared.gate.open();
+        self.shared.disk.gate.open();
     }
 
     /// The disk's counts.
@@ -176,7 +134,7 @@ impl Disk {
 
     /// A watch of the disk, to be asked from anywhere.
     pub fn watch(&self) -> DiskWatch {
-        DiskWatch { counters: Arc::clone(&self.shared.counters), served: Arc::downgrade(&self.shared) }
+        DiskWatch { counters: Arc::clone(&self.shared.disk.counters), served: Arc::downgrade(&self.shared) }
     }
 
     /// Ends the server, without opening a frozen disk again. Dropping does the same.
@@ -191,34 +149,12 @@ impl DiskWatch {
 
     /// The disk's counts so far.
     pub fn stats(&self) -> DiskStats {
-        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        DiskStats {
-            bytes_read: of(&self.counters.bytes_read),
-            bytes_written: of(&self.counters.bytes_written),
-            bytes_zeroed: of(&self.counters.bytes_zeroed),
-            requests: of(&self.counters.requests),
-            failed_requests: of(&self.counters.failed_requests),
-            cold_requests: of(&self.counters.cold_requests),
-        }
+        self.counters.snapshot()
     }
 
     /// True if the disk is gone: its counts are final.
     pub fn is_gone(&self) -> bool {
         self.served.strong_count() == 0
-    }
-}
-
-impl DiskStats {
-    /// Adds what another disk did.
-    pub fn add(&mut self, other: &Self) {
-        let Self { bytes_read, bytes_written, bytes_zeroed, requests, failed_requests, cold_requests } =
-            other;
-        self.bytes_read += bytes_read;
-        self.bytes_written += bytes_written;
-        self.bytes_zeroed += bytes_zeroed;
-        self.requests += requests;
-        self.failed_requests += failed_requests;
-        self.cold_requests += cold_requests;
     }
 }
 
@@ -237,7 +173,7 @@ impl Frozen<'_> {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        self.shared.gate.remove();
+        self.shared.disk.gate.remove();
         self.shared.ending.wake();
         if let Some(accepting) = self.accepting.take() {
             accepting.join().expect("the accepting thread does not panic");
@@ -246,8 +182,8 @@ impl Drop for Disk {
         for connected in connections {
             connected.end();
         }
-        if self.socket.is_some() && identity_of(&self.shared.socket) == self.socket {
-            std::fs::remove_file(&self.shared.socket).ok();
+        if self.socket.is_some() && identity_of(&self.shared.disk.socket) == self.socket {
+            std::fs::remove_file(&self.shared.disk.socket).ok();
         }
     }
 }
@@ -303,7 +239,7 @@ impl Shared {
         let (shared, of_thread) = (Arc::clone(self), Arc::clone(&cold));
         let reading = stream.try_clone()?;
         let thread = std::thread::Builder::new().name("disk-connection".into()).spawn(move || {
-            if let Err(error) = connection::serve(&shared, &reading, &of_thread) {
+            if let Err(error) = connection::serve(&shared.disk, &reading, &of_thread) {
                 tracing::debug!(%error, "a connection to a disk ended");
             }
             // The stream has another handle: the client hears of the end by this. It fails where the client knows.

@@ -2,35 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rekindle_kernel::fd_passing;
-use rekindle_kernel::wakeup::wait_readable;
-use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::error::{KeeperError, Refusal};
+use super::error::{KeeperError, Refusal, nobody_listens};
+use super::exchange::{
+    IDENTIFY, KeeperIdentity, exchange, has_come, identified, invalid, is_broken, is_late, refused,
+};
 use super::key::{FdName, Key};
 use super::start::{self, Found};
-use super::wire::{
-    ANSWER_BYTES_MAX, Answer, FDS_PER_KEY_MAX, HeldNow, Identified, Listed, PROTOCOL, ProcessNow, Request,
-    SentRole, Spawn, Started,
-};
+use super::wire::{Answer, FDS_PER_KEY_MAX, HeldNow, Listed, ProcessNow, Request, SentRole, Spawn, Started};
 
 /// Longest time for an answer of the keeper, with the answers to those who asked before. It does nothing that waits.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// The same of starting a program, which is read from a disk.
 const SPAWN_LIMIT: Duration = Duration::from_secs(30);
-
-/// Asks for the keeper's identity.
-const IDENTIFY: &[u8] = b"{\"request\":\"identify\"}\n";
 
 /// Number of times that a connection that was reset is made again before the keeper counts as gone.
 const RESETS_MAX: usize = 16;
@@ -61,15 +55,6 @@ enum Connection {
 struct Call<'a> {
     client: &'a KeeperClient,
     left: Connection,
-}
-
-/// Identity of a keeper. Another instance means that everything that was held is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeeperIdentity {
-    /// Its process id.
-    pub pid: u32,
-    /// Chosen at random when it started.
-    pub instance: Uuid,
 }
 
 /// The holdings under a key.
@@ -130,7 +115,7 @@ impl KeeperClient {
 
     fn connect_or_start_once(socket: &Path, program: &Path) -> Result<(Self, Found), KeeperError> {
         match Self::connect(socket) {
-            Err(KeeperError::Unreachable { source, .. }) if start::nobody_listens(&source) => {
+            Err(KeeperError::Unreachable { source, .. }) if nobody_listens(&source) => {
                 let found = start::start(socket, program)?;
                 Ok((Self::connect(socket)?, found))
             }
@@ -381,97 +366,10 @@ impl From<HeldNow> for HeldEntry {
     }
 }
 
-/// True if an answer came, or the connection ended.
-fn has_come(stream: &UnixStream) -> bool {
-    let looked = wait_readable([Some(stream.as_fd())], Some(Duration::ZERO));
-    looked.is_ok_and(|[found]| found.readable || found.hung_up)
-}
-
-/// Sends a request and takes its answer, until `deadline`; after that nothing more is on its way.
-fn exchange(
-    stream: &UnixStream,
-    line: &[u8],
-    fds: &[BorrowedFd<'_>],
-    deadline: Instant,
-) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    stream.set_write_timeout(Some(left_until(deadline)))?;
-    // A keeper that refuses to read on has said why, so what it said is read even where writing failed.
-    let sent = fd_passing::send(stream, line, fds);
-    receive_line(stream, deadline).map_err(|error| sent.err().unwrap_or(error))
-}
-
-fn receive_line(stream: &UnixStream, deadline: Instant) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let (mut answer, mut fds) = (Vec::new(), Vec::new());
-    let mut buffer = vec![0; 16 << 10];
-    while !answer.ends_with(b"\n") {
-        stream.set_read_timeout(Some(left_until(deadline)))?;
-        let (bytes, more) = fd_passing::receive(stream, &mut buffer, fd_passing::FDS_MAX)?;
-        if bytes == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        answer.extend_from_slice(&buffer[..bytes]);
-        fds.extend(more);
-        if answer.len() > ANSWER_BYTES_MAX || fds.len() > fd_passing::FDS_MAX {
-            return Err(invalid("an answer is too long"));
-        }
-    }
-    Ok((answer, fds))
-}
-
-/// The time left, as a limit of a socket, which cannot be nothing.
-fn left_until(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
-}
-
-/// A new connection, and who is at its other end.
-fn identified(socket: &Path, deadline: Instant) -> Result<(UnixStream, KeeperIdentity), KeeperError> {
-    let failed = |source| KeeperError::Unreachable { socket: socket.to_owned(), source };
-    let stream = UnixStream::connect(socket).map_err(failed)?;
-    let (answer, _) =
-        exchange(&stream, IDENTIFY, &[], deadline).map_err(|error| match listener(&stream) {
-            Some(pid) if is_late(&error) => KeeperError::silent(pid),
-            Some(_) | None => failed(error),
-        })?;
-    let answer = serde_json::from_slice(&answer).map_err(|error| failed(invalid(error)))?;
-    let Identified { pid, instance, protocol } = match answer {
-        Answer::Done(identified) => identified,
-        Answer::Refused(refusal) => return Err(refused("identify itself", refusal)),
-    };
-    if protocol != PROTOCOL {
-        return Err(KeeperError::Protocol { socket: socket.to_owned(), theirs: protocol, ours: PROTOCOL });
-    }
-    Ok((stream, KeeperIdentity { pid, instance }))
-}
-
-/// The process that listens at the other end.
-fn listener(stream: &UnixStream) -> Option<u32> {
-    let peer = rustix::net::sockopt::socket_peercred(stream).ok()?;
-    u32::try_from(peer.pid.as_raw_pid()).ok()
-}
-
-/// True if the connection was at fault, rather than a keeper that takes too long or too few descriptors here.
-fn is_broken(error: &io::Error) -> bool {
-    let is_short = error.raw_os_error() == Some(Errno::MFILE.raw_os_error());
-    !is_short && !is_late(error) && error.kind() != io::ErrorKind::InvalidData
-}
-
-/// True if a limit was over.
-fn is_late(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-}
-
 fn checked(doing: &'static str, key: &str) -> Result<Key, KeeperError> {
     Key::try_from(key.to_owned()).map_err(|refusal| refused(doing, refusal))
 }
 
 fn checked_name(doing: &'static str, name: &str) -> Result<FdName, KeeperError> {
     FdName::try_from(name.to_owned()).map_err(|refusal| refused(doing, refusal))
-}
-
-fn refused(request: &'static str, refusal: Refusal) -> KeeperError {
-    KeeperError::Refused { request, refusal }
-}
-
-fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why)
 }

@@ -7,8 +7,6 @@ use rekindle_kernel::ProcessHandle;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::start::nobody_listens;
-
 /// A request that the keeper did not do, and that changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "refusal", rename_all = "snake_case")]
@@ -128,6 +126,11 @@ pub enum KeeperError {
         /// The reason.
         source: serde_json::Error,
     },
+}
+
+/// True if a connection failed because there is no keeper.
+pub(super) fn nobody_listens(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 /// The way to an answer from a keeper that gives none.

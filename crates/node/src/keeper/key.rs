@@ -3,7 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::Refusal;
-use super::wire::{KEY_BYTES_MAX, NAME_BYTES_MAX};
+
+/// Longest key.
+pub const KEY_BYTES_MAX: usize = 128;
+/// Longest name of a descriptor: a volume's name and a word behind it.
+pub const NAME_BYTES_MAX: usize = 96;
 
 /// The name of a set of descriptors, a note and a process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

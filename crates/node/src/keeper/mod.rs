@@ -7,16 +7,19 @@
 pub mod arguments;
 mod client;
 mod error;
+mod exchange;
 mod key;
 mod server;
 mod start;
 mod wire;
 
-pub use client::{Held, HeldEntry, KeeperClient, KeeperIdentity, Role, Spawned};
+pub use client::{Held, HeldEntry, KeeperClient, Role, Spawned};
 pub use error::{KeeperError, Refusal};
+pub use exchange::KeeperIdentity;
+pub use key::{KEY_BYTES_MAX, NAME_BYTES_MAX};
 pub use server::run;
 pub use start::Found;
-pub use wire::{FDS_PER_KEY_MAX, KEY_BYTES_MAX, KEYS_MAX, NAME_BYTES_MAX, NOTE_BYTES_MAX, ProcessNow, Spawn};
+pub use wire::{FDS_PER_KEY_MAX, KEYS_MAX, NOTE_BYTES_MAX, ProcessNow, Spawn};
 
 /// The name of the descriptor that the keeper adds to a key under which it started a process: its pidfd.
 pub const PROCESS: &str = "process";

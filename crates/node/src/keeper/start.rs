@@ -14,7 +14,7 @@ use rekindle_kernel::spawn::in_own_session;
 use rekindle_kernel::wakeup::wait_readable;
 use rustix::fs::FlockOperation;
 
-use super::error::KeeperError;
+use super::error::{KeeperError, nobody_listens};
 
 /// Longest time from a keeper's start until it listens.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -42,11 +42,6 @@ pub enum Found {
     Running,
     /// It was started.
     Started,
-}
-
-/// True if a connection failed because there is no keeper.
-pub(super) fn nobody_listens(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 /// Starts `program` as the keeper at `socket` and waits until it listens, unless another program did meanwhile.

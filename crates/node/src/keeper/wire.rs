@@ -14,10 +14,6 @@ use super::key::{FdName, Key};
 /// The version of what is said here. Additions that older sides ignore leave it as it is.
 pub(super) const PROTOCOL: u32 = 1;
 
-/// Longest key.
-pub const KEY_BYTES_MAX: usize = 128;
-/// Longest name of a descriptor: a volume's name and a word behind it.
-pub const NAME_BYTES_MAX: usize = 96;
 /// Longest note, as JSON.
 pub const NOTE_BYTES_MAX: usize = 16 << 10;
 /// Keys held at once: with the longest notes, 512 MiB.

@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::sockets::SOCKET_PATH_BYTES_MAX;
+/// Bytes of a unix socket's path, without its end (sun_path, unix(7)).
+pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Place of a setting's value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,10 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::error::SOCKET_PATH_BYTES_MAX;
 use super::{Settings, SettingsError};
-
-/// Bytes of a unix socket's path, without its end (sun_path, unix(7)).
-pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The longest names that sockets in the run directory have; the ids in them are of one length.
 const IN_RUN_DIRECTORY: [&str; 5] = [

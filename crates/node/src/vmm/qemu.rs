@@ -1,6 +1,7 @@
 //! The driver of QEMU: an unmodified one whose memory is a file of ours, started, served, paused and resumed.
 
 mod error;
+mod machine;
 mod misfit;
 mod program;
 mod boot_file;
@@ -11,6 +12,7 @@ mod qmp;
 mod events;
 mod device_state;
 mod kept;
+mod version;
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -35,9 +37,11 @@ pub use error::QemuError;
 pub use events::{MachineWatch, told_end};
 pub use kept::{CONTROL, EVENTS, KeptParts, MEMORY, SERIAL};
 pub use launch::{Launch, Places};
+pub use machine::{Accelerator, Machine};
 pub use misfit::{FoundInstead, Misfit};
-pub use program::{NoQemu, QemuProgram, Version};
-pub use spec::{Accelerator, DiskSpec, Machine, NicSpec, QemuOptions, QemuSpec, SPEC_BLOB};
+pub use program::{NoQemu, QemuProgram};
+pub use spec::{DiskSpec, NicSpec, QemuOptions, QemuSpec, SPEC_BLOB};
+pub use version::Version;
 
 /// A QEMU with its guest. Dropped, it runs on under the keeper.
 #[derive(Debug)]

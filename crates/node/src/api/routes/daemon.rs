@@ -7,8 +7,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse as _;
 
-use super::{Routes, Taken};
-use crate::api::document;
+use super::{Routes, Taken, document_text};
 use crate::api::operation::JSON;
 use crate::api::operations::{SHOW_DOCUMENT, SHOW_HEALTH, SHOW_METRICS, SHOW_READINESS, SHOW_VERSION};
 use crate::api::types::Health;
@@ -28,7 +27,7 @@ pub(super) fn routes() -> Routes {
         .reads(&SHOW_VERSION, |control, (), ()| Ok(control.version()))
         .reads(&SHOW_METRICS, |control, (), ()| Ok(control.metrics()))
         .answers(&SHOW_DOCUMENT, async |_, _| {
-            static TEXT: LazyLock<String> = LazyLock::new(document::document_text);
+            static TEXT: LazyLock<String> = LazyLock::new(document_text);
             Ok(([(CONTENT_TYPE, JSON)], TEXT.as_str()).into_response())
         })
 }

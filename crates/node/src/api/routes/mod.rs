@@ -18,8 +18,8 @@ use super::admission;
 use super::answer;
 use super::audit;
 use super::bounded::BoundedControl;
+use super::document;
 use super::limits;
-use super::operation::Described;
 use super::places::{Places, with_place};
 
 /// Everything the API answers, for connections whose requests carry an [`admission::Admission`].
@@ -42,9 +42,9 @@ async fn traced(request: Request, next: Next) -> Response {
     response
 }
 
-/// Every operation that is answered.
-pub(crate) fn described() -> Vec<Described> {
-    all().described
+/// The OpenAPI document of every operation that is answered.
+pub fn document_text() -> String {
+    document::text_of(&all().described)
 }
 
 fn all() -> Routes {
@@ -60,4 +60,52 @@ fn all() -> Routes {
         .and(placed(memory::captures(), "captures", limits::CAPTURES_MAX))
         .and(placed(events::routes(), "event streams", limits::EVENT_STREAMS_MAX))
         .and(placed(daemon::routes(), "probes", limits::PROBES_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::answer::PROBLEM_TYPE;
+    use crate::api::problem::Code;
+
+    #[test]
+    fn every_route_says_what_a_problem_is_like() {
+        let document = serde_json::to_value(document::document(&all().described)).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let operations: Vec<_> = paths.values().flat_map(|item| item.as_object().unwrap().values()).collect();
+        assert_eq!(operations.len(), 29);
+        let expected = json!({ "$ref": "#/components/schemas/ProblemBody" });
+        for operation in operations {
+            assert_eq!(operation["responses"]["default"]["content"][PROBLEM_TYPE]["schema"], expected);
+            assert!(operation["operationId"].is_string() && operation["tags"].is_array());
+        }
+    }
+
+    #[test]
+    fn an_operation_lists_the_codes_that_are_its_own_by_their_status() {
+        let document = serde_json::to_value(document::document(&all().described)).unwrap();
+        let responses = |path: &str, verb: &str| document["paths"][path][verb]["responses"].clone();
+        let keys = |responses: serde_json::Value| {
+            responses.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(keys(responses("/v1/sandboxes", "get")), "200 default");
+        assert_eq!(keys(responses("/v1/fault-sockets/{id}", "get")), "200 404 default");
+        let create = responses("/v1/sandboxes", "post");
+        assert_eq!(
+            create["422"]["description"],
+            "`idempotency_mismatch`: The idempotency key belongs to another request"
+        );
+        let busy = create["503"]["description"].as_str().unwrap();
+        assert!(busy.contains("`no_ram`") && busy.contains("`ending`"), "{busy}");
+    }
+
+    #[test]
+    fn every_code_belongs_to_an_operation() {
+        let of_one =
+            |code: &Code| all().described.iter().any(|operation| operation.facts.may_fail_with(*code));
+        let unused: Vec<_> = Code::ALL.into_iter().filter(|code| !of_one(code)).collect();
+        assert_eq!(unused, [Code::WrongMethod], "only a path's own answer has it");
+    }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use super::jailer::Jailer;
+use super::jailer::{API_IN_JAIL, Jailer, LOG_IN_JAIL};
 
 /// The places of one process's files. The process opens its files by names in its directory, which for a jailed one is
 /// its root: so a saved state, which has these names in it, finds the files of the process that loads it.
@@ -37,12 +37,8 @@ struct JailOwner {
 
 /// Ending of the name of the directory that a process does not see.
 const ASIDE: &str = ".aside";
-/// The API socket's name in a jail.
-pub(super) const API_IN_JAIL: &str = "api.sock";
 /// The hand-over socket's name in a jail.
 const HANDOVER_IN_JAIL: &str = "handover.sock";
-/// The log's name in a jail.
-pub(super) const LOG_IN_JAIL: &str = "firecracker.log";
 /// Beside the jail: a link to all of it, there before the jail is and gone after it, for callers that know only the id.
 const JAIL: &str = "jail";
 

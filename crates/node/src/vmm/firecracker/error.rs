@@ -7,8 +7,9 @@ use std::time::Duration;
 use rekindle_engine::read_plan::ReadError;
 use rekindle_kernel::memfd::AdoptError;
 
-use super::found::{Misfit, NotFirecracker};
+use super::found::NotFirecracker;
 use super::jailer::NoJail;
+use super::misfit::Misfit;
 use super::spec::SpecError;
 use crate::vmm::last_words::last_words;
 use crate::vmm::vmm_process::ProcessError;

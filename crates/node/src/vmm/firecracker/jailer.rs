@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, StatVfsMountFlags};
 use serde::{Deserialize, Serialize};
 
-use super::directory::{API_IN_JAIL, LOG_IN_JAIL};
 use crate::settings::JailerSettings;
+
+/// The API socket's name in a jail.
+pub(super) const API_IN_JAIL: &str = "api.sock";
+/// The log's name in a jail.
+pub(super) const LOG_IN_JAIL: &str = "firecracker.log";
 
 /// Options of jailing Firecracker. The base is best a tmpfs: a pause writes the guest's changed memory into the jail,
 /// which has no `/proc` through which a memory file of ours could be opened. It must not be mounted `nodev`: the jail

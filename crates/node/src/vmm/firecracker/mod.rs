@@ -12,6 +12,7 @@ mod files;
 mod found;
 mod jailer;
 mod kept;
+mod misfit;
 mod spec;
 mod start;
 mod version;
@@ -35,9 +36,10 @@ pub use directory::VmDirectory;
 pub use drives::DriveSource;
 pub use error::{CallError, FirecrackerError};
 pub use files::FileDigests;
-pub use found::{Found, Host, Misfit, NotFirecracker};
+pub use found::{Found, Host, NotFirecracker};
 pub use jailer::{Jailer, NoJail};
 pub use kept::{FirecrackerFacts, FirecrackerParts};
+pub use misfit::Misfit;
 pub use spec::{
     Balloon, Drive, DriveContent, FirecrackerSpec, Interface, MemoryPages, Saved, SpecError, TrackFrom,
 };

@@ -8,7 +8,7 @@ use rekindle_kernel::Memfd;
 use serde_json::json;
 
 use super::launch::Launch;
-use super::spec::{Accelerator, Machine};
+use super::machine::{Accelerator, Machine};
 use crate::keeper::Spawn;
 
 /// The descriptor of the control connection in QEMU. Low numbers may be the keeper's own.

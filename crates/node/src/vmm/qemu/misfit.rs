@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::program::Version;
-use super::spec::{Accelerator, Machine};
+use super::machine::{Accelerator, Machine};
+use super::version::Version;
 
 /// A machine does not fit this host, or makes no sense anywhere.
 #[derive(Debug, thiserror::Error)]

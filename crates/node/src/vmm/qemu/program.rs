@@ -6,27 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rekindle_kernel::{Memfd, PageKind};
-use serde::{Deserialize, Serialize};
 
+use super::machine::{Accelerator, Machine};
 use super::misfit::Misfit;
-use super::spec::{Accelerator, Machine};
+use super::version::Version;
 use crate::vmm::said::said_by;
 
 /// The program's name, where no path is given.
 const PROGRAM: &str = "qemu-system-x86_64";
 /// The library that hands QEMU's memory over, as this program carries it.
 const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/librekindle_shim.so"));
-
-/// A version of QEMU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Version {
-    /// The first number.
-    pub major: u32,
-    /// The second number.
-    pub minor: u32,
-    /// The third number.
-    pub micro: u32,
-}
 
 /// A QEMU that was asked what it can do.
 #[derive(Clone, Debug)]
@@ -71,12 +60,6 @@ pub enum NoQemu {
         /// The beginning of its answer.
         said: String,
     },
-}
-
-impl std::fmt::Display for Version {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
-    }
 }
 
 impl QemuProgram {

@@ -6,8 +6,10 @@ use rekindle_engine::identity::VolumeName;
 use serde::{Deserialize, Serialize};
 
 use super::boot_file::BootFile;
+use super::machine::{Accelerator, Machine};
 use super::misfit::Misfit;
-use super::program::{QemuProgram, Version, host_cpu};
+use super::program::{QemuProgram, host_cpu};
+use super::version::Version;
 
 /// The name of the blob that holds a snapshot's [`QemuSpec`], as JSON.
 pub const SPEC_BLOB: &str = "qemu";
@@ -20,26 +22,6 @@ const NICS_MAX: usize = 4;
 /// Longest kernel command line: the limit of x86 Linux (COMMAND_LINE_SIZE).
 const COMMAND_LINE_BYTES_MAX: usize = 2047;
 const CPU_MODEL_BYTES_MAX: usize = 1024;
-
-/// Kind of board.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Machine {
-    /// Few devices, no PCI, no firmware tables; starts fastest.
-    Microvm,
-    /// A PC with PCI and ACPI.
-    Q35,
-}
-
-/// Accelerator of the guest's instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Accelerator {
-    /// QEMU itself, on any host.
-    Tcg,
-    /// The CPU, by /dev/kvm.
-    Kvm,
-}
 
 /// A disk of the machine; a volume of its snapshots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,50 +76,6 @@ pub struct QemuSpec {
     pub machine_type: String,
     /// The host's CPU, where the guest's is the same.
     pub host_cpu: Option<String>,
-}
-
-impl Machine {
-    /// QEMU's word for it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Microvm => "microvm",
-            Self::Q35 => "q35",
-        }
-    }
-
-    /// True if it tells the guest by a new generation id that it was resumed.
-    pub fn has_generation_id(self) -> bool {
-        match self {
-            Self::Microvm => false,
-            Self::Q35 => true,
-        }
-    }
-
-    /// True if its devices are the same under every later QEMU.
-    pub fn is_versioned(self) -> bool {
-        match self {
-            Self::Microvm => false,
-            Self::Q35 => true,
-        }
-    }
-}
-
-impl Accelerator {
-    /// QEMU's word for it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Tcg => "tcg",
-            Self::Kvm => "kvm",
-        }
-    }
-
-    /// The default CPU model: with every feature that there is.
-    pub fn default_cpu_model(self) -> &'static str {
-        match self {
-            Self::Tcg => "max",
-            Self::Kvm => "host",
-        }
-    }
 }
 
 impl QemuOptions {
