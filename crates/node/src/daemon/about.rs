@@ -7,11 +7,14 @@ use rekindle_engine::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::guests::GuestSpec;
+use super::spec::GuestSpec;
 use crate::api::types::Labels;
 
 /// The blob's name.
 const ABOUT: &str = "rekindle";
+
+/// The label of a snapshot that is nothing but the images a machine's disks began as.
+pub(super) const IMAGES_LABEL: &str = "rekindle/images-of";
 
 /// Facts about a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,4 +45,10 @@ impl About {
         let bytes = serde_json::to_vec(self).expect("it is plain data");
         blobs.insert(ABOUT.to_owned(), bytes.into());
     }
+}
+
+/// The sandbox whose images a snapshot is, if it is nothing else.
+pub(super) fn images_of(about: &About) -> Option<Uuid> {
+    let About { labels, sandbox: None, spec: None, .. } = about else { return None };
+    labels.get(IMAGES_LABEL).and_then(|id| id.parse().ok())
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use bytesize::ByteSize;
 
-use super::keeping::{Keeping, KeyOf};
+use super::keeping::Keeping;
+use super::keys::KeyOf;
 use crate::keeper::Found;
 
 /// A start without a catalog, or with an empty one.

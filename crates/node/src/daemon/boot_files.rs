@@ -4,24 +4,33 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::Daemon;
-use super::guests::qemu::boot_directory;
+use super::registry::Registry;
+use super::snapshots::Snapshots;
 
 /// Prefix of the names of files that are being copied (the default of `tempfile`).
 const BEING_COPIED: &str = ".tmp";
 
 /// Users of the directory of boot files.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct BootFiles {
-    state: Mutex<Making>,
+    directory: PathBuf,
+    sandboxes: Arc<Registry>,
+    snapshots: Arc<Snapshots>,
+    making: Making,
+}
+
+/// Machines that are being made, and files that came for those which were refused.
+#[derive(Debug, Default)]
+struct Making {
+    state: Mutex<MakingState>,
     removed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Making {
+struct MakingState {
     /// Machines that are being made.
     machines: usize,
     /// Files that came for machines which were refused.
@@ -32,21 +41,25 @@ struct Making {
 /// A machine that is being made. Dropped, it was refused.
 #[must_use = "dropped at once, it says that the machine was refused"]
 pub(super) struct MachineInMaking<'a> {
-    daemon: &'a Daemon,
+    files: &'a BootFiles,
     there_before: BTreeSet<String>,
     is_made: bool,
 }
 
-impl Daemon {
-    /// Begins to make a machine: until it is made or refused no boot file is removed.
-    pub(super) fn begin_machine(&self) -> MachineInMaking<'_> {
-        self.boot_files.begin();
-        MachineInMaking { daemon: self, there_before: files_in(&boot_directory(&self.host)), is_made: false }
+impl BootFiles {
+    /// The files in `directory`, which `sandboxes` and `snapshots` may need.
+    pub(super) fn new(directory: PathBuf, sandboxes: Arc<Registry>, snapshots: Arc<Snapshots>) -> Self {
+        Self { directory, sandboxes, snapshots, making: Making::default() }
     }
 
-    fn remove_boot_files_for_nothing(&self) {
-        let directory = boot_directory(&self.host);
-        while let Some(mut for_nothing) = self.boot_files.begin_removing() {
+    /// Begins to make a machine: until it is made or refused no boot file is removed.
+    pub(super) fn begin_machine(&self) -> MachineInMaking<'_> {
+        self.making.begin();
+        MachineInMaking { files: self, there_before: files_in(&self.directory), is_made: false }
+    }
+
+    fn remove_for_nothing(&self) {
+        while let Some(mut for_nothing) = self.making.begin_removing() {
             // Another machine may have come to be of the same file.
             let records = self.sandboxes.all().into_iter().map(|entry| entry.record().spec);
             let snapshots = self.snapshots.all().into_iter().filter_map(|known| known.about.spec.clone());
@@ -56,14 +69,14 @@ impl Daemon {
                 }
             }
             for file in for_nothing {
-                remove(&directory.join(file));
+                remove(&self.directory.join(file));
             }
-            self.boot_files.end_removing();
+            self.making.end_removing();
         }
     }
 }
 
-impl BootFiles {
+impl Making {
     fn begin(&self) {
         let mut state = self.lock();
         while state.is_removing {
@@ -94,7 +107,7 @@ impl BootFiles {
         self.removed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Making> {
+    fn lock(&self) -> MutexGuard<'_, MakingState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -110,11 +123,11 @@ impl Drop for MachineInMaking<'_> {
     fn drop(&mut self) {
         let mut for_nothing = BTreeSet::new();
         if !self.is_made {
-            for_nothing = files_in(&boot_directory(&self.daemon.host));
+            for_nothing = files_in(&self.files.directory);
             for_nothing.retain(|file| !self.there_before.contains(file));
         }
-        self.daemon.boot_files.end(for_nothing);
-        self.daemon.remove_boot_files_for_nothing();
+        self.files.making.end(for_nothing);
+        self.files.remove_for_nothing();
     }
 }
 
@@ -153,7 +166,7 @@ mod tests {
 
     #[test]
     fn what_came_for_a_refused_machine_is_removed_once_no_other_is_being_made() {
-        let files = BootFiles::default();
+        let files = Making::default();
         files.begin();
         files.begin();
         files.end(BTreeSet::from(["a".to_owned()]));

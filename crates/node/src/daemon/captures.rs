@@ -18,11 +18,12 @@ use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_engine::tracking::{StoppedMemory, file_pages, present_pages};
 use rekindle_kernel::{Memfd, PageKind, Pagemap, ProcessHandle};
 
-use super::Daemon;
 use super::about::About;
-use super::names::Reserved;
+use super::fault_sockets::FaultSockets;
+use super::host::Host;
+use super::known::Known;
 use super::problems::guest_failed;
-use super::snapshots::Known;
+use super::snapshots::Snapshots;
 use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{CaptureMemory, CaptureSource, MemoryRegion, Snapshot};
@@ -32,12 +33,25 @@ use crate::copied_memory::copy_pages;
 /// Bytes of a page of a volume.
 const PAGE: u64 = 4096;
 
-impl Daemon {
+/// Captures memory of processes that others manage.
+#[derive(Debug)]
+pub(super) struct Captures {
+    host: Arc<Host>,
+    snapshots: Arc<Snapshots>,
+    fault_sockets: Arc<FaultSockets>,
+}
+
+impl Captures {
+    /// Captures into `snapshots`, also of the VMMs at `fault_sockets`.
+    pub(super) fn new(host: Arc<Host>, snapshots: Arc<Snapshots>, fault_sockets: Arc<FaultSockets>) -> Self {
+        Self { host, snapshots, fault_sockets }
+    }
+
     /// Captures memory that others manage, as they ask for it.
     pub(super) fn capture(&self, asked: &Asked, wanted: CaptureMemory) -> Answer<Snapshot> {
         let began = Instant::now();
         let CaptureMemory { source, name, labels, blobs } = wanted;
-        let reserved = self.reserve_snapshot_name(name.as_deref())?;
+        let reserved = self.snapshots.reserve(name.as_deref())?;
         let mut blobs = decoded(blobs)?;
         About { name, labels, ..About::default() }.put_into(&mut blobs);
         let snapshot = match source {
@@ -53,16 +67,6 @@ impl Daemon {
         self.host.metrics.pause_answered(began.elapsed(), began.elapsed());
         self.host.metrics.snapshot_answered(snapshot.id());
         Ok(Known::of(snapshot).show())
-    }
-
-    /// Takes a name for a new snapshot.
-    pub(super) fn reserve_snapshot_name(&self, name: Option<&str>) -> Answer<Reserved<'_>> {
-        self.snapshot_names.reserve("snapshot", name, |name| self.snapshots.holder(name)).map_err(
-            |(problem, holder)| match holder {
-                Some(id) => problem.snapshot(SnapshotId::from(id)),
-                None => problem,
-            },
-        )
     }
 
     fn capture_served(

@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use super::endings::Exclusive;
-use super::guests::GuestSpec;
+use super::exclusive::Exclusive;
 use super::host::Host;
 use super::huge_pages::HugePromise;
-use super::room::{Needed, RoomPromise};
+use super::room_promises::{Needed, RoomPromise};
+use super::spec::GuestSpec;
 use crate::api::control::Answer;
 
 /// One guest's claim to them, from before its start.

@@ -14,13 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::Daemon;
-use super::entry::Entry;
-use super::references::Named as _;
-use crate::api::control::Answer;
 use crate::api::limits::CONSOLE_BYTES_MAX;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{ConsoleOutput, VmmKind};
+use crate::api::types::ConsoleOutput;
 use crate::vmm::serial_line::SerialLine;
 
 /// Longest time for a guest to read typed text before that is given up.
@@ -175,38 +170,6 @@ fn wait_writable(input: &OwnedFd, until: Instant) -> io::Result<()> {
         Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "the guest does not read what is typed")),
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
-    }
-}
-
-impl Daemon {
-    pub(super) fn read_console(
-        &self,
-        reference: &str,
-        from: Option<u64>,
-        limit: Duration,
-    ) -> Answer<ConsoleOutput> {
-        let entry = self.sandboxes.find(reference)?;
-        check_has_console(&entry)?;
-        Ok(entry.console().read(from, limit))
-    }
-
-    pub(super) fn type_at(&self, reference: &str, bytes: &[u8]) -> Answer<()> {
-        let entry = self.sandboxes.find(reference)?;
-        check_has_console(&entry)?;
-        entry.console().write(bytes).map_err(|error| {
-            let why = format!("the console of {} has no reader: {error}", entry.called());
-            Problem::new(Code::WrongState, why).sandbox(entry.id())
-        })
-    }
-}
-
-fn check_has_console(entry: &Arc<Entry>) -> Answer<()> {
-    match entry.record().spec.kind() {
-        VmmKind::Qemu | VmmKind::Firecracker => Ok(()),
-        VmmKind::Process => {
-            let why = format!("{} is a process guest and has no console", entry.called());
-            Err(Problem::new(Code::WrongState, why).sandbox(entry.id()))
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The daemon's operations, method by method; the work is in the modules beside this one.
+//! The daemon's operations, each by its owner: what is refused is counted, and told with the setting behind it.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,9 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use super::Daemon;
+use super::fault_sockets::FaultSockets;
 use super::problems::with_setting;
+use super::sandboxes::Sandboxes;
 use crate::api::control::{Answer, Asked, Control};
 use crate::api::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
@@ -19,36 +21,35 @@ const API_VERSION: &str = "v1";
 
 impl Control for Daemon {
     fn create_sandbox(&self, asked: Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
-        self.counted(self.create(&asked, wanted))
+        self.counted(self.sandboxes().create(&asked, wanted))
     }
 
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
-        let (entries, next) = self.counted(self.sandboxes.page(query))?;
-        Ok(SandboxList { sandboxes: entries.iter().map(|entry| entry.show()).collect(), next })
+        self.counted(self.sandboxes().list(query))
     }
 
     fn sandbox(&self, reference: &str) -> Answer<Sandbox> {
-        self.counted(self.sandboxes.find(reference).map(|entry| entry.show()))
+        self.counted(self.sandboxes().show(reference))
     }
 
     fn pause_sandbox(&self, reference: &str, asked: Asked, how: PauseSandbox) -> Answer<Snapshot> {
-        self.counted(self.pause(reference, &asked, how))
+        self.counted(self.sandboxes().pause(reference, &asked, how))
     }
 
     fn resume_sandbox(&self, reference: &str, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox> {
-        self.timed(|| self.resume(reference, &asked, &how))
+        self.timed(|| self.sandboxes().resume(reference, &asked, &how))
     }
 
     fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList> {
-        self.timed(|| self.fork(reference, &asked, &how))
+        self.timed(|| self.sandboxes().fork(reference, &asked, &how))
     }
 
     fn stop_sandbox(&self, reference: &str, asked: Asked) -> Answer<Sandbox> {
-        self.counted(self.stop(reference, &asked))
+        self.counted(self.sandboxes().stop(reference, &asked))
     }
 
     fn remove_sandbox(&self, reference: &str, asked: Asked) -> Answer<Uuid> {
-        self.counted(self.remove(reference, &asked))
+        self.counted(self.sandboxes().remove(reference, &asked))
     }
 
     fn tell_guest(
@@ -57,63 +58,63 @@ impl Control for Daemon {
         asked: Asked,
         command: serde_json::Value,
     ) -> Answer<serde_json::Value> {
-        self.counted(self.tell(reference, &asked, command))
+        self.counted(self.sandboxes().tell(reference, &asked, command))
     }
 
     fn console(&self, reference: &str, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput> {
-        self.read_console(reference, from, limit)
+        self.sandboxes().read_console(reference, from, limit)
     }
 
     fn type_console(&self, reference: &str, bytes: &[u8]) -> Answer<()> {
-        self.type_at(reference, bytes)
+        self.sandboxes().type_at(reference, bytes)
     }
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
-        self.counted(self.list_snapshots(query))
+        self.counted(self.snapshots.list(query))
     }
 
     fn snapshot(&self, reference: &str) -> Answer<Snapshot> {
-        self.counted(self.find_snapshot(reference).map(|known| known.show()))
+        self.counted(self.snapshots.find(reference).map(|known| known.show()))
     }
 
     fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot> {
-        self.counted(self.wait_for_snapshot(reference, state, limit))
+        self.counted(self.snapshots.wait_for(reference, state, limit))
     }
 
     fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
-        self.counted(self.delete(reference))
+        self.counted(self.sandboxes().delete_snapshot(reference))
     }
 
     fn verify_snapshot(&self, reference: &str, asked: Asked) -> Answer<Verification> {
-        self.counted(self.verify(reference, &asked))
+        self.counted(self.snapshots.verify(reference, &asked))
     }
 
     fn placement(&self, reference: &str) -> Answer<Placement> {
-        self.counted(self.place(reference))
+        self.counted(self.snapshots.place(reference))
     }
 
     fn resume_snapshot(&self, reference: &str, asked: Asked, how: ResumeSnapshot) -> Answer<SandboxList> {
-        self.timed(|| self.resume_from(reference, &asked, &how))
+        self.timed(|| self.sandboxes().resume_from(reference, &asked, &how))
     }
 
     fn open_fault_socket(&self, asked: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket> {
-        self.counted(self.open_socket(&asked, &wanted))
+        self.counted(self.fault_sockets().open(&asked, &wanted))
     }
 
     fn fault_sockets(&self) -> Answer<Vec<FaultSocket>> {
-        Ok(self.fault_sockets.all().iter().map(|socket| socket.show()).collect())
+        Ok(self.fault_sockets().all().iter().map(|socket| socket.show()).collect())
     }
 
     fn fault_socket(&self, id: Uuid) -> Answer<FaultSocket> {
-        self.counted(self.fault_sockets.find(id).map(|socket| socket.show()))
+        self.counted(self.fault_sockets().find(id).map(|socket| socket.show()))
     }
 
     fn close_fault_socket(&self, id: Uuid) -> Answer<()> {
-        self.counted(self.close_socket(id))
+        self.counted(self.fault_sockets().close(id))
     }
 
     fn capture_memory(&self, asked: Asked, wanted: CaptureMemory) -> Answer<Snapshot> {
-        self.counted(self.capture(&asked, wanted))
+        self.counted(self.captures.capture(&asked, wanted))
     }
 
     fn events(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
@@ -139,6 +140,14 @@ impl Control for Daemon {
 }
 
 impl Daemon {
+    fn sandboxes(&self) -> &Sandboxes {
+        &self.guests.sandboxes
+    }
+
+    fn fault_sockets(&self) -> &FaultSockets {
+        &self.guests.fault_sockets
+    }
+
     /// An answer that is not one is counted, and names the setting behind it.
     fn counted<T>(&self, answer: Answer<T>) -> Answer<T> {
         answer.inspect_err(|problem| self.host.metrics.refused(problem.code)).map_err(with_setting)

@@ -12,8 +12,10 @@ use rekindle_engine::serve::Epoch;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
-use super::guests::remove_files;
-use super::keeping::{Keeping, guest_key};
+use super::exclusive::Exclusive;
+use super::guest_files::remove_files;
+use super::keeping::Keeping;
+use super::keys::guest_key;
 use crate::vmm::vmm_process::take_process;
 
 /// Longest time for a killed process to end; a process inside a system call can take longer, and is then left to the
@@ -30,15 +32,6 @@ pub(super) struct Endings {
     leaving: Arc<Leaving>,
     keeping: Arc<Keeping>,
     thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// Things of a guest that another one can have only once its process is gone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Exclusive {
-    /// The tap devices it is at.
-    pub(super) taps: Vec<String>,
-    /// True if its memory is of the host's huge pages.
-    pub(super) huge_pages: bool,
 }
 
 /// The guests that were told to end, as long as another one may have to wait for that.
@@ -117,12 +110,6 @@ impl Endings {
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             drop(thread.join());
         }
-    }
-}
-
-impl Exclusive {
-    fn meets(&self, other: &Self) -> bool {
-        self.huge_pages && other.huge_pages || self.taps.iter().any(|tap| other.taps.contains(tap))
     }
 }
 

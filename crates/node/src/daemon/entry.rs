@@ -8,7 +8,7 @@ use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
 use super::console::Console;
-use super::guest_watch::GuestWatch;
+use super::guest_watch::{GuestWatch, served_pages, stopped_by_signal};
 use super::live::Live;
 use super::paging::Listed;
 use super::record::{RecordedLife, SandboxRecord};
@@ -16,7 +16,7 @@ use super::references::Named;
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{Labels, Sandbox, SandboxState, ServedPages};
+use crate::api::types::{Labels, Sandbox, SandboxState};
 use crate::keeper::KeeperIdentity;
 
 /// A sandbox as the daemon holds it.
@@ -387,31 +387,13 @@ impl Listed for Arc<Entry> {
     }
 }
 
-/// That a VMM was stopped by a signal, and what lets it go on.
-pub(super) fn stopped_by_signal(process: &ProcessHandle) -> Option<String> {
-    // An error says that it has ended.
-    let is_stopped = process.is_stopped().unwrap_or(false);
-    let pid = process.pid();
-    is_stopped.then(|| format!("its VMM was stopped by a signal (SIGSTOP): `kill -CONT {pid}` lets it go on"))
-}
-
-/// Pages served, as the API shows them.
-pub(super) fn served_pages(stats: &rekindle_engine::serve::ServeStats) -> ServedPages {
-    ServedPages {
-        from_capture: stats.pages_from_capture,
-        from_layer: stats.pages_from_layer,
-        zero: stats.pages_zero,
-        faults: stats.faults,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command};
 
     use super::*;
     use crate::api::types::MemoryBacking;
-    use crate::daemon::guests::GuestSpec;
+    use crate::daemon::spec::GuestSpec;
 
     fn entry() -> (Arc<Entry>, Child) {
         let id = Uuid::from_u128(1);

@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use rekindle_engine::serve::{Epoch, EpochFacts, KeptEpoch};
 use uuid::Uuid;
 
-use super::keeping::{Keeping, guest_key, take_fd};
+use super::keeping::{Keeping, take_fd};
+use super::keys::guest_key;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::vmm::process::MEMORY;
 

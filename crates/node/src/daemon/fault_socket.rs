@@ -23,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::entry::served_pages;
 use super::epochs::put_epoch;
+use super::guest_watch::served_pages;
 use super::hindrance::HandedOver;
-use super::keeping::socket_key;
+use super::keys::socket_key;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, FaultSocketState, WriteTracking};

@@ -19,13 +19,17 @@ use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::wakeup::Wakeup;
 use uuid::Uuid;
 
-use super::Daemon;
 use super::epochs::{kept_epoch, put_epoch};
 use super::fault_socket::{LISTENER, RECORD, Socket, SocketRecord, State, listen, served, tracking};
 use super::hindrance::HandedOver;
-use super::keeping::{Keeping, socket_key, take_fd};
-use super::room::Needed;
-use super::undecided::is_of_the_moment;
+use super::host::Host;
+use super::keeping::{Keeping, take_fd};
+use super::keys::socket_key;
+use super::moment::is_of_the_moment;
+use super::problems::guest_failed;
+use super::room::Room;
+use super::room_promises::Needed;
+use super::snapshots::Snapshots;
 use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, OpenFaultSocket};
@@ -38,14 +42,24 @@ const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 const SOCKETS_MAX: usize = 4096;
 
 /// The fault sockets of this node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct FaultSockets {
     sockets: Mutex<BTreeMap<Uuid, Arc<Socket>>>,
     /// Those that could not be taken over yet.
     undecided: Mutex<BTreeSet<Uuid>>,
+    catalog: Catalog,
+    snapshots: Arc<Snapshots>,
+    room: Arc<Room>,
+    host: Arc<Host>,
 }
 
 impl FaultSockets {
+    /// The owner of the fault sockets whose records are in `catalog`; none is there yet.
+    pub(super) fn new(catalog: Catalog, snapshots: Arc<Snapshots>, room: Arc<Room>, host: Arc<Host>) -> Self {
+        let (sockets, undecided) = (Mutex::default(), Mutex::default());
+        Self { sockets, undecided, catalog, snapshots, room, host }
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Socket>> {
         self.lock().values().cloned().collect()
     }
@@ -100,19 +114,19 @@ impl FaultSockets {
     }
 }
 
-impl Daemon {
-    pub(super) fn open_socket(&self, asked: &Asked, wanted: &OpenFaultSocket) -> Answer<FaultSocket> {
-        let known = self.readable_snapshot(&wanted.snapshot)?;
-        self.wait_if_asked(&known, asked, wanted.serve_before_seal)?;
+impl FaultSockets {
+    pub(super) fn open(&self, asked: &Asked, wanted: &OpenFaultSocket) -> Answer<FaultSocket> {
+        let known = self.snapshots.readable(&wanted.snapshot)?;
+        self.snapshots.wait_to_serve(&known, asked, wanted.serve_before_seal)?;
         asked.check()?;
-        if self.fault_sockets.lock().len() >= SOCKETS_MAX {
+        if self.lock().len() >= SOCKETS_MAX {
             return Err(Problem::new(Code::TooMany, format!("{SOCKETS_MAX} fault sockets are open already")));
         }
-        let room = self.promise_room(&Needed::to_serve_another_ones())?;
+        let room = self.room.promise(&Needed::to_serve_another_ones())?;
         let id = Uuid::now_v7();
-        let path = self.fault_socket_path(id);
-        let cancelled = Arc::new(Wakeup::new().map_err(|error| super::problems::guest_failed(error.into()))?);
-        let listener = listen(&path).map_err(super::problems::guest_failed)?;
+        let path = self.path_of(id);
+        let cancelled = Arc::new(Wakeup::new().map_err(|error| guest_failed(error.into()))?);
+        let listener = listen(&path).map_err(guest_failed)?;
         let waiting = State::Listening { listener, cancelled };
         let socket = Socket::new((id, path), known.snapshot, wanted.tracking, waiting, None);
         if let Err(problem) = self.begin_to_listen(&socket) {
@@ -120,7 +134,7 @@ impl Daemon {
             socket.join();
             // A start that finds it recorded all the same finds that the keeper holds nothing of it, and one that finds it
             // held lets go of it.
-            self.forget(&socket_key(id));
+            self.host.keeping.let_go(&socket_key(id));
             return Err(problem);
         }
         drop(room);
@@ -128,22 +142,22 @@ impl Daemon {
     }
 
     /// Path of a fault socket.
-    pub(super) fn fault_socket_path(&self, id: Uuid) -> PathBuf {
+    pub(super) fn path_of(&self, id: Uuid) -> PathBuf {
         self.host.run_directory.join(format!("faults-{id}.sock"))
     }
 
     fn begin_to_listen(&self, socket: &Arc<Socket>) -> Answer<()> {
-        socket.keep(&self.host.keeping.client()).map_err(super::problems::guest_failed)?;
+        socket.keep(&self.host.keeping.client()).map_err(guest_failed)?;
         let waiting = self.wait_in_background(socket)?;
         // Nothing that can fail comes after it.
         self.catalog.write(&[socket.put(None)]).map_err(WriteError::either_way)?;
-        self.fault_sockets.lock().insert(socket.id, Arc::clone(socket));
+        self.lock().insert(socket.id, Arc::clone(socket));
         waiting.begin();
         Ok(())
     }
 
-    pub(super) fn close_socket(&self, id: Uuid) -> Answer<()> {
-        let socket = self.fault_sockets.find(id)?;
+    pub(super) fn close(&self, id: Uuid) -> Answer<()> {
+        let socket = self.find(id)?;
         // A hand-over writes record and descriptors: it is over before these go.
         socket.give_up_waiting();
         socket.join();
@@ -155,7 +169,7 @@ impl Daemon {
         self.catalog
             .write_with_last_room(&[Change::Remove { kind: Kind::Meta, key: socket.record_key() }])
             .map_err(WriteError::either_way)?;
-        self.fault_sockets.lock().remove(&socket.id);
+        self.lock().remove(&socket.id);
         socket.end("it was closed");
         Ok(self.host.keeping.client().forget(&socket_key(socket.id))?)
     }
@@ -187,10 +201,7 @@ impl Daemon {
     }
 
     /// Takes over the sockets that an earlier daemon left; gives those whose records cannot be read.
-    pub(super) fn recover_sockets(
-        &self,
-        held: &HashMap<String, HeldEntry>,
-    ) -> anyhow::Result<BTreeSet<Uuid>> {
+    pub(super) fn recover(&self, held: &HashMap<String, HeldEntry>) -> anyhow::Result<BTreeSet<Uuid>> {
         let mut unreadable = BTreeSet::new();
         for (key, value) in self.catalog.all(Kind::Meta)? {
             if !key.starts_with(RECORD.as_bytes()) {
@@ -209,8 +220,8 @@ impl Daemon {
     }
 
     /// Tries again to take over those that could not be; whether none is left.
-    pub(super) fn decide_sockets(&self) -> anyhow::Result<bool> {
-        let undecided = self.fault_sockets.undecided();
+    pub(super) fn decide(&self) -> anyhow::Result<bool> {
+        let undecided = self.undecided();
         if undecided.is_empty() {
             return Ok(true);
         }
@@ -220,10 +231,10 @@ impl Daemon {
             let key = format!("{RECORD}{id}");
             match self.catalog.get(Kind::Meta, key.as_bytes())? {
                 Some(value) => self.take_socket_over(&serde_json::from_slice(&value)?, &held)?,
-                None => self.fault_sockets.set_undecided(id, false),
+                None => self.set_undecided(id, false),
             }
         }
-        Ok(self.fault_sockets.undecided().is_empty())
+        Ok(self.undecided().is_empty())
     }
 
     fn take_socket_over(
@@ -238,19 +249,19 @@ impl Daemon {
             None => Err(anyhow::anyhow!("there is no snapshot {} any more", record.snapshot)),
         };
         let Err(error) = taken else {
-            self.fault_sockets.set_undecided(id, false);
+            self.set_undecided(id, false);
             return Ok(());
         };
         let reason = format!("{error:#}");
         if is_of_the_moment(&error) {
             tracing::error!(socket = %id, reason, "a fault socket cannot be served now; it is tried again");
-            self.fault_sockets.set_undecided(id, true);
+            self.set_undecided(id, true);
             return Ok(());
         }
         tracing::error!(socket = %id, reason, "a fault socket is lost");
         let removal = Change::Remove { kind: Kind::Meta, key: format!("{RECORD}{id}").into_bytes() };
         self.catalog.write_with_last_room(&[removal]).map_err(WriteError::either_way)?;
-        self.fault_sockets.set_undecided(id, false);
+        self.set_undecided(id, false);
         Ok(self.host.keeping.client().forget(&socket_key(id))?)
     }
 
@@ -276,7 +287,7 @@ impl Daemon {
         };
         let names = (record.id, record.path.clone());
         let socket = Socket::new(names, snapshot, record.tracking, state, Some(kept_by));
-        self.fault_sockets.lock().insert(record.id, Arc::clone(&socket));
+        self.lock().insert(record.id, Arc::clone(&socket));
         if record.facts.is_none() {
             self.wait_in_background(&socket).map_err(anyhow::Error::from)?.begin();
         }

@@ -6,19 +6,19 @@ use rekindle_engine::catalog::{Change, WriteError};
 use rekindle_engine::identity::SnapshotId;
 use uuid::Uuid;
 
-use super::Daemon;
 use super::entry::{Entry, PAUSING, Turn};
 use super::events::About as EventAbout;
-use super::guests::GuestSpec;
 use super::idempotency::{Chosen, Made};
-use super::lifecycle::{put, tap_names};
+use super::known::Known;
 use super::live::Live;
 use super::names::Reserved;
 use super::problems::guest_failed;
-use super::record::{NewSandbox, RecordedLife, SandboxRecord};
+use super::record::{NewSandbox, RecordedLife, SandboxRecord, put};
 use super::references::{Named as _, numbered};
-use super::room::{Needed, RoomPromise};
-use super::snapshots::Known;
+use super::resuming::tap_names;
+use super::room_promises::{Needed, RoomPromise};
+use super::sandboxes::Sandboxes;
+use super::spec::GuestSpec;
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
 use crate::api::problem::{Code, Problem};
@@ -38,7 +38,7 @@ struct Wanted<'a> {
 
 /// Guests that no record names yet: dropped, they are ended, and were never there.
 struct Born<'a> {
-    daemon: &'a Daemon,
+    sandboxes: &'a Sandboxes,
     guests: Vec<(SandboxRecord, Box<Live>)>,
 }
 
@@ -51,7 +51,7 @@ struct Source {
     before: Option<Option<Uuid>>,
 }
 
-impl Daemon {
+impl Sandboxes {
     /// Makes new sandboxes of a snapshot.
     pub(super) fn resume_from(
         &self,
@@ -65,7 +65,7 @@ impl Daemon {
         if let Some(made) = self.made_before(&chosen, &ids)? {
             return Ok(made);
         }
-        let known = self.readable_snapshot(reference)?;
+        let known = self.snapshots.readable(reference)?;
         let had = || known.about.spec.as_ref().map(GuestSpec::taps).unwrap_or_default();
         self.check_taps(&how.taps.as_deref().map_or_else(had, tap_names), count)?;
         let room = self.room_for_several(&known, count)?;
@@ -89,7 +89,7 @@ impl Daemon {
         if let Some(made) = self.made_before(&chosen, ids)? {
             return Ok(made);
         }
-        let entry = self.sandboxes.find(reference)?;
+        let entry = self.registry.find(reference)?;
         let names = self.reserve_several(how.name.as_deref(), how.count)?;
         let source = match self.host.engine.snapshot(SnapshotId::from(*pause)) {
             Some(snapshot) => {
@@ -117,10 +117,10 @@ impl Daemon {
     /// of them is gone.
     fn made_before(&self, chosen: &Chosen<'_>, ids: &[Uuid]) -> Answer<Option<SandboxList>> {
         let (there, gone): (Vec<Uuid>, Vec<Uuid>) =
-            ids.iter().partition(|id| self.sandboxes.get(**id).is_some());
+            ids.iter().partition(|id| self.registry.get(**id).is_some());
         chosen.refuse_if_gone(Made::Sandbox, &gone)?;
         let sandboxes: Vec<Sandbox> =
-            there.iter().filter_map(|id| self.sandboxes.get(*id)).map(|entry| entry.show()).collect();
+            there.iter().filter_map(|id| self.registry.get(*id)).map(|entry| entry.show()).collect();
         let all = sandboxes.len() == ids.len();
         Ok(all.then_some(SandboxList { sandboxes, next: None }))
     }
@@ -129,12 +129,12 @@ impl Daemon {
     fn room_for_several(&self, known: &Known, count: usize) -> Answer<RoomPromise> {
         // One of a VMM that rekindle did not start is refused for that.
         let needed = known.about.spec.as_ref().map(Needed::by).unwrap_or_default();
-        self.promise_room(&needed.times(count))
+        self.room.promise(&needed.times(count))
     }
 
     /// Takes the names of `count` new sandboxes, so that none of them is refused once something was done.
     fn reserve_several(&self, name: Option<&str>, count: u32) -> Answer<Vec<Reserved<'_>>> {
-        numbered(name, count).iter().map(|name| self.sandboxes.reserve(name.as_deref())).collect()
+        numbered(name, count).iter().map(|name| self.registry.reserve(name.as_deref())).collect()
     }
 
     /// The snapshot a sandbox is forked from: one that runs is paused for it and goes on.
@@ -153,7 +153,7 @@ impl Daemon {
         if turn.live.is_none()
             && let (true, Some(snapshot)) = (record.life.is_paused(), record.snapshot)
         {
-            let known = self.readable_snapshot(&snapshot.to_string())?;
+            let known = self.snapshots.readable(&snapshot.to_string())?;
             self.check_taps(&record.spec.taps(), count)?;
             let room = self.room_for_several(&known, count)?;
             return Ok(Source { known, room, before: None });
@@ -164,7 +164,7 @@ impl Daemon {
             spec.check_here(&self.host).map_err(|error| never_to_go_on(entry, guest_failed(error)))?;
         }
         let needed = Needed::by(&record.spec).times(count).and(Needed::to_go_on(&record.spec));
-        let room = self.promise_room(&needed)?;
+        let room = self.room.promise(&needed)?;
         let paused = (RecordedLife::Forked, chosen.making(&[id]));
         let id = SnapshotId::from(id);
         let snapshot = self.pause_in_turn(&mut turn, id, PauseSandbox::default(), paused, &asked.asker)?;
@@ -218,7 +218,7 @@ impl Daemon {
         asked: &Asked,
         chosen: &mut Chosen<'_>,
     ) -> Answer<SandboxList> {
-        let mut born = Born { daemon: self, guests: Vec::new() };
+        let mut born = Born { sandboxes: self, guests: Vec::new() };
         for (id, name) in wanted.ids.iter().zip(&wanted.names) {
             let (live, spec) = self
                 .bring_back((known, wanted.room), asked, &wanted.how)
@@ -247,7 +247,7 @@ impl Daemon {
             return Err(Problem::new(Code::WrongState, why));
         }
         taps::check(taps.iter().copied()).map_err(|error| Problem::new(Code::Misfit, error.to_string()))?;
-        for entry in self.sandboxes.all() {
+        for entry in self.registry.all() {
             let record = entry.record();
             if let (RecordedLife::Running(_), Some(tap)) =
                 (&record.life, record.spec.taps().into_iter().find(|tap| taps.contains(tap)))
@@ -267,20 +267,20 @@ impl Born<'_> {
     /// Writes all of them down at once, with what changes alongside: from here on they are found again after a crash.
     fn become_known(mut self, mut changes: Vec<Change>) -> Answer<Vec<Arc<Entry>>> {
         changes.extend(self.guests.iter().map(|(record, _)| put(record)));
-        match self.daemon.catalog.write(&changes) {
+        match self.sandboxes.catalog.write(&changes) {
             Ok(()) => {}
             Err(WriteError::NotMade(reason)) => return Err(reason.into()),
             Err(WriteError::Unknown(unsettled)) => {
                 for (_, live) in self.guests.drain(..) {
-                    self.daemon.end_unsettled(&live, None, unsettled.clone());
+                    self.sandboxes.end_unsettled(&live, None, unsettled.clone());
                 }
                 return Err(unsettled.into_reason().into());
             }
         }
         let entries = self.guests.drain(..).map(|(record, live)| Entry::new(record, Some(live)));
         let entries: Vec<_> = entries.collect();
-        entries.iter().for_each(|entry| self.daemon.sandboxes.insert(Arc::clone(entry)));
-        self.daemon.watch_new_guests();
+        entries.iter().for_each(|entry| self.sandboxes.registry.insert(Arc::clone(entry)));
+        self.sandboxes.watch_new_guests();
         Ok(entries)
     }
 }
@@ -288,7 +288,7 @@ impl Born<'_> {
 impl Drop for Born<'_> {
     fn drop(&mut self) {
         for (_, live) in self.guests.drain(..) {
-            self.daemon.host.endings.end(live.end());
+            self.sandboxes.host.endings.end(live.end());
         }
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use rekindle_kernel::wakeup::wait_any;
 use rekindle_kernel::{ProcessHandle, placement};
 
-use super::Daemon;
-use super::watch::Over;
+use super::over::Over;
+use super::registry::Registry;
 
 /// Time between two looks for guests whose beginning was not told.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -24,10 +24,10 @@ pub(super) struct Freeing {
 }
 
 impl Freeing {
-    pub(super) fn start(daemon: &Arc<Daemon>) -> io::Result<Self> {
+    pub(super) fn start(sandboxes: &Arc<Registry>) -> io::Result<Self> {
         let over = Over::not_yet()?;
-        let (daemon, heard) = (Arc::downgrade(daemon), Arc::clone(&over));
-        let work = move || free_until_over(&daemon, &heard);
+        let (sandboxes, heard) = (Arc::downgrade(sandboxes), Arc::clone(&over));
+        let work = move || free_until_over(&sandboxes, &heard);
         let thread = std::thread::Builder::new().name("freeing".into()).spawn(work)?;
         Ok(Self { over, thread: Some(thread) })
     }
@@ -48,14 +48,14 @@ impl Drop for Freeing {
     }
 }
 
-fn free_until_over(daemon: &Weak<Daemon>, over: &Over) {
+fn free_until_over(sandboxes: &Weak<Registry>, over: &Over) {
     // One that may not run first notices ends as soon as the processors have time for that.
     placement::first_priority().ok();
     while !over.is_over() {
         // Before it is looked: a guest that comes later wakes it again.
         over.wakeup().clear();
-        let Some(here) = daemon.upgrade() else { return };
-        let alive = here.free_memory_of_ended();
+        let Some(here) = sandboxes.upgrade() else { return };
+        let alive = free_memory_of_ended(&here);
         drop(here);
         if over.is_over() {
             return;
@@ -68,26 +68,17 @@ fn free_until_over(daemon: &Weak<Daemon>, over: &Over) {
     }
 }
 
-impl Daemon {
-    /// Has the memory of each guest that has ended closed; the processes of the others.
-    fn free_memory_of_ended(&self) -> Vec<Arc<ProcessHandle>> {
-        let mut alive = Vec::new();
-        for entry in self.sandboxes.all() {
-            let Some(process) = entry.process() else { continue };
-            if process.is_alive() {
-                alive.push(process);
-                continue;
-            }
-            // The end of a turn closes it: of this one, or of the operation that has the guest now.
-            drop(entry.turn_at_once("has ended"));
+/// Has the memory of each guest that has ended closed; the processes of the others.
+fn free_memory_of_ended(sandboxes: &Registry) -> Vec<Arc<ProcessHandle>> {
+    let mut alive = Vec::new();
+    for entry in sandboxes.all() {
+        let Some(process) = entry.process() else { continue };
+        if process.is_alive() {
+            alive.push(process);
+            continue;
         }
-        alive
+        // The end of a turn closes it: of this one, or of the operation that has the guest now.
+        drop(entry.turn_at_once("has ended"));
     }
-
-    /// Has the ends of guests that have just begun noticed at once.
-    pub(super) fn watch_new_guests(&self) {
-        if let Some(freeing) = &*self.freeing() {
-            freeing.look();
-        }
-    }
+    alive
 }

@@ -1,8 +1,10 @@
 //! Shows the state of a guest from outside of any operation.
 
 use rekindle_engine::identity::VolumeName;
-use rekindle_engine::serve::{EndReason, ServeStatus, ServerWatch};
+use rekindle_engine::serve::{EndReason, ServeStats, ServeStatus, ServerWatch};
+use rekindle_kernel::ProcessHandle;
 
+use crate::api::types::ServedPages;
 use crate::disk::DiskWatch;
 use crate::vmm::qemu::MachineWatch;
 
@@ -60,6 +62,24 @@ fn failure_of(status: ServeStatus) -> Option<String> {
         ServeStatus::Ended { why: EndReason::HungUp | EndReason::MemoryGone | EndReason::EpochEnded }
         | ServeStatus::Running
         | ServeStatus::Stalled { .. } => None,
+    }
+}
+
+/// That a VMM was stopped by a signal, and what lets it go on.
+pub(super) fn stopped_by_signal(process: &ProcessHandle) -> Option<String> {
+    // An error says that it has ended.
+    let is_stopped = process.is_stopped().unwrap_or(false);
+    let pid = process.pid();
+    is_stopped.then(|| format!("its VMM was stopped by a signal (SIGSTOP): `kill -CONT {pid}` lets it go on"))
+}
+
+/// Pages served, as the API shows them.
+pub(super) fn served_pages(stats: &ServeStats) -> ServedPages {
+    ServedPages {
+        from_capture: stats.pages_from_capture,
+        from_layer: stats.pages_from_layer,
+        zero: stats.pages_zero,
+        faults: stats.faults,
     }
 }
 

@@ -6,8 +6,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rekindle_engine::engine::Engine;
 
-use super::endings::{Endings, Exclusive};
-use super::guests::qemu::HostQemu;
+use super::endings::Endings;
+use super::exclusive::Exclusive;
+use super::host_qemu::HostQemu;
 use super::huge_pages::{HugePages, HugePromise};
 use super::keeping::Keeping;
 use crate::api::control::Answer;

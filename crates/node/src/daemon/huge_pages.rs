@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use rekindle_kernel::hugepages;
 use uuid::Uuid;
 
-use super::guests::GuestSpec;
+use super::spec::GuestSpec;
 use crate::api::types::{MemoryBacking, VmmKind};
 
 /// All promises of this node.

@@ -14,11 +14,11 @@ use rekindle_engine::change::CatalogListener;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::keep::{Keeper, KeptVolume};
 use rekindle_kernel::{Memfd, PageKind, ProcessHandle};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::keys::{CATALOG, KeyOf, guest_key};
+use super::notes::{CatalogState, GuestNote};
 use super::record::SandboxRecord;
-use super::unnamed::CatalogState;
 use crate::keeper::{Found, Held, KeeperClient, KeeperError, KeeperIdentity};
 
 /// The names of a volume's descriptors end so.
@@ -56,40 +56,6 @@ struct CatalogWord {
     told: Option<CatalogState>,
     /// The last try to tell it failed: the thread that looks at the keeper tries again.
     is_deaf: bool,
-}
-
-/// The keeper's note on a guest, beside its descriptors.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct GuestNote {
-    /// The snapshot it is about to be paused into: until that is in the catalog, the pause did not come to pass.
-    #[serde(default)]
-    pub(super) pausing: Option<Uuid>,
-    /// A change of its sandbox that the catalog may have although it was not acknowledged.
-    #[serde(default)]
-    pub(super) unsettled: Option<UnsettledChange>,
-}
-
-/// A change of a sandbox that was not acknowledged, and may be in the catalog. The keeper holds the record before it
-/// beside the note, as a file: a record may be longer than any note.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) enum UnsettledChange {
-    /// The pause into `snapshot`: the guest went on.
-    Pause { snapshot: Uuid },
-    /// The guest's birth: it was ended. A new sandbox has no record before it.
-    Birth { is_new: bool },
-}
-
-impl UnsettledChange {
-    /// True if a sandbox's record is the result of this change, which is noted under `key`. A pause whose snapshot is
-    /// there was not taken back: its guest still stands.
-    pub(super) fn is_in(&self, record: &SandboxRecord, key: &str, is_there: impl Fn(Uuid) -> bool) -> bool {
-        match self {
-            Self::Pause { snapshot } => {
-                record.life.is_paused() && record.snapshot == Some(*snapshot) && !is_there(*snapshot)
-            }
-            Self::Birth { .. } => record.guest().is_some_and(|guest| guest_key(guest.id) == key),
-        }
-    }
 }
 
 impl Keeping {
@@ -244,6 +210,13 @@ impl Keeping {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets go of what was held for something that was not acknowledged.
+    pub(super) fn let_go(&self, key: &str) {
+        if let Err(error) = self.client().forget(key) {
+            tracing::warn!(key, %error, "the keeper holds something unacknowledged until the next start");
+        }
+    }
+
     /// Tells the keeper what a guest is about to become.
     pub(super) fn note(&self, guest: Uuid, note: &GuestNote) -> Result<(), KeeperError> {
         let note = serde_json::to_value(note).expect("a note is plain data");
@@ -263,61 +236,6 @@ fn file_of(bytes: &[u8]) -> io::Result<Memfd> {
 /// The process of a keeper that has just answered, if it has not ended since.
 fn process_of(client: &KeeperClient) -> Option<Arc<ProcessHandle>> {
     ProcessHandle::open(client.identity().pid).ok().map(Arc::new)
-}
-
-/// The key of one guest's process and descriptors: a sandbox has another guest after each resume.
-pub(super) fn guest_key(id: Uuid) -> String {
-    format!("{GUEST}{id}")
-}
-
-/// The key of a fault socket's descriptors.
-pub(super) fn socket_key(id: Uuid) -> String {
-    format!("{SOCKET}{id}")
-}
-
-const GUEST: &str = "guest/";
-const SOCKET: &str = "socket/";
-const SNAPSHOT: &str = "snapshot/";
-/// The key of what the keeper knows of the catalog.
-pub(super) const CATALOG: &str = "catalog";
-/// The key of what was set aside, behind this, has a note on it.
-const ASIDE: &str = "aside/";
-
-/// The thing that a key is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum KeyOf {
-    Guest(Uuid),
-    Socket(Uuid),
-    Snapshot(Uuid),
-}
-
-impl KeyOf {
-    pub(super) fn parse(key: &str) -> Option<Self> {
-        let of = |prefix: &str| Uuid::try_parse(key.strip_prefix(prefix)?).ok();
-        of(GUEST)
-            .map(Self::Guest)
-            .or_else(|| of(SOCKET).map(Self::Socket))
-            .or_else(|| of(SNAPSHOT).map(Self::Snapshot))
-    }
-
-    /// The thing that the key marks as set aside, if it marks one.
-    pub(super) fn parse_aside(key: &str) -> Option<Self> {
-        Self::parse(key.strip_prefix(ASIDE)?)
-    }
-
-    /// The key.
-    pub(super) fn key(self) -> String {
-        match self {
-            Self::Guest(id) => guest_key(id),
-            Self::Socket(id) => socket_key(id),
-            Self::Snapshot(id) => format!("{SNAPSHOT}{id}"),
-        }
-    }
-
-    /// The key that says that it was set aside.
-    pub(super) fn aside_key(self) -> String {
-        format!("{ASIDE}{}", self.key())
-    }
 }
 
 impl CatalogListener for Keeping {
@@ -362,7 +280,7 @@ impl Keeper for Keeping {
             fds.push((memory.as_str(), volume.memory.as_fd()));
             fds.push((sets.as_str(), volume.sets.as_fd()));
         }
-        let (key, keeper) = (format!("{SNAPSHOT}{snapshot}"), self.client());
+        let (key, keeper) = (KeyOf::Snapshot(snapshot.uuid()).key(), self.client());
         keeper.put(&key, &serde_json::Value::Null, &fds).map_err(io::Error::other)?;
         self.snapshots().insert(snapshot, keeper.identity());
         Ok(())
@@ -370,7 +288,7 @@ impl Keeper for Keeping {
 
     fn take_back(&self, snapshot: SnapshotId) -> io::Result<()> {
         self.snapshots().remove(&snapshot);
-        let (key, keeper) = (format!("{SNAPSHOT}{snapshot}"), self.client());
+        let (key, keeper) = (KeyOf::Snapshot(snapshot.uuid()).key(), self.client());
         // A file in the place of its memory, which is not needed any more. If that cannot be opened, the memory stays.
         let nothing = File::open("/dev/null").ok();
         let named = nothing.as_ref().and_then(|nothing| Some((nothing, keeper.get(&key).ok()??.fds)));
@@ -383,7 +301,7 @@ impl Keeper for Keeping {
 
     fn kept(&self, snapshot: SnapshotId) -> io::Result<Option<Vec<KeptVolume>>> {
         let keeper = self.client();
-        let held = keeper.get(&format!("{SNAPSHOT}{snapshot}")).map_err(io::Error::other)?;
+        let held = keeper.get(&KeyOf::Snapshot(snapshot.uuid()).key()).map_err(io::Error::other)?;
         match held {
             Some(held) if held.note == TAKEN_BACK => Ok(Some(Vec::new())),
             None => Ok(None),
@@ -396,7 +314,7 @@ impl Keeper for Keeping {
 
     fn forget(&self, snapshot: SnapshotId) -> io::Result<()> {
         self.snapshots().remove(&snapshot);
-        self.client().forget(&format!("{SNAPSHOT}{snapshot}")).map_err(io::Error::other)
+        self.client().forget(&KeyOf::Snapshot(snapshot.uuid()).key()).map_err(io::Error::other)
     }
 
     fn held(&self) -> io::Result<Vec<SnapshotId>> {
@@ -423,26 +341,4 @@ fn volumes_of(mut fds: BTreeMap<String, OwnedFd>) -> io::Result<Vec<KeptVolume>>
             Ok(KeptVolume { name, memory, sets })
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_say_what_they_are_of() {
-        let id = Uuid::from_u128(7);
-        assert_eq!(KeyOf::parse(&guest_key(id)), Some(KeyOf::Guest(id)));
-        assert_eq!(KeyOf::parse(&socket_key(id)), Some(KeyOf::Socket(id)));
-        assert_eq!(KeyOf::parse(&format!("snapshot/{id}")), Some(KeyOf::Snapshot(id)));
-        assert_eq!(KeyOf::parse("guest/7"), None);
-        assert_eq!(KeyOf::parse("elsewhere"), None);
-        for key in [KeyOf::Guest(id), KeyOf::Socket(id), KeyOf::Snapshot(id)] {
-            assert_eq!((KeyOf::parse(&key.key()), KeyOf::parse(&key.aside_key())), (Some(key), None));
-            assert_eq!(
-                (KeyOf::parse_aside(&key.key()), KeyOf::parse_aside(&key.aside_key())),
-                (None, Some(key))
-            );
-        }
-    }
 }

@@ -15,23 +15,18 @@ use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_kernel::{Memfd, PageKind};
 use uuid::Uuid;
 
-use super::Daemon;
-use super::about::About;
-use super::guests::{GuestSpec, firecracker, qemu};
-use super::problems::guest_failed;
-use super::room::no_room_for_disks;
+use super::about::{About, IMAGES_LABEL};
+use super::guests::{firecracker, qemu};
+use super::problems::{guest_failed, no_room_for_disks};
+use super::sandboxes::Sandboxes;
+use super::spec::GuestSpec;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{CreateSandbox, DiskImage, Labels, Machine, MemoryBacking, VmmKind};
+use crate::api::types::{CreateSandbox, DiskImage, Labels, MemoryBacking, VmmKind};
 use crate::asker::Asker;
 use crate::disk::{ImageFile, ImportError};
-use crate::vmm::kernel_format::KernelFormats;
-use crate::vmm::qemu::{BootFile, BootRole};
 
-/// The label of a snapshot that is nothing but the images a machine's disks began as.
-pub(super) const IMAGES_LABEL: &str = "rekindle/images-of";
-
-impl Daemon {
+impl Sandboxes {
     /// The parts of a new sandbox and, if it has disks, the snapshot that holds them as their images were.
     pub(super) fn made_of(
         &self,
@@ -142,31 +137,6 @@ fn open_image(disk: &DiskImage) -> Answer<NamedImage> {
 
 fn wrong_image(disk: &str, path: &str, error: &ImportError) -> Problem {
     Problem::new(Code::InvalidRequest, format!("disk {disk}: {path}: {error}"))
-}
-
-/// Keeps the files that a machine boots from: a kernel of one of `formats` and, if it has one, an initrd.
-pub(super) fn keep_boot_files(
-    directory: &Path,
-    machine: &Machine,
-    formats: KernelFormats,
-    memory_bytes: u64,
-    asker: &Asker,
-) -> anyhow::Result<(BootFile, Option<BootFile>)> {
-    let kernel = keep_boot_file(directory, ("kernel", &machine.kernel), BootRole::Kernel(formats), asker)?;
-    let keep_initrd =
-        |path| keep_boot_file(directory, ("initrd", path), BootRole::Initrd { memory_bytes }, asker);
-    Ok((kernel, machine.initrd.as_deref().map(keep_initrd).transpose()?))
-}
-
-/// Keeps a file that a machine boots from; `role` is its name in the request.
-fn keep_boot_file(
-    directory: &Path,
-    (role, path): (&str, &str),
-    boot_role: BootRole,
-    asker: &Asker,
-) -> anyhow::Result<BootFile> {
-    let kept = BootFile::keep(Path::new(path), directory, boot_role, asker);
-    Ok(kept.map_err(|error| Problem::new(Code::InvalidRequest, format!("{role} {path}: {error}")))?)
 }
 
 fn empty_memory(bytes: u64, backing: MemoryBacking) -> anyhow::Result<PausedVolume> {

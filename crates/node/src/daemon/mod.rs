@@ -5,51 +5,73 @@
 
 mod about;
 mod beginning;
+mod births;
+mod boot_directory;
 mod boot_files;
 mod captures;
 mod claims;
 mod clock;
 mod console;
 mod control;
+mod creation;
 mod disk_room;
 mod endings;
 mod entry;
 mod epochs;
 mod events;
+mod exclusive;
 mod fault_socket;
 mod fault_sockets;
 mod forks;
 mod freeing;
+mod guest_files;
+mod guest_owners;
 mod guest_watch;
 mod guests;
 mod hindrance;
 mod host;
+mod host_qemu;
 mod huge_pages;
 mod idempotency;
 mod images;
 mod index;
 mod keeping;
-mod lifecycle;
+mod keys;
+mod known;
+mod listed_snapshots;
 mod live;
 mod machines;
+mod moment;
 mod names;
+mod notes;
 mod observe;
 mod orphans;
+mod over;
 mod paging;
+mod pausing;
 mod problems;
 mod record;
 mod recovery;
 mod references;
 mod registry;
+mod removal;
+mod resuming;
 mod room;
+mod room_promises;
+mod sandbox_recovery;
+mod sandbox_watch;
+mod sandboxes;
+mod snapshot_news;
 mod snapshots;
+mod spec;
 mod store_place;
+mod telling;
 mod undecided;
 mod unnamed;
 mod watch;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -63,39 +85,33 @@ use crate::api::control::Served;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 
-use boot_files::BootFiles;
+use captures::Captures;
 use disk_room::no_room;
 use events::EventLog;
 use fault_sockets::FaultSockets;
-use freeing::Freeing;
+use guest_owners::GuestOwners;
 use host::Host;
-use idempotency::Requests;
 use keeping::Keeping;
-use names::Names;
+use listed_snapshots::ListedSnapshots;
 use registry::Registry;
-use room::RoomPromises;
+use room::Room;
+use sandboxes::Sandboxes;
+use snapshot_news::SnapshotNews;
 use snapshots::Snapshots;
 use store_place::store_of;
 use undecided::Deciding;
-use watch::{Lookout, SnapshotNews};
+use watch::Lookout;
 
 /// A node's sandboxes and snapshots, and what is done with them.
 #[derive(Debug)]
 pub struct Daemon {
-    node_name: String,
     started_unix_ms: u64,
+    host: Arc<Host>,
     events: Arc<EventLog>,
-    catalog: Catalog,
-    requests: Requests,
-    snapshot_names: Names,
     snapshots: Arc<Snapshots>,
-    sandboxes: Registry,
-    fault_sockets: FaultSockets,
-    boot_files: BootFiles,
-    room_promises: Arc<RoomPromises>,
-    host: Host,
+    guests: Arc<GuestOwners>,
+    captures: Captures,
     lookout: Mutex<Option<Lookout>>,
-    freeing: Mutex<Option<Freeing>>,
     deciding: Mutex<Option<Deciding>>,
 }
 
@@ -152,35 +168,31 @@ impl Daemon {
         let events = Arc::new(EventLog::open(&catalog, settings.events_kept)?);
         let metrics = Arc::new(Metrics::new());
         let store = store_of(settings, &catalog, other_store)?;
-        let snapshots = Arc::new(Snapshots::default());
-        let news = SnapshotNews::new(Arc::clone(&events), Arc::clone(&metrics), Arc::clone(&snapshots));
+        let listed = Arc::new(ListedSnapshots::default());
+        let news = SnapshotNews::new(Arc::clone(&events), Arc::clone(&metrics), Arc::clone(&listed));
         let engine = Engine::start(engine_options(settings, store, &catalog, &keeping, Arc::new(news)))?;
-        engine.snapshots().iter().for_each(|snapshot| drop(snapshots.changed(snapshot)));
+        engine.snapshots().iter().for_each(|snapshot| drop(listed.changed(snapshot)));
+        let host = Arc::new(Host::new(settings, keeping, metrics, engine)?);
+        let snapshots = Arc::new(Snapshots::new(listed, Arc::clone(&host), Arc::clone(&events)));
+        let guests = Arc::new(guest_owners(catalog, &host, &snapshots, &events)?);
+        let fault_sockets = Arc::clone(&guests.fault_sockets);
         let daemon = Arc::new(Self {
-            boot_files: BootFiles::default(),
-            room_promises: Arc::default(),
-            node_name: node_name(),
             started_unix_ms: clock::unix_ms(),
+            captures: Captures::new(Arc::clone(&host), Arc::clone(&snapshots), fault_sockets),
+            host,
             events,
-            requests: Requests::new(catalog.clone())?,
-            snapshot_names: Names::default(),
             snapshots,
-            sandboxes: Registry::default(),
-            fault_sockets: FaultSockets::default(),
-            catalog,
-            host: Host::new(settings, keeping, metrics, engine)?,
+            guests,
             lookout: Mutex::default(),
-            freeing: Mutex::default(),
             deciding: Mutex::default(),
         });
-        boot_files::remove_unfinished(&guests::qemu::boot_directory(&daemon.host));
-        daemon.recover(found, started)?;
+        boot_files::remove_unfinished(&boot_directory::boot_directory(&daemon.host));
+        daemon.guests.recover(found, started)?;
         daemon.host.qemu.ask_ahead()?;
-        let lookout = Lookout::start(&daemon)?;
+        let lookout = Lookout::start(&daemon.guests)?;
         *daemon.lookout.lock().unwrap_or_else(PoisonError::into_inner) = Some(lookout);
-        let freeing = Freeing::start(&daemon)?;
-        *daemon.freeing() = Some(freeing);
-        let deciding = Deciding::start(&daemon)?;
+        daemon.guests.sandboxes.begin_freeing()?;
+        let deciding = Deciding::start(&daemon.guests)?;
         *daemon.deciding.lock().unwrap_or_else(PoisonError::into_inner) = Some(deciding);
         Ok(daemon)
     }
@@ -194,10 +206,6 @@ impl Daemon {
     pub(crate) fn end_keeper(&self) -> anyhow::Result<()> {
         Ok(self.host.keeping.client().shutdown(false)?)
     }
-
-    fn freeing(&self) -> MutexGuard<'_, Option<Freeing>> {
-        self.freeing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Served for Daemon {
@@ -209,14 +217,29 @@ impl Served for Daemon {
         if let Some(lookout) = self.lookout.lock().unwrap_or_else(PoisonError::into_inner).take() {
             lookout.finish();
         }
-        let freeing = self.freeing().take();
-        drop(freeing);
-        self.fault_sockets.finish();
+        self.guests.sandboxes.end_freeing();
+        self.guests.fault_sockets.finish();
         self.host.qemu.finish();
         drop(self.deciding.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.host.endings.finish();
         self.host.engine.stop();
     }
+}
+
+/// The owners of sandboxes and fault sockets, which have none yet.
+fn guest_owners(
+    catalog: Catalog,
+    host: &Arc<Host>,
+    snapshots: &Arc<Snapshots>,
+    events: &Arc<EventLog>,
+) -> anyhow::Result<GuestOwners> {
+    let registry = Arc::<Registry>::default();
+    let room = Arc::new(Room::new(Arc::clone(host), Arc::clone(&registry)));
+    let fault_sockets =
+        FaultSockets::new(catalog.clone(), Arc::clone(snapshots), Arc::clone(&room), Arc::clone(host));
+    let (events, host) = (Arc::clone(events), Arc::clone(host));
+    let sandboxes = Sandboxes::new(registry, catalog, Arc::clone(snapshots), room, events, host)?;
+    Ok(GuestOwners { sandboxes: Arc::new(sandboxes), fault_sockets: Arc::new(fault_sockets) })
 }
 
 fn engine_options(
@@ -236,9 +259,4 @@ fn engine_options(
     options.keeper = keeping.clone();
     options.watcher = watcher;
     options
-}
-
-fn node_name() -> String {
-    let name = rustix::system::uname();
-    name.nodename().to_string_lossy().into_owned()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Daemon;
 use super::clock::unix_ms;
 use super::disk_room::no_room;
-use super::snapshots::Known;
+use super::known::Known;
 use crate::api::types::{Readiness, SnapshotState};
 use crate::metrics::{AsideCounts, Captures, Observed};
 
@@ -20,7 +20,7 @@ impl Daemon {
             held_aside: AsideCounts::now(&self.host.keeping),
             ..Observed::default()
         };
-        for entry in self.sandboxes.all() {
+        for entry in self.guests.sandboxes.registry.all() {
             observed.sandboxes.count(entry.show().state);
         }
         let mut oldest = None;

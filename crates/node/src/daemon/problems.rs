@@ -1,5 +1,7 @@
 //! Translates errors from below into the words and codes of the API.
 
+use bytesize::ByteSize;
+use rekindle_engine::budget::BudgetError;
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::open::OpenError;
 use rekindle_engine::pause::{CommitError, PauseError};
@@ -7,7 +9,6 @@ use rekindle_engine::read_plan::ReadError;
 use rekindle_engine::sources::SourceError;
 use rustix::io::Errno;
 
-use super::room::no_ram;
 use crate::api::problem::{Code, Problem};
 use crate::keeper::KeeperError;
 use crate::vmm::firecracker::{self, FirecrackerError, NotFirecracker, SpecError};
@@ -144,6 +145,36 @@ pub(super) fn with_setting(problem: Problem) -> Problem {
     Problem { detail, ..problem }
 }
 
+/// Words for people on a pause without RAM.
+fn no_ram(error: &BudgetError) -> String {
+    match error {
+        BudgetError::NeverFits { asked, bytes_max } => format!(
+            "{} is needed, capture_bytes_max is {}: raise capture_bytes_max",
+            ByteSize::b(*asked),
+            ByteSize::b(*bytes_max)
+        ),
+        BudgetError::Exhausted { asked, bytes_held, bytes_max } => format!(
+            "{} is needed, and captures hold {} of the {} that capture_bytes_max allows, for all of pause_wait: pause \
+             fewer at once, or raise either",
+            ByteSize::b(*asked),
+            ByteSize::b(*bytes_held),
+            ByteSize::b(*bytes_max)
+        ),
+    }
+}
+
+/// The problem of new disks whose images are not taken into memory.
+pub(super) fn no_room_for_disks(error: PauseError) -> Problem {
+    match error {
+        PauseError::Budget(error) => {
+            Problem::new(Code::NoRam, format!("its disks are taken into RAM first: {}", no_ram(&error)))
+        }
+        error @ (PauseError::Lost { .. } | PauseError::Unsealed { .. } | PauseError::Unwanted) => {
+            error.into()
+        }
+    }
+}
+
 /// An error with its causes, each once: some errors have the words of theirs among their own.
 fn told(error: &anyhow::Error) -> String {
     let mut told = String::new();
@@ -207,5 +238,13 @@ mod tests {
         assert_eq!(guest_failed(error).detail, format!("resuming: the VM cannot run here: {words}"));
         let error = Err::<(), _>(io::Error::other("no")).context("looking").expect_err("it is one");
         assert_eq!(guest_failed(error).detail, "looking: no");
+    }
+
+    #[test]
+    fn a_pause_without_ram_names_the_settings_and_human_sizes() {
+        let never = no_ram(&BudgetError::NeverFits { asked: 900 << 30, bytes_max: 12 << 30 });
+        assert_eq!(never, "900.0 GiB is needed, capture_bytes_max is 12.0 GiB: raise capture_bytes_max");
+        let now = no_ram(&BudgetError::Exhausted { asked: 1 << 30, bytes_held: 2 << 30, bytes_max: 2 << 30 });
+        assert!(now.contains("pause_wait") && now.contains("2.0 GiB"), "{now}");
     }
 }

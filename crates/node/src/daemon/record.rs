@@ -1,5 +1,6 @@
 //! A sandbox's record in the catalog: all that is needed to find its guest again.
 
+use rekindle_engine::catalog::{Change, Kind};
 use rekindle_engine::serve::EpochFacts;
 use rekindle_engine::wire::UnknownVersion;
 use serde::de::DeserializeOwned;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::clock::unix_ms;
-use super::guests::{GuestSpec, RecordedVmm};
+use super::spec::{GuestSpec, RecordedVmm};
 use crate::api::types::{Labels, MemoryBacking};
 
 /// A sandbox as it was last acknowledged.
@@ -84,6 +85,15 @@ impl RecordedLife {
     /// True if its guest ended with the record's snapshot.
     pub(super) fn is_paused(&self) -> bool {
         matches!(self, Self::Paused | Self::Forked)
+    }
+
+    /// The guest that a sandbox has, or may have.
+    pub(super) fn guest(&self) -> Option<Uuid> {
+        match self {
+            Self::Running(guest) => Some(guest.id),
+            Self::Undecided { guest, .. } => *guest,
+            Self::Paused | Self::Forked | Self::Stopped { .. } | Self::Lost { .. } => None,
+        }
     }
 }
 
@@ -165,6 +175,11 @@ impl SandboxRecord {
             | RecordedLife::Undecided { .. } => None,
         }
     }
+}
+
+/// The change that writes a record.
+pub(super) fn put(record: &SandboxRecord) -> Change {
+    Change::Put { kind: Kind::Sandbox, key: SandboxRecord::key(record.id), value: record.encode() }
 }
 
 #[cfg(test)]

@@ -1,65 +1,33 @@
 //! Room for new guests, promised before any part of them is made: RAM to run and to be paused, open files, huge pages.
 
 use std::fs;
-use std::ops::{Add, Sub};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytesize::ByteSize;
-use rekindle_engine::budget::BudgetError;
-use rekindle_engine::pause::PauseError;
 use rustix::process::{Resource, getrlimit};
 
-use super::Daemon;
-use super::guests::GuestSpec;
-use super::huge_pages::{HugePromise, pages_of};
+use super::host::Host;
 use super::record::{RecordedLife, SandboxRecord};
+use super::registry::Registry;
+use super::room_promises::{Needed, RoomPromise, RoomPromises};
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{MemoryBacking, VmmKind};
 use crate::memory_left::{available_bytes, resident_bytes};
 
-/// Open files that a guest takes in the daemon, and as many at most in the keeper: its process, connections, memory,
-/// userfaultfd, journal, and what serving them takes.
-const GUEST_FILES: u64 = 24;
-/// Open files that each of its disks takes: its socket, its connection, and what was written.
-const DISK_FILES: u64 = 8;
-
-/// RAM and open files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Share {
-    memory_bytes: u64,
-    files: u64,
-}
-
-/// Needs of new guests.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Needed {
-    share: Share,
-    /// Pages of each guest whose memory is of huge pages.
-    pub(super) huge_pages: Vec<u64>,
-}
-
-/// The shares of all guests that are being made. Nothing else tells of them: what runs is counted by its records.
-#[derive(Debug, Default)]
-pub(super) struct RoomPromises(Mutex<Promised>);
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Promised {
-    share: Share,
-    /// Number of promises that were made or are over.
-    changes: u64,
-}
-
-/// The room of guests that are being made. It is dropped once their records tell of them, or they came to nothing.
+/// The room of this node for guests.
 #[derive(Debug)]
-#[must_use = "dropped before the guests are recorded, their room is promised to others as well"]
-pub(super) struct RoomPromise {
-    share: Share,
-    huge_pages: Mutex<Vec<HugePromise>>,
-    all: Arc<RoomPromises>,
+pub(super) struct Room {
+    promises: Arc<RoomPromises>,
+    host: Arc<Host>,
+    sandboxes: Arc<Registry>,
 }
 
-impl Daemon {
+impl Room {
+    /// The room beside `sandboxes`.
+    pub(super) fn new(host: Arc<Host>, sandboxes: Arc<Registry>) -> Self {
+        Self { promises: Arc::default(), host, sandboxes }
+    }
+
     /// Refuses a guest that could never be paused, unless such guests are wanted.
     pub(super) fn check_pausable(&self, memory_bytes: u64) -> Answer<()> {
         let settings = self.host.settings();
@@ -81,10 +49,10 @@ impl Daemon {
     }
 
     /// Promises guests all that they need, or refuses them.
-    pub(super) fn promise_room(&self, needed: &Needed) -> Answer<RoomPromise> {
+    pub(super) fn promise(&self, needed: &Needed) -> Answer<RoomPromise> {
         let keeper = self.host.keeping.client().identity().pid;
         let overcommit = self.host.settings().memory_overcommit;
-        let mut room = self.room_promises.promise(needed.share, |others| {
+        let mut room = self.promises.promise(needed.share, |others| {
             let spoken_for = self.untaken_bytes().saturating_add(others.memory_bytes);
             check_ram(needed.share.memory_bytes, spoken_for, overcommit, available_bytes(keeper))?;
             let files = needed.share + others;
@@ -110,143 +78,6 @@ impl Daemon {
         };
         let all = self.sandboxes.all();
         all.iter().fold(0, |sum, entry| sum.saturating_add(untaken(entry.record())))
-    }
-}
-
-impl Needed {
-    /// Needs of a guest with this memory and this many disks. Huge pages were set aside from the RAM before.
-    pub(super) fn of(memory_bytes: u64, backing: MemoryBacking, disks: usize) -> Self {
-        let files = count(disks).saturating_mul(DISK_FILES).saturating_add(GUEST_FILES);
-        let huge_pages = pages_of(memory_bytes, backing);
-        let memory_bytes = if huge_pages.is_some() { 0 } else { memory_bytes };
-        Self { share: Share { memory_bytes, files }, huge_pages: huge_pages.into_iter().collect() }
-    }
-
-    /// Needs of a guest with these parts.
-    pub(super) fn by(spec: &GuestSpec) -> Self {
-        Self::of(spec.memory_bytes(), spec.backing(), spec.disks())
-    }
-
-    /// Needs of a guest that others start and that is served: its memory is their matter.
-    pub(super) fn to_serve_another_ones() -> Self {
-        Self { share: Share { memory_bytes: 0, files: GUEST_FILES }, huge_pages: Vec::new() }
-    }
-
-    /// Needs of a guest with these parts that goes on from its own pause.
-    pub(super) fn to_go_on(spec: &GuestSpec) -> Self {
-        let needed = Self::by(spec);
-        match spec.kind() {
-            // The capture is the huge pages themselves, so it needs others.
-            VmmKind::Process | VmmKind::Qemu => needed,
-            // Its end gives them back: the capture is a copy in small pages.
-            VmmKind::Firecracker => Self { huge_pages: Vec::new(), ..needed },
-        }
-    }
-
-    /// Needs of so many guests of this kind.
-    pub(super) fn times(self, guests: usize) -> Self {
-        let Share { memory_bytes, files } = self.share;
-        let times = |one: u64| one.saturating_mul(count(guests));
-        let share = Share { memory_bytes: times(memory_bytes), files: times(files) };
-        Self { share, huge_pages: self.huge_pages.repeat(guests) }
-    }
-
-    /// The needs of both.
-    pub(super) fn and(mut self, other: Self) -> Self {
-        self.huge_pages.extend(other.huge_pages);
-        Self { share: self.share + other.share, ..self }
-    }
-}
-
-impl RoomPromises {
-    /// Promises a share that `check` allows beside those of others. It is asked again if they have changed meanwhile: a
-    /// guest that was recorded while it looked may have been in neither account.
-    fn promise(self: &Arc<Self>, share: Share, check: impl Fn(Share) -> Answer<()>) -> Answer<RoomPromise> {
-        loop {
-            let seen = *self.lock();
-            let checked = check(seen.share);
-            let mut promised = self.lock();
-            if promised.changes != seen.changes {
-                continue;
-            }
-            checked?;
-            *promised = Promised { share: seen.share + share, changes: seen.changes + 1 };
-            return Ok(RoomPromise { share, huge_pages: Mutex::default(), all: Arc::clone(self) });
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Promised> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl RoomPromise {
-    /// The huge pages of one of its guests; none once each has its own, or where memory is of other pages.
-    pub(super) fn take_huge_pages(&self) -> Option<HugePromise> {
-        self.huge_pages.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-}
-
-impl Drop for RoomPromise {
-    fn drop(&mut self) {
-        let mut promised = self.all.lock();
-        *promised = Promised { share: promised.share - self.share, changes: promised.changes + 1 };
-    }
-}
-
-impl Add for Share {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
-            files: self.files.saturating_add(other.files),
-        }
-    }
-}
-
-impl Sub for Share {
-    type Output = Self;
-
-    fn sub(self, other: Self) -> Self {
-        Self {
-            memory_bytes: self.memory_bytes.saturating_sub(other.memory_bytes),
-            files: self.files.saturating_sub(other.files),
-        }
-    }
-}
-
-fn count(things: usize) -> u64 {
-    u64::try_from(things).unwrap_or(u64::MAX)
-}
-
-/// Words for people on a pause without RAM.
-pub(super) fn no_ram(error: &BudgetError) -> String {
-    match error {
-        BudgetError::NeverFits { asked, bytes_max } => format!(
-            "{} is needed, capture_bytes_max is {}: raise capture_bytes_max",
-            ByteSize::b(*asked),
-            ByteSize::b(*bytes_max)
-        ),
-        BudgetError::Exhausted { asked, bytes_held, bytes_max } => format!(
-            "{} is needed, and captures hold {} of the {} that capture_bytes_max allows, for all of pause_wait: pause \
-             fewer at once, or raise either",
-            ByteSize::b(*asked),
-            ByteSize::b(*bytes_held),
-            ByteSize::b(*bytes_max)
-        ),
-    }
-}
-
-/// The problem of new disks whose images are not taken into memory.
-pub(super) fn no_room_for_disks(error: PauseError) -> Problem {
-    match error {
-        PauseError::Budget(error) => {
-            Problem::new(Code::NoRam, format!("its disks are taken into RAM first: {}", no_ram(&error)))
-        }
-        error @ (PauseError::Lost { .. } | PauseError::Unsealed { .. } | PauseError::Unwanted) => {
-            error.into()
-        }
     }
 }
 
@@ -333,45 +164,5 @@ mod tests {
     fn this_process_has_files_open() {
         let (open, files_max) = open_files(std::process::id()).expect("Linux tells both");
         assert!((3..files_max).contains(&open), "{open} of {files_max}");
-    }
-
-    #[test]
-    fn room_that_was_promised_to_a_guest_in_the_making_is_promised_to_no_other() {
-        let promises = Arc::<RoomPromises>::default();
-        let share = Share { memory_bytes: 6, files: 2 };
-        let fits = |others: Share| match others.memory_bytes + 6 <= 10 {
-            true => Ok(()),
-            false => Err(Problem::new(Code::Misfit, "it does not fit")),
-        };
-        let other = Mutex::new(None);
-        let refused = promises.promise(share, |others| {
-            // Another request of the same instant is promised its room while this one looks.
-            let mut other = other.lock().expect("no thread has panicked");
-            other.get_or_insert_with(|| promises.promise(share, fits).expect("it is the first"));
-            fits(others)
-        });
-        assert_eq!(refused.map(drop).map_err(|problem| problem.code), Err(Code::Misfit));
-        assert_eq!(promises.lock().share, share, "the other's");
-        drop(other);
-        promises.promise(share, fits).map(drop).expect("the other is recorded");
-        assert_eq!(promises.lock().share, Share::default());
-    }
-
-    #[test]
-    fn needs_of_several_are_the_sum_of_each_ones() {
-        let small = Needed::of(GIB, MemoryBacking::Shared, 2);
-        assert_eq!(small.share, Share { memory_bytes: GIB, files: GUEST_FILES + 2 * DISK_FILES });
-        let huge = Needed::of(GIB, MemoryBacking::Huge, 0).times(2);
-        assert_eq!(huge.share, Share { memory_bytes: 0, files: 2 * GUEST_FILES });
-        let both = small.and(huge);
-        assert_eq!((both.share.memory_bytes, both.huge_pages), (GIB, vec![512, 512]));
-    }
-
-    #[test]
-    fn a_pause_without_ram_names_the_settings_and_human_sizes() {
-        let never = no_ram(&BudgetError::NeverFits { asked: 900 * GIB, bytes_max: 12 * GIB });
-        assert_eq!(never, "900.0 GiB is needed, capture_bytes_max is 12.0 GiB: raise capture_bytes_max");
-        let now = no_ram(&BudgetError::Exhausted { asked: GIB, bytes_held: 2 * GIB, bytes_max: 2 * GIB });
-        assert!(now.contains("pause_wait") && now.contains("2.0 GiB"), "{now}");
     }
 }

@@ -1,175 +1,77 @@
-//! Snapshots as the API shows them.
+//! The owner of the snapshots: their names and their list, and the operations on them that no sandbox is part of.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle;
-use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_engine::store_check::StoreFindings;
-use rekindle_kernel::{HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
 use uuid::Uuid;
 
-use super::Daemon;
-use super::about::About;
-use super::events::About as EventAbout;
-use super::images::images_of;
-use super::index::Index;
-use super::paging::{Listed, page};
-use super::references::Named;
+use super::events::{About as EventAbout, EventLog};
+use super::host::Host;
+use super::known::{Known, shown};
+use super::listed_snapshots::ListedSnapshots;
+use super::names::{Names, Reserved};
+use super::references::Named as _;
 use crate::api::control::{Answer, Asked};
+use crate::api::limits;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
-    Labels, ListQuery, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState,
-    StoreVerification, StoreVerificationState, Verification, Volume,
+    ListQuery, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, StoreVerification,
+    StoreVerificationState, Verification,
 };
 
-/// A snapshot with what it says of itself.
-#[derive(Debug, Clone)]
-pub(super) struct Known {
-    pub(super) snapshot: Arc<EngineSnapshot>,
-    pub(super) about: Arc<About>,
-}
+/// Longest time that a resume waits for the seal when asked to.
+pub(super) const SEAL_WAIT: Duration = Duration::from_secs(600);
 
-/// The snapshots that are listed, each with what it says of itself: that is read once.
-#[derive(Debug, Default)]
-pub(super) struct Snapshots(Mutex<Listings>);
-
-#[derive(Debug, Default)]
-struct Listings {
-    index: Index<Known>,
-    /// The snapshots that are images, by their sandboxes.
-    images: HashMap<Uuid, Uuid>,
+/// The snapshots of this node.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    listed: Arc<ListedSnapshots>,
+    names: Names,
+    host: Arc<Host>,
+    events: Arc<EventLog>,
+    /// Name of this node, for snapshots that only it has.
+    node_name: String,
 }
 
 impl Snapshots {
-    /// Lists a snapshot, unless it was deleted; then it is listed no longer. Gives what it says of itself.
-    pub(super) fn changed(&self, snapshot: &Arc<EngineSnapshot>) -> Arc<About> {
-        let Listings { index, images } = &mut *self.lock();
-        let known = match index.get(snapshot.id().uuid()) {
-            Some(known) => known.clone(),
-            None => Known::of(Arc::clone(snapshot)),
-        };
-        // Asked under the lock: a deletion is noted first, and takes it out after that.
-        if shown(snapshot.state()) == SnapshotState::Discarded {
-            index.remove(known.id());
-            images.retain(|_, snapshot| *snapshot != known.id());
-        } else if index.get(known.id()).is_none() {
-            index.insert(known.clone());
-            images.extend(images_of(&known.about).map(|sandbox| (sandbox, known.id())));
-        }
-        known.about
-    }
-
-    /// The one that `reference` means.
-    fn find(&self, reference: &str) -> Answer<Known> {
-        self.lock().index.find("snapshot", reference).cloned()
-    }
-
-    /// The id of the one with this name.
-    pub(super) fn holder(&self, name: &str) -> Option<Uuid> {
-        self.lock().index.named(name).map(Named::id)
+    /// The owner of the snapshots in `listed`, which those of the host's engine come into.
+    pub(super) fn new(listed: Arc<ListedSnapshots>, host: Arc<Host>, events: Arc<EventLog>) -> Self {
+        Self { listed, names: Names::default(), host, events, node_name: node_name() }
     }
 
     /// All of them, oldest first.
     pub(super) fn all(&self) -> Vec<Known> {
-        self.lock().index.after(None).cloned().collect()
+        self.listed.all()
     }
 
-    fn page(&self, query: &ListQuery) -> Answer<(Vec<Known>, Option<Uuid>)> {
-        page(self.lock().index.after(query.after), query)
+    /// The snapshots and their names, by themselves.
+    pub(super) fn listed(&self) -> &ListedSnapshots {
+        &self.listed
     }
 
-    /// The snapshot that is the images of a sandbox, if there is one.
-    pub(super) fn images_of(&self, sandbox: Uuid) -> Option<Known> {
-        let listings = self.lock();
-        listings.index.get(*listings.images.get(&sandbox)?).cloned()
+    /// Takes a name for a new snapshot.
+    pub(super) fn reserve(&self, name: Option<&str>) -> Answer<Reserved<'_>> {
+        self.names.reserve("snapshot", name, |name| self.listed.holder(name)).map_err(|(problem, holder)| {
+            match holder {
+                Some(id) => problem.snapshot(SnapshotId::from(id)),
+                None => problem,
+            }
+        })
     }
 
-    /// The sandboxes whose images are snapshots.
-    pub(super) fn all_images(&self) -> Vec<Uuid> {
-        self.lock().images.keys().copied().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Listings> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Known {
-    pub(super) fn of(snapshot: Arc<EngineSnapshot>) -> Self {
-        let about = Arc::new(About::of(&snapshot));
-        Self { snapshot, about }
-    }
-
-    /// Its stage.
-    pub(super) fn state(&self) -> SnapshotState {
-        let status = self.snapshot.status();
-        if status.is_undecided { SnapshotState::Undecided } else { shown(status.state) }
-    }
-
-    /// The snapshot as the API shows it.
-    pub(super) fn show(&self) -> Snapshot {
-        let status = self.snapshot.status();
-        let classes = status.classes.map(|classes| PageClasses {
-            dirty: classes.dirty.into(),
-            zero: classes.zero.into(),
-            equal: classes.equal.into(),
-            kept: classes.kept.into(),
-        });
-        Snapshot {
-            id: self.id(),
-            name: self.about.name.clone(),
-            labels: self.about.labels.clone(),
-            state: self.state(),
-            reason: status.failure,
-            parent: self.snapshot.parent_id().map(|id| id.uuid()),
-            sandbox: self.about.sandbox,
-            generation: self.snapshot.generation(),
-            created_unix_ms: self.snapshot.created_unix_ms(),
-            volumes: self.snapshot.volumes().iter().map(volume).collect(),
-            classes,
-            seal_seconds: status.seal_time.map(|time| time.as_secs_f64()),
-        }
-    }
-
-    /// The snapshot with its name, for people.
-    pub(super) fn called(&self) -> String {
-        match &self.about.name {
-            Some(name) => format!("snapshot {name} ({})", self.id()),
-            None => format!("snapshot {}", self.id()),
-        }
-    }
-}
-
-impl Named for Known {
-    fn id(&self) -> Uuid {
-        self.snapshot.id().uuid()
-    }
-
-    fn name(&self) -> Option<&str> {
-        self.about.name.as_deref()
-    }
-}
-
-impl Listed for Known {
-    fn labels(&self) -> &Labels {
-        &self.about.labels
-    }
-}
-
-impl Daemon {
     /// The snapshot that `reference` means; one that only the store knows must be named by its whole id.
-    pub(super) fn find_snapshot(&self, reference: &str) -> Answer<Known> {
-        let problem = match self.snapshots.find(reference) {
+    pub(super) fn find(&self, reference: &str) -> Answer<Known> {
+        let problem = match self.listed.find(reference) {
             Ok(found) => return Ok(found),
             Err(problem) => problem,
         };
         match Uuid::try_parse(reference) {
             Ok(id) if problem.code == Code::NotFound => {
                 let snapshot = self.host.engine.open(SnapshotId::from(id))?;
-                self.snapshots.changed(&snapshot);
+                self.listed.changed(&snapshot);
                 Ok(Known::of(snapshot))
             }
             Ok(_) | Err(_) => Err(problem),
@@ -177,8 +79,8 @@ impl Daemon {
     }
 
     /// The snapshot, which can still be read.
-    pub(super) fn readable_snapshot(&self, reference: &str) -> Answer<Known> {
-        let known = self.find_snapshot(reference)?;
+    pub(super) fn readable(&self, reference: &str) -> Answer<Known> {
+        let known = self.find(reference)?;
         let status = known.snapshot.status();
         if status.is_undecided {
             let reason = status.failure.unwrap_or_default();
@@ -193,18 +95,18 @@ impl Daemon {
         Ok(known)
     }
 
-    pub(super) fn list_snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
-        let (snapshots, next) = self.snapshots.page(query)?;
+    pub(super) fn list(&self, query: &ListQuery) -> Answer<SnapshotList> {
+        let (snapshots, next) = self.listed.page(query)?;
         Ok(SnapshotList { snapshots: snapshots.iter().map(|known| known.show()).collect(), next })
     }
 
-    pub(super) fn wait_for_snapshot(
+    pub(super) fn wait_for(
         &self,
         reference: &str,
         wanted: SnapshotState,
         limit: Duration,
     ) -> Answer<Snapshot> {
-        let known = self.readable_snapshot(reference)?;
+        let known = self.readable(reference)?;
         let reached = match wanted {
             SnapshotState::Captured => true,
             SnapshotState::Sealed => known.snapshot.wait_manifest(limit).is_ok(),
@@ -223,32 +125,62 @@ impl Daemon {
         Err(Problem::new(Code::NotYet, why).snapshot(known.snapshot.id()))
     }
 
-    /// Deletes a snapshot; guests that are served from it go on.
-    #[tracing::instrument(name = "delete", skip(self))]
-    pub(super) fn delete(&self, reference: &str) -> Answer<Uuid> {
-        let known = self.find_snapshot(reference)?;
-        self.delete_known(&known)?;
-        Ok(known.id())
+    /// Waits for the seal if a guest must not be served before it.
+    pub(super) fn wait_to_serve(
+        &self,
+        known: &Known,
+        asked: &Asked,
+        serve_before_seal: Option<bool>,
+    ) -> Answer<()> {
+        if serve_before_seal.unwrap_or_else(|| self.host.settings().serve_before_seal) {
+            return Ok(());
+        }
+        let until = Instant::now() + SEAL_WAIT;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let turn = left.min(limits::WAIT_TURN);
+            if known.snapshot.wait_manifest(turn).is_ok() {
+                return Ok(());
+            }
+            asked.check()?;
+            if left == turn {
+                let why = format!(
+                    "{} was not sealed within {} s, and must not be served before",
+                    known.called(),
+                    SEAL_WAIT.as_secs()
+                );
+                return Err(Problem::new(Code::NotYet, why).snapshot(known.snapshot.id()));
+            }
+        }
     }
 
-    /// The same with a snapshot that was found.
-    pub(super) fn delete_known(&self, known: &Known) -> Answer<()> {
-        let id = known.id();
-        if let Some(entry) = self.sandboxes.all().into_iter().find(|entry| entry.is_paused_in(id)) {
-            let why =
-                format!("{} is paused in {}; remove it or resume it first", entry.called(), known.called());
-            return Err(Problem::new(Code::WrongState, why)
-                .sandbox(entry.id())
-                .snapshot(known.snapshot.id()));
+    /// Tells of the snapshots that this start found lost; the number of the others.
+    pub(super) fn found_again(&self) -> u64 {
+        let replay = self.host.engine.replayed();
+        for lost in &replay.lost {
+            self.host.metrics.snapshot_lost();
+            let id = lost.id.uuid();
+            let sandbox =
+                self.host.engine.snapshot(lost.id).and_then(|lost| self.listed.changed(&lost).sandbox);
+            self.events.say(
+                "snapshot.lost",
+                EventAbout { sandbox, snapshot: Some(id) },
+                Some(lost.reason.clone()),
+            );
         }
+        u64::try_from(replay.captured + replay.sealed + replay.published).expect("they are in memory")
+    }
+
+    /// Deletes a snapshot that no sandbox needs any more.
+    pub(super) fn delete(&self, known: &Known) -> Answer<()> {
         self.host.engine.delete(&known.snapshot)?;
-        let about = EventAbout { sandbox: known.about.sandbox, snapshot: Some(id) };
+        let about = EventAbout { sandbox: known.about.sandbox, snapshot: Some(known.id()) };
         self.events.say("snapshot.deleted", about, None);
         Ok(())
     }
 
     pub(super) fn verify(&self, reference: &str, asked: &Asked) -> Answer<Verification> {
-        let known = self.readable_snapshot(reference)?;
+        let known = self.readable(reference)?;
         let found = self.host.engine.verify(&known.snapshot, &asked.asker.still_waits());
         let abandoned = || Problem::new(Code::Abandoned, "the client went away before every page was read");
         let found = found.ok_or_else(abandoned)?;
@@ -262,7 +194,7 @@ impl Daemon {
     }
 
     pub(super) fn place(&self, reference: &str) -> Answer<Placement> {
-        let known = self.readable_snapshot(reference)?;
+        let known = self.readable(reference)?;
         let layers = known.snapshot.layers_now().into_iter().map(|layer| PlacedLayer {
             id: layer.id.to_string(),
             bytes: layer.bytes,
@@ -288,26 +220,7 @@ fn shown_findings(found: StoreFindings) -> StoreVerification {
     StoreVerification { state, objects, wrong_objects, reason }
 }
 
-fn volume(volume: &rekindle_engine::snapshot::Volume) -> Volume {
-    let page_bytes = match volume.page_kind {
-        PageKind::Small => PAGE_BYTES,
-        PageKind::Huge => HUGE_PAGE_BYTES,
-    };
-    Volume {
-        name: volume.name.as_str().to_owned(),
-        bytes: u64::from(volume.view.pages()) * 4096,
-        page_bytes: u64::try_from(page_bytes).expect("two megabytes at most"),
-    }
-}
-
-fn shown(state: lifecycle::SnapshotState) -> SnapshotState {
-    match state {
-        lifecycle::SnapshotState::Captured => SnapshotState::Captured,
-        lifecycle::SnapshotState::Sealed => SnapshotState::Sealed,
-        lifecycle::SnapshotState::Published => SnapshotState::Published,
-        lifecycle::SnapshotState::Lost => SnapshotState::Lost,
-        lifecycle::SnapshotState::CapturedForChildren | lifecycle::SnapshotState::Discarded => {
-            SnapshotState::Discarded
-        }
-    }
+fn node_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
 }

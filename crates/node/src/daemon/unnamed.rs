@@ -12,28 +12,19 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
-use rekindle_engine::identity::SnapshotId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::Daemon;
 use super::clock::unix_ms;
 use super::fault_socket;
-use super::guests::with_files;
-use super::keeping::{CATALOG, Keeping, KeyOf};
-use super::record::{RecordedLife, SandboxRecord};
+use super::guest_files::with_files;
+use super::guest_owners::GuestOwners;
+use super::keeping::Keeping;
+use super::keys::{CATALOG, KeyOf};
+use super::notes::CatalogState;
+use super::record::SandboxRecord;
 use crate::keeper::{HeldEntry, KeeperClient, KeeperError};
 use crate::metrics::AsideCounts;
-
-/// State that a catalog has reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct CatalogState {
-    /// Another one from the start on that found an older copy in the catalog's place: what is counted from there on says
-    /// nothing of the other line.
-    lineage: Uuid,
-    /// Number of transactions that made it.
-    pub(super) transactions: u64,
-}
 
 /// The note on what was set aside.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -128,7 +119,7 @@ fn things(held: &[HeldEntry], state_directory: &Path) -> anyhow::Result<BTreeSet
 fn named_by(catalog: &Catalog) -> anyhow::Result<BTreeSet<KeyOf>> {
     let mut named = BTreeSet::new();
     for (key, value) in catalog.all(Kind::Sandbox)? {
-        named.extend(guest_of(&SandboxRecord::decode(&key, &value).life).map(KeyOf::Guest));
+        named.extend(SandboxRecord::decode(&key, &value).life.guest().map(KeyOf::Guest));
     }
     let snapshots = catalog.all(Kind::Snapshot)?;
     named.extend(snapshots.iter().filter_map(|(key, _)| Uuid::from_slice(key).ok()).map(KeyOf::Snapshot));
@@ -137,23 +128,11 @@ fn named_by(catalog: &Catalog) -> anyhow::Result<BTreeSet<KeyOf>> {
     Ok(named)
 }
 
-/// The guest that a sandbox has, or may have.
-pub(super) fn guest_of(life: &RecordedLife) -> Option<Uuid> {
-    match life {
-        RecordedLife::Running(guest) => Some(guest.id),
-        RecordedLife::Undecided { guest, .. } => *guest,
-        RecordedLife::Paused
-        | RecordedLife::Forked
-        | RecordedLife::Stopped { .. }
-        | RecordedLife::Lost { .. } => None,
-    }
-}
-
-impl Daemon {
+impl GuestOwners {
     /// Ends what was set aside at the keeper for `kept` or longer.
     pub(super) fn end_old_aside(&self, kept: Duration) -> Result<(), KeeperError> {
-        let keeper = self.host.keeping.client();
-        let aside = self.host.keeping.aside().clone();
+        let keeper = self.host().keeping.client();
+        let aside = self.host().keeping.aside().clone();
         for (key, since_unix_ms) in aside {
             let is_named = self.names(key);
             // A clock that was set back makes them younger, never older.
@@ -163,32 +142,21 @@ impl Daemon {
             }
             // First: if a later step fails, the next start treats it like a thing that was half made.
             keeper.forget(&key.aside_key())?;
-            self.host.keeping.aside().remove(&key);
+            self.host().keeping.aside().remove(&key);
             if is_named {
                 continue;
             }
             tracing::warn!(key = key.key(), "it was set aside, and is ended: its time was over");
             match key {
-                KeyOf::Guest(guest) => self.host.endings.end_unborn(guest),
+                KeyOf::Guest(guest) => self.host().endings.end_unborn(guest),
                 KeyOf::Snapshot(_) => keeper.forget(&key.key())?,
                 KeyOf::Socket(id) => {
-                    std::fs::remove_file(self.fault_socket_path(id)).ok();
+                    std::fs::remove_file(self.fault_sockets.path_of(id)).ok();
                     keeper.forget(&key.key())?;
                 }
             }
         }
         Ok(())
-    }
-
-    /// True if this daemon names it.
-    fn names(&self, key: KeyOf) -> bool {
-        match key {
-            KeyOf::Guest(guest) => {
-                self.sandboxes.all().iter().any(|entry| guest_of(&entry.record().life) == Some(guest))
-            }
-            KeyOf::Snapshot(id) => self.host.engine.origin(SnapshotId::from(id)).is_some(),
-            KeyOf::Socket(id) => self.fault_sockets.find(id).is_ok(),
-        }
     }
 }
 

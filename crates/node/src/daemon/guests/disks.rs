@@ -12,7 +12,8 @@ use rekindle_engine::view::LiveView;
 use uuid::Uuid;
 
 use crate::daemon::host::Host;
-use crate::daemon::keeping::{guest_key, take_fd};
+use crate::daemon::keeping::take_fd;
+use crate::daemon::keys::guest_key;
 use crate::disk::{Access, Disk, DiskSource, DiskWatch, Overlay, OverlayFiles};
 use crate::keeper::{Held, KeeperClient};
 

@@ -11,12 +11,14 @@ use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use uuid::Uuid;
 
-use super::{Blobs, Guest, GuestSpec, RecordedVmm, qemu};
+use super::{Blobs, Guest};
 use crate::api::types::{DiskImage, Machine, MemoryBacking};
 use crate::asker::Asker;
+use crate::daemon::boot_directory::{boot_directory, keep_boot_files};
+use crate::daemon::guest_files::{log_name, machine_directory};
 use crate::daemon::host::Host;
-use crate::daemon::keeping::guest_key;
-use crate::daemon::machines::keep_boot_files;
+use crate::daemon::keys::guest_key;
+use crate::daemon::spec::{GuestSpec, RecordedVmm};
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::settings::FirecrackerSettings;
 use crate::vmm::DEVICE_STATE;
@@ -45,7 +47,7 @@ pub(in crate::daemon) fn settle(
     disks: &[(VolumeName, u64)],
     asker: &Asker,
 ) -> anyhow::Result<FirecrackerSpec> {
-    let directory = qemu::boot_directory(host);
+    let directory = boot_directory(host);
     let (kernel, initrd) =
         keep_boot_files(&directory, machine, KernelFormats::FIRECRACKER, memory_bytes, asker)?;
     let drive = |(at, (disk, (_, bytes))): (usize, (&DiskImage, &(VolumeName, u64)))| Drive {
@@ -148,8 +150,8 @@ fn places(host: &Host, id: Uuid) -> anyhow::Result<Places> {
         program: program.clone().map_or_else(find, Ok)?,
         jailer: jailer.as_ref().map(Jailer::from),
         run_directory: host.run_directory.clone(),
-        disk_directory: super::machine_directory(&host.state_directory),
-        log: Some(host.run_directory.join(super::log_name(id))),
+        disk_directory: machine_directory(&host.state_directory),
+        log: Some(host.run_directory.join(log_name(id))),
         seccomp: if *seccomp { Seccomp::Filtered } else { Seccomp::Unfiltered },
         digests: Arc::clone(&host.file_digests),
     })

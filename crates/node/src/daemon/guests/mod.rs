@@ -6,7 +6,7 @@ pub(super) mod firecracker;
 pub(super) mod qemu;
 mod shown;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -20,22 +20,16 @@ use rekindle_engine::identity::VolumeName;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
-use rekindle_guest::process::protocol::Hello;
 use rekindle_kernel::wakeup::wait_readable;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::endings::Exclusive;
 use super::host::Host;
 use super::record::RecordedGuest;
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{MemoryBacking, TapName, VmmKind};
+use super::spec::{GuestSpec, RecordedVmm};
 use crate::disk::DiskWatch;
 use crate::keeper::{Held, KeeperClient, KeeperError};
-use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages, VmDirectory};
 use crate::vmm::process::GuestControl;
-use crate::vmm::qemu::{BootFile, EVENTS, MachineWatch, QemuSpec, told_end};
+use crate::vmm::qemu::MachineWatch;
 use crate::vmm::serial_line::SerialLine;
 use crate::vmm::vmm_process::VmmProcess;
 
@@ -44,46 +38,6 @@ pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Device state and metadata of a snapshot, by name.
 pub(super) type Blobs = BTreeMap<String, Bytes>;
-
-/// The parts of a guest: kept with its sandbox and with each of its snapshots, so that it is the same when resumed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "vmm", rename_all = "snake_case")]
-pub(super) enum GuestSpec {
-    /// rekindle's own process guest.
-    Process {
-        /// Bytes of guest memory.
-        memory_bytes: u64,
-        /// Backing of its memory.
-        backing: MemoryBacking,
-    },
-    /// A machine in QEMU.
-    Qemu {
-        /// The machine.
-        machine: Box<QemuSpec>,
-        /// The tap devices it last had, in the machine's order.
-        taps: Vec<String>,
-    },
-    /// A machine in Firecracker.
-    Firecracker {
-        /// The machine.
-        machine: Box<FirecrackerSpec>,
-    },
-}
-
-/// Record of a guest in the catalog, so that a later daemon finds it again.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "vmm", rename_all = "snake_case")]
-pub(super) enum RecordedVmm {
-    /// A process guest, by what it said of itself.
-    Process(Hello),
-    /// A QEMU.
-    Qemu {
-        /// Its process.
-        pid: u32,
-    },
-    /// A Firecracker.
-    Firecracker(Box<FirecrackerFacts>),
-}
 
 /// A running guest. Dropped, it runs on under the keeper.
 pub(super) trait Guest: Debug + Send {
@@ -171,121 +125,7 @@ pub(super) trait Guest: Debug + Send {
     }
 }
 
-/// The name of the file, in the run directory, that gets what a guest's VMM prints.
-pub(super) fn log_name(guest: Uuid) -> String {
-    format!("vmm-{guest}.log")
-}
-
-/// The directory in which Firecrackers have their files, each under its guest's id.
-pub(super) fn machine_directory(state_directory: &Path) -> PathBuf {
-    state_directory.join("machines")
-}
-
-/// Removes the files of a guest that has ended. Not every kind of VMM has each of them.
-pub(super) fn remove_files(state_directory: &Path, run_directory: &Path, guest: Uuid) {
-    std::fs::remove_file(run_directory.join(log_name(guest))).ok();
-    let machines = machine_directory(state_directory);
-    if let Err(error) = VmDirectory::remove_of(&machines, run_directory, &guest.to_string()) {
-        tracing::warn!(%guest, %error, "files of an ended guest stay until the next start");
-    }
-}
-
-/// The guests that have files in the directory of machines.
-pub(super) fn with_files(state_directory: &Path) -> std::io::Result<BTreeSet<Uuid>> {
-    let ids = VmDirectory::ids(&machine_directory(state_directory))?;
-    Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
-}
-
 impl GuestSpec {
-    /// Kind of VMM it runs in.
-    pub(super) fn kind(&self) -> VmmKind {
-        match self {
-            Self::Process { .. } => VmmKind::Process,
-            Self::Qemu { .. } => VmmKind::Qemu,
-            Self::Firecracker { .. } => VmmKind::Firecracker,
-        }
-    }
-
-    /// Bytes of guest memory.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        match self {
-            Self::Process { memory_bytes, .. } => *memory_bytes,
-            Self::Qemu { machine, .. } => machine.options.memory_bytes,
-            Self::Firecracker { machine } => machine.memory_bytes,
-        }
-    }
-
-    /// Things of the host that no other guest can have at the same time.
-    pub(super) fn exclusive(&self) -> Exclusive {
-        let taps = self.taps().into_iter().map(str::to_owned).collect();
-        Exclusive { taps, huge_pages: self.backing().is_huge() }
-    }
-
-    /// Backing of its memory.
-    pub(super) fn backing(&self) -> MemoryBacking {
-        match self {
-            Self::Process { backing, .. } => *backing,
-            Self::Qemu { .. } => MemoryBacking::Shared,
-            Self::Firecracker { machine } => match machine.pages {
-                MemoryPages::Small => MemoryBacking::Private,
-                MemoryPages::Huge => MemoryBacking::Huge,
-            },
-        }
-    }
-
-    /// The files that it boots from.
-    pub(super) fn boot_files(&self) -> Vec<&BootFile> {
-        let (kernel, initrd) = match self {
-            Self::Process { .. } => return Vec::new(),
-            Self::Qemu { machine, .. } => (&machine.options.kernel, &machine.options.initrd),
-            Self::Firecracker { machine } => (&machine.kernel, &machine.initrd),
-        };
-        std::iter::once(kernel).chain(initrd).collect()
-    }
-
-    /// Number of its disks.
-    pub(super) fn disks(&self) -> usize {
-        match self {
-            Self::Process { .. } => 0,
-            Self::Qemu { machine, .. } => machine.options.disks.len(),
-            Self::Firecracker { machine } => machine.drives.len(),
-        }
-    }
-
-    /// The tap devices that its network devices are at.
-    pub(super) fn taps(&self) -> Vec<&str> {
-        match self {
-            Self::Process { .. } => Vec::new(),
-            Self::Qemu { taps, .. } => taps.iter().map(String::as_str).collect(),
-            Self::Firecracker { machine } => {
-                machine.interfaces.iter().map(|interface| interface.tap.as_str()).collect()
-            }
-        }
-    }
-
-    /// Has its network devices at other taps.
-    pub(super) fn attach_to(&mut self, wanted: &[TapName]) -> Answer<()> {
-        let had = match self {
-            Self::Process { .. } => 0,
-            Self::Qemu { taps, .. } => taps.len(),
-            Self::Firecracker { machine } => machine.interfaces.len(),
-        };
-        if wanted.len() != had {
-            let why = format!("{} taps were named, and its machine has {had} network devices", wanted.len());
-            return Err(Problem::new(Code::WrongState, why));
-        }
-        match self {
-            Self::Process { .. } => {}
-            Self::Qemu { taps, .. } => *taps = wanted.iter().map(|TapName(name)| name.clone()).collect(),
-            Self::Firecracker { machine } => {
-                for (interface, TapName(name)) in machine.interfaces.iter_mut().zip(wanted) {
-                    interface.tap.clone_from(name);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Starts guest `id` on empty memory, its disks as they are in `base`.
     pub(super) fn start(
         &self,
@@ -368,25 +208,6 @@ impl GuestSpec {
             (Self::Process { .. } | Self::Qemu { .. } | Self::Firecracker { .. }, _) => {
                 anyhow::bail!("the catalog says of it both that it is a {:?} and another VMM", self.kind())
             }
-        }
-    }
-}
-
-impl RecordedVmm {
-    /// Its own account of its end, if it gave one that the keeper still holds.
-    pub(super) fn told_end(&self, held: &mut Held) -> Option<String> {
-        match self {
-            Self::Qemu { pid } => told_end(*pid, held.fds.remove(EVENTS)?),
-            Self::Process(_) | Self::Firecracker(_) => None,
-        }
-    }
-
-    /// The process it was when it was recorded.
-    pub(super) fn pid(&self) -> u32 {
-        match self {
-            Self::Process(hello) => hello.pid,
-            Self::Qemu { pid } => *pid,
-            Self::Firecracker(facts) => facts.pid,
         }
     }
 }

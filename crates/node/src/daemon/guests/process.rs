@@ -9,10 +9,11 @@ use rekindle_guest::process::arguments::MemoryKind;
 use rekindle_guest::process::protocol::Hello;
 use uuid::Uuid;
 
-use super::{Blobs, Guest, RecordedVmm};
+use super::{Blobs, Guest};
 use crate::api::types::MemoryBacking;
 use crate::daemon::host::Host;
-use crate::daemon::keeping::guest_key;
+use crate::daemon::keys::guest_key;
+use crate::daemon::spec::RecordedVmm;
 use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::vmm::DEVICE_STATE;
 use crate::vmm::process::{GuestControl, GuestShape, KeptParts, ProcessGuest};

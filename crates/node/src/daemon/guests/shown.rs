@@ -1,7 +1,7 @@
 //! A guest's machine as the API shows it.
 
-use super::{GuestSpec, RecordedVmm};
 use crate::api::types::{Accelerator, Board, ShownBootFile, ShownDisk, ShownMachine};
+use crate::daemon::spec::{GuestSpec, RecordedVmm};
 use crate::vmm::firecracker::FirecrackerSpec;
 use crate::vmm::qemu::{self, BootFile, QemuSpec};
 

@@ -1,0 +1,78 @@
+//! Makes a sandbox on empty memory.
+
+use std::sync::Arc;
+
+use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
+
+use super::boot_files::MachineInMaking;
+use super::entry::Entry;
+use super::events::About as EventAbout;
+use super::idempotency::{Chosen, Made};
+use super::live::Live;
+use super::record::{NewSandbox, SandboxRecord};
+use super::room_promises::{Needed, RoomPromise};
+use super::sandboxes::Sandboxes;
+use super::spec::GuestSpec;
+use crate::api::control::{Answer, Asked};
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{CreateSandbox, MemoryBacking, Sandbox};
+
+/// Bytes of guest memory, at most: 1 TiB.
+const MEMORY_BYTES_MAX: u64 = 1 << 40;
+
+impl Sandboxes {
+    pub(super) fn create(&self, asked: &Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
+        check_memory(wanted.memory_bytes, wanted.backing)?;
+        let mut chosen = self.requests.choose(asked, &("create", &wanted), 1)?;
+        let id = chosen.ids[0];
+        if let Some(entry) = self.registry.get(id) {
+            return Ok(entry.show());
+        }
+        chosen.refuse_if_gone(Made::Sandbox, &[id])?;
+        let name = self.registry.reserve(wanted.name.as_deref())?;
+        let taps = wanted.machine.iter().flat_map(|machine| &machine.taps);
+        self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
+        self.room.check_pausable(wanted.memory_bytes)?;
+        let disks = wanted.machine.as_ref().map_or(0, |machine| machine.disks.len());
+        let room = self.room.promise(&Needed::of(wanted.memory_bytes, wanted.backing, disks))?;
+        let machine = wanted.machine.as_ref().map(|_| self.boot_files.begin_machine());
+        let (spec, images) = self.made_of(id, &wanted, &asked.asker)?;
+        let made = self.create_of(&mut chosen, wanted, (spec, &room), asked, images.as_ref());
+        let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
+        machine.into_iter().for_each(MachineInMaking::made);
+        drop((name, room));
+        self.events.say("sandbox.created", EventAbout::sandbox(id), None);
+        Ok(entry.show())
+    }
+
+    /// A new sandbox of what was settled; an error has left nothing of it.
+    fn create_of(
+        &self,
+        chosen: &mut Chosen<'_>,
+        wanted: CreateSandbox,
+        (spec, room): (GuestSpec, &RoomPromise),
+        asked: &Asked,
+        images: Option<&Arc<EngineSnapshot>>,
+    ) -> Answer<Arc<Entry>> {
+        asked.check()?;
+        let live = self.born(&spec, room, |birth| Live::start(&self.host, birth, images.cloned()))?;
+        let sandbox = NewSandbox { id: chosen.ids[0], name: wanted.name, labels: wanted.labels, spec };
+        let record = SandboxRecord::new(sandbox, live.recorded());
+        if let Err(problem) = asked.check() {
+            self.host.endings.end(live.end());
+            return Err(problem);
+        }
+        let making = chosen.making(&[record.id]);
+        self.take_in(record, live, making)
+    }
+}
+
+fn check_memory(bytes: u64, backing: MemoryBacking) -> Answer<()> {
+    let page = backing.page_bytes();
+    if bytes == 0 || bytes > MEMORY_BYTES_MAX || !bytes.is_multiple_of(page) {
+        let why =
+            format!("memory_bytes={bytes}: it must be a multiple of {page}, at most {MEMORY_BYTES_MAX}");
+        return Err(Problem::new(Code::InvalidRequest, why));
+    }
+    Ok(())
+}

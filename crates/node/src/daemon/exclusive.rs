@@ -1,0 +1,17 @@
+//! Things of this machine that one guest has at a time.
+
+/// Things of a guest that another one can have only once its process is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Exclusive {
+    /// The tap devices it is at.
+    pub(super) taps: Vec<String>,
+    /// True if its memory is of the host's huge pages.
+    pub(super) huge_pages: bool,
+}
+
+impl Exclusive {
+    /// True if both have something in common.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        self.huge_pages && other.huge_pages || self.taps.iter().any(|tap| other.taps.contains(tap))
+    }
+}

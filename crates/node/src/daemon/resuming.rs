@@ -1,0 +1,116 @@
+//! Brings the guest of a sandbox back from a snapshot.
+
+use uuid::Uuid;
+
+use super::entry::{Entry, Turn};
+use super::events::About as EventAbout;
+use super::known::Known;
+use super::live::Live;
+use super::record::{RecordedLife, SandboxRecord};
+use super::references::Named as _;
+use super::room_promises::{Needed, RoomPromise};
+use super::sandboxes::Sandboxes;
+use super::spec::GuestSpec;
+use crate::api::control::{Answer, Asked};
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{ResumeSandbox, Sandbox, TapName};
+
+impl Sandboxes {
+    pub(super) fn resume(&self, reference: &str, asked: &Asked, how: &ResumeSandbox) -> Answer<Sandbox> {
+        let entry = self.registry.find(reference)?;
+        let mut turn = entry.turn("is being used", self.host.settings().pause_wait, asked)?;
+        self.resume_in_turn(&mut turn, asked, how)?;
+        drop(turn);
+        Ok(entry.show())
+    }
+
+    /// Resumes the sandbox of a turn, whose guest has ended, from its last snapshot.
+    fn resume_in_turn(&self, turn: &mut Turn, asked: &Asked, how: &ResumeSandbox) -> Answer<()> {
+        let record = turn.record();
+        let snapshot = resumed_from(turn.entry(), &record, how)?;
+        let known = self.snapshots.readable(&snapshot.to_string())?;
+        let taps = how.taps.as_deref().map_or_else(|| record.spec.taps(), tap_names);
+        self.check_taps(&taps, 1)?;
+        let room = self.room.promise(&Needed::by(&record.spec))?;
+        self.go_on_from((&known, &room), turn, asked, how)
+    }
+
+    /// The same, where there is room for it and `known` is the snapshot.
+    pub(super) fn go_on_from(
+        &self,
+        (known, room): (&Known, &RoomPromise),
+        turn: &mut Turn,
+        asked: &Asked,
+        how: &ResumeSandbox,
+    ) -> Answer<()> {
+        let mut record = turn.record();
+        let (live, spec) = self.bring_back((known, room), asked, how)?;
+        record.spec = spec;
+        record.life = RecordedLife::Running(live.recorded());
+        self.write_born(&record, &live, (Some(turn.record()), Vec::new()))?;
+        turn.live = Some(live);
+        turn.show(record.clone());
+        self.watch_new_guests();
+        self.events.say("sandbox.resumed", EventAbout::both(record.id, known.id()), None);
+        Ok(())
+    }
+
+    /// A guest on a snapshot's memory and device state, and what it is made of.
+    #[tracing::instrument(name = "resume", skip_all, fields(snapshot = %known.id()))]
+    pub(super) fn bring_back(
+        &self,
+        (known, room): (&Known, &RoomPromise),
+        asked: &Asked,
+        how: &ResumeSandbox,
+    ) -> Answer<(Box<Live>, GuestSpec)> {
+        let Some(mut spec) = known.about.spec.clone() else {
+            let why = format!(
+                "{} is of a VMM that rekindle did not start: open a fault socket for it",
+                known.called()
+            );
+            return Err(Problem::new(Code::WrongState, why).snapshot(known.snapshot.id()));
+        };
+        if let Some(taps) = &how.taps {
+            spec.attach_to(taps).map_err(|problem| problem.snapshot(known.snapshot.id()))?;
+        }
+        self.snapshots.wait_to_serve(known, asked, how.serve_before_seal)?;
+        asked.check()?;
+        let _first = self.host.engine.precedence().bring_up();
+        let live = self.born(&spec, room, |birth| Live::resume(&self.host, birth, &known.snapshot))?;
+        Ok((live, spec))
+    }
+}
+
+/// The snapshot that a sandbox goes on from.
+fn resumed_from(entry: &Entry, record: &SandboxRecord, how: &ResumeSandbox) -> Answer<Uuid> {
+    let (called, shown, reference) = (entry.called(), entry.show().state, entry.reference());
+    let refused = |why: String| Err(Problem::new(Code::WrongState, why).sandbox(record.id));
+    match (&record.life, record.snapshot) {
+        (RecordedLife::Running(_), _) => refused(format!(
+            "{called} is {shown}: there is nothing to resume. `rekindle fork {reference}` makes another one like it"
+        )),
+        (RecordedLife::Paused | RecordedLife::Forked, Some(snapshot)) => Ok(snapshot),
+        (RecordedLife::Stopped { .. } | RecordedLife::Lost { .. }, Some(snapshot)) => {
+            if how.from_last_snapshot {
+                return Ok(snapshot);
+            }
+            let problem = refused(format!(
+                "{called} is {shown}: what its guest did since its last pause is gone. `rekindle resume {reference} \
+                 --from-last-snapshot` goes on from snapshot {snapshot}"
+            ));
+            problem.map_err(|problem: Problem| problem.snapshot(snapshot.into()))
+        }
+        (RecordedLife::Undecided { reason, .. }, _) => {
+            refused(format!("{called} is {shown}, and is tried again: {reason}"))
+        }
+        (_, None) => refused(format!(
+            "{called} is {shown} and was never paused: it has no snapshot to go on from. `rekindle delete {reference}` \
+             removes it"
+        )),
+    }
+}
+
+/// The names of tap devices.
+pub(super) fn tap_names(taps: &[TapName]) -> Vec<&str> {
+    taps.iter().map(|TapName(name)| name.as_str()).collect()
+}

@@ -1,0 +1,112 @@
+//! The owner of the sandboxes: their names and records, and the operations on them. Each group of operations has a file
+//! of its own; all of them share what is here.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rekindle_engine::catalog::Catalog;
+use uuid::Uuid;
+
+use super::boot_directory::boot_directory;
+use super::boot_files::BootFiles;
+use super::entry::Turn;
+use super::events::EventLog;
+use super::freeing::Freeing;
+use super::host::Host;
+use super::idempotency::Requests;
+use super::known::Known;
+use super::references::Named as _;
+use super::registry::Registry;
+use super::room::Room;
+use super::snapshots::Snapshots;
+use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{ListQuery, Sandbox, SandboxList};
+
+/// The sandboxes of this node.
+#[derive(Debug)]
+pub(super) struct Sandboxes {
+    pub(super) registry: Arc<Registry>,
+    pub(super) catalog: Catalog,
+    pub(super) requests: Requests,
+    pub(super) snapshots: Arc<Snapshots>,
+    pub(super) room: Arc<Room>,
+    pub(super) boot_files: BootFiles,
+    pub(super) events: Arc<EventLog>,
+    pub(super) host: Arc<Host>,
+    freeing: Mutex<Option<Freeing>>,
+}
+
+impl Sandboxes {
+    /// The owner of the sandboxes in `registry`, whose records are in `catalog`; none is there yet.
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        catalog: Catalog,
+        snapshots: Arc<Snapshots>,
+        room: Arc<Room>,
+        events: Arc<EventLog>,
+        host: Arc<Host>,
+    ) -> anyhow::Result<Self> {
+        let boot_files = BootFiles::new(boot_directory(&host), Arc::clone(&registry), Arc::clone(&snapshots));
+        let (requests, freeing) = (Requests::new(catalog.clone())?, Mutex::default());
+        Ok(Self { registry, catalog, requests, snapshots, room, boot_files, events, host, freeing })
+    }
+
+    /// From now on the memory of guests that end is given back at once.
+    pub(super) fn begin_freeing(&self) -> std::io::Result<()> {
+        let freeing = Freeing::start(&self.registry)?;
+        *self.freeing.lock().unwrap_or_else(PoisonError::into_inner) = Some(freeing);
+        Ok(())
+    }
+
+    /// Has the ends of guests that have just begun noticed at once.
+    pub(super) fn watch_new_guests(&self) {
+        if let Some(freeing) = &*self.freeing.lock().unwrap_or_else(PoisonError::into_inner) {
+            freeing.look();
+        }
+    }
+
+    /// Waits for the end of the thread that gives memory back.
+    pub(super) fn end_freeing(&self) {
+        let freeing = self.freeing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(freeing);
+    }
+
+    /// A page of the sandboxes, oldest first.
+    pub(super) fn list(&self, query: &ListQuery) -> Answer<SandboxList> {
+        let (entries, next) = self.registry.page(query)?;
+        Ok(SandboxList { sandboxes: entries.iter().map(|entry| entry.show()).collect(), next })
+    }
+
+    /// One of them.
+    pub(super) fn show(&self, reference: &str) -> Answer<Sandbox> {
+        self.registry.find(reference).map(|entry| entry.show())
+    }
+
+    /// Deletes a snapshot; guests that are served from it go on.
+    #[tracing::instrument(name = "delete", skip(self))]
+    pub(super) fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
+        let known = self.snapshots.find(reference)?;
+        self.delete_known(&known)?;
+        Ok(known.id())
+    }
+
+    /// The same with a snapshot that was found.
+    pub(super) fn delete_known(&self, known: &Known) -> Answer<()> {
+        let id = known.id();
+        if let Some(entry) = self.registry.all().into_iter().find(|entry| entry.is_paused_in(id)) {
+            let why =
+                format!("{} is paused in {}; remove it or resume it first", entry.called(), known.called());
+            return Err(Problem::new(Code::WrongState, why)
+                .sandbox(entry.id())
+                .snapshot(known.snapshot.id()));
+        }
+        self.snapshots.delete(known)
+    }
+}
+
+/// The problem of an operation that needs a running guest.
+pub(super) fn not_running(turn: &Turn, wanted: &str) -> Problem {
+    let entry = turn.entry();
+    let why = format!("{} is {}: only a running one can be {wanted}", entry.called(), entry.show().state);
+    Problem::new(Code::WrongState, why).sandbox(entry.id())
+}

@@ -1,0 +1,162 @@
+//! The parts of a guest, and what a record says of its VMM.
+
+use rekindle_guest::process::protocol::Hello;
+use serde::{Deserialize, Serialize};
+
+use super::exclusive::Exclusive;
+use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
+use crate::api::types::{MemoryBacking, TapName, VmmKind};
+use crate::keeper::Held;
+use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages};
+use crate::vmm::qemu::{BootFile, EVENTS, QemuSpec, told_end};
+
+/// The parts of a guest: kept with its sandbox and with each of its snapshots, so that it is the same when resumed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "vmm", rename_all = "snake_case")]
+pub(super) enum GuestSpec {
+    /// rekindle's own process guest.
+    Process {
+        /// Bytes of guest memory.
+        memory_bytes: u64,
+        /// Backing of its memory.
+        backing: MemoryBacking,
+    },
+    /// A machine in QEMU.
+    Qemu {
+        /// The machine.
+        machine: Box<QemuSpec>,
+        /// The tap devices it last had, in the machine's order.
+        taps: Vec<String>,
+    },
+    /// A machine in Firecracker.
+    Firecracker {
+        /// The machine.
+        machine: Box<FirecrackerSpec>,
+    },
+}
+
+/// Record of a guest in the catalog, so that a later daemon finds it again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "vmm", rename_all = "snake_case")]
+pub(super) enum RecordedVmm {
+    /// A process guest, by what it said of itself.
+    Process(Hello),
+    /// A QEMU.
+    Qemu {
+        /// Its process.
+        pid: u32,
+    },
+    /// A Firecracker.
+    Firecracker(Box<FirecrackerFacts>),
+}
+
+impl GuestSpec {
+    /// Kind of VMM it runs in.
+    pub(super) fn kind(&self) -> VmmKind {
+        match self {
+            Self::Process { .. } => VmmKind::Process,
+            Self::Qemu { .. } => VmmKind::Qemu,
+            Self::Firecracker { .. } => VmmKind::Firecracker,
+        }
+    }
+
+    /// Bytes of guest memory.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Process { memory_bytes, .. } => *memory_bytes,
+            Self::Qemu { machine, .. } => machine.options.memory_bytes,
+            Self::Firecracker { machine } => machine.memory_bytes,
+        }
+    }
+
+    /// Things of the host that no other guest can have at the same time.
+    pub(super) fn exclusive(&self) -> Exclusive {
+        let taps = self.taps().into_iter().map(str::to_owned).collect();
+        Exclusive { taps, huge_pages: self.backing().is_huge() }
+    }
+
+    /// Backing of its memory.
+    pub(super) fn backing(&self) -> MemoryBacking {
+        match self {
+            Self::Process { backing, .. } => *backing,
+            Self::Qemu { .. } => MemoryBacking::Shared,
+            Self::Firecracker { machine } => match machine.pages {
+                MemoryPages::Small => MemoryBacking::Private,
+                MemoryPages::Huge => MemoryBacking::Huge,
+            },
+        }
+    }
+
+    /// The files that it boots from.
+    pub(super) fn boot_files(&self) -> Vec<&BootFile> {
+        let (kernel, initrd) = match self {
+            Self::Process { .. } => return Vec::new(),
+            Self::Qemu { machine, .. } => (&machine.options.kernel, &machine.options.initrd),
+            Self::Firecracker { machine } => (&machine.kernel, &machine.initrd),
+        };
+        std::iter::once(kernel).chain(initrd).collect()
+    }
+
+    /// Number of its disks.
+    pub(super) fn disks(&self) -> usize {
+        match self {
+            Self::Process { .. } => 0,
+            Self::Qemu { machine, .. } => machine.options.disks.len(),
+            Self::Firecracker { machine } => machine.drives.len(),
+        }
+    }
+
+    /// The tap devices that its network devices are at.
+    pub(super) fn taps(&self) -> Vec<&str> {
+        match self {
+            Self::Process { .. } => Vec::new(),
+            Self::Qemu { taps, .. } => taps.iter().map(String::as_str).collect(),
+            Self::Firecracker { machine } => {
+                machine.interfaces.iter().map(|interface| interface.tap.as_str()).collect()
+            }
+        }
+    }
+
+    /// Has its network devices at other taps.
+    pub(super) fn attach_to(&mut self, wanted: &[TapName]) -> Answer<()> {
+        let had = match self {
+            Self::Process { .. } => 0,
+            Self::Qemu { taps, .. } => taps.len(),
+            Self::Firecracker { machine } => machine.interfaces.len(),
+        };
+        if wanted.len() != had {
+            let why = format!("{} taps were named, and its machine has {had} network devices", wanted.len());
+            return Err(Problem::new(Code::WrongState, why));
+        }
+        match self {
+            Self::Process { .. } => {}
+            Self::Qemu { taps, .. } => *taps = wanted.iter().map(|TapName(name)| name.clone()).collect(),
+            Self::Firecracker { machine } => {
+                for (interface, TapName(name)) in machine.interfaces.iter_mut().zip(wanted) {
+                    interface.tap.clone_from(name);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RecordedVmm {
+    /// Its own account of its end, if it gave one that the keeper still holds.
+    pub(super) fn told_end(&self, held: &mut Held) -> Option<String> {
+        match self {
+            Self::Qemu { pid } => told_end(*pid, held.fds.remove(EVENTS)?),
+            Self::Process(_) | Self::Firecracker(_) => None,
+        }
+    }
+
+    /// The process it was when it was recorded.
+    pub(super) fn pid(&self) -> u32 {
+        match self {
+            Self::Process(hello) => hello.pid,
+            Self::Qemu { pid } => *pid,
+            Self::Firecracker(facts) => facts.pid,
+        }
+    }
+}
