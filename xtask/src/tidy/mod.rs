@@ -1,6 +1,7 @@
 //! Facts about the sources and documents that a machine can check; taste is left to readers.
 
 mod architecture;
+mod circles;
 mod dependencies;
 mod document;
 mod length;
@@ -54,6 +55,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for look in [
         module_order::check,
+        circles::check,
         unsafe_code::check,
         words::check,
         length::check,
