@@ -244,7 +244,7 @@ fn measure_working_set(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let fill = format!("fill 1 {LINUX_FILLED_MIB}");
     host.filled("vm", &wanted, "rekindle linux guest, ", &fill)?;
     let (mut faults, mut seconds) = (Pairs::default(), Pairs::default());
-    for round in 0..effort.choose(8, 1) {
+    for round in 0..effort.choose(20, 1) {
         // A snapshot of its own each time, so that nothing is known of it.
         host.resume("vm", "making")?;
         Console::of(&host.client, "making").ask(&format!("dirty {round} 1"), "dirtied ")?;
