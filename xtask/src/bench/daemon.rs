@@ -139,7 +139,7 @@ impl Served {
     }
 
     fn pause(&self, sandbox: &str, name: &str) -> anyhow::Result<()> {
-        let how = PauseSandbox { name: Some(name.to_owned()), ..Default::default() };
+        let how = PauseSandbox { name: Some(name.parse().expect("it is a name")), ..Default::default() };
         self.client.pause_sandbox(sandbox, None, &how)?;
         Ok(())
     }

@@ -129,14 +129,14 @@ impl Host {
     }
 
     fn pause(&self, sandbox: &str, name: &str) -> anyhow::Result<f64> {
-        let how = PauseSandbox { name: Some(name.to_owned()), ..Default::default() };
+        let how = PauseSandbox { name: Some(name.parse().expect("it is a name")), ..Default::default() };
         let asked = Instant::now();
         self.client.pause_sandbox(sandbox, None, &how)?;
         Ok(asked.elapsed().as_secs_f64())
     }
 
     fn resume(&self, snapshot: &str, name: &str) -> anyhow::Result<()> {
-        let how = ResumeSnapshot { name: Some(name.to_owned()), ..Default::default() };
+        let how = ResumeSnapshot { name: Some(name.parse().expect("it is a name")), ..Default::default() };
         self.client.resume_snapshot(snapshot, None, &how)?;
         Ok(())
     }

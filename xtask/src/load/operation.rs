@@ -39,7 +39,7 @@ impl Operation {
         match self {
             Self::Create { name, memory_bytes, backing } => {
                 let wanted = CreateSandbox {
-                    name: Some(name.clone()),
+                    name: Some(name.parse().expect("it is a name")),
                     labels: Default::default(),
                     vmm: Default::default(),
                     memory_bytes: *memory_bytes,
@@ -50,7 +50,8 @@ impl Operation {
             }
             Self::Tell { sandbox, command } => tell(client, *sandbox, command),
             Self::Pause { sandbox, name } => {
-                let how = PauseSandbox { name: Some(name.clone()), ..Default::default() };
+                let how =
+                    PauseSandbox { name: Some(name.parse().expect("it is a name")), ..Default::default() };
                 client.pause_sandbox(&sandbox.to_string(), Some(name), &how).map(Outcome::Paused)
             }
             Self::Resume { sandbox } => {
@@ -60,7 +61,7 @@ impl Operation {
             Self::ResumeSnapshot { snapshot, name, count } => {
                 let how = ResumeSnapshot {
                     count: *count,
-                    name: Some(name.clone()),
+                    name: Some(name.parse().expect("it is a name")),
                     labels: Default::default(),
                     serve_before_seal: None,
                     taps: None,
@@ -68,7 +69,11 @@ impl Operation {
                 client.resume_snapshot(&snapshot.to_string(), Some(name), &how).map(Outcome::Made)
             }
             Self::Fork { sandbox, name, count } => {
-                let how = ForkSandbox { count: *count, name: Some(name.clone()), labels: Default::default() };
+                let how = ForkSandbox {
+                    count: *count,
+                    name: Some(name.parse().expect("it is a name")),
+                    labels: Default::default(),
+                };
                 client.fork_sandbox(&sandbox.to_string(), Some(name), &how).map(Outcome::Made)
             }
             Self::RemoveSandbox { sandbox } => {

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
-    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
-    SnapshotList, SnapshotState, Verification, Version,
+    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
+    Snapshot, SnapshotList, SnapshotState, Verification, Version,
 };
 use crate::asker::Asker;
 use crate::settings::Settings;
@@ -59,43 +59,49 @@ pub trait Control: Debug + Send + Sync + 'static {
     /// The sandboxes, oldest first.
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList>;
     /// One sandbox.
-    fn sandbox(&self, reference: &str) -> Answer<Sandbox>;
+    fn sandbox(&self, reference: &Reference) -> Answer<Sandbox>;
     /// Pauses a sandbox into a snapshot.
-    fn pause_sandbox(&self, reference: &str, asked: Asked, how: PauseSandbox) -> Answer<Snapshot>;
+    fn pause_sandbox(&self, reference: &Reference, asked: Asked, how: PauseSandbox) -> Answer<Snapshot>;
     /// Resumes a paused sandbox from its last snapshot.
-    fn resume_sandbox(&self, reference: &str, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox>;
+    fn resume_sandbox(&self, reference: &Reference, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox>;
     /// Makes new sandboxes that go on from this one's present state.
-    fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList>;
+    fn fork_sandbox(&self, reference: &Reference, asked: Asked, how: ForkSandbox) -> Answer<SandboxList>;
     /// Ends a sandbox's guest; its work since its last pause is gone.
-    fn stop_sandbox(&self, reference: &str, asked: Asked) -> Answer<Sandbox>;
+    fn stop_sandbox(&self, reference: &Reference, asked: Asked) -> Answer<Sandbox>;
     /// Ends a sandbox's guest if it runs and forgets the sandbox, of which it gives the id; its snapshots stay.
-    fn remove_sandbox(&self, reference: &str, asked: Asked) -> Answer<Uuid>;
+    fn remove_sandbox(&self, reference: &Reference, asked: Asked) -> Answer<Uuid>;
     /// Tells a process guest to do something, and gives its answer, which is not waited for once its asker is gone.
     fn tell_guest(
         &self,
-        reference: &str,
+        reference: &Reference,
         asked: Asked,
         command: serde_json::Value,
     ) -> Answer<serde_json::Value>;
     /// The output of the sandbox's guests at their console, from `from` on; waits for it at most `limit`. A long wait
     /// is asked for in short turns.
-    fn console(&self, reference: &str, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput>;
+    fn console(&self, reference: &Reference, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput>;
     /// Types at the console of a sandbox's guest.
-    fn type_console(&self, reference: &str, bytes: &[u8]) -> Answer<()>;
+    fn type_console(&self, reference: &Reference, bytes: &[u8]) -> Answer<()>;
     /// The snapshots, oldest first.
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList>;
     /// One snapshot.
-    fn snapshot(&self, reference: &str) -> Answer<Snapshot>;
+    fn snapshot(&self, reference: &Reference) -> Answer<Snapshot>;
     /// Waits until a snapshot has come as far as `state`. A long wait is asked for in short turns.
-    fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot>;
+    fn wait_snapshot(&self, reference: &Reference, state: SnapshotState, limit: Duration)
+    -> Answer<Snapshot>;
     /// Deletes a snapshot, of which it gives the id; sandboxes that run from it and its children go on.
-    fn delete_snapshot(&self, reference: &str) -> Answer<Uuid>;
+    fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid>;
     /// Reads every page of a snapshot and checks it, as long as its asker waits.
-    fn verify_snapshot(&self, reference: &str, asked: Asked) -> Answer<Verification>;
+    fn verify_snapshot(&self, reference: &Reference, asked: Asked) -> Answer<Verification>;
     /// The layers a snapshot is made of and their places; never waits for a seal.
-    fn placement(&self, reference: &str) -> Answer<Placement>;
+    fn placement(&self, reference: &Reference) -> Answer<Placement>;
     /// Makes new sandboxes of a snapshot.
-    fn resume_snapshot(&self, reference: &str, asked: Asked, how: ResumeSnapshot) -> Answer<SandboxList>;
+    fn resume_snapshot(
+        &self,
+        reference: &Reference,
+        asked: Asked,
+        how: ResumeSnapshot,
+    ) -> Answer<SandboxList>;
     /// Opens a socket at which a VMM is served with a snapshot's memory.
     fn open_fault_socket(&self, asked: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket>;
     /// The fault sockets.

@@ -11,11 +11,12 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use uuid::Uuid;
 
 use super::bounded::Ending;
-use super::checks::{self, Checked};
+use super::checks::Checked;
 use super::control::IdempotencyKey;
 use super::limits;
 use super::problem::{Code, Problem, quoted};
 use super::query::{Fields, Queried};
+use super::types::Reference;
 use super::types::shapes::Object;
 
 /// The name of the field that carries an idempotency key.
@@ -88,16 +89,15 @@ impl<S: Send + Sync, T: Checked + Queried> FromRequestParts<S> for CheckedQuery<
 
 /// An id, the beginning of one, or a name, in the path.
 #[derive(Debug)]
-pub(crate) struct Reference(pub(crate) String);
+pub(crate) struct InPath(pub(crate) Reference);
 
-impl<S: Send + Sync> FromRequestParts<S> for Reference {
+impl<S: Send + Sync> FromRequestParts<S> for InPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let found = Path::<String>::from_request_parts(parts, state).await;
         let Path(reference) = found.map_err(|refused: PathRejection| invalid(refused.body_text()))?;
-        checks::check_reference(&reference)?;
-        Ok(Self(reference))
+        Reference::try_from(reference).map(Self).map_err(|error| invalid(error.to_string()))
     }
 }
 
@@ -109,7 +109,7 @@ impl<S: Send + Sync> FromRequestParts<S> for WholeId {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Reference(text) = Reference::from_request_parts(parts, state).await?;
+        let InPath(text) = InPath::from_request_parts(parts, state).await?;
         let id = Uuid::try_parse(&text)
             .map_err(|error| invalid(format!("{} is no id: {error}", quoted(&text))))?;
         Ok(Self(id))

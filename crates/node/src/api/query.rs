@@ -5,7 +5,7 @@ use std::str::FromStr;
 use uuid::Uuid;
 
 use super::problem::{Code, Problem, quoted};
-use super::types::{ConsoleQuery, EventsQuery, ListQuery, SnapshotState, WaitQuery};
+use super::types::{ConsoleQuery, EventsQuery, LabelFilter, ListQuery, SnapshotState, WaitQuery};
 
 /// The fields of a query, in their order.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Queried for ListQuery {
         Ok(Self {
             limit: fields.number("limit")?,
             after: fields.one("after", "the id after which the page begins", Uuid::from_str)?,
-            labels: fields.all("label").map(str::to_owned).collect(),
+            labels: fields.all("label").map(label_filter).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -103,6 +103,10 @@ fn state_of(word: &str) -> Result<SnapshotState, ()> {
     states.into_iter().find(|state| state.to_string() == word).ok_or(())
 }
 
+fn label_filter(text: &str) -> Result<LabelFilter, Problem> {
+    LabelFilter::try_from(text.to_owned()).map_err(|error| invalid(error.to_string()))
+}
+
 fn invalid(detail: String) -> Problem {
     Problem::new(Code::InvalidRequest, detail)
 }
@@ -119,7 +123,7 @@ mod tests {
     #[test]
     fn a_label_may_come_again_and_every_other_field_once() {
         let query = read::<ListQuery>(&[("label", "a=1"), ("limit", "7"), ("label", "b=2")]);
-        let labels = vec!["a=1".to_owned(), "b=2".to_owned()];
+        let labels = ["a=1", "b=2"].map(|label| label_filter(label).unwrap()).to_vec();
         assert_eq!(query, Ok(ListQuery { limit: Some(7), after: None, labels }));
         let twice = read::<ListQuery>(&[("limit", "1"), ("limit", "2")]);
         assert_eq!(twice.unwrap_err(), "`limit` comes twice: say it once");

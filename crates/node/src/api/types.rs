@@ -4,11 +4,11 @@
 mod daemon;
 mod machine;
 mod memory;
+mod names;
 mod schemas;
 pub(crate) mod shapes;
 mod snapshot;
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -23,13 +23,12 @@ pub use machine::{
 pub use memory::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket, WriteTracking,
 };
+pub use names::{LabelFilter, Labels, Name, NameOfSeveral, NotAName, Reference};
+pub(crate) use names::{is_name, name_rule};
 pub use snapshot::{
     PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, StoreVerification,
     StoreVerificationState, Verification, Volume, WaitQuery,
 };
-
-/// Words a user puts on a resource.
-pub type Labels = BTreeMap<String, String>;
 
 /// State of a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -111,7 +110,8 @@ pub struct Sandbox {
     /// Its id, a UUID version 7.
     pub id: Uuid,
     /// Its name, unique among sandboxes.
-    pub name: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Name>,
     /// Its labels.
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
@@ -159,10 +159,10 @@ pub struct ServedPages {
 pub struct CreateSandbox {
     /// Its name.
     #[serde(default)]
-    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    pub name: Option<String>,
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub name: Option<Name>,
     /// Its labels.
-    #[serde(default, deserialize_with = "shapes::texts")]
+    #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// The VMM it runs in.
@@ -185,10 +185,10 @@ pub struct CreateSandbox {
 pub struct PauseSandbox {
     /// The snapshot's name.
     #[serde(default)]
-    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    pub name: Option<String>,
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub name: Option<Name>,
     /// The snapshot's labels.
-    #[serde(default, deserialize_with = "shapes::texts")]
+    #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
 }
@@ -220,10 +220,10 @@ pub struct ResumeSnapshot {
     pub count: u32,
     /// Their name; with a number behind it where they are several.
     #[serde(default)]
-    #[schema(min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    pub name: Option<String>,
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub name: Option<NameOfSeveral>,
     /// Their labels.
-    #[serde(default, deserialize_with = "shapes::texts")]
+    #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// True to serve them before the snapshot is sealed; the setting by default.
@@ -255,10 +255,10 @@ pub struct ForkSandbox {
     pub count: u32,
     /// Their name; with a number behind it where they are several.
     #[serde(default)]
-    #[schema(min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    pub name: Option<String>,
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub name: Option<NameOfSeveral>,
     /// Their labels.
-    #[serde(default, deserialize_with = "shapes::texts")]
+    #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
 }
@@ -293,5 +293,5 @@ pub struct ListQuery {
     /// Only those with this label, `name=value`; given again, only those with all of them.
     #[serde(default, rename = "label", skip_serializing_if = "Vec::is_empty")]
     #[param(inline, max_items = 64, value_type = Vec<schemas::LabelFilter>)]
-    pub labels: Vec<String>,
+    pub labels: Vec<LabelFilter>,
 }

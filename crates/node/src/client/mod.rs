@@ -22,9 +22,9 @@ use crate::api::operations::*;
 use crate::api::problem::Code;
 use crate::api::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, EventsQuery, FaultSocket,
-    ForkSandbox, Health, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, Verification, Version,
-    WaitQuery,
+    ForkSandbox, Health, LabelFilter, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness,
+    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, Verification,
+    Version, WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -81,8 +81,8 @@ impl Client {
         self.ask(&LIST_SANDBOXES, &(), query)
     }
 
-    /// All sandboxes that have all of these labels, each as `name=value`; oldest first.
-    pub fn all_sandboxes(&self, labels: &[String]) -> Result<Vec<Sandbox>> {
+    /// All sandboxes that have all of these labels; oldest first.
+    pub fn all_sandboxes(&self, labels: &[LabelFilter]) -> Result<Vec<Sandbox>> {
         all(labels, |query| self.sandboxes(query).map(|page| (page.sandboxes, page.next)))
     }
 
@@ -144,8 +144,8 @@ impl Client {
         self.ask(&LIST_SNAPSHOTS, &(), query)
     }
 
-    /// All snapshots that have all of these labels, each as `name=value`; oldest first.
-    pub fn all_snapshots(&self, labels: &[String]) -> Result<Vec<Snapshot>> {
+    /// All snapshots that have all of these labels; oldest first.
+    pub fn all_snapshots(&self, labels: &[LabelFilter]) -> Result<Vec<Snapshot>> {
         all(labels, |query| self.snapshots(query).map(|page| (page.snapshots, page.next)))
     }
 
@@ -304,7 +304,10 @@ impl Client {
 }
 
 /// Every entry of a list that comes in pages.
-fn all<T>(labels: &[String], page: impl Fn(&ListQuery) -> Result<(Vec<T>, Option<Uuid>)>) -> Result<Vec<T>> {
+fn all<T>(
+    labels: &[LabelFilter],
+    page: impl Fn(&ListQuery) -> Result<(Vec<T>, Option<Uuid>)>,
+) -> Result<Vec<T>> {
     let mut query = ListQuery { limit: Some(limits::LIST_MAX), after: None, labels: labels.to_vec() };
     let mut entries = Vec::new();
     loop {

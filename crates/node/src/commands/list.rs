@@ -9,7 +9,7 @@ use super::session::Session;
 use super::shown::{self, ShortIds};
 use super::status::Status;
 use super::target::label;
-use crate::api::types::{Labels, Sandbox, SandboxState, Snapshot, SnapshotState};
+use crate::api::types::{LabelFilter, Labels, Sandbox, SandboxState, Snapshot, SnapshotState};
 use crate::client::Client;
 
 /// The things to list.
@@ -79,7 +79,8 @@ pub fn run(session: &Session, arguments: &ListArguments) -> anyhow::Result<Statu
 impl ListArguments {
     /// The things asked for.
     fn listed(&self, client: &Client) -> anyhow::Result<Listed> {
-        let labels: Vec<_> = self.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let labels = self.labels.iter().map(|(name, value)| LabelFilter::try_from(format!("{name}={value}")));
+        let labels = labels.collect::<Result<Vec<_>, _>>()?;
         let mut listed = Listed::default();
         if self.which != Which::Snapshots {
             listed.sandboxes = Some(client.all_sandboxes(&labels)?);
@@ -205,12 +206,16 @@ impl Known {
     }
 
     fn snapshot_name(&self, id: Option<&Uuid>) -> Word {
-        let named = |id: &Uuid| self.snapshots.iter().find(|snapshot| snapshot.id == *id)?.name.clone();
+        let named = |id: &Uuid| {
+            self.snapshots.iter().find(|snapshot| snapshot.id == *id)?.name.clone().map(String::from)
+        };
         related(id, named, &self.short)
     }
 
     fn sandbox_name(&self, id: Option<&Uuid>) -> Word {
-        let named = |id: &Uuid| self.sandboxes.iter().find(|sandbox| sandbox.id == *id)?.name.clone();
+        let named = |id: &Uuid| {
+            self.sandboxes.iter().find(|sandbox| sandbox.id == *id)?.name.clone().map(String::from)
+        };
         related(id, named, &self.short)
     }
 }

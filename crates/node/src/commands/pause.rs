@@ -9,7 +9,7 @@ use super::shown;
 use super::status::Status;
 use super::target::{self, LabelArguments, Reference, bracketed_id, sandbox_title, snapshot_title};
 use super::wait::{StateWord, wait_for};
-use crate::api::types::PauseSandbox;
+use crate::api::types::{Name, PauseSandbox};
 use crate::settings::parse_time;
 
 /// The sandbox to pause, with options.
@@ -19,7 +19,7 @@ pub struct PauseArguments {
     sandbox: Reference,
     /// The snapshot's name
     #[arg(long)]
-    name: Option<String>,
+    name: Option<Name>,
     #[command(flatten)]
     labels: LabelArguments,
     /// Then wait until the snapshot is in this state

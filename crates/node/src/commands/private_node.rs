@@ -43,18 +43,18 @@ impl PrivateNode {
 
     /// The sandbox as it is now.
     pub(super) fn sandbox(&self, id: Uuid) -> anyhow::Result<Sandbox> {
-        Ok(self.daemon.sandbox(&id.to_string())?)
+        Ok(self.daemon.sandbox(&id.into())?)
     }
 
     /// Pauses a sandbox.
     pub(super) fn pause(&self, id: Uuid) -> anyhow::Result<Snapshot> {
-        Ok(self.daemon.pause_sandbox(&id.to_string(), Asked::default(), PauseSandbox::default())?)
+        Ok(self.daemon.pause_sandbox(&id.into(), Asked::default(), PauseSandbox::default())?)
     }
 
     /// A new sandbox that goes on from a snapshot, before the snapshot is sealed if `early`.
     pub(super) fn resume(&self, snapshot: &Snapshot, early: bool) -> anyhow::Result<Sandbox> {
         let how = ResumeSnapshot { serve_before_seal: Some(early), ..ResumeSnapshot::default() };
-        let made = self.daemon.resume_snapshot(&snapshot.id.to_string(), Asked::default(), how)?;
+        let made = self.daemon.resume_snapshot(&snapshot.id.into(), Asked::default(), how)?;
         made.sandboxes.into_iter().next().context("one sandbox was asked for")
     }
 
@@ -65,7 +65,7 @@ impl PrivateNode {
         command: &Command,
     ) -> anyhow::Result<Answer> {
         let command = serde_json::to_value(command).expect("commands are plain data");
-        let answer = self.daemon.tell_guest(&id.to_string(), Asked::default(), command)?;
+        let answer = self.daemon.tell_guest(&id.into(), Asked::default(), command)?;
         serde_json::from_value(answer).context("the guest's answer is not understood")
     }
 
@@ -76,33 +76,33 @@ impl PrivateNode {
         from: Option<u64>,
         limit: Duration,
     ) -> anyhow::Result<ConsoleOutput> {
-        Ok(self.daemon.console(&id.to_string(), from, limit)?)
+        Ok(self.daemon.console(&id.into(), from, limit)?)
     }
 
     /// Types at a machine's console.
     pub(super) fn type_console(&self, id: Uuid, text: &str) -> anyhow::Result<()> {
-        Ok(self.daemon.type_console(&id.to_string(), text.as_bytes())?)
+        Ok(self.daemon.type_console(&id.into(), text.as_bytes())?)
     }
 
     /// Ends a sandbox.
     pub(super) fn remove(&self, id: Uuid) -> anyhow::Result<()> {
-        self.daemon.remove_sandbox(&id.to_string(), Asked::default())?;
+        self.daemon.remove_sandbox(&id.into(), Asked::default())?;
         Ok(())
     }
 
     /// True if the snapshot is not sealed yet.
     pub(super) fn is_unsealed(&self, snapshot: &Snapshot) -> anyhow::Result<bool> {
-        Ok(self.daemon.snapshot(&snapshot.id.to_string())?.state == SnapshotState::Captured)
+        Ok(self.daemon.snapshot(&snapshot.id.into())?.state == SnapshotState::Captured)
     }
 
     /// Waits until a snapshot is in the store.
     pub(super) fn wait_published(&self, snapshot: &Snapshot, limit: Duration) -> anyhow::Result<Snapshot> {
-        Ok(self.daemon.wait_snapshot(&snapshot.id.to_string(), SnapshotState::Published, limit)?)
+        Ok(self.daemon.wait_snapshot(&snapshot.id.into(), SnapshotState::Published, limit)?)
     }
 
     /// Deletes a snapshot, also from the store.
     pub(super) fn delete(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
-        self.daemon.delete_snapshot(&snapshot.id.to_string())?;
+        self.daemon.delete_snapshot(&snapshot.id.into())?;
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl PrivateNode {
 
     fn end(&self) -> anyhow::Result<()> {
         for sandbox in self.daemon.sandboxes(&ListQuery::default())?.sandboxes {
-            self.daemon.remove_sandbox(&sandbox.id.to_string(), Asked::default())?;
+            self.daemon.remove_sandbox(&sandbox.id.into(), Asked::default())?;
         }
         self.daemon.end();
         self.daemon.end_keeper()

@@ -12,7 +12,7 @@ use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of};
 use crate::api::limits;
-use crate::api::types::{ForkSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, TapName};
+use crate::api::types::{ForkSandbox, NameOfSeveral, ResumeSandbox, ResumeSnapshot, Sandbox, TapName};
 use crate::client::Client;
 
 /// The sandbox or snapshot to resume, with options.
@@ -25,7 +25,7 @@ pub struct ResumeArguments {
     count: Option<u32>,
     /// The new sandbox's name; several get a number behind it
     #[arg(long)]
-    name: Option<String>,
+    name: Option<NameOfSeveral>,
     #[command(flatten)]
     labels: LabelArguments,
     /// Serve it before its snapshot is sealed, or not [default: the daemon's setting]
@@ -52,7 +52,7 @@ pub struct ForkArguments {
     count: u32,
     /// Their name; several get a number behind it
     #[arg(long)]
-    name: Option<String>,
+    name: Option<NameOfSeveral>,
     #[command(flatten)]
     labels: LabelArguments,
     /// A key of your choice: the same request under the same key is done once, however often it is sent

@@ -9,7 +9,7 @@ use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, bracketed_id, sandbox_title};
 use crate::api::limits;
-use crate::api::types::{CreateSandbox, MemoryBacking, VmmKind};
+use crate::api::types::{CreateSandbox, MemoryBacking, Name, VmmKind};
 use crate::settings::parse_size;
 
 /// The sandbox to start.
@@ -17,10 +17,10 @@ use crate::settings::parse_size;
 pub struct RunArguments {
     /// Its name
     #[arg(value_name = "NAME", conflicts_with = "name")]
-    word: Option<String>,
+    word: Option<Name>,
     /// Its name, as a flag
     #[arg(long)]
-    name: Option<String>,
+    name: Option<Name>,
     /// Guest memory, such as 512MiB: a multiple of 4KiB (of 2MiB for huge pages)
     #[arg(long, short, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     memory: u64,

@@ -77,7 +77,10 @@ fn all_names() -> Vec<CompletionCandidate> {
     let mut names = sandbox_names();
     let snapshots = asked(|client| client.all_snapshots(&[]));
     names.extend(snapshots.into_iter().filter_map(|snapshot| {
-        Some(CompletionCandidate::new(snapshot.name?).help(Some(snapshot.state.to_string().into())))
+        Some(
+            CompletionCandidate::new(String::from(snapshot.name?))
+                .help(Some(snapshot.state.to_string().into())),
+        )
     }));
     names
 }
@@ -85,7 +88,10 @@ fn all_names() -> Vec<CompletionCandidate> {
 fn sandbox_names() -> Vec<CompletionCandidate> {
     let sandboxes = asked(|client| client.all_sandboxes(&[]));
     let named = sandboxes.into_iter().filter_map(|sandbox| {
-        Some(CompletionCandidate::new(sandbox.name?).help(Some(sandbox.state.to_string().into())))
+        Some(
+            CompletionCandidate::new(String::from(sandbox.name?))
+                .help(Some(sandbox.state.to_string().into())),
+        )
     });
     named.collect()
 }

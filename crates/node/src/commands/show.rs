@@ -194,7 +194,7 @@ fn first_facts(rows: &mut Rows, kind: &str, id: &Uuid, name: Option<&str>) {
 fn last_facts(rows: &mut Rows, created_unix_ms: u64, labels: &Labels, now_ms: u64) {
     let age = shown::age(created_unix_ms, now_ms);
     rows.fact("created", format!("{} ({age} ago)", shown::utc(created_unix_ms)));
-    for (name, value) in labels {
+    for (name, value) in labels.iter() {
         rows.fact("label", format!("{name}={value}"));
     }
 }

@@ -1,6 +1,8 @@
 //! The thing that a word on the command line names: a sandbox or a snapshot, by name, id, or a part of its id as lists
 //! show it.
 
+use std::collections::BTreeMap;
+
 use anyhow::bail;
 use clap::Args;
 use uuid::Uuid;
@@ -39,14 +41,14 @@ pub struct LabelArguments {
 impl LabelArguments {
     /// The labels; an error where one name has two values.
     pub fn labels(&self) -> anyhow::Result<Labels> {
-        let mut labels = Labels::new();
+        let mut labels = BTreeMap::new();
         for (name, value) in &self.labels {
             let before = labels.insert(name.clone(), value.clone());
             if let Some(before) = before.filter(|before| before != value) {
                 bail!("--label {name}: it is both {before} and {value}; give each label one value");
             }
         }
-        Ok(labels)
+        Ok(Labels::try_from(labels)?)
     }
 }
 

@@ -8,20 +8,17 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::spec::GuestSpec;
-use crate::api::types::Labels;
+use crate::api::types::{Labels, Name};
 
 /// The blob's name.
 const ABOUT: &str = "rekindle";
-
-/// The label of a snapshot that is nothing but the images a machine's disks began as.
-pub(super) const IMAGES_LABEL: &str = "rekindle/images-of";
 
 /// Facts about a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct About {
     /// Its name.
     #[serde(default)]
-    pub(super) name: Option<String>,
+    pub(super) name: Option<Name>,
     /// Its labels.
     #[serde(default)]
     pub(super) labels: Labels,
@@ -50,5 +47,5 @@ impl About {
 /// The sandbox whose images a snapshot is, if it is nothing else.
 pub(super) fn images_of(about: &About) -> Option<Uuid> {
     let About { labels, sandbox: None, spec: None, .. } = about else { return None };
-    labels.get(IMAGES_LABEL).and_then(|id| id.parse().ok())
+    labels.get(Labels::IMAGES).and_then(|id| id.parse().ok())
 }

@@ -51,7 +51,7 @@ impl Captures {
     pub(super) fn capture(&self, asked: &Asked, wanted: CaptureMemory) -> Answer<Snapshot> {
         let began = Instant::now();
         let CaptureMemory { source, name, labels, blobs } = wanted;
-        let reserved = self.snapshots.reserve(name.as_deref())?;
+        let reserved = self.snapshots.reserve(name.as_ref())?;
         let mut blobs = decoded(blobs)?;
         About { name, labels, ..About::default() }.put_into(&mut blobs);
         let snapshot = match source {

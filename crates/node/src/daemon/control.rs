@@ -12,8 +12,8 @@ use super::sandboxes::Sandboxes;
 use crate::api::control::{Answer, Asked, Control};
 use crate::api::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
-    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
-    SnapshotList, SnapshotState, Verification, Version,
+    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
+    Snapshot, SnapshotList, SnapshotState, Verification, Version,
 };
 
 /// The version of the control API.
@@ -28,44 +28,44 @@ impl Control for Daemon {
         self.counted(self.sandboxes().list(query))
     }
 
-    fn sandbox(&self, reference: &str) -> Answer<Sandbox> {
+    fn sandbox(&self, reference: &Reference) -> Answer<Sandbox> {
         self.counted(self.sandboxes().show(reference))
     }
 
-    fn pause_sandbox(&self, reference: &str, asked: Asked, how: PauseSandbox) -> Answer<Snapshot> {
+    fn pause_sandbox(&self, reference: &Reference, asked: Asked, how: PauseSandbox) -> Answer<Snapshot> {
         self.counted(self.sandboxes().pause(reference, &asked, how))
     }
 
-    fn resume_sandbox(&self, reference: &str, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox> {
+    fn resume_sandbox(&self, reference: &Reference, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox> {
         self.timed(|| self.sandboxes().resume(reference, &asked, &how))
     }
 
-    fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList> {
+    fn fork_sandbox(&self, reference: &Reference, asked: Asked, how: ForkSandbox) -> Answer<SandboxList> {
         self.timed(|| self.sandboxes().fork(reference, &asked, &how))
     }
 
-    fn stop_sandbox(&self, reference: &str, asked: Asked) -> Answer<Sandbox> {
+    fn stop_sandbox(&self, reference: &Reference, asked: Asked) -> Answer<Sandbox> {
         self.counted(self.sandboxes().stop(reference, &asked))
     }
 
-    fn remove_sandbox(&self, reference: &str, asked: Asked) -> Answer<Uuid> {
+    fn remove_sandbox(&self, reference: &Reference, asked: Asked) -> Answer<Uuid> {
         self.counted(self.sandboxes().remove(reference, &asked))
     }
 
     fn tell_guest(
         &self,
-        reference: &str,
+        reference: &Reference,
         asked: Asked,
         command: serde_json::Value,
     ) -> Answer<serde_json::Value> {
         self.counted(self.sandboxes().tell(reference, &asked, command))
     }
 
-    fn console(&self, reference: &str, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput> {
+    fn console(&self, reference: &Reference, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput> {
         self.sandboxes().read_console(reference, from, limit)
     }
 
-    fn type_console(&self, reference: &str, bytes: &[u8]) -> Answer<()> {
+    fn type_console(&self, reference: &Reference, bytes: &[u8]) -> Answer<()> {
         self.sandboxes().type_at(reference, bytes)
     }
 
@@ -73,27 +73,37 @@ impl Control for Daemon {
         self.counted(self.snapshots.list(query))
     }
 
-    fn snapshot(&self, reference: &str) -> Answer<Snapshot> {
+    fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {
         self.counted(self.snapshots.find(reference).map(|known| known.show()))
     }
 
-    fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot> {
+    fn wait_snapshot(
+        &self,
+        reference: &Reference,
+        state: SnapshotState,
+        limit: Duration,
+    ) -> Answer<Snapshot> {
         self.counted(self.snapshots.wait_for(reference, state, limit))
     }
 
-    fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
+    fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
         self.counted(self.sandboxes().delete_snapshot(reference))
     }
 
-    fn verify_snapshot(&self, reference: &str, asked: Asked) -> Answer<Verification> {
+    fn verify_snapshot(&self, reference: &Reference, asked: Asked) -> Answer<Verification> {
         self.counted(self.snapshots.verify(reference, &asked))
     }
 
-    fn placement(&self, reference: &str) -> Answer<Placement> {
+    fn placement(&self, reference: &Reference) -> Answer<Placement> {
         self.counted(self.snapshots.place(reference))
     }
 
-    fn resume_snapshot(&self, reference: &str, asked: Asked, how: ResumeSnapshot) -> Answer<SandboxList> {
+    fn resume_snapshot(
+        &self,
+        reference: &Reference,
+        asked: Asked,
+        how: ResumeSnapshot,
+    ) -> Answer<SandboxList> {
         self.timed(|| self.sandboxes().resume_from(reference, &asked, &how))
     }
 

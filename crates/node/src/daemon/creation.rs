@@ -29,7 +29,7 @@ impl Sandboxes {
             return Ok(entry.show());
         }
         chosen.refuse_if_gone(Made::Sandbox, &[id])?;
-        let name = self.registry.reserve(wanted.name.as_deref())?;
+        let name = self.registry.reserve(wanted.name.as_ref())?;
         let taps = wanted.machine.iter().flat_map(|machine| &machine.taps);
         self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
         self.room.check_pausable(wanted.memory_bytes)?;

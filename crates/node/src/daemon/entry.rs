@@ -16,14 +16,14 @@ use super::references::Named;
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{Labels, Sandbox, SandboxState};
+use crate::api::types::{Labels, Name, Sandbox, SandboxState};
 use crate::keeper::KeeperIdentity;
 
 /// A sandbox as the daemon holds it.
 #[derive(Debug)]
 pub(super) struct Entry {
     id: Uuid,
-    name: Option<String>,
+    name: Option<Name>,
     labels: Labels,
     state: Mutex<State>,
     freed: Condvar,
@@ -225,7 +225,7 @@ impl Entry {
 
     /// The reference for commands: its name, or its id without a name.
     pub(super) fn reference(&self) -> String {
-        self.name.clone().unwrap_or_else(|| self.id.to_string())
+        self.name.as_ref().map_or_else(|| self.id.to_string(), ToString::to_string)
     }
 
     /// The reason that its guest is stalled: the page it waits for, or the VMM that stopped it.

@@ -14,7 +14,7 @@ use super::live::Live;
 use super::names::Reserved;
 use super::problems::guest_failed;
 use super::record::{NewSandbox, RecordedLife, SandboxRecord, put};
-use super::references::{Named as _, numbered};
+use super::references::Named as _;
 use super::resuming::tap_names;
 use super::room_promises::{Needed, RoomPromise};
 use super::sandboxes::Sandboxes;
@@ -23,7 +23,8 @@ use crate::api::control::{Answer, Asked};
 use crate::api::limits;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
-    ForkSandbox, Labels, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
+    ForkSandbox, Labels, NameOfSeveral, PauseSandbox, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
+    SandboxList,
 };
 use crate::vmm::taps;
 
@@ -55,7 +56,7 @@ impl Sandboxes {
     /// Makes new sandboxes of a snapshot.
     pub(super) fn resume_from(
         &self,
-        reference: &str,
+        reference: &Reference,
         asked: &Asked,
         how: &ResumeSnapshot,
     ) -> Answer<SandboxList> {
@@ -69,7 +70,7 @@ impl Sandboxes {
         let had = || known.about.spec.as_ref().map(GuestSpec::taps).unwrap_or_default();
         self.check_taps(&how.taps.as_deref().map_or_else(had, tap_names), count)?;
         let room = self.room_for_several(&known, count)?;
-        let names = self.reserve_several(how.name.as_deref(), how.count)?;
+        let names = self.reserve_several(how.name.as_ref(), how.count)?;
         let each = ResumeSandbox {
             serve_before_seal: how.serve_before_seal,
             taps: how.taps.clone(),
@@ -81,7 +82,12 @@ impl Sandboxes {
 
     /// Makes new sandboxes that go on from this one's present state. One that runs is paused for it and goes on.
     #[tracing::instrument(name = "fork", skip_all, fields(count = how.count))]
-    pub(super) fn fork(&self, reference: &str, asked: &Asked, how: &ForkSandbox) -> Answer<SandboxList> {
+    pub(super) fn fork(
+        &self,
+        reference: &Reference,
+        asked: &Asked,
+        how: &ForkSandbox,
+    ) -> Answer<SandboxList> {
         let count = count_of(how.count)?;
         let mut chosen = self.requests.choose(asked, &("fork", reference, how), count + 1)?;
         let all = chosen.ids.clone();
@@ -90,7 +96,7 @@ impl Sandboxes {
             return Ok(made);
         }
         let entry = self.registry.find(reference)?;
-        let names = self.reserve_several(how.name.as_deref(), how.count)?;
+        let names = self.reserve_several(how.name.as_ref(), how.count)?;
         let source = match self.host.engine.snapshot(SnapshotId::from(*pause)) {
             Some(snapshot) => {
                 let known = Known::of(snapshot);
@@ -133,8 +139,11 @@ impl Sandboxes {
     }
 
     /// Takes the names of `count` new sandboxes, so that none of them is refused once something was done.
-    fn reserve_several(&self, name: Option<&str>, count: u32) -> Answer<Vec<Reserved<'_>>> {
-        numbered(name, count).iter().map(|name| self.registry.reserve(name.as_deref())).collect()
+    fn reserve_several(&self, name: Option<&NameOfSeveral>, count: u32) -> Answer<Vec<Reserved<'_>>> {
+        match name {
+            Some(name) => name.numbered(count).iter().map(|name| self.registry.reserve(Some(name))).collect(),
+            None => (0..count).map(|_| self.registry.reserve(None)).collect(),
+        }
     }
 
     /// The snapshot a sandbox is forked from: one that runs is paused for it and goes on.
@@ -153,7 +162,7 @@ impl Sandboxes {
         if turn.live.is_none()
             && let (true, Some(snapshot)) = (record.life.is_paused(), record.snapshot)
         {
-            let known = self.snapshots.readable(&snapshot.to_string())?;
+            let known = self.snapshots.readable(&snapshot.into())?;
             self.check_taps(&record.spec.taps(), count)?;
             let room = self.room_for_several(&known, count)?;
             return Ok(Source { known, room, before: None });
@@ -223,7 +232,7 @@ impl Sandboxes {
             let (live, spec) = self
                 .bring_back((known, wanted.room), asked, &wanted.how)
                 .map_err(|problem| none_was_made(problem, born.guests.len(), wanted.ids.len()))?;
-            let name = name.name().map(str::to_owned);
+            let name = name.name().cloned();
             let sandbox = NewSandbox { id: *id, name, labels: wanted.labels.clone(), spec };
             let record = SandboxRecord::new(sandbox, live.recorded());
             born.guests.push((record, live));

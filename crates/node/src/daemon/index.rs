@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::references::{Named, find};
 use crate::api::control::Answer;
+use crate::api::types::Reference;
 
 /// Things, oldest first.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl<T: Named> Index<T> {
     }
 
     /// The one thing that `reference` means; only a part of an id is looked for among all of them.
-    pub(super) fn find(&self, what: &str, reference: &str) -> Answer<&T> {
+    pub(super) fn find(&self, what: &str, reference: &Reference) -> Answer<&T> {
         let by_id = Uuid::try_parse(reference).ok().and_then(|id| self.get(id));
         match by_id.or_else(|| self.named(reference)) {
             Some(found) => Ok(found),
@@ -95,7 +96,10 @@ mod tests {
         index.insert(first.clone());
         index.insert(second.clone());
         let found = |index: &Index<Thing>, reference: &str| {
-            index.find("thing", reference).cloned().map_err(|problem| problem.code)
+            index
+                .find("thing", &reference.parse().expect("it can be one"))
+                .cloned()
+                .map_err(|problem| problem.code)
         };
         assert_eq!(found(&index, &first.id().to_string()), Ok(first.clone()));
         assert_eq!(found(&index, "a"), Ok(first.clone()));

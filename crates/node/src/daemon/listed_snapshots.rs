@@ -12,7 +12,7 @@ use super::known::{Known, shown};
 use super::paging::page;
 use super::references::Named as _;
 use crate::api::control::Answer;
-use crate::api::types::{ListQuery, SnapshotState};
+use crate::api::types::{ListQuery, Reference, SnapshotState};
 
 /// The snapshots that are listed, each with what it says of itself: that is read once.
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ impl ListedSnapshots {
     }
 
     /// The one that `reference` means.
-    pub(super) fn find(&self, reference: &str) -> Answer<Known> {
+    pub(super) fn find(&self, reference: &Reference) -> Answer<Known> {
         self.lock().index.find("snapshot", reference).cloned()
     }
 

@@ -15,7 +15,7 @@ use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_kernel::{Memfd, PageKind};
 use uuid::Uuid;
 
-use super::about::{About, IMAGES_LABEL};
+use super::about::About;
 use super::guests::{firecracker, qemu};
 use super::problems::{guest_failed, no_room_for_disks};
 use super::sandboxes::Sandboxes;
@@ -92,7 +92,7 @@ impl Sandboxes {
         let disks = images.into_iter().map(import).collect::<Answer<Vec<_>>>()?;
         let memory = empty_memory(memory_bytes, backing).map_err(guest_failed)?;
         let volumes = std::iter::once(memory).chain(disks).collect();
-        let labels = Labels::from([(IMAGES_LABEL.to_owned(), sandbox.to_string())]);
+        let labels = Labels::images_of(sandbox);
         let mut blobs = BTreeMap::new();
         About { labels, ..About::default() }.put_into(&mut blobs);
         let guest = PausedGuest { id: SnapshotId::new(), volumes, blobs, alongside: Vec::new() };

@@ -6,18 +6,19 @@ use std::sync::{Mutex, PoisonError};
 use uuid::Uuid;
 
 use crate::api::problem::{Code, Problem};
+use crate::api::types::Name;
 
 /// The names of things that are being made.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    reserved: Mutex<HashSet<String>>,
+    reserved: Mutex<HashSet<Name>>,
 }
 
 /// A name that no other request gets, until the thing is there or this is dropped.
 #[derive(Debug)]
 pub(super) struct Reserved<'a> {
     names: &'a Names,
-    name: Option<String>,
+    name: Option<Name>,
 }
 
 impl Names {
@@ -25,16 +26,16 @@ impl Names {
     pub(super) fn reserve(
         &self,
         what: &str,
-        name: Option<&str>,
-        holder: impl FnOnce(&str) -> Option<Uuid>,
+        name: Option<&Name>,
+        holder: impl FnOnce(&Name) -> Option<Uuid>,
     ) -> Result<Reserved<'_>, (Problem, Option<Uuid>)> {
         let taken =
-            |name: &str| Problem::new(Code::NameTaken, format!("there is a {what} called {name:?} already"));
+            |name: &Name| Problem::new(Code::NameTaken, format!("there is a {what} called {name:?} already"));
         let Some(name) = name else { return Ok(Reserved { names: self, name: None }) };
-        if !self.reserved.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+        if !self.reserved.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone()) {
             return Err((taken(name), None));
         }
-        let reserved = Reserved { names: self, name: Some(name.to_owned()) };
+        let reserved = Reserved { names: self, name: Some(name.clone()) };
         // Asked after the name is ours: its earlier owner, if any, has inserted its thing by now.
         match holder(name) {
             Some(holder) => Err((taken(name), Some(holder))),
@@ -45,8 +46,8 @@ impl Names {
 
 impl Reserved<'_> {
     /// The name, if there is one.
-    pub(super) fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+    pub(super) fn name(&self) -> Option<&Name> {
+        self.name.as_ref()
     }
 }
 
@@ -65,9 +66,10 @@ mod tests {
     #[test]
     fn a_name_is_given_once() {
         let names = Names::default();
-        let code = |name, holder: Option<u128>| {
+        let code = |name: &str, holder: Option<u128>| {
+            let name: Name = name.parse().expect("it is a name");
             names
-                .reserve("thing", Some(name), |_| holder.map(Uuid::from_u128))
+                .reserve("thing", Some(&name), |_| holder.map(Uuid::from_u128))
                 .map_err(|(problem, _)| problem.code)
         };
         let first = code("a", None).expect("it is free");

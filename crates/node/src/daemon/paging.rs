@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::references::Named;
 use crate::api::control::Answer;
 use crate::api::limits;
-use crate::api::problem::{Code, Problem, quoted};
+use crate::api::problem::{Code, Problem};
 use crate::api::types::{Labels, ListQuery};
 
 /// Entries of a page where nothing is said.
@@ -26,12 +26,8 @@ pub(super) fn page<'a, T: Listed + Clone + 'a>(
         let why = format!("`limit` is {limit}: a page of a list has 1 to {} entries", limits::LIST_MAX);
         return Err(Problem::new(Code::InvalidRequest, why));
     }
-    let wanted = query.labels.iter().map(|label| label_of(label)).collect::<Answer<Vec<_>>>()?;
-    let has = |thing: &T, (name, value): &(&str, &str)| {
-        thing.labels().get(*name).is_some_and(|found| found == value)
-    };
     let limit = usize::try_from(limit).expect("at most a thousand");
-    let matching = all.filter(|thing| wanted.iter().all(|label| has(thing, label)));
+    let matching = all.filter(|thing| query.labels.iter().all(|label| label.is_in(thing.labels())));
     let mut found: Vec<T> = matching.take(limit + 1).cloned().collect();
     let more = found.len() > limit;
     found.truncate(limit);
@@ -39,16 +35,10 @@ pub(super) fn page<'a, T: Listed + Clone + 'a>(
     Ok((found, next))
 }
 
-fn label_of(text: &str) -> Answer<(&str, &str)> {
-    let why = || {
-        let why = format!("`label` is {}: it must be a label's name, `=` and its value", quoted(text));
-        Problem::new(Code::InvalidRequest, why)
-    };
-    text.split_once('=').ok_or_else(why)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[derive(Clone, Debug, PartialEq)]
@@ -73,8 +63,8 @@ mod tests {
     fn things() -> Vec<Thing> {
         let label = |name: &str, number: u128| (name.to_owned(), number.to_string());
         let thing = |number| {
-            let labels = Labels::from([label("parity", number % 2), label("third", number % 3)]);
-            Thing(Uuid::from_u128(number), labels)
+            let labels = BTreeMap::from([label("parity", number % 2), label("third", number % 3)]);
+            Thing(Uuid::from_u128(number), labels.try_into().expect("they are labels"))
         };
         (1..=6).map(thing).collect()
     }
@@ -100,7 +90,8 @@ mod tests {
     #[test]
     fn a_list_can_be_of_those_that_have_all_of_several_labels() {
         let of = |labels: &[&str]| {
-            let labels = labels.iter().map(|&label| label.to_owned()).collect();
+            let labels =
+                labels.iter().map(|&label| label.to_owned().try_into().expect("it is one")).collect();
             numbers(&ListQuery { limit: None, after: None, labels })
         };
         assert_eq!(of(&["parity=0"]), Ok((vec![2, 4, 6], None)));

@@ -16,11 +16,11 @@ use super::live::Paused;
 use super::record::{RecordedLife, put};
 use super::sandboxes::{Sandboxes, not_running};
 use crate::api::control::{Answer, Asked};
-use crate::api::types::{PauseSandbox, Snapshot};
+use crate::api::types::{PauseSandbox, Reference, Snapshot};
 use crate::asker::Asker;
 
 impl Sandboxes {
-    pub(super) fn pause(&self, reference: &str, asked: &Asked, how: PauseSandbox) -> Answer<Snapshot> {
+    pub(super) fn pause(&self, reference: &Reference, asked: &Asked, how: PauseSandbox) -> Answer<Snapshot> {
         let mut chosen = self.requests.choose(asked, &("pause", reference, &how), 1)?;
         let id = SnapshotId::from(chosen.ids[0]);
         if let Some(snapshot) = self.host.engine.snapshot(id) {
@@ -28,7 +28,7 @@ impl Sandboxes {
         }
         chosen.refuse_if_gone(Made::Snapshot, &[id.uuid()])?;
         let entry = self.registry.find(reference)?;
-        let name = self.snapshots.reserve(how.name.as_deref())?;
+        let name = self.snapshots.reserve(how.name.as_ref())?;
         let mut turn = entry.turn(PAUSING, self.host.settings().pause_wait, asked)?;
         asked.check()?;
         let making = chosen.making(&[id.uuid()]);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::clock::unix_ms;
 use super::spec::{GuestSpec, RecordedVmm};
-use crate::api::types::{Labels, MemoryBacking};
+use crate::api::types::{Labels, MemoryBacking, Name};
 
 /// A sandbox as it was last acknowledged.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub(super) struct SandboxRecord {
     #[serde(default = "first_version")]
     version: u32,
     pub(super) id: Uuid,
-    pub(super) name: Option<String>,
+    pub(super) name: Option<Name>,
     pub(super) labels: Labels,
     pub(super) created_unix_ms: u64,
     /// The parts of its guest.
@@ -56,7 +56,7 @@ pub(super) enum RecordedLife {
 #[derive(Debug)]
 pub(super) struct NewSandbox {
     pub(super) id: Uuid,
-    pub(super) name: Option<String>,
+    pub(super) name: Option<Name>,
     pub(super) labels: Labels,
     pub(super) spec: GuestSpec,
 }
@@ -199,6 +199,15 @@ mod tests {
             unreachable!("it is newer")
         };
         assert!(reason.contains("version 2") && found == Some(guest), "{reason}");
+        let named = serde_json::json!({
+            "id": id, "name": "no name", "labels": {"x": "y"}, "created_unix_ms": 7, "snapshot": null,
+            "spec": {"vmm": "process", "memory_bytes": 4096, "backing": "shared"}, "life": {"state": "paused"},
+        });
+        let record = SandboxRecord::decode(id.as_bytes(), named.to_string().as_bytes());
+        assert_eq!((record.name, record.labels.get("x").map(String::as_str)), (None, Some("y")));
+        assert!(
+            matches!(&record.life, RecordedLife::Undecided { reason, .. } if reason.contains("cannot be a name"))
+        );
         let record = SandboxRecord::decode(id.as_bytes(), b"nonsense");
         assert_eq!(record.id, id);
         assert!(matches!(record.life, RecordedLife::Undecided { guest: None, .. }));

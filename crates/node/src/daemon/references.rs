@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
+use crate::api::types::Reference;
 
 /// Letters of a part of an id, at least.
 const PART_LETTERS_MIN: usize = 4;
@@ -16,7 +17,7 @@ pub(super) trait Named {
 /// The one thing that `reference` means among `things`, which are called `what`.
 pub(super) fn find<'a, T: Named>(
     what: &str,
-    reference: &str,
+    reference: &Reference,
     things: impl Iterator<Item = &'a T> + Clone,
 ) -> Answer<&'a T> {
     if let Ok(id) = Uuid::try_parse(reference)
@@ -24,7 +25,7 @@ pub(super) fn find<'a, T: Named>(
     {
         return Ok(found);
     }
-    if let Some(found) = things.clone().find(|thing| thing.name() == Some(reference)) {
+    if let Some(found) = things.clone().find(|thing| thing.name() == Some(&**reference)) {
         return Ok(found);
     }
     let part = reference.to_ascii_lowercase();
@@ -49,13 +50,6 @@ fn is_part_of(part: &str, id: Uuid) -> bool {
     part.len() >= PART_LETTERS_MIN && (id.starts_with(part) || id.ends_with(part))
 }
 
-/// The names of `count` new things that were to be called `name`: with a number behind it where they are several.
-pub(super) fn numbered(name: Option<&str>, count: u32) -> Vec<Option<String>> {
-    (1..=count)
-        .map(|number| name.map(|name| if count == 1 { name.to_owned() } else { format!("{name}-{number}") }))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,7 +69,8 @@ mod tests {
     fn found(reference: &str) -> Result<u128, Code> {
         let id = |number: u128| Uuid::from_u128(0xaaaa_0000 << 96 | number);
         let things = [Thing(id(1), Some("one")), Thing(id(2), None), Thing(Uuid::from_u128(3), Some("aaaa"))];
-        find("thing", reference, things.iter())
+        let reference: Reference = reference.parse().expect("it can be one");
+        find("thing", &reference, things.iter())
             .map(|thing| thing.0.as_u128() & 0xff)
             .map_err(|problem| problem.code)
     }
@@ -92,12 +87,5 @@ mod tests {
         assert_eq!(found("00-0000-0000-0000-0000"), Err(Code::NotFound), "the middle of an id means nothing");
         assert_eq!(found("000"), Err(Code::NotFound), "three letters are too few to mean an id");
         assert_eq!(found("two"), Err(Code::NotFound));
-    }
-
-    #[test]
-    fn several_new_things_get_numbers() {
-        assert_eq!(numbered(Some("a"), 1), [Some("a".to_owned())]);
-        assert_eq!(numbered(Some("a"), 2), [Some("a-1".to_owned()), Some("a-2".to_owned())]);
-        assert_eq!(numbered(None, 2), [None, None]);
     }
 }

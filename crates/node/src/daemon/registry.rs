@@ -10,7 +10,7 @@ use super::names::{Names, Reserved};
 use super::paging::page;
 use super::references::Named;
 use crate::api::control::Answer;
-use crate::api::types::ListQuery;
+use crate::api::types::{ListQuery, Name, Reference};
 
 /// All sandboxes of this node.
 #[derive(Debug, Default)]
@@ -21,8 +21,8 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Takes a name for a new sandbox.
-    pub(super) fn reserve(&self, name: Option<&str>) -> Answer<Reserved<'_>> {
-        let holder = |name: &str| self.lock().named(name).map(Named::id);
+    pub(super) fn reserve(&self, name: Option<&Name>) -> Answer<Reserved<'_>> {
+        let holder = |name: &Name| self.lock().named(name).map(Named::id);
         self.names.reserve("sandbox", name, holder).map_err(|(problem, holder)| match holder {
             Some(id) => problem.sandbox(id),
             None => problem,
@@ -42,7 +42,7 @@ impl Registry {
     }
 
     /// The sandbox that `reference` means.
-    pub(super) fn find(&self, reference: &str) -> Answer<Arc<Entry>> {
+    pub(super) fn find(&self, reference: &Reference) -> Answer<Arc<Entry>> {
         self.lock().find("sandbox", reference).cloned()
     }
 

@@ -12,13 +12,13 @@ use super::record::{RecordedLife, SandboxRecord, put};
 use super::references::Named as _;
 use super::sandboxes::Sandboxes;
 use crate::api::control::{Answer, Asked};
-use crate::api::types::Sandbox;
+use crate::api::types::{Reference, Sandbox};
 
 /// Longest time until an operation sees that its guest was killed: more than any wait for an answer.
 const BUSY_END_LIMIT: Duration = Duration::from_secs(600);
 
 impl Sandboxes {
-    pub(super) fn stop(&self, reference: &str, asked: &Asked) -> Answer<Sandbox> {
+    pub(super) fn stop(&self, reference: &Reference, asked: &Asked) -> Answer<Sandbox> {
         let entry = self.registry.find(reference)?;
         let stopped = |mut record: SandboxRecord| {
             let is_running = matches!(record.life, RecordedLife::Running(_));
@@ -39,7 +39,7 @@ impl Sandboxes {
         Ok(entry.show())
     }
 
-    pub(super) fn remove(&self, reference: &str, asked: &Asked) -> Answer<Uuid> {
+    pub(super) fn remove(&self, reference: &Reference, asked: &Asked) -> Answer<Uuid> {
         let entry = self.registry.find(reference)?;
         let id = entry.id();
         let removal = || Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) };

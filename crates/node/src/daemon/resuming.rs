@@ -13,10 +13,15 @@ use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
 use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{ResumeSandbox, Sandbox, TapName};
+use crate::api::types::{Reference, ResumeSandbox, Sandbox, TapName};
 
 impl Sandboxes {
-    pub(super) fn resume(&self, reference: &str, asked: &Asked, how: &ResumeSandbox) -> Answer<Sandbox> {
+    pub(super) fn resume(
+        &self,
+        reference: &Reference,
+        asked: &Asked,
+        how: &ResumeSandbox,
+    ) -> Answer<Sandbox> {
         let entry = self.registry.find(reference)?;
         let mut turn = entry.turn("is being used", self.host.settings().pause_wait, asked)?;
         self.resume_in_turn(&mut turn, asked, how)?;
@@ -28,7 +33,7 @@ impl Sandboxes {
     fn resume_in_turn(&self, turn: &mut Turn, asked: &Asked, how: &ResumeSandbox) -> Answer<()> {
         let record = turn.record();
         let snapshot = resumed_from(turn.entry(), &record, how)?;
-        let known = self.snapshots.readable(&snapshot.to_string())?;
+        let known = self.snapshots.readable(&snapshot.into())?;
         let taps = how.taps.as_deref().map_or_else(|| record.spec.taps(), tap_names);
         self.check_taps(&taps, 1)?;
         let room = self.room.promise(&Needed::by(&record.spec))?;

@@ -170,7 +170,7 @@ impl Sandboxes {
         for entry in self.registry.all() {
             if matches!(entry.record().life, RecordedLife::Forked)
                 && let Err(error) =
-                    self.resume(&entry.record().id.to_string(), &Asked::default(), &ResumeSandbox::default())
+                    self.resume(&entry.record().id.into(), &Asked::default(), &ResumeSandbox::default())
             {
                 tracing::error!(sandbox = %entry.record().id, %error, "it was being forked, and stays paused");
             }

@@ -20,7 +20,7 @@ use super::room::Room;
 use super::snapshots::Snapshots;
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{ListQuery, Sandbox, SandboxList};
+use crate::api::types::{ListQuery, Reference, Sandbox, SandboxList};
 
 /// The sandboxes of this node.
 #[derive(Debug)]
@@ -78,13 +78,13 @@ impl Sandboxes {
     }
 
     /// One of them.
-    pub(super) fn show(&self, reference: &str) -> Answer<Sandbox> {
+    pub(super) fn show(&self, reference: &Reference) -> Answer<Sandbox> {
         self.registry.find(reference).map(|entry| entry.show())
     }
 
     /// Deletes a snapshot; guests that are served from it go on.
     #[tracing::instrument(name = "delete", skip(self))]
-    pub(super) fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
+    pub(super) fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
         let known = self.snapshots.find(reference)?;
         self.delete_known(&known)?;
         Ok(known.id())

@@ -18,8 +18,8 @@ use crate::api::control::{Answer, Asked};
 use crate::api::limits;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
-    ListQuery, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, StoreVerification,
-    StoreVerificationState, Verification,
+    ListQuery, Name, PlacedLayer, Placement, Reference, Snapshot, SnapshotList, SnapshotState,
+    StoreVerification, StoreVerificationState, Verification,
 };
 
 /// Longest time that a resume waits for the seal when asked to.
@@ -53,7 +53,7 @@ impl Snapshots {
     }
 
     /// Takes a name for a new snapshot.
-    pub(super) fn reserve(&self, name: Option<&str>) -> Answer<Reserved<'_>> {
+    pub(super) fn reserve(&self, name: Option<&Name>) -> Answer<Reserved<'_>> {
         self.names.reserve("snapshot", name, |name| self.listed.holder(name)).map_err(|(problem, holder)| {
             match holder {
                 Some(id) => problem.snapshot(SnapshotId::from(id)),
@@ -63,7 +63,7 @@ impl Snapshots {
     }
 
     /// The snapshot that `reference` means; one that only the store knows must be named by its whole id.
-    pub(super) fn find(&self, reference: &str) -> Answer<Known> {
+    pub(super) fn find(&self, reference: &Reference) -> Answer<Known> {
         let problem = match self.listed.find(reference) {
             Ok(found) => return Ok(found),
             Err(problem) => problem,
@@ -79,7 +79,7 @@ impl Snapshots {
     }
 
     /// The snapshot, which can still be read.
-    pub(super) fn readable(&self, reference: &str) -> Answer<Known> {
+    pub(super) fn readable(&self, reference: &Reference) -> Answer<Known> {
         let known = self.find(reference)?;
         let status = known.snapshot.status();
         if status.is_undecided {
@@ -102,7 +102,7 @@ impl Snapshots {
 
     pub(super) fn wait_for(
         &self,
-        reference: &str,
+        reference: &Reference,
         wanted: SnapshotState,
         limit: Duration,
     ) -> Answer<Snapshot> {
@@ -179,7 +179,7 @@ impl Snapshots {
         Ok(())
     }
 
-    pub(super) fn verify(&self, reference: &str, asked: &Asked) -> Answer<Verification> {
+    pub(super) fn verify(&self, reference: &Reference, asked: &Asked) -> Answer<Verification> {
         let known = self.readable(reference)?;
         let found = self.host.engine.verify(&known.snapshot, &asked.asker.still_waits());
         let abandoned = || Problem::new(Code::Abandoned, "the client went away before every page was read");
@@ -193,7 +193,7 @@ impl Snapshots {
         })
     }
 
-    pub(super) fn place(&self, reference: &str) -> Answer<Placement> {
+    pub(super) fn place(&self, reference: &Reference) -> Answer<Placement> {
         let known = self.readable(reference)?;
         let layers = known.snapshot.layers_now().into_iter().map(|layer| PlacedLayer {
             id: layer.id.to_string(),

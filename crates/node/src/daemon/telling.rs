@@ -13,12 +13,12 @@ use super::sandboxes::{Sandboxes, not_running};
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{ConsoleOutput, VmmKind};
+use crate::api::types::{ConsoleOutput, Reference, VmmKind};
 
 impl Sandboxes {
     pub(super) fn tell(
         &self,
-        reference: &str,
+        reference: &Reference,
         asked: &Asked,
         command: serde_json::Value,
     ) -> Answer<serde_json::Value> {
@@ -38,7 +38,7 @@ impl Sandboxes {
 
     pub(super) fn read_console(
         &self,
-        reference: &str,
+        reference: &Reference,
         from: Option<u64>,
         limit: Duration,
     ) -> Answer<ConsoleOutput> {
@@ -47,7 +47,7 @@ impl Sandboxes {
         Ok(entry.console().read(from, limit))
     }
 
-    pub(super) fn type_at(&self, reference: &str, bytes: &[u8]) -> Answer<()> {
+    pub(super) fn type_at(&self, reference: &Reference, bytes: &[u8]) -> Answer<()> {
         let entry = self.registry.find(reference)?;
         check_has_console(&entry)?;
         entry.console().write(bytes).map_err(|error| {

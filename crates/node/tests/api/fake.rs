@@ -13,8 +13,8 @@ use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
     CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Event, FaultSocket, FaultSocketState,
     ForkSandbox, Labels, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, PlacedLayer, Placement,
-    Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList,
-    SnapshotState, StoreVerification, StoreVerificationState, Verification, Version, VmmKind,
+    Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot,
+    SnapshotList, SnapshotState, StoreVerification, StoreVerificationState, Verification, Version, VmmKind,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -182,11 +182,11 @@ impl Control for Fake {
         Ok(SandboxList { sandboxes, next })
     }
 
-    fn sandbox(&self, reference: &str) -> Answer<Sandbox> {
+    fn sandbox(&self, reference: &Reference) -> Answer<Sandbox> {
         self.asked()?.sandbox(reference)
     }
 
-    fn pause_sandbox(&self, reference: &str, asked: Asked, how: PauseSandbox) -> Answer<Snapshot> {
+    fn pause_sandbox(&self, reference: &Reference, asked: Asked, how: PauseSandbox) -> Answer<Snapshot> {
         let mut kept = self.asked()?;
         if let Some(answer) = kept.answered(asked.key.as_ref(), &how)? {
             return Ok(answer);
@@ -208,7 +208,7 @@ impl Control for Fake {
         Ok(made)
     }
 
-    fn resume_sandbox(&self, reference: &str, _: Asked, _how: ResumeSandbox) -> Answer<Sandbox> {
+    fn resume_sandbox(&self, reference: &Reference, _: Asked, _how: ResumeSandbox) -> Answer<Sandbox> {
         let mut kept = self.asked()?;
         let sandbox = kept.sandbox(reference)?;
         if sandbox.state != SandboxState::Paused {
@@ -219,7 +219,7 @@ impl Control for Fake {
         Ok(resumed)
     }
 
-    fn fork_sandbox(&self, reference: &str, asked: Asked, how: ForkSandbox) -> Answer<SandboxList> {
+    fn fork_sandbox(&self, reference: &Reference, asked: Asked, how: ForkSandbox) -> Answer<SandboxList> {
         let mut kept = self.asked()?;
         if let Some(answer) = kept.answered(asked.key.as_ref(), &how)? {
             return Ok(answer);
@@ -232,7 +232,7 @@ impl Control for Fake {
         Ok(made)
     }
 
-    fn stop_sandbox(&self, reference: &str, _: Asked) -> Answer<Sandbox> {
+    fn stop_sandbox(&self, reference: &Reference, _: Asked) -> Answer<Sandbox> {
         let mut kept = self.asked()?;
         let sandbox = kept.sandbox(reference)?;
         let stopped = Sandbox { state: SandboxState::Stopped, pid: None, ..sandbox };
@@ -240,26 +240,26 @@ impl Control for Fake {
         Ok(stopped)
     }
 
-    fn remove_sandbox(&self, reference: &str, _: Asked) -> Answer<Uuid> {
+    fn remove_sandbox(&self, reference: &Reference, _: Asked) -> Answer<Uuid> {
         let mut kept = self.asked()?;
         let id = kept.sandbox(reference)?.id;
         kept.sandboxes.remove(&id);
         Ok(id)
     }
 
-    fn tell_guest(&self, reference: &str, _: Asked, command: Value) -> Answer<Value> {
+    fn tell_guest(&self, reference: &Reference, _: Asked, command: Value) -> Answer<Value> {
         let sandbox = self.asked()?.sandbox(reference)?;
         Ok(serde_json::json!({ "sandbox": sandbox.id, "told": command }))
     }
 
-    fn console(&self, reference: &str, from: Option<u64>, _: Duration) -> Answer<ConsoleOutput> {
+    fn console(&self, reference: &Reference, from: Option<u64>, _: Duration) -> Answer<ConsoleOutput> {
         self.sandbox(reference)?;
         let from = from.unwrap_or(0).min(6);
         let bytes = BASE64_STANDARD.encode(&b"tick 1"[usize::try_from(from).expect("6 at most")..]);
         Ok(ConsoleOutput { from, next: 6, bytes })
     }
 
-    fn type_console(&self, reference: &str, _: &[u8]) -> Answer<()> {
+    fn type_console(&self, reference: &Reference, _: &[u8]) -> Answer<()> {
         self.sandbox(reference)?;
         Ok(())
     }
@@ -270,11 +270,16 @@ impl Control for Fake {
         Ok(SnapshotList { snapshots, next })
     }
 
-    fn snapshot(&self, reference: &str) -> Answer<Snapshot> {
+    fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {
         self.asked()?.snapshot(reference)
     }
 
-    fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot> {
+    fn wait_snapshot(
+        &self,
+        reference: &Reference,
+        state: SnapshotState,
+        limit: Duration,
+    ) -> Answer<Snapshot> {
         let until = Instant::now() + limit;
         let mut kept = self.asked()?;
         loop {
@@ -293,14 +298,14 @@ impl Control for Fake {
         }
     }
 
-    fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
+    fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
         let mut kept = self.asked()?;
         let id = kept.snapshot(reference)?.id;
         kept.snapshots.remove(&id);
         Ok(id)
     }
 
-    fn verify_snapshot(&self, reference: &str, asked: Asked) -> Answer<Verification> {
+    fn verify_snapshot(&self, reference: &Reference, asked: Asked) -> Answer<Verification> {
         let mut kept = self.asked()?;
         let snapshot = kept.snapshot(reference)?.id;
         kept.verifications_begun += 1;
@@ -315,7 +320,7 @@ impl Control for Fake {
         Ok(Verification { snapshot, pages: 1, wrong_pages: 0, first: None, store })
     }
 
-    fn placement(&self, reference: &str) -> Answer<Placement> {
+    fn placement(&self, reference: &Reference) -> Answer<Placement> {
         let snapshot = self.asked()?.snapshot(reference)?;
         let layer = PlacedLayer { id: "00".repeat(32), bytes: 4096, local_bytes: 4096, stored_bytes: None };
         let layers = if snapshot.state == SnapshotState::Captured { Vec::new() } else { vec![layer] };
@@ -327,7 +332,12 @@ impl Control for Fake {
         })
     }
 
-    fn resume_snapshot(&self, reference: &str, asked: Asked, how: ResumeSnapshot) -> Answer<SandboxList> {
+    fn resume_snapshot(
+        &self,
+        reference: &Reference,
+        asked: Asked,
+        how: ResumeSnapshot,
+    ) -> Answer<SandboxList> {
         let mut kept = self.asked()?;
         if let Some(answer) = kept.answered(asked.key.as_ref(), &how)? {
             return Ok(answer);

@@ -1,5 +1,6 @@
 //! Every route, by the client and by hand, and every problem.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rekindle::api::problem::{Code, Problem};
@@ -12,6 +13,12 @@ use serde_json::json;
 
 use crate::raw;
 use crate::served::{Served, wanted};
+
+fn labels(of: &[(&str, &str)]) -> Labels {
+    let labels: BTreeMap<_, _> =
+        of.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    labels.try_into().unwrap()
+}
 
 #[test]
 fn sandboxes_are_made_shown_listed_and_removed() {
@@ -31,19 +38,23 @@ fn a_sandbox_is_paused_resumed_forked_and_told_things() {
     let served = Served::new();
     let client = served.client();
     let sandbox = served.sandbox("web");
-    let labels = Labels::from([("team".to_owned(), "a b/ü".to_owned())]);
-    let pause = PauseSandbox { name: Some("first".to_owned()), labels };
+    let labels = labels(&[("team", "a b/ü")]);
+    let pause = PauseSandbox { name: Some("first".parse().expect("it is a name")), labels };
     let snapshot = client.pause_sandbox("web", None, &pause).unwrap();
     assert_eq!((snapshot.name.as_deref(), &snapshot.labels), (Some("first"), &pause.labels));
-    assert_eq!(client.all_snapshots(&["team=a b/ü".to_owned()]).unwrap(), std::slice::from_ref(&snapshot));
-    assert_eq!(client.all_snapshots(&["team=b".to_owned()]).unwrap(), []);
+    assert_eq!(
+        client.all_snapshots(&["team=a b/ü".to_owned().try_into().unwrap()]).unwrap(),
+        std::slice::from_ref(&snapshot)
+    );
+    assert_eq!(client.all_snapshots(&["team=b".to_owned().try_into().unwrap()]).unwrap(), []);
     let refused = client.pause_sandbox("web", None, &PauseSandbox::default()).unwrap_err();
     assert_eq!(
         (refused.code(), &refused.problem().unwrap().sandboxes),
         (Some(Code::WrongState), &vec![sandbox.id])
     );
     assert_eq!(client.resume_sandbox("web", &ResumeSandbox::default()).unwrap().state, SandboxState::Running);
-    let fork = ForkSandbox { count: 3, name: Some("fork".to_owned()), labels: Labels::new() };
+    let fork =
+        ForkSandbox { count: 3, name: Some("fork".parse().expect("it is a name")), labels: Labels::new() };
     let forks = client.fork_sandbox("web", None, &fork).unwrap();
     let names: Vec<_> = forks.iter().filter_map(|fork| fork.name.as_deref()).collect();
     assert_eq!(names, ["fork-1", "fork-2", "fork-3"]);
@@ -87,7 +98,7 @@ fn fault_sockets_are_opened_listed_captured_and_closed() {
     served.sandbox("web");
     let snapshot = client.pause_sandbox("web", None, &PauseSandbox::default()).unwrap();
     let wanted = OpenFaultSocket {
-        snapshot: snapshot.id.to_string(),
+        snapshot: snapshot.id.into(),
         serve_before_seal: Some(true),
         tracking: WriteTracking::Always,
     };
@@ -289,13 +300,13 @@ fn lists_are_of_what_has_all_of_the_labels_that_are_asked_for() {
     let served = Served::new();
     let client = served.client();
     for (name, a, b) in [("first", "1", "1"), ("second", "1", "2"), ("third", "2", "2")] {
-        let labels = Labels::from([("a".to_owned(), a.to_owned()), ("b".to_owned(), b.to_owned())]);
+        let labels = labels(&[("a", a), ("b", b)]);
         client.create_sandbox(None, &CreateSandbox { labels, ..wanted(name) }).unwrap();
     }
     let answer = raw::ask(&served.socket(), "GET /v1/sandboxes?label=a=1&label=b=2", "", "");
     let listed = answer.json()["sandboxes"].as_array().unwrap().clone();
     assert_eq!(listed.iter().map(|one| one["name"].as_str().unwrap()).collect::<Vec<_>>(), ["second"]);
-    let labels = vec!["a=1".to_owned(), "b=1".to_owned()];
+    let labels = ["a=1", "b=1"].map(|label| label.to_owned().try_into().unwrap());
     let listed = client.all_sandboxes(&labels).unwrap();
     assert_eq!(listed.iter().filter_map(|one| one.name.as_deref()).collect::<Vec<_>>(), ["first"]);
 }

@@ -98,7 +98,7 @@ impl Drop for Served {
 /// A small sandbox to be made.
 pub(crate) fn wanted(name: &str) -> CreateSandbox {
     CreateSandbox {
-        name: Some(name.to_owned()),
+        name: Some(name.parse().expect("it is a name")),
         labels: Labels::new(),
         vmm: VmmKind::Process,
         memory_bytes: 4096,

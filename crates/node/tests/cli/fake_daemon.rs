@@ -8,6 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use rekindle::api::control::{Answer, Asked, Control};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::*;
+use rekindle::api::types::{Name, NameOfSeveral, Reference};
 use rekindle::api::{ListenError, ListenOptions, Listeners};
 use rekindle::settings::CONNECTIONS_DEFAULT;
 use tokio::runtime::Runtime;
@@ -109,7 +110,7 @@ impl Things {
 
     fn make(
         &mut self,
-        name: Option<String>,
+        name: Option<Name>,
         labels: Labels,
         memory_bytes: u64,
         backing: MemoryBacking,
@@ -117,7 +118,7 @@ impl Things {
         if name.is_some() && self.sandboxes.iter().any(|sandbox| sandbox.name == name) {
             return Err(Problem::new(
                 Code::NameTaken,
-                format!("a sandbox is named {} already", name.unwrap_or_default()),
+                format!("a sandbox is named {} already", name.as_deref().unwrap_or_default()),
             ));
         }
         let sandbox = Sandbox {
@@ -159,13 +160,14 @@ impl Fake {
     fn several(
         &self,
         count: u32,
-        name: Option<&String>,
+        name: Option<&NameOfSeveral>,
         labels: &Labels,
         of: &Snapshot,
     ) -> Answer<SandboxList> {
         let mut things = self.things();
-        let made = (1..=count).map(|number| {
-            let name = name.map(|name| if count == 1 { name.clone() } else { format!("{name}-{number}") });
+        let names = name.map(|name| name.numbered(count));
+        let made = (0..usize::try_from(count).expect("a few")).map(|at| {
+            let name = names.as_ref().map(|names| names[at].clone());
             let mut sandbox =
                 things.make(name, labels.clone(), of.volumes[0].bytes, MemoryBacking::Shared)?;
             sandbox.origin = Some(of.id);
@@ -183,15 +185,15 @@ impl Control for Fake {
 
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
         let things = self.things();
-        let wanted = |sandbox: &&Sandbox| query.labels.iter().all(|label| has(&sandbox.labels, label));
+        let wanted = |sandbox: &&Sandbox| query.labels.iter().all(|label| label.is_in(&sandbox.labels));
         Ok(SandboxList { sandboxes: things.sandboxes.iter().filter(wanted).cloned().collect(), next: None })
     }
 
-    fn sandbox(&self, reference: &str) -> Answer<Sandbox> {
+    fn sandbox(&self, reference: &Reference) -> Answer<Sandbox> {
         self.things().sandbox(reference).cloned()
     }
 
-    fn pause_sandbox(&self, reference: &str, _: Asked, how: PauseSandbox) -> Answer<Snapshot> {
+    fn pause_sandbox(&self, reference: &Reference, _: Asked, how: PauseSandbox) -> Answer<Snapshot> {
         let mut things = self.things();
         let id = things.next_id();
         let sandbox = things.sandbox(reference)?;
@@ -224,7 +226,7 @@ impl Control for Fake {
         Ok(snapshot)
     }
 
-    fn resume_sandbox(&self, reference: &str, _: Asked, _: ResumeSandbox) -> Answer<Sandbox> {
+    fn resume_sandbox(&self, reference: &Reference, _: Asked, _: ResumeSandbox) -> Answer<Sandbox> {
         let mut things = self.things();
         let sandbox = things.sandbox(reference)?;
         sandbox.state = SandboxState::Running;
@@ -233,13 +235,13 @@ impl Control for Fake {
         Ok(sandbox.clone())
     }
 
-    fn fork_sandbox(&self, reference: &str, _: Asked, how: ForkSandbox) -> Answer<SandboxList> {
+    fn fork_sandbox(&self, reference: &Reference, _: Asked, how: ForkSandbox) -> Answer<SandboxList> {
         let snapshot = self.things().sandbox(reference)?.snapshot.expect("tests fork paused ones");
-        let of = self.snapshot(&snapshot.to_string())?;
+        let of = self.snapshot(&snapshot.into())?;
         self.several(how.count, how.name.as_ref(), &how.labels, &of)
     }
 
-    fn stop_sandbox(&self, reference: &str, _: Asked) -> Answer<Sandbox> {
+    fn stop_sandbox(&self, reference: &Reference, _: Asked) -> Answer<Sandbox> {
         let mut things = self.things();
         let sandbox = things.sandbox(reference)?;
         sandbox.state = SandboxState::Stopped;
@@ -247,14 +249,19 @@ impl Control for Fake {
         Ok(sandbox.clone())
     }
 
-    fn remove_sandbox(&self, reference: &str, _: Asked) -> Answer<Uuid> {
+    fn remove_sandbox(&self, reference: &Reference, _: Asked) -> Answer<Uuid> {
         let mut things = self.things();
         let id = things.sandbox(reference)?.id;
         things.sandboxes.retain(|sandbox| sandbox.id != id);
         Ok(id)
     }
 
-    fn tell_guest(&self, reference: &str, _: Asked, command: serde_json::Value) -> Answer<serde_json::Value> {
+    fn tell_guest(
+        &self,
+        reference: &Reference,
+        _: Asked,
+        command: serde_json::Value,
+    ) -> Answer<serde_json::Value> {
         self.things().sandbox(reference)?;
         let wrong = u32::from(command["pages"] == 13);
         let verified = serde_json::json!({
@@ -274,29 +281,34 @@ impl Control for Fake {
         })
     }
 
-    fn console(&self, reference: &str, from: Option<u64>, _: Duration) -> Answer<ConsoleOutput> {
+    fn console(&self, reference: &Reference, from: Option<u64>, _: Duration) -> Answer<ConsoleOutput> {
         self.things().sandbox(reference)?;
         let from = from.unwrap_or(0).min(6);
         let bytes = BASE64_STANDARD.encode(&b"tick 1"[usize::try_from(from).expect("6 at most")..]);
         Ok(ConsoleOutput { from, next: 6, bytes })
     }
 
-    fn type_console(&self, reference: &str, _: &[u8]) -> Answer<()> {
+    fn type_console(&self, reference: &Reference, _: &[u8]) -> Answer<()> {
         self.things().sandbox(reference)?;
         Ok(())
     }
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
         let things = self.things();
-        let wanted = |snapshot: &&Snapshot| query.labels.iter().all(|label| has(&snapshot.labels, label));
+        let wanted = |snapshot: &&Snapshot| query.labels.iter().all(|label| label.is_in(&snapshot.labels));
         Ok(SnapshotList { snapshots: things.snapshots.iter().filter(wanted).cloned().collect(), next: None })
     }
 
-    fn snapshot(&self, reference: &str) -> Answer<Snapshot> {
+    fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {
         self.things().snapshot(reference).cloned()
     }
 
-    fn wait_snapshot(&self, reference: &str, state: SnapshotState, limit: Duration) -> Answer<Snapshot> {
+    fn wait_snapshot(
+        &self,
+        reference: &Reference,
+        state: SnapshotState,
+        limit: Duration,
+    ) -> Answer<Snapshot> {
         let mut things = self.things();
         let snapshot = things.snapshot(reference)?;
         if limit.is_zero() {
@@ -308,7 +320,7 @@ impl Control for Fake {
         Ok(snapshot.clone())
     }
 
-    fn delete_snapshot(&self, reference: &str) -> Answer<Uuid> {
+    fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
         let mut things = self.things();
         let id = things.snapshot(reference)?.id;
         let is_paused_in =
@@ -320,7 +332,7 @@ impl Control for Fake {
         Ok(id)
     }
 
-    fn verify_snapshot(&self, reference: &str, _: Asked) -> Answer<Verification> {
+    fn verify_snapshot(&self, reference: &Reference, _: Asked) -> Answer<Verification> {
         let snapshot = self.things().snapshot(reference)?.clone();
         let wrong = snapshot.name.as_deref() == Some("damaged");
         Ok(Verification {
@@ -332,7 +344,7 @@ impl Control for Fake {
         })
     }
 
-    fn placement(&self, reference: &str) -> Answer<Placement> {
+    fn placement(&self, reference: &Reference) -> Answer<Placement> {
         let snapshot = self.things().snapshot(reference)?.clone();
         let layer =
             PlacedLayer { id: "a7".repeat(32), bytes: 1 << 28, local_bytes: 1 << 27, stored_bytes: None };
@@ -340,7 +352,7 @@ impl Control for Fake {
         Ok(Placement { snapshot: snapshot.id, state: snapshot.state, origin: None, layers })
     }
 
-    fn resume_snapshot(&self, reference: &str, _: Asked, how: ResumeSnapshot) -> Answer<SandboxList> {
+    fn resume_snapshot(&self, reference: &Reference, _: Asked, how: ResumeSnapshot) -> Answer<SandboxList> {
         let of = self.snapshot(reference)?;
         self.several(how.count, how.name.as_ref(), &how.labels, &of)
     }
@@ -398,10 +410,6 @@ impl Control for Fake {
     fn metrics(&self) -> String {
         String::new()
     }
-}
-
-fn has(labels: &Labels, label: &str) -> bool {
-    label.split_once('=').is_some_and(|(name, value)| labels.get(name).is_some_and(|found| found == value))
 }
 
 fn no_fault_sockets() -> Problem {

@@ -1,12 +1,13 @@
 //! A daemon whose catalog fails at a write, with a known or an unknown outcome, and another one that starts after it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rekindle::api::control::{Asked, Control as _, Served as _};
 use rekindle::api::problem::Code;
 use rekindle::api::types::{
-    FaultSocketState, ForkSandbox, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, ResumeSandbox,
-    SandboxState, SnapshotState, WriteTracking,
+    FaultSocketState, ForkSandbox, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, Reference,
+    ResumeSandbox, SandboxState, SnapshotState, WriteTracking,
 };
 use rekindle::daemon::{Daemon, StartOptions};
 use rekindle::settings::{SettingFlags, Settings};
@@ -17,6 +18,11 @@ use rekindle_testkit::black_box::{BlackBox, PATIENCE, ask_until};
 use rekindle_testkit::catalogs::{CatalogFaults, CatalogRule, Fate};
 
 use crate::support::{create, files_in, program};
+
+/// A reference by this name.
+fn of(name: &str) -> Reference {
+    name.parse().expect("it is a name")
+}
 
 const FATES: [Fate; 3] = [Fate::Refused, Fate::UnknownMade, Fate::UnknownNotMade];
 
@@ -77,29 +83,32 @@ impl InProcess {
         let made = self.daemon().create_sandbox(Asked::default(), create(name, MemoryBacking::Shared));
         if made.is_ok() {
             let fill = serde_json::to_value(Command::Fill { seed: 1 }).expect("plain data");
-            self.daemon().tell_guest(name, Asked::default(), fill).expect("it fills its memory");
+            self.daemon().tell_guest(&of(name), Asked::default(), fill).expect("it fills its memory");
         }
         made.is_ok()
     }
 
     fn pause(&self, name: &str, snapshot: &str) -> bool {
-        let how = PauseSandbox { name: Some(snapshot.to_owned()), ..Default::default() };
-        self.daemon().pause_sandbox(name, Asked::default(), how).is_ok()
+        let how = PauseSandbox { name: Some(snapshot.parse().expect("it is a name")), ..Default::default() };
+        self.daemon().pause_sandbox(&of(name), Asked::default(), how).is_ok()
     }
 
     fn resume(&self, name: &str) -> bool {
-        self.daemon().resume_sandbox(name, Asked::default(), ResumeSandbox::default()).is_ok()
+        self.daemon().resume_sandbox(&of(name), Asked::default(), ResumeSandbox::default()).is_ok()
     }
 
     fn fork(&self, name: &str) -> bool {
-        let how = ForkSandbox { count: 2, name: Some("f".to_owned()), ..Default::default() };
-        self.daemon().fork_sandbox(name, Asked::default(), how).is_ok()
+        let how =
+            ForkSandbox { count: 2, name: Some("f".parse().expect("it is a name")), ..Default::default() };
+        self.daemon().fork_sandbox(&of(name), Asked::default(), how).is_ok()
     }
 
     fn states(&self) -> Vec<(String, SandboxState)> {
         let all = self.daemon().sandboxes(&ListQuery::default()).expect("a list").sandboxes;
-        let mut states: Vec<_> =
-            all.into_iter().map(|sandbox| (sandbox.name.expect("all are named"), sandbox.state)).collect();
+        let mut states: Vec<_> = all
+            .into_iter()
+            .map(|sandbox| (sandbox.name.expect("all are named").to_string(), sandbox.state))
+            .collect();
         states.sort_by(|one, other| one.0.cmp(&other.0));
         states
     }
@@ -120,7 +129,7 @@ impl InProcess {
 
     fn assert_verified(&self, name: &str) {
         let verify = serde_json::to_value(Command::Verify).expect("plain data");
-        let verified = self.daemon().tell_guest(name, Asked::default(), verify).expect("it runs");
+        let verified = self.daemon().tell_guest(&of(name), Asked::default(), verify).expect("it runs");
         let verified: Verified = serde_json::from_value(verified).expect("its answer");
         assert_eq!(verified.mismatches, 0, "{name}: {verified:?}");
     }
@@ -163,7 +172,8 @@ fn a_sandbox_with_the_longest_labels_is_taken_back_as_others_are() {
         let mut node = InProcess::start();
         let mut wanted = create("a", MemoryBacking::Shared);
         let label = |number| (format!("{number:a>64}"), "ä".repeat(256));
-        wanted.labels = (0..64).map(label).collect();
+        let labels: BTreeMap<_, _> = (0..64).map(label).collect();
+        wanted.labels = labels.try_into().expect("they are allowed");
         let labels = wanted.labels.clone();
         node.daemon().create_sandbox(Asked::default(), wanted).expect("they are allowed");
         let failing = node.faults.inject(CatalogRule::next_on(Kind::Snapshot, fate));
@@ -171,7 +181,7 @@ fn a_sandbox_with_the_longest_labels_is_taken_back_as_others_are() {
         node.crash();
         drop(failing);
         assert_eq!((node.states(), node.snapshots()), (only("a", SandboxState::Running), 0), "{fate:?}");
-        assert_eq!(node.daemon().sandbox("a").expect("it is listed").labels, labels);
+        assert_eq!(node.daemon().sandbox(&of("a")).expect("it is listed").labels, labels);
         assert!(node.pause("a", "s"));
         let failing = node.faults.inject(CatalogRule::next_on(Kind::Sandbox, fate));
         assert!(!node.resume("a"), "{fate:?}");
@@ -236,7 +246,7 @@ fn whatever_write_of_sandboxes_lives_fails_what_was_answered_is_so_under_the_nex
             told.extend(["f-1", "f-2"].map(|name| (name.to_owned(), SandboxState::Running)));
         }
         // A deletion that was refused may be found done.
-        node.daemon().delete_snapshot("s").ok();
+        node.daemon().delete_snapshot(&of("s")).ok();
         told.insert(0, ("a".to_owned(), state));
         told
     };
@@ -263,12 +273,12 @@ fn whatever_write_of_sandboxes_lives_fails_what_was_answered_is_so_under_the_nex
 #[test]
 fn a_fault_socket_that_could_not_be_recorded_is_nowhere_and_is_not_there_under_the_next_daemon() {
     let tracking = WriteTracking::default();
-    let wanted = || OpenFaultSocket { snapshot: "s".to_owned(), serve_before_seal: None, tracking };
+    let wanted = || OpenFaultSocket { snapshot: of("s"), serve_before_seal: None, tracking };
     for fate in FATES {
         let mut node = InProcess::start();
         assert!(node.create("a") && node.pause("a", "s"));
         // The store is remembered by then, in the same table.
-        node.daemon().wait_snapshot("s", SnapshotState::Published, PATIENCE).expect("it is published");
+        node.daemon().wait_snapshot(&of("s"), SnapshotState::Published, PATIENCE).expect("it is published");
         let failing = node.faults.inject(CatalogRule::next_on(Kind::Meta, fate));
         node.daemon().open_fault_socket(Asked::default(), wanted()).expect_err("it cannot be recorded");
         let assert_nowhere = |node: &InProcess| {
@@ -299,17 +309,17 @@ fn a_fault_socket_that_could_not_be_recorded_is_nowhere_and_is_not_there_under_t
 fn a_busy_sandbox_whose_deletion_cannot_be_recorded_has_not_noticed_it() {
     let node = InProcess::start_with("pause_wait = \"1ms\"\n");
     assert!(node.create("a"));
-    let pid = node.daemon().sandbox("a").expect("it is there").pid.expect("it runs");
+    let pid = node.daemon().sandbox(&of("a")).expect("it is there").pid.expect("it runs");
     let guest = ProcessHandle::open(pid).expect("it runs");
     let tick = serde_json::to_value(Command::Tick { pages: u32::MAX }).expect("plain data");
     let end: [fn(&Daemon) -> bool; 2] = [
-        |daemon| daemon.stop_sandbox("a", Asked::default()).is_ok(),
-        |daemon| daemon.remove_sandbox("a", Asked::default()).is_ok(),
+        |daemon| daemon.stop_sandbox(&of("a"), Asked::default()).is_ok(),
+        |daemon| daemon.remove_sandbox(&of("a"), Asked::default()).is_ok(),
     ];
     std::thread::scope(|scope| {
-        let telling = scope.spawn(|| node.daemon().tell_guest("a", Asked::default(), tick));
+        let telling = scope.spawn(|| node.daemon().tell_guest(&of("a"), Asked::default(), tick));
         let is_busy = || {
-            let resumed = node.daemon().resume_sandbox("a", Asked::default(), ResumeSandbox::default());
+            let resumed = node.daemon().resume_sandbox(&of("a"), Asked::default(), ResumeSandbox::default());
             let refused = resumed.expect_err("it is not paused");
             refused.detail.contains("is being told something").then_some(())
         };
@@ -321,7 +331,7 @@ fn a_busy_sandbox_whose_deletion_cannot_be_recorded_has_not_noticed_it() {
         }
         assert!(guest.is_alive() && !telling.is_finished(), "it goes on with what it was told");
         assert_eq!(node.states(), only("a", SandboxState::Running));
-        node.daemon().remove_sandbox("a", Asked::default()).expect("nothing fails");
+        node.daemon().remove_sandbox(&of("a"), Asked::default()).expect("nothing fails");
         let refused = telling.join().expect("asking does not panic").expect_err("its guest was ended");
         assert!(matches!(refused.code, Code::WrongState | Code::NotFound), "{refused}");
     });

@@ -1,5 +1,6 @@
 //! Stores and disks that fail, and daemons that start while they do.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -254,7 +255,11 @@ fn on_a_full_disk_a_node_starts_and_deletes_and_refuses_what_needs_room() {
     disk.fill();
     let wanted = |number: u32| CreateSandbox {
         memory_bytes: 4096,
-        labels: (0..8).map(|label| (format!("label-{label}"), "x".repeat(60))).collect(),
+        labels: (0..8)
+            .map(|label| (format!("label-{label}"), "x".repeat(60)))
+            .collect::<BTreeMap<_, _>>()
+            .try_into()
+            .expect("they are allowed"),
         ..create(&format!("more-{number}"), MemoryBacking::Shared)
     };
     let refused = (0..1000).find_map(|number| node.client.create_sandbox(None, &wanted(number)).err());

@@ -94,7 +94,7 @@ fn with_no_descriptors_left_every_request_is_refused_with_the_setting_and_costs_
     }
     let fork = ForkSandbox { count: 1, name: None, labels: Default::default() };
     let socket = OpenFaultSocket {
-        snapshot: "base".to_owned(),
+        snapshot: "base".parse().expect("it is a name"),
         serve_before_seal: None,
         tracking: Default::default(),
     };

@@ -16,7 +16,7 @@ fn a_daemon_whose_run_directory_is_removed_listens_again_and_so_does_its_keeper(
     node.pause("a", "base");
     node.resume("a");
     let wanted = OpenFaultSocket {
-        snapshot: "base".to_owned(),
+        snapshot: "base".parse().expect("it is a name"),
         serve_before_seal: None,
         tracking: Default::default(),
     };

@@ -34,7 +34,11 @@ pub(crate) fn open(node: &Node) -> FaultSocket {
 }
 
 fn open_tracking(node: &Node, tracking: WriteTracking) -> FaultSocket {
-    let wanted = OpenFaultSocket { snapshot: "base".to_owned(), serve_before_seal: None, tracking };
+    let wanted = OpenFaultSocket {
+        snapshot: "base".parse().expect("it is a name"),
+        serve_before_seal: None,
+        tracking,
+    };
     let socket = node.client.open_fault_socket(&wanted).expect("a socket is opened");
     assert_eq!(socket.state, FaultSocketState::Listening);
     socket
@@ -92,7 +96,7 @@ fn a_vmm_served_at_a_fault_socket_outlives_the_daemon_and_is_captured_as_a_child
     guest.freeze().expect("it stands");
     let wanted = CaptureMemory {
         source: CaptureSource::FaultSocket { id: socket.id },
-        name: Some("child".to_owned()),
+        name: Some("child".parse().expect("it is a name")),
         labels: Default::default(),
         blobs: Default::default(),
     };
@@ -102,7 +106,7 @@ fn a_vmm_served_at_a_fault_socket_outlives_the_daemon_and_is_captured_as_a_child
     node.client.close_fault_socket(socket.id).expect("it is closed");
     node.crash();
     let wanted = OpenFaultSocket {
-        snapshot: "child".to_owned(),
+        snapshot: "child".parse().expect("it is a name"),
         serve_before_seal: None,
         tracking: WriteTracking::WhenFree,
     };
@@ -159,7 +163,7 @@ fn faults(node: &Node, socket: &FaultSocket) -> u64 {
 fn capture_as(node: &Node, socket: &FaultSocket, name: &str) -> Snapshot {
     let wanted = CaptureMemory {
         source: CaptureSource::FaultSocket { id: socket.id },
-        name: Some(name.to_owned()),
+        name: Some(name.parse().expect("it is a name")),
         labels: Default::default(),
         blobs: Default::default(),
     };
@@ -183,7 +187,11 @@ fn writes_cost_a_vmm_no_faults_of_their_own_unless_that_was_asked_for() {
         let name = format!("{tracking:?}").to_lowercase();
         capture_as(&node, &socket, &name);
         guest.kill().expect("it can be killed");
-        let again = OpenFaultSocket { snapshot: name, serve_before_seal: None, tracking };
+        let again = OpenFaultSocket {
+            snapshot: name.parse().expect("it is a name"),
+            serve_before_seal: None,
+            tracking,
+        };
         let again = node.client.open_fault_socket(&again).expect("a socket is opened");
         assert_right(&mut vmm(&node, &again, &written));
     }
@@ -226,7 +234,7 @@ fn memory_that_can_never_be_sealed_is_captured_and_who_else_holds_it_is_named_fr
     node.wait("child", SnapshotState::Published);
     assert_eq!(node.client.verify_snapshot("child").expect("it is verified").wrong_pages, 0);
     let wanted = OpenFaultSocket {
-        snapshot: "child".to_owned(),
+        snapshot: "child".parse().expect("it is a name"),
         serve_before_seal: None,
         tracking: WriteTracking::WhenFree,
     };

@@ -144,7 +144,7 @@ impl Node {
 
 pub(crate) fn create(name: &str, backing: MemoryBacking) -> CreateSandbox {
     CreateSandbox {
-        name: Some(name.to_owned()),
+        name: Some(name.parse().expect("it is a name")),
         labels: Default::default(),
         vmm: Default::default(),
         memory_bytes: MEMORY_BYTES,
@@ -154,11 +154,11 @@ pub(crate) fn create(name: &str, backing: MemoryBacking) -> CreateSandbox {
 }
 
 pub(crate) fn pause_as(name: &str) -> PauseSandbox {
-    PauseSandbox { name: Some(name.to_owned()), ..Default::default() }
+    PauseSandbox { name: Some(name.parse().expect("it is a name")), ..Default::default() }
 }
 
 pub(crate) fn resume_as(name: &str, count: u32) -> ResumeSnapshot {
-    let name = Some(name.to_owned());
+    let name = Some(name.parse().expect("it is a name"));
     ResumeSnapshot { count, name, labels: Default::default(), serve_before_seal: None, taps: None }
 }
 

@@ -13,7 +13,7 @@ use crate::peers::Peers;
 use crate::support::{Node, Outage, resume_as};
 
 fn forks(name: &str, count: u32) -> ForkSandbox {
-    ForkSandbox { count, name: Some(name.to_owned()), ..Default::default() }
+    ForkSandbox { count, name: Some(name.parse().expect("it is a name")), ..Default::default() }
 }
 
 fn code<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> Option<Code> {
@@ -23,7 +23,7 @@ fn code<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> Option<Code> {
 impl Node {
     fn names(&self) -> Vec<String> {
         let sandboxes = self.client.all_sandboxes(&[]).expect("a list");
-        sandboxes.into_iter().filter_map(|sandbox| sandbox.name).collect()
+        sandboxes.into_iter().filter_map(|sandbox| sandbox.name).map(String::from).collect()
     }
 
     fn snapshots(&self) -> usize {

@@ -9,8 +9,9 @@ use utoipa::IntoParams;
 use utoipa::openapi::path::Parameter;
 use uuid::Uuid;
 
-use crate::api::extract::{Reference, WholeId};
+use crate::api::extract::{InPath, WholeId};
 use crate::api::problem::{Code, Problem};
+use crate::api::types::Reference;
 
 /// The thing that a path names.
 pub(crate) trait Subject: Send + 'static {
@@ -94,7 +95,7 @@ impl Subject for Nothing {
 
 impl<P: IntoParams + 'static> Subject for Referenced<P> {
     type Name = str;
-    type Taken = String;
+    type Taken = Reference;
 
     const PROBLEMS: &[Code] = &[Code::NotFound, Code::AmbiguousReference];
 
@@ -102,8 +103,8 @@ impl<P: IntoParams + 'static> Subject for Referenced<P> {
         Some(name.to_owned())
     }
 
-    async fn take(parts: &mut Parts) -> Result<String, Problem> {
-        Reference::from_request_parts(parts, &()).await.map(|Reference(reference)| reference)
+    async fn take(parts: &mut Parts) -> Result<Reference, Problem> {
+        InPath::from_request_parts(parts, &()).await.map(|InPath(reference)| reference)
     }
 
     fn parameters() -> Vec<Parameter> {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Labels, ServedPages, schemas, shapes};
+use super::{Labels, Name, Reference, ServedPages, schemas, shapes};
 
 /// A socket at which a VMM that others start is served with a snapshot's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -50,8 +50,8 @@ pub enum FaultSocketState {
 #[serde(deny_unknown_fields)]
 pub struct OpenFaultSocket {
     /// The snapshot: its id, a unique prefix of it, or its name.
-    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    pub snapshot: String,
+    #[schema(value_type = String, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub snapshot: Reference,
     /// True to serve it before it is sealed; the setting by default.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
@@ -83,10 +83,10 @@ pub struct CaptureMemory {
     pub source: CaptureSource,
     /// The snapshot's name.
     #[serde(default)]
-    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    pub name: Option<String>,
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub name: Option<Name>,
     /// The snapshot's labels.
-    #[serde(default, deserialize_with = "shapes::texts")]
+    #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
     /// Device state and the like, by name, as base64 of bytes.

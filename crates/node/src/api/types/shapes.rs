@@ -88,8 +88,15 @@ pub(super) fn objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Ok(objects.into_iter().map(|Object(value)| value).collect())
 }
 
+/// Labels in which no name comes twice.
+pub(super) fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Labels, D::Error> {
+    Labels::try_from(texts(deserializer)?).map_err(D::Error::custom)
+}
+
 /// An object of texts in which no name comes twice.
-pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Labels, D::Error> {
+pub(super) fn texts<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
     deserializer.deserialize_map(TextsVisitor)
 }
 

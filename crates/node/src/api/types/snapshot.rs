@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::{Labels, schemas};
+use super::{Labels, Name, schemas};
 
 /// Stage that a snapshot has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
@@ -45,7 +45,8 @@ pub struct Snapshot {
     /// Its id, a UUID version 7.
     pub id: Uuid,
     /// Its name, unique among snapshots.
-    pub name: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Name>,
     /// Its labels.
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,

@@ -8,6 +8,7 @@ use rekindle::api::types::{
     Event, FaultSocket, Labels, ListQuery, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotState,
     Volume,
 };
+use rekindle::api::types::{Name, NameOfSeveral};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -57,7 +58,7 @@ impl Kept {
     pub(super) fn add_snapshot(
         &mut self,
         of: &Sandbox,
-        name: Option<String>,
+        name: Option<Name>,
         labels: Labels,
     ) -> Answer<Snapshot> {
         if let Some(other) = self.snapshots.values().find(|other| name.is_some() && other.name == name) {
@@ -91,11 +92,11 @@ impl Kept {
         &mut self,
         of: &Sandbox,
         origin: Uuid,
-        (count, name, labels): (u32, Option<String>, Labels),
+        (count, name, labels): (u32, Option<NameOfSeveral>, Labels),
     ) -> Answer<SandboxList> {
-        let several = (1..=count).map(|number| {
-            let name =
-                name.as_ref().map(|name| if count > 1 { format!("{name}-{number}") } else { name.clone() });
+        let names = name.map(|name| name.numbered(count));
+        let several = (0..usize::try_from(count).unwrap()).map(|at| {
+            let name = names.as_ref().map(|names| names[at].clone());
             let (id, origin, labels) = (Uuid::now_v7(), Some(origin), labels.clone());
             Sandbox { id, name, labels, origin, state: SandboxState::Running, pid: Some(1), ..of.clone() }
         });
@@ -156,13 +157,10 @@ pub(super) fn page<T: Clone>(
     labels: impl Fn(&T) -> &Labels,
 ) -> (Vec<T>, Option<Uuid>) {
     let limit = usize::try_from(query.limit.unwrap_or(100)).unwrap();
-    let wanted: Vec<_> = query.labels.iter().filter_map(|label| label.split_once('=')).collect();
     let mut matching = all
         .iter()
         .filter(|(id, _)| query.after.is_none_or(|after| **id > after))
-        .filter(|(_, one)| {
-            wanted.iter().all(|&(name, value)| labels(one).get(name).is_some_and(|has| has == value))
-        })
+        .filter(|(_, one)| query.labels.iter().all(|label| label.is_in(labels(one))))
         .peekable();
     let taken: Vec<_> = matching.by_ref().take(limit).collect();
     let next = matching.peek().and(taken.last()).map(|(id, _)| **id);
