@@ -19,7 +19,6 @@ use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
 use rekindle_kernel::Features;
 use rekindle_kernel::wakeup::{Wakeup, wait_readable};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -27,6 +26,7 @@ use super::epochs::put_epoch;
 use super::guest_watch::served_pages;
 use super::hindrance::HandedOver;
 use super::keys::socket_key;
+use super::socket_record::{RECORD, SocketRecord};
 use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, FaultSocketState, WriteTracking};
@@ -34,9 +34,6 @@ use crate::keeper::{KeeperClient, KeeperIdentity};
 
 /// The listening descriptor's name at the keeper.
 pub(super) const LISTENER: &str = "listener";
-/// Prefix of a socket's record in the catalog.
-pub(super) const RECORD: &str = "fault-socket/";
-
 /// One of them.
 #[derive(Debug)]
 pub(super) struct Socket {
@@ -94,18 +91,6 @@ enum Lifeline {
     None,
     /// An operation has it for a moment.
     Away,
-}
-
-/// A socket's record in the catalog.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct SocketRecord {
-    pub(super) id: Uuid,
-    pub(super) path: PathBuf,
-    pub(super) snapshot: Uuid,
-    #[serde(default)]
-    pub(super) tracking: WriteTracking,
-    /// The memory of its VMM, once one has handed it over.
-    pub(super) facts: Option<EpochFacts>,
 }
 
 impl Socket {
@@ -362,11 +347,6 @@ pub(super) fn served(snapshot: &Arc<Snapshot>, epoch: Epoch, fetcher: &Fetcher) 
             State::Unserved { epoch, reason: format!("it could not be served: {error}") }
         }
     }
-}
-
-/// The socket whose record is under a key of the catalog, if it is the key of such a record.
-pub(super) fn id_in(key: &[u8]) -> Option<Uuid> {
-    Uuid::try_parse_ascii(key.strip_prefix(RECORD.as_bytes())?).ok()
 }
 
 pub(super) fn listen(path: &Path) -> anyhow::Result<UnixListener> {

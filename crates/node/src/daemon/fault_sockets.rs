@@ -20,7 +20,7 @@ use rekindle_kernel::wakeup::Wakeup;
 use uuid::Uuid;
 
 use super::epochs::{kept_epoch, put_epoch};
-use super::fault_socket::{LISTENER, RECORD, Socket, SocketRecord, State, listen, served, tracking};
+use super::fault_socket::{LISTENER, Socket, State, listen, served, tracking};
 use super::hindrance::HandedOver;
 use super::host::Host;
 use super::keeping::{Keeping, take_fd};
@@ -30,6 +30,7 @@ use super::problems::guest_failed;
 use super::room::Room;
 use super::room_promises::Needed;
 use super::snapshots::Snapshots;
+use super::socket_record::{RECORD, SocketRecord};
 use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{FaultSocket, OpenFaultSocket};

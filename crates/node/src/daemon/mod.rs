@@ -63,6 +63,7 @@ mod sandbox_watch;
 mod sandboxes;
 mod snapshot_news;
 mod snapshots;
+mod socket_record;
 mod spec;
 mod store_place;
 mod telling;

@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::clock::unix_ms;
-use super::fault_socket;
 use super::guest_files::with_files;
 use super::guest_owners::GuestOwners;
 use super::keeping::Keeping;
 use super::keys::{CATALOG, KeyOf};
 use super::notes::CatalogState;
 use super::record::SandboxRecord;
+use super::socket_record;
 use crate::keeper::{HeldEntry, KeeperClient, KeeperError};
 use crate::metrics::AsideCounts;
 
@@ -124,7 +124,7 @@ fn named_by(catalog: &Catalog) -> anyhow::Result<BTreeSet<KeyOf>> {
     let snapshots = catalog.all(Kind::Snapshot)?;
     named.extend(snapshots.iter().filter_map(|(key, _)| Uuid::from_slice(key).ok()).map(KeyOf::Snapshot));
     let sockets = catalog.all(Kind::Meta)?;
-    named.extend(sockets.iter().filter_map(|(key, _)| fault_socket::id_in(key)).map(KeyOf::Socket));
+    named.extend(sockets.iter().filter_map(|(key, _)| socket_record::id_in(key)).map(KeyOf::Socket));
     Ok(named)
 }
 
