@@ -43,7 +43,11 @@ fn lines_before_tests(source: &Source) -> usize {
     let lines: Vec<&str> = source.text.lines().collect();
     lines
         .windows(2)
-        .position(|pair| pair[0].trim() == "#[cfg(test)]" && pair[1].trim().starts_with("mod "))
+        .position(|pair| {
+            let is_of_tests =
+                ["#[cfg(test)]", "#[cfg(all(test,"].iter().any(|start| pair[0].trim().starts_with(start));
+            is_of_tests && pair[1].trim().starts_with("mod ")
+        })
         .unwrap_or(lines.len())
 }
 
@@ -63,6 +67,8 @@ mod tests {
     fn the_test_module_does_not_count() {
         let source = of_text("a.rs", "fn a() {}\n#[cfg(test)]\nfn b() {}\n\n#[cfg(test)]\nmod tests {}\n");
         assert_eq!(lines_before_tests(&source), 4);
+        let source = of_text("a.rs", "fn a() {}\n#[cfg(all(test, not(shuttle)))]\nmod tests {}\n");
+        assert_eq!(lines_before_tests(&source), 1);
         assert_eq!(lines_before_tests(&of_text("a.rs", "fn a() {}\nfn b() {}\n")), 2);
     }
 }

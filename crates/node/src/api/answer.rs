@@ -5,7 +5,8 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
 use super::limits;
-use super::problem::{Code, Problem, quoted};
+use super::problem::{Code, Problem};
+use super::quoted::quoted;
 
 /// The media type of a problem.
 pub(crate) const PROBLEM_TYPE: &str = "application/problem+json";

@@ -6,7 +6,8 @@ use rekindle_engine::limits as engine_limits;
 use serde::de::DeserializeOwned;
 
 use super::limits;
-use super::problem::{Code, Problem, quoted};
+use super::problem::{Code, Problem};
+use super::quoted::quoted;
 use super::types::{
     CaptureMemory, CaptureSource, ConsoleInput, ConsoleQuery, CreateSandbox, EventsQuery, ForkSandbox,
     Labels, ListQuery, Machine, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox, ResumeSnapshot,

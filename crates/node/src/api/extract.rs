@@ -14,8 +14,9 @@ use super::bounded::Ending;
 use super::checks::Checked;
 use super::control::IdempotencyKey;
 use super::limits;
-use super::problem::{Code, Problem, quoted};
+use super::problem::{Code, Problem};
 use super::query::{Fields, Queried};
+use super::quoted::quoted;
 use super::types::Reference;
 use super::types::shapes::Object;
 

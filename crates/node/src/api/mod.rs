@@ -1,6 +1,7 @@
 //! The control API: HTTP and JSON over the daemon's operations.
 
 pub mod limits;
+mod quoted;
 pub mod types;
 pub mod problem;
 pub mod control;

@@ -5,9 +5,6 @@ use uuid::Uuid;
 
 use super::types::ProblemBody;
 
-/// Characters that are shown of what a request says.
-const QUOTED_CHARACTERS_MAX: usize = 100;
-
 /// Characters of a problem's words, so that nothing that is sent comes back whole.
 const DETAIL_CHARACTERS_MAX: usize = 2000;
 
@@ -108,14 +105,6 @@ impl Problem {
             sandboxes: self.sandboxes.clone(),
             snapshots: self.snapshots.clone(),
         }
-    }
-}
-
-/// Text that was sent, in quotation marks, without most of it where it is long.
-pub(crate) fn quoted(text: &str) -> String {
-    match text.char_indices().nth(QUOTED_CHARACTERS_MAX) {
-        Some((end, _)) => format!("{:?} and {} bytes more", &text[..end], text.len() - end),
-        None => format!("{text:?}"),
     }
 }
 
@@ -238,8 +227,6 @@ mod tests {
 
     #[test]
     fn a_long_word_of_a_request_is_not_said_again_whole() {
-        assert_eq!(quoted("a b"), "\"a b\"");
-        assert_eq!(quoted(&"ä".repeat(101)), format!("{:?} and 2 bytes more", "ä".repeat(100)));
         let detail = format!("{} is none: say another", "x".repeat(100_000));
         let told = Problem::new(Code::InvalidRequest, detail).body().detail;
         assert!(told.len() < 2100 && told.ends_with("is none: say another"), "{told}");

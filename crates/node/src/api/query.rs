@@ -4,7 +4,8 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-use super::problem::{Code, Problem, quoted};
+use super::problem::{Code, Problem};
+use super::quoted::quoted;
 use super::types::{ConsoleQuery, EventsQuery, LabelFilter, ListQuery, SnapshotState, WaitQuery};
 
 /// The fields of a query, in their order.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::api::limits;
-use crate::api::problem::quoted;
+use crate::api::quoted::quoted;
 
 /// Characters kept free in the name of several, for the number behind each.
 const NUMBER_LENGTH_MAX: usize = 8;
