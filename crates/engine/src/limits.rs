@@ -214,6 +214,9 @@ pub const READ_BYTES_A_SECOND_MIN: u64 = 64 << 10;
 /// Time that reading a manifest may take, however long it is.
 pub const MANIFEST_READ_WAIT: Duration = Duration::from_secs(600);
 
+/// Time that listing the snapshots in a store may take: a hundred pages of a thousand.
+pub const STORE_LIST_WAIT: Duration = Duration::from_secs(60);
+
 /// Longest time that the source of a page may take to answer before the waiting guest counts as stalled.
 pub const SOURCE_SILENT: Duration = Duration::from_secs(2);
 

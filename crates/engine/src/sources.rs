@@ -13,6 +13,7 @@ use crate::layer_facts::LayerFacts;
 use crate::limits;
 use crate::manifest::ObjectName;
 use crate::store::{Store, StoreError};
+use crate::store_list::StoredSnapshot;
 
 /// Reads from outside this node. Clones share the budget.
 #[derive(Debug, Clone)]
@@ -128,6 +129,11 @@ impl Sources {
         let read = in_time(limits::MANIFEST_READ_WAIT, wanted, self.store.get_manifest(snapshot)).await;
         drop(lease);
         read
+    }
+
+    /// All snapshots in the store.
+    pub(crate) async fn snapshots(&self) -> Result<Vec<StoredSnapshot>, SourceError> {
+        in_time(limits::STORE_LIST_WAIT, || "the list of snapshots".to_owned(), self.store.snapshots()).await
     }
 
     /// The newest working set of a snapshot, if there is one.

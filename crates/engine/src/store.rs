@@ -20,6 +20,7 @@ use crate::limits;
 use crate::manifest::ObjectName;
 use crate::private;
 use crate::store_gate::{Away, NewSign, StoreGate};
+use crate::store_opener::FailedRequests;
 
 /// A store, with counts of its traffic. Clones share both.
 #[derive(Debug, Clone)]
@@ -56,6 +57,8 @@ pub struct Traffic {
     pub sent_bytes: u64,
     /// Bytes of objects written completely.
     pub stored_bytes: u64,
+    /// Requests that failed.
+    pub failed: FailedRequests,
 }
 
 /// Reason that a request to the store failed.
@@ -137,7 +140,7 @@ impl Store {
     }
 
     /// The objects of the store, checked just now, so that writes go to the right one.
-    async fn checked(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    pub(crate) async fn checked(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
         match &self.access {
             Access::Open(objects) => Ok(Arc::clone(objects)),
             Access::Gated(gate) => Ok(gate.checked().await?),
@@ -169,6 +172,10 @@ impl Store {
             fetched_bytes: self.traffic.fetched_bytes.load(Ordering::Relaxed),
             sent_bytes: self.traffic.sent_bytes.load(Ordering::Relaxed),
             stored_bytes: self.traffic.stored_bytes.load(Ordering::Relaxed),
+            failed: match &self.access {
+                Access::Open(_) => FailedRequests::default(),
+                Access::Gated(gate) => gate.failed_requests(),
+            },
         }
     }
 
@@ -393,7 +400,7 @@ impl LayerUpload {
 }
 
 impl StoreError {
-    fn from_store(path: &ObjectPath, source: object_store::Error) -> Self {
+    pub(crate) fn from_store(path: &ObjectPath, source: object_store::Error) -> Self {
         if let object_store::Error::NotFound { .. } = source {
             return Self::NotFound(path.clone());
         }

@@ -4,7 +4,6 @@
 //! remembers both. A store that is missing, is another one, or is an earlier state of itself, is *away*: nothing is
 //! written to it, nothing in it is trusted, and it is tried again.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,25 +19,12 @@ use crate::identity::SnapshotId;
 use crate::limits;
 use crate::sign::{Evidence, Sign, Signs};
 use crate::store_identity::OBJECT;
+use crate::store_opener::FailedRequests;
 use crate::sync::{Mutex, lock};
 use crate::threads;
 
 pub use crate::store_identity::StoreIdentity;
-
-/// Opens a store; may block, even for ever.
-pub trait StoreOpener: fmt::Debug + Send + Sync {
-    /// Opens it; the error is for people. If `holds` says that it has snapshots, a missing store is not made.
-    fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String>;
-}
-
-/// The catalog's knowledge of a store before it is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holds {
-    /// This node has never used a store.
-    Nothing,
-    /// This node has used a store, which may have its snapshots.
-    Snapshots,
-}
+pub use crate::store_opener::{Holds, StoreOpener};
 
 /// Treatment of a store other than the one that the catalog remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +121,11 @@ impl StoreGate {
             answer_within: limits::STORE_ANSWER_WITHIN,
             identity_again: limits::STORE_IDENTITY_AGAIN,
         }
+    }
+
+    /// Requests to the store that failed so far.
+    pub(crate) fn failed_requests(&self) -> FailedRequests {
+        self.opener.failed_requests()
     }
 
     /// The store; it is opened and checked first if that was not done, or if it was away and it is time to try again.

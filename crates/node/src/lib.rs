@@ -4,6 +4,7 @@ pub mod asker;
 pub mod regular_file;
 mod memory_left;
 pub mod telemetry;
+pub mod bucket;
 pub mod settings;
 pub mod privacy;
 pub mod keeper;

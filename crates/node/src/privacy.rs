@@ -35,7 +35,8 @@ pub fn close_places(settings: &Settings) -> io::Result<()> {
     let Settings { state_directory, run_directory, store, .. } = settings;
     make_directory(state_directory)?;
     make_directory(run_directory)?;
-    close(state_directory, &IN_STATE_DIRECTORY, &[run_directory, store.directory()])?;
+    let also: Vec<&Path> = std::iter::once(run_directory.as_path()).chain(store.directory()).collect();
+    close(state_directory, &IN_STATE_DIRECTORY, &also)?;
     if holds_only(run_directory, |path| is_of_run_directory(settings, path))? {
         private::restrict(run_directory, forbidden_in_run_directory(settings))?;
     }
@@ -58,9 +59,8 @@ pub fn open_places(settings: &Settings) -> Vec<(PathBuf, u32)> {
         }
         mode & forbidden != 0
     };
-    for (place, names) in
-        [(state_directory.as_path(), &IN_STATE_DIRECTORY[..]), (settings.store.directory(), &IN_STORE[..])]
-    {
+    let store = settings.store.directory().map(|directory| (directory, &IN_STORE[..]));
+    for (place, names) in std::iter::once((state_directory.as_path(), &IN_STATE_DIRECTORY[..])).chain(store) {
         // In a place that no other user may enter, nothing is open.
         if look(place, OTHERS) {
             inside(place, names).for_each(|path| _ = look(&path, OTHERS));

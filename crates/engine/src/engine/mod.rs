@@ -33,10 +33,11 @@ use crate::replay::{Replay, ReplayError, Replayed};
 use crate::republish::{LookedFor, RepublishError, look_for_published};
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
-use crate::sources::{Class, Sources};
+use crate::sources::{Class, SourceError, Sources};
 use crate::stop::Stop;
 use crate::store::Traffic;
 use crate::store_gate::Away;
+use crate::store_list::StoredSnapshot;
 use crate::sync::{Mutex, lock};
 use crate::threads::StoreRuntime;
 use crate::verify::{Verification, verify};
@@ -346,6 +347,11 @@ impl Engine {
     /// The reason that the store is away, if it is.
     pub fn store_away(&self) -> Option<Away> {
         self.background.store().away()
+    }
+
+    /// Every snapshot in the store, whichever node published it; oldest first.
+    pub fn stored_snapshots(&self) -> Result<Vec<StoredSnapshot>, SourceError> {
+        self.runtime.block_on(self.fetcher.sources().snapshots())
     }
 
     /// Counts of the bytes moved to and from the store.

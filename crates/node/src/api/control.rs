@@ -10,7 +10,7 @@ use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
     PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
-    Snapshot, SnapshotList, SnapshotState, Verification, Version,
+    Snapshot, SnapshotList, SnapshotState, StoredSnapshotList, Verification, Version,
 };
 use crate::asker::Asker;
 use crate::settings::Settings;
@@ -84,6 +84,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn type_console(&self, reference: &Reference, bytes: &[u8]) -> Answer<()>;
     /// The snapshots, oldest first.
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList>;
+    /// The snapshots in the store, oldest first.
+    fn stored_snapshots(&self) -> Answer<StoredSnapshotList>;
     /// One snapshot.
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot>;
     /// Waits until a snapshot has come as far as `state`. A long wait is asked for in short turns.

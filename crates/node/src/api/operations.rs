@@ -10,7 +10,8 @@ use super::problem::Code;
 use super::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Event, EventsQuery, FaultSocket,
     ForkSandbox, Health, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, Verification, Version, WaitQuery,
+    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, StoredSnapshotList, Verification, Version,
+    WaitQuery,
 };
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
@@ -164,10 +165,18 @@ pub(crate) const LIST_SNAPSHOTS: Operation<Nothing, InQuery<ListQuery>, Json<Sna
         .does("Lists the snapshots, oldest first.")
         .answers(200, "A page of them");
 
+pub(crate) const LIST_STORED_SNAPSHOTS: Operation<Nothing, NoInput, Json<StoredSnapshotList>> =
+    Operation::get("list_stored_snapshots", "/v1/store/snapshots", "snapshots")
+        .does("Lists the snapshots in the store, whichever node published them; oldest first.")
+        .more("Each can be referred to as those of this node: by its id, or by a unique beginning or end of it.")
+        .answers(200, "All of them")
+        .fails(&[Code::StoreFailed]);
+
 pub(crate) const SHOW_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<Snapshot>> =
     Operation::get("show_snapshot", "/v1/snapshots/{reference}", "snapshots")
         .does("Shows one snapshot.")
-        .answers(200, "The snapshot");
+        .answers(200, "The snapshot")
+        .fails(OF_READING);
 
 pub(crate) const WAIT_SNAPSHOT: Operation<OfSnapshot, InQuery<WaitQuery>, Json<Snapshot>> =
     Operation::get("wait_snapshot", "/v1/snapshots/{reference}/wait", "snapshots")

@@ -27,7 +27,7 @@ pub use names::{LabelFilter, Labels, Name, NameOfSeveral, NotAName, Reference};
 pub(crate) use names::{is_name, name_rule};
 pub use snapshot::{
     PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, StoreVerification,
-    StoreVerificationState, Verification, Volume, WaitQuery,
+    StoreVerificationState, StoredSnapshot, StoredSnapshotList, Verification, Volume, WaitQuery,
 };
 
 /// State of a sandbox.

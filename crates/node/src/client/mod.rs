@@ -23,8 +23,8 @@ use crate::api::problem::Code;
 use crate::api::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, EventsQuery, FaultSocket,
     ForkSandbox, Health, LabelFilter, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, Verification,
-    Version, WaitQuery,
+    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    StoredSnapshot, Verification, Version, WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -147,6 +147,11 @@ impl Client {
     /// All snapshots that have all of these labels; oldest first.
     pub fn all_snapshots(&self, labels: &[LabelFilter]) -> Result<Vec<Snapshot>> {
         all(labels, |query| self.snapshots(query).map(|page| (page.snapshots, page.next)))
+    }
+
+    /// The snapshots in the store, oldest first.
+    pub fn stored_snapshots(&self) -> Result<Vec<StoredSnapshot>> {
+        self.ask(&LIST_STORED_SNAPSHOTS, &(), &()).map(|list| list.snapshots)
     }
 
     /// One snapshot.

@@ -9,7 +9,9 @@ use super::session::Session;
 use super::shown::{self, ShortIds};
 use super::status::Status;
 use super::target::label;
-use crate::api::types::{LabelFilter, Labels, Sandbox, SandboxState, Snapshot, SnapshotState};
+use crate::api::types::{
+    LabelFilter, Labels, Sandbox, SandboxState, Snapshot, SnapshotState, StoredSnapshot,
+};
 use crate::client::Client;
 
 /// The things to list.
@@ -25,6 +27,9 @@ pub struct ListArguments {
     /// Only those with this label; given again, with all of them
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
+    /// List the snapshots that the store has, whichever node published them
+    #[arg(long, conflicts_with = "labels")]
+    store: bool,
     /// Print ids only, whole, one a line
     #[arg(long, short)]
     quiet: bool,
@@ -52,6 +57,9 @@ pub struct Listed {
     /// The snapshots, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Vec<Snapshot>>,
+    /// The snapshots in the store, if asked for instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stored: Option<Vec<StoredSnapshot>>,
 }
 
 /// Everything that a reference may mean, and how each is called in a table.
@@ -69,6 +77,10 @@ pub fn run(session: &Session, arguments: &ListArguments) -> anyhow::Result<Statu
     } else if arguments.quiet {
         let ids: String = arguments.listed(&client)?.ids().map(|id| format!("{id}\n")).collect();
         super::output::write(&ids)?;
+    } else if arguments.store {
+        let listed = arguments.listed(&client)?;
+        let stored = listed.stored.unwrap_or_default();
+        super::output::write(&stored_to_text(&stored, session.output, shown::now_ms()))?;
     } else {
         let known = Known::new(client.all_sandboxes(&[])?, client.all_snapshots(&[])?);
         super::output::write(&arguments.to_text(&known, session.output, shown::now_ms()))?;
@@ -82,6 +94,14 @@ impl ListArguments {
         let labels = self.labels.iter().map(|(name, value)| LabelFilter::try_from(format!("{name}={value}")));
         let labels = labels.collect::<Result<Vec<_>, _>>()?;
         let mut listed = Listed::default();
+        if self.store {
+            anyhow::ensure!(
+                self.which != Which::Sandboxes,
+                "the store has no sandboxes: give `snapshots`, or leave --store out"
+            );
+            listed.stored = Some(client.stored_snapshots()?);
+            return Ok(listed);
+        }
         if self.which != Which::Snapshots {
             listed.sandboxes = Some(client.all_sandboxes(&labels)?);
         }
@@ -135,8 +155,33 @@ impl ListArguments {
 impl Listed {
     fn ids(&self) -> impl Iterator<Item = &Uuid> {
         let sandboxes = self.sandboxes.iter().flatten().map(|sandbox| &sandbox.id);
-        sandboxes.chain(self.snapshots.iter().flatten().map(|snapshot| &snapshot.id))
+        let snapshots = self.snapshots.iter().flatten().map(|snapshot| &snapshot.id);
+        sandboxes.chain(snapshots).chain(self.stored.iter().flatten().map(|stored| &stored.id))
     }
+}
+
+/// A table of the snapshots in a store, as of `now_ms`.
+fn stored_to_text(stored: &[StoredSnapshot], output: Output, now_ms: u64) -> String {
+    if stored.is_empty() {
+        return "No snapshots are in the store. `rekindle pause` makes one of a sandbox.\n".to_owned();
+    }
+    let names = stored.iter().filter_map(|stored| stored.name.as_deref());
+    let short = ShortIds::new(stored.iter().map(|stored| &stored.id), names);
+    let mut rows = Rows::of_columns([
+        Column::new("SNAPSHOT"),
+        Column::new("NAME").cut_to(16),
+        Column::new("KNOWN HERE"),
+        Column::new("PUBLISHED").left_out(1),
+    ]);
+    for stored in stored {
+        rows.add([
+            short.of(&stored.id).into(),
+            name_or_dash(stored.name.as_deref()),
+            if stored.is_known { "yes".into() } else { Word::from("no").tone(Tone::Faint) },
+            format!("{} ago", shown::age(stored.stored_unix_ms, now_ms)).into(),
+        ]);
+    }
+    rows.to_text(output)
 }
 
 fn sandbox_columns() -> Rows {

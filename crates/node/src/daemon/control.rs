@@ -13,7 +13,7 @@ use crate::api::control::{Answer, Asked, Control};
 use crate::api::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
     PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
-    Snapshot, SnapshotList, SnapshotState, Verification, Version,
+    Snapshot, SnapshotList, SnapshotState, StoredSnapshotList, Verification, Version,
 };
 
 /// The version of the control API.
@@ -71,6 +71,10 @@ impl Control for Daemon {
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
         self.counted(self.snapshots.list(query))
+    }
+
+    fn stored_snapshots(&self) -> Answer<StoredSnapshotList> {
+        self.counted(self.snapshots.list_stored())
     }
 
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {

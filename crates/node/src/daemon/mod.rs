@@ -66,6 +66,7 @@ mod snapshots;
 mod socket_record;
 mod spec;
 mod store_place;
+mod stored;
 mod telling;
 mod undecided;
 mod unnamed;

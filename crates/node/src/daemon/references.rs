@@ -44,6 +44,12 @@ pub(super) fn find<'a, T: Named>(
     }
 }
 
+/// True if `reference` may be the beginning or the end of an id.
+pub(super) fn is_part(reference: &str) -> bool {
+    let is_letter = |letter: char| letter.is_ascii_hexdigit() || letter == '-';
+    reference.len() >= PART_LETTERS_MIN && reference.chars().all(is_letter)
+}
+
 /// True if `part`, in lower case, is the beginning or the end of an id, and long enough to mean one.
 fn is_part_of(part: &str, id: Uuid) -> bool {
     let id = id.hyphenated().to_string();

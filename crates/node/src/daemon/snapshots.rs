@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle;
 use rekindle_engine::store_check::StoreFindings;
-use uuid::Uuid;
 
 use super::events::{About as EventAbout, EventLog};
 use super::host::Host;
@@ -14,12 +13,13 @@ use super::known::{Known, shown};
 use super::listed_snapshots::ListedSnapshots;
 use super::names::{Names, Reserved};
 use super::references::Named as _;
+use super::stored;
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
     ListQuery, Name, PlacedLayer, Placement, Reference, Snapshot, SnapshotList, SnapshotState,
-    StoreVerification, StoreVerificationState, Verification,
+    StoreVerification, StoreVerificationState, StoredSnapshotList, Verification,
 };
 
 /// Longest time that a resume waits for the seal when asked to.
@@ -62,19 +62,13 @@ impl Snapshots {
         })
     }
 
-    /// The snapshot that `reference` means; one that only the store knows must be named by its whole id.
+    /// The snapshot that `reference` means, also one that only the store knows.
     pub(super) fn find(&self, reference: &Reference) -> Answer<Known> {
-        let problem = match self.listed.find(reference) {
-            Ok(found) => return Ok(found),
-            Err(problem) => problem,
-        };
-        match Uuid::try_parse(reference) {
-            Ok(id) if problem.code == Code::NotFound => {
-                let snapshot = self.host.engine.open(SnapshotId::from(id))?;
-                self.listed.changed(&snapshot);
-                Ok(Known::of(snapshot))
+        match self.listed.find(reference) {
+            Err(problem) if problem.code == Code::NotFound => {
+                stored::open(&self.host, &self.listed, reference)
             }
-            Ok(_) | Err(_) => Err(problem),
+            found => found,
         }
     }
 
@@ -93,6 +87,11 @@ impl Snapshots {
             return Err(Problem::new(Code::Lost, why).snapshot(known.snapshot.id()));
         }
         Ok(known)
+    }
+
+    /// All snapshots in the store, oldest first.
+    pub(super) fn list_stored(&self) -> Answer<StoredSnapshotList> {
+        stored::list(&self.host)
     }
 
     pub(super) fn list(&self, query: &ListQuery) -> Answer<SnapshotList> {

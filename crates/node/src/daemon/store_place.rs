@@ -1,4 +1,5 @@
-//! The directory of a store, as the daemon opens it: a missing one is made only if no snapshot was ever kept there.
+//! The store as the daemon opens it: a missing directory is made only if no snapshot was ever kept there, and a bucket
+//! never.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -12,7 +13,9 @@ use rekindle_engine::private::make_directory;
 use rekindle_engine::recorded::newest_published;
 use rekindle_engine::store::Store;
 use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
+use rekindle_engine::store_opener::FailedRequests;
 
+use crate::bucket::{BucketAccess, RequestWatch};
 use crate::privacy::close_store;
 use crate::settings::{Settings, StoreLocation};
 
@@ -20,28 +23,41 @@ use crate::settings::{Settings, StoreLocation};
 #[derive(Debug)]
 struct Place {
     location: StoreLocation,
+    access: BucketAccess,
+    /// Counts the requests to a bucket, over all its openings.
+    watch: Arc<RequestWatch>,
     /// The one below it is the daemon's own, and made with all above it.
     state_directory: PathBuf,
 }
 
 /// The store of these settings, which is opened when it is first used.
 pub(super) fn store_of(settings: &Settings, catalog: &Catalog, other: OtherStore) -> anyhow::Result<Store> {
-    let place = Place { location: settings.store.clone(), state_directory: settings.state_directory.clone() };
+    let place = Place {
+        location: settings.store.clone(),
+        access: settings.bucket.clone(),
+        watch: Arc::default(),
+        state_directory: settings.state_directory.clone(),
+    };
     let published = newest_published(catalog)?;
     Ok(Store::gated(StoreGate::new(Box::new(place), catalog.clone(), published, other)))
 }
 
 impl StoreOpener for Place {
     fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String> {
-        let directory = self.location.directory();
-        self.find(directory, holds)?;
-        // A store that cannot be written is told as such, once that is tried.
-        if let Err(error) = close_store(directory)
-            && error.kind() != io::ErrorKind::ReadOnlyFilesystem
-        {
-            tracing::warn!(%error, "other users may be able to read the store");
+        if let Some(directory) = self.location.directory() {
+            self.find(directory, holds)?;
+            // A store that cannot be written is told as such, once that is tried.
+            if let Err(error) = close_store(directory)
+                && error.kind() != io::ErrorKind::ReadOnlyFilesystem
+            {
+                tracing::warn!(%error, "other users may be able to read the store");
+            }
         }
-        self.location.objects().map_err(|error| error.to_string())
+        self.location.objects(&self.access, &self.watch)
+    }
+
+    fn failed_requests(&self) -> FailedRequests {
+        self.watch.failed()
     }
 }
 

@@ -9,6 +9,7 @@ use prometheus_client::registry::{Registry, Unit};
 use rekindle_engine::aside::SetAside;
 use rekindle_engine::serve::{PagesByPhase, ServeStats};
 use rekindle_engine::store::Traffic;
+use rekindle_engine::store_opener::{FailedRequests, Failures};
 
 use super::aside::AsideCounts;
 use super::series::{FaultSeconds, Rows};
@@ -205,7 +206,8 @@ impl Observed {
             "What the keeper holds that a start set aside, as its catalog did not name it",
             Rows::gauges(held),
         );
-        let Traffic { fetches, fetched_bytes, sent_bytes, stored_bytes } = self.store;
+        let Traffic { fetches, fetched_bytes, sent_bytes, stored_bytes, failed } = self.store;
+        register_failed_requests(&failed, registry);
         counter(registry, "store_fetches", "Requests that read from the store", fetches);
         let moved = [
             ("store_fetched", "Bytes read from the store", fetched_bytes),
@@ -216,6 +218,21 @@ impl Observed {
             registry.register_with_unit(name, help, Unit::Bytes, ConstCounter::new(bytes));
         }
     }
+}
+
+fn register_failed_requests(failed: &FailedRequests, registry: &mut Registry) {
+    let FailedRequests { reading, publishing } = failed;
+    let rows =
+        [("reading", reading), ("publishing", publishing)].into_iter().flat_map(|(class, failures)| {
+            let Failures { slow_downs, timeouts, others } = *failures;
+            [("slow_down", slow_downs), ("timeout", timeouts), ("other", others)]
+                .map(|(reason, failed)| ([("class", class), ("reason", reason)], failed))
+        });
+    registry.register(
+        "store_failed_requests",
+        "Requests to a bucket that failed and were sent again where their time allowed, by their work and reason",
+        Rows::counters(rows),
+    );
 }
 
 fn register_served(served: &ServeStats, registry: &mut Registry) {

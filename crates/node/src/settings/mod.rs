@@ -25,6 +25,7 @@ pub use keys::Key;
 pub use layers::Surroundings;
 pub use values::{parse_size, parse_time};
 
+use crate::bucket::{self, BucketAccess, BucketUrl, RequestWatch, shown_without_secrets};
 use crate::telemetry::LogFormat;
 use keys::KEYS;
 use layers::Layers;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub run_directory: PathBuf,
     /// The store.
     pub store: StoreLocation,
+    /// Options of reaching the store's bucket, where it is in one.
+    pub bucket: BucketAccess,
     /// Domain of the snapshots.
     pub domain: Domain,
     /// Bytes of RAM that captures may hold together.
@@ -140,6 +143,8 @@ pub struct TelemetrySettings {
 pub enum StoreLocation {
     /// A directory, local or mounted.
     Directory(PathBuf),
+    /// A bucket of a service.
+    Bucket(BucketUrl),
 }
 
 /// A setting's value and where it came from.
@@ -214,6 +219,7 @@ impl Settings {
             events_kept: read.value("events_kept", &values::COUNT, 10_000)?,
             log_level: read.value("log_level", &values::LEVEL, "info".to_owned())?,
             log_format: read.value("log_format", &values::FORMAT, LogFormat::Human)?,
+            bucket: read.bucket()?,
             api: ApiSettings {
                 socket: read.value("api.socket", &values::PATH, run_directory.join("api.sock"))?,
                 allowed_uids: read.value("api.allowed_uids", &values::USERS, Vec::new())?,
@@ -293,17 +299,26 @@ impl Settings {
 }
 
 impl StoreLocation {
-    /// The bare objects of a store that exists.
-    pub fn objects(&self) -> object_store::Result<Arc<dyn ObjectStore>> {
+    /// Its directory, if it is one.
+    pub fn directory(&self) -> Option<&Path> {
         match self {
-            Self::Directory(path) => Ok(Arc::new(LocalFileSystem::new_with_prefix(path)?.with_fsync(true))),
+            Self::Directory(path) => Some(path),
+            Self::Bucket(_) => None,
         }
     }
 
-    /// Its directory.
-    pub fn directory(&self) -> &Path {
+    /// The bare objects of a store that exists; the error is for people.
+    pub fn objects(
+        &self,
+        access: &BucketAccess,
+        watch: &Arc<RequestWatch>,
+    ) -> Result<Arc<dyn ObjectStore>, String> {
         match self {
-            Self::Directory(path) => path,
+            Self::Directory(path) => {
+                let files = LocalFileSystem::new_with_prefix(path).map_err(|error| error.to_string())?;
+                Ok(Arc::new(files.with_fsync(true)))
+            }
+            Self::Bucket(url) => bucket::open(url, access, &bucket::environment(), watch),
         }
     }
 }
@@ -312,6 +327,7 @@ impl fmt::Display for StoreLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => path.display().fmt(f),
+            Self::Bucket(url) => url.fmt(f),
         }
     }
 }
@@ -361,7 +377,7 @@ impl Reader {
         let value = (kind.parse)(said).map_err(|expected| SettingsError::Value {
             place: said.source.clone(),
             key: key.name,
-            given: said.value.to_string(),
+            given: shown_without_secrets(&said.value.to_string()),
             expected,
         })?;
         Ok(Some((value, said.source.clone())))
@@ -384,6 +400,33 @@ impl Reader {
                 Ok(Some(TcpSettings { listen, certificate, key, token_file }))
             }
             _ => self.none_of("api.tcp.").map(|()| None),
+        }
+    }
+
+    fn bucket(&mut self) -> Result<BucketAccess, SettingsError> {
+        let access = BucketAccess {
+            endpoint: self.given("bucket.endpoint", &values::ENDPOINT)?,
+            region: self.given("bucket.region", &values::NAME)?,
+            path_style: self.given("bucket.path_style", &values::SWITCH)?,
+            account: self.given("bucket.account", &values::NAME)?,
+            profile: self.given("bucket.profile", &values::NAME)?,
+            credentials_file: self.given("bucket.credentials_file", &values::PATH)?,
+            authorities_file: self.given("bucket.authorities_file", &values::PATH)?,
+            allow_http: self.value("bucket.allow_http", &values::SWITCH, false)?,
+        };
+        let key = "bucket.endpoint";
+        match (&access.endpoint, self.layers.said.get(key)) {
+            (Some(endpoint), Some(said)) if endpoint.starts_with("http://") && !access.allow_http => {
+                Err(SettingsError::Value {
+                    place: said.source.clone(),
+                    key,
+                    given: endpoint.clone(),
+                    expected: "a URL that begins with https://, as guests' memory would go over the line for all to \
+                               read; set bucket.allow_http to true to allow that"
+                        .to_owned(),
+                })
+            }
+            _ => Ok(access),
         }
     }
 

@@ -178,8 +178,28 @@ fn a_wrong_value_is_refused_where_it_was_said_with_what_could_be() {
             "domain cannot be \"Tenant\": it must be a name of 1 to 64 of a-z, 0-9 and -",
         ),
         (
-            "store = \"s3://b/p\"",
-            "store cannot be \"s3://b/p\": it must be a directory or a file:// URL: this version",
+            "store = \"ftp://b/p\"",
+            "store cannot be \"ftp://b/p\": it must be a directory, or a URL that begins with s3://",
+        ),
+        (
+            "store = \"s3://KEY:secret@b\"",
+            "store cannot be \"s3://...@b\": it must be s3://BUCKET/PREFIX without user or password",
+        ),
+        (
+            "store = \"s3:///p\"",
+            "store cannot be \"s3:///p\": it must be s3://BUCKET/PREFIX, where BUCKET is",
+        ),
+        (
+            "bucket.endpoint = \"s3.example.org\"",
+            "bucket.endpoint cannot be \"s3.example.org\": it must be the URL of a service, such as",
+        ),
+        (
+            "bucket.endpoint = \"https://u:secret@h\"",
+            "bucket.endpoint cannot be \"https://...@h\": it must be the URL of a service",
+        ),
+        (
+            "bucket.endpoint = \"http://h:9000\"",
+            "bucket.endpoint cannot be http://h:9000: it must be a URL that begins with https://, as guests' memory",
         ),
         ("store = \"~/store\"", "store cannot be \"~/store\": it must be a path, written in full"),
         (
@@ -286,7 +306,7 @@ fn every_example_is_a_value_its_setting_can_have() {
 fn a_file_url_is_decoded_and_one_that_is_not_of_this_machine_is_refused() {
     let store = |url: &str| {
         let settings = Machine::of_user().load(&["--store", url])?;
-        Ok::<_, SettingsError>(settings.store.directory().to_owned())
+        Ok::<_, SettingsError>(settings.store.directory().expect("it is one").to_owned())
     };
     assert_eq!(store("file:///srv/st%20ore").unwrap(), Path::new("/srv/st ore"));
     assert_eq!(store("FILE://localhost/srv/100%25%c3%a9").unwrap(), Path::new("/srv/100%é"));
@@ -318,4 +338,21 @@ fn directories_are_refused_in_which_a_later_socket_would_have_too_long_a_path() 
     };
     jail(39).unwrap();
     assert!(jail(40).expect_err("a path is too long").to_string().contains("firecracker.jailer.base"));
+}
+
+#[test]
+fn a_bucket_and_the_way_to_it_are_taken_from_every_place_of_settings() {
+    let machine = Machine::of_user().with_file(
+        "etc/rekindle.toml",
+        "store = \"S3://b/nodes/\"\n[bucket]\nregion = \"eu-west-1\"\ncredentials_file = \"keys\"\n",
+    );
+    let machine = machine.with_variable("REKINDLE_BUCKET_ENDPOINT", "http://127.0.0.1:9000/");
+    let settings = machine.load(&["--bucket-allow-http", "true"]).unwrap();
+    assert_eq!(settings.store.to_string(), "s3://b/nodes");
+    assert_eq!(settings.store.directory(), None);
+    assert_eq!(settings.bucket.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
+    assert_eq!(settings.bucket.region.as_deref(), Some("eu-west-1"));
+    let file = settings.bucket.credentials_file.as_deref();
+    assert!(file.is_some_and(|path| path.ends_with("etc/keys")), "beside the settings: {file:?}");
+    assert_eq!((settings.bucket.path_style, settings.bucket.allow_http), (None, true));
 }

@@ -17,6 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::StoreLocation;
 use super::error::Source;
 use super::layers::{Said, SaidValue};
+use crate::bucket::BucketUrl;
 use crate::telemetry::{LogFormat, spans_url};
 
 /// A kind of value: how one is understood, and how it is shown to people and to programs. A refusal of a value says
@@ -28,6 +29,7 @@ pub(super) struct Kind<T> {
 
 pub(super) const PATH: Kind<PathBuf> = Kind { parse: path, show: |path| text(path.display().to_string()) };
 pub(super) const STORE: Kind<StoreLocation> = Kind { parse: store, show: |store| text(store.to_string()) };
+pub(super) const ENDPOINT: Kind<String> = Kind { parse: endpoint, show: |url| text(url.clone()) };
 pub(super) const DOMAIN: Kind<Domain> = Kind { parse: domain, show: |domain| text(domain.name().to_owned()) };
 pub(super) const BYTES: Kind<u64> =
     Kind { parse: bytes, show: |bytes| (ByteSize::b(*bytes).to_string(), json!(bytes)) };
@@ -121,16 +123,14 @@ fn absolute(path: &Path, source: &Source) -> Result<PathBuf, String> {
 }
 
 fn store(said: &Said) -> Result<StoreLocation, String> {
-    let Some(given) = said.value.text() else { return Err("a directory or a file:// URL".to_owned()) };
+    let Some(given) = said.value.text() else { return Err("a directory or a URL".to_owned()) };
     if given.get(..FILE_URL.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(FILE_URL)) {
         return file_url(&given[FILE_URL.len()..]).map(StoreLocation::Directory);
     }
-    if let Some((scheme, _)) = given.split_once("://") {
-        return Err(format!(
-            "a directory or a file:// URL: this version has no {scheme} store (a mounted one can be given as a directory)"
-        ));
+    match given.split_once("://") {
+        Some((scheme, rest)) => BucketUrl::parse(scheme, rest).map(StoreLocation::Bucket),
+        None => path(said).map(StoreLocation::Directory),
     }
-    path(said).map(StoreLocation::Directory)
 }
 
 /// Beginning of a file's URL.
@@ -275,6 +275,19 @@ fn collector(said: &Said) -> Result<String, String> {
         Ok(_) if is_url => Ok(given.to_owned()),
         Ok(_) | Err(_) => Err(expected()),
     }
+}
+
+/// The address of a service, without a `/` at its end.
+fn endpoint(said: &Said) -> Result<String, String> {
+    let expected =
+        || "the URL of a service, such as https://s3.example.org, without user, ? and #".to_owned();
+    let Some(given) = said.value.text() else { return Err(expected()) };
+    let Ok(url) = given.parse::<hyper::Uri>() else { return Err(expected()) };
+    let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+    if !is_http || url.host().is_none_or(str::is_empty) || given.contains(['@', '?', '#']) {
+        return Err(expected());
+    }
+    Ok(given.trim_end_matches('/').to_owned())
 }
 
 fn name(said: &Said) -> Result<String, String> {

@@ -14,7 +14,8 @@ use rekindle::api::types::{
     CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Event, FaultSocket, FaultSocketState,
     ForkSandbox, Labels, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, PlacedLayer, Placement,
     Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot,
-    SnapshotList, SnapshotState, StoreVerification, StoreVerificationState, Verification, Version, VmmKind,
+    SnapshotList, SnapshotState, StoreVerification, StoreVerificationState, StoredSnapshot,
+    StoredSnapshotList, Verification, Version, VmmKind,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -268,6 +269,18 @@ impl Control for Fake {
         let kept = self.asked()?;
         let (snapshots, next) = page(&kept.snapshots, query, |snapshot| &snapshot.labels);
         Ok(SnapshotList { snapshots, next })
+    }
+
+    fn stored_snapshots(&self) -> Answer<StoredSnapshotList> {
+        let kept = self.asked()?;
+        let published = kept.snapshots.values().filter(|snapshot| snapshot.state == SnapshotState::Published);
+        let stored = published.map(|snapshot| StoredSnapshot {
+            id: snapshot.id,
+            name: snapshot.name.clone(),
+            is_known: true,
+            stored_unix_ms: snapshot.created_unix_ms,
+        });
+        Ok(StoredSnapshotList { snapshots: stored.collect() })
     }
 
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {

@@ -13,7 +13,7 @@ use crate::program::{Place, Said, said};
 /// `nobody` and `nogroup` of Debian.
 const NOBODY: u32 = 65_534;
 
-const NAMES: [&str; 25] = [
+const NAMES: [&str; 27] = [
     "kernel",
     "page faults",
     "fault features",
@@ -33,6 +33,8 @@ const NAMES: [&str; 25] = [
     "state directory",
     "run directory",
     "store",
+    "store's speed",
+    "store's habits",
     "privacy",
     "set aside",
     "QEMU",
@@ -113,7 +115,10 @@ fn a_store_that_works_is_tried_and_left_as_it_was() {
     let said = said(here(&place, &["--json", "--store", "objects"]));
     let report = checked(&said);
     let found = check(&report, "store")["found"].as_str().expect("words").to_owned();
-    assert!(found.contains("reading, ranges, listing and deleting work"), "{found}");
+    assert!(found.contains("parts, reading, ranges, listing and deleting work"), "{found}");
+    let told = |name| check(&report, name)["found"].as_str().expect("words").to_owned();
+    assert!(told("store's speed").starts_with("first byte after "), "{}", told("store's speed"));
+    assert!(told("store's habits").contains("conditional puts are obeyed"), "{}", told("store's habits"));
     assert_eq!(std::fs::read_dir(place.path("objects")).unwrap().count(), 0);
 }
 

@@ -299,6 +299,23 @@ impl Control for Fake {
         Ok(SnapshotList { snapshots: things.snapshots.iter().filter(wanted).cloned().collect(), next: None })
     }
 
+    fn stored_snapshots(&self) -> Answer<StoredSnapshotList> {
+        let things = self.things();
+        let published = things.snapshots.iter().filter(|snapshot| snapshot.state == SnapshotState::Published);
+        let mut stored: Vec<_> = published
+            .map(|snapshot| StoredSnapshot {
+                id: snapshot.id,
+                name: snapshot.name.clone(),
+                is_known: true,
+                stored_unix_ms: snapshot.created_unix_ms,
+            })
+            .collect();
+        let id = Uuid::from_u128(0x0193_2f5e_7c00_7000_8000_0000_00e1_5e00);
+        let elsewhere = StoredSnapshot { id, name: None, is_known: false, stored_unix_ms: 1_700_000_000_000 };
+        stored.insert(0, elsewhere);
+        Ok(StoredSnapshotList { snapshots: stored })
+    }
+
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {
         self.things().snapshot(reference).cloned()
     }

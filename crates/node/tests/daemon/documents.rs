@@ -11,12 +11,18 @@ use std::time::Duration;
 use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::black_box::BlackBox;
 use rekindle_testkit::linux::kernel_or_skip;
+use rekindle_testkit::s3::{BUCKET, KEY_ID, S3Server, SECRET};
+
+use rekindle_testkit::stores::Operation;
 
 use crate::machine_console::have_qemu;
 use crate::support::program;
 
 /// Longest time for one block.
 const LIMIT: Duration = Duration::from_secs(180);
+
+/// Address of a service in the documents, in place of which there is a server.
+const SERVICE: &str = "https://s3.example.org";
 
 /// Start of a block that starts no daemon of its own: a daemon with a sandbox called `web`.
 const BEFORE: &str = "rekindle run web --memory 8MiB >/dev/null; rekindle tell web fill >/dev/null\n";
@@ -99,9 +105,23 @@ fn run(page: &str, block: &Block) {
         .text
         .replace("/run/rekindle/", &format!("{}/", place.run_directory().display()))
         .replace(":7433", &format!(":{}", port.port()));
+    let server = text.contains(SERVICE).then(|| S3Server::start().expect("a server"));
+    let text = match &server {
+        Some(server) => {
+            let keys = format!("AWS_ACCESS_KEY_ID={KEY_ID} AWS_SECRET_ACCESS_KEY={SECRET}");
+            let text = text.replace("AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret", &keys);
+            assert!(text.contains(&keys) && text.contains(&format!("s3://{BUCKET}/")), "they are replaced");
+            text.replace(SERVICE, &server.endpoint())
+        }
+        None => text,
+    };
     let mut shell = Command::new("bash");
     shell.args(["-euo", "pipefail", "-c", &format!("{before}{text}")]).stdin(Stdio::null());
     place.surround(&mut shell);
+    if server.is_some() {
+        // Servers of tests have no TLS.
+        shell.env("REKINDLE_BUCKET_ALLOW_HTTP", "true");
+    }
     // A file, not a pipe: what the block leaves running would hold a pipe open.
     let file = fs::File::create(&output).expect("a file");
     shell.stdout(file.try_clone().expect("a descriptor")).stderr(file);
@@ -116,6 +136,9 @@ fn run(page: &str, block: &Block) {
     let status = shell.wait().expect("it has ended");
     assert!(status.success(), "{page}:{line}: {status}:\n{text}\nIt said:\n{}", said());
     drop(daemon);
+    if let Some(server) = server {
+        assert!(server.requests(Operation::Put, "fleet/manifests/") > 0, "{page}:{line} published nothing");
+    }
 }
 
 #[test]

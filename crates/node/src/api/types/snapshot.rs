@@ -129,6 +129,27 @@ pub struct SnapshotList {
     pub next: Option<Uuid>,
 }
 
+/// A snapshot in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoredSnapshot {
+    /// Its id, which begins with the time of its pause.
+    pub id: Uuid,
+    /// Its name, if this node knows it and it has one.
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Name>,
+    /// True if this node knows it already; any other is opened when it is first used here.
+    pub is_known: bool,
+    /// Time of the store at which it was published, in milliseconds since 1970.
+    pub stored_unix_ms: u64,
+}
+
+/// Snapshots in the store, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoredSnapshotList {
+    /// All of them.
+    pub snapshots: Vec<StoredSnapshot>,
+}
+
 /// Target and time limit of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]

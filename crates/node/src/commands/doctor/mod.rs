@@ -7,6 +7,9 @@ mod kernel;
 mod limits;
 mod places;
 mod rehearsal;
+mod room;
+mod store;
+mod trial;
 
 use clap::Args;
 use serde::Serialize;

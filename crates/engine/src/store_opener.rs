@@ -1,0 +1,46 @@
+//! The means by which an engine comes to its store.
+
+use std::fmt;
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+
+/// Opens a store; may block, even for ever.
+pub trait StoreOpener: fmt::Debug + Send + Sync {
+    /// Opens it; the error is for people. If `holds` says that it has snapshots, a missing store is not made.
+    fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String>;
+
+    /// Requests that failed so far; none for a store that has no requests.
+    fn failed_requests(&self) -> FailedRequests {
+        FailedRequests::default()
+    }
+}
+
+/// The catalog's knowledge of a store before it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// This node has never used a store.
+    Nothing,
+    /// This node has used a store, which may have its snapshots.
+    Snapshots,
+}
+
+/// Counts of requests to a store that failed and were sent again where their time allowed, by the work they were for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FailedRequests {
+    /// Reads and lists.
+    pub reading: Failures,
+    /// Writes and deletions.
+    pub publishing: Failures,
+}
+
+/// Counts of failed requests by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// The store asked for fewer requests.
+    pub slow_downs: u64,
+    /// It did not answer in time.
+    pub timeouts: u64,
+    /// The connection broke, or the store had an error of its own.
+    pub others: u64,
+}

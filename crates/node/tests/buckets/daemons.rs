@@ -1,0 +1,173 @@
+//! Daemons whose store is a bucket, also one that they share.
+
+use std::fs;
+use std::path::PathBuf;
+
+use rekindle::api::types::{
+    CreateSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, SnapshotState,
+};
+use rekindle::client::Client;
+use rekindle_testkit::black_box::{BlackBox, PATIENCE, RunningDaemon, Told, ask_until};
+use rekindle_testkit::s3::{KEY_ID, Misbehaviour, Rule, S3Server, SECRET};
+use rekindle_testkit::stores::Operation;
+
+/// A daemon that publishes to a prefix of a server's bucket.
+struct Node {
+    client: Client,
+    place: BlackBox,
+    _daemon: RunningDaemon,
+}
+
+impl Node {
+    fn start(server: &S3Server, prefix: &str) -> Self {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_rekindle"));
+        let mut place = BlackBox::new(&program).expect("directories");
+        let keys = place.home_directory().join("keys");
+        fs::write(&keys, format!("aws_access_key_id = {KEY_ID}\naws_secret_access_key = {SECRET}\n"))
+            .expect("there is room");
+        let (store, keys) = (server.url(prefix).to_string(), keys.display().to_string());
+        place.serve_with(&[
+            "--store",
+            &store,
+            "--bucket-endpoint",
+            &server.endpoint(),
+            "--bucket-allow-http",
+            "true",
+            "--bucket-credentials-file",
+            &keys,
+        ]);
+        let daemon = place.start().expect("a daemon starts");
+        Self { client: place.client(), place, _daemon: daemon }
+    }
+
+    fn filled(&self, name: &str) {
+        let wanted = CreateSandbox {
+            name: Some(name.parse().expect("it is legal")),
+            labels: Default::default(),
+            vmm: Default::default(),
+            memory_bytes: 8 << 20,
+            backing: MemoryBacking::Shared,
+            machine: None,
+        };
+        self.client.create_sandbox(None, &wanted).expect("a sandbox is made");
+        Told::new(&self.client, name).fill(1).expect("its guest fills its memory");
+    }
+
+    /// Pauses a sandbox, and waits until the snapshot is in the store. Its id.
+    fn published(&self, sandbox: &str) -> String {
+        let snapshot =
+            self.client.pause_sandbox(sandbox, None, &PauseSandbox::default()).expect("it is paused");
+        let id = snapshot.id.to_string();
+        self.client.wait_snapshot(&id, SnapshotState::Published, PATIENCE).expect("it is published");
+        id
+    }
+
+    fn resumed(&self, snapshot: &str, name: &str) {
+        let wanted = ResumeSnapshot {
+            count: 1,
+            name: Some(name.parse().expect("it is legal")),
+            labels: Default::default(),
+            serve_before_seal: None,
+            taps: None,
+        };
+        let resumed = self.client.resume_snapshot(snapshot, None, &wanted);
+        assert!(resumed.is_ok(), "{resumed:?}; the log ends with:\n{}", self.place.log_end());
+    }
+
+    fn assert_verified(&self, sandbox: &str) {
+        let verified = Told::new(&self.client, sandbox).verify().expect("its guest verifies");
+        assert!(verified.pages > 0 && verified.mismatches == 0, "{sandbox}: {verified:?}");
+    }
+}
+
+#[test]
+fn two_nodes_pass_snapshots_to_each_other_through_one_bucket() {
+    let server = S3Server::start().expect("a server");
+    let (one, two) = (Node::start(&server, "fleet"), Node::start(&server, "fleet"));
+    one.filled("a");
+    let first = one.published("a");
+    two.resumed(&first, "b");
+    two.assert_verified("b");
+    let second = two.published("b");
+    one.resumed(&second, "c");
+    one.assert_verified("c");
+    assert!(one.client.metrics().expect("metrics").contains("rekindle_store_failed_requests_total{"));
+    for node in [&one, &two] {
+        let log = fs::read_to_string(node.place.log_file()).expect("a log");
+        assert!(!log.contains(SECRET), "no secret is logged");
+    }
+}
+
+#[test]
+fn a_snapshot_that_only_the_bucket_knows_is_listed_and_resumed_by_a_part_of_its_id() {
+    let server = S3Server::start().expect("a server");
+    let (one, two) = (Node::start(&server, ""), Node::start(&server, ""));
+    one.filled("a");
+    let snapshot = one.published("a");
+    let stored = two.client.stored_snapshots().expect("it is listed");
+    let listed: Vec<_> = stored.iter().map(|stored| (stored.id.to_string(), stored.is_known)).collect();
+    assert_eq!(listed, [(snapshot.clone(), false)]);
+    let failing = server.misbehave(Rule::next(u32::MAX, Operation::List, "manifests", Misbehaviour::Fail));
+    assert!(two.client.stored_snapshots().is_err(), "a list that fails is no empty list");
+    drop(failing);
+    assert!(two.client.snapshot("abcdef0123").is_err(), "it is no part of an id");
+    let end = &snapshot[snapshot.len() - 8..];
+    two.resumed(end, "b");
+    two.assert_verified("b");
+    assert!(two.client.stored_snapshots().expect("it is listed").iter().all(|stored| stored.is_known));
+}
+
+#[test]
+fn wrong_bytes_from_a_bucket_reach_no_guest() {
+    let server = S3Server::start().expect("a server");
+    let (one, two) = (Node::start(&server, ""), Node::start(&server, ""));
+    one.filled("a");
+    let snapshot = one.published("a");
+    let rule = |misbehaviour, times| Rule::next(times, Operation::Get, "layers/", misbehaviour);
+    let wrong = server.misbehave(rule(Misbehaviour::Corrupt, 2));
+    let cut = server.misbehave(rule(Misbehaviour::Cut, 1));
+    two.resumed(&snapshot, "b");
+    two.assert_verified("b");
+    drop((wrong, cut));
+}
+
+#[test]
+fn a_publish_that_the_bucket_hinders_is_done_in_the_end() {
+    let server = S3Server::start().expect("a server");
+    let node = Node::start(&server, "");
+    node.filled("a");
+    let hinder = |on, misbehaviour| server.misbehave(Rule::next(1, on, "", misbehaviour));
+    let hindered = [
+        hinder(Operation::Begin, Misbehaviour::SlowDown),
+        hinder(Operation::Put, Misbehaviour::FailAfter),
+        hinder(Operation::Put, Misbehaviour::Repeat),
+        hinder(Operation::List, Misbehaviour::Fail),
+    ];
+    let snapshot = node.published("a");
+    drop(hindered);
+    let other = Node::start(&server, "");
+    other.resumed(&snapshot, "b");
+    other.assert_verified("b");
+}
+
+#[test]
+fn a_bucket_in_another_ones_place_is_away() {
+    let server = S3Server::start().expect("a server");
+    let node = Node::start(&server, "mine");
+    node.filled("a");
+    node.published("a");
+    let (mine, aside) = (server.objects().join("mine"), server.objects().join("aside"));
+    fs::rename(&mine, &aside).expect("objects are moved");
+    node.client.resume_sandbox("a", &ResumeSandbox::default()).expect("it is resumed");
+    let paused = node.client.pause_sandbox("a", None, &PauseSandbox::default()).expect("it is paused");
+    let away = ask_until(PATIENCE, || {
+        let shown = node.client.snapshot(&paused.id.to_string()).ok()?;
+        shown.reason.filter(|reason| reason.contains("the store is away"))
+    });
+    assert!(away.is_some(), "nothing is published to an empty bucket");
+    assert!(!mine.join("manifests").exists(), "nothing is written to it");
+    fs::remove_dir_all(&mine).ok();
+    fs::rename(&aside, &mine).expect("objects are moved");
+    let id = paused.id.to_string();
+    node.client.wait_snapshot(&id, SnapshotState::Published, PATIENCE).expect("it is published");
+}
