@@ -13,6 +13,7 @@ use crate::manifest::LocalManifest;
 use crate::named::Named;
 use crate::pool::PoolHandle;
 use crate::publish::{PublishError, Publisher};
+use crate::reaper::ReaperHandle;
 use crate::records::Records;
 use crate::seal::{NamedParent, Packed, SealError, Sealed, Sealer, is_frozen};
 use crate::snapshot::{SealParts, Snapshot};
@@ -29,6 +30,7 @@ pub(crate) struct Background {
     /// The pool that compares, packs and merges: each piece of work may take seconds.
     pub(crate) sealing: PoolHandle,
     pub(crate) publisher: Publisher,
+    pub(crate) reaper: ReaperHandle,
     /// Records of snapshots, if this node has a catalog.
     pub(crate) records: Option<Records>,
     pub(crate) watcher: Arc<dyn Watcher>,
@@ -283,6 +285,8 @@ impl Life {
 
     async fn publish(&self, named: &Named) -> Result<Work, PublishError> {
         let (id, records) = (self.snapshot.id(), self.background.records.clone());
+        // RAM comes first: reading and encoding what was just sealed would slow the freeing of its captures.
+        self.background.stop().unless_said(self.background.reaper.freed()).await?;
         let room = self.background.publisher.room(named).await?;
         // It was deleted before this try began: the deleter removes it from the store, where it must not come back.
         if self.snapshot.is_deleted() {
@@ -352,6 +356,8 @@ fn longer(pause: &mut Duration) -> Duration {
 #[cfg(all(test, not(shuttle)))]
 mod tests {
     use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::sync::mpsc;
 
     use super::*;
     use crate::byte_budget::ByteBudget;
@@ -363,6 +369,7 @@ mod tests {
     use crate::page_map::PageMap;
     use crate::pool::Pool;
     use crate::precedence::Precedence;
+    use crate::reaper::Reaper;
     use crate::seal::Sealing;
     use crate::snapshot::{SealParts, SnapshotParts, Volume};
     use crate::sources::Sources;
@@ -392,30 +399,76 @@ mod tests {
         snapshot
     }
 
-    #[test]
-    fn a_snapshot_that_was_deleted_before_its_next_try_is_not_published() {
-        let directory = tempfile::tempdir().expect("a directory");
+    /// A life of a sealed snapshot, and the threads that it needs.
+    struct Bed {
+        life: Life,
+        store: Store,
+        reaper: Reaper,
+        runtime: tokio::runtime::Runtime,
+        _pool: Pool,
+    }
+
+    fn bed(directory: &Path) -> Bed {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
-        let store = Store::directory(&directory.path().join("store")).expect("a directory");
-        let cache = Arc::new(Cache::open(&directory.path().join("cache")).expect("a directory"));
+        let store = Store::directory(&directory.join("store")).expect("a directory");
+        let cache = Arc::new(Cache::open(&directory.join("cache")).expect("a directory"));
         let fetcher = Fetcher::new(runtime.handle().clone(), Sources::new(store.clone()), Stop::default());
         let sealing = Sealing { workers: 1, merge_at_layers: limits::MERGE_AT_LAYERS };
         let sealer =
             Sealer::new(cache, fetcher, Domain::shared(), sealing, Precedence::default(), Arc::new(NoHooks));
         let pool = Pool::start("saving", 1).expect("a thread");
+        let reaper = Reaper::start().expect("a thread");
         let publisher = Publisher {
             store: store.clone(),
             pool: pool.handle(),
             budget: ByteBudget::new(limits::UPLOAD_BYTES_MAX),
             stop: Stop::default(),
         };
-        let watcher = Arc::new(NoWatcher);
-        let background =
-            Arc::new(Background { sealer, sealing: pool.handle(), publisher, records: None, watcher });
-        let life = Life { snapshot: Arc::new(sealed()), background };
+        let background = Arc::new(Background {
+            sealer,
+            sealing: pool.handle(),
+            publisher,
+            reaper: reaper.handle(),
+            records: None,
+            watcher: Arc::new(NoWatcher),
+        });
+        Bed { life: Life { snapshot: Arc::new(sealed()), background }, store, reaper, runtime, _pool: pool }
+    }
+
+    #[test]
+    fn a_snapshot_that_was_deleted_before_its_next_try_is_not_published() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let Bed { life, store, runtime, .. } = &bed(directory.path());
         let again = Work::left(&life.snapshot, Vec::new());
         life.snapshot.record(SnapshotEvent::Deleted);
         assert_eq!(runtime.block_on(life.carry_on(again)), Ok(()));
         assert_eq!(store.traffic().sent_bytes, 0);
+    }
+
+    /// Memory that takes long to free, and says how much was sent while it was freed.
+    struct SlowToFree {
+        store: Store,
+        sent: mpsc::Sender<u64>,
+    }
+
+    impl Drop for SlowToFree {
+        fn drop(&mut self) {
+            let begun = Instant::now();
+            while self.store.traffic().sent_bytes == 0 && begun.elapsed() < Duration::from_millis(200) {
+                std::thread::yield_now();
+            }
+            self.sent.send(self.store.traffic().sent_bytes).expect("the test waits for it");
+        }
+    }
+
+    #[test]
+    fn publishing_begins_once_the_memory_of_captures_is_given_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let Bed { life, store, reaper, runtime, .. } = &bed(directory.path());
+        let (sent, seen) = mpsc::channel();
+        reaper.handle().discard(SlowToFree { store: store.clone(), sent });
+        assert_eq!(runtime.block_on(life.carry_on(Work::left(&life.snapshot, Vec::new()))), Ok(()));
+        assert_eq!(seen.try_recv(), Ok(0));
+        assert_ne!(store.traffic().sent_bytes, 0);
     }
 }

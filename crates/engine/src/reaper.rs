@@ -2,6 +2,8 @@
 
 use std::any::Any;
 
+use tokio::sync::oneshot;
+
 use crate::sync::mpsc::{Receiver, Sender, channel};
 use crate::sync::thread::{Builder, JoinHandle};
 
@@ -52,6 +54,14 @@ impl ReaperHandle {
     /// Frees `thing` on the reaper's thread.
     pub fn discard(&self, thing: impl Any + Send) {
         self.0.send(Message::Discard(Box::new(thing))).ok();
+    }
+
+    /// Waits until all that was handed in before is freed.
+    pub async fn freed(&self) {
+        let (last, freed) = oneshot::channel::<()>();
+        self.discard(last);
+        // The sender sends nothing: the reaper drops it.
+        freed.await.ok();
     }
 }
 

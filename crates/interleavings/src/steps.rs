@@ -61,7 +61,14 @@ impl Steps {
         let uploads = ByteBudget::new(limits::UPLOAD_BYTES_MAX);
         let publisher = Publisher { store, pool, budget: uploads, stop: Stop::default() };
         let watcher = Arc::new(NoWatcher);
-        let background = Arc::new(Background { sealer, sealing, publisher, records: None, watcher });
+        let background = Arc::new(Background {
+            sealer,
+            sealing,
+            publisher,
+            reaper: reaper.clone(),
+            records: None,
+            watcher,
+        });
         let rules = PauseRules { budget, unsealed_max, wait: limits::PAUSE_WAIT_DEFAULT, reaper };
         Self { rules, background }
     }

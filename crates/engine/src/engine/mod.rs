@@ -118,7 +118,8 @@ impl Engine {
             None => Replayed::default(),
         };
         let sealing = sealing_pool.handle();
-        let background = Arc::new(Background { sealer, sealing, publisher, records, watcher });
+        let background =
+            Arc::new(Background { sealer, sealing, publisher, reaper: reaper.handle(), records, watcher });
         let rules = PauseRules {
             budget,
             unsealed_max: options.unsealed_max,
