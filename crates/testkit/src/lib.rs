@@ -8,7 +8,9 @@ pub mod linux;
 pub mod random;
 pub mod model;
 pub mod stores;
+#[cfg(feature = "s3")]
 mod s3_keys;
+#[cfg(feature = "s3")]
 pub mod s3;
 pub mod store_checks;
 pub mod catalogs;
