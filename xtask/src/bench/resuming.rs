@@ -22,37 +22,41 @@ pub(crate) const OVERLAP: Row = Row {
     what: "From asking for a resume to the end of the guest's first step, of a snapshot whose every page was written; \
            the median of five resumes, one after the other.",
     ours: "the first begins when comparing has begun, and the last ends before the seal has",
-    reference: "the same resume with the seal held back; first with nothing else running at all, then with threads of \
-                idle priority that keep the cores from halting, as the seal's do (waking a halted core costs more than \
-                a fault)",
+    reference: "the same resume with the seal held back; where cores are awake, threads of idle priority keep them \
+                from halting on both sides (waking a halted core costs more than a fault)",
     fast: false,
     measure: measure_overlap,
 };
 
-/// Work beside a guest's resume.
+/// The snapshot's seal while its guests are resumed.
 #[derive(Clone, Copy)]
-enum Beside {
-    /// The snapshot's seal.
-    Seal,
-    /// Nothing.
-    Nothing,
-    /// Threads of idle priority that do nothing.
-    Spinning,
+enum Seal {
+    Runs,
+    HeldBack,
+}
+
+/// The cores beside what is measured.
+#[derive(Clone, Copy)]
+enum Cores {
+    /// They halt where nothing runs.
+    MayHalt,
+    /// Threads of idle priority that do nothing keep them from halting.
+    Awake,
 }
 
 fn measure_overlap(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let node = Node::new()?;
     let mut parts = Vec::new();
-    let kinds = [(256, Beside::Nothing), (256, Beside::Spinning), (1024, Beside::Nothing)];
-    for (memory_mib, reference) in kinds.into_iter().take(effort.choose(3, 2)) {
+    let kinds = [(256, Cores::MayHalt), (256, Cores::Awake), (1024, Cores::MayHalt)];
+    for (memory_mib, cores) in kinds.into_iter().take(effort.choose(3, 2)) {
         let base = node.filled(memory_mib * MIB)?;
-        let resume = |beside| seconds_to_first_step(&node, &base, beside);
-        let pairs = interleave(effort.choose(40, 2), || resume(Beside::Seal), || resume(reference))?;
-        let against = match reference {
-            Beside::Seal | Beside::Nothing => "alone",
-            Beside::Spinning => "cores awake",
+        let resume = |seal| seconds_to_first_step(&node, &base, seal, cores);
+        let pairs = interleave(effort.choose(40, 2), || resume(Seal::Runs), || resume(Seal::HeldBack))?;
+        let against = match cores {
+            Cores::MayHalt => "against alone",
+            Cores::Awake => "cores awake",
         };
-        let label = format!("{memory_mib} MiB, against {against}");
+        let label = format!("{memory_mib} MiB, {against}");
         parts.push(Part { label, unit: Unit::Seconds, pairs, target: Target::RatioAtMost(1.1) });
         node.forget(&base)?;
     }
@@ -60,19 +64,22 @@ fn measure_overlap(effort: Effort) -> anyhow::Result<Vec<Part>> {
 }
 
 /// Seconds to the first step on a snapshot just paused.
-fn seconds_to_first_step(node: &Node, base: &Arc<Snapshot>, beside: Beside) -> anyhow::Result<f64> {
+fn seconds_to_first_step(node: &Node, base: &Arc<Snapshot>, seal: Seal, cores: Cores) -> anyhow::Result<f64> {
     let held = node.hold_seals();
     let paused = node.changed(base, Share { seed: 2, percent: 100, run_pages: 8 })?;
     drop(paused.ending);
     node.wait_held(&paused.snapshot)?;
-    let step = || median_of_steps(node, &paused.snapshot);
-    let (seconds, held) = match beside {
-        Beside::Seal => {
+    let held = match seal {
+        Seal::Runs => {
             drop(held);
-            (step()?, None)
+            None
         }
-        Beside::Nothing => (step()?, Some(held)),
-        Beside::Spinning => (while_spinning(step)?, Some(held)),
+        Seal::HeldBack => Some(held),
+    };
+    let step = || median_of_steps(node, &paused.snapshot);
+    let seconds = match cores {
+        Cores::MayHalt => step()?,
+        Cores::Awake => while_spinning(step)?,
     };
     let is_sealed = paused.snapshot.manifest_now().is_some();
     drop(held);
