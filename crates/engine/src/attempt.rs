@@ -321,7 +321,9 @@ pub(crate) fn checked_table(
     }
     let table = ObjectTable::decode(bytes, stored.object_bytes - stored.table_bytes)
         .map_err(|error| refused(error.to_string()))?;
-    if table.index().page_count() != layer.pages() || table.index().id(layer.domain()) != layer.id() {
+    if table.index().page_count() != layer.pages()
+        || layer.key().layer_id(&table.index().encode()) != layer.id()
+    {
         return Err(refused("it is another layer's".into()));
     }
     Ok(table)

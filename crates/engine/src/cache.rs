@@ -14,7 +14,8 @@ use rekindle_kernel::PAGE_BYTES;
 use crate::aside::Aside;
 use crate::geometry::u64_of;
 use crate::handles::{Found, HandleRight, Handles};
-use crate::identity::{Domain, LayerId};
+use crate::identity::LayerId;
+use crate::key_ring::{DomainKey, KeyRing, MissingKey};
 use crate::layer::{Layer, LayerPlace};
 use crate::layer_facts::LayerFacts;
 use crate::layer_index::LayerIndex;
@@ -28,6 +29,7 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug)]
 pub struct Cache {
     directory: PathBuf,
+    keys: KeyRing,
     aside: Aside,
     handles: Arc<Handles<Layer>>,
     keeps_files: Arc<AtomicBool>,
@@ -39,6 +41,27 @@ pub struct PackFile {
     file: File,
     path: PathBuf,
     finished: bool,
+}
+
+/// Reason that no handle can be made for a layer that is in the store.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenStoredError {
+    /// No byte of it could be verified.
+    #[error("layer {layer}: {source}")]
+    Key {
+        /// The layer.
+        layer: LayerId,
+        /// The key.
+        source: MissingKey,
+    },
+    /// The disk failed, or another manifest names the layer otherwise.
+    #[error("the file of layer {layer}: {source}")]
+    Io {
+        /// The layer.
+        layer: LayerId,
+        /// The system's error.
+        source: io::Error,
+    },
 }
 
 /// Reason that the only copy of a layer cannot be used.
@@ -66,6 +89,14 @@ pub enum OnlyCopyError {
         /// The layer.
         layer: LayerId,
     },
+    /// No byte of it could be verified.
+    #[error("layer {layer}: {source}")]
+    Key {
+        /// The layer.
+        layer: LayerId,
+        /// The key.
+        source: MissingKey,
+    },
     /// The disk failed.
     #[error("the file of layer {layer}: {source}")]
     Io {
@@ -77,8 +108,9 @@ pub enum OnlyCopyError {
 }
 
 impl Cache {
-    /// Opens the directory, creating it if need be, and removes what an interrupted packing left.
-    pub fn open(directory: &Path) -> io::Result<Self> {
+    /// Opens the directory, creating it if need be, and removes what an interrupted packing left. The ring's own key
+    /// names what is packed.
+    pub fn open(directory: &Path, keys: KeyRing) -> io::Result<Self> {
         private::make_directory(directory)?;
         private::close(directory)?;
         let unreadable = |error: io::Error| private::at(directory, "reading", &error);
@@ -92,10 +124,16 @@ impl Cache {
         }
         Ok(Self {
             directory: directory.to_owned(),
+            keys,
             aside: Aside::below(directory),
             handles: Arc::default(),
             keeps_files: Arc::default(),
         })
+    }
+
+    /// The keys of the domains whose layers can be opened.
+    pub fn keys(&self) -> &KeyRing {
+        &self.keys
     }
 
     /// A new file to pack a layer into.
@@ -106,9 +144,9 @@ impl Cache {
 
     /// Makes a completely written pack file durable under its layer's name. A layer of the same bytes that is open
     /// already is used instead; unless its own file is whole, the packed one takes that one's place.
-    pub fn finish(&self, mut pack: PackFile, domain: &Domain, index: LayerIndex) -> io::Result<Arc<Layer>> {
-        let encoded = index.encode();
-        let (id, pages) = (LayerIndex::id_of(&encoded, domain), index.page_count());
+    pub fn finish(&self, mut pack: PackFile, index: LayerIndex) -> io::Result<Arc<Layer>> {
+        let (encoded, key) = (index.encode(), self.keys.own());
+        let (id, pages) = (key.layer_id(&encoded), index.page_count());
         if let Some(layer) = self.handle(id)
             && is_whole_here(&layer, &index, &encoded)?
         {
@@ -127,7 +165,8 @@ impl Cache {
             }
             Found::Free(right) => {
                 let file = self.take_name(&mut pack, id)?;
-                let facts = LayerFacts::new(LayerName { id, domain: domain.clone(), pages });
+                let name = LayerName { id, domain: key.domain().clone(), pages };
+                let facts = LayerFacts::new(name, key.clone());
                 facts.set_index(index);
                 let packed = PackedFile::new(Arc::new(facts), file, &self.directory)?;
                 Ok(self.handles.made(id, Layer::new(packed.into(), self.place(right, id))))
@@ -145,7 +184,18 @@ impl Cache {
     }
 
     /// A handle for a layer that is in the store, over a local file that fills as frames are fetched.
-    pub fn open_stored(&self, name: &LayerName, stored: &StoredLayer) -> io::Result<Arc<Layer>> {
+    pub fn open_stored(&self, name: &LayerName, stored: &StoredLayer) -> Result<Arc<Layer>, OpenStoredError> {
+        let layer = name.id;
+        let key = self.keys.key(&name.domain).map_err(|source| OpenStoredError::Key { layer, source })?;
+        self.open_stored_with(key, name, stored).map_err(|source| OpenStoredError::Io { layer, source })
+    }
+
+    fn open_stored_with(
+        &self,
+        key: DomainKey,
+        name: &LayerName,
+        stored: &StoredLayer,
+    ) -> io::Result<Arc<Layer>> {
         let right = match self.handles.find(name.id) {
             Found::Alive(layer) if layer.name() == name => {
                 layer.facts().add_stored(stored);
@@ -171,9 +221,9 @@ impl Cache {
             file.set_len(bytes)?;
             LocalFrames::None
         };
-        let facts = LayerFacts::new(name.clone());
+        let facts = LayerFacts::new(name.clone(), key);
         facts.add_stored(stored);
-        if let Some(index) = read_index(&file, name)? {
+        if let Some(index) = read_index(&file, &facts)? {
             facts.set_index(index);
         }
         let local = LocalFile::over(Arc::new(facts), file, &self.directory, local)?;
@@ -187,6 +237,7 @@ impl Cache {
             Found::Free(right) => right,
         };
         let (layer, path) = (name.id, self.path_of(name.id));
+        let key = self.keys.key(&name.domain).map_err(|source| OnlyCopyError::Key { layer, source })?;
         let io = |source| OnlyCopyError::Io { layer, source };
         let file = match self.open_there(layer, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -198,8 +249,8 @@ impl Cache {
         if found < expected {
             return Err(OnlyCopyError::Short { layer, found, expected });
         }
-        let facts = LayerFacts::new(name.clone());
-        facts.set_index(read_index(&file, name).map_err(io)?.ok_or(OnlyCopyError::NoIndex { layer })?);
+        let facts = LayerFacts::new(name.clone(), key);
+        facts.set_index(read_index(&file, &facts).map_err(io)?.ok_or(OnlyCopyError::NoIndex { layer })?);
         let local =
             LocalFile::over(Arc::new(facts), file, &self.directory, LocalFrames::Perhaps).map_err(io)?;
         Ok(self.handles.made(layer, Layer::new(local, self.place(right, layer))))
@@ -295,7 +346,8 @@ fn raw_bytes(name: &LayerName) -> u64 {
 }
 
 /// The index after the raw pages; none if those bytes are not the index that the layer's name commits to.
-fn read_index(file: &File, name: &LayerName) -> io::Result<Option<LayerIndex>> {
+fn read_index(file: &File, facts: &LayerFacts) -> io::Result<Option<LayerIndex>> {
+    let name = facts.name();
     let length = file.metadata()?.len().saturating_sub(raw_bytes(name));
     let Some(length) =
         usize::try_from(length).ok().filter(|length| (1..=LAYER_INDEX_BYTES_MAX).contains(length))
@@ -304,7 +356,7 @@ fn read_index(file: &File, name: &LayerName) -> io::Result<Option<LayerIndex>> {
     };
     let mut encoded = vec![0; length];
     file.read_exact_at(&mut encoded, raw_bytes(name))?;
-    if LayerIndex::id_of(&encoded, &name.domain) != name.id {
+    if facts.key().layer_id(&encoded) != name.id {
         return Ok(None);
     }
     Ok(LayerIndex::decode(&encoded).ok().filter(|index| index.page_count() == name.pages))

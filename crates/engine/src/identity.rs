@@ -8,9 +8,6 @@ use uuid::Uuid;
 
 use crate::limits::NAME_BYTES_MAX;
 
-/// Context of the hash of a domain's name, so that its key is used for nothing else.
-const DOMAIN_KEY_CONTEXT: &str = "rekindle 2026-01 layer domain key";
-
 /// The name of a snapshot: a UUID version 7, so names sort by the time of their pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotId(Uuid);
@@ -121,50 +118,105 @@ impl FrameDigest {
     }
 }
 
+/// The name of a domain: 1 to 64 bytes of `a-z`, `0-9` and `-`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainName(Arc<str>);
+
+impl DomainName {
+    /// The name of the domain that every tenant may name layers of.
+    #[must_use]
+    pub fn shared() -> Self {
+        Self("shared".into())
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DomainName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        check_name(text)?;
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The public id of a domain's key: it follows from the secret, and tells nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId([u8; 8]);
+
+impl KeyId {
+    /// The id with these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(bytes)
+    }
+
+    /// The id's bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let id = u64::from_str_radix(text, 16).map_err(|_| NameError::NotAKeyId)?;
+        let id = Self(id.to_be_bytes());
+        (id.to_string() == text).then_some(id).ok_or(NameError::NotAKeyId)
+    }
+}
+
 /// Holders of a layer's name: one tenant, or everybody.
 ///
-/// Its key enters every layer id, so equal bytes of two domains have different names.
+/// The domain's key enters every layer id, so equal bytes of two domains have different names. A domain with another
+/// key is another domain. The secret itself is in the key ring, and nowhere else.
 ///
 /// A clone is a pointer: each layer of each manifest has one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Domain(Arc<NamedKey>);
+pub struct Domain(Arc<Keyed>);
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct NamedKey {
-    name: Box<str>,
-    key: [u8; 32],
+struct Keyed {
+    name: DomainName,
+    key: KeyId,
 }
 
 impl Domain {
-    /// The domain of this name: 1 to 64 bytes of `a-z`, `0-9` and `-`.
-    pub fn named(name: &str) -> Result<Self, NameError> {
-        check_name(name)?;
-        let key = blake3::derive_key(DOMAIN_KEY_CONTEXT, name.as_bytes());
-        Ok(Self(Arc::new(NamedKey { name: name.into(), key })))
-    }
-
-    /// The domain every tenant may name layers of.
+    /// The domain of this name whose key has this id.
     #[must_use]
-    pub fn shared() -> Self {
-        Self::named("shared").expect("the word is a valid name")
+    pub fn new(name: DomainName, key: KeyId) -> Self {
+        Self(Arc::new(Keyed { name, key }))
     }
 
     /// The domain's name.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> &DomainName {
         &self.0.name
     }
 
-    /// The key layer ids of this domain are hashed with.
+    /// The id of the key that layer ids of this domain are hashed with.
     #[must_use]
-    pub fn key(&self) -> &[u8; 32] {
-        &self.0.key
-    }
-}
-
-impl fmt::Display for Domain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+    pub fn key_id(&self) -> KeyId {
+        self.0.key
     }
 }
 
@@ -210,6 +262,9 @@ pub enum NameError {
     /// A digest is 64 lower-case hexadecimal digits.
     #[error("a digest is 64 lower-case hexadecimal digits")]
     NotADigest,
+    /// A key's id is 16 lower-case hexadecimal digits.
+    #[error("a key's id is 16 lower-case hexadecimal digits")]
+    NotAKeyId,
     /// A name has at least one byte.
     #[error("a name must not be empty")]
     Empty,
@@ -280,10 +335,12 @@ mod tests {
     }
 
     #[test]
-    fn domains_have_different_keys() {
-        let one = Domain::named("tenant-1").expect("valid");
-        assert_ne!(one.key(), Domain::shared().key());
-        assert_eq!(one, Domain::named("tenant-1").expect("valid"));
-        assert!(Domain::named("Tenant").is_err());
+    fn a_keys_id_has_one_spelling() {
+        let id = KeyId::from_bytes([0, 0xab, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(id.to_string(), "00ab010203040506");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for other in ["0AB010203040506", "+0ab010203040506", "ab010203040506", ""] {
+            assert_eq!(other.parse::<KeyId>(), Err(NameError::NotAKeyId), "{other}");
+        }
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::frame::FrameNumber;
-use crate::identity::{Domain, FrameDigest, LayerId};
+use crate::identity::{FrameDigest, LayerId};
+use crate::key_ring::DomainKey;
 use crate::layer_index::LayerIndex;
 use crate::manifest::{LayerName, ObjectName, StoredLayer};
 use crate::object::StoredObject;
@@ -15,14 +16,16 @@ use crate::sync::{Current, OnceLock};
 #[derive(Debug)]
 pub struct LayerFacts {
     name: LayerName,
+    key: DomainKey,
     index: OnceLock<LayerIndex>,
     placement: Current<Option<Placement>>,
 }
 
 impl LayerFacts {
-    /// Facts of the layer called `name`, of which no place outside this disk is known.
-    pub fn new(name: LayerName) -> Self {
-        Self { name, index: OnceLock::new(), placement: Current::new(Arc::new(None)) }
+    /// Facts of the layer called `name`, of whose domain this is the key; no place outside this disk is known.
+    pub fn new(name: LayerName, key: DomainKey) -> Self {
+        assert_eq!(name.domain, *key.domain(), "a layer's name is made with its domain's key");
+        Self { name, key, index: OnceLock::new(), placement: Current::new(Arc::new(None)) }
     }
 
     /// The layer as a manifest names it.
@@ -35,9 +38,9 @@ impl LayerFacts {
         self.name.id
     }
 
-    /// The domain the layer belongs to.
-    pub fn domain(&self) -> &Domain {
-        &self.name.domain
+    /// The key of the domain the layer belongs to.
+    pub fn key(&self) -> &DomainKey {
+        &self.key
     }
 
     /// Packed pages.

@@ -5,7 +5,7 @@
 
 use crate::frame::{FrameNumber, frames_of};
 use crate::geometry::{GuestPage, GuestPages};
-use crate::identity::{Domain, FrameDigest, LayerId};
+use crate::identity::FrameDigest;
 use crate::limits::{LAYER_INDEX_BYTES_MAX, MANIFEST_PAGES_MAX};
 use crate::ranked_set::RankedSet;
 use crate::wire::{Reader, WireError, Writer};
@@ -54,18 +54,6 @@ impl LayerIndex {
         self.digests[frame.index()]
     }
 
-    /// The layer's name in `domain`.
-    #[must_use]
-    pub fn id(&self, domain: &Domain) -> LayerId {
-        Self::id_of(&self.encode(), domain)
-    }
-
-    /// The name in `domain` of the layer whose encoded index this is.
-    #[must_use]
-    pub fn id_of(encoded: &[u8], domain: &Domain) -> LayerId {
-        LayerId::from_bytes(blake3::keyed_hash(domain.key(), encoded).into())
-    }
-
     /// The one encoding of the index.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -87,7 +75,7 @@ impl LayerIndex {
 
     /// Reads an index; refuses every encoding that [`LayerIndex::encode`] does not write.
     ///
-    /// The bytes are some layer's index: only its [`LayerIndex::id`] says of which.
+    /// The bytes are some layer's index: only its id, which its domain's key makes of them, says of which.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
         if bytes.len() > LAYER_INDEX_BYTES_MAX {
@@ -148,6 +136,7 @@ mod tests {
 
     use super::*;
     use crate::geometry::usize_of;
+    use crate::key_ring::DomainKey;
     use crate::page_set::PageSet;
     use crate::wire::Problem;
 
@@ -190,23 +179,23 @@ mod tests {
     fn a_flipped_bit_anywhere_is_refused_or_is_another_layer() {
         // Case 18: the name commits to every bit, and one index has one encoding.
         let index = index_of(1000, &[(0, 1), (2, 1), (100, 300), (999, 1)]);
-        let (bytes, domain) = (index.encode(), Domain::shared());
-        let name = index.id(&domain);
+        let (bytes, key) = (index.encode(), key_of("shared"));
+        let name = key.layer_id(&bytes);
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             if let Ok(read) = LayerIndex::decode(&damaged) {
-                assert_ne!(read.id(&domain), name, "bit {bit}");
+                assert_ne!(key.layer_id(&read.encode()), name, "bit {bit}");
             }
         }
     }
 
     #[test]
     fn equal_layers_of_two_domains_have_different_names() {
-        let index = index_of(10, &[(3, 2)]);
-        let tenant = Domain::named("tenant-1").expect("valid");
-        assert_ne!(index.id(&Domain::shared()), index.id(&tenant));
-        assert_eq!(index.id(&tenant), index_of(10, &[(3, 2)]).id(&tenant));
+        let [one, again] = [(); 2].map(|()| index_of(10, &[(3, 2)]).encode());
+        let [shared, tenant] = ["shared", "tenant-1"].map(key_of);
+        assert_ne!(shared.layer_id(&one), tenant.layer_id(&one));
+        assert_eq!(tenant.layer_id(&one), tenant.layer_id(&again));
     }
 
     #[test]
@@ -217,7 +206,11 @@ mod tests {
         assert_eq!(index.encode()[..layout.len()], layout);
         assert_eq!(index.encode().len(), layout.len() + 2 * 32);
         let name = "0acd1241ccee830ec3fa5fdc7386b2349e1d7900c1e8434d91cc459f3939e6fa";
-        assert_eq!(index.id(&Domain::shared()).to_string(), name);
+        assert_eq!(key_of("shared").layer_id(&index.encode()).to_string(), name);
+    }
+
+    fn key_of(domain: &str) -> DomainKey {
+        DomainKey::of_name(domain.parse().expect("a legal name"))
     }
 
     fn problem(fields: &[u8]) -> Problem {

@@ -364,7 +364,8 @@ mod tests {
     use crate::cache::Cache;
     use crate::fetch::Fetcher;
     use crate::hooks::NoHooks;
-    use crate::identity::{Domain, SnapshotId, VolumeName};
+    use crate::identity::{SnapshotId, VolumeName};
+    use crate::key_ring::KeyRing;
     use crate::manifest::{Manifest, SnapshotFacts, VolumeShape};
     use crate::page_map::PageMap;
     use crate::pool::Pool;
@@ -411,17 +412,19 @@ mod tests {
     fn bed(directory: &Path) -> Bed {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
         let store = Store::directory(&directory.join("store")).expect("a directory");
-        let cache = Arc::new(Cache::open(&directory.join("cache")).expect("a directory"));
-        let fetcher = Fetcher::new(runtime.handle().clone(), Sources::new(store.clone()), Stop::default());
+        let keys = KeyRing::of_name("shared");
+        let cache = Arc::new(Cache::open(&directory.join("cache"), keys.clone()).expect("a directory"));
+        let sources = Sources::new(store.clone(), keys.clone());
+        let fetcher = Fetcher::new(runtime.handle().clone(), sources, Stop::default());
         let sealing = Sealing { workers: 1, merge_at_layers: limits::MERGE_AT_LAYERS };
-        let sealer =
-            Sealer::new(cache, fetcher, Domain::shared(), sealing, Precedence::default(), Arc::new(NoHooks));
+        let sealer = Sealer::new(cache, fetcher, sealing, Precedence::default(), Arc::new(NoHooks));
         let pool = Pool::start("saving", 1).expect("a thread");
         let reaper = Reaper::start().expect("a thread");
         let publisher = Publisher {
             store: store.clone(),
             pool: pool.handle(),
             budget: ByteBudget::new(limits::UPLOAD_BYTES_MAX),
+            key: keys.own().clone(),
             stop: Stop::default(),
         };
         let background = Arc::new(Background {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::frame::{FRAME_PAGES, FrameNumber, frame_of};
-use crate::identity::Domain;
 use crate::layer::Layer;
 use crate::limits;
 use crate::local_file::LocalFile;
@@ -129,10 +128,10 @@ pub(crate) fn merge(
     map: &PageMap,
     view: &LiveView,
     slots: &[LayerSlot],
-    (cache, fetcher, domain): (&Cache, &Fetcher, &Domain),
+    (cache, fetcher): (&Cache, &Fetcher),
 ) -> Result<Option<Arc<Layer>>, PackError> {
     let pages = pages_in(map, slots);
-    pack_pages(&pages, cache, domain, |run, into| Ok(ReadPlan::new(view, run).read(fetcher, into)?))
+    pack_pages(&pages, cache, |run, into| Ok(ReadPlan::new(view, run).read(fetcher, into)?))
 }
 
 fn pages_in(map: &PageMap, slots: &[LayerSlot]) -> PageSet {

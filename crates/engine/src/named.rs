@@ -66,6 +66,6 @@ impl Named {
     /// The manifest as this node records it: with the known places of its layers in the store.
     pub fn local(&self) -> LocalManifest {
         let stored = self.layers.iter().map(|layer| layer.stored_at());
-        LocalManifest::new((*self.manifest).clone(), stored.collect())
+        LocalManifest::new(None, (*self.manifest).clone(), stored.collect())
     }
 }

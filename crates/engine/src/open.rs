@@ -1,13 +1,12 @@
 //! Opens a published snapshot by its id on a node that may have nothing of it yet.
 
 use std::collections::HashSet;
-use std::io;
 use std::sync::Arc;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, OpenStoredError};
 use crate::catalog::CatalogError;
 use crate::hooks::Hooks;
-use crate::identity::{Domain, SnapshotId};
+use crate::identity::{DomainName, SnapshotId};
 use crate::layer::Layer;
 use crate::manifest::{LocalManifest, Publication, VolumeManifest};
 use crate::named::Named;
@@ -16,8 +15,8 @@ use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::SealFacts;
 use crate::sources::{Class, SourceError, Sources};
 use crate::sync::{Condvar, Mutex, lock};
+use crate::tag::TaggedError;
 use crate::view::LiveView;
-use crate::wire::WireError;
 
 /// Reason that a published snapshot cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -30,13 +29,13 @@ pub enum OpenError {
         /// The error of the read.
         source: SourceError,
     },
-    /// The manifest is damaged or not one.
+    /// The manifest is damaged or not one, or its tag is wrong or cannot be checked.
     #[error("manifest of snapshot {snapshot} cannot be read: {source}")]
     Manifest {
         /// The snapshot.
         snapshot: SnapshotId,
         /// The fault in it.
-        source: WireError,
+        source: TaggedError,
     },
     /// The object under this name is another snapshot's manifest.
     #[error("the manifest stored for snapshot {snapshot} is that of {found}")]
@@ -53,14 +52,14 @@ pub enum OpenError {
         snapshot: SnapshotId,
     },
     /// The manifest names a layer of a domain that this engine may not read.
-    #[error("snapshot {snapshot} names a layer of domain {domain:?}, which is neither {own:?} nor shared")]
+    #[error("snapshot {snapshot} names a layer of domain {domain}, which is neither {own} nor shared")]
     Domain {
         /// The snapshot.
         snapshot: SnapshotId,
         /// The layer's domain.
-        domain: String,
+        domain: DomainName,
         /// This engine's.
-        own: String,
+        own: DomainName,
     },
     /// It was deleted here, and is on its way out of the store.
     #[error("snapshot {snapshot} was deleted")]
@@ -84,13 +83,13 @@ pub enum OpenError {
         /// The catalog's error.
         source: CatalogError,
     },
-    /// The local disk failed.
-    #[error("local file for snapshot {snapshot}: {source}")]
+    /// A layer has no key on this node, or the local disk failed.
+    #[error("snapshot {snapshot}: {source}")]
     Cache {
         /// The snapshot.
         snapshot: SnapshotId,
-        /// The system's error.
-        source: io::Error,
+        /// The layer's error.
+        source: OpenStoredError,
     },
 }
 
@@ -139,7 +138,6 @@ pub(crate) async fn open(
     snapshot: SnapshotId,
     sources: &Sources,
     cache: &Cache,
-    own: &Domain,
     (records, hooks): (Option<&Records>, &dyn Hooks),
 ) -> Result<Snapshot, OpenError> {
     let unrecorded = |source| OpenError::Catalog { snapshot, source };
@@ -150,8 +148,8 @@ pub(crate) async fn open(
     }
     let read = sources.manifest(snapshot, Class::Fault).await;
     let bytes = read.map_err(|source| OpenError::Store { snapshot, source })?;
-    let publication =
-        Publication::decode(&bytes).map_err(|source| OpenError::Manifest { snapshot, source })?;
+    let publication = Publication::decode(&bytes, cache.keys())
+        .map_err(|source| OpenError::Manifest { snapshot, source })?;
     let manifest = publication.manifest();
     if manifest.snapshot() != snapshot {
         return Err(OpenError::OtherSnapshot { snapshot, found: manifest.snapshot() });
@@ -159,11 +157,12 @@ pub(crate) async fn open(
     if manifest.volumes().is_empty() {
         return Err(OpenError::NoMemory { snapshot });
     }
-    let shared = Domain::shared();
+    let (own, shared) = (cache.keys().own().domain().name(), DomainName::shared());
     let mut layers: Vec<Arc<Layer>> = Vec::with_capacity(manifest.layers().len());
     for (name, stored) in manifest.layers().iter().zip(publication.stored()) {
-        if name.domain != *own && name.domain != shared {
-            let (domain, own) = (name.domain.name().to_owned(), own.name().to_owned());
+        let domain = name.domain.name();
+        if domain != own && *domain != shared {
+            let (domain, own) = (domain.clone(), own.clone());
             return Err(OpenError::Domain { snapshot, domain, own });
         }
         let layer =

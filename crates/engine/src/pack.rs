@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::compare::Compared;
 use crate::frame::FRAME_PAGES;
 use crate::geometry::{GuestPages, u64_of, usize_of};
-use crate::identity::{Domain, FrameDigest};
+use crate::identity::FrameDigest;
 use crate::layer::Layer;
 use crate::layer_index::LayerIndex;
 use crate::limits;
@@ -35,25 +35,19 @@ pub enum PackError {
 }
 
 /// Packs the kept pages, and gives way as `courtesy` says; a snapshot without kept pages has no layer.
-pub fn pack(
-    compared: Compared,
-    cache: &Cache,
-    domain: &Domain,
-    courtesy: &Courtesy,
-) -> Result<PackedPages, PackError> {
+pub fn pack(compared: Compared, cache: &Cache, courtesy: &Courtesy) -> Result<PackedPages, PackError> {
     let Compared { capture, kept, zero, classes: _ } = compared;
-    let layer = pack_pages(&kept, cache, domain, |pages, into| {
+    let layer = pack_pages(&kept, cache, |pages, into| {
         courtesy.give_way();
         Ok(capture.mapping().copy_to(pages.start().offset(), into)?)
     })?;
     Ok(PackedPages { layer, zero })
 }
 
-/// Writes `pages` as a layer; `read` fills a slice with the bytes of a run.
+/// Writes `pages` as a layer of the node's domain; `read` fills a slice with the bytes of a run.
 pub fn pack_pages(
     pages: &PageSet,
     cache: &Cache,
-    domain: &Domain,
     read: impl FnMut(GuestPages, &mut [u8]) -> Result<(), PackError>,
 ) -> Result<Option<Arc<Layer>>, PackError> {
     if pages.is_empty() {
@@ -62,7 +56,7 @@ pub fn pack_pages(
     let file = cache.pack_file()?;
     let digests = write_frames(pages, file.file(), read)?;
     let index = LayerIndex::new(RankedSet::new(pages), digests);
-    Ok(Some(cache.finish(file, domain, index)?))
+    Ok(Some(cache.finish(file, index)?))
 }
 
 fn write_frames(

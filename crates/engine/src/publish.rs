@@ -9,10 +9,11 @@ use crate::catalog::CatalogError;
 use crate::frame::FrameNumber;
 use crate::geometry::{bytes_of_pages, u64_of};
 use crate::identity::SnapshotId;
+use crate::key_ring::DomainKey;
 use crate::layer::Layer;
 use crate::limits;
 use crate::local_file::LayerError;
-use crate::manifest::{ObjectName, Publication, StoredLayer};
+use crate::manifest::{Edition, ObjectName, Publication, StoredLayer};
 use crate::named::Named;
 use crate::object::{EncodedFrame, ObjectTable, StoredFrame};
 use crate::pool::PoolHandle;
@@ -53,6 +54,8 @@ pub struct Publisher {
     pub pool: PoolHandle,
     /// Bytes that all uploads together may hold.
     pub budget: ByteBudget<SnapshotId>,
+    /// Tags manifests.
+    pub key: DomainKey,
     /// Cuts uploads short.
     pub stop: Stop,
 }
@@ -86,7 +89,7 @@ impl Publisher {
             }
         }
         let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
-        let publication = Publication::new((**named.manifest()).clone(), stored.collect());
+        let publication = Publication::new(Edition::FIRST, (**named.manifest()).clone(), stored.collect());
         let told = self.stop.unless_said(self.commit(publication, uploaded)).await??;
         drop(room);
         Ok(told)
@@ -99,9 +102,10 @@ impl Publisher {
         uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<T, PublishError> {
         let id = publication.manifest().snapshot();
+        let key = self.key.clone();
         let encode = move || {
             let told = uploaded(&publication)?;
-            Ok::<_, CatalogError>((told, Bytes::from(publication.encode())))
+            Ok::<_, CatalogError>((told, Bytes::from(publication.encode(&key))))
         };
         let (told, bytes) = self.pool.run(id, encode).await?;
         self.store.put_manifest(id, bytes).await?;

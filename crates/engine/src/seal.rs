@@ -15,7 +15,7 @@ use crate::compare::{PageClasses, compare};
 use crate::fetch::{FetchError, Fetcher};
 use crate::frame::FrameNumber;
 use crate::hooks::Hooks;
-use crate::identity::{Domain, LayerId, VolumeName};
+use crate::identity::{LayerId, VolumeName};
 use crate::layer::Layer;
 use crate::lifecycle::SnapshotWork;
 use crate::limits;
@@ -37,7 +37,6 @@ use crate::view::{PackedPages, View};
 pub(crate) struct Sealer {
     cache: Arc<Cache>,
     fetcher: Fetcher,
-    domain: Domain,
     sealing: Sealing,
     precedence: Precedence,
     hooks: Arc<dyn Hooks>,
@@ -116,12 +115,11 @@ impl Sealer {
     pub(crate) fn new(
         cache: Arc<Cache>,
         fetcher: Fetcher,
-        domain: Domain,
         sealing: Sealing,
         precedence: Precedence,
         hooks: Arc<dyn Hooks>,
     ) -> Self {
-        Self { cache, fetcher, domain, sealing, precedence, hooks }
+        Self { cache, fetcher, sealing, precedence, hooks }
     }
 
     /// Points at which tests can stop a seal.
@@ -148,8 +146,7 @@ impl Sealer {
                 compare(capture, base.as_deref(), self.sealing.workers, &courtesy, &*self.hooks)
             })?;
             classes.add(compared.classes);
-            let packed =
-                timed("pack", &mut parts.pack, || pack(compared, &self.cache, &self.domain, &courtesy))?;
+            let packed = timed("pack", &mut parts.pack, || pack(compared, &self.cache, &courtesy))?;
             let captured = volume.view.load();
             // False only if an earlier try came this far; its view has the same content.
             volume.view.improve(&captured, View::packed(packed.clone(), base));
@@ -235,7 +232,7 @@ impl Sealer {
         named: &Named,
         slots: &[Vec<LayerSlot>],
     ) -> Result<Vec<Option<Arc<Layer>>>, PackError> {
-        let tools = (&*self.cache, &self.fetcher, &self.domain);
+        let tools = (&*self.cache, &self.fetcher);
         let volumes = parent.volumes().iter().zip(named.manifest().volumes()).zip(slots);
         volumes
             .map(|((volume, of_volume), slots)| match merge(&of_volume.map, &volume.view, slots, tools) {

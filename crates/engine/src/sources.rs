@@ -9,6 +9,7 @@ use object_store::Error::{PermissionDenied, Unauthenticated};
 
 use crate::byte_budget::{ByteBudget, ByteLease};
 use crate::identity::SnapshotId;
+use crate::key_ring::KeyRing;
 use crate::layer_facts::LayerFacts;
 use crate::limits;
 use crate::manifest::ObjectName;
@@ -19,6 +20,7 @@ use crate::store_list::StoredSnapshot;
 #[derive(Debug, Clone)]
 pub struct Sources {
     store: Store,
+    keys: KeyRing,
     budget: ByteBudget<Class>,
 }
 
@@ -93,14 +95,19 @@ impl Class {
 }
 
 impl Sources {
-    /// Sources of which the only one is `store`.
-    pub fn new(store: Store) -> Self {
-        Self { store, budget: ByteBudget::new(limits::READ_BYTES_MAX) }
+    /// Sources of which the only one is `store`; manifests there are checked with `keys`.
+    pub fn new(store: Store, keys: KeyRing) -> Self {
+        Self { store, keys, budget: ByteBudget::new(limits::READ_BYTES_MAX) }
     }
 
     /// The store, for questions that are answered without an object's bytes.
     pub(crate) fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The keys with which manifests are checked.
+    pub(crate) fn keys(&self) -> &KeyRing {
+        &self.keys
     }
 
     /// Bytes of one object of a layer. One that is gone leaves the layer's placement, if that has another.
@@ -189,7 +196,7 @@ mod tests {
         assert!(matches!(of(failed), SourceError::Away(_)));
         let longer = StoreError::Length { path: path.clone(), expected: 1, found: 2 };
         assert!(matches!(SourceError::from(longer), SourceError::WrongBytes(_)));
-        let sources = Sources::new(Store::new(Arc::new(InMemory::new())));
+        let sources = Sources::new(Store::new(Arc::new(InMemory::new())), KeyRing::of_name("default"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let absent = runtime.block_on(sources.manifest(SnapshotId::new(), Class::Fault));
         assert!(matches!(absent, Err(SourceError::Gone(_))), "{absent:?}");

@@ -50,7 +50,7 @@ struct Faults {
 impl Faults {
     async fn look(&mut self, snapshot: SnapshotId, sources: &Sources) -> Result<(), SourceError> {
         let manifest = match sources.manifest(snapshot, Class::Background).await {
-            Ok(bytes) => Publication::decode(&bytes).map_err(|error| error.to_string()),
+            Ok(bytes) => Publication::decode(&bytes, sources.keys()).map_err(|error| error.to_string()),
             Err(error) => Err(fault(error)?),
         };
         let publication = match manifest {

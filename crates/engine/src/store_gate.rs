@@ -1,7 +1,7 @@
 //! Guards the use of the store: it must be there, and be the one with this node's snapshots.
 //!
 //! A store has an identity in the object `store`, which is made once, and this node's last [`Sign`]. The catalog
-//! remembers both. A store that is missing, is another one, or is an earlier state of itself, is *away*: nothing is
+//! remembers both. It also says the key of each domain in it ([`store_domain`]). A store that is missing, is another one, or is an earlier state of itself, is *away*: nothing is
 //! written to it, nothing in it is trusted, and it is tried again.
 
 use std::sync::Arc;
@@ -15,9 +15,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::catalog::{Catalog, CatalogError, Change, Kind, WriteError};
-use crate::identity::SnapshotId;
+use crate::identity::{Domain, SnapshotId};
 use crate::limits;
 use crate::sign::{Evidence, Sign, Signs};
+use crate::store_domain;
 use crate::store_identity::OBJECT;
 use crate::store_opener::FailedRequests;
 use crate::sync::{Mutex, lock};
@@ -47,6 +48,8 @@ pub struct StoreGate {
     catalog: Catalog,
     /// The newest published snapshot of the catalog at the start.
     published: Option<SnapshotId>,
+    /// The domain of what this node publishes.
+    domain: Domain,
     accepts_another: AtomicBool,
     standing: Mutex<Standing>,
     known: Mutex<Known>,
@@ -106,6 +109,7 @@ impl StoreGate {
         catalog: Catalog,
         published: Option<SnapshotId>,
         other: OtherStore,
+        domain: Domain,
     ) -> Self {
         let standing =
             Standing { objects: None, away: None, again: Instant::now(), pause: limits::STORE_RETRY_FIRST };
@@ -113,6 +117,7 @@ impl StoreGate {
             opener: opener.into(),
             catalog,
             published,
+            domain,
             accepts_another: AtomicBool::new(other == OtherStore::Accepted),
             standing: Mutex::new(standing),
             known: Mutex::new(Known::nothing()),
@@ -152,10 +157,8 @@ impl StoreGate {
     /// The store, after checking now that it is still the one that the catalog remembers.
     pub async fn checked(&self) -> Result<Arc<dyn ObjectStore>, Away> {
         let objects = self.objects().await?;
-        match self.identify_in_time(&objects).await {
-            Ok(()) => Ok(objects),
-            Err(reason) => self.stand(Err(reason)),
-        }
+        let identified = self.in_time(self.identify(&objects)).await;
+        identified.map(|()| objects).or_else(|reason| self.stand(Err(reason)))
     }
 
     /// The reason that the store is away, if it is.
@@ -213,7 +216,8 @@ impl StoreGate {
         *opening = None;
         let (known, objects) = opened.map_err(|_| "opening it panicked".to_owned())??;
         *lock(&self.known) = known;
-        self.identify_in_time(&objects).await?;
+        self.in_time(self.identify(&objects)).await?;
+        self.in_time(self.twice(|| store_domain::agree(&self.domain, &objects))).await?;
         Ok(objects)
     }
 
@@ -243,9 +247,9 @@ impl StoreGate {
         )
     }
 
-    /// Checks the identity of the store, in a bounded time.
-    async fn identify_in_time(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
-        timeout(self.answer_within, self.identify(objects)).await.unwrap_or_else(|_| Err(self.no_answer()))
+    /// The answer of the store to a check, in a bounded time.
+    async fn in_time(&self, check: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+        timeout(self.answer_within, check).await.unwrap_or_else(|_| Err(self.no_answer()))
     }
 
     /// Asks a store a second time if the first request fails: the failure may pass, or the store is just being copied

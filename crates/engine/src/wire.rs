@@ -126,6 +126,13 @@ impl<'a> Reader<'a> {
         Ok(bytes.try_into().expect("as many bytes were asked for"))
     }
 
+    /// The next `count` bytes, as a reader of its own that counts positions as this one does.
+    pub fn part(&mut self, field: &'static str, count: usize) -> Result<Self, WireError> {
+        let start = self.offset;
+        self.bytes(field, count)?;
+        Ok(Self { bytes: &self.bytes[..self.offset], offset: start, field_offset: start })
+    }
+
     /// The next byte.
     pub fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
         self.array(field).map(u8::from_le_bytes)

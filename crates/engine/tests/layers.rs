@@ -7,7 +7,8 @@ use std::sync::Arc;
 use rekindle_engine::cache::Cache;
 use rekindle_engine::frame::{FRAME_PAGES, FrameNumber};
 use rekindle_engine::geometry::{GuestPage, LayerPage};
-use rekindle_engine::identity::{Domain, SnapshotId};
+use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::layer::Layer;
 use rekindle_engine::local_file::LayerError;
 use rekindle_engine::manifest::{ObjectName, StoredLayer};
@@ -20,9 +21,13 @@ use tempfile::TempDir;
 /// Three frames, the last of them short.
 const PAGES: u32 = 2 * FRAME_PAGES + 5;
 
+fn keys() -> KeyRing {
+    KeyRing::of_name("shared")
+}
+
 /// A layer just packed, page `p` of which is filled with `p + first`.
 fn packed(directory: &TempDir, first: u32) -> Arc<Layer> {
-    packed_in(&Cache::open(directory.path()).expect("a directory of ours"), first)
+    packed_in(&Cache::open(directory.path(), keys()).expect("a directory of ours"), first)
 }
 
 /// The same in an open cache.
@@ -35,7 +40,7 @@ fn packed_in(cache: &Cache, first: u32) -> Arc<Layer> {
         }
         Ok(())
     };
-    let packed = pack_pages(&PageSet::full(PAGES), cache, &Domain::shared(), fill);
+    let packed = pack_pages(&PageSet::full(PAGES), cache, fill);
     packed.expect("a disk").expect("it has pages")
 }
 
@@ -139,7 +144,7 @@ fn a_read_keeps_the_file_it_was_planned_on_when_its_layer_gets_another_one() {
     let (here, there) = (directory(), directory());
     let original = packed(&there, 0);
     let first_frame = original.local().read_frame(frame(0)).expect("it is whole");
-    let cache = Cache::open(here.path()).expect("a directory of ours");
+    let cache = Cache::open(here.path(), keys()).expect("a directory of ours");
     let layer = cache.open_stored(original.name(), &place()).expect("a disk");
     layer.facts().set_index(original.index().expect("it was packed").clone());
     let replaced = layer.local();
@@ -162,12 +167,12 @@ fn a_read_keeps_the_file_it_was_planned_on_when_its_layer_gets_another_one() {
 fn a_layer_that_was_only_stored_survives_a_restart_by_itself_once_it_is_packed_again() {
     let (here, there) = (directory(), directory());
     let original = packed(&there, 0);
-    let cache = Cache::open(here.path()).expect("a directory of ours");
+    let cache = Cache::open(here.path(), keys()).expect("a directory of ours");
     let layer = cache.open_stored(original.name(), &place()).expect("a disk");
     assert!(Arc::ptr_eq(&packed_in(&cache, 0), &layer), "one handle of equal bytes");
     cache.keep_files();
     drop((layer, cache));
-    let cache = Cache::open(here.path()).expect("a directory of ours");
+    let cache = Cache::open(here.path(), keys()).expect("a directory of ours");
     let layer = cache.open_only_copy(original.name()).expect("it is whole, with its index");
     assert!(layer.facts().is_only_copy());
     assert!(matches!(layer.local().load_local(frame(2)), Ok(true)));

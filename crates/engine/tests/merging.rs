@@ -12,6 +12,7 @@ use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages};
 use rekindle_engine::hooks::{Hooks, NoHooks};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::limits;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
@@ -41,7 +42,7 @@ impl Line {
 
     fn with_hooks(merge_at_layers: usize, hooks: Arc<dyn Hooks>, directory: tempfile::TempDir) -> Self {
         let store = Store::directory(&directory.path().join("store")).expect("a directory of ours");
-        let options = EngineOptions::new(directory.path().join("layers"), store);
+        let options = EngineOptions::new(directory.path().join("layers"), store, KeyRing::of_name("default"));
         let engine =
             Engine::start(EngineOptions { merge_at_layers, hooks, ..options }).expect("an engine starts");
         Self { engine, last: None, model: Model(BTreeMap::new()), _directory: directory }

@@ -8,7 +8,6 @@ use crate::cache::Cache;
 use crate::capture::Capture;
 use crate::fetch::Fetcher;
 use crate::hooks::NoHooks;
-use crate::identity::Domain;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
@@ -53,13 +52,13 @@ pub struct Tools {
 impl Steps {
     /// Steps with these tools, each comparison on two threads.
     pub fn new(tools: Tools) -> Self {
+        let key = tools.cache.keys().own().clone();
         let Tools { cache, fetcher, budget, reaper, store, pool, unsealed_max } = tools;
-        let domain = Domain::named("default").expect("a legal name");
         let sealing = Sealing { workers: 2, merge_at_layers: limits::MERGE_AT_LAYERS };
-        let sealer = Sealer::new(cache, fetcher, domain, sealing, Precedence::default(), Arc::new(NoHooks));
+        let sealer = Sealer::new(cache, fetcher, sealing, Precedence::default(), Arc::new(NoHooks));
         let sealing = pool.clone();
         let uploads = ByteBudget::new(limits::UPLOAD_BYTES_MAX);
-        let publisher = Publisher { store, pool, budget: uploads, stop: Stop::default() };
+        let publisher = Publisher { store, pool, budget: uploads, key, stop: Stop::default() };
         let watcher = Arc::new(NoWatcher);
         let background = Arc::new(Background {
             sealer,

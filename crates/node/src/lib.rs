@@ -7,6 +7,7 @@ pub mod telemetry;
 pub mod bucket;
 pub mod settings;
 pub mod privacy;
+pub mod key_ring;
 pub mod keeper;
 pub mod copied_memory;
 pub mod vmm;

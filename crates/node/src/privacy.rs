@@ -13,7 +13,8 @@ use crate::settings::Settings;
 const IN_STATE_DIRECTORY: [&str; 8] =
     ["boot", "catalog.lock", "catalog.redb", "catalog.room", "layers", LOST_AND_FOUND, "machines", "store"];
 /// Names that rekindle makes in a store.
-const IN_STORE: [&str; 5] = ["layers", LOST_AND_FOUND, "manifests", "store", "working-sets"];
+const IN_STORE: [&str; 7] =
+    ["domains", "layers", LOST_AND_FOUND, "manifests", "nodes", "store", "working-sets"];
 /// Endings of the names of all files in a run directory.
 const IN_RUN_DIRECTORY: [&str; 4] = ["lock", "log", "sock", "starting"];
 /// Name that a new file system begins with.
@@ -32,10 +33,11 @@ pub fn keep_to_this_user() {
 /// Closes a directory of this user that has only files of rekindle; in another directory, only the files that rekindle
 /// made. [`open_places`] names those that stay open.
 pub fn close_places(settings: &Settings) -> io::Result<()> {
-    let Settings { state_directory, run_directory, store, .. } = settings;
+    let Settings { state_directory, run_directory, store, key_ring, .. } = settings;
     make_directory(state_directory)?;
     make_directory(run_directory)?;
-    let also: Vec<&Path> = std::iter::once(run_directory.as_path()).chain(store.directory()).collect();
+    let also: Vec<&Path> =
+        [run_directory.as_path(), key_ring.as_path()].into_iter().chain(store.directory()).collect();
     close(state_directory, &IN_STATE_DIRECTORY, &also)?;
     if holds_only(run_directory, |path| is_of_run_directory(settings, path))? {
         private::restrict(run_directory, forbidden_in_run_directory(settings))?;

@@ -10,12 +10,14 @@ use std::fmt::Debug;
 use crc_fast::CrcAlgorithm;
 use rekindle_engine::geometry::GuestPages;
 use rekindle_engine::handover;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::layer_index::LayerIndex;
 use rekindle_engine::limits;
 use rekindle_engine::manifest::{LocalManifest, Manifest, Publication};
 use rekindle_engine::object::ObjectTable;
 use rekindle_engine::snapshot_record::SnapshotRecord;
-use rekindle_engine::wire::WireError;
+use rekindle_engine::tag::write_tag;
+use rekindle_engine::wire::Writer;
 use rekindle_engine::working_set::WorkingSet;
 
 /// One decoder of a stored format or of a peer's message.
@@ -33,14 +35,14 @@ pub struct Decoder {
 
 /// All of them.
 pub const DECODERS: [Decoder; 7] = [
-    Decoder { name: "publication", newest: 2, rewritten: publication, samples: samples::publication },
+    Decoder { name: "publication", newest: 3, rewritten: publication, samples: samples::publication },
     Decoder { name: "layer_index", newest: 1, rewritten: layer_index, samples: samples::layer_index },
     Decoder { name: "object_table", newest: 2, rewritten: object_table, samples: samples::object_table },
     Decoder { name: "handover", newest: 1, rewritten: handover, samples: samples::handover },
     Decoder { name: "working_set", newest: 1, rewritten: working_set, samples: samples::working_set },
     Decoder {
         name: "local_manifest",
-        newest: 2,
+        newest: 3,
         rewritten: local_manifest,
         samples: samples::local_manifest,
     },
@@ -54,17 +56,25 @@ pub const DECODERS: [Decoder; 7] = [
 
 /// Bytes of a manifest before its body: magic, version, length, checksum.
 const MANIFEST_FRONT_BYTES: usize = 22;
+/// The version from which on a tag follows a manifest's body.
+const MANIFEST_TAGGED_FROM: u8 = 3;
 /// Place of the length in it.
 const MANIFEST_LENGTH_AT: usize = 6;
 /// Place of the version in every format of ours: after a magic of four bytes.
 const VERSION_AT: usize = 4;
 
+/// The keys of the corpus.
+#[must_use]
+pub fn keys() -> KeyRing {
+    KeyRing::of_name("shared")
+}
+
 /// Writes a value that was read anew: the same bytes, or, where those are of an older version, bytes that are read equal.
-fn written_anew<T: PartialEq + Debug>(
+fn written_anew<T: PartialEq + Debug, E: PartialEq + Debug>(
     bytes: &[u8],
     value: &T,
     encode: impl Fn(&T) -> Vec<u8>,
-    decode: impl Fn(&[u8]) -> Result<T, WireError>,
+    decode: impl Fn(&[u8]) -> Result<T, E>,
 ) -> Vec<u8> {
     let written = encode(value);
     if written[..VERSION_AT + 2] == bytes[..VERSION_AT + 2] {
@@ -77,9 +87,11 @@ fn written_anew<T: PartialEq + Debug>(
 
 /// Decodes a publication.
 pub fn publication(bytes: &[u8]) -> Option<Vec<u8>> {
-    let publication = Publication::decode(bytes).ok()?;
+    let keys = keys();
+    let publication = Publication::decode(bytes, &keys).ok()?;
     check_maps(publication.manifest());
-    Some(written_anew(bytes, &publication, Publication::encode, Publication::decode))
+    let encode = |publication: &Publication| publication.encode(keys.own());
+    Some(written_anew(bytes, &publication, encode, |bytes| Publication::decode(bytes, &keys)))
 }
 
 /// Decodes a manifest as a catalog has it.
@@ -96,16 +108,35 @@ fn check_maps(manifest: &Manifest) {
     }
 }
 
-/// The bytes with the length and the checksum that a manifest with this body has, so that damage gets past them.
+/// The bytes with the length, the checksum and the tag that a manifest with this body has, so that damage gets past them.
 #[must_use]
 pub fn manifest_resealed(bytes: &[u8]) -> Vec<u8> {
-    let mut resealed = bytes.to_vec();
-    let Some(body) = bytes.get(MANIFEST_FRONT_BYTES..) else { return resealed };
+    let (keys, mut resealed) = (keys(), bytes.to_vec());
+    let is_tagged = bytes.get(VERSION_AT).is_some_and(|version| *version >= MANIFEST_TAGGED_FROM);
+    let tag_bytes = if !is_tagged {
+        0
+    } else if bytes.starts_with(b"RKML") {
+        1
+    } else {
+        tagged(&[], &keys).len()
+    };
+    let end = bytes.len().saturating_sub(tag_bytes);
+    let Some(body) = bytes.get(MANIFEST_FRONT_BYTES..end) else { return resealed };
     let length = u64::try_from(body.len()).expect("a size in memory has 64 bits");
     let checksum = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, body);
     let front = [length.to_le_bytes(), checksum.to_le_bytes()].concat();
     resealed[MANIFEST_LENGTH_AT..MANIFEST_FRONT_BYTES].copy_from_slice(&front);
+    if tag_bytes > 1 {
+        resealed.truncate(end);
+        resealed = tagged(&resealed, &keys);
+    }
     resealed
+}
+
+fn tagged(bytes: &[u8], keys: &KeyRing) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.bytes(bytes);
+    write_tag(writer, keys.own())
 }
 
 /// Decodes a snapshot's record.

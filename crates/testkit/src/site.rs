@@ -11,6 +11,7 @@ use rekindle_engine::catalog::{Catalog, CatalogError};
 use rekindle_engine::engine::{Engine, EngineOptions, StartError};
 use rekindle_engine::hooks::Hooks;
 use rekindle_engine::keep::Keeper;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::store::Store;
 use tempfile::TempDir;
 
@@ -71,7 +72,11 @@ impl Site {
         EngineOptions {
             compare_workers: 2,
             hooks,
-            ..EngineOptions::new(self.cache.path().to_owned(), self.store.clone())
+            ..EngineOptions::new(
+                self.cache.path().to_owned(),
+                self.store.clone(),
+                KeyRing::of_name("default"),
+            )
         }
     }
 

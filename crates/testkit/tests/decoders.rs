@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use rekindle_engine::identity::Domain;
 use rekindle_engine::layer_index::LayerIndex;
 use rekindle_testkit::damage::Damage;
 use rekindle_testkit::decoders::{self, DECODERS, Decoder};
@@ -122,11 +121,12 @@ fn case_18_a_flipped_bit_of_a_stored_publication_is_refused() {
 
 #[test]
 fn case_18_a_flipped_bit_of_a_stored_layer_index_is_refused_by_the_layers_name() {
-    let domain = Domain::shared();
+    let (keys, index) =
+        (decoders::keys(), |bytes: &[u8]| LayerIndex::decode(bytes).map(|index| index.encode()));
     for (name, bytes) in (DECODERS[1].samples)() {
-        let id = LayerIndex::decode(&bytes).expect("samples are read").id(&domain);
+        let id = keys.own().layer_id(&index(&bytes).expect("samples are read"));
         for (bit, flipped) in flipped(&bytes) {
-            let is_the_layer = LayerIndex::decode(&flipped).is_ok_and(|index| index.id(&domain) == id);
+            let is_the_layer = index(&flipped).is_ok_and(|read| keys.own().layer_id(&read) == id);
             assert!(!is_the_layer, "bit {bit} of {name}");
         }
     }

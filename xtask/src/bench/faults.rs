@@ -7,6 +7,7 @@ use anyhow::Context;
 use rekindle_engine::capture::Capture;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::bytes_of_pages;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions};
 use rekindle_engine::store::Store;
@@ -67,7 +68,11 @@ impl Served {
     fn new() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("a directory for an engine")?;
         let store = Store::directory(&directory.path().join("store"))?;
-        let engine = Engine::start(EngineOptions::new(directory.path().join("cache"), store))?;
+        let engine = Engine::start(EngineOptions::new(
+            directory.path().join("cache"),
+            store,
+            KeyRing::of_name("default"),
+        ))?;
         let volumes = Volumes::new()?;
         let capture = volumes.capture(PAGES, SEED)?;
         let view = Arc::new(LiveView::new(View::captured(Arc::clone(&capture), None)));

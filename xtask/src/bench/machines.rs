@@ -88,6 +88,7 @@ impl Host {
         let (from, to) = (self.place.store_directory(), place.store_directory());
         let copied = std::process::Command::new("cp").arg("-rT").arg(from).arg(to).status()?;
         ensure!(copied.success(), "the store could not be copied");
+        place.copy_key_ring(&self.place)?;
         let host = Self::start_in(place)?;
         host.client.create_sandbox(None, &host.tiny_machine("first")?)?;
         host.client.remove_sandbox("first")?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rekindle::vmm::process::GuestShape;
 use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
@@ -34,8 +35,9 @@ impl Node {
         let directory = tempfile::tempdir().context("a directory for a node")?;
         let store_directory = directory.path().join("store");
         let hooks = Arc::<TestHooks>::default();
-        let mut options =
-            EngineOptions::new(directory.path().join("cache"), Store::directory(&store_directory)?);
+        let store = Store::directory(&store_directory)?;
+        let keys = KeyRing::of_name("default");
+        let mut options = EngineOptions::new(directory.path().join("cache"), store, keys);
         options.hooks = hooks.clone();
         Ok(Self { engine: Engine::start(options)?, hooks, store_directory, _directory: directory })
     }

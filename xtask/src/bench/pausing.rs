@@ -9,10 +9,12 @@ use anyhow::Context;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::frame::frames_of;
 use rekindle_engine::geometry::{GuestPage, bytes_of_pages};
-use rekindle_engine::identity::{Domain, FrameDigest, SnapshotId, VolumeName};
+use rekindle_engine::identity::{FrameDigest, SnapshotId, VolumeName};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::layer_index::LayerIndex;
 use rekindle_engine::manifest::{
-    LayerName, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeChange, VolumeShape,
+    Edition, LayerName, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeChange,
+    VolumeShape,
 };
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{PausePermit, PausedGuest, PausedVolume};
@@ -145,9 +147,10 @@ fn frozen_guest(node: &Node, parent: &Arc<Snapshot>) -> anyhow::Result<(PausePer
 
 /// A published snapshot of 16 GiB with `kept` in one layer, of whose bytes the store has none: they are never read.
 fn published(node: &Node, kept: &PageSet) -> anyhow::Result<Arc<Snapshot>> {
-    let domain = Domain::named("default")?;
+    let keys = KeyRing::of_name("default");
     let digests = vec![FrameDigest::of(b"never read"); frames_of(kept.len())];
-    let layer = LayerIndex::new(RankedSet::new(kept), digests).id(&domain);
+    let layer = keys.own().layer_id(&LayerIndex::new(RankedSet::new(kept), digests).encode());
+    let domain = keys.own().domain().clone();
     let facts = SnapshotFacts { snapshot: SnapshotId::new(), created_unix_ms: 0, blobs: BTreeMap::new() };
     let snapshot = facts.snapshot;
     let volume = VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages: MAP_PAGES };
@@ -161,7 +164,8 @@ fn published(node: &Node, kept: &PageSet) -> anyhow::Result<Arc<Snapshot>> {
     let stored = StoredLayer { object, table_digest: [0; 32], table_bytes: 64, object_bytes: 1 << 20 };
     let directory = node.store_directory.join("manifests");
     std::fs::create_dir_all(&directory)?;
-    std::fs::write(directory.join(snapshot.to_string()), Publication::new(manifest, vec![stored]).encode())?;
+    let publication = Publication::new(Edition::FIRST, manifest, vec![stored]).encode(keys.own());
+    std::fs::write(directory.join(snapshot.to_string()), publication)?;
     Ok(node.engine.open(snapshot)?)
 }
 

@@ -11,6 +11,7 @@ use rekindle_engine::compare::compare;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages, usize_of};
 use rekindle_engine::hooks::NoHooks;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::precedence::{Courtesy, Precedence};
 use rekindle_engine::store::Store;
@@ -68,7 +69,11 @@ impl Reader {
     fn new() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("a directory for an engine")?;
         let store = Store::directory(&directory.path().join("store"))?;
-        let engine = Engine::start(EngineOptions::new(directory.path().join("cache"), store))?;
+        let engine = Engine::start(EngineOptions::new(
+            directory.path().join("cache"),
+            store,
+            KeyRing::of_name("default"),
+        ))?;
         Ok(Self { engine, _directory: directory })
     }
 

@@ -8,7 +8,7 @@ use rekindle_engine::budget::Budget;
 use rekindle_engine::cache::Cache;
 use rekindle_engine::capture::{Capture, CapturedPages, Proven};
 use rekindle_engine::geometry::usize_of;
-use rekindle_engine::identity::Domain;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::layer::Layer;
 use rekindle_engine::pack::pack_pages;
 use rekindle_engine::page_map::{LayerSlot, PageMap};
@@ -22,7 +22,6 @@ use tempfile::TempDir;
 /// Directory of captures and layers.
 pub(crate) struct Volumes {
     cache: Cache,
-    domain: Domain,
     budget: Budget,
     reaper: Reaper,
     _directory: TempDir,
@@ -33,8 +32,7 @@ impl Volumes {
     pub(crate) fn new() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("a directory for layers")?;
         Ok(Self {
-            cache: Cache::open(directory.path())?,
-            domain: Domain::named("bench")?,
+            cache: Cache::open(directory.path(), KeyRing::of_name("bench"))?,
             budget: Budget::new(u64::MAX),
             reaper: Reaper::start()?,
             _directory: directory,
@@ -55,7 +53,7 @@ impl Volumes {
 
     /// The pages `packed` of `capture` as a layer, all of it in memory.
     pub(crate) fn layer(&self, packed: &PageSet, capture: &Capture) -> anyhow::Result<Arc<Layer>> {
-        let layer = pack_pages(packed, &self.cache, &self.domain, |run, into| {
+        let layer = pack_pages(packed, &self.cache, |run, into| {
             Ok(capture.mapping().copy_to(run.start().offset(), into)?)
         })?;
         let layer = layer.context("there are pages to pack")?;

@@ -15,7 +15,7 @@ use crate::catalog::CatalogError;
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
-use crate::identity::{Domain, SnapshotId};
+use crate::identity::SnapshotId;
 use crate::learning::Learner;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::SnapshotEvent;
@@ -54,7 +54,6 @@ pub struct Engine {
     background: Arc<Background>,
     cache: Arc<Cache>,
     fetcher: Fetcher,
-    domain: Domain,
     rules: PauseRules,
     precedence: Precedence,
     known: Mutex<HashMap<SnapshotId, Arc<Snapshot>>>,
@@ -87,12 +86,12 @@ impl Engine {
     /// on.
     pub fn start(options: EngineOptions) -> Result<Self, StartError> {
         let runtime = StoreRuntime::start()?;
-        let EngineOptions { cache_directory, store, domain, compare_workers, merge_at_layers, .. } = options;
+        let EngineOptions { cache_directory, store, keys, compare_workers, merge_at_layers, .. } = options;
         let (hooks, watcher) = (options.hooks, options.watcher);
         let reaper = Reaper::start()?;
-        let cache = Arc::new(Cache::open(&cache_directory)?);
+        let cache = Arc::new(Cache::open(&cache_directory, keys)?);
         let stop = Stop::default();
-        let sources = Sources::new(store.clone());
+        let sources = Sources::new(store.clone(), cache.keys().clone());
         let fetcher = Fetcher::new(runtime.handle().clone(), sources, stop.clone());
         runtime.spawn(store.clone().keep_looking());
         let lives = Lives::new(runtime.handle().clone());
@@ -100,16 +99,10 @@ impl Engine {
         let saving_pool = Pool::start("save", limits::SAVING_THREADS)?;
         let (precedence, shared) = (Precedence::default(), Arc::clone(&cache));
         let sealing = Sealing { workers: compare_workers, merge_at_layers };
-        let sealer = Sealer::new(
-            shared,
-            fetcher.of_class(Class::Background),
-            domain.clone(),
-            sealing,
-            precedence.clone(),
-            hooks,
-        );
+        let sealer =
+            Sealer::new(shared, fetcher.of_class(Class::Background), sealing, precedence.clone(), hooks);
         let (pool, uploads) = (saving_pool.handle(), ByteBudget::new(limits::UPLOAD_BYTES_MAX));
-        let publisher = Publisher { store, pool, budget: uploads, stop };
+        let publisher = Publisher { store, pool, budget: uploads, key: cache.keys().own().clone(), stop };
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
         let budget = Budget::new(options.capture_bytes_max);
@@ -132,7 +125,6 @@ impl Engine {
             background,
             cache,
             fetcher,
-            domain,
             rules,
             precedence,
             known: Mutex::new(known.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect()),
@@ -215,7 +207,7 @@ impl Engine {
             return Err(OpenError::Deleted { snapshot: id });
         }
         let by = (records.as_ref(), sealer.hooks());
-        let opened = open(id, self.fetcher.sources(), &self.cache, &self.domain, by);
+        let opened = open(id, self.fetcher.sources(), &self.cache, by);
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
         lock(&self.known).insert(id, Arc::clone(&snapshot));
         drop(opening);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::catalog::Catalog;
 use crate::hooks::{Hooks, NoHooks};
-use crate::identity::Domain;
 use crate::keep::{Keeper, NoKeeper};
+use crate::key_ring::KeyRing;
 use crate::limits;
 use crate::store::Store;
 use crate::watch::{NoWatcher, Watcher};
@@ -19,8 +19,8 @@ pub struct EngineOptions {
     pub cache_directory: PathBuf,
     /// The object store.
     pub store: Store,
-    /// Domain of all snapshots.
-    pub domain: Domain,
+    /// Keys of domains; all snapshots are of the own one's domain.
+    pub keys: KeyRing,
     /// Bytes that all captures together may hold in RAM.
     pub capture_bytes_max: u64,
     /// Snapshots in one line that may be unsealed at once.
@@ -43,12 +43,12 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// The default options for a cache directory and a store.
-    pub fn new(cache_directory: PathBuf, store: Store) -> Self {
+    /// The default options for a cache directory, a store, and keys.
+    pub fn new(cache_directory: PathBuf, store: Store, keys: KeyRing) -> Self {
         Self {
             cache_directory,
             store,
-            domain: Domain::named("default").expect("a legal name"),
+            keys,
             capture_bytes_max: limits::CAPTURE_BYTES_DEFAULT,
             unsealed_max: limits::UNSEALED_DEFAULT,
             pause_wait: limits::PAUSE_WAIT_DEFAULT,

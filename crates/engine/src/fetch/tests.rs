@@ -11,7 +11,8 @@ use crate::attempt::checked_table;
 use crate::cache::Cache;
 use crate::frame::{FRAME_PAGES, frame_bytes};
 use crate::geometry::u64_of;
-use crate::identity::{Domain, FrameDigest, SnapshotId};
+use crate::identity::{FrameDigest, SnapshotId};
+use crate::key_ring::KeyRing;
 use crate::layer::Layer;
 use crate::layer_index::LayerIndex;
 use crate::manifest::{ObjectName, StoredLayer};
@@ -24,15 +25,19 @@ use crate::sync::{Mutex, lock};
 const PAGES: u32 = 3 * FRAME_PAGES;
 const LIMIT: Duration = Duration::from_secs(60);
 
+fn keys() -> KeyRing {
+    KeyRing::of_name("shared")
+}
+
 /// A layer of three frames, packed in `directory`, whose pages are filled with `fill`.
 fn packed(directory: &tempfile::TempDir, fill: u8) -> Arc<Layer> {
-    let cache = Cache::open(directory.path()).expect("a directory of ours");
+    let cache = Cache::open(directory.path(), keys()).expect("a directory of ours");
     let file = cache.pack_file().expect("a disk");
     let raw = vec![fill; 3 * frame_bytes(FrameNumber::new(0), PAGES)];
     file.file().write_all_at(&raw, 0).expect("a disk");
     let digests = raw.chunks(raw.len() / 3).map(FrameDigest::of).collect();
     let index = LayerIndex::new(RankedSet::new(&PageSet::full(PAGES)), digests);
-    cache.finish(file, &Domain::shared(), index).expect("a disk")
+    cache.finish(file, index).expect("a disk")
 }
 
 /// The table of a layer stored in frames of these lengths, and where that is.
@@ -52,7 +57,7 @@ fn stored(layer: &Layer, lengths: [u64; 3]) -> (Vec<u8>, StoredLayer) {
 }
 
 fn shared_by_fetches(runtime: &Handle, store: Store) -> Arc<Shared> {
-    Fetcher::new(runtime.clone(), Sources::new(store), Stop::default()).shared
+    Fetcher::new(runtime.clone(), Sources::new(store, keys()), Stop::default()).shared
 }
 
 fn refusal(layer: &Layer, stored: &StoredLayer, table: &[u8]) -> String {
@@ -219,7 +224,7 @@ fn stored_only(gone: Option<&StoredLayer>) -> StoredOnly {
     runtime.block_on(objects.put(&path, [vec![1; 3 * raw], table].concat().into())).expect("memory");
     let store = Store::new(objects);
     let shared = shared_by_fetches(runtime.handle(), store.clone());
-    let cache = Cache::open(disk.path()).expect("a directory of ours");
+    let cache = Cache::open(disk.path(), keys()).expect("a directory of ours");
     let layer = cache.open_stored(packed.name(), gone.unwrap_or(&place)).expect("a disk");
     layer.facts().add_stored(&place);
     StoredOnly { _disk: disk, runtime, store, shared, layer, place }

@@ -1,8 +1,9 @@
 //! Publications as bytes.
 //!
-//! Layout, little-endian: magic `RKMF`, version u16, length of the body u64, its CRC-64/NVME u64, the body. The body:
-//! the snapshot, the list of layers with their places, its place in its line, the volumes with their maps, the blobs, and
-//! a byte that says which tag follows (0: none); counts and lengths are varints. Version 1 is in [`super::version_1`].
+//! Layout, little-endian: magic `RKMF`, version u16, length of the body u64, its CRC-64/NVME u64, the body, the tag. The
+//! body: the snapshot, the edition, the list of layers with their places, its place in its line, the volumes with their maps, the
+//! blobs; counts and lengths are varints. Version 2 has no edition, and a byte 0 at the end of the body instead of the tag;
+//! version 1 is in [`super::version_1`].
 
 use std::collections::BTreeMap;
 
@@ -11,63 +12,76 @@ use crc_fast::CrcAlgorithm;
 use rekindle_kernel::page::PageKind;
 use uuid::Uuid;
 
-use super::layer_list::{read_layers, write_layers};
+use super::layer_list::{DomainForm, read_layers, write_layers};
 use super::version_1::read_version_1;
 use super::{
-    LayerName, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeManifest, VolumeShape,
+    Edition, LayerName, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeManifest,
+    VolumeShape,
 };
 use crate::geometry::u64_of;
 use crate::identity::{SnapshotId, VolumeName, check_name};
+use crate::key_ring::{DomainKey, KeyRing};
 use crate::limits::{
     BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, MANIFEST_BYTES_MAX, MANIFEST_GENERATION_MAX, MANIFEST_PAGES_MAX,
     MANIFEST_RUNS_MAX, MANIFEST_VOLUMES_MAX, NAME_BYTES_MAX,
 };
 use crate::page_map::{PageMap, RunToken};
-use crate::wire::{Problem, Reader, WireError, Writer};
+use crate::tag::{self, TaggedError, check_tag, write_tag};
+use crate::wire::{Reader, WireError, Writer};
 
 const MAGIC: &[u8] = b"RKMF";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// The form of each version, from 1 on.
-const FORMS: [Form; 2] = [Form::PlacesAtEnd, Form::LayersAtFront];
-/// No tag ends the body. A tag keyed by a domain will have another code.
-const NO_TAG: u8 = 0;
+const FORMS: [Form; 3] = [Form::PlacesAtEnd, Form::LayersAtFront, Form::Tagged];
 
 #[derive(Clone, Copy)]
-pub(super) enum Form {
+enum Form {
     PlacesAtEnd,
     LayersAtFront,
+    Tagged,
+}
+
+/// What a manifest ends in.
+#[derive(Clone, Copy)]
+pub(super) enum End<'a> {
+    /// It is on this node's disk, and has no tag.
+    Untagged,
+    /// It is in the store, and has a tag by one of these keys, from version 3 on.
+    Tagged(&'a KeyRing),
 }
 
 impl Publication {
-    /// The one encoding of the publication.
+    /// The one encoding of the publication that `key` tags.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let body = write_body(self.manifest(), self.stored(), write_stored);
-        with_checksum(MAGIC, &body)
+    pub fn encode(&self, key: &DomainKey) -> Vec<u8> {
+        let body = write_body(self.manifest(), Some(self.edition()), self.stored(), write_stored);
+        let bytes = write_tag(with_checksum(MAGIC, &body), key);
+        assert!(bytes.len() <= MANIFEST_BYTES_MAX, "a manifest within its limits is never too long");
+        bytes
     }
 
     /// Reads a publication of any version; of the newest, refuses every encoding that [`Publication::encode`] does not
-    /// write.
-    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let (manifest, stored) = read_body(MAGIC, bytes, read_stored)?;
-        Ok(Self::new(manifest, stored))
+    /// write, and one that none of `keys` has tagged.
+    pub fn decode(bytes: &[u8], keys: &KeyRing) -> Result<Self, TaggedError> {
+        let read = read_manifest(MAGIC, bytes, End::Tagged(keys), read_stored)?;
+        Ok(Self::new(read.edition.unwrap_or(Edition::FIRST), read.manifest, read.places))
     }
 }
 
-/// A body behind its magic, version, length and checksum.
-pub(super) fn with_checksum(magic: &[u8], body: &[u8]) -> Vec<u8> {
+/// A body behind its magic, version, length and checksum; the tag is missing.
+pub(super) fn with_checksum(magic: &[u8], body: &[u8]) -> Writer {
     let mut object = Writer::new();
     object.bytes(magic);
     object.u16(VERSION);
     object.u64(u64_of(body.len()));
     object.u64(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, body));
     object.bytes(body);
-    assert!(object.len() <= MANIFEST_BYTES_MAX, "a manifest within its limits is never too long");
-    object.into_bytes()
+    object
 }
 
-/// The form of what [`with_checksum`] wrote, in this version or an older one, and a reader at the start of its body.
-fn checked_body<'a>(magic: &[u8], bytes: &'a [u8]) -> Result<(Form, Reader<'a>), WireError> {
+/// Reads the front of what [`with_checksum`] wrote, in this version or an older one: its form, a reader of its body, and
+/// a reader of what follows the body.
+fn checked_body<'a>(magic: &[u8], bytes: &'a [u8]) -> Result<(Form, Reader<'a>, Reader<'a>), WireError> {
     let mut reader = Reader::new(bytes);
     if bytes.len() > MANIFEST_BYTES_MAX {
         return Err(reader.invalid("manifest", "it is longer than a manifest can be"));
@@ -75,24 +89,28 @@ fn checked_body<'a>(magic: &[u8], bytes: &'a [u8]) -> Result<(Form, Reader<'a>),
     reader.expect_bytes("manifest magic", magic)?;
     let form = reader.version("manifest version", &FORMS)?;
     let length = reader.u64("manifest length")?;
-    if length != u64_of(reader.remaining().saturating_sub(size_of::<u64>())) {
-        return Err(reader.invalid("manifest length", "it is not the length of what follows"));
-    }
+    let rest = reader.remaining().saturating_sub(size_of::<u64>());
+    let body = usize::try_from(length).ok().filter(|length| *length <= rest);
+    let body = body.ok_or(reader.invalid("manifest length", "it is not the length of what follows"))?;
     let checksum = reader.u64("manifest checksum")?;
-    if checksum != crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes[reader.offset()..]) {
-        return Err(reader.invalid("manifest checksum", "it is not that of what follows"));
+    let wrong = reader.invalid("manifest checksum", "it is not that of what follows");
+    let start = reader.offset();
+    if checksum != crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes[start..start + body]) {
+        return Err(wrong);
     }
-    Ok((form, reader))
+    Ok((form, reader.part("manifest", body)?, reader))
 }
 
 /// The body of a manifest and the places of its layers, as `write_place` writes them.
 pub(super) fn write_body<P>(
     manifest: &Manifest,
+    edition: Option<Edition>,
     places: &[P],
     write_place: impl Fn(&mut Writer, &P),
 ) -> Vec<u8> {
     let mut writer = Writer::new();
     writer.bytes(manifest.snapshot().as_bytes());
+    writer.varint(edition.map_or(0, Edition::number));
     write_layers(&mut writer, manifest.layers(), places, write_place);
     write_parent(&mut writer, manifest.parent());
     writer.varint(manifest.generation());
@@ -104,38 +122,73 @@ pub(super) fn write_body<P>(
         volume.map.encode(&mut writer, token);
     }
     write_blobs(&mut writer, manifest.blobs());
-    writer.u8(NO_TAG);
     writer.into_bytes()
 }
 
+/// A manifest that was read, with what is stored with it.
+pub(super) struct Read<P> {
+    pub(super) edition: Option<Edition>,
+    pub(super) manifest: Manifest,
+    pub(super) places: Vec<P>,
+}
+
 /// Reads a manifest of any version, and the places of its layers as `read_place` reads them.
-pub(super) fn read_body<P>(
+pub(super) fn read_manifest<P>(
     magic: &[u8],
     bytes: &[u8],
+    end: End<'_>,
     read_place: impl Fn(&mut Reader<'_>) -> Result<P, WireError>,
-) -> Result<(Manifest, Vec<P>), WireError> {
-    let (form, mut reader) = checked_body(magic, bytes)?;
-    let read = match form {
-        Form::PlacesAtEnd => read_version_1(&mut reader, read_place)?,
-        Form::LayersAtFront => read_version_2(&mut reader, read_place)?,
+) -> Result<Read<P>, TaggedError> {
+    let (form, mut body, mut after) = checked_body(magic, bytes)?;
+    let read = match (form, end) {
+        (Form::PlacesAtEnd, _) => {
+            let (manifest, places) = read_version_1(&mut body, read_place)?;
+            Read { edition: None, manifest, places }
+        }
+        (Form::LayersAtFront, _) => {
+            let snapshot = SnapshotId::from_bytes(body.array("snapshot")?);
+            let (manifest, places) = read_layers_first(&mut body, snapshot, DomainForm::Named, read_place)?;
+            read_no_tag(&mut body)?;
+            Read { edition: None, manifest, places }
+        }
+        (Form::Tagged, End::Untagged) => {
+            read_no_tag(&mut after)?;
+            let snapshot = SnapshotId::from_bytes(body.array("snapshot")?);
+            let edition = Edition::of(body.varint("edition")?);
+            let (manifest, places) = read_layers_first(&mut body, snapshot, DomainForm::Keyed, read_place)?;
+            Read { edition, manifest, places }
+        }
+        (Form::Tagged, End::Tagged(keys)) => {
+            // Before anything in the body is used.
+            check_tag(&mut after, bytes, keys)?;
+            let snapshot = SnapshotId::from_bytes(body.array("snapshot")?);
+            let edition = Edition::of(body.varint("edition")?);
+            let edition = Some(edition.ok_or(body.invalid("edition", "the first one has number 1"))?);
+            let (manifest, places) = read_layers_first(&mut body, snapshot, DomainForm::Keyed, read_place)?;
+            Read { edition, manifest, places }
+        }
     };
-    reader.finish()?;
+    body.finish()?;
+    after.finish()?;
     Ok(read)
 }
 
-fn read_version_2<P>(
+fn read_layers_first<P>(
     reader: &mut Reader<'_>,
+    snapshot: SnapshotId,
+    domains: DomainForm,
     read_place: impl Fn(&mut Reader<'_>) -> Result<P, WireError>,
 ) -> Result<(Manifest, Vec<P>), WireError> {
-    let snapshot = SnapshotId::from_bytes(reader.array("snapshot")?);
-    let (layers, places) = read_layers(reader, read_place)?;
+    let (layers, places) = read_layers(reader, domains, read_place)?;
     let line = Line::read(reader, snapshot)?;
-    let manifest = line.manifest(reader, layers, RunToken::of_layers)?;
-    let found = reader.u8("manifest tag")?;
-    if found != NO_TAG {
-        return Err(reader.error("manifest tag", Problem::UnknownCode { found, known: "0 (no tag)" }));
+    Ok((line.manifest(reader, layers, RunToken::of_layers)?, places))
+}
+
+fn read_no_tag(reader: &mut Reader<'_>) -> Result<(), WireError> {
+    match reader.u8("manifest tag")? {
+        tag::NONE => Ok(()),
+        _ => Err(reader.invalid("manifest tag", "there is one where none can be")),
     }
-    Ok((manifest, places))
 }
 
 /// A snapshot and its place in its line.

@@ -1,17 +1,29 @@
 //! The list of layers at a manifest's front, by which a reader knows all objects that the manifest names.
 //!
-//! Layout: the number of domains and the name of each, in the order of their first layers; the number of layers, and for
-//! each its id, the number of its domain, a byte for the order of its pages, the number of its pages, and its place.
+//! Layout: the number of domains, and of each the name and the id of its key, in the order of their first layers; the
+//! number of layers, and for each its id, the number of its domain, a byte for the order of its pages, the number of its
+//! pages, and its place. In version 2 of manifests no key is named: it follows from the domain's name.
 
 use std::collections::HashSet;
 
 use super::LayerName;
 use crate::identity::{Domain, LayerId};
+use crate::key_ring::DomainKey;
 use crate::limits::{MANIFEST_LAYERS_MAX, MANIFEST_PAGES_MAX, NAME_BYTES_MAX};
+use crate::tag::{read_domain, write_domain};
 use crate::wire::{Problem, Reader, WireError, Writer};
 
 /// The layer's pages are in the order of the guest's. Another order will have another code.
 const GUESTS_ORDER: u8 = 0;
+
+/// The form of a domain in a list.
+#[derive(Clone, Copy)]
+pub(super) enum DomainForm {
+    /// Its name, from which its key follows.
+    Named,
+    /// Its name, and the id of its key.
+    Keyed,
+}
 
 /// Writes the list of `layers`, each with its place as `write_place` writes it.
 pub(super) fn write_layers<P>(
@@ -27,7 +39,7 @@ pub(super) fn write_layers<P>(
         }
     }
     writer.varint_usize(domains.len());
-    domains.iter().for_each(|domain| writer.text(domain.name()));
+    domains.iter().for_each(|domain| write_domain(writer, domain));
     writer.varint_usize(layers.len());
     for (layer, place) in layers.iter().zip(places) {
         writer.bytes(layer.id.as_bytes());
@@ -42,9 +54,10 @@ pub(super) fn write_layers<P>(
 /// Reads a list that [`write_layers`] wrote.
 pub(super) fn read_layers<P>(
     reader: &mut Reader<'_>,
+    form: DomainForm,
     read_place: impl Fn(&mut Reader<'_>) -> Result<P, WireError>,
 ) -> Result<(Vec<LayerName>, Vec<P>), WireError> {
-    let domains = read_domains(reader)?;
+    let domains = read_domains(reader, form)?;
     let count = reader.varint_usize("layers", MANIFEST_LAYERS_MAX)?;
     let (mut layers, mut places) = (Vec::with_capacity(count), Vec::with_capacity(count));
     let (mut names, mut domains_seen) = (HashSet::with_capacity(count), 0);
@@ -74,19 +87,23 @@ pub(super) fn read_id(reader: &mut Reader<'_>, names: &mut HashSet<LayerId>) -> 
     if names.insert(id) { Ok(id) } else { Err(reader.invalid("layer id", "two layers have one name")) }
 }
 
-/// Reads the name of a domain.
-pub(super) fn read_domain(reader: &mut Reader<'_>) -> Result<Domain, WireError> {
+/// Reads the name of a domain whose key follows from it.
+pub(super) fn read_named_domain(reader: &mut Reader<'_>) -> Result<Domain, WireError> {
     let name = reader.text("layer domain", NAME_BYTES_MAX)?;
-    Domain::named(name).map_err(|_| reader.invalid("layer domain", "the text names no domain"))
+    let name = name.parse().map_err(|_| reader.invalid("layer domain", "the text names no domain"))?;
+    Ok(DomainKey::of_name(name).domain().clone())
 }
 
-fn read_domains(reader: &mut Reader<'_>) -> Result<Vec<Domain>, WireError> {
+fn read_domains(reader: &mut Reader<'_>, form: DomainForm) -> Result<Vec<Domain>, WireError> {
     let count = reader.varint_usize("layer domains", MANIFEST_LAYERS_MAX)?;
     let mut domains = Vec::new();
     for _ in 0..count {
-        let domain = read_domain(reader)?;
+        let domain = match form {
+            DomainForm::Named => read_named_domain(reader)?,
+            DomainForm::Keyed => read_domain(reader)?,
+        };
         if domains.contains(&domain) {
-            return Err(reader.invalid("layer domains", "two domains have one name"));
+            return Err(reader.invalid("layer domains", "one is listed twice"));
         }
         domains.push(domain);
     }

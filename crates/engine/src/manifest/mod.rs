@@ -25,7 +25,7 @@ use crate::page_set::PageSet;
 
 pub(crate) use codec::{read_blobs, read_parent, read_shape, write_blobs, write_parent, write_shape};
 pub use local::LocalManifest;
-pub use publication::{ObjectName, Publication, StoredLayer};
+pub use publication::{Edition, ObjectName, Publication, StoredLayer};
 
 /// A snapshot in names; every layer it lists holds at least one page of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

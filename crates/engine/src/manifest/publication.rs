@@ -8,9 +8,31 @@ use super::Manifest;
 use crate::identity::SnapshotId;
 use crate::limits::LAYER_TABLE_BYTES_MAX;
 
+/// The number of a publication among those of its snapshot: a later one replaces those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Edition(u64);
+
+impl Edition {
+    /// The first one; also that of each manifest that does not say its edition.
+    pub const FIRST: Self = Self(1);
+
+    /// The edition of this number; there is none of number 0.
+    #[must_use]
+    pub const fn of(number: u64) -> Option<Self> {
+        if number == 0 { None } else { Some(Self(number)) }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// A manifest whose every layer is in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
+    edition: Edition,
     manifest: Manifest,
     stored: Vec<StoredLayer>,
 }
@@ -52,12 +74,18 @@ impl fmt::Display for ObjectName {
 }
 
 impl Publication {
-    /// The publication of `manifest`, whose layers are stored so, in its order.
+    /// An edition of `manifest`, whose layers are stored so, in its order.
     #[must_use]
-    pub fn new(manifest: Manifest, stored: Vec<StoredLayer>) -> Self {
+    pub fn new(edition: Edition, manifest: Manifest, stored: Vec<StoredLayer>) -> Self {
         assert_eq!(manifest.layers().len(), stored.len(), "each layer of a published manifest is stored");
         assert!(stored.iter().all(StoredLayer::is_possible), "a stored layer has the length of its parts");
-        Self { manifest, stored }
+        Self { edition, manifest, stored }
+    }
+
+    /// Its edition.
+    #[must_use]
+    pub const fn edition(&self) -> Edition {
+        self.edition
     }
 
     /// The manifest.

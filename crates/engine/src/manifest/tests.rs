@@ -4,10 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::geometry::{GuestPage, GuestPages, usize_of};
-use crate::identity::FrameDigest;
+use crate::identity::{FrameDigest, KeyId};
+use crate::key_ring::{DomainKey, KeyRing, MissingKey};
 use crate::limits::{MANIFEST_BYTES_MAX, MANIFEST_GENERATION_MAX, MANIFEST_RUN_BYTES, NAME_BYTES_MAX};
 use crate::page_map::Place;
-use crate::wire::{Problem, WireError};
+use crate::tag::{TaggedError, write_tag};
+use crate::wire::{Problem, Writer};
 
 /// Pages of the volumes that the tests' histories change.
 const PAGES: [u32; 2] = [1300, 40];
@@ -39,7 +41,7 @@ fn layer_name(number: u64, kept: &PageSet) -> LayerName {
     let content = format!("{number} {kept:?}");
     LayerName {
         id: LayerId::from_bytes(*FrameDigest::of(content.as_bytes()).as_bytes()),
-        domain: Domain::named("tenant-1").expect("a valid name"),
+        domain: keys().own().domain().clone(),
         pages: kept.len(),
     }
 }
@@ -102,11 +104,30 @@ fn published(manifest: Manifest) -> Publication {
         object_bytes: 100 + u64::from(layer.pages) * 4096,
     });
     let stored = stored.collect();
-    Publication::new(manifest, stored)
+    Publication::new(Edition::FIRST, manifest, stored)
 }
 
-fn read(bytes: &[u8]) -> Result<Publication, WireError> {
-    Publication::decode(bytes)
+fn keys() -> KeyRing {
+    KeyRing::new(DomainKey::new("tenant-1".parse().expect("a legal name"), &[7; 32]), Vec::new())
+}
+
+/// Bytes of the tag of [`keys`]: a code, the domain's name with its length, the key's id, the tag.
+const TAG_BYTES: usize = 1 + 9 + 8 + 32;
+
+fn tenant() -> Domain {
+    keys().own().domain().clone()
+}
+
+/// A list of domains as it is written.
+fn domains(listed: &[&Domain]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.varint_usize(listed.len());
+    listed.iter().for_each(|domain| crate::tag::write_domain(&mut writer, domain));
+    writer.into_bytes()
+}
+
+fn read(bytes: &[u8]) -> Result<Publication, TaggedError> {
+    Publication::decode(bytes, &keys())
 }
 
 proptest! {
@@ -135,26 +156,26 @@ proptest! {
         let publication = published(play(&steps).0);
         let stored = publication.stored().iter().zip(0..);
         let stored = stored.map(|(stored, bit)| (known >> bit & 1 == 1).then(|| stored.clone())).collect();
-        let local = LocalManifest::new(publication.manifest().clone(), stored);
+        let local = LocalManifest::new(Edition::of(known % 3), publication.manifest().clone(), stored);
         let bytes = local.encode();
         let back = LocalManifest::decode(&bytes);
         prop_assert_eq!(back.as_ref(), Ok(&local));
-        prop_assert_eq!(LocalManifest::decode(&publication.encode()).is_err(), true);
+        prop_assert_eq!(LocalManifest::decode(&publication.encode(keys().own())).is_err(), true);
         prop_assert_eq!(LocalManifest::decode(&bytes[..bytes.len() - 1]).is_err(), true);
     }
 
     #[test]
     fn a_publication_is_read_back_equal_and_writes_the_same_bytes(steps in steps()) {
         let publication = published(play(&steps).0);
-        let bytes = publication.encode();
+        let bytes = publication.encode(keys().own());
         let back = read(&bytes);
         prop_assert_eq!(back.as_ref(), Ok(&publication));
-        prop_assert_eq!(back.expect("just compared").encode(), bytes);
+        prop_assert_eq!(back.expect("just compared").encode(keys().own()), bytes);
     }
 
     #[test]
     fn a_publication_cut_anywhere_is_refused(steps in steps(), at: prop::sample::Index) {
-        let bytes = published(play(&steps).0).encode();
+        let bytes = published(play(&steps).0).encode(keys().own());
         prop_assert!(read(&bytes[..at.index(bytes.len())]).is_err());
     }
 }
@@ -171,7 +192,7 @@ fn small() -> Manifest {
 #[test]
 fn a_flipped_bit_anywhere_is_refused() {
     // Case 18.
-    let bytes = published(small()).encode();
+    let bytes = published(small()).encode(keys().own());
     for bit in 0..bytes.len() * 8 {
         let mut damaged = bytes.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
@@ -182,10 +203,11 @@ fn a_flipped_bit_anywhere_is_refused() {
 #[test]
 fn the_list_of_layers_and_their_places_stands_before_everything_else() {
     let publication = published(small());
-    let bytes = publication.encode();
+    let bytes = publication.encode(keys().own());
     let manifest = publication.manifest();
     let mut front =
-        [b"RKMF\x02\x00", &bytes[6..22], manifest.snapshot().as_bytes(), b"\x01\x08tenant-1\x02"].concat();
+        [b"RKMF\x03\x00", &bytes[6..22], manifest.snapshot().as_bytes(), &[1], &domains(&[&tenant()]), &[2]]
+            .concat();
     for ((layer, stored), table_bytes) in manifest.layers().iter().zip(publication.stored()).zip(100..) {
         front.extend([layer.id.as_bytes(), &[0, 0, 20][..], stored.object.publisher.as_bytes()].concat());
         front.extend(
@@ -198,22 +220,20 @@ fn the_list_of_layers_and_their_places_stands_before_everything_else() {
 
 #[test]
 fn a_manifest_of_an_unknown_version_is_refused_by_name() {
-    let mut bytes = published(small()).encode();
-    bytes[4] = 3;
+    let mut bytes = published(small()).encode(keys().own());
+    bytes[4] = 4;
     let refused = read(&bytes).expect_err("it is newer").to_string();
-    let reason = "version 3 is unknown to this rekindle, which reads versions 1 to 2: run a newer one";
+    let reason = "version 4 is unknown to this rekindle, which reads versions 1 to 3: run a newer one";
     assert_eq!(refused, format!("manifest version at byte 4: {reason}"));
 }
 
 #[test]
-fn a_tag_or_an_order_of_pages_that_is_not_known_is_refused_by_name() {
+fn an_order_of_pages_that_is_not_known_is_refused_by_name() {
     let publication = published(small());
     let first = publication.manifest().layers()[0].id;
     let order = |code| [first.as_bytes(), &[0, code][..]].concat();
     let unknown = |found, known| Problem::UnknownCode { found, known };
     assert_eq!(tampered(&publication, &order(0), &order(1)), unknown(1, "0 (the guest's order)"));
-    // The tag follows the only blob.
-    assert_eq!(tampered(&publication, b"state 2\0", b"state 2\x01"), unknown(1, "0 (no tag)"));
 }
 
 #[test]
@@ -225,16 +245,19 @@ fn domains_that_are_not_listed_once_in_the_order_of_their_layers_are_refused() {
     assert_eq!(not_listed, Problem::Invalid("it is not listed"));
     let too_early = tampered(&publication, &domain(first, 0), &domain(first, 1));
     assert_eq!(too_early, Problem::TooLarge { value: 1, max: 0 });
-    let unused = tampered(&publication, b"\x01\x08tenant-1", b"\x02\x08tenant-1\x08tenant-2");
+    let (tenant, listed) = (tenant(), domains(&[&tenant()]));
+    // Another key of the same name is another domain.
+    let other = Domain::new(tenant.name().clone(), KeyId::from_bytes([3; 8]));
+    let unused = tampered(&publication, &listed, &domains(&[&tenant, &other]));
     assert_eq!(unused, Problem::Invalid("one of them has no layer"));
-    let twice = tampered(&publication, b"\x01\x08tenant-1", b"\x02\x08tenant-1\x08tenant-1");
-    assert_eq!(twice, Problem::Invalid("two domains have one name"));
+    let twice = tampered(&publication, &listed, &domains(&[&tenant, &tenant]));
+    assert_eq!(twice, Problem::Invalid("one is listed twice"));
 }
 
 #[test]
 fn a_layer_costs_a_manifest_little_ram_and_few_bytes() {
     assert!(size_of::<LayerName>() <= 48);
-    let of = |layers| published(line(layers).expect("within limits")).encode().len();
+    let of = |layers| published(line(layers).expect("within limits")).encode(keys().own()).len();
     let more = of(MANIFEST_LAYERS_MAX) - of(MANIFEST_LAYERS_MAX / 2);
     assert!(more <= MANIFEST_LAYERS_MAX / 2 * 112, "{more} bytes");
 }
@@ -256,7 +279,10 @@ fn a_snapshot_of_zeroes_names_no_layer() {
     let manifest =
         small().overlay(facts(3), &[change(1, 3, &none, &PageSet::full(40))]).expect("within limits");
     assert!(manifest.layers().is_empty());
-    assert_eq!(read(&published(manifest.clone()).encode()).map(|read| read.into_parts().0), Ok(manifest));
+    assert_eq!(
+        read(&published(manifest.clone()).encode(keys().own())).map(|read| read.into_parts().0),
+        Ok(manifest)
+    );
 }
 
 #[test]
@@ -275,7 +301,7 @@ fn a_manifest_of_no_volumes_and_one_of_no_pages_are_read_back() {
     let empty = Manifest::first(facts(2), vec![empty], &[]).expect("within limits");
     for manifest in [none, empty] {
         let publication = published(manifest);
-        assert_eq!(read(&publication.encode()), Ok(publication));
+        assert_eq!(read(&publication.encode(keys().own())), Ok(publication));
     }
 }
 
@@ -294,7 +320,7 @@ fn line(layers: usize) -> Result<Manifest, ManifestError> {
 fn what_is_past_a_limit_is_refused_before_it_is_written() {
     // Case 16: the reader's constants are the writer's.
     let most = published(line(MANIFEST_LAYERS_MAX).expect("at the limit"));
-    assert_eq!(read(&most.encode()), Ok(most));
+    assert_eq!(read(&most.encode(keys().own())), Ok(most));
     assert_eq!(
         line(MANIFEST_LAYERS_MAX + 1),
         Err(ManifestError::TooManyLayers { layers: MANIFEST_LAYERS_MAX + 1 })
@@ -333,16 +359,63 @@ fn blobs_past_a_limit_are_refused_before_they_are_written() {
     assert_eq!(with(unnamed), Err(ManifestError::BlobName { name: "../x".to_owned(), source }));
 }
 
-/// The publication with these bytes in its body put in place of those, its length and checksum made right again.
+/// The publication with these bytes in its body put in place of those, its length, checksum and tag made right again.
 fn tampered(publication: &Publication, from: &[u8], to: &[u8]) -> Problem {
-    let bytes = publication.encode();
-    let body = &bytes[22..];
+    let bytes = publication.encode(keys().own());
+    let body = &bytes[22..bytes.len() - TAG_BYTES];
     let at = body.windows(from.len()).position(|window| window == from).expect("the body has these bytes");
     let body = [&body[..at], to, &body[at + from.len()..]].concat();
     let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &body);
     let length = u64::try_from(body.len()).expect("short");
     let head = [&bytes[..6], &length.to_le_bytes(), &checksum.to_le_bytes()].concat();
-    read(&[head, body].concat()).expect_err("no publication writes this").problem
+    let mut writer = Writer::new();
+    writer.bytes(&[head, body].concat());
+    problem_of(&write_tag(writer, keys().own()))
+}
+
+fn problem_of(bytes: &[u8]) -> Problem {
+    match read(bytes).expect_err("no publication writes this") {
+        TaggedError::Wire(error) => error.problem,
+        error @ (TaggedError::Key(_) | TaggedError::Forged { .. }) => unreachable!("{error}"),
+    }
+}
+
+#[test]
+fn a_publication_of_another_key_or_with_a_forged_or_missing_tag_is_refused_by_name() {
+    let publication = published(small());
+    let bytes = publication.encode(keys().own());
+    let other = DomainKey::new(tenant().name().clone(), &[8; 32]);
+    let missing = MissingKey { domain: other.domain().clone() };
+    assert_eq!(read(&publication.encode(&other)), Err(missing.into()));
+    // The key that anybody can make from the domain's name is none that counts.
+    assert!(matches!(
+        read(&publication.encode(&DomainKey::of_name(tenant().name().clone()))),
+        Err(TaggedError::Key(_))
+    ));
+    let (untagged, tag) = bytes.split_at(bytes.len() - TAG_BYTES);
+    assert!(matches!(read(&[untagged, &[0]].concat()), Err(TaggedError::Wire(_))));
+    // Another manifest under the tag of this one.
+    let changed = published(Manifest { generation: 5, ..small() }).encode(&other);
+    let forged = [&changed[..changed.len() - TAG_BYTES], tag].concat();
+    assert_eq!(read(&forged), Err(TaggedError::Forged { domain: tenant() }));
+}
+
+#[test]
+fn a_publication_says_its_edition_and_none_is_of_edition_0() {
+    let first = published(small());
+    let later = Publication::new(Edition::of(300).expect("it is one"), small(), first.stored().to_vec());
+    assert_eq!(read(&later.encode(keys().own())).map(|read| read.edition().number()), Ok(300));
+    let at = [&small().snapshot().as_bytes()[..], &[1]].concat();
+    let none = [&small().snapshot().as_bytes()[..], &[0]].concat();
+    assert_eq!(tampered(&first, &at, &none), Problem::Invalid("the first one has number 1"));
+}
+
+#[test]
+fn layers_of_two_keys_of_one_domain_are_read_back_each_with_its_own() {
+    let mut manifest = small();
+    manifest.layers[0].domain = DomainKey::of_name(tenant().name().clone()).domain().clone();
+    let publication = published(manifest);
+    assert_eq!(read(&publication.encode(keys().own())), Ok(publication));
 }
 
 #[test]
@@ -403,7 +476,7 @@ fn a_layer_nothing_lies_in_is_refused_when_read() {
     let manifest = small();
     let mut dead = manifest.clone();
     dead.layers.push(layer_name(9, &PageSet::full(40)));
-    let problem = read(&published(dead).encode()).expect_err("a dead layer is listed").problem;
+    let problem = problem_of(&published(dead).encode(keys().own()));
     assert_eq!(problem, Problem::Invalid("no page lies in one of the layers"));
 }
 
@@ -418,7 +491,7 @@ fn an_object_shorter_than_its_table_is_refused() {
 #[test]
 fn blobs_keep_only_their_own_bytes_alive() {
     // Case 21: a blob read from a manifest object does not hold the whole object.
-    let bytes = Bytes::from(published(small()).encode());
+    let bytes = Bytes::from(published(small()).encode(keys().own()));
     let read = read(&bytes).expect("it was just written");
     let blob = &read.manifest().blobs()["device-state"];
     assert!(!bytes.as_ptr_range().contains(&blob.as_ptr()));

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use super::codec::Line;
-use super::layer_list::{read_domain, read_id};
+use super::layer_list::{read_id, read_named_domain};
 use super::{LayerName, Manifest};
 use crate::identity::SnapshotId;
 use crate::limits::{MANIFEST_LAYERS_MAX, MANIFEST_PAGES_MAX};
@@ -30,7 +30,7 @@ fn read_layers(reader: &mut Reader<'_>) -> Result<Vec<LayerName>, WireError> {
     let count = reader.varint_usize("layers", MANIFEST_LAYERS_MAX)?;
     let (mut layers, mut names) = (Vec::with_capacity(count), HashSet::with_capacity(count));
     for _ in 0..count {
-        let (id, domain) = (read_id(reader, &mut names)?, read_domain(reader)?);
+        let (id, domain) = (read_id(reader, &mut names)?, read_named_domain(reader)?);
         layers.push(LayerName { id, domain, pages: reader.varint_u32("layer pages", MANIFEST_PAGES_MAX)? });
     }
     Ok(layers)

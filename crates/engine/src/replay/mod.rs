@@ -202,12 +202,13 @@ impl Replaying<'_> {
     }
 
     fn open_layer(&self, name: &LayerName, stored: Option<&StoredLayer>) -> Result<Arc<Layer>, Obstacle> {
-        let unknown =
-            |error: &io::Error| Obstacle::Unknown(format!("the file of layer {}: {error}", name.id));
         match stored {
-            Some(stored) => self.cache.open_stored(name, stored).map_err(|error| unknown(&error)),
+            Some(stored) => {
+                let opened = self.cache.open_stored(name, stored);
+                opened.map_err(|error| Obstacle::Unknown(error.to_string()))
+            }
             None => self.cache.open_only_copy(name).map_err(|error| match &error {
-                OnlyCopyError::Io { source, .. } => unknown(source),
+                OnlyCopyError::Io { .. } | OnlyCopyError::Key { .. } => Obstacle::Unknown(error.to_string()),
                 OnlyCopyError::Absent { .. }
                 | OnlyCopyError::Short { .. }
                 | OnlyCopyError::NoIndex { .. } => Obstacle::Lost(error.to_string()),

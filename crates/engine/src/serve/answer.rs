@@ -275,7 +275,7 @@ mod tests {
     use super::*;
     use crate::cache::Cache;
     use crate::fetch::Fetcher;
-    use crate::identity::Domain;
+    use crate::key_ring::KeyRing;
     use crate::layer::Layer;
     use crate::limits;
     use crate::pack::pack_pages;
@@ -330,7 +330,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let store = Store::directory(directory.path()).unwrap();
-        let fetcher = Fetcher::new(runtime.handle().clone(), Sources::new(store), Stop::default());
+        let fetcher = Fetcher::new(
+            runtime.handle().clone(),
+            Sources::new(store, KeyRing::of_name("shared")),
+            Stop::default(),
+        );
         let mut server = server(installer, View::flat(PageMap::zero(512), Arc::from([])), fetcher);
         let fault = Fault { page: GuestPage::FIRST, access: Access::Write };
         for _ in 0..limits::PRESENT_FAULTS_MAX {
@@ -355,8 +359,12 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let store = Store::directory(&directory.path().join("store")).unwrap();
-            let fetcher = Fetcher::new(runtime.handle().clone(), Sources::new(store), Stop::default());
-            let cache = Cache::open(&directory.path().join("layers")).unwrap();
+            let fetcher = Fetcher::new(
+                runtime.handle().clone(),
+                Sources::new(store, KeyRing::of_name("shared")),
+                Stop::default(),
+            );
+            let cache = Cache::open(&directory.path().join("layers"), KeyRing::of_name("shared")).unwrap();
             Self { directory, _runtime: runtime, fetcher, cache }
         }
     }
@@ -367,7 +375,7 @@ mod tests {
             into.fill(7);
             Ok(())
         };
-        pack_pages(&PageSet::full(PAGES), cache, &Domain::shared(), bytes).unwrap().unwrap()
+        pack_pages(&PageSet::full(PAGES), cache, bytes).unwrap().unwrap()
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Node {
 
     /// The gate of a start.
     fn gate(&self, published: Option<SnapshotId>, other: OtherStore) -> StoreGate {
-        StoreGate::new(Box::new(self.place.clone()), self.catalog.clone(), published, other)
+        StoreGate::new(Box::new(self.place.clone()), self.catalog.clone(), published, other, domain())
     }
 
     fn check(&self, gate: &StoreGate) -> Result<(), String> {
@@ -52,6 +52,10 @@ impl Node {
     fn start(&self, other: OtherStore) -> Result<(), String> {
         self.check(&self.gate(None, other))
     }
+}
+
+fn domain() -> Domain {
+    crate::key_ring::KeyRing::of_name("default").own().domain().clone()
 }
 
 fn identity_of(node: &Node, store: &Arc<InMemory>) -> StoreIdentity {
@@ -153,7 +157,7 @@ fn a_store_that_hangs_while_it_is_opened_is_away_and_holds_nobody_up_until_it_an
     node.place.mount(Some(&Arc::default()));
     let (go_on, hangs) = std::sync::mpsc::channel();
     let opener = Box::new(Hanging(node.place.clone(), Mutex::new(hangs)));
-    let mut gate = StoreGate::new(opener, node.catalog.clone(), None, OtherStore::Refused);
+    let mut gate = StoreGate::new(opener, node.catalog.clone(), None, OtherStore::Refused, domain());
     gate.answer_within = Duration::ZERO;
     for _ in 0..3 {
         let reason = node.check(&gate).expect_err("it hangs");

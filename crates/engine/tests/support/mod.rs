@@ -14,6 +14,7 @@ use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::layer::Layer;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::page_set::PageSet;
@@ -58,7 +59,7 @@ impl Node {
         let store = Store::directory(&directory.path().join("store")).unwrap();
         let options = EngineOptions {
             catalog: Some(catalog.clone()),
-            ..EngineOptions::new(directory.path().join("first"), store)
+            ..EngineOptions::new(directory.path().join("first"), store, KeyRing::of_name("default"))
         };
         Self { engine: Engine::start(options).unwrap(), directory, catalog: Some(catalog) }
     }
@@ -136,7 +137,7 @@ impl Node {
 fn engine(directory: &tempfile::TempDir, name: &str) -> Engine {
     let store = Store::directory(&directory.path().join("store")).unwrap();
     let cache: PathBuf = directory.path().join(name);
-    Engine::start(EngineOptions::new(cache, store)).unwrap()
+    Engine::start(EngineOptions::new(cache, store, KeyRing::of_name("default"))).unwrap()
 }
 
 /// A guest of `snapshot`'s size that runs from it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use engine_under_shuttle::cache::Cache;
 use engine_under_shuttle::geometry::GuestPage;
-use engine_under_shuttle::identity::Domain;
+use engine_under_shuttle::key_ring::KeyRing;
 use engine_under_shuttle::layer::Layer;
 use engine_under_shuttle::pack::pack_pages;
 use engine_under_shuttle::page_set::PageSet;
@@ -17,7 +17,7 @@ use crate::schedule::random;
 fn pack(cache: &Cache) -> Arc<Layer> {
     let mut pages = PageSet::new(PAGES);
     pages.insert(GuestPage::FIRST);
-    let packed = pack_pages(&pages, cache, &Domain::shared(), |_, into| {
+    let packed = pack_pages(&pages, cache, |_, into| {
         into.fill(7);
         Ok(())
     });
@@ -36,7 +36,8 @@ fn files_in(directory: &Path) -> Vec<String> {
 fn equal_bytes_packed_twice_at_once_share_a_handle_and_its_file() {
     let disk = directory();
     random(3000, move || {
-        let cache = Arc::new(Cache::open(disk.path()).expect("the directory is there"));
+        let cache =
+            Arc::new(Cache::open(disk.path(), KeyRing::of_name("shared")).expect("the directory is there"));
         let packing = [(); 2].map(|()| {
             let cache = Arc::clone(&cache);
             thread::spawn(move || pack(&cache))
@@ -54,7 +55,8 @@ fn equal_bytes_packed_twice_at_once_share_a_handle_and_its_file() {
 fn a_layer_packed_again_while_its_last_owner_goes_keeps_its_file() {
     let disk = directory();
     random(3000, move || {
-        let cache = Arc::new(Cache::open(disk.path()).expect("the directory is there"));
+        let cache =
+            Arc::new(Cache::open(disk.path(), KeyRing::of_name("shared")).expect("the directory is there"));
         let old = pack(&cache);
         let packing = {
             let cache = Arc::clone(&cache);

@@ -10,6 +10,7 @@ use engine_under_shuttle::capture::{Capture, CapturedPages};
 use engine_under_shuttle::fetch::Fetcher;
 use engine_under_shuttle::geometry::{GuestPage, GuestPages};
 use engine_under_shuttle::identity::{SnapshotId, VolumeName};
+use engine_under_shuttle::key_ring::KeyRing;
 use engine_under_shuttle::limits::SEALS_AT_ONCE;
 use engine_under_shuttle::page_set::PageSet;
 use engine_under_shuttle::pause::{PausedGuest, PausedVolume};
@@ -73,9 +74,14 @@ impl Node {
 
     pub(crate) fn with_line(directory: &Path, budget: u64, unsealed_max: usize) -> Self {
         let reaper = Reaper::start().expect("a thread of Shuttle's starts");
-        let cache = Arc::new(Cache::open(directory).expect("the directory is there"));
+        let cache =
+            Arc::new(Cache::open(directory, KeyRing::of_name("default")).expect("the directory is there"));
         let store = Store::new(Arc::new(InMemory::new()));
-        let fetcher = Fetcher::new(RUNTIME.handle().clone(), Sources::new(store.clone()), Stop::default());
+        let fetcher = Fetcher::new(
+            RUNTIME.handle().clone(),
+            Sources::new(store.clone(), KeyRing::of_name("default")),
+            Stop::default(),
+        );
         let pool = Pool::start("save", SEALS_AT_ONCE).expect("a thread of Shuttle's starts");
         let budget = Budget::new(budget);
         let tools = Tools {

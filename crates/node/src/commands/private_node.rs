@@ -24,14 +24,19 @@ pub(super) struct PrivateNode {
 }
 
 impl PrivateNode {
-    /// A node in `directory`, over the store in `store`.
+    /// A node in `directory`, over the store in `store`. Nodes in directories beside each other share a key ring, which
+    /// is beside them, and a domain, which nothing else in the store has.
     pub(super) fn start(directory: &Path, store: &Path) -> anyhow::Result<Self> {
         let set = |name: &str, path: &Path| Some(path.join(name).display().to_string());
+        let place = directory.parent().unwrap_or(directory);
+        let domain = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
         let flags = SettingFlags::default()
             .with_config(Some("/dev/null".into()))
             .with("state_directory", "--state-directory", set("state", directory))
             .with("run_directory", "--run-directory", set("run", directory))
-            .with("store", "--store", Some(store.display().to_string()));
+            .with("store", "--store", Some(store.display().to_string()))
+            .with("key_ring", "--key-ring", set("key-ring.json", place))
+            .with("domain", "--domain", Some(format!("private-{}", &domain[..16])));
         let settings = Settings::load(&flags).context("the settings of a private node")?;
         Ok(Self { daemon: Daemon::start(&settings)? })
     }

@@ -79,11 +79,13 @@ use std::time::Instant;
 use anyhow::Context as _;
 use rekindle_engine::catalog::{Catalog, CatalogError};
 use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::private::make_directory;
 use rekindle_engine::store::{Store, Traffic};
 use rekindle_engine::store_gate::OtherStore;
 
 use crate::api::control::Served;
+use crate::key_ring;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 
@@ -169,10 +171,12 @@ impl Daemon {
         unnamed::meet(&catalog, &keeping, &settings.state_directory)?;
         let events = Arc::new(EventLog::open(&catalog, settings.events_kept)?);
         let metrics = Arc::new(Metrics::new());
-        let store = store_of(settings, &catalog, other_store)?;
+        let keys = key_ring::open(settings, &catalog)?;
+        let store = store_of(settings, &catalog, other_store, &keys)?;
         let listed = Arc::new(ListedSnapshots::default());
         let news = SnapshotNews::new(Arc::clone(&events), Arc::clone(&metrics), Arc::clone(&listed));
-        let engine = Engine::start(engine_options(settings, store, &catalog, &keeping, Arc::new(news)))?;
+        let engine =
+            Engine::start(engine_options(settings, store, keys, &catalog, &keeping, Arc::new(news)))?;
         engine.snapshots().iter().for_each(|snapshot| drop(listed.changed(snapshot)));
         let host = Arc::new(Host::new(settings, keeping, metrics, engine)?);
         let snapshots = Arc::new(Snapshots::new(listed, Arc::clone(&host), Arc::clone(&events)));
@@ -247,12 +251,12 @@ fn guest_owners(
 fn engine_options(
     settings: &Settings,
     store: Store,
+    keys: KeyRing,
     catalog: &Catalog,
     keeping: &Arc<Keeping>,
     watcher: Arc<SnapshotNews>,
 ) -> EngineOptions {
-    let mut options = EngineOptions::new(settings.state_directory.join("layers"), store);
-    options.domain = settings.domain.clone();
+    let mut options = EngineOptions::new(settings.state_directory.join("layers"), store, keys);
     options.capture_bytes_max = settings.capture_bytes_max;
     options.unsealed_max = settings.unsealed_ancestors_max;
     options.pause_wait = settings.pause_wait;

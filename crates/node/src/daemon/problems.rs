@@ -2,6 +2,7 @@
 
 use bytesize::ByteSize;
 use rekindle_engine::budget::BudgetError;
+use rekindle_engine::cache::OpenStoredError;
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::open::OpenError;
 use rekindle_engine::pause::{CommitError, PauseError};
@@ -78,6 +79,9 @@ impl From<OpenError> for Problem {
                 Self::new(Code::NotFound, error.to_string()).snapshot(*snapshot)
             }
             OpenError::Lost { snapshot, .. } => Self::new(Code::Lost, error.to_string()).snapshot(*snapshot),
+            OpenError::Cache { snapshot, source: OpenStoredError::Key { .. } } => {
+                Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
+            }
             OpenError::Cache { snapshot, .. } | OpenError::Catalog { snapshot, .. } => {
                 Self::new(Code::DiskFailed, error.to_string()).snapshot(*snapshot)
             }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 use rekindle_engine::catalog::Catalog;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::private::make_directory;
 use rekindle_engine::recorded::newest_published;
 use rekindle_engine::store::Store;
@@ -31,7 +32,12 @@ struct Place {
 }
 
 /// The store of these settings, which is opened when it is first used.
-pub(super) fn store_of(settings: &Settings, catalog: &Catalog, other: OtherStore) -> anyhow::Result<Store> {
+pub(super) fn store_of(
+    settings: &Settings,
+    catalog: &Catalog,
+    other: OtherStore,
+    keys: &KeyRing,
+) -> anyhow::Result<Store> {
     let place = Place {
         location: settings.store.clone(),
         access: settings.bucket.clone(),
@@ -39,7 +45,13 @@ pub(super) fn store_of(settings: &Settings, catalog: &Catalog, other: OtherStore
         state_directory: settings.state_directory.clone(),
     };
     let published = newest_published(catalog)?;
-    Ok(Store::gated(StoreGate::new(Box::new(place), catalog.clone(), published, other)))
+    Ok(Store::gated(StoreGate::new(
+        Box::new(place),
+        catalog.clone(),
+        published,
+        other,
+        keys.own().domain().clone(),
+    )))
 }
 
 impl StoreOpener for Place {

@@ -181,6 +181,7 @@ impl FoundWaiter for Cold {
 #[cfg(test)]
 mod tests {
     use rekindle_engine::geometry::GuestPage;
+    use rekindle_engine::key_ring::KeyRing;
     use rekindle_engine::page_map::PageMap;
     use rekindle_engine::sources::Sources;
     use rekindle_engine::stop::Stop;
@@ -195,7 +196,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let store = Store::directory(directory.path()).unwrap();
-        let fetcher = Fetcher::new(runtime.handle().clone(), Sources::new(store), Stop::default());
+        let sources = Sources::new(store, KeyRing::of_name("default"));
+        let fetcher = Fetcher::new(runtime.handle().clone(), sources, Stop::default());
         let view = LiveView::new(View::lost(1));
         let PieceSource::Lost(lost) = view.piece_at(GuestPage::FIRST, 1).source else {
             unreachable!("it is of lost pages")

@@ -20,7 +20,7 @@ pub struct Key {
 }
 
 /// All of them, in the order in which they are shown.
-pub const KEYS: [Key; 38] = [
+pub const KEYS: [Key; 39] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -55,6 +55,15 @@ pub const KEYS: [Key; 38] = [
         help: "Tenant name for deduplication: data is never shared between domains",
         default: "default",
         example: "\"default\"",
+        reloads: false,
+    },
+    Key {
+        name: "key_ring",
+        flag: "key-ring",
+        value: "PATH",
+        help: "File with the secret keys of domains; nodes that share a store share it by a copy",
+        default: "`key-ring.json` in the state directory",
+        example: "\"/var/lib/rekindle/key-ring.json\"",
         reloads: false,
     },
     Key {

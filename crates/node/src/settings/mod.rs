@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
-use rekindle_engine::identity::Domain;
+use rekindle_engine::identity::DomainName;
 use rekindle_engine::limits;
 use serde::Serialize;
 
@@ -43,7 +43,9 @@ pub struct Settings {
     /// Options of reaching the store's bucket, where it is in one.
     pub bucket: BucketAccess,
     /// Domain of the snapshots.
-    pub domain: Domain,
+    pub domain: DomainName,
+    /// File of the keys of domains.
+    pub key_ring: PathBuf,
     /// Bytes of RAM that captures may hold together.
     pub capture_bytes_max: u64,
     /// True to make sandboxes that could never be paused. Reloads.
@@ -203,7 +205,8 @@ impl Settings {
                 &values::STORE,
                 StoreLocation::Directory(state_directory.join("store")),
             )?,
-            domain: read.value("domain", &values::DOMAIN, Domain::named("default").expect("a legal name"))?,
+            domain: read.value("domain", &values::DOMAIN, "default".parse().expect("a legal name"))?,
+            key_ring: read.value("key_ring", &values::PATH, state_directory.join("key-ring.json"))?,
             capture_bytes_max: read.value("capture_bytes_max", &values::BYTES, default_capture_bytes())?,
             run_unpausable: read.value("run_unpausable", &values::SWITCH, false)?,
             memory_overcommit: read.value("memory_overcommit", &values::COUNT, 4)?,

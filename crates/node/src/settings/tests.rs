@@ -90,7 +90,7 @@ fn flags_win_over_variables_and_variables_over_the_file() {
         .with_variable("REKINDLE_PAUSE_WAIT", "500ms")
         .with_variable("REKINDLE_DOMAIN", "b");
     let settings = machine.load(&["--domain", "c"]).unwrap();
-    assert_eq!((settings.domain.name(), settings.source("domain").to_string().as_str()), ("c", "--domain"));
+    assert_eq!((settings.domain.as_str(), settings.source("domain").to_string().as_str()), ("c", "--domain"));
     assert_eq!(settings.pause_wait, Duration::from_millis(500));
     assert_eq!(settings.source("pause_wait").to_string(), "REKINDLE_PAUSE_WAIT");
     let file = machine.path("etc/rekindle.toml");
@@ -101,16 +101,16 @@ fn flags_win_over_variables_and_variables_over_the_file() {
 #[test]
 fn the_user_s_file_is_read_instead_of_the_system_s_and_a_named_one_instead_of_both() {
     let machine = Machine::of_user().with_file("etc/rekindle.toml", "domain = \"system\"");
-    assert_eq!(machine.load(&[]).unwrap().domain.name(), "system");
+    assert_eq!(machine.load(&[]).unwrap().domain.as_str(), "system");
     let machine = machine.with_file("home/.config/rekindle/rekindle.toml", "domain = \"user\"");
-    assert_eq!(machine.load(&[]).unwrap().domain.name(), "user");
+    assert_eq!(machine.load(&[]).unwrap().domain.as_str(), "user");
     let machine =
         machine.with_file("other.toml", "domain = \"variable\"").with_file("one.toml", "domain = \"flag\"");
     let other = machine.path("other.toml");
     let machine = machine.with_variable("REKINDLE_CONFIG", other);
-    assert_eq!(machine.load(&[]).unwrap().domain.name(), "variable");
+    assert_eq!(machine.load(&[]).unwrap().domain.as_str(), "variable");
     let named = SettingFlags::default().with_config(Some(machine.path("one.toml")));
-    assert_eq!(Settings::load_in(&named, &machine.around).unwrap().domain.name(), "flag");
+    assert_eq!(Settings::load_in(&named, &machine.around).unwrap().domain.as_str(), "flag");
     let missing = SettingFlags::default().with_config(Some(machine.path("missing.toml")));
     let error = Settings::load_in(&missing, &machine.around).expect_err("a named file is there").to_string();
     assert!(error.contains("missing.toml cannot be read") && error.contains("--config"), "{error}");
@@ -274,7 +274,7 @@ fn a_reload_says_what_changed_and_what_of_it_can_change_now() {
         .collect();
     assert_eq!(told, [("domain", "default", "other", false), ("serve_before_seal", "true", "false", true)]);
     let running = before.reloaded(&after);
-    assert!(!running.serve_before_seal && running.domain.name() == "default");
+    assert!(!running.serve_before_seal && running.domain.as_str() == "default");
     let left: Vec<&str> = running.changes(&after).iter().map(|change| change.key.name).collect();
     assert_eq!(left, ["domain"], "what waits for a restart is told of again");
     let reloading = KEYS.iter().filter(|key| key.reloads).map(|key| key.name);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use percent_encoding::percent_decode_str;
-use rekindle_engine::identity::Domain;
+use rekindle_engine::identity::DomainName;
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -30,7 +30,7 @@ pub(super) struct Kind<T> {
 pub(super) const PATH: Kind<PathBuf> = Kind { parse: path, show: |path| text(path.display().to_string()) };
 pub(super) const STORE: Kind<StoreLocation> = Kind { parse: store, show: |store| text(store.to_string()) };
 pub(super) const ENDPOINT: Kind<String> = Kind { parse: endpoint, show: |url| text(url.clone()) };
-pub(super) const DOMAIN: Kind<Domain> = Kind { parse: domain, show: |domain| text(domain.name().to_owned()) };
+pub(super) const DOMAIN: Kind<DomainName> = Kind { parse: domain, show: |domain| text(domain.to_string()) };
 pub(super) const BYTES: Kind<u64> =
     Kind { parse: bytes, show: |bytes| (ByteSize::b(*bytes).to_string(), json!(bytes)) };
 pub(super) const TIME: Kind<Duration> =
@@ -157,10 +157,10 @@ fn file_url(rest: &str) -> Result<PathBuf, String> {
     if bytes.contains(&0) { Err(expected()) } else { Ok(PathBuf::from(OsString::from_vec(bytes))) }
 }
 
-fn domain(said: &Said) -> Result<Domain, String> {
+fn domain(said: &Said) -> Result<DomainName, String> {
     let expected = || "a name of 1 to 64 of a-z, 0-9 and -".to_owned();
     let Some(given) = said.value.text() else { return Err(expected()) };
-    Domain::named(given).map_err(|_| expected())
+    given.parse().map_err(|_| expected())
 }
 
 fn bytes(said: &Said) -> Result<u64, String> {

@@ -18,10 +18,23 @@ struct Node {
     _daemon: RunningDaemon,
 }
 
+fn place() -> BlackBox {
+    BlackBox::new(&PathBuf::from(env!("CARGO_BIN_EXE_rekindle"))).expect("directories")
+}
+
 impl Node {
     fn start(server: &S3Server, prefix: &str) -> Self {
-        let program = PathBuf::from(env!("CARGO_BIN_EXE_rekindle"));
-        let mut place = BlackBox::new(&program).expect("directories");
+        Self::start_in(place(), server, prefix)
+    }
+
+    /// A second node of a bucket, with a copy of the keys of the first.
+    fn start_beside(other: &Self, server: &S3Server, prefix: &str) -> Self {
+        let place = place();
+        place.copy_key_ring(&other.place).expect("the first node has keys");
+        Self::start_in(place, server, prefix)
+    }
+
+    fn start_in(mut place: BlackBox, server: &S3Server, prefix: &str) -> Self {
         let keys = place.home_directory().join("keys");
         fs::write(&keys, format!("aws_access_key_id = {KEY_ID}\naws_secret_access_key = {SECRET}\n"))
             .expect("there is room");
@@ -83,7 +96,8 @@ impl Node {
 #[test]
 fn two_nodes_pass_snapshots_to_each_other_through_one_bucket() {
     let server = S3Server::start().expect("a server");
-    let (one, two) = (Node::start(&server, "fleet"), Node::start(&server, "fleet"));
+    let one = Node::start(&server, "fleet");
+    let two = Node::start_beside(&one, &server, "fleet");
     one.filled("a");
     let first = one.published("a");
     two.resumed(&first, "b");
@@ -101,7 +115,8 @@ fn two_nodes_pass_snapshots_to_each_other_through_one_bucket() {
 #[test]
 fn a_snapshot_that_only_the_bucket_knows_is_listed_and_resumed_by_a_part_of_its_id() {
     let server = S3Server::start().expect("a server");
-    let (one, two) = (Node::start(&server, ""), Node::start(&server, ""));
+    let one = Node::start(&server, "");
+    let two = Node::start_beside(&one, &server, "");
     one.filled("a");
     let snapshot = one.published("a");
     let stored = two.client.stored_snapshots().expect("it is listed");
@@ -120,7 +135,8 @@ fn a_snapshot_that_only_the_bucket_knows_is_listed_and_resumed_by_a_part_of_its_
 #[test]
 fn wrong_bytes_from_a_bucket_reach_no_guest() {
     let server = S3Server::start().expect("a server");
-    let (one, two) = (Node::start(&server, ""), Node::start(&server, ""));
+    let one = Node::start(&server, "");
+    let two = Node::start_beside(&one, &server, "");
     one.filled("a");
     let snapshot = one.published("a");
     let rule = |misbehaviour, times| Rule::next(times, Operation::Get, "layers/", misbehaviour);
@@ -145,7 +161,7 @@ fn a_publish_that_the_bucket_hinders_is_done_in_the_end() {
     ];
     let snapshot = node.published("a");
     drop(hindered);
-    let other = Node::start(&server, "");
+    let other = Node::start_beside(&node, &server, "");
     other.resumed(&snapshot, "b");
     other.assert_verified("b");
 }

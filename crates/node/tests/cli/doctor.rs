@@ -13,7 +13,7 @@ use crate::program::{Place, Said, said};
 /// `nobody` and `nogroup` of Debian.
 const NOBODY: u32 = 65_534;
 
-const NAMES: [&str; 27] = [
+const NAMES: [&str; 28] = [
     "kernel",
     "page faults",
     "fault features",
@@ -35,6 +35,7 @@ const NAMES: [&str; 27] = [
     "store",
     "store's speed",
     "store's habits",
+    "key ring",
     "privacy",
     "set aside",
     "QEMU",

@@ -62,9 +62,12 @@ fn a_machine_is_resumed_by_a_node_that_has_nothing_but_the_store() {
     peers.write_disk("vm", 5, 6);
     let last = peers.node.pause("vm", "last");
     peers.node.wait("last", SnapshotState::Published);
-    let elsewhere = Peers::start();
+    let mut elsewhere = Peers::start();
+    elsewhere.node.terminate();
     peers.node.terminate();
     elsewhere.node.copy_store(&peers.node);
+    elsewhere.node.place.copy_key_ring(&peers.node.place).expect("it has keys");
+    elsewhere.node.start_again();
     for gone in [peers.node.place.state_directory(), peers.node.place.home_directory()] {
         fs::remove_dir_all(gone).expect("nobody uses it");
     }

@@ -403,7 +403,7 @@ fn linux_with_a_disk_has_its_files_in_forks_after_a_crash_and_on_another_node() 
     assert_eq!(console.ask("read note", "read "), "one");
     console.assert_verified();
     node.wait("last", SnapshotState::Published);
-    let elsewhere = Node::start_with("");
+    let elsewhere = Node::start_with_keys_of(&node);
     node.terminate();
     elsewhere.copy_store(&node);
     elsewhere.resumed(&last.id.to_string(), "cold");
@@ -431,7 +431,7 @@ fn a_machine_that_waits_for_pages_that_cannot_be_had_is_not_paused_and_goes_on()
     filled(&node, "vm", Board::Microvm, Accelerator::Tcg);
     let first = node.pause("vm", "first");
     node.wait("first", SnapshotState::Published);
-    let elsewhere = Node::start();
+    let elsewhere = Node::start_with_keys_of(&node);
     elsewhere.copy_store(&node);
     elsewhere.resumed(&first.id.to_string(), "cold");
     let mut console = Console::from_now(&elsewhere.client, "cold");

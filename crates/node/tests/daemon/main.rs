@@ -12,6 +12,7 @@ mod disconnects;
 mod firecracker;
 mod jails;
 mod keeper_loss;
+mod key_rings;
 mod lives;
 mod machine_console;
 mod machine_network;

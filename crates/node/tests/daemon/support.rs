@@ -43,6 +43,13 @@ impl Node {
         Self { client: place.client(), place, daemon: Some(daemon) }
     }
 
+    /// A daemon of its own with a copy of another's keys.
+    pub(crate) fn start_with_keys_of(other: &Self) -> Self {
+        let place = BlackBox::new(&program()).expect("directories");
+        place.copy_key_ring(&other.place).expect("the other has keys");
+        Self::start_in(place)
+    }
+
     /// Kills the daemon by SIGKILL.
     pub(crate) fn kill(&mut self) {
         let daemon = self.daemon.take().expect("a daemon runs");

@@ -9,6 +9,7 @@ use rekindle::vmm::process::{GuestOptions, ProcessGuest};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions};
 use rekindle_engine::store::Store;
@@ -251,7 +252,8 @@ fn in_a_new_process() {
     let cache = tempfile::tempdir().expect("a directory");
     let store = Store::directory(store.as_ref()).expect("the store is there");
     let engine =
-        Engine::start(EngineOptions::new(cache.path().join("cold"), store)).expect("an engine starts");
+        Engine::start(EngineOptions::new(cache.path().join("cold"), store, KeyRing::of_name("default")))
+            .expect("an engine starts");
     for name in snapshots.split(',') {
         let id: SnapshotId = name.parse().expect("a snapshot's name");
         let cold = engine.open(id).expect("it was published");

@@ -14,6 +14,7 @@ use rekindle::copied_memory::copy_pages;
 use rekindle::vmm::process::{GuestControl, ProcessGuest};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::serve::{
@@ -106,7 +107,8 @@ fn server_process() {
     let (userfaultfd, stream, journal) = (next(), next(), next());
     let kept = KeptEpoch { facts: order.facts, userfaultfd, memfd: fds.next(), stream, journal };
     let store = Store::directory(&order.store).expect("the store");
-    let engine = Engine::start(EngineOptions::new(order.local, store)).expect("an engine starts");
+    let engine = Engine::start(EngineOptions::new(order.local, store, KeyRing::of_name("default")))
+        .expect("an engine starts");
     let id: SnapshotId = order.snapshot.parse().expect("an id");
     let snapshot = engine.open(id).expect("it was published");
     let server = served(&engine, &snapshot, Epoch::recover(kept).expect("recovers"));

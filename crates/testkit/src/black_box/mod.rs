@@ -155,6 +155,20 @@ impl BlackBox {
         self.root.join("store")
     }
 
+    /// File of its keys.
+    pub fn key_ring(&self) -> PathBuf {
+        self.state_directory().join("key-ring.json")
+    }
+
+    /// Puts a copy of another place's keys here, before a daemon starts that is to read the other's store.
+    pub fn copy_key_ring(&self, other: &Self) -> Result<(), BlackBoxError> {
+        let copied = || {
+            fs::create_dir_all(self.state_directory())?;
+            fs::copy(other.key_ring(), self.key_ring())
+        };
+        copied().map(drop).map_err(system("copying a key ring"))
+    }
+
     /// Its settings.
     pub fn settings_file(&self) -> PathBuf {
         self.root.join("rekindle.toml")

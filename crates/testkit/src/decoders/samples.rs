@@ -7,12 +7,12 @@ use bytes::Bytes;
 use rekindle_engine::compare::PageClasses;
 use rekindle_engine::frame::frames_of;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
-use rekindle_engine::identity::{Domain, FrameDigest, LayerId, SnapshotId};
+use rekindle_engine::identity::{FrameDigest, LayerId, SnapshotId};
 use rekindle_engine::layer_index::LayerIndex;
 use rekindle_engine::limits;
 use rekindle_engine::manifest::{
-    LayerName, LocalManifest, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer, VolumeChange,
-    VolumeShape,
+    Edition, LayerName, LocalManifest, Manifest, ObjectName, Publication, SnapshotFacts, StoredLayer,
+    VolumeChange, VolumeShape,
 };
 use rekindle_engine::object::{FrameCodec, ObjectTable, StoredFrame};
 use rekindle_engine::page_set::PageSet;
@@ -109,7 +109,10 @@ pub(super) fn object_table() -> Samples {
 type Generations<'a> = &'a [(&'a [(u32, u32)], &'a [(u32, u32)])];
 
 pub(super) fn publication() -> Samples {
-    publications().into_iter().map(|(name, publication)| (name, publication.encode())).collect()
+    publications()
+        .into_iter()
+        .map(|(name, publication)| (name, publication.encode(super::keys().own())))
+        .collect()
 }
 
 /// The same manifests as a catalog has them, with the places of every second layer.
@@ -118,7 +121,7 @@ pub(super) fn local_manifest() -> Samples {
         let (manifest, stored) = publication.into_parts();
         let every_second = |(number, place): (usize, StoredLayer)| (number % 2 == 0).then_some(place);
         let stored = stored.into_iter().enumerate().map(every_second).collect();
-        LocalManifest::new(manifest, stored).encode()
+        LocalManifest::new(None, manifest, stored).encode()
     };
     publications().into_iter().map(|(name, publication)| (name, local(publication))).collect()
 }
@@ -182,7 +185,7 @@ fn publication_of(pages: u32, generations: Generations<'_>) -> Publication {
         manifest = manifest.overlay(facts(number), &[change]).expect("the sample is within limits");
     }
     let stored = manifest.layers().iter().map(stored_layer).collect();
-    Publication::new(manifest, stored)
+    Publication::new(Edition::FIRST, manifest, stored)
 }
 
 fn shape(name: &str, page_kind: PageKind, pages: u32) -> VolumeShape {
@@ -199,7 +202,11 @@ fn facts(number: u8) -> SnapshotFacts {
 }
 
 fn layer_name(number: u8, kept: &PageSet) -> LayerName {
-    LayerName { id: LayerId::from_bytes([number; 32]), domain: Domain::shared(), pages: kept.len() }
+    LayerName {
+        id: LayerId::from_bytes([number; 32]),
+        domain: super::keys().own().domain().clone(),
+        pages: kept.len(),
+    }
 }
 
 fn stored_layer(layer: &LayerName) -> StoredLayer {

@@ -9,10 +9,13 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
-use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::identity::{Domain, SnapshotId, VolumeName};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::limits;
-use rekindle_engine::manifest::{LayerName, Manifest, Publication, SnapshotFacts, VolumeChange, VolumeShape};
+use rekindle_engine::manifest::{
+    Edition, LayerName, Manifest, Publication, SnapshotFacts, VolumeChange, VolumeShape,
+};
 use rekindle_engine::open::OpenError;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::snapshot::Snapshot;
@@ -124,6 +127,10 @@ impl StoreOpener for OpensObjects {
     }
 }
 
+fn domain() -> Domain {
+    KeyRing::of_name("default").own().domain().clone()
+}
+
 /// An engine with a catalog and a gate to its store.
 fn start_with_gate(site: &Site) -> Engine {
     start_gated(site, site.objects.clone(), OtherStore::Refused)
@@ -133,7 +140,7 @@ fn start_with_gate(site: &Site) -> Engine {
 pub(crate) fn start_gated(site: &Site, objects: Arc<dyn ObjectStore>, other: OtherStore) -> Engine {
     let recording = site.recording().expect("a catalog");
     let catalog: Catalog = recording.catalog.clone().expect("it records");
-    let gate = StoreGate::new(Box::new(OpensObjects(objects)), catalog, None, other);
+    let gate = StoreGate::new(Box::new(OpensObjects(objects)), catalog, None, other, domain());
     Engine::start(EngineOptions { store: Store::gated(gate), ..recording }).expect("threads for an engine")
 }
 
@@ -144,7 +151,7 @@ fn a_store_whose_identity_cannot_be_read_once_stays_in_use_and_twice_is_away() {
     let unreliable = UnreliableStore::new(Arc::new(InMemory::new()));
     let faults = unreliable.faults();
     let opener = Box::new(OpensObjects(Arc::new(unreliable)));
-    let gate = StoreGate::new(opener, catalog, None, OtherStore::Refused);
+    let gate = StoreGate::new(opener, catalog, None, OtherStore::Refused, domain());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
     let look = || runtime.block_on(gate.checked()).map(drop);
     look().expect("an empty place becomes a store");
@@ -310,7 +317,9 @@ fn open_foreign(site: &Site, engine: &Engine, foreign: &Publication) -> Result<A
     let id = foreign.manifest().snapshot();
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
     let path = Path::from(format!("manifests/{id}"));
-    runtime.block_on(site.objects.put(&path, foreign.encode().into())).expect("into memory");
+    runtime
+        .block_on(site.objects.put(&path, foreign.encode(KeyRing::of_name("default").own()).into()))
+        .expect("into memory");
     engine.open(id)
 }
 
@@ -324,7 +333,7 @@ fn unheard_of(pages: u32) -> (SnapshotFacts, VolumeShape) {
 fn a_stored_manifest_without_memory_is_refused() {
     let site = site();
     let nothing = Manifest::first(unheard_of(0).0, Vec::new(), &[]).expect("within limits");
-    let opened = open_foreign(&site, &start(&site), &Publication::new(nothing, Vec::new()));
+    let opened = open_foreign(&site, &start(&site), &Publication::new(Edition::FIRST, nothing, Vec::new()));
     assert!(matches!(opened, Err(OpenError::NoMemory { .. })), "{opened:?}");
 }
 
@@ -341,7 +350,7 @@ fn a_stored_manifest_that_contradicts_an_open_layer_is_refused() {
         zero: &PageSet::new(200),
     };
     let larger = Manifest::first(facts, vec![shape], &[change]).expect("within limits");
-    let opened = open_foreign(&site, &engine, &Publication::new(larger, vec![stored]));
+    let opened = open_foreign(&site, &engine, &Publication::new(Edition::FIRST, larger, vec![stored]));
     assert!(matches!(opened, Err(OpenError::Cache { .. })), "{opened:?}");
     check(&engine, &(snapshot, memory));
 }

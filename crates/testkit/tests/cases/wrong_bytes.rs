@@ -8,9 +8,10 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::frame::{FRAME_PAGES, FrameNumber};
 use rekindle_engine::identity::{LayerId, SnapshotId, VolumeName};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::layer::Layer;
 use rekindle_engine::manifest::{
-    Manifest, Publication, SnapshotFacts, StoredLayer, VolumeChange, VolumeShape,
+    Edition, Manifest, Publication, SnapshotFacts, StoredLayer, VolumeChange, VolumeShape,
 };
 use rekindle_engine::object::{ObjectTable, StoredFrame};
 use rekindle_engine::page_set::PageSet;
@@ -166,8 +167,8 @@ fn the_table_of_another_layer_is_refused_though_a_manifest_has_its_digest() {
     };
     let manifest = Manifest::first(facts, vec![shape], &[change]).expect("within limits");
     let id = manifest.snapshot();
-    let publication = Publication::new(manifest, vec![stored]);
-    put(&site, &Path::from(format!("manifests/{id}")), publication.encode());
+    let publication = Publication::new(Edition::FIRST, manifest, vec![stored]);
+    put(&site, &Path::from(format!("manifests/{id}")), publication.encode(KeyRing::of_name("default").own()));
     let elsewhere = site.elsewhere().expect("a temporary directory");
     let cold = start(&elsewhere);
     let opened = cold.open(id).expect("it is published");

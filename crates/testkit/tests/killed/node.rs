@@ -12,6 +12,7 @@ use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::hooks::Hooks;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::keep::{Keeper, KeptVolume};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
@@ -69,7 +70,7 @@ fn start(directory: &Path, link: &Arc<Link>) -> Engine {
         catalog: Some(catalog),
         keeper: link.clone(),
         hooks: link.clone(),
-        ..EngineOptions::new(directory.join("layers"), store)
+        ..EngineOptions::new(directory.join("layers"), store, KeyRing::of_name("default"))
     };
     Engine::start(options).expect("what is there is sound")
 }

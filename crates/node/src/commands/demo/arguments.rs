@@ -41,7 +41,7 @@ pub struct DemoArguments {
     /// Make each resume wait until its snapshot is saved, for comparison
     #[arg(long)]
     pub no_early_serve: bool,
-    /// Directory of the object store; a temporary one unless given
+    /// Directory of the object store; a temporary one unless given. The key of what is stored there ends with the demo
     #[arg(long)]
     pub store: Option<PathBuf>,
     /// The directory that this process works in, made by the one that watches it

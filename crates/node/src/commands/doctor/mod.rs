@@ -4,6 +4,7 @@
 mod daemon;
 mod firecracker;
 mod kernel;
+mod keys;
 mod limits;
 mod places;
 mod rehearsal;

@@ -22,7 +22,8 @@ pub(super) fn look(settings: &Settings) -> Vec<Check> {
     );
     let places =
         [Check::ok("settings", from), state_directory(&settings.state_directory), run_directory(settings)];
-    let others = [privacy(settings), set_aside(&settings.state_directory.join("layers"))];
+    let others =
+        [super::keys::look(settings), privacy(settings), set_aside(&settings.state_directory.join("layers"))];
     places.into_iter().chain(store::look(settings)).chain(others).collect()
 }
 

@@ -13,6 +13,7 @@ use object_store::local::LocalFileSystem;
 use rekindle::vmm::process::{GuestShape, ProcessGuest};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
@@ -94,7 +95,7 @@ fn unreliable_store(directory: &Path) -> (Store, Faults) {
 }
 
 fn options(directory: &Path, name: &str, store: Store) -> EngineOptions {
-    EngineOptions::new(directory.join(name), store)
+    EngineOptions::new(directory.join(name), store, KeyRing::of_name("default"))
 }
 
 /// Choices of a new seed, or of the one in `REKINDLE_SEED`; says which.

@@ -1,0 +1,175 @@
+//! Keys of domains: the secrets that name a domain's layers and tag its manifests, and the ring of those a node has.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::identity::{Domain, DomainName, KeyId, LayerId};
+
+/// Bytes of a domain's secret.
+pub const SECRET_BYTES: usize = 32;
+
+/// Context of the hash of a domain's name, from which keys followed before there were key rings.
+const KEYED_BY_NAME: &str = "rekindle 2026-01 layer domain key";
+/// Contexts of the keys that follow from a secret, so that each of them is used for one thing.
+const LAYER_NAMES: &str = "rekindle 2026-11 layer names";
+const TAGS: &str = "rekindle 2026-11 tags";
+const KEY_ID: &str = "rekindle 2026-11 key id";
+
+/// A domain with its key. The key cannot be printed: what is shown of it is the domain, and the key's id.
+///
+/// A clone is a pointer.
+#[derive(Clone)]
+pub struct DomainKey(Arc<Keys>);
+
+struct Keys {
+    domain: Domain,
+    layer_names: [u8; SECRET_BYTES],
+    tags: [u8; SECRET_BYTES],
+}
+
+impl DomainKey {
+    /// The key of the domain `name` that follows from a secret.
+    #[must_use]
+    pub fn new(name: DomainName, secret: &[u8; SECRET_BYTES]) -> Self {
+        Self::of(name, secret, blake3::derive_key(LAYER_NAMES, secret))
+    }
+
+    /// The key that a domain had before there were key rings: it follows from the name, and is no secret.
+    #[must_use]
+    pub fn of_name(name: DomainName) -> Self {
+        let key = blake3::derive_key(KEYED_BY_NAME, name.as_str().as_bytes());
+        Self::of(name, &key, key)
+    }
+
+    fn of(name: DomainName, secret: &[u8; SECRET_BYTES], layer_names: [u8; SECRET_BYTES]) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = blake3::derive_key(KEY_ID, secret);
+        let domain = Domain::new(name, KeyId::from_bytes([a, b, c, d, e, f, g, h]));
+        Self(Arc::new(Keys { domain, layer_names, tags: blake3::derive_key(TAGS, secret) }))
+    }
+
+    /// The domain whose key it is.
+    #[must_use]
+    pub fn domain(&self) -> &Domain {
+        &self.0.domain
+    }
+
+    /// The name in this domain of the layer whose encoded index this is.
+    #[must_use]
+    pub fn layer_id(&self, encoded_index: &[u8]) -> LayerId {
+        LayerId::from_bytes(blake3::keyed_hash(&self.0.layer_names, encoded_index).into())
+    }
+
+    /// The tag of these bytes. It is compared in constant time.
+    pub(crate) fn tag(&self, bytes: &[u8]) -> blake3::Hash {
+        blake3::keyed_hash(&self.0.tags, bytes)
+    }
+}
+
+impl fmt::Debug for DomainKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DomainKey").field(&self.0.domain).finish()
+    }
+}
+
+/// The keys that a node has, one of them its own. Clones share them.
+#[derive(Clone, Debug)]
+pub struct KeyRing {
+    own: DomainKey,
+    others: Arc<[DomainKey]>,
+}
+
+/// A key that the ring does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the key ring has no key {} of domain {}: copy that key from the key ring of a node that has it, and restart this \
+     daemon",
+    domain.key_id(), domain.name()
+)]
+pub struct MissingKey {
+    /// The domain, which says the id of the key.
+    pub domain: Domain,
+}
+
+impl KeyRing {
+    /// A ring: the key that names what this node packs, and those with which it reads what others packed.
+    #[must_use]
+    pub fn new(own: DomainKey, others: Vec<DomainKey>) -> Self {
+        Self { own, others: others.into() }
+    }
+
+    /// A ring whose one key follows from the domain's name, for tests and measurements: everybody can make it.
+    #[must_use]
+    pub fn of_name(domain: &str) -> Self {
+        Self::new(DomainKey::of_name(domain.parse().expect("a legal name")), Vec::new())
+    }
+
+    /// The key that names what this node packs.
+    #[must_use]
+    pub fn own(&self) -> &DomainKey {
+        &self.own
+    }
+
+    /// The key that names a domain's layers. One that follows from the domain's name need not be in the ring.
+    pub fn key(&self, domain: &Domain) -> Result<DomainKey, MissingKey> {
+        self.secret(domain).or_else(|missing| {
+            let of_name = DomainKey::of_name(domain.name().clone());
+            if of_name.domain() == domain { Ok(of_name) } else { Err(missing) }
+        })
+    }
+
+    /// The key of a domain that is in the ring: nobody outside of it can have made a tag.
+    pub(crate) fn secret(&self, domain: &Domain) -> Result<DomainKey, MissingKey> {
+        let mut keys = std::iter::once(&self.own).chain(&*self.others);
+        let key = keys.find(|key| key.domain() == domain);
+        key.cloned().ok_or_else(|| MissingKey { domain: domain.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> DomainName {
+        text.parse().expect("a legal name")
+    }
+
+    #[test]
+    fn a_key_follows_from_its_secret_and_not_from_the_domains_name() {
+        let [one, other] = [[1; 32], [2; 32]].map(|secret| DomainKey::new(name("tenant-1"), &secret));
+        assert_ne!(one.domain(), other.domain());
+        assert_ne!(one.layer_id(b"index"), other.layer_id(b"index"));
+        assert_ne!(one.tag(b"bytes"), other.tag(b"bytes"));
+        assert_eq!(one.domain(), DomainKey::new(name("tenant-1"), &[1; 32]).domain());
+        assert_ne!(one.domain(), DomainKey::of_name(name("tenant-1")).domain());
+    }
+
+    #[test]
+    fn a_ring_finds_every_key_it_has_and_says_which_one_it_lacks() {
+        let [own, other, foreign] = [1, 2, 3].map(|byte| DomainKey::new(name("a"), &[byte; 32]));
+        let ring = KeyRing::new(own.clone(), vec![other.clone()]);
+        for known in [&own, &other] {
+            assert_eq!(ring.key(known.domain()).map(|key| key.layer_id(b"i")), Ok(known.layer_id(b"i")));
+        }
+        let missing = ring.key(foreign.domain()).expect_err("it is not there").to_string();
+        let said = format!("the key ring has no key {} of domain a: copy", foreign.domain().key_id());
+        assert!(missing.starts_with(&said), "{missing}");
+    }
+
+    #[test]
+    fn the_key_that_follows_from_a_name_reads_layers_and_makes_no_tag_that_counts() {
+        let ring = KeyRing::new(DomainKey::new(name("a"), &[1; 32]), Vec::new());
+        let old = DomainKey::of_name(name("a"));
+        assert_eq!(ring.key(old.domain()).map(|key| key.layer_id(b"i")), Ok(old.layer_id(b"i")));
+        assert!(ring.secret(old.domain()).is_err());
+    }
+
+    #[test]
+    fn neither_a_key_nor_its_ring_shows_the_secret() {
+        let secret = [0xa7; 32];
+        let key = DomainKey::new(name("a"), &secret);
+        let shown = format!("{key:?} {:?}", KeyRing::new(key.clone(), vec![key.clone()]));
+        let hidden = [format!("{secret:?}"), blake3::Hash::from_bytes(key.0.tags).to_hex().to_string()];
+        assert!(hidden.iter().all(|hidden| !shown.contains(hidden.trim_matches(['[', ']']))), "{shown}");
+        assert!(!shown.contains("a7a7") && !shown.contains("167, 167"), "{shown}");
+    }
+}

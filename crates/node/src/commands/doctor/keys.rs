@@ -1,0 +1,67 @@
+//! Checks of the key ring: it can be used, and its key is the one that the store has for the node's domain.
+
+use std::io;
+use std::time::Duration;
+
+use rekindle_engine::identity::KeyId;
+use rekindle_engine::store_domain::{disagreement, key_in};
+
+use super::Check;
+use crate::key_ring::{self, KeyRingFileError};
+use crate::regular_file::FileError;
+use crate::settings::Settings;
+
+/// Longest time for the store's answer.
+const STORE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Looks at the file, and asks the store.
+pub(super) fn look(settings: &Settings) -> Check {
+    let (name, path, domain) = ("key ring", settings.key_ring.display(), &settings.domain);
+    let file = match key_ring::read(&settings.key_ring) {
+        Ok(file) => file,
+        Err(KeyRingFileError::Unread { source: FileError::Io(error), .. })
+            if error.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            return Check::ok(name, format!("{path} cannot be looked at by this user: {error}"));
+        }
+        Err(error) => return Check::fail(name, error.to_string(), "the daemon does not start like this"),
+    };
+    let ring = file.and_then(|file| file.ring(domain));
+    let stored = match in_store(settings) {
+        Ok(stored) => stored,
+        Err(error) => return Check::warn(name, error, "the daemon asks the store again until it answers"),
+    };
+    match (ring, stored) {
+        (None, None) => {
+            Check::ok(name, format!("{path} gets a key of domain {domain} when the daemon starts"))
+        }
+        (None, Some(key)) => Check::warn(
+            name,
+            format!("{path} has no key of domain {domain}, and the store has key {key} of it"),
+            "copy the key ring of another node of this store there, or set `domain` to a name that no other node uses",
+        ),
+        (Some(ring), Some(key)) if key != ring.own().domain().key_id() => Check::fail(
+            name,
+            format!("the store: {}", disagreement(ring.own().domain(), key)),
+            "nothing is published until they agree",
+        ),
+        (Some(ring), _) => {
+            Check::ok(name, format!("{path}: key {} of domain {domain}", ring.own().domain().key_id()))
+        }
+    }
+}
+
+/// The id of the key that the store has for the node's domain. A store that is not there has none.
+fn in_store(settings: &Settings) -> Result<Option<KeyId>, String> {
+    if !settings.store.directory().is_dir() {
+        return Ok(None);
+    }
+    let objects = settings.store.objects().map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let asked = async { tokio::time::timeout(STORE_LIMIT, key_in(&settings.domain, &objects)).await };
+    let silent = |_elapsed| format!("the store does not answer within {STORE_LIMIT:?}");
+    runtime.block_on(asked).map_err(silent)?.map_err(|error| format!("the store: {error}"))
+}

@@ -1,0 +1,110 @@
+//! Nodes with keys of their own, and nodes that share them.
+
+use std::fs;
+
+use rekindle::api::types::SnapshotState;
+use rekindle_testkit::black_box::BlackBox;
+
+use crate::support::{Node, files_in, program};
+
+/// A node in directories of its own, over the store of another.
+fn over_the_store_of(other: &Node) -> BlackBox {
+    let place = BlackBox::new(&program()).expect("directories");
+    std::os::unix::fs::symlink(other.place.store_directory(), place.store_directory()).expect("a disk");
+    place
+}
+
+#[test]
+fn two_nodes_with_a_copy_of_one_key_ring_read_and_write_one_store() {
+    let node = Node::start();
+    node.filled("a", 1);
+    let first = node.pause("a", "first");
+    node.wait("first", SnapshotState::Published);
+    let place = over_the_store_of(&node);
+    place.copy_key_ring(&node.place).expect("it has keys");
+    let elsewhere = Node::start_in(place);
+    elsewhere.resumed(&first.id.to_string(), "b");
+    elsewhere.assert_verified("b");
+    let second = elsewhere.pause("b", "second");
+    elsewhere.wait("second", SnapshotState::Published);
+    node.resumed(&second.id.to_string(), "c");
+    node.assert_verified("c");
+}
+
+#[test]
+fn a_node_with_a_key_of_its_own_is_told_before_it_publishes_into_the_store_of_others() {
+    let node = Node::start();
+    node.filled("a", 1);
+    node.pause("a", "first");
+    node.wait("first", SnapshotState::Published);
+    let published = files_in(&node.place.store_directory().join("manifests")).len();
+    let mut elsewhere = Node::start_in(over_the_store_of(&node));
+    elsewhere.filled("b", 2);
+    let second = elsewhere.pause("b", "second");
+    elsewhere.wait("second", SnapshotState::Sealed);
+    elsewhere.eventually("the store being away", || {
+        let snapshot = elsewhere.client.snapshot("second").expect("it is listed");
+        snapshot.reason.is_some_and(|reason| reason.contains("of another node of this store"))
+    });
+    assert_eq!(files_in(&node.place.store_directory().join("manifests")).len(), published);
+    // The others' key in front, its own behind it: with that it reads what it packed so far.
+    let keys = |place: &BlackBox| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(place.key_ring()).expect("it is there")).expect("it is JSON")
+    };
+    elsewhere.terminate();
+    let mut both = keys(&node.place);
+    let own = keys(&elsewhere.place)["keys"][0].clone();
+    both["keys"].as_array_mut().expect("a list").push(own);
+    fs::write(elsewhere.place.key_ring(), both.to_string()).expect("a disk");
+    elsewhere.start_again();
+    elsewhere.wait("second", SnapshotState::Published);
+    elsewhere.resume("b");
+    elsewhere.assert_verified("b");
+    // The other node lacks the key of what was packed before, and says which one.
+    let refused = node.client.resume_snapshot(&second.id.to_string(), None, &Default::default());
+    let refused = refused.expect_err("its layers are of another key").to_string();
+    assert!(
+        refused.contains("the key ring has no key ") && refused.contains(" of domain default"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_node_whose_ring_lacks_a_key_loses_nothing_and_goes_on_once_it_is_back() {
+    let mut node = Node::start();
+    node.filled("a", 1);
+    node.pause("a", "first");
+    node.wait("first", SnapshotState::Published);
+    node.terminate();
+    let layers = files_in(&node.place.state_directory().join("layers")).len();
+    let ring = fs::read_to_string(node.place.key_ring()).expect("it is there");
+    // The same domain with another secret.
+    let at = ring.find("\"secret\": \"").expect("it has a key") + 11;
+    let other = format!("{}{}{}", &ring[..at], "0".repeat(64), &ring[at + 64..]);
+    fs::write(node.place.key_ring(), other).expect("a disk");
+    node.begin_again();
+    let snapshot = node.client.snapshot("first").expect("it is listed");
+    let reason = snapshot.reason.expect("it cannot be read");
+    assert!(reason.contains("the key ring has no key ") && reason.contains(" of domain default"), "{reason}");
+    assert_eq!(files_in(&node.place.state_directory().join("layers")).len(), layers);
+    node.terminate();
+    fs::write(node.place.key_ring(), ring).expect("a disk");
+    node.start_again();
+    node.wait("first", SnapshotState::Published);
+    node.resume("a");
+    node.assert_verified("a");
+}
+
+#[test]
+fn a_node_whose_ring_is_gone_does_not_start_and_makes_no_other() {
+    let mut node = Node::start();
+    node.terminate();
+    fs::remove_file(node.place.key_ring()).expect("it is there");
+    let refused = node.place.start().expect_err("it does not start").to_string();
+    let log = fs::read_to_string(node.place.log_file()).unwrap_or_default();
+    assert!(
+        format!("{refused}{log}").contains("has no key of domain default, and this node's"),
+        "{refused} {log}"
+    );
+    assert!(!node.place.key_ring().exists());
+}
