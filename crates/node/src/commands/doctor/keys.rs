@@ -1,6 +1,7 @@
 //! Checks of the key ring: it can be used, and its key is the one that the store has for the node's domain.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rekindle_engine::identity::KeyId;
@@ -53,10 +54,10 @@ pub(super) fn look(settings: &Settings) -> Check {
 
 /// The id of the key that the store has for the node's domain. A store that is not there has none.
 fn in_store(settings: &Settings) -> Result<Option<KeyId>, String> {
-    if !settings.store.directory().is_dir() {
+    if settings.store.directory().is_some_and(|directory| !directory.is_dir()) {
         return Ok(None);
     }
-    let objects = settings.store.objects().map_err(|error| error.to_string())?;
+    let objects = settings.store.objects(&settings.bucket, &Arc::default())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
