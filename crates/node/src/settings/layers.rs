@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::closest::closest;
 use super::error::{SettingsError, Source};
 use super::flags::SettingFlags;
-use super::keys::{KEYS, closest};
+use super::keys::KEYS;
 use crate::regular_file::read_text;
 
 /// Surroundings that settings are read from, besides flags.

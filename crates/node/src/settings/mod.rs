@@ -1,5 +1,6 @@
 //! Settings: one file, over it the environment, over it flags; each value knows where it came from.
 
+mod closest;
 mod error;
 mod flags;
 pub mod keys;
