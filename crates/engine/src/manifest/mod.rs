@@ -4,6 +4,7 @@
 
 mod codec;
 mod layer_list;
+mod line;
 mod local;
 mod publication;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use crate::limits::{
 use crate::page_map::{LayerSlot, PageMap};
 use crate::page_set::PageSet;
 
-pub(crate) use codec::{read_blobs, read_parent, read_shape, write_blobs, write_parent, write_shape};
+pub(crate) use line::{read_blobs, read_parent, read_shape, write_blobs, write_parent, write_shape};
 pub use local::LocalManifest;
 pub use publication::{Edition, ObjectName, Publication, StoredLayer};
 

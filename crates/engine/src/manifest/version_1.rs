@@ -5,8 +5,8 @@
 
 use std::collections::HashSet;
 
-use super::codec::Line;
 use super::layer_list::{read_id, read_named_domain};
+use super::line::Line;
 use super::{LayerName, Manifest};
 use crate::identity::SnapshotId;
 use crate::limits::{MANIFEST_LAYERS_MAX, MANIFEST_PAGES_MAX};
