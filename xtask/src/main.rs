@@ -1,5 +1,6 @@
 //! Tools for developers and CI: `tidy` checks facts about the sources and documents, `bench` measures, `crash` kills
-//! daemons, `soak` lets one work for long, `mutate` puts faults into the engine that tests must notice.
+//! daemons, `soak` lets one work for long, `mutate` puts faults into the engine that tests must notice, `trace` runs a known workload
+//! over a store with virtual time.
 
 mod bench;
 mod crash;
@@ -7,6 +8,8 @@ mod load;
 mod mutate;
 mod soak;
 mod tidy;
+#[cfg(any(test, feature = "trace"))]
+mod trace;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -35,6 +38,12 @@ enum Task {
     Soak(soak::Options),
     /// Put faults into a copy of the engine, one at a time, and see that its tests notice each.
     Mutate(mutate::Options),
+    /// Pause and resume by the lists of a known workload, over a store with virtual time, against goals.
+    Trace {
+        /// Write what was found to this file.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Get Debian's kernel for virtual machines, which tests and `bench` start guests with, and say where it is.
     Guests,
     /// Be the guest of a row that measures page faults.
@@ -63,9 +72,30 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
         Task::Crash(options) => crash::run(&root, &options),
         Task::Soak(options) => soak::run(&root, &options),
         Task::Mutate(options) => mutate::run(&root, &options),
+        Task::Trace { json } => trace(&root, json.as_deref()),
         Task::Guests => guests(),
         Task::Guest { words } => rekindle_guest::process::run(words).map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// Runs the trace.
+#[cfg(any(test, feature = "trace"))]
+fn trace(root: &Path, json: Option<&Path>) -> anyhow::Result<ExitCode> {
+    trace::run(root, json)
+}
+
+/// Has the trace run by this program as it is built with virtual time.
+#[cfg(not(any(test, feature = "trace")))]
+fn trace(root: &Path, json: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.current_dir(root).args(["run", "--release", "--package", "xtask", "--features", "trace"]);
+    cargo.args(["--", "trace"]);
+    if let Some(json) = json {
+        // It runs at the root of the workspace.
+        cargo.arg("--json").arg(std::path::absolute(json)?);
+    }
+    let ended = cargo.status().context("running cargo")?;
+    Ok(if ended.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Gets the guests' kernel, unless it is there, and prints what is where.

@@ -73,7 +73,7 @@ mod deleted;
 pub mod watch;
 pub mod store_check;
 pub mod verify;
-mod working_sets;
+pub mod working_sets;
 mod merge;
 mod seal;
 mod life;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::cache::{Cache, OpenStoredError};
 use crate::catalog::CatalogError;
-use crate::hooks::Hooks;
+use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{DomainName, SnapshotId};
 use crate::layer::Layer;
 use crate::manifest::{LocalManifest, Publication, VolumeManifest};
@@ -131,6 +131,15 @@ impl Drop for Opening<'_> {
         lock(&self.openings.under_way).remove(&self.snapshot);
         self.openings.ended.notify_all();
     }
+}
+
+/// Opens a snapshot on a node without a catalog: [`open`] for callers that have no engine.
+pub async fn open_unrecorded(
+    snapshot: SnapshotId,
+    sources: &Sources,
+    cache: &Cache,
+) -> Result<Snapshot, OpenError> {
+    open(snapshot, sources, cache, (None, &NoHooks)).await
 }
 
 /// Reads the manifest and makes a snapshot of it; pages come when they are asked for.

@@ -18,7 +18,7 @@ use crate::store::Store;
 use crate::working_set::WorkingSet;
 
 /// Looks for the working set of a snapshot, in the catalog and in the store, if that was not done yet.
-pub(crate) async fn find(snapshot: &Snapshot, sources: &Sources) -> Option<Arc<WorkingSet>> {
+pub async fn find(snapshot: &Snapshot, sources: &Sources) -> Option<Arc<WorkingSet>> {
     let known = snapshot.working_set();
     let turn = known.turn().await;
     // The previous owner of the turn may have looked.

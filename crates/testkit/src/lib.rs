@@ -8,6 +8,7 @@ pub mod linux;
 pub mod random;
 pub mod model;
 pub mod stores;
+pub mod timed_store;
 #[cfg(feature = "s3")]
 mod s3_keys;
 #[cfg(feature = "s3")]

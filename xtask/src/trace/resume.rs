@@ -1,0 +1,149 @@
+//! A resume of the last snapshot on a node that has nothing of it, with the store's answers in virtual time.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures_util::stream::{StreamExt as _, TryStreamExt as _};
+use rekindle_engine::cache::Cache;
+use rekindle_engine::fetch::{FetchError, Fetcher};
+use rekindle_engine::frame::FrameNumber;
+use rekindle_engine::geometry::{GuestPage, GuestPages, usize_of};
+use rekindle_engine::limits;
+use rekindle_engine::local_file::LocalFile;
+use rekindle_engine::open::open_unrecorded;
+use rekindle_engine::read_plan::ReadPlan;
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::sources::{Class, Sources};
+use rekindle_engine::stop::Stop;
+use rekindle_engine::store::Store;
+use rekindle_engine::view::LiveView;
+use rekindle_engine::working_set::{Touch, WorkingSet};
+use rekindle_engine::working_sets;
+use rekindle_kernel::PAGE_BYTES;
+use rekindle_testkit::timed_store::{Network, ReadLog, TimedRead, TimedStore};
+use tokio::runtime::{Builder, Runtime};
+
+use super::pauses::{Stored, check, keys};
+
+/// The node's knowledge of the pages that its guest needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Knowledge {
+    /// It knows them from elsewhere.
+    Given,
+    /// They are recorded in the store.
+    WorkingSet,
+}
+
+/// The reads of a resume.
+pub(crate) struct Resumed {
+    /// Every read, in the order of their ends.
+    pub(crate) reads: Vec<TimedRead>,
+    /// When the first of the pages was there, since the resume was asked for.
+    pub(crate) first_page: Duration,
+    /// When the last one was.
+    pub(crate) last_page: Duration,
+}
+
+/// Resumes the last snapshot and reads `wanted`; every byte is compared.
+pub(crate) fn resume(
+    stored: &Stored,
+    network: Network,
+    wanted: &[GuestPages],
+    knowledge: Knowledge,
+) -> anyhow::Result<Resumed> {
+    if knowledge == Knowledge::WorkingSet {
+        record(stored, wanted)?;
+    }
+    let directory = tempfile::tempdir().context("a directory for a node")?;
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build()?;
+    let cold = Cold::new(&runtime, stored, network, directory.path())?;
+    // Only in the runtime is the time the virtual one.
+    let (snapshot, resumed) = runtime.block_on(cold.bring(stored, wanted, knowledge))?;
+    for run in wanted {
+        let mut bytes = vec![0; usize_of(run.count()) * PAGE_BYTES];
+        ReadPlan::new(snapshot.memory(), *run).read(&cold.fetcher, &mut bytes)?;
+        check(&stored.content, *run, &bytes)?;
+    }
+    Ok(resumed)
+}
+
+/// Puts the working set of the last snapshot into the store.
+fn record(stored: &Stored, wanted: &[GuestPages]) -> anyhow::Result<()> {
+    let pages = wanted.iter().map(|run| run.end()).max().map_or(0, GuestPage::number);
+    let set = WorkingSet::new(stored.last, pages, wanted.iter().map(|run| Touch::Beside(*run)));
+    let put = async {
+        let store = Store::new(Arc::clone(&stored.objects));
+        store.put_working_set(stored.last, Bytes::from(set.encode())).await
+    };
+    Ok(Builder::new_current_thread().build()?.block_on(put)?)
+}
+
+/// A node that has nothing.
+struct Cold {
+    sources: Sources,
+    fetcher: Fetcher,
+    cache: Cache,
+    log: ReadLog,
+}
+
+impl Cold {
+    fn new(
+        runtime: &Runtime,
+        stored: &Stored,
+        network: Network,
+        directory: &std::path::Path,
+    ) -> anyhow::Result<Self> {
+        let entered = runtime.enter();
+        let timed = TimedStore::new(Arc::clone(&stored.objects), network);
+        let log = timed.log();
+        let sources = Sources::new(Store::new(Arc::new(timed)), keys());
+        let fetcher = Fetcher::new(runtime.handle().clone(), sources.clone(), Stop::default());
+        drop(entered);
+        Ok(Self { sources, fetcher, cache: Cache::open(directory, keys())?, log })
+    }
+
+    /// Opens the snapshot and brings the pages.
+    async fn bring(
+        &self,
+        stored: &Stored,
+        wanted: &[GuestPages],
+        knowledge: Knowledge,
+    ) -> anyhow::Result<(Snapshot, Resumed)> {
+        let snapshot = open_unrecorded(stored.last, &self.sources, &self.cache).await?;
+        let recorded = match knowledge {
+            Knowledge::Given => None,
+            Knowledge::WorkingSet => {
+                Some(working_sets::find(&snapshot, &self.sources).await.context("it was recorded")?)
+            }
+        };
+        let wanted = recorded.as_ref().map_or(wanted, |set| set.runs());
+        let first_page = self.bring_frames(missing(snapshot.memory(), wanted)).await?;
+        let resumed = Resumed { reads: self.log.reads(), first_page, last_page: self.log.now() };
+        Ok((snapshot, resumed))
+    }
+
+    /// Brings frames as a fault server does that installs ahead: so many at once, in their order.
+    async fn bring_frames(&self, frames: Vec<(Arc<LocalFile>, FrameNumber)>) -> Result<Duration, FetchError> {
+        let fetcher = &self.fetcher.of_class(Class::Ahead);
+        let brought = futures_util::stream::iter(frames)
+            .map(|(file, frame)| async move { fetcher.bring(&file, frame).await.map(|()| self.log.now()) });
+        let times: Vec<_> = brought.buffer_unordered(limits::PREFETCH_FRAMES_MAX).try_collect().await?;
+        Ok(times.into_iter().min().unwrap_or_default())
+    }
+}
+
+/// The frames of `wanted` that are not here, each once, in the order of the pages.
+fn missing(view: &LiveView, wanted: &[GuestPages]) -> Vec<(Arc<LocalFile>, FrameNumber)> {
+    let (mut frames, mut known) = (Vec::new(), HashSet::new());
+    for page in wanted.iter().flat_map(|run| run.iter()) {
+        if let Some((file, frame)) = view.piece_at(page, 1).missing_frame()
+            && known.insert((file.layer().id(), frame))
+        {
+            frames.push((file, frame));
+        }
+    }
+    frames
+}
