@@ -64,7 +64,7 @@ impl FromStr for SnapshotId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LayerId([u8; 32]);
 
-/// The BLAKE3 hash of one frame's uncompressed bytes.
+/// The BLAKE3 hash of one frame's uncompressed bytes, keyed by the layer's domain.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameDigest([u8; 32]);
 
@@ -111,9 +111,9 @@ digest!(LayerId);
 digest!(FrameDigest);
 
 impl FrameDigest {
-    /// The digest of a frame's bytes.
+    /// The digest of a frame's bytes without a key, as layers had it before there were key rings.
     #[must_use]
-    pub fn of(frame: &[u8]) -> Self {
+    pub fn without_key(frame: &[u8]) -> Self {
         Self(blake3::hash(frame).into())
     }
 }

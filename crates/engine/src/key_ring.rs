@@ -1,9 +1,10 @@
-//! Keys of domains: the secrets that name a domain's layers and tag its manifests, and the ring of those a node has.
+//! Keys of domains: the secrets that name a domain's layers, digest their frames and tag its manifests; and the ring of
+//! those that a node has.
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::identity::{Domain, DomainName, KeyId, LayerId};
+use crate::identity::{Domain, DomainName, FrameDigest, KeyId, LayerId};
 
 /// Bytes of a domain's secret.
 pub const SECRET_BYTES: usize = 32;
@@ -12,6 +13,7 @@ pub const SECRET_BYTES: usize = 32;
 const KEYED_BY_NAME: &str = "rekindle 2026-01 layer domain key";
 /// Contexts of the keys that follow from a secret, so that each of them is used for one thing.
 const LAYER_NAMES: &str = "rekindle 2026-11 layer names";
+const FRAME_DIGESTS: &str = "rekindle 2026-11 frame digests";
 const TAGS: &str = "rekindle 2026-11 tags";
 const KEY_ID: &str = "rekindle 2026-11 key id";
 
@@ -24,6 +26,7 @@ pub struct DomainKey(Arc<Keys>);
 struct Keys {
     domain: Domain,
     layer_names: [u8; SECRET_BYTES],
+    frame_digests: [u8; SECRET_BYTES],
     tags: [u8; SECRET_BYTES],
 }
 
@@ -44,7 +47,8 @@ impl DomainKey {
     fn of(name: DomainName, secret: &[u8; SECRET_BYTES], layer_names: [u8; SECRET_BYTES]) -> Self {
         let [a, b, c, d, e, f, g, h, ..] = blake3::derive_key(KEY_ID, secret);
         let domain = Domain::new(name, KeyId::from_bytes([a, b, c, d, e, f, g, h]));
-        Self(Arc::new(Keys { domain, layer_names, tags: blake3::derive_key(TAGS, secret) }))
+        let [frame_digests, tags] = [FRAME_DIGESTS, TAGS].map(|context| blake3::derive_key(context, secret));
+        Self(Arc::new(Keys { domain, layer_names, frame_digests, tags }))
     }
 
     /// The domain whose key it is.
@@ -57,6 +61,12 @@ impl DomainKey {
     #[must_use]
     pub fn layer_id(&self, encoded_index: &[u8]) -> LayerId {
         LayerId::from_bytes(blake3::keyed_hash(&self.0.layer_names, encoded_index).into())
+    }
+
+    /// The digest of a frame's uncompressed bytes in this domain.
+    #[must_use]
+    pub fn frame_digest(&self, frame: &[u8]) -> FrameDigest {
+        FrameDigest::from_bytes(blake3::keyed_hash(&self.0.frame_digests, frame).into())
     }
 
     /// The tag of these bytes. It is compared in constant time.
@@ -139,6 +149,7 @@ mod tests {
         assert_ne!(one.domain(), other.domain());
         assert_ne!(one.layer_id(b"index"), other.layer_id(b"index"));
         assert_ne!(one.tag(b"bytes"), other.tag(b"bytes"));
+        assert_ne!(one.frame_digest(b"frame"), other.frame_digest(b"frame"));
         assert_eq!(one.domain(), DomainKey::new(name("tenant-1"), &[1; 32]).domain());
         assert_ne!(one.domain(), DomainKey::of_name(name("tenant-1")).domain());
     }

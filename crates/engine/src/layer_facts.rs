@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::frame::FrameNumber;
-use crate::identity::{FrameDigest, LayerId};
+use crate::identity::LayerId;
 use crate::key_ring::DomainKey;
 use crate::layer_index::LayerIndex;
 use crate::manifest::{LayerName, ObjectName, StoredLayer};
@@ -63,9 +63,9 @@ impl LayerFacts {
         self.index().expect("a layer packed on this node has its index").pages()
     }
 
-    /// Digest that a frame's bytes must have; none before the index is known.
-    pub fn digest(&self, frame: FrameNumber) -> Option<FrameDigest> {
-        self.index().map(|index| index.digest(frame))
+    /// True if the index is known, and these are the uncompressed bytes of a frame.
+    pub fn is_frame(&self, frame: FrameNumber, bytes: &[u8]) -> bool {
+        self.index().is_some_and(|index| index.is_frame(frame, bytes, &self.key))
     }
 
     /// The object in the store that is read, once one is known.

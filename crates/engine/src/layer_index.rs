@@ -1,33 +1,49 @@
 //! The index that a layer's name commits to: the pages of a volume that it packs, and the digest of each of its frames.
 //!
-//! Layout, little-endian: magic `RKLI`, version u16, varint pages of the volume, varint pages packed, then for each
-//! run of them the varint gap since the run before and the varint length less 1, then 32 bytes of digest a frame.
+//! Layout, little-endian: magic `RKLI`, version u16, a byte for the order of the pages (0: the guest's), varint pages of
+//! the volume, varint pages packed, then for each run of them the varint gap since the run before and the varint length
+//! less 1, then 32 bytes of digest a frame. In version 1 the order is not said, and the digests have no key. A layer's
+//! name is of these very bytes, so an index is written in the version in which it was read.
 
 use crate::frame::{FrameNumber, frames_of};
 use crate::geometry::{GuestPage, GuestPages};
 use crate::identity::FrameDigest;
+use crate::key_ring::DomainKey;
 use crate::limits::{LAYER_INDEX_BYTES_MAX, MANIFEST_PAGES_MAX};
 use crate::ranked_set::RankedSet;
-use crate::wire::{Reader, WireError, Writer};
+use crate::wire::{Problem, Reader, WireError, Writer};
 
 const MAGIC: &[u8] = b"RKLI";
-const VERSION: u16 = 1;
+/// The form of each version, from 1 on.
+const FORMS: [IndexForm; 2] = [IndexForm::DigestsWithoutKey, IndexForm::KeyedDigests];
+/// The layer's pages are in the order of the guest's. Another order will have another code.
+const GUESTS_ORDER: u8 = 0;
+
+/// The form of an index: the version in which it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexForm {
+    /// Version 1.
+    DigestsWithoutKey,
+    /// Version 2.
+    KeyedDigests,
+}
 
 /// The pages a layer packs, in their order, and the digests of its frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerIndex {
+    form: IndexForm,
     pages: RankedSet,
     digests: Box<[FrameDigest]>,
 }
 
 impl LayerIndex {
-    /// The index of a layer that packs `pages`, one digest a frame; there is no layer of no pages.
+    /// The index of a layer that packs `pages`, one keyed digest a frame; there is no layer of no pages.
     #[must_use]
     pub fn new(pages: RankedSet, digests: Vec<FrameDigest>) -> Self {
         assert!(!pages.is_empty(), "a layer packs at least one page");
         assert!(pages.pages() <= MANIFEST_PAGES_MAX, "a volume is within its limit");
         assert_eq!(digests.len(), frames_of(pages.len()), "each frame has one digest");
-        Self { pages, digests: digests.into_boxed_slice() }
+        Self { form: IndexForm::KeyedDigests, pages, digests: digests.into_boxed_slice() }
     }
 
     /// The pages of the volume that the layer packs.
@@ -48,6 +64,22 @@ impl LayerIndex {
         self.digests.len()
     }
 
+    /// Its form.
+    #[must_use]
+    pub const fn form(&self) -> IndexForm {
+        self.form
+    }
+
+    /// True if these are the uncompressed bytes of a frame of this layer, whose domain has `key`.
+    #[must_use]
+    pub fn is_frame(&self, frame: FrameNumber, bytes: &[u8], key: &DomainKey) -> bool {
+        let digest = match self.form {
+            IndexForm::DigestsWithoutKey => FrameDigest::without_key(bytes),
+            IndexForm::KeyedDigests => key.frame_digest(bytes),
+        };
+        digest == self.digest(frame)
+    }
+
     /// The digest of a frame; a frame the layer does not have is a bug of the caller.
     #[must_use]
     pub fn digest(&self, frame: FrameNumber) -> FrameDigest {
@@ -59,7 +91,13 @@ impl LayerIndex {
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         writer.bytes(MAGIC);
-        writer.u16(VERSION);
+        match self.form {
+            IndexForm::DigestsWithoutKey => writer.u16(1),
+            IndexForm::KeyedDigests => {
+                writer.u16(2);
+                writer.u8(GUESTS_ORDER);
+            }
+        }
         writer.varint(self.pages.pages().into());
         writer.varint(self.pages.len().into());
         let mut end = GuestPage::FIRST;
@@ -82,7 +120,8 @@ impl LayerIndex {
             return Err(reader.invalid("layer index", "it is longer than an index can be"));
         }
         reader.expect_bytes("layer index magic", MAGIC)?;
-        reader.version("layer index version", &[()])?;
+        let form = reader.version("layer index version", &FORMS)?;
+        read_order(&mut reader, form)?;
         let volume_pages = reader.varint_u32("volume pages", MANIFEST_PAGES_MAX)?;
         let packed_pages = reader.varint_u32("packed pages", volume_pages)?;
         let runs = decode_runs(&mut reader, volume_pages, packed_pages)?;
@@ -91,13 +130,26 @@ impl LayerIndex {
         let (digests, _) = digests.as_chunks();
         let digests = digests.iter().map(|digest| FrameDigest::from_bytes(*digest)).collect();
         // Only now: a few bytes may name a large volume, and most of such inputs are refused above.
-        Ok(Self { pages: RankedSet::of_runs(volume_pages, &runs), digests })
+        Ok(Self { form, pages: RankedSet::of_runs(volume_pages, &runs), digests })
     }
 
     /// Bytes of heap the index holds.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         self.pages.heap_bytes() + size_of_val::<[FrameDigest]>(&self.digests)
+    }
+}
+
+fn read_order(reader: &mut Reader<'_>, form: IndexForm) -> Result<(), WireError> {
+    match form {
+        IndexForm::DigestsWithoutKey => Ok(()),
+        IndexForm::KeyedDigests => match reader.u8("layer page order")? {
+            GUESTS_ORDER => Ok(()),
+            found => {
+                let known = "0 (the guest's order)";
+                Err(reader.error("layer page order", Problem::UnknownCode { found, known }))
+            }
+        },
     }
 }
 
@@ -136,15 +188,14 @@ mod tests {
 
     use super::*;
     use crate::geometry::usize_of;
-    use crate::key_ring::DomainKey;
     use crate::page_set::PageSet;
-    use crate::wire::Problem;
 
     fn index_of(pages: u32, runs: &[(u32, u32)]) -> LayerIndex {
         let mut set = PageSet::new(pages);
         runs.iter()
             .for_each(|(start, count)| set.insert_run(GuestPages::new(GuestPage::new(*start), *count)));
-        let digests = (0..frames_of(set.len())).map(|frame| FrameDigest::of(&frame.to_le_bytes())).collect();
+        let digests =
+            (0..frames_of(set.len())).map(|frame| FrameDigest::without_key(&frame.to_le_bytes())).collect();
         LayerIndex::new(RankedSet::new(&set), digests)
     }
 
@@ -201,10 +252,15 @@ mod tests {
     #[test]
     fn the_format_is_the_one_that_is_stored_already() {
         // One gap and length for each run, after the volume's 300 pages and the layer's 67.
+        let runs = [&[0xac, 2][..], &[67], &[1, 1], &[0xc5, 1, 64]].concat();
         let index = index_of(300, &[(1, 2), (200, 65)]);
-        let layout = [&b"RKLI"[..], &[1, 0], &[0xac, 2], &[67], &[1, 1], &[0xc5, 1, 64]].concat();
+        let layout = [&b"RKLI"[..], &[2, 0, 0], &runs].concat();
         assert_eq!(index.encode()[..layout.len()], layout);
         assert_eq!(index.encode().len(), layout.len() + 2 * 32);
+        // Version 1 has no order, and stays as it is.
+        let first = [&b"RKLI"[..], &[1, 0], &index.encode()[7..]].concat();
+        let index = LayerIndex::decode(&first).expect("it was written once");
+        assert_eq!((index.form(), index.encode()), (IndexForm::DigestsWithoutKey, first));
         let name = "0acd1241ccee830ec3fa5fdc7386b2349e1d7900c1e8434d91cc459f3939e6fa";
         assert_eq!(key_of("shared").layer_id(&index.encode()).to_string(), name);
     }
@@ -214,7 +270,7 @@ mod tests {
     }
 
     fn problem(fields: &[u8]) -> Problem {
-        let bytes = [MAGIC, &VERSION.to_le_bytes(), fields].concat();
+        let bytes = [MAGIC, &[2, 0, GUESTS_ORDER], fields].concat();
         LayerIndex::decode(&bytes).expect_err("no index writes this").problem
     }
 
@@ -228,6 +284,31 @@ mod tests {
         assert_eq!(problem(&[10, 2, 0, 0, 0, 0]), Problem::Invalid("the run goes on from the one before"));
         assert_eq!(problem(&[10, 11]), Problem::TooLarge { value: 11, max: 10 });
         assert_eq!(problem(&[10, 0]), Problem::Invalid("a layer packs at least one page"));
+    }
+
+    #[test]
+    fn a_frame_is_told_by_the_key_of_its_domain_and_in_version_1_without_one() {
+        let (key, other) = (key_of("a"), key_of("b"));
+        let set = index_of(10, &[(3, 2)]).pages;
+        let index = LayerIndex::new(set.clone(), vec![key.frame_digest(b"bytes")]);
+        let told = |bytes: &[u8], key| index.is_frame(FrameNumber::new(0), bytes, key);
+        assert_eq!(
+            [told(b"bytes", &key), told(b"bytes", &other), told(b"other", &key)],
+            [true, false, false]
+        );
+        let first = LayerIndex {
+            form: IndexForm::DigestsWithoutKey,
+            ..LayerIndex::new(set, vec![FrameDigest::without_key(b"bytes")])
+        };
+        assert!(first.is_frame(FrameNumber::new(0), b"bytes", &key));
+    }
+
+    #[test]
+    fn an_order_of_pages_that_is_not_known_is_refused_by_name() {
+        let mut bytes = index_of(10, &[(3, 2)]).encode();
+        bytes[6] = 1;
+        let refused = LayerIndex::decode(&bytes).expect_err("it is unknown").problem;
+        assert_eq!(refused, Problem::UnknownCode { found: 1, known: "0 (the guest's order)" });
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Lesson {
         };
         if known.unstored().is_some() && snapshot.is_published() {
             // An earlier upload failed, or was cut short.
-            working_sets::publish(&snapshot, sources.store()).await;
+            working_sets::publish(&snapshot, sources.store(), sources.keys().own()).await;
         }
         let Some(touches) = recorded.after(limits::WORKING_SET_TIME).await else { return };
         let pages = snapshot.memory().pages();
@@ -76,7 +76,7 @@ impl Lesson {
             Use::Record(expected) => (expected, WorkingSet::new(snapshot.id(), pages, touches)),
         };
         if !set.is_empty() {
-            working_sets::keep(&snapshot, sources.store(), expected.as_ref(), Arc::new(set)).await;
+            working_sets::keep(&snapshot, sources, expected.as_ref(), Arc::new(set)).await;
         }
     }
 }

@@ -305,7 +305,11 @@ impl Life {
         if self.snapshot.is_published() {
             // A working set that was recorded before the upload is not part of the snapshot: if it cannot be put now, a
             // later resume tries again.
-            let put = working_sets::publish(&self.snapshot, self.background.store());
+            let put = working_sets::publish(
+                &self.snapshot,
+                self.background.store(),
+                &self.background.publisher.key,
+            );
             self.background.stop().unless_said(put).await?;
             self.background.stop().unless_said(self.background.store().delete_old_signs()).await?;
         }

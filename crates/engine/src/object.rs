@@ -1,14 +1,14 @@
 //! A layer as it lies in the store: compressed frames one after the other, then the table of their places.
 //!
 //! Layout, little-endian: frames | table. Table: magic `RKLT`, version u16, length-prefixed layer index, then per
-//! frame its codec u8 and the varint of its encoded length. In version 1 no codec is written: a frame as long as its
-//! pages is raw, a shorter one is zstd.
+//! frame its codec u8 and the varint of its encoded length. Version 3 has an index of version 2, those before it one of
+//! version 1. In version 1 no codec is written: a frame as long as its pages is raw, a shorter one is zstd.
 
 use std::ops::Range;
 
 use crate::frame::{FrameNumber, frame_bytes};
 use crate::geometry::u64_of;
-use crate::layer_index::LayerIndex;
+use crate::layer_index::{IndexForm, LayerIndex};
 use crate::limits;
 use crate::manifest::StoredLayer;
 use crate::sync::OnceLock;
@@ -17,14 +17,24 @@ use crate::wire::{Problem, Reader, WireError, Writer};
 pub use crate::frame_codec::{EncodedFrame, FrameCodec, FrameError};
 
 const MAGIC: [u8; 4] = *b"RKLT";
-const VERSION: u16 = 2;
 /// The form of each version, from 1 on.
-const FORMS: [Form; 2] = [Form::CodecToldByLength, Form::CodecNamed];
+const FORMS: [Form; 3] = [Form::CodecToldByLength, Form::CodecNamed, Form::KeyedDigests];
 
 #[derive(Clone, Copy)]
 enum Form {
     CodecToldByLength,
     CodecNamed,
+    KeyedDigests,
+}
+
+impl Form {
+    /// The form of the index in it.
+    const fn index(self) -> IndexForm {
+        match self {
+            Self::CodecToldByLength | Self::CodecNamed => IndexForm::DigestsWithoutKey,
+            Self::KeyedDigests => IndexForm::KeyedDigests,
+        }
+    }
 }
 
 /// Place of each frame of a stored layer, with the index that its name commits to.
@@ -114,7 +124,10 @@ impl ObjectTable {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::new();
         out.bytes(&MAGIC);
-        out.u16(VERSION);
+        out.u16(match self.index.form() {
+            IndexForm::DigestsWithoutKey => 2,
+            IndexForm::KeyedDigests => 3,
+        });
         out.length_prefixed(&self.index.encode());
         let mut start = 0;
         for (end, codec) in self.ends.iter().zip(&self.codecs) {
@@ -132,6 +145,9 @@ impl ObjectTable {
         let form = reader.version("object table version", &FORMS)?;
         let index =
             LayerIndex::decode(reader.length_prefixed("layer index", limits::LAYER_INDEX_BYTES_MAX)?)?;
+        if index.form() != form.index() {
+            return Err(reader.invalid("layer index", "it is of another version than its table"));
+        }
         let (ends, codecs) = read_frames(&mut reader, form, &index)?;
         if ends.last() != Some(&frames_bytes) {
             return Err(reader.invalid("encoded frame lengths", "they do not add up to the object"));
@@ -153,7 +169,7 @@ fn read_frames(
         let raw = u64_of(frame_bytes(FrameNumber::new(position), index.page_count()));
         let named = match form {
             Form::CodecToldByLength => None,
-            Form::CodecNamed => Some(read_codec(reader)?),
+            Form::CodecNamed | Form::KeyedDigests => Some(read_codec(reader)?),
         };
         let length = reader.varint_at_most("encoded frame length", raw)?;
         let codec = named.unwrap_or(FrameCodec::told_by_length(length, raw));
@@ -182,7 +198,7 @@ mod tests {
 
     /// The table of a layer of 65 pages, whose second frame is of one page.
     fn table(second: StoredFrame) -> ObjectTable {
-        let digests = vec![FrameDigest::of(b"first"), FrameDigest::of(b"second")];
+        let digests = vec![FrameDigest::without_key(b"first"), FrameDigest::without_key(b"second")];
         let index = LayerIndex::new(RankedSet::new(&PageSet::full(65)), digests);
         ObjectTable::new(index, &[StoredFrame { codec: FrameCodec::Zstd, bytes: 700 }, second])
     }
@@ -217,9 +233,9 @@ mod tests {
     #[test]
     fn a_table_of_an_unknown_version_is_refused_by_name() {
         let mut bytes = table(StoredFrame { codec: FrameCodec::Zstd, bytes: 9 }).encode();
-        bytes[4] = 3;
+        bytes[4] = 4;
         let refused = ObjectTable::decode(&bytes, 709).expect_err("it is newer").to_string();
-        assert!(refused.contains("object table version at byte 4: version 3 is unknown"), "{refused}");
-        assert!(refused.contains("which reads versions 1 to 2"), "{refused}");
+        assert!(refused.contains("object table version at byte 4: version 4 is unknown"), "{refused}");
+        assert!(refused.contains("which reads versions 1 to 3"), "{refused}");
     }
 }

@@ -11,6 +11,7 @@ use crate::compare::Compared;
 use crate::frame::FRAME_PAGES;
 use crate::geometry::{GuestPages, u64_of, usize_of};
 use crate::identity::FrameDigest;
+use crate::key_ring::DomainKey;
 use crate::layer::Layer;
 use crate::layer_index::LayerIndex;
 use crate::limits;
@@ -54,7 +55,7 @@ pub fn pack_pages(
         return Ok(None);
     }
     let file = cache.pack_file()?;
-    let digests = write_frames(pages, file.file(), read)?;
+    let digests = write_frames(pages, file.file(), cache.keys().own(), read)?;
     let index = LayerIndex::new(RankedSet::new(pages), digests);
     Ok(Some(cache.finish(file, index)?))
 }
@@ -62,6 +63,7 @@ pub fn pack_pages(
 fn write_frames(
     pages: &PageSet,
     file: &std::fs::File,
+    key: &DomainKey,
     mut read: impl FnMut(GuestPages, &mut [u8]) -> Result<(), PackError>,
 ) -> Result<Vec<FrameDigest>, PackError> {
     let mut batch =
@@ -74,11 +76,11 @@ fn write_frames(
             read(here, batch.next(usize_of(here.count()) * PAGE_BYTES))?;
             left = GuestPages::between(here.end(), left.end());
             if batch.free() == 0 {
-                batch.write(file)?;
+                batch.write(file, key)?;
             }
         }
     }
-    batch.write(file)?;
+    batch.write(file, key)?;
     Ok(batch.digests)
 }
 
@@ -101,9 +103,10 @@ impl Batch {
         &mut self.buffer[start..self.filled]
     }
 
-    fn write(&mut self, file: &std::fs::File) -> io::Result<()> {
+    fn write(&mut self, file: &std::fs::File, key: &DomainKey) -> io::Result<()> {
         let filled = &self.buffer[..self.filled];
-        self.digests.extend(filled.chunks(usize_of(FRAME_PAGES) * PAGE_BYTES).map(FrameDigest::of));
+        let frames = filled.chunks(usize_of(FRAME_PAGES) * PAGE_BYTES);
+        self.digests.extend(frames.map(|frame| key.frame_digest(frame)));
         file.write_all_at(filled, self.written)?;
         self.written += u64_of(self.filled);
         self.filled = 0;

@@ -145,7 +145,7 @@ impl Records {
         set: &WorkingSet,
         stored: bool,
     ) -> Result<(), CatalogError> {
-        let value = [vec![u8::from(stored)], set.encode()].concat();
+        let value = [vec![u8::from(stored)], set.encode(self.0.cache.keys().own())].concat();
         self.write(&[put(Kind::WorkingSet, id, value)])
     }
 
@@ -153,7 +153,8 @@ impl Records {
     pub(crate) fn working_set(&self, id: SnapshotId) -> Result<Option<(WorkingSet, bool)>, CatalogError> {
         let value = self.0.catalog.get(Kind::WorkingSet, id.as_bytes())?;
         let read = value.as_deref().and_then(<[u8]>::split_first).and_then(|(stored, encoded)| {
-            let set = WorkingSet::decode(encoded).ok().filter(|set| set.snapshot() == id)?;
+            let set =
+                WorkingSet::decode(encoded, self.0.cache.keys()).ok().filter(|set| set.snapshot() == id)?;
             Some((set, *stored != 0))
         });
         Ok(read)

@@ -10,6 +10,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::catalog::CatalogError;
+use crate::key_ring::DomainKey;
 use crate::limits;
 use crate::records::Records;
 use crate::snapshot::Snapshot;
@@ -36,7 +37,7 @@ pub async fn find(snapshot: &Snapshot, sources: &Sources) -> Option<Arc<WorkingS
 /// Keeps `set` in place of `expected`, on this node and, if its snapshot is published, in the store.
 pub(crate) async fn keep(
     snapshot: &Snapshot,
-    store: &Store,
+    sources: &Sources,
     expected: Option<&Arc<WorkingSet>>,
     set: Arc<WorkingSet>,
 ) {
@@ -54,16 +55,16 @@ pub(crate) async fn keep(
     }
     drop(turn);
     if is_wanted && snapshot.is_published() {
-        publish(snapshot, store).await;
+        publish(snapshot, sources.store(), sources.keys().own()).await;
     }
 }
 
 /// Puts a working set into the store, if it is not there yet.
-pub(crate) async fn publish(snapshot: &Snapshot, store: &Store) {
+pub(crate) async fn publish(snapshot: &Snapshot, store: &Store, key: &DomainKey) {
     let (id, known) = (snapshot.id(), snapshot.working_set());
     let turn = known.turn().await;
     if let Some(set) = known.unstored() {
-        let put = store.put_working_set(id, Bytes::from(set.encode()));
+        let put = store.put_working_set(id, Bytes::from(set.encode(key)));
         match timeout(limits::WORKING_SET_STORE_WAIT, put).await {
             Ok(Ok(())) if known.is_stored(&set) => record(snapshot, set, true).await,
             Ok(Ok(())) => {}
@@ -118,6 +119,6 @@ async fn stored(snapshot: &Snapshot, sources: &Sources) -> Option<WorkingSet> {
             return None;
         }
     };
-    let decoded = WorkingSet::decode(&bytes);
+    let decoded = WorkingSet::decode(&bytes, sources.keys());
     decoded.inspect_err(|error| tracing::warn!(snapshot = %id, %error, "a stored working set is none")).ok()
 }

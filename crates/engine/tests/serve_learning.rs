@@ -14,6 +14,7 @@ use rekindle_engine::catalog::Kind as Table;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::limits;
 use rekindle_engine::serve::{FaultServer, ServeStats};
@@ -173,7 +174,10 @@ fn what_was_recorded_is_found_in_the_store_by_a_node_that_has_nothing() {
 /// Recordings that no guest has made of this snapshot.
 fn hostile(snapshot: SnapshotId) -> Vec<(&'static str, Vec<u8>)> {
     let pages = u32::try_from(PAGES).unwrap();
-    let of = |volume: u32, touches: &[Touch]| WorkingSet::new(snapshot, volume, touches.to_vec()).encode();
+    let keys = KeyRing::of_name("default");
+    let of = |volume: u32, touches: &[Touch]| {
+        WorkingSet::new(snapshot, volume, touches.to_vec()).encode(keys.own())
+    };
     let fault = |page: u32| Touch::Fault(GuestPage::new(page));
     let everything = Touch::Beside(GuestPages::new(GuestPage::new(0), pages));
     let random: Vec<_> = (0..1500).map(|page: u32| fault(page.wrapping_mul(2_654_435_761) % pages)).collect();
@@ -182,7 +186,7 @@ fn hostile(snapshot: SnapshotId) -> Vec<(&'static str, Vec<u8>)> {
     flipped[40] ^= 4;
     let beyond: Vec<_> = (0..9).map(|page| fault(pages - 5 + page)).collect();
     let huge = Touch::Beside(GuestPages::new(GuestPage::new(1000), limits::WORKING_SET_PAGES_MAX));
-    let other = WorkingSet::new(SnapshotId::new(), pages, [everything]).encode();
+    let other = WorkingSet::new(SnapshotId::new(), pages, [everything]).encode(keys.own());
     vec![
         ("nothing", Vec::new()),
         ("garbage", vec![0xa5; 5000]),

@@ -27,7 +27,10 @@ pub struct Decoder {
     pub name: &'static str,
     /// The version that is written; it is read, and every one before it.
     pub newest: u16,
-    /// Decodes and checks what every decoder owes. Bytes that are accepted are written anew, in the newest version.
+    /// The version in which a value that was read in some version is written anew: the newest, unless a name commits to
+    /// the bytes.
+    pub rewritten_as: fn(u16) -> u16,
+    /// Decodes and checks what every decoder owes. Bytes that are accepted are written anew.
     pub rewritten: fn(&[u8]) -> Option<Vec<u8>>,
     /// The encoder's output today, under names for the files of the corpus.
     pub samples: fn() -> BTreeMap<&'static str, Vec<u8>>,
@@ -35,24 +38,66 @@ pub struct Decoder {
 
 /// All of them.
 pub const DECODERS: [Decoder; 7] = [
-    Decoder { name: "publication", newest: 3, rewritten: publication, samples: samples::publication },
-    Decoder { name: "layer_index", newest: 1, rewritten: layer_index, samples: samples::layer_index },
-    Decoder { name: "object_table", newest: 2, rewritten: object_table, samples: samples::object_table },
-    Decoder { name: "handover", newest: 1, rewritten: handover, samples: samples::handover },
-    Decoder { name: "working_set", newest: 1, rewritten: working_set, samples: samples::working_set },
+    Decoder {
+        name: "publication",
+        newest: 3,
+        rewritten_as: |_| 3,
+        rewritten: publication,
+        samples: samples::publication,
+    },
+    Decoder {
+        name: "layer_index",
+        newest: 2,
+        rewritten_as: as_it_was,
+        rewritten: layer_index,
+        samples: samples::layer_index,
+    },
+    Decoder {
+        name: "object_table",
+        newest: 3,
+        rewritten_as: with_a_codec,
+        rewritten: object_table,
+        samples: samples::object_table,
+    },
+    Decoder {
+        name: "handover",
+        newest: 1,
+        rewritten_as: |_| 1,
+        rewritten: handover,
+        samples: samples::handover,
+    },
+    Decoder {
+        name: "working_set",
+        newest: 2,
+        rewritten_as: |_| 2,
+        rewritten: working_set,
+        samples: samples::working_set,
+    },
     Decoder {
         name: "local_manifest",
         newest: 3,
+        rewritten_as: |_| 3,
         rewritten: local_manifest,
         samples: samples::local_manifest,
     },
     Decoder {
         name: "snapshot_record",
         newest: 1,
+        rewritten_as: |_| 1,
         rewritten: snapshot_record,
         samples: samples::snapshot_record,
     },
 ];
+
+/// A layer's name commits to the very bytes of its index.
+fn as_it_was(version: u16) -> u16 {
+    version
+}
+
+/// A table is written as the newest version that has its index.
+fn with_a_codec(version: u16) -> u16 {
+    version.max(2)
+}
 
 /// Bytes of a manifest before its body: magic, version, length, checksum.
 const MANIFEST_FRONT_BYTES: usize = 22;
@@ -182,15 +227,20 @@ pub fn handover(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(bytes.to_vec())
 }
 
-/// Bytes of a working set before what its checksum is of: magic, version, checksum.
+/// Bytes of a working set of version 1 before what its checksum is of: magic, version, checksum.
 const WORKING_SET_FRONT_BYTES: usize = 14;
+/// The version from which on a tag follows a working set instead.
+const WORKING_SET_TAGGED_FROM: u8 = 2;
 /// Place of the checksum in it.
 const WORKING_SET_CHECKSUM_AT: usize = 6;
 
 /// Decodes a working set, as it is and with the checksum that it should have.
 pub fn working_set(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut resealed = bytes.to_vec();
-    if let Some(body) = bytes.get(WORKING_SET_FRONT_BYTES..) {
+    let (keys, mut resealed) = (keys(), bytes.to_vec());
+    if bytes.get(VERSION_AT).is_some_and(|version| *version >= WORKING_SET_TAGGED_FROM) {
+        resealed.truncate(bytes.len().saturating_sub(tagged(&[], &keys).len()));
+        resealed = tagged(&resealed, &keys);
+    } else if let Some(body) = bytes.get(WORKING_SET_FRONT_BYTES..) {
         let checksum = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, body);
         resealed[WORKING_SET_CHECKSUM_AT..WORKING_SET_FRONT_BYTES].copy_from_slice(&checksum.to_le_bytes());
     }
@@ -199,10 +249,12 @@ pub fn working_set(bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn checked_working_set(bytes: &[u8]) -> Option<Vec<u8>> {
-    let set = WorkingSet::decode(bytes).ok()?;
+    let keys = keys();
+    let set = WorkingSet::decode(bytes, &keys).ok()?;
     assert!(set.pages() <= limits::WORKING_SET_PAGES_MAX, "it is bounded");
     let mut runs = set.runs().to_vec();
     runs.sort_by_key(|run| run.start());
     assert!(runs.windows(2).all(|pair| pair[0].end() <= pair[1].start()), "a page comes once");
-    Some(written_anew(bytes, &set, WorkingSet::encode, WorkingSet::decode))
+    let encode = |set: &WorkingSet| set.encode(keys.own());
+    Some(written_anew(bytes, &set, encode, |bytes| WorkingSet::decode(bytes, &keys)))
 }

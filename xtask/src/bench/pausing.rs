@@ -9,7 +9,7 @@ use anyhow::Context;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::frame::frames_of;
 use rekindle_engine::geometry::{GuestPage, bytes_of_pages};
-use rekindle_engine::identity::{FrameDigest, SnapshotId, VolumeName};
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::layer_index::LayerIndex;
 use rekindle_engine::manifest::{
@@ -148,7 +148,7 @@ fn frozen_guest(node: &Node, parent: &Arc<Snapshot>) -> anyhow::Result<(PausePer
 /// A published snapshot of 16 GiB with `kept` in one layer, of whose bytes the store has none: they are never read.
 fn published(node: &Node, kept: &PageSet) -> anyhow::Result<Arc<Snapshot>> {
     let keys = KeyRing::of_name("default");
-    let digests = vec![FrameDigest::of(b"never read"); frames_of(kept.len())];
+    let digests = vec![keys.own().frame_digest(b"never read"); frames_of(kept.len())];
     let layer = keys.own().layer_id(&LayerIndex::new(RankedSet::new(kept), digests).encode());
     let domain = keys.own().domain().clone();
     let facts = SnapshotFacts { snapshot: SnapshotId::new(), created_unix_ms: 0, blobs: BTreeMap::new() };

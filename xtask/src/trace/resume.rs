@@ -76,7 +76,7 @@ fn record(stored: &Stored, wanted: &[GuestPages]) -> anyhow::Result<()> {
     let set = WorkingSet::new(stored.last, pages, wanted.iter().map(|run| Touch::Beside(*run)));
     let put = async {
         let store = Store::new(Arc::clone(&stored.objects));
-        store.put_working_set(stored.last, Bytes::from(set.encode())).await
+        store.put_working_set(stored.last, Bytes::from(set.encode(keys().own()))).await
     };
     Ok(Builder::new_current_thread().build()?.block_on(put)?)
 }

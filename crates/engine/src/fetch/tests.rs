@@ -11,7 +11,7 @@ use crate::attempt::checked_table;
 use crate::cache::Cache;
 use crate::frame::{FRAME_PAGES, frame_bytes};
 use crate::geometry::u64_of;
-use crate::identity::{FrameDigest, SnapshotId};
+use crate::identity::SnapshotId;
 use crate::key_ring::KeyRing;
 use crate::layer::Layer;
 use crate::layer_index::LayerIndex;
@@ -35,7 +35,7 @@ fn packed(directory: &tempfile::TempDir, fill: u8) -> Arc<Layer> {
     let file = cache.pack_file().expect("a disk");
     let raw = vec![fill; 3 * frame_bytes(FrameNumber::new(0), PAGES)];
     file.file().write_all_at(&raw, 0).expect("a disk");
-    let digests = raw.chunks(raw.len() / 3).map(FrameDigest::of).collect();
+    let digests = raw.chunks(raw.len() / 3).map(|frame| keys().own().frame_digest(frame)).collect();
     let index = LayerIndex::new(RankedSet::new(&PageSet::full(PAGES)), digests);
     cache.finish(file, index).expect("a disk")
 }

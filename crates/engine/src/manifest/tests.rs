@@ -40,7 +40,7 @@ fn shapes() -> Vec<VolumeShape> {
 fn layer_name(number: u64, kept: &PageSet) -> LayerName {
     let content = format!("{number} {kept:?}");
     LayerName {
-        id: LayerId::from_bytes(*FrameDigest::of(content.as_bytes()).as_bytes()),
+        id: LayerId::from_bytes(*FrameDigest::without_key(content.as_bytes()).as_bytes()),
         domain: keys().own().domain().clone(),
         pages: kept.len(),
     }

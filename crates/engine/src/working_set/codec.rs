@@ -1,25 +1,38 @@
 //! Working sets as bytes.
 //!
-//! Layout, little-endian: magic `RKWS`, version u16, CRC-64/NVME of all that follows u64, snapshot 16 bytes; then
-//! varints: pages of the volume, faults, number of runs, and for each run how far it begins from the end of the one
-//! before (twice the distance, plus one where it is backwards) and how many pages it has.
+//! Layout, little-endian: magic `RKWS`, version u16, snapshot 16 bytes; then varints: pages of the volume, faults, number
+//! of runs, and for each run how far it begins from the end of the one before (twice the distance, plus one where it is
+//! backwards) and how many pages it has; last the tag. Version 1 has no tag, and before the snapshot the CRC-64/NVME of
+//! all that follows, a u64.
 
 use crc_fast::CrcAlgorithm;
 
 use super::WorkingSet;
 use crate::geometry::{GuestPage, GuestPages, usize_of};
 use crate::identity::SnapshotId;
+use crate::key_ring::{DomainKey, KeyRing};
 use crate::limits::{MANIFEST_PAGES_MAX, WORKING_SET_BYTES_MAX, WORKING_SET_PAGES_MAX};
+use crate::tag::{TaggedError, check_tag, write_tag};
 use crate::wire::{Reader, WireError, Writer};
 
 const MAGIC: &[u8] = b"RKWS";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// The form of each version, from 1 on.
+const FORMS: [Form; 2] = [Form::WithChecksum, Form::Tagged];
+
+#[derive(Clone, Copy)]
+enum Form {
+    WithChecksum,
+    Tagged,
+}
 
 impl WorkingSet {
-    /// The one encoding.
+    /// The one encoding that `key` tags.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self, key: &DomainKey) -> Vec<u8> {
         let mut body = Writer::new();
+        body.bytes(MAGIC);
+        body.u16(VERSION);
         body.bytes(self.snapshot.as_bytes());
         body.varint(self.volume_pages.into());
         body.varint(self.faults.into());
@@ -34,28 +47,41 @@ impl WorkingSet {
             body.varint(run.count().into());
             at = run.end();
         }
-        let body = body.into_bytes();
-        let mut bytes = Writer::new();
-        bytes.bytes(MAGIC);
-        bytes.u16(VERSION);
-        bytes.u64(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &body));
-        bytes.bytes(&body);
+        let bytes = write_tag(body, key);
         assert!(bytes.len() <= WORKING_SET_BYTES_MAX, "a working set within its limits is never too long");
-        bytes.into_bytes()
+        bytes
     }
 
-    /// Reads a working set; refuses every encoding that [`WorkingSet::encode`] does not write.
-    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+    /// Reads a working set of any version; of the newest, refuses every encoding that [`WorkingSet::encode`] does not
+    /// write, and one that none of `keys` has tagged.
+    pub fn decode(bytes: &[u8], keys: &KeyRing) -> Result<Self, TaggedError> {
         let mut reader = Reader::new(bytes);
         if bytes.len() > WORKING_SET_BYTES_MAX {
-            return Err(reader.invalid("working set", "it is longer than a working set can be"));
+            return Err(reader.invalid("working set", "it is longer than a working set can be").into());
         }
         reader.expect_bytes("working set magic", MAGIC)?;
-        reader.version("working set version", &[()])?;
-        let checksum = reader.u64("working set checksum")?;
-        if checksum != crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes[reader.offset()..]) {
-            return Err(reader.invalid("working set checksum", "it is not that of what follows"));
-        }
+        let form = reader.version("working set version", &FORMS)?;
+        let set = match form {
+            Form::WithChecksum => {
+                let checksum = reader.u64("working set checksum")?;
+                if checksum != crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &bytes[reader.offset()..]) {
+                    return Err(reader
+                        .invalid("working set checksum", "it is not that of what follows")
+                        .into());
+                }
+                Self::read(&mut reader)?
+            }
+            Form::Tagged => {
+                let set = Self::read(&mut reader)?;
+                check_tag(&mut reader, bytes, keys)?;
+                set
+            }
+        };
+        reader.finish()?;
+        Ok(set)
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let snapshot = SnapshotId::from_bytes(reader.array("snapshot")?);
         let volume_pages = reader.varint_u32("volume pages", MANIFEST_PAGES_MAX)?;
         let faults = reader.varint_u32("faults", u32::MAX)?;
@@ -63,14 +89,13 @@ impl WorkingSet {
         let mut set = Self { snapshot, volume_pages, faults, runs: Vec::new() };
         let mut left = WORKING_SET_PAGES_MAX;
         for _ in 0..count {
-            let run = set.read_run(&mut reader)?;
+            let run = set.read_run(reader)?;
             left = left.checked_sub(run.count()).ok_or(reader.invalid("run", "there are too many pages"))?;
             set.runs.push(run);
         }
         if !set.is_disjoint() {
             return Err(reader.invalid("runs", "a page is in two of them"));
         }
-        reader.finish()?;
         Ok(set)
     }
 
@@ -119,16 +144,28 @@ mod tests {
         WorkingSet { snapshot: SnapshotId::from_bytes([3; 16]), volume_pages, faults: 9, runs: runs.to_vec() }
     }
 
+    fn keys() -> KeyRing {
+        KeyRing::of_name("a")
+    }
+
+    fn encoded(set: &WorkingSet) -> Vec<u8> {
+        set.encode(keys().own())
+    }
+
+    fn decoded(bytes: &[u8]) -> Result<WorkingSet, TaggedError> {
+        WorkingSet::decode(bytes, &keys())
+    }
+
     fn refused(set: &WorkingSet) -> &'static str {
-        WorkingSet::decode(&set.encode()).expect_err("it cannot be").field
+        match decoded(&encoded(set)).expect_err("it cannot be") {
+            TaggedError::Wire(error) => error.field,
+            error @ (TaggedError::Key(_) | TaggedError::Forged { .. }) => unreachable!("{error}"),
+        }
     }
 
     #[test]
     fn a_working_set_that_no_guest_has_is_refused() {
-        assert_eq!(
-            WorkingSet::decode(&raw(100, &[run(90, 10), run(3, 1)]).encode()).map(|set| set.pages()),
-            Ok(11)
-        );
+        assert_eq!(decoded(&encoded(&raw(100, &[run(90, 10), run(3, 1)]))).map(|set| set.pages()), Ok(11));
         assert_eq!(refused(&raw(100, &[run(90, 11)])), "run length");
         assert_eq!(refused(&raw(100, &[run(100, 1)])), "run start");
         assert_eq!(refused(&raw(100, &[run(3, 1), run(4, 1)])), "run start");
@@ -145,21 +182,27 @@ mod tests {
         let touches = (0..2 * WORKING_SET_PAGES_MAX).map(|page| Touch::Fault(far(page)));
         let set = WorkingSet::new(SnapshotId::from_bytes([3; 16]), pages, touches);
         assert_eq!(set.pages(), WORKING_SET_PAGES_MAX);
-        assert_eq!(WorkingSet::decode(&set.encode()), Ok(set));
+        assert_eq!(decoded(&encoded(&set)), Ok(set));
+    }
+
+    #[test]
+    fn a_working_set_of_another_key_is_refused() {
+        let bytes = raw(100, &[run(3, 1)]).encode(KeyRing::of_name("b").own());
+        assert!(matches!(decoded(&bytes), Err(TaggedError::Key(_))));
     }
 
     #[test]
     fn a_flipped_bit_or_a_cut_is_refused() {
-        let bytes = raw(100, &[run(90, 10), run(3, 1)]).encode();
+        let bytes = encoded(&raw(100, &[run(90, 10), run(3, 1)]));
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(WorkingSet::decode(&flipped).is_err(), "bit {bit}");
+            assert!(decoded(&flipped).is_err(), "bit {bit}");
         }
         for end in 0..bytes.len() {
-            assert!(WorkingSet::decode(&bytes[..end]).is_err(), "{end} bytes");
+            assert!(decoded(&bytes[..end]).is_err(), "{end} bytes");
         }
-        assert!(WorkingSet::decode(&[bytes, vec![0]].concat()).is_err());
-        assert!(WorkingSet::decode(&vec![0; WORKING_SET_BYTES_MAX + 1]).is_err());
+        assert!(decoded(&[bytes, vec![0]].concat()).is_err());
+        assert!(decoded(&vec![0; WORKING_SET_BYTES_MAX + 1]).is_err());
     }
 }

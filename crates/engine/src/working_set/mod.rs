@@ -241,7 +241,8 @@ mod tests {
             }
             let found: Vec<_> = recorded.runs().iter().flat_map(|run| run.iter().map(GuestPage::number)).collect();
             prop_assert_eq!(found, model);
-            prop_assert_eq!(WorkingSet::decode(&recorded.encode()), Ok(recorded));
+            let keys = crate::key_ring::KeyRing::of_name("a");
+            prop_assert_eq!(WorkingSet::decode(&recorded.encode(keys.own()), &keys), Ok(recorded));
         }
     }
 }

@@ -26,7 +26,8 @@ type Samples = BTreeMap<&'static str, Vec<u8>>;
 
 pub(super) fn working_set() -> Samples {
     let of = |pages: u32, touches: &[Touch]| {
-        WorkingSet::new(SnapshotId::from_bytes([7; 16]), pages, touches.iter().copied()).encode()
+        WorkingSet::new(SnapshotId::from_bytes([7; 16]), pages, touches.iter().copied())
+            .encode(super::keys().own())
     };
     let fault = |page: u32| Touch::Fault(GuestPage::new(page));
     let beside = |start: u32, count: u32| Touch::Beside(GuestPages::new(GuestPage::new(start), count));
@@ -74,7 +75,8 @@ fn set_of(pages: u32, runs: impl IntoIterator<Item = (u32, u32)>) -> PageSet {
 }
 
 fn index_of(set: &PageSet) -> LayerIndex {
-    let digests = (0..frames_of(set.len())).map(|frame| FrameDigest::of(&frame.to_le_bytes())).collect();
+    let digests =
+        (0..frames_of(set.len())).map(|frame| FrameDigest::without_key(&frame.to_le_bytes())).collect();
     LayerIndex::new(RankedSet::new(set), digests)
 }
 
