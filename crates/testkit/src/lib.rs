@@ -7,6 +7,7 @@ pub mod programs;
 pub mod linux;
 pub mod random;
 pub mod model;
+pub mod rules;
 pub mod stores;
 pub mod timed_store;
 #[cfg(feature = "s3")]

@@ -11,21 +11,22 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::http::header::HOST;
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rekindle::bucket::{BucketAccess, BucketUrl, Environment};
 use s3s::auth::SimpleAuth;
+use s3s::host::SingleDomain;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
 
+use crate::rules::{self, Operation, Rules};
 use crate::s3_keys::ShortKeys;
-use crate::stores::Operation;
 
 /// The bucket that every server has.
 pub const BUCKET: &str = "snapshots";
@@ -59,50 +60,26 @@ pub enum Misbehaviour {
 }
 
 /// A misbehaviour and the requests that it hits.
-#[derive(Debug, Clone, Copy)]
-pub struct Rule {
-    /// The operation that it hits.
-    pub on: Operation,
-    /// The beginning of the keys that it hits, or of the prefix of a list; empty for all.
-    pub under: &'static str,
-    /// The misbehaviour.
-    pub misbehaviour: Misbehaviour,
-    /// Number of such requests that are answered well first.
-    pub after: u32,
-    /// Number of such requests that it hits.
-    pub times: u32,
-}
+pub type Rule = rules::Rule<Misbehaviour>;
+
+/// A misbehaviour that lasts until this is dropped.
+pub type Misbehaving = rules::Injected<Misbehaviour>;
 
 /// A server; it ends with this.
 #[derive(Debug)]
 pub struct S3Server {
     address: SocketAddr,
     root: TempDir,
-    state: Arc<Shared>,
+    rules: Rules<Misbehaviour>,
     runtime: Option<Runtime>,
 }
 
-/// A misbehaviour that lasts until this is dropped.
-#[derive(Debug)]
-#[must_use = "dropped, the misbehaviour ends"]
-pub struct Misbehaving {
-    state: Arc<Shared>,
-    number: u64,
-}
-
-#[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
-    /// Counts changes of the rules, so that those who wait look again.
-    changes: watch::Sender<u64>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    next: u64,
-    active: Vec<(u64, Rule, u32)>,
-    requests: Vec<(Operation, String)>,
-    lists: HashMap<String, Whole>,
+/// The server as its connections share it.
+struct Front {
+    service: S3Service,
+    rules: Rules<Misbehaviour>,
+    /// The last answer to each list.
+    lists: Mutex<HashMap<String, Whole>>,
 }
 
 /// An answer with all of its body.
@@ -114,28 +91,38 @@ struct Whole {
 
 type Answer = Response<BoxBody<Bytes, io::Error>>;
 
-impl Rule {
-    /// Hits the next `times` requests.
-    pub fn next(times: u32, on: Operation, under: &'static str, misbehaviour: Misbehaviour) -> Self {
-        Self { on, under, misbehaviour, after: 0, times }
-    }
-}
-
 impl S3Server {
     /// Starts a server with an empty bucket.
     pub fn start() -> io::Result<Self> {
+        Self::start_with(|_| {})
+    }
+
+    /// Starts one that finds the bucket in the name of the host, which is `BUCKET.domain`. It is reached as the proxy of a
+    /// client, as no such name can be looked up.
+    pub fn start_in_domain(domain: &str) -> io::Result<Self> {
+        let domain = SingleDomain::new(domain).map_err(io::Error::other)?;
+        Self::start_with(|builder| builder.set_host(domain))
+    }
+
+    fn start_with(more: impl FnOnce(&mut S3ServiceBuilder)) -> io::Result<Self> {
         let root = tempfile::Builder::new().prefix("s3-").tempdir()?;
         std::fs::create_dir(root.path().join(BUCKET))?;
         let files = FileSystem::new(root.path()).map_err(|error| io::Error::other(format!("{error:?}")))?;
         let mut builder = S3ServiceBuilder::new(ShortKeys::over(files));
         builder.set_auth(SimpleAuth::from_single(KEY_ID, SECRET));
-        let service = builder.build();
+        more(&mut builder);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         let address = listener.local_addr()?;
-        let state = Arc::new(Shared { state: Mutex::default(), changes: watch::Sender::new(0) });
-        runtime.spawn(accept(listener, service, Arc::clone(&state)));
-        Ok(Self { address, root, state, runtime: Some(runtime) })
+        let rules = Rules::default();
+        let front = Front { service: builder.build(), rules: rules.clone(), lists: Mutex::default() };
+        runtime.spawn(accept(listener, Arc::new(front)));
+        Ok(Self { address, root, rules, runtime: Some(runtime) })
+    }
+
+    /// Its address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Its address, as a URL.
@@ -167,17 +154,12 @@ impl S3Server {
 
     /// Misbehaves by `rule` until the result is dropped.
     pub fn misbehave(&self, rule: Rule) -> Misbehaving {
-        let mut state = self.state.lock();
-        let number = state.next;
-        state.next += 1;
-        state.active.push((number, rule, 0));
-        Misbehaving { state: Arc::clone(&self.state), number }
+        self.rules.inject(rule)
     }
 
     /// Number of requests of an operation on keys that begin so.
     pub fn requests(&self, on: Operation, under: &str) -> usize {
-        let asked = |(operation, key): &&(Operation, String)| *operation == on && key.starts_with(under);
-        self.state.lock().requests.iter().filter(asked).count()
+        self.rules.calls(on, under)
     }
 }
 
@@ -189,48 +171,16 @@ impl Drop for S3Server {
     }
 }
 
-impl Drop for Misbehaving {
-    fn drop(&mut self) {
-        self.state.lock().active.retain(|(number, ..)| *number != self.number);
-        self.state.changes.send_modify(|changes| *changes += 1);
+impl Front {
+    fn lists(&self) -> MutexGuard<'_, HashMap<String, Whole>> {
+        self.lists.lock().expect("no thread panics while it holds this lock")
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no thread panics while it holds this lock")
-    }
-
-    /// Waits until a rule has ended.
-    async fn ended(&self, number: u64) {
-        let mut changes = self.changes.subscribe();
-        while self.lock().active.iter().any(|(active, ..)| *active == number) {
-            // The sender is this one's.
-            changes.changed().await.ok();
-        }
-    }
-}
-
-impl State {
-    /// Notes a request; the rule that hits it, if one does.
-    fn strike(&mut self, on: Operation, key: &str) -> Option<(u64, Misbehaviour)> {
-        self.requests.push((on, key.to_owned()));
-        for (number, rule, seen) in &mut self.active {
-            if rule.on == on && key.starts_with(rule.under) {
-                *seen += 1;
-                if *seen > rule.after && *seen - rule.after <= rule.times {
-                    return Some((*number, rule.misbehaviour));
-                }
-            }
-        }
-        None
-    }
-}
-
-async fn accept(listener: TcpListener, service: S3Service, state: Arc<Shared>) {
+async fn accept(listener: TcpListener, front: Arc<Front>) {
     while let Ok((stream, _)) = listener.accept().await {
-        let (service, state) = (service.clone(), Arc::clone(&state));
-        let answering = service_fn(move |request| answer(service.clone(), Arc::clone(&state), request));
+        let front = Arc::clone(&front);
+        let answering = service_fn(move |request| answer(Arc::clone(&front), request));
         // A connection that ends is the client's affair.
         tokio::spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new();
@@ -239,13 +189,14 @@ async fn accept(listener: TcpListener, service: S3Service, state: Arc<Shared>) {
     }
 }
 
-async fn answer(service: S3Service, state: Arc<Shared>, request: Request<Incoming>) -> io::Result<Answer> {
+async fn answer(front: Arc<Front>, request: Request<Incoming>) -> io::Result<Answer> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     let (on, key) = meaning(&parts);
-    let struck = state.lock().strike(on, &key);
-    let exchange = Exchange { service, parts, body };
-    let Some((number, misbehaviour)) = struck else { return exchange.listed(on, &state).await };
+    front.rules.called(on, &key);
+    let struck = front.rules.strike(on, &key);
+    let exchange = Exchange { front, parts, body };
+    let Some((number, misbehaviour)) = struck else { return exchange.listed(on).await };
     match misbehaviour {
         Misbehaviour::SlowDown => Ok(error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown")),
         Misbehaviour::Fail => Ok(error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")),
@@ -255,7 +206,7 @@ async fn answer(service: S3Service, state: Arc<Shared>, request: Request<Incomin
         }
         Misbehaviour::LandLater => {
             tokio::spawn(async move {
-                state.ended(number).await;
+                exchange.front.rules.ended(number).await;
                 exchange.done().await.map(drop)
             });
             Ok(error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"))
@@ -265,16 +216,16 @@ async fn answer(service: S3Service, state: Arc<Shared>, request: Request<Incomin
             Ok(exchange.done().await?.into_answer())
         }
         Misbehaviour::Stall => {
-            state.ended(number).await;
-            exchange.listed(on, &state).await
+            exchange.front.rules.ended(number).await;
+            exchange.listed(on).await
         }
         Misbehaviour::Cut => Ok(exchange.done().await?.into_cut_answer()),
         Misbehaviour::Corrupt => Ok(exchange.done().await?.into_wrong_answer()),
         Misbehaviour::StaleList => {
-            let last = state.lock().lists.get(&exchange.asked()).cloned();
+            let last = exchange.front.lists().get(&exchange.asked()).cloned();
             match last {
                 Some(last) => Ok(last.into_answer()),
-                None => exchange.listed(on, &state).await,
+                None => exchange.listed(on).await,
             }
         }
     }
@@ -282,7 +233,7 @@ async fn answer(service: S3Service, state: Arc<Shared>, request: Request<Incomin
 
 /// A request that the server can do any number of times.
 struct Exchange {
-    service: S3Service,
+    front: Arc<Front>,
     parts: Parts,
     body: Bytes,
 }
@@ -291,17 +242,17 @@ impl Exchange {
     async fn done(&self) -> io::Result<Whole> {
         let request = Request::from_parts(self.parts.clone(), s3s::Body::from(self.body.clone()));
         let answer =
-            self.service.call(request).await.map_err(|error| io::Error::other(format!("{error:?}")))?;
+            self.front.service.call(request).await.map_err(|error| io::Error::other(format!("{error:?}")))?;
         let (parts, body) = answer.into_parts();
         let body = body.collect().await.map_err(|error| io::Error::other(error.to_string()))?.to_bytes();
         Ok(Whole { parts, body })
     }
 
     /// Does it; a list is remembered.
-    async fn listed(&self, on: Operation, state: &Shared) -> io::Result<Answer> {
+    async fn listed(&self, on: Operation) -> io::Result<Answer> {
         let whole = self.done().await?;
         if on == Operation::List {
-            state.lock().lists.insert(self.asked(), whole.clone());
+            self.front.lists().insert(self.asked(), whole.clone());
         }
         Ok(whole.into_answer())
     }
@@ -343,7 +294,9 @@ fn error(status: StatusCode, code: &str) -> Answer {
 /// The operation of a request, and its key or the prefix of its list.
 fn meaning(parts: &Parts) -> (Operation, String) {
     let path = parts.uri.path().trim_start_matches('/');
-    let key = path.split_once('/').map_or("", |(_, key)| key).to_owned();
+    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let is_in_host = host.split('.').next() == Some(BUCKET);
+    let key = if is_in_host { path } else { path.split_once('/').map_or("", |(_, key)| key) }.to_owned();
     let query = parts.uri.query().unwrap_or_default();
     let prefix = || {
         let named = query.split('&').find_map(|pair| pair.strip_prefix("prefix="));

@@ -68,9 +68,14 @@ macro_rules! by_key {
                 mut request: S3Request<ListObjectsV2Input>,
             ) -> S3Result<S3Response<ListObjectsV2Output>> {
                 request.input.prefix = request.input.prefix.map(|prefix| self.short(&prefix));
+                // Short keys have an order of their own.
+                let after = request.input.start_after.take();
                 let mut answer = self.files.list_objects_v2(request).await?;
                 for object in answer.output.contents.iter_mut().flatten() {
                     object.key = object.key.as_deref().map(|key| self.long(key));
+                }
+                if let Some(listed) = &mut answer.output.contents {
+                    listed.retain(|object| object.key > after);
                 }
                 Ok(answer)
             }

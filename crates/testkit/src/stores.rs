@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,22 +12,10 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
-use tokio::sync::watch;
 
-/// Operations of a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// A multipart upload is begun.
-    Begin,
-    /// An object or a part is written, or a multipart upload is completed.
-    Put,
-    /// An object, or a range of one, is read.
-    Get,
-    /// An object is deleted.
-    Delete,
-    /// Objects are listed by a prefix.
-    List,
-}
+use crate::rules::{self, Rules};
+
+pub use crate::rules::Operation;
 
 /// Faults of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,81 +38,15 @@ pub enum Fault {
 pub const REFUSAL: &str = "a test lets this fail";
 
 /// A fault and the operations that it hits.
-#[derive(Debug, Clone, Copy)]
-pub struct Rule {
-    /// The operation that it hits.
-    pub on: Operation,
-    /// The prefix of the object names that it hits; empty for all.
-    pub under: &'static str,
-    /// The fault.
-    pub fault: Fault,
-    /// Number of such operations that succeed first.
-    pub after: u32,
-    /// Number of operations that are then hit.
-    pub times: u32,
-}
-
-impl Rule {
-    /// Hits every such operation.
-    pub fn always(on: Operation, under: &'static str, fault: Fault) -> Self {
-        Self { on, under, fault, after: 0, times: u32::MAX }
-    }
-
-    /// Hits one operation.
-    pub fn once(on: Operation, under: &'static str, fault: Fault) -> Self {
-        Self { times: 1, ..Self::always(on, under, fault) }
-    }
-}
+pub type Rule = rules::Rule<Fault>;
 
 /// The faults of a store, from the test's side. Clones control the same store.
-#[derive(Debug, Clone)]
-pub struct Faults(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
-    /// Counts changes of the faults, so that stalled operations check again.
-    changes: watch::Sender<u64>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    next: u64,
-    active: Vec<Active>,
-    calls: Vec<(Operation, Path)>,
-    struck: usize,
-    stalled: usize,
-}
-
-#[derive(Debug)]
-struct Active {
-    number: u64,
-    rule: Rule,
-    seen: u32,
-}
+pub type Faults = Rules<Fault>;
 
 /// A fault that lasts until this is dropped.
-#[derive(Debug)]
-#[must_use = "dropped, the fault ends"]
-pub struct Injected {
-    faults: Faults,
-    number: u64,
-}
+pub type Injected = rules::Injected<Fault>;
 
 impl Faults {
-    fn new() -> Self {
-        Self(Arc::new(Shared { state: Mutex::default(), changes: watch::Sender::new(0) }))
-    }
-
-    /// Applies `rule` until the result is dropped.
-    pub fn inject(&self, rule: Rule) -> Injected {
-        let mut state = self.state();
-        let number = state.next;
-        state.next += 1;
-        state.active.push(Active { number, rule, seen: 0 });
-        Injected { faults: self.clone(), number }
-    }
-
     /// Makes every operation fail until the result is dropped.
     pub fn outage(&self) -> Vec<Injected> {
         [Operation::Begin, Operation::Put, Operation::Get, Operation::Delete, Operation::List]
@@ -132,96 +54,17 @@ impl Faults {
             .into()
     }
 
-    /// Number of calls of an operation on objects whose names start with `under`.
-    pub fn calls(&self, on: Operation, under: &str) -> usize {
-        let called =
-            |(operation, path): &&(Operation, Path)| *operation == on && path.as_ref().starts_with(under);
-        self.state().calls.iter().filter(called).count()
-    }
-
-    /// Number of operations that were hit by a fault.
-    pub fn struck(&self) -> usize {
-        self.state().struck
-    }
-
-    /// Blocks until some operation is stalled.
-    pub fn wait_stalled(&self) {
-        self.wait_until(|faults| faults.state().stalled > 0);
-    }
-
-    /// Blocks until there were `times` calls of an operation on objects whose names start with `under`.
-    pub fn wait_calls(&self, on: Operation, under: &str, times: usize) {
-        self.wait_until(|faults| faults.calls(on, under) >= times);
-    }
-
-    fn wait_until(&self, reached: impl Fn(&Self) -> bool) {
-        let mut changes = self.0.changes.subscribe();
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
-        runtime.block_on(async {
-            while !reached(self) {
-                changes.changed().await.expect("the sender is ours");
-            }
-        });
-    }
-
     /// The fault that hits this operation, after waiting for stalls to end.
-    async fn strike(&self, on: Operation, path: &Path) -> Option<Fault> {
-        self.state().calls.push((on, path.clone()));
-        self.changed();
+    async fn met(&self, on: Operation, path: &Path) -> Option<Fault> {
+        self.called(on, path.as_ref());
         loop {
-            let (number, fault) = self.state().next_fault(on, path)?;
+            let (number, fault) = self.strike(on, path.as_ref())?;
             assert!(fault != Fault::Panic, "a test lets this panic");
             if fault != Fault::Stall {
                 return Some(fault);
             }
-            self.stall(number).await;
+            self.ended(number).await;
         }
-    }
-
-    /// Waits until the fault is over.
-    async fn stall(&self, number: u64) {
-        let mut changes = self.0.changes.subscribe();
-        self.state().stalled += 1;
-        self.changed();
-        while self.state().active.iter().any(|active| active.number == number) {
-            changes.changed().await.expect("the sender is ours");
-        }
-        self.state().stalled -= 1;
-    }
-
-    fn changed(&self) {
-        self.0.changes.send_modify(|changes| *changes += 1);
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().expect("no thread panics while it holds a lock")
-    }
-}
-
-impl State {
-    fn next_fault(&mut self, on: Operation, path: &Path) -> Option<(u64, Fault)> {
-        let mut struck = None;
-        for active in &mut self.active {
-            let Rule { under, fault, after, times, .. } = active.rule;
-            if active.rule.on != on || !path.as_ref().starts_with(under) {
-                continue;
-            }
-            active.seen += 1;
-            if active.seen > after && active.seen - after <= times {
-                struck = Some((active.number, fault));
-                break;
-            }
-        }
-        self.struck += usize::from(struck.is_some());
-        struck
-    }
-}
-
-impl Drop for Injected {
-    fn drop(&mut self) {
-        self.faults.state().active.retain(|active| active.number != self.number);
-        self.faults.changed();
     }
 }
 
@@ -235,7 +78,7 @@ pub struct UnreliableStore {
 impl UnreliableStore {
     /// A store that behaves like `inner` as long as no fault is set.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, faults: Faults::new() }
+        Self { inner, faults: Faults::default() }
     }
 
     /// The control of its faults.
@@ -257,7 +100,7 @@ fn refused() -> Error {
 #[async_trait]
 impl ObjectStore for UnreliableStore {
     async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        match self.faults.strike(Operation::Put, path).await {
+        match self.faults.met(Operation::Put, path).await {
             None | Some(Fault::Stall) => self.inner.put_opts(path, payload, options).await,
             Some(Fault::Lie) => {
                 self.inner.put_opts(path, payload, options).await?;
@@ -272,7 +115,7 @@ impl ObjectStore for UnreliableStore {
         path: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        let fault = self.faults.strike(Operation::Begin, path).await;
+        let fault = self.faults.met(Operation::Begin, path).await;
         if !matches!(fault, None | Some(Fault::Stall)) {
             return Err(refused());
         }
@@ -281,7 +124,7 @@ impl ObjectStore for UnreliableStore {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        match self.faults.strike(Operation::Get, path).await {
+        match self.faults.met(Operation::Get, path).await {
             None | Some(Fault::Stall) => self.inner.get_opts(path, options).await,
             Some(Fault::Fail | Fault::Panic | Fault::Lie) => Err(refused()),
             Some(Fault::Truncate) => {
@@ -316,7 +159,7 @@ impl ObjectStore for UnreliableStore {
         let delete = move |path: Path| {
             let (inner, faults) = (Arc::clone(&inner), faults.clone());
             async move {
-                let fault = faults.strike(Operation::Delete, &path).await;
+                let fault = faults.met(Operation::Delete, &path).await;
                 if matches!(fault, None | Some(Fault::Lie | Fault::Stall)) {
                     inner.delete(&path).await?;
                 }
@@ -330,7 +173,7 @@ impl ObjectStore for UnreliableStore {
         let (inner, faults) = (Arc::clone(&self.inner), self.faults());
         let prefix = prefix.cloned().unwrap_or_default();
         let listed = async move {
-            match faults.strike(Operation::List, &prefix).await {
+            match faults.met(Operation::List, &prefix).await {
                 None | Some(Fault::Stall) => inner.list(Some(&prefix)),
                 Some(Fault::Fail | Fault::Panic | Fault::Lie | Fault::Truncate | Fault::Corrupt) => {
                     futures_util::stream::once(async { Err(refused()) }).boxed()
@@ -371,7 +214,7 @@ impl MultipartUpload for UnreliableUpload {
         let part = self.inner.put_part(data);
         let (faults, path) = (self.faults.clone(), self.path.clone());
         Box::pin(async move {
-            match faults.strike(Operation::Put, &path).await {
+            match faults.met(Operation::Put, &path).await {
                 None | Some(Fault::Stall) => part.await,
                 Some(Fault::Lie) => {
                     part.await?;
@@ -383,7 +226,7 @@ impl MultipartUpload for UnreliableUpload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        match self.faults.strike(Operation::Put, &self.path).await {
+        match self.faults.met(Operation::Put, &self.path).await {
             None | Some(Fault::Stall) => self.inner.complete().await,
             Some(Fault::Lie) => {
                 self.inner.complete().await?;
