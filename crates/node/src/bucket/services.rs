@@ -29,16 +29,8 @@ pub fn open(
     watch: &Arc<RequestWatch>,
 ) -> Result<Arc<dyn ObjectStore>, String> {
     let certificates = authorities(access)?;
-    let client = |class| {
-        let options = options(access, &certificates, class);
-        let connector = WatchedConnector { class, watch: Arc::clone(watch) };
-        match url.service() {
-            Service::S3 => s3(url, access, environment, options, connector, class),
-            Service::Gcs => gcs(url, access, environment, options, connector, class),
-            Service::Azure => azure(url, access, environment, options, connector, class),
-        }
-    };
-    let clients = Clients::new(url.to_string(), client)?;
+    let way = |class| Way { url, access, environment, certificates: &certificates, watch, class };
+    let clients = Clients::new(url.to_string(), |class| way(class).client())?;
     if url.prefix().is_root() {
         return Ok(Arc::new(clients));
     }
@@ -58,96 +50,97 @@ fn authorities(access: &BucketAccess) -> Result<Vec<Certificate>, String> {
     Ok(certificates)
 }
 
-/// The limits on all of a request are those of its class and of its caller; the library's own is the same for a page and
-/// a part.
-fn options(access: &BucketAccess, certificates: &[Certificate], class: Class) -> ClientOptions {
-    let options = ClientOptions::new()
-        .with_allow_http(access.allow_http)
-        .with_connect_timeout(CONNECT_WAIT)
-        .with_timeout_disabled();
-    let options = match class {
-        Class::Reading => options.with_read_timeout(READING_WAIT),
-        Class::Publishing => options,
-    };
-    certificates.iter().cloned().fold(options, ClientOptions::with_root_certificate)
-}
-
-fn s3(
-    url: &BucketUrl,
-    access: &BucketAccess,
-    environment: &Environment,
-    options: ClientOptions,
-    connector: WatchedConnector,
+/// The way to a bucket for the requests of one class.
+struct Way<'a> {
+    url: &'a BucketUrl,
+    access: &'a BucketAccess,
+    environment: &'a Environment,
+    certificates: &'a [Certificate],
+    watch: &'a Arc<RequestWatch>,
     class: Class,
-) -> Result<Arc<dyn ObjectStore>, String> {
-    let mut builder = of_s3(access, environment, AmazonS3Builder::new())?
-        .with_bucket_name(url.bucket())
-        .with_client_options(options)
-        .with_retry(retries(class))
-        .with_http_connector(connector)
-        // One object is deleted at a time, and not every service can delete several.
-        .with_disable_bulk_delete(true);
-    if let Some(region) = &access.region {
-        builder = builder.with_region(region);
-    }
-    let in_path = access.path_style.unwrap_or(access.endpoint.is_some());
-    builder = builder.with_virtual_hosted_style_request(!in_path);
-    if let Some(endpoint) = &access.endpoint {
-        builder = builder.with_endpoint(if in_path {
-            endpoint.clone()
-        } else {
-            endpoint.replacen("://", &format!("://{}.", url.bucket()), 1)
-        });
-    }
-    built(url, builder.build())
 }
 
-fn gcs(
-    url: &BucketUrl,
-    access: &BucketAccess,
-    environment: &Environment,
-    options: ClientOptions,
-    connector: WatchedConnector,
-    class: Class,
-) -> Result<Arc<dyn ObjectStore>, String> {
-    let mut builder = of_gcs(access, environment, GoogleCloudStorageBuilder::new())?
-        .with_bucket_name(url.bucket())
-        .with_client_options(options)
-        .with_retry(retries(class))
-        .with_http_connector(connector);
-    if let Some(endpoint) = &access.endpoint {
-        builder = builder.with_base_url(endpoint);
+impl Way<'_> {
+    fn client(&self) -> Result<Arc<dyn ObjectStore>, String> {
+        match self.url.service() {
+            Service::S3 => self.built(self.s3()?.build()),
+            Service::Gcs => self.built(self.gcs()?.build()),
+            Service::Azure => self.built(self.azure()?.build()),
+        }
     }
-    built(url, builder.build())
-}
 
-fn azure(
-    url: &BucketUrl,
-    access: &BucketAccess,
-    environment: &Environment,
-    options: ClientOptions,
-    connector: WatchedConnector,
-    class: Class,
-) -> Result<Arc<dyn ObjectStore>, String> {
-    let mut builder = of_azure(access, environment, MicrosoftAzureBuilder::new())?
-        .with_container_name(url.bucket())
-        .with_client_options(options)
-        .with_retry(retries(class))
-        .with_http_connector(connector);
-    if let Some(endpoint) = &access.endpoint {
-        builder = builder.with_endpoint(endpoint.clone());
+    fn s3(&self) -> Result<AmazonS3Builder, String> {
+        let mut builder = of_s3(self.access, self.environment, AmazonS3Builder::new())?
+            .with_bucket_name(self.url.bucket())
+            .with_client_options(self.options())
+            .with_retry(retries(self.class))
+            .with_http_connector(self.connector())
+            // One object is deleted at a time, and not every service can delete several.
+            .with_disable_bulk_delete(true);
+        if let Some(region) = &self.access.region {
+            builder = builder.with_region(region);
+        }
+        let in_path = self.access.path_style.unwrap_or(self.access.endpoint.is_some());
+        builder = builder.with_virtual_hosted_style_request(!in_path);
+        if let Some(endpoint) = &self.access.endpoint {
+            builder = builder.with_endpoint(if in_path {
+                endpoint.clone()
+            } else {
+                endpoint.replacen("://", &format!("://{}.", self.url.bucket()), 1)
+            });
+        }
+        Ok(builder)
     }
-    built(url, builder.build())
-}
 
-fn built<T: ObjectStore>(
-    url: &BucketUrl,
-    built: object_store::Result<T>,
-) -> Result<Arc<dyn ObjectStore>, String> {
-    match built {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(error) => {
-            Err(format!("{url} cannot be opened: {error}; see the settings that begin with `bucket.`"))
+    fn gcs(&self) -> Result<GoogleCloudStorageBuilder, String> {
+        let builder = of_gcs(self.access, self.environment, GoogleCloudStorageBuilder::new())?
+            .with_bucket_name(self.url.bucket())
+            .with_client_options(self.options())
+            .with_retry(retries(self.class))
+            .with_http_connector(self.connector());
+        Ok(match &self.access.endpoint {
+            Some(endpoint) => builder.with_base_url(endpoint),
+            None => builder,
+        })
+    }
+
+    fn azure(&self) -> Result<MicrosoftAzureBuilder, String> {
+        let builder = of_azure(self.access, self.environment, MicrosoftAzureBuilder::new())?
+            .with_container_name(self.url.bucket())
+            .with_client_options(self.options())
+            .with_retry(retries(self.class))
+            .with_http_connector(self.connector());
+        Ok(match &self.access.endpoint {
+            Some(endpoint) => builder.with_endpoint(endpoint.clone()),
+            None => builder,
+        })
+    }
+
+    /// The limits on all of a request are those of its class and of its caller; the library's own is the same for a page
+    /// and a part.
+    fn options(&self) -> ClientOptions {
+        let options = ClientOptions::new()
+            .with_allow_http(self.access.allow_http)
+            .with_connect_timeout(CONNECT_WAIT)
+            .with_timeout_disabled();
+        let options = match self.class {
+            Class::Reading => options.with_read_timeout(READING_WAIT),
+            Class::Publishing => options,
+        };
+        self.certificates.iter().cloned().fold(options, ClientOptions::with_root_certificate)
+    }
+
+    fn connector(&self) -> WatchedConnector {
+        WatchedConnector { class: self.class, watch: Arc::clone(self.watch) }
+    }
+
+    fn built<T: ObjectStore>(&self, built: object_store::Result<T>) -> Result<Arc<dyn ObjectStore>, String> {
+        match built {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(error) => Err(format!(
+                "{} cannot be opened: {error}; see the settings that begin with `bucket.`",
+                self.url
+            )),
         }
     }
 }
