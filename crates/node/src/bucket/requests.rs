@@ -1,6 +1,8 @@
 //! The requests to a bucket, one try at a time: each has a time limit in proportion to its bytes, is counted if it fails,
 //! and its error is told in the service's own words without the rest of the answer.
 
+use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +36,14 @@ struct WatchedClient {
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {} s", .0.as_secs())]
 struct NoAnswer(Duration);
+
+/// Reason that a service is not spoken to.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0}: the service's certificate must be valid now, name this host, and be signed by an authority of the system or of \
+     the file in bucket.authorities_file"
+)]
+struct CertificateRefused(rustls::Error);
 
 /// Time that a read may take until its answer begins, and then without a byte of it.
 pub(super) const READING_WAIT: Duration = Duration::from_secs(5);
@@ -83,7 +93,7 @@ impl HttpService for WatchedClient {
 
 impl WatchedClient {
     async fn exchange(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let answer = self.inner.execute(request).await?;
+        let answer = self.inner.execute(request).await.map_err(with_advice)?;
         if answer.status().is_client_error() || answer.status().is_server_error() {
             return told_in_short(answer).await;
         }
@@ -134,6 +144,30 @@ fn failure_of(answered: &Result<HttpResponse, HttpError>) -> Option<Failure> {
         },
         Err(error) => Some(failure_by(error)),
     }
+}
+
+/// The error, or what to do about it. A certificate that is refused is not asked for again.
+fn with_advice(error: HttpError) -> HttpError {
+    match refused_certificate(&error) {
+        Some(refused) => HttpError::new(HttpErrorKind::Unknown, CertificateRefused(refused)),
+        None => error,
+    }
+}
+
+fn refused_certificate(error: &HttpError) -> Option<rustls::Error> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(refused @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return Some(refused.clone());
+        }
+        // An error of the system names the one in it by no source.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 fn failure_by(error: &HttpError) -> Failure {
