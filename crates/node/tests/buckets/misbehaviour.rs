@@ -8,7 +8,8 @@ use rekindle_engine::store_opener::Failures;
 use rekindle_testkit::s3::{Misbehaviour, Rule, S3Server};
 use rekindle_testkit::stores::Operation;
 
-use crate::{opened, runtime};
+use crate::bucket::Bucket;
+use crate::runtime;
 
 fn rule(on: Operation, misbehaviour: Misbehaviour, times: u32) -> Rule {
     Rule::next(times, on, "", misbehaviour)
@@ -17,7 +18,7 @@ fn rule(on: Operation, misbehaviour: Misbehaviour, times: u32) -> Rule {
 #[test]
 fn a_store_that_asks_for_fewer_requests_slows_publishing_and_is_counted() {
     let server = S3Server::start().expect("a server");
-    let (objects, watch) = opened(&server, "");
+    let (objects, watch) = Bucket::of(&server, "").opened();
     let (path, content) = (Path::from("layers/a"), PutPayload::from_static(b"content"));
     runtime().block_on(async {
         let _busy = server.misbehave(rule(Operation::Put, Misbehaviour::SlowDown, 2));
@@ -35,7 +36,7 @@ fn a_store_that_asks_for_fewer_requests_slows_publishing_and_is_counted() {
 fn a_request_that_fails_or_fails_after_it_was_done_or_is_done_twice_leaves_what_was_written() {
     for misbehaviour in [Misbehaviour::Fail, Misbehaviour::FailAfter, Misbehaviour::Repeat] {
         let server = S3Server::start().expect("a server");
-        let (objects, _) = opened(&server, "p");
+        let (objects, _) = Bucket::of(&server, "p").opened();
         runtime().block_on(async {
             for on in [Operation::Put, Operation::Get, Operation::Delete, Operation::List] {
                 let path = Path::from("manifests/one");
@@ -56,7 +57,7 @@ fn a_request_that_fails_or_fails_after_it_was_done_or_is_done_twice_leaves_what_
 #[test]
 fn a_write_that_was_told_as_failed_may_land_later_and_is_there_then() {
     let server = S3Server::start().expect("a server");
-    let (objects, watch) = opened(&server, "");
+    let (objects, watch) = Bucket::of(&server, "").opened();
     let path = Path::from("layers/late");
     runtime().block_on(async {
         let late = server.misbehave(rule(Operation::Put, Misbehaviour::LandLater, u32::MAX));
@@ -82,7 +83,7 @@ fn a_write_that_was_told_as_failed_may_land_later_and_is_there_then() {
 #[test]
 fn an_answer_that_is_cut_is_read_on_and_comes_whole() {
     let server = S3Server::start().expect("a server");
-    let (objects, watch) = opened(&server, "");
+    let (objects, watch) = Bucket::of(&server, "").opened();
     let (path, content) = (Path::from("layers/a"), Bytes::from(vec![7; 1 << 20]));
     runtime().block_on(async {
         objects.put(&path, content.clone().into()).await.expect("it is written");
@@ -94,9 +95,23 @@ fn an_answer_that_is_cut_is_read_on_and_comes_whole() {
 }
 
 #[test]
+fn a_read_without_an_answer_is_given_up_counted_and_sent_again() {
+    let server = S3Server::start().expect("a server");
+    let (objects, watch) = Bucket::of(&server, "").opened();
+    let path = Path::from("layers/a");
+    runtime().block_on(async {
+        objects.put(&path, PutPayload::from_static(b"content")).await.expect("it is written");
+        let _stalled = server.misbehave(rule(Operation::Get, Misbehaviour::Stall, 1));
+        let read = objects.get(&path).await.expect("the second try is answered").bytes().await;
+        assert_eq!(read.expect("it is read"), "content");
+        assert_eq!(watch.failed().reading, Failures { timeouts: 1, ..Failures::default() });
+    });
+}
+
+#[test]
 fn a_list_of_which_one_page_fails_is_a_list_that_failed() {
     let server = S3Server::start().expect("a server");
-    let (objects, _) = opened(&server, "");
+    let (objects, _) = Bucket::of(&server, "").opened();
     let manifests = server.objects().join("manifests");
     std::fs::create_dir(&manifests).expect("a directory");
     for number in 0..PAGE + 1 {

@@ -7,7 +7,8 @@ use object_store::{Error, ObjectStoreExt as _};
 use rekindle::bucket::{self, BucketAccess, BucketUrl, Environment};
 use rekindle_testkit::s3::{KEY_ID, S3Server, SECRET};
 
-use crate::{opened, refusal, runtime};
+use crate::bucket::Bucket;
+use crate::runtime;
 
 fn variables<const N: usize>(pairs: [(&str, &str); N]) -> Environment {
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
@@ -92,7 +93,10 @@ fn what_is_missing_or_does_not_fit_together_is_told_with_its_setting_and_without
             "has no certificate: set bucket.authorities_file",
         ),
     ] {
-        let refusal = refusal(&server, &access, &environment);
+        let refusal = match bucket::open(&server.url(""), &access, &environment, &Default::default()) {
+            Ok(objects) => unreachable!("{objects} was opened"),
+            Err(refusal) => refusal,
+        };
         assert!(refusal.contains(says) && !refusal.contains("hidden"), "{says}: {refusal}");
     }
 }
@@ -120,7 +124,7 @@ fn a_container_of_azure_needs_an_account_and_one_of_google_a_readable_key() {
 #[test]
 fn an_opened_bucket_shows_its_name_and_no_secret() {
     let server = S3Server::start().expect("a server");
-    let (objects, _) = opened(&server, "p");
+    let (objects, _) = Bucket::of(&server, "p").opened();
     let shown = format!("{objects} {objects:?}");
     assert!(shown.contains("s3://snapshots/p") && !shown.contains(SECRET), "{shown}");
 }
