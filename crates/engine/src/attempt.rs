@@ -1,8 +1,10 @@
 //! One try to bring a frame into a local file: from the file itself, else from the objects of its layer's placement, one
 //! after the other.
 
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
+use bytes::BytesMut;
 use tokio::task::JoinError;
 
 use crate::frame::{FrameNumber, frame_bytes};
@@ -157,48 +159,55 @@ impl Attempts {
         blocking(layer.id(), move || accept(&into, frame, codec, &read.body)).await
     }
 
-    /// Fetches a run of frames in one request, where the table is known already; says which of them came. `came` is
-    /// called for each as soon as it is there.
+    /// Fetches frames that lie one after the other in one request, where the table is known already. `came` is called for
+    /// each as soon as it is there; one that it was not called for did not come.
     pub(crate) async fn run(
         &self,
         file: &Arc<LocalFile>,
-        frames: &[FrameNumber],
+        frames: Range<usize>,
         class: Class,
         came: &Arc<impl Fn(FrameNumber) + Send + Sync + 'static>,
-    ) -> Vec<FrameNumber> {
-        let (Some(first), Some(last), Some(stored)) = (frames.first(), frames.last(), file.layer().stored())
-        else {
-            return Vec::new();
-        };
-        let Some(table) = stored.table().filter(|_| frames.len() > 1) else { return Vec::new() };
-        let range = table.frame_range(*first).start..table.frame_range(*last).end;
-        let read = self.sources.layer(file.layer(), stored.place().object, range.clone(), class).await;
-        let Ok(read) = read else { return Vec::new() };
-        let mut accepting = tokio::task::JoinSet::new();
-        for frame in frames.iter().copied() {
-            let (place, codec) = (table.frame_range(frame), table.codec(frame));
-            let encoded =
-                read.body.slice(size_of(place.start - range.start)..size_of(place.end - range.start));
+    ) {
+        let Some(stored) = file.layer().stored().filter(|_| !frames.is_empty()) else { return };
+        let Some(table) = stored.table() else { return };
+        let (first, last) = (FrameNumber::new(frames.start), FrameNumber::new(frames.end - 1));
+        let bytes = table.frame_range(first).start..table.frame_range(last).end;
+        let held = (bytes.end - bytes.start).min(limits::EXTENT_HELD_BYTES);
+        let begun = self.sources.begin(file.layer(), stored.place().object, bytes, class, held).await;
+        let Ok(mut reading) = begun else { return };
+        let (mut accepting, mut arrived) = (tokio::task::JoinSet::new(), BytesMut::new());
+        for frame in frames.map(FrameNumber::new) {
+            let place = table.frame_range(frame);
+            let length = size_of(place.end - place.start);
+            while arrived.len() < length
+                && let Ok(Some(bytes)) = reading.next().await
+            {
+                arrived.extend_from_slice(&bytes);
+            }
+            if arrived.len() < length {
+                break;
+            }
+            let (encoded, codec) = (arrived.split_to(length).freeze(), table.codec(frame));
+            if accepting.len() >= limits::EXTENT_FRAMES_AT_ONCE {
+                accepting.join_next().await.map(unless_kept_from);
+            }
             let (file, came) = (Arc::clone(file), Arc::clone(came));
             accepting.spawn_blocking(move || {
-                let accepted = accept(&file, frame, codec, &encoded).is_ok();
-                if accepted {
+                if file.is_verified(frame) || accept(&file, frame, codec, &encoded).is_ok() {
                     came(frame);
                 }
-                accepted.then_some(frame)
             });
         }
-        let mut brought = Vec::with_capacity(frames.len());
         while let Some(ended) = accepting.join_next().await {
             // One that the end of the engine kept from beginning has brought nothing.
-            brought.extend(unless_kept_from(ended).flatten());
+            unless_kept_from(ended);
         }
-        drop(read.lease);
-        brought
+        // An error here was one of the last frame too.
+        reading.end().await.ok();
     }
 
     /// Sees that an object's table is known. It is fetched once for all who need it at the same time.
-    async fn table(
+    pub(crate) async fn table(
         &self,
         file: &Arc<LocalFile>,
         stored: &StoredObject,
@@ -227,7 +236,7 @@ impl Attempts {
         Ok(())
     }
 
-    /// Fetches the table, and with a small object every frame of it in the same request. Each frame is judged by itself:
+    /// Fetches the table, and every frame with it in the same request where that costs less than a second one. Each frame is judged by itself:
     /// those who wait for a bad one ask for it again.
     async fn fetch_table(
         &self,
@@ -237,7 +246,7 @@ impl Attempts {
     ) -> Result<(), FetchError> {
         let (layer, place) = (file.layer(), stored.place());
         let frames_end = place.object_bytes - place.table_bytes;
-        let whole = place.object_bytes <= limits::OBJECT_FETCHED_WHOLE_BYTES_MAX;
+        let whole = place.object_bytes <= self.sources.request_cost().bytes;
         let start = if whole { 0 } else { frames_end };
         let read = self.sources.layer(layer, place.object, start..place.object_bytes, class).await?;
         let table = checked_table(layer, place, &read.body[size_of(frames_end - start)..])?;
@@ -280,7 +289,7 @@ async fn blocking_load(file: &Arc<LocalFile>, frame: FrameNumber) -> Result<bool
     blocking(file.layer().id(), move || Ok(file.load_local(frame)?)).await
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     layer: LayerId,
     work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
 ) -> Result<T, FetchError> {

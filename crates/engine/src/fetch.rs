@@ -1,6 +1,9 @@
 //! Brings frames into local files, each fetched once for all its waiters and tried again until it is there or its last
 //! waiter gives up.
 
+mod bulk;
+
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use tokio::runtime::Handle;
@@ -16,6 +19,7 @@ use crate::stop::{Stop, Stopped};
 use crate::sync::block_on;
 
 pub use crate::attempt::FetchError;
+pub use bulk::WantedFrames;
 
 /// A frame of a layer.
 pub type FrameKey = (LayerId, FrameNumber);
@@ -63,7 +67,7 @@ impl Fetcher {
         }
         let claimed = |number: &usize| shared.frames.claim((layer, FrameNumber::new(*number)));
         let ahead = frame.index() + 1..frame.index() + file.frames_ahead(frame);
-        let run = std::iter::once(frame).chain(ahead.take_while(claimed).map(FrameNumber::new)).collect();
+        let run = frame.index()..frame.index() + 1 + ahead.take_while(claimed).count();
         drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(file), run, *class)));
     }
 
@@ -114,25 +118,45 @@ fn claim(shared: &Shared, keys: Vec<FrameKey>) -> Arc<Claimed<FrameKey, FetchErr
 fn fetch_run(
     shared: Arc<Shared>,
     file: Arc<LocalFile>,
-    run: Vec<FrameNumber>,
+    run: Range<usize>,
     class: Class,
 ) -> impl Future<Output = ()> {
     let layer = file.layer().id();
-    let keys: Vec<FrameKey> = run.iter().map(|frame| (layer, *frame)).collect();
+    let keys: Vec<FrameKey> = run.clone().map(|frame| (layer, FrameNumber::new(frame))).collect();
     let claimed = claim(&shared, keys.clone());
     async move {
-        let (of_work, flight) = (Arc::clone(&claimed), Arc::clone(&shared.frames));
-        let came = Arc::new(move |frame| {
-            of_work.let_go((layer, frame));
-            flight.succeeded((layer, frame));
-        });
-        let together = shared.attempts.run(&file, &run, class, &came);
-        let brought = telling_of_silence(&shared, &keys, together).await;
-        for key in keys.into_iter().filter(|(_, frame)| !brought.contains(frame)) {
-            claimed.let_go(key);
-            if shared.frames.give_back(key) {
-                drop(tokio::spawn(fetch_until_done(Arc::clone(&shared), Arc::clone(&file), key, class)));
-            }
+        if run.len() > 1 {
+            let came = telling(&shared, &claimed, layer);
+            telling_of_silence(&shared, &keys, shared.attempts.run(&file, run, class, &came)).await;
+        }
+        fetch_rest(&shared, &claimed, |_| Arc::clone(&file), class);
+    }
+}
+
+/// Tells all who wait for a frame of a layer that it came; it leaves the work that claimed it.
+fn telling(
+    shared: &Shared,
+    claimed: &Arc<Claimed<FrameKey, FetchError>>,
+    layer: LayerId,
+) -> Arc<impl Fn(FrameNumber) + Send + Sync + use<>> {
+    let (of_work, flight) = (Arc::clone(claimed), Arc::clone(&shared.frames));
+    Arc::new(move |frame| {
+        of_work.let_go((layer, frame));
+        flight.succeeded((layer, frame));
+    })
+}
+
+/// Fetches, one by one, the claimed frames that have not come and have waiters by now.
+fn fetch_rest(
+    shared: &Arc<Shared>,
+    claimed: &Claimed<FrameKey, FetchError>,
+    file_of: impl Fn(LayerId) -> Arc<LocalFile>,
+    class: Class,
+) {
+    for key in claimed.rest() {
+        claimed.let_go(key);
+        if shared.frames.give_back(key) {
+            drop(tokio::spawn(fetch_until_done(Arc::clone(shared), file_of(key.0), key, class)));
         }
     }
 }

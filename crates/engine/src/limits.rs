@@ -160,8 +160,38 @@ pub const SEALS_AT_ONCE: usize = 2;
 /// Threads of idle priority that do the short work of saving: compressing a part of an upload, writing a record.
 pub const SAVING_THREADS: usize = 2;
 
-/// Bytes of a stored layer that is fetched whole with its table: one request instead of two or more.
-pub const OBJECT_FETCHED_WHOLE_BYTES_MAX: u64 = 1 << 20;
+/// Large reads ahead of guests that are under way at once: more do not make a store faster.
+pub const AHEAD_STREAMS: usize = 16;
+
+/// Bytes of one request ahead of a guest: the last page of a longer one would come late.
+pub const EXTENT_BYTES_MAX: u64 = 32 << 20;
+
+/// Frames of one such request that are decompressed and written at once.
+pub const EXTENT_FRAMES_AT_ONCE: usize = 4;
+
+/// Bytes of such a request that are in RAM at once: the frames above, and what has come of the next ones.
+pub const EXTENT_HELD_BYTES: u64 = 2 << 20;
+
+/// Time until an answer begins, before a source's is measured: that of an object store nearby.
+pub const FIRST_BYTE_GUESS: Duration = Duration::from_millis(20);
+
+/// Bytes in a second of one answer, before a source's are measured: those of an object store nearby.
+pub const BYTES_A_SECOND_GUESS: u64 = 128 << 20;
+
+/// Shortest answer whose bytes in a second are measured.
+pub const SPEED_BYTES_MIN: u64 = 128 << 10;
+
+/// Least bytes that a request is worth, however fast a source begins to answer: requests cost processor time too.
+pub const BYTES_WORTH_A_REQUEST_MIN: u64 = 256 << 10;
+
+/// Most bytes that a request is worth, however slowly a source begins to answer: all of them may be for nothing.
+pub const BYTES_WORTH_A_REQUEST_MAX: u64 = 8 << 20;
+
+/// Threads that read and verify frames of this disk ahead of a guest.
+pub const LOADS_AT_ONCE: usize = 4;
+
+/// Bytes of a file in a store that are read at once.
+pub const FILE_READ_BYTES: u64 = 1 << 20;
 
 /// Frames fetched in one request on a walk through a layer: 4 MiB of pages.
 pub const READ_AHEAD_FRAMES_MAX: usize = 16;

@@ -171,6 +171,11 @@ impl LocalFile {
         self.verified.get(frame)
     }
 
+    /// True if every frame has been verified since the file was opened.
+    pub fn is_all_verified(&self) -> bool {
+        self.frames().all(|frame| self.is_verified(frame))
+    }
+
     /// Bytes of the pages that the file may hold.
     pub fn local_bytes(&self) -> u64 {
         let local = self.frames().filter(|frame| self.is_local(*frame));
@@ -268,7 +273,7 @@ impl LocalFile {
     /// Syncs the file to the disk, with the `encoded` index behind the pages, if every frame in it is verified; false, and
     /// nothing is promised, if one is not.
     pub fn sync_whole(&self, encoded: &[u8]) -> io::Result<bool> {
-        if !self.has_name() || self.is_cut_short()? || !self.frames().all(|frame| self.is_verified(frame)) {
+        if !self.has_name() || self.is_cut_short()? || !self.is_all_verified() {
             return Ok(false);
         }
         self.write_behind_pages(encoded)?;

@@ -1,6 +1,6 @@
 //! Does each fetch once for all who wait for it: those who wait for each key, and the order in which they are told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
 use std::sync::{Arc, Weak};
@@ -159,19 +159,25 @@ impl<K: fmt::Debug, E> fmt::Debug for SingleFlight<K, E> {
 /// runtime, are given up: only their own waiters are told.
 pub(crate) struct Claimed<K: Copy + Eq + Hash + fmt::Debug, E> {
     flight: Arc<SingleFlight<K, E>>,
-    keys: Mutex<Vec<K>>,
+    keys: Mutex<HashSet<K>>,
     cut_short: fn(K) -> E,
 }
 
 impl<K: Copy + Eq + Hash + fmt::Debug, E> Claimed<K, E> {
     /// Keys that the caller joined first, or claimed; `cut_short` is the error for those that are given up.
     pub(crate) fn new(flight: &Arc<SingleFlight<K, E>>, keys: Vec<K>, cut_short: fn(K) -> E) -> Arc<Self> {
-        Arc::new(Self { flight: Arc::clone(flight), keys: Mutex::new(keys), cut_short })
+        let keys = Mutex::new(keys.into_iter().collect());
+        Arc::new(Self { flight: Arc::clone(flight), keys, cut_short })
     }
 
     /// A key leaves this work: it is there, has no waiter left, or others fetch it.
     pub(crate) fn let_go(&self, key: K) {
-        lock(&self.keys).retain(|claimed| *claimed != key);
+        lock(&self.keys).remove(&key);
+    }
+
+    /// The keys that have not left it.
+    pub(crate) fn rest(&self) -> Vec<K> {
+        lock(&self.keys).iter().copied().collect()
     }
 }
 

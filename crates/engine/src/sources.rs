@@ -2,26 +2,36 @@
 //! ended after its time limit, and fails with an error that says whose fault it is.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use object_store::Error::{PermissionDenied, Unauthenticated};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 
 use crate::byte_budget::{ByteBudget, ByteLease};
-use crate::identity::SnapshotId;
+use crate::extents::RequestCost;
+use crate::geometry::u64_of;
+use crate::identity::{LayerId, SnapshotId};
 use crate::key_ring::KeyRing;
 use crate::layer_facts::LayerFacts;
 use crate::limits;
 use crate::manifest::ObjectName;
+use crate::source_speed::SourceSpeed;
 use crate::store::{Store, StoreError};
 use crate::store_list::StoredSnapshot;
+use crate::store_read::Arriving;
 
 /// Reads from outside this node. Clones share the budget.
 #[derive(Debug, Clone)]
 pub struct Sources {
     store: Store,
     keys: KeyRing,
+    speed: Arc<SourceSpeed>,
     budget: ByteBudget<Class>,
+    /// Large reads ahead of guests that are under way at once.
+    streams: Arc<Semaphore>,
 }
 
 /// Urgency of a read; those before it are served first, and have more of the budget.
@@ -41,7 +51,19 @@ pub(crate) struct SourceBytes {
     /// The bytes.
     pub(crate) body: Bytes,
     /// Held as long as they are.
-    pub(crate) lease: ByteLease<Class>,
+    _lease: ByteLease<Class>,
+}
+
+/// A read whose bytes come one after the other.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    arriving: Arriving,
+    layer: LayerId,
+    bytes: u64,
+    began: Instant,
+    until: Instant,
+    speed: Arc<SourceSpeed>,
+    lease: ByteLease<Class>,
 }
 
 /// Reason that a read from outside brought nothing.
@@ -97,7 +119,19 @@ impl Class {
 impl Sources {
     /// Sources of which the only one is `store`; manifests there are checked with `keys`.
     pub fn new(store: Store, keys: KeyRing) -> Self {
-        Self { store, keys, budget: ByteBudget::new(limits::READ_BYTES_MAX) }
+        let streams = Arc::new(Semaphore::new(limits::AHEAD_STREAMS));
+        Self { store, keys, speed: Arc::default(), budget: ByteBudget::new(limits::READ_BYTES_MAX), streams }
+    }
+
+    /// Cost of a request, as the last ones were.
+    pub(crate) fn request_cost(&self) -> RequestCost {
+        let streams = u64_of(limits::AHEAD_STREAMS);
+        RequestCost { bytes: self.speed.bytes_worth_a_request(), streams }
+    }
+
+    /// The right to one of the large reads ahead of guests.
+    pub(crate) async fn stream(&self) -> SemaphorePermit<'_> {
+        self.streams.acquire().await.expect("it is never closed")
     }
 
     /// The store, for questions that are answered without an object's bytes.
@@ -118,15 +152,43 @@ impl Sources {
         range: Range<u64>,
         class: Class,
     ) -> Result<SourceBytes, SourceError> {
+        let held = range.end - range.start;
+        let mut reading = self.begin(layer, object, range, class, held).await?;
+        let first = reading.next().await?.unwrap_or_default();
+        if u64_of(first.len()) == held {
+            return Ok(SourceBytes { body: first, _lease: reading.end().await? });
+        }
+        let mut body = BytesMut::with_capacity(usize::try_from(held).expect("a read fits in memory"));
+        body.extend_from_slice(&first);
+        while let Some(chunk) = reading.next().await? {
+            body.extend_from_slice(&chunk);
+        }
+        Ok(SourceBytes { body: body.freeze(), _lease: reading.end().await? })
+    }
+
+    /// Begins a read of one object of a layer, whose bytes are used as they come: at most `held` of them are in RAM at
+    /// once.
+    pub(crate) async fn begin(
+        &self,
+        layer: &LayerFacts,
+        object: ObjectName,
+        range: Range<u64>,
+        class: Class,
+        held: u64,
+    ) -> Result<Reading, SourceError> {
         let bytes = range.end - range.start;
-        let lease = self.budget.lease_within(class, bytes, class.share()).await;
-        let limit = limits::READ_WAIT + Duration::from_secs(bytes / limits::READ_BYTES_A_SECOND_MIN);
-        let wanted = || format!("an object of layer {}", layer.id());
-        let read = in_time(limit, wanted, self.store.get_layer(layer.id(), &object, range)).await;
-        if let Err(SourceError::Gone(_)) = &read {
+        let lease = self.budget.lease_within(class, held, class.share()).await;
+        let (limit, layer_id) = (read_limit(bytes), layer.id());
+        let asked = Instant::now();
+        let get = self.store.get_layer(layer_id, &object, range);
+        let arriving = in_time(limit, || wanted_of(layer_id), get).await;
+        if let Err(SourceError::Gone(_)) = &arriving {
             layer.note_gone(object);
         }
-        Ok(SourceBytes { body: read?, lease })
+        let (arriving, began) = (arriving?, Instant::now());
+        self.speed.note_first_byte(began - asked);
+        let speed = Arc::clone(&self.speed);
+        Ok(Reading { arriving, layer: layer_id, bytes, began, until: asked + limit, speed, lease })
     }
 
     /// The manifest of a published snapshot.
@@ -155,6 +217,33 @@ impl Sources {
     }
 }
 
+impl Reading {
+    /// The next bytes; none after as many as were asked for.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+        let Ok(next) = timeout_at(self.until, self.arriving.next()).await else {
+            let waited = read_limit(self.bytes);
+            return Err(SourceError::Silent { wanted: wanted_of(self.layer), waited });
+        };
+        Ok(next?)
+    }
+
+    /// Sees that no more bytes come than were asked for, and notes how fast they came.
+    pub(crate) async fn end(mut self) -> Result<ByteLease<Class>, SourceError> {
+        self.speed.note_body(self.bytes, self.began.elapsed());
+        while self.next().await?.is_some() {}
+        Ok(self.lease)
+    }
+}
+
+fn wanted_of(layer: LayerId) -> String {
+    format!("an object of layer {layer}")
+}
+
+/// Time that a read of so many bytes may take.
+fn read_limit(bytes: u64) -> Duration {
+    limits::READ_WAIT + Duration::from_secs(bytes / limits::READ_BYTES_A_SECOND_MIN)
+}
+
 async fn in_time<T>(
     limit: Duration,
     wanted: impl FnOnce() -> String,
@@ -169,7 +258,6 @@ async fn in_time<T>(
 #[cfg(all(test, not(shuttle)))]
 mod tests {
     use std::future::pending;
-    use std::sync::Arc;
 
     use object_store::memory::InMemory;
 

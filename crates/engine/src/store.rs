@@ -1,6 +1,5 @@
 //! Object storage in rekindle's terms: manifests and layer objects under names that are never written twice.
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,7 +131,8 @@ impl Store {
         }
     }
 
-    async fn objects(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    /// The objects of the store.
+    pub(crate) async fn objects(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
         match &self.access {
             Access::Open(objects) => Ok(Arc::clone(objects)),
             Access::Gated(gate) => Ok(gate.objects().await?),
@@ -148,7 +148,7 @@ impl Store {
     }
 
     /// The error of a request; that an object is missing is believed only of the right store.
-    async fn failure(&self, path: &ObjectPath, source: object_store::Error) -> StoreError {
+    pub(crate) async fn failure(&self, path: &ObjectPath, source: object_store::Error) -> StoreError {
         let error = StoreError::from_store(path, source);
         if matches!(error, StoreError::NotFound(_))
             && let Err(away) = self.checked().await
@@ -251,8 +251,9 @@ impl Store {
         if bytes > bytes_max {
             return Err(StoreError::TooLarge { path, bytes, bytes_max });
         }
+        self.count_fetch();
         let body = answer.bytes().await.map_err(|source| StoreError::from_store(&path, source))?;
-        self.count_fetch(&body);
+        self.count_fetched(&body);
         Ok(body)
     }
 
@@ -304,24 +305,6 @@ impl Store {
         Ok(())
     }
 
-    /// Reads a range of a layer object, exactly as many bytes as it has.
-    pub(crate) async fn get_layer(
-        &self,
-        layer: LayerId,
-        at: &ObjectName,
-        range: Range<u64>,
-    ) -> Result<Bytes, StoreError> {
-        let path = layer_path(layer, at);
-        let expected = range.end - range.start;
-        let body = match self.objects().await?.get_range(&path, range).await {
-            Ok(body) => body,
-            Err(source) => return Err(self.failure(&path, source).await),
-        };
-        self.count_fetch(&body);
-        let found = u64_of(body.len());
-        if found == expected { Ok(body) } else { Err(StoreError::Length { path, expected, found }) }
-    }
-
     /// Begins a layer object, which cannot be read before it is finished.
     pub async fn begin_layer(&self, layer: LayerId, at: &ObjectName) -> Result<LayerUpload, StoreError> {
         let path = layer_path(layer, at);
@@ -352,9 +335,14 @@ impl Store {
         }
     }
 
-    fn count_fetch(&self, body: &Bytes) {
+    /// Counts a read.
+    pub(crate) fn count_fetch(&self) {
         self.traffic.fetches.fetch_add(1, Ordering::Relaxed);
-        self.traffic.fetched_bytes.fetch_add(u64_of(body.len()), Ordering::Relaxed);
+    }
+
+    /// Counts bytes that a read brought.
+    pub(crate) fn count_fetched(&self, bytes: &Bytes) {
+        self.traffic.fetched_bytes.fetch_add(u64_of(bytes.len()), Ordering::Relaxed);
     }
 }
 
@@ -416,6 +404,7 @@ fn working_sets_path(snapshot: SnapshotId) -> ObjectPath {
     ObjectPath::from(format!("working-sets/{snapshot}"))
 }
 
-fn layer_path(layer: LayerId, at: &ObjectName) -> ObjectPath {
+/// The key of a layer's object.
+pub(crate) fn layer_path(layer: LayerId, at: &ObjectName) -> ObjectPath {
     ObjectPath::from(format!("layers/{layer}/{}-{}", at.publisher, at.upload))
 }

@@ -122,10 +122,11 @@ fn modelled(network: Network, requests: usize, bytes: u64) -> f64 {
     1000.0 * seconds / count(network.streams)
 }
 
-/// Requests one after the other until `end`: each waits for those that were answered when it was asked.
+/// Requests one after the other until `end`, also those under way then: each waits for those that were answered when it
+/// was asked.
 fn depth(reads: &[TimedRead], end: Duration) -> usize {
     let mut depths: Vec<(Duration, usize)> = Vec::with_capacity(reads.len());
-    for read in reads.iter().take_while(|read| read.answered <= end) {
+    for read in reads.iter().filter(|read| read.asked < end) {
         let before = depths.iter().filter(|(answered, _)| *answered <= read.asked);
         depths.push((read.answered, 1 + before.map(|(_, depth)| *depth).max().unwrap_or(0)));
     }

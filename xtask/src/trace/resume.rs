@@ -1,25 +1,21 @@
 //! A resume of the last snapshot on a node that has nothing of it, with the store's answers in virtual time.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use bytes::Bytes;
-use futures_util::stream::{StreamExt as _, TryStreamExt as _};
+use rekindle_engine::ahead::missing_frames;
 use rekindle_engine::cache::Cache;
-use rekindle_engine::fetch::{FetchError, Fetcher};
-use rekindle_engine::frame::FrameNumber;
+use rekindle_engine::fetch::{FetchError, Fetcher, FrameKey, WantedFrames};
 use rekindle_engine::geometry::{GuestPage, GuestPages, usize_of};
-use rekindle_engine::limits;
-use rekindle_engine::local_file::LocalFile;
 use rekindle_engine::open::open_unrecorded;
 use rekindle_engine::read_plan::ReadPlan;
+use rekindle_engine::single_flight::Waiter;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::sources::{Class, Sources};
 use rekindle_engine::stop::Stop;
 use rekindle_engine::store::Store;
-use rekindle_engine::view::LiveView;
 use rekindle_engine::working_set::{Touch, WorkingSet};
 use rekindle_engine::working_sets;
 use rekindle_kernel::PAGE_BYTES;
@@ -120,30 +116,40 @@ impl Cold {
             }
         };
         let wanted = recorded.as_ref().map_or(wanted, |set| set.runs());
-        let first_page = self.bring_frames(missing(snapshot.memory(), wanted)).await?;
+        let first_page = self.bring_frames(missing_frames(snapshot.memory(), wanted.iter().copied())).await;
+        let left = missing_frames(snapshot.memory(), wanted.iter().copied());
+        ensure!(left.is_empty(), "{} layers have frames that did not come", left.len());
+        let first_page = first_page.context("a frame was wanted")?;
         let resumed = Resumed { reads: self.log.reads(), first_page, last_page: self.log.now() };
         Ok((snapshot, resumed))
     }
 
-    /// Brings frames as a fault server does that installs ahead: so many at once, in their order.
-    async fn bring_frames(&self, frames: Vec<(Arc<LocalFile>, FrameNumber)>) -> Result<Duration, FetchError> {
-        let fetcher = &self.fetcher.of_class(Class::Ahead);
-        let brought = futures_util::stream::iter(frames)
-            .map(|(file, frame)| async move { fetcher.bring(&file, frame).await.map(|()| self.log.now()) });
-        let times: Vec<_> = brought.buffer_unordered(limits::PREFETCH_FRAMES_MAX).try_collect().await?;
-        Ok(times.into_iter().min().unwrap_or_default())
+    /// Brings frames as a resume does that knows its pages; says when the first of them was there.
+    async fn bring_frames(&self, frames: Vec<WantedFrames>) -> Option<Duration> {
+        let fetcher = self.fetcher.of_class(Class::Ahead);
+        let first = Arc::new(First { log: self.log.clone(), at: OnceLock::new() });
+        let bringing = fetcher.bring_all(frames.clone());
+        for WantedFrames { file, frames } in &frames {
+            for frame in frames {
+                let waiter: Weak<First> = Arc::downgrade(&first);
+                fetcher.request(file, *frame, waiter);
+            }
+        }
+        bringing.await;
+        first.at.get().copied()
     }
 }
 
-/// The frames of `wanted` that are not here, each once, in the order of the pages.
-fn missing(view: &LiveView, wanted: &[GuestPages]) -> Vec<(Arc<LocalFile>, FrameNumber)> {
-    let (mut frames, mut known) = (Vec::new(), HashSet::new());
-    for page in wanted.iter().flat_map(|run| run.iter()) {
-        if let Some((file, frame)) = view.piece_at(page, 1).missing_frame()
-            && known.insert((file.layer().id(), frame))
-        {
-            frames.push((file, frame));
-        }
+/// Notes when the first frame came.
+struct First {
+    log: ReadLog,
+    at: OnceLock<Duration>,
+}
+
+impl Waiter<FrameKey, FetchError> for First {
+    fn ready(&self, _: FrameKey) {
+        self.at.get_or_init(|| self.log.now());
     }
-    frames
+
+    fn failing(&self, _: FrameKey, _: &Arc<FetchError>) {}
 }

@@ -314,7 +314,8 @@ impl Engine {
 
     /// The learner that records the working set of each resume.
     pub fn learner(&self) -> Learner {
-        Learner { sources: self.fetcher.sources().clone(), runtime: self.runtime.handle().clone() }
+        let fetcher = self.fetcher.of_class(Class::Ahead);
+        Learner { fetcher, runtime: self.runtime.handle().clone() }
     }
 
     /// The pages that guests of a snapshot touch first, if they were recorded.

@@ -98,16 +98,14 @@ fn a_fetch_that_the_end_of_the_engine_cuts_short_fails_and_does_not_panic() {
     runtime.block_on(objects.put(&path, bytes.into())).unwrap();
     let shared = shared_by_fetches(runtime.handle(), Store::new(objects));
     runtime.shutdown_background();
-    let [first, second, third] = [0, 1, 2].map(FrameNumber::new);
+    let first = FrameNumber::new(0);
     let failed = shared.runtime.block_on(shared.attempts.frame(&layer.local(), first, Class::Fault));
     assert!(matches!(failed, Err(FetchError::CutShort { .. })), "{failed:?}");
     let table = checked_table(layer.facts(), &place, &table).unwrap();
     layer.facts().add_stored(&place);
     layer.facts().stored().unwrap().set_table(table);
     let (file, came) = (layer.local(), Arc::new(|_| unreachable!("none of them comes")));
-    let frames = [first, second, third];
-    let together = shared.attempts.run(&file, &frames, Class::Fault, &came);
-    assert!(shared.runtime.block_on(together).is_empty());
+    shared.runtime.block_on(shared.attempts.run(&file, 0..3, Class::Fault, &came));
 }
 
 /// Lets the answer come once the silence was told.
@@ -191,7 +189,7 @@ fn frames_that_were_to_be_read_ahead_and_did_not_come_are_fetched_for_those_who_
     assert!(!shared.frames.join((layer.id(), claimed), joined), "it is on its way");
     // The layer is in no store, so no request brings them together.
     let shared_by_work = Arc::clone(&shared);
-    runtime.block_on(fetch_run(shared_by_work, layer.local(), vec![first, claimed, unwanted], Class::Fault));
+    runtime.block_on(fetch_run(shared_by_work, layer.local(), 0..3, Class::Fault));
     let mut came: Vec<_> = (0..2).map(|_| told.recv_timeout(LIMIT).expect("both come")).collect();
     came.sort();
     assert_eq!(came, [first, claimed]);
@@ -233,7 +231,7 @@ fn stored_only(gone: Option<&StoredLayer>) -> StoredOnly {
 #[test]
 fn a_table_that_many_frames_need_at_once_is_fetched_once() {
     let node = stored_only(None);
-    assert!(node.place.object_bytes < limits::OBJECT_FETCHED_WHOLE_BYTES_MAX);
+    assert!(node.place.object_bytes < node.shared.attempts.sources.request_cost().bytes);
     let file = node.layer.local();
     let one = |number| node.shared.attempts.frame(&file, FrameNumber::new(number), Class::Fault);
     let tries = futures_util::future::join_all((0..3).map(one));
@@ -256,4 +254,43 @@ fn a_frame_whose_object_is_gone_is_read_from_the_next_one_in_the_same_try() {
     let brought = node.runtime.block_on(node.shared.attempts.frame(&file, FrameNumber::new(2), Class::Fault));
     brought.expect("another object of the layer is there");
     assert_eq!(node.layer.stored_at(), Some(node.place));
+}
+
+#[test]
+fn frames_that_are_wanted_together_come_in_one_request_and_once_for_those_who_asked_for_them_meanwhile() {
+    let node = stored_only(None);
+    let file = node.layer.local();
+    let fetcher = Fetcher { shared: Arc::clone(&node.shared), class: Class::Ahead };
+    let frames = [0, 2].map(FrameNumber::new).to_vec();
+    let bringing = fetcher.bring_all(vec![WantedFrames { file: Arc::clone(&file), frames }]);
+    let (tell, told) = channel();
+    let waiter = Arc::new(Told(tell));
+    let joined: Weak<Told> = Arc::downgrade(&waiter);
+    fetcher.request(&file, FrameNumber::new(2), joined);
+    node.runtime.block_on(bringing);
+    assert_eq!(told.try_recv(), Ok(FrameNumber::new(2)));
+    assert!([0, 2].map(FrameNumber::new).iter().all(|frame| file.is_verified(*frame)));
+    assert_eq!(node.store.traffic().fetches, 1, "the table came with the frames");
+    assert_eq!(node.shared.frames.under_way(), 0);
+}
+
+#[test]
+fn wanted_frames_that_do_not_come_are_fetched_one_by_one_for_those_who_wait_and_the_others_forgotten() {
+    let gone = StoredLayer {
+        object: ObjectName::new(SnapshotId::new()),
+        table_digest: [0; 32],
+        table_bytes: 1,
+        object_bytes: 2,
+    };
+    // The first object of the layer is not in the store, which the bulk read finds out.
+    let node = stored_only(Some(&gone));
+    let file = node.layer.local();
+    let fetcher = Fetcher { shared: Arc::clone(&node.shared), class: Class::Ahead };
+    let frames = [0, 1].map(FrameNumber::new).to_vec();
+    let bringing = fetcher.bring_all(vec![WantedFrames { file: Arc::clone(&file), frames }]);
+    node.runtime.block_on(async {
+        let (brought, ()) = futures_util::join!(fetcher.bring(&file, FrameNumber::new(1)), bringing);
+        brought.expect("another object of the layer is there");
+    });
+    assert_eq!(node.shared.frames.under_way(), 0);
 }
