@@ -39,6 +39,7 @@ pub mod keep;
 pub mod read_ahead;
 pub mod extents;
 mod source_speed;
+pub mod hedges;
 mod frame_codec;
 pub mod object;
 pub mod placement;

@@ -190,6 +190,18 @@ pub const BYTES_WORTH_A_REQUEST_MAX: u64 = 8 << 20;
 /// Threads that read and verify frames of this disk ahead of a guest.
 pub const LOADS_AT_ONCE: usize = 4;
 
+/// Reads of a class for each one that is asked a second time.
+pub const HEDGE_READS: u32 = 20;
+
+/// Reads that may be asked a second time one after the other, once none was for long.
+pub const HEDGES_IN_A_ROW: u32 = 3;
+
+/// Answers from whose times the usual one follows: those of the last seconds.
+pub const HEDGE_TIMES: usize = 64;
+
+/// Answers that must have been seen before a time counts as usual.
+pub const HEDGE_TIMES_MIN: usize = 20;
+
 /// Bytes of a file in a store that are read at once.
 pub const FILE_READ_BYTES: u64 = 1 << 20;
 

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::byte_budget::{ByteBudget, ByteLease};
 use crate::extents::RequestCost;
 use crate::geometry::u64_of;
+use crate::hedges::{HedgeCounts, Hedges};
 use crate::identity::{LayerId, SnapshotId};
 use crate::key_ring::KeyRing;
 use crate::layer_facts::LayerFacts;
@@ -22,6 +23,7 @@ use crate::source_speed::SourceSpeed;
 use crate::store::{Store, StoreError};
 use crate::store_list::StoredSnapshot;
 use crate::store_read::Arriving;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Reads from outside this node. Clones share the budget.
 #[derive(Debug, Clone)]
@@ -29,9 +31,27 @@ pub struct Sources {
     store: Store,
     keys: KeyRing,
     speed: Arc<SourceSpeed>,
+    classes: Arc<[ReadsOfClass; 3]>,
     budget: ByteBudget<Class>,
     /// Large reads ahead of guests that are under way at once.
     streams: Arc<Semaphore>,
+}
+
+/// The reads of one class.
+#[derive(Debug, Default)]
+struct ReadsOfClass {
+    hedges: Hedges,
+    /// Those that their time limit ended.
+    ended: Arc<AtomicU64>,
+}
+
+/// Counts of the reads of one class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadCounts {
+    /// Reads that were asked a second time.
+    pub hedges: HedgeCounts,
+    /// Reads that their time limit ended.
+    pub ended: u64,
 }
 
 /// Urgency of a read; those before it are served first, and have more of the budget.
@@ -63,6 +83,7 @@ pub(crate) struct Reading {
     began: Instant,
     until: Instant,
     speed: Arc<SourceSpeed>,
+    ended: Arc<AtomicU64>,
     lease: ByteLease<Class>,
 }
 
@@ -120,7 +141,31 @@ impl Sources {
     /// Sources of which the only one is `store`; manifests there are checked with `keys`.
     pub fn new(store: Store, keys: KeyRing) -> Self {
         let streams = Arc::new(Semaphore::new(limits::AHEAD_STREAMS));
-        Self { store, keys, speed: Arc::default(), budget: ByteBudget::new(limits::READ_BYTES_MAX), streams }
+        let budget = ByteBudget::new(limits::READ_BYTES_MAX);
+        Self { store, keys, speed: Arc::default(), classes: Arc::default(), budget, streams }
+    }
+
+    /// Counts of the reads of a class so far.
+    pub(crate) fn counts(&self, class: Class) -> ReadCounts {
+        let ReadsOfClass { hedges, ended } = self.of(class);
+        ReadCounts { hedges: hedges.counts(), ended: ended.load(Ordering::Relaxed) }
+    }
+
+    fn of(&self, class: Class) -> &ReadsOfClass {
+        let [fault, ahead, background] = &*self.classes;
+        match class {
+            Class::Fault => fault,
+            Class::Ahead => ahead,
+            Class::Background => background,
+        }
+    }
+
+    /// Counts a read of a class if its time limit ended it.
+    fn judged<T>(&self, class: Class, read: Result<T, SourceError>) -> Result<T, SourceError> {
+        if matches!(read, Err(SourceError::Silent { .. })) {
+            self.of(class).ended.fetch_add(1, Ordering::Relaxed);
+        }
+        read
     }
 
     /// Cost of a request, as the last ones were.
@@ -180,15 +225,18 @@ impl Sources {
         let lease = self.budget.lease_within(class, held, class.share()).await;
         let (limit, layer_id) = (read_limit(bytes), layer.id());
         let asked = Instant::now();
-        let get = self.store.get_layer(layer_id, &object, range);
-        let arriving = in_time(limit, || wanted_of(layer_id), get).await;
+        let get = self.of(class).hedges.ask(|| {
+            let (store, range) = (self.store.clone(), range.clone());
+            async move { store.get_layer(layer_id, &object, range).await }
+        });
+        let arriving = self.judged(class, in_time(limit, || wanted_of(layer_id), get).await);
         if let Err(SourceError::Gone(_)) = &arriving {
             layer.note_gone(object);
         }
         let (arriving, began) = (arriving?, Instant::now());
         self.speed.note_first_byte(began - asked);
-        let speed = Arc::clone(&self.speed);
-        Ok(Reading { arriving, layer: layer_id, bytes, began, until: asked + limit, speed, lease })
+        let (speed, ended) = (Arc::clone(&self.speed), Arc::clone(&self.of(class).ended));
+        Ok(Reading { arriving, layer: layer_id, bytes, began, until: asked + limit, speed, ended, lease })
     }
 
     /// The manifest of a published snapshot.
@@ -197,7 +245,7 @@ impl Sources {
         let wanted = || format!("the manifest of snapshot {snapshot}");
         let read = in_time(limits::MANIFEST_READ_WAIT, wanted, self.store.get_manifest(snapshot)).await;
         drop(lease);
-        read
+        self.judged(class, read)
     }
 
     /// All snapshots in the store.
@@ -213,7 +261,7 @@ impl Sources {
         let read = self.store.get_working_set(snapshot);
         let read = in_time(limits::WORKING_SET_STORE_WAIT, wanted, read).await;
         drop(lease);
-        read
+        self.judged(class, read)
     }
 }
 
@@ -221,6 +269,7 @@ impl Reading {
     /// The next bytes; none after as many as were asked for.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         let Ok(next) = timeout_at(self.until, self.arriving.next()).await else {
+            self.ended.fetch_add(1, Ordering::Relaxed);
             let waited = read_limit(self.bytes);
             return Err(SourceError::Silent { wanted: wanted_of(self.layer), waited });
         };

@@ -33,7 +33,7 @@ use crate::replay::{Replay, ReplayError, Replayed};
 use crate::republish::{LookedFor, RepublishError, look_for_published};
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
-use crate::sources::{Class, SourceError, Sources};
+use crate::sources::{Class, ReadCounts, SourceError, Sources};
 use crate::stop::Stop;
 use crate::store::Traffic;
 use crate::store_gate::Away;
@@ -346,6 +346,12 @@ impl Engine {
     /// Every snapshot in the store, whichever node published it; oldest first.
     pub fn stored_snapshots(&self) -> Result<Vec<StoredSnapshot>, SourceError> {
         self.runtime.block_on(self.fetcher.sources().snapshots())
+    }
+
+    /// Counts of the reads of each class from outside this node.
+    pub fn read_counts(&self) -> [(Class, ReadCounts); 3] {
+        let sources = self.fetcher.sources();
+        [Class::Fault, Class::Ahead, Class::Background].map(|class| (class, sources.counts(class)))
     }
 
     /// Counts of the bytes moved to and from the store.

@@ -14,6 +14,7 @@ impl Daemon {
     pub(super) fn observe(&self) -> Observed {
         let mut observed = Observed {
             store: self.host.engine.traffic(),
+            reads: self.host.engine.read_counts().into(),
             store_away: self.host.engine.store_away().is_some(),
             // A failed count is repeated at the next look.
             set_aside: self.host.engine.aside().count().unwrap_or_default(),

@@ -8,6 +8,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use rekindle_engine::aside::SetAside;
 use rekindle_engine::serve::{PagesByPhase, ServeStats};
+use rekindle_engine::sources::{Class, ReadCounts};
 use rekindle_engine::store::Traffic;
 use rekindle_engine::store_opener::{FailedRequests, Failures};
 
@@ -32,6 +33,8 @@ pub struct Observed {
     pub publishes_waiting: u64,
     /// Counts of the bytes moved to and from the store since the start.
     pub store: Traffic,
+    /// Counts of the reads from the store by their urgency.
+    pub reads: Vec<(Class, ReadCounts)>,
     /// True if the store is away.
     pub store_away: bool,
     /// Layer files that a start set aside.
@@ -208,6 +211,7 @@ impl Observed {
         );
         let Traffic { fetches, fetched_bytes, sent_bytes, stored_bytes, failed } = self.store;
         register_failed_requests(&failed, registry);
+        register_reads(&self.reads, registry);
         counter(registry, "store_fetches", "Requests that read from the store", fetches);
         let moved = [
             ("store_fetched", "Bytes read from the store", fetched_bytes),
@@ -232,6 +236,26 @@ fn register_failed_requests(failed: &FailedRequests, registry: &mut Registry) {
         "store_failed_requests",
         "Requests to a bucket that failed and were sent again where their time allowed, by their work and reason",
         Rows::counters(rows),
+    );
+}
+
+fn register_reads(reads: &[(Class, ReadCounts)], registry: &mut Registry) {
+    let named = |class: &Class| match class {
+        Class::Fault => "fault",
+        Class::Ahead => "ahead",
+        Class::Background => "background",
+    };
+    let hedges = reads.iter().flat_map(|(class, ReadCounts { hedges, .. })| {
+        [("sent", hedges.sent), ("won", hedges.won)]
+            .map(|(result, count)| ([("class", named(class)), ("result", result)], count))
+    });
+    let help = "Reads of the store that were asked a second time, and second answers that came first";
+    registry.register("store_hedges", help, Rows::counters(hedges));
+    let ended = reads.iter().map(|(class, counts)| ([("class", named(class))], counts.ended));
+    registry.register(
+        "store_reads_ended",
+        "Reads of the store that their time limit ended",
+        Rows::counters(ended),
     );
 }
 
