@@ -15,6 +15,7 @@ mod s3_keys;
 #[cfg(feature = "s3")]
 pub mod s3;
 pub mod store_checks;
+pub mod fake_daemon;
 pub mod catalogs;
 pub mod hooks;
 pub mod keeper;

@@ -6,7 +6,6 @@ mod admission;
 mod disconnects;
 mod document;
 mod events;
-mod fake;
 mod hostile;
 mod limits;
 mod raw;

@@ -58,8 +58,8 @@ fn a_sandbox_is_paused_resumed_forked_and_told_things() {
     let forks = client.fork_sandbox("web", None, &fork).unwrap();
     let names: Vec<_> = forks.iter().filter_map(|fork| fork.name.as_deref()).collect();
     assert_eq!(names, ["fork-1", "fork-2", "fork-3"]);
-    let told = client.tell_guest("web", &json!({ "command": "tick", "pages": 3 })).unwrap();
-    assert_eq!(told["told"], json!({ "command": "tick", "pages": 3 }));
+    let told = client.tell_guest("web", &json!({ "command": "nod", "pages": 3 })).unwrap();
+    assert_eq!(told["told"], json!({ "command": "nod", "pages": 3 }));
 }
 
 #[test]
@@ -87,6 +87,9 @@ fn snapshots_are_waited_for_verified_placed_resumed_and_deleted() {
     assert_eq!(client.verify_snapshot(&reference).unwrap().wrong_pages, 0);
     let resumed = client.resume_snapshot(&reference, None, &ResumeSnapshot::default()).unwrap();
     assert_eq!(resumed.iter().map(|sandbox| sandbox.origin).collect::<Vec<_>>(), [Some(id)]);
+    let refused = client.delete_snapshot(&reference).unwrap_err();
+    assert_eq!(refused.code(), Some(Code::WrongState), "a sandbox is paused in it");
+    client.remove_sandbox("web").unwrap();
     client.delete_snapshot(&reference).unwrap();
     assert_eq!(client.snapshot(&reference).unwrap_err().code(), Some(Code::NotFound));
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use rekindle::api::{self, ListenOptions, Listeners};
 use rekindle::settings::CONNECTIONS_DEFAULT;
+use rekindle_testkit::fake_daemon::FakeDaemon;
 use tokio::sync::oneshot;
 
-use crate::fake::Fake;
 use crate::served::run;
 
 /// The socket to serve at.
@@ -30,7 +30,9 @@ fn serves_until_its_input_ends() {
         drop(std::io::stdin().read_to_end(&mut Vec::new()));
         drop(end);
     });
-    run(api::serve(Arc::new(Fake::that_saves_at_once()), listeners, async {
+    let fake = FakeDaemon::default();
+    fake.save_when_waited_for();
+    run(api::serve(Arc::new(fake), listeners, async {
         // The sender says it by going.
         drop(ended.await);
     }))

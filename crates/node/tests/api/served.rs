@@ -9,15 +9,14 @@ use rekindle::api::types::{CreateSandbox, Labels, MemoryBacking, Sandbox, VmmKin
 use rekindle::api::{self, ListenOptions, Listeners};
 use rekindle::client::Client;
 use rekindle::settings::CONNECTIONS_DEFAULT;
+use rekindle_testkit::fake_daemon::FakeDaemon;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
-
-use crate::fake::Fake;
 
 /// An API that answers until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Served {
-    pub(crate) fake: Arc<Fake>,
+    pub(crate) fake: Arc<FakeDaemon>,
     pub(crate) directory: TempDir,
     end: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<()>>,
@@ -44,7 +43,7 @@ impl Served {
 
     /// Serves a new fake on listeners whose socket is in `directory`.
     pub(crate) fn on(directory: TempDir, listeners: Listeners) -> Self {
-        let fake = Arc::new(Fake::new());
+        let fake = Arc::new(FakeDaemon::default());
         let (end, ended) = oneshot::channel();
         let control = Arc::clone(&fake);
         let serving = std::thread::spawn(move || {

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::fake_daemon::FakeDaemon;
+use crate::listening_daemon::ListeningDaemon;
 use crate::program::{Place, compare, said};
 
 /// Says each line of words in turn; what came of them, as one text.
@@ -22,7 +22,7 @@ fn transcript(place: &Place, lines: &[&str]) -> String {
 #[test]
 fn a_day_with_a_daemon() {
     let place = Place::new();
-    let _daemon = FakeDaemon::start(&place);
+    let _daemon = ListeningDaemon::start(&place);
     let told = transcript(
         &place,
         &[
@@ -47,7 +47,7 @@ fn a_day_with_a_daemon() {
             "show web",
             "pause web --name damaged --wait published",
             "verify damaged",
-            "wait damaged --timeout 0s",
+            "wait base --timeout 0s",
             "fork web --count 3 --name fork",
             "fork base",
             "resume base --count 2",
@@ -72,7 +72,7 @@ fn a_day_with_a_daemon() {
 #[test]
 fn what_is_not_there_or_cannot_be_done_is_said_with_its_status() {
     let place = Place::new();
-    let _daemon = FakeDaemon::start(&place);
+    let _daemon = ListeningDaemon::start(&place);
     for words in ["run both", "pause both --name both", "run unpaused"] {
         assert_eq!(place.says(words).status, 0, "{words}");
     }
@@ -99,7 +99,7 @@ fn what_is_not_there_or_cannot_be_done_is_said_with_its_status() {
 #[test]
 fn what_cannot_be_undone_is_asked_about_and_refused_where_nobody_can_answer() {
     let place = Place::new();
-    let _daemon = FakeDaemon::start(&place);
+    let _daemon = ListeningDaemon::start(&place);
     for words in ["run web", "run other", "pause other --name base"] {
         assert_eq!(place.says(words).status, 0, "{words}");
     }
@@ -121,7 +121,7 @@ fn what_cannot_be_undone_is_asked_about_and_refused_where_nobody_can_answer() {
 #[test]
 fn several_that_are_deleted_go_sandboxes_first_and_those_that_went_are_told_where_one_is_refused() {
     let place = Place::new();
-    let _daemon = FakeDaemon::start(&place);
+    let _daemon = ListeningDaemon::start(&place);
     for words in ["run web", "pause web --name base", "run other", "run busy", "pause busy --name held"] {
         assert_eq!(place.says(words).status, 0, "{words}");
     }
@@ -140,7 +140,7 @@ fn several_that_are_deleted_go_sandboxes_first_and_those_that_went_are_told_wher
 #[test]
 fn programs_are_answered_in_json_by_every_command() {
     let place = Place::new();
-    let _daemon = FakeDaemon::start(&place);
+    let _daemon = ListeningDaemon::start(&place);
     let json = |words: &str| -> Value {
         let said = place.says(&format!("{words} --json"));
         assert_eq!((said.status, said.error.as_str()), (0, ""), "{words}");
@@ -171,7 +171,7 @@ fn programs_are_answered_in_json_by_every_command() {
 #[test]
 fn ids_alone_are_printed_whole_for_scripts() {
     let place = Place::new();
-    let _daemon = FakeDaemon::start(&place);
+    let _daemon = ListeningDaemon::start(&place);
     let web: Value = serde_json::from_str(&place.says("run web --json").out).expect("JSON");
     let ids = place.says("list sandboxes --quiet").out;
     assert_eq!(Some(ids.trim_end()), web["id"].as_str());
@@ -187,7 +187,7 @@ fn ids_alone_are_printed_whole_for_scripts() {
 #[test]
 fn a_list_fits_a_terminal_of_eighty_columns_whatever_names_are_in_it() {
     let place = Place::new();
-    let _daemon = FakeDaemon::start(&place);
+    let _daemon = ListeningDaemon::start(&place);
     let long = "n".repeat(64);
     for words in [format!("run {long}"), format!("pause {long} --name {long}"), "run short".to_owned()] {
         assert_eq!(place.says(&words).status, 0, "{words}");
@@ -203,7 +203,7 @@ fn a_list_fits_a_terminal_of_eighty_columns_whatever_names_are_in_it() {
 #[test]
 fn events_go_on_when_the_daemon_is_started_again_and_what_was_missed_is_said() {
     let place = Place::new();
-    let mut daemon = FakeDaemon::start(&place);
+    let mut daemon = ListeningDaemon::start(&place);
     let mut program = place.program(["events", "--json"]);
     program.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut following = program.spawn().expect("the program starts");
@@ -216,7 +216,10 @@ fn events_go_on_when_the_daemon_is_started_again_and_what_was_missed_is_said() {
     for first in [1, 4, 20] {
         if first > 1 {
             drop(daemon);
-            daemon = FakeDaemon::start_at(&place, first);
+            daemon = ListeningDaemon::start_at(&place, first);
+        }
+        for kind in ["sandbox.created", "sandbox.paused"] {
+            daemon.fake.say(kind);
         }
         let next: Vec<u64> = ids.by_ref().take(3).collect();
         assert_eq!(next, [first, first + 1, first + 2]);

@@ -1,6 +1,6 @@
 //! Output for users who ask for help, or mistype.
 
-use crate::fake_daemon::FakeDaemon;
+use crate::listening_daemon::ListeningDaemon;
 use crate::program::{Place, compare, said};
 
 const COMMANDS: [&str; 19] = [
@@ -115,7 +115,7 @@ fn offered(place: &Place, words: &[&str]) -> Vec<String> {
 fn completions_offer_the_names_of_sandboxes_and_snapshots() {
     let place = Place::new();
     assert_eq!(offered(&place, &["rekindle", "show", "w"]), Vec::<String>::new(), "without a daemon");
-    let _daemon = FakeDaemon::start(&place);
+    let _daemon = ListeningDaemon::start(&place);
     for words in ["run web", "run other", "pause web --name base"] {
         assert_eq!(place.says(words).status, 0, "{words}");
     }

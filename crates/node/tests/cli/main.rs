@@ -4,8 +4,8 @@
 
 mod answers;
 mod doctor;
-mod fake_daemon;
 mod help;
+mod listening_daemon;
 mod program;
 mod serve;
 mod settings;

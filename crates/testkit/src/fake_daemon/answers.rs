@@ -1,0 +1,82 @@
+//! Answers of the daemon that depend on little.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rekindle::api::types::{
+    ConsoleOutput, PageClasses, PlacedLayer, Snapshot, SnapshotState, StoreVerification,
+    StoreVerificationState, StoredSnapshot, Verification,
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// Name of a snapshot that is damaged.
+const DAMAGED: &str = "damaged";
+
+/// Number of pages that a guest told to compare finds one wrong in.
+const UNLUCKY: u64 = 13;
+
+/// Classes of the pages of every sealed snapshot.
+pub(super) const CLASSES: PageClasses = PageClasses { dirty: 65_536, zero: 100, equal: 400, kept: 65_036 };
+
+/// A guest's answer to a command; one that it does not know is repeated.
+pub(super) fn of_guest(command: &Value) -> Value {
+    let written = |new: u32, zero: u32, same: u32| json!({ "new_pages": new, "zero_pages": zero, "same_pages": same, "nanoseconds": 30_000_000 });
+    let wrong = u32::from(command["pages"] == UNLUCKY);
+    let verified =
+        json!({ "pages": 65_536, "mismatches": wrong, "first_mismatch": null, "nanoseconds": 20_000_000 });
+    match command["command"].as_str() {
+        Some("fill") => written(65_536, 0, 0),
+        Some("rewrite") => written(26_000, 3_300, 3_200),
+        Some("discard") => json!({ "pages": 100, "nanoseconds": 40_000 }),
+        Some("tick") => json!({ "count": 3, "verified": verified }),
+        Some("state") => json!({ "count": 3, "history": [{ "fill": { "seed": 1 } }] }),
+        Some("verify") => verified,
+        Some(_) | None => json!({ "told": command }),
+    }
+}
+
+/// Output of a console from a place on.
+pub(super) fn of_console(from: u64) -> ConsoleOutput {
+    let output = b"tick 1";
+    let skipped = usize::try_from(from).unwrap_or(output.len()).min(output.len());
+    let at = |place: usize| u64::try_from(place).expect("the output is short");
+    let bytes = BASE64_STANDARD.encode(&output[skipped..]);
+    ConsoleOutput { from: at(skipped), next: at(output.len()), bytes }
+}
+
+/// Findings about a snapshot; one that is called damaged is.
+pub(super) fn of_verification(snapshot: &Snapshot) -> Verification {
+    let is_damaged = snapshot.name.as_deref() == Some(DAMAGED);
+    let store = if snapshot.state == SnapshotState::Published {
+        StoreVerification {
+            state: StoreVerificationState::Asked,
+            objects: 3,
+            wrong_objects: u64::from(is_damaged),
+            reason: is_damaged.then(|| "layers/a7a7/0199 is not in the store".to_owned()),
+        }
+    } else {
+        let state = StoreVerificationState::NotPublished;
+        StoreVerification { state, objects: 0, wrong_objects: 0, reason: None }
+    };
+    Verification {
+        snapshot: snapshot.id,
+        pages: 65_536,
+        wrong_pages: u64::from(is_damaged),
+        first: is_damaged.then(|| "page 7 of memory: frame 0 of layer a7a7 has another digest".to_owned()),
+        store,
+    }
+}
+
+/// The layers of a snapshot: one, once it is sealed.
+pub(super) fn layers(snapshot: &Snapshot) -> Vec<PlacedLayer> {
+    if snapshot.state == SnapshotState::Captured {
+        return Vec::new();
+    }
+    vec![PlacedLayer { id: "a7".repeat(32), bytes: 1 << 28, local_bytes: 1 << 27, stored_bytes: None }]
+}
+
+/// A snapshot that another node published.
+pub(super) fn published_elsewhere() -> StoredSnapshot {
+    let id = Uuid::from_u128(0x0193_2f5e_7c00_7000_8000_0000_00e1_5e00);
+    StoredSnapshot { id, name: None, is_known: false, stored_unix_ms: 1_700_000_000_000 }
+}
