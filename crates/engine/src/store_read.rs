@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream::{BoxStream, StreamExt as _, try_unfold};
+use futures_util::stream::{BoxStream, Fuse, StreamExt as _, try_unfold};
 use object_store::path::Path as ObjectPath;
 use object_store::{GetOptions, GetResult, GetResultPayload};
 use tokio::task::spawn_blocking;
@@ -22,7 +22,8 @@ use crate::store::{Store, StoreError, layer_path};
 pub(crate) struct Arriving {
     store: Store,
     path: ObjectPath,
-    chunks: BoxStream<'static, object_store::Result<Bytes>>,
+    /// Fused, as the end may be asked for more than once.
+    chunks: Fuse<BoxStream<'static, object_store::Result<Bytes>>>,
     expected: u64,
     found: u64,
 }
@@ -43,7 +44,7 @@ impl Store {
             Err(source) => return Err(self.failure(&path, source).await),
         };
         self.count_fetch();
-        Ok(Arriving { store: self.clone(), path, chunks: chunks_of(answer), expected, found: 0 })
+        Ok(Arriving { store: self.clone(), path, chunks: chunks_of(answer).fuse(), expected, found: 0 })
     }
 }
 
