@@ -16,6 +16,8 @@ pub enum Kind {
     Deletion,
     /// The pages that guests resumed from a snapshot touched first.
     WorkingSet,
+    /// The unfinished uploads of layers, and their parts that the store has.
+    Upload,
     /// The sandboxes.
     Sandbox,
     /// Answers to requests that may be repeated.
@@ -26,11 +28,12 @@ pub enum Kind {
 
 impl Kind {
     /// All tables.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Snapshot,
         Self::Manifest,
         Self::Deletion,
         Self::WorkingSet,
+        Self::Upload,
         Self::Sandbox,
         Self::Idempotency,
         Self::Meta,
@@ -92,6 +95,7 @@ pub(crate) const fn table_of(kind: Kind) -> TableDefinition<'static, &'static [u
         Kind::Manifest => "manifest",
         Kind::Deletion => "deletion",
         Kind::WorkingSet => "working-set",
+        Kind::Upload => "upload",
         Kind::Sandbox => "sandbox",
         Kind::Idempotency => "idempotency",
         Kind::Meta => "meta",

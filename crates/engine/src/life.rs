@@ -18,7 +18,7 @@ use crate::records::Records;
 use crate::seal::{NamedParent, Packed, SealError, Sealed, Sealer, is_frozen};
 use crate::snapshot::{SealParts, Snapshot};
 use crate::stop::{Stop, Stopped};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::store_gate::NewSign;
 use crate::watch::Watcher;
 use crate::working_sets;
@@ -333,10 +333,14 @@ impl Life {
         Ok(())
     }
 
-    async fn delete(&self) -> Result<(), StoreError> {
+    async fn delete(&self) -> Result<(), PublishError> {
         let (store, id) = (self.background.store(), self.snapshot.id());
         store.delete_manifest(id).await?;
-        store.delete_working_sets(id).await
+        store.delete_working_sets(id).await?;
+        match self.snapshot.named_now() {
+            Some(named) => self.background.publisher.give_up_uploads(&named).await,
+            None => Ok(()),
+        }
     }
 
     fn changed(&self) {
@@ -430,6 +434,8 @@ mod tests {
             budget: ByteBudget::new(limits::UPLOAD_BYTES_MAX),
             key: keys.own().clone(),
             stop: Stop::default(),
+            uploads: None,
+            part_bytes: limits::UPLOAD_PART_BYTES,
         };
         let background = Arc::new(Background {
             sealer,

@@ -211,10 +211,23 @@ pub const READ_AHEAD_FRAMES_MAX: usize = 16;
 /// Bytes of one part of an upload: every store accepts parts from 5 MiB on.
 pub const UPLOAD_PART_BYTES: usize = 8 << 20;
 
-/// Parts of an upload under way at once.
+/// Parts of an upload: services accept 10,000. Those of a larger layer are longer.
+pub const UPLOAD_PARTS_MAX: usize = 10_000;
+
+/// Parts of an upload under way at once, as far as their length leaves room for several.
 pub const UPLOAD_PARTS_AT_ONCE: usize = 4;
 
-/// Most bytes that the upload of one layer holds: the parts under way, one being filled and one being compressed.
+/// Frames that are compressed in one piece of work for an upload: 1 MiB of pages.
+pub const UPLOAD_FRAMES_TOGETHER: usize = 4;
+
+/// Such pieces of work of one upload that are done at once or wait to be sent.
+pub const UPLOAD_ENCODES_AT_ONCE: usize = 8;
+
+/// Bytes of the longest id that a store gives to an upload or to a part.
+pub const UPLOAD_ID_BYTES_MAX: usize = 4 << 10;
+
+/// Most bytes that the upload of one layer holds: the parts under way, one being filled, and the frames being
+/// compressed. Longer parts than [`UPLOAD_PART_BYTES`] are held one at a time.
 pub const UPLOAD_HELD_BYTES_MAX: u64 = 48 << 20;
 
 /// Smallest number of bytes that an upload leases, which bounds the number of small uploads at once.

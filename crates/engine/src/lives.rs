@@ -27,6 +27,11 @@ impl Lives {
         }
         tasks.spawn_on(life.live(work), &self.runtime);
     }
+
+    /// Begins other background work, which ends with the stop signal.
+    pub(crate) fn begin_other(&self, work: impl Future<Output = ()> + Send + 'static) {
+        lock(&self.tasks).spawn_on(work, &self.runtime);
+    }
 }
 
 impl Drop for Lives {

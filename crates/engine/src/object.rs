@@ -47,7 +47,7 @@ pub struct ObjectTable {
 }
 
 /// A frame of a table that is being made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredFrame {
     /// Its codec.
     pub codec: FrameCodec,

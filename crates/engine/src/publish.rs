@@ -6,44 +6,21 @@ use bytes::Bytes;
 
 use crate::byte_budget::{ByteBudget, ByteLease};
 use crate::catalog::CatalogError;
-use crate::frame::FrameNumber;
-use crate::geometry::{bytes_of_pages, u64_of};
-use crate::identity::SnapshotId;
+use crate::geometry::u64_of;
+use crate::identity::{LayerId, SnapshotId};
 use crate::key_ring::DomainKey;
 use crate::layer::Layer;
 use crate::limits;
 use crate::local_file::LayerError;
 use crate::manifest::{Edition, ObjectName, Publication, StoredLayer};
 use crate::named::Named;
-use crate::object::{EncodedFrame, ObjectTable, StoredFrame};
 use crate::pool::PoolHandle;
 use crate::stop::{Stop, Stopped};
-use crate::store::{LayerUpload, Store, StoreError};
+use crate::store::{Store, StoreError};
+use crate::upload::{Unfinished, Uploader, bytes_held_by_upload};
+use crate::upload_record::UploadRecords;
 
-/// Reason that a snapshot was not published; the objects uploaded so far stay and are not uploaded again.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A layer's object is not in the store any more, and this node cannot upload it again.
-    #[error(
-        "{0}, and this disk does not have the whole layer to upload it again: bring the object back, or delete the snapshot"
-    )]
-    Gone(StoreError),
-    /// A layer could not be read on this disk.
-    #[error(transparent)]
-    Layer(#[from] LayerError),
-    /// A frame could not be compressed.
-    #[error("compressing a frame: {0}")]
-    Encode(#[from] std::io::Error),
-    /// The catalog could not be written.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    /// The engine ends; the next one finds the snapshot unpublished.
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
-}
+pub use crate::publish_error::PublishError;
 
 /// Publishes snapshots, as tasks that share a budget.
 #[derive(Debug)]
@@ -58,6 +35,10 @@ pub struct Publisher {
     pub key: DomainKey,
     /// Cuts uploads short.
     pub stop: Stop,
+    /// Unfinished uploads, if this node has a catalog.
+    pub uploads: Option<UploadRecords>,
+    /// Bytes of a part of an upload.
+    pub part_bytes: usize,
 }
 
 impl Publisher {
@@ -91,6 +72,7 @@ impl Publisher {
         let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
         let publication = Publication::new(Edition::FIRST, (**named.manifest()).clone(), stored.collect());
         let told = self.stop.unless_said(self.commit(publication, uploaded)).await??;
+        self.settle_uploads(id, layers).await?;
         drop(room);
         Ok(told)
     }
@@ -177,45 +159,63 @@ impl Publisher {
     }
 
     async fn upload(&self, layer: &Arc<Layer>, publisher: SnapshotId) -> Result<StoredLayer, PublishError> {
-        let object = ObjectName::new(publisher);
-        let mut upload = self.stop.unless_said(self.store.begin_layer(layer.id(), &object)).await??;
-        let written = self.stop.unless_said(self.write_object(layer, publisher, &mut upload)).await;
-        match written.map_err(PublishError::from).flatten() {
-            Ok(table) => {
-                self.stop.unless_said(upload.finish()).await??;
-                let WrittenTable { table_digest, table_bytes, object_bytes } = table;
-                Ok(StoredLayer { object, table_digest, table_bytes, object_bytes })
-            }
-            Err(error) => {
-                upload.abort().await;
-                Err(error)
-            }
-        }
+        self.stop.unless_said(self.uploader().upload(layer, publisher)).await?
     }
 
-    /// Compresses a few frames at a time, and gives them to the upload.
-    async fn write_object(
-        &self,
-        layer: &Arc<Layer>,
-        publisher: SnapshotId,
-        upload: &mut LayerUpload,
-    ) -> Result<WrittenTable, PublishError> {
-        let frames =
-            layer.index().expect("a layer that is not stored was packed here, with its index").frames();
-        let mut stored = Vec::with_capacity(frames);
-        while stored.len() < frames {
-            let (layer, first) = (Arc::clone(layer), stored.len());
-            for EncodedFrame { codec, bytes } in
-                self.pool.run(publisher, move || encode_from(&layer, first)).await?
-            {
-                stored.push(StoredFrame { codec, bytes: u64_of(bytes.len()) });
-                upload.write(Bytes::from(bytes)).await?;
+    fn uploader(&self) -> Uploader<'_> {
+        let Self { store, pool, uploads, part_bytes, .. } = self;
+        Uploader { store, pool, records: uploads.as_ref(), part_bytes: *part_bytes }
+    }
+
+    /// Forgets the unfinished uploads of layers that are stored by now.
+    async fn settle_uploads(&self, id: SnapshotId, layers: &[Arc<Layer>]) -> Result<(), PublishError> {
+        let stored = |layer: LayerId| layers.iter().find(|named| named.id() == layer)?.stored_at();
+        let settle = self.uploader().settle(id, |layer, object| match stored(layer) {
+            Some(stored) if stored.object == *object => Unfinished::Done,
+            Some(_) => Unfinished::GivenUp,
+            None => Unfinished::Wanted,
+        });
+        self.stop.unless_said(settle).await?
+    }
+
+    /// Deletes the parts of the unfinished uploads that a deleted snapshot had begun.
+    pub(crate) async fn give_up_uploads(&self, named: &Named) -> Result<(), PublishError> {
+        let publisher = named.manifest().snapshot();
+        for layer in named.layers() {
+            let turn = layer.upload_turn().await;
+            // Another snapshot may have gone on with it.
+            if layer.stored_at().is_none() {
+                let is_its = |of, object: &ObjectName| of == layer.id() && object.publisher == publisher;
+                let settle = self.uploader().settle(publisher, |of, object| {
+                    if is_its(of, object) { Unfinished::GivenUp } else { Unfinished::Wanted }
+                });
+                settle.await?;
             }
+            drop(turn);
         }
-        let layer = Arc::clone(layer);
-        let (table, encoded) = self.pool.run(publisher, move || encode_table(&layer, &stored)).await;
-        upload.write(encoded).await?;
-        Ok(table)
+        Ok(())
+    }
+
+    /// Gives up the unfinished uploads of layers that this node does not have any more; `find` finds those it has. Tries
+    /// again until that is done, or the engine ends.
+    pub(crate) async fn give_up_lost_uploads(&self, find: impl Fn(LayerId) -> Option<Arc<Layer>>) {
+        let settle = || {
+            self.uploader().settle(SnapshotId::new(), |layer, object| match find(layer) {
+                None => Unfinished::GivenUp,
+                Some(layer) => match layer.stored_at() {
+                    None => Unfinished::Wanted,
+                    Some(stored) if stored.object == *object => Unfinished::Done,
+                    Some(_) => Unfinished::GivenUp,
+                },
+            })
+        };
+        let until_settled = async {
+            while let Err(error) = settle().await {
+                tracing::warn!(%error, "unfinished uploads of layers that are gone stay for now");
+                tokio::time::sleep(limits::WORK_RETRY_LAST).await;
+            }
+        };
+        self.stop.unless_said(until_settled).await.ok();
     }
 }
 
@@ -223,13 +223,6 @@ impl Publisher {
 struct Missing {
     object: ObjectName,
     error: StoreError,
-}
-
-/// The table at the end of an object that is being written.
-struct WrittenTable {
-    table_digest: [u8; 32],
-    table_bytes: u64,
-    object_bytes: u64,
 }
 
 /// Bytes that publishing `named` holds at most at one moment, other uploads of the same layers not counted.
@@ -240,38 +233,4 @@ fn bytes_held_by(named: &Named) -> u64 {
     let blobs: usize = manifest.blobs().values().map(Bytes::len).sum();
     let encoded = u64_of(blobs) + limits::MANIFEST_RUN_BYTES * manifest.runs_count();
     parts.max(encoded).max(limits::UPLOAD_LEASE_BYTES_MIN)
-}
-
-/// Bytes that uploading a layer holds at most at one moment.
-fn bytes_held_by_upload(layer: &Layer) -> u64 {
-    bytes_of_pages(layer.pages()).clamp(limits::UPLOAD_LEASE_BYTES_MIN, limits::UPLOAD_HELD_BYTES_MAX)
-}
-
-/// The frames from `first` on that fill a part of an upload together, compressed.
-fn encode_from(layer: &Layer, first: usize) -> Result<Vec<EncodedFrame>, PublishError> {
-    let frames = layer.index().map_or(0, |index| index.frames());
-    let local = layer.local();
-    let (mut encoded, mut bytes) = (Vec::new(), 0);
-    for number in first..frames {
-        let frame = EncodedFrame::of(&local.read_frame(FrameNumber::new(number))?)?;
-        bytes += frame.bytes.len();
-        encoded.push(frame);
-        if bytes >= limits::UPLOAD_PART_BYTES {
-            break;
-        }
-    }
-    Ok(encoded)
-}
-
-fn encode_table(layer: &Layer, frames: &[StoredFrame]) -> (WrittenTable, Bytes) {
-    let index = layer.index().expect("its frames were compressed by it").clone();
-    let table = ObjectTable::new(index, frames);
-    let bytes = table.encode();
-    let table_bytes = u64_of(bytes.len());
-    let written = WrittenTable {
-        table_digest: *blake3::hash(&bytes).as_bytes(),
-        table_bytes,
-        object_bytes: table.frames_bytes() + table_bytes,
-    };
-    (written, Bytes::from(bytes))
 }

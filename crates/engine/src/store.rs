@@ -8,8 +8,7 @@ use bytes::Bytes;
 use futures_util::stream::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
-use tokio::time::timeout;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use uuid::Uuid;
 
 use crate::catalog::CatalogError;
@@ -19,7 +18,7 @@ use crate::limits;
 use crate::manifest::ObjectName;
 use crate::private;
 use crate::store_gate::{Away, NewSign, StoreGate};
-use crate::store_opener::FailedRequests;
+use crate::store_opener::{FailedRequests, OpenedStore};
 
 /// A store, with counts of its traffic. Clones share both.
 #[derive(Debug, Clone)]
@@ -32,7 +31,7 @@ pub struct Store {
 #[derive(Debug, Clone)]
 enum Access {
     /// The objects can be used at once.
-    Open(Arc<dyn ObjectStore>),
+    Open(OpenedStore),
     /// A gate checks that the store is there, and is the right one.
     Gated(Arc<StoreGate>),
 }
@@ -102,7 +101,7 @@ pub enum StoreError {
 impl Store {
     /// A store over any implementation.
     pub fn new(objects: Arc<dyn ObjectStore>) -> Self {
-        Self { access: Access::Open(objects), traffic: Arc::default() }
+        Self { access: Access::Open(objects.into()), traffic: Arc::default() }
     }
 
     /// A store that is opened at its first use, and used only while its gate finds it there.
@@ -134,15 +133,20 @@ impl Store {
     /// The objects of the store.
     pub(crate) async fn objects(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
         match &self.access {
-            Access::Open(objects) => Ok(Arc::clone(objects)),
-            Access::Gated(gate) => Ok(gate.objects().await?),
+            Access::Open(store) => Ok(Arc::clone(&store.objects)),
+            Access::Gated(gate) => Ok(gate.opened().await?.objects),
         }
     }
 
     /// The objects of the store, checked just now, so that writes go to the right one.
     pub(crate) async fn checked(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        Ok(self.checked_store().await?.objects)
+    }
+
+    /// The same with its uploads.
+    pub(crate) async fn checked_store(&self) -> Result<OpenedStore, StoreError> {
         match &self.access {
-            Access::Open(objects) => Ok(Arc::clone(objects)),
+            Access::Open(store) => Ok(store.clone()),
             Access::Gated(gate) => Ok(gate.checked().await?),
         }
     }
@@ -181,13 +185,13 @@ impl Store {
 
     /// Writes a snapshot's manifest object: the commit.
     pub async fn put_manifest(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
-        self.put_whole(&manifest_path(snapshot), bytes).await
+        self.put(&manifest_path(snapshot), PutPayload::from_bytes(bytes)).await
     }
 
     /// Leaves a sign in a gated store after a snapshot's manifest, and checks that both are in the same store.
     pub(crate) async fn leave_sign(&self, snapshot: SnapshotId) -> Result<Option<NewSign>, StoreError> {
         let Access::Gated(gate) = &self.access else { return Ok(None) };
-        let (objects, path) = (gate.objects().await?, manifest_path(snapshot));
+        let (objects, path) = (gate.opened().await?.objects, manifest_path(snapshot));
         let sign = gate.leave_sign(Arc::clone(&objects)).await;
         let sign = sign.map_err(|source| StoreError::from_store(&ObjectPath::from("nodes"), source))?;
         if let Err(source) = objects.head(&path).await {
@@ -226,15 +230,22 @@ impl Store {
         self.size_of(&manifest_path(snapshot)).await.map(drop)
     }
 
-    /// Writes a small object in one request, and counts it.
-    async fn put_whole(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), StoreError> {
+    /// Writes an object in one request, and counts it.
+    pub(crate) async fn put(&self, path: &ObjectPath, payload: PutPayload) -> Result<(), StoreError> {
         let objects = self.checked().await?;
-        let length = u64_of(bytes.len());
-        self.traffic.sent_bytes.fetch_add(length, Ordering::Relaxed);
-        let put = objects.put(path, PutPayload::from_bytes(bytes)).await;
-        put.map_err(|source| StoreError::from_store(path, source))?;
-        self.traffic.stored_bytes.fetch_add(length, Ordering::Relaxed);
+        let bytes = u64_of(payload.content_length());
+        self.count_sent(bytes);
+        objects.put(path, payload).await.map_err(|source| StoreError::from_store(path, source))?;
+        self.count_stored(bytes);
         Ok(())
+    }
+
+    pub(crate) fn count_sent(&self, bytes: u64) {
+        self.traffic.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_stored(&self, bytes: u64) {
+        self.traffic.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Reads a snapshot's manifest object.
@@ -272,7 +283,7 @@ impl Store {
     /// Writes a working set under a key of its own, and deletes older ones.
     pub async fn put_working_set(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
         let path = working_sets_path(snapshot).join(Uuid::now_v7().to_string());
-        self.put_whole(&path, bytes).await?;
+        self.put(&path, PutPayload::from_bytes(bytes)).await?;
         let there = self.working_sets(snapshot).await?;
         self.delete_all(there.into_iter().filter(|other| *other < path)).await
     }
@@ -305,16 +316,6 @@ impl Store {
         Ok(())
     }
 
-    /// Begins a layer object, which cannot be read before it is finished.
-    pub async fn begin_layer(&self, layer: LayerId, at: &ObjectName) -> Result<LayerUpload, StoreError> {
-        let path = layer_path(layer, at);
-        let objects = self.checked().await?;
-        let upload = objects.put_multipart(&path).await;
-        let upload = upload.map_err(|source| StoreError::from_store(&path, source))?;
-        let parts = WriteMultipart::new_with_chunk_size(upload, limits::UPLOAD_PART_BYTES);
-        Ok(LayerUpload { parts, path, bytes: 0, traffic: Arc::clone(&self.traffic) })
-    }
-
     /// Checks that a layer's object is there, if the store may have been another one when it was uploaded.
     pub(crate) async fn see_layer(&self, layer: LayerId, at: &ObjectName) -> Result<(), StoreError> {
         match &self.access {
@@ -328,7 +329,7 @@ impl Store {
         self.size_of(&layer_path(layer, at)).await
     }
 
-    async fn size_of(&self, path: &ObjectPath) -> Result<u64, StoreError> {
+    pub(crate) async fn size_of(&self, path: &ObjectPath) -> Result<u64, StoreError> {
         match self.objects().await?.head(path).await {
             Ok(found) => Ok(found.size),
             Err(source) => Err(self.failure(path, source).await),
@@ -343,47 +344,6 @@ impl Store {
     /// Counts bytes that a read brought.
     pub(crate) fn count_fetched(&self, bytes: &Bytes) {
         self.traffic.fetched_bytes.fetch_add(u64_of(bytes.len()), Ordering::Relaxed);
-    }
-}
-
-/// A layer object that is being written.
-#[derive(Debug)]
-pub struct LayerUpload {
-    parts: WriteMultipart,
-    path: ObjectPath,
-    bytes: u64,
-    traffic: Arc<Counters>,
-}
-
-impl LayerUpload {
-    /// Adds bytes at the end, waiting while too many parts are under way.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
-        self.parts
-            .wait_for_capacity(limits::UPLOAD_PARTS_AT_ONCE)
-            .await
-            .map_err(|source| StoreError::from_store(&self.path, source))?;
-        self.bytes += u64_of(bytes.len());
-        self.traffic.sent_bytes.fetch_add(u64_of(bytes.len()), Ordering::Relaxed);
-        self.parts.put(bytes);
-        Ok(())
-    }
-
-    /// Abandons the object. Its parts are deleted, unless the store does not answer in time.
-    pub async fn abort(self) {
-        let aborted = timeout(limits::UPLOAD_ABORT_WAIT, self.parts.abort()).await;
-        let error = match aborted {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the store does not answer".to_owned(),
-        };
-        tracing::warn!(path = %self.path, %error, "parts of a layer object that was given up may stay");
-    }
-
-    /// Completes the object.
-    pub async fn finish(self) -> Result<(), StoreError> {
-        self.parts.finish().await.map_err(|source| StoreError::from_store(&self.path, source))?;
-        self.traffic.stored_bytes.fetch_add(self.bytes, Ordering::Relaxed);
-        Ok(())
     }
 }
 

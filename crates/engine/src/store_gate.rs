@@ -25,7 +25,7 @@ use crate::sync::{Mutex, lock};
 use crate::threads;
 
 pub use crate::store_identity::StoreIdentity;
-pub use crate::store_opener::{Holds, StoreOpener};
+pub use crate::store_opener::{Holds, OpenedStore, StoreOpener};
 
 /// Treatment of a store other than the one that the catalog remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,11 +83,11 @@ pub(crate) struct NewSign {
 }
 
 /// Receives the result of the thread that opens the store: the catalog's memory of it, and the objects.
-type Opening = oneshot::Receiver<Result<(Known, Arc<dyn ObjectStore>), String>>;
+type Opening = oneshot::Receiver<Result<(Known, OpenedStore), String>>;
 
 #[derive(Debug)]
 struct Standing {
-    objects: Option<Arc<dyn ObjectStore>>,
+    store: Option<OpenedStore>,
     /// Reason that it is away; none before the first try.
     away: Option<Away>,
     again: Instant,
@@ -112,7 +112,7 @@ impl StoreGate {
         domain: Domain,
     ) -> Self {
         let standing =
-            Standing { objects: None, away: None, again: Instant::now(), pause: limits::STORE_RETRY_FIRST };
+            Standing { store: None, away: None, again: Instant::now(), pause: limits::STORE_RETRY_FIRST };
         Self {
             opener: opener.into(),
             catalog,
@@ -134,9 +134,9 @@ impl StoreGate {
     }
 
     /// The store; it is opened and checked first if that was not done, or if it was away and it is time to try again.
-    pub async fn objects(&self) -> Result<Arc<dyn ObjectStore>, Away> {
-        if let Some(objects) = self.open_now() {
-            return Ok(objects);
+    pub async fn opened(&self) -> Result<OpenedStore, Away> {
+        if let Some(store) = self.open_now() {
+            return Ok(store);
         }
         let mut opening = match (self.opening.try_lock(), self.away()) {
             (Ok(opening), _) => opening,
@@ -144,8 +144,8 @@ impl StoreGate {
             (Err(_), Some(away)) => return Err(away),
             (Err(_), None) => self.opening.lock().await,
         };
-        if let Some(objects) = self.open_now() {
-            return Ok(objects);
+        if let Some(store) = self.open_now() {
+            return Ok(store);
         }
         if let Some(away) = self.away_until_later() {
             return Err(away);
@@ -155,10 +155,10 @@ impl StoreGate {
     }
 
     /// The store, after checking now that it is still the one that the catalog remembers.
-    pub async fn checked(&self) -> Result<Arc<dyn ObjectStore>, Away> {
-        let objects = self.objects().await?;
-        let identified = self.in_time(self.identify(&objects)).await;
-        identified.map(|()| objects).or_else(|reason| self.stand(Err(reason)))
+    pub async fn checked(&self) -> Result<OpenedStore, Away> {
+        let store = self.opened().await?;
+        let identified = self.in_time(self.identify(&store.objects)).await;
+        identified.map(|()| store).or_else(|reason| self.stand(Err(reason)))
     }
 
     /// The reason that the store is away, if it is.
@@ -166,8 +166,8 @@ impl StoreGate {
         lock(&self.standing).away.clone()
     }
 
-    fn open_now(&self) -> Option<Arc<dyn ObjectStore>> {
-        lock(&self.standing).objects.clone()
+    fn open_now(&self) -> Option<OpenedStore> {
+        lock(&self.standing).store.clone()
     }
 
     fn away_until_later(&self) -> Option<Away> {
@@ -176,22 +176,22 @@ impl StoreGate {
     }
 
     /// Notes the result of an attempt.
-    fn stand(&self, opened: Result<Arc<dyn ObjectStore>, String>) -> Result<Arc<dyn ObjectStore>, Away> {
+    fn stand(&self, opened: Result<OpenedStore, String>) -> Result<OpenedStore, Away> {
         let mut standing = lock(&self.standing);
         match opened {
-            Ok(objects) => {
-                standing.objects = Some(Arc::clone(&objects));
+            Ok(store) => {
+                standing.store = Some(store.clone());
                 standing.pause = limits::STORE_RETRY_FIRST;
                 let was_away = standing.away.take().is_some();
                 drop(standing);
                 if was_away {
                     tracing::info!("the store is back");
                 }
-                Ok(objects)
+                Ok(store)
             }
             Err(reason) => {
                 let away = Away(reason);
-                standing.objects = None;
+                standing.store = None;
                 standing.again = Instant::now() + standing.pause;
                 standing.pause = (standing.pause * 2).min(limits::STORE_RETRY_LAST);
                 let is_news = standing.away.replace(away.clone()).as_ref() != Some(&away);
@@ -206,7 +206,7 @@ impl StoreGate {
 
     /// Waits until the store is open, for a bounded time. The next try waits for an attempt that hangs, instead of a
     /// new one.
-    async fn open(&self, opening: &mut Option<Opening>) -> Result<Arc<dyn ObjectStore>, String> {
+    async fn open(&self, opening: &mut Option<Opening>) -> Result<OpenedStore, String> {
         if opening.is_none() {
             *opening = Some(self.begin_to_open()?);
         }
@@ -214,11 +214,11 @@ impl StoreGate {
         let attempt = opening.as_mut().expect("it was begun");
         let Ok(opened) = timeout(self.answer_within, attempt).await else { return Err(self.no_answer()) };
         *opening = None;
-        let (known, objects) = opened.map_err(|_| "opening it panicked".to_owned())??;
+        let (known, store) = opened.map_err(|_| "opening it panicked".to_owned())??;
         *lock(&self.known) = known;
-        self.in_time(self.identify(&objects)).await?;
-        self.in_time(self.twice(|| store_domain::agree(&self.domain, &objects))).await?;
-        Ok(objects)
+        self.in_time(self.identify(&store.objects)).await?;
+        self.in_time(self.twice(|| store_domain::agree(&self.domain, &store.objects))).await?;
+        Ok(store)
     }
 
     /// Opens it on a thread that is never joined: a mount can hang for ever, and the daemon's end must not.
@@ -417,7 +417,7 @@ impl StoreGate {
 
     /// Deletes outdated signs. One that cannot be deleted now is found again after a later one.
     pub(crate) async fn delete_old_signs(&self) {
-        let Some(objects) = self.open_now() else { return };
+        let Some(OpenedStore { objects, .. }) = self.open_now() else { return };
         let over = std::mem::take(&mut lock(&self.known).found.left_over);
         for path in over {
             if let Err(error) = objects.delete(&path).await {

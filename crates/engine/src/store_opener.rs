@@ -4,15 +4,37 @@ use std::fmt;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
+use object_store::multipart::MultipartStore;
+
+/// A store that was opened.
+#[derive(Clone)]
+pub struct OpenedStore {
+    /// Its objects.
+    pub objects: Arc<dyn ObjectStore>,
+    /// Its uploads in parts, if they outlive the process that began them; none for a directory.
+    pub uploads: Option<Arc<dyn MultipartStore>>,
+}
 
 /// Opens a store; may block, even for ever.
 pub trait StoreOpener: fmt::Debug + Send + Sync {
     /// Opens it; the error is for people. If `holds` says that it has snapshots, a missing store is not made.
-    fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String>;
+    fn open(&self, holds: Holds) -> Result<OpenedStore, String>;
 
     /// Requests that failed so far; none for a store that has no requests.
     fn failed_requests(&self) -> FailedRequests {
         FailedRequests::default()
+    }
+}
+
+impl From<Arc<dyn ObjectStore>> for OpenedStore {
+    fn from(objects: Arc<dyn ObjectStore>) -> Self {
+        Self { objects, uploads: None }
+    }
+}
+
+impl fmt::Debug for OpenedStore {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_tuple("OpenedStore").field(&self.objects).finish()
     }
 }
 

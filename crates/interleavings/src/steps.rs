@@ -58,7 +58,15 @@ impl Steps {
         let sealer = Sealer::new(cache, fetcher, sealing, Precedence::default(), Arc::new(NoHooks));
         let sealing = pool.clone();
         let uploads = ByteBudget::new(limits::UPLOAD_BYTES_MAX);
-        let publisher = Publisher { store, pool, budget: uploads, key, stop: Stop::default() };
+        let publisher = Publisher {
+            store,
+            pool,
+            budget: uploads,
+            key,
+            stop: Stop::default(),
+            uploads: None,
+            part_bytes: limits::UPLOAD_PART_BYTES,
+        };
         let watcher = Arc::new(NoWatcher);
         let background = Arc::new(Background {
             sealer,

@@ -22,8 +22,8 @@ pub enum Operation {
 /// A fault and the operations that it hits.
 #[derive(Debug, Clone, Copy)]
 pub struct Rule<Fault> {
-    /// The operation that it hits.
-    pub on: Operation,
+    /// The operation that it hits; none for all.
+    pub on: Option<Operation>,
     /// The beginning of the object names that it hits, or of the prefix of a list; empty for all.
     pub under: &'static str,
     /// The fault.
@@ -47,7 +47,7 @@ impl<Fault> Rule<Fault> {
 
     /// Hits the next `times` operations.
     pub fn next(times: u32, on: Operation, under: &'static str, fault: Fault) -> Self {
-        Self { on, under, fault, after: 0, times }
+        Self { on: Some(on), under, fault, after: 0, times }
     }
 }
 
@@ -135,7 +135,8 @@ impl<Fault> Rules<Fault> {
         self.wait_until(|rules| rules.calls(on, under) >= times);
     }
 
-    fn wait_until(&self, reached: impl Fn(&Self) -> bool) {
+    /// Blocks until `reached` says so, which is asked after each change.
+    pub(crate) fn wait_until(&self, reached: impl Fn(&Self) -> bool) {
         let mut changes = self.0.changes.subscribe();
         let runtime =
             tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
@@ -163,7 +164,8 @@ impl<Fault> Rules<Fault> {
         self.state().stalled -= 1;
     }
 
-    fn changed(&self) {
+    /// Lets those who wait look again.
+    pub(crate) fn changed(&self) {
         self.0.changes.send_modify(|changes| *changes += 1);
     }
 
@@ -186,7 +188,7 @@ impl<Fault: Copy> Active<Fault> {
     /// Counts an operation that the rule is about; the fault, if it is the operation's turn.
     fn strike(&mut self, on: Operation, name: &str) -> Option<(RuleNumber, Fault)> {
         let Rule { under, fault, after, times, .. } = self.rule;
-        if self.rule.on != on || !name.starts_with(under) {
+        if self.rule.on.is_some_and(|its| its != on) || !name.starts_with(under) {
             return None;
         }
         self.seen += 1;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use crate::rules::{self, Operation, Rules};
+use crate::rules::{self, Operation, RuleNumber, Rules};
 use crate::s3_keys::ShortKeys;
 
 /// The bucket that every server has.
@@ -43,6 +44,8 @@ pub enum Misbehaviour {
     SlowDown,
     /// It answers with an error of its own, and does nothing.
     Fail,
+    /// It refuses, as to a key without the right.
+    Refuse,
     /// It does the request, and answers with an error.
     FailAfter,
     /// It answers with an error now, and does the request when the misbehaviour ends.
@@ -51,6 +54,10 @@ pub enum Misbehaviour {
     Repeat,
     /// It does not answer until the misbehaviour ends, and then does the request.
     Stall,
+    /// It does nothing, and does not answer until the misbehaviour ends.
+    Lose,
+    /// It does the request, and does not answer until the misbehaviour ends.
+    LoseAnswer,
     /// The connection ends in the middle of the answer.
     Cut,
     /// One bit of the answer is wrong.
@@ -71,6 +78,7 @@ pub struct S3Server {
     address: SocketAddr,
     root: TempDir,
     rules: Rules<Misbehaviour>,
+    late: Arc<AtomicUsize>,
     runtime: Option<Runtime>,
 }
 
@@ -80,6 +88,8 @@ struct Front {
     rules: Rules<Misbehaviour>,
     /// The last answer to each list.
     lists: Mutex<HashMap<String, Whole>>,
+    /// Number of requests that were told as failed and have not landed yet.
+    late: Arc<AtomicUsize>,
 }
 
 /// An answer with all of its body.
@@ -108,16 +118,17 @@ impl S3Server {
         let root = tempfile::Builder::new().prefix("s3-").tempdir()?;
         std::fs::create_dir(root.path().join(BUCKET))?;
         let files = FileSystem::new(root.path()).map_err(|error| io::Error::other(format!("{error:?}")))?;
-        let mut builder = S3ServiceBuilder::new(ShortKeys::over(files));
+        let mut builder = S3ServiceBuilder::new(ShortKeys::over(files, root.path().to_owned()));
         builder.set_auth(SimpleAuth::from_single(KEY_ID, SECRET));
         more(&mut builder);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         let address = listener.local_addr()?;
         let rules = Rules::default();
-        let front = Front { service: builder.build(), rules: rules.clone(), lists: Mutex::default() };
+        let (late, lists) = (Arc::<AtomicUsize>::default(), Mutex::default());
+        let front = Front { service: builder.build(), rules: rules.clone(), lists, late: Arc::clone(&late) };
         runtime.spawn(accept(listener, Arc::new(front)));
-        Ok(Self { address, root, rules, runtime: Some(runtime) })
+        Ok(Self { address, root, rules, late, runtime: Some(runtime) })
     }
 
     /// Its address.
@@ -155,6 +166,33 @@ impl S3Server {
     /// Misbehaves by `rule` until the result is dropped.
     pub fn misbehave(&self, rule: Rule) -> Misbehaving {
         self.rules.inject(rule)
+    }
+
+    /// Waits until `reached` says so; it is asked after each request.
+    pub fn wait_until(&self, reached: impl Fn(&Self) -> bool) {
+        self.rules.wait_until(|_| reached(self));
+    }
+
+    /// True once a rule has hit a request.
+    pub fn is_hit(&self) -> bool {
+        self.rules.struck() > 0
+    }
+
+    /// Waits until all requests that were told as failed, and were to land later, have landed.
+    pub fn wait_landed(&self) {
+        self.wait_until(|server| server.late.load(Ordering::SeqCst) == 0);
+    }
+
+    /// The files of unfinished uploads: one for each upload, and one for each part.
+    pub fn unfinished_uploads(&self) -> io::Result<Vec<PathBuf>> {
+        let mut unfinished = Vec::new();
+        for entry in std::fs::read_dir(self.root.path())? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(".upload") {
+                unfinished.push(entry.path());
+            }
+        }
+        Ok(unfinished)
     }
 
     /// Number of requests of an operation on keys that begin so.
@@ -195,19 +233,34 @@ async fn answer(front: Arc<Front>, request: Request<Incoming>) -> io::Result<Ans
     let (on, key) = meaning(&parts);
     front.rules.called(on, &key);
     let struck = front.rules.strike(on, &key);
-    let exchange = Exchange { front, parts, body };
+    let rules = front.rules.clone();
+    let answer = by_rule(struck, Exchange { front, parts, body }, on).await;
+    rules.changed();
+    answer
+}
+
+async fn by_rule(
+    struck: Option<(RuleNumber, Misbehaviour)>,
+    exchange: Exchange,
+    on: Operation,
+) -> io::Result<Answer> {
     let Some((number, misbehaviour)) = struck else { return exchange.listed(on).await };
     match misbehaviour {
         Misbehaviour::SlowDown => Ok(error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown")),
         Misbehaviour::Fail => Ok(error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")),
+        Misbehaviour::Refuse => Ok(error(StatusCode::FORBIDDEN, "AccessDenied")),
         Misbehaviour::FailAfter => {
             exchange.done().await?;
             Ok(error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"))
         }
         Misbehaviour::LandLater => {
+            exchange.front.late.fetch_add(1, Ordering::SeqCst);
             tokio::spawn(async move {
                 exchange.front.rules.ended(number).await;
-                exchange.done().await.map(drop)
+                // Nobody waits for its answer.
+                exchange.done().await.ok();
+                exchange.front.late.fetch_sub(1, Ordering::SeqCst);
+                exchange.front.rules.changed();
             });
             Ok(error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"))
         }
@@ -218,6 +271,15 @@ async fn answer(front: Arc<Front>, request: Request<Incoming>) -> io::Result<Ans
         Misbehaviour::Stall => {
             exchange.front.rules.ended(number).await;
             exchange.listed(on).await
+        }
+        Misbehaviour::Lose => {
+            exchange.front.rules.ended(number).await;
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
+        Misbehaviour::LoseAnswer => {
+            exchange.done().await?;
+            exchange.front.rules.ended(number).await;
+            Err(io::ErrorKind::ConnectionReset.into())
         }
         Misbehaviour::Cut => Ok(exchange.done().await?.into_cut_answer()),
         Misbehaviour::Corrupt => Ok(exchange.done().await?.into_wrong_answer()),

@@ -233,6 +233,22 @@ impl Catalog {
         })
     }
 
+    /// The keys of a table that begin with `prefix`, with their values, sorted by key.
+    pub fn under(&self, kind: Kind, prefix: &[u8]) -> Result<Vec<Entry>, CatalogError> {
+        self.read(|database| {
+            let Some(table) = table(database, kind)? else { return Ok(Vec::new()) };
+            let mut entries = Vec::new();
+            for entry in table.range(prefix..)? {
+                let (key, value) = entry?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                entries.push((key.value().to_vec(), value.value().to_vec()));
+            }
+            Ok(entries)
+        })
+    }
+
     /// True if any of these tables has the key.
     pub fn has(&self, kinds: &[Kind], key: &[u8]) -> Result<bool, CatalogError> {
         self.read(|database| {

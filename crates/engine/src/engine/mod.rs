@@ -40,6 +40,7 @@ use crate::store_gate::Away;
 use crate::store_list::StoredSnapshot;
 use crate::sync::{Mutex, lock};
 use crate::threads::StoreRuntime;
+use crate::upload_record::UploadRecords;
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
 use crate::working_set::WorkingSet;
@@ -86,7 +87,9 @@ impl Engine {
     /// on.
     pub fn start(options: EngineOptions) -> Result<Self, StartError> {
         let runtime = StoreRuntime::start()?;
-        let EngineOptions { cache_directory, store, keys, compare_workers, merge_at_layers, .. } = options;
+        let EngineOptions {
+            cache_directory, store, keys, compare_workers, merge_at_layers, part_bytes, ..
+        } = options;
         let (hooks, watcher) = (options.hooks, options.watcher);
         let reaper = Reaper::start()?;
         let cache = Arc::new(Cache::open(&cache_directory, keys)?);
@@ -102,9 +105,12 @@ impl Engine {
         let sealer =
             Sealer::new(shared, fetcher.of_class(Class::Background), sealing, precedence.clone(), hooks);
         let (pool, uploads) = (saving_pool.handle(), ByteBudget::new(limits::UPLOAD_BYTES_MAX));
-        let publisher = Publisher { store, pool, budget: uploads, key: cache.keys().own().clone(), stop };
+        let key = cache.keys().own().clone();
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
+        let records_of_uploads = records.as_ref().map(|records| UploadRecords::of(records.catalog().clone()));
+        let publisher =
+            Publisher { store, pool, budget: uploads, key, stop, uploads: records_of_uploads, part_bytes };
         let budget = Budget::new(options.capture_bytes_max);
         let replayed = match &records {
             Some(records) => replay(records, &cache, &budget, reaper.handle())?,
@@ -138,7 +144,16 @@ impl Engine {
             runtime,
         };
         engine.go_on_with(work);
+        engine.give_up_lost_uploads();
         Ok(engine)
+    }
+
+    fn give_up_lost_uploads(&self) {
+        let (background, cache) = (Arc::clone(&self.background), Arc::clone(&self.cache));
+        let lives = self.lives.as_ref().expect("the engine has just started");
+        lives.begin_other(async move {
+            background.publisher.give_up_lost_uploads(|layer| cache.handle(layer)).await;
+        });
     }
 
     /// The layer files that a start set aside, as its catalog did not name them.

@@ -31,6 +31,8 @@ pub struct EngineOptions {
     pub compare_workers: usize,
     /// Layers that a manifest names before the next seal of its line merges some of them.
     pub merge_at_layers: usize,
+    /// Bytes of a part of an upload: services take parts of 5 MiB and more.
+    pub part_bytes: usize,
     /// Catalog that records snapshots for the next engine on the same directories; without one, only published
     /// snapshots can be opened again.
     pub catalog: Option<Catalog>,
@@ -54,6 +56,7 @@ impl EngineOptions {
             pause_wait: limits::PAUSE_WAIT_DEFAULT,
             compare_workers: compare_workers(),
             merge_at_layers: limits::MERGE_AT_LAYERS,
+            part_bytes: limits::UPLOAD_PART_BYTES,
             catalog: None,
             keeper: Arc::new(NoKeeper),
             watcher: Arc::new(NoWatcher),

@@ -16,9 +16,9 @@ impl Place {
 }
 
 impl StoreOpener for Place {
-    fn open(&self, _: Holds) -> Result<Arc<dyn ObjectStore>, String> {
+    fn open(&self, _: Holds) -> Result<OpenedStore, String> {
         match lock(&self.0).clone() {
-            Some(there) => Ok(there),
+            Some(there) => Ok(OpenedStore { objects: there, uploads: None }),
             None => Err("it is not there".to_owned()),
         }
     }
@@ -145,7 +145,7 @@ fn an_earlier_state_of_a_store_is_away_and_one_that_was_accepted_is_taken_by_all
 struct Hanging(Place, Mutex<std::sync::mpsc::Receiver<()>>);
 
 impl StoreOpener for Hanging {
-    fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String> {
+    fn open(&self, holds: Holds) -> Result<OpenedStore, String> {
         lock(&self.1).recv().expect("the test says so");
         self.0.open(holds)
     }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use object_store::ObjectStore;
-use rekindle_engine::store_opener::FailedRequests;
+use rekindle_engine::store_opener::{FailedRequests, OpenedStore};
 
 use super::{BucketAccess, BucketUrl, Environment};
 
@@ -24,7 +23,7 @@ pub fn open(
     _: &BucketAccess,
     _: &Environment,
     _: &Arc<RequestWatch>,
-) -> Result<Arc<dyn ObjectStore>, String> {
+) -> Result<OpenedStore, String> {
     Err(format!(
         "store is {url}, and this rekindle was built without the cargo feature `buckets`: build it with that, or set \
          `store` to a directory"

@@ -8,10 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, RetryConfig,
+    BackoffConfig, CopyOptions, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, RetryConfig,
 };
 
 use super::slow_down::Class;
@@ -19,15 +20,20 @@ use super::slow_down::Class;
 /// A bucket. Its clients hold credentials, so only its name is shown.
 pub(super) struct Clients {
     name: String,
-    reading: Arc<dyn ObjectStore>,
-    publishing: Arc<dyn ObjectStore>,
+    reading: Arc<dyn Client>,
+    publishing: Arc<dyn Client>,
 }
+
+/// A client of a bucket.
+pub(super) trait Client: ObjectStore + MultipartStore {}
+
+impl<T: ObjectStore + MultipartStore> Client for T {}
 
 impl Clients {
     /// The bucket of this name, with a client of each class.
     pub(super) fn new(
         name: String,
-        client: impl Fn(Class) -> std::result::Result<Arc<dyn ObjectStore>, String>,
+        client: impl Fn(Class) -> std::result::Result<Arc<dyn Client>, String>,
     ) -> std::result::Result<Self, String> {
         Ok(Self { name, reading: client(Class::Reading)?, publishing: client(Class::Publishing)? })
     }
@@ -99,5 +105,39 @@ impl ObjectStore for Clients {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.publishing.copy_opts(from, to, options).await
+    }
+}
+
+#[async_trait]
+impl MultipartStore for Clients {
+    async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
+        self.publishing.create_multipart(path).await
+    }
+
+    async fn create_multipart_opts(&self, path: &Path, options: PutMultipartOptions) -> Result<MultipartId> {
+        self.publishing.create_multipart_opts(path, options).await
+    }
+
+    async fn put_part(
+        &self,
+        path: &Path,
+        id: &MultipartId,
+        number: usize,
+        payload: PutPayload,
+    ) -> Result<PartId> {
+        self.publishing.put_part(path, id, number, payload).await
+    }
+
+    async fn complete_multipart(
+        &self,
+        path: &Path,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> Result<PutResult> {
+        self.publishing.complete_multipart(path, id, parts).await
+    }
+
+    async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
+        self.publishing.abort_multipart(path, id).await
     }
 }

@@ -8,8 +8,9 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::prefix::PrefixStore;
 use object_store::{Certificate, ClientOptions, ObjectStore};
+use rekindle_engine::store_opener::OpenedStore;
 
-use super::clients::{Clients, retries};
+use super::clients::{Client, Clients, retries};
 use super::credentials::{of_azure, of_gcs, of_s3, read_file};
 use super::requests::{READING_WAIT, WatchedConnector};
 use super::slow_down::{Class, RequestWatch};
@@ -27,14 +28,20 @@ pub fn open(
     access: &BucketAccess,
     environment: &Environment,
     watch: &Arc<RequestWatch>,
-) -> Result<Arc<dyn ObjectStore>, String> {
+) -> Result<OpenedStore, String> {
     let certificates = authorities(access)?;
     let way = |class| Way { url, access, environment, certificates: &certificates, watch, class };
     let clients = Clients::new(url.to_string(), |class| way(class).client())?;
     if url.prefix().is_root() {
-        return Ok(Arc::new(clients));
+        return Ok(opened(clients));
     }
-    Ok(Arc::new(PrefixStore::new(clients, url.prefix().clone())))
+    Ok(opened(PrefixStore::new(clients, url.prefix().clone())))
+}
+
+fn opened(client: impl Client) -> OpenedStore {
+    let client = Arc::new(client);
+    let objects: Arc<dyn ObjectStore> = client.clone();
+    OpenedStore { objects, uploads: Some(client) }
 }
 
 fn authorities(access: &BucketAccess) -> Result<Vec<Certificate>, String> {
@@ -61,7 +68,7 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    fn client(&self) -> Result<Arc<dyn ObjectStore>, String> {
+    fn client(&self) -> Result<Arc<dyn Client>, String> {
         match self.url.service() {
             Service::S3 => self.built(self.s3()?.build()),
             Service::Gcs => self.built(self.gcs()?.build()),
@@ -134,7 +141,7 @@ impl Way<'_> {
         WatchedConnector { class: self.class, watch: Arc::clone(self.watch) }
     }
 
-    fn built<T: ObjectStore>(&self, built: object_store::Result<T>) -> Result<Arc<dyn ObjectStore>, String> {
+    fn built<T: Client>(&self, built: object_store::Result<T>) -> Result<Arc<dyn Client>, String> {
         match built {
             Ok(store) => Ok(Arc::new(store)),
             Err(error) => Err(format!(

@@ -7,14 +7,13 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use object_store::ObjectStore;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::private::make_directory;
 use rekindle_engine::recorded::newest_published;
 use rekindle_engine::store::Store;
 use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
-use rekindle_engine::store_opener::FailedRequests;
+use rekindle_engine::store_opener::{FailedRequests, OpenedStore};
 
 use crate::bucket::{BucketAccess, RequestWatch};
 use crate::privacy::close_store;
@@ -55,7 +54,7 @@ pub(super) fn store_of(
 }
 
 impl StoreOpener for Place {
-    fn open(&self, holds: Holds) -> Result<Arc<dyn ObjectStore>, String> {
+    fn open(&self, holds: Holds) -> Result<OpenedStore, String> {
         if let Some(directory) = self.location.directory() {
             self.find(directory, holds)?;
             // A store that cannot be written is told as such, once that is tried.
@@ -65,7 +64,7 @@ impl StoreOpener for Place {
                 tracing::warn!(%error, "other users may be able to read the store");
             }
         }
-        self.location.objects(&self.access, &self.watch)
+        self.location.open(&self.access, &self.watch)
     }
 
     fn failed_requests(&self) -> FailedRequests {

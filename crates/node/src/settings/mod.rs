@@ -18,6 +18,7 @@ use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::limits;
+use rekindle_engine::store_opener::OpenedStore;
 use serde::Serialize;
 
 pub use error::{SettingsError, Source};
@@ -311,16 +312,13 @@ impl StoreLocation {
         }
     }
 
-    /// The bare objects of a store that exists; the error is for people.
-    pub fn objects(
-        &self,
-        access: &BucketAccess,
-        watch: &Arc<RequestWatch>,
-    ) -> Result<Arc<dyn ObjectStore>, String> {
+    /// A store that exists, opened bare; the error is for people.
+    pub fn open(&self, access: &BucketAccess, watch: &Arc<RequestWatch>) -> Result<OpenedStore, String> {
         match self {
             Self::Directory(path) => {
                 let files = LocalFileSystem::new_with_prefix(path).map_err(|error| error.to_string())?;
-                Ok(Arc::new(files.with_fsync(true)))
+                let objects: Arc<dyn ObjectStore> = Arc::new(files.with_fsync(true));
+                Ok(objects.into())
             }
             Self::Bucket(url) => bucket::open(url, access, &bucket::environment(), watch),
         }

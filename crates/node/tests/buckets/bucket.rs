@@ -48,7 +48,7 @@ impl Bucket {
     pub(crate) fn opened(&self) -> (Arc<dyn ObjectStore>, Arc<RequestWatch>) {
         let watch = Arc::default();
         let objects = bucket::open(&self.url, &self.access, &self.environment, &watch);
-        (objects.expect("it is opened"), watch)
+        (objects.expect("it is opened").objects, watch)
     }
 
     /// Words of a command line that name it; its credentials are written to a file.

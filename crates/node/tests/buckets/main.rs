@@ -30,7 +30,7 @@ pub(crate) fn runtime() -> Runtime {
 fn a_directory_passes_the_checks_of_every_store() {
     let place = tempfile::tempdir().expect("a directory");
     let directory = StoreLocation::Directory(place.path().to_owned());
-    let objects = directory.objects(&BucketAccess::default(), &Arc::default()).expect("it is opened");
+    let objects = directory.open(&BucketAccess::default(), &Arc::default()).expect("it is opened").objects;
     runtime().block_on(store_checks::check(&objects));
 }
 

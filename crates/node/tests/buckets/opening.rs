@@ -36,7 +36,7 @@ fn keys_come_from_a_named_file_a_profile_the_usual_file_and_variables() {
         (&wrong, server.environment(), false),
     ] {
         let objects = bucket::open(&server.url(""), access, &environment, &std::sync::Arc::default());
-        let asked = runtime().block_on(objects.expect("it is opened").head(&Path::from("nothing")));
+        let asked = runtime().block_on(objects.expect("it is opened").objects.head(&Path::from("nothing")));
         match asked {
             Err(Error::NotFound { .. }) if is_taken => {}
             Err(error @ Error::PermissionDenied { .. }) if !is_taken => {
@@ -94,7 +94,7 @@ fn what_is_missing_or_does_not_fit_together_is_told_with_its_setting_and_without
         ),
     ] {
         let refusal = match bucket::open(&server.url(""), &access, &environment, &Default::default()) {
-            Ok(objects) => unreachable!("{objects} was opened"),
+            Ok(opened) => unreachable!("{opened:?}"),
             Err(refusal) => refusal,
         };
         assert!(refusal.contains(says) && !refusal.contains("hidden"), "{says}: {refusal}");
@@ -105,7 +105,8 @@ fn what_is_missing_or_does_not_fit_together_is_told_with_its_setting_and_without
 fn a_container_of_azure_needs_an_account_and_one_of_google_a_readable_key() {
     let azure = BucketUrl::parse("az", "container/p").expect("a URL");
     let open = |url: &BucketUrl, access: &BucketAccess, environment: &Environment| {
-        bucket::open(url, access, environment, &std::sync::Arc::default()).map(|objects| objects.to_string())
+        bucket::open(url, access, environment, &std::sync::Arc::default())
+            .map(|opened| opened.objects.to_string())
     };
     let refusal = open(&azure, &BucketAccess::default(), &variables([])).expect_err("it is refused");
     assert!(refusal.ends_with("set bucket.account"), "{refusal}");

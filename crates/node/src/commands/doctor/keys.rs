@@ -57,7 +57,7 @@ fn in_store(settings: &Settings) -> Result<Option<KeyId>, String> {
     if settings.store.directory().is_some_and(|directory| !directory.is_dir()) {
         return Ok(None);
     }
-    let objects = settings.store.objects(&settings.bucket, &Arc::default())?;
+    let objects = settings.store.open(&settings.bucket, &Arc::default())?.objects;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -90,7 +90,7 @@ fn place(settings: &Settings) -> Place {
 type Tried = Result<Findings, String>;
 
 fn tried(settings: &Settings) -> anyhow::Result<(String, Tried)> {
-    let objects = settings.store.objects(&settings.bucket, &Arc::default()).map_err(anyhow::Error::msg)?;
+    let objects = settings.store.open(&settings.bucket, &Arc::default()).map_err(anyhow::Error::msg)?.objects;
     try_store(&objects, whose_store(settings))
 }
 

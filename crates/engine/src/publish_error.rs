@@ -1,0 +1,31 @@
+//! The reasons that publishing fails.
+
+use crate::catalog::CatalogError;
+use crate::local_file::LayerError;
+use crate::stop::Stopped;
+use crate::store::StoreError;
+
+/// Reason that a snapshot was not published; the objects uploaded so far stay and are not uploaded again.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A layer's object is not in the store any more, and this node cannot upload it again.
+    #[error(
+        "{0}, and this disk does not have the whole layer to upload it again: bring the object back, or delete the snapshot"
+    )]
+    Gone(StoreError),
+    /// A layer could not be read on this disk.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// A frame could not be compressed.
+    #[error("compressing a frame: {0}")]
+    Encode(#[from] std::io::Error),
+    /// The catalog could not be written.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The engine ends; the next one finds the snapshot unpublished.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
