@@ -50,6 +50,7 @@ pub mod handles;
 pub mod layer;
 pub mod aside;
 pub mod cache;
+mod pace;
 mod sign;
 mod store_identity;
 pub mod store_opener;

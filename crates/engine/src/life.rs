@@ -431,6 +431,7 @@ mod tests {
         let publisher = Publisher {
             store: store.clone(),
             pool: pool.handle(),
+            encoding: pool.handle(),
             budget: ByteBudget::new(limits::UPLOAD_BYTES_MAX),
             key: keys.own().clone(),
             stop: Stop::default(),

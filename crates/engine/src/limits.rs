@@ -157,7 +157,7 @@ pub const FIRST_STEPS: Duration = Duration::from_millis(20);
 /// Seals that compare and pack at once: threads of idle priority.
 pub const SEALS_AT_ONCE: usize = 2;
 
-/// Threads of idle priority that do the short work of saving: compressing a part of an upload, writing a record.
+/// Threads of idle priority that do the short work of saving, such as writing a record.
 pub const SAVING_THREADS: usize = 2;
 
 /// Large reads ahead of guests that are under way at once: more do not make a store faster.

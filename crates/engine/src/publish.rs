@@ -27,8 +27,10 @@ pub use crate::publish_error::PublishError;
 pub struct Publisher {
     /// The store.
     pub store: Store,
-    /// Compresses frames and encodes manifests.
+    /// Encodes manifests and writes records.
     pub pool: PoolHandle,
+    /// Compresses frames.
+    pub encoding: PoolHandle,
     /// Bytes that all uploads together may hold.
     pub budget: ByteBudget<SnapshotId>,
     /// Tags manifests.
@@ -163,8 +165,8 @@ impl Publisher {
     }
 
     fn uploader(&self) -> Uploader<'_> {
-        let Self { store, pool, uploads, part_bytes, .. } = self;
-        Uploader { store, pool, records: uploads.as_ref(), part_bytes: *part_bytes }
+        let Self { store, pool, encoding, uploads, part_bytes, .. } = self;
+        Uploader { store, pool, encoding, records: uploads.as_ref(), part_bytes: *part_bytes }
     }
 
     /// Forgets the unfinished uploads of layers that are stored by now.

@@ -1,5 +1,6 @@
 //! Object storage in rekindle's terms: manifests and layer objects under names that are never written twice.
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,7 @@ use crate::geometry::u64_of;
 use crate::identity::{LayerId, SnapshotId};
 use crate::limits;
 use crate::manifest::ObjectName;
+use crate::pace::Pace;
 use crate::private;
 use crate::store_gate::{Away, NewSign, StoreGate};
 use crate::store_opener::{FailedRequests, OpenedStore};
@@ -25,6 +27,7 @@ use crate::store_opener::{FailedRequests, OpenedStore};
 pub struct Store {
     access: Access,
     traffic: Arc<Counters>,
+    pace: Arc<Pace>,
 }
 
 /// Access to the objects of a store.
@@ -101,12 +104,22 @@ pub enum StoreError {
 impl Store {
     /// A store over any implementation.
     pub fn new(objects: Arc<dyn ObjectStore>) -> Self {
-        Self { access: Access::Open(objects.into()), traffic: Arc::default() }
+        Self::of(Access::Open(objects.into()))
     }
 
     /// A store that is opened at its first use, and used only while its gate finds it there.
     pub fn gated(gate: StoreGate) -> Self {
-        Self { access: Access::Gated(Arc::new(gate)), traffic: Arc::default() }
+        Self::of(Access::Gated(Arc::new(gate)))
+    }
+
+    fn of(access: Access) -> Self {
+        Self { access, traffic: Arc::default(), pace: Arc::default() }
+    }
+
+    /// The same store, into which all writes together send at most so many bytes in a second, over time.
+    #[must_use]
+    pub fn paced(self, bytes_a_second: Option<NonZeroU64>) -> Self {
+        Self { pace: Arc::new(Pace::of(bytes_a_second)), ..self }
     }
 
     /// The reason that the store is away, if it is.
@@ -234,13 +247,15 @@ impl Store {
     pub(crate) async fn put(&self, path: &ObjectPath, payload: PutPayload) -> Result<(), StoreError> {
         let objects = self.checked().await?;
         let bytes = u64_of(payload.content_length());
-        self.count_sent(bytes);
+        self.turn_to_send(bytes).await;
         objects.put(path, payload).await.map_err(|source| StoreError::from_store(path, source))?;
         self.count_stored(bytes);
         Ok(())
     }
 
-    pub(crate) fn count_sent(&self, bytes: u64) {
+    /// Waits for the turn of a request that sends `bytes`, and counts them.
+    pub(crate) async fn turn_to_send(&self, bytes: u64) {
+        self.pace.turn(bytes).await;
         self.traffic.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 

@@ -92,11 +92,12 @@ impl PartsUpload {
         payload: PutPayload,
     ) -> BoxFuture<'static, Result<PartTag, StoreError>> {
         let (store, path) = (self.store.clone(), self.path.clone());
-        store.count_sent(u64_of(payload.content_length()));
+        let bytes = u64_of(payload.content_length());
         match &mut self.parts {
             Parts::Stay { uploads, id } => {
                 let (uploads, id) = (Arc::clone(uploads), id.clone());
                 Box::pin(async move {
+                    store.turn_to_send(bytes).await;
                     match uploads.put_part(&path, &id, number, payload).await {
                         Ok(part) => Ok(PartTag(part.content_id)),
                         Err(source) => Err(store.failure(&path, source).await),
@@ -106,6 +107,7 @@ impl PartsUpload {
             Parts::AreLost(upload) => {
                 let sent = upload.put_part(payload);
                 Box::pin(async move {
+                    store.turn_to_send(bytes).await;
                     let no_tag = |()| PartTag(String::new());
                     sent.await.map(no_tag).map_err(|source| StoreError::from_store(&path, source))
                 })

@@ -31,8 +31,10 @@ use crate::upload_record::{BegunUpload, SentPart, UnfinishedUpload, UploadRecord
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Uploader<'a> {
     pub(crate) store: &'a Store,
-    /// Compresses frames and writes records.
+    /// Writes records.
     pub(crate) pool: &'a PoolHandle,
+    /// Compresses frames.
+    pub(crate) encoding: &'a PoolHandle,
     /// Unfinished uploads, if this node has a catalog.
     pub(crate) records: Option<&'a UploadRecords>,
     /// Bytes of a part, if the layer needs no longer ones.
@@ -219,7 +221,7 @@ impl LayerUpload<'_> {
         let Start { number, skipped, mut frames } = self.start()?;
         let mut cutter = PartCutter::new(self.part_bytes, number, skipped);
         let mut encoded =
-            std::pin::pin!(encoded_frames(self.layer, self.by.pool, self.publisher, frames.len()));
+            std::pin::pin!(encoded_frames(self.layer, self.by.encoding, self.publisher, frames.len()));
         loop {
             let together = tokio::select! {
                 Some(sent) = self.sending.next() => {

@@ -60,6 +60,7 @@ impl Steps {
         let uploads = ByteBudget::new(limits::UPLOAD_BYTES_MAX);
         let publisher = Publisher {
             store,
+            encoding: pool.clone(),
             pool,
             budget: uploads,
             key,

@@ -66,7 +66,7 @@ pub struct Engine {
     replay: Replay,
     lives: Option<Lives>,
     /// The pools of background work; they end first.
-    _pools: [Pool; 2],
+    _pools: [Pool; 3],
     _reaper: Reaper,
     runtime: StoreRuntime,
 }
@@ -100,6 +100,7 @@ impl Engine {
         let lives = Lives::new(runtime.handle().clone());
         let sealing_pool = Pool::start("seal", limits::SEALS_AT_ONCE)?;
         let saving_pool = Pool::start("save", limits::SAVING_THREADS)?;
+        let encoding_pool = Pool::start("encode", options.encode_workers)?;
         let (precedence, shared) = (Precedence::default(), Arc::clone(&cache));
         let sealing = Sealing { workers: compare_workers, merge_at_layers };
         let sealer =
@@ -109,8 +110,16 @@ impl Engine {
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
         let records_of_uploads = records.as_ref().map(|records| UploadRecords::of(records.catalog().clone()));
-        let publisher =
-            Publisher { store, pool, budget: uploads, key, stop, uploads: records_of_uploads, part_bytes };
+        let publisher = Publisher {
+            store,
+            pool,
+            encoding: encoding_pool.handle(),
+            budget: uploads,
+            key,
+            stop,
+            uploads: records_of_uploads,
+            part_bytes,
+        };
         let budget = Budget::new(options.capture_bytes_max);
         let replayed = match &records {
             Some(records) => replay(records, &cache, &budget, reaper.handle())?,
@@ -139,7 +148,7 @@ impl Engine {
             deleted: Deleted::new(deleted, origins_may_be_asked),
             replay,
             lives: Some(lives),
-            _pools: [sealing_pool, saving_pool],
+            _pools: [sealing_pool, encoding_pool, saving_pool],
             _reaper: reaper,
             runtime,
         };

@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub pause_wait: Duration,
     /// Threads that compare one snapshot.
     pub compare_workers: usize,
+    /// Threads that compress what is uploaded, at idle priority.
+    pub encode_workers: usize,
     /// Layers that a manifest names before the next seal of its line merges some of them.
     pub merge_at_layers: usize,
     /// Bytes of a part of an upload: services take parts of 5 MiB and more.
@@ -55,6 +57,7 @@ impl EngineOptions {
             unsealed_max: limits::UNSEALED_DEFAULT,
             pause_wait: limits::PAUSE_WAIT_DEFAULT,
             compare_workers: compare_workers(),
+            encode_workers: cores(),
             merge_at_layers: limits::MERGE_AT_LAYERS,
             part_bytes: limits::UPLOAD_PART_BYTES,
             catalog: None,
@@ -68,6 +71,9 @@ impl EngineOptions {
 /// Default number of compare threads: all seals together use half of the cores, because idle priority leaves guests
 /// their processor time but not their share of the memory's bandwidth.
 fn compare_workers() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / (2 * limits::SEALS_AT_ONCE)).max(1)
+    (cores() / (2 * limits::SEALS_AT_ONCE)).max(1)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }

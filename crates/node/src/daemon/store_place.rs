@@ -44,13 +44,9 @@ pub(super) fn store_of(
         state_directory: settings.state_directory.clone(),
     };
     let published = newest_published(catalog)?;
-    Ok(Store::gated(StoreGate::new(
-        Box::new(place),
-        catalog.clone(),
-        published,
-        other,
-        keys.own().domain().clone(),
-    )))
+    let domain = keys.own().domain().clone();
+    let gate = StoreGate::new(Box::new(place), catalog.clone(), published, other, domain);
+    Ok(Store::gated(gate).paced(settings.publish_bytes_a_second_max))
 }
 
 impl StoreOpener for Place {

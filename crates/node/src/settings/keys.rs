@@ -20,7 +20,7 @@ pub struct Key {
 }
 
 /// All of them, in the order in which they are shown.
-pub const KEYS: [Key; 39] = [
+pub const KEYS: [Key; 40] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -118,6 +118,15 @@ pub const KEYS: [Key; 39] = [
         help: "Threads that compare the pages of one snapshot, at idle priority",
         default: "auto: all seals together use half of the cores",
         example: "\"auto\"",
+        reloads: false,
+    },
+    Key {
+        name: "publish_bytes_a_second_max",
+        flag: "publish-bytes-a-second-max",
+        value: "SIZE",
+        help: "Bytes that publishing may send in a second, over time; 0 for no limit",
+        default: "0",
+        example: "\"50MiB\"",
         reloads: false,
     },
     Key {

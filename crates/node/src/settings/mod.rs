@@ -10,6 +10,7 @@ mod values;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,8 @@ pub struct Settings {
     pub pause_wait: Duration,
     /// Threads that compare one snapshot; where it is `None`, as many as the engine finds right.
     pub compare_workers: Option<usize>,
+    /// Bytes that publishing may send in a second; no limit without.
+    pub publish_bytes_a_second_max: Option<NonZeroU64>,
     /// True if a snapshot can be resumed before it is sealed. Reloads.
     pub serve_before_seal: bool,
     /// Time that files set aside by a start are kept. Reloads.
@@ -219,6 +222,7 @@ impl Settings {
             )?,
             pause_wait: read.value("pause_wait", &values::TIME, limits::PAUSE_WAIT_DEFAULT)?,
             compare_workers: read.value("compare_workers", &values::WORKERS, None)?,
+            publish_bytes_a_second_max: read.value("publish_bytes_a_second_max", &values::RATE, None)?,
             serve_before_seal: read.value("serve_before_seal", &values::SWITCH, true)?,
             set_aside_kept: read.value("set_aside_kept", &values::TIME, SET_ASIDE_KEPT)?,
             events_kept: read.value("events_kept", &values::COUNT, 10_000)?,

@@ -160,6 +160,10 @@ fn a_wrong_value_is_refused_where_it_was_said_with_what_could_be() {
             "capture_bytes_max = \"lots\"",
             "capture_bytes_max cannot be \"lots\": it must be a size such as 64GiB, or",
         ),
+        (
+            "publish_bytes_a_second_max = 1",
+            "publish_bytes_a_second_max cannot be 1: it must be a size such as 50MiB, at least 64KiB, or 0",
+        ),
         ("capture_bytes_max = -1", "capture_bytes_max cannot be -1: it must be a size"),
         (
             "pause_wait = \"soon\"",

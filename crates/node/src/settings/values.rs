@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
@@ -33,6 +34,13 @@ pub(super) const ENDPOINT: Kind<String> = Kind { parse: endpoint, show: |url| te
 pub(super) const DOMAIN: Kind<DomainName> = Kind { parse: domain, show: |domain| text(domain.to_string()) };
 pub(super) const BYTES: Kind<u64> =
     Kind { parse: bytes, show: |bytes| (ByteSize::b(*bytes).to_string(), json!(bytes)) };
+pub(super) const RATE: Kind<Option<NonZeroU64>> = Kind {
+    parse: rate,
+    show: |rate| {
+        let bytes = rate.map_or(0, NonZeroU64::get);
+        (if bytes == 0 { "0".to_owned() } else { ByteSize::b(bytes).to_string() }, json!(bytes))
+    },
+};
 pub(super) const TIME: Kind<Duration> =
     Kind { parse: time, show: |time| (show_time(*time), json!(time.as_secs_f64())) };
 pub(super) const COUNT: Kind<usize> = Kind { parse: count, show: |count| (count.to_string(), json!(count)) };
@@ -165,12 +173,24 @@ fn domain(said: &Said) -> Result<DomainName, String> {
 
 fn bytes(said: &Said) -> Result<u64, String> {
     let expected = || "a size such as 64GiB, or a number of bytes, at least 1MiB".to_owned();
-    let bytes = match &said.value {
-        SaidValue::Number(number) => u64::try_from(*number).map_err(|_| expected())?,
-        SaidValue::Text(given) => parse_size(given).map_err(|_| expected())?,
-        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => return Err(expected()),
-    };
-    if bytes < ByteSize::mib(1).as_u64() { Err(expected()) } else { Ok(bytes) }
+    size(said).filter(|bytes| *bytes >= ByteSize::mib(1).as_u64()).ok_or_else(expected)
+}
+
+/// A rate is at least as much as an upload's time limit allows for: the slowest line that is published over.
+const RATE_MIN: u64 = 64 << 10;
+
+fn rate(said: &Said) -> Result<Option<NonZeroU64>, String> {
+    let expected = || "a size such as 50MiB, at least 64KiB, or 0 for no limit".to_owned();
+    let bytes = size(said).filter(|bytes| *bytes == 0 || *bytes >= RATE_MIN);
+    bytes.map(NonZeroU64::new).ok_or_else(expected)
+}
+
+fn size(said: &Said) -> Option<u64> {
+    match &said.value {
+        SaidValue::Number(number) => u64::try_from(*number).ok(),
+        SaidValue::Text(given) => parse_size(given).ok(),
+        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => None,
+    }
 }
 
 fn time(said: &Said) -> Result<Duration, String> {
