@@ -59,6 +59,7 @@ pub mod store_gate;
 pub mod store;
 mod store_upload;
 mod upload_record;
+mod tombstones;
 pub mod store_list;
 mod store_read;
 pub mod sources;

@@ -335,7 +335,7 @@ impl Life {
 
     async fn delete(&self) -> Result<(), PublishError> {
         let (store, id) = (self.background.store(), self.snapshot.id());
-        store.delete_manifest(id).await?;
+        store.delete_snapshot(id).await?;
         store.delete_working_sets(id).await?;
         match self.snapshot.named_now() {
             Some(named) => self.background.publisher.give_up_uploads(&named).await,

@@ -61,7 +61,7 @@ pub enum OpenError {
         /// This engine's.
         own: DomainName,
     },
-    /// It was deleted here, and is on its way out of the store.
+    /// It was deleted, here or by another node.
     #[error("snapshot {snapshot} was deleted")]
     Deleted {
         /// The snapshot.
@@ -155,8 +155,14 @@ pub(crate) async fn open(
     {
         return Err(OpenError::Deleted { snapshot });
     }
-    let read = sources.manifest(snapshot, Class::Fault).await;
-    let bytes = read.map_err(|source| OpenError::Store { snapshot, source })?;
+    let unread = |source| OpenError::Store { snapshot, source };
+    // Both at once: a guest waits.
+    let (read, has_tombstone) =
+        tokio::join!(sources.manifest(snapshot, Class::Fault), sources.has_tombstone(snapshot));
+    if has_tombstone.map_err(unread)? {
+        return Err(OpenError::Deleted { snapshot });
+    }
+    let bytes = read.map_err(unread)?;
     let publication = Publication::decode(&bytes, cache.keys())
         .map_err(|source| OpenError::Manifest { snapshot, source })?;
     let manifest = publication.manifest();

@@ -248,6 +248,12 @@ impl Sources {
         self.judged(class, read)
     }
 
+    /// True if a snapshot was deleted, by any node.
+    pub(crate) async fn has_tombstone(&self, snapshot: SnapshotId) -> Result<bool, SourceError> {
+        let wanted = || format!("the tombstone of snapshot {snapshot}");
+        in_time(limits::READ_WAIT, wanted, self.store.has_tombstone(snapshot)).await
+    }
+
     /// All snapshots in the store.
     pub(crate) async fn snapshots(&self) -> Result<Vec<StoredSnapshot>, SourceError> {
         in_time(limits::STORE_LIST_WAIT, || "the list of snapshots".to_owned(), self.store.snapshots()).await

@@ -283,8 +283,8 @@ impl Store {
         Ok(body)
     }
 
-    /// Deletes a snapshot's manifest, and so the snapshot. A missing one is a success.
-    pub async fn delete_manifest(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
+    /// Deletes a snapshot's manifest. A missing one is a success.
+    pub(crate) async fn delete_manifest(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
         self.delete(manifest_path(snapshot)).await
     }
 

@@ -12,6 +12,7 @@ use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::open::OpenError;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
 use rekindle_engine::store_gate::{Holds, OpenedStore, OtherStore, StoreGate, StoreOpener};
@@ -70,6 +71,15 @@ impl Place {
         let id = snapshot.id();
         drop((snapshot, engine));
         id
+    }
+
+    /// Checks that the bucket has no snapshot, and tells that this one was deleted.
+    pub(crate) fn check_deleted(&self, id: SnapshotId) {
+        let elsewhere = self.site.elsewhere().expect("a temporary directory");
+        let engine = start_at(&self.server, &elsewhere);
+        assert_eq!(engine.stored_snapshots().expect("they are listed"), []);
+        let refused = engine.open(id).expect_err("it was deleted");
+        assert!(matches!(refused, OpenError::Deleted { .. }), "{refused}");
     }
 
     /// Checks that the bucket has this one snapshot, every page of it.

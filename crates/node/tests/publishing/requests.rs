@@ -2,6 +2,7 @@
 
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_testkit::s3::{Misbehaviour, Rule};
+use rekindle_testkit::stores::Operation;
 
 use crate::{PAGES, Place, SHORT, pause, wait_published};
 
@@ -55,6 +56,28 @@ fn a_request_of_a_publish_that_is_told_as_failed_and_lands_after_all_others_chan
         place.server.wait_landed();
         let id = place.end(engine, snapshot);
         place.check_elsewhere(id, &memory);
+        if !was_hit {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_that_was_deleted_does_not_come_back_by_a_request_that_lands_late() {
+    for after in 0.. {
+        assert!(after < REQUESTS_MAX, "a publish ends");
+        let place = Place::new();
+        let late = place.server.misbehave(rule(Misbehaviour::LandLater, after));
+        let engine = place.start();
+        let (snapshot, _) = pause(&engine, PAGES);
+        wait_published(&snapshot);
+        engine.delete(&snapshot).expect("it is recorded");
+        place.server.wait_until(|server| server.requests(Operation::Delete, "node/manifests/") > 0);
+        let was_hit = place.server.is_hit();
+        let id = place.end(engine, snapshot);
+        drop(late);
+        place.server.wait_landed();
+        place.check_deleted(id);
         if !was_hit {
             break;
         }
