@@ -157,14 +157,6 @@ impl Engine {
         Ok(engine)
     }
 
-    fn give_up_lost_uploads(&self) {
-        let (background, cache) = (Arc::clone(&self.background), Arc::clone(&self.cache));
-        let lives = self.lives.as_ref().expect("the engine has just started");
-        lives.begin_other(async move {
-            background.publisher.give_up_lost_uploads(|layer| cache.handle(layer)).await;
-        });
-    }
-
     /// The layer files that a start set aside, as its catalog did not name them.
     pub fn aside(&self) -> &Aside {
         self.cache.aside()

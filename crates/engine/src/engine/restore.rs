@@ -41,6 +41,15 @@ impl Engine {
         Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.is_undecided()).count())
     }
 
+    /// Begins to give up the unfinished uploads of layers that this node does not have any more.
+    pub(super) fn give_up_lost_uploads(&self) {
+        let (background, cache) = (Arc::clone(&self.background), Arc::clone(&self.cache));
+        let lives = self.lives.as_ref().expect("the engine has just started");
+        lives.begin_other(async move {
+            background.publisher.give_up_lost_uploads(|layer| cache.handle(layer)).await;
+        });
+    }
+
     /// The known snapshots, and the deleted ones that are held.
     pub(super) fn snapshots_there(&self) -> Vec<Arc<Snapshot>> {
         let mut there = self.snapshots();
