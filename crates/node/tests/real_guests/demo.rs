@@ -1,5 +1,6 @@
 //! `rekindle demo` as a user runs it.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -120,9 +121,13 @@ fn the_demo_publishes_into_the_store_it_is_given() {
     let directory = tempfile::tempdir().expect("a directory");
     let store = directory.path().join("of/its/own");
     report(&["--store", store.to_str().expect("plain words")]);
-    let entries = |name: &str| std::fs::read_dir(store.join(name)).expect("the store was made").count();
-    assert_eq!(entries("manifests"), 3);
-    assert!(entries("layers") > 0);
+    let entries = |name: &str| {
+        let entries = std::fs::read_dir(store.join(name)).expect("the store was made");
+        entries.map(|entry| entry.expect("it is read").file_name()).collect::<BTreeSet<_>>()
+    };
+    // The demo may end before the last deleted manifest is gone: one under a tombstone is none.
+    assert_eq!(entries("manifests").difference(&entries("deleted")).count(), 3);
+    assert!(!entries("layers").is_empty());
 }
 
 #[test]
