@@ -71,8 +71,9 @@ impl Trouble {
     /// answer is lost.
     pub(crate) fn may_fail(self) -> &'static [Code] {
         match self {
-            Self::DaemonKilled | Self::BothKilled | Self::DaemonStopped | Self::StoreAway => &[],
-            Self::KeeperKilled => &[Code::KeeperFailed],
+            Self::DaemonKilled | Self::DaemonStopped | Self::StoreAway => &[],
+            // Of both, either may go first, and the daemon may answer in between.
+            Self::KeeperKilled | Self::BothKilled => &[Code::KeeperFailed],
             Self::DiskFull => &[Code::DiskFailed],
         }
     }
