@@ -43,7 +43,7 @@ pub enum KeyRingError {
         position: usize,
         /// The field.
         field: &'static str,
-        /// What it must be.
+        /// The form that it must have.
         expected: String,
     },
     /// It has more keys than a ring can have.

@@ -85,7 +85,8 @@ impl PartsUpload {
         }
     }
 
-    /// Sends the part of this number. Where parts are lost with the process, they are given in their order.
+    /// Sends the part of this number. In a store that loses parts with the process, they are given in
+    /// their order.
     pub(crate) fn send(
         &mut self,
         number: usize,

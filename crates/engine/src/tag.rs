@@ -31,7 +31,7 @@ pub enum TaggedError {
     },
 }
 
-/// What was written, ended by its tag.
+/// All that was written, ended by its tag.
 pub fn write_tag(mut writer: Writer, key: &DomainKey) -> Vec<u8> {
     writer.u8(KEYED);
     write_domain(&mut writer, key.domain());

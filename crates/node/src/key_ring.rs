@@ -29,7 +29,7 @@ pub enum KeyRingFileError {
         /// Its mode.
         mode: u32,
     },
-    /// What stands in it is no key ring.
+    /// Its content is no key ring.
     #[error("the key ring {}: {source}", path.display())]
     Content {
         /// The file.
@@ -76,7 +76,7 @@ pub enum KeyRingFileError {
     Catalog(#[from] CatalogError),
 }
 
-/// The key ring of these settings. Where neither the file nor the catalog has a key of the node's domain, one is made.
+/// The key ring of these settings. A key of the node's domain is made if neither the file nor the catalog has one.
 pub fn open(settings: &Settings, catalog: &Catalog) -> Result<KeyRing, KeyRingFileError> {
     let (path, domain) = (&settings.key_ring, &settings.domain);
     let file = read(path)?;

@@ -189,7 +189,7 @@ struct Body {
     bytes: Bytes,
     sent: usize,
     network: Network,
-    /// What is noted once they have come.
+    /// The read, noted once they have come.
     end: Option<(Answer, ReadLog, Path, Range<u64>)>,
 }
 

@@ -32,7 +32,7 @@ enum Form {
     Tagged,
 }
 
-/// What a manifest ends in.
+/// The end of a manifest.
 #[derive(Clone, Copy)]
 pub(super) enum End<'a> {
     /// It is on this node's disk, and has no tag.

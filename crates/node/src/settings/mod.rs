@@ -6,29 +6,26 @@ mod flags;
 pub mod keys;
 mod layers;
 mod sockets;
+mod store_location;
 mod values;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::limits;
-use rekindle_engine::store_opener::OpenedStore;
 use serde::Serialize;
 
 pub use error::{SettingsError, Source};
 pub use flags::SettingFlags;
 pub use keys::Key;
 pub use layers::Surroundings;
+pub use store_location::StoreLocation;
 pub use values::{parse_size, parse_time};
 
-use crate::bucket::{self, BucketAccess, BucketUrl, RequestWatch, shown_without_secrets};
+use crate::bucket::{BucketAccess, shown_without_secrets};
 use crate::telemetry::LogFormat;
 use keys::KEYS;
 use layers::Layers;
@@ -143,15 +140,6 @@ pub struct TelemetrySettings {
     pub otlp_endpoint: Option<String>,
     /// Under which name.
     pub service_name: String,
-}
-
-/// Place of the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoreLocation {
-    /// A directory, local or mounted.
-    Directory(PathBuf),
-    /// A bucket of a service.
-    Bucket(BucketUrl),
 }
 
 /// A setting's value and where it came from.
@@ -303,37 +291,6 @@ impl Settings {
             firecracker: newer.firecracker.clone(),
             entries: pairs.map(|(old, new)| if old.key.reloads { new } else { old }).cloned().collect(),
             ..self.clone()
-        }
-    }
-}
-
-impl StoreLocation {
-    /// Its directory, if it is one.
-    pub fn directory(&self) -> Option<&Path> {
-        match self {
-            Self::Directory(path) => Some(path),
-            Self::Bucket(_) => None,
-        }
-    }
-
-    /// A store that exists, opened bare; the error is for people.
-    pub fn open(&self, access: &BucketAccess, watch: &Arc<RequestWatch>) -> Result<OpenedStore, String> {
-        match self {
-            Self::Directory(path) => {
-                let files = LocalFileSystem::new_with_prefix(path).map_err(|error| error.to_string())?;
-                let objects: Arc<dyn ObjectStore> = Arc::new(files.with_fsync(true));
-                Ok(objects.into())
-            }
-            Self::Bucket(url) => bucket::open(url, access, &bucket::environment(), watch),
-        }
-    }
-}
-
-impl fmt::Display for StoreLocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Directory(path) => path.display().fmt(f),
-            Self::Bucket(url) => url.fmt(f),
         }
     }
 }

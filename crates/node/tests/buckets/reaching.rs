@@ -131,7 +131,7 @@ fn a_bucket_in_the_name_of_the_host_is_reached() {
     let endpoint = Some("http://s3.example.org".to_owned());
     let access = BucketAccess { endpoint, path_style: Some(false), ..server.access() };
     let bucket = Bucket { access, ..Bucket::of(&server, "fleet") };
-    // Whoever has a proxy looks no names up.
+    // A client with a proxy looks no names up.
     let report = Report::with(&bucket, &[("http_proxy", &server.endpoint())]);
     report.assert_all_well();
     assert!(server.requests(Operation::Put, "fleet/rekindle-doctor") > 0, "it is the bucket in the name");
