@@ -240,14 +240,19 @@ fn a_table_that_many_frames_need_at_once_is_fetched_once() {
     assert_eq!(node.store.traffic().fetches, 1, "the table came with all frames");
 }
 
-#[test]
-fn a_frame_whose_object_is_gone_is_read_from_the_next_one_in_the_same_try() {
-    let gone = StoredLayer {
+/// An object of a layer that is not in the store.
+fn object_that_is_gone() -> StoredLayer {
+    StoredLayer {
         object: ObjectName::new(SnapshotId::new()),
         table_digest: [0; 32],
         table_bytes: 1,
         object_bytes: 2,
-    };
+    }
+}
+
+#[test]
+fn a_frame_whose_object_is_gone_is_read_from_the_next_one_in_the_same_try() {
+    let gone = object_that_is_gone();
     let node = stored_only(Some(&gone));
     assert_eq!(node.layer.stored_at(), Some(gone));
     let file = node.layer.local();
@@ -276,12 +281,7 @@ fn frames_that_are_wanted_together_come_in_one_request_and_once_for_those_who_as
 
 #[test]
 fn wanted_frames_that_do_not_come_are_fetched_one_by_one_for_those_who_wait_and_the_others_forgotten() {
-    let gone = StoredLayer {
-        object: ObjectName::new(SnapshotId::new()),
-        table_digest: [0; 32],
-        table_bytes: 1,
-        object_bytes: 2,
-    };
+    let gone = object_that_is_gone();
     // The first object of the layer is not in the store, which the bulk read finds out.
     let node = stored_only(Some(&gone));
     let file = node.layer.local();
