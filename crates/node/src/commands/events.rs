@@ -104,9 +104,11 @@ impl Printer<'_> {
     /// Prints events after `after` as they come, until `left` were printed; waits for a daemon that ends to come back.
     fn follow(&self, client: &Client, mut after: Option<u64>, mut left: usize) -> anyhow::Result<Status> {
         let mut events = client.events(after)?;
+        let mut end_is_said = false;
         while left > 0 {
             match events.next() {
                 Some(Ok(event)) => {
+                    end_is_said = false;
                     after = Some(event.id);
                     if self.is_wanted(&event) {
                         self.print(&event)?;
@@ -119,8 +121,11 @@ impl Printer<'_> {
                     events = wait_back(client, after)?;
                 }
                 Some(Err(error)) if !error.is_undecided() => return Err(error.into()),
+                // A daemon that is ending may take one more connection before it shuts its socket.
                 Some(Err(_)) | None => {
-                    eprintln!("rekindle: the daemon has ended; waiting until it is back");
+                    if !std::mem::replace(&mut end_is_said, true) {
+                        eprintln!("rekindle: the daemon has ended; waiting until it is back");
+                    }
                     events = wait_back(client, after)?;
                 }
             }
