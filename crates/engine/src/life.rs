@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use object_store::path::Path as ObjectPath;
 use tracing::Instrument;
 
 use crate::capture::Capture;
@@ -298,8 +299,9 @@ impl Life {
             records.uploaded(id, &manifest)?;
             Ok(Some(manifest))
         };
-        let manifest = self.background.publisher.publish(named, room, uploaded).await?;
-        self.background.stop().unless_said(self.record_published(manifest)).await??;
+        let publisher = &self.background.publisher;
+        let (manifest, put_as) = publisher.publish(named, self.snapshot.editions(), room, uploaded).await?;
+        self.background.stop().unless_said(self.record_published(manifest, &put_as)).await??;
         let asked = self.snapshot.record(SnapshotEvent::PublishSucceeded);
         self.changed();
         if self.snapshot.is_published() {
@@ -317,8 +319,12 @@ impl Life {
     }
 
     /// Puts a sign into the store, then records in the catalog that the snapshot is published, with that sign.
-    async fn record_published(&self, manifest: Option<LocalManifest>) -> Result<(), PublishError> {
-        let sign = self.background.store().leave_sign(self.snapshot.id()).await?;
+    async fn record_published(
+        &self,
+        manifest: Option<LocalManifest>,
+        put_as: &ObjectPath,
+    ) -> Result<(), PublishError> {
+        let sign = self.background.store().leave_sign(put_as).await?;
         let remember = sign.as_ref().map(NewSign::change);
         let record = move |life: &Self| match (&life.background.records, manifest) {
             (Some(records), Some(manifest)) => {
@@ -335,7 +341,8 @@ impl Life {
 
     async fn delete(&self) -> Result<(), PublishError> {
         let (store, id) = (self.background.store(), self.snapshot.id());
-        store.delete_snapshot(id).await?;
+        let last = self.snapshot.editions().last();
+        store.delete_snapshot(id, last).await?;
         store.delete_working_sets(id).await?;
         match self.snapshot.named_now() {
             Some(named) => self.background.publisher.give_up_uploads(&named).await,

@@ -269,6 +269,9 @@ pub const READ_BYTES_A_SECOND_MIN: u64 = 64 << 10;
 /// Time that reading a manifest may take, however long it is.
 pub const MANIFEST_READ_WAIT: Duration = Duration::from_secs(600);
 
+/// Tries to read the newest edition of a manifest: one that was listed may be replaced before it is read.
+pub const MANIFEST_READ_TRIES: usize = 4;
+
 /// Time that listing the snapshots in a store may take: a hundred pages of a thousand.
 pub const STORE_LIST_WAIT: Duration = Duration::from_secs(60);
 

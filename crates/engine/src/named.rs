@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::geometry::bytes_of_pages;
 use crate::identity::LayerId;
 use crate::layer::Layer;
-use crate::manifest::{LocalManifest, Manifest, VolumeManifest};
+use crate::manifest::{Edition, LocalManifest, Manifest, VolumeManifest};
 use crate::view::View;
 
 /// A manifest and a handle of each of its layers, in its order. Clones share them.
@@ -63,9 +63,9 @@ impl Named {
         self.layers.iter().map(placed).collect()
     }
 
-    /// The manifest as this node records it: with the known places of its layers in the store.
-    pub fn local(&self) -> LocalManifest {
+    /// The manifest as this node records it: with its last known edition, and the known places of its layers in the store.
+    pub fn local(&self, edition: Option<Edition>) -> LocalManifest {
         let stored = self.layers.iter().map(|layer| layer.stored_at());
-        LocalManifest::new(None, (*self.manifest).clone(), stored.collect())
+        LocalManifest::new(edition, (*self.manifest).clone(), stored.collect())
     }
 }

@@ -8,14 +8,14 @@ use crate::catalog::CatalogError;
 use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{DomainName, SnapshotId};
 use crate::layer::Layer;
-use crate::manifest::{LocalManifest, Publication, VolumeManifest};
+use crate::manifest::{LocalManifest, VolumeManifest};
 use crate::named::Named;
 use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::SealFacts;
 use crate::sources::{Class, SourceError, Sources};
+use crate::store_manifests::StoredManifestError;
 use crate::sync::{Condvar, Mutex, lock};
-use crate::tag::TaggedError;
 use crate::view::LiveView;
 
 /// Reason that a published snapshot cannot be opened.
@@ -29,21 +29,13 @@ pub enum OpenError {
         /// The error of the read.
         source: SourceError,
     },
-    /// The manifest is damaged or not one, or its tag is wrong or cannot be checked.
-    #[error("manifest of snapshot {snapshot} cannot be read: {source}")]
+    /// The manifest in the store is not used.
+    #[error("the manifest of snapshot {snapshot} in the store: {source}")]
     Manifest {
         /// The snapshot.
         snapshot: SnapshotId,
         /// The fault in it.
-        source: TaggedError,
-    },
-    /// The object under this name is another snapshot's manifest.
-    #[error("the manifest stored for snapshot {snapshot} is that of {found}")]
-    OtherSnapshot {
-        /// The snapshot asked for.
-        snapshot: SnapshotId,
-        /// The one found.
-        found: SnapshotId,
+        source: StoredManifestError,
     },
     /// The manifest is of a snapshot without any volume, which nothing can run from.
     #[error("snapshot {snapshot} has no memory")]
@@ -162,13 +154,11 @@ pub(crate) async fn open(
     if has_tombstone.map_err(unread)? {
         return Err(OpenError::Deleted { snapshot });
     }
-    let bytes = read.map_err(unread)?;
-    let publication = Publication::decode(&bytes, cache.keys())
+    let stored = read.map_err(unread)?;
+    let publication = stored
+        .publication(snapshot, None, cache.keys())
         .map_err(|source| OpenError::Manifest { snapshot, source })?;
     let manifest = publication.manifest();
-    if manifest.snapshot() != snapshot {
-        return Err(OpenError::OtherSnapshot { snapshot, found: manifest.snapshot() });
-    }
     if manifest.volumes().is_empty() {
         return Err(OpenError::NoMemory { snapshot });
     }
@@ -189,7 +179,9 @@ pub(crate) async fn open(
         records.opened(snapshot, &LocalManifest::from(&publication)).map_err(unrecorded)?;
     }
     let named = Named::new(manifest.clone(), layers);
-    Ok(Snapshot::named(parts_of(&named, records), named, true, SealFacts::default()))
+    let opened = Snapshot::named(parts_of(&named, records), named, true, SealFacts::default());
+    opened.editions().note(publication.edition(), publication.stored());
+    Ok(opened)
 }
 
 /// A snapshot that is known, unless it is lost.

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use object_store::path::Path as ObjectPath;
 
 use crate::byte_budget::{ByteBudget, ByteLease};
 use crate::catalog::CatalogError;
+use crate::editions::Editions;
 use crate::geometry::u64_of;
 use crate::identity::{LayerId, SnapshotId};
 use crate::key_ring::DomainKey;
 use crate::layer::Layer;
 use crate::limits;
 use crate::local_file::LayerError;
-use crate::manifest::{Edition, ObjectName, Publication, StoredLayer};
+use crate::manifest::{ObjectName, Publication, StoredLayer};
 use crate::named::Named;
 use crate::pool::PoolHandle;
 use crate::stop::{Stop, Stopped};
@@ -50,14 +52,15 @@ impl Publisher {
         self.stop.unless_said(lease).await
     }
 
-    /// Publishes `named` within `room`. `uploaded` is told where its layers are, on the pool, before the manifest is put;
-    /// what it answers is returned.
-    pub async fn publish<T: Send + 'static>(
+    /// Publishes `named` within `room`, in the edition that `editions` says. `uploaded` is told where its layers are, on
+    /// the pool, before the manifest is put; its answer is returned, with the manifest's name in the store.
+    pub(crate) async fn publish<T: Send + 'static>(
         &self,
         named: &Named,
+        editions: &Editions,
         room: ByteLease<SnapshotId>,
         uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
-    ) -> Result<T, PublishError> {
+    ) -> Result<(T, ObjectPath), PublishError> {
         let (id, layers) = (named.manifest().snapshot(), named.layers());
         let mut room = Some(room);
         for layer in layers {
@@ -72,11 +75,13 @@ impl Publisher {
             }
         }
         let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
-        let publication = Publication::new(Edition::FIRST, (**named.manifest()).clone(), stored.collect());
-        let told = self.stop.unless_said(self.commit(publication, uploaded)).await??;
+        let stored: Vec<_> = stored.collect();
+        let edition = editions.for_places(&stored);
+        let publication = Publication::new(edition, (**named.manifest()).clone(), stored);
+        let put = self.stop.unless_said(self.commit(publication, uploaded)).await??;
         self.settle_uploads(id, layers).await?;
         drop(room);
-        Ok(told)
+        Ok(put)
     }
 
     /// Puts the manifest.
@@ -84,16 +89,16 @@ impl Publisher {
         &self,
         publication: Publication,
         uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
-    ) -> Result<T, PublishError> {
-        let id = publication.manifest().snapshot();
+    ) -> Result<(T, ObjectPath), PublishError> {
+        let (id, edition) = (publication.manifest().snapshot(), publication.edition());
         let key = self.key.clone();
         let encode = move || {
             let told = uploaded(&publication)?;
             Ok::<_, CatalogError>((told, Bytes::from(publication.encode(&key))))
         };
         let (told, bytes) = self.pool.run(id, encode).await?;
-        self.store.put_manifest(id, bytes).await?;
-        Ok(told)
+        let manifest = self.store.put_manifest(id, edition, bytes).await?;
+        Ok((told, manifest))
     }
 
     /// Uploads a layer of which no object is known but the one that is `gone`.

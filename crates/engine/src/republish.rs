@@ -46,12 +46,13 @@ pub(crate) async fn look_for_published(
         Some(true) => {}
     }
     for snapshot in snapshots.iter().filter(|snapshot| snapshot.is_published()) {
-        match background.stop().unless_said(store.see_manifest(snapshot.id())).await? {
+        let seen = snapshot.editions().last();
+        match background.stop().unless_said(store.see_manifest(snapshot.id(), seen)).await? {
             Ok(()) => {}
             Err(StoreError::NotFound(_)) => {
                 tracing::warn!(snapshot = %snapshot.id(), "a snapshot is not in the accepted store; it is published again");
                 let named = snapshot.named_now().expect("a published snapshot has names");
-                records.sealed(snapshot.id(), snapshot.seal_facts(), &named.local())?;
+                records.sealed(snapshot.id(), snapshot.seal_facts(), &named.local(seen))?;
                 let work = snapshot.record(SnapshotEvent::ManifestMissing);
                 background.watcher.changed(snapshot);
                 begin(snapshot, work);

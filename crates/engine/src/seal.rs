@@ -264,7 +264,7 @@ impl Sealed {
     /// Writes the manifest into the catalog.
     pub(crate) fn write(&self, snapshot: &Snapshot, records: &Records) -> Result<(), SealError> {
         let facts = SealFacts { seal_time: Some(self.seal_time), ..snapshot.seal_facts() };
-        Ok(records.sealed(snapshot.id(), facts, &self.named.local())?)
+        Ok(records.sealed(snapshot.id(), facts, &self.named.local(None))?)
     }
 
     /// Makes the snapshot a named one. Returns the work that is left, and the captures that the keeper should forget.

@@ -22,6 +22,7 @@ use crate::manifest::ObjectName;
 use crate::source_speed::SourceSpeed;
 use crate::store::{Store, StoreError};
 use crate::store_list::StoredSnapshot;
+use crate::store_manifests::StoredManifest;
 use crate::store_read::Arriving;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -239,8 +240,12 @@ impl Sources {
         Ok(Reading { arriving, layer: layer_id, bytes, began, until: asked + limit, speed, ended, lease })
     }
 
-    /// The manifest of a published snapshot.
-    pub(crate) async fn manifest(&self, snapshot: SnapshotId, class: Class) -> Result<Bytes, SourceError> {
+    /// The newest edition of a published snapshot's manifest.
+    pub(crate) async fn manifest(
+        &self,
+        snapshot: SnapshotId,
+        class: Class,
+    ) -> Result<StoredManifest, SourceError> {
         let lease = self.budget.lease_within(class, limits::READ_BYTES_UNKNOWN, class.share()).await;
         let wanted = || format!("the manifest of snapshot {snapshot}");
         let read = in_time(limits::MANIFEST_READ_WAIT, wanted, self.store.get_manifest(snapshot)).await;

@@ -175,11 +175,12 @@ impl Store {
         error
     }
 
-    /// A store in a local directory, which is made if need be; every write is fsynced.
+    /// A store in a local directory, which is made if need be; every write is fsynced, and no empty
+    /// directory is left in it.
     pub fn directory(path: &Path) -> std::io::Result<Self> {
         private::make_directory(path)?;
         let files = LocalFileSystem::new_with_prefix(path)?;
-        Ok(Self::new(Arc::new(files.with_fsync(true))))
+        Ok(Self::new(Arc::new(files.with_fsync(true).with_automatic_cleanup(true))))
     }
 
     /// Counts so far.
@@ -196,20 +197,15 @@ impl Store {
         }
     }
 
-    /// Writes a snapshot's manifest object: the commit.
-    pub async fn put_manifest(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
-        self.put(&manifest_path(snapshot), PutPayload::from_bytes(bytes)).await
-    }
-
-    /// Leaves a sign in a gated store after a snapshot's manifest, and checks that both are in the same store.
-    pub(crate) async fn leave_sign(&self, snapshot: SnapshotId) -> Result<Option<NewSign>, StoreError> {
+    /// Leaves a sign in a gated store after a manifest was put there, and checks that both are in the same store.
+    pub(crate) async fn leave_sign(&self, manifest: &ObjectPath) -> Result<Option<NewSign>, StoreError> {
         let Access::Gated(gate) = &self.access else { return Ok(None) };
-        let (objects, path) = (gate.opened().await?.objects, manifest_path(snapshot));
+        let objects = gate.opened().await?.objects;
         let sign = gate.leave_sign(Arc::clone(&objects)).await;
         let sign = sign.map_err(|source| StoreError::from_store(&ObjectPath::from("nodes"), source))?;
-        if let Err(source) = objects.head(&path).await {
+        if let Err(source) = objects.head(manifest).await {
             sign.take_back().await;
-            return Err(StoreError::from_store(&path, source));
+            return Err(StoreError::from_store(manifest, source));
         }
         Ok(Some(sign))
     }
@@ -238,11 +234,6 @@ impl Store {
         }
     }
 
-    /// Checks that a snapshot's manifest is there.
-    pub(crate) async fn see_manifest(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
-        self.size_of(&manifest_path(snapshot)).await.map(drop)
-    }
-
     /// Writes an object in one request, and counts it.
     pub(crate) async fn put(&self, path: &ObjectPath, payload: PutPayload) -> Result<(), StoreError> {
         let objects = self.checked().await?;
@@ -263,12 +254,8 @@ impl Store {
         self.traffic.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Reads a snapshot's manifest object.
-    pub(crate) async fn get_manifest(&self, snapshot: SnapshotId) -> Result<Bytes, StoreError> {
-        self.get_whole(manifest_path(snapshot), limits::MANIFEST_BYTES_MAX).await
-    }
-
-    async fn get_whole(&self, path: ObjectPath, bytes_max: usize) -> Result<Bytes, StoreError> {
+    /// Reads a whole object.
+    pub(crate) async fn get_whole(&self, path: ObjectPath, bytes_max: usize) -> Result<Bytes, StoreError> {
         let answer = match self.objects().await?.get(&path).await {
             Ok(answer) => answer,
             Err(source) => return Err(self.failure(&path, source).await),
@@ -283,12 +270,8 @@ impl Store {
         Ok(body)
     }
 
-    /// Deletes a snapshot's manifest. A missing one is a success.
-    pub(crate) async fn delete_manifest(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
-        self.delete(manifest_path(snapshot)).await
-    }
-
-    async fn delete(&self, path: ObjectPath) -> Result<(), StoreError> {
+    /// Deletes an object. A missing one is a success.
+    pub(crate) async fn delete(&self, path: ObjectPath) -> Result<(), StoreError> {
         match self.checked().await?.delete(&path).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(StoreError::from_store(&path, source)),
@@ -344,6 +327,7 @@ impl Store {
         self.size_of(&layer_path(layer, at)).await
     }
 
+    /// The size of an object.
     pub(crate) async fn size_of(&self, path: &ObjectPath) -> Result<u64, StoreError> {
         match self.objects().await?.head(path).await {
             Ok(found) => Ok(found.size),
@@ -369,10 +353,6 @@ impl StoreError {
         }
         Self::Other { path: path.clone(), source }
     }
-}
-
-fn manifest_path(snapshot: SnapshotId) -> ObjectPath {
-    ObjectPath::from(format!("manifests/{snapshot}"))
 }
 
 fn working_sets_path(snapshot: SnapshotId) -> ObjectPath {

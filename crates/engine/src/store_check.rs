@@ -4,7 +4,7 @@ use futures_util::stream::{self, StreamExt};
 
 use crate::identity::{LayerId, SnapshotId};
 use crate::limits;
-use crate::manifest::{Publication, StoredLayer};
+use crate::manifest::{Edition, StoredLayer};
 use crate::sources::{Class, SourceError, Sources};
 use crate::store::Store;
 
@@ -29,10 +29,15 @@ pub enum StoreFindings {
     },
 }
 
-/// Asks for the manifest of a published snapshot, and for each object that it names. It reads only the manifest.
-pub(crate) async fn look_for_objects(snapshot: SnapshotId, sources: &Sources) -> StoreFindings {
+/// Asks for the manifest of a published snapshot, which must not be older than the edition `seen`, and for each object
+/// that it names. It reads only the manifest.
+pub(crate) async fn look_for_objects(
+    snapshot: SnapshotId,
+    seen: Option<Edition>,
+    sources: &Sources,
+) -> StoreFindings {
     let mut faults = Faults::default();
-    let done = faults.look(snapshot, sources).await;
+    let done = faults.look(snapshot, seen, sources).await;
     if let Err(error) = done {
         return StoreFindings::NotAsked { reason: error.to_string() };
     }
@@ -48,18 +53,20 @@ struct Faults {
 }
 
 impl Faults {
-    async fn look(&mut self, snapshot: SnapshotId, sources: &Sources) -> Result<(), SourceError> {
-        let manifest = match sources.manifest(snapshot, Class::Background).await {
-            Ok(bytes) => Publication::decode(&bytes, sources.keys()).map_err(|error| error.to_string()),
+    async fn look(
+        &mut self,
+        snapshot: SnapshotId,
+        seen: Option<Edition>,
+        sources: &Sources,
+    ) -> Result<(), SourceError> {
+        let publication = match sources.manifest(snapshot, Class::Background).await {
+            Ok(stored) => {
+                stored.publication(snapshot, seen, sources.keys()).map_err(|error| error.to_string())
+            }
             Err(error) => Err(fault(error)?),
         };
-        let publication = match manifest {
-            Ok(publication) if publication.manifest().snapshot() == snapshot => publication,
-            Ok(other) => {
-                let other = other.manifest().snapshot();
-                self.note(Some(format!("the manifest of snapshot {snapshot} is that of {other}")));
-                return Ok(());
-            }
+        let publication = match publication {
+            Ok(publication) => publication,
             Err(reason) => {
                 self.note(Some(format!("the manifest of snapshot {snapshot}: {reason}")));
                 return Ok(());

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
@@ -17,6 +16,7 @@ use tokio::time::timeout;
 use crate::catalog::{Catalog, CatalogError, Change, Kind, WriteError};
 use crate::identity::{Domain, SnapshotId};
 use crate::limits;
+use crate::manifest_objects;
 use crate::sign::{Evidence, Sign, Signs};
 use crate::store_domain;
 use crate::store_identity::OBJECT;
@@ -330,14 +330,13 @@ impl StoreGate {
     /// For a node that published before stores had identities: checks that its last published snapshot is there.
     async fn see_published(&self, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
         let Some(snapshot) = self.published.filter(|_| !self.accepts_another()) else { return Ok(()) };
-        match objects.head(&ObjectPath::from(format!("manifests/{snapshot}"))).await {
-            Ok(_) => Ok(()),
-            Err(object_store::Error::NotFound { .. }) => Err(format!(
+        let newest = manifest_objects::newest(objects, snapshot).await.map_err(|error| error.to_string())?;
+        newest.map(drop).ok_or_else(|| {
+            format!(
                 "snapshot {snapshot} is published and not in it; mount the store that has it, or accept this one: \
                  `rekindle serve --accept-store`"
-            )),
-            Err(error) => Err(error.to_string()),
-        }
+            )
+        })
     }
 
     /// Remembers the first store that this node uses, after giving it an identity if it has none.

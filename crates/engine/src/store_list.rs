@@ -8,6 +8,7 @@ use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
 
 use crate::identity::SnapshotId;
+use crate::manifest_objects::MANIFESTS;
 use crate::store::{Store, StoreError};
 use crate::tombstones::TOMBSTONES;
 
@@ -19,9 +20,6 @@ pub struct StoredSnapshot {
     /// Time of the store at which its manifest was last written, in milliseconds since 1970.
     pub stored_unix_ms: u64,
 }
-
-/// Place of all manifests.
-const MANIFESTS: &str = "manifests";
 
 impl Store {
     /// Every snapshot in the store that was not deleted, oldest first. A page of the list that fails is a list that failed.

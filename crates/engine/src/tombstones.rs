@@ -4,6 +4,7 @@ use object_store::PutPayload;
 use object_store::path::Path as ObjectPath;
 
 use crate::identity::SnapshotId;
+use crate::manifest::Edition;
 use crate::store::{Store, StoreError};
 
 /// Place of all tombstones.
@@ -14,9 +15,14 @@ const CONTENT: &[u8] = br#"{"version":1}"#;
 
 impl Store {
     /// Deletes a snapshot: its tombstone is there before its manifest goes.
-    pub async fn delete_snapshot(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
+    /// An edition of it that was perhaps put without being listed yet goes too.
+    pub async fn delete_snapshot(
+        &self,
+        snapshot: SnapshotId,
+        perhaps: Option<Edition>,
+    ) -> Result<(), StoreError> {
         self.put(&tombstone_path(snapshot), PutPayload::from_static(CONTENT)).await?;
-        self.delete_manifest(snapshot).await
+        self.delete_manifest(snapshot, perhaps).await
     }
 
     /// True if a snapshot was deleted, by any node.

@@ -41,7 +41,8 @@ pub fn verify(snapshot: &Snapshot, fetcher: &Fetcher, is_wanted: &dyn Fn() -> bo
         found.first = snapshot.status().failure;
     }
     if snapshot.is_published() {
-        let looked = fetcher.ask(async |sources| look_for_objects(snapshot.id(), sources).await);
+        let (id, seen) = (snapshot.id(), snapshot.editions().last());
+        let looked = fetcher.ask(async |sources| look_for_objects(id, seen, sources).await);
         found.store =
             looked.unwrap_or_else(|stopped| StoreFindings::NotAsked { reason: stopped.to_string() });
     }

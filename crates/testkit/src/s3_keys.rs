@@ -50,6 +50,12 @@ impl ShortKeys {
         key.split('/').map(short).collect::<Vec<_>>().join("/")
     }
 
+    /// The short form of a key; where that names a directory, of which S3 has none, a name of no object.
+    fn of_object(&self, bucket: &str, key: &str) -> String {
+        let short = self.short(key);
+        if self.root.join(bucket).join(&short).is_dir() { format!("{short}/.no-object") } else { short }
+    }
+
     fn long(&self, key: &str) -> String {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         let long = |part| parts.get(part).map_or(part, String::as_str);
@@ -101,7 +107,7 @@ macro_rules! by_key {
         #[async_trait::async_trait]
         impl S3 for ShortKeys {
             $(async fn $method(&self, mut request: S3Request<$input>) -> S3Result<S3Response<$output>> {
-                request.input.key = self.short(&request.input.key);
+                request.input.key = self.of_object(&request.input.bucket, &request.input.key);
                 self.files.$method(request).await.map_err(unknown_upload)
             })*
 

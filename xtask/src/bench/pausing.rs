@@ -162,10 +162,10 @@ fn published(node: &Node, kept: &PageSet) -> anyhow::Result<Arc<Snapshot>> {
     let manifest = Manifest::first(facts, vec![volume], &[change])?;
     let object = ObjectName::new(snapshot);
     let stored = StoredLayer { object, table_digest: [0; 32], table_bytes: 64, object_bytes: 1 << 20 };
-    let directory = node.store_directory.join("manifests");
+    let directory = node.store_directory.join("manifests").join(snapshot.to_string());
     std::fs::create_dir_all(&directory)?;
     let publication = Publication::new(Edition::FIRST, manifest, vec![stored]).encode(keys.own());
-    std::fs::write(directory.join(snapshot.to_string()), publication)?;
+    std::fs::write(directory.join("1"), publication)?;
     Ok(node.engine.open(snapshot)?)
 }
 

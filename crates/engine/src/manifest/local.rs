@@ -29,6 +29,12 @@ impl LocalManifest {
         Self { edition, manifest, stored }
     }
 
+    /// The edition that is known to be in the store, or was perhaps put there.
+    #[must_use]
+    pub const fn edition(&self) -> Option<Edition> {
+        self.edition
+    }
+
     /// The manifest.
     #[must_use]
     pub const fn manifest(&self) -> &Manifest {

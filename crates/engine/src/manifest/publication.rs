@@ -27,6 +27,12 @@ impl Edition {
     pub const fn number(self) -> u64 {
         self.0
     }
+
+    /// The one after it.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.checked_add(1).expect("fewer editions than that are ever put"))
+    }
 }
 
 /// A manifest whose every layer is in the store.

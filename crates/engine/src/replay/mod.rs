@@ -153,7 +153,11 @@ impl Replaying<'_> {
                 Ok(named) => {
                     let parts = parts_of(&named, Some(self.records));
                     let is_published = state == SnapshotState::Published;
-                    made.add_named(Snapshot::named(parts, named, is_published, facts));
+                    let snapshot = Snapshot::named(parts, named, is_published, facts);
+                    if let Some(edition) = local.edition() {
+                        snapshot.editions().note(edition, local.stored().iter().flatten());
+                    }
+                    made.add_named(snapshot);
                 }
                 Err((obstacle, opened)) => {
                     let parts = unnamed_parts_of(local.manifest(), self.records);

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::capture::Capture;
 use crate::compare::PageClasses;
 use crate::deadline::Deadline;
+use crate::editions::Editions;
 use crate::identity::{SnapshotId, VolumeName};
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::manifest::Manifest;
@@ -42,6 +43,7 @@ pub struct Snapshot {
     /// Its records, if this node has a catalog.
     records: Option<Records>,
     working_set: Known,
+    editions: Editions,
     progress: Mutex<Progress>,
     /// Wakes the threads that wait for a change of the progress.
     changed: Condvar,
@@ -110,6 +112,7 @@ impl Snapshot {
             blobs,
             records,
             working_set: Known::new(),
+            editions: Editions::new(),
             progress: Mutex::new(progress),
             changed: Condvar::new(),
             news: Notify::new(),
@@ -126,6 +129,7 @@ impl Snapshot {
         for (volume, made) in self.volumes.iter().zip(&made.volumes) {
             volume.view.improve(&volume.view.load(), made.view.load());
         }
+        self.editions.replace_by(&made.editions);
         let (is_decided, seal_facts) = (!made.is_undecided(), made.seal_facts());
         let nothing = Standing::Lost(Lost::default());
         let mut standing = std::mem::replace(&mut lock(&made.progress).standing, nothing);
@@ -186,6 +190,11 @@ impl Snapshot {
     /// The known working set of its guests.
     pub(crate) fn working_set(&self) -> &Known {
         &self.working_set
+    }
+
+    /// The last known edition of its manifest.
+    pub(crate) fn editions(&self) -> &Editions {
+        &self.editions
     }
 
     /// Its records, if this node has a catalog.

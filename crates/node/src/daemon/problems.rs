@@ -70,7 +70,6 @@ impl From<OpenError> for Problem {
                 Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
             }
             OpenError::Manifest { snapshot, .. }
-            | OpenError::OtherSnapshot { snapshot, .. }
             | OpenError::NoMemory { snapshot, .. }
             | OpenError::Domain { snapshot, .. } => {
                 Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)

@@ -33,7 +33,8 @@ impl StoreLocation {
         match self {
             Self::Directory(path) => {
                 let files = LocalFileSystem::new_with_prefix(path).map_err(|error| error.to_string())?;
-                let objects: Arc<dyn ObjectStore> = Arc::new(files.with_fsync(true));
+                let files = files.with_fsync(true).with_automatic_cleanup(true);
+                let objects: Arc<dyn ObjectStore> = Arc::new(files);
                 Ok(objects.into())
             }
             Self::Bucket(url) => bucket::open(url, access, &bucket::environment(), watch),

@@ -185,7 +185,7 @@ fn a_snapshot_that_another_node_deletes_is_no_earlier_state_of_the_store() {
     let there = peer.open(first.0.id()).expect("it is published");
     peer.delete(&there).expect("a disk");
     drop(there);
-    let manifest = Path::from(format!("manifests/{}", first.0.id()));
+    let manifest = Path::from(format!("manifests/{}/1", first.0.id()));
     until(&first.0, || runtime().block_on(site.objects.head(&manifest)).is_err());
     drop(peer);
     let second = child(&engine, &first, run(20, 6), 2);

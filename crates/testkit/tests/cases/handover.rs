@@ -110,7 +110,7 @@ fn case_07_a_reader_between_planning_and_reading_never_falls_through_to_the_stor
     let mut found = vec![0; 300 * 4096];
     plan.read(engine.fetcher(), &mut found).expect("the plan owns its sources");
     second.1.check(run(0, 300), &found).expect("the model's pages");
-    assert_eq!(site.faults.calls(Operation::Get, ""), 0);
+    assert_eq!(site.faults.calls(Operation::Get, "layers/"), 0);
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn case_47_a_manifest_that_reached_the_store_before_a_crash_is_put_again_with_th
 
 fn manifest_object(site: &Site, id: SnapshotId) -> Vec<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
-    let object = async { site.objects.get(&format!("manifests/{id}").into()).await?.bytes().await };
+    let object = async { site.objects.get(&format!("manifests/{id}/1").into()).await?.bytes().await };
     runtime.block_on(object).expect("the manifest is there").to_vec()
 }
 

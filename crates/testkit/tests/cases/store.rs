@@ -200,6 +200,75 @@ fn a_layer_whose_object_is_gone_is_uploaded_again_with_the_next_snapshot_that_na
     }
 }
 
+/// The names of the objects of a snapshot's manifest.
+fn manifests(site: &Site, snapshot: SnapshotId) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    let listed = site.objects.list(Some(&Path::from(format!("manifests/{snapshot}"))));
+    let listed: Vec<_> = runtime.block_on(futures_util::StreamExt::collect(listed));
+    let name = |object: object_store::Result<object_store::ObjectMeta>| {
+        object.expect("RAM").location.filename().expect("it has a name").to_owned()
+    };
+    listed.into_iter().map(name).collect()
+}
+
+#[test]
+fn a_manifest_whose_layers_were_uploaded_anew_is_a_later_edition_and_verifying_misses_one_that_is_gone() {
+    for starts_anew in [false, true] {
+        let site = site();
+        let unreliable = UnreliableStore::new(site.objects.clone());
+        let (faults, objects) = (unreliable.faults(), Arc::new(unreliable));
+        let mut engine = start_gated(&site, objects.clone(), OtherStore::Refused);
+        let lying = faults.inject(Rule::always(Operation::Put, "manifests/", Fault::Lie));
+        let mut first = first_pause(&engine, 100);
+        wait_failure(&first.0);
+        let uploads = faults.calls(Operation::Put, "layers/");
+        lose_layers(&site, &first.0);
+        if starts_anew {
+            let id = first.0.id();
+            drop((engine, first.0));
+            engine = start_gated(&site, objects, OtherStore::Refused);
+            first.0 = engine.snapshot(id).expect("it is recorded");
+        }
+        // From here on each try has seen that the layer was gone.
+        faults.wait_calls(Operation::Put, "layers/", uploads + 1);
+        drop(lying);
+        wait_published(&first.0);
+        assert_eq!(manifests(&site, first.0.id()), ["1", "2"]);
+        check_elsewhere(&site, &first);
+        let newer = Path::from(format!("manifests/{}/2", first.0.id()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(site.objects.delete(&newer)).expect("it is there");
+        let found = findings_in_store(&engine, &first.0);
+        let StoreFindings::Asked { first: Some(fault), .. } = found else { unreachable!("{found:?}") };
+        let missed = "edition 1 is the newest in the store, and this node has seen edition 2";
+        assert!(fault.contains(missed), "{fault}");
+    }
+}
+
+#[test]
+fn a_later_edition_that_the_store_loses_before_it_is_recorded_is_put_again_though_an_earlier_one_is_there() {
+    let site = site();
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let (faults, objects) = (unreliable.faults(), Arc::new(unreliable));
+    let engine = start_gated(&site, objects, OtherStore::Refused);
+    let lying = faults.inject(Rule::always(Operation::Put, "manifests/", Fault::Lie));
+    let first = first_pause(&engine, 100);
+    wait_failure(&first.0);
+    let uploads = faults.calls(Operation::Put, "layers/");
+    lose_layers(&site, &first.0);
+    faults.wait_calls(Operation::Put, "layers/", uploads + 1);
+    let stalled = faults.inject(Rule::once(Operation::Put, "nodes/", Fault::Stall));
+    drop(lying);
+    faults.wait_stalled();
+    assert_eq!(manifests(&site, first.0.id()), ["1", "2"]);
+    let newer = Path::from(format!("manifests/{}/2", first.0.id()));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(site.objects.delete(&newer)).expect("it is there");
+    drop(stalled);
+    wait_published(&first.0);
+    assert_eq!(manifests(&site, first.0.id()), ["1", "2"]);
+}
+
 fn findings_in_store(engine: &Engine, snapshot: &Snapshot) -> StoreFindings {
     engine.verify(snapshot, &|| true).expect("it is wanted").store
 }
@@ -238,7 +307,7 @@ fn verifying_a_published_snapshot_says_which_of_its_objects_the_store_lacks_or_h
     lose_layers(&site, &second.0);
     let fault = fault_in_store(&engine, &second.0, 2);
     assert_eq!(fault, format!("{object} is not in the store"));
-    let manifest = Path::from(format!("manifests/{}", second.0.id()));
+    let manifest = Path::from(format!("manifests/{}/1", second.0.id()));
     for bytes in [Some(vec![0; 10]), None] {
         match bytes {
             Some(bytes) => drop(runtime.block_on(site.objects.put(&manifest, bytes.into())).expect("RAM")),
@@ -315,7 +384,7 @@ fn case_47_a_snapshot_deleted_while_its_manifest_is_put_does_not_come_back() {
 fn open_foreign(site: &Site, engine: &Engine, foreign: &Publication) -> Result<Arc<Snapshot>, OpenError> {
     let id = foreign.manifest().snapshot();
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
-    let path = Path::from(format!("manifests/{id}"));
+    let path = Path::from(format!("manifests/{id}/{}", foreign.edition().number()));
     runtime
         .block_on(site.objects.put(&path, foreign.encode(KeyRing::of_name("default").own()).into()))
         .expect("into memory");

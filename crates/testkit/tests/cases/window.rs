@@ -162,7 +162,7 @@ fn case_16_whatever_is_published_is_read_back_by_the_same_rules() {
     let second = child(&engine, &first, run(64, 3), 2);
     wait_published(&second.0);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
-    let path = object_store::path::Path::from(format!("manifests/{}", second.0.id()));
+    let path = object_store::path::Path::from(format!("manifests/{}/1", second.0.id()));
     let bytes = runtime.block_on(async {
         let answer = object_store::ObjectStoreExt::get(&*site.objects, &path).await.expect("it is published");
         answer.bytes().await.expect("from memory")

@@ -168,7 +168,11 @@ fn the_table_of_another_layer_is_refused_though_a_manifest_has_its_digest() {
     let manifest = Manifest::first(facts, vec![shape], &[change]).expect("within limits");
     let id = manifest.snapshot();
     let publication = Publication::new(Edition::FIRST, manifest, vec![stored]);
-    put(&site, &Path::from(format!("manifests/{id}")), publication.encode(KeyRing::of_name("default").own()));
+    put(
+        &site,
+        &Path::from(format!("manifests/{id}/1")),
+        publication.encode(KeyRing::of_name("default").own()),
+    );
     let elsewhere = site.elsewhere().expect("a temporary directory");
     let cold = start(&elsewhere);
     let opened = cold.open(id).expect("it is published");
