@@ -43,6 +43,7 @@ dpkg --root="$root" --force-depends --force-not-root --force-script-chrootless \
 
 for path in usr/bin/rekindle \
     lib/systemd/system/rekindle.service lib/systemd/system/rekindle-keeper.service \
+    lib/systemd/system/rekindle-drain.service \
     usr/share/man/man1/rekindle.1.gz usr/share/man/man1/rekindle-serve.1.gz \
     usr/share/bash-completion/completions/rekindle usr/share/zsh/vendor-completions/_rekindle \
     usr/share/fish/vendor_completions.d/rekindle.fish \

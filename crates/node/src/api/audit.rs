@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::control::Answer;
 use super::problem::{Code, Problem};
-use super::types::{FaultSocket, Sandbox, SandboxList, Snapshot};
+use super::types::{Drain, FaultSocket, Sandbox, SandboxList, Snapshot};
 
 /// Bytes of a path that are logged: far more than any route has.
 const PATH_BYTES_MAX: usize = 256;
@@ -100,6 +100,16 @@ impl About for Snapshot {
         Things {
             sandboxes: self.sandbox.into_iter().collect(),
             snapshots: vec![self.id],
+            ..Things::default()
+        }
+    }
+}
+
+impl About for Drain {
+    fn things(&self) -> Things {
+        Things {
+            sandboxes: self.sandboxes.iter().map(|drained| drained.sandbox).collect(),
+            snapshots: self.sandboxes.iter().filter_map(|drained| drained.snapshot).collect(),
             ..Things::default()
         }
     }

@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::problem::{Code, Problem};
 use super::types::{
-    CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
-    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
-    Snapshot, SnapshotList, SnapshotState, StoredSnapshotList, Verification, Version,
+    CaptureMemory, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket, ForkSandbox,
+    ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot,
+    Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, StoredSnapshotList, Verification, Version,
 };
 use crate::asker::Asker;
 use crate::settings::Settings;
@@ -104,6 +104,13 @@ pub trait Control: Debug + Send + Sync + 'static {
         asked: Asked,
         how: ResumeSnapshot,
     ) -> Answer<SandboxList>;
+    /// Pauses the sandboxes of this node, or those with labels, until the drain is undone or the next daemon starts. It
+    /// is done to its end, also when its asker is gone.
+    fn drain(&self, how: &DrainNode) -> Answer<Drain>;
+    /// The drain as it is.
+    fn drained(&self) -> Answer<Drain>;
+    /// Takes new guests again, and resumes the sandboxes that a drain has paused.
+    fn undo_drain(&self) -> Answer<Drain>;
     /// Opens a socket at which a VMM is served with a snapshot's memory.
     fn open_fault_socket(&self, asked: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket>;
     /// The fault sockets.

@@ -8,10 +8,10 @@ use super::operation::{
 };
 use super::problem::Code;
 use super::types::{
-    CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Event, EventsQuery, FaultSocket,
-    ForkSandbox, Health, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, StoredSnapshotList, Verification, Version,
-    WaitQuery,
+    CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain, DrainNode, Event,
+    EventsQuery, FaultSocket, ForkSandbox, Health, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
+    Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
+    StoredSnapshotList, Verification, Version, WaitQuery,
 };
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
@@ -27,6 +27,7 @@ const OF_GUESTS: &[Code] = &[
     Code::NameTaken,
     Code::WrongState,
     Code::Misfit,
+    Code::Drained,
     Code::NoRam,
     Code::GuestFailed,
     Code::StoreFailed,
@@ -41,6 +42,7 @@ const OF_PAUSES: &[Code] = &[
     Code::NameTaken,
     Code::WrongState,
     Code::Misfit,
+    Code::Drained,
     Code::NoRam,
     Code::TooManyUnsealed,
     Code::GuestFailed,
@@ -57,6 +59,7 @@ const OF_GUESTS_ON_NAMED: &[Code] = &[
     Code::NotYet,
     Code::WrongState,
     Code::Misfit,
+    Code::Drained,
     Code::NoRam,
     Code::GuestFailed,
     Code::StoreFailed,
@@ -253,6 +256,27 @@ pub(crate) const STREAM_EVENTS: Operation<Nothing, InQuery<EventsQuery>, EventSt
         )
         .after_event()
         .answers(200, "A stream without an end, unless `follow` is false");
+
+pub(crate) const DRAIN: Operation<Nothing, Body<DrainNode>, Json<Drain>> =
+    Operation::post("drain", "/v1/drain", "daemon")
+        .does("Pauses the sandboxes of this node, until that is undone or the next daemon starts.")
+        .more(
+            "Without labels all of them are paused, and no new guest is taken meanwhile. A sandbox that cannot be paused \
+             is in the\nanswer with its problem. The same request may be repeated.",
+        )
+        .with_optional_body()
+        .answers(200, "The drained sandboxes, and those that could not be paused")
+        .fails(&[Code::NotYet]);
+
+pub(crate) const SHOW_DRAIN: Operation<Nothing, NoInput, Json<Drain>> =
+    Operation::get("show_drain", "/v1/drain", "daemon")
+        .does("Shows the sandboxes that a drain has paused.")
+        .answers(200, "The drain");
+
+pub(crate) const UNDO_DRAIN: Operation<Nothing, NoInput, Json<Drain>> =
+    Operation::post("undo_drain", "/v1/drain/undo", "daemon")
+        .does("Takes new guests again, and resumes the sandboxes that a drain has paused.")
+        .answers(200, "The sandboxes, each with the problem if it could not be resumed");
 
 pub(crate) const SHOW_HEALTH: Operation<Nothing, NoInput, Json<Health>> =
     Operation::get("show_health", "/v1/health", "daemon")

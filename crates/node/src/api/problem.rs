@@ -37,6 +37,8 @@ pub enum Code {
     NoRam,
     /// Too many unsealed snapshots in this line, even after waiting; the guest runs on.
     TooManyUnsealed,
+    /// The node is drained: it takes no new guests.
+    Drained,
     /// This machine has not what the guest's machine needs; nothing was started.
     Misfit,
     /// The guest or its VMM failed.
@@ -122,7 +124,7 @@ fn shortened(detail: &str) -> String {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
@@ -136,6 +138,7 @@ impl Code {
         Self::TooMany,
         Self::NoRam,
         Self::TooManyUnsealed,
+        Self::Drained,
         Self::Misfit,
         Self::GuestFailed,
         Self::StoreFailed,
@@ -207,6 +210,7 @@ impl Code {
             Self::TooMany => ("too_many", 429, "Too many at once"),
             Self::NoRam => ("no_ram", 503, "There is no RAM for the capture"),
             Self::TooManyUnsealed => ("too_many_unsealed", 503, "Earlier pauses are still being sealed"),
+            Self::Drained => ("drained", 503, "The node is drained"),
             Self::Misfit => ("misfit", 409, "It does not fit this machine"),
             Self::GuestFailed => ("guest_failed", 502, "The guest failed"),
             Self::StoreFailed => ("store_failed", 502, "The store failed"),

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-pub use daemon::{Event, EventsQuery, Health, ProblemBody, Readiness, Version};
+pub use daemon::{
+    Drain, DrainNode, DrainedSandbox, Event, EventsQuery, Health, ProblemBody, Readiness, Version,
+};
 pub use machine::{
     Accelerator, Board, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine, ShownBootFile,
     ShownDisk, ShownMachine, Tap, TapName,

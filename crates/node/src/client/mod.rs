@@ -21,9 +21,9 @@ use crate::api::operation::{Input, Operation, Output, Subject};
 use crate::api::operations::*;
 use crate::api::problem::Code;
 use crate::api::types::{
-    CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, EventsQuery, FaultSocket,
-    ForkSandbox, Health, LabelFilter, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain, DrainNode, EventsQuery,
+    FaultSocket, ForkSandbox, Health, LabelFilter, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
+    Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
     StoredSnapshot, Verification, Version, WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
@@ -244,6 +244,21 @@ impl Client {
     fn open_events(&self, query: EventsQuery) -> Result<Events> {
         let call = Call::of(&STREAM_EVENTS, &(), &query);
         Events::open(&self.endpoint, call, self.answered_within)
+    }
+
+    /// Pauses the sandboxes of the node, or those with labels, until that is undone or the next daemon starts.
+    pub fn drain(&self, how: &DrainNode) -> Result<Drain> {
+        self.ask(&DRAIN, &(), how)
+    }
+
+    /// The drain as it is.
+    pub fn drained(&self) -> Result<Drain> {
+        self.ask(&SHOW_DRAIN, &(), &())
+    }
+
+    /// Takes new guests again, and resumes the sandboxes that a drain has paused.
+    pub fn undo_drain(&self) -> Result<Drain> {
+        self.ask(&UNDO_DRAIN, &(), &())
     }
 
     /// That the daemon answers.

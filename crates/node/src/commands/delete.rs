@@ -1,24 +1,21 @@
 //! `rekindle delete` and `rekindle stop`: they cannot be undone, and ask for confirmation first.
 
-use std::collections::BTreeSet;
-
 use anyhow::bail;
 use clap::Args;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::confirm::confirmed;
+use super::failure::sentence;
+use super::selection::{Selection, has_guest};
 use super::session::Session;
 use super::status::Status;
-use super::target::{self, Target, sandbox_title};
-use crate::api::types::{Sandbox, SandboxState};
+use super::target::{Target, sandbox_title};
 
 /// The things to delete or stop.
 #[derive(Args, Clone, Debug)]
 pub struct EndArguments {
-    /// Names, ids, or their beginnings or ends; sandbox/NAME or snapshot/NAME if both have the name
-    #[arg(value_name = "NAME|ID", required = true)]
-    references: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
     /// Do not ask first
     #[arg(long, short)]
     yes: bool,
@@ -27,16 +24,14 @@ pub struct EndArguments {
 /// Deletes sandboxes and snapshots, each after all were found.
 pub fn run(session: &Session, arguments: &EndArguments) -> anyhow::Result<Status> {
     let client = session.client()?;
-    let found = arguments.references.iter().map(|word| Target::find(&client, word));
-    let mut targets: Vec<Target> = found.collect::<Result<_, _>>()?;
-    let mut seen = BTreeSet::<Uuid>::new();
-    targets.retain(|target| seen.insert(target.id()));
-    // A snapshot is not deleted while a sandbox is paused in it.
-    targets.sort_by_key(|target| matches!(target, Target::Snapshot(_)));
+    let targets = arguments.selection.targets(&client)?;
+    if targets.is_empty() {
+        return nothing_matches(session, "deleted");
+    }
     if !confirmed(&question(&targets), arguments.yes)? {
         bail!("nothing was deleted");
     }
-    end_each(session, "deleted", &targets, |target| {
+    do_each(session, "deleted", &targets, |target| {
         let id = target.id().to_string();
         match target {
             Target::Sandbox(_) => client.remove_sandbox(&id)?,
@@ -46,30 +41,47 @@ pub fn run(session: &Session, arguments: &EndArguments) -> anyhow::Result<Status
     })
 }
 
-/// Ends one after the other until one is refused, and tells of those that were ended, to programs under `name`.
-fn end_each<T>(
+/// Does `work` with one thing after the other, and tells of those with which it was done, to programs under `name`. One
+/// that is refused does not stop the others; the first refusal is the error.
+pub fn do_each<T>(
     session: &Session,
     name: &str,
     things: &[T],
-    end: impl Fn(&T) -> anyhow::Result<(Value, String)>,
+    work: impl Fn(&T) -> anyhow::Result<(Value, String)>,
 ) -> anyhow::Result<Status> {
-    let mut ended = Vec::new();
-    let all = things.iter().try_for_each(|thing| {
-        let (value, said) = end(thing)?;
-        ended.push(value);
-        if session.output.json { Ok(()) } else { session.output.line(&said) }
-    });
-    if session.output.json && (all.is_ok() || !ended.is_empty()) {
-        session.output.value(&json!({ name: ended }))?;
+    let (mut done, mut refused) = (Vec::new(), None);
+    for thing in things {
+        match work(thing) {
+            Ok((value, said)) => {
+                done.push(value);
+                if !session.output.json {
+                    session.output.line(&said)?;
+                }
+            }
+            Err(error) if refused.is_none() => refused = Some(error),
+            Err(error) => session.output.note(&format!("rekindle: {}", sentence(&error))),
+        }
     }
-    all.map(|()| Status::Done)
+    if session.output.json && (refused.is_none() || !done.is_empty()) {
+        session.output.value(&json!({ name: done }))?;
+    }
+    refused.map_or(Ok(Status::Done), Err)
+}
+
+/// That nothing was selected, which is no error: a script may ask for it again.
+pub fn nothing_matches(session: &Session, name: &str) -> anyhow::Result<Status> {
+    if session.output.json {
+        session.output.value(&json!({ name: [] }))?;
+    } else {
+        session.output.line("There is nothing to do: no sandbox or snapshot matches")?;
+    }
+    Ok(Status::Done)
 }
 
 fn question(targets: &[Target]) -> String {
     let titles: Vec<String> = targets.iter().map(Target::title).collect();
-    let alive = |state| matches!(state, SandboxState::Running | SandboxState::Stalled);
     let running = targets.iter().any(|target| match target {
-        Target::Sandbox(sandbox) => alive(sandbox.state),
+        Target::Sandbox(sandbox) => has_guest(sandbox.state),
         Target::Snapshot(_) => false,
     });
     let loss =
@@ -80,16 +92,16 @@ fn question(targets: &[Target]) -> String {
 /// Stops sandboxes, each after all were found.
 pub fn stop(session: &Session, arguments: &EndArguments) -> anyhow::Result<Status> {
     let client = session.client()?;
-    let found = arguments.references.iter().map(|word| target::sandbox(&client, word));
-    let mut sandboxes: Vec<Sandbox> = found.collect::<Result<_, _>>()?;
-    let mut seen = BTreeSet::<Uuid>::new();
-    sandboxes.retain(|sandbox| seen.insert(sandbox.id));
+    let sandboxes = arguments.selection.sandboxes(&client)?;
+    if sandboxes.is_empty() {
+        return nothing_matches(session, "sandboxes");
+    }
     let titles: Vec<String> = sandboxes.iter().map(sandbox_title).collect();
     let loss = "All work there since the last pause is lost; `rekindle pause` keeps it.";
     if !confirmed(&format!("Stop {}? {loss}", titles.join(", ")), arguments.yes)? {
         bail!("nothing was stopped");
     }
-    end_each(session, "sandboxes", &sandboxes, |sandbox| {
+    do_each(session, "sandboxes", &sandboxes, |sandbox| {
         let now = client.stop_sandbox(&sandbox.id.to_string())?;
         Ok((serde_json::to_value(&now)?, format!("{} is stopped", sandbox_title(&now))))
     })

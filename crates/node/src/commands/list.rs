@@ -8,7 +8,7 @@ use super::output::{Column, Output, Rows, Tone, Word};
 use super::session::Session;
 use super::shown::{self, ShortIds};
 use super::status::Status;
-use super::target::label;
+use super::target::label_filter;
 use crate::api::types::{
     LabelFilter, Labels, Sandbox, SandboxState, Snapshot, SnapshotState, StoredSnapshot,
 };
@@ -25,8 +25,8 @@ pub struct ListArguments {
     #[arg(value_enum, default_value_t = Which::All)]
     which: Which,
     /// Only those with this label; given again, with all of them
-    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
-    labels: Vec<(String, String)>,
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label_filter)]
+    labels: Vec<LabelFilter>,
     /// List the snapshots that the store has, whichever node published them
     #[arg(long, conflicts_with = "labels")]
     store: bool,
@@ -91,8 +91,6 @@ pub fn run(session: &Session, arguments: &ListArguments) -> anyhow::Result<Statu
 impl ListArguments {
     /// The things asked for.
     fn listed(&self, client: &Client) -> anyhow::Result<Listed> {
-        let labels = self.labels.iter().map(|(name, value)| LabelFilter::try_from(format!("{name}={value}")));
-        let labels = labels.collect::<Result<Vec<_>, _>>()?;
         let mut listed = Listed::default();
         if self.store {
             anyhow::ensure!(
@@ -103,16 +101,16 @@ impl ListArguments {
             return Ok(listed);
         }
         if self.which != Which::Snapshots {
-            listed.sandboxes = Some(client.all_sandboxes(&labels)?);
+            listed.sandboxes = Some(client.all_sandboxes(&self.labels)?);
         }
         if self.which != Which::Sandboxes {
-            listed.snapshots = Some(client.all_snapshots(&labels)?);
+            listed.snapshots = Some(client.all_snapshots(&self.labels)?);
         }
         Ok(listed)
     }
 
     fn has_labels(&self, labels: &Labels) -> bool {
-        self.labels.iter().all(|(name, value)| labels.get(name) == Some(value))
+        self.labels.iter().all(|label| label.is_in(labels))
     }
 
     /// Tables of what is asked for, as of `now_ms`.
@@ -144,8 +142,7 @@ impl ListArguments {
         match there_are {
             0 => format!("No {what}. {advice}\n"),
             _ => {
-                let labels: String =
-                    self.labels.iter().map(|(name, value)| format!(" --label {name}={value}")).collect();
+                let labels: String = self.labels.iter().map(|label| format!(" --label {label}")).collect();
                 format!("No {what} match{labels}; without it there are {there_are}.\n")
             }
         }

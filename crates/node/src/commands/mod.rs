@@ -5,6 +5,7 @@ pub mod console;
 pub mod delete;
 pub mod demo;
 pub mod doctor;
+pub mod drain;
 pub mod events;
 pub mod failure;
 pub mod guests;
@@ -16,6 +17,7 @@ pub mod pause;
 mod private_node;
 pub mod resume;
 pub mod run;
+pub mod selection;
 pub mod serve;
 pub mod session;
 pub mod settings;
@@ -39,6 +41,7 @@ use console::ConsoleArguments;
 use delete::EndArguments;
 use demo::arguments::DemoArguments;
 use doctor::DoctorArguments;
+use drain::DrainArguments;
 use events::EventsArguments;
 use guests::GuestsArguments;
 use list::ListArguments;
@@ -95,7 +98,7 @@ pub enum Command {
     Serve(ServeArguments),
     /// Start a sandbox
     Run(RunArguments),
-    /// Pause a sandbox into a snapshot
+    /// Pause sandboxes, each into a snapshot
     Pause(PauseArguments),
     /// Resume a paused sandbox, or make new ones of a snapshot
     Resume(ResumeArguments),
@@ -114,10 +117,12 @@ pub enum Command {
     Tell(TellArguments),
     /// Show what a virtual machine prints at its console, and type there
     Console(ConsoleArguments),
-    /// End a sandbox's guest without a snapshot
+    /// End guests without a snapshot
     Stop(EndArguments),
     /// Delete sandboxes and snapshots
     Delete(EndArguments),
+    /// Pause all sandboxes until the daemon starts again, so that the machine can go down
+    Drain(DrainArguments),
     /// End the guests and the keeper that a daemon left when it ended
     Shutdown(ShutdownArguments),
     /// Show events, as they happen
@@ -160,6 +165,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(arguments) => console::run(&session, arguments),
         Command::Stop(arguments) => delete::stop(&session, arguments),
         Command::Delete(arguments) => delete::run(&session, arguments),
+        Command::Drain(arguments) => drain::run(&session, arguments),
         Command::Shutdown(arguments) => shutdown::run(&session, arguments),
         Command::Events(arguments) => events::run(&session, arguments),
         Command::Settings(arguments) => settings::run(&session, arguments),

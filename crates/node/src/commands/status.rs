@@ -66,6 +66,7 @@ impl Status {
                 | Code::NameTaken
                 | Code::NoRam
                 | Code::TooManyUnsealed
+                | Code::Drained
                 | Code::Lost
                 | Code::Gone,
             ) => Self::Refused,

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::shown;
 use super::status::{NeverPaused, NoSuchThing};
 use crate::api::problem::Code;
-use crate::api::types::{Labels, Sandbox, Snapshot};
+use crate::api::types::{LabelFilter, Labels, Sandbox, Snapshot};
 use crate::client::{Client, ClientError};
 
 /// The thing that a word names.
@@ -41,15 +41,20 @@ pub struct LabelArguments {
 impl LabelArguments {
     /// The labels; an error where one name has two values.
     pub fn labels(&self) -> anyhow::Result<Labels> {
-        let mut labels = BTreeMap::new();
-        for (name, value) in &self.labels {
-            let before = labels.insert(name.clone(), value.clone());
-            if let Some(before) = before.filter(|before| before != value) {
-                bail!("--label {name}: it is both {before} and {value}; give each label one value");
-            }
-        }
-        Ok(Labels::try_from(labels)?)
+        labels(&self.labels, "--label")
     }
+}
+
+/// The labels that were given by `option`; an error where one name has two values.
+pub fn labels(given: &[(String, String)], option: &str) -> anyhow::Result<Labels> {
+    let mut labels = BTreeMap::new();
+    for (name, value) in given {
+        let before = labels.insert(name.clone(), value.clone());
+        if let Some(before) = before.filter(|before| before != value) {
+            bail!("{option} {name}: it is both {before} and {value}; give each label one value");
+        }
+    }
+    Ok(Labels::try_from(labels)?)
 }
 
 /// A label as the command line has it.
@@ -60,6 +65,12 @@ pub fn label(word: &str) -> Result<(String, String), String> {
     } else {
         Ok((name.into(), value.into()))
     }
+}
+
+/// A label to look for, as the command line has it.
+pub fn label_filter(word: &str) -> Result<LabelFilter, String> {
+    let (name, value) = label(word)?;
+    LabelFilter::try_from(format!("{name}={value}")).map_err(|error| error.to_string())
 }
 
 impl Target {

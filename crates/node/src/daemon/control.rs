@@ -11,9 +11,9 @@ use super::problems::with_setting;
 use super::sandboxes::Sandboxes;
 use crate::api::control::{Answer, Asked, Control};
 use crate::api::types::{
-    CaptureMemory, ConsoleOutput, CreateSandbox, Event, FaultSocket, ForkSandbox, ListQuery, OpenFaultSocket,
-    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
-    Snapshot, SnapshotList, SnapshotState, StoredSnapshotList, Verification, Version,
+    CaptureMemory, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket, ForkSandbox,
+    ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot,
+    Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, StoredSnapshotList, Verification, Version,
 };
 
 /// The version of the control API.
@@ -109,6 +109,18 @@ impl Control for Daemon {
         how: ResumeSnapshot,
     ) -> Answer<SandboxList> {
         self.timed(|| self.sandboxes().resume_from(reference, &asked, &how))
+    }
+
+    fn drain(&self, how: &DrainNode) -> Answer<Drain> {
+        self.counted(self.drain_node(how))
+    }
+
+    fn drained(&self) -> Answer<Drain> {
+        Ok(self.drain_now())
+    }
+
+    fn undo_drain(&self) -> Answer<Drain> {
+        Ok(self.undo_drain_of_node())
     }
 
     fn open_fault_socket(&self, asked: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket> {

@@ -46,6 +46,10 @@ pub(super) const PAUSING: &str = "is being paused";
 /// The operations that wait for an answer of the guest for long, and write nothing down: the guest's end ends them.
 pub(super) const TELLING: &str = "is being told something";
 pub(super) const GOING_ON: &str = "is let go on";
+/// Reason of a pause that nobody asked for.
+const DRAINED: &str =
+    "a drain of this node paused it: `rekindle drain --undo`, or the next start of the daemon, resumes it";
+
 /// The operation that ends the guest.
 const ENDING: &str = "is being ended";
 
@@ -215,6 +219,11 @@ impl Entry {
         &self.console
     }
 
+    /// True if it has this label.
+    pub(super) fn has_label(&self, name: &str, value: &str) -> bool {
+        self.labels.get(name).is_some_and(|has| has == value)
+    }
+
     /// The sandbox with its name, for people.
     pub(super) fn called(&self) -> String {
         match &self.name {
@@ -267,6 +276,7 @@ impl Entry {
                 (shown, stalled, Some(guest.vmm.pid()))
             }
             RecordedLife::Paused | RecordedLife::Forked => (SandboxState::Paused, None, None),
+            RecordedLife::Drained { .. } => (SandboxState::Paused, Some(DRAINED.to_owned()), None),
             RecordedLife::Stopped { reason } => (SandboxState::Stopped, reason.clone(), None),
             RecordedLife::Lost { reason } => (SandboxState::Lost, Some(reason.clone()), None),
             RecordedLife::Undecided { reason, .. } => (SandboxState::Undecided, Some(reason.clone()), None),
@@ -275,6 +285,7 @@ impl Entry {
             RecordedLife::Running(guest) => Some(&guest.vmm),
             RecordedLife::Paused
             | RecordedLife::Forked
+            | RecordedLife::Drained { .. }
             | RecordedLife::Stopped { .. }
             | RecordedLife::Lost { .. }
             | RecordedLife::Undecided { .. } => None,

@@ -15,6 +15,7 @@ impl Sandboxes {
             RecordedLife::Running(guest) => guest.base.map(SnapshotId::from) == Some(images.snapshot.id()),
             RecordedLife::Paused
             | RecordedLife::Forked
+            | RecordedLife::Drained { .. }
             | RecordedLife::Stopped { .. }
             | RecordedLife::Lost { .. } => false,
             // It cannot be said yet if its guest runs from them.

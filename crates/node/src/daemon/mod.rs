@@ -15,6 +15,7 @@ mod console;
 mod control;
 mod creation;
 mod disk_room;
+mod drain;
 mod endings;
 mod entry;
 mod epochs;

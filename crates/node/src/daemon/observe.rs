@@ -54,6 +54,9 @@ impl Daemon {
     pub(super) fn ready(&self) -> Readiness {
         let mut reasons: Vec<String> =
             self.host.keeping.trouble().into_iter().chain(no_room(&self.host.state_directory)).collect();
+        if self.guests.sandboxes.room.is_closed() {
+            reasons.push("this node is drained: `rekindle drain --undo` ends that".to_owned());
+        }
         let ready = reasons.is_empty();
         let store =
             self.host.engine.store_away().map(|away| format!("{away}; what is published waits for it"));

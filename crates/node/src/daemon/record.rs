@@ -39,6 +39,8 @@ pub(super) enum RecordedLife {
     Paused,
     /// The same, but it was paused only to be forked: it is about to run again, in the next daemon if not in this one.
     Forked,
+    /// The same, but it was paused by a drain of this daemon: the next one resumes it.
+    Drained { daemon: Uuid },
     /// Its guest ended without one.
     Stopped { reason: Option<String> },
     /// It could not be found again.
@@ -84,7 +86,7 @@ pub(super) struct RecordedGuest {
 impl RecordedLife {
     /// True if its guest ended with the record's snapshot.
     pub(super) fn is_paused(&self) -> bool {
-        matches!(self, Self::Paused | Self::Forked)
+        matches!(self, Self::Paused | Self::Forked | Self::Drained { .. })
     }
 
     /// The guest that a sandbox has, or may have.
@@ -92,7 +94,9 @@ impl RecordedLife {
         match self {
             Self::Running(guest) => Some(guest.id),
             Self::Undecided { guest, .. } => *guest,
-            Self::Paused | Self::Forked | Self::Stopped { .. } | Self::Lost { .. } => None,
+            Self::Paused | Self::Forked | Self::Drained { .. } | Self::Stopped { .. } | Self::Lost { .. } => {
+                None
+            }
         }
     }
 }
@@ -170,6 +174,7 @@ impl SandboxRecord {
             RecordedLife::Running(guest) => Some(guest),
             RecordedLife::Paused
             | RecordedLife::Forked
+            | RecordedLife::Drained { .. }
             | RecordedLife::Stopped { .. }
             | RecordedLife::Lost { .. }
             | RecordedLife::Undecided { .. } => None,

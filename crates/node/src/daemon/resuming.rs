@@ -94,7 +94,9 @@ fn resumed_from(entry: &Entry, record: &SandboxRecord, how: &ResumeSandbox) -> A
         (RecordedLife::Running(_), _) => refused(format!(
             "{called} is {shown}: there is nothing to resume. `rekindle fork {reference}` makes another one like it"
         )),
-        (RecordedLife::Paused | RecordedLife::Forked, Some(snapshot)) => Ok(snapshot),
+        (RecordedLife::Paused | RecordedLife::Forked | RecordedLife::Drained { .. }, Some(snapshot)) => {
+            Ok(snapshot)
+        }
         (RecordedLife::Stopped { .. } | RecordedLife::Lost { .. }, Some(snapshot)) => {
             if how.from_last_snapshot {
                 return Ok(snapshot);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use rustix::process::{Resource, getrlimit};
@@ -48,6 +49,26 @@ impl Room {
         Err(Problem::new(Code::Misfit, format!("{why}: {advice}")))
     }
 
+    /// Promises nothing from now on; whether it promised anything before.
+    pub(super) fn close(&self) -> bool {
+        self.promises.close(true)
+    }
+
+    /// Promises room again; whether it did not before.
+    pub(super) fn open(&self) -> bool {
+        self.promises.close(false)
+    }
+
+    /// True if no new guest is taken.
+    pub(super) fn is_closed(&self) -> bool {
+        self.promises.is_closed()
+    }
+
+    /// Waits at most `limit` until no guest is being made; whether none is.
+    pub(super) fn wait_until_made(&self, limit: Duration) -> bool {
+        self.promises.wait_until_over(limit)
+    }
+
     /// Promises guests all that they need, or refuses them.
     pub(super) fn promise(&self, needed: &Needed) -> Answer<RoomPromise> {
         let keeper = self.host.keeping.client().identity().pid;
@@ -72,6 +93,7 @@ impl Room {
             }
             RecordedLife::Paused
             | RecordedLife::Forked
+            | RecordedLife::Drained { .. }
             | RecordedLife::Stopped { .. }
             | RecordedLife::Lost { .. }
             | RecordedLife::Undecided { .. } => 0,

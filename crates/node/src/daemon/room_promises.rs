@@ -1,11 +1,13 @@
 //! Room that was promised to guests which are being made: RAM, open files, and huge pages.
 
 use std::ops::{Add, Sub};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::huge_pages::{HugePromise, pages_of};
 use super::spec::GuestSpec;
 use crate::api::control::Answer;
+use crate::api::problem::{Code, Problem};
 use crate::api::types::{MemoryBacking, VmmKind};
 
 /// Open files that a guest takes in the daemon, and as many at most in the keeper: its process, connections, memory,
@@ -13,6 +15,10 @@ use crate::api::types::{MemoryBacking, VmmKind};
 const GUEST_FILES: u64 = 24;
 /// Open files that each of its disks takes: its socket, its connection, and what was written.
 const DISK_FILES: u64 = 8;
+
+/// Refusal of a node that is drained.
+const CLOSED: &str = "this node is drained and takes no new guests: use another node, or end that by `rekindle drain \
+                      --undo` or a new start of the daemon";
 
 /// RAM and open files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,13 +37,21 @@ pub(super) struct Needed {
 
 /// The shares of all guests that are being made. Nothing else tells of them: what runs is counted by its records.
 #[derive(Debug, Default)]
-pub(super) struct RoomPromises(Mutex<Promised>);
+pub(super) struct RoomPromises {
+    promised: Mutex<Promised>,
+    /// A promise is over.
+    over: Condvar,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Promised {
     share: Share,
+    /// Number of promises that are not over.
+    promises: u64,
     /// Number of promises that were made or are over.
     changes: u64,
+    /// True if no more are made.
+    is_closed: bool,
 }
 
 /// The room of guests that are being made. It is dropped once their records tell of them, or they came to nothing.
@@ -104,19 +118,45 @@ impl RoomPromises {
     ) -> Answer<RoomPromise> {
         loop {
             let seen = *self.lock();
+            if seen.is_closed {
+                return Err(Problem::new(Code::Drained, CLOSED));
+            }
             let checked = check(seen.share);
             let mut promised = self.lock();
             if promised.changes != seen.changes {
                 continue;
             }
             checked?;
-            *promised = Promised { share: seen.share + share, changes: seen.changes + 1 };
+            *promised = Promised {
+                share: seen.share + share,
+                promises: seen.promises + 1,
+                changes: seen.changes + 1,
+                is_closed: false,
+            };
             return Ok(RoomPromise { share, huge_pages: Mutex::default(), all: Arc::clone(self) });
         }
     }
 
+    /// Makes no more promises, or makes them again; whether that is a change.
+    pub(super) fn close(&self, is_closed: bool) -> bool {
+        let mut promised = self.lock();
+        promised.changes += 1;
+        std::mem::replace(&mut promised.is_closed, is_closed) != is_closed
+    }
+
+    /// True if no promises are made.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
+    /// Waits at most `limit` until all promises are over; whether they are.
+    pub(super) fn wait_until_over(&self, limit: Duration) -> bool {
+        let waited = self.over.wait_timeout_while(self.lock(), limit, |promised| promised.promises > 0);
+        waited.unwrap_or_else(PoisonError::into_inner).0.promises == 0
+    }
+
     fn lock(&self) -> MutexGuard<'_, Promised> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,7 +170,10 @@ impl RoomPromise {
 impl Drop for RoomPromise {
     fn drop(&mut self) {
         let mut promised = self.all.lock();
-        *promised = Promised { share: promised.share - self.share, changes: promised.changes + 1 };
+        let (share, promises) = (promised.share - self.share, promised.promises - 1);
+        *promised = Promised { share, promises, changes: promised.changes + 1, ..*promised };
+        drop(promised);
+        self.all.over.notify_all();
     }
 }
 
@@ -163,7 +206,6 @@ fn count(things: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::problem::{Code, Problem};
 
     const GIB: u64 = 1 << 30;
 

@@ -33,6 +33,8 @@ pub(super) struct Sandboxes {
     pub(super) boot_files: BootFiles,
     pub(super) events: Arc<EventLog>,
     pub(super) host: Arc<Host>,
+    /// This daemon, as records of sandboxes name it: another one after each start.
+    pub(super) daemon: Uuid,
     freeing: Mutex<Option<Freeing>>,
 }
 
@@ -48,7 +50,8 @@ impl Sandboxes {
     ) -> anyhow::Result<Self> {
         let boot_files = BootFiles::new(boot_directory(&host), Arc::clone(&registry), Arc::clone(&snapshots));
         let (requests, freeing) = (Requests::new(catalog.clone())?, Mutex::default());
-        Ok(Self { registry, catalog, requests, snapshots, room, boot_files, events, host, freeing })
+        let daemon = Uuid::new_v4();
+        Ok(Self { registry, catalog, requests, snapshots, room, boot_files, events, host, daemon, freeing })
     }
 
     /// From now on the memory of guests that end is given back at once.

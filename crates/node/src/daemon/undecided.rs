@@ -1,5 +1,5 @@
-//! Tries again to decide the things that a start could not, publishes again what an accepted store lacks, and removes
-//! files set aside when their time is over.
+//! Resumes what the last daemon's drain paused, tries again to decide the things that a start could not, publishes again
+//! what an accepted store lacks, and removes files set aside when their time is over.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -51,7 +51,9 @@ fn decide_until_over(owners: &Weak<GuestOwners>, (over, changed): &(Mutex<bool>,
     let mut looked: Option<Instant> = None;
     loop {
         let Some(here) = owners.upgrade() else { return };
-        let is_decided = here.decide() & here.publish_what_is_missing();
+        let is_over = || *over.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_decided =
+            here.sandboxes.resume_the_drained(is_over) & here.decide() & here.publish_what_is_missing();
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
             here.remove_old_aside();
             looked = Some(Instant::now());

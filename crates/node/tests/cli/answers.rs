@@ -138,6 +138,38 @@ fn several_that_are_deleted_go_sandboxes_first_and_those_that_went_are_told_wher
 }
 
 #[test]
+fn things_are_selected_by_labels_or_all_at_once() {
+    let place = Place::new();
+    let _daemon = ListeningDaemon::start(&place);
+    let told = transcript(
+        &place,
+        &[
+            "run web --label team=blue",
+            "run other --label team=red",
+            "run third --label team=blue",
+            "pause --label team=blue",
+            "pause --label team=blue",
+            "pause --label team=blue --json",
+            "pause web --label team=blue",
+            "pause web other --name both",
+            "stop other web --yes",
+            "resume third",
+            "drain",
+            "run late",
+            "list sandboxes",
+            "drain --undo",
+            "drain --label team=none",
+            "delete --label team=red --yes",
+            "delete --all",
+            "delete --all --yes",
+            "delete --all --yes",
+            "stop --all --yes",
+        ],
+    );
+    compare("selection.txt", &told);
+}
+
+#[test]
 fn programs_are_answered_in_json_by_every_command() {
     let place = Place::new();
     let _daemon = ListeningDaemon::start(&place);
@@ -151,6 +183,8 @@ fn programs_are_answered_in_json_by_every_command() {
     let snapshot = json("pause web --name base");
     assert_eq!(snapshot["state"], "captured");
     assert_eq!(json("list")["sandboxes"][0]["id"], web["id"]);
+    assert_eq!(json("drain")["closed"], true);
+    assert_eq!(json("drain --undo")["closed"], false);
     assert!(json("list snapshots").get("sandboxes").is_none());
     assert_eq!(json("show web")["sandbox"]["snapshot"], snapshot["id"]);
     assert_eq!(json("show base")["placement"]["snapshot"], snapshot["id"]);

@@ -3,7 +3,7 @@
 use crate::listening_daemon::ListeningDaemon;
 use crate::program::{Place, compare, said};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "serve",
     "run",
     "pause",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 19] = [
     "tell",
     "stop",
     "delete",
+    "drain",
     "shutdown",
     "events",
     "settings",

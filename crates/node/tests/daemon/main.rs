@@ -9,6 +9,7 @@ mod audit;
 mod catalog_faults;
 mod crashes;
 mod disconnects;
+mod drains;
 mod firecracker;
 mod jails;
 mod keeper_loss;

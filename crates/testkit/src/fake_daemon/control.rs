@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use rekindle::api::control::{Answer, Asked, Control};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
-    CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Event, FaultSocket, FaultSocketState,
-    ForkSandbox, Labels, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList, SnapshotState,
-    StoredSnapshot, StoredSnapshotList, Verification, Version,
+    CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
+    FaultSocketState, ForkSandbox, Labels, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness,
+    Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList,
+    SnapshotState, StoredSnapshot, StoredSnapshotList, Verification, Version,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-use super::kept::{RESUMED_PID, page, two_hours_ago};
+use super::kept::{DRAINED, RESUMED_PID, page, two_hours_ago};
 use super::{FakeDaemon, answers};
 
 /// Time between two looks whether an asker is gone.
@@ -234,6 +234,41 @@ impl Control for FakeDaemon {
         let made = kept.add_several(&origin, (how.count, how.name, how.labels))?;
         kept.note(asked.key, &request, &made);
         Ok(made)
+    }
+
+    fn drain(&self, how: &DrainNode) -> Answer<Drain> {
+        let mut kept = self.asked()?;
+        kept.is_drained |= how.labels.is_empty();
+        let has_labels = |sandbox: &Sandbox| {
+            how.labels.iter().all(|(name, value)| sandbox.labels.get(name) == Some(value))
+        };
+        let wanted = |sandbox: &&Sandbox| sandbox.state == SandboxState::Running && has_labels(sandbox);
+        let running: Vec<Sandbox> = kept.sandboxes.values().filter(wanted).cloned().collect();
+        for sandbox in running {
+            let of = (Some(sandbox.id), sandbox.snapshot.or(sandbox.origin), sandbox.memory_bytes);
+            let made = kept.add_snapshot(of, None, Labels::new())?;
+            let (state, reason) = (SandboxState::Paused, Some(DRAINED.to_owned()));
+            let paused = Sandbox { state, reason, pid: None, snapshot: Some(made.id), ..sandbox };
+            kept.sandboxes.insert(paused.id, paused);
+        }
+        Ok(kept.drain())
+    }
+
+    fn drained(&self) -> Answer<Drain> {
+        Ok(self.asked()?.drain())
+    }
+
+    fn undo_drain(&self) -> Answer<Drain> {
+        let mut kept = self.asked()?;
+        kept.is_drained = false;
+        let undone = kept.drain();
+        for drained in &undone.sandboxes {
+            if let Some(sandbox) = kept.sandboxes.get_mut(&drained.sandbox) {
+                let (state, pid) = (SandboxState::Running, Some(RESUMED_PID));
+                *sandbox = Sandbox { state, pid, reason: None, ..sandbox.clone() };
+            }
+        }
+        Ok(undone)
     }
 
     fn open_fault_socket(&self, _: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket> {

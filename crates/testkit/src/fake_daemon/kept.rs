@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rekindle::api::control::{Answer, IdempotencyKey};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
-    CreateSandbox, Event, FaultSocket, Labels, ListQuery, MemoryBacking, Name, NameOfSeveral, Sandbox,
-    SandboxList, SandboxState, Snapshot, SnapshotState, VmmKind, Volume,
+    CreateSandbox, Drain, DrainedSandbox, Event, FaultSocket, Labels, ListQuery, MemoryBacking, Name,
+    NameOfSeveral, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotState, VmmKind, Volume,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,9 @@ use uuid::Uuid;
 /// Process of a guest from its beginning, and after it was resumed.
 const FIRST_PID: u32 = 4711;
 pub(super) const RESUMED_PID: u32 = 4712;
+
+/// Reason of a sandbox that a drain has paused.
+pub(super) const DRAINED: &str = "a drain of this node paused it";
 
 #[derive(Debug, Default)]
 pub(super) struct Kept {
@@ -41,6 +44,7 @@ pub(super) struct Kept {
     pub(super) not_ready: Vec<String>,
     pub(super) saves_when_waited_for: bool,
     pub(super) panics: bool,
+    pub(super) is_drained: bool,
 }
 
 impl Kept {
@@ -59,7 +63,25 @@ impl Kept {
         one("snapshot", reference, &self.snapshots, |snapshot| snapshot.name.as_deref())
     }
 
+    pub(super) fn drain(&self) -> Drain {
+        let is_drained = |sandbox: &&Sandbox| sandbox.reason.as_deref() == Some(DRAINED);
+        let shown = |sandbox: &Sandbox| DrainedSandbox {
+            sandbox: sandbox.id,
+            name: sandbox.name.clone(),
+            snapshot: sandbox.snapshot,
+            problem: None,
+        };
+        Drain {
+            closed: self.is_drained,
+            sandboxes: self.sandboxes.values().filter(is_drained).map(shown).collect(),
+            fault_sockets: Vec::new(),
+        }
+    }
+
     pub(super) fn add_sandbox(&mut self, wanted: CreateSandbox, origin: Option<Uuid>) -> Answer<Sandbox> {
+        if self.is_drained {
+            return Err(Problem::new(Code::Drained, "this node is drained"));
+        }
         let taken = self.sandboxes.values().find(|other| other.name.is_some() && other.name == wanted.name);
         if let (Some(other), Some(name)) = (taken, &wanted.name) {
             let detail = format!("a sandbox is named {name} already");

@@ -9,8 +9,18 @@ use axum::response::IntoResponse as _;
 
 use super::{Routes, Taken, document_text};
 use crate::api::operation::JSON;
-use crate::api::operations::{SHOW_DOCUMENT, SHOW_HEALTH, SHOW_METRICS, SHOW_READINESS, SHOW_VERSION};
+use crate::api::operations::{
+    DRAIN, SHOW_DOCUMENT, SHOW_DRAIN, SHOW_HEALTH, SHOW_METRICS, SHOW_READINESS, SHOW_VERSION, UNDO_DRAIN,
+};
 use crate::api::types::Health;
+
+/// Operations that make this node ready to go down.
+pub(super) fn drains() -> Routes {
+    Routes::default()
+        .changes(&DRAIN, |control, _, (), how| control.drain(&how))
+        .reads(&SHOW_DRAIN, |control, (), ()| control.drained())
+        .changes(&UNDO_DRAIN, |control, _, (), ()| control.undo_drain())
+}
 
 pub(super) fn routes() -> Routes {
     Routes::default()

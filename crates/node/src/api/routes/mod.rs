@@ -52,7 +52,8 @@ fn all() -> Routes {
         router: routes.router.route_layer(from_fn_with_state(Places::new(kind, count), with_place)),
         described: routes.described,
     };
-    let requests = sandboxes::routes().and(snapshots::routes()).and(memory::fault_sockets());
+    let requests =
+        sandboxes::routes().and(snapshots::routes()).and(memory::fault_sockets()).and(daemon::drains());
     placed(requests, "requests", limits::REQUESTS_MAX)
         .and(placed(snapshots::waits(), "waits", limits::WAITS_MAX))
         .and(placed(sandboxes::console_reads(), "console reads", limits::CONSOLE_WAITS_MAX))
@@ -75,7 +76,7 @@ mod tests {
         let document = serde_json::to_value(document::document(&all().described)).unwrap();
         let paths = document["paths"].as_object().unwrap();
         let operations: Vec<_> = paths.values().flat_map(|item| item.as_object().unwrap().values()).collect();
-        assert_eq!(operations.len(), 30);
+        assert_eq!(operations.len(), 33);
         let expected = json!({ "$ref": "#/components/schemas/ProblemBody" });
         for operation in operations {
             assert_eq!(operation["responses"]["default"]["content"][PROBLEM_TYPE]["schema"], expected);

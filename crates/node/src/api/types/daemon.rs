@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::names::{Labels, Name};
+use super::{schemas, shapes};
+
 /// From where on to be told what happens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -27,7 +30,8 @@ pub struct Event {
     pub unix_ms: u64,
     /// Kind: `sandbox.created`, `sandbox.paused`, `sandbox.resumed`, `sandbox.stalled`, `sandbox.running`,
     /// `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `snapshot.captured`, `snapshot.sealed`,
-    /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.lost`, `daemon.started`.
+    /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.lost`, `daemon.started`,
+    /// `daemon.drained`, `daemon.reopened`.
     pub kind: String,
     /// The sandbox it is about.
     pub sandbox: Option<Uuid>,
@@ -35,6 +39,42 @@ pub struct Event {
     pub snapshot: Option<Uuid>,
     /// More for people.
     pub detail: Option<String>,
+}
+
+/// The sandboxes to drain from a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainNode {
+    /// Only sandboxes that have all of these labels, and the node goes on taking new ones.
+    #[serde(default, deserialize_with = "shapes::labels")]
+    #[schema(schema_with = schemas::labels)]
+    pub labels: Labels,
+}
+
+/// A drain of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Drain {
+    /// True if the node takes no new guests.
+    pub closed: bool,
+    /// The sandboxes that a drain has paused, or that are resumed after one.
+    pub sandboxes: Vec<DrainedSandbox>,
+    /// Fault sockets at which VMMs of others are served now: rekindle can neither pause nor end these.
+    pub fault_sockets: Vec<Uuid>,
+}
+
+/// A sandbox of a drain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainedSandbox {
+    /// Its id.
+    pub sandbox: Uuid,
+    /// Its name.
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Name>,
+    /// The snapshot of its last pause.
+    pub snapshot: Option<Uuid>,
+    /// Reason that it was not paused, or not resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<ProblemBody>,
 }
 
 /// That the daemon answers.

@@ -141,9 +141,15 @@ impl TryFrom<String> for LabelFilter {
     }
 }
 
+impl fmt::Display for LabelFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.value)
+    }
+}
+
 impl From<LabelFilter> for String {
-    fn from(LabelFilter { name, value }: LabelFilter) -> Self {
-        format!("{name}={value}")
+    fn from(label: LabelFilter) -> Self {
+        label.to_string()
     }
 }
 
