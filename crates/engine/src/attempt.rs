@@ -28,8 +28,8 @@ pub enum FetchError {
     /// The store did not give the bytes.
     #[error(transparent)]
     Source(Box<SourceError>),
-    /// The stored object's table is not the one the manifest names.
-    #[error("the table of layer {layer} in the store is not the one its manifest names: {reason}")]
+    /// A table, of the store or in a manifest, is not that of the layer's object.
+    #[error("the table of layer {layer} is not the one of its object: {reason}")]
     Table {
         /// The layer.
         layer: LayerId,
@@ -146,14 +146,14 @@ impl Attempts {
         if layer.index().is_some() && matches!(blocking_load(file, frame).await, Ok(true)) {
             return Ok(());
         }
-        if stored.table().is_none() {
+        if stored.frames().is_none() {
             self.table(file, stored, class).await?;
             if matches!(blocking_load(file, frame).await, Ok(true)) {
                 return Ok(());
             }
         }
-        let table = stored.table().expect("fetched above");
-        let (range, codec) = (table.frame_range(frame), table.codec(frame));
+        let places = stored.frames().expect("fetched above");
+        let (range, codec) = (places.frame_range(frame), places.codec(frame));
         let read = self.sources.layer(layer, stored.place().object, range, class).await?;
         let into = Arc::clone(file);
         blocking(layer.id(), move || accept(&into, frame, codec, &read.body)).await
@@ -169,7 +169,7 @@ impl Attempts {
         came: &Arc<impl Fn(FrameNumber) + Send + Sync + 'static>,
     ) {
         let Some(stored) = file.layer().stored().filter(|_| !frames.is_empty()) else { return };
-        let Some(table) = stored.table() else { return };
+        let Some(table) = stored.frames() else { return };
         let (first, last) = (FrameNumber::new(frames.start), FrameNumber::new(frames.end - 1));
         let bytes = table.frame_range(first).start..table.frame_range(last).end;
         let held = (bytes.end - bytes.start).min(limits::EXTENT_HELD_BYTES);
@@ -214,14 +214,14 @@ impl Attempts {
         class: Class,
     ) -> Result<(), FetchError> {
         let key: TableKey = (file.layer().id(), stored.place().object);
-        while stored.table().is_none() {
+        while stored.frames().is_none() {
             let answer = Arc::new(Answer::default());
             let waiter: Weak<Answer<FetchError>> = Arc::downgrade(&answer);
             if self.tables.join(key, waiter) {
                 let claimed =
                     Claimed::new(&self.tables, vec![key], |(layer, _)| FetchError::CutShort { layer });
                 // Another fetch may have ended between the look and the claim.
-                let fetched = match stored.table() {
+                let fetched = match stored.frames() {
                     Some(_) => Ok(()),
                     None => self.fetch_table(file, stored, class).await,
                 };
@@ -250,12 +250,18 @@ impl Attempts {
         let start = if whole { 0 } else { frames_end };
         let read = self.sources.layer(layer, place.object, start..place.object_bytes, class).await?;
         let table = checked_table(layer, place, &read.body[size_of(frames_end - start)..])?;
-        if layer.index().is_none() {
-            keep_index(file, table.index().clone()).await?;
-        }
-        let frames = (0..table.index().frames()).filter(|_| whole).map(FrameNumber::new);
+        let (index, places) = table.into_parts();
+        let frames = (0..index.frames()).filter(|_| whole).map(FrameNumber::new);
         let frames: Vec<_> =
-            frames.map(|frame| (frame, table.frame_range(frame), table.codec(frame))).collect();
+            frames.map(|frame| (frame, places.frame_range(frame), places.codec(frame))).collect();
+        if layer.index().is_none() {
+            let file = Arc::clone(file);
+            blocking(layer.id(), move || {
+                keep_index(&file, index);
+                Ok(())
+            })
+            .await?;
+        }
         let into = Arc::clone(file);
         let accepted = blocking(layer.id(), move || {
             for (frame, range, codec) in frames {
@@ -267,7 +273,7 @@ impl Attempts {
             Ok(())
         });
         accepted.await?;
-        stored.set_table(table);
+        stored.set_frames(places);
         Ok(())
     }
 }
@@ -307,15 +313,10 @@ fn unless_kept_from<T>(ended: Result<T, JoinError>) -> Option<T> {
 }
 
 /// Remembers a layer's index, also on the disk. If that fails, the next start asks the store again.
-async fn keep_index(file: &Arc<LocalFile>, index: LayerIndex) -> Result<(), FetchError> {
-    let file = Arc::clone(file);
-    blocking(file.layer().id(), move || {
-        if let Err(error) = file.keep_index(index) {
-            tracing::warn!(layer = %file.layer().id(), %error, "the index of a layer is not kept on this disk");
-        }
-        Ok(())
-    })
-    .await
+pub(crate) fn keep_index(file: &LocalFile, index: LayerIndex) {
+    if let Err(error) = file.keep_index(index) {
+        tracing::warn!(layer = %file.layer().id(), %error, "the index of a layer is not kept on this disk");
+    }
 }
 
 /// The table in `bytes`, if it is the one that the manifest names, and the layer's.
@@ -325,7 +326,7 @@ pub(crate) fn checked_table(
     bytes: &[u8],
 ) -> Result<ObjectTable, FetchError> {
     let refused = |reason: String| FetchError::Table { layer: layer.id(), reason };
-    if *blake3::hash(bytes).as_bytes() != stored.table_digest {
+    if !stored.is_table(bytes) {
         return Err(refused("its digest differs".into()));
     }
     let table = ObjectTable::decode(bytes, stored.object_bytes - stored.table_bytes)

@@ -11,7 +11,7 @@ use crate::geometry::u64_of;
 use crate::identity::SnapshotId;
 use crate::layer::Layer;
 use crate::limits;
-use crate::object::{EncodedFrame, ObjectTable, StoredFrame};
+use crate::object::{EncodedFrame, FramePlaces, ObjectTable, StoredFrame};
 use crate::pool::PoolHandle;
 use crate::publish_error::PublishError;
 
@@ -21,6 +21,7 @@ pub(crate) struct ObjectEnd {
     pub(crate) table_bytes: u64,
     /// Bytes of the whole object.
     pub(crate) object_bytes: u64,
+    pub(crate) frames: FramePlaces,
 }
 
 /// The frames of a layer from `first` on, compressed, a few together and in their order.
@@ -56,6 +57,7 @@ impl ObjectEnd {
             table_digest: *blake3::hash(&bytes).as_bytes(),
             table_bytes,
             object_bytes: table.frames_bytes() + table_bytes,
+            frames: table.into_parts().1,
         };
         (end, Bytes::from(bytes))
     }

@@ -72,6 +72,7 @@ mod store_read;
 pub mod sources;
 pub mod single_flight;
 mod attempt;
+mod object_tables;
 pub mod fetch;
 pub mod view;
 pub mod ahead;

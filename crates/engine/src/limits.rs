@@ -31,6 +31,10 @@ pub const BLOB_BYTES_MAX: usize = 32 << 20;
 /// Bytes of a manifest object: the most that the limits above allow, so that no legal one is refused when read.
 pub const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
+/// Bytes of the tables of layers' objects in a manifest, those of about 6 GiB of pages: 7 ms of a cold resume, whose
+/// requests for the tables would take 25 ms and more.
+pub const MANIFEST_TABLES_BYTES_MAX: usize = 1 << 20;
+
 /// Bytes of an encoded layer index: the most for a layer of [`MANIFEST_PAGES_MAX`] pages.
 pub const LAYER_INDEX_BYTES_MAX: usize = 512 << 20;
 

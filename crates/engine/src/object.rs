@@ -41,6 +41,12 @@ impl Form {
 #[derive(Debug, PartialEq, Eq)]
 pub struct ObjectTable {
     index: LayerIndex,
+    places: FramePlaces,
+}
+
+/// Place of each frame in one object of a layer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FramePlaces {
     /// Frame `n` is at bytes `ends[n - 1]..ends[n]` of the object.
     ends: Box<[u64]>,
     codecs: Box<[FrameCodec]>,
@@ -59,13 +65,13 @@ pub struct StoredFrame {
 #[derive(Debug)]
 pub struct StoredObject {
     place: StoredLayer,
-    table: OnceLock<ObjectTable>,
+    frames: OnceLock<FramePlaces>,
 }
 
 impl StoredObject {
     /// The object at `place`, of which nothing was fetched yet.
     pub fn at(place: StoredLayer) -> Self {
-        Self { place, table: OnceLock::new() }
+        Self { place, frames: OnceLock::new() }
     }
 
     /// Its place.
@@ -73,21 +79,27 @@ impl StoredObject {
         &self.place
     }
 
-    /// Its table, once it was fetched.
-    pub fn table(&self) -> Option<&ObjectTable> {
-        self.table.get()
+    /// The places of its frames, once its table was there.
+    pub fn frames(&self) -> Option<&FramePlaces> {
+        self.frames.get()
     }
 
-    /// Remembers its table, which the caller has checked.
-    pub fn set_table(&self, table: ObjectTable) -> &ObjectTable {
-        self.table.get_or_init(|| table)
+    /// Remembers the places of its frames, from a table that the caller has checked.
+    pub fn set_frames(&self, frames: FramePlaces) {
+        self.frames.get_or_init(|| frames);
+    }
+
+    /// The bytes of its table, if the places of its frames are known; `index` is its layer's. None also if it has its table
+    /// in an older form.
+    pub(crate) fn table(&self, index: &LayerIndex) -> Option<Vec<u8>> {
+        let bytes = self.frames()?.table(index);
+        self.place.is_table(&bytes).then_some(bytes)
     }
 }
 
-impl ObjectTable {
-    /// The table of an object that has these frames, in order.
-    pub fn new(index: LayerIndex, frames: &[StoredFrame]) -> Self {
-        assert_eq!(frames.len(), index.frames(), "the object has each frame of its layer");
+impl FramePlaces {
+    /// The places of frames that lie one after the other.
+    pub(crate) fn of(frames: &[StoredFrame]) -> Self {
         let ends = frames
             .iter()
             .scan(0_u64, |end, frame| {
@@ -95,17 +107,7 @@ impl ObjectTable {
                 Some(*end)
             })
             .collect();
-        Self { index, ends, codecs: frames.iter().map(|frame| frame.codec).collect() }
-    }
-
-    /// The layer's index.
-    pub fn index(&self) -> &LayerIndex {
-        &self.index
-    }
-
-    /// Bytes of all frames together: where the table begins in the object.
-    pub fn frames_bytes(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
+        Self { ends, codecs: frames.iter().map(|frame| frame.codec).collect() }
     }
 
     /// The bytes of the object that hold `frame`.
@@ -120,15 +122,15 @@ impl ObjectTable {
         self.codecs[frame.index()]
     }
 
-    /// The bytes of the table.
-    pub fn encode(&self) -> Vec<u8> {
+    /// The bytes of the table of an object with these frames.
+    fn table(&self, index: &LayerIndex) -> Vec<u8> {
         let mut out = Writer::new();
         out.bytes(&MAGIC);
-        out.u16(match self.index.form() {
+        out.u16(match index.form() {
             IndexForm::DigestsWithoutKey => 2,
             IndexForm::KeyedDigests => 3,
         });
-        out.length_prefixed(&self.index.encode());
+        out.length_prefixed(&index.encode());
         let mut start = 0;
         for (end, codec) in self.ends.iter().zip(&self.codecs) {
             out.u8(codec.code());
@@ -136,6 +138,39 @@ impl ObjectTable {
             start = *end;
         }
         out.into_bytes()
+    }
+}
+
+impl ObjectTable {
+    /// The table of an object that has these frames, in order.
+    pub fn new(index: LayerIndex, frames: &[StoredFrame]) -> Self {
+        assert_eq!(frames.len(), index.frames(), "the object has each frame of its layer");
+        Self { index, places: FramePlaces::of(frames) }
+    }
+
+    /// The layer's index.
+    pub fn index(&self) -> &LayerIndex {
+        &self.index
+    }
+
+    /// Places of the layer's frames.
+    pub fn places(&self) -> &FramePlaces {
+        &self.places
+    }
+
+    /// The index and the places.
+    pub fn into_parts(self) -> (LayerIndex, FramePlaces) {
+        (self.index, self.places)
+    }
+
+    /// Bytes of all frames together: where the table begins in the object.
+    pub fn frames_bytes(&self) -> u64 {
+        self.places.ends.last().copied().unwrap_or(0)
+    }
+
+    /// The bytes of the table.
+    pub fn encode(&self) -> Vec<u8> {
+        self.places.table(&self.index)
     }
 
     /// Reads a table; `frames_bytes` is what the object holds besides it.
@@ -153,7 +188,7 @@ impl ObjectTable {
             return Err(reader.invalid("encoded frame lengths", "they do not add up to the object"));
         }
         reader.finish()?;
-        Ok(Self { index, ends: ends.into(), codecs: codecs.into() })
+        Ok(Self { index, places: FramePlaces { ends: ends.into(), codecs: codecs.into() } })
     }
 }
 
@@ -208,7 +243,9 @@ mod tests {
         let written = table(StoredFrame { codec: FrameCodec::Raw, bytes: 4096 });
         let read = ObjectTable::decode(&written.encode(), 4796).expect("just written");
         assert_eq!(read, written);
-        let frames = [0, 1].map(FrameNumber::new).map(|frame| (read.codec(frame), read.frame_range(frame)));
+        let frames = [0, 1]
+            .map(FrameNumber::new)
+            .map(|frame| (read.places().codec(frame), read.places().frame_range(frame)));
         assert_eq!(frames, [(FrameCodec::Zstd, 0..700), (FrameCodec::Raw, 700..4796)]);
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::attempt::FetchError;
 use crate::cache::{Cache, OpenStoredError};
 use crate::catalog::CatalogError;
 use crate::hooks::{Hooks, NoHooks};
@@ -10,6 +11,7 @@ use crate::identity::{DomainName, SnapshotId};
 use crate::layer::Layer;
 use crate::manifest::{LocalManifest, VolumeManifest};
 use crate::named::Named;
+use crate::object_tables;
 use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::SealFacts;
@@ -36,6 +38,14 @@ pub enum OpenError {
         snapshot: SnapshotId,
         /// The fault in it.
         source: StoredManifestError,
+    },
+    /// The manifest has a table of an object that is not its layer's.
+    #[error("the manifest of snapshot {snapshot} in the store: {source}")]
+    Table {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The fault in the table.
+        source: FetchError,
     },
     /// The manifest is of a snapshot without any volume, which nothing can run from.
     #[error("snapshot {snapshot} has no memory")]
@@ -174,6 +184,7 @@ pub(crate) async fn open(
             cache.open_stored(name, stored).map_err(|source| OpenError::Cache { snapshot, source })?;
         layers.push(layer);
     }
+    object_tables::take(&publication, &layers).map_err(|source| OpenError::Table { snapshot, source })?;
     hooks.before_opened(snapshot);
     if let Some(records) = records {
         records.opened(snapshot, &LocalManifest::from(&publication)).map_err(unrecorded)?;

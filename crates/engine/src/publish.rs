@@ -16,6 +16,8 @@ use crate::limits;
 use crate::local_file::LayerError;
 use crate::manifest::{ObjectName, Publication, StoredLayer};
 use crate::named::Named;
+use crate::object::FramePlaces;
+use crate::object_tables;
 use crate::pool::PoolHandle;
 use crate::stop::{Stop, Stopped};
 use crate::store::{Store, StoreError};
@@ -76,12 +78,27 @@ impl Publisher {
         }
         let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
         let stored: Vec<_> = stored.collect();
+        let tables = self.tables(id, layers, &stored).await?;
         let edition = editions.for_places(&stored);
-        let publication = Publication::new(edition, (**named.manifest()).clone(), stored);
+        let publication = Publication::new(edition, (**named.manifest()).clone(), stored).with_tables(tables);
         let put = self.stop.unless_said(self.commit(publication, uploaded)).await??;
         self.settle_uploads(id, layers).await?;
         drop(room);
         Ok(put)
+    }
+
+    /// Tables for the manifest of layers that are stored there.
+    async fn tables(
+        &self,
+        id: SnapshotId,
+        layers: &[Arc<Layer>],
+        stored: &[StoredLayer],
+    ) -> Result<Vec<Option<Bytes>>, PublishError> {
+        let (of, places) = (layers.to_vec(), stored.to_vec());
+        let mut tables = self.pool.run(id, move || object_tables::known(&of, &places)).await;
+        let complete = object_tables::complete(&mut tables, layers, stored, &self.store);
+        self.stop.unless_said(complete).await??;
+        Ok(tables)
     }
 
     /// Puts the manifest.
@@ -111,9 +128,13 @@ impl Publisher {
         let turn = self.stop.unless_said(layer.upload_turn()).await?;
         // Others may have uploaded it while this waited for its turn.
         if layer.stored_at().map(|stored| stored.object) == gone {
-            layer.facts().add_stored(&self.upload(layer, publisher).await?);
+            let (place, frames) = self.upload(layer, publisher).await?;
+            layer.facts().add_stored(&place);
             if let Some(gone) = gone {
                 layer.facts().note_gone(gone);
+            }
+            if let Some(object) = layer.facts().stored().filter(|object| *object.place() == place) {
+                object.set_frames(frames);
             }
         }
         drop(turn);
@@ -165,7 +186,11 @@ impl Publisher {
         Ok(was_missing)
     }
 
-    async fn upload(&self, layer: &Arc<Layer>, publisher: SnapshotId) -> Result<StoredLayer, PublishError> {
+    async fn upload(
+        &self,
+        layer: &Arc<Layer>,
+        publisher: SnapshotId,
+    ) -> Result<(StoredLayer, FramePlaces), PublishError> {
         self.stop.unless_said(self.uploader().upload(layer, publisher)).await?
     }
 
@@ -238,6 +263,7 @@ fn bytes_held_by(named: &Named) -> u64 {
     let unstored = layers.iter().filter(|layer| layer.facts().is_only_copy());
     let parts = unstored.map(|layer| bytes_held_by_upload(layer)).max().unwrap_or_default();
     let blobs: usize = manifest.blobs().values().map(Bytes::len).sum();
-    let encoded = u64_of(blobs) + limits::MANIFEST_RUN_BYTES * manifest.runs_count();
+    let beside = blobs + limits::MANIFEST_TABLES_BYTES_MAX;
+    let encoded = u64_of(beside) + limits::MANIFEST_RUN_BYTES * manifest.runs_count();
     parts.max(encoded).max(limits::UPLOAD_LEASE_BYTES_MIN)
 }

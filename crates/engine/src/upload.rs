@@ -19,7 +19,7 @@ use crate::layer::Layer;
 use crate::layer_object::{ObjectEnd, encoded_frames, frames_in};
 use crate::limits;
 use crate::manifest::{ObjectName, StoredLayer};
-use crate::object::{EncodedFrame, StoredFrame};
+use crate::object::{EncodedFrame, FramePlaces, StoredFrame};
 use crate::part_cutter::{Part, PartCutter};
 use crate::pool::PoolHandle;
 use crate::publish_error::PublishError;
@@ -112,12 +112,12 @@ fn parts_beside(part_bytes: usize) -> usize {
 }
 
 impl<'a> Uploader<'a> {
-    /// Uploads a layer for `publisher`; an unfinished upload of it is gone on with.
+    /// Uploads a layer for `publisher`; an unfinished upload of it is gone on with. Its place, and those of its frames.
     pub(crate) async fn upload(
         self,
         layer: &'a Arc<Layer>,
         publisher: SnapshotId,
-    ) -> Result<StoredLayer, PublishError> {
+    ) -> Result<(StoredLayer, FramePlaces), PublishError> {
         if let Some(unfinished) = self.unfinished(layer, publisher).await? {
             let mut upload = self.begun_before(layer, publisher, unfinished).await?;
             match upload.run().await {
@@ -199,7 +199,7 @@ impl<'a> Uploader<'a> {
 }
 
 impl LayerUpload<'_> {
-    async fn run(&mut self) -> Result<StoredLayer, Ended> {
+    async fn run(&mut self) -> Result<(StoredLayer, FramePlaces), Ended> {
         let is_begun_before = self.upload.is_some() || !self.sent_before.is_empty();
         let ended = self.send().await;
         if ended.is_ok() {
@@ -217,7 +217,7 @@ impl LayerUpload<'_> {
         }
     }
 
-    async fn send(&mut self) -> Result<StoredLayer, Ended> {
+    async fn send(&mut self) -> Result<(StoredLayer, FramePlaces), Ended> {
         let Start { number, skipped, mut frames } = self.start()?;
         let mut cutter = PartCutter::new(self.part_bytes, number, skipped);
         let mut encoded =
@@ -245,8 +245,8 @@ impl LayerUpload<'_> {
             self.take(part).await?;
         }
         self.end(cutter.end(), stored.object_bytes).await?;
-        let ObjectEnd { table_digest, table_bytes, object_bytes } = stored;
-        Ok(StoredLayer { object: self.object, table_digest, table_bytes, object_bytes })
+        let ObjectEnd { table_digest, table_bytes, object_bytes, frames } = stored;
+        Ok((StoredLayer { object: self.object, table_digest, table_bytes, object_bytes }, frames))
     }
 
     /// The first part that is made: the last one that the store has in a row from the first on, or the very first.

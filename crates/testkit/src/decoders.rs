@@ -40,8 +40,8 @@ pub struct Decoder {
 pub const DECODERS: [Decoder; 7] = [
     Decoder {
         name: "publication",
-        newest: 3,
-        rewritten_as: |_| 3,
+        newest: 4,
+        rewritten_as: |_| 4,
         rewritten: publication,
         samples: samples::publication,
     },

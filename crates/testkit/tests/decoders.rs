@@ -54,7 +54,9 @@ fn every_version_that_was_ever_written_is_read_and_means_what_it_meant() {
     for decoder in &DECODERS {
         let corpus = corpus(decoder);
         for name in (decoder.samples)().into_keys() {
-            for version in 1..=decoder.newest {
+            // A sample that older versions could not have is in every one since.
+            let first = (1..=decoder.newest).find(|version| corpus.contains_key(&golden(*version, name)));
+            for version in first.expect("a sample has a file")..=decoder.newest {
                 let of = |version| {
                     let file = golden(version, name);
                     corpus.get(&file).unwrap_or_else(|| panic!("{} has no {file}", decoder.name))

@@ -71,7 +71,7 @@ impl WantedFrames {
     /// The parts of the layer's object that have the frames; none while its table is not known.
     fn places(&self) -> Vec<Range<u64>> {
         let stored = self.file.layer().stored();
-        let table = stored.as_ref().and_then(|stored| stored.table());
+        let table = stored.as_ref().and_then(|stored| stored.frames());
         table.map_or_else(Vec::new, |table| {
             self.frames.iter().map(|frame| table.frame_range(*frame)).collect()
         })
@@ -150,7 +150,7 @@ impl Bulk {
 
     /// Sees that a layer's table is known, if the layer is stored.
     async fn table(self, file: Arc<LocalFile>) {
-        let Some(stored) = file.layer().stored().filter(|stored| stored.table().is_none()) else { return };
+        let Some(stored) = file.layer().stored().filter(|stored| stored.frames().is_none()) else { return };
         let stream = self.shared.attempts.sources.stream().await;
         if let Err(error) = self.shared.attempts.table(&file, &stored, self.class).await {
             tracing::debug!(layer = %file.layer().id(), %error, "its frames are not fetched ahead");

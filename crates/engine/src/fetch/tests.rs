@@ -103,7 +103,7 @@ fn a_fetch_that_the_end_of_the_engine_cuts_short_fails_and_does_not_panic() {
     assert!(matches!(failed, Err(FetchError::CutShort { .. })), "{failed:?}");
     let table = checked_table(layer.facts(), &place, &table).unwrap();
     layer.facts().add_stored(&place);
-    layer.facts().stored().unwrap().set_table(table);
+    layer.facts().stored().unwrap().set_frames(table.into_parts().1);
     let (file, came) = (layer.local(), Arc::new(|_| unreachable!("none of them comes")));
     shared.runtime.block_on(shared.attempts.run(&file, 0..3, Class::Fault, &came));
 }

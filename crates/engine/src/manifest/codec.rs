@@ -1,15 +1,17 @@
 //! Publications as bytes.
 //!
 //! Layout, little-endian: magic `RKMF`, version u16, length of the body u64, its CRC-64/NVME u64, the body, the tag. The
-//! body: the snapshot, the edition, the list of layers with their places, its place in its line, the volumes with their maps, the
-//! blobs; counts and lengths are varints. Version 2 has no edition, and a byte 0 at the end of the body instead of the tag;
-//! version 1 is in [`super::version_1`].
+//! body: the snapshot, the edition, the list of layers with their places, its place in its line, the volumes with their maps,
+//! the blobs, the tables of objects; counts and lengths are varints. Version 3 has no tables. Version 2 has no edition either,
+//! and a byte 0 at the end of the body instead of the tag; version 1 is in [`super::version_1`].
 
+use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use uuid::Uuid;
 
 use super::layer_list::{DomainForm, read_layers, write_layers};
 use super::line::{Line, write_blobs, write_parent, write_shape};
+use super::tables::{Place, read_tables, write_tables};
 use super::version_1::read_version_1;
 use super::{Edition, Manifest, ObjectName, Publication, StoredLayer};
 use crate::geometry::u64_of;
@@ -21,15 +23,17 @@ use crate::tag::{self, TaggedError, check_tag, write_tag};
 use crate::wire::{Reader, WireError, Writer};
 
 const MAGIC: &[u8] = b"RKMF";
-const VERSION: u16 = 3;
-/// The form of each version, from 1 on.
-const FORMS: [Form; 3] = [Form::PlacesAtEnd, Form::LayersAtFront, Form::Tagged];
+/// The form of each version of a publication, from 1 on.
+const FORMS: [Form; 4] = [Form::PlacesAtEnd, Form::LayersAtFront, Form::Tagged, Form::WithTables];
+/// The form of each version of a manifest in the catalog, from 1 on.
+const LOCAL_FORMS: [Form; 3] = [Form::PlacesAtEnd, Form::LayersAtFront, Form::Tagged];
 
 #[derive(Clone, Copy)]
 enum Form {
     PlacesAtEnd,
     LayersAtFront,
     Tagged,
+    WithTables,
 }
 
 /// The end of a manifest.
@@ -45,8 +49,9 @@ impl Publication {
     /// The one encoding of the publication that `key` tags.
     #[must_use]
     pub fn encode(&self, key: &DomainKey) -> Vec<u8> {
-        let body = write_body(self.manifest(), Some(self.edition()), self.stored(), write_stored);
-        let bytes = write_tag(with_checksum(MAGIC, &body), key);
+        let mut body = write_body(self.manifest(), Some(self.edition()), self.stored(), write_stored);
+        write_tables(&mut body, self.tables());
+        let bytes = write_tag(with_checksum(MAGIC, 4, &body.into_bytes()), key);
         assert!(bytes.len() <= MANIFEST_BYTES_MAX, "a manifest within its limits is never too long");
         bytes
     }
@@ -55,15 +60,16 @@ impl Publication {
     /// write, and one that none of `keys` has tagged.
     pub fn decode(bytes: &[u8], keys: &KeyRing) -> Result<Self, TaggedError> {
         let read = read_manifest(MAGIC, bytes, End::Tagged(keys), read_stored)?;
-        Ok(Self::new(read.edition.unwrap_or(Edition::FIRST), read.manifest, read.places))
+        let publication = Self::new(read.edition.unwrap_or(Edition::FIRST), read.manifest, read.places);
+        Ok(if read.tables.is_empty() { publication } else { publication.with_tables(read.tables) })
     }
 }
 
 /// A body behind its magic, version, length and checksum; the tag is missing.
-pub(super) fn with_checksum(magic: &[u8], body: &[u8]) -> Writer {
+pub(super) fn with_checksum(magic: &[u8], version: u16, body: &[u8]) -> Writer {
     let mut object = Writer::new();
     object.bytes(magic);
-    object.u16(VERSION);
+    object.u16(version);
     object.u64(u64_of(body.len()));
     object.u64(crc_fast::checksum(CrcAlgorithm::Crc64Nvme, body));
     object.bytes(body);
@@ -72,13 +78,17 @@ pub(super) fn with_checksum(magic: &[u8], body: &[u8]) -> Writer {
 
 /// Reads the front of what [`with_checksum`] wrote, in this version or an older one: its form, a reader of its body, and
 /// a reader of what follows the body.
-fn checked_body<'a>(magic: &[u8], bytes: &'a [u8]) -> Result<(Form, Reader<'a>, Reader<'a>), WireError> {
+fn checked_body<'a>(
+    magic: &[u8],
+    forms: &[Form],
+    bytes: &'a [u8],
+) -> Result<(Form, Reader<'a>, Reader<'a>), WireError> {
     let mut reader = Reader::new(bytes);
     if bytes.len() > MANIFEST_BYTES_MAX {
         return Err(reader.invalid("manifest", "it is longer than a manifest can be"));
     }
     reader.expect_bytes("manifest magic", magic)?;
-    let form = reader.version("manifest version", &FORMS)?;
+    let form = reader.version("manifest version", forms)?;
     let length = reader.u64("manifest length")?;
     let rest = reader.remaining().saturating_sub(size_of::<u64>());
     let body = usize::try_from(length).ok().filter(|length| *length <= rest);
@@ -98,7 +108,7 @@ pub(super) fn write_body<P>(
     edition: Option<Edition>,
     places: &[P],
     write_place: impl Fn(&mut Writer, &P),
-) -> Vec<u8> {
+) -> Writer {
     let mut writer = Writer::new();
     writer.bytes(manifest.snapshot().as_bytes());
     writer.varint(edition.map_or(0, Edition::number));
@@ -113,7 +123,7 @@ pub(super) fn write_body<P>(
         volume.map.encode(&mut writer, token);
     }
     write_blobs(&mut writer, manifest.blobs());
-    writer.into_bytes()
+    writer
 }
 
 /// A manifest that was read, with what is stored with it.
@@ -121,47 +131,61 @@ pub(super) struct Read<P> {
     pub(super) edition: Option<Edition>,
     pub(super) manifest: Manifest,
     pub(super) places: Vec<P>,
+    /// Tables of the objects at those places; empty in a version without tables.
+    pub(super) tables: Vec<Option<Bytes>>,
 }
 
 /// Reads a manifest of any version, and the places of its layers as `read_place` reads them.
-pub(super) fn read_manifest<P>(
+pub(super) fn read_manifest<P: Place>(
     magic: &[u8],
     bytes: &[u8],
     end: End<'_>,
     read_place: impl Fn(&mut Reader<'_>) -> Result<P, WireError>,
 ) -> Result<Read<P>, TaggedError> {
-    let (form, mut body, mut after) = checked_body(magic, bytes)?;
-    let read = match (form, end) {
-        (Form::PlacesAtEnd, _) => {
-            let (manifest, places) = read_version_1(&mut body, read_place)?;
-            Read { edition: None, manifest, places }
-        }
-        (Form::LayersAtFront, _) => {
+    let forms = match end {
+        End::Untagged => &LOCAL_FORMS[..],
+        End::Tagged(_) => &FORMS[..],
+    };
+    let (form, mut body, mut after) = checked_body(magic, forms, bytes)?;
+    if let (Form::Tagged | Form::WithTables, End::Tagged(keys)) = (form, end) {
+        // Before anything in the body is used.
+        check_tag(&mut after, bytes, keys)?;
+    }
+    let untold = |(manifest, places)| Read { edition: None, manifest, places, tables: Vec::new() };
+    let read = match form {
+        Form::PlacesAtEnd => untold(read_version_1(&mut body, read_place)?),
+        Form::LayersAtFront => {
             let snapshot = SnapshotId::from_bytes(body.array("snapshot")?);
-            let (manifest, places) = read_layers_first(&mut body, snapshot, DomainForm::Named, read_place)?;
+            let read = read_layers_first(&mut body, snapshot, DomainForm::Named, read_place)?;
             read_no_tag(&mut body)?;
-            Read { edition: None, manifest, places }
+            untold(read)
         }
-        (Form::Tagged, End::Untagged) => {
-            read_no_tag(&mut after)?;
+        Form::Tagged | Form::WithTables => {
             let snapshot = SnapshotId::from_bytes(body.array("snapshot")?);
-            let edition = Edition::of(body.varint("edition")?);
+            let edition = read_edition(&mut body, end)?;
             let (manifest, places) = read_layers_first(&mut body, snapshot, DomainForm::Keyed, read_place)?;
-            Read { edition, manifest, places }
-        }
-        (Form::Tagged, End::Tagged(keys)) => {
-            // Before anything in the body is used.
-            check_tag(&mut after, bytes, keys)?;
-            let snapshot = SnapshotId::from_bytes(body.array("snapshot")?);
-            let edition = Edition::of(body.varint("edition")?);
-            let edition = Some(edition.ok_or(body.invalid("edition", "the first one has number 1"))?);
-            let (manifest, places) = read_layers_first(&mut body, snapshot, DomainForm::Keyed, read_place)?;
-            Read { edition, manifest, places }
+            let tables = match form {
+                Form::WithTables => read_tables(&mut body, &places)?,
+                Form::PlacesAtEnd | Form::LayersAtFront | Form::Tagged => Vec::new(),
+            };
+            Read { edition, manifest, places, tables }
         }
     };
+    if let (Form::Tagged, End::Untagged) = (form, end) {
+        read_no_tag(&mut after)?;
+    }
     body.finish()?;
     after.finish()?;
     Ok(read)
+}
+
+/// Reads an edition, which a manifest in the store has, and one on this node's disk perhaps.
+fn read_edition(reader: &mut Reader<'_>, end: End<'_>) -> Result<Option<Edition>, WireError> {
+    let edition = Edition::of(reader.varint("edition")?);
+    match (edition, end) {
+        (None, End::Tagged(_)) => Err(reader.invalid("edition", "the first one has number 1")),
+        (edition, End::Tagged(_) | End::Untagged) => Ok(edition),
+    }
 }
 
 fn read_layers_first<P>(

@@ -50,8 +50,8 @@ impl LocalManifest {
     /// The one encoding.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer =
-            with_checksum(MAGIC, &write_body(&self.manifest, self.edition, &self.stored, write_place));
+        let body = write_body(&self.manifest, self.edition, &self.stored, write_place);
+        let mut writer = with_checksum(MAGIC, 3, &body.into_bytes());
         writer.u8(tag::NONE);
         assert!(writer.len() <= MANIFEST_BYTES_MAX, "a manifest within its limits is never too long");
         writer.into_bytes()

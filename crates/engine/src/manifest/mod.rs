@@ -7,6 +7,7 @@ mod layer_list;
 mod line;
 mod local;
 mod publication;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod version_1;
@@ -27,6 +28,7 @@ use crate::page_set::PageSet;
 pub(crate) use line::{read_blobs, read_parent, read_shape, write_blobs, write_parent, write_shape};
 pub use local::LocalManifest;
 pub use publication::{Edition, ObjectName, Publication, StoredLayer};
+pub(crate) use tables::carried;
 
 /// A snapshot in names; every layer it lists holds at least one page of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::Manifest;
+use crate::geometry::u64_of;
 use crate::identity::SnapshotId;
-use crate::limits::LAYER_TABLE_BYTES_MAX;
+use crate::limits::{LAYER_TABLE_BYTES_MAX, MANIFEST_TABLES_BYTES_MAX};
 
 /// The number of a publication among those of its snapshot: a later one replaces those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +43,8 @@ pub struct Publication {
     edition: Edition,
     manifest: Manifest,
     stored: Vec<StoredLayer>,
+    /// Tables of the layers' objects, as far as they are in the manifest.
+    tables: Vec<Option<Bytes>>,
 }
 
 /// Place and parts of a layer's object.
@@ -80,12 +84,32 @@ impl fmt::Display for ObjectName {
 }
 
 impl Publication {
-    /// An edition of `manifest`, whose layers are stored so, in its order.
+    /// An edition of `manifest`, whose layers are stored so, in its order; it has no tables.
     #[must_use]
     pub fn new(edition: Edition, manifest: Manifest, stored: Vec<StoredLayer>) -> Self {
         assert_eq!(manifest.layers().len(), stored.len(), "each layer of a published manifest is stored");
         assert!(stored.iter().all(StoredLayer::is_possible), "a stored layer has the length of its parts");
-        Self { edition, manifest, stored }
+        let tables = vec![None; stored.len()];
+        Self { edition, manifest, stored, tables }
+    }
+
+    /// The same with tables of its layers' objects, each as its place says, in the order of the layers: a reader need not
+    /// ask for those.
+    #[must_use]
+    pub fn with_tables(self, tables: Vec<Option<Bytes>>) -> Self {
+        assert_eq!(self.stored.len(), tables.len(), "there is a table or none for each layer");
+        let found =
+            self.stored.iter().zip(&tables).filter_map(|(stored, table)| Some((stored, table.as_ref()?)));
+        assert!(found.clone().all(|(stored, table)| stored.is_table(table)), "a table is that of its object");
+        let bytes: usize = found.map(|(_, table)| table.len()).sum();
+        assert!(bytes <= MANIFEST_TABLES_BYTES_MAX, "tables are within their limit");
+        Self { tables, ..self }
+    }
+
+    /// Tables of the layers' objects, in their order, as far as they are in the manifest.
+    #[must_use]
+    pub fn tables(&self) -> &[Option<Bytes>] {
+        &self.tables
     }
 
     /// Its edition.
@@ -117,5 +141,11 @@ impl StoredLayer {
     /// True if an object can have such a length with such a table at its end.
     pub(super) const fn is_possible(&self) -> bool {
         self.table_bytes <= self.object_bytes && self.table_bytes <= LAYER_TABLE_BYTES_MAX
+    }
+
+    /// True if these are the bytes of its table.
+    #[must_use]
+    pub fn is_table(&self, bytes: &[u8]) -> bool {
+        *blake3::hash(bytes).as_bytes() == self.table_digest && u64_of(bytes.len()) == self.table_bytes
     }
 }

@@ -70,6 +70,7 @@ impl From<OpenError> for Problem {
                 Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
             }
             OpenError::Manifest { snapshot, .. }
+            | OpenError::Table { snapshot, .. }
             | OpenError::NoMemory { snapshot, .. }
             | OpenError::Domain { snapshot, .. } => {
                 Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)

@@ -113,6 +113,7 @@ type Generations<'a> = &'a [(&'a [(u32, u32)], &'a [(u32, u32)])];
 pub(super) fn publication() -> Samples {
     publications()
         .into_iter()
+        .chain([("tables", with_tables())])
         .map(|(name, publication)| (name, publication.encode(super::keys().own())))
         .collect()
 }
@@ -188,6 +189,24 @@ fn publication_of(pages: u32, generations: Generations<'_>) -> Publication {
     }
     let stored = manifest.layers().iter().map(stored_layer).collect();
     Publication::new(Edition::FIRST, manifest, stored)
+}
+
+/// A publication with the tables of two of its three layers.
+fn with_tables() -> Publication {
+    let everything: &[(u32, u32)] = &[(0, 1000)];
+    let (manifest, mut stored) = publication_of(1000, &[(everything, &[]), (&[(10, 5)], &[])]).into_parts();
+    let mut tables: Vec<_> =
+        object_table().into_values().map(|table| Bytes::from(table).split_off(8)).map(Some).collect();
+    tables.truncate(stored.len());
+    tables[1] = None;
+    for (place, table) in stored.iter_mut().zip(&tables) {
+        if let Some(table) = table {
+            place.table_digest = *FrameDigest::without_key(table).as_bytes();
+            place.table_bytes = u64::try_from(table.len()).expect("a size in memory has 64 bits");
+            place.object_bytes += place.table_bytes;
+        }
+    }
+    Publication::new(Edition::FIRST, manifest, stored).with_tables(tables)
 }
 
 fn shape(name: &str, page_kind: PageKind, pages: u32) -> VolumeShape {

@@ -119,8 +119,8 @@ fn raw_pages(layer: &Layer, stored: &StoredLayer, object: &[u8]) -> Option<(usiz
     let table = ObjectTable::decode(table, frames_bytes).ok()?;
     let mut frames = (0..table.index().frames()).map(FrameNumber::new);
     frames.find_map(|frame| {
-        let (range, bytes) = (table.frame_range(frame), frame_bytes(frame, layer.pages()));
-        let is_raw = table.codec(frame) == FrameCodec::Raw;
+        let (range, bytes) = (table.places().frame_range(frame), frame_bytes(frame, layer.pages()));
+        let is_raw = table.places().codec(frame) == FrameCodec::Raw;
         let start = usize::try_from(range.start).ok()?;
         (is_raw && bytes >= 2 * PAGE_BYTES).then_some((start, bytes / PAGE_BYTES))
     })

@@ -17,7 +17,6 @@ use crate::{Cold, check, check_elsewhere, open_elsewhere, published, run, verifi
 
 #[test]
 fn case_24_a_cold_frame_that_many_want_is_fetched_once() {
-    // Its object is too large for a store of unknown speed to be asked for all of it.
     let (site, _engine, snapshot) = published(700);
     let cold = open_elsewhere(&site, &snapshot.0);
     let before = site.faults.calls(Operation::Get, "layers/");
@@ -31,7 +30,7 @@ fn case_24_a_cold_frame_that_many_want_is_fetched_once() {
         }
     });
     let fetches = site.faults.calls(Operation::Get, "layers/") - before;
-    assert_eq!(fetches, 2, "the table, and the frame");
+    assert_eq!(fetches, 1, "the frame: its place is in the manifest");
 }
 
 #[test]

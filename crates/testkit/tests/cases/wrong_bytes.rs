@@ -53,6 +53,22 @@ fn table_of(object: &[u8], stored: &StoredLayer) -> ObjectTable {
     ObjectTable::decode(&object[start..], frames_bytes).expect("it was stored so")
 }
 
+fn manifest_path(snapshot: SnapshotId) -> Path {
+    Path::from(format!("manifests/{snapshot}/1"))
+}
+
+/// The stored manifest of a snapshot.
+fn publication_of(site: &Site, snapshot: SnapshotId) -> Publication {
+    let stored = object(site, &manifest_path(snapshot));
+    Publication::decode(&stored, &KeyRing::of_name("default")).expect("it was stored so")
+}
+
+/// Puts a manifest where a node that has nothing finds it.
+fn put_manifest(site: &Site, publication: &Publication) {
+    let id = publication.manifest().snapshot();
+    put(site, &manifest_path(id), publication.encode(KeyRing::of_name("default").own()));
+}
+
 /// Error of a node that has nothing on reading a snapshot, which must fail.
 fn refusal(engine: &Engine, snapshot: &Snapshot, memory: &ModelMemory) -> String {
     match judge(engine, snapshot, memory).expect_err("what is stored is not the snapshot's") {
@@ -70,7 +86,7 @@ fn frames_that_changed_places_in_the_store_are_not_read_until_they_are_back() {
     let right = object(&site, &path);
     let table = table_of(&right, &stored);
     let place = |number| {
-        let range = table.frame_range(FrameNumber::new(number));
+        let range = table.places().frame_range(FrameNumber::new(number));
         usize::try_from(range.start).expect("64 bits")..usize::try_from(range.end).expect("64 bits")
     };
     let (first, second) = (place(1), place(2));
@@ -134,13 +150,16 @@ fn a_table_that_has_the_layers_index_and_is_not_the_one_that_was_stored_is_refus
     let right = object(&site, &path);
     let table = table_of(&right, &stored);
     let [first, second] = [0, 1].map(FrameNumber::new).map(|frame| {
-        let range = table.frame_range(frame);
-        StoredFrame { codec: table.codec(frame), bytes: range.end - range.start }
+        let range = table.places().frame_range(frame);
+        StoredFrame { codec: table.places().codec(frame), bytes: range.end - range.start }
     });
     assert_ne!(first.bytes, second.bytes);
     let other = ObjectTable::new(table.index().clone(), &[second, first]).encode();
     let frames = right.len() - other.len();
     put(&site, &path, [&right[..frames], &other].concat());
+    // As older programs put it: the table has to be asked for.
+    let (manifest, stored) = publication_of(&site, snapshot.id()).into_parts();
+    put_manifest(&site, &Publication::new(Edition::FIRST, manifest, stored));
     let cold = open_elsewhere(&site, &snapshot);
     let refused = refusal(&cold.engine, &cold.snapshot, &memory);
     assert!(refused.contains("its digest differs"), "{refused}");
@@ -167,15 +186,33 @@ fn the_table_of_another_layer_is_refused_though_a_manifest_has_its_digest() {
     };
     let manifest = Manifest::first(facts, vec![shape], &[change]).expect("within limits");
     let id = manifest.snapshot();
+    let table = publication_of(&site, other.0.id()).tables()[0].clone();
     let publication = Publication::new(Edition::FIRST, manifest, vec![stored]);
-    put(
-        &site,
-        &Path::from(format!("manifests/{id}/1")),
-        publication.encode(KeyRing::of_name("default").own()),
-    );
+    put_manifest(&site, &publication);
     let elsewhere = site.elsewhere().expect("a temporary directory");
     let cold = start(&elsewhere);
     let opened = cold.open(id).expect("it is published");
     let refused = refusal(&cold, &opened, &memory);
     assert!(refused.contains("it is another layer's"), "{refused}");
+    // With that table in it, the manifest itself is refused.
+    put_manifest(&site, &publication.with_tables(vec![table]));
+    let elsewhere = site.elsewhere().expect("a temporary directory");
+    let refused = start(&elsewhere).open(id).expect_err("the table is another layer's").to_string();
+    let named = [format!("the manifest of snapshot {id}"), format!("the table of layer {}", layer.id())];
+    assert!(named.iter().all(|name| refused.contains(name)), "{refused}");
+}
+
+#[test]
+fn a_snapshot_is_read_where_its_manifest_has_the_tables_and_the_store_lost_them() {
+    let (site, engine, (snapshot, memory)) = published(700);
+    let layer = only_layer(&snapshot);
+    let stored = layer.stored_at().expect("it is published");
+    let path = path_of(layer.id(), &stored);
+    let mut damaged = object(&site, &path);
+    let table = damaged.len() - usize::try_from(stored.table_bytes).expect("64 bits");
+    damaged[table..].fill(0);
+    put(&site, &path, damaged);
+    let cold = open_elsewhere(&site, &snapshot);
+    judge(&cold.engine, &cold.snapshot, &memory).expect("every page is the model's");
+    drop(engine);
 }
