@@ -253,10 +253,13 @@ impl Sources {
         self.judged(class, read)
     }
 
-    /// True if a snapshot was deleted, by any node.
+    /// True if a snapshot was deleted, by any node. It is the first question before a cold resume, and its answer is short:
+    /// its time is that of a first byte.
     pub(crate) async fn has_tombstone(&self, snapshot: SnapshotId) -> Result<bool, SourceError> {
-        let wanted = || format!("the tombstone of snapshot {snapshot}");
-        in_time(limits::READ_WAIT, wanted, self.store.has_tombstone(snapshot)).await
+        let (wanted, asked) = (|| format!("the tombstone of snapshot {snapshot}"), Instant::now());
+        let answer = in_time(limits::READ_WAIT, wanted, self.store.has_tombstone(snapshot)).await?;
+        self.speed.note_first_byte(asked.elapsed());
+        Ok(answer)
     }
 
     /// All snapshots in the store.
