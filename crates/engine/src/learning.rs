@@ -1,19 +1,34 @@
-//! Records the working set of a resume, the pages that its guest touches first, and installs it ahead of the next
-//! guest.
+//! Brings pages ahead of a resumed guest, and records its working set, the pages that it touches first, for the next one.
 
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
 use crate::ahead::missing_frames;
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, WantedFrames};
+use crate::frame::frames_of;
+use crate::geometry::{GuestPage, GuestPages};
 use crate::limits;
 use crate::serve::{FaultServer, Recorded};
 use crate::snapshot::Snapshot;
+use crate::sources::Sources;
 use crate::working_set::{Use, WorkingSet};
 use crate::working_sets;
 
-/// Records the working set of each resume.
+/// Pages that are brought ahead of a resumed guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Prefault {
+    /// None: each page comes when the guest touches it.
+    Nothing,
+    /// Those that earlier guests of the snapshot touched first. If none was recorded, the pages that the snapshot's own
+    /// pause kept are fetched from the store, and installed when the guest touches them.
+    #[default]
+    WorkingSet,
+    /// All, those of the working set first.
+    All,
+}
+
+/// Brings pages ahead of each resume, and records it.
 #[derive(Debug, Clone)]
 pub struct Learner {
     /// Fetches what guests may want soon.
@@ -22,11 +37,11 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Makes `server` install the pages ahead that earlier guests of `snapshot` touched first, and record those of this
-    /// guest for later ones. For a server that has just started, of a resumed guest that does not run yet; not for one
-    /// that serves a running guest again. Never waits; the recording is kept in the background.
-    pub fn learn(&self, snapshot: &Arc<Snapshot>, server: &FaultServer) {
-        let (lesson, fetcher) = (Lesson::begin(snapshot, server), self.fetcher.clone());
+    /// Makes `server` install the pages ahead that `prefault` says, and record those that this guest touches first for later
+    /// ones. For a server that has just started, of a resumed guest that does not run yet; not for one that serves a
+    /// running guest again. Never waits; the recording is kept in the background.
+    pub fn learn(&self, snapshot: &Arc<Snapshot>, server: &FaultServer, prefault: Prefault) {
+        let (lesson, fetcher) = (Lesson::begin(snapshot, server, prefault), self.fetcher.clone());
         drop(self.runtime.spawn(async move { lesson.learn(&fetcher).await }));
     }
 }
@@ -36,18 +51,19 @@ impl Learner {
 pub(crate) struct Lesson {
     snapshot: Arc<Snapshot>,
     recorded: Recorded,
+    prefault: Prefault,
     /// The decision made before the guest ran.
     first: Use,
-    /// The server was told what to install then.
+    /// The server was told of the working set then.
     is_told: bool,
 }
 
 impl Lesson {
     /// Begins with a server whose guest does not run yet. From now on the snapshot's known working set is installed, unless
     /// parts of it are to be fetched first.
-    pub(crate) fn begin(snapshot: &Arc<Snapshot>, server: &FaultServer) -> Self {
+    pub(crate) fn begin(snapshot: &Arc<Snapshot>, server: &FaultServer, prefault: Prefault) -> Self {
         let recorded = server.record();
-        let first = snapshot.working_set().begin_use();
+        let first = begin_use(snapshot, prefault);
         let view = snapshot.memory().load();
         let is_here = view.layers().iter().all(|layer| layer.local().is_all_verified());
         let told = if let Use::Ahead(set) = &first
@@ -59,25 +75,15 @@ impl Lesson {
         };
         told.inspect(|set| recorded.install_ahead(set));
         let is_told = told.is_some();
-        Self { snapshot: Arc::clone(snapshot), recorded, first, is_told }
+        Self { snapshot: Arc::clone(snapshot), recorded, prefault, first, is_told }
     }
 
     /// Finishes it: keeps the recording if there was none before, or no useful one.
     pub(crate) async fn learn(self, fetcher: &Fetcher) {
-        let Self { snapshot, recorded, first, is_told } = self;
+        let decided = self.decide(fetcher.sources()).await;
+        self.bring_ahead(&decided, fetcher);
+        let Self { snapshot, recorded, prefault, .. } = self;
         let (known, sources) = (snapshot.working_set(), fetcher.sources());
-        let decided = match first {
-            Use::Ask => {
-                working_sets::find(&snapshot, sources).await;
-                known.begin_use()
-            }
-            decided @ (Use::Record(_) | Use::Ahead(_)) => decided,
-        };
-        if let Use::Ahead(set) = &decided
-            && !is_told
-        {
-            install_ahead(&snapshot, fetcher, &recorded, set);
-        }
         if known.unstored().is_some() && snapshot.is_published() {
             // An earlier upload failed, or was cut short.
             working_sets::publish(&snapshot, sources.store(), sources.keys().own()).await;
@@ -86,20 +92,70 @@ impl Lesson {
         let pages = snapshot.memory().pages();
         let (expected, set) = match decided {
             Use::Ahead(set) if set.is_poor(&touches) => (Some(Arc::clone(&set)), set.grown_by(touches)),
-            Use::Ahead(_) | Use::Ask => return,
-            Use::Record(expected) => (expected, WorkingSet::new(snapshot.id(), pages, touches)),
+            // Of a guest whose pages were all installed ahead, the touches say nothing.
+            Use::Record(expected) if prefault != Prefault::All => {
+                (expected, WorkingSet::new(snapshot.id(), pages, touches))
+            }
+            Use::Ahead(_) | Use::Ask | Use::Record(_) | Use::Not => return,
         };
         if !set.is_empty() {
             working_sets::keep(&snapshot, sources, expected.as_ref(), Arc::new(set)).await;
         }
     }
+
+    /// The use of the working set, once it was looked for.
+    async fn decide(&self, sources: &Sources) -> Use {
+        if let Use::Ask = self.first {
+            working_sets::find(&self.snapshot, sources).await;
+            return begin_use(&self.snapshot, self.prefault);
+        }
+        self.first.clone()
+    }
+
+    /// Begins to fetch pages, and then tells the server of them. In this order: frames for which the server asks first
+    /// come one by one.
+    fn bring_ahead(&self, decided: &Use, fetcher: &Fetcher) {
+        let (view, pages) = (self.snapshot.memory(), self.snapshot.memory().pages());
+        let bring = |wanted| drop(tokio::spawn(fetcher.bring_all(wanted)));
+        match decided {
+            Use::Ahead(set) if !self.is_told => {
+                bring(missing_frames(view, set.runs_within(pages)));
+                self.recorded.install_ahead(set);
+            }
+            Use::Record(None) if self.prefault == Prefault::WorkingSet => bring(own_frames(&self.snapshot)),
+            Use::Ahead(_) | Use::Record(_) | Use::Ask | Use::Not => {}
+        }
+        if self.prefault == Prefault::All {
+            bring(missing_frames(view, [GuestPages::new(GuestPage::FIRST, pages)]));
+            self.recorded.install_all(pages);
+        }
+    }
 }
 
-/// Begins to fetch a working set, and tells the server of it. In this order: frames for which the server asks first come
-/// one by one.
-fn install_ahead(snapshot: &Snapshot, fetcher: &Fetcher, recorded: &Recorded, set: &Arc<WorkingSet>) {
+fn begin_use(snapshot: &Snapshot, prefault: Prefault) -> Use {
+    match prefault {
+        Prefault::Nothing => snapshot.working_set().begin_without(),
+        Prefault::WorkingSet | Prefault::All => snapshot.working_set().begin_use(),
+    }
+}
+
+/// The missing frames of the pages that a snapshot's own pause kept, as many as a working set may have: the guess where
+/// no guest was recorded. All pages of a first snapshot are its own, so it has no guess.
+fn own_frames(snapshot: &Snapshot) -> Vec<WantedFrames> {
+    if snapshot.parent_id().is_none() {
+        return Vec::new();
+    }
     let view = snapshot.memory();
-    let fetching = fetcher.bring_all(missing_frames(view, set.runs_within(view.pages())));
-    recorded.install_ahead(set);
-    drop(tokio::spawn(fetching));
+    let is_own = |wanted: &WantedFrames| {
+        let stored = wanted.file.layer().stored_at();
+        stored.is_some_and(|stored| stored.object.publisher == snapshot.id())
+    };
+    let mut own = missing_frames(view, [GuestPages::new(GuestPage::FIRST, view.pages())]);
+    own.retain(is_own);
+    let mut left = frames_of(limits::WORKING_SET_PAGES_MAX);
+    for WantedFrames { frames, .. } in &mut own {
+        frames.truncate(left);
+        left -= frames.len();
+    }
+    own
 }

@@ -15,6 +15,7 @@ use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::key_ring::KeyRing;
+use rekindle_engine::learning::Prefault;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::limits;
 use rekindle_engine::serve::{FaultServer, ServeStats};
@@ -54,8 +55,19 @@ fn verify(guest: &Guest) {
 
 /// A guest whose touches are recorded.
 fn resume(test: &str, kind: Kind, engine: &Engine, snapshot: &Arc<Snapshot>) -> Option<(Guest, FaultServer)> {
+    resume_with(test, kind, engine, snapshot, Prefault::default())
+}
+
+/// The same, with these pages brought ahead.
+fn resume_with(
+    test: &str,
+    kind: Kind,
+    engine: &Engine,
+    snapshot: &Arc<Snapshot>,
+    prefault: Prefault,
+) -> Option<(Guest, FaultServer)> {
     let (guest, server) = serve(test, kind, Tracking::Scan, engine, snapshot)?;
-    engine.learner().learn(snapshot, &server);
+    engine.learner().learn(snapshot, &server, prefault);
     Some((guest, server))
 }
 
@@ -169,6 +181,44 @@ fn what_was_recorded_is_found_in_the_store_by_a_node_that_has_nothing() {
     verify(&guest);
     assert_eq!(engine.working_set(&cold).as_deref(), Some(&*set));
     assert_eq!(stored_sets(&node, snapshot.id()).len(), 1, "it is not stored again");
+}
+
+#[test]
+fn a_guest_is_brought_none_of_its_pages_or_all_of_them_where_that_is_asked_for() {
+    let node = Node::start();
+    let snapshot = node.snapshot(PAGES, sparse);
+    let Some((_, set)) = record("asked for", Kind::Private, &node.engine, &snapshot) else { return };
+    wait_stored(&node, snapshot.id());
+    let (engine, cold) = node.cold(&snapshot);
+    let (guest, server) = resume_with("asked for", Kind::Private, &engine, &cold, Prefault::Nothing).unwrap();
+    touch_first(&guest);
+    let stats = server.stats();
+    assert!(stats.pages_prefetched == 0 && stats.faults > 0, "{stats:?}");
+    drop(server.end_epoch());
+    assert_eq!(engine.working_set(&cold).as_deref(), Some(&*set), "it is as it was");
+    let (guest, server) = resume_with("asked for", Kind::Private, &engine, &cold, Prefault::All).unwrap();
+    prefetched(&server, u32::try_from(PAGES).unwrap());
+    verify(&guest);
+    let stats = server.stats();
+    assert_eq!((stats.faults, stats.misses), (0, 0), "{stats:?}");
+}
+
+#[test]
+fn without_a_recording_the_pages_that_a_snapshots_own_pause_kept_are_fetched() {
+    let node = Node::start();
+    let parent = node.snapshot(PAGES, sparse);
+    let own = |page: usize| (100..300).contains(&page).then(|| word_of(page) + 1);
+    let snapshot = node.snapshot_of(Some(&parent), PAGES, own);
+    let (engine, cold) = node.cold(&snapshot);
+    let Some((guest, server)) = resume("own pages", Kind::Private, &engine, &cold) else { return };
+    wait_for("fetched", || {
+        let layers = cold.layers_now();
+        layers.iter().any(|layer| layer.bytes == 200 * 4096 && layer.local_bytes == layer.bytes).then_some(())
+    });
+    let parents = cold.layers_now().into_iter().find(|layer| layer.bytes > 200 * 4096).unwrap();
+    assert_eq!(parents.local_bytes, 0, "only the guest asks for it");
+    assert_eq!(server.stats().pages_prefetched, 0, "so that the recording has what the guest touches");
+    assert!(guest.has(150, word_of(150) + 1) && guest.has(1500, sparse(1500).unwrap_or(0)));
 }
 
 /// Recordings that no guest has made of this snapshot.

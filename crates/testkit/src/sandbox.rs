@@ -12,6 +12,7 @@ use rekindle::vmm::process::{GuestShape, ProcessGuest};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::learning::Prefault;
 use rekindle_engine::pause::PausedGuest;
 use rekindle_engine::serve::{Epoch, FaultServer};
 use rekindle_engine::snapshot::Snapshot;
@@ -68,7 +69,9 @@ impl Sandbox {
         snapshot: &Arc<Snapshot>,
         shape: GuestShape,
     ) -> anyhow::Result<Self> {
-        Self::resume_with(engine, snapshot, shape, |server| engine.learner().learn(snapshot, server))
+        Self::resume_with(engine, snapshot, shape, |server| {
+            engine.learner().learn(snapshot, server, Prefault::default())
+        })
     }
 
     fn resume_with(

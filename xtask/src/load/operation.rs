@@ -65,6 +65,7 @@ impl Operation {
                     labels: Default::default(),
                     serve_before_seal: None,
                     taps: None,
+                    prefault: None,
                 };
                 client.resume_snapshot(&snapshot.to_string(), Some(name), &how).map(Outcome::Made)
             }
@@ -73,6 +74,7 @@ impl Operation {
                     count: *count,
                     name: Some(name.parse().expect("it is a name")),
                     labels: Default::default(),
+                    prefault: None,
                 };
                 client.fork_sandbox(&sandbox.to_string(), Some(name), &how).map(Outcome::Made)
             }

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::mailbox::{Mail, Mailbox};
 use super::recording::Recording;
+use crate::page_set::PageSet;
 use crate::working_set::{Touch, WorkingSet};
 
 /// The other end of a recording.
@@ -29,6 +30,13 @@ impl Recorded {
     pub(crate) fn install_ahead(&self, set: &Arc<WorkingSet>) {
         if let Some(mailbox) = self.mailbox.upgrade() {
             mailbox.send(Mail::Ahead(Arc::clone(set)));
+        }
+    }
+
+    /// Tells the server to install all of its guest's `pages`, behind those it was told of before.
+    pub(crate) fn install_all(&self, pages: u32) {
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            mailbox.send(Mail::Prefetch(PageSet::full(pages)));
         }
     }
 

@@ -31,7 +31,7 @@ enum Found {
 }
 
 /// Use of the working set by a resume.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Use {
     /// Look for a recording first.
     Ask,
@@ -39,6 +39,8 @@ pub(crate) enum Use {
     Record(Option<Arc<WorkingSet>>),
     /// Install this one ahead.
     Ahead(Arc<WorkingSet>),
+    /// Install nothing ahead, and record nothing.
+    Not,
 }
 
 impl Known {
@@ -76,6 +78,15 @@ impl Known {
                 *uses += 1;
                 Use::Ahead(Arc::clone(set))
             }
+        }
+    }
+
+    /// Begins a resume that installs nothing ahead. It is recorded where there is no recording.
+    pub(crate) fn begin_without(&self) -> Use {
+        match &*lock(&self.found) {
+            Found::Unasked => Use::Ask,
+            Found::Absent => Use::Record(None),
+            Found::Present { .. } => Use::Not,
         }
     }
 
@@ -152,6 +163,16 @@ mod tests {
         assert!(known.replace(Some(&first), set(3)));
         assert!(!known.replace(Some(&first), set(4)));
         assert_eq!(known.now().map(|set| set.faults()), Some(3));
+    }
+
+    #[test]
+    fn a_resume_without_pages_ahead_is_recorded_only_where_there_is_no_recording() {
+        let known = Known::new();
+        assert!(matches!(known.begin_without(), Use::Ask));
+        known.found(None);
+        assert!(matches!(known.begin_without(), Use::Record(None)));
+        known.replace(None, set(1));
+        assert!(matches!(known.begin_without(), Use::Not));
     }
 
     #[test]

@@ -76,8 +76,18 @@ impl Node {
 
     /// A snapshot whose page `p` has the content of `word(p)`; pages without a word are zero.
     pub(crate) fn snapshot(&self, pages: usize, word: impl Fn(usize) -> Option<u64>) -> Arc<Snapshot> {
+        self.snapshot_of(None, pages, word)
+    }
+
+    /// The same of a child, whose pages without a word are its parent's.
+    pub(crate) fn snapshot_of(
+        &self,
+        parent: Option<&Arc<Snapshot>>,
+        pages: usize,
+        word: impl Fn(usize) -> Option<u64>,
+    ) -> Arc<Snapshot> {
         let bytes = u64::try_from(pages * 4096).unwrap();
-        let permit = self.engine.permit_pause(None, bytes).unwrap();
+        let permit = self.engine.permit_pause(parent, bytes).unwrap();
         let memfd = Memfd::create("guest", bytes, PageKind::Small).unwrap();
         let count = u32::try_from(pages).unwrap();
         let mut kept = PageSet::new(count);

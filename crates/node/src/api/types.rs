@@ -210,6 +210,22 @@ pub struct ResumeSandbox {
     /// gone.
     #[serde(default)]
     pub from_last_snapshot: bool,
+    /// The pages to bring ahead of its guest; the setting by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefault: Option<Prefault>,
+}
+
+/// Pages that are brought ahead of a resumed guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Prefault {
+    /// None: each page comes when the guest touches it.
+    None,
+    /// Those that earlier guests of the snapshot touched first. If none was recorded, the pages that its own pause kept are
+    /// fetched from the store.
+    WorkingSet,
+    /// All of its memory, the working set first.
+    All,
 }
 
 /// New sandboxes to be made of a snapshot.
@@ -235,6 +251,9 @@ pub struct ResumeSnapshot {
     #[serde(default)]
     #[schema(max_items = 8)]
     pub taps: Option<Vec<TapName>>,
+    /// The pages to bring ahead of their guests; the setting by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefault: Option<Prefault>,
 }
 
 fn one() -> u32 {
@@ -243,7 +262,8 @@ fn one() -> u32 {
 
 impl Default for ResumeSnapshot {
     fn default() -> Self {
-        Self { count: one(), name: None, labels: Labels::new(), serve_before_seal: None, taps: None }
+        let labels = Labels::new();
+        Self { count: one(), name: None, labels, serve_before_seal: None, taps: None, prefault: None }
     }
 }
 
@@ -263,11 +283,14 @@ pub struct ForkSandbox {
     #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
+    /// The pages to bring ahead of their guests; the setting by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefault: Option<Prefault>,
 }
 
 impl Default for ForkSandbox {
     fn default() -> Self {
-        Self { count: one(), name: None, labels: Labels::new() }
+        Self { count: one(), name: None, labels: Labels::new(), prefault: None }
     }
 }
 

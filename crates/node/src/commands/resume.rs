@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::numbers::number;
@@ -12,7 +12,7 @@ use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of};
 use crate::api::limits;
-use crate::api::types::{ForkSandbox, NameOfSeveral, ResumeSandbox, ResumeSnapshot, Sandbox, TapName};
+use crate::api::types::{self, ForkSandbox, NameOfSeveral, ResumeSandbox, ResumeSnapshot, Sandbox, TapName};
 use crate::client::Client;
 
 /// The sandbox or snapshot to resume, with options.
@@ -31,6 +31,9 @@ pub struct ResumeArguments {
     /// Serve it before its snapshot is sealed, or not [default: the daemon's setting]
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     serve_before_seal: Option<bool>,
+    /// The pages to bring ahead of its guest [default: the daemon's setting]
+    #[arg(long, value_name = "PAGES")]
+    prefault: Option<Prefault>,
     /// A tap device of its machine, instead of the one it had; again for each of its network devices
     #[arg(long = "tap", value_name = "DEVICE")]
     taps: Vec<String>,
@@ -40,6 +43,27 @@ pub struct ResumeArguments {
     /// A key of your choice: the same request for new sandboxes under the same key is done once
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+}
+
+/// Pages that are brought ahead of a resumed guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Prefault {
+    /// None: each page comes when the guest touches it
+    None,
+    /// Those that earlier guests of the snapshot touched first, or else those that its own pause kept
+    WorkingSet,
+    /// All of its memory
+    All,
+}
+
+impl From<Prefault> for types::Prefault {
+    fn from(pages: Prefault) -> Self {
+        match pages {
+            Prefault::None => Self::None,
+            Prefault::WorkingSet => Self::WorkingSet,
+            Prefault::All => Self::All,
+        }
+    }
 }
 
 /// The sandbox to fork, with options.
@@ -55,6 +79,9 @@ pub struct ForkArguments {
     name: Option<NameOfSeveral>,
     #[command(flatten)]
     labels: LabelArguments,
+    /// The pages to bring ahead of their guests [default: the daemon's setting]
+    #[arg(long, value_name = "PAGES")]
+    prefault: Option<Prefault>,
     /// A key of your choice: the same request under the same key is done once, however often it is sent
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -78,6 +105,7 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
                 serve_before_seal: arguments.serve_before_seal,
                 taps: taps(arguments),
                 from_last_snapshot: arguments.from_last_snapshot,
+                prefault: arguments.prefault.map(types::Prefault::from),
             };
             let id = sandbox.id.to_string();
             let resumed = session.output.during("resuming", || client.resume_sandbox(&id, &how))?;
@@ -90,6 +118,7 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
                 labels: arguments.labels.labels()?,
                 serve_before_seal: arguments.serve_before_seal,
                 taps: taps(arguments),
+                prefault: arguments.prefault.map(types::Prefault::from),
             };
             let snapshot = snapshot_of(&target)?.to_string();
             let key = arguments.idempotency_key.as_deref();
@@ -113,13 +142,15 @@ pub fn fork(session: &Session, arguments: &ForkArguments) -> anyhow::Result<Stat
 }
 
 fn make_forks(client: &Client, target: &Target, arguments: &ForkArguments) -> anyhow::Result<Vec<Sandbox>> {
-    let ForkArguments { count, name, labels, idempotency_key, .. } = arguments;
+    let ForkArguments { count, name, labels, prefault, idempotency_key, .. } = arguments;
     let (id, key, labels) = (target.id().to_string(), idempotency_key.as_deref(), labels.labels()?);
-    let (count, name) = (*count, name.clone());
+    let (count, name, prefault) = (*count, name.clone(), prefault.map(types::Prefault::from));
     Ok(match target {
-        Target::Sandbox(_) => client.fork_sandbox(&id, key, &ForkSandbox { count, name, labels })?,
+        Target::Sandbox(_) => {
+            client.fork_sandbox(&id, key, &ForkSandbox { count, name, labels, prefault })?
+        }
         Target::Snapshot(_) => {
-            let how = ResumeSnapshot { count, name, labels, serve_before_seal: None, taps: None };
+            let how = ResumeSnapshot { count, name, labels, prefault, ..ResumeSnapshot::default() };
             client.resume_snapshot(&id, key, &how)?
         }
     })

@@ -12,7 +12,7 @@ use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
 use rekindle_engine::fetch::Fetcher;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
-use rekindle_engine::learning::Learner;
+use rekindle_engine::learning::{Learner, Prefault};
 use rekindle_engine::precedence::Precedence;
 use rekindle_engine::serve::Epoch;
 use rekindle_engine::snapshot::Snapshot;
@@ -182,6 +182,7 @@ impl FaultSockets {
             catalog: self.catalog.clone(),
             fetcher: self.host.engine.fetcher().clone(),
             learner: self.host.engine.learner(),
+            prefault: self.host.settings().prefault,
             precedence: self.host.engine.precedence().clone(),
             metrics: Arc::clone(&self.host.metrics),
             socket: Arc::clone(socket),
@@ -325,6 +326,7 @@ struct SocketServices {
     catalog: Catalog,
     fetcher: Fetcher,
     learner: Learner,
+    prefault: Prefault,
     precedence: Precedence,
     metrics: Arc<Metrics>,
     socket: Arc<Socket>,
@@ -367,7 +369,7 @@ impl SocketServices {
         };
         if let State::Serving { server } = &state {
             self.metrics.serving(snapshot.id(), server.watch());
-            self.learner.learn(snapshot, server);
+            self.learner.learn(snapshot, server, self.prefault);
         }
         self.socket.taken_over(state, given.ok().map(|()| keeper.identity()));
         // Only now: the VMM waits for its first pages until it is served.

@@ -75,6 +75,7 @@ impl Sandboxes {
             serve_before_seal: how.serve_before_seal,
             taps: how.taps.clone(),
             from_last_snapshot: false,
+            prefault: how.prefault,
         };
         let wanted = Wanted { ids: &ids, names, labels: &how.labels, how: each, room: &room };
         self.make_all(&known, &wanted, asked, &mut chosen)
@@ -104,7 +105,7 @@ impl Sandboxes {
             }
             None => self.source_of_forks(&entry, *pause, asked, &mut chosen)?,
         };
-        let each = ResumeSandbox::default();
+        let each = ResumeSandbox { prefault: how.prefault, ..ResumeSandbox::default() };
         let wanted = Wanted { ids, names, labels: &how.labels, how: each, room: &source.room };
         match self.make_all(&source.known, &wanted, asked, &mut chosen) {
             Ok(made) => Ok(made),

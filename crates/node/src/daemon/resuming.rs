@@ -1,5 +1,6 @@
 //! Brings the guest of a sandbox back from a snapshot.
 
+use rekindle_engine::learning::Prefault;
 use uuid::Uuid;
 
 use super::entry::{Entry, Turn};
@@ -13,7 +14,7 @@ use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
 use crate::api::control::{Answer, Asked};
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{Reference, ResumeSandbox, Sandbox, TapName};
+use crate::api::types::{self, Reference, ResumeSandbox, Sandbox, TapName};
 
 impl Sandboxes {
     pub(super) fn resume(
@@ -81,8 +82,19 @@ impl Sandboxes {
         self.snapshots.wait_to_serve(known, asked, how.serve_before_seal)?;
         asked.check()?;
         let _first = self.host.engine.precedence().bring_up();
-        let live = self.born(&spec, room, |birth| Live::resume(&self.host, birth, &known.snapshot))?;
+        let prefault = how.prefault.map_or_else(|| self.host.settings().prefault, prefault_of);
+        let live =
+            self.born(&spec, room, |birth| Live::resume(&self.host, birth, (&known.snapshot, prefault)))?;
         Ok((live, spec))
+    }
+}
+
+/// The pages to bring ahead of a guest, in the engine's words.
+const fn prefault_of(asked: types::Prefault) -> Prefault {
+    match asked {
+        types::Prefault::None => Prefault::Nothing,
+        types::Prefault::WorkingSet => Prefault::WorkingSet,
+        types::Prefault::All => Prefault::All,
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Key {
 }
 
 /// All of them, in the order in which they are shown.
-pub const KEYS: [Key; 40] = [
+pub const KEYS: [Key; 41] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -128,6 +128,15 @@ pub const KEYS: [Key; 40] = [
         default: "0",
         example: "\"50MiB\"",
         reloads: false,
+    },
+    Key {
+        name: "prefault",
+        flag: "prefault",
+        value: "none|working-set|all",
+        help: "Pages that are brought ahead of a resumed guest, unless the request says: none, working-set or all",
+        default: "working-set",
+        example: "\"all\"",
+        reloads: true,
     },
     Key {
         name: "serve_before_seal",

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rekindle_engine::identity::DomainName;
+use rekindle_engine::learning::Prefault;
 use rekindle_engine::limits;
 use serde::Serialize;
 
@@ -60,6 +61,8 @@ pub struct Settings {
     pub compare_workers: Option<usize>,
     /// Bytes that publishing may send in a second; no limit without.
     pub publish_bytes_a_second_max: Option<NonZeroU64>,
+    /// Pages that are brought ahead of a resumed guest. Reloads.
+    pub prefault: Prefault,
     /// True if a snapshot can be resumed before it is sealed. Reloads.
     pub serve_before_seal: bool,
     /// Time that files set aside by a start are kept. Reloads.
@@ -211,6 +214,7 @@ impl Settings {
             pause_wait: read.value("pause_wait", &values::TIME, limits::PAUSE_WAIT_DEFAULT)?,
             compare_workers: read.value("compare_workers", &values::WORKERS, None)?,
             publish_bytes_a_second_max: read.value("publish_bytes_a_second_max", &values::RATE, None)?,
+            prefault: read.value("prefault", &values::PREFAULT, Prefault::WorkingSet)?,
             serve_before_seal: read.value("serve_before_seal", &values::SWITCH, true)?,
             set_aside_kept: read.value("set_aside_kept", &values::TIME, SET_ASIDE_KEPT)?,
             events_kept: read.value("events_kept", &values::COUNT, 10_000)?,
@@ -284,6 +288,7 @@ impl Settings {
         Self {
             run_unpausable: newer.run_unpausable,
             memory_overcommit: newer.memory_overcommit,
+            prefault: newer.prefault,
             serve_before_seal: newer.serve_before_seal,
             set_aside_kept: newer.set_aside_kept,
             log_level: newer.log_level.clone(),

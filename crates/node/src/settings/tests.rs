@@ -171,6 +171,7 @@ fn a_wrong_value_is_refused_where_it_was_said_with_what_could_be() {
         ),
         ("pause_wait = 1.5", "pause_wait cannot be 1.5: it must be a time"),
         ("compare_workers = 0", "compare_workers cannot be 0: it must be auto, or a number from 1 to 1024"),
+        ("prefault = \"some\"", "prefault cannot be \"some\": it must be none, working-set or all"),
         ("serve_before_seal = \"maybe\"", "serve_before_seal cannot be \"maybe\": it must be true or false"),
         (
             "log_level = \"inof\"",
@@ -289,6 +290,7 @@ fn a_reload_says_what_changed_and_what_of_it_can_change_now() {
         [
             "run_unpausable",
             "memory_overcommit",
+            "prefault",
             "serve_before_seal",
             "set_aside_kept",
             "log_level",

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use percent_encoding::percent_decode_str;
 use rekindle_engine::identity::DomainName;
+use rekindle_engine::learning::Prefault;
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -52,6 +53,17 @@ pub(super) const WORKERS: Kind<Option<usize>> = Kind {
 };
 pub(super) const SWITCH: Kind<bool> = Kind { parse: switch, show: |on| (on.to_string(), json!(on)) };
 pub(super) const LEVEL: Kind<String> = Kind { parse: level, show: |level| text(level.clone()) };
+pub(super) const PREFAULT: Kind<Prefault> = Kind {
+    parse: prefault,
+    show: |pages| {
+        let shown = match pages {
+            Prefault::Nothing => "none",
+            Prefault::WorkingSet => "working-set",
+            Prefault::All => "all",
+        };
+        text(shown.to_owned())
+    },
+};
 pub(super) const FORMAT: Kind<LogFormat> =
     Kind { parse: format_of_log, show: |format| text(format.to_string()) };
 pub(super) const USERS: Kind<Vec<u32>> = Kind {
@@ -246,6 +258,15 @@ fn level(said: &Said) -> Result<String, String> {
     let words = given.split(',').map(str::trim);
     let understood = words.clone().all(|word| word.contains('=') || LevelFilter::from_str(word).is_ok());
     if !understood || EnvFilter::try_new(given).is_err() { Err(expected()) } else { Ok(given.to_owned()) }
+}
+
+fn prefault(said: &Said) -> Result<Prefault, String> {
+    match said.value.text() {
+        Some("none") => Ok(Prefault::Nothing),
+        Some("working-set") => Ok(Prefault::WorkingSet),
+        Some("all") => Ok(Prefault::All),
+        Some(_) | None => Err("none, working-set or all".to_owned()),
+    }
 }
 
 fn format_of_log(said: &Said) -> Result<LogFormat, String> {

@@ -53,8 +53,8 @@ fn a_sandbox_is_paused_resumed_forked_and_told_things() {
         (Some(Code::WrongState), &vec![sandbox.id])
     );
     assert_eq!(client.resume_sandbox("web", &ResumeSandbox::default()).unwrap().state, SandboxState::Running);
-    let fork =
-        ForkSandbox { count: 3, name: Some("fork".parse().expect("it is a name")), labels: Labels::new() };
+    let name = Some("fork".parse().expect("it is a name"));
+    let fork = ForkSandbox { count: 3, name, labels: Labels::new(), prefault: None };
     let forks = client.fork_sandbox("web", None, &fork).unwrap();
     let names: Vec<_> = forks.iter().filter_map(|fork| fork.name.as_deref()).collect();
     assert_eq!(names, ["fork-1", "fork-2", "fork-3"]);

@@ -82,6 +82,7 @@ impl Node {
             labels: Default::default(),
             serve_before_seal: None,
             taps: None,
+            prefault: None,
         };
         let resumed = self.client.resume_snapshot(snapshot, None, &wanted);
         assert!(resumed.is_ok(), "{resumed:?}; the log ends with:\n{}", self.place.log_end());

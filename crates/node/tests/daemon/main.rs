@@ -22,6 +22,7 @@ mod older_catalogs;
 mod outages;
 mod peers;
 mod documents;
+mod prefault;
 mod privacy;
 mod resource_limits;
 mod restarts;

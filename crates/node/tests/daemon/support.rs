@@ -166,7 +166,14 @@ pub(crate) fn pause_as(name: &str) -> PauseSandbox {
 
 pub(crate) fn resume_as(name: &str, count: u32) -> ResumeSnapshot {
     let name = Some(name.parse().expect("it is a name"));
-    ResumeSnapshot { count, name, labels: Default::default(), serve_before_seal: None, taps: None }
+    ResumeSnapshot {
+        count,
+        name,
+        labels: Default::default(),
+        serve_before_seal: None,
+        taps: None,
+        prefault: None,
+    }
 }
 
 /// A share of single pages.

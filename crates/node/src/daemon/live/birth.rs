@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::learning::Prefault;
 use rekindle_engine::serve::Epoch;
 use rekindle_engine::snapshot::Snapshot;
 use uuid::Uuid;
@@ -37,7 +38,7 @@ impl Live {
     pub(in crate::daemon) fn resume(
         host: &Host,
         Birth { id, spec, claim }: Birth<'_>,
-        snapshot: &Arc<Snapshot>,
+        (snapshot, prefault): (&Arc<Snapshot>, Prefault),
     ) -> anyhow::Result<Self> {
         let kept_by = host.keeping.client().identity();
         let socket = spec.handover(host, id)?;
@@ -67,7 +68,7 @@ impl Live {
         let epoch = Epoch::begin(handover, options.tracking).context("beginning to serve the guest")?;
         let facts = keep_epoch(&host.keeping, id, &epoch)?;
         let server = serve(host, snapshot, epoch, options)?;
-        host.engine.learner().learn(snapshot, &server);
+        host.engine.learner().learn(snapshot, &server, prefault);
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
         let guest = unborn.born();
