@@ -130,6 +130,10 @@ pub const WORKING_SET_STORE_WAIT: Duration = Duration::from_secs(10);
 /// Objects listed to find the newest working set of a snapshot: one, and a few more if nodes wrote at once.
 pub const WORKING_SET_OBJECTS_MAX: usize = 64;
 
+/// Time for which the place of a working set holds that was looked for while its snapshot was opened: a resume follows at
+/// once, and another node may put a newer one later.
+pub const WORKING_SET_SEARCH_HOLDS: Duration = Duration::from_secs(10);
+
 /// Longest time a recovery waits for a killed server to leave the kernel: its process is being torn down.
 pub const SERVER_END_WAIT: Duration = Duration::from_secs(10);
 

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use tokio_util::task::AbortOnDropHandle;
+
 use crate::attempt::FetchError;
 use crate::cache::{Cache, OpenStoredError};
 use crate::catalog::CatalogError;
@@ -158,7 +160,10 @@ pub(crate) async fn open(
         return Err(OpenError::Deleted { snapshot });
     }
     let unread = |source| OpenError::Store { snapshot, source };
-    // Both at once: a guest waits.
+    // All at once: a guest waits. Nobody waits for the working set here.
+    let of = sources.clone();
+    let search = tokio::spawn(async move { of.newest_working_set(snapshot).await.ok().flatten() });
+    let search = AbortOnDropHandle::new(search);
     let (read, has_tombstone) =
         tokio::join!(sources.manifest(snapshot, Class::Fault), sources.has_tombstone(snapshot));
     if has_tombstone.map_err(unread)? {
@@ -191,6 +196,7 @@ pub(crate) async fn open(
     }
     let named = Named::new(manifest.clone(), layers);
     let opened = Snapshot::named(parts_of(&named, records), named, true, SealFacts::default());
+    opened.working_set().searching(search);
     opened.editions().note(publication.edition(), publication.stored());
     Ok(opened)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use object_store::Error::{PermissionDenied, Unauthenticated};
+use object_store::path::Path as ObjectPath;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
@@ -267,12 +268,20 @@ impl Sources {
         in_time(limits::STORE_LIST_WAIT, || "the list of snapshots".to_owned(), self.store.snapshots()).await
     }
 
-    /// The newest working set of a snapshot, if there is one.
-    pub(crate) async fn working_set(&self, snapshot: SnapshotId) -> Result<Option<Bytes>, SourceError> {
+    /// The place of a snapshot's newest working set, if there is one.
+    pub(crate) async fn newest_working_set(
+        &self,
+        snapshot: SnapshotId,
+    ) -> Result<Option<ObjectPath>, SourceError> {
+        let wanted = || format!("the working set of snapshot {snapshot}");
+        in_time(limits::WORKING_SET_STORE_WAIT, wanted, self.store.newest_working_set(snapshot)).await
+    }
+
+    /// The working set at a place.
+    pub(crate) async fn working_set(&self, place: ObjectPath) -> Result<Bytes, SourceError> {
         let class = Class::Ahead;
         let lease = self.budget.lease_within(class, limits::READ_BYTES_UNKNOWN, class.share()).await;
-        let wanted = || format!("the working set of snapshot {snapshot}");
-        let read = self.store.get_working_set(snapshot);
+        let (wanted, read) = (|| place.to_string(), self.store.get_working_set(place.clone()));
         let read = in_time(limits::WORKING_SET_STORE_WAIT, wanted, read).await;
         drop(lease);
         self.judged(class, read)

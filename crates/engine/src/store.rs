@@ -286,12 +286,18 @@ impl Store {
         self.delete_all(there.into_iter().filter(|other| *other < path)).await
     }
 
-    /// Reads the newest working set of a snapshot, if there is one.
-    pub(crate) async fn get_working_set(&self, snapshot: SnapshotId) -> Result<Option<Bytes>, StoreError> {
+    /// The newest working set of a snapshot, if there is one.
+    pub(crate) async fn newest_working_set(
+        &self,
+        snapshot: SnapshotId,
+    ) -> Result<Option<ObjectPath>, StoreError> {
         // Keys begin with the time.
-        let Some(path) = self.working_sets(snapshot).await?.into_iter().max() else { return Ok(None) };
-        let body = self.get_whole(path, limits::WORKING_SET_BYTES_MAX).await?;
-        Ok(Some(body))
+        Ok(self.working_sets(snapshot).await?.into_iter().max())
+    }
+
+    /// Reads a working set.
+    pub(crate) async fn get_working_set(&self, path: ObjectPath) -> Result<Bytes, StoreError> {
+        self.get_whole(path, limits::WORKING_SET_BYTES_MAX).await
     }
 
     /// Deletes all working sets of a snapshot.

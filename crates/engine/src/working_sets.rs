@@ -112,7 +112,20 @@ async fn stored(snapshot: &Snapshot, sources: &Sources) -> Option<WorkingSet> {
         return None;
     }
     let id = snapshot.id();
-    let bytes = match sources.working_set(id).await {
+    let begun = snapshot.working_set().take_search();
+    let read = async {
+        let found = match begun {
+            Some(search) => search.await.ok().flatten(),
+            None => None,
+        };
+        // There may be one by now.
+        let place = if found.is_some() { found } else { sources.newest_working_set(id).await? };
+        match place {
+            Some(place) => sources.working_set(place).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let bytes = match read.await {
         Ok(bytes) => bytes?,
         Err(error) => {
             tracing::debug!(snapshot = %id, %error, "a working set in the store cannot be had");

@@ -1,6 +1,10 @@
 //! This node's knowledge of a snapshot's working set while it has the snapshot.
 
 use std::sync::Arc;
+use std::time::Instant;
+
+use object_store::path::Path as ObjectPath;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::WorkingSet;
 use crate::limits;
@@ -10,8 +14,20 @@ use crate::sync::{Mutex, lock};
 #[derive(Debug)]
 pub(crate) struct Known {
     found: Mutex<Found>,
+    /// The search for the recording's place in the store that opening the snapshot began.
+    search: Mutex<Option<Search>>,
     /// Locked while a recording is looked for or written, so that each is done once.
     turn: tokio::sync::Mutex<()>,
+}
+
+/// The place of a recording in the store, which is being looked for; none if there is no recording.
+type Place = AbortOnDropHandle<Option<ObjectPath>>;
+
+/// A search for the place of a recording in the store.
+#[derive(Debug)]
+struct Search {
+    begun: Instant,
+    place: Place,
 }
 
 #[derive(Debug)]
@@ -45,7 +61,19 @@ pub(crate) enum Use {
 
 impl Known {
     pub(crate) fn new() -> Self {
-        Self { found: Mutex::new(Found::Unasked), turn: tokio::sync::Mutex::new(()) }
+        let (found, search) = (Mutex::new(Found::Unasked), Mutex::new(None));
+        Self { found, search, turn: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Remembers a search that has just begun.
+    pub(crate) fn searching(&self, place: Place) {
+        *lock(&self.search) = Some(Search { begun: Instant::now(), place });
+    }
+
+    /// Takes the search that opening the snapshot began, unless that was long ago.
+    pub(crate) fn take_search(&self) -> Option<Place> {
+        let search = lock(&self.search).take()?;
+        (search.begun.elapsed() < limits::WORKING_SET_SEARCH_HOLDS).then_some(search.place)
     }
 
     /// The recording, if it is known.
