@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
-use super::keys::{KEYS, Key};
+use super::key::Key;
+use super::keys::{KEYS, named};
 
 /// Under which words help lists these flags.
 const HELP_GROUP: &str = "Settings";
@@ -28,7 +29,7 @@ impl SettingFlags {
     /// The same with `value` for the setting `name`, given by `flag`; an earlier value stays.
     #[must_use]
     pub fn with(mut self, name: &str, flag: &str, value: Option<String>) -> Self {
-        if let (Some(key), Some(value)) = (Key::named(name), value) {
+        if let (Some(key), Some(value)) = (named(name), value) {
             self.given.entry(key.name).or_insert_with(|| Given { flag: flag.to_owned(), value });
         }
         self

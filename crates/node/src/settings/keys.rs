@@ -1,23 +1,6 @@
 //! Every setting by name, for files, variables and flags, with its text for help and documents.
 
-/// A setting as it is named and told of.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Key {
-    /// Its name in a settings file, with dots between tables: `api.tcp.listen`.
-    pub name: &'static str,
-    /// The flag that sets it, without the dashes before it: `api-tcp-listen`.
-    pub flag: &'static str,
-    /// Placeholder for its value in help.
-    pub value: &'static str,
-    /// Its meaning.
-    pub help: &'static str,
-    /// Its value where nothing is said, in words.
-    pub default: &'static str,
-    /// A value it could have, as a settings file has it.
-    pub example: &'static str,
-    /// True if it changes in a running daemon on SIGHUP.
-    pub reloads: bool,
-}
+use super::key::Key;
 
 /// All of them, in the order in which they are shown.
 pub const KEYS: [Key; 41] = [
@@ -392,16 +375,9 @@ pub const KEYS: [Key; 41] = [
     },
 ];
 
-impl Key {
-    /// The key of this name.
-    pub fn named(name: &str) -> Option<&'static Self> {
-        KEYS.iter().find(|key| key.name == name)
-    }
-
-    /// The environment variable that sets it: `REKINDLE_API_TCP_LISTEN`.
-    pub fn variable(&self) -> String {
-        format!("REKINDLE_{}", self.name.replace('.', "_").to_uppercase())
-    }
+/// The setting of this name.
+pub(super) fn named(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
 }
 
 #[cfg(test)]
@@ -410,7 +386,7 @@ mod tests {
 
     #[test]
     fn variables_and_flags_follow_from_names_and_never_collide() {
-        let key = Key::named("api.tcp.token_file").expect("it is listed");
+        let key = named("api.tcp.token_file").expect("it is listed");
         assert_eq!(key.variable(), "REKINDLE_API_TCP_TOKEN_FILE");
         assert_eq!(key.flag, "api-tcp-token-file");
         assert!(KEYS.iter().all(|key| key.flag == key.name.replace(['.', '_'], "-")));

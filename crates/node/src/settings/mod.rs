@@ -3,6 +3,7 @@
 mod closest;
 mod error;
 mod flags;
+mod key;
 pub mod keys;
 mod layers;
 mod sockets;
@@ -21,14 +22,15 @@ use serde::Serialize;
 
 pub use error::{SettingsError, Source};
 pub use flags::SettingFlags;
-pub use keys::Key;
+pub use key::Key;
 pub use layers::Surroundings;
 pub use store_location::StoreLocation;
 pub use values::{parse_size, parse_time};
 
 use crate::bucket::{BucketAccess, shown_without_secrets};
 use crate::telemetry::LogFormat;
-use keys::KEYS;
+use keys::{KEYS, named};
+
 use layers::Layers;
 use values::Kind;
 
@@ -322,7 +324,7 @@ struct Reader {
 impl Reader {
     /// The value of a setting that has a default.
     fn value<T>(&mut self, name: &str, kind: &Kind<T>, default: T) -> Result<T, SettingsError> {
-        let key = Key::named(name).expect("every setting is listed");
+        let key = named(name).expect("every setting is listed");
         let (value, source) = match self.parsed(key, kind)? {
             Some(found) => found,
             None => (default, Source::Default),
@@ -333,7 +335,7 @@ impl Reader {
 
     /// The value of a setting that may have none.
     fn given<T>(&mut self, name: &str, kind: &Kind<T>) -> Result<Option<T>, SettingsError> {
-        let key = Key::named(name).expect("every setting is listed");
+        let key = named(name).expect("every setting is listed");
         let found = self.parsed(key, kind)?;
         let source = found.as_ref().map_or(Source::Default, |(_, source)| source.clone());
         self.note(key, found.as_ref().map(|(value, _)| (kind.show)(value)), source);
