@@ -50,7 +50,7 @@ impl Sandboxes {
     ) -> anyhow::Result<Self> {
         let boot_files = BootFiles::new(boot_directory(&host), Arc::clone(&registry), Arc::clone(&snapshots));
         let (requests, freeing) = (Requests::new(catalog.clone())?, Mutex::default());
-        let daemon = Uuid::new_v4();
+        let daemon = Uuid::now_v7();
         Ok(Self { registry, catalog, requests, snapshots, room, boot_files, events, host, daemon, freeing })
     }
 
