@@ -9,8 +9,9 @@ use uuid::Uuid;
 use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket, ForkSandbox,
-    ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot,
-    Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, StoredSnapshotList, Verification, Version,
+    KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox,
+    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, StoredSnapshotList,
+    Verification, Version,
 };
 use crate::asker::Asker;
 use crate::settings::Settings;
@@ -86,6 +87,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList>;
     /// The snapshots in the store, oldest first.
     fn stored_snapshots(&self) -> Answer<StoredSnapshotList>;
+    /// The verdict of the setting `keep` on each snapshot, oldest first; nothing where it has no rules.
+    fn kept_snapshots(&self) -> Answer<Vec<KeptSnapshot>>;
     /// One snapshot.
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot>;
     /// Waits until a snapshot has come as far as `state`. A long wait is asked for in short turns.

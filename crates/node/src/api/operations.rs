@@ -9,8 +9,8 @@ use super::operation::{
 use super::problem::Code;
 use super::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain, DrainNode, Event,
-    EventsQuery, FaultSocket, ForkSandbox, Health, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
-    Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
+    EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox,
+    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
     StoredSnapshotList, Verification, Version, WaitQuery,
 };
 
@@ -174,6 +174,11 @@ pub(crate) const LIST_STORED_SNAPSHOTS: Operation<Nothing, NoInput, Json<StoredS
         .more("Each can be referred to as those of this node: by its id, or by a unique beginning or end of it.")
         .answers(200, "All of them")
         .fails(&[Code::StoreFailed]);
+
+pub(crate) const LIST_KEPT: Operation<Nothing, NoInput, JsonArray<KeptSnapshot>> =
+    Operation::get("list_kept", "/v1/kept", "snapshots")
+        .does("Tells which snapshots of this node the setting `keep` keeps, and why; oldest first.")
+        .answers(200, "All of them; none where the setting has no rules");
 
 pub(crate) const SHOW_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<Snapshot>> =
     Operation::get("show_snapshot", "/v1/snapshots/{reference}", "snapshots")

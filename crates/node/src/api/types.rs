@@ -28,8 +28,9 @@ pub use memory::{
 pub use names::{LabelFilter, Labels, Name, NameOfSeveral, NotAName, Reference};
 pub(crate) use names::{is_name, name_rule};
 pub use snapshot::{
-    PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState, StoreVerification,
-    StoreVerificationState, StoredSnapshot, StoredSnapshotList, Verification, Volume, WaitQuery,
+    KeptSnapshot, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState,
+    StoreVerification, StoreVerificationState, StoredSnapshot, StoredSnapshotList, Verification, Volume,
+    WaitQuery,
 };
 
 /// State of a sandbox.

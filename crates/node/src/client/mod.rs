@@ -22,9 +22,9 @@ use crate::api::operations::*;
 use crate::api::problem::Code;
 use crate::api::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain, DrainNode, EventsQuery,
-    FaultSocket, ForkSandbox, Health, LabelFilter, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
-    Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
-    StoredSnapshot, Verification, Version, WaitQuery,
+    FaultSocket, ForkSandbox, Health, KeptSnapshot, LabelFilter, ListQuery, OpenFaultSocket, PauseSandbox,
+    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
+    SnapshotState, StoredSnapshot, Verification, Version, WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -152,6 +152,11 @@ impl Client {
     /// The snapshots in the store, oldest first.
     pub fn stored_snapshots(&self) -> Result<Vec<StoredSnapshot>> {
         self.ask(&LIST_STORED_SNAPSHOTS, &(), &()).map(|list| list.snapshots)
+    }
+
+    /// The verdict of the setting `keep` on each snapshot of the node.
+    pub fn kept_snapshots(&self) -> Result<Vec<KeptSnapshot>> {
+        self.ask(&LIST_KEPT, &(), &())
     }
 
     /// One snapshot.

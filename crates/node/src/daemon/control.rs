@@ -12,8 +12,9 @@ use super::sandboxes::Sandboxes;
 use crate::api::control::{Answer, Asked, Control};
 use crate::api::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket, ForkSandbox,
-    ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot,
-    Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, StoredSnapshotList, Verification, Version,
+    KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox,
+    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, StoredSnapshotList,
+    Verification, Version,
 };
 
 /// The version of the control API.
@@ -75,6 +76,10 @@ impl Control for Daemon {
 
     fn stored_snapshots(&self) -> Answer<StoredSnapshotList> {
         self.counted(self.snapshots.list_stored())
+    }
+
+    fn kept_snapshots(&self) -> Answer<Vec<KeptSnapshot>> {
+        Ok(self.sandboxes().verdicts())
     }
 
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {

@@ -57,6 +57,7 @@ mod references;
 mod registry;
 mod removal;
 mod resuming;
+mod retention;
 mod room;
 mod room_promises;
 mod sandbox_recovery;

@@ -1,5 +1,5 @@
 //! Resumes what the last daemon's drain paused, tries again to decide the things that a start could not, publishes again
-//! what an accepted store lacks, and removes files set aside when their time is over.
+//! what an accepted store lacks, and removes snapshots that are not kept and files set aside when their time is over.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -15,7 +15,7 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest such pause, and the time between two looks when nothing is undecided: another node may have accepted a
 /// store.
 const RETRY_LAST: Duration = Duration::from_secs(60);
-/// Time between two looks at files that were set aside.
+/// Time between two looks at snapshots that are not kept and files that were set aside.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 
 /// The thread that tries again; a drop waits for its end.
@@ -55,6 +55,7 @@ fn decide_until_over(owners: &Weak<GuestOwners>, (over, changed): &(Mutex<bool>,
         let is_decided =
             here.sandboxes.resume_the_drained(is_over) & here.decide() & here.publish_what_is_missing();
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
+            here.sandboxes.delete_what_is_not_kept();
             here.remove_old_aside();
             looked = Some(Instant::now());
         }

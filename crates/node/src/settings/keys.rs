@@ -3,7 +3,7 @@
 use super::key::Key;
 
 /// All of them, in the order in which they are shown.
-pub const KEYS: [Key; 41] = [
+pub const KEYS: [Key; 42] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -128,6 +128,15 @@ pub const KEYS: [Key; 41] = [
         help: "Let a snapshot be resumed before it is sealed; off only to see what waiting costs",
         default: "true",
         example: "true",
+        reloads: true,
+    },
+    Key {
+        name: "keep",
+        flag: "keep",
+        value: "RULES",
+        help: "Which snapshots are kept, such as \"newest 3 within 7d\"; others are deleted for all nodes",
+        default: "everything",
+        example: "[\"newest 3 within 7d\", \"tier=gold newest 100\"]",
         reloads: true,
     },
     Key {

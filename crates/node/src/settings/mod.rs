@@ -3,6 +3,7 @@
 mod closest;
 mod error;
 mod flags;
+mod keep_rules;
 mod key;
 pub mod keys;
 mod layers;
@@ -22,6 +23,7 @@ use serde::Serialize;
 
 pub use error::{SettingsError, Source};
 pub use flags::SettingFlags;
+pub use keep_rules::KeepRule;
 pub use key::Key;
 pub use layers::Surroundings;
 pub use store_location::StoreLocation;
@@ -67,6 +69,8 @@ pub struct Settings {
     pub prefault: Prefault,
     /// True if a snapshot can be resumed before it is sealed. Reloads.
     pub serve_before_seal: bool,
+    /// Rules that say which snapshots are kept; without any all are. Reloads.
+    pub keep: Vec<KeepRule>,
     /// Time that files set aside by a start are kept. Reloads.
     pub set_aside_kept: Duration,
     /// Past events that are kept.
@@ -218,6 +222,7 @@ impl Settings {
             publish_bytes_a_second_max: read.value("publish_bytes_a_second_max", &values::RATE, None)?,
             prefault: read.value("prefault", &values::PREFAULT, Prefault::WorkingSet)?,
             serve_before_seal: read.value("serve_before_seal", &values::SWITCH, true)?,
+            keep: read.value("keep", &values::KEEP, Vec::new())?,
             set_aside_kept: read.value("set_aside_kept", &values::TIME, SET_ASIDE_KEPT)?,
             events_kept: read.value("events_kept", &values::COUNT, 10_000)?,
             log_level: read.value("log_level", &values::LEVEL, "info".to_owned())?,
@@ -292,6 +297,7 @@ impl Settings {
             memory_overcommit: newer.memory_overcommit,
             prefault: newer.prefault,
             serve_before_seal: newer.serve_before_seal,
+            keep: newer.keep.clone(),
             set_aside_kept: newer.set_aside_kept,
             log_level: newer.log_level.clone(),
             log_format: newer.log_format,

@@ -18,6 +18,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::StoreLocation;
 use super::error::Source;
+use super::keep_rules::KeepRule;
 use super::layers::{Said, SaidValue};
 use crate::bucket::BucketUrl;
 use crate::telemetry::{LogFormat, spans_url};
@@ -73,6 +74,13 @@ pub(super) const USERS: Kind<Vec<u32>> = Kind {
         (if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }, json!(users))
     },
 };
+pub(super) const KEEP: Kind<Vec<KeepRule>> = Kind {
+    parse: keep,
+    show: |rules| {
+        let shown: Vec<String> = rules.iter().map(KeepRule::to_string).collect();
+        (if shown.is_empty() { "everything".to_owned() } else { shown.join(", ") }, json!(shown))
+    },
+};
 pub(super) const USER: Kind<u32> = Kind { parse: user, show: |user| (user.to_string(), json!(user)) };
 pub(super) const ADDRESS: Kind<SocketAddr> =
     Kind { parse: address, show: |address| text(address.to_string()) };
@@ -116,7 +124,7 @@ pub fn parse_size(given: &str) -> Result<u64, String> {
 }
 
 /// A time as [`parse_time`] reads it.
-fn show_time(time: Duration) -> String {
+pub(super) fn show_time(time: Duration) -> String {
     let seconds = time.as_secs();
     if time.subsec_millis() == 0 && seconds > 0 && seconds.is_multiple_of(DAY_SECONDS) {
         return format!("{}d", seconds / DAY_SECONDS);
@@ -297,6 +305,22 @@ fn users(said: &Said) -> Result<Vec<u32>, String> {
         SaidValue::Text(given) => given.split(',').map(|id| one(&SaidValue::Text(id.to_owned()))).collect(),
         SaidValue::Number(_) | SaidValue::Truth(_) | SaidValue::Other(_) => {
             one(&said.value).map(|id| vec![id])
+        }
+    }
+}
+
+/// Rules in a list, or in a text with commas between them; none keeps everything.
+fn keep(said: &Said) -> Result<Vec<KeepRule>, String> {
+    let one = |value: &SaidValue| match value {
+        SaidValue::Text(given) => given.parse(),
+        SaidValue::Number(_) | SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => "".parse(),
+    };
+    match &said.value {
+        SaidValue::List(values) => values.iter().map(one).collect(),
+        SaidValue::Text(given) if given.is_empty() => Ok(Vec::new()),
+        SaidValue::Text(given) => given.split(',').map(str::parse).collect(),
+        value @ (SaidValue::Number(_) | SaidValue::Truth(_) | SaidValue::Other(_)) => {
+            one(value).map(|rule| vec![rule])
         }
     }
 }

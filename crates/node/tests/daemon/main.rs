@@ -26,6 +26,7 @@ mod prefault;
 mod privacy;
 mod resource_limits;
 mod restarts;
+mod retention;
 mod room;
 mod run_directory;
 mod sockets;

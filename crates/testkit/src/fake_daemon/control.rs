@@ -7,9 +7,9 @@ use rekindle::api::control::{Answer, Asked, Control};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
     CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
-    FaultSocketState, ForkSandbox, Labels, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness,
-    Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList,
-    SnapshotState, StoredSnapshot, StoredSnapshotList, Verification, Version,
+    FaultSocketState, ForkSandbox, KeptSnapshot, Labels, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
+    Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot,
+    SnapshotList, SnapshotState, StoredSnapshot, StoredSnapshotList, Verification, Version,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -155,6 +155,16 @@ impl Control for FakeDaemon {
         });
         let snapshots = [answers::published_elsewhere()].into_iter().chain(known).collect();
         Ok(StoredSnapshotList { snapshots })
+    }
+
+    fn kept_snapshots(&self) -> Answer<Vec<KeptSnapshot>> {
+        let kept = self.asked()?;
+        let verdict = |snapshot: &Snapshot| KeptSnapshot {
+            snapshot: snapshot.id,
+            kept: snapshot.name.is_some(),
+            reason: if snapshot.name.is_some() { "no rule is for it" } else { "no rule keeps it" }.to_owned(),
+        };
+        Ok(kept.snapshots.values().map(verdict).collect())
     }
 
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {

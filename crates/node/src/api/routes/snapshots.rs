@@ -8,8 +8,8 @@ use super::{Routes, Taken};
 use crate::api::audit::Removed;
 use crate::api::limits;
 use crate::api::operations::{
-    DELETE_SNAPSHOT, LIST_SNAPSHOTS, LIST_STORED_SNAPSHOTS, RESUME_SNAPSHOT, SHOW_PLACEMENT, SHOW_SNAPSHOT,
-    VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
+    DELETE_SNAPSHOT, LIST_KEPT, LIST_SNAPSHOTS, LIST_STORED_SNAPSHOTS, RESUME_SNAPSHOT, SHOW_PLACEMENT,
+    SHOW_SNAPSHOT, VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
 };
 use crate::api::problem::{Code, Problem};
 
@@ -17,6 +17,7 @@ pub(super) fn routes() -> Routes {
     Routes::default()
         .reads(&LIST_SNAPSHOTS, |control, (), query| control.snapshots(&query))
         .reads(&LIST_STORED_SNAPSHOTS, |control, (), ()| control.stored_snapshots())
+        .reads(&LIST_KEPT, |control, (), ()| control.kept_snapshots())
         .reads(&SHOW_SNAPSHOT, |control, of, ()| control.snapshot(&of))
         .changes(&DELETE_SNAPSHOT, |control, _, of, ()| control.delete_snapshot(&of).map(Removed::Snapshot))
         .reads(&SHOW_PLACEMENT, |control, of, ()| control.placement(&of))

@@ -94,6 +94,17 @@ pub struct PageClasses {
     pub kept: u64,
 }
 
+/// The verdict of the setting `keep` on a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeptSnapshot {
+    /// The snapshot.
+    pub snapshot: Uuid,
+    /// True if it is kept; otherwise it is deleted within an hour.
+    pub kept: bool,
+    /// Reason, with the rule.
+    pub reason: String,
+}
+
 /// Layers that a snapshot is made of, and their places; empty until it is sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Placement {
