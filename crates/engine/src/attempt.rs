@@ -143,7 +143,7 @@ impl Attempts {
     ) -> Result<(), FetchError> {
         let layer = file.layer();
         // A local file that fails is no reason to give up while the store has the frame.
-        if layer.index().is_some() && matches!(blocking_load(file, frame).await, Ok(true)) {
+        if matches!(blocking_load(file, frame).await, Ok(true)) {
             return Ok(());
         }
         if stored.frames().is_none() {

@@ -7,30 +7,30 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use rekindle_kernel::PAGE_BYTES;
+use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 use crate::aside::Aside;
-use crate::geometry::u64_of;
+use crate::geometry::bytes_of_pages;
 use crate::handles::{Found, HandleRight, Handles};
 use crate::identity::LayerId;
-use crate::key_ring::{DomainKey, KeyRing, MissingKey};
+use crate::key_ring::{KeyRing, MissingKey};
 use crate::layer::{Layer, LayerPlace};
 use crate::layer_facts::LayerFacts;
+use crate::layer_files::{CloseFiles, LayerFiles, UNFINISHED};
 use crate::layer_index::LayerIndex;
-use crate::limits::LAYER_INDEX_BYTES_MAX;
-use crate::local_file::{LocalFile, LocalFrames, PackedFile, unfinished};
+use crate::limits;
+use crate::local_file::{LocalFile, PackedFile};
 use crate::manifest::{LayerName, StoredLayer};
+use crate::open_file::read_index;
 use crate::private;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// The directory and the handles that are alive.
 #[derive(Debug)]
 pub struct Cache {
-    directory: PathBuf,
+    files: Arc<LayerFiles>,
     keys: KeyRing,
-    aside: Aside,
     handles: Arc<Handles<Layer>>,
     keeps_files: Arc<AtomicBool>,
 }
@@ -111,24 +111,37 @@ impl Cache {
     /// Opens the directory, creating it if need be, and removes what an interrupted packing left. The ring's own key
     /// names what is packed.
     pub fn open(directory: &Path, keys: KeyRing) -> io::Result<Self> {
+        Self::open_with(directory, keys, limits::LAYER_FILES_OPEN_DEFAULT)
+    }
+
+    /// The same; about `files_open_max` files stay open.
+    pub fn open_with(directory: &Path, keys: KeyRing, files_open_max: usize) -> io::Result<Self> {
         private::make_directory(directory)?;
         private::close(directory)?;
         let unreadable = |error: io::Error| private::at(directory, "reading", &error);
         for entry in std::fs::read_dir(directory).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
-            if path.extension().is_some_and(|extension| extension == "packing")
+            if path.extension().is_some_and(|extension| extension == UNFINISHED)
                 && let Err(error) = std::fs::remove_file(&path)
             {
                 tracing::warn!(path = %path.display(), %error, "the rest of an interrupted packing stays");
             }
         }
-        Ok(Self {
-            directory: directory.to_owned(),
-            keys,
-            aside: Aside::below(directory),
-            handles: Arc::default(),
-            keeps_files: Arc::default(),
-        })
+        let (files, handles) = (Arc::new(LayerFiles::new(directory, files_open_max)), Arc::default());
+        let closer: Weak<Handles<Layer>> = Arc::downgrade(&handles);
+        let closer: Weak<dyn CloseFiles> = closer;
+        files.set_closer(closer);
+        Ok(Self { files, keys, handles, keeps_files: Arc::default() })
+    }
+
+    /// The directory of the files, with what is counted of them.
+    pub fn files(&self) -> &Arc<LayerFiles> {
+        &self.files
+    }
+
+    /// The handles of all layers that are named by a snapshot of this node.
+    pub fn layers(&self) -> Vec<Arc<Layer>> {
+        self.handles.all()
     }
 
     /// The keys of the domains whose layers can be opened.
@@ -138,7 +151,7 @@ impl Cache {
 
     /// A new file to pack a layer into.
     pub fn pack_file(&self) -> io::Result<PackFile> {
-        let (file, path) = unfinished(&self.directory)?;
+        let (file, path) = self.files.unfinished()?;
         Ok(PackFile { file, path, finished: false })
     }
 
@@ -152,15 +165,17 @@ impl Cache {
         {
             return Ok(layer);
         }
-        pack.file.write_all_at(&encoded, u64::from(pages) * u64_of(PAGE_BYTES))?;
+        pack.file.write_all_at(&encoded, bytes_of_pages(pages))?;
         pack.file.sync_all()?;
         match self.handles.find(id) {
             Found::Alive(layer) => {
+                let turn = layer.path_turn();
                 if !is_whole_here(&layer, &index, &encoded)? {
                     let file = self.take_name(&mut pack, id)?;
                     layer.facts().set_index(index);
-                    layer.replace_local(PackedFile::new(Arc::clone(layer.facts()), file, &self.directory)?);
+                    layer.replace_local(PackedFile::new(Arc::clone(layer.facts()), file, &self.files)?);
                 }
+                drop(turn);
                 Ok(layer)
             }
             Found::Free(right) => {
@@ -168,8 +183,10 @@ impl Cache {
                 let name = LayerName { id, domain: key.domain().clone(), pages };
                 let facts = LayerFacts::new(name, key.clone());
                 facts.set_index(index);
-                let packed = PackedFile::new(Arc::new(facts), file, &self.directory)?;
-                Ok(self.handles.made(id, Layer::new(packed.into(), self.place(right, id))))
+                let only_here = self.files.only_here();
+                facts.count_only_here(only_here.add(id, bytes_of_pages(pages), SystemTime::now()));
+                let packed = PackedFile::new(Arc::new(facts), file, &self.files)?;
+                Ok(self.handles.made(id, Layer::new(packed.into(), self.place(right))))
             }
         }
     }
@@ -177,97 +194,84 @@ impl Cache {
     /// Gives a packed file the name of its layer, durably.
     fn take_name(&self, pack: &mut PackFile, id: LayerId) -> io::Result<File> {
         let file = pack.file.try_clone()?;
-        std::fs::rename(&pack.path, self.path_of(id))?;
+        std::fs::rename(&pack.path, self.files.path_of(id))?;
         pack.finished = true;
-        File::open(&self.directory)?.sync_all()?;
+        File::open(self.files.directory())?.sync_all()?;
         Ok(file)
     }
 
-    /// A handle for a layer that is in the store, over a local file that fills as frames are fetched.
+    /// A handle for a layer that is in the store, over a local file that fills as frames are fetched. Nothing is opened or
+    /// made on the disk before a frame is needed.
     pub fn open_stored(&self, name: &LayerName, stored: &StoredLayer) -> Result<Arc<Layer>, OpenStoredError> {
         let layer = name.id;
         let key = self.keys.key(&name.domain).map_err(|source| OpenStoredError::Key { layer, source })?;
-        self.open_stored_with(key, name, stored).map_err(|source| OpenStoredError::Io { layer, source })
-    }
-
-    fn open_stored_with(
-        &self,
-        key: DomainKey,
-        name: &LayerName,
-        stored: &StoredLayer,
-    ) -> io::Result<Arc<Layer>> {
-        let right = match self.handles.find(name.id) {
-            Found::Alive(layer) if layer.name() == name => {
-                layer.facts().add_stored(stored);
-                return Ok(layer);
+        let right = match self.handles.find(layer) {
+            Found::Alive(handle) if handle.name() == name => {
+                handle.facts().add_stored(stored);
+                return Ok(handle);
             }
-            Found::Alive(layer) => {
-                let why = format!("one manifest has it as {name:?}, another one as {:?}", layer.name());
-                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            Found::Alive(handle) => {
+                let why = format!("one manifest has it as {name:?}, another one as {:?}", handle.name());
+                let source = io::Error::new(io::ErrorKind::InvalidData, why);
+                return Err(OpenStoredError::Io { layer, source });
             }
             Found::Free(right) => right,
         };
-        let path = self.path_of(name.id);
-        let file = match self.open_there(name.id, &path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                private::options().create(true).truncate(false).open(&path)?
-            }
-            opened => opened?,
-        };
-        let bytes = raw_bytes(name);
-        let local = if file.metadata()?.len() >= bytes {
-            LocalFrames::Perhaps
-        } else {
-            file.set_len(bytes)?;
-            LocalFrames::None
-        };
         let facts = LayerFacts::new(name.clone(), key);
         facts.add_stored(stored);
-        if let Some(index) = read_index(&file, &facts)? {
-            facts.set_index(index);
-        }
-        let local = LocalFile::over(Arc::new(facts), file, &self.directory, local)?;
-        Ok(self.handles.made(name.id, Layer::new(local, self.place(right, name.id))))
+        let local = LocalFile::closed(Arc::new(facts), &self.files);
+        Ok(self.handles.made(layer, Layer::new(local, self.place(right))))
     }
 
-    /// A handle for a layer that was packed here and is in no store yet; every frame is verified before its first use.
+    /// A handle for a layer that was packed here and is in no store yet; every frame is verified before its first use. The
+    /// file is looked at now, and closed until a frame is needed.
     pub fn open_only_copy(&self, name: &LayerName) -> Result<Arc<Layer>, OnlyCopyError> {
         let right = match self.handles.find(name.id) {
             Found::Alive(layer) => return Ok(layer),
             Found::Free(right) => right,
         };
-        let (layer, path) = (name.id, self.path_of(name.id));
+        let layer = name.id;
         let key = self.keys.key(&name.domain).map_err(|source| OnlyCopyError::Key { layer, source })?;
         let io = |source| OnlyCopyError::Io { layer, source };
-        let file = match self.open_there(layer, &path) {
+        let file = match self.files.open_there(layer) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(OnlyCopyError::Absent { layer });
             }
             opened => opened.map_err(io)?,
         };
-        let (found, expected) = (file.metadata().map_err(io)?.len(), raw_bytes(name));
+        let metadata = file.metadata().map_err(io)?;
+        let (found, expected) = (metadata.len(), bytes_of_pages(name.pages));
         if found < expected {
             return Err(OnlyCopyError::Short { layer, found, expected });
         }
         let facts = LayerFacts::new(name.clone(), key);
         facts.set_index(read_index(&file, &facts).map_err(io)?.ok_or(OnlyCopyError::NoIndex { layer })?);
-        let local =
-            LocalFile::over(Arc::new(facts), file, &self.directory, LocalFrames::Perhaps).map_err(io)?;
-        Ok(self.handles.made(layer, Layer::new(local, self.place(right, layer))))
+        let since = metadata.modified().map_err(io)?;
+        facts.count_only_here(self.files.only_here().add(layer, expected, since));
+        let local = LocalFile::closed(Arc::new(facts), &self.files);
+        local.counted().note(&metadata);
+        Ok(self.handles.made(layer, Layer::new(local, self.place(right))))
     }
 
-    /// Sets the files of all layers aside that are neither among `named` nor open; says how many. One that cannot be
-    /// moved stays where it is.
-    pub fn set_unnamed_aside(&self, named: &HashSet<LayerId>) -> io::Result<usize> {
+    /// Looks at every layer file of a start: counts those of open layers, and sets those aside that are neither among
+    /// `named` nor open; says how many. One that cannot be moved stays where it is.
+    pub fn look_through(&self, named: &HashSet<LayerId>) -> io::Result<usize> {
         let mut moved = 0;
-        let unreadable = |error: io::Error| private::at(&self.directory, "reading", &error);
-        for entry in std::fs::read_dir(&self.directory).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
+        let directory = self.files.directory();
+        let unreadable = |error: io::Error| private::at(directory, "reading", &error);
+        for entry in std::fs::read_dir(directory).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let path = entry.path();
             let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
             let Some(layer) = stem.filter(|_| path.extension().is_some_and(|end| end == "raw")) else {
                 continue;
             };
-            if named.contains(&layer) || self.handles.alive(layer).is_some() {
+            if let Some(handle) = self.handles.alive(layer) {
+                // One that cannot be looked at is counted once it is opened.
+                entry.metadata().ok().inspect(|found| handle.note_found(found));
+                continue;
+            }
+            if named.contains(&layer) {
                 continue;
             }
             match self.set_aside(&path) {
@@ -285,22 +289,12 @@ impl Cache {
         if path.symlink_metadata()?.len() == 0 {
             return std::fs::remove_file(path).map(|()| false);
         }
-        self.aside.take(path).map(|()| true)
+        self.files.aside().take(path).map(|()| true)
     }
 
     /// The files that were set aside.
     pub fn aside(&self) -> &Aside {
-        &self.aside
-    }
-
-    /// Opens the file of a layer, which may have been set aside by a start whose catalog did not name it.
-    fn open_there(&self, layer: LayerId, path: &Path) -> io::Result<File> {
-        match private::options().open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.aside.give_back(layer, path)? => {
-                private::options().open(path)
-            }
-            opened => opened,
-        }
+        self.files.aside()
     }
 
     /// The handle of a layer if one is alive.
@@ -323,12 +317,8 @@ impl Cache {
         self.keeps_files.load(Ordering::Acquire)
     }
 
-    fn place(&self, right: HandleRight, id: LayerId) -> LayerPlace {
-        LayerPlace { path: self.path_of(id), keeps_files: Arc::clone(&self.keeps_files), right }
-    }
-
-    fn path_of(&self, id: LayerId) -> PathBuf {
-        self.directory.join(format!("{id}.raw"))
+    fn place(&self, right: HandleRight) -> LayerPlace {
+        LayerPlace { files: Arc::clone(&self.files), keeps_files: Arc::clone(&self.keeps_files), right }
     }
 }
 
@@ -339,27 +329,6 @@ fn is_whole_here(layer: &Layer, index: &LayerIndex, encoded: &[u8]) -> io::Resul
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     layer.local().sync_whole(encoded)
-}
-
-fn raw_bytes(name: &LayerName) -> u64 {
-    u64::from(name.pages) * u64_of(PAGE_BYTES)
-}
-
-/// The index after the raw pages; none if those bytes are not the index that the layer's name commits to.
-fn read_index(file: &File, facts: &LayerFacts) -> io::Result<Option<LayerIndex>> {
-    let name = facts.name();
-    let length = file.metadata()?.len().saturating_sub(raw_bytes(name));
-    let Some(length) =
-        usize::try_from(length).ok().filter(|length| (1..=LAYER_INDEX_BYTES_MAX).contains(length))
-    else {
-        return Ok(None);
-    };
-    let mut encoded = vec![0; length];
-    file.read_exact_at(&mut encoded, raw_bytes(name))?;
-    if facts.key().layer_id(&encoded) != name.id {
-        return Ok(None);
-    }
-    Ok(LayerIndex::decode(&encoded).ok().filter(|index| index.page_count() == name.pages))
 }
 
 impl PackFile {

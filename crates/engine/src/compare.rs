@@ -152,21 +152,22 @@ impl Comparison<'_> {
 
     /// Compares the pages of a piece that can be read here and now, and keeps the others.
     fn compare_piece(&self, piece: &Piece, part: &mut Part) -> Result<(), LostBytes> {
-        let (theirs, offset) = match piece.place() {
-            PieceBytes::At(theirs, offset) => (theirs, offset),
-            PieceBytes::Zero => return self.compare_with_zeroes(piece.pages, part),
-            PieceBytes::Lost => return self.keep_unread(piece.pages, part),
-        };
         let mut left = piece.pages;
         while !left.is_empty() {
             let done = left.start().pages_since(piece.pages.start());
             let (readable, count) = readable_stretch(piece, done);
             let pages = left.first_pages(count);
             left = left.after(count);
-            if readable {
-                self.compare_bytes(pages, theirs, offset + usize_of(done) * PAGE_BYTES, part)?;
-            } else {
+            if !readable {
                 self.keep_unread(pages, part)?;
+                continue;
+            }
+            match piece.place() {
+                PieceBytes::At(theirs, offset) => {
+                    self.compare_bytes(pages, theirs, offset + usize_of(done) * PAGE_BYTES, part)?;
+                }
+                PieceBytes::Zero => self.compare_with_zeroes(pages, part)?,
+                PieceBytes::Lost => self.keep_unread(pages, part)?,
             }
         }
         Ok(())

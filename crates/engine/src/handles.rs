@@ -64,6 +64,11 @@ impl<T: fmt::Debug + Send + Sync + 'static> Handles<T> {
         Found::Free(HandleRight { id, registry })
     }
 
+    /// All handles that live.
+    pub fn all(&self) -> Vec<Arc<T>> {
+        lock(&self.taken).values().filter_map(Weak::upgrade).collect()
+    }
+
     /// Makes a handle, which holds the right to its name, the one that is found.
     pub fn made(&self, id: LayerId, handle: T) -> Arc<T> {
         let handle = Arc::new(handle);

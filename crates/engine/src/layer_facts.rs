@@ -8,9 +8,11 @@ use crate::key_ring::DomainKey;
 use crate::layer_index::LayerIndex;
 use crate::manifest::{LayerName, ObjectName, StoredLayer};
 use crate::object::StoredObject;
+use crate::only_here::OnlyHereLayer;
 use crate::placement::Placement;
 use crate::ranked_set::RankedSet;
-use crate::sync::{Current, OnceLock};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Current, Mutex, OnceLock, lock};
 
 /// Facts of one layer, shared by its handle and all its local files.
 #[derive(Debug)]
@@ -19,13 +21,24 @@ pub struct LayerFacts {
     key: DomainKey,
     index: OnceLock<LayerIndex>,
     placement: Current<Option<Placement>>,
+    /// True if the last known object was not in the store when it was asked for.
+    last_is_gone: AtomicBool,
+    /// Counts the layer while no place of it outside this disk is known.
+    only_here: Mutex<Option<OnlyHereLayer>>,
 }
 
 impl LayerFacts {
     /// Facts of the layer called `name`, of whose domain this is the key; no place outside this disk is known.
     pub fn new(name: LayerName, key: DomainKey) -> Self {
         assert_eq!(name.domain, *key.domain(), "a layer's name is made with its domain's key");
-        Self { name, key, index: OnceLock::new(), placement: Current::new(Arc::new(None)) }
+        Self {
+            name,
+            key,
+            index: OnceLock::new(),
+            placement: Current::new(Arc::new(None)),
+            last_is_gone: AtomicBool::new(false),
+            only_here: Mutex::default(),
+        }
     }
 
     /// The layer as a manifest names it.
@@ -83,26 +96,44 @@ impl LayerFacts {
         self.placement.with(Option::is_none)
     }
 
+    /// True if an object of the layer is known that was not found to be gone.
+    pub fn has_object(&self) -> bool {
+        !self.is_only_copy() && !self.last_is_gone.load(Ordering::Acquire)
+    }
+
+    /// Counts the layer as one that is only here, until an object of it is known.
+    pub(crate) fn count_only_here(&self, counted: OnlyHereLayer) {
+        *lock(&self.only_here) = Some(counted);
+    }
+
     /// Remembers one more object of the layer; the one that is read stays.
     pub fn add_stored(&self, place: &StoredLayer) {
-        self.change_placement(|placement| match placement {
+        let is_new = self.change_placement(|placement| match placement {
             Some(placement) => placement.with(place.clone()),
             None => Some(Placement::at(place.clone())),
         });
+        if is_new {
+            self.last_is_gone.store(false, Ordering::Release);
+        }
+        let counted = lock(&self.only_here).take();
+        drop(counted);
     }
 
     /// Remembers that an object is not in the store: another one is read from now on, if one is known.
     pub fn note_gone(&self, gone: ObjectName) {
         self.change_placement(|placement| placement.and_then(|known| known.without(gone)));
+        if self.stored().is_some_and(|last| last.place().object == gone) {
+            self.last_is_gone.store(true, Ordering::Release);
+        }
     }
 
-    /// Replaces the placement by what `change` makes of it, unless that is nothing.
-    fn change_placement(&self, change: impl Fn(Option<&Placement>) -> Option<Placement>) {
+    /// Replaces the placement by what `change` makes of it; false if that is nothing.
+    fn change_placement(&self, change: impl Fn(Option<&Placement>) -> Option<Placement>) -> bool {
         loop {
             let now = self.placement.load();
-            let Some(next) = change(now.as_ref().as_ref()) else { return };
+            let Some(next) = change(now.as_ref().as_ref()) else { return false };
             if self.placement.replace(&now, Arc::new(Some(next))) {
-                return;
+                return true;
             }
         }
     }

@@ -316,3 +316,15 @@ pub const UNSEALED_DEFAULT: usize = 8;
 
 /// Default of the longest time that a pause waits for room, with the guest running.
 pub const PAUSE_WAIT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// Default number of layer files that stay open without a reader.
+pub const LAYER_FILES_OPEN_DEFAULT: usize = 1024;
+
+/// Bytes by which layer files grow before the disk's free space is looked at again.
+pub const DISK_LOOK_BYTES: u64 = 16 << 20;
+
+/// Longest time between two looks at the disk: others write to it too.
+pub const DISK_LOOK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Part of a bound that stays free after an eviction, as a divisor: so that not every write leads to another one.
+pub const DISK_SLACK_DIVISOR: u64 = 16;

@@ -1,40 +1,35 @@
 //! A layer's raw pages on this disk: a sparse file that is filled frame by frame, each frame verified before its use.
 //!
-//! A layer's local file is replaced as a whole and never punched: a read keeps the file that it was planned on, and a
-//! frame that is verified in it stays so. A file that something cut short is never made long again, for its lost bytes
-//! would read as zeroes; frames that are fetched go into its successor.
+//! The file is opened at the first use of its bytes. A layer's local file is replaced as a whole and never punched: a read
+//! keeps the file that it was planned on, and a frame that is verified in it stays so. A file that something cut short is
+//! never made long again, for its lost bytes would read as zeroes; frames that are fetched go into its successor.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rekindle_kernel::{Mapping, PAGE_BYTES};
 
+use crate::disk_use::FileBytes;
 use crate::frame::{FRAME_PAGES, FrameNumber, frame_bytes, frame_of, frames_of};
-use crate::frame_flags::FrameFlags;
-use crate::geometry::{LayerPage, u64_of, usize_of};
+use crate::geometry::{LayerPage, bytes_of_pages, u64_of, usize_of};
 use crate::identity::LayerId;
 use crate::layer_facts::LayerFacts;
+use crate::layer_files::LayerFiles;
 use crate::layer_index::LayerIndex;
-use crate::private;
+use crate::open_file::OpenFile;
 use crate::read_ahead::ReadAhead;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, OnceLock, lock};
 
 /// One local file of a layer.
 #[derive(Debug)]
 pub struct LocalFile {
     layer: Arc<LayerFacts>,
-    file: File,
-    mapping: Mapping,
-    /// Frames whose bytes in the file match their digest, as seen since the file was opened.
-    verified: FrameFlags,
-    /// Frames that the file may hold.
-    local: FrameFlags,
+    files: Arc<LayerFiles>,
+    bytes: Arc<FileBytes>,
+    opened: OnceLock<OpenFile>,
     read_ahead: Mutex<ReadAhead>,
-    /// Directory of the file's successor.
-    directory: PathBuf,
     /// The file without a name into which frames go since this one was found cut short.
     successor: OnceLock<Arc<Self>>,
 }
@@ -42,15 +37,6 @@ pub struct LocalFile {
 /// A local file into which every frame was just packed, durable with its index behind the pages.
 #[derive(Debug)]
 pub struct PackedFile(LocalFile);
-
-/// Frames in a local file when it is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LocalFrames {
-    /// It is new.
-    None,
-    /// Frames that were fetched before; each is verified before its use.
-    Perhaps,
-}
 
 /// Reason that a frame's bytes cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,17 +59,11 @@ pub enum LayerError {
     },
 }
 
-/// A new file in `directory`, under a name that the next start removes.
-pub(crate) fn unfinished(directory: &Path) -> io::Result<(File, PathBuf)> {
-    let path = directory.join(format!("{}.packing", uuid::Uuid::now_v7()));
-    Ok((private::options().create_new(true).open(&path)?, path))
-}
-
 impl PackedFile {
     /// A file of `layer`, every frame of which was digested from the bytes that were written.
-    pub fn new(layer: Arc<LayerFacts>, file: File, directory: &Path) -> io::Result<Self> {
-        let packed = LocalFile::over(layer, file, directory, LocalFrames::Perhaps)?;
-        packed.verified.set_all();
+    pub fn new(layer: Arc<LayerFacts>, file: File, files: &Arc<LayerFiles>) -> io::Result<Self> {
+        let packed = LocalFile::with(OpenFile::over(&layer, file, files, true)?, layer, files)?;
+        packed.opened().verified.set_all();
         Ok(Self(packed))
     }
 }
@@ -95,31 +75,62 @@ impl From<PackedFile> for LocalFile {
 }
 
 impl LocalFile {
-    /// A file of `layer`, in `directory`, that is as long as its pages; `local` says whether it may hold some of the frames
-    /// already.
-    pub fn over(
-        layer: Arc<LayerFacts>,
-        file: File,
-        directory: &Path,
-        local: LocalFrames,
-    ) -> io::Result<Self> {
-        let mapping = Mapping::of_file(&file, usize_of(layer.pages()) * PAGE_BYTES)?;
-        let frames = frames_of(layer.pages());
-        let opened = Self {
+    /// The file at the path of `layer` in the directory of `files`, which is opened when it is needed.
+    pub fn closed(layer: Arc<LayerFacts>, files: &Arc<LayerFiles>) -> Self {
+        Self::counted_in(layer, files, files.bytes().file())
+    }
+
+    fn counted_in(layer: Arc<LayerFacts>, files: &Arc<LayerFiles>, bytes: Arc<FileBytes>) -> Self {
+        Self {
             layer,
-            file,
-            mapping,
-            verified: FrameFlags::new(frames),
-            local: FrameFlags::new(frames),
+            files: Arc::clone(files),
+            bytes,
+            opened: OnceLock::new(),
             read_ahead: Mutex::default(),
-            directory: directory.to_owned(),
             successor: OnceLock::new(),
-        };
-        match local {
-            LocalFrames::None => {}
-            LocalFrames::Perhaps => opened.local.set_all(),
         }
-        Ok(opened)
+    }
+
+    /// An open file.
+    fn with(opened: OpenFile, layer: Arc<LayerFacts>, files: &Arc<LayerFiles>) -> io::Result<Self> {
+        let local = Self::closed(layer, files);
+        local.bytes.note(&opened.metadata()?);
+        local.opened.get_or_init(|| opened);
+        Ok(local)
+    }
+
+    /// The same file without its descriptor and mapping. None if it is closed, or if only the descriptor leads to its
+    /// bytes and they are nowhere else.
+    pub fn closed_again(&self) -> Option<Self> {
+        let opened = self.opened.get()?;
+        if self.layer.is_only_copy() && !opened.is_at_path(self.layer.id(), &self.files) {
+            return None;
+        }
+        Some(Self::counted_in(Arc::clone(&self.layer), &self.files, Arc::clone(&self.bytes)))
+    }
+
+    /// True if it has a descriptor and a mapping.
+    pub fn is_open(&self) -> bool {
+        self.opened.get().is_some()
+    }
+
+    /// Opens the file if it is closed; blocks on the disk.
+    fn open(&self) -> io::Result<&OpenFile> {
+        if let Some(opened) = self.opened.get() {
+            return Ok(opened);
+        }
+        let opened = OpenFile::open(&self.layer, &self.files)?;
+        self.bytes.note(&opened.metadata()?);
+        Ok(self.opened.get_or_init(|| opened))
+    }
+
+    fn opened(&self) -> &OpenFile {
+        self.opened.get().expect("the file of a verified frame is open")
+    }
+
+    /// What is counted of the bytes that it takes on the disk.
+    pub fn counted(&self) -> &FileBytes {
+        &self.bytes
     }
 
     /// The file that is filled now: this one, unless it was found cut short.
@@ -137,8 +148,11 @@ impl LocalFile {
     }
 
     /// The raw pages, layer page `p` at byte `p * 4096`; only verified frames may be used.
+    ///
+    /// # Panics
+    /// If no frame was verified since the file was made known: then it may be closed.
     pub fn mapping(&self) -> &Mapping {
-        &self.mapping
+        &self.opened().mapping
     }
 
     /// Number of pages from `first` on, at most `limit`, that can be read without blocking: verified and in memory.
@@ -147,7 +161,7 @@ impl LocalFile {
         if verified == 0 {
             return 0;
         }
-        let bytes = self.mapping.resident_prefix_bytes(first.offset(), usize_of(verified) * PAGE_BYTES);
+        let bytes = self.mapping().resident_prefix_bytes(first.offset(), usize_of(verified) * PAGE_BYTES);
         u32::try_from(bytes / PAGE_BYTES).expect("at most `verified` pages")
     }
 
@@ -155,20 +169,20 @@ impl LocalFile {
     pub fn verified_run(&self, first: LayerPage, limit: u32) -> u32 {
         let end = first.number() + limit;
         let mut page = first.number();
-        while page < end && self.verified.get(frame_of(LayerPage::new(page))) {
+        while page < end && self.is_verified(frame_of(LayerPage::new(page))) {
             page = (page / FRAME_PAGES + 1) * FRAME_PAGES;
         }
         page.min(end).saturating_sub(first.number())
     }
 
-    /// True if the file may hold `frame`.
+    /// True if the open file may hold `frame`.
     pub fn is_local(&self, frame: FrameNumber) -> bool {
-        self.local.get(frame)
+        self.opened.get().is_some_and(|opened| opened.local.get(frame))
     }
 
     /// True if `frame` has been verified since the file was opened.
     pub fn is_verified(&self, frame: FrameNumber) -> bool {
-        self.verified.get(frame)
+        self.opened.get().is_some_and(|opened| opened.verified.get(frame))
     }
 
     /// True if every frame has been verified since the file was opened.
@@ -176,31 +190,26 @@ impl LocalFile {
         self.frames().all(|frame| self.is_verified(frame))
     }
 
-    /// Bytes of the pages that the file may hold.
-    pub fn local_bytes(&self) -> u64 {
-        let local = self.frames().filter(|frame| self.is_local(*frame));
-        local.map(|frame| u64_of(frame_bytes(frame, self.layer.pages()))).sum()
-    }
-
-    /// True if the file may hold every frame of the layer, and they can be verified.
+    /// True if the file may hold every frame of the layer, and they can be verified; blocks on the disk.
     pub fn may_be_whole(&self) -> bool {
-        self.layer.index().is_some() && self.frames().all(|frame| self.is_local(frame))
+        self.open().is_ok() && self.layer.index().is_some() && self.frames().all(|frame| self.is_local(frame))
     }
 
     /// Brings a local frame into memory and verifies it if that was not done yet; blocks on the disk. False when the
     /// file does not hold it, which is remembered where the store has it. A disk that failed, or the only copy, is read
     /// again at the next try.
     pub fn load_local(&self, frame: FrameNumber) -> Result<bool, LayerError> {
-        if !self.is_local(frame) {
+        let opened = self.open().map_err(|source| self.io(source))?;
+        if !opened.local.get(frame) {
             return Ok(false);
         }
         let (offset, bytes) = self.frame_extent(frame);
-        if self.verified.get(frame) {
-            let populated = self.mapping.populate(offset, bytes);
+        if opened.verified.get(frame) {
+            let populated = opened.mapping.populate(offset, bytes);
             return match populated {
                 Ok(()) => Ok(true),
                 Err(source) => {
-                    self.verified.clear(frame);
+                    opened.verified.clear(frame);
                     Err(self.io(source))
                 }
             };
@@ -209,12 +218,12 @@ impl LocalFile {
             return Ok(false);
         }
         let mut raw = vec![0; bytes];
-        self.file.read_exact_at(&mut raw, u64_of(offset)).map_err(|source| self.io(source))?;
+        opened.file.read_exact_at(&mut raw, u64_of(offset)).map_err(|source| self.io(source))?;
         let matches = self.layer.is_frame(frame, &raw);
         if matches {
-            self.verified.set(frame);
+            opened.verified.set(frame);
         } else if !self.layer.is_only_copy() {
-            self.local.clear(frame);
+            opened.local.clear(frame);
         }
         Ok(matches)
     }
@@ -231,17 +240,18 @@ impl LocalFile {
     fn write(&self, frame: FrameNumber, raw: &[u8], offset: usize) -> io::Result<()> {
         let mut filled = self;
         loop {
+            let opened = filled.open()?;
             filled = match filled.successor.get() {
                 Some(next) => next,
                 None if filled.is_cut_short()? => filled.make_successor()?,
                 None => {
-                    filled.file.write_all_at(raw, u64_of(offset))?;
+                    opened.file.write_all_at(raw, u64_of(offset))?;
                     // The write made it longer if it was cut at this very moment.
                     if filled.is_cut_short()? {
                         continue;
                     }
-                    filled.local.set(frame);
-                    filled.verified.set(frame);
+                    opened.local.set(frame);
+                    opened.verified.set(frame);
                     return Ok(());
                 }
             };
@@ -250,19 +260,20 @@ impl LocalFile {
 
     /// Forgets that any frame was verified: reading one of them failed, and a disk seldom loses one alone.
     pub fn forget_all_verified(&self) {
-        self.verified.clear_all();
+        self.opened.get().inspect(|opened| opened.verified.clear_all());
     }
 
     /// Forgets that `frame` was verified: its next use reads and verifies it again.
     pub fn forget_verified(&self, frame: FrameNumber) {
-        self.verified.clear(frame);
+        self.opened.get().inspect(|opened| opened.verified.clear(frame));
     }
 
     /// Reads the raw bytes of `frame`, verified against its digest.
     pub fn read_frame(&self, frame: FrameNumber) -> Result<Vec<u8>, LayerError> {
         let (offset, bytes) = self.frame_extent(frame);
         let mut raw = vec![0; bytes];
-        self.file.read_exact_at(&mut raw, u64_of(offset)).map_err(|source| self.io(source))?;
+        let read = self.open().and_then(|opened| opened.file.read_exact_at(&mut raw, u64_of(offset)));
+        read.map_err(|source| self.io(source))?;
         if self.layer.is_frame(frame, &raw) {
             Ok(raw)
         } else {
@@ -273,11 +284,11 @@ impl LocalFile {
     /// Syncs the file to the disk, with the `encoded` index behind the pages, if every frame in it is verified; false, and
     /// nothing is promised, if one is not.
     pub fn sync_whole(&self, encoded: &[u8]) -> io::Result<bool> {
-        if !self.has_name() || self.is_cut_short()? || !self.is_all_verified() {
+        if !self.is_all_verified() || !self.has_name() || self.is_cut_short()? {
             return Ok(false);
         }
         self.write_behind_pages(encoded)?;
-        self.file.sync_all()?;
+        self.opened().file.sync_all()?;
         Ok(true)
     }
 
@@ -291,9 +302,13 @@ impl LocalFile {
         self.write_behind_pages(&index.encode())
     }
 
-    /// Number of frames from `frame` on that are worth fetching at once; those after the first are not here.
+    /// Number of frames from `frame` on that are worth fetching at once; those after the first are not here. Only the
+    /// first, while it is not known which are.
     pub fn frames_ahead(&self, frame: FrameNumber) -> usize {
         let wanted = lock(&self.read_ahead).window(frame);
+        if !self.is_open() {
+            return 1;
+        }
         let last = frames_of(self.layer.pages()).min(frame.index() + wanted);
         let absent = |number: &usize| {
             let frame = FrameNumber::new(*number);
@@ -307,27 +322,28 @@ impl LocalFile {
     }
 
     fn write_behind_pages(&self, encoded: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(encoded, u64_of(self.mapping.bytes()))
+        self.open()?.file.write_all_at(encoded, bytes_of_pages(self.layer.pages()))
     }
 
-    /// True if the file has lost some of its end: then nothing is written into it, which would make it long again.
+    /// True if the file has lost some of its end: then nothing is written into it, which would make it long again. Counts
+    /// what the file takes on the disk.
     fn is_cut_short(&self) -> io::Result<bool> {
-        Ok(self.file.metadata()?.len() < u64_of(self.mapping.bytes()))
+        let found = self.open()?.metadata()?;
+        self.bytes.note(&found);
+        Ok(found.len() < bytes_of_pages(self.layer.pages()))
     }
 
     /// A file that no start finds, so that the layer's file keeps its path and its owner.
     fn make_successor(&self) -> io::Result<&Self> {
         self.forget_all_verified();
-        let (file, path) = unfinished(&self.directory)?;
-        std::fs::remove_file(&path)?;
-        file.set_len(u64_of(self.mapping.bytes()))?;
-        let next = Self::over(Arc::clone(&self.layer), file, &self.directory, LocalFrames::None)?;
+        let opened = OpenFile::nameless(&self.layer, &self.files)?;
+        let next = Self::with(opened, Arc::clone(&self.layer), &self.files)?;
         Ok(self.successor.get_or_init(|| Arc::new(next)))
     }
 
     /// False for a successor, which the next start does not find.
     fn has_name(&self) -> bool {
-        self.file.metadata().is_ok_and(|file| file.nlink() > 0)
+        self.opened.get().is_some_and(|opened| opened.metadata().is_ok_and(|file| file.nlink() > 0))
     }
 
     fn frame_extent(&self, frame: FrameNumber) -> (usize, usize) {

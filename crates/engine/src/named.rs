@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::geometry::bytes_of_pages;
 use crate::identity::LayerId;
-use crate::layer::Layer;
+use crate::layer::{Confirmed, Layer};
 use crate::manifest::{Edition, LocalManifest, Manifest, VolumeManifest};
 use crate::view::View;
 
@@ -22,7 +22,7 @@ pub struct PlacedLayer {
     pub id: LayerId,
     /// Bytes of its pages.
     pub bytes: u64,
-    /// Of those, bytes that this node's disk may hold.
+    /// Of those, bytes that take blocks of this node's disk.
     pub local_bytes: u64,
     /// Bytes of its object, once it is stored.
     pub stored_bytes: Option<u64>,
@@ -57,10 +57,15 @@ impl Named {
         let placed = |layer: &Arc<Layer>| PlacedLayer {
             id: layer.id(),
             bytes: bytes_of_pages(layer.pages()),
-            local_bytes: layer.local().local_bytes(),
+            local_bytes: layer.local_bytes().min(bytes_of_pages(layer.pages())),
             stored_bytes: layer.stored_at().map(|stored| stored.object_bytes),
         };
         self.layers.iter().map(placed).collect()
+    }
+
+    /// Confirms that a manifest in the store names the layers.
+    pub(crate) fn confirm(&self) -> Vec<Arc<Confirmed>> {
+        self.layers.iter().map(|layer| layer.confirm()).collect()
     }
 
     /// The manifest as this node records it: with its last known edition, and the known places of its layers in the store.

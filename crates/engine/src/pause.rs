@@ -15,6 +15,7 @@ use crate::deadline::Deadline;
 use crate::geometry::u64_of;
 use crate::identity::{SnapshotId, VolumeName};
 use crate::manifest::{ManifestError, VolumeShape, check_blobs, check_shapes};
+use crate::only_here::OnlyHere;
 use crate::reaper::ReaperHandle;
 use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
@@ -86,6 +87,14 @@ pub enum PauseError {
         /// The one that all others wait for.
         oldest: SnapshotId,
     },
+    /// Too many bytes of snapshots are on this node and not in the store.
+    #[error("{bytes} bytes of snapshots are only on this node, and a pause is refused from {bytes_max} on")]
+    Unpublished {
+        /// Bytes of captures, and of layers that are not in the store.
+        bytes: u64,
+        /// Number from which on a pause is refused.
+        bytes_max: u64,
+    },
     /// The caller no longer wants it.
     #[error("the pause was not wanted any more before there was room for it")]
     Unwanted,
@@ -146,6 +155,9 @@ pub(crate) struct PauseRules {
     pub(crate) unsealed_max: usize,
     pub(crate) wait: Duration,
     pub(crate) reaper: ReaperHandle,
+    pub(crate) only_here: Arc<OnlyHere>,
+    /// Bytes of captures and of layers that are only here from which on a pause is refused; no bound without.
+    pub(crate) unpublished_bytes_max: Option<u64>,
 }
 
 impl PauseRules {
@@ -155,6 +167,7 @@ impl PauseRules {
         memory_bytes: u64,
         is_wanted: &dyn Fn() -> bool,
     ) -> Permitted {
+        self.check_unpublished()?;
         let deadline = Deadline::after(self.wait);
         if let Some(parent) = parent {
             if parent.is_lost() {
@@ -164,6 +177,15 @@ impl PauseRules {
         }
         let lease = self.wait_for_room(memory_bytes, deadline, is_wanted)?;
         Ok(PausePermit { parent: parent.cloned(), lease, reaper: self.reaper.clone() })
+    }
+
+    /// Refused at once: only the store can help, and nobody knows when it does.
+    fn check_unpublished(&self) -> Result<(), PauseError> {
+        let bytes = self.budget.bytes_held() + self.only_here.bytes();
+        match self.unpublished_bytes_max {
+            Some(bytes_max) if bytes >= bytes_max => Err(PauseError::Unpublished { bytes, bytes_max }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn wait_for_room(

@@ -169,7 +169,8 @@ impl Publisher {
         let mut was_missing = false;
         for layer in layers {
             let Some(Missing { object, error }) = self.missing(layer).await? else { continue };
-            if !layer.local().may_be_whole() {
+            let local = Arc::clone(layer);
+            if !self.pool.run(publisher, move || local.local().may_be_whole()).await {
                 return Err(PublishError::Gone(error));
             }
             tracing::warn!(%error, "a layer's object is gone; the layer is uploaded again");

@@ -178,6 +178,53 @@ fn a_layer_that_was_only_stored_survives_a_restart_by_itself_once_it_is_packed_a
     assert!(matches!(layer.local().load_local(frame(2)), Ok(true)));
 }
 
+#[test]
+fn only_a_layer_that_a_published_snapshot_names_and_that_is_not_being_uploaded_can_be_evicted() {
+    let here = directory();
+    let cache = Cache::open(here.path(), keys()).expect("a directory of ours");
+    let layer = packed_in(&cache, 0);
+    assert!(layer.evictable().is_none(), "it is the only copy");
+    assert_eq!(cache.files().only_here().bytes(), u64::from(PAGES) * 4096);
+    let stored = place();
+    layer.facts().add_stored(&stored);
+    assert_eq!(cache.files().only_here().bytes(), 0);
+    assert!(layer.evictable().is_none(), "its manifest is not in the store yet");
+    let confirmed = [layer.confirm(), layer.confirm()];
+    drop(layer.evictable().expect("now it is"));
+    let uploading = futures_executor::block_on(layer.upload_turn());
+    assert!(layer.evictable().is_none(), "its bytes are being read for the store");
+    drop(uploading);
+    layer.facts().note_gone(stored.object);
+    assert!(layer.evictable().is_none(), "the store has lost it");
+    layer.facts().add_stored(&place());
+    let [first, second] = confirmed;
+    drop(first);
+    drop(layer.evictable().expect("another snapshot still names it"));
+    drop(second);
+    assert!(layer.evictable().is_none(), "no published snapshot names it any more");
+}
+
+#[test]
+fn a_layer_packed_again_after_it_was_evicted_is_whole_and_has_its_name() {
+    let here = directory();
+    let cache = Cache::open(here.path(), keys()).expect("a directory of ours");
+    let layer = packed_in(&cache, 0);
+    layer.facts().add_stored(&place());
+    let _confirmed = layer.confirm();
+    let before = layer.local();
+    let bytes = layer.evictable().expect("it is elsewhere").evict().expect("a disk");
+    assert!(bytes >= u64::from(PAGES) * 4096);
+    let path = here.path().join(format!("{}.raw", layer.id()));
+    assert!(!path.exists() && !layer.local().is_open());
+    assert_eq!(before.verified_run(LayerPage::FIRST, PAGES), PAGES, "who has it keeps it");
+    assert_eq!(cache.files().bytes().bytes(), bytes, "its bytes are not free before that");
+    drop(before);
+    assert_eq!(cache.files().bytes().bytes(), 0);
+    assert!(Arc::ptr_eq(&packed_in(&cache, 0), &layer), "one handle of equal bytes");
+    assert_eq!(layer.local().verified_run(LayerPage::FIRST, PAGES), PAGES);
+    assert!(path.exists());
+}
+
 /// A possible place of a layer's object.
 fn place() -> StoredLayer {
     let object = ObjectName::new(SnapshotId::new());

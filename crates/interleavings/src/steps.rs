@@ -77,7 +77,9 @@ impl Steps {
             records: None,
             watcher,
         });
-        let rules = PauseRules { budget, unsealed_max, wait: limits::PAUSE_WAIT_DEFAULT, reaper };
+        let wait = limits::PAUSE_WAIT_DEFAULT;
+        let (only_here, unpublished_bytes_max) = (Arc::default(), None);
+        let rules = PauseRules { budget, unsealed_max, wait, reaper, only_here, unpublished_bytes_max };
         Self { rules, background }
     }
 

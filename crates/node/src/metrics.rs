@@ -4,6 +4,7 @@
 //! Every series exists from the start, at zero: a rate over a name that is not there yet says nothing, not zero.
 
 mod aside;
+mod cache;
 mod disks;
 mod first_faults;
 mod observed;

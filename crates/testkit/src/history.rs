@@ -50,18 +50,21 @@ pub struct Tally {
     pub restarts: u64,
     /// Restarts after the engine had ended in the middle of its work.
     pub crashes: u64,
+    /// Local files evicted.
+    pub evictions: u64,
 }
 
 impl Tally {
     /// Adds the counts of another history.
     pub fn add(&mut self, other: Self) {
-        let Self { pages, pauses, served, stalls, restarts, crashes } = other;
+        let Self { pages, pauses, served, stalls, restarts, crashes, evictions } = other;
         self.pages += pages;
         self.pauses += pauses;
         self.served += served;
         self.stalls += stalls;
         self.restarts += restarts;
         self.crashes += crashes;
+        self.evictions += evictions;
     }
 }
 
@@ -100,7 +103,7 @@ pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
     let mut random = Random::new(seed);
     let shape = shape(&mut random);
     let merge_at_layers = if random.percent(80) { 2 + random.position(6) } else { 32 };
-    let rules = Rules { recording: random.percent(60), merge_at_layers };
+    let rules = Rules { recording: random.percent(60), merge_at_layers, evicts: random.percent(40) };
     let site = Site::new().expect("a temporary directory");
     let options = rules.options(&site).expect("a new catalog");
     let mut history = History {
@@ -143,7 +146,8 @@ impl History {
         match self.random.below(100) {
             0..25 => self.write_pages(),
             25..31 => self.remove_pages(),
-            31..38 => self.guest_reads(),
+            31..36 => self.guest_reads(),
+            36..38 => self.layers_are_evicted(),
             38..41 => self.three_threads_run(),
             41..42 => self.store_is_wrong_or_right(),
             42..43 => self.catalog_fails_or_not(),

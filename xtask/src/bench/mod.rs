@@ -1,5 +1,6 @@
 //! Measures every target against its reference: both sides in one run, interleaved, placed alike.
 
+mod caching;
 mod daemon;
 mod disks;
 mod eager;
@@ -29,7 +30,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 22] = [
+const ROWS: [&Row; 25] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -38,6 +39,9 @@ const ROWS: [&Row; 22] = [
     &reading::COMPARE,
     &reading::PAGE,
     &reading::FRAGMENTED,
+    &caching::HIT,
+    &caching::EVICTING,
+    &caching::START,
     &faults::BARE,
     &faults::THROUGHPUT,
     &faults::BULK,

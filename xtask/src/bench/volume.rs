@@ -1,5 +1,6 @@
 //! Volumes to read from: captures and layers of random bytes, on a cache directory that vanishes with them.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ pub(crate) struct Volumes {
     cache: Cache,
     budget: Budget,
     reaper: Reaper,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Volumes {
@@ -35,8 +36,13 @@ impl Volumes {
             cache: Cache::open(directory.path(), KeyRing::of_name("bench"))?,
             budget: Budget::new(u64::MAX),
             reaper: Reaper::start()?,
-            _directory: directory,
+            directory,
         })
+    }
+
+    /// The directory of the layers.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// A frozen capture of all of a volume's pages, page after page random bytes from `seed`.

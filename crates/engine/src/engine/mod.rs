@@ -11,6 +11,7 @@ use crate::aside::Aside;
 use crate::budget::Budget;
 use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
+use crate::cache_limits::{BoundedCache, CacheStatus};
 use crate::catalog::CatalogError;
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
@@ -54,6 +55,7 @@ use restore::replay;
 pub struct Engine {
     background: Arc<Background>,
     cache: Arc<Cache>,
+    bounded: Arc<BoundedCache>,
     fetcher: Fetcher,
     rules: PauseRules,
     precedence: Precedence,
@@ -92,7 +94,9 @@ impl Engine {
         } = options;
         let (hooks, watcher) = (options.hooks, options.watcher);
         let reaper = Reaper::start()?;
-        let cache = Arc::new(Cache::open(&cache_directory, keys)?);
+        let files_open_max = options.cache_limits.files_open_max;
+        let cache = Arc::new(Cache::open_with(&cache_directory, keys, files_open_max)?);
+        let bounded = BoundedCache::new(Arc::clone(&cache), options.cache_limits, store.clone());
         let stop = Stop::default();
         let sources = Sources::new(store.clone(), cache.keys().clone());
         let fetcher = Fetcher::new(runtime.handle().clone(), sources, stop.clone());
@@ -133,12 +137,15 @@ impl Engine {
             unsealed_max: options.unsealed_max,
             wait: options.pause_wait,
             reaper: reaper.handle(),
+            only_here: Arc::clone(cache.files().only_here()),
+            unpublished_bytes_max: options.unpublished_bytes_max,
         };
         let Replayed { known, deleted, work, taken_back: _, replay } = replayed;
         let origins_may_be_asked = !(known.is_empty() && deleted.is_empty());
         let engine = Self {
             background,
             cache,
+            bounded: Arc::new(bounded),
             fetcher,
             rules,
             precedence,
@@ -154,6 +161,7 @@ impl Engine {
         };
         engine.go_on_with(work);
         engine.give_up_lost_uploads();
+        engine.watch_disk();
         Ok(engine)
     }
 
@@ -321,6 +329,16 @@ impl Engine {
         // First, since a life that is cut short may drop the last handle of a deleted snapshot.
         self.cache.keep_files();
         self.background.stop().say();
+    }
+
+    /// The layer files and their disk now.
+    pub fn cache_status(&self) -> CacheStatus {
+        self.bounded.status()
+    }
+
+    /// Evicts now what the bounds on layer files ask for, as the engine does by itself when they grow.
+    pub fn hold_cache_limits(&self) {
+        self.bounded.look();
     }
 
     /// Reads guest pages, fetching missing frames. `into` has their length.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cache_limits::CacheLimits;
 use crate::catalog::Catalog;
 use crate::hooks::{Hooks, NoHooks};
 use crate::keep::{Keeper, NoKeeper};
@@ -21,8 +22,12 @@ pub struct EngineOptions {
     pub store: Store,
     /// Keys of domains; all snapshots are of the own one's domain.
     pub keys: KeyRing,
+    /// Bounds on the layer files.
+    pub cache_limits: CacheLimits,
     /// Bytes that all captures together may hold in RAM.
     pub capture_bytes_max: u64,
+    /// Bytes of captures, and of layers that are not in the store, from which on a pause is refused; no bound without.
+    pub unpublished_bytes_max: Option<u64>,
     /// Snapshots in one line that may be unsealed at once.
     pub unsealed_max: usize,
     /// Longest time a pause waits for room before the guest is frozen.
@@ -53,7 +58,9 @@ impl EngineOptions {
             cache_directory,
             store,
             keys,
+            cache_limits: CacheLimits::default(),
             capture_bytes_max: limits::CAPTURE_BYTES_DEFAULT,
+            unpublished_bytes_max: None,
             unsealed_max: limits::UNSEALED_DEFAULT,
             pause_wait: limits::PAUSE_WAIT_DEFAULT,
             compare_workers: compare_workers(),

@@ -50,6 +50,12 @@ impl Engine {
         });
     }
 
+    /// Begins to hold the bounds on layer files.
+    pub(super) fn watch_disk(&self) {
+        let lives = self.lives.as_ref().expect("the engine has just started");
+        lives.begin_other(Arc::clone(&self.bounded).watch(self.background.stop().clone()));
+    }
+
     /// The known snapshots, and the deleted ones that are held.
     pub(super) fn snapshots_there(&self) -> Vec<Arc<Snapshot>> {
         let mut there = self.snapshots();

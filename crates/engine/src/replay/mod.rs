@@ -109,11 +109,10 @@ impl Replaying<'_> {
         let mut made = self.make(found, made);
         held.retain(|id| !made.replayed.taken_back.contains(id));
         // If this fails, the next start does it: nothing waits for it.
-        made.replayed.replay.files_set_aside =
-            self.cache.set_unnamed_aside(&layers).unwrap_or_else(|error| {
-                tracing::warn!(%error, "layer files that the catalog does not name stay where they are");
-                0
-            });
+        made.replayed.replay.files_set_aside = self.cache.look_through(&layers).unwrap_or_else(|error| {
+            tracing::warn!(%error, "layer files that the catalog does not name stay where they are");
+            0
+        });
         if let Err(error) = self.forget_all_but(&held) {
             tracing::warn!(%error, "the keeper may hold memory that nobody needs until the next start");
         }

@@ -29,7 +29,7 @@ use crate::working_set::Known;
 pub(crate) use progress::Lost;
 pub use status::{SealParts, SnapshotStatus};
 
-use progress::{Captured, Progress, Standing};
+use progress::{Captured, Progress, Published, Standing};
 
 /// A snapshot.
 #[derive(Debug)]
@@ -92,7 +92,8 @@ impl Snapshot {
 
     /// A snapshot that is sealed, and published if `is_published`.
     pub(crate) fn named(parts: SnapshotParts, named: Named, is_published: bool, facts: SealFacts) -> Self {
-        Self::new(parts, Standing::Named { named, is_published }, facts)
+        let published = is_published.then(|| Published::of(&named));
+        Self::new(parts, Standing::Named { named, published }, facts)
     }
 
     /// A snapshot without its pages; its views have lost pages.
@@ -317,10 +318,12 @@ impl Snapshot {
 
     /// Records an event and returns the work it asks for.
     pub(crate) fn record(&self, event: SnapshotEvent) -> SnapshotWork {
+        // Made without the lock, as each layer has one.
+        let published = self.named_now().map(|named| Published::of(&named));
         self.record_with(event, |progress| match event {
-            SnapshotEvent::Deleted => progress.is_deleted = true,
-            SnapshotEvent::PublishSucceeded => progress.set_published(true),
-            SnapshotEvent::ManifestMissing => progress.set_published(false),
+            SnapshotEvent::Deleted => progress.set_deleted(),
+            SnapshotEvent::PublishSucceeded => progress.set_published(published),
+            SnapshotEvent::ManifestMissing => progress.set_published(None),
             SnapshotEvent::SealSucceeded | SnapshotEvent::SealFailed | SnapshotEvent::PublishFailed => {}
         })
     }
@@ -337,7 +340,7 @@ impl Snapshot {
         seal_time: Duration,
         parts: SealParts,
     ) -> (SnapshotWork, Vec<Arc<Capture>>) {
-        let mut standing = Standing::Named { named, is_published: false };
+        let mut standing = Standing::Named { named, published: None };
         let work = self.record_with(SnapshotEvent::SealSucceeded, |progress| {
             std::mem::swap(&mut progress.standing, &mut standing);
             progress.seal_facts.seal_time = Some(seal_time);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Snapshot;
 use super::status::SealParts;
 use crate::capture::Capture;
-use crate::layer::Layer;
+use crate::layer::{Confirmed, Layer};
 use crate::lifecycle::SnapshotState;
 use crate::named::Named;
 use crate::snapshot_record::SealFacts;
@@ -27,9 +27,15 @@ pub(super) enum Standing {
     /// In RAM, over the parent's pages.
     Captured(Captured),
     /// In layers that a manifest names.
-    Named { named: Named, is_published: bool },
+    Named { named: Named, published: Option<Published> },
     /// Nowhere, or unavailable now.
     Lost(Lost),
+}
+
+/// The word of a published snapshot that its layers are in the store: their local files may be evicted.
+#[derive(Debug)]
+pub(super) struct Published {
+    _confirmed: Vec<Arc<Confirmed>>,
 }
 
 /// The parts of an unsealed snapshot.
@@ -51,13 +57,19 @@ pub(crate) struct Lost {
     pub(crate) _layers: Vec<Arc<Layer>>,
 }
 
+impl Published {
+    pub(super) fn of(named: &Named) -> Self {
+        Self { _confirmed: named.confirm() }
+    }
+}
+
 impl Progress {
     pub(super) fn state(&self) -> SnapshotState {
         match (&self.standing, self.is_deleted) {
             (Standing::Captured(_), false) => SnapshotState::Captured,
             (Standing::Captured(_), true) => SnapshotState::CapturedForChildren,
-            (Standing::Named { is_published: false, .. }, false) => SnapshotState::Sealed,
-            (Standing::Named { is_published: true, .. }, false) => SnapshotState::Published,
+            (Standing::Named { published: None, .. }, false) => SnapshotState::Sealed,
+            (Standing::Named { published: Some(_), .. }, false) => SnapshotState::Published,
             (Standing::Lost(_), false) => SnapshotState::Lost,
             (Standing::Named { .. } | Standing::Lost(_), true) => SnapshotState::Discarded,
         }
@@ -74,10 +86,18 @@ impl Progress {
         matches!(&self.standing, Standing::Lost(lost) if lost.is_undecided)
     }
 
-    pub(super) fn set_published(&mut self, in_store: bool) {
-        if let Standing::Named { is_published, .. } = &mut self.standing {
-            *is_published = in_store;
-            self.failure = self.failure.take().filter(|_| !in_store);
+    /// Its manifest goes, and with it the word that its layers are in the store.
+    pub(super) fn set_deleted(&mut self) {
+        self.is_deleted = true;
+        if let Standing::Named { published, .. } = &mut self.standing {
+            *published = None;
+        }
+    }
+
+    pub(super) fn set_published(&mut self, now: Option<Published>) {
+        if let Standing::Named { published, .. } = &mut self.standing {
+            self.failure = self.failure.take().filter(|_| now.is_none());
+            *published = now;
         }
     }
 }

@@ -39,6 +39,8 @@ pub enum Code {
     TooManyUnsealed,
     /// The node is drained: it takes no new guests.
     Drained,
+    /// Too many bytes of snapshots are on this node and not in the store; the guest runs on.
+    TooManyUnpublished,
     /// This machine has not what the guest's machine needs; nothing was started.
     Misfit,
     /// The guest or its VMM failed.
@@ -124,7 +126,7 @@ fn shortened(detail: &str) -> String {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
@@ -139,6 +141,7 @@ impl Code {
         Self::NoRam,
         Self::TooManyUnsealed,
         Self::Drained,
+        Self::TooManyUnpublished,
         Self::Misfit,
         Self::GuestFailed,
         Self::StoreFailed,
@@ -184,7 +187,12 @@ impl Code {
     pub fn passes(self) -> bool {
         matches!(
             self,
-            Self::TooMany | Self::NoRam | Self::TooManyUnsealed | Self::KeeperFailed | Self::Ending
+            Self::TooMany
+                | Self::NoRam
+                | Self::TooManyUnsealed
+                | Self::TooManyUnpublished
+                | Self::KeeperFailed
+                | Self::Ending
         )
     }
 
@@ -211,6 +219,9 @@ impl Code {
             Self::NoRam => ("no_ram", 503, "There is no RAM for the capture"),
             Self::TooManyUnsealed => ("too_many_unsealed", 503, "Earlier pauses are still being sealed"),
             Self::Drained => ("drained", 503, "The node is drained"),
+            Self::TooManyUnpublished => {
+                ("too_many_unpublished", 503, "Too many bytes of snapshots are only on this node")
+            }
             Self::Misfit => ("misfit", 409, "It does not fit this machine"),
             Self::GuestFailed => ("guest_failed", 502, "The guest failed"),
             Self::StoreFailed => ("store_failed", 502, "The store failed"),

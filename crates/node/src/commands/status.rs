@@ -67,6 +67,7 @@ impl Status {
                 | Code::NoRam
                 | Code::TooManyUnsealed
                 | Code::Drained
+                | Code::TooManyUnpublished
                 | Code::Lost
                 | Code::Gone,
             ) => Self::Refused,

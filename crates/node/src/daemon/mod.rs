@@ -39,6 +39,7 @@ mod index;
 mod keeping;
 mod keys;
 mod known;
+mod layer_disk;
 mod listed_snapshots;
 mod live;
 mod machines;
@@ -74,6 +75,7 @@ mod undecided;
 mod unnamed;
 mod watch;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -98,6 +100,7 @@ use fault_sockets::FaultSockets;
 use guest_owners::GuestOwners;
 use host::Host;
 use keeping::Keeping;
+use layer_disk::{cache_limits, on_disk};
 use listed_snapshots::ListedSnapshots;
 use registry::Registry;
 use room::Room;
@@ -178,7 +181,7 @@ impl Daemon {
         let listed = Arc::new(ListedSnapshots::default());
         let news = SnapshotNews::new(Arc::clone(&events), Arc::clone(&metrics), Arc::clone(&listed));
         let engine =
-            Engine::start(engine_options(settings, store, keys, &catalog, &keeping, Arc::new(news)))?;
+            Engine::start(engine_options(settings, store, keys, &catalog, &keeping, Arc::new(news))?)?;
         engine.snapshots().iter().for_each(|snapshot| drop(listed.changed(snapshot)));
         let host = Arc::new(Host::new(settings, keeping, metrics, engine)?);
         let snapshots = Arc::new(Snapshots::new(listed, Arc::clone(&host), Arc::clone(&events)));
@@ -257,14 +260,16 @@ fn engine_options(
     catalog: &Catalog,
     keeping: &Arc<Keeping>,
     watcher: Arc<SnapshotNews>,
-) -> EngineOptions {
+) -> io::Result<EngineOptions> {
     let mut options = EngineOptions::new(settings.state_directory.join("layers"), store, keys);
+    options.cache_limits = cache_limits(settings)?;
     options.capture_bytes_max = settings.capture_bytes_max;
+    options.unpublished_bytes_max = on_disk(settings, settings.unpublished_bytes_max)?;
     options.unsealed_max = settings.unsealed_ancestors_max;
     options.pause_wait = settings.pause_wait;
     options.compare_workers = settings.compare_workers.unwrap_or(options.compare_workers);
     options.catalog = Some(catalog.clone());
     options.keeper = keeping.clone();
     options.watcher = watcher;
-    options
+    Ok(options)
 }

@@ -6,6 +6,7 @@ use super::Daemon;
 use super::clock::unix_ms;
 use super::disk_room::no_room;
 use super::known::Known;
+use super::layer_disk::shortage;
 use crate::api::types::{Readiness, SnapshotState};
 use crate::metrics::{AsideCounts, Captures, Observed};
 
@@ -19,6 +20,7 @@ impl Daemon {
             // A failed count is repeated at the next look.
             set_aside: self.host.engine.aside().count().unwrap_or_default(),
             held_aside: AsideCounts::now(&self.host.keeping),
+            cache: self.host.engine.cache_status(),
             ..Observed::default()
         };
         for entry in self.guests.sandboxes.registry.all() {
@@ -61,6 +63,7 @@ impl Daemon {
         let store =
             self.host.engine.store_away().map(|away| format!("{away}; what is published waits for it"));
         reasons.extend(store);
+        reasons.extend(shortage(&self.host.engine.cache_status()));
         let aside = Some(AsideCounts::now(&self.host.keeping)).filter(|aside| aside.is_some());
         reasons.extend(aside.map(|aside| {
             format!(

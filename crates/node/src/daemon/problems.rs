@@ -52,6 +52,15 @@ impl From<PauseError> for Problem {
             PauseError::Unsealed { oldest, .. } => {
                 Self::new(Code::TooManyUnsealed, format!("{error}; the guest runs on")).snapshot(*oldest)
             }
+            PauseError::Unpublished { bytes, bytes_max } => Self::new(
+                Code::TooManyUnpublished,
+                format!(
+                    "{} of snapshots are only on this node, and unpublished_bytes_max allows {}: see that the store can be \
+                     reached (`rekindle doctor`), delete snapshots, or raise the setting; the guest runs on",
+                    ByteSize::b(*bytes),
+                    ByteSize::b(*bytes_max)
+                ),
+            ),
             PauseError::Unwanted => {
                 let why = "the client went away before there was RAM for its capture: nothing was done";
                 Self::new(Code::Abandoned, why)
@@ -173,9 +182,10 @@ pub(super) fn no_room_for_disks(error: PauseError) -> Problem {
         PauseError::Budget(error) => {
             Problem::new(Code::NoRam, format!("its disks are taken into RAM first: {}", no_ram(&error)))
         }
-        error @ (PauseError::Lost { .. } | PauseError::Unsealed { .. } | PauseError::Unwanted) => {
-            error.into()
-        }
+        error @ (PauseError::Lost { .. }
+        | PauseError::Unsealed { .. }
+        | PauseError::Unpublished { .. }
+        | PauseError::Unwanted) => error.into(),
     }
 }
 

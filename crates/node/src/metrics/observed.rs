@@ -7,12 +7,14 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use rekindle_engine::aside::SetAside;
+use rekindle_engine::cache_limits::CacheStatus;
 use rekindle_engine::serve::{PagesByPhase, ServeStats};
 use rekindle_engine::sources::{Class, ReadCounts};
 use rekindle_engine::store::Traffic;
 use rekindle_engine::store_opener::{FailedRequests, Failures};
 
 use super::aside::AsideCounts;
+use super::cache;
 use super::series::{FaultSeconds, Rows};
 use super::sessions::Seen;
 use crate::api::types::{SandboxState, SnapshotState};
@@ -35,6 +37,8 @@ pub struct Observed {
     pub store: Traffic,
     /// Counts of the reads from the store by their urgency.
     pub reads: Vec<(Class, ReadCounts)>,
+    /// The layer files and their disk.
+    pub cache: CacheStatus,
     /// True if the store is away.
     pub store_away: bool,
     /// Layer files that a start set aside.
@@ -131,6 +135,7 @@ impl Observed {
         gauge(registry, "fault_servers", "Guests whose page faults are served", sessions.serving);
         register_served(&sessions.stats, registry);
         self.register_store(registry);
+        cache::register(&self.cache, registry);
     }
 
     fn register_counts(&self, registry: &mut Registry) {

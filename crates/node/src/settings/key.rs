@@ -1,7 +1,7 @@
 //! A setting's names, and its text for help and documents.
 
 /// A setting as it is named and told of.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     /// Its name in a settings file, with dots between tables: `api.tcp.listen`.
     pub name: &'static str,

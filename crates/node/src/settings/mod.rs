@@ -7,6 +7,7 @@ mod keep_rules;
 mod key;
 pub mod keys;
 mod layers;
+mod room;
 mod sockets;
 mod store_location;
 mod values;
@@ -26,6 +27,7 @@ pub use flags::SettingFlags;
 pub use keep_rules::KeepRule;
 pub use key::Key;
 pub use layers::Surroundings;
+pub use room::Room;
 pub use store_location::StoreLocation;
 pub use values::{parse_size, parse_time};
 
@@ -53,6 +55,14 @@ pub struct Settings {
     pub key_ring: PathBuf,
     /// Bytes of RAM that captures may hold together.
     pub capture_bytes_max: u64,
+    /// Disk that layer files may take.
+    pub cache_bytes_max: Room,
+    /// Space that stays free on their disk.
+    pub disk_free_bytes_min: Room,
+    /// Layer files that stay open; where it is `None`, half of the open files that the process may have.
+    pub layer_files_open_max: Option<usize>,
+    /// Bytes of snapshots that may be here and not in the store.
+    pub unpublished_bytes_max: Room,
     /// True to make sandboxes that could never be paused. Reloads.
     pub run_unpausable: bool,
     /// Factor of the available RAM that bounds the memory of new guests and what running ones have not taken yet. Reloads.
@@ -210,6 +220,10 @@ impl Settings {
             domain: read.value("domain", &values::DOMAIN, "default".parse().expect("a legal name"))?,
             key_ring: read.value("key_ring", &values::PATH, state_directory.join("key-ring.json"))?,
             capture_bytes_max: read.value("capture_bytes_max", &values::BYTES, default_capture_bytes())?,
+            cache_bytes_max: read.value("cache_bytes_max", &values::ROOM, Room::None)?,
+            disk_free_bytes_min: read.value("disk_free_bytes_min", &values::ROOM, DISK_FREE_DEFAULT)?,
+            layer_files_open_max: read.value("layer_files_open_max", &values::AUTO_COUNT, None)?,
+            unpublished_bytes_max: read.value("unpublished_bytes_max", &values::ROOM, Room::None)?,
             run_unpausable: read.value("run_unpausable", &values::SWITCH, false)?,
             memory_overcommit: read.value("memory_overcommit", &values::COUNT, 4)?,
             unsealed_ancestors_max: read.value(
@@ -437,6 +451,9 @@ impl Reader {
 /// Connections to one listener of the control API by default: one for each request and event stream that it does at
 /// once, and as many that are idle.
 pub const CONNECTIONS_DEFAULT: usize = 1024;
+
+/// So that the catalog and other programs on the disk have room.
+const DISK_FREE_DEFAULT: Room = Room::Share(5);
 
 /// A month, in which the catalog that names the files may be found again.
 const SET_ASIDE_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);

@@ -21,6 +21,7 @@ use super::error::Source;
 use super::keep_rules::KeepRule;
 use super::layers::{Said, SaidValue};
 use crate::bucket::BucketUrl;
+use crate::settings::room::Room;
 use crate::telemetry::{LogFormat, spans_url};
 
 /// A kind of value: how one is understood, and how it is shown to people and to programs. A refusal of a value says
@@ -36,6 +37,7 @@ pub(super) const ENDPOINT: Kind<String> = Kind { parse: endpoint, show: |url| te
 pub(super) const DOMAIN: Kind<DomainName> = Kind { parse: domain, show: |domain| text(domain.to_string()) };
 pub(super) const BYTES: Kind<u64> =
     Kind { parse: bytes, show: |bytes| (ByteSize::b(*bytes).to_string(), json!(bytes)) };
+pub(super) const ROOM: Kind<Room> = Kind { parse: room, show: |room| text(room.to_string()) };
 pub(super) const RATE: Kind<Option<NonZeroU64>> = Kind {
     parse: rate,
     show: |rate| {
@@ -52,6 +54,7 @@ pub(super) const WORKERS: Kind<Option<usize>> = Kind {
         workers.map_or_else(|| text("auto".to_owned()), |count| (count.to_string(), json!(count)))
     },
 };
+pub(super) const AUTO_COUNT: Kind<Option<usize>> = Kind { parse: auto_count, ..WORKERS };
 pub(super) const SWITCH: Kind<bool> = Kind { parse: switch, show: |on| (on.to_string(), json!(on)) };
 pub(super) const LEVEL: Kind<String> = Kind { parse: level, show: |level| text(level.clone()) };
 pub(super) const PREFAULT: Kind<Prefault> = Kind {
@@ -196,6 +199,22 @@ fn bytes(said: &Said) -> Result<u64, String> {
     size(said).filter(|bytes| *bytes >= ByteSize::mib(1).as_u64()).ok_or_else(expected)
 }
 
+fn room(said: &Said) -> Result<Room, String> {
+    let expected = || {
+        "a size such as 200GiB, at least 1MiB, a share of the disk from 1% to 99%, or 0 for none".to_owned()
+    };
+    let share = said.value.text().and_then(|given| given.trim().strip_suffix('%'));
+    if let Some(share) = share {
+        let percent = share.trim().parse().ok().filter(|percent| (1..100).contains(percent));
+        return percent.map(Room::Share).ok_or_else(expected);
+    }
+    match size(said).ok_or_else(expected)? {
+        0 => Ok(Room::None),
+        bytes if bytes >= ByteSize::mib(1).as_u64() => Ok(Room::Bytes(bytes)),
+        _ => Err(expected()),
+    }
+}
+
 /// A rate is at least as much as an upload's time limit allows for: the slowest line that is published over.
 const RATE_MIN: u64 = 64 << 10;
 
@@ -242,6 +261,13 @@ fn workers(said: &Said) -> Result<Option<usize>, String> {
     }
     let workers = count(said).ok().filter(|workers| *workers <= 1024);
     workers.map(Some).ok_or_else(|| "auto, or a number from 1 to 1024".to_owned())
+}
+
+fn auto_count(said: &Said) -> Result<Option<usize>, String> {
+    if said.value.text() == Some("auto") {
+        return Ok(None);
+    }
+    count(said).map(Some).map_err(|expected| format!("auto, or {expected}"))
 }
 
 fn switch(said: &Said) -> Result<bool, String> {

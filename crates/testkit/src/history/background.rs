@@ -2,6 +2,7 @@
 //! is restarted.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -104,12 +105,26 @@ impl History {
         }
         let layer = layers[self.random.position(layers.len())].id();
         let path = self.site.cache_directory().join(format!("{layer}.raw"));
-        let file =
-            OpenOptions::new().write(true).open(&path).map_err(|error| format!("{path:?}: {error}"))?;
+        let file = match OpenOptions::new().write(true).open(&path) {
+            // It was evicted, or no frame of it was needed since.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(|error| format!("{path:?}: {error}"))?,
+        };
         let pages = file.metadata().map_err(|error| error.to_string())?.len() / u64_of(PAGE_BYTES);
         let left = self.random.number() % (pages + 1) * u64_of(PAGE_BYTES);
         self.say(format_args!("the local file of layer {layer} is cut to {left} bytes"));
         file.set_len(left).map_err(|error| error.to_string())
+    }
+
+    /// Evicts the local files of published layers, as when the disk is full.
+    pub(super) fn layers_are_evicted(&mut self) -> Result<(), String> {
+        if self.rules.evicts {
+            self.say("local files are evicted");
+            let before = self.engine().cache_status().evicted;
+            self.engine().hold_cache_limits();
+            self.tally.evictions += self.engine().cache_status().evicted.files - before.files;
+        }
+        Ok(())
     }
 
     pub(super) fn wait_sealed(&mut self) -> Result<(), String> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rekindle_engine::cache_limits::CacheLimits;
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::engine::EngineOptions;
 use rekindle_engine::geometry::GuestPages;
@@ -34,6 +35,8 @@ pub(super) struct Rules {
     pub(super) recording: bool,
     /// Number of a manifest's layers from which on some are merged.
     pub(super) merge_at_layers: usize,
+    /// True if layer files may take next to nothing of the disk, so that published ones go all the time.
+    pub(super) evicts: bool,
 }
 
 impl Rules {
@@ -41,6 +44,15 @@ impl Rules {
     pub(super) fn options(self, site: &Site) -> Result<EngineOptions, CatalogError> {
         let options = if self.recording { site.recording()? } else { site.options() };
         let merge_at_layers = self.merge_at_layers;
-        Ok(EngineOptions { pause_wait: Duration::ZERO, unsealed_max: 5, merge_at_layers, ..options })
+        let bytes_max = self.evicts.then_some(1 << 20);
+        let cache_limits = CacheLimits { bytes_max, files_open_max: 4, ..CacheLimits::default() };
+        let unsealed_max = 5;
+        Ok(EngineOptions {
+            pause_wait: Duration::ZERO,
+            unsealed_max,
+            merge_at_layers,
+            cache_limits,
+            ..options
+        })
     }
 }

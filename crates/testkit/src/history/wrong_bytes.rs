@@ -1,6 +1,7 @@
 //! Well-formed wrong bytes: pages are swapped in a stored object, and in local files while no engine runs.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,14 +64,19 @@ impl History {
             let path = self.site.cache_directory().join(format!("{}.raw", layer.id()));
             (path, usize::try_from(layer.pages()).expect("64 bits"))
         };
-        self.stored_layers().iter().map(file).collect()
+        // One whose frames nobody needed here, or that was evicted, has none.
+        self.stored_layers().iter().map(file).filter(|(path, _)| path.exists()).collect()
     }
 
     /// Swaps pages in a local file.
     pub(super) fn rot(&mut self, (path, pages): &(PathBuf, usize)) -> Result<(), String> {
         self.say(format_args!("pages change places in {}", path.display()));
         let said = |error: std::io::Error| format!("{}: {error}", path.display());
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(said)?;
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            // Evicted meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(said)?,
+        };
         let mut bytes = vec![0; pages * PAGE_BYTES];
         // It may have been truncated before.
         if file.read_exact_at(&mut bytes, 0).is_ok() {

@@ -22,7 +22,9 @@ use rekindle_testkit::hooks::Point;
 use rekindle_testkit::random::Random;
 use rekindle_testkit::site::PATIENCE;
 
-use crate::{check, child, first_pause, pause, run, site, start, wait_published, wait_sealed};
+use crate::{
+    check, child, first_pause, pause, run, sealed_in_an_outage, site, start, wait_published, wait_sealed,
+};
 
 #[test]
 fn a_pause_over_too_many_unsealed_snapshots_is_refused_and_its_guest_runs_on() {
@@ -47,6 +49,24 @@ fn a_pause_over_too_many_unsealed_snapshots_is_refused_and_its_guest_runs_on() {
     let third = pause(&engine, *guest);
     wait_published(&third.0);
     check(&engine, &third);
+}
+
+#[test]
+fn a_pause_beyond_the_bytes_that_may_be_only_here_is_refused_before_the_freeze_until_the_store_has_them() {
+    let site = site();
+    let options = EngineOptions { unpublished_bytes_max: Some(100 * 4096), ..site.options() };
+    let engine = Engine::start(options).expect("threads for an engine");
+    let (outage, first) = sealed_in_an_outage(&site, &engine, 100);
+    let Err(refused) = Guest::resume(&first.0, first.1.clone()).pause(&engine, Tracking::Exact) else {
+        unreachable!("a hundred pages are only here already")
+    };
+    assert!(matches!(refused.error, PauseError::Unpublished { bytes_max: 409_600, .. }), "{refused:?}");
+    let mut guest = refused.guest;
+    guest.verify(&engine).expect("it runs on");
+    drop(outage);
+    wait_published(&first.0);
+    let second = guest.pause(&engine, Tracking::Exact).expect("the store has the first").end_vmm();
+    wait_published(&second.0);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod earlier_store;
+mod eviction;
 mod handover;
 mod limits;
 mod local_disk;
