@@ -8,6 +8,7 @@
 pub mod limits;
 mod sync;
 mod deadline;
+mod age;
 mod threads;
 mod turns;
 pub mod geometry;
@@ -71,6 +72,8 @@ pub mod store;
 mod store_upload;
 mod upload_record;
 mod tombstones;
+mod store_roots;
+pub mod roots;
 pub mod store_manifests;
 pub mod store_list;
 mod store_read;

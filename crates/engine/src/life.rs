@@ -14,6 +14,7 @@ use crate::manifest::LocalManifest;
 use crate::named::Named;
 use crate::pool::PoolHandle;
 use crate::publish::{PublishError, Publisher};
+use crate::publish_steps::DeleteStep;
 use crate::reaper::ReaperHandle;
 use crate::records::Records;
 use crate::seal::{NamedParent, Packed, SealError, Sealed, Sealer, is_frozen};
@@ -305,6 +306,7 @@ impl Life {
         let asked = self.snapshot.record(SnapshotEvent::PublishSucceeded);
         self.changed();
         if self.snapshot.is_published() {
+            self.background.stop().unless_said(self.take_roots_away()).await?;
             // A working set that was recorded before the upload is not part of the snapshot: if it cannot be put now, a
             // later resume tries again.
             let put = working_sets::publish(
@@ -316,6 +318,14 @@ impl Life {
             self.background.stop().unless_said(self.background.store().delete_old_signs()).await?;
         }
         Ok(Work::asked(asked, &self.snapshot, Work::Nothing))
+    }
+
+    /// Takes the roots away that the manifest makes needless. One that stays is taken away by a later try or start.
+    async fn take_roots_away(&self) {
+        let (store, id) = (self.background.store(), self.snapshot.id());
+        if let Err(error) = self.background.publisher.roots.take_away(store, id).await {
+            tracing::warn!(snapshot = %id, %error, "a root stays in the store for now");
+        }
     }
 
     /// Puts a sign into the store, then records in the catalog that the snapshot is published, with that sign.
@@ -342,7 +352,13 @@ impl Life {
     async fn delete(&self) -> Result<(), PublishError> {
         let (store, id) = (self.background.store(), self.snapshot.id());
         let last = self.snapshot.editions().last();
-        store.delete_snapshot(id, last).await?;
+        for step in DeleteStep::ALL {
+            match step {
+                DeleteStep::PutTombstone => store.put_tombstone(id).await?,
+                DeleteStep::DeleteManifests => store.delete_manifest(id, last).await?,
+                DeleteStep::TakeRootsAway => self.background.publisher.roots.take_away(store, id).await?,
+            }
+        }
         store.delete_working_sets(id).await?;
         match self.snapshot.named_now() {
             Some(named) => self.background.publisher.give_up_uploads(&named).await,
@@ -386,6 +402,7 @@ mod tests {
     use crate::pool::Pool;
     use crate::precedence::Precedence;
     use crate::reaper::Reaper;
+    use crate::roots::Roots;
     use crate::seal::Sealing;
     use crate::snapshot::{SealParts, SnapshotParts, Volume};
     use crate::sources::Sources;
@@ -444,6 +461,7 @@ mod tests {
             stop: Stop::default(),
             uploads: None,
             part_bytes: limits::UPLOAD_PART_BYTES,
+            roots: Roots::default(),
         };
         let background = Arc::new(Background {
             sealer,

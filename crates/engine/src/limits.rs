@@ -328,3 +328,9 @@ pub const DISK_LOOK_PAUSE: Duration = Duration::from_secs(5);
 
 /// Part of a bound that stays free after an eviction, as a divisor: so that not every write leads to another one.
 pub const DISK_SLACK_DIVISOR: u64 = 16;
+
+/// Bytes of a condemned list: a hundred thousand names.
+pub const CONDEMNED_BYTES_MAX: usize = 16 << 20;
+
+/// Time for which a node relies on a root that it has put: collectors take it for abandoned only after days.
+pub const ROOT_TRUSTED_FOR: Duration = Duration::from_secs(24 * 3600);

@@ -1,12 +1,15 @@
 //! Uploads a sealed snapshot: every layer not known to be stored, on whichever node it was made, then the manifest.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::path::Path as ObjectPath;
 
+use crate::age::Age;
 use crate::byte_budget::{ByteBudget, ByteLease};
 use crate::catalog::CatalogError;
+use crate::collectable::LayerCopy;
 use crate::editions::Editions;
 use crate::geometry::u64_of;
 use crate::identity::{LayerId, SnapshotId};
@@ -16,11 +19,12 @@ use crate::limits;
 use crate::local_file::LayerError;
 use crate::manifest::{ObjectName, Publication, StoredLayer};
 use crate::named::Named;
-use crate::object::FramePlaces;
 use crate::object_tables;
 use crate::pool::PoolHandle;
+use crate::publish_steps::{PublishStep, Publishing};
+use crate::roots::Roots;
 use crate::stop::{Stop, Stopped};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, layer_path};
 use crate::upload::{Unfinished, Uploader, bytes_held_by_upload};
 use crate::upload_record::UploadRecords;
 
@@ -45,6 +49,8 @@ pub struct Publisher {
     pub uploads: Option<UploadRecords>,
     /// Bytes of a part of an upload.
     pub part_bytes: usize,
+    /// This node's roots in the store.
+    pub roots: Roots,
 }
 
 impl Publisher {
@@ -64,27 +70,72 @@ impl Publisher {
         uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<(T, ObjectPath), PublishError> {
         let (id, layers) = (named.manifest().snapshot(), named.layers());
+        let put = self.stop.unless_said(self.take_steps(named, editions, room, uploaded)).await??;
+        self.settle_uploads(id, layers).await?;
+        Ok(put)
+    }
+
+    /// Takes the steps that lead to the manifest, in the order that keeps collectors from what it names.
+    async fn take_steps<T: Send + 'static>(
+        &self,
+        named: &Named,
+        editions: &Editions,
+        room: ByteLease<SnapshotId>,
+        uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<(T, ObjectPath), PublishError> {
+        let (id, layers) = (named.manifest().snapshot(), named.layers());
+        let (mut publishing, mut gone) = (Publishing::of(id), HashSet::new());
         let mut room = Some(room);
-        for layer in layers {
-            self.upload_unless_stored(layer, None, id).await?;
-        }
-        // After the last upload: the store may have been another one meanwhile.
-        if self.upload_missing(layers, id, &mut room).await? {
-            for layer in layers {
-                if let Some(missing) = self.missing(layer).await? {
-                    return Err(missing.error.into());
+        let mut rooted = Age::now();
+        loop {
+            let stored: Vec<_> = layers.iter().map(|layer| layer.stored_at()).collect();
+            let copies = layers.iter().zip(&stored).map(|(layer, stored)| {
+                let object = stored.as_ref().map(|stored| stored.object);
+                (layer.id(), object.filter(|object| !gone.contains(object)))
+            });
+            match publishing.next(&copies.collect::<Vec<_>>()) {
+                PublishStep::PutRoot(root) => {
+                    rooted = Age::now();
+                    self.roots.put(&self.store, &root).await?;
+                    publishing.rooted(root);
+                }
+                PublishStep::ListCondemned => publishing.listed(self.store.condemned().await?),
+                PublishStep::Upload(layer) => {
+                    let layer = layers.iter().find(|named| named.id() == layer);
+                    let layer = layer.expect("it is a step for one of these layers");
+                    if let Some(copy) = self.upload_anew(layer, id, &gone, &mut room).await? {
+                        publishing.uploaded(copy);
+                    }
+                }
+                PublishStep::See(copy) => match self.store.layer_bytes(copy.layer, &copy.object).await {
+                    Ok(_) => publishing.seen(copy),
+                    Err(StoreError::NotFound(_)) if !publishing.has_uploaded(&copy) => {
+                        gone.insert(copy.object);
+                        layers
+                            .iter()
+                            .filter(|layer| layer.id() == copy.layer)
+                            .for_each(|layer| layer.facts().note_gone(copy.object));
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                PublishStep::LookForTombstone if self.store.has_tombstone(id).await? => {
+                    return Err(PublishError::Deleted(id));
+                }
+                PublishStep::LookForTombstone => publishing.has_no_tombstone(),
+                PublishStep::PutManifest if rooted.is_over(limits::ROOT_TRUSTED_FOR) => publishing.doubted(),
+                PublishStep::PutManifest => {
+                    let stored: Vec<_> = stored.into_iter().flatten().collect();
+                    let tables = self.tables(id, layers, &stored).await?;
+                    let edition = editions.for_places(&stored);
+                    let manifest = (**named.manifest()).clone();
+                    let publication = Publication::new(edition, manifest, stored).with_tables(tables);
+                    return self.commit(publication, uploaded).await;
+                }
+                PublishStep::TakeRootsAway => {
+                    unreachable!("the life does that once the snapshot is published")
                 }
             }
         }
-        let stored = layers.iter().map(|layer| layer.stored_at().expect("it is stored by now"));
-        let stored: Vec<_> = stored.collect();
-        let tables = self.tables(id, layers, &stored).await?;
-        let edition = editions.for_places(&stored);
-        let publication = Publication::new(edition, (**named.manifest()).clone(), stored).with_tables(tables);
-        let put = self.stop.unless_said(self.commit(publication, uploaded)).await??;
-        self.settle_uploads(id, layers).await?;
-        drop(room);
-        Ok(put)
     }
 
     /// Tables for the manifest of layers that are stored there.
@@ -118,81 +169,58 @@ impl Publisher {
         Ok((told, manifest))
     }
 
-    /// Uploads a layer of which no object is known but the one that is `gone`.
+    /// Uploads a layer of which no object is known that can be relied on; none if another snapshot has done so meanwhile.
+    async fn upload_anew(
+        &self,
+        layer: &Arc<Layer>,
+        publisher: SnapshotId,
+        gone: &HashSet<ObjectName>,
+        room: &mut Option<ByteLease<SnapshotId>>,
+    ) -> Result<Option<LayerCopy>, PublishError> {
+        let Some(unreliable) = layer.stored_at() else {
+            return self.upload_unless_stored(layer, None, publisher).await;
+        };
+        let copy = LayerCopy { layer: layer.id(), object: unreliable.object };
+        let is_gone = gone.contains(&copy.object);
+        let refusal = || match is_gone {
+            true => PublishError::Gone(StoreError::NotFound(layer_path(copy.layer, &copy.object))),
+            false => PublishError::Condemned(copy),
+        };
+        let local = Arc::clone(layer);
+        if !self.pool.run(publisher, move || local.local().may_be_whole()).await {
+            return Err(refusal());
+        }
+        tracing::warn!(%copy, is_gone, "a layer's object cannot be relied on; the layer is uploaded again");
+        // Given back before more is asked for: nobody waits for bytes while holding some.
+        drop(room.take());
+        *room = Some(self.budget.lease(publisher, bytes_held_by_upload(layer)).await);
+        match self.upload_unless_stored(layer, Some(copy.object), publisher).await {
+            Err(PublishError::Layer(LayerError::Digest { .. })) => Err(refusal()),
+            uploaded => uploaded,
+        }
+    }
+
+    /// Uploads a layer unless an object of it is known by now beside `unreliable`.
     async fn upload_unless_stored(
         &self,
         layer: &Arc<Layer>,
-        gone: Option<ObjectName>,
+        unreliable: Option<ObjectName>,
         publisher: SnapshotId,
-    ) -> Result<(), PublishError> {
-        let turn = self.stop.unless_said(layer.upload_turn()).await?;
+    ) -> Result<Option<LayerCopy>, PublishError> {
+        let _turn = layer.upload_turn().await;
         // Others may have uploaded it while this waited for its turn.
-        if layer.stored_at().map(|stored| stored.object) == gone {
-            let (place, frames) = self.upload(layer, publisher).await?;
-            layer.facts().add_stored(&place);
-            if let Some(gone) = gone {
-                layer.facts().note_gone(gone);
-            }
-            if let Some(object) = layer.facts().stored().filter(|object| *object.place() == place) {
-                object.set_frames(frames);
-            }
+        if layer.stored_at().map(|stored| stored.object) != unreliable {
+            return Ok(None);
         }
-        drop(turn);
-        Ok(())
-    }
-
-    /// The last known object of a layer, if not even that is in the store.
-    async fn missing(&self, layer: &Layer) -> Result<Option<Missing>, PublishError> {
-        loop {
-            let object = layer.stored_at().expect("it was uploaded").object;
-            match self.stop.unless_said(self.store.see_layer(layer.id(), &object)).await? {
-                Ok(()) => return Ok(None),
-                Err(error @ StoreError::NotFound(_)) => {
-                    layer.facts().note_gone(object);
-                    if layer.stored_at().is_some_and(|stored| stored.object == object) {
-                        return Ok(Some(Missing { object, error }));
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
+        let (stored, frames) = self.uploader().upload(layer, publisher).await?;
+        layer.facts().add_stored(&stored);
+        if let Some(unreliable) = unreliable {
+            layer.facts().note_gone(unreliable);
         }
-    }
-
-    /// Uploads every layer again whose objects are gone from the store; whether there was one. The bytes for that are
-    /// lent anew: `room` is for the uploads that were known of.
-    async fn upload_missing(
-        &self,
-        layers: &[Arc<Layer>],
-        publisher: SnapshotId,
-        room: &mut Option<ByteLease<SnapshotId>>,
-    ) -> Result<bool, PublishError> {
-        let mut was_missing = false;
-        for layer in layers {
-            let Some(Missing { object, error }) = self.missing(layer).await? else { continue };
-            let local = Arc::clone(layer);
-            if !self.pool.run(publisher, move || local.local().may_be_whole()).await {
-                return Err(PublishError::Gone(error));
-            }
-            tracing::warn!(%error, "a layer's object is gone; the layer is uploaded again");
-            // Given back before more is asked for: nobody waits for bytes while holding some.
-            drop(room.take());
-            *room =
-                Some(self.stop.unless_said(self.budget.lease(publisher, bytes_held_by_upload(layer))).await?);
-            match self.upload_unless_stored(layer, Some(object), publisher).await {
-                Err(PublishError::Layer(LayerError::Digest { .. })) => return Err(PublishError::Gone(error)),
-                uploaded => uploaded?,
-            }
-            was_missing = true;
+        if let Some(object) = layer.facts().stored().filter(|object| *object.place() == stored) {
+            object.set_frames(frames);
         }
-        Ok(was_missing)
-    }
-
-    async fn upload(
-        &self,
-        layer: &Arc<Layer>,
-        publisher: SnapshotId,
-    ) -> Result<(StoredLayer, FramePlaces), PublishError> {
-        self.stop.unless_said(self.uploader().upload(layer, publisher)).await?
+        Ok(Some(LayerCopy { layer: layer.id(), object: stored.object }))
     }
 
     fn uploader(&self) -> Uploader<'_> {
@@ -250,12 +278,6 @@ impl Publisher {
         };
         self.stop.unless_said(until_settled).await.ok();
     }
-}
-
-/// An object of a layer that is not in the store.
-struct Missing {
-    object: ObjectName,
-    error: StoreError,
 }
 
 /// Bytes that publishing `named` holds at most at one moment, other uploads of the same layers not counted.

@@ -1,6 +1,8 @@
 //! The reasons that publishing fails.
 
 use crate::catalog::CatalogError;
+use crate::collectable::LayerCopy;
+use crate::identity::SnapshotId;
 use crate::local_file::LayerError;
 use crate::stop::Stopped;
 use crate::store::StoreError;
@@ -16,6 +18,15 @@ pub enum PublishError {
         "{0}, and this disk does not have the whole layer to upload it again: bring the object back, or delete the snapshot"
     )]
     Gone(StoreError),
+    /// A collector is about to delete a layer's object, and this node cannot upload it again.
+    #[error(
+        "{0} is on a collector's list, and this disk does not have the whole layer to upload it again: publishing goes on \
+         when the list is gone"
+    )]
+    Condemned(LayerCopy),
+    /// The snapshot was deleted by another node.
+    #[error("snapshot {0} was deleted by another node, and is not published again: delete it here too")]
+    Deleted(SnapshotId),
     /// A layer could not be read on this disk.
     #[error(transparent)]
     Layer(#[from] LayerError),

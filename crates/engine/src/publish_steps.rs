@@ -121,6 +121,12 @@ impl Publishing {
         self.seen.clear();
     }
 
+    /// True if this try uploaded the copy.
+    #[must_use]
+    pub fn has_uploaded(&self, copy: &LayerCopy) -> bool {
+        self.uploaded.contains(copy)
+    }
+
     /// The copy is there. One that is not is no layer's copy any more.
     pub fn seen(&mut self, copy: LayerCopy) {
         self.seen.insert(copy);
@@ -162,4 +168,55 @@ pub enum DeleteStep {
 impl DeleteStep {
     /// All steps, in their order.
     pub const ALL: [Self; 3] = [Self::PutTombstone, Self::DeleteManifests, Self::TakeRootsAway];
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn copy(publisher: SnapshotId, upload: u128) -> LayerCopy {
+        let object = ObjectName { publisher, upload: Uuid::from_u128(upload) };
+        LayerCopy { layer: LayerId::from_bytes([1; 32]), object }
+    }
+
+    /// A publish that has done all but its manifest, and relies on this copy.
+    fn ready(snapshot: SnapshotId, copy: LayerCopy) -> Publishing {
+        let mut publishing = Publishing::of(snapshot);
+        let placed = [(copy.layer, Some(copy.object))];
+        loop {
+            match publishing.next(&placed) {
+                PublishStep::PutRoot(root) => publishing.rooted(root),
+                PublishStep::ListCondemned => publishing.listed(BTreeSet::new()),
+                PublishStep::See(copy) => publishing.seen(copy),
+                PublishStep::LookForTombstone => publishing.has_no_tombstone(),
+                PublishStep::PutManifest => return publishing,
+                step @ (PublishStep::Upload(_) | PublishStep::TakeRootsAway) => unreachable!("{step:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_publish_that_doubts_its_root_begins_with_it_again() {
+        let (snapshot, copy) = (SnapshotId::new(), copy(SnapshotId::new(), 1));
+        let mut publishing = ready(snapshot, copy);
+        publishing.doubted();
+        assert_eq!(publishing, Publishing::of(snapshot));
+    }
+
+    #[test]
+    fn a_copy_that_an_earlier_publisher_had_begun_is_relied_on_only_under_a_root_that_names_it() {
+        let (snapshot, copy) = (SnapshotId::new(), copy(SnapshotId::new(), 1));
+        let mut publishing = Publishing::of(snapshot);
+        let placed = [(copy.layer, None)];
+        let PublishStep::PutRoot(root) = publishing.next(&placed) else { unreachable!("a root comes first") };
+        publishing.rooted(root);
+        publishing.listed(BTreeSet::new());
+        assert_eq!(publishing.next(&placed), PublishStep::Upload(copy.layer));
+        publishing.uploaded(copy);
+        let named = BTreeSet::from([copy]);
+        let wider = Root { snapshot, cause: Cause::Publishes, named };
+        assert_eq!(publishing.next(&[(copy.layer, Some(copy.object))]), PublishStep::PutRoot(wider));
+    }
 }

@@ -75,6 +75,11 @@ impl Sign {
         Change::Put { kind: Kind::Meta, key: REMEMBERED.to_vec(), value: self.encode() }
     }
 
+    /// The catalog that left it, and all copies of that.
+    pub(crate) fn lineage(&self) -> Uuid {
+        self.lineage
+    }
+
     /// Its object.
     pub(crate) fn path(&self) -> ObjectPath {
         self.all().join(format!("{}-{}", self.count, self.attempt))

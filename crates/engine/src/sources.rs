@@ -119,7 +119,9 @@ impl From<StoreError> for SourceError {
         match &error {
             StoreError::NotFound(_) => Self::Gone(error),
             StoreError::Away(_) => Self::Away(error),
-            StoreError::Length { .. } | StoreError::TooLarge { .. } => Self::WrongBytes(error),
+            StoreError::Length { .. } | StoreError::TooLarge { .. } | StoreError::NotUnderstood { .. } => {
+                Self::WrongBytes(error)
+            }
             StoreError::Other { source: PermissionDenied { .. } | Unauthenticated { .. }, .. } => {
                 Self::Refused(error)
             }

@@ -26,6 +26,8 @@ use crate::store_opener::{FailedRequests, OpenedStore};
 #[derive(Debug, Clone)]
 pub struct Store {
     access: Access,
+    /// The name of this node in a store that does not know it by its signs.
+    nameless: Uuid,
     traffic: Arc<Counters>,
     pace: Arc<Pace>,
 }
@@ -91,6 +93,14 @@ pub enum StoreError {
         /// The limit.
         bytes_max: u64,
     },
+    /// The object is damaged, or of a version that this program does not know.
+    #[error("{path}: {reason}")]
+    NotUnderstood {
+        /// The object.
+        path: ObjectPath,
+        /// The fault in it.
+        reason: String,
+    },
     /// Any other error of the store or the way to it.
     #[error("{path}: {source}")]
     Other {
@@ -113,13 +123,22 @@ impl Store {
     }
 
     fn of(access: Access) -> Self {
-        Self { access, traffic: Arc::default(), pace: Arc::default() }
+        Self { access, nameless: Uuid::now_v7(), traffic: Arc::default(), pace: Arc::default() }
     }
 
     /// The same store, into which all writes together send at most so many bytes in a second, over time.
     #[must_use]
     pub fn paced(self, bytes_a_second: Option<NonZeroU64>) -> Self {
         Self { pace: Arc::new(Pace::of(bytes_a_second)), ..self }
+    }
+
+    /// The name of this node in the store, once the store is open.
+    pub(crate) fn node(&self) -> Uuid {
+        let known = match &self.access {
+            Access::Open(_) => None,
+            Access::Gated(gate) => gate.node(),
+        };
+        known.unwrap_or(self.nameless)
     }
 
     /// The reason that the store is away, if it is.
@@ -318,14 +337,6 @@ impl Store {
             self.delete(path).await?;
         }
         Ok(())
-    }
-
-    /// Checks that a layer's object is there, if the store may have been another one when it was uploaded.
-    pub(crate) async fn see_layer(&self, layer: LayerId, at: &ObjectName) -> Result<(), StoreError> {
-        match &self.access {
-            Access::Open(_) => Ok(()),
-            Access::Gated(_) => self.layer_bytes(layer, at).await.map(drop),
-        }
     }
 
     /// The size of a layer's object.

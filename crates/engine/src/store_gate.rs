@@ -12,6 +12,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::catalog::{Catalog, CatalogError, Change, Kind, WriteError};
 use crate::identity::{Domain, SnapshotId};
@@ -126,6 +127,11 @@ impl StoreGate {
             answer_within: limits::STORE_ANSWER_WITHIN,
             identity_again: limits::STORE_IDENTITY_AGAIN,
         }
+    }
+
+    /// The name of this node in the store, if it has left a sign.
+    pub(crate) fn node(&self) -> Option<Uuid> {
+        lock(&self.known).sign.map(|sign| sign.lineage())
     }
 
     /// Requests to the store that failed so far.

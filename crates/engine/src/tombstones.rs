@@ -4,7 +4,6 @@ use object_store::PutPayload;
 use object_store::path::Path as ObjectPath;
 
 use crate::identity::SnapshotId;
-use crate::manifest::Edition;
 use crate::store::{Store, StoreError};
 
 /// Place of all tombstones.
@@ -14,15 +13,18 @@ pub(crate) const TOMBSTONES: &str = "deleted";
 const CONTENT: &[u8] = br#"{"version":1}"#;
 
 impl Store {
-    /// Deletes a snapshot: its tombstone is there before its manifest goes.
-    /// An edition of it that was perhaps put without being listed yet goes too.
-    pub async fn delete_snapshot(
-        &self,
-        snapshot: SnapshotId,
-        perhaps: Option<Edition>,
-    ) -> Result<(), StoreError> {
-        self.put(&tombstone_path(snapshot), PutPayload::from_static(CONTENT)).await?;
-        self.delete_manifest(snapshot, perhaps).await
+    /// Puts a snapshot's tombstone: a manifest of it is none from then on.
+    pub(crate) async fn put_tombstone(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
+        self.put(&tombstone_path(snapshot), PutPayload::from_static(CONTENT)).await
+    }
+
+    /// True if a snapshot's manifest or tombstone is there, so that it needs no root to be published.
+    pub(crate) async fn is_settled(&self, snapshot: SnapshotId) -> Result<bool, StoreError> {
+        match self.see_manifest(snapshot, None).await {
+            Ok(()) => Ok(true),
+            Err(StoreError::NotFound(_)) => self.has_tombstone(snapshot).await,
+            Err(error) => Err(error),
+        }
     }
 
     /// True if a snapshot was deleted, by any node.

@@ -16,6 +16,7 @@ use crate::pool::PoolHandle;
 use crate::precedence::Precedence;
 use crate::publish::Publisher;
 use crate::reaper::ReaperHandle;
+use crate::roots::Roots;
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::stop::Stop;
@@ -67,6 +68,7 @@ impl Steps {
             stop: Stop::default(),
             uploads: None,
             part_bytes: limits::UPLOAD_PART_BYTES,
+            roots: Roots::default(),
         };
         let watcher = Arc::new(NoWatcher);
         let background = Arc::new(Background {

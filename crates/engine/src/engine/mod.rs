@@ -32,6 +32,7 @@ use crate::reaper::Reaper;
 use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed};
 use crate::republish::{LookedFor, RepublishError, look_for_published};
+use crate::roots::Roots;
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::sources::{Class, ReadCounts, SourceError, Sources};
@@ -123,6 +124,7 @@ impl Engine {
             stop,
             uploads: records_of_uploads,
             part_bytes,
+            roots: Roots::default(),
         };
         let budget = Budget::new(options.capture_bytes_max);
         let replayed = match &records {
@@ -162,6 +164,7 @@ impl Engine {
         engine.go_on_with(work);
         engine.give_up_lost_uploads();
         engine.watch_disk();
+        engine.find_roots();
         Ok(engine)
     }
 

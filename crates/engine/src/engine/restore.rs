@@ -1,16 +1,19 @@
 //! Restores the snapshots of the catalog: at the start, and later those that could not be decided then.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::Engine;
 use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::lifecycle::SnapshotEvent;
 use crate::limits;
+use crate::publish::Publisher;
 use crate::reaper::ReaperHandle;
 use crate::records::Records;
 use crate::replay::{ReplayError, Replayed, Replaying};
+use crate::roots::Fate;
 use crate::snapshot::Snapshot;
 use crate::sync::lock;
 
@@ -54,6 +57,29 @@ impl Engine {
     pub(super) fn watch_disk(&self) {
         let lives = self.lives.as_ref().expect("the engine has just started");
         lives.begin_other(Arc::clone(&self.bounded).watch(self.background.stop().clone()));
+    }
+
+    /// Begins to take the roots away that an earlier process of this node left in the store, and no snapshot needs.
+    pub(super) fn find_roots(&self) {
+        let background = Arc::clone(&self.background);
+        let known: HashMap<_, _> =
+            self.snapshots().into_iter().map(|known| (known.id(), Arc::downgrade(&known))).collect();
+        let fate = move |id| match known.get(&id).and_then(Weak::upgrade).map(|known| known.is_published()) {
+            None => Fate::Unknown,
+            Some(true) => Fate::Over,
+            Some(false) => Fate::Needed,
+        };
+        let lives = self.lives.as_ref().expect("the engine has just started");
+        lives.begin_other(async move {
+            let Publisher { roots, store, stop, .. } = &background.publisher;
+            let until_found = async {
+                while let Err(error) = roots.find(store, &fate).await {
+                    tracing::debug!(%error, "roots of an earlier process may stay for now");
+                    tokio::time::sleep(limits::WORK_RETRY_LAST).await;
+                }
+            };
+            stop.unless_said(until_found).await.ok();
+        });
     }
 
     /// The known snapshots, and the deleted ones that are held.

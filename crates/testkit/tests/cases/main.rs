@@ -8,6 +8,7 @@ mod limits;
 mod local_disk;
 mod reading;
 mod restart;
+mod roots;
 mod starts;
 mod store;
 mod window;

@@ -1,0 +1,124 @@
+//! Roots and condemned lists in the store.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use futures_util::stream::TryStreamExt;
+use object_store::ObjectStoreExt;
+use object_store::path::Path as ObjectPath;
+use uuid::Uuid;
+
+use crate::collectable::{Collectable, LayerCopy};
+use crate::condemned::Condemned;
+use crate::identity::SnapshotId;
+use crate::limits;
+use crate::root::Root;
+use crate::store::{Store, StoreError};
+
+/// The name of a root. No two roots share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RootName {
+    node: Uuid,
+    pub(crate) snapshot: SnapshotId,
+    id: Uuid,
+}
+
+/// Place of all roots.
+const ROOTS: &str = "roots";
+/// Place of all condemned lists.
+const CONDEMNED: &str = "condemned";
+
+impl Store {
+    /// The name of a new root of this node.
+    pub(crate) fn new_root(&self, snapshot: SnapshotId) -> RootName {
+        RootName { node: self.node(), snapshot, id: Uuid::now_v7() }
+    }
+
+    /// Puts a root. Putting the same one again is harmless.
+    pub(crate) async fn put_root(&self, name: RootName, root: &Root) -> Result<(), StoreError> {
+        self.put(&name.path(), root.encode().into()).await
+    }
+
+    /// Deletes a root. The store is not checked first: in another store, none has this name.
+    pub(crate) async fn take_root_away(&self, name: RootName) -> Result<(), StoreError> {
+        let path = name.path();
+        match self.objects().await?.delete(&path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(StoreError::from_store(&path, source)),
+        }
+    }
+
+    /// The roots of this node.
+    pub(crate) async fn own_roots(&self) -> Result<Vec<RootName>, StoreError> {
+        self.checked().await?;
+        let node = self.node();
+        let listed = self.names_under(ObjectPath::from(format!("{ROOTS}/{node}"))).await?;
+        // Other objects are nobody's.
+        Ok(listed.iter().filter_map(|path| RootName::of(node, path)).collect())
+    }
+
+    /// The copies of layers on all condemned lists. One list that cannot be read is all that cannot.
+    pub(crate) async fn condemned(&self) -> Result<BTreeSet<LayerCopy>, StoreError> {
+        let mut condemned = BTreeSet::new();
+        for path in self.names_under(ObjectPath::from(CONDEMNED)).await? {
+            let bytes = match self.get_whole(path.clone(), limits::CONDEMNED_BYTES_MAX).await {
+                Ok(bytes) => bytes,
+                // All that it condemned is gone by now, and is not found when it is asked for.
+                Err(StoreError::NotFound(_)) => continue,
+                Err(error) => return Err(error),
+            };
+            let list =
+                Condemned::decode(&bytes).map_err(|reason| StoreError::NotUnderstood { path, reason })?;
+            condemned.extend(list.0.iter().filter_map(|object| match object {
+                Collectable::Layer(copy) => Some(*copy),
+                Collectable::Manifest(..) | Collectable::WorkingSet(..) => None,
+            }));
+        }
+        Ok(condemned)
+    }
+
+    /// The names of all objects at a place. A page of the list that fails is a list that failed.
+    async fn names_under(&self, place: ObjectPath) -> Result<Vec<ObjectPath>, StoreError> {
+        let objects = self.objects().await?;
+        let listed: Result<Vec<_>, _> =
+            objects.list(Some(&place)).map_ok(|object| object.location).try_collect().await;
+        listed.map_err(|source| StoreError::from_store(&place, source))
+    }
+}
+
+impl RootName {
+    fn path(self) -> ObjectPath {
+        ObjectPath::from(self.to_string())
+    }
+
+    /// The root of `node` whose object this is.
+    fn of(node: Uuid, path: &ObjectPath) -> Option<Self> {
+        let (snapshot, id) = path.filename()?.split_at_checked(UUID_BYTES)?;
+        let name = Self { node, snapshot: snapshot.parse().ok()?, id: id.strip_prefix('-')?.parse().ok()? };
+        (name.path() == *path).then_some(name)
+    }
+}
+
+impl fmt::Display for RootName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{ROOTS}/{}/{}-{}", self.node, self.snapshot, self.id)
+    }
+}
+
+/// Length of a UUID as text.
+const UUID_BYTES: usize = 36;
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_has_one_name() {
+        let name = RootName { node: Uuid::from_u128(1), snapshot: SnapshotId::new(), id: Uuid::from_u128(2) };
+        assert_eq!(RootName::of(name.node, &name.path()), Some(name));
+        assert_eq!(RootName::of(Uuid::from_u128(3), &name.path()), None);
+        for other in ["x", "", "/x"] {
+            assert_eq!(RootName::of(name.node, &ObjectPath::from(format!("{name}{other}x"))), None);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Cases of nodes that publish into a store from which others delete.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use rekindle_engine::collectable::{Collectable, LayerCopy};
+use rekindle_engine::condemned::Condemned;
+use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::root::{Cause, Root};
+use rekindle_engine::snapshot::Snapshot;
+use rekindle_engine::store_gate::OtherStore;
+use rekindle_testkit::site::{PATIENCE, Site};
+use rekindle_testkit::stores::{Fault, Operation, Rule, UnreliableStore};
+
+use crate::store::{start_gated, wait_failure};
+use crate::{check_elsewhere, child, first_pause, run, site, wait_published};
+
+fn block_on<T>(asked: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers").block_on(asked)
+}
+
+fn put(site: &Site, path: &str, bytes: Vec<u8>) {
+    block_on(site.objects.put(&Path::from(path), PutPayload::from(bytes))).expect("RAM");
+}
+
+fn names(site: &Site, under: &str) -> Vec<Path> {
+    let listed: Vec<_> = block_on(site.objects.list(Some(&Path::from(under))).collect());
+    listed.into_iter().map(|object: object_store::Result<_>| object.expect("RAM").location).collect()
+}
+
+fn roots(site: &Site) -> Vec<Root> {
+    let root = |path: Path| {
+        let answer = block_on(site.objects.get(&path)).expect("it was listed");
+        Root::decode(&block_on(answer.bytes()).expect("RAM")).expect("it is one")
+    };
+    names(site, "roots").into_iter().map(root).collect()
+}
+
+fn wait_no_roots(site: &Site) {
+    let begun = Instant::now();
+    while !names(site, "roots").is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "roots stay: {:?}", names(site, "roots"));
+        std::thread::yield_now();
+    }
+}
+
+fn copies(snapshot: &Snapshot) -> Vec<LayerCopy> {
+    let layers = snapshot.memory().load().layers().to_vec();
+    let copy = |layer: &Arc<rekindle_engine::layer::Layer>| {
+        Some(LayerCopy { layer: layer.id(), object: layer.stored_at()?.object })
+    };
+    layers.iter().filter_map(copy).collect()
+}
+
+#[test]
+fn a_root_covers_what_is_published_from_before_its_first_upload_until_its_manifest_is_there() {
+    let site = site();
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let faults = unreliable.faults();
+    let engine = start_gated(&site, Arc::new(unreliable), OtherStore::Refused);
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    wait_no_roots(&site);
+    let (puts, lists) = (faults.calls(Operation::Put, "roots/"), faults.calls(Operation::List, "condemned"));
+    assert_eq!((puts, lists, faults.calls(Operation::Delete, "roots/")), (1, 1, 1));
+    let failing = faults.inject(Rule::always(Operation::Put, "layers/", Fault::Fail));
+    let second = child(&engine, &first, run(20, 6), 2);
+    wait_failure(&second.0);
+    let named = copies(&first.0).into_iter().collect();
+    let root = Root { snapshot: second.0.id(), cause: Cause::Publishes, named };
+    assert_eq!(roots(&site), [root], "one root, however often it is tried");
+    drop(failing);
+    wait_published(&second.0);
+    wait_no_roots(&site);
+    check_elsewhere(&site, &second);
+}
+
+#[test]
+fn a_copy_on_a_collectors_list_is_uploaded_anew_by_the_next_snapshot_that_names_it() {
+    let site = site();
+    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    let condemned = copies(&first.0);
+    let list = Condemned(condemned.iter().copied().map(Collectable::Layer).collect());
+    put(&site, "condemned/collector/list", list.encode());
+    let second = child(&engine, &first, run(20, 6), 2);
+    wait_published(&second.0);
+    for copy in &condemned {
+        block_on(site.objects.delete(&Path::from(copy.to_string()))).expect("it is still there");
+    }
+    check_elsewhere(&site, &second);
+}
+
+#[test]
+fn a_list_that_cannot_be_understood_stops_publishing_until_it_is_gone() {
+    let site = site();
+    put(&site, "condemned/collector/list", br#"{"version":9}"#.to_vec());
+    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
+    let first = first_pause(&engine, 50);
+    wait_failure(&first.0);
+    let failure = first.0.status().failure.unwrap_or_default();
+    assert!(failure.contains("condemned/collector/list: version 9 is unknown"), "{failure}");
+    assert!(names(&site, "layers").is_empty());
+    block_on(site.objects.delete(&Path::from("condemned/collector/list"))).expect("it is there");
+    wait_published(&first.0);
+}
+
+#[test]
+fn a_snapshot_that_another_node_deleted_is_not_published_again() {
+    let site = site();
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let faults = unreliable.faults();
+    let engine = start_gated(&site, Arc::new(unreliable), OtherStore::Refused);
+    let failing = faults.inject(Rule::always(Operation::Put, "layers/", Fault::Fail));
+    let first = first_pause(&engine, 50);
+    wait_failure(&first.0);
+    put(&site, &format!("deleted/{}", first.0.id()), br#"{"version":1}"#.to_vec());
+    drop(failing);
+    let begun = Instant::now();
+    while !first.0.status().failure.is_some_and(|failure| failure.contains("was deleted by another node")) {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", first.0.status());
+        std::thread::yield_now();
+    }
+    assert!(names(&site, "manifests").is_empty());
+    engine.delete(&first.0).expect("a disk");
+    wait_no_roots(&site);
+}
+
+#[test]
+fn roots_that_a_crash_left_are_taken_away_by_the_next_start_and_by_the_publish_that_they_are_for() {
+    let site = site();
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let (faults, objects) = (unreliable.faults(), Arc::new(unreliable));
+    let engine = start_gated(&site, objects.clone(), OtherStore::Refused);
+    let kept = faults.inject(Rule::always(Operation::Delete, "roots/", Fault::Fail));
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    faults.wait_calls(Operation::Delete, "roots/", 1);
+    let failing = faults.inject(Rule::always(Operation::Put, "manifests/", Fault::Fail));
+    let second = child(&engine, &first, run(20, 6), 2);
+    wait_failure(&second.0);
+    assert_eq!(roots(&site).len(), 2);
+    let ids = [first.0.id(), second.0.id()];
+    drop((engine, first, second, kept));
+    let engine = start_gated(&site, objects, OtherStore::Refused);
+    let second = engine.snapshot(ids[1]).expect("it is recorded");
+    wait_failure(&second);
+    let is_of = |root: &Root, id: SnapshotId| root.snapshot == id;
+    let begun = Instant::now();
+    while roots(&site).iter().any(|root| is_of(root, ids[0])) {
+        assert!(begun.elapsed() < PATIENCE, "the root of a published snapshot stays");
+        std::thread::yield_now();
+    }
+    assert!(roots(&site).iter().any(|root| is_of(root, ids[1])), "it is not published yet");
+    drop(failing);
+    wait_published(&second);
+    wait_no_roots(&site);
+}
