@@ -207,6 +207,8 @@ fn a_guest_is_brought_none_of_its_pages_or_all_of_them_where_that_is_asked_for()
 fn without_a_recording_the_pages_that_a_snapshots_own_pause_kept_are_fetched() {
     let node = Node::start();
     let parent = node.snapshot(PAGES, sparse);
+    // A child that is published at the same time may upload its parent's layer.
+    assert!(parent.wait_state(SnapshotState::Published, LIMIT), "published in time");
     let own = |page: usize| (100..300).contains(&page).then(|| word_of(page) + 1);
     let snapshot = node.snapshot_of(Some(&parent), PAGES, own);
     let (engine, cold) = node.cold(&snapshot);

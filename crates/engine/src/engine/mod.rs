@@ -1,5 +1,6 @@
 //! The engine: all operations of a node on snapshots. It checks and records; the modules before it do the work.
 
+mod counts;
 mod options;
 mod restore;
 
@@ -11,7 +12,7 @@ use crate::aside::Aside;
 use crate::budget::Budget;
 use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
-use crate::cache_limits::{BoundedCache, CacheStatus};
+use crate::cache_limits::BoundedCache;
 use crate::catalog::CatalogError;
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
@@ -35,10 +36,8 @@ use crate::republish::{LookedFor, RepublishError, look_for_published};
 use crate::roots::Roots;
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
-use crate::sources::{Class, ReadCounts, SourceError, Sources};
+use crate::sources::{Class, SourceError, Sources};
 use crate::stop::Stop;
-use crate::store::Traffic;
-use crate::store_gate::Away;
 use crate::store_list::StoredSnapshot;
 use crate::sync::{Mutex, lock};
 use crate::threads::StoreRuntime;
@@ -334,11 +333,6 @@ impl Engine {
         self.background.stop().say();
     }
 
-    /// The layer files and their disk now.
-    pub fn cache_status(&self) -> CacheStatus {
-        self.bounded.status()
-    }
-
     /// Evicts now what the bounds on layer files ask for, as the engine does by itself when they grow.
     pub fn hold_cache_limits(&self) {
         self.bounded.look();
@@ -370,35 +364,9 @@ impl Engine {
         &self.fetcher
     }
 
-    /// Bytes of RAM that captures hold now, including those that the reaper has not freed yet.
-    pub fn capture_bytes_held(&self) -> u64 {
-        self.rules.budget.bytes_held()
-    }
-
-    /// The reason that the store is away, if it is.
-    pub fn store_away(&self) -> Option<Away> {
-        self.background.store().away()
-    }
-
     /// Every snapshot in the store, whichever node published it; oldest first.
     pub fn stored_snapshots(&self) -> Result<Vec<StoredSnapshot>, SourceError> {
         self.runtime.block_on(self.fetcher.sources().snapshots())
-    }
-
-    /// Counts of the reads of each class from outside this node.
-    pub fn read_counts(&self) -> [(Class, ReadCounts); 3] {
-        let sources = self.fetcher.sources();
-        [Class::Fault, Class::Ahead, Class::Background].map(|class| (class, sources.counts(class)))
-    }
-
-    /// Counts of the bytes moved to and from the store.
-    pub fn traffic(&self) -> Traffic {
-        self.background.store().traffic()
-    }
-
-    /// Bytes that uploads hold, or may hold, in RAM now.
-    pub fn upload_bytes_held(&self) -> u64 {
-        self.background.publisher.budget.bytes_held()
     }
 
     fn begin_life(&self, snapshot: &Arc<Snapshot>, work: Work) {

@@ -27,7 +27,7 @@ use crate::view::LiveView;
 use crate::working_set::Known;
 
 pub(crate) use progress::Lost;
-pub use status::{SealParts, SnapshotStatus};
+pub use status::{NoManifestYet, SealParts, SnapshotStatus};
 
 use progress::{Captured, Progress, Published, Standing};
 
@@ -73,11 +73,6 @@ pub(crate) struct SnapshotParts {
     pub(crate) blobs: BTreeMap<String, Bytes>,
     pub(crate) records: Option<Records>,
 }
-
-/// The snapshot has no manifest yet, at the end of the wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the snapshot was not sealed in time")]
-pub struct NoManifestYet;
 
 impl Snapshot {
     /// A snapshot whose pages are frozen in RAM. If it is recorded, it holds them as long as the keeper has them.

@@ -36,3 +36,8 @@ pub struct SealParts {
     /// Waiting for the parent's manifest, merging layers if there are many, and making the manifest.
     pub name: Duration,
 }
+
+/// The snapshot has no manifest yet, at the end of the wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the snapshot was not sealed in time")]
+pub struct NoManifestYet;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::values::{parse_time, show_time};
+use super::times::{parse_time, show_time};
 
 /// A rule of the setting `keep`: snapshots with all of its labels that are none of the newest of their line, and older
 /// than it says, are deleted.

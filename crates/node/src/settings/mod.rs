@@ -10,6 +10,7 @@ mod layers;
 mod room;
 mod sockets;
 mod store_location;
+mod times;
 mod values;
 
 use std::net::SocketAddr;
@@ -29,7 +30,8 @@ pub use key::Key;
 pub use layers::Surroundings;
 pub use room::Room;
 pub use store_location::StoreLocation;
-pub use values::{parse_size, parse_time};
+pub use times::parse_time;
+pub use values::parse_size;
 
 use crate::bucket::{BucketAccess, shown_without_secrets};
 use crate::telemetry::LogFormat;

@@ -20,6 +20,7 @@ use super::StoreLocation;
 use super::error::Source;
 use super::keep_rules::KeepRule;
 use super::layers::{Said, SaidValue};
+use super::times::{parse_time, show_time};
 use crate::bucket::BucketUrl;
 use crate::settings::room::Room;
 use crate::telemetry::{LogFormat, spans_url};
@@ -95,25 +96,6 @@ fn text(shown: String) -> (String, Value) {
     (shown, value)
 }
 
-const DAY_SECONDS: u64 = 24 * 3600;
-
-/// A time such as `500ms`, `30s`, `5m`, `1h` or `7d`; a bare number is seconds.
-pub fn parse_time(given: &str) -> Result<Duration, String> {
-    let expected = || "a time such as 500ms, 30s, 5m, 1h or 7d".to_owned();
-    let digits = given.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(given.len());
-    let (number, unit) = given.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| expected())?;
-    let seconds = |each: u64| number.checked_mul(each).map(Duration::from_secs).ok_or_else(expected);
-    match unit.trim() {
-        "ms" => Ok(Duration::from_millis(number)),
-        "" | "s" => seconds(1),
-        "m" | "min" => seconds(60),
-        "h" => seconds(3600),
-        "d" => seconds(DAY_SECONDS),
-        _ => Err(expected()),
-    }
-}
-
 /// A size such as `64MiB`, or a number of bytes. `1G` is 1GiB, as to QEMU and truncate; `1GB` is 1000000000 bytes.
 pub fn parse_size(given: &str) -> Result<u64, String> {
     let given = given.trim();
@@ -124,15 +106,6 @@ pub fn parse_size(given: &str) -> Result<u64, String> {
     let size =
         ByteSize::from_str(&whole).map_err(|_| "write a size such as 64MiB or 4GiB, or a number of bytes")?;
     Ok(size.as_u64())
-}
-
-/// A time as [`parse_time`] reads it.
-pub(super) fn show_time(time: Duration) -> String {
-    let seconds = time.as_secs();
-    if time.subsec_millis() == 0 && seconds > 0 && seconds.is_multiple_of(DAY_SECONDS) {
-        return format!("{}d", seconds / DAY_SECONDS);
-    }
-    if time.subsec_millis() == 0 { format!("{}s", time.as_secs()) } else { format!("{}ms", time.as_millis()) }
 }
 
 fn path(said: &Said) -> Result<PathBuf, String> {

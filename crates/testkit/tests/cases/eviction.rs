@@ -91,7 +91,8 @@ fn case_8_an_only_copy_is_never_evicted_and_the_shortage_is_told_until_the_store
 fn case_10_the_bytes_of_a_file_are_its_blocks_also_where_it_was_fetched_frame_by_frame() {
     let (site, _engine, snapshot) = published(64 * 20);
     let cold = open_elsewhere(&site, &snapshot.0);
-    assert_eq!(cold.engine.cache_status().bytes, 0, "nothing was needed yet");
+    let opened = cold.engine.cache_status().bytes;
+    assert!(opened <= 2 * 4096, "{opened}: the manifest brought an index, and nothing else was needed yet");
     let mut page = vec![0; 4096];
     cold.engine.read(cold.snapshot.memory(), run(64 * 15, 1), &mut page).expect("the store has it");
     let (counted, there) =
