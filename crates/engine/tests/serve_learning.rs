@@ -218,7 +218,7 @@ fn without_a_recording_the_pages_that_a_snapshots_own_pause_kept_are_fetched() {
         layers.iter().any(|layer| layer.bytes == 200 * 4096 && layer.local_bytes == layer.bytes).then_some(())
     });
     let parents = cold.layers_now().into_iter().find(|layer| layer.bytes > 200 * 4096).unwrap();
-    assert_eq!(parents.local_bytes, 0, "only the guest asks for it");
+    assert!(parents.local_bytes <= 2 * 4096, "only the guest asks for more than its index");
     assert_eq!(server.stats().pages_prefetched, 0, "so that the recording has what the guest touches");
     assert!(guest.has(150, word_of(150) + 1) && guest.has(1500, sparse(1500).unwrap_or(0)));
 }
