@@ -145,7 +145,7 @@ fn frozen_guest(node: &Node, parent: &Arc<Snapshot>) -> anyhow::Result<(PausePer
     ))
 }
 
-/// A published snapshot of 16 GiB with `kept` in one layer, of whose bytes the store has none: they are never read.
+/// A published snapshot of 16 GiB with `kept` in one layer, whose object is there and holds zeroes: it is never read.
 fn published(node: &Node, kept: &PageSet) -> anyhow::Result<Arc<Snapshot>> {
     let keys = KeyRing::of_name("default");
     let digests = vec![keys.own().frame_digest(b"never read"); frames_of(kept.len())];
@@ -161,7 +161,12 @@ fn published(node: &Node, kept: &PageSet) -> anyhow::Result<Arc<Snapshot>> {
     };
     let manifest = Manifest::first(facts, vec![volume], &[change])?;
     let object = ObjectName::new(snapshot);
-    let stored = StoredLayer { object, table_digest: [0; 32], table_bytes: 64, object_bytes: 1 << 20 };
+    let object_bytes = 1 << 20;
+    let objects = node.store_directory.join("layers").join(layer.to_string());
+    std::fs::create_dir_all(&objects)?;
+    std::fs::File::create(objects.join(format!("{}-{}", object.publisher, object.upload)))?
+        .set_len(object_bytes)?;
+    let stored = StoredLayer { object, table_digest: [0; 32], table_bytes: 64, object_bytes };
     let directory = node.store_directory.join("manifests").join(snapshot.to_string());
     std::fs::create_dir_all(&directory)?;
     let publication = Publication::new(Edition::FIRST, manifest, vec![stored]).encode(keys.own());
