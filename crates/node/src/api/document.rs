@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{HttpMethod, Operation, OperationBuilder};
 use utoipa::openapi::request_body::RequestBodyBuilder;
-use utoipa::openapi::schema::{AdditionalProperties, ComponentsBuilder, Schema};
+use utoipa::openapi::schema::{
+    AdditionalProperties, ComponentsBuilder, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type,
+};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Paths, Ref, RefOr, Required, Response,
@@ -89,6 +91,12 @@ pub(super) fn document(operations: &[Described]) -> OpenApi {
         .build()
 }
 
+/// The schema of a body that may be absent: generated clients send `null` for that.
+fn or_null(schema: RefOr<Schema>) -> RefOr<Schema> {
+    let null = ObjectBuilder::new().schema_type(SchemaType::new(Type::Null));
+    RefOr::T(OneOfBuilder::new().item(schema).item(null).into())
+}
+
 /// An operation as the document has it; the schemas that it names are added to `schemas`.
 fn in_document(operation: &Described, schemas: &mut Schemas) -> Operation {
     let Described { facts, path, query, body, content } = operation;
@@ -97,7 +105,10 @@ fn in_document(operation: &Described, schemas: &mut Schemas) -> Operation {
     let fields = key.into_iter().chain(last_event).flatten();
     let parameters: Vec<_> = path().into_iter().chain(query()).chain(fields).collect();
     let body = body(schemas).map(|BodySchema { schema, said }| {
-        let required = if facts.is_body_optional { Required::False } else { Required::True };
+        let (schema, required) = match facts.is_body_optional {
+            true => (or_null(schema), Required::False),
+            false => (schema, Required::True),
+        };
         RequestBodyBuilder::new()
             .description(said)
             .content(JSON, ContentBuilder::new().schema(Some(schema)).build())
