@@ -128,7 +128,7 @@ impl LocalFile {
         self.opened.get().expect("the file of a verified frame is open")
     }
 
-    /// What is counted of the bytes that it takes on the disk.
+    /// The count of the bytes that it takes on the disk.
     pub fn counted(&self) -> &FileBytes {
         &self.bytes
     }

@@ -147,8 +147,7 @@ impl Publisher {
     ) -> Result<Vec<Option<Bytes>>, PublishError> {
         let (of, places) = (layers.to_vec(), stored.to_vec());
         let mut tables = self.pool.run(id, move || object_tables::known(&of, &places)).await;
-        let complete = object_tables::complete(&mut tables, layers, stored, &self.store);
-        self.stop.unless_said(complete).await??;
+        object_tables::complete(&mut tables, layers, stored, &self.store).await?;
         Ok(tables)
     }
 

@@ -2,8 +2,8 @@
 //! on.
 //!
 //! 1. A root, which covers what the snapshot uploads, and names all else that its manifest will name.
-//! 2. The lists of what collectors are about to delete, **then** the question whether each object is there. What is on
-//!    a list or gone is uploaded anew.
+//! 2. The lists of what collectors are about to delete, **then** the question whether each object is there. Objects on
+//!    a list or gone are uploaded anew.
 //! 3. The manifest, unless the snapshot's tombstone is there.
 //! 4. The end of the root.
 //!

@@ -11,7 +11,7 @@ use crate::collectable::{Collectable, LayerCopy};
 use crate::identity::SnapshotId;
 use crate::wire::{UnknownVersion, Versioned};
 
-/// What one snapshot relies on while it is published or runs.
+/// The objects that one snapshot relies on while it is published or runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Root {
     /// The snapshot.

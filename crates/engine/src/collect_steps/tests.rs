@@ -150,7 +150,7 @@ impl World {
         self.roots.insert(at, Root { named, ..root.clone() });
     }
 
-    /// What is wrong now.
+    /// The fault of this state, if it has one.
     fn wrong(&self) -> Option<&'static str> {
         let counted = self.counted();
         if !counted.named.is_subset(&self.copies) {

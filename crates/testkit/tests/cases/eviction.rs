@@ -264,7 +264,7 @@ fn a_layer_file_that_is_damaged_cut_or_gone_is_found_at_a_read_and_fetched_again
             judge(&engine, &snapshot, &content).unwrap_or_else(|error| unreachable!("{what}: {error}"));
         };
         judged(recording(&site, CacheLimits::default()));
-        // What was fetched in its place is whole again, and lasts.
+        // The file that was fetched in its place is whole again, and lasts.
         let outage = site.faults.outage();
         judged(recording(&site, CacheLimits::default()));
         drop(outage);
