@@ -23,7 +23,9 @@ pub(super) fn cache_limits(settings: &Settings) -> io::Result<CacheLimits> {
 /// Bytes of an amount of the disk of the state directory; none without a bound.
 pub(super) fn on_disk(settings: &Settings, room: Room) -> io::Result<Option<u64>> {
     let disk = statvfs(&settings.state_directory)?;
-    Ok(room.on_disk_of(disk.f_blocks.saturating_mul(disk.f_frsize)))
+    // As `df` counts it: blocks that only root may take are no part of the disk.
+    let blocks = disk.f_blocks.saturating_sub(disk.f_bfree).saturating_add(disk.f_bavail);
+    Ok(room.on_disk_of(blocks.saturating_mul(disk.f_frsize)))
 }
 
 /// Half of the files that this process may open: the others are for guests, sockets and requests.

@@ -131,9 +131,11 @@ impl BlackBox {
         made().map_err(system("making directories for a daemon"))
     }
 
+    /// The settings of a daemon, which evicts nothing because the machine's disk happens to be full, unless `more` says so.
     fn settings(&self, more: &str) -> String {
+        let floor = if more.contains("disk_free_bytes_min") { "" } else { "disk_free_bytes_min = 0\n" };
         format!(
-            "state_directory = {:?}\nrun_directory = {:?}\nstore = {:?}\n{more}\n",
+            "state_directory = {:?}\nrun_directory = {:?}\nstore = {:?}\n{floor}{more}\n",
             self.state_directory(),
             self.run_directory(),
             self.store_directory()
