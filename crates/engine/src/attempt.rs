@@ -278,8 +278,8 @@ impl Attempts {
     }
 }
 
-/// A length within an answer that is in memory.
-fn size_of(bytes: u64) -> usize {
+/// A length within what is in memory.
+pub(crate) fn size_of(bytes: u64) -> usize {
     usize::try_from(bytes).expect("what is in memory has a size")
 }
 
@@ -339,10 +339,27 @@ pub(crate) fn checked_table(
     Ok(table)
 }
 
-fn accept(file: &LocalFile, frame: FrameNumber, codec: FrameCodec, encoded: &[u8]) -> Result<(), FetchError> {
-    let layer = file.layer();
-    let raw = codec
-        .decode(encoded, frame_bytes(frame, layer.pages()))
-        .map_err(|source| FetchError::Frame { layer: layer.id(), frame, source })?;
+/// Takes a frame that came from outside into a local file, if it is the right one.
+pub(crate) fn accept(
+    file: &LocalFile,
+    frame: FrameNumber,
+    codec: FrameCodec,
+    encoded: &[u8],
+) -> Result<(), FetchError> {
+    let raw = decode(file.layer(), frame, codec, encoded)?;
     Ok(file.accept_frame(frame, &raw)?)
+}
+
+/// The uncompressed bytes of a frame, whose content is not verified here.
+pub(crate) fn decode(
+    layer: &LayerFacts,
+    frame: FrameNumber,
+    codec: FrameCodec,
+    encoded: &[u8],
+) -> Result<Vec<u8>, FetchError> {
+    codec.decode(encoded, frame_bytes(frame, layer.pages())).map_err(|source| FetchError::Frame {
+        layer: layer.id(),
+        frame,
+        source,
+    })
 }

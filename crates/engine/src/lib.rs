@@ -118,6 +118,7 @@ pub mod tracking;
 pub mod handover;
 pub mod serve;
 pub mod learning;
+pub mod export_file;
 pub mod engine;
 
 #[cfg(shuttle)]

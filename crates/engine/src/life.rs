@@ -375,6 +375,11 @@ impl Failure {
     fn new(what: &'static str, event: Option<SnapshotEvent>, error: &impl std::error::Error) -> Self {
         Self { what, event, reason: error.to_string() }
     }
+
+    /// The reason.
+    pub(crate) fn into_reason(self) -> String {
+        self.reason
+    }
 }
 
 /// The pause before a try; makes the next one longer.

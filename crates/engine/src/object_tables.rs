@@ -42,7 +42,12 @@ pub(crate) async fn complete(
     Ok(())
 }
 
-async fn read_table(layer: &Layer, place: &StoredLayer, store: &Store) -> Result<Bytes, StoreError> {
+/// Reads the table of a layer's object, whose bytes are not checked here.
+pub(crate) async fn read_table(
+    layer: &Layer,
+    place: &StoredLayer,
+    store: &Store,
+) -> Result<Bytes, StoreError> {
     let range = place.object_bytes - place.table_bytes..place.object_bytes;
     let mut arriving = store.get_layer(layer.id(), &place.object, range).await?;
     let mut body = BytesMut::new();

@@ -11,7 +11,7 @@ use crate::catalog::CatalogError;
 use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{DomainName, SnapshotId};
 use crate::layer::Layer;
-use crate::manifest::{LocalManifest, VolumeManifest};
+use crate::manifest::{LocalManifest, Publication, VolumeManifest};
 use crate::named::Named;
 use crate::object_tables;
 use crate::records::Records;
@@ -173,7 +173,22 @@ pub(crate) async fn open(
     let publication = stored
         .publication(snapshot, None, cache.keys())
         .map_err(|source| OpenError::Manifest { snapshot, source })?;
+    let layers = handles_of(&publication, cache)?;
+    hooks.before_opened(snapshot);
+    if let Some(records) = records {
+        records.opened(snapshot, &LocalManifest::from(&publication)).map_err(unrecorded)?;
+    }
+    let named = Named::new(publication.manifest().clone(), layers);
+    let opened = Snapshot::named(parts_of(&named, records), named, true, SealFacts::default());
+    opened.working_set().searching(search);
+    opened.editions().note(publication.edition(), publication.stored());
+    Ok(opened)
+}
+
+/// Handles of the layers of a snapshot that something can run from, with the tables that the manifest has.
+pub(crate) fn handles_of(publication: &Publication, cache: &Cache) -> Result<Vec<Arc<Layer>>, OpenError> {
     let manifest = publication.manifest();
+    let snapshot = manifest.snapshot();
     if manifest.volumes().is_empty() {
         return Err(OpenError::NoMemory { snapshot });
     }
@@ -189,16 +204,8 @@ pub(crate) async fn open(
             cache.open_stored(name, stored).map_err(|source| OpenError::Cache { snapshot, source })?;
         layers.push(layer);
     }
-    object_tables::take(&publication, &layers).map_err(|source| OpenError::Table { snapshot, source })?;
-    hooks.before_opened(snapshot);
-    if let Some(records) = records {
-        records.opened(snapshot, &LocalManifest::from(&publication)).map_err(unrecorded)?;
-    }
-    let named = Named::new(manifest.clone(), layers);
-    let opened = Snapshot::named(parts_of(&named, records), named, true, SealFacts::default());
-    opened.working_set().searching(search);
-    opened.editions().note(publication.edition(), publication.stored());
-    Ok(opened)
+    object_tables::take(publication, &layers).map_err(|source| OpenError::Table { snapshot, source })?;
+    Ok(layers)
 }
 
 /// A snapshot that is known, unless it is lost.

@@ -55,6 +55,11 @@ pub enum StoredManifestError {
 }
 
 impl StoredManifest {
+    /// The object's bytes.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
     /// The publication in it, if it is one of this snapshot and not older than the one that was `seen`.
     pub(crate) fn publication(
         &self,

@@ -71,6 +71,18 @@ pub enum KeyRingFileError {
         /// The id of the key.
         key: KeyId,
     },
+    /// It lacks a key of the node's domain, and none may be made here.
+    #[error(
+        "the key ring {} has no key of domain {domain}: run this as the daemon's user where the daemon has started once, \
+         copy the file from another node of this store, or set `key_ring` to where it is",
+        path.display()
+    )]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+        /// The node's domain.
+        domain: DomainName,
+    },
     /// The catalog cannot say or note which key it was.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -95,6 +107,13 @@ pub fn open(settings: &Settings, catalog: &Catalog) -> Result<KeyRing, KeyRingFi
         path.display()
     );
     Ok(ring)
+}
+
+/// The key ring of a node that has started before.
+pub fn of_node(settings: &Settings) -> Result<KeyRing, KeyRingFileError> {
+    let (path, domain) = (&settings.key_ring, &settings.domain);
+    let ring = read(path)?.and_then(|file| file.ring(domain));
+    ring.ok_or_else(|| KeyRingFileError::NoKey { path: path.clone(), domain: domain.clone() })
 }
 
 /// The keys in a file; none if it is not there.

@@ -3,6 +3,7 @@
 mod counts;
 mod options;
 mod restore;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -47,6 +48,7 @@ use crate::view::LiveView;
 use crate::working_set::WorkingSet;
 
 pub use options::EngineOptions;
+pub use transfer::{ExportError, ImportError, Transferred};
 
 use restore::replay;
 

@@ -1,5 +1,6 @@
 //! The words of the command line, and the commands, a module each.
 
+pub mod catalog;
 pub mod confirm;
 pub mod console;
 pub mod delete;
@@ -7,6 +8,7 @@ pub mod demo;
 pub mod doctor;
 pub mod drain;
 pub mod events;
+pub mod export;
 pub mod failure;
 pub mod guests;
 pub mod list;
@@ -37,12 +39,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::keeper::arguments::KeeperArguments;
+use catalog::CatalogArguments;
 use console::ConsoleArguments;
 use delete::EndArguments;
 use demo::arguments::DemoArguments;
 use doctor::DoctorArguments;
 use drain::DrainArguments;
 use events::EventsArguments;
+use export::{ExportArguments, ImportArguments};
 use guests::GuestsArguments;
 use list::ListArguments;
 use pause::PauseArguments;
@@ -125,6 +129,12 @@ pub enum Command {
     Drain(DrainArguments),
     /// End the guests and the keeper that a daemon left when it ended
     Shutdown(ShutdownArguments),
+    /// Write a snapshot of the store into a file
+    Export(ExportArguments),
+    /// Put a snapshot from a file into the store
+    Import(ImportArguments),
+    /// Have the node list every snapshot that its store has
+    Catalog(CatalogArguments),
     /// Show events, as they happen
     Events(EventsArguments),
     /// Show every setting, its value, and the source of that value
@@ -167,6 +177,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Delete(arguments) => delete::run(&session, arguments),
         Command::Drain(arguments) => drain::run(&session, arguments),
         Command::Shutdown(arguments) => shutdown::run(&session, arguments),
+        Command::Export(arguments) => export::export(&session, arguments),
+        Command::Import(arguments) => export::import(&session, arguments),
+        Command::Catalog(arguments) => catalog::run(&session, arguments),
         Command::Events(arguments) => events::run(&session, arguments),
         Command::Settings(arguments) => settings::run(&session, arguments),
         Command::Doctor(arguments) => doctor::run(&session, arguments),

@@ -3,7 +3,7 @@
 use crate::listening_daemon::ListeningDaemon;
 use crate::program::{Place, compare, said};
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 23] = [
     "serve",
     "run",
     "pause",
@@ -18,6 +18,9 @@ const COMMANDS: [&str; 20] = [
     "delete",
     "drain",
     "shutdown",
+    "export",
+    "import",
+    "catalog",
     "events",
     "settings",
     "doctor",

@@ -10,6 +10,7 @@ mod catalog_faults;
 mod crashes;
 mod disconnects;
 mod drains;
+mod exports;
 mod firecracker;
 mod jails;
 mod keeper_loss;
