@@ -1,6 +1,7 @@
 //! Measures every target against its reference: both sides in one run, interleaved, placed alike.
 
 mod caching;
+mod cold;
 mod daemon;
 mod disks;
 mod eager;
@@ -17,6 +18,7 @@ mod reading;
 mod report;
 mod resuming;
 mod row;
+mod saving;
 mod served;
 mod statistics;
 mod volume;
@@ -30,7 +32,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 25] = [
+const ROWS: [&Row; 29] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -45,12 +47,16 @@ const ROWS: [&Row; 25] = [
     &faults::BARE,
     &faults::THROUGHPUT,
     &faults::BULK,
+    &saving::SEAL,
+    &saving::PUBLISH,
     &pausing::HELD,
     &pausing::ANSWER,
     &daemon::RESUME,
     &daemon::RESTART,
     &daemon::SANDBOXES,
     &disks::NBD,
+    &cold::PROGRESS,
+    &cold::WORKING_SET,
     &machines::PAUSE,
     &machines::OVERLAP,
     &machines::COLD,

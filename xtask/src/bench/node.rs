@@ -19,7 +19,7 @@ use tempfile::TempDir;
 /// Longest time for anything in the background.
 const BACKGROUND_LIMIT: Duration = Duration::from_secs(300);
 /// Pages a guest touches in its first step.
-const STEP_PAGES: u32 = 64;
+pub(crate) const STEP_PAGES: u32 = 64;
 
 /// An engine, and where it and its store keep their files.
 pub(crate) struct Node {
@@ -32,7 +32,11 @@ pub(crate) struct Node {
 impl Node {
     /// A node that knows nothing.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir().context("a directory for a node")?;
+        Self::in_directory(tempfile::tempdir().context("a directory for a node")?)
+    }
+
+    /// The same in a directory of the caller's choice.
+    pub(crate) fn in_directory(directory: TempDir) -> anyhow::Result<Self> {
         let store_directory = directory.path().join("store");
         let hooks = Arc::<TestHooks>::default();
         let store = Store::directory(&store_directory)?;
