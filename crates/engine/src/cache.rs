@@ -14,7 +14,7 @@ use crate::aside::Aside;
 use crate::geometry::bytes_of_pages;
 use crate::handles::{Found, HandleRight, Handles};
 use crate::identity::LayerId;
-use crate::key_ring::{KeyRing, MissingKey};
+use crate::key_ring::{DomainKey, KeyRing, MissingKey};
 use crate::layer::{Layer, LayerPlace};
 use crate::layer_facts::LayerFacts;
 use crate::layer_files::{CloseFiles, LayerFiles, UNFINISHED};
@@ -40,6 +40,7 @@ pub struct Cache {
 pub struct PackFile {
     file: File,
     path: PathBuf,
+    key: DomainKey,
     finished: bool,
 }
 
@@ -108,8 +109,7 @@ pub enum OnlyCopyError {
 }
 
 impl Cache {
-    /// Opens the directory, creating it if need be, and removes what an interrupted packing left. The ring's own key
-    /// names what is packed.
+    /// Opens the directory, creating it if need be, and removes what an interrupted packing left.
     pub fn open(directory: &Path, keys: KeyRing) -> io::Result<Self> {
         Self::open_with(directory, keys, limits::LAYER_FILES_OPEN_DEFAULT)
     }
@@ -149,16 +149,16 @@ impl Cache {
         &self.keys
     }
 
-    /// A new file to pack a layer into.
-    pub fn pack_file(&self) -> io::Result<PackFile> {
+    /// A new file to pack a layer into, of the domain that has this key.
+    pub fn pack_file(&self, key: DomainKey) -> io::Result<PackFile> {
         let (file, path) = self.files.unfinished()?;
-        Ok(PackFile { file, path, finished: false })
+        Ok(PackFile { file, path, key, finished: false })
     }
 
     /// Makes a completely written pack file durable under its layer's name. A layer of the same bytes that is open
     /// already is used instead; unless its own file is whole, the packed one takes that one's place.
     pub fn finish(&self, mut pack: PackFile, index: LayerIndex) -> io::Result<Arc<Layer>> {
-        let (encoded, key) = (index.encode(), self.keys.own());
+        let (encoded, key) = (index.encode(), pack.key.clone());
         let (id, pages) = (key.layer_id(&encoded), index.page_count());
         if let Some(layer) = self.handle(id)
             && is_whole_here(&layer, &index, &encoded)?
@@ -181,7 +181,7 @@ impl Cache {
             Found::Free(right) => {
                 let file = self.take_name(&mut pack, id)?;
                 let name = LayerName { id, domain: key.domain().clone(), pages };
-                let facts = LayerFacts::new(name, key.clone());
+                let facts = LayerFacts::new(name, key);
                 facts.set_index(index);
                 let only_here = self.files.only_here();
                 facts.count_only_here(only_here.add(id, bytes_of_pages(pages), SystemTime::now()));

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::limits::NAME_BYTES_MAX;
@@ -119,7 +120,8 @@ impl FrameDigest {
 }
 
 /// The name of a domain: 1 to 64 bytes of `a-z`, `0-9` and `-`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct DomainName(Arc<str>);
 
 impl DomainName {
@@ -142,6 +144,20 @@ impl FromStr for DomainName {
     fn from_str(text: &str) -> Result<Self, NameError> {
         check_name(text)?;
         Ok(Self(text.into()))
+    }
+}
+
+impl TryFrom<String> for DomainName {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<DomainName> for String {
+    fn from(name: DomainName) -> Self {
+        name.as_str().to_owned()
     }
 }
 

@@ -81,11 +81,22 @@ impl fmt::Debug for DomainKey {
     }
 }
 
-/// The keys that a node has, one of them its own. Clones share them.
+/// The keys that a node has, of its own domain and of others. Clones share them.
 #[derive(Clone, Debug)]
 pub struct KeyRing {
     own: DomainKey,
     others: Arc<[DomainKey]>,
+}
+
+/// A domain of which the ring has no key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the key ring has no key of domain {domain}: add one (`key_ring`) on every node that has to read what is stored, \
+     and restart the daemons"
+)]
+pub struct NoKeyOfDomain {
+    /// The domain.
+    pub domain: DomainName,
 }
 
 /// A key that the ring does not have.
@@ -101,7 +112,8 @@ pub struct MissingKey {
 }
 
 impl KeyRing {
-    /// A ring: the key that names what this node packs, and those with which it reads what others packed.
+    /// A ring: the key of the node's own domain, and others. Of those of one domain, the first names what is packed in
+    /// it, and all read.
     #[must_use]
     pub fn new(own: DomainKey, others: Vec<DomainKey>) -> Self {
         Self { own, others: others.into() }
@@ -113,10 +125,16 @@ impl KeyRing {
         Self::new(DomainKey::of_name(domain.parse().expect("a legal name")), Vec::new())
     }
 
-    /// The key that names what this node packs.
+    /// The key of the node's own domain, that of everything for which no other domain is asked.
     #[must_use]
     pub fn own(&self) -> &DomainKey {
         &self.own
+    }
+
+    /// The key that names what is packed in a domain: the first one of it in the ring.
+    pub fn of_domain(&self, domain: &DomainName) -> Result<&DomainKey, NoKeyOfDomain> {
+        let mut of_domain = self.all().filter(|key| key.domain().name() == domain);
+        of_domain.next().ok_or_else(|| NoKeyOfDomain { domain: domain.clone() })
     }
 
     /// The key that names a domain's layers. One that follows from the domain's name need not be in the ring.
@@ -129,9 +147,12 @@ impl KeyRing {
 
     /// The key of a domain that is in the ring: nobody outside of it can have made a tag.
     pub(crate) fn secret(&self, domain: &Domain) -> Result<DomainKey, MissingKey> {
-        let mut keys = std::iter::once(&self.own).chain(&*self.others);
-        let key = keys.find(|key| key.domain() == domain);
+        let key = self.all().find(|key| key.domain() == domain);
         key.cloned().ok_or_else(|| MissingKey { domain: domain.clone() })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &DomainKey> {
+        std::iter::once(&self.own).chain(&*self.others)
     }
 }
 
@@ -164,6 +185,18 @@ mod tests {
         let missing = ring.key(foreign.domain()).expect_err("it is not there").to_string();
         let said = format!("the key ring has no key {} of domain a: copy", foreign.domain().key_id());
         assert!(missing.starts_with(&said), "{missing}");
+    }
+
+    #[test]
+    fn the_first_key_of_a_domain_names_what_is_packed_in_it() {
+        let [own, old, tenant, older] = [("a", 1), ("a", 2), ("b", 3), ("b", 4)]
+            .map(|(domain, byte)| DomainKey::new(name(domain), &[byte; 32]));
+        let ring = KeyRing::new(own.clone(), vec![old, tenant.clone(), older]);
+        for key in [own, tenant] {
+            assert_eq!(ring.of_domain(key.domain().name()).map(DomainKey::domain), Ok(key.domain()));
+        }
+        let none = ring.of_domain(&name("c")).expect_err("it is in no ring").to_string();
+        assert!(none.starts_with("the key ring has no key of domain c: add one"), "{none}");
     }
 
     #[test]

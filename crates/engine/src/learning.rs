@@ -86,7 +86,7 @@ impl Lesson {
         let (known, sources) = (snapshot.working_set(), fetcher.sources());
         if known.unstored().is_some() && snapshot.is_published() {
             // An earlier upload failed, or was cut short.
-            working_sets::publish(&snapshot, sources.store(), sources.keys().own()).await;
+            working_sets::publish(&snapshot, sources.store(), sources.keys()).await;
         }
         let Some(touches) = recorded.after(limits::WORKING_SET_TIME).await else { return };
         let pages = snapshot.memory().pages();

@@ -301,7 +301,8 @@ impl Life {
             Ok(Some(manifest))
         };
         let publisher = &self.background.publisher;
-        let (manifest, put_as) = publisher.publish(named, self.snapshot.editions(), room, uploaded).await?;
+        let of_snapshot = (self.snapshot.domain(), self.snapshot.editions());
+        let (manifest, put_as) = publisher.publish(named, of_snapshot, room, uploaded).await?;
         self.background.stop().unless_said(self.record_published(manifest, &put_as)).await??;
         let asked = self.snapshot.record(SnapshotEvent::PublishSucceeded);
         self.changed();
@@ -309,11 +310,7 @@ impl Life {
             self.background.stop().unless_said(self.take_roots_away()).await?;
             // A working set that was recorded before the upload is not part of the snapshot: if it cannot be put now, a
             // later resume tries again.
-            let put = working_sets::publish(
-                &self.snapshot,
-                self.background.store(),
-                &self.background.publisher.key,
-            );
+            let put = working_sets::publish(&self.snapshot, self.background.store(), &publisher.keys);
             self.background.stop().unless_said(put).await?;
             self.background.stop().unless_said(self.background.store().delete_old_signs()).await?;
         }
@@ -338,7 +335,7 @@ impl Life {
         let remember = sign.as_ref().map(NewSign::change);
         let record = move |life: &Self| match (&life.background.records, manifest) {
             (Some(records), Some(manifest)) => {
-                records.published(life.snapshot.id(), life.snapshot.seal_facts(), &manifest, remember)
+                records.published(life.snapshot.domain(), life.snapshot.seal_facts(), &manifest, remember)
             }
             _ => Ok(()),
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::frame::{FRAME_PAGES, FrameNumber, frame_of};
+use crate::key_ring::DomainKey;
 use crate::layer::Layer;
 use crate::limits;
 use crate::local_file::LocalFile;
@@ -123,15 +124,15 @@ pub(crate) fn frames_to_bring(
     frames
 }
 
-/// Packs the live pages of these layers as one layer; `view` reads the pages of `map`.
+/// Packs the live pages of these layers as one layer of the domain that has the key; `view` reads the pages of `map`.
 pub(crate) fn merge(
     map: &PageMap,
     view: &LiveView,
     slots: &[LayerSlot],
-    (cache, fetcher): (&Cache, &Fetcher),
+    (cache, key, fetcher): (&Cache, &DomainKey, &Fetcher),
 ) -> Result<Option<Arc<Layer>>, PackError> {
     let pages = pages_in(map, slots);
-    pack_pages(&pages, cache, |run, into| Ok(ReadPlan::new(view, run).read(fetcher, into)?))
+    pack_pages(&pages, cache, key, |run, into| Ok(ReadPlan::new(view, run).read(fetcher, into)?))
 }
 
 fn pages_in(map: &PageMap, slots: &[LayerSlot]) -> PageSet {

@@ -55,15 +55,15 @@ pub enum OpenError {
         /// The snapshot.
         snapshot: SnapshotId,
     },
-    /// The manifest names a layer of a domain that this engine may not read.
-    #[error("snapshot {snapshot} names a layer of domain {domain}, which is neither {own} nor shared")]
+    /// The manifest names a layer of a domain that is not the snapshot's.
+    #[error("snapshot {snapshot} names a layer of domain {of_layer}, which is neither {domain} nor shared")]
     Domain {
         /// The snapshot.
         snapshot: SnapshotId,
-        /// The layer's domain.
+        /// The snapshot's domain.
         domain: DomainName,
-        /// This engine's.
-        own: DomainName,
+        /// The layer's domain.
+        of_layer: DomainName,
     },
     /// It was deleted, here or by another node.
     #[error("snapshot {snapshot} was deleted")]
@@ -170,35 +170,39 @@ pub(crate) async fn open(
         return Err(OpenError::Deleted { snapshot });
     }
     let stored = read.map_err(unread)?;
-    let publication = stored
+    let (publication, domain) = stored
         .publication(snapshot, None, cache.keys())
         .map_err(|source| OpenError::Manifest { snapshot, source })?;
-    let layers = handles_of(&publication, cache)?;
+    let layers = handles_of(&publication, &domain, cache)?;
     hooks.before_opened(snapshot);
     if let Some(records) = records {
-        records.opened(snapshot, &LocalManifest::from(&publication)).map_err(unrecorded)?;
+        records.opened(&domain, &LocalManifest::from(&publication)).map_err(unrecorded)?;
     }
     let named = Named::new(publication.manifest().clone(), layers);
-    let opened = Snapshot::named(parts_of(&named, records), named, true, SealFacts::default());
+    let opened = Snapshot::named(parts_of(&named, domain, records), named, true, SealFacts::default());
     opened.working_set().searching(search);
     opened.editions().note(publication.edition(), publication.stored());
     Ok(opened)
 }
 
-/// Handles of the layers of a snapshot that something can run from, with the tables that the manifest has.
-pub(crate) fn handles_of(publication: &Publication, cache: &Cache) -> Result<Vec<Arc<Layer>>, OpenError> {
+/// Handles of the layers of a snapshot of this domain that something can run from, with the tables that the manifest has.
+pub(crate) fn handles_of(
+    publication: &Publication,
+    domain: &DomainName,
+    cache: &Cache,
+) -> Result<Vec<Arc<Layer>>, OpenError> {
     let manifest = publication.manifest();
     let snapshot = manifest.snapshot();
     if manifest.volumes().is_empty() {
         return Err(OpenError::NoMemory { snapshot });
     }
-    let (own, shared) = (cache.keys().own().domain().name(), DomainName::shared());
+    let shared = DomainName::shared();
     let mut layers: Vec<Arc<Layer>> = Vec::with_capacity(manifest.layers().len());
     for (name, stored) in manifest.layers().iter().zip(publication.stored()) {
-        let domain = name.domain.name();
-        if domain != own && *domain != shared {
-            let (domain, own) = (domain.clone(), own.clone());
-            return Err(OpenError::Domain { snapshot, domain, own });
+        let of_layer = name.domain.name();
+        if of_layer != domain && *of_layer != shared {
+            let (domain, of_layer) = (domain.clone(), of_layer.clone());
+            return Err(OpenError::Domain { snapshot, domain, of_layer });
         }
         let layer =
             cache.open_stored(name, stored).map_err(|source| OpenError::Cache { snapshot, source })?;
@@ -218,7 +222,7 @@ pub(crate) fn known_and_there(known: Arc<Snapshot>) -> Result<Arc<Snapshot>, Ope
 }
 
 /// Parts of a snapshot that has names.
-pub(crate) fn parts_of(named: &Named, records: Option<&Records>) -> SnapshotParts {
+pub(crate) fn parts_of(named: &Named, domain: DomainName, records: Option<&Records>) -> SnapshotParts {
     let manifest = named.manifest();
     let volume = |volume: &VolumeManifest| Volume {
         name: volume.name.clone(),
@@ -228,6 +232,7 @@ pub(crate) fn parts_of(named: &Named, records: Option<&Records>) -> SnapshotPart
     SnapshotParts {
         id: manifest.snapshot(),
         parent_id: manifest.parent(),
+        domain,
         generation: manifest.generation(),
         created_unix_ms: manifest.created_unix_ms(),
         volumes: manifest.volumes().iter().map(volume).collect(),

@@ -35,27 +35,34 @@ pub enum PackError {
     Merge(#[from] ReadError),
 }
 
-/// Packs the kept pages, and gives way as `courtesy` says; a snapshot without kept pages has no layer.
-pub fn pack(compared: Compared, cache: &Cache, courtesy: &Courtesy) -> Result<PackedPages, PackError> {
+/// Packs the kept pages with the key of their domain, and gives way as `courtesy` says; a snapshot without kept pages has
+/// no layer.
+pub fn pack(
+    compared: Compared,
+    cache: &Cache,
+    key: &DomainKey,
+    courtesy: &Courtesy,
+) -> Result<PackedPages, PackError> {
     let Compared { capture, kept, zero, classes: _ } = compared;
-    let layer = pack_pages(&kept, cache, |pages, into| {
+    let layer = pack_pages(&kept, cache, key, |pages, into| {
         courtesy.give_way();
         Ok(capture.mapping().copy_to(pages.start().offset(), into)?)
     })?;
     Ok(PackedPages { layer, zero })
 }
 
-/// Writes `pages` as a layer of the node's domain; `read` fills a slice with the bytes of a run.
+/// Writes `pages` as a layer of the domain that has `key`; `read` fills a slice with the bytes of a run.
 pub fn pack_pages(
     pages: &PageSet,
     cache: &Cache,
+    key: &DomainKey,
     read: impl FnMut(GuestPages, &mut [u8]) -> Result<(), PackError>,
 ) -> Result<Option<Arc<Layer>>, PackError> {
     if pages.is_empty() {
         return Ok(None);
     }
-    let file = cache.pack_file()?;
-    let digests = write_frames(pages, file.file(), cache.keys().own(), read)?;
+    let file = cache.pack_file(key.clone())?;
+    let digests = write_frames(pages, file.file(), key, read)?;
     let index = LayerIndex::new(RankedSet::new(pages), digests);
     Ok(Some(cache.finish(file, index)?))
 }

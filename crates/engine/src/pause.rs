@@ -13,7 +13,8 @@ use crate::capture::{Capture, CaptureError, CapturedPages};
 use crate::catalog::{CatalogError, Change, WriteError};
 use crate::deadline::Deadline;
 use crate::geometry::u64_of;
-use crate::identity::{SnapshotId, VolumeName};
+use crate::identity::{DomainName, SnapshotId, VolumeName};
+use crate::key_ring::{KeyRing, NoKeyOfDomain};
 use crate::manifest::{ManifestError, VolumeShape, check_blobs, check_shapes};
 use crate::only_here::OnlyHere;
 use crate::reaper::ReaperHandle;
@@ -30,8 +31,18 @@ pub use crate::records::UnsettledPause;
 #[must_use = "a permit holds RAM until it is used or dropped"]
 pub struct PausePermit {
     parent: Option<Arc<Snapshot>>,
+    domain: DomainName,
     lease: Lease,
     reaper: ReaperHandle,
+}
+
+/// The origin of a guest's volumes, which says the domain of its next snapshot.
+#[derive(Debug, Clone, Copy)]
+pub enum Base<'a> {
+    /// It runs from a snapshot, and stays in that one's domain.
+    Snapshot(&'a Arc<Snapshot>),
+    /// It runs from none, in this domain.
+    Domain(&'a DomainName),
 }
 
 /// A permit, or the reason that there is none.
@@ -95,6 +106,9 @@ pub enum PauseError {
         /// Number from which on a pause is refused.
         bytes_max: u64,
     },
+    /// The node has no key of the guest's domain any more.
+    #[error(transparent)]
+    Domain(#[from] NoKeyOfDomain),
     /// The caller no longer wants it.
     #[error("the pause was not wanted any more before there was room for it")]
     Unwanted,
@@ -151,6 +165,7 @@ pub enum CommitError {
 /// Rules and sources of pause permits.
 #[derive(Debug, Clone)]
 pub(crate) struct PauseRules {
+    pub(crate) keys: KeyRing,
     pub(crate) budget: Budget,
     pub(crate) unsealed_max: usize,
     pub(crate) wait: Duration,
@@ -163,20 +178,26 @@ pub(crate) struct PauseRules {
 impl PauseRules {
     pub(crate) fn permit(
         &self,
-        parent: Option<&Arc<Snapshot>>,
+        base: Base<'_>,
         memory_bytes: u64,
         is_wanted: &dyn Fn() -> bool,
     ) -> Permitted {
         self.check_unpublished()?;
         let deadline = Deadline::after(self.wait);
+        let (parent, domain) = match base {
+            Base::Snapshot(parent) => (Some(parent), parent.domain()),
+            Base::Domain(domain) => (None, domain),
+        };
         if let Some(parent) = parent {
             if parent.is_lost() {
                 return Err(PauseError::Lost { parent: parent.id() });
             }
             self.wait_for_line(parent, deadline, is_wanted)?;
         }
+        self.keys.of_domain(domain)?;
         let lease = self.wait_for_room(memory_bytes, deadline, is_wanted)?;
-        Ok(PausePermit { parent: parent.cloned(), lease, reaper: self.reaper.clone() })
+        let (parent, domain) = (parent.cloned(), domain.clone());
+        Ok(PausePermit { parent, domain, lease, reaper: self.reaper.clone() })
     }
 
     /// Refused at once: only the store can help, and nobody knows when it does.
@@ -256,6 +277,7 @@ impl PausePermit {
         let parts = SnapshotParts {
             id: guest.id,
             parent_id: self.parent.as_ref().map(|parent| parent.id()),
+            domain: self.domain,
             generation: self.parent.as_ref().map_or(0, |parent| parent.generation() + 1),
             created_unix_ms: unix_ms(),
             volumes,
@@ -331,7 +353,7 @@ fn keep_and_record(
         records.forget(parts.id);
         return Err(CommitError::Keeper(error));
     }
-    match records.captured(parts.id, facts, alongside) {
+    match records.captured(parts.id, &parts.domain, facts, alongside) {
         Ok(()) => Ok(()),
         Err(WriteError::NotMade(error)) => {
             records.forget(parts.id);

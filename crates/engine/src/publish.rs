@@ -12,8 +12,8 @@ use crate::catalog::CatalogError;
 use crate::collectable::LayerCopy;
 use crate::editions::Editions;
 use crate::geometry::u64_of;
-use crate::identity::{LayerId, SnapshotId};
-use crate::key_ring::DomainKey;
+use crate::identity::{DomainName, LayerId, SnapshotId};
+use crate::key_ring::{DomainKey, KeyRing};
 use crate::layer::Layer;
 use crate::limits;
 use crate::local_file::LayerError;
@@ -41,8 +41,8 @@ pub struct Publisher {
     pub encoding: PoolHandle,
     /// Bytes that all uploads together may hold.
     pub budget: ByteBudget<SnapshotId>,
-    /// Tags manifests.
-    pub key: DomainKey,
+    /// Tag manifests.
+    pub keys: KeyRing,
     /// Cuts uploads short.
     pub stop: Stop,
     /// Unfinished uploads, if this node has a catalog.
@@ -60,17 +60,20 @@ impl Publisher {
         self.stop.unless_said(lease).await
     }
 
-    /// Publishes `named` within `room`, in the edition that `editions` says. `uploaded` is told where its layers are, on
-    /// the pool, before the manifest is put; its answer is returned, with the manifest's name in the store.
+    /// Publishes `named` within `room`, with the key of its domain, in the edition that `editions` says. `uploaded` is told
+    /// where its layers are, on the pool, before the manifest is put; its answer is returned, with the manifest's name in
+    /// the store.
     pub(crate) async fn publish<T: Send + 'static>(
         &self,
         named: &Named,
-        editions: &Editions,
+        (domain, editions): (&DomainName, &Editions),
         room: ByteLease<SnapshotId>,
         uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<(T, ObjectPath), PublishError> {
         let (id, layers) = (named.manifest().snapshot(), named.layers());
-        let put = self.stop.unless_said(self.take_steps(named, editions, room, uploaded)).await??;
+        let key = self.keys.of_domain(domain)?;
+        self.stop.unless_said(self.store.agree_on(key.domain())).await??;
+        let put = self.stop.unless_said(self.take_steps(named, (key, editions), room, uploaded)).await??;
         self.settle_uploads(id, layers).await?;
         Ok(put)
     }
@@ -79,7 +82,7 @@ impl Publisher {
     async fn take_steps<T: Send + 'static>(
         &self,
         named: &Named,
-        editions: &Editions,
+        (key, editions): (&DomainKey, &Editions),
         room: ByteLease<SnapshotId>,
         uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<(T, ObjectPath), PublishError> {
@@ -129,7 +132,7 @@ impl Publisher {
                     let edition = editions.for_places(&stored);
                     let manifest = (**named.manifest()).clone();
                     let publication = Publication::new(edition, manifest, stored).with_tables(tables);
-                    return self.commit(publication, uploaded).await;
+                    return self.commit(publication, key.clone(), uploaded).await;
                 }
                 PublishStep::TakeRootsAway => {
                     unreachable!("the life does that once the snapshot is published")
@@ -155,10 +158,10 @@ impl Publisher {
     async fn commit<T: Send + 'static>(
         &self,
         publication: Publication,
+        key: DomainKey,
         uploaded: impl FnOnce(&Publication) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<(T, ObjectPath), PublishError> {
         let (id, edition) = (publication.manifest().snapshot(), publication.edition());
-        let key = self.key.clone();
         let encode = move || {
             let told = uploaded(&publication)?;
             Ok::<_, CatalogError>((told, Bytes::from(publication.encode(&key))))

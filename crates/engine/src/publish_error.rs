@@ -3,6 +3,7 @@
 use crate::catalog::CatalogError;
 use crate::collectable::LayerCopy;
 use crate::identity::SnapshotId;
+use crate::key_ring::NoKeyOfDomain;
 use crate::local_file::LayerError;
 use crate::stop::Stopped;
 use crate::store::StoreError;
@@ -33,6 +34,9 @@ pub enum PublishError {
     /// A frame could not be compressed.
     #[error("compressing a frame: {0}")]
     Encode(#[from] std::io::Error),
+    /// Its domain has no key here.
+    #[error(transparent)]
+    Key(#[from] NoKeyOfDomain),
     /// The catalog could not be written.
     #[error(transparent)]
     Catalog(#[from] CatalogError),

@@ -3,16 +3,16 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::catalog::{Catalog, CatalogError, Kind};
-use crate::identity::{LayerId, SnapshotId};
+use crate::identity::{DomainName, LayerId, SnapshotId};
 use crate::lifecycle::SnapshotState;
 use crate::manifest::{LocalManifest, StoredLayer};
-use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord};
+use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord, SnapshotStage};
 
 /// All records of snapshots in a catalog.
 #[derive(Default)]
 pub(crate) struct Recorded {
-    pub(crate) captured: Vec<(SnapshotId, CapturedFacts)>,
-    pub(crate) named: Vec<(LocalManifest, SealFacts, SnapshotState)>,
+    pub(crate) captured: Vec<RecordedCaptured>,
+    pub(crate) named: Vec<RecordedNamed>,
     /// Records that cannot be read, each with the reason.
     pub(crate) unreadable: Vec<(SnapshotId, String)>,
     pub(crate) deletions: HashSet<SnapshotId>,
@@ -20,24 +20,51 @@ pub(crate) struct Recorded {
     pub(crate) stored: HashMap<LayerId, StoredLayer>,
 }
 
+/// The record of a captured snapshot.
+#[derive(Clone)]
+pub(crate) struct RecordedCaptured {
+    pub(crate) id: SnapshotId,
+    pub(crate) domain: DomainName,
+    pub(crate) facts: CapturedFacts,
+}
+
+/// The records of a sealed or published snapshot.
+pub(crate) struct RecordedNamed {
+    pub(crate) local: LocalManifest,
+    pub(crate) domain: DomainName,
+    pub(crate) facts: SealFacts,
+    pub(crate) state: SnapshotState,
+}
+
 impl Recorded {
-    /// Reads all records; a record that cannot be read is noted as unreadable, and is not an error.
-    pub(crate) fn read(catalog: &Catalog) -> Result<Self, CatalogError> {
+    /// Reads all records; a record that cannot be read is noted as unreadable, and is not an error. Snapshots whose
+    /// records say no domain are of the node's `own`.
+    pub(crate) fn read(catalog: &Catalog, own: &DomainName) -> Result<Self, CatalogError> {
         let mut found = Self::default();
         for (key, _) in catalog.all(Kind::Deletion)? {
             found.deletions.extend(id_of(&key));
         }
         for (key, value) in catalog.all(Kind::Snapshot)? {
             let Some(id) = id_of(&key) else { continue };
-            match SnapshotRecord::decode(&value) {
-                Ok(SnapshotRecord::Captured(facts)) => found.captured.push((id, facts)),
-                Ok(SnapshotRecord::Sealed(facts)) => {
-                    found.add_named(catalog, id, facts, SnapshotState::Sealed)?
+            let SnapshotRecord { domain, stage } = match SnapshotRecord::decode(&value) {
+                Ok(record) => record,
+                Err(error) => {
+                    found.unreadable.push((id, format!("its record cannot be read: {error}")));
+                    continue;
                 }
-                Ok(SnapshotRecord::Published(facts)) => {
-                    found.add_named(catalog, id, facts, SnapshotState::Published)?;
+            };
+            let domain = domain.unwrap_or_else(|| own.clone());
+            match stage {
+                SnapshotStage::Captured(facts) => found.captured.push(RecordedCaptured { id, domain, facts }),
+                SnapshotStage::Sealed(facts) => {
+                    let named = |local| RecordedNamed { local, domain, facts, state: SnapshotState::Sealed };
+                    found.add_named(catalog, id, named)?;
                 }
-                Err(error) => found.unreadable.push((id, format!("its record cannot be read: {error}"))),
+                SnapshotStage::Published(facts) => {
+                    let named =
+                        |local| RecordedNamed { local, domain, facts, state: SnapshotState::Published };
+                    found.add_named(catalog, id, named)?;
+                }
             }
         }
         Ok(found)
@@ -47,8 +74,7 @@ impl Recorded {
         &mut self,
         catalog: &Catalog,
         id: SnapshotId,
-        facts: SealFacts,
-        state: SnapshotState,
+        named: impl FnOnce(LocalManifest) -> RecordedNamed,
     ) -> Result<(), CatalogError> {
         let Some(bytes) = catalog.get(Kind::Manifest, id.as_bytes())? else {
             self.unreadable.push((id, "its manifest is not in the catalog".to_owned()));
@@ -58,7 +84,7 @@ impl Recorded {
             Ok(local) => {
                 let known = local.manifest().layers().iter().zip(local.stored());
                 self.stored.extend(known.filter_map(|(name, stored)| Some((name.id, stored.clone()?))));
-                self.named.push((local, facts, state));
+                self.named.push(named(local));
             }
             Err(error) => self.unreadable.push((id, format!("its manifest cannot be read: {error}"))),
         }
@@ -70,7 +96,8 @@ impl Recorded {
 pub fn newest_published(catalog: &Catalog) -> Result<Option<SnapshotId>, CatalogError> {
     let mut newest = None;
     for (key, value) in catalog.all(Kind::Snapshot)? {
-        let is_published = matches!(SnapshotRecord::decode(&value), Ok(SnapshotRecord::Published(_)));
+        let stage = SnapshotRecord::decode(&value).map(|record| record.stage);
+        let is_published = matches!(stage, Ok(SnapshotStage::Published(_)));
         if is_published && catalog.get(Kind::Deletion, &key)?.is_none() {
             newest = newest.max(id_of(&key));
         }

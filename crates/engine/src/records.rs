@@ -10,11 +10,11 @@ use std::sync::Arc;
 use crate::cache::Cache;
 use crate::capture::Capture;
 use crate::catalog::{Catalog, CatalogError, Change, Kind, Unsettled, WriteError};
-use crate::identity::{SnapshotId, VolumeName};
+use crate::identity::{DomainName, SnapshotId, VolumeName};
 use crate::keep::{Keeper, KeptVolume};
 use crate::manifest::LocalManifest;
 use crate::reaper::ReaperHandle;
-use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord};
+use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord, SnapshotStage};
 use crate::working_set::WorkingSet;
 
 /// Writes snapshots' records into the catalog. Clones are the same place.
@@ -65,10 +65,11 @@ impl Records {
     pub(crate) fn captured(
         &self,
         id: SnapshotId,
+        domain: &DomainName,
         facts: CapturedFacts,
         mut alongside: Vec<Change>,
     ) -> Result<(), WriteError> {
-        alongside.push(put(Kind::Snapshot, id, SnapshotRecord::Captured(facts).encode()));
+        alongside.push(put_record(id, domain, SnapshotStage::Captured(facts)));
         self.0.catalog.write(&alongside)
     }
 
@@ -107,11 +108,11 @@ impl Records {
     /// Records that a snapshot's layers are on the disk, with what names them.
     pub(crate) fn sealed(
         &self,
-        id: SnapshotId,
+        domain: &DomainName,
         facts: SealFacts,
         manifest: &LocalManifest,
     ) -> Result<(), CatalogError> {
-        self.write(&with_manifest(id, &SnapshotRecord::Sealed(facts), manifest))
+        self.write(&with_manifest(domain, SnapshotStage::Sealed(facts), manifest))
     }
 
     /// Records where a snapshot's layers are stored, before its manifest is: so that it is put with the same bytes
@@ -123,19 +124,19 @@ impl Records {
     /// Records that a snapshot's manifest is in the store, and what has to be remembered with it.
     pub(crate) fn published(
         &self,
-        id: SnapshotId,
+        domain: &DomainName,
         facts: SealFacts,
         manifest: &LocalManifest,
         alongside: Option<Change>,
     ) -> Result<(), CatalogError> {
-        let mut changes = with_manifest(id, &SnapshotRecord::Published(facts), manifest).to_vec();
+        let mut changes = with_manifest(domain, SnapshotStage::Published(facts), manifest).to_vec();
         changes.extend(alongside);
         self.write(&changes)
     }
 
     /// Records a snapshot that was found in the store.
-    pub(crate) fn opened(&self, id: SnapshotId, manifest: &LocalManifest) -> Result<(), CatalogError> {
-        self.write(&with_manifest(id, &SnapshotRecord::Published(SealFacts::default()), manifest))
+    pub(crate) fn opened(&self, domain: &DomainName, manifest: &LocalManifest) -> Result<(), CatalogError> {
+        self.write(&with_manifest(domain, SnapshotStage::Published(SealFacts::default()), manifest))
     }
 
     /// Records a snapshot's working set, and whether the store has it.
@@ -242,8 +243,13 @@ const OF_A_SNAPSHOT: [Kind; 4] = [Kind::Snapshot, Kind::Manifest, Kind::WorkingS
 
 /// A record of a snapshot that has a manifest is only ever written with it: each such write is enough by itself, also if
 /// the disk forgot an earlier one that it had reported as made.
-fn with_manifest(id: SnapshotId, record: &SnapshotRecord, manifest: &LocalManifest) -> [Change; 2] {
-    [put(Kind::Snapshot, id, record.encode()), put(Kind::Manifest, id, manifest.encode())]
+fn with_manifest(domain: &DomainName, stage: SnapshotStage, manifest: &LocalManifest) -> [Change; 2] {
+    let id = manifest.manifest().snapshot();
+    [put_record(id, domain, stage), put(Kind::Manifest, id, manifest.encode())]
+}
+
+fn put_record(id: SnapshotId, domain: &DomainName, stage: SnapshotStage) -> Change {
+    put(Kind::Snapshot, id, SnapshotRecord { domain: Some(domain.clone()), stage }.encode())
 }
 
 fn put(kind: Kind, id: SnapshotId, value: Vec<u8>) -> Change {

@@ -52,7 +52,7 @@ pub(crate) async fn look_for_published(
             Err(StoreError::NotFound(_)) => {
                 tracing::warn!(snapshot = %snapshot.id(), "a snapshot is not in the accepted store; it is published again");
                 let named = snapshot.named_now().expect("a published snapshot has names");
-                records.sealed(snapshot.id(), snapshot.seal_facts(), &named.local(seen))?;
+                records.sealed(snapshot.domain(), snapshot.seal_facts(), &named.local(seen))?;
                 let work = snapshot.record(SnapshotEvent::ManifestMissing);
                 background.watcher.changed(snapshot);
                 begin(snapshot, work);

@@ -16,6 +16,7 @@ use crate::fetch::{FetchError, Fetcher};
 use crate::frame::FrameNumber;
 use crate::hooks::Hooks;
 use crate::identity::{LayerId, VolumeName};
+use crate::key_ring::{DomainKey, NoKeyOfDomain};
 use crate::layer::Layer;
 use crate::lifecycle::SnapshotWork;
 use crate::limits;
@@ -74,6 +75,8 @@ pub(crate) enum SealError {
     Manifest(#[from] ManifestError),
     #[error("recording: {0}")]
     Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Key(#[from] NoKeyOfDomain),
 }
 
 /// The layers of a snapshot's volumes, on the disk and in their views.
@@ -137,6 +140,7 @@ impl Sealer {
         mut parts: SealParts,
     ) -> Result<Packed, SealError> {
         let courtesy = Courtesy::new(&self.precedence);
+        let key = self.cache.keys().of_domain(snapshot.domain())?;
         let parent = snapshot.parent();
         let mut classes = PageClasses::default();
         let mut volumes = Vec::with_capacity(captures.len());
@@ -146,7 +150,7 @@ impl Sealer {
                 compare(capture, base.as_deref(), self.sealing.workers, &courtesy, &*self.hooks)
             })?;
             classes.add(compared.classes);
-            let packed = timed("pack", &mut parts.pack, || pack(compared, &self.cache, &courtesy))?;
+            let packed = timed("pack", &mut parts.pack, || pack(compared, &self.cache, key, &courtesy))?;
             let captured = volume.view.load();
             // False only if an earlier try came this far; its view has the same content.
             volume.view.improve(&captured, View::packed(packed.clone(), base));
@@ -215,7 +219,8 @@ impl Sealer {
         packed: &Packed,
         NamedParent { snapshot: parent, named, merges }: &NamedParent,
     ) -> Result<Named, SealError> {
-        let merged = self.merge(parent, named, &merges.slots)?;
+        let key = self.cache.keys().of_domain(snapshot.domain())?;
+        let merged = self.merge(parent, named, key, &merges.slots)?;
         let mut changes = merged_changes(snapshot, &merged);
         changes.extend(own_changes(snapshot, packed));
         let manifest = named.manifest().overlay(facts(snapshot), &borrowed(&changes))?;
@@ -230,9 +235,10 @@ impl Sealer {
         &self,
         parent: &Snapshot,
         named: &Named,
+        key: &DomainKey,
         slots: &[Vec<LayerSlot>],
     ) -> Result<Vec<Option<Arc<Layer>>>, PackError> {
-        let tools = (&*self.cache, &self.fetcher);
+        let tools = (&*self.cache, key, &self.fetcher);
         let volumes = parent.volumes().iter().zip(named.manifest().volumes()).zip(slots);
         volumes
             .map(|((volume, of_volume), slots)| match merge(&of_volume.map, &volume.view, slots, tools) {
@@ -264,7 +270,7 @@ impl Sealed {
     /// Writes the manifest into the catalog.
     pub(crate) fn write(&self, snapshot: &Snapshot, records: &Records) -> Result<(), SealError> {
         let facts = SealFacts { seal_time: Some(self.seal_time), ..snapshot.seal_facts() };
-        Ok(records.sealed(snapshot.id(), facts, &self.named.local(None))?)
+        Ok(records.sealed(snapshot.domain(), facts, &self.named.local(None))?)
     }
 
     /// Makes the snapshot a named one. Returns the work that is left, and the captures that the keeper should forget.

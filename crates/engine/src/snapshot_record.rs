@@ -1,7 +1,8 @@
 //! The catalog's record of one snapshot besides its manifest: the stage it has reached, and the facts needed to go on.
 //!
-//! Layout, little-endian: magic `RKSR`, version u16, state u8. A captured one goes on as a manifest does, without
-//! layers and maps; a sealed or published one with how its pages fell and how long its seal took.
+//! Layout, little-endian: magic `RKSR`, version u16, domain, state u8. A captured one goes on as a manifest does, without
+//! layers and maps; a sealed or published one with how its pages fell and how long its seal took. The domain is a byte 1 and
+//! its name, or a byte 0: version 1 has none.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,22 +10,39 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::compare::PageClasses;
-use crate::identity::SnapshotId;
-use crate::limits::{MANIFEST_PAGES_MAX, MANIFEST_VOLUMES_MAX};
+use crate::identity::{DomainName, SnapshotId};
+use crate::limits::{MANIFEST_PAGES_MAX, MANIFEST_VOLUMES_MAX, NAME_BYTES_MAX};
 use crate::manifest::{
     VolumeShape, read_blobs, read_parent, read_shape, write_blobs, write_parent, write_shape,
 };
 use crate::wire::{Reader, WireError, Writer};
 
 const MAGIC: &[u8] = b"RKSR";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// The form of each version, from 1 on.
+const FORMS: [Form; 2] = [Form::WithoutDomain, Form::WithDomain];
 const CAPTURED: u8 = 0;
 const SEALED: u8 = 1;
 const PUBLISHED: u8 = 2;
 
+#[derive(Clone, Copy)]
+enum Form {
+    WithoutDomain,
+    WithDomain,
+}
+
 /// The record of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SnapshotRecord {
+pub struct SnapshotRecord {
+    /// Its domain; one that an older program recorded says none, and is of the node's own.
+    pub domain: Option<DomainName>,
+    /// Its stage.
+    pub stage: SnapshotStage,
+}
+
+/// Stage that a snapshot has reached, with the facts that are needed to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotStage {
     /// Its memory is with the keeper.
     Captured(CapturedFacts),
     /// Its layers are on this node's disk, its manifest is in the catalog.
@@ -64,16 +82,20 @@ impl SnapshotRecord {
         let mut writer = Writer::new();
         writer.bytes(MAGIC);
         writer.u16(VERSION);
-        match self {
-            Self::Captured(facts) => {
+        writer.u8(self.domain.is_some().into());
+        if let Some(domain) = &self.domain {
+            writer.text(domain.as_str());
+        }
+        match &self.stage {
+            SnapshotStage::Captured(facts) => {
                 writer.u8(CAPTURED);
                 facts.write(&mut writer);
             }
-            Self::Sealed(facts) => {
+            SnapshotStage::Sealed(facts) => {
                 writer.u8(SEALED);
                 facts.write(&mut writer);
             }
-            Self::Published(facts) => {
+            SnapshotStage::Published(facts) => {
                 writer.u8(PUBLISHED);
                 facts.write(&mut writer);
             }
@@ -81,19 +103,22 @@ impl SnapshotRecord {
         writer.into_bytes()
     }
 
-    /// Reads what [`SnapshotRecord::encode`] wrote, and refuses all else.
+    /// Reads a record of any version; of the newest, refuses all that [`SnapshotRecord::encode`] does not write.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(bytes);
         reader.expect_bytes("snapshot record magic", MAGIC)?;
-        reader.version("snapshot record version", &[()])?;
-        let record = match reader.u8("snapshot state")? {
-            CAPTURED => Self::Captured(CapturedFacts::read(&mut reader)?),
-            SEALED => Self::Sealed(SealFacts::read(&mut reader)?),
-            PUBLISHED => Self::Published(SealFacts::read(&mut reader)?),
+        let domain = match reader.version("snapshot record version", &FORMS)? {
+            Form::WithoutDomain => None,
+            Form::WithDomain => read_domain(&mut reader)?,
+        };
+        let stage = match reader.u8("snapshot state")? {
+            CAPTURED => SnapshotStage::Captured(CapturedFacts::read(&mut reader)?),
+            SEALED => SnapshotStage::Sealed(SealFacts::read(&mut reader)?),
+            PUBLISHED => SnapshotStage::Published(SealFacts::read(&mut reader)?),
             _ => return Err(reader.invalid("snapshot state", "there is no such state")),
         };
         reader.finish()?;
-        Ok(record)
+        Ok(Self { domain, stage })
     }
 }
 
@@ -150,6 +175,14 @@ impl SealFacts {
     }
 }
 
+fn read_domain(reader: &mut Reader<'_>) -> Result<Option<DomainName>, WireError> {
+    if !is_there(reader, "domain")? {
+        return Ok(None);
+    }
+    let name = reader.text("domain", NAME_BYTES_MAX)?;
+    name.parse().map(Some).map_err(|_| reader.invalid("domain", "the text names no domain"))
+}
+
 fn is_there(reader: &mut Reader<'_>, field: &'static str) -> Result<bool, WireError> {
     match reader.u8(field)? {
         0 => Ok(false),
@@ -181,13 +214,17 @@ mod tests {
         let child = CapturedFacts { parent: Some(SnapshotId::new()), generation: 9, ..first.clone() };
         let classes = PageClasses { dirty: 10, zero: 1, equal: 2, kept: 7, unread: 3 };
         let sealed = SealFacts { classes: Some(classes), seal_time: Some(Duration::from_millis(31)) };
-        vec![
-            SnapshotRecord::Captured(first),
-            SnapshotRecord::Captured(child),
-            SnapshotRecord::Sealed(sealed),
-            SnapshotRecord::Published(sealed),
-            SnapshotRecord::Published(SealFacts::default()),
-        ]
+        let stages = [
+            SnapshotStage::Captured(first),
+            SnapshotStage::Captured(child),
+            SnapshotStage::Sealed(sealed),
+            SnapshotStage::Published(sealed),
+            SnapshotStage::Published(SealFacts::default()),
+        ];
+        let of = |domain: Option<DomainName>| {
+            stages.clone().map(|stage| SnapshotRecord { domain: domain.clone(), stage })
+        };
+        [of(None), of("tenant-1".parse().ok())].concat()
     }
 
     #[test]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::catalog::CatalogError;
 use crate::geometry::u64_of;
-use crate::identity::{LayerId, SnapshotId};
+use crate::identity::{Domain, LayerId, SnapshotId};
 use crate::limits;
 use crate::manifest::ObjectName;
 use crate::pace::Pace;
@@ -227,6 +227,14 @@ impl Store {
             return Err(StoreError::from_store(manifest, source));
         }
         Ok(Some(sign))
+    }
+
+    /// Checks that a gated store has this key of a domain, whose name no node with another key uses there.
+    pub(crate) async fn agree_on(&self, domain: &Domain) -> Result<(), StoreError> {
+        match &self.access {
+            Access::Open(_) => Ok(()),
+            Access::Gated(gate) => Ok(gate.agree_on(domain).await?),
+        }
     }
 
     /// Deletes outdated signs, as far as that is possible now.

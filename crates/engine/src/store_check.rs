@@ -66,7 +66,7 @@ impl Faults {
             Err(error) => Err(fault(error)?),
         };
         let publication = match publication {
-            Ok(publication) => publication,
+            Ok((publication, _)) => publication,
             Err(reason) => {
                 self.note(Some(format!("the manifest of snapshot {snapshot}: {reason}")));
                 return Ok(());

@@ -409,6 +409,18 @@ impl StoreGate {
         written.await.map_err(|error| error.to_string())?
     }
 
+    /// Checks that the store has this key of a domain. That of the node's own domain was checked when it was opened; those
+    /// of others are asked for each time.
+    pub(crate) async fn agree_on(&self, domain: &Domain) -> Result<(), Away> {
+        let store = self.opened().await?;
+        if *domain == self.domain {
+            return Ok(());
+        }
+        let agreed = self.in_time(self.twice(|| store_domain::agree(domain, &store.objects))).await;
+        // The store is there: only this domain's snapshots wait.
+        agreed.map_err(Away)
+    }
+
     /// Leaves a sign in the store. Any state of the store with this sign has all manifests put before it.
     pub(crate) async fn leave_sign(
         self: &Arc<Self>,

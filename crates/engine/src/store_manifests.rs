@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures_util::future::join;
 use object_store::path::Path as ObjectPath;
 
-use crate::identity::SnapshotId;
+use crate::identity::{DomainName, SnapshotId};
 use crate::key_ring::KeyRing;
 use crate::limits;
 use crate::manifest::{Edition, Publication};
@@ -60,14 +60,14 @@ impl StoredManifest {
         &self.bytes
     }
 
-    /// The publication in it, if it is one of this snapshot and not older than the one that was `seen`.
+    /// The publication in it and its domain, if it is one of this snapshot and not older than the one that was `seen`.
     pub(crate) fn publication(
         &self,
         snapshot: SnapshotId,
         seen: Option<Edition>,
         keys: &KeyRing,
-    ) -> Result<Publication, StoredManifestError> {
-        let publication = Publication::decode(&self.bytes, keys)?;
+    ) -> Result<(Publication, DomainName), StoredManifestError> {
+        let (publication, domain) = Publication::decode_of_domain(&self.bytes, keys)?;
         let found = publication.manifest().snapshot();
         if found != snapshot {
             return Err(StoredManifestError::OtherSnapshot { found });
@@ -78,7 +78,7 @@ impl StoredManifest {
         }
         match seen {
             Some(seen) if found < seen => Err(StoredManifestError::Older { found, seen }),
-            Some(_) | None => Ok(publication),
+            Some(_) | None => Ok((publication, domain)),
         }
     }
 }

@@ -41,8 +41,13 @@ pub fn write_tag(mut writer: Writer, key: &DomainKey) -> Vec<u8> {
     bytes
 }
 
-/// Reads the tag that ends `bytes`, of which `reader` has read all before it, and checks it.
-pub(crate) fn check_tag(reader: &mut Reader<'_>, bytes: &[u8], keys: &KeyRing) -> Result<(), TaggedError> {
+/// Reads the tag that ends `bytes`, of which `reader` has read all before it, and checks it. Returns the domain that it is
+/// of.
+pub(crate) fn check_tag(
+    reader: &mut Reader<'_>,
+    bytes: &[u8],
+    keys: &KeyRing,
+) -> Result<Domain, TaggedError> {
     match reader.u8("tag")? {
         KEYED => {}
         NONE => return Err(reader.invalid("tag", "there is none, and this version has one").into()),
@@ -51,7 +56,7 @@ pub(crate) fn check_tag(reader: &mut Reader<'_>, bytes: &[u8], keys: &KeyRing) -
     let domain = read_domain(reader)?;
     let tagged = &bytes[..reader.offset()];
     let tag = blake3::Hash::from_bytes(reader.array("tag")?);
-    if keys.secret(&domain)?.tag(tagged) == tag { Ok(()) } else { Err(TaggedError::Forged { domain }) }
+    if keys.secret(&domain)?.tag(tagged) == tag { Ok(domain) } else { Err(TaggedError::Forged { domain }) }
 }
 
 /// Reads the name of a domain and the id of its key.
@@ -84,7 +89,7 @@ mod tests {
     fn checked(bytes: &[u8], content: usize, keys: &KeyRing) -> Result<(), TaggedError> {
         let mut reader = Reader::new(bytes);
         reader.bytes("content", content).expect("it is there");
-        check_tag(&mut reader, bytes, keys)
+        check_tag(&mut reader, bytes, keys).map(drop)
     }
 
     #[test]

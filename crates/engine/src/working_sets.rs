@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::catalog::CatalogError;
-use crate::key_ring::DomainKey;
+use crate::key_ring::KeyRing;
 use crate::limits;
 use crate::records::Records;
 use crate::snapshot::Snapshot;
@@ -55,15 +55,17 @@ pub(crate) async fn keep(
     }
     drop(turn);
     if is_wanted && snapshot.is_published() {
-        publish(snapshot, sources.store(), sources.keys().own()).await;
+        publish(snapshot, sources.store(), sources.keys()).await;
     }
 }
 
 /// Puts a working set into the store, if it is not there yet.
-pub(crate) async fn publish(snapshot: &Snapshot, store: &Store, key: &DomainKey) {
+pub(crate) async fn publish(snapshot: &Snapshot, store: &Store, keys: &KeyRing) {
     let (id, known) = (snapshot.id(), snapshot.working_set());
     let turn = known.turn().await;
-    if let Some(set) = known.unstored() {
+    if let Some(set) = known.unstored()
+        && let Ok(key) = keys.of_domain(snapshot.domain())
+    {
         let put = store.put_working_set(id, Bytes::from(set.encode(key)));
         match timeout(limits::WORKING_SET_STORE_WAIT, put).await {
             Ok(Ok(())) if known.is_stored(&set) => record(snapshot, set, true).await,

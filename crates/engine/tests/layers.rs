@@ -40,7 +40,7 @@ fn packed_in(cache: &Cache, first: u32) -> Arc<Layer> {
         }
         Ok(())
     };
-    let packed = pack_pages(&PageSet::full(PAGES), cache, fill);
+    let packed = pack_pages(&PageSet::full(PAGES), cache, keys().own(), fill);
     packed.expect("a disk").expect("it has pages")
 }
 

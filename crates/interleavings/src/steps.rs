@@ -11,7 +11,7 @@ use crate::hooks::NoHooks;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
-use crate::pause::{PauseError, PausePermit, PauseRules, PausedGuest};
+use crate::pause::{Base, PauseError, PausePermit, PauseRules, PausedGuest};
 use crate::pool::PoolHandle;
 use crate::precedence::Precedence;
 use crate::publish::Publisher;
@@ -53,7 +53,7 @@ pub struct Tools {
 impl Steps {
     /// Steps with these tools, each comparison on two threads.
     pub fn new(tools: Tools) -> Self {
-        let key = tools.cache.keys().own().clone();
+        let keys = tools.cache.keys().clone();
         let Tools { cache, fetcher, budget, reaper, store, pool, unsealed_max } = tools;
         let sealing = Sealing { workers: 2, merge_at_layers: limits::MERGE_AT_LAYERS };
         let sealer = Sealer::new(cache, fetcher, sealing, Precedence::default(), Arc::new(NoHooks));
@@ -64,7 +64,7 @@ impl Steps {
             encoding: pool.clone(),
             pool,
             budget: uploads,
-            key,
+            keys: keys.clone(),
             stop: Stop::default(),
             uploads: None,
             part_bytes: limits::UPLOAD_PART_BYTES,
@@ -81,7 +81,7 @@ impl Steps {
         });
         let wait = limits::PAUSE_WAIT_DEFAULT;
         let (only_here, unpublished_bytes_max) = (Arc::default(), None);
-        let rules = PauseRules { budget, unsealed_max, wait, reaper, only_here, unpublished_bytes_max };
+        let rules = PauseRules { keys, budget, unsealed_max, wait, reaper, only_here, unpublished_bytes_max };
         Self { rules, background }
     }
 
@@ -91,7 +91,8 @@ impl Steps {
         parent: Option<&Arc<Snapshot>>,
         memory_bytes: u64,
     ) -> Result<PausePermit, PauseError> {
-        self.rules.permit(parent, memory_bytes, &|| true)
+        let own = Base::Domain(self.rules.keys.own().domain().name());
+        self.rules.permit(parent.map_or(own, Base::Snapshot), memory_bytes, &|| true)
     }
 
     /// The pause.

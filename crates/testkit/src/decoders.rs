@@ -82,8 +82,8 @@ pub const DECODERS: [Decoder; 7] = [
     },
     Decoder {
         name: "snapshot_record",
-        newest: 1,
-        rewritten_as: |_| 1,
+        newest: 2,
+        rewritten_as: |_| 2,
         rewritten: snapshot_record,
         samples: samples::snapshot_record,
     },

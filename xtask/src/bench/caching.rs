@@ -23,7 +23,7 @@ use rekindle_engine::manifest::{
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
-use rekindle_engine::snapshot_record::{SealFacts, SnapshotRecord};
+use rekindle_engine::snapshot_record::{SealFacts, SnapshotRecord, SnapshotStage};
 use rekindle_engine::store::Store;
 use rekindle_engine::tracking::Tracking;
 use rekindle_guest::process::trace::{Access, Pattern, Timing, Trace};
@@ -257,7 +257,8 @@ fn fill(path: &Path, snapshots: usize) -> anyhow::Result<()> {
         let object = ObjectName::new(id);
         let stored = StoredLayer { object, table_digest: [0; 32], table_bytes: 1, object_bytes: 2 };
         let local = LocalManifest::new(None, manifest, vec![Some(stored)]);
-        let record = SnapshotRecord::Published(SealFacts::default());
+        let stage = SnapshotStage::Published(SealFacts::default());
+        let record = SnapshotRecord { domain: Some(domain.name().clone()), stage };
         for (kind, value) in [(Kind::Snapshot, record.encode()), (Kind::Manifest, local.encode())] {
             changes.push(Change::Put { kind, key: id.as_bytes().to_vec(), value });
         }

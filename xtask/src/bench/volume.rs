@@ -59,7 +59,7 @@ impl Volumes {
 
     /// The pages `packed` of `capture` as a layer, all of it in memory.
     pub(crate) fn layer(&self, packed: &PageSet, capture: &Capture) -> anyhow::Result<Arc<Layer>> {
-        let layer = pack_pages(packed, &self.cache, |run, into| {
+        let layer = pack_pages(packed, &self.cache, self.cache.keys().own(), |run, into| {
             Ok(capture.mapping().copy_to(run.start().offset(), into)?)
         })?;
         let layer = layer.context("there are pages to pack")?;

@@ -39,6 +39,7 @@ impl Operation {
         match self {
             Self::Create { name, memory_bytes, backing } => {
                 let wanted = CreateSandbox {
+                    domain: None,
                     name: Some(name.parse().expect("it is a name")),
                     labels: Default::default(),
                     vmm: Default::default(),

@@ -18,14 +18,15 @@ use crate::catalog::CatalogError;
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
-use crate::identity::SnapshotId;
+use crate::identity::{DomainName, SnapshotId};
+use crate::key_ring::NoKeyOfDomain;
 use crate::learning::Learner;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::SnapshotEvent;
 use crate::limits;
 use crate::lives::Lives;
 use crate::open::{OpenError, Openings, known_and_there, open};
-use crate::pause::{CommitError, PausePermit, PauseRules, PausedGuest, Permitted};
+use crate::pause::{Base, CommitError, PausePermit, PauseRules, PausedGuest, Permitted};
 use crate::pool::Pool;
 use crate::precedence::Precedence;
 use crate::publish::Publisher;
@@ -112,7 +113,7 @@ impl Engine {
         let sealer =
             Sealer::new(shared, fetcher.of_class(Class::Background), sealing, precedence.clone(), hooks);
         let (pool, uploads) = (saving_pool.handle(), ByteBudget::new(limits::UPLOAD_BYTES_MAX));
-        let key = cache.keys().own().clone();
+        let keys = cache.keys().clone();
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
         let records_of_uploads = records.as_ref().map(|records| UploadRecords::of(records.catalog().clone()));
@@ -121,7 +122,7 @@ impl Engine {
             pool,
             encoding: encoding_pool.handle(),
             budget: uploads,
-            key,
+            keys: keys.clone(),
             stop,
             uploads: records_of_uploads,
             part_bytes,
@@ -136,6 +137,7 @@ impl Engine {
         let background =
             Arc::new(Background { sealer, sealing, publisher, reaper: reaper.handle(), records, watcher });
         let rules = PauseRules {
+            keys,
             budget,
             unsealed_max: options.unsealed_max,
             wait: options.pause_wait,
@@ -181,20 +183,28 @@ impl Engine {
     }
 
     /// Waits, while the guest still runs, for room for `memory_bytes`, and for ancestors to be sealed if too many are
-    /// not; the wait itself is limited by the options.
+    /// not; the wait itself is limited by the options. A guest without a parent is of the node's own domain.
     pub fn permit_pause(&self, parent: Option<&Arc<Snapshot>>, memory_bytes: u64) -> Permitted {
-        self.permit_pause_while(parent, memory_bytes, &|| true)
+        let own = Base::Domain(self.cache.keys().own().domain().name());
+        self.permit_pause_while(parent.map_or(own, Base::Snapshot), memory_bytes, &|| true)
     }
 
     /// The same; it gives up soon after `is_wanted` returns false.
     pub fn permit_pause_while(
         &self,
-        parent: Option<&Arc<Snapshot>>,
+        base: Base<'_>,
         memory_bytes: u64,
         is_wanted: &dyn Fn() -> bool,
     ) -> Permitted {
         let _span = tracing::info_span!("permit pause", memory_bytes).entered();
-        self.rules.permit(parent, memory_bytes, is_wanted)
+        self.rules.permit(base, memory_bytes, is_wanted)
+    }
+
+    /// The domain that a request means: the node's own one unless it names another, of which the node must have a key.
+    pub fn domain(&self, named: Option<&DomainName>) -> Result<DomainName, NoKeyOfDomain> {
+        let keys = self.cache.keys();
+        let key = named.map_or(Ok(keys.own()), |domain| keys.of_domain(domain))?;
+        Ok(key.domain().name().clone())
     }
 
     /// Takes a frozen guest over as a snapshot, which can be used at once. Its seal begins once the guest's memory can

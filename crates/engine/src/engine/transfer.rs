@@ -91,8 +91,9 @@ impl Engine {
         let unread = |source| OpenError::Store { snapshot, source };
         let stored = self.runtime.block_on(sources.manifest(snapshot, Class::Background)).map_err(unread)?;
         let unusable = |source| OpenError::Manifest { snapshot, source };
-        let publication = stored.publication(snapshot, None, self.cache.keys()).map_err(unusable)?;
-        let layers = handles_of(&publication, &self.cache)?;
+        let (publication, domain) =
+            stored.publication(snapshot, None, self.cache.keys()).map_err(unusable)?;
+        let layers = handles_of(&publication, &domain, &self.cache)?;
         let mut out = ExportWriter::begin(into)?;
         out.entry(MANIFEST_ENTRY, stored.bytes())?;
         for (layer, place) in layers.iter().zip(publication.stored()) {
@@ -155,19 +156,19 @@ impl Engine {
         assert!(self.background.records.is_none(), "an import is made by an engine without a catalog");
         let export = ExportFile::open(file)?;
         let bytes = export.whole(MANIFEST_ENTRY, limits::MANIFEST_BYTES_MAX)?;
-        let publication = Publication::decode(&bytes, self.cache.keys())?;
+        let (publication, domain) = Publication::decode_of_domain(&bytes, self.cache.keys())?;
         let snapshot = publication.manifest().snapshot();
         match self.open(snapshot) {
             Ok(_) => return Ok(transferred(&publication, true)),
             Err(OpenError::Store { source: SourceError::Gone(_), .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let layers = handles_of(&publication, &self.cache)?;
+        let layers = handles_of(&publication, &domain, &self.cache)?;
         for (layer, place) in layers.iter().zip(publication.stored()) {
             take_in(layer, place, &export)?;
         }
         let named = Named::new(publication.manifest().clone(), layers);
-        let imported = Snapshot::named(parts_of(&named, None), named, false, SealFacts::default());
+        let imported = Snapshot::named(parts_of(&named, domain, None), named, false, SealFacts::default());
         if export.has(WORKING_SET_ENTRY) {
             let bytes = export.whole(WORKING_SET_ENTRY, limits::WORKING_SET_BYTES_MAX)?;
             let set = WorkingSet::decode(&bytes, self.cache.keys()).inspect_err(

@@ -32,7 +32,7 @@ fn keys() -> KeyRing {
 /// A layer of three frames, packed in `directory`, whose pages are filled with `fill`.
 fn packed(directory: &tempfile::TempDir, fill: u8) -> Arc<Layer> {
     let cache = Cache::open(directory.path(), keys()).expect("a directory of ours");
-    let file = cache.pack_file().expect("a disk");
+    let file = cache.pack_file(keys().own().clone()).expect("a disk");
     let raw = vec![fill; 3 * frame_bytes(FrameNumber::new(0), PAGES)];
     file.file().write_all_at(&raw, 0).expect("a disk");
     let digests = raw.chunks(raw.len() / 3).map(|frame| keys().own().frame_digest(frame)).collect();

@@ -9,7 +9,7 @@ use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::hooks::NoHooks;
-use crate::identity::{SnapshotId, VolumeName};
+use crate::identity::{DomainName, SnapshotId, VolumeName};
 use crate::key_ring::KeyRing;
 use crate::manifest::{Manifest, SnapshotFacts, VolumeShape};
 use crate::page_map::PageMap;
@@ -33,6 +33,7 @@ fn sealed() -> Snapshot {
     let parts = SnapshotParts {
         id,
         parent_id: None,
+        domain: DomainName::shared(),
         generation: 0,
         created_unix_ms: 0,
         volumes: vec![Volume { name, page_kind, view }],
@@ -71,7 +72,7 @@ fn bed(directory: &Path) -> Bed {
         pool: pool.handle(),
         encoding: pool.handle(),
         budget: ByteBudget::new(limits::UPLOAD_BYTES_MAX),
-        key: keys.own().clone(),
+        keys: keys.clone(),
         stop: Stop::default(),
         uploads: None,
         part_bytes: limits::UPLOAD_PART_BYTES,

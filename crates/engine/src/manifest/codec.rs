@@ -15,7 +15,7 @@ use super::tables::{Place, read_tables, write_tables};
 use super::version_1::read_version_1;
 use super::{Edition, Manifest, ObjectName, Publication, StoredLayer};
 use crate::geometry::u64_of;
-use crate::identity::SnapshotId;
+use crate::identity::{Domain, DomainName, SnapshotId};
 use crate::key_ring::{DomainKey, KeyRing};
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::page_map::RunToken;
@@ -59,9 +59,16 @@ impl Publication {
     /// Reads a publication of any version; of the newest, refuses every encoding that [`Publication::encode`] does not
     /// write, and one that none of `keys` has tagged.
     pub fn decode(bytes: &[u8], keys: &KeyRing) -> Result<Self, TaggedError> {
+        Ok(Self::decode_of_domain(bytes, keys)?.0)
+    }
+
+    /// The same, with the domain whose key has tagged it. One of an older version, which has no tag, is of the ring's own.
+    pub(crate) fn decode_of_domain(bytes: &[u8], keys: &KeyRing) -> Result<(Self, DomainName), TaggedError> {
         let read = read_manifest(MAGIC, bytes, End::Tagged(keys), read_stored)?;
+        let domain = read.tagged_by.as_ref().unwrap_or(keys.own().domain()).name().clone();
         let publication = Self::new(read.edition.unwrap_or(Edition::FIRST), read.manifest, read.places);
-        Ok(if read.tables.is_empty() { publication } else { publication.with_tables(read.tables) })
+        let has_tables = !read.tables.is_empty();
+        Ok((if has_tables { publication.with_tables(read.tables) } else { publication }, domain))
     }
 }
 
@@ -129,6 +136,8 @@ pub(super) fn write_body<P>(
 /// A manifest that was read, with what is stored with it.
 pub(super) struct Read<P> {
     pub(super) edition: Option<Edition>,
+    /// The domain of its tag, if it has one.
+    pub(super) tagged_by: Option<Domain>,
     pub(super) manifest: Manifest,
     pub(super) places: Vec<P>,
     /// Tables of the objects at those places; empty in a version without tables.
@@ -147,11 +156,13 @@ pub(super) fn read_manifest<P: Place>(
         End::Tagged(_) => &FORMS[..],
     };
     let (form, mut body, mut after) = checked_body(magic, forms, bytes)?;
-    if let (Form::Tagged | Form::WithTables, End::Tagged(keys)) = (form, end) {
+    let tagged_by = match (form, end) {
         // Before anything in the body is used.
-        check_tag(&mut after, bytes, keys)?;
-    }
-    let untold = |(manifest, places)| Read { edition: None, manifest, places, tables: Vec::new() };
+        (Form::Tagged | Form::WithTables, End::Tagged(keys)) => Some(check_tag(&mut after, bytes, keys)?),
+        (Form::PlacesAtEnd | Form::LayersAtFront | Form::Tagged | Form::WithTables, _) => None,
+    };
+    let untold =
+        |(manifest, places)| Read { edition: None, tagged_by: None, manifest, places, tables: Vec::new() };
     let read = match form {
         Form::PlacesAtEnd => untold(read_version_1(&mut body, read_place)?),
         Form::LayersAtFront => {
@@ -168,7 +179,7 @@ pub(super) fn read_manifest<P: Place>(
                 Form::WithTables => read_tables(&mut body, &places)?,
                 Form::PlacesAtEnd | Form::LayersAtFront | Form::Tagged => Vec::new(),
             };
-            Read { edition, manifest, places, tables }
+            Read { edition, tagged_by, manifest, places, tables }
         }
     };
     if let (Form::Tagged, End::Untagged) = (form, end) {

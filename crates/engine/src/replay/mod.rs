@@ -15,7 +15,7 @@ use crate::budget::Budget;
 use crate::cache::{Cache, OnlyCopyError};
 use crate::capture::Capture;
 use crate::catalog::CatalogError;
-use crate::identity::{LayerId, SnapshotId};
+use crate::identity::{DomainName, LayerId, SnapshotId};
 use crate::keep::KeptVolume;
 use crate::layer::Layer;
 use crate::life::Work;
@@ -24,10 +24,9 @@ use crate::manifest::{LayerName, Manifest, StoredLayer, VolumeShape};
 use crate::named::Named;
 use crate::open::parts_of;
 use crate::reaper::ReaperHandle;
-use crate::recorded::Recorded;
+use crate::recorded::{Recorded, RecordedCaptured, RecordedNamed};
 use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
-use crate::snapshot_record::CapturedFacts;
 use crate::view::{LiveView, View};
 
 use made::Made;
@@ -98,11 +97,11 @@ pub(crate) struct Replaying<'a> {
 
 impl Replaying<'_> {
     pub(crate) fn replay(&self) -> Result<Replayed, ReplayError> {
-        let found = Recorded::read(self.records.catalog())?;
+        let found = Recorded::read(self.records.catalog(), self.own_domain())?;
         let layers =
-            found.named.iter().flat_map(|(local, ..)| local.manifest().layers().iter().map(|name| name.id));
+            found.named.iter().flat_map(|named| named.local.manifest().layers().iter().map(|name| name.id));
         let layers: HashSet<LayerId> = layers.collect();
-        let captured = found.captured.iter().map(|(id, _)| *id);
+        let captured = found.captured.iter().map(|recorded| recorded.id);
         let mut held: HashSet<SnapshotId> =
             captured.chain(found.unreadable.iter().map(|(id, _)| *id)).collect();
         let made = Made::new(found.deletions.clone());
@@ -133,24 +132,28 @@ impl Replaying<'_> {
             }
             made.all.insert(snapshot.id(), snapshot);
         }
-        let mut found = Recorded::read(self.records.catalog())?;
-        found.captured.retain(|(id, _)| made.before.contains_key(id));
-        found.named.retain(|(local, ..)| made.before.contains_key(&local.manifest().snapshot()));
+        let mut found = Recorded::read(self.records.catalog(), self.own_domain())?;
+        found.captured.retain(|recorded| made.before.contains_key(&recorded.id));
+        found.named.retain(|named| made.before.contains_key(&named.local.manifest().snapshot()));
         // Their records do not change while this process runs; a later program may be able to read them.
         found.unreadable.clear();
         Ok(self.make(found, made).replayed)
     }
 
+    fn own_domain(&self) -> &DomainName {
+        self.cache.keys().own().domain().name()
+    }
+
     fn make(&self, found: Recorded, mut made: Made) -> Made {
         let Recorded { mut captured, named, unreadable, deletions: _, stored } = found;
         for (id, reason) in unreadable {
-            let parts = unknown_parts_of(id, self.records);
+            let parts = unknown_parts_of(id, self.own_domain().clone(), self.records);
             made.add_unread(unread(parts, Obstacle::Unknown(reason), Vec::new()));
         }
-        for (local, facts, state) in named {
+        for RecordedNamed { local, domain, facts, state } in named {
             match self.reopen(local.manifest(), &stored) {
                 Ok(named) => {
-                    let parts = parts_of(&named, Some(self.records));
+                    let parts = parts_of(&named, domain, Some(self.records));
                     let is_published = state == SnapshotState::Published;
                     let snapshot = Snapshot::named(parts, named, is_published, facts);
                     if let Some(edition) = local.edition() {
@@ -159,13 +162,14 @@ impl Replaying<'_> {
                     made.add_named(snapshot);
                 }
                 Err((obstacle, opened)) => {
-                    let parts = unnamed_parts_of(local.manifest(), self.records);
+                    let parts = unnamed_parts_of(local.manifest(), domain, self.records);
                     made.add_unread(unread(parts, obstacle, opened));
                 }
             }
         }
-        captured.sort_by_key(|(id, facts)| (facts.generation, *id));
-        for (id, facts) in captured {
+        captured.sort_by_key(|recorded| (recorded.facts.generation, recorded.id));
+        for recorded in captured {
+            let id = recorded.id;
             let kept = self.records.keeper().kept(id).map_err(|error| ReplayError::Keeper(error).into());
             if let Ok(Some(kept)) = &kept
                 && Records::is_taken_back(kept)
@@ -173,10 +177,10 @@ impl Replaying<'_> {
                 self.take_back(id, &mut made.replayed.taken_back);
                 continue;
             }
-            match kept.and_then(|kept| self.adopt(id, &facts, kept, &made)) {
+            match kept.and_then(|kept| self.adopt(&recorded, kept, &made)) {
                 Ok((snapshot, captures)) => made.add_captured(snapshot, captures),
                 Err(obstacle) => {
-                    made.add_unread(unread(unread_parts_of(id, facts, self.records), obstacle, Vec::new()));
+                    made.add_unread(unread(unread_parts_of(recorded, self.records), obstacle, Vec::new()));
                 }
             }
         }
@@ -232,11 +236,11 @@ impl Replaying<'_> {
     /// Fetches a captured snapshot's memory from the keeper.
     fn adopt(
         &self,
-        id: SnapshotId,
-        facts: &CapturedFacts,
+        recorded: &RecordedCaptured,
         kept: Option<Vec<KeptVolume>>,
         made: &Made,
     ) -> Result<(Snapshot, Vec<Arc<Capture>>), Obstacle> {
+        let facts = &recorded.facts;
         let parent = facts.parent.map(|parent| made.parent(parent)).transpose()?;
         let mut kept = kept.ok_or_else(|| Obstacle::Lost("the keeper does not have its memory".into()))?;
         let mut volumes = Vec::with_capacity(facts.volumes.len());
@@ -252,7 +256,7 @@ impl Replaying<'_> {
             captures.push(capture);
             volumes.push(Volume { name, page_kind, view });
         }
-        let parts = SnapshotParts { volumes, ..unread_parts_of(id, facts.clone(), self.records) };
+        let parts = SnapshotParts { volumes, ..unread_parts_of(recorded.clone(), self.records) };
         Ok((Snapshot::captured(parts, parent.cloned(), &captures), captures))
     }
 

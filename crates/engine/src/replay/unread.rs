@@ -6,20 +6,21 @@ use std::sync::Arc;
 use rekindle_kernel::PageKind;
 
 use super::obstacle::Obstacle;
-use crate::identity::{SnapshotId, VolumeName};
+use crate::identity::{DomainName, SnapshotId, VolumeName};
 use crate::layer::Layer;
 use crate::manifest::{Manifest, VolumeShape};
+use crate::recorded::RecordedCaptured;
 use crate::records::Records;
 use crate::snapshot::{Lost, Snapshot, SnapshotParts, Volume};
-use crate::snapshot_record::CapturedFacts;
 use crate::view::{LiveView, View};
 
 /// A snapshot whose record cannot be read: its memory is one lost page.
-pub(super) fn unknown_parts_of(id: SnapshotId, records: &Records) -> SnapshotParts {
+pub(super) fn unknown_parts_of(id: SnapshotId, domain: DomainName, records: &Records) -> SnapshotParts {
     let shape = VolumeShape { name: VolumeName::memory(), page_kind: PageKind::Small, pages: 1 };
     SnapshotParts {
         id,
         parent_id: None,
+        domain,
         generation: 0,
         created_unix_ms: 0,
         volumes: vec![unread_volume(shape)],
@@ -29,10 +30,12 @@ pub(super) fn unknown_parts_of(id: SnapshotId, records: &Records) -> SnapshotPar
 }
 
 /// A captured snapshot without its bytes.
-pub(super) fn unread_parts_of(id: SnapshotId, facts: CapturedFacts, records: &Records) -> SnapshotParts {
+pub(super) fn unread_parts_of(recorded: RecordedCaptured, records: &Records) -> SnapshotParts {
+    let RecordedCaptured { id, domain, facts } = recorded;
     SnapshotParts {
         id,
         parent_id: facts.parent,
+        domain,
         generation: facts.generation,
         created_unix_ms: facts.created_unix_ms,
         volumes: facts.volumes.into_iter().map(unread_volume).collect(),
@@ -42,7 +45,7 @@ pub(super) fn unread_parts_of(id: SnapshotId, facts: CapturedFacts, records: &Re
 }
 
 /// A sealed snapshot without its layers.
-pub(super) fn unnamed_parts_of(manifest: &Manifest, records: &Records) -> SnapshotParts {
+pub(super) fn unnamed_parts_of(manifest: &Manifest, domain: DomainName, records: &Records) -> SnapshotParts {
     let shapes = manifest.volumes().iter().map(|volume| VolumeShape {
         name: volume.name.clone(),
         page_kind: volume.page_kind,
@@ -51,6 +54,7 @@ pub(super) fn unnamed_parts_of(manifest: &Manifest, records: &Records) -> Snapsh
     SnapshotParts {
         id: manifest.snapshot(),
         parent_id: manifest.parent(),
+        domain,
         generation: manifest.generation(),
         created_unix_ms: manifest.created_unix_ms(),
         volumes: shapes.map(unread_volume).collect(),

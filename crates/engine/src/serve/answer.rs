@@ -375,7 +375,7 @@ mod tests {
             into.fill(7);
             Ok(())
         };
-        pack_pages(&PageSet::full(PAGES), cache, bytes).unwrap().unwrap()
+        pack_pages(&PageSet::full(PAGES), cache, cache.keys().own(), bytes).unwrap().unwrap()
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod progress;
 mod status;
+mod waits;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,15 +15,14 @@ use tokio::sync::Notify;
 
 use crate::capture::Capture;
 use crate::compare::PageClasses;
-use crate::deadline::Deadline;
 use crate::editions::Editions;
-use crate::identity::{SnapshotId, VolumeName};
+use crate::identity::{DomainName, SnapshotId, VolumeName};
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::manifest::Manifest;
 use crate::named::{Named, PlacedLayer};
 use crate::records::Records;
 use crate::snapshot_record::SealFacts;
-use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+use crate::sync::{Condvar, Mutex, lock};
 use crate::view::LiveView;
 use crate::working_set::Known;
 
@@ -36,6 +36,7 @@ use progress::{Captured, Progress, Published, Standing};
 pub struct Snapshot {
     id: SnapshotId,
     parent_id: Option<SnapshotId>,
+    domain: DomainName,
     generation: u64,
     created_unix_ms: u64,
     volumes: Vec<Volume>,
@@ -67,6 +68,7 @@ pub struct Volume {
 pub(crate) struct SnapshotParts {
     pub(crate) id: SnapshotId,
     pub(crate) parent_id: Option<SnapshotId>,
+    pub(crate) domain: DomainName,
     pub(crate) generation: u64,
     pub(crate) created_unix_ms: u64,
     pub(crate) volumes: Vec<Volume>,
@@ -97,11 +99,13 @@ impl Snapshot {
     }
 
     fn new(parts: SnapshotParts, standing: Standing, seal_facts: SealFacts) -> Self {
-        let SnapshotParts { id, parent_id, generation, created_unix_ms, volumes, blobs, records } = parts;
+        let SnapshotParts { id, parent_id, domain, generation, created_unix_ms, volumes, blobs, records } =
+            parts;
         let progress = Progress { standing, is_deleted: false, seal_facts, seal_parts: None, failure: None };
         Self {
             id,
             parent_id,
+            domain,
             generation,
             created_unix_ms,
             volumes,
@@ -156,6 +160,11 @@ impl Snapshot {
     /// Its parent.
     pub fn parent_id(&self) -> Option<SnapshotId> {
         self.parent_id
+    }
+
+    /// The domain that it belongs to.
+    pub fn domain(&self) -> &DomainName {
+        &self.domain
     }
 
     /// Number of pauses before it in its line.
@@ -271,28 +280,6 @@ impl Snapshot {
         lock(&self.progress).seal_facts
     }
 
-    /// Waits up to `limit` for the manifest.
-    pub fn wait_manifest(&self, limit: Duration) -> Result<Arc<Manifest>, NoManifestYet> {
-        self.wait(limit, |progress| Some(Arc::clone(progress.named()?.manifest()))).ok_or(NoManifestYet)
-    }
-
-    /// Waits up to `limit` for the state to be `state`; true if it was.
-    pub fn wait_state(&self, state: SnapshotState, limit: Duration) -> bool {
-        self.wait(limit, |progress| (progress.state() == state).then_some(())).is_some()
-    }
-
-    /// Waits for the manifest as long as it takes.
-    pub(crate) async fn names(&self) -> Named {
-        loop {
-            // Made before the check, so that no later change is missed.
-            let news = self.news.notified();
-            if let Some(named) = self.named_now() {
-                return named;
-            }
-            news.await;
-        }
-    }
-
     /// Its parent, while this one is unsealed.
     pub(crate) fn parent(&self) -> Option<Arc<Self>> {
         self.captured_now()?.parent
@@ -368,22 +355,6 @@ impl Snapshot {
     fn tell(&self) {
         self.changed.notify_all();
         self.news.notify_waiters();
-    }
-
-    fn wait<T>(&self, limit: Duration, found: impl Fn(&Progress) -> Option<T>) -> Option<T> {
-        let deadline = Deadline::after(limit);
-        let mut progress: MutexGuard<'_, Progress> = lock(&self.progress);
-        loop {
-            if let Some(value) = found(&progress) {
-                return Some(value);
-            }
-            let left = deadline.left();
-            if left.is_zero() {
-                return None;
-            }
-            progress =
-                self.changed.wait_timeout(progress, left).expect("no thread panics while it holds a lock").0;
-        }
     }
 }
 

@@ -31,7 +31,7 @@ fn encoded(snapshot: SnapshotId, number: u64) -> Bytes {
 /// The number of the edition that is read, and whether its name says one.
 fn read(store: &Store, snapshot: SnapshotId) -> Result<(u64, bool), String> {
     let stored = runtime().block_on(store.get_manifest(snapshot)).map_err(|error| error.to_string())?;
-    let publication = stored.publication(snapshot, None, &keys()).map_err(|error| error.to_string())?;
+    let (publication, _) = stored.publication(snapshot, None, &keys()).map_err(|error| error.to_string())?;
     Ok((publication.edition().number(), stored.edition.is_some()))
 }
 
@@ -90,7 +90,8 @@ fn an_edition_that_is_not_the_one_of_its_name_or_is_older_than_one_seen_is_refus
     let (store, snapshot) = (Store::new(Arc::clone(&objects)), SnapshotId::new());
     put(&store, snapshot, 3);
     let stored = runtime().block_on(store.get_manifest(snapshot)).expect("it is there");
-    let with = |seen| stored.publication(snapshot, Some(edition(seen)), &keys()).map(|read| read.edition());
+    let with =
+        |seen| stored.publication(snapshot, Some(edition(seen)), &keys()).map(|(read, _)| read.edition());
     assert_eq!(with(3), Ok(edition(3)));
     assert_eq!(with(4), Err(StoredManifestError::Older { found: edition(3), seen: edition(4) }));
     // Somebody without the key copies an edition to a newer name.

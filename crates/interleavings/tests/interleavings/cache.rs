@@ -17,7 +17,7 @@ use crate::schedule::random;
 fn pack(cache: &Cache) -> Arc<Layer> {
     let mut pages = PageSet::new(PAGES);
     pages.insert(GuestPage::FIRST);
-    let packed = pack_pages(&pages, cache, |_, into| {
+    let packed = pack_pages(&pages, cache, cache.keys().own(), |_, into| {
         into.fill(7);
         Ok(())
     });

@@ -96,6 +96,9 @@ impl Checked for CaptureMemory {
     fn check(&self) -> Result<(), Problem> {
         check_labels(&self.labels)?;
         check_source(&self.source)?;
+        must(self.domain.is_none() || !matches!(self.source, CaptureSource::FaultSocket { .. }), || {
+            "`domain` is that of the fault socket's snapshot: leave it out".to_owned()
+        })?;
         let most = engine_limits::MANIFEST_BLOBS_MAX;
         must(self.blobs.len() <= most, || {
             format!("`blobs` are {}: at most {most} are kept", self.blobs.len())

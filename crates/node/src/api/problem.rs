@@ -43,6 +43,8 @@ pub enum Code {
     TooManyUnpublished,
     /// This machine has not what the guest's machine needs; nothing was started.
     Misfit,
+    /// The node has no key of the domain; nothing was done.
+    NoKey,
     /// The guest or its VMM failed.
     GuestFailed,
     /// The store did not answer as it must.
@@ -126,7 +128,7 @@ fn shortened(detail: &str) -> String {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
@@ -143,6 +145,7 @@ impl Code {
         Self::Drained,
         Self::TooManyUnpublished,
         Self::Misfit,
+        Self::NoKey,
         Self::GuestFailed,
         Self::StoreFailed,
         Self::Lost,
@@ -223,6 +226,7 @@ impl Code {
                 ("too_many_unpublished", 503, "Too many bytes of snapshots are only on this node")
             }
             Self::Misfit => ("misfit", 409, "It does not fit this machine"),
+            Self::NoKey => ("no_key", 409, "The node has no key of the domain"),
             Self::GuestFailed => ("guest_failed", 502, "The guest failed"),
             Self::StoreFailed => ("store_failed", 502, "The store failed"),
             Self::Lost => ("lost", 410, "It was lost"),

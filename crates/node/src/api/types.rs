@@ -11,6 +11,7 @@ mod snapshot;
 
 use std::fmt;
 
+use rekindle_engine::identity::DomainName;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -118,6 +119,10 @@ pub struct Sandbox {
     /// Its labels.
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
+    /// The domain that its snapshots belong to; absent while its record cannot be read.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub domain: Option<DomainName>,
     /// Its state.
     pub state: SandboxState,
     /// The reason that it is stalled, stopped or lost, if one is known.
@@ -168,6 +173,10 @@ pub struct CreateSandbox {
     #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
+    /// The domain that its snapshots belong to, of which the node must have a key; the node's own by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[a-z0-9-]+$")]
+    pub domain: Option<DomainName>,
     /// The VMM it runs in.
     #[serde(default, deserialize_with = "shapes::word")]
     pub vmm: VmmKind,

@@ -1,12 +1,13 @@
 //! `rekindle list`: the sandboxes and snapshots there are.
 
 use clap::{Args, ValueEnum};
+use rekindle_engine::identity::DomainName;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::output::{Column, Output, Rows, Tone, Word};
 use super::session::Session;
-use super::shown::{self, ShortIds};
+use super::shown::{self, DOMAIN_DEFAULT, ShortIds};
 use super::status::Status;
 use super::target::label_filter;
 use crate::api::types::{
@@ -226,7 +227,7 @@ impl Known {
             shown::size(sandbox.memory_bytes).into(),
             self.snapshot_name(sandbox.snapshot.or(sandbox.origin).as_ref()),
             shown::age(sandbox.created_unix_ms, now_ms).into(),
-            Word::from(sandbox.reason.as_deref().unwrap_or_default()).tone(Tone::Faint),
+            note(sandbox.domain.as_ref().map(DomainName::as_str), sandbox.reason.as_deref()),
         ]
     }
 
@@ -243,7 +244,7 @@ impl Known {
             self.sandbox_name(snapshot.sandbox.as_ref()),
             self.snapshot_name(snapshot.parent.as_ref()),
             shown::age(snapshot.created_unix_ms, now_ms).into(),
-            Word::from(snapshot.reason.as_deref().unwrap_or_default()).tone(Tone::Faint),
+            note(Some(&snapshot.domain), snapshot.reason.as_deref()),
         ]
     }
 
@@ -267,6 +268,13 @@ fn related(id: Option<&Uuid>, named: impl Fn(&Uuid) -> Option<String>, short: &S
         Some(id) => named(id).unwrap_or_else(|| short.of(id)).into(),
         None => Word::from("-").tone(Tone::Faint),
     }
+}
+
+/// The last word of a row: the domain, where it is not the one of nodes that set none, and the reason of the state.
+fn note(domain: Option<&str>, reason: Option<&str>) -> Word {
+    let domain = domain.filter(|domain| *domain != DOMAIN_DEFAULT).map(|domain| format!("domain {domain}"));
+    let words: Vec<_> = domain.into_iter().chain(reason.map(str::to_owned)).collect();
+    Word::from(words.join("; ")).tone(Tone::Faint)
 }
 
 fn name_or_dash(name: Option<&str>) -> Word {

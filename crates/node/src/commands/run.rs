@@ -2,6 +2,7 @@
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
+use rekindle_engine::identity::DomainName;
 
 use super::machine::MachineArguments;
 use super::session::Session;
@@ -27,6 +28,9 @@ pub struct RunArguments {
     /// Kind of guest memory
     #[arg(long, value_enum, default_value_t = BackingWord::Shared)]
     backing: BackingWord,
+    /// Domain (tenant) that its snapshots belong to; the daemon's own unless given
+    #[arg(long, value_name = "NAME")]
+    domain: Option<DomainName>,
     #[command(flatten)]
     machine: MachineArguments,
     #[command(flatten)]
@@ -74,6 +78,7 @@ pub fn run(session: &Session, arguments: &RunArguments) -> anyhow::Result<Status
     let wanted = CreateSandbox {
         name: arguments.word.clone().or_else(|| arguments.name.clone()),
         labels: arguments.labels.labels()?,
+        domain: arguments.domain.clone(),
         vmm,
         memory_bytes: arguments.memory,
         backing: match arguments.backing {

@@ -1,13 +1,14 @@
 //! `rekindle show`: everything about one sandbox or snapshot.
 
 use clap::Args;
+use rekindle_engine::identity::DomainName;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::list::{sandbox_state, snapshot_state};
 use super::output::{Output, Rows, Tone, Word};
 use super::session::Session;
-use super::shown;
+use super::shown::{self, DOMAIN_DEFAULT};
 use super::status::Status;
 use super::target::{Reference, Target};
 use crate::api::types::{
@@ -77,6 +78,7 @@ impl Shown {
 fn sandbox_facts(sandbox: &Sandbox, now_ms: u64) -> Rows {
     let mut rows = Rows::bare();
     first_facts(&mut rows, "sandbox", &sandbox.id, sandbox.name.as_deref());
+    domain(&mut rows, sandbox.domain.as_ref().map(DomainName::as_str));
     rows.fact("state", sandbox_state(sandbox.state));
     reason(&mut rows, sandbox.reason.as_deref());
     let backing = match sandbox.backing {
@@ -146,6 +148,7 @@ fn boot_file(file: &ShownBootFile) -> String {
 fn snapshot_facts(snapshot: &Snapshot, placement: &Placement, now_ms: u64) -> Rows {
     let mut rows = Rows::bare();
     first_facts(&mut rows, "snapshot", &snapshot.id, snapshot.name.as_deref());
+    domain(&mut rows, Some(&snapshot.domain));
     rows.fact("state", snapshot_state(snapshot.state));
     reason(&mut rows, snapshot.reason.as_deref());
     optional_id(&mut rows, "of sandbox", snapshot.sandbox.as_ref());
@@ -188,6 +191,13 @@ fn first_facts(rows: &mut Rows, kind: &str, id: &Uuid, name: Option<&str>) {
     rows.fact(kind, id.to_string());
     if let Some(name) = name {
         rows.fact("name", name);
+    }
+}
+
+/// The domain, where it is not the one of nodes that set none.
+fn domain(rows: &mut Rows, domain: Option<&str>) {
+    if let Some(domain) = domain.filter(|domain| *domain != DOMAIN_DEFAULT) {
+        rows.fact("domain", domain);
     }
 }
 

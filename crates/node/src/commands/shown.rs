@@ -6,6 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytesize::ByteSize;
 use uuid::Uuid;
 
+/// The domain of nodes whose settings say none.
+pub const DOMAIN_DEFAULT: &str = "default";
+
 /// Letters of an id that are always shown: its last ones, which are random. The first ones are its time.
 const ID_LETTERS_MIN: usize = 8;
 

@@ -10,8 +10,8 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::geometry::pages_covering;
-use rekindle_engine::identity::{SnapshotId, VolumeName};
-use rekindle_engine::pause::{PausePermit, PausedGuest, PausedVolume};
+use rekindle_engine::identity::{DomainName, SnapshotId, VolumeName};
+use rekindle_engine::pause::{Base, PausePermit, PausedGuest, PausedVolume};
 use rekindle_engine::regions::{Region, Regions};
 use rekindle_engine::serve::Epoch;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
@@ -50,17 +50,18 @@ impl Captures {
     /// Captures memory that others manage, as they ask for it.
     pub(super) fn capture(&self, asked: &Asked, wanted: CaptureMemory) -> Answer<Snapshot> {
         let began = Instant::now();
-        let CaptureMemory { source, name, labels, blobs } = wanted;
+        let CaptureMemory { source, name, labels, domain, blobs } = wanted;
+        let domain = self.host.engine.domain(domain.as_ref())?;
         let reserved = self.snapshots.reserve(name.as_ref())?;
         let mut blobs = decoded(blobs)?;
         About { name, labels, ..About::default() }.put_into(&mut blobs);
         let snapshot = match source {
             CaptureSource::FaultSocket { id } => self.capture_served(id, blobs, &asked.asker)?,
             CaptureSource::Memfd { pid, fd } => {
-                self.capture_file((pid, fd), blobs, &asked.asker).map_err(guest_failed)?
+                self.capture_file((pid, fd), &domain, blobs, &asked.asker).map_err(guest_failed)?
             }
             CaptureSource::Process { pid, regions } => {
-                self.capture_process((pid, &regions), blobs, &asked.asker).map_err(guest_failed)?
+                self.capture_process((pid, &regions), &domain, blobs, &asked.asker).map_err(guest_failed)?
             }
         };
         drop(reserved);
@@ -79,7 +80,8 @@ impl Captures {
         let parent = Arc::clone(&socket.snapshot);
         // The wait for room is before the end of the VMM's epoch: from there on it stands still.
         let bytes = u64::from(parent.memory().pages()) * PAGE;
-        let room = self.host.engine.permit_pause_while(Some(&parent), bytes, &asker.still_waits())?;
+        let room =
+            self.host.engine.permit_pause_while(Base::Snapshot(&parent), bytes, &asker.still_waits())?;
         socket.take_epoch(self.host.engine.fetcher(), |epoch| {
             let page_kind = parent.volumes()[0].page_kind;
             self.commit_volume(room, served_volume(epoch, page_kind)?, blobs)
@@ -90,13 +92,15 @@ impl Captures {
     fn capture_file(
         &self,
         (pid, fd): (u32, i32),
+        domain: &DomainName,
         blobs: BTreeMap<String, Bytes>,
         asker: &Asker,
     ) -> anyhow::Result<Arc<EngineSnapshot>> {
         let process = ProcessHandle::open(pid).with_context(|| format!("process {pid}"))?;
         let file = process.duplicate_fd(fd).with_context(|| format!("descriptor {fd} of process {pid}"))?;
         let memfd = Memfd::adopt(file).with_context(|| format!("descriptor {fd} of process {pid}"))?;
-        let room = self.host.engine.permit_pause_while(None, memfd.bytes(), &asker.still_waits());
+        let room =
+            self.host.engine.permit_pause_while(Base::Domain(domain), memfd.bytes(), &asker.still_waits());
         let room = room.map_err(Problem::from)?;
         let pages =
             pages_covering(memfd.bytes()).context("the file is more memory than a volume can have")?;
@@ -110,6 +114,7 @@ impl Captures {
     fn capture_process(
         &self,
         (pid, regions): (u32, &[MemoryRegion]),
+        domain: &DomainName,
         blobs: BTreeMap<String, Bytes>,
         asker: &Asker,
     ) -> anyhow::Result<Arc<EngineSnapshot>> {
@@ -118,7 +123,7 @@ impl Captures {
         let pages: CapturedPages =
             present_pages(&memory).with_context(|| format!("finding the pages of process {pid}"))?;
         let bytes = u64::from(pages.kept.len()) * PAGE;
-        let room = self.host.engine.permit_pause_while(None, bytes, &asker.still_waits());
+        let room = self.host.engine.permit_pause_while(Base::Domain(domain), bytes, &asker.still_waits());
         let room = room.map_err(Problem::from)?;
         let memfd =
             copy_pages(pid, &regions, &pages.kept).with_context(|| format!("copying from process {pid}"))?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rekindle_engine::identity::DomainName;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 
 use super::boot_files::MachineInMaking;
@@ -29,6 +30,7 @@ impl Sandboxes {
             return Ok(entry.show());
         }
         chosen.refuse_if_gone(Made::Sandbox, &[id])?;
+        let domain = self.host.engine.domain(wanted.domain.as_ref())?;
         let name = self.registry.reserve(wanted.name.as_ref())?;
         let taps = wanted.machine.iter().flat_map(|machine| &machine.taps);
         self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
@@ -36,8 +38,8 @@ impl Sandboxes {
         let disks = wanted.machine.as_ref().map_or(0, |machine| machine.disks.len());
         let room = self.room.promise(&Needed::of(wanted.memory_bytes, wanted.backing, disks))?;
         let machine = wanted.machine.as_ref().map(|_| self.boot_files.begin_machine());
-        let (spec, images) = self.made_of(id, &wanted, &asked.asker)?;
-        let made = self.create_of(&mut chosen, wanted, (spec, &room), asked, images.as_ref());
+        let (spec, images) = self.made_of(id, &wanted, &domain, &asked.asker)?;
+        let made = self.create_of(&mut chosen, wanted, (spec, domain, &room), asked, images.as_ref());
         let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
         machine.into_iter().for_each(MachineInMaking::made);
         drop((name, room));
@@ -50,13 +52,14 @@ impl Sandboxes {
         &self,
         chosen: &mut Chosen<'_>,
         wanted: CreateSandbox,
-        (spec, room): (GuestSpec, &RoomPromise),
+        (spec, domain, room): (GuestSpec, DomainName, &RoomPromise),
         asked: &Asked,
         images: Option<&Arc<EngineSnapshot>>,
     ) -> Answer<Arc<Entry>> {
         asked.check()?;
         let live = self.born(&spec, room, |birth| Live::start(&self.host, birth, images.cloned()))?;
-        let sandbox = NewSandbox { id: chosen.ids[0], name: wanted.name, labels: wanted.labels, spec };
+        let sandbox =
+            NewSandbox { id: chosen.ids[0], name: wanted.name, labels: wanted.labels, domain, spec };
         let record = SandboxRecord::new(sandbox, live.recorded());
         if let Err(problem) = asked.check() {
             self.host.endings.end(live.end());

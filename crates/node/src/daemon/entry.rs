@@ -1,5 +1,7 @@
 //! One sandbox: its record, and its live guest, which one operation at a time has.
 
+mod shown;
+
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,15 +10,15 @@ use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
 use super::console::Console;
-use super::guest_watch::{GuestWatch, served_pages, stopped_by_signal};
+use super::guest_watch::{GuestWatch, stopped_by_signal};
 use super::live::Live;
 use super::paging::Listed;
-use super::record::{RecordedLife, SandboxRecord};
+use super::record::SandboxRecord;
 use super::references::Named;
 use crate::api::control::{Answer, Asked};
 use crate::api::limits;
 use crate::api::problem::{Code, Problem};
-use crate::api::types::{Labels, Name, Sandbox, SandboxState};
+use crate::api::types::{Labels, Name};
 use crate::keeper::KeeperIdentity;
 
 /// A sandbox as the daemon holds it.
@@ -46,9 +48,6 @@ pub(super) const PAUSING: &str = "is being paused";
 /// The operations that wait for an answer of the guest for long, and write nothing down: the guest's end ends them.
 pub(super) const TELLING: &str = "is being told something";
 pub(super) const GOING_ON: &str = "is let go on";
-/// Reason of a pause that nobody asked for.
-const DRAINED: &str =
-    "a drain of this node paused it: `rekindle drain --undo`, or the next start of the daemon, resumes it";
 
 /// The operation that ends the guest.
 const ENDING: &str = "is being ended";
@@ -263,49 +262,6 @@ impl Entry {
     /// Events of its guest's VMM since the last call that did not stop it.
     pub(super) fn take_news(&self) -> Vec<String> {
         self.lock().outside.watch.take_news()
-    }
-
-    /// The sandbox as the API shows it.
-    pub(super) fn show(&self) -> Sandbox {
-        let stalled = self.stalled();
-        let state = self.lock();
-        let record = &state.record;
-        let (shown, reason, pid) = match &record.life {
-            RecordedLife::Running(guest) => {
-                let shown = if stalled.is_some() { SandboxState::Stalled } else { SandboxState::Running };
-                (shown, stalled, Some(guest.vmm.pid()))
-            }
-            RecordedLife::Paused | RecordedLife::Forked => (SandboxState::Paused, None, None),
-            RecordedLife::Drained { .. } => (SandboxState::Paused, Some(DRAINED.to_owned()), None),
-            RecordedLife::Stopped { reason } => (SandboxState::Stopped, reason.clone(), None),
-            RecordedLife::Lost { reason } => (SandboxState::Lost, Some(reason.clone()), None),
-            RecordedLife::Undecided { reason, .. } => (SandboxState::Undecided, Some(reason.clone()), None),
-        };
-        let running = match &record.life {
-            RecordedLife::Running(guest) => Some(&guest.vmm),
-            RecordedLife::Paused
-            | RecordedLife::Forked
-            | RecordedLife::Drained { .. }
-            | RecordedLife::Stopped { .. }
-            | RecordedLife::Lost { .. }
-            | RecordedLife::Undecided { .. } => None,
-        };
-        Sandbox {
-            id: record.id,
-            name: record.name.clone(),
-            labels: record.labels.clone(),
-            state: shown,
-            reason,
-            vmm: record.spec.kind(),
-            memory_bytes: record.spec.memory_bytes(),
-            backing: record.spec.backing(),
-            machine: record.spec.shown_machine(running),
-            pid,
-            origin: record.origin(),
-            snapshot: record.snapshot,
-            created_unix_ms: record.created_unix_ms,
-            served: state.outside.watch.memory.as_ref().map(|watch| served_pages(&watch.stats())),
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -234,7 +234,8 @@ impl Sandboxes {
                 .bring_back((known, wanted.room), asked, &wanted.how)
                 .map_err(|problem| none_was_made(problem, born.guests.len(), wanted.ids.len()))?;
             let name = name.name().cloned();
-            let sandbox = NewSandbox { id: *id, name, labels: wanted.labels.clone(), spec };
+            let domain = known.snapshot.domain().clone();
+            let sandbox = NewSandbox { id: *id, name, labels: wanted.labels.clone(), domain, spec };
             let record = SandboxRecord::new(sandbox, live.recorded());
             born.guests.push((record, live));
         }

@@ -44,6 +44,7 @@ impl Known {
             id: self.id(),
             name: self.about.name.clone(),
             labels: self.about.labels.clone(),
+            domain: self.snapshot.domain().to_string(),
             state: self.state(),
             reason: status.failure,
             parent: self.snapshot.parent_id().map(|id| id.uuid()),

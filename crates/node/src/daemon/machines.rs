@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::geometry::pages_covering;
-use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::identity::{DomainName, SnapshotId, VolumeName};
 use rekindle_engine::page_set::PageSet;
-use rekindle_engine::pause::{PausedGuest, PausedVolume};
+use rekindle_engine::pause::{Base, PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_kernel::{Memfd, PageKind};
 use uuid::Uuid;
@@ -32,6 +32,7 @@ impl Sandboxes {
         &self,
         sandbox: Uuid,
         wanted: &CreateSandbox,
+        domain: &DomainName,
         asker: &Asker,
     ) -> Answer<(GuestSpec, Option<Arc<EngineSnapshot>>)> {
         let (memory_bytes, backing) = (wanted.memory_bytes, wanted.backing);
@@ -65,7 +66,7 @@ impl Sandboxes {
         let spec = spec.map_err(guest_failed)?;
         let base = match images.is_empty() {
             true => None,
-            false => Some(self.first_snapshot(sandbox, (memory_bytes, backing), images, asker)?),
+            false => Some(self.first_snapshot(sandbox, domain, (memory_bytes, backing), images, asker)?),
         };
         Ok((spec, base))
     }
@@ -74,6 +75,7 @@ impl Sandboxes {
     fn first_snapshot(
         &self,
         sandbox: Uuid,
+        domain: &DomainName,
         (memory_bytes, backing): (u64, MemoryBacking),
         images: Vec<NamedImage>,
         asker: &Asker,
@@ -81,7 +83,7 @@ impl Sandboxes {
         let images =
             images.into_iter().map(|image| self.measured(image, asker)).collect::<Answer<Vec<_>>>()?;
         let needed = images.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-        let permit = self.host.engine.permit_pause_while(None, needed, &asker.still_waits());
+        let permit = self.host.engine.permit_pause_while(Base::Domain(domain), needed, &asker.still_waits());
         let permit = permit.map_err(no_room_for_disks)?;
         let import = |(image, bytes): (NamedImage, u64)| {
             let NamedImage { name, path, file } = image;

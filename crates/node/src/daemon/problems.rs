@@ -4,6 +4,7 @@ use bytesize::ByteSize;
 use rekindle_engine::budget::BudgetError;
 use rekindle_engine::cache::OpenStoredError;
 use rekindle_engine::catalog::CatalogError;
+use rekindle_engine::key_ring::NoKeyOfDomain;
 use rekindle_engine::open::OpenError;
 use rekindle_engine::pause::{CommitError, PauseError};
 use rekindle_engine::read_plan::ReadError;
@@ -41,9 +42,16 @@ impl From<ProcessError> for Problem {
     }
 }
 
+impl From<NoKeyOfDomain> for Problem {
+    fn from(error: NoKeyOfDomain) -> Self {
+        Self::new(Code::NoKey, error.to_string())
+    }
+}
+
 impl From<PauseError> for Problem {
     fn from(error: PauseError) -> Self {
         match &error {
+            PauseError::Domain(no_key) => no_key.clone().into(),
             PauseError::Lost { parent } => Self::new(Code::Lost, error.to_string()).snapshot(*parent),
             PauseError::Budget(budget) => Self::new(
                 Code::NoRam,
@@ -185,6 +193,7 @@ pub(super) fn no_room_for_disks(error: PauseError) -> Problem {
         error @ (PauseError::Lost { .. }
         | PauseError::Unsealed { .. }
         | PauseError::Unpublished { .. }
+        | PauseError::Domain(_)
         | PauseError::Unwanted) => error.into(),
     }
 }

@@ -1,6 +1,7 @@
 //! A sandbox's record in the catalog: all that is needed to find its guest again.
 
 use rekindle_engine::catalog::{Change, Kind};
+use rekindle_engine::identity::DomainName;
 use rekindle_engine::serve::EpochFacts;
 use rekindle_engine::wire::UnknownVersion;
 use serde::de::DeserializeOwned;
@@ -22,6 +23,9 @@ pub(super) struct SandboxRecord {
     pub(super) name: Option<Name>,
     pub(super) labels: Labels,
     pub(super) created_unix_ms: u64,
+    /// The domain of its snapshots. Version 1 has none: such a sandbox is of the node's own.
+    #[serde(default)]
+    pub(super) domain: Option<DomainName>,
     /// The parts of its guest.
     pub(super) spec: GuestSpec,
     /// The snapshot of its last pause.
@@ -60,11 +64,12 @@ pub(super) struct NewSandbox {
     pub(super) id: Uuid,
     pub(super) name: Option<Name>,
     pub(super) labels: Labels,
+    pub(super) domain: DomainName,
     pub(super) spec: GuestSpec,
 }
 
 /// The version that is written, and the newest one that is read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 fn first_version() -> u32 {
     1
@@ -109,17 +114,27 @@ impl SandboxRecord {
 
     /// The record of a new sandbox whose guest runs.
     pub(super) fn new(sandbox: NewSandbox, guest: RecordedGuest) -> Self {
-        let NewSandbox { id, name, labels, spec } = sandbox;
+        let NewSandbox { id, name, labels, domain, spec } = sandbox;
         Self {
             version: VERSION,
             id,
             name,
             labels,
             created_unix_ms: unix_ms(),
+            domain: Some(domain),
             spec,
             snapshot: None,
             life: RecordedLife::Running(guest),
         }
+    }
+
+    /// The record of a sandbox of the node's domain `own`, if it says none.
+    pub(super) fn in_domain(mut self, own: &DomainName) -> Self {
+        if self.version == first_version() && !matches!(self.life, RecordedLife::Undecided { .. }) {
+            self.domain.get_or_insert_with(|| own.clone());
+            self.version = VERSION;
+        }
+        self
     }
 
     /// The record that the catalog has under `key`. One that cannot be read is undecided, with what can be read of it.
@@ -152,6 +167,7 @@ impl SandboxRecord {
             name: read(&value["name"]),
             labels: read(&value["labels"]).unwrap_or_default(),
             created_unix_ms: read(&value["created_unix_ms"]).unwrap_or_default(),
+            domain: read(&value["domain"]),
             spec: read(&value["spec"]).unwrap_or(unknown),
             snapshot: read(&value["snapshot"]),
             life: RecordedLife::Undecided { reason, guest: read(&value["life"]["id"]) },
@@ -195,7 +211,7 @@ mod tests {
     fn a_record_that_cannot_be_read_is_undecided_with_what_can_be_read_of_it() {
         let (id, guest) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let newer = serde_json::json!({
-            "version": 2, "id": id, "name": "a", "labels": {"x": "y"}, "created_unix_ms": 7, "spec": {"vmm": "newest"},
+            "version": 3, "id": id, "name": "a", "labels": {"x": "y"}, "created_unix_ms": 7, "spec": {"vmm": "newest"},
             "snapshot": null, "life": {"state": "running", "id": guest},
         });
         let record = SandboxRecord::decode(id.as_bytes(), newer.to_string().as_bytes());
@@ -203,7 +219,7 @@ mod tests {
         let RecordedLife::Undecided { reason, guest: found } = record.life else {
             unreachable!("it is newer")
         };
-        assert!(reason.contains("version 2") && found == Some(guest), "{reason}");
+        assert!(reason.contains("version 3") && found == Some(guest), "{reason}");
         let named = serde_json::json!({
             "id": id, "name": "no name", "labels": {"x": "y"}, "created_unix_ms": 7, "snapshot": null,
             "spec": {"vmm": "process", "memory_bytes": 4096, "backing": "shared"}, "life": {"state": "paused"},
@@ -227,7 +243,10 @@ mod tests {
         });
         let record = SandboxRecord::decode(id.as_bytes(), first.to_string().as_bytes());
         assert!(matches!(record.life, RecordedLife::Paused), "{record:?}");
-        let again = SandboxRecord::decode(id.as_bytes(), &record.encode());
+        assert_eq!(record.domain, None);
+        let own: DomainName = "tenant-1".parse().expect("a legal name");
+        let again = SandboxRecord::decode(id.as_bytes(), &record.in_domain(&own).encode());
         assert!(matches!(again.life, RecordedLife::Paused), "{again:?}");
+        assert_eq!(again.domain, Some(own), "it is of the domain that the node had then");
     }
 }

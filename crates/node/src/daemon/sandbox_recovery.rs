@@ -69,9 +69,10 @@ impl Sandboxes {
     /// Takes one sandbox over; whether its guest runs.
     pub(super) fn recover_sandbox(
         &self,
-        mut record: SandboxRecord,
+        record: SandboxRecord,
         held: &HashMap<String, HeldEntry>,
     ) -> anyhow::Result<bool> {
+        let mut record = record.in_domain(&self.host.engine.domain(None)?);
         let RecordedLife::Running(guest) = &record.life else {
             self.registry.insert(Entry::new(record, None));
             return Ok(false);

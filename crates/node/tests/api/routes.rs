@@ -110,7 +110,7 @@ fn fault_sockets_are_opened_listed_captured_and_closed() {
     assert_eq!(client.fault_socket(socket.id).unwrap(), socket);
     let blobs = [("state".to_owned(), "AAEC".to_owned())].into();
     let source = CaptureSource::FaultSocket { id: socket.id };
-    let capture = CaptureMemory { source, name: None, labels: Labels::new(), blobs };
+    let capture = CaptureMemory { source, name: None, domain: None, labels: Labels::new(), blobs };
     assert_eq!(client.capture_memory(&capture).unwrap().parent, Some(snapshot.id));
     client.close_fault_socket(socket.id).unwrap();
     assert_eq!(client.close_fault_socket(socket.id).unwrap_err().code(), Some(Code::NotFound));

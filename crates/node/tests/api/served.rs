@@ -97,6 +97,7 @@ impl Drop for Served {
 /// A small sandbox to be made.
 pub(crate) fn wanted(name: &str) -> CreateSandbox {
     CreateSandbox {
+        domain: None,
         name: Some(name.parse().expect("it is a name")),
         labels: Labels::new(),
         vmm: VmmKind::Process,

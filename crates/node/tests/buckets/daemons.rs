@@ -55,6 +55,7 @@ impl Node {
 
     pub(crate) fn filled(&self, name: &str) {
         let wanted = CreateSandbox {
+            domain: None,
             name: Some(name.parse().expect("it is legal")),
             labels: Default::default(),
             vmm: Default::default(),

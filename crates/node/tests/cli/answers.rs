@@ -170,6 +170,22 @@ fn things_are_selected_by_labels_or_all_at_once() {
 }
 
 #[test]
+fn a_domain_is_shown_where_it_is_not_the_one_of_nodes_that_set_none() {
+    let place = Place::new();
+    let _daemon = ListeningDaemon::start(&place);
+    for words in ["run web", "run theirs --domain tenant-1"] {
+        assert_eq!(place.says(words).status, 0, "{words}");
+    }
+    for words in ["show theirs", "list"] {
+        let told = place.says(words).out;
+        assert!(told.contains("domain") && told.contains("tenant-1"), "{words}: {told}");
+        assert!(!told.contains("default"), "{words}: {told}");
+    }
+    assert!(!place.says("show web").out.contains("domain"));
+    assert_ne!(place.says("run wrong --domain Tenant").status, 0);
+}
+
+#[test]
 fn programs_are_answered_in_json_by_every_command() {
     let place = Place::new();
     let _daemon = ListeningDaemon::start(&place);

@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use rekindle::api::types::SnapshotState;
+use rekindle::api::problem::Code;
+use rekindle::api::types::{CreateSandbox, MemoryBacking, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
 
-use crate::support::{Node, files_in, program};
+use crate::support::{Node, create, files_in, program};
 
 /// A node in directories of its own, over the store of another.
 fn over_the_store_of(other: &Node) -> BlackBox {
@@ -107,4 +108,46 @@ fn a_node_whose_ring_is_gone_does_not_start_and_makes_no_other() {
         "{refused} {log}"
     );
     assert!(!node.place.key_ring().exists());
+}
+
+/// Adds a key of a domain to a ring, in front of all others or behind them.
+fn add_key(place: &BlackBox, domain: &str, digit: &str, in_front: bool) {
+    let ring = fs::read(place.key_ring()).expect("it is there");
+    let mut ring: serde_json::Value = serde_json::from_slice(&ring).expect("it is JSON");
+    let keys = ring["keys"].as_array_mut().expect("a list");
+    let at = if in_front { 0 } else { keys.len() };
+    keys.insert(at, serde_json::json!({"domain": domain, "secret": digit.repeat(64)}));
+    fs::write(place.key_ring(), ring.to_string()).expect("a disk");
+}
+
+fn in_domain(name: &str, domain: &str) -> CreateSandbox {
+    CreateSandbox { domain: domain.parse().ok(), ..create(name, MemoryBacking::Shared) }
+}
+
+#[test]
+fn a_sandbox_of_a_tenant_its_snapshots_and_their_sandboxes_are_of_its_domain_over_starts() {
+    let mut node = Node::start();
+    let refused = node.client.create_sandbox(None, &in_domain("a", "tenant-1")).expect_err("it has no key");
+    assert_eq!(refused.code(), Some(Code::NoKey), "{refused}");
+    assert!(refused.to_string().contains("no key of domain tenant-1"), "{refused}");
+    node.terminate();
+    add_key(&node.place, "tenant-1", "1", false);
+    node.start_again();
+    let sandbox = node.client.create_sandbox(None, &in_domain("a", "tenant-1")).expect("it has a key");
+    assert_eq!(sandbox.domain, "tenant-1".parse().ok());
+    node.told("a").fill(1).expect("its guest fills its memory");
+    // The next daemon finds the guest, and pauses it in its domain.
+    node.crash();
+    assert_eq!(node.pause("a", "first").domain, "tenant-1");
+    node.wait("first", SnapshotState::Published);
+    assert_eq!(node.resume("a").domain, "tenant-1".parse().ok());
+    assert_eq!(node.resumed("first", "b").domain, "tenant-1".parse().ok());
+    node.assert_verified("b");
+    assert_eq!(node.pause("b", "second").domain, "tenant-1");
+    node.filled("c", 2);
+    assert_eq!(node.pause("c", "third").domain, "default");
+    node.crash();
+    for (snapshot, domain) in [("first", "tenant-1"), ("second", "tenant-1"), ("third", "default")] {
+        assert_eq!(node.client.snapshot(snapshot).expect("it is listed").domain, domain);
+    }
 }

@@ -72,6 +72,7 @@ fn machine(
         taps: Vec::new(),
     };
     CreateSandbox {
+        domain: None,
         vmm: VmmKind::Qemu,
         memory_bytes,
         machine: Some(machine),

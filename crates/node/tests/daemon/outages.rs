@@ -254,6 +254,7 @@ fn on_a_full_disk_a_node_starts_and_deletes_and_refuses_what_needs_room() {
     node.filled("b", 2);
     disk.fill();
     let wanted = |number: u32| CreateSandbox {
+        domain: None,
         memory_bytes: 4096,
         labels: (0..8)
             .map(|label| (format!("label-{label}"), "x".repeat(60)))

@@ -86,6 +86,7 @@ impl Peers {
             taps: Vec::new(),
         };
         CreateSandbox {
+            domain: None,
             vmm: VmmKind::Firecracker,
             memory_bytes: PAGES << 12,
             machine: Some(machine),

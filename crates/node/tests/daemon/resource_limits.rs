@@ -107,7 +107,13 @@ fn with_no_descriptors_left_every_request_is_refused_with_the_setting_and_costs_
     let memory = Memfd::create("captured", MEMORY_BYTES, PageKind::Small).expect("there is memory");
     let fd = memory.as_fd().as_raw_fd();
     let source = CaptureSource::Memfd { pid: std::process::id(), fd };
-    let capture = CaptureMemory { source, name: None, labels: Default::default(), blobs: Default::default() };
+    let capture = CaptureMemory {
+        source,
+        name: None,
+        domain: None,
+        labels: Default::default(),
+        blobs: Default::default(),
+    };
     assert_refused(node.client.capture_memory(&capture));
     assert_eq!(
         node.client.all_snapshots(&[]).expect("they are listed").len(),

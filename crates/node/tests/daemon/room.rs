@@ -138,6 +138,7 @@ fn a_vmm_whose_capture_has_no_room_is_served_on_as_if_nothing_had_been_asked() {
     let before = faults();
     assert!(before > 0);
     let wanted = CaptureMemory {
+        domain: None,
         source: CaptureSource::FaultSocket { id: socket.id },
         name: None,
         labels: Default::default(),

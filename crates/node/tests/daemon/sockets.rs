@@ -95,6 +95,7 @@ fn a_vmm_served_at_a_fault_socket_outlives_the_daemon_and_is_captured_as_a_child
     let written = guest.control.state().expect("answers");
     guest.freeze().expect("it stands");
     let wanted = CaptureMemory {
+        domain: None,
         source: CaptureSource::FaultSocket { id: socket.id },
         name: Some("child".parse().expect("it is a name")),
         labels: Default::default(),
@@ -162,6 +163,7 @@ fn faults(node: &Node, socket: &FaultSocket) -> u64 {
 
 fn capture_as(node: &Node, socket: &FaultSocket, name: &str) -> Snapshot {
     let wanted = CaptureMemory {
+        domain: None,
         source: CaptureSource::FaultSocket { id: socket.id },
         name: Some(name.parse().expect("it is a name")),
         labels: Default::default(),

@@ -151,6 +151,7 @@ impl Node {
 
 pub(crate) fn create(name: &str, backing: MemoryBacking) -> CreateSandbox {
     CreateSandbox {
+        domain: None,
         name: Some(name.parse().expect("it is a name")),
         labels: Default::default(),
         vmm: Default::default(),

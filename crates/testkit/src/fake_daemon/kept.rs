@@ -91,6 +91,7 @@ impl Kept {
             id: self.next_id(),
             name: wanted.name,
             labels: wanted.labels,
+            domain: wanted.domain.or_else(|| "default".parse().ok()),
             state: SandboxState::Running,
             reason: None,
             vmm: wanted.vmm,
@@ -122,6 +123,7 @@ impl Kept {
             id: self.next_id(),
             name,
             labels,
+            domain: "default".to_owned(),
             state: SnapshotState::Captured,
             reason: None,
             parent,
@@ -145,6 +147,7 @@ impl Kept {
         let names = name.map(|name| name.numbered(count));
         let several = (0..usize::try_from(count).expect("a few")).map(|at| {
             let wanted = CreateSandbox {
+                domain: None,
                 name: names.as_ref().map(|names| names[at].clone()),
                 labels: labels.clone(),
                 vmm: VmmKind::Process,

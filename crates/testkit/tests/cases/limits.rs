@@ -14,7 +14,7 @@ use rekindle_engine::identity::{LayerId, SnapshotId, VolumeName};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::manifest::VolumeManifest;
 use rekindle_engine::page_set::PageSet;
-use rekindle_engine::pause::{PauseError, PausedGuest, PausedVolume};
+use rekindle_engine::pause::{Base, PauseError, PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{Memfd, PageKind};
 use rekindle_testkit::guest::{Guest, Tracking};
@@ -98,10 +98,11 @@ fn a_pause_that_nobody_wants_any_more_waits_neither_for_room_nor_for_ancestors()
     let engine = Engine::start(options).expect("threads for an engine");
     let held = site.hooks.hold(Point::Compare);
     let first = first_pause(&engine, 40);
-    for parent in [None, Some(&first.0)] {
+    let own = engine.domain(None).expect("its own key is in the ring");
+    for base in [Base::Domain(&own), Base::Snapshot(&first.0)] {
         let questions = AtomicUsize::new(0);
         let is_wanted = || questions.fetch_add(1, Ordering::Relaxed) < 2;
-        let refused = engine.permit_pause_while(parent, 4096, &is_wanted).expect_err("it cannot be had");
+        let refused = engine.permit_pause_while(base, 4096, &is_wanted).expect_err("it cannot be had");
         assert!(matches!(refused, PauseError::Unwanted), "{refused}");
         assert_eq!(questions.load(Ordering::Relaxed), 3, "it waited two turns");
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rekindle_engine::identity::DomainName;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -89,6 +90,11 @@ pub struct CaptureMemory {
     #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
+    /// The domain of a snapshot without a parent, of which the node must have a key; the node's own by default. A child
+    /// belongs to its parent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[a-z0-9-]+$")]
+    pub domain: Option<DomainName>,
     /// Device state and the like, by name, as base64 of bytes.
     #[serde(default, deserialize_with = "shapes::texts")]
     #[schema(schema_with = schemas::blobs)]

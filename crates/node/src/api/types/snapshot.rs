@@ -50,6 +50,8 @@ pub struct Snapshot {
     /// Its labels.
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
+    /// The domain that it belongs to.
+    pub domain: String,
     /// Its stage.
     pub state: SnapshotState,
     /// Error of the last failed try to save it, or the reason that it is lost.

@@ -12,6 +12,7 @@ use crate::api::types::{self, CreateSandbox, Labels, MemoryBacking, VmmKind};
 pub(super) fn wanted(arguments: &DemoArguments, place: &Path) -> anyhow::Result<CreateSandbox> {
     let machine = arguments.vm.map(|guest| machine_of(arguments, guest, place)).transpose()?;
     Ok(CreateSandbox {
+        domain: None,
         name: None,
         labels: Labels::new(),
         vmm: if machine.is_some() { VmmKind::Qemu } else { VmmKind::Process },

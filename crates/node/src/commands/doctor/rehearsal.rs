@@ -35,6 +35,7 @@ fn rehearse() -> anyhow::Result<u32> {
     let place = Place::make()?;
     let node = PrivateNode::start(&place.path().join("1"), &place.path().join("store"))?;
     let guest = node.create(CreateSandbox {
+        domain: None,
         name: None,
         labels: Labels::new(),
         vmm: VmmKind::Process,

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use rekindle_engine::catalog::Change;
 use rekindle_engine::identity::SnapshotId;
-use rekindle_engine::pause::{CommitError, PausedGuest};
+use rekindle_engine::pause::{Base, CommitError, PausePermit, PausedGuest};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
 
 use super::{Live, UnsettledPause};
+use crate::api::control::Answer;
 use crate::api::problem::{Code, Problem};
 use crate::asker::Asker;
 use crate::daemon::about::About;
@@ -60,10 +61,9 @@ impl Live {
                 format!("the guest waits for {page}; it goes on once that is there, and can be paused then");
             return Err((self, Problem::new(Code::StoreFailed, why)));
         }
-        let (base, bytes) = (self.base.as_ref(), self.capture_bytes(&about));
-        let permit = match host.engine.permit_pause_while(base, bytes, &asker.still_waits()) {
+        let permit = match self.permit(host, &about, &before, asker) {
             Ok(permit) => permit,
-            Err(error) => return Err((self, error.into())),
+            Err(problem) => return Err((self, problem)),
         };
         let frozen = self.announce_pause(host, id).and_then(|()| Ok((Instant::now(), self.freeze()?)));
         let (frozen_at, mut blobs) = match frozen {
@@ -98,6 +98,19 @@ impl Live {
                 Err((self, problem))
             }
         }
+    }
+
+    /// The right to pause it, in the domain of its snapshots.
+    fn permit(
+        &self,
+        host: &Host,
+        about: &About,
+        record: &SandboxRecord,
+        asker: &Asker,
+    ) -> Answer<PausePermit> {
+        let domain = host.engine.domain(record.domain.as_ref())?;
+        let base = self.base.as_ref().map_or(Base::Domain(&domain), Base::Snapshot);
+        Ok(host.engine.permit_pause_while(base, self.capture_bytes(about), &asker.still_waits())?)
     }
 
     /// RAM that a capture of it can take.
