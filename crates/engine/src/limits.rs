@@ -334,3 +334,9 @@ pub const CONDEMNED_BYTES_MAX: usize = 16 << 20;
 
 /// Time for which a node relies on a root that it has put: collectors take it for abandoned only after days.
 pub const ROOT_TRUSTED_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// Longest wait, before a snapshot is forgotten, for short uses of it to end.
+pub const FORGET_WAIT: Duration = Duration::from_secs(5);
+
+/// Time between two looks if they have.
+pub const FORGET_LOOK_EVERY: Duration = Duration::from_millis(10);

@@ -90,7 +90,7 @@ impl Records {
         kept.is_empty()
     }
 
-    /// Removes what is recorded of a snapshot that was never acknowledged.
+    /// Removes what is recorded of a snapshot: one that was never acknowledged, or that this node need not know.
     pub(crate) fn remove(&self, id: SnapshotId) -> Result<(), CatalogError> {
         self.write_with_last_room(&OF_A_SNAPSHOT.map(|kind| remove(kind, id)))
     }

@@ -1,6 +1,7 @@
 //! The engine: all operations of a node on snapshots. It checks and records; the modules before it do the work.
 
 mod counts;
+mod forgetting;
 mod options;
 mod restore;
 mod transfer;
@@ -48,6 +49,7 @@ use crate::verify::{Verification, verify};
 use crate::view::LiveView;
 use crate::working_set::WorkingSet;
 
+pub use forgetting::ForgetError;
 pub use options::EngineOptions;
 pub use transfer::{ExportError, ImportError, Transferred};
 

@@ -96,6 +96,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     -> Answer<Snapshot>;
     /// Deletes a snapshot, of which it gives the id; sandboxes that run from it and its children go on.
     fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid>;
+    /// Forgets a snapshot on this node, of which it gives the id; it stays in the store.
+    fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid>;
     /// Reads every page of a snapshot and checks it, as long as its asker waits.
     fn verify_snapshot(&self, reference: &Reference, asked: Asked) -> Answer<Verification>;
     /// The layers a snapshot is made of and their places; never waits for a seal.

@@ -205,6 +205,13 @@ pub(crate) const DELETE_SNAPSHOT: Operation<OfSnapshot, NoInput, Done> =
         .answers(204, "It is deleted")
         .fails(OF_READING);
 
+pub(crate) const FORGET_SNAPSHOT: Operation<OfSnapshot, NoInput, Done> =
+    Operation::post("forget_snapshot", "/v1/snapshots/{reference}/forget", "snapshots")
+        .does("Forgets a snapshot on this node; it stays in the store, for all nodes.")
+        .more("One that is not in the store yet, or that something here uses, is refused.")
+        .answers(204, "This node does not list it any more")
+        .fails(OF_READING);
+
 pub(crate) const VERIFY_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<Verification>> =
     Operation::post("verify_snapshot", "/v1/snapshots/{reference}/verify", "snapshots")
         .does("Reads every page of a snapshot and checks it.")

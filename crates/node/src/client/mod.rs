@@ -189,6 +189,11 @@ impl Client {
         self.ask(&DELETE_SNAPSHOT, reference, &()).map(drop)
     }
 
+    /// Forgets a snapshot on the node; it stays in the store.
+    pub fn forget_snapshot(&self, reference: &str) -> Result<()> {
+        self.ask(&FORGET_SNAPSHOT, reference, &()).map(drop)
+    }
+
     /// Reads every page of a snapshot and checks it.
     pub fn verify_snapshot(&self, reference: &str) -> Result<Verification> {
         self.ask(&VERIFY_SNAPSHOT, reference, &())

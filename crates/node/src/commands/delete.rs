@@ -1,4 +1,4 @@
-//! `rekindle delete` and `rekindle stop`: they cannot be undone, and ask for confirmation first.
+//! `rekindle delete` and `rekindle stop`, which cannot be undone and ask for confirmation first, and `rekindle forget`.
 
 use anyhow::bail;
 use clap::Args;
@@ -9,7 +9,7 @@ use super::failure::sentence;
 use super::selection::{Selection, has_guest};
 use super::session::Session;
 use super::status::Status;
-use super::target::{Target, sandbox_title};
+use super::target::{Target, sandbox_title, snapshot_title};
 
 /// The things to delete or stop.
 #[derive(Args, Clone, Debug)]
@@ -19,6 +19,16 @@ pub struct EndArguments {
     /// Do not ask first
     #[arg(long, short)]
     yes: bool,
+}
+
+/// The snapshots to forget.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+The snapshot stays in the store, and every other node keeps it. This node lists it again once it is asked for it by its id, or \
+by `rekindle catalog rebuild`. `rekindle delete` deletes a snapshot for all nodes.")]
+pub struct ForgetArguments {
+    #[command(flatten)]
+    selection: Selection,
 }
 
 /// Deletes sandboxes and snapshots, each after all were found.
@@ -38,6 +48,19 @@ pub fn run(session: &Session, arguments: &EndArguments) -> anyhow::Result<Status
             Target::Snapshot(_) => client.delete_snapshot(&id)?,
         }
         Ok((json!({ "kind": target.kind(), "id": id }), format!("{} is deleted", target.title())))
+    })
+}
+
+/// Forgets snapshots on the node, each after all were found. They stay in the store, so nothing is asked first.
+pub fn forget(session: &Session, arguments: &ForgetArguments) -> anyhow::Result<Status> {
+    let client = session.client()?;
+    let snapshots = arguments.selection.snapshots(&client)?;
+    if snapshots.is_empty() {
+        return nothing_matches(session, "forgotten");
+    }
+    do_each(session, "forgotten", &snapshots, |snapshot| {
+        client.forget_snapshot(&snapshot.id.to_string())?;
+        Ok((json!({ "id": snapshot.id }), format!("{} is forgotten here", snapshot_title(snapshot))))
     })
 }
 

@@ -41,7 +41,7 @@ use clap::{Parser, Subcommand};
 use crate::keeper::arguments::KeeperArguments;
 use catalog::CatalogArguments;
 use console::ConsoleArguments;
-use delete::EndArguments;
+use delete::{EndArguments, ForgetArguments};
 use demo::arguments::DemoArguments;
 use doctor::DoctorArguments;
 use drain::DrainArguments;
@@ -123,8 +123,10 @@ pub enum Command {
     Console(ConsoleArguments),
     /// End guests without a snapshot
     Stop(EndArguments),
-    /// Delete sandboxes and snapshots
+    /// Delete sandboxes and snapshots, for all nodes
     Delete(EndArguments),
+    /// Forget snapshots on this node; they stay in the store
+    Forget(ForgetArguments),
     /// Pause all sandboxes until the daemon starts again, so that the machine can go down
     Drain(DrainArguments),
     /// End the guests and the keeper that a daemon left when it ended
@@ -175,6 +177,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(arguments) => console::run(&session, arguments),
         Command::Stop(arguments) => delete::stop(&session, arguments),
         Command::Delete(arguments) => delete::run(&session, arguments),
+        Command::Forget(arguments) => delete::forget(&session, arguments),
         Command::Drain(arguments) => drain::run(&session, arguments),
         Command::Shutdown(arguments) => shutdown::run(&session, arguments),
         Command::Export(arguments) => export::export(&session, arguments),

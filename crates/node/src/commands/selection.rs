@@ -6,7 +6,7 @@ use clap::Args;
 use uuid::Uuid;
 
 use super::target::{self, Target, label_filter};
-use crate::api::types::{LabelFilter, Sandbox, SandboxState};
+use crate::api::types::{LabelFilter, Sandbox, SandboxState, Snapshot, SnapshotState};
 use crate::client::Client;
 
 /// The things that a command is for.
@@ -44,6 +44,17 @@ impl Selection {
         let mut sandboxes = client.all_sandboxes(&self.labels)?;
         sandboxes.retain(|sandbox| has_guest(sandbox.state));
         Ok(sandboxes)
+    }
+
+    /// The snapshots named, or those selected that are in the store.
+    pub fn snapshots(&self, client: &Client) -> anyhow::Result<Vec<Snapshot>> {
+        if self.is_by_name() {
+            let found = self.references.iter().map(|word| target::snapshot(client, word));
+            return Ok(each_once(found.collect::<Result<_, _>>()?, |snapshot| snapshot.id));
+        }
+        let mut snapshots = client.all_snapshots(&self.labels)?;
+        snapshots.retain(|snapshot| snapshot.state == SnapshotState::Published);
+        Ok(snapshots)
     }
 
     /// The sandboxes and snapshots named or selected, snapshots last.

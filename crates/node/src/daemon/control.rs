@@ -99,6 +99,10 @@ impl Control for Daemon {
         self.counted(self.sandboxes().delete_snapshot(reference))
     }
 
+    fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
+        self.counted(self.sandboxes().forget_snapshot(reference))
+    }
+
     fn verify_snapshot(&self, reference: &Reference, asked: Asked) -> Answer<Verification> {
         self.counted(self.snapshots.verify(reference, &asked))
     }

@@ -44,6 +44,13 @@ impl ListedSnapshots {
         known.about
     }
 
+    /// Lists one no longer that the node is about to forget.
+    pub(super) fn remove(&self, id: Uuid) {
+        let Listings { index, images } = &mut *self.lock();
+        index.remove(id);
+        images.retain(|_, snapshot| *snapshot != id);
+    }
+
     /// The one that `reference` means.
     pub(super) fn find(&self, reference: &Reference) -> Answer<Known> {
         self.lock().index.find("snapshot", reference).cloned()

@@ -95,15 +95,34 @@ impl Sandboxes {
 
     /// The same with a snapshot that was found.
     pub(super) fn delete_known(&self, known: &Known) -> Answer<()> {
+        self.check_not_paused_in(known)?;
+        self.snapshots.delete(known)
+    }
+
+    /// Forgets a snapshot of the store on this node.
+    #[tracing::instrument(name = "forget", skip(self))]
+    pub(super) fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
+        let known = self.snapshots.find(reference)?;
+        self.check_not_paused_in(&known)?;
         let id = known.id();
-        if let Some(entry) = self.registry.all().into_iter().find(|entry| entry.is_paused_in(id)) {
-            let why =
-                format!("{} is paused in {}; remove it or resume it first", entry.called(), known.called());
+        if let Some(entry) = self.registry.all().into_iter().find(|entry| entry.record().origin() == Some(id))
+        {
+            let why = format!("{} runs from {}, which stays while it does", entry.called(), known.called());
             return Err(Problem::new(Code::WrongState, why)
                 .sandbox(entry.id())
                 .snapshot(known.snapshot.id()));
         }
-        self.snapshots.delete(known)
+        self.snapshots.forget(known)?;
+        Ok(id)
+    }
+
+    fn check_not_paused_in(&self, known: &Known) -> Answer<()> {
+        let id = known.id();
+        let Some(entry) = self.registry.all().into_iter().find(|entry| entry.is_paused_in(id)) else {
+            return Ok(());
+        };
+        let why = format!("{} is paused in {}; remove it or resume it first", entry.called(), known.called());
+        Err(Problem::new(Code::WrongState, why).sandbox(entry.id()).snapshot(known.snapshot.id()))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rekindle_engine::engine::ForgetError;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle;
 use rekindle_engine::store_check::StoreFindings;
@@ -178,6 +179,21 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Forgets a snapshot of the store that nothing here uses.
+    pub(super) fn forget(&self, known: Known) -> Answer<()> {
+        let (called, id, about) = (known.called(), known.id(), Arc::clone(&known.about));
+        // What finds it in the engine meanwhile lists it again, and uses it.
+        self.listed.remove(id);
+        let forgotten = self.host.engine.forget(known.snapshot);
+        if let Some(there) = self.host.engine.snapshot(SnapshotId::from(id)) {
+            self.listed.changed(&there);
+        }
+        forgotten.map_err(|error| not_forgotten(&called, &error).snapshot(SnapshotId::from(id)))?;
+        let about = EventAbout { sandbox: about.sandbox, snapshot: Some(id) };
+        self.events.say("snapshot.forgotten", about, None);
+        Ok(())
+    }
+
     pub(super) fn verify(&self, reference: &Reference, asked: &Asked) -> Answer<Verification> {
         let known = self.readable(reference)?;
         let found = self.host.engine.verify(&known.snapshot, &asked.asker.still_waits());
@@ -217,6 +233,16 @@ fn shown_findings(found: StoreFindings) -> StoreVerification {
         }
     };
     StoreVerification { state, objects, wrong_objects, reason }
+}
+
+fn not_forgotten(called: &str, error: &ForgetError) -> Problem {
+    let (code, what_to_do) = match error {
+        ForgetError::OnlyHere => (Code::WrongState, ": wait until it is published, or delete it"),
+        ForgetError::InUse => (Code::WrongState, ": close the fault sockets that serve it, or try again"),
+        ForgetError::Unknown => (Code::NotFound, ""),
+        ForgetError::Catalog(_) => (Code::DiskFailed, ""),
+    };
+    Problem::new(code, format!("{called} is not forgotten: {error}{what_to_do}"))
 }
 
 fn node_name() -> String {

@@ -3,7 +3,7 @@
 use crate::listening_daemon::ListeningDaemon;
 use crate::program::{Place, compare, said};
 
-const COMMANDS: [&str; 23] = [
+const COMMANDS: [&str; 24] = [
     "serve",
     "run",
     "pause",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 23] = [
     "tell",
     "stop",
     "delete",
+    "forget",
     "drain",
     "shutdown",
     "export",

@@ -12,6 +12,7 @@ mod disconnects;
 mod drains;
 mod exports;
 mod firecracker;
+mod forgetting;
 mod jails;
 mod keeper_loss;
 mod key_rings;

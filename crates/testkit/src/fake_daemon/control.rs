@@ -210,6 +210,16 @@ impl Control for FakeDaemon {
         Ok(id)
     }
 
+    fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
+        let mut kept = self.asked()?;
+        let snapshot = kept.snapshot(reference)?;
+        if snapshot.state != SnapshotState::Published {
+            return Err(Problem::new(Code::WrongState, "it is only here").snapshot(snapshot.id.into()));
+        }
+        kept.snapshots.remove(&snapshot.id);
+        Ok(snapshot.id)
+    }
+
     fn verify_snapshot(&self, reference: &Reference, asked: Asked) -> Answer<Verification> {
         let mut kept = self.asked()?;
         let snapshot = kept.snapshot(reference)?;

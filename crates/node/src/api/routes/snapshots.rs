@@ -8,8 +8,8 @@ use super::{Routes, Taken};
 use crate::api::audit::Removed;
 use crate::api::limits;
 use crate::api::operations::{
-    DELETE_SNAPSHOT, LIST_KEPT, LIST_SNAPSHOTS, LIST_STORED_SNAPSHOTS, RESUME_SNAPSHOT, SHOW_PLACEMENT,
-    SHOW_SNAPSHOT, VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
+    DELETE_SNAPSHOT, FORGET_SNAPSHOT, LIST_KEPT, LIST_SNAPSHOTS, LIST_STORED_SNAPSHOTS, RESUME_SNAPSHOT,
+    SHOW_PLACEMENT, SHOW_SNAPSHOT, VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
 };
 use crate::api::problem::{Code, Problem};
 
@@ -20,6 +20,7 @@ pub(super) fn routes() -> Routes {
         .reads(&LIST_KEPT, |control, (), ()| control.kept_snapshots())
         .reads(&SHOW_SNAPSHOT, |control, of, ()| control.snapshot(&of))
         .changes(&DELETE_SNAPSHOT, |control, _, of, ()| control.delete_snapshot(&of).map(Removed::Snapshot))
+        .changes(&FORGET_SNAPSHOT, |control, _, of, ()| control.forget_snapshot(&of).map(Removed::Snapshot))
         .reads(&SHOW_PLACEMENT, |control, of, ()| control.placement(&of))
         .changes(&RESUME_SNAPSHOT, |control, asked, of, how| control.resume_snapshot(&of, asked, how))
 }
