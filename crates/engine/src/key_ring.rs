@@ -25,6 +25,7 @@ pub struct DomainKey(Arc<Keys>);
 
 struct Keys {
     domain: Domain,
+    replaced: Option<KeyId>,
     layer_names: [u8; SECRET_BYTES],
     frame_digests: [u8; SECRET_BYTES],
     tags: [u8; SECRET_BYTES],
@@ -34,27 +35,44 @@ impl DomainKey {
     /// The key of the domain `name` that follows from a secret.
     #[must_use]
     pub fn new(name: DomainName, secret: &[u8; SECRET_BYTES]) -> Self {
-        Self::of(name, secret, blake3::derive_key(LAYER_NAMES, secret))
+        Self::of(name, None, secret, blake3::derive_key(LAYER_NAMES, secret))
+    }
+
+    /// The same, of a key that came in the place of the domain's key `replaced`.
+    #[must_use]
+    pub fn replacing(name: DomainName, replaced: KeyId, secret: &[u8; SECRET_BYTES]) -> Self {
+        Self::of(name, Some(replaced), secret, blake3::derive_key(LAYER_NAMES, secret))
     }
 
     /// The key that a domain had before there were key rings: it follows from the name, and is no secret.
     #[must_use]
     pub fn of_name(name: DomainName) -> Self {
         let key = blake3::derive_key(KEYED_BY_NAME, name.as_str().as_bytes());
-        Self::of(name, &key, key)
+        Self::of(name, None, &key, key)
     }
 
-    fn of(name: DomainName, secret: &[u8; SECRET_BYTES], layer_names: [u8; SECRET_BYTES]) -> Self {
+    fn of(
+        name: DomainName,
+        replaced: Option<KeyId>,
+        secret: &[u8; SECRET_BYTES],
+        layer_names: [u8; SECRET_BYTES],
+    ) -> Self {
         let [a, b, c, d, e, f, g, h, ..] = blake3::derive_key(KEY_ID, secret);
         let domain = Domain::new(name, KeyId::from_bytes([a, b, c, d, e, f, g, h]));
         let [frame_digests, tags] = [FRAME_DIGESTS, TAGS].map(|context| blake3::derive_key(context, secret));
-        Self(Arc::new(Keys { domain, layer_names, frame_digests, tags }))
+        Self(Arc::new(Keys { domain, replaced, layer_names, frame_digests, tags }))
     }
 
     /// The domain whose key it is.
     #[must_use]
     pub fn domain(&self) -> &Domain {
         &self.0.domain
+    }
+
+    /// The id of the key in whose place this one came, if the ring says one.
+    #[must_use]
+    pub fn replaced(&self) -> Option<KeyId> {
+        self.0.replaced
     }
 
     /// The name in this domain of the layer whose encoded index this is.
@@ -151,6 +169,19 @@ impl KeyRing {
         key.cloned().ok_or_else(|| MissingKey { domain: domain.clone() })
     }
 
+    /// The keys in whose place this one came, one after the other; the nearest first.
+    #[must_use]
+    pub fn replaced_by(&self, key: &DomainKey) -> Vec<KeyId> {
+        let (name, mut replaced) = (key.domain().name(), Vec::new());
+        let mut next = key.replaced();
+        while let Some(id) = next.filter(|id| !replaced.contains(id)) {
+            replaced.push(id);
+            let key = self.all().find(|key| key.domain().name() == name && key.domain().key_id() == id);
+            next = key.and_then(DomainKey::replaced);
+        }
+        replaced
+    }
+
     fn all(&self) -> impl Iterator<Item = &DomainKey> {
         std::iter::once(&self.own).chain(&*self.others)
     }
@@ -197,6 +228,20 @@ mod tests {
         }
         let none = ring.of_domain(&name("c")).expect_err("it is in no ring").to_string();
         assert!(none.starts_with("the key ring has no key of domain c: add one"), "{none}");
+    }
+
+    #[test]
+    fn a_ring_says_in_whose_place_a_key_came_and_ends_also_where_two_say_it_of_each_other() {
+        let id = |key: &DomainKey| key.domain().key_id();
+        let first = DomainKey::new(name("a"), &[1; 32]);
+        let second = DomainKey::replacing(name("a"), id(&first), &[2; 32]);
+        let third = DomainKey::replacing(name("a"), id(&second), &[3; 32]);
+        let ring = KeyRing::new(third.clone(), vec![second.clone(), first.clone()]);
+        assert_eq!(ring.replaced_by(&third), [id(&second), id(&first)]);
+        assert_eq!(ring.replaced_by(&first), []);
+        let first = DomainKey::replacing(name("a"), id(&third), &[1; 32]);
+        let ring = KeyRing::new(third.clone(), vec![second.clone(), first.clone()]);
+        assert_eq!(ring.replaced_by(&third), [id(&second), id(&first), id(&third)]);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Publisher {
     ) -> Result<(T, ObjectPath), PublishError> {
         let (id, layers) = (named.manifest().snapshot(), named.layers());
         let key = self.keys.of_domain(domain)?;
-        self.stop.unless_said(self.store.agree_on(key.domain())).await??;
+        self.stop.unless_said(self.store.agree_on(key)).await??;
         let put = self.stop.unless_said(self.take_steps(named, (key, editions), room, uploaded)).await??;
         self.settle_uploads(id, layers).await?;
         Ok(put)

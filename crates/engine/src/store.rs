@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use crate::catalog::CatalogError;
 use crate::geometry::u64_of;
-use crate::identity::{Domain, LayerId, SnapshotId};
+use crate::identity::{LayerId, SnapshotId};
+use crate::key_ring::DomainKey;
 use crate::limits;
 use crate::manifest::ObjectName;
 use crate::pace::Pace;
@@ -229,11 +230,11 @@ impl Store {
         Ok(Some(sign))
     }
 
-    /// Checks that a gated store has this key of a domain, whose name no node with another key uses there.
-    pub(crate) async fn agree_on(&self, domain: &Domain) -> Result<(), StoreError> {
+    /// Checks that a gated store has this key of its domain.
+    pub(crate) async fn agree_on(&self, key: &DomainKey) -> Result<(), StoreError> {
         match &self.access {
             Access::Open(_) => Ok(()),
-            Access::Gated(gate) => Ok(gate.agree_on(domain).await?),
+            Access::Gated(gate) => Ok(gate.agree_on(key).await?),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Guards the use of the store: it must be there, and be the one with this node's snapshots.
 //!
 //! A store has an identity in the object `store`, which is made once, and this node's last [`Sign`]. The catalog
-//! remembers both. It also says the key of each domain in it ([`store_domain`]). A store that is missing, is another one, or is an earlier state of itself, is *away*: nothing is
+//! remembers both. It also has the keys of each domain ([`store_domain`]). A store that is missing, is another one, or is an earlier state of itself, is *away*: nothing is
 //! written to it, nothing in it is trusted, and it is tried again.
 
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, CatalogError, Change, Kind, WriteError};
-use crate::identity::{Domain, SnapshotId};
+use crate::identity::SnapshotId;
+use crate::key_ring::{DomainKey, KeyRing};
 use crate::limits;
 use crate::manifest_objects;
 use crate::sign::{Evidence, Sign, Signs};
@@ -49,8 +50,8 @@ pub struct StoreGate {
     catalog: Catalog,
     /// The newest published snapshot of the catalog at the start.
     published: Option<SnapshotId>,
-    /// The domain of what this node publishes.
-    domain: Domain,
+    /// The keys of this node, that of its own domain among them.
+    keys: KeyRing,
     accepts_another: AtomicBool,
     standing: Mutex<Standing>,
     known: Mutex<Known>,
@@ -110,7 +111,7 @@ impl StoreGate {
         catalog: Catalog,
         published: Option<SnapshotId>,
         other: OtherStore,
-        domain: Domain,
+        keys: KeyRing,
     ) -> Self {
         let standing =
             Standing { store: None, away: None, again: Instant::now(), pause: limits::STORE_RETRY_FIRST };
@@ -118,7 +119,7 @@ impl StoreGate {
             opener: opener.into(),
             catalog,
             published,
-            domain,
+            keys,
             accepts_another: AtomicBool::new(other == OtherStore::Accepted),
             standing: Mutex::new(standing),
             known: Mutex::new(Known::nothing()),
@@ -223,7 +224,7 @@ impl StoreGate {
         let (known, store) = opened.map_err(|_| "opening it panicked".to_owned())??;
         *lock(&self.known) = known;
         self.in_time(self.identify(&store.objects)).await?;
-        self.in_time(self.twice(|| store_domain::agree(&self.domain, &store.objects))).await?;
+        self.agree(self.keys.own(), &store.objects).await?;
         Ok(store)
     }
 
@@ -411,14 +412,18 @@ impl StoreGate {
 
     /// Checks that the store has this key of a domain. That of the node's own domain was checked when it was opened; those
     /// of others are asked for each time.
-    pub(crate) async fn agree_on(&self, domain: &Domain) -> Result<(), Away> {
+    pub(crate) async fn agree_on(&self, key: &DomainKey) -> Result<(), Away> {
         let store = self.opened().await?;
-        if *domain == self.domain {
+        if key.domain() == self.keys.own().domain() {
             return Ok(());
         }
-        let agreed = self.in_time(self.twice(|| store_domain::agree(domain, &store.objects))).await;
         // The store is there: only this domain's snapshots wait.
-        agreed.map_err(Away)
+        self.agree(key, &store.objects).await.map_err(Away)
+    }
+
+    async fn agree(&self, key: &DomainKey, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
+        let replaced = self.keys.replaced_by(key);
+        self.in_time(self.twice(|| store_domain::agree(key, &replaced, objects))).await
     }
 
     /// Leaves a sign in the store. Any state of the store with this sign has all manifests put before it.

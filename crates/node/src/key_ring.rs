@@ -1,14 +1,14 @@
-//! The key ring of a node: a file for its user alone, which the first start makes.
+//! The key ring of a node: a file for its user alone, which the first start makes, and in which keys are replaced.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use rekindle_engine::catalog::{Catalog, CatalogError, Change, Kind, WriteError};
 use rekindle_engine::identity::{DomainName, KeyId};
 use rekindle_engine::key_ring::{KeyRing, SECRET_BYTES};
-use rekindle_engine::key_ring_file::{KeyRingError, KeyRingFile};
+use rekindle_engine::key_ring_file::{KeyRingError, KeyRingFile, Rotation, RotationError};
 use rekindle_engine::private::OTHERS;
 
 use crate::regular_file::{FileError, RegularFile, TEXT_BYTES_MAX};
@@ -56,6 +56,23 @@ pub enum KeyRingFileError {
         /// The reason.
         source: io::Error,
     },
+    /// There is no key in it that could be replaced.
+    #[error(
+        "the key ring {} stays as it is: {source}; `rekindle keys list` shows its keys, and `key_ring` says the file",
+        path.display()
+    )]
+    Unrotated {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: RotationError,
+    },
+    /// It is not there.
+    #[error("there is no key ring {}: the first start of the daemon makes it, or set `key_ring` to where it is", path.display())]
+    NotThere {
+        /// The file.
+        path: PathBuf,
+    },
     /// It lacks the key that this node has packed with.
     #[error(
         "the key ring {} has no key of domain {domain}, and this node's snapshots are named with key {key} of it: copy \
@@ -99,7 +116,7 @@ pub fn open(settings: &Settings, catalog: &Catalog) -> Result<KeyRing, KeyRingFi
     if let Some(key) = noted(catalog, domain)? {
         return Err(KeyRingFileError::Lost { path: path.clone(), domain: domain.clone(), key });
     }
-    let ring = make(path, file, domain)?;
+    let ring = make(path, domain)?;
     note(catalog, &ring)?;
     let key = ring.own().domain().key_id();
     tracing::info!(
@@ -132,29 +149,70 @@ pub fn read(path: &Path) -> Result<Option<KeyRingFile>, KeyRingFileError> {
     KeyRingFile::decode(text.as_bytes()).map(Some).map_err(content)
 }
 
-/// Adds a new key of the domain to the file, which is replaced as a whole.
-fn make(path: &Path, file: Option<KeyRingFile>, domain: &DomainName) -> Result<KeyRing, KeyRingFileError> {
+/// Puts a new key of a domain into the file, in front of the one that named what is packed in it, which stays there to read.
+/// A running daemon goes on with the keys that it has.
+pub fn rotate(path: &Path, domain: &DomainName) -> Result<Rotation, KeyRingFileError> {
     let unwritten = |source| KeyRingFileError::Unwritten { path: path.to_owned(), source };
+    let not_there = || KeyRingFileError::NotThere { path: path.to_owned() };
+    let _turn = turn(path).map_err(unwritten)?;
+    let mut file = read(path)?.ok_or_else(not_there)?;
+    let rotation = file.rotate(domain, secret().map_err(unwritten)?);
+    let rotation =
+        rotation.map_err(|source| KeyRingFileError::Unrotated { path: path.to_owned(), source })?;
+    write(path, &file.encode(), false).map_err(unwritten)?;
+    Ok(rotation)
+}
+
+/// Adds a first key of the domain to the file, which is replaced as a whole.
+fn make(path: &Path, domain: &DomainName) -> Result<KeyRing, KeyRingFileError> {
+    let unwritten = |source| KeyRingFileError::Unwritten { path: path.to_owned(), source };
+    let _turn = turn(path).map_err(unwritten)?;
+    let file = read(path)?;
+    // Another process may have made it before this one's turn.
+    if let Some(ring) = file.as_ref().and_then(|file| file.ring(domain)) {
+        return Ok(ring);
+    }
     let is_new = file.is_none();
     let mut file = file.unwrap_or_default();
-    let mut secret = [0; SECRET_BYTES];
-    getrandom::fill(&mut secret).map_err(|error| unwritten(io::Error::other(error)))?;
-    file.add(domain.clone(), secret);
+    file.add(domain.clone(), secret().map_err(unwritten)?);
     write(path, &file.encode(), is_new).map_err(unwritten)?;
     Ok(file.ring(domain).expect("its key was just added"))
 }
 
-/// Writes the file for this user alone, durably. A new one takes no other one's place.
+fn secret() -> io::Result<[u8; SECRET_BYTES]> {
+    let mut secret = [0; SECRET_BYTES];
+    getrandom::fill(&mut secret).map_err(io::Error::other)?;
+    Ok(secret)
+}
+
+/// Waits until no other process changes the file, which is read and replaced in the turn that this returns.
+fn turn(path: &Path) -> io::Result<File> {
+    let directory = File::open(directory_of(path))?;
+    directory.lock()?;
+    Ok(directory)
+}
+
+/// Writes the file for its user alone, durably. A new one is of this process's user, and takes no other one's place.
 fn write(path: &Path, content: &[u8], is_new: bool) -> io::Result<()> {
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
+    let directory = directory_of(path);
     // Made with mode 0600.
     let mut written = tempfile::NamedTempFile::new_in(directory)?;
     written.write_all(content)?;
+    if !is_new {
+        let (before, now) = (fs::metadata(path)?, written.as_file().metadata()?);
+        if (before.uid(), before.gid()) != (now.uid(), now.gid()) {
+            fchown(written.as_file(), Some(before.uid()), Some(before.gid()))?;
+        }
+    }
     written.as_file().sync_all()?;
     let persisted = if is_new { written.persist_noclobber(path) } else { written.persist(path) };
     persisted.map_err(|error| error.error)?;
-    fs::File::open(directory)?.sync_all()
+    File::open(directory)?.sync_all()
+}
+
+fn directory_of(path: &Path) -> &Path {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    directory.unwrap_or(Path::new("."))
 }
 
 /// The id of the key that this node has packed with in a domain, as its catalog has it.
@@ -166,8 +224,15 @@ fn noted(catalog: &Catalog, domain: &DomainName) -> Result<Option<KeyId>, Catalo
 /// Notes the key in the catalog, so that a start without it makes no other one.
 fn note(catalog: &Catalog, ring: &KeyRing) -> Result<(), CatalogError> {
     let own = ring.own().domain();
-    if noted(catalog, own.name())? == Some(own.key_id()) {
+    let before = noted(catalog, own.name())?;
+    if before == Some(own.key_id()) {
         return Ok(());
+    }
+    if let Some(before) = before {
+        let (domain, key) = (own.name(), own.key_id());
+        tracing::info!(
+            "key {key} names what is packed in domain {domain} from now on; key {before} did until now"
+        );
     }
     let (key, value) = (note_key(own.name()), own.key_id().to_string().into_bytes());
     // Right whether it is found made or not: the ring has the key.
@@ -182,8 +247,14 @@ fn note_key(domain: &DomainName) -> Vec<u8> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use rekindle_engine::identity::Domain;
+
     use super::*;
     use crate::settings::{SettingFlags, Surroundings};
+
+    fn name(text: &str) -> DomainName {
+        text.parse().expect("a legal name")
+    }
 
     struct Node {
         place: tempfile::TempDir,
@@ -234,6 +305,42 @@ mod tests {
         assert!(second.key(first.own().domain()).is_ok());
         let again = node.open_of("default").expect("it is there");
         assert_eq!(again.own().domain(), first.own().domain());
+    }
+
+    #[test]
+    fn a_rotation_puts_a_key_in_front_and_leaves_the_one_before_it_to_read() {
+        let node = Node::new();
+        let refused = rotate(&node.file(), &name("default")).expect_err("there is no ring").to_string();
+        assert!(refused.contains("key-ring.json: the first start of the daemon makes it"), "{refused}");
+        let first = node.open_of("default").expect("it is made");
+        let rotation = rotate(&node.file(), &name("default")).expect("it has a key");
+        assert_eq!(rotation.replaced, first.own().domain().key_id());
+        assert_eq!(node.file().metadata().expect("it is there").mode() & 0o7777, 0o600);
+        let now = node.open_of("default").expect("it is there");
+        assert_eq!(now.own().domain().key_id(), rotation.key);
+        assert!(now.key(first.own().domain()).is_ok());
+        let content = fs::read(node.file()).expect("it is there");
+        let refused = rotate(&node.file(), &name("tenant-1")).expect_err("it has no key").to_string();
+        assert!(
+            refused.contains("key-ring.json stays as it is: it has no key of domain tenant-1"),
+            "{refused}"
+        );
+        assert_eq!(fs::read(node.file()).expect("it is there"), content);
+    }
+
+    #[test]
+    fn rotations_at_the_same_time_lose_no_key() {
+        let node = Node::new();
+        node.open_of("default").expect("it is made");
+        let (file, domain) = (node.file(), name("default"));
+        let rotations = std::thread::scope(|scope| {
+            let begun = [0; 8].map(|_| scope.spawn(|| rotate(&file, &domain).expect("it has a key")));
+            begun.map(|rotation| rotation.join().expect("it does not panic"))
+        });
+        let ring = node.open_of("default").expect("it is there");
+        for Rotation { key, .. } in rotations {
+            assert!(ring.key(&Domain::new(domain.clone(), key)).is_ok(), "{key}");
+        }
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Node {
 
     /// The gate of a start.
     fn gate(&self, published: Option<SnapshotId>, other: OtherStore) -> StoreGate {
-        StoreGate::new(Box::new(self.place.clone()), self.catalog.clone(), published, other, domain())
+        StoreGate::new(Box::new(self.place.clone()), self.catalog.clone(), published, other, keys())
     }
 
     fn check(&self, gate: &StoreGate) -> Result<(), String> {
@@ -55,8 +55,8 @@ impl Node {
     }
 }
 
-fn domain() -> Domain {
-    crate::key_ring::KeyRing::of_name("default").own().domain().clone()
+fn keys() -> KeyRing {
+    KeyRing::of_name("default")
 }
 
 fn identity_of(node: &Node, store: &Arc<InMemory>) -> StoreIdentity {
@@ -158,7 +158,7 @@ fn a_store_that_hangs_while_it_is_opened_is_away_and_holds_nobody_up_until_it_an
     node.place.mount(Some(&Arc::default()));
     let (go_on, hangs) = std::sync::mpsc::channel();
     let opener = Box::new(Hanging(node.place.clone(), Mutex::new(hangs)));
-    let mut gate = StoreGate::new(opener, node.catalog.clone(), None, OtherStore::Refused, domain());
+    let mut gate = StoreGate::new(opener, node.catalog.clone(), None, OtherStore::Refused, keys());
     gate.answer_within = Duration::ZERO;
     for _ in 0..3 {
         let reason = node.check(&gate).expect_err("it hangs");

@@ -18,8 +18,15 @@ use super::types::{
 const OF_RECORDS: &[Code] = &[Code::WrongState, Code::GuestFailed, Code::KeeperFailed, Code::DiskFailed];
 
 /// Of one that reads a snapshot, which may have to be opened from the store first.
-const OF_READING: &[Code] =
-    &[Code::NotYet, Code::WrongState, Code::StoreFailed, Code::Lost, Code::KeeperFailed, Code::DiskFailed];
+const OF_READING: &[Code] = &[
+    Code::NotYet,
+    Code::WrongState,
+    Code::NoKey,
+    Code::StoreFailed,
+    Code::Lost,
+    Code::KeeperFailed,
+    Code::DiskFailed,
+];
 
 /// Of one that brings a guest up.
 const OF_GUESTS: &[Code] = &[

@@ -43,7 +43,7 @@ pub enum Code {
     TooManyUnpublished,
     /// This machine has not what the guest's machine needs; nothing was started.
     Misfit,
-    /// The node has no key of the domain; nothing was done.
+    /// The node lacks a key of the domain; nothing was done.
     NoKey,
     /// The guest or its VMM failed.
     GuestFailed,
@@ -226,7 +226,7 @@ impl Code {
                 ("too_many_unpublished", 503, "Too many bytes of snapshots are only on this node")
             }
             Self::Misfit => ("misfit", 409, "It does not fit this machine"),
-            Self::NoKey => ("no_key", 409, "The node has no key of the domain"),
+            Self::NoKey => ("no_key", 409, "The node lacks a key of the domain"),
             Self::GuestFailed => ("guest_failed", 502, "The guest failed"),
             Self::StoreFailed => ("store_failed", 502, "The store failed"),
             Self::Lost => ("lost", 410, "It was lost"),

@@ -11,6 +11,7 @@ pub mod events;
 pub mod export;
 pub mod failure;
 pub mod guests;
+pub mod keys;
 pub mod list;
 pub mod machine;
 pub mod numbers;
@@ -48,6 +49,7 @@ use drain::DrainArguments;
 use events::EventsArguments;
 use export::{ExportArguments, ImportArguments};
 use guests::GuestsArguments;
+use keys::KeysArguments;
 use list::ListArguments;
 use pause::PauseArguments;
 use rekindle_guest::process::arguments::GuestArguments;
@@ -141,6 +143,8 @@ pub enum Command {
     Events(EventsArguments),
     /// Show every setting, its value, and the source of that value
     Settings(SettingsArguments),
+    /// Show the keys of domains in this node's key ring, and replace them
+    Keys(KeysArguments),
     /// Check whether this machine and this user have what rekindle needs
     Doctor(DoctorArguments),
     /// Write the demo's guests as files, to run them as machines of your own
@@ -185,6 +189,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Catalog(arguments) => catalog::run(&session, arguments),
         Command::Events(arguments) => events::run(&session, arguments),
         Command::Settings(arguments) => settings::run(&session, arguments),
+        Command::Keys(arguments) => keys::run(&session, arguments),
         Command::Doctor(arguments) => doctor::run(&session, arguments),
         Command::Guests(arguments) => guests::run(&session, arguments),
         Command::Completions(arguments) => shell::completions(arguments),

@@ -9,6 +9,8 @@ use rekindle_engine::open::OpenError;
 use rekindle_engine::pause::{CommitError, PauseError};
 use rekindle_engine::read_plan::ReadError;
 use rekindle_engine::sources::SourceError;
+use rekindle_engine::store_manifests::StoredManifestError;
+use rekindle_engine::tag::TaggedError;
 use rustix::io::Errno;
 
 use crate::api::problem::{Code, Problem};
@@ -86,6 +88,10 @@ impl From<OpenError> for Problem {
             OpenError::Store { snapshot, .. } => {
                 Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
             }
+            OpenError::Manifest { snapshot, source: StoredManifestError::Unread(TaggedError::Key(_)) }
+            | OpenError::Cache { snapshot, source: OpenStoredError::Key { .. } } => {
+                Self::new(Code::NoKey, error.to_string()).snapshot(*snapshot)
+            }
             OpenError::Manifest { snapshot, .. }
             | OpenError::Table { snapshot, .. }
             | OpenError::NoMemory { snapshot, .. }
@@ -96,9 +102,6 @@ impl From<OpenError> for Problem {
                 Self::new(Code::NotFound, error.to_string()).snapshot(*snapshot)
             }
             OpenError::Lost { snapshot, .. } => Self::new(Code::Lost, error.to_string()).snapshot(*snapshot),
-            OpenError::Cache { snapshot, source: OpenStoredError::Key { .. } } => {
-                Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
-            }
             OpenError::Cache { snapshot, .. } | OpenError::Catalog { snapshot, .. } => {
                 Self::new(Code::DiskFailed, error.to_string()).snapshot(*snapshot)
             }

@@ -44,8 +44,7 @@ pub(super) fn store_of(
         state_directory: settings.state_directory.clone(),
     };
     let published = newest_published(catalog)?;
-    let domain = keys.own().domain().clone();
-    let gate = StoreGate::new(Box::new(place), catalog.clone(), published, other, domain);
+    let gate = StoreGate::new(Box::new(place), catalog.clone(), published, other, keys.clone());
     Ok(Store::gated(gate).paced(settings.publish_bytes_a_second_max))
 }
 

@@ -24,6 +24,7 @@ const COMMANDS: [&str; 24] = [
     "catalog",
     "events",
     "settings",
+    "keys",
     "doctor",
     "completions",
     "man",
@@ -45,6 +46,7 @@ fn help_of_the_program_and_of_every_command() {
             place.says(&format!("tell web {what} -h")).out
         );
     }
+    all += &format!("\n==== rekindle keys rotate -h\n\n{}", place.says("keys rotate -h").out);
     compare("help.txt", &all);
 }
 

@@ -6,7 +6,7 @@ use rekindle::api::problem::Code;
 use rekindle::api::types::{CreateSandbox, MemoryBacking, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
 
-use crate::support::{Node, create, files_in, program};
+use crate::support::{Node, create, files_in, program, resume_as};
 
 /// A node in directories of its own, over the store of another.
 fn over_the_store_of(other: &Node) -> BlackBox {
@@ -150,4 +150,85 @@ fn a_sandbox_of_a_tenant_its_snapshots_and_their_sandboxes_are_of_its_domain_ove
     for (snapshot, domain) in [("first", "tenant-1"), ("second", "tenant-1"), ("third", "default")] {
         assert_eq!(node.client.snapshot(snapshot).expect("it is listed").domain, domain);
     }
+}
+
+/// Replaces the key of a domain in a node's ring, as an operator does; the new one's id.
+fn rotate(place: &BlackBox, domain: &str) -> String {
+    let said = place.command(["--json", "keys", "rotate", domain]).output().expect("the program runs");
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let said: serde_json::Value = serde_json::from_slice(&said.stdout).expect("it is JSON");
+    said["key"].as_str().expect("it says the key").to_owned()
+}
+
+#[test]
+fn snapshots_after_a_rotation_are_of_the_new_key_and_older_ones_are_read_as_before() {
+    let mut node = Node::start();
+    node.filled("a", 1);
+    node.pause("a", "first");
+    node.wait("first", SnapshotState::Published);
+    let key = rotate(&node.place, "default");
+    // The running daemon goes on with the key that it has.
+    let keys = node.place.store_directory().join("keys/default");
+    node.filled("b", 2);
+    node.pause("b", "before");
+    node.wait("before", SnapshotState::Published);
+    assert!(!keys.exists());
+    node.crash();
+    node.resume("a");
+    node.assert_verified("a");
+    let second = node.pause("a", "second");
+    node.wait("second", SnapshotState::Published);
+    assert!(keys.join(&key).exists(), "the store has the new key");
+    assert_eq!(files_in(&keys).len(), 1);
+    node.resume("b");
+    node.assert_verified("b");
+    node.resumed("second", "c");
+    node.assert_verified("c");
+    // Another node with the keys reads layers of both.
+    let place = over_the_store_of(&node);
+    place.copy_key_ring(&node.place).expect("it has keys");
+    let elsewhere = Node::start_in(place);
+    elsewhere.resumed(&second.id.to_string(), "d");
+    elsewhere.assert_verified("d");
+}
+
+#[test]
+fn a_node_without_a_rotated_key_says_which_one_goes_on_with_its_own_and_reads_once_it_has_it() {
+    let mut node = Node::start();
+    node.filled("a", 1);
+    node.pause("a", "first");
+    node.wait("first", SnapshotState::Published);
+    let place = over_the_store_of(&node);
+    place.copy_key_ring(&node.place).expect("it has keys");
+    let mut elsewhere = Node::start_in(place);
+    let key = rotate(&node.place, "default");
+    node.crash();
+    node.resume("a");
+    let second = node.pause("a", "second");
+    node.wait("second", SnapshotState::Published);
+    let refused = elsewhere.client.resume_snapshot(&second.id.to_string(), None, &resume_as("b", 1));
+    let refused = refused.expect_err("its manifest has the tag of another key");
+    assert_eq!(refused.code(), Some(Code::NoKey), "{refused}");
+    let told =
+        format!("the key ring has no key {key} of domain default: copy that key from the key ring of a");
+    assert!(refused.to_string().contains(&told), "{refused}");
+    let doctor = elsewhere.place.command(["doctor"]).output().expect("the program runs");
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(
+        doctor.contains(&format!("has no key {key} of domain default, and the store has it")),
+        "{doctor}"
+    );
+    // Its own snapshots are published as before, and the other node reads them.
+    elsewhere.filled("c", 2);
+    let own = elsewhere.pause("c", "own");
+    elsewhere.wait("own", SnapshotState::Published);
+    node.resumed(&own.id.to_string(), "d");
+    node.assert_verified("d");
+    elsewhere.terminate();
+    fs::copy(node.place.key_ring(), elsewhere.place.key_ring()).expect("a disk");
+    elsewhere.start_again();
+    elsewhere.resumed(&second.id.to_string(), "b");
+    elsewhere.assert_verified("b");
+    elsewhere.resume("c");
+    elsewhere.assert_verified("c");
 }

@@ -97,9 +97,8 @@ impl Place {
 fn start_at(server: &Arc<S3Server>, site: &Site) -> Engine {
     let recording = site.recording().expect("nobody else has the catalog");
     let catalog = recording.catalog.clone().expect("it records");
-    let domain = recording.keys.own().domain().clone();
-    let gate =
-        StoreGate::new(Box::new(Opens(Arc::clone(server))), catalog, None, OtherStore::Refused, domain);
+    let (opener, keys) = (Box::new(Opens(Arc::clone(server))), recording.keys.clone());
+    let gate = StoreGate::new(opener, catalog, None, OtherStore::Refused, keys);
     let options = EngineOptions { store: Store::gated(gate), part_bytes: PART_BYTES, ..recording };
     Engine::start(options).expect("threads for an engine")
 }

@@ -9,7 +9,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
-use rekindle_engine::identity::{Domain, SnapshotId, VolumeName};
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::limits;
@@ -127,8 +127,8 @@ impl StoreOpener for OpensObjects {
     }
 }
 
-fn domain() -> Domain {
-    KeyRing::of_name("default").own().domain().clone()
+fn keys() -> KeyRing {
+    KeyRing::of_name("default")
 }
 
 /// An engine with a catalog and a gate to its store.
@@ -140,7 +140,7 @@ fn start_with_gate(site: &Site) -> Engine {
 pub(crate) fn start_gated(site: &Site, objects: Arc<dyn ObjectStore>, other: OtherStore) -> Engine {
     let recording = site.recording().expect("a catalog");
     let catalog: Catalog = recording.catalog.clone().expect("it records");
-    let gate = StoreGate::new(Box::new(OpensObjects(objects)), catalog, None, other, domain());
+    let gate = StoreGate::new(Box::new(OpensObjects(objects)), catalog, None, other, keys());
     Engine::start(EngineOptions { store: Store::gated(gate), ..recording }).expect("threads for an engine")
 }
 
@@ -151,7 +151,7 @@ fn a_store_whose_identity_cannot_be_read_once_stays_in_use_and_twice_is_away() {
     let unreliable = UnreliableStore::new(Arc::new(InMemory::new()));
     let faults = unreliable.faults();
     let opener = Box::new(OpensObjects(Arc::new(unreliable)));
-    let gate = StoreGate::new(opener, catalog, None, OtherStore::Refused, domain());
+    let gate = StoreGate::new(opener, catalog, None, OtherStore::Refused, keys());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
     let look = || runtime.block_on(gate.checked()).map(drop);
     look().expect("an empty place becomes a store");
