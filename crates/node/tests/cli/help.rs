@@ -3,7 +3,7 @@
 use crate::listening_daemon::ListeningDaemon;
 use crate::program::{Place, compare, said};
 
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 25] = [
     "serve",
     "run",
     "pause",
