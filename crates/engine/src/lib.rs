@@ -76,6 +76,7 @@ mod store_roots;
 pub mod roots;
 pub mod store_manifests;
 pub mod store_list;
+pub mod store_usage;
 mod store_read;
 pub mod cache_limits;
 pub mod sources;

@@ -37,6 +37,12 @@ impl Store {
     }
 }
 
+/// The snapshot whose tombstone has this name.
+pub(crate) fn snapshot_of_tombstone(name: &str) -> Option<SnapshotId> {
+    let snapshot = name.strip_prefix(TOMBSTONES)?.strip_prefix('/')?.parse().ok()?;
+    (tombstone_path(snapshot).as_ref() == name).then_some(snapshot)
+}
+
 fn tombstone_path(snapshot: SnapshotId) -> ObjectPath {
     ObjectPath::from(format!("{TOMBSTONES}/{snapshot}"))
 }

@@ -2,9 +2,10 @@
 
 use super::Engine;
 use crate::cache_limits::CacheStatus;
-use crate::sources::{Class, ReadCounts};
+use crate::sources::{Class, ReadCounts, SourceError};
 use crate::store::Traffic;
 use crate::store_gate::Away;
+use crate::store_usage::StoreUsage;
 
 impl Engine {
     /// The layer files and their disk now.
@@ -31,6 +32,11 @@ impl Engine {
     /// Counts of the bytes moved to and from the store.
     pub fn traffic(&self) -> Traffic {
         self.background.store().traffic()
+    }
+
+    /// All objects of the store by what they are for.
+    pub fn store_usage(&self) -> Result<StoreUsage, SourceError> {
+        self.runtime.block_on(self.fetcher.sources().usage())
     }
 
     /// Bytes that uploads hold, or may hold, in RAM now.

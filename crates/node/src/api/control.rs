@@ -10,8 +10,8 @@ use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket, ForkSandbox,
     KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, StoredSnapshotList,
-    Verification, Version,
+    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage,
+    StoredSnapshotList, Usage, Verification, Version,
 };
 use crate::asker::Asker;
 use crate::settings::Settings;
@@ -89,6 +89,10 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn stored_snapshots(&self) -> Answer<StoredSnapshotList>;
     /// The verdict of the setting `keep` on each snapshot, oldest first; nothing where it has no rules.
     fn kept_snapshots(&self) -> Answer<Vec<KeptSnapshot>>;
+    /// Everything in the store, and this node's disk, in bytes.
+    fn usage(&self) -> Answer<Usage>;
+    /// One snapshot in bytes.
+    fn snapshot_usage(&self, reference: &Reference) -> Answer<SnapshotUsage>;
     /// One snapshot.
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot>;
     /// Waits until a snapshot has come as far as `state`. A long wait is asked for in short turns.

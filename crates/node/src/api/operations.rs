@@ -11,7 +11,7 @@ use super::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain, DrainNode, Event,
     EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox,
     Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    StoredSnapshotList, Verification, Version, WaitQuery,
+    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version, WaitQuery,
 };
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
@@ -192,6 +192,19 @@ pub(crate) const LIST_KEPT: Operation<Nothing, NoInput, JsonArray<KeptSnapshot>>
     Operation::get("list_kept", "/v1/kept", "snapshots")
         .does("Tells which snapshots of this node the setting `keep` keeps, and why; oldest first.")
         .answers(200, "All of them; none where the setting has no rules");
+
+pub(crate) const SHOW_USAGE: Operation<Nothing, NoInput, Json<Usage>> =
+    Operation::get("show_usage", "/v1/usage", "snapshots")
+        .does("Tells how many bytes the store holds, for what, and this node's disk.")
+        .more("The store is listed, and each manifest is read that this daemon has not read yet.")
+        .answers(200, "The bytes")
+        .fails(&[Code::StoreFailed]);
+
+pub(crate) const SHOW_SNAPSHOT_USAGE: Operation<OfSnapshot, NoInput, Json<SnapshotUsage>> =
+    Operation::get("show_snapshot_usage", "/v1/snapshots/{reference}/usage", "snapshots")
+        .does("Tells how many bytes a snapshot takes, and how many its deletion gives back.")
+        .answers(200, "The bytes")
+        .fails(OF_READING);
 
 pub(crate) const SHOW_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<Snapshot>> =
     Operation::get("show_snapshot", "/v1/snapshots/{reference}", "snapshots")

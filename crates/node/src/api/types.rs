@@ -8,6 +8,7 @@ mod names;
 mod schemas;
 pub(crate) mod shapes;
 mod snapshot;
+mod usage;
 
 use std::fmt;
 
@@ -33,6 +34,7 @@ pub use snapshot::{
     StoreVerification, StoreVerificationState, StoredSnapshot, StoredSnapshotList, Verification, Volume,
     WaitQuery,
 };
+pub use usage::{SnapshotUsage, Usage};
 
 /// State of a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]

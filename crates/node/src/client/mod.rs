@@ -24,7 +24,7 @@ use crate::api::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain, DrainNode, EventsQuery,
     FaultSocket, ForkSandbox, Health, KeptSnapshot, LabelFilter, ListQuery, OpenFaultSocket, PauseSandbox,
     Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    SnapshotState, StoredSnapshot, Verification, Version, WaitQuery,
+    SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -157,6 +157,16 @@ impl Client {
     /// The verdict of the setting `keep` on each snapshot of the node.
     pub fn kept_snapshots(&self) -> Result<Vec<KeptSnapshot>> {
         self.ask(&LIST_KEPT, &(), &())
+    }
+
+    /// Everything in the store, and the node's disk, in bytes.
+    pub fn usage(&self) -> Result<Usage> {
+        self.ask(&SHOW_USAGE, &(), &())
+    }
+
+    /// One snapshot in bytes.
+    pub fn snapshot_usage(&self, reference: &str) -> Result<SnapshotUsage> {
+        self.ask(&SHOW_SNAPSHOT_USAGE, reference, &())
     }
 
     /// One snapshot.

@@ -31,6 +31,7 @@ pub mod shutdown;
 pub mod status;
 pub mod target;
 pub mod tell;
+pub mod usage;
 pub mod verify;
 pub mod wait;
 pub mod words;
@@ -63,6 +64,7 @@ use show::ShowArguments;
 use shutdown::ShutdownArguments;
 use status::{EXIT_STATUSES, Status};
 use tell::TellArguments;
+use usage::UsageArguments;
 use verify::VerifyArguments;
 use wait::WaitArguments;
 
@@ -119,6 +121,8 @@ pub enum Command {
     Wait(WaitArguments),
     /// Read every page of a snapshot and check it
     Verify(VerifyArguments),
+    /// Show how many bytes snapshots take, in the store and on the node
+    Usage(UsageArguments),
     /// Have a test guest fill, rewrite, verify or discard its memory (test guests only)
     Tell(TellArguments),
     /// Show what a virtual machine prints at its console, and type there
@@ -177,6 +181,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Show(arguments) => show::run(&session, arguments),
         Command::Wait(arguments) => wait::run(&session, arguments),
         Command::Verify(arguments) => verify::run(&session, arguments),
+        Command::Usage(arguments) => usage::run(&session, arguments),
         Command::Tell(arguments) => tell::run(&session, arguments),
         Command::Console(arguments) => console::run(&session, arguments),
         Command::Stop(arguments) => delete::stop(&session, arguments),

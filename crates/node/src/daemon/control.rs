@@ -9,12 +9,13 @@ use super::Daemon;
 use super::fault_sockets::FaultSockets;
 use super::problems::with_setting;
 use super::sandboxes::Sandboxes;
+use super::usage;
 use crate::api::control::{Answer, Asked, Control};
 use crate::api::types::{
     CaptureMemory, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket, ForkSandbox,
     KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, StoredSnapshotList,
-    Verification, Version,
+    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage,
+    StoredSnapshotList, Usage, Verification, Version,
 };
 
 /// The version of the control API.
@@ -80,6 +81,14 @@ impl Control for Daemon {
 
     fn kept_snapshots(&self) -> Answer<Vec<KeptSnapshot>> {
         Ok(self.sandboxes().verdicts())
+    }
+
+    fn usage(&self) -> Answer<Usage> {
+        self.counted(usage::of_all(&self.host))
+    }
+
+    fn snapshot_usage(&self, reference: &Reference) -> Answer<SnapshotUsage> {
+        self.counted(self.snapshots.find(reference).and_then(|known| usage::of_one(&self.host, &known)))
     }
 
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {

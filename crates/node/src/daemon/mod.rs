@@ -74,6 +74,7 @@ mod stored;
 mod telling;
 mod undecided;
 mod unnamed;
+mod usage;
 mod watch;
 
 use std::io;

@@ -3,7 +3,7 @@
 use crate::listening_daemon::ListeningDaemon;
 use crate::program::{Place, compare, said};
 
-const COMMANDS: [&str; 25] = [
+const COMMANDS: &[&str] = &[
     "serve",
     "run",
     "pause",
@@ -13,6 +13,7 @@ const COMMANDS: [&str; 25] = [
     "show",
     "wait",
     "verify",
+    "usage",
     "tell",
     "stop",
     "delete",

@@ -32,5 +32,6 @@ mod retention;
 mod room;
 mod run_directory;
 mod sockets;
+mod usage;
 mod used_once;
 mod whole_requests;

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rekindle::api::types::{
-    ConsoleOutput, PageClasses, PlacedLayer, Snapshot, SnapshotState, StoreVerification,
+    ConsoleOutput, PageClasses, PlacedLayer, Snapshot, SnapshotState, SnapshotUsage, StoreVerification,
     StoreVerificationState, StoredSnapshot, Verification,
 };
 use serde_json::{Value, json};
@@ -64,6 +64,24 @@ pub(super) fn of_verification(snapshot: &Snapshot) -> Verification {
         wrong_pages: u64::from(is_damaged),
         first: is_damaged.then(|| "page 7 of memory: frame 0 of layer a7a7 has another digest".to_owned()),
         store,
+    }
+}
+
+/// Bytes of the objects that belong to no snapshot.
+pub(super) const BOOKKEEPING_BYTES: u64 = 300;
+
+/// Bytes of a snapshot: a manifest and a layer of its own, once it is published.
+pub(super) fn usage_of(snapshot: &Snapshot) -> SnapshotUsage {
+    let is_published = snapshot.state == SnapshotState::Published;
+    let (own_bytes, unique_bytes) = if is_published { (4 << 10, 96 << 20) } else { (0, 0) };
+    SnapshotUsage {
+        snapshot: snapshot.id,
+        stored_bytes: own_bytes + unique_bytes,
+        own_bytes,
+        unique_bytes,
+        shared_bytes: 0,
+        freed_bytes: own_bytes + unique_bytes,
+        local_bytes: layers(snapshot).iter().map(|layer| layer.local_bytes).sum(),
     }
 }
 

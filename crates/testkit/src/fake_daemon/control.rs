@@ -9,7 +9,8 @@ use rekindle::api::types::{
     CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
     FaultSocketState, ForkSandbox, KeptSnapshot, Labels, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
     Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot,
-    SnapshotList, SnapshotState, StoredSnapshot, StoredSnapshotList, Verification, Version,
+    SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, StoredSnapshotList, Usage, Verification,
+    Version,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -165,6 +166,31 @@ impl Control for FakeDaemon {
             reason: if snapshot.name.is_some() { "no rule is for it" } else { "no rule keeps it" }.to_owned(),
         };
         Ok(kept.snapshots.values().map(verdict).collect())
+    }
+
+    fn usage(&self) -> Answer<Usage> {
+        let kept = self.asked()?;
+        let largest: Vec<_> = kept.snapshots.values().map(answers::usage_of).collect();
+        let sum = |part: fn(&SnapshotUsage) -> u64| largest.iter().map(part).sum::<u64>();
+        let (own_bytes, unique_bytes) = (sum(|of| of.own_bytes), sum(|of| of.unique_bytes));
+        Ok(Usage {
+            stored_objects: 2 * u64::try_from(largest.len()).unwrap_or(u64::MAX) + 1,
+            stored_bytes: own_bytes + unique_bytes + answers::BOOKKEEPING_BYTES,
+            own_bytes,
+            unique_bytes,
+            shared_bytes: 0,
+            unnamed_bytes: 0,
+            bookkeeping_bytes: answers::BOOKKEEPING_BYTES,
+            snapshots: u64::try_from(largest.len()).unwrap_or(u64::MAX),
+            unread_snapshots: 0,
+            local_bytes: sum(|of| of.local_bytes),
+            only_here_bytes: 0,
+            largest,
+        })
+    }
+
+    fn snapshot_usage(&self, reference: &Reference) -> Answer<SnapshotUsage> {
+        self.asked()?.snapshot(reference).map(|snapshot| answers::usage_of(&snapshot))
     }
 
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {

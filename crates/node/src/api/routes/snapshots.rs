@@ -9,7 +9,7 @@ use crate::api::audit::Removed;
 use crate::api::limits;
 use crate::api::operations::{
     DELETE_SNAPSHOT, FORGET_SNAPSHOT, LIST_KEPT, LIST_SNAPSHOTS, LIST_STORED_SNAPSHOTS, RESUME_SNAPSHOT,
-    SHOW_PLACEMENT, SHOW_SNAPSHOT, VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
+    SHOW_PLACEMENT, SHOW_SNAPSHOT, SHOW_SNAPSHOT_USAGE, SHOW_USAGE, VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
 };
 use crate::api::problem::{Code, Problem};
 
@@ -18,6 +18,8 @@ pub(super) fn routes() -> Routes {
         .reads(&LIST_SNAPSHOTS, |control, (), query| control.snapshots(&query))
         .reads(&LIST_STORED_SNAPSHOTS, |control, (), ()| control.stored_snapshots())
         .reads(&LIST_KEPT, |control, (), ()| control.kept_snapshots())
+        .reads(&SHOW_USAGE, |control, (), ()| control.usage())
+        .reads(&SHOW_SNAPSHOT_USAGE, |control, of, ()| control.snapshot_usage(&of))
         .reads(&SHOW_SNAPSHOT, |control, of, ()| control.snapshot(&of))
         .changes(&DELETE_SNAPSHOT, |control, _, of, ()| control.delete_snapshot(&of).map(Removed::Snapshot))
         .changes(&FORGET_SNAPSHOT, |control, _, of, ()| control.forget_snapshot(&of).map(Removed::Snapshot))

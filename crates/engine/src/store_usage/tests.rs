@@ -1,0 +1,52 @@
+use uuid::Uuid;
+
+use super::*;
+use crate::identity::LayerId;
+use crate::manifest::ObjectName;
+
+fn snapshot(byte: u8) -> SnapshotId {
+    SnapshotId::from_bytes([byte; 16])
+}
+
+fn copy(byte: u8) -> LayerCopy {
+    let object = ObjectName { publisher: snapshot(9), upload: Uuid::from_bytes([byte; 16]) };
+    LayerCopy { layer: LayerId::from_bytes([byte; 32]), object }
+}
+
+fn objects(count: u64, bytes: u64) -> Objects {
+    Objects { count, bytes }
+}
+
+#[test]
+fn every_object_of_a_list_counts_once_and_the_parts_add_up_to_it() {
+    let (one, two, deleted, foreign) = (snapshot(1), snapshot(2), snapshot(3), snapshot(4));
+    let second = Edition::FIRST.next();
+    let listed: Vec<(String, u64)> = [
+        (Collectable::Manifest(one, Some(Edition::FIRST)).to_string(), 1),
+        (Collectable::Manifest(one, Some(second)).to_string(), 2),
+        (Collectable::WorkingSet(one, Uuid::from_bytes([1; 16])).to_string(), 4),
+        (Collectable::Manifest(two, None).to_string(), 8),
+        (Collectable::Manifest(deleted, Some(Edition::FIRST)).to_string(), 16),
+        (Collectable::Manifest(foreign, Some(Edition::FIRST)).to_string(), 32),
+        (copy(1).to_string(), 64),
+        (copy(2).to_string(), 128),
+        (copy(3).to_string(), 256),
+        (format!("deleted/{deleted}"), 512),
+        ("store".to_owned(), 1024),
+    ]
+    .into();
+    let newest = newest_in(&listed);
+    assert_eq!(newest.get(&one), Some(&Some(second)), "the newest edition counts");
+    assert!(!newest.contains_key(&deleted), "a manifest under a tombstone is none");
+    let named = BTreeMap::from([(one, [copy(1), copy(2)].into()), (two, [copy(2)].into())]);
+    let usage = StoreUsage::of(&listed, &named);
+    let of_one = SnapshotUsage { own: objects(3, 7), unique: objects(1, 64), shared: objects(1, 128) };
+    assert_eq!(usage.snapshots.get(&one), Some(&of_one));
+    assert_eq!(of_one.freed_bytes(), 71);
+    assert_eq!(usage.snapshots.get(&two).map(SnapshotUsage::freed_bytes), Some(8));
+    assert_eq!((usage.shared, usage.unnamed), (objects(1, 128), objects(2, 16 + 256)));
+    assert_eq!(usage.bookkeeping, objects(2, 512 + 1024));
+    assert_eq!(usage.unread, BTreeSet::from([foreign]));
+    let all: u64 = listed.iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(usage.total(), objects(u64::try_from(listed.len()).unwrap(), all));
+}
