@@ -244,18 +244,8 @@ fn fill(path: &Path, snapshots: usize) -> anyhow::Result<()> {
     let domain = KeyRing::of_name("default").own().domain().clone();
     let mut changes = Vec::new();
     for number in 0..snapshots {
-        let id = SnapshotId::new();
-        let facts = SnapshotFacts { snapshot: id, created_unix_ms: 0, blobs: BTreeMap::new() };
-        let (pages, none) = (PageSet::full(64), PageSet::new(64));
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&u64_of(number).to_le_bytes());
-        let name = LayerName { id: LayerId::from_bytes(bytes), domain: domain.clone(), pages: 64 };
-        let volume = VolumeName::memory();
-        let shape = VolumeShape { name: volume.clone(), page_kind: PageKind::Small, pages: 64 };
-        let change = VolumeChange { volume, layer: Some((name, &pages)), zero: &none };
-        let manifest = Manifest::first(facts, vec![shape], &[change])?;
-        let object = ObjectName::new(id);
-        let stored = StoredLayer { object, table_digest: [0; 32], table_bytes: 1, object_bytes: 2 };
+        let (manifest, stored) = numbered(number)?;
+        let id = manifest.snapshot();
         let local = LocalManifest::new(None, manifest, vec![Some(stored)]);
         let stage = SnapshotStage::Published(SealFacts::default());
         let record = SnapshotRecord { domain: Some(domain.name().clone()), stage };
@@ -268,4 +258,21 @@ fn fill(path: &Path, snapshots: usize) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A snapshot of one layer, whose name has this number, and the place of its object, which is nowhere.
+pub(super) fn numbered(number: usize) -> anyhow::Result<(Manifest, StoredLayer)> {
+    let domain = KeyRing::of_name("default").own().domain().clone();
+    let id = SnapshotId::new();
+    let facts = SnapshotFacts { snapshot: id, created_unix_ms: 0, blobs: BTreeMap::new() };
+    let (pages, none) = (PageSet::full(64), PageSet::new(64));
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&u64_of(number).to_le_bytes());
+    let name = LayerName { id: LayerId::from_bytes(bytes), domain, pages: 64 };
+    let volume = VolumeName::memory();
+    let shape = VolumeShape { name: volume.clone(), page_kind: PageKind::Small, pages: 64 };
+    let change = VolumeChange { volume, layer: Some((name, &pages)), zero: &none };
+    let manifest = Manifest::first(facts, vec![shape], &[change])?;
+    let object = ObjectName::new(id);
+    Ok((manifest, StoredLayer { object, table_digest: [0; 32], table_bytes: 1, object_bytes: 2 }))
 }

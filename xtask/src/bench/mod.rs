@@ -1,5 +1,6 @@
 //! Measures every target against its reference: both sides in one run, interleaved, placed alike.
 
+mod accounting;
 mod caching;
 mod cold;
 mod daemon;
@@ -32,7 +33,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 29] = [
+const ROWS: [&Row; 30] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -44,6 +45,7 @@ const ROWS: [&Row; 29] = [
     &caching::HIT,
     &caching::EVICTING,
     &caching::START,
+    &accounting::USAGE,
     &faults::BARE,
     &faults::THROUGHPUT,
     &faults::BULK,
