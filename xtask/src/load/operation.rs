@@ -61,7 +61,7 @@ impl Operation {
             }
             Self::ResumeSnapshot { snapshot, name, count } => {
                 let how = ResumeSnapshot {
-                    count: *count,
+                    count: (*count).try_into().expect("a few"),
                     name: Some(name.parse().expect("it is a name")),
                     labels: Default::default(),
                     serve_before_seal: None,
@@ -72,7 +72,7 @@ impl Operation {
             }
             Self::Fork { sandbox, name, count } => {
                 let how = ForkSandbox {
-                    count: *count,
+                    count: (*count).try_into().expect("a few"),
                     name: Some(name.parse().expect("it is a name")),
                     labels: Default::default(),
                     prefault: None,

@@ -11,7 +11,7 @@ use super::quoted::quoted;
 use super::types::{
     CaptureMemory, CaptureSource, ConsoleInput, ConsoleQuery, CreateSandbox, DrainNode, EventsQuery,
     ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox,
-    ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery, is_name, name_rule,
+    ResumeSnapshot, SandboxCount, SnapshotState, Tap, TapName, VmmKind, WaitQuery, is_name, name_rule,
 };
 
 /// Beginning of the names of labels that rekindle gives itself.
@@ -68,9 +68,8 @@ impl Checked for ResumeSandbox {
 
 impl Checked for ResumeSnapshot {
     fn check(&self) -> Result<(), Problem> {
-        check_count(self.count)?;
         check_labels(&self.labels)?;
-        must(self.taps.is_none() || self.count == 1, || {
+        must(self.taps.is_none() || self.count == SandboxCount::ONE, || {
             "`taps` are those of one machine: ask for one sandbox at a time".to_owned()
         })?;
         self.taps.iter().flatten().try_for_each(check_tap_name)
@@ -79,7 +78,6 @@ impl Checked for ResumeSnapshot {
 
 impl Checked for ForkSandbox {
     fn check(&self) -> Result<(), Problem> {
-        check_count(self.count)?;
         check_labels(&self.labels)
     }
 }
@@ -118,10 +116,6 @@ impl Checked for serde_json::Map<String, serde_json::Value> {
 
 impl Checked for ListQuery {
     fn check(&self) -> Result<(), Problem> {
-        let limit = self.limit.unwrap_or(1);
-        must((1..=limits::LIST_MAX).contains(&limit), || {
-            format!("`limit` is {limit}: a page has 1 to {} entries", limits::LIST_MAX)
-        })?;
         let most = limits::LABELS_MAX;
         must(self.labels.len() <= most, || {
             format!("`label` comes {} times: a resource has at most {most}", self.labels.len())
@@ -222,12 +216,6 @@ fn is_plain_word(word: &str, length_max: usize) -> bool {
     (1..=length_max).contains(&word.len()) && word.chars().all(is_plain)
 }
 
-fn check_count(count: u32) -> Result<(), Problem> {
-    must((1..=limits::COUNT_MAX).contains(&count), || {
-        format!("`count` is {count}: one request makes 1 to {}", limits::COUNT_MAX)
-    })
-}
-
 /// Refuses labels that only rekindle gives.
 fn check_labels(labels: &Labels) -> Result<(), Problem> {
     let own = labels.keys().find(|name| name.starts_with(OWN_LABELS));
@@ -317,14 +305,6 @@ mod tests {
             assert!(refused::<CreateSandbox>(&format!(r#"{{"memory_bytes":{bytes}}}"#)).contains(bytes));
         }
         refused::<CreateSandbox>(r#"{"memory_bytes":4096,"backing":"huge"}"#);
-    }
-
-    #[test]
-    fn one_request_makes_a_few_hundred_at_most() {
-        taken::<ForkSandbox>(r#"{"count":256}"#);
-        for count in ["0", "257"] {
-            assert!(refused::<ResumeSnapshot>(&format!(r#"{{"count":{count}}}"#)).contains(count));
-        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::checks::Checked;
 use super::control::IdempotencyKey;
 use super::limits;
 use super::problem::{Code, Problem};
-use super::query::{Fields, Queried};
+use super::query;
 use super::quoted::quoted;
 use super::types::Reference;
 use super::types::shapes::Object;
@@ -75,14 +75,14 @@ async fn read_body(request: Request, bytes_max: usize, within: Duration) -> Resu
 #[derive(Debug)]
 pub(crate) struct CheckedQuery<T>(pub(crate) T);
 
-impl<S: Send + Sync, T: Checked + Queried> FromRequestParts<S> for CheckedQuery<T> {
+impl<S: Send + Sync, T: Checked> FromRequestParts<S> for CheckedQuery<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let read = Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
         let Query(pairs) =
             read.map_err(|_refused| invalid("the query is not `name=value` with `&` between".to_owned()))?;
-        let said = T::of(&Fields::read::<T>(pairs)?)?;
+        let said: T = query::read(&pairs)?;
         said.check()?;
         Ok(Self(said))
     }

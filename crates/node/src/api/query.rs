@@ -1,133 +1,163 @@
-//! The query of a request, after its `?`: fields and their texts, each taken once unless it may come again.
+//! The query of a request, after its `?`, read into the type that says its fields. Each comes once, unless it is a list.
 
+use std::fmt;
 use std::str::FromStr;
 
-use uuid::Uuid;
+use serde::de::value::{MapDeserializer, SeqDeserializer, StrDeserializer};
+use serde::de::{DeserializeOwned, Deserializer, Expected, IntoDeserializer, Visitor};
+use serde::forward_to_deserialize_any;
 
 use super::problem::{Code, Problem};
 use super::quoted::quoted;
-use super::types::{ConsoleQuery, EventsQuery, LabelFilter, ListQuery, SnapshotState, WaitQuery};
 
-/// The fields of a query, in their order.
-#[derive(Debug)]
-pub(crate) struct Fields(Vec<(String, String)>);
-
-/// A question in the fields behind the `?`.
-pub(crate) trait Queried: Sized {
-    /// The names of its fields.
-    const NAMES: &'static [&'static str];
-
-    /// Reads the query's fields.
-    fn of(fields: &Fields) -> Result<Self, Problem>;
-}
-
-impl Queried for ListQuery {
-    const NAMES: &'static [&'static str] = &["limit", "after", "label"];
-
-    fn of(fields: &Fields) -> Result<Self, Problem> {
-        Ok(Self {
-            limit: fields.number("limit")?,
-            after: fields.one("after", "the id after which the page begins", Uuid::from_str)?,
-            labels: fields.all("label").map(label_filter).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-impl Queried for WaitQuery {
-    const NAMES: &'static [&'static str] = &["state", "timeout_seconds"];
-
-    fn of(fields: &Fields) -> Result<Self, Problem> {
-        let state = fields.one("state", "captured, sealed or published", state_of)?;
-        let state = state.ok_or_else(|| {
-            invalid("`state` is missing: captured, sealed and published can be waited for".to_owned())
-        })?;
-        Ok(Self { state, timeout_seconds: fields.number("timeout_seconds")? })
-    }
-}
-
-impl Queried for EventsQuery {
-    const NAMES: &'static [&'static str] = &["after", "follow"];
-
-    fn of(fields: &Fields) -> Result<Self, Problem> {
-        let follow = fields.one("follow", "true or false", bool::from_str)?;
-        Ok(Self { after: fields.number("after")?, follow })
-    }
-}
-
-impl Queried for ConsoleQuery {
-    const NAMES: &'static [&'static str] = &["from", "wait_seconds"];
-
-    fn of(fields: &Fields) -> Result<Self, Problem> {
-        Ok(Self { from: fields.number("from")?, wait_seconds: fields.number("wait_seconds")? })
-    }
-}
-
-impl Fields {
-    /// The fields of a query that asks for a `Q`; an unknown one is a problem.
-    pub(crate) fn read<Q: Queried>(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
-        if let Some((name, _)) = pairs.iter().find(|(name, _)| !Q::NAMES.contains(&name.as_str())) {
-            let known = Q::NAMES.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-            return Err(invalid(format!("the query has a field {}: this takes {known}", quoted(name))));
+/// Reads the fields of a query and their texts, in the order in which they came.
+pub(crate) fn read<Q: DeserializeOwned>(pairs: &[(String, String)]) -> Result<Q, Problem> {
+    let mut fields: Vec<Field<'_>> = Vec::new();
+    for (name, value) in pairs {
+        match fields.iter_mut().find(|field| field.name == name) {
+            Some(field) => field.values.push(value),
+            None => fields.push(Field { name, values: vec![value] }),
         }
-        Ok(Self(pairs))
+    }
+    let fields = fields.into_iter().map(|field| (field.name, field));
+    Q::deserialize(MapDeserializer::new(fields))
+        .map_err(|QueryError(why)| Problem::new(Code::InvalidRequest, why))
+}
+
+/// A field, with the values that it has.
+#[derive(Clone, Debug)]
+struct Field<'q> {
+    name: &'q str,
+    values: Vec<&'q str>,
+}
+
+/// The fault in a query, in words for people.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct QueryError(String);
+
+impl serde::de::Error for QueryError {
+    fn custom<T: fmt::Display>(why: T) -> Self {
+        Self(why.to_string())
     }
 
-    /// The values of a field that may come again.
-    fn all<'f>(&'f self, name: &'static str) -> impl Iterator<Item = &'f str> {
-        self.0.iter().filter(move |(found, _)| found == name).map(|(_, value)| value.as_str())
+    fn unknown_field(name: &str, known: &'static [&'static str]) -> Self {
+        let known = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        Self(format!("the query has a field {}: this takes {known}", quoted(name)))
     }
 
-    /// The value of a field that comes once at most; `what` says what it must be.
-    fn one<T, E>(
-        &self,
-        name: &'static str,
-        what: &str,
-        parse: impl FnOnce(&str) -> Result<T, E>,
-    ) -> Result<Option<T>, Problem> {
-        let mut values = self.all(name);
-        let Some(value) = values.next() else { return Ok(None) };
-        if values.next().is_some() {
-            return Err(invalid(format!("`{name}` comes twice: say it once")));
+    fn missing_field(name: &'static str) -> Self {
+        Self(format!("`{name}` is missing in the query"))
+    }
+}
+
+impl<'q> Field<'q> {
+    /// The value of a field that comes once.
+    fn one(&self) -> Result<&'q str, QueryError> {
+        match self.values[..] {
+            [value] => Ok(value),
+            _ => Err(QueryError(format!("`{}` comes twice: say it once", self.name))),
         }
-        let wrong = |_| invalid(format!("`{name}` is {}: it must be {what}", quoted(value)));
-        parse(value).map(Some).map_err(wrong)
     }
 
-    fn number<T: FromStr>(&self, name: &'static str) -> Result<Option<T>, Problem> {
-        self.one(name, "a whole number", T::from_str)
+    fn parsed<T: FromStr>(&self, expected: &str) -> Result<T, QueryError> {
+        let value = self.one()?;
+        value.parse().map_err(|_| self.wrong(value, expected))
+    }
+
+    fn wrong(&self, value: &str, expected: &str) -> QueryError {
+        QueryError(format!("`{}` is {}: it must be {expected}", self.name, quoted(value)))
     }
 }
 
-fn state_of(word: &str) -> Result<SnapshotState, ()> {
-    use SnapshotState::{Captured, Discarded, Lost, Published, Sealed};
-    let states = [Captured, Sealed, Published, Discarded, Lost];
-    states.into_iter().find(|state| state.to_string() == word).ok_or(())
+impl<'q> IntoDeserializer<'q, QueryError> for Field<'q> {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
 }
 
-fn label_filter(text: &str) -> Result<LabelFilter, Problem> {
-    LabelFilter::try_from(text.to_owned()).map_err(|error| invalid(error.to_string()))
-}
+impl<'de> Deserializer<'de> for Field<'de> {
+    type Error = QueryError;
 
-fn invalid(detail: String) -> Problem {
-    Problem::new(Code::InvalidRequest, detail)
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, QueryError> {
+        let expected: &dyn Expected = &visitor;
+        let (value, expected) = (self.one()?, expected.to_string());
+        visitor.visit_str(value).map_err(|QueryError(_)| self.wrong(value, &expected))
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, QueryError> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, QueryError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, QueryError> {
+        let Self { name, values } = self;
+        let each = values.into_iter().map(|value| Field { name, values: vec![value] });
+        visitor.visit_seq(SeqDeserializer::new(each))
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        known: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, QueryError> {
+        let value = self.one()?;
+        if !known.contains(&value) {
+            return Err(self.wrong(value, &format!("one of {}", known.join(", "))));
+        }
+        visitor.visit_enum(StrDeserializer::new(value))
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, QueryError> {
+        visitor.visit_u32(self.parsed("a whole number")?)
+    }
+
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, QueryError> {
+        visitor.visit_u64(self.parsed("a whole number")?)
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, QueryError> {
+        visitor.visit_bool(self.parsed("true or false")?)
+    }
+
+    forward_to_deserialize_any! {
+        i8 i16 i32 i64 i128 u8 u16 u128 f32 f64 char str string bytes byte_buf unit unit_struct tuple tuple_struct map
+        struct identifier ignored_any
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::{ConsoleQuery, EventsQuery, LabelFilter, ListQuery, PageLimit, WaitQuery};
 
-    fn read<Q: Queried>(pairs: &[(&str, &str)]) -> Result<Q, String> {
-        let pairs = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Fields::read::<Q>(pairs).and_then(|fields| Q::of(&fields)).map_err(|problem| problem.detail)
+    fn read<Q: DeserializeOwned>(pairs: &[(&str, &str)]) -> Result<Q, String> {
+        let pairs: Vec<_> =
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        super::read(&pairs).map_err(|problem| problem.detail)
     }
 
     #[test]
     fn a_label_may_come_again_and_every_other_field_once() {
         let query = read::<ListQuery>(&[("label", "a=1"), ("limit", "7"), ("label", "b=2")]);
-        let labels = ["a=1", "b=2"].map(|label| label_filter(label).unwrap()).to_vec();
-        assert_eq!(query, Ok(ListQuery { limit: Some(7), after: None, labels }));
+        let labels = ["a=1", "b=2"].map(|label| LabelFilter::try_from(label.to_owned()).unwrap()).to_vec();
+        let limit = PageLimit::try_from(7_u32).ok();
+        assert_eq!(query, Ok(ListQuery { limit, after: None, labels }));
+        assert_eq!(read::<ListQuery>(&[]), Ok(ListQuery::default()));
         let twice = read::<ListQuery>(&[("limit", "1"), ("limit", "2")]);
         assert_eq!(twice.unwrap_err(), "`limit` comes twice: say it once");
+        let follow = read::<EventsQuery>(&[("follow", "true"), ("after", "7")]);
+        assert_eq!(follow, Ok(EventsQuery { after: Some(7), follow: Some(true) }));
     }
 
     #[test]
@@ -136,9 +166,16 @@ mod tests {
         assert_eq!(unknown.unwrap_err(), "the query has a field \"since\": this takes `after`, `follow`");
         let odd = read::<ConsoleQuery>(&[("from", "-1")]);
         assert_eq!(odd.unwrap_err(), "`from` is \"-1\": it must be a whole number");
+        let many = read::<ListQuery>(&[("limit", "1001")]);
+        assert_eq!(many.unwrap_err(), "`limit` is 1001: a page of a list has 1 to 1000");
+        let no_id = read::<ListQuery>(&[("after", "x")]);
+        let no_id = no_id.unwrap_err();
+        assert!(no_id.starts_with("`after` is \"x\": it must be a") && no_id.contains("UUID"), "{no_id}");
+        let no_label = read::<ListQuery>(&[("label", "a=1"), ("label", "b")]);
+        assert!(no_label.unwrap_err().contains("must be a label's name, `=` and its value"));
         let missing = read::<WaitQuery>(&[]);
-        assert!(missing.unwrap_err().contains("captured, sealed and published can be waited for"));
-        let long = read::<WaitQuery>(&[("state", &"x".repeat(10_000))]);
-        assert!(long.unwrap_err().len() < 300);
+        assert_eq!(missing.unwrap_err(), "`state` is missing in the query");
+        let long = read::<WaitQuery>(&[("state", &"x".repeat(10_000))]).unwrap_err();
+        assert!(long.contains("it must be one of captured, sealed, published") && long.len() < 300);
     }
 }

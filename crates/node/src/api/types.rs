@@ -5,6 +5,7 @@ mod daemon;
 mod machine;
 mod memory;
 mod names;
+mod numbers;
 mod schemas;
 pub(crate) mod shapes;
 mod snapshot;
@@ -29,6 +30,7 @@ pub use memory::{
 };
 pub use names::{LabelFilter, Labels, Name, NameOfSeveral, NotAName, Reference};
 pub(crate) use names::{is_name, name_rule};
+pub use numbers::{OutOfRange, PageLimit, SandboxCount};
 pub use snapshot::{
     KeptSnapshot, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState,
     StoreVerification, StoreVerificationState, StoredSnapshot, StoredSnapshotList, Verification, Volume,
@@ -241,13 +243,13 @@ pub enum Prefault {
 }
 
 /// New sandboxes to be made of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeSnapshot {
-    /// Number of sandboxes; 1 by default.
-    #[serde(default = "one")]
-    #[schema(default = 1, minimum = 1, maximum = 256)]
-    pub count: u32,
+    /// Number of sandboxes.
+    #[serde(default)]
+    #[schema(schema_with = SandboxCount::schema)]
+    pub count: SandboxCount,
     /// Their name; with a number behind it where they are several.
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -268,25 +270,14 @@ pub struct ResumeSnapshot {
     pub prefault: Option<Prefault>,
 }
 
-fn one() -> u32 {
-    1
-}
-
-impl Default for ResumeSnapshot {
-    fn default() -> Self {
-        let labels = Labels::new();
-        Self { count: one(), name: None, labels, serve_before_seal: None, taps: None, prefault: None }
-    }
-}
-
 /// Options of a fork: a running sandbox is paused for it and goes on from the same snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForkSandbox {
-    /// Number of forks.
-    #[serde(default = "one")]
-    #[schema(default = 1, minimum = 1, maximum = 256)]
-    pub count: u32,
+    /// Number of sandboxes.
+    #[serde(default)]
+    #[schema(schema_with = SandboxCount::schema)]
+    pub count: SandboxCount,
     /// Their name; with a number behind it where they are several.
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 56, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -298,12 +289,6 @@ pub struct ForkSandbox {
     /// The pages to bring ahead of their guests; the setting by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,
-}
-
-impl Default for ForkSandbox {
-    fn default() -> Self {
-        Self { count: one(), name: None, labels: Labels::new(), prefault: None }
-    }
 }
 
 /// Sandboxes, oldest first.
@@ -322,8 +307,8 @@ pub struct SandboxList {
 pub struct ListQuery {
     /// Largest number on a page, 1 to 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[param(minimum = 1, maximum = 1000)]
-    pub limit: Option<u32>,
+    #[param(schema_with = PageLimit::schema)]
+    pub limit: Option<PageLimit>,
     /// Only those after this id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Uuid>,

@@ -22,9 +22,9 @@ use crate::api::operations::*;
 use crate::api::problem::Code;
 use crate::api::types::{
     CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain, DrainNode, EventsQuery,
-    FaultSocket, ForkSandbox, Health, KeptSnapshot, LabelFilter, ListQuery, OpenFaultSocket, PauseSandbox,
-    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery,
+    FaultSocket, ForkSandbox, Health, KeptSnapshot, LabelFilter, ListQuery, OpenFaultSocket, PageLimit,
+    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
+    SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -348,7 +348,7 @@ fn all<T>(
     labels: &[LabelFilter],
     page: impl Fn(&ListQuery) -> Result<(Vec<T>, Option<Uuid>)>,
 ) -> Result<Vec<T>> {
-    let mut query = ListQuery { limit: Some(limits::LIST_MAX), after: None, labels: labels.to_vec() };
+    let mut query = ListQuery { limit: Some(PageLimit::MAX), after: None, labels: labels.to_vec() };
     let mut entries = Vec::new();
     loop {
         let (more, next) = page(&query)?;

@@ -12,7 +12,9 @@ use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of};
 use crate::api::limits;
-use crate::api::types::{self, ForkSandbox, NameOfSeveral, ResumeSandbox, ResumeSnapshot, Sandbox, TapName};
+use crate::api::types::{
+    self, ForkSandbox, NameOfSeveral, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxCount, TapName,
+};
 use crate::client::Client;
 
 /// The sandbox or snapshot to resume, with options.
@@ -21,8 +23,8 @@ pub struct ResumeArguments {
     #[command(flatten)]
     target: Reference,
     /// Start this many new sandboxes from the snapshot instead of resuming the original
-    #[arg(long, short = 'n', value_name = "NUMBER", value_parser = number::<u32>(1..=limits::COUNT_MAX.into()))]
-    count: Option<u32>,
+    #[arg(long, short = 'n', value_name = "NUMBER", value_parser = number::<SandboxCount>(1..=limits::COUNT_MAX.into()))]
+    count: Option<SandboxCount>,
     /// The new sandbox's name; several get a number behind it
     #[arg(long)]
     name: Option<NameOfSeveral>,
@@ -72,8 +74,8 @@ pub struct ForkArguments {
     #[command(flatten)]
     target: Reference,
     /// Number of forks
-    #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 1, value_parser = number::<u32>(1..=limits::COUNT_MAX.into()))]
-    count: u32,
+    #[arg(long, short = 'n', value_name = "NUMBER", default_value = "1", value_parser = number::<SandboxCount>(1..=limits::COUNT_MAX.into()))]
+    count: SandboxCount,
     /// Their name; several get a number behind it
     #[arg(long)]
     name: Option<NameOfSeveral>,
@@ -113,7 +115,7 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
         }
         Target::Sandbox(_) | Target::Snapshot(_) => {
             let how = ResumeSnapshot {
-                count: arguments.count.unwrap_or(1),
+                count: arguments.count.unwrap_or_default(),
                 name: arguments.name.clone(),
                 labels: arguments.labels.labels()?,
                 serve_before_seal: arguments.serve_before_seal,

@@ -27,7 +27,7 @@ impl Control for Daemon {
     }
 
     fn sandboxes(&self, query: &ListQuery) -> Answer<SandboxList> {
-        self.counted(self.sandboxes().list(query))
+        self.counted(Ok(self.sandboxes().list(query)))
     }
 
     fn sandbox(&self, reference: &Reference) -> Answer<Sandbox> {
@@ -72,7 +72,7 @@ impl Control for Daemon {
     }
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {
-        self.counted(self.snapshots.list(query))
+        self.counted(Ok(self.snapshots.list(query)))
     }
 
     fn stored_snapshots(&self) -> Answer<StoredSnapshotList> {

@@ -15,15 +15,10 @@ use super::room_promises::{Needed, RoomPromise};
 use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
 use crate::api::control::{Answer, Asked};
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{CreateSandbox, MemoryBacking, Sandbox};
-
-/// Bytes of guest memory, at most: 1 TiB.
-const MEMORY_BYTES_MAX: u64 = 1 << 40;
+use crate::api::types::{CreateSandbox, Sandbox};
 
 impl Sandboxes {
     pub(super) fn create(&self, asked: &Asked, wanted: CreateSandbox) -> Answer<Sandbox> {
-        check_memory(wanted.memory_bytes, wanted.backing)?;
         let mut chosen = self.requests.choose(asked, &("create", &wanted), 1)?;
         let id = chosen.ids[0];
         if let Some(entry) = self.registry.get(id) {
@@ -68,14 +63,4 @@ impl Sandboxes {
         let making = chosen.making(&[record.id]);
         self.take_in(record, live, making)
     }
-}
-
-fn check_memory(bytes: u64, backing: MemoryBacking) -> Answer<()> {
-    let page = backing.page_bytes();
-    if bytes == 0 || bytes > MEMORY_BYTES_MAX || !bytes.is_multiple_of(page) {
-        let why =
-            format!("memory_bytes={bytes}: it must be a multiple of {page}, at most {MEMORY_BYTES_MAX}");
-        return Err(Problem::new(Code::InvalidRequest, why));
-    }
-    Ok(())
 }

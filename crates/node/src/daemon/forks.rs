@@ -20,11 +20,10 @@ use super::room_promises::{Needed, RoomPromise};
 use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
 use crate::api::control::{Answer, Asked};
-use crate::api::limits;
 use crate::api::problem::{Code, Problem};
 use crate::api::types::{
     ForkSandbox, Labels, NameOfSeveral, PauseSandbox, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList,
+    SandboxCount, SandboxList,
 };
 use crate::vmm::taps;
 
@@ -60,7 +59,7 @@ impl Sandboxes {
         asked: &Asked,
         how: &ResumeSnapshot,
     ) -> Answer<SandboxList> {
-        let count = count_of(how.count)?;
+        let count = usize_of(how.count);
         let mut chosen = self.requests.choose(asked, &("resume", reference, how), count)?;
         let ids = chosen.ids.clone();
         if let Some(made) = self.made_before(&chosen, &ids)? {
@@ -82,14 +81,14 @@ impl Sandboxes {
     }
 
     /// Makes new sandboxes that go on from this one's present state. One that runs is paused for it and goes on.
-    #[tracing::instrument(name = "fork", skip_all, fields(count = how.count))]
+    #[tracing::instrument(name = "fork", skip_all, fields(count = how.count.get()))]
     pub(super) fn fork(
         &self,
         reference: &Reference,
         asked: &Asked,
         how: &ForkSandbox,
     ) -> Answer<SandboxList> {
-        let count = count_of(how.count)?;
+        let count = usize_of(how.count);
         let mut chosen = self.requests.choose(asked, &("fork", reference, how), count + 1)?;
         let all = chosen.ids.clone();
         let (pause, ids) = all.split_first().expect("one more than forks was asked for");
@@ -140,10 +139,14 @@ impl Sandboxes {
     }
 
     /// Takes the names of `count` new sandboxes, so that none of them is refused once something was done.
-    fn reserve_several(&self, name: Option<&NameOfSeveral>, count: u32) -> Answer<Vec<Reserved<'_>>> {
+    fn reserve_several(
+        &self,
+        name: Option<&NameOfSeveral>,
+        count: SandboxCount,
+    ) -> Answer<Vec<Reserved<'_>>> {
         match name {
             Some(name) => name.numbered(count).iter().map(|name| self.registry.reserve(Some(name))).collect(),
-            None => (0..count).map(|_| self.registry.reserve(None)).collect(),
+            None => (0..count.get()).map(|_| self.registry.reserve(None)).collect(),
         }
     }
 
@@ -339,11 +342,6 @@ fn none_was_made(problem: Problem, made: usize, wanted: usize) -> Problem {
     Problem { detail, ..problem }
 }
 
-fn count_of(count: u32) -> Answer<usize> {
-    let most = limits::COUNT_MAX;
-    if !(1..=most).contains(&count) {
-        let why = format!("`count` is {count}: one request makes 1 to {most}");
-        return Err(Problem::new(Code::InvalidRequest, why));
-    }
-    Ok(usize::try_from(count).expect("at most a few hundred"))
+fn usize_of(count: SandboxCount) -> usize {
+    usize::try_from(count.get()).expect("at most a few hundred")
 }

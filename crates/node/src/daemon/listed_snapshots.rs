@@ -67,7 +67,7 @@ impl ListedSnapshots {
     }
 
     /// The page that `query` asks for, and what comes after it.
-    pub(super) fn page(&self, query: &ListQuery) -> Answer<(Vec<Known>, Option<Uuid>)> {
+    pub(super) fn page(&self, query: &ListQuery) -> (Vec<Known>, Option<Uuid>) {
         page(self.lock().index.after(query.after), query)
     }
 

@@ -3,13 +3,10 @@
 use uuid::Uuid;
 
 use super::references::Named;
-use crate::api::control::Answer;
-use crate::api::limits;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{Labels, ListQuery};
+use crate::api::types::{Labels, ListQuery, PageLimit};
 
 /// Entries of a page where nothing is said.
-const LIMIT_DEFAULT: u32 = 200;
+const ENTRIES_DEFAULT: u32 = 200;
 
 /// Something that lists can be of.
 pub(super) trait Listed: Named {
@@ -20,19 +17,15 @@ pub(super) trait Listed: Named {
 pub(super) fn page<'a, T: Listed + Clone + 'a>(
     all: impl Iterator<Item = &'a T>,
     query: &ListQuery,
-) -> Answer<(Vec<T>, Option<Uuid>)> {
-    let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
-    if !(1..=limits::LIST_MAX).contains(&limit) {
-        let why = format!("`limit` is {limit}: a page of a list has 1 to {} entries", limits::LIST_MAX);
-        return Err(Problem::new(Code::InvalidRequest, why));
-    }
+) -> (Vec<T>, Option<Uuid>) {
+    let limit = query.limit.map_or(ENTRIES_DEFAULT, PageLimit::get);
     let limit = usize::try_from(limit).expect("at most a thousand");
     let matching = all.filter(|thing| query.labels.iter().all(|label| label.is_in(thing.labels())));
     let mut found: Vec<T> = matching.take(limit + 1).cloned().collect();
     let more = found.len() > limit;
     found.truncate(limit);
     let next = found.last().filter(|_| more).map(Named::id);
-    Ok((found, next))
+    (found, next)
 }
 
 #[cfg(test)]
@@ -69,22 +62,22 @@ mod tests {
         (1..=6).map(thing).collect()
     }
 
-    fn numbers(query: &ListQuery) -> Result<(Vec<u128>, Option<u128>), Code> {
+    fn numbers(query: &ListQuery) -> (Vec<u128>, Option<u128>) {
         let all = things();
         let after = all.iter().filter(|thing| query.after.is_none_or(|after| thing.0 > after));
-        let (found, next) = page(after, query).map_err(|problem| problem.code)?;
-        Ok((found.iter().map(|thing| thing.0.as_u128()).collect(), next.map(|id| id.as_u128())))
+        let (found, next) = page(after, query);
+        (found.iter().map(|thing| thing.0.as_u128()).collect(), next.map(|id| id.as_u128()))
     }
 
     #[test]
     fn a_list_is_given_page_by_page() {
-        let ask = |after: Option<u128>, limit| {
+        let ask = |after: Option<u128>, limit: u32| {
             let after = after.map(Uuid::from_u128);
+            let limit = limit.try_into().expect("a page has as many");
             numbers(&ListQuery { limit: Some(limit), after, labels: Vec::new() })
         };
-        assert_eq!(ask(None, 2), Ok((vec![1, 2], Some(2))));
-        assert_eq!(ask(Some(4), 2), Ok((vec![5, 6], None)));
-        assert_eq!(ask(None, 0), Err(Code::InvalidRequest));
+        assert_eq!(ask(None, 2), (vec![1, 2], Some(2)));
+        assert_eq!(ask(Some(4), 2), (vec![5, 6], None));
     }
 
     #[test]
@@ -94,8 +87,8 @@ mod tests {
                 labels.iter().map(|&label| label.to_owned().try_into().expect("it is one")).collect();
             numbers(&ListQuery { limit: None, after: None, labels })
         };
-        assert_eq!(of(&["parity=0"]), Ok((vec![2, 4, 6], None)));
-        assert_eq!(of(&["parity=0", "third=1"]), Ok((vec![4], None)));
-        assert_eq!(of(&["parity=0", "parity=1"]), Ok((vec![], None)));
+        assert_eq!(of(&["parity=0"]), (vec![2, 4, 6], None));
+        assert_eq!(of(&["parity=0", "third=1"]), (vec![4], None));
+        assert_eq!(of(&["parity=0", "parity=1"]), (vec![], None));
     }
 }

@@ -52,7 +52,7 @@ impl Registry {
     }
 
     /// The page that `query` asks for, and what comes after it.
-    pub(super) fn page(&self, query: &ListQuery) -> Answer<(Vec<Arc<Entry>>, Option<Uuid>)> {
+    pub(super) fn page(&self, query: &ListQuery) -> (Vec<Arc<Entry>>, Option<Uuid>) {
         page(self.lock().after(query.after), query)
     }
 

@@ -75,9 +75,9 @@ impl Sandboxes {
     }
 
     /// A page of the sandboxes, oldest first.
-    pub(super) fn list(&self, query: &ListQuery) -> Answer<SandboxList> {
-        let (entries, next) = self.registry.page(query)?;
-        Ok(SandboxList { sandboxes: entries.iter().map(|entry| entry.show()).collect(), next })
+    pub(super) fn list(&self, query: &ListQuery) -> SandboxList {
+        let (entries, next) = self.registry.page(query);
+        SandboxList { sandboxes: entries.iter().map(|entry| entry.show()).collect(), next }
     }
 
     /// One of them.

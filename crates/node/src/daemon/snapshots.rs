@@ -95,9 +95,9 @@ impl Snapshots {
         stored::list(&self.host)
     }
 
-    pub(super) fn list(&self, query: &ListQuery) -> Answer<SnapshotList> {
-        let (snapshots, next) = self.listed.page(query)?;
-        Ok(SnapshotList { snapshots: snapshots.iter().map(|known| known.show()).collect(), next })
+    pub(super) fn list(&self, query: &ListQuery) -> SnapshotList {
+        let (snapshots, next) = self.listed.page(query);
+        SnapshotList { snapshots: snapshots.iter().map(|known| known.show()).collect(), next }
     }
 
     pub(super) fn wait_for(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
-    CaptureMemory, CaptureSource, CreateSandbox, ForkSandbox, Labels, ListQuery, OpenFaultSocket,
+    CaptureMemory, CaptureSource, CreateSandbox, ForkSandbox, Labels, ListQuery, OpenFaultSocket, PageLimit,
     PauseSandbox, ResumeSandbox, ResumeSnapshot, SandboxState, SnapshotState, WriteTracking,
 };
 use rekindle::client::ClientError;
@@ -54,7 +54,8 @@ fn a_sandbox_is_paused_resumed_forked_and_told_things() {
     );
     assert_eq!(client.resume_sandbox("web", &ResumeSandbox::default()).unwrap().state, SandboxState::Running);
     let name = Some("fork".parse().expect("it is a name"));
-    let fork = ForkSandbox { count: 3, name, labels: Labels::new(), prefault: None };
+    let fork =
+        ForkSandbox { count: 3_u32.try_into().expect("a few"), name, labels: Labels::new(), prefault: None };
     let forks = client.fork_sandbox("web", None, &fork).unwrap();
     let names: Vec<_> = forks.iter().filter_map(|fork| fork.name.as_deref()).collect();
     assert_eq!(names, ["fork-1", "fork-2", "fork-3"]);
@@ -136,9 +137,11 @@ fn lists_come_in_pages() {
     let served = Served::new();
     let client = served.client();
     let made: Vec<_> = (0..5).map(|number| served.sandbox(&format!("s{number}"))).collect();
-    let first = client.sandboxes(&ListQuery { limit: Some(2), ..ListQuery::default() }).unwrap();
+    let first = client
+        .sandboxes(&ListQuery { limit: PageLimit::try_from(2_u32).ok(), ..ListQuery::default() })
+        .unwrap();
     assert_eq!((first.sandboxes.as_slice(), first.next), (&made[..2], Some(made[1].id)));
-    let last = ListQuery { limit: Some(3), after: first.next, labels: Vec::new() };
+    let last = ListQuery { limit: PageLimit::try_from(3_u32).ok(), after: first.next, labels: Vec::new() };
     let last = client.sandboxes(&last).unwrap();
     assert_eq!((last.sandboxes.as_slice(), last.next), (&made[2..], None));
 }

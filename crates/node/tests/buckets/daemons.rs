@@ -78,7 +78,7 @@ impl Node {
 
     fn resumed(&self, snapshot: &str, name: &str) {
         let wanted = ResumeSnapshot {
-            count: 1,
+            count: Default::default(),
             name: Some(name.parse().expect("it is legal")),
             labels: Default::default(),
             serve_before_seal: None,

@@ -22,7 +22,7 @@ fn each_change_has_one_line_with_who_asked_for_what_and_what_came_of_it() {
     let refused = node.client.create_sandbox(None, &create("a", Default::default()));
     refused.expect_err("the name is taken");
     node.resume("a");
-    let forks = ForkSandbox { count: 2, ..Default::default() };
+    let forks = ForkSandbox { count: 2_u32.try_into().expect("a few"), ..Default::default() };
     let forks = node.client.fork_sandbox("a", None, &forks).expect("it is forked");
     node.client.remove_sandbox("a").expect("it is removed");
     node.client.delete_snapshot("first").expect("it is deleted");

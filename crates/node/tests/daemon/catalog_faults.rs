@@ -98,8 +98,11 @@ impl InProcess {
     }
 
     fn fork(&self, name: &str) -> bool {
-        let how =
-            ForkSandbox { count: 2, name: Some("f".parse().expect("it is a name")), ..Default::default() };
+        let how = ForkSandbox {
+            count: 2_u32.try_into().expect("a few"),
+            name: Some("f".parse().expect("it is a name")),
+            ..Default::default()
+        };
         self.daemon().fork_sandbox(&of(name), Asked::default(), how).is_ok()
     }
 

@@ -23,8 +23,11 @@ fn a_machine_goes_on_where_it_stood_also_forked_and_while_its_pause_is_being_sav
     peers.assert_disk("vm", 3, 4);
     peers.say("vm", "dirty 2 30");
     peers.write_disk("vm", 5, 6);
-    let forks =
-        ForkSandbox { count: 2, name: Some("fork".parse().expect("it is a name")), ..Default::default() };
+    let forks = ForkSandbox {
+        count: 2_u32.try_into().expect("a few"),
+        name: Some("fork".parse().expect("it is a name")),
+        ..Default::default()
+    };
     node.client.fork_sandbox("vm", None, &forks).expect("it is forked");
     for (name, seed) in [("vm", 7), ("fork-1", 8), ("fork-2", 9)] {
         assert_eq!(peers.tick(name), 3);

@@ -59,8 +59,11 @@ fn live_through(board: Board, accelerator: Accelerator) {
     assert_eq!(console.tick(), counted + 1);
     console.assert_verified();
     console.ask("dirty 2 30", "dirtied ");
-    let forks =
-        ForkSandbox { count: 2, name: Some("fork".parse().expect("it is a name")), ..Default::default() };
+    let forks = ForkSandbox {
+        count: 2_u32.try_into().expect("a few"),
+        name: Some("fork".parse().expect("it is a name")),
+        ..Default::default()
+    };
     node.client.fork_sandbox("vm", None, &forks).expect("it is forked");
     for name in ["vm", "fork-1", "fork-2"] {
         let mut console = Console::from_now(&node.client, name);
@@ -345,8 +348,11 @@ fn a_machine_that_could_not_go_on_here_is_not_paused_to_be_forked_and_its_pause_
     std::fs::remove_dir_all(&boot).expect("it is there");
     std::fs::rename(&kernel, &away).expect("it is there");
     let counted = Console::from_now(&node.client, "vm").tick();
-    let forks =
-        ForkSandbox { count: 2, name: Some("fork".parse().expect("it is a name")), ..Default::default() };
+    let forks = ForkSandbox {
+        count: 2_u32.try_into().expect("a few"),
+        name: Some("fork".parse().expect("it is a name")),
+        ..Default::default()
+    };
     let refused = node.client.fork_sandbox("vm", None, &forks).expect_err("there is no kernel");
     assert_eq!(refused.code(), Some(Code::Misfit), "{refused}");
     for told in ["runs on, no fork was made", &kernel.display().to_string(), &boot.display().to_string()] {
@@ -388,8 +394,7 @@ fn linux_with_a_disk_has_its_files_in_forks_after_a_crash_and_on_another_node() 
     let mut console = Console::from_now(&node.client, "vm");
     console.ask("forget", "forgot");
     assert_eq!(console.ask("read note", "read "), "one");
-    let fork =
-        ForkSandbox { count: 1, name: Some("fork".parse().expect("it is a name")), ..Default::default() };
+    let fork = ForkSandbox { name: Some("fork".parse().expect("it is a name")), ..Default::default() };
     node.client.fork_sandbox("vm", None, &fork).expect("it is forked");
     let mut forked = Console::from_now(&node.client, "fork");
     forked.ask("write note two", "written ");

@@ -30,7 +30,11 @@ fn a_resume_and_a_fork_bring_the_pages_ahead_that_they_are_asked_for() {
     node.client.resume_snapshot("s", None, &all).expect("it is resumed");
     node.eventually("all pages ahead of a resume", || ahead(&node) >= MOST);
     let before = ahead(&node);
-    let forks = ForkSandbox { count: 2, prefault: Some(Prefault::All), ..Default::default() };
+    let forks = ForkSandbox {
+        count: 2_u32.try_into().expect("a few"),
+        prefault: Some(Prefault::All),
+        ..Default::default()
+    };
     node.client.fork_sandbox("b", None, &forks).expect("it is forked");
     node.eventually("all pages ahead of two forks", || ahead(&node) >= before + 2 * MOST);
     node.assert_verified("b");

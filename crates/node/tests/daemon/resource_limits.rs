@@ -92,7 +92,7 @@ fn with_no_descriptors_left_every_request_is_refused_with_the_setting_and_costs_
     while node.client.create_sandbox(None, &create(&format!("more-{made}"), MemoryBacking::Shared)).is_ok() {
         made += 1;
     }
-    let fork = ForkSandbox { count: 1, name: None, labels: Default::default(), prefault: None };
+    let fork = ForkSandbox::default();
     let socket = OpenFaultSocket {
         snapshot: "base".parse().expect("it is a name"),
         serve_before_seal: None,

@@ -64,7 +64,11 @@ fn a_sandbox_that_was_made_under_a_key_and_removed_is_not_made_again() {
 fn forks_and_resumes_repeated_under_their_keys_are_gone_where_one_of_theirs_is_and_pause_nothing() {
     let mut node = Node::start();
     let source = node.filled("a", 1);
-    let two = ForkSandbox { count: 2, name: Some("f".parse().expect("it is a name")), ..Default::default() };
+    let two = ForkSandbox {
+        count: 2_u32.try_into().expect("a few"),
+        name: Some("f".parse().expect("it is a name")),
+        ..Default::default()
+    };
     let fork = |node: &Node| node.client.fork_sandbox("a", Some("fork"), &two);
     let forks = fork(&node).expect("they are made");
     let running = node.client.sandbox("a").expect("it is listed").pid;

@@ -13,7 +13,11 @@ use crate::peers::Peers;
 use crate::support::{Node, Outage, resume_as};
 
 fn forks(name: &str, count: u32) -> ForkSandbox {
-    ForkSandbox { count, name: Some(name.parse().expect("it is a name")), ..Default::default() }
+    ForkSandbox {
+        count: count.try_into().expect("a few"),
+        name: Some(name.parse().expect("it is a name")),
+        ..Default::default()
+    }
 }
 
 fn code<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> Option<Code> {

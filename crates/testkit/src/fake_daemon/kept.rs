@@ -7,7 +7,8 @@ use rekindle::api::control::{Answer, IdempotencyKey};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
     CreateSandbox, Drain, DrainedSandbox, Event, FaultSocket, Labels, ListQuery, MemoryBacking, Name,
-    NameOfSeveral, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotState, VmmKind, Volume,
+    NameOfSeveral, PageLimit, Sandbox, SandboxCount, SandboxList, SandboxState, Snapshot, SnapshotState,
+    VmmKind, Volume,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -142,10 +143,10 @@ impl Kept {
     pub(super) fn add_several(
         &mut self,
         origin: &Snapshot,
-        (count, name, labels): (u32, Option<NameOfSeveral>, Labels),
+        (count, name, labels): (SandboxCount, Option<NameOfSeveral>, Labels),
     ) -> Answer<SandboxList> {
         let names = name.map(|name| name.numbered(count));
-        let several = (0..usize::try_from(count).expect("a few")).map(|at| {
+        let several = (0..usize::try_from(count.get()).expect("a few")).map(|at| {
             let wanted = CreateSandbox {
                 domain: None,
                 name: names.as_ref().map(|names| names[at].clone()),
@@ -233,7 +234,7 @@ pub(super) fn page<T: Clone>(
     query: &ListQuery,
     labels: impl Fn(&T) -> &Labels,
 ) -> (Vec<T>, Option<Uuid>) {
-    let limit = usize::try_from(query.limit.unwrap_or(100)).expect("usize is 64 bits");
+    let limit = usize::try_from(query.limit.map_or(100, PageLimit::get)).expect("a page");
     let mut matching = all
         .iter()
         .filter(|(id, _)| query.after.is_none_or(|after| **id > after))

@@ -15,7 +15,6 @@ use super::{Schemas, encoded, named};
 use crate::api::checks::Checked;
 use crate::api::extract::{CheckedQuery, JsonBody};
 use crate::api::problem::Problem;
-use crate::api::query::Queried;
 
 /// The input of a request.
 pub(crate) trait Input: Send + 'static {
@@ -100,7 +99,7 @@ impl<T: Checked + Serialize + ToSchema + Send + 'static> Input for Body<T> {
     }
 }
 
-impl<T: Checked + Queried + Serialize + IntoParams + Send + 'static> Input for InQuery<T> {
+impl<T: Checked + Serialize + IntoParams + Send + 'static> Input for InQuery<T> {
     type Value = T;
 
     async fn take(request: Request) -> Result<T, Problem> {

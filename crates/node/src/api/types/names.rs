@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::SandboxCount;
 use crate::api::limits;
 use crate::api::quoted::quoted;
 
@@ -49,9 +50,10 @@ pub struct LabelFilter {
 
 impl NameOfSeveral {
     /// The names of `count` new things: with a number behind each where they are several.
-    pub fn numbered(&self, count: u32) -> Vec<Name> {
-        let number = |number| if count == 1 { self.0.clone() } else { format!("{}-{number}", self.0) };
-        (1..=count).map(number).map(Name).collect()
+    pub fn numbered(&self, count: SandboxCount) -> Vec<Name> {
+        let number =
+            |number| if count == SandboxCount::ONE { self.0.clone() } else { format!("{}-{number}", self.0) };
+        (1..=count.get()).map(number).map(Name).collect()
     }
 }
 
@@ -273,11 +275,11 @@ mod tests {
     #[test]
     fn the_name_of_several_has_room_for_a_number_and_each_of_them_is_a_name() {
         let longest: NameOfSeveral = "x".repeat(56).parse().unwrap();
-        for name in longest.numbered(limits::COUNT_MAX) {
+        for name in longest.numbered(limits::COUNT_MAX.try_into().unwrap()) {
             assert_eq!(name.parse(), Ok(name));
         }
         assert!("x".repeat(57).parse::<NameOfSeveral>().is_err());
-        let names = |count| "a".parse::<NameOfSeveral>().unwrap().numbered(count);
+        let names = |count: u32| "a".parse::<NameOfSeveral>().unwrap().numbered(count.try_into().unwrap());
         assert_eq!(names(1), ["a".parse().unwrap()]);
         assert_eq!(names(2), ["a-1".parse().unwrap(), "a-2".parse().unwrap()]);
     }
