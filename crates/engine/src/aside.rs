@@ -12,7 +12,7 @@ use crate::private::{self, at};
 /// The directory of the files that were set aside, in that of the layers. A file's modification time is when it was set
 /// aside.
 #[derive(Debug)]
-pub struct Aside {
+pub struct AsideDirectory {
     directory: PathBuf,
 }
 
@@ -28,7 +28,7 @@ pub struct SetAside {
 /// The name of the directory.
 const NAME: &str = "aside";
 
-impl Aside {
+impl AsideDirectory {
     /// The directory for a directory of layers; it is made with its first file.
     pub fn below(layers: &Path) -> Self {
         Self { directory: layers.join(NAME) }
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn what_was_set_aside_stays_its_time_and_comes_back_by_its_name() {
         let layers = tempfile::tempdir().expect("a directory");
-        let aside = Aside::below(layers.path());
+        let aside = AsideDirectory::below(layers.path());
         let layer = LayerId::from_bytes([7; 32]);
         let path = layers.path().join(format!("{layer}.raw"));
         assert_eq!(aside.count().expect("it is not there yet"), SetAside::default());

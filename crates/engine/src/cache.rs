@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
-use crate::aside::Aside;
+use crate::aside::AsideDirectory;
 use crate::geometry::bytes_of_pages;
 use crate::handles::{Found, HandleRight, Handles};
 use crate::identity::LayerId;
@@ -293,7 +293,7 @@ impl Cache {
     }
 
     /// The files that were set aside.
-    pub fn aside(&self) -> &Aside {
+    pub fn aside(&self) -> &AsideDirectory {
         self.files.aside()
     }
 

@@ -13,7 +13,7 @@ use crate::frame::{FRAME_PAGES, frame_of};
 use crate::geometry::{GuestPage, GuestPages, usize_of};
 use crate::hooks::Hooks;
 use crate::page_set::PageSet;
-use crate::precedence::Courtesy;
+use crate::precedence::GiveWayLimit;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{idle_priority, spawn_scoped, thread};
 use crate::view::{LiveView, Piece, PieceBytes, PieceSource};
@@ -62,18 +62,18 @@ impl PageClasses {
 }
 
 /// Compares every captured page with `parent` on `workers` threads, this one included, all at idle priority; gives way
-/// as `courtesy` says. With fewer threads, if the system has no more, the result is the same.
+/// within its limit. With fewer threads, if the system has no more, the result is the same.
 ///
 /// An error means that a captured page cannot be read: memory itself failed.
 pub fn compare(
     capture: &Arc<Capture>,
     parent: Option<&LiveView>,
     workers: usize,
-    courtesy: &Courtesy,
+    give_way_limit: &GiveWayLimit,
     hooks: &dyn Hooks,
 ) -> Result<Compared, LostBytes> {
     assert!(capture.is_frozen(), "only bytes that nobody can write any more are compared");
-    let comparison = Comparison { capture, parent, courtesy, hooks, next: AtomicU32::new(0) };
+    let comparison = Comparison { capture, parent, give_way_limit, hooks, next: AtomicU32::new(0) };
     let parts: Vec<Result<Part, LostBytes>> = thread::scope(|scope| {
         let others = (1..workers).map_while(|_| spawn_scoped(scope, || comparison.work()).ok());
         let others: Vec<_> = others.collect();
@@ -98,7 +98,7 @@ pub fn compare(
 struct Comparison<'a> {
     capture: &'a Capture,
     parent: Option<&'a LiveView>,
-    courtesy: &'a Courtesy,
+    give_way_limit: &'a GiveWayLimit,
     hooks: &'a dyn Hooks,
     next: AtomicU32,
 }
@@ -124,7 +124,7 @@ impl Comparison<'_> {
         let pages = self.capture.pages();
         let mut part = Part::new(pages);
         loop {
-            self.courtesy.give_way();
+            self.give_way_limit.give_way();
             let start = self.next.fetch_add(STRETCH_PAGES, Ordering::Relaxed);
             if start >= pages {
                 return Ok(part);
@@ -277,8 +277,8 @@ mod tests {
         let (capture, parent) = (captured(&reaper), captured(&reaper));
         assert_eq!(capture.prove_frozen(None).unwrap(), Proven::Frozen);
         let view = LiveView::new(View::captured(Arc::clone(&parent), None));
-        let courtesy = Courtesy::new(&Precedence::default());
-        let classes = || compare(&capture, Some(&view), 1, &courtesy, &NoHooks).unwrap().classes;
+        let give_way_limit = GiveWayLimit::new(&Precedence::default());
+        let classes = || compare(&capture, Some(&view), 1, &give_way_limit, &NoHooks).unwrap().classes;
         let kept = PageClasses { dirty: 8, kept: 8, unread: 8, ..PageClasses::default() };
         assert_eq!(classes(), kept, "the parent's bytes may still change");
         assert_eq!(parent.prove_frozen(None).unwrap(), Proven::Frozen);

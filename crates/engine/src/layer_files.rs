@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use crate::aside::Aside;
+use crate::aside::AsideDirectory;
 use crate::disk_use::DiskUse;
 use crate::identity::LayerId;
 use crate::only_here::OnlyHere;
@@ -16,7 +16,7 @@ use crate::private;
 #[derive(Debug)]
 pub struct LayerFiles {
     directory: PathBuf,
-    aside: Aside,
+    aside: AsideDirectory,
     bytes: Arc<DiskUse>,
     only_here: Arc<OnlyHere>,
     open: AtomicUsize,
@@ -42,7 +42,7 @@ impl LayerFiles {
     pub fn new(directory: &Path, open_max: usize) -> Self {
         Self {
             directory: directory.to_owned(),
-            aside: Aside::below(directory),
+            aside: AsideDirectory::below(directory),
             bytes: Arc::default(),
             only_here: Arc::default(),
             open: AtomicUsize::new(0),
@@ -64,7 +64,7 @@ impl LayerFiles {
     }
 
     /// The files that were set aside.
-    pub fn aside(&self) -> &Aside {
+    pub fn aside(&self) -> &AsideDirectory {
         &self.aside
     }
 

@@ -30,17 +30,17 @@ pub enum Prefault {
 
 /// Brings pages ahead of each resume, and records it.
 #[derive(Debug, Clone)]
-pub struct Learner {
+pub struct Prefaulter {
     /// Fetches what guests may want soon.
     pub(crate) fetcher: Fetcher,
     pub(crate) runtime: Handle,
 }
 
-impl Learner {
+impl Prefaulter {
     /// Makes `server` install the pages ahead that `prefault` says, and record those that this guest touches first for later
     /// ones. For a server that has just started, of a resumed guest that does not run yet; not for one that serves a
     /// running guest again. Never waits; the recording is kept in the background.
-    pub fn learn(&self, snapshot: &Arc<Snapshot>, server: &FaultServer, prefault: Prefault) {
+    pub fn begin(&self, snapshot: &Arc<Snapshot>, server: &FaultServer, prefault: Prefault) {
         let (lesson, fetcher) = (Lesson::begin(snapshot, server, prefault), self.fetcher.clone());
         drop(self.runtime.spawn(async move { lesson.learn(&fetcher).await }));
     }

@@ -16,7 +16,7 @@ use crate::layer::Layer;
 use crate::layer_index::LayerIndex;
 use crate::limits;
 use crate::page_set::PageSet;
-use crate::precedence::Courtesy;
+use crate::precedence::GiveWayLimit;
 use crate::ranked_set::RankedSet;
 use crate::read_plan::ReadError;
 use crate::view::PackedPages;
@@ -35,17 +35,17 @@ pub enum PackError {
     Merge(#[from] ReadError),
 }
 
-/// Packs the kept pages with the key of their domain, and gives way as `courtesy` says; a snapshot without kept pages has
-/// no layer.
+/// Packs the kept pages with the key of their domain, and gives way within its limit; a snapshot without kept pages has no
+/// layer.
 pub fn pack(
     compared: Compared,
     cache: &Cache,
     key: &DomainKey,
-    courtesy: &Courtesy,
+    give_way_limit: &GiveWayLimit,
 ) -> Result<PackedPages, PackError> {
     let Compared { capture, kept, zero, classes: _ } = compared;
     let layer = pack_pages(&kept, cache, key, |pages, into| {
-        courtesy.give_way();
+        give_way_limit.give_way();
         Ok(capture.mapping().copy_to(pages.start().offset(), into)?)
     })?;
     Ok(PackedPages { layer, zero })

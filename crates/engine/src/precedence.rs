@@ -73,13 +73,13 @@ impl Drop for BringingUp {
 
 /// The time that one piece of background work may still give way to resuming guests.
 #[derive(Debug)]
-pub struct Courtesy {
+pub struct GiveWayLimit {
     precedence: Precedence,
     /// Total time for which it may still give way.
     left: Mutex<Duration>,
 }
 
-impl Courtesy {
+impl GiveWayLimit {
     /// Gives way to the guests of `precedence`, for [`limits::GIVE_WAY_MAX`] in total.
     pub fn new(precedence: &Precedence) -> Self {
         Self { precedence: precedence.clone(), left: Mutex::new(limits::GIVE_WAY_MAX) }
@@ -107,26 +107,26 @@ mod tests {
     #[test]
     fn work_waits_until_the_last_guest_is_up() {
         let precedence = Precedence::default();
-        let courtesy = Courtesy { precedence: precedence.clone(), left: Mutex::new(Duration::MAX) };
+        let give_way_limit = GiveWayLimit { precedence: precedence.clone(), left: Mutex::new(Duration::MAX) };
         let (first, second) = (precedence.bring_up(), precedence.bring_up());
         thread::scope(|scope| {
-            let work = scope.spawn(|| courtesy.give_way());
+            let work = scope.spawn(|| give_way_limit.give_way());
             drop(first);
             assert!(!work.is_finished(), "another one is being brought up");
             drop(second);
         });
-        courtesy.give_way();
+        give_way_limit.give_way();
     }
 
     #[test]
     fn work_gives_way_no_longer_than_it_may_altogether() {
         let precedence = Precedence::default();
         let _guest = precedence.bring_up();
-        let courtesy =
-            Courtesy { precedence: precedence.clone(), left: Mutex::new(Duration::from_millis(2)) };
+        let give_way_limit =
+            GiveWayLimit { precedence: precedence.clone(), left: Mutex::new(Duration::from_millis(2)) };
         for _ in 0..1000 {
-            courtesy.give_way();
+            give_way_limit.give_way();
         }
-        assert_eq!(*lock(&courtesy.left), Duration::ZERO);
+        assert_eq!(*lock(&give_way_limit.left), Duration::ZERO);
     }
 }

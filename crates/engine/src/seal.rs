@@ -27,7 +27,7 @@ use crate::named::Named;
 use crate::pack::{PackError, pack};
 use crate::page_map::LayerSlot;
 use crate::page_set::PageSet;
-use crate::precedence::{Courtesy, Precedence};
+use crate::precedence::{GiveWayLimit, Precedence};
 use crate::records::Records;
 use crate::snapshot::{SealParts, Snapshot, Volume};
 use crate::snapshot_record::SealFacts;
@@ -139,7 +139,7 @@ impl Sealer {
         frozen_at: Instant,
         mut parts: SealParts,
     ) -> Result<Packed, SealError> {
-        let courtesy = Courtesy::new(&self.precedence);
+        let give_way_limit = GiveWayLimit::new(&self.precedence);
         let key = self.cache.keys().of_domain(snapshot.domain())?;
         let parent = snapshot.parent();
         let mut classes = PageClasses::default();
@@ -147,10 +147,11 @@ impl Sealer {
         for (position, (capture, volume)) in captures.iter().zip(snapshot.volumes()).enumerate() {
             let base = parent.as_ref().map(|parent| Arc::clone(&parent.volumes()[position].view));
             let compared = timed("compare", &mut parts.compare, || {
-                compare(capture, base.as_deref(), self.sealing.workers, &courtesy, &*self.hooks)
+                compare(capture, base.as_deref(), self.sealing.workers, &give_way_limit, &*self.hooks)
             })?;
             classes.add(compared.classes);
-            let packed = timed("pack", &mut parts.pack, || pack(compared, &self.cache, key, &courtesy))?;
+            let packed =
+                timed("pack", &mut parts.pack, || pack(compared, &self.cache, key, &give_way_limit))?;
             let captured = volume.view.load();
             // False only if an earlier try came this far; its view has the same content.
             volume.view.improve(&captured, View::packed(packed.clone(), base));

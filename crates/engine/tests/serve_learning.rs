@@ -67,7 +67,7 @@ fn resume_with(
     prefault: Prefault,
 ) -> Option<(Guest, FaultServer)> {
     let (guest, server) = serve(test, kind, Tracking::Scan, engine, snapshot)?;
-    engine.learner().learn(snapshot, &server, prefault);
+    engine.prefaulter().begin(snapshot, &server, prefault);
     Some((guest, server))
 }
 

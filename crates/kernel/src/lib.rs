@@ -24,7 +24,7 @@ pub mod page;
 pub mod pagemap;
 pub mod placement;
 pub mod process;
-pub mod said;
+pub mod program_output;
 pub mod shared_buffer;
 pub mod signals;
 pub mod source;

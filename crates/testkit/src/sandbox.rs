@@ -70,7 +70,7 @@ impl Sandbox {
         shape: GuestShape,
     ) -> anyhow::Result<Self> {
         Self::resume_with(engine, snapshot, shape, |server| {
-            engine.learner().learn(snapshot, server, Prefault::default())
+            engine.prefaulter().begin(snapshot, server, Prefault::default())
         })
     }
 

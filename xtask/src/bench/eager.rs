@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rekindle_guest::machine::Said;
+use rekindle_guest::machine::ConsoleLines;
 use rekindle_testkit::black_box::ask_until;
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ struct Plain {
     process: Child,
     control: UnixStream,
     serial: UnixStream,
-    said: Said,
+    lines: ConsoleLines,
 }
 
 impl Saved {
@@ -96,8 +96,12 @@ impl Saved {
             stream.set_read_timeout(Some(PATIENCE))?;
             anyhow::Ok(stream)
         };
-        let mut machine =
-            Plain { process, control: connect(&control)?, serial: connect(&serial)?, said: Said::default() };
+        let mut machine = Plain {
+            process,
+            control: connect(&control)?,
+            serial: connect(&serial)?,
+            lines: ConsoleLines::default(),
+        };
         machine.answer("QMP")?;
         machine.execute("qmp_capabilities", &Value::Null)?;
         Ok(machine)
@@ -140,13 +144,13 @@ impl Plain {
 
     fn line(&mut self, start: &str) -> anyhow::Result<String> {
         loop {
-            if let Some(rest) = self.said.answer(start)? {
+            if let Some(rest) = self.lines.answer(start)? {
                 return Ok(rest);
             }
             let mut bytes = [0; 4096];
             let count = self.serial.read(&mut bytes)?;
             anyhow::ensure!(count > 0, "QEMU ended");
-            self.said.add(&bytes[..count]);
+            self.lines.add(&bytes[..count]);
         }
     }
 }

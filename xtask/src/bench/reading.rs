@@ -13,7 +13,7 @@ use rekindle_engine::geometry::{GuestPage, GuestPages, usize_of};
 use rekindle_engine::hooks::NoHooks;
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::page_set::PageSet;
-use rekindle_engine::precedence::{Courtesy, Precedence};
+use rekindle_engine::precedence::{GiveWayLimit, Precedence};
 use rekindle_engine::store::Store;
 use rekindle_engine::view::{LiveView, View};
 use rekindle_kernel::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES, placement};
@@ -182,7 +182,8 @@ fn compared_bytes_each_second(
     threads: usize,
 ) -> anyhow::Result<f64> {
     let start = Instant::now();
-    let compared = compare(capture, Some(parent), threads, &Courtesy::new(&Precedence::default()), &NoHooks)?;
+    let compared =
+        compare(capture, Some(parent), threads, &GiveWayLimit::new(&Precedence::default()), &NoHooks)?;
     let seconds = start.elapsed().as_secs_f64();
     anyhow::ensure!(compared.classes.equal == PAGES, "all pages are equal");
     Ok(as_float(capture.mapping().bytes()) / seconds)

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Weak};
 
-use crate::aside::Aside;
+use crate::aside::AsideDirectory;
 use crate::budget::Budget;
 use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
@@ -21,7 +21,7 @@ use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
 use crate::identity::{DomainName, SnapshotId};
 use crate::key_ring::NoKeyOfDomain;
-use crate::learning::Learner;
+use crate::learning::Prefaulter;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::SnapshotEvent;
 use crate::limits;
@@ -174,7 +174,7 @@ impl Engine {
     }
 
     /// The layer files that a start set aside, as its catalog did not name them.
-    pub fn aside(&self) -> &Aside {
+    pub fn aside(&self) -> &AsideDirectory {
         self.cache.aside()
     }
 
@@ -357,10 +357,10 @@ impl Engine {
         ReadPlan::new(view, pages).read(&self.fetcher, into)
     }
 
-    /// The learner that records the working set of each resume.
-    pub fn learner(&self) -> Learner {
+    /// Brings pages ahead of each resume, and records its working set.
+    pub fn prefaulter(&self) -> Prefaulter {
         let fetcher = self.fetcher.of_class(Class::Ahead);
-        Learner { fetcher, runtime: self.runtime.handle().clone() }
+        Prefaulter { fetcher, runtime: self.runtime.handle().clone() }
     }
 
     /// The pages that guests of a snapshot touch first, if they were recorded.

@@ -1,6 +1,6 @@
 //! Installs pages that the guest has not asked for: neighbours of a fault, and pages to prefetch.
 
-use super::installer::{End, Landing};
+use super::installer::{End, InstallOutcome};
 use super::server::Server;
 use super::unit::UnitInstall;
 use crate::frame::FRAME_PAGES;
@@ -108,10 +108,10 @@ impl Server {
         let protect = self.installer.unwritten();
         let of_unit = unit.intersect(run).count();
         match self.gatherer.install(&self.view, &mut self.installer, unit, protect) {
-            UnitInstall::Landed(landing) => {
-                self.counters.pages_prefetched.add(landing.pages);
-                self.count(&self.view.piece_at(unit.start(), 1), landing.pages);
-                match ahead(landing.pages, &landing.end) {
+            UnitInstall::Landed(installed) => {
+                self.counters.pages_prefetched.add(installed.pages);
+                self.count(&self.view.piece_at(unit.start(), 1), installed.pages);
+                match ahead(installed.pages, &installed.end) {
                     Ahead::Dealt(_) => Ahead::Dealt(of_unit),
                     Ahead::Interrupted => Ahead::Interrupted,
                 }
@@ -128,7 +128,7 @@ impl Server {
 
     /// Installs the first `ready` pages of a piece, as unwritten pages.
     fn install_piece(&mut self, piece: &Piece, ready: u32) -> (u32, End) {
-        let Landing { pages, end } = self.install_ready(piece, ready, self.installer.unwritten());
+        let InstallOutcome { pages, end } = self.install_ready(piece, ready, self.installer.unwritten());
         (pages, end)
     }
 }

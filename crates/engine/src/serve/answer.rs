@@ -6,9 +6,9 @@ use std::time::Instant;
 use rekindle_kernel::Protect;
 
 use super::fault::{Access, Fault};
-use super::installer::{End, Landing};
+use super::installer::{End, InstallOutcome};
 use super::mailbox::Mailbox;
-use super::retry::{Patience, RetriedFault, RetryCause};
+use super::retry::{RetriedFault, RetryCause, RetryEffect};
 use super::server::Server;
 use super::status::{EndReason, ServeStatus};
 use super::unit::UnitInstall;
@@ -63,7 +63,7 @@ impl Server {
                 }
             }
             Outcome::Again(cause) => {
-                if self.retries.put(retried, &cause, Instant::now()) == Patience::Stalled {
+                if self.retries.put(retried, &cause, Instant::now()) == RetryEffect::Stalled {
                     self.stalls.put(fault.page, cause.words());
                     self.tell();
                 }
@@ -91,8 +91,8 @@ impl Server {
             Access::Read => self.installer.unwritten(),
             Access::WriteProtected => return self.unprotect(unit),
             Access::Unmapped => {
-                let landing = self.installer.map_present(unit);
-                return self.landed(unit, &landing);
+                let installed = self.installer.map_present(unit);
+                return self.landed(unit, &installed);
             }
         };
         if self.installer.pages.is_all_removed(unit) {
@@ -133,12 +133,13 @@ impl Server {
                 PieceSource::Zero | PieceSource::Capture(_) => Outcome::Again(RetryCause::Interrupted),
             };
         }
-        let landing = self.install_ready(&piece, ready, protect);
-        self.counters.pages_neighbour.add(landing.pages.saturating_sub(1));
-        self.note_beside(piece.pages.first_pages(landing.pages).after(1));
-        let goes_on = matches!(landing.end, End::Complete) && window.count() > landing.pages;
-        let rest = if upwards { window.after(landing.pages) } else { window.first_pages(window.count() - 1) };
-        let outcome = self.landed(piece.pages, &landing);
+        let installed = self.install_ready(&piece, ready, protect);
+        self.counters.pages_neighbour.add(installed.pages.saturating_sub(1));
+        self.note_beside(piece.pages.first_pages(installed.pages).after(1));
+        let goes_on = matches!(installed.end, End::Complete) && window.count() > installed.pages;
+        let rest =
+            if upwards { window.after(installed.pages) } else { window.first_pages(window.count() - 1) };
+        let outcome = self.landed(piece.pages, &installed);
         if goes_on {
             self.install_neighbours(rest);
         }
@@ -147,10 +148,10 @@ impl Server {
 
     fn install_unit(&mut self, fault: Fault, unit: GuestPages, protect: Protect) -> Outcome {
         match self.gatherer.install(&self.view, &mut self.installer, unit, protect) {
-            UnitInstall::Landed(landing) => {
-                self.count(&self.view.piece_at(unit.start(), 1), landing.pages);
-                self.note_beside(unit.first_pages(landing.pages).after(1));
-                self.landed(unit, &landing)
+            UnitInstall::Landed(installed) => {
+                self.count(&self.view.piece_at(unit.start(), 1), installed.pages);
+                self.note_beside(unit.first_pages(installed.pages).after(1));
+                self.landed(unit, &installed)
             }
             UnitInstall::Missing(frames) => {
                 // All frames are requested now; the page waits for one after the other.
@@ -175,9 +176,9 @@ impl Server {
     /// Answers a fault on a page that the guest gave back with zeroes. The next pause captures such a page anyway, so
     /// it need not be protected.
     fn zero(&mut self, unit: GuestPages) -> Outcome {
-        let landing = self.installer.zero(unit, Protect::Writable);
-        self.counters.zero.add(self.view.phase(), landing.pages);
-        self.landed(unit, &landing)
+        let installed = self.installer.zero(unit, Protect::Writable);
+        self.counters.zero.add(self.view.phase(), installed.pages);
+        self.landed(unit, &installed)
     }
 
     fn unprotect(&mut self, unit: GuestPages) -> Outcome {
@@ -193,13 +194,13 @@ impl Server {
     }
 
     /// Outcome of the fault on the first page of `run` after an install.
-    fn landed(&mut self, run: GuestPages, landing: &Landing) -> Outcome {
+    fn landed(&mut self, run: GuestPages, installed: &InstallOutcome) -> Outcome {
         let unit = self.installer.regions.unit_of(run.start());
-        if landing.pages > 0 {
+        if installed.pages > 0 {
             self.presence.installed(unit.start());
             return Outcome::Answered;
         }
-        match &landing.end {
+        match &installed.end {
             End::Present if unit.count() > 1 && !self.presence.is_credible(unit.start()) => {
                 Outcome::Again(RetryCause::Failed(NO_HUGE_PAGE.into()))
             }
@@ -226,17 +227,17 @@ impl Server {
     }
 
     /// Installs the first `ready` pages of a piece, which are in memory.
-    pub(super) fn install_ready(&mut self, piece: &Piece, ready: u32, protect: Protect) -> Landing {
+    pub(super) fn install_ready(&mut self, piece: &Piece, ready: u32, protect: Protect) -> InstallOutcome {
         let run = piece.pages.first_pages(ready);
-        let landing = match piece.source {
+        let installed = match piece.source {
             PieceSource::Zero => self.installer.zero(run, protect),
             PieceSource::Capture(_) | PieceSource::Layer(..) | PieceSource::Lost(_) => {
                 self.installer.copy(run, piece.bytes(0, ready), protect)
             }
         };
-        landing.distrust_if_lost(piece);
-        self.count(piece, landing.pages);
-        landing
+        installed.distrust_if_lost(piece);
+        self.count(piece, installed.pages);
+        installed
     }
 
     pub(super) fn count(&self, piece: &Piece, pages: u32) {
@@ -390,8 +391,8 @@ mod tests {
         // The disk loses the bytes after they were seen in memory.
         let path = directory.path().join(format!("layers/{}.raw", layer.id()));
         OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
-        let landing = server.install_ready(&piece, PAGES, Protect::Writable);
-        assert!(matches!(landing, Landing { pages: 0, end: End::SourceLost }), "{landing:?}");
+        let installed = server.install_ready(&piece, PAGES, Protect::Writable);
+        assert!(matches!(installed, InstallOutcome { pages: 0, end: End::SourceLost }), "{installed:?}");
         assert!(!layer.local().is_verified(FrameNumber::new(0)));
     }
 

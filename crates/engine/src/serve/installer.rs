@@ -25,7 +25,7 @@ pub(super) struct Installer {
 
 /// Pages that an install reached, and its end.
 #[derive(Debug)]
-pub(super) struct Landing {
+pub(super) struct InstallOutcome {
     /// Number of pages that are there now, from the first on.
     pub(super) pages: u32,
     pub(super) end: End,
@@ -50,7 +50,7 @@ pub(super) enum End {
     Failed(String),
 }
 
-impl Landing {
+impl InstallOutcome {
     /// Makes a layer that could not be read be verified again, or fetched, before the next try.
     pub(super) fn distrust_if_lost(&self, piece: &Piece) {
         if matches!(self.end, End::SourceLost) {
@@ -94,7 +94,7 @@ impl Installer {
     }
 
     /// Installs `pages`, which are in one region, from `source`, which has their length.
-    pub(super) fn copy(&mut self, pages: GuestPages, source: Source<'_>, protect: Protect) -> Landing {
+    pub(super) fn copy(&mut self, pages: GuestPages, source: Source<'_>, protect: Protect) -> InstallOutcome {
         if protect == Protect::Writable {
             self.open(pages);
         }
@@ -103,7 +103,7 @@ impl Installer {
     }
 
     /// Installs zeroes; they may become writable even if they were asked for protected.
-    pub(super) fn zero(&mut self, pages: GuestPages, protect: Protect) -> Landing {
+    pub(super) fn zero(&mut self, pages: GuestPages, protect: Protect) -> InstallOutcome {
         if self.shares_zeroes {
             self.open(pages);
             let install = self.userfaultfd.zero(self.range(pages));
@@ -128,7 +128,7 @@ impl Installer {
     }
 
     /// Maps pages that the memory file has.
-    pub(super) fn map_present(&mut self, pages: GuestPages) -> Landing {
+    pub(super) fn map_present(&mut self, pages: GuestPages) -> InstallOutcome {
         self.open(pages);
         let install = self.userfaultfd.continue_shared(self.range(pages), Protect::Writable);
         self.landed(install, pages)
@@ -142,10 +142,10 @@ impl Installer {
         }
     }
 
-    fn landed(&mut self, install: Install, pages: GuestPages) -> Landing {
-        let landing = landing(install, pages);
-        self.pages.install(pages.first_pages(landing.pages));
-        landing
+    fn landed(&mut self, install: Install, pages: GuestPages) -> InstallOutcome {
+        let installed = installed(install, pages);
+        self.pages.install(pages.first_pages(installed.pages));
+        installed
     }
 
     /// Wakes the waiters for `pages`.
@@ -169,8 +169,8 @@ impl Installer {
     }
 }
 
-fn landing(install: Install, pages: GuestPages) -> Landing {
-    let landed = |pages: u32, end: End| Landing { pages, end };
+fn installed(install: Install, pages: GuestPages) -> InstallOutcome {
+    let landed = |pages: u32, end: End| InstallOutcome { pages, end };
     match install {
         Install::Installed => landed(pages.count(), End::Complete),
         Install::Present { installed_bytes } => landed(whole_pages(installed_bytes, pages), End::Present),
@@ -247,14 +247,14 @@ mod tests {
         // Nothing can be installed there any more, so a page that is noted was noted before the call.
         installer.userfaultfd.unregister(memory.range()).unwrap();
         let zeroes = || Source::zeroes(PAGE_BYTES);
-        for landing in [
+        for installed in [
             installer.copy(run(0, 1), zeroes(), Protect::Writable),
             installer.copy(run(1, 1), zeroes(), Protect::Protected),
             installer.zero(run(2, 1), Protect::Protected),
             installer.zero(run(3, 2), Protect::Writable),
             installer.map_present(run(5, 1)),
         ] {
-            assert_eq!(landing.pages, 0, "{landing:?}");
+            assert_eq!(installed.pages, 0, "{installed:?}");
         }
         assert!(!matches!(installer.unprotect(run(7, 1)), End::Complete));
         assert_eq!(*installer.pages.written(), set(&[0, 2, 3, 4, 5, 7]));

@@ -35,7 +35,7 @@ pub(super) struct Retries {
 
 /// Consequence for the guest of a fault that was queued again.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Patience {
+pub(super) enum RetryEffect {
     /// None: this is normal.
     Ordinary,
     /// The guest is stalled.
@@ -66,19 +66,19 @@ impl RetriedFault {
 
 impl Retries {
     /// Keeps `retried` for another try. A fault that has been interrupted very often is paused like a failed one.
-    pub(super) fn put(&mut self, mut retried: RetriedFault, cause: &RetryCause, now: Instant) -> Patience {
+    pub(super) fn put(&mut self, mut retried: RetriedFault, cause: &RetryCause, now: Instant) -> RetryEffect {
         match cause {
             RetryCause::Interrupted if retried.interruptions < limits::INTERRUPTIONS_MAX => {
                 retried.interruptions += 1;
                 self.soon.push_back(retried);
-                return Patience::Ordinary;
+                return RetryEffect::Ordinary;
             }
             RetryCause::Interrupted | RetryCause::Failed(_) => {}
         }
         let pause = pause_after(retried.failures);
         retried.failures = retried.failures.saturating_add(1);
         self.later.push((now + pause, retried));
-        Patience::Stalled
+        RetryEffect::Stalled
     }
 
     /// The next fault to try at once.
@@ -139,7 +139,7 @@ mod tests {
         let mut retries = Retries::default();
         let now = Instant::now();
         for page in 0..3 {
-            assert_eq!(retries.put(fresh(page), &RetryCause::Interrupted, now), Patience::Ordinary);
+            assert_eq!(retries.put(fresh(page), &RetryCause::Interrupted, now), RetryEffect::Ordinary);
         }
         assert_eq!(retries.next_in(now), Some(Duration::ZERO));
         let first = retries.next_soon().unwrap();
@@ -155,7 +155,7 @@ mod tests {
         let mut pauses = Vec::new();
         let mut retried = fresh(7);
         for _ in 0..20 {
-            assert_eq!(retries.put(retried, &failed(), now), Patience::Stalled);
+            assert_eq!(retries.put(retried, &failed(), now), RetryEffect::Stalled);
             assert_eq!(retries.soon_count(), 0);
             assert!(retries.next_due(now).is_none());
             let pause = retries.next_in(now).unwrap();
@@ -175,10 +175,10 @@ mod tests {
         let now = Instant::now();
         let mut retried = fresh(7);
         for _ in 0..limits::INTERRUPTIONS_MAX {
-            assert_eq!(retries.put(retried, &RetryCause::Interrupted, now), Patience::Ordinary);
+            assert_eq!(retries.put(retried, &RetryCause::Interrupted, now), RetryEffect::Ordinary);
             retried = retries.next_soon().unwrap();
         }
-        assert_eq!(retries.put(retried, &RetryCause::Interrupted, now), Patience::Stalled);
+        assert_eq!(retries.put(retried, &RetryCause::Interrupted, now), RetryEffect::Stalled);
         assert!(retries.next_due(now + limits::INSTALL_RETRY_FIRST).is_some());
     }
 }

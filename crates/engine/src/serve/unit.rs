@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rekindle_kernel::{HUGE_PAGE_BYTES, Protect, Source};
 
-use super::installer::{End, Installer, Landing};
+use super::installer::{End, InstallOutcome, Installer};
 use crate::frame::{FRAME_PAGES, FrameNumber};
 use crate::geometry::{GuestPages, PAGE_BYTES, usize_of};
 use crate::local_file::LocalFile;
@@ -20,7 +20,7 @@ pub(super) struct Gatherer {
 #[derive(Debug)]
 pub(super) enum UnitInstall {
     /// It was tried.
-    Landed(Landing),
+    Landed(InstallOutcome),
     /// These frames must be there first; at least one.
     Missing(Vec<(Arc<LocalFile>, FrameNumber)>),
     /// Some of its pages are lost.
@@ -39,14 +39,14 @@ impl Gatherer {
         let removed: Vec<_> = installer.pages.removed().runs_in(unit).collect();
         let whole = view.piece_at(unit.start(), unit.count());
         if removed.is_empty() && whole.pages == unit && whole.readable_now() == unit.count() {
-            let landing = match whole.source {
+            let installed = match whole.source {
                 PieceSource::Zero => installer.zero(unit, protect),
                 PieceSource::Capture(_) | PieceSource::Layer(..) | PieceSource::Lost(_) => {
                     installer.copy(unit, whole.bytes(0, unit.count()), protect)
                 }
             };
-            landing.distrust_if_lost(&whole);
-            return UnitInstall::Landed(landing);
+            installed.distrust_if_lost(&whole);
+            return UnitInstall::Landed(installed);
         }
         let pieces = match plan(view, unit) {
             Ok(pieces) => pieces,
@@ -57,7 +57,7 @@ impl Gatherer {
             let from = usize_of(piece.pages.start().pages_since(unit.start())) * PAGE_BYTES;
             let bytes = usize_of(piece.pages.count()) * PAGE_BYTES;
             if piece.copy_to(&mut self.bytes[from..from + bytes]).is_err() {
-                let lost = Landing { pages: 0, end: End::SourceLost };
+                let lost = InstallOutcome { pages: 0, end: End::SourceLost };
                 lost.distrust_if_lost(&piece);
                 return UnitInstall::Landed(lost);
             }

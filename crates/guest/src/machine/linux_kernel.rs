@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rekindle_kernel::said::said_within;
+use rekindle_kernel::program_output::output_within;
 
 use super::{initrd, kernel_modules};
 
@@ -177,11 +177,12 @@ fn run_within(
     let shown = || format!("{program} {}", words.join(" "));
     let mut command = Command::new(program);
     command.args(words).current_dir(directory).env("LC_ALL", "C.UTF-8");
-    let said =
-        said_within(limit, &mut command).map_err(|error| match error.kind() == io::ErrorKind::TimedOut {
+    let said = output_within(limit, &mut command).map_err(|error| {
+        match error.kind() == io::ErrorKind::TimedOut {
             true => LinuxKernelError::Silent { command: shown(), error },
             false => LinuxKernelError::NoDebian { program, error },
-        })?;
+        }
+    })?;
     match said.status.success() {
         true => Ok(said.out),
         false => Err(LinuxKernelError::Refused { command: shown(), said: said.errors.trim().to_owned() }),

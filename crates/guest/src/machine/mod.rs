@@ -17,11 +17,11 @@
 mod initrd;
 mod kernel_modules;
 mod linux_kernel;
-mod said;
+mod console_lines;
 
+pub use console_lines::{ConsoleLines, GuestRefuses};
 pub use initrd::initrd;
 pub use linux_kernel::{LinuxKernel, LinuxKernelError};
-pub use said::{GuestRefuses, Said};
 
 /// The tiny guest: a 64-bit ELF file of a few KB with a note for PVH's direct entry, and an entry for Linux's 64-bit boot
 /// protocol. QEMU and Firecracker boot it.

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::endpoint::Endpoint;
 use super::error::ClientError;
-use crate::api::operation::{Input, Operation, Output, Said, Subject, Verb};
+use crate::api::operation::{EncodedInput, Input, Operation, Output, Subject, Verb};
 
 /// Bytes of an answer: far beyond what any route gives.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
@@ -49,7 +49,7 @@ impl Call {
             Verb::Post => Method::POST,
             Verb::Delete => Method::DELETE,
         };
-        let Said { query, body } = I::said(input);
+        let EncodedInput { query, body } = I::encode(input);
         Self { method, path: operation.path_of(of) + &query, key: None, body }
     }
 

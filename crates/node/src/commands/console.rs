@@ -41,7 +41,7 @@ pub struct ConsoleArguments {
 }
 
 #[derive(Debug, Serialize)]
-struct Said<'a> {
+struct FoundOutput<'a> {
     output: &'a str,
     found: bool,
 }
@@ -98,7 +98,7 @@ fn until(
         if end.is_some() || is_over {
             if session.output.json {
                 let output = String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]);
-                session.output.value(&Said { output: &output, found: end.is_some() })?;
+                session.output.value(&FoundOutput { output: &output, found: end.is_some() })?;
             }
             return Ok(if end.is_some() { Status::Done } else { Status::CheckFailed });
         }

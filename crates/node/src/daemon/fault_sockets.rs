@@ -12,7 +12,7 @@ use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
 use rekindle_engine::fetch::Fetcher;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
-use rekindle_engine::learning::{Learner, Prefault};
+use rekindle_engine::learning::{Prefault, Prefaulter};
 use rekindle_engine::precedence::Precedence;
 use rekindle_engine::serve::Epoch;
 use rekindle_engine::snapshot::Snapshot;
@@ -181,7 +181,7 @@ impl FaultSockets {
             keeping: Arc::clone(&self.host.keeping),
             catalog: self.catalog.clone(),
             fetcher: self.host.engine.fetcher().clone(),
-            learner: self.host.engine.learner(),
+            prefaulter: self.host.engine.prefaulter(),
             prefault: self.host.settings().prefault,
             precedence: self.host.engine.precedence().clone(),
             metrics: Arc::clone(&self.host.metrics),
@@ -325,7 +325,7 @@ struct SocketServices {
     keeping: Arc<Keeping>,
     catalog: Catalog,
     fetcher: Fetcher,
-    learner: Learner,
+    prefaulter: Prefaulter,
     prefault: Prefault,
     precedence: Precedence,
     metrics: Arc<Metrics>,
@@ -369,7 +369,7 @@ impl SocketServices {
         };
         if let State::Serving { server } = &state {
             self.metrics.serving(snapshot.id(), server.watch());
-            self.learner.learn(snapshot, server, self.prefault);
+            self.prefaulter.begin(snapshot, server, self.prefault);
         }
         self.socket.taken_over(state, given.ok().map(|()| keeper.identity()));
         // Only now: the VMM waits for its first pages until it is served.

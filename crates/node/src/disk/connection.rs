@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use rekindle_engine::geometry::u64_of;
 
 use super::cold::{Cold, ColdRequest};
-use super::content::{ColdSource, Obstacle, Patience};
+use super::content::{ColdSource, Obstacle, ReadReach};
 use super::gate::Passage;
 use super::inbox::Inbox;
 use super::limits;
@@ -93,7 +93,7 @@ impl Session<'_> {
                 inbox.skip(self.stream, data_bytes)?;
                 &[]
             };
-            match self.attempt(&request, data, Patience::None, &mut outbox) {
+            match self.attempt(&request, data, ReadReach::Memory, &mut outbox) {
                 Outcome::Answered => {}
                 Outcome::Cold(sources) => {
                     self.disk.counters.cold_requests.fetch_add(1, Ordering::Relaxed);
@@ -119,7 +119,7 @@ impl Session<'_> {
         let mut outbox = Outbox::default();
         while let Some(waiting) = cold.take() {
             for waiting in waiting {
-                match self.attempt(&waiting.request, &waiting.data, Patience::LocalDisk, &mut outbox) {
+                match self.attempt(&waiting.request, &waiting.data, ReadReach::LocalDisk, &mut outbox) {
                     Outcome::Answered => {
                         cold.answered(&waiting);
                         if let Err(error) = self.send(&mut outbox) {
@@ -135,12 +135,12 @@ impl Session<'_> {
     }
 
     /// Carries a request out, if that needs nothing that is not in memory.
-    fn attempt(&self, request: &Request, data: &[u8], patience: Patience, outbox: &mut Outbox) -> Outcome {
+    fn attempt(&self, request: &Request, data: &[u8], reach: ReadReach, outbox: &mut Outbox) -> Outcome {
         let place = outbox.place();
         let command = request.command(self.disk.content.bytes(), self.disk.access, self.agreement);
         let done = command
             .map_err(Stop::Refused)
-            .and_then(|command| self.carry_out(request.cookie, command, data, patience, outbox));
+            .and_then(|command| self.carry_out(request.cookie, command, data, reach, outbox));
         let refused = match done {
             Ok(()) => None,
             Err(Stop::Refused(error)) => Some(error),
@@ -169,14 +169,14 @@ impl Session<'_> {
         cookie: u64,
         command: Command,
         data: &[u8],
-        patience: Patience,
+        reach: ReadReach,
         outbox: &mut Outbox,
     ) -> Result<(), Stop> {
         let (content, counters) = (&self.disk.content, &self.disk.counters);
         match command {
             Command::Read { range, chunks } => {
                 let _passage = self.pass()?;
-                self.read(cookie, &range, chunks, patience, outbox)?;
+                self.read(cookie, &range, chunks, reach, outbox)?;
                 count(&counters.bytes_read, &range);
                 return Ok(());
             }
@@ -187,7 +187,7 @@ impl Session<'_> {
             }
             Command::Write { range } => {
                 let _passage = self.pass()?;
-                let edges = content.edges(&range, patience)?;
+                let edges = content.edges(&range, reach)?;
                 content.write(range.start, data, &edges)?;
                 count(&counters.bytes_written, &range);
             }
@@ -198,7 +198,7 @@ impl Session<'_> {
                 count(&counters.bytes_zeroed, &range);
             }
             Command::Zero { range, room } => {
-                self.zero(content.through_last_page(range.clone()), room, patience)?;
+                self.zero(content.through_last_page(range.clone()), room, reach)?;
                 count(&counters.bytes_zeroed, &range);
             }
         }
@@ -211,14 +211,14 @@ impl Session<'_> {
         cookie: u64,
         range: &Range<u64>,
         chunks: Chunks,
-        patience: Patience,
+        reach: ReadReach,
         outbox: &mut Outbox,
     ) -> Result<(), Stop> {
         let content = &self.disk.content;
         let bytes = size(range);
         if !self.agreement.structured {
             outbox.simple(cookie, None);
-            return Ok(content.read(range.start, outbox.data(bytes), patience)?);
+            return Ok(content.read(range.start, outbox.data(bytes), reach)?);
         }
         if bytes == 0 {
             outbox.empty_chunk(cookie);
@@ -236,24 +236,24 @@ impl Session<'_> {
                 outbox.hole_chunk(cookie, position, start, length(&(start..end)));
             } else {
                 outbox.data_chunk(cookie, position, start, length(&(start..end)));
-                content.read(start, outbox.data(size(&(start..end))), patience)?;
+                content.read(start, outbox.data(size(&(start..end))), reach)?;
             }
             start = end;
         }
         if start < range.end {
             // One chunk was asked for, or the rest has too many stretches to be listed one by one.
             outbox.data_chunk(cookie, Position::Last, start, length(&(start..range.end)));
-            content.read(start, outbox.data(size(&(start..range.end))), patience)?;
+            content.read(start, outbox.data(size(&(start..range.end))), reach)?;
         }
         Ok(())
     }
 
     /// Makes a range zero, in turns between which the disk may freeze.
-    fn zero(&self, range: Range<u64>, room: Room, patience: Patience) -> Result<(), Stop> {
+    fn zero(&self, range: Range<u64>, room: Room, reach: ReadReach) -> Result<(), Stop> {
         let content = &self.disk.content;
         let edges = {
             let _passage = self.pass()?;
-            content.edges(&range, patience)?
+            content.edges(&range, reach)?
         };
         let step = match room {
             Room::GivenBack => limits::ZEROED_AT_ONCE_BYTES,

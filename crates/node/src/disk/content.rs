@@ -27,9 +27,9 @@ pub(super) struct Content {
 
 /// Decides if a read may wait for this node's own disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Patience {
+pub(super) enum ReadReach {
     /// Only what is in memory is read.
-    None,
+    Memory,
     /// Verified pages are read, though the system may have to load them from a file.
     LocalDisk,
 }
@@ -109,7 +109,7 @@ impl Content {
     }
 
     /// Reads the bytes from `offset` that fill `into`; they lie in the disk.
-    pub(super) fn read(&self, offset: u64, into: &mut [u8], patience: Patience) -> Result<(), Obstacle> {
+    pub(super) fn read(&self, offset: u64, into: &mut [u8], reach: ReadReach) -> Result<(), Obstacle> {
         let mut cold = Vec::new();
         let end = offset + u64_of(into.len());
         let mut position = offset;
@@ -119,7 +119,7 @@ impl Content {
             match state {
                 PageState::Written => self.overlay.read(position, here)?,
                 PageState::Zero => here.fill(0),
-                PageState::Base => self.read_base(position, here, patience, &mut cold),
+                PageState::Base => self.read_base(position, here, reach, &mut cold),
             }
             position = run;
         }
@@ -127,14 +127,14 @@ impl Content {
     }
 
     /// Reads what the pages that `range` covers in part were at the last pause, where they may still be that.
-    pub(super) fn edges(&self, range: &Range<u64>, patience: Patience) -> Result<Edges, Obstacle> {
+    pub(super) fn edges(&self, range: &Range<u64>, reach: ReadReach) -> Result<Edges, Obstacle> {
         let cut = Cut::new(range);
         let mut cold = Vec::new();
         let mut page = |part: &Option<(GuestPage, Range<usize>)>| {
             let (page, _) = part.as_ref()?;
             (self.overlay.run_at(*page, 1).0 == PageState::Base).then(|| {
                 let mut bytes = Box::new([0; PAGE_BYTES]);
-                self.read_base(page.offset_bytes(), &mut bytes[..], patience, &mut cold);
+                self.read_base(page.offset_bytes(), &mut bytes[..], reach, &mut cold);
                 bytes
             })
         };
@@ -222,7 +222,7 @@ impl Content {
     }
 
     /// Reads bytes of the base. Missing frames are added to `cold`, and `into` is then of no use.
-    fn read_base(&self, offset: u64, into: &mut [u8], patience: Patience, cold: &mut Vec<ColdSource>) {
+    fn read_base(&self, offset: u64, into: &mut [u8], reach: ReadReach, cold: &mut Vec<ColdSource>) {
         let Some(base) = &self.base else { return into.fill(0) };
         let mut left = into;
         let mut position = offset;
@@ -234,8 +234,8 @@ impl Content {
             let piece = base.piece_at(page, pages);
             let bytes = (usize_of(piece.pages.count()) * PAGE_BYTES - skipped).min(left.len());
             let (here, after) = left.split_at_mut(bytes);
-            if !copy_piece(&piece, skipped, here, patience) {
-                add_missing(&piece, patience, cold);
+            if !copy_piece(&piece, skipped, here, reach) {
+                add_missing(&piece, reach, cold);
             }
             left = after;
             position += u64_of(bytes);
@@ -244,12 +244,12 @@ impl Content {
 }
 
 /// Copies bytes of a piece if they are there.
-fn copy_piece(piece: &Piece, skipped: usize, into: &mut [u8], patience: Patience) -> bool {
-    let there = match (&piece.source, patience) {
-        (PieceSource::Layer(file, first), Patience::LocalDisk) => {
+fn copy_piece(piece: &Piece, skipped: usize, into: &mut [u8], reach: ReadReach) -> bool {
+    let there = match (&piece.source, reach) {
+        (PieceSource::Layer(file, first), ReadReach::LocalDisk) => {
             file.verified_run(*first, piece.pages.count())
         }
-        (_, Patience::None | Patience::LocalDisk) => piece.readable_now(),
+        (_, ReadReach::Memory | ReadReach::LocalDisk) => piece.readable_now(),
     };
     if there < piece.pages.count() {
         return false;
@@ -272,7 +272,7 @@ fn copy_piece(piece: &Piece, skipped: usize, into: &mut [u8], patience: Patience
 }
 
 /// Adds what has to be there before the piece can be read, as far as the limit for one request goes.
-fn add_missing(piece: &Piece, patience: Patience, cold: &mut Vec<ColdSource>) {
+fn add_missing(piece: &Piece, reach: ReadReach, cold: &mut Vec<ColdSource>) {
     let (file, first) = match &piece.source {
         PieceSource::Layer(file, first) => (file, first),
         PieceSource::Lost(lost) => return cold.push(ColdSource::Lost(Arc::clone(lost))),
@@ -282,7 +282,7 @@ fn add_missing(piece: &Piece, patience: Patience, cold: &mut Vec<ColdSource>) {
     let mut page = first.number();
     while page < end && cold.len() < limits::COLD_FRAMES_MAX {
         let frame = frame_of(LayerPage::new(page));
-        let is_there = patience == Patience::LocalDisk && file.is_verified(frame);
+        let is_there = reach == ReadReach::LocalDisk && file.is_verified(frame);
         let is_known = |cold: &ColdSource| matches!(cold, ColdSource::Frame(known, number) if Arc::ptr_eq(known, file) && *number == frame);
         if !is_there && !cold.iter().any(is_known) {
             cold.push(ColdSource::Frame(Arc::clone(file), frame));

@@ -27,14 +27,14 @@ pub struct Surroundings {
 
 /// The values given for one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Said {
-    pub(super) value: SaidValue,
+pub(super) struct GivenValue {
+    pub(super) value: RawValue,
     pub(super) source: Source,
 }
 
 /// A value as it was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum SaidValue {
+pub(super) enum RawValue {
     /// Text; from a variable or a flag everything is.
     Text(String),
     Number(i64),
@@ -47,7 +47,7 @@ pub(super) enum SaidValue {
 /// All that was said.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
-    pub(super) said: BTreeMap<&'static str, Said>,
+    pub(super) said: BTreeMap<&'static str, GivenValue>,
     /// The settings file that was read.
     pub(super) file: Option<PathBuf>,
     /// Variables that begin as ours do and are none of ours.
@@ -92,8 +92,8 @@ impl Layers {
         }
         layers.add_variables(around)?;
         for (key, flag, value) in flags.given() {
-            let value = SaidValue::Text(value.to_owned());
-            layers.said.insert(key, Said { value, source: Source::Flag(flag.to_owned()) });
+            let value = RawValue::Text(value.to_owned());
+            layers.said.insert(key, GivenValue { value, source: Source::Flag(flag.to_owned()) });
         }
         Ok(layers)
     }
@@ -113,7 +113,7 @@ impl Layers {
                 let suggestion = closest(&name, KEYS.iter().map(|key| key.name));
                 return Err(SettingsError::UnknownKey { place, name, suggestion });
             };
-            self.said.insert(key.name, Said { value, source: place });
+            self.said.insert(key.name, GivenValue { value, source: place });
         }
         Ok(())
     }
@@ -134,8 +134,8 @@ impl Layers {
                 }
                 continue;
             };
-            let value = SaidValue::Text(value.to_string_lossy().into_owned());
-            self.said.insert(key.name, Said { value, source: Source::Variable(name.clone()) });
+            let value = RawValue::Text(value.to_string_lossy().into_owned());
+            self.said.insert(key.name, GivenValue { value, source: Source::Variable(name.clone()) });
         }
         Ok(())
     }
@@ -167,7 +167,7 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 /// Every value with its dotted name and where it stands.
-fn flatten(before: &str, table: &DeTable<'_>, found: &mut Vec<(String, usize, SaidValue)>) {
+fn flatten(before: &str, table: &DeTable<'_>, found: &mut Vec<(String, usize, RawValue)>) {
     for (name, value) in table {
         let dotted = if before.is_empty() {
             name.get_ref().to_string()
@@ -182,21 +182,21 @@ fn flatten(before: &str, table: &DeTable<'_>, found: &mut Vec<(String, usize, Sa
     }
 }
 
-fn said(value: &DeValue<'_>) -> SaidValue {
+fn said(value: &DeValue<'_>) -> RawValue {
     match value {
-        DeValue::String(text) => SaidValue::Text(text.to_string()),
+        DeValue::String(text) => RawValue::Text(text.to_string()),
         DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) => SaidValue::Number(number),
-            Err(_) => SaidValue::Other(number.as_str().to_owned()),
+            Ok(number) => RawValue::Number(number),
+            Err(_) => RawValue::Other(number.as_str().to_owned()),
         },
-        DeValue::Boolean(truth) => SaidValue::Truth(*truth),
-        DeValue::Array(values) => SaidValue::List(values.iter().map(Spanned::get_ref).map(said).collect()),
-        DeValue::Float(number) => SaidValue::Other(number.as_str().to_owned()),
-        DeValue::Datetime(_) | DeValue::Table(_) => SaidValue::Other(format!("a {}", value.type_str())),
+        DeValue::Boolean(truth) => RawValue::Truth(*truth),
+        DeValue::Array(values) => RawValue::List(values.iter().map(Spanned::get_ref).map(said).collect()),
+        DeValue::Float(number) => RawValue::Other(number.as_str().to_owned()),
+        DeValue::Datetime(_) | DeValue::Table(_) => RawValue::Other(format!("a {}", value.type_str())),
     }
 }
 
-impl SaidValue {
+impl RawValue {
     /// The text, where it is one.
     pub(super) fn text(&self) -> Option<&str> {
         match self {
@@ -206,7 +206,7 @@ impl SaidValue {
     }
 }
 
-impl std::fmt::Display for SaidValue {
+impl std::fmt::Display for RawValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Text(text) => write!(f, "{text:?}"),

@@ -19,7 +19,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::StoreLocation;
 use super::error::Source;
 use super::keep_rules::KeepRule;
-use super::layers::{Said, SaidValue};
+use super::layers::{GivenValue, RawValue};
 use super::times::{parse_time, show_time};
 use crate::bucket::BucketUrl;
 use crate::settings::room::Room;
@@ -28,7 +28,7 @@ use crate::telemetry::{LogFormat, spans_url};
 /// A kind of value: how one is understood, and how it is shown to people and to programs. A refusal of a value says
 /// what it must be instead.
 pub(super) struct Kind<T> {
-    pub(super) parse: fn(&Said) -> Result<T, String>,
+    pub(super) parse: fn(&GivenValue) -> Result<T, String>,
     pub(super) show: fn(&T) -> (String, Value),
 }
 
@@ -108,7 +108,7 @@ pub fn parse_size(given: &str) -> Result<u64, String> {
     Ok(size.as_u64())
 }
 
-fn path(said: &Said) -> Result<PathBuf, String> {
+fn path(said: &GivenValue) -> Result<PathBuf, String> {
     let Some(given) = said.value.text() else { return Err("a path".to_owned()) };
     if given.is_empty() || given.starts_with('~') {
         return Err("a path, written in full (`~` is not expanded)".to_owned());
@@ -126,7 +126,7 @@ fn absolute(path: &Path, source: &Source) -> Result<PathBuf, String> {
         .map_err(|error| format!("a path that exists: {error}"))
 }
 
-fn store(said: &Said) -> Result<StoreLocation, String> {
+fn store(said: &GivenValue) -> Result<StoreLocation, String> {
     let Some(given) = said.value.text() else { return Err("a directory or a URL".to_owned()) };
     if given.get(..FILE_URL.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(FILE_URL)) {
         return file_url(&given[FILE_URL.len()..]).map(StoreLocation::Directory);
@@ -161,18 +161,18 @@ fn file_url(rest: &str) -> Result<PathBuf, String> {
     if bytes.contains(&0) { Err(expected()) } else { Ok(PathBuf::from(OsString::from_vec(bytes))) }
 }
 
-fn domain(said: &Said) -> Result<DomainName, String> {
+fn domain(said: &GivenValue) -> Result<DomainName, String> {
     let expected = || "a name of 1 to 64 of a-z, 0-9 and -".to_owned();
     let Some(given) = said.value.text() else { return Err(expected()) };
     given.parse().map_err(|_| expected())
 }
 
-fn bytes(said: &Said) -> Result<u64, String> {
+fn bytes(said: &GivenValue) -> Result<u64, String> {
     let expected = || "a size such as 64GiB, or a number of bytes, at least 1MiB".to_owned();
     size(said).filter(|bytes| *bytes >= ByteSize::mib(1).as_u64()).ok_or_else(expected)
 }
 
-fn room(said: &Said) -> Result<Room, String> {
+fn room(said: &GivenValue) -> Result<Room, String> {
     let expected = || {
         "a size such as 200GiB, at least 1MiB, a share of the disk from 1% to 99%, or 0 for none".to_owned()
     };
@@ -191,44 +191,44 @@ fn room(said: &Said) -> Result<Room, String> {
 /// A rate is at least as much as an upload's time limit allows for: the slowest line that is published over.
 const RATE_MIN: u64 = 64 << 10;
 
-fn rate(said: &Said) -> Result<Option<NonZeroU64>, String> {
+fn rate(said: &GivenValue) -> Result<Option<NonZeroU64>, String> {
     let expected = || "a size such as 50MiB, at least 64KiB, or 0 for no limit".to_owned();
     let bytes = size(said).filter(|bytes| *bytes == 0 || *bytes >= RATE_MIN);
     bytes.map(NonZeroU64::new).ok_or_else(expected)
 }
 
-fn size(said: &Said) -> Option<u64> {
+fn size(said: &GivenValue) -> Option<u64> {
     match &said.value {
-        SaidValue::Number(number) => u64::try_from(*number).ok(),
-        SaidValue::Text(given) => parse_size(given).ok(),
-        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => None,
+        RawValue::Number(number) => u64::try_from(*number).ok(),
+        RawValue::Text(given) => parse_size(given).ok(),
+        RawValue::Truth(_) | RawValue::List(_) | RawValue::Other(_) => None,
     }
 }
 
-fn time(said: &Said) -> Result<Duration, String> {
+fn time(said: &GivenValue) -> Result<Duration, String> {
     let expected = || "a time such as 500ms, 30s, 5m, 1h or 7d".to_owned();
     match &said.value {
-        SaidValue::Number(number) => u64::try_from(*number).map(Duration::from_secs).map_err(|_| expected()),
-        SaidValue::Text(given) => parse_time(given),
-        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => Err(expected()),
+        RawValue::Number(number) => u64::try_from(*number).map(Duration::from_secs).map_err(|_| expected()),
+        RawValue::Text(given) => parse_time(given),
+        RawValue::Truth(_) | RawValue::List(_) | RawValue::Other(_) => Err(expected()),
     }
 }
 
 /// Counts are of things that are kept or waited for in RAM: a million is far beyond use.
 const COUNT_MAX: usize = 1_000_000;
 
-fn count(said: &Said) -> Result<usize, String> {
+fn count(said: &GivenValue) -> Result<usize, String> {
     let number = match &said.value {
-        SaidValue::Number(number) => usize::try_from(*number).ok(),
-        SaidValue::Text(given) => given.parse().ok(),
-        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => None,
+        RawValue::Number(number) => usize::try_from(*number).ok(),
+        RawValue::Text(given) => given.parse().ok(),
+        RawValue::Truth(_) | RawValue::List(_) | RawValue::Other(_) => None,
     };
     number
         .filter(|number| (1..=COUNT_MAX).contains(number))
         .ok_or_else(|| format!("a number from 1 to {COUNT_MAX}"))
 }
 
-fn workers(said: &Said) -> Result<Option<usize>, String> {
+fn workers(said: &GivenValue) -> Result<Option<usize>, String> {
     if said.value.text() == Some("auto") {
         return Ok(None);
     }
@@ -236,18 +236,18 @@ fn workers(said: &Said) -> Result<Option<usize>, String> {
     workers.map(Some).ok_or_else(|| "auto, or a number from 1 to 1024".to_owned())
 }
 
-fn auto_count(said: &Said) -> Result<Option<usize>, String> {
+fn auto_count(said: &GivenValue) -> Result<Option<usize>, String> {
     if said.value.text() == Some("auto") {
         return Ok(None);
     }
     count(said).map(Some).map_err(|expected| format!("auto, or {expected}"))
 }
 
-fn switch(said: &Said) -> Result<bool, String> {
+fn switch(said: &GivenValue) -> Result<bool, String> {
     let given = match &said.value {
-        SaidValue::Truth(truth) => return Ok(*truth),
-        SaidValue::Text(given) => given.as_str(),
-        SaidValue::Number(_) | SaidValue::List(_) | SaidValue::Other(_) => "",
+        RawValue::Truth(truth) => return Ok(*truth),
+        RawValue::Text(given) => given.as_str(),
+        RawValue::Number(_) | RawValue::List(_) | RawValue::Other(_) => "",
     };
     match given {
         "true" | "on" | "yes" | "1" => Ok(true),
@@ -256,7 +256,7 @@ fn switch(said: &Said) -> Result<bool, String> {
     }
 }
 
-fn level(said: &Said) -> Result<String, String> {
+fn level(said: &GivenValue) -> Result<String, String> {
     let expected = || {
         "error, warn, info, debug, trace or off, also by module as in info,rekindle_engine=debug".to_owned()
     };
@@ -267,7 +267,7 @@ fn level(said: &Said) -> Result<String, String> {
     if !understood || EnvFilter::try_new(given).is_err() { Err(expected()) } else { Ok(given.to_owned()) }
 }
 
-fn prefault(said: &Said) -> Result<Prefault, String> {
+fn prefault(said: &GivenValue) -> Result<Prefault, String> {
     match said.value.text() {
         Some("none") => Ok(Prefault::Nothing),
         Some("working-set") => Ok(Prefault::WorkingSet),
@@ -276,7 +276,7 @@ fn prefault(said: &Said) -> Result<Prefault, String> {
     }
 }
 
-fn format_of_log(said: &Said) -> Result<LogFormat, String> {
+fn format_of_log(said: &GivenValue) -> Result<LogFormat, String> {
     match said.value.text() {
         Some("human") => Ok(LogFormat::Human),
         Some("json") => Ok(LogFormat::Json),
@@ -284,53 +284,51 @@ fn format_of_log(said: &Said) -> Result<LogFormat, String> {
     }
 }
 
-fn user(said: &Said) -> Result<u32, String> {
+fn user(said: &GivenValue) -> Result<u32, String> {
     match users(said).as_deref() {
         Ok([id]) => Ok(*id),
         Ok(_) | Err(_) => Err("one id, a number such as 1000".to_owned()),
     }
 }
 
-fn users(said: &Said) -> Result<Vec<u32>, String> {
+fn users(said: &GivenValue) -> Result<Vec<u32>, String> {
     let expected = || "a list of user ids, such as [1000, 1001]".to_owned();
-    let one = |value: &SaidValue| match value {
-        SaidValue::Number(number) => u32::try_from(*number).map_err(|_| expected()),
-        SaidValue::Text(given) => given.trim().parse().map_err(|_| expected()),
-        SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => Err(expected()),
+    let one = |value: &RawValue| match value {
+        RawValue::Number(number) => u32::try_from(*number).map_err(|_| expected()),
+        RawValue::Text(given) => given.trim().parse().map_err(|_| expected()),
+        RawValue::Truth(_) | RawValue::List(_) | RawValue::Other(_) => Err(expected()),
     };
     match &said.value {
-        SaidValue::List(values) => values.iter().map(one).collect(),
-        SaidValue::Text(given) if given.is_empty() => Ok(Vec::new()),
-        SaidValue::Text(given) => given.split(',').map(|id| one(&SaidValue::Text(id.to_owned()))).collect(),
-        SaidValue::Number(_) | SaidValue::Truth(_) | SaidValue::Other(_) => {
-            one(&said.value).map(|id| vec![id])
-        }
+        RawValue::List(values) => values.iter().map(one).collect(),
+        RawValue::Text(given) if given.is_empty() => Ok(Vec::new()),
+        RawValue::Text(given) => given.split(',').map(|id| one(&RawValue::Text(id.to_owned()))).collect(),
+        RawValue::Number(_) | RawValue::Truth(_) | RawValue::Other(_) => one(&said.value).map(|id| vec![id]),
     }
 }
 
 /// Rules in a list, or in a text with commas between them; none keeps everything.
-fn keep(said: &Said) -> Result<Vec<KeepRule>, String> {
-    let one = |value: &SaidValue| match value {
-        SaidValue::Text(given) => given.parse(),
-        SaidValue::Number(_) | SaidValue::Truth(_) | SaidValue::List(_) | SaidValue::Other(_) => "".parse(),
+fn keep(said: &GivenValue) -> Result<Vec<KeepRule>, String> {
+    let one = |value: &RawValue| match value {
+        RawValue::Text(given) => given.parse(),
+        RawValue::Number(_) | RawValue::Truth(_) | RawValue::List(_) | RawValue::Other(_) => "".parse(),
     };
     match &said.value {
-        SaidValue::List(values) => values.iter().map(one).collect(),
-        SaidValue::Text(given) if given.is_empty() => Ok(Vec::new()),
-        SaidValue::Text(given) => given.split(',').map(str::parse).collect(),
-        value @ (SaidValue::Number(_) | SaidValue::Truth(_) | SaidValue::Other(_)) => {
+        RawValue::List(values) => values.iter().map(one).collect(),
+        RawValue::Text(given) if given.is_empty() => Ok(Vec::new()),
+        RawValue::Text(given) => given.split(',').map(str::parse).collect(),
+        value @ (RawValue::Number(_) | RawValue::Truth(_) | RawValue::Other(_)) => {
             one(value).map(|rule| vec![rule])
         }
     }
 }
 
-fn address(said: &Said) -> Result<SocketAddr, String> {
+fn address(said: &GivenValue) -> Result<SocketAddr, String> {
     let expected = || "an address and a port, such as 127.0.0.1:7433 or [::]:7433".to_owned();
     let Some(given) = said.value.text() else { return Err(expected()) };
     given.parse().map_err(|_| expected())
 }
 
-fn collector(said: &Said) -> Result<String, String> {
+fn collector(said: &GivenValue) -> Result<String, String> {
     let expected =
         || "the address of a collector on this node, without TLS, such as http://127.0.0.1:4318".to_owned();
     let Some(given) = said.value.text() else { return Err(expected()) };
@@ -342,7 +340,7 @@ fn collector(said: &Said) -> Result<String, String> {
 }
 
 /// The address of a service, without a `/` at its end.
-fn endpoint(said: &Said) -> Result<String, String> {
+fn endpoint(said: &GivenValue) -> Result<String, String> {
     let expected =
         || "the URL of a service, such as https://s3.example.org, without user, ? and #".to_owned();
     let Some(given) = said.value.text() else { return Err(expected()) };
@@ -354,7 +352,7 @@ fn endpoint(said: &Said) -> Result<String, String> {
     Ok(given.trim_end_matches('/').to_owned())
 }
 
-fn name(said: &Said) -> Result<String, String> {
+fn name(said: &GivenValue) -> Result<String, String> {
     let given = said.value.text().filter(|given| !given.trim().is_empty());
     given.map(str::to_owned).ok_or_else(|| "a name".to_owned())
 }

@@ -6,7 +6,7 @@ pub mod kernel_format;
 pub(crate) mod last_words;
 pub mod process;
 pub mod qemu;
-mod said;
+mod program_output;
 pub mod serial_line;
 pub mod taps;
 pub mod vmm_process;

@@ -8,7 +8,7 @@ use std::process::Command;
 use rekindle_testkit::skip::skipped;
 use serde_json::Value;
 
-use crate::program::{Place, Said, said};
+use crate::program::{Place, ProgramOutput, said};
 
 /// `nobody` and `nogroup` of Debian.
 const NOBODY: u32 = 65_534;
@@ -45,7 +45,7 @@ const NAMES: [&str; 28] = [
 ];
 
 /// Doctor's output as JSON, after checking what holds of every answer of it.
-fn checked(said: &Said) -> Value {
+fn checked(said: &ProgramOutput) -> Value {
     let report: Value =
         serde_json::from_str(&said.out).unwrap_or_else(|error| unreachable!("{error}: {said:?}"));
     let checks = report["checks"].as_array().expect("a list");

@@ -13,7 +13,7 @@ pub(crate) struct Place {
 
 /// Output and end of the program.
 #[derive(Debug)]
-pub(crate) struct Said {
+pub(crate) struct ProgramOutput {
     pub(crate) status: i32,
     pub(crate) out: String,
     pub(crate) error: String,
@@ -49,7 +49,7 @@ impl Place {
     }
 
     /// The program's output for these words.
-    pub(crate) fn says(&self, words: &str) -> Said {
+    pub(crate) fn says(&self, words: &str) -> ProgramOutput {
         said(self.program(words.split_whitespace()))
     }
 
@@ -60,10 +60,14 @@ impl Place {
 }
 
 /// Output of a program.
-pub(crate) fn said(mut command: Command) -> Said {
+pub(crate) fn said(mut command: Command) -> ProgramOutput {
     let Output { status, stdout, stderr } = command.output().expect("the program runs");
     let text = |bytes| String::from_utf8(bytes).expect("it speaks UTF-8");
-    Said { status: status.code().expect("no signal ended it"), out: text(stdout), error: text(stderr) }
+    ProgramOutput {
+        status: status.code().expect("no signal ended it"),
+        out: text(stdout),
+        error: text(stderr),
+    }
 }
 
 /// Compares with what is expected, or writes that anew.

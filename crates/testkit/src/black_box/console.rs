@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rekindle::api::types::ConsoleQuery;
 use rekindle::client::Client;
-use rekindle_guest::machine::Said;
+use rekindle_guest::machine::ConsoleLines;
 
 use super::{BlackBoxError, PATIENCE};
 
@@ -16,13 +16,13 @@ pub struct Console<'a> {
     client: &'a Client,
     sandbox: String,
     read_to: Option<u64>,
-    said: Said,
+    lines: ConsoleLines,
 }
 
 impl<'a> Console<'a> {
     /// The console with all earlier output that the daemon still has.
     pub fn of(client: &'a Client, sandbox: &str) -> Self {
-        Self { client, sandbox: sandbox.to_owned(), read_to: None, said: Said::default() }
+        Self { client, sandbox: sandbox.to_owned(), read_to: None, lines: ConsoleLines::default() }
     }
 
     /// The console with new output only.
@@ -36,7 +36,7 @@ impl<'a> Console<'a> {
         let deadline = Instant::now() + 2 * PATIENCE;
         let failed = |why: String| BlackBoxError::Guest { sandbox: self.sandbox.clone(), why };
         loop {
-            match self.said.answer(start) {
+            match self.lines.answer(start) {
                 Ok(Some(rest)) => return Ok(rest),
                 Ok(None) => {}
                 Err(refuses) => return Err(failed(refuses.to_string())),
@@ -48,7 +48,7 @@ impl<'a> Console<'a> {
             let output = self.client.read_console(&self.sandbox, query)?;
             self.read_to = Some(output.next);
             let bytes = BASE64_STANDARD.decode(output.bytes);
-            self.said.add(&bytes.map_err(|error| failed(error.to_string()))?);
+            self.lines.add(&bytes.map_err(|error| failed(error.to_string()))?);
         }
     }
 

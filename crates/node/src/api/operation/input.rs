@@ -24,7 +24,7 @@ pub(crate) trait Input: Send + 'static {
     /// The value of a request, checked.
     fn take(request: Request) -> impl Future<Output = Result<Self::Value, Problem>> + Send;
     /// The value after the `?`, and as a body.
-    fn said(value: &Self::Value) -> Said;
+    fn encode(value: &Self::Value) -> EncodedInput;
     /// The parameters of the query.
     fn parameters() -> Vec<Parameter> {
         Vec::new()
@@ -44,7 +44,7 @@ pub(crate) struct BodySchema {
 
 /// An input as a client sends it.
 #[derive(Debug, Default)]
-pub(crate) struct Said {
+pub(crate) struct EncodedInput {
     /// Behind the path, with its `?`.
     pub(crate) query: String,
     pub(crate) body: Option<Bytes>,
@@ -78,8 +78,8 @@ impl Input for NoInput {
         Ok(())
     }
 
-    fn said((): &()) -> Said {
-        Said::default()
+    fn encode((): &()) -> EncodedInput {
+        EncodedInput::default()
     }
 }
 
@@ -90,8 +90,8 @@ impl<T: Checked + Serialize + ToSchema + Send + 'static> Input for Body<T> {
         JsonBody::from_request(request, &()).await.map(|JsonBody(said)| said)
     }
 
-    fn said(value: &T) -> Said {
-        Said { query: String::new(), body: Some(json(value)) }
+    fn encode(value: &T) -> EncodedInput {
+        EncodedInput { query: String::new(), body: Some(json(value)) }
     }
 
     fn body_schema(schemas: &mut Schemas) -> Option<BodySchema> {
@@ -107,8 +107,8 @@ impl<T: Checked + Serialize + IntoParams + Send + 'static> Input for InQuery<T> 
         CheckedQuery::from_request_parts(&mut parts, &()).await.map(|CheckedQuery(said)| said)
     }
 
-    fn said(value: &T) -> Said {
-        Said { query: query_of(value), body: None }
+    fn encode(value: &T) -> EncodedInput {
+        EncodedInput { query: query_of(value), body: None }
     }
 
     fn parameters() -> Vec<Parameter> {
@@ -124,8 +124,8 @@ impl Input for GuestCommand {
         Ok(serde_json::Value::Object(command))
     }
 
-    fn said(value: &Self::Value) -> Said {
-        Said { query: String::new(), body: Some(json(value)) }
+    fn encode(value: &Self::Value) -> EncodedInput {
+        EncodedInput { query: String::new(), body: Some(json(value)) }
     }
 
     fn body_schema(schemas: &mut Schemas) -> Option<BodySchema> {

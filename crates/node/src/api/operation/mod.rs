@@ -19,7 +19,7 @@ use utoipa::openapi::{Ref, RefOr};
 
 use super::problem::Code;
 
-pub(crate) use input::{Body, BodySchema, GuestCommand, InQuery, Input, NoInput, Said};
+pub(crate) use input::{Body, BodySchema, EncodedInput, GuestCommand, InQuery, Input, NoInput};
 pub(crate) use output::{AnyJson, Done, EventStreamOf, JSON, Json, JsonArray, Measurements, Output};
 pub(crate) use subject::{Nothing, OfFaultSocket, OfSandbox, OfSnapshot, Subject};
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use rekindle_guest::machine::Said;
+use rekindle_guest::machine::ConsoleLines;
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_guest::process::protocol::{Command, Ticked, Verified, Written};
 
@@ -34,7 +34,7 @@ pub(super) struct Guest<'a> {
 #[derive(Debug, Default)]
 struct Console {
     read_to: Option<u64>,
-    said: Said,
+    lines: ConsoleLines,
 }
 
 impl<'a> Guest<'a> {
@@ -140,12 +140,12 @@ impl<'a> Guest<'a> {
         let deadline = Instant::now() + ANSWER_LIMIT;
         let Self { node, sandbox, console } = self;
         loop {
-            if let Some(rest) = console.said.answer(start)? {
+            if let Some(rest) = console.lines.answer(start)? {
                 return Ok(rest);
             }
             let output = node.console(sandbox.id, console.read_to, TURN)?;
             console.read_to = Some(output.next);
-            console.said.add(&BASE64_STANDARD.decode(&output.bytes)?);
+            console.lines.add(&BASE64_STANDARD.decode(&output.bytes)?);
             if Instant::now() > deadline {
                 let state = node.sandbox(sandbox.id)?.state;
                 bail!(

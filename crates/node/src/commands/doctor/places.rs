@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rekindle_engine::aside::{Aside, SetAside};
+use rekindle_engine::aside::{AsideDirectory, SetAside};
 
 use super::room::room;
 use super::{Check, store};
@@ -30,7 +30,7 @@ pub(super) fn look(settings: &Settings) -> Vec<Check> {
 /// Layer files that a start set aside, and what lies among layer files and is none.
 fn set_aside(layers: &Path) -> Check {
     let name = "set aside";
-    let aside = Aside::below(layers);
+    let aside = AsideDirectory::below(layers);
     let looked = aside.count().and_then(|held| Ok((held, strange_things(layers, aside.directory())?)));
     let (SetAside { files, bytes }, strange) = match looked {
         Ok(looked) => looked,
@@ -134,7 +134,7 @@ mod tests {
         let layers = tempfile::tempdir().unwrap();
         assert_eq!(set_aside(layers.path()).outcome, Outcome::Ok);
         std::fs::write(layers.path().join("one.raw"), "a layer").unwrap();
-        let aside = Aside::below(layers.path());
+        let aside = AsideDirectory::below(layers.path());
         aside.take(&layers.path().join("one.raw")).unwrap();
         let (here, set) = (layers.path().join("two.raw"), aside.directory().join("three.raw"));
         std::fs::create_dir(&here).unwrap();

@@ -68,7 +68,7 @@ impl Live {
         let epoch = Epoch::begin(handover, options.tracking).context("beginning to serve the guest")?;
         let facts = keep_epoch(&host.keeping, id, &epoch)?;
         let server = serve(host, snapshot, epoch, options)?;
-        host.engine.learner().learn(snapshot, &server, prefault);
+        host.engine.prefaulter().begin(snapshot, &server, prefault);
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
         let guest = unborn.born();

@@ -7,10 +7,10 @@ use rekindle_kernel::Spawner;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::aside::Aside;
 use super::holdings::{Holdings, KeptProcess};
 use super::link::Letter;
 use super::processes::{self, Ends};
+use super::worker::Worker;
 use crate::keeper::error::Refusal;
 use crate::keeper::key::{FdName, Key};
 use crate::keeper::wire::{Identified, PROTOCOL, Request, SentRole, Spawn, Started};
@@ -26,7 +26,7 @@ pub(super) struct Desk {
     holdings: Holdings,
     ends: Ends,
     /// Closes descriptors: the last one of a large memory file takes a tenth of a second a GiB.
-    closer: Aside<Vec<OwnedFd>>,
+    closer: Worker<Vec<OwnedFd>>,
 }
 
 /// Decision of the keeper to go on after a request, or to end.
@@ -38,7 +38,7 @@ pub(super) enum Next {
 
 impl Desk {
     pub(super) fn new(spawner: Spawner, ends: Ends) -> Self {
-        let closer = Aside::start("closer", || {}, drop);
+        let closer = Worker::start("closer", || {}, drop);
         Self { instance: Uuid::now_v7(), spawner, ends, holdings: Holdings::default(), closer }
     }
 

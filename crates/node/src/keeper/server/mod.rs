@@ -1,6 +1,6 @@
 //! The keeper's server: one loop that waits, carries out requests, and answers.
 
-mod aside;
+mod worker;
 mod desk;
 mod holdings;
 mod link;

@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
-use super::aside::Aside;
+use super::worker::Worker;
 use crate::keeper::error::Refusal;
 use crate::keeper::wire::Spawn;
 
@@ -113,13 +113,13 @@ fn pidfd_of(pid: u32) -> io::Result<OwnedFd> {
 #[derive(Debug)]
 pub(super) struct Ends {
     epoll: OwnedFd,
-    undertaker: Aside<Pid>,
+    undertaker: Worker<Pid>,
 }
 
 impl Ends {
     pub(super) fn new() -> io::Result<Self> {
         // If the priority cannot be lowered, the thread reaps with the keeper's own.
-        let undertaker = Aside::start("undertaker", || drop(placement::idle_priority()), reap);
+        let undertaker = Worker::start("undertaker", || drop(placement::idle_priority()), reap);
         Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, undertaker })
     }
 

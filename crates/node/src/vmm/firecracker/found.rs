@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::version::Version;
-use crate::vmm::said::said_by;
+use crate::vmm::program_output::output_of;
 
 /// A Firecracker and the host it runs on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +56,10 @@ impl Found {
     /// Asks `program` which Firecracker it is, and the system which host this is.
     pub fn look(program: &Path) -> Result<Self, NotFirecracker> {
         let not_run = |source| NotFirecracker::NotRun { program: program.to_owned(), source };
-        let said = said_by(program, &["--version"]).map_err(not_run)?.out;
+        let said = output_of(program, &["--version"]).map_err(not_run)?.out;
         let version = Version::find_in(&said);
         let version = version.ok_or(NotFirecracker::NoVersion { program: program.to_owned(), said })?;
-        let format = said_by(program, &["--snapshot-version"]).map_err(not_run)?.out;
+        let format = output_of(program, &["--snapshot-version"]).map_err(not_run)?.out;
         let host = Host::look().map_err(not_run)?;
         Ok(Self { version, state_format: Version::find_in(&format), host })
     }

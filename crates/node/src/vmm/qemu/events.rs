@@ -16,7 +16,7 @@ use rekindle_kernel::wakeup::{Wakeup, wait_readable};
 use serde_json::Value;
 
 use super::error::QemuError;
-use super::qmp::{Event, Qmp, Said};
+use super::qmp::{Event, Message, Qmp};
 
 /// Longest wait for the rest of a line before the reader checks if it must end.
 const TURN: Duration = Duration::from_millis(250);
@@ -183,11 +183,11 @@ impl Reader {
                 }
             }
             match self.qmp.next(DOING, Instant::now() + TURN, TURN) {
-                Ok(Said::Event(event)) => self.happened(&event),
-                Ok(Said::Answer(answer)) if answer.id.is_some() && answer.id == self.asked => {
+                Ok(Message::Event(event)) => self.happened(&event),
+                Ok(Message::Answer(answer)) if answer.id.is_some() && answer.id == self.asked => {
                     self.answered(answer.done.as_ref());
                 }
-                Ok(Said::Answer(_) | Said::Greeting(_)) | Err(QemuError::Silent { .. }) => {}
+                Ok(Message::Answer(_) | Message::Greeting(_)) | Err(QemuError::Silent { .. }) => {}
                 Err(QemuError::Ended { .. }) => return Ok(()),
                 Err(error) => return Err(error),
             }

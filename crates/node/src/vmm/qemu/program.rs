@@ -10,7 +10,7 @@ use rekindle_kernel::{Memfd, PageKind};
 use super::machine::{Accelerator, Machine};
 use super::misfit::Misfit;
 use super::version::Version;
-use crate::vmm::said::said_by;
+use crate::vmm::program_output::output_of;
 
 /// The program's name, where no path is given.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -159,7 +159,7 @@ fn located(path: Option<&Path>) -> Result<PathBuf, NoQemu> {
 fn ask(path: &Path, what: &'static str) -> Result<String, NoQemu> {
     let words: Vec<_> = what.split(' ').collect();
     let not_run = |source| NoQemu::NotRun { path: path.to_owned(), source: Arc::new(source) };
-    let said = said_by(path, &words).map_err(not_run)?;
+    let said = output_of(path, &words).map_err(not_run)?;
     if said.status.success() {
         return Ok(said.out);
     }

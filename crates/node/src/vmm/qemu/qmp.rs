@@ -39,7 +39,7 @@ pub(super) struct Qmp {
 
 /// A message of QEMU.
 #[derive(Debug, Deserialize)]
-pub(super) enum Said {
+pub(super) enum Message {
     #[serde(rename = "QMP")]
     Greeting(IgnoredAny),
     #[serde(untagged)]
@@ -99,9 +99,9 @@ impl Qmp {
         let deadline = Instant::now() + GREETING_LIMIT;
         loop {
             match self.next("start", deadline, GREETING_LIMIT)? {
-                Said::Greeting(_) => break,
-                Said::Event(_) => {}
-                Said::Answer(_) => return Err(self.not_understood("start")),
+                Message::Greeting(_) => break,
+                Message::Event(_) => {}
+                Message::Answer(_) => return Err(self.not_understood("start")),
             }
         }
         self.execute("get ready", "qmp_capabilities", &Value::Null).map(drop)
@@ -174,9 +174,9 @@ impl Qmp {
         let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
             let answer = match self.next(doing, deadline, ANSWER_LIMIT)? {
-                Said::Answer(answer) if answer.id == Some(number) => answer,
+                Message::Answer(answer) if answer.id == Some(number) => answer,
                 // A message without a waiter: an answer to another driver, or an event.
-                Said::Answer(_) | Said::Event(_) | Said::Greeting(_) => continue,
+                Message::Answer(_) | Message::Event(_) | Message::Greeting(_) => continue,
             };
             return match (answer.done, answer.error) {
                 (Some(done), None) => Ok(done),
@@ -194,7 +194,7 @@ impl Qmp {
         limit: Duration,
     ) -> Result<Event, QemuError> {
         loop {
-            if let Said::Event(event) = self.next(doing, deadline, limit)? {
+            if let Message::Event(event) = self.next(doing, deadline, limit)? {
                 return Ok(event);
             }
         }
@@ -218,7 +218,7 @@ impl Qmp {
         doing: &'static str,
         deadline: Instant,
         limit: Duration,
-    ) -> Result<Said, QemuError> {
+    ) -> Result<Message, QemuError> {
         loop {
             self.read_line(doing, deadline, limit)?;
             let line = std::mem::take(&mut self.line);

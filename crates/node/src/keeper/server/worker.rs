@@ -5,13 +5,13 @@ use std::thread;
 
 /// A thread that does one kind of work. It ends with the process or once this is dropped.
 #[derive(Debug)]
-pub(super) struct Aside<T> {
+pub(super) struct Worker<T> {
     /// None where no thread could be started.
     sender: Option<Sender<T>>,
     work: fn(T),
 }
 
-impl<T: Send + 'static> Aside<T> {
+impl<T: Send + 'static> Worker<T> {
     /// A thread that prepares itself, and then does the work that is handed in.
     pub(super) fn start(name: &str, prepare: fn(), work: fn(T)) -> Self {
         let (sender, receiver): (_, Receiver<T>) = channel();

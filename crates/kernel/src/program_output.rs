@@ -13,11 +13,11 @@ use crate::process::ProcessHandle;
 use crate::wakeup::wait_readable;
 
 /// Longest output. The longest that is used, QEMU's list of machines, has some 10 KiB.
-const SAID_BYTES_MAX: usize = 256 << 10;
+const OUTPUT_BYTES_MAX: usize = 256 << 10;
 
 /// Status and output of a program that has ended.
 #[derive(Debug)]
-pub struct Said {
+pub struct ProgramOutput {
     /// Its exit status.
     pub status: ExitStatus,
     /// Its standard output.
@@ -35,7 +35,7 @@ struct Stream {
 
 /// Runs a command and returns its status and output. A program that takes longer than `limit` or writes too much is
 /// killed, with every process that it has started.
-pub fn said_within(limit: Duration, command: &mut Command) -> io::Result<Said> {
+pub fn output_within(limit: Duration, command: &mut Command) -> io::Result<ProgramOutput> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
     let said = until_exit(limit, &mut child);
@@ -46,7 +46,7 @@ pub fn said_within(limit: Duration, command: &mut Command) -> io::Result<Said> {
     }
     let status = child.wait()?;
     let [out, errors] = said?.map(|stream| String::from_utf8_lossy(&stream.bytes).into_owned());
-    Ok(Said { status, out, errors })
+    Ok(ProgramOutput { status, out, errors })
 }
 
 /// Reads a child's output and error streams until its end.
@@ -88,7 +88,7 @@ impl Stream {
                 Err(Errno::AGAIN) => break,
                 Err(error) => return Err(error.into()),
             }
-            if self.bytes.len() > SAID_BYTES_MAX {
+            if self.bytes.len() > OUTPUT_BYTES_MAX {
                 return Err(io::Error::other("it says more than 256 KiB, and was ended"));
             }
         }
@@ -112,21 +112,21 @@ mod tests {
     #[test]
     fn a_program_that_does_not_answer_is_ended_at_the_limit() {
         let limit = Duration::from_millis(20);
-        let error = said_within(limit, &mut shell("sleep 1000")).expect_err("it only sleeps");
+        let error = output_within(limit, &mut shell("sleep 1000")).expect_err("it only sleeps");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(error.to_string(), "it does not answer within 20ms, and was ended");
     }
 
     #[test]
     fn a_program_that_says_too_much_is_ended() {
-        let error = said_within(LONG, &mut Command::new("/usr/bin/yes")).expect_err("it never ends");
+        let error = output_within(LONG, &mut Command::new("/usr/bin/yes")).expect_err("it never ends");
         assert_eq!(error.to_string(), "it says more than 256 KiB, and was ended");
     }
 
     #[test]
     fn what_a_program_leaves_running_is_neither_waited_for_nor_left() {
         let script = "sleep 1000 & echo $!; echo no >&2; exit 3";
-        let said = said_within(LONG, &mut shell(script)).expect("it answers");
+        let said = output_within(LONG, &mut shell(script)).expect("it answers");
         assert_eq!((said.status.code(), said.errors.as_str()), (Some(3), "no\n"));
         let left: u32 = said.out.trim().parse().expect("a process id");
         // A process that cannot be opened is gone.
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn an_answer_that_a_pipe_does_not_hold_is_read_whole() {
         let script = "head -c 200000 /dev/zero";
-        let said = said_within(LONG, &mut shell(script)).expect("it answers");
+        let said = output_within(LONG, &mut shell(script)).expect("it answers");
         assert_eq!(said.out.len(), 200_000);
     }
 }

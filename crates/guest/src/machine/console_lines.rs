@@ -2,7 +2,7 @@
 
 /// Received bytes that were not read as lines yet.
 #[derive(Clone, Debug, Default)]
-pub struct Said(Vec<u8>);
+pub struct ConsoleLines(Vec<u8>);
 
 /// A guest answered a command with an error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,7 +12,7 @@ pub struct GuestRefuses {
     pub line: String,
 }
 
-impl Said {
+impl ConsoleLines {
     /// Appends received bytes.
     pub fn add(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);
@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_taken_once_it_is_whole_and_a_refusal_is_an_error() {
-        let mut said = Said::default();
+        let mut said = ConsoleLines::default();
         said.add(b"tick 1\r\nverified 10");
         assert_eq!(said.answer("verified "), Ok(None));
         said.add(b" 0\r\ntick 2\r\nerror: no\r\n");
