@@ -80,7 +80,7 @@ const ABSENT: [(&[&str], &str); 5] = [
         "a machine starts from files (`rekindle run --kernel`), or from a snapshot (`rekindle list snapshots`)",
     ),
     (
-        &["metrics", "stats", "usage"],
+        &["metrics", "stats"],
         "`rekindle list` and `rekindle show` say how things are; the daemon's measurements are at /metrics of its socket",
     ),
     (
