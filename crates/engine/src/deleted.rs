@@ -52,6 +52,11 @@ impl Deleted {
         drop(released);
     }
 
+    /// True while a sandbox of the previous process may still ask for its snapshot.
+    pub(crate) fn origins_may_be_asked(&self) -> bool {
+        lock(&self.0).origins_may_be_asked
+    }
+
     /// Notes that all sandboxes have their origins.
     pub(crate) fn origins_are_had(&self) {
         lock(&self.0).origins_may_be_asked = false;

@@ -17,6 +17,7 @@ use crate::publish::{PublishError, Publisher};
 use crate::publish_steps::DeleteStep;
 use crate::reaper::ReaperHandle;
 use crate::records::Records;
+use crate::run_roots::RunRoots;
 use crate::seal::{NamedParent, Packed, SealError, Sealed, Sealer, is_frozen};
 use crate::snapshot::{SealParts, Snapshot};
 use crate::stop::{Stop, Stopped};
@@ -36,6 +37,7 @@ pub(crate) struct Background {
     /// Records of snapshots, if this node has a catalog.
     pub(crate) records: Option<Records>,
     pub(crate) watcher: Arc<dyn Watcher>,
+    pub(crate) run_roots: Arc<RunRoots>,
 }
 
 impl Background {
@@ -320,6 +322,10 @@ impl Life {
     /// Takes the roots away that the manifest makes needless. One that stays is taken away by a later try or start.
     async fn take_roots_away(&self) {
         let (store, id) = (self.background.store(), self.snapshot.id());
+        // Sandboxes may run from it already, and this node's own copies may go from now on.
+        if let Err(error) = self.background.run_roots.take_over(store, &self.snapshot).await {
+            tracing::warn!(snapshot = %id, %error, "a sandbox that runs has no root in the store for now");
+        }
         if let Err(error) = self.background.publisher.roots.take_away(store, id).await {
             tracing::warn!(snapshot = %id, %error, "a root stays in the store for now");
         }

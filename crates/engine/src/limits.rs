@@ -332,6 +332,15 @@ pub const DISK_SLACK_DIVISOR: u64 = 16;
 /// Bytes of a condemned list: a hundred thousand names.
 pub const CONDEMNED_BYTES_MAX: usize = 16 << 20;
 
+/// Bytes of a root: a hundred thousand names.
+pub const ROOT_BYTES_MAX: usize = 16 << 20;
+
+/// Time between two looks at the roots for sandboxes that run: one that is not needed any more costs only room until then.
+pub const RUN_ROOTS_LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Time after which a node that needs roots for long shows a sign of life.
+pub const LIFE_SHOWN_EVERY: Duration = Duration::from_secs(8 * 3600);
+
 /// Time for which a node relies on a root that it has put: collectors take it for abandoned only after days.
 pub const ROOT_TRUSTED_FOR: Duration = Duration::from_secs(24 * 3600);
 

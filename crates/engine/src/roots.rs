@@ -1,8 +1,10 @@
-//! The roots that this node has in the store, by the snapshots that they are for.
+//! The roots that this node has in the store while it publishes, by the snapshots that they are for.
 
 use std::collections::HashMap;
 
+use crate::age::Age;
 use crate::identity::SnapshotId;
+use crate::limits;
 use crate::root::Root;
 use crate::store::{Store, StoreError};
 use crate::store_roots::RootName;
@@ -15,9 +17,25 @@ pub struct Roots(Mutex<Held>);
 #[derive(Debug, Default)]
 struct Held {
     /// Those of snapshots that are not published yet. An earlier process of this node put those without content.
-    needed: HashMap<SnapshotId, Vec<(RootName, Option<Root>)>>,
+    needed: HashMap<SnapshotId, Vec<HeldRoot>>,
     /// Those that no snapshot needs any more, and that could not be taken away yet.
     over: Vec<RootName>,
+}
+
+#[derive(Debug)]
+struct HeldRoot {
+    name: RootName,
+    /// Its content, and when it was named; none of a root that an earlier process put.
+    known: Option<(Root, Age)>,
+}
+
+impl HeldRoot {
+    /// True if it has this content, and collectors cannot have given it up.
+    fn is_trusted(&self, root: &Root) -> bool {
+        self.known
+            .as_ref()
+            .is_some_and(|(known, named)| known == root && !named.is_over(limits::ROOT_TRUSTED_FOR))
+    }
 }
 
 impl Roots {
@@ -31,11 +49,11 @@ impl Roots {
     fn name_of(&self, store: &Store, root: &Root) -> RootName {
         let mut held = lock(&self.0);
         let of_snapshot = held.needed.entry(root.snapshot).or_default();
-        if let Some((name, _)) = of_snapshot.iter().find(|(_, known)| known.as_ref() == Some(root)) {
-            return *name;
+        if let Some(known) = of_snapshot.iter().find(|known| known.is_trusted(root)) {
+            return known.name;
         }
-        let name = store.new_root(root.snapshot);
-        of_snapshot.push((name, Some(root.clone())));
+        let name = store.name_for(root);
+        of_snapshot.push(HeldRoot { name, known: Some((root.clone(), Age::now())) });
         name
     }
 
@@ -45,19 +63,20 @@ impl Roots {
         {
             let mut held = lock(&self.0);
             let of_snapshot = held.needed.remove(&snapshot).unwrap_or_default();
-            held.over.extend(of_snapshot.into_iter().map(|(name, _)| name));
+            held.over.extend(of_snapshot.into_iter().map(|held| held.name));
         }
         self.clear(store).await
     }
 
-    /// Finds the roots that an earlier process of this node left, and takes those away that are not `needed`. Those that
-    /// are go with their snapshot's other ones.
-    pub(crate) async fn find(
+    /// Takes those roots away that an earlier process of this node left and no snapshot needs. The others go with their
+    /// snapshot's other ones.
+    pub(crate) async fn found(
         &self,
         store: &Store,
+        names: impl IntoIterator<Item = RootName>,
         fate: impl Fn(SnapshotId) -> Fate,
     ) -> Result<(), StoreError> {
-        for name in store.own_roots().await? {
+        for name in names {
             let is_over = match fate(name.snapshot) {
                 Fate::Needed => false,
                 Fate::Over => true,
@@ -69,8 +88,8 @@ impl Roots {
                 held.over.push(name);
             } else {
                 let of_snapshot = held.needed.entry(name.snapshot).or_default();
-                if of_snapshot.iter().all(|(known, _)| *known != name) {
-                    of_snapshot.push((name, None));
+                if of_snapshot.iter().all(|known| known.name != name) {
+                    of_snapshot.push(HeldRoot { name, known: None });
                 }
             }
         }

@@ -4,34 +4,43 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use futures_util::stream::TryStreamExt;
-use object_store::ObjectStoreExt;
 use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStoreExt, PutPayload};
 use uuid::Uuid;
 
 use crate::collectable::{Collectable, LayerCopy};
 use crate::condemned::Condemned;
 use crate::identity::SnapshotId;
 use crate::limits;
-use crate::root::Root;
+use crate::root::{Cause, Root};
 use crate::store::{Store, StoreError};
 
 /// The name of a root. No two roots share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RootName {
     node: Uuid,
+    pub(crate) cause: Cause,
     pub(crate) snapshot: SnapshotId,
     id: Uuid,
 }
 
 /// Place of all roots.
-const ROOTS: &str = "roots";
+pub(crate) const ROOTS: &str = "roots";
 /// Place of all condemned lists.
-const CONDEMNED: &str = "condemned";
+pub(crate) const CONDEMNED: &str = "condemned";
+/// Place of the signs of all nodes.
+pub(crate) const NODES: &str = "nodes";
+/// Last part of the name of a node's sign of life.
+const ALIVE: &str = "alive";
+/// Content of a sign of life; only its time counts.
+const ALIVE_CONTENT: &[u8] = br#"{"version":1}"#;
+/// Begins the last part of the name of a root that is there because sandboxes run.
+const RUNS: &str = "runs-";
 
 impl Store {
     /// The name of a new root of this node.
-    pub(crate) fn new_root(&self, snapshot: SnapshotId) -> RootName {
-        RootName { node: self.node(), snapshot, id: Uuid::now_v7() }
+    pub(crate) fn name_for(&self, root: &Root) -> RootName {
+        RootName { node: self.node(), cause: root.cause, snapshot: root.snapshot, id: Uuid::now_v7() }
     }
 
     /// Puts a root. Putting the same one again is harmless.
@@ -57,6 +66,25 @@ impl Store {
         Ok(listed.iter().filter_map(|path| RootName::of(node, path)).collect())
     }
 
+    /// The content of a root; none if it is gone.
+    pub(crate) async fn read_root(&self, name: RootName) -> Result<Option<Root>, StoreError> {
+        let path = name.path();
+        match self.get_whole(path.clone(), limits::ROOT_BYTES_MAX).await {
+            Ok(bytes) => match Root::decode(&bytes) {
+                Ok(root) => Ok(Some(root)),
+                Err(reason) => Err(StoreError::NotUnderstood { path, reason }),
+            },
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts this node's sign of life, whose time is the store's. Roots are signs of life too, while they are young.
+    pub(crate) async fn show_life(&self) -> Result<(), StoreError> {
+        let path = ObjectPath::from(format!("{NODES}/{}/{ALIVE}", self.node()));
+        self.put(&path, PutPayload::from_static(ALIVE_CONTENT)).await
+    }
+
     /// The copies of layers on all condemned lists. One list that cannot be read is all that cannot.
     pub(crate) async fn condemned(&self) -> Result<BTreeSet<LayerCopy>, StoreError> {
         let mut condemned = BTreeSet::new();
@@ -78,7 +106,7 @@ impl Store {
     }
 
     /// The names of all objects at a place. A page of the list that fails is a list that failed.
-    async fn names_under(&self, place: ObjectPath) -> Result<Vec<ObjectPath>, StoreError> {
+    pub(crate) async fn names_under(&self, place: ObjectPath) -> Result<Vec<ObjectPath>, StoreError> {
         let objects = self.objects().await?;
         let listed: Result<Vec<_>, _> =
             objects.list(Some(&place)).map_ok(|object| object.location).try_collect().await;
@@ -93,15 +121,25 @@ impl RootName {
 
     /// The root of `node` whose object this is.
     fn of(node: Uuid, path: &ObjectPath) -> Option<Self> {
-        let (snapshot, id) = path.filename()?.split_at_checked(UUID_BYTES)?;
-        let name = Self { node, snapshot: snapshot.parse().ok()?, id: id.strip_prefix('-')?.parse().ok()? };
+        let name = path.filename()?;
+        let (cause, name) = match name.strip_prefix(RUNS) {
+            Some(name) => (Cause::Runs, name),
+            None => (Cause::Publishes, name),
+        };
+        let (snapshot, id) = name.split_at_checked(UUID_BYTES)?;
+        let (snapshot, id) = (snapshot.parse().ok()?, id.strip_prefix('-')?.parse().ok()?);
+        let name = Self { node, cause, snapshot, id };
         (name.path() == *path).then_some(name)
     }
 }
 
 impl fmt::Display for RootName {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{ROOTS}/{}/{}-{}", self.node, self.snapshot, self.id)
+        let cause = match self.cause {
+            Cause::Publishes => "",
+            Cause::Runs => RUNS,
+        };
+        write!(out, "{ROOTS}/{}/{cause}{}-{}", self.node, self.snapshot, self.id)
     }
 }
 
@@ -114,11 +152,14 @@ mod tests {
 
     #[test]
     fn a_root_has_one_name() {
-        let name = RootName { node: Uuid::from_u128(1), snapshot: SnapshotId::new(), id: Uuid::from_u128(2) };
-        assert_eq!(RootName::of(name.node, &name.path()), Some(name));
-        assert_eq!(RootName::of(Uuid::from_u128(3), &name.path()), None);
-        for other in ["x", "", "/x"] {
-            assert_eq!(RootName::of(name.node, &ObjectPath::from(format!("{name}{other}x"))), None);
+        let (node, snapshot) = (Uuid::from_u128(1), SnapshotId::new());
+        for cause in [Cause::Publishes, Cause::Runs] {
+            let name = RootName { node, cause, snapshot, id: Uuid::from_u128(2) };
+            assert_eq!(RootName::of(node, &name.path()), Some(name));
+            assert_eq!(RootName::of(Uuid::from_u128(3), &name.path()), None);
+            for other in ["x", "", "/x"] {
+                assert_eq!(RootName::of(node, &ObjectPath::from(format!("{name}{other}x"))), None);
+            }
         }
     }
 }

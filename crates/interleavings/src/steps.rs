@@ -78,6 +78,7 @@ impl Steps {
             reaper: reaper.clone(),
             records: None,
             watcher,
+            run_roots: Arc::default(),
         });
         let wait = limits::PAUSE_WAIT_DEFAULT;
         let (only_here, unpublished_bytes_max) = (Arc::default(), None);

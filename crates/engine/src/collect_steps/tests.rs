@@ -18,9 +18,10 @@ use crate::condemned::Condemned;
 use crate::identity::{LayerId, SnapshotId};
 use crate::manifest::{Edition, ObjectName};
 use crate::publish_steps::{DeleteStep, PublishStep, Publishing};
-use crate::root::Root;
+use crate::rely_steps::{RelyStep, Relying};
+use crate::root::{Cause, Root};
 
-use fault::{FAULTS, Fault};
+use fault::{FAULTS, Fault, READERS_FAULTS};
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct World {
@@ -36,6 +37,8 @@ struct World {
     open_puts: BTreeSet<(SnapshotId, Edition, LayerCopy)>,
     publishers: Vec<Publisher>,
     collectors: Vec<Collector>,
+    /// A node that runs a sandbox from the first snapshot, until it ends.
+    reader: Option<Reader>,
     /// Steps that the deleter of the first manifest has done.
     deleter: usize,
 }
@@ -61,6 +64,13 @@ enum Doing {
     Stay,
     Delete(usize),
     Gone,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Reader {
+    relying: Relying,
+    /// For faults only.
+    is_root_withheld: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -110,8 +120,16 @@ impl World {
             open_puts: BTreeSet::new(),
             publishers: (1..=publishers).map(publisher).collect(),
             collectors: vec![Collector::At(Pass::new()); collectors],
+            reader: None,
             deleter: 0,
         }
+    }
+
+    /// The same with a node that is about to run a sandbox from the first snapshot.
+    fn with_reader(self) -> Self {
+        let named = BTreeSet::from([copy_by(FIRST, 0)]);
+        let relying = Relying::on(Root { snapshot: snapshot(FIRST), cause: Cause::Runs, named });
+        Self { reader: Some(Reader { relying, is_root_withheld: false }), ..self }
     }
 
     /// The manifests that count.
@@ -156,6 +174,9 @@ impl World {
         if !counted.named.is_subset(&self.copies) {
             return Some("a manifest that counts names a copy that is deleted");
         }
+        if self.reader.as_ref().is_some_and(|reader| reader.is_misled(&self.copies)) {
+            return Some("a copy is deleted that a sandbox reads");
+        }
         let is_back = |(at, publisher): (usize, &Publisher)| {
             publisher.doing == Doing::Gone && counted.newest.contains_key(&snapshot(at + 1))
         };
@@ -179,9 +200,48 @@ impl World {
             world.deleter += 1;
             next.push((format!("the deleter: {step:?}"), world));
         }
+        if let Some(reader) = &self.reader {
+            next.push(("the reader ends".to_owned(), self.without_reader()));
+            self.read(reader.clone(), fault, &mut next);
+        }
         (0..self.publishers.len()).for_each(|at| self.publisher_steps(at, fault, &mut next));
         (0..self.collectors.len()).for_each(|at| self.collector_steps(at, fault, &mut next));
         next
+    }
+
+    fn without_reader(&self) -> Self {
+        let mut world = self.clone();
+        world.reader = None;
+        world.roots.remove(&READER);
+        world
+    }
+
+    fn read(&self, mut reader: Reader, fault: Option<Fault>, next: &mut Vec<(String, Self)>) {
+        let (mut world, step) = (self.clone(), reader.relying.next());
+        let label = format!("the reader: {step:?}");
+        match step {
+            RelyStep::PutRoot(root) => {
+                reader.is_root_withheld = fault == Some(Fault::ReadersRootAfterLists);
+                if !reader.is_root_withheld {
+                    world.put_root(READER, &root);
+                }
+                reader.relying.rooted();
+            }
+            RelyStep::ListCondemned => {
+                let is_skipped = fault == Some(Fault::ReaderReadsNoLists);
+                reader.relying.listed(&if is_skipped { BTreeSet::new() } else { self.condemned() });
+            }
+            RelyStep::See(copy) => {
+                if std::mem::take(&mut reader.is_root_withheld) {
+                    world.put_root(READER, reader.relying.root());
+                }
+                let is_there = self.copies.contains(&copy) || fault == Some(Fault::ReaderSeesNothing);
+                reader.relying.looked(copy, is_there);
+            }
+            RelyStep::Done => return,
+        }
+        world.reader = Some(reader);
+        next.push((label, world));
     }
 
     /// Does a step of a deletion; false if it has to wait.
@@ -414,6 +474,17 @@ impl World {
     }
 }
 
+impl Reader {
+    /// True if it relies on a copy that is not there.
+    fn is_misled(&self, copies: &BTreeSet<LayerCopy>) -> bool {
+        let relied_on = self.relying.relied_on();
+        relied_on.is_some_and(|relied_on| !relied_on.is_subset(copies))
+    }
+}
+
+/// The number of the reader among those who have roots.
+const READER: usize = 9;
+
 /// Tries of a publish whose manifest's put has no answer, after the first one.
 const TRIES_MAX: u8 = 1;
 
@@ -432,8 +503,7 @@ fn puts_no_tombstone(fault: Option<Fault>) -> bool {
 }
 
 /// The number of states, or the way to a wrong one.
-fn explore(publishers: usize, collectors: usize, fault: Option<Fault>) -> Result<usize, String> {
-    let start = World::new(publishers, collectors);
+fn explore(start: World, fault: Option<Fault>) -> Result<usize, String> {
     let mut known = HashSet::from([digest_of(&start)]);
     // Each state that is still to be looked at, with the number of the step to it.
     let mut ways: Vec<(usize, String)> = vec![(0, "start".to_owned())];
@@ -476,15 +546,31 @@ fn no_interleaving_of_publishers_deleters_and_collectors_deletes_what_a_manifest
     let is_deep = std::env::var_os("REKINDLE_COLLECTION_STATES").is_some();
     let sizes: &[(usize, usize)] = if is_deep { &[(1, 1), (2, 1), (1, 2)] } else { &[(1, 1)] };
     for (publishers, collectors) in sizes {
-        let states = explore(*publishers, *collectors, None).unwrap_or_else(|wrong| unreachable!("{wrong}"));
+        let states = explore(World::new(*publishers, *collectors), None)
+            .unwrap_or_else(|wrong| unreachable!("{wrong}"));
         println!("{publishers} publishers, {collectors} collectors: {states} states hold");
+    }
+}
+
+#[test]
+fn no_interleaving_deletes_what_a_sandbox_reads_that_runs_from_a_snapshot_which_is_deleted() {
+    let is_deep = std::env::var_os("REKINDLE_COLLECTION_STATES").is_some();
+    let sizes: &[(usize, usize)] = if is_deep { &[(0, 1), (0, 2), (1, 1)] } else { &[(0, 1), (0, 2)] };
+    for (publishers, collectors) in sizes {
+        let start = World::new(*publishers, *collectors).with_reader();
+        let states = explore(start, None).unwrap_or_else(|wrong| unreachable!("{wrong}"));
+        println!("a reader, {publishers} publishers, {collectors} collectors: {states} states hold");
+    }
+    for fault in READERS_FAULTS {
+        let found = explore(World::new(0, 1).with_reader(), Some(fault));
+        println!("{fault:?}: {}", found.expect_err(&format!("{fault:?} is wrong")));
     }
 }
 
 #[test]
 fn each_fault_of_the_protocol_is_found() {
     for fault in FAULTS {
-        let found = explore(1, 1, Some(fault)).expect_err(&format!("{fault:?} is wrong"));
+        let found = explore(World::new(1, 1), Some(fault)).expect_err(&format!("{fault:?} is wrong"));
         println!("{fault:?}: {found}");
     }
 }

@@ -37,6 +37,7 @@ use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed};
 use crate::republish::{LookedFor, RepublishError, look_for_published};
 use crate::roots::Roots;
+use crate::run_roots::RunsFrom;
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::sources::{Class, SourceError, Sources};
@@ -64,12 +65,12 @@ pub struct Engine {
     fetcher: Fetcher,
     rules: PauseRules,
     precedence: Precedence,
-    known: Mutex<HashMap<SnapshotId, Arc<Snapshot>>>,
+    known: Arc<Mutex<HashMap<SnapshotId, Arc<Snapshot>>>>,
     openings: Openings,
     /// Snapshots that this engine deleted, as long as their lives, sandboxes or children hold them.
     deleting: Mutex<HashMap<SnapshotId, Weak<Snapshot>>>,
     /// Snapshots that were deleted before the start or by this engine, and must still be held.
-    deleted: Deleted,
+    deleted: Arc<Deleted>,
     replay: Replay,
     lives: Option<Lives>,
     /// The pools of background work; they end first.
@@ -136,8 +137,15 @@ impl Engine {
             None => Replayed::default(),
         };
         let sealing = sealing_pool.handle();
-        let background =
-            Arc::new(Background { sealer, sealing, publisher, reaper: reaper.handle(), records, watcher });
+        let background = Arc::new(Background {
+            sealer,
+            sealing,
+            publisher,
+            reaper: reaper.handle(),
+            records,
+            watcher,
+            run_roots: Arc::default(),
+        });
         let rules = PauseRules {
             keys,
             budget,
@@ -156,10 +164,10 @@ impl Engine {
             fetcher,
             rules,
             precedence,
-            known: Mutex::new(known.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect()),
+            known: Arc::new(Mutex::new(known.into_iter().map(|known| (known.id(), known)).collect())),
             openings: Openings::default(),
             deleting: Mutex::default(),
-            deleted: Deleted::new(deleted, origins_may_be_asked),
+            deleted: Arc::new(Deleted::new(deleted, origins_may_be_asked)),
             replay,
             lives: Some(lives),
             _pools: [sealing_pool, encoding_pool, saving_pool],
@@ -169,7 +177,7 @@ impl Engine {
         engine.go_on_with(work);
         engine.give_up_lost_uploads();
         engine.watch_disk();
-        engine.find_roots();
+        engine.keep_roots();
         Ok(engine)
     }
 
@@ -287,6 +295,12 @@ impl Engine {
     pub fn end_replay(&self) {
         self.deleted.origins_are_had();
         self.deleted.let_go(&self.snapshots());
+    }
+
+    /// Notes that a sandbox runs from a snapshot until the result is dropped: the store keeps what it reads, also if the
+    /// snapshot is deleted.
+    pub fn runs_from(&self, snapshot: &Arc<Snapshot>) -> RunsFrom {
+        self.background.run_roots.begin(snapshot)
     }
 
     /// Deletes a snapshot, for good once this has returned. Sandboxes that run from it go on, and children keep their

@@ -7,14 +7,19 @@ use std::sync::{Arc, Weak};
 use super::Engine;
 use crate::budget::Budget;
 use crate::cache::Cache;
+use crate::identity::SnapshotId;
+use crate::life::Background;
 use crate::lifecycle::SnapshotEvent;
 use crate::limits;
 use crate::publish::Publisher;
 use crate::reaper::ReaperHandle;
 use crate::records::Records;
 use crate::replay::{ReplayError, Replayed, Replaying};
+use crate::root::Cause;
 use crate::roots::Fate;
+use crate::run_roots::Needy;
 use crate::snapshot::Snapshot;
+use crate::store::StoreError;
 use crate::sync::lock;
 
 impl Engine {
@@ -59,8 +64,9 @@ impl Engine {
         lives.begin_other(Arc::clone(&self.bounded).watch(self.background.stop().clone()));
     }
 
-    /// Begins to take the roots away that an earlier process of this node left in the store, and no snapshot needs.
-    pub(super) fn find_roots(&self) {
+    /// Begins to take the roots away that an earlier process of this node left in the store, and nothing needs; then keeps
+    /// those for sandboxes that run.
+    pub(super) fn keep_roots(&self) {
         let background = Arc::clone(&self.background);
         let known: HashMap<_, _> =
             self.snapshots().into_iter().map(|known| (known.id(), Arc::downgrade(&known))).collect();
@@ -69,17 +75,32 @@ impl Engine {
             Some(true) => Fate::Over,
             Some(false) => Fate::Needed,
         };
+        let needy = self.needy();
         let lives = self.lives.as_ref().expect("the engine has just started");
         lives.begin_other(async move {
-            let Publisher { roots, store, stop, .. } = &background.publisher;
+            let Publisher { store, stop, .. } = &background.publisher;
             let until_found = async {
-                while let Err(error) = roots.find(store, &fate).await {
+                while let Err(error) = find_roots(&background, &fate).await {
                     tracing::debug!(%error, "roots of an earlier process may stay for now");
                     tokio::time::sleep(limits::WORK_RETRY_LAST).await;
                 }
             };
-            stop.unless_said(until_found).await.ok();
+            let found = stop.unless_said(until_found).await;
+            if found.is_ok() {
+                background.run_roots.keep(store, stop, needy).await.ok();
+            }
         });
+    }
+
+    /// The snapshots whose pages may be in the store only, whenever it is asked.
+    pub(super) fn needy(&self) -> impl Fn() -> Needy + Send + Sync + 'static {
+        let (known, deleted) = (Arc::clone(&self.known), Arc::clone(&self.deleted));
+        move || {
+            let mut there: Vec<_> = lock(&known).values().cloned().collect();
+            there.extend(deleted.held());
+            let is_undecided = there.iter().any(|snapshot| snapshot.is_undecided());
+            Needy { there, is_incomplete: is_undecided || deleted.origins_may_be_asked() }
+        }
     }
 
     /// The known snapshots, and the deleted ones that are held.
@@ -123,4 +144,14 @@ pub(super) fn replay(
     let replayed = Replaying { records, cache, budget, reaper }.replay()?;
     cache.let_files_go();
     Ok(replayed)
+}
+
+/// Finds the roots that an earlier process of this node left, and takes those away whose snapshots are published.
+async fn find_roots(background: &Background, fate: impl Fn(SnapshotId) -> Fate) -> Result<(), StoreError> {
+    let Publisher { roots, store, .. } = &background.publisher;
+    let names = store.own_roots().await?;
+    let (publishes, runs): (Vec<_>, Vec<_>) =
+        names.into_iter().partition(|name| name.cause == Cause::Publishes);
+    background.run_roots.found(store, runs).await?;
+    roots.found(store, publishes, fate).await
 }

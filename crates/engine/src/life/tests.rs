@@ -85,6 +85,7 @@ fn bed(directory: &Path) -> Bed {
         reaper: reaper.handle(),
         records: None,
         watcher: Arc::new(NoWatcher),
+        run_roots: Arc::default(),
     });
     Bed { life: Life { snapshot: Arc::new(sealed()), background }, store, reaper, runtime, _pool: pool }
 }

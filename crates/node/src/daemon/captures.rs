@@ -77,7 +77,7 @@ impl Captures {
         asker: &Asker,
     ) -> Answer<Arc<EngineSnapshot>> {
         let socket = self.fault_sockets.find(id)?;
-        let parent = Arc::clone(&socket.snapshot);
+        let parent = Arc::clone(socket.runs_from.snapshot());
         // The wait for room is before the end of the VMM's epoch: from there on it stands still.
         let bytes = u64::from(parent.memory().pages()) * PAGE;
         let room =

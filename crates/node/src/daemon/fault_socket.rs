@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use anyhow::Context as _;
 use rekindle_engine::catalog::{Change, Kind};
 use rekindle_engine::fetch::Fetcher;
+use rekindle_engine::run_roots::RunsFrom;
 use rekindle_engine::serve::{
     EndReason, Epoch, EpochFacts, FaultServer, KeptEpoch, Neighbours, NotServed, Placement, ServeOptions,
     ServeStatus,
@@ -39,7 +40,7 @@ pub(super) const LISTENER: &str = "listener";
 pub(super) struct Socket {
     pub(super) id: Uuid,
     pub(super) path: PathBuf,
-    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) runs_from: RunsFrom,
     pub(super) tracking: WriteTracking,
     /// The reason that its VMM cannot be captured, once that was found.
     hindrance: OnceLock<String>,
@@ -97,14 +98,14 @@ impl Socket {
     /// A socket of which `kept_by`, if any keeper, was given what `state` lives by.
     pub(super) fn new(
         (id, path): (Uuid, PathBuf),
-        snapshot: Arc<Snapshot>,
+        runs_from: RunsFrom,
         tracking: WriteTracking,
         state: State,
         kept_by: Option<KeeperIdentity>,
     ) -> Arc<Self> {
         let standing = Mutex::new(Standing { state, kept_by });
         let (hindrance, thread) = (OnceLock::new(), Mutex::default());
-        Arc::new(Self { id, path, snapshot, tracking, hindrance, standing, thread })
+        Arc::new(Self { id, path, runs_from, tracking, hindrance, standing, thread })
     }
 
     /// Says from now on why the VMM that it serves cannot be captured, if that is so.
@@ -142,7 +143,7 @@ impl Socket {
         };
         FaultSocket {
             id: self.id,
-            snapshot: self.snapshot.id().uuid(),
+            snapshot: self.runs_from.snapshot().id().uuid(),
             path: self.path.display().to_string(),
             pid: server.map(|server| server.kept().facts.pid),
             state: shown,
@@ -174,7 +175,9 @@ impl Socket {
                 let reason = "its VMM was captured".to_owned();
                 (Ok(taken), State::Unserved { epoch: Box::new(epoch), reason })
             }
-            Err(error) => (Err(super::problems::guest_failed(error)), served(&self.snapshot, epoch, fetcher)),
+            Err(error) => {
+                (Err(super::problems::guest_failed(error)), served(self.runs_from.snapshot(), epoch, fetcher))
+            }
         };
         self.replace(next, |state| matches!(state, State::Capturing));
         taken
@@ -322,7 +325,7 @@ impl Socket {
         let record = SocketRecord {
             id: self.id,
             path: self.path.clone(),
-            snapshot: self.snapshot.id().uuid(),
+            snapshot: self.runs_from.snapshot().id().uuid(),
             tracking: self.tracking,
             facts,
         };

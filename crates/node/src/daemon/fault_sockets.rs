@@ -129,7 +129,13 @@ impl FaultSockets {
         let cancelled = Arc::new(Wakeup::new().map_err(|error| guest_failed(error.into()))?);
         let listener = listen(&path).map_err(guest_failed)?;
         let waiting = State::Listening { listener, cancelled };
-        let socket = Socket::new((id, path), known.snapshot, wanted.tracking, waiting, None);
+        let socket = Socket::new(
+            (id, path),
+            self.host.engine.runs_from(&known.snapshot),
+            wanted.tracking,
+            waiting,
+            None,
+        );
         if let Err(problem) = self.begin_to_listen(&socket) {
             socket.end("it could not be opened");
             socket.join();
@@ -246,7 +252,7 @@ impl FaultSockets {
     ) -> anyhow::Result<()> {
         let (id, snapshot) = (record.id, self.host.engine.origin(SnapshotId::from(record.snapshot)));
         let taken = match snapshot {
-            Some(snapshot) if held.contains_key(&socket_key(id)) => self.recover_socket(record, snapshot),
+            Some(snapshot) if held.contains_key(&socket_key(id)) => self.recover_socket(record, &snapshot),
             Some(_) => Err(anyhow::anyhow!("the keeper that held it is gone")),
             None => Err(anyhow::anyhow!("there is no snapshot {} any more", record.snapshot)),
         };
@@ -267,7 +273,7 @@ impl FaultSockets {
         Ok(self.host.keeping.client().forget(&socket_key(id))?)
     }
 
-    fn recover_socket(&self, record: &SocketRecord, snapshot: Arc<Snapshot>) -> anyhow::Result<()> {
+    fn recover_socket(&self, record: &SocketRecord, snapshot: &Arc<Snapshot>) -> anyhow::Result<()> {
         let keeper = self.host.keeping.client();
         let (held, kept_by) = (keeper.get(&socket_key(record.id))?, keeper.identity());
         let mut held = held.context("the keeper holds nothing of it any more")?;
@@ -279,7 +285,7 @@ impl FaultSockets {
             }
             Some(facts) => {
                 let epoch = Epoch::recover(kept_epoch(&mut held, facts.clone())?)?;
-                let state = served(&snapshot, epoch, self.host.engine.fetcher());
+                let state = served(snapshot, epoch, self.host.engine.fetcher());
                 if let State::Serving { server } = &state {
                     self.host.metrics.serving(snapshot.id(), server.watch());
                     handed_over = Some(HandedOver::of(server.kept())?);
@@ -288,7 +294,8 @@ impl FaultSockets {
             }
         };
         let names = (record.id, record.path.clone());
-        let socket = Socket::new(names, snapshot, record.tracking, state, Some(kept_by));
+        let socket =
+            Socket::new(names, self.host.engine.runs_from(snapshot), record.tracking, state, Some(kept_by));
         self.lock().insert(record.id, Arc::clone(&socket));
         if record.facts.is_none() {
             self.wait_in_background(&socket).map_err(anyhow::Error::from)?.begin();
@@ -344,7 +351,7 @@ impl SocketServices {
     }
 
     fn serve(&self, stream: UnixStream) -> anyhow::Result<()> {
-        let pages = self.socket.snapshot.memory().pages();
+        let pages = self.socket.runs_from.snapshot().memory().pages();
         let handover = Handover::receive(stream, pages, HANDOVER_LIMIT)?;
         let _first = self.precedence.bring_up();
         let granted = handover.userfaultfd.granted().context("asking what the VMM's userfaultfd can do")?;
@@ -358,7 +365,7 @@ impl SocketServices {
             tracing::warn!(socket = %self.socket.id, %error, "the keeper was not given a VMM's memory yet");
         }
         let handed_over = HandedOver::of(&kept)?;
-        let snapshot = &self.socket.snapshot;
+        let snapshot = self.socket.runs_from.snapshot();
         let recorded = self.catalog.write(&[self.socket.put(Some(kept.facts))]);
         let state = match recorded.map_err(WriteError::either_way) {
             Ok(()) => served(snapshot, epoch, &self.fetcher),

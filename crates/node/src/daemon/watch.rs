@@ -129,7 +129,8 @@ impl GuestOwners {
         let snapshots = self.host().keeping.snapshots_elsewhere();
         if !snapshots.is_empty() {
             let origins = self.sandboxes.registry.all().into_iter().filter_map(|entry| entry.base());
-            let served = self.fault_sockets.all().into_iter().map(|socket| Arc::clone(&socket.snapshot));
+            let served =
+                self.fault_sockets.all().into_iter().map(|socket| Arc::clone(socket.runs_from.snapshot()));
             let failed = self.host().engine.keep_again(&snapshots, origins.chain(served).collect());
             unkept.extend(failed.into_iter().map(|(id, error)| (id.uuid(), error.to_string())));
         }

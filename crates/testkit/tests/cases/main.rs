@@ -10,6 +10,7 @@ mod local_disk;
 mod reading;
 mod restart;
 mod roots;
+mod run_roots;
 mod starts;
 mod store;
 mod window;

@@ -31,7 +31,7 @@ fn names(site: &Site, under: &str) -> Vec<Path> {
     listed.into_iter().map(|object: object_store::Result<_>| object.expect("RAM").location).collect()
 }
 
-fn roots(site: &Site) -> Vec<Root> {
+pub(crate) fn roots(site: &Site) -> Vec<Root> {
     let root = |path: Path| {
         let answer = block_on(site.objects.get(&path)).expect("it was listed");
         Root::decode(&block_on(answer.bytes()).expect("RAM")).expect("it is one")
@@ -39,7 +39,7 @@ fn roots(site: &Site) -> Vec<Root> {
     names(site, "roots").into_iter().map(root).collect()
 }
 
-fn wait_no_roots(site: &Site) {
+pub(crate) fn wait_no_roots(site: &Site) {
     let begun = Instant::now();
     while !names(site, "roots").is_empty() {
         assert!(begun.elapsed() < PATIENCE, "roots stay: {:?}", names(site, "roots"));
@@ -47,7 +47,7 @@ fn wait_no_roots(site: &Site) {
     }
 }
 
-fn copies(snapshot: &Snapshot) -> Vec<LayerCopy> {
+pub(crate) fn copies(snapshot: &Snapshot) -> Vec<LayerCopy> {
     let layers = snapshot.memory().load().layers().to_vec();
     let copy = |layer: &Arc<rekindle_engine::layer::Layer>| {
         Some(LayerCopy { layer: layer.id(), object: layer.stored_at()?.object })

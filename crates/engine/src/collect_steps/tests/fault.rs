@@ -27,6 +27,12 @@ pub(super) enum Fault {
     RootInsteadOfTombstone,
     /// The tombstone is put when the root is gone.
     TombstoneAfterRoot,
+    /// Readers put their root after they read the lists.
+    ReadersRootAfterLists,
+    /// Readers do not read condemned lists.
+    ReaderReadsNoLists,
+    /// Readers do not ask whether a copy is there.
+    ReaderSeesNothing,
 }
 
 pub(super) const FAULTS: [Fault; 12] = [
@@ -43,3 +49,7 @@ pub(super) const FAULTS: [Fault; 12] = [
     Fault::RootInsteadOfTombstone,
     Fault::TombstoneAfterRoot,
 ];
+
+/// Those that need a reader.
+pub(super) const READERS_FAULTS: [Fault; 3] =
+    [Fault::ReadersRootAfterLists, Fault::ReaderReadsNoLists, Fault::ReaderSeesNothing];

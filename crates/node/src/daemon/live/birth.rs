@@ -31,6 +31,7 @@ impl Live {
         let kept_by = host.keeping.client().identity();
         let guest = spec.start(host, id, base.as_ref())?;
         let claim = claim.held_by(spec, guest.process().id());
+        let base = base.map(|base| host.engine.runs_from(&base));
         Ok(Self { id, guest, base, memory: Memory::Own, kept_by, unsettled: None, stuck: None, claim })
     }
 
@@ -41,6 +42,7 @@ impl Live {
         (snapshot, prefault): (&Arc<Snapshot>, Prefault),
     ) -> anyhow::Result<Self> {
         let kept_by = host.keeping.client().identity();
+        let base = host.engine.runs_from(snapshot);
         let socket = spec.handover(host, id)?;
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
@@ -72,7 +74,7 @@ impl Live {
         let memory = Memory::Served { server, facts };
         guest.load(snapshot.blobs())?;
         let guest = unborn.born();
-        let (base, claim) = (Some(Arc::clone(snapshot)), claim.held_by(spec, guest.process().id()));
+        let (base, claim) = (Some(base), claim.held_by(spec, guest.process().id()));
         Ok(Self { id, guest, base, memory, kept_by, unsettled: None, stuck: None, claim })
     }
 
@@ -99,6 +101,7 @@ impl Live {
             (Some(_), None) => anyhow::bail!("nothing says which snapshot it is served from"),
             (None, _) => Memory::Own,
         };
+        let base = base.map(|base| host.engine.runs_from(&base));
         let (id, claim) = (recorded.id, Claim::renew(host, spec, guest.process().id()));
         let mut found = Self { id, guest, base, memory, kept_by, unsettled: None, stuck: None, claim };
         found.stuck = found.serve_again(host).err().map(|error| format!("{error:#}"));

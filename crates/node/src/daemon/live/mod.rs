@@ -6,6 +6,7 @@ mod serving;
 
 use std::sync::Arc;
 
+use rekindle_engine::run_roots::RunsFrom;
 use rekindle_engine::serve::{Epoch, EpochFacts, FaultServer};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{ProcessHandle, Signal};
@@ -34,7 +35,7 @@ pub(in crate::daemon) struct Live {
     pub(in crate::daemon) id: Uuid,
     guest: Box<dyn Guest>,
     /// The snapshot that its volumes are changes of.
-    base: Option<Arc<Snapshot>>,
+    base: Option<RunsFrom>,
     memory: Memory,
     /// A pause of it that the catalog may have although it was not acknowledged.
     unsettled: Option<UnsettledPause>,
@@ -73,7 +74,7 @@ impl Live {
             Memory::Served { facts, .. } => Some(facts.clone()),
             Memory::Unserved { epoch } => Some(epoch.facts()),
         };
-        let base = self.base.as_ref().map(|base| base.id().uuid());
+        let base = self.base.as_ref().map(|base| base.snapshot().id().uuid());
         RecordedGuest { id: self.id, vmm: self.guest.recorded(), base, served }
     }
 
@@ -93,7 +94,7 @@ impl Live {
 
     /// The snapshot that its pages come from, if they come from one.
     pub(in crate::daemon) fn base(&self) -> Option<Arc<Snapshot>> {
-        self.base.clone()
+        self.base.as_ref().map(|base| Arc::clone(base.snapshot()))
     }
 
     /// The keeper that has everything of it.

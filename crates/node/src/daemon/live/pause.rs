@@ -109,7 +109,7 @@ impl Live {
         asker: &Asker,
     ) -> Answer<PausePermit> {
         let domain = host.engine.domain(record.domain.as_ref())?;
-        let base = self.base.as_ref().map_or(Base::Domain(&domain), Base::Snapshot);
+        let base = self.base.as_ref().map_or(Base::Domain(&domain), |base| Base::Snapshot(base.snapshot()));
         Ok(host.engine.permit_pause_while(base, self.capture_bytes(about), &asker.still_waits())?)
     }
 

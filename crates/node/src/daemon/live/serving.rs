@@ -63,7 +63,7 @@ impl Live {
         match std::mem::replace(&mut self.memory, Memory::Own) {
             Memory::Unserved { epoch } => {
                 let facts = epoch.facts();
-                match serve(host, base, *epoch, self.guest.serve_options()) {
+                match serve(host, base.snapshot(), *epoch, self.guest.serve_options()) {
                     Ok(server) => self.memory = Memory::Served { server, facts },
                     Err(NotServed { epoch, error }) => {
                         self.memory = Memory::Unserved { epoch };

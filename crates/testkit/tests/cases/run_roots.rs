@@ -1,0 +1,91 @@
+//! Cases of sandboxes that run from snapshots in a store from which others delete.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rekindle_engine::root::{Cause, Root};
+use rekindle_engine::store_gate::OtherStore;
+use rekindle_testkit::site::PATIENCE;
+use rekindle_testkit::stores::{Fault, Operation, Rule, UnreliableStore};
+
+use crate::roots::{copies, roots, wait_no_roots};
+use crate::store::start_gated;
+use crate::{child, first_pause, run, site, wait_published, wait_sealed};
+
+fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "it never was so that {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_root_names_what_a_sandbox_reads_until_it_ends_and_what_it_was_paused_into_is_published() {
+    let site = site();
+    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    wait_no_roots(&site);
+    let there = site.elsewhere().expect("a directory");
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let faults = unreliable.faults();
+    let elsewhere = start_gated(&there, Arc::new(unreliable), OtherStore::Refused);
+    let opened = (elsewhere.open(first.0.id()).expect("it is published"), first.1.clone());
+    let run_from = [elsewhere.runs_from(&opened.0), elsewhere.runs_from(&opened.0)];
+    let named: std::collections::BTreeSet<_> = copies(&first.0).into_iter().collect();
+    let root = Root { snapshot: first.0.id(), cause: Cause::Runs, named };
+    wait_for("a root is there", || roots(&site) == [root.clone()]);
+    let failing = faults.inject(Rule::always(Operation::Put, "layers/", Fault::Fail));
+    let second = child(&elsewhere, &opened, run(20, 6), 2);
+    wait_sealed(&second.0);
+    drop(run_from);
+    faults.wait_calls(Operation::Put, "layers/", 1);
+    assert!(roots(&site).contains(&root), "an unpublished snapshot needs what it names");
+    drop(failing);
+    wait_published(&second.0);
+    drop(elsewhere.runs_from(&second.0));
+    wait_no_roots(&site);
+}
+
+#[test]
+fn a_sandbox_that_runs_when_its_snapshot_is_published_has_a_root_before_those_of_the_publish_go() {
+    let site = site();
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let faults = unreliable.faults();
+    let engine = start_gated(&site, Arc::new(unreliable), OtherStore::Refused);
+    let failing = faults.inject(Rule::always(Operation::Put, "manifests/", Fault::Fail));
+    let kept = faults.inject(Rule::always(Operation::Delete, "roots/", Fault::Fail));
+    let first = first_pause(&engine, 50);
+    let runs_from = engine.runs_from(&first.0);
+    drop(failing);
+    faults.wait_calls(Operation::Delete, "roots/", 1);
+    let causes: Vec<_> = roots(&site).iter().map(|root| root.cause).collect();
+    assert_eq!(causes.len(), 2, "{causes:?}");
+    assert!(causes.contains(&Cause::Runs));
+    drop((kept, runs_from));
+}
+
+#[test]
+fn roots_for_sandboxes_stay_over_a_restart_until_it_is_known_which_of_them_run() {
+    let site = site();
+    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    wait_no_roots(&site);
+    let runs_from = engine.runs_from(&first.0);
+    wait_for("a root is there", || roots(&site).len() == 1);
+    let id = first.0.id();
+    // From here on no drop changes anything in the store.
+    engine.stop();
+    drop((runs_from, first, engine));
+    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
+    let origin = engine.origin(id).expect("it is recorded");
+    let runs_from = engine.runs_from(&origin);
+    wait_for("the old root has a successor", || roots(&site).len() == 2);
+    engine.end_replay();
+    drop(engine.runs_from(&first_pause(&engine, 1).0));
+    wait_for("the old root is gone", || roots(&site).iter().filter(|root| root.snapshot == id).count() == 1);
+    drop(runs_from);
+    wait_for("none is left", || roots(&site).iter().all(|root| root.cause == Cause::Publishes));
+}
