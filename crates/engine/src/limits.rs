@@ -352,3 +352,29 @@ pub const FORGET_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Manifests that are read at once when a store is accounted for.
 pub const MANIFESTS_READ_AT_ONCE: usize = 16;
+/// Objects that one pass of a collector condemns: about 1.5 MB of names.
+pub const CONDEMNED_OBJECTS_MAX: usize = 10_000;
+
+/// Objects that a collector deletes before it checks again that the store is the right one.
+pub const DELETED_TOGETHER: usize = 1000;
+
+/// Roots or manifests that a collector reads at once.
+pub const COLLECT_READS: usize = 8;
+
+/// Times that a collector lists the roots, as long as some are gone when it reads them.
+pub const ROOTS_LISTED_MAX: usize = 16;
+
+/// Time between two looks of a collector at what is due.
+pub const COLLECT_LOOK_EVERY: Duration = Duration::from_secs(600);
+
+/// Longest probation: a collector deletes nothing that it listed long ago.
+pub const PROBATION_MAX: Duration = Duration::from_secs(12 * 3600);
+
+/// Time for which a collector relies on its own list: others take it for abandoned only after days.
+pub const LIST_TRUSTED_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// Time without a sign of life after which roots and lists of a node are given up.
+pub const NODE_ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Time for which a tombstone stays: no request lands that late.
+pub const TOMBSTONE_STAYS: Duration = Duration::from_secs(30 * 24 * 3600);

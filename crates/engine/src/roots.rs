@@ -41,6 +41,8 @@ impl HeldRoot {
 impl Roots {
     /// Puts a root. One with the same content is put again under its name; all others stay beside it.
     pub(crate) async fn put(&self, store: &Store, root: &Root) -> Result<(), StoreError> {
+        // The node has its name once the store is open.
+        store.objects().await?;
         let name = self.name_of(store, root);
         store.put_root(name, root).await
     }

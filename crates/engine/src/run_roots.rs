@@ -105,6 +105,10 @@ impl RunRoots {
         let running = self.running();
         let Needy { there, is_incomplete } = needy();
         let unpublished: Vec<_> = there.into_iter().filter(|snapshot| !snapshot.is_published()).collect();
+        if !(running.is_empty() && unpublished.is_empty()) {
+            // The node has its name once the store is open.
+            store.objects().await?;
+        }
         for snapshot in &running {
             self.begin_root(store, snapshot.id(), copies(snapshot));
         }

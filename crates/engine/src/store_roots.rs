@@ -80,9 +80,12 @@ impl Store {
     }
 
     /// Puts this node's sign of life, whose time is the store's. Roots are signs of life too, while they are young.
-    pub(crate) async fn show_life(&self) -> Result<(), StoreError> {
+    pub(crate) async fn show_life(&self) -> Result<ObjectPath, StoreError> {
+        // The node has its name once the store is open.
+        self.objects().await?;
         let path = ObjectPath::from(format!("{NODES}/{}/{ALIVE}", self.node()));
-        self.put(&path, PutPayload::from_static(ALIVE_CONTENT)).await
+        self.put(&path, PutPayload::from_static(ALIVE_CONTENT)).await?;
+        Ok(path)
     }
 
     /// The copies of layers on all condemned lists. One list that cannot be read is all that cannot.

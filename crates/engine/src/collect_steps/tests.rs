@@ -76,9 +76,9 @@ struct Reader {
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Collector {
     At(Pass),
-    /// It ended. The list of one that had deleted nothing yet may be taken away by its next start.
+    /// It ended. Its next start takes a list away of which nothing was deleted, and else deletes what was to be deleted.
     Ended {
-        had_doomed: bool,
+        doomed: Option<BTreeSet<Collectable>>,
     },
     /// It has listed manifests and not yet roots: for one fault only.
     Swapped(Pass, Manifests),
@@ -382,8 +382,12 @@ impl World {
 
     fn collector_steps(&self, at: usize, fault: Option<Fault>, next: &mut Vec<(String, Self)>) {
         let pass = match &self.collectors[at] {
-            Collector::Ended { had_doomed } => {
-                if !had_doomed && self.lists.contains_key(&at) {
+            Collector::Ended { doomed: Some(doomed) } => {
+                let pass = Pass::of_doomed(doomed.clone());
+                return next.push((format!("collector {at} goes on"), self.collecting(at, pass)));
+            }
+            Collector::Ended { doomed: None } => {
+                if self.lists.contains_key(&at) {
                     let mut world = self.clone();
                     world.lists.remove(&at);
                     next.push((format!("the list of collector {at}, which ended, goes"), world));
@@ -404,7 +408,7 @@ impl World {
         }
         if *pass != Pass::new() {
             let mut world = self.clone();
-            world.collectors[at] = Collector::Ended { had_doomed: pass.doomed().is_some() };
+            world.collectors[at] = Collector::Ended { doomed: pass.doomed().cloned() };
             next.push((format!("collector {at} ends"), world));
         }
         next.push((format!("collector {at}: {step:?}"), self.collect(at, pass.clone(), step, fault)));

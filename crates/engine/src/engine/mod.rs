@@ -1,12 +1,13 @@
 //! The engine: all operations of a node on snapshots. It checks and records; the modules before it do the work.
 
+mod collecting;
 mod counts;
 mod forgetting;
 mod options;
 mod restore;
 mod transfer;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Weak};
 
@@ -16,6 +17,7 @@ use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
 use crate::cache_limits::BoundedCache;
 use crate::catalog::CatalogError;
+use crate::collect::Collector;
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
@@ -37,7 +39,6 @@ use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed};
 use crate::republish::{LookedFor, RepublishError, look_for_published};
 use crate::roots::Roots;
-use crate::run_roots::RunsFrom;
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::sources::{Class, SourceError, Sources};
@@ -51,7 +52,7 @@ use crate::view::LiveView;
 use crate::working_set::WorkingSet;
 
 pub use forgetting::ForgetError;
-pub use options::EngineOptions;
+pub use options::{CollectSchedule, EngineOptions};
 pub use transfer::{ExportError, ImportError, Transferred};
 
 use restore::replay;
@@ -62,6 +63,7 @@ pub struct Engine {
     background: Arc<Background>,
     cache: Arc<Cache>,
     bounded: Arc<BoundedCache>,
+    collector: Arc<Collector>,
     fetcher: Fetcher,
     rules: PauseRules,
     precedence: Precedence,
@@ -118,6 +120,7 @@ impl Engine {
         let (pool, uploads) = (saving_pool.handle(), ByteBudget::new(limits::UPLOAD_BYTES_MAX));
         let keys = cache.keys().clone();
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
+        let collector = Arc::new(Collector::new(store.clone(), options.catalog.clone()));
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
         let records_of_uploads = records.as_ref().map(|records| UploadRecords::of(records.catalog().clone()));
         let publisher = Publisher {
@@ -161,6 +164,7 @@ impl Engine {
             background,
             cache,
             bounded: Arc::new(bounded),
+            collector,
             fetcher,
             rules,
             precedence,
@@ -178,6 +182,9 @@ impl Engine {
         engine.give_up_lost_uploads();
         engine.watch_disk();
         engine.keep_roots();
+        if let Some(schedule) = options.collect {
+            engine.collect_by(schedule);
+        }
         Ok(engine)
     }
 
@@ -297,12 +304,6 @@ impl Engine {
         self.deleted.let_go(&self.snapshots());
     }
 
-    /// Notes that a sandbox runs from a snapshot until the result is dropped: the store keeps what it reads, also if the
-    /// snapshot is deleted.
-    pub fn runs_from(&self, snapshot: &Arc<Snapshot>) -> RunsFrom {
-        self.background.run_roots.begin(snapshot)
-    }
-
     /// Deletes a snapshot, for good once this has returned. Sandboxes that run from it go on, and children keep their
     /// pages.
     pub fn delete(&self, snapshot: &Arc<Snapshot>) -> Result<(), CatalogError> {
@@ -320,24 +321,6 @@ impl Engine {
         self.begin_life(snapshot, Work::asked(asked, snapshot, Work::Nothing));
         self.deleted.let_go(&self.snapshots());
         Ok(())
-    }
-
-    /// Hands the memory of the unsealed snapshots among `wanted` to a new keeper, as the old one is gone. It finds them
-    /// among the known snapshots, `origins` (which may be deleted), and their ancestors. The result lists those that
-    /// could not be handed over, with the reasons.
-    pub fn keep_again(
-        &self,
-        wanted: &BTreeSet<SnapshotId>,
-        origins: Vec<Arc<Snapshot>>,
-    ) -> Vec<(SnapshotId, io::Error)> {
-        let known = self.snapshots_there().into_iter().chain(origins);
-        let unsealed: BTreeMap<SnapshotId, Arc<Snapshot>> = known
-            .flat_map(|snapshot| snapshot.unsealed_line())
-            .filter(|snapshot| wanted.contains(&snapshot.id()))
-            .map(|snapshot| (snapshot.id(), snapshot))
-            .collect();
-        let keep = |(id, snapshot): (SnapshotId, Arc<Snapshot>)| Some((id, snapshot.keep_again().err()?));
-        unsealed.into_iter().filter_map(keep).collect()
     }
 
     /// Publishes again the snapshots that the store lacks, if it was accepted in place of the store that had them.

@@ -13,6 +13,15 @@ use crate::limits;
 use crate::store::Store;
 use crate::watch::{NoWatcher, Watcher};
 
+/// Times at which a node collects in the store by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CollectSchedule {
+    /// Time between two passes; the first one is made at any time within it.
+    pub every: Duration,
+    /// Time from the second look of a pass to its deletions.
+    pub probation: Duration,
+}
+
 /// Options of an engine.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
@@ -45,6 +54,8 @@ pub struct EngineOptions {
     pub catalog: Option<Catalog>,
     /// Keeper of captured memory while this process is down; asked only if there is a catalog.
     pub keeper: Arc<dyn Keeper>,
+    /// Times at which this node collects in the store by itself; never without.
+    pub collect: Option<CollectSchedule>,
     /// Receiver of news about snapshots.
     pub watcher: Arc<dyn Watcher>,
     /// Points at which tests can stop background work.
@@ -69,6 +80,7 @@ impl EngineOptions {
             part_bytes: limits::UPLOAD_PART_BYTES,
             catalog: None,
             keeper: Arc::new(NoKeeper),
+            collect: None,
             watcher: Arc::new(NoWatcher),
             hooks: Arc::new(NoHooks),
         }

@@ -1,7 +1,8 @@
 //! Restores the snapshots of the catalog: at the start, and later those that could not be decided then.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::io;
 use std::sync::{Arc, Weak};
 
 use super::Engine;
@@ -47,6 +48,24 @@ impl Engine {
         drop(there);
         self.deleted.let_go(&self.snapshots());
         Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.is_undecided()).count())
+    }
+
+    /// Hands the memory of the unsealed snapshots among `wanted` to a new keeper, as the old one is gone. It finds them
+    /// among the known snapshots, `origins` (which may be deleted), and their ancestors. The result lists those that
+    /// could not be handed over, with the reasons.
+    pub fn keep_again(
+        &self,
+        wanted: &BTreeSet<SnapshotId>,
+        origins: Vec<Arc<Snapshot>>,
+    ) -> Vec<(SnapshotId, io::Error)> {
+        let known = self.snapshots_there().into_iter().chain(origins);
+        let unsealed: BTreeMap<SnapshotId, Arc<Snapshot>> = known
+            .flat_map(|snapshot| snapshot.unsealed_line())
+            .filter(|snapshot| wanted.contains(&snapshot.id()))
+            .map(|snapshot| (snapshot.id(), snapshot))
+            .collect();
+        let keep = |(id, snapshot): (SnapshotId, Arc<Snapshot>)| Some((id, snapshot.keep_again().err()?));
+        unsealed.into_iter().filter_map(keep).collect()
     }
 
     /// Begins to give up the unfinished uploads of layers that this node does not have any more.

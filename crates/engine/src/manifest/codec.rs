@@ -15,7 +15,7 @@ use super::tables::{Place, read_tables, write_tables};
 use super::version_1::read_version_1;
 use super::{Edition, Manifest, ObjectName, Publication, StoredLayer};
 use crate::geometry::u64_of;
-use crate::identity::{Domain, DomainName, SnapshotId};
+use crate::identity::{Domain, DomainName, LayerId, SnapshotId};
 use crate::key_ring::{DomainKey, KeyRing};
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::page_map::RunToken;
@@ -69,6 +69,36 @@ impl Publication {
         let publication = Self::new(read.edition.unwrap_or(Edition::FIRST), read.manifest, read.places);
         let has_tables = !read.tables.is_empty();
         Ok((if has_tables { publication.with_tables(read.tables) } else { publication }, domain))
+    }
+}
+
+/// A snapshot, and the objects that its manifest names, each with its layer.
+type NamedObjects = (SnapshotId, Vec<(LayerId, ObjectName)>);
+
+impl Publication {
+    /// The objects that a manifest in the store names, also one of a domain whose key is not here: its tag is not checked.
+    pub fn named_objects(bytes: &[u8]) -> Result<NamedObjects, WireError> {
+        let (form, mut body, _) = checked_body(MAGIC, &FORMS, bytes)?;
+        let (snapshot, layers, places) = match form {
+            Form::PlacesAtEnd => {
+                let (manifest, places) = read_version_1(&mut body, read_stored)?;
+                (manifest.snapshot(), manifest.layers().to_vec(), places)
+            }
+            Form::LayersAtFront | Form::Tagged | Form::WithTables => {
+                let snapshot = SnapshotId::from_bytes(body.array("snapshot")?);
+                let domains = match form {
+                    Form::PlacesAtEnd | Form::LayersAtFront => DomainForm::Named,
+                    Form::Tagged | Form::WithTables => {
+                        body.varint("edition")?;
+                        DomainForm::Keyed
+                    }
+                };
+                let (layers, places) = read_layers(&mut body, domains, read_stored)?;
+                (snapshot, layers, places)
+            }
+        };
+        let named = layers.iter().zip(&places).map(|(layer, place)| (layer.id, place.object));
+        Ok((snapshot, named.collect()))
     }
 }
 

@@ -402,6 +402,18 @@ fn a_publication_of_another_key_or_with_a_forged_or_missing_tag_is_refused_by_na
 }
 
 #[test]
+fn the_objects_that_a_manifest_names_are_read_without_its_key_and_not_of_a_damaged_one() {
+    let publication = published(small());
+    let mut bytes = publication.encode(&DomainKey::new(tenant().name().clone(), &[8; 32]));
+    let layers = publication.manifest().layers().iter().zip(publication.stored());
+    let named: Vec<_> = layers.map(|(layer, stored)| (layer.id, stored.object)).collect();
+    assert_eq!(Publication::named_objects(&bytes), Ok((small().snapshot(), named)));
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    assert!(Publication::named_objects(&bytes).is_err());
+}
+
+#[test]
 fn a_publication_says_its_edition_and_none_is_of_edition_0() {
     let first = published(small());
     let later = Publication::new(Edition::of(300).expect("it is one"), small(), first.stored().to_vec());

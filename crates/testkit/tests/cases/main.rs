@@ -1,6 +1,7 @@
 //! Faults that other systems have had, each by its number, against the real engine.
 
 mod catalog;
+mod collection;
 mod domains;
 mod earlier_store;
 mod eviction;

@@ -22,11 +22,11 @@ fn block_on<T>(asked: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers").block_on(asked)
 }
 
-fn put(site: &Site, path: &str, bytes: Vec<u8>) {
+pub(crate) fn put(site: &Site, path: &str, bytes: Vec<u8>) {
     block_on(site.objects.put(&Path::from(path), PutPayload::from(bytes))).expect("RAM");
 }
 
-fn names(site: &Site, under: &str) -> Vec<Path> {
+pub(crate) fn names(site: &Site, under: &str) -> Vec<Path> {
     let listed: Vec<_> = block_on(site.objects.list(Some(&Path::from(under))).collect());
     listed.into_iter().map(|object: object_store::Result<_>| object.expect("RAM").location).collect()
 }

@@ -12,7 +12,7 @@ use crate::roots::{copies, roots, wait_no_roots};
 use crate::store::start_gated;
 use crate::{child, first_pause, run, site, wait_published, wait_sealed};
 
-fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < PATIENCE, "it never was so that {what}");

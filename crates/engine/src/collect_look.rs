@@ -1,0 +1,269 @@
+//! A collector's looks at a store: all that says what is needed, and all that could be deleted.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use object_store::ObjectMeta;
+use object_store::path::Path as ObjectPath;
+
+use crate::collect_steps::Manifests;
+use crate::collectable::{Collectable, LayerCopy};
+use crate::identity::SnapshotId;
+use crate::limits;
+use crate::manifest::Publication;
+use crate::manifest_memory::{ManifestMemory, WrittenManifest};
+use crate::manifest_objects::{MANIFESTS, editions, older_path, path_of};
+use crate::root::Root;
+use crate::store::{Store, StoreError};
+use crate::store_roots::{CONDEMNED, NODES, ROOTS};
+use crate::tombstones::TOMBSTONES;
+
+/// The roots of a store that count.
+#[derive(Debug, Default)]
+pub(crate) struct RootsLook {
+    pub(crate) roots: Vec<Root>,
+    /// Roots and condemned lists of nodes that showed no sign of life for long.
+    pub(crate) abandoned: Vec<ObjectPath>,
+}
+
+/// The manifests of a store that count, and its tombstones.
+#[derive(Debug, Default)]
+pub(crate) struct ManifestsLook {
+    pub(crate) counted: Manifests,
+    /// All objects of manifests, with their bytes.
+    pub(crate) objects: Vec<(Collectable, u64)>,
+    /// Tombstones that no manifest needs any more.
+    pub(crate) old_tombstones: Vec<ObjectPath>,
+    /// Manifests that were read in this look.
+    pub(crate) read: usize,
+}
+
+/// Lists and reads the roots that count at the store's time `now`.
+///
+/// A root may be replaced by another one while they are listed: they are listed again until none of those listed is gone
+/// when it is read, and at least twice.
+pub(crate) async fn look_at_roots(store: &Store, now_unix_ms: i64) -> Result<RootsLook, StoreError> {
+    let (mut read, mut look) = (HashSet::new(), RootsLook::default());
+    for times in 1..=limits::ROOTS_LISTED_MAX {
+        let listed = store.list_all(ROOTS).await?;
+        let (others, lists) = (store.list_all(NODES).await?, store.list_all(CONDEMNED).await?);
+        let alive = nodes_alive(listed.iter().chain(&others).chain(&lists).map(written), now_unix_ms);
+        let is_abandoned =
+            |object: &&ObjectMeta| !node_of(&object.location).is_some_and(|node| alive.contains(&node));
+        look.abandoned =
+            listed.iter().chain(&lists).filter(is_abandoned).map(|object| object.location.clone()).collect();
+        let counted = listed.iter().filter(|object| !is_abandoned(object));
+        let new: Vec<_> =
+            counted.map(|object| object.location.clone()).filter(|path| !read.contains(path)).collect();
+        let mut reads =
+            stream::iter(new.into_iter().map(|path| read_root(store, path))).buffered(limits::COLLECT_READS);
+        let mut is_one_gone = false;
+        while let Some((path, root)) = reads.try_next().await? {
+            match root {
+                Some(root) => {
+                    read.insert(path);
+                    look.roots.push(root);
+                }
+                None => is_one_gone = true,
+            }
+        }
+        if times > 1 && !is_one_gone {
+            return Ok(look);
+        }
+    }
+    let path = ObjectPath::from(ROOTS);
+    Err(StoreError::NotUnderstood { path, reason: "they change faster than they can be read".to_owned() })
+}
+
+async fn read_root(store: &Store, path: ObjectPath) -> Result<(ObjectPath, Option<Root>), StoreError> {
+    match store.get_whole(path.clone(), limits::ROOT_BYTES_MAX).await {
+        Ok(bytes) => match Root::decode(&bytes) {
+            Ok(root) => Ok((path, Some(root))),
+            Err(reason) => Err(StoreError::NotUnderstood { path, reason }),
+        },
+        Err(StoreError::NotFound(_)) => Ok((path, None)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The nodes one of whose objects was written lately, by the clock of the store.
+fn nodes_alive<'a>(
+    written: impl Iterator<Item = (&'a ObjectPath, i64)>,
+    now_unix_ms: i64,
+) -> HashSet<String> {
+    let young = written.filter(|(_, unix_ms)| !is_over(*unix_ms, limits::NODE_ABANDONED_AFTER, now_unix_ms));
+    young.filter_map(|(path, _)| node_of(path)).collect()
+}
+
+/// True if more than `time` has gone by since then.
+fn is_over(since_unix_ms: i64, time: Duration, now_unix_ms: i64) -> bool {
+    u128::try_from(now_unix_ms.saturating_sub(since_unix_ms)).is_ok_and(|gone| gone > time.as_millis())
+}
+
+/// The name of an object, and the time at which it was written.
+fn written(object: &ObjectMeta) -> (&ObjectPath, i64) {
+    (&object.location, object.last_modified.timestamp_millis())
+}
+
+/// The node whose object this is.
+fn node_of(path: &ObjectPath) -> Option<String> {
+    Some(path.parts().nth(1)?.as_ref().to_owned())
+}
+
+/// Lists tombstones, then manifests, and reads those manifests that count and are not remembered.
+pub(crate) async fn look_at_manifests(
+    store: &Store,
+    memory: &mut ManifestMemory,
+    now_unix_ms: i64,
+) -> Result<ManifestsLook, StoreError> {
+    let tombstones = store.list_all(TOMBSTONES).await?;
+    let listed = store.list_all(MANIFESTS).await?;
+    let deleted: HashSet<_> = tombstones.iter().filter_map(|object| snapshot_of(&object.location)).collect();
+    let mut look = ManifestsLook::default();
+    let mut newest: BTreeMap<SnapshotId, Option<WrittenManifest>> = BTreeMap::new();
+    let mut with_manifest = HashSet::new();
+    for object in &listed {
+        let Ok(Collectable::Manifest(snapshot, edition)) = object.location.as_ref().parse() else { continue };
+        with_manifest.insert(snapshot);
+        look.objects.push((Collectable::Manifest(snapshot, edition), object.size));
+        if deleted.contains(&snapshot) {
+            continue;
+        }
+        let unix_ms = object.last_modified.timestamp_millis();
+        let put = edition.map(|edition| WrittenManifest { edition, bytes: object.size, unix_ms });
+        let last = newest.entry(snapshot).or_insert(put);
+        if put.map(|put| put.edition) > last.map(|last| last.edition) {
+            *last = put;
+        }
+    }
+    // One that was there at the last look and has no tombstone may have been replaced while this list was made.
+    for snapshot in memory.snapshots() {
+        if !newest.contains_key(&snapshot) && !deleted.contains(&snapshot) {
+            newest.insert(snapshot, None);
+        }
+    }
+    let mut unread = Vec::new();
+    for (snapshot, written) in newest {
+        match written.and_then(|written| memory.named(snapshot, written)) {
+            Some(named) => {
+                look.counted.named.extend(named);
+                look.counted.newest.insert(snapshot, written.map(|written| written.edition));
+            }
+            None => unread.push((snapshot, written)),
+        }
+    }
+    let read = unread.into_iter().map(|(snapshot, written)| read_newest(store, snapshot, written));
+    let mut reads = stream::iter(read).buffer_unordered(limits::COLLECT_READS);
+    while let Some(read) = reads.try_next().await? {
+        let Some(NewestManifest { snapshot, written, named }) = read else { continue };
+        look.read += 1;
+        if let Some(written) = written {
+            memory.remember(snapshot, written, &named);
+        }
+        look.counted.newest.insert(snapshot, written.map(|written| written.edition));
+        look.counted.named.extend(named);
+    }
+    memory.retain(|snapshot| look.counted.newest.contains_key(&snapshot));
+    look.old_tombstones = old_tombstones(tombstones.iter().map(written), &with_manifest, now_unix_ms);
+    Ok(look)
+}
+
+/// The newest manifest of a snapshot, with what it names.
+struct NewestManifest {
+    snapshot: SnapshotId,
+    /// None if an older program put it.
+    written: Option<WrittenManifest>,
+    named: Vec<LayerCopy>,
+}
+
+/// Reads the newest manifest of a snapshot. One that was listed and is gone was replaced, or the snapshot was deleted.
+async fn read_newest(
+    store: &Store,
+    snapshot: SnapshotId,
+    listed: Option<WrittenManifest>,
+) -> Result<Option<NewestManifest>, StoreError> {
+    let mut written = listed;
+    for _ in 0..limits::MANIFEST_READ_TRIES {
+        let path = written.map_or_else(|| older_path(snapshot), |written| path_of(snapshot, written.edition));
+        match store.get_whole(path.clone(), limits::MANIFEST_BYTES_MAX).await {
+            Ok(bytes) => {
+                let named = named_in(snapshot, &bytes);
+                let named = named.map_err(|reason| StoreError::NotUnderstood { path, reason })?;
+                return Ok(Some(NewestManifest { snapshot, written, named }));
+            }
+            Err(StoreError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let again = editions(&store.checked().await?, snapshot).await;
+        let again = again.map_err(|source| StoreError::from_store(&older_path(snapshot), source))?;
+        let Some(newest) = again.into_iter().max() else { return Ok(None) };
+        // Not remembered for long: the next list tells other facts of it.
+        written = Some(WrittenManifest { edition: newest, bytes: 0, unix_ms: 0 });
+    }
+    Err(StoreError::NotFound(older_path(snapshot)))
+}
+
+/// The copies that a manifest in the store names. The error says what to do.
+fn named_in(snapshot: SnapshotId, bytes: &[u8]) -> Result<Vec<LayerCopy>, String> {
+    let advice = "nothing is collected until it can be read: bring it back, use a newer rekindle, or delete the snapshot";
+    let (found, named) = Publication::named_objects(bytes).map_err(|error| format!("{error}; {advice}"))?;
+    if found != snapshot {
+        return Err(format!("it is that of {found}; {advice}"));
+    }
+    Ok(named.into_iter().map(|(layer, object)| LayerCopy { layer, object }).collect())
+}
+
+/// Tombstones that are old, and under which no manifest lies.
+fn old_tombstones<'a>(
+    tombstones: impl Iterator<Item = (&'a ObjectPath, i64)>,
+    with_manifest: &HashSet<SnapshotId>,
+    now_unix_ms: i64,
+) -> Vec<ObjectPath> {
+    let old = tombstones.filter(|(_, unix_ms)| is_over(*unix_ms, limits::TOMBSTONE_STAYS, now_unix_ms));
+    let is_alone =
+        |path: &ObjectPath| snapshot_of(path).is_some_and(|snapshot| !with_manifest.contains(&snapshot));
+    old.filter(|(path, _)| is_alone(path)).map(|(path, _)| path.clone()).collect()
+}
+
+fn snapshot_of(path: &ObjectPath) -> Option<SnapshotId> {
+    path.parts().nth(1)?.as_ref().parse().ok()
+}
+
+/// Lists all objects that could be collected, beside manifests, with their bytes. Others are nobody's.
+pub(crate) async fn look_at_objects(store: &Store) -> Result<Vec<(Collectable, u64)>, StoreError> {
+    let mut found = Vec::new();
+    for place in ["layers", "working-sets"] {
+        let listed = store.list_all(place).await?;
+        let object = |object: &ObjectMeta| Some((object.location.as_ref().parse().ok()?, object.size));
+        found.extend(listed.iter().filter_map(object));
+    }
+    Ok(found)
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_of_a_node_count_until_it_has_shown_no_sign_of_life_for_a_week_by_the_clock_of_the_store() {
+        let day = i64::try_from(Duration::from_secs(86_400).as_millis()).expect("it is small");
+        let names = ["roots/a/x", "nodes/a/alive", "roots/b/x", "condemned/c/x", "roots/d/x"];
+        let paths = names.map(ObjectPath::from);
+        let ago = [9 * day, 6 * day, 8 * day, 7 * day, -day];
+        let alive = nodes_alive(paths.iter().zip(ago.map(|ago| 100 * day - ago)), 100 * day);
+        let mut alive: Vec<_> = alive.into_iter().collect();
+        alive.sort();
+        assert_eq!(alive, ["a", "c", "d"]);
+    }
+
+    #[test]
+    fn a_tombstone_goes_after_a_month_unless_a_manifest_lies_under_it() {
+        let day = i64::try_from(Duration::from_secs(86_400).as_millis()).expect("it is small");
+        let [young, old, needed] = [1, 2, 3].map(|number| SnapshotId::from_bytes([number; 16]));
+        let paths = [young, old, needed].map(|snapshot| ObjectPath::from(format!("{TOMBSTONES}/{snapshot}")));
+        let written = paths.iter().zip([30, 31, 31].map(|days| (100 - days) * day));
+        let gone = old_tombstones(written, &HashSet::from([needed]), 100 * day);
+        assert_eq!(gone, [paths[1].clone()]);
+    }
+}

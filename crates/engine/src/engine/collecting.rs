@@ -1,0 +1,85 @@
+//! Collection in the store, and the marks that keep it from what sandboxes read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Engine;
+use super::options::CollectSchedule;
+use crate::collect::{CollectCounts, CollectError, Collected, Collector, Judged};
+use crate::limits;
+use crate::run_roots::RunsFrom;
+use crate::snapshot::Snapshot;
+use crate::stop::{Stop, Stopped};
+
+impl Engine {
+    /// Notes that a sandbox runs from a snapshot until the result is dropped: the store keeps what it reads, also if the
+    /// snapshot is deleted.
+    pub fn runs_from(&self, snapshot: &Arc<Snapshot>) -> RunsFrom {
+        self.background.run_roots.begin(snapshot)
+    }
+
+    /// Deletes from the store what nobody needs, once `probation` is over. Without one, all of it is gone when this
+    /// returns; otherwise the engine does the rest in time, also after a restart.
+    pub fn collect(&self, probation: Duration) -> Result<Collected, CollectError> {
+        self.runtime.block_on(async {
+            let stopped = |Stopped| CollectError::Stopped;
+            let work = async {
+                // This node's own roots for sandboxes that have ended are needless.
+                self.background.run_roots.look(self.background.store(), self.needy()).await?;
+                self.collector.collect(probation).await
+            };
+            self.background.stop().unless_said(work).await.map_err(stopped)?
+        })
+    }
+
+    /// The fate of each object in the store, if it was collected now. Deletes nothing.
+    pub fn judge_store(&self) -> Result<Vec<Judged>, CollectError> {
+        self.runtime.block_on(self.collector.judge())
+    }
+
+    /// Counts of this node's collections.
+    pub fn collect_counts(&self) -> CollectCounts {
+        self.collector.counts()
+    }
+
+    /// Begins to collect now and then.
+    pub(super) fn collect_by(&self, schedule: CollectSchedule) {
+        let (collector, stop) = (Arc::clone(&self.collector), self.background.stop().clone());
+        let lives = self.lives.as_ref().expect("the engine has just started");
+        lives.begin_other(async move {
+            keep_collecting(&collector, &stop, schedule).await.ok();
+        });
+    }
+}
+
+async fn keep_collecting(
+    collector: &Collector,
+    stop: &Stop,
+    schedule: CollectSchedule,
+) -> Result<(), Stopped> {
+    let mut next = tokio::time::Instant::now() + jitter(schedule.every);
+    loop {
+        let due = match stop.unless_said(collector.go_on()).await? {
+            Ok(due) => due.unwrap_or(limits::COLLECT_LOOK_EVERY),
+            Err(error) => {
+                tracing::warn!(%error, "a collection in the store waits");
+                limits::COLLECT_LOOK_EVERY
+            }
+        };
+        let wait = due.min(limits::COLLECT_LOOK_EVERY).min(next - tokio::time::Instant::now());
+        stop.wait(wait.max(limits::WORK_RETRY_FIRST)).await?;
+        if tokio::time::Instant::now() >= next {
+            next += schedule.every;
+            match stop.unless_said(collector.collect(schedule.probation)).await? {
+                Ok(done) => tracing::info!(?done, "the store was collected"),
+                Err(error) => tracing::warn!(%error, "the store is not collected now"),
+            }
+        }
+    }
+}
+
+/// A time within `every`, so that the nodes of a store do not all begin at once.
+fn jitter(every: Duration) -> Duration {
+    let [random, ..] = *uuid::Uuid::new_v4().as_bytes();
+    every / 256 * u32::from(random)
+}
