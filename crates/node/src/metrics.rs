@@ -5,6 +5,7 @@
 
 mod aside;
 mod cache;
+mod collecting;
 mod disks;
 mod first_faults;
 mod observed;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Engine;
 use super::options::CollectSchedule;
 use crate::collect::{CollectCounts, CollectError, Collected, Collector, Judged};
@@ -57,7 +59,7 @@ async fn keep_collecting(
     stop: &Stop,
     schedule: CollectSchedule,
 ) -> Result<(), Stopped> {
-    let mut next = tokio::time::Instant::now() + jitter(schedule.every);
+    let mut next = schedule.every.map(|every| Instant::now() + jitter(every));
     loop {
         let due = match stop.unless_said(collector.go_on()).await? {
             Ok(due) => due.unwrap_or(limits::COLLECT_LOOK_EVERY),
@@ -66,10 +68,10 @@ async fn keep_collecting(
                 limits::COLLECT_LOOK_EVERY
             }
         };
-        let wait = due.min(limits::COLLECT_LOOK_EVERY).min(next - tokio::time::Instant::now());
+        let wait = next.map_or(due, |next| due.min(next - Instant::now())).min(limits::COLLECT_LOOK_EVERY);
         stop.wait(wait.max(limits::WORK_RETRY_FIRST)).await?;
-        if tokio::time::Instant::now() >= next {
-            next += schedule.every;
+        if next.is_some_and(|next| Instant::now() >= next) {
+            next = schedule.every.map(|every| Instant::now() + every);
             match stop.unless_said(collector.collect(schedule.probation)).await? {
                 Ok(done) => tracing::info!(?done, "the store was collected"),
                 Err(error) => tracing::warn!(%error, "the store is not collected now"),

@@ -16,8 +16,9 @@ use crate::watch::{NoWatcher, Watcher};
 /// Times at which a node collects in the store by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CollectSchedule {
-    /// Time between two passes; the first one is made at any time within it.
-    pub every: Duration,
+    /// Time between two passes, of which the first one is made at any time within it. Without it, what others asked for is
+    /// finished.
+    pub every: Option<Duration>,
     /// Time from the second look of a pass to its deletions.
     pub probation: Duration,
 }

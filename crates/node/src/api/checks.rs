@@ -1,5 +1,7 @@
 //! Checks a request beyond the types of its fields; the daemon gets only requests that pass.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rekindle_engine::limits as engine_limits;
@@ -9,7 +11,7 @@ use super::limits;
 use super::problem::{Code, Problem};
 use super::quoted::quoted;
 use super::types::{
-    CaptureMemory, CaptureSource, ConsoleInput, ConsoleQuery, CreateSandbox, DrainNode, EventsQuery,
+    CaptureMemory, CaptureSource, Collect, ConsoleInput, ConsoleQuery, CreateSandbox, DrainNode, EventsQuery,
     ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox,
     ResumeSnapshot, SandboxCount, SnapshotState, Tap, TapName, VmmKind, WaitQuery, is_name, name_rule,
 };
@@ -51,6 +53,13 @@ impl Checked for CreateSandbox {
 impl Checked for PauseSandbox {
     fn check(&self) -> Result<(), Problem> {
         check_labels(&self.labels)
+    }
+}
+
+impl Checked for Collect {
+    fn check(&self) -> Result<(), Problem> {
+        let probation = Duration::from_millis(self.probation_ms.unwrap_or_default());
+        must(probation <= engine_limits::PROBATION_MAX, || "`probation_ms` is more than 12 hours".to_owned())
     }
 }
 

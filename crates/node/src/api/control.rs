@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::problem::{Code, Problem};
 use super::types::{
-    CaptureMemory, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket, ForkSandbox,
-    KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage,
-    StoredSnapshotList, Usage, Verification, Version,
+    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
+    ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference,
+    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
 };
 use crate::asker::Asker;
 use crate::settings::Settings;
@@ -120,6 +120,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn drained(&self) -> Answer<Drain>;
     /// Takes new guests again, and resumes the sandboxes that a drain has paused.
     fn undo_drain(&self) -> Answer<Drain>;
+    /// Deletes from the store what nobody needs, or tells what that would be.
+    fn collect(&self, how: &Collect) -> Answer<Collection>;
     /// Opens a socket at which a VMM is served with a snapshot's memory.
     fn open_fault_socket(&self, asked: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket>;
     /// The fault sockets.

@@ -11,6 +11,12 @@ pub const WAITS_MAX: usize = 128;
 /// Verifications at once: each reads a whole snapshot, and a disk gains nothing from more.
 pub const VERIFICATIONS_MAX: usize = 8;
 
+/// Collections of the store at once; one works, and the others wait for it.
+pub const COLLECTIONS_MAX: usize = 2;
+
+/// Verdicts in the answer of a dry run.
+pub const VERDICTS_MAX: usize = 10_000;
+
 /// Captures of others' memory at once: each may bring a body of [`CAPTURE_BODY_BYTES_MAX`].
 pub const CAPTURES_MAX: usize = 4;
 

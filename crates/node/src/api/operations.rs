@@ -8,10 +8,10 @@ use super::operation::{
 };
 use super::problem::Code;
 use super::types::{
-    CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain, DrainNode, Event,
-    EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox,
-    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version, WaitQuery,
+    CaptureMemory, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain,
+    DrainNode, Event, EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot, ListQuery,
+    OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
+    Snapshot, SnapshotList, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version, WaitQuery,
 };
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
@@ -315,6 +315,17 @@ pub(crate) const UNDO_DRAIN: Operation<Nothing, NoInput, Json<Drain>> =
     Operation::post("undo_drain", "/v1/drain/undo", "daemon")
         .does("Takes new guests again, and resumes the sandboxes that a drain has paused.")
         .answers(200, "The sandboxes, each with the problem if it could not be resumed");
+
+pub(crate) const COLLECT: Operation<Nothing, Body<Collect>, Json<Collection>> =
+    Operation::post("collect", "/v1/collections", "daemon")
+        .does("Deletes from the store what no snapshot and no node needs, once the probation is over.")
+        .more(
+            "Without a probation all of it is gone when this is answered; otherwise the daemon does the rest in time. A dry \
+             run tells\nthe verdict on each object, and deletes nothing.",
+        )
+        .with_optional_body()
+        .answers(200, "What was condemned and deleted")
+        .fails(&[Code::StoreFailed]);
 
 pub(crate) const SHOW_HEALTH: Operation<Nothing, NoInput, Json<Health>> =
     Operation::get("show_health", "/v1/health", "daemon")

@@ -1,6 +1,7 @@
 //! Types of the control API's requests and answers, as JSON. Ids are UUIDs in lower case; times are milliseconds since
 //! 1970; sizes are bytes unless a name says pages of 4096 bytes.
 
+mod collection;
 mod daemon;
 mod machine;
 mod memory;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+pub use collection::{Collect, Collection, ObjectVerdict};
 pub use daemon::{
     Drain, DrainNode, DrainedSandbox, Event, EventsQuery, Health, ProblemBody, Readiness, Version,
 };

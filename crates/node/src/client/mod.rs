@@ -21,10 +21,11 @@ use crate::api::operation::{Input, Operation, Output, Subject};
 use crate::api::operations::*;
 use crate::api::problem::Code;
 use crate::api::types::{
-    CaptureMemory, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain, DrainNode, EventsQuery,
-    FaultSocket, ForkSandbox, Health, KeptSnapshot, LabelFilter, ListQuery, OpenFaultSocket, PageLimit,
-    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
-    SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery,
+    CaptureMemory, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain,
+    DrainNode, EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot, LabelFilter, ListQuery,
+    OpenFaultSocket, PageLimit, PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox,
+    SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification,
+    Version, WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -279,6 +280,11 @@ impl Client {
     /// Takes new guests again, and resumes the sandboxes that a drain has paused.
     pub fn undo_drain(&self) -> Result<Drain> {
         self.ask(&UNDO_DRAIN, &(), &())
+    }
+
+    /// Deletes from the store what nobody needs, or tells what that would be.
+    pub fn collect(&self, how: &Collect) -> Result<Collection> {
+        self.ask(&COLLECT, &(), how)
     }
 
     /// That the daemon answers.

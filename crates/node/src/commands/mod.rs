@@ -10,6 +10,7 @@ pub mod drain;
 pub mod events;
 pub mod export;
 pub mod failure;
+pub mod gc;
 pub mod guests;
 pub mod keys;
 pub mod list;
@@ -49,6 +50,7 @@ use doctor::DoctorArguments;
 use drain::DrainArguments;
 use events::EventsArguments;
 use export::{ExportArguments, ImportArguments};
+use gc::GcArguments;
 use guests::GuestsArguments;
 use keys::KeysArguments;
 use list::ListArguments;
@@ -133,6 +135,8 @@ pub enum Command {
     Delete(EndArguments),
     /// Forget snapshots on this node; they stay in the store
     Forget(ForgetArguments),
+    /// Delete from the store what no snapshot and no node needs
+    Gc(GcArguments),
     /// Pause all sandboxes until the daemon starts again, so that the machine can go down
     Drain(DrainArguments),
     /// End the guests and the keeper that a daemon left when it ended
@@ -187,6 +191,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stop(arguments) => delete::stop(&session, arguments),
         Command::Delete(arguments) => delete::run(&session, arguments),
         Command::Forget(arguments) => delete::forget(&session, arguments),
+        Command::Gc(arguments) => gc::run(&session, arguments),
         Command::Drain(arguments) => drain::run(&session, arguments),
         Command::Shutdown(arguments) => shutdown::run(&session, arguments),
         Command::Export(arguments) => export::export(&session, arguments),

@@ -6,16 +6,17 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use super::Daemon;
+use super::collection;
 use super::fault_sockets::FaultSockets;
 use super::problems::with_setting;
 use super::sandboxes::Sandboxes;
 use super::usage;
 use crate::api::control::{Answer, Asked, Control};
 use crate::api::types::{
-    CaptureMemory, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket, ForkSandbox,
-    KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage,
-    StoredSnapshotList, Usage, Verification, Version,
+    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
+    ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference,
+    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
 };
 
 /// The version of the control API.
@@ -139,6 +140,10 @@ impl Control for Daemon {
 
     fn undo_drain(&self) -> Answer<Drain> {
         Ok(self.undo_drain_of_node())
+    }
+
+    fn collect(&self, how: &Collect) -> Answer<Collection> {
+        self.counted(collection::collect(&self.host, how))
     }
 
     fn open_fault_socket(&self, asked: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket> {

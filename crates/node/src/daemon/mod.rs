@@ -11,6 +11,7 @@ mod boot_files;
 mod captures;
 mod claims;
 mod clock;
+mod collection;
 mod console;
 mod control;
 mod creation;
@@ -84,7 +85,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use rekindle_engine::catalog::{Catalog, CatalogError};
-use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::engine::{CollectSchedule, Engine, EngineOptions};
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::private::make_directory;
 use rekindle_engine::store::{Store, Traffic};
@@ -274,5 +275,7 @@ fn engine_options(
     options.catalog = Some(catalog.clone());
     options.keeper = keeping.clone();
     options.watcher = watcher;
+    let every = (!settings.collect_every.is_zero()).then_some(settings.collect_every);
+    options.collect = Some(CollectSchedule { every, probation: settings.collect_probation });
     Ok(options)
 }

@@ -21,6 +21,7 @@ impl Daemon {
             set_aside: self.host.engine.aside().count().unwrap_or_default(),
             held_aside: AsideCounts::now(&self.host.keeping),
             cache: self.host.engine.cache_status(),
+            collected: self.host.engine.collect_counts(),
             ..Observed::default()
         };
         for entry in self.guests.sandboxes.registry.all() {

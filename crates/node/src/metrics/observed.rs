@@ -8,15 +8,16 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use rekindle_engine::aside::SetAside;
 use rekindle_engine::cache_limits::CacheStatus;
+use rekindle_engine::collect::CollectCounts;
 use rekindle_engine::serve::{PagesByPhase, ServeStats};
 use rekindle_engine::sources::{Class, ReadCounts};
 use rekindle_engine::store::Traffic;
 use rekindle_engine::store_opener::{FailedRequests, Failures};
 
 use super::aside::AsideCounts;
-use super::cache;
 use super::series::{FaultSeconds, Rows};
 use super::sessions::Seen;
+use super::{cache, collecting};
 use crate::api::types::{SandboxState, SnapshotState};
 use crate::disk::DiskStats;
 
@@ -39,6 +40,8 @@ pub struct Observed {
     pub reads: Vec<(Class, ReadCounts)>,
     /// The layer files and their disk.
     pub cache: CacheStatus,
+    /// Counts of collections of the store.
+    pub collected: CollectCounts,
     /// True if the store is away.
     pub store_away: bool,
     /// Layer files that a start set aside.
@@ -136,6 +139,7 @@ impl Observed {
         register_served(&sessions.stats, registry);
         self.register_store(registry);
         cache::register(&self.cache, registry);
+        collecting::register(self.collected, registry);
     }
 
     fn register_counts(&self, registry: &mut Registry) {

@@ -20,7 +20,7 @@ pub const KEYS: [Key; OF_NODE.len() + OF_EDGES.len()] = {
 };
 
 /// Those of the node itself.
-const OF_NODE: [Key; 23] = [
+const OF_NODE: [Key; 25] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -191,6 +191,24 @@ const OF_NODE: [Key; 23] = [
         default: "everything",
         example: "[\"newest 3 within 7d\", \"tier=gold newest 100\"]",
         reloads: true,
+    },
+    Key {
+        name: "collect_every",
+        flag: "collect-every",
+        value: "TIME",
+        help: "Time between two collections of the store by this node; 0 for none",
+        default: "1d",
+        example: "\"1d\"",
+        reloads: false,
+    },
+    Key {
+        name: "collect_probation",
+        flag: "collect-probation",
+        value: "TIME",
+        help: "Time from a collection to its deletions, at most 12h",
+        default: "3600s",
+        example: "\"1h\"",
+        reloads: false,
     },
     Key {
         name: "set_aside_kept",

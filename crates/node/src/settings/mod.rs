@@ -83,6 +83,10 @@ pub struct Settings {
     pub serve_before_seal: bool,
     /// Rules that say which snapshots are kept; without any all are. Reloads.
     pub keep: Vec<KeepRule>,
+    /// Time between two collections of the store; zero for none.
+    pub collect_every: Duration,
+    /// Time from a collection to its deletions.
+    pub collect_probation: Duration,
     /// Time that files set aside by a start are kept. Reloads.
     pub set_aside_kept: Duration,
     /// Past events that are kept.
@@ -239,6 +243,8 @@ impl Settings {
             prefault: read.value("prefault", &values::PREFAULT, Prefault::WorkingSet)?,
             serve_before_seal: read.value("serve_before_seal", &values::SWITCH, true)?,
             keep: read.value("keep", &values::KEEP, Vec::new())?,
+            collect_every: read.value("collect_every", &values::TIME, COLLECT_EVERY)?,
+            collect_probation: read.value("collect_probation", &values::TIME, COLLECT_PROBATION)?,
             set_aside_kept: read.value("set_aside_kept", &values::TIME, SET_ASIDE_KEPT)?,
             events_kept: read.value("events_kept", &values::COUNT, 10_000)?,
             log_level: read.value("log_level", &values::LEVEL, "info".to_owned())?,
@@ -459,6 +465,12 @@ const DISK_FREE_DEFAULT: Room = Room::Share(5);
 
 /// A month, in which the catalog that names the files may be found again.
 const SET_ASIDE_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A day: what was deleted costs little until then.
+const COLLECT_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// An hour, in which sandboxes that have just begun to run tell that.
+const COLLECT_PROBATION: Duration = Duration::from_secs(3600);
 
 fn default_state_directory(around: &Surroundings) -> Option<PathBuf> {
     if around.is_root {

@@ -199,6 +199,8 @@ fn programs_are_answered_in_json_by_every_command() {
     let snapshot = json("pause web --name base");
     assert_eq!(snapshot["state"], "captured");
     assert_eq!(json("list")["sandboxes"][0]["id"], web["id"]);
+    assert_eq!(json("gc --dry-run")["condemned"], 0);
+    assert_eq!(json("gc")["waiting"], 0);
     assert_eq!(json("drain")["closed"], true);
     assert_eq!(json("drain --undo")["closed"], false);
     assert!(json("list snapshots").get("sandboxes").is_none());

@@ -18,6 +18,7 @@ const COMMANDS: &[&str] = &[
     "stop",
     "delete",
     "forget",
+    "gc",
     "drain",
     "shutdown",
     "export",

@@ -7,6 +7,7 @@ mod support;
 
 mod audit;
 mod catalog_faults;
+mod collections;
 mod crashes;
 mod disconnects;
 mod drains;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use rekindle::api::control::{Answer, Asked, Control};
 use rekindle::api::problem::{Code, Problem};
 use rekindle::api::types::{
-    CaptureMemory, CaptureSource, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
-    FaultSocketState, ForkSandbox, KeptSnapshot, Labels, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
-    Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot,
-    SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, StoredSnapshotList, Usage, Verification,
-    Version,
+    CaptureMemory, CaptureSource, Collect, Collection, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event,
+    FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot, Labels, ListQuery, OpenFaultSocket,
+    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
+    SandboxState, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, StoredSnapshotList,
+    Usage, Verification, Version,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -302,6 +302,10 @@ impl Control for FakeDaemon {
 
     fn drained(&self) -> Answer<Drain> {
         Ok(self.asked()?.drain())
+    }
+
+    fn collect(&self, _how: &Collect) -> Answer<Collection> {
+        self.asked().map(|_| Collection::default())
     }
 
     fn undo_drain(&self) -> Answer<Drain> {

@@ -10,7 +10,8 @@ use axum::response::IntoResponse as _;
 use super::{Routes, Taken, document_text};
 use crate::api::operation::JSON;
 use crate::api::operations::{
-    DRAIN, SHOW_DOCUMENT, SHOW_DRAIN, SHOW_HEALTH, SHOW_METRICS, SHOW_READINESS, SHOW_VERSION, UNDO_DRAIN,
+    COLLECT, DRAIN, SHOW_DOCUMENT, SHOW_DRAIN, SHOW_HEALTH, SHOW_METRICS, SHOW_READINESS, SHOW_VERSION,
+    UNDO_DRAIN,
 };
 use crate::api::types::Health;
 
@@ -20,6 +21,11 @@ pub(super) fn drains() -> Routes {
         .changes(&DRAIN, |control, _, (), how| control.drain(&how))
         .reads(&SHOW_DRAIN, |control, (), ()| control.drained())
         .changes(&UNDO_DRAIN, |control, _, (), ()| control.undo_drain())
+}
+
+/// Operations that look at the whole store.
+pub(super) fn collections() -> Routes {
+    Routes::default().changes(&COLLECT, |control, _, (), how| control.collect(&how))
 }
 
 pub(super) fn routes() -> Routes {

@@ -58,6 +58,7 @@ fn all() -> Routes {
         .and(placed(snapshots::waits(), "waits", limits::WAITS_MAX))
         .and(placed(sandboxes::console_reads(), "console reads", limits::CONSOLE_WAITS_MAX))
         .and(placed(snapshots::verifications(), "verifications", limits::VERIFICATIONS_MAX))
+        .and(placed(daemon::collections(), "collections", limits::COLLECTIONS_MAX))
         .and(placed(memory::captures(), "captures", limits::CAPTURES_MAX))
         .and(placed(events::routes(), "event streams", limits::EVENT_STREAMS_MAX))
         .and(placed(daemon::routes(), "probes", limits::PROBES_MAX))
@@ -76,7 +77,7 @@ mod tests {
         let document = serde_json::to_value(document::document(&all().described)).unwrap();
         let paths = document["paths"].as_object().unwrap();
         let operations: Vec<_> = paths.values().flat_map(|item| item.as_object().unwrap().values()).collect();
-        assert_eq!(operations.len(), 37);
+        assert_eq!(operations.len(), 38);
         let expected = json!({ "$ref": "#/components/schemas/ProblemBody" });
         for operation in operations {
             assert_eq!(operation["responses"]["default"]["content"][PROBLEM_TYPE]["schema"], expected);

@@ -1,0 +1,92 @@
+//! Collections of a store that two nodes use.
+
+use std::path::Path;
+
+use rekindle::api::types::{Collect, SnapshotState};
+use rekindle_testkit::black_box::BlackBox;
+
+use crate::support::{Node, program, rewrite};
+
+const AT_ONCE: Collect = Collect { dry_run: false, probation_ms: Some(0) };
+
+/// A node on the store of another one, with its keys.
+fn on_the_store_of(other: &Node) -> Node {
+    let mut place = BlackBox::new(&program()).expect("directories");
+    place.copy_key_ring(&other.place).expect("the other has keys");
+    let store = other.place.store_directory();
+    place.serve_with(&["--store", store.to_str().expect("a temporary directory's name")]);
+    Node::start_in(place)
+}
+
+/// The names of all objects at a place of the store. Others may go while they are listed.
+fn names(store: &Path, place: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(store.join(place)).into_iter().flatten().flatten();
+    let named = entries.flat_map(|entry| {
+        let name = format!("{place}/{}", entry.file_name().display());
+        if entry.path().is_dir() { names(store, &name) } else { vec![name] }
+    });
+    named.collect()
+}
+
+fn count_of(store: &Path, place: &str, part: &str) -> usize {
+    names(store, place).iter().filter(|name| name.contains(part)).count()
+}
+
+#[test]
+fn two_nodes_publish_delete_and_collect_in_one_store_with_kills_and_lose_nothing_that_is_used() {
+    let mut first = Node::start();
+    let mut second = on_the_store_of(&first);
+    let store = first.place.store_directory();
+    first.filled("a", 1);
+    for round in 0..2 {
+        let (base, child, guest) = (format!("base-{round}"), format!("child-{round}"), format!("b-{round}"));
+        first.told("a").rewrite(rewrite(round)).expect("its guest rewrites a part of its memory");
+        let made = first.pause("a", &base);
+        first.wait(&base, SnapshotState::Published);
+        second.resumed(&made.id.to_string(), &guest);
+        first.resume("a");
+        second.eventually("both nodes having roots", || {
+            count_of(&store, "roots", &format!("runs-{}", made.id)) == 2
+        });
+        first.client.delete_snapshot(&base).expect("it is there");
+        first.eventually("its manifest being gone", || {
+            count_of(&store, "manifests", &made.id.to_string()) == 0
+        });
+        let killed = second.client.clone();
+        std::thread::scope(|scope| {
+            // Its answer may be lost with its daemon.
+            scope.spawn(move || drop(killed.collect(&AT_ONCE)));
+            first.client.collect(&AT_ONCE).expect("the store is there");
+            second.kill();
+        });
+        second.start_again();
+        first.crash();
+        second.client.collect(&AT_ONCE).expect("the store is there");
+        first.client.collect(&AT_ONCE).expect("the store is there");
+        second.assert_verified(&guest);
+        first.assert_verified("a");
+        second.pause(&guest, &child);
+        second.wait(&child, SnapshotState::Published);
+        first.client.collect(&AT_ONCE).expect("the store is there");
+        let verified = second.client.verify_snapshot(&child).expect("it is there");
+        assert_eq!(verified.wrong_pages, 0);
+    }
+    for node in [&first, &second] {
+        for sandbox in node.client.all_sandboxes(&[]).expect("it answers") {
+            node.client.remove_sandbox(&sandbox.id.to_string()).expect("it is removed");
+        }
+        for snapshot in node.client.all_snapshots(&[]).expect("it answers") {
+            node.client.delete_snapshot(&snapshot.id.to_string()).expect("it is there");
+        }
+    }
+    first.eventually("nothing being left", || {
+        for node in [&first, &second] {
+            node.client.collect(&AT_ONCE).expect("the store is there");
+        }
+        ["layers", "manifests", "working-sets", "roots", "condemned"]
+            .iter()
+            .all(|place| names(&store, place).is_empty())
+    });
+    let dry = Collect { dry_run: true, probation_ms: None };
+    assert_eq!(first.client.collect(&dry).expect("the store is there").objects, 0);
+}
