@@ -72,7 +72,7 @@ pub mod store_gate;
 pub mod store;
 mod store_upload;
 mod upload_record;
-mod tombstones;
+pub mod tombstones;
 mod store_roots;
 mod store_collect;
 mod manifest_memory;

@@ -352,6 +352,9 @@ pub const FORGET_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Manifests that are read at once when a store is accounted for.
 pub const MANIFESTS_READ_AT_ONCE: usize = 16;
+/// Bytes of a tombstone.
+pub const TOMBSTONE_BYTES_MAX: usize = 4096;
+
 /// Objects that one pass of a collector condemns: about 1.5 MB of names.
 pub const CONDEMNED_OBJECTS_MAX: usize = 10_000;
 

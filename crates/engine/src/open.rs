@@ -20,6 +20,7 @@ use crate::snapshot_record::SealFacts;
 use crate::sources::{Class, SourceError, Sources};
 use crate::store_manifests::StoredManifestError;
 use crate::sync::{Condvar, Mutex, lock};
+use crate::tombstones::Deletion;
 use crate::view::LiveView;
 
 /// Reason that a published snapshot cannot be opened.
@@ -66,10 +67,12 @@ pub enum OpenError {
         of_layer: DomainName,
     },
     /// It was deleted, here or by another node.
-    #[error("snapshot {snapshot} was deleted")]
+    #[error("snapshot {snapshot} was deleted{by}")]
     Deleted {
         /// The snapshot.
         snapshot: SnapshotId,
+        /// The node that did so, and the time, as far as they are known.
+        by: Deletion,
     },
     /// Its pages are nowhere.
     #[error("snapshot {snapshot} is lost: {reason}")]
@@ -157,17 +160,16 @@ pub(crate) async fn open(
     if let Some(records) = records
         && records.is_deleted(snapshot).map_err(unrecorded)?
     {
-        return Err(OpenError::Deleted { snapshot });
+        return Err(OpenError::Deleted { snapshot, by: Deletion::default() });
     }
     let unread = |source| OpenError::Store { snapshot, source };
     // All at once: a guest waits. Nobody waits for the working set here.
     let of = sources.clone();
     let search = tokio::spawn(async move { of.newest_working_set(snapshot).await.ok().flatten() });
     let search = AbortOnDropHandle::new(search);
-    let (read, has_tombstone) =
-        tokio::join!(sources.manifest(snapshot, Class::Fault), sources.has_tombstone(snapshot));
-    if has_tombstone.map_err(unread)? {
-        return Err(OpenError::Deleted { snapshot });
+    let (read, deletion) = tokio::join!(sources.manifest(snapshot, Class::Fault), sources.deletion(snapshot));
+    if let Some(by) = deletion.map_err(unread)? {
+        return Err(OpenError::Deleted { snapshot, by });
     }
     let stored = read.map_err(unread)?;
     let (publication, domain) = stored

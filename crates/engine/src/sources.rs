@@ -27,6 +27,7 @@ use crate::store_manifests::StoredManifest;
 use crate::store_read::Arriving;
 use crate::store_usage::{ManifestsRead, StoreUsage};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::tombstones::Deletion;
 
 /// Reads from outside this node. Clones share the budget.
 #[derive(Debug, Clone)]
@@ -259,11 +260,11 @@ impl Sources {
         self.judged(class, read)
     }
 
-    /// True if a snapshot was deleted, by any node. It is the first question before a cold resume, and its answer is short:
+    /// The deletion of a snapshot, if any node deleted it. It is the first question before a cold resume, and its answer is short:
     /// its time is that of a first byte.
-    pub(crate) async fn has_tombstone(&self, snapshot: SnapshotId) -> Result<bool, SourceError> {
+    pub(crate) async fn deletion(&self, snapshot: SnapshotId) -> Result<Option<Deletion>, SourceError> {
         let (wanted, asked) = (|| format!("the tombstone of snapshot {snapshot}"), Instant::now());
-        let answer = in_time(limits::READ_WAIT, wanted, self.store.has_tombstone(snapshot)).await?;
+        let answer = in_time(limits::READ_WAIT, wanted, self.store.deletion(snapshot)).await?;
         self.speed.note_first_byte(asked.elapsed());
         Ok(answer)
     }

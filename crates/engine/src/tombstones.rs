@@ -1,21 +1,85 @@
 //! Tombstones: a manifest under one is none, so a put of it that lands late brings no deleted snapshot back.
 
-use object_store::PutPayload;
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use object_store::path::Path as ObjectPath;
+use serde::{Deserialize, Serialize};
 
 use crate::identity::SnapshotId;
+use crate::limits;
 use crate::store::{Store, StoreError};
 
 /// Place of all tombstones.
 pub(crate) const TOMBSTONES: &str = "deleted";
 
-/// Content of a tombstone; only its name counts.
-const CONTENT: &[u8] = br#"{"version":1}"#;
+/// The node that deleted a snapshot, and the time by its clock, as far as the tombstone says.
+///
+/// As JSON it is the content of a tombstone, of which only the name counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    version: u32,
+    /// The name of its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    /// Its name in the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unix_seconds: Option<u64>,
+}
+
+/// The version of a tombstone that is written. Those of other versions are tombstones too.
+const VERSION: u32 = 1;
+
+impl Deletion {
+    /// One by this machine, now.
+    fn now(node: String) -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+        let host = host.map(|host| host.trim().to_owned()).filter(|host| !host.is_empty());
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).ok();
+        Self { version: VERSION, host, node: Some(node), unix_seconds: since.map(|since| since.as_secs()) }
+    }
+}
+
+impl fmt::Display for Deletion {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.host, &self.node) {
+            (Some(host), Some(node)) => write!(out, " by node {host} ({node})")?,
+            (Some(node), None) | (None, Some(node)) => write!(out, " by node {node}")?,
+            (None, None) => {}
+        }
+        let Some(seconds) = self.unix_seconds else { return Ok(()) };
+        match SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(seconds)) {
+            Ok(ago) if ago >= DAY => write!(out, ", {} days ago", ago.as_secs() / DAY.as_secs()),
+            Ok(ago) if ago >= HOUR => write!(out, ", {} hours ago", ago.as_secs() / HOUR.as_secs()),
+            Ok(ago) => write!(out, ", {} minutes ago", ago.as_secs() / 60),
+            // The clocks of the two nodes differ.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Store {
     /// Puts a snapshot's tombstone: a manifest of it is none from then on.
     pub(crate) async fn put_tombstone(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
-        self.put(&tombstone_path(snapshot), PutPayload::from_static(CONTENT)).await
+        // The node has its name once the store is open.
+        self.objects().await?;
+        let content = serde_json::to_vec(&Deletion::now(self.node().to_string())).expect("it is plain data");
+        self.put(&tombstone_path(snapshot), content.into()).await
+    }
+
+    /// The deletion of a snapshot by any node, if it was deleted.
+    pub(crate) async fn deletion(&self, snapshot: SnapshotId) -> Result<Option<Deletion>, StoreError> {
+        match self.get_whole(tombstone_path(snapshot), limits::TOMBSTONE_BYTES_MAX).await {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_default())),
+            Err(StoreError::TooLarge { .. }) => Ok(Some(Deletion::default())),
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// True if a snapshot's manifest or tombstone is there, so that it needs no root to be published.
@@ -45,4 +109,21 @@ pub(crate) fn snapshot_of_tombstone(name: &str) -> Option<SnapshotId> {
 
 fn tombstone_path(snapshot: SnapshotId) -> ObjectPath {
     ObjectPath::from(format!("{TOMBSTONES}/{snapshot}"))
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tombstone_tells_the_node_and_the_time_as_far_as_it_says_them() {
+        let now = Deletion::now("0193".to_owned());
+        let read: Deletion =
+            serde_json::from_slice(&serde_json::to_vec(&now).expect("plain data")).expect("it is one");
+        assert_eq!(read, now);
+        let told = Deletion { host: Some("web-1".to_owned()), ..now }.to_string();
+        assert!(told.starts_with(" by node web-1 (0193), ") && told.ends_with(" minutes ago"), "{told}");
+        let first: Deletion = serde_json::from_str(r#"{"version":1}"#).expect("it is one");
+        assert_eq!(first.to_string(), "");
+    }
 }

@@ -46,6 +46,7 @@ use crate::stop::Stop;
 use crate::store_list::StoredSnapshot;
 use crate::sync::{Mutex, lock};
 use crate::threads::StoreRuntime;
+use crate::tombstones::Deletion;
 use crate::upload_record::UploadRecords;
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
@@ -259,7 +260,7 @@ impl Engine {
             return known_and_there(known);
         }
         if self.is_being_deleted(id) {
-            return Err(OpenError::Deleted { snapshot: id });
+            return Err(OpenError::Deleted { snapshot: id, by: Deletion::default() });
         }
         let by = (records.as_ref(), sealer.hooks());
         let opened = open(id, self.fetcher.sources(), &self.cache, by);

@@ -98,7 +98,7 @@ impl From<OpenError> for Problem {
             | OpenError::Domain { snapshot, .. } => {
                 Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
             }
-            OpenError::Deleted { snapshot } => {
+            OpenError::Deleted { snapshot, .. } => {
                 Self::new(Code::NotFound, error.to_string()).snapshot(*snapshot)
             }
             OpenError::Lost { snapshot, .. } => Self::new(Code::Lost, error.to_string()).snapshot(*snapshot),

@@ -134,6 +134,9 @@ fn a_sandbox_goes_on_that_reads_a_snapshot_which_another_node_deleted_and_collec
     collect(&engine);
     collect(&elsewhere);
     judge(&elsewhere, &opened, &first.1).expect("every page is the model's");
+    let third = site.elsewhere().expect("a directory");
+    let told = begin(&third).open(first.0.id()).expect_err("it is deleted").to_string();
+    assert!(told.contains("was deleted by node ") && told.ends_with("minutes ago"), "{told}");
     drop(runs_from);
     collect(&elsewhere);
     assert_eq!(transient(&site), Vec::<String>::new());
