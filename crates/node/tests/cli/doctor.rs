@@ -199,7 +199,8 @@ fn a_user_who_owns_nothing_is_told_what_is_true_for_that_user() {
     std::fs::set_permissions(&own, Permissions::from_mode(0o777)).unwrap();
     let directory = own.display().to_string();
     let report = checked(&as_nobody(&["doctor", "--json", "--state-directory", &directory]));
-    assert_eq!(check(&report, "state directory")["outcome"], "ok");
+    // A disk that is nearly full is a warning.
+    assert_ne!(check(&report, "state directory")["outcome"], "fail");
     let faults = check(&report, "page faults");
     assert_ne!(faults["outcome"], "fail", "{faults}");
     if faults["outcome"] == "warn" {
