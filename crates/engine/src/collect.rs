@@ -13,6 +13,7 @@ use crate::geometry::u64_of;
 use crate::limits;
 use crate::manifest_memory::ManifestMemory;
 use crate::store::{Store, StoreError};
+use crate::store_usage::StoreUsage;
 use crate::sync::{Mutex, lock};
 
 /// Deletes from the store what nobody needs.
@@ -109,6 +110,15 @@ impl Collector {
         let coverage = Coverage::of(&roots, manifests.counted);
         let judged = |(object, bytes)| Judged { object, bytes, verdict: coverage.verdict(&object) };
         Ok(objects.into_iter().map(judged).collect())
+    }
+
+    /// All objects of the store by what they are for. A manifest that was read before is not read again.
+    pub(crate) async fn usage(&self) -> Result<StoreUsage, StoreError> {
+        let mut work = self.work.lock().await;
+        // Tombstones are of no interest, however old they are.
+        self.manifests(&mut work.memory, i64::MIN).await?;
+        let listed = self.store.list_everything().await?;
+        Ok(StoreUsage::of(&listed, &work.memory.all_named()))
     }
 
     /// Condemns what nobody needs, and deletes it if there is no probation. Finishes what is due of earlier passes.

@@ -349,9 +349,6 @@ pub const FORGET_WAIT: Duration = Duration::from_secs(5);
 
 /// Time between two looks if they have.
 pub const FORGET_LOOK_EVERY: Duration = Duration::from_millis(10);
-
-/// Manifests that are read at once when a store is accounted for.
-pub const MANIFESTS_READ_AT_ONCE: usize = 16;
 /// Bytes of a tombstone.
 pub const TOMBSTONE_BYTES_MAX: usize = 4096;
 

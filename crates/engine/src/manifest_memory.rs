@@ -1,6 +1,6 @@
 //! The copies that manifests name, remembered from one look of a collector to the next: a manifest never changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::collectable::LayerCopy;
 use crate::identity::SnapshotId;
@@ -46,6 +46,14 @@ impl ManifestMemory {
     pub(crate) fn remember(&mut self, snapshot: SnapshotId, written: WrittenManifest, named: &[LayerCopy]) {
         let named = named.iter().map(|copy| self.number(*copy)).collect();
         self.read.insert(snapshot, ReadManifest { written, named });
+    }
+
+    /// The copies that each manifest names.
+    pub(crate) fn all_named(&self) -> BTreeMap<SnapshotId, Vec<LayerCopy>> {
+        let named = |(id, read): (&SnapshotId, &ReadManifest)| {
+            (*id, self.named(*id, read.written).into_iter().flatten().collect())
+        };
+        self.read.iter().map(named).collect()
     }
 
     /// The snapshots whose manifests were read.

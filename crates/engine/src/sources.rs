@@ -25,7 +25,6 @@ use crate::store::{Store, StoreError};
 use crate::store_list::StoredSnapshot;
 use crate::store_manifests::StoredManifest;
 use crate::store_read::Arriving;
-use crate::store_usage::{ManifestsRead, StoreUsage};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tombstones::Deletion;
 
@@ -39,7 +38,6 @@ pub struct Sources {
     budget: ByteBudget<Class>,
     /// Large reads ahead of guests that are under way at once.
     streams: Arc<Semaphore>,
-    manifests_read: Arc<ManifestsRead>,
 }
 
 /// The reads of one class.
@@ -149,8 +147,7 @@ impl Sources {
     pub fn new(store: Store, keys: KeyRing) -> Self {
         let streams = Arc::new(Semaphore::new(limits::AHEAD_STREAMS));
         let budget = ByteBudget::new(limits::READ_BYTES_MAX);
-        let manifests_read = Arc::default();
-        Self { store, keys, speed: Arc::default(), classes: Arc::default(), budget, streams, manifests_read }
+        Self { store, keys, speed: Arc::default(), classes: Arc::default(), budget, streams }
     }
 
     /// Counts of the reads of a class so far.
@@ -272,11 +269,6 @@ impl Sources {
     /// All snapshots in the store.
     pub(crate) async fn snapshots(&self) -> Result<Vec<StoredSnapshot>, SourceError> {
         in_time(limits::STORE_LIST_WAIT, || "the list of snapshots".to_owned(), self.store.snapshots()).await
-    }
-
-    /// All objects of the store by what they are for. The first time each manifest is read, later only new ones.
-    pub(crate) async fn usage(&self) -> Result<StoreUsage, SourceError> {
-        Ok(self.store.usage(&self.keys, &self.manifests_read).await?)
     }
 
     /// The place of a snapshot's newest working set, if there is one.

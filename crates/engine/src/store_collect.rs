@@ -18,6 +18,13 @@ impl Store {
         listed.map_err(|source| StoreError::from_store(&place, source))
     }
 
+    /// The names of all objects, and their bytes. A page of the list that fails is a list that failed.
+    pub(crate) async fn list_everything(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let objects = self.checked().await?;
+        let named = objects.list(None).map_ok(|object| (object.location.to_string(), object.size));
+        named.try_collect().await.map_err(|source| StoreError::from_store(&ObjectPath::default(), source))
+    }
+
     /// The time of the store now, in milliseconds since 1970. Leaves this node's sign of life.
     pub(crate) async fn time_now(&self) -> Result<i64, StoreError> {
         // The node has its name once the store is open.

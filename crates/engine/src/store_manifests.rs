@@ -55,11 +55,6 @@ pub enum StoredManifestError {
 }
 
 impl StoredManifest {
-    /// An object whose name says this edition.
-    pub(crate) fn named(bytes: Bytes, edition: Option<Edition>) -> Self {
-        Self { bytes, edition }
-    }
-
     /// The object's bytes.
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.bytes

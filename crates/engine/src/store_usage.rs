@@ -2,18 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::AddAssign;
-use std::sync::Arc;
-
-use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::collectable::{Collectable, LayerCopy};
 use crate::identity::SnapshotId;
-use crate::key_ring::KeyRing;
-use crate::limits;
-use crate::manifest::Edition;
-use crate::store::{Store, StoreError};
-use crate::store_manifests::StoredManifest;
-use crate::sync::{Mutex, lock};
 use crate::tombstones::snapshot_of_tombstone;
 
 /// A number of objects.
@@ -55,16 +46,9 @@ pub struct StoreUsage {
     pub unnamed: Objects,
     /// Everything else: the store's identity, nodes, roots, tombstones.
     pub bookkeeping: Objects,
-    /// Snapshots whose manifest this node cannot read: their layers count as unnamed, or as other snapshots'.
+    /// Snapshots whose manifest was not read: their layers count as unnamed, or as other snapshots'.
     pub unread: BTreeSet<SnapshotId>,
 }
-
-/// The layers that each edition of a manifest names.
-type LayersByEdition = HashMap<(SnapshotId, Option<Edition>), Arc<[LayerCopy]>>;
-
-/// The layers that manifests name, which never change: each is read once.
-#[derive(Debug, Default)]
-pub struct ManifestsRead(Mutex<LayersByEdition>);
 
 impl AddAssign<u64> for Objects {
     fn add_assign(&mut self, bytes: u64) {
@@ -95,7 +79,8 @@ impl StoreUsage {
     }
 
     /// The objects of a list, by what they are for. `named` has the layers of each snapshot whose manifest was read.
-    fn of(listed: &[(String, u64)], named: &BTreeMap<SnapshotId, Arc<[LayerCopy]>>) -> Self {
+    #[must_use]
+    pub fn of(listed: &[(String, u64)], named: &BTreeMap<SnapshotId, Vec<LayerCopy>>) -> Self {
         let mut users: HashMap<LayerCopy, Vec<SnapshotId>> = HashMap::new();
         for (snapshot, copies) in named {
             copies.iter().for_each(|copy| users.entry(*copy).or_default().push(*snapshot));
@@ -131,87 +116,6 @@ impl StoreUsage {
 /// The snapshots whose tombstones are listed.
 fn deleted_in(listed: &[(String, u64)]) -> BTreeSet<SnapshotId> {
     listed.iter().filter_map(|(name, _)| snapshot_of_tombstone(name)).collect()
-}
-
-/// The newest edition of each snapshot that was not deleted.
-fn newest_in(listed: &[(String, u64)]) -> BTreeMap<SnapshotId, Option<Edition>> {
-    let deleted = deleted_in(listed);
-    let mut newest = BTreeMap::new();
-    for (name, _) in listed {
-        let Ok(Collectable::Manifest(id, edition)) = name.parse() else { continue };
-        if !deleted.contains(&id) {
-            let known = newest.entry(id).or_insert(edition);
-            *known = edition.max(*known);
-        }
-    }
-    newest
-}
-
-impl Store {
-    /// Accounts for every object of the store. A page of the list that fails is a list that failed.
-    pub(crate) async fn usage(&self, keys: &KeyRing, read: &ManifestsRead) -> Result<StoreUsage, StoreError> {
-        let objects = self.checked().await?;
-        let named = objects.list(None).map_ok(|object| (object.location.to_string(), object.size));
-        let failed = |source| StoreError::from_store(&object_store::path::Path::default(), source);
-        let listed: Vec<_> = named.try_collect().await.map_err(failed)?;
-        let newest = newest_in(&listed);
-        let reading = newest.iter().map(|(id, edition)| async move {
-            Ok::<_, StoreError>((*id, self.layers_named_by(*id, *edition, keys, read).await?))
-        });
-        let reading = stream::iter(reading).buffer_unordered(limits::MANIFESTS_READ_AT_ONCE);
-        let found: Vec<_> = reading.try_collect().await?;
-        read.keep_only(&newest);
-        let named = found.into_iter().filter_map(|(id, copies)| Some((id, copies?))).collect();
-        Ok(StoreUsage::of(&listed, &named))
-    }
-
-    /// The copies of layers that a manifest names; none if it is gone or cannot be read here.
-    async fn layers_named_by(
-        &self,
-        snapshot: SnapshotId,
-        edition: Option<Edition>,
-        keys: &KeyRing,
-        read: &ManifestsRead,
-    ) -> Result<Option<Arc<[LayerCopy]>>, StoreError> {
-        let known = lock(&read.0).get(&(snapshot, edition)).cloned();
-        if known.is_some() {
-            return Ok(known);
-        }
-        let stored = match self.get_edition(snapshot, edition).await {
-            Ok(stored) => stored,
-            Err(StoreError::NotFound(_)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let publication = match stored.publication(snapshot, None, keys) {
-            Ok((publication, _)) => publication,
-            Err(error) => {
-                tracing::debug!(%snapshot, %error, "a manifest in the store cannot be accounted for");
-                return Ok(None);
-            }
-        };
-        let layers = publication.manifest().layers().iter().zip(publication.stored());
-        let copies: Arc<[LayerCopy]> =
-            layers.map(|(layer, stored)| LayerCopy { layer: layer.id, object: stored.object }).collect();
-        lock(&read.0).insert((snapshot, edition), Arc::clone(&copies));
-        Ok(Some(copies))
-    }
-
-    async fn get_edition(
-        &self,
-        snapshot: SnapshotId,
-        edition: Option<Edition>,
-    ) -> Result<StoredManifest, StoreError> {
-        let path = Collectable::Manifest(snapshot, edition).to_string().into();
-        let bytes = self.get_whole(path, limits::MANIFEST_BYTES_MAX).await?;
-        Ok(StoredManifest::named(bytes, edition))
-    }
-}
-
-impl ManifestsRead {
-    /// Forgets those that are not in the store any more, or were replaced.
-    fn keep_only(&self, newest: &BTreeMap<SnapshotId, Option<Edition>>) {
-        lock(&self.0).retain(|(id, edition), _| newest.get(id) == Some(edition));
-    }
 }
 
 #[cfg(all(test, not(shuttle)))]

@@ -36,7 +36,7 @@ impl Engine {
 
     /// All objects of the store by what they are for.
     pub fn store_usage(&self) -> Result<StoreUsage, SourceError> {
-        self.runtime.block_on(self.fetcher.sources().usage())
+        Ok(self.runtime.block_on(self.collector.usage())?)
     }
 
     /// Bytes that uploads hold, or may hold, in RAM now.

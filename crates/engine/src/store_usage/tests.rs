@@ -2,7 +2,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::identity::LayerId;
-use crate::manifest::ObjectName;
+use crate::manifest::{Edition, ObjectName};
 
 fn snapshot(byte: u8) -> SnapshotId {
     SnapshotId::from_bytes([byte; 16])
@@ -35,10 +35,7 @@ fn every_object_of_a_list_counts_once_and_the_parts_add_up_to_it() {
         ("store".to_owned(), 1024),
     ]
     .into();
-    let newest = newest_in(&listed);
-    assert_eq!(newest.get(&one), Some(&Some(second)), "the newest edition counts");
-    assert!(!newest.contains_key(&deleted), "a manifest under a tombstone is none");
-    let named = BTreeMap::from([(one, [copy(1), copy(2)].into()), (two, [copy(2)].into())]);
+    let named = BTreeMap::from([(one, vec![copy(1), copy(2)]), (two, vec![copy(2)])]);
     let usage = StoreUsage::of(&listed, &named);
     let of_one = SnapshotUsage { own: objects(3, 7), unique: objects(1, 64), shared: objects(1, 128) };
     assert_eq!(usage.snapshots.get(&one), Some(&of_one));

@@ -69,7 +69,7 @@ fn rows_of_all(usage: &Usage) -> Rows {
 fn unnamed(unread: u64) -> String {
     match unread {
         0 => "named by no snapshot".to_owned(),
-        unread => format!("named by no snapshot, or by {unread} that cannot be read here"),
+        unread => format!("named by no snapshot, or by {unread} with manifests of an older program"),
     }
 }
 

@@ -47,7 +47,10 @@ pub(super) fn of_one(host: &Host, known: &Known) -> Answer<SnapshotUsage> {
     let id = SnapshotId::from(known.id());
     let usage = asked(host)?;
     if usage.unread.contains(&id) {
-        let why = format!("the manifest of {} in the store cannot be read now", known.called());
+        let why = format!(
+            "the manifest of {} in the store is of an older program, and is not read for this",
+            known.called()
+        );
         return Err(Problem::new(Code::StoreFailed, why).snapshot(id));
     }
     let stored = usage.snapshots.get(&id).copied().unwrap_or_default();

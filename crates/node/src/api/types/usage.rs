@@ -23,8 +23,7 @@ pub struct Usage {
     pub bookkeeping_bytes: u64,
     /// Snapshots in the store.
     pub snapshots: u64,
-    /// Those of them whose manifest this node cannot read, for instance without their key: their layers count as
-    /// unnamed.
+    /// Those of them whose manifest an older program put, without an edition: their layers count as unnamed.
     pub unread_snapshots: u64,
     /// Bytes of layers that take blocks of this node's disk.
     pub local_bytes: u64,
