@@ -1,5 +1,7 @@
 //! Manifests against models, and publications against damage.
 
+mod editions;
+mod named_objects;
 mod tables;
 use proptest::prelude::*;
 
@@ -399,28 +401,6 @@ fn a_publication_of_another_key_or_with_a_forged_or_missing_tag_is_refused_by_na
     let changed = published(Manifest { generation: 5, ..small() }).encode(&other);
     let forged = [&changed[..changed.len() - TAG_BYTES], tag].concat();
     assert_eq!(read(&forged), Err(TaggedError::Forged { domain: tenant() }));
-}
-
-#[test]
-fn the_objects_that_a_manifest_names_are_read_without_its_key_and_not_of_a_damaged_one() {
-    let publication = published(small());
-    let mut bytes = publication.encode(&DomainKey::new(tenant().name().clone(), &[8; 32]));
-    let layers = publication.manifest().layers().iter().zip(publication.stored());
-    let named: Vec<_> = layers.map(|(layer, stored)| (layer.id, stored.object)).collect();
-    assert_eq!(Publication::named_objects(&bytes), Ok((small().snapshot(), named)));
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    assert!(Publication::named_objects(&bytes).is_err());
-}
-
-#[test]
-fn a_publication_says_its_edition_and_none_is_of_edition_0() {
-    let first = published(small());
-    let later = Publication::new(Edition::of(300).expect("it is one"), small(), first.stored().to_vec());
-    assert_eq!(read(&later.encode(keys().own())).map(|read| read.edition().number()), Ok(300));
-    let at = [&small().snapshot().as_bytes()[..], &[1]].concat();
-    let none = [&small().snapshot().as_bytes()[..], &[0]].concat();
-    assert_eq!(tampered(&first, &at, &none), Problem::Invalid("the first one has number 1"));
 }
 
 #[test]
