@@ -34,6 +34,7 @@ pub struct Layer {
     /// Turns at changing which file lies at the layer's path: none removes what another one has just put there.
     path_turns: Turns,
     confirmed: Mutex<Weak<Confirmed>>,
+    needed_here: Mutex<Weak<NeededHere>>,
     place: LayerPlace,
 }
 
@@ -51,6 +52,11 @@ pub struct LayerPlace {
 /// The word of a published snapshot that a manifest in the store names a layer, for as long as this is held.
 #[derive(Debug)]
 pub struct Confirmed(());
+
+/// The need of a snapshot that is not published, whose record names the layer without a place outside this disk. The layer
+/// may be stored by another snapshot meanwhile: if that one is deleted, only this file is left after a restart.
+#[derive(Debug)]
+pub struct NeededHere(());
 
 /// A layer whose local file may be evicted: a published snapshot of this node names the layer, an object of it is known,
 /// and it is not being uploaded. All of that stays so while this lives.
@@ -71,6 +77,7 @@ impl Layer {
             upload: Arc::default(),
             path_turns: Turns::new(),
             confirmed: Mutex::default(),
+            needed_here: Mutex::default(),
             place,
         }
     }
@@ -163,12 +170,22 @@ impl Layer {
         })
     }
 
+    /// Keeps the local file from being evicted as long as the result is held.
+    pub fn need_here(&self) -> Arc<NeededHere> {
+        let mut needed = lock(&self.needed_here);
+        needed.upgrade().unwrap_or_else(|| {
+            let new = Arc::new(NeededHere(()));
+            *needed = Arc::downgrade(&new);
+            new
+        })
+    }
+
     /// The layer as one whose local file may go; none if nobody could bring the file's bytes back for sure, or if they are
     /// being uploaded.
     pub fn evictable(self: &Arc<Self>) -> Option<Evictable> {
         let confirmed = lock(&self.confirmed).upgrade()?;
         let upload = Arc::clone(&self.upload).try_lock_owned().ok()?;
-        let may_go = self.facts.has_object();
+        let may_go = self.facts.has_object() && lock(&self.needed_here).strong_count() == 0;
         may_go.then(|| Evictable { layer: Arc::clone(self), _confirmed: confirmed, _upload: upload })
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::geometry::bytes_of_pages;
 use crate::identity::LayerId;
-use crate::layer::{Confirmed, Layer};
+use crate::layer::{Confirmed, Layer, NeededHere};
 use crate::manifest::{Edition, LocalManifest, Manifest, VolumeManifest};
 use crate::view::View;
 
@@ -66,6 +66,12 @@ impl Named {
     /// Confirms that a manifest in the store names the layers.
     pub(crate) fn confirm(&self) -> Vec<Arc<Confirmed>> {
         self.layers.iter().map(|layer| layer.confirm()).collect()
+    }
+
+    /// Keeps the local files of those layers that a record made now names without a place in the store.
+    pub(crate) fn need_here(&self) -> Vec<Arc<NeededHere>> {
+        let unstored = self.layers.iter().filter(|layer| layer.stored_at().is_none());
+        unstored.map(|layer| layer.need_here()).collect()
     }
 
     /// The manifest as this node records it: with its last known edition, and the known places of its layers in the store.

@@ -17,7 +17,7 @@ use crate::frame::FrameNumber;
 use crate::hooks::Hooks;
 use crate::identity::{LayerId, VolumeName};
 use crate::key_ring::{DomainKey, NoKeyOfDomain};
-use crate::layer::Layer;
+use crate::layer::{Layer, NeededHere};
 use crate::lifecycle::SnapshotWork;
 use crate::limits;
 use crate::local_file::LocalFile;
@@ -110,6 +110,8 @@ pub(crate) struct Merges {
 #[must_use = "a sealed snapshot is to be recorded"]
 pub(crate) struct Sealed {
     named: Named,
+    /// Taken before the record is written.
+    needed_here: Vec<Arc<NeededHere>>,
     seal_time: Duration,
     parts: SealParts,
 }
@@ -211,7 +213,8 @@ impl Sealer {
         };
         flatten(snapshot, &named);
         let parts = SealParts { name: begun.elapsed(), ..packed.parts };
-        Ok(Sealed { named, seal_time: packed.frozen_at.elapsed(), parts })
+        let needed_here = named.need_here();
+        Ok(Sealed { named, needed_here, seal_time: packed.frozen_at.elapsed(), parts })
     }
 
     fn overlay(
@@ -276,7 +279,8 @@ impl Sealed {
 
     /// Makes the snapshot a named one. Returns the work that is left, and the captures that the keeper should forget.
     pub(crate) fn record(&self, snapshot: &Snapshot) -> (SnapshotWork, Vec<Arc<Capture>>) {
-        snapshot.record_sealed(self.named.clone(), self.seal_time, self.parts)
+        let named = (self.named.clone(), self.needed_here.clone());
+        snapshot.record_sealed(named, self.seal_time, self.parts)
     }
 }
 

@@ -42,7 +42,7 @@ fn sealed() -> Snapshot {
     };
     let snapshot = Snapshot::captured(parts, None, &[]);
     let named = Named::new(manifest, []);
-    let (work, _) = snapshot.record_sealed(named, Duration::ZERO, SealParts::default());
+    let (work, _) = snapshot.record_sealed((named, Vec::new()), Duration::ZERO, SealParts::default());
     assert_eq!(work, SnapshotWork::Publish);
     snapshot
 }

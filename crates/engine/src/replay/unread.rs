@@ -81,5 +81,6 @@ pub(super) fn unread(parts: SnapshotParts, obstacle: Obstacle, layers: Vec<Arc<L
             (reason, true)
         }
     };
-    Snapshot::lost(parts, Lost { reason, is_undecided, _layers: layers })
+    let needed_here = layers.iter().map(|layer| layer.need_here()).collect();
+    Snapshot::lost(parts, Lost { reason, is_undecided, _layers: layers, _needed_here: needed_here })
 }

@@ -17,6 +17,7 @@ use crate::capture::Capture;
 use crate::compare::PageClasses;
 use crate::editions::Editions;
 use crate::identity::{DomainName, SnapshotId, VolumeName};
+use crate::layer::NeededHere;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::manifest::Manifest;
 use crate::named::{Named, PlacedLayer};
@@ -90,7 +91,12 @@ impl Snapshot {
     /// A snapshot that is sealed, and published if `is_published`.
     pub(crate) fn named(parts: SnapshotParts, named: Named, is_published: bool, facts: SealFacts) -> Self {
         let published = is_published.then(|| Published::of(&named));
-        Self::new(parts, Standing::Named { named, published }, facts)
+        // Its record may name layers without a place that others have told of since.
+        let needed_here = match is_published {
+            true => Vec::new(),
+            false => named.layers().iter().map(|layer| layer.need_here()).collect(),
+        };
+        Self::new(parts, Standing::Named { named, published, needed_here }, facts)
     }
 
     /// A snapshot without its pages; its views have lost pages.
@@ -318,11 +324,11 @@ impl Snapshot {
     /// Records the manifest and releases the parent. Returns the captures that the keeper should now forget.
     pub(crate) fn record_sealed(
         &self,
-        named: Named,
+        (named, needed_here): (Named, Vec<Arc<NeededHere>>),
         seal_time: Duration,
         parts: SealParts,
     ) -> (SnapshotWork, Vec<Arc<Capture>>) {
-        let mut standing = Standing::Named { named, published: None };
+        let mut standing = Standing::Named { named, published: None, needed_here };
         let work = self.record_with(SnapshotEvent::SealSucceeded, |progress| {
             std::mem::swap(&mut progress.standing, &mut standing);
             progress.seal_facts.seal_time = Some(seal_time);

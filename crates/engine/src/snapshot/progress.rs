@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Snapshot;
 use super::status::SealParts;
 use crate::capture::Capture;
-use crate::layer::{Confirmed, Layer};
+use crate::layer::{Confirmed, Layer, NeededHere};
 use crate::lifecycle::SnapshotState;
 use crate::named::Named;
 use crate::snapshot_record::SealFacts;
@@ -27,7 +27,12 @@ pub(super) enum Standing {
     /// In RAM, over the parent's pages.
     Captured(Captured),
     /// In layers that a manifest names.
-    Named { named: Named, published: Option<Published> },
+    Named {
+        named: Named,
+        published: Option<Published>,
+        /// Held until it is published.
+        needed_here: Vec<Arc<NeededHere>>,
+    },
     /// Nowhere, or unavailable now.
     Lost(Lost),
 }
@@ -55,6 +60,8 @@ pub(crate) struct Lost {
     pub(crate) is_undecided: bool,
     /// The layers of its record that could be opened: holding them keeps their files, as the catalog names them.
     pub(crate) _layers: Vec<Arc<Layer>>,
+    /// Keeps them from being evicted too.
+    pub(crate) _needed_here: Vec<Arc<NeededHere>>,
 }
 
 impl Published {
@@ -95,9 +102,13 @@ impl Progress {
     }
 
     pub(super) fn set_published(&mut self, now: Option<Published>) {
-        if let Standing::Named { published, .. } = &mut self.standing {
+        if let Standing::Named { published, needed_here, .. } = &mut self.standing {
             self.failure = self.failure.take().filter(|_| now.is_none());
             *published = now;
+            if published.is_some() {
+                // Its record names the place of each layer by now.
+                needed_here.clear();
+            }
         }
     }
 }

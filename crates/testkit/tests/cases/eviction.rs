@@ -13,9 +13,11 @@ use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::random::Random;
 use rekindle_testkit::site::Site;
+use rekindle_testkit::stores::{Fault, Operation, Rule};
 
 use crate::{
-    check, first_pause, open_elsewhere, pause, published, run, sealed_in_an_outage, site, wait_published,
+    check, child, first_pause, open_elsewhere, pause, published, run, sealed_in_an_outage, site,
+    wait_published, wait_sealed,
 };
 
 /// A bound that no layer of these tests fits into.
@@ -85,6 +87,25 @@ fn case_8_an_only_copy_is_never_evicted_and_the_shortage_is_told_until_the_store
     assert_eq!((status.shortage, status.only_here_bytes), (None, 0), "{status:?}");
     assert_eq!(layer_files(site.cache_directory()), []);
     check(&engine, &snapshot);
+}
+
+#[test]
+fn a_layer_stays_on_the_disk_until_each_snapshot_is_published_whose_record_has_no_place_of_it() {
+    let site = site();
+    let engine = recording(&site, CacheLimits::default());
+    let (outage, first) = sealed_in_an_outage(&site, &engine, 300);
+    let second = child(&engine, &first, run(0, 10), 2);
+    wait_sealed(&second.0);
+    let its_manifest: &str = format!("manifests/{}", second.0.id()).leak();
+    let failing = site.faults.inject(Rule::always(Operation::Put, its_manifest, Fault::Fail));
+    drop(outage);
+    wait_published(&first.0);
+    let shared = Arc::clone(first.0.memory().load().layers().first().expect("it packed one"));
+    // If the first one was deleted now, and the node started anew, only this file would be left for the second one.
+    assert!(shared.evictable().is_none(), "the record of the second one has no place of it");
+    drop(failing);
+    wait_published(&second.0);
+    assert!(shared.evictable().is_some(), "both records have its place");
 }
 
 #[test]

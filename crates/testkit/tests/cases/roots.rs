@@ -33,10 +33,11 @@ pub(crate) fn names(site: &Site, under: &str) -> Vec<Path> {
 
 pub(crate) fn roots(site: &Site) -> Vec<Root> {
     let root = |path: Path| {
-        let answer = block_on(site.objects.get(&path)).expect("it was listed");
-        Root::decode(&block_on(answer.bytes()).expect("RAM")).expect("it is one")
+        // One that was listed may have been taken away since.
+        let answer = block_on(site.objects.get(&path)).ok()?;
+        Some(Root::decode(&block_on(answer.bytes()).expect("RAM")).expect("it is one"))
     };
-    names(site, "roots").into_iter().map(root).collect()
+    names(site, "roots").into_iter().filter_map(root).collect()
 }
 
 pub(crate) fn wait_no_roots(site: &Site) {

@@ -12,6 +12,7 @@ pub struct Collect {
     pub dry_run: bool,
     /// Time until the objects are deleted, in milliseconds; if it is missing, that of the setting `collect_probation`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 43200000)]
     pub probation_ms: Option<u64>,
 }
 
