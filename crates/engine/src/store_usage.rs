@@ -1,4 +1,4 @@
-//! What the objects of a store are for, in bytes: each object counts once, so that the parts add up to the list.
+//! The bytes of a store by the use of its objects: each object counts once, so that the parts add up to the list.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::AddAssign;
@@ -10,7 +10,7 @@ use crate::tombstones::snapshot_of_tombstone;
 /// A number of objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Objects {
-    /// How many there are.
+    /// Their number.
     pub count: u64,
     /// Their bytes together.
     pub bytes: u64,

@@ -64,7 +64,7 @@ pub struct ImportArguments {
     store: StoreArgument,
 }
 
-/// What was done, for programs.
+/// The result, for programs.
 #[derive(Debug, Serialize)]
 struct Report {
     snapshot: Uuid,

@@ -182,7 +182,7 @@ impl Snapshots {
     /// Forgets a snapshot of the store that nothing here uses.
     pub(super) fn forget(&self, known: Known) -> Answer<()> {
         let (called, id, about) = (known.called(), known.id(), Arc::clone(&known.about));
-        // What finds it in the engine meanwhile lists it again, and uses it.
+        // A request that finds it in the engine meanwhile lists it again, and uses it.
         self.listed.remove(id);
         let forgotten = self.host.engine.forget(known.snapshot);
         if let Some(there) = self.host.engine.snapshot(SnapshotId::from(id)) {

@@ -1,4 +1,4 @@
-//! What snapshots cost, in the store and on this node.
+//! The cost of snapshots, in the store and on this node.
 
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::snapshot::Snapshot;

@@ -1,4 +1,4 @@
-//! What snapshots cost, told by a node.
+//! The cost of snapshots, as a node tells it.
 
 use rekindle::api::types::SnapshotState;
 

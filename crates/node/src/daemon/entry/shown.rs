@@ -26,15 +26,7 @@ impl Entry {
             RecordedLife::Lost { reason } => (SandboxState::Lost, Some(reason.clone()), None),
             RecordedLife::Undecided { reason, .. } => (SandboxState::Undecided, Some(reason.clone()), None),
         };
-        let running = match &record.life {
-            RecordedLife::Running(guest) => Some(&guest.vmm),
-            RecordedLife::Paused
-            | RecordedLife::Forked
-            | RecordedLife::Drained { .. }
-            | RecordedLife::Stopped { .. }
-            | RecordedLife::Lost { .. }
-            | RecordedLife::Undecided { .. } => None,
-        };
+        let running = record.guest().map(|guest| &guest.vmm);
         Sandbox {
             id: record.id,
             name: record.name.clone(),
