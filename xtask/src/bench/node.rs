@@ -1,17 +1,22 @@
 //! One node in this process: an engine with a store of its own, and process guests on it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rekindle::vmm::process::GuestShape;
+use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
 use rekindle_guest::process::history::{Rewrite, Share};
+use rekindle_kernel::{Memfd, PageKind};
 use rekindle_testkit::hooks::{Held, Point, TestHooks};
 use rekindle_testkit::sandbox::{Paused, Sandbox};
 use tempfile::TempDir;
@@ -125,4 +130,11 @@ pub(crate) fn shape(memory_bytes: u64) -> anyhow::Result<GuestShape> {
         std::env::current_exe().context("this very program, to be run as a guest")?,
         memory_bytes,
     ))
+}
+
+/// A frozen guest of one volume, its memory.
+pub(crate) fn paused_guest(memfd: Memfd, pages: CapturedPages) -> PausedGuest {
+    let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
+    let (id, blobs) = (SnapshotId::new(), BTreeMap::new());
+    PausedGuest { id, volumes: vec![volume], blobs, alongside: Vec::new() }
 }

@@ -17,7 +17,7 @@ use rekindle_engine::manifest::{
     VolumeShape,
 };
 use rekindle_engine::page_set::PageSet;
-use rekindle_engine::pause::{PausePermit, PausedGuest, PausedVolume};
+use rekindle_engine::pause::{PausePermit, PausedGuest};
 use rekindle_engine::ranked_set::RankedSet;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::view::ViewPhase;
@@ -28,7 +28,7 @@ use rekindle_testkit::random::Random;
 
 use super::daemon;
 use super::map::{MAP_PAGES, MAP_RUNS, merge_runs, random_runs, separate_runs, sorted_runs};
-use super::node::{Node, wait_published};
+use super::node::{Node, paused_guest, wait_published};
 use super::row::{Effort, Pairs, Part, Row, Target, Unit, interleave};
 use super::statistics::as_float;
 use super::volume::random_memfd;
@@ -133,16 +133,7 @@ fn frozen_guest(node: &Node, parent: &Arc<Snapshot>) -> anyhow::Result<(PausePer
     }
     let permit = node.engine.permit_pause(Some(parent), memfd.bytes())?;
     let pages = CapturedPages { kept, zero: PageSet::new(MAP_PAGES) };
-    let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-    Ok((
-        permit,
-        PausedGuest {
-            id: SnapshotId::new(),
-            volumes: vec![volume],
-            blobs: BTreeMap::new(),
-            alongside: Vec::new(),
-        },
-    ))
+    Ok((permit, paused_guest(memfd, pages)))
 }
 
 /// A published snapshot of 16 GiB with `kept` in one layer, whose object is there and holds zeroes: it is never read.
@@ -249,13 +240,7 @@ fn held(node: &Node, publishing: Option<Held>) -> anyhow::Result<f64> {
     let memfd = random_memfd(HELD_PAGES, 6)?;
     let permit = node.engine.permit_pause(None, memfd.bytes())?;
     let pages = CapturedPages { kept: PageSet::full(HELD_PAGES), zero: PageSet::new(HELD_PAGES) };
-    let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-    let guest = PausedGuest {
-        id: SnapshotId::new(),
-        volumes: vec![volume],
-        blobs: BTreeMap::new(),
-        alongside: Vec::new(),
-    };
+    let guest = paused_guest(memfd, pages);
     let snapshot = node.engine.commit_pause(permit, guest)?;
     wait_until(|| snapshot.memory().load().phase() > ViewPhase::Captured)?;
     let packed = Instant::now();

@@ -1,6 +1,5 @@
 //! Rows on saving: bytes a second of a seal, and of publishing what was sealed.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt as _;
@@ -13,16 +12,14 @@ use anyhow::{Context, ensure};
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::frame::FRAME_PAGES;
 use rekindle_engine::geometry::{bytes_of_pages, usize_of};
-use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::object::EncodedFrame;
 use rekindle_engine::page_set::PageSet;
-use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{Memfd, PAGE_BYTES, PageKind, WritableMapping};
 use rekindle_testkit::random::Random;
 
-use super::node::{Node, wait_published};
+use super::node::{Node, paused_guest, wait_published};
 use super::row::{Effort, Pairs, Part, Row, Target, Unit, interleave};
 
 /// Pages of the guest: 256 MiB.
@@ -198,14 +195,5 @@ fn commit(
     let permit = node.engine.permit_pause(parent, memfd.bytes())?;
     ensure!(memfd.bytes() == bytes_of_pages(pages), "the guest has as many pages");
     let pages = CapturedPages { kept: PageSet::full(pages), zero: PageSet::new(pages) };
-    let volume = PausedVolume { name: VolumeName::memory(), page_kind: PageKind::Small, memfd, pages };
-    Ok(node.engine.commit_pause(
-        permit,
-        PausedGuest {
-            id: SnapshotId::new(),
-            volumes: vec![volume],
-            blobs: BTreeMap::new(),
-            alongside: Vec::new(),
-        },
-    )?)
+    Ok(node.engine.commit_pause(permit, paused_guest(memfd, pages))?)
 }
