@@ -284,9 +284,14 @@ impl Cache {
         Ok(moved)
     }
 
-    /// Returns false for an empty file, which is removed instead.
+    /// Returns false for an empty file, which is removed instead. What is not a file is somebody else's: it would come
+    /// back as a layer's file.
     fn set_aside(&self, path: &Path) -> io::Result<bool> {
-        if path.symlink_metadata()?.len() == 0 {
+        let found = path.symlink_metadata()?;
+        if !found.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        if found.len() == 0 {
             return std::fs::remove_file(path).map(|()| false);
         }
         self.files.aside().take(path).map(|()| true)

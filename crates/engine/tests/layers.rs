@@ -1,10 +1,11 @@
 //! A layer's local file: bytes go in and out of it only if they are those that the layer's name commits to.
 
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rekindle_engine::cache::Cache;
+use rekindle_engine::cache::{Cache, OnlyCopyError};
 use rekindle_engine::frame::{FRAME_PAGES, FrameNumber};
 use rekindle_engine::geometry::{GuestPage, LayerPage};
 use rekindle_engine::identity::SnapshotId;
@@ -223,6 +224,19 @@ fn a_layer_packed_again_after_it_was_evicted_is_whole_and_has_its_name() {
     assert!(Arc::ptr_eq(&packed_in(&cache, 0), &layer), "one handle of equal bytes");
     assert_eq!(layer.local().verified_run(LayerPage::FIRST, PAGES), PAGES);
     assert!(path.exists());
+}
+
+#[test]
+fn what_is_not_a_file_is_not_set_aside_and_does_not_come_back_as_one() {
+    let (here, there) = (directory(), directory());
+    let layer = packed(&there, 0);
+    let path = here.path().join(format!("{}.raw", layer.id()));
+    std::fs::create_dir(&path).expect("a directory of ours");
+    let cache = Cache::open(here.path(), keys()).expect("a directory of ours");
+    assert_eq!(cache.look_through(&HashSet::new()).expect("it can be listed"), 0);
+    std::fs::remove_dir(&path).expect("it stayed where it was");
+    let absent = cache.open_only_copy(layer.facts().name());
+    assert!(matches!(absent, Err(OnlyCopyError::Absent { .. })), "{absent:?}");
 }
 
 /// A possible place of a layer's object.
