@@ -5,10 +5,15 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 /// The permissions of the group and of others, as bits of a mode.
 pub const OTHERS: u32 = 0o077;
+
+/// From here on no file that this process makes, or one it starts, is for other users, unless its maker says so.
+pub fn keep_to_this_user() {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+}
 
 /// Options that open a file for reading and writing; a file that they make is for this user alone.
 pub fn options() -> OpenOptions {
@@ -115,7 +120,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use rustix::fs::{FileType, Mode};
+    use rustix::fs::FileType;
 
     use super::*;
 

@@ -10,8 +10,8 @@ use rekindle_engine::identity::{DomainName, KeyId};
 use rekindle_engine::key_ring::{KeyRing, SECRET_BYTES};
 use rekindle_engine::key_ring_file::{KeyRingError, KeyRingFile, Rotation, RotationError};
 use rekindle_engine::private::OTHERS;
+use rekindle_input::regular_file::{FileError, RegularFile, TEXT_BYTES_MAX};
 
-use crate::regular_file::{FileError, RegularFile, TEXT_BYTES_MAX};
 use crate::settings::Settings;
 
 /// Reason that a key ring is not used.

@@ -20,12 +20,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::registry::Registry;
+use rekindle_api::problem::Code;
+use rekindle_disk::DiskWatch;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::serve::ServerWatch;
 use rekindle_engine::snapshot::SnapshotStatus;
-
-use crate::api::problem::Code;
-use crate::disk::DiskWatch;
 
 pub use aside::AsideCounts;
 pub use observed::{Captures, Observed, SandboxCounts, SnapshotCounts};

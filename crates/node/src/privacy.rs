@@ -5,7 +5,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rekindle_engine::private::{self, OTHERS, at, make_directory};
-use rustix::fs::Mode;
 
 use crate::settings::Settings;
 
@@ -22,11 +21,6 @@ const LOST_AND_FOUND: &str = "lost+found";
 
 /// To read and to write; entering stays.
 const READ_AND_WRITE: u32 = 0o066;
-
-/// From here on no file that this process makes, or one it starts, is for other users, unless its maker says so.
-pub fn keep_to_this_user() {
-    rustix::process::umask(Mode::RWXG | Mode::RWXO);
-}
 
 /// Makes the state and run directories where they are not there, and closes them to other users.
 ///

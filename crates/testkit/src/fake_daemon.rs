@@ -8,9 +8,9 @@ mod kept;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rekindle::api::control::Answer;
-use rekindle::api::problem::Problem;
-use rekindle::api::types::{Event, SandboxState, SnapshotState};
+use rekindle_api::control::Answer;
+use rekindle_api::problem::Problem;
+use rekindle_api::types::{Event, SandboxState, SnapshotState};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 

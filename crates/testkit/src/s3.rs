@@ -17,7 +17,7 @@ use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use rekindle::bucket::{BucketAccess, BucketUrl, Environment};
+use rekindle_bucket::{BucketAccess, BucketUrl, Environment};
 use s3s::auth::SimpleAuth;
 use s3s::host::SingleDomain;
 use s3s::service::{S3Service, S3ServiceBuilder};

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rekindle::vmm::DEVICE_STATE;
-use rekindle::vmm::process::{GuestShape, ProcessGuest};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
@@ -17,6 +15,8 @@ use rekindle_engine::pause::PausedGuest;
 use rekindle_engine::serve::{Epoch, FaultServer};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::placement;
+use rekindle_vmm::DEVICE_STATE;
+use rekindle_vmm::process::{GuestShape, ProcessGuest};
 
 /// Longest time from a guest's start to its hand-over message.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::path::Path;
 
-use rekindle::keeper::{KeeperClient, KeeperError};
+use rekindle_keeper::{KeeperClient, KeeperError};
 use rekindle_kernel::{ProcessHandle, Signal};
 
 use crate::site::PATIENCE;

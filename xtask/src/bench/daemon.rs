@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use rekindle::api::types::{CreateSandbox, PauseSandbox, ResumeSnapshot, Sandbox as Listed, SnapshotState};
-use rekindle::client::Client;
+use rekindle_api::client::Client;
+use rekindle_api::types::{CreateSandbox, PauseSandbox, ResumeSnapshot, Sandbox as Listed, SnapshotState};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, Process, Role, RunningDaemon, Told, ask_until};

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use rekindle::disk::{Access, Disk, DiskSource, Overlay};
+use rekindle_disk::{Access, Disk, DiskSource, Overlay};
 use rekindle_kernel::{Memfd, PageKind};
 use rekindle_testkit::random::Random;
 

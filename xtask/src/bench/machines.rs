@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use rekindle::api::types::{CreateSandbox, PauseSandbox, ResumeSnapshot, SnapshotState};
-use rekindle::client::Client;
+use rekindle_api::client::Client;
+use rekindle_api::types::{CreateSandbox, PauseSandbox, ResumeSnapshot, SnapshotState};
 use rekindle_guest::machine::{LinuxKernel, linux_command_line, tiny_kernel};
 use rekindle_testkit::black_box::{BlackBox, Console, PATIENCE, RunningDaemon, Told};
 use serde_json::json;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use rekindle::vmm::process::GuestShape;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
@@ -19,6 +18,7 @@ use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_kernel::{Memfd, PageKind};
 use rekindle_testkit::hooks::{Held, Point, TestHooks};
 use rekindle_testkit::sandbox::{Paused, Sandbox};
+use rekindle_vmm::process::GuestShape;
 use tempfile::TempDir;
 
 /// Longest time for anything in the background.

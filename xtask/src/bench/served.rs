@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rekindle::vmm::process::{GuestOptions, ProcessGuest};
 use rekindle_engine::capture::Capture;
 use rekindle_engine::geometry::bytes_of_pages;
 use rekindle_engine::handover::Handover;
@@ -15,6 +14,7 @@ use rekindle_guest::process::arguments::GuestArguments;
 use rekindle_guest::process::trace::{Access, Pattern, Timing, Trace};
 use rekindle_kernel::wakeup::{Wakeup, wait_readable};
 use rekindle_kernel::{Event, EventBuffer, GuestRange, Install, PAGE_BYTES, Protect, placement};
+use rekindle_vmm::process::{GuestOptions, ProcessGuest};
 
 /// Longest time for a guest to hand its memory over.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);

@@ -1,7 +1,7 @@
 //! Checks that the daemon has all that it acknowledged, and nothing else, and that every page of it is right.
 
-use rekindle::api::types::{SandboxState, SnapshotState};
-use rekindle::client::Client;
+use rekindle_api::client::Client;
+use rekindle_api::types::{SandboxState, SnapshotState};
 use rekindle_testkit::black_box::Told;
 use uuid::Uuid;
 

@@ -2,7 +2,7 @@
 //! wrong.
 
 use anyhow::Context as _;
-use rekindle::api::types::{Sandbox, SandboxState, Snapshot, SnapshotState};
+use rekindle_api::types::{Sandbox, SandboxState, Snapshot, SnapshotState};
 use uuid::Uuid;
 
 use super::Campaign;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::Context as _;
-use rekindle::api::types::{SandboxState, SnapshotState};
-use rekindle::client::Client;
-use rekindle::keeper::HeldEntry;
+use rekindle_api::client::Client;
+use rekindle_api::types::{SandboxState, SnapshotState};
+use rekindle_keeper::HeldEntry;
 use rekindle_testkit::black_box::{BlackBox, Process, Role, ask_until};
 
 use crate::load::{Findings, World};

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::Context as _;
-use rekindle::client::Client;
+use rekindle_api::client::Client;
 use rekindle_testkit::black_box::{BlackBox, RunningDaemon};
 use rekindle_testkit::random::Random;
 

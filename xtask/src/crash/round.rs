@@ -9,7 +9,7 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rekindle::client::Client;
+use rekindle_api::client::Client;
 use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::black_box::{BlackBox, Outage, PATIENCE, RunningDaemon, ask_until};
 use rekindle_testkit::random::Random;

@@ -4,8 +4,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rekindle::api::types::{Event, SnapshotState};
-use rekindle::client::{Client, ClientError, Events};
+use rekindle_api::client::{Client, ClientError, Events};
+use rekindle_api::types::{Event, SnapshotState};
 use uuid::Uuid;
 
 use super::phase::{Durations, Phase};

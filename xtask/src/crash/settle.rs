@@ -1,8 +1,8 @@
 //! A request whose answer was lost: it was done or not, and in either case as a whole.
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{Sandbox, SandboxState};
-use rekindle::client::Client;
+use rekindle_api::client::Client;
+use rekindle_api::problem::Code;
+use rekindle_api::types::{Sandbox, SandboxState};
 use uuid::Uuid;
 
 use crate::load::{Findings, GuestModel, Life, Operation, Outcome, Shard, World};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rekindle::client::{Client, ClientError};
+use rekindle_api::client::{Client, ClientError};
 use rekindle_guest::process::history::Share;
 use rekindle_guest::process::protocol::{Command, DiscardHow};
 use uuid::Uuid;

@@ -1,6 +1,6 @@
 //! Troubles that a round makes for a node.
 
-use rekindle::api::problem::Code;
+use rekindle_api::problem::Code;
 
 /// A trouble, made at a random instant of the phase aimed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

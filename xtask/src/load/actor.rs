@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use rekindle::api::problem::Code;
-use rekindle::client::{Client, ClientError};
+use rekindle_api::client::{Client, ClientError};
+use rekindle_api::problem::Code;
 use rekindle_testkit::random::Random;
 
 use super::choice::{Kind, Limits};

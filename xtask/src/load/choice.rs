@@ -1,6 +1,6 @@
 //! An actor's next request: random, within limits on the number of each thing.
 
-use rekindle::api::types::MemoryBacking;
+use rekindle_api::types::MemoryBacking;
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_guest::process::protocol::{Command, DiscardHow};
 use rekindle_testkit::random::Random;

@@ -1,6 +1,6 @@
 //! Faults found, counted by what they mean for users.
 
-use rekindle::client::ClientError;
+use rekindle_api::client::ClientError;
 
 /// Everything that was found so far.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rekindle::api::types::MemoryBacking;
+use rekindle_api::types::MemoryBacking;
 use rekindle_guest::process::history::{Operation as Written, Share};
 use rekindle_guest::process::protocol::{Command, DeviceState, DiscardHow};
 use uuid::Uuid;

@@ -1,9 +1,9 @@
 //! One request to the daemon: sent, and sent again if its answer was lost.
 
-use rekindle::api::types::{
+use rekindle_api::client::{Client, ClientError};
+use rekindle_api::types::{
     CreateSandbox, ForkSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, Snapshot,
 };
-use rekindle::client::{Client, ClientError};
 use rekindle_guest::process::protocol::{Command, Ticked, Verified};
 use rekindle_testkit::black_box::Told;
 use uuid::Uuid;

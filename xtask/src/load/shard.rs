@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use rekindle::api::types::{MemoryBacking, Sandbox};
+use rekindle_api::types::{MemoryBacking, Sandbox};
 use uuid::Uuid;
 
 use super::findings::Findings;

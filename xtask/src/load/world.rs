@@ -1,7 +1,7 @@
 //! The daemon's lists.
 
-use rekindle::api::types::{Sandbox, Snapshot};
-use rekindle::client::{Client, ClientError};
+use rekindle_api::client::{Client, ClientError};
+use rekindle_api::types::{Sandbox, Snapshot};
 
 use super::model::ById;
 

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rekindle::client::Client;
+use rekindle_api::client::Client;
 use rekindle_testkit::black_box::{BlackBox, RunningDaemon};
 use rekindle_testkit::random::Random;
 use serde::Serialize;

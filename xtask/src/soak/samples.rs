@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rekindle::client::Client;
+use rekindle_api::client::Client;
 use rekindle_testkit::black_box::{BlackBox, Process, Role, RunningDaemon, ask_until};
 use serde::Serialize;
 

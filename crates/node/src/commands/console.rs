@@ -7,12 +7,12 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
+use rekindle_api::client::Client;
+use rekindle_api::types::ConsoleQuery;
 use serde::Serialize;
 
 use super::session::Session;
 use super::status::Status;
-use crate::api::types::ConsoleQuery;
-use crate::client::Client;
 use crate::settings::parse_time;
 
 /// Key that ends an interactive console: control and ].

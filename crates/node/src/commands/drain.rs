@@ -3,6 +3,9 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use rekindle_api::client::{Client, ClientError};
+use rekindle_api::problem::Code;
+use rekindle_api::types::{Drain, DrainNode, DrainedSandbox, Snapshot, SnapshotState};
 
 use super::failure::sentence;
 use super::session::Session;
@@ -10,9 +13,6 @@ use super::shown;
 use super::status::Status;
 use super::target::{label, labels};
 use super::wait::wait_for;
-use crate::api::problem::Code;
-use crate::api::types::{Drain, DrainNode, DrainedSandbox, Snapshot, SnapshotState};
-use crate::client::{Client, ClientError};
 use crate::settings::parse_time;
 
 /// Time between two tries to reach a daemon that is being started again.

@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use rekindle_api::client::{Client, ClientError, Events};
+use rekindle_api::problem::Code;
+use rekindle_api::types::Event;
 use uuid::Uuid;
 
 use super::numbers::number;
@@ -11,9 +14,6 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::Target;
-use crate::api::problem::Code;
-use crate::api::types::Event;
-use crate::client::{Client, ClientError, Events};
 
 /// Longest wait for a daemon that ended to come back.
 const BACK_WITHIN: Duration = Duration::from_secs(600);

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use rekindle_api::types::SnapshotState;
 use rekindle_engine::engine::Transferred;
 use rekindle_engine::identity::SnapshotId;
+use rekindle_input::regular_file::RegularFile;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -17,9 +19,7 @@ use super::shown::size;
 use super::status::Status;
 use super::target::{Target, snapshot_of};
 use super::wait::wait_for;
-use crate::api::types::SnapshotState;
 use crate::daemon::engine_on_store;
-use crate::regular_file::RegularFile;
 use crate::settings::{SettingFlags, Settings};
 
 /// Longest wait for a snapshot to be in the store.

@@ -1,11 +1,11 @@
 //! An error as the program's last output: a sentence to people, an object to programs.
 
+use rekindle_api::client::ClientError;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::shown;
 use super::status::Status;
-use crate::client::ClientError;
 
 /// Letters of a word that are shown.
 const WORD_LETTERS_MAX: usize = 400;
@@ -71,9 +71,9 @@ fn own_code(status: Status) -> &'static str {
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;
+    use rekindle_api::problem::{Code, Problem};
 
     use super::*;
-    use crate::api::problem::{Code, Problem};
     use crate::commands::status::NoSuchThing;
 
     fn problem(code: Code) -> anyhow::Error {

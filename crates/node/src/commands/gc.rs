@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
+use rekindle_api::types::{Collect, Collection, KeptSnapshot};
 
 use super::session::Session;
 use super::shown::size;
 use super::status::Status;
-use crate::api::types::{Collect, Collection, KeptSnapshot};
 use crate::settings::parse_time;
 
 /// Options of a collection.

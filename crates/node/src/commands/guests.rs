@@ -76,8 +76,9 @@ fn write(directory: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<PathBuf> 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use rekindle_guest::machine::linux_init;
+
+    use super::*;
 
     #[test]
     fn the_tiny_guest_is_an_elf_program_and_the_first_process_is_too() {

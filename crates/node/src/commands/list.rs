@@ -1,6 +1,10 @@
 //! `rekindle list`: the sandboxes and snapshots there are.
 
 use clap::{Args, ValueEnum};
+use rekindle_api::client::Client;
+use rekindle_api::types::{
+    LabelFilter, Labels, Sandbox, SandboxState, Snapshot, SnapshotState, StoredSnapshot,
+};
 use rekindle_engine::identity::DomainName;
 use serde::Serialize;
 use uuid::Uuid;
@@ -10,10 +14,6 @@ use super::session::Session;
 use super::shown::{self, DOMAIN_DEFAULT, ShortIds};
 use super::status::Status;
 use super::target::label_filter;
-use crate::api::types::{
-    LabelFilter, Labels, Sandbox, SandboxState, Snapshot, SnapshotState, StoredSnapshot,
-};
-use crate::client::Client;
 
 /// The things to list.
 #[derive(Args, Clone, Debug)]

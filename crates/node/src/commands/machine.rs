@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use rekindle_api::limits;
+use rekindle_api::types::{Accelerator, Board, DiskImage, Machine, Tap, TapName, VmmKind};
 
 use super::numbers::number;
-use crate::api::limits;
-use crate::api::types::{Accelerator, Board, DiskImage, Machine, Tap, TapName, VmmKind};
 
 /// The machine of a virtual machine; a sandbox without a kernel is a process guest.
 #[derive(Args, Clone, Debug)]

@@ -41,7 +41,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::keeper::arguments::KeeperArguments;
 use catalog::CatalogArguments;
 use console::ConsoleArguments;
 use delete::{EndArguments, ForgetArguments};
@@ -56,6 +55,7 @@ use keys::KeysArguments;
 use list::ListArguments;
 use pause::PauseArguments;
 use rekindle_guest::process::arguments::GuestArguments;
+use rekindle_keeper::arguments::KeeperArguments;
 use resume::{ForkArguments, ResumeArguments};
 use run::RunArguments;
 use serve::ServeArguments;
@@ -206,8 +206,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Man(arguments) => shell::man(arguments),
         Command::Demo(arguments) => return demo::run(arguments),
         Command::Guest(arguments) => rekindle_guest::process::run_with(arguments).map(|()| Status::Done),
-        Command::Keeper(arguments) => return crate::keeper::run(arguments),
-        Command::Openapi => output::write(&crate::api::document_text()).map(|()| Status::Done),
+        Command::Keeper(arguments) => return rekindle_keeper::run(arguments),
+        Command::Openapi => output::write(&rekindle_api::document_text()).map(|()| Status::Done),
     };
     status.map(ExitCode::from)
 }

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
+use rekindle_api::client::Client;
+use rekindle_api::types::{Name, PauseSandbox, Sandbox, Snapshot};
 
 use super::delete::{do_each, nothing_matches};
 use super::selection::Selection;
@@ -12,8 +14,6 @@ use super::shown;
 use super::status::Status;
 use super::target::{bracketed_id, label, labels, sandbox_title, snapshot_title};
 use super::wait::{StateWord, wait_for};
-use crate::api::types::{Name, PauseSandbox, Sandbox, Snapshot};
-use crate::client::Client;
 use crate::settings::parse_time;
 
 /// The sandboxes to pause, with options.

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use rekindle_api::control::{Asked, Control as _};
+use rekindle_api::types::{
+    ConsoleOutput, CreateSandbox, ListQuery, PauseSandbox, ResumeSnapshot, Sandbox, Snapshot, SnapshotState,
+};
 use rekindle_engine::store::Traffic;
 use rekindle_guest::process::protocol::Command;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use crate::api::control::{Asked, Control as _, Served as _};
-use crate::api::types::{
-    ConsoleOutput, CreateSandbox, ListQuery, PauseSandbox, ResumeSnapshot, Sandbox, Snapshot, SnapshotState,
-};
 use crate::daemon::Daemon;
+use crate::daemon::Served as _;
 use crate::settings::{SettingFlags, Settings};
 
 /// A running daemon. Dropped, its sandboxes end, and so do the keeper and itself.

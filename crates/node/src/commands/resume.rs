@@ -4,6 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
+use rekindle_api::client::Client;
+use rekindle_api::limits;
+use rekindle_api::types::{
+    self, ForkSandbox, NameOfSeveral, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxCount, TapName,
+};
 use serde_json::json;
 
 use super::numbers::number;
@@ -11,11 +16,6 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of};
-use crate::api::limits;
-use crate::api::types::{
-    self, ForkSandbox, NameOfSeveral, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxCount, TapName,
-};
-use crate::client::Client;
 
 /// The sandbox or snapshot to resume, with options.
 #[derive(Args, Clone, Debug)]

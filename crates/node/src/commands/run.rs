@@ -2,6 +2,8 @@
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
+use rekindle_api::limits;
+use rekindle_api::types::{CreateSandbox, MemoryBacking, Name, VmmKind};
 use rekindle_engine::identity::DomainName;
 
 use super::machine::MachineArguments;
@@ -9,8 +11,6 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, bracketed_id, sandbox_title};
-use crate::api::limits;
-use crate::api::types::{CreateSandbox, MemoryBacking, Name, VmmKind};
 use crate::settings::parse_size;
 
 /// The sandbox to start.

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use clap::Args;
+use rekindle_api::client::Client;
+use rekindle_api::types::{LabelFilter, Sandbox, SandboxState, Snapshot, SnapshotState};
 use uuid::Uuid;
 
 use super::target::{self, Target, label_filter};
-use crate::api::types::{LabelFilter, Sandbox, SandboxState, Snapshot, SnapshotState};
-use crate::client::Client;
 
 /// The things that a command is for.
 #[derive(Args, Clone, Debug)]

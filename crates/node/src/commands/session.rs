@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
+use rekindle_api::client::{Client, Endpoint, RemoteOptions};
 
 use super::output::Output;
-use crate::client::{Client, Endpoint, RemoteOptions};
 use crate::settings::{SettingFlags, Settings, Source};
 
 /// Under which words help lists the flags that every command takes.

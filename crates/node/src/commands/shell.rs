@@ -8,11 +8,11 @@ use clap::{Args, Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::Shells;
+use rekindle_api::client::{Client, ClientError};
 
 use super::Cli;
 use super::session::{GlobalArguments, Session};
 use super::status::Status;
-use crate::client::{Client, ClientError};
 
 /// For which shell.
 #[derive(Args, Clone, Debug)]

@@ -1,6 +1,9 @@
 //! `rekindle show`: everything about one sandbox or snapshot.
 
 use clap::Args;
+use rekindle_api::types::{
+    Accelerator, Board, Labels, MemoryBacking, Placement, Sandbox, ShownBootFile, Snapshot, VmmKind,
+};
 use rekindle_engine::identity::DomainName;
 use serde::Serialize;
 use uuid::Uuid;
@@ -11,9 +14,6 @@ use super::session::Session;
 use super::shown::{self, DOMAIN_DEFAULT};
 use super::status::Status;
 use super::target::{Reference, Target};
-use crate::api::types::{
-    Accelerator, Board, Labels, MemoryBacking, Placement, Sandbox, ShownBootFile, Snapshot, VmmKind,
-};
 
 /// The thing to show.
 #[derive(Args, Clone, Debug)]

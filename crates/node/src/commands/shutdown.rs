@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use clap::Args;
+use rekindle_api::client::Client;
+use rekindle_keeper::KeeperClient;
 use rekindle_kernel::ProcessHandle;
 
 use super::confirm::confirmed;
 use super::session::Session;
 use super::status::Status;
-use crate::client::Client;
-use crate::keeper::KeeperClient;
 use crate::settings::{SettingFlags, Settings};
 
 /// Longest time for the keeper to end.

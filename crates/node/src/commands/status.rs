@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use crate::api::problem::Code;
-use crate::client::ClientError;
+use rekindle_api::client::ClientError;
+use rekindle_api::problem::Code;
 
 /// Result of a command, as its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 
 use anyhow::bail;
 use clap::Args;
+use rekindle_api::client::{Client, ClientError};
+use rekindle_api::problem::Code;
+use rekindle_api::types::{LabelFilter, Labels, Sandbox, Snapshot};
 use uuid::Uuid;
 
 use super::shown;
 use super::status::{NeverPaused, NoSuchThing};
-use crate::api::problem::Code;
-use crate::api::types::{LabelFilter, Labels, Sandbox, Snapshot};
-use crate::client::{Client, ClientError};
 
 /// The thing that a word names.
 #[derive(Clone, Debug)]

@@ -201,11 +201,11 @@ pub fn run(session: &Session, arguments: &TellArguments) -> anyhow::Result<Statu
 
 #[cfg(test)]
 mod tests {
+    use rekindle_guest::process::content::Content;
+    use rekindle_guest::process::protocol::Mismatch;
     use serde_json::json;
 
     use super::*;
-    use rekindle_guest::process::content::Content;
-    use rekindle_guest::process::protocol::Mismatch;
 
     #[test]
     fn a_wrong_page_is_named_and_fails_the_check() {

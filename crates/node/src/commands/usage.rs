@@ -1,14 +1,14 @@
 //! `rekindle usage`: what snapshots cost, in the store and on this node.
 
 use clap::Args;
+use rekindle_api::client::Client;
+use rekindle_api::types::{SnapshotUsage, Usage};
 
 use super::output::{Rows, Tone, Word};
 use super::session::Session;
 use super::shown::{name_or_id, size};
 use super::status::Status;
 use super::target::{Target, snapshot_of};
-use crate::api::types::{SnapshotUsage, Usage};
-use crate::client::Client;
 
 /// The snapshot, or all of them.
 #[derive(Args, Clone, Debug)]

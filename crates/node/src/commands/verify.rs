@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use clap::Args;
+use rekindle_api::types::{StoreVerification, StoreVerificationState};
 
 use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{Reference, Target, snapshot_of, snapshot_title};
-use crate::api::types::{StoreVerification, StoreVerificationState};
 
 /// The snapshot to verify.
 #[derive(Args, Clone, Debug)]

@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use rekindle_api::client::{Client, ClientError};
+use rekindle_api::problem::Code;
+use rekindle_api::types::{Snapshot, SnapshotState};
 use uuid::Uuid;
 
 use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{Reference, Target, snapshot_of, snapshot_title};
-use crate::api::problem::Code;
-use crate::api::types::{Snapshot, SnapshotState};
-use crate::client::{Client, ClientError};
 use crate::settings::parse_time;
 
 /// The snapshot and stage to wait for.

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use rekindle_api::types::{Labels, Name};
 use rekindle_engine::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::spec::GuestSpec;
-use crate::api::types::{Labels, Name};
 
 /// The blob's name.
 const ABOUT: &str = "rekindle";

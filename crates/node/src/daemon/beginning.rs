@@ -5,10 +5,10 @@ use std::io;
 use std::path::Path;
 
 use bytesize::ByteSize;
+use rekindle_keeper::Found;
 
 use super::keeping::Keeping;
 use super::keys::KeyOf;
-use crate::keeper::Found;
 
 /// A start without a catalog, or with an empty one.
 #[derive(Debug)]

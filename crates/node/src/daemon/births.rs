@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use rekindle_api::control::Answer;
 use rekindle_engine::catalog::{Change, Unsettled, WriteError};
+use rekindle_vmm::last_words::last_words;
 use uuid::Uuid;
 
 use super::claims::{Birth, Claim};
 use super::endings::Ending;
 use super::entry::Entry;
 use super::guest_files::log_name;
+use super::how_ended::how_ended_by_itself;
 use super::live::Live;
 use super::notes::{GuestNote, UnsettledChange};
 use super::problems::guest_failed;
@@ -16,9 +19,6 @@ use super::record::{SandboxRecord, put};
 use super::room_promises::RoomPromise;
 use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
-use crate::api::control::Answer;
-use crate::vmm::how_ended::how_ended_by_itself;
-use crate::vmm::last_words::last_words;
 
 impl Sandboxes {
     /// Starts a guest by `start`; if its keeper dies meanwhile, once more under the next one.

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::Machine;
+use rekindle_input::asker::Asker;
+use rekindle_vmm::kernel_format::KernelFormats;
+use rekindle_vmm::qemu::{BootFile, BootRole};
+
 use super::host::Host;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::Machine;
-use crate::asker::Asker;
-use crate::vmm::kernel_format::KernelFormats;
-use crate::vmm::qemu::{BootFile, BootRole};
 
 /// The directory.
 pub(super) fn boot_directory(host: &Host) -> PathBuf {

@@ -8,6 +8,9 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{CaptureMemory, CaptureSource, MemoryRegion, Snapshot};
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::identity::{DomainName, SnapshotId, VolumeName};
@@ -16,7 +19,9 @@ use rekindle_engine::regions::{Region, Regions};
 use rekindle_engine::serve::Epoch;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_engine::tracking::{StoppedMemory, file_pages, present_pages};
+use rekindle_input::asker::Asker;
 use rekindle_kernel::{Memfd, PageKind, Pagemap, ProcessHandle};
+use rekindle_vmm::copied_memory::copy_pages;
 
 use super::about::About;
 use super::fault_sockets::FaultSockets;
@@ -24,11 +29,6 @@ use super::host::Host;
 use super::known::Known;
 use super::problems::guest_failed;
 use super::snapshots::Snapshots;
-use crate::api::control::{Answer, Asked};
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{CaptureMemory, CaptureSource, MemoryRegion, Snapshot};
-use crate::asker::Asker;
-use crate::copied_memory::copy_pages;
 
 /// Bytes of a page of a volume.
 const PAGE: u64 = 4096;

@@ -1,5 +1,6 @@
 //! Things of the host that one guest has at a time: its taps, and its huge pages.
 
+use rekindle_api::control::Answer;
 use uuid::Uuid;
 
 use super::exclusive::Exclusive;
@@ -7,7 +8,6 @@ use super::host::Host;
 use super::huge_pages::HugePromise;
 use super::room_promises::{Needed, RoomPromise};
 use super::spec::GuestSpec;
-use crate::api::control::Answer;
 
 /// One guest's claim to them, from before its start.
 #[derive(Debug)]

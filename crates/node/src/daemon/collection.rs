@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use rekindle_api::control::Answer;
+use rekindle_api::limits::VERDICTS_MAX;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{Collect, Collection, ObjectVerdict};
 use rekindle_engine::collect::{CollectError, Judged};
 use rekindle_engine::collect_steps::{Kept, Unneeded, Verdict};
 
 use super::host::Host;
-use crate::api::control::Answer;
-use crate::api::limits::VERDICTS_MAX;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{Collect, Collection, ObjectVerdict};
 
 /// Deletes from the store what nobody needs, or tells what that would be.
 pub(super) fn collect(host: &Host, how: &Collect) -> Answer<Collection> {

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use rekindle_api::limits::CONSOLE_BYTES_MAX;
+use rekindle_api::types::ConsoleOutput;
 use rekindle_kernel::wakeup::{Wakeup, wait_readable};
+use rekindle_vmm::serial_line::SerialLine;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use uuid::Uuid;
-
-use crate::api::limits::CONSOLE_BYTES_MAX;
-use crate::api::types::ConsoleOutput;
-use crate::vmm::serial_line::SerialLine;
 
 /// Longest time for a guest to read typed text before that is given up.
 const TYPED_WITHIN: Duration = Duration::from_secs(10);

@@ -2,6 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use rekindle_api::control::{Answer, Asked, Control};
+use rekindle_api::types::{
+    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
+    ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference,
+    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
+};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
@@ -11,13 +18,6 @@ use super::fault_sockets::FaultSockets;
 use super::problems::with_setting;
 use super::sandboxes::Sandboxes;
 use super::usage;
-use crate::api::control::{Answer, Asked, Control};
-use crate::api::types::{
-    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
-    ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
-    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
-};
 
 /// The version of the control API.
 const API_VERSION: &str = "v1";

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::types::{CreateSandbox, Sandbox};
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 
@@ -14,8 +16,6 @@ use super::record::{NewSandbox, SandboxRecord};
 use super::room_promises::{Needed, RoomPromise};
 use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
-use crate::api::control::{Answer, Asked};
-use crate::api::types::{CreateSandbox, Sandbox};
 
 impl Sandboxes {
     pub(super) fn create(&self, asked: &Asked, wanted: CreateSandbox) -> Answer<Sandbox> {

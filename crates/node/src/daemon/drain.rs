@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{Drain, DrainNode, DrainedSandbox, Labels, PauseSandbox, ResumeSandbox};
 use rekindle_engine::identity::SnapshotId;
 use uuid::Uuid;
 
@@ -12,9 +15,6 @@ use super::events::About;
 use super::record::RecordedLife;
 use super::references::Named as _;
 use super::sandboxes::Sandboxes;
-use crate::api::control::{Answer, Asked};
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{Drain, DrainNode, DrainedSandbox, Labels, PauseSandbox, ResumeSandbox};
 
 /// Longest wait for guests that were being made when the node was closed.
 const MADE_WITHIN: Duration = Duration::from_secs(60);

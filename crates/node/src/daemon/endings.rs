@@ -10,13 +10,13 @@ use std::time::Duration;
 use rekindle_engine::catalog::Unsettled;
 use rekindle_engine::serve::Epoch;
 use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_vmm::vmm_process::take_process;
 use uuid::Uuid;
 
 use super::exclusive::Exclusive;
 use super::guest_files::remove_files;
 use super::keeping::Keeping;
 use super::keys::guest_key;
-use crate::vmm::vmm_process::take_process;
 
 /// Longest time for a killed process to end; a process inside a system call can take longer, and is then left to the
 /// kernel.

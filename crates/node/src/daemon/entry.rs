@@ -5,7 +5,12 @@ mod shown;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::limits;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{Labels, Name};
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_keeper::KeeperIdentity;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
@@ -15,11 +20,6 @@ use super::live::Live;
 use super::paging::Listed;
 use super::record::SandboxRecord;
 use super::references::Named;
-use crate::api::control::{Answer, Asked};
-use crate::api::limits;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{Labels, Name};
-use crate::keeper::KeeperIdentity;
 
 /// A sandbox as the daemon holds it.
 #[derive(Debug)]
@@ -358,8 +358,9 @@ impl Listed for Arc<Entry> {
 mod tests {
     use std::process::{Child, Command};
 
+    use rekindle_api::types::MemoryBacking;
+
     use super::*;
-    use crate::api::types::MemoryBacking;
     use crate::daemon::spec::GuestSpec;
 
     fn entry() -> (Arc<Entry>, Child) {

@@ -4,12 +4,12 @@ use std::os::fd::AsFd as _;
 
 use anyhow::Context as _;
 use rekindle_engine::serve::{Epoch, EpochFacts, KeptEpoch};
+use rekindle_keeper::{Held, KeeperClient, KeeperError};
+use rekindle_vmm::process::MEMORY;
 use uuid::Uuid;
 
 use super::keeping::{Keeping, take_fd};
 use super::keys::guest_key;
-use crate::keeper::{Held, KeeperClient, KeeperError};
-use crate::vmm::process::MEMORY;
 
 /// The names of descriptors under a guest's key.
 const USERFAULTFD: &str = "userfaultfd";

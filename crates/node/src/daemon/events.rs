@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
+use rekindle_api::types::Event;
 use rekindle_engine::catalog::{Catalog, CatalogError, Change, Kind, WriteError};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use super::clock::unix_ms;
-use crate::api::types::Event;
 
 /// Events a listener may be behind before it is told that it lost some.
 const LISTENER_EVENTS_MAX: usize = 1024;

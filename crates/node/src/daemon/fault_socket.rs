@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{FaultSocket, FaultSocketState, WriteTracking};
 use rekindle_engine::catalog::{Change, Kind};
 use rekindle_engine::fetch::Fetcher;
 use rekindle_engine::run_roots::RunsFrom;
@@ -18,6 +21,7 @@ use rekindle_engine::serve::{
 };
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
+use rekindle_keeper::{KeeperClient, KeeperIdentity};
 use rekindle_kernel::Features;
 use rekindle_kernel::wakeup::{Wakeup, wait_readable};
 use serde_json::Value;
@@ -28,10 +32,6 @@ use super::guest_watch::served_pages;
 use super::hindrance::HandedOver;
 use super::keys::socket_key;
 use super::socket_record::{RECORD, SocketRecord};
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{FaultSocket, FaultSocketState, WriteTracking};
-use crate::keeper::{KeeperClient, KeeperIdentity};
 
 /// The listening descriptor's name at the keeper.
 pub(super) const LISTENER: &str = "listener";

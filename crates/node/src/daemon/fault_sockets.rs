@@ -8,6 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{FaultSocket, OpenFaultSocket};
 use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
 use rekindle_engine::fetch::Fetcher;
 use rekindle_engine::handover::Handover;
@@ -16,6 +19,7 @@ use rekindle_engine::learning::{Prefault, Prefaulter};
 use rekindle_engine::precedence::Precedence;
 use rekindle_engine::serve::Epoch;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_keeper::{HeldEntry, KeeperClient};
 use rekindle_kernel::wakeup::Wakeup;
 use uuid::Uuid;
 
@@ -31,10 +35,6 @@ use super::room::Room;
 use super::room_promises::Needed;
 use super::snapshots::Snapshots;
 use super::socket_record::{RECORD, SocketRecord};
-use crate::api::control::{Answer, Asked};
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{FaultSocket, OpenFaultSocket};
-use crate::keeper::{HeldEntry, KeeperClient};
 use crate::metrics::Metrics;
 
 /// Longest time for a VMM that has connected to hand its memory over.
@@ -178,7 +178,7 @@ impl FaultSockets {
             .map_err(WriteError::either_way)?;
         self.lock().remove(&socket.id);
         socket.end("it was closed");
-        Ok(self.host.keeping.client().forget(&socket_key(socket.id))?)
+        self.host.keeping.client().forget(&socket_key(socket.id)).map_err(|error| guest_failed(error.into()))
     }
 
     /// A thread of its own that will wait for a VMM, and ends with the hand-over or its failure.

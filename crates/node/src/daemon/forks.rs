@@ -2,8 +2,15 @@
 
 use std::sync::Arc;
 
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{
+    ForkSandbox, Labels, NameOfSeveral, PauseSandbox, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
+    SandboxCount, SandboxList,
+};
 use rekindle_engine::catalog::{Change, WriteError};
 use rekindle_engine::identity::SnapshotId;
+use rekindle_vmm::taps;
 use uuid::Uuid;
 
 use super::entry::{Entry, PAUSING, Turn};
@@ -19,13 +26,6 @@ use super::resuming::tap_names;
 use super::room_promises::{Needed, RoomPromise};
 use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
-use crate::api::control::{Answer, Asked};
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{
-    ForkSandbox, Labels, NameOfSeveral, PauseSandbox, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxCount, SandboxList,
-};
-use crate::vmm::taps;
 
 /// New sandboxes that a request asks for, with their names taken.
 struct Wanted<'a> {

@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use rekindle_vmm::firecracker::VmDirectory;
 use uuid::Uuid;
-
-use crate::vmm::firecracker::VmDirectory;
 
 /// The name of the file, in the run directory, that gets what a guest's VMM prints.
 pub(super) fn log_name(guest: Uuid) -> String {

@@ -1,12 +1,11 @@
 //! Shows the state of a guest from outside of any operation.
 
+use rekindle_api::types::ServedPages;
+use rekindle_disk::DiskWatch;
 use rekindle_engine::identity::VolumeName;
 use rekindle_engine::serve::{EndReason, ServeStats, ServeStatus, ServerWatch};
 use rekindle_kernel::ProcessHandle;
-
-use crate::api::types::ServedPages;
-use crate::disk::DiskWatch;
-use crate::vmm::qemu::MachineWatch;
+use rekindle_vmm::qemu::MachineWatch;
 
 /// Shows the state of a guest from outside of any operation.
 #[derive(Debug, Clone, Default)]

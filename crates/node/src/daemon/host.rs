@@ -4,18 +4,18 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
 use rekindle_engine::engine::Engine;
+use rekindle_vmm::firecracker::FileDigests;
 
 use super::endings::Endings;
 use super::exclusive::Exclusive;
 use super::host_qemu::HostQemu;
 use super::huge_pages::{HugePages, HugePromise};
 use super::keeping::Keeping;
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::vmm::firecracker::FileDigests;
 
 /// The node as its guests need it.
 #[derive(Debug)]

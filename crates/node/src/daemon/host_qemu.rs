@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::vmm::qemu::{NoQemu, QemuProgram};
+use rekindle_vmm::qemu::{NoQemu, QemuProgram};
 
 /// The QEMU of this host, asked what it can do once for each time it is installed.
 #[derive(Debug, Default)]

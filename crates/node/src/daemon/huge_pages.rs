@@ -7,11 +7,11 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytesize::ByteSize;
+use rekindle_api::types::{MemoryBacking, VmmKind};
 use rekindle_kernel::hugepages;
 use uuid::Uuid;
 
 use super::spec::GuestSpec;
-use crate::api::types::{MemoryBacking, VmmKind};
 
 /// All promises of this node.
 #[derive(Debug, Default)]

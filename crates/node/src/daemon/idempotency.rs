@@ -7,15 +7,15 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use rekindle_api::control::{Answer, Asked, IdempotencyKey};
+use rekindle_api::limits;
+use rekindle_api::problem::{Code, Problem};
 use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
 use rekindle_engine::identity::SnapshotId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::clock::unix_ms;
-use crate::api::control::{Answer, Asked, IdempotencyKey};
-use crate::api::limits;
-use crate::api::problem::{Code, Problem};
 
 /// Time that a key is remembered, in milliseconds: a day.
 const REMEMBERED_MS: u64 = 24 * 60 * 60 * 1000;

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 
+use rekindle_api::control::Answer;
+use rekindle_api::types::Reference;
 use uuid::Uuid;
 
 use super::references::{Named, find};
-use crate::api::control::Answer;
-use crate::api::types::Reference;
 
 /// Things, oldest first.
 #[derive(Debug)]
@@ -73,8 +73,9 @@ impl<T: Named> Index<T> {
 
 #[cfg(test)]
 mod tests {
+    use rekindle_api::problem::Code;
+
     use super::*;
-    use crate::api::problem::Code;
 
     #[derive(Debug, Clone, PartialEq)]
     struct Thing(u128, Option<&'static str>);

@@ -13,13 +13,13 @@ use std::time::Duration;
 use rekindle_engine::change::CatalogListener;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::keep::{Keeper, KeptVolume};
+use rekindle_keeper::{Found, Held, KeeperClient, KeeperError, KeeperIdentity};
 use rekindle_kernel::{Memfd, PageKind, ProcessHandle};
 use uuid::Uuid;
 
 use super::keys::{CATALOG, KeyOf, guest_key};
 use super::notes::{CatalogState, GuestNote};
 use super::record::SandboxRecord;
-use crate::keeper::{Found, Held, KeeperClient, KeeperError, KeeperIdentity};
 
 /// The names of a volume's descriptors end so.
 const MEMORY: &str = ".memory";
@@ -319,7 +319,7 @@ impl Keeper for Keeping {
 
     fn held(&self) -> io::Result<Vec<SnapshotId>> {
         let entries = self.client().list().map_err(io::Error::other)?;
-        let snapshot = |entry: &crate::keeper::HeldEntry| match KeyOf::parse(&entry.key) {
+        let snapshot = |entry: &rekindle_keeper::HeldEntry| match KeyOf::parse(&entry.key) {
             Some(key @ KeyOf::Snapshot(id)) if !self.aside().contains_key(&key) => Some(SnapshotId::from(id)),
             Some(KeyOf::Guest(_) | KeyOf::Socket(_) | KeyOf::Snapshot(_)) | None => None,
         };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rekindle_api::types::{Labels, PageClasses, Snapshot, SnapshotState, Volume};
 use rekindle_engine::lifecycle;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_kernel::{HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
@@ -10,7 +11,6 @@ use uuid::Uuid;
 use super::about::About;
 use super::paging::Listed;
 use super::references::Named;
-use crate::api::types::{Labels, PageClasses, Snapshot, SnapshotState, Volume};
 
 /// A snapshot with what it says of itself.
 #[derive(Debug, Clone)]

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rekindle_api::control::Answer;
+use rekindle_api::types::{ListQuery, Reference, SnapshotState};
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use uuid::Uuid;
 
@@ -11,8 +13,6 @@ use super::index::Index;
 use super::known::{Known, shown};
 use super::paging::page;
 use super::references::Named as _;
-use crate::api::control::Answer;
-use crate::api::types::{ListQuery, Reference, SnapshotState};
 
 /// The snapshots that are listed, each with what it says of itself: that is read once.
 #[derive(Debug, Default)]

@@ -6,12 +6,17 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{CreateSandbox, DiskImage, Labels, MemoryBacking, VmmKind};
+use rekindle_disk::{ImageFile, ImportError};
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::identity::{DomainName, SnapshotId, VolumeName};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{Base, PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
+use rekindle_input::asker::Asker;
 use rekindle_kernel::{Memfd, PageKind};
 use uuid::Uuid;
 
@@ -20,11 +25,6 @@ use super::guests::{firecracker, qemu};
 use super::problems::{guest_failed, no_room_for_disks};
 use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{CreateSandbox, DiskImage, Labels, MemoryBacking, VmmKind};
-use crate::asker::Asker;
-use crate::disk::{ImageFile, ImportError};
 
 impl Sandboxes {
     /// The parts of a new sandbox and, if it has disks, the snapshot that holds them as their images were.

@@ -2,9 +2,8 @@
 
 use std::io;
 
+use rekindle_keeper::KeeperError;
 use rustix::io::Errno;
-
-use crate::keeper::KeeperError;
 
 /// True if an error may be over a moment later: the system was short of something, a disk failed, or the keeper did not
 /// answer.
@@ -27,9 +26,9 @@ pub(super) fn is_of_the_moment(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;
+    use rekindle_keeper::KeeperClient;
 
     use super::*;
-    use crate::keeper::KeeperClient;
 
     #[test]
     fn too_few_descriptors_are_of_the_moment_and_a_missing_file_is_not() {

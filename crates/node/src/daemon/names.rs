@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::Name;
 use uuid::Uuid;
-
-use crate::api::problem::{Code, Problem};
-use crate::api::types::Name;
 
 /// The names of things that are being made.
 #[derive(Debug, Default)]

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use rekindle_api::types::{Readiness, SnapshotState};
+
 use super::Daemon;
 use super::clock::unix_ms;
 use super::disk_room::no_room;
 use super::known::Known;
 use super::layer_disk::shortage;
-use crate::api::types::{Readiness, SnapshotState};
 use crate::metrics::{AsideCounts, Captures, Observed};
 
 impl Daemon {

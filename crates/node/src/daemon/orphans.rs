@@ -8,8 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rekindle_kernel::{ProcessHandle, Signal};
-
-use crate::vmm::vmm_process::KEEPER;
+use rekindle_vmm::vmm_process::KEEPER;
 
 /// Kills every guest of the keeper at `socket` whose pid is not among `known`.
 pub(super) fn end(socket: &Path, known: &BTreeSet<u32>) -> io::Result<()> {

@@ -1,9 +1,9 @@
 //! Pages of lists.
 
+use rekindle_api::types::{Labels, ListQuery, PageLimit};
 use uuid::Uuid;
 
 use super::references::Named;
-use crate::api::types::{Labels, ListQuery, PageLimit};
 
 /// Entries of a page where nothing is said.
 const ENTRIES_DEFAULT: u32 = 200;

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::types::{PauseSandbox, Reference, Snapshot};
 use rekindle_engine::catalog::Change;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
+use rekindle_input::asker::Asker;
 
 use super::about::About;
 use super::entry::{PAUSING, Turn};
@@ -15,9 +18,6 @@ use super::known::Known;
 use super::live::Paused;
 use super::record::{RecordedLife, put};
 use super::sandboxes::{Sandboxes, not_running};
-use crate::api::control::{Answer, Asked};
-use crate::api::types::{PauseSandbox, Reference, Snapshot};
-use crate::asker::Asker;
 
 impl Sandboxes {
     pub(super) fn pause(&self, reference: &Reference, asked: &Asked, how: PauseSandbox) -> Answer<Snapshot> {

@@ -1,5 +1,6 @@
 //! A sandbox's record in the catalog: all that is needed to find its guest again.
 
+use rekindle_api::types::{Labels, MemoryBacking, Name};
 use rekindle_engine::catalog::{Change, Kind};
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::serve::EpochFacts;
@@ -11,7 +12,6 @@ use uuid::Uuid;
 
 use super::clock::unix_ms;
 use super::spec::{GuestSpec, RecordedVmm};
-use crate::api::types::{Labels, MemoryBacking, Name};
 
 /// A sandbox as it was last acknowledged.
 #[derive(Clone, Debug, Serialize, Deserialize)]

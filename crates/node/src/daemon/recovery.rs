@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use anyhow::Context as _;
+use rekindle_keeper::{Found, HeldEntry};
 use uuid::Uuid;
 
 use super::events::About;
@@ -13,7 +14,6 @@ use super::guest_owners::GuestOwners;
 use super::keys::{CATALOG, KeyOf};
 use super::orphans;
 use super::record::RecordedLife;
-use crate::keeper::{Found, HeldEntry};
 use crate::metrics::Recovery;
 
 impl GuestOwners {

@@ -1,10 +1,9 @@
 //! References of people to things: by id, by the unique beginning or end of one, or by name.
 
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::Reference;
 use uuid::Uuid;
-
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::Reference;
 
 /// Letters of a part of an id, at least.
 const PART_LETTERS_MIN: usize = 4;

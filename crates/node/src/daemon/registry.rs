@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rekindle_api::control::Answer;
+use rekindle_api::types::{ListQuery, Name, Reference};
 use uuid::Uuid;
 
 use super::entry::Entry;
@@ -9,8 +11,6 @@ use super::index::Index;
 use super::names::{Names, Reserved};
 use super::paging::page;
 use super::references::Named;
-use crate::api::control::Answer;
-use crate::api::types::{ListQuery, Name, Reference};
 
 /// All sandboxes of this node.
 #[derive(Debug, Default)]

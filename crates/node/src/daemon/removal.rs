@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::types::{Reference, Sandbox};
 use rekindle_engine::catalog::{Change, Kind, WriteError};
 use uuid::Uuid;
 
@@ -11,8 +13,6 @@ use super::events::About as EventAbout;
 use super::record::{RecordedLife, SandboxRecord, put};
 use super::references::Named as _;
 use super::sandboxes::Sandboxes;
-use crate::api::control::{Answer, Asked};
-use crate::api::types::{Reference, Sandbox};
 
 /// Longest time until an operation sees that its guest was killed: more than any wait for an answer.
 const BUSY_END_LIMIT: Duration = Duration::from_secs(600);

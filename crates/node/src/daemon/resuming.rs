@@ -1,5 +1,8 @@
 //! Brings the guest of a sandbox back from a snapshot.
 
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{self, Reference, ResumeSandbox, Sandbox, TapName};
 use rekindle_engine::learning::Prefault;
 use uuid::Uuid;
 
@@ -12,9 +15,6 @@ use super::references::Named as _;
 use super::room_promises::{Needed, RoomPromise};
 use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
-use crate::api::control::{Answer, Asked};
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{self, Reference, ResumeSandbox, Sandbox, TapName};
 
 impl Sandboxes {
     pub(super) fn resume(

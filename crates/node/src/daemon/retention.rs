@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use rekindle_api::types::{KeptSnapshot, Labels, SnapshotState};
 use uuid::Uuid;
 
 use super::about::images_of;
@@ -12,7 +13,6 @@ use super::entry::Entry;
 use super::known::Known;
 use super::references::Named as _;
 use super::sandboxes::Sandboxes;
-use crate::api::types::{KeptSnapshot, Labels, SnapshotState};
 use crate::settings::KeepRule;
 
 /// The facts about a snapshot that rules ask for.

@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
 use rustix::process::{Resource, getrlimit};
 
 use super::host::Host;
 use super::record::{RecordedLife, SandboxRecord};
 use super::registry::Registry;
 use super::room_promises::{Needed, RoomPromise, RoomPromises};
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
 use crate::memory_left::{available_bytes, resident_bytes};
 
 /// The room of this node for guests.

@@ -4,11 +4,12 @@ use std::ops::{Add, Sub};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{MemoryBacking, VmmKind};
+
 use super::huge_pages::{HugePromise, pages_of};
 use super::spec::GuestSpec;
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{MemoryBacking, VmmKind};
 
 /// Open files that a guest takes in the daemon, and as many at most in the keeper: its process, connections, memory,
 /// userfaultfd, journal, and what serving them takes.

@@ -4,8 +4,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use rekindle_api::control::Asked;
+use rekindle_api::types::ResumeSandbox;
 use rekindle_engine::catalog::{Change, Kind, WriteError};
 use rekindle_engine::identity::SnapshotId;
+use rekindle_keeper::HeldEntry;
 use rekindle_kernel::ProcessHandle;
 use rustix::io::Errno;
 
@@ -17,9 +20,6 @@ use super::moment::is_of_the_moment;
 use super::notes::{GuestNote, UnsettledChange};
 use super::record::{RecordedGuest, RecordedLife, SandboxRecord, put};
 use super::sandboxes::Sandboxes;
-use crate::api::control::Asked;
-use crate::api::types::ResumeSandbox;
-use crate::keeper::HeldEntry;
 
 impl Sandboxes {
     /// Takes all of them over, of whose guests the keeper holds `held`; the number whose guests run.

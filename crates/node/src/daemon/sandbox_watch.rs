@@ -4,18 +4,18 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use rekindle_engine::catalog::WriteError;
+use rekindle_keeper::KeeperIdentity;
 use rekindle_kernel::ProcessHandle;
+use rekindle_vmm::last_words::last_words;
 use uuid::Uuid;
 
 use super::entry::{Entry, GOING_ON};
 use super::events::About;
 use super::guest_files::log_name;
+use super::how_ended::reason_of_end;
 use super::record::{RecordedLife, put};
 use super::references::Named as _;
 use super::sandboxes::Sandboxes;
-use crate::keeper::KeeperIdentity;
-use crate::vmm::how_ended::reason_of_end;
-use crate::vmm::last_words::last_words;
 
 /// Findings about sandboxes of the looks before this one.
 #[derive(Debug, Default)]

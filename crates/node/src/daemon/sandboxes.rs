@@ -3,6 +3,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{ListQuery, Reference, Sandbox, SandboxList};
 use rekindle_engine::catalog::Catalog;
 use uuid::Uuid;
 
@@ -18,9 +21,6 @@ use super::references::Named as _;
 use super::registry::Registry;
 use super::room::Room;
 use super::snapshots::Snapshots;
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{ListQuery, Reference, Sandbox, SandboxList};
 
 /// The sandboxes of this node.
 #[derive(Debug)]

@@ -3,6 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::limits;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{
+    ListQuery, Name, PlacedLayer, Placement, Reference, Snapshot, SnapshotList, SnapshotState,
+    StoreVerification, StoreVerificationState, StoredSnapshotList, Verification,
+};
 use rekindle_engine::engine::ForgetError;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle;
@@ -15,13 +22,6 @@ use super::listed_snapshots::ListedSnapshots;
 use super::names::{Names, Reserved};
 use super::references::Named as _;
 use super::stored;
-use crate::api::control::{Answer, Asked};
-use crate::api::limits;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{
-    ListQuery, Name, PlacedLayer, Placement, Reference, Snapshot, SnapshotList, SnapshotState,
-    StoreVerification, StoreVerificationState, StoredSnapshotList, Verification,
-};
 
 /// Longest time that a resume waits for the seal when asked to.
 pub(super) const SEAL_WAIT: Duration = Duration::from_secs(600);

@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
+use rekindle_api::types::WriteTracking;
 use rekindle_engine::serve::EpochFacts;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-
-use crate::api::types::WriteTracking;
 
 /// Prefix of a socket's record in the catalog.
 pub(super) const RECORD: &str = "fault-socket/";

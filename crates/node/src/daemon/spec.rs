@@ -1,15 +1,15 @@
 //! The parts of a guest, and what a record says of its VMM.
 
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{MemoryBacking, TapName, VmmKind};
 use rekindle_guest::process::protocol::Hello;
+use rekindle_keeper::Held;
+use rekindle_vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages};
+use rekindle_vmm::qemu::{BootFile, EVENTS, QemuSpec, told_end};
 use serde::{Deserialize, Serialize};
 
 use super::exclusive::Exclusive;
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{MemoryBacking, TapName, VmmKind};
-use crate::keeper::Held;
-use crate::vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages};
-use crate::vmm::qemu::{BootFile, EVENTS, QemuSpec, told_end};
 
 /// The parts of a guest: kept with its sandbox and with each of its snapshots, so that it is the same when resumed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rekindle_bucket::{BucketAccess, RequestWatch};
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::private::make_directory;
@@ -15,7 +16,6 @@ use rekindle_engine::store::Store;
 use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
 use rekindle_engine::store_opener::{FailedRequests, OpenedStore};
 
-use crate::bucket::{BucketAccess, RequestWatch};
 use crate::privacy::close_store;
 use crate::settings::{Settings, StoreLocation};
 

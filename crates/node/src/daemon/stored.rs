@@ -1,5 +1,8 @@
 //! The snapshots in the store, whichever node made them.
 
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{Reference, StoredSnapshot, StoredSnapshotList};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::sources::SourceError;
 use uuid::Uuid;
@@ -8,9 +11,6 @@ use super::host::Host;
 use super::known::Known;
 use super::listed_snapshots::ListedSnapshots;
 use super::references::{Named, find, is_part};
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{Reference, StoredSnapshot, StoredSnapshotList};
 
 /// An id in the store as a thing that can be referred to.
 struct InStore(Uuid);

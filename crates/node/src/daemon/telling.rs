@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rekindle_api::control::{Answer, Asked};
+use rekindle_api::limits;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{ConsoleOutput, Reference, VmmKind};
 use rekindle_guest::process::protocol::Command;
 
 use super::entry::{Entry, TELLING};
 use super::guest_watch::stopped_by_signal;
 use super::live::Live;
+use super::problems::guest_failed;
 use super::references::Named as _;
 use super::sandboxes::{Sandboxes, not_running};
-use crate::api::control::{Answer, Asked};
-use crate::api::limits;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{ConsoleOutput, Reference, VmmKind};
 
 impl Sandboxes {
     pub(super) fn tell(
@@ -77,7 +78,9 @@ fn tell_live(entry: &Entry, live: &mut Live, asked: &Asked, command: &Command) -
             let why = "the client went away before the guest answered; the guest does what it was told";
             Problem::new(Code::Abandoned, why)
         })),
-        Err(error) => Err(entry.ended_meanwhile("told something").unwrap_or_else(|| Problem::from(error))),
+        Err(error) => {
+            Err(entry.ended_meanwhile("told something").unwrap_or_else(|| guest_failed(error.into())))
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
+use rekindle_keeper::{HeldEntry, KeeperClient, KeeperError};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -23,7 +24,6 @@ use super::keys::{CATALOG, KeyOf};
 use super::notes::CatalogState;
 use super::record::SandboxRecord;
 use super::socket_record;
-use crate::keeper::{HeldEntry, KeeperClient, KeeperError};
 use crate::metrics::AsideCounts;
 
 /// The note on what was set aside.

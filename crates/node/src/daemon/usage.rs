@@ -1,5 +1,8 @@
 //! The cost of snapshots, in the store and on this node.
 
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{SnapshotUsage, Usage};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::sources::SourceError;
@@ -8,9 +11,6 @@ use rekindle_engine::store_usage::{Objects, SnapshotUsage as Stored, StoreUsage}
 use super::host::Host;
 use super::known::Known;
 use super::references::Named as _;
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::api::types::{SnapshotUsage, Usage};
 
 /// Snapshots in an answer about the whole store.
 const LARGEST_COUNT: usize = 20;

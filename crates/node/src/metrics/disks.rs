@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::disk::{DiskStats, DiskWatch};
+use rekindle_disk::{DiskStats, DiskWatch};
 
 /// The disks of this process.
 #[derive(Debug, Default)]

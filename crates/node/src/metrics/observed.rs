@@ -6,6 +6,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use rekindle_api::types::{SandboxState, SnapshotState};
+use rekindle_disk::DiskStats;
 use rekindle_engine::aside::SetAside;
 use rekindle_engine::cache_limits::CacheStatus;
 use rekindle_engine::collect::CollectCounts;
@@ -18,8 +20,6 @@ use super::aside::AsideCounts;
 use super::series::{FaultSeconds, Rows};
 use super::sessions::Seen;
 use super::{cache, collecting};
-use crate::api::types::{SandboxState, SnapshotState};
-use crate::disk::DiskStats;
 
 /// State of the daemon now; the daemon fills it in for each scrape.
 #[derive(Clone, Debug, Default)]

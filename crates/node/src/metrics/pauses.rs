@@ -4,9 +4,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use rekindle_api::problem::Code;
 
 use super::series::{Label, answer_seconds};
-use crate::api::problem::Code;
 
 /// Pauses, resumes, and requests that were not done.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rekindle_input::regular_file::read_text;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -12,7 +13,6 @@ use super::closest::closest;
 use super::error::{SettingsError, Source};
 use super::flags::SettingFlags;
 use super::keys::KEYS;
-use crate::regular_file::read_text;
 
 /// Surroundings that settings are read from, besides flags.
 #[derive(Clone, Debug)]

@@ -18,9 +18,11 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rekindle_bucket::{BucketAccess, shown_without_secrets};
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::learning::Prefault;
 use rekindle_engine::limits;
+use rekindle_vmm::firecracker::Jailer;
 use serde::Serialize;
 
 pub use error::{SettingsError, Source};
@@ -33,7 +35,6 @@ pub use store_location::StoreLocation;
 pub use times::parse_time;
 pub use values::parse_size;
 
-use crate::bucket::{BucketAccess, shown_without_secrets};
 use crate::telemetry::LogFormat;
 use keys::{KEYS, named};
 
@@ -140,22 +141,9 @@ pub struct FirecrackerSettings {
     /// The program; the one that the search path has where it is not said.
     pub program: Option<PathBuf>,
     /// Options of its jail, if it is jailed.
-    pub jailer: Option<JailerSettings>,
+    pub jailer: Option<Jailer>,
     /// True if it filters its system calls.
     pub seccomp: bool,
-}
-
-/// Options of Firecracker's jail.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JailerSettings {
-    /// The jailer.
-    pub program: PathBuf,
-    /// The directory in which jails are made.
-    pub base: PathBuf,
-    /// The user that the process becomes.
-    pub user_id: u32,
-    /// Its group.
-    pub group_id: u32,
 }
 
 /// Reports to other programs.
@@ -428,14 +416,14 @@ impl Reader {
         }
     }
 
-    fn jailer(&mut self) -> Result<Option<JailerSettings>, SettingsError> {
+    fn jailer(&mut self) -> Result<Option<Jailer>, SettingsError> {
         let program = self.given("firecracker.jailer.program", &values::PATH)?;
         let base = self.given("firecracker.jailer.base", &values::PATH)?;
         let user_id = self.given("firecracker.jailer.uid", &values::USER)?;
         let group_id = self.given("firecracker.jailer.gid", &values::USER)?;
         match (program, base, user_id, group_id) {
             (Some(program), Some(base), Some(user_id), Some(group_id)) => {
-                Ok(Some(JailerSettings { program, base, user_id, group_id }))
+                Ok(Some(Jailer { program, base, user_id, group_id, arguments: Vec::new() }))
             }
             _ => self.none_of("firecracker.jailer.").map(|()| None),
         }

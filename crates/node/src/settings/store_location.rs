@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
+use rekindle_bucket::{BucketAccess, BucketUrl, RequestWatch};
 use rekindle_engine::store_opener::OpenedStore;
-
-use crate::bucket::{self, BucketAccess, BucketUrl, RequestWatch};
 
 /// Place of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +36,7 @@ impl StoreLocation {
                 let objects: Arc<dyn ObjectStore> = Arc::new(files);
                 Ok(objects.into())
             }
-            Self::Bucket(url) => bucket::open(url, access, &bucket::environment(), watch),
+            Self::Bucket(url) => rekindle_bucket::open(url, access, &rekindle_bucket::environment(), watch),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use percent_encoding::percent_decode_str;
+use rekindle_bucket::BucketUrl;
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::learning::Prefault;
 use serde_json::{Value, json};
@@ -21,7 +22,6 @@ use super::error::Source;
 use super::keep_rules::KeepRule;
 use super::layers::{GivenValue, RawValue};
 use super::times::{parse_time, show_time};
-use crate::bucket::BucketUrl;
 use crate::settings::room::Room;
 use crate::telemetry::{LogFormat, spans_url};
 

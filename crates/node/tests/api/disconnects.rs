@@ -2,8 +2,8 @@
 
 use std::io::Write as _;
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{PauseSandbox, SandboxState};
+use rekindle_api::problem::Code;
+use rekindle_api::types::{PauseSandbox, SandboxState};
 
 use crate::raw;
 use crate::served::Served;

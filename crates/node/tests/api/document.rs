@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use rekindle::api::document_text;
+use rekindle_api::document_text;
 
 use crate::raw;
 use crate::served::Served;

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::time::Duration;
 
-use rekindle::client::{Client, ClientError, Events};
+use rekindle_api::client::{Client, ClientError, Events};
 
 use crate::raw;
 use crate::served::Served;

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use rekindle::api::limits;
+use rekindle_api::limits;
 
 use crate::raw;
 use crate::served::Served;

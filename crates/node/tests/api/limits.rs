@@ -4,10 +4,10 @@ use std::io::Write as _;
 use std::thread;
 use std::time::Duration;
 
-use rekindle::api::limits;
-use rekindle::api::problem::Code;
-use rekindle::api::types::{PauseSandbox, ResumeSandbox, SnapshotState};
-use rekindle::client::{ClientError, Events};
+use rekindle_api::client::{ClientError, Events};
+use rekindle_api::limits;
+use rekindle_api::problem::Code;
+use rekindle_api::types::{PauseSandbox, ResumeSandbox, SnapshotState};
 
 use crate::raw;
 use crate::served::Served;

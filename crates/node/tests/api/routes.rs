@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rekindle::api::problem::{Code, Problem};
-use rekindle::api::types::{
+use rekindle_api::client::ClientError;
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{
     CaptureMemory, CaptureSource, CreateSandbox, ForkSandbox, Labels, ListQuery, OpenFaultSocket, PageLimit,
     PauseSandbox, ResumeSandbox, ResumeSnapshot, SandboxState, SnapshotState, WriteTracking,
 };
-use rekindle::client::ClientError;
 use serde_json::json;
 
 use crate::raw;
@@ -126,7 +126,7 @@ fn the_daemon_is_asked_how_it_is() {
     served.fake.not_ready(&["the store does not answer"]);
     assert_eq!(client.readiness().unwrap().reasons, ["the store does not answer"]);
     assert_eq!(raw::ask(&served.socket(), "GET /v1/ready", "", "").status, 503);
-    assert_eq!(client.version().unwrap().api, rekindle::api::API_VERSION);
+    assert_eq!(client.version().unwrap().api, rekindle_api::API_VERSION);
     assert!(client.metrics().unwrap().ends_with("# EOF\n"));
     let metrics = raw::ask(&served.socket(), "GET /metrics", "", "");
     assert!(metrics.fields.contains("content-type: application/openmetrics-text"));
@@ -295,7 +295,7 @@ fn a_bug_is_a_problem_and_nothing_else_is_hurt() {
 #[test]
 fn a_daemon_that_is_not_there_is_said_to_be() {
     let directory = tempfile::tempdir().unwrap();
-    let client = rekindle::client::Client::of_socket(directory.path().join("api.sock"));
+    let client = rekindle_api::client::Client::of_socket(directory.path().join("api.sock"));
     let error = client.health().unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }));
     assert!(error.to_string().contains("is `rekindle serve` running?"), "{error}");

@@ -4,8 +4,8 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rekindle::api::{self, ListenOptions, Listeners};
 use rekindle::settings::CONNECTIONS_DEFAULT;
+use rekindle_api::{ListenOptions, Listeners};
 use rekindle_testkit::fake_daemon::FakeDaemon;
 use tokio::sync::oneshot;
 
@@ -32,7 +32,7 @@ fn serves_until_its_input_ends() {
     });
     let fake = FakeDaemon::default();
     fake.save_when_waited_for();
-    run(api::serve(Arc::new(fake), listeners, async {
+    run(rekindle_api::serve(Arc::new(fake), listeners, async {
         // The sender says it by going.
         drop(ended.await);
     }))

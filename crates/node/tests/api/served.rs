@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rekindle::api::types::{CreateSandbox, Labels, MemoryBacking, Sandbox, VmmKind};
-use rekindle::api::{self, ListenOptions, Listeners};
-use rekindle::client::Client;
 use rekindle::settings::CONNECTIONS_DEFAULT;
+use rekindle_api::client::Client;
+use rekindle_api::types::{CreateSandbox, Labels, MemoryBacking, Sandbox, VmmKind};
+use rekindle_api::{ListenOptions, Listeners};
 use rekindle_testkit::fake_daemon::FakeDaemon;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -47,7 +47,7 @@ impl Served {
         let (end, ended) = oneshot::channel();
         let control = Arc::clone(&fake);
         let serving = std::thread::spawn(move || {
-            run(api::serve(control, listeners, async {
+            run(rekindle_api::serve(control, listeners, async {
                 // The sender says it by going, too.
                 drop(ended.await);
             }))

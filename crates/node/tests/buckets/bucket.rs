@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
-use rekindle::bucket::{self, BucketAccess, BucketUrl, Environment, RequestWatch};
 use rekindle::settings::{SettingFlags, Settings, StoreLocation, Surroundings};
+use rekindle_bucket::{BucketAccess, BucketUrl, Environment, RequestWatch};
 use rekindle_testkit::s3::S3Server;
 use uuid::Uuid;
 
@@ -28,7 +28,7 @@ impl Bucket {
 
     /// An empty store of the server that this process's variables name, as `servers/check.sh` sets them.
     pub(crate) fn given() -> Self {
-        let environment = bucket::environment();
+        let environment = rekindle_bucket::environment();
         let is_setting = |name: &str| name == "REKINDLE_STORE" || name.starts_with("REKINDLE_BUCKET_");
         let said = environment.iter().filter(|(name, _)| is_setting(name));
         let mut variables: BTreeMap<_, _> = said.map(|(name, value)| (name.clone(), value.into())).collect();
@@ -47,7 +47,7 @@ impl Bucket {
     /// Opens it; with the counts of its requests.
     pub(crate) fn opened(&self) -> (Arc<dyn ObjectStore>, Arc<RequestWatch>) {
         let watch = Arc::default();
-        let objects = bucket::open(&self.url, &self.access, &self.environment, &watch);
+        let objects = rekindle_bucket::open(&self.url, &self.access, &self.environment, &watch);
         (objects.expect("it is opened").objects, watch)
     }
 

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use rekindle::api::types::{
+use rekindle_api::client::Client;
+use rekindle_api::types::{
     CreateSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, SnapshotState,
 };
-use rekindle::client::Client;
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, RunningDaemon, Told, ask_until};
 use rekindle_testkit::s3::{Misbehaviour, Rule, S3Server};
 use rekindle_testkit::stores::Operation;

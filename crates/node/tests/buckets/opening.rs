@@ -4,7 +4,7 @@ use std::fs;
 
 use object_store::path::Path;
 use object_store::{Error, ObjectStoreExt as _};
-use rekindle::bucket::{self, BucketAccess, BucketUrl, Environment};
+use rekindle_bucket::{BucketAccess, BucketUrl, Environment};
 use rekindle_testkit::s3::{KEY_ID, S3Server, SECRET};
 
 use crate::bucket::Bucket;
@@ -35,7 +35,8 @@ fn keys_come_from_a_named_file_a_profile_the_usual_file_and_variables() {
         (&server.access(), server.environment(), true),
         (&wrong, server.environment(), false),
     ] {
-        let objects = bucket::open(&server.url(""), access, &environment, &std::sync::Arc::default());
+        let objects =
+            rekindle_bucket::open(&server.url(""), access, &environment, &std::sync::Arc::default());
         let asked = runtime().block_on(objects.expect("it is opened").objects.head(&Path::from("nothing")));
         match asked {
             Err(Error::NotFound { .. }) if is_taken => {}
@@ -93,7 +94,8 @@ fn what_is_missing_or_does_not_fit_together_is_told_with_its_setting_and_without
             "has no certificate: set bucket.authorities_file",
         ),
     ] {
-        let refusal = match bucket::open(&server.url(""), &access, &environment, &Default::default()) {
+        let refusal = match rekindle_bucket::open(&server.url(""), &access, &environment, &Default::default())
+        {
             Ok(opened) => unreachable!("{opened:?}"),
             Err(refusal) => refusal,
         };
@@ -105,7 +107,7 @@ fn what_is_missing_or_does_not_fit_together_is_told_with_its_setting_and_without
 fn a_container_of_azure_needs_an_account_and_one_of_google_a_readable_key() {
     let azure = BucketUrl::parse("az", "container/p").expect("a URL");
     let open = |url: &BucketUrl, access: &BucketAccess, environment: &Environment| {
-        bucket::open(url, access, environment, &std::sync::Arc::default())
+        rekindle_bucket::open(url, access, environment, &std::sync::Arc::default())
             .map(|opened| opened.objects.to_string())
     };
     let refusal = open(&azure, &BucketAccess::default(), &variables([])).expect_err("it is refused");

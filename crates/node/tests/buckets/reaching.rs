@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use object_store::path::Path as ObjectPath;
 use object_store::{Error, ObjectStoreExt as _};
-use rekindle::bucket::BucketAccess;
+use rekindle_bucket::BucketAccess;
 use rekindle_testkit::s3::S3Server;
 use rekindle_testkit::stores::Operation;
 use rustls::ServerConfig;

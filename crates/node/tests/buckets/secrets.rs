@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rekindle::api::types::{PauseSandbox, SnapshotState};
+use rekindle_api::types::{PauseSandbox, SnapshotState};
 use rekindle_testkit::black_box::{PATIENCE, ask_until};
 use rekindle_testkit::s3::{S3Server, SECRET};
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rekindle::api::{ListenError, ListenOptions, Listeners};
 use rekindle::settings::CONNECTIONS_DEFAULT;
+use rekindle_api::{ListenError, ListenOptions, Listeners};
 use rekindle_testkit::fake_daemon::FakeDaemon;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -56,7 +56,7 @@ impl ListeningDaemon {
         fake.save_when_waited_for();
         fake.say("daemon.started");
         let control = Arc::clone(&fake);
-        runtime.spawn(rekindle::api::serve(control, listeners, async { ended.await.unwrap_or_default() }));
+        runtime.spawn(rekindle_api::serve(control, listeners, async { ended.await.unwrap_or_default() }));
         Self { fake, runtime: Some(runtime), end: Some(end) }
     }
 }

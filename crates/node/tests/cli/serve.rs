@@ -8,7 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStderr, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rekindle::keeper::KeeperClient;
+use rekindle_keeper::KeeperClient;
 use rekindle_kernel::ProcessHandle;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;

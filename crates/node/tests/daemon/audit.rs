@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rekindle::api::types::ForkSandbox;
+use rekindle_api::types::ForkSandbox;
 use serde_json::Value;
 
 use crate::support::{Node, create};

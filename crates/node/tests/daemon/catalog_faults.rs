@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rekindle::api::control::{Asked, Control as _, Served as _};
-use rekindle::api::problem::Code;
-use rekindle::api::types::{
+use rekindle::daemon::{Daemon, Served as _, StartOptions};
+use rekindle::settings::{SettingFlags, Settings};
+use rekindle_api::control::{Asked, Control as _};
+use rekindle_api::problem::Code;
+use rekindle_api::types::{
     FaultSocketState, ForkSandbox, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, Reference,
     ResumeSandbox, SandboxState, SnapshotState, WriteTracking,
 };
-use rekindle::daemon::{Daemon, StartOptions};
-use rekindle::settings::{SettingFlags, Settings};
 use rekindle_engine::catalog::{Catalog, CatalogError, Kind};
 use rekindle_guest::process::protocol::{Command, Verified};
 use rekindle_kernel::ProcessHandle;

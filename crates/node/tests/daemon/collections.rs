@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rekindle::api::types::{Collect, SnapshotState};
+use rekindle_api::types::{Collect, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
 
 use crate::support::{Node, program, rewrite};

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use rekindle::api::types::{CreateSandbox, MemoryBacking, SandboxState, SnapshotState};
+use rekindle_api::types::{CreateSandbox, MemoryBacking, SandboxState, SnapshotState};
 use rekindle_guest::process::history::Rewrite;
 
 use crate::support::{Node, create, files_in, pause_as, resume_as, rewrite, share};
@@ -89,7 +89,7 @@ fn the_same_request_after_a_crash_is_answered_with_the_same_things() {
     node.crash();
     let again =
         node.client.resume_snapshot("base", Some("forks"), &resume_as("fork", 3)).expect("they are there");
-    let ids = |all: &[rekindle::api::types::Sandbox]| all.iter().map(|one| one.id).collect::<Vec<_>>();
+    let ids = |all: &[rekindle_api::types::Sandbox]| all.iter().map(|one| one.id).collect::<Vec<_>>();
     assert_eq!(ids(&again), ids(&forks));
     assert_eq!(node.client.all_sandboxes(&[]).expect("a list").len(), 4);
     assert_eq!(node.client.all_snapshots(&[]).expect("a list").len(), 1);

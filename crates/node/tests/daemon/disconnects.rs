@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use rekindle::api::types::SandboxState;
+use rekindle_api::types::SandboxState;
 
 use crate::support::{BLOCK_BYTES, MEMORY_BYTES, Node, pause_as, rewrite};
 

@@ -12,7 +12,6 @@ use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::black_box::BlackBox;
 use rekindle_testkit::linux::kernel_or_skip;
 use rekindle_testkit::s3::{BUCKET, KEY_ID, S3Server, SECRET};
-
 use rekindle_testkit::stores::Operation;
 
 use crate::machine_console::have_qemu;

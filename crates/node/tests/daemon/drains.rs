@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use rekindle::api::types::{CreateSandbox, DrainNode, MemoryBacking, SandboxState, SnapshotState};
+use rekindle_api::types::{CreateSandbox, DrainNode, MemoryBacking, SandboxState, SnapshotState};
 use rekindle_testkit::black_box::Told;
 
 use crate::support::{Node, create, resume_as};
@@ -78,7 +78,7 @@ fn a_drain_that_is_undone_resumes_what_it_paused_and_nothing_else() {
     assert!(shown.reason.is_some_and(|reason| reason.contains("drain --undo")));
     let snapshot = shown.snapshot.expect("it was paused").to_string();
     let refused = node.client.resume_snapshot(&snapshot, None, &resume_as("fork", 1)).map(drop);
-    assert_eq!(refused.expect_err("it is closed").code(), Some(rekindle::api::problem::Code::Drained));
+    assert_eq!(refused.expect_err("it is closed").code(), Some(rekindle_api::problem::Code::Drained));
 
     let undone = node.client.undo_drain().expect("it is undone");
     assert!(!undone.closed && undone.sandboxes.iter().all(|drained| drained.problem.is_none()));
@@ -94,7 +94,7 @@ fn a_drain_that_is_undone_resumes_what_it_paused_and_nothing_else() {
 fn a_drain_of_sandboxes_with_a_label_leaves_the_others_and_the_node_takes_new_ones() {
     let mut node = Node::start();
     let blue = BTreeMap::from([("team".to_owned(), "blue".to_owned())]);
-    let labels: rekindle::api::types::Labels = blue.try_into().expect("they are labels");
+    let labels: rekindle_api::types::Labels = blue.try_into().expect("they are labels");
     let wanted = CreateSandbox { labels: labels.clone(), ..small("blue") };
     node.client.create_sandbox(None, &wanted).expect("a sandbox is made");
     node.client.create_sandbox(None, &small("red")).expect("a sandbox is made");

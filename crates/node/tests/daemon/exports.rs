@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use rekindle::api::types::{PauseSandbox, SnapshotState};
+use rekindle_api::types::{PauseSandbox, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
 
 use crate::support::{Node, files_in, program, rewrite};

@@ -3,8 +3,8 @@
 use std::fs;
 use std::thread;
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{ForkSandbox, ResumeSandbox, SandboxState, SnapshotState};
+use rekindle_api::problem::Code;
+use rekindle_api::types::{ForkSandbox, ResumeSandbox, SandboxState, SnapshotState};
 
 use crate::peer::Step;
 use crate::peers::{Peers, Standing};

@@ -1,7 +1,7 @@
 //! Snapshots that a node forgets and the store keeps.
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::SnapshotState;
+use rekindle_api::problem::Code;
+use rekindle_api::types::SnapshotState;
 
 use crate::support::{Node, Outage, files_in};
 

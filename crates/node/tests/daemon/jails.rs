@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::thread;
 
-use rekindle::api::types::ResumeSandbox;
+use rekindle_api::types::ResumeSandbox;
 use rekindle_testkit::skip::skipped;
 
 use crate::peers::{Peers, Standing, entries};

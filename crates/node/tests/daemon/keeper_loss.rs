@@ -2,9 +2,9 @@
 
 use std::thread;
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{ResumeSandbox, SandboxState, SnapshotState};
-use rekindle::keeper::HeldEntry;
+use rekindle_api::problem::Code;
+use rekindle_api::types::{ResumeSandbox, SandboxState, SnapshotState};
+use rekindle_keeper::HeldEntry;
 use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::black_box::Role;
 

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{CreateSandbox, MemoryBacking, SnapshotState};
+use rekindle_api::problem::Code;
+use rekindle_api::types::{CreateSandbox, MemoryBacking, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
 
 use crate::support::{Node, create, files_in, program, resume_as};

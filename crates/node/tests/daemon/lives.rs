@@ -2,9 +2,9 @@
 
 use std::{fs, thread};
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{MemoryBacking, PauseSandbox, SandboxState, SnapshotState};
-use rekindle::client::{Client, ClientError};
+use rekindle_api::client::{Client, ClientError};
+use rekindle_api::problem::Code;
+use rekindle_api::types::{MemoryBacking, PauseSandbox, SandboxState, SnapshotState};
 use rekindle_guest::process::protocol::DiscardHow;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
 use rekindle_testkit::black_box::{PATIENCE, Process, Role};

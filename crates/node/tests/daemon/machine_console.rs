@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rekindle::api::types::{Accelerator, Board, CreateSandbox, DiskImage, Machine, VmmKind};
-use rekindle::client::Client;
+use rekindle_api::client::Client;
+use rekindle_api::types::{Accelerator, Board, CreateSandbox, DiskImage, Machine, VmmKind};
 use rekindle_guest::machine::{linux_command_line, tiny_kernel};
 use rekindle_testkit::black_box;
 use rekindle_testkit::linux::kernel_or_skip;

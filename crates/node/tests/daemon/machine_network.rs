@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use rekindle::api::types::{ResumeSandbox, Tap, TapName};
+use rekindle_api::types::{ResumeSandbox, Tap, TapName};
 use rekindle_testkit::skip::skipped;
 
 use crate::machine_console::{Console, have_qemu, linux};

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{
+use rekindle_api::problem::Code;
+use rekindle_api::types::{
     Accelerator, Board, DiskImage, ForkSandbox, SandboxState, SnapshotState, Tap, TapName,
 };
 use rekindle_kernel::{ProcessHandle, Signal};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use rekindle::api::types::{FaultSocketState, SandboxState, SnapshotState};
+use rekindle_api::types::{FaultSocketState, SandboxState, SnapshotState};
 use rekindle_kernel::ProcessHandle;
 use rekindle_testkit::black_box::PATIENCE;
 use uuid::Uuid;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use rekindle::api::types::{
+use rekindle_api::types::{
     CreateSandbox, MemoryBacking, SandboxState, SnapshotState, StoreVerificationState,
 };
 use rekindle_testkit::black_box::{BlackBox, Told};

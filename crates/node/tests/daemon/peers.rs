@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use rekindle::api::types::{CreateSandbox, DiskImage, Machine, VmmKind};
+use rekindle_api::types::{CreateSandbox, DiskImage, Machine, VmmKind};
 use rekindle_testkit::black_box::{BlackBox, Console};
 
 use crate::peer::{self, Settings, Step};

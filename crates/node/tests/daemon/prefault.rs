@@ -1,6 +1,6 @@
 //! The pages that are brought ahead of a resumed guest, as the request or the setting says.
 
-use rekindle::api::types::{ForkSandbox, Prefault, ResumeSandbox, SnapshotState};
+use rekindle_api::types::{ForkSandbox, Prefault, ResumeSandbox, SnapshotState};
 
 use crate::support::{Node, resume_as};
 

@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rekindle::api::types::SnapshotState;
+use rekindle_api::types::SnapshotState;
 use rekindle_testkit::black_box::BlackBox;
 
 use crate::support::{Node, program};

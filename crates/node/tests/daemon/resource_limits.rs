@@ -5,11 +5,11 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{
+use rekindle_api::client::ClientError;
+use rekindle_api::problem::Code;
+use rekindle_api::types::{
     CaptureMemory, CaptureSource, ForkSandbox, MemoryBacking, OpenFaultSocket, SandboxState, SnapshotState,
 };
-use rekindle::client::ClientError;
 use rekindle_kernel::{Memfd, PageKind};
 use rekindle_testkit::black_box::BlackBox;
 

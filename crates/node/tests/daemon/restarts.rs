@@ -1,7 +1,7 @@
 //! Daemons that are ended and replaced on purpose.
 
-use rekindle::api::types::{SandboxState, SnapshotState};
-use rekindle::client::ClientError;
+use rekindle_api::client::ClientError;
+use rekindle_api::types::{SandboxState, SnapshotState};
 use rekindle_testkit::black_box::Role;
 
 use crate::support::{Node, rewrite};

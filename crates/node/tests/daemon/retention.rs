@@ -1,6 +1,6 @@
 //! Snapshots that the setting `keep` keeps, and those that it does not.
 
-use rekindle::api::types::{PauseSandbox, SnapshotState};
+use rekindle_api::types::{PauseSandbox, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
 
 use crate::support::{Node, program};

@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{
+use rekindle_api::client::ClientError;
+use rekindle_api::problem::Code;
+use rekindle_api::types::{
     Accelerator, Board, CaptureMemory, CaptureSource, CreateSandbox, DiskImage, ForkSandbox, MemoryBacking,
     SnapshotState,
 };
-use rekindle::client::ClientError;
 use rekindle_kernel::hugepages::{self, HugepageReservation};
 use rekindle_testkit::skip::skipped;
 

@@ -2,8 +2,7 @@
 
 use std::fs;
 
-use rekindle::api::types::{FaultSocketState, OpenFaultSocket, SandboxState};
-
+use rekindle_api::types::{FaultSocketState, OpenFaultSocket, SandboxState};
 use rekindle_testkit::black_box::BlackBox;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 

@@ -8,16 +8,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{
+use rekindle_api::problem::Code;
+use rekindle_api::types::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, OpenFaultSocket, Snapshot, SnapshotState,
     WriteTracking,
 };
-use rekindle::vmm::process::{GuestOptions, ProcessGuest};
 use rekindle_guest::process::arguments::{GuestArguments, MemoryKind, TrackingKind};
 use rekindle_guest::process::protocol::{DeviceState, DiscardHow};
 use rekindle_kernel::fd_passing;
 use rekindle_testkit::black_box::{Process, Role};
+use rekindle_vmm::process::{GuestOptions, ProcessGuest};
 
 use crate::support::{MEMORY_BYTES, Node, rewrite, share};
 

@@ -4,11 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rekindle::api::types::{
+use rekindle_api::client::Client;
+use rekindle_api::types::{
     CreateSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxState,
     Snapshot, SnapshotState,
 };
-use rekindle::client::Client;
 use rekindle_guest::process::history::{Rewrite, Share};
 pub(crate) use rekindle_testkit::black_box::Outage;
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, RunningDaemon, Told, ask_until};

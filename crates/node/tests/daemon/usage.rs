@@ -1,6 +1,6 @@
 //! The cost of snapshots, as a node tells it.
 
-use rekindle::api::types::SnapshotState;
+use rekindle_api::types::SnapshotState;
 
 use crate::support::{Node, files_in, rewrite};
 

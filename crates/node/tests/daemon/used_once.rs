@@ -1,8 +1,8 @@
 //! Requests that are repeated under their idempotency keys after the things they made are gone: an id is used once.
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{ForkSandbox, MemoryBacking, SandboxState, SnapshotState};
-use rekindle::client::ClientError;
+use rekindle_api::client::ClientError;
+use rekindle_api::problem::Code;
+use rekindle_api::types::{ForkSandbox, MemoryBacking, SandboxState, SnapshotState};
 
 use crate::support::{Node, create, pause_as, resume_as, rewrite};
 
@@ -77,7 +77,7 @@ fn forks_and_resumes_repeated_under_their_keys_are_gone_where_one_of_theirs_is_a
     let resumed = resume(&node).expect("they are made");
     // They can be found without the snapshot they were made of.
     node.client.delete_snapshot(&base).expect("it is deleted");
-    let ids = |sandboxes: &[rekindle::api::types::Sandbox]| -> Vec<_> {
+    let ids = |sandboxes: &[rekindle_api::types::Sandbox]| -> Vec<_> {
         sandboxes.iter().map(|sandbox| sandbox.id).collect()
     };
     assert_eq!(ids(&fork(&node).expect("they are there")), ids(&forks));

@@ -3,9 +3,9 @@
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 
-use rekindle::api::problem::Code;
-use rekindle::api::types::{ForkSandbox, ResumeSandbox, Sandbox, SandboxState, SnapshotState};
-use rekindle::client::ClientError;
+use rekindle_api::client::ClientError;
+use rekindle_api::problem::Code;
+use rekindle_api::types::{ForkSandbox, ResumeSandbox, Sandbox, SandboxState, SnapshotState};
 use rekindle_testkit::black_box::Role;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use rekindle::vmm::firecracker::FirecrackerError;
+use rekindle_vmm::firecracker::FirecrackerError;
 
 use crate::peer::Step;
 use crate::support::{LIMIT, Node};

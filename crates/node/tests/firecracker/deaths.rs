@@ -1,7 +1,7 @@
 //! A Firecracker that dies, or fails, at each step: a VM that runs is left, or a snapshot that resumes.
 
-use rekindle::vmm::firecracker::{CallError, FirecrackerError};
-use rekindle::vmm::vmm_process::ProcessError;
+use rekindle_vmm::firecracker::{CallError, FirecrackerError};
+use rekindle_vmm::vmm_process::ProcessError;
 
 use crate::peer::Step;
 use crate::support::{LIMIT, Node};
@@ -87,7 +87,7 @@ fn a_vm_whose_pause_was_refused_goes_on_and_its_next_pause_is_whole() {
 fn a_pause_after_one_that_was_written_and_not_committed_writes_everything() {
     let node = Node::start();
     let mut spec = node.spec(16);
-    spec.balloon = Some(rekindle::vmm::firecracker::Balloon { mib: 0, deflates: true });
+    spec.balloon = Some(rekindle_vmm::firecracker::Balloon { mib: 0, deflates: true });
     let snapshot = node.pause(node.filled(&spec));
     let mut vm = node.resume(&snapshot);
     vm.say("put 4095 9");

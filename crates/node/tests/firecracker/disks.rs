@@ -1,6 +1,6 @@
 //! Disks: each VM has a file of its own, which is a volume of its snapshots.
 
-use rekindle::vmm::firecracker::{Drive, DriveContent, FirecrackerError};
+use rekindle_vmm::firecracker::{Drive, DriveContent, FirecrackerError};
 
 use crate::support::{LIMIT, MIB, Node};
 

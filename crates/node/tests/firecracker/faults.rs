@@ -3,9 +3,9 @@
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 
-use rekindle::vmm::firecracker::{CallError, DriveSource, FirecrackerError, FirecrackerGuest};
 use rekindle_engine::serve::{EndReason, ServeStatus};
 use rekindle_kernel::wakeup::wait_readable;
+use rekindle_vmm::firecracker::{CallError, DriveSource, FirecrackerError, FirecrackerGuest};
 
 use crate::peer::Step;
 use crate::support::{LIMIT, Node, let_go_on, pipe};

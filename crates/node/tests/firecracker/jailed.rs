@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
-use rekindle::vmm::firecracker::{Drive, DriveContent, FirecrackerError, Jailer, NoJail};
 use rekindle_testkit::skip::skipped;
+use rekindle_vmm::firecracker::{Drive, DriveContent, FirecrackerError, Jailer, NoJail};
 
 use crate::support::{Listens, MIB, Node};
 

@@ -1,7 +1,7 @@
 //! Drivers that end while Firecracker goes on: the next one finds everything it needs with the keeper.
 
-use rekindle::vmm::firecracker::{FirecrackerFacts, FirecrackerGuest, FirecrackerParts};
 use rekindle_engine::serve::Epoch;
+use rekindle_vmm::firecracker::{FirecrackerFacts, FirecrackerGuest, FirecrackerParts};
 
 use crate::peer::Step;
 use crate::support::{Console, Node, Running, let_go_on, pipe};

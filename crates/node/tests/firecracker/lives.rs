@@ -1,10 +1,10 @@
 //! VMs that are started, paused, resumed while that is saved, forked, and resumed on a node that has nothing of them.
 
-use rekindle::vmm::firecracker::{Balloon, MemoryPages, TrackFrom};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_kernel::{HugepageReservation, Memfd};
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::skip::skipped;
+use rekindle_vmm::firecracker::{Balloon, MemoryPages, TrackFrom};
 
 use crate::support::{LIMIT, Node, interface};
 

@@ -3,10 +3,10 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
-use rekindle::vmm::firecracker::{
+use rekindle_vmm::firecracker::{
     Balloon, Drive, DriveContent, FirecrackerError, FirecrackerSpec, MemoryPages, Seccomp, SpecError,
 };
-use rekindle::vmm::qemu::BootFile;
+use rekindle_vmm::qemu::BootFile;
 use serde_json::json;
 
 use crate::support::{Node, interface};

@@ -11,22 +11,22 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rekindle::keeper::Held;
-use rekindle::vmm::firecracker::{
-    Drive, DriveContent, DriveSource, FileDigests, FirecrackerError, FirecrackerGuest, FirecrackerSpec,
-    Interface, MemoryPages, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
-};
-use rekindle::vmm::qemu::BootFile;
-use rekindle::vmm::serial_line::SerialLine;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::pause::PausedGuest;
 use rekindle_engine::serve::{Epoch, FaultServer};
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_keeper::Held;
 use rekindle_kernel::wakeup::wait_readable;
 use rekindle_testkit::site::Site;
 use rekindle_testkit::started_keeper::StartedKeeper;
+use rekindle_vmm::firecracker::{
+    Drive, DriveContent, DriveSource, FileDigests, FirecrackerError, FirecrackerGuest, FirecrackerSpec,
+    Interface, MemoryPages, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
+};
+use rekindle_vmm::qemu::BootFile;
+use rekindle_vmm::serial_line::SerialLine;
 use tempfile::TempDir;
 
 use crate::peer::{self, Settings};

@@ -1,6 +1,6 @@
 //! Versions and hosts that differ: the requests to each, and the refusals before anything starts.
 
-use rekindle::vmm::firecracker::{FirecrackerError, Found, Misfit, NotFirecracker, Version};
+use rekindle_vmm::firecracker::{FirecrackerError, Found, Misfit, NotFirecracker, Version};
 
 use crate::support::{Node, interface};
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rekindle::keeper::{KeeperClient, KeeperError, Role, Spawn};
+use rekindle_keeper::{KeeperClient, KeeperError, Role, Spawn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 

@@ -5,13 +5,13 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use rekindle::keeper::{KeeperClient, PROCESS, ProcessNow};
-use rekindle::vmm::process::{CONTROL, GuestError, GuestOptions, KeptParts, ProcessGuest};
-use rekindle::vmm::vmm_process::ProcessError;
 use rekindle_guest::process::arguments::{GuestArguments, MemoryKind};
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_guest::process::protocol::{self, Hello};
+use rekindle_keeper::{KeeperClient, PROCESS, ProcessNow};
 use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_vmm::process::{CONTROL, GuestError, GuestOptions, KeptParts, ProcessGuest};
+use rekindle_vmm::vmm_process::ProcessError;
 use serde_json::json;
 
 use super::support::{LIMIT, TestKeeper, program, status_of};
@@ -63,7 +63,7 @@ fn a_guest_goes_on_without_its_driver_and_the_next_one_drives_it() {
     let told = guest
         .control
         .begin_tell(&protocol::Command::Tick { pages: 1 })
-        .and_then(rekindle::vmm::process::Awaited::wait)
+        .and_then(rekindle_vmm::process::Awaited::wait)
         .expect("ticks");
     assert_eq!(told["count"], 3);
     let memfd = guest.memfd().expect("shared memory has a memfd").try_clone().expect("a descriptor is free");

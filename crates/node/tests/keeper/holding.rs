@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
 
-use rekindle::keeper::{FDS_PER_KEY_MAX, KeeperError, NOTE_BYTES_MAX, PROCESS, Refusal};
+use rekindle_keeper::{FDS_PER_KEY_MAX, KeeperError, NOTE_BYTES_MAX, PROCESS, Refusal};
 use serde_json::{Value, json};
 
 use super::support::{TestKeeper, bytes_of, eventually, file_of};

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Instant;
 
-use rekindle::keeper::{Found, KeeperClient, KeeperError, Refusal};
+use rekindle_keeper::{Found, KeeperClient, KeeperError, Refusal};
 use rekindle_kernel::{ProcessHandle, Signal};
 use serde_json::json;
 

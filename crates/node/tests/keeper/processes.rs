@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
 
-use rekindle::keeper::{KeeperError, PROCESS, ProcessNow, Refusal, Role, Spawn, Spawned};
+use rekindle_keeper::{KeeperError, PROCESS, ProcessNow, Refusal, Role, Spawn, Spawned};
 use rekindle_kernel::{Memfd, PageKind, ProcessHandle, Signal};
 use rustix::process::Resource;
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rekindle::keeper::{Found, KeeperClient, PROCESS};
+use rekindle_keeper::{Found, KeeperClient, PROCESS};
 use rekindle_kernel::{ProcessHandle, Signal};
 use serde_json::Value;
 use tempfile::TempDir;

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
-use rekindle::disk::limits;
+use rekindle_disk::limits;
 use rekindle_testkit::random::Random;
 
 use crate::client::{
@@ -17,7 +17,7 @@ const BYTES: usize = 64 * PAGE;
 /// A disk with content that must survive, and a client that must be served throughout.
 struct Victim {
     stand: Stand,
-    disk: rekindle::disk::Disk,
+    disk: rekindle_disk::Disk,
     client: Client,
     model: Vec<u8>,
 }

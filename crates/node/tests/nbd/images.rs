@@ -4,8 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use rekindle::asker::Asker;
-use rekindle::disk::{ImageFile, ImportError, Imported, whole_sectors};
+use rekindle_disk::{ImageFile, ImportError, Imported, whole_sectors};
+use rekindle_input::asker::Asker;
 
 use crate::client::{Client, Style};
 use crate::stand::{PAGE, Stand, content, disk_name, word};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
-use rekindle::disk::{Access, Disk, DiskSource, Overlay, OverlayFiles};
+use rekindle_disk::{Access, Disk, DiskSource, Overlay, OverlayFiles};
 use rekindle_kernel::fd_passing;
 use rekindle_testkit::random::Random;
 

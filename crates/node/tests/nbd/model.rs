@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use rekindle::disk::{Disk, Overlay};
+use rekindle_disk::{Disk, Overlay};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_testkit::random::Random;
 

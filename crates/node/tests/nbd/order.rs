@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use rekindle::disk::Overlay;
+use rekindle_disk::Overlay;
 use rekindle_testkit::random::Random;
 
 use crate::client::{Client, Style, WRITE_ZEROES};

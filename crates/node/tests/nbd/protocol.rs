@@ -1,6 +1,6 @@
 //! The protocol, word by word.
 
-use rekindle::disk::{Access, Overlay};
+use rekindle_disk::{Access, Overlay};
 
 use crate::client::{
     Answer, Client, DF, DISCONNECT, EINVAL, ENOSPC, ENOTSUP, EPERM, FAST_ZERO, FLUSH, FUA, NO_HOLE, READ,

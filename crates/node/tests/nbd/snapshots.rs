@@ -1,7 +1,7 @@
 //! Snapshots of a disk: the volumes it takes and gives back.
 
-use rekindle::disk::{Overlay, OverlayError};
 use rekindle::metrics::{Metrics, Observed};
+use rekindle_disk::{Overlay, OverlayError};
 use rekindle_engine::limits::MANIFEST_PAGES_MAX;
 
 use crate::client::{Client, Style, TRIM, WRITE_ZEROES};

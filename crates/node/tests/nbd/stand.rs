@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rekindle::disk::{Access, Disk, DiskSource, Overlay};
+use rekindle_disk::{Access, Disk, DiskSource, Overlay};
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{GuestPage, GuestPages};

@@ -104,10 +104,8 @@ fn qemu_img_converts_and_compares() {
     let (image, packed) = (stand.file("image.raw"), stand.file("image.qcow2"));
     std::fs::write(&image, &model).unwrap();
     let (image, packed, uri) = (image.to_str().unwrap(), packed.to_str().unwrap(), uri(&stand.socket()));
-    let imported = rekindle::disk::ImageFile::open(image.as_ref())
-        .unwrap()
-        .import(1 << 30, &Default::default())
-        .unwrap();
+    let imported =
+        rekindle_disk::ImageFile::open(image.as_ref()).unwrap().import(1 << 30, &Default::default()).unwrap();
     let snapshot = stand.commit(None, imported.into_volume(disk_name()));
     let disk = stand.disk(BYTES, Some(&snapshot));
     run("qemu-img", &["compare", "-f", "raw", "-F", "raw", image, &uri]);
@@ -185,7 +183,7 @@ fn qemu_goes_on_over_a_new_server() {
     order("write -P 0x61 0 64k", "wrote 65536/65536");
     let files = disk.overlay().files().unwrap();
     disk.end();
-    let _next = stand.serve(BYTES, None, rekindle::disk::Overlay::recover(files).unwrap());
+    let _next = stand.serve(BYTES, None, rekindle_disk::Overlay::recover(files).unwrap());
     order("read -P 0x61 0 64k", "read 65536/65536");
     order("write -P 0x62 64k 64k", "wrote 65536/65536");
     order("read -P 0x62 64k 64k", "read 65536/65536");

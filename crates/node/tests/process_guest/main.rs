@@ -10,7 +10,6 @@ use std::time::Duration;
 use std::{fs, io};
 
 use handler::{Listening, Served};
-use rekindle::vmm::process::{GuestError, GuestOptions, ProcessGuest};
 use rekindle_guest::process::arguments::{GuestArguments, MemoryKind, TrackingKind};
 use rekindle_guest::process::content::checksum;
 use rekindle_guest::process::history::{History, Operation, Rewrite, Share};
@@ -18,6 +17,7 @@ use rekindle_guest::process::protocol::{DeviceState, DiscardHow};
 use rekindle_guest::process::trace::{Access, Pattern, Timing, Trace};
 use rekindle_kernel::{GuestRange, HugepageReservation, PAGE_BYTES, PageClass, Pagemap, Protect};
 use rekindle_testkit::skip::skipped;
+use rekindle_vmm::process::{GuestError, GuestOptions, ProcessGuest};
 
 const MIB: u64 = 1 << 20;
 const BASE_SEED: u64 = 1;

@@ -7,7 +7,6 @@ mod requests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rekindle::bucket;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::identity::SnapshotId;
@@ -43,7 +42,7 @@ struct Opens(Arc<S3Server>);
 impl StoreOpener for Opens {
     fn open(&self, _: Holds) -> Result<OpenedStore, String> {
         let Self(server) = self;
-        bucket::open(&server.url("node"), &server.access(), &server.environment(), &Arc::default())
+        rekindle_bucket::open(&server.url("node"), &server.access(), &server.environment(), &Arc::default())
     }
 }
 

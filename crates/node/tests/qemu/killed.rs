@@ -4,10 +4,10 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use rekindle::vmm::qemu::{QemuError, QemuGuest, QemuOptions};
-use rekindle::vmm::vmm_process::ProcessError;
 use rekindle_engine::handover::Handover;
 use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_vmm::qemu::{QemuError, QemuGuest, QemuOptions};
+use rekindle_vmm::vmm_process::ProcessError;
 
 use super::support::{Host, LIMIT, spec_of, state_of};
 

@@ -6,10 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rekindle::asker::Asker;
-use rekindle::disk::ImageFile;
-use rekindle::vmm::kernel_format::KernelFormats;
-use rekindle::vmm::qemu::{BootFile, BootRole, DiskSpec, Machine, QemuOptions};
+use rekindle_disk::ImageFile;
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::lifecycle::SnapshotState;
@@ -17,10 +14,13 @@ use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::file_pages;
 use rekindle_guest::machine::linux_command_line;
+use rekindle_input::asker::Asker;
 use rekindle_kernel::{Memfd, PageKind};
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::linux::kernel_or_skip;
 use rekindle_testkit::skip::skipped;
+use rekindle_vmm::kernel_format::KernelFormats;
+use rekindle_vmm::qemu::{BootFile, BootRole, DiskSpec, Machine, QemuOptions};
 
 use super::support::{Host, LIMIT, MIB, Running};
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use rekindle::vmm::qemu::{Accelerator, Machine, QemuOptions};
+use rekindle_vmm::qemu::{Accelerator, Machine, QemuOptions};
 
 use super::support::Host;
 

@@ -9,11 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rekindle::disk::{Access, Disk, DiskSource, Overlay};
-use rekindle::vmm::qemu::{
-    BootFile, CONTROL, DiskSpec, KeptParts, Launch, Places, QemuGuest, QemuOptions, QemuProgram, QemuSpec,
-    SPEC_BLOB,
-};
+use rekindle_disk::{Access, Disk, DiskSource, Overlay};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
@@ -26,6 +22,10 @@ use rekindle_kernel::PageKind;
 use rekindle_testkit::site::Site;
 use rekindle_testkit::skip::skipped;
 use rekindle_testkit::started_keeper::StartedKeeper;
+use rekindle_vmm::qemu::{
+    BootFile, CONTROL, DiskSpec, KeptParts, Launch, Places, QemuGuest, QemuOptions, QemuProgram, QemuSpec,
+    SPEC_BLOB,
+};
 use tempfile::TempDir;
 
 /// Long enough for anything that happens at all.

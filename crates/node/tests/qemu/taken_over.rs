@@ -4,8 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 
-use rekindle::vmm::qemu::QemuError;
 use rekindle_kernel::fd_passing;
+use rekindle_vmm::qemu::QemuError;
 
 use super::support::{Console, Host, Running, spec_of, state_of};
 

@@ -5,7 +5,6 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
-use rekindle::vmm::process::{GuestOptions, ProcessGuest};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
@@ -17,6 +16,7 @@ use rekindle_engine::tracking::Tracking;
 use rekindle_guest::process::arguments::MemoryKind;
 use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::stores::{Fault, Injected, Operation, REFUSAL, Rule};
+use rekindle_vmm::process::{GuestOptions, ProcessGuest};
 
 use crate::support::{
     Case, FilledNode, LIMIT, Node, assert_reads, assert_resumes, each_case, each_kind, ends, eventually,

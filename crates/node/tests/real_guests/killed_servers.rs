@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rekindle::copied_memory::copy_pages;
-use rekindle::vmm::process::{GuestControl, ProcessGuest};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::key_ring::KeyRing;
@@ -25,6 +23,8 @@ use rekindle_engine::store::Store;
 use rekindle_guest::process::history::Rewrite;
 use rekindle_kernel::fd_passing;
 use rekindle_testkit::random::Random;
+use rekindle_vmm::copied_memory::copy_pages;
+use rekindle_vmm::process::{GuestControl, ProcessGuest};
 use serde::{Deserialize, Serialize};
 
 use crate::support::{

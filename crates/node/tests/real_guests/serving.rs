@@ -2,8 +2,6 @@
 
 use std::fs::File;
 
-use rekindle::vmm::process::GuestShape;
-use rekindle::vmm::process::ProcessGuest;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::serve::{EndReason, Neighbours, Placement, ServeOptions, ServeStatus};
@@ -12,6 +10,8 @@ use rekindle_engine::tracking::Tracking;
 use rekindle_guest::process::trace::{Access, Pattern, Timing, Trace};
 use rekindle_testkit::skip::skipped;
 use rekindle_testkit::stores::REFUSAL;
+use rekindle_vmm::process::GuestShape;
+use rekindle_vmm::process::ProcessGuest;
 
 use crate::support::{
     Case, FilledNode, LIMIT, Node, assert_resumes, assert_verified, each_case, each_kind, ends, eventually,

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use rekindle::api::types::ConsoleQuery;
-use rekindle::client::Client;
+use rekindle_api::client::Client;
+use rekindle_api::types::ConsoleQuery;
 use rekindle_guest::machine::ConsoleLines;
 
 use super::{BlackBoxError, PATIENCE};

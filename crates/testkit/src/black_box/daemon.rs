@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rekindle::client::Client;
+use rekindle_api::client::Client;
 use rekindle_kernel::{ProcessHandle, Signal};
 
 use super::{ASK_EVERY, BlackBox, BlackBoxError, PATIENCE, system};

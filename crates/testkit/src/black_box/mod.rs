@@ -18,8 +18,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rekindle::client::{Client, ClientError};
-use rekindle::keeper::{KeeperClient, KeeperError};
+use rekindle_api::client::{Client, ClientError};
+use rekindle_keeper::{KeeperClient, KeeperError};
 use rekindle_kernel::{ProcessHandle, Signal};
 use tempfile::TempDir;
 

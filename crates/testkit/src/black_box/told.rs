@@ -1,6 +1,6 @@
 //! Commands to a sandbox's guest through the daemon, with typed answers.
 
-use rekindle::client::{Client, ClientError};
+use rekindle_api::client::{Client, ClientError};
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_guest::process::protocol::{
     Command, DeviceState, DiscardHow, Discarded, Ticked, Verified, Written,

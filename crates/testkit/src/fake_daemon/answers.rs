@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use rekindle::api::types::{
+use rekindle_api::types::{
     ConsoleOutput, PageClasses, PlacedLayer, Snapshot, SnapshotState, SnapshotUsage, StoreVerification,
     StoreVerificationState, StoredSnapshot, Verification,
 };

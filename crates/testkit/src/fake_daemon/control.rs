@@ -3,9 +3,9 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use rekindle::api::control::{Answer, Asked, Control};
-use rekindle::api::problem::{Code, Problem};
-use rekindle::api::types::{
+use rekindle_api::control::{Answer, Asked, Control};
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{
     CaptureMemory, CaptureSource, Collect, Collection, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event,
     FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot, Labels, ListQuery, OpenFaultSocket,
     PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,

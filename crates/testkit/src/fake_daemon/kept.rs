@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rekindle::api::control::{Answer, IdempotencyKey};
-use rekindle::api::problem::{Code, Problem};
-use rekindle::api::types::{
+use rekindle_api::control::{Answer, IdempotencyKey};
+use rekindle_api::problem::{Code, Problem};
+use rekindle_api::types::{
     CreateSandbox, Drain, DrainedSandbox, Event, FaultSocket, Labels, ListQuery, MemoryBacking, Name,
     NameOfSeveral, PageLimit, Sandbox, SandboxCount, SandboxList, SandboxState, Snapshot, SnapshotState,
     VmmKind, Volume,

@@ -6,9 +6,9 @@ use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use clap::builder::ArgPredicate;
 use clap::{Args, ValueEnum};
+use rekindle_api::types::Accelerator;
 use rekindle_kernel::hugepages;
 
-use crate::api::types::Accelerator;
 use crate::commands::numbers::number;
 use crate::memory_left::available_bytes;
 use crate::settings::parse_size;

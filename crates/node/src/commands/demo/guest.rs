@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use rekindle_api::types::{CreateSandbox, Sandbox, Snapshot, VmmKind};
 use rekindle_guest::machine::ConsoleLines;
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_guest::process::protocol::{Command, Ticked, Verified, Written};
 
-use crate::api::types::{CreateSandbox, Sandbox, Snapshot, VmmKind};
 use crate::commands::private_node::PrivateNode;
 
 /// Longest time for a guest to answer a line.

@@ -10,14 +10,13 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use rekindle_keeper::KeeperClient;
 use rekindle_kernel::ProcessHandle;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use tempfile::NamedTempFile;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-
-use crate::keeper::KeeperClient;
 
 /// Prefix of the name of a demo's directory; the number of its process follows.
 const PREFIX: &str = "rekindle-demo-";

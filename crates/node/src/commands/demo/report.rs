@@ -1,9 +1,8 @@
 //! The demo's measurements, as one JSON object or as the last lines of its output.
 
 use bytesize::ByteSize;
+use rekindle_api::types::Snapshot;
 use serde::Serialize;
-
-use crate::api::types::Snapshot;
 
 /// Everything the demo measured. Times are seconds.
 #[derive(Debug, Serialize)]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bytesize::ByteSize;
+use rekindle_api::types::{Accelerator, CreateSandbox, Snapshot};
 
 use super::arguments::{DemoArguments, MachineWord};
 use super::guest::Guest;
@@ -14,7 +15,6 @@ use super::report::{
 };
 use super::timeline::Timeline;
 use super::wanted::wanted;
-use crate::api::types::{Accelerator, CreateSandbox, Snapshot};
 use crate::commands::private_node::PrivateNode;
 use crate::memory_left::resident_bytes;
 

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use rekindle_api::types::{self, CreateSandbox, Labels, MemoryBacking, VmmKind};
 use rekindle_guest::machine::{self, LinuxKernel};
 
 use super::arguments::{CaptureKind, DemoArguments, MachineWord, PageSize};
-use crate::api::types::{self, CreateSandbox, Labels, MemoryBacking, VmmKind};
 
 /// The guest of `arguments`; its boot files are made in `place`.
 pub(super) fn wanted(arguments: &DemoArguments, place: &Path) -> anyhow::Result<CreateSandbox> {

@@ -3,14 +3,15 @@
 use std::io;
 use std::path::Path;
 
+use rekindle_api::client::ClientError;
+use rekindle_keeper::{KeeperClient, KeeperError};
+use rekindle_vmm::qemu::{NoQemu, QemuProgram};
+
 use super::{Check, firecracker};
-use crate::client::ClientError;
 use crate::commands::failure::sentence;
 use crate::commands::session::Session;
-use crate::keeper::{KeeperClient, KeeperError};
 use crate::metrics::AsideCounts;
 use crate::settings::Settings;
-use crate::vmm::qemu::{NoQemu, QemuProgram};
 
 /// Looks for all of them.
 pub(super) fn look(session: &Session, settings: &Settings) -> Vec<Check> {

@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
+use rekindle_vmm::firecracker::Found;
+
 use super::Check;
 use crate::settings::Settings;
-use crate::vmm::firecracker::{Found, Jailer};
 
 /// Looks for it.
 pub(super) fn look(settings: &Settings) -> Check {
     let (name, told) = ("Firecracker", &settings.firecracker);
-    let jail = told.jailer.as_ref().map(Jailer::from);
-    if let Some(error) = jail.as_ref().and_then(|jail| jail.check().err()) {
+    let jail = told.jailer.as_ref();
+    if let Some(error) = jail.and_then(|jail| jail.check().err()) {
         return Check::warn(name, error.to_string(), "until then no machine is run with --vmm firecracker");
     }
     let Some(program) = told.program.clone().or_else(in_search_path) else {

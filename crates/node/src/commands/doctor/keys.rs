@@ -7,10 +7,10 @@ use std::time::Duration;
 use rekindle_engine::identity::{Domain, KeyId};
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::store_domain::{disagreement, keys_in};
+use rekindle_input::regular_file::FileError;
 
 use super::Check;
 use crate::key_ring::{self, KeyRingFileError};
-use crate::regular_file::FileError;
 use crate::settings::Settings;
 
 /// Longest time for the store's answer.

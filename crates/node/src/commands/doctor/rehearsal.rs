@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use anyhow::bail;
+use rekindle_api::types::{CreateSandbox, Labels, MemoryBacking, VmmKind};
 use rekindle_guest::process::protocol::{Command, Verified, Written};
 
 use super::Check;
-use crate::api::types::{CreateSandbox, Labels, MemoryBacking, VmmKind};
 use crate::commands::demo::Place;
 use crate::commands::private_node::PrivateNode;
 use crate::commands::shown::duration;

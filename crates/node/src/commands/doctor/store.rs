@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use object_store::ObjectStore;
+use rekindle_bucket::Service;
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::store_gate::StoreIdentity;
 
 use super::Check;
 use super::room::room;
 use super::trial::{Findings, PART_BYTES, Right, Trial, step};
-use crate::bucket::Service;
 use crate::commands::shown::{duration, size};
 use crate::settings::{Settings, StoreLocation};
 
@@ -255,7 +255,7 @@ mod tests {
         };
         let bucket = |url: &str| {
             let (scheme, rest) = url.split_once("://").unwrap();
-            StoreLocation::Bucket(crate::bucket::BucketUrl::parse(scheme, rest).unwrap())
+            StoreLocation::Bucket(rekindle_bucket::BucketUrl::parse(scheme, rest).unwrap())
         };
         let speed = findings.speed();
         assert_eq!(

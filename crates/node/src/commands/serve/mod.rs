@@ -12,16 +12,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
+use rekindle_api::control::Control;
+use rekindle_api::{ListenError, ListenOptions, Listeners, Secrets, TcpOptions};
 use rekindle_engine::catalog::CatalogError;
-use rekindle_engine::private::make_directory;
+use rekindle_engine::private::{self, make_directory};
 use rekindle_engine::store_gate::OtherStore;
 use rekindle_kernel::placement;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::session::Session;
 use super::status::Status;
-use crate::api::control::{Control, Served};
-use crate::api::{ListenError, ListenOptions, Listeners, Secrets, TcpOptions};
+use crate::daemon::Served;
 use crate::daemon::{Daemon, StartOptions};
 use crate::privacy;
 use crate::settings::{SettingFlags, Settings};
@@ -78,7 +79,7 @@ pub fn run_with(
     let flags = session.setting_flags(arguments.flags.clone());
     let settings = Settings::load(&flags)?;
     settings.check_sockets()?;
-    privacy::keep_to_this_user();
+    private::keep_to_this_user();
     open_as_many_files_as_allowed()?;
     let telemetry = Telemetry::start(&telemetry_options(&settings))?;
     for name in &settings.ignored_variables {
@@ -109,7 +110,7 @@ pub fn run_with(
     let mut serving =
         Serving { flags, settings, secrets, telemetry, daemon: Arc::clone(&daemon), supervisor };
     let control: Arc<dyn Control> = daemon.clone();
-    let served = runtime.block_on(crate::api::serve(control, listeners, serving.until_end(&mut signals)));
+    let served = runtime.block_on(rekindle_api::serve(control, listeners, serving.until_end(&mut signals)));
     daemon.end();
     runtime.shutdown_timeout(LEFT_OVER_LIMIT);
     served.context("serving the control API")?;

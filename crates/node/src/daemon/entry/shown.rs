@@ -1,7 +1,8 @@
 //! A sandbox as the API shows it.
 
+use rekindle_api::types::{Sandbox, SandboxState};
+
 use super::Entry;
-use crate::api::types::{Sandbox, SandboxState};
 use crate::daemon::guest_watch::served_pages;
 use crate::daemon::record::RecordedLife;
 

@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rekindle_disk::{Access, Disk, DiskSource, DiskWatch, Overlay, OverlayFiles};
 use rekindle_engine::identity::VolumeName;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::view::LiveView;
+use rekindle_keeper::{Held, KeeperClient};
 use uuid::Uuid;
 
 use crate::daemon::host::Host;
 use crate::daemon::keeping::take_fd;
 use crate::daemon::keys::guest_key;
-use crate::disk::{Access, Disk, DiskSource, DiskWatch, Overlay, OverlayFiles};
-use crate::keeper::{Held, KeeperClient};
 
 /// A disk as it is known by name.
 #[derive(Debug)]

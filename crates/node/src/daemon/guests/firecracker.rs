@@ -5,30 +5,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rekindle_api::types::{DiskImage, Machine, MemoryBacking};
 use rekindle_engine::identity::VolumeName;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_input::asker::Asker;
+use rekindle_keeper::{Held, KeeperClient, KeeperError};
+use rekindle_vmm::DEVICE_STATE;
+use rekindle_vmm::firecracker::{
+    Drive, DriveContent, DriveSource, FirecrackerFacts, FirecrackerGuest, FirecrackerParts, FirecrackerSpec,
+    Found, Interface, MemoryPages, NotFirecracker, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
+};
+use rekindle_vmm::kernel_format::KernelFormats;
+use rekindle_vmm::serial_line::SerialLine;
+use rekindle_vmm::vmm_process::VmmProcess;
 use uuid::Uuid;
 
 use super::{Blobs, Guest};
-use crate::api::types::{DiskImage, Machine, MemoryBacking};
-use crate::asker::Asker;
 use crate::daemon::boot_directory::{boot_directory, keep_boot_files};
 use crate::daemon::guest_files::{log_name, machine_directory};
 use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
 use crate::daemon::spec::{GuestSpec, RecordedVmm};
-use crate::keeper::{Held, KeeperClient, KeeperError};
 use crate::settings::FirecrackerSettings;
-use crate::vmm::DEVICE_STATE;
-use crate::vmm::firecracker::{
-    Drive, DriveContent, DriveSource, FirecrackerFacts, FirecrackerGuest, FirecrackerParts, FirecrackerSpec,
-    Found, Interface, Jailer, MemoryPages, NotFirecracker, Places, SERVE_OPTIONS, Seccomp, TrackFrom,
-};
-use crate::vmm::kernel_format::KernelFormats;
-use crate::vmm::serial_line::SerialLine;
-use crate::vmm::vmm_process::VmmProcess;
 
 /// The program, where the settings name none.
 const PROGRAM: &str = "firecracker";
@@ -121,7 +121,7 @@ pub(super) fn check_here(host: &Host, spec: &FirecrackerSpec) -> anyhow::Result<
     let program = program.clone().map_or_else(find, Ok)?;
     spec.check(&Found::look(&program)?)?;
     if let Some(jailer) = jailer {
-        Jailer::from(jailer).check()?;
+        jailer.check()?;
     }
     Ok(())
 }
@@ -148,7 +148,7 @@ fn places(host: &Host, id: Uuid) -> anyhow::Result<Places> {
     let FirecrackerSettings { program, jailer, seccomp } = &host.settings().firecracker;
     Ok(Places {
         program: program.clone().map_or_else(find, Ok)?,
-        jailer: jailer.as_ref().map(Jailer::from),
+        jailer: jailer.clone(),
         run_directory: host.run_directory.clone(),
         disk_directory: machine_directory(&host.state_directory),
         log: Some(host.run_directory.join(log_name(id))),

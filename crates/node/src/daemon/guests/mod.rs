@@ -16,22 +16,22 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use rekindle_disk::DiskWatch;
 use rekindle_engine::identity::VolumeName;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_keeper::{Held, KeeperClient, KeeperError};
 use rekindle_kernel::wakeup::wait_readable;
+use rekindle_vmm::process::GuestControl;
+use rekindle_vmm::qemu::MachineWatch;
+use rekindle_vmm::serial_line::SerialLine;
+use rekindle_vmm::vmm_process::VmmProcess;
 use uuid::Uuid;
 
 use super::host::Host;
 use super::record::RecordedGuest;
 use super::spec::{GuestSpec, RecordedVmm};
-use crate::disk::DiskWatch;
-use crate::keeper::{Held, KeeperClient, KeeperError};
-use crate::vmm::process::GuestControl;
-use crate::vmm::qemu::MachineWatch;
-use crate::vmm::serial_line::SerialLine;
-use crate::vmm::vmm_process::VmmProcess;
 
 /// Longest time from a guest's start to its hand-over message.
 pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(30);

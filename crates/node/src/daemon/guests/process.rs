@@ -3,21 +3,21 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use rekindle_api::types::MemoryBacking;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_guest::process::arguments::MemoryKind;
 use rekindle_guest::process::protocol::Hello;
+use rekindle_keeper::{Held, KeeperClient, KeeperError};
+use rekindle_vmm::DEVICE_STATE;
+use rekindle_vmm::process::{GuestControl, GuestShape, KeptParts, ProcessGuest};
+use rekindle_vmm::vmm_process::VmmProcess;
 use uuid::Uuid;
 
 use super::{Blobs, Guest};
-use crate::api::types::MemoryBacking;
 use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
 use crate::daemon::spec::RecordedVmm;
-use crate::keeper::{Held, KeeperClient, KeeperError};
-use crate::vmm::DEVICE_STATE;
-use crate::vmm::process::{GuestControl, GuestShape, KeptParts, ProcessGuest};
-use crate::vmm::vmm_process::VmmProcess;
 
 #[derive(Debug)]
 struct DrivenProcess {

@@ -6,6 +6,8 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rekindle_api::types::{Accelerator, Board, Machine};
+use rekindle_disk::{DiskWatch, whole_sectors};
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::identity::VolumeName;
 use rekindle_engine::pause::PausedVolume;
@@ -13,29 +15,27 @@ use rekindle_engine::serve::{Epoch, Neighbours, Placement, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::{Tracking, file_pages};
 use rekindle_guest::machine::linux_command_line;
+use rekindle_input::asker::Asker;
+use rekindle_keeper::{Held, KeeperClient, KeeperError};
 use rekindle_kernel::PageKind;
+use rekindle_vmm::DEVICE_STATE;
+use rekindle_vmm::kernel_format::KernelFormats;
+use rekindle_vmm::qemu::{
+    self, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
+    QemuSpec,
+};
+use rekindle_vmm::serial_line::SerialLine;
+use rekindle_vmm::vmm_process::VmmProcess;
 use uuid::Uuid;
 
 use super::disks::{self, NamedDisk};
 use super::{Blobs, Guest, HANDOVER_LIMIT};
-use crate::api::types::{Accelerator, Board, Machine};
-use crate::asker::Asker;
 use crate::daemon::boot_directory::{boot_directory, keep_boot_files};
 use crate::daemon::guest_files::log_name;
 use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
 use crate::daemon::record::RecordedGuest;
 use crate::daemon::spec::RecordedVmm;
-use crate::disk::{DiskWatch, whole_sectors};
-use crate::keeper::{Held, KeeperClient, KeeperError};
-use crate::vmm::DEVICE_STATE;
-use crate::vmm::kernel_format::KernelFormats;
-use crate::vmm::qemu::{
-    self, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
-    QemuSpec,
-};
-use crate::vmm::serial_line::SerialLine;
-use crate::vmm::vmm_process::VmmProcess;
 
 #[derive(Debug)]
 struct DrivenQemu {

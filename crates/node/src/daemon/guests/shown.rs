@@ -1,9 +1,10 @@
 //! A guest's machine as the API shows it.
 
-use crate::api::types::{Accelerator, Board, ShownBootFile, ShownDisk, ShownMachine};
+use rekindle_api::types::{Accelerator, Board, ShownBootFile, ShownDisk, ShownMachine};
+use rekindle_vmm::firecracker::FirecrackerSpec;
+use rekindle_vmm::qemu::{self, BootFile, QemuSpec};
+
 use crate::daemon::spec::{GuestSpec, RecordedVmm};
-use crate::vmm::firecracker::FirecrackerSpec;
-use crate::vmm::qemu::{self, BootFile, QemuSpec};
 
 impl GuestSpec {
     /// The machine, where it is one; `running` is its VMM, if it has one now.

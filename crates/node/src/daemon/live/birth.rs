@@ -9,6 +9,7 @@ use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::learning::Prefault;
 use rekindle_engine::serve::Epoch;
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_keeper::Held;
 use uuid::Uuid;
 
 use super::serving::serve;
@@ -19,7 +20,6 @@ use crate::daemon::guests::{Guest, HANDOVER_LIMIT};
 use crate::daemon::host::Host;
 use crate::daemon::record::RecordedGuest;
 use crate::daemon::spec::GuestSpec;
-use crate::keeper::Held;
 
 impl Live {
     /// Starts a guest on empty memory, with its disks as they are in `base`.

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use rekindle_engine::run_roots::RunsFrom;
 use rekindle_engine::serve::{Epoch, EpochFacts, FaultServer};
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_keeper::KeeperIdentity;
 use rekindle_kernel::{ProcessHandle, Signal};
+use rekindle_vmm::process::GuestControl;
+use rekindle_vmm::serial_line::SerialLine;
 use uuid::Uuid;
 
 use crate::daemon::claims::Claim;
@@ -22,9 +25,6 @@ use crate::daemon::keeping::Keeping;
 use crate::daemon::keys::guest_key;
 use crate::daemon::record::{RecordedGuest, SandboxRecord};
 use crate::daemon::spec::GuestSpec;
-use crate::keeper::KeeperIdentity;
-use crate::vmm::process::GuestControl;
-use crate::vmm::serial_line::SerialLine;
 
 pub(in crate::daemon) use pause::Paused;
 

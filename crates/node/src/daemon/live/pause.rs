@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rekindle_api::control::Answer;
+use rekindle_api::problem::{Code, Problem};
 use rekindle_engine::catalog::Change;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::pause::{Base, CommitError, PausePermit, PausedGuest};
 use rekindle_engine::snapshot::Snapshot;
+use rekindle_input::asker::Asker;
 use rekindle_kernel::{ProcessHandle, Signal, placement};
 
 use super::{Live, UnsettledPause};
-use crate::api::control::Answer;
-use crate::api::problem::{Code, Problem};
-use crate::asker::Asker;
 use crate::daemon::about::About;
 use crate::daemon::endings::Ending;
 use crate::daemon::guest_watch::stopped_by_signal;

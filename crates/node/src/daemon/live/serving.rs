@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rekindle_api::problem::{Code, Problem};
 use rekindle_engine::serve::{Epoch, FaultServer, NotServed, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 
 use super::{Live, Memory};
-use crate::api::problem::{Code, Problem};
 use crate::daemon::host::Host;
 
 impl Live {

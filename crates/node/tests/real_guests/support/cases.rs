@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use rekindle::vmm::process::GuestShape;
 use rekindle_engine::tracking::Tracking;
 use rekindle_guest::process::arguments::{GuestArguments, MemoryKind, TrackingKind};
 use rekindle_guest::process::protocol::DiscardHow;
 use rekindle_kernel::{HugepageReservation, PageKind};
 use rekindle_testkit::skip::skipped;
+use rekindle_vmm::process::GuestShape;
 
 use super::{MIB, program};
 

@@ -3,13 +3,13 @@
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-use rekindle::vmm::process::{GuestOptions, GuestShape, ProcessGuest};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::serve::{Epoch, FaultServer, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_testkit::sandbox::{Paused, Sandbox};
 use rekindle_testkit::stores::{Fault, Faults, Injected, Operation, Rule};
+use rekindle_vmm::process::{GuestOptions, GuestShape, ProcessGuest};
 
 use super::{
     Case, LIMIT, Node, assert_resumes, filled_snapshot, pause, program, resume, state_of, wait_published,

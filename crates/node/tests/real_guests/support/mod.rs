@@ -10,7 +10,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use object_store::local::LocalFileSystem;
-use rekindle::vmm::process::{GuestShape, ProcessGuest};
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::key_ring::KeyRing;
@@ -22,6 +21,7 @@ use rekindle_guest::process::protocol::DeviceState;
 use rekindle_testkit::random::Random;
 use rekindle_testkit::sandbox::{Paused, Sandbox};
 use rekindle_testkit::stores::{Faults, UnreliableStore};
+use rekindle_vmm::process::{GuestShape, ProcessGuest};
 use tempfile::TempDir;
 
 pub(crate) use cases::{Case, each_case, each_kind};
