@@ -12,8 +12,8 @@ use super::problem::{Code, Problem};
 use super::quoted::quoted;
 use super::types::{
     CaptureMemory, CaptureSource, Collect, ConsoleInput, ConsoleQuery, CreateSandbox, DrainNode, EventsQuery,
-    ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, OpenFaultSocket, PauseSandbox, ResumeSandbox,
-    ResumeSnapshot, SandboxCount, SnapshotState, Tap, TapName, VmmKind, WaitQuery, is_name, name_rule,
+    ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, Netns, OpenFaultSocket, PauseSandbox,
+    ResumeSandbox, ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery, is_name, name_rule,
 };
 
 /// Beginning of the names of labels that rekindle gives itself.
@@ -71,23 +71,21 @@ impl Checked for DrainNode {
 
 impl Checked for ResumeSandbox {
     fn check(&self) -> Result<(), Problem> {
-        self.taps.iter().flatten().try_for_each(check_tap_name)
+        check_network(self.taps.as_deref(), self.netns.as_ref())
     }
 }
 
 impl Checked for ResumeSnapshot {
     fn check(&self) -> Result<(), Problem> {
         check_labels(&self.labels)?;
-        must(self.taps.is_none() || self.count == SandboxCount::ONE, || {
-            "`taps` are those of one machine: ask for one sandbox at a time".to_owned()
-        })?;
-        self.taps.iter().flatten().try_for_each(check_tap_name)
+        check_network(self.taps.as_deref(), self.netns.as_ref())
     }
 }
 
 impl Checked for ForkSandbox {
     fn check(&self) -> Result<(), Problem> {
-        check_labels(&self.labels)
+        check_labels(&self.labels)?;
+        check_network(self.taps.as_deref(), self.netns.as_ref())
     }
 }
 
@@ -202,11 +200,20 @@ fn check_machine(machine: &Machine) -> Result<(), Problem> {
             )
         })?;
     }
-    machine.taps.iter().try_for_each(check_tap)
+    machine.taps.iter().try_for_each(check_tap)?;
+    check_network(None, machine.netns.as_ref())
 }
 
-fn check_tap_name(TapName(name): &TapName) -> Result<(), Problem> {
-    must(is_name(name, 15), || format!("the tap {name:?} is no network device's name"))
+/// Refuses names that no tap device and no network namespace can have.
+fn check_network(taps: Option<&[TapName]>, netns: Option<&Netns>) -> Result<(), Problem> {
+    taps.into_iter().flatten().try_for_each(check_tap_name)?;
+    must(netns.is_none_or(Netns::is_valid), || {
+        "`netns` must be the name of a network namespace or an absolute path".to_owned()
+    })
+}
+
+fn check_tap_name(tap: &TapName) -> Result<(), Problem> {
+    must(tap.is_valid(), || format!("the tap {:?} is no network device's name", tap.0))
 }
 
 fn check_tap(tap: &Tap) -> Result<(), Problem> {

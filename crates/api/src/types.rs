@@ -6,6 +6,7 @@ mod daemon;
 mod machine;
 mod memory;
 mod names;
+mod network;
 mod numbers;
 mod schemas;
 pub(crate) mod shapes;
@@ -25,13 +26,14 @@ pub use daemon::{
 };
 pub use machine::{
     Accelerator, Board, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine, ShownBootFile,
-    ShownDisk, ShownMachine, Tap, TapName,
+    ShownDisk, ShownMachine, Tap,
 };
 pub use memory::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket, WriteTracking,
 };
 pub use names::{LabelFilter, Labels, Name, NameOfSeveral, NotAName, Reference};
 pub(crate) use names::{is_name, name_rule};
+pub use network::{Netns, NoNetwork, TapName, Which};
 pub use numbers::{OutOfRange, PageLimit, SandboxCount};
 pub use snapshot::{
     KeptSnapshot, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState,
@@ -222,6 +224,9 @@ pub struct ResumeSandbox {
     #[serde(default)]
     #[schema(max_items = 8)]
     pub taps: Option<Vec<TapName>>,
+    /// The network namespace that its VMM runs in; the one it had last where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// True to let a `stopped` or `lost` sandbox go on from its last snapshot: everything its guest did after that is
     /// gone.
     #[serde(default)]
@@ -263,10 +268,13 @@ pub struct ResumeSnapshot {
     /// True to serve them before the snapshot is sealed; the setting by default.
     #[serde(default)]
     pub serve_before_seal: Option<bool>,
-    /// The tap devices of the one machine's network devices, in their order; those it had last where they are not said.
+    /// The tap devices of each machine's network devices, in their order; those of the snapshot where they are not said.
     #[serde(default)]
     #[schema(max_items = 8)]
     pub taps: Option<Vec<TapName>>,
+    /// The network namespace that each VMM runs in; the one of the snapshot where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The pages to bring ahead of their guests; the setting by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,
@@ -288,6 +296,13 @@ pub struct ForkSandbox {
     #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
+    /// The tap devices of each fork's network devices, in their order; those of the sandbox where they are not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 8)]
+    pub taps: Option<Vec<TapName>>,
+    /// The network namespace that each fork's VMM runs in; the one of the sandbox where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
     /// The pages to bring ahead of their guests; the setting by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,

@@ -9,6 +9,7 @@ pub mod qemu;
 mod program_output;
 pub mod serial_line;
 pub mod taps;
+pub mod namespace;
 pub mod vmm_process;
 
 /// The blob of a snapshot that holds the device state of its guest.

@@ -63,10 +63,7 @@ impl Operation {
                 let how = ResumeSnapshot {
                     count: (*count).try_into().expect("a few"),
                     name: Some(name.parse().expect("it is a name")),
-                    labels: Default::default(),
-                    serve_before_seal: None,
-                    taps: None,
-                    prefault: None,
+                    ..ResumeSnapshot::default()
                 };
                 client.resume_snapshot(&snapshot.to_string(), Some(name), &how).map(Outcome::Made)
             }
@@ -74,8 +71,7 @@ impl Operation {
                 let how = ForkSandbox {
                     count: (*count).try_into().expect("a few"),
                     name: Some(name.parse().expect("it is a name")),
-                    labels: Default::default(),
-                    prefault: None,
+                    ..ForkSandbox::default()
                 };
                 client.fork_sandbox(&sandbox.to_string(), Some(name), &how).map(Outcome::Made)
             }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{schemas, shapes};
+use super::{Netns, TapName, schemas, shapes};
 
 /// A virtual machine to be started. Paths are those of the daemon's machine, and absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -42,6 +42,9 @@ pub struct Machine {
     #[serde(default, deserialize_with = "shapes::objects")]
     #[schema(max_items = 8)]
     pub taps: Vec<Tap>,
+    /// The network namespace its VMM runs in; the daemon's where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<Netns>,
 }
 
 fn one() -> u32 {
@@ -85,18 +88,13 @@ pub struct DiskImage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tap {
-    /// The tap device of the daemon's machine.
+    /// The tap device, in the network namespace of the machine's VMM.
     pub device: TapName,
     /// The address the guest sees; one of the VMM's choice where it is not said.
     #[serde(default)]
     #[schema(pattern = "^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
     pub mac: Option<String>,
 }
-
-/// The name of a tap device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[schema(min_length = 1, max_length = 15, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-pub struct TapName(pub String);
 
 /// A sandbox's machine, as it was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -121,6 +119,8 @@ pub struct ShownMachine {
     pub disks: Vec<ShownDisk>,
     /// The tap devices that its network devices are at, in their order.
     pub taps: Vec<String>,
+    /// The file of the network namespace its VMM runs in; none: the daemon's.
+    pub netns: Option<String>,
 }
 
 /// A file that a machine was booted from. The daemon keeps a copy of it.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use rekindle_api::limits;
-use rekindle_api::types::{Accelerator, Board, DiskImage, Machine, Tap, TapName, VmmKind};
+use rekindle_api::types::{Accelerator, Board, DiskImage, Machine, Netns, Tap, TapName, VmmKind};
 
 use super::numbers::number;
 
@@ -43,6 +43,9 @@ pub struct MachineArguments {
     /// A network device at this existing tap device; can be given again
     #[arg(long = "tap", value_name = "DEVICE[,MAC]", requires = "kernel")]
     taps: Vec<String>,
+    /// Run the VMM in this network namespace, where its tap devices are
+    #[arg(long, value_name = "NAME|PATH", requires = "kernel")]
+    netns: Option<String>,
 }
 
 /// VMM of a virtual machine.
@@ -99,6 +102,7 @@ impl MachineArguments {
                 .map(|(at, word)| disk(at, word))
                 .collect::<Result<_, _>>()?,
             taps: self.taps.iter().map(|word| tap(word)).collect(),
+            netns: self.netns.clone().map(Netns),
         };
         Ok((vmm, Some(machine)))
     }

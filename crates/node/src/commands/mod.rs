@@ -56,6 +56,7 @@ use list::ListArguments;
 use pause::PauseArguments;
 use rekindle_guest::process::arguments::GuestArguments;
 use rekindle_keeper::arguments::KeeperArguments;
+use rekindle_vmm::namespace::EnterArguments;
 use resume::{ForkArguments, ResumeArguments};
 use run::RunArguments;
 use serve::ServeArguments;
@@ -167,6 +168,9 @@ pub enum Command {
     /// Hold open files for the daemon and be the parent of its VMMs, so that both outlive it
     #[command(hide = true)]
     Keeper(KeeperArguments),
+    /// Enter a network namespace and become a VMM
+    #[command(hide = true)]
+    Enter(EnterArguments),
     /// Print the OpenAPI document of the control API
     #[command(hide = true)]
     Openapi,
@@ -207,6 +211,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo(arguments) => return demo::run(arguments),
         Command::Guest(arguments) => rekindle_guest::process::run_with(arguments).map(|()| Status::Done),
         Command::Keeper(arguments) => return rekindle_keeper::run(arguments),
+        Command::Enter(arguments) => arguments.run().map(|()| Status::Done).map_err(anyhow::Error::from),
         Command::Openapi => output::write(&rekindle_api::document_text()).map(|()| Status::Done),
     };
     status.map(ExitCode::from)

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use rekindle_api::client::Client;
 use rekindle_api::limits;
 use rekindle_api::types::{
-    self, ForkSandbox, NameOfSeveral, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxCount, TapName,
+    self, ForkSandbox, NameOfSeveral, Netns, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxCount, TapName,
 };
 use serde_json::json;
 
@@ -36,9 +36,8 @@ pub struct ResumeArguments {
     /// The pages to bring ahead of its guest [default: the daemon's setting]
     #[arg(long, value_name = "PAGES")]
     prefault: Option<Prefault>,
-    /// A tap device of its machine, instead of the one it had; again for each of its network devices
-    #[arg(long = "tap", value_name = "DEVICE")]
-    taps: Vec<String>,
+    #[command(flatten)]
+    network: NetworkArguments,
     /// Let a stopped or lost sandbox go on from its last snapshot: everything its guest did after that is gone
     #[arg(long, conflicts_with_all = ["count", "name", "labels"])]
     from_last_snapshot: bool,
@@ -68,6 +67,28 @@ impl From<Prefault> for types::Prefault {
     }
 }
 
+/// The network of each machine. `{index}` stands for its number, `{name}` for its sandbox's name.
+#[derive(Args, Clone, Debug)]
+struct NetworkArguments {
+    /// A tap device of its machine, instead of the one it had; again for each of its network devices. {index} in it stands
+    /// for the number of the sandbox, {name} for its name
+    #[arg(long = "tap", value_name = "DEVICE")]
+    taps: Vec<String>,
+    /// Run its VMM in this network namespace; {index} and {name} as in --tap
+    #[arg(long, value_name = "NAME|PATH")]
+    netns: Option<String>,
+}
+
+impl NetworkArguments {
+    fn taps(&self) -> Option<Vec<TapName>> {
+        (!self.taps.is_empty()).then(|| self.taps.iter().cloned().map(TapName).collect())
+    }
+
+    fn netns(&self) -> Option<Netns> {
+        self.netns.clone().map(Netns)
+    }
+}
+
 /// The sandbox to fork, with options.
 #[derive(Args, Clone, Debug)]
 pub struct ForkArguments {
@@ -81,6 +102,8 @@ pub struct ForkArguments {
     name: Option<NameOfSeveral>,
     #[command(flatten)]
     labels: LabelArguments,
+    #[command(flatten)]
+    network: NetworkArguments,
     /// The pages to bring ahead of their guests [default: the daemon's setting]
     #[arg(long, value_name = "PAGES")]
     prefault: Option<Prefault>,
@@ -105,7 +128,8 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
             }
             let how = ResumeSandbox {
                 serve_before_seal: arguments.serve_before_seal,
-                taps: taps(arguments),
+                taps: arguments.network.taps(),
+                netns: arguments.network.netns(),
                 from_last_snapshot: arguments.from_last_snapshot,
                 prefault: arguments.prefault.map(types::Prefault::from),
             };
@@ -119,7 +143,8 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
                 name: arguments.name.clone(),
                 labels: arguments.labels.labels()?,
                 serve_before_seal: arguments.serve_before_seal,
-                taps: taps(arguments),
+                taps: arguments.network.taps(),
+                netns: arguments.network.netns(),
                 prefault: arguments.prefault.map(types::Prefault::from),
             };
             let snapshot = snapshot_of(&target)?.to_string();
@@ -128,10 +153,6 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
             tell_of_several(session, &made, asked.elapsed(), "resumed")
         }
     }
-}
-
-fn taps(arguments: &ResumeArguments) -> Option<Vec<TapName>> {
-    (!arguments.taps.is_empty()).then(|| arguments.taps.iter().cloned().map(TapName).collect())
 }
 
 /// Forks it.
@@ -144,15 +165,17 @@ pub fn fork(session: &Session, arguments: &ForkArguments) -> anyhow::Result<Stat
 }
 
 fn make_forks(client: &Client, target: &Target, arguments: &ForkArguments) -> anyhow::Result<Vec<Sandbox>> {
-    let ForkArguments { count, name, labels, prefault, idempotency_key, .. } = arguments;
+    let ForkArguments { count, name, labels, network, prefault, idempotency_key, .. } = arguments;
+    let (taps, netns) = (network.taps(), network.netns());
     let (id, key, labels) = (target.id().to_string(), idempotency_key.as_deref(), labels.labels()?);
     let (count, name, prefault) = (*count, name.clone(), prefault.map(types::Prefault::from));
     Ok(match target {
         Target::Sandbox(_) => {
-            client.fork_sandbox(&id, key, &ForkSandbox { count, name, labels, prefault })?
+            client.fork_sandbox(&id, key, &ForkSandbox { count, name, labels, taps, netns, prefault })?
         }
         Target::Snapshot(_) => {
-            let how = ResumeSnapshot { count, name, labels, prefault, ..ResumeSnapshot::default() };
+            let how =
+                ResumeSnapshot { count, name, labels, taps, netns, prefault, ..ResumeSnapshot::default() };
             client.resume_snapshot(&id, key, &how)?
         }
     })

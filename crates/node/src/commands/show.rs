@@ -135,6 +135,9 @@ fn machine_facts(rows: &mut Rows, sandbox: &Sandbox) {
     for disk in &machine.disks {
         rows.fact("disk", format!("{}, {}", disk.name, shown::size(disk.bytes)));
     }
+    if let Some(netns) = &machine.netns {
+        rows.fact("network", netns.as_str());
+    }
     for tap in &machine.taps {
         rows.fact("tap", tap.as_str());
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rekindle_api::control::{Answer, Asked};
-use rekindle_api::types::{CreateSandbox, Sandbox};
+use rekindle_api::types::{CreateSandbox, Sandbox, TapName, Which};
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 
@@ -12,6 +12,7 @@ use super::entry::Entry;
 use super::events::About as EventAbout;
 use super::idempotency::{Chosen, Made};
 use super::live::Live;
+use super::network::{Network, WantedNetwork};
 use super::record::{NewSandbox, SandboxRecord};
 use super::room_promises::{Needed, RoomPromise};
 use super::sandboxes::Sandboxes;
@@ -27,13 +28,13 @@ impl Sandboxes {
         chosen.refuse_if_gone(Made::Sandbox, &[id])?;
         let domain = self.host.engine.domain(wanted.domain.as_ref())?;
         let name = self.registry.reserve(wanted.name.as_ref())?;
-        let taps = wanted.machine.iter().flat_map(|machine| &machine.taps);
-        self.check_taps(&taps.map(|tap| tap.device.0.as_str()).collect::<Vec<_>>(), 1)?;
+        let network = network_of(&wanted)?;
+        self.check_networks(std::slice::from_ref(&network))?;
         self.room.check_pausable(wanted.memory_bytes)?;
         let disks = wanted.machine.as_ref().map_or(0, |machine| machine.disks.len());
         let room = self.room.promise(&Needed::of(wanted.memory_bytes, wanted.backing, disks))?;
         let machine = wanted.machine.as_ref().map(|_| self.boot_files.begin_machine());
-        let (spec, images) = self.made_of(id, &wanted, &domain, &asked.asker)?;
+        let (spec, images) = self.made_of(id, (&wanted, network), &domain, &asked.asker)?;
         let made = self.create_of(&mut chosen, wanted, (spec, domain, &room), asked, images.as_ref());
         let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
         machine.into_iter().for_each(MachineInMaking::made);
@@ -63,4 +64,12 @@ impl Sandboxes {
         let making = chosen.making(&[record.id]);
         self.take_in(record, live, making)
     }
+}
+
+/// The network of a new sandbox.
+fn network_of(wanted: &CreateSandbox) -> Answer<Network> {
+    let Some(machine) = &wanted.machine else { return Ok(Network::default()) };
+    let taps: Vec<TapName> = machine.taps.iter().map(|tap| tap.device.clone()).collect();
+    let network = WantedNetwork { taps: Some(&taps), netns: machine.netns.as_ref() };
+    network.of(&Network::default(), Which { index: 1, name: wanted.name.as_ref() })
 }

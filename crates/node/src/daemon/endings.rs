@@ -246,9 +246,11 @@ pub(super) fn kill_unborn(keeping: &Keeping, guest: Uuid) -> anyhow::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::network::Network;
 
     fn at(taps: &[&str]) -> Exclusive {
-        Exclusive { taps: taps.iter().map(|tap| (*tap).to_owned()).collect(), huge_pages: false }
+        let taps = taps.iter().map(|tap| (*tap).to_owned()).collect();
+        Exclusive { network: Network { netns: None, taps }, huge_pages: false }
     }
 
     #[test]

@@ -6,11 +6,10 @@ use rekindle_api::control::{Answer, Asked};
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
     ForkSandbox, Labels, NameOfSeveral, PauseSandbox, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxCount, SandboxList,
+    SandboxCount, SandboxList, Which,
 };
 use rekindle_engine::catalog::{Change, WriteError};
 use rekindle_engine::identity::SnapshotId;
-use rekindle_vmm::taps;
 use uuid::Uuid;
 
 use super::entry::{Entry, PAUSING, Turn};
@@ -19,10 +18,10 @@ use super::idempotency::{Chosen, Made};
 use super::known::Known;
 use super::live::Live;
 use super::names::Reserved;
+use super::network::{Network, WantedNetwork, check_distinct};
 use super::problems::guest_failed;
 use super::record::{NewSandbox, RecordedLife, SandboxRecord, put};
 use super::references::Named as _;
-use super::resuming::tap_names;
 use super::room_promises::{Needed, RoomPromise};
 use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
@@ -31,6 +30,7 @@ use super::spec::GuestSpec;
 struct Wanted<'a> {
     ids: &'a [Uuid],
     names: Vec<Reserved<'a>>,
+    networks: Vec<Network>,
     labels: &'a Labels,
     how: ResumeSandbox,
     room: &'a RoomPromise,
@@ -66,17 +66,17 @@ impl Sandboxes {
             return Ok(made);
         }
         let known = self.snapshots.readable(reference)?;
-        let had = || known.about.spec.as_ref().map(GuestSpec::taps).unwrap_or_default();
-        self.check_taps(&how.taps.as_deref().map_or_else(had, tap_names), count)?;
         let room = self.room_for_several(&known, count)?;
         let names = self.reserve_several(how.name.as_ref(), how.count)?;
+        let network = WantedNetwork { taps: how.taps.as_deref(), netns: how.netns.as_ref() };
+        let networks = networks_of(known.about.spec.as_ref(), network, &names)?;
+        self.check_networks(&networks)?;
         let each = ResumeSandbox {
             serve_before_seal: how.serve_before_seal,
-            taps: how.taps.clone(),
-            from_last_snapshot: false,
             prefault: how.prefault,
+            ..ResumeSandbox::default()
         };
-        let wanted = Wanted { ids: &ids, names, labels: &how.labels, how: each, room: &room };
+        let wanted = Wanted { ids: &ids, names, networks, labels: &how.labels, how: each, room: &room };
         self.make_all(&known, &wanted, asked, &mut chosen)
     }
 
@@ -97,15 +97,17 @@ impl Sandboxes {
         }
         let entry = self.registry.find(reference)?;
         let names = self.reserve_several(how.name.as_ref(), how.count)?;
+        let network = WantedNetwork { taps: how.taps.as_deref(), netns: how.netns.as_ref() };
+        let networks = networks_of(Some(&entry.record().spec), network, &names)?;
         let source = match self.host.engine.snapshot(SnapshotId::from(*pause)) {
             Some(snapshot) => {
                 let known = Known::of(snapshot);
                 Source { room: self.room_for_several(&known, ids.len())?, known, before: None }
             }
-            None => self.source_of_forks(&entry, *pause, asked, &mut chosen)?,
+            None => self.source_of_forks(&entry, (*pause, &networks), asked, &mut chosen)?,
         };
         let each = ResumeSandbox { prefault: how.prefault, ..ResumeSandbox::default() };
-        let wanted = Wanted { ids, names, labels: &how.labels, how: each, room: &source.room };
+        let wanted = Wanted { ids, names, networks, labels: &how.labels, how: each, room: &source.room };
         match self.make_all(&source.known, &wanted, asked, &mut chosen) {
             Ok(made) => Ok(made),
             Err(problem) => {
@@ -154,7 +156,7 @@ impl Sandboxes {
     fn source_of_forks(
         &self,
         entry: &Arc<Entry>,
-        id: Uuid,
+        (id, networks): (Uuid, &[Network]),
         asked: &Asked,
         chosen: &mut Chosen<'_>,
     ) -> Answer<Source> {
@@ -162,16 +164,15 @@ impl Sandboxes {
         let count = chosen.ids.len() - 1;
         let mut turn = entry.turn(PAUSING, self.host.settings().pause_wait, asked)?;
         asked.check()?;
+        self.check_networks(networks)?;
         let record = turn.record();
         if turn.live.is_none()
             && let (true, Some(snapshot)) = (record.life.is_paused(), record.snapshot)
         {
             let known = self.snapshots.readable(&snapshot.into())?;
-            self.check_taps(&record.spec.taps(), count)?;
             let room = self.room_for_several(&known, count)?;
             return Ok(Source { known, room, before: None });
         }
-        check_fork_needs_no_tap(entry, &record.spec)?;
         if let Some(live) = &turn.live {
             let spec = live.saved_spec().unwrap_or_else(|| record.spec.clone());
             spec.check_here(&self.host).map_err(|error| never_to_go_on(entry, guest_failed(error)))?;
@@ -232,9 +233,9 @@ impl Sandboxes {
         chosen: &mut Chosen<'_>,
     ) -> Answer<SandboxList> {
         let mut born = Born { sandboxes: self, guests: Vec::new() };
-        for (id, name) in wanted.ids.iter().zip(&wanted.names) {
+        for ((id, name), network) in wanted.ids.iter().zip(&wanted.names).zip(&wanted.networks) {
             let (live, spec) = self
-                .bring_back((known, wanted.room), asked, &wanted.how)
+                .bring_back((known, wanted.room), asked, &wanted.how, network.clone())
                 .map_err(|problem| none_was_made(problem, born.guests.len(), wanted.ids.len()))?;
             let name = name.name().cloned();
             let domain = known.snapshot.domain().clone();
@@ -250,31 +251,39 @@ impl Sandboxes {
         Ok(SandboxList { sandboxes: entries.iter().map(|entry| entry.show()).collect(), next: None })
     }
 
-    /// Checks that `count` more machines can use `taps`: each is there, and a tap has one machine at a time.
-    pub(super) fn check_taps(&self, taps: &[&str], count: usize) -> Answer<()> {
-        if count > 1 && !taps.is_empty() {
-            let why = format!(
-                "{count} machines cannot be at the same tap {}: resume them one at a time, each with a tap of its own \
-                 (--tap DEVICE)",
-                taps.join(", ")
-            );
-            return Err(Problem::new(Code::WrongState, why));
-        }
-        taps::check(taps.iter().copied()).map_err(|error| Problem::new(Code::Misfit, error.to_string()))?;
+    /// Checks that new machines can have these networks: each is there, and a tap has one machine at a time.
+    pub(super) fn check_networks(&self, networks: &[Network]) -> Answer<()> {
+        check_distinct(networks)?;
         for entry in self.registry.all() {
             let record = entry.record();
-            if let (RecordedLife::Running(_), Some(tap)) =
-                (&record.life, record.spec.taps().into_iter().find(|tap| taps.contains(tap)))
-            {
+            if !matches!(record.life, RecordedLife::Running(_)) {
+                continue;
+            }
+            let used = record.spec.network();
+            if let Some(tap) = networks.iter().find_map(|network| network.shared_tap(&used)) {
                 let why = format!(
-                    "tap {tap} is in use by {}: name another one (--tap DEVICE), or pause or stop that sandbox first",
+                    "tap {tap} is in use by {}: name another one (--tap DEVICE), or a network namespace that has one of \
+                     this name (--netns NAME), or pause or stop that sandbox first",
                     entry.called()
                 );
                 return Err(Problem::new(Code::WrongState, why).sandbox(entry.id()));
             }
         }
-        Ok(())
+        let (keeper, program) = (self.host.keeping.client(), self.host.keeping.program());
+        networks.iter().try_for_each(|network| network.check_is_there(&keeper, program))
     }
+}
+
+/// The networks of new machines with these names, numbered in their order.
+fn networks_of(
+    spec: Option<&GuestSpec>,
+    wanted: WantedNetwork<'_>,
+    names: &[Reserved<'_>],
+) -> Answer<Vec<Network>> {
+    // One of a VMM that rekindle did not start is refused for that.
+    let Some(spec) = spec else { return Ok(vec![Network::default(); names.len()]) };
+    let numbered = names.iter().zip(1..);
+    numbered.map(|(name, index)| spec.wanted_network(wanted, Which { index, name: name.name() })).collect()
 }
 
 impl Born<'_> {
@@ -316,21 +325,6 @@ fn never_to_go_on(entry: &Arc<Entry>, problem: Problem) -> Problem {
         problem.detail
     );
     Problem { detail, ..problem }.sandbox(entry.id())
-}
-
-/// A fork of a running machine would be at the tap of the machine itself.
-fn check_fork_needs_no_tap(entry: &Arc<Entry>, spec: &GuestSpec) -> Answer<()> {
-    let taps = spec.taps();
-    if taps.is_empty() {
-        return Ok(());
-    }
-    let why = format!(
-        "{} uses tap {}, which no fork of it can share: pause it, and make each clone with `rekindle resume SNAPSHOT \
-         --name NAME --tap DEVICE`",
-        entry.called(),
-        taps.join(", ")
-    );
-    Err(Problem::new(Code::WrongState, why).sandbox(entry.id()))
 }
 
 fn none_was_made(problem: Problem, made: usize, wanted: usize) -> Problem {

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::about::About;
 use super::guests::{firecracker, qemu};
+use super::network::Network;
 use super::problems::{guest_failed, no_room_for_disks};
 use super::sandboxes::Sandboxes;
 use super::spec::GuestSpec;
@@ -31,7 +32,7 @@ impl Sandboxes {
     pub(super) fn made_of(
         &self,
         sandbox: Uuid,
-        wanted: &CreateSandbox,
+        (wanted, network): (&CreateSandbox, Network),
         domain: &DomainName,
         asker: &Asker,
     ) -> Answer<(GuestSpec, Option<Arc<EngineSnapshot>>)> {
@@ -52,14 +53,11 @@ impl Sandboxes {
         let spec = match wanted.vmm {
             VmmKind::Process | VmmKind::Qemu => {
                 qemu::settle(&self.host, machine, memory_bytes, &disks, asker).map(|settled| {
-                    GuestSpec::Qemu {
-                        machine: Box::new(settled),
-                        taps: machine.taps.iter().map(|tap| tap.device.0.clone()).collect(),
-                    }
+                    GuestSpec::Qemu { machine: Box::new(settled), taps: network.taps, netns: network.netns }
                 })
             }
             VmmKind::Firecracker => {
-                firecracker::settle(&self.host, machine, (memory_bytes, backing), &disks, asker)
+                firecracker::settle(&self.host, (machine, network), (memory_bytes, backing), &disks, asker)
                     .map(|settled| GuestSpec::Firecracker { machine: Box::new(settled) })
             }
         };

@@ -47,6 +47,7 @@ mod live;
 mod machines;
 mod moment;
 mod names;
+mod network;
 mod notes;
 mod observe;
 mod orphans;

@@ -2,7 +2,7 @@
 
 use rekindle_api::control::{Answer, Asked};
 use rekindle_api::problem::{Code, Problem};
-use rekindle_api::types::{self, Reference, ResumeSandbox, Sandbox, TapName};
+use rekindle_api::types::{self, Reference, ResumeSandbox, Sandbox, Which};
 use rekindle_engine::learning::Prefault;
 use uuid::Uuid;
 
@@ -10,6 +10,7 @@ use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
 use super::known::Known;
 use super::live::Live;
+use super::network::{Network, WantedNetwork};
 use super::record::{RecordedLife, SandboxRecord};
 use super::references::Named as _;
 use super::room_promises::{Needed, RoomPromise};
@@ -35,8 +36,7 @@ impl Sandboxes {
         let record = turn.record();
         let snapshot = resumed_from(turn.entry(), &record, how)?;
         let known = self.snapshots.readable(&snapshot.into())?;
-        let taps = how.taps.as_deref().map_or_else(|| record.spec.taps(), tap_names);
-        self.check_taps(&taps, 1)?;
+        self.check_networks(&[network_of(&record, how)?])?;
         let room = self.room.promise(&Needed::by(&record.spec))?;
         self.go_on_from((&known, &room), turn, asked, how)
     }
@@ -50,7 +50,8 @@ impl Sandboxes {
         how: &ResumeSandbox,
     ) -> Answer<()> {
         let mut record = turn.record();
-        let (live, spec) = self.bring_back((known, room), asked, how)?;
+        let network = network_of(&record, how)?;
+        let (live, spec) = self.bring_back((known, room), asked, how, network)?;
         record.spec = spec;
         record.life = RecordedLife::Running(live.recorded());
         self.write_born(&record, &live, (Some(turn.record()), Vec::new()))?;
@@ -68,6 +69,7 @@ impl Sandboxes {
         (known, room): (&Known, &RoomPromise),
         asked: &Asked,
         how: &ResumeSandbox,
+        network: Network,
     ) -> Answer<(Box<Live>, GuestSpec)> {
         let Some(mut spec) = known.about.spec.clone() else {
             let why = format!(
@@ -76,9 +78,7 @@ impl Sandboxes {
             );
             return Err(Problem::new(Code::WrongState, why).snapshot(known.snapshot.id()));
         };
-        if let Some(taps) = &how.taps {
-            spec.attach_to(taps).map_err(|problem| problem.snapshot(known.snapshot.id()))?;
-        }
+        spec.attach_to(network);
         self.snapshots.wait_to_serve(known, asked, how.serve_before_seal)?;
         asked.check()?;
         let _first = self.host.engine.precedence().bring_up();
@@ -129,7 +129,9 @@ fn resumed_from(entry: &Entry, record: &SandboxRecord, how: &ResumeSandbox) -> A
     }
 }
 
-/// The names of tap devices.
-pub(super) fn tap_names(taps: &[TapName]) -> Vec<&str> {
-    taps.iter().map(|TapName(name)| name.as_str()).collect()
+/// The network of a sandbox that is resumed.
+fn network_of(record: &SandboxRecord, how: &ResumeSandbox) -> Answer<Network> {
+    let wanted = WantedNetwork { taps: how.taps.as_deref(), netns: how.netns.as_ref() };
+    let network = record.spec.wanted_network(wanted, Which { index: 1, name: record.name.as_ref() });
+    network.map_err(|problem| problem.sandbox(record.id))
 }

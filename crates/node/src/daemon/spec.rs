@@ -1,8 +1,10 @@
 //! The parts of a guest, and what a record says of its VMM.
 
+use std::path::PathBuf;
+
 use rekindle_api::control::Answer;
 use rekindle_api::problem::{Code, Problem};
-use rekindle_api::types::{MemoryBacking, TapName, VmmKind};
+use rekindle_api::types::{MemoryBacking, VmmKind, Which};
 use rekindle_guest::process::protocol::Hello;
 use rekindle_keeper::Held;
 use rekindle_vmm::firecracker::{FirecrackerFacts, FirecrackerSpec, MemoryPages};
@@ -10,6 +12,7 @@ use rekindle_vmm::qemu::{BootFile, EVENTS, QemuSpec, told_end};
 use serde::{Deserialize, Serialize};
 
 use super::exclusive::Exclusive;
+use super::network::{Network, WantedNetwork};
 
 /// The parts of a guest: kept with its sandbox and with each of its snapshots, so that it is the same when resumed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +31,9 @@ pub(super) enum GuestSpec {
         machine: Box<QemuSpec>,
         /// The tap devices it last had, in the machine's order.
         taps: Vec<String>,
+        /// The file of the network namespace it last ran in; none: the daemon's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        netns: Option<PathBuf>,
     },
     /// A machine in Firecracker.
     Firecracker {
@@ -72,8 +78,7 @@ impl GuestSpec {
 
     /// Things of the host that no other guest can have at the same time.
     pub(super) fn exclusive(&self) -> Exclusive {
-        let taps = self.taps().into_iter().map(str::to_owned).collect();
-        Exclusive { taps, huge_pages: self.backing().is_huge() }
+        Exclusive { network: self.network(), huge_pages: self.backing().is_huge() }
     }
 
     /// Backing of its memory.
@@ -107,38 +112,48 @@ impl GuestSpec {
         }
     }
 
-    /// The tap devices that its network devices are at.
-    pub(super) fn taps(&self) -> Vec<&str> {
+    /// The network that its VMM is in.
+    pub(super) fn network(&self) -> Network {
         match self {
-            Self::Process { .. } => Vec::new(),
-            Self::Qemu { taps, .. } => taps.iter().map(String::as_str).collect(),
+            Self::Process { .. } => Network::default(),
+            Self::Qemu { taps, netns, .. } => Network { netns: netns.clone(), taps: taps.clone() },
             Self::Firecracker { machine } => {
-                machine.interfaces.iter().map(|interface| interface.tap.as_str()).collect()
+                let taps = machine.interfaces.iter().map(|interface| interface.tap.clone()).collect();
+                Network { netns: machine.netns.clone(), taps }
             }
         }
     }
 
-    /// Has its network devices at other taps.
-    pub(super) fn attach_to(&mut self, wanted: &[TapName]) -> Answer<()> {
-        let had = match self {
-            Self::Process { .. } => 0,
-            Self::Qemu { taps, .. } => taps.len(),
-            Self::Firecracker { machine } => machine.interfaces.len(),
-        };
-        if wanted.len() != had {
-            let why = format!("{} taps were named, and its machine has {had} network devices", wanted.len());
-            return Err(Problem::new(Code::WrongState, why));
+    /// The network that a request wants for a guest of this.
+    pub(super) fn wanted_network(&self, wanted: WantedNetwork<'_>, which: Which<'_>) -> Answer<Network> {
+        let (had, refused) = (self.network(), |why: String| Err(Problem::new(Code::WrongState, why)));
+        let network = wanted.of(&had, which)?;
+        let (named, devices) = (network.taps.len(), had.taps.len());
+        let is_process = matches!(self, Self::Process { .. });
+        if is_process && (network.netns.is_some() || named > 0) {
+            let why = "a process guest has no network: it takes no tap and no network namespace";
+            return refused(why.to_owned());
         }
+        if named != devices {
+            return refused(format!(
+                "{named} taps were named, and its machine has {devices} network devices"
+            ));
+        }
+        Ok(network)
+    }
+
+    /// Puts its VMM into another network, which has a tap for each of its network devices.
+    pub(super) fn attach_to(&mut self, network: Network) {
         match self {
             Self::Process { .. } => {}
-            Self::Qemu { taps, .. } => *taps = wanted.iter().map(|TapName(name)| name.clone()).collect(),
+            Self::Qemu { taps, netns, .. } => (*taps, *netns) = (network.taps, network.netns),
             Self::Firecracker { machine } => {
-                for (interface, TapName(name)) in machine.interfaces.iter_mut().zip(wanted) {
-                    interface.tap.clone_from(name);
+                machine.netns = network.netns;
+                for (interface, tap) in machine.interfaces.iter_mut().zip(network.taps) {
+                    interface.tap = tap;
                 }
             }
         }
-        Ok(())
     }
 }
 

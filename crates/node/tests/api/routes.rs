@@ -54,8 +54,7 @@ fn a_sandbox_is_paused_resumed_forked_and_told_things() {
     );
     assert_eq!(client.resume_sandbox("web", &ResumeSandbox::default()).unwrap().state, SandboxState::Running);
     let name = Some("fork".parse().expect("it is a name"));
-    let fork =
-        ForkSandbox { count: 3_u32.try_into().expect("a few"), name, labels: Labels::new(), prefault: None };
+    let fork = ForkSandbox { count: 3_u32.try_into().expect("a few"), name, ..ForkSandbox::default() };
     let forks = client.fork_sandbox("web", None, &fork).unwrap();
     let names: Vec<_> = forks.iter().filter_map(|fork| fork.name.as_deref()).collect();
     assert_eq!(names, ["fork-1", "fork-2", "fork-3"]);

@@ -77,14 +77,7 @@ impl Node {
     }
 
     fn resumed(&self, snapshot: &str, name: &str) {
-        let wanted = ResumeSnapshot {
-            count: Default::default(),
-            name: Some(name.parse().expect("it is legal")),
-            labels: Default::default(),
-            serve_before_seal: None,
-            taps: None,
-            prefault: None,
-        };
+        let wanted = ResumeSnapshot { name: Some(name.parse().expect("it is legal")), ..Default::default() };
         let resumed = self.client.resume_snapshot(snapshot, None, &wanted);
         assert!(resumed.is_ok(), "{resumed:?}; the log ends with:\n{}", self.place.log_end());
     }

@@ -12,6 +12,7 @@ use rekindle_kernel::{ProcessHandle, Signal};
 use rekindle_testkit::black_box::BlackBox;
 use rekindle_testkit::linux::kernel_or_skip;
 use rekindle_testkit::s3::{BUCKET, KEY_ID, S3Server, SECRET};
+use rekindle_testkit::skip::skipped;
 use rekindle_testkit::stores::Operation;
 
 use crate::machine_console::have_qemu;
@@ -36,6 +37,10 @@ struct Block {
 impl Block {
     fn needs_machines(&self) -> bool {
         self.text.contains("--kernel")
+    }
+
+    fn needs_namespaces(&self) -> bool {
+        self.text.contains("ip netns add")
     }
 
     fn has_a_daemon(&self) -> bool {
@@ -88,8 +93,38 @@ fn the_readmes_quickstart_with_machines_does_what_it_says() {
 #[test]
 fn every_command_block_of_the_documents_does_what_it_says() {
     for name in ["docs/operations.md", "docs/machines.md", "docs/firecracker.md"] {
-        page(name).iter().for_each(|block| run(name, block));
+        page(name).iter().filter(|block| !block.needs_namespaces()).for_each(|block| run(name, block));
     }
+}
+
+/// The network namespaces of an example, ended with this where the example has not done so.
+struct Namespaces;
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for number in 0..=10 {
+            // Most are gone.
+            let name = format!("clone-{number}");
+            Command::new("ip").args(["netns", "delete", &name]).stderr(Stdio::null()).status().ok();
+        }
+    }
+}
+
+#[test]
+fn the_example_of_clones_with_a_network_does_what_it_says() {
+    const TIER: &str = "the example of clones with a network";
+    // Not a skip: a kernel without tap devices has none to give a machine.
+    if !Path::new("/dev/net/tun").exists() || !have_qemu(TIER) {
+        return;
+    }
+    if !Command::new("nft").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        skipped(TIER, "there is no nft");
+        return;
+    }
+    let _ended = Namespaces;
+    let blocks: Vec<_> = page("docs/machines.md").into_iter().filter(Block::needs_namespaces).collect();
+    assert_eq!(blocks.len(), 1, "there is an example");
+    run("docs/machines.md", &blocks[0]);
 }
 
 fn run(page: &str, block: &Block) {

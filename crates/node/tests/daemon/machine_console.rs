@@ -70,6 +70,7 @@ fn machine(
         cpu: None,
         disks: Vec::new(),
         taps: Vec::new(),
+        netns: None,
     };
     CreateSandbox {
         domain: None,

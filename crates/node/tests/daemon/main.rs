@@ -18,6 +18,7 @@ mod jails;
 mod keeper_loss;
 mod key_rings;
 mod lives;
+mod machine_clones;
 mod machine_console;
 mod machine_network;
 mod machines;

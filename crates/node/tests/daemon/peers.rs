@@ -84,6 +84,7 @@ impl Peers {
             cpu: None,
             disks: vec![DiskImage { name: "data".to_owned(), image: image.display().to_string() }],
             taps: Vec::new(),
+            netns: None,
         };
         CreateSandbox {
             domain: None,

@@ -66,12 +66,7 @@ fn guests_whose_memory_is_too_much_together_are_refused_also_where_each_alone_is
     for told in ["guests that run may still take", "raise memory_overcommit"] {
         assert!(refused.to_string().contains(told), "{told}: {refused}");
     }
-    let forks = ForkSandbox {
-        count: 8_u32.try_into().expect("a few"),
-        name: None,
-        labels: Default::default(),
-        prefault: None,
-    };
+    let forks = ForkSandbox { count: 8_u32.try_into().expect("a few"), ..Default::default() };
     let refused = node.client.fork_sandbox("vm-0", None, &forks).expect_err("they are too many together");
     assert!(refused.to_string().contains("raise memory_overcommit"), "{refused}");
 }
@@ -112,12 +107,7 @@ fn clones_for_which_too_few_huge_pages_are_left_together_are_refused_before_the_
         assert!(refused.to_string().contains("huge pages of 2 MiB"), "{refused}");
         assert!(!refused.to_string().contains("could not be made"), "{refused}");
     };
-    let forks = ForkSandbox {
-        count: count.try_into().expect("a few"),
-        name: None,
-        labels: Default::default(),
-        prefault: None,
-    };
+    let forks = ForkSandbox { count: count.try_into().expect("a few"), ..Default::default() };
     assert_refused(node.client.fork_sandbox("a", None, &forks).expect_err("there are not so many"));
     assert_eq!(node.told("a").verify().expect("its guest verifies").mismatches, 0, "it runs on");
     assert!(

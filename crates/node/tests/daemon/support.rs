@@ -167,14 +167,7 @@ pub(crate) fn pause_as(name: &str) -> PauseSandbox {
 
 pub(crate) fn resume_as(name: &str, count: u32) -> ResumeSnapshot {
     let name = Some(name.parse().expect("it is a name"));
-    ResumeSnapshot {
-        count: count.try_into().expect("a few"),
-        name,
-        labels: Default::default(),
-        serve_before_seal: None,
-        taps: None,
-        prefault: None,
-    }
+    ResumeSnapshot { count: count.try_into().expect("a few"), name, ..Default::default() }
 }
 
 /// A share of single pages.

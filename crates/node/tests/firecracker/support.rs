@@ -96,6 +96,7 @@ impl Node {
             disk_directory: directory.path().join("vms"),
             log: Some(directory.path().join("firecracker.log")),
             seccomp: Seccomp::Filtered,
+            starter: program.into(),
             digests: Arc::new(FileDigests::default()),
         };
         let node = Self {
@@ -162,6 +163,7 @@ impl Node {
             command_line: "console=ttyS0 reboot=k panic=1".to_owned(),
             drives: Vec::new(),
             interfaces: Vec::new(),
+            netns: None,
             balloon: None,
             cpu_profile: None,
             tracking: TrackFrom::Start,

@@ -113,7 +113,7 @@ impl Host {
     pub(crate) fn launch(&self, key: &str, spec: &QemuSpec) -> Launch {
         let (boot_directory, log) = (self.boot_directory(), self.log(key));
         let disks = spec.options.disks.iter().map(|disk| self.disk_socket(key, &disk.name)).collect();
-        let places = Places { boot_directory, log, disks, taps: Vec::new() };
+        let places = Places { boot_directory, log, disks, taps: Vec::new(), netns: None };
         Launch::new(&self.program, spec, places).expect("it fits this host")
     }
 

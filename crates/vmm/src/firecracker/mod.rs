@@ -60,6 +60,8 @@ pub struct Places {
     pub log: Option<PathBuf>,
     /// Filter of Firecracker's system calls.
     pub seccomp: Seccomp,
+    /// The program `rekindle`, which enters a network namespace.
+    pub starter: PathBuf,
     /// Known digests of boot files and read-only disks.
     pub digests: Arc<FileDigests>,
 }

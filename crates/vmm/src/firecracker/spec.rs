@@ -34,6 +34,9 @@ pub struct FirecrackerSpec {
     /// Its network interfaces.
     #[serde(default)]
     pub interfaces: Vec<Interface>,
+    /// The file of the network namespace it runs in; none: the keeper's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
     /// The balloon, by which memory can be taken back from the guest.
     #[serde(default)]
     pub balloon: Option<Balloon>,

@@ -18,6 +18,7 @@ use super::jailer::Jailer;
 use super::kept::{CAPTURE, FirecrackerFacts, Origin, PRINTED, STATE, TYPED};
 use super::spec::{Drive, DriveContent, FirecrackerSpec};
 use super::{CallError, FirecrackerError, FirecrackerGuest, Places, Seccomp};
+use crate::namespace::Namespace;
 use crate::qemu::BootFile;
 use crate::serial_line::{SerialLine, VmmEnds};
 use crate::vmm_process::{ProcessError, Unfinished, VmmProcess};
@@ -213,7 +214,11 @@ impl<'a> Prepared<'a> {
             fds.extend([(Role::Child(MEMORY_FD), memory), (Role::Held(CAPTURE), memory)]);
             fds.extend([(Role::Child(STATE_FD), state), (Role::Held(STATE), state)]);
         }
-        let process = VmmProcess::spawn_under(keeper, key, &self.spawn(), &fds)?;
+        let spawn = match self.spec.netns.clone() {
+            Some(file) => Namespace { file, starter: self.places.starter.clone() }.enter(self.spawn()),
+            None => self.spawn(),
+        };
+        let process = VmmProcess::spawn_under(keeper, key, &spawn, &fds)?;
         let calls = Calls::at(self.directory.api());
         wait_for_api(&calls, process.process(), self.directory.api())?;
         let mut found = self.found.clone();

@@ -58,7 +58,10 @@ pub(super) fn spawn(launch: &Launch, memory: &Memfd, beginning: Beginning<'_>) -
             spawn.environment.push((USER_FAULTS.into(), "1".into()));
         }
     }
-    spawn
+    match &launch.places.netns {
+        Some(namespace) => namespace.enter(spawn),
+        None => spawn,
+    }
 }
 
 fn numbers_of(memory: &Memfd) -> OsString {
@@ -178,6 +181,7 @@ mod tests {
             log: "/run/log".into(),
             disks: vec!["/run/a,b.sock".into(), "/run/c.sock".into()],
             taps: vec!["tap0".to_owned()],
+            netns: None,
         };
         let spec = options.settle(&program).expect("it can be made");
         let launch = Launch::new(&program, &spec, places).expect("it fits");

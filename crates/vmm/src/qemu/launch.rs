@@ -7,6 +7,7 @@ use rekindle_kernel::PAGE_BYTES;
 use super::misfit::Misfit;
 use super::program::{QemuProgram, host_cpu};
 use super::spec::{QemuOptions, QemuSpec};
+use crate::namespace::Namespace;
 
 /// Longest path of a unix socket (sun_path, unix(7)).
 const SOCKET_BYTES_MAX: usize = 107;
@@ -24,6 +25,8 @@ pub struct Places {
     pub disks: Vec<PathBuf>,
     /// The tap device of each network device, in the machine's order. It exists already.
     pub taps: Vec<String>,
+    /// The network namespace that QEMU runs in; none: the keeper's.
+    pub netns: Option<Namespace>,
 }
 
 /// A machine that can be started here.
@@ -182,7 +185,7 @@ mod tests {
 
         fn places(&self) -> Places {
             let boot_directory = self.directory.path().to_owned();
-            Places { boot_directory, log: "/log".into(), disks: Vec::new(), taps: Vec::new() }
+            Places { boot_directory, log: "/log".into(), disks: Vec::new(), taps: Vec::new(), netns: None }
         }
 
         fn misfit(&self, spec: &QemuSpec) -> String {

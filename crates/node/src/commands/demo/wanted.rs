@@ -45,6 +45,7 @@ fn machine_of(arguments: &DemoArguments, guest: MachineWord, place: &Path) -> an
         cpu: None,
         disks: Vec::new(),
         taps: Vec::new(),
+        netns: None,
     })
 }
 

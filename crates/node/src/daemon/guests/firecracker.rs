@@ -27,6 +27,7 @@ use crate::daemon::boot_directory::{boot_directory, keep_boot_files};
 use crate::daemon::guest_files::{log_name, machine_directory};
 use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
+use crate::daemon::network::Network;
 use crate::daemon::spec::{GuestSpec, RecordedVmm};
 use crate::settings::FirecrackerSettings;
 
@@ -42,7 +43,7 @@ struct DrivenFirecracker(FirecrackerGuest);
 /// The requested machine; its boot files are kept from here on.
 pub(in crate::daemon) fn settle(
     host: &Host,
-    machine: &Machine,
+    (machine, network): (&Machine, Network),
     (memory_bytes, backing): (u64, MemoryBacking),
     disks: &[(VolumeName, u64)],
     asker: &Asker,
@@ -67,13 +68,11 @@ pub(in crate::daemon) fn settle(
         interfaces: machine
             .taps
             .iter()
+            .zip(network.taps)
             .enumerate()
-            .map(|(at, tap)| Interface {
-                id: format!("eth{at}"),
-                tap: tap.device.0.clone(),
-                guest_mac: tap.mac.clone(),
-            })
+            .map(|(at, (asked, tap))| Interface { id: format!("eth{at}"), tap, guest_mac: asked.mac.clone() })
             .collect(),
+        netns: network.netns,
         balloon: None,
         cpu_profile: machine.cpu.clone(),
         tracking: TrackFrom::Start,
@@ -152,6 +151,7 @@ fn places(host: &Host, id: Uuid) -> anyhow::Result<Places> {
         run_directory: host.run_directory.clone(),
         disk_directory: machine_directory(&host.state_directory),
         log: Some(host.run_directory.join(log_name(id))),
+        starter: host.keeping.program().to_owned(),
         seccomp: if *seccomp { Seccomp::Filtered } else { Seccomp::Unfiltered },
         digests: Arc::clone(&host.file_digests),
     })

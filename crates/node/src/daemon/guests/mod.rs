@@ -137,7 +137,7 @@ impl GuestSpec {
             Self::Process { memory_bytes, backing } => {
                 process::start(host, id, *memory_bytes, *backing, None)
             }
-            Self::Qemu { machine, taps } => qemu::start(host, id, machine, taps, base),
+            Self::Qemu { machine, .. } => qemu::start(host, id, machine, self.network(), base),
             Self::Firecracker { machine } => firecracker::start(host, id, machine, base),
         }
     }
@@ -153,6 +153,9 @@ impl GuestSpec {
 
     /// A missing thing that a resume here needs, as far as it is seen at a glance.
     pub(super) fn absent_here(&self, host: &Host) -> Option<String> {
+        if let Some(netns) = self.network().netns.filter(|netns| !netns.exists()) {
+            return Some(format!("its network namespace {} is gone", netns.display()));
+        }
         match self {
             Self::Process { .. } => None,
             Self::Qemu { machine, .. } => qemu::absent_here(host, machine),
@@ -182,7 +185,9 @@ impl GuestSpec {
             Self::Process { memory_bytes, backing } => {
                 process::start(host, id, *memory_bytes, *backing, Some(handover))
             }
-            Self::Qemu { machine, taps } => qemu::start_served(host, id, machine, taps, base, handover),
+            Self::Qemu { machine, .. } => {
+                qemu::start_served(host, id, machine, self.network(), base, handover)
+            }
             Self::Firecracker { machine } => firecracker::start_served(host, id, machine, base, handover),
         }
     }

@@ -20,6 +20,7 @@ use rekindle_keeper::{Held, KeeperClient, KeeperError};
 use rekindle_kernel::PageKind;
 use rekindle_vmm::DEVICE_STATE;
 use rekindle_vmm::kernel_format::KernelFormats;
+use rekindle_vmm::namespace::Namespace;
 use rekindle_vmm::qemu::{
     self, DiskSpec, KeptParts, Launch, MachineWatch, NicSpec, Places, QemuGuest, QemuOptions, QemuProgram,
     QemuSpec,
@@ -34,6 +35,7 @@ use crate::daemon::boot_directory::{boot_directory, keep_boot_files};
 use crate::daemon::guest_files::log_name;
 use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
+use crate::daemon::network::Network;
 use crate::daemon::record::RecordedGuest;
 use crate::daemon::spec::RecordedVmm;
 
@@ -93,11 +95,11 @@ pub(super) fn start(
     host: &Host,
     id: Uuid,
     spec: &QemuSpec,
-    taps: &[String],
+    network: Network,
     base: Option<&Arc<Snapshot>>,
 ) -> anyhow::Result<Box<dyn Guest>> {
     let disks = disks::begin(host, id, &volumes(spec)?, base)?;
-    let launch = launch(host, id, spec, taps, &disks)?;
+    let launch = launch(host, id, spec, network, &disks)?;
     let guest = QemuGuest::start(&host.keeping.client(), &guest_key(id), &launch)?;
     Ok(Box::new(DrivenQemu { guest, disks }))
 }
@@ -106,7 +108,7 @@ pub(super) fn start_served(
     host: &Host,
     id: Uuid,
     spec: &QemuSpec,
-    taps: &[String],
+    network: Network,
     base: &Arc<Snapshot>,
     handover: &Path,
 ) -> anyhow::Result<Box<dyn Guest>> {
@@ -117,7 +119,7 @@ pub(super) fn start_served(
     let rounded = whole_pages(spec);
     rounded.check_volumes(u64::from(base.memory().pages()) * 4096, &found)?;
     let disks = disks::begin(host, id, &volumes(spec)?, Some(base))?;
-    let launch = launch(host, id, spec, taps, &disks)?;
+    let launch = launch(host, id, spec, network, &disks)?;
     let guest = QemuGuest::resume(&host.keeping.client(), &guest_key(id), &launch, handover)?;
     Ok(Box::new(DrivenQemu { guest, disks }))
 }
@@ -142,14 +144,15 @@ fn launch(
     host: &Host,
     id: Uuid,
     spec: &QemuSpec,
-    taps: &[String],
+    network: Network,
     disks: &[NamedDisk],
 ) -> anyhow::Result<Launch> {
     let places = Places {
         boot_directory: boot_directory(host),
         log: log(host, id),
         disks: disks.iter().map(|disk| disk.socket().to_owned()).collect(),
-        taps: taps.to_vec(),
+        taps: network.taps,
+        netns: network.netns.map(|file| Namespace { file, starter: host.keeping.program().to_owned() }),
     };
     Ok(Launch::new(&host.qemu.get()?, spec, places)?)
 }

@@ -4,6 +4,7 @@ use rekindle_api::types::{Accelerator, Board, ShownBootFile, ShownDisk, ShownMac
 use rekindle_vmm::firecracker::FirecrackerSpec;
 use rekindle_vmm::qemu::{self, BootFile, QemuSpec};
 
+use crate::daemon::network::Network;
 use crate::daemon::spec::{GuestSpec, RecordedVmm};
 
 impl GuestSpec {
@@ -11,13 +12,13 @@ impl GuestSpec {
     pub(in crate::daemon) fn shown_machine(&self, running: Option<&RecordedVmm>) -> Option<ShownMachine> {
         match self {
             Self::Process { .. } => None,
-            Self::Qemu { machine, taps } => Some(of_qemu(machine, taps.clone())),
-            Self::Firecracker { machine } => Some(of_firecracker(machine, running)),
+            Self::Qemu { machine, .. } => Some(of_qemu(machine, self.network())),
+            Self::Firecracker { machine } => Some(of_firecracker(machine, running, self.network())),
         }
     }
 }
 
-fn of_qemu(spec: &QemuSpec, taps: Vec<String>) -> ShownMachine {
+fn of_qemu(spec: &QemuSpec, network: Network) -> ShownMachine {
     let options = &spec.options;
     ShownMachine {
         vmm_version: Some(spec.qemu_version.to_string()),
@@ -39,11 +40,12 @@ fn of_qemu(spec: &QemuSpec, taps: Vec<String>) -> ShownMachine {
             .iter()
             .map(|disk| ShownDisk { name: disk.name.clone(), bytes: disk.bytes })
             .collect(),
-        taps,
+        netns: network.shown_netns(),
+        taps: network.taps,
     }
 }
 
-fn of_firecracker(spec: &FirecrackerSpec, running: Option<&RecordedVmm>) -> ShownMachine {
+fn of_firecracker(spec: &FirecrackerSpec, running: Option<&RecordedVmm>, network: Network) -> ShownMachine {
     let runs = running.and_then(|vmm| match vmm {
         RecordedVmm::Firecracker(facts) => Some(&facts.found),
         RecordedVmm::Process(_) | RecordedVmm::Qemu { .. } => None,
@@ -63,7 +65,8 @@ fn of_firecracker(spec: &FirecrackerSpec, running: Option<&RecordedVmm>) -> Show
             .iter()
             .map(|drive| ShownDisk { name: drive.id.clone(), bytes: drive.bytes })
             .collect(),
-        taps: spec.interfaces.iter().map(|interface| interface.tap.clone()).collect(),
+        netns: network.shown_netns(),
+        taps: network.taps,
     }
 }
 
