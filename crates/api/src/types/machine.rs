@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Netns, TapName, schemas, shapes};
+use super::{Netns, Reference, TapName, schemas, shapes};
 
 /// A virtual machine to be started. Paths are those of the daemon's machine, and absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -38,6 +38,10 @@ pub struct Machine {
     #[serde(default, deserialize_with = "shapes::objects")]
     #[schema(max_items = 8)]
     pub disks: Vec<DiskImage>,
+    /// A snapshot on whose disks it boots, in place of `disks`; its memory begins empty and has as many bytes as there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub disks_of: Option<Reference>,
     /// Its network devices: tap devices that are there already.
     #[serde(default, deserialize_with = "shapes::objects")]
     #[schema(max_items = 8)]

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use rekindle_api::limits;
-use rekindle_api::types::{Accelerator, Board, DiskImage, Machine, Netns, Tap, TapName, VmmKind};
+use rekindle_api::types::{Accelerator, Board, DiskImage, Machine, Netns, Reference, Tap, TapName, VmmKind};
+
+use uuid::Uuid;
 
 use super::numbers::number;
 
@@ -40,6 +42,9 @@ pub struct MachineArguments {
     /// A disk that begins as a copy of a raw image; can be given again
     #[arg(long = "disk", value_name = "[NAME=]FILE", requires = "kernel")]
     disks: Vec<String>,
+    /// Boot on the disks of this snapshot instead, with empty memory
+    #[arg(long, value_name = "NAME|ID", requires = "kernel", conflicts_with = "disks")]
+    pub disks_of: Option<String>,
     /// A network device at this existing tap device; can be given again
     #[arg(long = "tap", value_name = "DEVICE[,MAC]", requires = "kernel")]
     taps: Vec<String>,
@@ -74,8 +79,9 @@ enum AcceleratorWord {
 }
 
 impl MachineArguments {
-    /// The VMM of the guest, and its machine if it is a virtual one. Paths are made absolute.
-    pub fn machine(&self) -> anyhow::Result<(VmmKind, Option<Machine>)> {
+    /// The VMM of the guest, and its machine if it is a virtual one, on the disks of that snapshot if one is named. Paths
+    /// are made absolute.
+    pub fn machine(&self, disks_of: Option<Uuid>) -> anyhow::Result<(VmmKind, Option<Machine>)> {
         let Some(kernel) = &self.kernel else { return Ok((VmmKind::Process, None)) };
         let vmm = match self.vmm {
             None | Some(VmmWord::Qemu) => VmmKind::Qemu,
@@ -101,6 +107,7 @@ impl MachineArguments {
                 .enumerate()
                 .map(|(at, word)| disk(at, word))
                 .collect::<Result<_, _>>()?,
+            disks_of: disks_of.map(Reference::from),
             taps: self.taps.iter().map(|word| tap(word)).collect(),
             netns: self.netns.clone().map(Netns),
         };

@@ -5,12 +5,13 @@ use clap::{Args, ValueEnum};
 use rekindle_api::limits;
 use rekindle_api::types::{CreateSandbox, MemoryBacking, Name, VmmKind};
 use rekindle_engine::identity::DomainName;
+use uuid::Uuid;
 
 use super::machine::MachineArguments;
 use super::session::Session;
 use super::shown;
 use super::status::Status;
-use super::target::{LabelArguments, bracketed_id, sandbox_title};
+use super::target::{LabelArguments, Target, bracketed_id, sandbox_title, snapshot_of};
 use crate::settings::parse_size;
 
 /// The sandbox to start.
@@ -23,8 +24,9 @@ pub struct RunArguments {
     #[arg(long)]
     name: Option<Name>,
     /// Guest memory, such as 512MiB: a multiple of 4KiB (of 2MiB for huge pages)
-    #[arg(long, short, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
-    memory: u64,
+    /// [default: 256MiB; with --disks-of, that of the snapshot]
+    #[arg(long, short, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
     /// Kind of guest memory
     #[arg(long, value_enum, default_value_t = BackingWord::Shared)]
     backing: BackingWord,
@@ -40,6 +42,9 @@ pub struct RunArguments {
     idempotency_key: Option<String>,
 }
 
+/// Guest memory where nothing is said.
+const MEMORY_BYTES: u64 = 256 << 20;
+
 /// Kind of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackingWord {
@@ -53,12 +58,12 @@ pub enum BackingWord {
 
 impl RunArguments {
     /// Checks that a guest can have this much memory.
-    fn check_memory(&self) -> anyhow::Result<()> {
+    fn check_memory(&self, bytes: u64) -> anyhow::Result<()> {
         let (unit, word) = match self.backing {
             BackingWord::Shared | BackingWord::Private => (4 << 10, "4KiB"),
             BackingWord::Huge => (2 << 20, "2MiB, as --backing huge needs"),
         };
-        let (bytes, most) = (self.memory, limits::MEMORY_BYTES_MAX);
+        let most = limits::MEMORY_BYTES_MAX;
         if (1..=most).contains(&bytes) && bytes.is_multiple_of(unit) {
             return Ok(());
         }
@@ -71,16 +76,29 @@ impl RunArguments {
     }
 }
 
+/// The snapshot whose disks a machine boots on, with the bytes of its memory.
+fn snapshot_with_disks(session: &Session, word: &str) -> anyhow::Result<(Uuid, u64)> {
+    let client = session.client()?;
+    let id = snapshot_of(&Target::find(&client, word)?)?;
+    let snapshot = client.snapshot(&id.to_string())?;
+    Ok((id, snapshot.volumes.first().map_or(MEMORY_BYTES, |memory| memory.bytes)))
+}
+
 /// Starts it.
 pub fn run(session: &Session, arguments: &RunArguments) -> anyhow::Result<Status> {
-    arguments.check_memory()?;
-    let (vmm, machine) = arguments.machine.machine()?;
+    let disks_of = arguments.machine.disks_of.as_ref();
+    let disks_of = disks_of.map(|word| snapshot_with_disks(session, word)).transpose()?;
+    let default = disks_of.map_or(MEMORY_BYTES, |(_, memory_bytes)| memory_bytes);
+    let memory_bytes = arguments.memory.unwrap_or(default);
+    arguments.check_memory(memory_bytes)?;
+    let (vmm, machine) = arguments.machine.machine(disks_of.map(|(id, _)| id))?;
+    let client = session.client()?;
     let wanted = CreateSandbox {
         name: arguments.word.clone().or_else(|| arguments.name.clone()),
         labels: arguments.labels.labels()?,
         domain: arguments.domain.clone(),
         vmm,
-        memory_bytes: arguments.memory,
+        memory_bytes,
         backing: match arguments.backing {
             BackingWord::Shared => MemoryBacking::Shared,
             BackingWord::Private => MemoryBacking::Private,
@@ -88,7 +106,6 @@ pub fn run(session: &Session, arguments: &RunArguments) -> anyhow::Result<Status
         },
         machine,
     };
-    let client = session.client()?;
     let sandbox = session
         .output
         .during("starting", || client.create_sandbox(arguments.idempotency_key.as_deref(), &wanted))?;

@@ -26,15 +26,24 @@ impl Sandboxes {
             return Ok(entry.show());
         }
         chosen.refuse_if_gone(Made::Sandbox, &[id])?;
-        let domain = self.host.engine.domain(wanted.domain.as_ref())?;
+        let disks_of = wanted.machine.as_ref().and_then(|machine| machine.disks_of.as_ref());
+        let disks_of = disks_of.map(|reference| self.snapshots.with_disks(reference, &wanted)).transpose()?;
+        let domain = match &disks_of {
+            Some(known) => known.snapshot.domain().clone(),
+            None => self.host.engine.domain(wanted.domain.as_ref())?,
+        };
         let name = self.registry.reserve(wanted.name.as_ref())?;
         let network = network_of(&wanted)?;
         self.check_networks(std::slice::from_ref(&network))?;
         self.room.check_pausable(wanted.memory_bytes)?;
-        let disks = wanted.machine.as_ref().map_or(0, |machine| machine.disks.len());
+        let disks = match &disks_of {
+            Some(known) => known.snapshot.volumes().len() - 1,
+            None => wanted.machine.as_ref().map_or(0, |machine| machine.disks.len()),
+        };
         let room = self.room.promise(&Needed::of(wanted.memory_bytes, wanted.backing, disks))?;
         let machine = wanted.machine.as_ref().map(|_| self.boot_files.begin_machine());
-        let (spec, images) = self.made_of(id, (&wanted, network), &domain, &asked.asker)?;
+        let (spec, images) =
+            self.made_of(id, (&wanted, network, disks_of.as_ref()), &domain, &asked.asker)?;
         let made = self.create_of(&mut chosen, wanted, (spec, domain, &room), asked, images.as_ref());
         let entry = made.inspect_err(|_| self.forget_images(images.as_ref()))?;
         machine.into_iter().for_each(MachineInMaking::made);

@@ -14,7 +14,7 @@ use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::geometry::pages_covering;
 use rekindle_engine::identity::{DomainName, SnapshotId, VolumeName};
 use rekindle_engine::page_set::PageSet;
-use rekindle_engine::pause::{Base, PausedGuest, PausedVolume};
+use rekindle_engine::pause::{Base, PausePermit, PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_input::asker::Asker;
 use rekindle_kernel::{Memfd, PageKind};
@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::about::About;
 use super::guests::{firecracker, qemu};
+use super::known::Known;
 use super::network::Network;
 use super::problems::{guest_failed, no_room_for_disks};
 use super::sandboxes::Sandboxes;
@@ -32,7 +33,7 @@ impl Sandboxes {
     pub(super) fn made_of(
         &self,
         sandbox: Uuid,
-        (wanted, network): (&CreateSandbox, Network),
+        (wanted, network, disks_of): (&CreateSandbox, Network, Option<&Known>),
         domain: &DomainName,
         asker: &Asker,
     ) -> Answer<(GuestSpec, Option<Arc<EngineSnapshot>>)> {
@@ -49,7 +50,10 @@ impl Sandboxes {
             return Err(Problem::new(Code::InvalidRequest, why));
         }
         let images = machine.disks.iter().map(open_image).collect::<Answer<Vec<_>>>()?;
-        let disks: Vec<_> = images.iter().map(|image| (image.name.clone(), image.file.bytes())).collect();
+        let disks = match disks_of.and_then(|known| known.about.spec.as_ref()) {
+            Some(spec) => spec.disks().into_iter().map(of_volume).collect::<Answer<Vec<_>>>()?,
+            None => images.iter().map(|image| (image.name.clone(), image.file.bytes())).collect(),
+        };
         let spec = match wanted.vmm {
             VmmKind::Process | VmmKind::Qemu => {
                 qemu::settle(&self.host, machine, memory_bytes, &disks, asker).map(|settled| {
@@ -62,9 +66,11 @@ impl Sandboxes {
             }
         };
         let spec = spec.map_err(guest_failed)?;
-        let base = match images.is_empty() {
-            true => None,
-            false => Some(self.first_snapshot(sandbox, domain, (memory_bytes, backing), images, asker)?),
+        let memory = (memory_bytes, backing);
+        let base = match disks_of {
+            Some(known) => Some(self.with_empty_memory(sandbox, &known.snapshot, memory, asker)?),
+            None if images.is_empty() => None,
+            None => Some(self.first_snapshot(sandbox, domain, memory, images, asker)?),
         };
         Ok((spec, base))
     }
@@ -90,8 +96,36 @@ impl Sandboxes {
             Ok(imported.into_volume(name))
         };
         let disks = images.into_iter().map(import).collect::<Answer<Vec<_>>>()?;
-        let memory = empty_memory(memory_bytes, backing).map_err(guest_failed)?;
-        let volumes = std::iter::once(memory).chain(disks).collect();
+        let memory = empty_volume(VolumeName::memory(), memory_bytes, backing).map_err(guest_failed)?;
+        self.images_of(sandbox, permit, std::iter::once(memory).chain(disks).collect())
+    }
+
+    /// A child of a snapshot that has its disks, and memory without a byte.
+    fn with_empty_memory(
+        &self,
+        sandbox: Uuid,
+        parent: &Arc<EngineSnapshot>,
+        (memory_bytes, backing): (u64, MemoryBacking),
+        asker: &Asker,
+    ) -> Answer<Arc<EngineSnapshot>> {
+        let permit = self.host.engine.permit_pause_while(Base::Snapshot(parent), 0, &asker.still_waits())?;
+        let mut memory = empty_volume(VolumeName::memory(), memory_bytes, backing).map_err(guest_failed)?;
+        memory.pages.zero = PageSet::full(memory.pages.zero.pages());
+        let disks = parent.volumes()[1..].iter().map(|disk| {
+            let bytes = u64::from(disk.view.pages()) * 4096;
+            empty_volume(disk.name.clone(), bytes, MemoryBacking::Shared).map_err(guest_failed)
+        });
+        let volumes = std::iter::once(Ok(memory)).chain(disks).collect::<Answer<_>>()?;
+        self.images_of(sandbox, permit, volumes)
+    }
+
+    /// A snapshot that is the disks of a sandbox's machine before its first start.
+    fn images_of(
+        &self,
+        sandbox: Uuid,
+        permit: PausePermit,
+        volumes: Vec<PausedVolume>,
+    ) -> Answer<Arc<EngineSnapshot>> {
         let labels = Labels::images_of(sandbox);
         let mut blobs = BTreeMap::new();
         About { labels, ..About::default() }.put_into(&mut blobs);
@@ -135,17 +169,25 @@ fn open_image(disk: &DiskImage) -> Answer<NamedImage> {
     Ok(NamedImage { name, path: disk.image.clone(), file })
 }
 
+/// The volume of a disk of these facts.
+fn of_volume((name, bytes): (&str, u64)) -> Answer<(VolumeName, u64)> {
+    let name = VolumeName::from_str(name)
+        .map_err(|error| Problem::new(Code::InvalidRequest, format!("disk {name}: {error}")))?;
+    Ok((name, bytes))
+}
+
 fn wrong_image(disk: &str, path: &str, error: &ImportError) -> Problem {
     Problem::new(Code::InvalidRequest, format!("disk {disk}: {path}: {error}"))
 }
 
-fn empty_memory(bytes: u64, backing: MemoryBacking) -> anyhow::Result<PausedVolume> {
-    let pages = pages_covering(bytes).context("it is more memory than a volume can have")?;
+/// A volume of which nothing was kept.
+fn empty_volume(name: VolumeName, bytes: u64, backing: MemoryBacking) -> anyhow::Result<PausedVolume> {
+    let pages = pages_covering(bytes).context("it is more than a volume can have")?;
     let page_kind = if backing.is_huge() { PageKind::Huge } else { PageKind::Small };
     Ok(PausedVolume {
-        name: VolumeName::memory(),
+        name,
         page_kind,
-        memfd: Memfd::create("rekindle-empty-memory", bytes, PageKind::Small)?,
+        memfd: Memfd::create("rekindle-empty-volume", bytes, PageKind::Small)?,
         pages: CapturedPages { kept: PageSet::new(pages), zero: PageSet::new(pages) },
     })
 }

@@ -75,7 +75,7 @@ impl Needed {
 
     /// Needs of a guest with these parts.
     pub(super) fn by(spec: &GuestSpec) -> Self {
-        Self::of(spec.memory_bytes(), spec.backing(), spec.disks())
+        Self::of(spec.memory_bytes(), spec.backing(), spec.disks().len())
     }
 
     /// Needs of a guest that others start and that is served: its memory is their matter.

@@ -7,7 +7,7 @@ use rekindle_api::control::{Answer, Asked};
 use rekindle_api::limits;
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
-    ListQuery, Name, PlacedLayer, Placement, Reference, Snapshot, SnapshotList, SnapshotState,
+    CreateSandbox, ListQuery, Name, PlacedLayer, Placement, Reference, Snapshot, SnapshotList, SnapshotState,
     StoreVerification, StoreVerificationState, StoredSnapshotList, Verification,
 };
 use rekindle_engine::engine::ForgetError;
@@ -88,6 +88,29 @@ impl Snapshots {
             return Err(Problem::new(Code::Lost, why).snapshot(known.snapshot.id()));
         }
         Ok(known)
+    }
+
+    /// A snapshot on whose disks a new sandbox may boot: of a machine with as much memory, in the sandbox's domain.
+    pub(super) fn with_disks(&self, reference: &Reference, wanted: &CreateSandbox) -> Answer<Known> {
+        let known = self.readable(reference)?;
+        let refused = |why: String| Err(Problem::new(Code::WrongState, why).snapshot(known.snapshot.id()));
+        let memory_bytes = u64::from(known.snapshot.memory().pages()) * 4096;
+        let domain = known.snapshot.domain();
+        if wanted.machine.as_ref().is_some_and(|machine| !machine.disks.is_empty()) {
+            refused("`disks_of` stands in place of `disks`: leave one of them out".to_owned())
+        } else if known.about.spec.as_ref().is_none_or(|spec| spec.disks().is_empty()) {
+            refused(format!("{} has no disks", known.called()))
+        } else if memory_bytes != wanted.memory_bytes {
+            refused(format!(
+                "a machine on the disks of {} has as much memory as it: {memory_bytes} bytes, not {}",
+                known.called(),
+                wanted.memory_bytes
+            ))
+        } else if wanted.domain.as_ref().is_some_and(|wanted| wanted != domain) {
+            refused(format!("{} is of the domain {domain}, and so is a machine on its disks", known.called()))
+        } else {
+            Ok(known)
+        }
     }
 
     /// All snapshots in the store, oldest first.

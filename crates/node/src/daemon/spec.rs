@@ -103,12 +103,16 @@ impl GuestSpec {
         std::iter::once(kernel).chain(initrd).collect()
     }
 
-    /// Number of its disks.
-    pub(super) fn disks(&self) -> usize {
+    /// The names and bytes of its disks, each a volume of its snapshots.
+    pub(super) fn disks(&self) -> Vec<(&str, u64)> {
         match self {
-            Self::Process { .. } => 0,
-            Self::Qemu { machine, .. } => machine.options.disks.len(),
-            Self::Firecracker { machine } => machine.drives.len(),
+            Self::Process { .. } => Vec::new(),
+            Self::Qemu { machine, .. } => {
+                machine.options.disks.iter().map(|disk| (disk.name.as_str(), disk.bytes)).collect()
+            }
+            Self::Firecracker { machine } => {
+                machine.writable_drives().map(|(drive, _)| (drive.id.as_str(), drive.bytes)).collect()
+            }
         }
     }
 

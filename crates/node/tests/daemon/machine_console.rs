@@ -69,6 +69,7 @@ fn machine(
         accelerator: Some(accelerator),
         cpu: None,
         disks: Vec::new(),
+        disks_of: None,
         taps: Vec::new(),
         netns: None,
     };

@@ -20,6 +20,7 @@ mod key_rings;
 mod lives;
 mod machine_clones;
 mod machine_console;
+mod machine_disks;
 mod machine_network;
 mod machines;
 mod older_catalogs;

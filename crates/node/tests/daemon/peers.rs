@@ -83,6 +83,7 @@ impl Peers {
             accelerator: None,
             cpu: None,
             disks: vec![DiskImage { name: "data".to_owned(), image: image.display().to_string() }],
+            disks_of: None,
             taps: Vec::new(),
             netns: None,
         };

@@ -153,7 +153,7 @@ fn what_there_cannot_be_is_refused_before_anything_is_asked() {
         id: id.to_owned(),
         bytes,
         is_root: false,
-        content: DriveContent::Writable("/image".into()),
+        content: DriveContent::Writable(Some("/image".into())),
     };
     let wrong: [(FirecrackerSpec, IsIt); 9] = [
         (FirecrackerSpec { cpus: 0, ..good.clone() }, |error| matches!(error, SpecError::Cpus { cpus: 0 })),

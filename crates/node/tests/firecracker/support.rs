@@ -177,7 +177,7 @@ impl Node {
         let mut image = File::create(&path).expect("the directory can be written");
         image.write_all(content).expect("there is room");
         image.set_len(bytes).expect("there is room");
-        Drive { id: id.to_owned(), bytes, is_root: false, content: DriveContent::Writable(path) }
+        Drive { id: id.to_owned(), bytes, is_root: false, content: DriveContent::Writable(Some(path)) }
     }
 
     pub(crate) fn next_key(&self) -> String {

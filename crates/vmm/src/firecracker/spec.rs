@@ -93,9 +93,9 @@ pub struct Drive {
 pub enum DriveContent {
     /// In a file that is never written, the same for every resume.
     ReadOnly(BootFile),
-    /// In a file of the VM's own. It begins as a copy of the image at this absolute path, and is a volume of every
-    /// snapshot.
-    Writable(PathBuf),
+    /// In a file of the VM's own, which is a volume of every snapshot. It begins as a copy of the image at this absolute
+    /// path, or as a volume of a snapshot where there is none.
+    Writable(Option<PathBuf>),
 }
 
 /// A network interface.
@@ -266,9 +266,9 @@ impl FirecrackerSpec {
 
     fn check_paths(&self) -> Result<(), SpecError> {
         let boot = [Some(&self.kernel), self.initrd.as_ref()].into_iter().flatten().map(|file| &file.path);
-        let mut all = boot.chain(self.drives.iter().map(|drive| match &drive.content {
-            DriveContent::ReadOnly(file) => &file.path,
-            DriveContent::Writable(image) => image,
+        let mut all = boot.chain(self.drives.iter().filter_map(|drive| match &drive.content {
+            DriveContent::ReadOnly(file) => Some(&file.path),
+            DriveContent::Writable(image) => image.as_ref(),
         }));
         match all.find(|path| !path.is_absolute()) {
             Some(path) => Err(SpecError::RelativePath { path: path.clone() }),

@@ -152,7 +152,7 @@ impl<'a> Prepared<'a> {
                     let placed = self.directory.place(&file.path, &drive.file_name());
                     placed.map_err(FirecrackerError::file("placing", &file.path))?;
                 }
-                DriveContent::Writable(image) => self.make_writable(drive, image, disks)?,
+                DriveContent::Writable(image) => self.make_writable(drive, image.as_deref(), disks)?,
             }
         }
         Ok(())
@@ -161,7 +161,7 @@ impl<'a> Prepared<'a> {
     fn make_writable(
         &self,
         drive: &Drive,
-        image: &Path,
+        image: Option<&Path>,
         disks: Option<DriveSource<'_>>,
     ) -> Result<(), FirecrackerError> {
         let path = self.directory.file(&drive.file_name());
@@ -172,6 +172,7 @@ impl<'a> Prepared<'a> {
             let beside = self.directory.beside(&drive.file_name());
             chunks.save(&beside).map_err(FirecrackerError::file("writing", beside))?;
         } else {
+            let image = image.ok_or_else(|| FirecrackerError::NoVolume { drive: drive.id.clone() })?;
             let source = RegularFile::open(image, u64::MAX).map_err(std::io::Error::from);
             let source = source.map_err(FirecrackerError::file("opening", image))?.into_file();
             let found =

@@ -44,6 +44,7 @@ fn machine_of(arguments: &DemoArguments, guest: MachineWord, place: &Path) -> an
         accelerator: Some(arguments.accelerator.into()),
         cpu: None,
         disks: Vec::new(),
+        disks_of: None,
         taps: Vec::new(),
         netns: None,
     })

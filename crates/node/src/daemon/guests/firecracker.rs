@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use rekindle_api::types::{DiskImage, Machine, MemoryBacking};
+use rekindle_api::types::{Machine, MemoryBacking};
 use rekindle_engine::identity::VolumeName;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
@@ -51,11 +51,12 @@ pub(in crate::daemon) fn settle(
     let directory = boot_directory(host);
     let (kernel, initrd) =
         keep_boot_files(&directory, machine, KernelFormats::FIRECRACKER, memory_bytes, asker)?;
-    let drive = |(at, (disk, (_, bytes))): (usize, (&DiskImage, &(VolumeName, u64)))| Drive {
-        id: disk.name.clone(),
+    let image = |at: usize| machine.disks.get(at).map(|disk| PathBuf::from(&disk.image));
+    let drive = |(at, (name, bytes)): (usize, &(VolumeName, u64))| Drive {
+        id: name.to_string(),
         bytes: *bytes,
         is_root: at == 0 && machine.initrd.is_none(),
-        content: DriveContent::Writable(PathBuf::from(&disk.image)),
+        content: DriveContent::Writable(image(at)),
     };
     let spec = FirecrackerSpec {
         cpus: u8::try_from(machine.cpus).unwrap_or(u8::MAX),
@@ -64,7 +65,7 @@ pub(in crate::daemon) fn settle(
         kernel,
         initrd,
         command_line: machine.command_line.clone().unwrap_or_else(|| COMMAND_LINE.to_owned()),
-        drives: machine.disks.iter().zip(disks).enumerate().map(drive).collect(),
+        drives: disks.iter().enumerate().map(drive).collect(),
         interfaces: machine
             .taps
             .iter()
