@@ -2,7 +2,8 @@
 //! and other collectors.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::catalog::{Catalog, CatalogError};
 use crate::collect_look::{ManifestsLook, look_at_manifests, look_at_objects, look_at_roots};
@@ -13,7 +14,7 @@ use crate::geometry::u64_of;
 use crate::limits;
 use crate::manifest_memory::ManifestMemory;
 use crate::store::{Store, StoreError};
-use crate::store_usage::StoreUsage;
+use crate::store_usage::{StoreUsage, StoredBytes};
 use crate::sync::{Mutex, lock};
 
 /// Deletes from the store what nobody needs.
@@ -22,6 +23,9 @@ pub(crate) struct Collector {
     store: Store,
     /// The memory of passes that are not finished, if this node has a catalog.
     catalog: Option<Catalog>,
+    /// The file of what manifests name; without one, a later process reads them again.
+    memory_file: Option<PathBuf>,
+    times: CollectTimes,
     /// Locked by the one pass that is done at a time.
     work: tokio::sync::Mutex<Collecting>,
     counts: Mutex<CollectCounts>,
@@ -29,10 +33,20 @@ pub(crate) struct Collector {
 
 #[derive(Debug, Default)]
 struct Collecting {
-    memory: ManifestMemory,
+    /// None before the first look.
+    memory: Option<ManifestMemory>,
     /// Passes whose probation is not over.
     doomed: Vec<Doomed>,
     has_begun: bool,
+}
+
+/// Times that a collector lets go by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CollectTimes {
+    /// From a deletion to a second look.
+    pub(crate) second_look_after: Duration,
+    /// From the last sign of life of a node until its roots are given up.
+    pub(crate) node_abandoned_after: Duration,
 }
 
 /// Counts of a collector since its start.
@@ -44,6 +58,8 @@ pub struct CollectCounts {
     pub deleted: u64,
     /// Manifests that were read.
     pub manifests_read: u64,
+    /// The store's bytes at the last pass; none before the first.
+    pub stored: StoredBytes,
 }
 
 /// Result of a pass.
@@ -90,8 +106,14 @@ pub enum CollectError {
 }
 
 impl Collector {
-    pub(crate) fn new(store: Store, catalog: Option<Catalog>) -> Self {
-        Self { store, catalog, work: tokio::sync::Mutex::default(), counts: Mutex::default() }
+    pub(crate) fn new(
+        store: Store,
+        catalog: Option<Catalog>,
+        memory_file: Option<PathBuf>,
+        times: CollectTimes,
+    ) -> Self {
+        let (work, counts) = (tokio::sync::Mutex::default(), Mutex::default());
+        Self { store, catalog, memory_file, times, work, counts }
     }
 
     /// Counts so far.
@@ -103,8 +125,8 @@ impl Collector {
     pub(crate) async fn judge(&self) -> Result<Vec<Judged>, CollectError> {
         let mut work = self.work.lock().await;
         let now = self.store.time_now().await?;
-        let roots = look_at_roots(&self.store, now).await?.roots;
-        let manifests = self.manifests(&mut work.memory, now).await?;
+        let roots = look_at_roots(&self.store, self.times.node_abandoned_after, now).await?.roots;
+        let manifests = self.manifests(&mut work, now).await?;
         let mut objects = look_at_objects(&self.store).await?;
         objects.extend(manifests.objects);
         let coverage = Coverage::of(&roots, manifests.counted);
@@ -116,9 +138,10 @@ impl Collector {
     pub(crate) async fn usage(&self) -> Result<StoreUsage, StoreError> {
         let mut work = self.work.lock().await;
         // Tombstones are of no interest, however old they are.
-        self.manifests(&mut work.memory, i64::MIN).await?;
+        self.manifests(&mut work, i64::MIN).await?;
         let listed = self.store.list_everything().await?;
-        Ok(StoreUsage::of(&listed, &work.memory.all_named()))
+        let named = work.memory.as_ref().map(ManifestMemory::all_named).unwrap_or_default();
+        Ok(StoreUsage::of(&listed, &named))
     }
 
     /// Condemns what nobody needs, and deletes it if there is no probation. Finishes what is due of earlier passes.
@@ -169,25 +192,29 @@ impl Collector {
         done: &mut Collected,
     ) -> Result<usize, CollectError> {
         let now = self.store.time_now().await?;
+        let (begun, mut last_change) = (Instant::now(), i64::MIN);
         let (mut pass, list, mut listed) = (Pass::new(), self.store.new_list(), SystemTime::now());
         let (mut bytes, mut condemned) = (HashMap::new(), 0);
         let (mut abandoned, mut old_tombstones) = (Vec::new(), Vec::new());
         loop {
             pass = match pass.next() {
                 CollectStep::ListRoots => {
-                    let look = look_at_roots(&self.store, now).await?;
+                    let look = look_at_roots(&self.store, self.times.node_abandoned_after, now).await?;
                     abandoned = look.abandoned;
                     pass.roots(look.roots)
                 }
                 CollectStep::ListManifests => {
-                    let look = self.manifests(&mut work.memory, now).await?;
+                    let look = self.manifests(work, now).await?;
                     old_tombstones = look.old_tombstones;
+                    last_change = look.last_change_unix_ms;
                     bytes.extend(look.objects);
                     pass.manifests(look.counted)
                 }
                 CollectStep::ListObjects => {
                     bytes.extend(look_at_objects(&self.store).await?);
                     done.objects = u64_of(bytes.len());
+                    let named = work.memory.as_ref().map(ManifestMemory::all_named).unwrap_or_default();
+                    lock(&self.counts).stored = StoredBytes::of(&bytes, &named);
                     let is_new = |object: &&Collectable| {
                         work.doomed.iter().all(|doomed| !doomed.objects.contains(object))
                     };
@@ -198,6 +225,7 @@ impl Collector {
                     condemned = objects.0.len();
                     listed = SystemTime::now();
                     self.store.put_list(&list, &objects).await?;
+                    self.wait_for_roots(last_change, now, begun).await;
                     pass.list_put()
                 }
                 CollectStep::Delete(_) | CollectStep::TakeListAway => {
@@ -218,9 +246,24 @@ impl Collector {
         Ok(condemned)
     }
 
-    async fn manifests(&self, memory: &mut ManifestMemory, now: i64) -> Result<ManifestsLook, StoreError> {
+    /// Waits until sandboxes have their roots that began to run before the last deletion. The store's time was `now` when
+    /// this pass had `begun`.
+    async fn wait_for_roots(&self, last_change: i64, now: i64, begun: Instant) {
+        let gone = Duration::from_millis(u64::try_from(now.saturating_sub(last_change)).unwrap_or_default());
+        tokio::time::sleep(self.times.second_look_after.saturating_sub(gone.saturating_add(begun.elapsed())))
+            .await;
+    }
+
+    async fn manifests(&self, work: &mut Collecting, now: i64) -> Result<ManifestsLook, StoreError> {
+        let file = self.memory_file.as_deref();
+        let memory = work.memory.get_or_insert_with(|| file.map(ManifestMemory::kept_in).unwrap_or_default());
         let look = look_at_manifests(&self.store, memory, now).await?;
         lock(&self.counts).manifests_read += u64_of(look.read);
+        if let Some(file) = file
+            && let Err(error) = memory.keep_in(file)
+        {
+            tracing::warn!(path = %file.display(), %error, "after a restart manifests are read again");
+        }
         Ok(look)
     }
 

@@ -11,7 +11,7 @@ use crate::collect_steps::Manifests;
 use crate::collectable::{Collectable, LayerCopy};
 use crate::identity::SnapshotId;
 use crate::limits;
-use crate::manifest::Publication;
+use crate::manifest::{Edition, Publication};
 use crate::manifest_memory::{ManifestMemory, WrittenManifest};
 use crate::manifest_objects::{MANIFESTS, editions, older_path, path_of};
 use crate::root::Root;
@@ -37,18 +37,26 @@ pub(crate) struct ManifestsLook {
     pub(crate) old_tombstones: Vec<ObjectPath>,
     /// Manifests that were read in this look.
     pub(crate) read: usize,
+    /// The store's time of the last deletion of a snapshot, or replacement of a manifest.
+    pub(crate) last_change_unix_ms: i64,
 }
 
-/// Lists and reads the roots that count at the store's time `now`.
+/// Lists and reads the roots that count at the store's time `now`: those of nodes that wrote something in the time
+/// `abandoned_after` before it.
 ///
 /// A root may be replaced by another one while they are listed: they are listed again until none of those listed is gone
 /// when it is read, and at least twice.
-pub(crate) async fn look_at_roots(store: &Store, now_unix_ms: i64) -> Result<RootsLook, StoreError> {
+pub(crate) async fn look_at_roots(
+    store: &Store,
+    abandoned_after: Duration,
+    now_unix_ms: i64,
+) -> Result<RootsLook, StoreError> {
     let (mut read, mut look) = (HashSet::new(), RootsLook::default());
     for times in 1..=limits::ROOTS_LISTED_MAX {
         let listed = store.list_all(ROOTS).await?;
         let (others, lists) = (store.list_all(NODES).await?, store.list_all(CONDEMNED).await?);
-        let alive = nodes_alive(listed.iter().chain(&others).chain(&lists).map(written), now_unix_ms);
+        let alive = listed.iter().chain(&others).chain(&lists).map(written);
+        let alive = nodes_alive(alive, abandoned_after, now_unix_ms);
         let is_abandoned =
             |object: &&ObjectMeta| !node_of(&object.location).is_some_and(|node| alive.contains(&node));
         look.abandoned =
@@ -90,9 +98,10 @@ async fn read_root(store: &Store, path: ObjectPath) -> Result<(ObjectPath, Optio
 /// The nodes one of whose objects was written lately, by the clock of the store.
 fn nodes_alive<'a>(
     written: impl Iterator<Item = (&'a ObjectPath, i64)>,
+    abandoned_after: Duration,
     now_unix_ms: i64,
 ) -> HashSet<String> {
-    let young = written.filter(|(_, unix_ms)| !is_over(*unix_ms, limits::NODE_ABANDONED_AFTER, now_unix_ms));
+    let young = written.filter(|(_, unix_ms)| !is_over(*unix_ms, abandoned_after, now_unix_ms));
     young.filter_map(|(path, _)| node_of(path)).collect()
 }
 
@@ -120,7 +129,9 @@ pub(crate) async fn look_at_manifests(
     let tombstones = store.list_all(TOMBSTONES).await?;
     let listed = store.list_all(MANIFESTS).await?;
     let deleted: HashSet<_> = tombstones.iter().filter_map(|object| snapshot_of(&object.location)).collect();
-    let mut look = ManifestsLook::default();
+    let last_deletion = tombstones.iter().map(|object| object.last_modified.timestamp_millis()).max();
+    let mut look =
+        ManifestsLook { last_change_unix_ms: last_deletion.unwrap_or(i64::MIN), ..Default::default() };
     let mut newest: BTreeMap<SnapshotId, Option<WrittenManifest>> = BTreeMap::new();
     let mut with_manifest = HashSet::new();
     for object in &listed {
@@ -132,6 +143,9 @@ pub(crate) async fn look_at_manifests(
         }
         let unix_ms = object.last_modified.timestamp_millis();
         let put = edition.map(|edition| WrittenManifest { edition, bytes: object.size, unix_ms });
+        if edition > Some(Edition::FIRST) {
+            look.last_change_unix_ms = look.last_change_unix_ms.max(unix_ms);
+        }
         let last = newest.entry(snapshot).or_insert(put);
         if put.map(|put| put.edition) > last.map(|last| last.edition) {
             *last = put;
@@ -251,7 +265,8 @@ mod tests {
         let names = ["roots/a/x", "nodes/a/alive", "roots/b/x", "condemned/c/x", "roots/d/x"];
         let paths = names.map(ObjectPath::from);
         let ago = [9 * day, 6 * day, 8 * day, 7 * day, -day];
-        let alive = nodes_alive(paths.iter().zip(ago.map(|ago| 100 * day - ago)), 100 * day);
+        let alive = paths.iter().zip(ago.map(|ago| 100 * day - ago));
+        let alive = nodes_alive(alive, limits::NODE_ABANDONED_AFTER, 100 * day);
         let mut alive: Vec<_> = alive.into_iter().collect();
         alive.sort();
         assert_eq!(alive, ["a", "c", "d"]);

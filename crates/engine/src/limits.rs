@@ -352,6 +352,13 @@ pub const FORGET_LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Bytes of a tombstone.
 pub const TOMBSTONE_BYTES_MAX: usize = 4096;
 
+/// Longest wait, after a deletion, for the names of other nodes that run from the snapshot.
+pub const RUNNERS_ASKED_FOR: Duration = Duration::from_secs(2);
+
+/// Time from the deletion of a snapshot to the second look of a collector that condemns what was its: a sandbox that began
+/// to run from the snapshot before that puts its root meanwhile.
+pub const SECOND_LOOK_AFTER: Duration = Duration::from_secs(5);
+
 /// Objects that one pass of a collector condemns: about 1.5 MB of names.
 pub const CONDEMNED_OBJECTS_MAX: usize = 10_000;
 
@@ -373,8 +380,11 @@ pub const PROBATION_MAX: Duration = Duration::from_secs(12 * 3600);
 /// Time for which a collector relies on its own list: others take it for abandoned only after days.
 pub const LIST_TRUSTED_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// Time without a sign of life after which roots and lists of a node are given up.
+/// Default time without a sign of life after which roots and lists of a node are given up.
 pub const NODE_ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The shortest such time: a node relies on its roots and lists for a day after its last sign.
+pub const NODE_ABANDONED_AFTER_MIN: Duration = Duration::from_secs(2 * 24 * 3600);
 
 /// Time for which a tombstone stays: no request lands that late.
 pub const TOMBSTONE_STAYS: Duration = Duration::from_secs(30 * 24 * 3600);

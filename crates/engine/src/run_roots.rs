@@ -26,6 +26,8 @@ use crate::sync::{Mutex, lock};
 #[derive(Debug, Default)]
 pub struct RunRoots {
     running: Mutex<HashMap<SnapshotId, Running>>,
+    /// The copies that sandboxes read which have ended: they may have been paused before their root was begun.
+    ended: Mutex<HashMap<SnapshotId, BTreeSet<LayerCopy>>>,
     held: Mutex<Vec<RunRoot>>,
     /// Locked by the task that works on the roots.
     turn: tokio::sync::Mutex<Option<Age>>,
@@ -102,12 +104,15 @@ impl RunRoots {
         let mut turn = self.turn.lock().await;
         self.show_life(&mut turn, store).await?;
         // In this order: a snapshot is known before the sandbox ends that was paused into it.
-        let running = self.running();
+        let (running, ended) = (self.running(), std::mem::take(&mut *lock(&self.ended)));
         let Needy { there, is_incomplete } = needy();
         let unpublished: Vec<_> = there.into_iter().filter(|snapshot| !snapshot.is_published()).collect();
-        if !(running.is_empty() && unpublished.is_empty()) {
-            // The node has its name once the store is open.
-            store.objects().await?;
+        // The node has its name once the store is open.
+        if !(running.is_empty() && unpublished.is_empty())
+            && let Err(error) = store.objects().await
+        {
+            lock(&self.ended).extend(ended);
+            return Err(error);
         }
         for snapshot in &running {
             self.begin_root(store, snapshot.id(), copies(snapshot));
@@ -115,11 +120,14 @@ impl RunRoots {
         for snapshot in &unpublished {
             self.begin_root(store, snapshot.id(), self.doubted_of(&copies(snapshot)));
         }
+        let needed = running.iter().chain(&unpublished).flat_map(|snapshot| copies(snapshot)).collect();
+        for (snapshot, named) in ended {
+            self.begin_root(store, snapshot, named.intersection(&needed).copied().collect());
+        }
         let names: Vec<_> = self.undoubted().iter().map(|held| held.name).collect();
         for name in names {
             self.rely(store, name).await?;
         }
-        let needed = running.iter().chain(&unpublished).flat_map(|snapshot| copies(snapshot)).collect();
         if is_incomplete { Ok(()) } else { self.take_away_needless(store, &needed).await }
     }
 
@@ -281,7 +289,9 @@ impl Drop for RunsFrom {
             None => None,
         };
         drop(running);
-        if ended.is_some() {
+        if let Some(Running { snapshot, .. }) = &ended {
+            let named = copies(snapshot);
+            lock(&self.roots.ended).insert(id, named);
             self.roots.news.notify_one();
         }
         // Without the lock: its files may go with it.

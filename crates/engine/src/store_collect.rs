@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::collectable::Collectable;
 use crate::condemned::Condemned;
 use crate::store::{Store, StoreError};
-use crate::store_roots::CONDEMNED;
+use crate::store_roots::{CONDEMNED, NODES};
 
 impl Store {
     /// All objects at a place. A page of the list that fails is a list that failed.
@@ -48,6 +48,19 @@ impl Store {
     pub(crate) async fn own_lists(&self) -> Result<Vec<ObjectPath>, StoreError> {
         self.checked().await?;
         self.names_under(ObjectPath::from(format!("{CONDEMNED}/{}", self.node()))).await
+    }
+
+    /// Takes this node's signs out of the store, which it uses no more.
+    pub(crate) async fn take_signs_away(&self) -> Result<(), StoreError> {
+        let objects = self.objects().await?;
+        for path in self.names_under(ObjectPath::from(format!("{NODES}/{}", self.node()))).await? {
+            // Unchecked: the check would ask for the sign that went first.
+            match objects.delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(source) => return Err(StoreError::from_store(&path, source)),
+            }
+        }
+        Ok(())
     }
 
     /// Deletes objects, with few requests where the store lets that be. Missing ones are a success.

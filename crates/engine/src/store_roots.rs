@@ -66,6 +66,18 @@ impl Store {
         Ok(listed.iter().filter_map(|path| RootName::of(node, path)).collect())
     }
 
+    /// The other nodes with sandboxes that run from a snapshot, by their roots.
+    pub(crate) async fn runners_elsewhere(&self, snapshot: SnapshotId) -> Result<Vec<Uuid>, StoreError> {
+        let listed = self.names_under(ObjectPath::from(ROOTS)).await?;
+        let own = self.node();
+        let root = |path: &ObjectPath| RootName::of(path.parts().nth(1)?.as_ref().parse().ok()?, path);
+        let is_meant =
+            |root: &RootName| root.cause == Cause::Runs && root.snapshot == snapshot && root.node != own;
+        let nodes: BTreeSet<_> =
+            listed.iter().filter_map(root).filter(is_meant).map(|root| root.node).collect();
+        Ok(nodes.into_iter().collect())
+    }
+
     /// The content of a root; none if it is gone.
     pub(crate) async fn read_root(&self, name: RootName) -> Result<Option<Root>, StoreError> {
         let path = name.path();

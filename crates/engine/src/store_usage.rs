@@ -50,6 +50,46 @@ pub struct StoreUsage {
     pub unread: BTreeSet<SnapshotId>,
 }
 
+/// The bytes of a store's snapshots by the use of their objects, as a collector saw them last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoredBytes {
+    /// Manifests and working sets of snapshots.
+    pub own: u64,
+    /// Layers that one snapshot names.
+    pub unique: u64,
+    /// Layers that several snapshots name, each once.
+    pub shared: u64,
+    /// What no snapshot names: it is being published, or is collected.
+    pub unnamed: u64,
+}
+
+impl StoredBytes {
+    /// The bytes of all objects that could be collected. `named` has the layers of each snapshot that is there.
+    pub(crate) fn of<'a>(
+        objects: impl IntoIterator<Item = (&'a Collectable, &'a u64)>,
+        named: &BTreeMap<SnapshotId, Vec<LayerCopy>>,
+    ) -> Self {
+        let mut users: HashMap<LayerCopy, u32> = HashMap::new();
+        named.values().flatten().for_each(|copy| *users.entry(*copy).or_default() += 1);
+        let mut bytes = Self::default();
+        for (object, size) in objects {
+            let part = match object {
+                Collectable::Layer(copy) => match users.get(copy) {
+                    None => &mut bytes.unnamed,
+                    Some(1) => &mut bytes.unique,
+                    Some(_) => &mut bytes.shared,
+                },
+                Collectable::Manifest(id, _) | Collectable::WorkingSet(id, _) if named.contains_key(id) => {
+                    &mut bytes.own
+                }
+                Collectable::Manifest(..) | Collectable::WorkingSet(..) => &mut bytes.unnamed,
+            };
+            *part += size;
+        }
+        bytes
+    }
+}
+
 impl AddAssign<u64> for Objects {
     fn add_assign(&mut self, bytes: u64) {
         self.count += 1;

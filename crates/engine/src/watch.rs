@@ -1,8 +1,9 @@
-//! Receivers of news about snapshots.
+//! Receivers of news about snapshots and collections.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::collect::Collected;
 use crate::snapshot::Snapshot;
 
 /// Receiver of changes, called on the thread that made them, with no lock held; it must be quick.
@@ -10,6 +11,9 @@ pub trait Watcher: Debug + Send + Sync {
     /// The snapshot's state has changed, or a try to seal or publish it has failed; see [`Snapshot::status`]. May be
     /// called before the engine's start has returned, and more than once for one change.
     fn changed(&self, snapshot: &Arc<Snapshot>);
+
+    /// This node has collected in the store.
+    fn collected(&self, _: &Collected) {}
 }
 
 /// A watcher that does nothing.

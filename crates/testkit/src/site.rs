@@ -72,6 +72,7 @@ impl Site {
         EngineOptions {
             compare_workers: 2,
             hooks,
+            second_look_after: Duration::ZERO,
             ..EngineOptions::new(
                 self.cache.path().to_owned(),
                 self.store.clone(),
@@ -86,7 +87,8 @@ impl Site {
         let faults = Arc::new(self.catalog_faults.clone());
         let catalog = Some(Catalog::open_with(&self.catalog_path(), faults)?);
         let keeper: Arc<dyn Keeper> = self.keeper.clone();
-        Ok(EngineOptions { catalog, keeper, ..self.options() })
+        let manifest_memory = Some(self.manifest_memory());
+        Ok(EngineOptions { catalog, manifest_memory, keeper, ..self.options() })
     }
 
     /// The file of the catalog.
@@ -94,12 +96,24 @@ impl Site {
         self.state.path().join("catalog.redb")
     }
 
+    /// The file of what manifests name.
+    pub fn manifest_memory(&self) -> PathBuf {
+        self.state.path().join("manifests.memory")
+    }
+
     /// An engine with these options.
     pub fn engine(&self) -> Result<Engine, StartError> {
         Engine::start(self.options())
     }
 
-    /// The environment of another node: the same store, nothing local.
+    /// The environment of another node that runs at the same time: the same objects, under a name and with faults of its own.
+    pub fn beside(&self) -> io::Result<Self> {
+        let inner: Arc<dyn ObjectStore> = self.objects.clone();
+        let unreliable = UnreliableStore::new(inner);
+        Ok(Self { faults: unreliable.faults(), store: Store::new(Arc::new(unreliable)), ..self.elsewhere()? })
+    }
+
+    /// The environment of the node that takes this one's place: the same store, nothing local.
     pub fn elsewhere(&self) -> io::Result<Self> {
         Ok(Self {
             faults: self.faults.clone(),

@@ -17,7 +17,7 @@ use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
 use crate::cache_limits::BoundedCache;
 use crate::catalog::CatalogError;
-use crate::collect::Collector;
+use crate::collect::{CollectTimes, Collector};
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
@@ -121,7 +121,10 @@ impl Engine {
         let (pool, uploads) = (saving_pool.handle(), ByteBudget::new(limits::UPLOAD_BYTES_MAX));
         let keys = cache.keys().clone();
         let (keeper, shared) = (options.keeper, Arc::clone(&cache));
-        let collector = Arc::new(Collector::new(store.clone(), options.catalog.clone()));
+        let EngineOptions { second_look_after, node_abandoned_after, manifest_memory, .. } = options;
+        let times = CollectTimes { second_look_after, node_abandoned_after };
+        let collector = Collector::new(store.clone(), options.catalog.clone(), manifest_memory, times);
+        let collector = Arc::new(collector);
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
         let records_of_uploads = records.as_ref().map(|records| UploadRecords::of(records.catalog().clone()));
         let publisher = Publisher {

@@ -53,10 +53,16 @@ pub struct EngineOptions {
     /// Catalog that records snapshots for the next engine on the same directories; without one, only published
     /// snapshots can be opened again.
     pub catalog: Option<Catalog>,
+    /// File in which the engine keeps what the store's manifests name: a collection by the next process reads only new ones.
+    pub manifest_memory: Option<PathBuf>,
     /// Keeper of captured memory while this process is down; asked only if there is a catalog.
     pub keeper: Arc<dyn Keeper>,
     /// Times at which this node collects in the store by itself; never without.
     pub collect: Option<CollectSchedule>,
+    /// Time from the deletion of a snapshot until a collector decides on what was its.
+    pub second_look_after: Duration,
+    /// Time without a sign of life after which a collector gives up roots and lists of another node.
+    pub node_abandoned_after: Duration,
     /// Receiver of news about snapshots.
     pub watcher: Arc<dyn Watcher>,
     /// Points at which tests can stop background work.
@@ -80,8 +86,11 @@ impl EngineOptions {
             merge_at_layers: limits::MERGE_AT_LAYERS,
             part_bytes: limits::UPLOAD_PART_BYTES,
             catalog: None,
+            manifest_memory: None,
             keeper: Arc::new(NoKeeper),
             collect: None,
+            second_look_after: limits::SECOND_LOOK_AFTER,
+            node_abandoned_after: limits::NODE_ABANDONED_AFTER,
             watcher: Arc::new(NoWatcher),
             hooks: Arc::new(NoHooks),
         }

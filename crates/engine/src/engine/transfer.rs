@@ -85,8 +85,12 @@ pub enum ImportError {
 impl Engine {
     /// Writes a published snapshot into `into`; each frame is verified before it is written.
     pub fn export(&self, snapshot: SnapshotId, into: impl Write) -> Result<Transferred, ExportError> {
-        // Held: what it reads is not collected meanwhile.
-        let _opened = self.open(snapshot)?;
+        let opened = self.open(snapshot)?;
+        // What is read is not collected meanwhile, also if any node deletes the snapshot.
+        let _runs_from = self.runs_from(&opened);
+        if let Err(error) = self.look_after_roots() {
+            tracing::warn!(%snapshot, %error, "other nodes may delete meanwhile what is exported");
+        }
         let sources = self.fetcher.sources();
         let unread = |source| OpenError::Store { snapshot, source };
         let stored = self.runtime.block_on(sources.manifest(snapshot, Class::Background)).map_err(unread)?;

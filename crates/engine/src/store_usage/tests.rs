@@ -47,3 +47,19 @@ fn every_object_of_a_list_counts_once_and_the_parts_add_up_to_it() {
     let all: u64 = listed.iter().map(|(_, bytes)| bytes).sum();
     assert_eq!(usage.total(), objects(u64::try_from(listed.len()).unwrap(), all));
 }
+
+#[test]
+fn a_collector_counts_what_one_snapshot_names_what_several_do_and_what_none_does() {
+    let (one, two, gone) = (snapshot(1), snapshot(2), snapshot(3));
+    let objects = BTreeMap::from([
+        (Collectable::Manifest(one, Some(Edition::FIRST)), 1),
+        (Collectable::WorkingSet(two, Uuid::from_bytes([1; 16])), 2),
+        (Collectable::Manifest(gone, Some(Edition::FIRST)), 4),
+        (Collectable::Layer(copy(1)), 8),
+        (Collectable::Layer(copy(2)), 16),
+        (Collectable::Layer(copy(3)), 32),
+    ]);
+    let named = BTreeMap::from([(one, vec![copy(1), copy(2)]), (two, vec![copy(2)])]);
+    let bytes = StoredBytes { own: 3, unique: 8, shared: 16, unnamed: 36 };
+    assert_eq!(StoredBytes::of(&objects, &named), bytes);
+}

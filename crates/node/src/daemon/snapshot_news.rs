@@ -1,9 +1,10 @@
-//! Tells of snapshots that come further, by events and metrics.
+//! Tells of snapshots that come further and of collections, by events and metrics.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rekindle_engine::collect::Collected;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
@@ -35,6 +36,15 @@ impl SnapshotNews {
 }
 
 impl Watcher for SnapshotNews {
+    fn collected(&self, done: &Collected) {
+        let Collected { objects, condemned, deleted, waiting, .. } = done;
+        let detail = format!(
+            "{objects} objects, of which {condemned} are needed no more; {deleted} are deleted, {waiting} wait for the end of \
+             their probation"
+        );
+        self.events.say("store.collected", About::default(), Some(detail));
+    }
+
     fn changed(&self, snapshot: &Arc<Snapshot>) {
         let sandbox = self.snapshots.changed(snapshot).sandbox;
         let about = About { sandbox, snapshot: Some(snapshot.id().uuid()) };

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use object_store::ObjectStore;
 use rekindle_engine::collect_steps::Verdict;
-use rekindle_engine::engine::Engine;
+use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::limits;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store_gate::OtherStore;
 use rekindle_testkit::guest::{Guest, judge};
@@ -102,6 +103,30 @@ fn a_second_pass_reads_no_manifest_again() {
 }
 
 #[test]
+fn a_pass_after_a_restart_reads_no_manifest_that_was_read_before_and_any_if_the_memory_is_damaged() {
+    let site = site();
+    let engine = begin(&site);
+    let first = first_pause(&engine, 8);
+    let second = child(&engine, &first, run(2, 2), 2);
+    wait_published(&first.0);
+    wait_published(&second.0);
+    collect(&engine);
+    assert_eq!(engine.collect_counts().manifests_read, 2);
+    delete(&site, &engine, &second.0);
+    collect(&engine);
+    drop((first, second, engine));
+    let engine = begin(&site);
+    collect(&engine);
+    assert_eq!(engine.collect_counts().manifests_read, 0);
+    drop(engine);
+    std::fs::write(site.manifest_memory(), b"RKMM").expect("a disk");
+    let engine = begin(&site);
+    collect(&engine);
+    assert_eq!(engine.collect_counts().manifests_read, 1);
+    assert_eq!(names(&site, "layers").len(), 1, "the first snapshot is there");
+}
+
+#[test]
 fn a_manifest_that_cannot_be_read_stops_collection_and_is_named_until_its_snapshot_is_deleted() {
     let site = site();
     let engine = begin(&site);
@@ -140,6 +165,36 @@ fn a_sandbox_goes_on_that_reads_a_snapshot_which_another_node_deleted_and_collec
     drop(runs_from);
     collect(&elsewhere);
     assert_eq!(transient(&site), Vec::<String>::new());
+}
+
+#[test]
+fn a_sandbox_that_began_before_the_deletion_keeps_its_pages_though_its_root_comes_after_the_collectors_list()
+{
+    let site = site();
+    let engine = begin(&site);
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    wait_no_roots(&site);
+    let there = site.elsewhere().expect("a directory");
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let faults = unreliable.faults();
+    let elsewhere = start_gated(&there, Arc::new(unreliable), OtherStore::Refused);
+    let opened = elsewhere.open(first.0.id()).expect("it is published");
+    let late = faults.inject(Rule::always(Operation::Put, "roots/", Fault::Stall));
+    let runs_from = elsewhere.runs_from(&opened);
+    let third = site.elsewhere().expect("a directory");
+    let second_look_after = limits::SECOND_LOOK_AFTER;
+    let options = EngineOptions { second_look_after, ..third.options() };
+    let collecting = Engine::start(options).expect("threads for an engine");
+    delete(&site, &engine, &first.0);
+    std::thread::scope(|scope| {
+        let collected = scope.spawn(|| collecting.collect(Duration::ZERO).expect("the store is there"));
+        wait_for("the layer is condemned", || !names(&site, "condemned").is_empty());
+        drop(late);
+        assert_eq!(collected.join().expect("it does not panic").deleted, 0);
+    });
+    judge(&elsewhere, &opened, &first.1).expect("every page is the model's");
+    drop(runs_from);
 }
 
 /// The requests of a collector, but for the checks that its store is the right one.

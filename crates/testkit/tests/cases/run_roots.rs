@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use rekindle_engine::root::{Cause, Root};
 use rekindle_engine::store_gate::OtherStore;
+use rekindle_testkit::hooks::Point;
 use rekindle_testkit::site::PATIENCE;
 use rekindle_testkit::stores::{Fault, Operation, Rule, UnreliableStore};
 
@@ -88,4 +89,30 @@ fn roots_for_sandboxes_stay_over_a_restart_until_it_is_known_which_of_them_run()
     wait_for("the old root is gone", || roots(&site).iter().filter(|root| root.snapshot == id).count() == 1);
     drop(runs_from);
     wait_for("none is left", || roots(&site).iter().all(|root| root.cause == Cause::Publishes));
+}
+
+#[test]
+fn a_snapshot_that_was_paused_before_its_sandbox_had_a_root_gets_one_until_it_is_published() {
+    let site = site();
+    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    wait_no_roots(&site);
+    let there = site.elsewhere().expect("a directory");
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let faults = unreliable.faults();
+    let elsewhere = start_gated(&there, Arc::new(unreliable), OtherStore::Refused);
+    let opened = (elsewhere.open(first.0.id()).expect("it is published"), first.1.clone());
+    let failing = faults.inject(Rule::always(Operation::Put, "roots/", Fault::Fail));
+    let held = there.hooks.hold(Point::Compare);
+    let runs_from = elsewhere.runs_from(&opened.0);
+    let second = child(&elsewhere, &opened, run(20, 6), 2);
+    drop((runs_from, failing));
+    elsewhere.look_after_roots().expect("the store is there");
+    let named: Vec<_> = roots(&site).into_iter().map(|root| (root.cause, root.named)).collect();
+    assert_eq!(named, [(Cause::Runs, copies(&first.0).into_iter().collect())]);
+    drop(held);
+    wait_published(&second.0);
+    elsewhere.look_after_roots().expect("the store is there");
+    wait_no_roots(&site);
 }
