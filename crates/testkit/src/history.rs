@@ -17,11 +17,13 @@ mod background;
 mod foreground;
 mod known;
 mod machine;
+mod neighbour;
 mod threads;
 mod wrong_bytes;
 
 use known::{Known, Plan, Rules};
 use machine::Machine;
+use neighbour::Neighbour;
 use wrong_bytes::WrongObject;
 
 /// A failed history.
@@ -52,12 +54,19 @@ pub struct Tally {
     pub crashes: u64,
     /// Local files evicted.
     pub evictions: u64,
+    /// Collections of the store.
+    pub collections: u64,
+    /// Objects that they deleted.
+    pub collected: u64,
+    /// Snapshots that another node made on those of the history.
+    pub neighbours_pauses: u64,
 }
 
 impl Tally {
     /// Adds the counts of another history.
     pub fn add(&mut self, other: Self) {
-        let Self { pages, pauses, served, stalls, restarts, crashes, evictions } = other;
+        let Self { pages, pauses, served, stalls, restarts, crashes, evictions, .. } = other;
+        let Self { collections, collected, neighbours_pauses, .. } = other;
         self.pages += pages;
         self.pauses += pauses;
         self.served += served;
@@ -65,6 +74,9 @@ impl Tally {
         self.restarts += restarts;
         self.crashes += crashes;
         self.evictions += evictions;
+        self.collections += collections;
+        self.collected += collected;
+        self.neighbours_pauses += neighbours_pauses;
     }
 }
 
@@ -87,10 +99,14 @@ struct History {
     catalog_fault: Option<InjectedFate>,
     /// True once the catalog has reported a write that it did not make: acknowledged changes may be gone after a crash.
     catalog_lied: bool,
+    /// True once another node has taken the place of this one: deletions of the last moment may never have been made.
+    has_moved: bool,
     /// Snapshots whose deletion failed: the next start may find them deleted.
     perhaps_deleted: Vec<SnapshotId>,
     tally: Tally,
     operations: Vec<String>,
+    /// Another node of the store, in some histories.
+    neighbour: Option<Neighbour>,
     /// The last field: the holders of background work above are dropped before the engine waits for that work.
     engine: Option<Engine>,
 }
@@ -105,6 +121,7 @@ pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
     let merge_at_layers = if random.percent(80) { 2 + random.position(6) } else { 32 };
     let rules = Rules { recording: random.percent(60), merge_at_layers, evicts: random.percent(40) };
     let site = Site::new().expect("a temporary directory");
+    let neighbour = random.percent(50).then(|| Neighbour::beside(&site, rules));
     let options = rules.options(&site).expect("a new catalog");
     let mut history = History {
         engine: Some(Engine::start(options).expect("threads for an engine")),
@@ -123,8 +140,10 @@ pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
         wrong_objects: Vec::new(),
         catalog_fault: None,
         catalog_lied: false,
+        has_moved: false,
         perhaps_deleted: Vec::new(),
         tally: Tally::default(),
+        neighbour,
     };
     let done = (0..operations).try_for_each(|_| history.step()).and_then(|()| history.finish());
     match done {
@@ -144,7 +163,9 @@ fn shape(random: &mut Random) -> Vec<u32> {
 impl History {
     fn step(&mut self) -> Result<(), String> {
         match self.random.below(100) {
-            0..25 => self.write_pages(),
+            0..19 => self.write_pages(),
+            19..22 => self.neighbour_works(),
+            22..25 => self.store_is_collected(),
             25..31 => self.remove_pages(),
             31..36 => self.guest_reads(),
             36..38 => self.layers_are_evicted(),
@@ -161,9 +182,9 @@ impl History {
             85..88 => self.outage_begins_or_ends(),
             88..90 => self.parent_reads_fail(),
             90..93 => self.local_file_is_lost(),
-            93..95 => self.wait_sealed(),
-            95..97 => self.wait_published(),
-            97..98 => self.delete(),
+            93..94 => self.wait_sealed(),
+            94..96 => self.wait_published(),
+            96..98 => self.delete(),
             98..99 => self.crash(),
             _ => self.restart(),
         }
@@ -184,7 +205,9 @@ impl History {
         while !self.plans.is_empty() {
             self.plan_is_read()?;
         }
-        self.read_elsewhere()
+        self.read_elsewhere()?;
+        self.neighbour_is_read()?;
+        self.all_is_deleted_and_collected()
     }
 
     fn say(&mut self, operation: impl fmt::Display) {

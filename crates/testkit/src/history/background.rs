@@ -187,6 +187,7 @@ impl History {
         drop(ended);
         // Changes of unknown outcome may be found made or not.
         self.catalog_fault = None;
+        self.has_moved |= moved;
         if moved {
             self.site = self.site.elsewhere().map_err(|error| error.to_string())?;
         } else if !files.is_empty() && self.random.percent(30) {
@@ -231,7 +232,7 @@ impl History {
             match (parent, origin) {
                 // Only after the catalog lied: any other loss has ended the history.
                 (Some(_), Some(origin)) if origin.state() == SnapshotState::Lost => continue,
-                (Some(_), Some(origin)) => guest.stand_on(&origin),
+                (Some(_), Some(origin)) => guest.stand_on(engine, &origin),
                 (None, _) => {}
                 (Some(parent), None) if replayed && !self.catalog_lied => {
                     return Err(format!("{parent}, which a guest runs from, is gone"));
@@ -314,7 +315,7 @@ impl HiddenFile {
     }
 }
 
-fn published(snapshot: &Arc<Snapshot>) -> Result<(), String> {
+pub(super) fn published(snapshot: &Arc<Snapshot>) -> Result<(), String> {
     let done = snapshot.wait_state(SnapshotState::Published, PATIENCE);
     if done { Ok(()) } else { Err(status(snapshot)) }
 }

@@ -176,7 +176,8 @@ impl History {
         }
         self.say(format_args!("guest {} is resumed from snapshot {position}", self.guests.len()));
         let Known { snapshot, contents } = &self.snapshots[position];
-        self.guests.push(Machine::resume(snapshot, contents));
+        let machine = Machine::resume(self.engine(), snapshot, contents);
+        self.guests.push(machine);
         Ok(())
     }
 

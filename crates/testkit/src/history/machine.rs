@@ -7,14 +7,15 @@ use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::bytes_of_pages;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
+use rekindle_engine::run_roots::RunsFrom;
 use rekindle_engine::snapshot::Snapshot;
 
 use crate::guest::{EndingVmm, Guest, Tracking};
 use crate::model::ModelMemory;
 
-/// A running guest.
+/// A running guest, with its mark at the engine if it runs from a snapshot.
 #[derive(Debug)]
-pub(super) struct Machine(Vec<Guest>);
+pub(super) struct Machine(Vec<Guest>, Option<RunsFrom>);
 
 /// A paused machine.
 pub(super) struct PausedMachine {
@@ -27,15 +28,15 @@ pub(super) struct PausedMachine {
 impl Machine {
     /// A machine with volumes of these sizes in pages, all zero.
     pub(super) fn fresh(shape: &[u32]) -> Self {
-        Self(shape.iter().map(|pages| Guest::fresh(*pages)).collect())
+        Self(shape.iter().map(|pages| Guest::fresh(*pages)).collect(), None)
     }
 
     /// A machine resumed from `snapshot`, whose volumes have the expected content `contents`.
-    pub(super) fn resume(snapshot: &Arc<Snapshot>, contents: &[ModelMemory]) -> Self {
+    pub(super) fn resume(engine: &Engine, snapshot: &Arc<Snapshot>, contents: &[ModelMemory]) -> Self {
         let volume = |(position, content): (usize, &ModelMemory)| {
             Guest::resume_volume(snapshot, position, content.clone())
         };
-        Self(contents.iter().enumerate().map(volume).collect())
+        Self(contents.iter().enumerate().map(volume).collect(), Some(engine.runs_from(snapshot)))
     }
 
     pub(super) fn volume(&mut self, position: usize) -> &mut Guest {
@@ -43,12 +44,14 @@ impl Machine {
     }
 
     /// Continues with another handle of its snapshot.
-    pub(super) fn stand_on(&mut self, snapshot: &Arc<Snapshot>) {
+    pub(super) fn stand_on(&mut self, engine: &Engine, snapshot: &Arc<Snapshot>) {
         self.0.iter_mut().for_each(|volume| volume.stand_on(snapshot));
+        self.1 = Some(engine.runs_from(snapshot));
     }
 
-    /// Drops the handle of its parent; returns the snapshot's id.
+    /// Drops the handles of its parent, as the end of the node's process does; returns the snapshot's id.
     pub(super) fn let_go_of_parent(&mut self) -> Option<SnapshotId> {
+        self.1 = None;
         self.0.iter_mut().filter_map(Guest::let_go_of_parent).last()
     }
 

@@ -10,6 +10,7 @@ use rekindle_engine::handover::Handover;
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::regions::{Region, Regions};
+use rekindle_engine::run_roots::RunsFrom;
 use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions, ServeStatus};
 use rekindle_engine::tracking::Tracking;
 use rekindle_kernel::{
@@ -35,6 +36,8 @@ struct Served {
     memory: Arc<GuestMemory>,
     memfd: Memfd,
     server: FaultServer,
+    /// Until the guest is paused.
+    runs_from: RunsFrom,
     /// The stream that a VMM keeps open while it lives.
     _stream: UnixStream,
 }
@@ -98,12 +101,13 @@ impl History {
         let shared = Some(memfd.try_clone().map_err(said)?);
         let pid = std::process::id();
         let handover = Handover { regions, userfaultfd, memfd: shared, pid, stream: theirs };
-        let view = Arc::clone(self.snapshots[position].snapshot.memory());
+        let snapshot = &self.snapshots[position].snapshot;
+        let (view, runs_from) = (Arc::clone(snapshot.memory()), self.engine().runs_from(snapshot));
         let (placement, neighbours) = (Placement::Anywhere, Neighbours::Adaptive);
         let options = ServeOptions { tracking, placement, neighbours };
         let server = FaultServer::start(view, handover, self.engine().fetcher().clone(), options);
         let server = server.map_err(said)?;
-        Ok(Some(Served { memory: Arc::new(memory), memfd, server, _stream: stream }))
+        Ok(Some(Served { memory: Arc::new(memory), memfd, server, runs_from, _stream: stream }))
     }
 
     /// Not scoped threads: a scope would wait for a thread that hangs.
@@ -151,7 +155,7 @@ impl History {
 
     /// Pauses the guest; its other volumes are unchanged.
     fn pause_served(&mut self, served: Served, position: usize, memory: ModelMemory) -> Result<(), String> {
-        let Served { memory: mapped, memfd, server, _stream } = served;
+        let Served { memory: mapped, memfd, server, runs_from, _stream } = served;
         let pages = server.end_epoch().changed_pages().map_err(|error| error.to_string())?;
         drop(mapped);
         let Known { snapshot, contents } = &self.snapshots[position];
@@ -163,7 +167,9 @@ impl History {
             let unchanged = Guest::resume_volume(snapshot, disk, content.clone());
             volumes.push(unchanged.paused_volume(volume_name(disk), guest::Tracking::Exact));
         }
-        match commit(self.engine(), Some(snapshot), volumes) {
+        let paused = commit(self.engine(), Some(snapshot), volumes);
+        drop(runs_from);
+        match paused {
             Ok(snapshot) => {
                 self.tally.pauses += 1;
                 self.remember(Known { snapshot, contents })
