@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::control::Answer;
 use super::problem::{Code, Problem};
-use super::types::{Collection, Drain, FaultSocket, Sandbox, SandboxList, Snapshot};
+use super::types::{Collection, DeletedSnapshot, Drain, FaultSocket, Sandbox, SandboxList, Snapshot};
 
 /// Bytes of a path that are logged: far more than any route has.
 const PATH_BYTES_MAX: usize = 256;
@@ -112,6 +112,12 @@ impl About for Drain {
             snapshots: self.sandboxes.iter().filter_map(|drained| drained.snapshot).collect(),
             ..Things::default()
         }
+    }
+}
+
+impl About for DeletedSnapshot {
+    fn things(&self) -> Things {
+        Things { snapshots: vec![self.snapshot], ..Things::default() }
     }
 }
 

@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use super::problem::{Code, Problem};
 use super::types::{
-    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
-    ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
-    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
+    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot, Drain, DrainNode,
+    Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
+    Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
+    SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
 };
 
 /// Result of a request, or the problem that stopped it.
@@ -98,7 +98,7 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn wait_snapshot(&self, reference: &Reference, state: SnapshotState, limit: Duration)
     -> Answer<Snapshot>;
     /// Deletes a snapshot, of which it gives the id; sandboxes that run from it and its children go on.
-    fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid>;
+    fn delete_snapshot(&self, reference: &Reference) -> Answer<DeletedSnapshot>;
     /// Forgets a snapshot on this node, of which it gives the id; it stays in the store.
     fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid>;
     /// Reads every page of a snapshot and checks it, as long as its asker waits.

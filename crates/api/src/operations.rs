@@ -8,10 +8,11 @@ use super::operation::{
 };
 use super::problem::Code;
 use super::types::{
-    CaptureMemory, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain,
-    DrainNode, Event, EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot, ListQuery,
-    OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
-    Snapshot, SnapshotList, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version, WaitQuery,
+    CaptureMemory, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox,
+    DeletedSnapshot, Drain, DrainNode, Event, EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot,
+    ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox,
+    SandboxList, Snapshot, SnapshotList, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
+    WaitQuery,
 };
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
@@ -219,10 +220,10 @@ pub(crate) const WAIT_SNAPSHOT: Operation<OfSnapshot, InQuery<WaitQuery>, Json<S
         .answers(200, "The snapshot, in that state or beyond it")
         .fails(OF_READING);
 
-pub(crate) const DELETE_SNAPSHOT: Operation<OfSnapshot, NoInput, Done> =
+pub(crate) const DELETE_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<DeletedSnapshot>> =
     Operation::delete("delete_snapshot", "/v1/snapshots/{reference}", "snapshots")
         .does("Deletes a snapshot; sandboxes that run from it and its children go on.")
-        .answers(204, "It is deleted")
+        .answers(200, "It is deleted; the other nodes that use it")
         .fails(OF_READING);
 
 pub(crate) const FORGET_SNAPSHOT: Operation<OfSnapshot, NoInput, Done> =

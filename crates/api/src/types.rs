@@ -36,9 +36,9 @@ pub(crate) use names::{is_name, name_rule};
 pub use network::{Netns, NoNetwork, TapName, Which};
 pub use numbers::{OutOfRange, PageLimit, SandboxCount};
 pub use snapshot::{
-    KeptSnapshot, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList, SnapshotState,
-    StoreVerification, StoreVerificationState, StoredSnapshot, StoredSnapshotList, Verification, Volume,
-    WaitQuery,
+    DeletedSnapshot, KeptSnapshot, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList,
+    SnapshotState, StoreVerification, StoreVerificationState, StoredSnapshot, StoredSnapshotList,
+    Verification, Volume, WaitQuery,
 };
 pub use usage::{SnapshotUsage, Usage};
 

@@ -9,11 +9,32 @@ use rekindle_engine::private::{self, OTHERS, at, make_directory};
 use crate::settings::Settings;
 
 /// Names that rekindle makes in a state directory, and those that a disk of its own has there.
-const IN_STATE_DIRECTORY: [&str; 8] =
-    ["boot", "catalog.lock", "catalog.redb", "catalog.room", "layers", LOST_AND_FOUND, "machines", "store"];
+const IN_STATE_DIRECTORY: [&str; 10] = [
+    "boot",
+    "catalog.lock",
+    "catalog.redb",
+    "catalog.room",
+    "layers",
+    LOST_AND_FOUND,
+    "machines",
+    "manifests.memory",
+    "manifests.packing",
+    "store",
+];
 /// Names that rekindle makes in a store.
-const IN_STORE: [&str; 7] =
-    ["domains", "layers", LOST_AND_FOUND, "manifests", "nodes", "store", "working-sets"];
+const IN_STORE: [&str; 11] = [
+    "condemned",
+    "deleted",
+    "domains",
+    "keys",
+    "layers",
+    LOST_AND_FOUND,
+    "manifests",
+    "nodes",
+    "roots",
+    "store",
+    "working-sets",
+];
 /// Endings of the names of all files in a run directory.
 const IN_RUN_DIRECTORY: [&str; 4] = ["lock", "log", "sock", "starting"];
 /// Name that a new file system begins with.

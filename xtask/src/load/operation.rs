@@ -79,7 +79,7 @@ impl Operation {
                 client.remove_sandbox(&sandbox.to_string()).map(|()| Outcome::Gone)
             }
             Self::DeleteSnapshot { snapshot } => {
-                client.delete_snapshot(&snapshot.to_string()).map(|()| Outcome::Gone)
+                client.delete_snapshot(&snapshot.to_string()).map(|_| Outcome::Gone)
             }
         }
     }

@@ -21,11 +21,11 @@ use crate::operation::{Input, Operation, Output, Subject};
 use crate::operations::*;
 use crate::problem::Code;
 use crate::types::{
-    CaptureMemory, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox, Drain,
-    DrainNode, EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot, LabelFilter, ListQuery,
-    OpenFaultSocket, PageLimit, PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification,
-    Version, WaitQuery,
+    CaptureMemory, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox,
+    DeletedSnapshot, Drain, DrainNode, EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot,
+    LabelFilter, ListQuery, OpenFaultSocket, PageLimit, PauseSandbox, Placement, Readiness, ResumeSandbox,
+    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage,
+    StoredSnapshot, Usage, Verification, Version, WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -196,8 +196,8 @@ impl Client {
     }
 
     /// Deletes a snapshot; sandboxes that run from it and its children go on.
-    pub fn delete_snapshot(&self, reference: &str) -> Result<()> {
-        self.ask(&DELETE_SNAPSHOT, reference, &()).map(drop)
+    pub fn delete_snapshot(&self, reference: &str) -> Result<DeletedSnapshot> {
+        self.ask(&DELETE_SNAPSHOT, reference, &())
     }
 
     /// Forgets a snapshot on the node; it stays in the store.

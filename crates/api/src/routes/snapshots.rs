@@ -21,7 +21,7 @@ pub(super) fn routes() -> Routes {
         .reads(&SHOW_USAGE, |control, (), ()| control.usage())
         .reads(&SHOW_SNAPSHOT_USAGE, |control, of, ()| control.snapshot_usage(&of))
         .reads(&SHOW_SNAPSHOT, |control, of, ()| control.snapshot(&of))
-        .changes(&DELETE_SNAPSHOT, |control, _, of, ()| control.delete_snapshot(&of).map(Removed::Snapshot))
+        .changes(&DELETE_SNAPSHOT, |control, _, of, ()| control.delete_snapshot(&of))
         .changes(&FORGET_SNAPSHOT, |control, _, of, ()| control.forget_snapshot(&of).map(Removed::Snapshot))
         .reads(&SHOW_PLACEMENT, |control, of, ()| control.placement(&of))
         .changes(&RESUME_SNAPSHOT, |control, asked, of, how| control.resume_snapshot(&of, asked, how))

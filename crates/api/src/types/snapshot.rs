@@ -96,6 +96,16 @@ pub struct PageClasses {
     pub kept: u64,
 }
 
+/// A snapshot that was deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeletedSnapshot {
+    /// The snapshot.
+    pub snapshot: Uuid,
+    /// Other nodes with sandboxes that run from it, by their names in the store, as far as the store told them soon. These
+    /// sandboxes go on.
+    pub used_by: Vec<Uuid>,
+}
+
 /// The verdict of the setting `keep` on a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct KeptSnapshot {

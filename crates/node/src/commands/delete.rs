@@ -43,11 +43,18 @@ pub fn run(session: &Session, arguments: &EndArguments) -> anyhow::Result<Status
     }
     do_each(session, "deleted", &targets, |target| {
         let id = target.id().to_string();
-        match target {
-            Target::Sandbox(_) => client.remove_sandbox(&id)?,
-            Target::Snapshot(_) => client.delete_snapshot(&id)?,
+        let said = json!({ "kind": target.kind(), "id": id });
+        let Target::Snapshot(_) = target else {
+            client.remove_sandbox(&id)?;
+            return Ok((said, format!("{} is deleted", target.title())));
+        };
+        let used_by = client.delete_snapshot(&id)?.used_by;
+        if !used_by.is_empty() {
+            let nodes: Vec<String> = used_by.iter().map(ToString::to_string).collect();
+            let nodes = nodes.join(", ");
+            session.output.note(&format!("sandboxes run from it on other nodes, and go on: {nodes}"));
         }
-        Ok((json!({ "kind": target.kind(), "id": id }), format!("{} is deleted", target.title())))
+        Ok((said, format!("{} is deleted", target.title())))
     })
 }
 

@@ -1,5 +1,5 @@
-//! Files that machines boot from, which are copied before it is known whether the machine comes to be: what was copied
-//! for nothing is removed.
+//! Files that machines boot from: those that nothing needs any more are removed, and so are those that were copied for a
+//! machine which then was refused.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,7 @@ struct Making {
 struct MakingState {
     /// Machines that are being made.
     machines: usize,
-    /// Files that came for machines which were refused.
+    /// Files that nothing may need: of machines which were refused, or which are gone.
     for_nothing: BTreeSet<String>,
     is_removing: bool,
 }
@@ -58,9 +58,15 @@ impl BootFiles {
         MachineInMaking { files: self, there_before: files_in(&self.directory), is_made: false }
     }
 
+    /// Removes the files that no sandbox and no snapshot names, once no machine is being made.
+    pub(super) fn remove_unnamed(&self) {
+        self.making.lock().for_nothing.extend(files_in(&self.directory));
+        self.remove_for_nothing();
+    }
+
     fn remove_for_nothing(&self) {
         while let Some(mut for_nothing) = self.making.begin_removing() {
-            // Another machine may have come to be of the same file.
+            // Another machine may be of the same file.
             let records = self.sandboxes.all().into_iter().map(|entry| entry.record().spec);
             let snapshots = self.snapshots.all().into_iter().filter_map(|known| known.about.spec.clone());
             for spec in records.chain(snapshots) {

@@ -1,4 +1,4 @@
-//! Collections of the store, as the API asks for them.
+//! Collections of the store, as the API asks for them, and of this node's own files.
 
 use std::time::Duration;
 
@@ -10,11 +10,19 @@ use rekindle_engine::collect::{CollectError, Judged};
 use rekindle_engine::collect_steps::{Kept, Unneeded, Verdict};
 
 use super::host::Host;
+use super::sandboxes::Sandboxes;
+use super::unfinished_puts::remove_unfinished_puts;
 
-/// Deletes from the store what nobody needs, or tells what that would be.
-pub(super) fn collect(host: &Host, how: &Collect) -> Answer<Collection> {
+/// Deletes from the store and from this node what nobody needs, or tells what that would be.
+pub(super) fn collect(sandboxes: &Sandboxes, how: &Collect) -> Answer<Collection> {
+    let host: &Host = &sandboxes.host;
     if how.dry_run {
         return host.engine.judge_store().map(told).map_err(|error| not_collected(&error));
+    }
+    remove_boot_files(sandboxes);
+    // Here only: a mount that hangs has no daemon wait for it, and no list of the store tells of these files.
+    if let Some(store) = host.settings().store.directory().filter(|store| store.is_dir()) {
+        remove_unfinished_puts(store);
     }
     let probation = how.probation_ms.map_or(host.settings().collect_probation, Duration::from_millis);
     let done = host.engine.collect(probation).map_err(|error| not_collected(&error))?;
@@ -27,6 +35,18 @@ pub(super) fn collect(host: &Host, how: &Collect) -> Answer<Collection> {
         waiting: done.waiting,
         ..Collection::default()
     })
+}
+
+/// Removes the boot files that nothing here names. All stay while something may come back that names them: what is
+/// undecided, or set aside as an older catalog does not know of it.
+pub(super) fn remove_boot_files(sandboxes: &Sandboxes) {
+    let host = &sandboxes.host;
+    let is_undecided = sandboxes.snapshots.all().iter().any(|known| known.snapshot.status().is_undecided);
+    let is_set_aside =
+        !host.keeping.aside().is_empty() || host.engine.aside().count().map_or(true, |aside| aside.files > 0);
+    if !is_undecided && !is_set_aside {
+        sandboxes.boot_files.remove_unnamed();
+    }
 }
 
 /// The answer of a dry run.

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use rekindle_api::control::{Answer, Asked, Control};
 use rekindle_api::types::{
-    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event, FaultSocket,
-    ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
-    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
+    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot, Drain, DrainNode,
+    Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
+    Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
+    SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
 };
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -105,8 +105,9 @@ impl Control for Daemon {
         self.counted(self.snapshots.wait_for(reference, state, limit))
     }
 
-    fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
-        self.counted(self.sandboxes().delete_snapshot(reference))
+    fn delete_snapshot(&self, reference: &Reference) -> Answer<DeletedSnapshot> {
+        let snapshot = self.counted(self.sandboxes().delete_snapshot(reference))?;
+        Ok(DeletedSnapshot { snapshot, used_by: self.host.engine.runners_elsewhere(snapshot.into()) })
     }
 
     fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
@@ -143,7 +144,7 @@ impl Control for Daemon {
     }
 
     fn collect(&self, how: &Collect) -> Answer<Collection> {
-        self.counted(collection::collect(&self.host, how))
+        self.counted(collection::collect(self.sandboxes(), how))
     }
 
     fn open_fault_socket(&self, asked: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket> {

@@ -77,6 +77,7 @@ mod store_place;
 mod stored;
 mod telling;
 mod undecided;
+mod unfinished_puts;
 mod unnamed;
 mod usage;
 mod watch;
@@ -276,9 +277,11 @@ fn engine_options(
     options.pause_wait = settings.pause_wait;
     options.compare_workers = settings.compare_workers.unwrap_or(options.compare_workers);
     options.catalog = Some(catalog.clone());
+    options.manifest_memory = Some(settings.state_directory.join("manifests.memory"));
     options.keeper = keeping.clone();
     options.watcher = watcher;
     let every = (!settings.collect_every.is_zero()).then_some(settings.collect_every);
+    options.node_abandoned_after = settings.node_abandoned_after;
     options.collect = Some(CollectSchedule { every, probation: settings.collect_probation });
     Ok(options)
 }

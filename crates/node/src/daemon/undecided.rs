@@ -1,5 +1,6 @@
 //! Resumes what the last daemon's drain paused, tries again to decide the things that a start could not, publishes again
-//! what an accepted store lacks, and removes snapshots that are not kept and files set aside when their time is over.
+//! what an accepted store lacks, and removes snapshots that are not kept, files set aside when their time is over, and
+//! boot files that nothing names.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rekindle_engine::republish::LookedFor;
 
+use super::collection::remove_boot_files;
 use super::guest_owners::GuestOwners;
 
 /// Pause before what is undecided is tried again, the first time.
@@ -57,6 +59,7 @@ fn decide_until_over(owners: &Weak<GuestOwners>, (over, changed): &(Mutex<bool>,
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
             here.sandboxes.delete_what_is_not_kept();
             here.remove_old_aside();
+            remove_boot_files(&here.sandboxes);
             looked = Some(Instant::now());
         }
         drop(here);

@@ -20,7 +20,7 @@ pub const KEYS: [Key; OF_NODE.len() + OF_EDGES.len()] = {
 };
 
 /// Those of the node itself.
-const OF_NODE: [Key; 25] = [
+const OF_NODE: [Key; 26] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -208,6 +208,15 @@ const OF_NODE: [Key; 25] = [
         help: "Time from a collection to its deletions, at most 12h",
         default: "3600s",
         example: "\"1h\"",
+        reloads: false,
+    },
+    Key {
+        name: "node_abandoned_after",
+        flag: "node-abandoned-after",
+        value: "TIME",
+        help: "Time without a sign of life after which a collection takes what another node relied on, at least 2d",
+        default: "7d",
+        example: "\"7d\"",
         reloads: false,
     },
     Key {

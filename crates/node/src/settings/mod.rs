@@ -88,6 +88,8 @@ pub struct Settings {
     pub collect_every: Duration,
     /// Time from a collection to its deletions.
     pub collect_probation: Duration,
+    /// Time without a sign of life after which a collection gives up the roots of another node.
+    pub node_abandoned_after: Duration,
     /// Time that files set aside by a start are kept. Reloads.
     pub set_aside_kept: Duration,
     /// Past events that are kept.
@@ -233,6 +235,11 @@ impl Settings {
             keep: read.value("keep", &values::KEEP, Vec::new())?,
             collect_every: read.value("collect_every", &values::TIME, COLLECT_EVERY)?,
             collect_probation: read.value("collect_probation", &values::TIME, COLLECT_PROBATION)?,
+            node_abandoned_after: read.value(
+                "node_abandoned_after",
+                &values::SILENCE,
+                limits::NODE_ABANDONED_AFTER,
+            )?,
             set_aside_kept: read.value("set_aside_kept", &values::TIME, SET_ASIDE_KEPT)?,
             events_kept: read.value("events_kept", &values::COUNT, 10_000)?,
             log_level: read.value("log_level", &values::LEVEL, "info".to_owned())?,

@@ -13,6 +13,7 @@ use percent_encoding::percent_decode_str;
 use rekindle_bucket::BucketUrl;
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::learning::Prefault;
+use rekindle_engine::limits;
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -48,6 +49,7 @@ pub(super) const RATE: Kind<Option<NonZeroU64>> = Kind {
 };
 pub(super) const TIME: Kind<Duration> =
     Kind { parse: time, show: |time| (show_time(*time), json!(time.as_secs_f64())) };
+pub(super) const SILENCE: Kind<Duration> = Kind { parse: silence, ..TIME };
 pub(super) const COUNT: Kind<usize> = Kind { parse: count, show: |count| (count.to_string(), json!(count)) };
 pub(super) const WORKERS: Kind<Option<usize>> = Kind {
     parse: workers,
@@ -203,6 +205,12 @@ fn size(said: &GivenValue) -> Option<u64> {
         RawValue::Text(given) => parse_size(given).ok(),
         RawValue::Truth(_) | RawValue::List(_) | RawValue::Other(_) => None,
     }
+}
+
+fn silence(said: &GivenValue) -> Result<Duration, String> {
+    let given = time(said)?;
+    let least = limits::NODE_ABANDONED_AFTER_MIN;
+    if given < least { Err(format!("a time of {} or more", show_time(least))) } else { Ok(given) }
 }
 
 fn time(said: &GivenValue) -> Result<Duration, String> {

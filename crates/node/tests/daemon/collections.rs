@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use rekindle_api::types::{Collect, SnapshotState};
+use rekindle_api::types::{Accelerator, Board, Collect, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
 
-use crate::support::{Node, program, rewrite};
+use crate::machine_console::{have_qemu, tiny};
+use crate::support::{Node, files_in, program, rewrite};
 
 const AT_ONCE: Collect = Collect { dry_run: false, probation_ms: Some(0) };
 
@@ -71,14 +72,7 @@ fn two_nodes_publish_delete_and_collect_in_one_store_with_kills_and_lose_nothing
         let verified = second.client.verify_snapshot(&child).expect("it is there");
         assert_eq!(verified.wrong_pages, 0);
     }
-    for node in [&first, &second] {
-        for sandbox in node.client.all_sandboxes(&[]).expect("it answers") {
-            node.client.remove_sandbox(&sandbox.id.to_string()).expect("it is removed");
-        }
-        for snapshot in node.client.all_snapshots(&[]).expect("it answers") {
-            node.client.delete_snapshot(&snapshot.id.to_string()).expect("it is there");
-        }
-    }
+    [&first, &second].into_iter().for_each(remove_all);
     first.eventually("nothing being left", || {
         for node in [&first, &second] {
             node.client.collect(&AT_ONCE).expect("the store is there");
@@ -89,4 +83,81 @@ fn two_nodes_publish_delete_and_collect_in_one_store_with_kills_and_lose_nothing
     });
     let dry = Collect { dry_run: true, probation_ms: None };
     assert_eq!(first.client.collect(&dry).expect("the store is there").objects, 0);
+}
+
+/// Removes all sandboxes and snapshots of a node.
+fn remove_all(node: &Node) {
+    for sandbox in node.client.all_sandboxes(&[]).expect("it answers") {
+        node.client.remove_sandbox(&sandbox.id.to_string()).expect("it is removed");
+    }
+    for snapshot in node.client.all_snapshots(&[]).expect("it answers") {
+        node.client.delete_snapshot(&snapshot.id.to_string()).expect("it is there");
+    }
+}
+
+#[test]
+fn a_deletion_tells_the_other_nodes_whose_sandboxes_run_from_the_snapshot() {
+    let first = Node::start();
+    first.filled("a", 1);
+    let made = first.pause("a", "base");
+    first.wait("base", SnapshotState::Published);
+    let second = on_the_store_of(&first);
+    second.resumed(&made.id.to_string(), "b");
+    let root = format!("runs-{}", made.id);
+    second.eventually("its node having a root", || {
+        count_of(&first.place.store_directory(), "roots", &root) == 1
+    });
+    first.client.remove_sandbox("a").expect("it is removed");
+    let deleted = first.place.command(["delete", "base", "--yes"]).output().expect("the program runs");
+    let said = String::from_utf8_lossy(&deleted.stderr);
+    assert!(deleted.status.success() && said.contains("run from it on other nodes, and go on: "), "{said}");
+    second.assert_verified("b");
+}
+
+#[test]
+fn once_all_is_deleted_and_collected_neither_store_nor_disk_has_anything_of_it() {
+    let mut node = Node::start();
+    node.filled("a", 1);
+    if have_qemu("boot files of deleted machines") {
+        let wanted = tiny(&node, "vm", Board::Microvm, Accelerator::Tcg);
+        node.client.create_sandbox(None, &wanted).expect("a machine is made");
+        node.pause("vm", "machine");
+        node.wait("machine", SnapshotState::Published);
+        assert_eq!(files_in(&node.place.state_directory().join("boot")).len(), 1);
+        node.client.collect(&AT_ONCE).expect("the store is there");
+        assert_eq!(files_in(&node.place.state_directory().join("boot")).len(), 1, "a snapshot names it");
+        node.resume("vm");
+        node.client.delete_snapshot("machine").expect("it is there");
+        node.client.collect(&AT_ONCE).expect("the store is there");
+        assert_eq!(files_in(&node.place.state_directory().join("boot")).len(), 1, "a sandbox names it");
+    }
+    node.pause("a", "first");
+    node.resume("a");
+    node.told("a").rewrite(rewrite(2)).expect("its guest rewrites a part of its memory");
+    node.crash();
+    node.pause("a", "second");
+    node.wait("second", SnapshotState::Published);
+    node.resumed("first", "b");
+    remove_all(&node);
+    let (store, state) = (node.place.store_directory(), node.place.state_directory());
+    node.eventually("nothing being left", || {
+        node.client.collect(&AT_ONCE).expect("the store is there");
+        let left = |place: &Path, stays: &dyn Fn(&str) -> bool| {
+            let files = files_in(place);
+            let name = |file: &std::path::PathBuf| {
+                file.strip_prefix(place).expect("it is below it").display().to_string()
+            };
+            let left: Vec<_> = files.iter().map(name).filter(|name| !stays(name)).collect();
+            left.is_empty() || {
+                eprintln!("left in {}: {left:?}", place.display());
+                false
+            }
+        };
+        left(&store, &|name| {
+            name == "store" || ["domains/", "nodes/", "deleted/"].iter().any(|place| name.starts_with(place))
+        }) && left(&state, &|name| {
+            ["catalog.lock", "catalog.redb", "catalog.room", "key-ring.json", "manifests.memory"]
+                .contains(&name)
+        })
+    });
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use rekindle_api::control::{Answer, Asked, Control};
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
-    CaptureMemory, CaptureSource, Collect, Collection, ConsoleOutput, CreateSandbox, Drain, DrainNode, Event,
-    FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot, Labels, ListQuery, OpenFaultSocket,
-    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
-    SandboxState, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, StoredSnapshotList,
-    Usage, Verification, Version,
+    CaptureMemory, CaptureSource, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot, Drain,
+    DrainNode, Event, FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot, Labels, ListQuery,
+    OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
+    SandboxList, SandboxState, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot,
+    StoredSnapshotList, Usage, Verification, Version,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -224,7 +224,7 @@ impl Control for FakeDaemon {
         }
     }
 
-    fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
+    fn delete_snapshot(&self, reference: &Reference) -> Answer<DeletedSnapshot> {
         let mut kept = self.asked()?;
         let id = kept.snapshot(reference)?.id;
         let is_paused_in =
@@ -233,7 +233,7 @@ impl Control for FakeDaemon {
             return Err(Problem::new(Code::WrongState, "a sandbox is paused in it").snapshot(id.into()));
         }
         kept.snapshots.remove(&id);
-        Ok(id)
+        Ok(DeletedSnapshot { snapshot: id, used_by: Vec::new() })
     }
 
     fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid> {

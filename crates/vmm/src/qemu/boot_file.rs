@@ -15,6 +15,9 @@ use crate::kernel_format::{KernelFormat, KernelFormats};
 /// Documentation/arch/x86/boot.rst).
 const BOOT_FILE_BYTES_MAX: u64 = 2 << 30;
 
+/// The directory, in that of the copies, of files that the operator puts there; none of them is removed.
+const PROVIDED: &str = "provided";
+
 /// Bytes copied at once.
 const STEP_BYTES: usize = 1 << 20;
 
@@ -148,9 +151,10 @@ impl BootFile {
     fn places(&self, directory: &Path) -> Vec<PathBuf> {
         // A name from another node is no path of ours until it is seen to be a digest.
         let is_digest = self.blake3.len() == 64 && self.blake3.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let kept = is_digest.then(|| directory.join(&self.blake3));
-        let mut places: Vec<PathBuf> =
-            kept.into_iter().chain([self.path.clone()]).chain(self.named.clone()).collect();
+        let below = |directory: PathBuf| is_digest.then(|| directory.join(&self.blake3));
+        let (kept, provided) = (below(directory.to_owned()), below(directory.join(PROVIDED)));
+        let known = [kept, Some(self.path.clone()), provided, self.named.clone()];
+        let mut places: Vec<PathBuf> = known.into_iter().flatten().collect();
         places.dedup();
         places
     }
@@ -216,6 +220,17 @@ mod tests {
         assert_eq!(kept.named.as_ref(), Some(&original));
         let elsewhere = directory.path().join("elsewhere");
         assert_eq!(kept.find(&elsewhere, "kernel").expect("it is where it was"), kept.path);
+    }
+
+    #[test]
+    fn a_file_that_the_operator_provides_is_found_where_no_copy_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (boot, provided) = (directory.path().join("boot"), directory.path().join("boot/provided"));
+        let kept = BootFile::keep_bytes(b"a kernel", &boot).expect("there is room");
+        fs::create_dir(&provided).expect("there is room");
+        let there = provided.join(&kept.blake3);
+        fs::rename(&kept.path, &there).expect("there is room");
+        assert_eq!(kept.find(&boot, "kernel").expect("it is provided"), there);
     }
 
     #[test]
