@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use rekindle_api::types::SnapshotState;
-use rekindle_engine::engine::Transferred;
+use rekindle_engine::engine::{Engine, Transferred};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_input::regular_file::RegularFile;
 use serde::Serialize;
@@ -96,7 +96,9 @@ pub fn export(session: &Session, arguments: &ExportArguments) -> anyhow::Result<
     let place = tempfile::tempdir().context("making a directory")?;
     let exported = session.output.during("reading the store", || {
         let engine = engine_on_store(&settings, place.path())?;
-        anyhow::Ok(engine.export(SnapshotId::from(snapshot), io::BufWriter::new(written.as_file()))?)
+        let exported = engine.export(SnapshotId::from(snapshot), io::BufWriter::new(written.as_file()));
+        sign_off(session, &engine);
+        anyhow::Ok(exported?)
     })?;
     written.as_file().sync_all().with_context(|| format!("writing {}", file.display()))?;
     written.persist_noclobber(file).map_err(|error| error.error).context("naming the file")?;
@@ -115,10 +117,19 @@ pub fn import(session: &Session, arguments: &ImportArguments) -> anyhow::Result<
     let place = place.with_context(|| format!("making a directory in {}", beside.display()))?;
     let imported = session.output.during("writing to the store", || {
         let engine = engine_on_store(&settings, place.path())?;
-        engine.import(opened).with_context(|| file.display().to_string())
+        let imported = engine.import(opened);
+        sign_off(session, &engine);
+        imported.with_context(|| file.display().to_string())
     })?;
     let done = if imported.was_there { "was in the store already" } else { "is in the store" };
     report(session, file, imported, done)
+}
+
+/// Takes the traces of the command's own engine out of the store.
+fn sign_off(session: &Session, engine: &Engine) {
+    if let Err(error) = engine.sign_off() {
+        session.output.note(&format!("rekindle: the store keeps a sign of this command: {error}"));
+    }
 }
 
 /// The id of the snapshot that a word means, once it is in the store.

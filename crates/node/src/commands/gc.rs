@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use rekindle_api::types::{Collect, Collection, KeptSnapshot};
+use serde::Serialize;
 
 use super::session::Session;
 use super::shown::size;
@@ -23,6 +24,14 @@ pub struct GcArguments {
     /// Time until the objects are deleted, instead of the setting collect_probation; with 0s they are gone at once
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     probation: Option<Duration>,
+}
+
+/// The verdicts of a dry run, for programs.
+#[derive(Serialize)]
+struct Verdicts<'a> {
+    #[serde(flatten)]
+    store: &'a Collection,
+    kept_snapshots: &'a [KeptSnapshot],
 }
 
 /// Collects, or tells what that would do.
@@ -51,7 +60,7 @@ pub fn run(session: &Session, arguments: &GcArguments) -> anyhow::Result<Status>
 
 fn tell_verdicts(session: &Session, done: &Collection, kept: &[KeptSnapshot]) -> anyhow::Result<Status> {
     if session.output.json {
-        session.output.value(done)?;
+        session.output.value(&Verdicts { store: done, kept_snapshots: kept })?;
         return Ok(Status::Done);
     }
     let word = |kept| if kept { "stays" } else { "goes" };

@@ -87,13 +87,18 @@ fn private(path: &Path, content: &[u8]) {
 #[test]
 fn a_snapshot_goes_into_another_store_as_one_file() {
     let from = Exporter::new();
+    // A sign that has a successor goes in the background.
+    from.node.eventually("its node having one sign", || objects(&from.node.place, "nodes") == 1);
     let file = from.exported();
+    assert_eq!(objects(&from.node.place, "roots"), 0, "the reader's root is gone");
+    assert_eq!(objects(&from.node.place, "nodes"), 1, "the store has no sign of the command");
     let place = from.elsewhere();
     let done = run(&place, &["import"], &file);
     assert!(done.status.success() && said(&done).contains(" is in the store: "), "{}", said(&done));
     let again = run(&place, &["import"], &file);
     assert!(again.status.success() && said(&again).contains(" was in the store already"), "{}", said(&again));
     assert_eq!(objects(&place, "roots"), 0, "the publisher's root is gone");
+    assert_eq!(objects(&place, "nodes"), 0, "the store has no sign of the commands");
     let node = Node::start_in(place);
     let id = from.node.client.snapshot("second").expect("it is there").id;
     node.resumed(&id.to_string(), "b");
