@@ -33,7 +33,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 30] = [
+const ROWS: [&Row; 31] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -46,6 +46,7 @@ const ROWS: [&Row; 30] = [
     &caching::EVICTING,
     &caching::START,
     &accounting::USAGE,
+    &accounting::REQUESTS,
     &faults::BARE,
     &faults::THROUGHPUT,
     &faults::BULK,

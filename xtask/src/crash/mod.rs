@@ -28,8 +28,8 @@ use rekindle_testkit::black_box::{BlackBox, RunningDaemon};
 use rekindle_testkit::random::Random;
 
 use crate::load::{self, Actor, Findings, Kind, Limits, Operation, Shard, World};
-pub(crate) use check::check_contents;
 use check::check_listing;
+pub(crate) use check::{check_contents, check_snapshot};
 pub(crate) use leftovers::KeeperOwn;
 use phase::{Durations, Phase};
 use report::Tally;

@@ -1,8 +1,10 @@
 //! The soak: one daemon works with many sandboxes for long, and between times everything is removed. The rest left each
-//! time must not grow: descriptors, RAM, files.
+//! time must not grow: descriptors, RAM, files. With a stock, the store has more snapshots than the daemon's cache takes:
+//! they are read meanwhile, and the cache keeps its budget.
 
 mod growth;
 mod samples;
+mod stock;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,15 +14,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rekindle::settings::parse_size;
 use rekindle_api::client::Client;
-use rekindle_testkit::black_box::{BlackBox, RunningDaemon};
+use rekindle_api::types::Collect;
+use rekindle_testkit::black_box::{BlackBox, RunningDaemon, ask_until};
 use rekindle_testkit::random::Random;
 use serde::Serialize;
 
 use crate::crash::{KeeperOwn, Watchdog, check_contents};
 use crate::load::{self, Actor, Ended, Findings, Limits, Shard, World};
 use growth::grown;
-use samples::Sample;
+use samples::{RESTS_WITHIN, Sample, files_below};
+use stock::Stock;
 
 /// For how long and by which choices a daemon works.
 #[derive(clap::Args)]
@@ -31,6 +36,12 @@ pub(crate) struct Options {
     /// Sandboxes at once, at most.
     #[arg(long, default_value_t = 50)]
     sandboxes: usize,
+    /// Give the daemon a cache of so many bytes, such as 1GiB.
+    #[arg(long, value_name = "BYTES", requires = "snapshots", value_parser = parse_size)]
+    cache: Option<u64>,
+    /// Fill the store first, with snapshots of so many bytes, and read them meanwhile.
+    #[arg(long, value_name = "BYTES", requires = "cache", value_parser = parse_size)]
+    snapshots: Option<u64>,
     /// Make the choices of an earlier soak.
     #[arg(long)]
     seed: Option<u64>,
@@ -44,6 +55,10 @@ pub(crate) struct Options {
 
 /// Users at once.
 const USERS: usize = 4;
+/// Threads that read the stock.
+const READERS: usize = 2;
+/// Bytes by which layer files may pass the cache's bound: what was just packed, and is the only copy.
+const BEYOND_CACHE_BYTES: u64 = 256 * MIB;
 /// The time is cut into this many parts, each ended by removing everything.
 const PARTS_MIN: u64 = 4;
 const PARTS_MAX: u64 = 12;
@@ -63,6 +78,8 @@ struct Report {
     wrong_pages: u64,
     lost_snapshots: u64,
     hung_guests: u64,
+    /// Snapshots of the stock that were read, every page of them.
+    stock_read: u64,
     /// While it worked, the most of each.
     at_work_max: Sample,
     /// After everything was removed, each time.
@@ -78,12 +95,19 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     };
     let seed = options.seed.unwrap_or_else(|| u64::from(std::process::id()));
     println!("seed {seed}");
-    let place = Arc::new(BlackBox::new(&program)?);
+    let settings = options.cache.map_or_else(String::new, |bytes| format!("cache_bytes_max = {bytes}\n"));
+    let place = Arc::new(BlackBox::with_settings(&program, &settings)?);
     let watchdog = Watchdog::over(&place)?;
     let daemon = place.start()?;
     let mut soak = Soak::new(&place, &daemon, options, seed);
+    if let Some(bytes) = options.snapshots {
+        soak.stock = Stock::make(&soak.client, bytes, &mut Random::new(seed))?;
+        println!("the store is filled: {}", Sample::now(&place, &daemon, &soak.client)?);
+    }
     let begun = Instant::now();
-    let parts = (options.seconds / PART_SECONDS).clamp(PARTS_MIN, PARTS_MAX);
+    // Everything is removed after a part, the stock too.
+    let parts_max = if options.snapshots.is_some() { 1 } else { PARTS_MAX };
+    let parts = (options.seconds / PART_SECONDS).clamp(PARTS_MIN.min(parts_max), parts_max);
     for part in 0..parts {
         let until = Duration::from_secs(options.seconds) * u32::try_from(part + 1)? / u32::try_from(parts)?;
         soak.part(begun + until, &watchdog)
@@ -93,7 +117,11 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
             break;
         }
     }
-    grown(&soak.at_rest, soak.requests).into_iter().for_each(|words| soak.findings.wrong(words));
+    let wrong = match options.cache {
+        Some(bytes_max) => soak.beyond(bytes_max),
+        None => grown(&soak.at_rest, soak.requests),
+    };
+    wrong.into_iter().for_each(|words| soak.findings.wrong(words));
     let report = soak.report(begun.elapsed(), seed);
     report.print();
     if let Some(path) = &options.json {
@@ -113,6 +141,9 @@ struct Soak<'a> {
     daemon: &'a RunningDaemon,
     client: Client,
     actors: Vec<Actor>,
+    random: Random,
+    stock: Stock,
+    stock_read: u64,
     keeper_own: KeeperOwn,
     requests: u64,
     at_work_max: Sample,
@@ -135,11 +166,15 @@ impl<'a> Soak<'a> {
             wish: None,
             may_fail: &[],
         });
+        let actors = actors.collect();
         Self {
             place,
             daemon,
             client: place.client(),
-            actors: actors.collect(),
+            actors,
+            random,
+            stock: Stock::default(),
+            stock_read: 0,
             keeper_own: KeeperOwn::default(),
             requests: 0,
             at_work_max: Sample::default(),
@@ -156,18 +191,24 @@ impl<'a> Soak<'a> {
         self.remove_all()?;
         self.keeper_own.check(self.place, &self.client, &mut self.findings)?;
         self.at_rest.push(Sample::at_rest(self.place, self.daemon, &self.client)?);
-        collect_garbage(&self.place.store_directory()).context("removing layers that nothing names")?;
+        self.collect();
         watchdog.is_alive();
         Ok(())
     }
 
     fn work(&mut self, until: Instant, watchdog: &Watchdog) -> anyhow::Result<()> {
+        let seeds = self.seeds_of_readers();
         let (stop, client) = (AtomicBool::new(false), &self.client);
         let actors = std::mem::take(&mut self.actors);
         let (place, daemon) = (self.place, self.daemon);
         let mut most = self.at_work_max;
-        let (ended, sampled) = thread::scope(|scope| {
+        let stock = &self.stock;
+        let (ended, read, sampled) = thread::scope(|scope| {
             let stop = &stop;
+            let read = move |(reader, seed)| {
+                scope.spawn(move || stock.read(reader, client, Random::new(seed), stop))
+            };
+            let reading: Vec<_> = seeds.into_iter().enumerate().map(read).collect();
             let working: Vec<_> = actors
                 .into_iter()
                 .map(|actor| scope.spawn(move || fill_and_work(actor, client, stop)))
@@ -182,8 +223,14 @@ impl<'a> Soak<'a> {
             stop.store(true, Ordering::Release);
             let ended: Vec<Ended> =
                 working.into_iter().map(|user| user.join().expect("no user panics")).collect();
-            (ended, sampled)
+            let read: Vec<_> =
+                reading.into_iter().map(|reader| reader.join().expect("no reader panics")).collect();
+            (ended, read, sampled)
         });
+        for (read, findings) in read {
+            self.stock_read += read;
+            self.findings.take_in(findings);
+        }
         self.at_work_max = most;
         for ended in ended {
             if let Some((operation, _)) = ended.lost {
@@ -217,6 +264,39 @@ impl<'a> Soak<'a> {
         Ok(())
     }
 
+    fn seeds_of_readers(&mut self) -> Vec<u64> {
+        let readers = if self.stock.is_empty() { 0 } else { READERS };
+        (0..readers).map(|_| self.random.number()).collect()
+    }
+
+    /// Collects the store until it has nothing of any snapshot.
+    fn collect(&mut self) {
+        let (how, store) = (Collect { dry_run: false, probation_ms: Some(0) }, self.place.store_directory());
+        let mut left = Ok(0);
+        let done = ask_until(RESTS_WITHIN, || {
+            let collected = self.client.collect(&how);
+            left = collected.map_err(anyhow::Error::from).and_then(|_| objects_of_snapshots(&store));
+            left.as_ref().is_ok_and(|left| *left == 0).then_some(())
+        });
+        if done.is_none() {
+            self.findings
+                .wrong(format!("after all was deleted and collected, the store has {left:?} objects"));
+        }
+    }
+
+    /// What the cache held beyond its bound, and what was left of a store with a stock.
+    fn beyond(&self, bytes_max: u64) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let most = self.at_work_max.layers_bytes;
+        if most > bytes_max + BEYOND_CACHE_BYTES {
+            wrong.push(format!("layer files took {most} bytes, with a bound of {bytes_max}"));
+        }
+        for rest in self.at_rest.iter().filter(|rest| rest.layers_bytes + rest.manifests > 0) {
+            wrong.push(format!("after everything was removed there is {rest}"));
+        }
+        wrong
+    }
+
     fn last(&self) -> String {
         self.at_rest.last().map_or_else(String::new, ToString::to_string)
     }
@@ -229,6 +309,7 @@ impl<'a> Soak<'a> {
             wrong_pages: self.findings.wrong_pages,
             lost_snapshots: self.findings.lost_snapshots,
             hung_guests: self.findings.hung_guests,
+            stock_read: self.stock_read,
             at_work_max: self.at_work_max,
             at_rest: self.at_rest.clone(),
             wrong: self.findings.words.clone(),
@@ -243,17 +324,21 @@ impl Report {
             self.requests, self.seconds, self.at_work_max
         );
         self.wrong.iter().for_each(|words| println!("wrong: {words}"));
-        if self.wrong.is_empty() {
+        if self.stock_read > 0 {
+            println!(
+                "{} snapshots of the stock were read; {} wrong pages, {} guests that hung",
+                self.stock_read, self.wrong_pages, self.hung_guests
+            );
+        } else if self.wrong.is_empty() {
             println!("nothing has grown");
         }
     }
 }
 
-/// Removes the layers of deleted snapshots from a store without manifests: they stay there until garbage is collected,
-/// which is not the daemon's work.
-fn collect_garbage(store: &Path) -> std::io::Result<()> {
-    let layers = store.join("layers");
-    if layers.exists() { std::fs::remove_dir_all(layers) } else { Ok(()) }
+/// The number of a store's objects that are there because of snapshots.
+fn objects_of_snapshots(store: &Path) -> anyhow::Result<u64> {
+    let places = ["layers", "manifests", "working-sets", "roots", "condemned"];
+    places.iter().try_fold(0, |sum, place| Ok(sum + files_below(&store.join(place))?))
 }
 
 /// Makes as many sandboxes as there may be, then works.

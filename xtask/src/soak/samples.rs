@@ -12,7 +12,7 @@ use rekindle_testkit::black_box::{BlackBox, Process, Role, RunningDaemon, ask_un
 use serde::Serialize;
 
 /// Longest time for layers of deleted snapshots, and for connections, to go.
-const RESTS_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const RESTS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Things held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -111,6 +111,20 @@ fn files_in(directory: &Path) -> io::Result<u64> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     }
+}
+
+/// Files in a directory and all below it; none where it is not there.
+pub(super) fn files_below(directory: &Path) -> io::Result<u64> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    entries
+        .map(|entry| {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() { files_below(&entry.path()) } else { Ok(1) }
+        })
+        .sum()
 }
 
 /// Bytes on the disk of a file, or of everything in a directory; none where it is not there.
