@@ -6,14 +6,36 @@ use std::sync::{Arc, Weak};
 use futures_util::StreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
 use rekindle_engine::fetch::{FetchError, FrameKey};
-use rekindle_engine::frame::FrameNumber;
+use rekindle_engine::frame::{FrameNumber, frame_of};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::single_flight::Waiter;
+use rekindle_engine::view::PieceSource;
 use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::site::PATIENCE;
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
 use crate::{Cold, check, check_elsewhere, open_elsewhere, published, run, verified, wait_published};
+
+#[test]
+fn case_23_a_read_over_several_frames_waits_for_the_last_of_them() {
+    let (site, _engine, snapshot) = published(700);
+    let cold = open_elsewhere(&site, &snapshot.0);
+    let read = |pages| {
+        let mut bytes = vec![0xaa; usize::try_from(run(0, pages).bytes()).expect("a few")];
+        cold.engine.read(cold.snapshot.memory(), run(0, pages), &mut bytes).expect("the store has it");
+        bytes
+    };
+    read(1);
+    let stalled = site.faults.inject(Rule::always(Operation::Get, "layers/", Fault::Stall));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(300));
+        site.faults.wait_stalled();
+        assert!(!reader.is_finished(), "only the first of its frames is there");
+        drop(stalled);
+        let bytes = reader.join().expect("no panic");
+        snapshot.1.check(run(0, 300), &bytes).expect("the model's pages");
+    });
+}
 
 #[test]
 fn case_24_a_cold_frame_that_many_want_is_fetched_once() {
@@ -31,6 +53,30 @@ fn case_24_a_cold_frame_that_many_want_is_fetched_once() {
     });
     let fetches = site.faults.calls(Operation::Get, "layers/") - before;
     assert_eq!(fetches, 1, "the frame: its place is in the manifest");
+}
+
+#[test]
+fn case_27_a_page_is_ready_when_the_frame_that_it_lies_in_is_there_and_not_before() {
+    // A child's pages lie in its layer at other places than in the guest, and the last frames are short.
+    let (site, engine, first) = published(700);
+    let second = crate::child(&engine, &first, run(30, 130), 2);
+    wait_published(&second.0);
+    let cold = open_elsewhere(&site, &second.0);
+    for wanted in [650, 100, 31, 320, 0] {
+        let mut page = vec![0; 4096];
+        cold.engine.read(cold.snapshot.memory(), run(wanted, 1), &mut page).expect("the store has it");
+        while cold.engine.fetcher().under_way() > 0 {
+            std::thread::yield_now();
+        }
+        for (start, limit) in (0..700).flat_map(|start| [1, 63, 64, 700].map(|limit| (start, limit))) {
+            let piece = cold.snapshot.memory().piece_at(run(start, 1).start(), limit);
+            let PieceSource::Layer(file, page) = &piece.source else { continue };
+            let is_there = |skip: &u32| file.is_verified(frame_of(page.plus(*skip)));
+            let ready = (0..piece.pages.count()).take_while(is_there).count();
+            assert_eq!(usize::try_from(piece.readable_now()).expect("64 bits"), ready, "{start} {limit}");
+        }
+    }
+    judge(&cold.engine, &cold.snapshot, &second.1).expect("every page is the model's");
 }
 
 #[test]

@@ -81,6 +81,25 @@ fn case_30_a_manifest_is_not_written_before_its_layers() {
 }
 
 #[test]
+fn case_32_neither_a_publish_nor_a_resume_asks_for_the_manifests_of_ancestors() {
+    let (site, engine, first) = published(200);
+    let gets = |under| site.faults.calls(Operation::Get, under);
+    let mut newest = first;
+    for number in 1..10 {
+        let (manifests, layers) = (gets("manifests/"), gets("layers/"));
+        newest = child(&engine, &newest, run(number * 9, 4), number.into());
+        wait_published(&newest.0);
+        let named = newest.0.layers_now().len();
+        assert_eq!(gets("manifests/"), manifests, "of ancestor {number}");
+        assert!(gets("layers/") - layers <= named, "each of {named} layers is asked for once");
+    }
+    let (manifests, layers) = (gets("manifests/"), gets("layers/"));
+    let cold = open_elsewhere(&site, &newest.0);
+    assert_eq!((gets("manifests/") - manifests, gets("layers/")), (1, layers), "its manifest has all");
+    judge(&cold.engine, &cold.snapshot, &newest.1).expect("every page is the model's");
+}
+
+#[test]
 fn an_engine_ends_although_a_seal_is_held_and_the_store_answers_nothing() {
     let site = site();
     let engine = start(&site);
