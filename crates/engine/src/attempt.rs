@@ -304,7 +304,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Result of blocking work; none if the runtime ended before the work began. A panic goes on.
-fn unless_kept_from<T>(ended: Result<T, JoinError>) -> Option<T> {
+pub(crate) fn unless_kept_from<T>(ended: Result<T, JoinError>) -> Option<T> {
     match ended.map_err(JoinError::try_into_panic) {
         Ok(done) => Some(done),
         Err(Ok(panic)) => std::panic::resume_unwind(panic),

@@ -2,6 +2,7 @@
 //! waiter gives up.
 
 mod bulk;
+mod packed;
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};

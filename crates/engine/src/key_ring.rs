@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::identity::{Domain, DomainName, FrameDigest, KeyId, LayerId};
+use crate::page_tree::PageTree;
 
 /// Bytes of a domain's secret.
 pub const SECRET_BYTES: usize = 32;
@@ -85,6 +86,11 @@ impl DomainKey {
     #[must_use]
     pub fn frame_digest(&self, frame: &[u8]) -> FrameDigest {
         FrameDigest::from_bytes(blake3::keyed_hash(&self.0.frame_digests, frame).into())
+    }
+
+    /// The tree whose root is that digest.
+    pub(crate) fn frame_tree(&self) -> PageTree<'_> {
+        PageTree::with_key(&self.0.frame_digests)
     }
 
     /// The tag of these bytes. It is compared in constant time.

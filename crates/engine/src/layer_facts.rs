@@ -9,6 +9,7 @@ use crate::layer_index::LayerIndex;
 use crate::manifest::{LayerName, ObjectName, StoredLayer};
 use crate::object::StoredObject;
 use crate::only_here::OnlyHereLayer;
+use crate::page_tree::ProvenPages;
 use crate::placement::Placement;
 use crate::ranked_set::RankedSet;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -79,6 +80,11 @@ impl LayerFacts {
     /// True if the index is known, and these are the uncompressed bytes of a frame.
     pub fn is_frame(&self, frame: FrameNumber, bytes: &[u8]) -> bool {
         self.index().is_some_and(|index| index.is_frame(frame, bytes, &self.key))
+    }
+
+    /// True if the index is known, and these are some of the pages of a frame, by their proof.
+    pub(crate) fn has_pages(&self, frame: FrameNumber, of: ProvenPages<'_>) -> bool {
+        self.index().is_some_and(|index| index.has_pages(frame, of, &self.key))
     }
 
     /// The object in the store that is read, once one is known.

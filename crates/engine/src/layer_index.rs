@@ -5,11 +5,12 @@
 //! less 1, then 32 bytes of digest a frame. In version 1 the order is not said, and the digests have no key. A layer's
 //! name is of these very bytes, so an index is written in the version in which it was read.
 
-use crate::frame::{FrameNumber, frames_of};
+use crate::frame::{FrameNumber, frames_of, pages_in_frame};
 use crate::geometry::{GuestPage, GuestPages};
 use crate::identity::FrameDigest;
 use crate::key_ring::DomainKey;
 use crate::limits::{LAYER_INDEX_BYTES_MAX, MANIFEST_PAGES_MAX};
+use crate::page_tree::{PageTree, ProvenPages};
 use crate::ranked_set::RankedSet;
 use crate::wire::{Problem, Reader, WireError, Writer};
 
@@ -78,6 +79,23 @@ impl LayerIndex {
             IndexForm::KeyedDigests => key.frame_digest(bytes),
         };
         digest == self.digest(frame)
+    }
+
+    /// True if these are some of the pages of a frame of this layer, by their proof.
+    pub(crate) fn has_pages(&self, frame: FrameNumber, of: ProvenPages<'_>, key: &DomainKey) -> bool {
+        if frame.index() >= self.frames() {
+            return false;
+        }
+        let digest = self.tree(key).digest(pages_in_frame(frame, self.page_count()), of);
+        digest.is_some_and(|digest| FrameDigest::from_bytes(digest) == self.digest(frame))
+    }
+
+    /// The tree whose root is the digest of a frame.
+    pub(crate) fn tree<'a>(&self, key: &'a DomainKey) -> PageTree<'a> {
+        match self.form {
+            IndexForm::DigestsWithoutKey => PageTree::without_key(),
+            IndexForm::KeyedDigests => key.frame_tree(),
+        }
     }
 
     /// The digest of a frame; a frame the layer does not have is a bug of the caller.

@@ -9,11 +9,12 @@ use crate::fetch::{Fetcher, WantedFrames};
 use crate::frame::frames_of;
 use crate::geometry::{GuestPage, GuestPages};
 use crate::limits;
+use crate::packed_reads::PackedReads;
 use crate::serve::{FaultServer, Recorded};
 use crate::snapshot::Snapshot;
 use crate::sources::Sources;
 use crate::working_set::{Use, WorkingSet};
-use crate::working_sets;
+use crate::working_sets::{self, WorkingSets};
 
 /// Pages that are brought ahead of a resumed guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,6 +34,7 @@ pub enum Prefault {
 pub struct Prefaulter {
     /// Fetches what guests may want soon.
     pub(crate) fetcher: Fetcher,
+    pub(crate) sets: Arc<WorkingSets>,
     pub(crate) runtime: Handle,
 }
 
@@ -41,8 +43,9 @@ impl Prefaulter {
     /// ones. For a server that has just started, of a resumed guest that does not run yet; not for one that serves a
     /// running guest again. Never waits; the recording is kept in the background.
     pub fn begin(&self, snapshot: &Arc<Snapshot>, server: &FaultServer, prefault: Prefault) {
-        let (lesson, fetcher) = (Lesson::begin(snapshot, server, prefault), self.fetcher.clone());
-        drop(self.runtime.spawn(async move { lesson.learn(&fetcher).await }));
+        let lesson = Lesson::begin(snapshot, server, prefault);
+        let (fetcher, sets) = (self.fetcher.clone(), Arc::clone(&self.sets));
+        drop(self.runtime.spawn(async move { lesson.learn(&fetcher, &sets).await }));
     }
 }
 
@@ -79,14 +82,13 @@ impl Lesson {
     }
 
     /// Finishes it: keeps the recording if there was none before, or no useful one.
-    pub(crate) async fn learn(self, fetcher: &Fetcher) {
-        let decided = self.decide(fetcher.sources()).await;
-        self.bring_ahead(&decided, fetcher);
+    pub(crate) async fn learn(self, fetcher: &Fetcher, sets: &WorkingSets) {
+        let (decided, packed) = self.decide(fetcher.sources()).await;
+        self.bring_ahead((&decided, packed), fetcher);
         let Self { snapshot, recorded, prefault, .. } = self;
-        let (known, sources) = (snapshot.working_set(), fetcher.sources());
-        if known.unstored().is_some() && snapshot.is_published() {
-            // An earlier upload failed, or was cut short.
-            working_sets::publish(&snapshot, sources.store(), sources.keys()).await;
+        if snapshot.working_set().unstored().is_some() && snapshot.is_published() {
+            // An earlier upload failed or was cut short, or its pages left the store.
+            sets.publish(&snapshot).await;
         }
         let Some(touches) = recorded.after(limits::WORKING_SET_TIME).await else { return };
         let pages = snapshot.memory().pages();
@@ -99,27 +101,32 @@ impl Lesson {
             Use::Ahead(_) | Use::Ask | Use::Record(_) | Use::Not => return,
         };
         if !set.is_empty() {
-            working_sets::keep(&snapshot, sources, expected.as_ref(), Arc::new(set)).await;
+            sets.keep(&snapshot, expected.as_ref(), Arc::new(set)).await;
         }
     }
 
-    /// The use of the working set, once it was looked for.
-    async fn decide(&self, sources: &Sources) -> Use {
+    /// The use of the working set, once it was looked for, and the reads of its pages, if they have begun.
+    async fn decide(&self, sources: &Sources) -> (Use, Option<PackedReads>) {
         if let Use::Ask = self.first {
-            working_sets::find(&self.snapshot, sources).await;
-            return begin_use(&self.snapshot, self.prefault);
+            let pages = self.prefault != Prefault::Nothing;
+            let found = working_sets::find(&self.snapshot, sources, pages).await;
+            return (begin_use(&self.snapshot, self.prefault), found.and_then(|found| found.packed));
         }
-        self.first.clone()
+        (self.first.clone(), None)
     }
 
     /// Begins to fetch pages, and then tells the server of them. In this order: frames for which the server asks first
     /// come one by one.
-    fn bring_ahead(&self, decided: &Use, fetcher: &Fetcher) {
+    fn bring_ahead(&self, (decided, packed): (&Use, Option<PackedReads>), fetcher: &Fetcher) {
         let (view, pages) = (self.snapshot.memory(), self.snapshot.memory().pages());
         let bring = |wanted| drop(tokio::spawn(fetcher.bring_all(wanted)));
         match decided {
             Use::Ahead(set) if !self.is_told => {
-                bring(missing_frames(view, set.runs_within(pages)));
+                let missing = missing_frames(view, set.runs_within(pages));
+                match packed {
+                    Some(packed) => drop(tokio::spawn(fetcher.bring_packed(packed, missing))),
+                    None => bring(missing),
+                }
                 self.recorded.install_ahead(set);
             }
             Use::Record(None) if self.prefault == Prefault::WorkingSet => bring(own_frames(&self.snapshot)),

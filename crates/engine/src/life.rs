@@ -24,7 +24,7 @@ use crate::stop::{Stop, Stopped};
 use crate::store::Store;
 use crate::store_gate::NewSign;
 use crate::watch::Watcher;
-use crate::working_sets;
+use crate::working_sets::WorkingSets;
 
 /// The parts of an engine that background work uses.
 #[derive(Debug)]
@@ -38,6 +38,7 @@ pub(crate) struct Background {
     pub(crate) records: Option<Records>,
     pub(crate) watcher: Arc<dyn Watcher>,
     pub(crate) run_roots: Arc<RunRoots>,
+    pub(crate) sets: Arc<WorkingSets>,
 }
 
 impl Background {
@@ -310,11 +311,9 @@ impl Life {
         self.changed();
         if self.snapshot.is_published() {
             self.background.stop().unless_said(self.take_roots_away()).await?;
-            // A working set that was recorded before the upload is not part of the snapshot: if it cannot be put now, a
-            // later resume tries again.
-            let put = working_sets::publish(&self.snapshot, self.background.store(), &publisher.keys);
-            self.background.stop().unless_said(put).await?;
             self.background.stop().unless_said(self.background.store().delete_old_signs()).await?;
+            // A working set is not part of the snapshot: if it cannot be put now, a later resume tries again.
+            self.background.stop().unless_said(self.background.sets.begin(&self.snapshot)).await?;
         }
         Ok(Work::asked(asked, &self.snapshot, Work::Nothing))
     }

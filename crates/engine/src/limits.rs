@@ -1,6 +1,10 @@
 //! All limits of the engine, each with its reason; writers and readers obey the same ones.
 
+mod working_sets;
+
 use std::time::Duration;
+
+pub use working_sets::*;
 
 /// Bytes of a domain's, volume's or blob's name: a path component everywhere, with room for a prefix.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -105,34 +109,6 @@ pub const PREFETCH_SLICE_PAGES: u32 = 256;
 
 /// Frames asked for ahead of the guest at once.
 pub const PREFETCH_FRAMES_MAX: usize = 32;
-
-/// Time after a resume in which the guest's touches are recorded: its first needs, not everything it ever touches.
-pub const WORKING_SET_TIME: Duration = Duration::from_secs(5);
-
-/// Pages of a working set: 256 MiB, which takes a tenth of a second to install and bounds the fetches of a bad one.
-pub const WORKING_SET_PAGES_MAX: u32 = 1 << 16;
-
-/// Bytes of an encoded working set: twice the length of as many runs of one page.
-pub const WORKING_SET_BYTES_MAX: usize = 1 << 20;
-
-/// Resumes with one working set before one is made without it, to record again all pages that are touched.
-pub const WORKING_SET_USES_MAX: u32 = 64;
-
-/// Pages that a guest waited for despite its working set before a new one is written: 0.1 ms of faults.
-pub const WORKING_SET_MISSES_MIN: u32 = 32;
-
-/// Time from a working set's last note until it is written: a pause that ended it has answered by then.
-pub const WORKING_SET_WRITTEN_AFTER: Duration = Duration::from_secs(1);
-
-/// Longest time to look for a working set in the store, or to put one there: it is only of use in the first seconds.
-pub const WORKING_SET_STORE_WAIT: Duration = Duration::from_secs(10);
-
-/// Objects listed to find the newest working set of a snapshot: one, and a few more if nodes wrote at once.
-pub const WORKING_SET_OBJECTS_MAX: usize = 64;
-
-/// Time for which the place of a working set holds that was looked for while its snapshot was opened: a resume follows at
-/// once, and another node may put a newer one later.
-pub const WORKING_SET_SEARCH_HOLDS: Duration = Duration::from_secs(10);
 
 /// Longest time a recovery waits for a killed server to leave the kernel: its process is being torn down.
 pub const SERVER_END_WAIT: Duration = Duration::from_secs(10);

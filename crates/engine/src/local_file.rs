@@ -4,6 +4,8 @@
 //! keeps the file that it was planned on, and a frame that is verified in it stays so. A file that something cut short is
 //! never made long again, for its lost bytes would read as zeroes; frames that are fetched go into its successor.
 
+mod proven;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -169,8 +171,16 @@ impl LocalFile {
     pub fn verified_run(&self, first: LayerPage, limit: u32) -> u32 {
         let end = first.number() + limit;
         let mut page = first.number();
-        while page < end && self.is_verified(frame_of(LayerPage::new(page))) {
-            page = (page / FRAME_PAGES + 1) * FRAME_PAGES;
+        while page < end {
+            let frame_end = (page / FRAME_PAGES + 1) * FRAME_PAGES;
+            if self.is_verified(frame_of(LayerPage::new(page))) {
+                page = frame_end;
+                continue;
+            }
+            page += self.proven_run(LayerPage::new(page));
+            if page < frame_end {
+                break;
+            }
         }
         page.min(end).saturating_sub(first.number())
     }
@@ -234,10 +244,15 @@ impl LocalFile {
         if raw.len() != bytes || !self.layer.is_frame(frame, raw) {
             return Err(LayerError::Digest { layer: self.layer.id(), frame });
         }
-        self.write(frame, raw, offset).map_err(|source| self.io(source))
+        let whole = |opened: &OpenFile| {
+            opened.local.set(frame);
+            opened.verified.set(frame);
+        };
+        self.write(&[(offset, raw)], whole).map_err(|source| self.io(source))
     }
 
-    fn write(&self, frame: FrameNumber, raw: &[u8], offset: usize) -> io::Result<()> {
+    /// Writes bytes at their places, and has them marked.
+    fn write(&self, pieces: &[(usize, &[u8])], mark: impl Fn(&OpenFile)) -> io::Result<()> {
         let mut filled = self;
         loop {
             let opened = filled.open()?;
@@ -245,13 +260,14 @@ impl LocalFile {
                 Some(next) => next,
                 None if filled.is_cut_short()? => filled.make_successor()?,
                 None => {
-                    opened.file.write_all_at(raw, u64_of(offset))?;
+                    for (offset, bytes) in pieces {
+                        opened.file.write_all_at(bytes, u64_of(*offset))?;
+                    }
                     // The write made it longer if it was cut at this very moment.
                     if filled.is_cut_short()? {
                         continue;
                     }
-                    opened.local.set(frame);
-                    opened.verified.set(frame);
+                    mark(opened);
                     return Ok(());
                 }
             };
@@ -260,12 +276,18 @@ impl LocalFile {
 
     /// Forgets that any frame was verified: reading one of them failed, and a disk seldom loses one alone.
     pub fn forget_all_verified(&self) {
-        self.opened.get().inspect(|opened| opened.verified.clear_all());
+        self.opened.get().inspect(|opened| {
+            opened.verified.clear_all();
+            opened.proven.get().inspect(|proven| proven.clear_all());
+        });
     }
 
     /// Forgets that `frame` was verified: its next use reads and verifies it again.
     pub fn forget_verified(&self, frame: FrameNumber) {
-        self.opened.get().inspect(|opened| opened.verified.clear(frame));
+        self.opened.get().inspect(|opened| {
+            opened.verified.clear(frame);
+            opened.proven.get().inspect(|proven| proven.clear(frame));
+        });
     }
 
     /// Reads the raw bytes of `frame`, verified against its digest.

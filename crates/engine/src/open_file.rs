@@ -10,13 +10,14 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use crate::frame::{FRAME_PAGES, FrameNumber, frames_of};
-use crate::frame_flags::FrameFlags;
+use crate::frame_flags::{FrameFlags, PageFlags};
 use crate::geometry::{bytes_of_pages, u64_of, usize_of};
 use crate::identity::LayerId;
 use crate::layer_facts::LayerFacts;
 use crate::layer_files::{CountedOpen, LayerFiles};
 use crate::layer_index::LayerIndex;
 use crate::limits::LAYER_INDEX_BYTES_MAX;
+use crate::sync::OnceLock;
 
 /// One open file of a layer.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(crate) struct OpenFile {
     pub(crate) mapping: Mapping,
     /// Frames whose bytes in the file match their digest, as seen since the file was opened.
     pub(crate) verified: FrameFlags,
+    /// Single pages of other frames that were proven to be theirs since then; none as long as no page came alone.
+    pub(crate) proven: OnceLock<PageFlags>,
     /// Frames that the file may hold.
     pub(crate) local: FrameFlags,
     _counted: CountedOpen,
@@ -43,6 +46,7 @@ impl OpenFile {
         let opened = Self {
             mapping,
             verified: FrameFlags::new(frames),
+            proven: OnceLock::new(),
             local: FrameFlags::new(frames),
             _counted: files.count_open(),
             file,

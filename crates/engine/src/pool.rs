@@ -81,6 +81,15 @@ impl PoolHandle {
         of: SnapshotId,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> T {
+        self.run_if_lives(of, work).await.expect("the pool outlives its callers, and its work does not panic")
+    }
+
+    /// The same for callers that the pool may not outlive: none if it ended first.
+    pub async fn run_if_lives<T: Send + 'static>(
+        &self,
+        of: SnapshotId,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
         let (done, answer) = oneshot::channel();
         let work = Box::new(move || {
             if !done.is_closed() {
@@ -89,7 +98,7 @@ impl PoolHandle {
             }
         });
         self.give(of, work);
-        answer.await.expect("the pool outlives its callers, and its work does not panic")
+        answer.await.ok()
     }
 
     fn give(&self, of: SnapshotId, work: Work) {

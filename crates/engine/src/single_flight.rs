@@ -170,9 +170,9 @@ impl<K: Copy + Eq + Hash + fmt::Debug, E> Claimed<K, E> {
         Arc::new(Self { flight: Arc::clone(flight), keys, cut_short })
     }
 
-    /// A key leaves this work: it is there, has no waiter left, or others fetch it.
-    pub(crate) fn let_go(&self, key: K) {
-        lock(&self.keys).remove(&key);
+    /// A key leaves this work: it is there, has no waiter left, or others fetch it. False if it is not of this work.
+    pub(crate) fn let_go(&self, key: K) -> bool {
+        lock(&self.keys).remove(&key)
     }
 
     /// The keys that have not left it.

@@ -1,6 +1,7 @@
 //! The one door to bytes that are not on this node: each read of the store waits here for its share of a byte budget, is
 //! ended after its time limit, and fails with an error that says whose fault it is.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use object_store::Error::{PermissionDenied, Unauthenticated};
 use object_store::path::Path as ObjectPath;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::byte_budget::{ByteBudget, ByteLease};
@@ -21,12 +22,13 @@ use crate::layer_facts::LayerFacts;
 use crate::limits;
 use crate::manifest::ObjectName;
 use crate::source_speed::SourceSpeed;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, layer_path};
 use crate::store_list::StoredSnapshot;
 use crate::store_manifests::StoredManifest;
 use crate::store_read::Arriving;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tombstones::Deletion;
+use crate::working_set::WorkingSetObject;
 
 /// Reads from outside this node. Clones share the budget.
 #[derive(Debug, Clone)]
@@ -81,13 +83,29 @@ pub(crate) struct SourceBytes {
 #[derive(Debug)]
 pub(crate) struct Reading {
     arriving: Arriving,
-    layer: LayerId,
+    wanted: Wanted,
     bytes: u64,
     began: Instant,
     until: Instant,
     speed: Arc<SourceSpeed>,
     ended: Arc<AtomicU64>,
     lease: ByteLease<Class>,
+}
+
+/// The object of a read, for errors.
+#[derive(Debug)]
+enum Wanted {
+    OfLayer(LayerId),
+    Named(ObjectPath),
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OfLayer(layer) => write!(out, "an object of layer {layer}"),
+            Self::Named(path) => path.fmt(out),
+        }
+    }
 }
 
 /// Reason that a read from outside brought nothing.
@@ -180,8 +198,8 @@ impl Sources {
     }
 
     /// The right to one of the large reads ahead of guests.
-    pub(crate) async fn stream(&self) -> SemaphorePermit<'_> {
-        self.streams.acquire().await.expect("it is never closed")
+    pub(crate) async fn stream(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.streams).acquire_owned().await.expect("it is never closed")
     }
 
     /// The store, for questions that are answered without an object's bytes.
@@ -226,22 +244,33 @@ impl Sources {
         class: Class,
         held: u64,
     ) -> Result<Reading, SourceError> {
-        let bytes = range.end - range.start;
-        let lease = self.budget.lease_within(class, held, class.share()).await;
-        let (limit, layer_id) = (read_limit(bytes), layer.id());
-        let asked = Instant::now();
-        let get = self.of(class).hedges.ask(|| {
-            let (store, range) = (self.store.clone(), range.clone());
-            async move { store.get_layer(layer_id, &object, range).await }
-        });
-        let arriving = self.judged(class, in_time(limit, || wanted_of(layer_id), get).await);
-        if let Err(SourceError::Gone(_)) = &arriving {
+        let path = layer_path(layer.id(), &object);
+        let begun = self.begin_range((path, Wanted::OfLayer(layer.id())), range, class, held).await;
+        if let Err(SourceError::Gone(_)) = &begun {
             layer.note_gone(object);
         }
-        let (arriving, began) = (arriving?, Instant::now());
+        begun
+    }
+
+    async fn begin_range(
+        &self,
+        (path, wanted): (ObjectPath, Wanted),
+        range: Range<u64>,
+        class: Class,
+        held: u64,
+    ) -> Result<Reading, SourceError> {
+        let bytes = range.end - range.start;
+        let lease = self.budget.lease_within(class, held, class.share()).await;
+        let (limit, asked) = (read_limit(bytes), Instant::now());
+        let get = self.of(class).hedges.ask(|| {
+            let (store, path, range) = (self.store.clone(), path.clone(), range.clone());
+            async move { store.get_range(path, range).await }
+        });
+        let arriving = self.judged(class, in_time(limit, || wanted.to_string(), get).await)?;
+        let began = Instant::now();
         self.speed.note_first_byte(began - asked);
         let (speed, ended) = (Arc::clone(&self.speed), Arc::clone(&self.of(class).ended));
-        Ok(Reading { arriving, layer: layer_id, bytes, began, until: asked + limit, speed, ended, lease })
+        Ok(Reading { arriving, wanted, bytes, began, until: asked + limit, speed, ended, lease })
     }
 
     /// The newest edition of a published snapshot's manifest.
@@ -271,23 +300,23 @@ impl Sources {
         in_time(limits::STORE_LIST_WAIT, || "the list of snapshots".to_owned(), self.store.snapshots()).await
     }
 
-    /// The place of a snapshot's newest working set, if there is one.
+    /// A snapshot's newest working set in the store, if there is one.
     pub(crate) async fn newest_working_set(
         &self,
         snapshot: SnapshotId,
-    ) -> Result<Option<ObjectPath>, SourceError> {
+    ) -> Result<Option<WorkingSetObject>, SourceError> {
         let wanted = || format!("the working set of snapshot {snapshot}");
         in_time(limits::WORKING_SET_STORE_WAIT, wanted, self.store.newest_working_set(snapshot)).await
     }
 
-    /// The working set at a place.
-    pub(crate) async fn working_set(&self, place: ObjectPath) -> Result<Bytes, SourceError> {
-        let class = Class::Ahead;
-        let lease = self.budget.lease_within(class, limits::READ_BYTES_UNKNOWN, class.share()).await;
-        let (wanted, read) = (|| place.to_string(), self.store.get_working_set(place.clone()));
-        let read = in_time(limits::WORKING_SET_STORE_WAIT, wanted, read).await;
-        drop(lease);
-        self.judged(class, read)
+    /// Begins a read of a part of a working set.
+    pub(crate) async fn working_set(
+        &self,
+        path: ObjectPath,
+        range: Range<u64>,
+    ) -> Result<Reading, SourceError> {
+        let held = (range.end - range.start).min(limits::EXTENT_HELD_BYTES);
+        self.begin_range((path.clone(), Wanted::Named(path)), range, Class::Ahead, held).await
     }
 }
 
@@ -297,7 +326,7 @@ impl Reading {
         let Ok(next) = timeout_at(self.until, self.arriving.next()).await else {
             self.ended.fetch_add(1, Ordering::Relaxed);
             let waited = read_limit(self.bytes);
-            return Err(SourceError::Silent { wanted: wanted_of(self.layer), waited });
+            return Err(SourceError::Silent { wanted: self.wanted.to_string(), waited });
         };
         Ok(next?)
     }
@@ -308,10 +337,6 @@ impl Reading {
         while self.next().await?.is_some() {}
         Ok(self.lease)
     }
-}
-
-fn wanted_of(layer: LayerId) -> String {
-    format!("an object of layer {layer}")
 }
 
 /// Time that a read of so many bytes may take.

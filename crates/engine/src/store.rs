@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures_util::stream::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
@@ -14,7 +13,7 @@ use uuid::Uuid;
 
 use crate::catalog::CatalogError;
 use crate::geometry::u64_of;
-use crate::identity::{LayerId, SnapshotId};
+use crate::identity::LayerId;
 use crate::key_ring::DomainKey;
 use crate::limits;
 use crate::manifest::ObjectName;
@@ -306,48 +305,6 @@ impl Store {
         }
     }
 
-    /// Writes a working set under a key of its own, and deletes older ones.
-    pub async fn put_working_set(&self, snapshot: SnapshotId, bytes: Bytes) -> Result<(), StoreError> {
-        let path = working_sets_path(snapshot).join(Uuid::now_v7().to_string());
-        self.put(&path, PutPayload::from_bytes(bytes)).await?;
-        let there = self.working_sets(snapshot).await?;
-        self.delete_all(there.into_iter().filter(|other| *other < path)).await
-    }
-
-    /// The newest working set of a snapshot, if there is one.
-    pub(crate) async fn newest_working_set(
-        &self,
-        snapshot: SnapshotId,
-    ) -> Result<Option<ObjectPath>, StoreError> {
-        // Keys begin with the time.
-        Ok(self.working_sets(snapshot).await?.into_iter().max())
-    }
-
-    /// Reads a working set.
-    pub(crate) async fn get_working_set(&self, path: ObjectPath) -> Result<Bytes, StoreError> {
-        self.get_whole(path, limits::WORKING_SET_BYTES_MAX).await
-    }
-
-    /// Deletes all working sets of a snapshot.
-    pub async fn delete_working_sets(&self, snapshot: SnapshotId) -> Result<(), StoreError> {
-        self.delete_all(self.working_sets(snapshot).await?).await
-    }
-
-    async fn working_sets(&self, snapshot: SnapshotId) -> Result<Vec<ObjectPath>, StoreError> {
-        let under = working_sets_path(snapshot);
-        let objects = self.objects().await?;
-        let listed = objects.list(Some(&under)).take(limits::WORKING_SET_OBJECTS_MAX);
-        let named = listed.map_ok(|object| object.location).try_collect().await;
-        named.map_err(|source| StoreError::from_store(&under, source))
-    }
-
-    async fn delete_all(&self, paths: impl IntoIterator<Item = ObjectPath>) -> Result<(), StoreError> {
-        for path in paths {
-            self.delete(path).await?;
-        }
-        Ok(())
-    }
-
     /// The size of a layer's object.
     pub(crate) async fn layer_bytes(&self, layer: LayerId, at: &ObjectName) -> Result<u64, StoreError> {
         self.size_of(&layer_path(layer, at)).await
@@ -379,10 +336,6 @@ impl StoreError {
         }
         Self::Other { path: path.clone(), source }
     }
-}
-
-fn working_sets_path(snapshot: SnapshotId) -> ObjectPath {
-    ObjectPath::from(format!("working-sets/{snapshot}"))
 }
 
 /// The key of a layer's object.

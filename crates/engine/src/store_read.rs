@@ -1,4 +1,4 @@
-//! Reads ranges of layer objects, whose bytes are used as they come.
+//! Reads ranges of objects, whose bytes are used as they come.
 
 use std::fmt;
 use std::fs::File;
@@ -36,7 +36,15 @@ impl Store {
         at: &ObjectName,
         range: Range<u64>,
     ) -> Result<Arriving, StoreError> {
-        let path = layer_path(layer, at);
+        self.get_range(layer_path(layer, at), range).await
+    }
+
+    /// Begins to read a range of an object.
+    pub(crate) async fn get_range(
+        &self,
+        path: ObjectPath,
+        range: Range<u64>,
+    ) -> Result<Arriving, StoreError> {
         let expected = range.end - range.start;
         let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
         let answer = match self.objects().await?.get_opts(&path, options).await {

@@ -23,6 +23,7 @@ use crate::stop::Stop;
 use crate::store::Store;
 use crate::sync::block_on;
 use crate::watch::NoWatcher;
+use crate::working_sets::WorkingSets;
 
 /// The steps of an engine's work on snapshots, without its tasks and without a store behind it.
 #[derive(Debug)]
@@ -56,9 +57,15 @@ impl Steps {
         let keys = tools.cache.keys().clone();
         let Tools { cache, fetcher, budget, reaper, store, pool, unsealed_max } = tools;
         let sealing = Sealing { workers: 2, merge_at_layers: limits::MERGE_AT_LAYERS };
+        let uploads = ByteBudget::new(limits::UPLOAD_BYTES_MAX);
+        let sets = WorkingSets {
+            fetcher: fetcher.clone(),
+            encoding: pool.clone(),
+            budget: uploads.clone(),
+            share: 0,
+        };
         let sealer = Sealer::new(cache, fetcher, sealing, Precedence::default(), Arc::new(NoHooks));
         let sealing = pool.clone();
-        let uploads = ByteBudget::new(limits::UPLOAD_BYTES_MAX);
         let publisher = Publisher {
             store,
             encoding: pool.clone(),
@@ -79,6 +86,7 @@ impl Steps {
             records: None,
             watcher,
             run_roots: Arc::default(),
+            sets: Arc::new(sets),
         });
         let wait = limits::PAUSE_WAIT_DEFAULT;
         let (only_here, unpublished_bytes_max) = (Arc::default(), None);

@@ -15,6 +15,7 @@ use rekindle_engine::layer_index::LayerIndex;
 use rekindle_engine::limits;
 use rekindle_engine::manifest::{LocalManifest, Manifest, Publication};
 use rekindle_engine::object::ObjectTable;
+use rekindle_engine::packed_set::{Chunk, PackedHead};
 use rekindle_engine::snapshot_record::SnapshotRecord;
 use rekindle_engine::tag::write_tag;
 use rekindle_engine::wire::Writer;
@@ -37,7 +38,7 @@ pub struct Decoder {
 }
 
 /// All of them.
-pub const DECODERS: [Decoder; 7] = [
+pub const DECODERS: [Decoder; 8] = [
     Decoder {
         name: "publication",
         newest: 4,
@@ -72,6 +73,13 @@ pub const DECODERS: [Decoder; 7] = [
         rewritten_as: |_| 2,
         rewritten: working_set,
         samples: samples::working_set,
+    },
+    Decoder {
+        name: "packed_set",
+        newest: 1,
+        rewritten_as: |_| 1,
+        rewritten: packed_set,
+        samples: samples::packed_set,
     },
     Decoder {
         name: "local_manifest",
@@ -257,4 +265,23 @@ fn checked_working_set(bytes: &[u8]) -> Option<Vec<u8>> {
     assert!(runs.windows(2).all(|pair| pair[0].end() <= pair[1].start()), "a page comes once");
     let encode = |set: &WorkingSet| set.encode(keys.own());
     Some(written_anew(bytes, &set, encode, |bytes| WorkingSet::decode(bytes, &keys)))
+}
+
+/// Decodes the head of a packed working set, as it is and with the tag that it should have.
+pub fn packed_set(bytes: &[u8]) -> Option<Vec<u8>> {
+    let keys = keys();
+    let body = &bytes[..bytes.len().saturating_sub(tagged(&[], &keys).len())];
+    checked_packed_set(&tagged(body, &keys));
+    checked_packed_set(bytes)
+}
+
+fn checked_packed_set(bytes: &[u8]) -> Option<Vec<u8>> {
+    let keys = keys();
+    let head = PackedHead::decode(bytes, &keys).ok()?;
+    let pages = |chunk: &Chunk| chunk.parts.iter().map(|part| part.bits.count()).sum::<u32>();
+    let pages: u32 = head.chunks().iter().map(pages).sum();
+    assert!(pages <= limits::WORKING_SET_PAGES_MAX, "it is bounded");
+    assert_eq!(PackedHead::bytes_of_head(bytes), Some(bytes.len()), "its first bytes say its length");
+    let encode = |head: &PackedHead| head.encode(keys.own());
+    Some(written_anew(bytes, &head, encode, |bytes| PackedHead::decode(bytes, &keys)))
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use rekindle_api::client::Client;
-use rekindle_api::types::{CreateSandbox, PauseSandbox, ResumeSnapshot, SnapshotState};
+use rekindle_api::types::{CreateSandbox, PauseSandbox, Prefault, ResumeSnapshot, SnapshotState};
 use rekindle_guest::machine::{LinuxKernel, linux_command_line, tiny_kernel};
 use rekindle_testkit::black_box::{BlackBox, Console, PATIENCE, RunningDaemon, Told};
 use serde_json::json;
@@ -142,6 +142,14 @@ impl Host {
         Ok(())
     }
 
+    /// The same with all pages ahead: what the guest touches is not recorded, so its next snapshot inherits no working set.
+    fn resume_unrecorded(&self, snapshot: &str, name: &str) -> anyhow::Result<()> {
+        let (name, prefault) = (Some(name.parse().expect("it is a name")), Some(Prefault::All));
+        let how = ResumeSnapshot { name, prefault, ..Default::default() };
+        self.client.resume_snapshot(snapshot, None, &how)?;
+        Ok(())
+    }
+
     /// Seconds from asking for a resume to the guest's next tick; the machine is removed.
     fn first_tick(&self, snapshot: &str) -> anyhow::Result<f64> {
         let asked = Instant::now();
@@ -205,7 +213,7 @@ fn measure_overlap(effort: Effort) -> anyhow::Result<Vec<Part>> {
     for round in 0..effort.heavy_pairs() {
         // Two snapshots that are alike: of neither anything is known yet of what a guest touches first.
         for name in ["control", "overlap"] {
-            host.resume("vm", name)?;
+            host.resume_unrecorded("vm", name)?;
             Console::of(&host.client, name).ask(&format!("dirty {round} 50"), "dirtied ")?;
         }
         host.pause("control", "control")?;
@@ -248,7 +256,7 @@ fn measure_working_set(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let (mut faults, mut seconds) = (Pairs::default(), Pairs::default());
     for round in 0..effort.choose(20, 1) {
         // A snapshot of its own each time, so that nothing is known of it.
-        host.resume("vm", "making")?;
+        host.resume_unrecorded("vm", "making")?;
         Console::of(&host.client, "making").ask(&format!("dirty {round} 1"), "dirtied ")?;
         host.pause("making", "made")?;
         host.client.wait_snapshot("made", SnapshotState::Published, PATIENCE)?;

@@ -48,8 +48,10 @@ impl Judged {
 pub(crate) struct Found {
     /// Objects of layers, without the first snapshot's.
     pub(crate) stored_mib: f64,
-    /// All other objects, without the first snapshot's.
+    /// All other objects, without the first snapshot's and the working set.
     pub(crate) stored_beside_mib: f64,
+    /// The working set of the last snapshot, with its pages.
+    pub(crate) packed_mib: f64,
     /// A resume that knows its pages and has no recording.
     pub(crate) without_working_set: Numbers,
     /// A resume with the recording of an earlier one.
@@ -61,6 +63,7 @@ impl Found {
         Self {
             stored_mib: mib(stored.layers_bytes),
             stored_beside_mib: mib(stored.other_bytes),
+            packed_mib: mib(stored.packed_bytes),
             without_working_set: without,
             with_working_set: with,
         }
@@ -108,7 +111,7 @@ impl Numbers {
 
 /// True for a read of the bytes of pages, and of what says where they are.
 fn is_of_pages(read: &TimedRead) -> bool {
-    !read.is_list && read.path.starts_with("layers/")
+    !read.is_list && ["layers/", "working-sets/"].iter().any(|place| read.path.starts_with(place))
 }
 
 fn bytes_of(read: &TimedRead) -> u64 {

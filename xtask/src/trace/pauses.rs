@@ -19,6 +19,7 @@ use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
+use rekindle_engine::working_set::{Touch, WorkingSet};
 use rekindle_kernel::{Memfd, PAGE_BYTES, PageKind};
 use rekindle_testkit::random::Random;
 
@@ -37,8 +38,10 @@ pub(crate) struct Stored {
     pub(crate) content: Content,
     /// Bytes of the objects of layers, without the first snapshot's.
     pub(crate) layers_bytes: u64,
-    /// Bytes of all other objects, without the first snapshot's.
+    /// Bytes of all other objects, without the first snapshot's and the working set.
     pub(crate) other_bytes: u64,
+    /// Bytes of the last snapshot's working set.
+    pub(crate) packed_bytes: u64,
 }
 
 /// Bytes of each page of a guest, by the seed that they follow from; none for a zero page.
@@ -88,7 +91,15 @@ pub(crate) fn pause(workload: &Workload) -> anyhow::Result<Stored> {
     }
     let layers_bytes = bytes_under(&objects, "layers")? - of_first.0;
     let other_bytes = bytes_under(&objects, "")? - of_first.1 - layers_bytes;
-    Ok(Stored { last: last.id(), objects, content, layers_bytes, other_bytes })
+    engine.keep_working_set(&last, set_of(&last, &workload.wanted));
+    let packed_bytes = bytes_under(&objects, "working-sets")?;
+    Ok(Stored { last: last.id(), objects, content, layers_bytes, other_bytes, packed_bytes })
+}
+
+/// A working set that has the wanted pages.
+fn set_of(snapshot: &Snapshot, wanted: &[GuestPages]) -> WorkingSet {
+    let touches = wanted.iter().map(|run| Touch::Beside(*run));
+    WorkingSet::new(snapshot.id(), snapshot.memory().pages(), touches)
 }
 
 /// The published snapshot of a guest whose pages of the set `kept` were written.

@@ -4,19 +4,19 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
+use futures_util::future::Either;
 use rekindle_engine::ahead::missing_frames;
 use rekindle_engine::cache::Cache;
 use rekindle_engine::fetch::{FetchError, Fetcher, FrameKey, WantedFrames};
-use rekindle_engine::geometry::{GuestPage, GuestPages, usize_of};
+use rekindle_engine::geometry::{GuestPages, usize_of};
 use rekindle_engine::open::open_unrecorded;
+use rekindle_engine::packed_reads::PackedReads;
 use rekindle_engine::read_plan::ReadPlan;
 use rekindle_engine::single_flight::Waiter;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::sources::{Class, Sources};
 use rekindle_engine::stop::Stop;
 use rekindle_engine::store::Store;
-use rekindle_engine::working_set::{Touch, WorkingSet};
 use rekindle_engine::working_sets;
 use rekindle_kernel::PAGE_BYTES;
 use rekindle_testkit::timed_store::{Network, ReadLog, TimedRead, TimedStore};
@@ -50,9 +50,6 @@ pub(crate) fn resume(
     wanted: &[GuestPages],
     knowledge: Knowledge,
 ) -> anyhow::Result<Resumed> {
-    if knowledge == Knowledge::WorkingSet {
-        record(stored, wanted)?;
-    }
     let directory = tempfile::tempdir().context("a directory for a node")?;
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build()?;
     let cold = Cold::new(&runtime, stored, network, directory.path())?;
@@ -64,17 +61,6 @@ pub(crate) fn resume(
         check(&stored.content, *run, &bytes)?;
     }
     Ok(resumed)
-}
-
-/// Puts the working set of the last snapshot into the store.
-fn record(stored: &Stored, wanted: &[GuestPages]) -> anyhow::Result<()> {
-    let pages = wanted.iter().map(|run| run.end()).max().map_or(0, GuestPage::number);
-    let set = WorkingSet::new(stored.last, pages, wanted.iter().map(|run| Touch::Beside(*run)));
-    let put = async {
-        let store = Store::new(Arc::clone(&stored.objects));
-        store.put_working_set(stored.last, Bytes::from(set.encode(keys().own()))).await
-    };
-    Ok(Builder::new_current_thread().build()?.block_on(put)?)
 }
 
 /// A node that has nothing.
@@ -109,14 +95,17 @@ impl Cold {
         knowledge: Knowledge,
     ) -> anyhow::Result<(Snapshot, Resumed)> {
         let snapshot = open_unrecorded(stored.last, &self.sources, &self.cache).await?;
-        let recorded = match knowledge {
+        let found = match knowledge {
             Knowledge::Given => None,
             Knowledge::WorkingSet => {
-                Some(working_sets::find(&snapshot, &self.sources).await.context("it was recorded")?)
+                let found = working_sets::find(&snapshot, &self.sources, true).await;
+                Some(found.context("its working set is in the store")?)
             }
         };
+        let (recorded, packed) = found.map(|found| (found.set, found.packed)).unzip();
         let wanted = recorded.as_ref().map_or(wanted, |set| set.runs());
-        let first_page = self.bring_frames(missing_frames(snapshot.memory(), wanted.iter().copied())).await;
+        let frames = missing_frames(snapshot.memory(), wanted.iter().copied());
+        let first_page = self.bring_frames(frames, packed.flatten()).await;
         let left = missing_frames(snapshot.memory(), wanted.iter().copied());
         ensure!(left.is_empty(), "{} layers have frames that did not come", left.len());
         let first_page = first_page.context("a frame was wanted")?;
@@ -125,10 +114,13 @@ impl Cold {
     }
 
     /// Brings frames as a resume does that knows its pages; says when the first of them was there.
-    async fn bring_frames(&self, frames: Vec<WantedFrames>) -> Option<Duration> {
+    async fn bring_frames(&self, frames: Vec<WantedFrames>, packed: Option<PackedReads>) -> Option<Duration> {
         let fetcher = self.fetcher.of_class(Class::Ahead);
         let first = Arc::new(First { log: self.log.clone(), at: OnceLock::new() });
-        let bringing = fetcher.bring_all(frames.clone());
+        let bringing = match packed {
+            Some(packed) => Either::Left(fetcher.bring_packed(packed, frames.clone())),
+            None => Either::Right(fetcher.bring_all(frames.clone())),
+        };
         for WantedFrames { file, frames } in &frames {
             for frame in frames {
                 let waiter: Weak<First> = Arc::downgrade(&first);

@@ -3,6 +3,7 @@
 mod collecting;
 mod counts;
 mod forgetting;
+mod learned;
 mod options;
 mod restore;
 mod transfer;
@@ -23,7 +24,6 @@ use crate::fetch::Fetcher;
 use crate::geometry::GuestPages;
 use crate::identity::{DomainName, SnapshotId};
 use crate::key_ring::NoKeyOfDomain;
-use crate::learning::Prefaulter;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::SnapshotEvent;
 use crate::limits;
@@ -50,7 +50,7 @@ use crate::tombstones::Deletion;
 use crate::upload_record::UploadRecords;
 use crate::verify::{Verification, verify};
 use crate::view::LiveView;
-use crate::working_set::WorkingSet;
+use crate::working_sets::WorkingSets;
 
 pub use forgetting::ForgetError;
 pub use options::{CollectSchedule, EngineOptions};
@@ -127,6 +127,12 @@ impl Engine {
         let collector = Arc::new(collector);
         let records = options.catalog.map(|catalog| Records::new(catalog, keeper, shared, reaper.handle()));
         let records_of_uploads = records.as_ref().map(|records| UploadRecords::of(records.catalog().clone()));
+        let sets = WorkingSets {
+            fetcher: fetcher.of_class(Class::Background),
+            encoding: encoding_pool.handle(),
+            budget: uploads.clone(),
+            share: options.working_set_share,
+        };
         let publisher = Publisher {
             store,
             pool,
@@ -152,6 +158,7 @@ impl Engine {
             records,
             watcher,
             run_roots: Arc::default(),
+            sets: Arc::new(sets),
         });
         let rules = PauseRules {
             keys,
@@ -356,17 +363,6 @@ impl Engine {
     /// Reads guest pages, fetching missing frames. `into` has their length.
     pub fn read(&self, view: &LiveView, pages: GuestPages, into: &mut [u8]) -> Result<(), ReadError> {
         ReadPlan::new(view, pages).read(&self.fetcher, into)
-    }
-
-    /// Brings pages ahead of each resume, and records its working set.
-    pub fn prefaulter(&self) -> Prefaulter {
-        let fetcher = self.fetcher.of_class(Class::Ahead);
-        Prefaulter { fetcher, runtime: self.runtime.handle().clone() }
-    }
-
-    /// The pages that guests of a snapshot touch first, if they were recorded.
-    pub fn working_set(&self, snapshot: &Snapshot) -> Option<Arc<WorkingSet>> {
-        snapshot.working_set().now()
     }
 
     /// Makes seals give way to resuming guests.

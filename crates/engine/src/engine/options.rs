@@ -50,6 +50,9 @@ pub struct EngineOptions {
     pub merge_at_layers: usize,
     /// Bytes of a part of an upload: services take parts of 5 MiB and more.
     pub part_bytes: usize,
+    /// Hundredths of a snapshot's bytes in the store that the pages of its working set may take there beside it; with 0 none
+    /// are put.
+    pub working_set_share: u8,
     /// Catalog that records snapshots for the next engine on the same directories; without one, only published
     /// snapshots can be opened again.
     pub catalog: Option<Catalog>,
@@ -85,6 +88,7 @@ impl EngineOptions {
             encode_workers: cores(),
             merge_at_layers: limits::MERGE_AT_LAYERS,
             part_bytes: limits::UPLOAD_PART_BYTES,
+            working_set_share: limits::WORKING_SET_SHARE_DEFAULT,
             catalog: None,
             manifest_memory: None,
             keeper: Arc::new(NoKeeper),

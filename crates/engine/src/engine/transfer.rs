@@ -27,6 +27,7 @@ use crate::sources::{Class, SourceError};
 use crate::store::StoreError;
 use crate::tag::TaggedError;
 use crate::working_set::WorkingSet;
+use crate::working_sets::find;
 
 /// A snapshot that was written to a file, or read from one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +106,7 @@ impl Engine {
                 self.copy_object(layer, place, into)
             })?;
         }
-        if let Some(bytes) = self.stored_working_set(snapshot) {
+        if let Some(bytes) = self.stored_working_set(&opened) {
             out.entry(WORKING_SET_ENTRY, &bytes)?;
         }
         out.end()?.flush()?;
@@ -145,13 +146,12 @@ impl Engine {
         Ok(into.write_all(&table_bytes)?)
     }
 
-    /// The working set in the store; it is advice, so one that cannot be had is left out.
-    fn stored_working_set(&self, snapshot: SnapshotId) -> Option<Bytes> {
-        let sources = self.fetcher.sources();
-        self.runtime.block_on(async {
-            let place = sources.newest_working_set(snapshot).await.ok()??;
-            sources.working_set(place).await.ok()
-        })
+    /// The working set of a snapshot, without its pages, which the importing engine packs again; it is advice, so one that
+    /// cannot be had is left out.
+    fn stored_working_set(&self, snapshot: &Snapshot) -> Option<Bytes> {
+        let found = self.runtime.block_on(find(snapshot, self.fetcher.sources(), false))?;
+        let key = self.cache.keys().of_domain(snapshot.domain()).ok()?;
+        Some(found.set.encode(key).into())
     }
 
     /// Publishes the snapshot in an export into this engine's store, unless it is there already. Every frame is verified

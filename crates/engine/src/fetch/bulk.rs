@@ -39,6 +39,12 @@ impl Fetcher {
     /// Brings frames that are wanted soon, in few large requests; ends when each is there or was tried once. They count
     /// as being fetched from this call on, not from the first poll: whoever asks for one waits for it.
     pub fn bring_all(&self, wanted: Vec<WantedFrames>) -> impl Future<Output = ()> + Send + use<> {
+        let (bulk, mine) = self.claim_all(wanted);
+        async move { bulk.bring_and_end(mine).await }
+    }
+
+    /// Claims those of the frames that are not there and not being fetched: they are the caller's.
+    pub(super) fn claim_all(&self, wanted: Vec<WantedFrames>) -> (Bulk, Vec<WantedFrames>) {
         let (shared, class) = (Arc::clone(&self.shared), self.class);
         let mut mine = wanted;
         for WantedFrames { file, frames } in &mut mine {
@@ -47,18 +53,12 @@ impl Fetcher {
         }
         mine.retain(|wanted| !wanted.frames.is_empty());
         let keys: Vec<FrameKey> = mine.iter().flat_map(WantedFrames::keys).collect();
-        let bulk = Bulk { claimed: claim(&shared, keys.clone()), shared, class };
-        async move {
-            let files: HashMap<LayerId, Arc<LocalFile>> =
-                mine.iter().map(|wanted| (wanted.file.layer().id(), Arc::clone(&wanted.file))).collect();
-            telling_of_silence(&bulk.shared, &keys, bulk.clone().bring(mine)).await;
-            fetch_rest(&bulk.shared, &bulk.claimed, |layer| Arc::clone(&files[&layer]), class);
-        }
+        (Bulk { claimed: claim(&shared, keys), shared, class }, mine)
     }
 }
 
 impl WantedFrames {
-    fn keys(&self) -> impl Iterator<Item = FrameKey> + '_ {
+    pub(super) fn keys(&self) -> impl Iterator<Item = FrameKey> + '_ {
         self.frames.iter().map(|frame| (self.file.layer().id(), *frame))
     }
 
@@ -95,13 +95,22 @@ impl WantedFrames {
 
 /// The work of one call. Its parts own clones of it.
 #[derive(Clone)]
-struct Bulk {
-    shared: Arc<Shared>,
-    claimed: Arc<Claimed<FrameKey, FetchError>>,
+pub(super) struct Bulk {
+    pub(super) shared: Arc<Shared>,
+    pub(super) claimed: Arc<Claimed<FrameKey, FetchError>>,
     class: Class,
 }
 
 impl Bulk {
+    /// Brings claimed frames; those that did not come and have waiters are fetched on, one by one.
+    pub(super) async fn bring_and_end(self, mine: Vec<WantedFrames>) {
+        let keys: Vec<FrameKey> = mine.iter().flat_map(WantedFrames::keys).collect();
+        let files: HashMap<LayerId, Arc<LocalFile>> =
+            mine.iter().map(|wanted| (wanted.file.layer().id(), Arc::clone(&wanted.file))).collect();
+        telling_of_silence(&self.shared, &keys, self.clone().bring(mine)).await;
+        fetch_rest(&self.shared, &self.claimed, |layer| Arc::clone(&files[&layer]), self.class);
+    }
+
     async fn bring(self, mut wanted: Vec<WantedFrames>) {
         self.load_all(&wanted).await;
         wanted.retain_mut(WantedFrames::keep_missing);

@@ -64,14 +64,17 @@ fn bed(directory: &Path) -> Bed {
     let sources = Sources::new(store.clone(), keys.clone());
     let fetcher = Fetcher::new(runtime.handle().clone(), sources, Stop::default());
     let sealing = Sealing { workers: 1, merge_at_layers: limits::MERGE_AT_LAYERS };
-    let sealer = Sealer::new(cache, fetcher, sealing, Precedence::default(), Arc::new(NoHooks));
     let pool = Pool::start("saving", 1).expect("a thread");
+    let budget = ByteBudget::new(limits::UPLOAD_BYTES_MAX);
+    let sets =
+        WorkingSets { fetcher: fetcher.clone(), encoding: pool.handle(), budget: budget.clone(), share: 0 };
+    let sealer = Sealer::new(cache, fetcher, sealing, Precedence::default(), Arc::new(NoHooks));
     let reaper = Reaper::start().expect("a thread");
     let publisher = Publisher {
         store: store.clone(),
         pool: pool.handle(),
         encoding: pool.handle(),
-        budget: ByteBudget::new(limits::UPLOAD_BYTES_MAX),
+        budget,
         keys: keys.clone(),
         stop: Stop::default(),
         uploads: None,
@@ -86,6 +89,7 @@ fn bed(directory: &Path) -> Bed {
         records: None,
         watcher: Arc::new(NoWatcher),
         run_roots: Arc::default(),
+        sets: Arc::new(sets),
     });
     Bed { life: Life { snapshot: Arc::new(sealed()), background }, store, reaper, runtime, _pool: pool }
 }

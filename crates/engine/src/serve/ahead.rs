@@ -101,6 +101,7 @@ impl Server {
         {
             self.request(Class::Ahead, file, frame);
         }
+        self.look_again(file, *first);
         Ahead::Dealt(waiting.count())
     }
 

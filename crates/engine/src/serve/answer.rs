@@ -14,8 +14,9 @@ use super::status::{EndReason, ServeStatus};
 use super::unit::UnitInstall;
 use crate::fetch::{FrameKey, FrameWaiter};
 use crate::frame::{FrameNumber, frame_of};
-use crate::geometry::{GuestPage, GuestPages};
+use crate::geometry::{GuestPage, GuestPages, LayerPage};
 use crate::local_file::LocalFile;
+use crate::single_flight::Waiter as _;
 use crate::sources::Class;
 use crate::view::{Piece, PieceSource};
 
@@ -128,7 +129,11 @@ impl Server {
         let ready = piece.readable_now();
         if ready == 0 {
             return match &piece.source {
-                PieceSource::Layer(file, first) => self.wait_for(fault, file, frame_of(*first)),
+                PieceSource::Layer(file, first) => {
+                    let waiting = self.wait_for(fault, file, frame_of(*first));
+                    self.look_again(file, *first);
+                    waiting
+                }
                 PieceSource::Lost(_) => Outcome::Again(RetryCause::Failed(LOST.into())),
                 PieceSource::Zero | PieceSource::Capture(_) => Outcome::Again(RetryCause::Interrupted),
             };
@@ -257,6 +262,13 @@ impl Server {
             self.request(Class::Fault, file, frame);
         }
         Outcome::Waiting
+    }
+
+    /// Looks again for a page whose frame was requested: it may have come alone between the first look and the request.
+    pub(super) fn look_again(&self, file: &LocalFile, page: LayerPage) {
+        if file.readable_now(page, 1) > 0 {
+            self.mailbox.ready((file.layer().id(), frame_of(page)));
+        }
     }
 
     /// Requests a frame; a message to the mailbox says when it is there.

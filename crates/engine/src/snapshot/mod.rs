@@ -6,7 +6,7 @@ mod waits;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,6 +44,8 @@ pub struct Snapshot {
     blobs: BTreeMap<String, Bytes>,
     /// Its records, if this node has a catalog.
     records: Option<Records>,
+    /// Its parent, if this node has paused it since it was started and has not forgotten the parent.
+    parent: Weak<Self>,
     working_set: Known,
     editions: Editions,
     progress: Mutex<Progress>,
@@ -85,7 +87,11 @@ impl Snapshot {
         captures: &[Arc<Capture>],
     ) -> Self {
         let kept = if parts.records.is_some() { captures.to_vec() } else { Vec::new() };
-        Self::new(parts, Standing::Captured(Captured { parent, kept }), SealFacts::default())
+        let weak = parent.as_ref().map(Arc::downgrade).unwrap_or_default();
+        let standing = Standing::Captured(Captured { parent, kept });
+        let mut captured = Self::new(parts, standing, SealFacts::default());
+        captured.parent = weak;
+        captured
     }
 
     /// A snapshot that is sealed, and published if `is_published`.
@@ -117,6 +123,7 @@ impl Snapshot {
             volumes,
             blobs,
             records,
+            parent: Weak::new(),
             working_set: Known::new(),
             editions: Editions::new(),
             progress: Mutex::new(progress),
@@ -289,6 +296,11 @@ impl Snapshot {
     /// Its parent, while this one is unsealed.
     pub(crate) fn parent(&self) -> Option<Arc<Self>> {
         self.captured_now()?.parent
+    }
+
+    /// Its parent, if it was paused since this node was started, and the parent is still known.
+    pub(crate) fn parent_now(&self) -> Option<Arc<Self>> {
+        self.parent.upgrade()
     }
 
     /// The unsealed snapshots of its line, itself included; the oldest last.

@@ -33,6 +33,14 @@ impl WorkingSet {
         let mut body = Writer::new();
         body.bytes(MAGIC);
         body.u16(VERSION);
+        self.write(&mut body);
+        let bytes = write_tag(body, key);
+        assert!(bytes.len() <= WORKING_SET_BYTES_MAX, "a working set within its limits is never too long");
+        bytes
+    }
+
+    /// Writes it without what a stored thing begins and ends with.
+    pub(crate) fn write(&self, body: &mut Writer) {
         body.bytes(self.snapshot.as_bytes());
         body.varint(self.volume_pages.into());
         body.varint(self.faults.into());
@@ -47,9 +55,6 @@ impl WorkingSet {
             body.varint(run.count().into());
             at = run.end();
         }
-        let bytes = write_tag(body, key);
-        assert!(bytes.len() <= WORKING_SET_BYTES_MAX, "a working set within its limits is never too long");
-        bytes
     }
 
     /// Reads a working set of any version; of the newest, refuses every encoding that [`WorkingSet::encode`] does not
@@ -81,7 +86,8 @@ impl WorkingSet {
         Ok(set)
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+    /// Reads what [`WorkingSet::write`] writes.
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let snapshot = SnapshotId::from_bytes(reader.array("snapshot")?);
         let volume_pages = reader.varint_u32("volume pages", MANIFEST_PAGES_MAX)?;
         let faults = reader.varint_u32("faults", u32::MAX)?;

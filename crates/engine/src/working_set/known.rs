@@ -8,20 +8,32 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::WorkingSet;
 use crate::limits;
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutex, lock};
 
 /// The present recording of a snapshot, as far as it is known.
 #[derive(Debug)]
 pub(crate) struct Known {
     found: Mutex<Found>,
+    /// Resumes of the snapshot here so far.
+    resumes: AtomicU32,
     /// The search for the recording's place in the store that opening the snapshot began.
     search: Mutex<Option<Search>>,
     /// Locked while a recording is looked for or written, so that each is done once.
     turn: tokio::sync::Mutex<()>,
 }
 
+/// A working set in the store, as a list tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkingSetObject {
+    /// Its key.
+    pub path: ObjectPath,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
 /// The place of a recording in the store, which is being looked for; none if there is no recording.
-type Place = AbortOnDropHandle<Option<ObjectPath>>;
+type Place = AbortOnDropHandle<Option<WorkingSetObject>>;
 
 /// A search for the place of a recording in the store.
 #[derive(Debug)]
@@ -61,8 +73,12 @@ pub(crate) enum Use {
 
 impl Known {
     pub(crate) fn new() -> Self {
-        let (found, search) = (Mutex::new(Found::Unasked), Mutex::new(None));
-        Self { found, search, turn: tokio::sync::Mutex::new(()) }
+        Self {
+            found: Mutex::new(Found::Unasked),
+            resumes: AtomicU32::new(0),
+            search: Mutex::new(None),
+            turn: tokio::sync::Mutex::new(()),
+        }
     }
 
     /// Remembers a search that has just begun.
@@ -95,8 +111,8 @@ impl Known {
     /// Begins a resume. Nothing shows which of the pages that were installed ahead a guest reads. So now and then a
     /// guest is resumed without them, and its recording has only the pages that are touched now.
     pub(crate) fn begin_use(&self) -> Use {
-        match &mut *lock(&self.found) {
-            Found::Unasked => Use::Ask,
+        let begun = match &mut *lock(&self.found) {
+            Found::Unasked => return Use::Ask,
             Found::Absent => Use::Record(None),
             Found::Present { set, uses, .. } if *uses >= limits::WORKING_SET_USES_MAX => {
                 *uses = 0;
@@ -106,15 +122,50 @@ impl Known {
                 *uses += 1;
                 Use::Ahead(Arc::clone(set))
             }
-        }
+        };
+        self.resumes.fetch_add(1, Ordering::Relaxed);
+        begun
     }
 
     /// Begins a resume that installs nothing ahead. It is recorded where there is no recording.
     pub(crate) fn begin_without(&self) -> Use {
-        match &*lock(&self.found) {
-            Found::Unasked => Use::Ask,
+        let begun = match &*lock(&self.found) {
+            Found::Unasked => return Use::Ask,
             Found::Absent => Use::Record(None),
             Found::Present { .. } => Use::Not,
+        };
+        self.resumes.fetch_add(1, Ordering::Relaxed);
+        begun
+    }
+
+    /// The recording for a snapshot that a guest of this one was paused into, with the number of resumes along the line
+    /// that used it.
+    pub(crate) fn for_child(&self) -> Option<(Arc<WorkingSet>, u32)> {
+        match &*lock(&self.found) {
+            Found::Unasked | Found::Absent => None,
+            Found::Present { set, uses, .. } => Some((Arc::clone(set), *uses)),
+        }
+    }
+
+    /// Takes the recording of the parent, if there is no other.
+    pub(crate) fn inherit(&self, set: WorkingSet, uses: u32) {
+        let mut found = lock(&self.found);
+        if !matches!(*found, Found::Present { .. }) {
+            *found = Found::Present { set: Arc::new(set), stored: false, uses };
+        }
+    }
+
+    /// True if the snapshot was resumed once here at most: its guest has gone on to the next one.
+    pub(crate) fn has_gone_on(&self) -> bool {
+        self.resumes.load(Ordering::Relaxed) <= 1
+    }
+
+    /// Notes that the pages of this recording are not in the store any more.
+    pub(crate) fn lacks_pages(&self, of: &Arc<WorkingSet>) {
+        if let Found::Present { set, stored, .. } = &mut *lock(&self.found)
+            && Arc::ptr_eq(set, of)
+        {
+            *stored = false;
         }
     }
 

@@ -9,6 +9,7 @@ use crate::identity::SnapshotId;
 use crate::limits;
 use crate::page_set::PageSet;
 
+pub use known::WorkingSetObject;
 pub(crate) use known::{Known, Use};
 
 /// A recording of the memory of one snapshot: runs of pages, first touched first, each page once.
@@ -74,6 +75,12 @@ impl WorkingSet {
         let before = self.runs.iter().map(|run| Touch::Beside(*run));
         let grown = Self::new(self.snapshot, self.volume_pages, touches.into_iter().chain(before));
         Self { faults: grown.faults.saturating_add(self.faults), ..grown }
+    }
+
+    /// The same pages of a snapshot that a guest of this one was paused into, as far as it has them.
+    pub(crate) fn of_child(&self, child: SnapshotId, volume_pages: u32) -> Self {
+        let set = Self::new(child, volume_pages, self.runs.iter().map(|run| Touch::Beside(*run)));
+        Self { faults: self.faults, ..set }
     }
 
     /// The snapshot of the recorded memory.

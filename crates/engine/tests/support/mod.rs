@@ -42,6 +42,13 @@ impl Node {
         Self { engine: engine(&directory, "first"), directory, catalog: None }
     }
 
+    /// A node whose working sets may take this percentage of its snapshots' bytes.
+    pub(crate) fn with_share(share: u8) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = EngineOptions { working_set_share: share, ..options_of(&directory, "first") };
+        Self { engine: Engine::start(options).unwrap(), directory, catalog: None }
+    }
+
     /// A node that has a catalog, and no keeper.
     pub(crate) fn recording() -> Self {
         Self::recording_in(tempfile::tempdir().unwrap())
@@ -145,9 +152,13 @@ impl Node {
 }
 
 fn engine(directory: &tempfile::TempDir, name: &str) -> Engine {
+    Engine::start(options_of(directory, name)).unwrap()
+}
+
+fn options_of(directory: &tempfile::TempDir, name: &str) -> EngineOptions {
     let store = Store::directory(&directory.path().join("store")).unwrap();
     let cache: PathBuf = directory.path().join(name);
-    Engine::start(EngineOptions::new(cache, store, KeyRing::of_name("default"))).unwrap()
+    EngineOptions::new(cache, store, KeyRing::of_name("default"))
 }
 
 /// A guest of `snapshot`'s size that runs from it.

@@ -276,6 +276,7 @@ fn engine_options(
     options.unsealed_max = settings.unsealed_ancestors_max;
     options.pause_wait = settings.pause_wait;
     options.compare_workers = settings.compare_workers.unwrap_or(options.compare_workers);
+    options.working_set_share = settings.working_set_share;
     options.catalog = Some(catalog.clone());
     options.manifest_memory = Some(settings.state_directory.join("manifests.memory"));
     options.keeper = keeping.clone();

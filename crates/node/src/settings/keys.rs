@@ -20,7 +20,7 @@ pub const KEYS: [Key; OF_NODE.len() + OF_EDGES.len()] = {
 };
 
 /// Those of the node itself.
-const OF_NODE: [Key; 26] = [
+const OF_NODE: [Key; 27] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -173,6 +173,15 @@ const OF_NODE: [Key; 26] = [
         default: "working-set",
         example: "\"all\"",
         reloads: true,
+    },
+    Key {
+        name: "working_set_share",
+        flag: "working-set-share",
+        value: "PERCENT",
+        help: "Percent of a snapshot's bytes in the store that its working set may take beside it, packed for resumes elsewhere; 0 for none",
+        default: "25",
+        example: "10",
+        reloads: false,
     },
     Key {
         name: "serve_before_seal",

@@ -80,6 +80,8 @@ pub struct Settings {
     pub publish_bytes_a_second_max: Option<NonZeroU64>,
     /// Pages that are brought ahead of a resumed guest. Reloads.
     pub prefault: Prefault,
+    /// Hundredths of a snapshot's bytes in the store that its working set may take beside it.
+    pub working_set_share: u8,
     /// True if a snapshot can be resumed before it is sealed. Reloads.
     pub serve_before_seal: bool,
     /// Rules that say which snapshots are kept; without any all are. Reloads.
@@ -231,6 +233,11 @@ impl Settings {
             compare_workers: read.value("compare_workers", &values::WORKERS, None)?,
             publish_bytes_a_second_max: read.value("publish_bytes_a_second_max", &values::RATE, None)?,
             prefault: read.value("prefault", &values::PREFAULT, Prefault::WorkingSet)?,
+            working_set_share: read.value(
+                "working_set_share",
+                &values::PERCENT,
+                limits::WORKING_SET_SHARE_DEFAULT,
+            )?,
             serve_before_seal: read.value("serve_before_seal", &values::SWITCH, true)?,
             keep: read.value("keep", &values::KEEP, Vec::new())?,
             collect_every: read.value("collect_every", &values::TIME, COLLECT_EVERY)?,

@@ -171,6 +171,7 @@ fn a_wrong_value_is_refused_where_it_was_said_with_what_could_be() {
         ),
         ("pause_wait = 1.5", "pause_wait cannot be 1.5: it must be a time"),
         ("compare_workers = 0", "compare_workers cannot be 0: it must be auto, or a number from 1 to 1024"),
+        ("working_set_share = 101", "working_set_share cannot be 101: it must be a number from 0 to 100"),
         ("prefault = \"some\"", "prefault cannot be \"some\": it must be none, working-set or all"),
         ("serve_before_seal = \"maybe\"", "serve_before_seal cannot be \"maybe\": it must be true or false"),
         (

@@ -58,6 +58,8 @@ pub(super) const WORKERS: Kind<Option<usize>> = Kind {
     },
 };
 pub(super) const AUTO_COUNT: Kind<Option<usize>> = Kind { parse: auto_count, ..WORKERS };
+pub(super) const PERCENT: Kind<u8> =
+    Kind { parse: percent, show: |percent| (percent.to_string(), json!(percent)) };
 pub(super) const SWITCH: Kind<bool> = Kind { parse: switch, show: |on| (on.to_string(), json!(on)) };
 pub(super) const LEVEL: Kind<String> = Kind { parse: level, show: |level| text(level.clone()) };
 pub(super) const PREFAULT: Kind<Prefault> = Kind {
@@ -249,6 +251,15 @@ fn auto_count(said: &GivenValue) -> Result<Option<usize>, String> {
         return Ok(None);
     }
     count(said).map(Some).map_err(|expected| format!("auto, or {expected}"))
+}
+
+fn percent(said: &GivenValue) -> Result<u8, String> {
+    let number = match &said.value {
+        RawValue::Number(number) => u8::try_from(*number).ok(),
+        RawValue::Text(given) => given.parse().ok(),
+        RawValue::Truth(_) | RawValue::List(_) | RawValue::Other(_) => None,
+    };
+    number.filter(|percent| *percent <= 100).ok_or_else(|| "a number from 0 to 100".to_owned())
 }
 
 fn switch(said: &GivenValue) -> Result<bool, String> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rekindle_engine::compare::PageClasses;
-use rekindle_engine::frame::frames_of;
+use rekindle_engine::frame::{FrameNumber, frames_of};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::identity::{FrameDigest, LayerId, SnapshotId};
 use rekindle_engine::layer_index::LayerIndex;
@@ -15,7 +15,9 @@ use rekindle_engine::manifest::{
     VolumeChange, VolumeShape,
 };
 use rekindle_engine::object::{FrameCodec, ObjectTable, StoredFrame};
+use rekindle_engine::packed_set::{Chunk, PackedHead, PackedPart};
 use rekindle_engine::page_set::PageSet;
+use rekindle_engine::page_tree::PageBits;
 use rekindle_engine::ranked_set::RankedSet;
 use rekindle_engine::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord, SnapshotStage};
 use rekindle_engine::working_set::{Touch, WorkingSet};
@@ -38,6 +40,43 @@ pub(super) fn working_set() -> Samples {
         ("walks", of(100_000, &[fault(5000), beside(5001, 1), fault(90), beside(91, 63), fault(5002)])),
         ("scattered", of(100_000, &scattered)),
         ("as-much-as-may-be", of(1 << 20, &[fault(1 << 19), beside(0, limits::WORKING_SET_PAGES_MAX)])),
+    ])
+}
+
+pub(super) fn packed_set() -> Samples {
+    let set = |touches: &[Touch]| {
+        WorkingSet::new(SnapshotId::from_bytes([7; 16]), 100_000, touches.iter().copied())
+    };
+    let beside = |start: u32, count: u32| Touch::Beside(GuestPages::new(GuestPage::new(start), count));
+    let part = |layer: usize, frame: usize, frame_pages: u32, bits: u64| PackedPart {
+        layer,
+        frame: FrameNumber::new(frame),
+        frame_pages,
+        bits: PageBits::new(bits).expect("it has pages"),
+    };
+    let layers = || vec![LayerId::from_bytes([1; 32]), LayerId::from_bytes([2; 32])];
+    let chunk = |parts: Vec<PackedPart>| {
+        let raw = Chunk { codec: FrameCodec::Raw, bytes: 0, parts };
+        Chunk { bytes: u32::try_from(raw.raw_bytes()).expect("it is short"), ..raw }
+    };
+    let of = |head: PackedHead| head.encode(super::keys().own());
+    let compressed = Chunk { codec: FrameCodec::Zstd, bytes: 999, ..chunk(vec![part(1, 0, 64, u64::MAX)]) };
+    let scattered = (0..120).map(|number| part(number % 2, number, 64, 1 << (number * 7 % 64))).collect();
+    BTreeMap::from([
+        ("no-pages", of(PackedHead::new(set(&[]), Vec::new(), Vec::new()))),
+        (
+            "one-page",
+            of(PackedHead::new(set(&[beside(5, 1)]), layers(), vec![chunk(vec![part(0, 0, 1, 1)])])),
+        ),
+        ("scattered", of(PackedHead::new(set(&[beside(90, 120)]), layers(), vec![chunk(scattered)]))),
+        (
+            "two-chunks",
+            of(PackedHead::new(
+                set(&[beside(64, 64), beside(7, 2)]),
+                layers(),
+                vec![compressed, chunk(vec![part(0, 3, 9, 0b1_0000_0001)])],
+            )),
+        ),
     ])
 }
 
