@@ -16,8 +16,9 @@ use crate::local_file::{LayerError, LocalFile};
 use crate::manifest::{ObjectName, StoredLayer};
 use crate::object::{FrameCodec, FrameError, ObjectTable, StoredObject};
 use crate::single_flight::{Answer, Claimed, SingleFlight};
-use crate::sources::{Class, SourceError, Sources};
+use crate::sources::{SourceError, Sources};
 use crate::stop::Stopped;
+use crate::urgency::Urgency;
 
 /// Reason that one try to get a frame failed.
 #[derive(Debug, thiserror::Error)]
@@ -115,14 +116,14 @@ impl Attempts {
         &self,
         file: &Arc<LocalFile>,
         frame: FrameNumber,
-        class: Class,
+        urgency: &Arc<Urgency>,
     ) -> Result<(), FetchError> {
         let layer = file.layer();
         loop {
             let Some(stored) = layer.stored() else {
                 return load_local_only(file, frame).await;
             };
-            let brought = self.frame_from(file, &stored, frame, class).await;
+            let brought = self.frame_from(file, &stored, frame, urgency).await;
             let is_gone = |error: &FetchError| matches!(error.source_error(), Some(SourceError::Gone(_)));
             // One that is gone has left the placement, unless it was the last: the next one is tried at once.
             if brought.as_ref().is_err_and(is_gone)
@@ -139,7 +140,7 @@ impl Attempts {
         file: &Arc<LocalFile>,
         stored: &StoredObject,
         frame: FrameNumber,
-        class: Class,
+        urgency: &Arc<Urgency>,
     ) -> Result<(), FetchError> {
         let layer = file.layer();
         // A local file that fails is no reason to give up while the store has the frame.
@@ -147,14 +148,14 @@ impl Attempts {
             return Ok(());
         }
         if stored.frames().is_none() {
-            self.table(file, stored, class).await?;
+            self.table(file, stored, urgency).await?;
             if matches!(blocking_load(file, frame).await, Ok(true)) {
                 return Ok(());
             }
         }
         let places = stored.frames().expect("fetched above");
         let (range, codec) = (places.frame_range(frame), places.codec(frame));
-        let read = self.sources.layer(layer, stored.place().object, range, class).await?;
+        let read = self.sources.layer(layer, stored.place().object, range, urgency).await?;
         let into = Arc::clone(file);
         blocking(layer.id(), move || accept(&into, frame, codec, &read.body)).await
     }
@@ -165,7 +166,7 @@ impl Attempts {
         &self,
         file: &Arc<LocalFile>,
         frames: Range<usize>,
-        class: Class,
+        urgency: &Arc<Urgency>,
         came: &Arc<impl Fn(FrameNumber) + Send + Sync + 'static>,
     ) {
         let Some(stored) = file.layer().stored().filter(|_| !frames.is_empty()) else { return };
@@ -173,7 +174,7 @@ impl Attempts {
         let (first, last) = (FrameNumber::new(frames.start), FrameNumber::new(frames.end - 1));
         let bytes = table.frame_range(first).start..table.frame_range(last).end;
         let held = (bytes.end - bytes.start).min(limits::EXTENT_HELD_BYTES);
-        let begun = self.sources.begin(file.layer(), stored.place().object, bytes, class, held).await;
+        let begun = self.sources.begin(file.layer(), stored.place().object, bytes, urgency, held).await;
         let Ok(mut reading) = begun else { return };
         let (mut accepting, mut arrived) = (tokio::task::JoinSet::new(), BytesMut::new());
         for frame in frames.map(FrameNumber::new) {
@@ -211,7 +212,7 @@ impl Attempts {
         &self,
         file: &Arc<LocalFile>,
         stored: &StoredObject,
-        class: Class,
+        urgency: &Arc<Urgency>,
     ) -> Result<(), FetchError> {
         let key: TableKey = (file.layer().id(), stored.place().object);
         while stored.frames().is_none() {
@@ -220,16 +221,19 @@ impl Attempts {
             if self.tables.join(key, waiter) {
                 let claimed =
                     Claimed::new(&self.tables, vec![key], |(layer, _)| FetchError::CutShort { layer });
+                self.tables.work_on([key], urgency);
                 // Another fetch may have ended between the look and the claim.
                 let fetched = match stored.frames() {
                     Some(_) => Ok(()),
-                    None => self.fetch_table(file, stored, class).await,
+                    None => self.fetch_table(file, stored, urgency).await,
                 };
                 claimed.let_go(key);
                 match fetched {
                     Ok(()) => self.tables.succeeded(key),
                     Err(error) => self.tables.give_up(key, &Arc::new(error)),
                 }
+            } else {
+                self.tables.hurry(key, urgency.now());
             }
             answer.said().await.map_err(FetchError::Shared)?;
         }
@@ -242,13 +246,13 @@ impl Attempts {
         &self,
         file: &Arc<LocalFile>,
         stored: &StoredObject,
-        class: Class,
+        urgency: &Arc<Urgency>,
     ) -> Result<(), FetchError> {
         let (layer, place) = (file.layer(), stored.place());
         let frames_end = place.object_bytes - place.table_bytes;
         let whole = place.object_bytes <= self.sources.request_cost().bytes;
         let start = if whole { 0 } else { frames_end };
-        let read = self.sources.layer(layer, place.object, start..place.object_bytes, class).await?;
+        let read = self.sources.layer(layer, place.object, start..place.object_bytes, urgency).await?;
         let table = checked_table(layer, place, &read.body[size_of(frames_end - start)..])?;
         let (index, places) = table.into_parts();
         let frames = (0..index.frames()).filter(|_| whole).map(FrameNumber::new);

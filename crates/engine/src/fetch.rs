@@ -18,6 +18,7 @@ use crate::single_flight::{Answer, Claimed, SingleFlight, Waiter};
 use crate::sources::{Class, Sources};
 use crate::stop::{Stop, Stopped};
 use crate::sync::block_on;
+use crate::urgency::Urgency;
 
 pub use crate::attempt::FetchError;
 pub use bulk::WantedFrames;
@@ -64,6 +65,7 @@ impl Fetcher {
         let Self { shared, class } = self;
         let layer = file.layer().id();
         if !shared.frames.join((layer, frame), waiter) {
+            shared.frames.hurry((layer, frame), *class);
             return;
         }
         let claimed = |number: &usize| shared.frames.claim((layer, FrameNumber::new(*number)));
@@ -128,7 +130,9 @@ fn fetch_run(
     async move {
         if run.len() > 1 {
             let came = telling(&shared, &claimed, layer);
-            telling_of_silence(&shared, &keys, shared.attempts.run(&file, run, class, &came)).await;
+            let urgency = Arc::new(Urgency::of(class));
+            shared.frames.work_on(keys.iter().copied(), &urgency);
+            telling_of_silence(&shared, &keys, shared.attempts.run(&file, run, &urgency, &came)).await;
         }
         fetch_rest(&shared, &claimed, |_| Arc::clone(&file), class);
     }
@@ -171,8 +175,9 @@ fn fetch_until_done(
 ) -> impl Future<Output = ()> {
     let claimed = claim(&shared, vec![key]);
     async move {
-        let only = [key];
-        let attempt = || telling_of_silence(&shared, &only, shared.attempts.frame(&file, key.1, class));
+        let (only, urgency) = ([key], Arc::new(Urgency::of(class)));
+        shared.frames.work_on(only, &urgency);
+        let attempt = || telling_of_silence(&shared, &only, shared.attempts.frame(&file, key.1, &urgency));
         shared.frames.fetch(key, attempt, tokio::time::sleep).await;
         claimed.let_go(key);
     }

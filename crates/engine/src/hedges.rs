@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::future::{FutureExt as _, TryFutureExt as _, select_ok};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use crate::limits;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -55,11 +55,23 @@ impl Hedges {
     where
         F: Future<Output = Result<T, E>> + Send,
     {
-        let asked = Instant::now();
+        self.go_on(read(), Instant::now(), read).await
+    }
+
+    /// The same of a read that was begun at `asked`.
+    pub(crate) async fn go_on<T, E, F>(
+        &self,
+        first: impl Future<Output = Result<T, E>> + Send,
+        asked: Instant,
+        read: impl Fn() -> F,
+    ) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>> + Send,
+    {
         let (mut flight, usual) = self.begin();
-        let mut first = read().boxed();
+        let mut first = first.boxed();
         let in_time = match usual {
-            Some(usual) => timeout(usual, &mut first).await.ok(),
+            Some(usual) => timeout_at(asked + usual, &mut first).await.ok(),
             None => Some((&mut first).await),
         };
         let answer = match in_time {

@@ -88,6 +88,7 @@ pub mod store_list;
 mod store_read;
 mod store_working_sets;
 pub mod cache_limits;
+mod urgency;
 pub mod sources;
 pub mod packed_reads;
 pub mod single_flight;

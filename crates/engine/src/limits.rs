@@ -247,6 +247,9 @@ pub const READ_BYTES_UNKNOWN: u64 = 1 << 20;
 /// Time that one read from outside may take, besides what its bytes take at [`READ_BYTES_A_SECOND_MIN`].
 pub const READ_WAIT: Duration = Duration::from_secs(30);
 
+/// The same of a read that a guest waits for: it is asked again soon, and a guest is told why it waits.
+pub const FAULT_READ_WAIT: Duration = Duration::from_secs(10);
+
 /// Bytes in a second of the slowest source that is still waited for.
 pub const READ_BYTES_A_SECOND_MIN: u64 = 64 << 10;
 

@@ -1,6 +1,7 @@
 //! A working set on its way out of the store: which pages they are, and the reads that bring them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use object_store::path::Path as ObjectPath;
@@ -13,6 +14,7 @@ use crate::limits;
 use crate::packed_set::{PREFIX_BYTES, PackedHead};
 use crate::sources::{Reading, SourceError, Sources};
 use crate::tag::TaggedError;
+use crate::urgency::{Class, Urgency};
 use crate::working_set::{WorkingSet, WorkingSetObject};
 
 /// A working set that came out of the store.
@@ -31,6 +33,7 @@ pub struct PackedReads {
     /// The part of the object that each chunk is.
     pub(crate) places: Vec<Range<u64>>,
     pub(crate) reads: Vec<RangeRead>,
+    pub(crate) urgency: Arc<Urgency>,
 }
 
 /// A read of a part of an object, which has begun or is about to.
@@ -52,7 +55,7 @@ enum Begun {
 pub(crate) struct Comes {
     arrived: BytesMut,
     reading: Reading,
-    _stream: OwnedSemaphorePermit,
+    _stream: Option<OwnedSemaphorePermit>,
 }
 
 /// Reason that a working set in the store is not used.
@@ -78,7 +81,8 @@ impl StoredSet {
             true => equal_ranges(bytes, sources.request_cost()),
             false => std::iter::once(0..bytes.min(limits::PACKED_HEAD_READ_BYTES)).collect(),
         };
-        let mut reads = ranges.into_iter().map(|range| RangeRead::ask(sources, &path, range));
+        let urgency = Arc::new(Urgency::of(Class::Ahead));
+        let mut reads = ranges.into_iter().map(|range| RangeRead::ask(sources, &path, range, &urgency));
         let mut first = reads.next().expect("there is at least one range");
         // All at once: each waits for its first byte.
         let rest: Vec<RangeRead> = reads.collect();
@@ -93,7 +97,7 @@ impl StoredSet {
         let set = head.set().clone();
         let places = head.places(u64_of(head_bytes));
         let reads = std::iter::once(first).chain(rest).collect();
-        Ok(Self { set, packed: pages.then_some(PackedReads { head, places, reads }) })
+        Ok(Self { set, packed: pages.then_some(PackedReads { head, places, reads, urgency }) })
     }
 }
 
@@ -109,11 +113,12 @@ fn size_of(bytes: u64) -> usize {
 }
 
 impl RangeRead {
-    fn ask(sources: &Sources, path: &ObjectPath, range: Range<u64>) -> Self {
+    fn ask(sources: &Sources, path: &ObjectPath, range: Range<u64>, urgency: &Arc<Urgency>) -> Self {
         let (sources, path, asked) = (sources.clone(), path.clone(), range.clone());
+        let urgency = Arc::clone(urgency);
         let read = async move {
-            let stream = sources.stream().await;
-            let reading = sources.working_set(path, asked).await?;
+            let stream = sources.stream(&urgency).await;
+            let reading = sources.working_set(path, asked, &urgency).await?;
             Ok(Comes { arrived: BytesMut::new(), reading, _stream: stream })
         };
         Self { range, begun: Begun::Asked(AbortOnDropHandle::new(tokio::spawn(read))) }
@@ -177,7 +182,8 @@ impl RangeRead {
         if own == count {
             return Ok(head);
         }
-        let mut more = Self::ask(sources, path, u64_of(own)..u64_of(count));
+        let urgency = Arc::new(Urgency::of(Class::Ahead));
+        let mut more = Self::ask(sources, path, u64_of(own)..u64_of(count), &urgency);
         let rest = more.take(count - own).await?.unwrap_or_default();
         Ok([head, rest].concat().into())
     }

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::limits;
 use crate::sync::{Mutex, lock};
+use crate::urgency::{Class, Urgency};
 
 /// A waiter for what a key names. Called from a foreign thread, or from the asking one if it is there already; it must
 /// not block.
@@ -26,8 +27,23 @@ pub trait Waiter<K, E>: Send + Sync {
 
 type Waiters<K, E> = Vec<Weak<dyn Waiter<K, E>>>;
 
+/// A key being fetched.
+struct Fetched<K, E> {
+    waiters: Waiters<K, E>,
+    /// The urgency of the work that fetches it, once it has begun.
+    work: Option<Arc<Urgency>>,
+    /// The most urgent class of those who joined.
+    wanted_as: Option<Class>,
+}
+
 /// The keys being fetched, each with those who wait for it.
-pub struct SingleFlight<K, E>(Mutex<HashMap<K, Waiters<K, E>>>);
+pub struct SingleFlight<K, E>(Mutex<HashMap<K, Fetched<K, E>>>);
+
+impl<K, E> Default for Fetched<K, E> {
+    fn default() -> Self {
+        Self { waiters: Waiters::new(), work: None, wanted_as: None }
+    }
+}
 
 impl<K, E> Default for SingleFlight<K, E> {
     fn default() -> Self {
@@ -41,8 +57,27 @@ impl<K: Copy + Eq + Hash + fmt::Debug, E> SingleFlight<K, E> {
     pub fn join(&self, key: K, waiter: Weak<dyn Waiter<K, E>>) -> bool {
         let mut awaited = lock(&self.0);
         let first = !awaited.contains_key(&key);
-        awaited.entry(key).or_default().push(waiter);
+        awaited.entry(key).or_default().waiters.push(waiter);
         first
+    }
+
+    /// Makes the work that fetches a key as urgent as `class`, also if it has not begun.
+    pub(crate) fn hurry(&self, key: K, class: Class) {
+        if let Some(fetched) = lock(&self.0).get_mut(&key) {
+            fetched.wanted_as = Some(fetched.wanted_as.map_or(class, |wanted| wanted.min(class)));
+            fetched.work.as_ref().inspect(|work| work.raise(class));
+        }
+    }
+
+    /// Notes the work that fetches keys from now on. It becomes as urgent as those who joined.
+    pub(crate) fn work_on(&self, keys: impl IntoIterator<Item = K>, work: &Arc<Urgency>) {
+        let mut awaited = lock(&self.0);
+        for key in keys {
+            if let Some(fetched) = awaited.get_mut(&key) {
+                fetched.work = Some(Arc::clone(work));
+                fetched.wanted_as.inspect(|class| work.raise(*class));
+            }
+        }
     }
 
     /// Takes over a key without waiters, to be fetched beside another. False if it is being fetched.
@@ -51,7 +86,7 @@ impl<K: Copy + Eq + Hash + fmt::Debug, E> SingleFlight<K, E> {
         let mut awaited = lock(&self.0);
         let free = !awaited.contains_key(&key);
         if free {
-            awaited.insert(key, Waiters::new());
+            awaited.insert(key, Fetched::default());
         }
         free
     }
@@ -99,8 +134,8 @@ impl<K: Copy + Eq + Hash + fmt::Debug, E> SingleFlight<K, E> {
 
     /// Tells all who wait for a key that its fetch ended without success; who asks from then on starts a new one.
     pub fn give_up(&self, key: K, error: &Arc<E>) {
-        let waiters = lock(&self.0).remove(&key).unwrap_or_default();
-        for waiter in waiters.iter().filter_map(Weak::upgrade) {
+        let fetched = lock(&self.0).remove(&key).unwrap_or_default();
+        for waiter in fetched.waiters.iter().filter_map(Weak::upgrade) {
             waiter.failing(key, error);
         }
     }
@@ -112,8 +147,8 @@ impl<K: Copy + Eq + Hash + fmt::Debug, E> SingleFlight<K, E> {
 
     /// Forgets the key before anybody is told: who asks from then on starts a new fetch, and is not lost.
     pub fn succeeded(&self, key: K) {
-        let waiters = lock(&self.0).remove(&key).unwrap_or_default();
-        for waiter in waiters.iter().filter_map(Weak::upgrade) {
+        let fetched = lock(&self.0).remove(&key).unwrap_or_default();
+        for waiter in fetched.waiters.iter().filter_map(Weak::upgrade) {
             waiter.ready(key);
         }
     }
@@ -134,7 +169,7 @@ impl<K: Copy + Eq + Hash + fmt::Debug, E> SingleFlight<K, E> {
     /// Those who still wait; the others are forgotten, and the key with the last of them.
     fn living(&self, key: K) -> Vec<Arc<dyn Waiter<K, E>>> {
         let mut awaited = lock(&self.0);
-        let Some(waiters) = awaited.get_mut(&key) else { return Vec::new() };
+        let Some(Fetched { waiters, .. }) = awaited.get_mut(&key) else { return Vec::new() };
         let mut living = Vec::with_capacity(waiters.len());
         waiters.retain(|waiter| {
             let upgraded = waiter.upgrade();
@@ -173,6 +208,11 @@ impl<K: Copy + Eq + Hash + fmt::Debug, E> Claimed<K, E> {
     /// A key leaves this work: it is there, has no waiter left, or others fetch it. False if it is not of this work.
     pub(crate) fn let_go(&self, key: K) -> bool {
         lock(&self.keys).remove(&key)
+    }
+
+    /// True if a key has not left it.
+    pub(crate) fn has(&self, key: K) -> bool {
+        lock(&self.keys).contains(&key)
     }
 
     /// The keys that have not left it.

@@ -1,12 +1,15 @@
 //! The one door to bytes that are not on this node: each read of the store waits here for its share of a byte budget, is
 //! ended after its time limit, and fails with an error that says whose fault it is.
 
-use std::fmt;
+mod reading;
+
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::{Either, FutureExt as _, select};
 use object_store::Error::{PermissionDenied, Unauthenticated};
 use object_store::path::Path as ObjectPath;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,7 +19,7 @@ use crate::byte_budget::{ByteBudget, ByteLease};
 use crate::extents::RequestCost;
 use crate::geometry::u64_of;
 use crate::hedges::{HedgeCounts, Hedges};
-use crate::identity::{LayerId, SnapshotId};
+use crate::identity::SnapshotId;
 use crate::key_ring::KeyRing;
 use crate::layer_facts::LayerFacts;
 use crate::limits;
@@ -25,10 +28,15 @@ use crate::source_speed::SourceSpeed;
 use crate::store::{Store, StoreError, layer_path};
 use crate::store_list::StoredSnapshot;
 use crate::store_manifests::StoredManifest;
-use crate::store_read::Arriving;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tombstones::Deletion;
+use crate::urgency::Urgency;
 use crate::working_set::WorkingSetObject;
+
+pub(crate) use reading::Reading;
+use reading::{Limited, Wanted, read_limit};
+
+pub use crate::urgency::Class;
 
 /// Reads from outside this node. Clones share the budget.
 #[derive(Debug, Clone)]
@@ -59,17 +67,6 @@ pub struct ReadCounts {
     pub ended: u64,
 }
 
-/// Urgency of a read; those before it are served first, and have more of the budget.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Class {
-    /// A guest or a caller waits for it.
-    Fault,
-    /// A guest may want it soon.
-    Ahead,
-    /// It saves work later, or checks what is there.
-    Background,
-}
-
 /// Bytes that were read, and their share of the budget.
 #[derive(Debug)]
 pub(crate) struct SourceBytes {
@@ -77,35 +74,6 @@ pub(crate) struct SourceBytes {
     pub(crate) body: Bytes,
     /// Held as long as they are.
     _lease: ByteLease<Class>,
-}
-
-/// A read whose bytes come one after the other.
-#[derive(Debug)]
-pub(crate) struct Reading {
-    arriving: Arriving,
-    wanted: Wanted,
-    bytes: u64,
-    began: Instant,
-    until: Instant,
-    speed: Arc<SourceSpeed>,
-    ended: Arc<AtomicU64>,
-    lease: ByteLease<Class>,
-}
-
-/// The object of a read, for errors.
-#[derive(Debug)]
-enum Wanted {
-    OfLayer(LayerId),
-    Named(ObjectPath),
-}
-
-impl fmt::Display for Wanted {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OfLayer(layer) => write!(out, "an object of layer {layer}"),
-            Self::Named(path) => path.fmt(out),
-        }
-    }
 }
 
 /// Reason that a read from outside brought nothing.
@@ -197,9 +165,13 @@ impl Sources {
         RequestCost { bytes: self.speed.bytes_worth_a_request(), streams }
     }
 
-    /// The right to one of the large reads ahead of guests.
-    pub(crate) async fn stream(&self) -> OwnedSemaphorePermit {
-        Arc::clone(&self.streams).acquire_owned().await.expect("it is never closed")
+    /// The right to one of the large reads ahead of guests; none as soon as one is urgent, which needs none.
+    pub(crate) async fn stream(&self, urgency: &Urgency) -> Option<OwnedSemaphorePermit> {
+        let stream = Arc::clone(&self.streams).acquire_owned();
+        match select(pin!(stream), pin!(urgency.above(Class::Ahead))).await {
+            Either::Left((stream, _)) => Some(stream.expect("it is never closed")),
+            Either::Right(_) => None,
+        }
     }
 
     /// The store, for questions that are answered without an object's bytes.
@@ -218,10 +190,10 @@ impl Sources {
         layer: &LayerFacts,
         object: ObjectName,
         range: Range<u64>,
-        class: Class,
+        urgency: &Arc<Urgency>,
     ) -> Result<SourceBytes, SourceError> {
         let held = range.end - range.start;
-        let mut reading = self.begin(layer, object, range, class, held).await?;
+        let mut reading = self.begin(layer, object, range, urgency, held).await?;
         let first = reading.next().await?.unwrap_or_default();
         if u64_of(first.len()) == held {
             return Ok(SourceBytes { body: first, _lease: reading.end().await? });
@@ -241,11 +213,11 @@ impl Sources {
         layer: &LayerFacts,
         object: ObjectName,
         range: Range<u64>,
-        class: Class,
+        urgency: &Arc<Urgency>,
         held: u64,
     ) -> Result<Reading, SourceError> {
         let path = layer_path(layer.id(), &object);
-        let begun = self.begin_range((path, Wanted::OfLayer(layer.id())), range, class, held).await;
+        let begun = self.begin_range((path, Wanted::OfLayer(layer.id())), range, urgency, held).await;
         if let Err(SourceError::Gone(_)) = &begun {
             layer.note_gone(object);
         }
@@ -256,21 +228,56 @@ impl Sources {
         &self,
         (path, wanted): (ObjectPath, Wanted),
         range: Range<u64>,
-        class: Class,
+        urgency: &Arc<Urgency>,
         held: u64,
     ) -> Result<Reading, SourceError> {
         let bytes = range.end - range.start;
-        let lease = self.budget.lease_within(class, held, class.share()).await;
-        let (limit, asked) = (read_limit(bytes), Instant::now());
-        let get = self.of(class).hedges.ask(|| {
+        let (lease, asked) = (self.lease(urgency, held).await, Instant::now());
+        let get = || {
             let (store, path, range) = (self.store.clone(), path.clone(), range.clone());
             async move { store.get_range(path, range).await }
-        });
-        let arriving = self.judged(class, in_time(limit, || wanted.to_string(), get).await)?;
-        let began = Instant::now();
+        };
+        let (mut class, mut until) = (urgency.now(), asked + read_limit(urgency.now(), bytes));
+        let mut first = self.of(class).hedges.ask(get).boxed();
+        let arriving = loop {
+            let answered = {
+                let (answer, raised) = (timeout_at(until, first.as_mut()), urgency.above(class));
+                match select(pin!(answer), pin!(raised)).await {
+                    Either::Left((answer, _)) => Some(answer),
+                    Either::Right(_) => None,
+                }
+            };
+            match answered {
+                Some(Ok(answer)) => break answer.map_err(SourceError::from),
+                Some(Err(_)) => {
+                    let waited = read_limit(class, bytes);
+                    break Err(SourceError::Silent { wanted: wanted.to_string(), waited });
+                }
+                // From here on it is a read of that class: its usual time and its limit count.
+                None => {
+                    class = urgency.now();
+                    until = until.min(Instant::now() + read_limit(class, bytes));
+                    first = self.of(class).hedges.go_on(first, asked, get).boxed();
+                }
+            }
+        };
+        let (arriving, began) = (self.judged(class, arriving)?, Instant::now());
         self.speed.note_first_byte(began - asked);
         let (speed, ended) = (Arc::clone(&self.speed), Arc::clone(&self.of(class).ended));
-        Ok(Reading { arriving, wanted, bytes, began, until: asked + limit, speed, ended, lease })
+        let (urgency, limited) = (Arc::clone(urgency), Limited { class, until });
+        Ok(Reading { arriving, wanted, bytes, began, urgency, limited, speed, ended, lease })
+    }
+
+    /// A share of the budget for a read, which asks again as soon as it is more urgent.
+    async fn lease(&self, urgency: &Urgency, held: u64) -> ByteLease<Class> {
+        loop {
+            let class = urgency.now();
+            let lease = self.budget.lease_within(class, held, class.share());
+            match select(pin!(lease), pin!(urgency.above(class))).await {
+                Either::Left((lease, _)) => return lease,
+                Either::Right(_) => {}
+            }
+        }
     }
 
     /// The newest edition of a published snapshot's manifest.
@@ -314,34 +321,11 @@ impl Sources {
         &self,
         path: ObjectPath,
         range: Range<u64>,
+        urgency: &Arc<Urgency>,
     ) -> Result<Reading, SourceError> {
         let held = (range.end - range.start).min(limits::EXTENT_HELD_BYTES);
-        self.begin_range((path.clone(), Wanted::Named(path)), range, Class::Ahead, held).await
+        self.begin_range((path.clone(), Wanted::Named(path)), range, urgency, held).await
     }
-}
-
-impl Reading {
-    /// The next bytes; none after as many as were asked for.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
-        let Ok(next) = timeout_at(self.until, self.arriving.next()).await else {
-            self.ended.fetch_add(1, Ordering::Relaxed);
-            let waited = read_limit(self.bytes);
-            return Err(SourceError::Silent { wanted: self.wanted.to_string(), waited });
-        };
-        Ok(next?)
-    }
-
-    /// Sees that no more bytes come than were asked for, and notes how fast they came.
-    pub(crate) async fn end(mut self) -> Result<ByteLease<Class>, SourceError> {
-        self.speed.note_body(self.bytes, self.began.elapsed());
-        while self.next().await?.is_some() {}
-        Ok(self.lease)
-    }
-}
-
-/// Time that a read of so many bytes may take.
-fn read_limit(bytes: u64) -> Duration {
-    limits::READ_WAIT + Duration::from_secs(bytes / limits::READ_BYTES_A_SECOND_MIN)
 }
 
 async fn in_time<T>(

@@ -17,6 +17,7 @@ use crate::limits;
 use crate::local_file::LocalFile;
 use crate::single_flight::Claimed;
 use crate::sources::Class;
+use crate::urgency::Urgency;
 
 /// Frames of one layer that are wanted, each once, in their order.
 #[derive(Debug, Clone)]
@@ -53,7 +54,9 @@ impl Fetcher {
         }
         mine.retain(|wanted| !wanted.frames.is_empty());
         let keys: Vec<FrameKey> = mine.iter().flat_map(WantedFrames::keys).collect();
-        (Bulk { claimed: claim(&shared, keys), shared, class }, mine)
+        let urgency = Arc::new(Urgency::of(class));
+        shared.frames.work_on(keys.iter().copied(), &urgency);
+        (Bulk { claimed: claim(&shared, keys), shared, class, urgency }, mine)
     }
 }
 
@@ -99,6 +102,8 @@ pub(super) struct Bulk {
     pub(super) shared: Arc<Shared>,
     pub(super) claimed: Arc<Claimed<FrameKey, FetchError>>,
     class: Class,
+    /// Of the work that is for all frames, before the requests for them are planned.
+    urgency: Arc<Urgency>,
 }
 
 impl Bulk {
@@ -119,8 +124,8 @@ impl Bulk {
         // Some came with their tables, and only with a table can a file be verified whose index was not known.
         self.load_all(&wanted).await;
         wanted.retain_mut(WantedFrames::keep_missing);
-        let extents = self.plan(&wanted);
-        iter(extents).for_each_concurrent(limits::AHEAD_STREAMS, |extent| self.clone().fetch(extent)).await;
+        // Each waits for a stream, unless somebody waits for one of its frames.
+        iter(self.plan(&wanted)).for_each_concurrent(None, |extent| self.clone().fetch(extent)).await;
     }
 
     /// The requests for wanted frames, the longest first, so that none of them is the last to begin.
@@ -160,8 +165,8 @@ impl Bulk {
     /// Sees that a layer's table is known, if the layer is stored.
     async fn table(self, file: Arc<LocalFile>) {
         let Some(stored) = file.layer().stored().filter(|stored| stored.frames().is_none()) else { return };
-        let stream = self.shared.attempts.sources.stream().await;
-        if let Err(error) = self.shared.attempts.table(&file, &stored, self.class).await {
+        let stream = self.shared.attempts.sources.stream(&self.urgency).await;
+        if let Err(error) = self.shared.attempts.table(&file, &stored, &self.urgency).await {
             tracing::debug!(layer = %file.layer().id(), %error, "its frames are not fetched ahead");
         }
         drop(stream);
@@ -169,9 +174,13 @@ impl Bulk {
 
     async fn fetch(self, extent: Extent) {
         let Extent { file, frames, bytes: _ } = extent;
-        let came = telling(&self.shared, &self.claimed, file.layer().id());
-        let stream = self.shared.attempts.sources.stream().await;
-        self.shared.attempts.run(&file, frames, self.class, &came).await;
+        let layer = file.layer().id();
+        let came = telling(&self.shared, &self.claimed, layer);
+        let urgency = Arc::new(Urgency::of(self.class));
+        let keys = frames.clone().map(|frame| (layer, FrameNumber::new(frame)));
+        self.shared.frames.work_on(keys.filter(|key| self.claimed.has(*key)), &urgency);
+        let stream = self.shared.attempts.sources.stream(&urgency).await;
+        self.shared.attempts.run(&file, frames, &urgency, &came).await;
         drop(stream);
     }
 }

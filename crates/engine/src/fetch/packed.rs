@@ -33,6 +33,7 @@ impl Fetcher {
         let (bulk, mut mine) = self.claim_all(wanted);
         async move {
             let keys: Vec<FrameKey> = mine.iter().flat_map(WantedFrames::keys).collect();
+            bulk.shared.frames.work_on(keys.iter().copied(), &packed.urgency);
             telling_of_silence(&bulk.shared, &keys, unpack(&bulk, packed, &mine)).await;
             let rest: HashSet<FrameKey> = bulk.claimed.rest().into_iter().collect();
             for WantedFrames { file, frames } in &mut mine {
@@ -55,7 +56,7 @@ struct Unpacking {
 }
 
 async fn unpack(bulk: &Bulk, packed: PackedReads, wanted: &[WantedFrames]) {
-    let PackedReads { head, places, reads } = packed;
+    let PackedReads { head, places, reads, urgency: _ } = packed;
     let files = wanted.iter().map(|wanted| (wanted.file.layer().id(), Arc::clone(&wanted.file))).collect();
     let unpacking = Unpacking { bulk: bulk.clone(), head, places, files, split: Mutex::default() };
     let unpacking = Arc::new(unpacking);

@@ -99,13 +99,17 @@ fn a_fetch_that_the_end_of_the_engine_cuts_short_fails_and_does_not_panic() {
     let shared = shared_by_fetches(runtime.handle(), Store::new(objects));
     runtime.shutdown_background();
     let first = FrameNumber::new(0);
-    let failed = shared.runtime.block_on(shared.attempts.frame(&layer.local(), first, Class::Fault));
+    let failed = shared.runtime.block_on(shared.attempts.frame(&layer.local(), first, &urgent()));
     assert!(matches!(failed, Err(FetchError::CutShort { .. })), "{failed:?}");
     let table = checked_table(layer.facts(), &place, &table).unwrap();
     layer.facts().add_stored(&place);
     layer.facts().stored().unwrap().set_frames(table.into_parts().1);
     let (file, came) = (layer.local(), Arc::new(|_| unreachable!("none of them comes")));
-    shared.runtime.block_on(shared.attempts.run(&file, 0..3, Class::Fault, &came));
+    shared.runtime.block_on(shared.attempts.run(&file, 0..3, &urgent(), &came));
+}
+
+fn urgent() -> Arc<Urgency> {
+    Arc::new(Urgency::of(Class::Fault))
 }
 
 /// Lets the answer come once the silence was told.
@@ -233,7 +237,8 @@ fn a_table_that_many_frames_need_at_once_is_fetched_once() {
     let node = stored_only(None);
     assert!(node.place.object_bytes < node.shared.attempts.sources.request_cost().bytes);
     let file = node.layer.local();
-    let one = |number| node.shared.attempts.frame(&file, FrameNumber::new(number), Class::Fault);
+    let urgency = urgent();
+    let one = |number| node.shared.attempts.frame(&file, FrameNumber::new(number), &urgency);
     let tries = futures_util::future::join_all((0..3).map(one));
     let brought = node.runtime.block_on(tries);
     assert!(brought.iter().all(Result::is_ok), "{brought:?}");
@@ -256,7 +261,7 @@ fn a_frame_whose_object_is_gone_is_read_from_the_next_one_in_the_same_try() {
     let node = stored_only(Some(&gone));
     assert_eq!(node.layer.stored_at(), Some(gone));
     let file = node.layer.local();
-    let brought = node.runtime.block_on(node.shared.attempts.frame(&file, FrameNumber::new(2), Class::Fault));
+    let brought = node.runtime.block_on(node.shared.attempts.frame(&file, FrameNumber::new(2), &urgent()));
     brought.expect("another object of the layer is there");
     assert_eq!(node.layer.stored_at(), Some(node.place));
 }
@@ -293,4 +298,23 @@ fn wanted_frames_that_do_not_come_are_fetched_one_by_one_for_those_who_wait_and_
         brought.expect("another object of the layer is there");
     });
     assert_eq!(node.shared.frames.under_way(), 0);
+}
+
+#[test]
+fn a_fault_that_joins_a_read_ahead_does_not_wait_for_the_reads_before_it() {
+    let node = stored_only(None);
+    let sources = &node.shared.attempts.sources;
+    let ahead = Urgency::of(Class::Ahead);
+    let streams = (0..limits::AHEAD_STREAMS).map(|_| node.runtime.block_on(sources.stream(&ahead)));
+    let streams: Vec<_> = streams.collect();
+    let frames = (0..3).map(FrameNumber::new).collect();
+    let fetcher = |class| Fetcher { shared: Arc::clone(&node.shared), class };
+    let wanted = vec![WantedFrames { file: node.layer.local(), frames }];
+    let bringing = node.runtime.spawn(fetcher(Class::Ahead).bring_all(wanted));
+    assert_eq!(node.shared.frames.under_way(), 3, "they wait for a stream");
+    let (fault, file) = (fetcher(Class::Fault), node.layer.local());
+    node.runtime.block_on(fault.bring(&file, FrameNumber::new(1))).expect("it is urgent now");
+    drop(streams);
+    node.runtime.block_on(bringing).expect("it goes on");
+    assert!(node.layer.local().is_all_verified());
 }
