@@ -305,7 +305,12 @@ impl Life {
         };
         let publisher = &self.background.publisher;
         let of_snapshot = (self.snapshot.domain(), self.snapshot.editions());
-        let (manifest, put_as) = publisher.publish(named, of_snapshot, room, uploaded).await?;
+        let published = publisher.publish(named, of_snapshot, room, uploaded).await;
+        // The deletion took away the roots that were there then.
+        if published.is_err() && self.snapshot.is_deleted() {
+            self.background.stop().unless_said(self.take_own_roots_away()).await?;
+        }
+        let (manifest, put_as) = published?;
         self.background.stop().unless_said(self.record_published(manifest, &put_as)).await??;
         let asked = self.snapshot.record(SnapshotEvent::PublishSucceeded);
         self.changed();
@@ -325,6 +330,12 @@ impl Life {
         if let Err(error) = self.background.run_roots.take_over(store, &self.snapshot).await {
             tracing::warn!(snapshot = %id, %error, "a sandbox that runs has no root in the store for now");
         }
+        self.take_own_roots_away().await;
+    }
+
+    /// Takes the roots of the publish away.
+    async fn take_own_roots_away(&self) {
+        let (store, id) = (self.background.store(), self.snapshot.id());
         if let Err(error) = self.background.publisher.roots.take_away(store, id).await {
             tracing::warn!(snapshot = %id, %error, "a root stays in the store for now");
         }

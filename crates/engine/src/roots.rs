@@ -44,7 +44,18 @@ impl Roots {
         // The node has its name once the store is open.
         store.objects().await?;
         let name = self.name_of(store, root);
-        store.put_root(name, root).await
+        let put = store.put_root(name, root).await;
+        self.note(name, root);
+        put
+    }
+
+    /// Notes a root again if it was taken away while it was put: it may have landed after that.
+    fn note(&self, name: RootName, root: &Root) {
+        let mut held = lock(&self.0);
+        let of_snapshot = held.needed.entry(root.snapshot).or_default();
+        if of_snapshot.iter().all(|known| known.name != name) {
+            of_snapshot.push(HeldRoot { name, known: Some((root.clone(), Age::now())) });
+        }
     }
 
     /// The name of a root, which is noted before it is put: a put that fails may land.

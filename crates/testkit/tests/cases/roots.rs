@@ -132,6 +132,22 @@ fn a_snapshot_that_another_node_deleted_is_not_published_again() {
 }
 
 #[test]
+fn a_root_that_lands_after_its_snapshot_was_deleted_is_taken_away() {
+    let site = site();
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let faults = unreliable.faults();
+    let engine = start_gated(&site, Arc::new(unreliable), OtherStore::Refused);
+    let stalled = faults.inject(Rule::always(Operation::Put, "roots/", Fault::Stall));
+    let first = first_pause(&engine, 50);
+    faults.wait_calls(Operation::Put, "roots/", 1);
+    engine.delete(&first.0).expect("a disk");
+    faults.wait_calls(Operation::Delete, "roots/", 1);
+    drop(stalled);
+    faults.wait_calls(Operation::Delete, "roots/", 2);
+    wait_no_roots(&site);
+}
+
+#[test]
 fn roots_that_a_crash_left_are_taken_away_by_the_next_start_and_by_the_publish_that_they_are_for() {
     let site = site();
     let unreliable = UnreliableStore::new(site.objects.clone());
