@@ -308,7 +308,8 @@ impl Life {
         let published = publisher.publish(named, of_snapshot, room, uploaded).await;
         // The deletion took away the roots that were there then.
         if published.is_err() && self.snapshot.is_deleted() {
-            self.background.stop().unless_said(self.take_own_roots_away()).await?;
+            let roots = &self.background.publisher.roots;
+            self.background.stop().unless_said(roots.let_go(self.background.store(), id)).await?;
         }
         let (manifest, put_as) = published?;
         self.background.stop().unless_said(self.record_published(manifest, &put_as)).await??;
@@ -330,15 +331,7 @@ impl Life {
         if let Err(error) = self.background.run_roots.take_over(store, &self.snapshot).await {
             tracing::warn!(snapshot = %id, %error, "a sandbox that runs has no root in the store for now");
         }
-        self.take_own_roots_away().await;
-    }
-
-    /// Takes the roots of the publish away.
-    async fn take_own_roots_away(&self) {
-        let (store, id) = (self.background.store(), self.snapshot.id());
-        if let Err(error) = self.background.publisher.roots.take_away(store, id).await {
-            tracing::warn!(snapshot = %id, %error, "a root stays in the store for now");
-        }
+        self.background.publisher.roots.let_go(store, id).await;
     }
 
     /// Puts a sign into the store, then records in the catalog that the snapshot is published, with that sign.

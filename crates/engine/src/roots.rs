@@ -81,6 +81,13 @@ impl Roots {
         self.clear(store).await
     }
 
+    /// The same; those that cannot be taken away now stay until a later try or start.
+    pub(crate) async fn let_go(&self, store: &Store, snapshot: SnapshotId) {
+        if let Err(error) = self.take_away(store, snapshot).await {
+            tracing::warn!(%snapshot, %error, "a root stays in the store for now");
+        }
+    }
+
     /// Takes those roots away that an earlier process of this node left and no snapshot needs. The others go with their
     /// snapshot's other ones.
     pub(crate) async fn found(
