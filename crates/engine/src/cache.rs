@@ -284,8 +284,8 @@ impl Cache {
         Ok(moved)
     }
 
-    /// Returns false for an empty file, which is removed instead. What is not a file is somebody else's: it would come
-    /// back as a layer's file.
+    /// Returns false for an empty file, which is removed instead. Anything but a file stays: it would come back as a
+    /// layer's file.
     fn set_aside(&self, path: &Path) -> io::Result<bool> {
         let found = path.symlink_metadata()?;
         if !found.is_file() {

@@ -59,7 +59,7 @@ pub struct StoredBytes {
     pub unique: u64,
     /// Layers that several snapshots name, each once.
     pub shared: u64,
-    /// What no snapshot names: it is being published, or is collected.
+    /// Objects that no snapshot names: they are being published, or are collected.
     pub unnamed: u64,
 }
 

@@ -284,7 +284,7 @@ impl<'a> Soak<'a> {
         }
     }
 
-    /// What the cache held beyond its bound, and what was left of a store with a stock.
+    /// Findings on a cache beyond its bound, and on remains of a store with a stock.
     fn beyond(&self, bytes_max: u64) -> Vec<String> {
         let mut wrong = Vec::new();
         let most = self.at_work_max.layers_bytes;

@@ -64,7 +64,7 @@ pub enum NoNetwork {
     TooLong {
         /// The word.
         word: String,
-        /// What it stands for.
+        /// The name it stands for.
         device: String,
     },
 }

@@ -1,4 +1,4 @@
-//! What guests touch first after their resumes.
+//! The pages that guests touch first after their resumes.
 
 use std::sync::Arc;
 

@@ -87,7 +87,7 @@ impl Engine {
     /// Writes a published snapshot into `into`; each frame is verified before it is written.
     pub fn export(&self, snapshot: SnapshotId, into: impl Write) -> Result<Transferred, ExportError> {
         let opened = self.open(snapshot)?;
-        // What is read is not collected meanwhile, also if any node deletes the snapshot.
+        // Nothing that is read is collected meanwhile, also if any node deletes the snapshot.
         let _runs_from = self.runs_from(&opened);
         if let Err(error) = self.look_after_roots() {
             tracing::warn!(%snapshot, %error, "other nodes may delete meanwhile what is exported");
