@@ -43,6 +43,9 @@ enum Task {
         /// Write what was found to this file.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Instead, pause a Linux guest that runs Python in QEMU six times.
+        #[arg(long)]
+        real: bool,
     },
     /// Get Debian's kernel for virtual machines, which tests and `bench` start guests with, and say where it is.
     Guests,
@@ -72,7 +75,7 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
         Task::Crash(options) => crash::run(&root, &options),
         Task::Soak(options) => soak::run(&root, &options),
         Task::Mutate(options) => mutate::run(&root, &options),
-        Task::Trace { json } => trace(&root, json.as_deref()),
+        Task::Trace { json, real } => trace(&root, json.as_deref(), real),
         Task::Guests => guests(),
         Task::Guest { words } => rekindle_guest::process::run(words).map(|()| ExitCode::SUCCESS),
     }
@@ -80,16 +83,19 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
 
 /// Runs the trace.
 #[cfg(any(test, feature = "trace"))]
-fn trace(root: &Path, json: Option<&Path>) -> anyhow::Result<ExitCode> {
-    trace::run(root, json)
+fn trace(root: &Path, json: Option<&Path>, real: bool) -> anyhow::Result<ExitCode> {
+    if real { trace::real::run(root, json) } else { trace::run(root, json) }
 }
 
 /// Has the trace run by this program as it is built with virtual time.
 #[cfg(not(any(test, feature = "trace")))]
-fn trace(root: &Path, json: Option<&Path>) -> anyhow::Result<ExitCode> {
+fn trace(root: &Path, json: Option<&Path>, real: bool) -> anyhow::Result<ExitCode> {
     let mut cargo = std::process::Command::new(env!("CARGO"));
     cargo.current_dir(root).args(["run", "--release", "--package", "xtask", "--features", "trace"]);
     cargo.args(["--", "trace"]);
+    if real {
+        cargo.arg("--real");
+    }
     if let Some(json) = json {
         // It runs at the root of the workspace.
         cargo.arg("--json").arg(std::path::absolute(json)?);

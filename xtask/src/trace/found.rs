@@ -140,12 +140,12 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-fn mib(bytes: u64) -> f64 {
+pub(crate) fn mib(bytes: u64) -> f64 {
     let whole = u32::try_from(bytes >> 10).expect("a trace moves less than 4 TiB");
     f64::from(whole) / 1024.0
 }
 
-fn count(of: usize) -> f64 {
+pub(crate) fn count(of: usize) -> f64 {
     f64::from(u32::try_from(of).expect("a trace has few requests"))
 }
 

@@ -2,6 +2,8 @@
 
 mod found;
 mod pauses;
+mod python_guest;
+pub(crate) mod real;
 mod resume;
 mod workload;
 

@@ -143,7 +143,7 @@ fn blocks_of(cycle: &Cycle, pages: u32) -> PageSet {
 }
 
 /// Bytes of the objects whose keys begin with `prefix`.
-fn bytes_under(objects: &Arc<dyn ObjectStore>, prefix: &str) -> anyhow::Result<u64> {
+pub(crate) fn bytes_under(objects: &Arc<dyn ObjectStore>, prefix: &str) -> anyhow::Result<u64> {
     let prefix = Path::from(prefix);
     let sum = objects.list(Some(&prefix)).try_fold(0, |sum, object| async move { Ok(sum + object.size) });
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures_util::future::Either;
+use object_store::ObjectStore;
 use rekindle_engine::ahead::missing_frames;
 use rekindle_engine::cache::Cache;
 use rekindle_engine::fetch::{FetchError, Fetcher, FrameKey, WantedFrames};
 use rekindle_engine::geometry::{GuestPages, usize_of};
+use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::open::open_unrecorded;
 use rekindle_engine::packed_reads::PackedReads;
 use rekindle_engine::read_plan::ReadPlan;
@@ -52,13 +55,37 @@ pub(crate) fn resume(
 ) -> anyhow::Result<Resumed> {
     let directory = tempfile::tempdir().context("a directory for a node")?;
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build()?;
-    let cold = Cold::new(&runtime, stored, network, directory.path())?;
+    let cold = Cold::new(&runtime, (Arc::clone(&stored.objects), keys()), network, directory.path())?;
     // Only in the runtime is the time the virtual one.
-    let (snapshot, resumed) = runtime.block_on(cold.bring(stored, wanted, knowledge))?;
+    let (snapshot, resumed) = runtime.block_on(cold.bring(stored.last, wanted, knowledge))?;
     for run in wanted {
         let mut bytes = vec![0; usize_of(run.count()) * PAGE_BYTES];
         ReadPlan::new(snapshot.memory(), *run).read(&cold.fetcher, &mut bytes)?;
         check(&stored.content, *run, &bytes)?;
+    }
+    Ok(resumed)
+}
+
+/// Resumes a snapshot, of which the pages in its working set are wanted; they are all read back.
+pub(crate) fn resume_recorded(
+    (objects, keys): (Arc<dyn ObjectStore>, KeyRing),
+    snapshot: SnapshotId,
+    network: Network,
+    knowledge: Knowledge,
+) -> anyhow::Result<Resumed> {
+    let directory = tempfile::tempdir().context("a directory for a node")?;
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build()?;
+    let other =
+        Cold::new(&runtime, (Arc::clone(&objects), keys.clone()), network, &directory.path().join("other"))?;
+    let found = runtime.block_on(async {
+        let snapshot = open_unrecorded(snapshot, &other.sources, &other.cache).await?;
+        working_sets::find(&snapshot, &other.sources, false).await.context("it has a working set")
+    })?;
+    let cold = Cold::new(&runtime, (objects, keys), network, &directory.path().join("cold"))?;
+    let (snapshot, resumed) = runtime.block_on(cold.bring(snapshot, found.set.runs(), knowledge))?;
+    for run in found.set.runs() {
+        let mut bytes = vec![0; usize_of(run.count()) * PAGE_BYTES];
+        ReadPlan::new(snapshot.memory(), *run).read(&cold.fetcher, &mut bytes)?;
     }
     Ok(resumed)
 }
@@ -74,27 +101,27 @@ struct Cold {
 impl Cold {
     fn new(
         runtime: &Runtime,
-        stored: &Stored,
+        (objects, keys): (Arc<dyn ObjectStore>, KeyRing),
         network: Network,
         directory: &std::path::Path,
     ) -> anyhow::Result<Self> {
         let entered = runtime.enter();
-        let timed = TimedStore::new(Arc::clone(&stored.objects), network);
+        let timed = TimedStore::new(objects, network);
         let log = timed.log();
-        let sources = Sources::new(Store::new(Arc::new(timed)), keys());
+        let sources = Sources::new(Store::new(Arc::new(timed)), keys.clone());
         let fetcher = Fetcher::new(runtime.handle().clone(), sources.clone(), Stop::default());
         drop(entered);
-        Ok(Self { sources, fetcher, cache: Cache::open(directory, keys())?, log })
+        Ok(Self { sources, fetcher, cache: Cache::open(directory, keys)?, log })
     }
 
     /// Opens the snapshot and brings the pages.
     async fn bring(
         &self,
-        stored: &Stored,
+        snapshot: SnapshotId,
         wanted: &[GuestPages],
         knowledge: Knowledge,
     ) -> anyhow::Result<(Snapshot, Resumed)> {
-        let snapshot = open_unrecorded(stored.last, &self.sources, &self.cache).await?;
+        let snapshot = open_unrecorded(snapshot, &self.sources, &self.cache).await?;
         let found = match knowledge {
             Knowledge::Given => None,
             Knowledge::WorkingSet => {

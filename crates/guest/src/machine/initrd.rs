@@ -1,6 +1,8 @@
 //! The Linux guest's first file system, a cpio archive in the "newc" form that the kernel unpacks
 //! (Documentation/driver-api/early-userspace/buffer-format.rst).
 
+use std::collections::BTreeSet;
+
 use super::linux_init;
 
 const DIRECTORY: u32 = 0o040_755;
@@ -28,6 +30,23 @@ pub fn initrd(modules: &[(String, Vec<u8>)]) -> Vec<u8> {
         list.push_str(&format!("/lib/{name}\n"));
     }
     archive.add("modules", FILE, NO_DEVICE, list.as_bytes());
+    archive.add("TRAILER!!!", 0, NO_DEVICE, &[]);
+    archive.bytes
+}
+
+/// An archive of programs and files (paths and bytes) with the directories that they are in, and of the console: for a guest
+/// whose first process is the one among them whose path is `init`.
+///
+/// Equal files give equal bytes.
+pub fn initrd_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut archive = Archive::default();
+    let mut directories = BTreeSet::from(["dev".to_owned()]);
+    for (path, _) in files {
+        directories.extend(path.match_indices('/').map(|(end, _)| path[..end].to_owned()));
+    }
+    directories.iter().for_each(|directory| archive.add(directory, DIRECTORY, NO_DEVICE, &[]));
+    archive.add("dev/console", CHARACTER_DEVICE, CONSOLE, &[]);
+    files.iter().for_each(|(path, bytes)| archive.add(path, PROGRAM, NO_DEVICE, bytes));
     archive.add("TRAILER!!!", 0, NO_DEVICE, &[]);
     archive.bytes
 }
@@ -98,6 +117,15 @@ mod tests {
         assert_eq!(found[5].1, linux_init());
         assert_eq!(found[7].1, b"other");
         assert_eq!(found[8].1, b"/lib/b.ko\n/lib/a.ko\n");
+    }
+
+    #[test]
+    fn files_come_after_the_directories_that_they_are_in() {
+        let files = [("init".to_owned(), b"a".to_vec()), ("usr/lib/b.py".to_owned(), b"bb".to_vec())];
+        let found = entries(&initrd_of(&files));
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["dev", "usr", "usr/lib", "dev/console", "init", "usr/lib/b.py"]);
+        assert_eq!(found[5].1, b"bb");
     }
 
     #[test]

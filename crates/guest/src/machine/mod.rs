@@ -20,7 +20,7 @@ mod linux_kernel;
 mod console_lines;
 
 pub use console_lines::{ConsoleLines, GuestRefuses};
-pub use initrd::initrd;
+pub use initrd::{initrd, initrd_of};
 pub use linux_kernel::{LinuxKernel, LinuxKernelError};
 
 /// The tiny guest: a 64-bit ELF file of a few KB with a note for PVH's direct entry, and an entry for Linux's 64-bit boot
