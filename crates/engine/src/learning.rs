@@ -107,12 +107,18 @@ impl Lesson {
 
     /// The use of the working set, once it was looked for, and the reads of its pages, if they have begun.
     async fn decide(&self, sources: &Sources) -> (Use, Option<PackedReads>) {
-        if let Use::Ask = self.first {
-            let pages = self.prefault != Prefault::Nothing;
-            let found = working_sets::find(&self.snapshot, sources, pages).await;
-            return (begin_use(&self.snapshot, self.prefault), found.and_then(|found| found.packed));
+        let (snapshot, pages) = (&self.snapshot, self.prefault != Prefault::Nothing);
+        match &self.first {
+            Use::Ask => {
+                let found = working_sets::find(snapshot, sources, pages).await;
+                (begin_use(snapshot, self.prefault), found.and_then(|found| found.packed))
+            }
+            // Its frames may have left this node since it was found.
+            Use::Ahead(set) if !self.is_told && snapshot.working_set().unstored().is_none() => {
+                (Use::Ahead(Arc::clone(set)), working_sets::packed_pages(snapshot, sources).await)
+            }
+            Use::Ahead(_) | Use::Record(_) | Use::Not => (self.first.clone(), None),
         }
-        (self.first.clone(), None)
     }
 
     /// Begins to fetch pages, and then tells the server of them. In this order: frames for which the server asks first

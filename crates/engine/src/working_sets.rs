@@ -67,6 +67,17 @@ pub async fn find(snapshot: &Snapshot, sources: &Sources, pages: bool) -> Option
     known.now().map(|set| FoundSet { set, packed })
 }
 
+/// The reads of the pages that lie packed with a working set in the store, where this node has little of the snapshot. They
+/// have begun. Without the index of a layer, its pages cannot be proven.
+pub(crate) async fn packed_pages(snapshot: &Snapshot, sources: &Sources) -> Option<PackedReads> {
+    let view = snapshot.memory().load();
+    let can_prove = view.layers().iter().all(|layer| layer.index().is_some());
+    if !can_prove || !is_mostly_elsewhere(snapshot) {
+        return None;
+    }
+    stored(snapshot, sources, true).await?.packed
+}
+
 impl WorkingSets {
     /// Keeps `set` in place of `expected`, on this node and, if its snapshot is published, in the store.
     pub(crate) async fn keep(

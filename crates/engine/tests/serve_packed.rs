@@ -31,6 +31,10 @@ fn word(page: usize) -> u64 {
     0xabba_0000 + u64::try_from(page).unwrap()
 }
 
+fn other_word(page: usize) -> u64 {
+    word(page) + 1
+}
+
 fn runs() -> impl Iterator<Item = GuestPages> {
     RUNS.into_iter().map(|(start, count)| GuestPages::new(GuestPage::new(start), count))
 }
@@ -41,6 +45,11 @@ fn set_of(snapshot: &Snapshot) -> WorkingSet {
 
 /// A published snapshot, with a working set in the store.
 fn with_set(node: &Node) -> Arc<Snapshot> {
+    with_set_of(node, word)
+}
+
+/// The same with these words.
+fn with_set_of(node: &Node, word: fn(usize) -> u64) -> Arc<Snapshot> {
     let snapshot = node.snapshot(PAGES, |page| Some(word(page)));
     assert!(snapshot.wait_state(SnapshotState::Published, LIMIT));
     node.engine.keep_working_set(&snapshot, set_of(&snapshot));
@@ -100,11 +109,27 @@ fn a_node_that_has_nothing_reads_the_pages_of_a_working_set_from_beside_the_mani
 }
 
 #[test]
+fn a_node_whose_layer_files_were_evicted_reads_the_pages_of_a_working_set_from_beside_the_manifest() {
+    // There is room for one snapshot and a part of another.
+    let node = Node::with_room(100, 6 << 20);
+    let snapshot = with_set(&node);
+    assert!(has_pages(&stored(&node, snapshot.id())));
+    wait_for("no layer file", || {
+        let others = node.snapshot(PAGES, |page| Some(other_word(page)));
+        assert!(others.wait_state(SnapshotState::Published, LIMIT));
+        snapshot.layers_now().iter().all(|layer| layer.local_bytes == 0)
+    });
+    node.store_layers_there(false);
+    let Some((guest, server)) = resume("evicted", &node.engine, &snapshot) else { return };
+    counted(&server, |stats| stats.pages_prefetched >= u64::try_from(pages_of_set().count()).unwrap());
+    verify(&guest, pages_of_set());
+    assert_eq!(server.stats().misses, 0);
+}
+
+#[test]
 fn pages_that_are_missing_wrong_or_damaged_come_from_their_layers() {
     let node = Node::with_share(100);
-    let (snapshot, other) = (with_set(&node), node.snapshot(PAGES, |page| Some(word(page) + 1)));
-    assert!(other.wait_state(SnapshotState::Published, LIMIT));
-    node.engine.keep_working_set(&other, set_of(&other));
+    let (snapshot, other) = (with_set(&node), with_set_of(&node, other_word));
     let path = stored(&node, snapshot.id());
     let whole = fs::read(&path).unwrap();
     let flipped = |at: usize| {

@@ -1,5 +1,6 @@
 //! Random histories over the real engine, judged page by page, other ones each time. `REKINDLE_SEED` replays one;
-//! `REKINDLE_HISTORIES` says how many are run, however long that takes.
+//! `REKINDLE_HISTORIES` says how many are run, however long that takes. With both, they begin with that seed, so that a
+//! long run can be made in parts.
 
 use std::io::Write;
 use std::sync::Mutex;
@@ -14,26 +15,32 @@ const OPERATIONS: u32 = 160;
 const HISTORIES: u64 = 120;
 const BEGUN_WITHIN: Duration = Duration::from_secs(60);
 
+/// A long run says so often how far it is.
+const TOLD_EVERY: u64 = 1000;
+
 /// Histories at once: they mostly wait.
 const WORKERS: usize = 8;
 
 #[test]
 fn random_histories_give_every_guest_the_pages_of_the_model() {
-    if let Some(seed) = number("REKINDLE_SEED") {
-        run(seed);
-        return;
-    }
-    let asked = number("REKINDLE_HISTORIES");
-    let (first, begun, done) = (fresh_seed(), Instant::now(), AtomicU64::new(0));
+    let (seed, asked) = (number("REKINDLE_SEED"), number("REKINDLE_HISTORIES"));
+    let asked = asked.or(seed.map(|_| 1));
+    let first = seed.unwrap_or_else(fresh_seed);
+    let (begun, next, done) = (Instant::now(), AtomicU64::new(0), AtomicU64::new(0));
     let sum = Mutex::new(Tally::default());
     let work = || loop {
-        let next = done.fetch_add(1, Ordering::Relaxed);
+        let next = next.fetch_add(1, Ordering::Relaxed);
         let over = asked.is_none() && begun.elapsed() > BEGUN_WITHIN;
         if over || next >= asked.unwrap_or(HISTORIES) {
             return;
         }
         let tally = run(first.wrapping_add(next));
-        sum.lock().expect("whoever panics ends the test").add(tally);
+        let mut sum = sum.lock().expect("whoever panics ends the test");
+        sum.add(tally);
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(TOLD_EVERY) {
+            say(&format!("{done} histories: {sum:?}"));
+        }
     };
     say(&format!("histories from seed {first} on; replay one with REKINDLE_SEED"));
     std::thread::scope(|scope| (0..WORKERS).for_each(|_| drop(scope.spawn(work))));

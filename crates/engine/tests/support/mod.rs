@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rekindle_engine::cache_limits::CacheLimits;
 use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
@@ -46,6 +47,15 @@ impl Node {
     pub(crate) fn with_share(share: u8) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options = EngineOptions { working_set_share: share, ..options_of(&directory, "first") };
+        Self { engine: Engine::start(options).unwrap(), directory, catalog: None }
+    }
+
+    /// The same, with room for this many bytes of layer files.
+    pub(crate) fn with_room(share: u8, bytes_max: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let cache_limits = CacheLimits { bytes_max: Some(bytes_max), ..CacheLimits::default() };
+        let options =
+            EngineOptions { working_set_share: share, cache_limits, ..options_of(&directory, "first") };
         Self { engine: Engine::start(options).unwrap(), directory, catalog: None }
     }
 
