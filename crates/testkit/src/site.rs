@@ -20,8 +20,9 @@ use crate::hooks::TestHooks;
 use crate::keeper::TestKeeper;
 use crate::stores::{Faults, UnreliableStore};
 
-/// Longest time that a test waits for background work; long, since machines are sometimes slow.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time that a test waits for background work; long, since seals run at idle priority, and other work may have all
+/// cores for minutes.
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The environment of one node. Its store outlives the engines that run on it.
 #[derive(Debug)]
