@@ -1,10 +1,10 @@
-//! Six pauses of a real Linux guest that runs Python in QEMU, made by a real daemon, and a cold resume of the last one over
-//! a store with virtual time.
+//! A real Linux guest that runs Python in QEMU, paused by a real daemon when it is up and six times more, and a cold resume of
+//! the last snapshot over a store with virtual time.
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use futures_util::TryStreamExt as _;
@@ -12,7 +12,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use rekindle_api::client::Client;
-use rekindle_api::types::{PauseSandbox, ResumeSnapshot, SnapshotState};
+use rekindle_api::types::{PauseSandbox, ResumeSandbox, SnapshotState};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::key_ring_file::KeyRingFile;
@@ -27,7 +27,7 @@ use super::resume::{Knowledge, resume_recorded};
 
 /// Memory of the guest.
 const MEMORY_BYTES: u64 = 256 << 20;
-/// Pauses of it.
+/// Pauses of it, after the one when it is up.
 const PAUSES: usize = 6;
 /// Time after a resume in which its touches are recorded, and a little more.
 const RECORDED_AFTER: Duration = Duration::from_secs(7);
@@ -35,9 +35,9 @@ const RECORDED_AFTER: Duration = Duration::from_secs(7);
 /// The numbers of these pauses, and of the resume.
 #[derive(Debug, Serialize)]
 struct Found {
-    /// Objects of layers after the first pause.
+    /// Objects of layers of the guest that is up.
     first_mib: f64,
-    /// Objects of layers after the last one.
+    /// Objects of layers that the later pauses added.
     stored_mib: f64,
     /// The working set of the last snapshot, with its pages.
     packed_mib: f64,
@@ -94,7 +94,7 @@ fn found(
     };
     Ok(Found {
         first_mib: mib(first_bytes),
-        stored_mib: mib(super::pauses::bytes_under(objects, "layers")?),
+        stored_mib: mib(super::pauses::bytes_under(objects, "layers")? - first_bytes),
         packed_mib: mib(super::pauses::bytes_under(objects, &format!("working-sets/{snapshot}"))?),
         without_packed_pages: resumed(Knowledge::Given)?,
         with_packed_pages: resumed(Knowledge::WorkingSet)?,
@@ -111,42 +111,35 @@ fn pauses(place: &BlackBox) -> anyhow::Result<(SnapshotId, u64)> {
     let machine = json!({
         "kernel": kernel.image, "initrd": initrd, "command_line": linux_command_line(), "accelerator": "tcg",
     });
-    let wanted = json!({ "name": "python", "vmm": "qemu", "memory_bytes": MEMORY_BYTES, "machine": machine });
-    let begun = Instant::now();
+    let sandbox = "python";
+    let wanted = json!({ "name": sandbox, "vmm": "qemu", "memory_bytes": MEMORY_BYTES, "machine": machine });
     client.create_sandbox(None, &serde_json::from_value(wanted)?)?;
-    Console::of(&client, "python").line("python ready")?;
-    println!("the guest is up after {:?}", begun.elapsed());
-    let (mut sandbox, mut first_bytes) = ("python".to_owned(), 0);
-    for pause in 1..=PAUSES {
-        let snapshot = format!("pause-{pause}");
-        step(&client, &sandbox)?;
-        let how = PauseSandbox { name: Some(snapshot.parse().expect("it is a name")), ..Default::default() };
-        client.pause_sandbox(&sandbox, None, &how)?;
-        client.wait_snapshot(&snapshot, SnapshotState::Published, PATIENCE)?;
-        if pause == 1 {
-            first_bytes = layers_bytes(&place.store_directory())?;
-        }
-        sandbox = format!("python-{pause}");
-        let name = Some(sandbox.parse().expect("it is a name"));
-        let how = ResumeSnapshot { name, ..Default::default() };
-        client.resume_snapshot(&snapshot, None, &how)?;
+    Console::of(&client, sandbox).line("python ready")?;
+    let mut snapshot = pause_and_resume(&client, sandbox)?;
+    let first_bytes = super::pauses::bytes_under(&in_memory(&place.store_directory())?, "layers")?;
+    for _ in 0..PAUSES {
+        step(&client, sandbox)?;
+        snapshot = pause_and_resume(&client, sandbox)?;
     }
-    step(&client, &sandbox)?;
+    step(&client, sandbox)?;
     std::thread::park_timeout(RECORDED_AFTER);
-    client.remove_sandbox(&sandbox)?;
-    let id = client.snapshot(&format!("pause-{PAUSES}"))?.id;
-    let stored = place.store_directory().join("working-sets").join(id.to_string());
+    client.remove_sandbox(sandbox)?;
+    let stored = place.store_directory().join("working-sets").join(snapshot.to_string());
     ensure!(stored.is_dir(), "the working set of the last snapshot is not in the store");
-    Ok((id.into(), first_bytes))
+    Ok((snapshot, first_bytes))
+}
+
+/// Pauses the guest until all is in the store, and resumes it.
+fn pause_and_resume(client: &Client, sandbox: &str) -> anyhow::Result<SnapshotId> {
+    let snapshot = client.pause_sandbox(sandbox, None, &PauseSandbox::default())?.id;
+    client.wait_snapshot(&snapshot.to_string(), SnapshotState::Published, PATIENCE)?;
+    client.resume_sandbox(sandbox, &ResumeSandbox::default())?;
+    Ok(snapshot.into())
 }
 
 fn step(client: &Client, sandbox: &str) -> anyhow::Result<()> {
     Console::from_now(client, sandbox)?.ask("step", "stepped ")?;
     Ok(())
-}
-
-fn layers_bytes(store: &Path) -> anyhow::Result<u64> {
-    super::pauses::bytes_under(&in_memory(store)?, "layers")
 }
 
 /// The objects of a store in a directory, in memory: its reads take no real time.
