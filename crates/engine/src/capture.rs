@@ -39,6 +39,16 @@ pub struct CapturedPages {
     pub zero: PageSet,
 }
 
+impl CapturedPages {
+    /// The same of a guest whose memory has every page that is not zero: nothing is the parent's.
+    #[must_use]
+    pub fn whole(mut self) -> Self {
+        self.zero = PageSet::full(self.kept.pages());
+        self.zero.subtract(&self.kept);
+        self
+    }
+}
+
 /// Kind of proof that a capture's bytes can no longer be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProofKind {

@@ -86,4 +86,17 @@ impl Epoch {
             StoppedMemory { regions: self.regions(), memfd: self.memfd(), pagemap: Pagemap::of(self.pid())? };
         changed_pages(self.tracking(), &sets, &memory)
     }
+
+    /// Begins anew from a snapshot of this very moment, which has all that [`Self::changed_pages`] answered; `kept` are
+    /// those pages that it has bytes of. The guest's process must still be stopped.
+    ///
+    /// After an error the sets are as they were: the next snapshot keeps more pages than it must. Until this has returned
+    /// a recovery finds either the old sets or a part of them, which is right with that snapshot as the guest's base.
+    pub fn begin_anew(&mut self, kept: &PageSet) -> io::Result<()> {
+        if self.tracking().protects() {
+            self.installer.protect(kept)?;
+        }
+        self.installer.pages.forget(kept);
+        Ok(())
+    }
 }

@@ -48,6 +48,14 @@ impl EpochPages {
         self.written.insert_run(run);
     }
 
+    /// Forgets what a snapshot of this moment has: every removed page, and the written ones in `captured`, whose next
+    /// write is seen again.
+    pub(super) fn forget(&mut self, captured: &PageSet) {
+        self.removed = PageSet::new(self.journal.pages());
+        self.written.subtract(captured);
+        self.journal.shrink(&self.removed, &self.written);
+    }
+
     pub(super) fn is_removed(&self, page: GuestPage) -> bool {
         self.removed.contains(page)
     }

@@ -8,6 +8,7 @@ use super::epoch_facts::digest_of;
 use super::epoch_pages::EpochPages;
 use super::journal::{Head, Journal};
 use crate::geometry::{GuestPages, PAGE_BYTES, bytes_of_pages, usize_of};
+use crate::page_set::PageSet;
 use crate::regions::Regions;
 use crate::tracking::Tracking;
 use crate::view::Piece;
@@ -127,6 +128,19 @@ impl Installer {
         }
     }
 
+    /// Protects pages that are there again, so that their next write is seen. The guest stands still.
+    pub(super) fn protect(&self, pages: &PageSet) -> io::Result<()> {
+        for run in pages.runs() {
+            let mut left = run;
+            while !left.is_empty() {
+                let here = self.regions.clip(left, left.start());
+                self.userfaultfd.write_protect(self.range(here), Protect::Protected)?;
+                left = left.after(here.count());
+            }
+        }
+        Ok(())
+    }
+
     /// Maps pages that the memory file has.
     pub(super) fn map_present(&mut self, pages: GuestPages) -> InstallOutcome {
         self.open(pages);
@@ -224,7 +238,6 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
-    use crate::page_set::PageSet;
 
     /// A call that opens pages to untracked writes.
     type Open = fn(&mut Installer, GuestPages);
