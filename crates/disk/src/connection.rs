@@ -251,10 +251,10 @@ impl Session<'_> {
     /// Makes a range zero, in turns between which the disk may freeze.
     fn zero(&self, range: Range<u64>, room: Room, reach: ReadReach) -> Result<(), Stop> {
         let content = &self.disk.content;
-        let edges = {
+        {
             let _passage = self.pass()?;
-            content.edges(&range, reach)?
-        };
+            content.edges(&range, reach)?;
+        }
         let step = match room {
             Room::GivenBack => limits::ZEROED_AT_ONCE_BYTES,
             Room::Kept => u64_of(ZEROES.len()),
@@ -263,6 +263,8 @@ impl Session<'_> {
         while start < range.end {
             let end = ((start / step + 1) * step).min(range.end);
             let _passage = self.pass()?;
+            // The disk may have another base than a turn ago.
+            let edges = content.edges(&(start..end), reach)?;
             match room {
                 Room::GivenBack => content.zero(&(start..end), &edges)?,
                 Room::Kept => content.write(start, &ZEROES[..size(&(start..end))], &edges)?,

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rekindle_engine::frame::{FRAME_PAGES, FrameNumber, frame_of};
 use rekindle_engine::geometry::{GuestPage, GuestPages, LayerPage, bytes_of_pages, u64_of, usize_of};
@@ -20,7 +20,7 @@ use super::{SECTOR_BYTES, limits};
 /// A disk's bytes.
 #[derive(Debug)]
 pub(super) struct Content {
-    base: Option<Arc<LiveView>>,
+    base: RwLock<Option<Arc<LiveView>>>,
     overlay: Overlay,
     bytes: u64,
 }
@@ -96,7 +96,18 @@ impl Content {
         if base.as_ref().is_some_and(|base| u64::from(base.pages()) != pages) {
             return Err(invalid("the volume under the disk has not as many pages as the disk"));
         }
-        Ok(Self { base, overlay, bytes })
+        Ok(Self { base: RwLock::new(base), overlay, bytes })
+    }
+
+    /// Goes on from a base that has every write so far. Right only while no thread reads or writes.
+    pub(super) fn rebase(&self, base: Arc<LiveView>) -> io::Result<()> {
+        assert_eq!(base.pages(), self.overlay.pages(), "a disk's next base is as long as the disk");
+        *self.base.write().unwrap_or_else(PoisonError::into_inner) = Some(base);
+        self.overlay.forget()
+    }
+
+    fn base(&self) -> Option<Arc<LiveView>> {
+        self.base.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Bytes of the disk.
@@ -161,8 +172,7 @@ impl Content {
         Ok(())
     }
 
-    /// Makes a range of the disk zero and gives its memory back; `edges` are those of the range, or of one that begins or
-    /// ends with a page within it.
+    /// Makes a range of the disk zero and gives its memory back; `edges` are those of the range.
     pub(super) fn zero(&self, range: &Range<u64>, edges: &Edges) -> io::Result<()> {
         let cut = Cut::new(range);
         for (part, base) in [(cut.first, &edges.first), (cut.last, &edges.last)] {
@@ -189,11 +199,12 @@ impl Content {
 
     /// Allocation of the disk from `range.start` on, at most as far as `range.end` and at most `count_max` stretches.
     pub(super) fn extents(&self, range: &Range<u64>, count_max: usize) -> Vec<Extent> {
+        let base = self.base();
         let mut extents: Vec<Extent> = Vec::new();
         let mut position = range.start;
         while position < range.end {
             let (state, mut run) = self.run_at(position, range.end);
-            let is_zero = match (state, &self.base) {
+            let is_zero = match (state, &base) {
                 (PageState::Written, _) => false,
                 (PageState::Zero, _) | (PageState::Base, None) => true,
                 (PageState::Base, Some(base)) => {
@@ -223,7 +234,7 @@ impl Content {
 
     /// Reads bytes of the base. Missing frames are added to `cold`, and `into` is then of no use.
     fn read_base(&self, offset: u64, into: &mut [u8], reach: ReadReach, cold: &mut Vec<ColdSource>) {
-        let Some(base) = &self.base else { return into.fill(0) };
+        let Some(base) = self.base() else { return into.fill(0) };
         let mut left = into;
         let mut position = offset;
         while !left.is_empty() {

@@ -165,6 +165,12 @@ impl Frozen<'_> {
         self.0.overlay().volume(name)
     }
 
+    /// Goes on from a volume that has all that was written so far; where the disk's files are kept, that is its base for
+    /// the next server too.
+    pub fn rebase(&self, base: Arc<LiveView>) -> io::Result<()> {
+        self.0.shared.disk.content.rebase(base)
+    }
+
     /// Lets the disk go on.
     pub fn thaw(self) {
         self.0.thaw();

@@ -1,9 +1,10 @@
-//! A stopped process's written pages, copied into a memfd of ours: for memory that cannot be adopted.
+//! A stopped guest's pages, copied into a memfd of ours: for memory that cannot be adopted, or goes on being written.
 
 use std::io;
 
 use rekindle_engine::geometry::{GuestPages, usize_of};
 use rekindle_engine::page_set::PageSet;
+use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::regions::Regions;
 use rekindle_kernel::{Memfd, PAGE_BYTES, PageKind, WritableMapping, process};
 
@@ -23,4 +24,16 @@ pub fn copy_pages(pid: u32, regions: &Regions, kept: &PageSet) -> io::Result<Mem
         }
     }
     Ok(copied.into_memfd())
+}
+
+/// The same volume in a memory file of its own: the guest can go on with the one it has.
+pub fn copy_volume(volume: PausedVolume) -> io::Result<PausedVolume> {
+    let PausedVolume { name, page_kind, memfd, pages } = volume;
+    let bytes = usize_of(pages.kept.pages()) * PAGE_BYTES;
+    let mut copied = WritableMapping::create("rekindle-checkpoint", bytes, PageKind::Small)?;
+    for run in pages.kept.runs() {
+        let into = &mut copied.as_mut_slice()[run.start().offset()..][..usize_of(run.count()) * PAGE_BYTES];
+        memfd.read_at(into, run.start().offset_bytes())?;
+    }
+    Ok(PausedVolume { name, page_kind, memfd: copied.into_memfd(), pages })
 }

@@ -3,9 +3,10 @@
 use rekindle::metrics::{Metrics, Observed};
 use rekindle_disk::{Overlay, OverlayError};
 use rekindle_engine::limits::MANIFEST_PAGES_MAX;
+use rekindle_vmm::copied_memory::copy_volume;
 
 use crate::client::{Client, Style, TRIM, WRITE_ZEROES};
-use crate::stand::{PAGE, Stand, content, disk_name, word};
+use crate::stand::{PAGE, Stand, content, disk_name, disk_of, word};
 
 #[test]
 fn a_disk_takes_memory_for_what_is_written_and_gives_back_what_is_discarded() {
@@ -72,6 +73,43 @@ fn a_child_has_only_what_was_written() {
     assert!(stand.read(&child, model.len()) == model);
     let (elsewhere, cold) = stand.cold(&child);
     assert!(elsewhere.read(&cold, model.len()) == model, "from the store");
+}
+
+#[test]
+fn a_disk_goes_on_from_a_checkpoint_with_nothing_written() {
+    let stand = Stand::new();
+    let mut model = content(22, 600 * PAGE);
+    let mut parent = stand.snapshot(&model);
+    let disk = stand.disk(600 * PAGE, Some(&parent));
+    let mut client = Client::connect(&stand.socket(), Style::Structured).unwrap();
+    for round in 1..4_u8 {
+        // A part of a page that the round before wrote as well, whole pages, zeroes.
+        let places = [(70 * PAGE + 100, 200), (usize::from(round) * 80 * PAGE, 3 * PAGE)];
+        for (start, bytes) in places {
+            client.write(word(start), &vec![round; bytes]).unwrap();
+            model[start..start + bytes].fill(round);
+        }
+        let zeroes = (usize::from(round) * 100 + 7) * PAGE;
+        client.without_data(WRITE_ZEROES, 0, word(zeroes), word(10 * PAGE)).unwrap();
+        model[zeroes..zeroes + 10 * PAGE].fill(0);
+        let frozen = disk.freeze();
+        let volume = copy_volume(frozen.volume(disk_name()).unwrap()).unwrap();
+        assert_eq!((volume.pages.kept.len(), volume.pages.zero.len()), (4, 10), "round {round}");
+        parent = stand.commit(Some(&parent), volume);
+        frozen.rebase(disk_of(&parent)).unwrap();
+        frozen.thaw();
+        assert_eq!(disk.overlay().bytes_held().unwrap(), 0);
+        assert!(client.read(0, model.len()).unwrap() == model, "round {round}");
+        assert!(stand.read(&parent, model.len()) == model, "round {round}");
+    }
+    client.write(0, &[9; 10]).unwrap();
+    model[..10].fill(9);
+    let files = disk.overlay().files().unwrap();
+    disk.end();
+    let again = stand.serve(600 * PAGE, Some(disk_of(&parent)), Overlay::recover(files).unwrap());
+    let mut client = Client::connect(&stand.socket(), Style::Structured).unwrap();
+    assert!(client.read(0, model.len()).unwrap() == model, "under the next server");
+    drop(again);
 }
 
 #[test]
