@@ -41,7 +41,7 @@ pub(super) enum CaptureFiles {
 /// Tells if a capture is the first one of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begun {
-    /// It is: the pages that Firecracker knows to be dirty are all that changed.
+    /// It is, or the first after a checkpoint: the pages that Firecracker knows to be dirty are all that changed.
     First,
     /// One before it may have been written: the pages that Firecracker knows to be dirty are only those that changed
     /// since.
@@ -161,7 +161,28 @@ impl CaptureFiles {
         }
     }
 
-    /// Gives back what a capture took that did not come to pass.
+    /// The same in a file of its own: the next capture is written into the one that there is.
+    pub(super) fn copied_memory(&self, memory_bytes: u64) -> Result<Memfd, FirecrackerError> {
+        let failed = || FirecrackerError::system("copying the memory that Firecracker wrote");
+        match self {
+            Self::Inherited { memory, .. } => {
+                let file = File::from(memory.try_clone().map_err(failed())?);
+                check_size(memory_bytes, file.metadata().map_err(failed())?.len())?;
+                copied(&file, memory_bytes).map_err(failed())
+            }
+            Self::InJail(_) => self.memory(memory_bytes),
+        }
+    }
+
+    /// The guest goes on from a snapshot that has what was captured: the next capture is a first one again.
+    pub(super) fn taken(&self) -> io::Result<()> {
+        match self {
+            Self::Inherited { state, .. } => Ok(rustix::fs::ftruncate(state, 0)?),
+            Self::InJail(jail) => files::if_there(fs::remove_file(jail.beside(BEGUN))).map(drop),
+        }
+    }
+
+    /// Gives back what a capture took that did not come to pass, or was copied.
     pub(super) fn give_back_memory(&self, memory_bytes: u64) -> io::Result<()> {
         match self {
             Self::Inherited { memory, .. } => {

@@ -77,13 +77,13 @@ impl DriveSource<'_> {
     }
 }
 
-/// Captures a disk whose VMM stands still: the pages that differ from the base.
+/// Captures a disk whose VMM stands still: the pages that differ from the base, and the chunks as they are now.
 pub(super) fn capture(
     drive: &Drive,
     name: VolumeName,
     path: &Path,
     base: &Chunks,
-) -> Result<PausedVolume, FirecrackerError> {
+) -> Result<(PausedVolume, Chunks), FirecrackerError> {
     let failed = |doing| FirecrackerError::file(doing, path);
     let file = File::open(path).map_err(failed("opening"))?;
     let found = file.metadata().map_err(failed("asking for the size of"))?.len();
@@ -97,8 +97,8 @@ pub(super) fn capture(
     if base.0.len() != usize_of(pages.div_ceil(CHUNK_PAGES)) {
         return Err(FirecrackerError::NoVolume { drive: drive.id.clone() });
     }
-    let (memfd, pages) = changed(&file, drive.bytes, pages, base).map_err(failed("capturing"))?;
-    Ok(PausedVolume { name, page_kind: PageKind::Small, memfd, pages })
+    let (memfd, pages, chunks) = changed(&file, drive.bytes, pages, base).map_err(failed("capturing"))?;
+    Ok((PausedVolume { name, page_kind: PageKind::Small, memfd, pages }, chunks))
 }
 
 /// Bytes of a disk's file that are no holes.
@@ -107,8 +107,9 @@ pub(super) fn bytes_held(path: &Path) -> io::Result<u64> {
 }
 
 /// Reads all data of the file, and keeps what is not as in the base.
-fn changed(file: &File, bytes: u64, pages: u32, base: &Chunks) -> io::Result<(Memfd, CapturedPages)> {
+fn changed(file: &File, bytes: u64, pages: u32, base: &Chunks) -> io::Result<(Memfd, CapturedPages, Chunks)> {
     let memfd = Memfd::create("rekindle-disk", bytes_of_pages(pages), PageKind::Small)?;
+    let mut chunks = Chunks::none(pages);
     let mut captured = CapturedPages { kept: PageSet::new(pages), zero: PageSet::new(pages) };
     let mut runs = files::data_runs(file, bytes)?.into_iter().peekable();
     let mut window_bytes = vec![0; usize_of(WINDOW_PAGES) * PAGE_BYTES];
@@ -123,6 +124,7 @@ fn changed(file: &File, bytes: u64, pages: u32, base: &Chunks) -> io::Result<(Me
         for chunk in chunks_of(window) {
             let here = within(&window_bytes, window, chunk);
             let digest = digest(here);
+            chunks.0[index(chunk)] = digest;
             if digest == base.0[index(chunk)] {
                 continue;
             }
@@ -134,7 +136,7 @@ fn changed(file: &File, bytes: u64, pages: u32, base: &Chunks) -> io::Result<(Me
             }
         }
     }
-    Ok((memfd, captured))
+    Ok((memfd, captured, chunks))
 }
 
 impl Chunks {

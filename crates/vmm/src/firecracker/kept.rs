@@ -1,6 +1,7 @@
 //! Firecrackers that outlive their driver: the facts and descriptors with which another driver goes on.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use rekindle_keeper::{Held, KeeperClient, KeeperError};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use super::calls::Calls;
 use super::capture::CaptureFiles;
 use super::directory::VmDirectory;
 use super::found::Found;
-use super::spec::{FirecrackerSpec, TrackFrom};
+use super::spec::{Drive, FirecrackerSpec, TrackFrom};
 use super::{FirecrackerError, FirecrackerGuest};
 use crate::serial_line::SerialLine;
 use crate::vmm_process::{VmmProcess, take_process};
@@ -35,6 +36,9 @@ pub struct FirecrackerFacts {
     pub found: Found,
     /// Origin of its VM.
     pub origin: Origin,
+    /// Snapshots that were taken of it while it went on; it goes on from the last one.
+    #[serde(default)]
+    pub checkpoints: u32,
 }
 
 /// Origin of a VM.
@@ -59,6 +63,22 @@ pub struct FirecrackerParts {
 }
 
 impl FirecrackerFacts {
+    /// The same once it goes on from another checkpoint.
+    #[must_use]
+    pub fn after_checkpoint(&self) -> Self {
+        Self { checkpoints: self.checkpoints + 1, ..self.clone() }
+    }
+
+    /// The file with what a disk was in the snapshot that the VM goes on from; none where that is nothing.
+    pub(super) fn chunks_of(&self, drive: &Drive) -> Option<PathBuf> {
+        let name = drive.file_name();
+        match (self.checkpoints, self.origin) {
+            (0, Origin::Images) => None,
+            (0, Origin::Disks | Origin::Snapshot) => Some(self.directory.beside(&name)),
+            (number, _) => Some(self.directory.beside(&format!("{name}.{number}"))),
+        }
+    }
+
     /// True if Firecracker knows all pages that were written.
     pub(super) fn is_tracked(&self) -> bool {
         match self.origin {

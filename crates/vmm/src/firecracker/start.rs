@@ -232,6 +232,7 @@ impl<'a> Prepared<'a> {
             spec: self.spec.clone(),
             found,
             origin: self.origin,
+            checkpoints: 0,
         };
         Ok(Started { process, facts, calls, files, serial, loading: None })
     }
