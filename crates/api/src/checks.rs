@@ -11,9 +11,10 @@ use super::limits;
 use super::problem::{Code, Problem};
 use super::quoted::quoted;
 use super::types::{
-    CaptureMemory, CaptureSource, Collect, ConsoleInput, ConsoleQuery, CreateSandbox, DrainNode, EventsQuery,
-    ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, Netns, OpenFaultSocket, PauseSandbox,
-    ResumeSandbox, ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery, is_name, name_rule,
+    CaptureMemory, CaptureSource, CheckpointSandbox, Collect, ConsoleInput, ConsoleQuery, CreateSandbox,
+    DrainNode, EventsQuery, ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, Netns, OpenFaultSocket,
+    PauseSandbox, ResumeSandbox, ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery, is_name,
+    name_rule,
 };
 
 /// Beginning of the names of labels that rekindle gives itself.
@@ -51,6 +52,12 @@ impl Checked for CreateSandbox {
 }
 
 impl Checked for PauseSandbox {
+    fn check(&self) -> Result<(), Problem> {
+        check_labels(&self.labels)
+    }
+}
+
+impl Checked for CheckpointSandbox {
     fn check(&self) -> Result<(), Problem> {
         check_labels(&self.labels)
     }

@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use super::problem::{Code, Problem};
 use super::types::{
-    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot, Drain, DrainNode,
-    Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
-    Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
+    CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot,
+    Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket,
+    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
+    Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
 };
 
 /// Result of a request, or the problem that stopped it.
@@ -62,11 +62,18 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn sandbox(&self, reference: &Reference) -> Answer<Sandbox>;
     /// Pauses a sandbox into a snapshot.
     fn pause_sandbox(&self, reference: &Reference, asked: Asked, how: PauseSandbox) -> Answer<Snapshot>;
+    /// Takes a snapshot of a running sandbox, which goes on.
+    fn checkpoint_sandbox(
+        &self,
+        reference: &Reference,
+        asked: Asked,
+        how: CheckpointSandbox,
+    ) -> Answer<Snapshot>;
     /// Resumes a paused sandbox from its last snapshot.
     fn resume_sandbox(&self, reference: &Reference, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox>;
     /// Makes new sandboxes that go on from this one's present state.
     fn fork_sandbox(&self, reference: &Reference, asked: Asked, how: ForkSandbox) -> Answer<SandboxList>;
-    /// Ends a sandbox's guest; its work since its last pause is gone.
+    /// Ends a sandbox's guest; its work since its last snapshot is gone.
     fn stop_sandbox(&self, reference: &Reference, asked: Asked) -> Answer<Sandbox>;
     /// Ends a sandbox's guest if it runs and forgets the sandbox, of which it gives the id; its snapshots stay.
     fn remove_sandbox(&self, reference: &Reference, asked: Asked) -> Answer<Uuid>;

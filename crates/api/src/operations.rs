@@ -8,11 +8,11 @@ use super::operation::{
 };
 use super::problem::Code;
 use super::types::{
-    CaptureMemory, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox,
-    DeletedSnapshot, Drain, DrainNode, Event, EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot,
-    ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList, Snapshot, SnapshotList, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
-    WaitQuery,
+    CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery,
+    CreateSandbox, DeletedSnapshot, Drain, DrainNode, Event, EventsQuery, FaultSocket, ForkSandbox, Health,
+    KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox,
+    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotUsage, StoredSnapshotList, Usage,
+    Verification, Version, WaitQuery,
 };
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
@@ -133,6 +133,15 @@ pub(crate) const PAUSE_SANDBOX: Operation<OfSandbox, Body<PauseSandbox>, Json<Sn
         .fails(OF_PAUSES)
         .located(path_of_snapshot);
 
+pub(crate) const CHECKPOINT_SANDBOX: Operation<OfSandbox, Body<CheckpointSandbox>, Json<Snapshot>> =
+    Operation::post("checkpoint_sandbox", "/v1/sandboxes/{reference}/checkpoint", "sandboxes")
+        .does("Takes a snapshot of a running sandbox, which goes on in the same VMM.")
+        .keyed()
+        .with_optional_body()
+        .answers(201, MADE_SNAPSHOT)
+        .fails(OF_PAUSES)
+        .located(path_of_snapshot);
+
 pub(crate) const RESUME_SANDBOX: Operation<OfSandbox, Body<ResumeSandbox>, Json<Sandbox>> =
     Operation::post("resume_sandbox", "/v1/sandboxes/{reference}/resume", "sandboxes")
         .does("Resumes a paused sandbox from its last snapshot.")
@@ -151,7 +160,7 @@ pub(crate) const FORK_SANDBOX: Operation<OfSandbox, Body<ForkSandbox>, Json<Sand
 
 pub(crate) const STOP_SANDBOX: Operation<OfSandbox, NoInput, Json<Sandbox>> =
     Operation::post("stop_sandbox", "/v1/sandboxes/{reference}/stop", "sandboxes")
-        .does("Ends a sandbox's guest; its work since its last pause is gone.")
+        .does("Ends a sandbox's guest; its work since its last snapshot is gone.")
         .answers(200, "The sandbox, stopped")
         .fails(OF_RECORDS);
 

@@ -148,7 +148,7 @@ pub struct Sandbox {
     pub pid: Option<u32>,
     /// The snapshot its memory came from, if any.
     pub origin: Option<Uuid>,
-    /// The snapshot of its last pause, if any.
+    /// The snapshot of its last pause or checkpoint, if any.
     pub snapshot: Option<Uuid>,
     /// When it was made.
     pub created_unix_ms: u64,
@@ -203,6 +203,20 @@ pub struct CreateSandbox {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PauseSandbox {
+    /// The snapshot's name.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    pub name: Option<Name>,
+    /// The snapshot's labels.
+    #[serde(default, deserialize_with = "shapes::labels")]
+    #[schema(schema_with = schemas::labels)]
+    pub labels: Labels,
+}
+
+/// Options of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointSandbox {
     /// The snapshot's name.
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -75,6 +75,12 @@ impl Metrics {
         self.pauses.frozen.observe(frozen.as_secs_f64());
     }
 
+    /// The same of a checkpoint, whose guest goes on.
+    pub fn checkpoint_answered(&self, answer: Duration, frozen: Duration) {
+        self.pauses.checkpoint.observe(answer.as_secs_f64());
+        self.pauses.checkpoint_frozen.observe(frozen.as_secs_f64());
+    }
+
     /// A snapshot's pause was answered just now: its first fault is measured from here.
     pub fn snapshot_answered(&self, snapshot: SnapshotId) {
         self.first_faults.answered(snapshot, Instant::now());

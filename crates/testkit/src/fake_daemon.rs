@@ -2,6 +2,7 @@
 //! list, and does what the tests tell it to.
 
 mod answers;
+mod checkpoints;
 mod control;
 mod kept;
 

@@ -21,11 +21,11 @@ use crate::operation::{Input, Operation, Output, Subject};
 use crate::operations::*;
 use crate::problem::Code;
 use crate::types::{
-    CaptureMemory, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery, CreateSandbox,
-    DeletedSnapshot, Drain, DrainNode, EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot,
-    LabelFilter, ListQuery, OpenFaultSocket, PageLimit, PauseSandbox, Placement, Readiness, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage,
-    StoredSnapshot, Usage, Verification, Version, WaitQuery,
+    CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery,
+    CreateSandbox, DeletedSnapshot, Drain, DrainNode, EventsQuery, FaultSocket, ForkSandbox, Health,
+    KeptSnapshot, LabelFilter, ListQuery, OpenFaultSocket, PageLimit, PauseSandbox, Placement, Readiness,
+    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -97,6 +97,16 @@ impl Client {
         self.ask_once(&PAUSE_SANDBOX, reference, key, how)
     }
 
+    /// Takes a snapshot of a running sandbox, which goes on.
+    pub fn checkpoint_sandbox(
+        &self,
+        reference: &str,
+        key: Option<&str>,
+        how: &CheckpointSandbox,
+    ) -> Result<Snapshot> {
+        self.ask_once(&CHECKPOINT_SANDBOX, reference, key, how)
+    }
+
     /// Resumes a paused sandbox from its last snapshot.
     pub fn resume_sandbox(&self, reference: &str, how: &ResumeSandbox) -> Result<Sandbox> {
         self.ask(&RESUME_SANDBOX, reference, how)
@@ -112,7 +122,7 @@ impl Client {
         self.ask_once(&FORK_SANDBOX, reference, key, how).map(|made| made.sandboxes)
     }
 
-    /// Ends a sandbox's guest; its work since its last pause is gone.
+    /// Ends a sandbox's guest; its work since its last snapshot is gone.
     pub fn stop_sandbox(&self, reference: &str) -> Result<Sandbox> {
         self.ask(&STOP_SANDBOX, reference, &())
     }

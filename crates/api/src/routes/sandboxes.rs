@@ -9,8 +9,8 @@ use super::{Routes, Taken};
 use crate::audit::Removed;
 use crate::limits;
 use crate::operations::{
-    CREATE_SANDBOX, FORK_SANDBOX, LIST_SANDBOXES, PAUSE_SANDBOX, READ_CONSOLE, REMOVE_SANDBOX,
-    RESUME_SANDBOX, SHOW_SANDBOX, STOP_SANDBOX, TELL_GUEST, TYPE_AT_CONSOLE,
+    CHECKPOINT_SANDBOX, CREATE_SANDBOX, FORK_SANDBOX, LIST_SANDBOXES, PAUSE_SANDBOX, READ_CONSOLE,
+    REMOVE_SANDBOX, RESUME_SANDBOX, SHOW_SANDBOX, STOP_SANDBOX, TELL_GUEST, TYPE_AT_CONSOLE,
 };
 use crate::problem::{Code, Problem};
 
@@ -23,6 +23,7 @@ pub(super) fn routes() -> Routes {
             control.remove_sandbox(&of, asked).map(Removed::Sandbox)
         })
         .changes(&PAUSE_SANDBOX, |control, asked, of, how| control.pause_sandbox(&of, asked, how))
+        .changes(&CHECKPOINT_SANDBOX, |control, asked, of, how| control.checkpoint_sandbox(&of, asked, how))
         .changes(&RESUME_SANDBOX, |control, asked, of, how| control.resume_sandbox(&of, asked, how))
         .changes(&FORK_SANDBOX, |control, asked, of, how| control.fork_sandbox(&of, asked, how))
         .changes(&STOP_SANDBOX, |control, asked, of, ()| control.stop_sandbox(&of, asked))

@@ -28,8 +28,8 @@ pub struct Event {
     pub id: u64,
     /// When.
     pub unix_ms: u64,
-    /// Kind: `sandbox.created`, `sandbox.paused`, `sandbox.resumed`, `sandbox.stalled`, `sandbox.running`,
-    /// `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `snapshot.captured`, `snapshot.sealed`,
+    /// Kind: `sandbox.created`, `sandbox.paused`, `sandbox.checkpointed`, `sandbox.resumed`, `sandbox.stalled`,
+    /// `sandbox.running`, `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `snapshot.captured`, `snapshot.sealed`,
     /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.forgotten`, `snapshot.lost`, `store.collected`,
     /// `daemon.started`, `daemon.drained`, `daemon.reopened`.
     pub kind: String,

@@ -111,6 +111,8 @@ pub enum Command {
     Run(RunArguments),
     /// Pause sandboxes, each into a snapshot
     Pause(PauseArguments),
+    /// Take snapshots of running sandboxes, which go on
+    Checkpoint(PauseArguments),
     /// Resume a paused sandbox, or make new ones of a snapshot
     Resume(ResumeArguments),
     /// Make new sandboxes that go on from the present state of one
@@ -183,6 +185,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(arguments) => serve::run(&session, arguments),
         Command::Run(arguments) => run::run(&session, arguments),
         Command::Pause(arguments) => pause::run(&session, arguments),
+        Command::Checkpoint(arguments) => pause::checkpoint(&session, arguments),
         Command::Resume(arguments) => resume::run(&session, arguments),
         Command::Fork(arguments) => resume::fork(&session, arguments),
         Command::List(arguments) => list::run(&session, arguments),

@@ -1,11 +1,11 @@
-//! `rekindle pause`: pauses sandboxes, each into a snapshot.
+//! `rekindle pause` and `rekindle checkpoint`: take snapshots of sandboxes, which end or go on.
 
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
 use rekindle_api::client::Client;
-use rekindle_api::types::{Name, PauseSandbox, Sandbox, Snapshot};
+use rekindle_api::types::{CheckpointSandbox, Labels, Name, PauseSandbox, Sandbox, Snapshot};
 
 use super::delete::{do_each, nothing_matches};
 use super::selection::Selection;
@@ -16,7 +16,7 @@ use super::target::{bracketed_id, label, labels, sandbox_title, snapshot_title};
 use super::wait::{StateWord, wait_for};
 use crate::settings::parse_time;
 
-/// The sandboxes to pause, with options.
+/// The sandboxes to pause or to checkpoint, with options.
 #[derive(Args, Clone, Debug)]
 pub struct PauseArguments {
     #[command(flatten)]
@@ -38,72 +38,113 @@ pub struct PauseArguments {
     idempotency_key: Option<String>,
 }
 
+/// The end of a guest of which a snapshot is taken.
+#[derive(Clone, Copy)]
+enum Then {
+    Ends,
+    GoesOn,
+}
+
 /// Pauses them.
 pub fn run(session: &Session, arguments: &PauseArguments) -> anyhow::Result<Status> {
-    let client = session.client()?;
-    let labels = labels(&arguments.snapshot_labels, "--snapshot-label")?;
-    let sandboxes = arguments.selection.sandboxes(&client)?;
-    let how = PauseSandbox { name: arguments.name.clone(), labels };
-    match sandboxes.as_slice() {
-        [] => nothing_matches(session, "snapshots"),
-        [sandbox] if arguments.selection.is_by_name() => arguments.pause(session, &client, sandbox, &how),
-        several => {
-            if let Some(name) = &arguments.name {
-                bail!("--name {name} is for one snapshot, and {} sandboxes are named", several.len());
-            }
-            if let Some(key) = &arguments.idempotency_key {
-                bail!(
-                    "--idempotency-key {key} is for one request, and {} sandboxes are named",
-                    several.len()
-                );
-            }
-            do_each(session, "snapshots", several, |sandbox| {
-                let (snapshot, said) = arguments.paused(session, &client, sandbox, &how)?;
-                Ok((serde_json::to_value(&snapshot)?, said))
-            })
-        }
-    }
+    arguments.take_each(session, Then::Ends)
+}
+
+/// Checkpoints them.
+pub fn checkpoint(session: &Session, arguments: &PauseArguments) -> anyhow::Result<Status> {
+    arguments.take_each(session, Then::GoesOn)
 }
 
 impl PauseArguments {
-    /// Pauses one sandbox.
-    fn pause(
-        &self,
-        session: &Session,
-        client: &Client,
-        sandbox: &Sandbox,
-        how: &PauseSandbox,
-    ) -> anyhow::Result<Status> {
-        let (snapshot, said) = self.paused(session, client, sandbox, how)?;
-        if session.output.json {
-            session.output.value(&snapshot)?;
-            return Ok(Status::Done);
+    fn take_each(&self, session: &Session, then: Then) -> anyhow::Result<Status> {
+        let client = session.client()?;
+        let labels = labels(&self.snapshot_labels, "--snapshot-label")?;
+        let sandboxes = self.selection.sandboxes(&client)?;
+        match sandboxes.as_slice() {
+            [] => nothing_matches(session, "snapshots"),
+            [sandbox] if self.selection.is_by_name() => {
+                let taken = self.take(session, &client, sandbox, (labels, then))?;
+                tell(session, sandbox, taken, then)
+            }
+            several => {
+                self.refuse_for(several.len())?;
+                do_each(session, "snapshots", several, |sandbox| {
+                    let (snapshot, said) = self.take(session, &client, sandbox, (labels.clone(), then))?;
+                    Ok((serde_json::to_value(&snapshot)?, said))
+                })
+            }
         }
-        session.output.line(&said)?;
-        let name = shown::name_or_id(sandbox.name.as_deref(), &sandbox.id);
-        session.output.hint(&format!(
-            "Resume it with `rekindle resume {name}`, now if you like; `rekindle wait {name}` waits until it is in the store."
-        ));
-        Ok(Status::Done)
+    }
+
+    fn refuse_for(&self, several: usize) -> anyhow::Result<()> {
+        if let Some(name) = &self.name {
+            bail!("--name {name} is for one snapshot, and {several} sandboxes are named");
+        }
+        if let Some(key) = &self.idempotency_key {
+            bail!("--idempotency-key {key} is for one request, and {several} sandboxes are named");
+        }
+        Ok(())
     }
 
     /// The snapshot of a sandbox, and a sentence about it.
-    fn paused(
+    fn take(
         &self,
         session: &Session,
         client: &Client,
         sandbox: &Sandbox,
-        how: &PauseSandbox,
+        (labels, then): (Labels, Then),
     ) -> anyhow::Result<(Snapshot, String)> {
-        let (id, key) = (sandbox.id.to_string(), self.idempotency_key.as_deref());
+        let (id, key, name) = (sandbox.id.to_string(), self.idempotency_key.as_deref(), self.name.clone());
         let asked = Instant::now();
-        let mut snapshot = session.output.during("pausing", || client.pause_sandbox(&id, key, how))?;
+        let mut snapshot = match then {
+            Then::Ends => {
+                let how = PauseSandbox { name, labels };
+                session.output.during("pausing", || client.pause_sandbox(&id, key, &how))?
+            }
+            Then::GoesOn => {
+                let how = CheckpointSandbox { name, labels };
+                session.output.during("checkpointing", || client.checkpoint_sandbox(&id, key, &how))?
+            }
+        };
         let took = shown::duration(asked.elapsed());
         if let Some(state) = self.wait {
             snapshot = wait_for(session, client, snapshot.id, state.into(), self.timeout)?;
         }
         let (title, into) = (sandbox_title(sandbox), snapshot_title(&snapshot));
         let id = bracketed_id(snapshot.name.as_deref(), &snapshot.id);
-        Ok((snapshot, format!("{title} is paused into {into} in {took}{id}")))
+        let said = match then {
+            Then::Ends => format!("{title} is paused into {into} in {took}{id}"),
+            Then::GoesOn => format!("{title} goes on; {into} was taken of it in {took}{id}"),
+        };
+        Ok((snapshot, said))
     }
+}
+
+/// Shows one snapshot, and the next step.
+fn tell(
+    session: &Session,
+    sandbox: &Sandbox,
+    (snapshot, said): (Snapshot, String),
+    then: Then,
+) -> anyhow::Result<Status> {
+    if session.output.json {
+        session.output.value(&snapshot)?;
+        return Ok(Status::Done);
+    }
+    session.output.line(&said)?;
+    session.output.hint(&match then {
+        Then::Ends => {
+            let name = shown::name_or_id(sandbox.name.as_deref(), &sandbox.id);
+            format!(
+                "Resume it with `rekindle resume {name}`, now if you like; `rekindle wait {name}` waits until it is in the store."
+            )
+        }
+        Then::GoesOn => {
+            let name = shown::name_or_id(snapshot.name.as_deref(), &snapshot.id);
+            format!(
+                "`rekindle resume {name}` makes another sandbox of it, now if you like; `rekindle wait {name}` waits until it is in the store."
+            )
+        }
+    });
+    Ok(Status::Done)
 }

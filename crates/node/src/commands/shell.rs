@@ -67,7 +67,7 @@ pub fn offered() -> Command {
 /// The things whose names are offered to a command.
 fn completer_of(command: &str) -> Option<fn() -> Vec<CompletionCandidate>> {
     match command {
-        "pause" | "stop" | "tell" | "console" => Some(sandbox_names),
+        "pause" | "checkpoint" | "stop" | "tell" | "console" => Some(sandbox_names),
         "resume" | "fork" | "show" | "wait" | "verify" | "delete" | "events" => Some(all_names),
         _ => None,
     }

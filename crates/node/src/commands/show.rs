@@ -2,7 +2,8 @@
 
 use clap::Args;
 use rekindle_api::types::{
-    Accelerator, Board, Labels, MemoryBacking, Placement, Sandbox, ShownBootFile, Snapshot, VmmKind,
+    Accelerator, Board, Labels, MemoryBacking, Placement, Sandbox, SandboxState, ShownBootFile, Snapshot,
+    VmmKind,
 };
 use rekindle_engine::identity::DomainName;
 use serde::Serialize;
@@ -92,8 +93,9 @@ fn sandbox_facts(sandbox: &Sandbox, now_ms: u64) -> Rows {
     if let Some(pid) = sandbox.pid {
         rows.fact("process", pid.to_string());
     }
-    optional_id(&mut rows, "resumed from", sandbox.origin.as_ref());
-    optional_id(&mut rows, "paused into", sandbox.snapshot.as_ref());
+    optional_id(&mut rows, "runs from", sandbox.origin.as_ref());
+    let is_paused = sandbox.state == SandboxState::Paused;
+    optional_id(&mut rows, if is_paused { "paused into" } else { "snapshot" }, sandbox.snapshot.as_ref());
     if let Some(served) = sandbox.served {
         rows.fact(
             "pages served",

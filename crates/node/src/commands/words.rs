@@ -6,11 +6,10 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::{Cli, shown};
 
 /// Words that people type, each with the command that does it here.
-const ELSEWHERE: [(&str, &str); 56] = [
+const ELSEWHERE: [(&str, &str); 55] = [
     ("attach", "console"),
     ("boot", "run"),
     ("check", "doctor"),
-    ("checkpoint", "pause"),
     ("clone", "fork"),
     ("commit", "pause"),
     ("completion", "completions"),
@@ -46,9 +45,9 @@ const ELSEWHERE: [(&str, &str); 56] = [
     ("restore", "resume"),
     ("rm", "delete"),
     ("sandboxes", "list sandboxes"),
-    ("save", "pause"),
+    ("save", "pause` or `rekindle checkpoint"),
     ("server", "serve"),
-    ("snapshot", "pause"),
+    ("snapshot", "pause` or `rekindle checkpoint"),
     ("snapshots", "list snapshots"),
     ("spawn", "run"),
     ("start", "run` for a new sandbox, or `rekindle resume"),

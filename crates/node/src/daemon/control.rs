@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use rekindle_api::control::{Answer, Asked, Control};
 use rekindle_api::types::{
-    CaptureMemory, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot, Drain, DrainNode,
-    Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement,
-    Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
+    CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot,
+    Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket,
+    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
+    Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
 };
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -37,6 +37,15 @@ impl Control for Daemon {
 
     fn pause_sandbox(&self, reference: &Reference, asked: Asked, how: PauseSandbox) -> Answer<Snapshot> {
         self.counted(self.sandboxes().pause(reference, &asked, how))
+    }
+
+    fn checkpoint_sandbox(
+        &self,
+        reference: &Reference,
+        asked: Asked,
+        how: CheckpointSandbox,
+    ) -> Answer<Snapshot> {
+        self.counted(self.sandboxes().checkpoint(reference, &asked, how))
     }
 
     fn resume_sandbox(&self, reference: &Reference, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox> {

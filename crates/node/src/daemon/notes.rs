@@ -23,17 +23,24 @@ pub(super) struct GuestNote {
 pub(super) enum UnsettledChange {
     /// The pause into `snapshot`: the guest went on.
     Pause { snapshot: Uuid },
+    /// The checkpoint into `snapshot`: the guest went on from what it had run from before.
+    Checkpoint { snapshot: Uuid },
     /// The guest's birth: it was ended. A new sandbox has no record before it.
     Birth { is_new: bool },
 }
 
 impl UnsettledChange {
-    /// True if a sandbox's record is the result of this change, which is noted under `key`. A pause whose snapshot is
-    /// there was not taken back: its guest still stands.
+    /// True if a sandbox's record is the result of this change, which is noted under `key`. A pause or a checkpoint whose
+    /// snapshot is there was not taken back: its guest still stands.
     pub(super) fn is_in(&self, record: &SandboxRecord, key: &str, is_there: impl Fn(Uuid) -> bool) -> bool {
         match self {
             Self::Pause { snapshot } => {
                 record.life.is_paused() && record.snapshot == Some(*snapshot) && !is_there(*snapshot)
+            }
+            Self::Checkpoint { snapshot } => {
+                record.guest().is_some_and(|guest| guest_key(guest.id) == key)
+                    && record.origin() == Some(*snapshot)
+                    && !is_there(*snapshot)
             }
             Self::Birth { .. } => record.guest().is_some_and(|guest| guest_key(guest.id) == key),
         }

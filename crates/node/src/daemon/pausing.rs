@@ -15,7 +15,7 @@ use super::entry::{PAUSING, Turn};
 use super::events::About as EventAbout;
 use super::idempotency::Made;
 use super::known::Known;
-use super::live::Paused;
+use super::live::{Paused, Wanted};
 use super::record::{RecordedLife, put};
 use super::sandboxes::{Sandboxes, not_running};
 
@@ -63,7 +63,8 @@ impl Sandboxes {
         // It may be paused to be resumed elsewhere, so this is told and not refused.
         let absent = record.spec.absent_here(&self.host);
         let stays_paused = absent.map(|absent| format!("it cannot be resumed on this node: {absent}"));
-        match live.pause(&self.host, id, about, alongside, turn.record(), asker) {
+        let wanted = Wanted { id, about, alongside, before: turn.record(), asker };
+        match live.pause(&self.host, wanted) {
             Ok(Paused { snapshot, frozen, ending }) => {
                 self.host.metrics.pause_answered(began.elapsed(), frozen);
                 self.host.metrics.snapshot_answered(id);

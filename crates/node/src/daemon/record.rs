@@ -28,7 +28,7 @@ pub(super) struct SandboxRecord {
     pub(super) domain: Option<DomainName>,
     /// The parts of its guest.
     pub(super) spec: GuestSpec,
-    /// The snapshot of its last pause.
+    /// The snapshot of its last pause or checkpoint.
     pub(super) snapshot: Option<Uuid>,
     pub(super) life: RecordedLife,
 }

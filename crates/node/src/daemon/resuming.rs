@@ -114,7 +114,7 @@ fn resumed_from(entry: &Entry, record: &SandboxRecord, how: &ResumeSandbox) -> A
                 return Ok(snapshot);
             }
             let problem = refused(format!(
-                "{called} is {shown}: what its guest did since its last pause is gone. `rekindle resume {reference} \
+                "{called} is {shown}: what its guest did since its last snapshot is gone. `rekindle resume {reference} \
                  --from-last-snapshot` goes on from snapshot {snapshot}"
             ));
             problem.map_err(|problem: Problem| problem.snapshot(snapshot.into()))

@@ -8,11 +8,13 @@ use rekindle_api::problem::Code;
 
 use super::series::{Label, answer_seconds};
 
-/// Pauses, resumes, and requests that were not done.
+/// Pauses, checkpoints, resumes, and requests that were not done.
 #[derive(Debug)]
 pub(super) struct Pauses {
     pub(super) pause: Histogram,
     pub(super) frozen: Histogram,
+    pub(super) checkpoint: Histogram,
+    pub(super) checkpoint_frozen: Histogram,
     pub(super) resume: Histogram,
     pub(super) first_fault: Histogram,
     refused: Family<[Label; 1], Counter>,
@@ -27,6 +29,10 @@ impl Pauses {
         };
         let pause = answers(registry, "pause_answer", "From a pause being asked for to its answer");
         let frozen = answers(registry, "pause_frozen", "Of that, the time in which the guest stood still");
+        let checkpoint =
+            answers(registry, "checkpoint_answer", "From a checkpoint being asked for to its answer");
+        let checkpoint_frozen =
+            answers(registry, "checkpoint_frozen", "Of that, the time in which the guest stood still");
         let resume =
             answers(registry, "resume_answer", "From a resume or fork being asked for to its answer");
         let first_fault = answers(
@@ -43,7 +49,7 @@ impl Pauses {
             "Requests that were not done, by problem code",
             refused.clone(),
         );
-        Self { pause, frozen, resume, first_fault, refused }
+        Self { pause, frozen, checkpoint, checkpoint_frozen, resume, first_fault, refused }
     }
 
     pub(super) fn refused(&self, code: Code) {

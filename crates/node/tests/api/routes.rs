@@ -6,8 +6,9 @@ use std::time::Duration;
 use rekindle_api::client::ClientError;
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
-    CaptureMemory, CaptureSource, CreateSandbox, ForkSandbox, Labels, ListQuery, OpenFaultSocket, PageLimit,
-    PauseSandbox, ResumeSandbox, ResumeSnapshot, SandboxState, SnapshotState, WriteTracking,
+    CaptureMemory, CaptureSource, CheckpointSandbox, CreateSandbox, ForkSandbox, Labels, ListQuery,
+    OpenFaultSocket, PageLimit, PauseSandbox, ResumeSandbox, ResumeSnapshot, SandboxState, SnapshotState,
+    WriteTracking,
 };
 use serde_json::json;
 
@@ -60,6 +61,24 @@ fn a_sandbox_is_paused_resumed_forked_and_told_things() {
     assert_eq!(names, ["fork-1", "fork-2", "fork-3"]);
     let told = client.tell_guest("web", &json!({ "command": "nod", "pages": 3 })).unwrap();
     assert_eq!(told["told"], json!({ "command": "nod", "pages": 3 }));
+}
+
+#[test]
+fn a_sandbox_is_checkpointed_once_under_a_key_and_goes_on() {
+    let served = Served::new();
+    let client = served.client();
+    let sandbox = served.sandbox("web");
+    let labels = labels(&[("team", "a")]);
+    let how = CheckpointSandbox { name: Some("moment".parse().expect("it is a name")), labels };
+    let snapshot = client.checkpoint_sandbox("web", Some("key"), &how).unwrap();
+    assert_eq!((snapshot.name.as_deref(), &snapshot.labels), (Some("moment"), &how.labels));
+    assert_eq!(client.checkpoint_sandbox("web", Some("key"), &how).unwrap(), snapshot);
+    let goes_on = client.sandbox("web").unwrap();
+    assert_eq!((goes_on.state, goes_on.pid), (SandboxState::Running, sandbox.pid));
+    assert_eq!((goes_on.origin, goes_on.snapshot), (Some(snapshot.id), Some(snapshot.id)));
+    client.pause_sandbox("web", None, &PauseSandbox::default()).unwrap();
+    let refused = client.checkpoint_sandbox("web", None, &CheckpointSandbox::default()).unwrap_err();
+    assert_eq!(refused.code(), Some(Code::WrongState));
 }
 
 #[test]

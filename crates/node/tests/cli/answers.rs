@@ -20,6 +20,25 @@ fn transcript(place: &Place, lines: &[&str]) -> String {
 }
 
 #[test]
+fn a_checkpoint_leaves_its_sandbox_running() {
+    let place = Place::new();
+    let _daemon = ListeningDaemon::start(&place);
+    let lines = [
+        "run web",
+        "checkpoint web --name moment --snapshot-label why=test",
+        "checkpoint web",
+        "show web",
+        "resume moment --name other",
+        "checkpoint web other",
+        "checkpoint web other --name both",
+        "pause web --name end",
+        "checkpoint web",
+        "checkpoint nothing",
+    ];
+    compare("checkpoint.txt", &transcript(&place, &lines));
+}
+
+#[test]
 fn a_day_with_a_daemon() {
     let place = Place::new();
     let _daemon = ListeningDaemon::start(&place);

@@ -7,6 +7,7 @@ const COMMANDS: &[&str] = &[
     "serve",
     "run",
     "pause",
+    "checkpoint",
     "resume",
     "fork",
     "list",

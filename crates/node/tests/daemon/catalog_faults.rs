@@ -8,8 +8,8 @@ use rekindle::settings::{SettingFlags, Settings};
 use rekindle_api::control::{Asked, Control as _};
 use rekindle_api::problem::Code;
 use rekindle_api::types::{
-    FaultSocketState, ForkSandbox, ListQuery, MemoryBacking, OpenFaultSocket, PauseSandbox, Reference,
-    ResumeSandbox, SandboxState, SnapshotState, WriteTracking,
+    CheckpointSandbox, FaultSocketState, ForkSandbox, ListQuery, MemoryBacking, OpenFaultSocket,
+    PauseSandbox, Reference, ResumeSandbox, SandboxState, SnapshotState, WriteTracking,
 };
 use rekindle_engine::catalog::{Catalog, CatalogError, Kind};
 use rekindle_guest::process::protocol::{Command, Verified};
@@ -93,6 +93,12 @@ impl InProcess {
         self.daemon().pause_sandbox(&of(name), Asked::default(), how).is_ok()
     }
 
+    fn checkpoint(&self, name: &str, snapshot: &str) -> bool {
+        let name_of = Some(snapshot.parse().expect("it is a name"));
+        let how = CheckpointSandbox { name: name_of, ..Default::default() };
+        self.daemon().checkpoint_sandbox(&of(name), Asked::default(), how).is_ok()
+    }
+
     fn resume(&self, name: &str) -> bool {
         self.daemon().resume_sandbox(&of(name), Asked::default(), ResumeSandbox::default()).is_ok()
     }
@@ -170,6 +176,38 @@ fn a_sandbox_whose_pause_could_not_be_recorded_runs_on_and_still_does_under_the_
 }
 
 #[test]
+fn a_sandbox_whose_checkpoint_could_not_be_recorded_runs_on_and_still_does_under_the_next_daemon() {
+    for fate in FATES {
+        for is_served in [false, true] {
+            let mut node = InProcess::start();
+            assert!(node.create("a"));
+            if is_served {
+                assert!(node.pause("a", "base") && node.resume("a"));
+                // Its own writes are over by then.
+                node.daemon()
+                    .wait_snapshot(&of("base"), SnapshotState::Published, PATIENCE)
+                    .expect("it is published");
+            }
+            node.assert_verified("a");
+            let before = node.snapshots();
+            let failing = node.faults.inject(CatalogRule::next_on(Kind::Snapshot, fate));
+            assert!(!node.checkpoint("a", "s"), "{fate:?}");
+            node.assert_verified("a");
+            node.crash();
+            drop(failing);
+            let found = (node.states(), node.snapshots());
+            assert_eq!(found, (only("a", SandboxState::Running), before), "{fate:?}");
+            node.assert_verified("a");
+            assert!(node.checkpoint("a", "s") && node.checkpoint("a", "t"));
+            node.crash();
+            node.assert_verified("a");
+            assert!(node.pause("a", "u") && node.resume("a"));
+            node.assert_verified("a");
+        }
+    }
+}
+
+#[test]
 fn a_sandbox_with_the_longest_labels_is_taken_back_as_others_are() {
     for fate in FATES {
         let mut node = InProcess::start();
@@ -239,6 +277,7 @@ fn whatever_write_of_sandboxes_lives_fails_what_was_answered_is_so_under_the_nex
             return told;
         }
         let mut state = SandboxState::Running;
+        node.checkpoint("a", "c");
         if node.pause("a", "s") {
             state = SandboxState::Paused;
             if node.resume("a") {

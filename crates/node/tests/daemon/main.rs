@@ -7,6 +7,7 @@ mod support;
 
 mod audit;
 mod catalog_faults;
+mod checkpoints;
 mod collections;
 mod crashes;
 mod disconnects;
@@ -18,6 +19,7 @@ mod jails;
 mod keeper_loss;
 mod key_rings;
 mod lives;
+mod machine_checkpoints;
 mod machine_clones;
 mod machine_console;
 mod machine_disks;

@@ -2,9 +2,10 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
-    ConsoleOutput, PageClasses, PlacedLayer, Snapshot, SnapshotState, SnapshotUsage, StoreVerification,
-    StoreVerificationState, StoredSnapshot, Verification,
+    ConsoleOutput, PageClasses, PlacedLayer, Sandbox, Snapshot, SnapshotState, SnapshotUsage,
+    StoreVerification, StoreVerificationState, StoredSnapshot, Verification,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -97,4 +98,9 @@ pub(super) fn layers(snapshot: &Snapshot) -> Vec<PlacedLayer> {
 pub(super) fn published_elsewhere() -> StoredSnapshot {
     let id = Uuid::from_u128(0x0193_2f5e_7c00_7000_8000_0000_00e1_5e00);
     StoredSnapshot { id, name: None, is_known: false, stored_unix_ms: 1_700_000_000_000 }
+}
+
+/// The problem of a sandbox that is in another state than it must be.
+pub(super) fn wrong_state(sandbox: &Sandbox, detail: &str) -> Problem {
+    Problem::new(Code::WrongState, format!("sandbox {} {detail}", sandbox.id)).sandbox(sandbox.id)
 }

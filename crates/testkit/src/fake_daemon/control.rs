@@ -6,28 +6,25 @@ use std::time::{Duration, Instant};
 use rekindle_api::control::{Answer, Asked, Control};
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
-    CaptureMemory, CaptureSource, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot, Drain,
-    DrainNode, Event, FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot, Labels, ListQuery,
-    OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList, SandboxState, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot,
-    StoredSnapshotList, Usage, Verification, Version,
+    CaptureMemory, CaptureSource, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox,
+    DeletedSnapshot, Drain, DrainNode, Event, FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot,
+    Labels, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox,
+    ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList, SnapshotState, SnapshotUsage,
+    StoredSnapshot, StoredSnapshotList, Usage, Verification, Version,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
+use super::FakeDaemon;
+use super::answers::{self, wrong_state};
 use super::kept::{DRAINED, RESUMED_PID, page, two_hours_ago};
-use super::{FakeDaemon, answers};
 
 /// Time between two looks whether an asker is gone.
 const LOOKS_EVERY: Duration = Duration::from_millis(10);
 
 /// Bytes of memory that a VMM of somebody else captures.
 const CAPTURED_BYTES: u64 = 4096;
-
-fn wrong_state(sandbox: &Sandbox, detail: &str) -> Problem {
-    Problem::new(Code::WrongState, format!("sandbox {} {detail}", sandbox.id)).sandbox(sandbox.id)
-}
 
 fn no_socket() -> Problem {
     Problem::new(Code::NotFound, "there is no such fault socket")
@@ -77,6 +74,15 @@ impl Control for FakeDaemon {
         self.tell(&mut kept, "sandbox.paused", (made.sandbox, Some(made.id)));
         self.changed.notify_all();
         Ok(made)
+    }
+
+    fn checkpoint_sandbox(
+        &self,
+        reference: &Reference,
+        asked: Asked,
+        how: CheckpointSandbox,
+    ) -> Answer<Snapshot> {
+        self.checkpointed(reference, asked, how)
     }
 
     fn resume_sandbox(&self, reference: &Reference, _: Asked, _: ResumeSandbox) -> Answer<Sandbox> {

@@ -115,6 +115,11 @@ impl NamedDisk {
         self.disk.thaw();
     }
 
+    /// Stands still, and will go on from a snapshot that has all that was written so far.
+    pub(super) fn rebase(&self, base: &Snapshot) -> anyhow::Result<()> {
+        Ok(self.disk.freeze().rebase(view(base, &self.name)?)?)
+    }
+
     /// Bytes of RAM that hold what was written.
     pub(super) fn bytes_held(&self) -> u64 {
         self.disk.overlay().bytes_held().unwrap_or(0)

@@ -193,6 +193,22 @@ impl Guest for DrivenFirecracker {
         Ok(self.0.volumes(epoch)?)
     }
 
+    fn shows_all_memory(&self) -> bool {
+        false
+    }
+
+    fn copied_volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
+        Ok(self.0.copied_volumes(epoch)?)
+    }
+
+    fn recorded_after_checkpoint(&self) -> RecordedVmm {
+        RecordedVmm::Firecracker(Box::new(self.0.facts().after_checkpoint()))
+    }
+
+    fn goes_on_from(&mut self, _base: &Arc<Snapshot>, is_served: bool) -> anyhow::Result<()> {
+        Ok(self.0.goes_on_from_checkpoint(is_served)?)
+    }
+
     fn saved_spec(&self) -> Option<GuestSpec> {
         let mut machine = self.0.facts().spec.clone();
         machine.saved = Some(self.0.saved());

@@ -23,6 +23,7 @@ use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_keeper::{Held, KeeperClient, KeeperError};
 use rekindle_kernel::wakeup::wait_readable;
+use rekindle_vmm::copied_memory::copy_volume;
 use rekindle_vmm::process::GuestControl;
 use rekindle_vmm::qemu::MachineWatch;
 use rekindle_vmm::serial_line::SerialLine;
@@ -82,6 +83,25 @@ pub(super) trait Guest: Debug + Send {
     /// The volumes of the frozen guest, memory first: the pages changed in `epoch`, or all pages there.
     fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>>;
 
+    /// The same in memory files of their own: the guest goes on with those that it has.
+    fn copied_volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
+        let copied = |volume: PausedVolume| {
+            let doing = format!("copying volume {}", volume.name);
+            copy_volume(volume).context(doing)
+        };
+        self.volumes(epoch)?.into_iter().map(copied).collect()
+    }
+
+    /// True if the memory of a guest that is not served is all there: it has every page that is not zero.
+    fn shows_all_memory(&self) -> bool {
+        true
+    }
+
+    /// Goes on from a snapshot that has its copied volumes; it stands still. With `is_served` its faults are served.
+    fn goes_on_from(&mut self, _base: &Arc<Snapshot>, _is_served: bool) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// Bytes of RAM that its disks hold beside its memory.
     fn disk_bytes_held(&self) -> u64 {
         0
@@ -102,6 +122,11 @@ pub(super) trait Guest: Debug + Send {
 
     /// The facts that a later daemon needs.
     fn recorded(&self) -> RecordedVmm;
+
+    /// The same once it goes on from a snapshot of its copied volumes.
+    fn recorded_after_checkpoint(&self) -> RecordedVmm {
+        self.recorded()
+    }
 
     /// Closes the files that are its memory and what its disks hold in memory, once its process has ended.
     fn close_memory(&mut self) {}

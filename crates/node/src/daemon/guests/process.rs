@@ -10,6 +10,7 @@ use rekindle_guest::process::arguments::MemoryKind;
 use rekindle_guest::process::protocol::Hello;
 use rekindle_keeper::{Held, KeeperClient, KeeperError};
 use rekindle_vmm::DEVICE_STATE;
+use rekindle_vmm::copied_memory::copy_volume;
 use rekindle_vmm::process::{GuestControl, GuestShape, KeptParts, ProcessGuest};
 use rekindle_vmm::vmm_process::VmmProcess;
 use uuid::Uuid;
@@ -83,6 +84,12 @@ impl Guest for DrivenProcess {
 
     fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
         Ok(vec![self.shape.stopped_memory(&self.guest, epoch)?])
+    }
+
+    fn copied_volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
+        let memory = self.shape.stopped_memory(&self.guest, epoch)?;
+        // Private memory was copied to be captured.
+        Ok(vec![if self.shape.kind.is_shared() { copy_volume(memory)? } else { memory }])
     }
 
     fn serve_options(&self) -> ServeOptions {

@@ -235,6 +235,10 @@ impl Guest for DrivenQemu {
         std::iter::once(Ok(memory)).chain(disks).collect()
     }
 
+    fn goes_on_from(&mut self, base: &Arc<Snapshot>, _is_served: bool) -> anyhow::Result<()> {
+        self.disks.iter().try_for_each(|disk| disk.rebase(base))
+    }
+
     fn disk_bytes_held(&self) -> u64 {
         self.disks.iter().map(NamedDisk::bytes_held).sum()
     }

@@ -1,6 +1,7 @@
 //! A guest that runs under the keeper: started, served, frozen, found again, ended.
 
 mod birth;
+mod checkpoint;
 mod pause;
 mod serving;
 
@@ -23,10 +24,12 @@ use crate::daemon::guest_watch::GuestWatch;
 use crate::daemon::guests::Guest;
 use crate::daemon::keeping::Keeping;
 use crate::daemon::keys::guest_key;
+use crate::daemon::notes::UnsettledChange;
 use crate::daemon::record::{RecordedGuest, SandboxRecord};
 use crate::daemon::spec::GuestSpec;
 
-pub(in crate::daemon) use pause::Paused;
+pub(in crate::daemon) use checkpoint::Checkpointed;
+pub(in crate::daemon) use pause::{Paused, Wanted};
 
 /// A running guest and, if it came from a snapshot, the server of its faults. Dropped, it runs on under the keeper.
 #[derive(Debug)]
@@ -37,7 +40,7 @@ pub(in crate::daemon) struct Live {
     /// The snapshot that its volumes are changes of.
     base: Option<RunsFrom>,
     memory: Memory,
-    /// A pause of it that the catalog may have although it was not acknowledged.
+    /// A pause or a checkpoint of it that the catalog may have although it was not acknowledged.
     unsettled: Option<UnsettledPause>,
     /// The keeper that was given everything a later daemon needs of it.
     kept_by: KeeperIdentity,
@@ -46,10 +49,10 @@ pub(in crate::daemon) struct Live {
     claim: Claim,
 }
 
-/// A pause that the catalog may have although it was not acknowledged.
+/// A pause or a checkpoint that the catalog may have although it was not acknowledged.
 #[derive(Debug)]
 struct UnsettledPause {
-    snapshot: Uuid,
+    change: UnsettledChange,
     /// The sandbox's record before it.
     before: Box<SandboxRecord>,
 }
