@@ -13,6 +13,7 @@ use rekindle_engine::pause::{CommitError, PauseError, PausePermit, PausedGuest, 
 use rekindle_engine::read_plan::ReadError;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_kernel::{Backing, Discard, GuestMemory, Memfd, PAGE_BYTES, PageKind};
+use rekindle_vmm::copied_memory::copy_volume;
 
 use crate::model::{ModelMemory, WrongPage};
 use crate::random::Random;
@@ -231,6 +232,18 @@ impl Guest {
     pub fn paused_volume(&self, name: VolumeName, tracking: Tracking) -> PausedVolume {
         let memfd = self.memfd.try_clone().expect("a descriptor for a guest's memory");
         PausedVolume { name, page_kind: PageKind::Small, memfd, pages: self.captured_pages(tracking) }
+    }
+
+    /// Its volume in a checkpoint, in a memory file of its own.
+    pub fn copied_volume(&self, name: VolumeName, tracking: Tracking) -> PausedVolume {
+        copy_volume(self.paused_volume(name, tracking)).expect("memory for a copy")
+    }
+
+    /// Goes on from a snapshot whose volume at `position` has all that it wrote so far.
+    pub fn go_on_from(&mut self, snapshot: &Arc<Snapshot>, position: usize) {
+        (self.parent, self.volume) = (Some(Arc::clone(snapshot)), position);
+        self.written = PageSet::new(self.pages());
+        self.removed = PageSet::new(self.pages());
     }
 
     /// A paused guest's content, and its VMM, which has not ended yet.

@@ -44,6 +44,8 @@ pub struct Tally {
     pub pages: u64,
     /// Snapshots made.
     pub pauses: u64,
+    /// Snapshots of guests that went on.
+    pub checkpoints: u64,
     /// Guests with three running threads.
     pub served: u64,
     /// Reads that had to fail, by an outage of the store or by its wrong bytes.
@@ -65,10 +67,11 @@ pub struct Tally {
 impl Tally {
     /// Adds the counts of another history.
     pub fn add(&mut self, other: Self) {
-        let Self { pages, pauses, served, stalls, restarts, crashes, evictions, .. } = other;
+        let Self { pages, pauses, checkpoints, served, stalls, restarts, crashes, evictions, .. } = other;
         let Self { collections, collected, neighbours_pauses, .. } = other;
         self.pages += pages;
         self.pauses += pauses;
+        self.checkpoints += checkpoints;
         self.served += served;
         self.stalls += stalls;
         self.restarts += restarts;
@@ -175,7 +178,8 @@ impl History {
             43..53 => self.snapshot_is_read(),
             53..57 => self.read_is_planned(),
             57..61 => self.plan_is_read(),
-            61..72 => self.pause(),
+            61..69 => self.pause(),
+            69..72 => self.checkpoint(),
             72..79 => self.resume(),
             79..82 => self.vmm_ends(),
             82..85 => self.hold_or_release(),

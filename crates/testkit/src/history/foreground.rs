@@ -1,4 +1,4 @@
-//! Operations of guests and their owners: write, give back, read, pause, resume, fork, delete.
+//! Operations of guests and their owners: write, give back, read, pause, checkpoint, resume, fork, delete.
 
 use rekindle_engine::geometry::GuestPages;
 use rekindle_engine::read_plan::{ReadError, ReadPlan};
@@ -146,6 +146,29 @@ impl History {
             Err((guest, why)) => {
                 self.say(format_args!("... refused: {why}"));
                 self.guests.push(guest);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn checkpoint(&mut self) -> Result<(), String> {
+        let Some(guest) = self.some_guest() else { return self.resume() };
+        if self.snapshots.len() >= SNAPSHOTS_MAX {
+            return self.delete();
+        }
+        let tracking = if self.random.percent(50) { Tracking::Exact } else { Tracking::Resident };
+        self.say(format_args!(
+            "guest {guest} is checkpointed as snapshot {}, {tracking:?}",
+            self.snapshots.len()
+        ));
+        let engine = self.engine.as_ref().expect("there is none only while it is started anew");
+        match self.guests[guest].checkpoint(engine, tracking) {
+            Ok((snapshot, contents)) => {
+                self.tally.checkpoints += 1;
+                self.remember(Known { snapshot, contents })
+            }
+            Err(why) => {
+                self.say(format_args!("... refused: {why}"));
                 Ok(())
             }
         }

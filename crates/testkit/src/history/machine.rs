@@ -71,6 +71,24 @@ impl Machine {
             Err(why) => Err((self, why)),
         }
     }
+
+    /// Takes a snapshot of it, from which it goes on; on failure it is unchanged.
+    pub(super) fn checkpoint(
+        &mut self,
+        engine: &Engine,
+        tracking: Tracking,
+    ) -> Result<(Arc<Snapshot>, Vec<ModelMemory>), String> {
+        let parent = self.0.first().and_then(Guest::parent).cloned();
+        let copied =
+            |(position, volume): (usize, &Guest)| volume.copied_volume(volume_name(position), tracking);
+        let volumes = self.0.iter().enumerate().map(copied).collect();
+        let snapshot = commit(engine, parent.as_ref(), volumes)?;
+        for (position, volume) in self.0.iter_mut().enumerate() {
+            volume.go_on_from(&snapshot, position);
+        }
+        self.1 = Some(engine.runs_from(&snapshot));
+        Ok((snapshot, self.0.iter().map(|volume| volume.expected().clone()).collect()))
+    }
 }
 
 /// The name of the volume at a position.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use rekindle_engine::capture::CapturedPages;
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::handover::Handover;
 use rekindle_engine::page_set::PageSet;
@@ -16,6 +17,7 @@ use rekindle_engine::tracking::Tracking;
 use rekindle_kernel::{
     Backing, Discard, Features, GuestMemory, Memfd, PAGE_BYTES, PageKind, RegisterMode, Userfaultfd,
 };
+use rekindle_vmm::copied_memory::copy_volume;
 
 use super::History;
 use super::known::Known;
@@ -71,11 +73,18 @@ impl History {
         if ahead {
             served.server.prefetch(PageSet::full(self.shape[0]));
         }
-        let told = self.start_threads(&served, position);
-        let memory = self.wait_for_threads(&served, &told)?;
-        self.tally.pages += u64::from(THREADS * STEPS);
-        self.tally.served += 1;
-        self.pause_served(served, position, memory)
+        let (mut served, mut position) = (served, position);
+        loop {
+            let told = self.start_threads(&served, position);
+            let memory = self.wait_for_threads(&served, &told)?;
+            self.tally.pages += u64::from(THREADS * STEPS);
+            self.tally.served += 1;
+            if !self.random.percent(40) {
+                return self.pause_served(served, position, memory);
+            }
+            let Some(next) = self.checkpoint_served(served, position, memory)? else { return Ok(()) };
+            (served, position) = next;
+        }
     }
 
     /// A guest that runs from a snapshot's memory; none if this system offers no userfaultfd.
@@ -103,9 +112,8 @@ impl History {
         let handover = Handover { regions, userfaultfd, memfd: shared, pid, stream: theirs };
         let snapshot = &self.snapshots[position].snapshot;
         let (view, runs_from) = (Arc::clone(snapshot.memory()), self.engine().runs_from(snapshot));
-        let (placement, neighbours) = (Placement::Anywhere, Neighbours::Adaptive);
-        let options = ServeOptions { tracking, placement, neighbours };
-        let server = FaultServer::start(view, handover, self.engine().fetcher().clone(), options);
+        let fetcher = self.engine().fetcher().clone();
+        let server = FaultServer::start(view, handover, fetcher, options(tracking));
         let server = server.map_err(said)?;
         Ok(Some(Served { memory: Arc::new(memory), memfd, server, runs_from, _stream: stream }))
     }
@@ -153,21 +161,45 @@ impl History {
         Ok(memory)
     }
 
+    /// Takes a snapshot of the guest, which goes on from it; none if that was refused, and the guest was killed.
+    fn checkpoint_served(
+        &mut self,
+        served: Served,
+        position: usize,
+        memory: ModelMemory,
+    ) -> Result<Option<(Served, usize)>, String> {
+        let said = |error: std::io::Error| error.to_string();
+        self.say("... and it is checkpointed");
+        let Served { memory: mapped, memfd, server, runs_from: _before, _stream } = served;
+        let mut epoch = server.end_epoch();
+        let pages = epoch.changed_pages().map_err(said)?;
+        let (kept, again) = (pages.kept.clone(), memfd.try_clone().map_err(said)?);
+        let (volumes, contents) = self.volumes_of_served(position, memory, (again, pages));
+        let volumes = volumes.into_iter().map(copy_volume).collect::<Result<_, _>>().map_err(said)?;
+        let snapshot = match commit(self.engine(), Some(&self.snapshots[position].snapshot), volumes) {
+            Ok(snapshot) => snapshot,
+            Err(why) => {
+                self.say(format_args!("... which is refused, and it is killed: {why}"));
+                return Ok(None);
+            }
+        };
+        epoch.begin_anew(&kept).map_err(said)?;
+        let (options, fetcher) = (options(epoch.tracking()), self.engine().fetcher().clone());
+        let server = FaultServer::resume(Arc::clone(snapshot.memory()), epoch, fetcher, options);
+        let server = server.map_err(|error| error.to_string())?;
+        let runs_from = self.engine().runs_from(&snapshot);
+        self.tally.checkpoints += 1;
+        self.remember(Known { snapshot, contents })?;
+        Ok(Some((Served { memory: mapped, memfd, server, runs_from, _stream }, self.snapshots.len() - 1)))
+    }
+
     /// Pauses the guest; its other volumes are unchanged.
     fn pause_served(&mut self, served: Served, position: usize, memory: ModelMemory) -> Result<(), String> {
         let Served { memory: mapped, memfd, server, runs_from, _stream } = served;
         let pages = server.end_epoch().changed_pages().map_err(|error| error.to_string())?;
         drop(mapped);
-        let Known { snapshot, contents } = &self.snapshots[position];
-        let mut contents = contents.clone();
-        contents[0] = memory;
-        let name = volume_name(0);
-        let mut volumes = vec![PausedVolume { name, page_kind: PageKind::Small, memfd, pages }];
-        for (disk, content) in contents.iter().enumerate().skip(1) {
-            let unchanged = Guest::resume_volume(snapshot, disk, content.clone());
-            volumes.push(unchanged.paused_volume(volume_name(disk), guest::Tracking::Exact));
-        }
-        let paused = commit(self.engine(), Some(snapshot), volumes);
+        let (volumes, contents) = self.volumes_of_served(position, memory, (memfd, pages));
+        let paused = commit(self.engine(), Some(&self.snapshots[position].snapshot), volumes);
         drop(runs_from);
         match paused {
             Ok(snapshot) => {
@@ -180,6 +212,29 @@ impl History {
             }
         }
     }
+
+    /// The volumes of the guest, and their content: its memory, and disks that are unchanged.
+    fn volumes_of_served(
+        &self,
+        position: usize,
+        memory: ModelMemory,
+        (memfd, pages): (Memfd, CapturedPages),
+    ) -> (Vec<PausedVolume>, Vec<ModelMemory>) {
+        let Known { snapshot, contents } = &self.snapshots[position];
+        let mut contents = contents.clone();
+        contents[0] = memory;
+        let name = volume_name(0);
+        let mut volumes = vec![PausedVolume { name, page_kind: PageKind::Small, memfd, pages }];
+        for (disk, content) in contents.iter().enumerate().skip(1) {
+            let unchanged = Guest::resume_volume(snapshot, disk, content.clone());
+            volumes.push(unchanged.paused_volume(volume_name(disk), guest::Tracking::Exact));
+        }
+        (volumes, contents)
+    }
+}
+
+fn options(tracking: Tracking) -> ServeOptions {
+    ServeOptions { tracking, placement: Placement::Anywhere, neighbours: Neighbours::Adaptive }
 }
 
 impl Thread {
