@@ -30,6 +30,7 @@ impl Campaign<'_> {
                 Operation::Create { .. }
                 | Operation::Tell { .. }
                 | Operation::Pause { .. }
+                | Operation::Checkpoint { .. }
                 | Operation::Resume { .. }
                 | Operation::ResumeSnapshot { .. }
                 | Operation::Fork { .. } => false,

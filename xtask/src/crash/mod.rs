@@ -197,7 +197,7 @@ impl<'a> Campaign<'a> {
         Ok(daemon)
     }
 
-    /// Every phase once in ten rounds, in an order of its own; a keeper dies alone where something is handed to it.
+    /// Every phase once, in an order of its own, and again; a keeper dies alone where something is handed to it.
     fn next_target(&mut self, trouble: Trouble) -> Phase {
         if trouble == Trouble::KeeperKilled {
             return Phase::OF_KEEPER[self.random.position(Phase::OF_KEEPER.len())];

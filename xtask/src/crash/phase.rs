@@ -15,6 +15,7 @@ pub(crate) enum Phase {
     Delete,
     Resume,
     Pause,
+    Checkpoint,
     /// A snapshot was being compared and packed.
     Sealing,
     /// A snapshot was being stored.
@@ -26,11 +27,12 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Idle,
         Self::GuestFaulting,
         Self::Create,
         Self::Pause,
+        Self::Checkpoint,
         Self::Sealing,
         Self::Publishing,
         Self::Resume,
@@ -40,10 +42,11 @@ impl Phase {
     ];
 
     /// Those in which something is handed to the keeper, most often the one in which the guest stands meanwhile.
-    pub(crate) const OF_KEEPER: [Self; 8] = [
+    pub(crate) const OF_KEEPER: [Self; 9] = [
         Self::Pause,
         Self::Pause,
         Self::Pause,
+        Self::Checkpoint,
         Self::Resume,
         Self::Resume,
         Self::Fork,
@@ -60,6 +63,7 @@ impl Phase {
             Self::Delete => "delete",
             Self::Resume => "resume",
             Self::Pause => "pause",
+            Self::Checkpoint => "checkpoint",
             Self::Sealing => "sealing",
             Self::Publishing => "publishing",
             Self::GuestFaulting => "guest_faulting",
@@ -74,6 +78,7 @@ impl Phase {
             Kind::Tell => Self::Idle,
             Kind::TellServed => Self::GuestFaulting,
             Kind::Pause => Self::Pause,
+            Kind::Checkpoint => Self::Checkpoint,
             Kind::Resume => Self::Resume,
             Kind::Fork => Self::Fork,
             Kind::Delete => Self::Delete,
@@ -87,6 +92,7 @@ impl Phase {
             Self::GuestFaulting | Self::Recovery => Some(Kind::TellServed),
             Self::Create => Some(Kind::Create),
             Self::Pause | Self::Sealing | Self::Publishing => Some(Kind::Pause),
+            Self::Checkpoint => Some(Kind::Checkpoint),
             Self::Resume => Some(Kind::Resume),
             Self::Fork => Some(Kind::Fork),
             Self::Delete => Some(Kind::Delete),

@@ -196,6 +196,7 @@ impl Round<'_> {
             | Phase::Delete
             | Phase::Resume
             | Phase::Pause
+            | Phase::Checkpoint
             | Phase::GuestFaulting => {
                 let target = self.target;
                 self.wait_for(

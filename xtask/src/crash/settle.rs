@@ -33,6 +33,7 @@ impl Settling<'_> {
                 }
             }
             Operation::Pause { sandbox, name } => self.settle_pause(*sandbox, name),
+            Operation::Checkpoint { sandbox, name } => self.settle_checkpoint(*sandbox, name),
             Operation::Resume { sandbox } => {
                 if self.shown(*sandbox).is_some_and(runs) {
                     self.shard.resumed(*sandbox);
@@ -56,6 +57,7 @@ impl Settling<'_> {
         let is_keyed = match lost {
             Operation::Create { .. }
             | Operation::Pause { .. }
+            | Operation::Checkpoint { .. }
             | Operation::ResumeSnapshot { .. }
             | Operation::Fork { .. } => true,
             Operation::Tell { .. }
@@ -78,7 +80,8 @@ impl Settling<'_> {
     /// The same request must get the state found after the restart as its answer.
     fn same_as_found(&mut self, lost: &Operation, outcome: &Outcome) {
         let (found, answered): (Vec<Uuid>, Vec<Uuid>) = match (lost, outcome) {
-            (Operation::Pause { name, .. }, Outcome::Paused(snapshot)) => {
+            (Operation::Pause { name, .. }, Outcome::Paused(snapshot))
+            | (Operation::Checkpoint { name, .. }, Outcome::Checkpointed(snapshot)) => {
                 let found = self.world.snapshot_called(name).map(|snapshot| snapshot.id);
                 (found.into_iter().collect(), vec![snapshot.id])
             }
@@ -111,6 +114,21 @@ impl Settling<'_> {
             (_, snapshot) => self.findings.wrong(format!(
                 "a pause of {sandbox} is half there: it is {:?} in {:?}, and the snapshot is {snapshot:?}",
                 shown.state, shown.snapshot
+            )),
+        }
+    }
+
+    /// The sandbox runs, and goes on from the snapshot if that is there.
+    fn settle_checkpoint(&mut self, sandbox: Uuid, name: &str) {
+        let Some(shown) = self.shown(sandbox).cloned() else { return };
+        let snapshot = self.world.snapshot_called(name).map(|snapshot| snapshot.id);
+        let is_base = snapshot.is_some() && shown.origin == snapshot && shown.snapshot == snapshot;
+        match snapshot {
+            Some(snapshot) if is_base => drop(self.shard.keep_snapshot(sandbox, snapshot)),
+            None => {}
+            Some(snapshot) => self.findings.wrong(format!(
+                "a checkpoint of {sandbox} is half there: it goes on from {:?}, and the snapshot is {snapshot}",
+                shown.origin
             )),
         }
     }

@@ -28,13 +28,14 @@ pub(crate) enum Kind {
     /// Let a guest work that was just resumed: its page faults are served.
     TellServed,
     Pause,
+    Checkpoint,
     Resume,
     Fork,
     Delete,
 }
 
 /// The kinds that are drawn where none is wished for; a kind is drawn as often as it stands here.
-const DRAWN: [Kind; 12] = [
+const DRAWN: [Kind; 13] = [
     Kind::Tell,
     Kind::Tell,
     Kind::Tell,
@@ -43,6 +44,7 @@ const DRAWN: [Kind; 12] = [
     Kind::Create,
     Kind::Pause,
     Kind::Pause,
+    Kind::Checkpoint,
     Kind::Resume,
     Kind::Resume,
     Kind::Fork,
@@ -68,6 +70,10 @@ impl Shard {
             Kind::Create | Kind::Fork if self.sandboxes.len() >= limits.sandboxes_max => self.remove(random),
             Kind::Create => self.create(limits, random),
             Kind::Pause => self.pause(random),
+            Kind::Checkpoint => match self.one_of(random, SandboxModel::runs).map(|sandbox| sandbox.id) {
+                Some(sandbox) => Operation::Checkpoint { sandbox, name: self.new_name("checkpoint") },
+                None => self.resume(random),
+            },
             Kind::Resume => self.resume(random),
             Kind::Fork => self.fork(limits, random),
             Kind::Delete => match self.delete_snapshot(random).filter(|_| random.percent(50)) {
@@ -87,6 +93,7 @@ impl Shard {
                 Some(_) | None => Kind::Tell,
             },
             Operation::Pause { .. } => Kind::Pause,
+            Operation::Checkpoint { .. } => Kind::Checkpoint,
             Operation::Resume { .. } | Operation::ResumeSnapshot { .. } => Kind::Resume,
             Operation::Fork { .. } => Kind::Fork,
             Operation::RemoveSandbox { .. } | Operation::DeleteSnapshot { .. } => Kind::Delete,

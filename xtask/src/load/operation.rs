@@ -2,7 +2,8 @@
 
 use rekindle_api::client::{Client, ClientError};
 use rekindle_api::types::{
-    CreateSandbox, ForkSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, Sandbox, Snapshot,
+    CheckpointSandbox, CreateSandbox, ForkSandbox, MemoryBacking, PauseSandbox, ResumeSandbox,
+    ResumeSnapshot, Sandbox, Snapshot,
 };
 use rekindle_guest::process::protocol::{Command, Ticked, Verified};
 use rekindle_testkit::black_box::Told;
@@ -14,6 +15,7 @@ pub(crate) enum Operation {
     Create { name: String, memory_bytes: u64, backing: MemoryBacking },
     Tell { sandbox: Uuid, command: Command },
     Pause { sandbox: Uuid, name: String },
+    Checkpoint { sandbox: Uuid, name: String },
     Resume { sandbox: Uuid },
     ResumeSnapshot { snapshot: Uuid, name: String, count: u32 },
     Fork { sandbox: Uuid, name: String, count: u32 },
@@ -27,6 +29,7 @@ pub(crate) enum Outcome {
     Made(Vec<Sandbox>),
     Resumed,
     Paused(Snapshot),
+    Checkpointed(Snapshot),
     Verified(Verified),
     Ticked(Ticked),
     Told,
@@ -54,6 +57,12 @@ impl Operation {
                 let how =
                     PauseSandbox { name: Some(name.parse().expect("it is a name")), ..Default::default() };
                 client.pause_sandbox(&sandbox.to_string(), Some(name), &how).map(Outcome::Paused)
+            }
+            Self::Checkpoint { sandbox, name } => {
+                let name_of = Some(name.parse().expect("it is a name"));
+                let how = CheckpointSandbox { name: name_of, ..Default::default() };
+                let taken = client.checkpoint_sandbox(&sandbox.to_string(), Some(name), &how);
+                taken.map(Outcome::Checkpointed)
             }
             Self::Resume { sandbox } => {
                 let how = ResumeSandbox::default();

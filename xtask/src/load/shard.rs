@@ -49,6 +49,9 @@ impl Shard {
             (Operation::Pause { sandbox, .. }, Outcome::Paused(snapshot)) => {
                 self.paused(*sandbox, snapshot.id);
             }
+            (Operation::Checkpoint { sandbox, .. }, Outcome::Checkpointed(snapshot)) => {
+                self.keep_snapshot(*sandbox, snapshot.id);
+            }
             (Operation::Resume { sandbox }, Outcome::Resumed) => self.resumed(*sandbox),
             (Operation::ResumeSnapshot { snapshot, .. }, Outcome::Made(made)) => {
                 self.resumed_into(*snapshot, made);
@@ -153,7 +156,11 @@ impl Shard {
                 ticked.verified
             }
             Outcome::Told => return guest.did(command, *backing),
-            Outcome::Made(_) | Outcome::Resumed | Outcome::Paused(_) | Outcome::Gone => {
+            Outcome::Made(_)
+            | Outcome::Resumed
+            | Outcome::Paused(_)
+            | Outcome::Checkpointed(_)
+            | Outcome::Gone => {
                 return findings.wrong(format!("sandbox {sandbox} was told {command:?}: {outcome:?}"));
             }
         };
