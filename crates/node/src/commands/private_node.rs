@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rekindle_api::control::{Asked, Control as _};
 use rekindle_api::types::{
-    ConsoleOutput, CreateSandbox, ListQuery, PauseSandbox, ResumeSnapshot, Sandbox, Snapshot, SnapshotState,
+    CheckpointSandbox, ConsoleOutput, CreateSandbox, ListQuery, PauseSandbox, ResumeSnapshot, Sandbox,
+    Snapshot, SnapshotState,
 };
 use rekindle_engine::store::Traffic;
 use rekindle_guest::process::protocol::Command;
@@ -55,6 +56,12 @@ impl PrivateNode {
     /// Pauses a sandbox.
     pub(super) fn pause(&self, id: Uuid) -> anyhow::Result<Snapshot> {
         Ok(self.daemon.pause_sandbox(&id.into(), Asked::default(), PauseSandbox::default())?)
+    }
+
+    /// Takes a snapshot of a sandbox that goes on.
+    pub(super) fn checkpoint(&self, id: Uuid) -> anyhow::Result<Snapshot> {
+        let how = CheckpointSandbox::default();
+        Ok(self.daemon.checkpoint_sandbox(&id.into(), Asked::default(), how)?)
     }
 
     /// A new sandbox that goes on from a snapshot, before the snapshot is sealed if `early`.
@@ -119,9 +126,19 @@ impl PrivateNode {
 
     /// Seconds in which guests stood still for pauses, in all.
     pub(super) fn frozen_seconds(&self) -> f64 {
+        self.metric("rekindle_pause_frozen_seconds_sum ")
+    }
+
+    /// The same for checkpoints.
+    pub(super) fn checkpoint_frozen_seconds(&self) -> f64 {
+        self.metric("rekindle_checkpoint_frozen_seconds_sum ")
+    }
+
+    /// The value of the metric whose line begins so.
+    fn metric(&self, start: &str) -> f64 {
         let text = self.daemon.metrics();
-        let line = text.lines().find_map(|line| line.strip_prefix("rekindle_pause_frozen_seconds_sum "));
-        line.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+        let value = text.lines().find_map(|line| line.strip_prefix(start));
+        value.and_then(|value| value.parse().ok()).unwrap_or(0.0)
     }
 
     fn end(&self) -> anyhow::Result<()> {

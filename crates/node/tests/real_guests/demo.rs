@@ -43,6 +43,8 @@ fn assert_fields(report: &Value) {
         ["waiting_resume", "first_progress_seconds"],
         ["seal", "seconds"],
         ["cold_resume", "first_progress_seconds"],
+        ["checkpoint", "answer_seconds"],
+        ["checkpoint", "frozen_seconds"],
     ];
     for [of, name] in seconds {
         assert!(report[of][name].as_f64().is_some_and(|value| value > 0.0), "{of}.{name}: {report}");
@@ -126,7 +128,7 @@ fn the_demo_publishes_into_the_store_it_is_given() {
         entries.map(|entry| entry.expect("it is read").file_name()).collect::<BTreeSet<_>>()
     };
     // The demo may end before the last deleted manifest is gone: one under a tombstone is none.
-    assert_eq!(entries("manifests").difference(&entries("deleted")).count(), 3);
+    assert_eq!(entries("manifests").difference(&entries("deleted")).count(), 4);
     assert!(!entries("layers").is_empty());
 }
 

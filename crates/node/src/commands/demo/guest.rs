@@ -55,6 +55,13 @@ impl<'a> Guest<'a> {
         Ok((snapshot, asked.elapsed()))
     }
 
+    /// Takes a snapshot of it while it goes on; and how long that took.
+    pub(super) fn checkpoint(&self) -> anyhow::Result<(Snapshot, Duration)> {
+        let asked = Instant::now();
+        let snapshot = self.node.checkpoint(self.sandbox.id)?;
+        Ok((snapshot, asked.elapsed()))
+    }
+
     /// The process of its VMM.
     pub(super) fn pid(&self) -> Option<u32> {
         self.sandbox.pid

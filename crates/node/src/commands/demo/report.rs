@@ -23,6 +23,8 @@ pub struct Report {
     pub publish: Publish,
     /// The resume by a new engine that had nothing but the store.
     pub cold_resume: ColdResume,
+    /// The checkpoint of that guest, which went on.
+    pub checkpoint: Pause,
     /// Every check of all guests together.
     pub verified: Verified,
     /// The virtual machine, where there was one.
@@ -41,7 +43,7 @@ pub struct GuestReport {
     pub accelerator: &'static str,
 }
 
-/// A pause.
+/// A pause or a checkpoint.
 #[derive(Debug, Serialize)]
 pub struct Pause {
     /// From the request to the answer.
@@ -211,6 +213,11 @@ impl Report {
             seconds(self.cold_resume.first_progress_seconds),
             ByteSize::b(self.cold_resume.fetched_bytes),
             self.cold_resume.fetches
+        );
+        println!(
+            "checkpoint              {}; the guest stood for {} of it and went on",
+            seconds(self.checkpoint.answer_seconds),
+            seconds(self.checkpoint.frozen_seconds)
         );
         println!("{} pages verified, {} wrong", self.verified.pages, self.verified.mismatches);
     }

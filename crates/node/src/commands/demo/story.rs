@@ -61,7 +61,7 @@ impl<'a> Story<'a> {
         let stored_bytes = node.traffic().stored_bytes;
         let pairs = self.pairs(&node, &base)?;
         drop(node);
-        let cold_resume = self.cold(&window.last)?;
+        let (cold_resume, checkpoint) = self.cold(&window.last)?;
         Ok(Report {
             memory_bytes: self.memory_bytes(),
             pause: Pause { answer_seconds: answer.as_secs_f64(), frozen_seconds },
@@ -71,6 +71,7 @@ impl<'a> Story<'a> {
             seal: seal_of(&saved[1])?,
             publish: Publish { stored_bytes },
             cold_resume,
+            checkpoint,
             verified: self.verified,
             guest: self.arguments.vm.map(|guest| GuestReport {
                 vmm: "qemu",
@@ -246,7 +247,7 @@ impl<'a> Story<'a> {
     }
 
     /// A new node, with nothing but the store.
-    fn cold(&mut self, last: &Snapshot) -> anyhow::Result<ColdResume> {
+    fn cold(&mut self, last: &Snapshot) -> anyhow::Result<(ColdResume, Pause)> {
         let node = self.node("2")?;
         let asked = Instant::now();
         let mut guest = Guest::resume(&node, last, self.is_early())?;
@@ -257,13 +258,37 @@ impl<'a> Story<'a> {
             seconds(first_progress_seconds)
         ));
         self.verify(&mut guest, "cold guest")?;
-        guest.end()?;
         let traffic = node.traffic();
-        Ok(ColdResume {
+        let checkpoint = self.checkpoint(&node, guest)?;
+        let cold = ColdResume {
             first_progress_seconds,
             fetched_bytes: traffic.fetched_bytes,
             fetches: traffic.fetches,
-        })
+        };
+        Ok((cold, checkpoint))
+    }
+
+    /// A snapshot of a guest that goes on: another one is resumed from it, and both verify everything.
+    fn checkpoint(&mut self, node: &PrivateNode, mut guest: Guest<'_>) -> anyhow::Result<Pause> {
+        guest.rewrite(5, 5)?;
+        let counted = guest.step()?;
+        let (snapshot, answer) = guest.checkpoint()?;
+        let (answer_seconds, frozen_seconds) = (answer.as_secs_f64(), node.checkpoint_frozen_seconds());
+        self.timeline.say(&format!(
+            "checkpointed in {}, standing for {} of it",
+            seconds(answer_seconds),
+            seconds(frozen_seconds)
+        ));
+        guest.rewrite(6, 5)?;
+        let count = guest.step()?;
+        ensure!(count == counted + 1, "the guest had counted to {counted} and goes on with {count}");
+        let (mut other, _) = first_step(node, &snapshot, self.is_early(), counted)?;
+        self.verify(&mut other, "resumed from the checkpoint")?;
+        other.end()?;
+        self.verify(&mut guest, "the guest that went on")?;
+        guest.end()?;
+        node.wait_published(&snapshot, SAVED_LIMIT)?;
+        Ok(Pause { answer_seconds, frozen_seconds })
     }
 
     fn is_early(&self) -> bool {
