@@ -2,11 +2,14 @@
 
 use std::io;
 
-use rekindle_engine::geometry::{GuestPages, usize_of};
+use rekindle_engine::geometry::{GuestPages, bytes_of_pages, usize_of};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::regions::Regions;
 use rekindle_kernel::{Memfd, PAGE_BYTES, PageKind, WritableMapping, process};
+
+/// Pages that are copied at once: few enough for a processor's cache.
+const COPIED_AT_ONCE: u32 = 64;
 
 /// Copies `kept` of the guest's pages; page `p` is at byte `p * 4096` of the result, the others are holes. The process
 /// must be stopped, and every page of `kept` present: reading a missing one would wait for its own fault handler.
@@ -29,11 +32,18 @@ pub fn copy_pages(pid: u32, regions: &Regions, kept: &PageSet) -> io::Result<Mem
 /// The same volume in a memory file of its own: the guest can go on with the one it has.
 pub fn copy_volume(volume: PausedVolume) -> io::Result<PausedVolume> {
     let PausedVolume { name, page_kind, memfd, pages } = volume;
-    let bytes = usize_of(pages.kept.pages()) * PAGE_BYTES;
-    let mut copied = WritableMapping::create("rekindle-checkpoint", bytes, PageKind::Small)?;
+    let copied = Memfd::create("rekindle-checkpoint", bytes_of_pages(pages.kept.pages()), PageKind::Small)?;
+    // Written from a buffer: a page that a mapping touches first is filled with zeroes before.
+    let mut buffer = vec![0; usize_of(COPIED_AT_ONCE) * PAGE_BYTES];
     for run in pages.kept.runs() {
-        let into = &mut copied.as_mut_slice()[run.start().offset()..][..usize_of(run.count()) * PAGE_BYTES];
-        memfd.read_at(into, run.start().offset_bytes())?;
+        let mut left = run;
+        while !left.is_empty() {
+            let here = left.first_pages(COPIED_AT_ONCE);
+            let bytes = &mut buffer[..usize_of(here.count()) * PAGE_BYTES];
+            memfd.read_at(bytes, here.start().offset_bytes())?;
+            copied.write_at(bytes, here.start().offset_bytes())?;
+            left = left.after(here.count());
+        }
     }
-    Ok(PausedVolume { name, page_kind, memfd: copied.into_memfd(), pages })
+    Ok(PausedVolume { name, page_kind, memfd: copied, pages })
 }
