@@ -13,6 +13,7 @@ use super::types::{
     Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket,
     PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
     Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
+    WithdrawnSnapshotList,
 };
 
 /// Result of a request, or the problem that stopped it.
@@ -93,6 +94,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList>;
     /// The snapshots in the store, oldest first.
     fn stored_snapshots(&self) -> Answer<StoredSnapshotList>;
+    /// The deleted snapshots of the store that can be brought back, oldest first.
+    fn withdrawn_snapshots(&self) -> Answer<WithdrawnSnapshotList>;
     /// The verdict of the setting `keep` on each snapshot, oldest first; nothing where it has no rules.
     fn kept_snapshots(&self) -> Answer<Vec<KeptSnapshot>>;
     /// Everything in the store, and this node's disk, in bytes.
@@ -106,6 +109,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     -> Answer<Snapshot>;
     /// Deletes a snapshot, of which it gives the id; sandboxes that run from it and its children go on.
     fn delete_snapshot(&self, reference: &Reference) -> Answer<DeletedSnapshot>;
+    /// Brings a deleted snapshot back.
+    fn undelete_snapshot(&self, reference: &Reference) -> Answer<Snapshot>;
     /// Forgets a snapshot on this node, of which it gives the id; it stays in the store.
     fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid>;
     /// Reads every page of a snapshot and checks it, as long as its asker waits.

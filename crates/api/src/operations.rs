@@ -12,7 +12,7 @@ use super::types::{
     CreateSandbox, DeletedSnapshot, Drain, DrainNode, Event, EventsQuery, FaultSocket, ForkSandbox, Health,
     KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox,
     ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotUsage, StoredSnapshotList, Usage,
-    Verification, Version, WaitQuery,
+    Verification, Version, WaitQuery, WithdrawnSnapshotList,
 };
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
@@ -198,6 +198,12 @@ pub(crate) const LIST_STORED_SNAPSHOTS: Operation<Nothing, NoInput, Json<StoredS
         .answers(200, "All of them")
         .fails(&[Code::StoreFailed]);
 
+pub(crate) const LIST_WITHDRAWN_SNAPSHOTS: Operation<Nothing, NoInput, Json<WithdrawnSnapshotList>> =
+    Operation::get("list_withdrawn_snapshots", "/v1/store/withdrawn", "snapshots")
+        .does("Lists the deleted snapshots of the store that can be brought back, oldest first.")
+        .answers(200, "All of them")
+        .fails(&[Code::StoreFailed]);
+
 pub(crate) const LIST_KEPT: Operation<Nothing, NoInput, JsonArray<KeptSnapshot>> =
     Operation::get("list_kept", "/v1/kept", "snapshots")
         .does("Tells which snapshots of this node the setting `keep` keeps, and why; oldest first.")
@@ -232,7 +238,15 @@ pub(crate) const WAIT_SNAPSHOT: Operation<OfSnapshot, InQuery<WaitQuery>, Json<S
 pub(crate) const DELETE_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<DeletedSnapshot>> =
     Operation::delete("delete_snapshot", "/v1/snapshots/{reference}", "snapshots")
         .does("Deletes a snapshot; sandboxes that run from it and its children go on.")
+        .more("A published one can be brought back for as long as the setting `undelete_window` says.")
         .answers(200, "It is deleted; the other nodes that use it")
+        .fails(OF_READING);
+
+pub(crate) const UNDELETE_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<Snapshot>> =
+    Operation::post("undelete_snapshot", "/v1/snapshots/{reference}/undelete", "snapshots")
+        .does("Brings a deleted snapshot back, for all nodes.")
+        .more("It is referred to by its id, or by a unique beginning or end of it among those that can be brought back.")
+        .answers(200, "The snapshot, which this node knows from now on")
         .fails(OF_READING);
 
 pub(crate) const FORGET_SNAPSHOT: Operation<OfSnapshot, NoInput, Done> =

@@ -38,7 +38,7 @@ pub use numbers::{OutOfRange, PageLimit, SandboxCount};
 pub use snapshot::{
     DeletedSnapshot, KeptSnapshot, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList,
     SnapshotState, StoreVerification, StoreVerificationState, StoredSnapshot, StoredSnapshotList,
-    Verification, Volume, WaitQuery,
+    Verification, Volume, WaitQuery, WithdrawnSnapshot, WithdrawnSnapshotList,
 };
 pub use usage::{SnapshotUsage, Usage};
 

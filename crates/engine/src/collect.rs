@@ -38,6 +38,8 @@ struct Collecting {
     /// Passes whose probation is not over.
     doomed: Vec<Doomed>,
     has_begun: bool,
+    /// Snapshots got their tombstones, as their deletions could be undone no more.
+    has_ended: bool,
 }
 
 /// Times that a collector lets go by.
@@ -152,8 +154,10 @@ impl Collector {
         let mut done = Collected { deleted: self.finish_due(&mut work).await?, ..Collected::default() };
         loop {
             let condemned = self.pass(&mut work, probation, &mut done).await?;
-            done.deleted += self.finish_due(&mut work).await?;
-            if condemned < limits::CONDEMNED_OBJECTS_MAX {
+            let (deleted, ended) = (self.finish_due(&mut work).await?, std::mem::take(&mut work.has_ended));
+            done.deleted += deleted;
+            // What belongs to a snapshot that has just got its tombstone is not needed any more.
+            if condemned < limits::CONDEMNED_OBJECTS_MAX && !ended {
                 break;
             }
         }
@@ -281,7 +285,9 @@ impl Collector {
         let mut deleted = 0;
         while let Some(at) = work.doomed.iter().position(|doomed| doomed.wait().is_zero()) {
             let doomed = work.doomed[at].clone();
-            deleted += self.finish(&doomed).await?;
+            let (finished, has_ended) = self.finish(&doomed).await?;
+            deleted += finished;
+            work.has_ended |= has_ended;
             if let Some(catalog) = &self.catalog {
                 doomed.forget(catalog)?;
             }
@@ -290,19 +296,25 @@ impl Collector {
         Ok(deleted)
     }
 
-    async fn finish(&self, doomed: &Doomed) -> Result<u64, CollectError> {
-        let (mut pass, mut deleted) = (Pass::of_doomed(doomed.objects.clone()), 0);
+    /// Returns the number of objects that were deleted, and whether snapshots got their tombstones.
+    async fn finish(&self, doomed: &Doomed) -> Result<(u64, bool), CollectError> {
+        let (mut pass, mut deleted, mut has_ended) = (Pass::of_doomed(doomed.objects.clone()), 0, false);
         loop {
             pass = match pass.next() {
                 // The list may be gone, and what is on it may be relied on again.
                 CollectStep::Delete(_) if doomed.is_stale() => {
                     tracing::warn!(list = %doomed.list, "a collection has waited for too long; it is begun anew");
                     self.store.delete(doomed.list.clone()).await?;
-                    return Ok(deleted);
+                    return Ok((deleted, has_ended));
                 }
                 CollectStep::Delete(_) => {
                     let objects = pass.doomed().into_iter().flatten().take(limits::DELETED_TOGETHER).copied();
                     let objects: Vec<_> = objects.collect();
+                    for object in &objects {
+                        if let Collectable::Withdrawal(snapshot, withdrawal) = object {
+                            has_ended |= self.store.end_withdrawn(*snapshot, *withdrawal).await?;
+                        }
+                    }
                     self.store.delete_objects(&objects).await?;
                     deleted += u64_of(objects.len());
                     lock(&self.counts).deleted += u64_of(objects.len());
@@ -316,7 +328,7 @@ impl Collector {
                 | CollectStep::ListManifests
                 | CollectStep::ListObjects
                 | CollectStep::PutList(_) => unreachable!("its second look is done"),
-                CollectStep::Done => return Ok(deleted),
+                CollectStep::Done => return Ok((deleted, has_ended)),
             };
         }
     }

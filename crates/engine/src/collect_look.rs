@@ -1,11 +1,12 @@
 //! A collector's looks at a store: all that says what is needed, and all that could be deleted.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use object_store::ObjectMeta;
 use object_store::path::Path as ObjectPath;
+use uuid::Uuid;
 
 use crate::collect_steps::Manifests;
 use crate::collectable::{Collectable, LayerCopy};
@@ -18,6 +19,7 @@ use crate::root::Root;
 use crate::store::{Store, StoreError};
 use crate::store_roots::{CONDEMNED, NODES, ROOTS};
 use crate::tombstones::TOMBSTONES;
+use crate::withdrawal::Withdrawal;
 
 /// The roots of a store that count.
 #[derive(Debug, Default)]
@@ -133,9 +135,14 @@ pub(crate) async fn look_at_manifests(
     let mut look =
         ManifestsLook { last_change_unix_ms: last_deletion.unwrap_or(i64::MIN), ..Default::default() };
     let mut newest: BTreeMap<SnapshotId, Option<WrittenManifest>> = BTreeMap::new();
-    let mut with_manifest = HashSet::new();
+    let (mut with_manifest, mut signed) = (HashSet::new(), Signed::default());
     for object in &listed {
-        let Ok(Collectable::Manifest(snapshot, edition)) = object.location.as_ref().parse() else { continue };
+        let Ok(found) = object.location.as_ref().parse() else { continue };
+        let Collectable::Manifest(snapshot, edition) = found else {
+            with_manifest.extend(signed.note(found, object.last_modified.timestamp_millis()));
+            look.objects.push((found, object.size));
+            continue;
+        };
         with_manifest.insert(snapshot);
         look.objects.push((Collectable::Manifest(snapshot, edition), object.size));
         if deleted.contains(&snapshot) {
@@ -178,9 +185,53 @@ pub(crate) async fn look_at_manifests(
         look.counted.newest.insert(snapshot, written.map(|written| written.edition));
         look.counted.named.extend(named);
     }
+    (look.counted.over, look.counted.signed_and_deleted) = signed.judged(&deleted, now_unix_ms);
     memory.retain(|snapshot| look.counted.newest.contains_key(&snapshot));
     look.old_tombstones = old_tombstones(tombstones.iter().map(written), &with_manifest, now_unix_ms);
     Ok(look)
+}
+
+/// Signs of deletions that can be undone, as listed.
+#[derive(Default)]
+struct Signed {
+    /// Each with the time at which it was written.
+    withdrawn: Vec<(SnapshotId, Withdrawal, i64)>,
+    undone: HashSet<(SnapshotId, Uuid)>,
+}
+
+impl Signed {
+    /// Notes an object, and returns the snapshot if it is a sign.
+    fn note(&mut self, object: Collectable, written_unix_ms: i64) -> Option<SnapshotId> {
+        match object {
+            Collectable::Withdrawal(snapshot, withdrawal) => {
+                self.withdrawn.push((snapshot, withdrawal, written_unix_ms));
+                Some(snapshot)
+            }
+            Collectable::Undone(snapshot, id) => {
+                self.undone.insert((snapshot, id));
+                Some(snapshot)
+            }
+            Collectable::Layer(_) | Collectable::Manifest(..) | Collectable::WorkingSet(..) => None,
+        }
+    }
+
+    /// The deletions that can be undone no more, and the deleted snapshots at which signs lie.
+    fn judged(
+        &self,
+        deleted: &HashSet<SnapshotId>,
+        now_unix_ms: i64,
+    ) -> (BTreeSet<(SnapshotId, Withdrawal)>, BTreeSet<SnapshotId>) {
+        let is_over = |(snapshot, withdrawal, written): &&(SnapshotId, Withdrawal, i64)| {
+            !deleted.contains(snapshot)
+                && !self.undone.contains(&(*snapshot, withdrawal.id))
+                && withdrawal.ends_unix_ms(*written) <= now_unix_ms
+        };
+        let over =
+            self.withdrawn.iter().filter(is_over).map(|(snapshot, withdrawal, _)| (*snapshot, *withdrawal));
+        let signed = self.withdrawn.iter().map(|(snapshot, ..)| *snapshot);
+        let signed = signed.chain(self.undone.iter().map(|(snapshot, _)| *snapshot));
+        (over.collect(), signed.filter(|snapshot| deleted.contains(snapshot)).collect())
+    }
 }
 
 /// The newest manifest of a snapshot, with what it names.
@@ -270,6 +321,19 @@ mod tests {
         let mut alive: Vec<_> = alive.into_iter().collect();
         alive.sort();
         assert_eq!(alive, ["a", "c", "d"]);
+    }
+
+    #[test]
+    fn a_deletion_can_be_undone_until_its_window_has_passed_by_the_clock_of_the_store() {
+        let [young, over, undone, gone] = [1, 2, 3, 4].map(|number| SnapshotId::from_bytes([number; 16]));
+        let withdrawal = Withdrawal::new(Duration::from_secs(60));
+        let mut signed = Signed::default();
+        for (snapshot, written) in [(young, 40_001), (over, 40_000), (undone, 0), (gone, 0)] {
+            signed.note(Collectable::Withdrawal(snapshot, withdrawal), written);
+        }
+        signed.note(Collectable::Undone(undone, withdrawal.id), 1);
+        let judged = signed.judged(&HashSet::from([gone]), 100_000);
+        assert_eq!(judged, (BTreeSet::from([(over, withdrawal)]), BTreeSet::from([gone])));
     }
 
     #[test]

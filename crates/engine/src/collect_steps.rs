@@ -17,6 +17,7 @@ use crate::condemned::Condemned;
 use crate::identity::SnapshotId;
 use crate::manifest::Edition;
 use crate::root::{Cause, Root};
+use crate::withdrawal::Withdrawal;
 
 /// The manifests of a store that count, with what they name: of each snapshot without a tombstone the newest edition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -25,6 +26,10 @@ pub struct Manifests {
     pub newest: BTreeMap<SnapshotId, Option<Edition>>,
     /// The copies that these name.
     pub named: BTreeSet<LayerCopy>,
+    /// Deletions that were not undone, and can be undone no more, of snapshots without a tombstone.
+    pub over: BTreeSet<(SnapshotId, Withdrawal)>,
+    /// Snapshots with a tombstone at which signs of such deletions lie.
+    pub signed_and_deleted: BTreeSet<SnapshotId>,
 }
 
 /// All that a collector must not delete, as listed at one time.
@@ -56,6 +61,8 @@ pub enum Kept {
     Newest,
     /// Its snapshot is there, or in use.
     OfSnapshot,
+    /// Its snapshot can be brought back, or was.
+    Undeletable,
 }
 
 /// The reason that an object is not needed.
@@ -67,6 +74,8 @@ pub enum Unneeded {
     Replaced,
     /// The snapshot was deleted.
     OfDeleted,
+    /// The deletion of the snapshot can be undone no more.
+    WindowOver,
 }
 
 /// The next step of a pass.
@@ -80,7 +89,8 @@ pub enum CollectStep {
     ListObjects,
     /// Put the list of condemned objects.
     PutList(Condemned),
-    /// Wait for the probation to be over, then delete an object.
+    /// Wait for the probation to be over, then delete an object. A deletion that can be undone no more gets its tombstone
+    /// first: manifests count until then, and what they name stays until a later pass.
     Delete(Collectable),
     /// Take the list away.
     TakeListAway,
@@ -146,6 +156,17 @@ impl Coverage {
                 Verdict::Kept(Kept::OfSnapshot)
             }
             Collectable::WorkingSet(..) => Verdict::Collected(Unneeded::OfDeleted),
+            Collectable::Withdrawal(snapshot, withdrawal)
+                if self.manifests.over.contains(&(*snapshot, *withdrawal)) =>
+            {
+                Verdict::Collected(Unneeded::WindowOver)
+            }
+            Collectable::Withdrawal(snapshot, _) | Collectable::Undone(snapshot, _)
+                if self.manifests.signed_and_deleted.contains(snapshot) =>
+            {
+                Verdict::Collected(Unneeded::OfDeleted)
+            }
+            Collectable::Withdrawal(..) | Collectable::Undone(..) => Verdict::Kept(Kept::Undeletable),
         }
     }
 

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::identity::{LayerId, SnapshotId};
 use crate::manifest::{Edition, ObjectName};
+use crate::withdrawal::{Withdrawal, undone_id, undone_name};
 
 /// One object of a layer in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,11 +27,15 @@ pub enum Collectable {
     Manifest(SnapshotId, Option<Edition>),
     /// A working set of a snapshot.
     WorkingSet(SnapshotId, Uuid),
+    /// The sign of a deletion that can be undone. Before it goes, the snapshot gets its tombstone.
+    Withdrawal(SnapshotId, Withdrawal),
+    /// The sign that a deletion was undone.
+    Undone(SnapshotId, Uuid),
 }
 
 /// Text that is the name of no object that a collector may delete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is the name of no layer, manifest or working set")]
+#[error("it is the name of no layer, manifest, working set or sign of a deletion")]
 pub struct NotCollectable;
 
 impl fmt::Display for LayerCopy {
@@ -47,6 +52,8 @@ impl fmt::Display for Collectable {
                 write!(out, "manifests/{snapshot}/{}", edition.number())
             }
             Self::Manifest(snapshot, None) => write!(out, "manifests/{snapshot}"),
+            Self::Withdrawal(snapshot, withdrawal) => write!(out, "manifests/{snapshot}/{withdrawal}"),
+            Self::Undone(snapshot, id) => write!(out, "manifests/{snapshot}/{}", undone_name(*id)),
             Self::WorkingSet(snapshot, id) => write!(out, "working-sets/{snapshot}/{id}"),
         }
     }
@@ -60,7 +67,7 @@ impl FromStr for Collectable {
         let read = match parts[..] {
             ["layers", layer, object] => layer_copy(layer, object).map(Self::Layer),
             ["manifests", snapshot] => snapshot.parse().ok().map(|snapshot| Self::Manifest(snapshot, None)),
-            ["manifests", snapshot, edition] => manifest(snapshot, edition),
+            ["manifests", snapshot, name] => of_manifest(snapshot, name),
             ["working-sets", snapshot, id] => working_set(snapshot, id),
             _ => None,
         };
@@ -76,9 +83,15 @@ fn layer_copy(layer: &str, object: &str) -> Option<LayerCopy> {
     Some(LayerCopy { layer: layer.parse().ok()?, object })
 }
 
-fn manifest(snapshot: &str, edition: &str) -> Option<Collectable> {
-    let edition = Edition::of(edition.parse().ok()?)?;
-    Some(Collectable::Manifest(snapshot.parse().ok()?, Some(edition)))
+fn of_manifest(snapshot: &str, name: &str) -> Option<Collectable> {
+    let snapshot = snapshot.parse().ok()?;
+    if let Ok(withdrawal) = name.parse() {
+        return Some(Collectable::Withdrawal(snapshot, withdrawal));
+    }
+    if let Some(id) = undone_id(name) {
+        return Some(Collectable::Undone(snapshot, id));
+    }
+    Some(Collectable::Manifest(snapshot, Some(Edition::of(name.parse().ok()?)?)))
 }
 
 fn working_set(snapshot: &str, id: &str) -> Option<Collectable> {
@@ -104,6 +117,11 @@ mod tests {
             Collectable::Manifest(snapshot, Some(Edition::FIRST)),
             Collectable::Manifest(snapshot, None),
             Collectable::WorkingSet(snapshot, Uuid::from_bytes([3; 16])),
+            Collectable::Withdrawal(
+                snapshot,
+                Withdrawal { id: Uuid::from_bytes([4; 16]), window_seconds: 60 },
+            ),
+            Collectable::Undone(snapshot, Uuid::from_bytes([4; 16])),
         ];
         for object in objects {
             let name = object.to_string();

@@ -20,15 +20,18 @@ struct Stored {
     objects: Vec<String>,
 }
 
-/// The version of a list that is written, and the newest one that is read.
-const VERSION: u32 = 1;
+/// The newest version of a list that is read. Lists without deletions that can be undone are written in the first one.
+const VERSION: u32 = 2;
 
 impl Condemned {
     /// Its stored form.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        let is_sign =
+            |object: &Collectable| matches!(object, Collectable::Withdrawal(..) | Collectable::Undone(..));
+        let version = if self.0.iter().any(is_sign) { VERSION } else { 1 };
         let objects = self.0.iter().map(Collectable::to_string).collect();
-        serde_json::to_vec(&Stored { version: VERSION, objects }).expect("it is plain data")
+        serde_json::to_vec(&Stored { version, objects }).expect("it is plain data")
     }
 
     /// The list that this is the stored form of. The error is for people.
@@ -44,6 +47,8 @@ impl Condemned {
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
     use crate::identity::SnapshotId;
 
@@ -54,8 +59,13 @@ mod tests {
         let list = Condemned(BTreeSet::from([manifest]));
         assert_eq!(Condemned::decode(first), Ok(list.clone()));
         assert_eq!(list.encode(), first);
-        let newer = Condemned::decode(br#"{"version":2}"#).expect_err("it is newer");
-        assert!(newer.contains("version 2 is unknown"), "{newer}");
+        let second = br#"{"version":2,"objects":["manifests/07070707-0707-0707-0707-070707070707/undone-08080808-0808-0808-0808-080808080808"]}"#;
+        let undone = Collectable::Undone(SnapshotId::from_bytes([7; 16]), Uuid::from_bytes([8; 16]));
+        let list = Condemned(BTreeSet::from([undone]));
+        assert_eq!(Condemned::decode(second), Ok(list.clone()));
+        assert_eq!(list.encode(), second);
+        let newer = Condemned::decode(br#"{"version":3}"#).expect_err("it is newer");
+        assert!(newer.contains("version 3 is unknown"), "{newer}");
         assert!(Condemned::decode(br#"{"version":1,"objects":["store"]}"#).is_err());
     }
 }

@@ -1,6 +1,8 @@
 //! The background life of one snapshot: a task that seals it, publishes it and, if it was deleted meanwhile, removes it
 //! from the store. It ends when nothing is left to do, or when the engine ends.
 
+mod removal;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,6 @@ use crate::manifest::LocalManifest;
 use crate::named::Named;
 use crate::pool::PoolHandle;
 use crate::publish::{PublishError, Publisher};
-use crate::publish_steps::DeleteStep;
 use crate::reaper::ReaperHandle;
 use crate::records::Records;
 use crate::run_roots::RunRoots;
@@ -353,23 +354,6 @@ impl Life {
             sign.remembered();
         }
         Ok(())
-    }
-
-    async fn delete(&self) -> Result<(), PublishError> {
-        let (store, id) = (self.background.store(), self.snapshot.id());
-        let last = self.snapshot.editions().last();
-        for step in DeleteStep::ALL {
-            match step {
-                DeleteStep::PutTombstone => store.put_tombstone(id).await?,
-                DeleteStep::DeleteManifests => store.delete_manifest(id, last).await?,
-                DeleteStep::TakeRootsAway => self.background.publisher.roots.take_away(store, id).await?,
-            }
-        }
-        store.delete_working_sets(id).await?;
-        match self.snapshot.named_now() {
-            Some(named) => self.background.publisher.give_up_uploads(&named).await,
-            None => Ok(()),
-        }
     }
 
     fn changed(&self) {

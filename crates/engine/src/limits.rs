@@ -331,6 +331,12 @@ pub const FORGET_LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Bytes of a tombstone.
 pub const TOMBSTONE_BYTES_MAX: usize = 4096;
 
+/// Longest wait, while a snapshot is brought back, for a collector that is deciding about it.
+pub const UNDELETE_WAIT: Duration = Duration::from_secs(15);
+
+/// Time between two looks at its list.
+pub const UNDELETE_LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// Longest wait, after a deletion, for the names of other nodes that run from the snapshot.
 pub const RUNNERS_ASKED_FOR: Duration = Duration::from_secs(2);
 

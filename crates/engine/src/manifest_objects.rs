@@ -4,13 +4,13 @@
 
 use std::sync::Arc;
 
-use futures_util::future::ready;
 use futures_util::stream::TryStreamExt;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::identity::SnapshotId;
 use crate::manifest::Edition;
+use crate::withdrawal::Signs;
 
 /// Place of all manifests.
 pub(crate) const MANIFESTS: &str = "manifests";
@@ -31,9 +31,24 @@ pub(crate) async fn editions(
     objects: &Arc<dyn ObjectStore>,
     snapshot: SnapshotId,
 ) -> object_store::Result<Vec<Edition>> {
+    editions_and_signs(objects, snapshot).await.map(|(editions, _)| editions)
+}
+
+/// The same, with the signs of deletions that lie beside them.
+pub(crate) async fn editions_and_signs(
+    objects: &Arc<dyn ObjectStore>,
+    snapshot: SnapshotId,
+) -> object_store::Result<(Vec<Edition>, Signs)> {
     let under = older_path(snapshot);
-    let listed = objects.list(Some(&under));
-    listed.try_filter_map(|object| ready(Ok(edition_of(&object.location)))).try_collect().await
+    let mut listed = objects.list(Some(&under));
+    let (mut editions, mut signs) = (Vec::new(), Signs::default());
+    while let Some(object) = listed.try_next().await? {
+        match edition_of(&object.location) {
+            Some(edition) => editions.push(edition),
+            None => drop(signs.note(object.location.filename().unwrap_or_default())),
+        }
+    }
+    Ok((editions, signs))
 }
 
 /// The newest edition in a store; the first one where an older program put the manifest.

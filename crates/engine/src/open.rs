@@ -172,6 +172,10 @@ pub(crate) async fn open(
         return Err(OpenError::Deleted { snapshot, by });
     }
     let stored = read.map_err(unread)?;
+    if let Some(withdrawal) = stored.withdrawn() {
+        let by = sources.withdrawn_by(snapshot, withdrawal).await.map_err(unread)?;
+        return Err(OpenError::Deleted { snapshot, by });
+    }
     let (publication, domain) = stored
         .publication(snapshot, None, cache.keys())
         .map_err(|source| OpenError::Manifest { snapshot, source })?;

@@ -102,7 +102,7 @@ impl Publisher {
                     self.roots.put(&self.store, &root).await?;
                     publishing.rooted(root);
                 }
-                PublishStep::ListCondemned => publishing.listed(self.store.condemned().await?),
+                PublishStep::ListCondemned => publishing.listed(self.store.condemned_copies().await?),
                 PublishStep::Upload(layer) => {
                     let layer = layers.iter().find(|named| named.id() == layer);
                     let layer = layer.expect("it is a step for one of these layers");

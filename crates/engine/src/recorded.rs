@@ -1,12 +1,13 @@
 //! The snapshots that a catalog has records of, read from it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use crate::catalog::{Catalog, CatalogError, Kind};
 use crate::identity::{DomainName, LayerId, SnapshotId};
 use crate::lifecycle::SnapshotState;
 use crate::manifest::{LocalManifest, StoredLayer};
 use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord, SnapshotStage};
+use crate::withdrawal::Withdrawal;
 
 /// All records of snapshots in a catalog.
 #[derive(Default)]
@@ -15,7 +16,8 @@ pub(crate) struct Recorded {
     pub(crate) named: Vec<RecordedNamed>,
     /// Records that cannot be read, each with the reason.
     pub(crate) unreadable: Vec<(SnapshotId, String)>,
-    pub(crate) deletions: HashSet<SnapshotId>,
+    /// Deleted snapshots, each with the deletion if it can be undone.
+    pub(crate) deletions: HashMap<SnapshotId, Option<Withdrawal>>,
     /// Places of layers in the store, from the records of all snapshots.
     pub(crate) stored: HashMap<LayerId, StoredLayer>,
 }
@@ -41,8 +43,9 @@ impl Recorded {
     /// records say no domain are of the node's `own`.
     pub(crate) fn read(catalog: &Catalog, own: &DomainName) -> Result<Self, CatalogError> {
         let mut found = Self::default();
-        for (key, _) in catalog.all(Kind::Deletion)? {
-            found.deletions.extend(id_of(&key));
+        for (key, value) in catalog.all(Kind::Deletion)? {
+            let withdrawal = std::str::from_utf8(&value).ok().and_then(|name| name.parse().ok());
+            found.deletions.extend(id_of(&key).map(|id| (id, withdrawal)));
         }
         for (key, value) in catalog.all(Kind::Snapshot)? {
             let Some(id) = id_of(&key) else { continue };

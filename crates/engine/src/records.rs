@@ -15,6 +15,7 @@ use crate::keep::{Keeper, KeptVolume};
 use crate::manifest::LocalManifest;
 use crate::reaper::ReaperHandle;
 use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord, SnapshotStage};
+use crate::withdrawal::Withdrawal;
 use crate::working_set::WorkingSet;
 
 /// Writes snapshots' records into the catalog. Clones are the same place.
@@ -161,9 +162,10 @@ impl Records {
         Ok(read)
     }
 
-    /// Records that the owner deleted a snapshot.
-    pub(crate) fn deleted(&self, id: SnapshotId) -> Result<(), CatalogError> {
-        self.write_with_last_room(&[put(Kind::Deletion, id, Vec::new())])
+    /// Records that the owner deleted a snapshot, and that this can be undone if there is a withdrawal.
+    pub(crate) fn deleted(&self, id: SnapshotId, withdrawal: Option<Withdrawal>) -> Result<(), CatalogError> {
+        let value = withdrawal.map(|withdrawal| withdrawal.to_string().into_bytes());
+        self.write_with_last_room(&[put(Kind::Deletion, id, value.unwrap_or_default())])
     }
 
     /// True if a snapshot was deleted and is not gone yet.

@@ -62,9 +62,7 @@ impl Root {
             serde_json::from_slice(bytes).map_err(not_understood)?;
         let named = layers.iter().map(|name| match name.parse() {
             Ok(Collectable::Layer(copy)) => Ok(copy),
-            Ok(Collectable::Manifest(..) | Collectable::WorkingSet(..)) | Err(_) => {
-                Err(format!("{name} is no object of a layer"))
-            }
+            Ok(_) | Err(_) => Err(format!("{name} is no object of a layer")),
         });
         let snapshot = snapshot.parse().map_err(|_| format!("{snapshot} is no snapshot"))?;
         Ok(Self { snapshot, cause, named: named.collect::<Result<_, _>>()? })

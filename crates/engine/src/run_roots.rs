@@ -218,7 +218,7 @@ impl RunRoots {
                     self.change(name, Relying::rooted);
                 }
                 RelyStep::ListCondemned => {
-                    let condemned = store.condemned().await?;
+                    let condemned = store.condemned_copies().await?;
                     if !self.change(name, |relying| relying.listed(&condemned)) {
                         return Ok(());
                     }

@@ -26,11 +26,12 @@ use crate::limits;
 use crate::manifest::ObjectName;
 use crate::source_speed::SourceSpeed;
 use crate::store::{Store, StoreError, layer_path};
-use crate::store_list::StoredSnapshot;
+use crate::store_list::{StoredSnapshot, WithdrawnSnapshot};
 use crate::store_manifests::StoredManifest;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tombstones::Deletion;
 use crate::urgency::Urgency;
+use crate::withdrawal::Withdrawal;
 use crate::working_set::WorkingSetObject;
 
 pub(crate) use reading::Reading;
@@ -300,6 +301,22 @@ impl Sources {
         let answer = in_time(limits::READ_WAIT, wanted, self.store.deletion(snapshot)).await?;
         self.speed.note_first_byte(asked.elapsed());
         Ok(answer)
+    }
+
+    /// The node that deleted a snapshot in a way that can be undone.
+    pub(crate) async fn withdrawn_by(
+        &self,
+        snapshot: SnapshotId,
+        withdrawal: Withdrawal,
+    ) -> Result<Deletion, SourceError> {
+        let wanted = || format!("the sign that snapshot {snapshot} is deleted");
+        in_time(limits::READ_WAIT, wanted, self.store.withdrawn_by(snapshot, withdrawal)).await
+    }
+
+    /// The snapshots in the store that are deleted and can be brought back.
+    pub(crate) async fn withdrawn(&self) -> Result<Vec<WithdrawnSnapshot>, SourceError> {
+        let wanted = || "the list of deleted snapshots".to_owned();
+        in_time(limits::STORE_LIST_WAIT, wanted, self.store.withdrawn()).await
     }
 
     /// All snapshots in the store.

@@ -8,9 +8,10 @@ use crate::identity::{DomainName, SnapshotId};
 use crate::key_ring::KeyRing;
 use crate::limits;
 use crate::manifest::{Edition, Publication};
-use crate::manifest_objects::{editions, is_there, newest, older_path, path_of};
+use crate::manifest_objects::{editions, editions_and_signs, is_there, newest, older_path, path_of};
 use crate::store::{Store, StoreError};
 use crate::tag::TaggedError;
+use crate::withdrawal::Withdrawal;
 
 /// The bytes of a manifest object, and the edition that its name says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct StoredManifest {
     bytes: Bytes,
     /// None if an older program put it.
     edition: Option<Edition>,
+    /// The last deletion that stands, and can be undone.
+    withdrawn: Option<Withdrawal>,
 }
 
 /// Reason that an object of a manifest is not used.
@@ -58,6 +61,11 @@ impl StoredManifest {
     /// The object's bytes.
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// The last deletion that stands, and can be undone.
+    pub(crate) fn withdrawn(&self) -> Option<Withdrawal> {
+        self.withdrawn
     }
 
     /// The publication in it and its domain, if it is one of this snapshot and not older than the one that was `seen`.
@@ -121,17 +129,19 @@ impl Store {
         // Most manifests have one edition: it is asked for while they are listed.
         let listing = async {
             let under = older_path(snapshot);
-            let listed = editions(&self.objects().await?, snapshot).await;
+            let listed = editions_and_signs(&self.objects().await?, snapshot).await;
             listed.map_err(|source| StoreError::from_store(&under, source))
         };
         let (listed, first) = join(listing, get(path_of(snapshot, Edition::FIRST))).await;
-        let Some(edition) = listed?.into_iter().max() else {
+        let (editions, signs) = listed?;
+        let withdrawn = signs.standing().max();
+        let Some(edition) = editions.into_iter().max() else {
             let bytes = get(older_path(snapshot)).await?;
-            return Ok(Some(StoredManifest { bytes, edition: None }));
+            return Ok(Some(StoredManifest { bytes, edition: None, withdrawn }));
         };
         let read = if edition == Edition::FIRST { first } else { get(path_of(snapshot, edition)).await };
         match read {
-            Ok(bytes) => Ok(Some(StoredManifest { bytes, edition: Some(edition) })),
+            Ok(bytes) => Ok(Some(StoredManifest { bytes, edition: Some(edition), withdrawn })),
             Err(StoreError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }

@@ -100,8 +100,14 @@ impl Store {
         Ok(path)
     }
 
-    /// The copies of layers on all condemned lists. One list that cannot be read is all that cannot.
-    pub(crate) async fn condemned(&self) -> Result<BTreeSet<LayerCopy>, StoreError> {
+    /// The copies of layers on all condemned lists.
+    pub(crate) async fn condemned_copies(&self) -> Result<BTreeSet<LayerCopy>, StoreError> {
+        let copy = |object| if let Collectable::Layer(copy) = object { Some(copy) } else { None };
+        Ok(self.condemned().await?.into_iter().filter_map(copy).collect())
+    }
+
+    /// The objects on all condemned lists. One list that cannot be read is all that cannot.
+    pub(crate) async fn condemned(&self) -> Result<BTreeSet<Collectable>, StoreError> {
         let mut condemned = BTreeSet::new();
         for path in self.names_under(ObjectPath::from(CONDEMNED)).await? {
             let bytes = match self.get_whole(path.clone(), limits::CONDEMNED_BYTES_MAX).await {
@@ -112,10 +118,7 @@ impl Store {
             };
             let list =
                 Condemned::decode(&bytes).map_err(|reason| StoreError::NotUnderstood { path, reason })?;
-            condemned.extend(list.0.iter().filter_map(|object| match object {
-                Collectable::Layer(copy) => Some(*copy),
-                Collectable::Manifest(..) | Collectable::WorkingSet(..) => None,
-            }));
+            condemned.extend(list.0);
         }
         Ok(condemned)
     }

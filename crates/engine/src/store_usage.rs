@@ -44,7 +44,7 @@ pub struct StoreUsage {
     pub shared: Objects,
     /// Layers that no manifest names, and what is left of deleted snapshots.
     pub unnamed: Objects,
-    /// Everything else: the store's identity, nodes, roots, tombstones.
+    /// Everything else: the store's identity, nodes, roots, tombstones, signs of deletions.
     pub bookkeeping: Objects,
     /// Snapshots whose manifest was not read: their layers count as unnamed, or as other snapshots'.
     pub unread: BTreeSet<SnapshotId>,
@@ -79,10 +79,18 @@ impl StoredBytes {
                     Some(1) => &mut bytes.unique,
                     Some(_) => &mut bytes.shared,
                 },
-                Collectable::Manifest(id, _) | Collectable::WorkingSet(id, _) if named.contains_key(id) => {
+                Collectable::Manifest(id, _)
+                | Collectable::WorkingSet(id, _)
+                | Collectable::Withdrawal(id, _)
+                | Collectable::Undone(id, _)
+                    if named.contains_key(id) =>
+                {
                     &mut bytes.own
                 }
-                Collectable::Manifest(..) | Collectable::WorkingSet(..) => &mut bytes.unnamed,
+                Collectable::Manifest(..)
+                | Collectable::WorkingSet(..)
+                | Collectable::Withdrawal(..)
+                | Collectable::Undone(..) => &mut bytes.unnamed,
             };
             *part += size;
         }
@@ -135,6 +143,7 @@ impl StoreUsage {
                     usage.snapshots.entry(id).or_default().own += *bytes;
                 }
                 Ok(Collectable::Manifest(..) | Collectable::WorkingSet(..)) => usage.unnamed += *bytes,
+                Ok(Collectable::Withdrawal(..) | Collectable::Undone(..)) => usage.bookkeeping += *bytes,
                 Ok(Collectable::Layer(copy)) => match users.get(&copy).map(Vec::as_slice) {
                     None | Some([]) => usage.unnamed += *bytes,
                     Some([only]) => usage.snapshots.entry(*only).or_default().unique += *bytes,

@@ -67,22 +67,23 @@ fn measure_usage(effort: Effort) -> anyhow::Result<Vec<Part>> {
 
 pub(crate) const REQUESTS: Row = Row {
     name: "gc-requests",
-    what: "Requests to the store for a collection, and for the next one by a new process of the node.",
+    what: "Requests to the store for a collection, and for the next one by a new process of the node; the manifests that the \
+           next one reads.",
     ours: "`Engine::collect` on a store of snapshots of a layer each, every second one deleted; a list counts as one request \
            for each 1,000 objects of the store, a deletion as one for each object",
-    reference: "the objects of the store before",
+    reference: "the objects of the store before; the manifests of the snapshots that are left",
     fast: false,
     measure: measure_requests,
 };
 
 /// Snapshots in the store of a collection, and in that of a quick look.
-const COLLECTED: usize = 10_000;
+const COLLECTED: usize = 50_000;
 const FEW_COLLECTED: usize = 500;
 
 fn measure_requests(effort: Effort) -> anyhow::Result<Vec<Part>> {
     let snapshots = effort.choose(COLLECTED, FEW_COLLECTED);
     let runtime = Builder::new_current_thread().build()?;
-    let (mut first, mut second) = (Pairs::default(), Pairs::default());
+    let (mut first, mut second, mut read) = (Pairs::default(), Pairs::default(), Pairs::default());
     for _ in 0..effort.heavy_pairs() {
         let objects = Arc::new(InMemory::new());
         runtime.block_on(fill(&objects, snapshots))?;
@@ -99,15 +100,24 @@ fn measure_requests(effort: Effort) -> anyhow::Result<Vec<Part>> {
             seen = requests(&asked, count);
             pairs.ours.push(seen);
             pairs.reference.push(f64_of(count));
+            if expected == 0 {
+                read.ours.push(f64_of(asked.calls(Operation::Get, "manifests/")));
+                read.reference.push(f64_of(snapshots / 2));
+            }
         }
     }
+    let objects = 2 * snapshots;
     let part = |label: &str, pairs, most| Part {
-        label: format!("{label}, {snapshots} snapshots"),
+        label: format!("{label}, {objects} objects"),
         unit: Unit::Count,
         pairs,
         target: Target::RatioAtMost(most),
     };
-    Ok(vec![part("half of them deleted", first, 1.1), part("after a restart", second, 0.1)])
+    Ok(vec![
+        part("half of them deleted", first, 1.1),
+        part("after a restart", second, 0.1),
+        part("manifests read after a restart", read, 0.01),
+    ])
 }
 
 /// A node without sandboxes, which remembers the manifests that it read in `directory`.

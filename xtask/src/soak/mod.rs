@@ -101,7 +101,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     let daemon = place.start()?;
     let mut soak = Soak::new(&place, &daemon, options, seed);
     if let Some(bytes) = options.snapshots {
-        soak.stock = Stock::make(&soak.client, bytes, &mut Random::new(seed))?;
+        soak.stock = Stock::make(&soak.client, bytes, &mut Random::new(seed), &watchdog)?;
         println!("the store is filled: {}", Sample::now(&place, &daemon, &soak.client)?);
     }
     let begun = Instant::now();

@@ -9,7 +9,7 @@ use rekindle_guest::process::protocol::Command;
 use rekindle_testkit::black_box::PATIENCE;
 use rekindle_testkit::random::Random;
 
-use crate::crash::check_snapshot;
+use crate::crash::{Watchdog, check_snapshot};
 use crate::load::{Findings, Limits, Operation, Shard, SnapshotModel};
 
 /// Bytes of each snapshot.
@@ -21,7 +21,12 @@ pub(super) struct Stock(Vec<SnapshotModel>);
 
 impl Stock {
     /// Makes snapshots of so many bytes together.
-    pub(super) fn make(client: &Client, bytes: u64, random: &mut Random) -> anyhow::Result<Self> {
+    pub(super) fn make(
+        client: &Client,
+        bytes: u64,
+        random: &mut Random,
+        watchdog: &Watchdog,
+    ) -> anyhow::Result<Self> {
         let mut shard = Shard::new("stock".to_owned());
         let limits =
             Limits { sandboxes_max: 1, snapshots_max: usize::MAX, memory_bytes: vec![SNAPSHOT_BYTES] };
@@ -37,6 +42,7 @@ impl Stock {
             let snapshot = *shard.snapshots.keys().next_back().context("a snapshot was made")?;
             client.wait_snapshot(&snapshot.to_string(), SnapshotState::Published, PATIENCE)?;
             do_one(&mut shard, &Operation::RemoveSandbox { sandbox }, client, &mut findings)?;
+            watchdog.is_alive();
         }
         Ok(Self(shard.snapshots.into_values().collect()))
     }

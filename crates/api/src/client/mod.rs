@@ -25,7 +25,7 @@ use crate::types::{
     CreateSandbox, DeletedSnapshot, Drain, DrainNode, EventsQuery, FaultSocket, ForkSandbox, Health,
     KeptSnapshot, LabelFilter, ListQuery, OpenFaultSocket, PageLimit, PauseSandbox, Placement, Readiness,
     ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
-    SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery,
+    SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery, WithdrawnSnapshot,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -165,6 +165,11 @@ impl Client {
         self.ask(&LIST_STORED_SNAPSHOTS, &(), &()).map(|list| list.snapshots)
     }
 
+    /// The deleted snapshots of the store that can be brought back, oldest first.
+    pub fn withdrawn_snapshots(&self) -> Result<Vec<WithdrawnSnapshot>> {
+        self.ask(&LIST_WITHDRAWN_SNAPSHOTS, &(), &()).map(|list| list.snapshots)
+    }
+
     /// The verdict of the setting `keep` on each snapshot of the node.
     pub fn kept_snapshots(&self) -> Result<Vec<KeptSnapshot>> {
         self.ask(&LIST_KEPT, &(), &())
@@ -208,6 +213,11 @@ impl Client {
     /// Deletes a snapshot; sandboxes that run from it and its children go on.
     pub fn delete_snapshot(&self, reference: &str) -> Result<DeletedSnapshot> {
         self.ask(&DELETE_SNAPSHOT, reference, &())
+    }
+
+    /// Brings a deleted snapshot back, for all nodes.
+    pub fn undelete_snapshot(&self, reference: &str) -> Result<Snapshot> {
+        self.ask(&UNDELETE_SNAPSHOT, reference, &())
     }
 
     /// Forgets a snapshot on the node; it stays in the store.

@@ -8,8 +8,9 @@ use super::{Routes, Taken};
 use crate::audit::Removed;
 use crate::limits;
 use crate::operations::{
-    DELETE_SNAPSHOT, FORGET_SNAPSHOT, LIST_KEPT, LIST_SNAPSHOTS, LIST_STORED_SNAPSHOTS, RESUME_SNAPSHOT,
-    SHOW_PLACEMENT, SHOW_SNAPSHOT, SHOW_SNAPSHOT_USAGE, SHOW_USAGE, VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
+    DELETE_SNAPSHOT, FORGET_SNAPSHOT, LIST_KEPT, LIST_SNAPSHOTS, LIST_STORED_SNAPSHOTS,
+    LIST_WITHDRAWN_SNAPSHOTS, RESUME_SNAPSHOT, SHOW_PLACEMENT, SHOW_SNAPSHOT, SHOW_SNAPSHOT_USAGE,
+    SHOW_USAGE, UNDELETE_SNAPSHOT, VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
 };
 use crate::problem::{Code, Problem};
 
@@ -17,11 +18,13 @@ pub(super) fn routes() -> Routes {
     Routes::default()
         .reads(&LIST_SNAPSHOTS, |control, (), query| control.snapshots(&query))
         .reads(&LIST_STORED_SNAPSHOTS, |control, (), ()| control.stored_snapshots())
+        .reads(&LIST_WITHDRAWN_SNAPSHOTS, |control, (), ()| control.withdrawn_snapshots())
         .reads(&LIST_KEPT, |control, (), ()| control.kept_snapshots())
         .reads(&SHOW_USAGE, |control, (), ()| control.usage())
         .reads(&SHOW_SNAPSHOT_USAGE, |control, of, ()| control.snapshot_usage(&of))
         .reads(&SHOW_SNAPSHOT, |control, of, ()| control.snapshot(&of))
         .changes(&DELETE_SNAPSHOT, |control, _, of, ()| control.delete_snapshot(&of))
+        .changes(&UNDELETE_SNAPSHOT, |control, _, of, ()| control.undelete_snapshot(&of))
         .changes(&FORGET_SNAPSHOT, |control, _, of, ()| control.forget_snapshot(&of).map(Removed::Snapshot))
         .reads(&SHOW_PLACEMENT, |control, of, ()| control.placement(&of))
         .changes(&RESUME_SNAPSHOT, |control, asked, of, how| control.resume_snapshot(&of, asked, how))

@@ -30,7 +30,8 @@ pub struct Event {
     pub unix_ms: u64,
     /// Kind: `sandbox.created`, `sandbox.paused`, `sandbox.checkpointed`, `sandbox.resumed`, `sandbox.stalled`,
     /// `sandbox.running`, `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `snapshot.captured`, `snapshot.sealed`,
-    /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.forgotten`, `snapshot.lost`, `store.collected`,
+    /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.undeleted`,
+    /// `snapshot.forgotten`, `snapshot.lost`, `store.collected`,
     /// `daemon.started`, `daemon.drained`, `daemon.reopened`.
     pub kind: String,
     /// The sandbox it is about.

@@ -104,6 +104,10 @@ pub struct DeletedSnapshot {
     /// Other nodes with sandboxes that run from it, by their names in the store, as far as the store told them soon. These
     /// sandboxes go on.
     pub used_by: Vec<Uuid>,
+    /// Seconds for which it can be brought back at least, from the time at which its deletion is in the store; absent if it
+    /// is deleted for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undelete_seconds: Option<u64>,
 }
 
 /// The verdict of the setting `keep` on a snapshot.
@@ -171,6 +175,26 @@ pub struct StoredSnapshot {
 pub struct StoredSnapshotList {
     /// All of them.
     pub snapshots: Vec<StoredSnapshot>,
+}
+
+/// A deleted snapshot that can be brought back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WithdrawnSnapshot {
+    /// Its id, which begins with the time of its pause.
+    pub id: Uuid,
+    /// The node that deleted it: its machine's name and its own name in the store, as far as they are known.
+    pub deleted_by: Option<String>,
+    /// Time of the store at which it was deleted, in milliseconds since 1970.
+    pub deleted_unix_ms: u64,
+    /// Time of the store until which it can be brought back at least, in milliseconds since 1970.
+    pub until_unix_ms: u64,
+}
+
+/// Deleted snapshots that can be brought back, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WithdrawnSnapshotList {
+    /// All of them.
+    pub snapshots: Vec<WithdrawnSnapshot>,
 }
 
 /// Target and time limit of a wait.

@@ -5,13 +5,15 @@
 //! collector may end anywhere. Copy `old` of a layer is named by a manifest that is deleted meanwhile, and every publisher
 //! has that layer too. `REKINDLE_COLLECTION_STATES` allows explorations of ten million states, which take minutes.
 
+mod collecting;
 mod fault;
+mod undeletion;
 mod world;
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use fault::{FAULTS, Fault, READERS_FAULTS};
+use fault::{FAULTS, Fault, READERS_FAULTS, UNDELETERS_FAULTS};
 use world::World;
 
 /// The number of states, or the way to a wrong one.
@@ -75,6 +77,21 @@ fn no_interleaving_deletes_what_a_sandbox_reads_that_runs_from_a_snapshot_which_
     }
     for fault in READERS_FAULTS {
         let found = explore(World::new(0, 1).with_reader(), Some(fault));
+        println!("{fault:?}: {}", found.expect_err(&format!("{fault:?} is wrong")));
+    }
+}
+
+#[test]
+fn no_interleaving_takes_away_what_was_brought_back_or_brings_back_what_is_deleted_for_good() {
+    let is_deep = std::env::var_os("REKINDLE_COLLECTION_STATES").is_some();
+    let sizes: &[(usize, usize)] = if is_deep { &[(0, 1), (0, 2), (1, 1)] } else { &[(0, 1), (0, 2)] };
+    for (publishers, collectors) in sizes {
+        let start = World::new(*publishers, *collectors).with_undeletion();
+        let states = explore(start, None).unwrap_or_else(|wrong| unreachable!("{wrong}"));
+        println!("an undeletion, {publishers} publishers, {collectors} collectors: {states} states hold");
+    }
+    for fault in UNDELETERS_FAULTS {
+        let found = explore(World::new(0, 1).with_undeletion(), Some(fault));
         println!("{fault:?}: {}", found.expect_err(&format!("{fault:?} is wrong")));
     }
 }

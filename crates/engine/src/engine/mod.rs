@@ -2,6 +2,7 @@
 
 mod collecting;
 mod counts;
+mod deleting;
 mod forgetting;
 mod learned;
 mod options;
@@ -17,7 +18,6 @@ use crate::budget::Budget;
 use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
 use crate::cache_limits::BoundedCache;
-use crate::catalog::CatalogError;
 use crate::collect::{CollectTimes, Collector};
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
@@ -25,7 +25,6 @@ use crate::geometry::GuestPages;
 use crate::identity::{DomainName, SnapshotId};
 use crate::key_ring::NoKeyOfDomain;
 use crate::life::{Background, Life, Work};
-use crate::lifecycle::SnapshotEvent;
 use crate::limits;
 use crate::lives::Lives;
 use crate::open::{OpenError, Openings, known_and_there, open};
@@ -52,6 +51,7 @@ use crate::verify::{Verification, verify};
 use crate::view::LiveView;
 use crate::working_sets::WorkingSets;
 
+pub use deleting::UndeleteError;
 pub use forgetting::ForgetError;
 pub use options::{CollectSchedule, EngineOptions};
 pub use transfer::{ExportError, ImportError, Transferred};
@@ -280,11 +280,6 @@ impl Engine {
         Ok(snapshot)
     }
 
-    /// True if a snapshot that was deleted here is still held.
-    fn is_being_deleted(&self, id: SnapshotId) -> bool {
-        lock(&self.deleting).get(&id).is_some_and(|snapshot| snapshot.strong_count() > 0)
-    }
-
     /// A known snapshot.
     pub fn snapshot(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
         lock(&self.known).get(&id).cloned()
@@ -313,25 +308,6 @@ impl Engine {
     pub fn end_replay(&self) {
         self.deleted.origins_are_had();
         self.deleted.let_go(&self.snapshots());
-    }
-
-    /// Deletes a snapshot, for good once this has returned. Sandboxes that run from it go on, and children keep their
-    /// pages.
-    pub fn delete(&self, snapshot: &Arc<Snapshot>) -> Result<(), CatalogError> {
-        if let Some(records) = &self.background.records {
-            records.deleted(snapshot.id())?;
-        }
-        let mut deleting = lock(&self.deleting);
-        deleting.retain(|_, snapshot| snapshot.strong_count() > 0);
-        deleting.insert(snapshot.id(), Arc::downgrade(snapshot));
-        drop(deleting);
-        self.deleted.hold(Arc::clone(snapshot));
-        lock(&self.known).remove(&snapshot.id());
-        let asked = snapshot.record(SnapshotEvent::Deleted);
-        self.background.watcher.changed(snapshot);
-        self.begin_life(snapshot, Work::asked(asked, snapshot, Work::Nothing));
-        self.deleted.let_go(&self.snapshots());
-        Ok(())
     }
 
     /// Publishes again the snapshots that the store lacks, if it was accepted in place of the store that had them.

@@ -10,20 +10,21 @@ use crate::identity::SnapshotId;
 use crate::life::Work;
 use crate::lifecycle::SnapshotEvent;
 use crate::snapshot::Snapshot;
+use crate::withdrawal::Withdrawal;
 
 /// Snapshots restored so far.
 pub(super) struct Made {
     pub(super) all: HashMap<SnapshotId, Arc<Snapshot>>,
     pub(super) lost: HashSet<SnapshotId>,
     pub(super) undecided: HashSet<SnapshotId>,
-    pub(super) deletions: HashSet<SnapshotId>,
+    pub(super) deletions: HashMap<SnapshotId, Option<Withdrawal>>,
     /// The snapshots that were undecided until now.
     pub(super) before: HashMap<SnapshotId, Arc<Snapshot>>,
     pub(super) replayed: Replayed,
 }
 
 impl Made {
-    pub(super) fn new(deletions: HashSet<SnapshotId>) -> Self {
+    pub(super) fn new(deletions: HashMap<SnapshotId, Option<Withdrawal>>) -> Self {
         Self {
             all: HashMap::new(),
             lost: HashSet::new(),
@@ -76,11 +77,12 @@ impl Made {
 
     /// Marks a snapshot as deleted if it is recorded so; true if it is.
     fn delete_again(&self, snapshot: &Snapshot) -> bool {
-        let is_deleted = self.deletions.contains(&snapshot.id());
-        if is_deleted {
-            snapshot.record(SnapshotEvent::Deleted);
+        let Some(withdrawal) = self.deletions.get(&snapshot.id()) else { return false };
+        if let Some(withdrawal) = withdrawal {
+            snapshot.withdrawal.set(*withdrawal).ok();
         }
-        is_deleted
+        snapshot.record(SnapshotEvent::Deleted);
+        true
     }
 
     /// Adds a snapshot, with the captures of its seal. If it was undecided before, the existing handle takes over the

@@ -123,7 +123,7 @@ impl Replaying<'_> {
     pub(crate) fn decide(&self, there: &[Arc<Snapshot>]) -> Result<Replayed, ReplayError> {
         let (undecided, decided): (Vec<_>, Vec<_>) =
             there.iter().cloned().partition(|snapshot| snapshot.is_undecided());
-        let mut made = Made::new(HashSet::new());
+        let mut made = Made::new(HashMap::new());
         made.before = undecided.into_iter().map(|snapshot| (snapshot.id(), snapshot)).collect();
         made.undecided = made.before.keys().copied().collect();
         for snapshot in decided {

@@ -6,7 +6,7 @@ mod waits;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use crate::records::Records;
 use crate::snapshot_record::SealFacts;
 use crate::sync::{Condvar, Mutex, lock};
 use crate::view::LiveView;
+use crate::withdrawal::Withdrawal;
 use crate::working_set::Known;
 
 pub(crate) use progress::Lost;
@@ -48,6 +49,8 @@ pub struct Snapshot {
     parent: Weak<Self>,
     working_set: Known,
     editions: Editions,
+    /// Its deletion, if that can be undone; set before it is recorded.
+    pub(crate) withdrawal: OnceLock<Withdrawal>,
     progress: Mutex<Progress>,
     /// Wakes the threads that wait for a change of the progress.
     changed: Condvar,
@@ -126,6 +129,7 @@ impl Snapshot {
             parent: Weak::new(),
             working_set: Known::new(),
             editions: Editions::new(),
+            withdrawal: OnceLock::new(),
             progress: Mutex::new(progress),
             changed: Condvar::new(),
             news: Notify::new(),

@@ -1,4 +1,4 @@
-//! `rekindle delete` and `rekindle stop`, which cannot be undone and ask for confirmation first, and `rekindle forget`.
+//! `rekindle delete` and `rekindle stop`, which ask for confirmation first, `rekindle undelete` and `rekindle forget`.
 
 use anyhow::bail;
 use clap::Args;
@@ -8,6 +8,7 @@ use super::confirm::confirmed;
 use super::failure::sentence;
 use super::selection::{Selection, has_guest};
 use super::session::Session;
+use super::shown;
 use super::status::Status;
 use super::target::{Target, sandbox_title, snapshot_title};
 
@@ -19,6 +20,18 @@ pub struct EndArguments {
     /// Do not ask first
     #[arg(long, short)]
     yes: bool,
+}
+
+/// The snapshots to bring back.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = "\
+A snapshot of the store that was deleted while the setting undelete_window was more than 0s can be brought back for that time, \
+by any node of the store. `rekindle list --deleted` lists these snapshots. One that was not in the store yet when it was \
+deleted is gone at once.")]
+pub struct UndeleteArguments {
+    /// Snapshots to bring back: ids, or unique beginnings or ends of ids
+    #[arg(required = true, value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
 }
 
 /// The snapshots to forget.
@@ -48,13 +61,31 @@ pub fn run(session: &Session, arguments: &EndArguments) -> anyhow::Result<Status
             client.remove_sandbox(&id)?;
             return Ok((said, format!("{} is deleted", target.title())));
         };
-        let used_by = client.delete_snapshot(&id)?.used_by;
-        if !used_by.is_empty() {
-            let nodes: Vec<String> = used_by.iter().map(ToString::to_string).collect();
+        let deleted = client.delete_snapshot(&id)?;
+        if !deleted.used_by.is_empty() {
+            let nodes: Vec<String> = deleted.used_by.iter().map(ToString::to_string).collect();
             let nodes = nodes.join(", ");
             session.output.note(&format!("sandboxes run from it on other nodes, and go on: {nodes}"));
         }
-        Ok((said, format!("{} is deleted", target.title())))
+        let title = target.title();
+        let Some(seconds) = deleted.undelete_seconds else {
+            return Ok((said, format!("{title} is deleted")));
+        };
+        let said = json!({ "kind": target.kind(), "id": id, "undelete_seconds": seconds });
+        let time = shown::age(0, seconds.saturating_mul(1000));
+        Ok((
+            said,
+            format!("{title} is deleted; `rekindle undelete {id}` brings it back, for at least {time}"),
+        ))
+    })
+}
+
+/// Brings deleted snapshots back. They are no targets of other commands, so each is looked for by the daemon.
+pub fn undelete(session: &Session, arguments: &UndeleteArguments) -> anyhow::Result<Status> {
+    let client = session.client()?;
+    do_each(session, "undeleted", &arguments.snapshots, |reference| {
+        let back = client.undelete_snapshot(reference)?;
+        Ok((json!({ "id": back.id }), format!("{} is back", snapshot_title(&back))))
     })
 }
 

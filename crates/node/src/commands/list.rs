@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use rekindle_api::client::Client;
 use rekindle_api::types::{
-    LabelFilter, Labels, Sandbox, SandboxState, Snapshot, SnapshotState, StoredSnapshot,
+    LabelFilter, Labels, Sandbox, SandboxState, Snapshot, SnapshotState, StoredSnapshot, WithdrawnSnapshot,
 };
 use rekindle_engine::identity::DomainName;
 use serde::Serialize;
@@ -31,6 +31,9 @@ pub struct ListArguments {
     /// List the snapshots that the store has, whichever node published them
     #[arg(long, conflicts_with = "labels")]
     store: bool,
+    /// List the deleted snapshots of the store that `rekindle undelete` can bring back
+    #[arg(long, conflicts_with_all = ["labels", "store"])]
+    deleted: bool,
     /// Print ids only, whole, one a line
     #[arg(long, short)]
     quiet: bool,
@@ -61,6 +64,9 @@ pub struct Listed {
     /// The snapshots in the store, if asked for instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stored: Option<Vec<StoredSnapshot>>,
+    /// The deleted snapshots that can be brought back, if asked for instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<Vec<WithdrawnSnapshot>>,
 }
 
 /// Everything that a reference may mean, and how each is called in a table.
@@ -82,6 +88,9 @@ pub fn run(session: &Session, arguments: &ListArguments) -> anyhow::Result<Statu
         let listed = arguments.listed(&client)?;
         let stored = listed.stored.unwrap_or_default();
         super::output::write(&stored_to_text(&stored, session.output, shown::now_ms()))?;
+    } else if arguments.deleted {
+        let deleted = arguments.listed(&client)?.deleted.unwrap_or_default();
+        super::output::write(&deleted_to_text(&deleted, session.output, shown::now_ms()))?;
     } else {
         let known = Known::new(client.all_sandboxes(&[])?, client.all_snapshots(&[])?);
         super::output::write(&arguments.to_text(&known, session.output, shown::now_ms()))?;
@@ -93,11 +102,16 @@ impl ListArguments {
     /// The things asked for.
     fn listed(&self, client: &Client) -> anyhow::Result<Listed> {
         let mut listed = Listed::default();
-        if self.store {
+        if self.deleted || self.store {
+            let switch = if self.store { "--store" } else { "--deleted" };
             anyhow::ensure!(
                 self.which != Which::Sandboxes,
-                "the store has no sandboxes: give `snapshots`, or leave --store out"
+                "the store has no sandboxes: give `snapshots`, or leave {switch} out"
             );
+            if self.deleted {
+                listed.deleted = Some(client.withdrawn_snapshots()?);
+                return Ok(listed);
+            }
             listed.stored = Some(client.stored_snapshots()?);
             return Ok(listed);
         }
@@ -154,7 +168,9 @@ impl Listed {
     fn ids(&self) -> impl Iterator<Item = &Uuid> {
         let sandboxes = self.sandboxes.iter().flatten().map(|sandbox| &sandbox.id);
         let snapshots = self.snapshots.iter().flatten().map(|snapshot| &snapshot.id);
-        sandboxes.chain(snapshots).chain(self.stored.iter().flatten().map(|stored| &stored.id))
+        let stored = self.stored.iter().flatten().map(|stored| &stored.id);
+        let deleted = self.deleted.iter().flatten().map(|deleted| &deleted.id);
+        sandboxes.chain(snapshots).chain(stored).chain(deleted)
     }
 }
 
@@ -177,6 +193,34 @@ fn stored_to_text(stored: &[StoredSnapshot], output: Output, now_ms: u64) -> Str
             name_or_dash(stored.name.as_deref()),
             if stored.is_known { "yes".into() } else { Word::from("no").tone(Tone::Faint) },
             format!("{} ago", shown::age(stored.stored_unix_ms, now_ms)).into(),
+        ]);
+    }
+    rows.to_text(output)
+}
+
+/// A table of deleted snapshots that can be brought back, as of `now_ms`.
+fn deleted_to_text(deleted: &[WithdrawnSnapshot], output: Output, now_ms: u64) -> String {
+    if deleted.is_empty() {
+        return "No deleted snapshot can be brought back. The setting undelete_window says for how long one can.\n"
+            .to_owned();
+    }
+    let short = ShortIds::new(deleted.iter().map(|deleted| &deleted.id), []);
+    let mut rows = Rows::of_columns([
+        Column::new("SNAPSHOT"),
+        Column::new("DELETED"),
+        Column::new("CAN BE BROUGHT BACK"),
+        Column::new("BY NODE").left_out(1),
+    ]);
+    for deleted in deleted {
+        let left = deleted.until_unix_ms.saturating_sub(now_ms);
+        rows.add([
+            short.of(&deleted.id).into(),
+            format!("{} ago", shown::age(deleted.deleted_unix_ms, now_ms)).into(),
+            match left {
+                0 => "until the next collection".into(),
+                _ => format!("for {} at least", shown::age(now_ms, deleted.until_unix_ms)).into(),
+            },
+            name_or_dash(deleted.deleted_by.as_deref()),
         ]);
     }
     rows.to_text(output)

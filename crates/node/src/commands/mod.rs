@@ -43,7 +43,7 @@ use clap::{Parser, Subcommand};
 
 use catalog::CatalogArguments;
 use console::ConsoleArguments;
-use delete::{EndArguments, ForgetArguments};
+use delete::{EndArguments, ForgetArguments, UndeleteArguments};
 use demo::arguments::DemoArguments;
 use doctor::DoctorArguments;
 use drain::DrainArguments;
@@ -136,6 +136,8 @@ pub enum Command {
     Stop(EndArguments),
     /// Delete sandboxes and snapshots, for all nodes
     Delete(EndArguments),
+    /// Bring deleted snapshots back, for all nodes
+    Undelete(UndeleteArguments),
     /// Forget snapshots on this node; they stay in the store
     Forget(ForgetArguments),
     /// Delete from the store what no snapshot and no node needs
@@ -197,6 +199,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Console(arguments) => console::run(&session, arguments),
         Command::Stop(arguments) => delete::stop(&session, arguments),
         Command::Delete(arguments) => delete::run(&session, arguments),
+        Command::Undelete(arguments) => delete::undelete(&session, arguments),
         Command::Forget(arguments) => delete::forget(&session, arguments),
         Command::Gc(arguments) => gc::run(&session, arguments),
         Command::Drain(arguments) => drain::run(&session, arguments),

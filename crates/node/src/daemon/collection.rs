@@ -72,6 +72,8 @@ fn verdict(judged: &Judged) -> ObjectVerdict {
         Verdict::Kept(Kept::Rooted) => (true, "a node publishes it, or a sandbox runs from it"),
         Verdict::Kept(Kept::Newest) => (true, "it is the newest manifest of its snapshot"),
         Verdict::Kept(Kept::OfSnapshot) => (true, "its snapshot is there"),
+        Verdict::Kept(Kept::Undeletable) => (true, "its snapshot can be brought back, or was"),
+        Verdict::Collected(Unneeded::WindowOver) => (false, "its snapshot can be brought back no more"),
         Verdict::Collected(Unneeded::Unnamed) => (false, "no snapshot names it, and no node uses it"),
         Verdict::Collected(Unneeded::Replaced) => (false, "a newer manifest of its snapshot is there"),
         Verdict::Collected(Unneeded::OfDeleted) => (false, "its snapshot is deleted"),

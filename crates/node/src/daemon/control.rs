@@ -8,6 +8,7 @@ use rekindle_api::types::{
     Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket,
     PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
     Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
+    WithdrawnSnapshotList,
 };
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -89,6 +90,10 @@ impl Control for Daemon {
         self.counted(self.snapshots.list_stored())
     }
 
+    fn withdrawn_snapshots(&self) -> Answer<WithdrawnSnapshotList> {
+        self.counted(self.snapshots.list_withdrawn())
+    }
+
     fn kept_snapshots(&self) -> Answer<Vec<KeptSnapshot>> {
         Ok(self.sandboxes().verdicts())
     }
@@ -115,8 +120,16 @@ impl Control for Daemon {
     }
 
     fn delete_snapshot(&self, reference: &Reference) -> Answer<DeletedSnapshot> {
-        let snapshot = self.counted(self.sandboxes().delete_snapshot(reference))?;
-        Ok(DeletedSnapshot { snapshot, used_by: self.host.engine.runners_elsewhere(snapshot.into()) })
+        let (snapshot, window) = self.counted(self.sandboxes().delete_snapshot(reference))?;
+        Ok(DeletedSnapshot {
+            snapshot,
+            used_by: self.host.engine.runners_elsewhere(snapshot.into()),
+            undelete_seconds: window.map(|window| window.as_secs()),
+        })
+    }
+
+    fn undelete_snapshot(&self, reference: &Reference) -> Answer<Snapshot> {
+        self.counted(self.snapshots.undelete(reference))
     }
 
     fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid> {

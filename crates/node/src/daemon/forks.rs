@@ -217,7 +217,7 @@ impl Sandboxes {
                 turn.show(record);
             }
             drop(turn);
-            self.delete_known(known)
+            self.delete_known(known).map(drop)
         };
         if let Err(error) = undone() {
             tracing::warn!(snapshot = %known.id(), %error, "the snapshot of a fork that failed stays");

@@ -44,7 +44,7 @@ impl Sandboxes {
     pub(super) fn delete_what_is_not_kept(&self) {
         for verdict in self.verdicts().into_iter().filter(|verdict| !verdict.kept) {
             match self.delete_snapshot(&verdict.snapshot.into()) {
-                Ok(id) => {
+                Ok((id, _)) => {
                     tracing::info!(snapshot = %id, reason = verdict.reason, "deleted by the setting `keep`")
                 }
                 Err(error) => {

@@ -2,6 +2,7 @@
 //! of its own; all of them share what is here.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rekindle_api::control::Answer;
 use rekindle_api::problem::{Code, Problem};
@@ -85,16 +86,16 @@ impl Sandboxes {
         self.registry.find(reference).map(|entry| entry.show())
     }
 
-    /// Deletes a snapshot; guests that are served from it go on.
+    /// Deletes a snapshot; guests that are served from it go on. The time for which it can be brought back, if it can.
     #[tracing::instrument(name = "delete", skip(self))]
-    pub(super) fn delete_snapshot(&self, reference: &Reference) -> Answer<Uuid> {
+    pub(super) fn delete_snapshot(&self, reference: &Reference) -> Answer<(Uuid, Option<Duration>)> {
         let known = self.snapshots.find(reference)?;
-        self.delete_known(&known)?;
-        Ok(known.id())
+        let window = self.delete_known(&known)?;
+        Ok((known.id(), window))
     }
 
     /// The same with a snapshot that was found.
-    pub(super) fn delete_known(&self, known: &Known) -> Answer<()> {
+    pub(super) fn delete_known(&self, known: &Known) -> Answer<Option<Duration>> {
         self.check_not_paused_in(known)?;
         self.snapshots.delete(known)
     }

@@ -8,7 +8,7 @@ use rekindle_api::limits;
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
     CreateSandbox, ListQuery, Name, PlacedLayer, Placement, Reference, Snapshot, SnapshotList, SnapshotState,
-    StoreVerification, StoreVerificationState, StoredSnapshotList, Verification,
+    StoreVerification, StoreVerificationState, StoredSnapshotList, Verification, WithdrawnSnapshotList,
 };
 use rekindle_engine::engine::ForgetError;
 use rekindle_engine::identity::SnapshotId;
@@ -194,12 +194,26 @@ impl Snapshots {
         u64::try_from(replay.captured + replay.sealed + replay.published).expect("they are in memory")
     }
 
-    /// Deletes a snapshot that no sandbox needs any more.
-    pub(super) fn delete(&self, known: &Known) -> Answer<()> {
-        self.host.engine.delete(&known.snapshot)?;
+    /// Deletes a snapshot that no sandbox needs any more. Returns the time for which it can be brought back, if it can.
+    pub(super) fn delete(&self, known: &Known) -> Answer<Option<Duration>> {
+        let window = self.host.settings().undelete_window;
+        let can_be_undone = self.host.engine.delete_undoably(&known.snapshot, window)?;
         let about = EventAbout { sandbox: known.about.sandbox, snapshot: Some(known.id()) };
         self.events.say("snapshot.deleted", about, None);
-        Ok(())
+        Ok(can_be_undone.then_some(window))
+    }
+
+    /// Brings a deleted snapshot back.
+    pub(super) fn undelete(&self, reference: &Reference) -> Answer<Snapshot> {
+        let known = stored::undelete(&self.host, &self.listed, reference)?;
+        let about = EventAbout { sandbox: known.about.sandbox, snapshot: Some(known.id()) };
+        self.events.say("snapshot.undeleted", about, None);
+        Ok(known.show())
+    }
+
+    /// The deleted snapshots of the store that can be brought back.
+    pub(super) fn list_withdrawn(&self) -> Answer<WithdrawnSnapshotList> {
+        stored::list_withdrawn(&self.host)
     }
 
     /// Forgets a snapshot of the store that nothing here uses.

@@ -20,7 +20,7 @@ pub const KEYS: [Key; OF_NODE.len() + OF_EDGES.len()] = {
 };
 
 /// Those of the node itself.
-const OF_NODE: [Key; 27] = [
+const OF_NODE: [Key; 28] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -199,6 +199,15 @@ const OF_NODE: [Key; 27] = [
         help: "Which snapshots are kept, such as \"newest 3 within 7d\"; others are deleted for all nodes",
         default: "everything",
         example: "[\"newest 3 within 7d\", \"tier=gold newest 100\"]",
+        reloads: true,
+    },
+    Key {
+        name: "undelete_window",
+        flag: "undelete-window",
+        value: "TIME",
+        help: "Time for which a deleted snapshot of the store can be brought back at least; 0 to delete for good at once",
+        default: "0s",
+        example: "\"7d\"",
         reloads: true,
     },
     Key {

@@ -90,6 +90,8 @@ pub struct Settings {
     pub collect_every: Duration,
     /// Time from a collection to its deletions.
     pub collect_probation: Duration,
+    /// Time for which a deleted snapshot can be brought back at least. Reloads.
+    pub undelete_window: Duration,
     /// Time without a sign of life after which a collection gives up the roots of another node.
     pub node_abandoned_after: Duration,
     /// Time that files set aside by a start are kept. Reloads.
@@ -241,6 +243,7 @@ impl Settings {
             serve_before_seal: read.value("serve_before_seal", &values::SWITCH, true)?,
             keep: read.value("keep", &values::KEEP, Vec::new())?,
             collect_every: read.value("collect_every", &values::TIME, COLLECT_EVERY)?,
+            undelete_window: read.value("undelete_window", &values::TIME, Duration::ZERO)?,
             collect_probation: read.value("collect_probation", &values::TIME, COLLECT_PROBATION)?,
             node_abandoned_after: read.value(
                 "node_abandoned_after",
@@ -322,6 +325,7 @@ impl Settings {
             prefault: newer.prefault,
             serve_before_seal: newer.serve_before_seal,
             keep: newer.keep.clone(),
+            undelete_window: newer.undelete_window,
             set_aside_kept: newer.set_aside_kept,
             log_level: newer.log_level.clone(),
             log_format: newer.log_format,

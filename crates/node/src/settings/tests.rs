@@ -294,6 +294,7 @@ fn a_reload_says_what_changed_and_what_of_it_can_change_now() {
             "prefault",
             "serve_before_seal",
             "keep",
+            "undelete_window",
             "set_aside_kept",
             "log_level",
             "log_format"

@@ -18,6 +18,7 @@ const COMMANDS: &[&str] = &[
     "tell",
     "stop",
     "delete",
+    "undelete",
     "forget",
     "gc",
     "drain",

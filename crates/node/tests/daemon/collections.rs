@@ -1,6 +1,7 @@
-//! Collections of a store that two nodes use.
+//! Collections of a store that two nodes use. `REKINDLE_COLLECTING_SECONDS` lets the two with kills go on for so long.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rekindle_api::types::{Accelerator, Board, Collect, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
@@ -9,6 +10,7 @@ use crate::machine_console::{have_qemu, tiny};
 use crate::support::{Node, files_in, program, rewrite};
 
 const AT_ONCE: Collect = Collect { dry_run: false, probation_ms: Some(0) };
+const DRY: Collect = Collect { dry_run: true, probation_ms: None };
 
 /// A node on the store of another one, with its keys.
 fn on_the_store_of(other: &Node) -> Node {
@@ -39,7 +41,8 @@ fn two_nodes_publish_delete_and_collect_in_one_store_with_kills_and_lose_nothing
     let mut second = on_the_store_of(&first);
     let store = first.place.store_directory();
     first.filled("a", 1);
-    for round in 0..2 {
+    let (begun, long) = (Instant::now(), seconds());
+    for round in (0..).take_while(|round| *round < 2 || begun.elapsed() < long) {
         let (base, child, guest) = (format!("base-{round}"), format!("child-{round}"), format!("b-{round}"));
         first.told("a").rewrite(rewrite(round)).expect("its guest rewrites a part of its memory");
         let made = first.pause("a", &base);
@@ -69,8 +72,28 @@ fn two_nodes_publish_delete_and_collect_in_one_store_with_kills_and_lose_nothing
         second.pause(&guest, &child);
         second.wait(&child, SnapshotState::Published);
         first.client.collect(&AT_ONCE).expect("the store is there");
-        let verified = second.client.verify_snapshot(&child).expect("it is there");
-        assert_eq!(verified.wrong_pages, 0);
+        let listed = second.client.all_snapshots(&[]).expect("it answers");
+        // The others were deleted by the first node.
+        let is_there = |name: &str| name.starts_with("child-");
+        for snapshot in listed.iter().filter(|snapshot| snapshot.name.as_deref().is_some_and(is_there)) {
+            let verified = second.client.verify_snapshot(&snapshot.id.to_string()).expect("it is there");
+            assert_eq!((verified.wrong_pages, verified.store.wrong_objects), (0, 0), "in round {round}");
+        }
+        first.eventually("every object being named by a manifest, a root or a list", || {
+            [&second, &first].iter().for_each(|node| {
+                node.client.collect(&AT_ONCE).expect("the store is there");
+            });
+            let judged = first.client.collect(&DRY).expect("the store is there");
+            judged.verdicts.iter().all(|verdict| verdict.kept)
+        });
+        // The second node deletes as well: what it published three rounds ago, and the guest of that.
+        if round >= 3 {
+            second.client.remove_sandbox(&format!("b-{}", round - 3)).expect("it is there");
+            second.client.delete_snapshot(&format!("child-{}", round - 3)).expect("it is there");
+        }
+        if long > Duration::ZERO {
+            eprintln!("round {round} is right, after {:.0} s", begun.elapsed().as_secs_f64());
+        }
     }
     [&first, &second].into_iter().for_each(remove_all);
     first.eventually("nothing being left", || {
@@ -81,8 +104,13 @@ fn two_nodes_publish_delete_and_collect_in_one_store_with_kills_and_lose_nothing
             .iter()
             .all(|place| names(&store, place).is_empty())
     });
-    let dry = Collect { dry_run: true, probation_ms: None };
-    assert_eq!(first.client.collect(&dry).expect("the store is there").objects, 0);
+    assert_eq!(first.client.collect(&DRY).expect("the store is there").objects, 0);
+}
+
+/// The time for which rounds go on, if it is asked for.
+fn seconds() -> Duration {
+    let asked = std::env::var("REKINDLE_COLLECTING_SECONDS").ok();
+    asked.map_or(Duration::ZERO, |asked| Duration::from_secs(asked.parse().expect("a number of seconds")))
 }
 
 /// Removes all sandboxes and snapshots of a node.

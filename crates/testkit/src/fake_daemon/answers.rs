@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
     ConsoleOutput, PageClasses, PlacedLayer, Sandbox, Snapshot, SnapshotState, SnapshotUsage,
-    StoreVerification, StoreVerificationState, StoredSnapshot, Verification,
+    StoreVerification, StoreVerificationState, StoredSnapshot, Verification, WithdrawnSnapshot,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -92,6 +92,20 @@ pub(super) fn layers(snapshot: &Snapshot) -> Vec<PlacedLayer> {
         return Vec::new();
     }
     vec![PlacedLayer { id: "a7".repeat(32), bytes: 1 << 28, local_bytes: 1 << 27, stored_bytes: None }]
+}
+
+/// Seconds for which a deleted snapshot can be brought back.
+pub(super) const UNDELETE_SECONDS: u64 = 3600;
+
+/// A deleted snapshot that can be brought back.
+pub(super) fn withdrawn(snapshot: &Snapshot) -> WithdrawnSnapshot {
+    let deleted_unix_ms = snapshot.created_unix_ms;
+    WithdrawnSnapshot {
+        id: snapshot.id,
+        deleted_by: Some("node-1".to_owned()),
+        deleted_unix_ms,
+        until_unix_ms: deleted_unix_ms + UNDELETE_SECONDS * 1000,
+    }
 }
 
 /// A snapshot that another node published.

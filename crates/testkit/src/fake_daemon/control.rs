@@ -10,7 +10,7 @@ use rekindle_api::types::{
     DeletedSnapshot, Drain, DrainNode, Event, FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot,
     Labels, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox,
     ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList, SnapshotState, SnapshotUsage,
-    StoredSnapshot, StoredSnapshotList, Usage, Verification, Version,
+    StoredSnapshot, StoredSnapshotList, Usage, Verification, Version, WithdrawnSnapshotList,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -164,6 +164,11 @@ impl Control for FakeDaemon {
         Ok(StoredSnapshotList { snapshots })
     }
 
+    fn withdrawn_snapshots(&self) -> Answer<WithdrawnSnapshotList> {
+        let kept = self.asked()?;
+        Ok(WithdrawnSnapshotList { snapshots: kept.withdrawn.values().map(answers::withdrawn).collect() })
+    }
+
     fn kept_snapshots(&self) -> Answer<Vec<KeptSnapshot>> {
         let kept = self.asked()?;
         let verdict = |snapshot: &Snapshot| KeptSnapshot {
@@ -231,15 +236,11 @@ impl Control for FakeDaemon {
     }
 
     fn delete_snapshot(&self, reference: &Reference) -> Answer<DeletedSnapshot> {
-        let mut kept = self.asked()?;
-        let id = kept.snapshot(reference)?.id;
-        let is_paused_in =
-            |sandbox: &Sandbox| sandbox.state == SandboxState::Paused && sandbox.snapshot == Some(id);
-        if kept.sandboxes.values().any(is_paused_in) {
-            return Err(Problem::new(Code::WrongState, "a sandbox is paused in it").snapshot(id.into()));
-        }
-        kept.snapshots.remove(&id);
-        Ok(DeletedSnapshot { snapshot: id, used_by: Vec::new() })
+        self.asked()?.delete_snapshot(reference)
+    }
+
+    fn undelete_snapshot(&self, reference: &Reference) -> Answer<Snapshot> {
+        self.asked()?.undelete_snapshot(reference)
     }
 
     fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid> {

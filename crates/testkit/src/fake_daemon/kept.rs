@@ -6,14 +6,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rekindle_api::control::{Answer, IdempotencyKey};
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
-    CreateSandbox, Drain, DrainedSandbox, Event, FaultSocket, Labels, ListQuery, MemoryBacking, Name,
-    NameOfSeveral, PageLimit, Sandbox, SandboxCount, SandboxList, SandboxState, Snapshot, SnapshotState,
-    VmmKind, Volume,
+    CreateSandbox, DeletedSnapshot, Drain, DrainedSandbox, Event, FaultSocket, Labels, ListQuery,
+    MemoryBacking, Name, NameOfSeveral, PageLimit, Reference, Sandbox, SandboxCount, SandboxList,
+    SandboxState, Snapshot, SnapshotState, VmmKind, Volume,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
+
+use super::answers;
 
 /// Process of a guest from its beginning, and after it was resumed.
 const FIRST_PID: u32 = 4711;
@@ -24,6 +26,8 @@ pub(super) const DRAINED: &str = "a drain of this node paused it";
 
 #[derive(Debug, Default)]
 pub(super) struct Kept {
+    /// Deleted snapshots that can be brought back.
+    pub(super) withdrawn: BTreeMap<Uuid, Snapshot>,
     pub(super) sandboxes: BTreeMap<Uuid, Sandbox>,
     pub(super) snapshots: BTreeMap<Uuid, Snapshot>,
     pub(super) sockets: BTreeMap<Uuid, FaultSocket>,
@@ -49,6 +53,29 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    /// Deletes a snapshot that no sandbox is paused in.
+    pub(super) fn delete_snapshot(&mut self, reference: &Reference) -> Answer<DeletedSnapshot> {
+        let id = self.snapshot(reference)?.id;
+        let is_paused_in =
+            |sandbox: &Sandbox| sandbox.state == SandboxState::Paused && sandbox.snapshot == Some(id);
+        if self.sandboxes.values().any(is_paused_in) {
+            return Err(Problem::new(Code::WrongState, "a sandbox is paused in it").snapshot(id.into()));
+        }
+        let deleted = self.snapshots.remove(&id).filter(|of| of.state == SnapshotState::Published);
+        let undelete_seconds = deleted.is_some().then_some(answers::UNDELETE_SECONDS);
+        self.withdrawn.extend(deleted.map(|deleted| (id, deleted)));
+        Ok(DeletedSnapshot { snapshot: id, used_by: Vec::new(), undelete_seconds })
+    }
+
+    /// Brings a deleted snapshot back.
+    pub(super) fn undelete_snapshot(&mut self, reference: &Reference) -> Answer<Snapshot> {
+        let id = Uuid::try_parse(reference).ok().filter(|id| self.withdrawn.contains_key(id));
+        let id = id.ok_or_else(|| Problem::new(Code::NotFound, format!("{reference} is not deleted")))?;
+        let back = self.withdrawn.remove(&id).expect("it was just there");
+        self.snapshots.insert(id, back.clone());
+        Ok(back)
+    }
+
     /// Ids as a daemon of long ago would have made them, a millisecond apart.
     pub(super) fn next_id(&mut self) -> Uuid {
         self.ids_made += 1;

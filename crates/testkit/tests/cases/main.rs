@@ -14,6 +14,7 @@ mod roots;
 mod run_roots;
 mod starts;
 mod store;
+mod undeletion;
 mod window;
 mod wrong_bytes;
 

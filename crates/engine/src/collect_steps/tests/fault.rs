@@ -33,6 +33,18 @@ pub(super) enum Fault {
     ReaderReadsNoLists,
     /// Readers do not ask whether a copy is there.
     ReaderSeesNothing,
+    /// Undeleters say that a deletion is undone after they read the lists.
+    UndoneAfterLists,
+    /// Undeleters do not read condemned lists.
+    UndeleterReadsNoLists,
+    /// Undeleters do not ask for a tombstone.
+    UndeleterLooksForNoTombstone,
+    /// Undeleters ask for a tombstone before they read the lists.
+    TombstoneBeforeLists,
+    /// Undeleters take the sign of the deletion away.
+    SignTakenAway,
+    /// Collectors put no tombstone when the window has passed, and delete the manifest.
+    NoTombstoneAtEnd,
 }
 
 pub(super) const FAULTS: [Fault; 12] = [
@@ -48,6 +60,18 @@ pub(super) const FAULTS: [Fault; 12] = [
     Fault::NoTombstone,
     Fault::RootInsteadOfTombstone,
     Fault::TombstoneAfterRoot,
+];
+
+/// Those that need an undeletion.
+pub(super) const UNDELETERS_FAULTS: [Fault; 8] = [
+    Fault::UndoneAfterLists,
+    Fault::UndeleterReadsNoLists,
+    Fault::UndeleterLooksForNoTombstone,
+    Fault::TombstoneBeforeLists,
+    Fault::SignTakenAway,
+    Fault::NoTombstoneAtEnd,
+    Fault::NoSecondLook,
+    Fault::ListGoesFirst,
 ];
 
 /// Those that need a reader.

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
+use super::collecting::Collector;
 use super::fault::Fault;
-use crate::collect_steps::{CollectStep, Look, Manifests, Pass, Phase};
+use super::undeletion::Undeletion;
+use crate::collect_steps::{Manifests, Pass};
 use crate::collectable::{Collectable, LayerCopy};
 use crate::condemned::Condemned;
 use crate::identity::{LayerId, SnapshotId};
@@ -16,22 +18,24 @@ use crate::root::{Cause, Root};
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct World {
-    copies: BTreeSet<LayerCopy>,
+    pub(super) copies: BTreeSet<LayerCopy>,
     /// Those that are in the store, each with the copy that it names.
-    manifests: BTreeMap<(SnapshotId, Edition), LayerCopy>,
+    pub(super) manifests: BTreeMap<(SnapshotId, Edition), LayerCopy>,
     /// By the number of their publisher.
-    roots: BTreeMap<usize, Root>,
+    pub(super) roots: BTreeMap<usize, Root>,
     /// By the number of their collector.
-    lists: BTreeMap<usize, Condemned>,
-    tombstones: BTreeSet<SnapshotId>,
+    pub(super) lists: BTreeMap<usize, Condemned>,
+    pub(super) tombstones: BTreeSet<SnapshotId>,
     /// Puts that may land later.
-    open_puts: BTreeSet<(SnapshotId, Edition, LayerCopy)>,
+    pub(super) open_puts: BTreeSet<(SnapshotId, Edition, LayerCopy)>,
     publishers: Vec<Publisher>,
-    collectors: Vec<Collector>,
+    pub(super) collectors: Vec<Collector>,
     /// A node that runs a sandbox from the first snapshot, until it ends.
     reader: Option<Reader>,
     /// Steps that the deleter of the first manifest has done.
     deleter: usize,
+    /// The deletion of the first snapshot can be undone, and somebody does so, instead.
+    pub(super) undeletion: Option<Undeletion>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -64,30 +68,19 @@ struct Reader {
     is_root_withheld: bool,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-enum Collector {
-    At(Pass),
-    /// It ended. Its next start takes a list away of which nothing was deleted, and else deletes what was to be deleted.
-    Ended {
-        doomed: Option<BTreeSet<Collectable>>,
-    },
-    /// It has listed manifests and not yet roots: for one fault only.
-    Swapped(Pass, Manifests),
-}
-
 const LAYER: LayerId = LayerId::from_bytes([1; 32]);
 
-fn snapshot(number: usize) -> SnapshotId {
+pub(super) fn snapshot(number: usize) -> SnapshotId {
     SnapshotId::from_bytes([u8::try_from(number).expect("they are few"); 16])
 }
 
-fn copy_by(number: usize, upload: u128) -> LayerCopy {
+pub(super) fn copy_by(number: usize, upload: u128) -> LayerCopy {
     let object = ObjectName { publisher: snapshot(number), upload: Uuid::from_u128(upload) };
     LayerCopy { layer: LAYER, object }
 }
 
 /// The snapshot whose manifest names the old copy.
-const FIRST: usize = 0;
+pub(super) const FIRST: usize = 0;
 
 impl World {
     pub(super) fn new(publishers: usize, collectors: usize) -> Self {
@@ -113,6 +106,7 @@ impl World {
             collectors: vec![Collector::At(Pass::new()); collectors],
             reader: None,
             deleter: 0,
+            undeletion: None,
         }
     }
 
@@ -124,8 +118,11 @@ impl World {
     }
 
     /// The manifests that count.
-    fn counted(&self) -> Manifests {
+    pub(super) fn counted(&self) -> Manifests {
         let mut counted = Manifests::default();
+        if let Some(undeletion) = &self.undeletion {
+            undeletion.add_to(&mut counted, self.tombstones.contains(&snapshot(FIRST)));
+        }
         let mut newest = BTreeMap::new();
         for ((snapshot, edition), copy) in &self.manifests {
             if !self.tombstones.contains(snapshot) {
@@ -139,10 +136,11 @@ impl World {
         counted
     }
 
-    fn objects(&self) -> Vec<Collectable> {
+    pub(super) fn objects(&self) -> Vec<Collectable> {
         let copies = self.copies.iter().copied().map(Collectable::Layer);
         let manifests = self.manifests.keys().map(|(id, edition)| Collectable::Manifest(*id, Some(*edition)));
-        copies.chain(manifests).collect()
+        let signs = self.undeletion.iter().flat_map(Undeletion::objects);
+        copies.chain(manifests).chain(signs).collect()
     }
 
     fn condemned(&self) -> BTreeSet<LayerCopy> {
@@ -165,6 +163,9 @@ impl World {
         if !counted.named.is_subset(&self.copies) {
             return Some("a manifest that counts names a copy that is deleted");
         }
+        if self.undeletion.as_ref().is_some_and(|undeletion| undeletion.is_broken(self)) {
+            return Some("a snapshot that was brought back is gone");
+        }
         if self.reader.as_ref().is_some_and(|reader| reader.is_misled(&self.copies)) {
             return Some("a copy is deleted that a sandbox reads");
         }
@@ -185,7 +186,9 @@ impl World {
             world.manifests.insert((*id, *edition), *copy);
             next.push((format!("a manifest of {id} lands late"), world));
         }
-        if let Some(step) = delete_step(self.deleter, fault) {
+        if let Some(undeletion) = &self.undeletion {
+            undeletion.steps(self, fault, &mut next);
+        } else if let Some(step) = delete_step(self.deleter, fault) {
             let mut world = self.clone();
             world.delete(snapshot(FIRST), None, step, fault);
             world.deleter += 1;
@@ -369,103 +372,6 @@ impl World {
             publisher.doing = Doing::Delete(0);
         }
         next.push((format!("publisher {at} puts edition {edition:?} and has no answer"), put));
-    }
-
-    fn collector_steps(&self, at: usize, fault: Option<Fault>, next: &mut Vec<(String, Self)>) {
-        let pass = match &self.collectors[at] {
-            Collector::Ended { doomed: Some(doomed) } => {
-                let pass = Pass::of_doomed(doomed.clone());
-                return next.push((format!("collector {at} goes on"), self.collecting(at, pass)));
-            }
-            Collector::Ended { doomed: None } => {
-                if self.lists.contains_key(&at) {
-                    let mut world = self.clone();
-                    world.lists.remove(&at);
-                    next.push((format!("the list of collector {at}, which ended, goes"), world));
-                }
-                return;
-            }
-            Collector::Swapped(pass, manifests) => {
-                let roots = self.roots.values().cloned().collect();
-                let pass = pass.clone().roots(roots).manifests(manifests.clone());
-                return next
-                    .push((format!("collector {at}: roots, after manifests"), self.collecting(at, pass)));
-            }
-            Collector::At(pass) => pass,
-        };
-        let step = pass.next();
-        if step == CollectStep::Done {
-            return;
-        }
-        if *pass != Pass::new() {
-            let mut world = self.clone();
-            world.collectors[at] = Collector::Ended { doomed: pass.doomed().cloned() };
-            next.push((format!("collector {at} ends"), world));
-        }
-        next.push((format!("collector {at}: {step:?}"), self.collect(at, pass.clone(), step, fault)));
-    }
-
-    /// The world after a step of a collector.
-    fn collect(&self, at: usize, pass: Pass, step: CollectStep, fault: Option<Fault>) -> Self {
-        let is_second_look = matches!(&pass.0, Phase::Roots(Look::Second(_)));
-        match step {
-            CollectStep::ListRoots if is_second_look && fault == Some(Fault::NoSecondLook) => {
-                self.collecting(at, pass.roots(Vec::new()).manifests(Manifests::default()))
-            }
-            CollectStep::ListRoots if fault == Some(Fault::ManifestsBeforeRoots) => {
-                let mut world = self.clone();
-                world.collectors[at] = Collector::Swapped(pass, self.counted());
-                world
-            }
-            CollectStep::ListRoots => {
-                let roots = self.roots.values().cloned().collect();
-                self.collecting(at, pass.roots(roots))
-            }
-            CollectStep::ListManifests => {
-                let pass = pass.manifests(self.counted());
-                let mut world = self.clone();
-                if let (Some(doomed), Some(Fault::ListAfterSecondLook)) = (pass.doomed(), fault) {
-                    world.lists.insert(at, Condemned(doomed.clone()));
-                }
-                world.collecting(at, pass)
-            }
-            CollectStep::ListObjects => self.collecting(at, pass.objects(self.objects(), usize::MAX)),
-            CollectStep::PutList(list) => {
-                let mut world = self.clone();
-                if fault != Some(Fault::ListAfterSecondLook) {
-                    world.lists.insert(at, list);
-                }
-                world.collecting(at, pass.list_put())
-            }
-            CollectStep::Delete(_) if fault == Some(Fault::ListGoesFirst) && self.lists.contains_key(&at) => {
-                let mut world = self.clone();
-                world.lists.remove(&at);
-                world
-            }
-            CollectStep::Delete(object) => {
-                let mut world = self.clone();
-                match object {
-                    Collectable::Layer(copy) => drop(world.copies.remove(&copy)),
-                    Collectable::Manifest(id, edition) => {
-                        world.manifests.remove(&(id, edition.expect("all have one here")));
-                    }
-                    Collectable::WorkingSet(..) => unreachable!("there are none here"),
-                }
-                world.collecting(at, pass.deleted(&object))
-            }
-            CollectStep::TakeListAway => {
-                let mut world = self.clone();
-                world.lists.remove(&at);
-                world.collecting(at, pass.list_taken_away())
-            }
-            CollectStep::Done => unreachable!("it has no step"),
-        }
-    }
-
-    fn collecting(&self, at: usize, pass: Pass) -> Self {
-        let mut world = self.clone();
-        world.collectors[at] = Collector::At(pass);
-        world
     }
 }
 

@@ -194,19 +194,35 @@ impl Findings {
         Check::ok(HABITS, found)
     }
 
-    /// Facts about what a service keeps after a deletion.
+    /// The bytes that a service keeps and charges for although no list shows them, as far as that can be seen, and the
+    /// question to an administrator about the rest: it takes rights that the daemon has no other use for.
     fn kept_for(&self, store: &StoreLocation) -> String {
-        let versions = match store {
-            StoreLocation::Directory(_) => return String::new(),
-            StoreLocation::Bucket(_) if !is_s3(store) => {
-                "whether deleted objects are kept cannot be asked here"
+        let StoreLocation::Bucket(url) = store else { return String::new() };
+        let bucket = url.bucket();
+        match url.service() {
+            Service::S3 => {
+                let (versions, and_versions) = if self.is_versioned {
+                    ("versioning is on, so deleted objects are kept", ", and NoncurrentVersionExpiration")
+                } else {
+                    ("versioning is off", "")
+                };
+                format!(
+                    "; {versions}; its lifecycle rules cannot be read here: an administrator sees with `aws s3api \
+                     get-bucket-lifecycle-configuration --bucket {bucket}` whether one has \
+                     AbortIncompleteMultipartUpload{and_versions}"
+                )
             }
-            StoreLocation::Bucket(_) if self.is_versioned => "versioning is on, so deleted objects are kept",
-            StoreLocation::Bucket(_) => "versioning is off",
-        };
-        format!(
-            "; {versions}; whether a lifecycle rule removes unfinished uploads cannot be asked here: see that one does"
-        )
+            Service::Gcs => format!(
+                "; its rules cannot be read here: an administrator sees with `gcloud storage buckets describe \
+                 gs://{bucket}` whether one has AbortIncompleteMultipartUpload, and whether versioning or a soft delete \
+                 policy keeps deleted objects"
+            ),
+            Service::Azure => format!(
+                "; unfinished uploads go by themselves within a week; whether deleted blobs of container {bucket} are \
+                 kept cannot be read here: an administrator sees with `az storage account blob-service-properties \
+                 show` whether versioning or a delete retention policy is on"
+            ),
+        }
     }
 }
 
@@ -271,7 +287,18 @@ mod tests {
         let habits = findings.habits(&bucket("s3://b"));
         assert!(habits.advice.is_some_and(|advice| advice.contains("lifecycle rule")));
         let habits = findings.habits(&bucket("gs://b"));
-        assert!(habits.advice.is_none() && habits.found.contains("cannot be asked here"), "{habits:?}");
+        assert!(
+            habits.advice.is_none() && habits.found.contains("gcloud storage buckets describe gs://b"),
+            "{habits:?}"
+        );
+        let habits = findings.habits(&bucket("az://c"));
+        assert!(habits.advice.is_none() && habits.found.contains("delete retention policy"), "{habits:?}");
+        for (is_versioned, rules) in
+            [(true, "Upload, and NoncurrentVersionExpiration"), (false, "AbortIncompleteMultipartUpload")]
+        {
+            let habits = Findings { is_versioned, ..findings.clone() }.habits(&bucket("s3://b"));
+            assert!(habits.found.contains("--bucket b") && habits.found.ends_with(rules), "{habits:?}");
+        }
         let habits = findings.habits(&StoreLocation::Directory("/srv".into()));
         assert!(!habits.found.contains("lifecycle"), "{habits:?}");
     }

@@ -20,6 +20,7 @@ pub(super) const PART_BYTES: [usize; 2] = [5 << 20, 1 << 20];
 const READS: usize = 5;
 
 /// Facts about a store that was tried.
+#[derive(Clone)]
 pub(super) struct Findings {
     pub(super) write_time: Duration,
     pub(super) first_byte: Duration,

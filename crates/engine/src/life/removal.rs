@@ -1,0 +1,30 @@
+//! The end of a snapshot's life: it is removed from the store.
+
+use super::Life;
+use crate::publish::PublishError;
+use crate::publish_steps::DeleteStep;
+
+impl Life {
+    /// Deletes the snapshot, or puts the sign that it is deleted if that can be undone.
+    pub(super) async fn delete(&self) -> Result<(), PublishError> {
+        let (store, id) = (self.background.store(), self.snapshot.id());
+        if let Some(withdrawal) = self.snapshot.withdrawal.get()
+            && store.withdraw(id, *withdrawal).await?
+        {
+            return Ok(());
+        }
+        let last = self.snapshot.editions().last();
+        for step in DeleteStep::ALL {
+            match step {
+                DeleteStep::PutTombstone => store.put_tombstone(id).await?,
+                DeleteStep::DeleteManifests => store.delete_manifest(id, last).await?,
+                DeleteStep::TakeRootsAway => self.background.publisher.roots.take_away(store, id).await?,
+            }
+        }
+        store.delete_working_sets(id).await?;
+        match self.snapshot.named_now() {
+            Some(named) => self.background.publisher.give_up_uploads(&named).await,
+            None => Ok(()),
+        }
+    }
+}
