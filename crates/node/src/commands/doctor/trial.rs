@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 use uuid::Uuid;
 
 /// Longest time of each step that is tried on the store.
@@ -77,7 +77,20 @@ impl<'a> Trial<'a> {
         // The request itself, and a resolution of a second.
         let apart = there.saturating_sub(here);
         let slack = i64::try_from(begun.elapsed().as_secs()).unwrap_or(0) + 1;
-        Ok((write_time, put.version.is_some(), if apart.abs() <= slack { 0 } else { apart }))
+        let is_versioned = match put.version {
+            Some(version) => self.keeps(version).await?,
+            None => false,
+        };
+        Ok((write_time, is_versioned, if apart.abs() <= slack { 0 } else { apart }))
+    }
+
+    /// True if a version of the small object is still there once the object is written again: some services name versions
+    /// that they do not keep.
+    async fn keeps(&self, version: String) -> anyhow::Result<bool> {
+        self.objects.put(&self.small, PutPayload::from_static(CONTENT)).await?;
+        let options = GetOptions { version: Some(version.clone()), head: true, ..GetOptions::default() };
+        let found = self.objects.get_opts(&self.small, options).await;
+        Ok(found.is_ok_and(|found| found.meta.version == Some(version)))
     }
 
     async fn read(&self) -> anyhow::Result<Duration> {
