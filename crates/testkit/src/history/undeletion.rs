@@ -80,9 +80,9 @@ impl History {
         match done {
             Ok(()) => {}
             Err(UndeleteError::Gone(_)) if withdrawn.is_short => return Ok(()),
-            // The deletion of a process that has ended may never have reached the store.
-            Err(UndeleteError::NotDeleted) if !self.are_deletions_known() => return Ok(()),
-            Err(UndeleteError::InUse) => {
+            // Its deletion has not reached the store yet, or what was deleted is still used here. Without a catalog the
+            // deletion of a process that has ended never comes.
+            Err(UndeleteError::NotDeleted | UndeleteError::InUse) => {
                 self.withdrawn.push(withdrawn);
                 return Ok(());
             }
