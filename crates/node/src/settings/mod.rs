@@ -242,8 +242,8 @@ impl Settings {
             )?,
             serve_before_seal: read.value("serve_before_seal", &values::SWITCH, true)?,
             keep: read.value("keep", &values::KEEP, Vec::new())?,
-            collect_every: read.value("collect_every", &values::TIME, COLLECT_EVERY)?,
             undelete_window: read.value("undelete_window", &values::TIME, Duration::ZERO)?,
+            collect_every: read.value("collect_every", &values::TIME, COLLECT_EVERY)?,
             collect_probation: read.value("collect_probation", &values::TIME, COLLECT_PROBATION)?,
             node_abandoned_after: read.value(
                 "node_abandoned_after",
