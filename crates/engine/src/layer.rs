@@ -234,12 +234,24 @@ impl CloseFiles for Handles<Layer> {
     }
 }
 
+/// Handles of a layer's file without a reader, while the layer is dropped: its own, and the one in use.
+const OWN_HANDLES: usize = 2;
+
 impl Drop for Layer {
     fn drop(&mut self) {
         // The last owner is gone: no snapshot of this node names the layer.
         let LayerPlace { files, keeps_files, right: _ } = &self.place;
-        if !keeps_files.load(Ordering::Acquire)
-            && let Err(error) = std::fs::remove_file(files.path_of(self.id()))
+        if keeps_files.load(Ordering::Acquire) {
+            return;
+        }
+        let local = self.local.load().newest();
+        // A read that was planned on it before may open it later, when nothing leads to it any more.
+        if Arc::strong_count(&local) > OWN_HANDLES
+            && let Err(error) = local.stay_readable()
+        {
+            tracing::warn!(layer = %self.id(), %error, "a read of a layer that nobody names may fail");
+        }
+        if let Err(error) = std::fs::remove_file(files.path_of(self.id()))
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(layer = %self.id(), %error, "a layer nobody names stays on the disk");

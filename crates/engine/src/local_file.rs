@@ -126,6 +126,11 @@ impl LocalFile {
         Ok(self.opened.get_or_init(|| opened))
     }
 
+    /// Opens the file if it is closed, so that it can be read once its path is gone; blocks on the disk.
+    pub(crate) fn stay_readable(&self) -> io::Result<()> {
+        self.open().map(drop)
+    }
+
     fn opened(&self) -> &OpenFile {
         self.opened.get().expect("the file of a verified frame is open")
     }

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rekindle_engine::cache_limits::{CacheLimits, Shortage};
 use rekindle_engine::engine::{Engine, EngineOptions};
@@ -12,7 +13,7 @@ use rekindle_engine::snapshot::Snapshot;
 use rekindle_testkit::guest::{Guest, Tracking, judge};
 use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::random::Random;
-use rekindle_testkit::site::Site;
+use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
 use crate::{
@@ -67,6 +68,30 @@ fn case_8_a_published_layer_is_evicted_and_fetched_again_and_a_planned_read_keep
     content.check(run(0, 300), &found).expect("the model's pages");
     drop(outage);
     check(&engine, &(snapshot, content));
+}
+
+#[test]
+fn case_8_a_read_planned_on_a_closed_file_has_its_bytes_after_the_layer_went() {
+    let site = site();
+    let engine = recording(&site, CacheLimits::default());
+    let (outage, (snapshot, content)) = sealed_in_an_outage(&site, &engine, 300);
+    let id = snapshot.id();
+    drop((snapshot, engine));
+    let engine = recording(&site, CacheLimits::default());
+    let snapshot = engine.snapshot(id).expect("the catalog has it");
+    engine.end_replay();
+    assert_eq!(engine.cache_status().files_open, 0, "a start opens none");
+    let planned = ReadPlan::new(snapshot.memory(), run(0, 300));
+    engine.delete(&snapshot).expect("nothing needs it");
+    drop((snapshot, outage));
+    let begun = Instant::now();
+    while !layer_files(site.cache_directory()).is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "its file goes");
+        std::thread::yield_now();
+    }
+    let mut found = vec![0; 300 * 4096];
+    planned.read(engine.fetcher(), &mut found).expect("it owns its source");
+    content.check(run(0, 300), &found).expect("the model's pages");
 }
 
 #[test]
