@@ -133,6 +133,6 @@ fn a_bucket_in_the_name_of_the_host_is_reached() {
     let bucket = Bucket { access, ..Bucket::of(&server, "fleet") };
     // A client with a proxy looks no names up.
     let report = Report::with(&bucket, &[("http_proxy", &server.endpoint())]);
-    report.assert_all_well();
+    report.assert_all_well("obeyed");
     assert!(server.requests(Operation::Put, "fleet/rekindle-doctor") > 0, "it is the bucket in the name");
 }

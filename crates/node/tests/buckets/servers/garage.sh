@@ -50,5 +50,5 @@ node 1 bucket allow --read --write --owner "$BUCKET" --key "$key" >&2
 kill -KILL "${processes[2]}"
 processes=("${processes[@]:0:2}")
 serve "REKINDLE_STORE=s3://$BUCKET" "REKINDLE_BUCKET_ENDPOINT=http://127.0.0.1:${ports[0]}" \
-    REKINDLE_BUCKET_ALLOW_HTTP=true \
+    REKINDLE_BUCKET_ALLOW_HTTP=true CONDITIONAL_PUTS=ignored \
     "AWS_ACCESS_KEY_ID=$key" "AWS_SECRET_ACCESS_KEY=$key_secret"
