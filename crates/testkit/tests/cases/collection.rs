@@ -18,16 +18,12 @@ use rekindle_testkit::random::Random;
 use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::stores::{Fault, Operation, Rule, UnreliableStore};
 
-use crate::roots::{copies, names, put, roots, wait_no_roots};
+use crate::roots::{begin, begin_unreliable, begun_with, copies, names, put, roots, wait_no_roots};
 use crate::run_roots::wait_for;
 use crate::store::start_gated;
 use crate::{check_elsewhere, child, first_pause, pause, run, site, wait_published};
 
 type Kept = (Arc<Snapshot>, ModelMemory);
-
-fn begin(site: &Site) -> Engine {
-    start_gated(site, site.objects.clone(), OtherStore::Refused)
-}
 
 /// Deletes a snapshot, and waits until its node has nothing more to do for that.
 fn delete(site: &Site, engine: &Engine, snapshot: &Arc<Snapshot>) {
@@ -41,7 +37,7 @@ fn delete(site: &Site, engine: &Engine, snapshot: &Arc<Snapshot>) {
     wait_for("its roots are gone", || roots(site).iter().all(|root| root.snapshot != id));
 }
 
-fn collect(engine: &Engine) {
+pub(crate) fn collect(engine: &Engine) {
     engine.collect(Duration::ZERO).expect("the store is there");
 }
 
@@ -144,11 +140,7 @@ fn a_manifest_that_cannot_be_read_stops_collection_and_is_named_until_its_snapsh
 
 #[test]
 fn a_sandbox_goes_on_that_reads_a_snapshot_which_another_node_deleted_and_collected() {
-    let site = site();
-    let engine = begin(&site);
-    let first = first_pause(&engine, 50);
-    wait_published(&first.0);
-    wait_no_roots(&site);
+    let (site, engine, first) = begun_with(50);
     let there = site.elsewhere().expect("a directory");
     let elsewhere = begin(&there);
     let opened = elsewhere.open(first.0.id()).expect("it is published");
@@ -170,15 +162,9 @@ fn a_sandbox_goes_on_that_reads_a_snapshot_which_another_node_deleted_and_collec
 #[test]
 fn a_sandbox_that_began_before_the_deletion_keeps_its_pages_though_its_root_comes_after_the_collectors_list()
 {
-    let site = site();
-    let engine = begin(&site);
-    let first = first_pause(&engine, 50);
-    wait_published(&first.0);
-    wait_no_roots(&site);
+    let (site, engine, first) = begun_with(50);
     let there = site.elsewhere().expect("a directory");
-    let unreliable = UnreliableStore::new(site.objects.clone());
-    let faults = unreliable.faults();
-    let elsewhere = start_gated(&there, Arc::new(unreliable), OtherStore::Refused);
+    let (elsewhere, faults) = begin_unreliable(&there);
     let opened = elsewhere.open(first.0.id()).expect("it is published");
     let late = faults.inject(Rule::always(Operation::Put, "roots/", Fault::Stall));
     let runs_from = elsewhere.runs_from(&opened);

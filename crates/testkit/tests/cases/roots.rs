@@ -8,15 +8,39 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use rekindle_engine::collectable::{Collectable, LayerCopy};
 use rekindle_engine::condemned::Condemned;
+use rekindle_engine::engine::Engine;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::root::{Cause, Root};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store_gate::OtherStore;
+use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::site::{PATIENCE, Site};
-use rekindle_testkit::stores::{Fault, Operation, Rule, UnreliableStore};
+use rekindle_testkit::stores::{Fault, Faults, Operation, Rule, UnreliableStore};
 
 use crate::store::{start_gated, wait_failure};
 use crate::{check_elsewhere, child, first_pause, run, site, wait_published};
+
+/// An engine on a site, through the store's gate.
+pub(crate) fn begin(site: &Site) -> Engine {
+    start_gated(site, site.objects.clone(), OtherStore::Refused)
+}
+
+/// The same with a store that can fail.
+pub(crate) fn begin_unreliable(site: &Site) -> (Engine, Faults) {
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let faults = unreliable.faults();
+    (start_gated(site, Arc::new(unreliable), OtherStore::Refused), faults)
+}
+
+/// An engine with a snapshot that is published, and no root in the store any more.
+pub(crate) fn begun_with(pages: u32) -> (Site, Engine, (Arc<Snapshot>, ModelMemory)) {
+    let site = site();
+    let engine = begin(&site);
+    let first = first_pause(&engine, pages);
+    wait_published(&first.0);
+    wait_no_roots(&site);
+    (site, engine, first)
+}
 
 fn block_on<T>(asked: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers").block_on(asked)
@@ -59,9 +83,7 @@ pub(crate) fn copies(snapshot: &Snapshot) -> Vec<LayerCopy> {
 #[test]
 fn a_root_covers_what_is_published_from_before_its_first_upload_until_its_manifest_is_there() {
     let site = site();
-    let unreliable = UnreliableStore::new(site.objects.clone());
-    let faults = unreliable.faults();
-    let engine = start_gated(&site, Arc::new(unreliable), OtherStore::Refused);
+    let (engine, faults) = begin_unreliable(&site);
     let first = first_pause(&engine, 50);
     wait_published(&first.0);
     wait_no_roots(&site);
@@ -82,7 +104,7 @@ fn a_root_covers_what_is_published_from_before_its_first_upload_until_its_manife
 #[test]
 fn a_copy_on_a_collectors_list_is_uploaded_anew_by_the_next_snapshot_that_names_it() {
     let site = site();
-    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
+    let engine = begin(&site);
     let first = first_pause(&engine, 50);
     wait_published(&first.0);
     let condemned = copies(&first.0);
@@ -100,7 +122,7 @@ fn a_copy_on_a_collectors_list_is_uploaded_anew_by_the_next_snapshot_that_names_
 fn a_list_that_cannot_be_understood_stops_publishing_until_it_is_gone() {
     let site = site();
     put(&site, "condemned/collector/list", br#"{"version":9}"#.to_vec());
-    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
+    let engine = begin(&site);
     let first = first_pause(&engine, 50);
     wait_failure(&first.0);
     let failure = first.0.status().failure.unwrap_or_default();
@@ -113,9 +135,7 @@ fn a_list_that_cannot_be_understood_stops_publishing_until_it_is_gone() {
 #[test]
 fn a_snapshot_that_another_node_deleted_is_not_published_again() {
     let site = site();
-    let unreliable = UnreliableStore::new(site.objects.clone());
-    let faults = unreliable.faults();
-    let engine = start_gated(&site, Arc::new(unreliable), OtherStore::Refused);
+    let (engine, faults) = begin_unreliable(&site);
     let failing = faults.inject(Rule::always(Operation::Put, "layers/", Fault::Fail));
     let first = first_pause(&engine, 50);
     wait_failure(&first.0);
@@ -134,9 +154,7 @@ fn a_snapshot_that_another_node_deleted_is_not_published_again() {
 #[test]
 fn a_root_that_lands_after_its_snapshot_was_deleted_is_taken_away() {
     let site = site();
-    let unreliable = UnreliableStore::new(site.objects.clone());
-    let faults = unreliable.faults();
-    let engine = start_gated(&site, Arc::new(unreliable), OtherStore::Refused);
+    let (engine, faults) = begin_unreliable(&site);
     let stalled = faults.inject(Rule::always(Operation::Put, "roots/", Fault::Stall));
     let first = first_pause(&engine, 50);
     faults.wait_calls(Operation::Put, "roots/", 1);

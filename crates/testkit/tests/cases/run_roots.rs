@@ -1,16 +1,13 @@
 //! Cases of sandboxes that run from snapshots in a store from which others delete.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use rekindle_engine::root::{Cause, Root};
-use rekindle_engine::store_gate::OtherStore;
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::site::PATIENCE;
-use rekindle_testkit::stores::{Fault, Operation, Rule, UnreliableStore};
+use rekindle_testkit::stores::{Fault, Operation, Rule};
 
-use crate::roots::{copies, roots, wait_no_roots};
-use crate::store::start_gated;
+use crate::roots::{begin, begin_unreliable, begun_with, copies, roots, wait_no_roots};
 use crate::{child, first_pause, run, site, wait_published, wait_sealed};
 
 pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) {
@@ -23,15 +20,9 @@ pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) {
 
 #[test]
 fn a_root_names_what_a_sandbox_reads_until_it_ends_and_what_it_was_paused_into_is_published() {
-    let site = site();
-    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
-    let first = first_pause(&engine, 50);
-    wait_published(&first.0);
-    wait_no_roots(&site);
+    let (site, _engine, first) = begun_with(50);
     let there = site.elsewhere().expect("a directory");
-    let unreliable = UnreliableStore::new(site.objects.clone());
-    let faults = unreliable.faults();
-    let elsewhere = start_gated(&there, Arc::new(unreliable), OtherStore::Refused);
+    let (elsewhere, faults) = begin_unreliable(&there);
     let opened = (elsewhere.open(first.0.id()).expect("it is published"), first.1.clone());
     let run_from = [elsewhere.runs_from(&opened.0), elsewhere.runs_from(&opened.0)];
     let named: std::collections::BTreeSet<_> = copies(&first.0).into_iter().collect();
@@ -52,9 +43,7 @@ fn a_root_names_what_a_sandbox_reads_until_it_ends_and_what_it_was_paused_into_i
 #[test]
 fn a_sandbox_that_runs_when_its_snapshot_is_published_has_a_root_before_those_of_the_publish_go() {
     let site = site();
-    let unreliable = UnreliableStore::new(site.objects.clone());
-    let faults = unreliable.faults();
-    let engine = start_gated(&site, Arc::new(unreliable), OtherStore::Refused);
+    let (engine, faults) = begin_unreliable(&site);
     let failing = faults.inject(Rule::always(Operation::Put, "manifests/", Fault::Fail));
     let kept = faults.inject(Rule::always(Operation::Delete, "roots/", Fault::Fail));
     let first = first_pause(&engine, 50);
@@ -69,18 +58,14 @@ fn a_sandbox_that_runs_when_its_snapshot_is_published_has_a_root_before_those_of
 
 #[test]
 fn roots_for_sandboxes_stay_over_a_restart_until_it_is_known_which_of_them_run() {
-    let site = site();
-    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
-    let first = first_pause(&engine, 50);
-    wait_published(&first.0);
-    wait_no_roots(&site);
+    let (site, engine, first) = begun_with(50);
     let runs_from = engine.runs_from(&first.0);
     wait_for("a root is there", || roots(&site).len() == 1);
     let id = first.0.id();
     // From here on no drop changes anything in the store.
     engine.stop();
     drop((runs_from, first, engine));
-    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
+    let engine = begin(&site);
     let origin = engine.origin(id).expect("it is recorded");
     let runs_from = engine.runs_from(&origin);
     wait_for("the old root has a successor", || roots(&site).len() == 2);
@@ -93,15 +78,9 @@ fn roots_for_sandboxes_stay_over_a_restart_until_it_is_known_which_of_them_run()
 
 #[test]
 fn a_snapshot_that_was_paused_before_its_sandbox_had_a_root_gets_one_until_it_is_published() {
-    let site = site();
-    let engine = start_gated(&site, site.objects.clone(), OtherStore::Refused);
-    let first = first_pause(&engine, 50);
-    wait_published(&first.0);
-    wait_no_roots(&site);
+    let (site, _engine, first) = begun_with(50);
     let there = site.elsewhere().expect("a directory");
-    let unreliable = UnreliableStore::new(site.objects.clone());
-    let faults = unreliable.faults();
-    let elsewhere = start_gated(&there, Arc::new(unreliable), OtherStore::Refused);
+    let (elsewhere, faults) = begin_unreliable(&there);
     let opened = (elsewhere.open(first.0.id()).expect("it is published"), first.1.clone());
     let failing = faults.inject(Rule::always(Operation::Put, "roots/", Fault::Fail));
     let held = there.hooks.hold(Point::Compare);

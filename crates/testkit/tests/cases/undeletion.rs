@@ -7,29 +7,16 @@ use rekindle_engine::engine::{Engine, UndeleteError};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::open::OpenError;
 use rekindle_engine::snapshot::Snapshot;
-use rekindle_engine::store_gate::OtherStore;
 use rekindle_testkit::site::Site;
-use rekindle_testkit::stores::{Faults, UnreliableStore};
 
-use crate::roots::{names, put, wait_no_roots};
+use crate::collection::collect;
+use crate::roots::{begin, begin_unreliable, begun_with, names, put, wait_no_roots};
 use crate::run_roots::wait_for;
-use crate::store::start_gated;
 use crate::{check_elsewhere, child, first_pause, run, site, wait_published};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// It has passed soon, by the store's clock.
 const MOMENT: Duration = Duration::from_secs(1);
-
-fn begin(site: &Site) -> Engine {
-    start_gated(site, site.objects.clone(), OtherStore::Refused)
-}
-
-/// An engine whose store can fail.
-fn begin_unreliable(site: &Site) -> (Engine, Faults) {
-    let unreliable = UnreliableStore::new(site.objects.clone());
-    let faults = unreliable.faults();
-    (start_gated(site, Arc::new(unreliable), OtherStore::Refused), faults)
-}
 
 fn signs(site: &Site, id: SnapshotId, kind: &str) -> Vec<String> {
     let under = names(site, &format!("manifests/{id}"));
@@ -49,21 +36,13 @@ fn delete(site: &Site, engine: &Engine, snapshot: Arc<Snapshot>, window: Duratio
     wait_for("it is deleted in the store", || signs(site, id, "withdrawn-").len() > before);
 }
 
-fn collect(engine: &Engine) {
-    engine.collect(Duration::ZERO).expect("the store is there");
-}
-
 fn is_gone(engine: &Engine, id: SnapshotId) -> bool {
     matches!(engine.undelete(id), Err(UndeleteError::Gone(_)))
 }
 
 #[test]
 fn a_deleted_snapshot_is_kept_for_its_window_and_any_node_brings_it_back() {
-    let site = site();
-    let engine = begin(&site);
-    let first = first_pause(&engine, 8);
-    wait_published(&first.0);
-    wait_no_roots(&site);
+    let (site, engine, first) = begun_with(8);
     let id = first.0.id();
     let (snapshot, model) = first;
     delete(&site, &engine, snapshot, HOUR);
@@ -138,11 +117,7 @@ fn a_deletion_that_reaches_the_store_after_a_restart_has_its_window_still() {
 
 #[test]
 fn a_deletion_that_is_begun_again_after_it_was_undone_is_undone() {
-    let site = site();
-    let engine = begin(&site);
-    let first = first_pause(&engine, 8);
-    wait_published(&first.0);
-    wait_no_roots(&site);
+    let (site, engine, first) = begun_with(8);
     let id = first.0.id();
     delete(&site, &engine, first.0, HOUR);
     let [sign] = &signs(&site, id, "withdrawn-")[..] else { panic!("one deletion") };
