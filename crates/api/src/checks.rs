@@ -85,6 +85,10 @@ impl Checked for ResumeSandbox {
 impl Checked for ResumeSnapshot {
     fn check(&self) -> Result<(), Problem> {
         check_labels(&self.labels)?;
+        let from = self.from.as_deref().unwrap_or("a node");
+        must((1..=engine_limits::NODE_BYTES_MAX).contains(&from.len()), || {
+            format!("`from` is {}: it must be the name or the address of a node", quoted(from))
+        })?;
         check_network(self.taps.as_deref(), self.netns.as_ref())
     }
 }

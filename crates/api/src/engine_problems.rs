@@ -7,6 +7,7 @@ use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::key_ring::NoKeyOfDomain;
 use rekindle_engine::open::OpenError;
 use rekindle_engine::pause::PauseError;
+use rekindle_engine::peer::PeerError;
 use rekindle_engine::sources::SourceError;
 use rekindle_engine::store_manifests::StoredManifestError;
 use rekindle_engine::tag::TaggedError;
@@ -76,6 +77,28 @@ impl From<OpenError> for Problem {
             OpenError::Deleted { snapshot, .. } => {
                 Self::new(Code::NotFound, error.to_string()).snapshot(*snapshot)
             }
+            OpenError::Peer { snapshot, source } => {
+                let code = match source {
+                    PeerError::Unconfigured { .. } => Code::InvalidRequest,
+                    PeerError::Unknown { .. } => Code::NotFound,
+                    PeerError::Away { .. }
+                    | PeerError::Untrusted { .. }
+                    | PeerError::Version { .. }
+                    | PeerError::Refused { .. }
+                    | PeerError::Wrong { .. } => Code::PeerFailed,
+                };
+                let why = format!("{error}; and the store does not have the snapshot");
+                Self::new(code, why).snapshot(*snapshot)
+            }
+            OpenError::NoKey { source, .. } => source.clone().into(),
+            OpenError::NoRoom { snapshot, source } => {
+                let why = format!(
+                    "no RAM for the pages of snapshot {snapshot} that another node has: {}",
+                    no_ram(source)
+                );
+                Self::new(Code::NoRam, why)
+            }
+            OpenError::NoMemoryFile { .. } => Self::new(Code::NoRam, error.to_string()),
             OpenError::Lost { snapshot, .. } => Self::new(Code::Lost, error.to_string()).snapshot(*snapshot),
             OpenError::Cache { snapshot, .. } | OpenError::Catalog { snapshot, .. } => {
                 Self::new(Code::DiskFailed, error.to_string()).snapshot(*snapshot)

@@ -45,6 +45,23 @@ const OF_GUESTS: &[Code] = &[
     Code::DiskFailed,
 ];
 
+/// Of one that makes guests of a snapshot, which another node may have.
+const OF_RESUMES: &[Code] = &[
+    Code::NotYet,
+    Code::NameTaken,
+    Code::WrongState,
+    Code::Misfit,
+    Code::Drained,
+    Code::NoKey,
+    Code::NoRam,
+    Code::GuestFailed,
+    Code::StoreFailed,
+    Code::PeerFailed,
+    Code::Lost,
+    Code::KeeperFailed,
+    Code::DiskFailed,
+];
+
 /// Of one that takes a snapshot, and perhaps brings guests up on it.
 const OF_PAUSES: &[Code] = &[
     Code::NotYet,
@@ -274,7 +291,7 @@ pub(crate) const RESUME_SNAPSHOT: Operation<OfSnapshot, Body<ResumeSnapshot>, Js
         .keyed()
         .with_optional_body()
         .answers(201, "The new sandboxes")
-        .fails(OF_GUESTS);
+        .fails(OF_RESUMES);
 
 pub(crate) const OPEN_FAULT_SOCKET: Operation<Nothing, Body<OpenFaultSocket>, Json<FaultSocket>> =
     Operation::post("open_fault_socket", "/v1/fault-sockets", "memory")

@@ -49,6 +49,8 @@ pub enum Code {
     GuestFailed,
     /// The store did not answer as it must.
     StoreFailed,
+    /// Another node did not answer as it must.
+    PeerFailed,
     /// The snapshot was lost; the detail says how.
     Lost,
     /// The request was done before under its idempotency key, and what it made is gone.
@@ -128,7 +130,7 @@ fn shortened(detail: &str) -> String {
 
 impl Code {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::NotFound,
@@ -148,6 +150,7 @@ impl Code {
         Self::NoKey,
         Self::GuestFailed,
         Self::StoreFailed,
+        Self::PeerFailed,
         Self::Lost,
         Self::Gone,
         Self::KeeperFailed,
@@ -229,6 +232,7 @@ impl Code {
             Self::NoKey => ("no_key", 409, "The node lacks a key of the domain"),
             Self::GuestFailed => ("guest_failed", 502, "The guest failed"),
             Self::StoreFailed => ("store_failed", 502, "The store failed"),
+            Self::PeerFailed => ("peer_failed", 502, "Another node failed"),
             Self::Lost => ("lost", 410, "It was lost"),
             Self::Gone => ("gone", 410, "It was made before and is gone"),
             Self::KeeperFailed => ("keeper_failed", 503, "The keeper cannot be reached"),

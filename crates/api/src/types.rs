@@ -163,6 +163,9 @@ pub struct ServedPages {
     pub from_capture: u64,
     /// From layers.
     pub from_layer: u64,
+    /// From another node that has their snapshot, which was not saved yet.
+    #[serde(default)]
+    pub from_peer: u64,
     /// Known to be zero.
     pub zero: u64,
     /// Page faults answered.
@@ -292,6 +295,11 @@ pub struct ResumeSnapshot {
     /// The pages to bring ahead of their guests; the setting by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,
+    /// The node that has the snapshot, which need not be saved yet: a name in the setting `peers.static`, or an address with
+    /// its port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 255)]
+    pub from: Option<String>,
 }
 
 /// Options of a fork: a running sandbox is paused for it and goes on from the same snapshot.

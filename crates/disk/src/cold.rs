@@ -73,7 +73,7 @@ impl Cold {
         fetcher: &Fetcher,
     ) {
         let is_missing = |source: &ColdSource| match source {
-            ColdSource::Frame(file, frame) => !file.is_verified(*frame),
+            ColdSource::Frame(missing) => !missing.is_here(),
             ColdSource::Lost(_) => true,
         };
         let missing: Vec<_> = sources.into_iter().filter(is_missing).collect();
@@ -84,7 +84,7 @@ impl Cold {
             self.changed.notify_all();
         }
         let asked = |source: &ColdSource| match source {
-            ColdSource::Frame(file, frame) => match state.awaited.entry((file.layer().id(), *frame)) {
+            ColdSource::Frame(missing) => match state.awaited.entry(missing.key()) {
                 Entry::Vacant(free) => {
                     free.insert(None);
                     true
@@ -98,9 +98,9 @@ impl Cold {
         // Without the lock: the news of what is there already comes at once.
         for source in new {
             match source {
-                ColdSource::Frame(file, frame) => {
+                ColdSource::Frame(missing) => {
                     let waiter: Weak<Self> = Arc::downgrade(self);
-                    fetcher.request(&file, frame, waiter);
+                    missing.request(fetcher, waiter);
                 }
                 ColdSource::Lost(lost) => {
                     let waiter: Weak<Self> = Arc::downgrade(self);

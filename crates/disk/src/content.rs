@@ -7,10 +7,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rekindle_engine::frame::{FRAME_PAGES, FrameNumber, frame_of};
-use rekindle_engine::geometry::{GuestPage, GuestPages, LayerPage, bytes_of_pages, u64_of, usize_of};
-use rekindle_engine::local_file::LocalFile;
-use rekindle_engine::view::{LiveView, LostPages, Piece, PieceBytes, PieceSource};
+use rekindle_engine::geometry::{GuestPage, GuestPages, bytes_of_pages, u64_of, usize_of};
+use rekindle_engine::view::{LiveView, LostPages, MissingFrame, Piece, PieceBytes, PieceSource};
 use rekindle_kernel::PAGE_BYTES;
 
 use super::marks::PageState;
@@ -46,8 +44,8 @@ pub(super) enum Obstacle {
 /// Bytes that a request needs and that are not in memory.
 #[derive(Clone, Debug)]
 pub(super) enum ColdSource {
-    /// A frame of a layer, to be fetched.
-    Frame(Arc<LocalFile>, FrameNumber),
+    /// A frame, to be fetched.
+    Frame(MissingFrame),
     /// Pages that cannot be had, unless they are found.
     Lost(Arc<LostPages>),
 }
@@ -284,25 +282,26 @@ fn copy_piece(piece: &Piece, skipped: usize, into: &mut [u8], reach: ReadReach) 
 
 /// Adds what has to be there before the piece can be read, as far as the limit for one request goes.
 fn add_missing(piece: &Piece, reach: ReadReach, cold: &mut Vec<ColdSource>) {
-    let (file, first) = match &piece.source {
-        PieceSource::Layer(file, first) => (file, first),
-        PieceSource::Lost(lost) => return cold.push(ColdSource::Lost(Arc::clone(lost))),
-        PieceSource::Zero | PieceSource::Capture(_) => return,
-    };
-    let end = first.number() + piece.pages.count();
-    let mut page = first.number();
-    while page < end && cold.len() < limits::COLD_FRAMES_MAX {
-        let frame = frame_of(LayerPage::new(page));
-        let is_there = reach == ReadReach::LocalDisk && file.is_verified(frame);
-        let is_known = |cold: &ColdSource| matches!(cold, ColdSource::Frame(known, number) if Arc::ptr_eq(known, file) && *number == frame);
+    if let PieceSource::Lost(lost) = &piece.source {
+        return cold.push(ColdSource::Lost(Arc::clone(lost)));
+    }
+    let mut skip = 0;
+    while skip < piece.pages.count() && cold.len() < limits::COLD_FRAMES_MAX {
+        let Some(missing) = piece.missing_frame_at(skip) else { return };
+        let is_there = match &missing {
+            MissingFrame::Layer(file, frame) => reach == ReadReach::LocalDisk && file.is_verified(*frame),
+            MissingFrame::Remote(pages, frame) => pages.is_here(*frame),
+        };
+        let is_known =
+            |cold: &ColdSource| matches!(cold, ColdSource::Frame(known) if known.is_same_as(&missing));
         if !is_there && !cold.iter().any(is_known) {
-            cold.push(ColdSource::Frame(Arc::clone(file), frame));
+            cold.push(ColdSource::Frame(missing));
         }
-        page = (page / FRAME_PAGES + 1) * FRAME_PAGES;
+        skip += piece.rest_of_frame(skip);
     }
     if cold.is_empty() {
         // It failed a moment ago and is whole by now: it is read again.
-        cold.push(ColdSource::Frame(Arc::clone(file), frame_of(*first)));
+        cold.extend(piece.missing_frame().map(ColdSource::Frame));
     }
 }
 

@@ -15,6 +15,7 @@ use crate::limits;
 use crate::local_file::{LayerError, LocalFile};
 use crate::manifest::{ObjectName, StoredLayer};
 use crate::object::{FrameCodec, FrameError, ObjectTable, StoredObject};
+use crate::remote_pages::{FramesOf, RemoteError};
 use crate::single_flight::{Answer, Claimed, SingleFlight};
 use crate::sources::{SourceError, Sources};
 use crate::stop::Stopped;
@@ -56,11 +57,14 @@ pub enum FetchError {
         frame: FrameNumber,
     },
     /// The fetching side ended before it could answer.
-    #[error("a fetch from layer {layer} was cut short")]
+    #[error("a fetch from {of} was cut short")]
     CutShort {
-        /// The layer.
-        layer: LayerId,
+        /// The layer or volume.
+        of: FramesOf,
     },
+    /// Another node did not give pages that have no name yet.
+    #[error(transparent)]
+    Remote(Box<RemoteError>),
     /// The engine ends.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -75,11 +79,17 @@ impl From<SourceError> for FetchError {
     }
 }
 
+impl From<RemoteError> for FetchError {
+    fn from(error: RemoteError) -> Self {
+        Self::Remote(Box::new(error))
+    }
+}
+
 impl FetchError {
     /// True if a source outside this node is to blame: it did not answer, or its bytes are wrong.
     pub fn is_of_source(&self) -> bool {
         match self {
-            Self::Source(_) | Self::Table { .. } | Self::Frame { .. } => true,
+            Self::Source(_) | Self::Table { .. } | Self::Frame { .. } | Self::Remote(_) => true,
             Self::Shared(error) => error.is_of_source(),
             Self::Layer(_) | Self::OnlyCopy { .. } | Self::CutShort { .. } | Self::Stopped(_) => false,
         }
@@ -95,6 +105,7 @@ impl FetchError {
             | Self::Frame { .. }
             | Self::OnlyCopy { .. }
             | Self::CutShort { .. }
+            | Self::Remote(_)
             | Self::Stopped(_) => None,
         }
     }
@@ -219,8 +230,9 @@ impl Attempts {
             let answer = Arc::new(Answer::default());
             let waiter: Weak<Answer<FetchError>> = Arc::downgrade(&answer);
             if self.tables.join(key, waiter) {
-                let claimed =
-                    Claimed::new(&self.tables, vec![key], |(layer, _)| FetchError::CutShort { layer });
+                let claimed = Claimed::new(&self.tables, vec![key], |(layer, _)| FetchError::CutShort {
+                    of: layer.into(),
+                });
                 self.tables.work_on([key], urgency);
                 // Another fetch may have ended between the look and the claim.
                 let fetched = match stored.frames() {
@@ -304,7 +316,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
 ) -> Result<T, FetchError> {
     let done = unless_kept_from(tokio::task::spawn_blocking(work).await);
-    done.unwrap_or(Err(FetchError::CutShort { layer }))
+    done.unwrap_or(Err(FetchError::CutShort { of: layer.into() }))
 }
 
 /// Result of blocking work; none if the runtime ended before the work began. A panic goes on.

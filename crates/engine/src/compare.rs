@@ -229,6 +229,13 @@ fn readable_stretch(piece: &Piece, done: u32) -> (bool, u32) {
         PieceSource::Lost(_) => (false, left),
         // The parent packs these pages later: it must read the same bytes as we do now.
         PieceSource::Capture(capture) => (capture.is_sealed(), left),
+        PieceSource::Remote(pages) => {
+            let next = piece.pages.start().plus(done);
+            match pages.run_here(next, left) {
+                0 => (false, piece.rest_of_frame(done)),
+                here => (true, here),
+            }
+        }
         PieceSource::Layer(file, first) => {
             let next = first.plus(done);
             let verified = file.verified_run(next, left);

@@ -11,9 +11,9 @@ use tokio::runtime::Handle;
 
 use crate::attempt::Attempts;
 use crate::frame::FrameNumber;
-use crate::identity::LayerId;
 use crate::limits;
 use crate::local_file::LocalFile;
+use crate::remote_pages::{FramesOf, RemotePages};
 use crate::single_flight::{Answer, Claimed, SingleFlight, Waiter};
 use crate::sources::{Class, Sources};
 use crate::stop::{Stop, Stopped};
@@ -23,8 +23,8 @@ use crate::urgency::Urgency;
 pub use crate::attempt::FetchError;
 pub use bulk::WantedFrames;
 
-/// A frame of a layer.
-pub type FrameKey = (LayerId, FrameNumber);
+/// A frame of a layer, or of a volume that another node has.
+pub type FrameKey = (FramesOf, FrameNumber);
 
 /// A waiter for frames.
 pub type FrameWaiter = dyn Waiter<FrameKey, FetchError>;
@@ -63,7 +63,7 @@ impl Fetcher {
     /// layer share a fetch: a waiter looks whether it is there, and asks again if the fetch was for the other file.
     pub fn request(&self, file: &Arc<LocalFile>, frame: FrameNumber, waiter: Weak<FrameWaiter>) {
         let Self { shared, class } = self;
-        let layer = file.layer().id();
+        let layer = FramesOf::Layer(file.layer().id());
         if !shared.frames.join((layer, frame), waiter) {
             shared.frames.hurry((layer, frame), *class);
             return;
@@ -72,6 +72,33 @@ impl Fetcher {
         let ahead = frame.index() + 1..frame.index() + file.frames_ahead(frame);
         let run = frame.index()..frame.index() + 1 + ahead.take_while(claimed).count();
         drop(shared.runtime.spawn(fetch_run(Arc::clone(shared), Arc::clone(file), run, *class)));
+    }
+
+    /// The same for a frame of a volume that another node has.
+    pub fn request_remote(&self, pages: &Arc<RemotePages>, frame: FrameNumber, waiter: Weak<FrameWaiter>) {
+        let Self { shared, class } = self;
+        let key = (FramesOf::Remote(pages.of()), frame);
+        if shared.frames.join(key, waiter) {
+            drop(shared.runtime.spawn(fetch_remote(Arc::clone(shared), Arc::clone(pages), key, *class)));
+        } else {
+            shared.frames.hurry(key, *class);
+        }
+    }
+
+    /// Waits until a frame of such a volume is here, until the first failed try, or until the engine ends.
+    pub async fn bring_remote(&self, pages: &Arc<RemotePages>, frame: FrameNumber) -> Result<(), FetchError> {
+        while !pages.is_here(frame) {
+            let answer = Arc::new(Answer::default());
+            let waiter: Weak<Answer<FetchError>> = Arc::downgrade(&answer);
+            self.request_remote(pages, frame, waiter);
+            self.shared.stop.unless_said(answer.said()).await?.map_err(FetchError::Shared)?;
+        }
+        Ok(())
+    }
+
+    /// The same for a thread that may wait: not for fault threads or async tasks.
+    pub fn load_remote(&self, pages: &Arc<RemotePages>, frame: FrameNumber) -> Result<(), FetchError> {
+        block_on(self.bring_remote(pages, frame))
     }
 
     /// Waits until a frame is verified in the newest of its layer's files, until the first failed try, or until the engine
@@ -112,7 +139,7 @@ impl Fetcher {
 }
 
 fn claim(shared: &Shared, keys: Vec<FrameKey>) -> Arc<Claimed<FrameKey, FetchError>> {
-    Claimed::new(&shared.frames, keys, |(layer, _)| FetchError::CutShort { layer })
+    Claimed::new(&shared.frames, keys, |(of, _)| FetchError::CutShort { of })
 }
 
 /// Fetches frames one after the other in the layer, of which the first has waiters and the others may be wanted next, in
@@ -124,7 +151,7 @@ fn fetch_run(
     run: Range<usize>,
     class: Class,
 ) -> impl Future<Output = ()> {
-    let layer = file.layer().id();
+    let layer = FramesOf::Layer(file.layer().id());
     let keys: Vec<FrameKey> = run.clone().map(|frame| (layer, FrameNumber::new(frame))).collect();
     let claimed = claim(&shared, keys.clone());
     async move {
@@ -142,7 +169,7 @@ fn fetch_run(
 fn telling(
     shared: &Shared,
     claimed: &Arc<Claimed<FrameKey, FetchError>>,
-    layer: LayerId,
+    layer: FramesOf,
 ) -> Arc<impl Fn(FrameNumber) + Send + Sync + use<>> {
     let (of_work, flight) = (Arc::clone(claimed), Arc::clone(&shared.frames));
     Arc::new(move |frame| {
@@ -155,7 +182,7 @@ fn telling(
 fn fetch_rest(
     shared: &Arc<Shared>,
     claimed: &Claimed<FrameKey, FetchError>,
-    file_of: impl Fn(LayerId) -> Arc<LocalFile>,
+    file_of: impl Fn(FramesOf) -> Arc<LocalFile>,
     class: Class,
 ) {
     for key in claimed.rest() {
@@ -178,6 +205,24 @@ fn fetch_until_done(
         let (only, urgency) = ([key], Arc::new(Urgency::of(class)));
         shared.frames.work_on(only, &urgency);
         let attempt = || telling_of_silence(&shared, &only, shared.attempts.frame(&file, key.1, &urgency));
+        shared.frames.fetch(key, attempt, tokio::time::sleep).await;
+        claimed.let_go(key);
+    }
+}
+
+/// Fetches a frame that has waiters from another node. It is claimed when this is called.
+fn fetch_remote(
+    shared: Arc<Shared>,
+    pages: Arc<RemotePages>,
+    key: FrameKey,
+    class: Class,
+) -> impl Future<Output = ()> {
+    let claimed = claim(&shared, vec![key]);
+    async move {
+        let (only, urgency) = ([key], Arc::new(Urgency::of(class)));
+        shared.frames.work_on(only, &urgency);
+        let attempt = async || Ok(pages.bring(key.1, urgency.now()).await?);
+        let attempt = || telling_of_silence(&shared, &only, attempt());
         shared.frames.fetch(key, attempt, tokio::time::sleep).await;
         claimed.let_go(key);
     }

@@ -1,6 +1,7 @@
 //! The background life of one snapshot: a task that seals it, publishes it and, if it was deleted meanwhile, removes it
 //! from the store. It ends when nothing is left to do, or when the engine ends.
 
+mod following;
 mod removal;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use object_store::path::Path as ObjectPath;
 use tracing::Instrument;
 
 use crate::capture::Capture;
+use crate::follow::Follower;
 use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
 use crate::manifest::LocalManifest;
@@ -40,6 +42,7 @@ pub(crate) struct Background {
     pub(crate) watcher: Arc<dyn Watcher>,
     pub(crate) run_roots: Arc<RunRoots>,
     pub(crate) sets: Arc<WorkingSets>,
+    pub(crate) follower: Follower,
 }
 
 impl Background {
@@ -60,6 +63,8 @@ pub(crate) enum Work {
     Nothing,
     Seal(Seal),
     Publish(Named),
+    /// Bring what another node has, until the snapshot has names.
+    Follow,
     RemoveFromStore,
 }
 
@@ -101,6 +106,7 @@ impl Work {
         match snapshot.state() {
             SnapshotState::Captured | SnapshotState::CapturedForChildren => Self::seal(captures),
             SnapshotState::Sealed => Self::publish(snapshot),
+            SnapshotState::Remote => Self::Follow,
             SnapshotState::Discarded => Self::RemoveFromStore,
             SnapshotState::Published | SnapshotState::Lost => Self::Nothing,
         }
@@ -172,6 +178,13 @@ impl Life {
                     }
                     Ok(next) => Ok(Ok(next)),
                 }
+            }
+            Work::Follow => {
+                let span = tracing::info_span!("follow", snapshot = %id);
+                let done = stop.unless_said(self.follow().instrument(span)).await?;
+                let failure =
+                    |error| Failure::new("reading from its node", Some(SnapshotEvent::RemoteFailed), &error);
+                Ok(done.map_err(failure))
             }
             Work::RemoveFromStore => {
                 let done = stop.unless_said(self.delete()).await?;

@@ -11,6 +11,8 @@ pub enum SnapshotState {
     Sealed,
     /// Its manifest is in the store.
     Published,
+    /// Another node has it, and it is not in the store yet: its pages come from there.
+    Remote,
     /// Deleted.
     Discarded,
     /// Found lost at a start of the engine: its bytes were in RAM that no keeper held, or in a missing file.
@@ -30,6 +32,12 @@ pub enum SnapshotEvent {
     PublishFailed,
     /// The store was accepted in place of the one that had its manifest, and lacks it.
     ManifestMissing,
+    /// The manifest that its node made is in the store.
+    NamesCame,
+    /// Its node cannot be reached, or gave an answer that cannot be used.
+    RemoteFailed,
+    /// Its node gave pages that are not those of its manifest.
+    RemoteWrong,
     /// Its owner deleted it.
     Deleted,
 }
@@ -59,9 +67,12 @@ impl SnapshotState {
             (Self::CapturedForChildren, Event::SealSucceeded) => Some((Self::Discarded, Work::None)),
             (Self::Sealed, Event::PublishSucceeded) => Some((Self::Published, Work::None)),
             (Self::Sealed, Event::PublishFailed) => Some((Self::Sealed, Work::Again)),
+            (Self::Remote, Event::NamesCame) => Some((Self::Published, Work::None)),
+            (Self::Remote, Event::RemoteFailed) => Some((Self::Remote, Work::Again)),
+            (Self::Remote, Event::RemoteWrong) => Some((Self::Lost, Work::None)),
             (Self::Published, Event::ManifestMissing) => Some((Self::Sealed, Work::Publish)),
             // An upload may be under way, so its manifest may reach the store.
-            (Self::Sealed | Self::Published | Self::Lost, Event::Deleted) => {
+            (Self::Sealed | Self::Published | Self::Remote | Self::Lost, Event::Deleted) => {
                 Some((Self::Discarded, Work::RemoveFromStore))
             }
             // A put that reports failure may have succeeded, so the manifest is removed either way.
@@ -69,10 +80,25 @@ impl SnapshotState {
                 Some((Self::Discarded, Work::RemoveFromStore))
             }
             (Self::CapturedForChildren | Self::Discarded, Event::Deleted)
+            | (Self::Discarded, Event::NamesCame | Event::RemoteFailed | Event::RemoteWrong)
             | (Self::Sealed | Self::Discarded, Event::ManifestMissing) => Some((self, Work::None)),
             (
                 Self::Captured | Self::CapturedForChildren,
-                Event::PublishSucceeded | Event::PublishFailed | Event::ManifestMissing,
+                Event::PublishSucceeded
+                | Event::PublishFailed
+                | Event::ManifestMissing
+                | Event::NamesCame
+                | Event::RemoteFailed
+                | Event::RemoteWrong,
+            )
+            | (Self::Sealed | Self::Published, Event::NamesCame | Event::RemoteFailed | Event::RemoteWrong)
+            | (
+                Self::Remote,
+                Event::SealSucceeded
+                | Event::SealFailed
+                | Event::PublishSucceeded
+                | Event::PublishFailed
+                | Event::ManifestMissing,
             )
             | (Self::Sealed | Self::Published | Self::Discarded, Event::SealSucceeded | Event::SealFailed)
             | (Self::Published, Event::PublishSucceeded | Event::PublishFailed)
@@ -82,7 +108,10 @@ impl SnapshotState {
                 | Event::SealFailed
                 | Event::PublishSucceeded
                 | Event::PublishFailed
-                | Event::ManifestMissing,
+                | Event::ManifestMissing
+                | Event::NamesCame
+                | Event::RemoteFailed
+                | Event::RemoteWrong,
             ) => None,
         }
     }
@@ -100,14 +129,23 @@ mod tests {
     #[test]
     fn the_whole_table() {
         use SnapshotEvent::{
-            Deleted, ManifestMissing, PublishFailed, PublishSucceeded, SealFailed, SealSucceeded,
+            Deleted, ManifestMissing, NamesCame, PublishFailed, PublishSucceeded, RemoteFailed, RemoteWrong,
+            SealFailed, SealSucceeded,
         };
-        use SnapshotState::{Captured, CapturedForChildren, Discarded, Lost, Published, Sealed};
+        use SnapshotState::{Captured, CapturedForChildren, Discarded, Lost, Published, Remote, Sealed};
         let mut table = String::new();
-        for state in [Captured, CapturedForChildren, Sealed, Published, Discarded, Lost] {
-            for event in
-                [SealSucceeded, SealFailed, PublishSucceeded, PublishFailed, ManifestMissing, Deleted]
-            {
+        for state in [Captured, CapturedForChildren, Sealed, Published, Remote, Discarded, Lost] {
+            for event in [
+                SealSucceeded,
+                SealFailed,
+                PublishSucceeded,
+                PublishFailed,
+                ManifestMissing,
+                NamesCame,
+                RemoteFailed,
+                RemoteWrong,
+                Deleted,
+            ] {
                 let after = state
                     .after(event)
                     .map_or("cannot happen".into(), |(next, work)| format!("{next:?}, {work:?}"));

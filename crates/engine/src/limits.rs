@@ -1,9 +1,11 @@
 //! All limits of the engine, each with its reason; writers and readers obey the same ones.
 
+mod peers;
 mod working_sets;
 
 use std::time::Duration;
 
+pub use peers::*;
 pub use working_sets::*;
 
 /// Bytes of a domain's, volume's or blob's name: a path component everywhere, with room for a prefix.

@@ -1,19 +1,23 @@
 //! Opens a published snapshot by its id on a node that may have nothing of it yet.
 
 use std::collections::HashSet;
+use std::io;
 use std::sync::Arc;
 
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::attempt::FetchError;
+use crate::budget::BudgetError;
 use crate::cache::{Cache, OpenStoredError};
 use crate::catalog::CatalogError;
 use crate::hooks::{Hooks, NoHooks};
 use crate::identity::{DomainName, SnapshotId};
+use crate::key_ring::NoKeyOfDomain;
 use crate::layer::Layer;
 use crate::manifest::{LocalManifest, Publication, VolumeManifest};
 use crate::named::Named;
 use crate::object_tables;
+use crate::peer::PeerError;
 use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::snapshot_record::SealFacts;
@@ -73,6 +77,38 @@ pub enum OpenError {
         snapshot: SnapshotId,
         /// The node that did so, and the time, as far as they are known.
         by: Deletion,
+    },
+    /// Another node that was named for it gave no answer that can be used, and the store does not have it.
+    #[error("snapshot {snapshot}: {source}")]
+    Peer {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The node's error.
+        source: PeerError,
+    },
+    /// The system gave no memory for them.
+    #[error("memory for the pages of snapshot {snapshot}: {source}")]
+    NoMemoryFile {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The node has no key of its domain.
+    #[error("snapshot {snapshot}: {source}")]
+    NoKey {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The missing key.
+        source: NoKeyOfDomain,
+    },
+    /// There is no RAM for the pages that come from another node.
+    #[error("snapshot {snapshot}: {source}")]
+    NoRoom {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The budget's error.
+        source: BudgetError,
     },
     /// Its pages are nowhere.
     #[error("snapshot {snapshot} is lost: {reason}")]
@@ -162,6 +198,28 @@ pub(crate) async fn open(
     {
         return Err(OpenError::Deleted { snapshot, by: Deletion::default() });
     }
+    let found = find(snapshot, sources, cache, records).await?;
+    hooks.before_opened(snapshot);
+    if let Some(records) = records {
+        records.opened(found.snapshot.domain(), &found.manifest).map_err(unrecorded)?;
+    }
+    Ok(found.snapshot)
+}
+
+/// A snapshot that was found in the store, and is not recorded yet.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) manifest: LocalManifest,
+}
+
+/// Reads the manifest and makes a snapshot of it, which is recorded nowhere.
+pub(crate) async fn find(
+    snapshot: SnapshotId,
+    sources: &Sources,
+    cache: &Cache,
+    records: Option<&Records>,
+) -> Result<Found, OpenError> {
     let unread = |source| OpenError::Store { snapshot, source };
     // All at once: a guest waits. Nobody waits for the working set here.
     let of = sources.clone();
@@ -180,15 +238,11 @@ pub(crate) async fn open(
         .publication(snapshot, None, cache.keys())
         .map_err(|source| OpenError::Manifest { snapshot, source })?;
     let layers = handles_of(&publication, &domain, cache)?;
-    hooks.before_opened(snapshot);
-    if let Some(records) = records {
-        records.opened(&domain, &LocalManifest::from(&publication)).map_err(unrecorded)?;
-    }
     let named = Named::new(publication.manifest().clone(), layers);
     let opened = Snapshot::named(parts_of(&named, domain, records), named, true, SealFacts::default());
     opened.working_set().searching(search);
     opened.editions().note(publication.edition(), publication.stored());
-    Ok(opened)
+    Ok(Found { snapshot: opened, manifest: LocalManifest::from(&publication) })
 }
 
 /// Handles of the layers of a snapshot of this domain that something can run from, with the tables that the manifest has.

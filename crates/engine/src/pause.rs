@@ -10,6 +10,7 @@ use rekindle_kernel::{Memfd, PageKind};
 
 use crate::budget::{Budget, BudgetError, Lease};
 use crate::capture::{Capture, CaptureError, CapturedPages};
+use crate::captured_facts::CapturedFacts;
 use crate::catalog::{CatalogError, Change, WriteError};
 use crate::deadline::Deadline;
 use crate::geometry::u64_of;
@@ -20,7 +21,6 @@ use crate::only_here::OnlyHere;
 use crate::reaper::ReaperHandle;
 use crate::records::Records;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
-use crate::snapshot_record::CapturedFacts;
 use crate::view::{LiveView, View};
 
 pub use crate::records::UnsettledPause;

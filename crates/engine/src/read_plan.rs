@@ -5,6 +5,7 @@ use rekindle_kernel::{LostBytes, PAGE_BYTES};
 use crate::fetch::{FetchError, Fetcher};
 use crate::frame::{FRAME_PAGES, frame_of};
 use crate::geometry::{GuestPage, GuestPages, u64_of, usize_of};
+use crate::remote_pages::frame_at;
 use crate::view::{LiveView, Piece, PieceSource};
 
 /// The pieces of a run of guest pages, in order. Reading consumes it.
@@ -92,8 +93,19 @@ fn read_piece(mut piece: Piece, fetcher: &Fetcher, into: &mut [u8]) -> Result<()
 }
 
 fn load_frames(piece: &Piece, fetcher: &Fetcher) -> Result<(), FetchError> {
-    let PieceSource::Layer(file, first) = &piece.source else { return Ok(()) };
     let count = piece.pages.count();
+    let (file, first) = match &piece.source {
+        PieceSource::Layer(file, first) => (file, first),
+        PieceSource::Remote(pages) => {
+            let mut done = 0;
+            while done < count {
+                fetcher.load_remote(pages, frame_at(piece.pages.start().plus(done)))?;
+                done += piece.rest_of_frame(done);
+            }
+            return Ok(());
+        }
+        PieceSource::Zero | PieceSource::Capture(_) | PieceSource::Lost(_) => return Ok(()),
+    };
     let mut done = file.verified_run(*first, count);
     while done < count {
         let page = first.plus(done);

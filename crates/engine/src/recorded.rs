@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
+use crate::captured_facts::CapturedFacts;
 use crate::catalog::{Catalog, CatalogError, Kind};
 use crate::identity::{DomainName, LayerId, SnapshotId};
 use crate::lifecycle::SnapshotState;
 use crate::manifest::{LocalManifest, StoredLayer};
-use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord, SnapshotStage};
+use crate::snapshot_record::{SealFacts, SnapshotRecord, SnapshotStage};
 use crate::withdrawal::Withdrawal;
 
 /// All records of snapshots in a catalog.
@@ -14,6 +15,7 @@ use crate::withdrawal::Withdrawal;
 pub(crate) struct Recorded {
     pub(crate) captured: Vec<RecordedCaptured>,
     pub(crate) named: Vec<RecordedNamed>,
+    pub(crate) remote: Vec<RecordedRemote>,
     /// Records that cannot be read, each with the reason.
     pub(crate) unreadable: Vec<(SnapshotId, String)>,
     /// Deleted snapshots, each with the deletion if it can be undone.
@@ -28,6 +30,12 @@ pub(crate) struct RecordedCaptured {
     pub(crate) id: SnapshotId,
     pub(crate) domain: DomainName,
     pub(crate) facts: CapturedFacts,
+}
+
+/// The record of a snapshot that another node has; its facts are those that a captured one has.
+pub(crate) struct RecordedRemote {
+    pub(crate) of: RecordedCaptured,
+    pub(crate) node: String,
 }
 
 /// The records of a sealed or published snapshot.
@@ -59,6 +67,9 @@ impl Recorded {
             let domain = domain.unwrap_or_else(|| own.clone());
             match stage {
                 SnapshotStage::Captured(facts) => found.captured.push(RecordedCaptured { id, domain, facts }),
+                SnapshotStage::Remote { node, facts } => {
+                    found.remote.push(RecordedRemote { of: RecordedCaptured { id, domain, facts }, node });
+                }
                 SnapshotStage::Sealed(facts) => {
                     let named = |local| RecordedNamed { local, domain, facts, state: SnapshotState::Sealed };
                     found.add_named(catalog, id, named)?;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use crate::cache::Cache;
 use crate::capture::Capture;
+use crate::captured_facts::CapturedFacts;
 use crate::catalog::{Catalog, CatalogError, Change, Kind, Unsettled, WriteError};
 use crate::identity::{DomainName, SnapshotId, VolumeName};
 use crate::keep::{Keeper, KeptVolume};
 use crate::manifest::LocalManifest;
 use crate::reaper::ReaperHandle;
-use crate::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord, SnapshotStage};
+use crate::snapshot_record::{SealFacts, SnapshotRecord, SnapshotStage};
 use crate::withdrawal::Withdrawal;
 use crate::working_set::WorkingSet;
 
@@ -138,6 +139,17 @@ impl Records {
     /// Records a snapshot that was found in the store.
     pub(crate) fn opened(&self, domain: &DomainName, manifest: &LocalManifest) -> Result<(), CatalogError> {
         self.write(&with_manifest(domain, SnapshotStage::Published(SealFacts::default()), manifest))
+    }
+
+    /// Records a snapshot whose pages are read from another node.
+    pub(crate) fn remote(
+        &self,
+        id: SnapshotId,
+        domain: &DomainName,
+        node: &str,
+        facts: CapturedFacts,
+    ) -> Result<(), CatalogError> {
+        self.write(&[put_record(id, domain, SnapshotStage::Remote { node: node.to_owned(), facts })])
     }
 
     /// Records a snapshot's working set, and whether the store has it.

@@ -2,28 +2,25 @@
 //!
 //! Layout, little-endian: magic `RKSR`, version u16, domain, state u8. A captured one goes on as a manifest does, without
 //! layers and maps; a sealed or published one with how its pages fell and how long its seal took. The domain is a byte 1 and
-//! its name, or a byte 0: version 1 has none.
+//! its name, or a byte 0: version 1 has none. A remote one, which version 3 brought, goes on with its node, then as a
+//! captured one does.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
-
+use crate::captured_facts::CapturedFacts;
 use crate::compare::PageClasses;
-use crate::identity::{DomainName, SnapshotId};
-use crate::limits::{MANIFEST_PAGES_MAX, MANIFEST_VOLUMES_MAX, NAME_BYTES_MAX};
-use crate::manifest::{
-    VolumeShape, read_blobs, read_parent, read_shape, write_blobs, write_parent, write_shape,
-};
+use crate::identity::DomainName;
+use crate::limits::{NAME_BYTES_MAX, NODE_BYTES_MAX};
 use crate::wire::{Reader, WireError, Writer};
 
 const MAGIC: &[u8] = b"RKSR";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// The form of each version, from 1 on.
-const FORMS: [Form; 2] = [Form::WithoutDomain, Form::WithDomain];
+const FORMS: [Form; 3] = [Form::WithoutDomain, Form::WithDomain, Form::WithDomain];
 const CAPTURED: u8 = 0;
 const SEALED: u8 = 1;
 const PUBLISHED: u8 = 2;
+const REMOTE: u8 = 3;
 
 #[derive(Clone, Copy)]
 enum Form {
@@ -49,21 +46,13 @@ pub enum SnapshotStage {
     Sealed(SealFacts),
     /// Its manifest is in the store too.
     Published(SealFacts),
-}
-
-/// Facts of a captured snapshot, without its pages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CapturedFacts {
-    /// The snapshot it is a change of.
-    pub parent: Option<SnapshotId>,
-    /// Number of pauses before it in its line.
-    pub generation: u64,
-    /// When it was made, in milliseconds since 1970.
-    pub created_unix_ms: u64,
-    /// Its volumes, memory first.
-    pub volumes: Vec<VolumeShape>,
-    /// Device state and metadata by name.
-    pub blobs: BTreeMap<String, Bytes>,
+    /// Its pages are read from another node, as it has no names yet.
+    Remote {
+        /// The node.
+        node: String,
+        /// Its facts.
+        facts: CapturedFacts,
+    },
 }
 
 /// Facts of its seal; absent for one that was sealed elsewhere.
@@ -99,6 +88,11 @@ impl SnapshotRecord {
                 writer.u8(PUBLISHED);
                 facts.write(&mut writer);
             }
+            SnapshotStage::Remote { node, facts } => {
+                writer.u8(REMOTE);
+                writer.text(node);
+                facts.write(&mut writer);
+            }
         }
         writer.into_bytes()
     }
@@ -115,32 +109,14 @@ impl SnapshotRecord {
             CAPTURED => SnapshotStage::Captured(CapturedFacts::read(&mut reader)?),
             SEALED => SnapshotStage::Sealed(SealFacts::read(&mut reader)?),
             PUBLISHED => SnapshotStage::Published(SealFacts::read(&mut reader)?),
+            REMOTE => {
+                let node = reader.text("node", NODE_BYTES_MAX)?.to_owned();
+                SnapshotStage::Remote { node, facts: CapturedFacts::read(&mut reader)? }
+            }
             _ => return Err(reader.invalid("snapshot state", "there is no such state")),
         };
         reader.finish()?;
         Ok(Self { domain, stage })
-    }
-}
-
-impl CapturedFacts {
-    fn write(&self, writer: &mut Writer) {
-        write_parent(writer, self.parent);
-        writer.varint(self.generation);
-        writer.varint(self.created_unix_ms);
-        writer.varint_usize(self.volumes.len());
-        for volume in &self.volumes {
-            write_shape(writer, &volume.name, volume.page_kind, volume.pages);
-        }
-        write_blobs(writer, &self.blobs);
-    }
-
-    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
-        let parent = read_parent(reader)?;
-        let generation = reader.varint("generation")?;
-        let created_unix_ms = reader.varint("time of pause")?;
-        let count = reader.varint_usize("volumes", MANIFEST_VOLUMES_MAX)?;
-        let volumes = (0..count).map(|_| read_shape(reader, MANIFEST_PAGES_MAX)).collect::<Result<_, _>>()?;
-        Ok(Self { parent, generation, created_unix_ms, volumes, blobs: read_blobs(reader)? })
     }
 }
 
@@ -193,10 +169,14 @@ fn is_there(reader: &mut Reader<'_>, field: &'static str) -> Result<bool, WireEr
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
     use rekindle_kernel::PageKind;
 
     use super::*;
-    use crate::identity::VolumeName;
+    use crate::identity::{SnapshotId, VolumeName};
+    use crate::manifest::VolumeShape;
 
     fn records() -> Vec<SnapshotRecord> {
         let shape = |name: &str, pages| VolumeShape {
@@ -215,8 +195,9 @@ mod tests {
         let classes = PageClasses { dirty: 10, zero: 1, equal: 2, kept: 7, unread: 3 };
         let sealed = SealFacts { classes: Some(classes), seal_time: Some(Duration::from_millis(31)) };
         let stages = [
-            SnapshotStage::Captured(first),
+            SnapshotStage::Captured(first.clone()),
             SnapshotStage::Captured(child),
+            SnapshotStage::Remote { node: "10.0.0.7:7420".to_owned(), facts: first },
             SnapshotStage::Sealed(sealed),
             SnapshotStage::Published(sealed),
             SnapshotStage::Published(SealFacts::default()),

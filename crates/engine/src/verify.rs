@@ -10,6 +10,7 @@ use crate::fetch::Fetcher;
 use crate::frame::{FRAME_PAGES, FrameNumber, frame_of};
 use crate::geometry::{GuestPage, GuestPages};
 use crate::identity::LayerId;
+use crate::remote_pages::frame_at;
 use crate::snapshot::{Snapshot, Volume};
 use crate::store_check::{StoreFindings, look_for_objects};
 use crate::view::{Piece, PieceSource};
@@ -86,6 +87,19 @@ impl Verifying<'_> {
                     let here = left.first_pages(left.count().min(FRAME_PAGES));
                     left = left.after(here.count());
                     self.captured(volume, capture, here);
+                }
+            }
+            PieceSource::Remote(remote) => {
+                let mut left = piece.pages;
+                while !left.is_empty() {
+                    self.check_wanted()?;
+                    let here =
+                        left.first_pages(piece.rest_of_frame(left.start().pages_since(piece.pages.start())));
+                    // Pages without a name can be had or not, but not be checked.
+                    if let Err(error) = self.fetcher.load_remote(remote, frame_at(left.start())) {
+                        self.wrong(volume, here, &error.to_string());
+                    }
+                    left = left.after(here.count());
                 }
             }
             PieceSource::Layer(file, first) => {

@@ -7,19 +7,20 @@
 //! fn stored(view: &rekindle_engine::view::View) -> String { serde_json::to_string(view).expect("it has no encoding") }
 //! ```
 
+mod piece;
+
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use rekindle_kernel::{LostBytes, Mapping, PAGE_BYTES, Source};
-
 use crate::capture::Capture;
-use crate::frame::{FrameNumber, frame_of};
-use crate::geometry::{GuestPage, GuestPages, LayerPage, u64_of, usize_of};
+use crate::geometry::{GuestPage, GuestPages};
 use crate::layer::Layer;
-use crate::local_file::LocalFile;
 use crate::page_map::{PageMap, Place};
 use crate::page_set::PageSet;
+use crate::remote_pages::RemotePages;
 use crate::sync::{Current, Mutex, lock};
+
+pub use piece::{MissingFrame, Piece, PieceBytes, PieceSource};
 
 /// One volume's content at one moment, as handles.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ pub struct View {
 enum Body {
     Captured { top: Arc<Capture>, base: Base },
     Packed { top: PackedPages, base: Base },
+    Remote(Arc<RemotePages>),
     Flat { map: PageMap, layers: Arc<[Arc<Layer>]> },
     Lost(Arc<LostPages>),
 }
@@ -73,6 +75,8 @@ pub enum ViewPhase {
     Captured,
     /// The packed layer over the parent.
     Packed,
+    /// The pages that another node has.
+    Remote,
     /// A map of its own over layers.
     Flat,
 }
@@ -86,6 +90,11 @@ impl View {
     /// A packed layer over the parent.
     pub fn packed(top: PackedPages, base: Base) -> Self {
         Self { pages: top.zero.pages(), body: Body::Packed { top, base } }
+    }
+
+    /// Pages that another node has, and that have no names yet.
+    pub fn remote(pages: Arc<RemotePages>) -> Self {
+        Self { pages: pages.pages(), body: Body::Remote(pages) }
     }
 
     /// Layers only: `layers` stand in the order of the manifest that `map` is of.
@@ -103,6 +112,7 @@ impl View {
         match self.body {
             Body::Captured { .. } | Body::Lost(_) => ViewPhase::Captured,
             Body::Packed { .. } => ViewPhase::Packed,
+            Body::Remote(_) => ViewPhase::Remote,
             Body::Flat { .. } => ViewPhase::Flat,
         }
     }
@@ -111,7 +121,7 @@ impl View {
     pub fn layers(&self) -> &[Arc<Layer>] {
         match &self.body {
             Body::Flat { layers, .. } => layers,
-            Body::Captured { .. } | Body::Packed { .. } | Body::Lost(_) => &[],
+            Body::Captured { .. } | Body::Packed { .. } | Body::Remote(_) | Body::Lost(_) => &[],
         }
     }
 
@@ -145,6 +155,7 @@ impl View {
                 };
                 Piece::new(page, run, phase, source)
             }
+            Body::Remote(pages) => Piece::new(page, limit, phase, PieceSource::Remote(Arc::clone(pages))),
             Body::Lost(lost) => Piece::new(page, limit, phase, PieceSource::Lost(Arc::clone(lost))),
         }
     }
@@ -153,15 +164,25 @@ impl View {
     fn lost_pages(&self) -> Option<&LostPages> {
         match &self.body {
             Body::Lost(lost) => Some(lost),
-            Body::Captured { .. } | Body::Packed { .. } | Body::Flat { .. } => None,
+            Body::Captured { .. } | Body::Packed { .. } | Body::Remote(_) | Body::Flat { .. } => None,
         }
     }
 
-    /// True if this may stand in the place of `other`: it is further on, or what was lost is found.
+    /// The pages of another node, if these are such.
+    pub fn remote_pages(&self) -> Option<&Arc<RemotePages>> {
+        match &self.body {
+            Body::Remote(pages) => Some(pages),
+            Body::Captured { .. } | Body::Packed { .. } | Body::Flat { .. } | Body::Lost(_) => None,
+        }
+    }
+
+    /// True if this may stand in the place of `other`: it is further on, or what was lost is found. Pages of another node
+    /// that are found wrong are lost.
     fn improves(&self, other: &Self) -> bool {
         match (self.lost_pages(), other.lost_pages()) {
             (None, Some(_)) => true,
-            (Some(_), _) => false,
+            (Some(_), None) => other.remote_pages().is_some(),
+            (Some(_), Some(_)) => false,
             (None, None) => self.phase() > other.phase(),
         }
     }
@@ -262,119 +283,6 @@ impl LiveView {
             lost.found();
         }
         improved
-    }
-}
-
-/// Consecutive guest pages with one source. It owns its source: a planned piece can always be read.
-#[derive(Debug, Clone)]
-pub struct Piece {
-    /// The guest pages.
-    pub pages: GuestPages,
-    /// Place of their bytes.
-    pub source: PieceSource,
-    /// Stage of the view they were asked of.
-    pub phase: ViewPhase,
-}
-
-/// Place of a piece's bytes.
-#[derive(Debug, Clone)]
-pub enum PieceSource {
-    /// Nowhere: they are zero.
-    Zero,
-    /// In a capture, at their own guest pages.
-    Capture(Arc<Capture>),
-    /// In a layer's local file, from this page on.
-    Layer(Arc<LocalFile>, LayerPage),
-    /// Nowhere, or they cannot be had now.
-    Lost(Arc<LostPages>),
-}
-
-/// Bytes of a piece.
-#[derive(Debug, Clone, Copy)]
-pub enum PieceBytes<'a> {
-    /// They are all zero.
-    Zero,
-    /// They begin at this byte of a mapping.
-    At(&'a Mapping, usize),
-    /// They cannot be had.
-    Lost,
-}
-
-impl Piece {
-    fn new(start: GuestPage, count: u32, phase: ViewPhase, source: PieceSource) -> Self {
-        Self { pages: GuestPages::new(start, count), source, phase }
-    }
-
-    /// Number of its pages, from the first on, that can be copied without blocking.
-    pub fn readable_now(&self) -> u32 {
-        let count = self.pages.count();
-        match &self.source {
-            PieceSource::Zero | PieceSource::Capture(_) => count,
-            PieceSource::Layer(file, first) => file.readable_now(*first, count),
-            PieceSource::Lost(_) => 0,
-        }
-    }
-
-    /// The bytes of `pages` pages after the first `skip`, for the kernel to copy from.
-    pub fn bytes(&self, skip: u32, pages: u32) -> Source<'_> {
-        assert!(skip + pages <= self.pages.count(), "within the piece");
-        let bytes = usize_of(pages) * PAGE_BYTES;
-        match self.place() {
-            PieceBytes::At(mapping, offset) => mapping.source(offset + usize_of(skip) * PAGE_BYTES, bytes),
-            PieceBytes::Zero => Source::zeroes(bytes),
-            PieceBytes::Lost => unreachable!("lost pages are never readable"),
-        }
-    }
-
-    /// Place of the piece's bytes.
-    pub fn place(&self) -> PieceBytes<'_> {
-        match &self.source {
-            PieceSource::Zero => PieceBytes::Zero,
-            PieceSource::Capture(capture) => PieceBytes::At(capture.mapping(), self.pages.start().offset()),
-            PieceSource::Layer(file, first) => PieceBytes::At(file.mapping(), first.offset()),
-            PieceSource::Lost(_) => PieceBytes::Lost,
-        }
-    }
-
-    /// The frame that must be there before the first page can be read; none for what is always in memory, or nowhere.
-    pub fn missing_frame(&self) -> Option<(Arc<LocalFile>, FrameNumber)> {
-        match &self.source {
-            PieceSource::Zero | PieceSource::Capture(_) | PieceSource::Lost(_) => None,
-            PieceSource::Layer(file, first) => Some((Arc::clone(file), frame_of(*first))),
-        }
-    }
-
-    /// Says that reading the piece failed: its layer is verified anew, and what the disk lost of it is fetched.
-    pub fn source_failed(&self) {
-        if let PieceSource::Layer(file, _) = &self.source {
-            file.forget_all_verified();
-        }
-    }
-
-    /// Goes on to the file that its layer's frames are fetched into now; true if that is another one.
-    pub fn follow(&mut self) -> bool {
-        let PieceSource::Layer(file, _) = &mut self.source else { return false };
-        let newest = Arc::clone(file).newest();
-        let is_other = !Arc::ptr_eq(file, &newest);
-        *file = newest;
-        is_other
-    }
-
-    /// Copies the piece; `into` is as long as the piece. Its frames must have been verified.
-    pub fn copy_to(&self, into: &mut [u8]) -> Result<(), LostBytes> {
-        assert_eq!(
-            u64_of(into.len()),
-            u64::from(self.pages.count()) * u64_of(PAGE_BYTES),
-            "as long as the piece"
-        );
-        match self.place() {
-            PieceBytes::At(mapping, offset) => mapping.copy_to(offset, into),
-            PieceBytes::Zero => {
-                into.fill(0);
-                Ok(())
-            }
-            PieceBytes::Lost => Err(LostBytes { offset: self.pages.start().offset() }),
-        }
     }
 }
 

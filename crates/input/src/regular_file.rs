@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use bytesize::ByteSize;
@@ -96,6 +97,17 @@ impl Read for RegularFile {
 /// The text of a file that has at most [`TEXT_BYTES_MAX`] bytes.
 pub fn read_text(path: &Path) -> io::Result<String> {
     io::read_to_string(RegularFile::open(path, TEXT_BYTES_MAX)?)
+}
+
+/// The text of a file that others than its user and group may not read; else what is the matter with it.
+pub fn read_secret(path: &Path) -> Result<String, String> {
+    let cannot_be_read = |error: io::Error| format!("cannot be read: {error}");
+    let file = RegularFile::open(path, TEXT_BYTES_MAX).map_err(|error| cannot_be_read(error.into()))?;
+    let mode = file.file().metadata().map_err(cannot_be_read)?.permissions().mode();
+    if mode & 0o007 != 0 {
+        return Err(format!("can be used by everybody (mode {:o}): `chmod o=` it", mode & 0o777));
+    }
+    io::read_to_string(file).map_err(cannot_be_read)
 }
 
 /// The major and the minor number of a device.

@@ -7,6 +7,7 @@ use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
 use crate::capture::Capture;
 use crate::fetch::Fetcher;
+use crate::follow::Follower;
 use crate::hooks::NoHooks;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
@@ -64,6 +65,7 @@ impl Steps {
             budget: uploads.clone(),
             share: 0,
         };
+        let follower = Follower { fetcher: fetcher.clone(), cache: Arc::clone(&cache) };
         let sealer = Sealer::new(cache, fetcher, sealing, Precedence::default(), Arc::new(NoHooks));
         let sealing = pool.clone();
         let publisher = Publisher {
@@ -87,6 +89,7 @@ impl Steps {
             watcher,
             run_roots: Arc::default(),
             sets: Arc::new(sets),
+            follower,
         });
         let wait = limits::PAUSE_WAIT_DEFAULT;
         let (only_here, unpublished_bytes_max) = (Arc::default(), None);
@@ -118,7 +121,7 @@ impl Steps {
             work = done.expect("neither disk nor memory fails");
         }
         match work {
-            Work::Nothing | Work::Seal(_) => SnapshotWork::None,
+            Work::Nothing | Work::Seal(_) | Work::Follow => SnapshotWork::None,
             Work::Publish(_) => SnapshotWork::Publish,
             Work::RemoveFromStore => SnapshotWork::RemoveFromStore,
         }

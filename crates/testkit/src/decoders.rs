@@ -90,8 +90,8 @@ pub const DECODERS: [Decoder; 8] = [
     },
     Decoder {
         name: "snapshot_record",
-        newest: 2,
-        rewritten_as: |_| 2,
+        newest: 3,
+        rewritten_as: |_| 3,
         rewritten: snapshot_record,
         samples: samples::snapshot_record,
     },

@@ -91,6 +91,7 @@ impl Saved {
             SnapshotState::Captured => Some(Phase::Sealing),
             SnapshotState::Sealed => Some(Phase::Publishing),
             SnapshotState::Published
+            | SnapshotState::Remote
             | SnapshotState::Discarded
             | SnapshotState::Lost
             | SnapshotState::Undecided => None,
@@ -137,6 +138,7 @@ impl Known {
             (
                 SnapshotState::Captured
                 | SnapshotState::Published
+                | SnapshotState::Remote
                 | SnapshotState::Discarded
                 | SnapshotState::Lost
                 | SnapshotState::Undecided,

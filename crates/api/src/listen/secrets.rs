@@ -1,11 +1,9 @@
 //! The files that make TCP safe: certificate, key and token.
 
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use rekindle_input::regular_file::{RegularFile, TEXT_BYTES_MAX, read_text};
+use rekindle_input::regular_file::{read_secret, read_text};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
@@ -53,17 +51,6 @@ pub(super) fn tls(certificate: &Path, key: &Path) -> Result<ServerConfig, Listen
         .map_err(|error| wrong_key(format!("does not go with the certificate: {error}")))?;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(tls)
-}
-
-/// The text of a file that others than its user and group may not read; else what is the matter with it.
-fn read_secret(path: &Path) -> Result<String, String> {
-    let cannot_be_read = |error: io::Error| format!("cannot be read: {error}");
-    let file = RegularFile::open(path, TEXT_BYTES_MAX).map_err(|error| cannot_be_read(error.into()))?;
-    let mode = file.file().metadata().map_err(cannot_be_read)?.permissions().mode();
-    if mode & 0o007 != 0 {
-        return Err(format!("can be used by everybody (mode {:o}): `chmod o=` it", mode & 0o777));
-    }
-    io::read_to_string(file).map_err(cannot_be_read)
 }
 
 fn wrong(setting: &'static str, path: &Path, reason: String) -> ListenError {

@@ -18,6 +18,8 @@ pub enum SnapshotState {
     Sealed,
     /// It is in the store.
     Published,
+    /// Another node has it, and it is not in the store yet: its pages come from there.
+    Remote,
     /// It was deleted; its memory or bytes go as soon as nothing depends on it.
     Discarded,
     /// Its memory was lost before it was sealed.
@@ -32,6 +34,7 @@ impl fmt::Display for SnapshotState {
             Self::Captured => "captured",
             Self::Sealed => "sealed",
             Self::Published => "published",
+            Self::Remote => "remote",
             Self::Discarded => "discarded",
             Self::Lost => "lost",
             Self::Undecided => "undecided",
@@ -66,6 +69,9 @@ pub struct Snapshot {
     pub created_unix_ms: u64,
     /// Its volumes, memory first.
     pub volumes: Vec<Volume>,
+    /// Bytes that have not come from the node that has it, while it is remote.
+    #[serde(default)]
+    pub missing_bytes: Option<u64>,
     /// Counts of its captured pages, once it is sealed.
     pub classes: Option<PageClasses>,
     /// Time of its seal, in seconds, once it is sealed.

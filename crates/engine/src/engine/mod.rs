@@ -6,6 +6,7 @@ mod deleting;
 mod forgetting;
 mod learned;
 mod options;
+mod remote;
 mod restore;
 mod transfer;
 
@@ -21,6 +22,7 @@ use crate::cache_limits::BoundedCache;
 use crate::collect::{CollectTimes, Collector};
 use crate::deleted::Deleted;
 use crate::fetch::Fetcher;
+use crate::follow::Follower;
 use crate::geometry::GuestPages;
 use crate::identity::{DomainName, SnapshotId};
 use crate::key_ring::NoKeyOfDomain;
@@ -29,6 +31,7 @@ use crate::limits;
 use crate::lives::Lives;
 use crate::open::{OpenError, Openings, known_and_there, open};
 use crate::pause::{Base, CommitError, PausePermit, PauseRules, PausedGuest, Permitted};
+use crate::peer::Peers;
 use crate::pool::Pool;
 use crate::precedence::Precedence;
 use crate::publish::Publisher;
@@ -75,6 +78,7 @@ pub struct Engine {
     /// Snapshots that were deleted before the start or by this engine, and must still be held.
     deleted: Arc<Deleted>,
     replay: Replay,
+    peers: Arc<dyn Peers>,
     lives: Option<Lives>,
     /// The pools of background work; they end first.
     _pools: [Pool; 3],
@@ -146,7 +150,7 @@ impl Engine {
         };
         let budget = Budget::new(options.capture_bytes_max);
         let replayed = match &records {
-            Some(records) => replay(records, &cache, &budget, reaper.handle())?,
+            Some(records) => replay(records, &cache, &budget, (reaper.handle(), &*options.peers))?,
             None => Replayed::default(),
         };
         let sealing = sealing_pool.handle();
@@ -159,6 +163,7 @@ impl Engine {
             watcher,
             run_roots: Arc::default(),
             sets: Arc::new(sets),
+            follower: Follower { fetcher: fetcher.of_class(Class::Background), cache: Arc::clone(&cache) },
         });
         let rules = PauseRules {
             keys,
@@ -184,6 +189,7 @@ impl Engine {
             deleting: Mutex::default(),
             deleted: Arc::new(Deleted::new(deleted, origins_may_be_asked)),
             replay,
+            peers: options.peers,
             lives: Some(lives),
             _pools: [sealing_pool, encoding_pool, saving_pool],
             _reaper: reaper,

@@ -10,6 +10,7 @@ use crate::hooks::{Hooks, NoHooks};
 use crate::keep::{Keeper, NoKeeper};
 use crate::key_ring::KeyRing;
 use crate::limits;
+use crate::peer::{NoPeers, Peers};
 use crate::store::Store;
 use crate::watch::{NoWatcher, Watcher};
 
@@ -60,6 +61,8 @@ pub struct EngineOptions {
     pub manifest_memory: Option<PathBuf>,
     /// Keeper of captured memory while this process is down; asked only if there is a catalog.
     pub keeper: Arc<dyn Keeper>,
+    /// Other nodes that this one may read from.
+    pub peers: Arc<dyn Peers>,
     /// Times at which this node collects in the store by itself; never without.
     pub collect: Option<CollectSchedule>,
     /// Time from the deletion of a snapshot until a collector decides on what was its.
@@ -92,6 +95,7 @@ impl EngineOptions {
             catalog: None,
             manifest_memory: None,
             keeper: Arc::new(NoKeeper),
+            peers: Arc::new(NoPeers),
             collect: None,
             second_look_after: limits::SECOND_LOOK_AFTER,
             node_abandoned_after: limits::NODE_ABANDONED_AFTER,

@@ -12,6 +12,7 @@ use crate::identity::SnapshotId;
 use crate::life::Background;
 use crate::lifecycle::SnapshotEvent;
 use crate::limits;
+use crate::peer::Peers;
 use crate::publish::Publisher;
 use crate::reaper::ReaperHandle;
 use crate::records::Records;
@@ -31,9 +32,10 @@ impl Engine {
         if there.iter().all(|snapshot| !snapshot.is_undecided()) {
             return Ok(0);
         }
-        let (cache, budget, reaper) = (&self.cache, &self.rules.budget, self.rules.reaper.clone());
+        let (cache, budget, reaper) = (&*self.cache, &self.rules.budget, self.rules.reaper.clone());
+        let peers = &*self.peers;
         let spare = SpareFiles::held();
-        let replayed = Replaying { records, cache, budget, reaper }.decide(&there)?;
+        let replayed = Replaying { records, cache, budget, reaper, peers }.decide(&there)?;
         drop(spare);
         let Replayed { known, deleted, work, taken_back, replay: _ } = replayed;
         for snapshot in known.iter().filter(|snapshot| !snapshot.is_undecided()) {
@@ -155,12 +157,12 @@ pub(super) fn replay(
     records: &Records,
     cache: &Cache,
     budget: &Budget,
-    reaper: ReaperHandle,
+    (reaper, peers): (ReaperHandle, &dyn Peers),
 ) -> Result<Replayed, ReplayError> {
     let _span = tracing::info_span!("replay").entered();
     cache.keep_files();
     let _spare = SpareFiles::held();
-    let replayed = Replaying { records, cache, budget, reaper }.replay()?;
+    let replayed = Replaying { records, cache, budget, reaper, peers }.replay()?;
     cache.let_files_go();
     Ok(replayed)
 }

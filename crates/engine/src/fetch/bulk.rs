@@ -12,9 +12,9 @@ use crate::attempt::{FetchError, blocking};
 use crate::extents::extents;
 use crate::fetch::FrameKey;
 use crate::frame::FrameNumber;
-use crate::identity::LayerId;
 use crate::limits;
 use crate::local_file::LocalFile;
+use crate::remote_pages::FramesOf;
 use crate::single_flight::Claimed;
 use crate::sources::Class;
 use crate::urgency::Urgency;
@@ -49,7 +49,7 @@ impl Fetcher {
         let (shared, class) = (Arc::clone(&self.shared), self.class);
         let mut mine = wanted;
         for WantedFrames { file, frames } in &mut mine {
-            let layer = file.layer().id();
+            let layer = FramesOf::Layer(file.layer().id());
             frames.retain(|frame| !file.is_verified(*frame) && shared.frames.claim((layer, *frame)));
         }
         mine.retain(|wanted| !wanted.frames.is_empty());
@@ -62,7 +62,7 @@ impl Fetcher {
 
 impl WantedFrames {
     pub(super) fn keys(&self) -> impl Iterator<Item = FrameKey> + '_ {
-        self.frames.iter().map(|frame| (self.file.layer().id(), *frame))
+        self.frames.iter().map(|frame| (FramesOf::Layer(self.file.layer().id()), *frame))
     }
 
     /// Drops the frames that are there by now.
@@ -110,8 +110,8 @@ impl Bulk {
     /// Brings claimed frames; those that did not come and have waiters are fetched on, one by one.
     pub(super) async fn bring_and_end(self, mine: Vec<WantedFrames>) {
         let keys: Vec<FrameKey> = mine.iter().flat_map(WantedFrames::keys).collect();
-        let files: HashMap<LayerId, Arc<LocalFile>> =
-            mine.iter().map(|wanted| (wanted.file.layer().id(), Arc::clone(&wanted.file))).collect();
+        let file = |wanted: &WantedFrames| (wanted.file.layer().id().into(), Arc::clone(&wanted.file));
+        let files: HashMap<FramesOf, Arc<LocalFile>> = mine.iter().map(file).collect();
         telling_of_silence(&self.shared, &keys, self.clone().bring(mine)).await;
         fetch_rest(&self.shared, &self.claimed, |layer| Arc::clone(&files[&layer]), self.class);
     }
@@ -151,7 +151,7 @@ impl Bulk {
 
     async fn load(self, file: Arc<LocalFile>, frames: Vec<FrameNumber>) {
         let layer = file.layer().id();
-        let came = telling(&self.shared, &self.claimed, layer);
+        let came = telling(&self.shared, &self.claimed, layer.into());
         let loaded = blocking(layer, move || {
             let there =
                 |frame: &FrameNumber| file.is_verified(*frame) || matches!(file.load_local(*frame), Ok(true));
@@ -174,7 +174,7 @@ impl Bulk {
 
     async fn fetch(self, extent: Extent) {
         let Extent { file, frames, bytes: _ } = extent;
-        let layer = file.layer().id();
+        let layer = FramesOf::Layer(file.layer().id());
         let came = telling(&self.shared, &self.claimed, layer);
         let urgency = Arc::new(Urgency::of(self.class));
         let keys = frames.clone().map(|frame| (layer, FrameNumber::new(frame)));

@@ -37,7 +37,7 @@ impl Fetcher {
             telling_of_silence(&bulk.shared, &keys, unpack(&bulk, packed, &mine)).await;
             let rest: HashSet<FrameKey> = bulk.claimed.rest().into_iter().collect();
             for WantedFrames { file, frames } in &mut mine {
-                frames.retain(|frame| rest.contains(&(file.layer().id(), *frame)));
+                frames.retain(|frame| rest.contains(&(file.layer().id().into(), *frame)));
             }
             mine.retain(|wanted| !wanted.frames.is_empty());
             bulk.bring_and_end(mine).await;
@@ -134,7 +134,7 @@ impl Unpacking {
                 continue;
             }
             if file.has_verified(frame, part.bits) || file.accept_pages(frame, pages).is_ok() {
-                let key = (layer.id(), frame);
+                let key = (layer.id().into(), frame);
                 // Others may fetch it, and tell of it themselves.
                 if self.bulk.claimed.let_go(key) {
                     self.bulk.shared.frames.succeeded(key);

@@ -11,6 +11,7 @@ use crate::attempt::checked_table;
 use crate::cache::Cache;
 use crate::frame::{FRAME_PAGES, frame_bytes};
 use crate::geometry::u64_of;
+use crate::identity::LayerId;
 use crate::identity::SnapshotId;
 use crate::key_ring::KeyRing;
 use crate::layer::Layer;
@@ -149,7 +150,7 @@ impl Waiter<FrameKey, FetchError> for Host {
 fn a_source_that_does_not_answer_is_told_of_to_everybody_who_waits_whenever_they_came() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let shared = shared_by_fetches(runtime.handle(), Store::new(Arc::new(InMemory::new())));
-    let [first, ahead] = [0, 1].map(|number| (LayerId::from_bytes([1; 32]), FrameNumber::new(number)));
+    let [first, ahead] = [0, 1].map(|number| (LayerId::from_bytes([1; 32]).into(), FrameNumber::new(number)));
     let (answer, answered) = tokio::sync::oneshot::channel();
     let late = Arc::new(Patient(Mutex::new(Some(answer))));
     let early = Arc::new(Host { shared: Arc::clone(&shared), guest: Arc::downgrade(&late) });
@@ -186,11 +187,11 @@ fn frames_that_were_to_be_read_ahead_and_did_not_come_are_fetched_for_those_who_
     let joined: Weak<Told> = Arc::downgrade(&waiter);
     let [first, claimed, unwanted] = [0, 1, 2].map(FrameNumber::new);
     let joined: Weak<FrameWaiter> = joined;
-    assert!(shared.frames.join((layer.id(), first), joined.clone()));
+    assert!(shared.frames.join((layer.id().into(), first), joined.clone()));
     for ahead in [claimed, unwanted] {
-        assert!(shared.frames.claim((layer.id(), ahead)));
+        assert!(shared.frames.claim((layer.id().into(), ahead)));
     }
-    assert!(!shared.frames.join((layer.id(), claimed), joined), "it is on its way");
+    assert!(!shared.frames.join((layer.id().into(), claimed), joined), "it is on its way");
     // The layer is in no store, so no request brings them together.
     let shared_by_work = Arc::clone(&shared);
     runtime.block_on(fetch_run(shared_by_work, layer.local(), 0..3, Class::Fault));

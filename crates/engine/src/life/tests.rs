@@ -68,6 +68,7 @@ fn bed(directory: &Path) -> Bed {
     let budget = ByteBudget::new(limits::UPLOAD_BYTES_MAX);
     let sets =
         WorkingSets { fetcher: fetcher.clone(), encoding: pool.handle(), budget: budget.clone(), share: 0 };
+    let follower = Follower { fetcher: fetcher.clone(), cache: Arc::clone(&cache) };
     let sealer = Sealer::new(cache, fetcher, sealing, Precedence::default(), Arc::new(NoHooks));
     let reaper = Reaper::start().expect("a thread");
     let publisher = Publisher {
@@ -90,6 +91,7 @@ fn bed(directory: &Path) -> Bed {
         watcher: Arc::new(NoWatcher),
         run_roots: Arc::default(),
         sets: Arc::new(sets),
+        follower,
     });
     Bed { life: Life { snapshot: Arc::new(sealed()), background }, store, reaper, runtime, _pool: pool }
 }

@@ -61,6 +61,13 @@ impl Made {
         self.add(snapshot, captures);
     }
 
+    pub(super) fn add_remote(&mut self, snapshot: Snapshot) {
+        if !self.delete_again(&snapshot) {
+            self.replayed.replay.remote += 1;
+        }
+        self.add(snapshot, Vec::new());
+    }
+
     /// Adds a snapshot without its bytes.
     pub(super) fn add_unread(&mut self, snapshot: Snapshot) {
         let (id, status) = (snapshot.id(), snapshot.status());

@@ -15,6 +15,7 @@ use crate::budget::Budget;
 use crate::cache::{Cache, OnlyCopyError};
 use crate::capture::Capture;
 use crate::catalog::CatalogError;
+use crate::geometry::bytes_of_pages;
 use crate::identity::{DomainName, LayerId, SnapshotId};
 use crate::keep::KeptVolume;
 use crate::layer::Layer;
@@ -23,9 +24,11 @@ use crate::lifecycle::SnapshotState;
 use crate::manifest::{LayerName, Manifest, StoredLayer, VolumeShape};
 use crate::named::Named;
 use crate::open::parts_of;
+use crate::peer::Peers;
 use crate::reaper::ReaperHandle;
-use crate::recorded::{Recorded, RecordedCaptured, RecordedNamed};
+use crate::recorded::{Recorded, RecordedCaptured, RecordedNamed, RecordedRemote};
 use crate::records::Records;
+use crate::remote::remote_snapshot;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
 use crate::view::{LiveView, View};
 
@@ -44,6 +47,8 @@ pub struct Replay {
     pub published: usize,
     /// Deleted snapshots that are still held.
     pub deleted: usize,
+    /// Snapshots that another node has.
+    pub remote: usize,
     /// Snapshots that were lost.
     pub lost: Vec<LostSnapshot>,
     /// Snapshots whose state cannot be determined now.
@@ -93,6 +98,7 @@ pub(crate) struct Replaying<'a> {
     pub(crate) cache: &'a Cache,
     pub(crate) budget: &'a Budget,
     pub(crate) reaper: ReaperHandle,
+    pub(crate) peers: &'a dyn Peers,
 }
 
 impl Replaying<'_> {
@@ -134,6 +140,7 @@ impl Replaying<'_> {
         }
         let mut found = Recorded::read(self.records.catalog(), self.own_domain())?;
         found.captured.retain(|recorded| made.before.contains_key(&recorded.id));
+        found.remote.retain(|remote| made.before.contains_key(&remote.of.id));
         found.named.retain(|named| made.before.contains_key(&named.local.manifest().snapshot()));
         // Their records do not change while this process runs; a later program may be able to read them.
         found.unreadable.clear();
@@ -145,7 +152,7 @@ impl Replaying<'_> {
     }
 
     fn make(&self, found: Recorded, mut made: Made) -> Made {
-        let Recorded { mut captured, named, unreadable, deletions: _, stored } = found;
+        let Recorded { mut captured, named, remote, unreadable, deletions: _, stored } = found;
         for (id, reason) in unreadable {
             let parts = unknown_parts_of(id, self.own_domain().clone(), self.records);
             made.add_unread(unread(parts, Obstacle::Unknown(reason), Vec::new()));
@@ -167,6 +174,14 @@ impl Replaying<'_> {
                 }
             }
         }
+        for RecordedRemote { of, node } in remote {
+            match self.remote(&of, &node) {
+                Ok(snapshot) => made.add_remote(snapshot),
+                Err(obstacle) => {
+                    made.add_unread(unread(unread_parts_of(of, self.records), obstacle, Vec::new()));
+                }
+            }
+        }
         captured.sort_by_key(|recorded| (recorded.facts.generation, recorded.id));
         for recorded in captured {
             let id = recorded.id;
@@ -185,6 +200,15 @@ impl Replaying<'_> {
             }
         }
         made
+    }
+
+    /// A snapshot that another node has, of whose pages none is here.
+    fn remote(&self, of: &RecordedCaptured, node: &str) -> Result<Snapshot, Obstacle> {
+        let peer = self.peers.at(node).map_err(|error| Obstacle::Unknown(error.to_string()))?;
+        let parts = unread_parts_of(of.clone(), self.records);
+        let bytes = of.facts.volumes.iter().map(|volume| bytes_of_pages(volume.pages)).sum();
+        let lease = self.budget.take(bytes);
+        Ok(remote_snapshot(parts, peer, lease, &self.reaper)?)
     }
 
     /// Opens every layer of a manifest. If one cannot be opened, the error contains the others: the last handle of a

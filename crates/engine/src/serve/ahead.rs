@@ -3,7 +3,6 @@
 use super::installer::{End, InstallOutcome};
 use super::server::Server;
 use super::unit::UnitInstall;
-use crate::frame::FRAME_PAGES;
 use crate::geometry::GuestPages;
 use crate::limits;
 use crate::sources::Class;
@@ -89,19 +88,20 @@ impl Server {
             self.counters.pages_prefetched.add(pages);
             return ahead(pages, &end);
         }
-        let (file, first) = match &piece.source {
-            PieceSource::Layer(file, first) => (file, first),
-            PieceSource::Lost(_) => return Ahead::Dealt(piece.pages.count()),
-            PieceSource::Zero | PieceSource::Capture(_) => return Ahead::Interrupted,
+        let Some(missing) = piece.missing_frame() else {
+            return match &piece.source {
+                PieceSource::Lost(_) => Ahead::Dealt(piece.pages.count()),
+                PieceSource::Zero
+                | PieceSource::Capture(_)
+                | PieceSource::Layer(..)
+                | PieceSource::Remote(_) => Ahead::Interrupted,
+            };
         };
-        let in_frame = FRAME_PAGES - first.number() % FRAME_PAGES;
-        let waiting = piece.pages.first_pages(in_frame);
-        if let Some((_, frame)) = piece.missing_frame()
-            && self.prefetch.wait(waiting, (file.layer().id(), frame))
-        {
-            self.request(Class::Ahead, file, frame);
+        let waiting = piece.pages.first_pages(piece.rest_of_frame(0));
+        if self.prefetch.wait(waiting, missing.key()) {
+            self.request(Class::Ahead, &missing);
         }
-        self.look_again(file, *first);
+        self.look_again(&piece, &missing);
         Ahead::Dealt(waiting.count())
     }
 
@@ -118,9 +118,8 @@ impl Server {
                 }
             }
             UnitInstall::Missing(frames) => {
-                let (file, frame) = &frames[0];
-                self.prefetch.wait(unit.intersect(run), (file.layer().id(), *frame));
-                frames.iter().for_each(|(file, frame)| self.request(Class::Ahead, file, *frame));
+                self.prefetch.wait(unit.intersect(run), frames[0].key());
+                frames.iter().for_each(|missing| self.request(Class::Ahead, missing));
                 Ahead::Dealt(of_unit)
             }
             UnitInstall::Lost => Ahead::Dealt(of_unit),

@@ -12,13 +12,11 @@ use super::retry::{RetriedFault, RetryCause, RetryEffect};
 use super::server::Server;
 use super::status::{EndReason, ServeStatus};
 use super::unit::UnitInstall;
-use crate::fetch::{FrameKey, FrameWaiter};
-use crate::frame::{FrameNumber, frame_of};
-use crate::geometry::{GuestPage, GuestPages, LayerPage};
-use crate::local_file::LocalFile;
+use crate::fetch::FrameWaiter;
+use crate::geometry::{GuestPage, GuestPages};
 use crate::single_flight::Waiter as _;
 use crate::sources::Class;
-use crate::view::{Piece, PieceSource};
+use crate::view::{MissingFrame, Piece, PieceSource};
 
 /// Reason of a stall if bytes that seemed good are bad.
 const SOURCE_LOST: &str = "its bytes could not be read from memory or from this disk";
@@ -129,9 +127,10 @@ impl Server {
         let ready = piece.readable_now();
         if ready == 0 {
             return match &piece.source {
-                PieceSource::Layer(file, first) => {
-                    let waiting = self.wait_for(fault, file, frame_of(*first));
-                    self.look_again(file, *first);
+                PieceSource::Layer(..) | PieceSource::Remote(_) => {
+                    let missing = piece.missing_frame().expect("such pieces have frames");
+                    let waiting = self.wait_for(fault, &missing);
+                    self.look_again(&piece, &missing);
                     waiting
                 }
                 PieceSource::Lost(_) => Outcome::Again(RetryCause::Failed(LOST.into())),
@@ -160,11 +159,8 @@ impl Server {
             }
             UnitInstall::Missing(frames) => {
                 // All frames are requested now; the page waits for one after the other.
-                for (file, frame) in &frames[1..] {
-                    self.request(Class::Fault, file, *frame);
-                }
-                let (file, frame) = &frames[0];
-                self.wait_for(fault, file, *frame)
+                frames[1..].iter().for_each(|missing| self.request(Class::Fault, missing));
+                self.wait_for(fault, &frames[0])
             }
             UnitInstall::Lost => Outcome::Again(RetryCause::Failed(LOST.into())),
         }
@@ -236,9 +232,10 @@ impl Server {
         let run = piece.pages.first_pages(ready);
         let installed = match piece.source {
             PieceSource::Zero => self.installer.zero(run, protect),
-            PieceSource::Capture(_) | PieceSource::Layer(..) | PieceSource::Lost(_) => {
-                self.installer.copy(run, piece.bytes(0, ready), protect)
-            }
+            PieceSource::Capture(_)
+            | PieceSource::Layer(..)
+            | PieceSource::Remote(_)
+            | PieceSource::Lost(_) => self.installer.copy(run, piece.bytes(0, ready), protect),
         };
         installed.distrust_if_lost(piece);
         self.count(piece, installed.pages);
@@ -250,31 +247,31 @@ impl Server {
             PieceSource::Zero => &self.counters.zero,
             PieceSource::Capture(_) => &self.counters.capture,
             PieceSource::Layer(..) => &self.counters.layer,
+            PieceSource::Remote(_) => &self.counters.remote,
             PieceSource::Lost(_) => return,
         };
         counters.add(piece.phase, pages);
     }
 
-    fn wait_for(&mut self, fault: Fault, file: &Arc<LocalFile>, frame: FrameNumber) -> Outcome {
+    fn wait_for(&mut self, fault: Fault, missing: &MissingFrame) -> Outcome {
         self.counters.misses.add(1);
-        let key: FrameKey = (file.layer().id(), frame);
-        if self.pending.wait(fault, key) {
-            self.request(Class::Fault, file, frame);
+        if self.pending.wait(fault, missing.key()) {
+            self.request(Class::Fault, missing);
         }
         Outcome::Waiting
     }
 
     /// Looks again for a page whose frame was requested: it may have come alone between the first look and the request.
-    pub(super) fn look_again(&self, file: &LocalFile, page: LayerPage) {
-        if file.readable_now(page, 1) > 0 {
-            self.mailbox.ready((file.layer().id(), frame_of(page)));
+    pub(super) fn look_again(&self, piece: &Piece, missing: &MissingFrame) {
+        if piece.readable_now() > 0 {
+            self.mailbox.ready(missing.key());
         }
     }
 
     /// Requests a frame; a message to the mailbox says when it is there.
-    pub(super) fn request(&self, class: Class, file: &Arc<LocalFile>, frame: FrameNumber) {
+    pub(super) fn request(&self, class: Class, missing: &MissingFrame) {
         let waiter: Weak<FrameWaiter> = Arc::<Mailbox>::downgrade(&self.mailbox);
-        self.fetcher.of_class(class).request(file, frame, waiter);
+        missing.request(&self.fetcher.of_class(class), waiter);
     }
 }
 
@@ -288,6 +285,7 @@ mod tests {
     use super::*;
     use crate::cache::Cache;
     use crate::fetch::Fetcher;
+    use crate::frame::FrameNumber;
     use crate::key_ring::KeyRing;
     use crate::layer::Layer;
     use crate::limits;

@@ -10,6 +10,7 @@ use rekindle_kernel::wakeup::Wakeup;
 use super::recording::Recording;
 use crate::fetch::{FetchError, FrameKey};
 use crate::page_set::PageSet;
+use crate::remote_pages::FramesOf;
 use crate::single_flight::Waiter;
 use crate::sync::{Mutex, lock};
 use crate::working_set::WorkingSet;
@@ -75,8 +76,14 @@ impl Waiter<FrameKey, FetchError> for Mailbox {
 
     fn silent(&self, key: FrameKey, waited: Duration) {
         let seconds = waited.as_secs();
-        let reason =
-            format!("neither this disk nor the store has answered for {seconds} s; it is waited for");
+        let reason = match key.0 {
+            FramesOf::Layer(_) => {
+                format!("neither this disk nor the store has answered for {seconds} s; it is waited for")
+            }
+            FramesOf::Remote(of) => {
+                format!("the node that has {of} has not answered for {seconds} s; it is waited for")
+            }
+        };
         self.send(Mail::FrameFailing(key, reason));
     }
 }
@@ -93,9 +100,9 @@ mod tests {
     fn mail_wakes_once_and_is_taken_in_order() {
         let mailbox = Mailbox::new().unwrap();
         let layer = LayerId::from_bytes([1; 32]);
-        let key = (layer, FrameNumber::new(3));
+        let key = (FramesOf::Layer(layer), FrameNumber::new(3));
         mailbox.silent(key, Duration::from_secs(2));
-        mailbox.failing(key, &Arc::new(FetchError::CutShort { layer }));
+        mailbox.failing(key, &Arc::new(FetchError::CutShort { of: layer.into() }));
         mailbox.ready(key);
         assert!(wait_readable([Some(mailbox.as_fd())], None).unwrap()[0].readable);
         let mail = mailbox.take();

@@ -112,7 +112,7 @@ mod tests {
     }
 
     fn frame(number: usize) -> FrameKey {
-        (LayerId::from_bytes([1; 32]), FrameNumber::new(number))
+        (LayerId::from_bytes([1; 32]).into(), FrameNumber::new(number))
     }
 
     #[test]

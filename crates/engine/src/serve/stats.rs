@@ -16,12 +16,16 @@ pub struct ServeStats {
     pub pages_from_capture: u64,
     /// Pages installed from a layer.
     pub pages_from_layer: u64,
+    /// Pages installed from memory that another node's pages came into.
+    pub pages_from_peer: u64,
     /// Pages installed as zeroes.
     pub pages_zero: u64,
     /// The pages from captures, by the phase of their snapshot's view.
     pub capture_by_phase: PagesByPhase,
     /// The pages from layers, by the phase of their snapshot's view.
     pub layer_by_phase: PagesByPhase,
+    /// The pages of another node, by the phase of their snapshot's view.
+    pub peer_by_phase: PagesByPhase,
     /// The zero pages, by the phase of their snapshot's view.
     pub zero_by_phase: PagesByPhase,
     /// Of all these, pages installed beside a faulting one.
@@ -51,6 +55,8 @@ pub struct PagesByPhase {
     pub captured: u64,
     /// Packed over its parent.
     pub packed: u64,
+    /// Not named yet: another node has it.
+    pub remote: u64,
     /// Sealed: a map over layers.
     pub flat: u64,
 }
@@ -58,12 +64,13 @@ pub struct PagesByPhase {
 impl PagesByPhase {
     /// The sum of all phases.
     pub fn sum(self) -> u64 {
-        self.captured + self.packed + self.flat
+        self.captured + self.packed + self.remote + self.flat
     }
 
     fn add(&mut self, other: Self) {
         self.captured += other.captured;
         self.packed += other.packed;
+        self.remote += other.remote;
         self.flat += other.flat;
     }
 }
@@ -74,9 +81,11 @@ impl ServeStats {
         self.faults += other.faults;
         self.pages_from_capture += other.pages_from_capture;
         self.pages_from_layer += other.pages_from_layer;
+        self.pages_from_peer += other.pages_from_peer;
         self.pages_zero += other.pages_zero;
         self.capture_by_phase.add(other.capture_by_phase);
         self.layer_by_phase.add(other.layer_by_phase);
+        self.peer_by_phase.add(other.peer_by_phase);
         self.zero_by_phase.add(other.zero_by_phase);
         self.pages_neighbour += other.pages_neighbour;
         self.pages_prefetched += other.pages_prefetched;
@@ -96,6 +105,7 @@ pub(super) struct Counters {
     pub(super) faults: Counter,
     pub(super) capture: PhaseCounters,
     pub(super) layer: PhaseCounters,
+    pub(super) remote: PhaseCounters,
     pub(super) zero: PhaseCounters,
     pub(super) pages_neighbour: Counter,
     pub(super) pages_prefetched: Counter,
@@ -113,6 +123,7 @@ pub(super) struct Counters {
 pub(super) struct PhaseCounters {
     captured: Counter,
     packed: Counter,
+    remote: Counter,
     flat: Counter,
 }
 
@@ -121,25 +132,34 @@ impl PhaseCounters {
         match phase {
             ViewPhase::Captured => self.captured.add(pages),
             ViewPhase::Packed => self.packed.add(pages),
+            ViewPhase::Remote => self.remote.add(pages),
             ViewPhase::Flat => self.flat.add(pages),
         }
     }
 
     fn snapshot(&self) -> PagesByPhase {
-        PagesByPhase { captured: self.captured.get(), packed: self.packed.get(), flat: self.flat.get() }
+        PagesByPhase {
+            captured: self.captured.get(),
+            packed: self.packed.get(),
+            remote: self.remote.get(),
+            flat: self.flat.get(),
+        }
     }
 }
 
 impl Counters {
     pub(super) fn snapshot(&self) -> ServeStats {
-        let (capture, layer, zero) = (self.capture.snapshot(), self.layer.snapshot(), self.zero.snapshot());
+        let (capture, layer) = (self.capture.snapshot(), self.layer.snapshot());
+        let (peer, zero) = (self.remote.snapshot(), self.zero.snapshot());
         ServeStats {
             faults: self.faults.get(),
             pages_from_capture: capture.sum(),
             pages_from_layer: layer.sum(),
+            pages_from_peer: peer.sum(),
             pages_zero: zero.sum(),
             capture_by_phase: capture,
             layer_by_phase: layer,
+            peer_by_phase: peer,
             zero_by_phase: zero,
             pages_neighbour: self.pages_neighbour.get(),
             pages_prefetched: self.pages_prefetched.get(),

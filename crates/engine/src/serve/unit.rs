@@ -1,14 +1,10 @@
 //! Installs a 2 MiB page of a guest in one step, from any number of sources.
 
-use std::sync::Arc;
-
 use rekindle_kernel::{HUGE_PAGE_BYTES, Protect, Source};
 
 use super::installer::{End, InstallOutcome, Installer};
-use crate::frame::{FRAME_PAGES, FrameNumber};
 use crate::geometry::{GuestPages, PAGE_BYTES, usize_of};
-use crate::local_file::LocalFile;
-use crate::view::{LiveView, Piece, PieceSource};
+use crate::view::{LiveView, MissingFrame, Piece, PieceSource};
 
 /// Buffer in which the parts of a huge page are assembled.
 #[derive(Debug, Default)]
@@ -22,7 +18,7 @@ pub(super) enum UnitInstall {
     /// It was tried.
     Landed(InstallOutcome),
     /// These frames must be there first; at least one.
-    Missing(Vec<(Arc<LocalFile>, FrameNumber)>),
+    Missing(Vec<MissingFrame>),
     /// Some of its pages are lost.
     Lost,
 }
@@ -41,9 +37,10 @@ impl Gatherer {
         if removed.is_empty() && whole.pages == unit && whole.readable_now() == unit.count() {
             let installed = match whole.source {
                 PieceSource::Zero => installer.zero(unit, protect),
-                PieceSource::Capture(_) | PieceSource::Layer(..) | PieceSource::Lost(_) => {
-                    installer.copy(unit, whole.bytes(0, unit.count()), protect)
-                }
+                PieceSource::Capture(_)
+                | PieceSource::Layer(..)
+                | PieceSource::Remote(_)
+                | PieceSource::Lost(_) => installer.copy(unit, whole.bytes(0, unit.count()), protect),
             };
             installed.distrust_if_lost(&whole);
             return UnitInstall::Landed(installed);
@@ -85,13 +82,11 @@ fn plan(view: &LiveView, unit: GuestPages) -> Result<Vec<Piece>, UnitInstall> {
             pieces.push(first_pages(piece, ready));
             continue;
         }
-        let in_frame = match &piece.source {
-            PieceSource::Zero | PieceSource::Capture(_) => piece.pages.count(),
-            PieceSource::Layer(_, first) => FRAME_PAGES - first.number() % FRAME_PAGES,
-            PieceSource::Lost(_) => return Err(UnitInstall::Lost),
-        };
+        if let PieceSource::Lost(_) = piece.source {
+            return Err(UnitInstall::Lost);
+        }
         missing.extend(piece.missing_frame());
-        rest = rest.after(in_frame.min(piece.pages.count()));
+        rest = rest.after(piece.rest_of_frame(0));
     }
     if missing.is_empty() { Ok(pieces) } else { Err(UnitInstall::Missing(missing)) }
 }

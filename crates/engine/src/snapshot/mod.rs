@@ -1,6 +1,7 @@
 //! A snapshot: volumes that can be read from the start, and a manifest once it is sealed.
 
 mod progress;
+mod remote;
 mod status;
 mod waits;
 
@@ -29,7 +30,7 @@ use crate::withdrawal::Withdrawal;
 use crate::working_set::Known;
 
 pub(crate) use progress::Lost;
-pub use status::{NoManifestYet, SealParts, SnapshotStatus};
+pub use status::{NoManifestYet, RemoteStatus, SealParts, SnapshotStatus};
 
 use progress::{Captured, Progress, Published, Standing};
 
@@ -229,8 +230,9 @@ impl Snapshot {
         let progress = lock(&self.progress);
         let failure = match &progress.standing {
             Standing::Lost(lost) => Some(lost.reason.clone()),
-            Standing::Captured(_) | Standing::Named { .. } => progress.failure.clone(),
+            Standing::Captured(_) | Standing::Named { .. } | Standing::Remote(_) => progress.failure.clone(),
         };
+        let remote = self.remote_status(&progress.standing);
         SnapshotStatus {
             state: progress.state(),
             classes: progress.seal_facts.classes,
@@ -238,6 +240,7 @@ impl Snapshot {
             seal_parts: progress.seal_parts,
             failure,
             is_undecided: progress.is_undecided(),
+            remote,
         }
     }
 
@@ -288,7 +291,7 @@ impl Snapshot {
     fn captured_now(&self) -> Option<Captured> {
         match &lock(&self.progress).standing {
             Standing::Captured(captured) => Some(captured.clone()),
-            Standing::Named { .. } | Standing::Lost(_) => None,
+            Standing::Named { .. } | Standing::Remote(_) | Standing::Lost(_) => None,
         }
     }
 
@@ -328,7 +331,12 @@ impl Snapshot {
             SnapshotEvent::Deleted => progress.set_deleted(),
             SnapshotEvent::PublishSucceeded => progress.set_published(published),
             SnapshotEvent::ManifestMissing => progress.set_published(None),
-            SnapshotEvent::SealSucceeded | SnapshotEvent::SealFailed | SnapshotEvent::PublishFailed => {}
+            SnapshotEvent::SealSucceeded
+            | SnapshotEvent::SealFailed
+            | SnapshotEvent::PublishFailed
+            | SnapshotEvent::NamesCame
+            | SnapshotEvent::RemoteFailed
+            | SnapshotEvent::RemoteWrong => {}
         })
     }
 
@@ -354,7 +362,7 @@ impl Snapshot {
         // The parent is dropped without the lock: its layers may go with it if it was deleted.
         match standing {
             Standing::Captured(Captured { kept, .. }) => (work, kept),
-            Standing::Named { .. } | Standing::Lost(_) => (work, Vec::new()),
+            Standing::Named { .. } | Standing::Remote(_) | Standing::Lost(_) => (work, Vec::new()),
         }
     }
 

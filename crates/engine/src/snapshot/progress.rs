@@ -8,6 +8,7 @@ use crate::capture::Capture;
 use crate::layer::{Confirmed, Layer, NeededHere};
 use crate::lifecycle::SnapshotState;
 use crate::named::Named;
+use crate::peer::Peer;
 use crate::snapshot_record::SealFacts;
 
 /// Progress of a snapshot; its state follows from this.
@@ -33,6 +34,8 @@ pub(super) enum Standing {
         /// Held until it is published.
         needed_here: Vec<Arc<NeededHere>>,
     },
+    /// At another node, without names.
+    Remote(Arc<dyn Peer>),
     /// Nowhere, or unavailable now.
     Lost(Lost),
 }
@@ -77,15 +80,18 @@ impl Progress {
             (Standing::Captured(_), true) => SnapshotState::CapturedForChildren,
             (Standing::Named { published: None, .. }, false) => SnapshotState::Sealed,
             (Standing::Named { published: Some(_), .. }, false) => SnapshotState::Published,
+            (Standing::Remote(_), false) => SnapshotState::Remote,
             (Standing::Lost(_), false) => SnapshotState::Lost,
-            (Standing::Named { .. } | Standing::Lost(_), true) => SnapshotState::Discarded,
+            (Standing::Named { .. } | Standing::Remote(_) | Standing::Lost(_), true) => {
+                SnapshotState::Discarded
+            }
         }
     }
 
     pub(super) fn named(&self) -> Option<&Named> {
         match &self.standing {
             Standing::Named { named, .. } => Some(named),
-            Standing::Captured(_) | Standing::Lost(_) => None,
+            Standing::Captured(_) | Standing::Remote(_) | Standing::Lost(_) => None,
         }
     }
 

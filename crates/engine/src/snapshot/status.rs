@@ -20,6 +20,17 @@ pub struct SnapshotStatus {
     pub failure: Option<String>,
     /// True if it counts as lost only until its record can be read.
     pub is_undecided: bool,
+    /// The other node that has it, if it has no names yet.
+    pub remote: Option<RemoteStatus>,
+}
+
+/// A snapshot that another node has, as far as it is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteStatus {
+    /// The node.
+    pub node: String,
+    /// Bytes that have not come from there.
+    pub missing_bytes: u64,
 }
 
 /// Parts of the time of a seal; for each part, the time of its last try.

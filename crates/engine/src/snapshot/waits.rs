@@ -34,6 +34,21 @@ impl Snapshot {
         }
     }
 
+    /// Waits until it is in the store, or can never be.
+    pub async fn published_or_over(&self) {
+        loop {
+            // Made before the check, so that no later change is missed.
+            let news = self.news.notified();
+            match self.state() {
+                SnapshotState::Published | SnapshotState::Discarded | SnapshotState::Lost => return,
+                SnapshotState::Captured
+                | SnapshotState::CapturedForChildren
+                | SnapshotState::Sealed
+                | SnapshotState::Remote => news.await,
+            }
+        }
+    }
+
     fn wait<T>(&self, limit: Duration, found: impl Fn(&Progress) -> Option<T>) -> Option<T> {
         let deadline = Deadline::after(limit);
         let mut progress: MutexGuard<'_, Progress> = lock(&self.progress);

@@ -15,7 +15,7 @@ use shuttle::thread;
 use crate::schedule::{every, random};
 
 fn key() -> FrameKey {
-    (LayerId::from_bytes([5; 32]), FrameNumber::new(0))
+    (LayerId::from_bytes([5; 32]).into(), FrameNumber::new(0))
 }
 
 /// A source that fails a few times, counts its readers, and remembers whether the frame is here.

@@ -340,7 +340,7 @@ pub fn sandbox_state(state: SandboxState) -> Word {
 /// A snapshot's state, coloured.
 pub fn snapshot_state(state: SnapshotState) -> Word {
     let tone = match state {
-        SnapshotState::Captured | SnapshotState::Sealed => Tone::Plain,
+        SnapshotState::Captured | SnapshotState::Sealed | SnapshotState::Remote => Tone::Plain,
         SnapshotState::Published => Tone::Good,
         SnapshotState::Discarded => Tone::Faint,
         SnapshotState::Undecided => Tone::Doubtful,

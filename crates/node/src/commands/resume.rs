@@ -41,6 +41,9 @@ pub struct ResumeArguments {
     /// Let a stopped or lost sandbox go on from its last snapshot: everything its guest did after that is gone
     #[arg(long, conflicts_with_all = ["count", "name", "labels"])]
     from_last_snapshot: bool,
+    /// The node that has the snapshot, which need not be saved yet: a name in peers.static, or HOST:PORT
+    #[arg(long, value_name = "NODE")]
+    from: Option<String>,
     /// A key of your choice: the same request for new sandboxes under the same key is done once
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -115,6 +118,9 @@ pub struct ForkArguments {
 /// Resumes it.
 pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Status> {
     let client = session.client()?;
+    if let Some(from) = &arguments.from {
+        return resume_from(session, &client, arguments, from);
+    }
     let target = Target::find(&client, &arguments.target.reference)?;
     let wants_new =
         arguments.count.is_some() || arguments.name.is_some() || !arguments.labels.labels()?.is_empty();
@@ -138,21 +144,43 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
             tell_of_one(session, &resumed, asked.elapsed())
         }
         Target::Sandbox(_) | Target::Snapshot(_) => {
-            let how = ResumeSnapshot {
-                count: arguments.count.unwrap_or_default(),
-                name: arguments.name.clone(),
-                labels: arguments.labels.labels()?,
-                serve_before_seal: arguments.serve_before_seal,
-                taps: arguments.network.taps(),
-                netns: arguments.network.netns(),
-                prefault: arguments.prefault.map(types::Prefault::from),
-            };
+            let how = arguments.of_snapshot()?;
             let snapshot = snapshot_of(&target)?.to_string();
             let key = arguments.idempotency_key.as_deref();
             let made = session.output.during("resuming", || client.resume_snapshot(&snapshot, key, &how))?;
             tell_of_several(session, &made, asked.elapsed(), "resumed")
         }
     }
+}
+
+impl ResumeArguments {
+    /// The options of new sandboxes.
+    fn of_snapshot(&self) -> anyhow::Result<ResumeSnapshot> {
+        Ok(ResumeSnapshot {
+            count: self.count.unwrap_or_default(),
+            name: self.name.clone(),
+            labels: self.labels.labels()?,
+            serve_before_seal: self.serve_before_seal,
+            taps: self.network.taps(),
+            netns: self.network.netns(),
+            prefault: self.prefault.map(types::Prefault::from),
+            from: self.from.clone(),
+        })
+    }
+}
+
+/// Resumes a snapshot that another node has, and that this one need not know.
+fn resume_from(
+    session: &Session,
+    client: &Client,
+    arguments: &ResumeArguments,
+    from: &str,
+) -> anyhow::Result<Status> {
+    let (asked, how) = (Instant::now(), arguments.of_snapshot()?);
+    let (snapshot, key) = (&arguments.target.reference, arguments.idempotency_key.as_deref());
+    let doing = format!("resuming from {from}");
+    let made = session.output.during(&doing, || client.resume_snapshot(snapshot, key, &how))?;
+    tell_of_several(session, &made, asked.elapsed(), "resumed")
 }
 
 /// Forks it.

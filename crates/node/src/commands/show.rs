@@ -100,8 +100,8 @@ fn sandbox_facts(sandbox: &Sandbox, now_ms: u64) -> Rows {
         rows.fact(
             "pages served",
             format!(
-                "{} from captures, {} from layers, {} zero; {} faults answered",
-                served.from_capture, served.from_layer, served.zero, served.faults
+                "{} from captures, {} from layers, {} from another node, {} zero; {} faults answered",
+                served.from_capture, served.from_layer, served.from_peer, served.zero, served.faults
             ),
         );
     }
@@ -177,6 +177,9 @@ fn snapshot_facts(snapshot: &Snapshot, placement: &Placement, now_ms: u64) -> Ro
     }
     if let Some(origin) = &placement.origin {
         rows.fact("served by", origin.as_str());
+    }
+    if let Some(missing) = snapshot.missing_bytes {
+        rows.fact("not here yet", shown::size(missing));
     }
     last_facts(&mut rows, snapshot.created_unix_ms, &snapshot.labels, now_ms);
     rows

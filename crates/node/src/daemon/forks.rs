@@ -65,7 +65,7 @@ impl Sandboxes {
         if let Some(made) = self.made_before(&chosen, &ids)? {
             return Ok(made);
         }
-        let known = self.snapshots.readable(reference)?;
+        let known = self.snapshots.readable_at(reference, how.from.as_deref())?;
         let room = self.room_for_several(&known, count)?;
         let names = self.reserve_several(how.name.as_ref(), how.count)?;
         let network = WantedNetwork { taps: how.taps.as_deref(), netns: how.netns.as_ref() };

@@ -77,6 +77,7 @@ pub(super) fn served_pages(stats: &ServeStats) -> ServedPages {
     ServedPages {
         from_capture: stats.pages_from_capture,
         from_layer: stats.pages_from_layer,
+        from_peer: stats.pages_from_peer,
         zero: stats.pages_zero,
         faults: stats.faults,
     }

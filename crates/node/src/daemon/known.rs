@@ -52,6 +52,7 @@ impl Known {
             generation: self.snapshot.generation(),
             created_unix_ms: self.snapshot.created_unix_ms(),
             volumes: self.snapshot.volumes().iter().map(volume).collect(),
+            missing_bytes: status.remote.map(|remote| remote.missing_bytes),
             classes,
             seal_seconds: status.seal_time.map(|time| time.as_secs_f64()),
         }
@@ -100,6 +101,7 @@ pub(super) fn shown(state: lifecycle::SnapshotState) -> SnapshotState {
         lifecycle::SnapshotState::Captured => SnapshotState::Captured,
         lifecycle::SnapshotState::Sealed => SnapshotState::Sealed,
         lifecycle::SnapshotState::Published => SnapshotState::Published,
+        lifecycle::SnapshotState::Remote => SnapshotState::Remote,
         lifecycle::SnapshotState::Lost => SnapshotState::Lost,
         lifecycle::SnapshotState::CapturedForChildren | lifecycle::SnapshotState::Discarded => {
             SnapshotState::Discarded

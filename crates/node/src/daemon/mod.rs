@@ -55,6 +55,7 @@ mod orphans;
 mod over;
 mod paging;
 mod pausing;
+mod peers;
 mod problems;
 mod record;
 mod recovery;
@@ -109,6 +110,7 @@ use host::Host;
 use keeping::Keeping;
 use layer_disk::{cache_limits, on_disk};
 use listed_snapshots::ListedSnapshots;
+use peers::{PeerListener, peers_of};
 use registry::Registry;
 use room::Room;
 use sandboxes::Sandboxes;
@@ -131,6 +133,7 @@ pub struct Daemon {
     captures: Captures,
     lookout: Mutex<Option<Lookout>>,
     deciding: Mutex<Option<Deciding>>,
+    peers: Mutex<Option<PeerListener>>,
 }
 
 /// Opens the catalog at a path.
@@ -205,10 +208,13 @@ impl Daemon {
             guests,
             lookout: Mutex::default(),
             deciding: Mutex::default(),
+            peers: Mutex::default(),
         });
         boot_files::remove_unfinished(&boot_directory::boot_directory(&daemon.host));
         daemon.guests.recover(found, started)?;
         daemon.host.qemu.ask_ahead()?;
+        let peers = PeerListener::start(settings, &daemon.host)?;
+        *daemon.peers.lock().unwrap_or_else(PoisonError::into_inner) = peers;
         let lookout = Lookout::start(&daemon.guests)?;
         *daemon.lookout.lock().unwrap_or_else(PoisonError::into_inner) = Some(lookout);
         daemon.guests.sandboxes.begin_freeing()?;
@@ -234,6 +240,9 @@ impl Served for Daemon {
     }
 
     fn end(&self) {
+        if let Some(peers) = self.peers.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            peers.finish();
+        }
         if let Some(lookout) = self.lookout.lock().unwrap_or_else(PoisonError::into_inner).take() {
             lookout.finish();
         }
@@ -282,6 +291,7 @@ fn engine_options(
     options.manifest_memory = Some(settings.state_directory.join("manifests.memory"));
     options.keeper = keeping.clone();
     options.watcher = watcher;
+    options.peers = peers_of(settings);
     let every = (!settings.collect_every.is_zero()).then_some(settings.collect_every);
     options.node_abandoned_after = settings.node_abandoned_after;
     options.collect = Some(CollectSchedule { every, probation: settings.collect_probation });

@@ -40,6 +40,7 @@ impl Daemon {
                 }
                 SnapshotState::Sealed => observed.publishes_waiting += 1,
                 SnapshotState::Published
+                | SnapshotState::Remote
                 | SnapshotState::Discarded
                 | SnapshotState::Lost
                 | SnapshotState::Undecided => {}

@@ -55,7 +55,10 @@ impl Watcher for SnapshotNews {
             match status.state {
                 SnapshotState::Captured | SnapshotState::CapturedForChildren => self.metrics.seal_failed(),
                 SnapshotState::Sealed => self.metrics.publish_failed(),
-                SnapshotState::Published | SnapshotState::Discarded | SnapshotState::Lost => {}
+                SnapshotState::Published
+                | SnapshotState::Remote
+                | SnapshotState::Discarded
+                | SnapshotState::Lost => {}
             }
             let told = self.told().insert(snapshot.id(), failure.clone());
             if told.as_ref() != Some(&failure) {
@@ -75,6 +78,7 @@ impl Watcher for SnapshotNews {
                 self.metrics.snapshot_published(age);
                 self.events.say("snapshot.published", about, None);
             }
+            SnapshotState::Remote => self.events.say("snapshot.remote", about, None),
             SnapshotState::CapturedForChildren | SnapshotState::Discarded | SnapshotState::Lost => {}
         }
     }

@@ -14,6 +14,7 @@ use rekindle_engine::engine::ForgetError;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle;
 use rekindle_engine::store_check::StoreFindings;
+use uuid::Uuid;
 
 use super::events::{About as EventAbout, EventLog};
 use super::host::Host;
@@ -73,9 +74,35 @@ impl Snapshots {
         }
     }
 
+    /// The same, of which another node has the pages if it is not saved yet.
+    pub(super) fn find_at(&self, reference: &Reference, node: Option<&str>) -> Answer<Known> {
+        let Some(node) = node else { return self.find(reference) };
+        match self.listed.find(reference) {
+            Err(problem) if problem.code == Code::NotFound => {
+                let id = Uuid::try_parse(reference).map_err(|_| {
+                    let why =
+                        format!("{reference:?} is no snapshot of this node: with `from`, give its whole id");
+                    Problem::new(Code::NotFound, why)
+                })?;
+                let snapshot = self.host.engine.open_from(SnapshotId::from(id), node)?;
+                self.listed.changed(&snapshot);
+                Ok(Known::of(snapshot))
+            }
+            found => found,
+        }
+    }
+
     /// The snapshot, which can still be read.
     pub(super) fn readable(&self, reference: &Reference) -> Answer<Known> {
-        let known = self.find(reference)?;
+        Self::still_readable(self.find(reference)?)
+    }
+
+    /// The same at a node, if one is named.
+    pub(super) fn readable_at(&self, reference: &Reference, node: Option<&str>) -> Answer<Known> {
+        Self::still_readable(self.find_at(reference, node)?)
+    }
+
+    fn still_readable(known: Known) -> Answer<Known> {
         let status = known.snapshot.status();
         if status.is_undecided {
             let reason = status.failure.unwrap_or_default();
@@ -134,7 +161,10 @@ impl Snapshots {
             SnapshotState::Captured => true,
             SnapshotState::Sealed => known.snapshot.wait_manifest(limit).is_ok(),
             SnapshotState::Published => known.snapshot.wait_state(lifecycle::SnapshotState::Published, limit),
-            SnapshotState::Discarded | SnapshotState::Lost | SnapshotState::Undecided => {
+            SnapshotState::Remote
+            | SnapshotState::Discarded
+            | SnapshotState::Lost
+            | SnapshotState::Undecided => {
                 let why = format!("state={wanted}: captured, sealed and published can be waited for");
                 return Err(Problem::new(Code::InvalidRequest, why));
             }
@@ -191,7 +221,8 @@ impl Snapshots {
                 Some(lost.reason.clone()),
             );
         }
-        u64::try_from(replay.captured + replay.sealed + replay.published).expect("they are in memory")
+        u64::try_from(replay.captured + replay.sealed + replay.published + replay.remote)
+            .expect("they are in memory")
     }
 
     /// Deletes a snapshot that no sandbox needs any more. Returns the time for which it can be brought back, if it can.
@@ -254,8 +285,9 @@ impl Snapshots {
             stored_bytes: layer.stored_bytes,
         });
         let state = shown(known.snapshot.state());
-        let origin =
+        let here =
             matches!(state, SnapshotState::Captured | SnapshotState::Sealed).then(|| self.node_name.clone());
+        let origin = known.snapshot.status().remote.map(|remote| remote.node).or(here);
         Ok(Placement { snapshot: known.id(), state, origin, layers: layers.collect() })
     }
 }

@@ -87,6 +87,8 @@ pub struct SnapshotCounts {
     pub sealed: u64,
     /// In the store.
     pub published: u64,
+    /// At another node, and not in the store.
+    pub remote: u64,
     /// Deleted, but stood upon.
     pub discarded: u64,
     /// Lost before they were sealed.
@@ -117,6 +119,7 @@ impl SnapshotCounts {
             SnapshotState::Captured => &mut self.captured,
             SnapshotState::Sealed => &mut self.sealed,
             SnapshotState::Published => &mut self.published,
+            SnapshotState::Remote => &mut self.remote,
             SnapshotState::Discarded => &mut self.discarded,
             SnapshotState::Lost => &mut self.lost,
             SnapshotState::Undecided => &mut self.undecided,
@@ -153,11 +156,13 @@ impl Observed {
             ([("state", "undecided")], undecided),
         ];
         registry.register("sandboxes", "Sandboxes by state", Rows::gauges(sandboxes));
-        let SnapshotCounts { captured, sealed, published, discarded, lost, undecided } = self.snapshots;
+        let SnapshotCounts { captured, sealed, published, remote, discarded, lost, undecided } =
+            self.snapshots;
         let snapshots = [
             ([("state", "captured")], captured),
             ([("state", "sealed")], sealed),
             ([("state", "published")], published),
+            ([("state", "remote")], remote),
             ([("state", "discarded")], discarded),
             ([("state", "lost")], lost),
             ([("state", "undecided")], undecided),
@@ -272,12 +277,14 @@ fn register_served(served: &ServeStats, registry: &mut Registry) {
     let by_source = [
         ("capture", served.capture_by_phase),
         ("layer", served.layer_by_phase),
+        ("peer", served.peer_by_phase),
         ("zero", served.zero_by_phase),
     ];
-    let pages = by_source.into_iter().flat_map(|(source, PagesByPhase { captured, packed, flat })| {
-        [("captured", captured), ("packed", packed), ("flat", flat)]
-            .map(|(phase, pages)| ([("source", source), ("phase", phase)], pages))
-    });
+    let pages =
+        by_source.into_iter().flat_map(|(source, PagesByPhase { captured, packed, remote, flat })| {
+            [("captured", captured), ("packed", packed), ("remote", remote), ("flat", flat)]
+                .map(|(phase, pages)| ([("source", source), ("phase", phase)], pages))
+        });
     registry.register(
         "served_pages",
         "Pages of 4096 bytes installed into guests, by where they came from and how far their snapshot was saved",

@@ -16,6 +16,7 @@ fn sealed() -> SnapshotStatus {
         seal_parts: Some(SealParts { pack: Duration::from_millis(700), ..SealParts::default() }),
         failure: None,
         is_undecided: false,
+        remote: None,
     }
 }
 

@@ -7,6 +7,7 @@ mod keep_rules;
 mod key;
 pub mod keys;
 mod layers;
+mod peers;
 mod room;
 mod sockets;
 mod store_location;
@@ -30,6 +31,7 @@ pub use flags::SettingFlags;
 pub use keep_rules::KeepRule;
 pub use key::Key;
 pub use layers::Surroundings;
+pub use peers::PeerSettings;
 pub use room::Room;
 pub use store_location::StoreLocation;
 pub use times::parse_time;
@@ -104,6 +106,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// The control API.
     pub api: ApiSettings,
+    /// Other nodes.
+    pub peers: PeerSettings,
     /// Options of running Firecracker.
     pub firecracker: FirecrackerSettings,
     /// Reports to other programs.
@@ -261,6 +265,7 @@ impl Settings {
                 connections_max: read.value("api.connections_max", &values::COUNT, CONNECTIONS_DEFAULT)?,
                 tcp: read.tcp()?,
             },
+            peers: read.peers()?,
             firecracker: FirecrackerSettings {
                 program: read.given("firecracker.program", &values::PATH)?,
                 seccomp: read.value("firecracker.seccomp", &values::SWITCH, true)?,
@@ -449,7 +454,11 @@ impl Reader {
 
     /// An error where some of the settings that begin so were given: they are given together or not at all.
     fn none_of(&self, group: &str) -> Result<(), SettingsError> {
-        let all = self.entries.iter().filter(|entry| entry.key.name.starts_with(group));
+        self.none_where(|name| name.starts_with(group))
+    }
+
+    fn none_where(&self, is_one: impl Fn(&str) -> bool) -> Result<(), SettingsError> {
+        let all = self.entries.iter().filter(|entry| is_one(entry.key.name));
         let (said, missing): (Vec<&Entry>, Vec<&Entry>) = all.partition(|entry| entry.shown.is_some());
         match said.first() {
             None => Ok(()),

@@ -37,6 +37,7 @@ mod retention;
 mod room;
 mod run_directory;
 mod sockets;
+mod two_nodes;
 mod undeleting;
 mod usage;
 mod used_once;

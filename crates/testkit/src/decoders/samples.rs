@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rekindle_engine::captured_facts::CapturedFacts;
 use rekindle_engine::compare::PageClasses;
 use rekindle_engine::frame::{FrameNumber, frames_of};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
@@ -19,7 +20,7 @@ use rekindle_engine::packed_set::{Chunk, PackedHead, PackedPart};
 use rekindle_engine::page_set::PageSet;
 use rekindle_engine::page_tree::PageBits;
 use rekindle_engine::ranked_set::RankedSet;
-use rekindle_engine::snapshot_record::{CapturedFacts, SealFacts, SnapshotRecord, SnapshotStage};
+use rekindle_engine::snapshot_record::{SealFacts, SnapshotRecord, SnapshotStage};
 use rekindle_engine::working_set::{Touch, WorkingSet};
 use rekindle_kernel::PageKind;
 
@@ -180,7 +181,8 @@ pub(super) fn snapshot_record() -> Samples {
     let encoded = |stage| SnapshotRecord { domain: None, stage }.encode();
     BTreeMap::from([
         ("first", encoded(SnapshotStage::Captured(first))),
-        ("child", encoded(SnapshotStage::Captured(child))),
+        ("child", encoded(SnapshotStage::Captured(child.clone()))),
+        ("remote", encoded(SnapshotStage::Remote { node: "10.0.0.7:7420".to_owned(), facts: child })),
         ("sealed", encoded(SnapshotStage::Sealed(sealed))),
         ("published", encoded(SnapshotStage::Published(sealed))),
         ("opened", encoded(SnapshotStage::Published(SealFacts::default()))),

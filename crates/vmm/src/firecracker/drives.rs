@@ -176,7 +176,7 @@ fn zeroes_at(view: &LiveView, window: GuestPages) -> u32 {
     let piece = view.piece_at(window.start(), u32::MAX);
     match piece.source {
         PieceSource::Zero => piece.pages.count(),
-        PieceSource::Capture(_) | PieceSource::Layer(..) | PieceSource::Lost(_) => 0,
+        PieceSource::Capture(_) | PieceSource::Layer(..) | PieceSource::Remote(_) | PieceSource::Lost(_) => 0,
     }
 }
 

@@ -128,7 +128,7 @@ impl<'a> Guest<'a> {
         let (node, id) = (self.node, self.sandbox.id);
         move || {
             let served = node.sandbox(id).ok().and_then(|sandbox| sandbox.served).unwrap_or_default();
-            (served.from_capture + served.from_layer + served.zero) * 4096
+            (served.from_capture + served.from_layer + served.from_peer + served.zero) * 4096
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::settings::key::Key;
 
 /// They come after those of the node itself.
-pub(super) const OF_EDGES: [Key; 23] = [
+pub(super) const OF_EDGES: [Key; 28] = [
     Key {
         name: "bucket.endpoint",
         flag: "bucket-endpoint",
@@ -137,6 +137,51 @@ pub(super) const OF_EDGES: [Key; 23] = [
         help: "A file that holds the token TCP clients have to show, readable by the daemon alone",
         default: "none",
         example: "\"/etc/rekindle/token\"",
+        reloads: false,
+    },
+    Key {
+        name: "peers.listen",
+        flag: "peers-listen",
+        value: "ADDRESS:PORT",
+        help: "Serve this node's snapshots to other nodes there, also before they are saved; needs the three settings below it",
+        default: "not served to other nodes",
+        example: "\"10.0.0.7:7420\"",
+        reloads: false,
+    },
+    Key {
+        name: "peers.certificate",
+        flag: "peers-certificate",
+        value: "PATH",
+        help: "The certificate of this node among its fleet, as PEM, for the name rekindle-peer; read for each new connection",
+        default: "none",
+        example: "\"/etc/rekindle/node.pem\"",
+        reloads: false,
+    },
+    Key {
+        name: "peers.key",
+        flag: "peers-key",
+        value: "PATH",
+        help: "The private key of that certificate, as PEM",
+        default: "none",
+        example: "\"/etc/rekindle/node-key.pem\"",
+        reloads: false,
+    },
+    Key {
+        name: "peers.authority",
+        flag: "peers-authority",
+        value: "PATH",
+        help: "The certificate of the fleet's authority, as PEM: a node that has one of its certificates may read every snapshot here",
+        default: "none",
+        example: "\"/etc/rekindle/fleet.pem\"",
+        reloads: false,
+    },
+    Key {
+        name: "peers.static",
+        flag: "peers-static",
+        value: "NAME=HOST:PORT,...",
+        help: "Names of other nodes, for resume --from",
+        default: "none",
+        example: "[\"a=10.0.0.7:7420\"]",
         reloads: false,
     },
     Key {

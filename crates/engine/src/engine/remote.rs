@@ -1,0 +1,109 @@
+//! Snapshots that other nodes have, and this node's for them.
+
+use std::sync::Arc;
+
+use super::Engine;
+use crate::captured_facts::CapturedFacts;
+use crate::geometry::bytes_of_pages;
+use crate::identity::SnapshotId;
+use crate::life::Work;
+use crate::manifest::VolumeShape;
+use crate::open::{OpenError, known_and_there};
+use crate::peer::{Described, Peer, PeerError};
+use crate::remote::remote_snapshot;
+use crate::snapshot::{Snapshot, SnapshotParts, Volume};
+use crate::sources::SourceError;
+use crate::sync::lock;
+use crate::tombstones::Deletion;
+use crate::view::{LiveView, View};
+
+impl Engine {
+    /// Opens a snapshot that another node has. One that is known, or that is published, is opened as ever; of another one
+    /// the pages come from that node until it is published.
+    pub fn open_from(&self, id: SnapshotId, node: &str) -> Result<Arc<Snapshot>, OpenError> {
+        if let Some(known) = self.snapshot(id) {
+            return known_and_there(known);
+        }
+        let refused = |source| OpenError::Peer { snapshot: id, source };
+        let peer = self.peers.at(node).map_err(refused)?;
+        let asked = self.runtime.block_on(self.background.stop().unless_said(peer.describe(id)));
+        let ends = || PeerError::Refused { node: node.to_owned(), reason: "this node ends".to_owned() };
+        match asked.unwrap_or_else(|_stopped| Err(ends())) {
+            Ok(described) if !described.is_published => self.open_remote(id, peer, described),
+            Ok(_) => self.open(id),
+            // It may have come so far before.
+            Err(error) => self.open(id).map_err(|of_store| {
+                let is_gone = matches!(&of_store, OpenError::Store { source: SourceError::Gone(_), .. });
+                if is_gone { refused(error) } else { of_store }
+            }),
+        }
+    }
+
+    fn open_remote(
+        &self,
+        id: SnapshotId,
+        peer: Arc<dyn Peer>,
+        described: Described,
+    ) -> Result<Arc<Snapshot>, OpenError> {
+        let Described { domain, facts, is_published: _ } = described;
+        let _opening = self.openings.begin(id, || {});
+        if let Some(known) = self.snapshot(id) {
+            return known_and_there(known);
+        }
+        let records = self.background.records.clone();
+        let unrecorded = |source| OpenError::Catalog { snapshot: id, source };
+        let is_deleted = records.as_ref().map_or(Ok(false), |records| records.is_deleted(id));
+        if self.is_being_deleted(id) || is_deleted.map_err(unrecorded)? {
+            return Err(OpenError::Deleted { snapshot: id, by: Deletion::default() });
+        }
+        if facts.volumes.is_empty() {
+            return Err(OpenError::NoMemory { snapshot: id });
+        }
+        self.cache.keys().of_domain(&domain).map_err(|source| OpenError::NoKey { snapshot: id, source })?;
+        let bytes = facts.volumes.iter().map(|volume| bytes_of_pages(volume.pages)).sum();
+        let lease = self.rules.budget.lease(bytes, self.rules.wait);
+        let lease = lease.map_err(|source| OpenError::NoRoom { snapshot: id, source })?;
+        if let Some(records) = &records {
+            records.remote(id, &domain, peer.node(), facts.clone()).map_err(unrecorded)?;
+        }
+        let parts = SnapshotParts {
+            id,
+            parent_id: facts.parent,
+            domain,
+            generation: facts.generation,
+            created_unix_ms: facts.created_unix_ms,
+            volumes: facts.volumes.into_iter().map(empty_volume).collect(),
+            blobs: facts.blobs,
+            records,
+        };
+        let made = remote_snapshot(parts, peer, lease, &self.rules.reaper);
+        let snapshot = Arc::new(made.map_err(|source| OpenError::NoMemoryFile { snapshot: id, source })?);
+        lock(&self.known).insert(id, Arc::clone(&snapshot));
+        self.background.watcher.changed(&snapshot);
+        self.begin_life(&snapshot, Work::Follow);
+        Ok(snapshot)
+    }
+
+    /// A snapshot of this node as it is described to others; none if it is not one that they can read.
+    pub fn describe(&self, id: SnapshotId) -> Option<Described> {
+        let snapshot = self.snapshot(id).filter(|snapshot| !snapshot.is_lost())?;
+        let shape = |volume: &Volume| VolumeShape {
+            name: volume.name.clone(),
+            page_kind: volume.page_kind,
+            pages: volume.view.pages(),
+        };
+        let facts = CapturedFacts {
+            parent: snapshot.parent_id(),
+            generation: snapshot.generation(),
+            created_unix_ms: snapshot.created_unix_ms(),
+            volumes: snapshot.volumes().iter().map(shape).collect(),
+            blobs: snapshot.blobs().clone(),
+        };
+        Some(Described { domain: snapshot.domain().clone(), is_published: snapshot.is_published(), facts })
+    }
+}
+
+/// A volume without any page yet.
+fn empty_volume(VolumeShape { name, page_kind, pages }: VolumeShape) -> Volume {
+    Volume { name, page_kind, view: Arc::new(LiveView::new(View::lost(pages))) }
+}

@@ -1,0 +1,70 @@
+//! Serves this node's snapshots to other nodes, on threads of its own.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rekindle_engine::engine::Engine;
+use rekindle_engine::peer::{NoPeers, Peers};
+use rekindle_peer::{HasEngine, Listener, PeerClients, TlsFiles, serve};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::host::Host;
+use crate::settings::{PeerSettings, Settings};
+
+/// The listener for other nodes.
+#[derive(Debug)]
+pub(super) struct PeerListener {
+    runtime: Runtime,
+    end: oneshot::Sender<()>,
+    serving: JoinHandle<io::Result<()>>,
+}
+
+impl HasEngine for Host {
+    fn engine(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+/// The nodes that this one may read from.
+pub(super) fn peers_of(settings: &Settings) -> Arc<dyn Peers> {
+    let PeerSettings { files, named, listen: _ } = &settings.peers;
+    let named: HashMap<String, String> = named.clone().into_iter().collect();
+    match files.clone() {
+        Some(files) => Arc::new(PeerClients::new(files, named)),
+        None => Arc::new(NoPeers),
+    }
+}
+
+impl PeerListener {
+    /// Listens, if the settings say where.
+    pub(super) fn start(settings: &Settings, host: &Arc<Host>) -> anyhow::Result<Option<Self>> {
+        let PeerSettings { listen: Some(address), files: Some(files), named: _ } = settings.peers.clone()
+        else {
+            settings.peers.files.as_ref().map_or(Ok(()), TlsFiles::check)?;
+            return Ok(None);
+        };
+        let runtime =
+            Builder::new_multi_thread().worker_threads(2).enable_all().thread_name("peers").build()?;
+        let listener = Listener::bind(address, files);
+        let listener = listener.with_context(|| format!("listening at {address}, as peers.listen says"))?;
+        tracing::info!("other nodes are served at {}", listener.address());
+        let (end, ended) = oneshot::channel();
+        let ended = async move { drop(ended.await) };
+        let serving = runtime.spawn(serve(Arc::clone(host), listener, ended));
+        Ok(Some(Self { runtime, end, serving }))
+    }
+
+    /// Serves no longer.
+    pub(super) fn finish(self) {
+        self.end.send(()).ok();
+        let served = self.runtime.block_on(self.serving);
+        if let Ok(Err(error)) = served {
+            tracing::error!(%error, "other nodes were not served");
+        }
+        self.runtime.shutdown_background();
+    }
+}

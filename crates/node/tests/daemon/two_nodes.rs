@@ -1,0 +1,158 @@
+//! Two daemons that read from each other: a sandbox goes on at the second one before the first has saved it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rekindle_api::client::ClientError;
+use rekindle_api::types::{ResumeSnapshot, SandboxState, SnapshotState};
+use rekindle_testkit::black_box::BlackBox;
+use tempfile::TempDir;
+
+use crate::support::{Node, Outage, program, resume_as, rewrite};
+
+/// Two nodes of a fleet that publish into the same directory, and the certificates of both.
+struct Pair {
+    first: Node,
+    second: Node,
+    store: TempDir,
+    _certificates: TempDir,
+}
+
+impl Pair {
+    fn start() -> Self {
+        let (store, certificates) = (
+            tempfile::tempdir().expect("certificates and directories of a test"),
+            tempfile::tempdir().expect("certificates and directories of a test"),
+        );
+        let settings = settings_of(certificates.path());
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        let address = free.expect("there is a port").to_string();
+        let first = place(&format!("{settings}listen = {address:?}\n"), store.path());
+        let first = Node::start_in(first);
+        let second = place(&format!("{settings}static = [\"first={address}\"]\n"), store.path());
+        second.copy_key_ring(&first.place).expect("the other has keys");
+        Self { first, second: Node::start_in(second), store, _certificates: certificates }
+    }
+
+    /// Resumes a snapshot at the second node.
+    fn resume_at_second(&self, snapshot: &str, name: &str) -> Result<(), ClientError> {
+        let how = ResumeSnapshot { from: Some("first".to_owned()), ..resume_as(name, 1) };
+        self.second.client.resume_snapshot(snapshot, None, &how).map(drop)
+    }
+}
+
+/// The directories of a daemon whose store is that of both nodes.
+fn place(settings: &str, store: &Path) -> BlackBox {
+    let mut place = BlackBox::with_settings(&program(), settings).expect("directories");
+    let store = store.join("store").display().to_string();
+    place.serve_with(&["--store", &store]);
+    place
+}
+
+/// An authority and a node's certificate, in settings.
+fn settings_of(directory: &Path) -> String {
+    let mut authority = CertificateParams::new(Vec::new()).expect("certificates and directories of a test");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(
+        authority,
+        KeyPair::generate().expect("certificates and directories of a test"),
+    )
+    .expect("certificates and directories of a test");
+    let key = KeyPair::generate().expect("certificates and directories of a test");
+    let node = CertificateParams::new(vec!["rekindle-peer".to_owned()])
+        .expect("certificates and directories of a test");
+    let node = node.signed_by(&key, &issuer).expect("certificates and directories of a test");
+    let put = |name: &str, text: String| {
+        let path = directory.join(name);
+        fs::write(&path, text).expect("certificates and directories of a test");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+            .expect("certificates and directories of a test");
+        path
+    };
+    format!(
+        "[peers]\ncertificate = {:?}\nkey = {:?}\nauthority = {:?}\n",
+        put("node.pem", node.pem()),
+        put("key.pem", key.serialize_pem()),
+        put("authority.pem", issuer.pem())
+    )
+}
+
+#[test]
+fn a_sandbox_goes_on_at_another_node_before_its_pause_is_saved_and_is_paused_there() {
+    let pair = Pair::start();
+    let Pair { first, second, .. } = &pair;
+    let outage = Outage::of(&pair.store.path().join("store"));
+    first.filled("box", 1);
+    let snapshot = first.pause("box", "base").id.to_string();
+    pair.resume_at_second(&snapshot, "moved").expect("its node has it");
+    second.assert_verified("moved");
+    let shown = second.client.snapshot(&snapshot).expect("it is listed");
+    assert_eq!((shown.state, shown.name.as_deref()), (SnapshotState::Remote, Some("base")));
+    let placement = second.client.placement(&snapshot).expect("it is known");
+    assert_eq!(placement.origin.as_deref(), Some("first"));
+    second.told("moved").rewrite(rewrite(2)).expect("rewrites");
+    second.pause("moved", "next");
+    second.resume("moved");
+    second.assert_verified("moved");
+    outage.end();
+    second.wait("next", SnapshotState::Published);
+    assert_eq!(second.client.snapshot(&snapshot).expect("it is listed").state, SnapshotState::Published);
+    second.assert_verified("moved");
+}
+
+#[test]
+fn a_first_node_that_is_killed_before_it_published_stalls_the_guest_with_its_name_until_it_returns() {
+    let mut pair = Pair::start();
+    let outage = Outage::of(&pair.store.path().join("store"));
+    pair.first.filled("box", 1);
+    let snapshot = pair.first.pause("box", "base").id.to_string();
+    pair.resume_at_second(&snapshot, "moved").expect("its node has it");
+    pair.first.kill();
+    // It runs on what it has, or waits: never on anything else.
+    let shown = pair.second.client.snapshot(&snapshot).expect("it is listed");
+    assert_eq!(shown.state, SnapshotState::Remote);
+    if shown.missing_bytes > Some(0) {
+        pair.second.eventually("the node being named", || {
+            let shown = pair.second.client.snapshot(&snapshot).expect("it is listed");
+            shown.reason.is_some_and(|reason| reason.contains("node first") && reason.contains("bytes of"))
+        });
+    }
+    // The daemon of the second node may go as well.
+    pair.second.crash();
+    assert_eq!(pair.second.client.snapshot(&snapshot).expect("it is listed").state, SnapshotState::Remote);
+    pair.first.start_again();
+    pair.second.assert_verified("moved");
+    let state = pair.second.client.sandbox("moved").expect("it is listed").state;
+    assert_eq!(state, SandboxState::Running);
+    outage.end();
+    pair.second.wait(&snapshot, SnapshotState::Published);
+    pair.second.assert_verified("moved");
+}
+
+#[test]
+fn a_first_node_that_is_killed_after_it_published_is_not_missed() {
+    let mut pair = Pair::start();
+    pair.first.filled("box", 1);
+    let snapshot = pair.first.pause("box", "base").id.to_string();
+    pair.resume_at_second(&snapshot, "early").expect("its node has it");
+    pair.first.wait("base", SnapshotState::Published);
+    pair.first.kill();
+    pair.second.wait(&snapshot, SnapshotState::Published);
+    pair.second.assert_verified("early");
+    pair.resume_at_second(&snapshot, "late").expect("the store has it");
+    pair.second.assert_verified("late");
+}
+
+#[test]
+fn a_resume_from_a_node_that_is_away_or_unknown_says_so() {
+    let mut pair = Pair::start();
+    pair.first.kill();
+    let id = "0198c0de-0000-7000-8000-000000000000";
+    let failed = pair.resume_at_second(id, "moved").expect_err("it is away").to_string();
+    assert!(failed.contains("node first cannot be reached"), "{failed}");
+    let how = ResumeSnapshot { from: Some("third".to_owned()), ..resume_as("moved", 1) };
+    let failed = pair.second.client.resume_snapshot(id, None, &how).expect_err("nobody is called so");
+    assert!(failed.to_string().contains("peers.static"), "{failed}");
+}

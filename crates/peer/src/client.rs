@@ -1,0 +1,263 @@
+//! The reading end: one connection to each node, kept as long as somebody reads from it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::peer::{Described, Peer, PeerError, Peers, WantedPages};
+use rekindle_engine::sources::Class;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::limits;
+use crate::message::{Question, VERSION_FIELD, answer_bytes_max, decode_pages, encode_wanted};
+use crate::tls::{TlsFiles, node_name};
+
+/// The nodes that this one reads from.
+#[derive(Debug)]
+pub struct PeerClients {
+    files: TlsFiles,
+    /// Addresses by name.
+    named: HashMap<String, String>,
+    clients: Mutex<HashMap<String, Weak<PeerClient>>>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct PeerClient {
+    node: String,
+    address: String,
+    files: TlsFiles,
+    /// Held while a connection is made, so that all who need one wait for the same.
+    connection: tokio::sync::Mutex<Connection>,
+}
+
+#[derive(Debug, Default)]
+struct Connection {
+    sender: Option<SendRequest<Full<Bytes>>>,
+    failed: Option<(Instant, PeerError)>,
+}
+
+impl PeerClients {
+    /// Reads with these certificates; `named` are the addresses of nodes by their names.
+    #[must_use]
+    pub fn new(files: TlsFiles, named: HashMap<String, String>) -> Self {
+        Self { files, named, clients: Mutex::default() }
+    }
+}
+
+impl Peers for PeerClients {
+    fn at(&self, node: &str) -> Result<Arc<dyn Peer>, PeerError> {
+        let is_address = || {
+            node.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        let unconfigured = || PeerError::Unconfigured {
+            node: node.to_owned(),
+            reason: "it is neither a name in the setting peers.static nor an address with a port".to_owned(),
+        };
+        let address = self.named.get(node).cloned().or_else(|| is_address().then(|| node.to_owned()));
+        let address = address.ok_or_else(unconfigured)?;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|_, client| client.strong_count() > 0);
+        if let Some(known) = clients.get(node).and_then(Weak::upgrade) {
+            return Ok(known);
+        }
+        let client = Arc::new(PeerClient {
+            node: node.to_owned(),
+            address,
+            files: self.files.clone(),
+            connection: tokio::sync::Mutex::default(),
+        });
+        clients.insert(node.to_owned(), Arc::downgrade(&client));
+        Ok(client)
+    }
+}
+
+impl Peer for PeerClient {
+    fn node(&self) -> &str {
+        &self.node
+    }
+
+    fn describe(&self, snapshot: SnapshotId) -> BoxFuture<'_, Result<Described, PeerError>> {
+        let asked = async move {
+            let body = Bytes::copy_from_slice(snapshot.as_bytes());
+            let asked =
+                Asked { question: Question::Describe, snapshot, body, answer_bytes: Described::BYTES_MAX };
+            let answer = self.ask(asked, limits::ANSWERED_WITHIN).await?;
+            Described::decode(&answer).map_err(|error| self.wrong(&error))
+        };
+        asked.boxed()
+    }
+
+    fn pages(&self, wanted: WantedPages, class: Class) -> BoxFuture<'_, Result<Vec<u8>, PeerError>> {
+        let within = match class {
+            Class::Fault => limits::FAULT_ANSWERED_WITHIN,
+            Class::Ahead | Class::Background => limits::ANSWERED_WITHIN,
+        };
+        let asked = async move {
+            let body = Bytes::from(encode_wanted(&wanted, class));
+            let pages = u32::try_from(wanted.pages()).unwrap_or(u32::MAX);
+            assert!(
+                pages <= limits::PAGES_MAX && wanted.runs.len() <= limits::RUNS_MAX,
+                "a request is within its limits"
+            );
+            let (snapshot, answer_bytes) = (wanted.snapshot, answer_bytes_max(pages));
+            let asked = Asked { question: Question::Pages, snapshot, body: body.clone(), answer_bytes };
+            let answer = self.ask(asked, within).await?;
+            decode_pages(&answer, &body, pages).map_err(|error| self.wrong(&error))
+        };
+        asked.boxed()
+    }
+
+    fn published(&self, snapshot: SnapshotId) -> BoxFuture<'_, Result<bool, PeerError>> {
+        let asked = async move {
+            let body = Bytes::copy_from_slice(snapshot.as_bytes());
+            let asked = Asked { question: Question::Published, snapshot, body, answer_bytes: 1 };
+            match *self.ask(asked, limits::PUBLISHED_WAIT + limits::FAULT_ANSWERED_WITHIN).await? {
+                [0] => Ok(false),
+                [1] => Ok(true),
+                _ => Err(self.wrong(&"it says neither that the snapshot is published nor that it is not")),
+            }
+        };
+        asked.boxed()
+    }
+}
+
+/// A request, and the bounds of its answer.
+struct Asked {
+    question: Question,
+    snapshot: SnapshotId,
+    body: Bytes,
+    answer_bytes: usize,
+}
+
+impl PeerClient {
+    async fn ask(&self, asked: Asked, within: Duration) -> Result<Bytes, PeerError> {
+        let answer = timeout(within, self.ask_in_time(asked)).await;
+        answer.unwrap_or_else(|_elapsed| {
+            Err(self.away(format!("it has not answered for {} s", within.as_secs())))
+        })
+    }
+
+    async fn ask_in_time(&self, asked: Asked) -> Result<Bytes, PeerError> {
+        let Asked { question, snapshot, body, answer_bytes } = asked;
+        let mut sender = self.connected().await?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("https://{}{}", crate::tls::NODE, question.path()))
+            .body(Full::new(body))
+            .expect("a request of legal parts");
+        let answer = sender.send_request(request).await.map_err(|error| self.away(told(&error)))?;
+        let version =
+            answer.headers().get(VERSION_FIELD).and_then(|version| version.to_str().ok()?.parse().ok());
+        match version {
+            Some(limits::VERSION) => {}
+            Some(theirs) => {
+                return Err(PeerError::Version { node: self.node.clone(), theirs, ours: limits::VERSION });
+            }
+            None => return Err(self.wrong(&"it names no version of the protocol")),
+        }
+        let status = answer.status();
+        let bytes_max = if status == StatusCode::OK { answer_bytes } else { limits::ERROR_BYTES_MAX };
+        let body = Limited::new(answer.into_body(), bytes_max).collect().await;
+        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => self.away(told(&*error)),
+            Err(_) => self.wrong(&format!("it is longer than {bytes_max} bytes")),
+        })?;
+        let body = body.to_bytes();
+        let words = || String::from_utf8_lossy(&body).into_owned();
+        match status {
+            StatusCode::OK => Ok(body),
+            StatusCode::NOT_FOUND => Err(PeerError::Unknown { node: self.node.clone(), snapshot }),
+            _ => Err(PeerError::Refused { node: self.node.clone(), reason: words() }),
+        }
+    }
+
+    /// The connection, which is made if there is none.
+    async fn connected(&self) -> Result<SendRequest<Full<Bytes>>, PeerError> {
+        let mut connection = self.connection.lock().await;
+        if let Some(sender) = connection.sender.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        connection.sender = None;
+        if let Some((at, error)) = &connection.failed
+            && at.elapsed() < limits::AWAY_FOR
+        {
+            return Err(error.clone());
+        }
+        let made = timeout(limits::CONNECTED_WITHIN, self.connect()).await;
+        let made = made.unwrap_or_else(|_elapsed| {
+            Err(self.away(format!("no connection within {} s", limits::CONNECTED_WITHIN.as_secs())))
+        });
+        match made {
+            Ok(sender) => {
+                *connection = Connection { sender: Some(sender.clone()), failed: None };
+                Ok(sender)
+            }
+            Err(error) => {
+                connection.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, PeerError> {
+        let tls = self.files.client().map_err(|error| PeerError::Unconfigured {
+            node: self.node.clone(),
+            reason: error.to_string(),
+        })?;
+        let stream = TcpStream::connect(&self.address).await.map_err(|error| self.away(error.to_string()))?;
+        stream.set_nodelay(true).map_err(|error| self.away(error.to_string()))?;
+        let shaken = TlsConnector::from(tls).connect(node_name(), stream).await;
+        let stream = shaken.map_err(|error| self.not_shaken(&error))?;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(limits::WINDOW_BYTES)
+            .initial_connection_window_size(limits::WINDOW_BYTES)
+            .max_frame_size(limits::FRAME_BYTES)
+            .keep_alive_interval(limits::SIGN_EVERY)
+            .keep_alive_timeout(limits::SIGN_EVERY)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.away(told(&error)))?;
+        let node = self.node.clone();
+        // It ends with the last sender, or when the other end goes.
+        drop(tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%node, error = %told(&error), "a connection to a node broke");
+            }
+        }));
+        Ok(sender)
+    }
+
+    fn not_shaken(&self, error: &io::Error) -> PeerError {
+        match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+            Some(error) => PeerError::Untrusted { node: self.node.clone(), reason: error.to_string() },
+            None => self.away(error.to_string()),
+        }
+    }
+
+    fn away(&self, reason: String) -> PeerError {
+        PeerError::Away { node: self.node.clone(), reason }
+    }
+
+    fn wrong(&self, reason: &dyn std::fmt::Display) -> PeerError {
+        PeerError::Wrong { node: self.node.clone(), reason: reason.to_string() }
+    }
+}
+
+/// An error with its causes, which hyper does not tell by itself.
+fn told(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
+}

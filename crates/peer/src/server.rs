@@ -1,0 +1,238 @@
+//! The serving end: a listener of its own, to which only nodes of the fleet are answered.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::HeaderValue;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rekindle_engine::byte_budget::ByteBudget;
+use rekindle_engine::engine::Engine;
+use rekindle_engine::geometry::{PAGE_BYTES, usize_of};
+use rekindle_engine::peer::WantedPages;
+use rekindle_engine::read_plan::ReadPlan;
+use rekindle_engine::sources::Class;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::limits;
+use crate::message::{Question, VERSION_FIELD, decode_wanted, encode_pages, snapshot_of};
+use crate::tls::{TlsFiles, is_node};
+
+/// A thing with the engine whose snapshots are served.
+pub trait HasEngine: Send + Sync + 'static {
+    /// The engine.
+    fn engine(&self) -> &Engine;
+}
+
+impl HasEngine for Engine {
+    fn engine(&self) -> &Engine {
+        self
+    }
+}
+
+/// An address that is listened at.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+    files: TlsFiles,
+}
+
+/// An answer: its status and its body.
+type Answer = (StatusCode, Bytes);
+
+struct Serving<H> {
+    node: Arc<H>,
+    answers: ByteBudget<Class>,
+}
+
+impl Listener {
+    /// Listens, so that nodes can connect from now on; they are answered once [`serve`] runs.
+    pub fn bind(address: SocketAddr, files: TlsFiles) -> io::Result<Self> {
+        files.check().map_err(io::Error::other)?;
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, files })
+    }
+
+    /// The address, with the port that the kernel chose where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Answers nodes until `end` comes. Runs on a runtime with I/O and time.
+pub async fn serve<H: HasEngine>(
+    node: Arc<H>,
+    listener: Listener,
+    end: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let accepting = tokio::net::TcpListener::from_std(listener.listener)?;
+    let serving = Arc::new(Serving { node, answers: ByteBudget::new(limits::ANSWERS_BYTES_MAX) });
+    let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    let mut end = std::pin::pin!(end);
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes it");
+        let accepted = tokio::select! {
+            accepted = accepting.accept() => accepted,
+            () = end.as_mut() => return Ok(()),
+        };
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok((stream, from)) => {
+                let connection = answer(Arc::clone(&serving), listener.files.clone(), stream, place);
+                connections.spawn(async move {
+                    if let Err(reason) = connection.await {
+                        tracing::debug!(%from, %reason, "a connection of a node ended");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a node could not connect");
+                sleep(limits::ACCEPT_AGAIN_AFTER).await;
+            }
+        }
+    }
+}
+
+async fn answer<H: HasEngine>(
+    serving: Arc<Serving<H>>,
+    files: TlsFiles,
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+) -> Result<(), String> {
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let tls = files.server().map_err(|error| error.to_string())?;
+    let shaken = timeout(limits::CONNECTED_WITHIN, TlsAcceptor::from(tls).accept(stream)).await;
+    let stream = shaken.map_err(|_| "no handshake in time".to_owned())?.map_err(|error| error.to_string())?;
+    if !is_node(stream.get_ref().1.peer_certificates()) {
+        return Err(format!("its certificate is not for the name {}", crate::tls::NODE));
+    }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let serving = Arc::clone(&serving);
+        async move { Ok::<_, Infallible>(response(serving.respond(request).await)) }
+    });
+    http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits::WINDOW_BYTES)
+        .initial_connection_window_size(limits::WINDOW_BYTES)
+        .max_frame_size(limits::FRAME_BYTES)
+        .max_concurrent_streams(limits::STREAMS_MAX)
+        .keep_alive_interval(limits::SIGN_EVERY)
+        .keep_alive_timeout(limits::SIGN_EVERY)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+fn response((status, body): Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(VERSION_FIELD, HeaderValue::from(limits::VERSION));
+    response
+}
+
+fn refused(status: StatusCode, why: &dyn std::fmt::Display) -> Answer {
+    let mut why = why.to_string();
+    why.truncate(why.floor_char_boundary(limits::ERROR_BYTES_MAX));
+    (status, Bytes::from(why))
+}
+
+impl<H: HasEngine> Serving<H> {
+    async fn respond(&self, request: Request<Incoming>) -> Answer {
+        let Some(question) = Question::of_path(request.uri().path()) else {
+            return refused(
+                StatusCode::BAD_REQUEST,
+                &format!("this node speaks version {}", limits::VERSION),
+            );
+        };
+        let body = Limited::new(request.into_body(), limits::REQUEST_BYTES_MAX).collect();
+        let body = match timeout(limits::REQUEST_WITHIN, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) => return refused(StatusCode::BAD_REQUEST, &error),
+            Err(_elapsed) => return refused(StatusCode::REQUEST_TIMEOUT, &"the request did not come"),
+        };
+        match question {
+            Question::Describe => self.describe(&body),
+            Question::Published => self.published(&body).await,
+            Question::Pages => self.pages(body).await,
+        }
+    }
+
+    fn describe(&self, request: &[u8]) -> Answer {
+        match snapshot_of(request) {
+            Ok(id) => match self.node.engine().describe(id) {
+                Some(described) => (StatusCode::OK, Bytes::from(described.encode())),
+                None => refused(StatusCode::NOT_FOUND, &"it is not here"),
+            },
+            Err(error) => refused(StatusCode::BAD_REQUEST, &error),
+        }
+    }
+
+    async fn published(&self, request: &[u8]) -> Answer {
+        let id = match snapshot_of(request) {
+            Ok(id) => id,
+            Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
+        };
+        let Some(snapshot) = self.node.engine().snapshot(id) else {
+            return refused(StatusCode::NOT_FOUND, &"it is not here");
+        };
+        // At the end of the wait it is asked again.
+        timeout(limits::PUBLISHED_WAIT, snapshot.published_or_over()).await.ok();
+        let is_published = self.node.engine().describe(id).map(|described| described.is_published);
+        match is_published {
+            Some(is_published) => (StatusCode::OK, Bytes::from(vec![u8::from(is_published)])),
+            None => refused(StatusCode::NOT_FOUND, &"it is not here any more"),
+        }
+    }
+
+    async fn pages(&self, request: Bytes) -> Answer {
+        let (wanted, class) = match decode_wanted(&request) {
+            Ok(wanted) => wanted,
+            Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
+        };
+        // An answer is held twice: as it is read, and as it is sent.
+        let _share = self.answers.lease(class, wanted.pages() * 2 * 4096).await;
+        let node = Arc::clone(&self.node);
+        let read = tokio::task::spawn_blocking(move || read(node.engine(), &wanted, class, &request));
+        read.await.unwrap_or_else(|_| refused(StatusCode::SERVICE_UNAVAILABLE, &"this node ends"))
+    }
+}
+
+/// Reads pages from the snapshot's live view; waits for those that are not on this node.
+fn read(engine: &Engine, wanted: &WantedPages, class: Class, request: &[u8]) -> Answer {
+    let Some(snapshot) = engine.snapshot(wanted.snapshot) else {
+        return refused(StatusCode::NOT_FOUND, &"it is not here");
+    };
+    let Some(volume) = snapshot.volumes().get(usize::from(wanted.volume)) else {
+        return refused(StatusCode::BAD_REQUEST, &"the snapshot has no such volume");
+    };
+    if wanted.runs.iter().any(|run| run.end().number() > volume.view.pages()) {
+        return refused(StatusCode::BAD_REQUEST, &"the volume ends before these pages");
+    }
+    let pages: u32 = wanted.runs.iter().map(|run| run.count()).sum();
+    let mut bytes = vec![0; usize_of(pages) * PAGE_BYTES];
+    let fetcher = engine.fetcher().of_class(class);
+    let mut left = bytes.as_mut_slice();
+    for run in &wanted.runs {
+        let (here, after) = left.split_at_mut(usize_of(run.count()) * PAGE_BYTES);
+        left = after;
+        if let Err(error) = ReadPlan::new(&volume.view, *run).read(&fetcher, here) {
+            return refused(StatusCode::SERVICE_UNAVAILABLE, &error);
+        }
+    }
+    (StatusCode::OK, Bytes::from(encode_pages(request, &bytes)))
+}

@@ -1,0 +1,7 @@
+//! Nodes that read from each other over real connections, each with an engine of its own.
+
+mod failures;
+mod fleet;
+mod messages;
+mod strangers;
+mod window;

@@ -1,0 +1,67 @@
+//! Messages of nodes that are damaged, or no messages at all.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use rekindle_engine::captured_facts::CapturedFacts;
+use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::manifest::VolumeShape;
+use rekindle_engine::peer::{Described, WantedPages};
+use rekindle_engine::sources::Class;
+use rekindle_kernel::PageKind;
+use rekindle_peer::message::{decode_pages, decode_wanted, encode_pages, encode_wanted, snapshot_of};
+use rekindle_testkit::damage::Damage;
+
+use crate::fleet::run;
+
+const SEED: u64 = 0x5eed;
+const DAMAGED_INPUTS: usize = 20_000;
+
+fn described() -> Described {
+    let shape = |name: VolumeName, pages| VolumeShape { name, page_kind: PageKind::Small, pages };
+    let facts = CapturedFacts {
+        parent: Some(SnapshotId::from_bytes([2; 16])),
+        generation: 3,
+        created_unix_ms: 1_700_000_000_000,
+        volumes: vec![
+            shape(VolumeName::memory(), 512),
+            shape("disk-1".parse().expect("certificates and directories of a test"), 7),
+        ],
+        blobs: BTreeMap::from([("device-state".to_owned(), Bytes::from_static(b"{}"))]),
+    };
+    Described {
+        domain: "tenant".parse().expect("certificates and directories of a test"),
+        is_published: false,
+        facts,
+    }
+}
+
+#[test]
+fn no_damage_to_a_message_breaks_its_decoder_and_each_value_has_one_encoding() {
+    let wanted = WantedPages {
+        snapshot: SnapshotId::from_bytes([7; 16]),
+        volume: 1,
+        runs: vec![run(3, 9), run(70, 64)],
+    };
+    let request = encode_wanted(&wanted, Class::Ahead);
+    let mut pages = vec![0; 73 * 4096];
+    pages[5 * 4096 + 1] = 1;
+    let answer = encode_pages(&request, &pages);
+    let whole = described();
+    assert_eq!(Described::decode(&whole.encode()), Ok(whole.clone()));
+    let corpus = vec![request.clone(), answer, whole.encode()];
+    let mut damage = Damage::seeded(SEED);
+    for number in 0..DAMAGED_INPUTS {
+        let damaged = damage.to(&corpus[number % corpus.len()], &corpus);
+        if let Ok((wanted, class)) = decode_wanted(&damaged) {
+            assert_eq!(decode_wanted(&encode_wanted(&wanted, class)), Ok((wanted, class)));
+        }
+        if let Ok(described) = Described::decode(&damaged) {
+            assert_eq!(described.encode(), damaged);
+        }
+        if let Ok(pages) = decode_pages(&damaged, &request, 73) {
+            assert_eq!(pages.len(), 73 * 4096);
+        }
+        snapshot_of(&damaged).ok();
+    }
+}
