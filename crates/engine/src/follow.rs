@@ -38,6 +38,11 @@ pub(crate) enum FollowError {
     Names(#[from] OpenError),
     #[error("checking the pages that came from node {node}: {reason}")]
     Check { node: String, reason: String },
+    #[error(
+        "node {node} says that the snapshot is in the store, and the store of this node does not have it: both need the \
+             same setting store"
+    )]
+    NotInStore { node: String },
     #[error("recording: {0}")]
     Catalog(#[from] CatalogError),
 }
@@ -50,6 +55,10 @@ pub(crate) enum Checked {
     /// Some differ, with the words for that.
     Differs(String),
 }
+
+/// Advice for a snapshot that is refuted.
+const AFTERWARDS: &str = "sandboxes that run from it here may have used that: stop them, forget the snapshot here and resume it \
+                          anew, and look into that node";
 
 /// The pages of a view, all of which have names.
 struct ByName {
@@ -97,8 +106,8 @@ impl Follower {
                     return Err(FollowError::Peer { source, missing_bytes: missing });
                 }
                 (Err(error), Ok(_)) => return Err(error.into()),
-                // It is there for its node and not for this one: another store, or one that lags.
-                (Ok(None), Ok(_)) => tokio::time::sleep(limits::REMOTE_LOOK_EVERY).await,
+                // Another store, or one that lags: it is looked for again after a while.
+                (Ok(None), Ok(_)) => return Err(FollowError::NotInStore { node: peer.node().to_owned() }),
             }
         }
     }
@@ -115,9 +124,9 @@ impl Follower {
     /// Compares what came without names, until nothing more has come, and lets all later reads go by name.
     pub(crate) async fn check(&self, snapshot: &Snapshot, found: &Found) -> Result<Checked, FollowError> {
         let node = snapshot.peer().map(|peer| peer.node().to_owned()).unwrap_or_default();
-        if shape(snapshot) != shape(&found.snapshot) {
+        if let Some(part) = difference(snapshot, &found.snapshot) {
             return Ok(Checked::Differs(format!(
-                "node {node} described other volumes than its manifest has"
+                "node {node} described it with another {part} than its manifest has; {AFTERWARDS}"
             )));
         }
         for (volume, named) in snapshot.volumes().iter().zip(found.snapshot.volumes()) {
@@ -129,8 +138,7 @@ impl Follower {
             let failed = |reason| FollowError::Check { node: node.clone(), reason };
             if let Some(wrong) = differs.map_err(failed)? {
                 return Ok(Checked::Differs(format!(
-                    "node {node} sent other bytes for guest page {} of volume {} than the snapshot has: sandboxes that run \
-                     from it here may have used them; resume the snapshot anew, and look into that node",
+                    "node {node} sent other bytes for guest page {} of volume {} than the snapshot has; {AFTERWARDS}",
                     wrong.start(),
                     volume.name
                 )));
@@ -140,8 +148,18 @@ impl Follower {
     }
 }
 
-fn shape(snapshot: &Snapshot) -> Vec<(&str, u32)> {
-    snapshot.volumes().iter().map(|volume| (volume.name.as_str(), volume.view.pages())).collect()
+/// The part of a description that is not that of the manifest.
+fn difference(described: &Snapshot, named: &Snapshot) -> Option<&'static str> {
+    let (facts, of_names) = (described.facts(), named.facts());
+    let parts = [
+        ("domain", described.domain() == named.domain()),
+        ("parent", facts.parent == of_names.parent),
+        ("generation", facts.generation == of_names.generation),
+        ("time of pause", facts.created_unix_ms == of_names.created_unix_ms),
+        ("shape of volumes", facts.volumes == of_names.volumes),
+        ("device state", facts.blobs == of_names.blobs),
+    ];
+    parts.into_iter().find_map(|(part, is_same)| (!is_same).then_some(part))
 }
 
 /// Compares the frames that came with the named ones, until all are compared; the pages of the first that differs.

@@ -151,7 +151,7 @@ impl Life {
                 }
                 Err(failure) => {
                     let asked = self.failed(failure);
-                    self.background.stop().wait(longer(&mut pause)).await?;
+                    self.background.stop().unless_said(self.pause(&work, longer(&mut pause))).await?;
                     Work::asked(asked, &self.snapshot, work)
                 }
             };
@@ -181,10 +181,9 @@ impl Life {
             }
             Work::Follow => {
                 let span = tracing::info_span!("follow", snapshot = %id);
-                let done = stop.unless_said(self.follow().instrument(span)).await?;
-                let failure =
-                    |error| Failure::new("reading from its node", Some(SnapshotEvent::RemoteFailed), &error);
-                Ok(done.map_err(failure))
+                let done = stop.unless_said(self.follow_unless_let_go().instrument(span)).await?;
+                let event = Some(SnapshotEvent::RemoteFailed);
+                Ok(done.map_err(|error| Failure::new("reading from its node", event, &error)))
             }
             Work::RemoveFromStore => {
                 let done = stop.unless_said(self.delete()).await?;
@@ -265,7 +264,8 @@ impl Life {
     }
 
     async fn named_parent(&self, parent: Arc<Snapshot>) -> Result<NamedParent, SealError> {
-        let named = parent.names().await;
+        let refuted = |reason| SealError::Refuted { parent: parent.id(), reason };
+        let named = parent.names().await.map_err(refuted)?;
         let (of, its) = (Arc::clone(&parent), named.clone());
         let merges = self.save(move |life| life.background.sealer.plan_merges(&of, &its)).await;
         self.background.sealer.bring(parent, named, merges).await

@@ -1,5 +1,6 @@
 //! Another node, as this one asks it for a snapshot that has no names yet.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use futures_util::future::BoxFuture;
 
 use crate::captured_facts::CapturedFacts;
 use crate::geometry::GuestPages;
-use crate::identity::{DomainName, SnapshotId};
+use crate::identity::{DomainName, SnapshotId, VolumeName};
 use crate::limits::{BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, NAME_BYTES_MAX};
 use crate::urgency::Class;
 use crate::wire::{Reader, WireError, Writer};
@@ -159,6 +160,11 @@ impl Described {
             _ => return Err(reader.invalid("published", "it is neither so nor not so")),
         };
         let facts = CapturedFacts::read(&mut reader)?;
+        let names: BTreeSet<&VolumeName> = facts.volumes.iter().map(|volume| &volume.name).collect();
+        let is_memory = facts.volumes.first().is_some_and(|volume| volume.name == VolumeName::memory());
+        if !is_memory || names.len() != facts.volumes.len() {
+            return Err(reader.invalid("volumes", "memory is not the first, or two have one name"));
+        }
         reader.finish()?;
         Ok(Self { domain, is_published, facts })
     }

@@ -16,6 +16,8 @@ pub(crate) struct Recorded {
     pub(crate) captured: Vec<RecordedCaptured>,
     pub(crate) named: Vec<RecordedNamed>,
     pub(crate) remote: Vec<RecordedRemote>,
+    /// Those whose node sent other bytes, each with the reason.
+    pub(crate) refuted: Vec<(RecordedCaptured, String)>,
     /// Records that cannot be read, each with the reason.
     pub(crate) unreadable: Vec<(SnapshotId, String)>,
     /// Deleted snapshots, each with the deletion if it can be undone.
@@ -69,6 +71,9 @@ impl Recorded {
                 SnapshotStage::Captured(facts) => found.captured.push(RecordedCaptured { id, domain, facts }),
                 SnapshotStage::Remote { node, facts } => {
                     found.remote.push(RecordedRemote { of: RecordedCaptured { id, domain, facts }, node });
+                }
+                SnapshotStage::Refuted { reason, facts } => {
+                    found.refuted.push((RecordedCaptured { id, domain, facts }, reason));
                 }
                 SnapshotStage::Sealed(facts) => {
                     let named = |local| RecordedNamed { local, domain, facts, state: SnapshotState::Sealed };

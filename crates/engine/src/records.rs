@@ -152,6 +152,17 @@ impl Records {
         self.write(&[put_record(id, domain, SnapshotStage::Remote { node: node.to_owned(), facts })])
     }
 
+    /// Records that its node sent other bytes than it has.
+    pub(crate) fn refuted(
+        &self,
+        id: SnapshotId,
+        domain: &DomainName,
+        reason: String,
+        facts: CapturedFacts,
+    ) -> Result<(), CatalogError> {
+        self.write(&[put_record(id, domain, SnapshotStage::Refuted { reason, facts })])
+    }
+
     /// Records a snapshot's working set, and whether the store has it.
     pub(crate) fn keep_working_set(
         &self,

@@ -1,7 +1,8 @@
 //! The pages of a volume that another node has: they come when they are asked for, into memory of ours.
 //!
 //! Pages without a name cannot be checked when they come. Once they have one, those that came are compared, and all later
-//! ones are read by name.
+//! ones are read by name. The keeper has the memory too, with a byte for each frame, so the next process compares what this
+//! one has handed out.
 
 use std::fmt;
 use std::io;
@@ -13,7 +14,8 @@ use crate::budget::Lease;
 use crate::frame::{FRAME_PAGES, FrameNumber, frames_of, pages_in_frame};
 use crate::frame_flags::FrameFlags;
 use crate::geometry::{GuestPage, GuestPages, bytes_of_pages, u64_of, usize_of};
-use crate::identity::{LayerId, SnapshotId};
+use crate::identity::{LayerId, SnapshotId, VolumeName};
+use crate::keep::{KeptError, KeptVolume};
 use crate::peer::{Peer, PeerError, WantedPages};
 use crate::reaper::ReaperHandle;
 use crate::sync::{Mutex, lock};
@@ -49,11 +51,13 @@ pub struct RemotePages {
     reaper: ReaperHandle,
 }
 
-/// Memory and its lease, freed by the reaper in this order: the lease last.
+/// Memory for the pages of a volume, and its lease, freed by the reaper in this order: the lease last.
 #[derive(Debug)]
-struct Memory {
+pub(crate) struct Memory {
     mapping: Mapping,
     memfd: Memfd,
+    /// A byte for each frame, 1 once it came without a name.
+    came: Memfd,
     _lease: Lease,
 }
 
@@ -103,20 +107,52 @@ pub enum RemoteError {
     },
 }
 
+impl Memory {
+    /// Memory for so many pages, of which none has come; the lease is of their bytes.
+    pub(crate) fn new(pages: u32, lease: Lease) -> io::Result<Self> {
+        let memfd = Memfd::create("rekindle-remote", bytes_of_pages(pages), PageKind::Small)?;
+        let frames = u64_of(frames_of(pages).next_multiple_of(PAGE_BYTES));
+        let came = Memfd::create("rekindle-remote-frames", frames, PageKind::Small)?;
+        Ok(Self { mapping: Mapping::of_memfd(&memfd)?, memfd, came, _lease: lease })
+    }
+
+    /// The memory that a keeper had.
+    pub(crate) fn of_kept(kept: KeptVolume, pages: u32, lease: Lease) -> Result<Self, KeptError> {
+        let (memfd, came) = (Memfd::adopt(kept.memory)?, Memfd::adopt(kept.sets)?);
+        if memfd.bytes() != bytes_of_pages(pages) || came.bytes() < u64_of(frames_of(pages)) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is of another size").into());
+        }
+        Ok(Self { mapping: Mapping::of_memfd(&memfd)?, memfd, came, _lease: lease })
+    }
+
+    /// The frames that came without a name.
+    fn came(&self, pages: u32) -> io::Result<Vec<FrameNumber>> {
+        let mut came = vec![0; frames_of(pages)];
+        self.came.read_at(&mut came, 0)?;
+        let came = came.iter().enumerate().filter(|(_, came)| **came != 0);
+        Ok(came.map(|(frame, _)| FrameNumber::new(frame)).collect())
+    }
+}
+
 impl RemotePages {
-    /// No pages of a volume yet; the lease is of its bytes.
+    /// The pages that have come into this memory.
     pub(crate) fn new(
         of: RemoteVolume,
         pages: u32,
         peer: Arc<dyn Peer>,
-        lease: Lease,
+        memory: Memory,
         reaper: ReaperHandle,
     ) -> io::Result<Self> {
-        let memfd = Memfd::create("rekindle-remote", bytes_of_pages(pages), PageKind::Small)?;
-        let mapping = Mapping::of_memfd(&memfd)?;
-        let memory = Some(Memory { mapping, memfd, _lease: lease });
-        let here = FrameFlags::new(frames_of(pages));
-        Ok(Self { of, pages, peer, here, arrivals: Mutex::default(), memory, reaper })
+        let (here, frames) = (FrameFlags::new(frames_of(pages)), memory.came(pages)?);
+        frames.iter().for_each(|frame| here.set(*frame));
+        let arrivals = Mutex::new(Arrivals { frames, named: None });
+        Ok(Self { of, pages, peer, here, arrivals, memory: Some(memory), reaper })
+    }
+
+    /// The memory as a keeper holds it.
+    pub(crate) fn kept(&self, name: VolumeName) -> io::Result<KeptVolume> {
+        let Memory { memfd, came, .. } = self.memory();
+        Ok(KeptVolume { name, memory: memfd.try_clone()?.into(), sets: came.try_clone()?.into() })
     }
 
     /// The volume.
@@ -209,6 +245,9 @@ impl RemotePages {
     /// Takes in a frame that came without a name; gives the names instead if the pages have them by now.
     fn take_in(&self, frame: FrameNumber, bytes: &[u8]) -> Result<Option<Arc<dyn NamedPages>>, RemoteError> {
         self.write(frame, bytes)?;
+        // Before anybody can read it.
+        let noted = self.memory().came.write_at(&[1], u64_of(frame.index()));
+        noted.map_err(|source| RemoteError::Memory { of: self.of, source })?;
         let mut arrivals = lock(&self.arrivals);
         if arrivals.named.is_none() {
             arrivals.frames.push(frame);

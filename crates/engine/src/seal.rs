@@ -15,7 +15,7 @@ use crate::compare::{PageClasses, compare};
 use crate::fetch::{FetchError, Fetcher};
 use crate::frame::FrameNumber;
 use crate::hooks::Hooks;
-use crate::identity::{LayerId, VolumeName};
+use crate::identity::{LayerId, SnapshotId, VolumeName};
 use crate::key_ring::{DomainKey, NoKeyOfDomain};
 use crate::layer::{Layer, NeededHere};
 use crate::lifecycle::SnapshotWork;
@@ -75,6 +75,8 @@ pub(crate) enum SealError {
     Manifest(#[from] ManifestError),
     #[error("recording: {0}")]
     Catalog(#[from] CatalogError),
+    #[error("its parent {parent} is refuted: {reason}")]
+    Refuted { parent: SnapshotId, reason: String },
     #[error(transparent)]
     Key(#[from] NoKeyOfDomain),
 }

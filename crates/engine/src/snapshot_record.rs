@@ -2,15 +2,15 @@
 //!
 //! Layout, little-endian: magic `RKSR`, version u16, domain, state u8. A captured one goes on as a manifest does, without
 //! layers and maps; a sealed or published one with how its pages fell and how long its seal took. The domain is a byte 1 and
-//! its name, or a byte 0: version 1 has none. A remote one, which version 3 brought, goes on with its node, then as a
-//! captured one does.
+//! its name, or a byte 0: version 1 has none. A remote or refuted one, which version 3 brought, goes on with its node or the
+//! reason, then as a captured one does.
 
 use std::time::Duration;
 
 use crate::captured_facts::CapturedFacts;
 use crate::compare::PageClasses;
 use crate::identity::DomainName;
-use crate::limits::{NAME_BYTES_MAX, NODE_BYTES_MAX};
+use crate::limits::{NAME_BYTES_MAX, NODE_BYTES_MAX, REFUTED_BYTES_MAX};
 use crate::wire::{Reader, WireError, Writer};
 
 const MAGIC: &[u8] = b"RKSR";
@@ -21,6 +21,7 @@ const CAPTURED: u8 = 0;
 const SEALED: u8 = 1;
 const PUBLISHED: u8 = 2;
 const REMOTE: u8 = 3;
+const REFUTED: u8 = 4;
 
 #[derive(Clone, Copy)]
 enum Form {
@@ -50,6 +51,13 @@ pub enum SnapshotStage {
     Remote {
         /// The node.
         node: String,
+        /// Its facts.
+        facts: CapturedFacts,
+    },
+    /// That node sent other bytes for it than it has by its names.
+    Refuted {
+        /// The difference.
+        reason: String,
         /// Its facts.
         facts: CapturedFacts,
     },
@@ -93,6 +101,11 @@ impl SnapshotRecord {
                 writer.text(node);
                 facts.write(&mut writer);
             }
+            SnapshotStage::Refuted { reason, facts } => {
+                writer.u8(REFUTED);
+                writer.text(reason);
+                facts.write(&mut writer);
+            }
         }
         writer.into_bytes()
     }
@@ -112,6 +125,10 @@ impl SnapshotRecord {
             REMOTE => {
                 let node = reader.text("node", NODE_BYTES_MAX)?.to_owned();
                 SnapshotStage::Remote { node, facts: CapturedFacts::read(&mut reader)? }
+            }
+            REFUTED => {
+                let reason = reader.text("reason", REFUTED_BYTES_MAX)?.to_owned();
+                SnapshotStage::Refuted { reason, facts: CapturedFacts::read(&mut reader)? }
             }
             _ => return Err(reader.invalid("snapshot state", "there is no such state")),
         };
@@ -197,7 +214,8 @@ mod tests {
         let stages = [
             SnapshotStage::Captured(first.clone()),
             SnapshotStage::Captured(child),
-            SnapshotStage::Remote { node: "10.0.0.7:7420".to_owned(), facts: first },
+            SnapshotStage::Remote { node: "10.0.0.7:7420".to_owned(), facts: first.clone() },
+            SnapshotStage::Refuted { reason: "page 3 differs".to_owned(), facts: first },
             SnapshotStage::Sealed(sealed),
             SnapshotStage::Published(sealed),
             SnapshotStage::Published(SealFacts::default()),

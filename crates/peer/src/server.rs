@@ -13,7 +13,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rekindle_engine::byte_budget::ByteBudget;
+use rekindle_engine::byte_budget::{ByteBudget, ByteLease};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::geometry::{PAGE_BYTES, usize_of};
 use rekindle_engine::peer::WantedPages;
@@ -52,6 +52,12 @@ pub struct Listener {
 /// An answer: its status and its body.
 type Answer = (StatusCode, Bytes);
 
+/// An answer's body, with its share of all answers until it is sent.
+struct Leased {
+    body: Bytes,
+    _share: ByteLease<Class>,
+}
+
 struct Serving<H> {
     node: Arc<H>,
     answers: ByteBudget<Class>,
@@ -85,9 +91,12 @@ pub async fn serve<H: HasEngine>(
     let mut connections = JoinSet::new();
     let mut end = std::pin::pin!(end);
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes it");
-        let accepted = tokio::select! {
-            accepted = accepting.accept() => accepted,
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes it");
+            (accepting.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            next = next => next,
             () = end.as_mut() => return Ok(()),
         };
         while connections.try_join_next().is_some() {}
@@ -136,6 +145,12 @@ async fn answer<H: HasEngine>(
         .serve_connection(TokioIo::new(stream), service)
         .await
         .map_err(|error| error.to_string())
+}
+
+impl AsRef<[u8]> for Leased {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 fn response((status, body): Answer) -> Response<Full<Bytes>> {
@@ -204,11 +219,13 @@ impl<H: HasEngine> Serving<H> {
             Ok(wanted) => wanted,
             Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
         };
-        // An answer is held twice: as it is read, and as it is sent.
-        let _share = self.answers.lease(class, wanted.pages() * 2 * 4096).await;
+        // An answer is held twice: as it is read, and until it is sent.
+        let share = self.answers.lease(class, wanted.pages() * 2 * 4096).await;
         let node = Arc::clone(&self.node);
         let read = tokio::task::spawn_blocking(move || read(node.engine(), &wanted, class, &request));
-        read.await.unwrap_or_else(|_| refused(StatusCode::SERVICE_UNAVAILABLE, &"this node ends"))
+        let (status, body) =
+            read.await.unwrap_or_else(|_| refused(StatusCode::SERVICE_UNAVAILABLE, &"this node ends"));
+        (status, Bytes::from_owner(Leased { body, _share: share }))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Snapshots that other nodes have, and this node's for them.
 
+use std::io;
 use std::sync::Arc;
 
 use super::Engine;
-use crate::captured_facts::CapturedFacts;
 use crate::geometry::bytes_of_pages;
 use crate::identity::SnapshotId;
 use crate::life::Work;
@@ -29,7 +29,7 @@ impl Engine {
         let asked = self.runtime.block_on(self.background.stop().unless_said(peer.describe(id)));
         let ends = || PeerError::Refused { node: node.to_owned(), reason: "this node ends".to_owned() };
         match asked.unwrap_or_else(|_stopped| Err(ends())) {
-            Ok(described) if !described.is_published => self.open_remote(id, peer, described),
+            Ok(described) if !described.is_published => self.open_remote(id, &peer, described),
             Ok(_) => self.open(id),
             // It may have come so far before.
             Err(error) => self.open(id).map_err(|of_store| {
@@ -42,7 +42,7 @@ impl Engine {
     fn open_remote(
         &self,
         id: SnapshotId,
-        peer: Arc<dyn Peer>,
+        peer: &Arc<dyn Peer>,
         described: Described,
     ) -> Result<Arc<Snapshot>, OpenError> {
         let Described { domain, facts, is_published: _ } = described;
@@ -63,21 +63,27 @@ impl Engine {
         let bytes = facts.volumes.iter().map(|volume| bytes_of_pages(volume.pages)).sum();
         let lease = self.rules.budget.lease(bytes, self.rules.wait);
         let lease = lease.map_err(|source| OpenError::NoRoom { snapshot: id, source })?;
-        if let Some(records) = &records {
-            records.remote(id, &domain, peer.node(), facts.clone()).map_err(unrecorded)?;
-        }
+        let recorded = facts.clone();
         let parts = SnapshotParts {
             id,
             parent_id: facts.parent,
-            domain,
+            domain: domain.clone(),
             generation: facts.generation,
             created_unix_ms: facts.created_unix_ms,
             volumes: facts.volumes.into_iter().map(empty_volume).collect(),
             blobs: facts.blobs,
-            records,
+            records: records.clone(),
         };
-        let made = remote_snapshot(parts, peer, lease, &self.rules.reaper);
-        let snapshot = Arc::new(made.map_err(|source| OpenError::NoMemoryFile { snapshot: id, source })?);
+        let no_memory = |source| OpenError::NoMemoryFile { snapshot: id, source };
+        let made = remote_snapshot(parts, Arc::clone(peer), None, lease, &self.rules.reaper);
+        let snapshot = Arc::new(made.map_err(|error| no_memory(io::Error::other(error)))?);
+        if let Some(records) = &records {
+            // The memory first: what is recorded without it cannot be checked after a start.
+            let kept = snapshot.keep_remote(records).map_err(no_memory);
+            let kept =
+                kept.and_then(|()| records.remote(id, &domain, peer.node(), recorded).map_err(unrecorded));
+            kept.inspect_err(|_| records.forget(id))?;
+        }
         lock(&self.known).insert(id, Arc::clone(&snapshot));
         self.background.watcher.changed(&snapshot);
         self.begin_life(&snapshot, Work::Follow);
@@ -87,19 +93,11 @@ impl Engine {
     /// A snapshot of this node as it is described to others; none if it is not one that they can read.
     pub fn describe(&self, id: SnapshotId) -> Option<Described> {
         let snapshot = self.snapshot(id).filter(|snapshot| !snapshot.is_lost())?;
-        let shape = |volume: &Volume| VolumeShape {
-            name: volume.name.clone(),
-            page_kind: volume.page_kind,
-            pages: volume.view.pages(),
-        };
-        let facts = CapturedFacts {
-            parent: snapshot.parent_id(),
-            generation: snapshot.generation(),
-            created_unix_ms: snapshot.created_unix_ms(),
-            volumes: snapshot.volumes().iter().map(shape).collect(),
-            blobs: snapshot.blobs().clone(),
-        };
-        Some(Described { domain: snapshot.domain().clone(), is_published: snapshot.is_published(), facts })
+        Some(Described {
+            domain: snapshot.domain().clone(),
+            is_published: snapshot.is_published(),
+            facts: snapshot.facts(),
+        })
     }
 }
 

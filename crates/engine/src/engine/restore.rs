@@ -52,7 +52,7 @@ impl Engine {
         Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.is_undecided()).count())
     }
 
-    /// Hands the memory of the unsealed snapshots among `wanted` to a new keeper, as the old one is gone. It finds them
+    /// Hands the memory of the snapshots without names among `wanted` to a new keeper, as the old one is gone. It finds them
     /// among the known snapshots, `origins` (which may be deleted), and their ancestors. The result lists those that
     /// could not be handed over, with the reasons.
     pub fn keep_again(
@@ -62,7 +62,7 @@ impl Engine {
     ) -> Vec<(SnapshotId, io::Error)> {
         let known = self.snapshots_there().into_iter().chain(origins);
         let unsealed: BTreeMap<SnapshotId, Arc<Snapshot>> = known
-            .flat_map(|snapshot| snapshot.unsealed_line())
+            .flat_map(|snapshot| snapshot.unsealed_line().into_iter().chain([snapshot]))
             .filter(|snapshot| wanted.contains(&snapshot.id()))
             .map(|snapshot| (snapshot.id(), snapshot))
             .collect();

@@ -110,6 +110,7 @@ impl Replaying<'_> {
         let captured = found.captured.iter().map(|recorded| recorded.id);
         let mut held: HashSet<SnapshotId> =
             captured.chain(found.unreadable.iter().map(|(id, _)| *id)).collect();
+        held.extend(found.remote.iter().map(|remote| remote.of.id));
         let made = Made::new(found.deletions.clone());
         let mut made = self.make(found, made);
         held.retain(|id| !made.replayed.taken_back.contains(id));
@@ -141,6 +142,7 @@ impl Replaying<'_> {
         let mut found = Recorded::read(self.records.catalog(), self.own_domain())?;
         found.captured.retain(|recorded| made.before.contains_key(&recorded.id));
         found.remote.retain(|remote| made.before.contains_key(&remote.of.id));
+        found.refuted.retain(|(of, _)| made.before.contains_key(&of.id));
         found.named.retain(|named| made.before.contains_key(&named.local.manifest().snapshot()));
         // Their records do not change while this process runs; a later program may be able to read them.
         found.unreadable.clear();
@@ -152,7 +154,7 @@ impl Replaying<'_> {
     }
 
     fn make(&self, found: Recorded, mut made: Made) -> Made {
-        let Recorded { mut captured, named, remote, unreadable, deletions: _, stored } = found;
+        let Recorded { mut captured, named, remote, refuted, unreadable, deletions: _, stored } = found;
         for (id, reason) in unreadable {
             let parts = unknown_parts_of(id, self.own_domain().clone(), self.records);
             made.add_unread(unread(parts, Obstacle::Unknown(reason), Vec::new()));
@@ -182,6 +184,10 @@ impl Replaying<'_> {
                 }
             }
         }
+        for (of, reason) in refuted {
+            let parts = unread_parts_of(of, self.records);
+            made.add_unread(unread(parts, Obstacle::Refuted(reason), Vec::new()));
+        }
         captured.sort_by_key(|recorded| (recorded.facts.generation, recorded.id));
         for recorded in captured {
             let id = recorded.id;
@@ -202,13 +208,21 @@ impl Replaying<'_> {
         made
     }
 
-    /// A snapshot that another node has, of whose pages none is here.
+    /// A snapshot that another node has, with those of its pages that have come.
     fn remote(&self, of: &RecordedCaptured, node: &str) -> Result<Snapshot, Obstacle> {
         let peer = self.peers.at(node).map_err(|error| Obstacle::Unknown(error.to_string()))?;
+        let gone = || {
+            Obstacle::Refuted(format!(
+                "the keeper does not have the pages that had come from node {node}, so they cannot be checked any more: \
+                 forget the snapshot here and resume it anew"
+            ))
+        };
+        let kept = self.records.keeper().kept(of.id).map_err(ReplayError::Keeper)?.ok_or_else(gone)?;
         let parts = unread_parts_of(of.clone(), self.records);
         let bytes = of.facts.volumes.iter().map(|volume| bytes_of_pages(volume.pages)).sum();
         let lease = self.budget.take(bytes);
-        Ok(remote_snapshot(parts, peer, lease, &self.reaper)?)
+        let made = remote_snapshot(parts, peer, Some(kept), lease, &self.reaper);
+        made.map_err(|error| Obstacle::Unknown(format!("the pages that had come from node {node}: {error}")))
     }
 
     /// Opens every layer of a manifest. If one cannot be opened, the error contains the others: the last handle of a

@@ -11,6 +11,8 @@ use crate::keep::KeptError;
 pub(super) enum Obstacle {
     /// Its bytes are gone.
     Lost(String),
+    /// Those of another node that were here were wrong.
+    Refuted(String),
     /// It cannot be decided now: the disk, the keeper or a record could not be read.
     Unknown(String),
 }

@@ -71,8 +71,9 @@ fn unread_volume(VolumeShape { name, page_kind, pages }: VolumeShape) -> Volume 
 /// be opened.
 pub(super) fn unread(parts: SnapshotParts, obstacle: Obstacle, layers: Vec<Arc<Layer>>) -> Snapshot {
     let snapshot = parts.id;
+    let is_refuted = matches!(obstacle, Obstacle::Refuted(_));
     let (reason, is_undecided) = match obstacle {
-        Obstacle::Lost(reason) => {
+        Obstacle::Lost(reason) | Obstacle::Refuted(reason) => {
             tracing::error!(%snapshot, %reason, "a snapshot is lost");
             (reason, false)
         }
@@ -82,5 +83,6 @@ pub(super) fn unread(parts: SnapshotParts, obstacle: Obstacle, layers: Vec<Arc<L
         }
     };
     let needed_here = layers.iter().map(|layer| layer.need_here()).collect();
-    Snapshot::lost(parts, Lost { reason, is_undecided, _layers: layers, _needed_here: needed_here })
+    let lost = Lost { reason, is_undecided, is_refuted, _layers: layers, _needed_here: needed_here };
+    Snapshot::lost(parts, lost)
 }

@@ -1,12 +1,13 @@
 //! A snapshot: volumes that can be read from the start, and a manifest once it is sealed.
 
+mod followed;
+mod keeping;
 mod progress;
 mod remote;
 mod status;
 mod waits;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -272,19 +273,6 @@ impl Snapshot {
     /// Its layers, with the bytes of each at each place; empty until it has a manifest. Never waits.
     pub fn layers_now(&self) -> Vec<PlacedLayer> {
         self.named_now().map(|named| named.placed()).unwrap_or_default()
-    }
-
-    /// Hands its captured memory to a new keeper.
-    pub(crate) fn keep_again(&self) -> io::Result<()> {
-        let (Some(records), Some(Captured { kept, .. })) = (&self.records, self.captured_now()) else {
-            return Ok(());
-        };
-        records.keep(self.id, self.volumes.iter().map(|volume| &volume.name), &kept)?;
-        // It may have been sealed meanwhile, and forgotten by the keeper before this.
-        if self.captured_now().is_none() {
-            records.forget(self.id);
-        }
-        Ok(())
     }
 
     /// Its captured parts while it is unsealed.

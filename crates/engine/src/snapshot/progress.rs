@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::Snapshot;
+use super::followed::Followed;
 use super::status::SealParts;
 use crate::capture::Capture;
 use crate::layer::{Confirmed, Layer, NeededHere};
 use crate::lifecycle::SnapshotState;
 use crate::named::Named;
-use crate::peer::Peer;
 use crate::snapshot_record::SealFacts;
 
 /// Progress of a snapshot; its state follows from this.
@@ -35,7 +35,7 @@ pub(super) enum Standing {
         needed_here: Vec<Arc<NeededHere>>,
     },
     /// At another node, without names.
-    Remote(Arc<dyn Peer>),
+    Remote(Followed),
     /// Nowhere, or unavailable now.
     Lost(Lost),
 }
@@ -61,6 +61,8 @@ pub(crate) struct Lost {
     pub(crate) reason: String,
     /// True if it counts as lost only until that is decided.
     pub(crate) is_undecided: bool,
+    /// True if another node has it, which sent other bytes than those.
+    pub(crate) is_refuted: bool,
     /// The layers of its record that could be opened: holding them keeps their files, as the catalog names them.
     pub(crate) _layers: Vec<Arc<Layer>>,
     /// Keeps them from being evicted too.

@@ -22,13 +22,16 @@ impl Snapshot {
         self.wait(limit, |progress| (progress.state() == state).then_some(())).is_some()
     }
 
-    /// Waits for the manifest as long as it takes.
-    pub(crate) async fn names(&self) -> Named {
+    /// Waits for the manifest as long as it takes; the reason instead if another node's bytes of it were wrong.
+    pub(crate) async fn names(&self) -> Result<Named, String> {
         loop {
             // Made before the check, so that no later change is missed.
             let news = self.news.notified();
             if let Some(named) = self.named_now() {
-                return named;
+                return Ok(named);
+            }
+            if let Some(reason) = self.refuted() {
+                return Err(reason);
             }
             news.await;
         }

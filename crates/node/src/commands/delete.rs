@@ -38,7 +38,8 @@ pub struct UndeleteArguments {
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
 The snapshot stays in the store, and every other node keeps it. This node lists it again once it is asked for it by its id, or \
-by `rekindle catalog rebuild`. `rekindle delete` deletes a snapshot for all nodes.")]
+by `rekindle catalog rebuild`. `rekindle delete` deletes a snapshot for all nodes. A snapshot that is not in the store yet, and \
+that this node reads from another one, can be forgotten too: that node keeps it.")]
 pub struct ForgetArguments {
     #[command(flatten)]
     selection: Selection,

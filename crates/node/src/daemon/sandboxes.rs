@@ -8,6 +8,7 @@ use rekindle_api::control::Answer;
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{ListQuery, Reference, Sandbox, SandboxList};
 use rekindle_engine::catalog::Catalog;
+use rekindle_engine::snapshot::RemoteStatus;
 use uuid::Uuid;
 
 use super::boot_directory::boot_directory;
@@ -97,6 +98,7 @@ impl Sandboxes {
     /// The same with a snapshot that was found.
     pub(super) fn delete_known(&self, known: &Known) -> Answer<Option<Duration>> {
         self.check_not_paused_in(known)?;
+        check_is_ours(known)?;
         self.snapshots.delete(known)
     }
 
@@ -125,6 +127,25 @@ impl Sandboxes {
         let why = format!("{} is paused in {}; remove it or resume it first", entry.called(), known.called());
         Err(Problem::new(Code::WrongState, why).sandbox(entry.id()).snapshot(known.snapshot.id()))
     }
+}
+
+/// A snapshot that only another node has is deleted there: what is made of it here could never be saved afterwards.
+fn check_is_ours(known: &Known) -> Answer<()> {
+    let (called, status) = (known.called(), known.snapshot.status());
+    let why = match (status.remote, known.snapshot.refuted()) {
+        (Some(RemoteStatus { node, .. }), _) => {
+            format!(
+                "node {node} has {called}, and it is not in the store yet: delete it there, or forget it here"
+            )
+        }
+        (None, Some(_)) => {
+            format!(
+                "what came of {called} from another node is wrong, and the store has the right one: forget it here"
+            )
+        }
+        (None, None) => return Ok(()),
+    };
+    Err(Problem::new(Code::WrongState, why).snapshot(known.snapshot.id()))
 }
 
 /// The problem of an operation that needs a running guest.

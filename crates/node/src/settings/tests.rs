@@ -145,7 +145,7 @@ fn an_unknown_key_is_refused_at_its_line_with_the_one_that_was_meant() {
     );
     assert_eq!(
         Machine::of_user().refusal("listen = \"127.0.0.1:1\""),
-        "etc/rekindle.toml:1: there is no setting `listen`; did you mean `api.tcp.listen`?"
+        "etc/rekindle.toml:1: there is no setting `listen`; did you mean `peers.listen`?"
     );
     assert_eq!(
         Machine::of_user().refusal("colour = 1"),

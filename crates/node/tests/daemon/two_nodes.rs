@@ -6,7 +6,8 @@ use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rekindle_api::client::ClientError;
-use rekindle_api::types::{ResumeSnapshot, SandboxState, SnapshotState};
+use rekindle_api::problem::Code;
+use rekindle_api::types::{Collect, DrainNode, ForkSandbox, ResumeSnapshot, SandboxState, SnapshotState};
 use rekindle_testkit::black_box::BlackBox;
 use tempfile::TempDir;
 
@@ -155,4 +156,71 @@ fn a_resume_from_a_node_that_is_away_or_unknown_says_so() {
     let how = ResumeSnapshot { from: Some("third".to_owned()), ..resume_as("moved", 1) };
     let failed = pair.second.client.resume_snapshot(id, None, &how).expect_err("nobody is called so");
     assert!(failed.to_string().contains("peers.static"), "{failed}");
+}
+
+/// The words of an answer that refuses.
+fn refused<T>(answer: Result<T, ClientError>) -> String {
+    let error = answer.map(drop).expect_err("it is refused");
+    assert_eq!(error.code(), Some(Code::WrongState), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn each_operation_works_with_a_snapshot_of_another_node_or_names_that_node() {
+    let pair = Pair::start();
+    let second = &pair.second;
+    let outage = Outage::of(&pair.store.path().join("store"));
+    pair.first.filled("box", 1);
+    let snapshot = pair.first.pause("box", "base").id.to_string();
+    pair.resume_at_second(&snapshot, "moved").expect("its node has it");
+
+    let deleted = refused(second.client.delete_snapshot(&snapshot));
+    assert!(deleted.contains("node first has") && deleted.contains("forget it here"), "{deleted}");
+    assert!(refused(second.client.forget_snapshot(&snapshot)).contains("runs from"));
+    let verified = second.client.verify_snapshot(&snapshot).expect("its pages come");
+    assert!(verified.pages > 0 && verified.wrong_pages == 0, "{verified:?}");
+    let state = second.told("moved").state().expect("it answers");
+    let during = second.checkpoint("moved", "during");
+    second.told("moved").rewrite(rewrite(2)).expect("rewrites");
+    let drained = second.client.drain(&DrainNode::default()).expect("it is paused");
+    assert!(drained.sandboxes.iter().all(|drained| drained.problem.is_none()), "{drained:?}");
+    let reopened = second.client.undo_drain().expect("it is resumed");
+    assert!(reopened.sandboxes.iter().all(|resumed| resumed.problem.is_none()), "{reopened:?}");
+    assert_eq!(second.client.sandbox("moved").expect("it is listed").state, SandboxState::Running);
+    second.assert_verified("moved");
+    let forked = second.client.fork_sandbox("moved", None, &ForkSandbox::default());
+    forked.expect("it is forked");
+    second.assert_verified("moved");
+    assert_eq!(second.client.snapshot(&snapshot).expect("it is listed").state, SnapshotState::Remote);
+
+    outage.end();
+    for saved in [&snapshot, "during"] {
+        second.wait(saved, SnapshotState::Published);
+    }
+    second.client.collect(&Collect::default()).expect("nothing that is needed is collected");
+    assert!(second.client.snapshot_usage(&snapshot).expect("the store is read").stored_bytes > 0);
+    second.resumed("during", "checkpointed");
+    assert_eq!(second.told("checkpointed").state().expect("it answers"), state);
+    second.assert_verified("checkpointed");
+    assert_eq!(second.client.snapshot("during").expect("it is listed").id, during.id);
+    second.client.delete_snapshot(&snapshot).expect("it is one like any other");
+    second.client.undelete_snapshot(&snapshot).expect_err("sandboxes run from it");
+    second.assert_verified("moved");
+}
+
+#[test]
+fn a_snapshot_of_another_node_that_nothing_runs_from_is_forgotten_and_can_be_had_again() {
+    let pair = Pair::start();
+    let outage = Outage::of(&pair.store.path().join("store"));
+    pair.first.filled("box", 1);
+    let snapshot = pair.first.pause("box", "base").id.to_string();
+    for name in ["early", "late"] {
+        pair.resume_at_second(&snapshot, name).expect("its node has it");
+        pair.second.assert_verified(name);
+        pair.second.client.remove_sandbox(name).expect("it is removed");
+        pair.second.client.forget_snapshot(&snapshot).expect("its node has it");
+        assert_eq!(pair.second.client.all_snapshots(&[]).expect("it answers"), Vec::new());
+    }
+    outage.end();
+    pair.first.wait("base", SnapshotState::Published);
 }

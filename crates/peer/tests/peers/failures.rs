@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::engine::{Engine, EngineOptions, ForgetError};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::open::OpenError;
@@ -12,7 +12,7 @@ use rekindle_engine::peer::{Described, Peer, PeerError, Peers, WantedPages};
 use rekindle_engine::sources::Class;
 use rekindle_testkit::guest::judge;
 use rekindle_testkit::hooks::Point;
-use rekindle_testkit::site::PATIENCE;
+use rekindle_testkit::site::{PATIENCE, Site};
 
 use crate::fleet::{Fleet, any_port, first_pause, next_pause, run};
 use crate::window::sites;
@@ -89,19 +89,31 @@ fn an_origin_that_dies_after_it_has_published_is_not_needed() {
     assert!(matches!(&unknown, OpenError::Peer { source: PeerError::Away { .. }, .. }), "{unknown}");
 }
 
-/// A node that has one byte of a page wrong.
-#[derive(Debug)]
-struct Lying {
-    honest: Arc<dyn Peer>,
-    page: u32,
+/// A part of a snapshot that a node has wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lie {
+    /// A byte of this page.
+    Page(u32),
+    /// The device state.
+    DeviceState,
 }
 
 #[derive(Debug)]
-struct LyingPeers(Arc<dyn Peers>, u32);
+struct Lying {
+    honest: Arc<dyn Peer>,
+    lie: Lie,
+}
+
+#[derive(Debug)]
+struct LyingPeers(Arc<dyn Peers>, Lie);
+
+fn lying(fleet: &Fleet, lie: Lie) -> Arc<dyn Peers> {
+    Arc::new(LyingPeers(fleet.peers("b"), lie))
+}
 
 impl Peers for LyingPeers {
     fn at(&self, node: &str) -> Result<Arc<dyn Peer>, PeerError> {
-        Ok(Arc::new(Lying { honest: self.0.at(node)?, page: self.1 }))
+        Ok(Arc::new(Lying { honest: self.0.at(node)?, lie: self.1 }))
     }
 }
 
@@ -111,7 +123,14 @@ impl Peer for Lying {
     }
 
     fn describe(&self, snapshot: SnapshotId) -> BoxFuture<'_, Result<Described, PeerError>> {
-        self.honest.describe(snapshot)
+        let asked = async move {
+            let mut described = self.honest.describe(snapshot).await?;
+            if self.lie == Lie::DeviceState {
+                described.facts.blobs.insert("device-state".to_owned(), "another".into());
+            }
+            Ok(described)
+        };
+        asked.boxed()
     }
 
     fn pages(&self, wanted: WantedPages, class: Class) -> BoxFuture<'_, Result<Vec<u8>, PeerError>> {
@@ -119,8 +138,10 @@ impl Peer for Lying {
             let first = wanted.runs[0].start().number();
             let count = wanted.runs[0].count();
             let mut bytes = self.honest.pages(wanted, class).await?;
-            if (first..first + count).contains(&self.page) {
-                bytes[usize::try_from(self.page - first).expect("within the run") * 4096 + 17] ^= 1;
+            if let Lie::Page(page) = self.lie
+                && (first..first + count).contains(&page)
+            {
+                bytes[usize::try_from(page - first).expect("within the run") * 4096 + 17] ^= 1;
             }
             Ok(bytes)
         };
@@ -138,8 +159,8 @@ fn case_44_wrong_bytes_of_a_node_are_found_when_the_snapshot_has_names_and_stop_
     let fleet = Fleet::new();
     let (of_a, of_b, _) = sites();
     let a = fleet.engine(&of_a, "a");
-    let peers: Arc<dyn Peers> = Arc::new(LyingPeers(fleet.peers("b"), 130));
-    let b = Engine::start(EngineOptions { peers, ..of_b.options() }).expect("threads for an engine");
+    let b = Engine::start(EngineOptions { peers: lying(&fleet, Lie::Page(130)), ..of_b.options() })
+        .expect("threads for an engine");
     let (at_a, _serves) = fleet.listen(&a, "a", any_port());
     let held = of_a.hooks.hold(Point::Compare);
     let (paused, memory) = first_pause(&a, PAGES);
@@ -154,4 +175,172 @@ fn case_44_wrong_bytes_of_a_node_are_found_when_the_snapshot_has_names_and_stop_
     b.read(remote.memory(), run(130, 1), &mut page).expect_err("no page of it is read any more");
     b.read(child.memory(), run(130, 1), &mut page).expect_err("nor through a child");
     assert!(child.manifest_now().is_none(), "a child of wrong pages gets no name");
+}
+
+fn eventually(happened: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !happened() {
+        assert!(begun.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_refuted_snapshot_stays_so_after_a_start_and_is_forgotten_and_opened_anew() {
+    let fleet = Fleet::new();
+    let (of_a, of_b, _) = sites();
+    let a = fleet.engine(&of_a, "a");
+    let start = |peers| {
+        let recording = of_b.recording().expect("a catalog");
+        Engine::start(EngineOptions { peers, ..recording }).expect("threads for an engine")
+    };
+    let b = start(lying(&fleet, Lie::Page(130)));
+    let (at_a, _serves) = fleet.listen(&a, "a", any_port());
+    let held = of_a.hooks.hold(Point::Compare);
+    let (paused, memory) = first_pause(&a, PAGES);
+    let remote = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it");
+    judge(&b, &remote, &memory).expect_err("a page is wrong, and nothing can tell yet");
+    let (child, _) = next_pause(&b, &remote, &memory, run(300, 3), 7);
+    drop(held);
+    assert!(remote.wait_state(SnapshotState::Lost, PATIENCE), "{:?}", remote.status());
+    eventually(|| child.status().failure.is_some_and(|reason| reason.contains("is refuted")));
+    let id = child.id();
+    drop((child, remote, b));
+
+    let b = start(fleet.peers("b"));
+    let remote = b.snapshot(paused.id()).expect("it is recorded");
+    assert!(remote.refuted().is_some_and(|reason| reason.contains("guest page 130")), "{remote:?}");
+    let child = b.snapshot(id).expect("it is recorded");
+    assert_eq!(child.state(), SnapshotState::Lost, "it stands on wrong pages");
+    b.delete(&child).expect("a catalog");
+    drop(child);
+    b.forget(remote).expect("the store has the right one");
+    let anew = b.open_from(paused.id(), &at_a.to_string()).expect("the store has it");
+    judge(&b, &anew, &memory).expect("by its names");
+    assert_eq!(paused.state(), SnapshotState::Published, "its node has it as before");
+}
+
+#[test]
+fn wrong_pages_that_came_before_a_start_are_found_after_it() {
+    let fleet = Fleet::new();
+    let (of_a, of_b, _) = sites();
+    let a = fleet.engine(&of_a, "a");
+    let start = |peers| {
+        let recording = of_b.recording().expect("a catalog");
+        Engine::start(EngineOptions { peers, ..recording }).expect("threads for an engine")
+    };
+    let b = start(lying(&fleet, Lie::Page(130)));
+    let (at_a, _serves) = fleet.listen(&a, "a", any_port());
+    let held = of_a.hooks.hold(Point::Compare);
+    let (paused, memory) = first_pause(&a, PAGES);
+    let remote = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it");
+    judge(&b, &remote, &memory).expect_err("a page is wrong, and nothing can tell yet");
+    let (child, _) = next_pause(&b, &remote, &memory, run(300, 3), 7);
+    let id = child.id();
+    drop((child, remote, b));
+
+    let b = start(fleet.peers("b"));
+    let remote = b.snapshot(paused.id()).expect("it is recorded");
+    judge(&b, &remote, &memory).expect_err("what a guest may have used is here as before");
+    drop(held);
+    assert!(remote.wait_state(SnapshotState::Lost, PATIENCE), "{:?}", remote.status());
+    assert!(remote.refuted().is_some_and(|reason| reason.contains("guest page 130")), "{remote:?}");
+    assert!(b.snapshot(id).expect("it is recorded").manifest_now().is_none(), "a child gets no name");
+}
+
+#[test]
+fn pages_that_can_not_be_checked_any_more_because_the_keeper_is_gone_too_are_not_used() {
+    let fleet = Fleet::new();
+    let (of_a, of_b, _) = sites();
+    let a = fleet.engine(&of_a, "a");
+    let start = || {
+        let recording = of_b.recording().expect("a catalog");
+        Engine::start(EngineOptions { peers: fleet.peers("b"), ..recording }).expect("threads for an engine")
+    };
+    let (at_a, _serves) = fleet.listen(&a, "a", any_port());
+    let held = of_a.hooks.hold(Point::Compare);
+    let (paused, memory) = first_pause(&a, PAGES);
+    drop(start().open_from(paused.id(), &at_a.to_string()).expect("its node has it"));
+    of_b.keeper.die();
+    let b = start();
+    let remote = b.snapshot(paused.id()).expect("it is recorded");
+    let reason = remote.refuted().unwrap_or_default();
+    assert!(reason.contains("keeper") && reason.contains("resume it anew"), "{reason}");
+    b.forget(remote).expect("its node has it");
+    let anew = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it");
+    judge(&b, &anew, &memory).expect("every page is the snapshot's");
+    drop(held);
+    assert!(anew.wait_state(SnapshotState::Published, PATIENCE), "{:?}", anew.status());
+    assert!(of_b.keeper.wait_empty(PATIENCE), "it is named, and needs no keeper");
+}
+
+#[test]
+fn a_description_with_another_device_state_is_found_when_the_snapshot_has_names() {
+    let fleet = Fleet::new();
+    let (of_a, of_b, _) = sites();
+    let a = fleet.engine(&of_a, "a");
+    let b = Engine::start(EngineOptions { peers: lying(&fleet, Lie::DeviceState), ..of_b.options() })
+        .expect("threads for an engine");
+    let (at_a, _serves) = fleet.listen(&a, "a", any_port());
+    let held = of_a.hooks.hold(Point::Compare);
+    let (paused, _) = first_pause(&a, PAGES);
+    let remote = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it");
+    drop(held);
+    assert!(remote.wait_state(SnapshotState::Lost, PATIENCE), "{:?}", remote.status());
+    let reason = remote.refuted().unwrap_or_default();
+    assert!(reason.contains("another device state"), "{reason}");
+}
+
+#[test]
+fn a_snapshot_of_another_node_is_forgotten_here_unless_something_uses_it_which_then_goes_on() {
+    let fleet = Fleet::new();
+    let (of_a, of_b, _) = sites();
+    let (a, b) = (fleet.engine(&of_a, "a"), fleet.engine(&of_b, "b"));
+    let (at_a, _serves) = fleet.listen(&a, "a", any_port());
+    let held = of_a.hooks.hold(Point::Compare);
+    let (paused, memory) = first_pause(&a, PAGES);
+    let remote = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it");
+    b.forget(remote).expect("nothing uses it");
+    assert!(b.snapshot(paused.id()).is_none());
+    let used = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it as before");
+    let refused = b.forget(Arc::clone(&used)).expect_err("it is used");
+    assert!(matches!(refused, ForgetError::InUse), "{refused}");
+    judge(&b, &used, &memory).expect("every page is the snapshot's");
+    drop(held);
+    assert!(used.wait_state(SnapshotState::Published, PATIENCE), "{:?}", used.status());
+}
+
+#[test]
+fn a_node_with_another_store_is_told_so_and_reads_on_from_the_first() {
+    let fleet = Fleet::new();
+    let (of_a, of_b) = (Site::new().expect("a directory"), Site::new().expect("a directory"));
+    let (a, b) = (fleet.engine(&of_a, "a"), fleet.engine(&of_b, "b"));
+    let (at_a, _serves) = fleet.listen(&a, "a", any_port());
+    let held = of_a.hooks.hold(Point::Compare);
+    let (paused, memory) = first_pause(&a, PAGES);
+    let remote = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it");
+    drop(held);
+    eventually(|| remote.status().failure.is_some_and(|reason| reason.contains("same setting store")));
+    judge(&b, &remote, &memory).expect("every page is the snapshot's");
+    assert_eq!(remote.state(), SnapshotState::Remote);
+}
+
+#[test]
+fn case_46_the_word_that_the_store_has_a_snapshot_does_not_stick_when_the_store_fails() {
+    let fleet = Fleet::new();
+    let (of_a, of_b, _) = sites();
+    let (a, b) = (fleet.engine(&of_a, "a"), fleet.engine(&of_b, "b"));
+    let (at_a, _serves) = fleet.listen(&a, "a", any_port());
+    let held = of_a.hooks.hold(Point::Compare);
+    let (paused, memory) = first_pause(&a, PAGES);
+    let remote = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it");
+    let outage = of_b.faults.outage();
+    drop(held);
+    assert!(paused.wait_state(SnapshotState::Published, PATIENCE), "{:?}", paused.status());
+    eventually(|| remote.status().failure.is_some());
+    assert_eq!(remote.state(), SnapshotState::Remote);
+    judge(&b, &remote, &memory).expect("its node goes on to serve it");
+    drop(outage);
+    assert!(remote.wait_state(SnapshotState::Published, PATIENCE), "{:?}", remote.status());
+    judge(&b, &remote, &memory).expect("from the store");
 }

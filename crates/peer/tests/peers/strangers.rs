@@ -22,6 +22,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 
@@ -64,12 +65,8 @@ fn only_a_node_with_a_certificate_of_the_fleet_for_the_name_of_nodes_is_answered
     runtime.shutdown_background();
 }
 
-/// A listener with certificates of the fleet that gives every request this answer.
-fn answering(
-    fleet: &Fleet,
-    version: u32,
-    answer: impl Fn(Bytes) -> Vec<u8> + Clone + Send + Sync + 'static,
-) -> (SocketAddr, Runtime) {
+/// The end of a connection that has certificates of the fleet.
+fn acceptor(fleet: &Fleet) -> TlsAcceptor {
     let files = fleet.files("stranger");
     let certificates = |path| {
         CertificateDer::pem_file_iter(path)
@@ -91,8 +88,17 @@ fn answering(
         )
         .expect("certificates and directories of a test");
     tls.alpn_protocols = vec![b"h2".to_vec()];
-    let (acceptor, runtime) =
-        (TlsAcceptor::from(Arc::new(tls)), Runtime::new().expect("certificates and directories of a test"));
+    TlsAcceptor::from(Arc::new(tls))
+}
+
+/// A listener with certificates of the fleet that gives every request this answer.
+fn answering(
+    fleet: &Fleet,
+    version: u32,
+    answer: impl Fn(Bytes) -> Vec<u8> + Clone + Send + Sync + 'static,
+) -> (SocketAddr, Runtime) {
+    let acceptor = acceptor(fleet);
+    let runtime = Runtime::new().expect("threads");
     let listener = runtime
         .block_on(tokio::net::TcpListener::bind(any_port()))
         .expect("certificates and directories of a test");
@@ -129,8 +135,12 @@ fn wanted(snapshot: SnapshotId) -> WantedPages {
 }
 
 /// The error that pages asked of a listener end with.
-fn pages_of(fleet: &Fleet, (at, stranger): (SocketAddr, Runtime)) -> PeerError {
-    let peer = fleet.peers("reader").at(&at.to_string()).expect("certificates and directories of a test");
+fn pages_of(fleet: &Fleet, stranger: (SocketAddr, Runtime)) -> PeerError {
+    pages_at(&fleet.peers("reader"), stranger)
+}
+
+fn pages_at(peers: &Arc<dyn Peers>, (at, stranger): (SocketAddr, Runtime)) -> PeerError {
+    let peer = peers.at(&at.to_string()).expect("certificates and directories of a test");
     let runtime = Runtime::new().expect("certificates and directories of a test");
     let failed = runtime.block_on(peer.pages(wanted(SnapshotId::new()), Class::Fault));
     stranger.shutdown_background();
@@ -171,4 +181,54 @@ fn case_44_pages_of_another_snapshot_of_another_range_fewer_and_more_are_refused
     for failed in failures {
         assert!(matches!(failed, PeerError::Wrong { .. }), "{failed}");
     }
+}
+
+/// A listener that gives every connection these bytes, over TLS if it has an acceptor, and then says nothing.
+fn saying(bytes: &'static [u8], acceptor: Option<TlsAcceptor>) -> (SocketAddr, Runtime) {
+    let runtime = Runtime::new().expect("threads");
+    let listener = runtime.block_on(tokio::net::TcpListener::bind(any_port())).expect("a free port");
+    let address = listener.local_addr().expect("it has an address");
+    runtime.spawn(async move {
+        let mut held: Vec<Box<dyn Send>> = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            match &acceptor {
+                None => {
+                    stream.write_all(bytes).await.ok();
+                    held.push(Box::new(stream));
+                }
+                Some(acceptor) => {
+                    let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                    stream.write_all(bytes).await.ok();
+                    stream.flush().await.ok();
+                    held.push(Box::new(stream));
+                }
+            }
+        }
+    });
+    (address, runtime)
+}
+
+#[test]
+fn ends_that_speak_no_protocol_or_nothing_at_all_are_told_by_their_address() {
+    let fleet = Fleet::new();
+    let no_frame: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc";
+    // A SETTINGS frame (RFC 9113, section 6.5) of 16 MiB.
+    let long_frame: &[u8] = &[0xff, 0xff, 0xff, 4, 0, 0, 0, 0, 0];
+    std::thread::scope(|scope| {
+        for (bytes, acceptor) in [
+            (no_frame, None),
+            (b"".as_slice(), None),
+            (no_frame, Some(acceptor(&fleet))),
+            (long_frame, Some(acceptor(&fleet))),
+            (b"".as_slice(), Some(acceptor(&fleet))),
+        ] {
+            let fleet = &fleet;
+            scope.spawn(move || {
+                let reader = format!("reader-{}-{}", bytes.len(), acceptor.is_some());
+                let failed = pages_at(&fleet.peers(&reader), saying(bytes, acceptor));
+                assert!(matches!(failed, PeerError::Away { .. } | PeerError::Untrusted { .. }), "{failed}");
+                assert!(failed.to_string().contains("node 127.0.0.1:"), "{failed}");
+            });
+        }
+    });
 }

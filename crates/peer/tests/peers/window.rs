@@ -108,6 +108,51 @@ fn a_start_finds_a_snapshot_of_another_node_again_and_goes_on_with_it() {
     judge(&b, &b.snapshot(id).expect("it is recorded"), &changed).expect("from the store");
 }
 
+#[test]
+fn case_04_an_early_form_that_reaches_other_nodes_is_the_parent_of_nothing_that_is_stored() {
+    let fleet = Fleet::new();
+    let (of_a, of_b, of_c) = sites();
+    let (a, b, c) = (fleet.engine(&of_a, "a"), fleet.engine(&of_b, "b"), fleet.engine(&of_c, "c"));
+    let (at_a, _serves_a) = fleet.listen(&a, "a", any_port());
+    let (at_b, _serves_b) = fleet.listen(&b, "b", any_port());
+    let held = of_a.hooks.hold(Point::Compare);
+    let (paused, memory) = first_pause(&a, PAGES);
+    let remote = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it");
+    let (child, changed) = next_pause(&b, &remote, &memory, run(90, 40), 2);
+    let fork = c.open_from(child.id(), &at_b.to_string()).expect("its node has it");
+    judge(&c, &fork, &changed).expect("pages of both nodes");
+    let compared = std::time::Instant::now();
+    while child.status().classes.is_none() {
+        assert!(compared.elapsed() < PATIENCE, "{:?}", child.status());
+        std::thread::yield_now();
+    }
+    assert_eq!(b.stored_snapshots().expect("the store answers"), Vec::new());
+    assert!([&remote, &child, &fork].iter().all(|snapshot| snapshot.layers_now().is_empty()));
+    drop(held);
+    assert!(fork.wait_state(SnapshotState::Published, PATIENCE), "{:?}", fork.status());
+    judge(&c, &fork, &changed).expect("from the store");
+}
+
+#[test]
+fn case_05_placement_names_no_layer_that_is_not_there_and_waits_for_none() {
+    let fleet = Fleet::new();
+    let (of_a, of_b, _) = sites();
+    let (a, b) = (fleet.engine(&of_a, "a"), fleet.engine(&of_b, "b"));
+    let (at_a, _serves) = fleet.listen(&a, "a", any_port());
+    let held = of_a.hooks.hold(Point::Compare);
+    let (paused, _) = first_pause(&a, PAGES);
+    let remote = b.open_from(paused.id(), &at_a.to_string()).expect("its node has it");
+    for (engine, snapshot) in [(&a, &paused), (&b, &remote)] {
+        assert_eq!(snapshot.layers_now(), Vec::new());
+        let described = engine.describe(snapshot.id()).expect("it is here");
+        assert!(!described.is_published && snapshot.manifest_now().is_none());
+    }
+    assert_eq!(remote.status().remote.expect("it has no names").node, at_a.to_string());
+    drop(held);
+    assert!(remote.wait_state(SnapshotState::Published, PATIENCE), "{:?}", remote.status());
+    assert!(!remote.layers_now().is_empty());
+}
+
 /// The places of three nodes that share a store.
 pub(crate) fn sites() -> (Site, Site, Site) {
     let first = Site::new().expect("a temporary directory");

@@ -182,7 +182,8 @@ pub(super) fn snapshot_record() -> Samples {
     BTreeMap::from([
         ("first", encoded(SnapshotStage::Captured(first))),
         ("child", encoded(SnapshotStage::Captured(child.clone()))),
-        ("remote", encoded(SnapshotStage::Remote { node: "10.0.0.7:7420".to_owned(), facts: child })),
+        ("remote", encoded(SnapshotStage::Remote { node: "10.0.0.7:7420".to_owned(), facts: child.clone() })),
+        ("refuted", encoded(SnapshotStage::Refuted { reason: "page 3".to_owned(), facts: child })),
         ("sealed", encoded(SnapshotStage::Sealed(sealed))),
         ("published", encoded(SnapshotStage::Published(sealed))),
         ("opened", encoded(SnapshotStage::Published(SealFacts::default()))),
