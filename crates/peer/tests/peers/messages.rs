@@ -1,6 +1,7 @@
 //! Messages of nodes that are damaged, or no messages at all.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use rekindle_engine::captured_facts::CapturedFacts;
@@ -36,6 +37,33 @@ fn described() -> Described {
     }
 }
 
+/// The corpus of a fuzz target.
+fn corpus_of(target: &str) -> Vec<(String, Vec<u8>)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
+    let files = std::fs::read_dir(directory).expect("every fuzz target has a corpus");
+    let read = |path: PathBuf| {
+        let name = path.file_name().expect("a file has a name").to_string_lossy().into_owned();
+        (name, std::fs::read(&path).expect("it can be read"))
+    };
+    files.map(|file| read(file.expect("it can be read").path())).collect()
+}
+
+#[test]
+fn the_messages_in_the_corpus_of_fuzz_targets_are_read_as_they_were() {
+    let bytes_of = |target, wanted| {
+        let found = corpus_of(target).into_iter().find(|(name, _)| name == wanted);
+        found.expect("it is in the corpus").1
+    };
+    let request = bytes_of("peer_request", "version-1-pages");
+    let (wanted, class) = decode_wanted(&request).expect("it is a request");
+    assert_eq!((wanted.pages(), encode_wanted(&wanted, class)), (73, request.clone()));
+    let answer = bytes_of("peer_answer", "version-1-pages");
+    let pages = decode_pages(&answer, &request, 73).expect("it is the answer to that");
+    assert_eq!(encode_pages(&request, &pages), answer);
+    let described = bytes_of("peer_answer", "version-1-described");
+    assert_eq!(Described::decode(&described).expect("it describes a snapshot").encode(), described);
+}
+
 #[test]
 fn no_damage_to_a_message_breaks_its_decoder_and_each_value_has_one_encoding() {
     let wanted = WantedPages {
@@ -49,7 +77,8 @@ fn no_damage_to_a_message_breaks_its_decoder_and_each_value_has_one_encoding() {
     let answer = encode_pages(&request, &pages);
     let whole = described();
     assert_eq!(Described::decode(&whole.encode()), Ok(whole.clone()));
-    let corpus = vec![request.clone(), answer, whole.encode()];
+    let mut corpus = vec![request.clone(), answer, whole.encode()];
+    corpus.extend(["peer_request", "peer_answer"].into_iter().flat_map(corpus_of).map(|(_, bytes)| bytes));
     let mut damage = Damage::seeded(SEED);
     for number in 0..DAMAGED_INPUTS {
         let damaged = damage.to(&corpus[number % corpus.len()], &corpus);

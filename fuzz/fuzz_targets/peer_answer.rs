@@ -1,0 +1,23 @@
+//! Any bytes against the decoders of what another node answers.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use rekindle_engine::peer::Described;
+use rekindle_peer::message::decode_pages;
+
+/// Pages that were asked for.
+const PAGES: u32 = 73;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(described) = Described::decode(bytes) {
+        assert_eq!(described.encode(), bytes, "a description has one encoding");
+    }
+    // The request, which an answer begins with, after its length.
+    let request = bytes.split_first().and_then(|(length, rest)| rest.get(..usize::from(*length)));
+    if let Some(request) = request
+        && let Ok(pages) = decode_pages(bytes, request, PAGES)
+    {
+        assert_eq!(pages.len(), 4096 * 73, "all pages that were asked for");
+    }
+});
