@@ -97,6 +97,8 @@ impl Follower {
             let peer = snapshot.peer().expect("only this gives it names");
             let said = peer.published(snapshot.id()).await;
             if said == Ok(false) {
+                // A node that does not wait before it says so is not asked without a pause.
+                tokio::time::sleep(limits::REMOTE_ASK_AGAIN_AFTER).await;
                 continue;
             }
             match (self.find(snapshot).await, said) {
