@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::catalog::{Catalog, CatalogError};
-use crate::collect_look::{ManifestsLook, look_at_manifests, look_at_objects, look_at_roots};
+use crate::collect_look::{ManifestsLook, look_at_manifests, look_at_objects, look_at_roots, read_manifests};
 use crate::collect_records::Doomed;
 use crate::collect_steps::{CollectStep, Coverage, Pass, Verdict};
 use crate::collectable::Collectable;
@@ -14,7 +14,7 @@ use crate::geometry::u64_of;
 use crate::limits;
 use crate::manifest_memory::ManifestMemory;
 use crate::store::{Store, StoreError};
-use crate::store_usage::{StoreUsage, StoredBytes};
+use crate::store_usage::{ListedObjects, StoreUsage, StoredBytes};
 use crate::sync::{Mutex, lock};
 
 /// Deletes from the store what nobody needs.
@@ -139,11 +139,12 @@ impl Collector {
     /// All objects of the store by what they are for. A manifest that was read before is not read again.
     pub(crate) async fn usage(&self) -> Result<StoreUsage, StoreError> {
         let mut work = self.work.lock().await;
-        // Tombstones are of no interest, however old they are.
-        self.manifests(&mut work, i64::MIN).await?;
-        let listed = self.store.list_everything().await?;
-        let named = work.memory.as_ref().map(ManifestMemory::all_named).unwrap_or_default();
-        Ok(StoreUsage::of(&listed, &named))
+        let mut listed = ListedObjects::of(&self.store.list_everything().await?);
+        let memory = self.memory(&mut work);
+        let manifests = std::mem::take(&mut listed.manifests);
+        let read = read_manifests(&self.store, memory, manifests, &listed.deleted).await?.read;
+        self.note_read(memory, read);
+        Ok(listed.usage(memory))
     }
 
     /// Condemns what nobody needs, and deletes it if there is no probation. Finishes what is due of earlier passes.
@@ -217,8 +218,7 @@ impl Collector {
                 CollectStep::ListObjects => {
                     bytes.extend(look_at_objects(&self.store).await?);
                     done.objects = u64_of(bytes.len());
-                    let named = work.memory.as_ref().map(ManifestMemory::all_named).unwrap_or_default();
-                    lock(&self.counts).stored = StoredBytes::of(&bytes, &named);
+                    lock(&self.counts).stored = StoredBytes::of(&bytes, self.memory(work));
                     let is_new = |object: &&Collectable| {
                         work.doomed.iter().all(|doomed| !doomed.objects.contains(object))
                     };
@@ -259,16 +259,25 @@ impl Collector {
     }
 
     async fn manifests(&self, work: &mut Collecting, now: i64) -> Result<ManifestsLook, StoreError> {
-        let file = self.memory_file.as_deref();
-        let memory = work.memory.get_or_insert_with(|| file.map(ManifestMemory::kept_in).unwrap_or_default());
+        let memory = self.memory(work);
         let look = look_at_manifests(&self.store, memory, now).await?;
-        lock(&self.counts).manifests_read += u64_of(look.read);
-        if let Some(file) = file
+        self.note_read(memory, look.read);
+        Ok(look)
+    }
+
+    fn memory<'a>(&self, work: &'a mut Collecting) -> &'a mut ManifestMemory {
+        let file = self.memory_file.as_deref();
+        work.memory.get_or_insert_with(|| file.map(ManifestMemory::kept_in).unwrap_or_default())
+    }
+
+    /// Counts manifests that were read, and keeps what they name.
+    fn note_read(&self, memory: &mut ManifestMemory, read: usize) {
+        lock(&self.counts).manifests_read += u64_of(read);
+        if let Some(file) = self.memory_file.as_deref()
             && let Err(error) = memory.keep_in(file)
         {
             tracing::warn!(path = %file.display(), %error, "after a restart manifests are read again");
         }
-        Ok(look)
     }
 
     /// Notes that objects are to be deleted: from then on the list stays until that is done.

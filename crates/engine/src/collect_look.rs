@@ -1,6 +1,7 @@
 //! A collector's looks at a store: all that says what is needed, and all that could be deleted.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -13,7 +14,7 @@ use crate::collectable::{Collectable, LayerCopy};
 use crate::identity::SnapshotId;
 use crate::limits;
 use crate::manifest::{Edition, Publication};
-use crate::manifest_memory::{ManifestMemory, WrittenManifest};
+use crate::manifest_memory::{ListedManifest, ManifestMemory, WrittenManifest};
 use crate::manifest_objects::{MANIFESTS, editions, older_path, path_of};
 use crate::root::Root;
 use crate::store::{Store, StoreError};
@@ -134,61 +135,81 @@ pub(crate) async fn look_at_manifests(
     let last_deletion = tombstones.iter().map(|object| object.last_modified.timestamp_millis()).max();
     let mut look =
         ManifestsLook { last_change_unix_ms: last_deletion.unwrap_or(i64::MIN), ..Default::default() };
-    let mut newest: BTreeMap<SnapshotId, Option<WrittenManifest>> = BTreeMap::new();
-    let (mut with_manifest, mut signed) = (HashSet::new(), Signed::default());
+    let (mut manifests, mut with_manifest, mut signed) = (Vec::new(), HashSet::new(), Signed::default());
     for object in &listed {
         let Ok(found) = object.location.as_ref().parse() else { continue };
+        look.objects.push((found, object.size));
+        let unix_ms = object.last_modified.timestamp_millis();
         let Collectable::Manifest(snapshot, edition) = found else {
-            with_manifest.extend(signed.note(found, object.last_modified.timestamp_millis()));
-            look.objects.push((found, object.size));
+            with_manifest.extend(signed.note(found, unix_ms));
             continue;
         };
         with_manifest.insert(snapshot);
-        look.objects.push((Collectable::Manifest(snapshot, edition), object.size));
         if deleted.contains(&snapshot) {
             continue;
         }
-        let unix_ms = object.last_modified.timestamp_millis();
-        let put = edition.map(|edition| WrittenManifest { edition, bytes: object.size, unix_ms });
         if edition > Some(Edition::FIRST) {
             look.last_change_unix_ms = look.last_change_unix_ms.max(unix_ms);
         }
-        let last = newest.entry(snapshot).or_insert(put);
-        if put.map(|put| put.edition) > last.map(|last| last.edition) {
-            *last = put;
-        }
+        manifests.push(ListedManifest::of(snapshot, edition, object));
     }
-    // One that was there at the last look and has no tombstone may have been replaced while this list was made.
-    for snapshot in memory.snapshots() {
-        if !newest.contains_key(&snapshot) && !deleted.contains(&snapshot) {
-            newest.insert(snapshot, None);
-        }
-    }
-    let mut unread = Vec::new();
-    for (snapshot, written) in newest {
-        match written.and_then(|written| memory.named(snapshot, written)) {
-            Some(named) => {
-                look.counted.named.extend(named);
-                look.counted.newest.insert(snapshot, written.map(|written| written.edition));
-            }
-            None => unread.push((snapshot, written)),
-        }
-    }
-    let read = unread.into_iter().map(|(snapshot, written)| read_newest(store, snapshot, written));
-    let mut reads = stream::iter(read).buffer_unordered(limits::COLLECT_READS);
-    while let Some(read) = reads.try_next().await? {
-        let Some(NewestManifest { snapshot, written, named }) = read else { continue };
-        look.read += 1;
-        if let Some(written) = written {
-            memory.remember(snapshot, written, &named);
-        }
-        look.counted.newest.insert(snapshot, written.map(|written| written.edition));
-        look.counted.named.extend(named);
-    }
+    let ReadManifests { newest, named, read } = read_manifests(store, memory, manifests, &deleted).await?;
+    look.read = read;
+    look.counted.newest = newest.iter().map(|newest| (newest.snapshot, newest.edition())).collect();
+    look.counted.named = named.into_iter().chain(memory.all_named()).collect();
     (look.counted.over, look.counted.signed_and_deleted) = signed.judged(&deleted, now_unix_ms);
-    memory.retain(|snapshot| look.counted.newest.contains_key(&snapshot));
     look.old_tombstones = old_tombstones(tombstones.iter().map(written), &with_manifest, now_unix_ms);
     Ok(look)
+}
+
+/// The manifests of a store that count.
+#[derive(Debug, Default)]
+pub(crate) struct ReadManifests {
+    /// The newest of each snapshot, in the order of snapshots.
+    pub(crate) newest: Vec<ListedManifest>,
+    /// The copies that those of older programs name: they are not remembered.
+    pub(crate) named: Vec<LayerCopy>,
+    /// Those that were read now.
+    pub(crate) read: usize,
+}
+
+/// Finds those that count of the manifests that were listed, and reads those of them that are not remembered. From then on
+/// `memory` has those only.
+pub(crate) async fn read_manifests(
+    store: &Store,
+    memory: &mut ManifestMemory,
+    mut listed: Vec<ListedManifest>,
+    deleted: &HashSet<SnapshotId>,
+) -> Result<ReadManifests, StoreError> {
+    listed.sort_by_key(|listed| (listed.snapshot, Reverse(listed.edition())));
+    listed.dedup_by_key(|listed| listed.snapshot);
+    // One that was there at the last look and has no tombstone may have been replaced while this list was made.
+    let is_listed = |snapshot| listed.binary_search_by_key(&snapshot, |listed| listed.snapshot).is_ok();
+    let missing = memory.all().map(|(snapshot, _)| snapshot);
+    let missing: Vec<_> =
+        missing.filter(|snapshot| !is_listed(*snapshot) && !deleted.contains(snapshot)).collect();
+    let missing = missing.into_iter().map(|snapshot| ListedManifest { snapshot, written: None });
+    let mut found = ReadManifests::default();
+    let is_known = |listed: &ListedManifest| {
+        listed.written.is_some_and(|written| memory.named(listed.snapshot, written).is_some())
+    };
+    let unread: Vec<_>;
+    (found.newest, unread) = listed.into_iter().chain(missing).partition(is_known);
+    let read = unread.into_iter().map(|listed| read_newest(store, listed));
+    let mut reads = stream::iter(read).buffer_unordered(limits::COLLECT_READS);
+    while let Some(read) = reads.try_next().await? {
+        let Some((newest, named)) = read else { continue };
+        found.read += 1;
+        found.newest.push(newest);
+        match newest.written {
+            Some(written) => memory.remember(newest.snapshot, written, &named),
+            None => found.named.extend(named),
+        }
+    }
+    found.newest.sort_by_key(|newest| newest.snapshot);
+    let counts = |snapshot| found.newest.binary_search_by_key(&snapshot, |newest| newest.snapshot).is_ok();
+    memory.retain(counts);
+    Ok(found)
 }
 
 /// Signs of deletions that can be undone, as listed.
@@ -234,28 +255,20 @@ impl Signed {
     }
 }
 
-/// The newest manifest of a snapshot, with what it names.
-struct NewestManifest {
-    snapshot: SnapshotId,
-    /// None if an older program put it.
-    written: Option<WrittenManifest>,
-    named: Vec<LayerCopy>,
-}
-
-/// Reads the newest manifest of a snapshot. One that was listed and is gone was replaced, or the snapshot was deleted.
+/// Reads the newest manifest of a snapshot, and the copies that it names. One that was listed and is gone was replaced, or
+/// the snapshot was deleted.
 async fn read_newest(
     store: &Store,
-    snapshot: SnapshotId,
-    listed: Option<WrittenManifest>,
-) -> Result<Option<NewestManifest>, StoreError> {
-    let mut written = listed;
+    listed: ListedManifest,
+) -> Result<Option<(ListedManifest, Vec<LayerCopy>)>, StoreError> {
+    let ListedManifest { snapshot, mut written } = listed;
     for _ in 0..limits::MANIFEST_READ_TRIES {
         let path = written.map_or_else(|| older_path(snapshot), |written| path_of(snapshot, written.edition));
         match store.get_whole(path.clone(), limits::MANIFEST_BYTES_MAX).await {
             Ok(bytes) => {
                 let named = named_in(snapshot, &bytes);
                 let named = named.map_err(|reason| StoreError::NotUnderstood { path, reason })?;
-                return Ok(Some(NewestManifest { snapshot, written, named }));
+                return Ok(Some((ListedManifest { snapshot, written }, named)));
             }
             Err(StoreError::NotFound(_)) => {}
             Err(error) => return Err(error),

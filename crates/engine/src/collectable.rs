@@ -1,6 +1,6 @@
 //! Objects of a store that a collector may delete, by their names.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use uuid::Uuid;
@@ -63,16 +63,33 @@ impl FromStr for Collectable {
     type Err = NotCollectable;
 
     fn from_str(name: &str) -> Result<Self, NotCollectable> {
-        let parts: Vec<_> = name.split('/').collect();
-        let read = match parts[..] {
-            ["layers", layer, object] => layer_copy(layer, object).map(Self::Layer),
-            ["manifests", snapshot] => snapshot.parse().ok().map(|snapshot| Self::Manifest(snapshot, None)),
-            ["manifests", snapshot, name] => of_manifest(snapshot, name),
-            ["working-sets", snapshot, id] => working_set(snapshot, id),
+        let (place, below) = name.split_once('/').ok_or(NotCollectable)?;
+        let read = match (place, below.split_once('/')) {
+            ("layers", Some((layer, object))) => layer_copy(layer, object).map(Self::Layer),
+            ("manifests", None) => below.parse().ok().map(|snapshot| Self::Manifest(snapshot, None)),
+            ("manifests", Some((snapshot, name))) => of_manifest(snapshot, name),
+            ("working-sets", Some((snapshot, id))) => working_set(snapshot, id),
             _ => None,
         };
         // An object has one name.
-        read.filter(|object| object.to_string() == name).ok_or(NotCollectable)
+        read.filter(|object| Unwritten::is_all_of(name, object)).ok_or(NotCollectable)
+    }
+}
+
+/// The end of a name that is yet to be written. Comparing so takes no memory: lists are long.
+struct Unwritten<'a>(&'a str);
+
+impl Unwritten<'_> {
+    fn is_all_of(name: &str, object: &Collectable) -> bool {
+        let mut left = Unwritten(name);
+        write!(left, "{object}").is_ok() && left.0.is_empty()
+    }
+}
+
+impl fmt::Write for Unwritten<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 = self.0.strip_prefix(text).ok_or(fmt::Error)?;
+        Ok(())
     }
 }
 

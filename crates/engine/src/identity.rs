@@ -57,7 +57,8 @@ impl FromStr for SnapshotId {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         let id = Uuid::try_parse(text).map_err(|_| NameError::NotAnId)?;
-        (id.hyphenated().to_string() == text).then_some(Self(id)).ok_or(NameError::NotAnId)
+        let mut name = Uuid::encode_buffer();
+        (id.hyphenated().encode_lower(&mut name) == text).then_some(Self(id)).ok_or(NameError::NotAnId)
     }
 }
 

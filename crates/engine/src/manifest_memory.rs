@@ -10,10 +10,11 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use object_store::ObjectMeta;
 use uuid::Uuid;
 
 use crate::collectable::LayerCopy;
-use crate::geometry::u64_of;
+use crate::geometry::{u64_of, usize_of};
 use crate::identity::{LayerId, SnapshotId};
 use crate::layer_files::UNFINISHED;
 use crate::limits::MANIFEST_LAYERS_MAX;
@@ -24,7 +25,7 @@ use crate::wire::{Reader, WireError, Writer};
 /// The copies that the newest manifest of each snapshot names.
 #[derive(Debug, Default)]
 pub(crate) struct ManifestMemory {
-    read: HashMap<SnapshotId, ReadManifest>,
+    read: BTreeMap<SnapshotId, ReadManifest>,
     copies: Vec<LayerCopy>,
     numbers: HashMap<LayerCopy, u32>,
     /// True if the file has something else.
@@ -47,6 +48,32 @@ pub(crate) struct WrittenManifest {
     pub(crate) unix_ms: i64,
 }
 
+/// An edition of a snapshot's manifest, as it was listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ListedManifest {
+    pub(crate) snapshot: SnapshotId,
+    /// None if an older program put it.
+    pub(crate) written: Option<WrittenManifest>,
+}
+
+impl ListedManifest {
+    pub(crate) fn of(snapshot: SnapshotId, edition: Option<Edition>, object: &ObjectMeta) -> Self {
+        let unix_ms = object.last_modified.timestamp_millis();
+        let written = edition.map(|edition| WrittenManifest { edition, bytes: object.size, unix_ms });
+        Self { snapshot, written }
+    }
+
+    pub(crate) fn edition(&self) -> Option<Edition> {
+        self.written.map(|written| written.edition)
+    }
+}
+
+impl ReadManifest {
+    fn numbers(&self) -> impl Iterator<Item = usize> {
+        self.named.iter().map(|number| usize_of(*number))
+    }
+}
+
 impl ManifestMemory {
     /// The copies that a manifest names, if it was read.
     pub(crate) fn named(
@@ -55,8 +82,7 @@ impl ManifestMemory {
         written: WrittenManifest,
     ) -> Option<impl Iterator<Item = LayerCopy>> {
         let read = self.read.get(&snapshot).filter(|read| read.written == written)?;
-        let copy = |number: &u32| usize::try_from(*number).ok().and_then(|number| self.copies.get(number));
-        Some(read.named.iter().filter_map(copy).copied())
+        Some(read.numbers().map(|number| self.copies[number]))
     }
 
     /// A manifest was read, and names these.
@@ -66,17 +92,31 @@ impl ManifestMemory {
         self.is_changed = true;
     }
 
-    /// The copies that each manifest names.
-    pub(crate) fn all_named(&self) -> BTreeMap<SnapshotId, Vec<LayerCopy>> {
-        let named = |(id, read): (&SnapshotId, &ReadManifest)| {
-            (*id, self.named(*id, read.written).into_iter().flatten().collect())
-        };
-        self.read.iter().map(named).collect()
+    /// Each snapshot whose manifest was read, in their order, with the numbers of the copies that it names.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (SnapshotId, impl Iterator<Item = usize>)> {
+        self.read.iter().map(|(snapshot, read)| (*snapshot, read.numbers()))
     }
 
-    /// The snapshots whose manifests were read.
-    pub(crate) fn snapshots(&self) -> Vec<SnapshotId> {
-        self.read.keys().copied().collect()
+    /// The copies that manifests name; one that several name comes several times.
+    pub(crate) fn all_named(&self) -> impl Iterator<Item = LayerCopy> {
+        self.all().flat_map(|(_, numbers)| numbers).map(|number| self.copies[number])
+    }
+
+    /// True if the manifest of a snapshot was read.
+    pub(crate) fn has(&self, snapshot: SnapshotId) -> bool {
+        self.read.contains_key(&snapshot)
+    }
+
+    /// The number of a copy that a manifest names, or has named.
+    pub(crate) fn number_of(&self, copy: &LayerCopy) -> Option<usize> {
+        self.numbers.get(copy).map(|number| usize_of(*number))
+    }
+
+    /// By the number of each copy, how often manifests name it.
+    pub(crate) fn users(&self) -> Vec<u32> {
+        let mut users = vec![0; self.copies.len()];
+        self.read.values().flat_map(ReadManifest::numbers).for_each(|number| users[number] += 1);
+        users
     }
 
     /// Forgets all manifests of other snapshots than those that `is_there`, and the copies that only they name.
@@ -227,14 +267,15 @@ mod tests {
         memory.keep_in(&file).expect("there is room");
         let mut again = ManifestMemory::kept_in(&file);
         assert_eq!((&again.read, &again.copies), (&memory.read, &memory.copies));
-        assert_eq!(again.all_named(), memory.all_named());
+        assert_eq!(again.all_named().collect::<Vec<_>>(), [copy(1), copy(1), copy(1), copy(3)]);
+        assert_eq!((again.users(), again.number_of(&copy(2))), (vec![3, 1], None));
         fs::remove_file(&file).expect("it is there");
         again.retain(|_| true);
         again.keep_in(&file).expect("there is room");
         assert!(!file.exists(), "nothing has changed");
         again.retain(|_| false);
         again.keep_in(&file).expect("there is room");
-        assert_eq!(ManifestMemory::kept_in(&file).snapshots(), []);
+        assert!(ManifestMemory::kept_in(&file).read.is_empty());
     }
 
     #[test]
@@ -248,8 +289,8 @@ mod tests {
         }
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("manifests.memory");
-        assert_eq!(ManifestMemory::kept_in(&file).snapshots(), []);
+        assert!(ManifestMemory::kept_in(&file).read.is_empty());
         fs::write(&file, &whole[1..]).expect("there is room");
-        assert_eq!(ManifestMemory::kept_in(&file).snapshots(), []);
+        assert!(ManifestMemory::kept_in(&file).read.is_empty());
     }
 }

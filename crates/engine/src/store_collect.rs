@@ -18,11 +18,10 @@ impl Store {
         listed.map_err(|source| StoreError::from_store(&place, source))
     }
 
-    /// The names of all objects, and their bytes. A page of the list that fails is a list that failed.
-    pub(crate) async fn list_everything(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let objects = self.checked().await?;
-        let named = objects.list(None).map_ok(|object| (object.location.to_string(), object.size));
-        named.try_collect().await.map_err(|source| StoreError::from_store(&ObjectPath::default(), source))
+    /// All objects. A page of the list that fails is a list that failed.
+    pub(crate) async fn list_everything(&self) -> Result<Vec<ObjectMeta>, StoreError> {
+        let listed: Result<Vec<_>, _> = self.checked().await?.list(None).try_collect().await;
+        listed.map_err(|source| StoreError::from_store(&ObjectPath::default(), source))
     }
 
     /// The time of the store now, in milliseconds since 1970. Leaves this node's sign of life.

@@ -1,10 +1,13 @@
 //! The bytes of a store by the use of its objects: each object counts once, so that the parts add up to the list.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::AddAssign;
+
+use object_store::ObjectMeta;
 
 use crate::collectable::{Collectable, LayerCopy};
 use crate::identity::SnapshotId;
+use crate::manifest_memory::{ListedManifest, ManifestMemory};
 use crate::tombstones::snapshot_of_tombstone;
 
 /// A number of objects.
@@ -64,18 +67,17 @@ pub struct StoredBytes {
 }
 
 impl StoredBytes {
-    /// The bytes of all objects that could be collected. `named` has the layers of each snapshot that is there.
+    /// The bytes of all objects that could be collected. `memory` has the layers of each snapshot that is there.
     pub(crate) fn of<'a>(
         objects: impl IntoIterator<Item = (&'a Collectable, &'a u64)>,
-        named: &BTreeMap<SnapshotId, Vec<LayerCopy>>,
+        memory: &ManifestMemory,
     ) -> Self {
-        let mut users: HashMap<LayerCopy, u32> = HashMap::new();
-        named.values().flatten().for_each(|copy| *users.entry(*copy).or_default() += 1);
+        let users = memory.users();
         let mut bytes = Self::default();
         for (object, size) in objects {
             let part = match object {
-                Collectable::Layer(copy) => match users.get(copy) {
-                    None => &mut bytes.unnamed,
+                Collectable::Layer(copy) => match memory.number_of(copy).map(|number| users[number]) {
+                    None | Some(0) => &mut bytes.unnamed,
                     Some(1) => &mut bytes.unique,
                     Some(_) => &mut bytes.shared,
                 },
@@ -83,7 +85,7 @@ impl StoredBytes {
                 | Collectable::WorkingSet(id, _)
                 | Collectable::Withdrawal(id, _)
                 | Collectable::Undone(id, _)
-                    if named.contains_key(id) =>
+                    if memory.has(*id) =>
                 {
                     &mut bytes.own
                 }
@@ -125,46 +127,69 @@ impl StoreUsage {
         }
         total
     }
-
-    /// The objects of a list, by what they are for. `named` has the layers of each snapshot whose manifest was read.
-    #[must_use]
-    pub fn of(listed: &[(String, u64)], named: &BTreeMap<SnapshotId, Vec<LayerCopy>>) -> Self {
-        let mut users: HashMap<LayerCopy, Vec<SnapshotId>> = HashMap::new();
-        for (snapshot, copies) in named {
-            copies.iter().for_each(|copy| users.entry(*copy).or_default().push(*snapshot));
-        }
-        let deleted = deleted_in(listed);
-        let mut usage = Self::default();
-        for (name, bytes) in listed {
-            match name.parse() {
-                Ok(Collectable::Manifest(id, _) | Collectable::WorkingSet(id, _))
-                    if !deleted.contains(&id) =>
-                {
-                    usage.snapshots.entry(id).or_default().own += *bytes;
-                }
-                Ok(Collectable::Manifest(..) | Collectable::WorkingSet(..)) => usage.unnamed += *bytes,
-                Ok(Collectable::Withdrawal(..) | Collectable::Undone(..)) => usage.bookkeeping += *bytes,
-                Ok(Collectable::Layer(copy)) => match users.get(&copy).map(Vec::as_slice) {
-                    None | Some([]) => usage.unnamed += *bytes,
-                    Some([only]) => usage.snapshots.entry(*only).or_default().unique += *bytes,
-                    Some(several) => {
-                        usage.shared += *bytes;
-                        for id in several {
-                            usage.snapshots.entry(*id).or_default().shared += *bytes;
-                        }
-                    }
-                },
-                Err(_) => usage.bookkeeping += *bytes,
-            }
-        }
-        usage.unread = usage.snapshots.keys().filter(|id| !named.contains_key(id)).copied().collect();
-        usage
-    }
 }
 
-/// The snapshots whose tombstones are listed.
-fn deleted_in(listed: &[(String, u64)]) -> BTreeSet<SnapshotId> {
-    listed.iter().filter_map(|(name, _)| snapshot_of_tombstone(name)).collect()
+/// A list of all objects, by what their names say.
+#[derive(Debug, Default)]
+pub(crate) struct ListedObjects {
+    /// The manifests of snapshots that were not deleted.
+    pub(crate) manifests: Vec<ListedManifest>,
+    /// Snapshots with a tombstone.
+    pub(crate) deleted: HashSet<SnapshotId>,
+    layers: Vec<(LayerCopy, u64)>,
+    /// All objects but layers.
+    usage: StoreUsage,
+}
+
+impl ListedObjects {
+    pub(crate) fn of(listed: &[ObjectMeta]) -> Self {
+        let tombstones = listed.iter().filter_map(|object| snapshot_of_tombstone(object.location.as_ref()));
+        let (mut found, deleted) = (Self::default(), tombstones.collect::<HashSet<_>>());
+        let usage = &mut found.usage;
+        for object in listed {
+            let (name, bytes) = (object.location.as_ref(), object.size);
+            match name.parse() {
+                Ok(Collectable::Manifest(id, _) | Collectable::WorkingSet(id, _))
+                    if deleted.contains(&id) =>
+                {
+                    usage.unnamed += bytes;
+                }
+                Ok(Collectable::Manifest(id, edition)) => {
+                    usage.snapshots.entry(id).or_default().own += bytes;
+                    found.manifests.push(ListedManifest::of(id, edition, object));
+                }
+                Ok(Collectable::WorkingSet(id, _)) => usage.snapshots.entry(id).or_default().own += bytes,
+                Ok(Collectable::Layer(copy)) => found.layers.push((copy, bytes)),
+                Ok(Collectable::Withdrawal(..) | Collectable::Undone(..)) | Err(_) => {
+                    usage.bookkeeping += bytes;
+                }
+            }
+        }
+        Self { deleted, ..found }
+    }
+
+    /// The objects by what they are for. `memory` has the layers of each snapshot whose manifest was read.
+    pub(crate) fn usage(self, memory: &ManifestMemory) -> StoreUsage {
+        let Self { mut usage, layers, .. } = self;
+        let users = memory.users();
+        let mut copies = vec![Objects::default(); users.len()];
+        for (copy, bytes) in layers {
+            match memory.number_of(&copy).filter(|number| users[*number] > 0) {
+                Some(number) => copies[number] += bytes,
+                None => usage.unnamed += bytes,
+            }
+        }
+        for (id, numbers) in memory.all() {
+            for number in numbers.filter(|number| copies[*number].count > 0) {
+                let of = usage.snapshots.entry(id).or_default();
+                *(if users[number] == 1 { &mut of.unique } else { &mut of.shared }) += copies[number];
+            }
+        }
+        let shared = copies.into_iter().zip(users).filter(|(_, users)| *users > 1);
+        shared.for_each(|(copy, _)| usage.shared += copy);
+        usage.unread = usage.snapshots.keys().filter(|id| !memory.has(**id)).copied().collect();
+        usage
+    }
 }
 
 #[cfg(all(test, not(shuttle)))]
