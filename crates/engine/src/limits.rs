@@ -109,8 +109,9 @@ pub const INSTALL_RETRY_LAST: Duration = Duration::from_secs(1);
 /// Pages that are installed ahead before new events are read: 0.4 ms of copying.
 pub const PREFETCH_SLICE_PAGES: u32 = 256;
 
-/// Frames asked for ahead of the guest at once.
-pub const PREFETCH_FRAMES_MAX: usize = 32;
+/// Frames that pages ahead of the guest wait for at once: 256 MiB. Large reads bring them side by side, so of few frames
+/// the last would hold up all that is there.
+pub const PREFETCH_FRAMES_MAX: usize = 1024;
 
 /// Longest time a recovery waits for a killed server to leave the kernel: its process is being torn down.
 pub const SERVER_END_WAIT: Duration = Duration::from_secs(10);

@@ -174,7 +174,9 @@ mod tests {
 
     #[test]
     fn only_so_many_frames_are_asked_for_at_once() {
-        let mut prefetch = wanting(&[run(0, 1000)]);
+        let pages = u32::try_from(limits::PREFETCH_FRAMES_MAX).unwrap() + 1;
+        let mut prefetch = Prefetch::new(pages);
+        prefetch.want(&PageSet::full(pages));
         for number in 0..limits::PREFETCH_FRAMES_MAX {
             let run = prefetch.next_run(1).unwrap();
             prefetch.wait(run, frame(number));
