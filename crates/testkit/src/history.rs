@@ -19,11 +19,13 @@ mod known;
 mod machine;
 mod neighbour;
 mod threads;
+mod undeletion;
 mod wrong_bytes;
 
 use known::{Known, Plan, Rules};
 use machine::Machine;
 use neighbour::Neighbour;
+use undeletion::Withdrawn;
 use wrong_bytes::WrongObject;
 
 /// A failed history.
@@ -54,7 +56,7 @@ pub struct Tally {
     pub restarts: u64,
     /// Restarts after the engine had ended in the middle of its work.
     pub crashes: u64,
-    /// Local files evicted.
+    /// Local files evicted, by the engine itself or when it was asked to.
     pub evictions: u64,
     /// Collections of the store.
     pub collections: u64,
@@ -62,13 +64,21 @@ pub struct Tally {
     pub collected: u64,
     /// Snapshots that another node made on those of the history.
     pub neighbours_pauses: u64,
+    /// Deletions that could be undone.
+    pub undoable: u64,
+    /// Deleted snapshots that were brought back.
+    pub brought_back: u64,
+    /// Histories.
+    pub histories: u64,
+    /// Those in which a file was evicted, and the store was collected, and a node was started anew.
+    pub with_all: u64,
 }
 
 impl Tally {
     /// Adds the counts of another history.
     pub fn add(&mut self, other: Self) {
         let Self { pages, pauses, checkpoints, served, stalls, restarts, crashes, evictions, .. } = other;
-        let Self { collections, collected, neighbours_pauses, .. } = other;
+        let Self { collections, collected, neighbours_pauses, undoable, brought_back, .. } = other;
         self.pages += pages;
         self.pauses += pauses;
         self.checkpoints += checkpoints;
@@ -80,6 +90,25 @@ impl Tally {
         self.collections += collections;
         self.collected += collected;
         self.neighbours_pauses += neighbours_pauses;
+        self.undoable += undoable;
+        self.brought_back += brought_back;
+        self.histories += other.histories;
+        self.with_all += other.with_all;
+    }
+
+    /// The rates of what is rare, for people.
+    #[must_use]
+    pub fn rates(&self) -> String {
+        let Self { histories, evictions, collections, collected, .. } = *self;
+        let a_history = |count: u64| count * 10 / histories.max(1);
+        let [evicted, collections, collected, restarts, undone] =
+            [evictions, collections, collected, self.restarts, self.brought_back]
+                .map(|count| format!("{}.{}", a_history(count) / 10, a_history(count) % 10));
+        format!(
+            "a history has {evicted} evictions, {collections} collections that delete {collected} objects, {restarts} \
+             restarts and {undone} snapshots brought back; {} of {histories} have the first, the second and the third",
+            self.with_all
+        )
     }
 }
 
@@ -106,6 +135,8 @@ struct History {
     has_moved: bool,
     /// Snapshots whose deletion failed: the next start may find them deleted.
     perhaps_deleted: Vec<SnapshotId>,
+    /// Deleted snapshots that can be brought back.
+    withdrawn: Vec<Withdrawn>,
     tally: Tally,
     operations: Vec<String>,
     /// Another node of the store, in some histories.
@@ -122,7 +153,8 @@ pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
     let mut random = Random::new(seed);
     let shape = shape(&mut random);
     let merge_at_layers = if random.percent(80) { 2 + random.position(6) } else { 32 };
-    let rules = Rules { recording: random.percent(60), merge_at_layers, evicts: random.percent(40) };
+    let cache_bytes_max = random.percent(75).then(|| 1 << (17 + random.below(5)));
+    let rules = Rules { recording: random.percent(60), merge_at_layers, cache_bytes_max };
     let site = Site::new().expect("a temporary directory");
     let neighbour = random.percent(50).then(|| Neighbour::beside(&site, rules));
     let options = rules.options(&site).expect("a new catalog");
@@ -145,12 +177,13 @@ pub fn run(seed: u64, operations: u32) -> Result<Tally, Failure> {
         catalog_lied: false,
         has_moved: false,
         perhaps_deleted: Vec::new(),
+        withdrawn: Vec::new(),
         tally: Tally::default(),
         neighbour,
     };
     let done = (0..operations).try_for_each(|_| history.step()).and_then(|()| history.finish());
     match done {
-        Ok(()) => Ok(history.tally),
+        Ok(()) => Ok(history.tallied()),
         Err(what) => Err(Failure { seed, operations: std::mem::take(&mut history.operations), what }),
     }
 }
@@ -166,12 +199,13 @@ fn shape(random: &mut Random) -> Vec<u32> {
 impl History {
     fn step(&mut self) -> Result<(), String> {
         match self.random.below(100) {
-            0..19 => self.write_pages(),
-            19..22 => self.neighbour_works(),
-            22..25 => self.store_is_collected(),
-            25..31 => self.remove_pages(),
-            31..36 => self.guest_reads(),
-            36..38 => self.layers_are_evicted(),
+            0..15 => self.write_pages(),
+            15..19 => self.neighbour_works(),
+            19..24 => self.store_is_collected(),
+            24..28 => self.remove_pages(),
+            28..32 => self.guest_reads(),
+            32..36 => self.layers_are_evicted(),
+            36..38 => self.snapshot_is_brought_back(),
             38..41 => self.three_threads_run(),
             41..42 => self.store_is_wrong_or_right(),
             42..43 => self.catalog_fails_or_not(),
@@ -212,6 +246,15 @@ impl History {
         self.read_elsewhere()?;
         self.neighbour_is_read()?;
         self.all_is_deleted_and_collected()
+    }
+
+    /// The counts of a history that has ended well.
+    fn tallied(&self) -> Tally {
+        let evicted = |engine: &Engine| engine.cache_status().evicted.files;
+        let neighbour = self.neighbour.as_ref().map_or(0, |neighbour| evicted(&neighbour.engine));
+        let evictions = self.tally.evictions + evicted(self.engine()) + neighbour;
+        let has_all = evictions > 0 && self.tally.collected > 0 && self.tally.restarts > 0;
+        Tally { evictions, histories: 1, with_all: u64::from(has_all), ..self.tally }
     }
 
     fn say(&mut self, operation: impl fmt::Display) {

@@ -44,7 +44,9 @@ fn random_histories_give_every_guest_the_pages_of_the_model() {
     };
     say(&format!("histories from seed {first} on; replay one with REKINDLE_SEED"));
     std::thread::scope(|scope| (0..WORKERS).for_each(|_| drop(scope.spawn(work))));
-    say(&format!("{:?}", sum.into_inner().expect("whoever panics ends the test")));
+    let sum = sum.into_inner().expect("whoever panics ends the test");
+    say(&format!("{sum:?}"));
+    say(&sum.rates());
 }
 
 fn run(seed: u64) -> Tally {

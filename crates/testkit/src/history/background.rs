@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rekindle_engine::engine::Engine;
-use rekindle_engine::geometry::{GuestPage, GuestPages, u64_of};
+use rekindle_engine::geometry::u64_of;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::keep::Keeper as _;
 use rekindle_engine::lifecycle::SnapshotState;
@@ -118,12 +118,11 @@ impl History {
 
     /// Evicts the local files of published layers, as when the disk is full.
     pub(super) fn layers_are_evicted(&mut self) -> Result<(), String> {
-        if self.rules.evicts {
-            self.say("local files are evicted");
-            let before = self.engine().cache_status().evicted;
-            self.engine().hold_cache_limits();
-            self.tally.evictions += self.engine().cache_status().evicted.files - before.files;
+        if self.rules.cache_bytes_max.is_none() {
+            return self.snapshot_is_read();
         }
+        self.say("local files are evicted");
+        self.engine().hold_cache_limits();
         Ok(())
     }
 
@@ -176,6 +175,7 @@ impl History {
     fn start_anew(&mut self, moved: bool) -> Result<(), String> {
         // First, since a process that dies releases nothing.
         self.engine().stop();
+        self.tally.evictions += self.engine().cache_status().evicted.files;
         self.plans.clear();
         let files = self.stored_files();
         let mut snapshots: Vec<(SnapshotId, Vec<ModelMemory>)> =
@@ -272,15 +272,9 @@ impl History {
         self.say("everything is read on another node");
         let site: Site = self.site.elsewhere().map_err(|error| error.to_string())?;
         let engine = site.engine().map_err(|error| error.to_string())?;
-        for known in &self.snapshots {
-            let opened = engine.open(known.snapshot.id()).map_err(|error| error.to_string())?;
-            for (volume, content) in opened.volumes().iter().zip(&known.contents) {
-                let all = GuestPages::new(GuestPage::FIRST, content.pages());
-                let mut found = vec![0; usize::try_from(all.bytes()).expect("64 bits")];
-                engine.read(&volume.view, all, &mut found).map_err(|error| error.to_string())?;
-                content.check(all, &found).map_err(|error| error.to_string())?;
-                self.tally.pages += u64::from(content.pages());
-            }
+        for Known { snapshot, contents } in &self.snapshots {
+            let snapshot = engine.open(snapshot.id()).map_err(|error| error.to_string())?;
+            self.tally.pages += Known { snapshot, contents: contents.clone() }.compare(&engine)?;
         }
         Ok(())
     }

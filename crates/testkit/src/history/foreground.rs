@@ -211,16 +211,9 @@ impl History {
         let position = self.random.position(self.snapshots.len());
         self.say(format_args!("snapshot {position} is deleted"));
         let deleted = self.snapshots.swap_remove(position);
-        match self.engine().delete(&deleted.snapshot) {
-            Ok(()) => Ok(()),
-            Err(error) if self.catalog_fault.is_some() => {
-                self.say(format_args!("... refused: {error}"));
-                self.perhaps_deleted.push(deleted.snapshot.id());
-                self.snapshots.push(deleted);
-                Ok(())
-            }
-            Err(error) => Err(error.to_string()),
-        }
+        let refused = self.delete_somehow(deleted)?;
+        self.snapshots.extend(refused);
+        Ok(())
     }
 
     fn some_guest(&mut self) -> Option<usize> {

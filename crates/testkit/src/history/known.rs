@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rekindle_engine::cache_limits::CacheLimits;
 use rekindle_engine::catalog::CatalogError;
-use rekindle_engine::engine::EngineOptions;
-use rekindle_engine::geometry::GuestPages;
+use rekindle_engine::engine::{Engine, EngineOptions};
+use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::read_plan::ReadPlan;
 use rekindle_engine::snapshot::Snapshot;
 
@@ -18,6 +18,21 @@ use crate::site::Site;
 pub(super) struct Known {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) contents: Vec<ModelMemory>,
+}
+
+impl Known {
+    /// Compares every page; their number.
+    pub(super) fn compare(&self, engine: &Engine) -> Result<u64, String> {
+        let mut pages = 0;
+        for (volume, content) in self.snapshot.volumes().iter().zip(&self.contents) {
+            let all = GuestPages::new(GuestPage::FIRST, content.pages());
+            let mut found = vec![0; usize::try_from(all.bytes()).expect("64 bits")];
+            engine.read(&volume.view, all, &mut found).map_err(|error| error.to_string())?;
+            content.check(all, &found).map_err(|error| error.to_string())?;
+            pages += u64::from(content.pages());
+        }
+        Ok(pages)
+    }
 }
 
 /// A read that is planned but not done, with its expected bytes.
@@ -35,8 +50,9 @@ pub(super) struct Rules {
     pub(super) recording: bool,
     /// Number of a manifest's layers from which on some are merged.
     pub(super) merge_at_layers: usize,
-    /// True if layer files may take next to nothing of the disk, so that published ones go all the time.
-    pub(super) evicts: bool,
+    /// Bytes that layer files may take of the disk, where that is bounded: less than most histories have, so that published
+    /// ones go all the time.
+    pub(super) cache_bytes_max: Option<u64>,
 }
 
 impl Rules {
@@ -44,7 +60,7 @@ impl Rules {
     pub(super) fn options(self, site: &Site) -> Result<EngineOptions, CatalogError> {
         let options = if self.recording { site.recording()? } else { site.options() };
         let merge_at_layers = self.merge_at_layers;
-        let bytes_max = self.evicts.then_some(1 << 20);
+        let bytes_max = self.cache_bytes_max;
         let cache_limits = CacheLimits { bytes_max, files_open_max: 4, ..CacheLimits::default() };
         let unsealed_max = 5;
         Ok(EngineOptions {

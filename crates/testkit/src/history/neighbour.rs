@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
-use object_store::ObjectStore;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 use rekindle_engine::engine::Engine;
-use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_kernel::PAGE_BYTES;
 
@@ -23,11 +23,13 @@ use crate::site::{PATIENCE, Site};
 #[derive(Debug)]
 pub(super) struct Neighbour {
     snapshots: Vec<Known>,
-    engine: Engine,
+    pub(super) engine: Engine,
     _site: Site,
 }
 
 const SNAPSHOTS_MAX: usize = 5;
+/// Time that a deletion gets to reach the store before a collection.
+const DELETION_COMES: Duration = Duration::from_millis(100);
 /// Places of the store that have nothing once all is deleted and collected.
 const EMPTY_AT_LAST: [&str; 5] = ["layers", "manifests", "working-sets", "roots", "condemned"];
 
@@ -42,16 +44,7 @@ impl Neighbour {
 
     /// Compares every page of a snapshot that was made by it.
     fn read(&self, known: &Known) -> Result<u64, String> {
-        let mut pages = 0;
-        for (volume, content) in known.snapshot.volumes().iter().zip(&known.contents) {
-            let all = GuestPages::new(GuestPage::FIRST, content.pages());
-            let mut found = vec![0; usize::try_from(all.bytes()).expect("64 bits")];
-            let read = self.engine.read(&volume.view, all, &mut found);
-            read.map_err(|error| format!("on the other node: {error}"))?;
-            content.check(all, &found).map_err(|error| format!("on the other node: {error}"))?;
-            pages += u64::from(content.pages());
-        }
-        Ok(pages)
+        known.compare(&self.engine).map_err(|error| format!("on the other node: {error}"))
     }
 }
 
@@ -62,8 +55,8 @@ impl History {
         while !self.plans.is_empty() {
             self.plan_is_read()?;
         }
-        if self.random.percent(50) {
-            self.delete()?;
+        for _ in 0..self.random.below(3) {
+            self.published_one_is_deleted()?;
         }
         self.say("the store is collected");
         match self.engine().collect(Duration::ZERO) {
@@ -82,6 +75,28 @@ impl History {
         let done = neighbour.engine.collect(Duration::ZERO).map_err(|error| error.to_string())?;
         self.tally.collections += 1;
         self.tally.collected += done.deleted;
+        Ok(())
+    }
+
+    /// Deletes a published snapshot for good, and lets its tombstone come, so that a collection has something to do.
+    fn published_one_is_deleted(&mut self) -> Result<(), String> {
+        let Some(position) = self.published_one().filter(|_| self.catalog_fault.is_none()) else {
+            return Ok(());
+        };
+        self.say(format_args!("snapshot {position} is deleted for good"));
+        let Known { snapshot, .. } = self.snapshots.swap_remove(position);
+        let tombstone = Path::from(format!("deleted/{}", snapshot.id()));
+        self.engine().delete(&snapshot).map_err(|error| error.to_string())?;
+        drop(snapshot);
+        let begun = Instant::now();
+        // Held work or an outage may stand in its way.
+        while begun.elapsed() < DELETION_COMES {
+            let asked = self.site.objects.head(&tombstone).now_or_never();
+            if asked.expect("memory answers at once").is_ok() {
+                break;
+            }
+            thread::yield_now();
+        }
         Ok(())
     }
 
@@ -187,6 +202,7 @@ impl History {
         self.say("all is deleted and collected");
         self.plans.clear();
         self.guests.clear();
+        self.all_is_brought_back()?;
         let told = |error: rekindle_engine::catalog::CatalogError| error.to_string();
         for Known { snapshot, .. } in self.snapshots.drain(..) {
             self.engine.as_ref().expect("it runs").delete(&snapshot).map_err(told)?;
@@ -197,8 +213,7 @@ impl History {
             }
         }
         // Without a catalog a deletion ends with its process.
-        let are_all_known = self.rules.recording && !self.has_moved && !self.catalog_lied;
-        if !are_all_known || !self.perhaps_deleted.is_empty() {
+        if !self.are_deletions_known() || !self.perhaps_deleted.is_empty() {
             return Ok(());
         }
         let begun = Instant::now();
