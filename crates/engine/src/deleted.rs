@@ -12,10 +12,10 @@ use crate::snapshot::Snapshot;
 use crate::sync::{Mutex, lock};
 
 /// The deleted snapshots that an engine has to hold.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Deleted(Mutex<HeldDeleted>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct HeldDeleted {
     held: Vec<Arc<Snapshot>>,
     /// True while a sandbox of the previous process may still ask for the snapshot it runs from.

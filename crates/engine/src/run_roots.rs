@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::age::Age;
 use crate::collectable::LayerCopy;
+use crate::deleted::Deleted;
 use crate::identity::SnapshotId;
 use crate::limits;
 use crate::rely_steps::{RelyStep, Relying};
@@ -25,6 +26,7 @@ use crate::sync::{Mutex, lock};
 /// The snapshots that sandboxes of this node run from, and the roots for them.
 #[derive(Debug, Default)]
 pub struct RunRoots {
+    there: SnapshotsThere,
     running: Mutex<HashMap<SnapshotId, Running>>,
     /// The copies that sandboxes read which have ended: they may have been paused before their root was begun.
     ended: Mutex<HashMap<SnapshotId, BTreeSet<LayerCopy>>>,
@@ -56,15 +58,34 @@ pub struct RunsFrom {
     snapshot: Arc<Snapshot>,
 }
 
-/// The other snapshots of a node whose pages may be in the store only.
-pub(crate) struct Needy {
-    /// Those that are known or held.
-    pub(crate) there: Vec<Arc<Snapshot>>,
-    /// True if a sandbox or a snapshot may still be found that is not among them.
-    pub(crate) is_incomplete: bool,
+/// The snapshots of a node, whose pages may be in the store only.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SnapshotsThere {
+    pub(crate) known: Arc<Mutex<HashMap<SnapshotId, Arc<Snapshot>>>>,
+    /// Those that were deleted before the start or by this engine, and must still be held.
+    pub(crate) deleted: Arc<Deleted>,
+}
+
+impl SnapshotsThere {
+    /// The known snapshots, and the deleted ones that are held.
+    pub(crate) fn all(&self) -> Vec<Arc<Snapshot>> {
+        let mut there: Vec<_> = lock(&self.known).values().cloned().collect();
+        there.extend(self.deleted.held());
+        there
+    }
+
+    /// True if a sandbox or a snapshot may still be found that is not among `all`.
+    fn is_incomplete(&self, all: &[Arc<Snapshot>]) -> bool {
+        all.iter().any(|snapshot| snapshot.is_undecided()) || self.deleted.origins_may_be_asked()
+    }
 }
 
 impl RunRoots {
+    /// No roots yet.
+    pub(crate) fn new(there: SnapshotsThere) -> Self {
+        Self { there, ..Self::default() }
+    }
+
     /// A sandbox begins to run from a snapshot. Never waits: the root is put in the background.
     pub(crate) fn begin(self: &Arc<Self>, snapshot: &Arc<Snapshot>) -> RunsFrom {
         let id = snapshot.id();
@@ -79,17 +100,12 @@ impl RunRoots {
     }
 
     /// Works on the roots whenever sandboxes begin to run or end, and now and then, until the stop signal.
-    pub(crate) async fn keep(
-        &self,
-        store: &Store,
-        stop: &Stop,
-        needy: impl Fn() -> Needy,
-    ) -> Result<(), Stopped> {
+    pub(crate) async fn keep(&self, store: &Store, stop: &Stop) -> Result<(), Stopped> {
         let mut pause = Duration::ZERO;
         loop {
             let news = tokio::time::timeout(pause, self.news.notified());
             stop.unless_said(news).await?.ok();
-            pause = match stop.unless_said(self.look(store, &needy)).await? {
+            pause = match stop.unless_said(self.look(store)).await? {
                 Ok(()) => limits::RUN_ROOTS_LOOK_EVERY,
                 Err(error) => {
                     tracing::debug!(%error, "roots for sandboxes that run wait for the store");
@@ -100,12 +116,13 @@ impl RunRoots {
     }
 
     /// Puts the roots that are missing, goes on with those that are begun, and takes away those that nothing needs.
-    pub(crate) async fn look(&self, store: &Store, needy: impl Fn() -> Needy) -> Result<(), StoreError> {
+    pub(crate) async fn look(&self, store: &Store) -> Result<(), StoreError> {
         let mut turn = self.turn.lock().await;
         self.show_life(&mut turn, store).await?;
         // In this order: a snapshot is known before the sandbox ends that was paused into it.
         let (running, ended) = (self.running(), std::mem::take(&mut *lock(&self.ended)));
-        let Needy { there, is_incomplete } = needy();
+        let there = self.there.all();
+        let is_incomplete = self.there.is_incomplete(&there);
         let unpublished: Vec<_> = there.into_iter().filter(|snapshot| !snapshot.is_published()).collect();
         // The node has its name once the store is open.
         if !(running.is_empty() && unpublished.is_empty())

@@ -48,7 +48,7 @@ impl Engine {
                 let stopped = |Stopped| CollectError::Stopped;
                 let work = async {
                     // This node's own roots for sandboxes that have ended are needless.
-                    self.background.run_roots.look(self.background.store(), self.needy()).await?;
+                    self.background.run_roots.look(self.background.store()).await?;
                     self.collector.collect(probation).await
                 };
                 self.background.stop().unless_said(work).await.map_err(stopped)?
@@ -58,7 +58,7 @@ impl Engine {
 
     /// Puts the roots for sandboxes that run, and takes away those that are needless, as the engine does by itself soon.
     pub fn look_after_roots(&self) -> Result<(), StoreError> {
-        self.runtime.block_on(self.background.run_roots.look(self.background.store(), self.needy()))
+        self.runtime.block_on(self.background.run_roots.look(self.background.store()))
     }
 
     /// Takes everything out of the store that says that this node is there. It uses the store no more after that.

@@ -65,12 +65,12 @@ impl Engine {
         deleting.retain(|_, snapshot| snapshot.strong_count() > 0);
         deleting.insert(snapshot.id(), Arc::downgrade(snapshot));
         drop(deleting);
-        self.deleted.hold(Arc::clone(snapshot));
-        lock(&self.known).remove(&snapshot.id());
+        self.there.deleted.hold(Arc::clone(snapshot));
+        lock(&self.there.known).remove(&snapshot.id());
         let asked = snapshot.record(SnapshotEvent::Deleted);
         self.background.watcher.changed(snapshot);
         self.begin_life(snapshot, Work::asked(asked, snapshot, Work::Nothing));
-        self.deleted.let_go(&self.snapshots());
+        self.there.deleted.let_go(&self.snapshots());
         Ok(can_be_undone)
     }
 

@@ -50,7 +50,7 @@ impl Engine {
     fn forget_idle(&self, snapshot: &Arc<Snapshot>) -> Result<(), ForgetError> {
         let id = snapshot.id();
         {
-            let mut known = lock(&self.known);
+            let mut known = lock(&self.there.known);
             if !known.get(&id).is_some_and(|there| Arc::ptr_eq(there, snapshot)) {
                 return Err(ForgetError::Unknown);
             }
@@ -68,7 +68,7 @@ impl Engine {
             records.forget(id);
         }
         if removed.is_err() {
-            lock(&self.known).insert(id, Arc::clone(snapshot));
+            lock(&self.there.known).insert(id, Arc::clone(snapshot));
         }
         Ok(removed?)
     }

@@ -41,6 +41,7 @@ use crate::records::Records;
 use crate::replay::{Replay, ReplayError, Replayed};
 use crate::republish::{LookedFor, RepublishError, look_for_published};
 use crate::roots::Roots;
+use crate::run_roots::{RunRoots, SnapshotsThere};
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
 use crate::sources::{Class, SourceError, Sources};
@@ -71,12 +72,10 @@ pub struct Engine {
     fetcher: Fetcher,
     rules: PauseRules,
     precedence: Precedence,
-    known: Arc<Mutex<HashMap<SnapshotId, Arc<Snapshot>>>>,
+    there: SnapshotsThere,
     openings: Openings,
     /// Snapshots that this engine deleted, as long as their lives, sandboxes or children hold them.
     deleting: Mutex<HashMap<SnapshotId, Weak<Snapshot>>>,
-    /// Snapshots that were deleted before the start or by this engine, and must still be held.
-    deleted: Arc<Deleted>,
     replay: Replay,
     peers: Arc<dyn Peers>,
     lives: Option<Lives>,
@@ -153,6 +152,12 @@ impl Engine {
             Some(records) => replay(records, &cache, &budget, (reaper.handle(), &*options.peers))?,
             None => Replayed::default(),
         };
+        let Replayed { known, deleted, work, taken_back: _, replay } = replayed;
+        let origins_may_be_asked = !(known.is_empty() && deleted.is_empty());
+        let there = SnapshotsThere {
+            known: Arc::new(Mutex::new(known.into_iter().map(|known| (known.id(), known)).collect())),
+            deleted: Arc::new(Deleted::new(deleted, origins_may_be_asked)),
+        };
         let sealing = sealing_pool.handle();
         let background = Arc::new(Background {
             sealer,
@@ -161,7 +166,7 @@ impl Engine {
             reaper: reaper.handle(),
             records,
             watcher,
-            run_roots: Arc::default(),
+            run_roots: Arc::new(RunRoots::new(there.clone())),
             sets: Arc::new(sets),
             follower: Follower { fetcher: fetcher.of_class(Class::Background), cache: Arc::clone(&cache) },
         });
@@ -174,8 +179,6 @@ impl Engine {
             only_here: Arc::clone(cache.files().only_here()),
             unpublished_bytes_max: options.unpublished_bytes_max,
         };
-        let Replayed { known, deleted, work, taken_back: _, replay } = replayed;
-        let origins_may_be_asked = !(known.is_empty() && deleted.is_empty());
         let engine = Self {
             background,
             cache,
@@ -184,10 +187,9 @@ impl Engine {
             fetcher,
             rules,
             precedence,
-            known: Arc::new(Mutex::new(known.into_iter().map(|known| (known.id(), known)).collect())),
+            there,
             openings: Openings::default(),
             deleting: Mutex::default(),
-            deleted: Arc::new(Deleted::new(deleted, origins_may_be_asked)),
             replay,
             peers: options.peers,
             lives: Some(lives),
@@ -256,7 +258,7 @@ impl Engine {
             return Err(CommitError::IdUsed { snapshot: guest.id });
         }
         let (snapshot, captures) = permit.commit(guest, records)?;
-        lock(&self.known).insert(snapshot.id(), Arc::clone(&snapshot));
+        lock(&self.there.known).insert(snapshot.id(), Arc::clone(&snapshot));
         self.background.watcher.changed(&snapshot);
         self.begin_life(&snapshot, Work::seal(captures));
         Ok(snapshot)
@@ -281,19 +283,19 @@ impl Engine {
         let by = (records.as_ref(), sealer.hooks());
         let opened = open(id, self.fetcher.sources(), &self.cache, by);
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
-        lock(&self.known).insert(id, Arc::clone(&snapshot));
+        lock(&self.there.known).insert(id, Arc::clone(&snapshot));
         drop(opening);
         Ok(snapshot)
     }
 
     /// A known snapshot.
     pub fn snapshot(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
-        lock(&self.known).get(&id).cloned()
+        lock(&self.there.known).get(&id).cloned()
     }
 
     /// All known snapshots, lost ones included, the oldest first.
     pub fn snapshots(&self) -> Vec<Arc<Snapshot>> {
-        let mut known: Vec<_> = lock(&self.known).values().cloned().collect();
+        let mut known: Vec<_> = lock(&self.there.known).values().cloned().collect();
         known.sort_by_key(|snapshot| snapshot.id());
         known
     }
@@ -306,14 +308,14 @@ impl Engine {
     /// The snapshot that a sandbox of the previous process runs from: a known one, or a deleted one, which is held
     /// until [`Self::end_replay`].
     pub fn origin(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
-        self.snapshot(id).or_else(|| self.deleted.find(id))
+        self.snapshot(id).or_else(|| self.there.deleted.find(id))
     }
 
     /// Notes that every sandbox has its origin: deleted snapshots from which none runs are released, once no snapshot
     /// is undecided.
     pub fn end_replay(&self) {
-        self.deleted.origins_are_had();
-        self.deleted.let_go(&self.snapshots());
+        self.there.deleted.origins_are_had();
+        self.there.deleted.let_go(&self.snapshots());
     }
 
     /// Publishes again the snapshots that the store lacks, if it was accepted in place of the store that had them.

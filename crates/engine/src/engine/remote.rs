@@ -84,7 +84,7 @@ impl Engine {
                 kept.and_then(|()| records.remote(id, &domain, peer.node(), recorded).map_err(unrecorded));
             kept.inspect_err(|_| records.forget(id))?;
         }
-        lock(&self.known).insert(id, Arc::clone(&snapshot));
+        lock(&self.there.known).insert(id, Arc::clone(&snapshot));
         self.background.watcher.changed(&snapshot);
         self.begin_life(&snapshot, Work::Follow);
         Ok(snapshot)

@@ -19,7 +19,6 @@ use crate::records::Records;
 use crate::replay::{ReplayError, Replayed, Replaying};
 use crate::root::Cause;
 use crate::roots::Fate;
-use crate::run_roots::Needy;
 use crate::snapshot::Snapshot;
 use crate::store::StoreError;
 use crate::sync::lock;
@@ -28,7 +27,7 @@ impl Engine {
     /// Tries again to restore undecided snapshots; the number that is still undecided.
     pub fn decide(&self) -> Result<usize, ReplayError> {
         let Some(records) = &self.background.records else { return Ok(0) };
-        let there = self.snapshots_there();
+        let there = self.there.all();
         if there.iter().all(|snapshot| !snapshot.is_undecided()) {
             return Ok(0);
         }
@@ -48,8 +47,8 @@ impl Engine {
             self.never_was(snapshot);
         }
         drop(there);
-        self.deleted.let_go(&self.snapshots());
-        Ok(self.snapshots_there().iter().filter(|snapshot| snapshot.is_undecided()).count())
+        self.there.deleted.let_go(&self.snapshots());
+        Ok(self.there.all().iter().filter(|snapshot| snapshot.is_undecided()).count())
     }
 
     /// Hands the memory of the snapshots without names among `wanted` to a new keeper, as the old one is gone. It finds them
@@ -60,7 +59,7 @@ impl Engine {
         wanted: &BTreeSet<SnapshotId>,
         origins: Vec<Arc<Snapshot>>,
     ) -> Vec<(SnapshotId, io::Error)> {
-        let known = self.snapshots_there().into_iter().chain(origins);
+        let known = self.there.all().into_iter().chain(origins);
         let unsealed: BTreeMap<SnapshotId, Arc<Snapshot>> = known
             .flat_map(|snapshot| snapshot.unsealed_line().into_iter().chain([snapshot]))
             .filter(|snapshot| wanted.contains(&snapshot.id()))
@@ -96,7 +95,6 @@ impl Engine {
             Some(true) => Fate::Over,
             Some(false) => Fate::Needed,
         };
-        let needy = self.needy();
         let lives = self.lives.as_ref().expect("the engine has just started");
         lives.begin_other(async move {
             let Publisher { store, stop, .. } = &background.publisher;
@@ -108,34 +106,16 @@ impl Engine {
             };
             let found = stop.unless_said(until_found).await;
             if found.is_ok() {
-                background.run_roots.keep(store, stop, needy).await.ok();
+                background.run_roots.keep(store, stop).await.ok();
             }
         });
-    }
-
-    /// The snapshots whose pages may be in the store only, whenever it is asked.
-    pub(super) fn needy(&self) -> impl Fn() -> Needy + Send + Sync + 'static {
-        let (known, deleted) = (Arc::clone(&self.known), Arc::clone(&self.deleted));
-        move || {
-            let mut there: Vec<_> = lock(&known).values().cloned().collect();
-            there.extend(deleted.held());
-            let is_undecided = there.iter().any(|snapshot| snapshot.is_undecided());
-            Needy { there, is_incomplete: is_undecided || deleted.origins_may_be_asked() }
-        }
-    }
-
-    /// The known snapshots, and the deleted ones that are held.
-    pub(super) fn snapshots_there(&self) -> Vec<Arc<Snapshot>> {
-        let mut there = self.snapshots();
-        there.extend(self.deleted.held());
-        there
     }
 
     /// Removes an undecided snapshot whose pause was undone: it is no longer listed, and its last handle lets the
     /// keeper forget it.
     fn never_was(&self, snapshot: &Arc<Snapshot>) {
-        lock(&self.known).remove(&snapshot.id());
-        self.deleted.release(snapshot.id());
+        lock(&self.there.known).remove(&snapshot.id());
+        self.there.deleted.release(snapshot.id());
         snapshot.record(SnapshotEvent::Deleted);
         self.background.watcher.changed(snapshot);
     }

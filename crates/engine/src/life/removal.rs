@@ -8,6 +8,8 @@ impl Life {
     /// Deletes the snapshot, or puts the sign that it is deleted if that can be undone.
     pub(super) async fn delete(&self) -> Result<(), PublishError> {
         let (store, id) = (self.background.store(), self.snapshot.id());
+        // From here on a collector may take what only this node's sandboxes and unpublished snapshots need.
+        self.background.run_roots.look(store).await?;
         if let Some(withdrawal) = self.snapshot.withdrawal.get()
             && store.withdraw(id, *withdrawal).await?
         {

@@ -79,7 +79,7 @@ impl History {
     fn brought_back(&mut self, withdrawn: Withdrawn, done: Result<(), UndeleteError>) -> Result<(), String> {
         match done {
             Ok(()) => {}
-            Err(UndeleteError::Gone(_)) if withdrawn.is_short => return Ok(()),
+            Err(UndeleteError::Gone(_) | UndeleteError::Undecided) if withdrawn.is_short => return Ok(()),
             // Its deletion has not reached the store yet, or what was deleted is still used here. Without a catalog the
             // deletion of a process that has ended never comes.
             Err(UndeleteError::NotDeleted | UndeleteError::InUse) => {
@@ -125,7 +125,8 @@ impl History {
                     }
                     engine.delete(&snapshot).map_err(|error| error.to_string())?;
                 }
-                Err(UndeleteError::Gone(_)) if withdrawn.is_none_or(|withdrawn| withdrawn.is_short) => {}
+                Err(UndeleteError::Gone(_) | UndeleteError::Undecided)
+                    if withdrawn.is_none_or(|withdrawn| withdrawn.is_short) => {}
                 Err(UndeleteError::NotDeleted) if !are_known => {}
                 // Its records may have to stay in the catalog until the next start.
                 Err(UndeleteError::InUse) => self.perhaps_deleted.push(id),

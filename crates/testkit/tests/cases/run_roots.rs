@@ -7,7 +7,7 @@ use rekindle_testkit::hooks::Point;
 use rekindle_testkit::site::PATIENCE;
 use rekindle_testkit::stores::{Fault, Operation, Rule};
 
-use crate::roots::{begin, begin_unreliable, begun_with, copies, roots, wait_no_roots};
+use crate::roots::{begin, begin_unreliable, begun_with, copies, names, roots, wait_no_roots};
 use crate::{child, first_pause, run, site, wait_published, wait_sealed};
 
 pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) {
@@ -94,4 +94,24 @@ fn a_snapshot_that_was_paused_before_its_sandbox_had_a_root_gets_one_until_it_is
     wait_published(&second.0);
     elsewhere.look_after_roots().expect("the store is there");
     wait_no_roots(&site);
+}
+
+#[test]
+fn a_deletion_comes_after_the_roots_for_what_runs_here() {
+    let site = site();
+    let (engine, faults) = begin_unreliable(&site);
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    wait_no_roots(&site);
+    let failing = faults.inject(Rule::always(Operation::Put, "roots/", Fault::Fail));
+    let tries = faults.calls(Operation::Put, "roots/") + 3;
+    let runs_from = engine.runs_from(&first.0);
+    engine.delete(&first.0).expect("no catalog stands in its way");
+    faults.wait_calls(Operation::Put, "roots/", tries);
+    assert_eq!(faults.calls(Operation::Put, "deleted/"), 0, "a collector could take what the sandbox reads");
+    drop(failing);
+    wait_for("it is deleted", || !names(&site, "deleted").is_empty());
+    let named = copies(&first.0).into_iter().collect();
+    assert_eq!(roots(&site), [Root { snapshot: first.0.id(), cause: Cause::Runs, named }]);
+    drop(runs_from);
 }
