@@ -322,8 +322,7 @@ impl Life {
         let published = publisher.publish(named, of_snapshot, room, uploaded).await;
         // The deletion took away the roots that were there then.
         if published.is_err() && self.snapshot.is_deleted() {
-            let roots = &self.background.publisher.roots;
-            self.background.stop().unless_said(roots.let_go(self.background.store(), id)).await?;
+            self.background.stop().unless_said(self.let_roots_go()).await?;
         }
         let (manifest, put_as) = published?;
         self.background.stop().unless_said(self.record_published(manifest, &put_as)).await??;
@@ -346,6 +345,15 @@ impl Life {
             tracing::warn!(snapshot = %id, %error, "a sandbox that runs has no root in the store for now");
         }
         self.background.publisher.roots.let_go(store, id).await;
+    }
+
+    /// Takes the roots of a deleted snapshot away, once others are there for what is needed of its uploads.
+    async fn let_roots_go(&self) {
+        let (store, id) = (self.background.store(), self.snapshot.id());
+        match self.background.run_roots.look(store).await {
+            Ok(()) => self.background.publisher.roots.let_go(store, id).await,
+            Err(error) => tracing::warn!(snapshot = %id, %error, "a root stays in the store for now"),
+        }
     }
 
     /// Puts a sign into the store, then records in the catalog that the snapshot is published, with that sign.

@@ -2,7 +2,8 @@
 //! by whomever.
 //!
 //! A root is put when a sandbox begins to run, beside its first faults. It names the objects that the sandbox's pages are
-//! in, and stays as long as a sandbox runs from any of them, or a snapshot that is not published yet needs one.
+//! in, and stays as long as a sandbox runs from any of them, or a snapshot that is not published yet needs one. Such a
+//! snapshot gets a root of its own if no other one names what it needs, as after a start.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -28,8 +29,6 @@ use crate::sync::{Mutex, lock};
 pub struct RunRoots {
     there: SnapshotsThere,
     running: Mutex<HashMap<SnapshotId, Running>>,
-    /// The copies that sandboxes read which have ended: they may have been paused before their root was begun.
-    ended: Mutex<HashMap<SnapshotId, BTreeSet<LayerCopy>>>,
     held: Mutex<Vec<RunRoot>>,
     /// Locked by the task that works on the roots.
     turn: tokio::sync::Mutex<Option<Age>>,
@@ -120,27 +119,25 @@ impl RunRoots {
         let mut turn = self.turn.lock().await;
         self.show_life(&mut turn, store).await?;
         // In this order: a snapshot is known before the sandbox ends that was paused into it.
-        let (running, ended) = (self.running(), std::mem::take(&mut *lock(&self.ended)));
+        let running = self.running();
         let there = self.there.all();
         let is_incomplete = self.there.is_incomplete(&there);
-        let unpublished: Vec<_> = there.into_iter().filter(|snapshot| !snapshot.is_published()).collect();
+        let is_unpublished = |snapshot: &Arc<Snapshot>| !snapshot.is_published() && !snapshot.is_deleted();
+        let unpublished: Vec<_> = there.into_iter().filter(is_unpublished).collect();
         // The node has its name once the store is open.
-        if !(running.is_empty() && unpublished.is_empty())
-            && let Err(error) = store.objects().await
-        {
-            lock(&self.ended).extend(ended);
-            return Err(error);
+        if !(running.is_empty() && unpublished.is_empty()) {
+            store.objects().await?;
         }
         for snapshot in &running {
             self.begin_root(store, snapshot.id(), copies(snapshot));
         }
         for snapshot in &unpublished {
-            self.begin_root(store, snapshot.id(), self.doubted_of(&copies(snapshot)));
+            // Its own uploads have the root of its publish.
+            let of_others =
+                copies(snapshot).into_iter().filter(|copy| copy.object.publisher != snapshot.id());
+            self.begin_root(store, snapshot.id(), of_others.collect());
         }
         let needed = running.iter().chain(&unpublished).flat_map(|snapshot| copies(snapshot)).collect();
-        for (snapshot, named) in ended {
-            self.begin_root(store, snapshot, named.intersection(&needed).copied().collect());
-        }
         let names: Vec<_> = self.undoubted().iter().map(|held| held.name).collect();
         for name in names {
             self.rely(store, name).await?;
@@ -215,13 +212,6 @@ impl RunRoots {
 
     fn undoubted(&self) -> Vec<RunRoot> {
         lock(&self.held).iter().filter(|held| !held.is_doubted).cloned().collect()
-    }
-
-    /// Those of the copies that a root names which is in doubt.
-    fn doubted_of(&self, copies: &BTreeSet<LayerCopy>) -> BTreeSet<LayerCopy> {
-        let held = lock(&self.held);
-        let doubted = held.iter().filter(|held| held.is_doubted);
-        doubted.flat_map(|held| held.relying.root().named.intersection(copies).copied()).collect()
     }
 
     /// Takes the steps to relying on what a root names, as far as collectors let it.
@@ -306,9 +296,7 @@ impl Drop for RunsFrom {
             None => None,
         };
         drop(running);
-        if let Some(Running { snapshot, .. }) = &ended {
-            let named = copies(snapshot);
-            lock(&self.roots.ended).insert(id, named);
+        if ended.is_some() {
             self.roots.news.notify_one();
         }
         // Without the lock: its files may go with it.

@@ -1,13 +1,16 @@
 //! Cases of sandboxes that run from snapshots in a store from which others delete.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use rekindle_engine::root::{Cause, Root};
+use rekindle_engine::store_gate::OtherStore;
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::site::PATIENCE;
-use rekindle_testkit::stores::{Fault, Operation, Rule};
+use rekindle_testkit::stores::{Fault, Operation, Rule, UnreliableStore};
 
 use crate::roots::{begin, begin_unreliable, begun_with, copies, names, roots, wait_no_roots};
+use crate::store::start_gated;
 use crate::{child, first_pause, run, site, wait_published, wait_sealed};
 
 pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) {
@@ -114,4 +117,25 @@ fn a_deletion_comes_after_the_roots_for_what_runs_here() {
     let named = copies(&first.0).into_iter().collect();
     assert_eq!(roots(&site), [Root { snapshot: first.0.id(), cause: Cause::Runs, named }]);
     drop(runs_from);
+}
+
+#[test]
+fn a_snapshot_that_a_start_finds_unpublished_has_a_root_for_what_it_needs() {
+    let site = site();
+    let (engine, faults) = begin_unreliable(&site);
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    wait_no_roots(&site);
+    let _away = faults.outage();
+    let second = child(&engine, &first, run(20, 6), 2);
+    wait_sealed(&second.0);
+    let (id, named) = (second.0.id(), copies(&first.0).into_iter().collect());
+    engine.stop();
+    drop((first, second, engine));
+    let unreliable = UnreliableStore::new(site.objects.clone());
+    let _failing = unreliable.faults().inject(Rule::always(Operation::Put, "layers/", Fault::Fail));
+    let engine = start_gated(&site, Arc::new(unreliable), OtherStore::Refused);
+    let wanted = Root { snapshot: id, cause: Cause::Runs, named };
+    wait_for("it has one", || roots(&site).contains(&wanted));
+    drop(engine);
 }
