@@ -225,6 +225,7 @@ fn a_collector_that_dies_at_any_request_and_is_begun_again_takes_all_that_is_del
             if deaths % 2 == 0 {
                 drop(engine);
                 engine = start();
+                engine.end_replay();
             }
             drop(dying);
             wait_for("the store is used again", || engine.collect(Duration::ZERO).is_ok());

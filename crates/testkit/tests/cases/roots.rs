@@ -193,5 +193,7 @@ fn roots_that_a_crash_left_are_taken_away_by_the_next_start_and_by_the_publish_t
     assert!(roots(&site).iter().any(|root| is_of(root, ids[1])), "it is not published yet");
     drop(failing);
     wait_published(&second);
+    engine.end_replay();
+    engine.look_after_roots().expect("the store is there");
     wait_no_roots(&site);
 }
