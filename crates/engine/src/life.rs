@@ -347,15 +347,6 @@ impl Life {
         self.background.publisher.roots.let_go(store, id).await;
     }
 
-    /// Takes the roots of a deleted snapshot away, once others are there for what is needed of its uploads.
-    async fn let_roots_go(&self) {
-        let (store, id) = (self.background.store(), self.snapshot.id());
-        match self.background.run_roots.look(store).await {
-            Ok(()) => self.background.publisher.roots.let_go(store, id).await,
-            Err(error) => tracing::warn!(snapshot = %id, %error, "a root stays in the store for now"),
-        }
-    }
-
     /// Puts a sign into the store, then records in the catalog that the snapshot is published, with that sign.
     async fn record_published(
         &self,
