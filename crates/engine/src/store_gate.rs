@@ -1,14 +1,16 @@
 //! Guards the use of the store: it must be there, and be the one with this node's snapshots.
 //!
 //! A store has an identity in the object `store`, which is made once, and this node's last [`Sign`]. The catalog
-//! remembers both. It also has the keys of each domain ([`store_domain`]). A store that is missing, is another one, or is an earlier state of itself, is *away*: nothing is
-//! written to it, nothing in it is trusted, and it is tried again.
+//! remembers both. It also has the keys of each domain ([`store_domain`]). A store that is missing, is another one, or is
+//! an earlier state of itself, is *away*: nothing is written to it, nothing in it is trusted, and it is tried again.
+
+mod signing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use object_store::{ObjectStore, ObjectStoreExt, PutMode};
+use object_store::{ObjectStore, PutMode};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -25,6 +27,8 @@ use crate::store_identity::OBJECT;
 use crate::store_opener::FailedRequests;
 use crate::sync::{Mutex, lock};
 use crate::threads;
+
+pub(crate) use signing::NewSign;
 
 pub use crate::store_identity::StoreIdentity;
 pub use crate::store_opener::{Holds, OpenedStore, StoreOpener};
@@ -73,15 +77,6 @@ struct Known {
     is_accepted: bool,
     /// The signs found at the last check.
     found: Signs,
-}
-
-/// A sign that is in the store, but not yet in the catalog.
-#[derive(Debug)]
-pub(crate) struct NewSign {
-    gate: Arc<StoreGate>,
-    objects: Arc<dyn ObjectStore>,
-    sign: Sign,
-    _turn: tokio::sync::OwnedMutexGuard<()>,
 }
 
 /// Receives the result of the thread that opens the store: the catalog's memory of it, and the objects.
@@ -397,11 +392,6 @@ impl StoreGate {
         Ok(())
     }
 
-    fn next_sign(&self) -> Sign {
-        let known = lock(&self.known);
-        Sign::next(known.sign, &known.found)
-    }
-
     async fn write(&self, changes: Vec<Change>) -> Result<(), String> {
         let catalog = self.catalog.clone();
         let noted = |error: WriteError| format!("the catalog cannot note which one it is: {error}");
@@ -424,28 +414,6 @@ impl StoreGate {
     async fn agree(&self, key: &DomainKey, objects: &Arc<dyn ObjectStore>) -> Result<(), String> {
         let replaced = self.keys.replaced_by(key);
         self.in_time(self.twice(|| store_domain::agree(key, &replaced, objects))).await
-    }
-
-    /// Leaves a sign in the store. Any state of the store with this sign has all manifests put before it.
-    pub(crate) async fn leave_sign(
-        self: &Arc<Self>,
-        objects: Arc<dyn ObjectStore>,
-    ) -> object_store::Result<NewSign> {
-        let turn = Arc::clone(&self.signing).lock_owned().await;
-        let sign = self.next_sign();
-        sign.put(&objects).await?;
-        Ok(NewSign { gate: Arc::clone(self), objects, sign, _turn: turn })
-    }
-
-    /// Deletes outdated signs. One that cannot be deleted now is found again after a later one.
-    pub(crate) async fn delete_old_signs(&self) {
-        let Some(OpenedStore { objects, .. }) = self.open_now() else { return };
-        let over = std::mem::take(&mut lock(&self.known).found.left_over);
-        for path in over {
-            if let Err(error) = objects.delete(&path).await {
-                tracing::debug!(%path, %error, "a sign that means nothing any more stays for now");
-            }
-        }
     }
 
     /// True if the store was accepted in place of another, and published snapshots were not yet looked for in it; none
@@ -471,28 +439,6 @@ enum Place {
     Own,
     /// Another store, or a later state of this one.
     OfAnother,
-}
-
-impl NewSign {
-    /// The change of the catalog that remembers it.
-    pub(crate) fn change(&self) -> Change {
-        self.sign.change()
-    }
-
-    /// Notes that the catalog remembers it: the previous sign is outdated.
-    pub(crate) fn remembered(self) {
-        let mut known = lock(&self.gate.known);
-        if let Some(before) = known.sign.replace(self.sign) {
-            known.found.left_over.push(before.path());
-        }
-    }
-
-    /// Deletes it again.
-    pub(crate) async fn take_back(self) {
-        if let Err(error) = self.objects.delete(&self.sign.path()).await {
-            tracing::warn!(%error, "a sign stays in a store that does not have the manifest before it");
-        }
-    }
 }
 
 impl Known {

@@ -1,6 +1,6 @@
-use object_store::PutPayload;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStoreExt, PutPayload};
 use uuid::Uuid;
 
 use super::*;
