@@ -340,10 +340,7 @@ impl Life {
     /// Takes the roots away that the manifest makes needless. One that stays is taken away by a later try or start.
     async fn take_roots_away(&self) {
         let (store, id) = (self.background.store(), self.snapshot.id());
-        // Sandboxes may run from it already, and this node's own copies may go from now on.
-        if let Err(error) = self.background.run_roots.take_over(store, &self.snapshot).await {
-            tracing::warn!(snapshot = %id, %error, "a sandbox that runs has no root in the store for now");
-        }
+        self.take_root_over().await;
         self.background.publisher.roots.let_go(store, id).await;
     }
 

@@ -40,12 +40,7 @@ impl Life {
                 self.save(move |_| records.map_or(Ok(()), |records| records.opened(&of.0, &of.1))).await?;
                 let asked = self.snapshot.record_names(&found.snapshot);
                 self.let_keeper_forget().await;
-                // Sandboxes may run from it already.
-                if let Err(error) =
-                    self.background.run_roots.take_over(self.background.store(), &self.snapshot).await
-                {
-                    tracing::warn!(snapshot = %self.snapshot.id(), %error, "a sandbox that runs has no root in the store for now");
-                }
+                self.take_root_over().await;
                 asked
             }
             Checked::Differs(reason) => {

@@ -1,4 +1,4 @@
-//! The end of a snapshot's life: it is removed from the store.
+//! The end of a snapshot's life, when it is removed from the store, and the roots for what goes on without it.
 
 use super::Life;
 use crate::publish::PublishError;
@@ -36,6 +36,14 @@ impl Life {
         match self.background.run_roots.look(store).await {
             Ok(()) => self.background.publisher.roots.let_go(store, id).await,
             Err(error) => tracing::warn!(snapshot = %id, %error, "a root stays in the store for now"),
+        }
+    }
+
+    /// Puts a root for the sandboxes that may run from the snapshot already: this node's own copies may go from now on.
+    pub(super) async fn take_root_over(&self) {
+        if let Err(error) = self.background.run_roots.take_over(self.background.store(), &self.snapshot).await
+        {
+            tracing::warn!(snapshot = %self.snapshot.id(), %error, "a sandbox that runs has no root in the store for now");
         }
     }
 }
