@@ -185,16 +185,18 @@ fn eventually(happened: impl Fn() -> bool) {
     }
 }
 
+/// An engine with a catalog, which reads from these nodes.
+fn start(site: &Site, peers: Arc<dyn Peers>) -> Engine {
+    let recording = site.recording().expect("a catalog");
+    Engine::start(EngineOptions { peers, ..recording }).expect("threads for an engine")
+}
+
 #[test]
 fn a_refuted_snapshot_stays_so_after_a_start_and_is_forgotten_and_opened_anew() {
     let fleet = Fleet::new();
     let (of_a, of_b, _) = sites();
     let a = fleet.engine(&of_a, "a");
-    let start = |peers| {
-        let recording = of_b.recording().expect("a catalog");
-        Engine::start(EngineOptions { peers, ..recording }).expect("threads for an engine")
-    };
-    let b = start(lying(&fleet, Lie::Page(130)));
+    let b = start(&of_b, lying(&fleet, Lie::Page(130)));
     let (at_a, _serves) = fleet.listen(&a, "a", any_port());
     let held = of_a.hooks.hold(Point::Compare);
     let (paused, memory) = first_pause(&a, PAGES);
@@ -207,7 +209,7 @@ fn a_refuted_snapshot_stays_so_after_a_start_and_is_forgotten_and_opened_anew() 
     let id = child.id();
     drop((child, remote, b));
 
-    let b = start(fleet.peers("b"));
+    let b = start(&of_b, fleet.peers("b"));
     let remote = b.snapshot(paused.id()).expect("it is recorded");
     assert!(remote.refuted().is_some_and(|reason| reason.contains("guest page 130")), "{remote:?}");
     let child = b.snapshot(id).expect("it is recorded");
@@ -225,11 +227,7 @@ fn wrong_pages_that_came_before_a_start_are_found_after_it() {
     let fleet = Fleet::new();
     let (of_a, of_b, _) = sites();
     let a = fleet.engine(&of_a, "a");
-    let start = |peers| {
-        let recording = of_b.recording().expect("a catalog");
-        Engine::start(EngineOptions { peers, ..recording }).expect("threads for an engine")
-    };
-    let b = start(lying(&fleet, Lie::Page(130)));
+    let b = start(&of_b, lying(&fleet, Lie::Page(130)));
     let (at_a, _serves) = fleet.listen(&a, "a", any_port());
     let held = of_a.hooks.hold(Point::Compare);
     let (paused, memory) = first_pause(&a, PAGES);
@@ -239,7 +237,7 @@ fn wrong_pages_that_came_before_a_start_are_found_after_it() {
     let id = child.id();
     drop((child, remote, b));
 
-    let b = start(fleet.peers("b"));
+    let b = start(&of_b, fleet.peers("b"));
     let remote = b.snapshot(paused.id()).expect("it is recorded");
     judge(&b, &remote, &memory).expect_err("what a guest may have used is here as before");
     drop(held);
