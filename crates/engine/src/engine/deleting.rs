@@ -99,7 +99,8 @@ impl Engine {
         lock(&self.deleting).get(&id).is_some_and(|snapshot| snapshot.strong_count() > 0)
     }
 
-    fn is_recorded_as_deleted(&self, id: SnapshotId) -> Result<bool, CatalogError> {
+    /// True from the deletion of a snapshot on until the store has it.
+    pub fn is_recorded_as_deleted(&self, id: SnapshotId) -> Result<bool, CatalogError> {
         self.background.records.as_ref().map_or(Ok(false), |records| records.is_deleted(id))
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use rekindle_api::control::{Asked, Control as _};
 use rekindle_api::types::{
     CheckpointSandbox, ConsoleOutput, CreateSandbox, ListQuery, PauseSandbox, ResumeSnapshot, Sandbox,
@@ -18,6 +18,9 @@ use uuid::Uuid;
 use crate::daemon::Daemon;
 use crate::daemon::Served as _;
 use crate::settings::{SettingFlags, Settings};
+
+/// Time between two looks if a deletion has reached the store.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A running daemon. Dropped, its sandboxes end, and so do the keeper and itself.
 #[derive(Debug)]
@@ -113,9 +116,14 @@ impl PrivateNode {
         Ok(self.daemon.wait_snapshot(&snapshot.id.into(), SnapshotState::Published, limit)?)
     }
 
-    /// Deletes a snapshot, also from the store.
-    pub(super) fn delete(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+    /// Deletes a snapshot, and waits until it is deleted from the store too: no later start of this node would do it.
+    pub(super) fn delete(&self, snapshot: &Snapshot, limit: Duration) -> anyhow::Result<()> {
+        let begun = Instant::now();
         self.daemon.delete_snapshot(&snapshot.id.into())?;
+        while self.daemon.is_being_deleted(snapshot.id)? {
+            ensure!(begun.elapsed() < limit, "snapshot {} was not deleted from the store", snapshot.id);
+            std::thread::sleep(LOOK_EVERY);
+        }
         Ok(())
     }
 

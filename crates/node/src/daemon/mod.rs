@@ -92,10 +92,12 @@ use std::time::Instant;
 use anyhow::Context as _;
 use rekindle_engine::catalog::{Catalog, CatalogError};
 use rekindle_engine::engine::{CollectSchedule, Engine, EngineOptions};
+use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::private::make_directory;
 use rekindle_engine::store::{Store, Traffic};
 use rekindle_engine::store_gate::OtherStore;
+use uuid::Uuid;
 
 use crate::key_ring;
 use crate::metrics::Metrics;
@@ -226,6 +228,11 @@ impl Daemon {
     /// Counts of the bytes moved to and from the store.
     pub(crate) fn traffic(&self) -> Traffic {
         self.host.engine.traffic()
+    }
+
+    /// True if the deletion of a snapshot has not reached the store yet.
+    pub(crate) fn is_being_deleted(&self, id: Uuid) -> Result<bool, CatalogError> {
+        self.host.engine.is_recorded_as_deleted(SnapshotId::from(id))
     }
 
     /// Ends the keeper, which holds nothing any more.

@@ -242,7 +242,7 @@ impl<'a> Story<'a> {
         resumed.end()?;
         node.wait_published(&twin, SAVED_LIMIT)?;
         guest.end()?;
-        node.delete(&twin)?;
+        node.delete(&twin, SAVED_LIMIT)?;
         Ok((took, seal_was_running))
     }
 
