@@ -77,15 +77,24 @@ impl Engine {
     /// Brings a snapshot back whose deletion can be undone, for all nodes. Doing so again is a success.
     pub fn undelete(&self, id: SnapshotId) -> Result<(), UndeleteError> {
         // This node could not open it before its own handles of it are gone.
+        if !self.wait_deleted(id, limits::FORGET_WAIT)? {
+            return Err(UndeleteError::InUse);
+        }
+        self.runtime.block_on(undelete(self.background.store(), id))
+    }
+
+    /// Waits until the store has the deletion of a snapshot, and nothing on this node reads it. False if that is not so
+    /// within `limit`.
+    pub fn wait_deleted(&self, id: SnapshotId, limit: Duration) -> Result<bool, CatalogError> {
+        let until = Instant::now() + limit;
         self.runtime.block_on(async {
-            let until = Instant::now() + limits::FORGET_WAIT;
             while self.is_being_deleted(id) || self.is_recorded_as_deleted(id)? {
                 if Instant::now() >= until {
-                    return Err(UndeleteError::InUse);
+                    return Ok(false);
                 }
                 tokio::time::sleep(limits::FORGET_LOOK_EVERY).await;
             }
-            undelete(self.background.store(), id).await
+            Ok(true)
         })
     }
 
@@ -99,8 +108,7 @@ impl Engine {
         lock(&self.deleting).get(&id).is_some_and(|snapshot| snapshot.strong_count() > 0)
     }
 
-    /// True from the deletion of a snapshot on until the store has it.
-    pub fn is_recorded_as_deleted(&self, id: SnapshotId) -> Result<bool, CatalogError> {
+    fn is_recorded_as_deleted(&self, id: SnapshotId) -> Result<bool, CatalogError> {
         self.background.records.as_ref().map_or(Ok(false), |records| records.is_deleted(id))
     }
 }

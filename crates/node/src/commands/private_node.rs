@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rekindle_api::control::{Asked, Control as _};
@@ -18,9 +18,6 @@ use uuid::Uuid;
 use crate::daemon::Daemon;
 use crate::daemon::Served as _;
 use crate::settings::{SettingFlags, Settings};
-
-/// Time between two looks if a deletion has reached the store.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A running daemon. Dropped, its sandboxes end, and so do the keeper and itself.
 #[derive(Debug)]
@@ -118,12 +115,9 @@ impl PrivateNode {
 
     /// Deletes a snapshot, and waits until it is deleted from the store too: no later start of this node would do it.
     pub(super) fn delete(&self, snapshot: &Snapshot, limit: Duration) -> anyhow::Result<()> {
-        let begun = Instant::now();
         self.daemon.delete_snapshot(&snapshot.id.into())?;
-        while self.daemon.is_being_deleted(snapshot.id)? {
-            ensure!(begun.elapsed() < limit, "snapshot {} was not deleted from the store", snapshot.id);
-            std::thread::sleep(LOOK_EVERY);
-        }
+        let is_deleted = self.daemon.wait_deleted(snapshot.id, limit)?;
+        ensure!(is_deleted, "snapshot {} was not deleted from the store", snapshot.id);
         Ok(())
     }
 

@@ -87,7 +87,7 @@ mod watch;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rekindle_engine::catalog::{Catalog, CatalogError};
@@ -230,9 +230,9 @@ impl Daemon {
         self.host.engine.traffic()
     }
 
-    /// True if the deletion of a snapshot has not reached the store yet.
-    pub(crate) fn is_being_deleted(&self, id: Uuid) -> Result<bool, CatalogError> {
-        self.host.engine.is_recorded_as_deleted(SnapshotId::from(id))
+    /// Waits until the store has the deletion of a snapshot. False if it has not within `limit`.
+    pub(crate) fn wait_deleted(&self, id: Uuid, limit: Duration) -> Result<bool, CatalogError> {
+        self.host.engine.wait_deleted(SnapshotId::from(id), limit)
     }
 
     /// Ends the keeper, which holds nothing any more.
