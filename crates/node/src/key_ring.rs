@@ -12,7 +12,7 @@ use rekindle_engine::key_ring_file::{KeyRingError, KeyRingFile, Rotation, Rotati
 use rekindle_engine::private::OTHERS;
 use rekindle_input::regular_file::{FileError, RegularFile, TEXT_BYTES_MAX};
 
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 /// Reason that a key ring is not used.
 #[derive(Debug, thiserror::Error)]
@@ -250,7 +250,7 @@ mod tests {
     use rekindle_engine::identity::Domain;
 
     use super::*;
-    use crate::settings::{SettingFlags, Surroundings};
+    use rekindle_settings::{SettingFlags, Surroundings};
 
     fn name(text: &str) -> DomainName {
         text.parse().expect("a legal name")

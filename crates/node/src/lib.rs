@@ -2,7 +2,6 @@
 
 mod memory_left;
 pub mod telemetry;
-pub mod settings;
 pub mod privacy;
 pub mod key_ring;
 pub mod metrics;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rekindle_engine::private::{self, OTHERS, at, make_directory};
 
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 /// Names that rekindle makes in a state directory, and those that a disk of its own has there.
 const IN_STATE_DIRECTORY: [&str; 10] = [

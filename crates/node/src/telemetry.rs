@@ -2,9 +2,9 @@
 
 mod spans;
 
-use std::fmt;
 use std::str::FromStr;
 
+use rekindle_settings::LogFormat;
 use tracing::Dispatch;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::{self as lines, MakeWriter};
@@ -13,25 +13,6 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::{EnvFilter, Layer, reload};
 
 use spans::SpanExport;
-pub(crate) use spans::spans_url;
-
-/// Form of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// A line for people.
-    Human,
-    /// An object a line.
-    Json,
-}
-
-impl fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Human => "human",
-            Self::Json => "json",
-        })
-    }
-}
 
 /// Options of telemetry.
 #[derive(Clone, Debug, PartialEq, Eq)]

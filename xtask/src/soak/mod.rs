@@ -14,9 +14,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rekindle::settings::parse_size;
 use rekindle_api::client::Client;
 use rekindle_api::types::Collect;
+use rekindle_settings::parse_size;
 use rekindle_testkit::black_box::{BlackBox, RunningDaemon, ask_until};
 use rekindle_testkit::random::Random;
 use serde::Serialize;

@@ -12,7 +12,7 @@ const TESTS_LINES_MAX: usize = 500;
 const LONG_AND_ONE_THING: [(&str, &str); 3] = [
     ("crates/engine/src/store_gate.rs", "the states of one gate, and the calls that pass it"),
     ("crates/engine/src/store.rs", "every call to the object store, each with its name and its limits"),
-    ("crates/node/src/settings/mod.rs", "every setting, with its type"),
+    ("crates/settings/src/lib.rs", "every setting, with its type"),
 ];
 
 pub(crate) fn check(workspace: &Workspace, findings: &mut Vec<Finding>) {

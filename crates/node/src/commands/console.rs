@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::session::Session;
 use super::status::Status;
-use crate::settings::parse_time;
+use rekindle_settings::parse_time;
 
 /// Key that ends an interactive console: control and ].
 const END: u8 = 0x1d;

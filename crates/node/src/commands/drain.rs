@@ -13,7 +13,7 @@ use super::shown;
 use super::status::Status;
 use super::target::{label, labels};
 use super::wait::wait_for;
-use crate::settings::parse_time;
+use rekindle_settings::parse_time;
 
 /// Time between two tries to reach a daemon that is being started again.
 const ASK_EVERY: Duration = Duration::from_secs(1);

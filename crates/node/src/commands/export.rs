@@ -20,7 +20,7 @@ use super::status::Status;
 use super::target::{Target, snapshot_of};
 use super::wait::wait_for;
 use crate::daemon::engine_on_store;
-use crate::settings::{SettingFlags, Settings};
+use rekindle_settings::{SettingFlags, Settings};
 
 /// Longest wait for a snapshot to be in the store.
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(600);

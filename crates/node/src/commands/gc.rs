@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::session::Session;
 use super::shown::size;
 use super::status::Status;
-use crate::settings::parse_time;
+use rekindle_settings::parse_time;
 
 /// Options of a collection.
 #[derive(Args, Clone, Debug)]

@@ -11,7 +11,7 @@ use super::output::{Rows, Tone, Word};
 use super::session::Session;
 use super::status::Status;
 use crate::key_ring::{self, KeyRingFileError};
-use crate::settings::{SettingFlags, Settings};
+use rekindle_settings::{SettingFlags, Settings};
 
 /// The ring, and what to do with it.
 #[derive(Args, Clone, Debug)]

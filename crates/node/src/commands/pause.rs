@@ -14,7 +14,7 @@ use super::shown;
 use super::status::Status;
 use super::target::{bracketed_id, label, labels, sandbox_title, snapshot_title};
 use super::wait::{StateWord, wait_for};
-use crate::settings::parse_time;
+use rekindle_settings::parse_time;
 
 /// The sandboxes to pause or to checkpoint, with options.
 #[derive(Args, Clone, Debug)]

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::daemon::Daemon;
 use crate::daemon::Served as _;
-use crate::settings::{SettingFlags, Settings};
+use rekindle_settings::{SettingFlags, Settings};
 
 /// A running daemon. Dropped, its sandboxes end, and so do the keeper and itself.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, Target, bracketed_id, sandbox_title, snapshot_of};
-use crate::settings::parse_size;
+use rekindle_settings::parse_size;
 
 /// The sandbox to start.
 #[derive(Args, Clone, Debug)]

@@ -7,7 +7,7 @@ use clap::Args;
 use rekindle_api::client::{Client, Endpoint, RemoteOptions};
 
 use super::output::Output;
-use crate::settings::{SettingFlags, Settings, Source};
+use rekindle_settings::{SettingFlags, Settings, Source};
 
 /// Under which words help lists the flags that every command takes.
 const EVERYWHERE: &str = "Everywhere";

@@ -6,8 +6,8 @@ use super::output::{Rows, Tone, Word};
 use super::serve;
 use super::session::Session;
 use super::status::Status;
-use crate::settings::keys::KEYS;
-use crate::settings::{Entry, SettingFlags, Settings, Source};
+use rekindle_settings::keys::KEYS;
+use rekindle_settings::{Entry, SettingFlags, Settings, Source};
 
 /// Options of showing settings.
 #[derive(Args, Clone, Debug)]

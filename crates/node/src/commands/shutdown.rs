@@ -11,7 +11,7 @@ use rekindle_kernel::ProcessHandle;
 use super::confirm::confirmed;
 use super::session::Session;
 use super::status::Status;
-use crate::settings::{SettingFlags, Settings};
+use rekindle_settings::{SettingFlags, Settings};
 
 /// Longest time for the keeper to end.
 const ENDED_WITHIN: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{Reference, Target, snapshot_of, snapshot_title};
-use crate::settings::parse_time;
+use rekindle_settings::parse_time;
 
 /// The snapshot and stage to wait for.
 #[derive(Args, Clone, Debug)]

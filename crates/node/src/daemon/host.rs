@@ -15,7 +15,7 @@ use super::host_qemu::HostQemu;
 use super::huge_pages::{HugePages, HugePromise};
 use super::keeping::Keeping;
 use crate::metrics::Metrics;
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 /// The node as its guests need it.
 #[derive(Debug)]

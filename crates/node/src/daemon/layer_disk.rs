@@ -8,7 +8,7 @@ use rekindle_engine::limits;
 use rustix::fs::statvfs;
 use rustix::process::{Resource, getrlimit};
 
-use crate::settings::{Room, Settings};
+use rekindle_settings::{Room, Settings};
 
 /// The bounds that settings ask for, on the disk of the state directory.
 pub(super) fn cache_limits(settings: &Settings) -> io::Result<CacheLimits> {

@@ -101,7 +101,7 @@ use uuid::Uuid;
 
 use crate::key_ring;
 use crate::metrics::Metrics;
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 use captures::Captures;
 use disk_room::no_room;

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::host::Host;
-use crate::settings::{PeerSettings, Settings};
+use rekindle_settings::{PeerSettings, Settings};
 
 /// The listener for other nodes.
 #[derive(Debug)]

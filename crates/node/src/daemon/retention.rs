@@ -13,7 +13,7 @@ use super::entry::Entry;
 use super::known::Known;
 use super::references::Named as _;
 use super::sandboxes::Sandboxes;
-use crate::settings::KeepRule;
+use rekindle_settings::KeepRule;
 
 /// The facts about a snapshot that rules ask for.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 use rekindle_api::control::Control;
 
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 /// The daemon as the process that serves it sees it.
 pub trait Served: Control {

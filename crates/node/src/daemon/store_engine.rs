@@ -8,7 +8,7 @@ use rekindle_engine::store_gate::OtherStore;
 
 use super::store_place::store_of;
 use crate::key_ring;
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 /// An engine on the store of these settings. Its layer files are in `directory`, which must be empty, and go with it.
 pub(crate) fn engine_on_store(settings: &Settings, directory: &Path) -> anyhow::Result<Engine> {

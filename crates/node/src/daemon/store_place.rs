@@ -17,7 +17,7 @@ use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
 use rekindle_engine::store_opener::{FailedRequests, OpenedStore};
 
 use crate::privacy::close_store;
-use crate::settings::{Settings, StoreLocation};
+use rekindle_settings::{Settings, StoreLocation};
 
 /// Place of a store.
 #[derive(Debug)]

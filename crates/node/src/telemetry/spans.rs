@@ -9,6 +9,7 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter as SendSpans};
+use rekindle_settings::spans_url;
 use tokio::runtime::{Handle, Runtime};
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -17,9 +18,6 @@ use super::{BoxedLayer, TelemetryError};
 
 /// Longest time for a collector to take a batch, and for the rest at the end.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
-
-/// Path at which collectors take spans.
-const SPANS_PATH: &str = "/v1/traces";
 
 /// A collector that is sent spans in batches. Dropped, it sends what is left.
 #[derive(Debug)]
@@ -78,18 +76,6 @@ impl Drop for SpanExport {
     }
 }
 
-/// `http://HOST[:PORT][/PATH]`, with the usual path where none is given.
-pub(crate) fn spans_url(endpoint: &str) -> Result<String, String> {
-    let Some(rest) = endpoint.strip_prefix("http://") else {
-        return Err("it does not begin with http:// (a collector on this node takes TLS from there)".into());
-    };
-    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    if host.is_empty() {
-        return Err("it names no host".into());
-    }
-    Ok(if path.is_empty() { format!("http://{host}{SPANS_PATH}") } else { endpoint.to_owned() })
-}
-
 /// Sends batches on a runtime of its own: they come from a thread that has none.
 #[derive(Debug)]
 struct Sender {
@@ -129,25 +115,6 @@ impl SendSpans for Sender {
         // Set before the first batch, so the exporter has no second owner yet.
         if let Some(exporter) = Arc::get_mut(&mut self.exporter) {
             exporter.set_resource(resource);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_endpoint_gets_the_usual_path_unless_it_has_one() {
-        assert_eq!(spans_url("http://localhost:4318"), Ok("http://localhost:4318/v1/traces".into()));
-        assert_eq!(spans_url("http://localhost:4318/"), Ok("http://localhost:4318/v1/traces".into()));
-        assert_eq!(spans_url("http://localhost/own"), Ok("http://localhost/own".into()));
-    }
-
-    #[test]
-    fn an_endpoint_that_cannot_be_used_is_refused() {
-        for endpoint in ["https://localhost:4318", "localhost:4318", "http://", "http:///v1/traces", ""] {
-            assert!(spans_url(endpoint).is_err(), "{endpoint}");
         }
     }
 }

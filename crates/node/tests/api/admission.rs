@@ -8,10 +8,10 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rekindle::settings::CONNECTIONS_DEFAULT;
 use rekindle_api::client::{Client, ClientError, Endpoint, RemoteOptions};
 use rekindle_api::problem::Code;
 use rekindle_api::{ListenError, ListenOptions, Listeners, TcpOptions};
+use rekindle_settings::CONNECTIONS_DEFAULT;
 use rekindle_testkit::skip::skipped;
 use tempfile::TempDir;
 

@@ -4,8 +4,8 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rekindle::settings::CONNECTIONS_DEFAULT;
 use rekindle_api::{ListenOptions, Listeners};
+use rekindle_settings::CONNECTIONS_DEFAULT;
 use rekindle_testkit::fake_daemon::FakeDaemon;
 use tokio::sync::oneshot;
 

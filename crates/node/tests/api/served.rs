@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rekindle::settings::CONNECTIONS_DEFAULT;
 use rekindle_api::client::Client;
 use rekindle_api::types::{CreateSandbox, Labels, MemoryBacking, Sandbox, VmmKind};
 use rekindle_api::{ListenOptions, Listeners};
+use rekindle_settings::CONNECTIONS_DEFAULT;
 use rekindle_testkit::fake_daemon::FakeDaemon;
 use tempfile::TempDir;
 use tokio::sync::oneshot;

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
-use rekindle::settings::{SettingFlags, Settings, StoreLocation, Surroundings};
 use rekindle_bucket::{BucketAccess, BucketUrl, Environment, RequestWatch};
+use rekindle_settings::{SettingFlags, Settings, StoreLocation, Surroundings};
 use rekindle_testkit::s3::S3Server;
 use uuid::Uuid;
 

@@ -13,8 +13,8 @@ mod secrets;
 
 use std::sync::Arc;
 
-use rekindle::settings::StoreLocation;
 use rekindle_bucket::BucketAccess;
+use rekindle_settings::StoreLocation;
 use rekindle_testkit::s3::S3Server;
 use rekindle_testkit::store_checks;
 use tokio::runtime::Runtime;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rekindle::settings::CONNECTIONS_DEFAULT;
 use rekindle_api::{ListenError, ListenOptions, Listeners};
+use rekindle_settings::CONNECTIONS_DEFAULT;
 use rekindle_testkit::fake_daemon::FakeDaemon;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rekindle::daemon::{Daemon, Served as _, StartOptions};
-use rekindle::settings::{SettingFlags, Settings};
 use rekindle_api::control::{Asked, Control as _};
 use rekindle_api::problem::Code;
 use rekindle_api::types::{
@@ -14,6 +13,7 @@ use rekindle_api::types::{
 use rekindle_engine::catalog::{Catalog, CatalogError, Kind};
 use rekindle_guest::process::protocol::{Command, Verified};
 use rekindle_kernel::ProcessHandle;
+use rekindle_settings::{SettingFlags, Settings};
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, ask_until};
 use rekindle_testkit::catalogs::{CatalogFaults, CatalogRule, Fate};
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use rekindle::settings::keys::KEYS;
-use rekindle::settings::{SettingFlags, Settings, Source};
+use rekindle_settings::keys::KEYS;
+use rekindle_settings::{SettingFlags, Settings, Source};
 
 use crate::file;
 

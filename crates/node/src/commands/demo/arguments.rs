@@ -11,7 +11,7 @@ use rekindle_kernel::hugepages;
 
 use crate::commands::numbers::number;
 use crate::memory_left::available_bytes;
-use crate::settings::parse_size;
+use rekindle_settings::parse_size;
 
 /// Arguments of the demo.
 #[derive(Args, Clone, Debug)]

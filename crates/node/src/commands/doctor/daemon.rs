@@ -11,7 +11,7 @@ use super::{Check, firecracker};
 use crate::commands::failure::sentence;
 use crate::commands::session::Session;
 use crate::metrics::AsideCounts;
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 /// Looks for all of them.
 pub(super) fn look(session: &Session, settings: &Settings) -> Vec<Check> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rekindle_vmm::firecracker::Found;
 
 use super::Check;
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 /// Looks for it.
 pub(super) fn look(settings: &Settings) -> Check {

@@ -11,7 +11,7 @@ use rekindle_input::regular_file::FileError;
 
 use super::Check;
 use crate::key_ring::{self, KeyRingFileError};
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 /// Longest time for the store's answer.
 const STORE_LIMIT: Duration = Duration::from_secs(10);

@@ -4,7 +4,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::Check;
 use crate::commands::shown::size;
-use crate::settings::{Settings, memory_bytes};
+use rekindle_settings::{Settings, memory_bytes};
 
 /// Open files that a running sandbox and its snapshot take in the daemon.
 const FILES_A_SANDBOX: u64 = 12;

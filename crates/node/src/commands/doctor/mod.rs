@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::output::{Output, Rows, Tone, Word};
 use super::session::Session;
 use super::status::Status;
-use crate::settings::{SettingFlags, Settings};
+use rekindle_settings::{SettingFlags, Settings};
 
 /// For which settings to look.
 #[derive(Args, Clone, Debug)]

@@ -9,7 +9,7 @@ use super::room::room;
 use super::{Check, store};
 use crate::commands::shown::size;
 use crate::privacy::open_places;
-use crate::settings::Settings;
+use rekindle_settings::Settings;
 
 /// TMPFS_MAGIC (linux/magic.h).
 const TMPFS: u64 = 0x0102_1994;

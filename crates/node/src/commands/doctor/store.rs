@@ -15,7 +15,7 @@ use super::Check;
 use super::room::room;
 use super::trial::{Findings, PART_BYTES, Right, Trial, step};
 use crate::commands::shown::{duration, size};
-use crate::settings::{Settings, StoreLocation};
+use rekindle_settings::{Settings, StoreLocation};
 
 /// First-byte time from which on cold resumes are slow.
 const SLOW_FIRST_BYTE: Duration = Duration::from_millis(250);

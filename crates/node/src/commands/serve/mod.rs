@@ -25,8 +25,8 @@ use super::status::Status;
 use crate::daemon::Served;
 use crate::daemon::{Daemon, StartOptions};
 use crate::privacy;
-use crate::settings::{SettingFlags, Settings};
 use crate::telemetry::{Telemetry, TelemetryOptions};
+use rekindle_settings::{SettingFlags, Settings};
 use signals::{Signals, Wish};
 use supervisor::Supervisor;
 

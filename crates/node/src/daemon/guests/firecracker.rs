@@ -29,7 +29,7 @@ use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
 use crate::daemon::network::Network;
 use crate::daemon::spec::{GuestSpec, RecordedVmm};
-use crate::settings::FirecrackerSettings;
+use rekindle_settings::FirecrackerSettings;
 
 /// The program, where the settings name none.
 const PROGRAM: &str = "firecracker";

@@ -23,7 +23,7 @@ use super::error::Source;
 use super::keep_rules::KeepRule;
 use super::layers::{GivenValue, RawValue};
 use super::times::{parse_time, show_time};
-use crate::settings::room::Room;
+use crate::room::Room;
 use crate::telemetry::{LogFormat, spans_url};
 
 /// A kind of value: how one is understood, and how it is shown to people and to programs. A refusal of a value says

@@ -1,4 +1,4 @@
-//! Settings: one file, over it the environment, over it flags; each value knows where it came from.
+//! Settings of a node: one file, over it the environment, over it flags; each value knows where it came from.
 
 mod closest;
 mod error;
@@ -12,6 +12,7 @@ mod reader;
 mod room;
 mod sockets;
 mod store_location;
+mod telemetry;
 mod times;
 mod values;
 
@@ -35,12 +36,11 @@ pub use layers::Surroundings;
 pub use peers::PeerSettings;
 pub use room::Room;
 pub use store_location::StoreLocation;
+pub use telemetry::{LogFormat, spans_url};
 pub use times::parse_time;
 pub use values::parse_size;
 
-use crate::telemetry::LogFormat;
 use keys::KEYS;
-
 use layers::Layers;
 use reader::Reader;
 
@@ -397,7 +397,7 @@ fn default_capture_bytes() -> u64 {
 }
 
 /// A figure of /proc/meminfo in bytes.
-pub(crate) fn memory_bytes(name: &str) -> Option<u64> {
+pub fn memory_bytes(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;

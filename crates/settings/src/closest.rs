@@ -17,7 +17,7 @@ pub(super) fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::keys::KEYS;
+    use crate::keys::KEYS;
 
     #[test]
     fn a_slip_finds_the_name_that_was_meant_and_nonsense_finds_none() {

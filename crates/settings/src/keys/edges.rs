@@ -1,6 +1,6 @@
 //! The settings of a node's edges: its store's bucket, its API, Firecracker, and telemetry.
 
-use crate::settings::key::Key;
+use crate::key::Key;
 
 /// They come after those of the node itself.
 pub(super) const OF_EDGES: [Key; 28] = [
