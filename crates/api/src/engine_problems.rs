@@ -90,6 +90,9 @@ impl From<OpenError> for Problem {
                 let why = format!("{error}; and the store does not have the snapshot");
                 Self::new(code, why).snapshot(*snapshot)
             }
+            OpenError::Origin { snapshot, .. } => {
+                Self::new(Code::StoreFailed, error.to_string()).snapshot(*snapshot)
+            }
             OpenError::NoKey { source, .. } => source.clone().into(),
             OpenError::NoRoom { snapshot, source } => {
                 let why = format!(

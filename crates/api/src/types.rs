@@ -36,7 +36,7 @@ pub(crate) use names::{is_name, name_rule};
 pub use network::{Netns, NoNetwork, TapName, Which};
 pub use numbers::{OutOfRange, PageLimit, SandboxCount};
 pub use snapshot::{
-    DeletedSnapshot, KeptSnapshot, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList,
+    DeletedSnapshot, KeptSnapshot, Origin, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList,
     SnapshotState, StoreVerification, StoreVerificationState, StoredSnapshot, StoredSnapshotList,
     Verification, Volume, WaitQuery, WithdrawnSnapshot, WithdrawnSnapshotList,
 };
@@ -296,7 +296,8 @@ pub struct ResumeSnapshot {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,
     /// The node that has the snapshot, which need not be saved yet: a name in the setting `peers.static`, or an address with
-    /// its port.
+    /// its port. Without it, a snapshot that is not saved yet is looked for at the node that says in the store that it has it;
+    /// then its whole id is needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1, max_length = 255)]
     pub from: Option<String>,

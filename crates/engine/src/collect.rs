@@ -243,7 +243,10 @@ impl Collector {
                 CollectStep::Done => break,
             };
         }
-        for path in abandoned.into_iter().chain(old_tombstones) {
+        let silence = i64::try_from(self.times.node_abandoned_after.as_millis()).unwrap_or(i64::MAX);
+        let since = now.saturating_sub(silence);
+        let old_origins = self.store.old_origins(self.memory(work), since).await?;
+        for path in abandoned.into_iter().chain(old_tombstones).chain(old_origins) {
             self.store.delete(path).await?;
         }
         lock(&self.counts).passes += 1;

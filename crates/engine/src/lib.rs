@@ -82,6 +82,7 @@ mod store_roots;
 mod manifest_memory;
 pub mod store_usage;
 mod store_collect;
+pub mod origin;
 mod collect_look;
 mod collect_records;
 pub mod collect;

@@ -3,6 +3,7 @@
 
 mod following;
 mod removal;
+mod telling;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use crate::lifecycle::{SnapshotEvent, SnapshotState, SnapshotWork};
 use crate::limits;
 use crate::manifest::LocalManifest;
 use crate::named::Named;
+use crate::origin::Origin;
 use crate::pool::PoolHandle;
 use crate::publish::{PublishError, Publisher};
 use crate::reaper::ReaperHandle;
@@ -42,6 +44,8 @@ pub(crate) struct Background {
     pub(crate) watcher: Arc<dyn Watcher>,
     pub(crate) run_roots: Arc<RunRoots>,
     pub(crate) sets: Arc<WorkingSets>,
+    /// This node, as others reach it, if they do.
+    pub(crate) origin: Option<Origin>,
     pub(crate) follower: Follower,
 }
 
@@ -133,8 +137,10 @@ impl Life {
     pub(crate) async fn live(self, work: Work) {
         let id = self.snapshot.id();
         let span = tracing::info_span!("save", snapshot = %id);
+        let told = self.tell_origin(&work);
         // If the end of the engine cuts it short, the next start continues it.
-        self.carry_on(work).instrument(span).await.ok();
+        let (carried_on, ()) = tokio::join!(self.carry_on(work).instrument(span), told);
+        carried_on.ok();
         // The files of a deleted snapshot are removed with its last handle, by a thread that may wait.
         let saving = self.background.publisher.pool.clone();
         saving.run(id, move || drop(self)).await;

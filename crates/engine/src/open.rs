@@ -86,6 +86,14 @@ pub enum OpenError {
         /// The node's error.
         source: PeerError,
     },
+    /// The store does not have it, and its origin record there cannot be used.
+    #[error("snapshot {snapshot} is not in the store, and its origin record there is not used: {reason}")]
+    Origin {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The fault.
+        reason: String,
+    },
     /// The system gave no memory for them.
     #[error("memory for the pages of snapshot {snapshot}: {source}")]
     NoMemoryFile {

@@ -10,6 +10,7 @@ use crate::captured_facts::CapturedFacts;
 use crate::geometry::GuestPages;
 use crate::identity::{DomainName, SnapshotId, VolumeName};
 use crate::limits::{BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, NAME_BYTES_MAX};
+use crate::origin::Origin;
 use crate::urgency::Class;
 use crate::wire::{Reader, WireError, Writer};
 
@@ -32,6 +33,9 @@ pub trait Peer: fmt::Debug + Send + Sync {
 pub trait Peers: fmt::Debug + Send + Sync {
     /// The node of this name or address. Nothing is asked of it yet.
     fn at(&self, node: &str) -> Result<Arc<dyn Peer>, PeerError>;
+
+    /// The name or address at which this node asks the one that calls itself so; an error if that is none of its peers.
+    fn named_by<'a>(&'a self, origin: &'a Origin) -> BoxFuture<'a, Result<String, PeerError>>;
 }
 
 /// No nodes.
@@ -127,6 +131,10 @@ impl Peers for NoPeers {
     fn at(&self, node: &str) -> Result<Arc<dyn Peer>, PeerError> {
         let reason = "this node has no peers: the settings peers.certificate, peers.key and peers.authority are missing";
         Err(PeerError::Unconfigured { node: node.to_owned(), reason: reason.to_owned() })
+    }
+
+    fn named_by<'a>(&'a self, origin: &'a Origin) -> BoxFuture<'a, Result<String, PeerError>> {
+        Box::pin(async move { self.at(&origin.address).map(|_| origin.address.clone()) })
     }
 }
 

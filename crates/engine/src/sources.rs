@@ -24,6 +24,7 @@ use crate::key_ring::KeyRing;
 use crate::layer_facts::LayerFacts;
 use crate::limits;
 use crate::manifest::ObjectName;
+use crate::origin::Origin;
 use crate::source_speed::SourceSpeed;
 use crate::store::{Store, StoreError, layer_path};
 use crate::store_list::{StoredSnapshot, WithdrawnSnapshot};
@@ -311,6 +312,12 @@ impl Sources {
     ) -> Result<Deletion, SourceError> {
         let wanted = || format!("the sign that snapshot {snapshot} is deleted");
         in_time(limits::READ_WAIT, wanted, self.store.withdrawn_by(snapshot, withdrawal)).await
+    }
+
+    /// The node that has a snapshot, as its record in the store says.
+    pub(crate) async fn origin(&self, snapshot: SnapshotId) -> Result<Option<Origin>, SourceError> {
+        let wanted = || format!("the origin record of snapshot {snapshot}");
+        in_time(limits::READ_WAIT, wanted, self.store.origin(snapshot)).await
     }
 
     /// The snapshots in the store that are deleted and can be brought back.

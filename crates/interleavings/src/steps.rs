@@ -89,6 +89,7 @@ impl Steps {
             watcher,
             run_roots: Arc::default(),
             sets: Arc::new(sets),
+            origin: None,
             follower,
         });
         let wait = limits::PAUSE_WAIT_DEFAULT;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,10 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::origin::Origin;
 use rekindle_engine::peer::{Described, Peer, PeerError, Peers, WantedPages};
 use rekindle_engine::sources::Class;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -27,9 +29,17 @@ use crate::tls::{TlsFiles, node_name};
 #[derive(Debug)]
 pub struct PeerClients {
     files: TlsFiles,
-    /// Addresses by name.
-    named: HashMap<String, String>,
+    nodes: KnownNodes,
     clients: Mutex<HashMap<String, Weak<PeerClient>>>,
+}
+
+/// The nodes that are in the settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownNodes {
+    /// Hosts with ports, by the names of their nodes.
+    pub named: HashMap<String, String>,
+    /// Hosts with ports that mean several nodes: each address that DNS has for the host is one.
+    pub found: Vec<String>,
 }
 
 /// One of them.
@@ -49,10 +59,34 @@ struct Connection {
 }
 
 impl PeerClients {
-    /// Reads with these certificates; `named` are the addresses of nodes by their names.
+    /// Reads from these nodes with these certificates.
     #[must_use]
-    pub fn new(files: TlsFiles, named: HashMap<String, String>) -> Self {
-        Self { files, named, clients: Mutex::default() }
+    pub fn new(files: TlsFiles, nodes: KnownNodes) -> Self {
+        Self { files, nodes, clients: Mutex::default() }
+    }
+
+    /// The name or address of a node of the settings that is at this address.
+    async fn at_address(&self, address: &str) -> Option<String> {
+        let KnownNodes { named, found } = &self.nodes;
+        let is_said = |said: &str| said == address;
+        if let Some((name, _)) = named.iter().find(|(_, said)| is_said(said)) {
+            return Some(name.clone());
+        }
+        if found.iter().any(|said| is_said(said)) {
+            return Some(address.to_owned());
+        }
+        // Only hosts of the settings are looked up: a record may say any.
+        let wanted: SocketAddr = address.parse().ok()?;
+        let named = named.iter().map(|(name, said)| (name.as_str(), said));
+        for (name, said) in named.chain(found.iter().map(|said| (address, said))) {
+            let looked_up = timeout(limits::LOOKED_UP_WITHIN, lookup_host(said)).await;
+            if let Ok(Ok(mut addresses)) = looked_up
+                && addresses.any(|address| address == wanted)
+            {
+                return Some(name.to_owned());
+            }
+        }
+        None
     }
 }
 
@@ -65,7 +99,7 @@ impl Peers for PeerClients {
             node: node.to_owned(),
             reason: "it is neither a name in the setting peers.static nor an address with a port".to_owned(),
         };
-        let address = self.named.get(node).cloned().or_else(|| is_address().then(|| node.to_owned()));
+        let address = self.nodes.named.get(node).cloned().or_else(|| is_address().then(|| node.to_owned()));
         let address = address.ok_or_else(unconfigured)?;
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|_, client| client.strong_count() > 0);
@@ -80,6 +114,20 @@ impl Peers for PeerClients {
         });
         clients.insert(node.to_owned(), Arc::downgrade(&client));
         Ok(client)
+    }
+
+    fn named_by<'a>(&'a self, origin: &'a Origin) -> BoxFuture<'a, Result<String, PeerError>> {
+        let named = async move {
+            let Origin { node, address } = origin;
+            if self.nodes.named.contains_key(node) {
+                return Ok(node.clone());
+            }
+            self.at_address(address).await.ok_or_else(|| PeerError::Unconfigured {
+                node: format!("{node} ({address})"),
+                reason: "it is none of the nodes in the settings peers.static and peers.dns".to_owned(),
+            })
+        };
+        named.boxed()
     }
 }
 

@@ -9,6 +9,6 @@ mod tls;
 mod client;
 mod server;
 
-pub use client::PeerClients;
+pub use client::{KnownNodes, PeerClients};
 pub use server::{HasEngine, Listener, serve};
 pub use tls::{TlsError, TlsFiles};

@@ -35,6 +35,9 @@ pub const FRAME_BYTES: u32 = 256 << 10;
 /// Time in which a connection is made, with its handshake.
 pub const CONNECTED_WITHIN: Duration = Duration::from_secs(5);
 
+/// Time in which the addresses of a host are found.
+pub const LOOKED_UP_WITHIN: Duration = Duration::from_secs(5);
+
 /// Time for which a failed connection is not tried again, so that a node that is away costs one try and not one a read.
 pub const AWAY_FOR: Duration = Duration::from_millis(200);
 

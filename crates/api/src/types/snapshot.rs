@@ -69,6 +69,9 @@ pub struct Snapshot {
     pub created_unix_ms: u64,
     /// Its volumes, memory first.
     pub volumes: Vec<Volume>,
+    /// The node that can serve it now, as long as it is in no store: absent if nodes are not served here.
+    #[serde(default)]
+    pub origin: Option<Origin>,
     /// Bytes that have not come from the node that has it, while it is remote.
     #[serde(default)]
     pub missing_bytes: Option<u64>,
@@ -76,6 +79,16 @@ pub struct Snapshot {
     pub classes: Option<PageClasses>,
     /// Time of its seal, in seconds, once it is sealed.
     pub seal_seconds: Option<f64>,
+}
+
+/// A node that has a snapshot which is in no store yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Origin {
+    /// Its name: of its machine, or for another node as a request or the settings of this one call it.
+    pub node: String,
+    /// Host and port at which other nodes reach it, if it is this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 /// An address space of a snapshot.

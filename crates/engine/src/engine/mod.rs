@@ -168,6 +168,7 @@ impl Engine {
             watcher,
             run_roots: Arc::new(RunRoots::new(there.clone())),
             sets: Arc::new(sets),
+            origin: options.origin,
             follower: Follower { fetcher: fetcher.of_class(Class::Background), cache: Arc::clone(&cache) },
         });
         let rules = PauseRules {

@@ -10,6 +10,7 @@ use crate::hooks::{Hooks, NoHooks};
 use crate::keep::{Keeper, NoKeeper};
 use crate::key_ring::KeyRing;
 use crate::limits;
+use crate::origin::Origin;
 use crate::peer::{NoPeers, Peers};
 use crate::store::Store;
 use crate::watch::{NoWatcher, Watcher};
@@ -63,6 +64,9 @@ pub struct EngineOptions {
     pub keeper: Arc<dyn Keeper>,
     /// Other nodes that this one may read from.
     pub peers: Arc<dyn Peers>,
+    /// This node, as others reach it, for the origin records of snapshots that are not in the store yet; without it none are
+    /// put.
+    pub origin: Option<Origin>,
     /// Times at which this node collects in the store by itself; never without.
     pub collect: Option<CollectSchedule>,
     /// Time from the deletion of a snapshot until a collector decides on what was its.
@@ -96,6 +100,7 @@ impl EngineOptions {
             manifest_memory: None,
             keeper: Arc::new(NoKeeper),
             peers: Arc::new(NoPeers),
+            origin: None,
             collect: None,
             second_look_after: limits::SECOND_LOOK_AFTER,
             node_abandoned_after: limits::NODE_ABANDONED_AFTER,

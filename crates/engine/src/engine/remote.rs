@@ -39,6 +39,21 @@ impl Engine {
         }
     }
 
+    /// Opens a snapshot that is known or in the store; one that another node has not saved yet by its origin record.
+    pub fn open_anywhere(&self, id: SnapshotId) -> Result<Arc<Snapshot>, OpenError> {
+        let missing = match self.open(id) {
+            Err(error @ OpenError::Store { source: SourceError::Gone(_), .. }) => error,
+            opened => return opened,
+        };
+        let read = self.runtime.block_on(self.fetcher.sources().origin(id));
+        let unread = |error: SourceError| OpenError::Origin { snapshot: id, reason: error.to_string() };
+        let Some(origin) = read.map_err(unread)? else {
+            return Err(missing);
+        };
+        let named = self.runtime.block_on(self.peers.named_by(&origin));
+        self.open_from(id, &named.map_err(|source| OpenError::Peer { snapshot: id, source })?)
+    }
+
     fn open_remote(
         &self,
         id: SnapshotId,

@@ -91,6 +91,7 @@ fn bed(directory: &Path) -> Bed {
         watcher: Arc::new(NoWatcher),
         run_roots: Arc::default(),
         sets: Arc::new(sets),
+        origin: None,
         follower,
     });
     Bed { life: Life { snapshot: Arc::new(sealed()), background }, store, reaper, runtime, _pool: pool }

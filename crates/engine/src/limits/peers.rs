@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Bytes of a node's name or address.
 pub const NODE_BYTES_MAX: usize = 255;
 
+/// Bytes of an origin record.
+pub const ORIGIN_BYTES_MAX: usize = 4096;
+
 /// Bytes of the reason that a snapshot of another node is refuted.
 pub const REFUTED_BYTES_MAX: usize = 4 << 10;
 

@@ -52,6 +52,22 @@ impl Snapshot {
         }
     }
 
+    /// Waits until nothing is left to save of it for other nodes: it is in the store, deleted or lost.
+    pub(crate) async fn saved_or_gone(&self) {
+        loop {
+            // Made before the check, so that no later change is missed.
+            let news = self.news.notified();
+            match self.state() {
+                SnapshotState::Captured | SnapshotState::Sealed => news.await,
+                SnapshotState::CapturedForChildren
+                | SnapshotState::Published
+                | SnapshotState::Remote
+                | SnapshotState::Discarded
+                | SnapshotState::Lost => return,
+            }
+        }
+    }
+
     fn wait<T>(&self, limit: Duration, found: impl Fn(&Progress) -> Option<T>) -> Option<T> {
         let deadline = Deadline::after(limit);
         let mut progress: MutexGuard<'_, Progress> = lock(&self.progress);

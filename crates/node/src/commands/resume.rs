@@ -10,11 +10,12 @@ use rekindle_api::types::{
     self, ForkSandbox, NameOfSeveral, Netns, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxCount, TapName,
 };
 use serde_json::json;
+use uuid::Uuid;
 
 use super::numbers::number;
 use super::session::Session;
 use super::shown;
-use super::status::Status;
+use super::status::{NoSuchThing, Status};
 use super::target::{LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of};
 
 /// The sandbox or snapshot to resume, with options.
@@ -41,7 +42,7 @@ pub struct ResumeArguments {
     /// Let a stopped or lost sandbox go on from its last snapshot: everything its guest did after that is gone
     #[arg(long, conflicts_with_all = ["count", "name", "labels"])]
     from_last_snapshot: bool,
-    /// The node that has the snapshot, which need not be saved yet: a name in peers.static, or HOST:PORT
+    /// The node that has the snapshot, which need not be saved yet: a name in peers.static, or HOST:PORT [default: as the store says]
     #[arg(long, value_name = "NODE")]
     from: Option<String>,
     /// A key of your choice: the same request for new sandboxes under the same key is done once
@@ -121,7 +122,13 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
     if let Some(from) = &arguments.from {
         return resume_from(session, &client, arguments, from);
     }
-    let target = Target::find(&client, &arguments.target.reference)?;
+    let target = match Target::find(&client, &arguments.target.reference) {
+        // The daemon finds a snapshot that another node has not saved yet; no list has it.
+        Err(error) if is_elsewhere(&error, &arguments.target.reference) => {
+            return resume_from(session, &client, arguments, "another node");
+        }
+        found => found?,
+    };
     let wants_new =
         arguments.count.is_some() || arguments.name.is_some() || !arguments.labels.labels()?.is_empty();
     let asked = Instant::now();
@@ -151,6 +158,11 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
             tell_of_several(session, &made, asked.elapsed(), "resumed")
         }
     }
+}
+
+/// True if the word that means nothing here is a whole id, which may mean a snapshot of another node.
+fn is_elsewhere(error: &anyhow::Error, word: &str) -> bool {
+    error.is::<NoSuchThing>() && Uuid::try_parse(word).is_ok()
 }
 
 impl ResumeArguments {

@@ -2,8 +2,8 @@
 
 use clap::Args;
 use rekindle_api::types::{
-    Accelerator, Board, Labels, MemoryBacking, Placement, Sandbox, SandboxState, ShownBootFile, Snapshot,
-    VmmKind,
+    Accelerator, Board, Labels, MemoryBacking, Origin, Placement, Sandbox, SandboxState, ShownBootFile,
+    Snapshot, VmmKind,
 };
 use rekindle_engine::identity::DomainName;
 use serde::Serialize;
@@ -175,8 +175,12 @@ fn snapshot_facts(snapshot: &Snapshot, placement: &Placement, now_ms: u64) -> Ro
     if let Some(seconds) = snapshot.seal_seconds.filter(|seconds| seconds.is_finite() && *seconds >= 0.0) {
         rows.fact("sealed in", shown::duration(std::time::Duration::from_secs_f64(seconds)));
     }
-    if let Some(origin) = &placement.origin {
-        rows.fact("served by", origin.as_str());
+    match (&snapshot.origin, &placement.origin) {
+        (Some(Origin { node, address: Some(address) }), _) => {
+            rows.fact("served by", format!("{node}, at {address}"))
+        }
+        (_, Some(origin)) => rows.fact("served by", origin.as_str()),
+        (_, None) => {}
     }
     if let Some(missing) = snapshot.missing_bytes {
         rows.fact("not here yet", shown::size(missing));

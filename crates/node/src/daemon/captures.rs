@@ -67,7 +67,7 @@ impl Captures {
         drop(reserved);
         self.host.metrics.pause_answered(began.elapsed(), began.elapsed());
         self.host.metrics.snapshot_answered(snapshot.id());
-        Ok(Known::of(snapshot).show())
+        Ok(Known::of(snapshot).show(self.host.origin.as_ref()))
     }
 
     fn capture_served(

@@ -25,7 +25,7 @@ impl Sandboxes {
         let mut chosen = self.requests.choose(asked, &("checkpoint", reference, &how), 1)?;
         let id = SnapshotId::from(chosen.ids[0]);
         if let Some(snapshot) = self.host.engine.snapshot(id) {
-            return Ok(Known::of(snapshot).show());
+            return Ok(Known::of(snapshot).show(self.host.origin.as_ref()));
         }
         chosen.refuse_if_gone(Made::Snapshot, &[id.uuid()])?;
         let entry = self.registry.find(reference)?;
@@ -54,6 +54,6 @@ impl Sandboxes {
         drop((turn, name));
         self.let_go_of_images(sandbox);
         self.events.say("sandbox.checkpointed", EventAbout::both(sandbox, id.uuid()), None);
-        Ok(Known::of(snapshot).show())
+        Ok(Known::of(snapshot).show(self.host.origin.as_ref()))
     }
 }

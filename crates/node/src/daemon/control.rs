@@ -107,7 +107,7 @@ impl Control for Daemon {
     }
 
     fn snapshot(&self, reference: &Reference) -> Answer<Snapshot> {
-        self.counted(self.snapshots.find(reference).map(|known| known.show()))
+        self.counted(self.snapshots.find(reference).map(|known| self.snapshots.show(&known)))
     }
 
     fn wait_snapshot(

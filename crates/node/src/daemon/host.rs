@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rekindle_api::control::Answer;
 use rekindle_api::problem::{Code, Problem};
 use rekindle_engine::engine::Engine;
+use rekindle_engine::origin::Origin;
 use rekindle_vmm::firecracker::FileDigests;
 
 use super::endings::Endings;
@@ -14,6 +15,7 @@ use super::exclusive::Exclusive;
 use super::host_qemu::HostQemu;
 use super::huge_pages::{HugePages, HugePromise};
 use super::keeping::Keeping;
+use super::origins::origin_of;
 use crate::metrics::Metrics;
 use rekindle_settings::Settings;
 
@@ -27,6 +29,8 @@ pub(super) struct Host {
     pub(super) run_directory: PathBuf,
     /// The keeper of the guests' descriptors, and the parent of their processes.
     pub(super) keeping: Arc<Keeping>,
+    /// This node, as others reach it, if they do.
+    pub(super) origin: Option<Origin>,
     /// Receives measurements of the guests' faults and disks.
     pub(super) metrics: Arc<Metrics>,
     /// The QEMU of this machine.
@@ -58,6 +62,7 @@ impl Host {
             run_directory,
             endings: Endings::start(Arc::clone(&keeping), directories)?,
             keeping,
+            origin: origin_of(settings),
             metrics,
             qemu: Arc::default(),
             file_digests: Arc::default(),

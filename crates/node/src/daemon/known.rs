@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use rekindle_api::types::{Labels, PageClasses, Snapshot, SnapshotState, Volume};
+use rekindle_api::types::{self, Labels, PageClasses, Snapshot, SnapshotState, Volume};
 use rekindle_engine::lifecycle;
+use rekindle_engine::origin::Origin;
 use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
 use rekindle_kernel::{HUGE_PAGE_BYTES, PAGE_BYTES, PageKind};
 use uuid::Uuid;
@@ -31,8 +32,8 @@ impl Known {
         if status.is_undecided { SnapshotState::Undecided } else { shown(status.state) }
     }
 
-    /// The snapshot as the API shows it.
-    pub(super) fn show(&self) -> Snapshot {
+    /// The snapshot as the API shows it, by a node that others reach so, if they do.
+    pub(super) fn show(&self, here: Option<&Origin>) -> Snapshot {
         let status = self.snapshot.status();
         let classes = status.classes.map(|classes| PageClasses {
             dirty: classes.dirty.into(),
@@ -52,10 +53,21 @@ impl Known {
             generation: self.snapshot.generation(),
             created_unix_ms: self.snapshot.created_unix_ms(),
             volumes: self.snapshot.volumes().iter().map(volume).collect(),
+            origin: self.origin(here),
             missing_bytes: status.remote.map(|remote| remote.missing_bytes),
             classes,
             seal_seconds: status.seal_time.map(|time| time.as_secs_f64()),
         }
+    }
+
+    /// The node that has it as long as it is in no store.
+    fn origin(&self, here: Option<&Origin>) -> Option<types::Origin> {
+        let status = self.snapshot.status();
+        let elsewhere = status.remote.map(|remote| types::Origin { node: remote.node, address: None });
+        let is_unsaved = matches!(shown(status.state), SnapshotState::Captured | SnapshotState::Sealed);
+        let here = here.filter(|_| is_unsaved).cloned();
+        let shown = |Origin { node, address }| types::Origin { node, address: Some(address) };
+        elsewhere.or(here.map(shown))
     }
 
     /// The snapshot with its name, for people.

@@ -24,7 +24,7 @@ impl Sandboxes {
         let mut chosen = self.requests.choose(asked, &("pause", reference, &how), 1)?;
         let id = SnapshotId::from(chosen.ids[0]);
         if let Some(snapshot) = self.host.engine.snapshot(id) {
-            return Ok(Known::of(snapshot).show());
+            return Ok(Known::of(snapshot).show(self.host.origin.as_ref()));
         }
         chosen.refuse_if_gone(Made::Snapshot, &[id.uuid()])?;
         let entry = self.registry.find(reference)?;
@@ -35,7 +35,7 @@ impl Sandboxes {
         let snapshot =
             self.pause_in_turn(&mut turn, id, how, (RecordedLife::Paused, making), &asked.asker)?;
         drop((turn, name));
-        Ok(Known::of(snapshot).show())
+        Ok(Known::of(snapshot).show(self.host.origin.as_ref()))
     }
 
     /// Pauses the guest of a turn: on success the turn has none any more.

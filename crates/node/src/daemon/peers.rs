@@ -1,13 +1,12 @@
 //! Serves this node's snapshots to other nodes, on threads of its own.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use rekindle_engine::engine::Engine;
 use rekindle_engine::peer::{NoPeers, Peers};
-use rekindle_peer::{HasEngine, Listener, PeerClients, TlsFiles, serve};
+use rekindle_peer::{HasEngine, KnownNodes, Listener, PeerClients, TlsFiles, serve};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -31,10 +30,11 @@ impl HasEngine for Host {
 
 /// The nodes that this one may read from.
 pub(super) fn peers_of(settings: &Settings) -> Arc<dyn Peers> {
-    let PeerSettings { files, named, listen: _ } = &settings.peers;
-    let named: HashMap<String, String> = named.clone().into_iter().collect();
-    match files.clone() {
-        Some(files) => Arc::new(PeerClients::new(files, named)),
+    let PeerSettings { files, named, found, .. } = settings.peers.clone();
+    match files {
+        Some(files) => {
+            Arc::new(PeerClients::new(files, KnownNodes { named: named.into_iter().collect(), found }))
+        }
         None => Arc::new(NoPeers),
     }
 }
@@ -42,8 +42,7 @@ pub(super) fn peers_of(settings: &Settings) -> Arc<dyn Peers> {
 impl PeerListener {
     /// Listens, if the settings say where.
     pub(super) fn start(settings: &Settings, host: &Arc<Host>) -> anyhow::Result<Option<Self>> {
-        let PeerSettings { listen: Some(address), files: Some(files), named: _ } = settings.peers.clone()
-        else {
+        let PeerSettings { listen: Some(address), files: Some(files), .. } = settings.peers.clone() else {
             settings.peers.files.as_ref().map_or(Ok(()), TlsFiles::check)?;
             return Ok(None);
         };

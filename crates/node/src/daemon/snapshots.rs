@@ -21,6 +21,7 @@ use super::host::Host;
 use super::known::{Known, shown};
 use super::listed_snapshots::ListedSnapshots;
 use super::names::{Names, Reserved};
+use super::origins::node_name;
 use super::references::Named as _;
 use super::stored;
 
@@ -34,14 +35,12 @@ pub(super) struct Snapshots {
     names: Names,
     host: Arc<Host>,
     events: Arc<EventLog>,
-    /// Name of this node, for snapshots that only it has.
-    node_name: String,
 }
 
 impl Snapshots {
     /// The owner of the snapshots in `listed`, which those of the host's engine come into.
     pub(super) fn new(listed: Arc<ListedSnapshots>, host: Arc<Host>, events: Arc<EventLog>) -> Self {
-        Self { listed, names: Names::default(), host, events, node_name: node_name() }
+        Self { listed, names: Names::default(), host, events }
     }
 
     /// All of them, oldest first.
@@ -74,22 +73,24 @@ impl Snapshots {
         }
     }
 
-    /// The same, of which another node has the pages if it is not saved yet.
+    /// The same, of which another node has the pages if it is not saved yet: the named one, or that of its origin record.
     pub(super) fn find_at(&self, reference: &Reference, node: Option<&str>) -> Answer<Known> {
-        let Some(node) = node else { return self.find(reference) };
-        match self.listed.find(reference) {
-            Err(problem) if problem.code == Code::NotFound => {
-                let id = Uuid::try_parse(reference).map_err(|_| {
-                    let why =
-                        format!("{reference:?} is no snapshot of this node: with `from`, give its whole id");
-                    Problem::new(Code::NotFound, why)
-                })?;
-                let snapshot = self.host.engine.open_from(SnapshotId::from(id), node)?;
-                self.listed.changed(&snapshot);
-                Ok(Known::of(snapshot))
+        let id = match (self.listed.find(reference), Uuid::try_parse(reference), node) {
+            (Err(problem), Ok(id), _) if problem.code == Code::NotFound => SnapshotId::from(id),
+            (Err(problem), Err(_), Some(_)) if problem.code == Code::NotFound => {
+                let why =
+                    format!("{reference:?} is no snapshot of this node: with `from`, give its whole id");
+                return Err(Problem::new(Code::NotFound, why));
             }
-            found => found,
-        }
+            (Err(problem), Err(_), None) if problem.code == Code::NotFound => return self.find(reference),
+            (found, _, _) => return found,
+        };
+        let snapshot = match node {
+            Some(node) => self.host.engine.open_from(id, node)?,
+            None => self.host.engine.open_anywhere(id)?,
+        };
+        self.listed.changed(&snapshot);
+        Ok(Known::of(snapshot))
     }
 
     /// The snapshot, which can still be read.
@@ -97,7 +98,7 @@ impl Snapshots {
         Self::still_readable(self.find(reference)?)
     }
 
-    /// The same at a node, if one is named.
+    /// The same, also one that is not saved yet, at the node that is named, or that has its origin record.
     pub(super) fn readable_at(&self, reference: &Reference, node: Option<&str>) -> Answer<Known> {
         Self::still_readable(self.find_at(reference, node)?)
     }
@@ -145,9 +146,14 @@ impl Snapshots {
         stored::list(&self.host)
     }
 
+    /// A snapshot as the API shows it.
+    pub(super) fn show(&self, known: &Known) -> Snapshot {
+        known.show(self.host.origin.as_ref())
+    }
+
     pub(super) fn list(&self, query: &ListQuery) -> SnapshotList {
         let (snapshots, next) = self.listed.page(query);
-        SnapshotList { snapshots: snapshots.iter().map(|known| known.show()).collect(), next }
+        SnapshotList { snapshots: snapshots.iter().map(|known| self.show(known)).collect(), next }
     }
 
     pub(super) fn wait_for(
@@ -170,11 +176,11 @@ impl Snapshots {
             }
         };
         if reached {
-            return Ok(known.show());
+            return Ok(self.show(&known));
         }
         let failure =
             known.snapshot.status().failure.map_or_else(String::new, |failure| format!("; last: {failure}"));
-        let why = format!("{} is {} and not yet {wanted}{failure}", known.called(), known.show().state);
+        let why = format!("{} is {} and not yet {wanted}{failure}", known.called(), known.state());
         Err(Problem::new(Code::NotYet, why).snapshot(known.snapshot.id()))
     }
 
@@ -239,7 +245,7 @@ impl Snapshots {
         let known = stored::undelete(&self.host, &self.listed, reference)?;
         let about = EventAbout { sandbox: known.about.sandbox, snapshot: Some(known.id()) };
         self.events.say("snapshot.undeleted", about, None);
-        Ok(known.show())
+        Ok(self.show(&known))
     }
 
     /// The deleted snapshots of the store that can be brought back.
@@ -285,8 +291,7 @@ impl Snapshots {
             stored_bytes: layer.stored_bytes,
         });
         let state = shown(known.snapshot.state());
-        let here =
-            matches!(state, SnapshotState::Captured | SnapshotState::Sealed).then(|| self.node_name.clone());
+        let here = matches!(state, SnapshotState::Captured | SnapshotState::Sealed).then(node_name);
         let origin = known.snapshot.status().remote.map(|remote| remote.node).or(here);
         Ok(Placement { snapshot: known.id(), state, origin, layers: layers.collect() })
     }
@@ -312,9 +317,4 @@ fn not_forgotten(called: &str, error: &ForgetError) -> Problem {
         ForgetError::Catalog(_) => (Code::DiskFailed, ""),
     };
     Problem::new(code, format!("{called} is not forgotten: {error}{what_to_do}"))
-}
-
-fn node_name() -> String {
-    let name = rustix::system::uname();
-    name.nodename().to_string_lossy().into_owned()
 }

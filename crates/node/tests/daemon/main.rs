@@ -26,6 +26,7 @@ mod machine_disks;
 mod machine_network;
 mod machines;
 mod older_catalogs;
+mod origins;
 mod outages;
 mod peers;
 mod documents;

@@ -14,15 +14,22 @@ use tempfile::TempDir;
 use crate::support::{Node, Outage, program, resume_as, rewrite};
 
 /// Two nodes of a fleet that publish into the same directory, and the certificates of both.
-struct Pair {
-    first: Node,
-    second: Node,
-    store: TempDir,
+pub(crate) struct Pair {
+    pub(crate) first: Node,
+    pub(crate) second: Node,
+    pub(crate) store: TempDir,
+    /// Where the first one serves others.
+    pub(crate) address: String,
     _certificates: TempDir,
 }
 
 impl Pair {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
+        Self::start_with(|address| format!("static = [\"first={address}\"]\n"))
+    }
+
+    /// The second node has more settings of its peers, which may have the first one's address.
+    pub(crate) fn start_with(of_second: impl FnOnce(&str) -> String) -> Self {
         let (store, certificates) = (
             tempfile::tempdir().expect("certificates and directories of a test"),
             tempfile::tempdir().expect("certificates and directories of a test"),
@@ -32,9 +39,9 @@ impl Pair {
         let address = free.expect("there is a port").to_string();
         let first = place(&format!("{settings}listen = {address:?}\n"), store.path());
         let first = Node::start_in(first);
-        let second = place(&format!("{settings}static = [\"first={address}\"]\n"), store.path());
+        let second = place(&format!("{settings}{}", of_second(&address)), store.path());
         second.copy_key_ring(&first.place).expect("the other has keys");
-        Self { first, second: Node::start_in(second), store, _certificates: certificates }
+        Self { first, second: Node::start_in(second), store, address, _certificates: certificates }
     }
 
     /// Resumes a snapshot at the second node.

@@ -8,6 +8,7 @@ use rekindle_engine::engine::{Engine, EngineOptions, ForgetError};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::open::OpenError;
+use rekindle_engine::origin::Origin;
 use rekindle_engine::peer::{Described, Peer, PeerError, Peers, WantedPages};
 use rekindle_engine::sources::Class;
 use rekindle_testkit::guest::judge;
@@ -114,6 +115,10 @@ fn lying(fleet: &Fleet, lie: Lie) -> Arc<dyn Peers> {
 impl Peers for LyingPeers {
     fn at(&self, node: &str) -> Result<Arc<dyn Peer>, PeerError> {
         Ok(Arc::new(Lying { honest: self.0.at(node)?, lie: self.1 }))
+    }
+
+    fn named_by<'a>(&'a self, origin: &'a Origin) -> BoxFuture<'a, Result<String, PeerError>> {
+        self.0.named_by(origin)
     }
 }
 

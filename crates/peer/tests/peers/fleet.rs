@@ -1,6 +1,5 @@
 //! Nodes of one fleet: an authority, and for each node an engine, certificates and a listener.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::geometry::{GuestPage, GuestPages};
 use rekindle_engine::peer::Peers;
 use rekindle_engine::snapshot::Snapshot;
-use rekindle_peer::{Listener, PeerClients, TlsFiles, serve};
+use rekindle_peer::{KnownNodes, Listener, PeerClients, TlsFiles, serve};
 use rekindle_testkit::guest::{Guest, Tracking};
 use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::random::Random;
@@ -77,7 +76,7 @@ impl Fleet {
 
     /// Reads from other nodes with certificates of its own.
     pub(crate) fn peers(&self, node: &str) -> Arc<dyn Peers> {
-        Arc::new(PeerClients::new(self.files(node), HashMap::new()))
+        Arc::new(PeerClients::new(self.files(node), KnownNodes::default()))
     }
 
     /// An engine that may read from other nodes.

@@ -1,6 +1,5 @@
 //! Ends of a connection that are no nodes of the fleet, or speak otherwise.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::peer::{PeerError, Peers, WantedPages};
 use rekindle_engine::sources::Class;
 use rekindle_peer::message::{VERSION_FIELD, encode_pages, encode_wanted};
-use rekindle_peer::{PeerClients, TlsFiles};
+use rekindle_peer::{KnownNodes, PeerClients, TlsFiles};
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
@@ -30,7 +29,7 @@ use crate::fleet::{Fleet, any_port, run};
 use crate::window::sites;
 
 fn asked(files: TlsFiles, at: SocketAddr) -> PeerError {
-    let peers = PeerClients::new(files, HashMap::new());
+    let peers = PeerClients::new(files, KnownNodes::default());
     let peer = peers.at(&at.to_string()).expect("certificates and directories of a test");
     Runtime::new()
         .expect("certificates and directories of a test")

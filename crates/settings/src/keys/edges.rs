@@ -3,7 +3,7 @@
 use crate::key::Key;
 
 /// They come after those of the node itself.
-pub(super) const OF_EDGES: [Key; 28] = [
+pub(super) const OF_EDGES: [Key; 30] = [
     Key {
         name: "bucket.endpoint",
         flag: "bucket-endpoint",
@@ -176,12 +176,30 @@ pub(super) const OF_EDGES: [Key; 28] = [
         reloads: false,
     },
     Key {
+        name: "peers.address",
+        flag: "peers-address",
+        value: "HOST:PORT",
+        help: "Where other nodes reach this one, as it tells them in the store about snapshots that are not saved yet",
+        default: "peers.listen, with the machine's name for 0.0.0.0",
+        example: "\"10.0.0.7:7420\"",
+        reloads: false,
+    },
+    Key {
         name: "peers.static",
         flag: "peers-static",
         value: "NAME=HOST:PORT,...",
-        help: "Names of other nodes, for resume --from",
+        help: "Other nodes with names: snapshots that they have not saved yet can be resumed here",
         default: "none",
         example: "[\"a=10.0.0.7:7420\"]",
+        reloads: false,
+    },
+    Key {
+        name: "peers.dns",
+        flag: "peers-dns",
+        value: "HOST:PORT,...",
+        help: "Other nodes without names: one at each address that DNS has for the host",
+        default: "none",
+        example: "[\"nodes.example.org:7420\"]",
         reloads: false,
     },
     Key {

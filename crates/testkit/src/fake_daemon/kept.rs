@@ -159,6 +159,7 @@ impl Kept {
             generation: u64::from(parent.is_some()),
             created_unix_ms: two_hours_ago(),
             volumes: vec![Volume { name: "memory".to_owned(), bytes, page_bytes: 4096 }],
+            origin: None,
             missing_bytes: None,
             classes: None,
             seal_seconds: None,
