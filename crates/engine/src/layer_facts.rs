@@ -114,8 +114,17 @@ impl LayerFacts {
 
     /// Remembers one more object of the layer; the one that is read stays.
     pub fn add_stored(&self, place: &StoredLayer) {
+        self.remember(place, |placement| placement.with(place.clone()));
+    }
+
+    /// Remembers one more object of the layer, which is read from now on.
+    pub fn prefer_stored(&self, place: &StoredLayer) {
+        self.remember(place, |placement| Some(placement.preferring(place.clone())));
+    }
+
+    fn remember(&self, place: &StoredLayer, beside: impl Fn(&Placement) -> Option<Placement>) {
         let is_new = self.change_placement(|placement| match placement {
-            Some(placement) => placement.with(place.clone()),
+            Some(placement) => beside(placement),
             None => Some(Placement::at(place.clone())),
         });
         if is_new {

@@ -36,6 +36,13 @@ impl Placement {
         Some(more)
     }
 
+    /// The same with one more object, which is read from now on.
+    pub fn preferring(&self, place: StoredLayer) -> Self {
+        let others = std::iter::once(&self.object).chain(&self.others);
+        let others = others.filter(|known| known.place().object != place.object).cloned().collect();
+        Self { object: Arc::new(StoredObject::at(place)), others }
+    }
+
     /// The same without an object that is gone. None if nothing changes: the last one stays, as the layer is known to be
     /// nowhere else, and its store may have it again.
     pub fn without(&self, gone: ObjectName) -> Option<Self> {

@@ -196,10 +196,15 @@ impl Publisher {
         // Given back before more is asked for: nobody waits for bytes while holding some.
         drop(room.take());
         *room = Some(self.budget.lease(publisher, bytes_held_by_upload(layer)).await);
-        match self.upload_unless_stored(layer, Some(copy.object), publisher).await {
+        let uploaded = match self.upload_unless_stored(layer, Some(copy.object), publisher).await {
             Err(PublishError::Layer(LayerError::Digest { .. })) => Err(refusal()),
             uploaded => uploaded,
+        };
+        // A condemned one may stay: another snapshot may name it that was published meanwhile.
+        if is_gone && uploaded.is_ok() {
+            layer.facts().note_gone(copy.object);
         }
+        uploaded
     }
 
     /// Uploads a layer unless an object of it is known by now beside `unreliable`.
@@ -215,10 +220,7 @@ impl Publisher {
             return Ok(None);
         }
         let (stored, frames) = self.uploader().upload(layer, publisher).await?;
-        layer.facts().add_stored(&stored);
-        if let Some(unreliable) = unreliable {
-            layer.facts().note_gone(unreliable);
-        }
+        layer.facts().prefer_stored(&stored);
         if let Some(object) = layer.facts().stored().filter(|object| *object.place() == stored) {
             object.set_frames(frames);
         }

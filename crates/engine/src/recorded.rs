@@ -23,7 +23,7 @@ pub(crate) struct Recorded {
     /// Deleted snapshots, each with the deletion if it can be undone.
     pub(crate) deletions: HashMap<SnapshotId, Option<Withdrawal>>,
     /// Places of layers in the store, from the records of all snapshots.
-    pub(crate) stored: HashMap<LayerId, StoredLayer>,
+    pub(crate) stored: HashMap<LayerId, Vec<StoredLayer>>,
 }
 
 /// The record of a captured snapshot.
@@ -102,7 +102,9 @@ impl Recorded {
         match LocalManifest::decode(&bytes) {
             Ok(local) => {
                 let known = local.manifest().layers().iter().zip(local.stored());
-                self.stored.extend(known.filter_map(|(name, stored)| Some((name.id, stored.clone()?))));
+                for (name, place) in known {
+                    self.stored.entry(name.id).or_default().extend(place.clone());
+                }
                 self.named.push(named(local));
             }
             Err(error) => self.unreadable.push((id, format!("its manifest cannot be read: {error}"))),

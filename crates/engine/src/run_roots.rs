@@ -15,6 +15,7 @@ use crate::age::Age;
 use crate::collectable::LayerCopy;
 use crate::deleted::Deleted;
 use crate::identity::SnapshotId;
+use crate::layer::Layer;
 use crate::limits;
 use crate::rely_steps::{RelyStep, Relying};
 use crate::root::{Cause, Root};
@@ -119,7 +120,7 @@ impl RunRoots {
         let mut turn = self.turn.lock().await;
         self.show_life(&mut turn, store).await?;
         // In this order: a snapshot is known before the sandbox ends that was paused into it.
-        let running = self.running();
+        let running = self.may_run();
         let there = self.there.all();
         let is_incomplete = self.there.is_incomplete(&there);
         let is_unpublished = |snapshot: &Arc<Snapshot>| !snapshot.is_published() && !snapshot.is_deleted();
@@ -128,20 +129,14 @@ impl RunRoots {
         if !(running.is_empty() && unpublished.is_empty()) {
             store.objects().await?;
         }
-        for snapshot in &running {
-            self.begin_root(store, snapshot.id(), copies(snapshot));
+        let layers: Vec<_> =
+            running.iter().chain(&unpublished).flat_map(|snapshot| layers(snapshot)).collect();
+        // Again for layers of which an object was found to be gone, and another one is known.
+        while self.begin_roots(store, &running, &unpublished) {
+            self.rely_on_all(store, &layers).await?;
         }
-        for snapshot in &unpublished {
-            // Its own uploads have the root of its publish.
-            let of_others =
-                copies(snapshot).into_iter().filter(|copy| copy.object.publisher != snapshot.id());
-            self.begin_root(store, snapshot.id(), of_others.collect());
-        }
+        self.rely_on_all(store, &layers).await?;
         let needed = running.iter().chain(&unpublished).flat_map(|snapshot| copies(snapshot)).collect();
-        let names: Vec<_> = self.undoubted().iter().map(|held| held.name).collect();
-        for name in names {
-            self.rely(store, name).await?;
-        }
         if is_incomplete { Ok(()) } else { self.take_away_needless(store, &needed).await }
     }
 
@@ -178,8 +173,14 @@ impl RunRoots {
         Ok(())
     }
 
-    fn running(&self) -> Vec<Arc<Snapshot>> {
-        lock(&self.running).values().map(|running| Arc::clone(&running.snapshot)).collect()
+    /// The snapshots that sandboxes run from, and the deleted ones from which one of the previous process may still run.
+    fn may_run(&self) -> Vec<Arc<Snapshot>> {
+        let mut may_run: Vec<_> =
+            lock(&self.running).values().map(|running| Arc::clone(&running.snapshot)).collect();
+        if self.there.deleted.origins_may_be_asked() {
+            may_run.extend(self.there.deleted.held());
+        }
+        may_run
     }
 
     /// Shows a sign of life if this node has had roots for long. After a long silence all roots are in doubt.
@@ -199,23 +200,48 @@ impl RunRoots {
         Ok(())
     }
 
-    /// Begins a root for the copies of a snapshot, unless others name them all.
-    fn begin_root(&self, store: &Store, snapshot: SnapshotId, named: BTreeSet<LayerCopy>) {
+    /// Begins the roots that are missing. True if one was.
+    fn begin_roots(&self, store: &Store, running: &[Arc<Snapshot>], unpublished: &[Arc<Snapshot>]) -> bool {
+        let mut is_begun = false;
+        for snapshot in running {
+            is_begun |= self.begin_root(store, snapshot.id(), copies(snapshot));
+        }
+        for snapshot in unpublished {
+            // Its own uploads have the root of its publish.
+            let of_others =
+                copies(snapshot).into_iter().filter(|copy| copy.object.publisher != snapshot.id());
+            is_begun |= self.begin_root(store, snapshot.id(), of_others.collect());
+        }
+        is_begun
+    }
+
+    /// Begins a root for the copies of a snapshot. False if others name them all.
+    fn begin_root(&self, store: &Store, snapshot: SnapshotId, named: BTreeSet<LayerCopy>) -> bool {
         let undoubted = self.undoubted();
         let is_named = |copy| undoubted.iter().any(|held| held.relying.root().named.contains(copy));
-        if !named.iter().all(is_named) {
-            let root = Root { snapshot, cause: Cause::Runs, named };
-            let name = store.name_for(&root);
-            lock(&self.held).push(RunRoot { name, relying: Relying::on(root), is_doubted: false });
+        if named.iter().all(is_named) {
+            return false;
         }
+        let root = Root { snapshot, cause: Cause::Runs, named };
+        let name = store.name_for(&root);
+        lock(&self.held).push(RunRoot { name, relying: Relying::on(root), is_doubted: false });
+        true
     }
 
     fn undoubted(&self) -> Vec<RunRoot> {
         lock(&self.held).iter().filter(|held| !held.is_doubted).cloned().collect()
     }
 
+    async fn rely_on_all(&self, store: &Store, layers: &[Arc<Layer>]) -> Result<(), StoreError> {
+        let names: Vec<_> = self.undoubted().iter().map(|held| held.name).collect();
+        for name in names {
+            self.rely(store, name, layers).await?;
+        }
+        Ok(())
+    }
+
     /// Takes the steps to relying on what a root names, as far as collectors let it.
-    async fn rely(&self, store: &Store, name: RootName) -> Result<(), StoreError> {
+    async fn rely(&self, store: &Store, name: RootName, layers: &[Arc<Layer>]) -> Result<(), StoreError> {
         loop {
             let held = lock(&self.held).iter().find(|held| held.name == name).cloned();
             let Some(RunRoot { relying, .. }) = held else { return Ok(()) };
@@ -236,9 +262,9 @@ impl RunRoots {
                         Err(StoreError::NotFound(_)) => false,
                         Err(error) => return Err(error),
                     };
-                    if !is_there {
+                    if !is_there && !has_another(layers, copy) {
                         let snapshot = relying.root().snapshot;
-                        tracing::error!(%snapshot, %copy, "a sandbox runs from a snapshot whose pages are deleted");
+                        tracing::error!(%snapshot, %copy, "a sandbox runs, or may run, from a snapshot whose pages are deleted");
                     }
                     self.change(name, |relying| relying.looked(copy, is_there));
                 }
@@ -304,13 +330,24 @@ impl Drop for RunsFrom {
     }
 }
 
+/// Notes that an object is gone. True if another one of its layer is known.
+fn has_another(layers: &[Arc<Layer>], gone: LayerCopy) -> bool {
+    layers.iter().filter(|layer| layer.id() == gone.layer).any(|layer| {
+        layer.facts().note_gone(gone.object);
+        layer.stored_at().is_some_and(|stored| stored.object != gone.object)
+    })
+}
+
 /// The objects in the store that pages of a snapshot are in.
 fn copies(snapshot: &Snapshot) -> BTreeSet<LayerCopy> {
-    if let Some(named) = snapshot.named_now() {
-        let copy = |layer: &Arc<crate::layer::Layer>| {
-            Some(LayerCopy { layer: layer.id(), object: layer.stored_at()?.object })
-        };
-        return named.layers().iter().filter_map(copy).collect();
+    let copy = |layer: &Arc<Layer>| Some(LayerCopy { layer: layer.id(), object: layer.stored_at()?.object });
+    layers(snapshot).iter().filter_map(copy).collect()
+}
+
+/// The layers that pages of a snapshot are in; before it has its own, those of the nearest ancestor that has.
+fn layers(snapshot: &Snapshot) -> Vec<Arc<Layer>> {
+    match snapshot.named_now() {
+        Some(named) => named.layers().to_vec(),
+        None => snapshot.parent().map(|parent| layers(&parent)).unwrap_or_default(),
     }
-    snapshot.parent().map(|parent| copies(&parent)).unwrap_or_default()
 }

@@ -230,12 +230,12 @@ impl Replaying<'_> {
     fn reopen(
         &self,
         manifest: &Manifest,
-        stored: &HashMap<LayerId, StoredLayer>,
+        stored: &HashMap<LayerId, Vec<StoredLayer>>,
     ) -> Result<Named, (Obstacle, Vec<Arc<Layer>>)> {
         let mut opened = Vec::with_capacity(manifest.layers().len());
         let mut obstacle = None;
         for name in manifest.layers() {
-            match self.open_layer(name, stored.get(&name.id)) {
+            match self.open_layer(name, stored.get(&name.id).map_or(&[], Vec::as_slice)) {
                 Ok(layer) => opened.push(layer),
                 Err(other) => obstacle = obstacle.or(Some(other)),
             }
@@ -246,13 +246,17 @@ impl Replaying<'_> {
         }
     }
 
-    fn open_layer(&self, name: &LayerName, stored: Option<&StoredLayer>) -> Result<Arc<Layer>, Obstacle> {
+    /// Opens a layer that is `stored` at these places. A snapshot that names one of them may be deleted and that object go,
+    /// so all of them are remembered.
+    fn open_layer(&self, name: &LayerName, stored: &[StoredLayer]) -> Result<Arc<Layer>, Obstacle> {
         match stored {
-            Some(stored) => {
-                let opened = self.cache.open_stored(name, stored);
-                opened.map_err(|error| Obstacle::Unknown(error.to_string()))
+            [first, others @ ..] => {
+                let opened = self.cache.open_stored(name, first);
+                let layer = opened.map_err(|error| Obstacle::Unknown(error.to_string()))?;
+                others.iter().for_each(|other| layer.facts().add_stored(other));
+                Ok(layer)
             }
-            None => self.cache.open_only_copy(name).map_err(|error| match &error {
+            [] => self.cache.open_only_copy(name).map_err(|error| match &error {
                 OnlyCopyError::Io { .. } | OnlyCopyError::Key { .. } => Obstacle::Unknown(error.to_string()),
                 OnlyCopyError::Absent { .. }
                 | OnlyCopyError::Short { .. }

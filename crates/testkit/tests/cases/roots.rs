@@ -6,9 +6,10 @@ use std::time::Instant;
 use futures_util::StreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use rekindle_engine::cache_limits::CacheLimits;
 use rekindle_engine::collectable::{Collectable, LayerCopy};
 use rekindle_engine::condemned::Condemned;
-use rekindle_engine::engine::Engine;
+use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::root::{Cause, Root};
 use rekindle_engine::snapshot::Snapshot;
@@ -17,8 +18,9 @@ use rekindle_testkit::model::ModelMemory;
 use rekindle_testkit::site::{PATIENCE, Site};
 use rekindle_testkit::stores::{Fault, Faults, Operation, Rule, UnreliableStore};
 
-use crate::store::{start_gated, wait_failure};
-use crate::{check_elsewhere, child, first_pause, run, site, wait_published};
+use crate::run_roots::wait_for;
+use crate::store::{gated, start_gated, wait_failure};
+use crate::{check, check_elsewhere, child, first_pause, run, site, wait_published};
 
 /// An engine on a site, through the store's gate.
 pub(crate) fn begin(site: &Site) -> Engine {
@@ -116,6 +118,57 @@ fn a_copy_on_a_collectors_list_is_uploaded_anew_by_the_next_snapshot_that_names_
         block_on(site.objects.delete(&Path::from(copy.to_string()))).expect("it is still there");
     }
     check_elsewhere(&site, &second);
+}
+
+/// The engine on a site anew, with next to no room for layer files.
+fn begin_small(site: &Site) -> Engine {
+    let cache_limits = CacheLimits { bytes_max: Some(4096), ..CacheLimits::default() };
+    let options = gated(site, site.objects.clone(), OtherStore::Refused);
+    let engine = Engine::start(EngineOptions { cache_limits, ..options }).expect("threads for an engine");
+    engine.end_replay();
+    engine
+}
+
+#[test]
+fn a_layer_with_two_copies_is_read_from_the_older_one_once_the_newer_one_went_with_its_snapshot() {
+    for starts_anew in [false, true] {
+        let site = site();
+        let mut engine = begin(&site);
+        let mut first = first_pause(&engine, 50);
+        wait_published(&first.0);
+        let older = copies(&first.0);
+        let list = Condemned(older.iter().copied().map(Collectable::Layer).collect());
+        put(&site, "condemned/collector/list", list.encode());
+        let mut second = child(&engine, &first, run(20, 6), 2).0;
+        wait_published(&second);
+        block_on(site.objects.delete(&Path::from("condemned/collector/list"))).expect("it is there");
+        if starts_anew {
+            let ids = (first.0.id(), second.id());
+            drop((first.0, second, engine));
+            engine = begin_small(&site);
+            let known = |id| engine.snapshot(id).expect("the catalog has it");
+            (first.0, second) = (known(ids.0), known(ids.1));
+        }
+        let is_newer = |path: &Path| older.iter().all(|copy| *path != Path::from(copy.to_string()));
+        let newer: Vec<_> = names(&site, "layers").into_iter().filter(is_newer).collect();
+        assert_eq!(newer.len(), 2, "its own layer, and that of the other one again");
+        engine.delete(&second).expect("a disk");
+        drop(second);
+        wait_for("it is deleted", || !names(&site, "deleted").is_empty());
+        for path in &newer {
+            block_on(site.objects.delete(path)).expect("it is there");
+        }
+        let runs_from = engine.runs_from(&first.0);
+        engine.look_after_roots().expect("the store is there");
+        let named = older.iter().copied().collect();
+        let root = Root { snapshot: first.0.id(), cause: Cause::Runs, named };
+        assert!(roots(&site).contains(&root), "{:?}", roots(&site));
+        if starts_anew {
+            engine.hold_cache_limits();
+            check(&engine, &first);
+        }
+        drop(runs_from);
+    }
 }
 
 #[test]

@@ -139,3 +139,24 @@ fn a_snapshot_that_a_start_finds_unpublished_has_a_root_for_what_it_needs() {
     wait_for("it has one", || roots(&site).contains(&wanted));
     drop(engine);
 }
+
+#[test]
+fn a_deletion_that_a_start_goes_on_with_comes_after_a_root_for_the_sandbox_that_may_run_from_it() {
+    let site = site();
+    let (engine, faults) = begin_unreliable(&site);
+    let first = first_pause(&engine, 50);
+    wait_published(&first.0);
+    wait_no_roots(&site);
+    let away = faults.outage();
+    let runs_from = engine.runs_from(&first.0);
+    engine.delete(&first.0).expect("a disk");
+    let (id, named) = (first.0.id(), copies(&first.0).into_iter().collect());
+    engine.stop();
+    drop((runs_from, first, engine, away));
+    let engine = begin(&site);
+    wait_for("it is deleted", || !names(&site, "deleted").is_empty());
+    assert_eq!(roots(&site), [Root { snapshot: id, cause: Cause::Runs, named }]);
+    engine.end_replay();
+    engine.look_after_roots().expect("the store is there");
+    wait_no_roots(&site);
+}

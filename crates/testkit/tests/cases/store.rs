@@ -157,10 +157,15 @@ fn start_with_gate(site: &Site) -> Engine {
 
 /// The same over the objects of a store, and where a person may have accepted it.
 pub(crate) fn start_gated(site: &Site, objects: Arc<dyn ObjectStore>, other: OtherStore) -> Engine {
+    Engine::start(gated(site, objects, other)).expect("threads for an engine")
+}
+
+/// Options of such an engine.
+pub(crate) fn gated(site: &Site, objects: Arc<dyn ObjectStore>, other: OtherStore) -> EngineOptions {
     let recording = site.recording().expect("a catalog");
     let catalog: Catalog = recording.catalog.clone().expect("it records");
     let gate = StoreGate::new(Box::new(OpensObjects(objects)), catalog, None, other, keys());
-    Engine::start(EngineOptions { store: Store::gated(gate), ..recording }).expect("threads for an engine")
+    EngineOptions { store: Store::gated(gate), ..recording }
 }
 
 #[test]
