@@ -75,6 +75,11 @@ impl Marks {
         if torn { Err(invalid("a page of a disk is marked as nothing a page can be")) } else { Ok(marks) }
     }
 
+    /// True if any page is not as it was at the last pause.
+    pub(super) fn is_any_changed(&self) -> bool {
+        (0..self.word_count()).any(|index| self.word(index) != 0)
+    }
+
     /// Pages of the disk.
     pub(super) fn pages(&self) -> u32 {
         self.pages

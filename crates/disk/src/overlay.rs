@@ -125,6 +125,11 @@ impl Overlay {
         self.written.allocated_bytes()
     }
 
+    /// True if anything was written or made zero since the last pause.
+    pub fn is_changed(&self) -> bool {
+        self.marks.is_any_changed()
+    }
+
     /// The writes as a volume of a pause, with zero copy. Right only while no thread writes, and none may after it.
     pub(super) fn volume(&self, name: VolumeName) -> io::Result<PausedVolume> {
         let pages = CapturedPages {

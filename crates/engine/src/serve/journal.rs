@@ -14,7 +14,7 @@
 //! calls that open pages, the file's lock 5. The stores are released in their order ([`SharedBuffer::set_bits`]).
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rekindle_kernel::event_buffer::EVENT_BYTES;
@@ -160,6 +160,18 @@ impl Journal {
         Ok(self.sets.memfd().reopen()?.into())
     }
 
+    /// The removed and the written pages in the file of a journal, whose server may note more meanwhile.
+    pub(super) fn peek(kept: BorrowedFd<'_>, pages: u32) -> io::Result<(PageSet, PageSet)> {
+        let memfd = Memfd::adopt(kept.try_clone_to_owned()?).map_err(io::Error::other)?;
+        let (set, _) = places(pages);
+        let read = |at: usize| {
+            let mut bytes = vec![0; set];
+            memfd.read_at(&mut bytes, u64_of(SETS + at))?;
+            set_of(&bytes, pages).ok_or_else(|| io::Error::other(JournalError::Pages { pages }))
+        };
+        Ok((read(0)?, read(set)?))
+    }
+
     /// Replaces both sets by smaller ones, word by word: a kill in between leaves each page as it was or as it is to be.
     pub(super) fn shrink(&self, removed: &PageSet, written: &PageSet) {
         for (set, pages) in [(0, removed), (places(self.pages).0, written)] {
@@ -182,10 +194,13 @@ impl Journal {
     fn read_set(&self, set: usize) -> Result<PageSet, JournalError> {
         let mut bytes = vec![0; places(self.pages).0];
         self.sets.read(set, &mut bytes);
-        let (words, _) = bytes.as_chunks::<8>();
-        let words = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        PageSet::from_words(self.pages, words).ok_or(JournalError::Pages { pages: self.pages })
+        set_of(&bytes, self.pages).ok_or(JournalError::Pages { pages: self.pages })
     }
+}
+
+fn set_of(bytes: &[u8], pages: u32) -> Option<PageSet> {
+    let (words, _) = bytes.as_chunks::<8>();
+    PageSet::from_words(pages, words.iter().map(|word| u64::from_le_bytes(*word)).collect())
 }
 
 /// A killed process holds its lock until its last thread is out of the kernel, which may take it a moment.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rekindle_kernel::{Event, Userfaultfd, userfaultfd};
+use rekindle_kernel::{Event, Memfd, Pagemap, Userfaultfd, userfaultfd};
 
 use super::epoch::{Epoch, Guest};
 use super::epoch_facts::{EpochFacts, digest_of};
@@ -13,7 +13,7 @@ use super::installer::Installer;
 use super::journal::{Journal, Recovered};
 use crate::handover::{self, HandoverError};
 use crate::regions::{Regions, RegionsError};
-use crate::tracking::Tracking;
+use crate::tracking::{EpochSets, StoppedMemory, Tracking, may_have_changed};
 
 pub use super::journal::JournalError;
 
@@ -76,6 +76,19 @@ impl KeptEpoch {
             stream: self.stream.try_clone()?,
             journal: self.journal.try_clone()?,
         })
+    }
+
+    /// False only where the guest has written nothing and given nothing back in this epoch. It may run meanwhile, and so
+    /// may its server.
+    pub(super) fn may_have_changed(&self, pages: u32) -> io::Result<bool> {
+        let EpochFacts { pid, regions, tracking } = &self.facts;
+        let regions = Regions::new(regions.clone(), pages).map_err(io::Error::other)?;
+        let memfd = self.memfd.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let memfd = memfd.map(Memfd::adopt).transpose().map_err(io::Error::other)?;
+        let (removed, written) = Journal::peek(self.journal.as_fd(), pages)?;
+        let sets = EpochSets { removed: &removed, written: &written };
+        let memory = StoppedMemory { regions: &regions, memfd: memfd.as_ref(), pagemap: Pagemap::of(*pid)? };
+        may_have_changed(*tracking, &sets, &memory)
     }
 }
 

@@ -177,6 +177,12 @@ impl FaultServer {
         self.tracking
     }
 
+    /// False only where its guest has written nothing and given nothing back in this epoch; it runs meanwhile. Walks its
+    /// page tables, and reads none of its memory.
+    pub fn may_have_changed(&self) -> io::Result<bool> {
+        self.kept.may_have_changed(self.pages)
+    }
+
     /// Installs `pages` ahead of the guest, between its faults. Pages that are there or were given back are left alone.
     pub fn prefetch(&self, pages: PageSet) {
         assert_eq!(pages.pages(), self.pages, "what is prefetched is of the guest's size");

@@ -92,6 +92,7 @@ fn a_disk_goes_on_from_a_checkpoint_with_nothing_written() {
         let zeroes = (usize::from(round) * 100 + 7) * PAGE;
         client.without_data(WRITE_ZEROES, 0, word(zeroes), word(10 * PAGE)).unwrap();
         model[zeroes..zeroes + 10 * PAGE].fill(0);
+        assert!(disk.overlay().is_changed());
         let frozen = disk.freeze();
         let volume = copy_volume(frozen.volume(disk_name()).unwrap()).unwrap();
         assert_eq!((volume.pages.kept.len(), volume.pages.zero.len()), (4, 10), "round {round}");
@@ -99,6 +100,7 @@ fn a_disk_goes_on_from_a_checkpoint_with_nothing_written() {
         frozen.rebase(disk_of(&parent)).unwrap();
         frozen.thaw();
         assert_eq!(disk.overlay().bytes_held().unwrap(), 0);
+        assert!(!disk.overlay().is_changed(), "round {round}");
         assert!(client.read(0, model.len()).unwrap() == model, "round {round}");
         assert!(stand.read(&parent, model.len()) == model, "round {round}");
     }
