@@ -13,8 +13,8 @@ use super::quoted::quoted;
 use super::types::{
     CaptureMemory, CaptureSource, CheckpointSandbox, Collect, ConsoleInput, ConsoleQuery, CreateSandbox,
     DrainNode, EventsQuery, ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, Netns, OpenFaultSocket,
-    PauseSandbox, ResumeSandbox, ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind, WaitQuery, is_name,
-    name_rule,
+    PauseSandbox, PeriodicCheckpoints, ResumeSandbox, ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind,
+    WaitQuery, is_name, name_rule,
 };
 
 /// Beginning of the names of labels that rekindle gives itself.
@@ -32,6 +32,7 @@ pub(crate) trait Checked: DeserializeOwned {
 impl Checked for CreateSandbox {
     fn check(&self) -> Result<(), Problem> {
         check_labels(&self.labels)?;
+        check_checkpoints(self.checkpoints)?;
         let unit = self.backing.page_bytes();
         let bytes = self.memory_bytes;
         must(bytes > 0 && bytes.is_multiple_of(unit) && bytes <= limits::MEMORY_BYTES_MAX, || {
@@ -59,6 +60,7 @@ impl Checked for PauseSandbox {
 
 impl Checked for CheckpointSandbox {
     fn check(&self) -> Result<(), Problem> {
+        check_checkpoints(self.checkpoints)?;
         check_labels(&self.labels)
     }
 }
@@ -78,6 +80,7 @@ impl Checked for DrainNode {
 
 impl Checked for ResumeSandbox {
     fn check(&self) -> Result<(), Problem> {
+        check_checkpoints(self.checkpoints)?;
         check_network(self.taps.as_deref(), self.netns.as_ref())
     }
 }
@@ -85,6 +88,7 @@ impl Checked for ResumeSandbox {
 impl Checked for ResumeSnapshot {
     fn check(&self) -> Result<(), Problem> {
         check_labels(&self.labels)?;
+        check_checkpoints(self.checkpoints)?;
         let from = self.from.as_deref().unwrap_or("a node");
         must((1..=engine_limits::NODE_BYTES_MAX).contains(&from.len()), || {
             format!("`from` is {}: it must be the name or the address of a node", quoted(from))
@@ -96,6 +100,7 @@ impl Checked for ResumeSnapshot {
 impl Checked for ForkSandbox {
     fn check(&self) -> Result<(), Problem> {
         check_labels(&self.labels)?;
+        check_checkpoints(self.checkpoints)?;
         check_network(self.taps.as_deref(), self.netns.as_ref())
     }
 }
@@ -243,6 +248,17 @@ fn is_plain_word(word: &str, length_max: usize) -> bool {
     (1..=length_max).contains(&word.len()) && word.chars().all(is_plain)
 }
 
+/// Refuses a period that is too long, and numbers of checkpoints that no sandbox keeps.
+fn check_checkpoints(checkpoints: Option<PeriodicCheckpoints>) -> Result<(), Problem> {
+    let Some(PeriodicCheckpoints { every_seconds, keep }) = checkpoints else { return Ok(()) };
+    let longest = limits::CHECKPOINT_SECONDS_MAX;
+    must(every_seconds <= longest, || {
+        format!("`every_seconds` is {every_seconds}: the longest period of checkpoints is {longest}, 30 days")
+    })?;
+    let most = limits::CHECKPOINTS_KEPT_MAX;
+    must((1..=most).contains(&keep), || format!("`keep` is {keep}: 1 to {most} checkpoints can be kept"))
+}
+
 /// Refuses labels that only rekindle gives.
 fn check_labels(labels: &Labels) -> Result<(), Problem> {
     let own = labels.keys().find(|name| name.starts_with(OWN_LABELS));
@@ -332,6 +348,25 @@ mod tests {
             assert!(refused::<CreateSandbox>(&format!(r#"{{"memory_bytes":{bytes}}}"#)).contains(bytes));
         }
         refused::<CreateSandbox>(r#"{"memory_bytes":4096,"backing":"huge"}"#);
+    }
+
+    #[test]
+    fn a_period_of_checkpoints_is_a_month_at_most_and_at_least_one_is_kept() {
+        taken::<CheckpointSandbox>(r#"{"checkpoints":{"every_seconds":0}}"#);
+        taken::<CreateSandbox>(
+            r#"{"memory_bytes":4096,"checkpoints":{"every_seconds":2592000,"keep":1000}}"#,
+        );
+        for checkpoints in [
+            r#"{"every_seconds":2592001}"#,
+            r#"{"every_seconds":1,"keep":0}"#,
+            r#"{"every_seconds":1,"keep":1001}"#,
+        ] {
+            let body = format!(r#"{{"checkpoints":{checkpoints}}}"#);
+            refused::<CheckpointSandbox>(&body);
+            refused::<ResumeSandbox>(&body);
+            refused::<ResumeSnapshot>(&body);
+            refused::<ForkSandbox>(&body);
+        }
     }
 
     #[test]

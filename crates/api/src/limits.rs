@@ -77,6 +77,12 @@ pub const CPUS_MAX: u32 = 64;
 /// Disks of a machine, and taps.
 pub const DEVICES_MAX: usize = 8;
 
+/// Seconds of the longest period of checkpoints: 30 days.
+pub const CHECKPOINT_SECONDS_MAX: u32 = 30 * 24 * 3600;
+
+/// Checkpoints of its period that a sandbox keeps.
+pub const CHECKPOINTS_KEPT_MAX: u32 = 1000;
+
 /// Reads of consoles that wait for output at once.
 pub const CONSOLE_WAITS_MAX: usize = 128;
 

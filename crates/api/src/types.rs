@@ -1,6 +1,7 @@
 //! Types of the control API's requests and answers, as JSON. Ids are UUIDs in lower case; times are milliseconds since
 //! 1970; sizes are bytes unless a name says pages of 4096 bytes.
 
+mod checkpoints;
 mod collection;
 mod daemon;
 mod machine;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+pub use checkpoints::{CheckpointSandbox, PeriodicCheckpoints};
 pub use collection::{Collect, Collection, ObjectVerdict};
 pub use daemon::{
     Drain, DrainNode, DrainedSandbox, Event, EventsQuery, Health, ProblemBody, Readiness, Version,
@@ -150,6 +152,9 @@ pub struct Sandbox {
     pub origin: Option<Uuid>,
     /// The snapshot of its last pause or checkpoint, if any.
     pub snapshot: Option<Uuid>,
+    /// The checkpoints that it takes in a period, if it takes any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<PeriodicCheckpoints>,
     /// When it was made.
     pub created_unix_ms: u64,
     /// Pages served to its guest since it was last resumed.
@@ -200,26 +205,15 @@ pub struct CreateSandbox {
     /// Its machine; for virtual machines, which must have one, and for them only.
     #[serde(default, deserialize_with = "shapes::object_or_none")]
     pub machine: Option<Machine>,
+    /// The checkpoints that it takes in a period; none where they are not said.
+    #[serde(default, deserialize_with = "shapes::object_or_none", skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<PeriodicCheckpoints>,
 }
 
 /// Options of a pause.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PauseSandbox {
-    /// The snapshot's name.
-    #[serde(default)]
-    #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    pub name: Option<Name>,
-    /// The snapshot's labels.
-    #[serde(default, deserialize_with = "shapes::labels")]
-    #[schema(schema_with = schemas::labels)]
-    pub labels: Labels,
-}
-
-/// Options of a checkpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CheckpointSandbox {
     /// The snapshot's name.
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -245,12 +239,15 @@ pub struct ResumeSandbox {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<Netns>,
     /// True to let a `stopped` or `lost` sandbox go on from its last snapshot: everything its guest did after that is
-    /// gone.
+    /// gone. One that takes checkpoints in a period does so in any case.
     #[serde(default)]
     pub from_last_snapshot: bool,
     /// The pages to bring ahead of its guest; the setting by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,
+    /// The checkpoints that it takes in a period from now on; as before where they are not said.
+    #[serde(default, deserialize_with = "shapes::object_or_none", skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<PeriodicCheckpoints>,
 }
 
 /// Pages that are brought ahead of a resumed guest.
@@ -301,6 +298,9 @@ pub struct ResumeSnapshot {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1, max_length = 255)]
     pub from: Option<String>,
+    /// The checkpoints that each of them takes in a period; none where they are not said.
+    #[serde(default, deserialize_with = "shapes::object_or_none", skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<PeriodicCheckpoints>,
 }
 
 /// Options of a fork: a running sandbox is paused for it and goes on from the same snapshot.
@@ -329,6 +329,9 @@ pub struct ForkSandbox {
     /// The pages to bring ahead of their guests; the setting by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,
+    /// The checkpoints that each of them takes in a period; none where they are not said.
+    #[serde(default, deserialize_with = "shapes::object_or_none", skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<PeriodicCheckpoints>,
 }
 
 /// Sandboxes, oldest first.

@@ -28,6 +28,7 @@ use rekindle_engine::snapshot::SnapshotStatus;
 
 pub use aside::AsideCounts;
 pub use observed::{Captures, Observed, SandboxCounts, SnapshotCounts};
+pub use pauses::PeriodicOutcome;
 pub use recovery::Recovery;
 
 use disks::Disks;
@@ -79,6 +80,11 @@ impl Metrics {
     pub fn checkpoint_answered(&self, answer: Duration, frozen: Duration) {
         self.pauses.checkpoint.observe(answer.as_secs_f64());
         self.pauses.checkpoint_frozen.observe(frozen.as_secs_f64());
+    }
+
+    /// A sandbox was due for a checkpoint.
+    pub fn periodic_checkpoint(&self, outcome: PeriodicOutcome) {
+        self.pauses.periodic(outcome);
     }
 
     /// A snapshot's pause was answered just now: its first fault is measured from here.

@@ -49,6 +49,7 @@ impl Operation {
                     memory_bytes: *memory_bytes,
                     backing: *backing,
                     machine: None,
+                    checkpoints: None,
                 };
                 client.create_sandbox(Some(name), &wanted).map(|sandbox| Outcome::Made(vec![sandbox]))
             }

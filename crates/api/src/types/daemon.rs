@@ -28,7 +28,7 @@ pub struct Event {
     pub id: u64,
     /// When.
     pub unix_ms: u64,
-    /// Kind: `sandbox.created`, `sandbox.paused`, `sandbox.checkpointed`, `sandbox.resumed`, `sandbox.stalled`,
+    /// Kind: `sandbox.created`, `sandbox.paused`, `sandbox.checkpointed`, `sandbox.not_checkpointed`, `sandbox.resumed`, `sandbox.stalled`,
     /// `sandbox.running`, `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `snapshot.captured`, `snapshot.sealed`,
     /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.undeleted`,
     /// `snapshot.forgotten`, `snapshot.lost`, `store.collected`,

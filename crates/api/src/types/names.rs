@@ -61,6 +61,9 @@ impl Labels {
     /// The label of a snapshot that is nothing but the images a machine's disks began as.
     pub const IMAGES: &str = "rekindle/images-of";
 
+    /// The label of a checkpoint that a sandbox has taken in its period.
+    pub const PERIODIC: &str = "rekindle/periodic";
+
     /// None.
     pub fn new() -> Self {
         Self::default()
@@ -69,6 +72,11 @@ impl Labels {
     /// The labels of a snapshot of the images of a sandbox's disks.
     pub fn images_of(sandbox: Uuid) -> Self {
         Self(BTreeMap::from([(Self::IMAGES.to_owned(), sandbox.to_string())]))
+    }
+
+    /// The labels of a checkpoint that `sandbox`, a name or an id, has taken in its period.
+    pub fn periodic(sandbox: &Reference) -> Self {
+        Self(BTreeMap::from([(Self::PERIODIC.to_owned(), sandbox.to_string())]))
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::output::{Column, Output, Rows, Tone, Word};
+use super::period;
 use super::session::Session;
 use super::shown::{self, DOMAIN_DEFAULT, ShortIds};
 use super::status::Status;
@@ -271,7 +272,7 @@ impl Known {
             shown::size(sandbox.memory_bytes).into(),
             self.snapshot_name(sandbox.snapshot.or(sandbox.origin).as_ref()),
             shown::age(sandbox.created_unix_ms, now_ms).into(),
-            note(sandbox.domain.as_ref().map(DomainName::as_str), sandbox.reason.as_deref()),
+            sandbox_note(sandbox),
         ]
     }
 
@@ -312,6 +313,13 @@ fn related(id: Option<&Uuid>, named: impl Fn(&Uuid) -> Option<String>, short: &S
         Some(id) => named(id).unwrap_or_else(|| short.of(id)).into(),
         None => Word::from("-").tone(Tone::Faint),
     }
+}
+
+/// The last word of a sandbox's row: the reason of its state, or the checkpoints that it takes.
+fn sandbox_note(sandbox: &Sandbox) -> Word {
+    let checkpoints = || sandbox.checkpoints.map(|set| format!("checkpoints {}", period::shown(set)));
+    let reason = sandbox.reason.clone().or_else(checkpoints);
+    note(sandbox.domain.as_ref().map(DomainName::as_str), reason.as_deref())
 }
 
 /// The last word of a row: the domain, where it is not the one of nodes that set none, and the reason of the state.

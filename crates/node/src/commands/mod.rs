@@ -18,6 +18,7 @@ pub mod machine;
 pub mod numbers;
 pub mod output;
 pub mod pause;
+mod period;
 mod private_node;
 pub mod resume;
 pub mod run;
@@ -53,7 +54,7 @@ use gc::GcArguments;
 use guests::GuestsArguments;
 use keys::KeysArguments;
 use list::ListArguments;
-use pause::PauseArguments;
+use pause::{CheckpointArguments, PauseArguments};
 use rekindle_guest::process::arguments::GuestArguments;
 use rekindle_keeper::arguments::KeeperArguments;
 use rekindle_vmm::namespace::EnterArguments;
@@ -112,7 +113,7 @@ pub enum Command {
     /// Pause sandboxes, each into a snapshot
     Pause(PauseArguments),
     /// Take snapshots of running sandboxes, which go on
-    Checkpoint(PauseArguments),
+    Checkpoint(CheckpointArguments),
     /// Resume a paused sandbox, or make new ones of a snapshot
     Resume(ResumeArguments),
     /// Make new sandboxes that go on from the present state of one

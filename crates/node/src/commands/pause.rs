@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Args;
 use rekindle_api::client::Client;
-use rekindle_api::types::{CheckpointSandbox, Labels, Name, PauseSandbox, Sandbox, Snapshot};
+use rekindle_api::types::{
+    CheckpointSandbox, Labels, Name, PauseSandbox, PeriodicCheckpoints, Sandbox, Snapshot,
+};
 
 use super::delete::{do_each, nothing_matches};
+use super::period::PeriodArguments;
 use super::selection::Selection;
 use super::session::Session;
 use super::shown;
@@ -38,11 +41,21 @@ pub struct PauseArguments {
     idempotency_key: Option<String>,
 }
 
+/// The sandboxes to checkpoint, with options.
+#[derive(Args, Clone, Debug)]
+pub struct CheckpointArguments {
+    #[command(flatten)]
+    each: PauseArguments,
+    #[command(flatten)]
+    period: PeriodArguments,
+}
+
 /// The end of a guest of which a snapshot is taken.
 #[derive(Clone, Copy)]
 enum Then {
     Ends,
-    GoesOn,
+    /// With the checkpoints that it takes from then on, if they are said.
+    GoesOn(Option<PeriodicCheckpoints>),
 }
 
 /// Pauses them.
@@ -51,8 +64,8 @@ pub fn run(session: &Session, arguments: &PauseArguments) -> anyhow::Result<Stat
 }
 
 /// Checkpoints them.
-pub fn checkpoint(session: &Session, arguments: &PauseArguments) -> anyhow::Result<Status> {
-    arguments.take_each(session, Then::GoesOn)
+pub fn checkpoint(session: &Session, arguments: &CheckpointArguments) -> anyhow::Result<Status> {
+    arguments.each.take_each(session, Then::GoesOn(arguments.period.checkpoints()))
 }
 
 impl PauseArguments {
@@ -101,8 +114,8 @@ impl PauseArguments {
                 let how = PauseSandbox { name, labels };
                 session.output.during("pausing", || client.pause_sandbox(&id, key, &how))?
             }
-            Then::GoesOn => {
-                let how = CheckpointSandbox { name, labels };
+            Then::GoesOn(checkpoints) => {
+                let how = CheckpointSandbox { name, labels, checkpoints };
                 session.output.during("checkpointing", || client.checkpoint_sandbox(&id, key, &how))?
             }
         };
@@ -114,7 +127,7 @@ impl PauseArguments {
         let id = bracketed_id(snapshot.name.as_deref(), &snapshot.id);
         let said = match then {
             Then::Ends => format!("{title} is paused into {into} in {took}{id}"),
-            Then::GoesOn => format!("{title} goes on; {into} was taken of it in {took}{id}"),
+            Then::GoesOn(_) => format!("{title} goes on; {into} was taken of it in {took}{id}"),
         };
         Ok((snapshot, said))
     }
@@ -139,7 +152,7 @@ fn tell(
                 "Resume it with `rekindle resume {name}`, now if you like; `rekindle wait {name}` waits until it is in the store."
             )
         }
-        Then::GoesOn => {
+        Then::GoesOn(_) => {
             let name = shown::name_or_id(snapshot.name.as_deref(), &snapshot.id);
             format!(
                 "`rekindle resume {name}` makes another sandbox of it, now if you like; `rekindle wait {name}` waits until it is in the store."

@@ -7,16 +7,20 @@ use clap::{Args, ValueEnum};
 use rekindle_api::client::Client;
 use rekindle_api::limits;
 use rekindle_api::types::{
-    self, ForkSandbox, NameOfSeveral, Netns, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxCount, TapName,
+    self, ForkSandbox, NameOfSeveral, Netns, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxCount,
+    SandboxState, TapName,
 };
 use serde_json::json;
 use uuid::Uuid;
 
 use super::numbers::number;
+use super::period::PeriodArguments;
 use super::session::Session;
 use super::shown;
 use super::status::{NoSuchThing, Status};
-use super::target::{LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of};
+use super::target::{
+    LabelArguments, Reference, Target, bracketed_id, sandbox_title, snapshot_of, snapshot_title,
+};
 
 /// The sandbox or snapshot to resume, with options.
 #[derive(Args, Clone, Debug)]
@@ -39,7 +43,10 @@ pub struct ResumeArguments {
     prefault: Option<Prefault>,
     #[command(flatten)]
     network: NetworkArguments,
-    /// Let a stopped or lost sandbox go on from its last snapshot: everything its guest did after that is gone
+    #[command(flatten)]
+    period: PeriodArguments,
+    /// Let a stopped or lost sandbox go on from its last snapshot: everything its guest did after that is gone.
+    /// One with --every does so in any case
     #[arg(long, conflicts_with_all = ["count", "name", "labels"])]
     from_last_snapshot: bool,
     /// The node that has the snapshot, which need not be saved yet: a name in peers.static, or HOST:PORT [default: as the store says]
@@ -108,6 +115,8 @@ pub struct ForkArguments {
     labels: LabelArguments,
     #[command(flatten)]
     network: NetworkArguments,
+    #[command(flatten)]
+    period: PeriodArguments,
     /// The pages to bring ahead of their guests [default: the daemon's setting]
     #[arg(long, value_name = "PAGES")]
     prefault: Option<Prefault>,
@@ -145,10 +154,14 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
                 netns: arguments.network.netns(),
                 from_last_snapshot: arguments.from_last_snapshot,
                 prefault: arguments.prefault.map(types::Prefault::from),
+                checkpoints: arguments.period.checkpoints(),
             };
             let id = sandbox.id.to_string();
             let resumed = session.output.during("resuming", || client.resume_sandbox(&id, &how))?;
-            tell_of_one(session, &resumed, asked.elapsed())
+            let took = asked.elapsed();
+            let has_ended = matches!(sandbox.state, SandboxState::Stopped | SandboxState::Lost);
+            let went_back = if has_ended { went_back(&client, &resumed)? } else { String::new() };
+            tell_of_one(session, &resumed, took, &went_back)
         }
         Target::Sandbox(_) | Target::Snapshot(_) => {
             let how = arguments.of_snapshot()?;
@@ -177,6 +190,7 @@ impl ResumeArguments {
             netns: self.network.netns(),
             prefault: self.prefault.map(types::Prefault::from),
             from: self.from.clone(),
+            checkpoints: self.period.checkpoints(),
         })
     }
 }
@@ -205,29 +219,55 @@ pub fn fork(session: &Session, arguments: &ForkArguments) -> anyhow::Result<Stat
 }
 
 fn make_forks(client: &Client, target: &Target, arguments: &ForkArguments) -> anyhow::Result<Vec<Sandbox>> {
-    let ForkArguments { count, name, labels, network, prefault, idempotency_key, .. } = arguments;
+    let ForkArguments { count, name, labels, network, period, prefault, idempotency_key, .. } = arguments;
     let (taps, netns) = (network.taps(), network.netns());
     let (id, key, labels) = (target.id().to_string(), idempotency_key.as_deref(), labels.labels()?);
     let (count, name, prefault) = (*count, name.clone(), prefault.map(types::Prefault::from));
+    let checkpoints = period.checkpoints();
     Ok(match target {
         Target::Sandbox(_) => {
-            client.fork_sandbox(&id, key, &ForkSandbox { count, name, labels, taps, netns, prefault })?
+            let how = ForkSandbox { count, name, labels, taps, netns, prefault, checkpoints };
+            client.fork_sandbox(&id, key, &how)?
         }
         Target::Snapshot(_) => {
-            let how =
-                ResumeSnapshot { count, name, labels, taps, netns, prefault, ..ResumeSnapshot::default() };
+            let how = ResumeSnapshot {
+                count,
+                name,
+                labels,
+                taps,
+                netns,
+                prefault,
+                checkpoints,
+                ..ResumeSnapshot::default()
+            };
             client.resume_snapshot(&id, key, &how)?
         }
     })
 }
 
-fn tell_of_one(session: &Session, sandbox: &Sandbox, took: Duration) -> anyhow::Result<Status> {
+/// The snapshot that a sandbox goes on from whose guest had ended, in words.
+fn went_back(client: &Client, sandbox: &Sandbox) -> anyhow::Result<String> {
+    let Some(origin) = sandbox.origin else { return Ok(String::new()) };
+    let snapshot = client.snapshot(&origin.to_string())?;
+    let age = shown::age(snapshot.created_unix_ms, shown::now_ms());
+    Ok(format!(
+        "; it goes on from {}, taken {age} ago, and what came after that is gone",
+        snapshot_title(&snapshot)
+    ))
+}
+
+fn tell_of_one(
+    session: &Session,
+    sandbox: &Sandbox,
+    took: Duration,
+    went_back: &str,
+) -> anyhow::Result<Status> {
     if session.output.json {
         session.output.value(sandbox)?;
     } else {
         let title = sandbox_title(sandbox);
         let id = bracketed_id(sandbox.name.as_deref(), &sandbox.id);
-        session.output.line(&format!("{title} runs again after {}{id}", shown::duration(took)))?;
+        session.output.line(&format!("{title} runs again after {}{id}{went_back}", shown::duration(took)))?;
     }
     Ok(Status::Done)
 }

@@ -8,6 +8,7 @@ use rekindle_engine::identity::DomainName;
 use uuid::Uuid;
 
 use super::machine::MachineArguments;
+use super::period::PeriodArguments;
 use super::session::Session;
 use super::shown;
 use super::status::Status;
@@ -33,6 +34,8 @@ pub struct RunArguments {
     /// Domain (tenant) that its snapshots belong to; the daemon's own unless given
     #[arg(long, value_name = "NAME")]
     domain: Option<DomainName>,
+    #[command(flatten)]
+    period: PeriodArguments,
     #[command(flatten)]
     machine: MachineArguments,
     #[command(flatten)]
@@ -105,6 +108,7 @@ pub fn run(session: &Session, arguments: &RunArguments) -> anyhow::Result<Status
             BackingWord::Huge => MemoryBacking::Huge,
         },
         machine,
+        checkpoints: arguments.period.checkpoints(),
     };
     let sandbox = session
         .output

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::list::{sandbox_state, snapshot_state};
 use super::output::{Output, Rows, Tone, Word};
+use super::period;
 use super::session::Session;
 use super::shown::{self, DOMAIN_DEFAULT};
 use super::status::Status;
@@ -96,6 +97,9 @@ fn sandbox_facts(sandbox: &Sandbox, now_ms: u64) -> Rows {
     optional_id(&mut rows, "runs from", sandbox.origin.as_ref());
     let is_paused = sandbox.state == SandboxState::Paused;
     optional_id(&mut rows, if is_paused { "paused into" } else { "snapshot" }, sandbox.snapshot.as_ref());
+    if let Some(checkpoints) = sandbox.checkpoints {
+        rows.fact("checkpoints", period::shown(checkpoints));
+    }
     if let Some(served) = sandbox.served {
         rows.fact(
             "pages served",

@@ -1,18 +1,23 @@
 //! Checkpoints a sandbox: a snapshot of it while it goes on.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use rekindle_api::control::{Answer, Asked};
-use rekindle_api::types::{CheckpointSandbox, Reference, Snapshot};
+use rekindle_api::types::{CheckpointSandbox, PeriodicCheckpoints, Reference, Snapshot};
+use rekindle_engine::catalog::Change;
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::snapshot::Snapshot as EngineSnapshot;
+use rekindle_input::asker::Asker;
 
 use super::about::About;
-use super::entry::CHECKPOINTING;
+use super::entry::{CHECKPOINTING, Turn};
 use super::events::About as EventAbout;
 use super::idempotency::Made;
 use super::known::Known;
 use super::live::{Checkpointed, Wanted};
 use super::record::{RecordedLife, put};
+use super::references::Named as _;
 use super::sandboxes::{Sandboxes, not_running};
 
 impl Sandboxes {
@@ -32,9 +37,26 @@ impl Sandboxes {
         let name = self.snapshots.reserve(how.name.as_ref())?;
         let mut turn = entry.turn(CHECKPOINTING, self.host.settings().pause_wait, asked)?;
         asked.check()?;
-        let began = Instant::now();
-        let (before, mut alongside) = (turn.record(), chosen.making(&[id.uuid()]));
-        let Some(live) = &mut turn.live else { return Err(not_running(&turn, "checkpointed")) };
+        let making = chosen.making(&[id.uuid()]);
+        let snapshot = self.checkpoint_in_turn(&mut turn, id, how, making, &asked.asker)?;
+        drop((turn, name));
+        self.let_go_of_images(entry.id());
+        self.events.say("sandbox.checkpointed", EventAbout::both(entry.id(), id.uuid()), None);
+        Ok(Known::of(snapshot).show(self.host.origin.as_ref()))
+    }
+
+    /// Checkpoints the guest of a turn, which goes on.
+    #[tracing::instrument(name = "checkpoint", skip_all, fields(snapshot = %id))]
+    pub(super) fn checkpoint_in_turn(
+        &self,
+        turn: &mut Turn,
+        id: SnapshotId,
+        how: CheckpointSandbox,
+        mut alongside: Vec<Change>,
+        asker: &Asker,
+    ) -> Answer<Arc<EngineSnapshot>> {
+        let (began, before) = (Instant::now(), turn.record());
+        let Some(live) = &mut turn.live else { return Err(not_running(turn, "checkpointed")) };
         let mut record = before.clone();
         let about = About {
             name: how.name,
@@ -43,17 +65,14 @@ impl Sandboxes {
             spec: Some(record.spec.clone()),
         };
         record.snapshot = Some(id.uuid());
+        record.checkpoints = PeriodicCheckpoints::after(record.checkpoints, how.checkpoints);
         record.life = RecordedLife::Running(live.recorded_after(id.uuid()));
         alongside.push(put(&record));
-        let wanted = Wanted { id, about, alongside, before, asker: &asked.asker };
+        let wanted = Wanted { id, about, alongside, before, asker };
         let Checkpointed { snapshot, frozen } =
             live.checkpoint(&self.host, wanted).map_err(|problem| problem.sandbox(record.id))?;
         self.host.metrics.checkpoint_answered(began.elapsed(), frozen);
-        let sandbox = record.id;
         turn.show(record);
-        drop((turn, name));
-        self.let_go_of_images(sandbox);
-        self.events.say("sandbox.checkpointed", EventAbout::both(sandbox, id.uuid()), None);
-        Ok(Known::of(snapshot).show(self.host.origin.as_ref()))
+        Ok(snapshot)
     }
 }

@@ -63,8 +63,8 @@ impl Sandboxes {
     ) -> Answer<Arc<Entry>> {
         asked.check()?;
         let live = self.born(&spec, room, |birth| Live::start(&self.host, birth, images.cloned()))?;
-        let sandbox =
-            NewSandbox { id: chosen.ids[0], name: wanted.name, labels: wanted.labels, domain, spec };
+        let CreateSandbox { name, labels, checkpoints, .. } = wanted;
+        let sandbox = NewSandbox { id: chosen.ids[0], name, labels, domain, spec, checkpoints };
         let record = SandboxRecord::new(sandbox, live.recorded());
         if let Err(problem) = asked.check() {
             self.host.endings.end(live.end());

@@ -74,6 +74,7 @@ impl Sandboxes {
         let each = ResumeSandbox {
             serve_before_seal: how.serve_before_seal,
             prefault: how.prefault,
+            checkpoints: how.checkpoints,
             ..ResumeSandbox::default()
         };
         let wanted = Wanted { ids: &ids, names, networks, labels: &how.labels, how: each, room: &room };
@@ -106,7 +107,11 @@ impl Sandboxes {
             }
             None => self.source_of_forks(&entry, (*pause, &networks), asked, &mut chosen)?,
         };
-        let each = ResumeSandbox { prefault: how.prefault, ..ResumeSandbox::default() };
+        let each = ResumeSandbox {
+            prefault: how.prefault,
+            checkpoints: how.checkpoints,
+            ..ResumeSandbox::default()
+        };
         let wanted = Wanted { ids, names, networks, labels: &how.labels, how: each, room: &source.room };
         match self.make_all(&source.known, &wanted, asked, &mut chosen) {
             Ok(made) => Ok(made),
@@ -238,8 +243,9 @@ impl Sandboxes {
                 .bring_back((known, wanted.room), asked, &wanted.how, network.clone())
                 .map_err(|problem| none_was_made(problem, born.guests.len(), wanted.ids.len()))?;
             let name = name.name().cloned();
-            let domain = known.snapshot.domain().clone();
-            let sandbox = NewSandbox { id: *id, name, labels: wanted.labels.clone(), domain, spec };
+            let (domain, labels) = (known.snapshot.domain().clone(), wanted.labels.clone());
+            let checkpoints = wanted.how.checkpoints;
+            let sandbox = NewSandbox { id: *id, name, labels, domain, spec, checkpoints };
             let record = SandboxRecord::new(sandbox, live.recorded());
             born.guests.push((record, live));
         }

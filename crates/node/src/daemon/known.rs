@@ -107,6 +107,14 @@ fn volume(volume: &rekindle_engine::snapshot::Volume) -> Volume {
     }
 }
 
+/// True if a guest can go on from it, here and now.
+pub(super) fn can_be_gone_on_from(known: &Known) -> bool {
+    matches!(
+        known.state(),
+        SnapshotState::Captured | SnapshotState::Sealed | SnapshotState::Published | SnapshotState::Remote
+    )
+}
+
 /// The state as the API shows it.
 pub(super) fn shown(state: lifecycle::SnapshotState) -> SnapshotState {
     match state {

@@ -57,6 +57,8 @@ mod over;
 mod paging;
 mod pausing;
 mod peers;
+mod periodic;
+mod periodic_line;
 mod problems;
 mod record;
 mod recovery;
@@ -115,6 +117,7 @@ use layer_disk::{cache_limits, on_disk};
 use listed_snapshots::ListedSnapshots;
 use origins::origin_of;
 use peers::{PeerListener, peers_of};
+use periodic::PeriodicCheckpointing;
 use registry::Registry;
 use room::Room;
 use sandboxes::Sandboxes;
@@ -137,6 +140,7 @@ pub struct Daemon {
     captures: Captures,
     lookout: Mutex<Option<Lookout>>,
     deciding: Mutex<Option<Deciding>>,
+    checkpointing: Mutex<Option<PeriodicCheckpointing>>,
     peers: Mutex<Option<PeerListener>>,
 }
 
@@ -212,6 +216,7 @@ impl Daemon {
             guests,
             lookout: Mutex::default(),
             deciding: Mutex::default(),
+            checkpointing: Mutex::default(),
             peers: Mutex::default(),
         });
         boot_files::remove_unfinished(&boot_directory::boot_directory(&daemon.host));
@@ -224,6 +229,8 @@ impl Daemon {
         daemon.guests.sandboxes.begin_freeing()?;
         let deciding = Deciding::start(&daemon.guests)?;
         *daemon.deciding.lock().unwrap_or_else(PoisonError::into_inner) = Some(deciding);
+        let checkpointing = PeriodicCheckpointing::start(&daemon.guests.sandboxes)?;
+        *daemon.checkpointing.lock().unwrap_or_else(PoisonError::into_inner) = Some(checkpointing);
         Ok(daemon)
     }
 
@@ -259,6 +266,7 @@ impl Served for Daemon {
         self.guests.fault_sockets.finish();
         self.host.qemu.finish();
         drop(self.deciding.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.checkpointing.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.host.endings.finish();
         self.host.engine.stop();
     }

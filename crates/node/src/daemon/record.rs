@@ -1,6 +1,6 @@
 //! A sandbox's record in the catalog: all that is needed to find its guest again.
 
-use rekindle_api::types::{Labels, MemoryBacking, Name};
+use rekindle_api::types::{Labels, MemoryBacking, Name, PeriodicCheckpoints};
 use rekindle_engine::catalog::{Change, Kind};
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::serve::EpochFacts;
@@ -30,6 +30,9 @@ pub(super) struct SandboxRecord {
     pub(super) spec: GuestSpec,
     /// The snapshot of its last pause or checkpoint.
     pub(super) snapshot: Option<Uuid>,
+    /// The checkpoints that it takes in a period.
+    #[serde(default)]
+    pub(super) checkpoints: Option<PeriodicCheckpoints>,
     pub(super) life: RecordedLife,
 }
 
@@ -66,6 +69,7 @@ pub(super) struct NewSandbox {
     pub(super) labels: Labels,
     pub(super) domain: DomainName,
     pub(super) spec: GuestSpec,
+    pub(super) checkpoints: Option<PeriodicCheckpoints>,
 }
 
 /// The version that is written, and the newest one that is read.
@@ -114,7 +118,7 @@ impl SandboxRecord {
 
     /// The record of a new sandbox whose guest runs.
     pub(super) fn new(sandbox: NewSandbox, guest: RecordedGuest) -> Self {
-        let NewSandbox { id, name, labels, domain, spec } = sandbox;
+        let NewSandbox { id, name, labels, domain, spec, checkpoints } = sandbox;
         Self {
             version: VERSION,
             id,
@@ -124,6 +128,7 @@ impl SandboxRecord {
             domain: Some(domain),
             spec,
             snapshot: None,
+            checkpoints: PeriodicCheckpoints::after(None, checkpoints),
             life: RecordedLife::Running(guest),
         }
     }
@@ -170,6 +175,7 @@ impl SandboxRecord {
             domain: read(&value["domain"]),
             spec: read(&value["spec"]).unwrap_or(unknown),
             snapshot: read(&value["snapshot"]),
+            checkpoints: read(&value["checkpoints"]),
             life: RecordedLife::Undecided { reason, guest: read(&value["life"]["id"]) },
         }
     }

@@ -2,13 +2,13 @@
 
 use rekindle_api::control::{Answer, Asked};
 use rekindle_api::problem::{Code, Problem};
-use rekindle_api::types::{self, Reference, ResumeSandbox, Sandbox, Which};
+use rekindle_api::types::{self, PeriodicCheckpoints, Reference, ResumeSandbox, Sandbox, Which};
 use rekindle_engine::learning::Prefault;
 use uuid::Uuid;
 
 use super::entry::{Entry, Turn};
 use super::events::About as EventAbout;
-use super::known::Known;
+use super::known::{Known, can_be_gone_on_from};
 use super::live::Live;
 use super::network::{Network, WantedNetwork};
 use super::record::{RecordedLife, SandboxRecord};
@@ -35,10 +35,23 @@ impl Sandboxes {
     fn resume_in_turn(&self, turn: &mut Turn, asked: &Asked, how: &ResumeSandbox) -> Answer<()> {
         let record = turn.record();
         let snapshot = resumed_from(turn.entry(), &record, how)?;
-        let known = self.snapshots.readable(&snapshot.into())?;
+        let known = self.snapshots.readable(&snapshot.into());
+        let known = known.or_else(|problem| self.last_that_is_whole(&record, problem))?;
         self.check_networks(&[network_of(&record, how)?])?;
         let room = self.room.promise(&Needed::by(&record.spec))?;
         self.go_on_from((&known, &room), turn, asked, how)
+    }
+
+    /// The newest snapshot of a sandbox whose guest has ended that can be gone on from, where its last one is gone for
+    /// `problem`. One that was paused goes on from its pause or not at all.
+    fn last_that_is_whole(&self, record: &SandboxRecord, problem: Problem) -> Answer<Known> {
+        let is_gone = matches!(problem.code, Code::NotFound | Code::Lost);
+        if !is_gone || record.life.is_paused() {
+            return Err(problem);
+        }
+        let all = self.snapshots.all().into_iter();
+        let whole = all.filter(|known| known.about.sandbox == Some(record.id) && can_be_gone_on_from(known));
+        whole.max_by_key(|known| known.id()).ok_or(problem)
     }
 
     /// The same, where there is room for it and `known` is the snapshot.
@@ -52,13 +65,17 @@ impl Sandboxes {
         let mut record = turn.record();
         let network = network_of(&record, how)?;
         let (live, spec) = self.bring_back((known, room), asked, how, network)?;
+        let instead = record.snapshot.filter(|last| *last != known.id());
+        let instead = instead.map(|last| format!("its last snapshot {last} is gone"));
         record.spec = spec;
+        record.snapshot = Some(known.id());
+        record.checkpoints = PeriodicCheckpoints::after(record.checkpoints, how.checkpoints);
         record.life = RecordedLife::Running(live.recorded());
         self.write_born(&record, &live, (Some(turn.record()), Vec::new()))?;
         turn.live = Some(live);
         turn.show(record.clone());
         self.watch_new_guests();
-        self.events.say("sandbox.resumed", EventAbout::both(record.id, known.id()), None);
+        self.events.say("sandbox.resumed", EventAbout::both(record.id, known.id()), instead);
         Ok(())
     }
 
@@ -110,7 +127,8 @@ fn resumed_from(entry: &Entry, record: &SandboxRecord, how: &ResumeSandbox) -> A
             Ok(snapshot)
         }
         (RecordedLife::Stopped { .. } | RecordedLife::Lost { .. }, Some(snapshot)) => {
-            if how.from_last_snapshot {
+            // One that takes checkpoints in a period does so to be gone on from there.
+            if how.from_last_snapshot || record.checkpoints.is_some() {
                 return Ok(snapshot);
             }
             let problem = refused(format!(

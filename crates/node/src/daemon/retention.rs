@@ -55,7 +55,7 @@ impl Sandboxes {
     }
 
     /// The sandboxes that run from a snapshot or can go on from it, by snapshot.
-    fn users(&self) -> HashMap<Uuid, String> {
+    pub(super) fn users(&self) -> HashMap<Uuid, String> {
         let used = |entry: Arc<Entry>| {
             let (record, called) = (entry.record(), entry.called());
             [record.snapshot, record.origin()].into_iter().flatten().map(move |id| (id, called.clone()))

@@ -19,6 +19,7 @@ use super::freeing::Freeing;
 use super::host::Host;
 use super::idempotency::Requests;
 use super::known::Known;
+use super::record::RecordedLife;
 use super::references::Named as _;
 use super::registry::Registry;
 use super::room::Room;
@@ -150,7 +151,15 @@ fn check_is_ours(known: &Known) -> Answer<()> {
 
 /// The problem of an operation that needs a running guest.
 pub(super) fn not_running(turn: &Turn, wanted: &str) -> Problem {
-    let entry = turn.entry();
-    let why = format!("{} is {}: only a running one can be {wanted}", entry.called(), entry.show().state);
+    let (entry, record) = (turn.entry(), turn.record());
+    let (called, state) = (entry.called(), entry.show().state);
+    let last = match (&record.life, record.snapshot) {
+        (RecordedLife::Stopped { .. } | RecordedLife::Lost { .. }, Some(last)) => {
+            let switch = if record.checkpoints.is_some() { "" } else { " --from-last-snapshot" };
+            format!("; `rekindle resume {}{switch}` goes on from its last snapshot {last}", entry.reference())
+        }
+        _ => String::new(),
+    };
+    let why = format!("{called} is {state}: only a running one can be {wanted}{last}");
     Problem::new(Code::WrongState, why).sandbox(entry.id())
 }

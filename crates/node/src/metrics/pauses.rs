@@ -8,6 +8,29 @@ use rekindle_api::problem::Code;
 
 use super::series::{Label, answer_seconds};
 
+/// What came of a checkpoint that a sandbox was due for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeriodicOutcome {
+    /// It was taken.
+    Taken,
+    /// Nothing was written since the last one.
+    Unchanged,
+    /// It could not be taken.
+    Failed,
+}
+
+impl PeriodicOutcome {
+    const ALL: [Self; 3] = [Self::Taken, Self::Unchanged, Self::Failed];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Unchanged => "unchanged",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Pauses, checkpoints, resumes, and requests that were not done.
 #[derive(Debug)]
 pub(super) struct Pauses {
@@ -17,6 +40,7 @@ pub(super) struct Pauses {
     pub(super) checkpoint_frozen: Histogram,
     pub(super) resume: Histogram,
     pub(super) first_fault: Histogram,
+    periodic: Family<[Label; 1], Counter>,
     refused: Family<[Label; 1], Counter>,
 }
 
@@ -40,6 +64,15 @@ impl Pauses {
             "pause_to_first_fault",
             "From the answer of a pause to the first page fault served from its snapshot",
         );
+        let periodic = Family::<[Label; 1], Counter>::default();
+        for outcome in PeriodicOutcome::ALL {
+            drop(periodic.get_or_create(&[("outcome", outcome.name())]));
+        }
+        registry.register(
+            "periodic_checkpoints",
+            "Checkpoints that sandboxes were due for, by what came of them",
+            periodic.clone(),
+        );
         let refused = Family::<[Label; 1], Counter>::default();
         for code in Code::ALL {
             drop(refused.get_or_create(&[("code", code.name())]));
@@ -49,7 +82,11 @@ impl Pauses {
             "Requests that were not done, by problem code",
             refused.clone(),
         );
-        Self { pause, frozen, checkpoint, checkpoint_frozen, resume, first_fault, refused }
+        Self { pause, frozen, checkpoint, checkpoint_frozen, resume, first_fault, periodic, refused }
+    }
+
+    pub(super) fn periodic(&self, outcome: PeriodicOutcome) {
+        self.periodic.get_or_create(&[("outcome", outcome.name())]).inc();
     }
 
     pub(super) fn refused(&self, code: Code) {

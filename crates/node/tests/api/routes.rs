@@ -69,7 +69,8 @@ fn a_sandbox_is_checkpointed_once_under_a_key_and_goes_on() {
     let client = served.client();
     let sandbox = served.sandbox("web");
     let labels = labels(&[("team", "a")]);
-    let how = CheckpointSandbox { name: Some("moment".parse().expect("it is a name")), labels };
+    let how =
+        CheckpointSandbox { name: Some("moment".parse().expect("it is a name")), labels, checkpoints: None };
     let snapshot = client.checkpoint_sandbox("web", Some("key"), &how).unwrap();
     assert_eq!((snapshot.name.as_deref(), &snapshot.labels), (Some("moment"), &how.labels));
     assert_eq!(client.checkpoint_sandbox("web", Some("key"), &how).unwrap(), snapshot);

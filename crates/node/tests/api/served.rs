@@ -104,6 +104,7 @@ pub(crate) fn wanted(name: &str) -> CreateSandbox {
         memory_bytes: 4096,
         backing: MemoryBacking::Shared,
         machine: None,
+        checkpoints: None,
     }
 }
 

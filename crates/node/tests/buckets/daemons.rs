@@ -62,6 +62,7 @@ impl Node {
             memory_bytes: 8 << 20,
             backing: MemoryBacking::Shared,
             machine: None,
+            checkpoints: None,
         };
         self.client.create_sandbox(None, &wanted).expect("a sandbox is made");
         Told::new(&self.client, name).fill(1).expect("its guest fills its memory");

@@ -29,7 +29,7 @@ impl Node {
 }
 
 /// Gives a share of the pages back in the way of this memory.
-fn discard(node: &Node, sandbox: &str, seed: u64, backing: MemoryBacking) {
+pub(crate) fn discard(node: &Node, sandbox: &str, seed: u64, backing: MemoryBacking) {
     let how = match backing {
         MemoryBacking::Private | MemoryBacking::PrivateHuge => DiscardHow::DontNeed,
         MemoryBacking::Shared | MemoryBacking::Huge => DiscardHow::Remove,

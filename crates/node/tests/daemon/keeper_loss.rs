@@ -10,7 +10,7 @@ use rekindle_testkit::black_box::Role;
 
 use crate::support::{Node, Outage, pause_as, resume_as, rewrite};
 
-fn kill_keeper(node: &Node) {
+pub(crate) fn kill_keeper(node: &Node) {
     let pid = node.place.keeper().expect("a keeper runs").identity().pid;
     node.place.kill(pid).expect("it can be killed");
 }

@@ -29,6 +29,7 @@ mod older_catalogs;
 mod origins;
 mod outages;
 mod peers;
+mod periodic;
 mod documents;
 mod prefault;
 mod privacy;

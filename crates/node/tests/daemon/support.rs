@@ -160,6 +160,7 @@ pub(crate) fn create(name: &str, backing: MemoryBacking) -> CreateSandbox {
         memory_bytes: MEMORY_BYTES,
         backing,
         machine: None,
+        checkpoints: None,
     }
 }
 

@@ -85,16 +85,8 @@ impl Control for FakeDaemon {
         self.checkpointed(reference, asked, how)
     }
 
-    fn resume_sandbox(&self, reference: &Reference, _: Asked, _: ResumeSandbox) -> Answer<Sandbox> {
-        let mut kept = self.asked()?;
-        let sandbox = kept.sandbox(reference)?;
-        if sandbox.state != SandboxState::Paused {
-            return Err(wrong_state(&sandbox, "is not paused: pause it first"));
-        }
-        let (state, pid, origin) = (SandboxState::Running, Some(RESUMED_PID), sandbox.snapshot);
-        let resumed = Sandbox { state, pid, origin, ..sandbox };
-        kept.sandboxes.insert(resumed.id, resumed.clone());
-        Ok(resumed)
+    fn resume_sandbox(&self, reference: &Reference, _: Asked, how: ResumeSandbox) -> Answer<Sandbox> {
+        self.resumed(reference, &how)
     }
 
     fn fork_sandbox(&self, reference: &Reference, asked: Asked, how: ForkSandbox) -> Answer<SandboxList> {
@@ -111,7 +103,7 @@ impl Control for FakeDaemon {
                 kept.add_snapshot(of, None, Labels::new())?
             }
         };
-        let made = kept.add_several(&origin, (how.count, how.name, how.labels))?;
+        let made = kept.add_several(&origin, (how.count, how.name, how.labels), how.checkpoints)?;
         kept.note(asked.key, &request, &made);
         Ok(made)
     }
@@ -284,7 +276,7 @@ impl Control for FakeDaemon {
         }
         let origin = kept.snapshot(reference)?;
         let request = how.clone();
-        let made = kept.add_several(&origin, (how.count, how.name, how.labels))?;
+        let made = kept.add_several(&origin, (how.count, how.name, how.labels), how.checkpoints)?;
         kept.note(asked.key, &request, &made);
         Ok(made)
     }

@@ -7,8 +7,8 @@ use rekindle_api::control::{Answer, IdempotencyKey};
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
     CreateSandbox, DeletedSnapshot, Drain, DrainedSandbox, Event, FaultSocket, Labels, ListQuery,
-    MemoryBacking, Name, NameOfSeveral, PageLimit, Reference, Sandbox, SandboxCount, SandboxList,
-    SandboxState, Snapshot, SnapshotState, VmmKind, Volume,
+    MemoryBacking, Name, NameOfSeveral, PageLimit, PeriodicCheckpoints, Reference, Sandbox, SandboxCount,
+    SandboxList, SandboxState, Snapshot, SnapshotState, VmmKind, Volume,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -129,6 +129,7 @@ impl Kept {
             pid: Some(FIRST_PID),
             origin,
             snapshot: None,
+            checkpoints: PeriodicCheckpoints::after(None, wanted.checkpoints),
             created_unix_ms: two_hours_ago(),
             served: None,
         };
@@ -173,6 +174,7 @@ impl Kept {
         &mut self,
         origin: &Snapshot,
         (count, name, labels): (SandboxCount, Option<NameOfSeveral>, Labels),
+        checkpoints: Option<PeriodicCheckpoints>,
     ) -> Answer<SandboxList> {
         let names = name.map(|name| name.numbered(count));
         let several = (0..usize::try_from(count.get()).expect("a few")).map(|at| {
@@ -184,6 +186,7 @@ impl Kept {
                 memory_bytes: origin.volumes[0].bytes,
                 backing: MemoryBacking::Shared,
                 machine: None,
+                checkpoints,
             };
             self.add_sandbox(wanted, Some(origin.id))
         });

@@ -24,6 +24,7 @@ pub(super) fn wanted(arguments: &DemoArguments, place: &Path) -> anyhow::Result<
             (CaptureKind::Copy, PageSize::Huge) => MemoryBacking::PrivateHuge,
         },
         machine,
+        checkpoints: None,
     })
 }
 

@@ -42,6 +42,7 @@ fn rehearse() -> anyhow::Result<u32> {
         memory_bytes: MEMORY_BYTES,
         backing: MemoryBacking::Shared,
         machine: None,
+        checkpoints: None,
     })?;
     let _: Written = node.tell(guest.id, &Command::Fill { seed: 1 })?;
     let resumed = node.resume(&node.pause(guest.id)?, true)?;

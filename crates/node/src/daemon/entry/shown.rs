@@ -42,6 +42,7 @@ impl Entry {
             pid,
             origin: record.origin(),
             snapshot: record.snapshot,
+            checkpoints: record.checkpoints,
             created_unix_ms: record.created_unix_ms,
             served: state.outside.watch.memory.as_ref().map(|watch| served_pages(&watch.stats())),
         }

@@ -125,6 +125,11 @@ impl NamedDisk {
         self.disk.overlay().bytes_held().unwrap_or(0)
     }
 
+    /// True if anything was written to it since the snapshot that it is changes of.
+    pub(super) fn is_changed(&self) -> bool {
+        self.disk.overlay().is_changed()
+    }
+
     /// Shows if its requests get their pages.
     pub(super) fn watch(&self) -> (VolumeName, DiskWatch) {
         (self.name.clone(), self.disk.watch())

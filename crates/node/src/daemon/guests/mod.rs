@@ -107,6 +107,11 @@ pub(super) trait Guest: Debug + Send {
         0
     }
 
+    /// False only where nothing was written to its disks since the snapshot that they are changes of.
+    fn disks_may_have_changed(&self) -> bool {
+        true
+    }
+
     /// Watches of its disks, each with its name, that show if they get their pages.
     fn disk_watches(&self) -> Vec<(VolumeName, DiskWatch)> {
         Vec::new()

@@ -92,6 +92,10 @@ impl Guest for DrivenProcess {
         Ok(vec![if self.shape.kind.is_shared() { copy_volume(memory)? } else { memory }])
     }
 
+    fn disks_may_have_changed(&self) -> bool {
+        false
+    }
+
     fn serve_options(&self) -> ServeOptions {
         self.shape.serve_options()
     }

@@ -243,6 +243,10 @@ impl Guest for DrivenQemu {
         self.disks.iter().map(NamedDisk::bytes_held).sum()
     }
 
+    fn disks_may_have_changed(&self) -> bool {
+        self.disks.iter().any(NamedDisk::is_changed)
+    }
+
     fn disk_watches(&self) -> Vec<(VolumeName, DiskWatch)> {
         self.disks.iter().map(NamedDisk::watch).collect()
     }

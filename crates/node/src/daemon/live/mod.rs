@@ -95,6 +95,17 @@ impl Live {
         }
     }
 
+    /// False only where it has written nothing to its memory and its disks since the snapshot that it is changes of. It runs
+    /// meanwhile. Nothing tells of the writes of a guest that began empty.
+    pub(in crate::daemon) fn may_have_changed(&self) -> std::io::Result<bool> {
+        match &self.memory {
+            Memory::Served { server, .. } if !self.guest.disks_may_have_changed() => {
+                server.may_have_changed()
+            }
+            Memory::Own | Memory::Served { .. } | Memory::Unserved { .. } => Ok(true),
+        }
+    }
+
     /// The snapshot that its pages come from, if they come from one.
     pub(in crate::daemon) fn base(&self) -> Option<Arc<Snapshot>> {
         self.base.as_ref().map(|base| Arc::clone(base.snapshot()))
