@@ -30,6 +30,9 @@ const PAIRS: u64 = 5;
 /// The same of machines: each starts a VMM twice.
 const MACHINE_PAIRS: u64 = 3;
 
+/// Guests that are made of a checkpoint of a machine, one after another: so the demo has memory for one.
+const MACHINE_FORKS: u64 = 10;
+
 /// Memory that is rewritten for each of them.
 const PAIR_BYTES: u64 = 32 << 20;
 
@@ -268,7 +271,7 @@ impl<'a> Story<'a> {
         Ok((cold, checkpoint))
     }
 
-    /// A snapshot of a guest that goes on: another one is resumed from it, and both verify everything.
+    /// A snapshot of a guest that goes on: others are resumed from it, and all of them verify everything.
     fn checkpoint(&mut self, node: &PrivateNode, mut guest: Guest<'_>) -> anyhow::Result<Pause> {
         guest.rewrite(5, 5)?;
         let counted = guest.step()?;
@@ -282,9 +285,12 @@ impl<'a> Story<'a> {
         guest.rewrite(6, 5)?;
         let count = guest.step()?;
         ensure!(count == counted + 1, "the guest had counted to {counted} and goes on with {count}");
-        let (mut other, _) = first_step(node, &snapshot, self.is_early(), counted)?;
-        self.verify(&mut other, "resumed from the checkpoint")?;
-        other.end()?;
+        let forks = if self.arguments.vm.is_some() { MACHINE_FORKS } else { 1 };
+        for number in 1..=forks {
+            let (mut other, _) = first_step(node, &snapshot, self.is_early(), counted)?;
+            self.verify(&mut other, &format!("fork {number} of the checkpoint"))?;
+            other.end()?;
+        }
         self.verify(&mut guest, "the guest that went on")?;
         guest.end()?;
         node.wait_published(&snapshot, SAVED_LIMIT)?;
