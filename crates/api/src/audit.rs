@@ -11,7 +11,9 @@ use uuid::Uuid;
 
 use super::control::Answer;
 use super::problem::{Code, Problem};
-use super::types::{Collection, DeletedSnapshot, Drain, FaultSocket, Sandbox, SandboxList, Snapshot};
+use super::types::{
+    Collection, DeletedSnapshot, Drain, FaultSocket, MovedSandbox, Sandbox, SandboxList, Snapshot,
+};
 
 /// Bytes of a path that are logged: far more than any route has.
 const PATH_BYTES_MAX: usize = 256;
@@ -102,6 +104,12 @@ impl About for Snapshot {
             snapshots: vec![self.id],
             ..Things::default()
         }
+    }
+}
+
+impl About for MovedSandbox {
+    fn things(&self) -> Things {
+        Things { sandboxes: vec![self.sandbox], snapshots: vec![self.snapshot], ..Things::default() }
     }
 }
 

@@ -12,9 +12,9 @@ use super::problem::{Code, Problem};
 use super::quoted::quoted;
 use super::types::{
     CaptureMemory, CaptureSource, CheckpointSandbox, Collect, ConsoleInput, ConsoleQuery, CreateSandbox,
-    DrainNode, EventsQuery, ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, Netns, OpenFaultSocket,
-    PauseSandbox, PeriodicCheckpoints, ResumeSandbox, ResumeSnapshot, SnapshotState, Tap, TapName, VmmKind,
-    WaitQuery, is_name, name_rule,
+    DrainNode, EventsQuery, ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, MoveSandbox, Netns,
+    OpenFaultSocket, PauseSandbox, PeriodicCheckpoints, ResumeSandbox, ResumeSnapshot, SnapshotState, Tap,
+    TapName, VmmKind, WaitQuery, is_name, name_rule,
 };
 
 /// Beginning of the names of labels that rekindle gives itself.
@@ -94,6 +94,14 @@ impl Checked for ResumeSnapshot {
             format!("`from` is {}: it must be the name or the address of a node", quoted(from))
         })?;
         check_network(self.taps.as_deref(), self.netns.as_ref())
+    }
+}
+
+impl Checked for MoveSandbox {
+    fn check(&self) -> Result<(), Problem> {
+        must((1..=engine_limits::NODE_BYTES_MAX).contains(&self.to.len()), || {
+            format!("`to` is {}: it must be the name or the address of a node", quoted(&self.to))
+        })
     }
 }
 

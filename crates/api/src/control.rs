@@ -10,10 +10,10 @@ use uuid::Uuid;
 use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot,
-    Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket,
-    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
-    Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
-    WithdrawnSnapshotList,
+    Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, MoveSandbox, MovedSandbox,
+    OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
+    SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage,
+    Verification, Version, WithdrawnSnapshotList,
 };
 
 /// Result of a request, or the problem that stopped it.
@@ -74,6 +74,8 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn resume_sandbox(&self, reference: &Reference, asked: Asked, how: ResumeSandbox) -> Answer<Sandbox>;
     /// Makes new sandboxes that go on from this one's present state.
     fn fork_sandbox(&self, reference: &Reference, asked: Asked, how: ForkSandbox) -> Answer<SandboxList>;
+    /// Pauses a sandbox here and has it go on at another node.
+    fn move_sandbox(&self, reference: &Reference, asked: Asked, how: MoveSandbox) -> Answer<MovedSandbox>;
     /// Ends a sandbox's guest; its work since its last snapshot is gone.
     fn stop_sandbox(&self, reference: &Reference, asked: Asked) -> Answer<Sandbox>;
     /// Ends a sandbox's guest if it runs and forgets the sandbox, of which it gives the id; its snapshots stay.

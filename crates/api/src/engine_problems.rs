@@ -85,6 +85,7 @@ impl From<OpenError> for Problem {
                     | PeerError::Untrusted { .. }
                     | PeerError::Version { .. }
                     | PeerError::Refused { .. }
+                    | PeerError::NotUnderstood { .. }
                     | PeerError::Wrong { .. } => Code::PeerFailed,
                 };
                 let why = format!("{error}; and the store does not have the snapshot");

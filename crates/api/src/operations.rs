@@ -2,6 +2,8 @@
 //!
 //! The server answers these, the client asks for these, and the OpenAPI document describes these.
 
+mod going_on;
+
 use super::operation::{
     AnyJson, Body, Done, EventStreamOf, GuestCommand, InQuery, Json, JsonArray, Measurements, NoInput,
     Nothing, OfFaultSocket, OfSandbox, OfSnapshot, Operation,
@@ -9,11 +11,13 @@ use super::operation::{
 use super::problem::Code;
 use super::types::{
     CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery,
-    CreateSandbox, DeletedSnapshot, Drain, DrainNode, Event, EventsQuery, FaultSocket, ForkSandbox, Health,
-    KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotUsage, StoredSnapshotList, Usage,
-    Verification, Version, WaitQuery, WithdrawnSnapshotList,
+    CreateSandbox, DeletedSnapshot, Drain, DrainNode, Event, EventsQuery, FaultSocket, Health, KeptSnapshot,
+    ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox,
+    SandboxList, Snapshot, SnapshotList, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
+    WaitQuery, WithdrawnSnapshotList,
 };
+
+pub(crate) use going_on::{FORK_SANDBOX, MOVE_SANDBOX};
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
 const OF_RECORDS: &[Code] = &[Code::WrongState, Code::GuestFailed, Code::KeeperFailed, Code::DiskFailed];
@@ -165,15 +169,6 @@ pub(crate) const RESUME_SANDBOX: Operation<OfSandbox, Body<ResumeSandbox>, Json<
         .with_optional_body()
         .answers(200, "The sandbox, running")
         .fails(OF_GUESTS);
-
-pub(crate) const FORK_SANDBOX: Operation<OfSandbox, Body<ForkSandbox>, Json<SandboxList>> =
-    Operation::post("fork_sandbox", "/v1/sandboxes/{reference}/fork", "sandboxes")
-        .does("Makes new sandboxes that go on from this one's present state.")
-        .more("A running sandbox is paused for it and goes on from the same snapshot.")
-        .keyed()
-        .with_optional_body()
-        .answers(201, "The new sandboxes")
-        .fails(OF_PAUSES);
 
 pub(crate) const STOP_SANDBOX: Operation<OfSandbox, NoInput, Json<Sandbox>> =
     Operation::post("stop_sandbox", "/v1/sandboxes/{reference}/stop", "sandboxes")

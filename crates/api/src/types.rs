@@ -303,6 +303,30 @@ pub struct ResumeSnapshot {
     pub checkpoints: Option<PeriodicCheckpoints>,
 }
 
+/// The node that a sandbox moves to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveSandbox {
+    /// A name in the setting `peers.static`, or an address with its port.
+    #[schema(min_length = 1, max_length = 255)]
+    pub to: String,
+}
+
+/// A sandbox that runs at another node, and is no longer listed here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MovedSandbox {
+    /// Its id there.
+    pub sandbox: Uuid,
+    /// The node, as the request called it.
+    pub node: String,
+    /// The snapshot that it goes on from, which stays here like that of any pause.
+    pub snapshot: Uuid,
+    /// Seconds from before its pause here until the other node said that it runs; absent if it was paused before, or if this
+    /// answers a repeated request.
+    #[serde(default)]
+    pub stopped_seconds: Option<f64>,
+}
+
 /// Options of a fork: a running sandbox is paused for it and goes on from the same snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -117,6 +117,14 @@ pub enum PeerError {
         /// Its words.
         reason: String,
     },
+    /// It does not know such a request, so nothing was done.
+    #[error("node {node} does not understand the request: {reason}")]
+    NotUnderstood {
+        /// The node.
+        node: String,
+        /// Its words.
+        reason: String,
+    },
     /// Its answer is not one to the request.
     #[error("node {node} gave an answer that cannot be used: {reason}")]
     Wrong {

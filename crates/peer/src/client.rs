@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::limits;
 use crate::message::{Question, VERSION_FIELD, answer_bytes_max, decode_pages, encode_wanted};
+use crate::taking::{TakeError, Taken, Taking};
 use crate::tls::{TlsFiles, node_name};
 
 /// The nodes that this one reads from.
@@ -65,6 +66,57 @@ impl PeerClients {
         Self { files, nodes, clients: Mutex::default() }
     }
 
+    fn client_of(&self, node: &str) -> Result<Arc<PeerClient>, PeerError> {
+        let is_address = || {
+            node.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        let unconfigured = || PeerError::Unconfigured {
+            node: node.to_owned(),
+            reason: "it is neither a name in the setting peers.static nor an address with a port".to_owned(),
+        };
+        let address = self.nodes.named.get(node).cloned().or_else(|| is_address().then(|| node.to_owned()));
+        let address = address.ok_or_else(unconfigured)?;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|_, client| client.strong_count() > 0);
+        if let Some(known) = clients.get(node).and_then(Weak::upgrade) {
+            return Ok(known);
+        }
+        let client = Arc::new(PeerClient {
+            node: node.to_owned(),
+            address,
+            files: self.files.clone(),
+            connection: tokio::sync::Mutex::default(),
+        });
+        clients.insert(node.to_owned(), Arc::downgrade(&client));
+        Ok(client)
+    }
+
+    /// Connects to a node, if there is no connection. It lasts as long as the returned node is held.
+    pub async fn reach(&self, node: &str) -> Result<Arc<dyn Peer>, PeerError> {
+        let client = self.client_of(node)?;
+        client.connected().await?;
+        Ok(client)
+    }
+
+    /// Asks a node to go on with a sandbox. Asking again is harmless: it goes on with it once.
+    pub async fn take(&self, node: &str, taking: &Taking) -> Result<Taken, TakeError> {
+        let client = self.client_of(node).map_err(TakeError::NotAsked)?;
+        client.connected().await.map_err(TakeError::NotAsked)?;
+        let body = Bytes::from(taking.encode());
+        let (question, snapshot) = (Question::Take, taking.snapshot);
+        let asked = Asked { question, snapshot, body, answer_bytes: Taken::BYTES_MAX };
+        match client.ask(asked, limits::TAKEN_WITHIN).await {
+            Ok(answer) => {
+                Taken::decode(snapshot, &answer).map_err(|error| TakeError::Unanswered(client.wrong(&error)))
+            }
+            // Neither has such a request.
+            Err(error @ (PeerError::NotUnderstood { .. } | PeerError::Version { .. })) => {
+                Err(TakeError::NotAsked(error))
+            }
+            Err(error) => Err(TakeError::Unanswered(error)),
+        }
+    }
+
     /// The name or address of a node of the settings that is at this address.
     async fn at_address(&self, address: &str) -> Option<String> {
         let KnownNodes { named, found } = &self.nodes;
@@ -92,28 +144,7 @@ impl PeerClients {
 
 impl Peers for PeerClients {
     fn at(&self, node: &str) -> Result<Arc<dyn Peer>, PeerError> {
-        let is_address = || {
-            node.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-        };
-        let unconfigured = || PeerError::Unconfigured {
-            node: node.to_owned(),
-            reason: "it is neither a name in the setting peers.static nor an address with a port".to_owned(),
-        };
-        let address = self.nodes.named.get(node).cloned().or_else(|| is_address().then(|| node.to_owned()));
-        let address = address.ok_or_else(unconfigured)?;
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.retain(|_, client| client.strong_count() > 0);
-        if let Some(known) = clients.get(node).and_then(Weak::upgrade) {
-            return Ok(known);
-        }
-        let client = Arc::new(PeerClient {
-            node: node.to_owned(),
-            address,
-            files: self.files.clone(),
-            connection: tokio::sync::Mutex::default(),
-        });
-        clients.insert(node.to_owned(), Arc::downgrade(&client));
-        Ok(client)
+        Ok(self.client_of(node)?)
     }
 
     fn named_by<'a>(&'a self, origin: &'a Origin) -> BoxFuture<'a, Result<String, PeerError>> {
@@ -226,6 +257,9 @@ impl PeerClient {
         let words = || String::from_utf8_lossy(&body).into_owned();
         match status {
             StatusCode::OK => Ok(body),
+            StatusCode::BAD_REQUEST => {
+                Err(PeerError::NotUnderstood { node: self.node.clone(), reason: words() })
+            }
             StatusCode::NOT_FOUND => Err(PeerError::Unknown { node: self.node.clone(), snapshot }),
             _ => Err(PeerError::Refused { node: self.node.clone(), reason: words() }),
         }

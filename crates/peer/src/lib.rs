@@ -5,10 +5,12 @@
 
 pub mod limits;
 pub mod message;
+mod taking;
 mod tls;
 mod client;
 mod server;
 
 pub use client::{KnownNodes, PeerClients};
 pub use server::{HasEngine, Listener, serve};
+pub use taking::{TakeError, Taken, Taking};
 pub use tls::{TlsError, TlsFiles};

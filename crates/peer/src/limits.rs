@@ -14,6 +14,18 @@ pub const PAGES_MAX: u32 = 1024;
 /// Bytes of a request: runs take at most ten bytes each.
 pub const REQUEST_BYTES_MAX: usize = 8 << 10;
 
+/// Bytes of the question to take a sandbox: 64 labels, each of them two words.
+pub const TAKING_BYTES_MAX: usize = 64 << 10;
+
+/// Labels of a sandbox.
+pub const LABELS_MAX: usize = 64;
+
+/// Bytes of a name, and of a label's value, of up to 256 characters.
+pub const WORD_BYTES_MAX: usize = 1 << 10;
+
+/// Time for the answer of a node that is to take a sandbox: its VMM starts in it.
+pub const TAKEN_WITHIN: Duration = Duration::from_secs(60);
+
 /// Bytes of an error's text.
 pub const ERROR_BYTES_MAX: usize = 4 << 10;
 

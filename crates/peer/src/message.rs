@@ -5,6 +5,7 @@
 //! | `/rekindle-peer/1/describe` | snapshot id | [`Described`](rekindle_engine::peer::Described) |
 //! | `/rekindle-peer/1/published` | snapshot id | a byte: 1 once it is in the store, 0 after a while |
 //! | `/rekindle-peer/1/pages` | class, snapshot id, volume, runs | the request again, the number of pages, a bit for each, those that are not zero |
+//! | `/rekindle-peer/1/take` | [`Taking`](crate::Taking) | [`Taken`](crate::Taken) |
 //!
 //! Each answer names the version in the field `rekindle-peer-version`. An error is a text.
 
@@ -14,7 +15,7 @@ use rekindle_engine::peer::WantedPages;
 use rekindle_engine::sources::Class;
 use rekindle_engine::wire::{Reader, WireError, Writer};
 
-use crate::limits::{PAGES_MAX, REQUEST_BYTES_MAX, RUNS_MAX};
+use crate::limits::{PAGES_MAX, REQUEST_BYTES_MAX, RUNS_MAX, TAKING_BYTES_MAX};
 
 /// Field of an answer that has the version.
 pub const VERSION_FIELD: &str = "rekindle-peer-version";
@@ -28,11 +29,13 @@ pub enum Question {
     Published,
     /// Pages of a snapshot.
     Pages,
+    /// To go on with a sandbox.
+    Take,
 }
 
 impl Question {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Describe, Self::Published, Self::Pages];
+    pub const ALL: [Self; 4] = [Self::Describe, Self::Published, Self::Pages, Self::Take];
 
     /// The path that asks it in this version.
     #[must_use]
@@ -41,6 +44,16 @@ impl Question {
             Self::Describe => "/rekindle-peer/1/describe",
             Self::Published => "/rekindle-peer/1/published",
             Self::Pages => "/rekindle-peer/1/pages",
+            Self::Take => "/rekindle-peer/1/take",
+        }
+    }
+
+    /// Bytes of a request at most.
+    #[must_use]
+    pub fn request_bytes_max(self) -> usize {
+        match self {
+            Self::Describe | Self::Published | Self::Pages => REQUEST_BYTES_MAX,
+            Self::Take => TAKING_BYTES_MAX,
         }
     }
 

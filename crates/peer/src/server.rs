@@ -27,17 +27,25 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::limits;
 use crate::message::{Question, VERSION_FIELD, decode_wanted, encode_pages, snapshot_of};
+use crate::taking::{Taken, Taking};
 use crate::tls::{TlsFiles, is_node};
 
 /// A thing with the engine whose snapshots are served.
 pub trait HasEngine: Send + Sync + 'static {
     /// The engine.
     fn engine(&self) -> &Engine;
+
+    /// Goes on with a sandbox of another node, or refuses to. An error if it may run here all the same.
+    fn take(&self, taking: &Taking) -> Result<Taken, String>;
 }
 
 impl HasEngine for Engine {
     fn engine(&self) -> &Engine {
         self
+    }
+
+    fn take(&self, _taking: &Taking) -> Result<Taken, String> {
+        Ok(Taken::Refused("it runs no sandboxes".to_owned()))
     }
 }
 
@@ -174,7 +182,7 @@ impl<H: HasEngine> Serving<H> {
                 &format!("this node speaks version {}", limits::VERSION),
             );
         };
-        let body = Limited::new(request.into_body(), limits::REQUEST_BYTES_MAX).collect();
+        let body = Limited::new(request.into_body(), question.request_bytes_max()).collect();
         let body = match timeout(limits::REQUEST_WITHIN, body).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => return refused(StatusCode::BAD_REQUEST, &error),
@@ -184,6 +192,7 @@ impl<H: HasEngine> Serving<H> {
             Question::Describe => self.describe(&body),
             Question::Published => self.published(&body).await,
             Question::Pages => self.pages(body).await,
+            Question::Take => self.take(&body).await,
         }
     }
 
@@ -211,6 +220,19 @@ impl<H: HasEngine> Serving<H> {
         match is_published {
             Some(is_published) => (StatusCode::OK, Bytes::from(vec![u8::from(is_published)])),
             None => refused(StatusCode::NOT_FOUND, &"it is not here any more"),
+        }
+    }
+
+    async fn take(&self, request: &[u8]) -> Answer {
+        let taking = match Taking::decode(request) {
+            Ok(taking) => taking,
+            Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
+        };
+        let (node, snapshot) = (Arc::clone(&self.node), taking.snapshot);
+        let taken = tokio::task::spawn_blocking(move || node.take(&taking)).await;
+        match taken.unwrap_or_else(|_| Err("this node ends".to_owned())) {
+            Ok(taken) => (StatusCode::OK, Bytes::from(taken.encode(snapshot))),
+            Err(reason) => refused(StatusCode::SERVICE_UNAVAILABLE, &reason),
         }
     }
 

@@ -5,6 +5,7 @@ mod answers;
 mod checkpoints;
 mod control;
 mod kept;
+mod moves;
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

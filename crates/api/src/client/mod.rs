@@ -23,9 +23,10 @@ use crate::problem::Code;
 use crate::types::{
     CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery,
     CreateSandbox, DeletedSnapshot, Drain, DrainNode, EventsQuery, FaultSocket, ForkSandbox, Health,
-    KeptSnapshot, LabelFilter, ListQuery, OpenFaultSocket, PageLimit, PauseSandbox, Placement, Readiness,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
-    SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery, WithdrawnSnapshot,
+    KeptSnapshot, LabelFilter, ListQuery, MoveSandbox, MovedSandbox, OpenFaultSocket, PageLimit,
+    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
+    SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery,
+    WithdrawnSnapshot,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -120,6 +121,11 @@ impl Client {
         how: &ForkSandbox,
     ) -> Result<Vec<Sandbox>> {
         self.ask_once(&FORK_SANDBOX, reference, key, how).map(|made| made.sandboxes)
+    }
+
+    /// Pauses a sandbox and has it go on at another node.
+    pub fn move_sandbox(&self, of: &str, key: Option<&str>, how: &MoveSandbox) -> Result<MovedSandbox> {
+        self.ask_once(&MOVE_SANDBOX, of, key, how)
     }
 
     /// Ends a sandbox's guest; its work since its last snapshot is gone.

@@ -77,7 +77,7 @@ mod tests {
         let document = serde_json::to_value(document::document(&all().described)).unwrap();
         let paths = document["paths"].as_object().unwrap();
         let operations: Vec<_> = paths.values().flat_map(|item| item.as_object().unwrap().values()).collect();
-        assert_eq!(operations.len(), 41);
+        assert_eq!(operations.len(), 42);
         let expected = json!({ "$ref": "#/components/schemas/ProblemBody" });
         for operation in operations {
             assert_eq!(operation["responses"]["default"]["content"][PROBLEM_TYPE]["schema"], expected);

@@ -9,8 +9,8 @@ use super::{Routes, Taken};
 use crate::audit::Removed;
 use crate::limits;
 use crate::operations::{
-    CHECKPOINT_SANDBOX, CREATE_SANDBOX, FORK_SANDBOX, LIST_SANDBOXES, PAUSE_SANDBOX, READ_CONSOLE,
-    REMOVE_SANDBOX, RESUME_SANDBOX, SHOW_SANDBOX, STOP_SANDBOX, TELL_GUEST, TYPE_AT_CONSOLE,
+    CHECKPOINT_SANDBOX, CREATE_SANDBOX, FORK_SANDBOX, LIST_SANDBOXES, MOVE_SANDBOX, PAUSE_SANDBOX,
+    READ_CONSOLE, REMOVE_SANDBOX, RESUME_SANDBOX, SHOW_SANDBOX, STOP_SANDBOX, TELL_GUEST, TYPE_AT_CONSOLE,
 };
 use crate::problem::{Code, Problem};
 
@@ -26,6 +26,7 @@ pub(super) fn routes() -> Routes {
         .changes(&CHECKPOINT_SANDBOX, |control, asked, of, how| control.checkpoint_sandbox(&of, asked, how))
         .changes(&RESUME_SANDBOX, |control, asked, of, how| control.resume_sandbox(&of, asked, how))
         .changes(&FORK_SANDBOX, |control, asked, of, how| control.fork_sandbox(&of, asked, how))
+        .changes(&MOVE_SANDBOX, |control, asked, of, how| control.move_sandbox(&of, asked, how))
         .changes(&STOP_SANDBOX, |control, asked, of, ()| control.stop_sandbox(&of, asked))
         .changes(&TELL_GUEST, |control, asked, of, command| control.tell_guest(&of, asked, command))
         .changes(&TYPE_AT_CONSOLE, |control, _, of, input| {

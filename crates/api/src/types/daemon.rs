@@ -29,7 +29,7 @@ pub struct Event {
     /// When.
     pub unix_ms: u64,
     /// Kind: `sandbox.created`, `sandbox.paused`, `sandbox.checkpointed`, `sandbox.not_checkpointed`, `sandbox.resumed`, `sandbox.stalled`,
-    /// `sandbox.running`, `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `snapshot.captured`, `snapshot.sealed`,
+    /// `sandbox.running`, `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `sandbox.moved`, `snapshot.captured`, `snapshot.sealed`,
     /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.undeleted`,
     /// `snapshot.forgotten`, `snapshot.lost`, `store.collected`,
     /// `daemon.started`, `daemon.drained`, `daemon.reopened`.

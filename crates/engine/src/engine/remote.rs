@@ -9,6 +9,7 @@ use crate::identity::SnapshotId;
 use crate::life::Work;
 use crate::manifest::VolumeShape;
 use crate::open::{OpenError, known_and_there};
+use crate::origin::Origin;
 use crate::peer::{Described, Peer, PeerError};
 use crate::remote::remote_snapshot;
 use crate::snapshot::{Snapshot, SnapshotParts, Volume};
@@ -50,8 +51,18 @@ impl Engine {
         let Some(origin) = read.map_err(unread)? else {
             return Err(missing);
         };
-        let named = self.runtime.block_on(self.peers.named_by(&origin));
+        let named = self.peer_named(&origin);
         self.open_from(id, &named.map_err(|source| OpenError::Peer { snapshot: id, source })?)
+    }
+
+    /// The name or address at which this node asks the one that calls itself so, if that is one of its peers.
+    pub fn peer_named(&self, origin: &Origin) -> Result<String, PeerError> {
+        self.runtime.block_on(self.peers.named_by(origin))
+    }
+
+    /// Waits for an answer of another node.
+    pub fn wait_for<T>(&self, answer: impl Future<Output = T>) -> T {
+        self.runtime.block_on(answer)
     }
 
     fn open_remote(

@@ -15,6 +15,7 @@ pub mod guests;
 pub mod keys;
 pub mod list;
 pub mod machine;
+pub mod moving;
 pub mod numbers;
 pub mod output;
 pub mod pause;
@@ -54,6 +55,7 @@ use gc::GcArguments;
 use guests::GuestsArguments;
 use keys::KeysArguments;
 use list::ListArguments;
+use moving::MoveArguments;
 use pause::{CheckpointArguments, PauseArguments};
 use rekindle_guest::process::arguments::GuestArguments;
 use rekindle_keeper::arguments::KeeperArguments;
@@ -118,6 +120,8 @@ pub enum Command {
     Resume(ResumeArguments),
     /// Make new sandboxes that go on from the present state of one
     Fork(ForkArguments),
+    /// Have a sandbox go on at another node
+    Move(MoveArguments),
     /// List sandboxes and snapshots
     #[command(visible_alias = "ls")]
     List(ListArguments),
@@ -191,6 +195,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Checkpoint(arguments) => pause::checkpoint(&session, arguments),
         Command::Resume(arguments) => resume::run(&session, arguments),
         Command::Fork(arguments) => resume::fork(&session, arguments),
+        Command::Move(arguments) => moving::run(&session, arguments),
         Command::List(arguments) => list::run(&session, arguments),
         Command::Show(arguments) => show::run(&session, arguments),
         Command::Wait(arguments) => wait::run(&session, arguments),

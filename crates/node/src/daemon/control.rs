@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use rekindle_api::control::{Answer, Asked, Control};
 use rekindle_api::types::{
     CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot,
-    Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, OpenFaultSocket,
-    PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
-    Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
-    WithdrawnSnapshotList,
+    Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, MoveSandbox, MovedSandbox,
+    OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
+    SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage,
+    Verification, Version, WithdrawnSnapshotList,
 };
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -55,6 +55,10 @@ impl Control for Daemon {
 
     fn fork_sandbox(&self, reference: &Reference, asked: Asked, how: ForkSandbox) -> Answer<SandboxList> {
         self.timed(|| self.sandboxes().fork(reference, &asked, &how))
+    }
+
+    fn move_sandbox(&self, reference: &Reference, asked: Asked, how: MoveSandbox) -> Answer<MovedSandbox> {
+        self.counted(self.sandboxes().move_to(reference, &asked, &how))
     }
 
     fn stop_sandbox(&self, reference: &Reference, asked: Asked) -> Answer<Sandbox> {

@@ -46,6 +46,7 @@ struct State {
 /// The operations that make a snapshot.
 pub(super) const PAUSING: &str = "is being paused";
 pub(super) const CHECKPOINTING: &str = "is being checkpointed";
+pub(super) const MOVING: &str = "is being moved";
 /// The operations that wait for an answer of the guest for long, and write nothing down: the guest's end ends them.
 pub(super) const TELLING: &str = "is being told something";
 pub(super) const GOING_ON: &str = "is let go on";
@@ -255,7 +256,7 @@ impl Entry {
     fn process_left_running(&self) -> Option<Arc<ProcessHandle>> {
         let state = self.lock();
         match &state.live {
-            Held::Here(None) | Held::Taken(PAUSING | CHECKPOINTING | GOING_ON) => None,
+            Held::Here(None) | Held::Taken(PAUSING | CHECKPOINTING | MOVING | GOING_ON) => None,
             Held::Here(Some(_)) | Held::Taken(_) => state.outside.process.clone(),
         }
     }

@@ -61,8 +61,19 @@ impl Sandboxes {
     ) -> Answer<SandboxList> {
         let count = usize_of(how.count);
         let mut chosen = self.requests.choose(asked, &("resume", reference, how), count)?;
-        let ids = chosen.ids.clone();
-        if let Some(made) = self.made_before(&chosen, &ids)? {
+        self.resume_chosen(&mut chosen, reference, asked, how)
+    }
+
+    /// The same, under ids that are chosen.
+    pub(super) fn resume_chosen(
+        &self,
+        chosen: &mut Chosen<'_>,
+        reference: &Reference,
+        asked: &Asked,
+        how: &ResumeSnapshot,
+    ) -> Answer<SandboxList> {
+        let (ids, count) = (chosen.ids.clone(), usize_of(how.count));
+        if let Some(made) = self.made_before(chosen, &ids)? {
             return Ok(made);
         }
         let known = self.snapshots.readable_at(reference, how.from.as_deref())?;
@@ -78,7 +89,7 @@ impl Sandboxes {
             ..ResumeSandbox::default()
         };
         let wanted = Wanted { ids: &ids, names, networks, labels: &how.labels, how: each, room: &room };
-        self.make_all(&known, &wanted, asked, &mut chosen)
+        self.make_all(&known, &wanted, asked, chosen)
     }
 
     /// Makes new sandboxes that go on from this one's present state. One that runs is paused for it and goes on.

@@ -8,6 +8,7 @@ use rekindle_api::control::Answer;
 use rekindle_api::problem::{Code, Problem};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::origin::Origin;
+use rekindle_peer::PeerClients;
 use rekindle_vmm::firecracker::FileDigests;
 
 use super::endings::Endings;
@@ -31,6 +32,8 @@ pub(super) struct Host {
     pub(super) keeping: Arc<Keeping>,
     /// This node, as others reach it, if they do.
     pub(super) origin: Option<Origin>,
+    /// The nodes that this one asks, if it asks any.
+    pub(super) peers: Option<Arc<PeerClients>>,
     /// Receives measurements of the guests' faults and disks.
     pub(super) metrics: Arc<Metrics>,
     /// The QEMU of this machine.
@@ -49,9 +52,8 @@ impl Host {
     /// The host of `engine`, with no guest yet.
     pub(super) fn new(
         settings: &Settings,
-        keeping: Arc<Keeping>,
-        metrics: Arc<Metrics>,
-        engine: Engine,
+        (keeping, metrics): (Arc<Keeping>, Arc<Metrics>),
+        (engine, peers): (Engine, Option<Arc<PeerClients>>),
     ) -> anyhow::Result<Self> {
         let (state_directory, run_directory) =
             (settings.state_directory.clone(), settings.run_directory.clone());
@@ -63,6 +65,7 @@ impl Host {
             endings: Endings::start(Arc::clone(&keeping), directories)?,
             keeping,
             origin: origin_of(settings),
+            peers,
             metrics,
             qemu: Arc::default(),
             file_digests: Arc::default(),

@@ -224,6 +224,22 @@ impl Chosen<'_> {
         changes
     }
 
+    /// The same of things that another node has made: `ids` are those of all that the request made, in place of the chosen ones.
+    pub(super) fn making_elsewhere(&mut self, ids: &[Uuid]) -> Vec<Change> {
+        if let Some(UnderKey { request, .. }) = &mut self.under_key {
+            request.ids = ids.to_vec();
+        }
+        self.ids = ids.to_vec();
+        self.making(ids)
+    }
+
+    /// True if the thing with that id was made by this request before.
+    pub(super) fn has_made(&self, id: Uuid) -> bool {
+        self.under_key
+            .as_ref()
+            .is_some_and(|under| under.request.made.iter().flatten().any(|made| *made == id))
+    }
+
     /// Refuses a request that made one of these things, none of which is there, before: its id is not used again.
     pub(super) fn refuse_if_gone(&self, what: Made, ids: &[Uuid]) -> Answer<()> {
         let Some(UnderKey { key, request, .. }) = &self.under_key else { return Ok(()) };

@@ -47,6 +47,7 @@ mod listed_snapshots;
 mod live;
 mod machines;
 mod moment;
+mod moving;
 mod names;
 mod network;
 mod notes;
@@ -100,6 +101,7 @@ use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::private::make_directory;
 use rekindle_engine::store::{Store, Traffic};
 use rekindle_engine::store_gate::OtherStore;
+use rekindle_peer::PeerClients;
 use uuid::Uuid;
 
 use crate::key_ring;
@@ -200,10 +202,14 @@ impl Daemon {
         let store = store_of(settings, &catalog, other_store, &keys)?;
         let listed = Arc::new(ListedSnapshots::default());
         let news = SnapshotNews::new(Arc::clone(&events), Arc::clone(&metrics), Arc::clone(&listed));
-        let engine =
-            Engine::start(engine_options(settings, store, keys, &catalog, &keeping, Arc::new(news))?)?;
+        let peers = peers_of(settings);
+        let mut options = engine_options(settings, store, keys, &catalog, &keeping, Arc::new(news))?;
+        if let Some(peers) = &peers {
+            options.peers = Arc::<PeerClients>::clone(peers);
+        }
+        let engine = Engine::start(options)?;
         engine.snapshots().iter().for_each(|snapshot| drop(listed.changed(snapshot)));
-        let host = Arc::new(Host::new(settings, keeping, metrics, engine)?);
+        let host = Arc::new(Host::new(settings, (keeping, metrics), (engine, peers))?);
         let snapshots = Arc::new(Snapshots::new(listed, Arc::clone(&host), Arc::clone(&events)));
         let guests = Arc::new(guest_owners(catalog, &host, &snapshots, &events)?);
         let fault_sockets = Arc::clone(&guests.fault_sockets);
@@ -222,7 +228,7 @@ impl Daemon {
         boot_files::remove_unfinished(&boot_directory::boot_directory(&daemon.host));
         daemon.guests.recover(found, started)?;
         daemon.host.qemu.ask_ahead()?;
-        let peers = PeerListener::start(settings, &daemon.host)?;
+        let peers = PeerListener::start(settings, &daemon.guests)?;
         *daemon.peers.lock().unwrap_or_else(PoisonError::into_inner) = peers;
         let lookout = Lookout::start(&daemon.guests)?;
         *daemon.lookout.lock().unwrap_or_else(PoisonError::into_inner) = Some(lookout);
@@ -308,7 +314,6 @@ fn engine_options(
     options.manifest_memory = Some(settings.state_directory.join("manifests.memory"));
     options.keeper = keeping.clone();
     options.watcher = watcher;
-    options.peers = peers_of(settings);
     options.origin = origin_of(settings);
     let every = (!settings.collect_every.is_zero()).then_some(settings.collect_every);
     options.node_abandoned_after = settings.node_abandoned_after;

@@ -1,7 +1,6 @@
 //! This node as others reach it.
 
 use rekindle_engine::origin::Origin;
-
 use rekindle_settings::{PeerSettings, Settings};
 
 /// This node, as origin records name it; none if others are not served at a port that is known before.

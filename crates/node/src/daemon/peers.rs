@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use rekindle_engine::engine::Engine;
-use rekindle_engine::peer::{NoPeers, Peers};
-use rekindle_peer::{HasEngine, KnownNodes, Listener, PeerClients, TlsFiles, serve};
+use rekindle_peer::{HasEngine, KnownNodes, Listener, PeerClients, Taken, Taking, TlsFiles, serve};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::host::Host;
+use super::guest_owners::GuestOwners;
 use rekindle_settings::{PeerSettings, Settings};
 
 /// The listener for other nodes.
@@ -22,26 +21,26 @@ pub(super) struct PeerListener {
     serving: JoinHandle<io::Result<()>>,
 }
 
-impl HasEngine for Host {
+impl HasEngine for GuestOwners {
     fn engine(&self) -> &Engine {
-        &self.engine
+        &self.host().engine
+    }
+
+    fn take(&self, taking: &Taking) -> Result<Taken, String> {
+        self.sandboxes.take(taking)
     }
 }
 
-/// The nodes that this one may read from.
-pub(super) fn peers_of(settings: &Settings) -> Arc<dyn Peers> {
+/// The nodes that this one asks, if it asks any.
+pub(super) fn peers_of(settings: &Settings) -> Option<Arc<PeerClients>> {
     let PeerSettings { files, named, found, .. } = settings.peers.clone();
-    match files {
-        Some(files) => {
-            Arc::new(PeerClients::new(files, KnownNodes { named: named.into_iter().collect(), found }))
-        }
-        None => Arc::new(NoPeers),
-    }
+    let nodes = KnownNodes { named: named.into_iter().collect(), found };
+    Some(Arc::new(PeerClients::new(files?, nodes)))
 }
 
 impl PeerListener {
     /// Listens, if the settings say where.
-    pub(super) fn start(settings: &Settings, host: &Arc<Host>) -> anyhow::Result<Option<Self>> {
+    pub(super) fn start(settings: &Settings, guests: &Arc<GuestOwners>) -> anyhow::Result<Option<Self>> {
         let PeerSettings { listen: Some(address), files: Some(files), .. } = settings.peers.clone() else {
             settings.peers.files.as_ref().map_or(Ok(()), TlsFiles::check)?;
             return Ok(None);
@@ -53,7 +52,7 @@ impl PeerListener {
         tracing::info!("other nodes are served at {}", listener.address());
         let (end, ended) = oneshot::channel();
         let ended = async move { drop(ended.await) };
-        let serving = runtime.spawn(serve(Arc::clone(host), listener, ended));
+        let serving = runtime.spawn(serve(Arc::clone(guests), listener, ended));
         Ok(Some(Self { runtime, end, serving }))
     }
 

@@ -39,6 +39,22 @@ fn a_checkpoint_leaves_its_sandbox_running() {
 }
 
 #[test]
+fn a_sandbox_that_moved_is_no_longer_listed() {
+    let place = Place::new();
+    let _daemon = ListeningDaemon::start(&place);
+    let lines = [
+        "run web",
+        "run other",
+        "move web --to second",
+        "move other --to second --json",
+        "list sandboxes",
+        "move web --to second",
+        "move web",
+    ];
+    compare("move.txt", &transcript(&place, &lines));
+}
+
+#[test]
 fn a_day_with_a_daemon() {
     let place = Place::new();
     let _daemon = ListeningDaemon::start(&place);

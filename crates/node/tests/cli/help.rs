@@ -10,6 +10,7 @@ const COMMANDS: &[&str] = &[
     "checkpoint",
     "resume",
     "fork",
+    "move",
     "list",
     "show",
     "wait",

@@ -11,6 +11,7 @@ use rekindle_api::types::{Collect, DrainNode, ForkSandbox, ResumeSnapshot, Sandb
 use rekindle_testkit::black_box::BlackBox;
 use tempfile::TempDir;
 
+use crate::proxy::Proxy;
 use crate::support::{Node, Outage, program, resume_as, rewrite};
 
 /// Two nodes of a fleet that publish into the same directory, and the certificates of both.
@@ -28,6 +29,28 @@ impl Pair {
         Self::start_with(|address| format!("static = [\"first={address}\"]\n"))
     }
 
+    /// Both serve each other. The first reaches the second by a proxy of the test, and so the other way round.
+    pub(crate) fn both_ways(of_second: &str) -> (Self, [Proxy; 2]) {
+        let (store, certificates) = (
+            tempfile::tempdir().expect("certificates and directories of a test"),
+            tempfile::tempdir().expect("certificates and directories of a test"),
+        );
+        let settings = settings_of(certificates.path());
+        let at = [free_address(), free_address()];
+        let ways = [Proxy::to(&at[0]), Proxy::to(&at[1])];
+        let node = |this: usize, other: &str, more: &str| {
+            let (listen, address) = (&at[this], ways[this].address());
+            let other = format!("{other}={}", ways[1 - this].address());
+            let peers = format!("listen = {listen:?}\naddress = {address:?}\nstatic = [{other:?}]\n");
+            place(&format!("{more}{settings}{peers}"), store.path())
+        };
+        let first = Node::start_in(node(0, "second", ""));
+        let second = node(1, "first", of_second);
+        second.copy_key_ring(&first.place).expect("the other has keys");
+        let (second, address) = (Node::start_in(second), at[0].clone());
+        (Self { first, second, store, address, _certificates: certificates }, ways)
+    }
+
     /// The second node has more settings of its peers, which may have the first one's address.
     pub(crate) fn start_with(of_second: impl FnOnce(&str) -> String) -> Self {
         let (store, certificates) = (
@@ -35,8 +58,7 @@ impl Pair {
             tempfile::tempdir().expect("certificates and directories of a test"),
         );
         let settings = settings_of(certificates.path());
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
-        let address = free.expect("there is a port").to_string();
+        let address = free_address();
         let first = place(&format!("{settings}listen = {address:?}\n"), store.path());
         let first = Node::start_in(first);
         let second = place(&format!("{settings}{}", of_second(&address)), store.path());
@@ -49,6 +71,12 @@ impl Pair {
         let how = ResumeSnapshot { from: Some("first".to_owned()), ..resume_as(name, 1) };
         self.second.client.resume_snapshot(snapshot, None, &how).map(drop)
     }
+}
+
+/// An address that nothing listens at.
+fn free_address() -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    free.expect("there is a port").to_string()
 }
 
 /// The directories of a daemon whose store is that of both nodes.

@@ -11,10 +11,11 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rekindle_engine::geometry::PAGE_BYTES;
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::origin::Origin;
 use rekindle_engine::peer::{PeerError, Peers, WantedPages};
 use rekindle_engine::sources::Class;
 use rekindle_peer::message::{VERSION_FIELD, encode_pages, encode_wanted};
-use rekindle_peer::{KnownNodes, PeerClients, TlsFiles};
+use rekindle_peer::{KnownNodes, PeerClients, TakeError, Taken, Taking, TlsFiles};
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
@@ -24,6 +25,7 @@ use rustls::server::WebPkiClientVerifier;
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
+use uuid::Uuid;
 
 use crate::fleet::{Fleet, any_port, run};
 use crate::window::sites;
@@ -230,4 +232,44 @@ fn ends_that_speak_no_protocol_or_nothing_at_all_are_told_by_their_address() {
             });
         }
     });
+}
+
+/// The answer of a listener that is asked to take a sandbox.
+fn taken_by(fleet: &Fleet, (at, stranger): (SocketAddr, Runtime)) -> Result<Taken, TakeError> {
+    let taking = Taking {
+        snapshot: SnapshotId::new(),
+        sandbox: Uuid::from_u128(7),
+        origin: Origin { node: "a".to_owned(), address: "a:1".to_owned() },
+        name: None,
+        labels: Default::default(),
+    };
+    let peers = PeerClients::new(fleet.files("mover"), KnownNodes::default());
+    let taken = Runtime::new().expect("threads").block_on(peers.take(&at.to_string(), &taking));
+    stranger.shutdown_background();
+    taken
+}
+
+#[test]
+fn an_answer_to_a_move_that_is_none_leaves_it_unknown_if_the_sandbox_runs_there() {
+    let fleet = Fleet::new();
+    let of_another = |_: Bytes| Taken::Refused("no".to_owned()).encode(SnapshotId::new());
+    let strange = |body: Bytes| [&body[..16], &[2]].concat();
+    for answering in [
+        answering(&fleet, 1, |_| Vec::new()),
+        answering(&fleet, 1, |_| b"garbage".to_vec()),
+        answering(&fleet, 1, |_| vec![0; 64 << 20]),
+        answering(&fleet, 1, of_another),
+        answering(&fleet, 1, strange),
+    ] {
+        let taken = taken_by(&fleet, answering);
+        assert!(matches!(taken, Err(TakeError::Unanswered(PeerError::Wrong { .. }))), "{taken:?}");
+    }
+    let of_another_version = taken_by(&fleet, answering(&fleet, 7, |_| b"?".to_vec()));
+    assert!(matches!(of_another_version, Err(TakeError::NotAsked(_))), "{of_another_version:?}");
+    let away = (any_port(), Runtime::new().expect("threads"));
+    assert!(matches!(taken_by(&fleet, away), Err(TakeError::NotAsked(_))));
+    let (site, ..) = sites();
+    let (at, _serves) = fleet.listen(&fleet.engine(&site, "a"), "a", any_port());
+    let none = taken_by(&fleet, (at, Runtime::new().expect("threads")));
+    assert!(matches!(none, Ok(Taken::Refused(_))), "{none:?}");
 }

@@ -8,9 +8,10 @@ use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
     CaptureMemory, CaptureSource, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox,
     DeletedSnapshot, Drain, DrainNode, Event, FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot,
-    Labels, ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox,
-    ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList, SnapshotState, SnapshotUsage,
-    StoredSnapshot, StoredSnapshotList, Usage, Verification, Version, WithdrawnSnapshotList,
+    Labels, ListQuery, MoveSandbox, MovedSandbox, OpenFaultSocket, PauseSandbox, Placement, Readiness,
+    Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList,
+    SnapshotState, SnapshotUsage, StoredSnapshot, StoredSnapshotList, Usage, Verification, Version,
+    WithdrawnSnapshotList,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -83,6 +84,10 @@ impl Control for FakeDaemon {
         how: CheckpointSandbox,
     ) -> Answer<Snapshot> {
         self.checkpointed(reference, asked, how)
+    }
+
+    fn move_sandbox(&self, reference: &Reference, asked: Asked, how: MoveSandbox) -> Answer<MovedSandbox> {
+        self.moved(reference, asked, &how)
     }
 
     fn resume_sandbox(&self, reference: &Reference, _: Asked, how: ResumeSandbox) -> Answer<Sandbox> {
