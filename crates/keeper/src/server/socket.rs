@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rekindle_engine::private;
@@ -22,6 +23,11 @@ pub(super) struct Listening {
     /// Locked as long as it is open.
     lock: File,
 }
+
+/// Longest wait for a lock: a child that a killed keeper had just forked has it until it runs its own program.
+const FORKED_LIMIT: Duration = Duration::from_secs(2);
+/// Time between two tries to lock.
+const FORKED_LOOK: Duration = Duration::from_millis(5);
 
 impl Listening {
     /// Listens at `path`; none if another keeper does.
@@ -84,10 +90,16 @@ fn lock_path(path: &Path) -> PathBuf {
 fn lock_of(path: &Path) -> anyhow::Result<Option<File>> {
     let lock_path = lock_path(path);
     let lock = private::open(&lock_path, private::options().create(true).truncate(false))?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(lock)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(errno) => Err(errno).with_context(|| format!("locking {}", lock_path.display())),
+    let begun = Instant::now();
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < FORKED_LIMIT => {
+                std::thread::park_timeout(FORKED_LOOK)
+            }
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(errno).with_context(|| format!("locking {}", lock_path.display())),
+        }
     }
 }
 
@@ -108,4 +120,20 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     let listener = listener?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_a_child_of_a_killed_keeper_has_for_a_moment_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keeper.sock");
+        let of_child = lock_of(&path).unwrap();
+        let waiting = std::thread::spawn(move || Listening::at(&path).unwrap().is_some());
+        std::thread::park_timeout(4 * FORKED_LOOK);
+        drop(of_child);
+        assert!(waiting.join().unwrap());
+    }
 }
