@@ -1,13 +1,13 @@
 //! A bucket that tests use, with all that it takes to reach it.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
 use rekindle_bucket::{BucketAccess, BucketUrl, Environment, RequestWatch};
 use rekindle_settings::{SettingFlags, Settings, StoreLocation, Surroundings};
+use rekindle_testkit::black_box::bucket_words;
 use rekindle_testkit::s3::S3Server;
 use uuid::Uuid;
 
@@ -53,24 +53,6 @@ impl Bucket {
 
     /// Words of a command line that name it; its credentials are written to a file.
     pub(crate) fn words(&self, credentials_file: &Path) -> Vec<String> {
-        let mut credentials = String::new();
-        for (name, value) in &self.environment {
-            if name.starts_with("AWS_") || name.starts_with("AZURE_") {
-                let name = name.to_ascii_lowercase();
-                writeln!(credentials, "{name} = {value}").expect("text takes text");
-            }
-        }
-        std::fs::write(credentials_file, credentials).expect("there is room");
-        let BucketAccess { endpoint, path_style, account, allow_http, .. } = &self.access;
-        let named = [
-            ("--store", Some(self.url.to_string())),
-            ("--bucket-endpoint", endpoint.clone()),
-            ("--bucket-path-style", path_style.map(|is_in_path| is_in_path.to_string())),
-            ("--bucket-account", account.clone()),
-            ("--bucket-allow-http", Some(allow_http.to_string())),
-            ("--bucket-credentials-file", Some(credentials_file.display().to_string())),
-        ];
-        let given = named.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?]));
-        given.flatten().collect()
+        bucket_words(&self.url, &self.access, &self.environment, credentials_file).expect("there is room")
     }
 }

@@ -1,10 +1,13 @@
 //! Collections of a store that two nodes use. `REKINDLE_COLLECTING_SECONDS` lets the two with kills go on for so long.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt as _;
 use rekindle_api::types::{Accelerator, Board, Collect, SnapshotState};
-use rekindle_testkit::black_box::BlackBox;
+use rekindle_testkit::black_box::{BlackBox, bucket_words};
+use rekindle_testkit::s3::S3Server;
 
 use crate::machine_console::{have_qemu, tiny};
 use crate::support::{Node, files_in, program, rewrite};
@@ -37,9 +40,40 @@ fn count_of(store: &Path, place: &str, part: &str) -> usize {
 
 #[test]
 fn two_nodes_publish_delete_and_collect_in_one_store_with_kills_and_lose_nothing_that_is_used() {
-    let mut first = Node::start();
-    let mut second = on_the_store_of(&first);
-    let store = first.place.store_directory();
+    let first = Node::start();
+    let (second, store) = (on_the_store_of(&first), first.place.store_directory());
+    publish_delete_and_collect(first, second, &|place| names(&store, place));
+}
+
+#[test]
+fn two_nodes_do_so_in_one_bucket() {
+    let server = S3Server::start().expect("a server");
+    let beside = |other: Option<&Node>| {
+        let mut place = BlackBox::new(&program()).expect("directories");
+        if let Some(other) = other {
+            place.copy_key_ring(&other.place).expect("the other has keys");
+        }
+        let (url, keys) = (server.url(""), place.home_directory().join("keys"));
+        let words =
+            bucket_words(&url, &server.access(), &server.environment(), &keys).expect("there is room");
+        place.serve_with(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        Node::start_in(place)
+    };
+    let first = beside(None);
+    let second = beside(Some(&first));
+    let opened =
+        rekindle_bucket::open(&server.url(""), &server.access(), &server.environment(), &Arc::default());
+    let objects = opened.expect("it is there").objects;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    publish_delete_and_collect(first, second, &|place| {
+        let listed = objects.list(Some(&place.into())).map_ok(|object| object.location.to_string());
+        runtime.block_on(listed.try_collect()).expect("it is listed")
+    });
+}
+
+/// Lets two nodes use one store, whose objects at a place `names` has, while they are killed.
+fn publish_delete_and_collect(mut first: Node, mut second: Node, names: &dyn Fn(&str) -> Vec<String>) {
+    let count_of = |place, part: &str| names(place).iter().filter(|name| name.contains(part)).count();
     first.filled("a", 1);
     let (begun, long) = (Instant::now(), seconds());
     for round in (0..).take_while(|round| *round < 2 || begun.elapsed() < long) {
@@ -49,13 +83,9 @@ fn two_nodes_publish_delete_and_collect_in_one_store_with_kills_and_lose_nothing
         first.wait(&base, SnapshotState::Published);
         second.resumed(&made.id.to_string(), &guest);
         first.resume("a");
-        second.eventually("both nodes having roots", || {
-            count_of(&store, "roots", &format!("runs-{}", made.id)) == 2
-        });
+        second.eventually("both nodes having roots", || count_of("roots", &format!("runs-{}", made.id)) == 2);
         first.client.delete_snapshot(&base).expect("it is there");
-        first.eventually("its manifest being gone", || {
-            count_of(&store, "manifests", &made.id.to_string()) == 0
-        });
+        first.eventually("its manifest being gone", || count_of("manifests", &made.id.to_string()) == 0);
         let killed = second.client.clone();
         std::thread::scope(|scope| {
             // Its answer may be lost with its daemon.
@@ -102,7 +132,7 @@ fn two_nodes_publish_delete_and_collect_in_one_store_with_kills_and_lose_nothing
         }
         ["layers", "manifests", "working-sets", "roots", "condemned"]
             .iter()
-            .all(|place| names(&store, place).is_empty())
+            .all(|place| names(place).is_empty())
     });
     assert_eq!(first.client.collect(&DRY).expect("the store is there").objects, 0);
 }

@@ -3,6 +3,7 @@
 //! The program also has a path of its own, by which all of its processes are recognised, whatever their parent: daemon,
 //! keeper and guests.
 
+mod bucket;
 mod console;
 mod daemon;
 mod outage;
@@ -25,6 +26,7 @@ use tempfile::TempDir;
 
 use crate::programs;
 
+pub use bucket::bucket_words;
 pub use console::Console;
 pub use daemon::RunningDaemon;
 pub use outage::Outage;
