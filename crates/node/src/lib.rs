@@ -4,7 +4,6 @@ mod memory_left;
 pub mod telemetry;
 pub mod privacy;
 pub mod key_ring;
-pub mod metrics;
 pub mod panics;
 pub mod daemon;
 pub mod commands;

@@ -9,11 +9,11 @@ use base64::prelude::BASE64_STANDARD;
 use clap::Args;
 use rekindle_api::client::Client;
 use rekindle_api::types::ConsoleQuery;
+use rekindle_settings::parse_time;
 use serde::Serialize;
 
 use super::session::Session;
 use super::status::Status;
-use rekindle_settings::parse_time;
 
 /// Key that ends an interactive console: control and ].
 const END: u8 = 0x1d;

@@ -6,6 +6,7 @@ use clap::Args;
 use rekindle_api::client::{Client, ClientError};
 use rekindle_api::problem::Code;
 use rekindle_api::types::{Drain, DrainNode, DrainedSandbox, Snapshot, SnapshotState};
+use rekindle_settings::parse_time;
 
 use super::failure::sentence;
 use super::session::Session;
@@ -13,7 +14,6 @@ use super::shown;
 use super::status::Status;
 use super::target::{label, labels};
 use super::wait::wait_for;
-use rekindle_settings::parse_time;
 
 /// Time between two tries to reach a daemon that is being started again.
 const ASK_EVERY: Duration = Duration::from_secs(1);

@@ -11,6 +11,7 @@ use rekindle_api::types::SnapshotState;
 use rekindle_engine::engine::{Engine, Transferred};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_input::regular_file::RegularFile;
+use rekindle_settings::{SettingFlags, Settings};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -20,7 +21,6 @@ use super::status::Status;
 use super::target::{Target, snapshot_of};
 use super::wait::wait_for;
 use crate::daemon::engine_on_store;
-use rekindle_settings::{SettingFlags, Settings};
 
 /// Longest wait for a snapshot to be in the store.
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(600);

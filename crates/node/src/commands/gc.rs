@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use clap::Args;
 use rekindle_api::types::{Collect, Collection, KeptSnapshot};
+use rekindle_settings::parse_time;
 use serde::Serialize;
 
 use super::session::Session;
 use super::shown::size;
 use super::status::Status;
-use rekindle_settings::parse_time;
 
 /// Options of a collection.
 #[derive(Args, Clone, Debug)]

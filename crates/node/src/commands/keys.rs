@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use rekindle_engine::identity::DomainName;
 use rekindle_engine::key_ring::DomainKey;
+use rekindle_settings::{SettingFlags, Settings};
 use serde::Serialize;
 
 use super::output::{Rows, Tone, Word};
 use super::session::Session;
 use super::status::Status;
 use crate::key_ring::{self, KeyRingFileError};
-use rekindle_settings::{SettingFlags, Settings};
 
 /// The ring, and what to do with it.
 #[derive(Args, Clone, Debug)]

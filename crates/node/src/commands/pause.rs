@@ -8,6 +8,7 @@ use rekindle_api::client::Client;
 use rekindle_api::types::{
     CheckpointSandbox, Labels, Name, PauseSandbox, PeriodicCheckpoints, Sandbox, Snapshot,
 };
+use rekindle_settings::parse_time;
 
 use super::delete::{do_each, nothing_matches};
 use super::period::PeriodArguments;
@@ -17,7 +18,6 @@ use super::shown;
 use super::status::Status;
 use super::target::{bracketed_id, label, labels, sandbox_title, snapshot_title};
 use super::wait::{StateWord, wait_for};
-use rekindle_settings::parse_time;
 
 /// The sandboxes to pause or to checkpoint, with options.
 #[derive(Args, Clone, Debug)]

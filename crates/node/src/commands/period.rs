@@ -5,9 +5,9 @@ use std::time::Duration;
 use clap::Args;
 use rekindle_api::limits;
 use rekindle_api::types::PeriodicCheckpoints;
+use rekindle_settings::parse_time;
 
 use super::numbers::number;
-use rekindle_settings::parse_time;
 
 /// The checkpoints that a sandbox takes in a period.
 #[derive(Args, Clone, Debug)]

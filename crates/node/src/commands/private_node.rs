@@ -12,12 +12,12 @@ use rekindle_api::types::{
 };
 use rekindle_engine::store::Traffic;
 use rekindle_guest::process::protocol::Command;
+use rekindle_settings::{SettingFlags, Settings};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::daemon::Daemon;
 use crate::daemon::Served as _;
-use rekindle_settings::{SettingFlags, Settings};
 
 /// A running daemon. Dropped, its sandboxes end, and so do the keeper and itself.
 #[derive(Debug)]

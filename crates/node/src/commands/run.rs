@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use rekindle_api::limits;
 use rekindle_api::types::{CreateSandbox, MemoryBacking, Name, VmmKind};
 use rekindle_engine::identity::DomainName;
+use rekindle_settings::parse_size;
 use uuid::Uuid;
 
 use super::machine::MachineArguments;
@@ -13,7 +14,6 @@ use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{LabelArguments, Target, bracketed_id, sandbox_title, snapshot_of};
-use rekindle_settings::parse_size;
 
 /// The sandbox to start.
 #[derive(Args, Clone, Debug)]

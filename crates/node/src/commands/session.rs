@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use rekindle_api::client::{Client, Endpoint, RemoteOptions};
+use rekindle_settings::{SettingFlags, Settings, Source};
 
 use super::output::Output;
-use rekindle_settings::{SettingFlags, Settings, Source};
 
 /// Under which words help lists the flags that every command takes.
 const EVERYWHERE: &str = "Everywhere";

@@ -1,13 +1,13 @@
 //! `rekindle settings`: prints every setting, its value, and the source of that value.
 
 use clap::Args;
+use rekindle_settings::keys::KEYS;
+use rekindle_settings::{Entry, SettingFlags, Settings, Source};
 
 use super::output::{Rows, Tone, Word};
 use super::serve;
 use super::session::Session;
 use super::status::Status;
-use rekindle_settings::keys::KEYS;
-use rekindle_settings::{Entry, SettingFlags, Settings, Source};
 
 /// Options of showing settings.
 #[derive(Args, Clone, Debug)]

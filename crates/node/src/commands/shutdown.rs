@@ -7,11 +7,11 @@ use clap::Args;
 use rekindle_api::client::Client;
 use rekindle_keeper::KeeperClient;
 use rekindle_kernel::ProcessHandle;
+use rekindle_settings::{SettingFlags, Settings};
 
 use super::confirm::confirmed;
 use super::session::Session;
 use super::status::Status;
-use rekindle_settings::{SettingFlags, Settings};
 
 /// Longest time for the keeper to end.
 const ENDED_WITHIN: Duration = Duration::from_secs(30);

@@ -6,13 +6,13 @@ use clap::{Args, ValueEnum};
 use rekindle_api::client::{Client, ClientError};
 use rekindle_api::problem::Code;
 use rekindle_api::types::{Snapshot, SnapshotState};
+use rekindle_settings::parse_time;
 use uuid::Uuid;
 
 use super::session::Session;
 use super::shown;
 use super::status::Status;
 use super::target::{Reference, Target, snapshot_of, snapshot_title};
-use rekindle_settings::parse_time;
 
 /// The snapshot and stage to wait for.
 #[derive(Args, Clone, Debug)]

@@ -21,6 +21,7 @@ use rekindle_engine::serve::Epoch;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_keeper::{HeldEntry, KeeperClient};
 use rekindle_kernel::wakeup::Wakeup;
+use rekindle_metrics::Metrics;
 use uuid::Uuid;
 
 use super::epochs::{kept_epoch, put_epoch};
@@ -35,7 +36,6 @@ use super::room::Room;
 use super::room_promises::Needed;
 use super::snapshots::Snapshots;
 use super::socket_record::{RECORD, SocketRecord};
-use crate::metrics::Metrics;
 
 /// Longest time for a VMM that has connected to hand its memory over.
 const HANDOVER_LIMIT: Duration = Duration::from_secs(30);

@@ -8,7 +8,9 @@ use rekindle_api::control::Answer;
 use rekindle_api::problem::{Code, Problem};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::origin::Origin;
+use rekindle_metrics::Metrics;
 use rekindle_peer::PeerClients;
+use rekindle_settings::Settings;
 use rekindle_vmm::firecracker::FileDigests;
 
 use super::endings::Endings;
@@ -17,8 +19,6 @@ use super::host_qemu::HostQemu;
 use super::huge_pages::{HugePages, HugePromise};
 use super::keeping::Keeping;
 use super::origins::origin_of;
-use crate::metrics::Metrics;
-use rekindle_settings::Settings;
 
 /// The node as its guests need it.
 #[derive(Debug)]

@@ -101,12 +101,12 @@ use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::private::make_directory;
 use rekindle_engine::store::{Store, Traffic};
 use rekindle_engine::store_gate::OtherStore;
+use rekindle_metrics::Metrics;
 use rekindle_peer::PeerClients;
+use rekindle_settings::Settings;
 use uuid::Uuid;
 
 use crate::key_ring;
-use crate::metrics::Metrics;
-use rekindle_settings::Settings;
 
 use captures::Captures;
 use disk_room::no_room;
@@ -129,6 +129,7 @@ use snapshots::Snapshots;
 pub(crate) use store_engine::engine_on_store;
 use store_place::store_of;
 use undecided::Deciding;
+pub(crate) use unnamed::aside_at;
 use watch::Lookout;
 
 /// A node's sandboxes and snapshots, and what is done with them.

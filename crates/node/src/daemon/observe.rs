@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use rekindle_api::types::{Readiness, SnapshotState};
+use rekindle_metrics::{Captures, Observed};
 
 use super::Daemon;
 use super::clock::unix_ms;
 use super::disk_room::no_room;
 use super::known::Known;
 use super::layer_disk::shortage;
-use crate::metrics::{AsideCounts, Captures, Observed};
+use super::unnamed::aside_now;
 
 impl Daemon {
     /// The metrics of this moment.
@@ -20,7 +21,7 @@ impl Daemon {
             store_away: self.host.engine.store_away().is_some(),
             // A failed count is repeated at the next look.
             set_aside: self.host.engine.aside().count().unwrap_or_default(),
-            held_aside: AsideCounts::now(&self.host.keeping),
+            held_aside: aside_now(&self.host.keeping),
             cache: self.host.engine.cache_status(),
             collected: self.host.engine.collect_counts(),
             ..Observed::default()
@@ -67,7 +68,7 @@ impl Daemon {
             self.host.engine.store_away().map(|away| format!("{away}; what is published waits for it"));
         reasons.extend(store);
         reasons.extend(shortage(&self.host.engine.cache_status()));
-        let aside = Some(AsideCounts::now(&self.host.keeping)).filter(|aside| aside.is_some());
+        let aside = Some(aside_now(&self.host.keeping)).filter(|aside| aside.is_some());
         reasons.extend(aside.map(|aside| {
             format!(
                 "{aside} are set aside, as the catalog does not name them: `rekindle doctor` says what to do"

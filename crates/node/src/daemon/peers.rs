@@ -6,12 +6,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rekindle_engine::engine::Engine;
 use rekindle_peer::{HasEngine, KnownNodes, Listener, PeerClients, Taken, Taking, TlsFiles, serve};
+use rekindle_settings::{PeerSettings, Settings};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::guest_owners::GuestOwners;
-use rekindle_settings::{PeerSettings, Settings};
 
 /// The listener for other nodes.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ use rekindle_api::types::{CheckpointSandbox, Labels, PeriodicCheckpoints};
 use rekindle_engine::identity::SnapshotId;
 use rekindle_input::asker::{Asker, Waiting};
 use rekindle_kernel::wakeup::wait_any;
+use rekindle_metrics::PeriodicOutcome;
 use uuid::Uuid;
 
 use super::clock::unix_ms;
@@ -25,7 +26,6 @@ use super::periodic_line::{Periodic, is_periodic, is_settled, superfluous};
 use super::record::SandboxRecord;
 use super::references::Named as _;
 use super::sandboxes::Sandboxes;
-use crate::metrics::PeriodicOutcome;
 
 /// Time between two looks for sandboxes that are due: their periods are whole seconds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

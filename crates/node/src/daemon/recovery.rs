@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use rekindle_keeper::{Found, HeldEntry};
+use rekindle_metrics::Recovery;
 use uuid::Uuid;
 
 use super::events::About;
@@ -14,7 +15,6 @@ use super::guest_owners::GuestOwners;
 use super::keys::{CATALOG, KeyOf};
 use super::orphans;
 use super::record::RecordedLife;
-use crate::metrics::Recovery;
 
 impl GuestOwners {
     /// Puts sandboxes together again; snapshots the engine has put together by now.

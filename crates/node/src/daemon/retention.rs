@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use rekindle_api::types::{KeptSnapshot, Labels, SnapshotState};
+use rekindle_settings::KeepRule;
 use uuid::Uuid;
 
 use super::about::images_of;
@@ -13,7 +14,6 @@ use super::entry::Entry;
 use super::known::Known;
 use super::references::Named as _;
 use super::sandboxes::Sandboxes;
-use rekindle_settings::KeepRule;
 
 /// The facts about a snapshot that rules ask for.
 #[derive(Clone, Debug)]

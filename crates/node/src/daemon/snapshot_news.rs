@@ -9,11 +9,11 @@ use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::watch::Watcher;
+use rekindle_metrics::Metrics;
 
 use super::clock::unix_ms;
 use super::events::{About, EventLog};
 use super::listed_snapshots::ListedSnapshots;
-use crate::metrics::Metrics;
 
 /// Tells of snapshots that come further.
 #[derive(Debug)]

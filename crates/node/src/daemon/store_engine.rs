@@ -5,10 +5,10 @@ use std::path::Path;
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::store_gate::OtherStore;
+use rekindle_settings::Settings;
 
 use super::store_place::store_of;
 use crate::key_ring;
-use rekindle_settings::Settings;
 
 /// An engine on the store of these settings. Its layer files are in `directory`, which must be empty, and go with it.
 pub(crate) fn engine_on_store(settings: &Settings, directory: &Path) -> anyhow::Result<Engine> {

@@ -15,9 +15,9 @@ use rekindle_engine::recorded::newest_published;
 use rekindle_engine::store::Store;
 use rekindle_engine::store_gate::{Holds, OtherStore, StoreGate, StoreOpener};
 use rekindle_engine::store_opener::{FailedRequests, OpenedStore};
+use rekindle_settings::{Settings, StoreLocation};
 
 use crate::privacy::close_store;
-use rekindle_settings::{Settings, StoreLocation};
 
 /// Place of a store.
 #[derive(Debug)]

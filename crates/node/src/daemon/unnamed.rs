@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rekindle_engine::catalog::{Catalog, Change, Kind, WriteError};
 use rekindle_keeper::{HeldEntry, KeeperClient, KeeperError};
+use rekindle_metrics::AsideCounts;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -24,7 +25,6 @@ use super::keys::{CATALOG, KeyOf};
 use super::notes::CatalogState;
 use super::record::SandboxRecord;
 use super::socket_record;
-use crate::metrics::AsideCounts;
 
 /// The note on what was set aside.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ pub(super) fn meet(catalog: &Catalog, keeping: &Arc<Keeping>, state_directory: &
                 aside.insert(*key, since_unix_ms);
             }
         }
-        tell_another_catalog(AsideCounts::of(aside.keys()));
+        tell_another_catalog(counts_of(aside.keys()));
         // After all of that: until it is written each start comes here again.
         found = state(new_lineage(catalog)?)?;
     }
@@ -160,27 +160,25 @@ impl GuestOwners {
     }
 }
 
-impl AsideCounts {
-    fn of<'a>(keys: impl IntoIterator<Item = &'a KeyOf>) -> Self {
-        let mut counts = Self::default();
-        for key in keys {
-            let count = match key {
-                KeyOf::Guest(_) => &mut counts.guests,
-                KeyOf::Snapshot(_) => &mut counts.snapshots,
-                KeyOf::Socket(_) => &mut counts.fault_sockets,
-            };
-            *count += 1;
-        }
-        counts
+fn counts_of<'a>(keys: impl IntoIterator<Item = &'a KeyOf>) -> AsideCounts {
+    let mut counts = AsideCounts::default();
+    for key in keys {
+        let count = match key {
+            KeyOf::Guest(_) => &mut counts.guests,
+            KeyOf::Snapshot(_) => &mut counts.snapshots,
+            KeyOf::Socket(_) => &mut counts.fault_sockets,
+        };
+        *count += 1;
     }
+    counts
+}
 
-    /// Things set aside at `keeper`.
-    pub(crate) fn at(keeper: &KeeperClient) -> Result<Self, KeeperError> {
-        Ok(Self::of(marks(&keeper.list()?).keys()))
-    }
+/// Counts of the things set aside at `keeper`.
+pub(crate) fn aside_at(keeper: &KeeperClient) -> Result<AsideCounts, KeeperError> {
+    Ok(counts_of(marks(&keeper.list()?).keys()))
+}
 
-    /// Things that a daemon has set aside.
-    pub(super) fn now(keeping: &Keeping) -> Self {
-        Self::of(keeping.aside().keys())
-    }
+/// Counts of the things that a daemon has set aside.
+pub(super) fn aside_now(keeping: &Keeping) -> AsideCounts {
+    counts_of(keeping.aside().keys())
 }

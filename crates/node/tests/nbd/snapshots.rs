@@ -1,8 +1,8 @@
 //! Snapshots of a disk: the volumes it takes and gives back.
 
-use rekindle::metrics::{Metrics, Observed};
 use rekindle_disk::{Overlay, OverlayError};
 use rekindle_engine::limits::MANIFEST_PAGES_MAX;
+use rekindle_metrics::{Metrics, Observed};
 use rekindle_vmm::copied_memory::copy_volume;
 
 use crate::client::{Client, Style, TRIM, WRITE_ZEROES};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use rekindle::metrics::{Metrics, Observed};
+use rekindle_metrics::{Metrics, Observed};
 
 use crate::file;
 use crate::promql::{Selector, selectors};

@@ -8,10 +8,10 @@ use clap::builder::ArgPredicate;
 use clap::{Args, ValueEnum};
 use rekindle_api::types::Accelerator;
 use rekindle_kernel::hugepages;
+use rekindle_settings::parse_size;
 
 use crate::commands::numbers::number;
 use crate::memory_left::available_bytes;
-use rekindle_settings::parse_size;
 
 /// Arguments of the demo.
 #[derive(Args, Clone, Debug)]

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use rekindle_api::client::ClientError;
 use rekindle_keeper::{KeeperClient, KeeperError};
+use rekindle_settings::Settings;
 use rekindle_vmm::qemu::{NoQemu, QemuProgram};
 
 use super::{Check, firecracker};
 use crate::commands::failure::sentence;
 use crate::commands::session::Session;
-use crate::metrics::AsideCounts;
-use rekindle_settings::Settings;
+use crate::daemon::aside_at;
 
 /// Looks for all of them.
 pub(super) fn look(session: &Session, settings: &Settings) -> Vec<Check> {
@@ -100,7 +100,7 @@ fn keeper(session: &Session, settings: &Settings, daemon_runs: bool) -> Check {
 /// Checks for things at the keeper that the catalog does not name.
 fn set_aside(name: &'static str, socket: &Path, keeper: &KeeperClient) -> Check {
     let answers = format!("answers on {}", socket.display());
-    match AsideCounts::at(keeper) {
+    match aside_at(keeper) {
         Ok(aside) if aside.is_some() => Check::warn(
             name,
             format!("{answers}; {aside} are set aside, as the catalog does not name them"),

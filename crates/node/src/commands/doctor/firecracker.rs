@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use rekindle_settings::Settings;
 use rekindle_vmm::firecracker::Found;
 
 use super::Check;
-use rekindle_settings::Settings;
 
 /// Looks for it.
 pub(super) fn look(settings: &Settings) -> Check {

@@ -8,10 +8,10 @@ use rekindle_engine::identity::{Domain, KeyId};
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::store_domain::{disagreement, keys_in};
 use rekindle_input::regular_file::FileError;
+use rekindle_settings::Settings;
 
 use super::Check;
 use crate::key_ring::{self, KeyRingFileError};
-use rekindle_settings::Settings;
 
 /// Longest time for the store's answer.
 const STORE_LIMIT: Duration = Duration::from_secs(10);

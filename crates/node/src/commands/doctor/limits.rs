@@ -1,10 +1,10 @@
 //! Checks of the system's limits on this user's processes and on this machine's memory.
 
+use rekindle_settings::{Settings, memory_bytes};
 use rustix::process::{Resource, getrlimit};
 
 use super::Check;
 use crate::commands::shown::size;
-use rekindle_settings::{Settings, memory_bytes};
 
 /// Open files that a running sandbox and its snapshot take in the daemon.
 const FILES_A_SANDBOX: u64 = 12;

@@ -13,12 +13,12 @@ mod store;
 mod trial;
 
 use clap::Args;
+use rekindle_settings::{SettingFlags, Settings};
 use serde::Serialize;
 
 use super::output::{Output, Rows, Tone, Word};
 use super::session::Session;
 use super::status::Status;
-use rekindle_settings::{SettingFlags, Settings};
 
 /// For which settings to look.
 #[derive(Args, Clone, Debug)]

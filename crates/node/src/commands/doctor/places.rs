@@ -4,12 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rekindle_engine::aside::{AsideDirectory, SetAside};
+use rekindle_settings::Settings;
 
 use super::room::room;
 use super::{Check, store};
 use crate::commands::shown::size;
 use crate::privacy::open_places;
-use rekindle_settings::Settings;
 
 /// TMPFS_MAGIC (linux/magic.h).
 const TMPFS: u64 = 0x0102_1994;

@@ -10,12 +10,12 @@ use object_store::ObjectStore;
 use rekindle_bucket::Service;
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::store_gate::StoreIdentity;
+use rekindle_settings::{Settings, StoreLocation};
 
 use super::Check;
 use super::room::room;
 use super::trial::{Findings, PART_BYTES, Right, Trial, step};
 use crate::commands::shown::{duration, size};
-use rekindle_settings::{Settings, StoreLocation};
 
 /// First-byte time from which on cold resumes are slow.
 const SLOW_FIRST_BYTE: Duration = Duration::from_millis(250);

@@ -18,6 +18,7 @@ use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::private::{self, make_directory};
 use rekindle_engine::store_gate::OtherStore;
 use rekindle_kernel::placement;
+use rekindle_settings::{SettingFlags, Settings};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::session::Session;
@@ -26,7 +27,6 @@ use crate::daemon::Served;
 use crate::daemon::{Daemon, StartOptions};
 use crate::privacy;
 use crate::telemetry::{Telemetry, TelemetryOptions};
-use rekindle_settings::{SettingFlags, Settings};
 use signals::{Signals, Wish};
 use supervisor::Supervisor;
 

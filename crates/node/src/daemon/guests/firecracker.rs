@@ -12,6 +12,7 @@ use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_input::asker::Asker;
 use rekindle_keeper::{Held, KeeperClient, KeeperError};
+use rekindle_settings::FirecrackerSettings;
 use rekindle_vmm::DEVICE_STATE;
 use rekindle_vmm::firecracker::{
     Drive, DriveContent, DriveSource, FirecrackerFacts, FirecrackerGuest, FirecrackerParts, FirecrackerSpec,
@@ -29,7 +30,6 @@ use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
 use crate::daemon::network::Network;
 use crate::daemon::spec::{GuestSpec, RecordedVmm};
-use rekindle_settings::FirecrackerSettings;
 
 /// The program, where the settings name none.
 const PROGRAM: &str = "firecracker";
