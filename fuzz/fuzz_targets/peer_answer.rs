@@ -3,7 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::peer::Described;
+use rekindle_peer::Taken;
 use rekindle_peer::message::decode_pages;
 
 /// Pages that were asked for.
@@ -12,6 +14,11 @@ const PAGES: u32 = 73;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(described) = Described::decode(bytes) {
         assert_eq!(described.encode(), bytes, "a description has one encoding");
+    }
+    if let Some(snapshot) = bytes.first_chunk().copied().map(SnapshotId::from_bytes)
+        && let Ok(taken) = Taken::decode(snapshot, bytes)
+    {
+        assert_eq!(taken.encode(snapshot), bytes, "an answer about a sandbox has one encoding");
     }
     // The request, which an answer begins with, after its length.
     let request = bytes.split_first().and_then(|(length, rest)| rest.get(..usize::from(*length)));

@@ -7,11 +7,14 @@ use bytes::Bytes;
 use rekindle_engine::captured_facts::CapturedFacts;
 use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::manifest::VolumeShape;
+use rekindle_engine::origin::Origin;
 use rekindle_engine::peer::{Described, WantedPages};
 use rekindle_engine::sources::Class;
 use rekindle_kernel::PageKind;
 use rekindle_peer::message::{decode_pages, decode_wanted, encode_pages, encode_wanted, snapshot_of};
+use rekindle_peer::{Taken, Taking};
 use rekindle_testkit::damage::Damage;
+use uuid::Uuid;
 
 use crate::fleet::run;
 
@@ -24,16 +27,19 @@ fn described() -> Described {
         parent: Some(SnapshotId::from_bytes([2; 16])),
         generation: 3,
         created_unix_ms: 1_700_000_000_000,
-        volumes: vec![
-            shape(VolumeName::memory(), 512),
-            shape("disk-1".parse().expect("certificates and directories of a test"), 7),
-        ],
+        volumes: vec![shape(VolumeName::memory(), 512), shape("disk-1".parse().expect("it is legal"), 7)],
         blobs: BTreeMap::from([("device-state".to_owned(), Bytes::from_static(b"{}"))]),
     };
-    Described {
-        domain: "tenant".parse().expect("certificates and directories of a test"),
-        is_published: false,
-        facts,
+    Described { domain: "tenant".parse().expect("it is legal"), is_published: false, facts }
+}
+
+fn taking() -> Taking {
+    Taking {
+        snapshot: SnapshotId::from_bytes([7; 16]),
+        sandbox: Uuid::from_bytes([8; 16]),
+        origin: Origin { node: "a".to_owned(), address: "10.0.0.7:7420".to_owned() },
+        name: Some("web".to_owned()),
+        labels: [("team", "blue"), ("zone", "")].map(|(name, value)| (name.into(), value.into())).into(),
     }
 }
 
@@ -62,6 +68,9 @@ fn the_messages_in_the_corpus_of_fuzz_targets_are_read_as_they_were() {
     assert_eq!(encode_pages(&request, &pages), answer);
     let described = bytes_of("peer_answer", "version-1-described");
     assert_eq!(Described::decode(&described).expect("it describes a snapshot").encode(), described);
+    assert_eq!(Taking::decode(&bytes_of("peer_request", "version-1-take")), Ok(taking()));
+    let taken = bytes_of("peer_answer", "version-1-taken");
+    assert_eq!(Taken::decode(taking().snapshot, &taken), Ok(Taken::Runs(Uuid::from_bytes([9; 16]))));
 }
 
 #[test]
@@ -77,7 +86,8 @@ fn no_damage_to_a_message_breaks_its_decoder_and_each_value_has_one_encoding() {
     let answer = encode_pages(&request, &pages);
     let whole = described();
     assert_eq!(Described::decode(&whole.encode()), Ok(whole.clone()));
-    let mut corpus = vec![request.clone(), answer, whole.encode()];
+    let no = Taken::Refused("no room".to_owned()).encode(wanted.snapshot);
+    let mut corpus = vec![request.clone(), answer, whole.encode(), taking().encode(), no];
     corpus.extend(["peer_request", "peer_answer"].into_iter().flat_map(corpus_of).map(|(_, bytes)| bytes));
     let mut damage = Damage::seeded(SEED);
     for number in 0..DAMAGED_INPUTS {
@@ -90,6 +100,12 @@ fn no_damage_to_a_message_breaks_its_decoder_and_each_value_has_one_encoding() {
         }
         if let Ok(pages) = decode_pages(&damaged, &request, 73) {
             assert_eq!(pages.len(), 73 * 4096);
+        }
+        if let Ok(taking) = Taking::decode(&damaged) {
+            assert_eq!(taking.encode(), damaged);
+        }
+        if let Ok(taken) = Taken::decode(wanted.snapshot, &damaged) {
+            assert_eq!(taken.encode(wanted.snapshot), damaged);
         }
         snapshot_of(&damaged).ok();
     }
