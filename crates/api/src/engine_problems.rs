@@ -79,8 +79,7 @@ impl From<OpenError> for Problem {
             }
             OpenError::Peer { snapshot, source } => {
                 let code = match source {
-                    PeerError::Unconfigured { .. } => Code::InvalidRequest,
-                    PeerError::Unknown { .. } => Code::NotFound,
+                    PeerError::Unconfigured { .. } | PeerError::Unknown { .. } => Code::NotFound,
                     PeerError::Away { .. }
                     | PeerError::Untrusted { .. }
                     | PeerError::Version { .. }

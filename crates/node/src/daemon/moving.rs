@@ -251,19 +251,19 @@ impl Sandboxes {
 
     fn peers_to_move_to(&self) -> Answer<&PeerClients> {
         let why = "this node asks no others: set peers.certificate, peers.key and peers.authority";
-        self.host.peers.as_deref().ok_or_else(|| Problem::new(Code::InvalidRequest, why))
+        self.host.peers.as_deref().ok_or_else(|| Problem::new(Code::WrongState, why))
     }
 
     /// This node, which the other one reads from.
     fn origin(&self) -> Answer<rekindle_engine::origin::Origin> {
         let why = "no other node can read from this one: set peers.listen, with a port";
-        self.host.origin.clone().ok_or_else(|| Problem::new(Code::InvalidRequest, why))
+        self.host.origin.clone().ok_or_else(|| Problem::new(Code::WrongState, why))
     }
 }
 
 fn of_peer(error: &PeerError) -> Problem {
     let code = match error {
-        PeerError::Unconfigured { .. } => Code::InvalidRequest,
+        PeerError::Unconfigured { .. } => Code::NotFound,
         PeerError::Away { .. }
         | PeerError::Untrusted { .. }
         | PeerError::Version { .. }
