@@ -8,7 +8,7 @@ use rekindle_api::problem::Code;
 
 use super::series::{Label, answer_seconds};
 
-/// What came of a checkpoint that a sandbox was due for.
+/// Outcome of a checkpoint that a sandbox was due for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeriodicOutcome {
     /// It was taken.

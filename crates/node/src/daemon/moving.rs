@@ -42,7 +42,7 @@ enum NotTaken {
 /// A paused sandbox that is to go on elsewhere.
 struct Paused {
     snapshot: Known,
-    /// What there is to let it go on, if it was paused for this.
+    /// The means to let it go on, if it was paused for this.
     ran: Option<Ran>,
 }
 

@@ -38,7 +38,7 @@ pub(super) struct PeriodicCheckpointing {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the looks before this one have done.
+/// Results of the looks before this one.
 #[derive(Debug, Default)]
 struct Looks {
     /// The turn that each sandbox has had last, and the period that it was counted in.
@@ -152,7 +152,7 @@ impl Sandboxes {
     ) -> Option<PeriodicOutcome> {
         let record = turn.record();
         let live = turn.live.as_ref().filter(|live| live.process().is_alive())?;
-        // Where that cannot be asked it is not known, and a checkpoint is taken.
+        // A guest that cannot be asked may have changed: a checkpoint is taken.
         if self.stands_on_its_last(&record) && matches!(live.may_have_changed(), Ok(false)) {
             return Some(PeriodicOutcome::Unchanged);
         }

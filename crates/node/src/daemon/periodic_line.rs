@@ -18,7 +18,7 @@ pub(super) struct Periodic {
     repeats: bool,
 }
 
-/// How much a checkpoint survives.
+/// The losses that a checkpoint survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// It is in RAM.

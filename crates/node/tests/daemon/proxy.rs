@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// What becomes of the bytes on the way.
+/// Fate of the bytes on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// They go on.
@@ -49,7 +49,7 @@ impl Proxy {
         proxy
     }
 
-    /// Where it listens.
+    /// The address at which it listens.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }

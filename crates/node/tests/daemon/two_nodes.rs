@@ -19,7 +19,7 @@ pub(crate) struct Pair {
     pub(crate) first: Node,
     pub(crate) second: Node,
     pub(crate) store: TempDir,
-    /// Where the first one serves others.
+    /// The address at which the first one serves others.
     pub(crate) address: String,
     _certificates: TempDir,
 }

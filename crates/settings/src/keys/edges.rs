@@ -179,7 +179,7 @@ pub(super) const OF_EDGES: [Key; 30] = [
         name: "peers.address",
         flag: "peers-address",
         value: "HOST:PORT",
-        help: "Where other nodes reach this one, as it tells them in the store about snapshots that are not saved yet",
+        help: "Address at which other nodes reach this one, as it tells them in the store about snapshots that are not saved yet",
         default: "peers.listen, with the machine's name for 0.0.0.0",
         example: "\"10.0.0.7:7420\"",
         reloads: false,
