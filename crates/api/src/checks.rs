@@ -74,7 +74,10 @@ impl Checked for Collect {
 
 impl Checked for DrainNode {
     fn check(&self) -> Result<(), Problem> {
-        Ok(())
+        must(self.to.len() <= limits::DRAIN_NODES_MAX, || {
+            format!("`to` has {} nodes: at most {} are taken", self.to.len(), limits::DRAIN_NODES_MAX)
+        })?;
+        self.to.iter().try_for_each(|node| check_node("to", node))
     }
 }
 
@@ -89,19 +92,14 @@ impl Checked for ResumeSnapshot {
     fn check(&self) -> Result<(), Problem> {
         check_labels(&self.labels)?;
         check_checkpoints(self.checkpoints)?;
-        let from = self.from.as_deref().unwrap_or("a node");
-        must((1..=engine_limits::NODE_BYTES_MAX).contains(&from.len()), || {
-            format!("`from` is {}: it must be the name or the address of a node", quoted(from))
-        })?;
+        self.from.as_deref().map_or(Ok(()), |from| check_node("from", from))?;
         check_network(self.taps.as_deref(), self.netns.as_ref())
     }
 }
 
 impl Checked for MoveSandbox {
     fn check(&self) -> Result<(), Problem> {
-        must((1..=engine_limits::NODE_BYTES_MAX).contains(&self.to.len()), || {
-            format!("`to` is {}: it must be the name or the address of a node", quoted(&self.to))
-        })
+        check_node("to", &self.to)
     }
 }
 
@@ -322,6 +320,12 @@ fn check_blob(name: &str, text: &str) -> Result<(), Problem> {
     must(bytes.is_ok_and(|bytes| bytes.len() <= engine_limits::BLOB_BYTES_MAX), || {
         let most = engine_limits::BLOB_BYTES_MAX;
         format!("blob {name} must be base64, with `=` at its end, of at most {most} bytes")
+    })
+}
+
+fn check_node(field: &str, node: &str) -> Result<(), Problem> {
+    must((1..=engine_limits::NODE_BYTES_MAX).contains(&node.len()), || {
+        format!("`{field}` is {}: it must be the name or the address of a node", quoted(node))
     })
 }
 

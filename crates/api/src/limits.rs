@@ -125,6 +125,9 @@ pub const COUNT_MAX: u32 = 256;
 /// Characters of a name or a reference.
 pub const NAME_LENGTH_MAX: usize = 64;
 
+/// Nodes that the sandboxes of a node are spread over in one request.
+pub const DRAIN_NODES_MAX: usize = 64;
+
 /// Labels of one resource.
 pub const LABELS_MAX: usize = 64;
 

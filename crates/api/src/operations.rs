@@ -336,20 +336,22 @@ pub(crate) const DRAIN: Operation<Nothing, Body<DrainNode>, Json<Drain>> =
         .does("Pauses the sandboxes of this node, until that is undone or the next daemon starts.")
         .more(
             "Without labels all of them are paused, and no new guest is taken meanwhile. A sandbox that cannot be paused \
-             is in the\nanswer with its problem. The same request may be repeated.",
+             is in the\nanswer with its problem. If nodes are given, each sandbox goes on at one of them, from its pause, \
+             and is paused here if none\ntakes it. The same request may be repeated.",
         )
         .with_optional_body()
         .answers(200, "The drained sandboxes, and those that could not be paused")
-        .fails(&[Code::NotYet]);
+        .fails(&[Code::NotFound, Code::NotYet, Code::WrongState]);
 
 pub(crate) const SHOW_DRAIN: Operation<Nothing, NoInput, Json<Drain>> =
     Operation::get("show_drain", "/v1/drain", "daemon")
-        .does("Shows the sandboxes that a drain has paused.")
+        .does("Shows the sandboxes that a drain has paused or moved.")
         .answers(200, "The drain");
 
 pub(crate) const UNDO_DRAIN: Operation<Nothing, NoInput, Json<Drain>> =
     Operation::post("undo_drain", "/v1/drain/undo", "daemon")
         .does("Takes new guests again, and resumes the sandboxes that a drain has paused.")
+        .more("Sandboxes that it moved to other nodes stay there, and are in the answer a last time.")
         .answers(200, "The sandboxes, each with the problem if it could not be resumed");
 
 pub(crate) const COLLECT: Operation<Nothing, Body<Collect>, Json<Collection>> =

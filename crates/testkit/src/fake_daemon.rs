@@ -4,6 +4,7 @@
 mod answers;
 mod checkpoints;
 mod control;
+mod drains;
 mod kept;
 mod moves;
 

@@ -5,7 +5,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::names::{Labels, Name};
-use super::{schemas, shapes};
+use super::{MovedSandbox, schemas, shapes};
 
 /// From where on to be told what happens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
@@ -50,21 +50,26 @@ pub struct DrainNode {
     #[serde(default, deserialize_with = "shapes::labels")]
     #[schema(schema_with = schemas::labels)]
     pub labels: Labels,
+    /// Nodes that the sandboxes move to, as far as these take them.
+    #[serde(default)]
+    #[schema(schema_with = schemas::nodes)]
+    pub to: Vec<String>,
 }
 
 /// A drain of a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Drain {
     /// True if the node takes no new guests.
     pub closed: bool,
-    /// The sandboxes that a drain has paused, or that are resumed after one.
+    /// The sandboxes that a drain has paused or moved, or that are resumed after one. Those that were moved are known until the
+    /// drain is undone or the daemon ends, and stay where they are.
     pub sandboxes: Vec<DrainedSandbox>,
     /// Fault sockets at which VMMs of others are served now: rekindle can neither pause nor end these.
     pub fault_sockets: Vec<Uuid>,
 }
 
 /// A sandbox of a drain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DrainedSandbox {
     /// Its id.
     pub sandbox: Uuid,
@@ -73,7 +78,13 @@ pub struct DrainedSandbox {
     pub name: Option<Name>,
     /// The snapshot of its last pause.
     pub snapshot: Option<Uuid>,
-    /// Reason that it was not paused, or not resumed.
+    /// The node that it moved to: it is no longer listed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<MovedSandbox>,
+    /// Reason that none of the nodes took it, so that it is paused here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_moved: Option<String>,
+    /// Reason that it was not paused, or not resumed, or that it is unknown if it was moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<ProblemBody>,
 }

@@ -1,7 +1,9 @@
 //! Schemas of maps in the document: patterns of their names and values.
 
 use utoipa::ToSchema;
-use utoipa::openapi::schema::{AdditionalProperties, Object, ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::schema::{
+    AdditionalProperties, ArrayBuilder, Object, ObjectBuilder, Schema, SchemaType, Type,
+};
 
 use crate::limits;
 
@@ -49,6 +51,20 @@ pub(super) fn blobs() -> Schema {
 /// Bytes as text.
 pub(super) fn base64_bytes() -> Schema {
     Schema::Object(text(BASE64, Some(limits::CONSOLE_TEXT_MAX)))
+}
+
+/// Nodes.
+pub(super) fn nodes() -> Schema {
+    let node = ObjectBuilder::new().schema_type(SchemaType::new(Type::String)).min_length(Some(1));
+    let node = node.max_length(Some(rekindle_engine::limits::NODE_BYTES_MAX));
+    let nodes = ArrayBuilder::new()
+        .items(node)
+        .description(Some(
+            "Nodes that the sandboxes move to, as far as these take them: names in the setting `peers.static`, or addresses \
+             with their ports. The node that was asked for the least memory is asked first.",
+        ))
+        .max_items(Some(limits::DRAIN_NODES_MAX));
+    Schema::Array(nodes.build())
 }
 
 fn map(description: &str, entries_max: usize, name: &str, value: Object) -> Schema {

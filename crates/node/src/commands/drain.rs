@@ -1,4 +1,5 @@
-//! `rekindle drain`: pauses the sandboxes of a node and waits until everything is in the store, so that it can go down.
+//! `rekindle drain`: pauses the sandboxes of a node, or moves them to others, and waits until everything is in the store, so
+//! that it can go down.
 
 use std::time::{Duration, Instant};
 
@@ -22,11 +23,17 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
 A drained node takes no new guests. Its sandboxes come back when the daemon starts again, or with --undo; until then \
-each can be resumed here or, by its snapshot, on another node. VMMs that others started are told, and not ended.")]
+each can be resumed here or, by its snapshot, on another node. VMMs that others started are told, and not ended.
+
+With --to each sandbox goes on at one of the nodes, from its pause, as by `rekindle move`. One that no node takes is paused \
+here. --undo does not bring back those that moved: it names them, and `rekindle move` at their node does.")]
 pub struct DrainArguments {
     /// Only sandboxes with this label; given again, those with all of them. The node goes on taking new ones
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label, conflicts_with = "undo")]
     labels: Vec<(String, String)>,
+    /// Have the sandboxes go on at these nodes: names in peers.static, or HOST:PORT
+    #[arg(long, value_name = "NODE[,NODE...]", value_delimiter = ',', conflicts_with = "undo")]
+    to: Vec<String>,
     /// Take new guests again, and resume the sandboxes that a drain has paused
     #[arg(long)]
     undo: bool,
@@ -42,9 +49,10 @@ pub fn run(session: &Session, arguments: &DrainArguments) -> anyhow::Result<Stat
         let drain = session.output.during("resuming", || client.undo_drain())?;
         return tell(session, &drain, "resumed", "the node takes new guests");
     }
+    let doing = if arguments.to.is_empty() { "pausing" } else { "moving" };
     let until = Instant::now() + arguments.timeout;
-    let how = DrainNode { labels: labels(&arguments.labels, "--label")? };
-    let drain = session.output.during("pausing", || drain_until(&client, &how, until))?;
+    let how = DrainNode { labels: labels(&arguments.labels, "--label")?, to: arguments.to.clone() };
+    let drain = session.output.during(doing, || drain_until(&client, &how, until))?;
     for snapshot in unsaved(&client, &how, &drain)? {
         let left = until.saturating_duration_since(Instant::now());
         match wait_for(session, &client, snapshot.id, SnapshotState::Published, left) {
@@ -88,13 +96,12 @@ fn tell(session: &Session, drain: &Drain, verb: &str, all: &str) -> anyhow::Resu
     }
     let mut first = None;
     for drained in &drain.sandboxes {
-        let title = title(drained);
         match &drained.problem {
             None if session.output.json => {}
-            None => session.output.line(&format!("{title} is {verb}"))?,
+            None => session.output.line(&told(drained, verb))?,
             Some(problem) => {
                 let error = anyhow::Error::from(ClientError::Problem(Box::new(problem.clone())));
-                let error = error.context(format!("{title} is not {verb}"));
+                let error = error.context(format!("{} is not {verb}", title(drained)));
                 match first {
                     None => first = Some(error),
                     Some(_) => session.output.note(&format!("rekindle: {}", sentence(&error))),
@@ -113,13 +120,31 @@ fn tell(session: &Session, drain: &Drain, verb: &str, all: &str) -> anyhow::Resu
         return Err(error);
     }
     if !session.output.json {
-        let counted = match drain.sandboxes.len() {
-            1 => "1 sandbox is".to_owned(),
-            count => format!("{count} sandboxes are"),
-        };
-        session.output.line(&format!("{counted} {verb}, and {all}"))?;
+        let moved = drain.sandboxes.iter().filter(|drained| drained.moved.is_some()).count();
+        let here = drain.sandboxes.len() - moved;
+        let elsewhere = (moved > 0).then(|| format!("{} at other nodes", counted(moved)));
+        let here = (here > 0 || moved == 0).then(|| format!("{} {verb}", counted(here)));
+        let counted: Vec<String> = elsewhere.into_iter().chain(here).collect();
+        session.output.line(&format!("{}, and {all}", counted.join(", ")))?;
     }
     Ok(Status::Done)
+}
+
+fn counted(sandboxes: usize) -> String {
+    match sandboxes {
+        1 => "1 sandbox is".to_owned(),
+        count => format!("{count} sandboxes are"),
+    }
+}
+
+/// The end of a drained sandbox, or of one that came back.
+fn told(drained: &DrainedSandbox, verb: &str) -> String {
+    let title = title(drained);
+    match (&drained.moved, &drained.not_moved) {
+        (Some(moved), _) => format!("{title} runs at node {} as {}", moved.node, moved.sandbox),
+        (None, Some(reason)) => format!("{title} is {verb} here: {reason}"),
+        (None, None) => format!("{title} is {verb}"),
+    }
 }
 
 fn title(drained: &DrainedSandbox) -> String {

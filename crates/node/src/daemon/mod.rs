@@ -78,6 +78,7 @@ mod snapshot_news;
 mod snapshots;
 mod socket_record;
 mod spec;
+mod spreading;
 mod store_engine;
 mod store_place;
 mod stored;

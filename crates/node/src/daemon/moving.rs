@@ -12,6 +12,7 @@ use rekindle_api::types::{
 };
 use rekindle_engine::catalog::{Change, Kind, WriteError};
 use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::origin::Origin;
 use rekindle_engine::peer::{Peer, PeerError};
 use rekindle_peer::{PeerClients, TakeError, Taken, Taking};
 use uuid::Uuid;
@@ -21,7 +22,7 @@ use super::events::About;
 use super::idempotency::{Chosen, Made};
 use super::known::Known;
 use super::problems::guest_failed;
-use super::record::{RecordedLife, SandboxRecord};
+use super::record::{RecordedLife, SandboxRecord, put};
 use super::references::Named as _;
 use super::room_promises::{Needed, RoomPromise};
 use super::sandboxes::{Sandboxes, not_running};
@@ -32,9 +33,11 @@ const ASKED_AT_MOST: u32 = 3;
 const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A sandbox that does not run at the other node, as far as that is known.
-enum NotTaken {
-    /// It surely does not.
-    Surely(String),
+pub(super) enum NotTaken {
+    /// It surely does not: the node refused it.
+    Refused(String),
+    /// It surely does not: the node could not be asked.
+    NotAsked(String),
     /// It may: there was no answer.
     Perhaps(String),
 }
@@ -44,6 +47,8 @@ struct Paused {
     snapshot: Known,
     /// The means to let it go on, if it was paused for this.
     ran: Option<Ran>,
+    /// The life that it had, if it was paused before.
+    before: Option<RecordedLife>,
 }
 
 /// A sandbox that ran until it was paused for its move.
@@ -80,13 +85,7 @@ impl Sandboxes {
         let record = turn.record();
         let (peers, origin) = (self.peers_to_move_to()?, self.origin()?);
         let paused = self.paused_to_move(&mut turn, (peers, &how.to), asked, &mut chosen)?;
-        let taking = Taking {
-            snapshot: paused.snapshot.snapshot.id(),
-            sandbox: record.id,
-            origin,
-            name: record.name.as_ref().map(ToString::to_string),
-            labels: record.labels.clone().into(),
-        };
+        let taking = question(&record, paused.snapshot.snapshot.id(), origin);
         match self.ask_to_take(peers, &how.to, &taking) {
             Ok(there) => {
                 let stopped = paused.ran.map(|ran| ran.began.elapsed().as_secs_f64());
@@ -94,7 +93,7 @@ impl Sandboxes {
                 self.gone_to(turn, (snapshot, &node), chosen.making_elsewhere(&[snapshot, there]))?;
                 Ok(MovedSandbox { sandbox: there, node, snapshot, stopped_seconds: stopped })
             }
-            Err(NotTaken::Surely(reason)) => {
+            Err(NotTaken::Refused(reason) | NotTaken::NotAsked(reason)) => {
                 let problem = self.go_on_here(&mut turn, &paused, &reason);
                 if turn.live.is_some() {
                     chosen.forget();
@@ -115,7 +114,12 @@ impl Sandboxes {
     ) -> Answer<Paused> {
         let (record, id) = (turn.record(), SnapshotId::from(chosen.ids[0]));
         if let (None, true, Some(snapshot)) = (&turn.live, record.life.is_paused(), record.snapshot) {
-            return Ok(Paused { snapshot: self.snapshots.readable(&snapshot.into())?, ran: None });
+            let snapshot = self.snapshots.readable(&snapshot.into())?;
+            // Nothing but a request may resume it as long as the other node may run it.
+            if !matches!(record.life, RecordedLife::Paused) {
+                self.set_paused(turn, RecordedLife::Paused)?;
+            }
+            return Ok(Paused { snapshot, ran: None, before: Some(record.life) });
         }
         if turn.live.is_none() {
             return Err(not_running(turn, "moved"));
@@ -129,7 +133,17 @@ impl Sandboxes {
         let (began, making) = (Instant::now(), chosen.making(&[id.uuid()]));
         let paused = (RecordedLife::Paused, making);
         let snapshot = self.pause_in_turn(turn, id, PauseSandbox::default(), paused, &asked.asker)?;
-        Ok(Paused { snapshot: Known::of(snapshot), ran: Some(Ran { began, room, _connection: connection }) })
+        let ran = Some(Ran { began, room, _connection: connection });
+        Ok(Paused { snapshot: Known::of(snapshot), ran, before: None })
+    }
+
+    /// Records why the sandbox of a turn is paused.
+    pub(super) fn set_paused(&self, turn: &Turn, life: RecordedLife) -> Answer<()> {
+        let mut record = turn.record();
+        record.life = life;
+        self.catalog.write_with_last_room(&[put(&record)]).map_err(WriteError::either_way)?;
+        turn.show(record);
+        Ok(())
     }
 
     /// Goes on with a sandbox of another node. An error if it may run here all the same.
@@ -164,7 +178,12 @@ impl Sandboxes {
     }
 
     /// Asks a node until it has answered, a few times.
-    fn ask_to_take(&self, peers: &PeerClients, node: &str, taking: &Taking) -> Result<Uuid, NotTaken> {
+    pub(super) fn ask_to_take(
+        &self,
+        peers: &PeerClients,
+        node: &str,
+        taking: &Taking,
+    ) -> Result<Uuid, NotTaken> {
         let asked = async {
             let mut unanswered = None;
             for _ in 0..ASKED_AT_MOST {
@@ -175,10 +194,10 @@ impl Sandboxes {
                     Ok(Taken::Runs(sandbox)) => return Ok(sandbox),
                     // After a question without an answer this one says nothing: that one may come yet.
                     Ok(Taken::Refused(reason)) if unanswered.is_none() => {
-                        return Err(NotTaken::Surely(format!("node {node} does not take it: {reason}")));
+                        return Err(NotTaken::Refused(format!("node {node} does not take it: {reason}")));
                     }
                     Err(TakeError::NotAsked(error)) if unanswered.is_none() => {
-                        return Err(NotTaken::Surely(error.to_string()));
+                        return Err(NotTaken::NotAsked(error.to_string()));
                     }
                     Ok(Taken::Refused(reason)) => reason,
                     Err(error) => error.to_string(),
@@ -191,7 +210,12 @@ impl Sandboxes {
     }
 
     /// Forgets the sandbox, which runs elsewhere.
-    fn gone_to(&self, turn: Turn, (snapshot, node): (Uuid, &str), mut alongside: Vec<Change>) -> Answer<()> {
+    pub(super) fn gone_to(
+        &self,
+        turn: Turn,
+        (snapshot, node): (Uuid, &str),
+        mut alongside: Vec<Change>,
+    ) -> Answer<()> {
         let id = turn.entry().id();
         alongside.push(Change::Remove { kind: Kind::Sandbox, key: SandboxRecord::key(id) });
         let written = self.catalog.write_with_last_room(&alongside).map_err(WriteError::either_way);
@@ -217,7 +241,8 @@ impl Sandboxes {
         let here = paused.snapshot.called();
         let Some(Ran { room, .. }) = &paused.ran else {
             let why = format!("{called} is not moved and stays paused here, in {here}: {reason}");
-            return Problem::new(Code::PeerFailed, why);
+            let again = paused.before.clone().map_or(Ok(()), |before| self.set_paused(turn, before));
+            return again.err().unwrap_or_else(|| Problem::new(Code::PeerFailed, why));
         };
         let at_once = ResumeSandbox { serve_before_seal: Some(true), ..ResumeSandbox::default() };
         match self.go_on_from((&paused.snapshot, room), turn, &Asked::default(), &at_once) {
@@ -249,19 +274,25 @@ impl Sandboxes {
         })
     }
 
-    fn peers_to_move_to(&self) -> Answer<&PeerClients> {
+    pub(super) fn peers_to_move_to(&self) -> Answer<&PeerClients> {
         let why = "this node asks no others: set peers.certificate, peers.key and peers.authority";
         self.host.peers.as_deref().ok_or_else(|| Problem::new(Code::WrongState, why))
     }
 
     /// This node, which the other one reads from.
-    fn origin(&self) -> Answer<rekindle_engine::origin::Origin> {
+    pub(super) fn origin(&self) -> Answer<Origin> {
         let why = "no other node can read from this one: set peers.listen, with a port";
         self.host.origin.clone().ok_or_else(|| Problem::new(Code::WrongState, why))
     }
 }
 
-fn of_peer(error: &PeerError) -> Problem {
+/// The question to take a sandbox that is paused in a snapshot.
+pub(super) fn question(record: &SandboxRecord, snapshot: SnapshotId, origin: Origin) -> Taking {
+    let name = record.name.as_ref().map(ToString::to_string);
+    Taking { snapshot, sandbox: record.id, origin, name, labels: record.labels.clone().into() }
+}
+
+pub(super) fn of_peer(error: &PeerError) -> Problem {
     let code = match error {
         PeerError::Unconfigured { .. } => Code::NotFound,
         PeerError::Away { .. }
@@ -276,7 +307,7 @@ fn of_peer(error: &PeerError) -> Problem {
 }
 
 /// The problem of a sandbox that the other node may run.
-fn unknown(turn: &Turn, known: &Known, (node, reason): (&str, &str)) -> Problem {
+pub(super) fn unknown(turn: &Turn, known: &Known, (node, reason): (&str, &str)) -> Problem {
     let (called, reference) = (turn.entry().called(), turn.entry().reference());
     let why = format!(
         "{called} is paused here, in {}, and node {node} has not said if it runs there: {reason}. `rekindle move \

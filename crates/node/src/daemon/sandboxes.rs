@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rekindle_api::control::Answer;
 use rekindle_api::problem::{Code, Problem};
-use rekindle_api::types::{ListQuery, Reference, Sandbox, SandboxList};
+use rekindle_api::types::{DrainedSandbox, ListQuery, Reference, Sandbox, SandboxList};
 use rekindle_engine::catalog::Catalog;
 use rekindle_engine::snapshot::RemoteStatus;
 use uuid::Uuid;
@@ -38,6 +38,8 @@ pub(super) struct Sandboxes {
     pub(super) host: Arc<Host>,
     /// This daemon, as records of sandboxes name it: another one after each start.
     pub(super) daemon: Uuid,
+    /// Those that drains have moved to other nodes, until that is undone.
+    pub(super) moved_by_drains: Mutex<Vec<DrainedSandbox>>,
     freeing: Mutex<Option<Freeing>>,
 }
 
@@ -53,8 +55,20 @@ impl Sandboxes {
     ) -> anyhow::Result<Self> {
         let boot_files = BootFiles::new(boot_directory(&host), Arc::clone(&registry), Arc::clone(&snapshots));
         let (requests, freeing) = (Requests::new(catalog.clone())?, Mutex::default());
-        let daemon = Uuid::now_v7();
-        Ok(Self { registry, catalog, requests, snapshots, room, boot_files, events, host, daemon, freeing })
+        let (daemon, moved_by_drains) = (Uuid::now_v7(), Mutex::default());
+        Ok(Self {
+            registry,
+            catalog,
+            requests,
+            snapshots,
+            room,
+            boot_files,
+            events,
+            host,
+            daemon,
+            moved_by_drains,
+            freeing,
+        })
     }
 
     /// From now on the memory of guests that end is given back at once.

@@ -194,6 +194,8 @@ fn things_are_selected_by_labels_or_all_at_once() {
             "list sandboxes",
             "drain --undo",
             "drain --label team=none",
+            "drain --to second,full",
+            "drain --undo",
             "delete --label team=red --yes",
             "delete --all",
             "delete --all --yes",

@@ -98,7 +98,7 @@ fn a_drain_of_sandboxes_with_a_label_leaves_the_others_and_the_node_takes_new_on
     let wanted = CreateSandbox { labels: labels.clone(), ..small("blue") };
     node.client.create_sandbox(None, &wanted).expect("a sandbox is made");
     node.client.create_sandbox(None, &small("red")).expect("a sandbox is made");
-    let drained = node.client.drain(&DrainNode { labels }).expect("it is drained");
+    let drained = node.client.drain(&DrainNode { labels, ..DrainNode::default() }).expect("it is drained");
     assert!(!drained.closed && drained.sandboxes.len() == 1, "{drained:?}");
     assert_eq!((state(&node, "blue"), state(&node, "red")), (SandboxState::Paused, SandboxState::Running));
     node.client.create_sandbox(None, &small("late")).expect("it takes new ones");

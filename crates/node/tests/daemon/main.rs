@@ -41,6 +41,7 @@ mod retention;
 mod room;
 mod run_directory;
 mod sockets;
+mod spreads;
 mod two_nodes;
 mod undeleting;
 mod usage;

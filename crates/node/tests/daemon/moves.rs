@@ -4,7 +4,7 @@ use std::thread;
 
 use rekindle_api::client::ClientError;
 use rekindle_api::problem::Code;
-use rekindle_api::types::{MoveSandbox, MovedSandbox, SandboxState, SnapshotState};
+use rekindle_api::types::{Drain, DrainNode, MoveSandbox, MovedSandbox, SandboxState, SnapshotState};
 
 use crate::proxy::Proxy;
 use crate::support::{Node, Outage, rewrite};
@@ -146,5 +146,64 @@ fn a_first_node_that_is_killed_while_it_asks_has_the_sandbox_paused_and_moves_it
     at(&pair.first, SandboxState::Paused);
     pair.first.eventually("the second node taking it", || moved(&pair.first, None, "second").is_ok());
     assert_at_second(&pair);
+    outage.end();
+}
+
+/// Drains the first node over the second, which is killed before it answers.
+fn drained_unheard(pair: &mut Pair, to_first: &Proxy) -> Drain {
+    to_first.hold();
+    let client = pair.first.place.client();
+    let how = DrainNode { to: vec!["second".to_owned()], ..DrainNode::default() };
+    let draining = thread::spawn(move || client.drain(&how));
+    to_first.wait_until_held();
+    pair.second.kill();
+    draining.join().expect("a client does not panic").expect("it is drained")
+}
+
+#[test]
+fn a_drain_whose_question_has_no_answer_leaves_that_sandbox_paused_and_no_undo_resumes_it() {
+    let (mut pair, [to_first, _], outage) = running_at_first("");
+    let drained = drained_unheard(&mut pair, &to_first);
+    let [unheard] = &drained.sandboxes[..] else { unreachable!("there is one: {drained:?}") };
+    let problem = unheard.problem.as_ref().expect("it is told").detail.as_str();
+    assert!(problem.contains("paused here") && problem.contains("node second has not said"), "{problem}");
+    assert_eq!(pair.first.client.undo_drain().expect("it is undone").sandboxes, Vec::new());
+    at(&pair.first, SandboxState::Paused);
+    to_first.cut();
+    pair.second.start_again();
+    moved(&pair.first, None, "second").expect("it takes it now");
+    assert_at_second(&pair);
+    outage.end();
+}
+
+#[test]
+fn a_drained_sandbox_that_another_node_may_run_is_not_resumed_by_the_next_start() {
+    let (mut pair, [to_first, _], outage) = running_at_first("");
+    pair.first.client.drain(&DrainNode::default()).expect("it is drained");
+    to_first.hold();
+    let cut_short = moved_while(&mut pair, |pair| {
+        to_first.wait_until_held();
+        pair.first.kill();
+    });
+    cut_short.expect_err("its daemon is gone");
+    to_first.cut();
+    pair.first.start_again();
+    let shown = pair.first.client.sandbox("box").expect("it is listed");
+    assert_eq!((shown.state, shown.reason), (SandboxState::Paused, None));
+    pair.first.eventually("the second node taking it", || moved(&pair.first, None, "second").is_ok());
+    assert_at_second(&pair);
+    outage.end();
+}
+
+#[test]
+fn a_drained_sandbox_that_is_not_taken_is_resumed_by_the_undoing_all_the_same() {
+    let (mut pair, _ways, outage) = running_at_first("");
+    pair.first.client.drain(&DrainNode::default()).expect("it is drained");
+    pair.second.kill();
+    moved(&pair.first, None, "second").expect_err("it is away");
+    let undone = pair.first.client.undo_drain().expect("it is undone");
+    assert_eq!(undone.sandboxes.len(), 1, "{undone:?}");
+    at(&pair.first, SandboxState::Running);
+    pair.first.assert_verified("box");
     outage.end();
 }

@@ -74,13 +74,13 @@ impl Pair {
 }
 
 /// An address that nothing listens at.
-fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
     free.expect("there is a port").to_string()
 }
 
 /// The directories of a daemon whose store is that of both nodes.
-fn place(settings: &str, store: &Path) -> BlackBox {
+pub(crate) fn place(settings: &str, store: &Path) -> BlackBox {
     let mut place = BlackBox::with_settings(&program(), settings).expect("directories");
     let store = store.join("store").display().to_string();
     place.serve_with(&["--store", &store]);
@@ -88,7 +88,7 @@ fn place(settings: &str, store: &Path) -> BlackBox {
 }
 
 /// An authority and a node's certificate, in settings.
-fn settings_of(directory: &Path) -> String {
+pub(crate) fn settings_of(directory: &Path) -> String {
     let mut authority = CertificateParams::new(Vec::new()).expect("certificates and directories of a test");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let issuer = CertifiedIssuer::self_signed(

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::FakeDaemon;
 use super::answers::{self, wrong_state};
-use super::kept::{DRAINED, RESUMED_PID, page, two_hours_ago};
+use super::kept::{page, two_hours_ago};
 
 /// Time between two looks whether an asker is gone.
 const LOOKS_EVERY: Duration = Duration::from_millis(10);
@@ -287,21 +287,7 @@ impl Control for FakeDaemon {
     }
 
     fn drain(&self, how: &DrainNode) -> Answer<Drain> {
-        let mut kept = self.asked()?;
-        kept.is_drained |= how.labels.is_empty();
-        let has_labels = |sandbox: &Sandbox| {
-            how.labels.iter().all(|(name, value)| sandbox.labels.get(name) == Some(value))
-        };
-        let wanted = |sandbox: &&Sandbox| sandbox.state == SandboxState::Running && has_labels(sandbox);
-        let running: Vec<Sandbox> = kept.sandboxes.values().filter(wanted).cloned().collect();
-        for sandbox in running {
-            let of = (Some(sandbox.id), sandbox.snapshot.or(sandbox.origin), sandbox.memory_bytes);
-            let made = kept.add_snapshot(of, None, Labels::new())?;
-            let (state, reason) = (SandboxState::Paused, Some(DRAINED.to_owned()));
-            let paused = Sandbox { state, reason, pid: None, snapshot: Some(made.id), ..sandbox };
-            kept.sandboxes.insert(paused.id, paused);
-        }
-        Ok(kept.drain())
+        self.drained_by(how)
     }
 
     fn drained(&self) -> Answer<Drain> {
@@ -313,16 +299,7 @@ impl Control for FakeDaemon {
     }
 
     fn undo_drain(&self) -> Answer<Drain> {
-        let mut kept = self.asked()?;
-        kept.is_drained = false;
-        let undone = kept.drain();
-        for drained in &undone.sandboxes {
-            if let Some(sandbox) = kept.sandboxes.get_mut(&drained.sandbox) {
-                let (state, pid) = (SandboxState::Running, Some(RESUMED_PID));
-                *sandbox = Sandbox { state, pid, reason: None, ..sandbox.clone() };
-            }
-        }
-        Ok(undone)
+        self.undrained()
     }
 
     fn open_fault_socket(&self, _: Asked, wanted: OpenFaultSocket) -> Answer<FaultSocket> {

@@ -50,6 +50,8 @@ pub(super) struct Kept {
     pub(super) saves_when_waited_for: bool,
     pub(super) panics: bool,
     pub(super) is_drained: bool,
+    /// Sandboxes that a drain has moved.
+    pub(super) moved: Vec<DrainedSandbox>,
 }
 
 impl Kept {
@@ -97,11 +99,14 @@ impl Kept {
             sandbox: sandbox.id,
             name: sandbox.name.clone(),
             snapshot: sandbox.snapshot,
+            moved: None,
+            not_moved: None,
             problem: None,
         };
+        let paused = self.sandboxes.values().filter(is_drained).map(shown);
         Drain {
             closed: self.is_drained,
-            sandboxes: self.sandboxes.values().filter(is_drained).map(shown).collect(),
+            sandboxes: paused.chain(self.moved.clone()).collect(),
             fault_sockets: Vec::new(),
         }
     }
