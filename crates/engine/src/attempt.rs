@@ -1,5 +1,7 @@
-//! One try to bring a frame into a local file: from the file itself, else from the objects of its layer's placement, one
-//! after the other.
+//! One try to bring a frame into a local file: from the file itself, else from the faster of a node that has it and the store,
+//! there from the objects of its layer's placement, one after the other.
+
+mod from_peers;
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -153,11 +155,21 @@ impl Attempts {
         frame: FrameNumber,
         urgency: &Arc<Urgency>,
     ) -> Result<(), FetchError> {
-        let layer = file.layer();
         // A local file that fails is no reason to give up while the store has the frame.
         if matches!(blocking_load(file, frame).await, Ok(true)) {
             return Ok(());
         }
+        self.frame_of_either(file, frame, urgency, self.frame_of_store(file, stored, frame, urgency)).await
+    }
+
+    async fn frame_of_store(
+        &self,
+        file: &Arc<LocalFile>,
+        stored: &StoredObject,
+        frame: FrameNumber,
+        urgency: &Arc<Urgency>,
+    ) -> Result<(), FetchError> {
+        let layer = file.layer();
         if stored.frames().is_none() {
             self.table(file, stored, urgency).await?;
             if matches!(blocking_load(file, frame).await, Ok(true)) {
@@ -171,7 +183,8 @@ impl Attempts {
         blocking(layer.id(), move || accept(&into, frame, codec, &read.body)).await
     }
 
-    /// Fetches frames that lie one after the other in one request, where the table is known already. `came` is called for
+    /// Fetches frames that lie one after the other: from a node that has them, if that is faster, and the rest in one request to
+    /// the store, where the table is known already. `came` is called for
     /// each as soon as it is there; one that it was not called for did not come.
     pub(crate) async fn run(
         &self,
@@ -180,6 +193,7 @@ impl Attempts {
         urgency: &Arc<Urgency>,
         came: &Arc<impl Fn(FrameNumber) + Send + Sync + 'static>,
     ) {
+        let frames = self.run_of_peer(file, frames, urgency, came).await;
         let Some(stored) = file.layer().stored().filter(|_| !frames.is_empty()) else { return };
         let Some(table) = stored.frames() else { return };
         let (first, last) = (FrameNumber::new(frames.start), FrameNumber::new(frames.end - 1));

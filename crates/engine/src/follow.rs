@@ -117,7 +117,14 @@ impl Follower {
     /// The snapshot, if its manifest is in the store.
     async fn find(&self, snapshot: &Snapshot) -> Result<Option<Found>, OpenError> {
         match find(snapshot.id(), self.fetcher.sources(), &self.cache, snapshot.records()).await {
-            Ok(found) => Ok(Some(found)),
+            Ok(found) => {
+                // Its node has all of it.
+                if let Some(named) = found.snapshot.named_now() {
+                    let look = self.fetcher.sources().look_at_peers(named.layers(), snapshot.peer());
+                    drop(tokio::spawn(look));
+                }
+                Ok(Some(found))
+            }
             Err(OpenError::Store { source: SourceError::Gone(_), .. }) => Ok(None),
             Err(error) => Err(error),
         }

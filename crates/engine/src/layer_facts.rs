@@ -10,7 +10,7 @@ use crate::manifest::{LayerName, ObjectName, StoredLayer};
 use crate::object::StoredObject;
 use crate::only_here::OnlyHereLayer;
 use crate::page_tree::ProvenPages;
-use crate::placement::Placement;
+use crate::placement::{Holder, Placement};
 use crate::ranked_set::RankedSet;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Current, Mutex, OnceLock, lock};
@@ -26,6 +26,8 @@ pub struct LayerFacts {
     last_is_gone: AtomicBool,
     /// Counts the layer while no place of it outside this disk is known.
     only_here: Mutex<Option<OnlyHereLayer>>,
+    /// Other nodes that may have frames of it on their disks.
+    holders: Mutex<Vec<Holder>>,
 }
 
 impl LayerFacts {
@@ -39,6 +41,7 @@ impl LayerFacts {
             placement: Current::new(Arc::new(None)),
             last_is_gone: AtomicBool::new(false),
             only_here: Mutex::default(),
+            holders: Mutex::default(),
         }
     }
 
@@ -140,6 +143,24 @@ impl LayerFacts {
         if self.stored().is_some_and(|last| last.place().object == gone) {
             self.last_is_gone.store(true, Ordering::Release);
         }
+    }
+
+    /// The other nodes that may have frames of the layer.
+    pub(crate) fn holders(&self) -> Vec<Holder> {
+        lock(&self.holders).clone()
+    }
+
+    /// Remembers that another node has frames of the layer.
+    pub(crate) fn note_holder(&self, holder: Holder) {
+        let mut holders = lock(&self.holders);
+        if !holders.contains(&holder) {
+            holders.push(holder);
+        }
+    }
+
+    /// Forgets that, as the node does not have what was asked for.
+    pub(crate) fn forget_holder(&self, holder: Holder) {
+        lock(&self.holders).retain(|known| *known != holder);
     }
 
     /// Replaces the placement by what `change` makes of it; false if that is nothing.

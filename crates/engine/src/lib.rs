@@ -94,6 +94,7 @@ mod store_working_sets;
 pub mod cache_limits;
 mod urgency;
 pub mod peer;
+pub mod peer_sources;
 pub mod remote_pages;
 pub mod sources;
 pub mod packed_reads;

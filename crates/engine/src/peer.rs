@@ -1,14 +1,17 @@
-//! Another node, as this one asks it for a snapshot that has no names yet.
+//! Another node, as this one asks it for a snapshot that has no names yet, and for layers.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::captured_facts::CapturedFacts;
+use crate::frame::{FrameNumber, frame_bytes};
 use crate::geometry::GuestPages;
-use crate::identity::{DomainName, SnapshotId, VolumeName};
+use crate::identity::{DomainName, LayerId, SnapshotId, VolumeName};
 use crate::limits::{BLOB_BYTES_MAX, MANIFEST_BLOBS_MAX, NAME_BYTES_MAX};
 use crate::origin::Origin;
 use crate::urgency::Class;
@@ -27,12 +30,26 @@ pub trait Peer: fmt::Debug + Send + Sync {
 
     /// Waits a while until a snapshot is in the store; true if it is.
     fn published(&self, snapshot: SnapshotId) -> BoxFuture<'_, Result<bool, PeerError>>;
+
+    /// The bytes of each of these layers that are on its disk, and the engine that says so.
+    fn layers(&self, layers: Vec<LayerId>) -> BoxFuture<'_, Result<HeldLayers, PeerError>>;
+
+    /// The raw bytes of frames of a layer, in the order in which they are wanted; none for one that it does not have. They are
+    /// as long as they must be, and nothing else about them is known.
+    fn frames(
+        &self,
+        wanted: WantedLayer,
+        class: Class,
+    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PeerError>>;
 }
 
 /// The nodes that this one may read from.
 pub trait Peers: fmt::Debug + Send + Sync {
     /// The node of this name or address. Nothing is asked of it yet.
     fn at(&self, node: &str) -> Result<Arc<dyn Peer>, PeerError>;
+
+    /// The nodes that this one may ask for layers: their names or addresses.
+    fn all(&self) -> BoxFuture<'_, Vec<String>>;
 
     /// The name or address at which this node asks the one that calls itself so; an error if that is none of its peers.
     fn named_by<'a>(&'a self, origin: &'a Origin) -> BoxFuture<'a, Result<String, PeerError>>;
@@ -52,6 +69,30 @@ pub struct WantedPages {
     /// The pages.
     pub runs: Vec<GuestPages>,
 }
+
+/// Frames of a layer, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedLayer {
+    /// The layer.
+    pub layer: LayerId,
+    /// Its packed pages.
+    pub pages: u32,
+    /// The frames, by their positions.
+    pub frames: Range<usize>,
+}
+
+/// The bytes of layers that a node has on its disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLayers {
+    /// The engine that has them, which is another one after each start.
+    pub engine: EngineId,
+    /// The bytes of each layer, in the order in which they were asked for.
+    pub bytes: Vec<u64>,
+}
+
+/// A running engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineId(pub [u8; 16]);
 
 /// A snapshot as its node describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,8 +182,26 @@ impl Peers for NoPeers {
         Err(PeerError::Unconfigured { node: node.to_owned(), reason: reason.to_owned() })
     }
 
+    fn all(&self) -> BoxFuture<'_, Vec<String>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+
     fn named_by<'a>(&'a self, origin: &'a Origin) -> BoxFuture<'a, Result<String, PeerError>> {
         Box::pin(async move { self.at(&origin.address).map(|_| origin.address.clone()) })
+    }
+}
+
+impl EngineId {
+    /// The id of an engine that starts now.
+    pub(crate) fn new() -> Self {
+        Self(*SnapshotId::new().as_bytes())
+    }
+}
+
+impl WantedLayer {
+    /// Bytes of each of the frames.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> + '_ {
+        self.frames.clone().map(|frame| frame_bytes(FrameNumber::new(frame), self.pages))
     }
 }
 

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use crate::manifest::{ObjectName, StoredLayer};
 use crate::object::StoredObject;
 
+/// Another node that may have frames of a layer, by its number among the sources. It is advice: a copy there keeps nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder(pub usize);
+
 /// Copies of a layer outside this disk, at least one. A layer without a placement is the only copy.
 #[derive(Debug, Clone)]
 pub struct Placement {

@@ -39,6 +39,11 @@ impl SourceSpeed {
         estimate.bytes_a_second = u64::try_from(mixed).ok();
     }
 
+    /// The time that an answer takes to begin, once one came.
+    pub(crate) fn first_byte(&self) -> Option<Duration> {
+        lock(&self.0).first_byte
+    }
+
     /// Bytes of one answer that come in the time in which another one begins, within bounds: a gap as long is worth
     /// fetching, instead of a request of its own for what follows it.
     pub(crate) fn bytes_worth_a_request(&self) -> u64 {

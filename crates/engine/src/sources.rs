@@ -1,6 +1,7 @@
 //! The one door to bytes that are not on this node: each read of the store waits here for its share of a byte budget, is
 //! ended after its time limit, and fails with an error that says whose fault it is.
 
+mod from_peers;
 mod reading;
 
 use std::ops::Range;
@@ -25,6 +26,7 @@ use crate::layer_facts::LayerFacts;
 use crate::limits;
 use crate::manifest::ObjectName;
 use crate::origin::Origin;
+use crate::peer_sources::PeerSources;
 use crate::source_speed::SourceSpeed;
 use crate::store::{Store, StoreError, layer_path};
 use crate::store_list::{StoredSnapshot, WithdrawnSnapshot};
@@ -45,6 +47,7 @@ pub use crate::urgency::Class;
 pub struct Sources {
     store: Store,
     keys: KeyRing,
+    peers: Arc<PeerSources>,
     speed: Arc<SourceSpeed>,
     classes: Arc<[ReadsOfClass; 3]>,
     budget: ByteBudget<Class>,
@@ -131,11 +134,12 @@ impl Class {
 }
 
 impl Sources {
-    /// Sources of which the only one is `store`; manifests there are checked with `keys`.
+    /// Sources of which the only one is `store`, until others are added; manifests there are checked with `keys`.
     pub fn new(store: Store, keys: KeyRing) -> Self {
         let streams = Arc::new(Semaphore::new(limits::AHEAD_STREAMS));
         let budget = ByteBudget::new(limits::READ_BYTES_MAX);
-        Self { store, keys, speed: Arc::default(), classes: Arc::default(), budget, streams }
+        let (peers, speed, classes) = (Arc::default(), Arc::default(), Arc::default());
+        Self { store, keys, peers, speed, classes, budget, streams }
     }
 
     /// Counts of the reads of a class so far.

@@ -11,6 +11,7 @@ use rekindle_disk::DiskStats;
 use rekindle_engine::aside::SetAside;
 use rekindle_engine::cache_limits::CacheStatus;
 use rekindle_engine::collect::CollectCounts;
+use rekindle_engine::peer_sources::PeerCounts;
 use rekindle_engine::serve::{PagesByPhase, ServeStats};
 use rekindle_engine::sources::{Class, ReadCounts};
 use rekindle_engine::store::Traffic;
@@ -38,6 +39,8 @@ pub struct Observed {
     pub store: Traffic,
     /// Counts of the reads from the store by their urgency.
     pub reads: Vec<(Class, ReadCounts)>,
+    /// Counts of the frames that other nodes were asked for.
+    pub peers: PeerCounts,
     /// The layer files and their disk.
     pub cache: CacheStatus,
     /// Counts of collections of the store.
@@ -226,6 +229,7 @@ impl Observed {
         let Traffic { fetches, fetched_bytes, sent_bytes, stored_bytes, failed } = self.store;
         register_failed_requests(&failed, registry);
         register_reads(&self.reads, registry);
+        register_peers(self.peers, registry);
         counter(registry, "store_fetches", "Requests that read from the store", fetches);
         let moved = [
             ("store_fetched", "Bytes read from the store", fetched_bytes),
@@ -250,6 +254,18 @@ fn register_failed_requests(failed: &FailedRequests, registry: &mut Registry) {
         "store_failed_requests",
         "Requests to a bucket that failed and were sent again where their time allowed, by their work and reason",
         Rows::counters(rows),
+    );
+}
+
+fn register_peers(PeerCounts { frames, bytes, failed, late }: PeerCounts, registry: &mut Registry) {
+    let help = "Frames of layers that other nodes sent, and that were right";
+    registry.register("peer_frames", help, ConstCounter::new(frames));
+    let help = "Bytes of those frames";
+    registry.register_with_unit("peer_frames", help, Unit::Bytes, ConstCounter::new(bytes));
+    registry.register(
+        "peer_reads_elsewhere",
+        "Reads of frames that went to the store as well, since a node failed, was wrong or was late",
+        Rows::counters([([("reason", "failed")], failed), ([("reason", "late")], late)]),
     );
 }
 

@@ -13,14 +13,17 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::identity::{LayerId, SnapshotId};
 use rekindle_engine::origin::Origin;
-use rekindle_engine::peer::{Described, Peer, PeerError, Peers, WantedPages};
+use rekindle_engine::peer::{Described, HeldLayers, Peer, PeerError, Peers, WantedLayer, WantedPages};
 use rekindle_engine::sources::Class;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::layers::{
+    FRAMES_ANSWER_BYTES_MAX, HELD_BYTES_MAX, decode_frames, decode_held, encode_layers, encode_wanted_frames,
+};
 use crate::limits;
 use crate::message::{Question, VERSION_FIELD, answer_bytes_max, decode_pages, encode_wanted};
 use crate::taking::{TakeError, Taken, Taking};
@@ -147,6 +150,19 @@ impl Peers for PeerClients {
         Ok(self.client_of(node)?)
     }
 
+    fn all(&self) -> BoxFuture<'_, Vec<String>> {
+        let found = async move {
+            let mut nodes: Vec<String> = self.nodes.named.keys().cloned().collect();
+            for said in &self.nodes.found {
+                let looked_up = timeout(limits::LOOKED_UP_WITHIN, lookup_host(said)).await;
+                let addresses = looked_up.ok().and_then(Result::ok).into_iter().flatten();
+                nodes.extend(addresses.map(|address| address.to_string()));
+            }
+            nodes
+        };
+        found.boxed()
+    }
+
     fn named_by<'a>(&'a self, origin: &'a Origin) -> BoxFuture<'a, Result<String, PeerError>> {
         let named = async move {
             let Origin { node, address } = origin;
@@ -198,6 +214,32 @@ impl Peer for PeerClient {
         asked.boxed()
     }
 
+    fn layers(&self, layers: Vec<LayerId>) -> BoxFuture<'_, Result<HeldLayers, PeerError>> {
+        let asked = async move {
+            let body = Bytes::from(encode_layers(&layers));
+            let (question, answer_bytes) = (Question::Layers, HELD_BYTES_MAX);
+            let asked = Asked { question, snapshot: NONE, body, answer_bytes };
+            let answer = self.ask(asked, limits::FAULT_ANSWERED_WITHIN).await?;
+            decode_held(&answer).map_err(|error| self.wrong(&error))
+        };
+        asked.boxed()
+    }
+
+    fn frames(
+        &self,
+        wanted: WantedLayer,
+        class: Class,
+    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PeerError>> {
+        let asked = async move {
+            let body = Bytes::from(encode_wanted_frames(&wanted, class));
+            let (question, answer_bytes) = (Question::Frames, FRAMES_ANSWER_BYTES_MAX);
+            let asked = Asked { question, snapshot: NONE, body: body.clone(), answer_bytes };
+            let answer = self.ask(asked, limits::FAULT_ANSWERED_WITHIN).await?;
+            decode_frames(&answer, &body, &wanted).map_err(|error| self.wrong(&error))
+        };
+        asked.boxed()
+    }
+
     fn published(&self, snapshot: SnapshotId) -> BoxFuture<'_, Result<bool, PeerError>> {
         let asked = async move {
             let body = Bytes::copy_from_slice(snapshot.as_bytes());
@@ -211,6 +253,9 @@ impl Peer for PeerClient {
         asked.boxed()
     }
 }
+
+/// The snapshot of a request that is about none.
+const NONE: SnapshotId = SnapshotId::from_bytes([0; 16]);
 
 /// A request, and the bounds of its answer.
 struct Asked {

@@ -5,6 +5,7 @@
 
 pub mod limits;
 pub mod message;
+pub mod layers;
 mod taking;
 mod tls;
 mod client;

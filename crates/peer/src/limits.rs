@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rekindle_engine::limits::LAYERS_ASKED_AT_ONCE;
+
 /// Version of the protocol. Nodes of different versions refuse each other.
 pub const VERSION: u32 = 1;
 
@@ -13,6 +15,9 @@ pub const PAGES_MAX: u32 = 1024;
 
 /// Bytes of a request: runs take at most ten bytes each.
 pub const REQUEST_BYTES_MAX: usize = 8 << 10;
+
+/// Bytes of the question which layers a node has: 1,024 of them.
+pub const LAYERS_BYTES_MAX: usize = LAYERS_ASKED_AT_ONCE * 32 + 8;
 
 /// Bytes of the question to take a sandbox: 64 labels, each of them two words.
 pub const TAKING_BYTES_MAX: usize = 64 << 10;

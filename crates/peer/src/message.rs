@@ -5,6 +5,8 @@
 //! | `/rekindle-peer/1/describe` | snapshot id | [`Described`](rekindle_engine::peer::Described) |
 //! | `/rekindle-peer/1/published` | snapshot id | a byte: 1 once it is in the store, 0 after a while |
 //! | `/rekindle-peer/1/pages` | class, snapshot id, volume, runs | the request again, the number of pages, a bit for each, those that are not zero |
+//! | `/rekindle-peer/1/layers` | ids of layers | the engine's id, the bytes of each layer that it has |
+//! | `/rekindle-peer/1/frames` | class, layer, its pages, frames | the request again, a bit for each frame, those that it has |
 //! | `/rekindle-peer/1/take` | [`Taking`](crate::Taking) | [`Taken`](crate::Taken) |
 //!
 //! Each answer names the version in the field `rekindle-peer-version`. An error is a text.
@@ -15,7 +17,7 @@ use rekindle_engine::peer::WantedPages;
 use rekindle_engine::sources::Class;
 use rekindle_engine::wire::{Reader, WireError, Writer};
 
-use crate::limits::{PAGES_MAX, REQUEST_BYTES_MAX, RUNS_MAX, TAKING_BYTES_MAX};
+use crate::limits::{LAYERS_BYTES_MAX, PAGES_MAX, REQUEST_BYTES_MAX, RUNS_MAX, TAKING_BYTES_MAX};
 
 /// Field of an answer that has the version.
 pub const VERSION_FIELD: &str = "rekindle-peer-version";
@@ -29,13 +31,18 @@ pub enum Question {
     Published,
     /// Pages of a snapshot.
     Pages,
+    /// Which layers are there.
+    Layers,
+    /// Frames of a layer.
+    Frames,
     /// To go on with a sandbox.
     Take,
 }
 
 impl Question {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Describe, Self::Published, Self::Pages, Self::Take];
+    pub const ALL: [Self; 6] =
+        [Self::Describe, Self::Published, Self::Pages, Self::Layers, Self::Frames, Self::Take];
 
     /// The path that asks it in this version.
     #[must_use]
@@ -44,6 +51,8 @@ impl Question {
             Self::Describe => "/rekindle-peer/1/describe",
             Self::Published => "/rekindle-peer/1/published",
             Self::Pages => "/rekindle-peer/1/pages",
+            Self::Layers => "/rekindle-peer/1/layers",
+            Self::Frames => "/rekindle-peer/1/frames",
             Self::Take => "/rekindle-peer/1/take",
         }
     }
@@ -52,7 +61,8 @@ impl Question {
     #[must_use]
     pub fn request_bytes_max(self) -> usize {
         match self {
-            Self::Describe | Self::Published | Self::Pages => REQUEST_BYTES_MAX,
+            Self::Describe | Self::Published | Self::Pages | Self::Frames => REQUEST_BYTES_MAX,
+            Self::Layers => LAYERS_BYTES_MAX,
             Self::Take => TAKING_BYTES_MAX,
         }
     }
@@ -72,15 +82,28 @@ pub fn snapshot_of(request: &[u8]) -> Result<SnapshotId, WireError> {
     Ok(id)
 }
 
-/// Encodes a request for pages, which are within the limits of one.
-#[must_use]
-pub fn encode_wanted(wanted: &WantedPages, class: Class) -> Vec<u8> {
-    let mut writer = Writer::new();
+pub(crate) fn write_class(writer: &mut Writer, class: Class) {
     writer.u8(match class {
         Class::Fault => 0,
         Class::Ahead => 1,
         Class::Background => 2,
     });
+}
+
+pub(crate) fn read_class(reader: &mut Reader<'_>) -> Result<Class, WireError> {
+    match reader.u8("class")? {
+        0 => Ok(Class::Fault),
+        1 => Ok(Class::Ahead),
+        2 => Ok(Class::Background),
+        _ => Err(reader.invalid("class", "there is no such class")),
+    }
+}
+
+/// Encodes a request for pages, which are within the limits of one.
+#[must_use]
+pub fn encode_wanted(wanted: &WantedPages, class: Class) -> Vec<u8> {
+    let mut writer = Writer::new();
+    write_class(&mut writer, class);
     writer.bytes(wanted.snapshot.as_bytes());
     writer.u8(wanted.volume);
     writer.varint_usize(wanted.runs.len());
@@ -94,12 +117,7 @@ pub fn encode_wanted(wanted: &WantedPages, class: Class) -> Vec<u8> {
 /// Reads what [`encode_wanted`] wrote; at least one page is wanted, and no run is empty.
 pub fn decode_wanted(bytes: &[u8]) -> Result<(WantedPages, Class), WireError> {
     let mut reader = Reader::new(bytes);
-    let class = match reader.u8("class")? {
-        0 => Class::Fault,
-        1 => Class::Ahead,
-        2 => Class::Background,
-        _ => return Err(reader.invalid("class", "there is no such class")),
-    };
+    let class = read_class(&mut reader)?;
     let snapshot = SnapshotId::from_bytes(reader.array("snapshot")?);
     let volume = reader.u8("volume")?;
     let count = reader.varint_usize("runs", RUNS_MAX)?;

@@ -15,7 +15,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rekindle_engine::byte_budget::{ByteBudget, ByteLease};
 use rekindle_engine::engine::Engine;
-use rekindle_engine::geometry::{PAGE_BYTES, usize_of};
+use rekindle_engine::geometry::{PAGE_BYTES, u64_of, usize_of};
 use rekindle_engine::peer::WantedPages;
 use rekindle_engine::read_plan::ReadPlan;
 use rekindle_engine::sources::Class;
@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use crate::layers::{decode_layers, decode_wanted_frames, encode_frames, encode_held};
 use crate::limits;
 use crate::message::{Question, VERSION_FIELD, decode_wanted, encode_pages, snapshot_of};
 use crate::taking::{Taken, Taking};
@@ -192,6 +193,8 @@ impl<H: HasEngine> Serving<H> {
             Question::Describe => self.describe(&body),
             Question::Published => self.published(&body).await,
             Question::Pages => self.pages(body).await,
+            Question::Layers => self.layers(&body),
+            Question::Frames => self.frames(body).await,
             Question::Take => self.take(&body).await,
         }
     }
@@ -220,6 +223,33 @@ impl<H: HasEngine> Serving<H> {
         match is_published {
             Some(is_published) => (StatusCode::OK, Bytes::from(vec![u8::from(is_published)])),
             None => refused(StatusCode::NOT_FOUND, &"it is not here any more"),
+        }
+    }
+
+    fn layers(&self, request: &[u8]) -> Answer {
+        match decode_layers(request) {
+            Ok(layers) => {
+                (StatusCode::OK, Bytes::from(encode_held(&self.node.engine().held_layers(&layers))))
+            }
+            Err(error) => refused(StatusCode::BAD_REQUEST, &error),
+        }
+    }
+
+    async fn frames(&self, request: Bytes) -> Answer {
+        let (wanted, class) = match decode_wanted_frames(&request) {
+            Ok(wanted) => wanted,
+            Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
+        };
+        // An answer is held twice: as it is read, and until it is sent.
+        let bytes: usize = wanted.lengths().sum();
+        let share = self.answers.lease(class, u64_of(bytes) * 2).await;
+        let node = Arc::clone(&self.node);
+        let read = tokio::task::spawn_blocking(move || {
+            Bytes::from(encode_frames(&request, &node.engine().frames_here(&wanted)))
+        });
+        match read.await {
+            Ok(body) => (StatusCode::OK, Bytes::from_owner(Leased { body, _share: share })),
+            Err(_) => refused(StatusCode::SERVICE_UNAVAILABLE, &"this node ends"),
         }
     }
 

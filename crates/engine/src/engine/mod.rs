@@ -5,6 +5,7 @@ mod counts;
 mod deleting;
 mod forgetting;
 mod learned;
+mod lending;
 mod options;
 mod remote;
 mod restore;
@@ -31,7 +32,7 @@ use crate::limits;
 use crate::lives::Lives;
 use crate::open::{OpenError, Openings, known_and_there, open};
 use crate::pause::{Base, CommitError, PausePermit, PauseRules, PausedGuest, Permitted};
-use crate::peer::Peers;
+use crate::peer::{EngineId, Peers};
 use crate::pool::Pool;
 use crate::precedence::Precedence;
 use crate::publish::Publisher;
@@ -65,6 +66,7 @@ use restore::replay;
 /// A node's snapshots. Dropping it ends all background work and leaves every file that a snapshot needs.
 #[derive(Debug)]
 pub struct Engine {
+    id: EngineId,
     background: Arc<Background>,
     cache: Arc<Cache>,
     bounded: Arc<BoundedCache>,
@@ -110,7 +112,9 @@ impl Engine {
         let cache = Arc::new(Cache::open_with(&cache_directory, keys, files_open_max)?);
         let bounded = BoundedCache::new(Arc::clone(&cache), options.cache_limits, store.clone());
         let stop = Stop::default();
+        let id = EngineId::new();
         let sources = Sources::new(store.clone(), cache.keys().clone());
+        let sources = sources.with_peers(Arc::clone(&options.peers), id);
         let fetcher = Fetcher::new(runtime.handle().clone(), sources, stop.clone());
         runtime.spawn(store.clone().keep_looking());
         let lives = Lives::new(runtime.handle().clone());
@@ -181,6 +185,7 @@ impl Engine {
             unpublished_bytes_max: options.unpublished_bytes_max,
         };
         let engine = Self {
+            id,
             background,
             cache,
             bounded: Arc::new(bounded),
@@ -286,6 +291,7 @@ impl Engine {
         let snapshot = Arc::new(self.runtime.block_on(opened)?);
         lock(&self.there.known).insert(id, Arc::clone(&snapshot));
         drop(opening);
+        self.look_at_peers(&snapshot, None);
         Ok(snapshot)
     }
 

@@ -31,7 +31,7 @@ impl Engine {
         let ends = || PeerError::Refused { node: node.to_owned(), reason: "this node ends".to_owned() };
         match asked.unwrap_or_else(|_stopped| Err(ends())) {
             Ok(described) if !described.is_published => self.open_remote(id, &peer, described),
-            Ok(_) => self.open(id),
+            Ok(_) => self.open(id).inspect(|opened| self.look_at_peers(opened, Some(peer))),
             // It may have come so far before.
             Err(error) => self.open(id).map_err(|of_store| {
                 let is_gone = matches!(&of_store, OpenError::Store { source: SourceError::Gone(_), .. });

@@ -18,6 +18,7 @@ impl Daemon {
         let mut observed = Observed {
             store: self.host.engine.traffic(),
             reads: self.host.engine.read_counts().into(),
+            peers: self.host.engine.peer_counts(),
             store_away: self.host.engine.store_away().is_some(),
             // A failed count is repeated at the next look.
             set_aside: self.host.engine.aside().count().unwrap_or_default(),

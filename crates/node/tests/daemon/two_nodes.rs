@@ -259,3 +259,23 @@ fn a_snapshot_of_another_node_that_nothing_runs_from_is_forgotten_and_can_be_had
     outage.end();
     pair.first.wait("base", SnapshotState::Published);
 }
+
+#[test]
+fn a_cold_resume_reads_from_the_node_that_has_the_layers_and_from_the_store_once_that_node_is_gone() {
+    let mut pair = Pair::start();
+    pair.first.filled("box", 1);
+    let snapshot = pair.first.pause("box", "base").id.to_string();
+    pair.first.wait("base", SnapshotState::Published);
+    let outage = Outage::of_layers(&pair.store.path().join("store"));
+    pair.second.resumed(&snapshot, "cold");
+    pair.second.assert_verified("cold");
+    let metrics = pair.second.client.metrics().expect("it answers");
+    let came = metrics.lines().find_map(|line| line.strip_prefix("rekindle_peer_frames_total "));
+    assert!(came.is_some_and(|frames| frames != "0"), "{came:?}");
+    pair.first.kill();
+    outage.end();
+    pair.second.client.remove_sandbox("cold").expect("it is removed");
+    pair.second.client.forget_snapshot(&snapshot).expect("the store has it");
+    pair.second.resumed(&snapshot, "late");
+    pair.second.assert_verified("late");
+}

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rekindle_engine::engine::{Engine, EngineOptions, ForgetError};
-use rekindle_engine::identity::SnapshotId;
+use rekindle_engine::identity::{LayerId, SnapshotId};
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::open::OpenError;
 use rekindle_engine::origin::Origin;
-use rekindle_engine::peer::{Described, Peer, PeerError, Peers, WantedPages};
+use rekindle_engine::peer::{Described, HeldLayers, Peer, PeerError, Peers, WantedLayer, WantedPages};
 use rekindle_engine::sources::Class;
 use rekindle_testkit::guest::judge;
 use rekindle_testkit::hooks::Point;
@@ -92,11 +93,15 @@ fn an_origin_that_dies_after_it_has_published_is_not_needed() {
 
 /// A part of a snapshot that a node has wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lie {
+pub(crate) enum Lie {
     /// A byte of this page.
     Page(u32),
     /// The device state.
     DeviceState,
+    /// A byte of each frame of a layer.
+    Frames,
+    /// It never sends a frame of a layer.
+    Silence,
 }
 
 #[derive(Debug)]
@@ -108,13 +113,23 @@ struct Lying {
 #[derive(Debug)]
 struct LyingPeers(Arc<dyn Peers>, Lie);
 
-fn lying(fleet: &Fleet, lie: Lie) -> Arc<dyn Peers> {
+fn damaged(frame: &Bytes) -> Bytes {
+    let mut bytes = frame.to_vec();
+    bytes[7] ^= 1;
+    bytes.into()
+}
+
+pub(crate) fn lying(fleet: &Fleet, lie: Lie) -> Arc<dyn Peers> {
     Arc::new(LyingPeers(fleet.peers("b"), lie))
 }
 
 impl Peers for LyingPeers {
     fn at(&self, node: &str) -> Result<Arc<dyn Peer>, PeerError> {
         Ok(Arc::new(Lying { honest: self.0.at(node)?, lie: self.1 }))
+    }
+
+    fn all(&self) -> BoxFuture<'_, Vec<String>> {
+        self.0.all()
     }
 
     fn named_by<'a>(&'a self, origin: &'a Origin) -> BoxFuture<'a, Result<String, PeerError>> {
@@ -153,6 +168,27 @@ impl Peer for Lying {
         asked.boxed()
     }
 
+    fn layers(&self, layers: Vec<LayerId>) -> BoxFuture<'_, Result<HeldLayers, PeerError>> {
+        self.honest.layers(layers)
+    }
+
+    fn frames(
+        &self,
+        wanted: WantedLayer,
+        class: Class,
+    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PeerError>> {
+        let sent = async move {
+            let mut frames = self.honest.frames(wanted, class).await?;
+            match self.lie {
+                Lie::Silence => std::future::pending().await,
+                Lie::Frames => frames.iter_mut().flatten().for_each(|frame| *frame = damaged(frame)),
+                Lie::Page(_) | Lie::DeviceState => {}
+            }
+            Ok(frames)
+        };
+        sent.boxed()
+    }
+
     fn published(&self, snapshot: SnapshotId) -> BoxFuture<'_, Result<bool, PeerError>> {
         self.honest.published(snapshot)
     }
@@ -182,7 +218,7 @@ fn case_44_wrong_bytes_of_a_node_are_found_when_the_snapshot_has_names_and_stop_
     assert!(child.manifest_now().is_none(), "a child of wrong pages gets no name");
 }
 
-fn eventually(happened: impl Fn() -> bool) {
+pub(crate) fn eventually(happened: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
     while !happened() {
         assert!(begun.elapsed() < PATIENCE);

@@ -2,6 +2,7 @@
 
 mod failures;
 mod fleet;
+mod layers;
 mod messages;
 mod strangers;
 mod window;

@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use rekindle_engine::captured_facts::CapturedFacts;
-use rekindle_engine::identity::{SnapshotId, VolumeName};
+use rekindle_engine::identity::{LayerId, SnapshotId, VolumeName};
 use rekindle_engine::manifest::VolumeShape;
 use rekindle_engine::origin::Origin;
-use rekindle_engine::peer::{Described, WantedPages};
+use rekindle_engine::peer::{Described, EngineId, HeldLayers, WantedLayer, WantedPages};
 use rekindle_engine::sources::Class;
 use rekindle_kernel::PageKind;
+use rekindle_peer::layers::{
+    decode_frames, decode_held, decode_layers, decode_wanted_frames, encode_frames, encode_held,
+    encode_layers, encode_wanted_frames,
+};
 use rekindle_peer::message::{decode_pages, decode_wanted, encode_pages, encode_wanted, snapshot_of};
 use rekindle_peer::{Taken, Taking};
 use rekindle_testkit::damage::Damage;
@@ -87,7 +91,12 @@ fn no_damage_to_a_message_breaks_its_decoder_and_each_value_has_one_encoding() {
     let whole = described();
     assert_eq!(Described::decode(&whole.encode()), Ok(whole.clone()));
     let no = Taken::Refused("no room".to_owned()).encode(wanted.snapshot);
+    let frames = WantedLayer { layer: LayerId::from_bytes([7; 32]), pages: 130, frames: 1..3 };
+    let asked = encode_wanted_frames(&frames, Class::Fault);
+    let sent = encode_frames(&asked, &[None, Some(vec![5; 8192])]);
+    let held = HeldLayers { engine: EngineId([3; 16]), bytes: vec![0, 1 << 40] };
     let mut corpus = vec![request.clone(), answer, whole.encode(), taking().encode(), no];
+    corpus.extend([asked.clone(), sent, encode_layers(&[frames.layer]), encode_held(&held)]);
     corpus.extend(["peer_request", "peer_answer"].into_iter().flat_map(corpus_of).map(|(_, bytes)| bytes));
     let mut damage = Damage::seeded(SEED);
     for number in 0..DAMAGED_INPUTS {
@@ -106,6 +115,18 @@ fn no_damage_to_a_message_breaks_its_decoder_and_each_value_has_one_encoding() {
         }
         if let Ok(taken) = Taken::decode(wanted.snapshot, &damaged) {
             assert_eq!(taken.encode(wanted.snapshot), damaged);
+        }
+        if let Ok(layers) = decode_layers(&damaged) {
+            assert_eq!(decode_layers(&encode_layers(&layers)), Ok(layers));
+        }
+        if let Ok(held) = decode_held(&damaged) {
+            assert_eq!(decode_held(&encode_held(&held)), Ok(held));
+        }
+        if let Ok((wanted, class)) = decode_wanted_frames(&damaged) {
+            assert_eq!(decode_wanted_frames(&encode_wanted_frames(&wanted, class)), Ok((wanted, class)));
+        }
+        if let Ok(frames) = decode_frames(&Bytes::from(damaged.clone()), &asked, &frames) {
+            assert_eq!(frames.len(), 2);
         }
         snapshot_of(&damaged).ok();
     }
