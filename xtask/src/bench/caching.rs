@@ -137,30 +137,8 @@ impl Evicting {
         Ok(Self { engine, served, others, _directory: directory })
     }
 
-    /// Seconds of a guest's fault at the 99th percentile.
     fn faults(&self) -> anyhow::Result<f64> {
-        let (mut guest, handover) = hand_over(GUEST_PAGES)?;
-        let options = ServeOptions {
-            tracking: Tracking::Resident,
-            placement: Placement::Anywhere,
-            neighbours: Neighbours::None,
-        };
-        let view = Arc::clone(self.served.memory());
-        let server = FaultServer::start(view, handover, self.engine.fetcher().clone(), options)?;
-        let trace = Trace {
-            pattern: Pattern::Random { seed: 7, pages: GUEST_PAGES },
-            access: Access::Read,
-            threads: std::num::NonZeroUsize::MIN,
-            cpus: Vec::new(),
-            timing: Timing::EachTouch,
-        };
-        let times = guest.control.touch_trace(trace)?;
-        guest.kill()?;
-        drop(server);
-        let mut each: Vec<u64> = times.each_nanoseconds.into_iter().flatten().collect();
-        ensure!(!each.is_empty(), "each touch was timed");
-        each.sort_unstable();
-        Ok(as_float(usize::try_from(each[each.len() * 99 / 100])?) / 1e9)
+        fault_p99(&self.engine, &self.served)
     }
 
     /// The same while the layers of the others of a node, which may be this one, come and go.
@@ -189,8 +167,34 @@ impl Evicting {
     }
 }
 
+/// Seconds of the faults of a guest that is served from a snapshot, at the 99th percentile.
+pub(super) fn fault_p99(engine: &Engine, served: &Arc<Snapshot>) -> anyhow::Result<f64> {
+    let (mut guest, handover) = hand_over(GUEST_PAGES)?;
+    let options = ServeOptions {
+        tracking: Tracking::Resident,
+        placement: Placement::Anywhere,
+        neighbours: Neighbours::None,
+    };
+    let view = Arc::clone(served.memory());
+    let server = FaultServer::start(view, handover, engine.fetcher().clone(), options)?;
+    let trace = Trace {
+        pattern: Pattern::Random { seed: 7, pages: GUEST_PAGES },
+        access: Access::Read,
+        threads: std::num::NonZeroUsize::MIN,
+        cpus: Vec::new(),
+        timing: Timing::EachTouch,
+    };
+    let times = guest.control.touch_trace(trace)?;
+    guest.kill()?;
+    drop(server);
+    let mut each: Vec<u64> = times.each_nanoseconds.into_iter().flatten().collect();
+    ensure!(!each.is_empty(), "each touch was timed");
+    each.sort_unstable();
+    Ok(as_float(usize::try_from(each[each.len() * 99 / 100])?) / 1e9)
+}
+
 /// A published snapshot of random pages.
-fn published(engine: &Engine, seed: u64) -> anyhow::Result<Arc<Snapshot>> {
+pub(super) fn published(engine: &Engine, seed: u64) -> anyhow::Result<Arc<Snapshot>> {
     let mut guest = Guest::fresh(GUEST_PAGES);
     let all = GuestPages::new(GuestPage::FIRST, GUEST_PAGES);
     guest.write_random(engine, all, &mut Random::new(seed)).map_err(|error| anyhow::anyhow!("{error}"))?;

@@ -14,6 +14,8 @@ mod nbd_client;
 mod node;
 mod page;
 mod pausing;
+mod peer_nodes;
+mod peers;
 mod plot;
 mod reading;
 mod report;
@@ -33,7 +35,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 31] = [
+const ROWS: [&Row; 36] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -65,6 +67,11 @@ const ROWS: [&Row; 31] = [
     &machines::COLD,
     &machines::WORKING_SET,
     &machines::FULL,
+    &peers::FIRST_PAGE,
+    &peers::THROUGHPUT,
+    &peers::OVERLAP,
+    &peers::MOVE,
+    &peers::TAX,
 ];
 
 /// Rows to measure and places for the results.

@@ -12,6 +12,7 @@ use rekindle_engine::identity::{SnapshotId, VolumeName};
 use rekindle_engine::key_ring::KeyRing;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::pause::{PausedGuest, PausedVolume};
+use rekindle_engine::peer::{NoPeers, Peers};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::store::Store;
 use rekindle_guest::process::history::{Rewrite, Share};
@@ -43,11 +44,22 @@ impl Node {
     /// The same in a directory of the caller's choice.
     pub(crate) fn in_directory(directory: TempDir) -> anyhow::Result<Self> {
         let store_directory = directory.path().join("store");
+        Self::with(directory, store_directory, Arc::new(NoPeers))
+    }
+
+    /// A node that publishes into the store of another one, and may read from others.
+    pub(crate) fn beside(other: &Self, peers: Arc<dyn Peers>) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir().context("a directory for a node")?;
+        Self::with(directory, other.store_directory.clone(), peers)
+    }
+
+    fn with(directory: TempDir, store_directory: PathBuf, peers: Arc<dyn Peers>) -> anyhow::Result<Self> {
         let hooks = Arc::<TestHooks>::default();
         let store = Store::directory(&store_directory)?;
         let keys = KeyRing::of_name("default");
         let mut options = EngineOptions::new(directory.path().join("cache"), store, keys);
         options.hooks = hooks.clone();
+        options.peers = peers;
         Ok(Self { engine: Engine::start(options)?, hooks, store_directory, _directory: directory })
     }
 
