@@ -93,6 +93,17 @@ impl Lease {
         self.bytes
     }
 
+    /// Lends `bytes` more by this lease if they are free now; whether they were.
+    pub fn grow(&mut self, bytes: u64) -> bool {
+        let mut held = lock(&self.budget.0.bytes_held);
+        let is_free = held.checked_add(bytes).is_some_and(|sum| sum <= self.budget.0.bytes_max);
+        if is_free {
+            *held += bytes;
+            self.bytes += bytes;
+        }
+        is_free
+    }
+
     /// Gives back all but `bytes`; a larger number changes nothing.
     pub fn shrink_to(&mut self, bytes: u64) {
         let returned = self.bytes.saturating_sub(bytes);
@@ -147,6 +158,16 @@ mod tests {
         lease.shrink_to(4);
         lease.shrink_to(9);
         assert_eq!((lease.bytes(), budget.bytes_held()), (4, 4));
+        drop(lease);
+        assert_eq!(budget.bytes_held(), 0);
+    }
+
+    #[test]
+    fn a_lease_grows_by_what_is_free_and_gives_all_of_it_back() {
+        let budget = Budget::new(10);
+        let mut lease = budget.take(0);
+        assert!(lease.grow(7) && !lease.grow(4) && lease.grow(3));
+        assert_eq!((lease.bytes(), budget.bytes_held()), (10, 10));
         drop(lease);
         assert_eq!(budget.bytes_held(), 0);
     }

@@ -27,6 +27,8 @@ pub enum Backing<'a> {
     Private(PageKind),
     /// A shared mapping of a memory file from this offset.
     Shared(&'a Memfd, u64),
+    /// A private mapping of a memory file from this offset: what is written here is nowhere else.
+    PrivateOf(&'a Memfd, u64),
 }
 
 /// Ways in which a guest gives pages back.
@@ -45,7 +47,7 @@ impl GuestMemory {
     pub fn map(backing: Backing<'_>, bytes: usize, shift: usize) -> io::Result<Self> {
         let kind = match backing {
             Backing::Private(kind) => kind,
-            Backing::Shared(memfd, _) => memfd.page_kind(),
+            Backing::Shared(memfd, _) | Backing::PrivateOf(memfd, _) => memfd.page_kind(),
         };
         let aligned = bytes.is_multiple_of(kind.bytes()) && shift.is_multiple_of(kind.bytes());
         if !aligned || bytes == 0 || shift >= HUGE_PAGE_BYTES {
@@ -66,6 +68,10 @@ impl GuestMemory {
             }
             Backing::Shared(memfd, offset) => {
                 area.replace(Some((memfd.as_fd(), offset)), protection, MapFlags::SHARED)?;
+            }
+            Backing::PrivateOf(memfd, offset) => {
+                let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+                area.replace(Some((memfd.as_fd(), offset)), protection, flags)?;
             }
         }
         Ok(Self { area, shared: matches!(backing, Backing::Shared(..)), kind })

@@ -12,6 +12,7 @@ use crate::area::Area;
 use crate::guard;
 use crate::number::{size, word};
 use crate::page::PageKind;
+use crate::source::Source;
 
 /// An owned memfd or other tmpfs or hugetlbfs file that can be neither shortened nor lengthened.
 #[derive(Debug)]
@@ -130,6 +131,43 @@ impl Memfd {
             PageKind::Small => self.write_small(from, offset),
             PageKind::Huge => self.write_huge(from, offset),
         }
+    }
+
+    /// Writes the bytes of `from` at `offset`, which the kernel copies. After an error a first part may be written, and
+    /// the pages after it may be zeroes that were holes: bytes that cannot be read are an error of [`Errno::FAULT`].
+    ///
+    /// hugetlb has no write call.
+    pub fn write_from(&self, from: Source<'_>, offset: u64) -> io::Result<()> {
+        self.check_inside(offset, from.bytes())?;
+        let mut done = 0;
+        while done < from.bytes() {
+            let rest = from.slice(done, from.bytes() - done);
+            let at = i64::try_from(offset + word(done)).map_err(|_| io::Error::from(Errno::OVERFLOW))?;
+            let start = std::ptr::with_exposed_provenance::<libc::c_void>(rest.address());
+            // SAFETY: the kernel reads from a source that is mapped as long as it lives, and answers EFAULT where it
+            // is not readable.
+            let written = unsafe { libc::pwrite64(self.fd.as_raw_fd(), start, rest.bytes(), at) };
+            match usize::try_from(written) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => done += written,
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// The same file, open for reading only: it can be mapped privately, and its holder cannot write it by this.
+    pub fn reopen_to_read(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::open(self.proc_path(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// True if `other` is the same file.
+    pub fn is_same_as(&self, other: &Self) -> io::Result<bool> {
+        let [ours, theirs] = [rustix::fs::fstat(&self.fd)?, rustix::fs::fstat(&other.fd)?];
+        Ok((ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino))
     }
 
     fn write_small(&self, from: &[u8], offset: u64) -> io::Result<()> {

@@ -24,7 +24,7 @@ pub enum PageClass {
     Written,
     /// In memory or swapped out, with content of their own: not the shared zero page.
     Resident,
-    /// Not the file's page: changed by a private mapping.
+    /// Changed by a private mapping: neither the file's page nor the shared zero page.
     Diverged,
     /// In memory and in the page table.
     Present,
@@ -197,7 +197,10 @@ impl PageClass {
         let (inverted, mask) = match self {
             Self::Written => (0, wide(raw::PAGE_IS_WRITTEN)),
             Self::Resident => (wide(raw::PAGE_IS_PFNZERO), wide(raw::PAGE_IS_PFNZERO)),
-            Self::Diverged => (wide(raw::PAGE_IS_FILE), wide(raw::PAGE_IS_FILE)),
+            Self::Diverged => {
+                let of_others = wide(raw::PAGE_IS_FILE | raw::PAGE_IS_PFNZERO);
+                (of_others, of_others)
+            }
             Self::Present => (0, wide(raw::PAGE_IS_PRESENT)),
         };
         raw::pm_scan_arg {
